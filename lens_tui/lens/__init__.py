@@ -1,0 +1,1 @@
+"""The interpretability library: models, interventions, capture, generation, readouts."""

@@ -1,0 +1,24 @@
+"""How the next token is chosen; the names are mlx-lm's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Sampling settings. ``temp`` 0 is greedy.
+
+    ``seed`` makes a run repeatable: with the same settings, model, machine and
+    batch shape the same tokens come out. Every arm of a comparison draws from
+    the same random numbers, so that texts differ by the intervention alone.
+    """
+
+    max_tokens: int = 128
+    temp: float = 0.0
+    top_p: float = 0.0
+    min_p: float = 0.0
+    top_k: int = 0
+    repetition_penalty: float = 0.0
+    repetition_context_size: int = 20
+    seed: int = 0

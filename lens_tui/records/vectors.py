@@ -1,0 +1,86 @@
+"""Steering vectors: a unit direction with where it came from and where it belongs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import LensError
+
+FloatArray = NDArray[np.float32]
+
+OriginKind = Literal["feature", "prompts", "token", "random", "file", "arithmetic", "given"]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """How a direction was made: its kind and the facts that would make it again.
+
+    ``facts`` is plain JSON data, for example ``{"sae": "...", "feature": 1288}``
+    or ``{"positive": [...], "negative": [...], "method": "mean_difference"}``.
+    """
+
+    kind: OriginKind = "given"
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SteeringVector:
+    """A unit direction in the residual stream of one model.
+
+    ``direction`` is float32, read-only, shape ``(d_model,)``, of norm 1; ``norm``
+    is the length the direction had before it was made unit. ``layer`` counts
+    decoder blocks from 0 and ``site`` names the tensor (``resid_post`` of layer L
+    is the output of block L). ``max_activation`` is set for SAE features: the
+    largest activation seen, in the units of the decoder direction, so that
+    ``scale / max_activation`` reads as "times its maximum".
+
+    Build one with :meth:`of`, which checks and normalises.
+    """
+
+    name: str
+    direction: FloatArray
+    layer: int
+    site: str = "resid_post"
+    model: str = ""
+    norm: float = 1.0
+    origin: Origin = field(default_factory=Origin)
+    max_activation: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        values: ArrayLike,
+        layer: int,
+        *,
+        site: str = "resid_post",
+        model: str = "",
+        origin: Origin | None = None,
+        max_activation: float | None = None,
+    ) -> SteeringVector:
+        """Check ``values`` (shape ``(d_model,)``), make it unit and wrap it.
+
+        Raises :class:`LensError` if it is not one-dimensional, holds NaN or
+        infinity, or is zero.
+        """
+        raw = np.asarray(values, dtype=np.float64)
+        if raw.ndim != 1 or raw.size < 2:
+            raise LensError(f"The vector {name!r} has shape {raw.shape}; a steering vector has shape (d_model,).")
+        if not np.isfinite(raw).all():
+            raise LensError(f"The vector {name!r} holds NaN or infinity.", "Check how it was made.")
+        length = float(np.linalg.norm(raw))
+        if length == 0.0:
+            raise LensError(f"The vector {name!r} is zero and has no direction.", "Use inputs that differ.")
+        direction = (raw / length).astype(np.float32)
+        direction.setflags(write=False)
+        return cls(name, direction, layer, site, model, length, origin or Origin(), max_activation)
+
+    @property
+    def d_model(self) -> int:
+        """The width of the residual stream the direction lives in."""
+        return int(self.direction.shape[0])

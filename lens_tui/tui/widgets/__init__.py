@@ -1,0 +1,1 @@
+"""Widgets that show records and know nothing of where they came from."""

@@ -1,0 +1,206 @@
+"""What the worker tells the app: frozen records, safe to show, holding no MLX array.
+
+Every string in an event has been through ``records.sanitise``. Every event
+names the job it belongs to, so that events of a job that was stopped can be
+dropped by the reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lens_tui.records import FloatArray, ModelInfo, SAEInfo, SteeringVector
+
+IntArray = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened in a job."""
+
+    job: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobStarted(Event):
+    """The worker took the job up."""
+
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobDone(Event):
+    """The last event of every job that did not fail. ``stopped``: the user stopped it."""
+
+    stopped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class JobFailed(Event):
+    """The last event of a job that failed: one sentence, what to do, and the traceback for the log."""
+
+    message: str
+    hint: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress(Event):
+    """How far a stage is. ``total`` 0 means unknown; ``unit`` is ``bytes``, ``tokens``, ``layers`` or ``""``."""
+
+    stage: str
+    done: int = 0
+    total: int = 0
+    unit: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoaded(Event):
+    """A model is ready. ``saes`` are SAEs known to fit it (not yet loaded)."""
+
+    info: ModelInfo
+    saes: tuple[SAEInfo, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SAELoaded(Event):
+    """An SAE is ready to encode. Its ``info.id`` is what later jobs name it by."""
+
+    info: SAEInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A token that could have come next, with its log-probability (nats)."""
+
+    token_id: int
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted(Event):
+    """A comparison begins: the prompt as the model sees it, token by token."""
+
+    prompt_ids: tuple[int, ...]
+    prompt_tokens: tuple[str, ...]
+    arms: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent(Event):
+    """One generated token of one arm.
+
+    ``index`` counts generated tokens of the arm from 0. ``text`` is what the
+    token adds to the readable text (empty while the bytes of a character are
+    incomplete); ``token`` is the token's own display form. ``logprob`` is in
+    nats under the arm's own (steered) distribution at temperature 1; ``kl`` is
+    D_KL(arm || baseline) in nats at this step, ``None`` where the baseline has
+    already ended and 0.0 for the baseline itself.
+    """
+
+    arm: int
+    index: int
+    token_id: int
+    token: str
+    text: str
+    logprob: float
+    kl: float | None
+    top: tuple[Candidate, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ArmDone(Event):
+    """An arm ended: ``reason`` is ``stop`` (end of text), ``length`` or ``stopped`` (by the user).
+
+    ``dose`` is the measured mean ``||delta h|| / ||h||`` at the steered sites of
+    this arm, ``None`` for the baseline.
+    """
+
+    arm: int
+    reason: str
+    n_tokens: int
+    dose: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Speed(Event):
+    """Generated tokens a second, all arms together, and how many steps are done."""
+
+    tokens_per_s: float
+    steps: int
+    max_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded(Event):
+    """The top features of every token of a text under one SAE.
+
+    ``ids`` and ``values`` have shape ``(n_tokens, k)``, strongest first; unused
+    places hold id -1 and value 0. ``special`` marks BOS and other special tokens.
+    """
+
+    sae: str
+    token_ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    special: tuple[bool, ...]
+    ids: IntArray
+    values: FloatArray
+    l0: float = 0.0
+    fvu: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureActivations(Event):
+    """One feature's activation on every token of the text last encoded, shape ``(n_tokens,)``."""
+
+    sae: str
+    feature: int
+    values: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class TokenWeight:
+    """A token and how strongly a direction promotes (positive) or suppresses it."""
+
+    token_id: int
+    text: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class FeaturePage(Event):
+    """What is known of a feature.
+
+    ``promoted`` and ``suppressed`` are the unembedding of its decoder direction
+    through the final norm's gain, strongest first. ``vector`` is its unit
+    decoder direction, ready for the vector bench. ``extras`` holds what an
+    index adds (label, density, histogram, examples), as plain data.
+    """
+
+    sae: str
+    feature: int
+    promoted: tuple[TokenWeight, ...]
+    suppressed: tuple[TokenWeight, ...]
+    vector: SteeringVector
+    extras: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class VectorMade(Event):
+    """A steering vector was made. ``residual_norm`` is the median ``||h||`` at its site, for scale hints."""
+
+    vector: SteeringVector
+    residual_norm: float | None = None
+    promoted: tuple[TokenWeight, ...] = ()
+    suppressed: tuple[TokenWeight, ...] = ()
+
+
+def last_of(events: Sequence[Event], kind: type[Event]) -> Event | None:
+    """The last event of a kind, or ``None``: drains often care only for the newest."""
+    return next((event for event in reversed(events) if isinstance(event, kind)), None)

@@ -1,0 +1,96 @@
+"""What the app asks of the worker: frozen records, no code.
+
+What each job does is written in ``lens_tui.worker.handlers``, which is imported
+on the MLX thread only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lens_tui.records import Arm, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A piece of work for the MLX thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadModel(Job):
+    """Load a model by ``"demo"``, a folder or a hub id; frees the one before. Events: Progress, ModelLoaded."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSAE(Job):
+    """Load an SAE from a path (file or folder) or a bundled name. Events: Progress, SAELoaded."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Compare(Job):
+    """Generate every arm in lock step. Events: Progress, RunStarted, TokenEvent, Speed, ArmDone.
+
+    ``raw``: the prompt goes in as it is, even if the model has a chat template.
+    ``top``: how many candidates each token event carries.
+    """
+
+    prompt: str
+    arms: tuple[Arm, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+    raw: bool = False
+    top: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Encode(Job):
+    """Encode a text with a loaded SAE, unsteered. Events: Encoded. ``token_ids`` wins over ``text``."""
+
+    sae: str
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    top_k: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFeature(Job):
+    """One feature over the text last encoded, and its page. Events: FeatureActivations, FeaturePage."""
+
+    sae: str
+    feature: int
+    top_tokens: int = 10
+
+
+@dataclass(frozen=True, slots=True)
+class VectorFromFeature(Job):
+    """A feature's decoder direction as a steering vector. Events: VectorMade."""
+
+    sae: str
+    feature: int
+
+
+@dataclass(frozen=True, slots=True)
+class VectorFromPrompts(Job):
+    """Mean difference of ``resid_post`` between texts. Events: VectorMade.
+
+    The mean is over the last token of each text, or over all its tokens but BOS
+    with ``over="all"``.
+    """
+
+    name: str
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
+    layer: int
+    over: str = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class RandomVector(Job):
+    """A random unit direction, the control every effect is held against. Events: VectorMade."""
+
+    name: str
+    layer: int
+    seed: int = 0
