@@ -1,0 +1,73 @@
+"""The walls between the rooms, seen from a fresh process."""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+import lens_tui
+
+LIGHT = {"mlx", "mlx_lm", "textual", "transformers", "huggingface_hub"}
+
+
+def modules_after(statement: str) -> set[str]:
+    """The top-level packages in ``sys.modules`` after ``statement`` ran in a fresh process."""
+    code = f"{statement}\nimport json, sys\nprint(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize(
+    ("room", "never"),
+    [
+        ("lens_tui", LIGHT | {"numpy", "pydantic", "rich"}),
+        ("lens_tui.cli", LIGHT | {"numpy", "pydantic"}),
+        ("lens_tui.records", LIGHT | {"rich", "pydantic"}),
+        ("lens_tui.demo", LIGHT | {"rich"}),
+        ("lens_tui.worker", LIGHT | {"rich"}),
+        ("lens_tui.worker.events", LIGHT | {"rich"}),
+        ("lens_tui.worker.jobs", LIGHT | {"rich"}),
+        ("lens_tui.tui", LIGHT - {"textual"}),
+        ("lens_tui.lens", {"textual", "rich"}),
+        ("lens_tui.sae", {"textual", "rich"}),
+    ],
+)
+def test_what_a_room_brings_with_it(room: str, never: set[str]) -> None:
+    assert modules_after(f"import {room}") & never == set()
+
+
+def test_no_screen_or_widget_brings_mlx() -> None:
+    import lens_tui.tui
+
+    names = [item.name for item in pkgutil.walk_packages(lens_tui.tui.__path__, "lens_tui.tui.")]
+    assert names
+    assert modules_after("\n".join(f"import {name}" for name in names)) & {"mlx", "mlx_lm", "transformers"} == set()
+
+
+def test_the_public_names_are_there_and_lazy() -> None:
+    for name in lens_tui.__all__:
+        assert getattr(lens_tui, name) is not None
+        assert name in dir(lens_tui)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = lens_tui.nothing
+
+
+def test_every_module_can_be_imported() -> None:
+    for item in pkgutil.walk_packages(lens_tui.__path__, "lens_tui."):
+        import_module(item.name)
+
+
+def test_the_contracts_between_rooms_are_kept() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
