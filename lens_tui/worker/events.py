@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lens_tui.records import FloatArray, ModelInfo, SAEInfo, SteeringVector
+from lens_tui.records import FloatArray, Intervention, ModelInfo, SAEInfo, SteeringVector
 
 IntArray = NDArray[np.int32]
 
@@ -65,6 +65,11 @@ class ModelLoaded(Event):
 
     info: ModelInfo
     saes: tuple[SAEInfo, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelUnloaded(Event):
+    """The model and its SAEs are gone and their memory is free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +131,15 @@ class ArmDone(Event):
     reason: str
     n_tokens: int
     dose: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dialed(Event):
+    """The interventions of a running arm were changed: its tokens from ``index`` on are made under these."""
+
+    arm: int
+    index: int
+    interventions: tuple[Intervention, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,11 @@ class LoadModel(Job):
 
 
 @dataclass(frozen=True, slots=True)
+class UnloadModel(Job):
+    """Free the model, its SAEs and MLX's cache of buffers. Events: ModelUnloaded."""
+
+
+@dataclass(frozen=True, slots=True)
 class LoadSAE(Job):
     """Load an SAE from a path (file or folder) or a bundled name. Events: Progress, SAELoaded."""
 
