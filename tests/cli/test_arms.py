@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pytest
+
+from lens_tui.cli.arms import ArmSpec, Term, parse_arm
+from lens_tui.records import LensError
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("f1288*22", ArmSpec("f1288*22", (Term("feature", "1288", None, 22.0),))),
+        ("1288@4*-2.5", ArmSpec("1288@4*-2.5", (Term("feature", "1288", 4, -2.5),))),
+        ("cook=f7*20", ArmSpec("cook", (Term("feature", "7", None, 20.0),))),
+        (
+            "mix = f7@-1*1e2 + random:3@5*12",
+            ArmSpec("mix", (Term("feature", "7", -1, 100.0), Term("random", "3", 5, 12.0))),
+        ),
+        (
+            "a+b/verse.safetensors*8",
+            ArmSpec("a+b/verse.safetensors*8", (Term("file", "a+b/verse.safetensors", None, 8.0),)),
+        ),
+        (
+            "f1*1e+2+f2*.5",
+            ArmSpec("f1*1e+2+f2*.5", (Term("feature", "1", None, 100.0), Term("feature", "2", None, 0.5))),
+        ),
+    ],
+)
+def test_an_arm_is_read(text: str, expected: ArmSpec) -> None:
+    assert parse_arm(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "f1288", "f1288*", "*22", "f1*2+", "f1*2+f3", "random:*3", "random:x*3", "f1*nan"]
+)
+def test_what_is_no_arm_is_refused_with_the_form(text: str) -> None:
+    with pytest.raises(LensError) as refused:
+        parse_arm(text)
+    assert "arm" in str(refused.value)
