@@ -1,0 +1,159 @@
+"""Themes: TOML files read into Textual themes, with the ramps that carry data.
+
+A theme file names its colours, an eight-step ``heat`` ramp for activations and
+a nine-step ``sign`` ramp for signed effects. The app's own files and the user's
+have the same format; a file that cannot be used is reported, never fatal.
+
+CSS and widgets read: ``$muted``, ``$hairline``, ``$accent``, ``$heat-0`` to
+``$heat-7`` with ``$heat-text-0`` to ``-7`` (text that reads on that step), and
+``$sign-0`` to ``$sign-8`` with ``$sign-text-0`` to ``-8``. ``$sign-neg`` and
+``$sign-pos`` are the two ends.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from textual.color import Color
+from textual.theme import Theme
+
+from lens_tui.records import LensError
+
+DEFAULT_THEME = "ink"
+HEAT_STEPS = 8
+SIGN_STEPS = 9
+_COLORS = (
+    "background", "surface", "panel", "foreground", "muted", "hairline", "accent", "success", "warning", "error",
+)  # fmt: skip
+
+
+def bundled_dir() -> Path:
+    """Where the app's own theme files are: in the package when installed, beside it in a source checkout."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "_themes"
+    return installed if installed.is_dir() else package.parent / "themes"
+
+
+def read_theme(path: Path) -> Theme:
+    """Read one theme file. Raises :class:`LensError` naming the file and what is wrong in it."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise LensError(f"The theme {path.name} cannot be read: {error}.") from error
+    return theme_from(data, path.name)
+
+
+def theme_from(data: Mapping[str, Any], source: str) -> Theme:
+    """Build a Textual theme from a theme file's data; ``source`` names the file in errors."""
+    name = data.get("name")
+    if not isinstance(name, str) or not name.replace("-", "").isalnum():
+        raise LensError(f"The theme {source} has no usable name.", 'Give it one, for example name = "dusk".')
+    colors = {key: _color(data.get("colors", {}), key, source) for key in _COLORS}
+    heat = _ramp(data, "heat", HEAT_STEPS, source)
+    sign = _ramp(data, "sign", SIGN_STEPS, source)
+    plain = {key: colors[key] for key in _COLORS if key not in ("muted", "hairline")}
+    return Theme(
+        name=name,
+        primary=colors["accent"],
+        secondary=colors["accent"],
+        dark=bool(data.get("dark", True)),
+        variables=variables(colors, heat, sign),
+        **plain,
+    )
+
+
+def variables(colors: Mapping[str, str], heat: Iterable[str], sign: Iterable[str]) -> dict[str, str]:
+    """The CSS variables of a theme beyond Textual's own."""
+    ends = (colors["background"], colors["foreground"])
+    out = {
+        "muted": colors["muted"],
+        "hairline": colors["hairline"],
+        "block-cursor-background": colors["panel"],
+        "block-cursor-foreground": colors["foreground"],
+        "block-cursor-text-style": "bold",
+        "block-cursor-blurred-background": colors["background"],
+        "block-cursor-blurred-foreground": colors["foreground"],
+        "block-cursor-blurred-text-style": "none",
+        "block-hover-background": colors["surface"],
+        "input-selection-background": f"{colors['accent']} 30%",
+        "input-cursor-background": colors["foreground"],
+        "input-cursor-foreground": colors["background"],
+        "scrollbar": colors["hairline"],
+        "scrollbar-hover": colors["muted"],
+        "scrollbar-active": colors["muted"],
+        "scrollbar-background": colors["background"],
+        "scrollbar-background-hover": colors["background"],
+        "scrollbar-background-active": colors["background"],
+        "scrollbar-corner-color": colors["background"],
+    }
+    for prefix, steps in (("heat", tuple(heat)), ("sign", tuple(sign))):
+        for index, step in enumerate(steps):
+            out[f"{prefix}-{index}"] = step
+            out[f"{prefix}-text-{index}"] = readable_on(step, ends)
+    out["sign-neg"], out["sign-pos"] = out["sign-0"], out[f"sign-{SIGN_STEPS - 1}"]
+    return out
+
+
+def luminance(color: str) -> float:
+    """Relative luminance of a colour, 0 (black) to 1 (white), as WCAG defines it."""
+    rgb = Color.parse(color)
+    channels = [(value / 255) for value in (rgb.r, rgb.g, rgb.b)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(first: str, second: str) -> float:
+    """WCAG contrast ratio of two colours, 1 to 21."""
+    low, high = sorted((luminance(first), luminance(second)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def readable_on(color: str, choices: Iterable[str]) -> str:
+    """The choice with the most contrast on ``color``."""
+    return max(choices, key=lambda choice: contrast(color, choice))
+
+
+def load_themes(folders: Iterable[Path]) -> tuple[dict[str, Theme], list[str]]:
+    """Every theme in the folders, later ones winning, and a sentence for each file that could not be used."""
+    themes: dict[str, Theme] = {}
+    problems: list[str] = []
+    for folder in folders:
+        for path in sorted(folder.glob("*.toml")) if folder.is_dir() else ():
+            try:
+                theme = read_theme(path)
+            except LensError as error:
+                problems.append(str(error))
+            else:
+                themes[theme.name] = theme
+    return themes, problems
+
+
+def default_variables(dark: bool = True) -> dict[str, str]:
+    """The variables for a theme that is not ours, so that our style sheets parse under any theme."""
+    theme = read_theme(bundled_dir() / ("ink.toml" if dark else "paper.toml"))
+    return dict(theme.variables)
+
+
+def _color(table: object, key: str, source: str) -> str:
+    value = table.get(key) if isinstance(table, Mapping) else None
+    if not isinstance(value, str):
+        raise LensError(f"The theme {source} lacks colors.{key}.", 'Add it as a colour like "#a0b0c0".')
+    return _checked(value, f"colors.{key}", source)
+
+
+def _ramp(data: Mapping[str, Any], name: str, count: int, source: str) -> list[str]:
+    table = data.get(name)
+    steps = table.get("steps") if isinstance(table, Mapping) else None
+    if not isinstance(steps, list) or len(steps) != count or not all(isinstance(step, str) for step in steps):
+        raise LensError(f"The theme {source} needs {name}.steps: a list of {count} colours.")
+    return [_checked(step, f"{name}.steps", source) for step in steps]
+
+
+def _checked(value: str, where: str, source: str) -> str:
+    try:
+        return Color.parse(value).hex
+    except Exception as error:
+        raise LensError(f"The theme {source} has no colour {value!r} at {where}.", "Write it as #rrggbb.") from error
