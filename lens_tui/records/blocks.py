@@ -26,7 +26,10 @@ class TokenBlock:
     and ``positions`` have shape ``(n,)``; ``doc_ids`` numbers documents of the
     corpus from 0, ``positions`` counts tokens of the *document* from 0 (a
     long document is cut into sequences; the pair names a token whatever the
-    block size). ``special`` is true at BOS and other special tokens.
+    block size). A special token that the corpus does not hold, such as the BOS
+    put before a sequence, has the position of the token after it. ``special``
+    is true at BOS and other special tokens, ``starts`` at the first token of
+    every sequence: what one token can have seen of another ends there.
     ``residuals`` maps a place to an array ``(n, d_model)``: an ``mlx`` array,
     evaluated, or numpy.
     """
@@ -36,6 +39,7 @@ class TokenBlock:
     doc_ids: NDArray[np.uint32]
     positions: NDArray[np.uint32]
     special: NDArray[np.bool_]
+    starts: NDArray[np.bool_]
     residuals: Mapping[Place, Any] = field(default_factory=dict)
 
     @property
