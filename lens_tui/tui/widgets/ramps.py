@@ -1,0 +1,110 @@
+"""Eight steps from nothing to full: how a value becomes a shade, a bar or a digit. Pure.
+
+A level is an integer from 0 (nothing worth showing) to 7 (full). Every widget
+that shows a number by colour takes levels, so colour and its glyph twin can
+never disagree.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+N_LEVELS = 8
+BARS = "▁▂▃▄▅▆▇█"
+DIGITS = "01234567"
+
+KL_STEPS = (0.03125, 0.0625, 0.125, 0.25, 0.5, 1.0, 2.0)
+"""Lower bounds of levels 1 to 7 for a KL divergence in nats: each step doubles, from 1/32 to 2."""
+
+SURPRISAL_STEPS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+"""Lower bounds of levels 1 to 7 for ``-logprob`` in nats: each step doubles, from 1/8 to 8."""
+
+
+def step_level(value: float | None, steps: Sequence[float]) -> int:
+    """The level of a value on a fixed scale of seven rising lower bounds; NaN and ``None`` give 0."""
+    if value is None or value != value:
+        return 0
+    return bisect_right(steps, value)
+
+
+def kl_level(value: float | None) -> int:
+    """The level of a KL divergence in nats."""
+    return step_level(value, KL_STEPS)
+
+
+def surprisal_level(logprob: float | None) -> int:
+    """The level of a log-probability (nats): 0 for a sure token, 7 from 8 nats of surprise."""
+    return 0 if logprob is None else step_level(-logprob, SURPRISAL_STEPS)
+
+
+def share_level(value: float, maximum: float) -> int:
+    """The level of a value as a share of a maximum; anything above zero is at least 1."""
+    if not value > 0.0 or not maximum > 0.0:
+        return 0
+    return min(N_LEVELS - 1, 1 + int((N_LEVELS - 1) * value / maximum))
+
+
+def sparkline(levels: Sequence[int]) -> str:
+    """Levels as a row of bars, one cell each."""
+    return "".join(BARS[level] for level in levels)
+
+
+def histogram(counts: Sequence[float], width: int) -> tuple[str, str]:
+    """Two rows of bars (upper, lower) for a histogram, sixteen heights; a non-zero count always shows.
+
+    More bins than cells are summed into neighbours, fewer are drawn one cell each.
+    """
+    bins = _rebin(counts, width)
+    top = max(bins, default=0.0)
+    upper, lower = [], []
+    for count in bins:
+        height = 0 if top <= 0 or count <= 0 else max(1, round(16 * count / top))
+        lower.append(" " if height == 0 else BARS[min(height, 8) - 1])
+        upper.append(" " if height <= 8 else BARS[height - 9])
+    return "".join(upper), "".join(lower)
+
+
+def _rebin(counts: Sequence[float], width: int) -> list[float]:
+    if width <= 0 or not counts:
+        return []
+    if len(counts) <= width:
+        return [float(count) for count in counts]
+    bins = [0.0] * width
+    for index, count in enumerate(counts):
+        bins[index * width // len(counts)] += float(count)
+    return bins
+
+
+class Trail:
+    """A growing series squeezed into a fixed number of cells, each the mean of equally many values.
+
+    Appending costs the same however long the series is: when the cells are
+    full, neighbours are merged and each cell holds twice as many values.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = max(2, capacity)
+        self.per_cell = 1
+        self._sums: list[float] = []
+        self._counts: list[int] = []
+
+    def append(self, value: float) -> None:
+        """Add one value at the end."""
+        if not self._counts or self._counts[-1] >= self.per_cell:
+            if len(self._sums) == self.capacity:
+                self._halve()
+            if not self._counts or self._counts[-1] >= self.per_cell:
+                self._sums.append(0.0)
+                self._counts.append(0)
+        self._sums[-1] += value
+        self._counts[-1] += 1
+
+    def means(self) -> list[float]:
+        """The mean of each cell, oldest first."""
+        return [total / count for total, count in zip(self._sums, self._counts, strict=True)]
+
+    def _halve(self) -> None:
+        self._sums = [sum(self._sums[i : i + 2]) for i in range(0, len(self._sums), 2)]
+        self._counts = [sum(self._counts[i : i + 2]) for i in range(0, len(self._counts), 2)]
+        self.per_cell *= 2
