@@ -1,0 +1,205 @@
+"""Texts to learn from or to index: a folder, a text file or a JSONL file, found once and read on demand.
+
+A ``.txt`` file holds documents separated by a line that reads exactly
+``<|endoftext|>``; without one the whole file is a document. A ``.jsonl`` file
+holds one JSON object a line, its text under a named key. Only the places of the
+documents are kept in memory (16 bytes each), never the text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import LensError
+
+SEPARATOR = "<|endoftext|>"
+MAX_DOCUMENT_BYTES = 1 << 20
+"""Longer documents are cut at a line end: no reader has to hold a whole library in memory."""
+
+_SEPARATOR_LINE = re.compile(rb"(?:^|(?<=\n))" + re.escape(SEPARATOR.encode()) + rb"[ \t]*\r?(?:\n|\Z)")
+_SUFFIXES = (".txt", ".jsonl")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text and where it came from: its number in the corpus, its file and its number in that file."""
+
+    index: int
+    text: str
+    file: str
+    index_in_file: int
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents in a fixed order (files by name, then as they stand in the file).
+
+    ``files`` are the paths, ``names`` the same relative to what was opened,
+    ``spans`` has shape ``(n, 4)``: file number, number in the file, first byte,
+    end byte. ``sha256`` is over names and contents of all files, so that it says
+    which corpus it was, whatever part of it a split holds.
+    """
+
+    files: tuple[Path, ...]
+    names: tuple[str, ...]
+    spans: NDArray[np.int64]
+    sha256: str
+    text_key: str = "text"
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of text in the documents of this corpus (for JSONL: of the lines that hold them)."""
+        return int((self.spans[:, 3] - self.spans[:, 2]).sum())
+
+    def __getitem__(self, index: int) -> Document:
+        return next(self.read([range(len(self))[index]]))
+
+    def __iter__(self) -> Iterator[Document]:
+        return self.read(range(len(self)))
+
+    def read(self, indices: Sequence[int]) -> Iterator[Document]:
+        """The documents at ``indices``, in that order. Raises ``LensError`` for text that is not UTF-8 or not JSON."""
+        handles: dict[int, mmap.mmap] = {}
+        try:
+            for index in indices:
+                file, number, start, end = (int(value) for value in self.spans[index])
+                if file not in handles:
+                    handles[file] = _open(self.files[file])
+                raw = handles[file][start:end]
+                text = _decode(raw, self.names[file], number, self.files[file].suffix == ".jsonl", self.text_key)
+                yield Document(int(index), text, self.names[file], number)
+        finally:
+            for handle in handles.values():
+                handle.close()
+
+    def split(self, every: int = 40, remainder: int = 7) -> tuple[Corpus, Corpus]:
+        """``(kept, held_out)``: held out is each document whose number in its file is ``remainder`` modulo ``every``."""
+        if every < 2 or not 0 <= remainder < every:
+            raise LensError(
+                f"A split of every {every} with remainder {remainder} holds nothing out.", "Use every >= 2."
+            )
+        held = self.spans[:, 1] % every == remainder
+        return replace(self, spans=self.spans[~held]), replace(self, spans=self.spans[held])
+
+
+def open_corpus(path: str | Path, *, text_key: str = "text") -> Corpus:
+    """Find the documents of a folder (all ``.txt`` and ``.jsonl`` below it), a text file or a JSONL file.
+
+    Reads every byte once to find separators and to hash. Raises ``LensError``
+    when there is nothing to read.
+    """
+    root = Path(path).expanduser()
+    files, names = _files(root)
+    digest = hashlib.sha256()
+    parts = []
+    for number, (file, name) in enumerate(zip(files, names, strict=True)):
+        digest.update(name.encode() + b"\0")
+        if file.stat().st_size == 0:
+            continue
+        view = _open(file)
+        try:
+            _hash(view, digest)
+            spans = list(_lines(view) if file.suffix == ".jsonl" else _documents(view))
+        finally:
+            view.close()
+        rows = np.asarray([(number, i, start, end) for i, (start, end) in enumerate(spans)], np.int64)
+        parts.append(rows.reshape(-1, 4))
+    table = np.concatenate(parts) if parts else np.zeros((0, 4), np.int64)
+    if not len(table):
+        raise LensError(f"There is no text in {root.name}.", "Give a folder, a .txt or a .jsonl file with text in it.")
+    return Corpus(tuple(files), tuple(names), table, digest.hexdigest(), text_key)
+
+
+def _files(root: Path) -> tuple[list[Path], list[str]]:
+    if root.is_file():
+        if root.suffix == ".gz" or root.suffix == ".json":
+            raise LensError(f"{root.name} is not a text or JSONL file.", "Unpack it to .txt or .jsonl first.")
+        return [root], [root.name]
+    if not root.is_dir():
+        raise LensError(f"There is no file or folder {root}.", "Check the path.")
+    found = sorted(
+        file
+        for file in root.rglob("*")
+        if file.suffix in _SUFFIXES
+        and file.is_file()
+        and not any(p.startswith(".") for p in file.relative_to(root).parts)
+    )
+    if not found:
+        raise LensError(f"The folder {root.name} holds no .txt or .jsonl file.", "Put the texts into such files.")
+    return found, [file.relative_to(root).as_posix() for file in found]
+
+
+def _open(file: Path) -> mmap.mmap:
+    with file.open("rb") as handle:
+        return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _hash(view: mmap.mmap, digest: hashlib._Hash) -> None:
+    digest.update(len(view).to_bytes(8, "little"))
+    for start in range(0, len(view), 1 << 20):
+        digest.update(view[start : start + (1 << 20)])
+
+
+def _documents(view: mmap.mmap) -> Iterator[tuple[int, int]]:
+    start = 3 if view[:3] == b"\xef\xbb\xbf" else 0
+    for match in _SEPARATOR_LINE.finditer(view, start):
+        yield from _pieces(view, start, match.start())
+        start = match.end()
+    yield from _pieces(view, start, len(view))
+
+
+def _pieces(view: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int]]:
+    while start < end and view[start : start + 1].isspace():
+        start += 1
+    while end > start and view[end - 1 : end].isspace():
+        end -= 1
+    while end - start > MAX_DOCUMENT_BYTES:
+        cut = view.rfind(b"\n", start, start + MAX_DOCUMENT_BYTES) + 1
+        if cut <= start:
+            cut = start + MAX_DOCUMENT_BYTES
+            while view[cut] & 0xC0 == 0x80:  # not inside a character
+                cut -= 1
+        yield start, cut
+        start = cut
+    if end > start:
+        yield start, end
+
+
+def _lines(view: mmap.mmap) -> Iterator[tuple[int, int]]:
+    start = 3 if view[:3] == b"\xef\xbb\xbf" else 0
+    while start < len(view):
+        end = view.find(b"\n", start)
+        end = len(view) if end < 0 else end
+        if view[start:end].strip():
+            yield start, end
+        start = end + 1
+
+
+def _decode(raw: bytes, name: str, number: int, jsonl: bool, key: str) -> str:
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise LensError(
+            f"Document {number} of {name} is not UTF-8 (byte {error.start}).", "Convert the file."
+        ) from error
+    if not jsonl:
+        return text
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise LensError(f"Line {number} of {name} is not JSON.", "Every line must be one JSON object.") from error
+    if not isinstance(value, dict) or not isinstance(value.get(key), str):
+        raise LensError(f"Line {number} of {name} has no text under {key!r}.", "Name the key that holds the text.")
+    return str(value[key])
