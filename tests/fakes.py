@@ -1,0 +1,346 @@
+"""A worker for the tests of screens: same protocol, no thread, no MLX, the same events every time.
+
+``FakeWorker()`` gives every event of every job at the next drain. With
+``per_drain=5`` it gives five at each drain and wakes again while there are
+more, as a running generation does. With ``hold=True`` it gives nothing until
+``release(n)`` or ``release()`` says so, so a test can look at a screen in
+mid-generation.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from lens_tui.records import Arm, Intervention, LensError, ModelInfo, Origin, SAEInfo, SteeringVector
+from lens_tui.records.sanitise import one_line, sanitise, sanitise_token
+from lens_tui.worker import events as ev
+from lens_tui.worker import jobs
+
+D_MODEL = 384
+VOCAB = 8192
+WIDTH = 8192
+
+DEMO_MODEL = ModelInfo(
+    name="demo",
+    path="/models/demo",
+    architecture="llama",
+    n_layers=8,
+    d_model=D_MODEL,
+    vocab_size=VOCAB,
+    n_parameters=17_311_104,
+    dtype="bfloat16",
+    quantization="8-bit, groups of 64",
+    nbytes=18_415_939,
+    has_chat_template=False,
+    bos_token_id=0,
+    device="cpu",
+)
+DEMO_SAE = SAEInfo(
+    id="layer_4_width_8k_l0_medium",
+    name="demo layer 4, 8k",
+    path="/models/demo/sae/layer_4_width_8k_l0_medium",
+    architecture="jump_relu",
+    site="resid_post",
+    layer=4,
+    d_model=D_MODEL,
+    width=WIDTH,
+    model_name="demo",
+    l0=40.0,
+    fvu=0.165,
+)
+
+TEXTS = (
+    " a little girl named Lily. She loved to play in the park with her friends.\n"
+    "One day, she found a big red ball near the tall tree.",
+    " a little dog named Max. He loved to run in the park and bark at the birds.\n"
+    "One day, the dog found a bone under the tall tree.",
+    " a little girl named Lily. She was very sad because it rained and rained.\n"
+    "The dark clouds did not go away, and she cried.",
+    " a big shiny sea. The fish swam and swam, and the waves were blue and blue and blue.",
+)
+OTHERS = (" the", " and", " a", " was", " to", " he", ".")
+STOPWORDS = frozenset({" the", " a", " and", " to", " in"})
+
+
+def split(text: str) -> list[str]:
+    """Words with the blank before them, newlines on their own: stands in for a tokenizer."""
+    return re.findall(r"\n| ?[^\s\w]| ?\w+|\s", text)
+
+
+def token_id(text: str) -> int:
+    return 1 + zlib.crc32(text.encode("utf-8", "surrogatepass")) % (VOCAB - 1)
+
+
+def noise(*what: object) -> float:
+    """A number in [0, 1) that depends on its arguments alone."""
+    return zlib.crc32(repr(what).encode()) / 2**32
+
+
+def unit_vector(name: str, layer: int = 4, origin: Origin | None = None, **facts: Any) -> SteeringVector:
+    """A direction that depends on its name alone."""
+    values = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(D_MODEL)
+    return SteeringVector.of(name, values, layer, model="demo", origin=origin or Origin(), **facts)
+
+
+@dataclass
+class _Running:
+    id: int
+    job: jobs.Job
+    events: Iterator[ev.Event] | None = None
+    stopped: bool = False
+    dials: dict[int, tuple[Intervention, ...]] = field(default_factory=dict)
+
+
+class FakeWorker:
+    """Implements ``WorkerLike``. ``submitted``, ``stopped`` and ``dialled`` record what the app asked.
+
+    ``texts``: what arm 0, 1, ... writes (the last for all further arms).
+    ``failures``: job class -> the error such a job ends with.
+    """
+
+    def __init__(
+        self,
+        *,
+        per_drain: int | None = None,
+        hold: bool = False,
+        texts: Sequence[str] = TEXTS,
+        failures: Mapping[type[jobs.Job], Exception] | None = None,
+        model: ModelInfo = DEMO_MODEL,
+        saes: tuple[SAEInfo, ...] = (DEMO_SAE,),
+    ) -> None:
+        self.per_drain, self.texts, self.model, self.saes = per_drain, texts, model, saes
+        self.failures = dict(failures or {})
+        self.submitted: list[jobs.Job] = []
+        self.stopped: list[int | None] = []
+        self.dialled: list[tuple[int, int, tuple[Intervention, ...]]] = []
+        self.closed = False
+        self._allowed: int | None = 0 if hold else None
+        self._queue: deque[_Running] = deque()
+        self._wake: Callable[[], None] = lambda: None
+        self._armed = False
+        self._words: dict[int, str] = {}
+        self._encoded: ev.Encoded | None = None
+
+    def start(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._arm()
+
+    def submit(self, job: jobs.Job) -> int:
+        self.submitted.append(job)
+        self._queue.append(_Running(len(self.submitted), job))
+        self._arm()
+        return len(self.submitted)
+
+    def stop(self, job_id: int | None = None) -> None:
+        self.stopped.append(job_id)
+        for running in self._queue:
+            running.stopped = running.stopped or job_id in (None, running.id)
+        self._arm()
+
+    def dial(self, job_id: int, arm: int, interventions: tuple[Intervention, ...]) -> None:
+        self.dialled.append((job_id, arm, interventions))
+        for running in self._queue:
+            if running.id == job_id:
+                running.dials[arm] = interventions
+        self._arm()
+
+    def drain(self) -> list[ev.Event]:
+        self._armed = False
+        given: list[ev.Event] = []
+        while self._queue and (self.per_drain is None or len(given) < self.per_drain):
+            running = self._queue[0]
+            if self._allowed == 0 and not running.stopped:
+                break
+            running.events = running.events or self._run(running)
+            event = next(running.events, None)
+            if event is None:
+                self._queue.popleft()
+                continue
+            if self._allowed:
+                self._allowed -= 1
+            given.append(event)
+        self._arm()
+        return given
+
+    def close(self, timeout: float = 0.15) -> bool:
+        self.closed = True
+        self._queue.clear()
+        return True
+
+    def release(self, n: int | None = None) -> None:
+        """Let ``n`` more events through, or all that come."""
+        self._allowed = None if n is None else (self._allowed or 0) + n
+        self._arm()
+
+    @property
+    def idle(self) -> bool:
+        return not self._queue
+
+    def job_ids(self, kind: type[jobs.Job]) -> list[int]:
+        """The ids of the submitted jobs of a kind."""
+        return [number for number, job in enumerate(self.submitted, 1) if isinstance(job, kind)]
+
+    def _arm(self) -> None:
+        ready = any(running.stopped for running in self._queue) or (bool(self._queue) and self._allowed != 0)
+        if ready and not self._armed and not self.closed:
+            self._armed = True
+            self._wake()
+
+    def _run(self, running: _Running) -> Iterator[ev.Event]:
+        if running.stopped:
+            yield ev.JobDone(running.id, stopped=True)
+            return
+        yield ev.JobStarted(running.id, type(running.job).__name__)
+        error = next((error for kind, error in self.failures.items() if isinstance(running.job, kind)), None)
+        try:
+            if error is not None:
+                raise error
+            yield from self._handle(running)
+        except LensError as problem:
+            yield ev.JobFailed(running.id, one_line(problem.message), one_line(problem.hint))
+        except Exception as problem:
+            yield ev.JobFailed(running.id, one_line(f"{type(problem).__name__}: {problem}"), "", "Traceback (fake)")
+        else:
+            yield ev.JobDone(running.id, stopped=running.stopped)
+
+    def _handle(self, running: _Running) -> Iterable[ev.Event]:
+        number = running.id
+        match running.job:
+            case jobs.LoadModel(model):
+                return self._load(number, model)
+            case jobs.UnloadModel():
+                return [ev.ModelUnloaded(number)]
+            case jobs.LoadSAE(path):
+                return [ev.SAELoaded(number, next((sae for sae in self.saes if path in (sae.id, sae.path)), DEMO_SAE))]
+            case jobs.Compare() as compare:
+                return self._compare(running, compare)
+            case jobs.Encode() as encode:
+                return self._encode(number, encode)
+            case jobs.ReadFeature(sae, feature):
+                return self._read(number, sae, feature)
+            case jobs.VectorFromFeature(sae, feature):
+                return [_made(number, self._feature_vector(sae, feature))]
+            case jobs.VectorFromPrompts(name, positive, negative, layer):
+                facts = {"positive": list(positive), "negative": list(negative), "method": "mean_difference"}
+                return [_made(number, unit_vector(name, layer, Origin("prompts", facts)))]
+            case jobs.RandomVector(name, layer, seed):
+                return [_made(number, unit_vector(name, layer, Origin("random", {"seed": seed})))]
+            case other:
+                raise LensError(f"The fake worker does not know {type(other).__name__}.", "Teach it in tests/fakes.py.")
+
+    def _load(self, number: int, name: str) -> Iterator[ev.Event]:
+        if "missing" in name:
+            raise LensError(f"There is no model at {one_line(name)}.", "Check the path or the hub id.")
+        yield ev.Progress(number, "config")
+        yield ev.Progress(number, "tokenizer")
+        for quarter in range(5):
+            yield ev.Progress(number, "weights", quarter * self.model.nbytes // 4, self.model.nbytes, "bytes")
+        yield ev.Progress(number, "warm-up")
+        yield ev.ModelLoaded(number, self.model, self.saes)
+
+    def _compare(self, running: _Running, job: jobs.Compare) -> Iterator[ev.Event]:
+        number, limit = running.id, job.sampling.max_tokens
+        prompt = ["<|endoftext|>", *split(job.prompt)]
+        lanes = [split(self.texts[min(arm, len(self.texts) - 1)])[:limit] for arm in range(len(job.arms))]
+        ids = tuple(token_id(word) for word in prompt)
+        yield ev.RunStarted(number, ids, tuple(map(sanitise_token, prompt)), tuple(arm.name for arm in job.arms))
+        for step in range(max(map(len, lanes), default=0)):
+            if running.stopped:
+                break
+            for arm, interventions in sorted(running.dials.items()):
+                yield ev.Dialed(number, arm, step, interventions)
+            running.dials.clear()
+            for arm, words in enumerate(lanes):
+                if step < len(words):
+                    yield self._token(number, arm, step, lanes, job.top)
+                if step == len(words) - 1:
+                    reason = "length" if len(words) == limit else "stop"
+                    yield ev.ArmDone(number, arm, reason, len(words), _dose(job.arms[arm]))
+            yield ev.Speed(number, 40.0 * len(lanes), step + 1, limit)
+        else:
+            return
+        for arm, words in enumerate(lanes):
+            if step < len(words):
+                yield ev.ArmDone(number, arm, "stopped", step, _dose(job.arms[arm]))
+
+    def _token(self, number: int, arm: int, step: int, lanes: list[list[str]], top: int) -> ev.TokenEvent:
+        word = lanes[arm][step]
+        self._words[token_id(word)] = word
+        parted = lanes[arm][:step] != lanes[0][:step]
+        kl: float | None = 0.0 if arm == 0 else round(0.01 + 3 * noise(arm, step, word) ** 3 * parted, 4)
+        if step >= len(lanes[0]):
+            kl = None
+        logprob = -round(0.05 + 3 * noise(word, step), 4)
+        rest = [ev.Candidate(token_id(other), other, logprob - 0.7 * (n + 1)) for n, other in enumerate(OTHERS)]
+        shown = sanitise_token(word)
+        candidates = (ev.Candidate(token_id(word), shown, logprob), *(c for c in rest if c.text != word))[:top]
+        return ev.TokenEvent(number, arm, step, token_id(word), shown, sanitise(word), logprob, kl, candidates)
+
+    def _encode(self, number: int, job: jobs.Encode) -> Iterator[ev.Event]:
+        words = [self._words.get(i, f" tok{i}") for i in job.token_ids] or ["<|endoftext|>", *split(job.text)]
+        n, k = len(words), job.top_k
+        ids, values = np.full((n, k), -1, np.int32), np.zeros((n, k), np.float32)
+        for row, word in enumerate(words):
+            if row == 0 and word.startswith("<|"):
+                continue
+            base = zlib.crc32(word.strip().encode("utf-8", "surrogatepass"))
+            ids[row] = [(base + 37 * place) % WIDTH for place in range(k)]
+            strongest = 2.0 if word in STOPWORDS else 4.0 + 8.0 * noise(word)
+            values[row] = strongest / np.arange(1, k + 1)
+        special = tuple(word.startswith("<|") for word in words)
+        tokens = tuple(map(sanitise_token, words))
+        self._encoded = ev.Encoded(
+            number, job.sae, tuple(map(token_id, words)), tokens, special, ids, values, l0=41.3, fvu=0.165
+        )
+        yield self._encoded
+
+    def _read(self, number: int, sae: str, feature: int) -> Iterator[ev.Event]:
+        if not 0 <= feature < WIDTH:
+            raise LensError(f"Feature {feature} does not exist: {sae} has features 0 to {WIDTH - 1}.")
+        if self._encoded is not None:
+            values = np.where(self._encoded.ids == feature, self._encoded.values, 0).max(axis=1, initial=0.0)
+            yield ev.FeatureActivations(number, sae, feature, values.astype(np.float32))
+        vector = self._feature_vector(sae, feature)
+        yield ev.FeaturePage(
+            number, sae, feature, _weights(feature, 1), _weights(feature, -1), vector, _extras(feature)
+        )
+
+    def _feature_vector(self, sae: str, feature: int) -> SteeringVector:
+        origin = Origin("feature", {"sae": sae, "feature": feature})
+        return unit_vector(f"feature {feature}", 4, origin, max_activation=round(4 + 20 * noise(feature), 2))
+
+
+def _made(number: int, vector: SteeringVector) -> ev.VectorMade:
+    seed = zlib.crc32(vector.name.encode())
+    return ev.VectorMade(number, vector, 42.5, _weights(seed, 1), _weights(seed, -1))
+
+
+def _weights(seed: int, sign: int) -> tuple[ev.TokenWeight, ...]:
+    words = (" dog", " dogs", " puppy", " bark", " bone", " cat", " tail", " paw", " leash", " wag")
+    turned = deque(words)
+    turned.rotate(seed % len(words) + (sign < 0) * 5)
+    return tuple(ev.TokenWeight(token_id(word), word, sign * round(3.0 - 0.21 * n, 3)) for n, word in enumerate(turned))
+
+
+def _extras(feature: int) -> dict[str, Any]:
+    tokens = [" The", " little", " dog", " ran", " to", " the", " park", "."]
+    peak = feature % len(tokens)
+    values = [max(0.0, 9.0 - 3.5 * abs(place - peak)) for place in range(len(tokens))]
+    return {
+        "label": f"things about number {feature}",
+        "density": round(0.002 + 0.03 * noise(feature, "density"), 4),
+        "max": round(4 + 20 * noise(feature), 2),
+        "hist_edges": [float(edge) for edge in range(11)],
+        "hist_counts": [512, 256, 128, 90, 64, 40, 20, 10, 4, 1],
+        "examples": [{"tokens": tokens, "values": values, "peak": peak} for _ in range(3)],
+    }
+
+
+def _dose(arm: Arm) -> float | None:
+    return None if arm.is_baseline else 0.31
