@@ -85,7 +85,7 @@ class Corpus:
                 handle.close()
 
     def split(self, every: int = 40, remainder: int = 7) -> tuple[Corpus, Corpus]:
-        """``(kept, held_out)``: held out is each document whose number in its file is ``remainder`` modulo ``every``."""
+        """``(kept, held_out)``: held out are documents whose number in their file is ``remainder`` modulo ``every``."""
         if every < 2 or not 0 <= remainder < every:
             raise LensError(
                 f"A split of every {every} with remainder {remainder} holds nothing out.", "Use every >= 2."

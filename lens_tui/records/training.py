@@ -1,0 +1,185 @@
+"""Training an SAE, as plain data: what is asked for, how it goes, what came out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from .errors import LensError
+
+Architecture = Literal["topk", "batchtopk", "jumprelu"]
+Normalization = Literal["centered", "norm", "none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """How to train an SAE. Losses and thresholds are in normalised units (see ``normalize``).
+
+    ``architecture``: ``topk`` keeps the ``k`` largest latents of each token (Gao et
+    al. 2024, arXiv:2406.04093), ``batchtopk`` the ``k * batch`` largest of a batch
+    (Bussmann et al. 2024, arXiv:2412.06410), ``jumprelu`` learns a threshold a latent by
+    straight-through estimators (Rajamanoharan et al. 2024, arXiv:2407.14435) with
+    the penalty ``l0_coefficient * (L0 / k - 1)^2`` or, where ``l0_linear``,
+    ``l0_coefficient * L0 / k``. All three are saved as JumpReLU SAEs; for the first two one
+    threshold is calibrated at the end so that the mean L0 is ``k``.
+
+    ``normalize``: ``centered`` subtracts the starting ``b_dec`` and scales the mean norm of the
+    rest to ``sqrt(d_model)``; ``norm`` only scales the mean norm to ``sqrt(d_model)``;
+    either is folded into the weights at the end, so that the SAE takes raw activations.
+
+    ``matryoshka`` lists prefix widths below ``width``: the loss is the mean of the
+    reconstruction losses of each prefix and of the whole (Bussmann et al. 2025, arXiv:2503.17547).
+
+    A latent is dead when it has not fired for ``dead_after`` tokens; ``aux_coefficient``
+    weighs the loss by which the dead latents explain the residual error (AuxK, Gao et al.
+    2024): the ``aux_slots`` longest dead ones take part (0: ``min(width, 512)``), each token uses its ``aux_k``
+    largest (0: half of ``d_model``).
+    """
+
+    width: int
+    k: int = 32
+    architecture: Architecture = "batchtopk"
+    tokens: int = 50_000_000
+    batch: int = 4096
+    learning_rate: float = 4e-4
+    warmup: float = 0.02
+    decay: float = 0.3
+    betas: tuple[float, float] = (0.9, 0.999)
+    normalize: Normalization = "centered"
+    matryoshka: tuple[int, ...] = ()
+    aux_coefficient: float = 1 / 32
+    aux_k: int = 0
+    aux_slots: int = 0
+    dead_after: int = 1_000_000
+    l0_coefficient: float = 1.0
+    l0_linear: bool = False
+    l0_warmup: float = 0.1
+    bandwidth: float = 0.3
+    initial_threshold: float = 0.3
+    calibration_tokens: int = 65_536
+    pool_tokens: int = 262_144
+    evaluation_tokens: int = 65_536
+    evaluate_every: int = 0
+    compute: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        problem = _problem(self)
+        if problem:
+            raise LensError(*problem)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps: ``tokens`` in whole batches, at least one."""
+        return max(1, self.tokens // self.batch)
+
+    def to_json(self) -> str:
+        """One line of JSON that ``from_json`` reads back."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainConfig:
+        """Raises ``LensError`` for unknown keys, so that a setting of another version is not lost silently."""
+        values: dict[str, Any] = json.loads(text)
+        unknown = sorted(set(values) - {item.name for item in fields(cls)})
+        if unknown:
+            raise LensError(f"Unknown training settings: {', '.join(unknown)}.", "It may be of another version.")
+        for name in ("betas", "matryoshka"):
+            if name in values:
+                values[name] = tuple(values[name])
+        return cls(**values)
+
+
+def _problem(c: TrainConfig) -> tuple[str, str] | None:
+    if c.architecture not in get_args(Architecture):
+        return f"There is no SAE architecture {c.architecture!r} to train.", "Choose topk, batchtopk or jumprelu."
+    if c.normalize not in get_args(Normalization):
+        return f"There is no normalisation {c.normalize!r}.", "Choose centered, norm or none."
+    if c.compute not in ("float32", "bfloat16"):
+        return f"Training cannot compute in {c.compute!r}.", "Choose float32 or bfloat16."
+    if min(c.width, c.k, c.tokens, c.batch, c.calibration_tokens, c.pool_tokens, c.evaluation_tokens) < 1:
+        return "width, k, tokens, batch and the token counts must be at least 1.", "Check the training settings."
+    if c.k > c.width:
+        return f"k is {c.k} but the SAE is only {c.width} wide.", "Choose k below the width, 20 to 100 is usual."
+    if not (0 < c.learning_rate < 1 and 0 <= c.warmup <= 1 and 0 <= c.decay <= 1 and 0 <= c.l0_warmup <= 1):
+        return "learning_rate, warmup, decay or l0_warmup is out of range.", "All are shares between 0 and 1."
+    if min(c.bandwidth, c.initial_threshold) <= 0 or min(c.aux_coefficient, c.l0_coefficient) < 0:
+        return "bandwidth and initial_threshold must be positive, coefficients not negative.", "Check the settings."
+    if list(c.matryoshka) != sorted(set(c.matryoshka)) or any(not 0 < m < c.width for m in c.matryoshka):
+        return f"The prefixes {c.matryoshka} do not rise from 1 to below the width {c.width}.", "E.g. (512, 2048)."
+    if min(c.evaluate_every, c.dead_after, c.aux_k, c.aux_slots) < 0:
+        return "evaluate_every, dead_after, aux_k and aux_slots cannot be negative.", "0 stands for the default."
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """How good an SAE is on ``n_tokens`` positions it was not trained on.
+
+    ``l0``: mean number of latents that fire. ``fvu``: ``sum |x - x_hat|^2 / sum |x - mean x|^2`` in raw
+    units. ``loss_clean``, ``loss_spliced``, ``loss_zero``: the model's cross-entropy (nats a token)
+    as it is, with the reconstruction in place of the activations, with zeros in
+    their place; ``None`` where it was not measured. ``dead``: share of latents that did not fire on these tokens;
+    ``dense``: share that fired on more than 10 % of them. ``density_counts`` is a histogram of ``log10``
+    of the firing rate between ``density_edges`` (latents that never fired are in none of its bins).
+    """
+
+    step: int
+    n_tokens: int
+    l0: float
+    fvu: float
+    dead: float
+    dense: float
+    density_edges: tuple[float, ...]
+    density_counts: tuple[int, ...]
+    loss_clean: float | None = None
+    loss_spliced: float | None = None
+    loss_zero: float | None = None
+
+    @property
+    def loss_recovered(self) -> float | None:
+        """``(loss_zero - loss_spliced) / (loss_zero - loss_clean)``, 1.0 when nothing is lost."""
+        if self.loss_clean is None or self.loss_spliced is None or self.loss_zero is None:
+            return None
+        gap = self.loss_zero - self.loss_clean
+        return (self.loss_zero - self.loss_spliced) / gap if gap else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainProgress:
+    """Where a training run is. ``fvu`` and ``l0`` are of the last batch, in training mode; ``seconds_left`` an estimate.
+
+    ``stage`` is ``prepare``, ``train``, ``calibrate``, ``evaluate`` or ``save``.
+    """
+
+    stage: str
+    step: int
+    steps: int
+    tokens: int
+    tokens_per_s: float = 0.0
+    seconds_left: float | None = None
+    fvu: float | None = None
+    l0: float | None = None
+    dead: float | None = None
+    evaluation: Evaluation | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainReport:
+    """What a training run made. ``stopped``: it was stopped before its end and can be resumed; nothing was exported."""
+
+    config: TrainConfig
+    layer: int
+    site: str
+    d_model: int
+    model_name: str
+    corpus_sha256: str
+    bos_included: bool
+    step: int
+    tokens: int
+    seconds: float
+    stopped: bool
+    final: Evaluation | None = None
+    history: tuple[Evaluation, ...] = field(default=())
+    folder: str = ""
