@@ -1,0 +1,79 @@
+"""Where things are kept: the platform's folders, or one folder named by ``LENS_TUI_HOME``.
+
+On Linux these follow XDG, on macOS ``~/Library``. With ``LENS_TUI_HOME`` set
+everything is under that folder, which is what tests and portable installs use.
+Asking for a path never creates anything.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+APP = "mlx-lens-tui"
+HOME_VARIABLE = "LENS_TUI_HOME"
+
+Kind = Literal["config", "data", "state", "cache"]
+
+
+def folder(kind: Kind) -> Path:
+    """The folder for settings (config), things made (data), sessions and logs (state), or what can be made again."""
+    if home := os.environ.get(HOME_VARIABLE):
+        return Path(home).expanduser() / kind
+    import platformdirs
+
+    found = {
+        "config": platformdirs.user_config_path,
+        "data": platformdirs.user_data_path,
+        "state": platformdirs.user_state_path,
+        "cache": platformdirs.user_cache_path,
+    }[kind](APP, appauthor=False)
+    # macOS has one folder for config, data and state: keep them apart inside it.
+    shared = platformdirs.user_config_path(APP, appauthor=False) == platformdirs.user_state_path(APP, appauthor=False)
+    return found / kind if shared and kind != "cache" else found
+
+
+def settings_file() -> Path:
+    """The user's settings, TOML."""
+    return folder("config") / "settings.toml"
+
+
+def themes_folder() -> Path:
+    """The user's own themes."""
+    return folder("config") / "themes"
+
+
+def vectors_folder() -> Path:
+    """Saved steering vectors."""
+    return folder("data") / "vectors"
+
+
+def saes_folder() -> Path:
+    """SAEs trained here."""
+    return folder("data") / "saes"
+
+
+def indexes_folder() -> Path:
+    """Feature indexes built here."""
+    return folder("data") / "indexes"
+
+
+def database_file() -> Path:
+    """Runs and labels, SQLite."""
+    return folder("data") / "lens.sqlite3"
+
+
+def session_file() -> Path:
+    """What was on the screen, to take up again after a crash."""
+    return folder("state") / "session.json"
+
+
+def recent_file() -> Path:
+    """Model folders and ids used lately."""
+    return folder("state") / "recent.json"
+
+
+def log_file() -> Path:
+    """The log; older ones are beside it with a number."""
+    return folder("state") / "lens.log"

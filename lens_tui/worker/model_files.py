@@ -1,0 +1,222 @@
+"""What a model folder says of itself, read without MLX: who it is, its shape, what it needs in memory."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from lens_tui.records import LensError
+from lens_tui.records.sanitise import one_line
+
+Source = Literal["demo", "cache", "folder", "hub"]
+_MAX_CONFIG = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """A model that could be loaded. ``id`` is what ``LoadModel`` takes; strings are safe to show.
+
+    ``nbytes`` is the size of its weights on disk; 0 or ``""`` mean unknown (a
+    hub id not downloaded yet). ``problem`` says in one sentence why it cannot be
+    loaded, and is empty if nothing is known against it. ``kv_bytes`` is what one
+    token of one sequence takes in the KV cache, an upper bound for models with
+    sliding windows or shared caches.
+    """
+
+    id: str
+    name: str
+    source: Source
+    path: str = ""
+    nbytes: int = 0
+    architecture: str = ""
+    n_layers: int = 0
+    d_model: int = 0
+    vocab_size: int = 0
+    context: int = 0
+    quantization: str = ""
+    kv_bytes: int = 0
+    problem: str = ""
+    used: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes a comparison will need, next to what the machine has."""
+
+    weights: int
+    cache: int
+    capture: int
+    logits: int
+    machine: int
+
+    @property
+    def total(self) -> int:
+        """Everything together."""
+        return self.weights + self.cache + self.capture + self.logits
+
+    @property
+    def fits(self) -> bool:
+        """Whether it is within what MLX may use of this machine."""
+        return self.total <= self.machine
+
+
+def read_model_folder(folder: Path, *, model_id: str = "", source: Source = "folder") -> ModelEntry:
+    """What ``folder`` holds. Raises :class:`LensError` if it is no model mlx-lm could load.
+
+    A model that is recognised but cannot be loaded (shards missing, architecture
+    unknown to mlx-lm) is returned with ``problem`` set.
+    """
+    config = _read_config(folder)
+    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    assert isinstance(text, dict)
+    architecture = one_line(str(config.get("model_type", "")), 40)
+    nbytes, problem = _weights(folder)
+    return ModelEntry(
+        id=model_id or str(folder),
+        name=one_line(model_id or folder.name, 80),
+        source=source,
+        path=str(folder),
+        nbytes=nbytes,
+        architecture=architecture,
+        n_layers=_count(text, "num_hidden_layers", "n_layers", "n_layer", "num_layers"),
+        d_model=_count(text, "hidden_size", "d_model", "n_embd", "dim", "model_dim"),
+        vocab_size=_count(text, "vocab_size") or _count(config, "vocab_size"),
+        context=_count(text, "max_position_embeddings", "max_seq_len", "n_positions", "max_sequence_length"),
+        quantization=describe_quantization(config),
+        kv_bytes=kv_bytes_per_token(text),
+        problem=problem or _unsupported(architecture, config),
+    )
+
+
+def describe_quantization(config: Mapping[str, Any]) -> str:
+    """For example ``8-bit, groups of 64``; empty for a model that is not quantised."""
+    found = config.get("quantization") or config.get("quantization_config")
+    if not isinstance(found, dict):
+        return ""
+    if "bits" not in found:
+        return one_line(str(found.get("quant_method", "quantised")), 30)
+    mode = found.get("mode", "affine")
+    name = f"{found['bits']}-bit" if mode == "affine" else f"{mode} {found['bits']}-bit"
+    mixed = ", mixed" if any(isinstance(value, dict) for value in found.values()) else ""
+    return one_line(f"{name}, groups of {found.get('group_size', 64)}{mixed}", 40)
+
+
+def kv_bytes_per_token(config: Mapping[str, Any], bytes_per_value: int = 2) -> int:
+    """Bytes one token takes in the KV cache of all layers together; 0 if the config does not say."""
+    layers = _count(config, "num_hidden_layers", "n_layers", "n_layer", "num_layers")
+    if rank := _count(config, "kv_lora_rank"):  # multi-head latent attention keeps one compressed vector
+        return layers * (rank + _count(config, "qk_rope_head_dim")) * bytes_per_value
+    heads = _count(config, "num_attention_heads", "n_head", "n_heads")
+    kv_heads = _count(config, "num_key_value_heads", "num_kv_heads") or heads
+    width = _count(config, "hidden_size", "d_model", "n_embd", "dim")
+    head_dim = _count(config, "head_dim") or (width // heads if heads else 0)
+    return 2 * layers * kv_heads * head_dim * bytes_per_value
+
+
+def estimate_memory(
+    entry: ModelEntry, *, tokens: int = 1024, arms: int = 1, captured_layers: int = 0
+) -> MemoryEstimate:
+    """What comparing ``arms`` arms over ``tokens`` tokens needs, with ``captured_layers`` layers kept as float32."""
+    capture = captured_layers * tokens * arms * entry.d_model * 4
+    logits = arms * entry.vocab_size * 4 * 4  # logits, log-softmax and the sampler's working copies, float32
+    return MemoryEstimate(entry.nbytes, entry.kv_bytes * tokens * arms, capture, logits, machine_memory())
+
+
+@cache
+def machine_memory() -> int:
+    """Bytes MLX may use here: the machine's memory or the container's limit; on macOS three quarters of it.
+
+    Metal lets a process wire about three quarters of unified memory.
+    """
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if sys.platform == "darwin":
+        return total * 3 // 4
+    try:
+        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):
+        return total
+
+
+@cache
+def supported_architectures() -> frozenset[str]:
+    """The ``model_type`` names mlx-lm knows, found without importing it; empty if that cannot be told."""
+    spec = find_spec("mlx_lm")
+    if spec is None or spec.origin is None:
+        return frozenset()
+    home = Path(spec.origin).parent
+    names = {file.stem for file in (home / "models").glob("*.py")}
+    names |= {folder.parent.name for folder in (home / "models").glob("*/__init__.py")}
+    return frozenset(names | _renamed(home / "utils.py")) if names else frozenset()
+
+
+def _renamed(utils: Path) -> set[str]:
+    try:
+        tree = ast.parse(utils.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError):
+        return set()
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and any(getattr(t, "id", "") == "MODEL_REMAPPING" for t in node.targets):
+            return set(ast.literal_eval(node.value))
+    return set()
+
+
+def _unsupported(architecture: str, config: Mapping[str, Any]) -> str:
+    known = supported_architectures()
+    if not architecture:
+        return "Its config.json names no model_type."
+    if config.get("model_file"):
+        return "It brings its own code (model_file), which is not run."
+    if known and architecture not in known:
+        return f"mlx-lm does not know the architecture {architecture}."
+    return ""
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    shown = one_line(str(folder), 120)
+    try:
+        if file.stat().st_size > _MAX_CONFIG:
+            raise LensError(f"{shown} has a config.json of more than 4 MiB, which no model has.")
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        what = "is no model: it has no config.json" if folder.is_dir() else "does not exist"
+        raise LensError(f"{shown} {what}.", "Give a folder in mlx-lm's format or a hub id like org/name.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise LensError(f"{shown}/config.json cannot be read: {one_line(str(error), 100)}.") from None
+    if not isinstance(config, dict):
+        raise LensError(f"{shown}/config.json is not a JSON object.")
+    return config
+
+
+def _weights(folder: Path) -> tuple[int, str]:
+    files = {file.name: file for file in folder.glob("model*.safetensors")}
+    if not files:
+        others = any(folder.glob("*.bin")) or any(folder.glob("*.gguf")) or any(folder.glob("*.safetensors"))
+        kind = "weights are not in mlx-lm's format (model*.safetensors)" if others else "folder has no weights"
+        return 0, f"Its {kind}."
+    try:
+        nbytes = sum(file.stat().st_size for file in files.values())
+        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        wanted = set(index["weight_map"].values())
+    except FileNotFoundError:
+        return sum(file.stat().st_size for file in files.values() if file.exists()), ""
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return nbytes, "Its model.safetensors.index.json cannot be read."
+    missing = len(wanted - set(files))
+    return nbytes, f"{missing} of its {len(wanted)} weight files are missing." if missing else ""
+
+
+def _count(config: Mapping[str, Any], *names: str) -> int:
+    for name in names:
+        value = config.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 40:
+            return value
+    return 0

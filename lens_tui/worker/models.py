@@ -1,0 +1,171 @@
+"""The models and SAEs at hand without a network, and the check of a path or id someone typed. No MLX."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lens_tui import demo
+from lens_tui.records import LensError
+from lens_tui.records.recent import recent_models
+from lens_tui.records.sanitise import one_line
+
+from .model_files import ModelEntry, read_model_folder
+
+if TYPE_CHECKING:
+    from huggingface_hub import CachedRepoInfo
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
+_GEMMA_SCOPE = re.compile(r"google/gemma-scope-.+")
+
+
+@dataclass(frozen=True, slots=True)
+class SAEEntry:
+    """An SAE that could be loaded: ``path`` is what ``LoadSAE`` takes. Strings are safe to show."""
+
+    path: str
+    name: str
+    source: str
+    nbytes: int = 0
+
+
+def list_models(cache_dir: Path | None = None, recent: Path | None = None) -> list[ModelEntry]:
+    """The bundled demo, then models in the Hugging Face cache and folders used lately, newest first.
+
+    ``cache_dir`` and ``recent`` default to the user's own. Reads only the disk;
+    a few milliseconds for each model, so call it off the screen's thread.
+    """
+    found = [*cached_models(cache_dir), *_recent_folders(recent)]
+    found.sort(key=lambda entry: entry.used, reverse=True)
+    return [entry for entry in (demo_model(), *found) if entry is not None]
+
+
+def demo_model() -> ModelEntry | None:
+    """The bundled model, or ``None`` in an installation without it."""
+    try:
+        return read_model_folder(demo.model_path(), model_id=demo.NAME, source="demo")
+    except LensError:
+        return None
+
+
+def cached_models(cache_dir: Path | None = None) -> list[ModelEntry]:
+    """Language models in the Hugging Face cache: those with a config.json and safetensors weights."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repos = scan_cache_dir(cache_dir).repos
+    except (CacheNotFound, OSError, ValueError):
+        return []
+    entries = (_cached_model(repo) for repo in repos if repo.repo_type == "model")
+    return sorted((entry for entry in entries if entry), key=lambda entry: entry.used, reverse=True)
+
+
+def check_model(typed: str) -> ModelEntry:
+    """What someone typed as a model: ``demo``, a folder, or a hub id (cached or not).
+
+    A folder wins over a hub id of the same spelling. Raises :class:`LensError`
+    with one sentence if it is none of these or cannot be loaded.
+    """
+    text = typed.strip()
+    if text == demo.NAME:
+        entry = demo_model()
+        if entry is None:
+            raise LensError("This installation has no bundled model.", "Reinstall mlx-lens-tui.")
+        return entry
+    folder = Path(text).expanduser()
+    if text and folder.is_dir():
+        entry = read_model_folder(folder.resolve())
+        if entry.problem:
+            raise LensError(f"{one_line(str(folder), 120)} cannot be loaded.", entry.problem)
+        return entry
+    if folder.is_file():
+        raise LensError(f"{one_line(text, 120)} is a file.", "Give the folder that holds config.json and the weights.")
+    if not _HUB_ID.fullmatch(text) or ".." in text or "--" in text:
+        hint = "Give a folder, a hub id like org/name, or demo."
+        raise LensError(f"There is no model at {one_line(text, 120) or 'an empty path'}.", hint)
+    cached = next((entry for entry in cached_models() if entry.id == text), None)
+    return cached or ModelEntry(id=text, name=one_line(text, 80), source="hub")
+
+
+def list_saes(entry_or_id: str, cache_dir: Path | None = None) -> list[SAEEntry]:
+    """SAEs at hand for a model, by its id: bundled ones, and Gemma Scope folders in the Hugging Face cache.
+
+    A Gemma Scope repository counts if its name contains the model's (``gemma-3-1b``
+    in ``gemma-scope-2-1b-it``). Whether an SAE fits is measured after loading.
+    """
+    if entry_or_id == demo.NAME:
+        return [SAEEntry(str(path), one_line(name), "demo", _size(path)) for name, path in demo.sae_paths().items()]
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repos = scan_cache_dir(cache_dir).repos
+    except (CacheNotFound, OSError, ValueError):
+        return []
+    fitting = [
+        repo for repo in repos if _GEMMA_SCOPE.fullmatch(repo.repo_id) and _same_family(repo.repo_id, entry_or_id)
+    ]
+    return [sae for repo in sorted(fitting, key=lambda repo: repo.repo_id) for sae in _scope_folders(repo)]
+
+
+def _scope_folders(repo: CachedRepoInfo) -> list[SAEEntry]:
+    snapshot = _snapshot(repo)
+    if snapshot is None:
+        return []
+    weights = sorted({*snapshot.glob("**/params.safetensors"), *snapshot.glob("**/params.npz")})
+    names = [(file.parent, file.parent.relative_to(snapshot).as_posix()) for file in weights]
+    return [
+        SAEEntry(str(folder), one_line(f"{repo.repo_id}/{name}", 120), "cache", _size(folder)) for folder, name in names
+    ]
+
+
+def _same_family(repo_id: str, model: str) -> bool:
+    # gemma-scope-2-1b-it is of gemma-3-1b-it; gemma-scope-2b-pt-res of gemma-2-2b.
+    scope = re.fullmatch(r"google/gemma-scope-(2-)?(\d+[bm])(?:-(pt|it))?.*", repo_id)
+    name = re.search(r"gemma-(\d)-(\d+[bm])(?:-(pt|it))?", model.lower())
+    if scope is None or name is None:
+        return False
+    generation = "3" if scope[1] else "2"
+    # The first Gemma Scope was trained on base models and is used on the tuned ones too.
+    same_tuning = generation == "2" or (scope[3] or "pt") == (name[3] or "pt")
+    return generation == name[1] and scope[2] == name[2] and same_tuning
+
+
+def _cached_model(repo: CachedRepoInfo) -> ModelEntry | None:
+    snapshot = _snapshot(repo)
+    if snapshot is None or not any(snapshot.glob("model*.safetensors")):
+        return None
+    try:
+        entry = read_model_folder(snapshot, model_id=repo.repo_id, source="cache")
+    except LensError:
+        return None
+    return replace(entry, used=repo.last_accessed or repo.last_modified) if entry.architecture else None
+
+
+def _snapshot(repo: CachedRepoInfo) -> Path | None:
+    """The folder of ``main``, or of the newest revision if nobody asked for ``main``."""
+    main = repo.refs.get("main")
+    if main is not None:
+        return main.snapshot_path
+    newest = max(repo.revisions, key=lambda revision: revision.last_modified, default=None)
+    return newest.snapshot_path if newest else None
+
+
+def _recent_folders(recent: Path | None) -> list[ModelEntry]:
+    entries = []
+    for name in recent_models(recent):
+        folder = Path(name)
+        if name == demo.NAME or not folder.is_absolute() or not folder.is_dir():
+            continue
+        try:
+            entries.append(replace(read_model_folder(folder), used=folder.stat().st_mtime))
+        except (LensError, OSError):
+            continue
+    return entries
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
