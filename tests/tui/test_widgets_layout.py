@@ -24,6 +24,14 @@ def test_levels_rise_with_the_value_and_use_all_eight_steps() -> None:
     assert ramps.share_level(1.0, 0.0) == ramps.share_level(math.nan, 1.0) == 0
 
 
+@given(st.floats(0, 1), st.integers(0, 40))
+def test_a_bar_is_as_long_as_its_share(share: float, width: int) -> None:
+    text = ramps.bar(share, width)
+    assert cell_len(text) <= width
+    eighths = sum(8 if char == "█" else "▏▎▍▌▋▊▉".index(char) + 1 for char in text)
+    assert abs(eighths - share * width * 8) <= (1 if width else 0)
+
+
 def test_a_histogram_shows_every_count_and_keeps_the_tallest_full() -> None:
     upper, lower = ramps.histogram([16, 8, 1, 0, 1e-6], 10)
     assert (upper, lower) == ("█    ", "██▁ ▁")

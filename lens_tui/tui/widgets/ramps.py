@@ -13,6 +13,7 @@ from collections.abc import Sequence
 N_LEVELS = 8
 BARS = "▁▂▃▄▅▆▇█"
 DIGITS = "01234567"
+_EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 
 KL_STEPS = (0.03125, 0.0625, 0.125, 0.25, 0.5, 1.0, 2.0)
 """Lower bounds of levels 1 to 7 for a KL divergence in nats: each step doubles, from 1/32 to 2."""
@@ -43,6 +44,15 @@ def share_level(value: float, maximum: float) -> int:
     if not value > 0.0 or not maximum > 0.0:
         return 0
     return min(N_LEVELS - 1, 1 + int((N_LEVELS - 1) * value / maximum))
+
+
+def bar(share: float, width: int) -> str:
+    """A horizontal bar, in eighths of a cell, of ``share`` (0 to 1) of ``width`` cells. Not padded."""
+    if not share > 0.0 or width <= 0:
+        return ""
+    eighths = max(1, round(min(1.0, share) * width * 8))
+    whole, rest = divmod(eighths, 8)
+    return "█" * whole + _EIGHTHS[rest]
 
 
 def sparkline(levels: Sequence[int]) -> str:
