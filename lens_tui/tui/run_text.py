@@ -1,0 +1,223 @@
+"""A run as the screens know it: the arms and what they have written so far, reduced from events. No Textual."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lens_tui.records import Arm, Intervention, Sampling
+from lens_tui.tui.session import Session, Steer
+from lens_tui.tui.widgets.ramps import kl_level, surprisal_level
+from lens_tui.worker.events import (
+    ArmDone,
+    Candidate,
+    Dialed,
+    Event,
+    JobDone,
+    JobFailed,
+    RunStarted,
+    Speed,
+    TokenEvent,
+)
+
+Measure = Literal["kl", "surprise", "diff"]
+MEASURES: tuple[Measure, ...] = ("kl", "surprise", "diff")
+MEASURE_NAMES = {"kl": "KL to baseline", "surprise": "surprise (−logp)", "diff": "not in the baseline"}
+
+
+def plan(session: Session) -> tuple[tuple[int, Arm], ...]:
+    """The arms a run would have now, each with its number on the bench; the baseline is 0."""
+    numbers = sorted({row.arm for row in session.steers if row.enabled})
+    return tuple(zip((0, *numbers), session.arms(), strict=True))
+
+
+@dataclass(slots=True, eq=False)
+class ArmText:
+    """One arm of a run and what it wrote.
+
+    ``number`` is its place on the bench (0: baseline). ``dials`` are changes made
+    while it wrote: the first token made under them, and what they were.
+    ``parted`` is the first token that is not the baseline's.
+    """
+
+    number: int
+    arm: Arm
+    tokens: list[TokenEvent] = field(default_factory=list)
+    dials: list[tuple[int, tuple[Intervention, ...]]] = field(default_factory=list)
+    reason: str = ""
+    dose: float | None = None
+    parted: int | None = None
+    _logprob_sum: float = 0.0
+    _kl_sum: float = 0.0
+    _kl_count: int = 0
+    _agreed: int = 0
+
+    @property
+    def interventions(self) -> tuple[Intervention, ...]:
+        """What is done to it now."""
+        return self.dials[-1][1] if self.dials else self.arm.interventions
+
+    @property
+    def text(self) -> str:
+        """The readable text so far."""
+        return "".join(token.text for token in self.tokens)
+
+    @property
+    def pieces(self) -> list[str]:
+        """What each token shows: its text, or its own form where it adds none (part of a character)."""
+        return [piece(token) for token in self.tokens]
+
+    @property
+    def mean_logprob(self) -> float | None:
+        """Mean log-probability a token (nats) under the arm's own distribution."""
+        return self._logprob_sum / len(self.tokens) if self.tokens else None
+
+    @property
+    def perplexity(self) -> float | None:
+        """``exp`` of minus the mean log-probability."""
+        mean = self.mean_logprob
+        return None if mean is None else math.exp(min(700.0, -mean))
+
+    @property
+    def mean_kl(self) -> float | None:
+        """Mean D_KL(arm || baseline) a token (nats), over the steps the baseline also made."""
+        return self._kl_sum / self._kl_count if self._kl_count else None
+
+    def add(self, token: TokenEvent) -> None:
+        """Take the next token."""
+        self.tokens.append(token)
+        self._logprob_sum += token.logprob
+        if token.kl is not None:
+            self._kl_sum += token.kl
+            self._kl_count += 1
+
+    def compare_with(self, baseline: ArmText) -> None:
+        """Look for the first token that is not the baseline's, from where we last agreed."""
+        if self.parted is not None or baseline is self:
+            return
+        shared = min(len(self.tokens), len(baseline.tokens))
+        while self._agreed < shared:
+            if self.tokens[self._agreed].token_id != baseline.tokens[self._agreed].token_id:
+                self.parted = self._agreed
+                return
+            self._agreed += 1
+        if (baseline.reason and len(self.tokens) > shared) or (self.reason and len(baseline.tokens) > shared):
+            self.parted = shared
+
+
+def piece(token: TokenEvent) -> str:
+    """What a token shows in a text: what it adds, or its own form where it adds nothing."""
+    return token.text or token.token
+
+
+@dataclass(slots=True, eq=False)
+class RunText:
+    """A run: what was asked, under which settings, and what came out so far.
+
+    ``steers`` is the bench as it was, so that the run can be put back.
+    """
+
+    number: int
+    prompt: str
+    sampling: Sampling
+    arms: tuple[ArmText, ...]
+    steers: tuple[Steer, ...] = ()
+    model: str = ""
+    raw: bool = False
+    prompt_ids: tuple[int, ...] = ()
+    prompt_tokens: tuple[str, ...] = ()
+    tokens_per_s: float | None = None
+    state: Literal["waiting", "running", "done", "stopped", "failed"] = "waiting"
+
+    @classmethod
+    def begin(cls, number: int, session: Session) -> RunText:
+        """A run of the session as it is now."""
+        return cls(
+            number,
+            session.prompt,
+            session.sampling,
+            tuple(ArmText(place, arm) for place, arm in plan(session)),
+            session.steers,
+            session.model.name if session.model else "",
+        )
+
+    @property
+    def going(self) -> bool:
+        """Whether tokens may still come."""
+        return self.state in ("waiting", "running")
+
+    @property
+    def baseline(self) -> ArmText:
+        """The arm nothing is done to."""
+        return self.arms[0]
+
+    def arm_of(self, number: int) -> ArmText | None:
+        """The arm with that number on the bench."""
+        return next((arm for arm in self.arms if arm.number == number), None)
+
+    def index_of(self, number: int) -> int | None:
+        """The place in the job's arms of the arm with that number."""
+        return next((index for index, arm in enumerate(self.arms) if arm.number == number), None)
+
+    def apply(self, event: Event) -> None:
+        """Take an event of this run's job."""
+        match event:
+            case RunStarted():
+                self.state = "running"
+                self.prompt_ids, self.prompt_tokens = event.prompt_ids, event.prompt_tokens
+            case TokenEvent():
+                self.arms[event.arm].add(event)
+                self.arms[event.arm].compare_with(self.baseline)
+            case Dialed():
+                self.arms[event.arm].dials.append((event.index, event.interventions))
+            case ArmDone():
+                arm = self.arms[event.arm]
+                arm.reason, arm.dose = event.reason, event.dose
+                for other in self.arms:
+                    other.compare_with(self.baseline)
+            case Speed():
+                self.tokens_per_s = event.tokens_per_s
+            case JobDone():
+                self.state = "stopped" if event.stopped else "done"
+            case JobFailed():
+                self.state = "failed"
+
+
+def token_levels(arm: ArmText, measure: Measure, baseline: ArmText, start: int = 0) -> list[int]:
+    """The shade of each token of an arm from ``start`` on.
+
+    ``diff`` marks (7) the tokens that the longest common run of tokens with the
+    baseline leaves over; while text still comes, those that differ place by place.
+    """
+    tokens = arm.tokens[start:]
+    if measure == "kl":
+        return [kl_level(token.kl) for token in tokens]
+    if measure == "surprise":
+        return [surprisal_level(token.logprob) for token in tokens]
+    if arm.reason and baseline.reason:
+        return changed_levels(_ids(baseline), _ids(arm))[start:]
+    other = _ids(baseline)
+    return [0 if n < len(other) and t.token_id == other[n] else 7 for n, t in enumerate(tokens, start)]
+
+
+def changed_levels(before: Sequence[int], after: Sequence[int]) -> list[int]:
+    """7 for each item of ``after`` that an alignment with ``before`` leaves over, else 0."""
+    levels = [7] * len(after)
+    for block in difflib.SequenceMatcher(None, before, after, autojunk=False).get_matching_blocks():
+        levels[block.b : block.b + block.size] = [0] * block.size
+    return levels
+
+
+def _ids(arm: ArmText) -> list[int]:
+    return [token.token_id for token in arm.tokens]
+
+
+def candidates(arm: ArmText | None, index: int) -> tuple[TokenEvent | None, tuple[Candidate, ...]]:
+    """The token an arm wrote at a step, and what else it could have written, likeliest first."""
+    if arm is None or not 0 <= index < len(arm.tokens):
+        return None, ()
+    token = arm.tokens[index]
+    return token, tuple(sorted(token.top, key=lambda candidate: -candidate.logprob))

@@ -1,0 +1,83 @@
+"""A run reduced from its events: sums, divergence, diffs."""
+
+from __future__ import annotations
+
+import math
+
+from lens_tui.records import Arm, Sampling
+from lens_tui.tui.run_text import ArmText, RunText, changed_levels, plan, token_levels
+from lens_tui.tui.session import Session, SessionStore
+from lens_tui.worker import events as ev
+from tests.fakes import unit_vector
+
+
+def token(arm: int, index: int, token_id: int, logprob: float = -1.0, kl: float | None = 0.5) -> ev.TokenEvent:
+    return ev.TokenEvent(1, arm, index, token_id, f"t{token_id}", f"t{token_id}", logprob, kl)
+
+
+def run_of(*lanes: list[int], ends: bool = True) -> RunText:
+    run = RunText(1, "p", Sampling(), tuple(ArmText(n, Arm(str(n))) for n in range(len(lanes))))
+    for step in range(max(map(len, lanes))):
+        for arm, ids in enumerate(lanes):
+            if step < len(ids):
+                run.apply(token(arm, step, ids[step], kl=0.0 if arm == 0 else 0.5))
+            if ends and step == len(ids) - 1:
+                run.apply(ev.ArmDone(1, arm, "stop", len(ids)))
+    return run
+
+
+def test_means_are_of_the_arms_own_tokens() -> None:
+    arm = ArmText(1, Arm("a"))
+    for index, (logprob, kl) in enumerate([(-1.0, 0.2), (-2.0, None), (-0.5, 0.6)]):
+        arm.add(token(1, index, index, logprob, kl))
+    assert arm.mean_logprob is not None
+    assert math.isclose(arm.mean_logprob, -3.5 / 3)
+    assert math.isclose(arm.perplexity or 0, math.exp(3.5 / 3))
+    assert math.isclose(arm.mean_kl or 0, 0.4)
+    assert ArmText(0, Arm("b")).perplexity is None
+    arm.add(token(1, 3, 3, -1e9))
+    assert math.isfinite(arm.perplexity or math.inf)
+
+
+def test_where_texts_part() -> None:
+    run = run_of([1, 2, 3, 4], [1, 2, 9, 4], [1, 2, 3, 4], [1, 2], [1, 2, 3, 4, 5])
+    assert [arm.parted for arm in run.arms] == [None, 2, None, 2, 4]
+    going = run_of([1, 2, 3], [1, 2], ends=False)
+    assert going.arms[1].parted is None
+
+
+def test_the_diff_is_by_alignment_once_both_have_ended() -> None:
+    run = run_of([1, 2, 3, 4], [1, 9, 2, 3, 4])
+    assert token_levels(run.arms[1], "diff", run.baseline) == [0, 7, 0, 0, 0]
+    assert token_levels(run.arms[1], "diff", run.baseline, 2) == [0, 0, 0]
+    going = run_of([1, 2, 3, 4], [1, 9, 2, 3, 4], ends=False)
+    assert token_levels(going.arms[1], "diff", going.baseline) == [0, 7, 7, 7, 7]
+    assert changed_levels([], [1, 2]) == [7, 7]
+
+
+def test_levels_follow_kl_and_surprise() -> None:
+    arm = ArmText(1, Arm("a"))
+    arm.add(token(1, 0, 1, logprob=-9.0, kl=None))
+    arm.add(token(1, 1, 1, logprob=-0.01, kl=2.5))
+    assert token_levels(arm, "kl", arm) == [0, 7]
+    assert token_levels(arm, "surprise", arm) == [7, 0]
+
+
+def test_the_plan_keeps_the_numbers_of_the_bench() -> None:
+    store = SessionStore(Session(prompt="hi"))
+    for number in (1, 3):
+        store.add_steer(unit_vector(f"v{number}"), arm=number)
+    store.edit_steer(store.session.steers[0].id, enabled=False)
+    assert [(number, arm.name) for number, arm in plan(store.session)] == [(0, "baseline"), (3, "v3")]
+    run = RunText.begin(4, store.session)
+    assert run.index_of(3) == 1
+    assert run.arm_of(1) is None
+    assert run.going
+
+
+def test_a_dial_is_kept_with_the_token_it_began_at() -> None:
+    run = run_of([1], [1], ends=False)
+    run.apply(ev.Dialed(1, 1, 1, ()))
+    assert run.arms[1].dials == [(1, ())]
+    run.apply(ev.JobDone(1, stopped=True))
+    assert run.state == "stopped"
