@@ -1,0 +1,156 @@
+"""The one SQLite file of people's work: opening it, its tables' versions, safe writing.
+
+Each family of tables (runs, labels, ...) stands in a file of its own and brings
+a :class:`Family` with its migrations; this module knows none of them. The
+file is in WAL mode, so an app, a script and a notebook can use it at once.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from . import paths
+from .errors import LensError
+
+_BUSY_MS = 5000
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Tables that belong together. ``migrations[n]`` is SQL from version n to n + 1; never edit a shipped one."""
+
+    name: str
+    migrations: tuple[str, ...]
+
+
+class Store:
+    """A connection to the file, usable from any thread, one at a time.
+
+    ``path`` defaults to the user's own; ``":memory:"`` keeps nothing. Raises
+    :class:`LensError` if the file is damaged, is no database, or was written by
+    a newer version.
+    """
+
+    def __init__(self, path: Path | str | None = None) -> None:
+        self.path = str(path or paths.database_file())
+        self._lock = threading.RLock()
+        if self.path != ":memory:":
+            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+        with self._explained():
+            self._connection = sqlite3.connect(
+                self.path, timeout=_BUSY_MS / 1000, isolation_level=None, check_same_thread=False
+            )
+        self._connection.row_factory = sqlite3.Row
+        try:
+            with self._explained():
+                # NORMAL: a killed process loses nothing; a power cut may lose the last writes, never the file.
+                for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "trusted_schema=OFF"):
+                    self._connection.execute(f"PRAGMA {pragma}")
+                self._connection.execute(
+                    "CREATE TABLE IF NOT EXISTS family (name TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID"
+                )
+        except LensError:
+            self._connection.close()
+            raise
+
+    def use(self, family: Family) -> None:
+        """Bring a family's tables to their newest version. Each step is one transaction."""
+        version = self.version(family)
+        if version > len(family.migrations):
+            raise LensError(
+                f"{self.path} was written by a newer version (its {family.name} tables are at {version}, "
+                f"known are {len(family.migrations)}).",
+                "Update mlx-lens-tui.",
+            )
+        for _ in range(version, len(family.migrations)):
+            with self.write() as connection:
+                # Another process may have migrated between our look and our lock.
+                now = self.version(family)
+                if now >= len(family.migrations):
+                    return
+                _run_script(connection, family.migrations[now])
+                connection.execute("INSERT OR REPLACE INTO family VALUES (?, ?)", (family.name, now + 1))
+
+    def version(self, family: Family) -> int:
+        """The version of a family's tables in this file; 0 if it has none."""
+        row = self.one("SELECT version FROM family WHERE name = ?", (family.name,))
+        return int(row["version"]) if row else 0
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """A transaction: all of it is kept, or none if an exception leaves the block."""
+        with self._lock, self._explained():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    def all(self, sql: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
+        """Every row of a query."""
+        with self._lock, self._explained():
+            return self._connection.execute(sql, values).fetchall()
+
+    def one(self, sql: str, values: Sequence[Any] = ()) -> sqlite3.Row | None:
+        """The first row of a query, or ``None``."""
+        with self._lock, self._explained():
+            row: sqlite3.Row | None = self._connection.execute(sql, values).fetchone()
+            return row
+
+    def close(self) -> None:
+        """Close the connection. The store cannot be used after."""
+        with self._lock:
+            self._connection.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error):
+                raise LensError(f"{self.path} is in use by another process.", "Try again.") from error
+            if "unable to open" in str(error) or "readonly" in str(error) or "disk" in str(error):
+                raise LensError(f"{self.path} cannot be written: {error}.", "Check permissions and space.") from error
+            raise
+        except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:
+                raise
+            hint = "Move the file away to start a new one; `sqlite3 FILE .recover` may save what is in it."
+            raise LensError(f"{self.path} is damaged or no database: {error}.", hint) from error
+
+
+def fts_query(words: str) -> str:
+    """What someone typed as an FTS5 query: every word must occur, the last may be the beginning of one.
+
+    Quotes and operators lose their meaning, so nothing typed is a syntax error.
+    Empty if there is nothing to look for.
+    """
+    quoted = ['"' + word.replace('"', '""') + '"' for word in words.split() if any(map(str.isalnum, word))]
+    return " ".join(quoted) + "*" if quoted else ""
+
+
+def _run_script(connection: sqlite3.Connection, script: str) -> None:
+    # executescript() would commit the transaction we are in.
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            connection.execute(statement)
+            statement = ""
+    if statement.strip():
+        connection.execute(statement)

@@ -1,0 +1,147 @@
+"""The file keeps what was committed, in one piece, whoever else uses it."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lens_tui.records import LensError
+from lens_tui.records.store import Family, Store, fts_query
+
+ROOT = Path(__file__).parents[2]
+FIRST = Family("notes", ("CREATE TABLE note (id INTEGER PRIMARY KEY, text TEXT);",))
+SECOND = Family(
+    "notes",
+    (
+        *FIRST.migrations,
+        "ALTER TABLE note ADD COLUMN stars INTEGER DEFAULT 0;\nUPDATE note SET stars = 1;\n",
+    ),
+)
+
+
+def add(store: Store, text: str) -> None:
+    with store.write() as connection:
+        connection.execute("INSERT INTO note (text) VALUES (?)", (text,))
+
+
+def add_many(store: Store) -> None:
+    for _ in range(40):
+        add(store, "x")
+
+
+def texts(store: Store) -> list[str]:
+    return [row["text"] for row in store.all("SELECT text FROM note ORDER BY id")]
+
+
+def test_migrations_run_once_each_and_keep_the_data(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "lens.sqlite3"
+    with Store(path) as store:
+        store.use(FIRST)
+        store.use(FIRST)
+        add(store, "old")
+    with Store(path) as store:
+        store.use(SECOND)
+        add(store, "new")
+        assert [tuple(row) for row in store.all("SELECT text, stars FROM note")] == [("old", 1), ("new", 0)]
+        assert store.version(SECOND) == 2
+        with pytest.raises(LensError, match="written by a newer version"):
+            store.use(FIRST)
+
+
+def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
+    broken = Family("notes", (*FIRST.migrations, "ALTER TABLE note ADD COLUMN x;\nSELECT nonsense FROM nowhere;\n"))
+    with Store(tmp_path / "s") as store:
+        store.use(FIRST)
+        with pytest.raises(sqlite3.OperationalError):
+            store.use(broken)
+        assert store.version(broken) == 1
+        assert {row["name"] for row in store.all("SELECT name FROM pragma_table_info('note')")} == {"id", "text"}
+
+
+def test_a_write_is_all_or_nothing() -> None:
+    store = Store(":memory:")
+    store.use(FIRST)
+
+    def fail() -> None:
+        with store.write() as connection:
+            connection.execute("INSERT INTO note (text) VALUES ('half')")
+            raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        fail()
+    assert texts(store) == []
+    store.close()
+
+
+def test_threads_and_a_second_connection(tmp_path: Path) -> None:
+    with Store(tmp_path / "s") as store, Store(tmp_path / "s") as other:
+        store.use(FIRST)
+        other.use(FIRST)
+        writers = [threading.Thread(target=add_many, args=(s,)) for s in (store, store, other)]
+        for writer in writers:
+            writer.start()
+        for writer in writers:
+            writer.join()
+        assert len(texts(store)) == len(texts(other)) == 120
+
+
+def test_a_killed_writer_loses_only_what_it_had_not_committed(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    code = (
+        "import os, sys; from tests.records.test_store import FIRST, Store, add\n"
+        "store = Store(sys.argv[1]); store.use(FIRST)\n"
+        "for n in range(20): add(store, str(n))\n"
+        "with store.write() as c:\n"
+        "    c.execute(\"INSERT INTO note (text) VALUES ('in flight')\"); os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], timeout=60, cwd=Path(__file__).parents[2], check=False
+    )
+    assert done.returncode == -9
+    with Store(path) as store:
+        assert texts(store) == [str(n) for n in range(20)]
+
+
+@pytest.mark.parametrize("content", [b"this is no database at all" * 100, b"SQLite format 3\0" + b"\xff" * 4000])
+def test_a_damaged_file_is_one_sentence(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "s"
+    path.write_bytes(content)
+    with pytest.raises(LensError, match="damaged or no database"):
+        Store(path)
+    assert path.read_bytes() == content
+
+
+def test_a_folder_in_its_place(tmp_path: Path) -> None:
+    with pytest.raises(LensError, match="cannot be written"):
+        Store(tmp_path)
+
+
+@given(st.text())
+def test_nothing_typed_is_a_syntax_error(words: str) -> None:
+    connection = sqlite3.connect(":memory:")
+    connection.execute("CREATE VIRTUAL TABLE t USING fts5(x)")
+    query = fts_query(words)
+    if query:
+        connection.execute("SELECT * FROM t WHERE t MATCH ?", (query,)).fetchall()
+    connection.close()
+
+
+def test_search_wants_every_word_and_completes_the_last() -> None:
+    connection = sqlite3.connect(":memory:")
+    connection.execute("CREATE VIRTUAL TABLE t USING fts5(x)")
+    connection.executemany("INSERT INTO t VALUES (?)", [("dogs bark",), ("dogs sleep",), ("a 'quoted' OR word",)])
+
+    def found(words: str) -> int:
+        return len(connection.execute("SELECT * FROM t WHERE t MATCH ?", (fts_query(words),)).fetchall())
+
+    assert found("dogs") == 2
+    assert found("dogs ba") == 1
+    assert found('"quoted" OR') == 1
+    assert fts_query("  ** ") == ""
+    connection.close()
