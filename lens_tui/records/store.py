@@ -140,6 +140,7 @@ def fts_query(words: str) -> str:
     Quotes and operators lose their meaning, so nothing typed is a syntax error.
     Empty if there is nothing to look for.
     """
+    words = words.replace("\0", " ").encode("utf-8", "replace").decode("utf-8")
     quoted = ['"' + word.replace('"', '""') + '"' for word in words.split() if any(map(str.isalnum, word))]
     return " ".join(quoted) + "*" if quoted else ""
 

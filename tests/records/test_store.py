@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from lens_tui.records import LensError
 from lens_tui.records.store import Family, Store, fts_query
@@ -122,6 +122,8 @@ def test_a_folder_in_its_place(tmp_path: Path) -> None:
         Store(tmp_path)
 
 
+@example("a\0b")
+@example('a\ud800 "')
 @given(st.text())
 def test_nothing_typed_is_a_syntax_error(words: str) -> None:
     connection = sqlite3.connect(":memory:")
