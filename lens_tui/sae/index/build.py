@@ -1,0 +1,209 @@
+"""One streaming pass over a corpus for one or several SAEs: resumable, in shards, in bounded memory."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lens_tui.records import LensError
+from lens_tui.records.activations import ActivationSource, Place
+
+from .encode import Encoder, block_columns, encode_block
+from .finish import finish
+from .part import Part
+from .settings import Identity, IndexSettings, index_key
+from .tables import TokenTable
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An SAE to index: the SAE, where it reads, and what identifies it.
+
+    ``sae`` is the name labels and jobs know it by (``SAEInfo.id``); hashes are
+    of contents (``records.fingerprint``). ``tables`` are promoted and suppressed
+    tokens to be kept with the index.
+    """
+
+    encoder: Encoder
+    place: Place
+    width: int
+    sae: str
+    sae_hash: str = ""
+    model_hash: str = ""
+    precision: str = ""
+    tables: Sequence[TokenTable] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class IndexProgress:
+    """How far the pass is: tokens seen now, tokens a second, seconds left (``None``: not known yet)."""
+
+    stage: str
+    block: int
+    n_blocks: int
+    n_tokens: int
+    tokens_per_s: float
+    seconds_left: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    """``indexes`` are finished folders, ``parts`` working folders still to be merged or taken up again."""
+
+    stopped: bool
+    indexes: tuple[Path, ...] = ()
+    parts: tuple[Path, ...] = ()
+
+
+@dataclass(slots=True)
+class _Clock:
+    total: int
+    report: Callable[[IndexProgress], None] | None
+    begun: float = field(default_factory=time.monotonic)
+    tokens: int = 0
+    blocks: int = 0
+
+    def tick(self, block: int, n: int) -> None:
+        self.tokens += n
+        self.blocks += 1
+        seconds = max(time.monotonic() - self.begun, 1e-9)
+        left = (self.total - block - 1) * seconds / self.blocks
+        if self.report:
+            self.report(IndexProgress("read", block + 1, self.total, self.tokens, self.tokens / seconds, left))
+
+
+def build_index(
+    source: ActivationSource,
+    targets: Sequence[Target],
+    out: Path | str,
+    settings: IndexSettings | None = None,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    progress: Callable[[IndexProgress], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    checkpoint_seconds: float = 60.0,
+) -> BuildResult:
+    """Index one pass of ``source`` with every target; each index is the folder ``out/<key>``.
+
+    With ``shard=(i, n)`` only the i-th of n runs of blocks is read, and the
+    folders ``out/<key>.part-<i>-of-<n>`` are left for :func:`merge_parts`. If
+    stopped or killed, the same call goes on from the last checkpoint (at most
+    ``checkpoint_seconds`` are lost). An index that exists already is not built
+    again. Raises :class:`LensError` for a bad shard, for residuals the SAE does
+    not fit, and for a folder that holds something else.
+    """
+    settings = settings or IndexSettings()
+    number, of = shard
+    if not 0 <= number < of:
+        raise LensError(f"There is no shard {number} of {of}.", "Shards count from 0: give 0 <= i < n.")
+    if not targets:
+        raise LensError("There is no SAE to index.", "Give at least one.")
+    total = source.n_blocks
+    span = (total * number // of, total * (number + 1) // of, total)
+    keys = [(target, identity_of(source, target)) for target in targets]
+    folders = {index_key(identity, settings): (target, identity) for target, identity in keys}
+    if len(folders) < len(targets):
+        raise LensError("The same SAE is given twice.", "Give each SAE once, and each its own name.")
+    root = Path(out)
+    todo = {key: pair for key, pair in folders.items() if not (root / key / "manifest.json").exists()}
+    parts = {key: root / (f"{key}.part-{number}-of-{of}") for key in todo}
+    with ExitStack() as stack:
+        open_parts = [
+            (todo[key][0], stack.enter_context(Part(folder, todo[key][1], settings, span)))
+            for key, folder in parts.items()
+        ]
+        complete = _read(source, open_parts, _Clock(span[1], progress), should_stop, checkpoint_seconds)
+    if not complete or of > 1:
+        return BuildResult(not complete, (), tuple(parts.values()))
+    for key, folder in parts.items():
+        if progress:
+            progress(IndexProgress("write", total, total, 0, 0.0, None))
+        finish([folder], root / key, todo[key][0].tables)
+        shutil.rmtree(folder)
+    return BuildResult(False, tuple(root / key for key in folders))
+
+
+def merge_parts(
+    parts: Sequence[Path | str], out: Path | str, *, tables: Sequence[TokenTable] = (), keep: bool = False
+) -> Path:
+    """The index of all shards of a pass, equal to the bit to that of one pass: ``out/<key>``, its path.
+
+    The parts are removed unless ``keep``. Raises :class:`LensError` if one is
+    missing, unfinished, doubled, or belongs to something else.
+    """
+    if not parts:
+        raise LensError("There are no parts to merge.", "Give the folders that `index --shard` left.")
+    return finish([Path(part) for part in parts], Path(out), tables, named_by_key=True, remove=not keep)
+
+
+def identity_of(source: ActivationSource, target: Target) -> Identity:
+    """What identifies the index of a target over a source."""
+    facts = source.facts
+    if target.place not in source.places:
+        layer, site = target.place
+        raise LensError(f"The corpus is not read at {site} of layer {layer}.", "Open it with that place.")
+    extra: dict[str, Any] = dict(facts.extra)
+    return Identity(
+        model=facts.model_name,
+        model_hash=target.model_hash or extra.get("model_hash", ""),
+        precision=target.precision or extra.get("precision", ""),
+        sae=target.sae,
+        sae_hash=target.sae_hash,
+        layer=target.place[0],
+        site=target.place[1],
+        width=target.width,
+        d_model=source.d_model(target.place),
+        corpus=extra.get("corpus", ""),
+        corpus_hash=_corpus_hash(facts),
+        context=facts.context,
+        bos=facts.bos,
+    )
+
+
+def _corpus_hash(facts: Any) -> str:
+    """The texts, and everything that decides which tokens of them are read and in which windows."""
+    how = f"{facts.n_documents}.{facts.n_tokens}.{facts.skipped}.{int(facts.packed)}.{facts.seed}"
+    return f"{facts.corpus_sha256}/{how}"
+
+
+def _read(
+    source: ActivationSource,
+    parts: Sequence[tuple[Target, Part]],
+    clock: _Clock,
+    should_stop: Callable[[], bool],
+    checkpoint_seconds: float,
+) -> bool:
+    """Run the blocks that are left through every part; whether all were read."""
+    if not parts:
+        return True
+    start = min(part.state.next for _, part in parts)
+    stop = parts[0][1].state.stop
+    saved = time.monotonic()
+    try:
+        if start < stop:
+            for block in source.blocks(start, stop):
+                if should_stop():
+                    break
+                for target, part in parts:
+                    if block.index == part.state.next:
+                        _take(block, target, part)
+                clock.tick(block.index, len(block.token_ids))
+                if time.monotonic() - saved > checkpoint_seconds:
+                    for _, part in parts:
+                        part.checkpoint()
+                    saved = time.monotonic()
+    finally:
+        for _, part in parts:
+            part.checkpoint()
+    return all(part.state.done for _, part in parts)
+
+
+def _take(block: Any, target: Target, part: Part) -> None:
+    residual = block.values[target.place]
+    found, counted, overflowed = encode_block(block, residual, target.encoder, target.width, part.settings)
+    part.add(found, block_columns(block), counted, overflowed)

@@ -1,0 +1,229 @@
+"""From finished parts to the immutable index: what is written depends on the tokens alone, not on the parts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lens_tui.records import LensError
+
+from .full import write_by_feature
+from .keeper import NOBODY
+from .part import SPECIAL, START, StoredPart
+from .settings import DEFINITIONS, FORMAT, N_OCTAVES
+from .tables import TokenTable
+from .tally import Tally
+from .windows import write_windows
+
+CHUNK = 8_000_000
+"""Activations held in memory at a time."""
+
+NO_TOKEN = np.uint32(0xFFFF_FFFF)
+
+
+def finish(
+    folders: Sequence[Path],
+    out: Path,
+    tables: Sequence[TokenTable],
+    *,
+    named_by_key: bool = False,
+    remove: bool = False,
+) -> Path:
+    """Write the index of some parts that together are a whole pass; it appears at ``out`` all at once.
+
+    With ``named_by_key`` it is ``out/<key>``. Raises :class:`LensError` for parts that do not fit together.
+    """
+    parts = _in_order([StoredPart.open(folder) for folder in folders])
+    target = out / parts[0].key if named_by_key else out
+    if target.exists():
+        raise LensError(f"There is an index at {target.name} already.", "It is the same one: use it.")
+    for table in tables:
+        if len(table.promoted_ids) != parts[0].identity.width:
+            raise LensError(
+                f"The token table has {len(table.promoted_ids)} rows for {parts[0].identity.width} features."
+            )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        _write(parts, work, tables)
+        os.replace(work, target)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    if remove:
+        for folder in folders:
+            shutil.rmtree(folder)
+    return target
+
+
+def _in_order(parts: list[StoredPart]) -> list[StoredPart]:
+    parts = sorted(parts, key=lambda part: (part.state.first, part.state.stop))
+    expected = 0
+    for part in parts:
+        if part.key != parts[0].key:
+            raise LensError(f"{part.folder.name} belongs to another index than {parts[0].folder.name}.")
+        if not part.state.done:
+            raise LensError(f"{part.folder.name} is not finished.", "Run its `index --shard` again: it goes on.")
+        if part.state.first != expected:
+            raise LensError(f"Blocks from {expected} on are missing or doubled.", "Give every shard once.")
+        expected = part.state.stop
+    if expected != parts[-1].state.total:
+        raise LensError(f"Blocks from {expected} on are missing.", "Give every shard once.")
+    return parts
+
+
+def _write(parts: Sequence[StoredPart], work: Path, tables: Sequence[TokenTable]) -> None:
+    settings, width = parts[0].settings, parts[0].identity.width
+    n_tokens = sum(part.state.n_tokens for part in parts)
+    if n_tokens >= int(NO_TOKEN):
+        raise LensError(f"The corpus has {n_tokens} tokens; an index holds fewer than {int(NO_TOKEN)}.")
+    tally = parts[0].tally()
+    for part in parts[1:]:
+        tally.merge(part.tally())
+    kind = _value_kind(tally)
+    _write_tokens(parts, work, n_tokens)
+    _write_rows(parts, work, n_tokens, kind)
+    _write_statistics(tally, work, np.concatenate([part.blocks for part in parts]))
+    del tally
+    write_windows(work, settings, kind, CHUNK)
+    if settings.full:
+        write_by_feature(work, width, kind, CHUNK)
+    else:
+        for name in ("row_ends", "row_features", "row_values"):
+            (work / f"{name}.npy").unlink()
+    for table in tables:
+        table.save(work / "tokens_of" / table.convention)
+    _write_manifest(parts, work, n_tokens, kind, tables)
+
+
+def _value_kind(tally: Tally) -> Any:
+    """float16 where it holds every value to its usual precision, else float32."""
+    largest = float(tally.max.max(initial=0.0))
+    return np.float16 if largest < 65_504 and tally.smallest >= 2.0**-14 else np.float32
+
+
+def _write_tokens(parts: Sequence[StoredPart], work: Path, n_tokens: int) -> None:
+    tokens, special = _new(work, "tokens", np.uint32, n_tokens), _new(work, "special", np.bool_, n_tokens)
+    starts: list[NDArray[Any]] = []
+    documents, offsets = [], []
+    at = 0
+    for part in parts:
+        n = part.state.n_tokens
+        flags = part.column("flags")
+        tokens[at : at + n] = part.column("tokens")
+        special[at : at + n] = flags & SPECIAL != 0
+        first = np.flatnonzero(flags & START)
+        last = np.append(first[1:], n)[: len(first)] - 1
+        starts.append(first + at)
+        documents.append(part.column("documents")[last])
+        offsets.append(part.column("offsets")[last].astype(np.int64) - (last - first))
+        at += n
+    np.save(work / "sequence_starts.npy", np.concatenate(starts).astype(np.uint32))
+    np.save(work / "sequence_documents.npy", np.concatenate(documents).astype(np.uint32))
+    np.save(work / "sequence_offsets.npy", np.concatenate(offsets).astype(np.int64))
+
+
+def _write_rows(parts: Sequence[StoredPart], work: Path, n_tokens: int, kind: Any) -> None:
+    """The activations by token: those of token t are ``[row_ends[t - 1], row_ends[t])``."""
+    n_active = sum(part.state.n_active for part in parts)
+    ends = _new(work, "row_ends", np.uint64, n_tokens)
+    features, values = _new(work, "row_features", np.uint32, n_active), _new(work, "row_values", kind, n_active)
+    at = done = 0
+    for part in parts:
+        for tokens, active in part.spans(CHUNK):
+            counts = part.column("active")[tokens].astype(np.uint64)
+            ends[at : at + len(counts)] = np.uint64(done) + np.cumsum(counts, dtype=np.uint64)
+            n = active.stop - active.start
+            features[done : done + n] = part.column("features")[active]
+            values[done : done + n] = part.column("values")[active]
+            at, done = at + len(counts), done + n
+
+
+def _write_statistics(tally: Tally, work: Path, blocks: NDArray[np.int64]) -> None:
+    np.save(work / "count.npy", tally.count)
+    np.save(work / "sum.npy", tally.sum.value)
+    np.save(work / "sumsq.npy", tally.sumsq.value)
+    np.save(work / "max.npy", tally.max)
+    np.save(work / "histogram.npy", tally.histogram)
+    np.save(work / "example_peaks.npy", tally.example_peaks)
+    np.save(work / "example_tokens.npy", _token_of(tally.top.address, blocks))
+    shape = (tally.width, N_OCTAVES, tally.settings.sample_per_bin)
+    np.save(work / "sample_tokens.npy", _token_of(tally.sample.address, blocks).reshape(shape))
+    np.save(work / "sample_values.npy", tally.sample.extra.view(np.float32).reshape(shape))
+
+
+def _token_of(address: NDArray[np.uint64], blocks: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """Token numbers of addresses (block, row); ``NO_TOKEN`` where the place is free."""
+    begin = np.cumsum(blocks[:, 1]) - blocks[:, 1] if len(blocks) else np.zeros(1, np.int64)
+    free = address == NOBODY
+    block = np.where(free, 0, address >> np.uint64(32)).astype(np.int64)
+    token = begin[block] + (address & np.uint64(0xFFFF_FFFF)).astype(np.int64)
+    return np.where(free, NO_TOKEN, token).astype(np.uint32)
+
+
+def _write_manifest(
+    parts: Sequence[StoredPart], work: Path, n_tokens: int, kind: Any, tables: Sequence[TokenTable]
+) -> None:
+    settings = parts[0].settings
+    n_counted = sum(part.state.n_counted for part in parts)
+    overflowed = sum(part.state.n_overflowed for part in parts)
+    manifest = {
+        "format": FORMAT,
+        "key": parts[0].key,
+        "identity": asdict(parts[0].identity),
+        "settings": asdict(settings),
+        "definitions": DEFINITIONS,
+        "n_tokens": n_tokens,
+        "n_counted": n_counted,
+        "n_active": sum(part.state.n_active for part in parts),
+        "n_overflowed": overflowed,
+        "notes": _notes(settings.include_special, n_tokens - n_counted, overflowed, n_counted, settings.max_active),
+        "values": np.dtype(kind).name,
+        "conventions": [table.convention for table in tables],
+        "files": {path.relative_to(work).as_posix(): _checksum(path) for path in sorted(work.rglob("*.npy"))},
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    with (work / "manifest.json").open("w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _notes(included: bool, left_out: int, overflowed: int, counted: int, limit: int) -> list[str]:
+    notes = ["BOS and other special tokens are counted."]
+    if not included:
+        notes = [f"{left_out} BOS and other special tokens are left out of every number."]
+    if overflowed:
+        share = 100 * overflowed / max(counted, 1)
+        notes.append(
+            f"{overflowed} of {counted} tokens ({share:.2g} %) had more than {limit} active features; only the "
+            f"strongest {limit} were read there."
+        )
+    return notes
+
+
+def _new(work: Path, name: str, kind: Any, n: int) -> NDArray[Any]:
+    path = work / f"{name}.npy"
+    if n == 0:  # an empty file cannot be mapped
+        np.save(path, np.zeros(0, kind))
+        return np.zeros(0, kind)
+    return np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=(n,))
+
+
+def _checksum(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
