@@ -76,7 +76,11 @@ def fit(text: str, width: int) -> str:
         return ""
     if cell_len(text) <= width:
         return text + " " * (width - cell_len(text))
-    return set_cell_size(text, width - 1).rstrip() + "…" + " " * (width - 1 - cell_len(set_cell_size(text, width - 1).rstrip()))
+    return (
+        set_cell_size(text, width - 1).rstrip()
+        + "…"
+        + " " * (width - 1 - cell_len(set_cell_size(text, width - 1).rstrip()))
+    )
 
 
 def fit_left(text: str, width: int) -> str:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from math import floor, log10
+from typing import Any
 
 from lens_tui.records import Add, Arm, ModelInfo, SAEInfo, Sampling, SteeringVector
+from lens_tui.worker.events import Event, ModelLoaded, ModelUnloaded, SAELoaded, TokenWeight
 
 MAX_ARMS = 4
 
@@ -20,6 +23,9 @@ class Steer:
 
     ``arm`` counts from 1; rows with the same arm act together in one lane.
     ``scale`` is absolute, in residual-stream units on the unit direction.
+    ``residual_norm`` is the median ``||h||`` where the vector was made, ``None``
+    where it was not measured; ``promoted`` and ``suppressed`` are the tokens the
+    direction moves most.
     """
 
     id: str
@@ -28,6 +34,25 @@ class Steer:
     scale: float
     enabled: bool = True
     arm: int = 1
+    residual_norm: float | None = None
+    promoted: tuple[TokenWeight, ...] = ()
+    suppressed: tuple[TokenWeight, ...] = ()
+
+    @property
+    def unit(self) -> float:
+        """The size a scale is held against: the feature's maximum, else the median ``||h||``, else 10."""
+        return self.vector.max_activation or self.residual_norm or 10.0
+
+    @property
+    def step(self) -> float:
+        """One press of + or -: a round number of about a tenth of :attr:`unit`."""
+        exact = abs(self.unit) / 10
+        power = 10.0 ** floor(log10(exact))
+        return power * min((1, 2, 5, 10), key=lambda digit: abs(digit * power - exact))
+
+    def moved(self, steps: int) -> Steer:
+        """The row with its scale moved by whole steps, landing on multiples of the step."""
+        return replace(self, scale=round((round(self.scale / self.step) + steps) * self.step, 6))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +65,15 @@ class Session:
     steers: tuple[Steer, ...] = ()
     prompt: str = ""
     sampling: Sampling = field(default_factory=Sampling)
+
+    def free_arm(self) -> int:
+        """The lowest arm with no row in it; the last arm when all are taken."""
+        taken = {row.arm for row in self.steers}
+        return next((number for number in range(1, MAX_ARMS + 1) if number not in taken), MAX_ARMS)
+
+    def steer(self, steer_id: str) -> Steer | None:
+        """The row of that id, if it is there."""
+        return next((row for row in self.steers if row.id == steer_id), None)
 
     def arms(self) -> tuple[Arm, ...]:
         """The baseline, then one arm for each arm number with an enabled row, in order."""
@@ -62,6 +96,7 @@ class SessionStore:
         self._listeners: list[Listener] = []
         self._undo: list[tuple[Steer, ...]] = []
         self._redo: list[tuple[Steer, ...]] = []
+        self._made = 0
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call ``listener(old, new)`` after each change; returns what ends the subscription."""
@@ -72,10 +107,57 @@ class SessionStore:
         """Replace fields of the session. A change of ``steers`` can be undone."""
         old = self.session
         new = replace(old, **changes)  # type: ignore[arg-type]
+        if new == old:
+            return
         if new.steers != old.steers:
             self._undo.append(old.steers)
             self._redo.clear()
         self._set(new)
+
+    def add_steer(
+        self,
+        vector: SteeringVector,
+        *,
+        scale: float | None = None,
+        arm: int | None = None,
+        residual_norm: float | None = None,
+        promoted: tuple[TokenWeight, ...] = (),
+        suppressed: tuple[TokenWeight, ...] = (),
+    ) -> Steer:
+        """Put a vector on the bench as a new row, in the next free arm unless one is named.
+
+        Without a scale it gets the feature's maximum activation, or half the
+        median residual norm, or 8.
+        """
+        if scale is None:
+            scale = vector.max_activation or (residual_norm / 2 if residual_norm else 8.0)
+        self._made += 1
+        row = Steer(
+            f"s{self._made}",
+            vector,
+            vector.layer,
+            float(f"{scale:.3g}"),
+            arm=arm or self.session.free_arm(),
+            residual_norm=residual_norm,
+            promoted=promoted,
+            suppressed=suppressed,
+        )
+        self.update(steers=(*self.session.steers, row))
+        return row
+
+    def edit_steer(self, steer_id: str, **changes: Any) -> None:
+        """Change fields of one row; nothing happens if the row is gone."""
+        rows = self.session.steers
+        self.update(steers=tuple(replace(row, **changes) if row.id == steer_id else row for row in rows))
+
+    def remove_steer(self, steer_id: str) -> None:
+        """Take a row off the bench."""
+        self.update(steers=tuple(row for row in self.session.steers if row.id != steer_id))
+
+    def forget_edits(self) -> None:
+        """Make what is on the bench now the state that undo goes back to."""
+        self._undo.clear()
+        self._redo.clear()
 
     def undo(self) -> bool:
         """Take back the last edit of the steers; false if there is none."""
@@ -96,3 +178,17 @@ class SessionStore:
         old, self.session = self.session, new
         for listener in tuple(self._listeners):
             listener(old, new)
+
+
+def absorb(store: SessionStore, event: Event) -> None:
+    """Take from a worker event what every screen must know: which model and SAEs there are."""
+    session = store.session
+    match event:
+        case ModelLoaded(_, info, saes):
+            fitting = tuple(row for row in session.steers if row.vector.d_model == info.d_model)
+            store.update(model=info, saes=saes, sae=None, steers=fitting)
+        case ModelUnloaded():
+            store.update(model=None, saes=(), sae=None)
+        case SAELoaded(_, info):
+            known = tuple(sae for sae in session.saes if sae.id != info.id)
+            store.update(saes=(*known, info), sae=info.id)

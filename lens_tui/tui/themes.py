@@ -54,14 +54,20 @@ def theme_from(data: Mapping[str, Any], source: str) -> Theme:
     colors = {key: _color(data.get("colors", {}), key, source) for key in _COLORS}
     heat = _ramp(data, "heat", HEAT_STEPS, source)
     sign = _ramp(data, "sign", SIGN_STEPS, source)
-    plain = {key: colors[key] for key in _COLORS if key not in ("muted", "hairline")}
     return Theme(
         name=name,
         primary=colors["accent"],
         secondary=colors["accent"],
+        warning=colors["warning"],
+        error=colors["error"],
+        success=colors["success"],
+        accent=colors["accent"],
+        foreground=colors["foreground"],
+        background=colors["background"],
+        surface=colors["surface"],
+        panel=colors["panel"],
         dark=bool(data.get("dark", True)),
         variables=variables(colors, heat, sign),
-        **plain,
     )
 
 

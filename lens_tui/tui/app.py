@@ -1,0 +1,340 @@
+"""The app: four screens over one worker and one session.
+
+It takes jobs from screens to the worker and events from the worker back to the
+screen that asked, thirty times a second while there are any and never when
+there are none. What two screens both need is in the session; what a screen
+shows is its own affair.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+from textual.app import App
+from textual.binding import Binding
+from textual.content import Content
+from textual.message import Message
+from textual.reactive import reactive
+from textual.screen import Screen
+
+from lens_tui.tui import themes
+from lens_tui.tui.activity import BUSY, Activity, advance
+from lens_tui.tui.catalog import Catalog, DiskCatalog
+from lens_tui.tui.jobs import Handler, JobBook
+from lens_tui.tui.keys import SCREENS, by_id, check_keymap
+from lens_tui.tui.keys.bindings import bindings
+from lens_tui.tui.opening import Opening
+from lens_tui.tui.session import SessionStore, absorb
+from lens_tui.worker.events import Event, JobFailed
+from lens_tui.worker.jobs import Job
+from lens_tui.worker.protocol import WorkerLike
+
+FRAME = 1 / 30
+TINTS = ("tint", "bars", "digits", "off")
+_CLASSES = {
+    "load": "load:LoadScreen",
+    "steer": "steer:SteerScreen",
+    "generate": "generate:GenerateScreen",
+    "features": "features:FeaturesScreen",
+}
+
+
+def _screen_factory(mode: str) -> Callable[[], Screen[Any]]:
+    module, _, name = _CLASSES[mode].partition(":")
+
+    def make() -> Screen[Any]:
+        if find_spec(f"lens_tui.tui.screens.{module}") is None:
+            return _empty_screen(mode)
+        return cast("Screen[Any]", getattr(import_module(f"lens_tui.tui.screens.{module}"), name)())
+
+    return make
+
+
+def _empty_screen(mode: str) -> Screen[Any]:
+    from lens_tui.tui.screens.base import LensScreen
+
+    return cast("Screen[Any]", type("EmptyScreen", (LensScreen,), {"mode": mode})())
+
+
+class WorkerWake(Message):
+    """The worker has events waiting."""
+
+
+class LensApp(App[None], inherit_bindings=False):
+    """The terminal app over any :class:`~lens_tui.worker.protocol.WorkerLike`.
+
+    ``start`` is the screen it opens on, ``keymap`` the user's ``[keys]``,
+    ``theme`` a theme's name, ``theme_folders`` where to look for more themes.
+    ``open_model`` is loaded once the first frame is up. ``clock`` is seconds on
+    a steady clock and ``wall`` the time of day; tests give their own.
+    """
+
+    TITLE = "mlx-lens-tui"
+    MODES: ClassVar[dict[str, str | Callable[[], Screen[Any]]]] = {mode: _screen_factory(mode) for mode, _ in SCREENS}
+    BINDINGS = bindings("app")
+    CSS_PATH = "lens.tcss"
+    ENABLE_COMMAND_PALETTE = True
+    COMMANDS: ClassVar[set[Any]] = {lambda: import_module("lens_tui.tui.palette").LensCommands}
+
+    activity: reactive[Activity] = reactive(Activity())
+    tint: reactive[str] = reactive("tint")
+
+    class Problems(Message):
+        """Things in the user's settings that could not be used, one sentence each."""
+
+        def __init__(self, sentences: list[str]) -> None:
+            super().__init__()
+            self.sentences = sentences
+
+    def __init__(
+        self,
+        worker: WorkerLike,
+        *,
+        start: str = "load",
+        keymap: Mapping[str, str] | None = None,
+        theme: str = themes.DEFAULT_THEME,
+        theme_folders: tuple[Path, ...] = (),
+        open_model: str | None = None,
+        log_path: Path | None = None,
+        catalog: Catalog | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.DEFAULT_MODE = start  # type: ignore[misc]  # the mode Textual starts in
+        self._defaults = themes.default_variables()
+        super().__init__()
+        self.worker, self.clock, self.wall, self.log_path = worker, clock, wall, log_path
+        self.catalog: Catalog = catalog or DiskCatalog()
+        self.store = SessionStore()
+        self.book = JobBook()
+        self.opening = Opening(self)
+        self._open_model = open_model
+        self._run_when_ready = False
+        self._last_drain = 0.0
+        self._last_interrupt = float("-inf")
+        self.problems: list[str] = []
+        self._use_themes(theme, theme_folders)
+        self._use_keymap(keymap or {})
+        if self.no_color:
+            self.set_reactive(LensApp.tint, "bars")
+
+    # ---- settings
+
+    def _use_themes(self, theme: str, folders: tuple[Path, ...]) -> None:
+        self.themes, problems = themes.load_themes((themes.bundled_dir(), *folders))
+        for found in self.themes.values():
+            self.register_theme(found)
+        if theme not in self.themes:
+            problems.append(f"There is no theme {theme!r}; there are {', '.join(self.themes)}.")
+            theme = themes.DEFAULT_THEME
+        self.theme = theme
+        self.problems += problems
+
+    def _use_keymap(self, user: Mapping[str, str]) -> None:
+        good, problems = check_keymap(user)
+        self.set_keymap({name: keys or "unbound" for name, keys in good.items()})
+        self.problems += problems
+
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        """Our own variables, for a theme that does not set them."""
+        return self._defaults
+
+    def keep_theme(self, name: str) -> None:
+        """Use a theme and remember it."""
+        self.theme = name
+
+    def key_text(self, key_id: str) -> str:
+        """The first key of an id as it is now, written as on a key cap."""
+        keys = self._keymap.get(key_id) or by_id()[key_id].keys
+        return self.get_key_display(Binding(keys.split(",")[0], ""))
+
+    # ---- start and end
+
+    def on_ready(self) -> None:
+        """The first frame is up: start the worker and what the command line asked for."""
+        self.worker.start(self._wake)
+        if self.problems:
+            self.call_after_refresh(self.show_problems)
+        if self._open_model:
+            self.opening.load(self._open_model)
+
+    def show_problems(self) -> None:
+        """Show what in the settings could not be used."""
+        self.show_error("Some settings could not be used.", "\n".join(self.problems))
+
+    def show_error(self, message: str, hint: str = "", detail: str = "") -> None:
+        """Show an error with its next step; the text is plain, never markup."""
+        from lens_tui.tui.screens.error import ErrorScreen
+
+        if not isinstance(self.screen, ErrorScreen):
+            self.push_screen(ErrorScreen(message, hint, detail, self.log_path))
+
+    def say(self, message: str) -> None:
+        """A short remark, for something that happened out of sight."""
+        self.notify(message, markup=False, timeout=4)
+
+    # ---- jobs and events
+
+    def submit(self, job: Job, slot: str, handler: Handler) -> int:
+        """Ask the worker for a job. ``handler`` gets its events until it ends or ``slot`` is taken by another.
+
+        The job that was in the slot is stopped. Returns the job's id.
+        """
+        number = self.worker.submit(job)
+        replaced = self.book.open(number, slot, handler)
+        if replaced is not None:
+            self.worker.stop(replaced)
+        return number
+
+    def forget(self, slot: str) -> None:
+        """Stop the job in a slot and drop what it still sends."""
+        old = self.book.drop(slot)
+        if old is not None:
+            self.worker.stop(old)
+            if not self.book.busy:
+                self.activity = Activity()
+
+    def _wake(self) -> None:
+        self.post_message(WorkerWake())
+
+    def on_worker_wake(self) -> None:
+        """Drain now, or when a frame has passed since the last drain."""
+        wait = self._last_drain + FRAME - time.monotonic()
+        if wait > 0:
+            self.set_timer(wait, self.drain)
+        else:
+            self.drain()
+
+    def drain(self) -> None:
+        """Take every waiting event to whom it concerns, then repaint once."""
+        self._last_drain = time.monotonic()
+        activity = self.activity
+        with self.batch_update():
+            for event in self.worker.drain():
+                activity = self._deliver(event, activity)
+            self.activity = activity
+
+    def _deliver(self, event: Event, activity: Activity) -> Activity:
+        owned = self.book.take(event)
+        if owned is None:
+            return Activity() if activity.state == BUSY and not self.book.busy else activity
+        absorb(self.store, event)
+        shown = owned.handler(event)
+        if isinstance(event, JobFailed):
+            self.log.error(event.message, event.detail)
+            if shown is not True:
+                self.show_error(event.message, event.hint, event.detail)
+        return advance(activity, event, self.clock())
+
+    @property
+    def busy(self) -> bool:
+        """Whether the worker has anything to do for us."""
+        return self.book.busy
+
+    # ---- actions
+
+    def action_show(self, mode: str) -> None:
+        """Go to a screen."""
+        self.switch_mode(mode)
+        self.call_after_refresh(self.refresh_bindings)
+
+    def action_run(self) -> None:
+        """Run the comparison, on the Generate screen; if the model is still loading, as soon as it is there."""
+        if self.store.session.model is not None and not self.opening.going:
+            self.action_show("generate")
+            self.call_after_refresh(lambda: cast("Any", self.screen).start_run())
+        elif self.busy:
+            self._run_when_ready = True
+            self.say("It runs as soon as the model is ready.")
+        else:
+            self.action_show("load")
+            self.say("Load a model first.")
+
+    def opened(self, ready: bool) -> None:
+        """A model and all it opens with are there, or, if not ``ready``, could not be loaded."""
+        wanted, self._run_when_ready = self._run_when_ready, False
+        if wanted and ready:
+            self.action_run()
+
+    def action_stop(self) -> None:
+        """Stop what runs and what waits."""
+        self._run_when_ready = False
+        self.worker.stop()
+
+    def action_undo(self) -> None:
+        """Take back the last steering edit."""
+        if not self.store.undo():
+            self.say("Nothing to undo.")
+
+    def action_redo(self) -> None:
+        """Do the last undone edit again."""
+        if not self.store.redo():
+            self.say("Nothing to redo.")
+
+    def action_tint(self) -> None:
+        """The next way of showing values."""
+        self.tint = TINTS[(TINTS.index(self.tint) + 1) % len(TINTS)]
+        self.say(f"Values show as: {self.tint}")
+
+    def action_theme(self) -> None:
+        """Choose a theme."""
+        from lens_tui.tui.screens.themes import ThemeScreen
+
+        self.push_screen(ThemeScreen())
+
+    def action_keys(self) -> None:
+        """Show every key that works here."""
+        from lens_tui.tui.screens.help import HelpScreen
+
+        self.push_screen(HelpScreen(self.screen))
+
+    def action_maximize(self) -> None:
+        """Give the focused pane the whole screen, or give it back."""
+        from lens_tui.tui.widgets.pane import Pane
+
+        screen = self.screen
+        if screen.maximized is not None:
+            screen.minimize()
+        elif screen.focused is not None:
+            pane = next((node for node in screen.focused.ancestors_with_self if isinstance(node, Pane)), None)
+            if pane is not None:
+                screen.maximize(pane, container=False)
+
+    def action_quit_idle(self) -> None:
+        """Quit, unless something runs."""
+        if self.busy:
+            stop, leave = self.key_text("app.stop"), self.key_text("app.quit")
+            self.say(f"Still working: {stop} stops, {leave} quits at once.")
+        else:
+            self.exit()
+
+    def action_interrupt(self) -> None:
+        """The second ctrl+c within two seconds quits."""
+        now = time.monotonic()
+        if now - self._last_interrupt < 2:
+            self.exit()
+        self._last_interrupt = now
+        self.say(f"Press it again to quit, or {self.key_text('app.quit')}.")
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Undo and redo are always live; while a dialogue is open nothing else is."""
+        return True
+
+    # ---- when it breaks
+
+    def _handle_exception(self, error: Exception) -> None:
+        """A defect: one sentence on the terminal, the whole story in the log."""
+        super()._handle_exception(error)
+        if self.log_path is not None and not self.is_headless:
+            import traceback
+
+            with self.log_path.open("a", encoding="utf-8", errors="replace") as log:
+                traceback.print_exception(error, file=log)
+            self._exit_renderables[:] = [
+                Content(f"mlx-lens-tui ran into a defect ({type(error).__name__}). The log: {self.log_path}").plain
+            ]

@@ -1,0 +1,126 @@
+"""Every key of the app, as data. A key means one thing on every screen.
+
+``id`` is what a user's ``[keys]`` table names; its first part is the *scope*:
+``app`` works everywhere, ``move`` in every list, token view and grid, the rest
+on the screen of that name. Lower case acts, the capital is its stronger or
+reverse twin. Never bound: ctrl+h/i/j/m/[ (they are backspace, tab, newline,
+enter and escape), ctrl+a/b/s (taken by multiplexers and flow control), alt and
+function keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+SCREENS: tuple[tuple[str, str], ...] = (
+    ("load", "Load"),
+    ("steer", "Steer"),
+    ("generate", "Generate"),
+    ("features", "Features"),
+)
+"""The screens in their order: mode name and title. Their digits are 1 to 4."""
+
+GROUPS = ("Everywhere", "Move", "Load", "Steer", "Generate", "Features")
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key: what it is called in settings, which keys it has at first, what it does and says.
+
+    ``keys`` is comma separated. ``footer`` is the word shown in the footer,
+    empty to leave it out; neighbours with the same word share it (``+ - scale``).
+    """
+
+    id: str
+    keys: str
+    action: str
+    description: str
+    footer: str = ""
+
+    @property
+    def scope(self) -> str:
+        """Where the key works: ``app``, ``move`` or a screen's name."""
+        return self.id.partition(".")[0]
+
+    @property
+    def group(self) -> str:
+        """The heading it stands under in the key table."""
+        return {"app": "Everywhere"}.get(self.scope, self.scope.capitalize())
+
+
+_APP = (
+    Key("app.load", "1", "show('load')", "go to Load"),
+    Key("app.steer", "2", "show('steer')", "go to Steer"),
+    Key("app.generate", "3", "show('generate')", "go to Generate"),
+    Key("app.features", "4", "show('features')", "go to Features"),
+    Key("app.run", "r", "run", "run the comparison", "run"),
+    Key("app.stop", "x", "stop", "stop what is running (at most one more token)"),
+    Key("app.undo", "u", "undo", "undo the last steering edit"),
+    Key("app.redo", "U", "redo", "redo it"),
+    Key("app.next_pane", "tab", "focus_next", "next pane"),
+    Key("app.previous_pane", "shift+tab", "focus_previous", "previous pane"),
+    Key("app.tint", "t", "tint", "how values show: tint, bars, digits, off"),
+    Key("app.theme", "T", "theme", "choose a theme, with a live preview"),
+    Key("app.maximize", "m", "maximize", "give the pane the whole screen, or give it back"),
+    Key("app.help", "?", "keys", "this table of keys", "keys"),
+    Key("app.commands", ":,ctrl+p", "command_palette", "command palette", "commands"),
+    Key("app.interrupt", "ctrl+c", "interrupt", "copy a selection; twice: quit"),
+    Key("app.quit_idle", "q", "quit_idle", "quit, when nothing runs"),
+    Key("app.quit", "ctrl+q", "quit", "quit at once"),
+)
+
+_MOVE = (
+    Key("move.down", "j,down", "cursor_down", "down"),
+    Key("move.up", "k,up", "cursor_up", "up"),
+    Key("move.left", "h,left", "cursor_left", "left"),
+    Key("move.right", "l,right", "cursor_right", "right"),
+    Key("move.first", "g,home", "first", "first"),
+    Key("move.last", "G,end", "last", "last"),
+    Key("move.page_down", "ctrl+d,pagedown", "page_down", "half a page down"),
+    Key("move.page_up", "ctrl+u,pageup", "page_up", "half a page up"),
+)
+
+_LOAD = (
+    Key("load.open", "enter", "open", "load the model, or the SAE, under the cursor", "load"),
+    Key("load.filter", "/", "filter", "filter the list", "filter"),
+    Key("load.add", "a", "add", "type a folder or a Hugging Face id", "add"),
+    Key("load.sort", "o", "sort", "change the order of the list", "sort"),
+    Key("load.rescan", "R", "rescan", "look for models again"),
+    Key("load.unload", "D", "unload", "free the loaded model", "unload"),
+)
+
+_STEER = (
+    Key("steer.add", "a", "add", "add a vector: feature, prompts or random", "add"),
+    Key("steer.toggle", "space", "switch", "switch the row on or off", "on/off"),
+    Key("steer.scale_up", "plus", "scale(1)", "scale up one step", "scale"),
+    Key("steer.scale_down", "minus", "scale(-1)", "scale down one step", "scale"),
+    Key("steer.scale_up5", "equals_sign", "scale(5)", "scale up five steps"),
+    Key("steer.scale_down5", "underscore", "scale(-5)", "scale down five steps"),
+    Key("steer.zero", "0", "zero", "scale to zero"),
+    Key("steer.flip", "b", "flip", "turn the scale's sign"),
+    Key("steer.layer_down", "less_than_sign", "layer(-1)", "one layer earlier", "layer"),
+    Key("steer.layer_up", "greater_than_sign", "layer(1)", "one layer later", "layer"),
+    Key("steer.arm_down", "left_square_bracket", "arm(-1)", "put the row in the arm before", "arm"),
+    Key("steer.arm_up", "right_square_bracket", "arm(1)", "put the row in the arm after", "arm"),
+    Key("steer.edit", "enter,e", "edit", "type scale, layer and name", "edit"),
+    Key("steer.copy", "c", "copy", "copy the row into the next free arm"),
+    Key("steer.delete", "d", "delete", "delete the row (u brings it back)", "delete"),
+)
+
+_GENERATE: tuple[Key, ...] = ()
+
+_FEATURES: tuple[Key, ...] = ()
+
+KEYS: tuple[Key, ...] = (*_APP, *_MOVE, *_LOAD, *_STEER, *_GENERATE, *_FEATURES)
+
+
+@cache
+def by_id() -> dict[str, Key]:
+    """Every key by its id."""
+    return {key.id: key for key in KEYS}
+
+
+def in_scope(scope: str) -> tuple[Key, ...]:
+    """The keys of one scope, in the table's order."""
+    return tuple(key for key in KEYS if key.scope == scope)

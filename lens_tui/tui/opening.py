@@ -1,0 +1,96 @@
+"""Opening a model: load it, then what belongs to it, so that the first run is one key away.
+
+The bundled model comes with a prompt, an SAE and ready steers
+(``lens_tui.demo.starter``); others come as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from lens_tui import demo
+from lens_tui.worker.events import Event, JobDone, JobFailed, ModelLoaded, Progress, VectorMade
+from lens_tui.worker.jobs import LoadModel, LoadSAE, UnloadModel, VectorFromFeature
+
+if TYPE_CHECKING:
+    from lens_tui.tui.app import LensApp
+
+SLOT = "load"
+
+
+class Opening:
+    """Loads models and SAEs for the app. ``going`` is true until all that belongs to a model is there."""
+
+    def __init__(self, app: LensApp) -> None:
+        self._app = app
+        self._waiting: list[demo.StarterSteer] = []
+        self.going = False
+        self.failure: JobFailed | None = None
+        self.model = ""
+        self.stages: list[str] = []
+
+    def load(self, model: str) -> None:
+        """Load a model by ``"demo"``, a folder or a hub id."""
+        self.model, self.going, self.failure, self.stages, self._waiting = model, True, None, [], []
+        if model == demo.NAME and not self._app.store.session.prompt:
+            starter = demo.starter()
+            self._app.store.update(prompt=starter.prompt, sampling=starter.sampling)
+        self._app.submit(LoadModel(model), SLOT, lambda event: self._model(model, event))
+
+    def load_sae(self, path: str) -> None:
+        """Load an SAE beside the model."""
+        self._app.submit(LoadSAE(path), SLOT, self._sae)
+
+    def unload(self) -> None:
+        """Free the model and its SAEs."""
+        self.model = ""
+        self._app.submit(UnloadModel(), SLOT, lambda event: False)
+
+    def _model(self, name: str, event: Event) -> bool:
+        if isinstance(event, Progress) and event.stage not in self.stages:
+            self.stages.append(event.stage)
+        if isinstance(event, ModelLoaded) and name == demo.NAME:
+            self._waiting = list(demo.starter().steers) if not self._app.store.session.steers else []
+        if isinstance(event, JobDone):
+            if name == demo.NAME and not event.stopped:
+                self.load_sae(demo.default_sae())
+            else:
+                self._finish()
+        return self._failed(event)
+
+    def _sae(self, event: Event) -> bool:
+        if isinstance(event, JobDone):
+            self._next_steer()
+        return self._failed(event)
+
+    def _next_steer(self) -> None:
+        if not self._waiting:
+            self._finish()
+            return
+        steer = self._waiting.pop(0)
+        self._app.submit(VectorFromFeature(steer.sae, steer.feature), SLOT, lambda event: self._vector(steer, event))
+
+    def _vector(self, steer: demo.StarterSteer, event: Event) -> bool:
+        if isinstance(event, VectorMade):
+            self._app.store.add_steer(
+                replace(event.vector, name=steer.name, layer=steer.layer),
+                scale=steer.scale,
+                residual_norm=event.residual_norm,
+                promoted=event.promoted,
+                suppressed=event.suppressed,
+            )
+        if isinstance(event, JobDone):
+            self._next_steer()
+        return self._failed(event)
+
+    def _failed(self, event: Event) -> bool:
+        if isinstance(event, JobFailed):
+            self.failure = event
+            self._finish()
+        return False
+
+    def _finish(self) -> None:
+        self.going, self._waiting = False, []
+        self._app.store.forget_edits()
+        self._app.opened(ready=self.failure is None and self._app.store.session.model is not None)

@@ -1,0 +1,45 @@
+"""The command palette: every action of the key table that works here, the screens and the themes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
+
+from textual.command import DiscoveryHit, Hit, Hits, Provider
+from textual.content import Content
+
+from lens_tui.tui.host import host
+from lens_tui.tui.keys import by_id
+
+_SKIP = ("move.", "app.commands", "app.next_pane", "app.previous_pane", "app.interrupt")
+
+
+class LensCommands(Provider):
+    """Commands for where the palette was opened: what the keys do, by name, and each theme."""
+
+    def _commands(self) -> Iterator[tuple[str, str, Callable[[], object]]]:
+        app = host(self.screen)
+        seen: set[str] = set()
+        for active in self.screen.active_bindings.values():
+            key = by_id().get(active.binding.id or "")
+            if key is None or key.id in seen or key.id.startswith(_SKIP):
+                continue
+            seen.add(key.id)
+            cap = app.get_key_display(active.binding)
+            run = partial(app.run_action, active.binding.action, active.node)
+            yield f"{key.group}: {key.description}", f"key {cap}", run
+        for name in app.themes:
+            yield f"Theme: {name}", "use it and remember it", partial(app.keep_theme, name)
+
+    async def discover(self) -> Hits:
+        """Everything, before a letter is typed."""
+        for name, help_text, run in self._commands():
+            yield DiscoveryHit(Content(name), run, help=help_text, text=name)
+
+    async def search(self, query: str) -> AsyncIterator[Hit]:
+        """What matches, best first."""
+        matcher = self.matcher(query)
+        for name, help_text, run in self._commands():
+            score = matcher.match(name)
+            if score > 0:
+                yield Hit(score, matcher.highlight(name), run, help=help_text, text=name)

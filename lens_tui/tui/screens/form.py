@@ -1,0 +1,209 @@
+"""A small form in a dialogue: a few named fields, each checked as it is typed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from textual import events
+from textual.app import ComposeResult
+from textual.containers import Horizontal, Vertical
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import Input, Static
+
+from lens_tui.tui.format import fit
+from lens_tui.tui.widgets.row_list import RowList
+
+Check = Callable[[str], str]
+"""Given what was typed, says in a few words what is wrong with it, or nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One line of a form. ``hint`` shows while it is empty."""
+
+    id: str
+    label: str
+    value: str = ""
+    hint: str = ""
+    check: Check | None = None
+
+    def problem(self, text: str) -> str:
+        """What is wrong with ``text`` for this field, or an empty string."""
+        return self.check(text) if self.check else ""
+
+
+def whole(low: int, high: int | None = None) -> Check:
+    """A check for whole numbers from ``low`` to ``high``, both included."""
+
+    def check(text: str) -> str:
+        try:
+            value = int(text.strip())
+        except ValueError:
+            return "a whole number"
+        if value < low or (high is not None and value > high):
+            return f"{low} to {high}" if high is not None else f"at least {low}"
+        return ""
+
+    return check
+
+
+def number(low: float | None = None, high: float | None = None) -> Check:
+    """A check for finite numbers, bounded on either side if told so."""
+
+    def check(text: str) -> str:
+        try:
+            value = float(text.strip())
+        except ValueError:
+            return "a number"
+        if value - value != 0:
+            return "a finite number"
+        if (low is not None and value < low) or (high is not None and value > high):
+            return f"{low:g} to {high:g}" if low is not None and high is not None else f"at least {low or 0:g}"
+        return ""
+
+    return check
+
+
+def filled(text: str) -> str:
+    """A check for text that must not be empty."""
+    return "" if text.strip() else "something"
+
+
+class FormScreen(ModalScreen["dict[str, str] | None"]):
+    """Asks for the fields; dismisses with what was typed by field id, or ``None`` on escape.
+
+    Enter goes to the next field that is not right yet and commits when all are.
+    """
+
+    BINDINGS = [("escape", "cancel", "cancel"), ("down", "app.focus_next", ""), ("up", "app.focus_previous", "")]
+    DEFAULT_CSS = """
+    FormScreen .dialog { width: 76; }
+    FormScreen .field { height: 1; margin-bottom: 1; }
+    FormScreen .field Static { width: 14; color: $muted; }
+    FormScreen .field:focus-within Static { color: $foreground; text-style: bold; }
+    FormScreen .field Input { width: 1fr; }
+    FormScreen .note { color: $muted; margin-bottom: 1; }
+    FormScreen #problem { height: 1; color: $warning; }
+    """
+
+    def __init__(self, title: str, fields: Sequence[Field], note: str = "") -> None:
+        super().__init__()
+        self._title, self._fields, self._note = title, tuple(fields), note
+
+    def compose(self) -> ComposeResult:
+        """Title, note, one row for each field, what is wrong, the keys."""
+        with Vertical(classes="dialog"):
+            yield Static(Content(self._title), classes="dialog-title")
+            if self._note:
+                yield Static(Content(self._note), classes="note")
+            for item in self._fields:
+                with Horizontal(classes="field"):
+                    yield Static(Content(item.label))
+                    yield Input(item.value, placeholder=item.hint, id=item.id, select_on_focus=True)
+            yield Static("", id="problem")
+            yield Static(
+                Content.assemble(("⏎", "bold"), " next, or done   ", ("esc", "bold"), " leave it"), classes="muted"
+            )
+
+    def on_mount(self) -> None:
+        """Begin with the first field."""
+        self.query(Input).first().focus()
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """Say what the field needs while it is not right."""
+        item = self._field(event.input.id)
+        problem = item.problem(event.value) if event.value else ""
+        self.query_one("#problem", Static).update(Content(f"{item.label}: {problem}" if problem else ""))
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """Commit when every field is right, else go to the first that is not."""
+        event.stop()
+        values = {item.id: self.query_one(f"#{item.id}", Input).value for item in self._fields}
+        for item in self._fields:
+            if problem := item.problem(values[item.id]):
+                self.query_one("#problem", Static).update(Content(f"{item.label}: {problem}"))
+                self.query_one(f"#{item.id}", Input).focus()
+                return
+        self.dismiss(values)
+
+    def _field(self, field_id: str | None) -> Field:
+        return next(item for item in self._fields if item.id == field_id)
+
+    def action_cancel(self) -> None:
+        """Leave everything as it was."""
+        self.dismiss(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One thing to choose: its id, what it is called, a word on it, and why it cannot be chosen (empty: it can)."""
+
+    id: str
+    label: str
+    note: str = ""
+    barred: str = ""
+
+
+class ChoiceScreen(ModalScreen["str | None"]):
+    """Choose one of a few things with the arrows or its number; dismisses with its id, or ``None`` on escape."""
+
+    BINDINGS = [("escape,q", "cancel", "cancel"), ("enter", "choose", "choose")]
+    DEFAULT_CSS = """
+    ChoiceScreen .dialog { width: 76; }
+    ChoiceScreen RowList { height: auto; }
+    """
+
+    def __init__(self, title: str, choices: Sequence[Choice]) -> None:
+        super().__init__()
+        self._title, self._choices = title, tuple(choices)
+
+    def compose(self) -> ComposeResult:
+        """Title, the choices, the keys."""
+        with Vertical(classes="dialog"):
+            yield Static(Content(self._title), classes="dialog-title")
+            yield RowList[Choice](self._draw, id="choices")
+            yield Static(
+                Content.assemble("\n", ("⏎", "bold"), " choose   ", ("esc", "bold"), " leave it"), classes="muted"
+            )
+
+    def on_mount(self) -> None:
+        """Show the choices."""
+        choices = self.query_one(RowList)
+        choices.styles.height = len(self._choices)
+        choices.show(self._choices, 0)
+        choices.focus()
+
+    def _draw(self, choice: Choice, width: int) -> list[Content]:
+        place = self._choices.index(choice) + 1
+        style = "$muted" if choice.barred else ""
+        note = choice.barred or choice.note
+        return [Content.assemble((f"{place}  ", "$muted"), (fit(choice.label, 22), style), (note, "$muted"))]
+
+    def on_key(self, event: events.Key) -> None:
+        """A digit chooses at once."""
+        key = event.key
+        if key.isdigit() and 1 <= int(key) <= len(self._choices):
+            event.stop()
+            self._take(self._choices[int(key) - 1])
+
+    def on_row_list_chosen(self) -> None:
+        """A click chooses."""
+        self.action_choose()
+
+    def action_choose(self) -> None:
+        """Choose what the cursor is on."""
+        choice = self.query_one(RowList).row
+        if isinstance(choice, Choice):
+            self._take(choice)
+
+    def _take(self, choice: Choice) -> None:
+        if choice.barred:
+            self.notify(choice.barred, markup=False, timeout=3)
+        else:
+            self.dismiss(choice.id)
+
+    def action_cancel(self) -> None:
+        """Choose nothing."""
+        self.dismiss(None)

@@ -1,0 +1,88 @@
+"""The key table: what every key does here, as it is bound now, with a filter."""
+
+from __future__ import annotations
+
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.content import Content
+from textual.screen import ModalScreen, Screen
+from textual.widgets import Input, Static
+
+from lens_tui.tui.format import fit
+from lens_tui.tui.keys import GROUPS, Key, by_id
+from lens_tui.tui.widgets.row_list import RowList
+
+Line = tuple[str, str, str]
+"""Keys, what they do and the id; a heading has only its text, first."""
+
+
+class HelpScreen(ModalScreen[None]):
+    """Every key that works on the screen below, in the key table's groups. Typing filters."""
+
+    BINDINGS = [("escape", "dismiss", "close"), ("down", "move(1)", "down"), ("up", "move(-1)", "up"),
+                ("pagedown", "move(10)", "page down"), ("pageup", "move(-10)", "page up")]  # fmt: skip
+    DEFAULT_CSS = """
+    HelpScreen .dialog { height: 90%; }
+    HelpScreen Input { margin-bottom: 1; }
+    HelpScreen RowList { height: 1fr; }
+    """
+
+    def __init__(self, below: Screen[object]) -> None:
+        super().__init__()
+        self._keys = live_keys(below)
+
+    def compose(self) -> ComposeResult:
+        """Filter and table."""
+        with Vertical(classes="dialog"):
+            yield Static("Keys that work here", classes="dialog-title")
+            yield Input(placeholder="type to filter", id="filter")
+            yield RowList[Line](self._draw, empty="No key says that.", id="keys")
+            yield Static(
+                Content.assemble(
+                    ("esc", "bold"), " close   every id can be given other keys under [keys] in the settings"
+                ),
+                classes="muted",
+            )
+
+    def on_mount(self) -> None:
+        """Show all of them."""
+        self.query_one(RowList).can_focus = False
+        self._fill("")
+        self.query_one(Input).focus()
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """Filter by key, description or id."""
+        self._fill(event.value.strip().lower())
+
+    def _fill(self, words: str) -> None:
+        lines: list[Line] = []
+        for group in GROUPS:
+            found = [
+                (keys, key.description, key.id)
+                for key, keys in self._keys
+                if key.group == group and (not words or words in f"{keys} {key.description} {key.id}".lower())
+            ]
+            if found:
+                lines += [("", "", ""), (group, "", "")] if lines else [(group, "", "")]
+                lines += found
+        self.query_one(RowList).show(lines, 0)
+
+    def _draw(self, line: Line, width: int) -> list[Content]:
+        keys, text, key_id = line
+        if not text:
+            return [Content.styled(keys, "bold $accent")]
+        room = max(10, width - 18 - 24)
+        return [Content.assemble((fit(keys, 18), "bold"), fit(text, room), (fit(key_id, 24), "$muted"))]
+
+    def action_move(self, rows: int) -> None:
+        """Move in the table while the filter has the focus."""
+        self.query_one(RowList).cursor += rows
+
+
+def live_keys(screen: Screen[object]) -> list[tuple[Key, str]]:
+    """Each key of the table that is bound on a screen now, with its keys as written on key caps."""
+    caps: dict[str, list[str]] = {}
+    for active in screen.active_bindings.values():
+        if active.binding.id in by_id():
+            caps.setdefault(active.binding.id or "", []).append(screen.app.get_key_display(active.binding))
+    return [(key, " ".join(caps[name])) for name, key in by_id().items() if name in caps]

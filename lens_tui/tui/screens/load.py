@@ -1,0 +1,288 @@
+"""Load: the models at hand, what each needs, and the SAEs that fit it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+from textual import work
+from textual.app import ComposeResult
+from textual.content import Content
+from textual.widgets import Input, Static
+
+from lens_tui.records import LensError
+from lens_tui.tui.format import ago, fit, fit_left, size
+from lens_tui.tui.keys.bindings import bindings
+from lens_tui.tui.screens.base import LensScreen
+from lens_tui.tui.screens.load_details import details
+from lens_tui.tui.session import Session
+from lens_tui.tui.widgets.pane import Pane
+from lens_tui.tui.widgets.row_list import RowList
+from lens_tui.tui.widgets.rules import Divider
+from lens_tui.worker.model_files import MemoryEstimate, ModelEntry
+from lens_tui.worker.models import SAEEntry
+
+ORDERS: dict[str, Callable[[ModelEntry], object]] = {
+    "recent": lambda entry: (entry.source != "demo", -entry.used, entry.name),
+    "name": lambda entry: entry.name.lower(),
+    "size": lambda entry: entry.nbytes,
+}
+
+
+def fit_glyph(memory: MemoryEstimate) -> str:
+    """How well a model fits in memory, in three cells: full is roomy, ``░░░`` is more than there is."""
+    if not memory.weights or not memory.machine:
+        return "   "
+    share = memory.total / memory.machine
+    return "███" if share <= 0.6 else "██░" if share <= 0.85 else "█░░" if share <= 1 else "░░░"
+
+
+def matching(entries: Sequence[ModelEntry], words: str, order: str) -> list[ModelEntry]:
+    """The entries that hold every word of the filter, in the order asked for."""
+    wanted = words.lower().split()
+    found = [
+        entry
+        for entry in entries
+        if all(word in f"{entry.name} {entry.architecture} {entry.quantization}".lower() for word in wanted)
+    ]
+    return sorted(found, key=ORDERS[order])  # type: ignore[arg-type]
+
+
+class LoadScreen(LensScreen):
+    """Choose a model, see what it needs, load it; then an SAE beside it."""
+
+    mode: ClassVar[str] = "load"
+    CSS_PATH = "load.tcss"
+    BINDINGS = bindings("load")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._entries: list[ModelEntry] = []
+        self._saes: dict[str, Sequence[SAEEntry]] = {}
+        self._order = "recent"
+        self._typing = ""
+        self._words = ""
+
+    def body(self) -> ComposeResult:
+        """The list on the left, what is under the cursor on the right."""
+        yield Pane(
+            "Models",
+            Static("", id="columns"),
+            RowList[ModelEntry](self._draw, empty="Looking for models …", id="list"),
+            Input(id="entry"),
+            id="models",
+        )
+        yield Divider(id="rule")
+        yield Pane(
+            "Details",
+            Static("", id="facts"),
+            RowList[SAEEntry](self._draw_sae, id="saes"),
+            id="details",
+        )
+
+    def on_mount(self) -> None:
+        """Look for models without holding up the screen."""
+        super().on_mount()
+        self.watch(self.app, "activity", self._show_details, init=False)
+        self.action_rescan()
+
+    # ---- the lists
+
+    @property
+    def _list(self) -> RowList[ModelEntry]:
+        return self.query_one("#list", RowList)
+
+    @work(thread=True, exit_on_error=False, group="catalog", exclusive=True)
+    def action_rescan(self) -> None:
+        """Look for models again."""
+        entries = list(self.lens.catalog.models())
+        self.app.call_from_thread(self._found, entries)
+
+    def _found(self, entries: list[ModelEntry]) -> None:
+        added = [entry for entry in self._entries if entry.source == "hub"]
+        known = {entry.id for entry in entries}
+        self._entries = [*entries, *(entry for entry in added if entry.id not in known)]
+        self._refill()
+
+    def _refill(self, select: str | None = None) -> None:
+        rows = matching(self._entries, self._words, self._order)
+        names = [entry.id for entry in rows]
+        current = select or (self._list.row.id if self._list.row else "")
+        self._list.empty = "Nothing matches." if self._entries else "No models yet: a adds a folder or a hub id."
+        self._list.show(rows, names.index(current) if current in names else 0)
+        pane = self.query_one("#models", Pane)
+        pane.note = f"{len(rows)} of {len(self._entries)} · {self._order}" if self._words else f"by {self._order}"
+
+    def _columns(self, width: int) -> tuple[int, bool]:
+        """The width of the name column, and whether there is room for when it was used."""
+        used = width >= 66
+        return max(10, width - (10 + 10 + 5 + (14 if used else 0))), used
+
+    def on_resize(self) -> None:
+        """The headings follow the columns."""
+        self.call_after_refresh(self._show_columns)
+
+    def _show_columns(self) -> None:
+        name, used = self._columns(self._list.size.width - 2)
+        text = fit("NAME", name) + fit("QUANT", 10) + fit_left("SIZE", 10) + "  FIT" + ("  USED" if used else "")
+        self.query_one("#columns", Static).update(Content(text))
+
+    def _draw(self, entry: ModelEntry, width: int) -> list[Content]:
+        name_width, used = self._columns(width)
+        loaded = self.session.model is not None and self.session.model.name == entry.name
+        quantization = entry.quantization.partition(",")[0] or ("" if not entry.nbytes else "none")
+        when = "bundled" if entry.source == "demo" else ago(entry.used, self.lens.wall()) if entry.used else "—"
+        when = "on the hub" if entry.source == "hub" else when
+        style = "$muted" if entry.problem else ""
+        return [
+            Content.assemble(
+                (fit(("● " if loaded else "") + entry.name, name_width), style),
+                (fit(quantization, 10), "$muted"),
+                (fit_left(size(entry.nbytes) if entry.nbytes else "—", 10), ""),
+                "  ",
+                (fit_glyph(self.lens.catalog.memory(entry)), "$muted"),
+                (fit("  " + when, 14) if used else "", "$muted"),
+            )
+        ]
+
+    def _draw_sae(self, sae: SAEEntry, width: int) -> list[Content]:
+        loaded = any(sae.path in (one.path, one.id) and one.id == self.session.sae for one in self.session.saes)
+        mark = "● " if loaded else "  "
+        return [
+            Content.assemble((mark, "$accent"), fit(sae.name, width - 12), (fit_left(size(sae.nbytes), 10), "$muted"))
+        ]
+
+    # ---- what is under the cursor
+
+    def on_row_list_moved(self, event: RowList.Moved) -> None:
+        """Show what the cursor is on."""
+        if event.row_list.id == "list":
+            self._show_details()
+            entry = self._list.row
+            if entry is not None and entry.id not in self._saes:
+                self._look_for_saes(entry.id)
+
+    @work(thread=True, exit_on_error=False, group="saes")
+    def _look_for_saes(self, model: str) -> None:
+        found = list(self.lens.catalog.saes(model))
+        self.app.call_from_thread(self._found_saes, model, found)
+
+    def _found_saes(self, model: str, found: list[SAEEntry]) -> None:
+        self._saes[model] = found
+        self._show_details()
+
+    def session_changed(self, old: Session, new: Session) -> None:
+        """A model or SAE came or went."""
+        if (old.model, old.saes, old.sae) != (new.model, new.saes, new.sae):
+            self._list.refresh()
+            self._show_details()
+
+    def _show_details(self) -> None:
+        entry = self._list.row
+        saes = self.query_one("#saes", RowList)
+        width = max(20, self.query_one("#facts").size.width or 44)
+        if entry is None:
+            self.query_one("#facts", Static).update(Content(""))
+            saes.show(())
+            return
+        narrow = self.has_class("-narrow")
+        facts = details(self.lens, entry, self.lens.catalog.memory(entry), width, narrow)
+        self.query_one("#facts", Static).update(facts)
+        found = self._saes.get(entry.id)
+        saes.empty = "…" if found is None else "No SAE at hand for this model."
+        saes.show(found or ())
+
+    # ---- actions
+
+    def action_open(self) -> None:
+        """Load the model, or the SAE, under the cursor."""
+        saes = self.query_one("#saes", RowList)
+        if self.focused is saes:
+            if isinstance(saes.row, SAEEntry):
+                self._open_sae(saes.row)
+        elif self._list.row is not None:
+            self._open_model(self._list.row)
+
+    def on_row_list_chosen(self) -> None:
+        """A click on the row under the cursor loads it."""
+        self.action_open()
+
+    def _open_model(self, entry: ModelEntry) -> None:
+        if entry.problem:
+            self.lens.show_error(f"{entry.name} cannot be loaded.", entry.problem)
+        else:
+            self.lens.opening.load(entry.id)
+
+    def _open_sae(self, sae: SAEEntry) -> None:
+        if self.session.model is None:
+            self.lens.say("Load the model first: an SAE is read beside it.")
+        else:
+            self.lens.opening.load_sae(sae.path)
+
+    def action_sort(self) -> None:
+        """The next order: recent, name, size."""
+        orders = list(ORDERS)
+        self._order = orders[(orders.index(self._order) + 1) % len(orders)]
+        self._refill()
+
+    def action_unload(self) -> None:
+        """Free the loaded model."""
+        if self.session.model is not None:
+            self.lens.opening.unload()
+
+    def action_filter(self) -> None:
+        """Type a filter."""
+        self._ask("filter", self._words, "part of a name, architecture or quantisation")
+
+    def action_add(self) -> None:
+        """Type a folder or a hub id."""
+        self._ask("add", "", "a folder, or a Hugging Face id such as mlx-community/gemma-3-1b-it-4bit")
+
+    def _ask(self, what: str, value: str, hint: str) -> None:
+        self._typing = what
+        entry = self.query_one("#entry", Input)
+        entry.placeholder, entry.value = hint, value
+        entry.add_class("-open")
+        entry.focus()
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """The filter works while it is typed."""
+        if self._typing == "filter":
+            self._words = event.value
+            self._refill()
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """Keep the filter, or load what was typed."""
+        event.stop()
+        what, text = self._typing, event.value.strip()
+        self._close_entry()
+        if what == "add" and text:
+            self._check(text)
+
+    @work(thread=True, exit_on_error=False, group="check", exclusive=True)
+    def _check(self, typed: str) -> None:
+        try:
+            entry = self.lens.catalog.check(typed)
+        except LensError as error:
+            self.app.call_from_thread(self.lens.show_error, error.message, error.hint)
+        else:
+            self.app.call_from_thread(self._add, entry)
+
+    def _add(self, entry: ModelEntry) -> None:
+        if entry.id not in {known.id for known in self._entries}:
+            self._entries.append(entry)
+        self._words = ""
+        self._refill(select=entry.id)
+        self._open_model(entry)
+
+    def _close_entry(self) -> None:
+        self._typing = ""
+        self.query_one("#entry", Input).remove_class("-open")
+        self._list.focus()
+
+    def leave_text(self) -> None:
+        """Escape in the entry closes it; a filter is cleared."""
+        if self._typing == "filter":
+            self._words = ""
+            self._refill()
+        self._close_entry()

@@ -1,0 +1,258 @@
+"""Steer: the vector bench. Directions, their layers, scales and arms, and what each direction does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from textual.app import ComposeResult
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.widgets import Static
+
+from lens_tui.tui.keys.bindings import bindings
+from lens_tui.tui.screens.base import LensScreen
+from lens_tui.tui.screens.form import Choice, ChoiceScreen, Field, FormScreen, filled, number, whole
+from lens_tui.tui.screens.steer_details import bench_row, direction
+from lens_tui.tui.session import MAX_ARMS, Session, Steer
+from lens_tui.tui.widgets.pane import Pane
+from lens_tui.tui.widgets.row_list import RowList
+from lens_tui.tui.widgets.rules import Divider
+from lens_tui.worker.events import Event, VectorMade
+from lens_tui.worker.jobs import Job, RandomVector, VectorFromFeature, VectorFromPrompts
+
+SLOT = "vector"
+
+
+class SteerScreen(LensScreen):
+    """The rows of the bench on the left, the direction under the cursor on the right."""
+
+    mode: ClassVar[str] = "steer"
+    CSS_PATH = "steer.tcss"
+    BINDINGS = bindings("steer")
+
+    def body(self) -> ComposeResult:
+        """Bench and direction."""
+        yield Pane("Vectors", RowList[Steer](bench_row, row_height=2, id="rows"), id="bench")
+        yield Divider(id="rule")
+        with Pane("Direction", id="direction"), VerticalScroll():
+            yield Static("", id="facts")
+
+    @property
+    def _rows(self) -> RowList[Steer]:
+        return self.query_one("#rows", RowList)
+
+    @property
+    def _row(self) -> Steer | None:
+        return self._rows.row
+
+    # ---- showing
+
+    def on_mount(self) -> None:
+        """Say what to do while there is nothing."""
+        super().on_mount()
+        self._rows.empty = self._nothing()
+
+    def _nothing(self) -> str:
+        key = self.lens.key_text
+        if self.session.model is None:
+            return f"Load a model first: {key('app.load')} goes there."
+        return f"No vectors yet. {key('steer.add')} adds one; {key('app.features')} finds a feature to steer with."
+
+    def session_changed(self, old: Session, new: Session) -> None:
+        """Rows came, went or changed."""
+        rows = self._rows
+        rows.empty = self._nothing()
+        if old.steers != new.steers or old.model != new.model:
+            added = [row.id for row in new.steers if row.id not in {known.id for known in old.steers}]
+            cursor = len(new.steers) - 1 if added and old.steers else None
+            rows.show(new.steers, cursor)
+            arms = len(new.arms()) - 1
+            note = f"{arms} arm{'s' if arms != 1 else ''} against the baseline" if arms else "baseline only"
+            self.query_one("#bench", Pane).note = note if new.steers else ""
+            self._show_direction()
+
+    def on_row_list_moved(self) -> None:
+        """Show the direction under the cursor."""
+        self._show_direction()
+
+    def on_resize(self) -> None:
+        """The columns follow the width."""
+        self.call_after_refresh(self._show_direction)
+
+    def _show_direction(self) -> None:
+        facts = self.query_one("#facts", Static)
+        width = facts.size.width or 44
+        content = direction(self._row, width, self.has_class("-narrow")) if self._row else Content("")
+        facts.update(content)
+
+    # ---- editing
+
+    def _edit(self, **changes: Any) -> None:
+        if self._row is not None:
+            self.lens.store.edit_steer(self._row.id, **changes)
+
+    def action_switch(self) -> None:
+        """Switch the row on or off."""
+        if self._row is not None:
+            self._edit(enabled=not self._row.enabled)
+
+    def action_scale(self, steps: int) -> None:
+        """Move the scale by whole steps."""
+        if self._row is not None:
+            self._edit(scale=self._row.moved(steps).scale)
+
+    def action_zero(self) -> None:
+        """No push at all; the row stays."""
+        self._edit(scale=0.0)
+
+    def action_flip(self) -> None:
+        """The same push the other way."""
+        if self._row is not None:
+            self._edit(scale=-self._row.scale)
+
+    def action_layer(self, steps: int) -> None:
+        """Steer at another layer, within the model."""
+        if self._row is not None:
+            layers = self.session.model.n_layers if self.session.model else self._row.layer + 1
+            self._edit(layer=max(0, min(layers - 1, self._row.layer + steps)))
+
+    def action_arm(self, steps: int) -> None:
+        """Put the row in another arm."""
+        if self._row is not None:
+            self._edit(arm=max(1, min(MAX_ARMS, self._row.arm + steps)))
+
+    def action_delete(self) -> None:
+        """Take the row off the bench."""
+        if self._row is not None:
+            self.lens.store.remove_steer(self._row.id)
+
+    def action_copy(self) -> None:
+        """The same vector again, in the next free arm."""
+        row = self._row
+        if row is not None:
+            self.lens.store.add_steer(
+                replace(row.vector, layer=row.layer),
+                scale=row.scale,
+                residual_norm=row.residual_norm,
+                promoted=row.promoted,
+                suppressed=row.suppressed,
+            )
+
+    def action_edit(self) -> None:
+        """Type scale, layer, arm and name."""
+        row, model = self._row, self.session.model
+        if row is None:
+            return
+        last = model.n_layers - 1 if model else None
+        fields = [
+            Field("scale", "scale", f"{row.scale:g}", check=number()),
+            Field("layer", "layer", str(row.layer), check=whole(0, last)),
+            Field("arm", "arm", str(row.arm), check=whole(1, MAX_ARMS)),
+            Field("name", "name", row.vector.name, check=filled),
+        ]
+
+        def done(values: dict[str, str] | None) -> None:
+            if values is not None:
+                vector = replace(row.vector, name=values["name"].strip())
+                changes = {"scale": float(values["scale"]), "layer": int(values["layer"]), "arm": int(values["arm"])}
+                self.lens.store.edit_steer(row.id, vector=vector, **changes)
+
+        note = f"The scale is absolute, in residual-stream units; one step of + is {row.step:g}."
+        self.app.push_screen(FormScreen(row.vector.name, fields, note), done)
+
+    # ---- adding
+
+    def action_add(self) -> None:
+        """Choose what to make a direction from."""
+        if self.session.model is None:
+            self.lens.say("Load a model first.")
+            return
+        no_sae = "" if self.session.sae else "no SAE is loaded: see the Load screen"
+        choices = [
+            Choice("feature", "an SAE feature", "its decoder direction", no_sae),
+            Choice("prompts", "two sets of texts", "the mean difference of their residuals"),
+            Choice("random", "a random direction", "the control every effect is held against"),
+        ]
+        self.app.push_screen(ChoiceScreen("Add a direction made from", choices), self._chosen)
+
+    def _chosen(self, kind: str | None) -> None:
+        forms = {"feature": self._from_feature, "prompts": self._from_prompts, "random": self._random}
+        if kind in forms:
+            forms[kind]()
+
+    def _from_feature(self) -> None:
+        sae = next((sae for sae in self.session.saes if sae.id == self.session.sae), None)
+        if sae is None:
+            return
+        fields = [Field("feature", "feature", hint=f"0 to {sae.width - 1}", check=whole(0, sae.width - 1))]
+
+        def done(values: dict[str, str] | None) -> None:
+            if values is not None:
+                self._make(VectorFromFeature(sae.id, int(values["feature"])))
+
+        self.app.push_screen(FormScreen("From an SAE feature", fields, sae.name), done)
+
+    def _from_prompts(self) -> None:
+        model = self.session.model
+        if model is None:
+            return
+        fields = [
+            Field("name", "name", hint="what the direction stands for", check=filled),
+            Field("positive", "toward", hint="a text with it; several with | between", check=filled),
+            Field("negative", "away from", hint="a text without it", check=filled),
+            Field("layer", "layer", str(model.n_layers // 2), check=whole(0, model.n_layers - 1)),
+        ]
+
+        def done(values: dict[str, str] | None) -> None:
+            if values is not None:
+                job = VectorFromPrompts(
+                    values["name"].strip(), texts(values["positive"]), texts(values["negative"]), int(values["layer"])
+                )
+                self._make(job)
+
+        note = "The mean residual of the first texts minus that of the second, over all tokens but BOS."
+        self.app.push_screen(FormScreen("From two sets of texts", fields, note), done)
+
+    def _random(self) -> None:
+        model = self.session.model
+        if model is None:
+            return
+        used = self._row
+        layer = used.layer if used else model.n_layers // 2
+        fields = [
+            Field("layer", "layer", str(layer), check=whole(0, model.n_layers - 1)),
+            Field("seed", "seed", "0", check=whole(0)),
+            Field("scale", "scale", f"{used.scale:g}" if used else "", hint="empty: half of ‖h‖", check=_maybe_number),
+        ]
+
+        def done(values: dict[str, str] | None) -> None:
+            if values is not None:
+                name = f"random {values['seed'].strip()}"
+                scale = float(values["scale"]) if values["scale"].strip() else None
+                self._make(RandomVector(name, int(values["layer"]), int(values["seed"])), scale)
+
+        note = "A random direction at the same scale shows how much of an effect is any push at all."
+        self.app.push_screen(FormScreen("A random direction", fields, note), done)
+
+    def _make(self, job: Job, scale: float | None = None) -> None:
+        def handle(event: Event) -> None:
+            if isinstance(event, VectorMade):
+                self.lens.store.add_steer(
+                    event.vector,
+                    scale=scale,
+                    residual_norm=event.residual_norm,
+                    promoted=event.promoted,
+                    suppressed=event.suppressed,
+                )
+
+        self.lens.submit(job, SLOT, handle)
+
+
+def texts(typed: str) -> tuple[str, ...]:
+    """Texts separated by ``|``, blanks around them dropped, empty ones left out."""
+    return tuple(part.strip() for part in typed.split("|") if part.strip())
+
+
+def _maybe_number(text: str) -> str:
+    return number()(text) if text.strip() else ""

@@ -1,0 +1,126 @@
+"""How the vector bench shows a row, and what its direction does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from textual.content import Content
+
+from lens_tui.tui.format import fit, fit_left, signed
+from lens_tui.tui.session import Steer
+from lens_tui.tui.widgets.ramps import bar
+from lens_tui.tui.widgets.scale_bar import nice_limit, scale_bar
+from lens_tui.worker.events import TokenWeight
+
+Part = str | tuple[str, str]
+
+
+def bench_row(row: Steer, width: int) -> list[Content]:
+    """Two lines: what, where, how much; and the scale as a slider."""
+    tone = "" if row.enabled else "$muted"
+    name_width = max(8, width - 2 - 7 - 7 - 9)
+    first = Content.assemble(
+        ("■ " if row.enabled else "□ ", "$accent" if row.enabled else "$muted"),
+        (fit(row.vector.name, name_width), tone),
+        (fit(f"arm {row.arm}", 7), tone or "$muted"),
+        (fit(f"L{row.layer}", 7), tone),
+        (fit_left(signed(row.scale), 9), tone),
+    )
+    limit = nice_limit(row.unit, (row.scale,))
+    multiples = relative(row)
+    room = max(9, width - 2 - len(multiples) - 2)
+    ends = f"{limit:.0f}"
+    slider = scale_bar(row.scale, limit, min(61, room - 2 * len(ends) - 4))
+    second = Content.assemble(
+        "  ",
+        (f"-{ends} ", "$muted"),
+        (slider, tone or "$muted"),
+        (f" +{ends}", "$muted"),
+        "  ",
+        (multiples, "$muted"),
+    )
+    return [first, second]
+
+
+def relative(row: Steer) -> str:
+    """The scale as multiples of what is known: the feature's maximum, the median residual norm."""
+    parts = []
+    if row.vector.max_activation:
+        parts.append(f"×{abs(row.scale) / row.vector.max_activation:.2f} max")
+    if row.residual_norm:
+        parts.append(f"×{abs(row.scale) / row.residual_norm:.2f} ‖h‖")
+    return " ".join(parts)
+
+
+def origin_lines(row: Steer) -> list[str]:
+    """How the direction was made, in plain words."""
+    facts = row.vector.origin.facts
+    match row.vector.origin.kind:
+        case "feature":
+            return [f"feature {facts.get('feature', '?')} of", f"  {facts.get('sae', 'an SAE')}"]
+        case "prompts":
+            return [
+                f"toward  {_quote(facts.get('positive'))}",
+                f"from    {_quote(facts.get('negative'))}",
+                f"method  {str(facts.get('method', 'mean_difference')).replace('_', ' ')}",
+            ]
+        case "random":
+            return [f"a random direction (seed {facts.get('seed', 0)}): the control"]
+        case "file":
+            return [f"from {facts.get('path', 'a file')}"]
+        case kind:
+            return [f"made by: {kind}"]
+
+
+def _quote(texts: object) -> str:
+    if not isinstance(texts, Sequence) or isinstance(texts, str) or not texts:
+        return str(texts or "?")
+    more = f" and {len(texts) - 1} more" if len(texts) > 1 else ""
+    return f"“{str(texts[0])[:60]}”{more}"
+
+
+def direction(row: Steer, width: int, narrow: bool) -> Content:
+    """The details pane: origin, place, norm, and the tokens it moves."""
+    parts: list[Part] = [(row.vector.name, "bold"), "\n"]
+    for line in origin_lines(row):
+        parts += [(line, "$muted"), "\n"]
+    place = f"{row.vector.site} of layer {row.layer}"
+    if row.layer != row.vector.layer:
+        place += f" (made at layer {row.vector.layer})"
+    norms = [f"‖v‖ {row.vector.norm:.3g} before unit"]
+    if row.residual_norm:
+        norms.append(f"median ‖h‖ {row.residual_norm:.3g}")
+    if row.vector.max_activation:
+        norms.append(f"max activation {row.vector.max_activation:.3g}")
+    parts += [place, "\n", (" · ".join(norms), "$muted"), "\n"]
+    if not narrow:
+        parts.append("\n")
+    parts += token_columns(row.promoted, row.suppressed, width, 3 if narrow else 10)
+    return Content.assemble(*parts)
+
+
+def token_columns(
+    promoted: Sequence[TokenWeight], suppressed: Sequence[TokenWeight], width: int, rows: int
+) -> list[Part]:
+    """Promoted and suppressed tokens side by side, each with its weight and a bar."""
+    if not promoted and not suppressed:
+        return [("What it promotes is not known.", "$muted")]
+    half = max(14, (width - 2) // 2)
+    top = max((abs(token.value) for token in (*promoted, *suppressed)), default=1.0) or 1.0
+    parts: list[Part] = [(fit("promotes", half + 2), "bold $muted"), (fit("suppresses", half), "bold $muted"), "\n"]
+    for place in range(min(rows, max(len(promoted), len(suppressed)))):
+        for side, tokens in enumerate((promoted, suppressed)):
+            token = tokens[place] if place < len(tokens) else None
+            parts += _token(token, half, top, "$sign-pos" if side == 0 else "$sign-neg") if token else [" " * half]
+            parts.append("  " if side == 0 else "\n")
+    return parts
+
+
+def _token(token: TokenWeight, width: int, top: float, style: str) -> list[Part]:
+    meter = max(3, width - 12 - 6)
+    value = f"{token.value:+.2f}"
+    return [
+        fit(token.text.replace(" ", "·", 1) if token.text.startswith(" ") else token.text, width - meter - 7),
+        (fit_left(value, 6) + " ", "$muted"),
+        (bar(abs(token.value) / top, meter).ljust(meter), style),
+    ]

@@ -1,0 +1,185 @@
+"""The frame of every screen: header, status and footer, one row each, which never move."""
+
+from __future__ import annotations
+
+from rich.cells import cell_len
+from textual.app import RenderResult
+from textual.content import Content
+from textual.widget import Widget
+from textual.widgets import Input, TextArea
+
+from lens_tui.tui.activity import BUSY, FAILED, Activity
+from lens_tui.tui.format import fit, size
+from lens_tui.tui.host import LensHost, host
+from lens_tui.tui.keys import SCREENS, by_id
+from lens_tui.tui.keys.check import split
+from lens_tui.tui.session import Session
+from lens_tui.tui.widgets.ramps import bar
+
+APP_NAME = "lens"
+
+
+class Hairline(Widget):
+    """A rule of one row across the screen."""
+
+    DEFAULT_CSS = "Hairline { height: 1; color: $hairline; }"
+
+    def render(self) -> RenderResult:
+        """One thin line."""
+        return Content("─" * self.size.width)
+
+
+class Header(Widget):
+    """What is loaded, on the left; the screens, on the right, the current one between bars."""
+
+    DEFAULT_CSS = "Header { height: 1; padding: 0 1; }"
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.mode = mode
+
+    def on_mount(self) -> None:
+        """Follow the session."""
+        host(self).store.subscribe(self._changed)
+
+    def _changed(self, old: Session, new: Session) -> None:
+        if (old.model, old.saes) != (new.model, new.saes):
+            self.refresh()
+
+    def render(self) -> RenderResult:
+        """Both halves; the left is cut first when there is no room."""
+        width = self.size.width
+        right = self._screens(full=width >= 72)
+        room = width - cell_len(right.plain) - 1
+        left = Content.assemble((APP_NAME, "bold"), (" ▏ ", "$muted"), *self._model())
+        return Content.assemble(left.truncate(max(0, room), ellipsis=True, pad=True), " ", right)
+
+    def _model(self) -> list[tuple[str, str]]:
+        session = host(self).store.session
+        model = session.model
+        if model is None:
+            return [("no model", "$muted")]
+        facts = [f"{model.n_layers} layers", f"d {model.d_model}", size(model.nbytes)]
+        if session.saes:
+            facts.append(f"{len(session.saes)} SAE{'s' if len(session.saes) > 1 else ''}")
+        return [(model.name, ""), (" · " + " · ".join(facts), "$muted")]
+
+    def _screens(self, full: bool) -> Content:
+        parts: list[tuple[str, str]] = []
+        for number, (mode, title) in enumerate(SCREENS, 1):
+            if mode == self.mode:
+                parts.append((f"▐{number} {title}▌", "bold $accent"))
+            else:
+                parts.append((f" {number} {title} " if full else f" {number} ", "$muted"))
+        return Content.assemble(*parts)
+
+    def on_click(self, event: object) -> None:
+        """A click on a screen's name goes there."""
+        offset = getattr(event, "x", 0) - 1
+        right = self._screens(full=self.size.width >= 72)
+        at = offset - (self.size.width - cell_len(right.plain))
+        edge = 0
+        for number, (mode, title) in enumerate(SCREENS, 1):
+            text = f" {number} {title} " if self.size.width >= 72 or mode == self.mode else f" {number} "
+            if edge <= at < edge + len(text):
+                host(self).action_show(mode)
+            edge += len(text)
+
+
+class Status(Widget):
+    """What is happening, how far it is and how to stop it; or, when idle, what happened last."""
+
+    DEFAULT_CSS = "Status { height: 1; padding: 0 1; }"
+
+    def on_mount(self) -> None:
+        """Follow the work."""
+        self.watch(self.app, "activity", self.refresh_soon, init=False)
+
+    def refresh_soon(self) -> None:
+        """Paint again at the next chance."""
+        self.refresh()
+
+    def render(self) -> RenderResult:
+        """One row, exactly as wide as the screen."""
+        app = host(self)
+        activity, width = app.activity, self.size.width
+        if activity.state == BUSY:
+            return _busy(activity, width, app.key_text("app.stop"))
+        if activity.state == FAILED:
+            return Content.assemble(("✗ ", "$error bold"), (fit(activity.note, width - 2), "$error"))
+        return Content.assemble(("○ ", "$muted"), (fit(activity.note or "idle", width - 2), "$muted"))
+
+
+def _busy(activity: Activity, width: int, stop: str) -> Content:
+    stage = f" · {activity.stage}" if activity.stage and activity.stage != activity.title else ""
+    right = f"  {stop} stop"
+    facts = activity.facts()
+    room = width - len(right) - cell_len(facts) - 2
+    label = fit(f"{activity.title}{stage}", min(max(12, room - 26), cell_len(f"{activity.title}{stage}")))
+    meter_width = max(0, min(40, room - cell_len(label) - 6))
+    parts: list[str | tuple[str, str]] = [("● ", "$accent"), label, "  "]
+    if activity.fraction is not None and meter_width >= 8:
+        parts += [
+            ("▕", "$muted"),
+            (bar(activity.fraction, meter_width).ljust(meter_width), "$accent"),
+            ("▏ ", "$muted"),
+        ]
+    parts.append((facts, "$muted"))
+    left = Content.assemble(*parts).truncate(max(0, width - len(right)), ellipsis=True, pad=True)
+    return Content.assemble(left, (right, ""))
+
+
+class Footer(Widget):
+    """The mode and the keys that work here, as many as fit; the last two are always help and commands."""
+
+    DEFAULT_CSS = "Footer { height: 1; padding: 0 1; }"
+
+    def on_mount(self) -> None:
+        """Follow focus and key changes."""
+        self.screen.bindings_updated_signal.subscribe(self, lambda _screen: self.refresh())
+
+    def render(self) -> RenderResult:
+        """The keys that fit in one row."""
+        width = self.size.width
+        inserting = isinstance(self.screen.focused, Input | TextArea)
+        mode = ("INSERT", "bold reverse") if inserting else ("NORMAL", "bold $muted")
+        pairs, tail = footer_keys(host(self), inserting)
+        tail_text = "  ".join(f"{keys} {word}" for keys, word in tail)
+        parts: list[str | tuple[str, str]] = [mode, "  "]
+        room = width - len(mode[0]) - 2 - cell_len(tail_text) - 2
+        for keys, word in pairs:
+            need = cell_len(keys) + cell_len(word) + 3
+            if need > room:
+                break
+            parts += [(keys, "bold"), (f" {word}  ", "$muted")]
+            room -= need
+        parts.append(" " * max(0, room + 2))
+        for place, (keys, word) in enumerate(tail):
+            parts += ["  " if place else "", (keys, "bold"), (f" {word}", "$muted")]
+        return Content.assemble(*parts)
+
+
+def footer_keys(app: LensHost, inserting: bool) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """The live keys with a word for the footer, as ``(keys, word)``: those of the place, and the two that stay."""
+    if inserting:
+        return [("⏎", "commit"), ("esc", "leave")], []
+    live: dict[str, list[str]] = {}
+    for active in app.screen.active_bindings.values():
+        key = by_id().get(active.binding.id or "")
+        if key is not None and key.footer and active.enabled:
+            live.setdefault(key.id, []).append(app.get_key_display(active.binding))
+    words: dict[str, list[str]] = {}
+    for key_id in sorted(live, key=list(by_id()).index):
+        words.setdefault(by_id()[key_id].footer, []).append(live[key_id][0])
+    tail_words = [by_id()[name].footer for name in ("app.help", "app.commands")]
+    tail = [(" ".join(words.pop(word)), word) for word in tail_words if word in words]
+    run = words.pop("run", None)
+    pairs = [("run", run)] if run else []
+    return [(" ".join(keys), word) for word, keys in [*pairs, *words.items()]], tail
+
+
+def key_list(keys: str) -> list[str]:
+    """The keys of a comma-separated list as they are written on key caps."""
+    from textual.keys import format_key
+
+    return [format_key(key) for key in split(keys)]
