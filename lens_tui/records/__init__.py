@@ -2,21 +2,44 @@
 
 from .errors import LensError
 from .info import ModelInfo, SAEInfo
-from .interventions import ALL, Add, Arm, Intervention, Positions
+from .interventions import (
+    ALL,
+    Ablate,
+    Add,
+    Arm,
+    CapProjection,
+    ClampFeature,
+    Intervention,
+    NormMatch,
+    Positions,
+    ProjectOut,
+    SetProjection,
+)
+from .run import ArmEnd, Candidate, Dose, Token
 from .sampling import Sampling
 from .vectors import FloatArray, Origin, SteeringVector
 
 __all__ = [
     "ALL",
+    "Ablate",
     "Add",
     "Arm",
+    "ArmEnd",
+    "Candidate",
+    "CapProjection",
+    "ClampFeature",
+    "Dose",
     "FloatArray",
     "Intervention",
     "LensError",
     "ModelInfo",
+    "NormMatch",
     "Origin",
     "Positions",
+    "ProjectOut",
     "SAEInfo",
     "Sampling",
+    "SetProjection",
     "SteeringVector",
+    "Token",
 ]

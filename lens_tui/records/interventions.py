@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from .vectors import SteeringVector
+from .vectors import FloatArray, SteeringVector
 
 PositionKind = Literal["all", "prompt", "generated", "last", "not_bos", "indices", "slice", "role"]
+Precision = Literal["model", "float32"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +23,12 @@ class Positions:
     whatever chunks the prompt was prefilled in. ``prompt`` is every position of
     the prompt *except its last*, ``generated`` is the last prompt position and
     all after it: the last prompt token is the one whose output predicts the
-    first generated token. ``indices`` holds absolute positions, ``start`` and
-    ``stop`` bound a slice, ``role`` names a role of the chat template.
+    first generated token. ``last`` is the last prompt position alone; of a text
+    that nothing is generated from, its last position. ``indices`` holds absolute
+    positions (a negative one counts from the end of the prompt), ``start`` and
+    ``stop`` bound a slice, ``role`` names a role of the chat template (``system``,
+    ``user``, ``assistant``, ``thinking``; generated tokens are the assistant's).
+    ``not_bos`` is every position whose token is not BOS.
     """
 
     kind: PositionKind = "all"
@@ -42,6 +47,9 @@ class Intervention:
 
     ``layer`` is stored counted from 0, never negative, once it has been through
     a model. ``enabled`` lets a screen keep an intervention that is switched off.
+    ``precision`` ``"model"`` keeps the residual in the model's own dtype: what is
+    delivered is what survives its rounding. ``"float32"`` keeps the stream in
+    float32 from this site on, for every row of the batch, at twice the memory.
     """
 
     mode: ClassVar[str] = ""
@@ -50,6 +58,7 @@ class Intervention:
     site: str = "resid_post"
     positions: Positions = field(default=ALL)
     enabled: bool = True
+    precision: Precision = "model"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +68,69 @@ class Add(Intervention):
     mode: ClassVar[str] = "add"
     vector: SteeringVector
     scale: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormMatch(Intervention):
+    """``h + scale * ||h|| * direction``, with the norm of each token: scale is a share of the residual's length.
+
+    The meaning of ``norm_match`` in vLLM-Lens.
+    """
+
+    mode: ClassVar[str] = "norm_match"
+    vector: SteeringVector
+    scale: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectOut(Intervention):
+    """``h - (h . direction) direction``: nothing is left along the direction (Arditi et al. 2024, 2406.11717)."""
+
+    mode: ClassVar[str] = "project_out"
+    vector: SteeringVector
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetProjection(Intervention):
+    """``h + (value - h . direction) direction``: the projection becomes ``value`` at every token."""
+
+    mode: ClassVar[str] = "set_projection"
+    vector: SteeringVector
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CapProjection(Intervention):
+    """The projection is clipped to ``[low, high]``; a bound that is ``None`` does not bind. What is inside stays."""
+
+    mode: ClassVar[str] = "cap_projection"
+    vector: SteeringVector
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClampFeature(Intervention):
+    """A feature of an SAE is given the activation ``value``; the SAE's error term is kept.
+
+    ``h + (value - a) d``, where ``a`` is the activation that the SAE reads at the
+    token and ``d`` what its decoder adds for one unit: all that the SAE does not
+    explain passes through unchanged. ``sae`` names an SAE that the model has been
+    given (``LensModel.attach_sae``).
+    """
+
+    mode: ClassVar[str] = "clamp_feature"
+    sae: str
+    feature: int
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ablate(Intervention):
+    """The site is replaced by zero, or by ``mean`` (shape ``(width of the site,)``) if one is given."""
+
+    mode: ClassVar[str] = "ablate"
+    mean: FloatArray | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,68 @@
+"""One forward pass, and the loss, under the interventions that hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+
+from lens_tui.records import LensError
+
+from .meter import Meter
+from .proxy import first_of
+from .registry import Plan, Registry, Run, offset_of
+
+LOSS_BLOCK = 256
+
+
+def run_forward(registry: Registry, ids: mx.array, cache: list[Any] | None = None) -> mx.array:
+    """Logits of ids (batch, tokens), under the calling context's plan.
+
+    The first forward under an intervention measures that it moves something.
+    """
+    entries, recorders = registry.ambient()
+    plan = Plan((entries,), recorders)
+    if cache is not None:
+        registry.check_cache(cache, plan)
+    start = offset_of(cache or [])
+    unproved = [entry for entry in entries if entry.proved != entry.stamp]
+    meter = Meter() if unproved else None
+    run = Run(registry, plan, (start if isinstance(start, int) else 0) + ids.shape[1], None, meter)
+    with registry.running(run):
+        logits: Any = registry.decoder.root(ids) if cache is None else registry.decoder.root(ids, cache=cache)
+    if meter is not None:
+        check_run(registry, run)
+        for entry in unproved:
+            entry.proved = entry.stamp
+    return first_of(logits)
+
+
+def check_run(registry: Registry, run: Run) -> None:
+    """Raise :class:`LensError` if an intervention that must move something moved nothing."""
+    assert run.meter is not None
+    run.meter.settle()
+    for key, program in registry.programs(run.plan).items():
+        if not program.must_move[0]:
+            continue
+        if not run.meter.doses(0, [key]):
+            names = ", ".join(repr(entry.item.id) for entry in run.plan.rows[0] if entry.key == key)
+            raise LensError(
+                f"{names} touches no token of this forward.", "Change its positions, or give a longer text."
+            )
+        run.meter.check_moved(0, [key], "Steering")
+
+
+def loss_of(registry: Registry, ids: mx.array) -> float:
+    """Mean next-token cross-entropy in nats, float32 log-softmax, in blocks of positions."""
+    if ids.shape[1] < 2:
+        raise LensError(f"A loss needs at least two tokens, not {ids.shape[1]}.", "Give a longer text.")
+    logits = run_forward(registry, ids)
+    total = 0.0
+    count = ids.shape[0] * (ids.shape[1] - 1)
+    for start in range(0, ids.shape[1] - 1, LOSS_BLOCK):
+        stop = min(start + LOSS_BLOCK, ids.shape[1] - 1)
+        part = logits[:, start:stop].astype(mx.float32)
+        target = ids[:, start + 1 : stop + 1, None]
+        nll = mx.logsumexp(part, axis=-1) - mx.take_along_axis(part, target, axis=-1)[..., 0]
+        total += float(nll.sum())
+    return total / count

@@ -1,0 +1,230 @@
+"""Decode rows in lock step over one of mlx-lm's caches, one step ahead of the reader.
+
+The prompt goes in as mlx-lm's own loop sends it: in chunks, then its last token
+alone. Step k+1 is launched before step k is read, so the device never waits for
+the reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+
+from lens_tui.records import Sampling
+
+from .capture import CaptureResult
+from .proxy import first_of
+from .registry import Plan, Registry, Run
+from .sampling import LogitsProcessor, Sampler, make_processors, make_sampler
+
+PREFILL_STEP = 2048
+Scales = tuple[tuple[tuple[str, float], ...], ...]
+"""For each row, ``(id, scale)`` of its records."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One token of every row, read back: ids, log-probabilities, KL from the baseline row, top candidates.
+
+    ``version`` and ``scales`` say which interventions of the rows it was computed under.
+    """
+
+    ids: list[int]
+    logprobs: list[float]
+    kl: list[float] | None
+    top_ids: list[list[int]] | None
+    top_logprobs: list[list[float]] | None
+    version: int
+    scales: Scales
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """How rows are decoded. ``baseline`` is the row that KL is measured against, ``top`` how many candidates."""
+
+    sampling: Sampling
+    baseline: int | None = None
+    top: int = 0
+    prefill_step_size: int = PREFILL_STEP
+    progress: Callable[[int, int], None] | None = None
+    sampler: Sampler | None = None
+    logits_processors: Sequence[LogitsProcessor] | None = None
+
+
+@dataclass
+class _Launched:
+    chosen: mx.array
+    logprobs: mx.array
+    kl: mx.array | None
+    top_ids: mx.array | None
+    top_logprobs: mx.array | None
+    version: int
+    scales: Scales
+
+    def arrays(self) -> list[mx.array]:
+        every = (self.chosen, self.logprobs, self.kl, self.top_ids, self.top_logprobs)
+        return [array for array in every if array is not None]
+
+    def read(self) -> Step:
+        return Step(
+            self.chosen.tolist(),  # type: ignore[arg-type]
+            self.logprobs.tolist(),  # type: ignore[arg-type]
+            None if self.kl is None else self.kl.tolist(),  # type: ignore[arg-type]
+            None if self.top_ids is None else self.top_ids.tolist(),  # type: ignore[arg-type]
+            None if self.top_logprobs is None else self.top_logprobs.tolist(),  # type: ignore[arg-type]
+            self.version,
+            self.scales,
+        )
+
+
+@dataclass
+class RowDecoder:
+    """The decoding of one prompt on ``n_rows`` rows under a run's plan."""
+
+    registry: Registry
+    run: Run
+    ids: tuple[int, ...]
+    n_rows: int
+    cache: list[Any]
+    options: DecodeOptions
+    _history: mx.array | None = None
+    _stamp: object = None
+    _version: int = -1
+    _scales: Scales = ()
+    _processors: list[LogitsProcessor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._processors = make_processors(self.options.sampling, self.options.logits_processors)
+        self._sample = self.options.sampler or make_sampler(self.options.sampling, self.registry.decoder.vocab_size)
+
+    def steps(self) -> Iterator[Step]:
+        """Token after token of all rows, up to ``max_tokens``; whoever reads decides when rows have ended."""
+        with wired():
+            launched = self._launch(self._prefill())
+            count = self.options.sampling.max_tokens
+            for index in range(count):
+                ahead = self._launch(launched.chosen[:, None]) if index + 1 < count else None
+                yield launched.read()
+                if ahead is None:
+                    return
+                if index % 256 == 0:
+                    mx.clear_cache()
+                launched = ahead
+
+    def _prefill(self) -> mx.array:
+        """Send all but the last prompt token through the model, in chunks; returns the last one."""
+        tokens = mx.broadcast_to(mx.array(self.ids, dtype=mx.int32)[None], (self.n_rows, len(self.ids)))
+        done, total = 0, len(self.ids)
+        self._report(0, total)
+        while total - done > 1:
+            size = min(self.options.prefill_step_size, total - done - 1)
+            with self.registry.running(self.run):
+                self.registry.decoder.root(tokens[:, done : done + size], cache=self.cache)
+            mx.eval([cache.state for cache in self.cache], *self._extras())
+            done += size
+            self._report(done, total)
+            mx.clear_cache()
+        if self._processors:
+            self._history = tokens[:, :done]
+        return tokens[:, done:]
+
+    def _report(self, done: int, total: int) -> None:
+        if self.options.progress is not None:
+            self.options.progress(done, total)
+
+    def _launch(self, inputs: mx.array) -> _Launched:
+        self._note_changes()
+        with self.registry.running(self.run):
+            logits = self.registry.decoder.root(inputs, cache=self.cache)
+        logits = first_of(logits)[:, -1, :].astype(mx.float32)
+        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        chosen = self._sample(self._processed(inputs, logits, logprobs))
+        of_chosen = mx.take_along_axis(logprobs, chosen[:, None], axis=-1)[:, 0]
+        kl = None if self.options.baseline is None else kl_from(logprobs, self.options.baseline)
+        top_ids, top_logprobs = best(logprobs, self.options.top) if self.options.top else (None, None)
+        launched = _Launched(chosen, of_chosen, kl, top_ids, top_logprobs, self._version, self._scales)
+        mx.async_eval(*launched.arrays(), *self._extras())
+        return launched
+
+    def _processed(self, inputs: mx.array, logits: mx.array, logprobs: mx.array) -> mx.array:
+        if not self._processors:
+            return logprobs
+        history = inputs if self._history is None else mx.concatenate([self._history, inputs], axis=1)
+        self._history = history
+        rows = []
+        for row in range(self.n_rows):
+            changed = logits[row : row + 1] + 0.0  # processors write in place
+            for processor in self._processors:
+                changed = processor(history[row], changed)
+            rows.append(changed - mx.logsumexp(changed, axis=-1, keepdims=True))
+        return mx.concatenate(rows, axis=0)
+
+    def _note_changes(self) -> None:
+        """Count the versions of the plan; a new one is measured anew."""
+        plan = self.run.plan
+        if plan.stamp == self._stamp:
+            return
+        if self._version >= 0 and self.run.meter is not None:
+            self.run.meter.restart()
+        self._stamp = plan.stamp
+        self._version += 1
+        self._scales = tuple(scales_of(plan, row) for row in range(len(plan.rows)))
+
+    def _extras(self) -> list[mx.array]:
+        """Measurements and captures of the newest forward, evaluated with the step they belong to."""
+        meter = self.run.meter
+        arrays = [array for _, array in meter.pending] if meter is not None else []
+        for recorder in self.run.plan.recorders:
+            if isinstance(recorder, CaptureResult):
+                arrays.extend(recorder.pending())
+        return arrays
+
+
+def scales_of(plan: Plan, row: int) -> tuple[tuple[str, float], ...]:
+    """``(id, scale)`` of every enabled record of a row that has a scale or a value."""
+    found = []
+    for entry in plan.rows[row]:
+        item = entry.item
+        value = getattr(item, "scale", getattr(item, "value", None))
+        if value is not None and getattr(item, "enabled", True):
+            found.append((item.id, float(value)))
+    return tuple(found)
+
+
+def kl_from(logprobs: mx.array, baseline: int) -> mx.array:
+    """D_KL(row || baseline row) in nats for each row of (rows, vocabulary) log-probabilities, float32."""
+    terms = mx.exp(logprobs) * (logprobs - logprobs[baseline : baseline + 1])
+    # A token that the row cannot choose adds nothing: 0 log 0 = 0.
+    return mx.where(mx.isneginf(logprobs), 0.0, terms).sum(axis=-1)
+
+
+def best(logprobs: mx.array, count: int) -> tuple[mx.array, mx.array]:
+    """The ``count`` most likely tokens of each row, best first: ids and log-probabilities (rows, count)."""
+    count = min(count, logprobs.shape[-1])
+    some = mx.argpartition(-logprobs, kth=count - 1, axis=-1)[:, :count]
+    values = mx.take_along_axis(logprobs, some, axis=-1)
+    order = mx.argsort(-values, axis=-1)
+    return mx.take_along_axis(some, order, axis=-1), mx.take_along_axis(values, order, axis=-1)
+
+
+_wired_depth = [0]
+
+
+@contextmanager
+def wired() -> Iterator[None]:
+    """Keep the weights wired on Apple GPUs while tokens are made, as mlx-lm does; nothing elsewhere."""
+    from mlx_lm.utils import maybe_set_recommended_wired_limit
+
+    old = maybe_set_recommended_wired_limit() if _wired_depth[0] == 0 else None
+    _wired_depth[0] += 1
+    try:
+        yield
+    finally:
+        _wired_depth[0] -= 1
+        if old is not None:
+            mx.synchronize()
+            mx.set_wired_limit(old)

@@ -1,0 +1,34 @@
+"""Load a model by folder, hub id or the bundled name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mlx.nn.layers.base import Module
+
+from lens_tui import demo
+from lens_tui.records import LensError
+
+
+def load_model(name: str, **load_kwargs: Any) -> tuple[Module, Any, str]:
+    """Model, tokenizer and where they were found. Raises :class:`LensError` for a folder that is no model."""
+    from mlx_lm import load
+
+    source = str(demo.model_path()) if name == demo.NAME else name
+    folder = Path(source).expanduser()
+    looks_local = source.startswith((".", "/", "~", "\\")) or folder.exists()
+    if looks_local and not folder.exists():
+        raise LensError(f"There is no folder {source!r}.", "Check the path, or give a hub id such as 'owner/name'.")
+    if looks_local and not (folder / "config.json").is_file():
+        raise LensError(
+            f"{source!r} is not a model in mlx-lm's format: it has no config.json.", "Convert it with mlx_lm.convert."
+        )
+    try:
+        found: Any = load(str(folder) if looks_local else source, **load_kwargs)
+    except (FileNotFoundError, OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise LensError(
+            f"The model {name!r} cannot be loaded: {first}", "Check the name, the files and the network."
+        ) from error
+    return found[0], found[1], str(folder) if looks_local else source

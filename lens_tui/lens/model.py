@@ -1,0 +1,338 @@
+"""LensModel: an mlx-lm model whose residual stream can be read and pushed on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module
+
+from lens_tui.records import (
+    ALL,
+    Add,
+    Arm,
+    Intervention,
+    LensError,
+    ModelInfo,
+    NormMatch,
+    Positions,
+    Sampling,
+    SteeringVector,
+)
+
+from .capture import CaptureResult
+from .checks import as_numpy, check_vector, checked
+from .compare import Comparison, Generation
+from .forward import loss_of, run_forward
+from .generation import DecodeOptions, RowDecoder
+from .handle import Steering
+from .info import describe
+from .interventions import FeatureSource
+from .layers import find_decoder
+from .loading import load_model
+from .meter import Meter
+from .program import Hook, Item
+from .registry import Entry, Plan, Registry, Run, offset_of
+from .sampling import settings_from
+from .tokens import EncodedPrompt, Prompt, Tokens
+
+Layers = int | Sequence[int]
+Sites = str | Sequence[str]
+
+
+class LensModel:
+    """An mlx-lm model with steering, capture, generation and comparison.
+
+    ``model_path`` is a folder, a hub id or ``"demo"`` (the bundled model);
+    ``load_kwargs`` go to ``mlx_lm.load``. ``use_engine`` is accepted for
+    compatibility: batching is built in. Use the model on the thread that made it.
+    """
+
+    def __init__(self, model_path: str, use_engine: bool = False, **load_kwargs: Any) -> None:
+        model, tokenizer, path = load_model(str(model_path), **load_kwargs)
+        self._setup(model, tokenizer, name=str(model_path), path=path)
+
+    @classmethod
+    def from_model(cls, model: Module, tokenizer: Any | None = None, *, name: str = "", path: str = "") -> LensModel:
+        """Wrap an mlx-lm model that is in memory. Without a tokenizer, prompts are token ids."""
+        self = cls.__new__(cls)
+        self._setup(model, tokenizer, name=name or type(model).__module__.rpartition(".")[2], path=path)
+        return self
+
+    def _setup(self, model: Module, tokenizer: Any | None, *, name: str, path: str) -> None:
+        self._model = model
+        self._decoder = find_decoder(model)
+        self.tokens = Tokens(tokenizer, self._decoder.vocab_size)
+        self._registry = Registry(self._decoder, self.tokens.bos)
+        self._ids = itertools.count(1)
+        self.info: ModelInfo = describe(model, self._decoder, self.tokens, name=name, path=path)
+
+    # -- what it is ----------------------------------------------------------
+
+    @property
+    def model(self) -> Module:
+        """The mlx-lm model itself: always the same object, hooked or not."""
+        return self._model
+
+    @property
+    def tokenizer(self) -> Any:
+        """mlx-lm's tokenizer wrapper, ``None`` if there is none."""
+        return self.tokens.tokenizer
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self._decoder.d_model
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder blocks."""
+        return self._decoder.n_layers
+
+    @property
+    def registry(self) -> Registry:
+        """What is hooked, and how; for code that builds on this library."""
+        return self._registry
+
+    @property
+    def hooked(self) -> tuple[Item, ...]:
+        """What is put up now by ``steer``, ``intervene`` and ``hook`` blocks of any thread, oldest first."""
+        return tuple(entry.item for entry in self._registry.ambient_entries)
+
+    def sites(self, layer: int) -> tuple[str, ...]:
+        """The sites that a layer has, each one proved by a forward pass."""
+        return self._registry.sites.available(self._decoder.index(layer))
+
+    def attach_sae(self, name: str, sae: FeatureSource) -> None:
+        """Give the model an SAE that ``ClampFeature`` records can name."""
+        if sae.d_model != self.d_model:
+            raise LensError(f"The SAE {name!r} reads width {sae.d_model}; this model's is {self.d_model}.")
+        self._registry.sources[name] = sae
+
+    # -- putting things up ---------------------------------------------------
+
+    def steer(
+        self,
+        layer: int,
+        vector: SteeringVector | Any,
+        scale: float,
+        *,
+        site: str = "resid_post",
+        positions: Positions = ALL,
+        mode: str = "add",
+        precision: str = "model",
+        id: str = "",  # noqa: A002
+    ) -> Steering:
+        """Steer inside a ``with`` block: add ``scale * vector`` at a site, by default the output of a layer.
+
+        ``vector`` has shape ``(d_model,)`` exactly: a list, numpy or MLX array,
+        whose own length counts, or a :class:`SteeringVector`, which is a unit
+        direction. ``mode`` ``"norm_match"`` multiplies by each token's own norm.
+        ``layer`` may be negative. ``precision`` ``"float32"`` keeps the stream in
+        float32 from there on. Raises :class:`LensError` for anything that cannot be.
+        """
+        where = self._decoder.index(layer)
+        width = self._registry.sites.point(where, site).width
+        name = id or f"steer-{next(self._ids)}"
+        if isinstance(vector, SteeringVector):
+            record_vector, unit = vector, 1.0
+        else:
+            values = as_numpy(vector)
+            check_vector(values, width, "The vector")
+            record_vector = SteeringVector.of(name, values, where, site=site, model=self.info.name)
+            unit = record_vector.norm
+        kinds: dict[str, type[Add] | type[NormMatch]] = {"add": Add, "norm_match": NormMatch}
+        if mode not in kinds:
+            raise LensError(
+                f"There is no mode {mode!r} of steer.", "Use 'add' or 'norm_match', or intervene() for others."
+            )
+        if not isinstance(scale, (int, float)):
+            scale = float(scale)
+        record = kinds[mode](
+            id=name,
+            layer=where,
+            site=site,
+            positions=positions,
+            vector=record_vector,
+            scale=scale * unit,
+            precision=precision,  # type: ignore[arg-type]
+        )
+        return Steering(self._registry, [checked(record, self._registry)], unit)
+
+    def intervene(self, *records: Intervention) -> Steering:
+        """Put up any interventions inside a ``with`` block, in the order given."""
+        return Steering(self._registry, [checked(record, self._registry) for record in records])
+
+    def hook(self, layer: int, fn: Callable[[Any, mx.array], mx.array | None], *, site: str = "resid_post") -> Steering:
+        """Call ``fn(ctx, h)`` at a site in each forward inside a ``with`` block.
+
+        ``h`` has shape (batch, tokens, width); what ``fn`` returns replaces it,
+        ``None`` leaves it. An exception in ``fn`` stops the run and names the hook.
+        """
+        where = self._decoder.index(layer)
+        self._registry.sites.point(where, site)
+        return Steering(self._registry, [Hook(f"hook-{next(self._ids)}", where, site, fn)])
+
+    @contextmanager
+    def capture(self, layers: Layers, site: Sites = "resid_post") -> Iterator[CaptureResult]:
+        """Read tensors at one or several sites inside a ``with`` block, after all interventions there.
+
+        Gives a :class:`CaptureResult`: ``result[layer]``, or ``result[layer, site]``
+        if ``site`` is a list. Repeated layers count once, negative ones count from the end.
+        """
+        wanted = [layers] if isinstance(layers, int) else list(layers)
+        sites = [site] if isinstance(site, str) else list(site)
+        keys = tuple(dict.fromkeys((self._decoder.index(layer), name) for layer in wanted for name in sites))
+        if not keys:
+            raise LensError("There is nothing to capture.", "Name at least one layer and one site.")
+        result = CaptureResult(self._registry, keys, by_site=not isinstance(site, str))
+        self._registry.put(result)
+        try:
+            yield result
+        finally:
+            self._registry.take(result)
+
+    # -- running ---------------------------------------------------------------
+
+    def forward(self, tokens: Any, cache: list[Any] | None = None) -> mx.array:
+        """Logits ``(batch, tokens, vocabulary)`` of a text, token ids, or a batch of ids of equal length.
+
+        ``cache`` is one of mlx-lm's prompt caches; one that was filled under other
+        interventions is refused.
+        """
+        return run_forward(self._registry, self._batch(tokens), cache)
+
+    def loss(self, tokens: Any) -> float:
+        """Mean next-token cross-entropy in nats of a text, token ids or a batch, by float32 log-softmax.
+
+        At least two tokens a row; the first one is not predicted.
+        """
+        return loss_of(self._registry, self._batch(tokens))
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        sampling: Sampling | None = None,
+        interventions: Sequence[Intervention] | None = None,
+        raw: bool = False,
+        top: int = 0,
+        prompt_cache: list[Any] | None = None,
+        **options: Any,
+    ) -> Generation:
+        """Generate token by token: an iterator of :class:`~lens_tui.records.Token`.
+
+        ``prompt`` is a text (through the chat template if there is one, unless
+        ``raw``), chat messages or token ids. ``options`` are mlx-lm's sampling
+        options by name (``max_tokens``, ``temp`` or ``temperature``, ``top_p``,
+        ``min_p``, ``top_k``, ``repetition_penalty``, ``seed``), ``sampler``,
+        ``logits_processors``, ``prefill_step_size`` and ``progress(done, total)``.
+        ``interventions`` replace those of the blocks around the call, which hold
+        otherwise. ``top`` asks for that many candidates a token.
+        """
+        settings = settings_from(sampling, options)
+        encoded = self.tokens.prompt(prompt, raw=raw)
+        entries, recorders = self._registry.ambient()
+        if interventions is not None:
+            entries = tuple(Entry(self._registry, checked(item, self._registry)) for item in interventions)
+        decoder = self._decoder_of(
+            encoded, Plan((entries,), recorders), 1, DecodeOptions(settings, top=top), options, prompt_cache
+        )
+        return Generation(decoder, self.tokens, [""])
+
+    def generate(self, prompt: Prompt, **options: Any) -> str:
+        """Generate a text; the options are those of :meth:`stream`."""
+        options.pop("verbose", None)
+        generation = self.stream(prompt, **options)
+        for _ in generation:
+            pass
+        return generation.text
+
+    def compare(
+        self,
+        prompt: Prompt,
+        arms: Sequence[Arm],
+        sampling: Sampling | None = None,
+        *,
+        raw: bool = False,
+        top: int = 0,
+        **options: Any,
+    ) -> Comparison:
+        """Generate every arm in lock step, one batch row each: an iterator of tokens and arm ends.
+
+        The first arm without interventions is the baseline; if there is none, one
+        is put in front. All arms see the same prompt and draw from the same random
+        numbers. In a float32 model each greedy row equals what its arm gives alone;
+        in lower precision a batch may round differently from a single row, which
+        can change a token where two are nearly tied.
+        """
+        if self._registry.ambient()[0]:
+            raise LensError("compare was called inside a steer block.", "Give the steering as an arm instead.")
+        named = list(arms) if any(arm.is_baseline for arm in arms) else [Arm("baseline"), *arms]
+        settings = settings_from(sampling, options)
+        rows = [[Entry(self._registry, checked(item, self._registry)) for item in arm.interventions] for arm in named]
+        baseline = next(index for index, arm in enumerate(named) if arm.is_baseline)
+        plan = Plan(rows, self._registry.ambient()[1])
+        decode = DecodeOptions(settings, baseline=baseline, top=top)
+        encoded = self.tokens.prompt(prompt, raw=raw)
+        return Comparison(
+            self._decoder_of(encoded, plan, len(named), decode, options), self.tokens, [arm.name for arm in named]
+        )
+
+    def close(self) -> None:
+        """Take everything down and free MLX's buffer cache."""
+        for entry in tuple(self._registry.ambient_entries):
+            self._registry.take(entry)
+        mx.clear_cache()
+
+    def __enter__(self) -> LensModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- helpers -----------------------------------------------------------
+
+    def _decoder_of(
+        self,
+        prompt: EncodedPrompt,
+        plan: Plan,
+        n_rows: int,
+        decode: DecodeOptions,
+        options: dict[str, Any],
+        prompt_cache: list[Any] | None = None,
+    ) -> RowDecoder:
+        from mlx_lm.models.cache import make_prompt_cache
+
+        extra = {name: options.pop(name) for name in _DECODE_OPTIONS if name in options}
+        max_kv_size = options.pop("max_kv_size", None)
+        if options:
+            raise LensError(f"There is no option {next(iter(options))!r}.", "See the docstring of stream.")
+        cache = prompt_cache if prompt_cache is not None else make_prompt_cache(self._model, max_kv_size)
+        self._registry.check_cache(cache, plan)
+        start = offset_of(cache)
+        n_prompt = (start if isinstance(start, int) else 0) + len(prompt.ids)
+        meter = Meter() if any(plan.rows) else None
+        run = Run(self._registry, plan, n_prompt, prompt.spans, meter)
+        return RowDecoder(self._registry, run, prompt.ids, n_rows, cache, replace(decode, **extra))
+
+    def _batch(self, tokens: Any) -> mx.array:
+        """Token ids as an array (batch, tokens), each one inside the vocabulary."""
+        if isinstance(tokens, str):
+            return mx.array([self.tokens.encode(tokens)], dtype=mx.int32)
+        array = tokens if isinstance(tokens, mx.array) else mx.array(list(tokens))
+        array = array[None] if array.ndim == 1 else array
+        if array.ndim != 2 or array.size == 0 or not mx.issubdtype(array.dtype, mx.integer):
+            raise LensError(
+                f"Token ids of shape {tuple(array.shape)} cannot be run.", "Give (tokens,) or (batch, tokens)."
+            )
+        low, high = int(array.min()), int(array.max())
+        self.tokens.check([low, high])
+        return array.astype(mx.int32)
+
+
+_DECODE_OPTIONS = ("prefill_step_size", "progress", "sampler", "logits_processors")

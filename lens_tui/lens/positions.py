@@ -1,0 +1,141 @@
+"""Which tokens of a forward an intervention touches, from absolute positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from lens_tui.records import LensError, Positions
+
+Offset = int | mx.array
+"""Absolute position of a forward's first token: one for the batch, or one for each row, shape (rows,)."""
+Mask = bool | mx.array
+"""True: every token; False: none; else a bool array (rows or 1, tokens, 1)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Where:
+    """What is known of one forward: where it starts, its tokens, and where the prompt ends.
+
+    ``n_prompt`` is the number of prompt tokens (one, or one for each row), ``None``
+    where it is not known: a forward that somebody else runs over a cache.
+    ``spans`` maps a role to half-open spans of absolute positions.
+    """
+
+    offset: Offset
+    length: int
+    ids: mx.array | None = None
+    n_prompt: Offset | None = None
+    bos: int | None = None
+    spans: tuple[tuple[str, int, int], ...] | None = None
+
+
+def touched(positions: Positions, where: Where) -> Mask:
+    """The tokens of this forward that ``positions`` names. Raises :class:`LensError` if it cannot be told."""
+    kind = positions.kind
+    if kind == "all":
+        return True
+    if kind == "not_bos":
+        return _not_bos(where)
+    if kind == "role":
+        return _role(positions.role, where)
+    bounds = _bounds(positions, where)
+    if isinstance(where.offset, int) and all(isinstance(item, int) for pair in bounds for item in pair):
+        return _static(bounds, where.offset, where.length)
+    at = absolute(where)
+    mask: mx.array | None = None
+    for start, stop in bounds:
+        part = (at >= _column(start)) & (at < _column(stop))
+        mask = part if mask is None else mask | part
+    return False if mask is None else mask[..., None]
+
+
+def absolute(where: Where) -> mx.array:
+    """Absolute positions of the forward's tokens, shape (1 or rows, tokens)."""
+    steps = mx.arange(where.length)[None]
+    return steps + (where.offset if isinstance(where.offset, int) else where.offset[:, None])
+
+
+def reach(positions: Positions, n_prompt: int, last: int) -> bool:
+    """Whether anything in absolute positions ``[0, last]`` can be touched, as far as is known beforehand."""
+    if positions.kind in ("all", "not_bos", "role", "generated", "last"):
+        return True
+    bounds = _bounds(positions, Where(0, 1, n_prompt=n_prompt))
+    return any(int(start) <= last and int(stop) > max(0, int(start)) for start, stop in bounds)
+
+
+_END = 1 << 30
+
+
+def _bounds(positions: Positions, where: Where) -> list[tuple[Any, Any]]:
+    """Half-open ranges of absolute positions."""
+    kind = positions.kind
+    if kind == "indices":
+        return [(at, at + 1) for at in (_from_end(index, where) for index in positions.indices)]
+    if kind == "slice":
+        stop = _END if positions.stop is None else _from_end(positions.stop, where)
+        return [(_from_end(positions.start, where), stop)]
+    end = _prompt_end(positions, where)
+    if kind == "prompt":
+        return [(0, end - 1)]
+    return [(end - 1, _END if kind == "generated" else end)]
+
+
+def _from_end(index: int, where: Where) -> Any:
+    return index if index >= 0 else _prompt_end(Positions("indices", (index,)), where) + index
+
+
+def _prompt_end(positions: Positions, where: Where) -> Any:
+    if where.n_prompt is None:
+        raise LensError(
+            f"Positions {positions.kind!r} cannot be told: a forward over a cache does not say where the prompt ends.",
+            "Generate with this model's own generate, stream or compare, or give absolute positions from the start.",
+        )
+    return where.n_prompt
+
+
+def _static(bounds: list[tuple[int, int]], offset: int, length: int) -> Mask:
+    """The mask of a forward whose place is known in Python: decoding needs no array at all."""
+    hits = [any(start <= offset + step < stop for start, stop in bounds) for step in range(length)]
+    if all(hits) or not any(hits):
+        return all(hits)
+    return mx.array(hits)[None, :, None]
+
+
+def _not_bos(where: Where) -> Mask:
+    if where.bos is None:
+        return True
+    if isinstance(where.offset, int) and where.offset > 0:
+        return True
+    if where.ids is None:
+        raise LensError(
+            "Positions 'not_bos' cannot be told here: the forward was given embeddings, not token ids.",
+            "Give absolute positions instead.",
+        )
+    return (where.ids != where.bos)[..., None]
+
+
+def _role(role: str, where: Where) -> Mask:
+    if where.spans is None or where.n_prompt is None:
+        raise LensError(
+            f"Positions of role {role!r} cannot be told here: the prompt was not made from chat messages.",
+            "Give generate, stream or compare a prompt that goes through the chat template.",
+        )
+    known = [(start, stop) for name, start, stop in where.spans if name == role]
+    bounds: list[tuple[Any, Any]] = [*known, (where.n_prompt, _END)] if role == "assistant" else list(known)
+    if not bounds:
+        raise LensError(
+            f"The prompt has no {role!r} part.", f"It has: {', '.join(sorted({s[0] for s in where.spans}))}."
+        )
+    at = absolute(where)
+    mask = None
+    for start, stop in bounds:
+        part = (at >= _column(start)) & (at < _column(stop))
+        mask = part if mask is None else mask | part
+    return False if mask is None else mask[..., None]
+
+
+def _column(value: Any) -> Any:
+    return value[:, None] if isinstance(value, mx.array) else value

@@ -1,0 +1,208 @@
+"""Put the interventions at one site together: for every row of a batch, in order, in the residual's dtype.
+
+Neighbouring additions on all positions are fused into one cached array
+``(rows, 1, width)``, so that steering costs one addition a layer. Everything
+else is computed in float32 and rounded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from lens_tui.records import Add, Intervention, LensError
+
+from .interventions import Delta, FeatureSource, delta_of, must_move
+from .positions import Mask, Where, touched
+
+Key = tuple[int, str]
+"""A layer and a site."""
+
+
+@dataclass(frozen=True)
+class Hook:
+    """A function of the user's at a site: ``fn(ctx, h) -> h | None``. ``ctx`` is a :class:`HookContext`."""
+
+    id: str
+    layer: int
+    site: str
+    fn: Callable[[Any, mx.array], mx.array | None]
+
+
+@dataclass(frozen=True, eq=False)
+class HookContext:
+    """What a user's hook is told: the layer, the site, and what is known of the forward."""
+
+    layer: int
+    site: str
+    where: Where
+
+
+Item = Intervention | Hook
+
+
+@dataclass(eq=False)
+class _Fused:
+    """Additions on all positions, summed: ``values`` (rows, width) in float32."""
+
+    values: np.ndarray[Any, np.dtype[np.float32]]
+    cast: dict[mx.Dtype, mx.array] = field(default_factory=dict)
+
+    def in_dtype(self, dtype: mx.Dtype) -> mx.array:
+        if dtype not in self.cast:
+            array = mx.array(self.values)[:, None, :].astype(dtype)
+            mx.eval(array)
+            self.cast[dtype] = array
+        return self.cast[dtype]
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """One record on some rows; ``rows`` is ``None`` for all, else a bool array (rows, 1, 1)."""
+
+    record: Intervention
+    delta: Delta
+    rows: mx.array | None
+
+
+@dataclass(frozen=True, eq=False)
+class _UserStep:
+    hook: Hook
+    rows: mx.array | None
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """All that happens at one site in one forward."""
+
+    key: Key
+    steps: tuple[_Fused | _Step | _UserStep, ...]
+    n_rows: int
+    float32: bool
+    must_move: tuple[bool, ...]
+
+    def run(
+        self, h: mx.array, where: Where, watch: Callable[[mx.array, mx.array, mx.array, Mask], None] | None
+    ) -> mx.array:
+        """The changed residual. ``watch(before, exact, after, mask)`` is called once if given."""
+        if self.n_rows > 1 and h.shape[0] != self.n_rows:
+            raise LensError(
+                f"The interventions are for {self.n_rows} rows, but the forward has {h.shape[0]}.",
+                "Give as many sequences as there are rows.",
+            )
+        before = h
+        exact = h.astype(mx.float32) if watch else h
+        hit: Mask = False
+        for step in self.steps:
+            h, exact, mask = self._apply(step, h, exact, where, watch is not None)
+            hit = _either(hit, mask)
+        if self.float32 and h.dtype != mx.float32:
+            h = h.astype(mx.float32)
+        if watch is not None and hit is not False:
+            watch(before, exact, h, hit)
+        return h
+
+    def _apply(
+        self, step: _Fused | _Step | _UserStep, h: mx.array, exact: mx.array, where: Where, watched: bool
+    ) -> tuple[mx.array, mx.array, Mask]:
+        dtype = mx.float32 if self.float32 else h.dtype
+        if isinstance(step, _Fused):
+            moved = exact + step.in_dtype(mx.float32) if watched else exact
+            return h.astype(dtype) + step.in_dtype(dtype), moved, True
+        if isinstance(step, _UserStep):
+            return _run_hook(step, h, where), exact, False
+        mask = touched(step.record.positions, where)
+        if mask is False:
+            return h, exact, False
+        mask = _both(mask, step.rows)
+        new = _moved(step.delta, h.astype(mx.float32), mask).astype(dtype)
+        moved = _moved(step.delta, exact, mask) if watched else exact
+        # Tokens that are not touched keep their bits.
+        return (new if mask is True else mx.where(mask, new, h.astype(dtype))), moved, mask
+
+
+def build(key: Key, rows: Sequence[Sequence[Item]], sources: Mapping[str, FeatureSource], width: int) -> Program:
+    """The program of a site from the items of each row, in order; one row stands for every row of any batch."""
+    steps: list[_Fused | _Step | _UserStep] = []
+    shared = len(rows) == 1
+    for row, items in enumerate(rows):
+        only = None if shared else mx.array(np.arange(len(rows)) == row)[:, None, None]
+        for item in _effective(items):
+            if isinstance(item, Hook):
+                steps.append(_UserStep(item, only))
+            elif isinstance(item, Add) and item.positions.kind == "all":
+                _fuse(steps, item, row, len(rows), width)
+            else:
+                steps.append(_Step(item, delta_of(item, sources), only))
+    flat = [item for items in rows for item in _effective(items) if isinstance(item, Intervention)]
+    return Program(
+        key,
+        tuple(steps),
+        len(rows),
+        any(item.precision == "float32" for item in flat),
+        tuple(any(isinstance(item, Intervention) and must_move(item) for item in _effective(items)) for items in rows),
+    )
+
+
+def _effective(items: Sequence[Item]) -> list[Item]:
+    """What does anything at all: switched-off records and scales of zero leave every bit as it is."""
+    return [item for item in items if isinstance(item, Hook) or (item.enabled and getattr(item, "scale", 1.0) != 0.0)]
+
+
+def _fuse(steps: list[_Fused | _Step | _UserStep], item: Add, row: int, n_rows: int, width: int) -> None:
+    """Add to the fused step before, if that keeps the order within the row; else begin one."""
+    place = len(steps) - 1
+    while place >= 0 and not isinstance(steps[place], _Fused) and not _on_row(steps[place], row):
+        place -= 1
+    step = steps[place] if place >= 0 else None
+    if not isinstance(step, _Fused):
+        step = _Fused(np.zeros((n_rows, width), dtype=np.float32))
+        steps.append(step)
+    step.values[row] += np.float32(item.scale) * item.vector.direction
+
+
+def _on_row(step: _Fused | _Step | _UserStep, row: int) -> bool:
+    if isinstance(step, _Fused) or step.rows is None:
+        return True
+    return bool(step.rows[row, 0, 0].item())
+
+
+def _run_hook(step: _UserStep, h: mx.array, where: Where) -> mx.array:
+    hook = step.hook
+    try:
+        out = hook.fn(HookContext(hook.layer, hook.site, where), h)
+    except Exception as error:
+        raise LensError(f"The hook {hook.id!r} at layer {hook.layer} {hook.site} failed: {error!r}.") from error
+    if out is None:
+        return h
+    if not isinstance(out, mx.array) or out.shape != h.shape:
+        got = tuple(out.shape) if isinstance(out, mx.array) else type(out).__name__
+        raise LensError(
+            f"The hook {hook.id!r} at layer {hook.layer} {hook.site} gave {got}, not {tuple(h.shape)}.",
+            "Return an array of the same shape, or None to change nothing.",
+        )
+    out = out.astype(h.dtype)
+    return out if step.rows is None else mx.where(step.rows, out, h)
+
+
+def _moved(delta: Delta, h: mx.array, mask: Mask) -> mx.array:
+    moved = h + delta(h)
+    return moved if isinstance(mask, bool) else mx.where(mask, moved, h)
+
+
+def _both(mask: Mask, rows: mx.array | None) -> Mask:
+    if rows is None:
+        return mask
+    return rows if mask is True else mask & rows
+
+
+def _either(left: Mask, right: Mask) -> Mask:
+    if left is True or right is True:
+        return True
+    if isinstance(left, bool):
+        return right
+    return left if isinstance(right, bool) else left | right

@@ -1,0 +1,104 @@
+"""Layer proxies: stand in front of a module without moving it.
+
+A proxy is installed by giving the module *instance* a subclass of its own class
+whose ``__call__`` goes through taps. The object stays the same object in the
+same container with the same attributes, parameters and parameter paths;
+uninstalling gives the instance its class back. Copies and pickles are made of
+the original class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from mlx.nn.layers.base import Module
+
+Call = Callable[..., Any]
+Tap = Callable[[Call, tuple[Any, ...], dict[str, Any]], Any]
+"""``tap(call, args, kwargs)``: calls ``call(*args, **kwargs)`` and returns its output, changed or not."""
+
+
+def install(module: Module, tap: Tap) -> None:
+    """Put ``tap`` around every call of ``module``; the tap installed last is outermost."""
+    taps = taps_of(module)
+    original = original_class(module)
+    module.__class__ = _proxy_class(original, (*taps, tap))
+
+
+def uninstall(module: Module, tap: Tap) -> None:
+    """Take ``tap`` away, in any order; without taps the module is of its original class again."""
+    taps = tuple(item for item in taps_of(module) if item != tap)
+    original = original_class(module)
+    module.__class__ = _proxy_class(original, taps) if taps else original
+
+
+def taps_of(module: Module) -> tuple[Tap, ...]:
+    """The taps around a module, innermost first; empty for a module that is not proxied."""
+    taps: tuple[Tap, ...] = type(module).__dict__.get("_lens_taps", ())
+    return taps
+
+
+def original_class(module: Module) -> type[Module]:
+    """The class a module has when nothing is installed on it."""
+    found: type[Module] = type(module).__dict__.get("_lens_original", type(module))
+    return found
+
+
+def _proxy_class(original: type[Module], taps: tuple[Tap, ...]) -> type[Module]:
+    inner: Any = original
+
+    def call(self: Module, *args: Any, **kwargs: Any) -> Any:
+        forward: Call = partial(inner.__call__, self)
+        for tap in taps[:-1]:
+            forward = partial(_through, tap, forward)
+        return taps[-1](forward, args, kwargs)
+
+    def reduce_ex(self: Module, protocol: Any) -> Any:
+        # A copy or pickle must not know of the proxy: name the original class instead.
+        parts = list(inner.__reduce_ex__(self, protocol))
+        parts[1] = tuple(original if part is proxy else part for part in parts[1])
+        return tuple(parts)
+
+    space = {
+        "__call__": call,
+        "__reduce_ex__": reduce_ex,
+        "__module__": original.__module__,
+        "__qualname__": original.__qualname__,
+        "__doc__": original.__doc__,
+        "_lens_taps": taps,
+        "_lens_original": original,
+    }
+    proxy = type(original.__name__, (original,), space)
+    return proxy
+
+
+def _through(tap: Tap, forward: Call, *args: Any, **kwargs: Any) -> Any:
+    return tap(forward, args, kwargs)
+
+
+def first_of(value: Any) -> Any:
+    """A block's hidden state: the output itself, or the first element of a tuple or list."""
+    return value[0] if isinstance(value, (tuple, list)) and value else value
+
+
+def replace_first(value: Any, new: Any) -> Any:
+    """``value`` with its hidden state replaced, in the container it came in."""
+    if isinstance(value, tuple):
+        rest = value[1:]
+        return type(value)(new, *rest) if hasattr(value, "_fields") else (new, *rest)
+    return [new, *value[1:]] if isinstance(value, list) else new
+
+
+def replace_input(args: tuple[Any, ...], kwargs: dict[str, Any], new: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The call's arguments with the first one, positional or by name, replaced."""
+    if args:
+        return (new, *args[1:]), kwargs
+    name = next(iter(kwargs))
+    return args, {**kwargs, name: new}
+
+
+def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The first argument of a call, positional or by name; ``None`` if there is none."""
+    return args[0] if args else next(iter(kwargs.values()), None)

@@ -1,0 +1,388 @@
+"""The one registry: what is hooked on a model, and what happens in each forward.
+
+Two kinds of plans exist. The *ambient* one is what ``steer`` and ``capture``
+blocks of the calling context have put up; it holds for forwards that anybody
+runs on this thread. A *run* (a generation, a comparison, a loss) carries its own
+plan, taken when it was started, and each of its forwards runs under that one
+alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module
+
+from lens_tui.records import Intervention, LensError
+
+from .interventions import FeatureSource
+from .layers import Decoder
+from .meter import Meter
+from .positions import Offset, Where
+from .program import Hook, Item, Key, Program, build
+from .proxy import Call, first_of, input_of, install, replace_first, replace_input, uninstall
+from .sites import Point, Port, SiteMap
+
+_stamps = itertools.count(1)
+
+
+class Entry:
+    """One item under an id: what it is now, and a stamp that changes when it does."""
+
+    def __init__(self, registry: Registry, item: Item) -> None:
+        self.registry = registry
+        self.active = True
+        self.calls = 0
+        self.forwards = 0
+        self.proved = 0
+        self.set(item)
+
+    def set(self, item: Item) -> None:
+        """Replace the item; every plan that holds the entry follows."""
+        self.item = item
+        self.stamp = next(_stamps)
+
+    @property
+    def key(self) -> Key:
+        """Layer and site."""
+        return self.item.layer, self.item.site
+
+
+class Recorder:
+    """What a capture must offer: it is told of each forward and given each tensor at its sites."""
+
+    registry: Registry
+    places: tuple[Key, ...] = ()
+    active: bool = True
+
+    def begin(self, run: Run | None, starts: bool) -> None:
+        """A forward begins; ``starts``: it begins a sequence."""
+        raise NotImplementedError
+
+    def record(self, key: Key, tensor: mx.array) -> None:
+        """The tensor at a site, after all interventions there."""
+        raise NotImplementedError
+
+
+class Plan:
+    """The items of a run, row by row. One row stands for every row of any batch."""
+
+    def __init__(self, rows: Iterable[Iterable[Entry]] = ((),), recorders: Iterable[Recorder] = ()) -> None:
+        self.rows: list[list[Entry]] = [list(row) for row in rows]
+        self.recorders: tuple[Recorder, ...] = tuple(recorders)
+
+    def set_row(self, row: int, entries: Iterable[Entry]) -> None:
+        """Change what acts on one row, from the next forward on."""
+        self.rows[row] = list(entries)
+
+    @property
+    def stamp(self) -> tuple[tuple[int, ...], ...]:
+        """Equal for equal contents: what compiled programs are kept under."""
+        return tuple(tuple(entry.stamp for entry in row) for row in self.rows)
+
+    @property
+    def keys(self) -> set[Key]:
+        """Every layer and site that is touched or read."""
+        written = {entry.key for row in self.rows for entry in row}
+        return written | {key for recorder in self.recorders for key in recorder.places}
+
+    def fingerprint(self, row: int = 0) -> tuple[object, ...]:
+        """What a KV cache filled under this plan depends on; empty for a plain model."""
+        return tuple(_print_of(entry.item) for entry in self.rows[row] if _acts(entry.item))
+
+
+@dataclass(eq=False)
+class Run:
+    """A generation, comparison or loss in progress: its plan and what its forwards are told."""
+
+    registry: Registry
+    plan: Plan
+    n_prompt: Offset | None = None
+    spans: tuple[tuple[str, int, int], ...] | None = None
+    meter: Meter | None = None
+
+
+@dataclass(eq=False)
+class _Forward:
+    """One forward in progress on one thread."""
+
+    where: Where
+    programs: Mapping[Key, Program]
+    recorders: tuple[Recorder, ...]
+    meter: Meter | None
+    called: set[Key] = field(default_factory=set)
+
+
+_AMBIENT: ContextVar[tuple[Entry | Recorder, ...]] = ContextVar("lens_ambient", default=())
+_RUN: ContextVar[Run | None] = ContextVar("lens_run", default=None)
+
+
+class Registry:
+    """All that is hooked on one model. Modules carry a proxy only while something needs them."""
+
+    def __init__(self, decoder: Decoder, bos: int | None = None) -> None:
+        self.decoder = decoder
+        self.sites = SiteMap(decoder)
+        self.sources: dict[str, FeatureSource] = {}
+        self._bos = bos
+        self._local = threading.local()
+        self._lock = threading.RLock()
+        self._needs: dict[Key, int] = {}
+        self._taps: dict[int, tuple[Callable[..., Any], dict[Key, Port]]] = {}
+        self._programs: dict[object, dict[Key, Program]] = {}
+        self._cache_marks: weakref.WeakKeyDictionary[Any, tuple[object, ...]] = weakref.WeakKeyDictionary()
+        self.ambient_entries: list[Entry] = []
+
+    # -- what is put up ---------------------------------------------------
+
+    def put(self, item: Entry | Recorder) -> None:
+        """Make an entry or recorder part of the calling context's plan and install what it needs."""
+        keys = (item.key,) if isinstance(item, Entry) else item.places
+        self.need(keys)
+        if isinstance(item, Entry):
+            with self._lock:
+                self.ambient_entries.append(item)
+        _AMBIENT.set((*_AMBIENT.get(), item))
+
+    def take(self, item: Entry | Recorder) -> None:
+        """End an entry or recorder, in any order and from any thread; what nobody needs is uninstalled."""
+        if not item.active:
+            return
+        item.active = False
+        _AMBIENT.set(tuple(other for other in _AMBIENT.get() if other is not item))
+        if isinstance(item, Entry):
+            with self._lock:
+                self.ambient_entries.remove(item)
+        self.release((item.key,) if isinstance(item, Entry) else item.places)
+
+    def ambient(self) -> tuple[tuple[Entry, ...], tuple[Recorder, ...]]:
+        """What holds for the calling context: entries and recorders, oldest first."""
+        mine = [item for item in _AMBIENT.get() if item.active]
+        entries = tuple(item for item in mine if isinstance(item, Entry) and item.registry is self)
+        recorders = tuple(item for item in mine if isinstance(item, Recorder) and item.registry is self)
+        return entries, recorders
+
+    def need(self, keys: Iterable[Key]) -> None:
+        """Install proxies for sites; every site is found before the first is installed."""
+        points = [(key, self.sites.point(*key)) for key in keys]
+        with self._lock:
+            for key, point in points:
+                if not self._needs:
+                    for owner in self._owners():
+                        install(owner, self._root)
+                self._needs[key] = self._needs.get(key, 0) + 1
+                if self._needs[key] == 1:
+                    self._attach(key, point)
+
+    def release(self, keys: Iterable[Key]) -> None:
+        """The opposite of :meth:`need`."""
+        with self._lock:
+            for key in keys:
+                self._needs[key] -= 1
+                if self._needs[key] == 0:
+                    del self._needs[key]
+                    self._detach(key, self.sites.point(*key))
+                if not self._needs:
+                    for owner in self._owners():
+                        uninstall(owner, self._root)
+
+    @property
+    def installed(self) -> tuple[Key, ...]:
+        """The sites that carry a proxy now."""
+        return tuple(sorted(self._needs))
+
+    def _owners(self) -> tuple[Module, ...]:
+        return self.decoder.owners
+
+    def _attach(self, key: Key, point: Point) -> None:
+        if id(point.module) in self._taps:
+            self._taps[id(point.module)][1][key] = point.port
+            return
+        ports = {key: point.port}
+
+        def tap(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return self._visit(ports, call, args, kwargs)
+
+        self._taps[id(point.module)] = (tap, ports)
+        install(point.module, tap)
+
+    def _detach(self, key: Key, point: Point) -> None:
+        tap, ports = self._taps[id(point.module)]
+        del ports[key]
+        if not ports:
+            uninstall(point.module, tap)
+            del self._taps[id(point.module)]
+
+    # -- what happens in a forward ----------------------------------------
+
+    @contextmanager
+    def running(self, run: Run) -> Iterator[None]:
+        """Forwards inside belong to ``run`` and run under its plan alone."""
+        token = _RUN.set(run)
+        try:
+            yield
+        finally:
+            _RUN.reset(token)
+
+    def _root(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if getattr(self._local, "forward", None) is not None:
+            return call(*args, **kwargs)
+        own = _RUN.get()
+        if own is None or own.registry is not self:
+            entries, recorders = self.ambient()
+            own = None
+        run = own or Run(self, Plan((entries,), recorders))
+        if not run.plan.keys:
+            return call(*args, **kwargs)
+        forward = self._begin(run, own, args, kwargs)
+        self._local.forward = forward
+        try:
+            return call(*args, **kwargs)
+        finally:
+            self._local.forward = None
+            for row in run.plan.rows:
+                for entry in row:
+                    entry.forwards += 1
+                    entry.calls += entry.key in forward.called
+
+    def _begin(self, run: Run, own: Run | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Forward:
+        caches = caches_of(args, kwargs)
+        offset = offset_of(caches)
+        ids = input_of(args, kwargs)
+        ids = ids if isinstance(ids, mx.array) and ids.ndim == 2 else None
+        length = ids.shape[1] if ids is not None else input_of(args, kwargs).shape[1]
+        n_prompt = run.n_prompt
+        if n_prompt is None and not caches:
+            n_prompt = length
+        where = Where(offset, length, ids, n_prompt, self._bos, run.spans)
+        self._mark(caches, run.plan, offset)
+        recorders = tuple(recorder for recorder in run.plan.recorders if recorder.active)
+        for recorder in recorders:
+            recorder.begin(own, starts=isinstance(offset, int) and offset == 0)
+        return _Forward(where, self.programs(run.plan), recorders, run.meter)
+
+    def programs(self, plan: Plan) -> dict[Key, Program]:
+        """The plan's programs by site, built once for each state of the plan."""
+        stamp = plan.stamp
+        if stamp not in self._programs:
+            while len(self._programs) >= 8:
+                self._programs.pop(next(iter(self._programs)))
+            keys = {entry.key for row in plan.rows for entry in row}
+            self._programs[stamp] = {key: self._build(plan, key) for key in keys}
+        return self._programs[stamp]
+
+    def _build(self, plan: Plan, key: Key) -> Program:
+        rows: Sequence[Sequence[Item]] = [[entry.item for entry in row if entry.key == key] for row in plan.rows]
+        return build(key, rows, self.sources, self.sites.point(*key).width)
+
+    def _visit(self, ports: dict[Key, Port], call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        forward: _Forward | None = getattr(self._local, "forward", None)
+        if forward is None:
+            return call(*args, **kwargs)
+        here = tuple(ports.items())
+        for key, port in here:
+            if port == "input":
+                given = input_of(args, kwargs)
+                changed = self._at(forward, key, given)
+                if changed is not given:
+                    args, kwargs = replace_input(args, kwargs, changed)
+        output = call(*args, **kwargs)
+        for key, port in here:
+            if port == "output":
+                hidden = first_of(output)
+                changed = self._at(forward, key, hidden)
+                if changed is not hidden:
+                    output = replace_first(output, changed)
+        return output
+
+    def _at(self, forward: _Forward, key: Key, h: mx.array) -> mx.array:
+        forward.called.add(key)
+        program = forward.programs.get(key)
+        if program is not None and program.steps:
+            h = program.run(h, forward.where, forward.meter.watcher(key) if forward.meter else None)
+        for recorder in forward.recorders:
+            if key in recorder.places:
+                recorder.record(key, h)
+        return h
+
+    # -- caches ------------------------------------------------------------
+
+    def _mark(self, caches: Sequence[Any], plan: Plan, offset: Offset) -> None:
+        """Remember under which interventions a cache is being filled."""
+        if caches and isinstance(offset, int) and len(plan.rows) == 1:
+            self._cache_marks[caches[0]] = plan.fingerprint()
+
+    def check_cache(self, caches: Sequence[Any], plan: Plan) -> None:
+        """Refuse a cache that was filled under other interventions. Raises :class:`LensError`."""
+        if not caches or not offset_filled(caches):
+            return
+        if self._cache_marks.get(caches[0], ()) != plan.fingerprint():
+            raise LensError(
+                "The prompt cache was filled under other interventions than the ones that hold now.",
+                "Fill a new cache, or put up the same interventions as before.",
+            )
+
+
+def caches_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """The KV caches that a model call was given, whatever the argument is called; empty if none."""
+    for value in (kwargs.get("cache"), *args[1:], *kwargs.values()):
+        if (
+            isinstance(value, (list, tuple))
+            and value
+            and any(hasattr(item, "update_and_fetch") for item in leaves(value))
+        ):
+            return list(value)
+        if isinstance(value, (list, tuple)) and value and all(hasattr(item, "state") for item in value):
+            return list(value)
+    return []
+
+
+def leaves(caches: Sequence[Any]) -> list[Any]:
+    """The caches with composite ones (``CacheList``) opened."""
+    flat: list[Any] = []
+    for item in caches:
+        inner = getattr(item, "caches", None)
+        flat.extend(leaves(inner) if isinstance(inner, (list, tuple)) else [item])
+    return flat
+
+
+def offset_of(caches: Sequence[Any]) -> Offset:
+    """Absolute position of the next token: of the first cache that counts tokens (hybrids hold some that do not)."""
+    for item in leaves(caches):
+        offset = getattr(item, "offset", None)
+        if isinstance(offset, int):
+            return offset
+        if isinstance(offset, mx.array):
+            return offset + 0  # caches move their offset in place
+    return 0
+
+
+def offset_filled(caches: Sequence[Any]) -> bool:
+    """Whether a cache holds tokens already."""
+    offset = offset_of(caches)
+    return offset > 0 if isinstance(offset, int) else bool((offset > 0).any().item())
+
+
+def _acts(item: Item) -> bool:
+    return isinstance(item, Hook) or (item.enabled and getattr(item, "scale", 1.0) != 0.0)
+
+
+def _print_of(item: Item) -> object:
+    """A record as something hashable that is equal for equal effects; its id is left out."""
+    if not isinstance(item, Intervention):
+        return ("hook", id(item.fn), item.layer, item.site)
+    names = [field.name for field in fields(item) if field.name != "id"]
+    return (item.mode, *(_hashable(getattr(item, name)) for name in names))
+
+
+def _hashable(value: Any) -> object:
+    value = getattr(value, "direction", value)
+    return value.tobytes() if hasattr(value, "tobytes") else value

@@ -1,0 +1,97 @@
+"""Choose next tokens for the rows of a batch from the same random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
+
+import mlx.core as mx
+
+from lens_tui.records import LensError, Sampling
+
+Sampler = Callable[[mx.array], mx.array]
+LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
+
+
+def settings_from(sampling: Sampling | None, options: dict[str, Any]) -> Sampling:
+    """Settings from a record, changed by options of mlx-lm's names (``temperature`` is ``temp``); takes those out."""
+    if "temperature" in options:
+        options["temp"] = options.pop("temperature")
+    names = [field.name for field in fields(Sampling)]
+    base = sampling or Sampling()
+    known = {name: options.pop(name) for name in names if name in options}
+    if known.get("seed", 0) is None:
+        known["seed"] = int.from_bytes(_entropy(), "big")
+    known = {name: value if value is not None else getattr(Sampling(), name) for name, value in known.items()}
+    values = {name: known.get(name, getattr(base, name)) for name in names}
+    return check_sampling(Sampling(**values))
+
+
+def check_sampling(sampling: Sampling) -> Sampling:
+    """The settings, or :class:`LensError` for the first that cannot be."""
+    tests = {
+        "max_tokens": sampling.max_tokens >= 1,
+        "temp": 0.0 <= sampling.temp < float("inf"),
+        "top_p": 0.0 <= sampling.top_p <= 1.0,
+        "min_p": 0.0 <= sampling.min_p <= 1.0,
+        "top_k": sampling.top_k >= 0,
+        "repetition_penalty": 0.0 <= sampling.repetition_penalty < float("inf"),
+        "repetition_context_size": sampling.repetition_context_size >= 1,
+        "seed": 0 <= sampling.seed < 2**64,
+    }
+    for name, good in tests.items():
+        if not good:
+            raise LensError(f"The sampling option {name} cannot be {getattr(sampling, name)!r}.")
+    return sampling
+
+
+def make_sampler(sampling: Sampling, vocab_size: int) -> Sampler:
+    """A function from log-probabilities (rows, vocabulary) to token ids (rows,).
+
+    Greedy at ``temp`` 0. Otherwise the Gumbel-max trick with one noise vector a
+    step for all rows: rows with the same distribution choose the same token.
+    The filters and their order are mlx-lm's.
+    """
+    if sampling.temp == 0.0:
+        return lambda logprobs: mx.argmax(logprobs, axis=-1)
+    filters = _filters(sampling, vocab_size)
+    state = [mx.random.key(sampling.seed)]
+
+    def sample(logprobs: mx.array) -> mx.array:
+        for apply in filters:
+            logprobs = apply(logprobs)
+        state[0], key = mx.random.split(state[0])
+        noise = mx.random.gumbel((1, logprobs.shape[-1]), key=key)
+        return mx.argmax(logprobs * (1.0 / sampling.temp) + noise, axis=-1)
+
+    return sample
+
+
+def _filters(sampling: Sampling, vocab_size: int) -> list[Callable[[mx.array], mx.array]]:
+    from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
+
+    filters: list[Callable[[mx.array], mx.array]] = []
+    if 0.0 < sampling.top_p < 1.0:
+        filters.append(lambda logprobs: apply_top_p(logprobs, sampling.top_p))
+    if sampling.min_p > 0.0:
+        filters.append(lambda logprobs: apply_min_p(logprobs, sampling.min_p, 1))
+    if 0 < sampling.top_k < vocab_size:
+        filters.append(lambda logprobs: apply_top_k(logprobs, sampling.top_k))
+    return filters
+
+
+def make_processors(sampling: Sampling, given: Sequence[LogitsProcessor] | None) -> list[LogitsProcessor]:
+    """mlx-lm's logits processors for the settings, then those given; each takes one row's tokens and logits."""
+    from mlx_lm.sample_utils import make_repetition_penalty
+
+    processors: list[LogitsProcessor] = []
+    if sampling.repetition_penalty not in (0.0, 1.0):
+        processors.append(make_repetition_penalty(sampling.repetition_penalty, sampling.repetition_context_size))
+    return [*processors, *(given or ())]
+
+
+def _entropy() -> bytes:
+    import secrets
+
+    return secrets.token_bytes(4)

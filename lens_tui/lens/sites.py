@@ -1,0 +1,169 @@
+"""Where a tensor can be read or changed: sites, and the module call that each one is.
+
+A site of a block is the input or the output of one module call. Which one is
+not taken from names alone: a tiny forward pass (never evaluated) notes every
+call inside a block, and a site is accepted only if its module is called exactly
+once and the tensors are the same objects where the definition says so (the
+post-attention norm of Gemma takes the very array that attention gave; Llama's
+module of the same name does not, and is none).
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module
+
+from lens_tui.records import LensError
+
+from .layers import PROBE_SHAPE, Decoder
+from .proxy import Call, first_of, input_of, install, uninstall
+
+Port = Literal["input", "output"]
+
+SITES: dict[str, str] = {
+    "resid_pre": "input of the block",
+    "resid_post": "output of the block",
+    "attn_out": "output of the attention (or other token-mixing) module",
+    "mlp_out": "output of the MLP or mixture of experts",
+    "attn_out_normed": "attention output after the block's post-attention norm",
+    "mlp_out_normed": "MLP output after the block's post-MLP norm",
+    "attn_z": "input of the attention's output projection: the heads' outputs, concatenated",
+    "mlp_in": "input of the MLP, after its norm",
+}
+
+ATTENTION_NAMES = (
+    "self_attn",
+    "attn",
+    "attention",
+    "self_attention",
+    "linear_attn",
+    "temporal_block",
+    "mixer",
+    "conv",
+    "mamba",
+    "time_mixer",
+)
+MLP_NAMES = ("mlp", "feed_forward", "block_sparse_moe", "ffn", "moe", "mlp_block", "channel_mixer", "feedforward")
+PROJECTION_NAMES = ("o_proj", "out_proj", "wo", "dense", "c_proj", "proj_out", "attn_out", "output_proj")
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """A site of one block: the module whose ``input`` or ``output`` it is, and its width."""
+
+    module: Module
+    port: Port
+    width: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """One module call inside a block: path of the module from the block, what went in, what came out."""
+
+    path: str
+    module: Module
+    given: Any
+    output: Any
+
+
+class SiteMap:
+    """The sites of every block of a decoder; looked at once, when a site inside a block is first asked for."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._inside: list[list[_Seen]] | None = None
+
+    def point(self, layer: int, site: str) -> Point:
+        """The module call that is ``site`` of block ``layer``. Raises :class:`LensError` where there is none."""
+        if site not in SITES:
+            raise LensError(f"There is no site {site!r}.", f"The sites are {', '.join(SITES)}.")
+        block = self._decoder.layers[layer]
+        if site == "resid_post":
+            return Point(block, "output", self._decoder.d_model)
+        if site == "resid_pre":
+            return Point(block, "input", self._decoder.d_model)
+        if self._inside is None:
+            self._inside = _look_inside(self._decoder)
+        found = _resolve(site, self._inside[layer])
+        if isinstance(found, str):
+            raise LensError(f"Layer {layer} of this model has no {site} that can be proved: {found}.")
+        return found
+
+    def available(self, layer: int) -> tuple[str, ...]:
+        """The sites that block ``layer`` has."""
+        return tuple(site for site in SITES if self._has(layer, site))
+
+    def _has(self, layer: int, site: str) -> bool:
+        try:
+            self.point(layer, site)
+        except LensError:
+            return False
+        return True
+
+
+def _look_inside(decoder: Decoder) -> list[list[_Seen]]:
+    """Every module call in every block during one unevaluated forward pass."""
+    seen: list[list[_Seen]] = [[] for _ in decoder.layers]
+    with ExitStack() as stack:
+        for index, block in enumerate(decoder.layers):
+            for path, module in _named(block):
+
+                def tap(
+                    call: Call,
+                    args: tuple[Any, ...],
+                    kwargs: dict[str, Any],
+                    log: list[_Seen] = seen[index],
+                    path: str = path,
+                    module: Module = module,
+                ) -> Any:
+                    output = call(*args, **kwargs)
+                    log.append(_Seen(path, module, input_of(args, kwargs), first_of(output)))
+                    return output
+
+                install(module, tap)
+                stack.callback(uninstall, module, tap)
+        decoder.root(mx.zeros(PROBE_SHAPE, dtype=mx.int32))
+    return seen
+
+
+def _named(block: Module) -> list[tuple[str, Module]]:
+    return [(path, module) for path, module in block.named_modules() if path and path.count(".") <= 1]
+
+
+def _resolve(site: str, calls: list[_Seen]) -> Point | str:
+    """The point of a site among a block's calls, or the reason why there is none."""
+    names = MLP_NAMES if site.startswith("mlp") else ATTENTION_NAMES
+    main = _only(calls, names)
+    if isinstance(main, str):
+        return main
+    if site in ("attn_out", "mlp_out"):
+        return _point(main.module, "output", main.output)
+    if site == "mlp_in":
+        return _point(main.module, "input", main.given)
+    if site == "attn_z":
+        projection = _only(calls, tuple(f"{main.path}.{name}" for name in PROJECTION_NAMES))
+        return projection if isinstance(projection, str) else _point(projection.module, "input", projection.given)
+    after = [call for call in calls if call.given is main.output and "." not in call.path]
+    if len(after) != 1:
+        return f"nothing in the block norms the output of {main.path}"
+    return _point(after[0].module, "output", after[0].output)
+
+
+def _only(calls: list[_Seen], paths: tuple[str, ...]) -> _Seen | str:
+    found = [call for call in calls if call.path in paths]
+    if not found:
+        return f"none of its parts is called {', '.join(paths[:4])} or the like"
+    if len(found) > 1:
+        return f"{found[0].path} is called {len(found)} times, or has a twin"
+    return found[0]
+
+
+def _point(module: Module, port: Port, tensor: Any) -> Point | str:
+    if not isinstance(tensor, mx.array) or tensor.ndim != 3 or tuple(tensor.shape[:2]) != PROBE_SHAPE:
+        shape = tuple(tensor.shape) if isinstance(tensor, mx.array) else type(tensor).__name__
+        return f"the tensor is {shape}, not (batch, tokens, width)"
+    return Point(module, port, int(tensor.shape[-1]))

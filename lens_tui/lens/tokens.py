@@ -1,0 +1,230 @@
+"""Text to token ids and back: prompts through the chat template, display forms, streaming text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol, cast
+
+from lens_tui.records import LensError
+from lens_tui.records.sanitise import sanitise_token
+
+Message = Mapping[str, str]
+Prompt = str | Sequence[int] | Sequence[Message]
+Span = tuple[str, int, int]
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """Token ids of a prompt, and the spans of its chat roles where it went through a template."""
+
+    ids: tuple[int, ...]
+    spans: tuple[Span, ...] | None = None
+
+
+class Detokenizer(Protocol):
+    """mlx-lm's streaming detokenizer."""
+
+    def add_token(self, token: int) -> None:
+        """Consume one token id."""
+
+    def finalize(self) -> None:
+        """Flush what is held back."""
+
+    @property
+    def last_segment(self) -> str:
+        """The readable text since the last time."""
+        ...
+
+
+class Tokens:
+    """A tokenizer as this library uses it; ``tokenizer`` may be ``None`` for a model that is given ids only."""
+
+    def __init__(self, tokenizer: Any | None, vocab_size: int) -> None:
+        self.tokenizer = _wrapped(tokenizer)
+        self.vocab_size = vocab_size
+        self._display = cache(self._display_of)
+
+    @property
+    def bos(self) -> int | None:
+        """The id of BOS, if the tokenizer has one."""
+        found = getattr(self.tokenizer, "bos_token_id", None)
+        return found if isinstance(found, int) else None
+
+    @property
+    def stops(self) -> frozenset[int]:
+        """Token ids that end a generation."""
+        return frozenset(self.tokenizer.eos_token_ids) if self.tokenizer is not None else frozenset()
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether prompts go through a chat template unless ``raw`` is asked for."""
+        return self.tokenizer is not None and bool(self.tokenizer.has_chat_template)
+
+    def special_ids(self) -> frozenset[int]:
+        """BOS, end of text and the tokenizer's other special tokens."""
+        ids = getattr(self.tokenizer, "all_special_ids", None) or []
+        return frozenset(ids) | self.stops | ({self.bos} if self.bos is not None else frozenset())
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """A text as token ids, with the special tokens that the tokenizer puts in front, BOS never twice."""
+        if self.tokenizer is None:
+            raise LensError(
+                "This model was given without a tokenizer.", "Give token ids, or from_model(model, tokenizer)."
+            )
+        return self._one_bos([int(token) for token in self.tokenizer.encode(text)])
+
+    def prompt(self, prompt: Prompt, *, raw: bool = False) -> EncodedPrompt:
+        """A prompt as token ids.
+
+        A text becomes one user message if the tokenizer has a chat template and
+        ``raw`` is false; chat messages always go through it; token ids are taken
+        as they are.
+        """
+        if isinstance(prompt, str):
+            if raw or not self.has_chat_template:
+                return EncodedPrompt(self.encode(prompt))
+            return self._chat([{"role": "user", "content": prompt}])
+        if len(prompt) and isinstance(prompt[0], Mapping):
+            if not self.has_chat_template:
+                raise LensError("This model has no chat template.", "Give the prompt as text.")
+            return self._chat(cast("Sequence[Message]", prompt))
+        return EncodedPrompt(self.check([int(token) for token in cast("Sequence[int]", prompt)]))
+
+    def check(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """Token ids, checked against the vocabulary: MLX does not check, and reads foreign memory."""
+        for token in ids:
+            if not 0 <= token < self.vocab_size:
+                raise LensError(
+                    f"There is no token {token}: the vocabulary has {self.vocab_size}.", "Check the token ids."
+                )
+        if not ids:
+            raise LensError("The prompt is empty.", "Give at least one token.")
+        return tuple(ids)
+
+    def display(self, token: int) -> str:
+        """A token's own display form, safe to show: ``⟨f0 9f⟩`` for bytes that are no whole characters."""
+        return self._display(token)
+
+    def detokenizer(self) -> Detokenizer:
+        """A fresh streaming detokenizer."""
+        if self.tokenizer is None:
+            return _NoText()
+        found: Detokenizer = self.tokenizer.detokenizer
+        return found
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Token ids as text, exactly as the tokenizer gives it."""
+        return "" if self.tokenizer is None else str(self.tokenizer.decode(list(ids)))
+
+    def _one_bos(self, ids: Sequence[int]) -> tuple[int, ...]:
+        while len(ids) > 1 and self.bos is not None and ids[0] == ids[1] == self.bos:
+            ids = ids[1:]
+        return self.check(ids)
+
+    def _render(self, messages: Sequence[Message], *, reply: bool) -> tuple[int, ...]:
+        assert self.tokenizer is not None
+        ids = self.tokenizer.apply_chat_template(
+            [dict(message) for message in messages], tokenize=True, add_generation_prompt=reply
+        )
+        return self._one_bos([int(token) for token in ids])
+
+    def _chat(self, messages: Sequence[Message]) -> EncodedPrompt:
+        try:
+            ids = self._render(messages, reply=True)
+        except LensError:
+            raise
+        except Exception as error:
+            raise LensError(
+                f"The chat template does not take this prompt ({error}).", "Change the roles, or use raw=True."
+            ) from error
+        return EncodedPrompt(ids, self._spans(messages, ids))
+
+    def _spans(self, messages: Sequence[Message], ids: tuple[int, ...]) -> tuple[Span, ...]:
+        """Each message's tokens, from rendering the conversation message by message.
+
+        A message begins where the rendering of those before it ends. Templates
+        that rewrite earlier messages are followed only as far as they agree.
+        """
+        spans: list[Span] = []
+        start = 0
+        for count in range(1, len(messages) + 1):
+            try:
+                part = self._render(messages[:count], reply=False)
+            except Exception:  # a template may refuse a prefix, e.g. a system message alone
+                continue
+            end = _agreement(part, ids)
+            if end > start:
+                spans.append((str(messages[count - 1].get("role", "")), start, end))
+                start = end
+        if start < len(ids):
+            spans.append(("assistant", start, len(ids)))
+        return tuple(spans)
+
+    def _display_of(self, token: int) -> str:
+        if self.tokenizer is None or not 0 <= token < len(self.tokenizer):
+            return f"⟨{token}⟩"
+        data = _bytes_of(self.tokenizer, token)
+        try:
+            return sanitise_token(data.decode("utf-8"))
+        except UnicodeDecodeError:
+            return f"⟨{data.hex(' ')}⟩"
+
+
+class _NoText:
+    last_segment = ""
+
+    def add_token(self, token: int) -> None:
+        """Nothing is known of the token's text."""
+
+    def finalize(self) -> None:
+        """Nothing is held back."""
+
+
+def _wrapped(tokenizer: Any | None) -> Any | None:
+    if tokenizer is None or hasattr(type(tokenizer), "detokenizer"):
+        return tokenizer
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+    return TokenizerWrapper(tokenizer)
+
+
+def _agreement(part: Sequence[int], whole: Sequence[int]) -> int:
+    length = 0
+    for left, right in zip(part, whole, strict=False):
+        if left != right:
+            break
+        length += 1
+    return length
+
+
+def _bytes_of(tokenizer: Any, token: int) -> bytes:
+    """The bytes a token stands for, with its leading space."""
+    from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, SPMStreamingDetokenizer
+
+    piece = tokenizer.convert_ids_to_tokens(token)
+    if piece is None:
+        return f"⟨{token}⟩".encode()
+    kind = tokenizer.detokenizer
+    if isinstance(kind, BPEStreamingDetokenizer):
+        table = _byte_table()
+        if all(char in table for char in piece):
+            return bytes(table[char] for char in piece)
+    elif isinstance(kind, SPMStreamingDetokenizer):
+        if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+            return bytes([int(piece[3:5], 16)])
+        return str(piece).replace("\u2581", " ").encode("utf-8", "surrogatepass")
+    else:
+        return str(tokenizer.decode([token])).encode("utf-8", "surrogatepass")
+    return str(piece).encode("utf-8", "surrogatepass")
+
+
+@cache
+def _byte_table() -> dict[str, int]:
+    """Byte-level BPE's alphabet (GPT-2): printable bytes stand for themselves, the rest from U+0100 on."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table = {chr(byte): byte for byte in plain}
+    rest = [byte for byte in range(256) if byte not in plain]
+    table.update({chr(0x100 + index): byte for index, byte in enumerate(rest)})
+    return table

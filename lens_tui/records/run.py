@@ -1,0 +1,74 @@
+"""What a generation tells, token by token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A token that could have come next, with its log-probability (nats)."""
+
+    token_id: int
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token.
+
+    ``arm`` counts the rows of the run and ``index`` the tokens of the arm, both
+    from 0. ``text`` is what the token adds to the readable text, exactly as the
+    tokenizer decodes it (empty while the bytes of a character are incomplete);
+    ``token`` is the token's own display form, safe to show. ``logprob`` is in
+    nats under the arm's own distribution at temperature 1. ``kl`` is
+    D_KL(arm || baseline) in nats at this step: 0.0 for the baseline, ``None``
+    once it has ended and where there is none. ``version`` counts the changes of
+    the run's interventions and ``scales`` lists ``(id, scale)`` as they stood
+    when this token was computed.
+    """
+
+    index: int
+    token_id: int
+    token: str
+    text: str
+    logprob: float
+    arm: int = 0
+    kl: float | None = None
+    top: tuple[Candidate, ...] = ()
+    version: int = 0
+    scales: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Dose:
+    """How far a site was moved, averaged over the tokens that were touched, in the residual's units.
+
+    ``asked`` is the mean length of the change in exact arithmetic, ``delivered``
+    of what survived the rounding of the model's dtype, ``relative`` the mean of
+    ``||delta h|| / ||h||``. ``tokens`` is how many tokens were measured.
+    """
+
+    layer: int
+    site: str
+    asked: float
+    delivered: float
+    relative: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ArmEnd:
+    """An arm ended: ``reason`` is ``stop`` (end of text), ``length`` or ``stopped`` (by the caller)."""
+
+    arm: int
+    reason: str
+    n_tokens: int
+    text: str = ""
+    doses: tuple[Dose, ...] = ()
+
+    @property
+    def dose(self) -> float | None:
+        """Mean ``||delta h|| / ||h||`` over the steered sites, ``None`` where nothing is steered."""
+        return sum(dose.relative for dose in self.doses) / len(self.doses) if self.doses else None
