@@ -148,7 +148,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainProgress:
-    """Where a training run is. ``fvu`` and ``l0`` are of the last batch, in training mode; ``seconds_left`` an estimate.
+    """Where a training run is. ``fvu`` and ``l0`` are of the last batch in training mode; ``seconds_left`` a guess.
 
     ``stage`` is ``prepare``, ``train``, ``calibrate``, ``evaluate`` or ``save``.
     """
