@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +24,7 @@ from textual.reactive import reactive
 from textual.screen import Screen
 
 from lens_tui.tui import themes
-from lens_tui.tui.activity import BUSY, Activity, advance
+from lens_tui.tui.activity import BUSY, IDLE, Activity, advance
 from lens_tui.tui.catalog import Catalog, DiskCatalog
 from lens_tui.tui.jobs import Handler, JobBook
 from lens_tui.tui.keys import SCREENS, by_id, check_keymap
@@ -84,13 +85,6 @@ class LensApp(App[None], inherit_bindings=False):
     activity: reactive[Activity] = reactive(Activity())
     tint: reactive[str] = reactive("tint")
 
-    class Problems(Message):
-        """Things in the user's settings that could not be used, one sentence each."""
-
-        def __init__(self, sentences: list[str]) -> None:
-            super().__init__()
-            self.sentences = sentences
-
     def __init__(
         self,
         worker: WorkerLike,
@@ -116,6 +110,7 @@ class LensApp(App[None], inherit_bindings=False):
         self._open_model = open_model
         self._run_when_ready = False
         self._last_drain = 0.0
+        self._remark = ""
         self._last_interrupt = float("-inf")
         self.problems: list[str] = []
         self._use_themes(theme, theme_folders)
@@ -217,7 +212,13 @@ class LensApp(App[None], inherit_bindings=False):
         with self.batch_update():
             for event in self.worker.drain():
                 activity = self._deliver(event, activity)
+            if self._remark and activity.state == IDLE:
+                activity, self._remark = replace(activity, note=self._remark), ""
             self.activity = activity
+
+    def remark(self, text: str) -> None:
+        """What the status row says once the work at hand is done."""
+        self._remark = text
 
     def _deliver(self, event: Event, activity: Activity) -> Activity:
         owned = self.book.take(event)
@@ -320,10 +321,6 @@ class LensApp(App[None], inherit_bindings=False):
             self.exit()
         self._last_interrupt = now
         self.say(f"Press it again to quit, or {self.key_text('app.quit')}.")
-
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Undo and redo are always live; while a dialogue is open nothing else is."""
-        return True
 
     # ---- when it breaks
 

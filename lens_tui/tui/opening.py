@@ -93,4 +93,7 @@ class Opening:
     def _finish(self) -> None:
         self.going, self._waiting = False, []
         self._app.store.forget_edits()
-        self._app.opened(ready=self.failure is None and self._app.store.session.model is not None)
+        ready = self.failure is None and self._app.store.session.model is not None
+        if ready:
+            self._app.remark(f"{self.model} is ready · {self._app.key_text('app.run')} runs the comparison")
+        self._app.opened(ready)

@@ -27,19 +27,23 @@ class LensCommands(Provider):
             seen.add(key.id)
             cap = app.get_key_display(active.binding)
             run = partial(app.run_action, active.binding.action, active.node)
-            yield f"{key.group}: {key.description}", f"key {cap}", run
+            yield f"{key.group}: {key.description}", cap, run
         for name in app.themes:
-            yield f"Theme: {name}", "use it and remember it", partial(app.keep_theme, name)
+            yield f"Theme: {name}", "", partial(app.keep_theme, name)
 
     async def discover(self) -> Hits:
         """Everything, before a letter is typed."""
-        for name, help_text, run in self._commands():
-            yield DiscoveryHit(Content(name), run, help=help_text, text=name)
+        for name, cap, run in self._commands():
+            yield DiscoveryHit(_shown(Content(name), cap), run, text=name)
 
     async def search(self, query: str) -> AsyncIterator[Hit]:
         """What matches, best first."""
         matcher = self.matcher(query)
-        for name, help_text, run in self._commands():
+        for name, cap, run in self._commands():
             score = matcher.match(name)
             if score > 0:
-                yield Hit(score, matcher.highlight(name), run, help=help_text, text=name)
+                yield Hit(score, _shown(matcher.highlight(name), cap), run, text=name)
+
+
+def _shown(name: Content, cap: str) -> Content:
+    return Content.assemble(name, (f"   {cap}", "$muted not bold not underline")) if cap else name

@@ -108,9 +108,40 @@ _STEER = (
     Key("steer.delete", "d", "delete", "delete the row (u brings it back)", "delete"),
 )
 
-_GENERATE: tuple[Key, ...] = ()
+_GENERATE = (
+    Key("generate.prompt", "i,p", "prompt", "write the prompt (enter runs, shift+enter is a new line)", "prompt"),
+    Key("generate.scale_up", "plus", "scale(1)", "scale of the lane up one step, live while it is written", "scale"),
+    Key("generate.scale_down", "minus", "scale(-1)", "scale of the lane down one step", "scale"),
+    Key("generate.scale_up5", "equals_sign", "scale(5)", "scale up five steps"),
+    Key("generate.scale_down5", "underscore", "scale(-5)", "scale down five steps"),
+    Key("generate.zero", "0", "zero", "scale of the lane to zero"),
+    Key("generate.lane_left", "left_square_bracket", "lane(-1)", "the lane before", "lane"),
+    Key("generate.lane_right", "right_square_bracket", "lane(1)", "the lane after", "lane"),
+    Key("generate.add", "a", "add_arm", "add an arm like this one, at a higher scale", "add"),
+    Key("generate.delete", "d", "delete_arm", "take this arm off the bench (u brings it back)"),
+    Key("generate.flip", "b", "flip", "baseline and steered text in the same place", "flip"),
+    Key("generate.diff", "D", "measure('diff')", "shade what is not in the baseline", "diff"),
+    Key("generate.measure", "v", "measure", "what the shade says: KL, surprise, difference", "shade"),
+    Key("generate.sampling", "comma", "sampling", "seed, temperature, length and the rest", "sampling"),
+    Key("generate.history", "H", "history", "the runs of this session", "history"),
+    Key("generate.copy", "y", "copy", "copy the text of this lane"),
+    Key("generate.copy_command", "Y", "copy_command", "copy the command that makes this run"),
+    Key("generate.export", "e", "export", "write the run as JSON and Markdown"),
+)
 
-_FEATURES: tuple[Key, ...] = ()
+_FEATURES = (
+    Key("features.steer", "s", "steer", "send the feature's direction to the vector bench", "steer"),
+    Key("features.pin", "enter", "pin", "keep this feature's shade while the cursor moves", "pin"),
+    Key("features.find", "/", "find", "go to a feature by its number", "find"),
+    Key("features.text_left", "left_square_bracket", "source(-1)", "the text before: prompt or an arm's", "text"),
+    Key("features.text_right", "right_square_bracket", "source(1)", "the text after", "text"),
+    Key("features.sae_down", "less_than_sign", "sae(-1)", "the SAE before", "SAE"),
+    Key("features.sae_up", "greater_than_sign", "sae(1)", "the SAE after", "SAE"),
+    Key("features.next", "n", "active(1)", "the next token where the feature is active"),
+    Key("features.previous", "N", "active(-1)", "the previous one"),
+    Key("features.copy", "y", "copy", "copy what is known of the feature"),
+    Key("features.copy_command", "Y", "copy_command", "copy the command that shows these features"),
+)
 
 KEYS: tuple[Key, ...] = (*_APP, *_MOVE, *_LOAD, *_STEER, *_GENERATE, *_FEATURES)
 

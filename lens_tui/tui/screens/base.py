@@ -29,7 +29,7 @@ class LensScreen(Screen[None]):
     """The base of the four screens.
 
     CSS classes follow the size of the terminal: ``-narrow`` below 100 columns,
-    ``-wide`` from there; ``-short`` below 30 rows, ``-tall`` from there. Below
+    ``-wide`` from there; ``-flat`` below 22 rows, ``-short`` below 30, ``-tall`` from there. Below
     60 x 16 one line says what is needed and nothing else shows.
     """
 
@@ -40,7 +40,7 @@ class LensScreen(Screen[None]):
         (MIN_WIDTH, "-narrow"),
         (100, "-wide"),
     ]
-    VERTICAL_BREAKPOINTS = [(0, "-tiny-h"), (MIN_HEIGHT, "-short"), (30, "-tall")]
+    VERTICAL_BREAKPOINTS = [(0, "-tiny-h"), (MIN_HEIGHT, "-flat"), (22, "-short"), (30, "-tall")]
     ALLOW_IN_MAXIMIZED_VIEW = "Header, Status, Footer, Hairline, TooSmall"
     DEFAULT_CSS = """
     LensScreen {

@@ -7,11 +7,12 @@ from pathlib import Path
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
-from textual.screen import ModalScreen
 from textual.widgets import Static
 
+from lens_tui.tui.screens.dialog import Dialog
 
-class ErrorScreen(ModalScreen[None]):
+
+class ErrorScreen(Dialog[None]):
     """Shows an error's sentence and hint as plain text; ``y`` copies it, escape or enter closes it."""
 
     BINDINGS = [

@@ -9,14 +9,14 @@ from textual import events
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
-from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
 from lens_tui.tui.format import fit
+from lens_tui.tui.screens.dialog import Dialog
 from lens_tui.tui.widgets.row_list import RowList
 
 Check = Callable[[str], str]
-"""Given what was typed, says in a few words what is wrong with it, or nothing."""
+"""Given what was typed, says what the field needs instead (``a number``), or nothing if it is right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ def whole(low: int, high: int | None = None) -> Check:
         except ValueError:
             return "a whole number"
         if value < low or (high is not None and value > high):
-            return f"{low} to {high}" if high is not None else f"at least {low}"
+            return f"a whole number from {low} to {high}" if high is not None else f"at least {low}"
         return ""
 
     return check
@@ -68,10 +68,10 @@ def number(low: float | None = None, high: float | None = None) -> Check:
 
 def filled(text: str) -> str:
     """A check for text that must not be empty."""
-    return "" if text.strip() else "something"
+    return "" if text.strip() else "some text"
 
 
-class FormScreen(ModalScreen["dict[str, str] | None"]):
+class FormScreen(Dialog["dict[str, str] | None"]):
     """Asks for the fields; dismisses with what was typed by field id, or ``None`` on escape.
 
     Enter goes to the next field that is not right yet and commits when all are.
@@ -115,7 +115,7 @@ class FormScreen(ModalScreen["dict[str, str] | None"]):
         """Say what the field needs while it is not right."""
         item = self._field(event.input.id)
         problem = item.problem(event.value) if event.value else ""
-        self.query_one("#problem", Static).update(Content(f"{item.label}: {problem}" if problem else ""))
+        self.query_one("#problem", Static).update(Content(f"{item.label} needs {problem}" if problem else ""))
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Commit when every field is right, else go to the first that is not."""
@@ -123,7 +123,7 @@ class FormScreen(ModalScreen["dict[str, str] | None"]):
         values = {item.id: self.query_one(f"#{item.id}", Input).value for item in self._fields}
         for item in self._fields:
             if problem := item.problem(values[item.id]):
-                self.query_one("#problem", Static).update(Content(f"{item.label}: {problem}"))
+                self.query_one("#problem", Static).update(Content(f"{item.label} needs {problem}"))
                 self.query_one(f"#{item.id}", Input).focus()
                 return
         self.dismiss(values)
@@ -146,7 +146,7 @@ class Choice:
     barred: str = ""
 
 
-class ChoiceScreen(ModalScreen["str | None"]):
+class ChoiceScreen(Dialog["str | None"]):
     """Choose one of a few things with the arrows or its number; dismisses with its id, or ``None`` on escape."""
 
     BINDINGS = [("escape,q", "cancel", "cancel"), ("enter", "choose", "choose")]

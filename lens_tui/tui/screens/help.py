@@ -5,18 +5,19 @@ from __future__ import annotations
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
-from textual.screen import ModalScreen, Screen
+from textual.screen import Screen
 from textual.widgets import Input, Static
 
 from lens_tui.tui.format import fit
 from lens_tui.tui.keys import GROUPS, Key, by_id
+from lens_tui.tui.screens.dialog import Dialog
 from lens_tui.tui.widgets.row_list import RowList
 
 Line = tuple[str, str, str]
 """Keys, what they do and the id; a heading has only its text, first."""
 
 
-class HelpScreen(ModalScreen[None]):
+class HelpScreen(Dialog[None]):
     """Every key that works on the screen below, in the key table's groups. Typing filters."""
 
     BINDINGS = [("escape", "dismiss", "close"), ("down", "move(1)", "down"), ("up", "move(-1)", "up"),
@@ -36,7 +37,7 @@ class HelpScreen(ModalScreen[None]):
         with Vertical(classes="dialog"):
             yield Static("Keys that work here", classes="dialog-title")
             yield Input(placeholder="type to filter", id="filter")
-            yield RowList[Line](self._draw, empty="No key says that.", id="keys")
+            yield RowList[Line](self._draw, empty="No key says that.", caret=False, id="keys")
             yield Static(
                 Content.assemble(
                     ("esc", "bold"), " close   every id can be given other keys under [keys] in the settings"
@@ -75,8 +76,8 @@ class HelpScreen(ModalScreen[None]):
         return [Content.assemble((fit(keys, 18), "bold"), fit(text, room), (fit(key_id, 24), "$muted"))]
 
     def action_move(self, rows: int) -> None:
-        """Move in the table while the filter has the focus."""
-        self.query_one(RowList).cursor += rows
+        """Scroll the table while the filter has the focus."""
+        self.query_one(RowList).scroll_relative(y=rows, animate=False)
 
 
 def live_keys(screen: Screen[object]) -> list[tuple[Key, str]]:

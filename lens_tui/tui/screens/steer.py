@@ -77,7 +77,8 @@ class SteerScreen(LensScreen):
         self._show_direction()
 
     def on_resize(self) -> None:
-        """The columns follow the width."""
+        """The columns follow the width; rows stand apart where there is room."""
+        self._rows.row_height = 3 if self.has_class("-tall") else 2
         self.call_after_refresh(self._show_direction)
 
     def _show_direction(self) -> None:

@@ -18,25 +18,26 @@ Part = str | tuple[str, str]
 def bench_row(row: Steer, width: int) -> list[Content]:
     """Two lines: what, where, how much; and the scale as a slider."""
     tone = "" if row.enabled else "$muted"
-    name_width = max(8, width - 2 - 7 - 7 - 9)
+    name_width = max(8, width - 2 - 7 - 5 - 9)
     first = Content.assemble(
         ("■ " if row.enabled else "□ ", "$accent" if row.enabled else "$muted"),
         (fit(row.vector.name, name_width), tone),
         (fit(f"arm {row.arm}", 7), tone or "$muted"),
-        (fit(f"L{row.layer}", 7), tone),
+        (fit(f"L{row.layer}", 5), tone),
         (fit_left(signed(row.scale), 9), tone),
     )
     limit = nice_limit(row.unit, (row.scale,))
     multiples = relative(row)
-    room = max(9, width - 2 - len(multiples) - 2)
     ends = f"{limit:.0f}"
-    slider = scale_bar(row.scale, limit, min(61, room - 2 * len(ends) - 4))
+    room = max(9, width - 2 - len(multiples) - 2 - 2 * len(ends) - 4)
+    slider = scale_bar(row.scale, limit, min(61, room if room % 2 else room - 1))
+    gap = max(2, width - 2 - 2 * len(ends) - 4 - len(slider) - len(multiples))
     second = Content.assemble(
         "  ",
         (f"-{ends} ", "$muted"),
-        (slider, tone or "$muted"),
+        (slider, tone),
         (f" +{ends}", "$muted"),
-        "  ",
+        " " * gap,
         (multiples, "$muted"),
     )
     return [first, second]
@@ -57,7 +58,7 @@ def origin_lines(row: Steer) -> list[str]:
     facts = row.vector.origin.facts
     match row.vector.origin.kind:
         case "feature":
-            return [f"feature {facts.get('feature', '?')} of", f"  {facts.get('sae', 'an SAE')}"]
+            return [f"feature {facts.get('feature', '?')} of {facts.get('sae', 'an SAE')}"]
         case "prompts":
             return [
                 f"toward  {_quote(facts.get('positive'))}",
@@ -81,22 +82,31 @@ def _quote(texts: object) -> str:
 
 def direction(row: Steer, width: int, narrow: bool) -> Content:
     """The details pane: origin, place, norm, and the tokens it moves."""
-    parts: list[Part] = [(row.vector.name, "bold"), "\n"]
-    for line in origin_lines(row):
-        parts += [(line, "$muted"), "\n"]
+    parts: list[Part] = [(row.vector.name, "bold")]
+    if narrow:
+        parts += [("  " + " · ".join(line.strip() for line in origin_lines(row)), "$muted"), "\n"]
+    else:
+        parts += [(f"\n{line}", "$muted") for line in origin_lines(row)]
+        parts.append("\n\n")
     place = f"{row.vector.site} of layer {row.layer}"
     if row.layer != row.vector.layer:
         place += f" (made at layer {row.vector.layer})"
-    norms = [f"‖v‖ {row.vector.norm:.3g} before unit"]
-    if row.residual_norm:
-        norms.append(f"median ‖h‖ {row.residual_norm:.3g}")
-    if row.vector.max_activation:
-        norms.append(f"max activation {row.vector.max_activation:.3g}")
-    parts += [place, "\n", (" · ".join(norms), "$muted"), "\n"]
+    parts += [place, ("  " + " · ".join(norms(row)), "$muted"), "\n"] if narrow else [place, "\n"]
     if not narrow:
+        parts += [(f"{line}\n", "$muted") for line in norms(row)]
         parts.append("\n")
     parts += token_columns(row.promoted, row.suppressed, width, 3 if narrow else 10)
     return Content.assemble(*parts)
+
+
+def norms(row: Steer) -> list[str]:
+    """The lengths a scale can be judged by."""
+    lines = [f"norm {row.vector.norm:.3g}"]
+    if row.residual_norm:
+        lines.append(f"median ‖h‖ {row.residual_norm:.3g}")
+    if row.vector.max_activation:
+        lines.append(f"max activation {row.vector.max_activation:.3g}")
+    return lines
 
 
 def token_columns(
@@ -111,7 +121,7 @@ def token_columns(
     for place in range(min(rows, max(len(promoted), len(suppressed)))):
         for side, tokens in enumerate((promoted, suppressed)):
             token = tokens[place] if place < len(tokens) else None
-            parts += _token(token, half, top, "$sign-pos" if side == 0 else "$sign-neg") if token else [" " * half]
+            parts += _token(token, half, top, "$sign-6" if side == 0 else "$sign-2") if token else [" " * half]
             parts.append("  " if side == 0 else "\n")
     return parts
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
-from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from lens_tui.tui.host import host
+from lens_tui.tui.screens.dialog import Dialog
 from lens_tui.tui.themes import HEAT_STEPS, SIGN_STEPS
 from lens_tui.tui.widgets.row_list import RowList
 
 
-class ThemeScreen(ModalScreen[None]):
+class ThemeScreen(Dialog[None]):
     """Move to preview, enter to keep, escape to go back to the theme before."""
 
     BINDINGS = [("escape,q", "cancel", "cancel"), ("enter", "keep", "keep")]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.cells import cell_len
 from textual.app import RenderResult
 from textual.content import Content
+from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Input, TextArea
 
 from lens_tui.tui.activity import BUSY, FAILED, Activity
 from lens_tui.tui.format import fit, size
-from lens_tui.tui.host import LensHost, host
+from lens_tui.tui.host import host
 from lens_tui.tui.keys import SCREENS, by_id
-from lens_tui.tui.keys.check import split
 from lens_tui.tui.session import Session
 from lens_tui.tui.widgets.ramps import bar
 
@@ -51,10 +53,10 @@ class Header(Widget):
         width = self.size.width
         right = self._screens(full=width >= 72)
         room = width - cell_len(right.plain) - 1
-        left = Content.assemble((APP_NAME, "bold"), (" ▏ ", "$muted"), *self._model())
+        left = Content.assemble((APP_NAME, "bold"), (" ▏ ", "$muted"), *self._model(room - len(APP_NAME) - 3))
         return Content.assemble(left.truncate(max(0, room), ellipsis=True, pad=True), " ", right)
 
-    def _model(self) -> list[tuple[str, str]]:
+    def _model(self, room: int) -> list[tuple[str, str]]:
         session = host(self).store.session
         model = session.model
         if model is None:
@@ -62,7 +64,9 @@ class Header(Widget):
         facts = [f"{model.n_layers} layers", f"d {model.d_model}", size(model.nbytes)]
         if session.saes:
             facts.append(f"{len(session.saes)} SAE{'s' if len(session.saes) > 1 else ''}")
-        return [(model.name, ""), (" · " + " · ".join(facts), "$muted")]
+        while facts and cell_len(" · ".join([model.name, *facts])) > room:
+            facts.pop()
+        return [(model.name, ""), ("".join(f" · {fact}" for fact in facts), "$muted")]
 
     def _screens(self, full: bool) -> Content:
         parts: list[tuple[str, str]] = []
@@ -143,7 +147,7 @@ class Footer(Widget):
         width = self.size.width
         inserting = isinstance(self.screen.focused, Input | TextArea)
         mode = ("INSERT", "bold reverse") if inserting else ("NORMAL", "bold $muted")
-        pairs, tail = footer_keys(host(self), inserting)
+        pairs, tail = footer_keys(self.screen, inserting)
         tail_text = "  ".join(f"{keys} {word}" for keys, word in tail)
         parts: list[str | tuple[str, str]] = [mode, "  "]
         room = width - len(mode[0]) - 2 - cell_len(tail_text) - 2
@@ -159,15 +163,15 @@ class Footer(Widget):
         return Content.assemble(*parts)
 
 
-def footer_keys(app: LensHost, inserting: bool) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+def footer_keys(screen: Screen[Any], inserting: bool) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """The live keys with a word for the footer, as ``(keys, word)``: those of the place, and the two that stay."""
     if inserting:
         return [("⏎", "commit"), ("esc", "leave")], []
     live: dict[str, list[str]] = {}
-    for active in app.screen.active_bindings.values():
+    for active in screen.active_bindings.values():
         key = by_id().get(active.binding.id or "")
         if key is not None and key.footer and active.enabled:
-            live.setdefault(key.id, []).append(app.get_key_display(active.binding))
+            live.setdefault(key.id, []).append(screen.app.get_key_display(active.binding))
     words: dict[str, list[str]] = {}
     for key_id in sorted(live, key=list(by_id()).index):
         words.setdefault(by_id()[key_id].footer, []).append(live[key_id][0])
@@ -176,10 +180,3 @@ def footer_keys(app: LensHost, inserting: bool) -> tuple[list[tuple[str, str]], 
     run = words.pop("run", None)
     pairs = [("run", run)] if run else []
     return [(" ".join(keys), word) for word, keys in [*pairs, *words.items()]], tail
-
-
-def key_list(keys: str) -> list[str]:
-    """The keys of a comma-separated list as they are written on key caps."""
-    from textual.keys import format_key
-
-    return [format_key(key) for key in split(keys)]

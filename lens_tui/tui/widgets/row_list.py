@@ -64,10 +64,30 @@ class RowList(ScrollView, Generic[Row], can_focus=True):
             """The list."""
             return self.row_list
 
-    def __init__(self, draw: Draw[Row], *, row_height: int = 1, empty: str = "", id: str | None = None) -> None:  # noqa: A002
+    def __init__(
+        self,
+        draw: Draw[Row],
+        *,
+        row_height: int = 1,
+        empty: str = "",
+        caret: bool = True,
+        id: str | None = None,  # noqa: A002
+    ) -> None:
         super().__init__(id=id)
-        self._draw, self.row_height, self.empty = draw, row_height, empty
+        self.caret = caret
+        self._draw, self._row_height, self.empty = draw, row_height, empty
         self._rows: Sequence[Row] = ()
+
+    @property
+    def row_height(self) -> int:
+        """Lines to a row; may be set at any time."""
+        return self._row_height
+
+    @row_height.setter
+    def row_height(self, value: int) -> None:
+        if value != self._row_height:
+            self._row_height = value
+            self.show(self._rows)
 
     @property
     def rows(self) -> Sequence[Row]:
@@ -128,10 +148,10 @@ class RowList(ScrollView, Generic[Row], can_focus=True):
         if index >= len(self._rows):
             return Strip.blank(width, self.rich_style)
         lines = self._draw(self._rows[index], width - len(CURSOR))
-        here = index == self.cursor
+        here = index == self.cursor and self.caret
         lead = (CURSOR if here and part == 0 else NO_CURSOR, "$accent" if self.has_focus else "$muted")
         line = lines[part] if part < len(lines) else Content("")
-        style = self.get_component_rich_style("row-list--cursor", partial=True) if here else None
+        style = self.get_component_rich_style("row-list--cursor", partial=True) if here and part < len(lines) else None
         return self._strip(Content.assemble(lead, line), width, style)
 
     def _strip(self, content: Content, width: int, style: RichStyle | None = None) -> Strip:
