@@ -1,0 +1,115 @@
+"""The verbs of ``mlx-lens-tui`` and their options. What each does is in its own file."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .output import sentences
+
+app = typer.Typer(
+    name="mlx-lens-tui",
+    help="Look inside language models and push on them. Without a verb it opens the app.",
+    no_args_is_help=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[str, typer.Option("--model", "-m", help="A folder, a hub id, or 'demo' for the bundled model.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON value on standard output.")]
+SAE = Annotated[str, typer.Option("--sae", "-s", help="An SAE: a bundled name, a file or a folder.")]
+
+
+def run() -> None:
+    """Read the command line and do what it says."""
+    app()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        from .output import say
+
+        say(f"mlx-lens-tui {version('mlx-lens-tui')}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+@sentences
+def open_app(
+    context: typer.Context,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Open on Generate with the bundled model, ready to run.")
+    ] = False,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="A folder or hub id to load at once.")] = None,
+    theme: Annotated[str | None, typer.Option("--theme", help="A theme by name.")] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    """Open the app, unless a verb follows."""
+    if context.invoked_subcommand is not None:
+        return
+    from .open_app import open_app as start
+
+    raise typer.Exit(start(demo=demo, model=model, theme=theme))
+
+
+@app.command()
+@sentences
+def compare(
+    prompt: Annotated[str, typer.Argument(help="The prompt; '-' reads standard input.")],
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--arm", "-a", help="[NAME=]SOURCE[@LAYER]*SCALE, e.g. f1288*22 or random:0@4*22; terms joined by '+'."
+        ),
+    ] = None,
+    model: Model = "demo",
+    sae: SAE = "",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens per arm.")] = 80,
+    temp: Annotated[float, typer.Option(min=0.0, help="Temperature; 0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.0,
+    min_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.0,
+    top_k: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text again.")] = 0,
+    raw: Annotated[bool, typer.Option("--raw", help="Leave the chat template out.")] = False,
+    json: Json = False,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="With --json: a line of JSON for each token as it comes.")
+    ] = False,
+) -> None:
+    """Generate the baseline and every arm in lock step and print them side by side."""
+    from lens_tui.records import Sampling
+
+    from .compare import compare as verb
+
+    sampling = Sampling(max_tokens=max_tokens, temp=temp, top_p=top_p, min_p=min_p, top_k=top_k, seed=seed)
+    verb(prompt, arm or [], model=model, sae=sae, sampling=sampling, raw=raw, as_json=json, stream=stream)
+
+
+@app.command()
+@sentences
+def features(
+    text: Annotated[str, typer.Argument(help="The text to read; '-' reads standard input.")],
+    model: Model = "demo",
+    sae: SAE = "",
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Features per token.")] = 5,
+    json: Json = False,
+) -> None:
+    """Print the top SAE features of every token of a text."""
+    from .features import features as verb
+
+    verb(text, model=model, sae=sae, top_k=top_k, as_json=json)
+
+
+@app.command()
+@sentences
+def info(model: Model = "", json: Json = False) -> None:
+    """Say what is installed and at hand, or with --model what a model is."""
+    from .info import info as verb
+
+    verb(model=model, as_json=json)

@@ -1,0 +1,122 @@
+"""``mlx-lens-tui compare``: the Generate screen without the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from lens_tui.records import Arm, ArmEnd, Sampling, Token
+
+from .arms import parse_arm
+from .output import note, print_json, say
+from .sources import Vectors, read_text
+
+if TYPE_CHECKING:
+    from lens_tui.lens import Comparison
+
+
+def compare(
+    prompt: str,
+    arms: Sequence[str],
+    *,
+    model: str,
+    sae: str,
+    sampling: Sampling,
+    raw: bool,
+    as_json: bool,
+    stream: bool,
+) -> None:
+    """Run the comparison and print it; ``stream`` prints each token as a line of JSON as well."""
+    text = read_text(prompt)
+    specs = [parse_arm(arm) for arm in arms]
+    from lens_tui.lens import LensModel
+
+    with LensModel(model) as lens:
+        vectors = Vectors(lens, sae, model)
+        named = [Arm("baseline"), *(vectors.arm(spec) for spec in specs)]
+        run = lens.compare(text, named, sampling, raw=raw)
+        tokens: list[list[Token]] = [[] for _ in named]
+        ends: dict[int, ArmEnd] = {}
+        for event in run:
+            if isinstance(event, Token):
+                tokens[event.arm].append(event)
+            else:
+                ends[event.arm] = event
+            if as_json and stream:
+                print_json({"event": type(event).__name__, **asdict(event)})
+        result = record(text, model, sampling, named, run, tokens, ends)
+    if as_json:
+        print_json({"event": "Run", **result} if stream else result)
+    else:
+        _print(result)
+
+
+def record(
+    prompt: str,
+    model: str,
+    sampling: Sampling,
+    arms: Sequence[Arm],
+    run: Comparison,
+    tokens: Sequence[Sequence[Token]],
+    ends: dict[int, ArmEnd],
+) -> dict[str, Any]:
+    """The run as plain data: what was asked, and for each arm its text, tokens, scores and delivered dose."""
+    return {
+        "model": model,
+        "prompt": prompt,
+        "prompt_ids": list(run.prompt_ids),
+        "sampling": asdict(sampling),
+        "batch_rows": len(arms),
+        "arms": [
+            {
+                "name": arm.name,
+                "interventions": [_intervention(item) for item in arm.interventions],
+                "text": ends[index].text,
+                "reason": ends[index].reason,
+                "token_ids": [token.token_id for token in tokens[index]],
+                "logprobs": [token.logprob for token in tokens[index]],
+                "kl": [token.kl for token in tokens[index]],
+                "mean_logprob": _mean([token.logprob for token in tokens[index]]),
+                "mean_kl": _mean([token.kl for token in tokens[index] if token.kl is not None]),
+                "parts_at": _parts_at(tokens[0], tokens[index]) if index else None,
+                "dose": ends[index].dose,
+            }
+            for index, arm in enumerate(arms)
+        ],
+    }
+
+
+def _intervention(item: Any) -> dict[str, Any]:
+    return {
+        "mode": item.mode,
+        "layer": item.layer,
+        "site": item.site,
+        "vector": item.vector.name,
+        "origin": {"kind": item.vector.origin.kind, **item.vector.origin.facts},
+        "scale": item.scale,
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _parts_at(baseline: Sequence[Token], other: Sequence[Token]) -> int | None:
+    """The first generated token that differs from the baseline's; None if one is a beginning of the other."""
+    pairs = zip(baseline, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a.token_id != b.token_id), None)
+
+
+def _print(result: dict[str, Any]) -> None:
+    for arm in result["arms"]:
+        facts = [f"{len(arm['token_ids'])} tokens", f"mean logprob {arm['mean_logprob']:.2f}"]
+        if arm["interventions"]:
+            facts.append(f"mean KL {arm['mean_kl'] or 0.0:.2f}")
+            facts.append(f"moved {arm['dose'] or 0.0:.3f} |h|")
+            if arm["parts_at"] is not None:
+                facts.append(f"parts at token {arm['parts_at']}")
+        say(f"── {arm['name']}  ({', '.join(facts)})")
+        say(result["prompt"] + arm["text"])
+        say()
+    note(f"model {result['model']}, seed {result['sampling']['seed']}, temp {result['sampling']['temp']:g}")

@@ -1,0 +1,69 @@
+"""``mlx-lens-tui info``: versions, device, folders and models at hand, or the facts of one model."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from lens_tui import demo
+
+from .output import print_json, say
+
+_PACKAGES = ("mlx-lens-tui", "mlx", "mlx-lm", "textual", "rich", "numpy", "safetensors", "huggingface-hub")
+
+
+def info(*, model: str, as_json: bool) -> None:
+    """Print what is installed and at hand, or with ``model`` what that model is."""
+    facts = _model_facts(model) if model else _machine_facts()
+    if as_json:
+        print_json(facts)
+        return
+    for name, value in facts.items():
+        for line in _lines(name, value):
+            say(line)
+
+
+def _model_facts(model: str) -> dict[str, Any]:
+    from lens_tui.lens import LensModel
+
+    with LensModel(model) as lens:
+        return {**asdict(lens.info), "sites": list(lens.sites(0))}
+
+
+def _machine_facts() -> dict[str, Any]:
+    import mlx.core as mx
+
+    from lens_tui.records import paths
+    from lens_tui.worker.models import list_models
+
+    return {
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": str(mx.default_device()),
+        "folders": {
+            "settings": str(paths.settings_file()),
+            "data": str(paths.folder("data")),
+            "log": str(paths.log_file()),
+        },
+        "saes": sorted(demo.sae_paths()),
+        "models": [entry.id for entry in list_models()],
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _lines(name: str, value: Any) -> list[str]:
+    if isinstance(value, dict):
+        width = max((len(key) for key in value), default=0)
+        return [name, *(f"  {key:<{width}}  {item}" for key, item in value.items())]
+    if isinstance(value, list):
+        return [name, *(f"  {item}" for item in value)] if value else [f"{name}  (none)"]
+    return [f"{name:<18}{value}"]

@@ -1,0 +1,18 @@
+"""Open the app on a terminal; elsewhere say what to use instead."""
+
+from __future__ import annotations
+
+import sys
+
+from lens_tui.records.errors import LensError
+
+
+def open_app(*, demo: bool, model: str | None, theme: str | None) -> int:
+    """Run the app and return its exit status. Raises :class:`LensError` without a terminal."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise LensError(
+            "The app needs a terminal, and this is none.", "Use `mlx-lens-tui compare` or `features`; see --help."
+        )
+    from lens_tui.tui.run import run
+
+    return run(demo=demo, model=model, theme=theme)

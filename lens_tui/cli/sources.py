@@ -1,0 +1,81 @@
+"""Where the verbs get their models, SAEs and vectors from."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lens_tui import demo
+from lens_tui.records import Add, Arm, LensError, SteeringVector
+
+from .arms import ArmSpec, Term
+
+if TYPE_CHECKING:
+    from lens_tui.lens import LensModel
+    from lens_tui.sae import SAE
+
+
+def read_text(argument: str) -> str:
+    """The text of an argument: itself, or standard input for ``-``. Raises :class:`LensError` if empty."""
+    text = sys.stdin.read() if argument == "-" else argument
+    if not text.strip():
+        raise LensError("The text is empty.", "Give some words, or '-' to read standard input.")
+    return text
+
+
+def open_sae(name: str, model: str) -> SAE:
+    """An SAE by bundled name or path; for the bundled model the default one if no name is given."""
+    from lens_tui.sae import load_sae
+
+    bundled = demo.sae_paths()
+    if not name:
+        if model != demo.NAME:
+            raise LensError(f"No SAE is named for {model!r}.", "Name one with --sae: a file or a folder.")
+        name = demo.default_sae()
+    return load_sae(str(bundled.get(name, name)))
+
+
+class Vectors:
+    """Finds the vectors that arms name; opens the SAE only when a feature is asked for."""
+
+    def __init__(self, lens: LensModel, sae: str, model: str) -> None:
+        self._lens = lens
+        self._name = sae
+        self._model = model
+        self._sae: SAE | None = None
+
+    def arm(self, spec: ArmSpec) -> Arm:
+        """The arm that ``spec`` describes, its vectors found and checked."""
+        return Arm(spec.name, tuple(self._add(f"{spec.name}:{i}", term) for i, term in enumerate(spec.terms)))
+
+    def _add(self, name: str, term: Term) -> Add:
+        vector = self._vector(term)
+        return Add(id=name, layer=vector.layer if term.layer is None else term.layer, vector=vector, scale=term.scale)
+
+    def _vector(self, term: Term) -> SteeringVector:
+        if term.kind == "feature":
+            return self.feature(int(term.source))
+        if term.kind == "random":
+            from lens_tui.lens.vectors import random_vector
+
+            if term.layer is None:
+                raise LensError(f"random:{term.source} has no layer.", f"Write random:{term.source}@LAYER*SCALE.")
+            return random_vector(self._lens, layer=term.layer, seed=int(term.source))
+        return self._from_file(term)
+
+    def _from_file(self, term: Term) -> SteeringVector:
+        from lens_tui.records.vectors_io import load_vector
+
+        return load_vector(Path(term.source))
+
+    def feature(self, feature: int) -> SteeringVector:
+        """The decoder direction of a feature, as a vector at the SAE's own layer and site."""
+        return self.sae.vector(feature)
+
+    @property
+    def sae(self) -> SAE:
+        """The SAE that features are of."""
+        if self._sae is None:
+            self._sae = open_sae(self._name, self._model)
+        return self._sae
