@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +27,16 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class SAEInfo:
-    """A loaded SAE: what it reads and how wide it is.
+    """A loaded SAE: what it reads, how wide it is, and where each fact came from.
 
-    ``l0`` and ``fvu`` are what its maker declares, ``None`` where nothing is said.
+    ``site`` and ``layer`` name the tensor it reads; ``""`` and -1 where nothing says which, for nothing is
+    guessed. A transcoder writes to ``site_out`` of ``layer_out``; for an autoencoder they are the same as what
+    it reads. ``d_model`` is the width of what it reads (for ``attn_z`` that is
+    heads times head size), ``d_out`` of what it gives (0: the same). ``l0`` and ``fvu`` are what its maker declares,
+    ``None`` where nothing is said; so is ``bos``, whether BOS was among the tokens it was trained on. ``k`` is the number
+    of active latents a token of a TopK SAE (0 for others), ``context`` the training
+    length in tokens (0: not said). ``provenance`` gives for a field the file and key, the path, the rule of the
+    format or the caller's own word it rests on.
     """
 
     id: str
@@ -42,3 +50,16 @@ class SAEInfo:
     model_name: str
     l0: float | None = None
     fvu: float | None = None
+    d_out: int = 0
+    site_out: str = ""
+    layer_out: int = -1
+    bos: bool | None = None
+    k: int = 0
+    context: int = 0
+    format: str = ""
+    provenance: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether it gives another tensor than the one it reads."""
+        return (self.site_out, self.layer_out) not in (("", -1), (self.site, self.layer))
