@@ -12,6 +12,7 @@ from lens_tui.records import LensError
 from lens_tui.records.recent import recent_models
 from lens_tui.records.sanitise import one_line
 
+from .hub import quiet_hub
 from .model_files import ModelEntry, read_model_folder
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def demo_model() -> ModelEntry | None:
 
 def cached_models(cache_dir: Path | None = None) -> list[ModelEntry]:
     """Language models in the Hugging Face cache: those with a config.json and safetensors weights."""
+    quiet_hub()
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -98,6 +100,7 @@ def list_saes(entry_or_id: str, cache_dir: Path | None = None) -> list[SAEEntry]
     """
     if entry_or_id == demo.NAME:
         return [SAEEntry(str(path), one_line(name), "demo", _size(path)) for name, path in demo.sae_paths().items()]
+    quiet_hub()
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 

@@ -1,0 +1,122 @@
+"""A stand-in for the Hugging Face hub on 127.0.0.1, speaking as much of its HTTP as downloads need."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+
+@dataclass
+class FakeHub:
+    """Repositories by id: file name -> bytes. ``status`` answers every request for a repository with an error.
+
+    With ``gate`` cleared, the body of a ``.safetensors`` file stops after its first
+    half until it is set. ``asked`` lists the requests as ``(method, path, range)``.
+    """
+
+    repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    status: dict[str, tuple[int, str]] = field(default_factory=dict)
+    asked: list[tuple[str, str, str]] = field(default_factory=list)
+    gate: threading.Event = field(default_factory=threading.Event)
+    url: str = ""
+    commit: str = "c" * 40
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    @contextmanager
+    def serve(self) -> Iterator[FakeHub]:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        self.url = f"http://127.0.0.1:{server.server_port}"
+        try:
+            yield self
+        finally:
+            self.gate.set()
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+    def fetched(self, name: str) -> int:
+        """How many times the content of a file was asked for."""
+        return sum(method == "GET" and path.endswith(f"/{name}") for method, path, _ in self.asked)
+
+
+def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None: ...
+
+        def do_HEAD(self) -> None:
+            self._answer(body=False)
+
+        def do_GET(self) -> None:
+            self._answer(body=True)
+
+        def _answer(self, *, body: bool) -> None:
+            path = unquote(urlsplit(self.path).path)
+            hub.asked.append((self.command, path, self.headers.get("Range", "")))
+            parts = path.removeprefix("/api/models").strip("/").split("/")
+            repo = "/".join(parts[:2])
+            if repo in hub.status:
+                status, code = hub.status[repo]
+                return self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code}, body)
+            if repo not in hub.repos:
+                return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, body)
+            files = hub.repos[repo]
+            if not path.startswith("/api/models"):
+                return self._file(files, "/".join(parts[4:]), body)
+            if "tree" in parts:
+                return self._send(200, json.dumps([_entry(n, d) for n, d in files.items()]).encode(), {}, body)
+            siblings = [{"rfilename": name, "size": len(data), "blobId": _etag(data)} for name, data in files.items()]
+            info = {"id": repo, "modelId": repo, "sha": hub.commit, "siblings": siblings, "tags": []}
+            return self._send(200, json.dumps(info).encode(), {}, body)
+
+        def _file(self, files: dict[str, bytes], name: str, body: bool) -> None:
+            if name not in files:
+                return self._send(404, b"", {"X-Error-Code": "EntryNotFound"}, body)
+            data, start = files[name], 0
+            headers = {"ETag": f'"{_etag(data)}"', "X-Repo-Commit": hub.commit, "Accept-Ranges": "bytes"}
+            wanted = self.headers.get("Range", "")
+            if wanted.startswith("bytes=") and body:
+                start = int(wanted[6:].split("-")[0])
+                headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            slow = name.endswith(".safetensors")
+            return self._send(206 if start else 200, data[start:], headers, body, slow=slow)
+
+        def _send(self, status: int, data: bytes, headers: dict[str, str], body: bool, slow: bool = False) -> None:
+            self.send_response(status)
+            for name, value in {"Content-Type": "application/json", **headers}.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            if not body:
+                return
+            try:
+                half = len(data) // 2 if slow else len(data)
+                self.wfile.write(data[:half])
+                self.wfile.flush()
+                if slow:
+                    hub.gate.wait(60)
+                    self.wfile.write(data[half:])
+            except OSError:  # the client hung up
+                self.close_connection = True
+
+    return Handler
+
+
+def _etag(data: bytes) -> str:
+    return hashlib.sha1(data, usedforsecurity=False).hexdigest()
+
+
+def _entry(name: str, data: bytes) -> dict[str, object]:
+    return {"type": "file", "path": name, "size": len(data), "oid": _etag(data)}
