@@ -8,7 +8,9 @@ import mlx.core as mx
 
 from lens_tui.records import LensError
 
+from .capture import CaptureResult
 from .meter import Meter
+from .program import Key
 from .proxy import first_of
 from .registry import Plan, Registry, Run, offset_of
 
@@ -29,12 +31,26 @@ def run_forward(registry: Registry, ids: mx.array, cache: list[Any] | None = Non
     meter = Meter() if unproved else None
     run = Run(registry, plan, (start if isinstance(start, int) else 0) + ids.shape[1], None, meter)
     with registry.running(run):
-        logits: Any = registry.decoder.root(ids) if cache is None else registry.decoder.root(ids, cache=cache)
+        logits = registry.decoder.root(ids) if cache is None else registry.decoder.root(ids, cache=cache)
     if meter is not None:
         check_run(registry, run)
         for entry in unproved:
             entry.proved = entry.stamp
-    return first_of(logits)
+    result: mx.array = first_of(logits)
+    return result
+
+
+def read_site(registry: Registry, ids: mx.array, key: Key, *, steered: bool) -> mx.array:
+    """The tensor at one site, (batch, tokens, width), evaluated; nothing behind it is computed."""
+    entries = registry.ambient()[0] if steered else ()
+    result = CaptureResult(registry, (key,), by_site=False)
+    registry.need([key])
+    try:
+        with registry.running(Run(registry, Plan((entries,), (result,)), ids.shape[1])):
+            registry.decoder.root(ids)
+    finally:
+        registry.release([key])
+    return result[key[0]]
 
 
 def check_run(registry: Registry, run: Run) -> None:

@@ -22,6 +22,7 @@ from .registry import Plan, Registry, Run
 from .sampling import LogitsProcessor, Sampler, make_processors, make_sampler
 
 PREFILL_STEP = 2048
+_async_eval: Any = mx.async_eval  # has no types
 Scales = tuple[tuple[tuple[str, float], ...], ...]
 """For each row, ``(id, scale)`` of its records."""
 
@@ -147,7 +148,7 @@ class RowDecoder:
         kl = None if self.options.baseline is None else kl_from(logprobs, self.options.baseline)
         top_ids, top_logprobs = best(logprobs, self.options.top) if self.options.top else (None, None)
         launched = _Launched(chosen, of_chosen, kl, top_ids, top_logprobs, self._version, self._scales)
-        mx.async_eval(*launched.arrays(), *self._extras())
+        _async_eval(*launched.arrays(), *self._extras())
         return launched
 
     def _processed(self, inputs: mx.array, logits: mx.array, logprobs: mx.array) -> mx.array:

@@ -12,12 +12,14 @@ from lens_tui.records import ModelInfo
 from lens_tui.records.sanitise import sanitise
 
 from .layers import Decoder
+from .proxy import named
 from .tokens import Tokens
 
 
 def describe(model: Module, decoder: Decoder, tokens: Tokens, *, name: str, path: str) -> ModelInfo:
     """The record of a model: parameters are counted as they were before quantisation."""
-    arrays: list[tuple[str, mx.array]] = tree_flatten(model.parameters())  # type: ignore[assignment]
+    whole: Any = model
+    arrays: Any = tree_flatten(whole.parameters())
     return ModelInfo(
         name=sanitise(name),
         path=sanitise(path),
@@ -36,15 +38,16 @@ def describe(model: Module, decoder: Decoder, tokens: Tokens, *, name: str, path
 
 
 def _parameters(model: Module) -> int:
-    from mlx_lm.utils import get_total_parameters
+    from mlx_lm import utils
 
-    return int(get_total_parameters(model))
+    count: Any = utils.get_total_parameters
+    return int(count(model))
 
 
 def _quantization(model: Module) -> str:
     """``"4-bit, group 64"`` of the first quantised module, with "mixed" if they differ; empty if there is none."""
     kinds: dict[str, None] = {}
-    for _, module in model.named_modules():
+    for _, module in named(model):
         bits: Any = getattr(module, "bits", None)
         if isinstance(bits, int) and "scales" in module:
             kinds[f"{bits}-bit, group {getattr(module, 'group_size', '?')}"] = None

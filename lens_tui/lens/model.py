@@ -22,12 +22,13 @@ from lens_tui.records import (
     Positions,
     Sampling,
     SteeringVector,
+    TokenWeight,
 )
 
 from .capture import CaptureResult
 from .checks import as_numpy, check_vector, checked
 from .compare import Comparison, Generation
-from .forward import loss_of, run_forward
+from .forward import loss_of, read_site, run_forward
 from .generation import DecodeOptions, RowDecoder
 from .handle import Steering
 from .info import describe
@@ -39,6 +40,7 @@ from .program import Hook, Item
 from .registry import Entry, Plan, Registry, Run, offset_of
 from .sampling import settings_from
 from .tokens import EncodedPrompt, Prompt, Tokens
+from .unembed import Convention, Unembedding, find_unembedding, readout, token_weights
 
 Layers = int | Sequence[int]
 Sites = str | Sequence[str]
@@ -69,6 +71,7 @@ class LensModel:
         self.tokens = Tokens(tokenizer, self._decoder.vocab_size)
         self._registry = Registry(self._decoder, self.tokens.bos)
         self._ids = itertools.count(1)
+        self._unembedding: Unembedding | None = None
         self.info: ModelInfo = describe(model, self._decoder, self.tokens, name=name, path=path)
 
     # -- what it is ----------------------------------------------------------
@@ -195,6 +198,38 @@ class LensModel:
             yield result
         finally:
             self._registry.take(result)
+
+    # -- reading ---------------------------------------------------------------
+
+    def residuals(self, tokens: Any, layer: int, *, site: str = "resid_post", steered: bool = False) -> mx.array:
+        """The activations ``(tokens, width)`` of one text or its token ids at a site, evaluated.
+
+        Unsteered, whatever blocks are around the call, unless ``steered``. Nothing
+        behind the layer is computed.
+        """
+        ids = self._batch(tokens)
+        if ids.shape[0] != 1:
+            raise LensError(f"residuals takes one text, not {ids.shape[0]}.", "Use capture for a batch.")
+        return read_site(self._registry, ids, (self._decoder.index(layer), site), steered=steered)[0]
+
+    def readout(self, residual: mx.array) -> mx.array:
+        """The model's own logits for a last-layer residual ``(batch, tokens, d_model)``: norm, head, soft-capping."""
+        return readout(self._decoder, residual)
+
+    def promoted(
+        self, direction: Any, k: int = 10, *, convention: Convention = "norm"
+    ) -> tuple[tuple[TokenWeight, ...], tuple[TokenWeight, ...]]:
+        """The tokens that a residual-stream direction promotes and suppresses most, strongest first.
+
+        ``convention`` ``"norm"`` folds the final norm's gain into the direction;
+        ``"raw"`` does not. Values are for the direction as given, before the norm's
+        division by the residual's size.
+        """
+        if self._unembedding is None:
+            self._unembedding = find_unembedding(self._decoder)
+        values = direction.direction if isinstance(direction, SteeringVector) else as_numpy(direction)
+        check_vector(values, self.d_model, "The direction")
+        return token_weights(self._unembedding, self.tokens, values, k, convention)
 
     # -- running ---------------------------------------------------------------
 

@@ -197,7 +197,7 @@ def _moved(delta: Delta, h: mx.array, mask: Mask) -> mx.array:
 def _both(mask: Mask, rows: mx.array | None) -> Mask:
     if rows is None:
         return mask
-    return rows if mask is True else mask & rows
+    return rows if isinstance(mask, bool) else mask & rows
 
 
 def _either(left: Mask, right: Mask) -> Mask:

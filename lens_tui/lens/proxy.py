@@ -78,6 +78,11 @@ def _through(tap: Tap, forward: Call, *args: Any, **kwargs: Any) -> Any:
     return tap(forward, args, kwargs)
 
 
+def named(module: Any) -> list[tuple[str, Module]]:
+    """Every module at and below ``module`` with its path (MLX's own method has no types)."""
+    return list(module.named_modules())
+
+
 def first_of(value: Any) -> Any:
     """A block's hidden state: the output itself, or the first element of a tuple or list."""
     return value[0] if isinstance(value, (tuple, list)) and value else value

@@ -20,7 +20,7 @@ from mlx.nn.layers.base import Module
 from lens_tui.records import LensError
 
 from .layers import PROBE_SHAPE, Decoder
-from .proxy import Call, first_of, input_of, install, uninstall
+from .proxy import Call, first_of, input_of, install, named, uninstall
 
 Port = Literal["input", "output"]
 
@@ -131,7 +131,7 @@ def _look_inside(decoder: Decoder) -> list[list[_Seen]]:
 
 
 def _named(block: Module) -> list[tuple[str, Module]]:
-    return [(path, module) for path, module in block.named_modules() if path and path.count(".") <= 1]
+    return [(path, module) for path, module in named(block) if path and path.count(".") <= 1]
 
 
 def _resolve(site: str, calls: list[_Seen]) -> Point | str:

@@ -15,7 +15,7 @@ from .interventions import (
     ProjectOut,
     SetProjection,
 )
-from .run import ArmEnd, Candidate, Dose, Token
+from .run import ArmEnd, Candidate, Dose, Token, TokenWeight
 from .sampling import Sampling
 from .vectors import FloatArray, Origin, SteeringVector
 
@@ -42,4 +42,5 @@ __all__ = [
     "SetProjection",
     "SteeringVector",
     "Token",
+    "TokenWeight",
 ]

@@ -72,3 +72,12 @@ class ArmEnd:
     def dose(self) -> float | None:
         """Mean ``||delta h|| / ||h||`` over the steered sites, ``None`` where nothing is steered."""
         return sum(dose.relative for dose in self.doses) / len(self.doses) if self.doses else None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenWeight:
+    """A token and how strongly a direction promotes (positive) or suppresses it."""
+
+    token_id: int
+    text: str
+    value: float
