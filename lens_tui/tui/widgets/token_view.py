@@ -36,7 +36,7 @@ class TokenView(ScrollView, can_focus=True):
         scrollbar-size-vertical: 1; scrollbar-gutter: stable;
     }
     """
-    BINDINGS = bindings("move")  # type: ignore[assignment]
+    BINDINGS = bindings("move")
 
     mode: reactive[ShadeMode] = reactive[ShadeMode]("tint", repaint=False, init=False)
     cursor: reactive[int | None] = reactive[int | None](None, repaint=False, init=False)
@@ -118,7 +118,8 @@ class TokenView(ScrollView, can_focus=True):
         return len(self._layout_of.lines) * self._rows_per_line
 
     def _text_width(self) -> int:
-        return max(4, self.scrollable_content_region.width - 2)
+        width = self.scrollable_content_region.width
+        return max(4, width - 2) if width else self._layout_of.width
 
     def _rewrap(self) -> None:
         self._layout_of = TokenLayout(self._text_width())
@@ -146,6 +147,10 @@ class TokenView(ScrollView, can_focus=True):
         """Wrap again for a new width."""
         if self._text_width() != self._layout_of.width:
             self._rewrap()
+
+    def on_show(self) -> None:
+        """The width may have changed while it was hidden."""
+        self.on_resize()
 
     # -- painting ---------------------------------------------------------------------------------
 
@@ -249,7 +254,7 @@ class TokenView(ScrollView, can_focus=True):
     def move_to(self, token: int | None) -> None:
         """Put the cursor on a token (clamped), or nowhere."""
         if token is None or not self._tokens:
-            self.cursor = None
+            self.cursor, self.follow = None, True
             return
         self.cursor = max(0, min(len(self._tokens) - 1, token))
         self.follow = self.cursor == len(self._tokens) - 1

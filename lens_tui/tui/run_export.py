@@ -1,0 +1,126 @@
+"""A run as text for elsewhere: JSON, Markdown, and the command that makes it again. Pure."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from lens_tui.records import Add, Arm, Intervention, Sampling
+from lens_tui.records.codec import to_json
+from lens_tui.tui.run_text import ArmText, RunText
+
+SCHEMA = "mlx-lens-tui/run/1"
+
+
+def as_data(run: RunText) -> dict[str, Any]:
+    """The whole run as JSON data: prompt, settings, and every token of every arm with logprob and KL (nats)."""
+    return {
+        "schema": SCHEMA,
+        "model": run.model,
+        "prompt": run.prompt,
+        "prompt_ids": list(run.prompt_ids),
+        "sampling": to_json(run.sampling),
+        "state": run.state,
+        "arms": [_arm(arm) for arm in run.arms],
+    }
+
+
+def _arm(arm: ArmText) -> dict[str, Any]:
+    return {
+        "name": arm.arm.name,
+        "interventions": to_json(arm.arm)["interventions"],
+        "changed_while_running": [
+            {"from_token": index, "interventions": to_json(Arm(arm.arm.name, items))["interventions"]}
+            for index, items in arm.dials
+        ],
+        "text": arm.text,
+        "finish_reason": arm.reason,
+        "dose": arm.dose,
+        "mean_logprob": arm.mean_logprob,
+        "perplexity": arm.perplexity,
+        "mean_kl": arm.mean_kl,
+        "parts_at": arm.parted,
+        "tokens": [
+            {"id": token.token_id, "token": token.token, "logprob": token.logprob, "kl": token.kl}
+            for token in arm.tokens
+        ],
+    }
+
+
+def as_markdown(run: RunText) -> str:
+    """The run to be read: a table of figures, then every arm's text."""
+    sampling = run.sampling
+    lines = [
+        f"# {run.model or 'model'}: {len(run.arms)} arms",
+        "",
+        f"Seed {sampling.seed}, temperature {sampling.temp:g}, at most {sampling.max_tokens} tokens.",
+        "",
+        "Prompt:",
+        "",
+        *_quote(run.prompt),
+        "",
+        "| arm | tokens | mean logp | ppl | mean KL | moved | parts at |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for arm in run.arms:
+        figures = (arm.mean_logprob, arm.perplexity, arm.mean_kl if arm.number else None, arm.dose)
+        cells = [
+            arm.arm.name.replace("|", "\\|"),
+            str(len(arm.tokens)),
+            *("" if f is None else f"{f:.3f}" for f in figures),
+        ]
+        lines.append(f"| {' | '.join(cells)} | {'' if arm.parted is None else arm.parted} |")
+    for arm in run.arms:
+        lines += ["", f"## {arm.arm.name}", "", *_quote(arm.text)]
+    return "\n".join(lines) + "\n"
+
+
+def _quote(text: str) -> list[str]:
+    return [f"> {line}".rstrip() for line in text.split("\n")]
+
+
+def as_command(run: RunText, sae: str = "") -> str:
+    """The ``mlx-lens-tui compare`` command that makes the run again.
+
+    Vectors that a command line cannot name (from prompts, arithmetic) are left
+    out and named in a comment at the end.
+    """
+    words = ["mlx-lens-tui", "compare", "--model", run.model or "demo"]
+    left_out: list[str] = []
+    for arm in run.arms[1:]:
+        terms = [_term(item) for item in arm.interventions if item.enabled]
+        left_out += [item.vector.name for item in arm.interventions if isinstance(item, Add) and not _term(item)]
+        known = [term for term in terms if term]
+        if known:
+            words += ["--arm", "+".join(known)]
+    if sae:
+        words += ["--sae", sae]
+    words += _options(run.sampling)
+    command = shlex.join([*words, "--", run.prompt])
+    return command + (f"  # without {', '.join(left_out)}: save it and name its file" if left_out else "")
+
+
+def _term(item: Intervention) -> str:
+    if not isinstance(item, Add):
+        return ""
+    facts = item.vector.origin.facts
+    where = f"@{item.layer}*{item.scale:g}"
+    match item.vector.origin.kind:
+        case "feature":
+            return f"f{facts['feature']}{where}"
+        case "random":
+            return f"random:{facts['seed']}{where}"
+        case "file" if "path" in facts:
+            return f"{facts['path']}{where}"
+    return ""
+
+
+def _options(sampling: Sampling) -> Sequence[str]:
+    plain = Sampling()
+    out = ["--max-tokens", str(sampling.max_tokens), "--seed", str(sampling.seed)]
+    for name in ("temp", "top_p", "min_p", "top_k", "repetition_penalty"):
+        value = getattr(sampling, name)
+        if value != getattr(plain, name):
+            out += [f"--{name.replace('_', '-')}", f"{value:g}"]
+    return out

@@ -1,0 +1,355 @@
+"""Generate: one prompt, the baseline and the steered arms side by side as they are written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+from textual import events
+from textual.app import ComposeResult
+from textual.containers import Horizontal
+from textual.content import Content
+from textual.timer import Timer
+from textual.widgets import Label
+
+from lens_tui.records import Sampling
+from lens_tui.tui import clip
+from lens_tui.tui.keys.bindings import bindings
+from lens_tui.tui.run_export import as_command, as_data, as_markdown
+from lens_tui.tui.run_text import MEASURE_NAMES, MEASURES, Measure, RunText, plan
+from lens_tui.tui.session import MAX_ARMS, Session, Steer
+from lens_tui.tui.widgets.frame import Hairline
+from lens_tui.tui.widgets.lane import Lane, Line, strength
+from lens_tui.tui.widgets.lane_row import LaneRow
+from lens_tui.tui.widgets.prompt_area import PromptArea
+from lens_tui.tui.widgets.token_view import TokenView
+from lens_tui.worker.events import Event, JobDone, JobFailed
+from lens_tui.worker.jobs import Compare
+
+from .base import LensScreen
+from .sampling import summary
+
+REST = 0.3
+"""Seconds of rest after a change of scale before the run is made again."""
+EMPTY = "nothing yet"
+
+
+class GenerateScreen(LensScreen):
+    """Prompt, settings, lanes. The bench in the session says which lanes there are."""
+
+    mode: ClassVar[str] = "generate"
+    CSS_PATH = "generate.tcss"
+    AUTO_FOCUS = ""  # None would mean the app's, which is the first widget: the prompt
+    BINDINGS = bindings("generate")
+    measure: Measure = "kl"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lanes = LaneRow(id="lanes")
+        self.run: RunText | None = None
+        self.history: list[RunText] = []
+        self._job: int | None = None
+        self._rest: Timer | None = None
+        self._stale = False
+
+    def body(self) -> ComposeResult:
+        """Prompt, settings, lanes."""
+        with Horizontal(id="prompt-row"):
+            yield Label("prompt ▏", id="prompt-label")
+            yield PromptArea(id="prompt")
+        yield Line(id="settings")
+        yield Hairline()
+        yield self.lanes
+
+    def on_mount(self) -> None:
+        """Follow the way values are shown."""
+        self.watch(self.lens, "tint", self._tint_changed, init=True)
+
+    def focus_first(self) -> None:
+        """The screen begins in its lanes, not in the prompt: letters are keys here."""
+        self.call_after_refresh(self.lanes.focus_lane)
+
+    def _tint_changed(self, tint: str) -> None:
+        for lane in self.lanes.lanes:
+            lane.shade = tint  # type: ignore[assignment]
+
+    # -- what the session says -----------------------------------------------------------------------
+
+    def session_changed(self, old: Session, new: Session) -> None:
+        """Prompt, settings and lanes follow the session; a change of scale reaches what is running."""
+        self.query_one(PromptArea).show(new.prompt)
+        if old.model != new.model and self.run is not None and old.model is not None:
+            self._show_run(None)
+        self._arrange()
+        if old.steers != new.steers:
+            self._after_edit(old, new)
+        self._headings()
+
+    def _arrange(self) -> None:
+        wanted = [(number, arm.name) for number, arm in plan(self.session)]
+        before = set(self.lanes.lanes)
+        self.lanes.set_lanes(wanted, self.measure, self.lens.tint, EMPTY)  # type: ignore[arg-type]
+        for lane in self.lanes.lanes:
+            if lane not in before and self.run is not None:
+                self._follow(lane)
+
+    def _after_edit(self, old: Session, new: Session) -> None:
+        """Hand a change to the run that is going, or make the run again after a rest."""
+        run = self.run
+        before, after = dict(plan(old)), dict(plan(new))
+        if run is None or before.keys() != after.keys():
+            return
+        changed = [number for number, arm in after.items() if arm.interventions != before[number].interventions]
+        if run.going and self._job is not None:
+            for number in changed:
+                index = run.index_of(number)
+                if index is not None:
+                    self.lens.worker.dial(self._job, index, after[number].interventions)
+        elif changed and self.is_current:
+            self._rest = self._restarted(self._rest)
+
+    def _restarted(self, timer: Timer | None) -> Timer:
+        if timer is not None:
+            timer.stop()
+        return self.set_timer(REST, self.start_run)
+
+    def _headings(self) -> None:
+        """What is done in each lane, what it was when it ran, and whether the shown run is this session's."""
+        run, stale = self.run, False
+        arms = dict(plan(self.session))
+        for lane in self.lanes.lanes:
+            now = strength(arms[lane.number].interventions) if lane.number in arms else ""
+            text = run.arm_of(lane.number) if run is not None else None
+            ran = strength(text.interventions) if text is not None else now
+            lane.note = now if now == ran else f"{ran.partition(' · ')[0]} → {now}"
+            stale = stale or now != ran or (run is not None and text is None)
+        if run is not None:
+            stale = stale or run.prompt != self.session.prompt or run.sampling != self.session.sampling
+            stale = stale or len(run.arms) != len(arms)
+        self._stale = stale
+        self._say_settings()
+
+    def _say_settings(self) -> None:
+        key = self.lens.key_text
+        parts: list[str | tuple[str, str]] = [(summary(self.session.sampling), "")]
+        parts.append((f" · shade: {MEASURE_NAMES[self.measure]}", "$muted"))
+        if self.run is None:
+            parts.append((f" · {key('app.run')} runs, {key('generate.prompt')} writes the prompt", "$muted"))
+            if not self.session.steers:
+                parts.append((f", {key('app.steer')} makes a vector", "$muted"))
+        else:
+            parts.append((f" · run {self.run.number} of {len(self.history)}", "$muted"))
+            if self._stale and not self.run.going:
+                parts.append((f" · changed since: {key('app.run')} runs it", "$accent"))
+        self.query_one("#settings", Line).content = Content.assemble(*parts)
+
+    # -- running -------------------------------------------------------------------------------------
+
+    def start_run(self) -> None:
+        """Run the session: every arm anew. A run that is going is stopped."""
+        if self._rest is not None:
+            self._rest.stop()
+            self._rest = None
+        self.lens.store.update(prompt=self.query_one(PromptArea).text)
+        if self.session.model is None:
+            self.lens.say("Load a model first.")
+            return
+        if not self.session.prompt:
+            self.lens.say(f"Write a prompt first: {self.lens.key_text('generate.prompt')}.")
+            return
+        if self.run is not None and self.run.going:
+            self.run.state = "stopped"
+        run = RunText.begin(len(self.history) + 1, self.session)
+        self.history.append(run)
+        job = Compare(run.prompt, tuple(text.arm for text in run.arms), run.sampling, run.raw)
+        self._job = self.lens.submit(job, "run", lambda event: self._take(run, event))
+        self._show_run(run)
+
+    def _take(self, run: RunText, event: Event) -> None:
+        waiting = run.state == "waiting"
+        run.apply(event)
+        if isinstance(event, JobDone | JobFailed):
+            self._job = None
+            self._headings()
+        if run is self.run:
+            self.call_next(self._sync) if not waiting else self._sync()
+
+    def _sync(self) -> None:
+        if not self.is_running:
+            return
+        for lane in self.lanes.lanes:
+            lane.sync()
+
+    def _show_run(self, run: RunText | None) -> None:
+        self.run = run
+        self._arrange()
+        for lane in self.lanes.lanes:
+            self._follow(lane)
+        self._headings()
+
+    def _follow(self, lane: Lane) -> None:
+        lane.follow(self.run, self.run.arm_of(lane.number) if self.run is not None else None)
+
+    def on_prompt_area_run(self, event: PromptArea.Run) -> None:
+        """Enter in the prompt."""
+        self.lens.store.update(prompt=event.prompt)
+        self.lanes.focus_lane()
+        self.lens.action_run()
+
+    def on_prompt_area_left(self, event: PromptArea.Left) -> None:
+        """The prompt was left: it is the session's now."""
+        self.lens.store.update(prompt=event.prompt)
+        if self.focused is None:
+            self.lanes.focus_lane()
+
+    # -- the token under the cursor --------------------------------------------------------------------
+
+    def on_token_view_cursor_moved(self, event: TokenView.CursorMoved) -> None:
+        """Explain the same step in every lane."""
+        if not event.view.has_focus:
+            return
+        for lane in self.lanes.lanes:
+            lane.inspect(event.index)
+
+    def on_key(self, event: events.Key) -> None:
+        """Escape closes the explanation first."""
+        if event.key == "escape" and any(lane.view.cursor is not None for lane in self.lanes.lanes):
+            for lane in self.lanes.lanes:
+                lane.inspect(None)
+            event.stop()
+            event.prevent_default()
+
+    # -- actions: the bench ------------------------------------------------------------------------------
+
+    def _rows(self) -> list[Steer]:
+        """The rows of the bench that act in the focused lane; says so if there are none."""
+        lane = self.lanes.focused_lane
+        rows = [row for row in self.session.steers if lane is not None and row.arm == lane.number and row.enabled]
+        if not rows:
+            keys = f"{self.lens.key_text('generate.lane_left')} {self.lens.key_text('generate.lane_right')}"
+            self.lens.say(f"Nothing is steered in this lane; {keys} go to the others.")
+        return rows
+
+    def _replace(self, rows: list[Steer]) -> None:
+        by_id = {row.id: row for row in rows}
+        self.lens.store.update(steers=tuple(by_id.get(row.id, row) for row in self.session.steers))
+
+    def action_scale(self, steps: int) -> None:
+        """Scale of the focused lane, by steps; live while it is written, else it runs again after a rest."""
+        if rows := self._rows():
+            self._replace([row.moved(steps) for row in rows])
+
+    def action_zero(self) -> None:
+        """Scale zero in the focused lane."""
+        if rows := self._rows():
+            self._replace([replace(row, scale=0.0) for row in rows])
+
+    def action_add_arm(self) -> None:
+        """A new lane like the focused one, half as strong again."""
+        rows = self._rows()
+        taken = {row.arm for row in self.session.steers}
+        if not rows or len(taken) >= MAX_ARMS:
+            if rows:
+                self.lens.say(f"{MAX_ARMS} arms beside the baseline are the most.")
+            return
+        free = self.session.free_arm()
+        for row in rows:
+            self.lens.store.add_steer(
+                row.vector,
+                scale=row.moved(5).scale,
+                arm=free,
+                residual_norm=row.residual_norm,
+                promoted=row.promoted,
+                suppressed=row.suppressed,
+            )
+
+    def action_delete_arm(self) -> None:
+        """Take the focused lane's rows off the bench; undo brings them back."""
+        if rows := self._rows():
+            gone = {row.id for row in rows}
+            self.lens.store.update(steers=tuple(row for row in self.session.steers if row.id not in gone))
+
+    # -- actions: looking ----------------------------------------------------------------------------------
+
+    def action_lane(self, step: int) -> None:
+        """The lane before or after."""
+        self.lanes.focus_lane(step)
+
+    def action_flip(self) -> None:
+        """Baseline and steered text in the same place."""
+        lane = self.lanes.focused_lane
+        if lane is None or self.run is None or lane.number == 0:
+            return
+        steered = self.run.arm_of(lane.number)
+        flipped = lane.text is not None and lane.text is not self.run.baseline
+        lane.follow(self.run, self.run.baseline if flipped else steered)
+        arms = dict(plan(self.session))
+        lane.title = "baseline, in place" if flipped else arms[lane.number].name
+
+    def action_measure(self, name: str = "") -> None:
+        """What the shade says: KL, surprise, or what is not in the baseline."""
+        following = MEASURES[(MEASURES.index(self.measure) + 1) % len(MEASURES)]
+        wanted = following if not name else "kl" if self.measure == name else name
+        self.measure = wanted  # type: ignore[assignment]
+        for lane in self.lanes.lanes:
+            lane.measure = self.measure
+        self._say_settings()
+
+    def action_prompt(self) -> None:
+        """Write the prompt."""
+        self.query_one(PromptArea).focus()
+
+    def action_sampling(self) -> None:
+        """The sampling form."""
+        from .sampling import SamplingScreen
+
+        def take(sampling: Sampling | None) -> None:
+            if sampling is not None:
+                self.lens.store.update(sampling=sampling)
+
+        self.app.push_screen(SamplingScreen(self.session.sampling), take)
+
+    def action_history(self) -> None:
+        """The runs of this session."""
+        from .history import HistoryScreen
+
+        self.app.push_screen(HistoryScreen(self.history), self._restore)
+
+    def _restore(self, run: RunText | None) -> None:
+        if run is None:
+            return
+        self.run = run
+        self.lens.store.update(prompt=run.prompt, sampling=run.sampling, steers=run.steers)
+        if self._rest is not None:
+            self._rest.stop()
+        self._show_run(run)
+
+    # -- actions: taking it elsewhere ------------------------------------------------------------------------
+
+    def action_copy(self) -> None:
+        """Copy the focused lane's text."""
+        lane = self.lanes.focused_lane
+        if lane is not None and lane.text is not None:
+            clip.copy(self.app, lane.text.text, f"the text of {lane.text.arm.name}")
+
+    def action_copy_command(self) -> None:
+        """Copy the command that makes this run again."""
+        run = self.run or RunText.begin(0, self.session)
+        clip.copy(self.app, as_command(run, self.session.sae or ""), "the command")
+
+    def action_export(self) -> None:
+        """Write the run as JSON and Markdown into the working folder."""
+        if self.run is None:
+            self.lens.say("Nothing has run yet.")
+            return
+        stem = next(stem for n in range(1, 10_000) if not (stem := Path(f"lens-run-{n}")).with_suffix(".json").exists())
+        try:
+            data = json.dumps(as_data(self.run), ensure_ascii=False, indent=1)
+            stem.with_suffix(".json").write_text(data, encoding="utf-8")
+            stem.with_suffix(".md").write_text(as_markdown(self.run), encoding="utf-8")
+        except OSError as error:
+            self.lens.show_error(f"The run could not be written to {stem.with_suffix('.json')}: {error.strerror}.")
+            return
+        self.lens.say(f"Wrote {stem}.json and {stem}.md to {Path.cwd()}")

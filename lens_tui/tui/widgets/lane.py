@@ -1,0 +1,247 @@
+"""One arm of a comparison on the screen: what is done to it, its text as it comes, and how far it moved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from textual.app import RenderResult
+from textual.content import Content
+from textual.message import Message
+from textual.reactive import reactive
+from textual.widget import Widget
+
+from lens_tui.records import Add, Intervention
+from lens_tui.tui.format import fit, signed
+from lens_tui.tui.run_text import ArmText, Measure, RunText, candidates, piece, token_levels
+from lens_tui.worker.events import Candidate, TokenEvent
+
+from .pane import Pane
+from .ramps import bar, kl_level, surprisal_level
+from .series_strip import SeriesStrip
+from .token_layout import NEWLINE
+from .token_paint import ShadeMode
+from .token_view import TokenView
+
+N_CANDIDATES = 5
+
+
+class Line(Widget):
+    """One row of :class:`Content`, cut with an ellipsis."""
+
+    DEFAULT_CSS = "Line { height: 1; }"
+
+    content: reactive[Content] = reactive(Content(""))
+
+    def render(self) -> RenderResult:
+        """The content in the width there is."""
+        return self.content.truncate(max(0, self.size.width), ellipsis=True)
+
+
+class Candidates(Widget):
+    """The token of one step, and the likeliest tokens of that step with their probabilities."""
+
+    DEFAULT_CSS = f"Candidates {{ height: {N_CANDIDATES + 1}; display: none; }}"
+
+    shown: reactive[tuple[TokenEvent | None, tuple[Candidate, ...]]] = reactive((None, ()))
+
+    def render(self) -> RenderResult:
+        """A head row with logprob and KL, then a row for each candidate."""
+        token, others = self.shown
+        width = self.size.width
+        if token is None:
+            return Content.styled("this arm wrote no token here", "$muted").truncate(width, ellipsis=True)
+        kl = "" if token.kl is None else f"  KL {token.kl:.2f}"
+        head = Content.assemble(
+            (f"{token.index} ", "$muted"), (quoted(token.token), "bold"), (f"  logp {token.logprob:.2f}{kl}", "$muted")
+        )
+        rows = [head.truncate(width, ellipsis=True)]
+        rows += [candidate_row(item, width, item.token_id == token.token_id) for item in others[:N_CANDIDATES]]
+        return Content("\n").join(rows)
+
+
+def candidate_row(item: Candidate, width: int, chosen: bool) -> Content:
+    """``▸ ·Paris  .61 ██████``: a candidate, its probability, and that as a bar."""
+    from math import exp
+
+    share = exp(min(0.0, item.logprob))
+    name_width = max(6, min(18, width - 16))
+    bar_width = max(0, min(20, width - name_width - 9))
+    return Content.assemble(
+        ("▸ " if chosen else "  ", "$accent"),
+        (fit(visible(item.text), name_width), "bold" if chosen else ""),
+        f" {share:5.3f} ".replace("0.", " ."),
+        (bar(share, bar_width), "$heat-5"),
+    ).truncate(width)
+
+
+def visible(token: str) -> str:
+    """A token's text with its leading blank as a dot, so that it can be seen."""
+    text = token.replace("\n", NEWLINE)
+    return "·" + text[1:] if text.startswith(" ") else text
+
+
+def quoted(token: str) -> str:
+    """A token between quotes, for a sentence."""
+    return f"“{token.replace(chr(10), NEWLINE)}”"
+
+
+def strength(interventions: Sequence[Intervention]) -> str:
+    """What is done to an arm, short: ``+8.0 · 2.0×max`` for one vector, ``+8.0, -3.0`` for several."""
+    live = [item for item in interventions if item.enabled]
+    scales = [_amount(item) for item in live]
+    peak = getattr(getattr(live[0], "vector", None), "max_activation", None) if len(live) == 1 else None
+    if peak and isinstance(live[0], Add):
+        scales.append(f"{live[0].scale / peak:.1f}×max")
+        return " · ".join(scales)
+    return ", ".join(scales)
+
+
+def _amount(item: Intervention) -> str:
+    for name in ("scale", "value"):
+        if hasattr(item, name):
+            return signed(float(getattr(item, name)))
+    return item.mode.replace("_", " ")
+
+
+class Lane(Pane):
+    """A lane. ``number`` is the arm's place on the bench, 0 for the baseline."""
+
+    DEFAULT_CSS = """
+    Lane { width: 1fr; height: 1fr; }
+    Lane > PaneTitle, Lane > Line, Lane > SeriesStrip, Lane > Candidates { padding: 0 0 0 1; }
+    Lane > TokenView { margin: 1 0; }
+    Lane.-inspecting > Candidates { display: block; }
+    """
+
+    measure: reactive[Measure] = reactive[Measure]("kl", init=False)
+    shade: reactive[ShadeMode] = reactive[ShadeMode]("tint", init=False)
+
+    @dataclass
+    class Focused(Message):
+        """The lane was entered, by key or mouse."""
+
+        lane: Lane
+
+    def __init__(self, number: int, name: str, empty: str) -> None:
+        self.stats = Line()
+        self.view = TokenView(empty=empty)
+        self.strip = SeriesStrip()
+        self.foot = Line()
+        self.inspector = Candidates()
+        super().__init__(name, self.stats, self.view, self.strip, self.foot, self.inspector)
+        self.number = number
+        self.text: ArmText | None = None
+        self._run: RunText | None = None
+        self._shown = 0
+
+    def on_mount(self) -> None:
+        """Nothing has run: the strip is empty too."""
+        self._configure_strip()
+
+    def on_descendant_focus(self) -> None:
+        """Tell the screen which lane is meant."""
+        self.post_message(self.Focused(self))
+
+    # -- following a run ---------------------------------------------------------------------------
+
+    def follow(self, run: RunText | None, text: ArmText | None) -> None:
+        """Show an arm of a run from its beginning, or nothing."""
+        self._run, self.text, self._shown = run, text, 0
+        self.view.streaming = bool(text and run and run.going and not text.reason)
+        self.view.set_tokens([])
+        self.inspect(None)
+        self._configure_strip()
+        self.sync()
+
+    def sync(self) -> None:
+        """Show what has come since the last time."""
+        run, text = self._run, self.text
+        if run is None or text is None:
+            self._say_facts()
+            return
+        fresh = text.tokens[self._shown :]
+        self.view.append([piece(token) for token in fresh], token_levels(text, self.measure, run.baseline, self._shown))
+        self.strip.extend(self._series(fresh), self._mean())
+        self._shown = len(text.tokens)
+        ended = bool(text.reason) or not run.going
+        if ended and self.view.streaming:
+            self.view.streaming = False
+            if self.measure == "diff":
+                self._shade_again()
+        self.view.mark = text.parted if text.parted is not None and text.parted < len(text.tokens) else None
+        self._say_facts()
+
+    def watch_measure(self) -> None:
+        """Shade by something else: the whole text and the strip again."""
+        self._shade_again()
+        self._configure_strip()
+        if self.text is not None:
+            self.strip.extend(self._series(self.text.tokens[: self._shown]), self._mean())
+
+    def watch_shade(self, shade: ShadeMode) -> None:
+        """Show levels another way."""
+        self.view.mode = shade
+
+    def _shade_again(self) -> None:
+        if self.text is not None and self._run is not None:
+            self.view.set_levels(token_levels(self.text, self.measure, self._run.baseline))
+
+    def _configure_strip(self) -> None:
+        if self.measure == "surprise":
+            self.strip.configure("−logp", lambda value: surprisal_level(-value))
+        elif self.number == 0:
+            self.strip.configure("KL", kl_level, empty="KL to baseline, per token (nats) →")
+        else:
+            self.strip.configure("KL", kl_level)
+
+    def _series(self, tokens: Sequence[TokenEvent]) -> list[float]:
+        if self.measure == "surprise":
+            return [-token.logprob for token in tokens]
+        return [] if self.number == 0 else [token.kl for token in tokens if token.kl is not None]
+
+    def _mean(self) -> str:
+        text = self.text
+        mean = None
+        if text is not None:
+            mean = text.mean_kl if self.measure != "surprise" else text.mean_logprob
+        return "" if mean is None else f"{abs(mean):.2f}"
+
+    # -- facts -------------------------------------------------------------------------------------
+
+    def _say_facts(self) -> None:
+        text, run = self.text, self._run
+        if text is None or run is None or not (text.tokens or text.reason):
+            self.stats.content = Content.styled("waiting" if run is not None and run.going else "", "$muted")
+            self.foot.content = Content("")
+            return
+        facts = [f"{len(text.tokens)}/{run.sampling.max_tokens}"]
+        if text.perplexity is not None:
+            facts += [f"logp {text.mean_logprob:.2f}"] if self.size.width >= 50 else []
+            facts.append(f"ppl {text.perplexity:.1f}")
+        if text.dose is not None:
+            facts.append(f"moved {text.dose:.2f} |h|")
+        self.stats.content = Content.styled(" · ".join(facts), "$muted")
+        self.foot.content = Content.styled(" · ".join(self._foot_facts(text)), "$muted")
+
+    def _foot_facts(self, text: ArmText) -> list[str]:
+        facts = []
+        if text.parted is not None:
+            word = quoted(text.tokens[text.parted].token) if text.parted < len(text.tokens) else "its end"
+            facts.append(f"parts at {text.parted} {word}")
+        elif self.number and text.reason and text.tokens:
+            facts.append("same text as the baseline")
+        if text.dials:
+            index, items = text.dials[-1]
+            facts.append(f"{', '.join(map(_amount, items)) or 'off'} from {index}")
+        facts += {"stop": ["ended"], "length": ["full length"], "stopped": ["stopped"]}.get(text.reason, [])
+        return facts
+
+    def inspect(self, index: int | None) -> None:
+        """Explain the token of one step, or close the explanation."""
+        self.set_class(index is not None, "-inspecting")
+        if index is not None:
+            self.inspector.shown = candidates(self.text, index)
+        here = index is not None and self.text is not None and index < len(self.text.tokens)
+        if self.view.cursor != (index if here else None):
+            self.view.move_to(index if here else None)

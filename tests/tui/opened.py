@@ -1,0 +1,61 @@
+"""The app as the tests of screens meet it: a fake worker, a model, an SAE and two arms on the bench."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from lens_tui.tui.app import LensApp
+from textual.pilot import Pilot
+
+from tests.fakes import DEMO_MODEL, DEMO_SAE, FakeWorker, unit_vector
+
+PROMPT = "Once upon a time, there was"
+
+
+def app_on(screen: str, **worker: Any) -> LensApp:
+    """The app opening on a screen; its clock stands still."""
+    return LensApp(FakeWorker(**worker), start=screen, clock=lambda: 0.0)
+
+
+@asynccontextmanager
+async def opened(
+    screen: str, size: tuple[int, int] = (120, 36), steers: int = 2, **worker: Any
+) -> AsyncIterator[tuple[LensApp, Pilot[None]]]:
+    """A running app with a model loaded, a prompt written and ``steers`` arms on the bench."""
+    app = app_on(screen, **worker)
+    async with app.run_test(size=size) as pilot:
+        fill(app, steers)
+        await settle(app, pilot)
+        yield app, pilot
+
+
+def fill(app: LensApp, steers: int = 2) -> None:
+    """What a user would have after loading the demo."""
+    app.store.update(model=DEMO_MODEL, saes=(DEMO_SAE,), sae=DEMO_SAE.id, prompt=PROMPT)
+    rows: list[tuple[str, float, dict[str, Any]]] = [
+        ("dogs", 24.0, {"max_activation": 12.0}),
+        ("sadness", 8.0, {}),
+        ("verse", 5.0, {}),
+        ("sea", 3.0, {}),
+    ]
+    for name, scale, facts in rows[:steers]:
+        app.store.add_steer(unit_vector(name, **facts), scale=scale, residual_norm=40.0)
+
+
+async def settle(app: LensApp, pilot: Pilot[None], tries: int = 200) -> None:
+    """Wait until the worker has nothing to do and what it said has been shown."""
+    worker = app.worker
+    assert isinstance(worker, FakeWorker)
+    for _ in range(tries):
+        await pilot.pause(0.01)
+        if worker.idle and not app.busy:
+            break
+    await pilot.pause()
+
+
+def screen_text(app: LensApp) -> str:
+    """Everything on the screen, as lines of text."""
+    strips = app.screen._compositor.render_strips()
+    return "\n".join(strip.text.rstrip() for strip in strips)

@@ -1,0 +1,348 @@
+"""The Generate screen: what a run shows, live changes, and what leaves the screen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from lens_tui.records import Add, LensError, Sampling
+from lens_tui.tui.app import LensApp
+from lens_tui.tui.run_export import as_command, as_markdown
+from lens_tui.tui.screens.generate import GenerateScreen
+from lens_tui.tui.screens.sampling import parse, summary
+from lens_tui.tui.widgets.lane_row import window
+from lens_tui.worker import jobs
+
+from tests.fakes import TEXTS, FakeWorker, split, unit_vector
+
+from .opened import PROMPT, opened, screen_text, settle
+
+
+def screen_of(app: LensApp) -> GenerateScreen:
+    assert isinstance(app.screen, GenerateScreen)
+    return app.screen
+
+
+def worker_of(app: LensApp) -> FakeWorker:
+    return cast("FakeWorker", app.worker)
+
+
+def compares(app: LensApp) -> list[jobs.Compare]:
+    return [job for job in worker_of(app).submitted if isinstance(job, jobs.Compare)]
+
+
+async def test_a_run_streams_every_arm_and_says_where_they_part() -> None:
+    async with opened("generate") as (app, pilot):
+        await pilot.press("r")
+        await settle(app, pilot)
+        (job,) = compares(app)
+        assert job.prompt == PROMPT
+        assert [arm.name for arm in job.arms] == ["baseline", "dogs", "sadness"]
+        screen = screen_of(app)
+        for lane, text in zip(screen.lanes.lanes, TEXTS, strict=False):
+            assert "".join(lane.view.tokens) == text
+            assert lane.view.streaming is False
+        words = split(TEXTS[0])
+        assert [lane.view.mark for lane in screen.lanes.lanes] == [None, 2, words.index(" She") + 1]
+        shown = screen_text(app)
+        assert "parts at 2 “ dog”" in shown
+        assert "moved 0.31 |h|" in shown
+        assert "+24.0 · 2.0×max" in shown
+        assert f"{len(words)}/128" in shown
+
+
+async def test_numbers_on_the_screen_are_the_means_of_the_tokens() -> None:
+    async with opened("generate") as (app, pilot):
+        await pilot.press("r")
+        await settle(app, pilot)
+        run = screen_of(app).run
+        assert run is not None
+        for arm in run.arms[1:]:
+            kls = [token.kl for token in arm.tokens if token.kl is not None]
+            assert f"{sum(kls) / len(kls):.2f}" in screen_text(app)
+
+
+async def test_a_scale_changed_while_it_writes_is_dialled_live() -> None:
+    async with opened("generate", hold=True) as (app, pilot):
+        await pilot.press("r")
+        worker_of(app).release(20)
+        await pilot.pause(0.2)
+        screen = screen_of(app)
+        before = len(screen.lanes.lanes[1].view.tokens)
+        assert 0 < before < len(split(TEXTS[1]))
+        assert screen.lanes.lanes[1].view.streaming
+        await pilot.press("right_square_bracket", "plus")
+        ((_, arm, interventions),) = worker_of(app).dialled
+        assert arm == 1
+        assert isinstance(interventions[0], Add)
+        assert interventions[0].scale == 25.0
+        worker_of(app).release()
+        await settle(app, pilot)
+        assert len(compares(app)) == 1
+        assert "+25.0 from " in screen_text(app)
+
+
+async def test_a_scale_changed_at_rest_runs_again_once() -> None:
+    async with opened("generate") as (app, pilot):
+        await pilot.press("r")
+        await settle(app, pilot)
+        await pilot.press("right_square_bracket", "plus", "plus", "equals_sign", "minus")
+        assert "+24.0 → +30.0 · 2.5×max" in screen_text(app)
+        await pilot.pause(0.5)
+        await settle(app, pilot)
+        assert len(compares(app)) == 2
+        (item,) = compares(app)[1].arms[1].interventions
+        assert isinstance(item, Add)
+        assert item.scale == 30.0
+        await pilot.press("0")
+        await pilot.pause(0.5)
+        await settle(app, pilot)
+        assert app.store.session.steers[0].scale == 0.0
+        await pilot.press("u")
+        assert app.store.session.steers[0].scale == 30.0
+
+
+async def test_stopping_keeps_what_was_written() -> None:
+    async with opened("generate", hold=True) as (app, pilot):
+        await pilot.press("r")
+        worker_of(app).release(20)
+        await pilot.pause(0.2)
+        await pilot.press("x")
+        await settle(app, pilot)
+        run = screen_of(app).run
+        assert run is not None
+        assert run.state == "stopped"
+        assert 0 < len(run.arms[0].tokens) < len(split(TEXTS[0]))
+        assert "stopped" in screen_text(app)
+
+
+async def test_running_again_drops_what_the_old_run_still_says() -> None:
+    async with opened("generate", hold=True) as (app, pilot):
+        await pilot.press("r")
+        worker_of(app).release(20)
+        await pilot.pause(0.2)
+        await pilot.press("r")
+        worker_of(app).release()
+        await settle(app, pilot)
+        screen = screen_of(app)
+        assert [run.state for run in screen.history] == ["stopped", "done"]
+        assert "".join(screen.lanes.lanes[0].view.tokens) == TEXTS[0]
+
+
+async def test_the_prompt_is_written_in_insert_mode_and_enter_runs() -> None:
+    async with opened("generate") as (app, pilot):
+        await pilot.press("i")
+        assert "INSERT" in screen_text(app)
+        await pilot.press("x", "r", "ctrl+j", "y")
+        assert not compares(app)
+        await pilot.press("enter")
+        await settle(app, pilot)
+        assert compares(app)[0].prompt == PROMPT + "xr\ny"
+        assert "NORMAL" in screen_text(app)
+        await pilot.press("i", "z", "escape")
+        assert app.store.session.prompt == PROMPT + "xr\nyz"
+        assert "changed since" in screen_text(app)
+
+
+async def test_a_pasted_prompt_cannot_act_on_the_terminal() -> None:
+    from textual import events
+
+    async with opened("generate") as (app, pilot):
+        await pilot.press("i")
+        app.screen.focused.post_message(events.Paste("\x1b]52;c;QQ==\x07\u202e\r\nb"))  # type: ignore[union-attr]
+        await pilot.pause()
+        await pilot.press("escape")
+        assert app.store.session.prompt == PROMPT + "␛]52;c;QQ==␇⟨U+202E⟩\nb"
+
+
+async def test_the_token_under_the_cursor_is_explained_in_every_lane() -> None:
+    async with opened("generate") as (app, pilot):
+        await pilot.press("r")
+        await settle(app, pilot)
+        await pilot.press("l", "l", "l")
+        lanes = screen_of(app).lanes.lanes
+        assert [lane.view.cursor for lane in lanes] == [2, 2, 2]
+        run = screen_of(app).run
+        assert run is not None
+        for lane, arm in zip(lanes, run.arms, strict=True):
+            token, others = lane.inspector.shown
+            assert token is arm.tokens[2]
+            assert {item.token_id for item in others} == {item.token_id for item in arm.tokens[2].top}
+        assert "“ dog”" in screen_text(app)
+        await pilot.press("escape")
+        assert [lane.view.cursor for lane in lanes] == [None] * 3
+        assert not any(lane.has_class("-inspecting") for lane in lanes)
+
+
+async def test_what_the_shade_says_can_be_changed() -> None:
+    async with opened("generate") as (app, pilot):
+        await pilot.press("r")
+        await settle(app, pilot)
+        lane = screen_of(app).lanes.lanes[1]
+        assert any(lane.view._levels)
+        await pilot.press("D")
+        assert "not in the baseline" in screen_text(app)
+        marked = [token for token, level in zip(lane.view.tokens, lane.view._levels, strict=True) if level]
+        assert " dog" in marked
+        assert " park" not in marked
+        await pilot.press("D", "v")
+        assert "surprise" in screen_text(app)
+        assert any(screen_of(app).lanes.lanes[0].view._levels)
+        await pilot.press("t")
+        assert [lane.view.mode for lane in screen_of(app).lanes.lanes] == ["bars"] * 3
+
+
+async def test_flip_shows_the_baseline_in_place() -> None:
+    async with opened("generate") as (app, pilot):
+        await pilot.press("r")
+        await settle(app, pilot)
+        await pilot.press("right_square_bracket", "b")
+        lane = screen_of(app).lanes.lanes[1]
+        assert "".join(lane.view.tokens) == TEXTS[0]
+        await pilot.press("b")
+        assert "".join(lane.view.tokens) == TEXTS[1]
+
+
+async def test_arms_are_added_and_taken_away() -> None:
+    async with opened("generate") as (app, pilot):
+        await pilot.press("right_square_bracket", "a")
+        assert [lane.number for lane in screen_of(app).lanes.lanes] == [0, 1, 2, 3]
+        assert app.store.session.steers[-1].scale == 29.0
+        await pilot.press("a", "a")
+        assert len(app.store.session.steers) == 4
+        await pilot.press("d")
+        assert [lane.number for lane in screen_of(app).lanes.lanes] == [0, 2, 3, 4]
+        await pilot.press("u")
+        assert len(screen_of(app).lanes.lanes) == 5
+
+
+async def test_a_run_can_be_put_back() -> None:
+    async with opened("generate") as (app, pilot):
+        await pilot.press("r")
+        await settle(app, pilot)
+        app.store.update(prompt="another", sampling=Sampling(seed=9))
+        await pilot.press("r")
+        await settle(app, pilot)
+        await pilot.press("H", "j", "enter")
+        await pilot.pause()
+        screen = screen_of(app)
+        assert app.store.session.prompt == PROMPT
+        assert app.store.session.sampling.seed == 0
+        assert screen.run is screen.history[0]
+        assert "changed since" not in screen_text(app)
+
+
+@pytest.mark.parametrize("size", [(120, 36), (80, 24), (60, 16)])
+async def test_every_arm_can_be_reached_at_any_size(size: tuple[int, int]) -> None:
+    async with opened("generate", size, steers=4) as (app, pilot):
+        await pilot.press("r")
+        await settle(app, pilot)
+        seen = set()
+        for _ in range(5):
+            await pilot.press("right_square_bracket")
+            lane = screen_of(app).lanes.focused_lane
+            assert lane is not None
+            assert lane.display
+            assert lane.region.width >= min(36, size[0])
+            assert lane.view.has_focus
+            assert lane.view.size.height >= 1
+            seen.add(lane.number)
+        assert seen == {0, 1, 2, 3, 4}
+
+
+async def test_a_live_resize_keeps_text_and_focus() -> None:
+    async with opened("generate", steers=4) as (app, pilot):
+        await pilot.press("r")
+        await settle(app, pilot)
+        for size in ((80, 24), (200, 50), (61, 17), (120, 36)):
+            await pilot.resize_terminal(*size)
+            await pilot.pause()
+            lane = screen_of(app).lanes.focused_lane
+            assert lane is not None
+            assert lane.display
+            assert "Lily" in screen_text(app) or size[0] < 80
+
+
+def test_the_window_of_lanes_holds_the_baseline_and_the_focus() -> None:
+    assert window(3, 2, 5, 1) == (1, [0, 1, 2])
+    assert window(5, 4, 2, 1) == (4, [0, 4])
+    assert window(5, 0, 2, 4) == (4, [0, 4])
+    assert window(5, 2, 3, 3) == (2, [0, 2, 3])
+    assert window(5, 3, 1, 2)[1] == [3]
+    assert window(1, 0, 1, 1)[1] == [0]
+
+
+def test_sampling_is_checked_where_it_enters() -> None:
+    values = {"max_tokens": "7", "seed": "3", "temp": "0.5", "top_p": "0", "top_k": "0", "min_p": "0"}
+    values["repetition_penalty"] = "1.1"
+    made = parse(values, Sampling())
+    assert made == Sampling(max_tokens=7, seed=3, temp=0.5, repetition_penalty=1.1)
+    assert summary(made) == "seed 3 · temp 0.5 · rep 1.1 · max 7"
+    for name, bad in (("top_p", "1.5"), ("seed", "x"), ("max_tokens", "0"), ("temp", "nan")):
+        with pytest.raises(LensError, match=r"outside|not a number"):
+            parse({**values, name: bad}, Sampling())
+
+
+async def test_the_sampling_form_says_what_is_wrong_and_takes_what_is_right() -> None:
+    async with opened("generate") as (app, pilot):
+        await pilot.press("comma", "0", "enter")
+        assert "tokens at most: 0 is outside" in screen_text(app)
+        await pilot.press("backspace", "1", "2", "enter")
+        assert app.store.session.sampling.max_tokens == 12
+        await pilot.press("r")
+        await settle(app, pilot)
+        assert compares(app)[0].sampling.max_tokens == 12
+
+
+async def test_a_run_leaves_as_text_json_markdown_and_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with opened("generate") as (app, pilot):
+        app.store.add_steer(unit_vector("hand made"), scale=2.0, arm=2)
+        await pilot.press("r")
+        await settle(app, pilot)
+        await pilot.press("right_square_bracket", "y")
+        assert app.clipboard == TEXTS[1]
+        await pilot.press("e")
+        run = screen_of(app).run
+        assert run is not None
+        data: dict[str, Any] = json.loads((tmp_path / "lens-run-1.json").read_text())
+        assert [arm["text"] for arm in data["arms"]] == list(TEXTS[:3])
+        assert data["arms"][1]["interventions"][0]["scale"] == 24.0
+        assert data["arms"][1]["tokens"][2]["kl"] == run.arms[1].tokens[2].kl
+        assert (tmp_path / "lens-run-1.md").read_text() == as_markdown(run)
+        assert "hand made" in as_command(run)
+        await pilot.press("Y")
+        assert app.clipboard.startswith("mlx-lens-tui compare")
+
+
+async def test_an_error_of_the_run_is_shown_and_the_screen_lives_on() -> None:
+    failures = {jobs.Compare: LensError("Steering moved nothing at layer 4.", "Raise the scale.")}
+    async with opened("generate", failures=failures) as (app, pilot):
+        await pilot.press("r")
+        await settle(app, pilot)
+        assert "Steering moved nothing at layer 4." in screen_text(app)
+        await pilot.press("escape")
+        assert screen_of(app).run is not None
+        worker_of(app).failures.clear()
+        await pilot.press("r")
+        await settle(app, pilot)
+        assert "".join(screen_of(app).lanes.lanes[0].view.tokens) == TEXTS[0]
+
+
+async def test_hostile_text_stays_text() -> None:
+    hostile = (" [@click=app.quit]x[/] [/INST] \x1b]52;c;QQ==\x07 \u202egnp " + "y" * 500,)
+    async with opened("generate", texts=hostile) as (app, pilot):
+        app.store.update(prompt="[red]a[/] [/")
+        await pilot.press("r")
+        await settle(app, pilot)
+        await pilot.press("l", "l", "l", "H")
+        await pilot.pause()
+        await pilot.press("escape")
+        shown = screen_text(app)
+        assert "[@click=app.quit]x[/]" in shown.replace("▐", " ").replace("▌", " ")
+        assert not any(ord(char) < 32 and char != "\n" for char in shown)
+        assert "\u202e" not in shown
