@@ -5,6 +5,10 @@ SAE it is given.
 """
 
 from .build import BuildResult, IndexProgress, Target, build_index, merge_parts
+from .contrast import Contrast, TextFeatures, contrast, text_features
+from .describe import Description, describe
+from .export import upload_batches
+from .questions import CoActive, Promoter, co_active, decoder_neighbours, direct_effects, promoting, rank_features
 from .read import Example, FeatureIndex, FeatureStatistics
 from .settings import DEFINITIONS, EDGES, Identity, IndexSettings, index_key
 from .tables import TokenTable, token_table
@@ -13,16 +17,30 @@ __all__ = [
     "DEFINITIONS",
     "EDGES",
     "BuildResult",
+    "CoActive",
+    "Contrast",
+    "Description",
     "Example",
     "FeatureIndex",
     "FeatureStatistics",
     "Identity",
     "IndexProgress",
     "IndexSettings",
+    "Promoter",
     "Target",
+    "TextFeatures",
     "TokenTable",
     "build_index",
+    "co_active",
+    "contrast",
+    "decoder_neighbours",
+    "describe",
+    "direct_effects",
     "index_key",
     "merge_parts",
+    "promoting",
+    "rank_features",
+    "text_features",
     "token_table",
+    "upload_batches",
 ]

@@ -167,23 +167,35 @@ class FeatureIndex:
         return tuple(groups)
 
     def quantile(self, features: NDArray[Any], values: NDArray[Any]) -> NDArray[np.float64]:
-        """The share of each feature's own active tokens below a value: 0 weak, 1 at its maximum or beyond.
+        """The share of each feature's own active tokens at or below a value: 0 weak, 1 at its maximum or beyond.
 
-        From the histogram; within a bin the logarithm of activation is taken as
-        spread evenly. NaN where the feature was never active in the corpus.
+        Exact for a full index. Otherwise from the histogram: exact at the edges
+        of bins, and between them the logarithm of activation is taken as spread
+        evenly over the bin (or up to the maximum). NaN where the feature was never active.
         """
         ids = self.check_all(features)
-        values = np.asarray(values, np.float64)
+        values = np.asarray(values, np.float32)
+        if self.full:
+            return np.array([self._exact_quantile(f, v) for f, v in zip(ids.tolist(), values, strict=True)], np.float64)
         histogram = self._histogram[ids].astype(np.float64)
-        total = histogram.sum(-1)
         low, high = np.log2(EDGES[:-1].astype(np.float64)), np.log2(EDGES[1:].astype(np.float64))
         top = np.log2(np.maximum(self.max[ids].astype(np.float64), 2.0**-100))[:, None]
         high = np.where(low < top, np.minimum(high, top), high)
         high[:, -1] = np.maximum(high[:, -1], top[:, 0])
-        here = np.log2(np.maximum(values, 2.0**-100))[:, None]
+        here = np.log2(np.maximum(values.astype(np.float64), 2.0**-100))[:, None]
         share = np.clip((here - low) / np.maximum(high - low, 1e-12), 0.0, 1.0)
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray((histogram * share).sum(-1) / total)
+            return np.asarray((histogram * share).sum(-1) / histogram.sum(-1))
+
+    def _exact_quantile(self, feature: int, value: np.float32) -> float:
+        values = self._feature_values[self._span(feature)][::-1]  # rising
+        if not len(values):
+            return float("nan")
+        with np.errstate(over="ignore"):
+            return float(np.searchsorted(values, value.astype(values.dtype), side="right")) / len(values)
+
+    def _span(self, feature: int) -> slice:
+        return slice(int(self._feature_ends[feature - 1]) if feature else 0, int(self._feature_ends[feature]))
 
     def table(self, convention: str = "norm-folded") -> TokenTable:
         """Promoted and suppressed tokens of all features under one convention."""
@@ -212,8 +224,7 @@ class FeatureIndex:
     def everywhere(self, feature: int) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:
         """Of a full index: all tokens at which a feature is active and its values, strongest first."""
         self._needs_full()
-        f = self.check(feature)
-        span = slice(int(self._feature_ends[f - 1]) if f else 0, int(self._feature_ends[f]))
+        span = self._span(self.check(feature))
         return self._feature_tokens[span].copy(), self._feature_values[span].astype(np.float32)
 
     def features_at(self, tokens: NDArray[Any]) -> NDArray[np.uint32]:

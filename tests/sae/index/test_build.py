@@ -77,9 +77,9 @@ def test_examples_equal_a_brute_force_search(tmp_path: Path) -> None:
     acts[special] = 0
     for f in range(sae.width):
         best: dict[int, tuple[float, int]] = {}
-        for t in np.flatnonzero(acts[:, f] > 0):
-            if documents[t] not in best or acts[t, f] > best[documents[t]][0]:
-                best[int(documents[t])] = (float(acts[t, f]), int(t))
+        for place in np.flatnonzero(acts[:, f] > 0):
+            if documents[place] not in best or acts[place, f] > best[documents[place]][0]:
+                best[int(documents[place])] = (float(acts[place, f]), int(place))
         expected = sorted(best.values(), key=lambda pair: (-pair[0], pair[1]))[:4]
         found = index.examples(f)
         assert [(e.value, e.token) for e in found] == expected
