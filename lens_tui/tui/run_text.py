@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lens_tui.records import Arm, Intervention, Sampling
-from lens_tui.tui.session import Session, Steer
+from lens_tui.tui.session import Session, Steer, Written
 from lens_tui.tui.widgets.ramps import kl_level, surprisal_level
 from lens_tui.worker.events import (
     ArmDone,
@@ -161,6 +161,14 @@ class RunText:
     def index_of(self, number: int) -> int | None:
         """The place in the job's arms of the arm with that number."""
         return next((index for index, arm in enumerate(self.arms) if arm.number == number), None)
+
+    def written(self) -> tuple[Written, ...]:
+        """Prompt and output of every arm that wrote something."""
+        return tuple(
+            Written(arm.arm.name, (*self.prompt_ids, *(token.token_id for token in arm.tokens)))
+            for arm in self.arms
+            if arm.tokens
+        )
 
     def apply(self, event: Event) -> None:
         """Take an event of this run's job."""

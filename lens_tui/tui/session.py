@@ -56,8 +56,16 @@ class Steer:
 
 
 @dataclass(frozen=True, slots=True)
+class Written:
+    """What an arm of the last run wrote, with the prompt before it, as the model saw it."""
+
+    name: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Session:
-    """The model, its SAEs, the bench, the prompt and the sampling settings."""
+    """The model, its SAEs, the bench, the prompt, the sampling settings, and what the last run wrote."""
 
     model: ModelInfo | None = None
     saes: tuple[SAEInfo, ...] = ()
@@ -65,6 +73,7 @@ class Session:
     steers: tuple[Steer, ...] = ()
     prompt: str = ""
     sampling: Sampling = field(default_factory=Sampling)
+    written: tuple[Written, ...] = ()
 
     def free_arm(self) -> int:
         """The lowest arm with no row in it; the last arm when all are taken."""
@@ -186,9 +195,9 @@ def absorb(store: SessionStore, event: Event) -> None:
     match event:
         case ModelLoaded(_, info, saes):
             fitting = tuple(row for row in session.steers if row.vector.d_model == info.d_model)
-            store.update(model=info, saes=saes, sae=None, steers=fitting)
+            store.update(model=info, saes=saes, sae=None, steers=fitting, written=())
         case ModelUnloaded():
-            store.update(model=None, saes=(), sae=None)
+            store.update(model=None, saes=(), sae=None, written=())
         case SAELoaded(_, info):
             known = tuple(sae for sae in session.saes if sae.id != info.id)
             store.update(saes=(*known, info), sae=info.id)

@@ -173,6 +173,8 @@ class GenerateScreen(LensScreen):
         if isinstance(event, JobDone | JobFailed):
             self._job = None
             self._headings()
+            if run is self.run:
+                self.lens.store.update(written=run.written())
         if run is self.run:
             self.call_next(self._sync) if not waiting else self._sync()
 
@@ -321,7 +323,7 @@ class GenerateScreen(LensScreen):
         if run is None:
             return
         self.run = run
-        self.lens.store.update(prompt=run.prompt, sampling=run.sampling, steers=run.steers)
+        self.lens.store.update(prompt=run.prompt, sampling=run.sampling, steers=run.steers, written=run.written())
         if self._rest is not None:
             self._rest.stop()
         self._show_run(run)
