@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lens_tui.records import FloatArray, Intervention, ModelInfo, SAEInfo, SteeringVector
+from lens_tui.records.run import Candidate as Candidate
+from lens_tui.records.run import TokenWeight as TokenWeight
 
 IntArray = NDArray[np.int32]
 
@@ -80,15 +82,6 @@ class SAELoaded(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """A token that could have come next, with its log-probability (nats)."""
-
-    token_id: int
-    text: str
-    logprob: float
-
-
-@dataclass(frozen=True, slots=True)
 class RunStarted(Event):
     """A comparison begins: the prompt as the model sees it, token by token."""
 
@@ -106,7 +99,8 @@ class TokenEvent(Event):
     incomplete); ``token`` is the token's own display form. ``logprob`` is in
     nats under the arm's own (steered) distribution at temperature 1; ``kl`` is
     D_KL(arm || baseline) in nats at this step, ``None`` where the baseline has
-    already ended and 0.0 for the baseline itself.
+    already ended and 0.0 for the baseline itself. ``scales`` lists ``(id, scale)``
+    of the arm's interventions as they stood when this token was computed.
     """
 
     arm: int
@@ -117,6 +111,7 @@ class TokenEvent(Event):
     logprob: float
     kl: float | None
     top: tuple[Candidate, ...] = ()
+    scales: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +135,15 @@ class Dialed(Event):
     arm: int
     index: int
     interventions: tuple[Intervention, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DialRefused(Event):
+    """A change of a running arm was refused, and the run goes on as it was: one sentence, and what to do."""
+
+    arm: int
+    message: str
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,15 +180,6 @@ class FeatureActivations(Event):
     sae: str
     feature: int
     values: FloatArray
-
-
-@dataclass(frozen=True, slots=True)
-class TokenWeight:
-    """A token and how strongly a direction promotes (positive) or suppresses it."""
-
-    token_id: int
-    text: str
-    value: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,15 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class LoadModel(Job):
-    """Load a model by ``"demo"``, a folder or a hub id; frees the one before. Events: Progress, ModelLoaded."""
+    """Load a model by ``"demo"``, a folder or a hub id. Events: Progress, ModelUnloaded, ModelLoaded.
+
+    A hub id that is not in the cache is downloaded. The model before is freed
+    once the new one is known to be loadable, and stays usable if it is not.
+    ``force`` loads a model that is larger than the machine's memory.
+    """
 
     model: str
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,51 @@
+"""What each job does. Imported on the MLX thread only; each handler's own imports happen when it first runs.
+
+A handler is ``handler(control, job, context)`` and gives events. A new job is a
+record in ``jobs.py``, a function here, and one line in ``TABLE``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
+from typing import Any
+
+from lens_tui.worker import jobs
+from lens_tui.worker.control import Control
+from lens_tui.worker.events import Event
+
+from .context import Context
+
+Handler = Callable[[Control, Any, Context], Iterable[Event]]
+
+TABLE: dict[type[jobs.Job], str] = {
+    jobs.LoadModel: "load:load_model",
+    jobs.UnloadModel: "load:unload_model",
+    jobs.LoadSAE: "load:load_sae",
+    jobs.Compare: "compare:compare",
+    jobs.Encode: "features:encode",
+    jobs.ReadFeature: "features:read_feature",
+    jobs.VectorFromFeature: "vectors:from_feature",
+    jobs.VectorFromPrompts: "vectors:from_prompts",
+    jobs.RandomVector: "vectors:random_vector",
+}
+
+
+class Handlers:
+    """The worker's :class:`~lens_tui.worker.thread.Runner`: finds the handler of a job and keeps what jobs share."""
+
+    def __init__(self, context: Context | None = None) -> None:
+        self.context = context or Context()
+
+    def __call__(self, control: Control) -> Iterator[Event]:
+        """The events of ``control.job``."""
+        return iter(self._handler(type(control.job))(control, control.job, self.context))
+
+    def close(self) -> None:
+        """Let go of the model and the SAEs. The process is about to end: nothing is collected or given back."""
+        self.context = Context()
+
+    def _handler(self, kind: type[jobs.Job]) -> Handler:
+        module, _, name = TABLE[kind].partition(":")
+        handler: Handler = getattr(import_module(f".{module}", __name__), name)
+        return handler

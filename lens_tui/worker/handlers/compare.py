@@ -1,0 +1,125 @@
+"""Generate arms in lock step and say what happens, token by token; follow the dial."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from lens_tui.records import ArmEnd, Intervention, LensError, Token
+from lens_tui.records.sanitise import one_line, sanitise
+from lens_tui.worker import events as ev
+from lens_tui.worker import jobs
+from lens_tui.worker.control import Control, Stopped
+
+from .context import Context
+
+if TYPE_CHECKING:
+    from lens_tui.lens import Comparison
+
+_SPEED_EVERY = 0.2  # seconds
+Change = tuple[int, tuple[Intervention, ...]]
+
+
+def compare(control: Control, job: jobs.Compare, context: Context) -> Iterator[ev.Event]:
+    """Every arm of ``job`` until all have ended or the user stops."""
+    model = context.need_model()
+
+    def on_prefill(done: int, total: int) -> None:
+        control.progress("prompt", done, total, "tokens")
+
+    comparison = model.compare(job.prompt, job.arms, job.sampling, raw=job.raw, top=job.top, progress=on_prefill)
+    names = tuple(one_line(name, 80) for name in comparison.arms)
+    yield ev.RunStarted(control.id, comparison.prompt_ids, comparison.prompt_tokens, names)
+    run = _Run(control, comparison, job.sampling.max_tokens)
+    try:
+        yield from run.events()
+    except Stopped:
+        yield from run.stopped()
+        raise
+    finally:
+        comparison.close()
+
+
+@dataclass
+class _Run:
+    control: Control
+    comparison: Comparison
+    max_steps: int
+    counts: dict[int, int] = field(default_factory=dict)
+    ended: set[int] = field(default_factory=set)
+    version: int = 0
+    # A change is heard one step before the first token made under it comes out.
+    waiting: deque[list[Change]] = field(default_factory=deque)
+    began: float = 0.0
+    spoke: float = 0.0
+    steps: int = 0
+
+    def events(self) -> Iterator[ev.Event]:
+        """Tokens, ends of arms, the speed now and then, and which token a change began with."""
+        for item in self.comparison:
+            if isinstance(item, ArmEnd):
+                self.ended.add(item.arm)
+                yield ev.ArmDone(self.control.id, item.arm, item.reason, item.n_tokens, item.dose)
+                continue
+            if item.index == self.steps:
+                yield from self._step()
+            yield from self._changes(item)
+            yield self._token(item)
+        yield self._speed(time.monotonic())
+
+    def stopped(self) -> Iterator[ev.Event]:
+        """The last words of the arms that had not ended."""
+        for arm in range(len(self.comparison.arms)):
+            if arm not in self.ended:
+                doses = self.comparison.doses(arm)
+                dose = sum(found.relative for found in doses) / len(doses) if doses else None
+                yield ev.ArmDone(self.control.id, arm, "stopped", self.counts.get(arm, 0), dose)
+
+    def _step(self) -> Iterator[ev.Event]:
+        """Between two steps: say the speed, and hand on what was dialled."""
+        self.steps += 1
+        now = time.monotonic()
+        if self.steps == 1:
+            self.began = self.spoke = now
+        elif now - self.spoke >= _SPEED_EVERY:
+            self.spoke = now
+            yield self._speed(now)
+        heard: list[Change] = []
+        for arm, interventions in self.control.take_dials().items():
+            try:
+                self.comparison.dial(arm, interventions)
+                heard.append((arm, interventions))
+            except LensError as error:
+                yield ev.DialRefused(self.control.id, arm, one_line(error.message), one_line(error.hint))
+        if heard:
+            self.waiting.append(heard)
+
+    def _changes(self, token: Token) -> Iterator[ev.Event]:
+        while self.version < token.version and self.waiting:
+            self.version += 1
+            for arm, interventions in self.waiting.popleft():
+                yield ev.Dialed(self.control.id, arm, token.index, interventions)
+
+    def _token(self, token: Token) -> ev.TokenEvent:
+        self.counts[token.arm] = token.index + 1
+        return ev.TokenEvent(
+            self.control.id,
+            token.arm,
+            token.index,
+            token.token_id,
+            token.token,
+            sanitise(token.text),
+            token.logprob,
+            token.kl,
+            token.top,
+            token.scales,
+        )
+
+    def _speed(self, now: float) -> ev.Speed:
+        # The first step's time is the prompt's.
+        after_first = sum(self.counts.values()) - len(self.counts)
+        seconds = now - self.began
+        return ev.Speed(self.control.id, after_first / seconds if seconds > 0 else 0.0, self.steps, self.max_steps)

@@ -1,0 +1,202 @@
+"""Load and free models and SAEs, telling how far it is."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+
+from lens_tui import demo
+from lens_tui.records import LensError, SAEInfo
+from lens_tui.records.recent import remember_model
+from lens_tui.records.sanitise import one_line
+from lens_tui.worker import events as ev
+from lens_tui.worker import jobs
+from lens_tui.worker.control import Control
+from lens_tui.worker.hub import cached_snapshot, download
+from lens_tui.worker.model_files import ModelEntry, machine_memory, read_model_folder
+from lens_tui.worker.models import check_model, list_saes
+
+from .context import Context
+
+if TYPE_CHECKING:
+    from lens_tui.lens import LensModel
+
+_log = logging.getLogger(__name__)
+_CHUNK = 64 << 20  # bytes of weights read between two looks at the stop flag
+
+
+def load_model(control: Control, job: jobs.LoadModel, context: Context) -> Iterator[ev.Event]:
+    """Find it, fetch it if need be, lay it out lazily, then read the weights piece by piece."""
+    control.progress("config")
+    entry = check_model(job.model)
+    folder = _local_folder(entry, control)
+    entry = read_model_folder(folder, model_id=entry.id, source=entry.source)
+    if entry.problem:
+        raise LensError(f"{entry.name} cannot be loaded.", entry.problem)
+    _check_memory(entry, force=job.force)
+    control.progress("tokenizer")
+    model, tokenizer = _lay_out(entry, folder)
+    held = context.model.info.nbytes if context.model is not None else 0
+    if held and entry.nbytes + held > machine_memory():
+        context.close()
+        yield ev.ModelUnloaded(control.id)
+    _read_weights(model, control)
+    control.progress("warm-up")
+    lens = _wrap(model, tokenizer, entry, folder)
+    del model, tokenizer
+    _warm_up(lens)
+    context.close()
+    context.model = lens
+    saes = _known_saes(entry, context)
+    _remember(entry)
+    yield ev.ModelLoaded(control.id, lens.info, saes)
+
+
+def unload_model(control: Control, job: jobs.UnloadModel, context: Context) -> Iterator[ev.Event]:
+    """Free the model and its SAEs."""
+    context.close()
+    yield ev.ModelUnloaded(control.id)
+
+
+def load_sae(control: Control, job: jobs.LoadSAE, context: Context) -> Iterator[ev.Event]:
+    """Load an SAE that fits the model by its shape; whether it fits by its numbers is another job's question."""
+    control.progress("sae")
+    sae = open_sae(job.path, context)
+    yield ev.SAELoaded(control.id, sae.info)
+
+
+def open_sae(path_or_id: str, context: Context) -> Any:
+    """The SAE of this path, bundled name or id: the one that is loaded, or loaded now."""
+    for sae_id, sae in context.saes.items():
+        if path_or_id in (sae_id, sae.info.path):
+            return sae
+    from lens_tui.sae import load_sae as read_sae
+
+    known = context.known.get(path_or_id)
+    path = known.path if known else str(demo.sae_paths().get(path_or_id, path_or_id))
+    sae = read_sae(path)
+    _check_fits(sae.info, context)
+    context.saes[sae.info.id] = sae
+    context.known[sae.info.id] = sae.info
+    return sae
+
+
+def _check_fits(info: SAEInfo, context: Context) -> None:
+    model = context.need_model()
+    if info.d_model != model.d_model and info.site.startswith("resid"):
+        raise LensError(
+            f"The SAE {info.name} reads width {info.d_model}; {model.info.name} has {model.d_model}.",
+            "Choose one made for this model.",
+        )
+    if info.layer >= model.n_layers:
+        raise LensError(
+            f"The SAE {info.name} is for layer {info.layer}; {model.info.name} has layers 0 to {model.n_layers - 1}.",
+            "Choose one made for this model.",
+        )
+
+
+def _local_folder(entry: ModelEntry, control: Control) -> Path:
+    if entry.source != "hub" and entry.path:
+        folder = Path(entry.path)
+        if entry.source != "cache" or not entry.problem:
+            return folder
+    if (folder_found := cached_snapshot(entry.id)) is not None and not read_model_folder(folder_found).problem:
+        return folder_found
+    control.progress("download")
+    begun = time.monotonic()
+
+    def on_bytes(done: int, total: int) -> None:
+        stage = f"download {done / 1e6 / max(time.monotonic() - begun, 0.1):.1f} MB/s"
+        control.report(ev.Progress(control.id, stage, done, total, "bytes"))
+
+    return download(entry.id, on_bytes, control.check)
+
+
+def _check_memory(entry: ModelEntry, *, force: bool) -> None:
+    limit = machine_memory()
+    if entry.nbytes > limit and not force:
+        raise LensError(
+            f"{entry.name} has {entry.nbytes / 1e9:.1f} GB of weights; this machine has {limit / 1e9:.1f} GB for MLX.",
+            "Choose a smaller or more quantised version.",
+        )
+
+
+def _lay_out(entry: ModelEntry, folder: Path) -> tuple[Any, Any]:
+    """The model with its weights not yet read, and its tokenizer. No code that comes with a model is run."""
+    from mlx_lm import load
+
+    try:
+        # Said outright, for transformers would ask on standard input.
+        found: Any = load(str(folder), tokenizer_config={"trust_remote_code": False}, lazy=True)
+    except Exception as error:
+        reason = one_line(str(error) or type(error).__name__, 200)
+        raise LensError(f"{entry.name} cannot be loaded: {reason}", "The log has more.") from error
+    return found[0], found[1]
+
+
+def _read_weights(model: Any, control: Control) -> None:
+    from mlx.utils import tree_flatten
+
+    arrays: list[mx.array] = [array for _, array in tree_flatten(model.parameters())]  # type: ignore[misc]
+    total = sum(array.nbytes for array in arrays)
+    done, waiting, waiting_bytes = 0, [], 0
+    control.progress("weights", 0, total, "bytes")
+    for array in arrays:
+        waiting.append(array)
+        waiting_bytes += array.nbytes
+        if waiting_bytes >= _CHUNK:
+            mx.eval(waiting)
+            done, waiting, waiting_bytes = done + waiting_bytes, [], 0
+            control.progress("weights", done, total, "bytes")
+    mx.eval(waiting)
+    control.progress("weights", total, total, "bytes")
+
+
+def _wrap(model: Any, tokenizer: Any, entry: ModelEntry, folder: Path) -> LensModel:
+    from lens_tui.lens import LensModel
+
+    return LensModel.from_model(model, tokenizer, name=entry.id, path=str(folder))
+
+
+def _warm_up(lens: LensModel) -> None:
+    # One short forward: kernels are compiled and caches warm before the user asks, and broken weights are found.
+    first = lens.info.bos_token_id or 0
+    loss = lens.loss([first, *(n % lens.info.vocab_size for n in (1, 2))])
+    if not math.isfinite(loss):
+        raise LensError(f"{lens.info.name} gives NaN on its first tokens.", "Its weights are damaged.")
+
+
+def _known_saes(entry: ModelEntry, context: Context) -> tuple[SAEInfo, ...]:
+    """What is said of the SAEs at hand for this model, whose weights are read only when one is used."""
+    known = []
+    for found in list_saes(entry.id):
+        try:
+            info = _read_info(found.path)
+            _check_fits(info, context)
+        except Exception:  # a model is not refused for a damaged SAE beside it; naming the SAE says what is wrong
+            _log.info("the SAE at %s is left out", found.path, exc_info=True)
+            continue
+        context.known[info.id] = info
+        known.append(info)
+    return tuple(known)
+
+
+def _read_info(path: str) -> SAEInfo:
+    from lens_tui.sae import load_sae as read_sae
+
+    info: SAEInfo = read_sae(path).info
+    return info
+
+
+def _remember(entry: ModelEntry) -> None:
+    if entry.source != "demo":
+        try:
+            remember_model(entry.path if entry.source == "folder" else entry.id)
+        except LensError:
+            return  # a list of recent models is not worth failing a load for

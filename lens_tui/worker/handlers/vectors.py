@@ -1,0 +1,63 @@
+"""Make steering vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from lens_tui.records import SteeringVector
+from lens_tui.worker import events as ev
+from lens_tui.worker import jobs
+from lens_tui.worker.control import Control
+
+from .context import Context
+
+if TYPE_CHECKING:
+    from lens_tui.lens import LensModel
+
+_TOP_TOKENS = 10
+
+
+def from_feature(control: Control, job: jobs.VectorFromFeature, context: Context) -> Iterator[ev.Event]:
+    """A feature's decoder direction."""
+    from .features import feature_vector
+
+    yield made(control, feature_vector(context, job.sae, job.feature), context)
+
+
+def from_prompts(control: Control, job: jobs.VectorFromPrompts, context: Context) -> Iterator[ev.Event]:
+    """The mean difference of two sets of texts."""
+    from lens_tui.lens.vectors import mean_difference
+
+    control.progress("texts", 0, len(job.positive) + len(job.negative))
+    over = "last" if job.over == "last" else "all"
+    vector = mean_difference(context.need_model(), job.name, job.positive, job.negative, job.layer, over=over)
+    yield made(control, vector, context)
+
+
+def random_vector(control: Control, job: jobs.RandomVector, context: Context) -> Iterator[ev.Event]:
+    """A random unit direction."""
+    from lens_tui.lens.vectors import random_unit
+
+    yield made(control, random_unit(context.need_model(), job.name, job.layer, seed=job.seed), context)
+
+
+def made(control: Control, vector: SteeringVector, context: Context) -> ev.VectorMade:
+    """The event of a vector, with what it promotes and the residual norm its scale is read against."""
+    model = context.need_model()
+    promoted, suppressed = model.promoted(vector, _TOP_TOKENS) if _in_residual(vector, model) else ((), ())
+    return ev.VectorMade(control.id, vector, _norm(context, vector.layer, vector.site), promoted, suppressed)
+
+
+def _in_residual(vector: SteeringVector, model: LensModel) -> bool:
+    # What is read inside a block (attn_z) lives in another basis: it promotes no tokens by itself.
+    return vector.d_model == model.d_model and vector.site not in ("attn_z", "mlp_in")
+
+
+def _norm(context: Context, layer: int, site: str) -> float:
+    from lens_tui.lens.vectors import residual_norm
+
+    key = (layer, site)
+    if key not in context.norms:
+        context.norms[key] = residual_norm(context.need_model(), layer, site=site)
+    return context.norms[key]
