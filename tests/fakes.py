@@ -182,6 +182,11 @@ class FakeWorker:
     def idle(self) -> bool:
         return not self._queue
 
+    @property
+    def held(self) -> bool:
+        """Whether events wait for ``release``."""
+        return self._allowed == 0
+
     def job_ids(self, kind: type[jobs.Job]) -> list[int]:
         """The ids of the submitted jobs of a kind."""
         return [number for number, job in enumerate(self.submitted, 1) if isinstance(job, kind)]

@@ -315,7 +315,10 @@ class LensApp(App[None], inherit_bindings=False):
             self.exit()
 
     def action_interrupt(self) -> None:
-        """The second ctrl+c within two seconds quits."""
+        """Copy what is selected; with nothing selected, the second press within two seconds quits."""
+        if selected := self.screen.get_selected_text():
+            self.copy_to_clipboard(selected)
+            return
         now = time.monotonic()
         if now - self._last_interrupt < 2:
             self.exit()

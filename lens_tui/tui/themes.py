@@ -118,8 +118,11 @@ def contrast(first: str, second: str) -> float:
 
 
 def readable_on(color: str, choices: Iterable[str]) -> str:
-    """The choice with the most contrast on ``color``."""
-    return max(choices, key=lambda choice: contrast(color, choice))
+    """The choice with the most contrast on ``color``; black or white if none of them reaches 4.5."""
+    best = max(choices, key=lambda choice: contrast(color, choice))
+    if contrast(color, best) >= 4.5:
+        return best
+    return max(("#000000", "#ffffff"), key=lambda choice: contrast(color, choice))
 
 
 def load_themes(folders: Iterable[Path]) -> tuple[dict[str, Theme], list[str]]:

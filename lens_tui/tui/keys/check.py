@@ -7,9 +7,9 @@ map is checked here and what cannot be used is left out and named.
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Mapping
+from functools import cache
 
 from .table import KEYS, SCREENS, Key, by_id
 
@@ -58,21 +58,15 @@ def key_problem(key: str) -> str:
         return f"{key!r} is not a key name"
     if modifiers == ["shift"] and len(last) == 1:
         return f"write {key!r} as the character it gives, for example {last.upper()!r}"
-    if last in NAMED or (len(last) == 1 and last.isprintable()) or _is_character_name(last):
+    if last in NAMED or (len(last) == 1 and last.isprintable()) or last in _character_names():
         return ""
     return f"{key!r} is not a key name"
 
 
-def _is_character_name(name: str) -> bool:
-    if not re.fullmatch(r"[a-z]+(_[a-z]+)*", name):
-        return False
-    original = {short: long for long, short in _REPLACED.items()}.get(name, name)
-    for candidate in (original.replace("_", " "), original.replace("_", "-")):
-        try:
-            return bool(unicodedata.lookup(candidate.upper()))
-        except KeyError:
-            continue
-    return False
+@cache
+def _character_names() -> frozenset[str]:
+    """The long names of every character up to the end of extended Latin."""
+    return frozenset(normal(chr(code)) for code in range(0x21, 0x250) if chr(code).isprintable())
 
 
 def check_keymap(user: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:

@@ -25,7 +25,7 @@ from lens_tui.tui.widgets.frame import Footer, Hairline, Header, Status
 MIN_WIDTH, MIN_HEIGHT = 60, 16
 
 
-class LensScreen(Screen[None]):
+class LensScreen(Screen[None], inherit_bindings=False):
     """The base of the four screens.
 
     CSS classes follow the size of the terminal: ``-narrow`` below 100 columns,
@@ -34,7 +34,7 @@ class LensScreen(Screen[None]):
     """
 
     mode: ClassVar[str] = ""
-    AUTO_FOCUS = None
+    AUTO_FOCUS: ClassVar[str | None] = None
     HORIZONTAL_BREAKPOINTS = [
         (0, "-tiny-w"),
         (MIN_WIDTH, "-narrow"),

@@ -136,7 +136,7 @@ class LoadScreen(LensScreen):
         style = "$muted" if entry.problem else ""
         return [
             Content.assemble(
-                (fit(("● " if loaded else "") + entry.name, name_width), style),
+                (fit(("● " if loaded else "") + entry.name, name_width - 1) + " ", style),
                 (fit(quantization, 10), "$muted"),
                 (fit_left(size(entry.nbytes) if entry.nbytes else "—", 10), ""),
                 "  ",

@@ -19,7 +19,7 @@ class ThemeScreen(Dialog[None]):
     BINDINGS = [("escape,q", "cancel", "cancel"), ("enter", "keep", "keep")]
     DEFAULT_CSS = """
     ThemeScreen { align: right top; background: transparent; }
-    ThemeScreen .dialog { width: 44; margin: 2 2; }
+    ThemeScreen .dialog { width: 50; margin: 2 2; }
     ThemeScreen RowList { height: auto; max-height: 12; }
     """
 

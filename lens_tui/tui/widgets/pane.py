@@ -35,6 +35,7 @@ class Pane(Vertical):
     constructor, or subclass and yield them from ``compose_body``.
     """
 
+    ALLOW_MAXIMIZE = True
     DEFAULT_CSS = """
     Pane {
         border-left: blank; padding: 0 1 0 0;

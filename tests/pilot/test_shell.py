@@ -1,0 +1,352 @@
+"""The app as a whole: modes, jobs and events, quitting, sizes, keys."""
+
+from __future__ import annotations
+
+import pytest
+from lens_tui.records import LensError
+from lens_tui.tui.activity import BUSY, FAILED
+from lens_tui.tui.keys import KEYS, SCREENS, by_id
+from lens_tui.tui.screens.base import LensScreen
+from lens_tui.tui.screens.error import ErrorScreen
+from lens_tui.tui.screens.help import HelpScreen
+from lens_tui.tui.screens.themes import ThemeScreen
+from lens_tui.worker import events as ev
+from lens_tui.worker import jobs
+from tests.apps import lens_app, screen_text, settle
+from tests.fakes import FakeWorker
+
+SIZES = [(120, 36), (80, 24)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_digits_switch_screens_and_the_header_says_where(size: tuple[int, int]) -> None:
+    app = lens_app()
+    async with app.run_test(size=size) as pilot:
+        for number, (mode, title) in enumerate(SCREENS, 1):
+            await pilot.press(str(number))
+            await settle(pilot)
+            assert app.current_mode == mode
+            assert f"▐{number} {title}▌" in screen_text(app).splitlines()[0]
+
+
+async def test_opening_the_demo_loads_model_sae_prompt_and_two_arms() -> None:
+    app = lens_app(open_model="demo", start="generate")
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(pilot)
+        session = app.store.session
+        assert session.model is not None
+        assert session.sae == "layer_4_width_8k_l0_medium"
+        assert session.prompt
+        assert [arm.name for arm in session.arms()] == ["baseline", "cookery", "scripture"]
+        assert not app.store.undo(), "what a model opens with is no edit to undo"
+        kinds = [type(job) for job in app.worker.submitted[:4]]  # type: ignore[attr-defined]
+        assert kinds == [jobs.LoadModel, jobs.LoadSAE, jobs.VectorFromFeature, jobs.VectorFromFeature]
+
+
+async def test_run_pressed_while_loading_runs_when_ready() -> None:
+    worker = FakeWorker(hold=True)
+    app = lens_app(worker, open_model="demo", start="generate")
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(pilot)
+        await pilot.press("r")
+        assert worker.job_ids(jobs.Compare) == []
+        worker.release()
+        await settle(pilot, lambda: bool(worker.job_ids(jobs.Compare)))
+
+
+async def test_run_without_a_model_leads_to_load() -> None:
+    app = lens_app(start="steer")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.press("r")
+        await settle(pilot)
+        assert app.current_mode == "load"
+
+
+async def test_progress_shows_in_the_status_row_and_stop_is_offered() -> None:
+    worker = FakeWorker(hold=True)
+    app = lens_app(worker, open_model="demo")
+    async with app.run_test(size=(120, 36)) as pilot:
+        worker.release(6)
+        await settle(pilot)
+        row = screen_text(app).splitlines()[-2]
+        assert app.activity.state == BUSY
+        assert "weights" in row
+        assert "MB" in row
+        assert row.rstrip().endswith("x stop")
+        await pilot.press("x")
+        await settle(pilot)
+        assert worker.stopped == [None]
+
+
+async def test_a_failed_job_is_one_sentence_that_can_be_closed() -> None:
+    worker = FakeWorker(failures={jobs.LoadModel: LensError("There is no model there.", "Check the path.")})
+    app = lens_app(worker, open_model="somewhere/else")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        assert isinstance(app.screen, ErrorScreen)
+        text = screen_text(app)
+        assert "There is no model there." in text
+        assert "Check the path." in text
+        assert app.activity.state == FAILED
+        await pilot.press("escape")
+        assert isinstance(app.screen, LensScreen)
+        assert "There is no model there." in screen_text(app).splitlines()[-2]
+
+
+async def test_events_of_a_replaced_job_are_dropped() -> None:
+    worker = FakeWorker(hold=True)
+    app = lens_app(worker)
+    heard: list[tuple[str, ev.Event]] = []
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        first = app.submit(jobs.RandomVector("a", 1), "slot", lambda event: heard.append(("a", event)))
+        app.submit(jobs.RandomVector("b", 1), "slot", lambda event: heard.append(("b", event)))
+        assert worker.stopped == [first]
+        worker.release()
+        await settle(pilot, lambda: not app.busy)
+        assert {name for name, _ in heard} == {"b"}
+        assert any(isinstance(event, ev.VectorMade) for _, event in heard)
+
+
+async def test_forgetting_a_slot_silences_it() -> None:
+    worker = FakeWorker(hold=True)
+    app = lens_app(worker)
+    heard: list[ev.Event] = []
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        app.submit(jobs.RandomVector("a", 1), "slot", heard.append)
+        app.forget("slot")
+        worker.release()
+        await settle(pilot)
+        assert heard == []
+        assert not app.busy
+
+
+async def test_idle_means_no_timers() -> None:
+    app = lens_app(open_model="demo")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        assert [timer for timer in app._timers if not timer._active.is_set()] == list(app._timers)
+
+
+@pytest.mark.parametrize(("size", "polite"), [((59, 20), True), ((60, 15), True), ((60, 16), False)])
+async def test_too_small_is_one_polite_line(size: tuple[int, int], polite: bool) -> None:
+    app = lens_app(open_model="demo")
+    async with app.run_test(size=size) as pilot:
+        await settle(pilot)
+        text = screen_text(app)
+        assert (f"needs 60×16; this is {size[0]}×{size[1]}" in text) is polite
+        assert ("Models" in text) is not polite
+
+
+async def test_resizing_while_it_runs() -> None:
+    app = lens_app(open_model="demo")
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(pilot)
+        for size in ((50, 10), (80, 24), (200, 60)):
+            await pilot.resize_terminal(*size)
+            await settle(pilot)
+            lines = screen_text(app).splitlines()
+            assert len(lines) == size[1]
+            assert ("Details" in "\n".join(lines)) == (size[0] >= 60)
+
+
+async def test_q_quits_only_when_idle() -> None:
+    worker = FakeWorker(hold=True)
+    app = lens_app(worker, open_model="demo")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        await pilot.press("q")
+        assert app.is_running
+        worker.release()
+        await settle(pilot)
+        await pilot.press("q")
+        await pilot.pause()
+        assert not app.is_running
+
+
+@pytest.mark.parametrize("keys", [("ctrl+q",), ("ctrl+c", "ctrl+c")])
+async def test_quitting_at_once(keys: tuple[str, ...]) -> None:
+    app = lens_app(FakeWorker(hold=True), open_model="demo")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        await pilot.press(*keys)
+        await pilot.pause()
+        assert not app.is_running
+
+
+async def test_one_ctrl_c_does_not_quit() -> None:
+    app = lens_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        await pilot.press("ctrl+c")
+        await pilot.pause()
+        assert app.is_running
+
+
+async def test_ctrl_q_quits_from_a_text_field_and_from_a_dialogue() -> None:
+    for keys in (("/",), ("?",)):
+        app = lens_app()
+        async with app.run_test(size=(80, 24)) as pilot:
+            await settle(pilot)
+            await pilot.press(*keys)
+            await pilot.press("ctrl+q")
+            await pilot.pause()
+            assert not app.is_running
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mode", [mode for mode, _ in SCREENS])
+async def test_every_key_of_the_table_is_live_and_does_something(mode: str, size: tuple[int, int]) -> None:
+    """Each key shown by ``?`` resolves to an action that exists where it is bound."""
+    app = lens_app(open_model="demo", start=mode)
+    async with app.run_test(size=size) as pilot:
+        await settle(pilot)
+        live = {active.binding.id: active for active in app.screen.active_bindings.values() if active.binding.id}
+        wanted = {key.id for key in KEYS if key.scope in ("app", mode)}
+        assert wanted <= set(live)
+        for active in live.values():
+            name = active.binding.action.partition("(")[0].rpartition(".")[2]
+            owners = (active.node, app.screen, app)
+            assert any(hasattr(owner, f"action_{name}") for owner in owners), active.binding
+
+
+@pytest.mark.parametrize("mode", [mode for mode, _ in SCREENS])
+async def test_pressing_every_key_breaks_nothing(mode: str) -> None:
+    app = lens_app(open_model="demo", start=mode)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        keys = [
+            key
+            for key, active in app.screen.active_bindings.items()
+            if not (active.binding.id or "").startswith(("app.quit", "app.interrupt"))
+        ]
+        for key in keys:
+            await pilot.press(key)
+            await settle(pilot)
+            while not isinstance(app.screen, LensScreen) or app.current_mode != mode:
+                if isinstance(app.screen, LensScreen):
+                    app.switch_mode(mode)
+                else:
+                    await pilot.press("escape")
+                await pilot.pause()
+            if "INSERT" in screen_text(app).splitlines()[-1]:
+                await pilot.press("escape")
+        assert app.is_running
+
+
+async def test_help_lists_live_keys_and_filters() -> None:
+    app = lens_app(start="steer", open_model="demo", keymap={"steer.zero": "Z"})
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(pilot)
+        await pilot.press("?")
+        await settle(pilot)
+        assert isinstance(app.screen, HelpScreen)
+        await pilot.press(*"scale to zero")
+        await settle(pilot)
+        text = screen_text(app)
+        line = next(line for line in text.splitlines() if "steer.zero" in line)
+        assert " Z " in line
+        assert "app.run" not in text
+
+
+async def test_a_users_keys_replace_ours_and_trade_places() -> None:
+    app = lens_app(start="steer", open_model="demo", keymap={"app.undo": "U", "app.redo": "u", "steer.delete": "X"})
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(pilot)
+        await pilot.press("d")
+        assert len(app.store.session.steers) == 2
+        await pilot.press("X")
+        assert len(app.store.session.steers) == 1
+        await pilot.press("U")
+        assert len(app.store.session.steers) == 2
+        await pilot.press("u")
+        assert len(app.store.session.steers) == 1
+        assert "X delete" in screen_text(app).splitlines()[-1]
+
+
+async def test_what_is_wrong_in_the_settings_is_shown_once_up() -> None:
+    app = lens_app(keymap={"app.hlep": "f1"}, theme="nowhere")
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(pilot)
+        text = screen_text(app)
+        assert "app.hlep" in text
+        assert "nowhere" in text
+        assert app.theme == "ink"
+
+
+async def test_themes_preview_and_escape_goes_back() -> None:
+    app = lens_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        await pilot.press("T")
+        await settle(pilot)
+        assert isinstance(app.screen, ThemeScreen)
+        await pilot.press("k")
+        await pilot.pause()
+        assert app.theme == "ember"
+        await pilot.press("escape")
+        assert app.theme == "ink"
+        await pilot.press("T")
+        await pilot.press("j", "enter")
+        await settle(pilot)
+        assert app.theme == "paper"
+
+
+async def test_the_palette_finds_commands_by_name_and_runs_them() -> None:
+    app = lens_app(start="steer", open_model="demo")
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(pilot)
+        await pilot.press(":")
+        await pilot.pause()
+        await pilot.press(*"go to feat")
+        await pilot.pause(0.3)
+        await pilot.press("enter")
+        await settle(pilot, lambda: app.current_mode == "features")
+
+
+async def test_tint_goes_round_and_no_color_begins_with_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = lens_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        seen = [app.tint]
+        for _ in range(4):
+            await pilot.press("t")
+            seen.append(app.tint)
+        assert seen == ["tint", "bars", "digits", "off", "tint"]
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert lens_app().tint == "bars"
+
+
+async def test_the_mode_is_named_in_the_footer() -> None:
+    app = lens_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        assert "NORMAL" in screen_text(app).splitlines()[-1]
+        await pilot.press("/")
+        await settle(pilot)
+        assert "INSERT" in screen_text(app).splitlines()[-1]
+        await pilot.press("q", "1")
+        assert app.is_running
+        await pilot.press("escape")
+        await settle(pilot)
+        assert "NORMAL" in screen_text(app).splitlines()[-1]
+
+
+async def test_maximize_and_back() -> None:
+    app = lens_app(open_model="demo")
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(pilot)
+        await pilot.press("m")
+        await settle(pilot)
+        text = screen_text(app)
+        assert "Details" not in text
+        assert "Models" in text
+        await pilot.press("m")
+        await settle(pilot)
+        assert "Details" in screen_text(app)
+
+
+def test_every_footer_word_belongs_to_keys_that_stand_together() -> None:
+    words = [key.footer for key in by_id().values() if key.footer]
+    assert all(len(word) <= 12 for word in words)
