@@ -16,18 +16,29 @@ _HOMES = {
     "LensModel": "lens_tui.lens",
     "CaptureResult": "lens_tui.lens",
     "JumpReLUSAE": "lens_tui.sae",
+    "load_sae": "lens_tui.sae",
     "Arm": "lens_tui.records",
     "SteeringVector": "lens_tui.records",
     "Sampling": "lens_tui.records",
     "LensError": "lens_tui.records",
 }
 
-__all__ = ["Arm", "CaptureResult", "JumpReLUSAE", "LensError", "LensModel", "Sampling", "SteeringVector", "__version__"]
+__all__ = [
+    "Arm",
+    "CaptureResult",
+    "JumpReLUSAE",
+    "LensError",
+    "LensModel",
+    "Sampling",
+    "SteeringVector",
+    "__version__",
+    "load_sae",
+]
 
 if TYPE_CHECKING:
     from lens_tui.lens import CaptureResult, LensModel
     from lens_tui.records import Arm, LensError, Sampling, SteeringVector
-    from lens_tui.sae import JumpReLUSAE
+    from lens_tui.sae import JumpReLUSAE, load_sae
 
 
 def __getattr__(name: str) -> Any:

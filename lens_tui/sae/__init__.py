@@ -1,1 +1,46 @@
-"""Sparse autoencoders: architectures, file formats, reading features."""
+"""Sparse autoencoders: architectures, file formats, reading features.
+
+The names below are imported when they are first used, so that reading a feature index needs no MLX.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_HOMES = {
+    "GatedSAE": "kinds",
+    "GroupMaxSAE": "kinds",
+    "JumpReLUSAE": "kinds",
+    "Reconstruction": "base",
+    "SAE": "base",
+    "StandardSAE": "kinds",
+    "TopKSAE": "kinds",
+    "load_sae": "load",
+}
+
+if TYPE_CHECKING:
+    from .base import SAE, Reconstruction
+    from .kinds import GatedSAE, GroupMaxSAE, JumpReLUSAE, StandardSAE, TopKSAE
+    from .load import load_sae
+
+__all__ = [
+    "SAE",
+    "GatedSAE",
+    "GroupMaxSAE",
+    "JumpReLUSAE",
+    "Reconstruction",
+    "StandardSAE",
+    "TopKSAE",
+    "load_sae",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,385 @@
+"""Sparse autoencoders and transcoders: activations, reconstruction, directions, the strongest features.
+
+Weights stay in their file until they are needed. Everything is computed in float32 unless an SAE is
+loaded with another ``dtype``; results are float32 always.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from lens_tui.records import LensError, SAEInfo
+
+from .decoder import Decoder
+from .definition import Activation, Definition, Weights, check
+from .encoder import Residence, make_encoder, row_chunks
+from .select import Best, nothing
+from .tensors import in_memory
+
+Ids = Sequence[int] | NDArray[Any] | mx.array
+ROWS = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """What an SAE makes of residuals ``(..., d_in)``.
+
+    ``output (..., d_out)`` is its reconstruction, ``error`` the target less it (for an autoencoder the target is
+    the input; ``None`` for a transcoder that was given no target). ``l0 (...)`` counts the active latents of each
+    token. ``fvu`` is the squared error over the squared distance from the mean of these tokens, ``None`` where
+    there is no error or no variance.
+    """
+
+    output: mx.array
+    error: mx.array | None
+    l0: mx.array
+    fvu: float | None
+
+
+class SAE:
+    """A sparse autoencoder (or transcoder) as its maker defined it; see :class:`Definition` for the formulas.
+
+    Use :func:`lens_tui.sae.load_sae` to get one; the subclass says how activations are made. Residuals may have
+    any number of leading axes and any float dtype.
+    """
+
+    activation: ClassVar[Activation] = "relu"
+
+    def __init__(
+        self,
+        definition: Definition,
+        weights: Weights,
+        info: SAEInfo,
+        *,
+        residence: Residence | None = None,
+        dtype: mx.Dtype = mx.float32,
+    ) -> None:
+        """``residence`` says where the encoder is kept; by default in memory if it takes under a quarter of it."""
+        check(definition, weights, info.name or "The SAE")
+        self.definition = definition
+        self.info = info
+        self.dtype = dtype
+        self.residence: Residence = residence or _residence(weights, dtype)
+        self._weights = weights
+        self._encoder = make_encoder(weights.w_enc, self.residence, dtype)
+        self._b_dec = weights.b_dec.read()
+        self._vectors = {name: tensor.read() for name, tensor in weights.vectors.items()}
+        self._decoder = Decoder(weights.w_dec, self.residence, dtype, unit_rows=definition.scale_by_norm)
+        self._w_skip = None if weights.w_skip is None else weights.w_skip.read(dtype=dtype)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **options: Any) -> Self:
+        """Load an SAE from a file or folder; see :func:`lens_tui.sae.load_sae` for the options.
+
+        Raises ``LensError`` if it is of another kind than this class.
+        """
+        from .load import load_sae
+
+        sae = load_sae(path, **options)
+        if not isinstance(sae, cls):
+            raise LensError(
+                f"{sae.info.name} is a {sae.info.architecture} SAE, not one for {cls.__name__}.",
+                f"Use load_sae or {type(sae).__name__}.",
+            )
+        return sae
+
+    @classmethod
+    def from_arrays(
+        cls,
+        w_enc: Any,
+        w_dec: Any,
+        b_dec: Any,
+        *,
+        definition: Definition | None = None,
+        w_skip: Any = None,
+        **vectors: Any,
+    ) -> Self:
+        """Make an SAE of arrays: ``w_enc (d_in, width)``, ``w_dec (width, d_out)``, ``b_dec (d_out,)``.
+
+        ``vectors`` are those its activation needs (``b_enc``, ``threshold``, ...), each ``(width,)``.
+        """
+        from .kinds import KINDS, build
+
+        definition = definition or Definition(activation=cls.activation)
+        if not issubclass(KINDS[definition.activation], cls):
+            raise LensError(f"A {definition.activation} SAE is no {cls.__name__}.", "Use the class of its activation.")
+        weights = Weights(
+            w_enc=in_memory("w_enc", w_enc),
+            w_dec=in_memory("w_dec", w_dec),
+            b_dec=in_memory("b_dec", b_dec),
+            vectors={name: in_memory(name, value) for name, value in vectors.items()},
+            w_skip=None if w_skip is None else in_memory("w_skip", w_skip),
+        )
+        info = SAEInfo("", "", "", definition.activation, "", -1, 0, 0, "", k=definition.k, format="arrays")
+        return build(definition, weights, info, residence="memory")  # type: ignore[return-value]
+
+    @property
+    def d_model(self) -> int:
+        """Width of what it reads."""
+        return self._weights.d_in
+
+    @property
+    def d_out(self) -> int:
+        """Width of what it gives."""
+        return self._weights.d_out
+
+    @property
+    def d_sae(self) -> int:
+        """Number of latents."""
+        return self._weights.width
+
+    def encode(self, residual: mx.array) -> mx.array:
+        """Activations ``(..., d_sae)`` of residuals ``(..., d_model)``, all of them, mostly zeros.
+
+        For wide SAEs use :meth:`top_k`, which never holds more than a block of them.
+        """
+        x, lead = self._rows(residual)
+        return self._dense(self._prepare(x)).reshape(*lead, self.d_sae)
+
+    def encode_features(self, residual: mx.array, ids: Ids) -> mx.array:
+        """Activations ``(..., len(ids))`` of some features; only their part of the encoder is read.
+
+        A TopK SAE has to compute all of them, since its latents compete.
+        """
+        places = self._ids(ids)
+        if self.definition.activation in ("topk", "groupmax"):
+            return mx.take(self.encode(residual), places, axis=-1)
+        x, lead = self._rows(residual)
+        if not places.size:
+            return mx.zeros((*lead, 0))
+        pre = (self._prepare(x).astype(mx.float32) @ self._encoder.columns(places).astype(mx.float32)).astype(
+            mx.float32
+        )
+        return self._activate(pre, places).reshape(*lead, places.size)
+
+    def top_k(self, residual: mx.array, k: int) -> tuple[mx.array, mx.array]:
+        """The ``k`` strongest features of each token: ids (int32) and activations ``(..., k)``, strongest first.
+
+        Places beyond the active features hold id -1 and activation 0. Memory stays near one block
+        of 1024 tokens by 16384 latents, whatever the width.
+        """
+        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= self.d_sae:
+            raise LensError(f"k is {k!r}; this SAE has {self.d_sae} features.", f"Choose k from 1 to {self.d_sae}.")
+        x, lead = self._rows(residual)
+        if not x.shape[0]:
+            return mx.zeros((*lead, k), dtype=mx.int32), mx.zeros((*lead, k))
+        parts = [self._top_rows(self._prepare(x[rows]), k) for rows in row_chunks(x.shape[0])]
+        ids, values = (mx.concatenate(column) for column in zip(*parts, strict=True))
+        return ids.reshape(*lead, k), values.reshape(*lead, k)
+
+    def decode(self, activations: mx.array, like: mx.array | None = None) -> mx.array:
+        """The reconstruction ``(..., d_out)`` of activations ``(..., d_sae)``, without skip connection.
+
+        An SAE that normalises each token by its own statistics needs them to undo it: give the residuals
+        ``like (..., d_model)`` they were encoded from. Raises ``LensError`` without.
+        """
+        if activations.shape[-1:] != (self.d_sae,):
+            raise LensError(
+                f"The activations have shape {tuple(activations.shape)}; this SAE has {self.d_sae} features.",
+                "The last axis must be the features.",
+            )
+        lead = activations.shape[:-1]
+        z = activations.reshape(-1, self.d_sae).astype(mx.float32)
+        out = self._decoder.product(z) + self._b_dec
+        return self._undo(out, None if like is None else self._rows(like)[0]).reshape(*lead, self.d_out)
+
+    def reconstruct(self, residual: mx.array, target: mx.array | None = None) -> Reconstruction:
+        """Encode, decode, and what is left over. ``target (..., d_out)`` is what a transcoder should have given."""
+        x, lead = self._rows(residual)
+        parts = [self._reconstruct_rows(x[rows]) for rows in _slices(x.shape[0], ROWS)]
+        output = mx.concatenate([part[0] for part in parts]) if parts else mx.zeros((0, self.d_out))
+        l0 = mx.concatenate([part[1] for part in parts]) if parts else mx.zeros((0,), dtype=mx.int32)
+        goal = x if target is None and not self.info.is_transcoder else None
+        if target is not None:
+            if target.size != output.size:
+                raise LensError(f"The target has shape {tuple(target.shape)}, the output {(*lead, self.d_out)}.")
+            goal = target.reshape(-1, self.d_out)
+        error = None if goal is None or goal.shape != output.shape else goal.astype(mx.float32) - output
+        fvu = None if error is None or goal is None else fraction_unexplained(goal, error)
+        shaped = None if error is None else error.reshape(*lead, self.d_out)
+        return Reconstruction(output.reshape(*lead, self.d_out), shaped, l0.reshape(lead), fvu)
+
+    def directions(self, ids: Ids | None = None) -> mx.array:
+        """Unit decoder rows ``(len(ids), d_out)`` of features; of all with ``None``. A row of zeros stays zero."""
+        rows = self._decoder_rows(ids)
+        norm = mx.linalg.norm(rows, axis=-1, keepdims=True)
+        return rows / mx.where(norm > 0, norm, 1.0)
+
+    def decoder_norms(self, ids: Ids | None = None) -> mx.array:
+        """How far one unit of a feature's activation moves the output ``(len(ids),)``: the length of its decoder row.
+
+        An activation times this is in units of the unit direction.
+        """
+        rows = self._decoder_rows(ids)
+        norm = mx.linalg.norm(rows, axis=-1)
+        moved = mx.where(norm > 0, 1.0, 0.0) if self._decoder.norms is not None else norm
+        return moved / self.definition.output_scale
+
+    def __repr__(self) -> str:
+        where = f"{self.info.site or 'site unknown'} of layer {self.info.layer}"
+        return f"<{type(self).__name__} {self.info.name or 'unnamed'}: {self.d_model} -> {self.d_sae}, {where}>"
+
+    # What subclasses define.
+
+    def _activate(self, product: mx.array, columns: slice | mx.array) -> mx.array:
+        """Activations of some latents from their part of ``x @ w_enc``."""
+        return self._scaled(mx.maximum(product + self._vectors["b_enc"][columns], 0), columns)
+
+    def _compete(self, activations: mx.array) -> mx.array:
+        """What is left of all activations ``(n, d_sae)`` when latents compete; here they do not."""
+        return activations
+
+    @property
+    def _most(self) -> int:
+        """The most latents that can be active on a token."""
+        return self.d_sae
+
+    # The common way.
+
+    def _rows(self, residual: mx.array) -> tuple[mx.array, tuple[int, ...]]:
+        d = self.d_model
+        shape = tuple(residual.shape)
+        if shape[-1:] != (d,) and len(shape) >= 2 and shape[-2] * shape[-1] == d:
+            shape = (*shape[:-2], d)  # heads apart, as some hooks give them
+        if shape[-1:] != (d,):
+            raise LensError(
+                f"The residuals have shape {tuple(residual.shape)}; this SAE reads width {d}.",
+                f"It was made for {self.info.model_name or 'another model'}, {self.info.site or 'an unknown site'}.",
+            )
+        return residual.reshape(-1, d), shape[:-1]
+
+    def _prepare(self, x: mx.array) -> mx.array:
+        """Steps 1 and 2 of the definition."""
+        x = x.astype(mx.float32)
+        shift, scale = self._statistics(x)
+        if shift is not None:
+            x = x - shift
+        if scale is not None:
+            x = x / scale
+        return x - self._b_dec if self.definition.subtract_b_dec else x
+
+    def _statistics(self, x: mx.array) -> tuple[mx.array | None, mx.array | float | None]:
+        """What is subtracted and what is divided by."""
+        d = self.d_model
+        if self.definition.normalize == "layer_norm":
+            return mx.mean(x, -1, keepdims=True), mx.std(x, -1, keepdims=True, ddof=1) + 1e-5
+        if self.definition.normalize == "constant_norm_rescale":
+            return None, mx.linalg.norm(x, axis=-1, keepdims=True) / d**0.5
+        scale = self.definition.input_scale
+        return None, None if scale == 1.0 else 1.0 / scale
+
+    def _undo(self, out: mx.array, x: mx.array | None) -> mx.array:
+        """The way back from step 1."""
+        if self.definition.normalize == "none":
+            return out if self.definition.output_scale == 1.0 else out / self.definition.output_scale
+        if x is None:
+            raise LensError(
+                "This SAE normalises every token by its own statistics, which decoding has to undo.",
+                "Give the residuals: decode(activations, like=residuals).",
+            )
+        shift, scale = self._statistics(x.astype(mx.float32))
+        out = out * scale
+        return out if shift is None else out + shift
+
+    def _block(self, x: mx.array, block: int) -> mx.array:
+        return self._activate(self._encoder.product(x, block).astype(mx.float32), self._encoder.spans[block])
+
+    def _scaled(self, activations: mx.array, columns: slice | mx.array) -> mx.array:
+        norms = self._decoder.norms
+        return activations if norms is None else activations * norms[columns]
+
+    def _dense(self, x: mx.array) -> mx.array:
+        parts = []
+        for block in range(len(self._encoder.spans)):
+            parts.append(self._block(x, block))
+            if self.residence == "disk":
+                mx.eval(parts[-1])
+        return self._compete(parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1))
+
+    def _top_rows(self, x: mx.array, k: int) -> tuple[mx.array, mx.array]:
+        keep = min(k, self._most)
+        best = self._best(x, keep)
+        mx.eval(best.ids, best.values)
+        ids, values = best.in_order()
+        if keep < k:
+            ids = mx.pad(ids, [(0, 0), (0, k - keep)], constant_values=mx.array(-1, dtype=mx.int32))
+            values = mx.pad(values, [(0, 0), (0, k - keep)])
+        mx.eval(ids, values)
+        return ids, values
+
+    def _best(self, x: mx.array, k: int) -> Best:
+        best = nothing(x.shape[0])
+        for block, span in enumerate(self._encoder.spans):
+            best = best.with_block(self._block(x, block), span.start, k)
+            mx.eval(best.ids, best.values)
+        return best
+
+    def _reconstruct_rows(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        ready = self._prepare(x)
+        out, l0 = self._decoded(ready)
+        out = out + self._b_dec
+        if self._w_skip is not None:
+            # The skip connection takes what the encoder takes, before b_dec is subtracted.
+            plain = ready + self._b_dec if self.definition.subtract_b_dec else ready
+            out = out + (plain.astype(self.dtype) @ self._w_skip).astype(mx.float32)
+        out = self._undo(out, x)
+        mx.eval(out, l0)
+        return out, l0
+
+    def _decoded(self, ready: mx.array) -> tuple[mx.array, mx.array]:
+        """``a @ w_dec`` and the number of active latents, a block of latents at a time."""
+        out = mx.zeros((ready.shape[0], self.d_out))
+        l0 = mx.zeros((ready.shape[0],), dtype=mx.int32)
+        for block, span in enumerate(self._encoder.spans):
+            z = self._block(ready, block)
+            out, l0 = out + self._decoder.partial(z, span), l0 + mx.sum(z > 0, axis=-1).astype(mx.int32)
+            mx.eval(out, l0)
+        return out, l0
+
+    def _decoder_rows(self, ids: Ids | None) -> mx.array:
+        return self._decoder.rows(None if ids is None else np.asarray(self._ids(ids)))
+
+    def _ids(self, ids: Ids) -> mx.array:
+        given = np.asarray(ids.tolist() if isinstance(ids, mx.array) else ids)
+        if given.size == 0:
+            return mx.zeros((0,), dtype=mx.int32)
+        if given.ndim != 1 or not np.issubdtype(given.dtype, np.integer):
+            raise LensError("Feature ids must be a list of whole numbers.", "For one feature give [id].")
+        wrong = given[(given < 0) | (given >= self.d_sae)]
+        if wrong.size:
+            raise LensError(f"There is no feature {int(wrong[0])}: this SAE has {self.d_sae}.", _range(self.d_sae))
+        return mx.array(given.astype(np.int32))
+
+
+def _range(width: int) -> str:
+    return f"Choose from 0 to {width - 1}."
+
+
+def fraction_unexplained(target: mx.array, error: mx.array) -> float | None:
+    """FVU over the rows of ``(n, d)``: squared error over squared distance from the rows' mean, summed in float64.
+
+    ``None`` if the rows do not vary.
+    """
+    if not target.shape[0]:
+        return None
+    centred = target.astype(mx.float32) - mx.mean(target.astype(mx.float32), axis=0)
+    lost, spread = mx.sum(mx.square(error), axis=-1), mx.sum(mx.square(centred), axis=-1)
+    total = float(np.asarray(spread, dtype=np.float64).sum())
+    return float(np.asarray(lost, dtype=np.float64).sum()) / total if total > 0 else None
+
+
+def _slices(n: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def _residence(weights: Weights, dtype: mx.Dtype) -> Residence:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return "memory" if weights.d_in * weights.width * dtype.size * 4 <= memory else "disk"

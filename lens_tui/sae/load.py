@@ -1,0 +1,104 @@
+"""Load an SAE of any known format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from lens_tui.records import LensError, SAEInfo
+from lens_tui.records.sanitise import one_line
+from lens_tui.records.sites import SITES
+
+from .base import SAE
+from .encoder import Residence
+from .files import shown
+from .formats import FORMATS
+from .formats.parts import Facts, Source
+from .kinds import build
+
+
+def load_sae(
+    path: str | Path,
+    *,
+    site: str | None = None,
+    layer: int | None = None,
+    model_name: str | None = None,
+    residence: Residence | None = None,
+    dtype: mx.Dtype = mx.float32,
+    extra_provenance: Mapping[str, str] | None = None,
+) -> SAE:
+    """Load an SAE or transcoder from a folder or weight file.
+
+    The format is recognised by the names of files and tensors. What the SAE reads, from which model and layer, is
+    taken from its configuration or, where it has none, from the names of its folders; ``info.provenance``
+    says which. ``site``, ``layer`` and ``model_name`` say it for files that do not; a site or layer that
+    contradicts the file is refused.
+
+    ``residence`` keeps the encoder in ``"memory"``, on ``"disk"`` (read again for every block of tokens), or in memory
+    in ``"8bit"`` (not exact); by default in memory if that takes less than a quarter of the machine's.
+    ``dtype`` is that of the weights in memory and of the matrix products; biases and activations are float32.
+
+    Raises ``LensError`` for whatever is wrong with the path, the file or its contents.
+    """
+    place = Path(path).expanduser()
+    if not place.exists():
+        raise LensError(f"There is no SAE at {one_line(str(path), 120)}.", "Check the path.")
+    source = Source(place, one_line(str(path), 200))
+    found = next((form for form in FORMATS if form.recognises(source)), None)
+    if found is None:
+        raise LensError(f"{shown(place)} is no SAE of a known format.", _look_around(place))
+    parts = found.read(source)
+    facts = _with_given(parts.facts, site, layer, model_name, place)
+    info = _info(source, facts, found.name, extra_provenance or {})
+    return build(parts.definition, parts.weights, info, residence=residence, dtype=dtype)
+
+
+def _with_given(facts: Facts, site: str | None, layer: int | None, model_name: str | None, place: Path) -> Facts:
+    if site is not None and site not in SITES:
+        raise LensError(f"There is no site {site!r}.", f"The sites are {', '.join(SITES)}.")
+    for name, value in (("site", site), ("layer", layer)):
+        known = facts.get(name)
+        if value is not None and known is not None and known != value:
+            where = facts.provenance[name]
+            raise LensError(
+                f"{shown(place)} says its {name} is {known} ({where}), not {value}.",
+                f"Leave {name} out to take its word.",
+            )
+    for name, given in (("site", site), ("layer", layer), ("model_name", model_name)):
+        if given is not None:
+            facts.values[name] = given
+            facts.provenance[name] = "given by the caller"
+    return facts
+
+
+def _info(source: Source, facts: Facts, form: str, extra: Mapping[str, str]) -> SAEInfo:
+    known: dict[str, Any] = {"site": "", "layer": -1, "model_name": "", **facts.values}
+    if "site_out" not in known:
+        known.update(site_out=known["site"], layer_out=known["layer"])
+    known.setdefault("layer_out", known["layer"])
+    base = SAEInfo(
+        id=one_line(source.name, 200),
+        name=one_line(source.folder.name if source.path.is_dir() else source.path.stem, 80),
+        path=str(source.path),
+        architecture=known.pop("architecture"),
+        site=known.pop("site"),
+        layer=known.pop("layer"),
+        d_model=0,
+        width=0,
+        model_name=known.pop("model_name"),
+        format=form,
+        provenance={**facts.provenance, **extra},
+    )
+    return replace(base, **known)
+
+
+def _look_around(place: Path) -> str:
+    if place.is_dir():
+        inside = sorted(entry.name for entry in place.iterdir() if entry.is_dir())[:5]
+        if inside:
+            return f"Give one of the folders in it, for example {one_line(', '.join(inside), 120)}."
+    return f"The formats are {', '.join(form.name for form in FORMATS)}."

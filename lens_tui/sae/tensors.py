@@ -1,0 +1,75 @@
+"""Tensors of weight files, read only where they are looked at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from lens_tui.records import LensError
+
+Index = slice | NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A tensor on disk or in memory; bfloat16 is held as its bits (uint16), since NumPy has no such type.
+
+    ``array`` is usually a memory map: what is not read takes no memory of ours.
+    """
+
+    name: str
+    array: NDArray[Any]
+    bfloat16: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape, as in the file."""
+        return tuple(self.array.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return int(self.array.nbytes)
+
+    @property
+    def T(self) -> Stored:
+        """The transpose; nothing is copied."""
+        return Stored(self.name, self.array.T, self.bfloat16)
+
+    def read(
+        self, rows: Index | None = None, columns: Index | None = None, *, dtype: mx.Dtype = mx.float32
+    ) -> mx.array:
+        """The tensor, or some rows or columns of a matrix, as an evaluated array. Raises ``LensError`` for NaN."""
+        part = self.array if rows is None else self.array[rows]
+        part = part if columns is None else part[:, columns]
+        # A transposed map is read in the order it lies in the file, and turned afterwards.
+        turned = part.ndim == 2 and part.strides[0] < part.strides[1]
+        part = np.ascontiguousarray(part.T if turned else part)
+        if part.dtype == np.float64:
+            part = part.astype(np.float32)
+        value = mx.array(part)
+        value = (value.view(mx.bfloat16) if self.bfloat16 else value).astype(dtype)
+        value = value.T if turned else value
+        mx.eval(value)
+        return self._finite(value)
+
+    def _finite(self, value: mx.array) -> mx.array:
+        if value.size and not bool(mx.all(mx.isfinite(value)).item()):
+            raise LensError(f"The tensor {self.name} holds NaN or infinity.", "Fetch the file again.")
+        return value
+
+
+def in_memory(name: str, values: Any) -> Stored:
+    """Wrap a NumPy array or anything NumPy makes one of, as float32."""
+    return Stored(name, np.asarray(values, dtype=np.float32))
+
+
+def from_mlx(name: str, values: mx.array) -> Stored:
+    """Wrap an MLX array; bfloat16 stays bfloat16."""
+    if values.dtype == mx.bfloat16:
+        return Stored(name, np.asarray(values.view(mx.uint16)), bfloat16=True)
+    return Stored(name, np.asarray(values))
