@@ -12,7 +12,7 @@ from .capture import CaptureResult
 from .meter import Meter
 from .program import Key
 from .proxy import first_of
-from .registry import Plan, Registry, Run, offset_of
+from .registry import Plan, Registry, Run
 
 LOSS_BLOCK = 256
 
@@ -24,12 +24,10 @@ def run_forward(registry: Registry, ids: mx.array, cache: list[Any] | None = Non
     """
     entries, recorders = registry.ambient()
     plan = Plan((entries,), recorders)
-    if cache is not None:
-        registry.check_cache(cache, plan)
-    start = offset_of(cache or [])
+    start = 0 if cache is None else registry.caches.check(cache, plan.fingerprint())
     unproved = [entry for entry in entries if entry.proved != entry.stamp]
     meter = Meter() if unproved else None
-    run = Run(registry, plan, (start if isinstance(start, int) else 0) + ids.shape[1], None, meter)
+    run = Run(registry, plan, start + ids.shape[1], None, meter)
     with registry.running(run):
         logits = registry.decoder.root(ids) if cache is None else registry.decoder.root(ids, cache=cache)
     if meter is not None:

@@ -47,7 +47,8 @@ class FeatureSource(Protocol):
 
 def add(direction: mx.array, scale: float) -> Delta:
     """``scale * direction``, whatever the residual is."""
-    change = (scale * direction)[None, None]
+    change = scale * direction
+    mx.eval(change)
     return lambda h: change
 
 

@@ -37,7 +37,7 @@ from .layers import find_decoder
 from .loading import load_model
 from .meter import Meter
 from .program import Hook, Item
-from .registry import Entry, Plan, Registry, Run, offset_of
+from .registry import Entry, Plan, Registry, Run
 from .sampling import settings_from
 from .tokens import EncodedPrompt, Prompt, Tokens
 from .unembed import Convention, Unembedding, find_unembedding, readout, token_weights
@@ -348,9 +348,7 @@ class LensModel:
         if options:
             raise LensError(f"There is no option {next(iter(options))!r}.", "See the docstring of stream.")
         cache = prompt_cache if prompt_cache is not None else make_prompt_cache(self._model, max_kv_size)
-        self._registry.check_cache(cache, plan)
-        start = offset_of(cache)
-        n_prompt = (start if isinstance(start, int) else 0) + len(prompt.ids)
+        n_prompt = self._registry.caches.check(cache, plan.fingerprint()) + len(prompt.ids)
         meter = Meter() if any(plan.rows) else None
         run = Run(self._registry, plan, n_prompt, prompt.spans, meter)
         return RowDecoder(self._registry, run, prompt.ids, n_rows, cache, replace(decode, **extra))

@@ -21,10 +21,11 @@ class Where:
 
     ``n_prompt`` is the number of prompt tokens (one, or one for each row), ``None``
     where it is not known: a forward that somebody else runs over a cache.
+    ``offset`` is ``None`` where a recurrent cache, which counts no tokens, was filled unseen.
     ``spans`` maps a role to half-open spans of absolute positions.
     """
 
-    offset: Offset
+    offset: Offset | None
     length: int
     ids: mx.array | None = None
     n_prompt: Offset | None = None
@@ -37,6 +38,11 @@ def touched(positions: Positions, where: Where) -> Mask:
     kind = positions.kind
     if kind == "all":
         return True
+    if where.offset is None:
+        raise LensError(
+            f"Positions {kind!r} cannot be told: the cache was filled before anything was hooked and counts no tokens.",
+            "Start with an empty cache.",
+        )
     if kind == "not_bos":
         return _not_bos(where)
     if kind == "role":
@@ -55,6 +61,7 @@ def touched(positions: Positions, where: Where) -> Mask:
 def absolute(where: Where) -> mx.array:
     """Absolute positions of the forward's tokens, shape (1 or rows, tokens)."""
     steps = mx.arange(where.length)[None]
+    assert where.offset is not None
     return steps + (where.offset if isinstance(where.offset, int) else where.offset[:, None])
 
 

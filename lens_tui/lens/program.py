@@ -130,7 +130,7 @@ def build(key: Key, rows: Sequence[Sequence[Item]], sources: Mapping[str, Featur
     steps: list[_Fused | _Step | _UserStep] = []
     shared = len(rows) == 1
     for row, items in enumerate(rows):
-        only = None if shared else mx.array(np.arange(len(rows)) == row)[:, None, None]
+        only = None if shared else _row_mask(len(rows), row)
         for item in _effective(items):
             if isinstance(item, Hook):
                 steps.append(_UserStep(item, only))
@@ -146,6 +146,12 @@ def build(key: Key, rows: Sequence[Sequence[Item]], sources: Mapping[str, Featur
         any(item.precision == "float32" for item in flat),
         tuple(any(isinstance(item, Intervention) and must_move(item) for item in _effective(items)) for items in rows),
     )
+
+
+def _row_mask(count: int, row: int) -> mx.array:
+    mask = mx.array((np.arange(count) == row)[:, None, None])
+    mx.eval(mask)  # programs are shared by threads, which lazy arrays cannot cross
+    return mask
 
 
 def _effective(items: Sequence[Item]) -> list[Item]:

@@ -56,10 +56,10 @@ def _proxy_class(original: type[Module], taps: tuple[Tap, ...]) -> type[Module]:
         return taps[-1](forward, args, kwargs)
 
     def reduce_ex(self: Module, protocol: Any) -> Any:
-        # A copy or pickle must not know of the proxy: name the original class instead.
-        parts = list(inner.__reduce_ex__(self, protocol))
-        parts[1] = tuple(original if part is proxy else part for part in parts[1])
-        return tuple(parts)
+        # A copy or pickle must not know of the proxy: make it of the original class, by dict's own
+        # constructor (pickle refuses the usual one for a class that is not the object's).
+        _, made_with, *rest = inner.__reduce_ex__(self, protocol)
+        return (dict.__new__, tuple(original if part is proxy else part for part in made_with), *rest)
 
     space = {
         "__call__": call,

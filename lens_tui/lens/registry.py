@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,8 +20,9 @@ from typing import Any
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
-from lens_tui.records import Intervention, LensError
+from lens_tui.records import Intervention
 
+from .caches import CacheLedger, caches_of
 from .interventions import FeatureSource
 from .layers import Decoder
 from .meter import Meter
@@ -78,6 +78,7 @@ class Plan:
     def __init__(self, rows: Iterable[Iterable[Entry]] = ((),), recorders: Iterable[Recorder] = ()) -> None:
         self.rows: list[list[Entry]] = [list(row) for row in rows]
         self.recorders: tuple[Recorder, ...] = tuple(recorders)
+        self._print: tuple[object, tuple[object, ...]] | None = None
 
     def set_row(self, row: int, entries: Iterable[Entry]) -> None:
         """Change what acts on one row, from the next forward on."""
@@ -94,9 +95,13 @@ class Plan:
         written = {entry.key for row in self.rows for entry in row}
         return written | {key for recorder in self.recorders for key in recorder.places}
 
-    def fingerprint(self, row: int = 0) -> tuple[object, ...]:
-        """What a KV cache filled under this plan depends on; empty for a plain model."""
-        return tuple(_print_of(entry.item) for entry in self.rows[row] if _acts(entry.item))
+    def fingerprint(self) -> tuple[object, ...]:
+        """What a KV cache filled under this plan depends on: equal for equal effects, empty for a plain model."""
+        stamp = self.stamp
+        if self._print is None or self._print[0] != stamp:
+            rows = [tuple(_print_of(entry.item) for entry in row if _acts(entry.item)) for row in self.rows]
+            self._print = stamp, tuple(rows) if any(rows) else ()
+        return self._print[1]
 
 
 @dataclass(eq=False)
@@ -138,7 +143,7 @@ class Registry:
         self._needs: dict[Key, int] = {}
         self._taps: dict[int, tuple[Callable[..., Any], dict[Key, Port]]] = {}
         self._programs: dict[object, dict[Key, Program]] = {}
-        self._cache_marks: weakref.WeakKeyDictionary[Any, tuple[object, ...]] = weakref.WeakKeyDictionary()
+        self.caches = CacheLedger()
         self.ambient_entries: list[Entry] = []
 
     # -- what is put up ---------------------------------------------------
@@ -255,18 +260,17 @@ class Registry:
 
     def _begin(self, run: Run, own: Run | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Forward:
         caches = caches_of(args, kwargs)
-        offset = offset_of(caches)
         ids = input_of(args, kwargs)
         ids = ids if isinstance(ids, mx.array) and ids.ndim == 2 else None
         length = ids.shape[1] if ids is not None else input_of(args, kwargs).shape[1]
+        offset = self.caches.begin(caches, length, run.plan.fingerprint())
         n_prompt = run.n_prompt
         if n_prompt is None and not caches:
             n_prompt = length
         where = Where(offset, length, ids, n_prompt, self._bos, run.spans)
-        self._mark(caches, run.plan, offset)
         recorders = tuple(recorder for recorder in run.plan.recorders if recorder.active)
         for recorder in recorders:
-            recorder.begin(own, starts=isinstance(offset, int) and offset == 0)
+            recorder.begin(own, starts=not caches or (isinstance(offset, int) and offset == 0))
         return _Forward(where, self.programs(run.plan), recorders, run.meter)
 
     def programs(self, plan: Plan) -> dict[Key, Program]:
@@ -312,63 +316,6 @@ class Registry:
             if key in recorder.places:
                 recorder.record(key, h)
         return h
-
-    # -- caches ------------------------------------------------------------
-
-    def _mark(self, caches: Sequence[Any], plan: Plan, offset: Offset) -> None:
-        """Remember under which interventions a cache is being filled."""
-        if caches and isinstance(offset, int) and len(plan.rows) == 1:
-            self._cache_marks[caches[0]] = plan.fingerprint()
-
-    def check_cache(self, caches: Sequence[Any], plan: Plan) -> None:
-        """Refuse a cache that was filled under other interventions. Raises :class:`LensError`."""
-        if not caches or not offset_filled(caches):
-            return
-        if self._cache_marks.get(caches[0], ()) != plan.fingerprint():
-            raise LensError(
-                "The prompt cache was filled under other interventions than the ones that hold now.",
-                "Fill a new cache, or put up the same interventions as before.",
-            )
-
-
-def caches_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """The KV caches that a model call was given, whatever the argument is called; empty if none."""
-    for value in (kwargs.get("cache"), *args[1:], *kwargs.values()):
-        if (
-            isinstance(value, (list, tuple))
-            and value
-            and any(hasattr(item, "update_and_fetch") for item in leaves(value))
-        ):
-            return list(value)
-        if isinstance(value, (list, tuple)) and value and all(hasattr(item, "state") for item in value):
-            return list(value)
-    return []
-
-
-def leaves(caches: Sequence[Any]) -> list[Any]:
-    """The caches with composite ones (``CacheList``) opened."""
-    flat: list[Any] = []
-    for item in caches:
-        inner = getattr(item, "caches", None)
-        flat.extend(leaves(inner) if isinstance(inner, (list, tuple)) else [item])
-    return flat
-
-
-def offset_of(caches: Sequence[Any]) -> Offset:
-    """Absolute position of the next token: of the first cache that counts tokens (hybrids hold some that do not)."""
-    for item in leaves(caches):
-        offset = getattr(item, "offset", None)
-        if isinstance(offset, int):
-            return offset
-        if isinstance(offset, mx.array):
-            return offset + 0  # caches move their offset in place
-    return 0
-
-
-def offset_filled(caches: Sequence[Any]) -> bool:
-    """Whether a cache holds tokens already."""
-    offset = offset_of(caches)
-    return offset > 0 if isinstance(offset, int) else bool((offset > 0).any().item())
 
 
 def _acts(item: Item) -> bool:

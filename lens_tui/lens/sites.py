@@ -18,22 +18,12 @@ import mlx.core as mx
 from mlx.nn.layers.base import Module
 
 from lens_tui.records import LensError
+from lens_tui.records.sites import SITES
 
 from .layers import PROBE_SHAPE, Decoder
 from .proxy import Call, first_of, input_of, install, named, uninstall
 
 Port = Literal["input", "output"]
-
-SITES: dict[str, str] = {
-    "resid_pre": "input of the block",
-    "resid_post": "output of the block",
-    "attn_out": "output of the attention (or other token-mixing) module",
-    "mlp_out": "output of the MLP or mixture of experts",
-    "attn_out_normed": "attention output after the block's post-attention norm",
-    "mlp_out_normed": "MLP output after the block's post-MLP norm",
-    "attn_z": "input of the attention's output projection: the heads' outputs, concatenated",
-    "mlp_in": "input of the MLP, after its norm",
-}
 
 ATTENTION_NAMES = (
     "self_attn",

@@ -1,0 +1,158 @@
+"""Tiny random models of mlx-lm's own classes, small enough for any test."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.nn.layers.base import Module
+
+from lens_tui import demo
+
+VOCAB = 97
+IDS = (1, 17, 5, 80, 33, 2, 64, 9)
+
+
+def _model(name: str, **arguments: Any) -> Any:
+    module = import_module(f"mlx_lm.models.{name}")
+    return module.Model(module.ModelArgs.from_dict({"model_type": name, **arguments}))
+
+
+def settle(model: Any, seed: int, scale: float = 0.15) -> Any:
+    """Give every parameter seeded values: weights normal, norms near one."""
+    from mlx.utils import tree_flatten, tree_unflatten
+
+    mx.random.seed(seed)
+    parameters: Any = tree_flatten(model.parameters())
+    flat = []
+    for name, value in parameters:
+        noise = mx.random.normal(value.shape)
+        flat.append((name, noise * scale if value.ndim > 1 else value + 0.1 * noise))
+    model.update(tree_unflatten(flat))
+    mx.eval(model.parameters())
+    model.eval()
+    return model
+
+
+def llama(*, layers: int = 4, dtype: mx.Dtype = mx.float32, bits: int = 0, vocab: int = VOCAB, seed: int = 0) -> Any:
+    """4 layers, d_model 64, 4 heads over 2, untied head."""
+    model = _model(
+        "llama",
+        hidden_size=64,
+        num_hidden_layers=layers,
+        intermediate_size=128,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        rms_norm_eps=1e-5,
+        vocab_size=vocab,
+        tie_word_embeddings=False,
+    )
+    return finished(settle(model, seed), dtype, bits)
+
+
+def gemma3(*, layers: int = 4, dtype: mx.Dtype = mx.float32, bits: int = 0, seed: int = 1) -> Any:
+    """4 layers alternating a window of 4 with full attention, d_model 64, post-norms, tied head."""
+    model = _model(
+        "gemma3_text",
+        hidden_size=64,
+        num_hidden_layers=layers,
+        intermediate_size=128,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        query_pre_attn_scalar=16,
+        vocab_size=VOCAB,
+        sliding_window=4,
+        sliding_window_pattern=2,
+    )
+    model.sanitize({})  # ties the head
+    return finished(settle(model, seed), dtype, bits)
+
+
+def finished(model: Any, dtype: mx.Dtype, bits: int) -> Any:
+    """The model in another dtype, quantised if asked for."""
+    if dtype != mx.float32 or bits:
+        model.set_dtype(mx.bfloat16 if bits and dtype == mx.float32 else dtype)
+    if bits:
+        quantize: Any = getattr(nn, "quantize")  # noqa: B009 (MLX does not export it to type checkers)
+        quantize(model, group_size=32, bits=bits)
+    mx.eval(model.parameters())
+    return model
+
+
+def gemma4() -> Any:
+    """Gemma 4 (text): blocks that return tuples."""
+    model = _model(
+        "gemma4_text",
+        hidden_size=64,
+        num_hidden_layers=4,
+        intermediate_size=64,
+        num_attention_heads=4,
+        head_dim=16,
+        global_head_dim=16,
+        num_key_value_heads=2,
+        vocab_size=VOCAB,
+        vocab_size_per_layer_input=VOCAB,
+        num_kv_shared_layers=0,
+        hidden_size_per_layer_input=16,
+        sliding_window=8,
+        sliding_window_pattern=2,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+    )
+    return settle(model, 3)
+
+
+def rwkv7() -> Any:
+    """RWKV 7: blocks that return tuples, a cache that counts no tokens."""
+    model = _model(
+        "rwkv7",
+        vocab_size=VOCAB,
+        hidden_size=64,
+        intermediate_size=128,
+        norm_eps=1e-5,
+        head_dim=32,
+        num_hidden_layers=3,
+        a_low_rank_dim=16,
+        v_low_rank_dim=16,
+        gate_low_rank_dim=16,
+        decay_low_rank_dim=16,
+    )
+    return settle(model, 4)
+
+
+def looped() -> Any:
+    """A model that calls each of its blocks several times a forward."""
+    model = _model(
+        "iquestloopcoder",
+        hidden_size=64,
+        num_hidden_layers=2,
+        intermediate_size=128,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        rms_norm_eps=1e-5,
+        vocab_size=VOCAB,
+        loop_num=2,
+        loop_window_size=8,
+    )
+    return settle(model, 5)
+
+
+@cache
+def tokenizer() -> Any:
+    """The bundled model's tokenizer, in mlx-lm's wrapper. Its vocabulary is 8192."""
+    from mlx_lm.tokenizer_utils import load
+
+    return load(demo.model_path())
+
+
+def parameter_ids(model: Module) -> dict[str, int]:
+    """Which array object stands at each parameter path."""
+    from mlx.utils import tree_flatten
+
+    whole: Any = model
+    flat: Any = tree_flatten(whole.parameters())
+    return {name: id(value) for name, value in flat}
