@@ -45,14 +45,15 @@ def fill(app: LensApp, steers: int = 2) -> None:
 
 
 async def settle(app: LensApp, pilot: Pilot[None], tries: int = 200) -> None:
-    """Wait until the worker has nothing to do and what it said has been shown."""
+    """Wait until the worker has had nothing to do for a while (longer than the cursor rests)."""
     worker = app.worker
     assert isinstance(worker, FakeWorker)
+    quiet = 0
     for _ in range(tries):
         await pilot.pause(0.01)
-        if worker.idle and not app.busy:
-            break
-    await pilot.pause()
+        quiet = quiet + 1 if worker.idle and not app.busy else 0
+        if quiet == 12:
+            return
 
 
 def screen_text(app: LensApp) -> str:

@@ -1,0 +1,254 @@
+"""The Features screen and the parts of a feature page."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import pytest
+from lens_tui.tui.app import LensApp
+from lens_tui.tui.feature_text import features_at, next_active, rough_activations, shades, sources, strongest_token
+from lens_tui.tui.screens.features import FeaturesScreen
+from lens_tui.tui.widgets.feature_card import Extras, _around, example_lines, feature_row, page_lines, short_name
+from lens_tui.worker import jobs
+from lens_tui.worker.events import Encoded, FeaturePage, TokenWeight
+
+from tests.fakes import DEMO_SAE, TEXTS, FakeWorker, unit_vector
+
+from .opened import PROMPT, opened, screen_text, settle
+
+
+def screen_of(app: LensApp) -> FeaturesScreen:
+    assert isinstance(app.screen, FeaturesScreen)
+    return app.screen
+
+
+def asked(app: LensApp, kind: type[jobs.Job]) -> list[jobs.Job]:
+    return [job for job in cast("FakeWorker", app.worker).submitted if isinstance(job, kind)]
+
+
+def encoded() -> Encoded:
+    ids = np.array([[7, -1], [3, 7], [3, -1]], np.int32)
+    values = np.array([[90.0, 0.0], [5.0, 2.0], [8.0, 0.0]], np.float32)
+    return Encoded(1, "s", (0, 1, 2), ("<s>", "a", "b"), (True, False, False), ids, values)
+
+
+def page(**extras: object) -> FeaturePage:
+    promoted = (TokenWeight(1, " dog", 3.0), TokenWeight(2, "\n", 2.0))
+    return FeaturePage(1, "s", 4821, promoted, (TokenWeight(3, " cat", -2.5),), unit_vector("x"), dict(extras))
+
+
+def test_what_is_asked_of_an_encoded_text() -> None:
+    text = encoded()
+    assert features_at(text, 1) == [(3, 5.0), (7, 2.0)]
+    assert features_at(text, 2) == [(3, 8.0)]
+    assert features_at(text, 9) == []
+    assert rough_activations(text, 7).tolist() == [90.0, 2.0, 0.0]
+    assert strongest_token(text) == 2
+    assert shades(rough_activations(text, 3)) == [0, 5, 7]
+    values = np.array([0, 1, 0, 2], np.float32)
+    assert [next_active(values, 1, 1), next_active(values, 3, 1), next_active(values, 1, -1)] == [3, 1, 3]
+    assert next_active(np.zeros(3, np.float32), 0, 1) is None
+
+
+def test_a_page_without_an_index_still_says_what_it_promotes() -> None:
+    lines = [line.plain for line in page_lines(page(), 34, 2.0, "tint")]
+    assert lines[0] == "no label"
+    assert lines[2] == "here 2"
+    assert lines[4].startswith("promotes")
+    assert "·dog" in lines[5]
+    assert "+3.00" in lines[5]
+    assert "·cat" in lines[5]
+    assert "⏎" in lines[6]
+    assert short_name(page()) == "dog, ␣"
+
+
+def test_a_page_with_an_index_shows_all_it_knows() -> None:
+    extras = {
+        "label": "dogs " * 20,
+        "density": 0.0031,
+        "max": 58.1,
+        "hist_edges": [0.0, 1.0, 2.0, 3.0, 4.0],
+        "hist_counts": [8, 4, 2, 1],
+        "examples": [{"tokens": [" the", " lease", ","], "values": [0.0, 50.0, 5.0], "peak": 1}],
+    }
+    lines = page_lines(page(**extras), 40, 2.5, "bars")
+    text = "\n".join(line.plain for line in lines)
+    assert all(line.cell_length <= 40 for line in lines)
+    assert "density 0.31 %  max 58.1  here 2.5" in text
+    upper = next(line.plain for line in lines if "█" in line.plain)
+    assert upper.startswith("█" * 10)
+    assert "▲" in text
+    assert " the lease," in text
+    assert " ▁▁▁ █████▂" in text
+    peak = next(line for line in lines if "lease" in line.plain)
+    assert any("underline" in str(span.style) for span in peak.spans)
+
+
+def test_malformed_extras_count_as_missing() -> None:
+    odd = {"label": None, "density": "x", "examples": [{}, {"tokens": ["a"], "values": [], "peak": 9}]}
+    extras = Extras.of(odd)
+    assert extras.density is None
+    assert [(example.tokens, example.values, example.peak) for example in extras.examples] == [(("a",), (0.0,), 0)]
+    assert page_lines(page(**odd), 30, 0.0, "digits")
+
+
+def test_an_example_is_cut_around_its_peak() -> None:
+    tokens = [f" w{n:02}" for n in range(50)]
+    (example,) = Extras.of({"examples": [{"tokens": tokens, "values": [0.0] * 50, "peak": 25}]}).examples
+    first, last = _around(example, 40)
+    assert first < 25 < last
+    assert (last - first) * 4 <= 40 < (last - first + 1) * 4
+    assert 25 - first >= last - 26
+    assert "w25" in example_lines(example, 40, 1.0, "tint")[0].plain
+
+
+def test_foreign_text_on_a_page_is_harmless() -> None:
+    nasty = "\x1b]52;c;QQ==\x07[@click=app.quit]x[/] \u202e"
+    extras = {"label": nasty, "examples": [{"tokens": [nasty, "b"], "values": [1.0, 0.0], "peak": 0}]}
+    made = FeaturePage(1, "s", 1, (TokenWeight(1, nasty, 1.0),), (), unit_vector("x"), extras)
+    for line in [*page_lines(made, 60, 1.0, "bars"), feature_row(1, 1.0, 1.0, short_name(made), 60, False)]:
+        assert not any(ord(char) < 32 or char == "\u202e" for char in line.plain)
+        assert not any("@click" in str(span.style) for span in line.spans)
+
+
+async def test_the_prompt_is_read_when_the_screen_opens() -> None:
+    async with opened("features") as (app, pilot):
+        (job,) = asked(app, jobs.Encode)
+        assert isinstance(job, jobs.Encode)
+        assert (job.sae, job.text) == (DEMO_SAE.id, PROMPT)
+        screen = screen_of(app)
+        assert "".join(screen.text.tokens) == "<|endoftext|>" + PROMPT
+        assert screen.encoded is not None
+        assert screen.text.cursor == strongest_token(screen.encoded)
+        shown = screen_text(app)
+        assert "8 tokens · L0 41.3 · FVU 0.165" in shown
+        assert screen.list.rows == features_at(screen.encoded, screen.text.cursor or 0)
+        assert screen.card.page is not None
+        assert screen.card.page.feature == screen.list.rows[0][0]
+        assert "promotes" in shown
+        assert f"things about number {screen.list.rows[0][0]}" in shown
+        await pilot.press("1", "4")
+        await settle(app, pilot)
+        assert len(asked(app, jobs.Encode)) == 1
+
+
+async def test_tokens_and_features_are_walked_with_hjkl() -> None:
+    async with opened("features") as (app, pilot):
+        screen = screen_of(app)
+        start = screen.text.cursor
+        assert start is not None
+        await pilot.press("h", "j", "j")
+        await settle(app, pilot)
+        assert screen.text.cursor == start - 1
+        assert screen.encoded is not None
+        third = features_at(screen.encoded, start - 1)[2][0]
+        assert screen.chosen == third
+        assert screen.card.page is not None
+        assert screen.card.page.feature == third
+        expected = shades(rough_activations(screen.encoded, third))
+        assert screen.text._levels == expected
+        assert max(expected) == 7
+
+
+async def test_a_pinned_feature_stays_while_the_cursor_moves() -> None:
+    async with opened("features") as (app, pilot):
+        screen = screen_of(app)
+        feature = screen.chosen
+        await pilot.press("enter", "h", "j")
+        await settle(app, pilot)
+        assert screen.chosen == feature
+        assert "◆ pinned" in screen_text(app)
+        await pilot.press("n")
+        assert screen.values[screen.text.cursor or 0] > 0
+        await pilot.press("h", "escape")
+        assert screen.pinned is None
+        assert screen.chosen == screen.list.rows[0][0] != feature
+
+
+async def test_a_feature_is_found_by_its_number() -> None:
+    async with opened("features") as (app, pilot):
+        screen = screen_of(app)
+        await pilot.press("/", *"f4821", "enter")
+        await settle(app, pilot)
+        assert screen.chosen == 4821
+        assert "Feature 4821" in screen_text(app)
+        await pilot.press("/", *"99999", "enter")
+        await pilot.pause()
+        assert screen.chosen == 4821
+        await pilot.press("escape", "escape")
+        assert screen.chosen == screen.list.rows[0][0]
+
+
+async def test_a_feature_goes_to_the_bench_with_a_sensible_scale() -> None:
+    async with opened("features", steers=1) as (app, pilot):
+        screen = screen_of(app)
+        feature, here = screen.chosen, screen.card.here
+        await pilot.press("s")
+        await settle(app, pilot)
+        row = app.store.session.steers[-1]
+        assert row.arm == 2
+        assert row.vector.origin.facts["feature"] == feature
+        assert row.scale == float(f"{2 * here:.3g}")
+        assert row.promoted
+        assert row.vector.name.startswith(f"f{feature} things about")
+        await pilot.press("u")
+        assert len(app.store.session.steers) == 1
+
+
+async def test_what_an_arm_wrote_can_be_read() -> None:
+    async with opened("generate") as (app, pilot):
+        await pilot.press("r")
+        await settle(app, pilot)
+        await pilot.press("4")
+        await settle(app, pilot)
+        assert [source.name for source in sources(app.store.session)] == ["prompt", "baseline", "dogs", "sadness"]
+        await pilot.press("right_square_bracket", "right_square_bracket")
+        await settle(app, pilot)
+        last = asked(app, jobs.Encode)[-1]
+        assert isinstance(last, jobs.Encode)
+        assert last.token_ids == app.store.session.written[1].token_ids
+        assert "".join(screen_of(app).text.tokens).endswith("".join(TEXTS[1]).rsplit("\n", 1)[1])
+        assert "read with steering off" in screen_text(app)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model": None}, "No model: 1 goes to Load."),
+        ({"sae": None}, "No SAE in use: > loads one"),
+        ({"sae": None, "saes": ()}, "No SAE for this model"),
+        ({"prompt": ""}, "No text: write a prompt"),
+    ],
+)
+async def test_an_empty_screen_names_the_next_key(changes: dict[str, object], says: str) -> None:
+    async with opened("features", (160, 36)) as (app, pilot):
+        app.store.update(**changes)
+        if "model" in changes:
+            app.store.update(sae=None, saes=())
+        await settle(app, pilot)
+        assert says in screen_text(app)
+        await pilot.press("j", "l", "s", "enter", "n", "y", "Y", "left_square_bracket")
+        await settle(app, pilot)
+
+
+async def test_another_sae_is_loaded_by_its_key() -> None:
+    async with opened("features") as (app, pilot):
+        app.store.update(sae=None)
+        await settle(app, pilot)
+        await pilot.press(">")
+        await settle(app, pilot)
+        assert [job.path for job in asked(app, jobs.LoadSAE) if isinstance(job, jobs.LoadSAE)] == [DEMO_SAE.path]
+        assert screen_of(app).encoded is not None
+
+
+@pytest.mark.parametrize("size", [(120, 36), (80, 24), (60, 16)])
+async def test_every_part_has_room_at_any_size(size: tuple[int, int]) -> None:
+    async with opened("features", size) as (app, pilot):
+        screen = screen_of(app)
+        for widget in (screen.text, screen.list, screen.query_one("#card-scroll")):
+            assert widget.region.height >= 2
+            assert widget.region.width >= 20
+        await pilot.press("tab", "tab", "t")
+        await settle(app, pilot)
+        assert screen.text.mode == "bars"
