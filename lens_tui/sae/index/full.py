@@ -32,7 +32,9 @@ def write_by_feature(work: Path, width: int, kind: Any, chunk: int) -> None:
     for path in paths:
         entries = np.fromfile(path, _ENTRY)
         path.unlink()
-        order = np.lexsort((entries["token"], -entries["value"], entries["feature"]))
+        falling = np.uint32(0x7FFF_FFFF) - entries["value"].view(np.uint32)  # of positive floats the bits are in order
+        # Buckets were filled in token order, so that a stable sort leaves equal values in it.
+        order = np.argsort((entries["feature"].astype(np.uint64) << np.uint64(32)) | falling, kind="stable")
         tokens[at : at + len(order)] = entries["token"][order]
         values[at : at + len(order)] = entries["value"][order]
         at += len(order)
