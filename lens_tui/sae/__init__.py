@@ -12,17 +12,19 @@ _HOMES = {
     "GatedSAE": "kinds",
     "GroupMaxSAE": "kinds",
     "JumpReLUSAE": "kinds",
-    "Reconstruction": "base",
+    "Reconstruction": "reconstruction",
     "SAE": "base",
     "StandardSAE": "kinds",
     "TopKSAE": "kinds",
     "load_sae": "load",
+    "sae_info": "load",
 }
 
 if TYPE_CHECKING:
-    from .base import SAE, Reconstruction
+    from .base import SAE
     from .kinds import GatedSAE, GroupMaxSAE, JumpReLUSAE, StandardSAE, TopKSAE
-    from .load import load_sae
+    from .load import load_sae, sae_info
+    from .reconstruction import Reconstruction
 
 __all__ = [
     "SAE",
@@ -33,6 +35,7 @@ __all__ = [
     "StandardSAE",
     "TopKSAE",
     "load_sae",
+    "sae_info",
 ]
 
 

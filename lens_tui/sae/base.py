@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -16,32 +15,18 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from lens_tui.records import LensError, SAEInfo
+from lens_tui.records import LensError, Origin, SAEInfo, SteeringVector
 
+from . import scaling
 from .decoder import Decoder
 from .definition import Activation, Definition, Weights, check
 from .encoder import Residence, make_encoder, row_chunks
+from .reconstruction import Reconstruction, fraction_unexplained
 from .select import Best, nothing
 from .tensors import in_memory
 
 Ids = Sequence[int] | NDArray[Any] | mx.array
 ROWS = 1024
-
-
-@dataclass(frozen=True, eq=False)
-class Reconstruction:
-    """What an SAE makes of residuals ``(..., d_in)``.
-
-    ``output (..., d_out)`` is its reconstruction, ``error`` the target less it (for an autoencoder the target is
-    the input; ``None`` for a transcoder that was given no target). ``l0 (...)`` counts the active latents of each
-    token. ``fvu`` is the squared error over the squared distance from the mean of these tokens, ``None`` where
-    there is no error or no variance.
-    """
-
-    output: mx.array
-    error: mx.array | None
-    l0: mx.array
-    fvu: float | None
 
 
 class SAE:
@@ -150,15 +135,14 @@ class SAE:
         A TopK SAE has to compute all of them, since its latents compete.
         """
         places = self._ids(ids)
+        columns = mx.array(places.astype(np.int32))
         if self.definition.activation in ("topk", "groupmax"):
-            return mx.take(self.encode(residual), places, axis=-1)
+            return mx.take(self.encode(residual), columns, axis=-1)
         x, lead = self._rows(residual)
         if not places.size:
             return mx.zeros((*lead, 0))
-        pre = (self._prepare(x).astype(mx.float32) @ self._encoder.columns(places).astype(mx.float32)).astype(
-            mx.float32
-        )
-        return self._activate(pre, places).reshape(*lead, places.size)
+        product = self._prepare(x).astype(self.dtype) @ self._encoder.columns(places).astype(self.dtype)
+        return self._activate(product.astype(mx.float32), columns).reshape(*lead, places.size)
 
     def top_k(self, residual: mx.array, k: int) -> tuple[mx.array, mx.array]:
         """The ``k`` strongest features of each token: ids (int32) and activations ``(..., k)``, strongest first.
@@ -172,7 +156,7 @@ class SAE:
         if not x.shape[0]:
             return mx.zeros((*lead, k), dtype=mx.int32), mx.zeros((*lead, k))
         parts = [self._top_rows(self._prepare(x[rows]), k) for rows in row_chunks(x.shape[0])]
-        ids, values = (mx.concatenate(column) for column in zip(*parts, strict=True))
+        ids, values = mx.concatenate([part[0] for part in parts]), mx.concatenate([part[1] for part in parts])
         return ids.reshape(*lead, k), values.reshape(*lead, k)
 
     def decode(self, activations: mx.array, like: mx.array | None = None) -> mx.array:
@@ -189,7 +173,8 @@ class SAE:
         lead = activations.shape[:-1]
         z = activations.reshape(-1, self.d_sae).astype(mx.float32)
         out = self._decoder.product(z) + self._b_dec
-        return self._undo(out, None if like is None else self._rows(like)[0]).reshape(*lead, self.d_out)
+        residual = None if like is None else self._rows(like)[0]
+        return scaling.undone(self.definition, out, residual).reshape(*lead, self.d_out)
 
     def reconstruct(self, residual: mx.array, target: mx.array | None = None) -> Reconstruction:
         """Encode, decode, and what is left over. ``target (..., d_out)`` is what a transcoder should have given."""
@@ -212,6 +197,30 @@ class SAE:
         rows = self._decoder_rows(ids)
         norm = mx.linalg.norm(rows, axis=-1, keepdims=True)
         return rows / mx.where(norm > 0, norm, 1.0)
+
+    def vector(self, feature: int, *, max_activation: float | None = None) -> SteeringVector:
+        """A feature's decoder direction as a steering vector, with where it comes from and where it belongs.
+
+        ``max_activation`` is the largest activation seen, as the SAE gives it; it is noted in units of the direction.
+        Raises ``LensError`` for an SAE whose layer or site is not known.
+        """
+        row = np.asarray(self._decoder_rows([feature])[0])
+        info = self.info
+        if info.layer_out < 0 or not info.site_out:
+            raise LensError(
+                f"It is not known which layer and site {info.name or 'the SAE'} is for.", "Say it on loading."
+            )
+        unit = None if max_activation is None else max_activation * float(self.decoder_norms([feature])[0])
+        facts = {"sae": info.id, "feature": int(feature), "format": info.format}
+        return SteeringVector.of(
+            f"{info.name} {feature}",
+            row,
+            info.layer_out,
+            site=info.site_out,
+            model=info.model_name,
+            origin=Origin("feature", facts),
+            max_activation=unit,
+        )
 
     def decoder_norms(self, ids: Ids | None = None) -> mx.array:
         """How far one unit of a feature's activation moves the output ``(len(ids),)``: the length of its decoder row.
@@ -257,37 +266,8 @@ class SAE:
         return residual.reshape(-1, d), shape[:-1]
 
     def _prepare(self, x: mx.array) -> mx.array:
-        """Steps 1 and 2 of the definition."""
-        x = x.astype(mx.float32)
-        shift, scale = self._statistics(x)
-        if shift is not None:
-            x = x - shift
-        if scale is not None:
-            x = x / scale
+        x = scaling.applied(self.definition, x)
         return x - self._b_dec if self.definition.subtract_b_dec else x
-
-    def _statistics(self, x: mx.array) -> tuple[mx.array | None, mx.array | float | None]:
-        """What is subtracted and what is divided by."""
-        d = self.d_model
-        if self.definition.normalize == "layer_norm":
-            return mx.mean(x, -1, keepdims=True), mx.std(x, -1, keepdims=True, ddof=1) + 1e-5
-        if self.definition.normalize == "constant_norm_rescale":
-            return None, mx.linalg.norm(x, axis=-1, keepdims=True) / d**0.5
-        scale = self.definition.input_scale
-        return None, None if scale == 1.0 else 1.0 / scale
-
-    def _undo(self, out: mx.array, x: mx.array | None) -> mx.array:
-        """The way back from step 1."""
-        if self.definition.normalize == "none":
-            return out if self.definition.output_scale == 1.0 else out / self.definition.output_scale
-        if x is None:
-            raise LensError(
-                "This SAE normalises every token by its own statistics, which decoding has to undo.",
-                "Give the residuals: decode(activations, like=residuals).",
-            )
-        shift, scale = self._statistics(x.astype(mx.float32))
-        out = out * scale
-        return out if shift is None else out + shift
 
     def _block(self, x: mx.array, block: int) -> mx.array:
         return self._activate(self._encoder.product(x, block).astype(mx.float32), self._encoder.spans[block])
@@ -330,7 +310,7 @@ class SAE:
             # The skip connection takes what the encoder takes, before b_dec is subtracted.
             plain = ready + self._b_dec if self.definition.subtract_b_dec else ready
             out = out + (plain.astype(self.dtype) @ self._w_skip).astype(mx.float32)
-        out = self._undo(out, x)
+        out = scaling.undone(self.definition, out, x)
         mx.eval(out, l0)
         return out, l0
 
@@ -345,35 +325,22 @@ class SAE:
         return out, l0
 
     def _decoder_rows(self, ids: Ids | None) -> mx.array:
-        return self._decoder.rows(None if ids is None else np.asarray(self._ids(ids)))
+        return self._decoder.rows(None if ids is None else self._ids(ids))
 
-    def _ids(self, ids: Ids) -> mx.array:
+    def _ids(self, ids: Ids) -> NDArray[np.int64]:
         given = np.asarray(ids.tolist() if isinstance(ids, mx.array) else ids)
         if given.size == 0:
-            return mx.zeros((0,), dtype=mx.int32)
+            return np.zeros(0, np.int64)
         if given.ndim != 1 or not np.issubdtype(given.dtype, np.integer):
             raise LensError("Feature ids must be a list of whole numbers.", "For one feature give [id].")
         wrong = given[(given < 0) | (given >= self.d_sae)]
         if wrong.size:
             raise LensError(f"There is no feature {int(wrong[0])}: this SAE has {self.d_sae}.", _range(self.d_sae))
-        return mx.array(given.astype(np.int32))
+        return given.astype(np.int64)
 
 
 def _range(width: int) -> str:
     return f"Choose from 0 to {width - 1}."
-
-
-def fraction_unexplained(target: mx.array, error: mx.array) -> float | None:
-    """FVU over the rows of ``(n, d)``: squared error over squared distance from the rows' mean, summed in float64.
-
-    ``None`` if the rows do not vary.
-    """
-    if not target.shape[0]:
-        return None
-    centred = target.astype(mx.float32) - mx.mean(target.astype(mx.float32), axis=0)
-    lost, spread = mx.sum(mx.square(error), axis=-1), mx.sum(mx.square(centred), axis=-1)
-    total = float(np.asarray(spread, dtype=np.float64).sum())
-    return float(np.asarray(lost, dtype=np.float64).sum()) / total if total > 0 else None
 
 
 def _slices(n: int, size: int) -> list[slice]:

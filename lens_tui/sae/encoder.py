@@ -8,12 +8,14 @@ from typing import Literal, Protocol
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
 from lens_tui.records import LensError
 
 from .tensors import Stored
 
 Residence = Literal["memory", "disk", "8bit"]
+Places = NDArray[np.int64]
 
 BLOCK = 16384
 """Latents in a block."""
@@ -22,14 +24,16 @@ BLOCK = 16384
 class Encoder(Protocol):
     """``x @ w_enc`` for a block of latents at a time."""
 
-    residence: Residence
-    spans: tuple[slice, ...]
+    @property
+    def spans(self) -> tuple[slice, ...]:
+        """The latents of each block."""
+        ...
 
     def product(self, x: mx.array, block: int) -> mx.array:
         """``(n, d_in)`` to ``(n, latents of the block)``."""
         ...
 
-    def columns(self, ids: mx.array) -> mx.array:
+    def columns(self, ids: Places) -> mx.array:
         """The columns ``(d_in, len(ids))`` of some latents."""
         ...
 
@@ -45,7 +49,6 @@ class _InMemory:
 
     blocks: tuple[mx.array, ...]
     spans: tuple[slice, ...]
-    residence: Residence = "memory"
 
     @classmethod
     def of(cls, w_enc: Stored, dtype: mx.Dtype) -> _InMemory:
@@ -55,8 +58,8 @@ class _InMemory:
     def product(self, x: mx.array, block: int) -> mx.array:
         return x.astype(self.blocks[block].dtype) @ self.blocks[block]
 
-    def columns(self, ids: mx.array) -> mx.array:
-        return mx.concatenate([self.blocks[i // BLOCK][:, i % BLOCK][:, None] for i in ids.tolist()], axis=1)
+    def columns(self, ids: Places) -> mx.array:
+        return mx.concatenate([self.blocks[i // BLOCK][:, i % BLOCK][:, None] for i in map(int, ids)], axis=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +69,6 @@ class _OnDisk:
     w_enc: Stored
     dtype: mx.Dtype
     spans: tuple[slice, ...]
-    residence: Residence = "disk"
 
     def product(self, x: mx.array, block: int) -> mx.array:
         w = self.w_enc.read(columns=self.spans[block], dtype=self.dtype)
@@ -74,8 +76,8 @@ class _OnDisk:
         mx.eval(out)
         return out
 
-    def columns(self, ids: mx.array) -> mx.array:
-        return self.w_enc.read(columns=np.asarray(ids, dtype=np.int64), dtype=self.dtype)
+    def columns(self, ids: Places) -> mx.array:
+        return self.w_enc.read(columns=ids, dtype=self.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +87,6 @@ class _EightBit:
     blocks: tuple[tuple[mx.array, mx.array, mx.array], ...]
     group: int
     spans: tuple[slice, ...]
-    residence: Residence = "8bit"
 
     @classmethod
     def of(cls, w_enc: Stored) -> _EightBit:
@@ -102,8 +103,8 @@ class _EightBit:
         w, scales, biases = self.blocks[block]
         return mx.quantized_matmul(x, w, scales, biases, transpose=True, group_size=self.group, bits=8)
 
-    def columns(self, ids: mx.array) -> mx.array:
-        return mx.concatenate([self._column(i) for i in ids.tolist()], axis=1)
+    def columns(self, ids: Places) -> mx.array:
+        return mx.concatenate([self._column(i) for i in map(int, ids)], axis=1)
 
     def _column(self, i: int) -> mx.array:
         w, scales, biases = (part[i % BLOCK][None] for part in self.blocks[i // BLOCK])

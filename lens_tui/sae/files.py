@@ -19,7 +19,7 @@ from .tensors import Stored
 
 _MAX_JSON = 4 << 20
 _MAX_HEADER = 16 << 20
-_TYPES = {
+_TYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),

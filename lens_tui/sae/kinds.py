@@ -15,7 +15,6 @@ from .base import SAE
 from .definition import Activation, Definition, Weights
 from .encoder import Residence, row_chunks
 from .select import Best, largest
-from .tensors import Stored
 
 
 class StandardSAE(SAE):
@@ -154,11 +153,16 @@ def build(
     dtype: mx.Dtype = mx.float32,
 ) -> SAE:
     """The SAE of the class that its activation asks for. Raises ``LensError`` if the tensors do not fit."""
-    info = replace(info, d_model=_axis(weights.w_enc, 0), width=_axis(weights.w_enc, 1), d_out=_axis(weights.w_dec, 1))
-    return KINDS[definition.activation](definition, weights, info, residence=residence, dtype=dtype)
+    return KINDS[definition.activation](
+        definition, weights, with_shape(info, weights), residence=residence, dtype=dtype
+    )
 
 
-def _axis(tensor: Stored, axis: int) -> int:
-    if len(tensor.shape) != 2:
-        raise LensError(f"The tensor {tensor.name} has shape {tensor.shape}; it should be a matrix.", "Check the file.")
-    return tensor.shape[axis]
+def with_shape(info: SAEInfo, weights: Weights) -> SAEInfo:
+    """The record with the shape that the tensors have. Raises ``LensError`` if they are no matrices."""
+    for tensor in (weights.w_enc, weights.w_dec):
+        if len(tensor.shape) != 2:
+            raise LensError(
+                f"The tensor {tensor.name} has shape {tensor.shape}, not that of a matrix.", "Check the file."
+            )
+    return replace(info, d_model=weights.d_in, width=weights.width, d_out=weights.d_out)

@@ -14,11 +14,12 @@ from lens_tui.records.sanitise import one_line
 from lens_tui.records.sites import SITES
 
 from .base import SAE
+from .definition import check
 from .encoder import Residence
 from .files import shown
 from .formats import FORMATS
-from .formats.parts import Facts, Source
-from .kinds import build
+from .formats.parts import Facts, Parts, Source
+from .kinds import build, with_shape
 
 
 def load_sae(
@@ -44,6 +45,21 @@ def load_sae(
 
     Raises ``LensError`` for whatever is wrong with the path, the file or its contents.
     """
+    parts, info = _open(path, site, layer, model_name, extra_provenance or {})
+    return build(parts.definition, parts.weights, info, residence=residence, dtype=dtype)
+
+
+def sae_info(
+    path: str | Path, *, site: str | None = None, layer: int | None = None, model_name: str | None = None
+) -> SAEInfo:
+    """What :func:`load_sae` would say of an SAE; headers and configuration are read, weights are not."""
+    parts, info = _open(path, site, layer, model_name, {})
+    return with_shape(info, parts.weights)
+
+
+def _open(
+    path: str | Path, site: str | None, layer: int | None, model_name: str | None, extra: Mapping[str, str]
+) -> tuple[Parts, SAEInfo]:
     place = Path(path).expanduser()
     if not place.exists():
         raise LensError(f"There is no SAE at {one_line(str(path), 120)}.", "Check the path.")
@@ -52,9 +68,9 @@ def load_sae(
     if found is None:
         raise LensError(f"{shown(place)} is no SAE of a known format.", _look_around(place))
     parts = found.read(source)
+    check(parts.definition, parts.weights, shown(place))
     facts = _with_given(parts.facts, site, layer, model_name, place)
-    info = _info(source, facts, found.name, extra_provenance or {})
-    return build(parts.definition, parts.weights, info, residence=residence, dtype=dtype)
+    return parts, _info(source, facts, found.name, extra)
 
 
 def _with_given(facts: Facts, site: str | None, layer: int | None, model_name: str | None, place: Path) -> Facts:

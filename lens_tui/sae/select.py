@@ -33,7 +33,7 @@ def largest(values: mx.array, k: int) -> tuple[mx.array, mx.array]:
 
 
 def _group_size(m: int, k: int) -> int:
-    """About ``sqrt(m / k)``, which makes both passes alike: a power of two that divides ``m`` into over ``k`` groups."""
+    """About ``sqrt(m / k)``, which makes both passes alike: a power of two that leaves over ``k`` groups."""
     size = 1
     while m % (2 * size) == 0 and m // (2 * size) > 2 * k and (2 * size) ** 2 * k <= 4 * m:
         size *= 2
