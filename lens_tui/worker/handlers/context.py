@@ -10,6 +10,7 @@ from lens_tui.records import LensError, SAEInfo
 
 if TYPE_CHECKING:
     from lens_tui.lens import LensModel
+    from lens_tui.sae import SAE
 
 
 @dataclass(slots=True)
@@ -25,7 +26,7 @@ class Context:
     """Held on the MLX thread alone."""
 
     model: LensModel | None = None
-    saes: dict[str, Any] = field(default_factory=dict)
+    saes: dict[str, SAE] = field(default_factory=dict)
     known: dict[str, SAEInfo] = field(default_factory=dict)
     reading: Reading | None = None
     norms: dict[tuple[int, str], float] = field(default_factory=dict)

@@ -26,6 +26,7 @@ from .context import Context
 
 if TYPE_CHECKING:
     from lens_tui.lens import LensModel
+    from lens_tui.sae import SAE
 
 _log = logging.getLogger(__name__)
 _CHUNK = 64 << 20  # bytes of weights read between two looks at the stop flag
@@ -71,15 +72,15 @@ def load_sae(control: Control, job: jobs.LoadSAE, context: Context) -> Iterator[
     yield ev.SAELoaded(control.id, sae.info)
 
 
-def open_sae(path_or_id: str, context: Context) -> Any:
+def open_sae(path_or_id: str, context: Context) -> SAE:
     """The SAE of this path, bundled name or id: the one that is loaded, or loaded now."""
-    for sae_id, sae in context.saes.items():
-        if path_or_id in (sae_id, sae.info.path):
-            return sae
     from lens_tui.sae import load_sae as read_sae
 
     known = context.known.get(path_or_id)
     path = known.path if known else str(demo.sae_paths().get(path_or_id, path_or_id))
+    for sae_id, sae in context.saes.items():
+        if path_or_id == sae_id or path == sae.info.path:
+            return sae
     sae = read_sae(path)
     _check_fits(sae.info, context)
     context.saes[sae.info.id] = sae
@@ -143,7 +144,8 @@ def _lay_out(entry: ModelEntry, folder: Path) -> tuple[Any, Any]:
 def _read_weights(model: Any, control: Control) -> None:
     from mlx.utils import tree_flatten
 
-    arrays: list[mx.array] = [array for _, array in tree_flatten(model.parameters())]  # type: ignore[misc]
+    leaves: Any = tree_flatten(model.parameters())
+    arrays: list[mx.array] = [array for _, array in leaves]
     total = sum(array.nbytes for array in arrays)
     done, waiting, waiting_bytes = 0, [], 0
     control.progress("weights", 0, total, "bytes")
@@ -188,10 +190,9 @@ def _known_saes(entry: ModelEntry, context: Context) -> tuple[SAEInfo, ...]:
 
 
 def _read_info(path: str) -> SAEInfo:
-    from lens_tui.sae import load_sae as read_sae
+    from lens_tui.sae.load import sae_info
 
-    info: SAEInfo = read_sae(path).info
-    return info
+    return sae_info(path)
 
 
 def _remember(entry: ModelEntry) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from lens_tui.records import SteeringVector
 from lens_tui.worker import events as ev
@@ -30,7 +30,7 @@ def from_prompts(control: Control, job: jobs.VectorFromPrompts, context: Context
     from lens_tui.lens.vectors import mean_difference
 
     control.progress("texts", 0, len(job.positive) + len(job.negative))
-    over = "last" if job.over == "last" else "all"
+    over: Literal["last", "all"] = "last" if job.over == "last" else "all"
     vector = mean_difference(context.need_model(), job.name, job.positive, job.negative, job.layer, over=over)
     yield made(control, vector, context)
 

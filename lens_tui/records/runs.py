@@ -1,0 +1,274 @@
+"""The history of runs: each prompt, its arms and settings, and every token that came, kept as it comes.
+
+A run is written down when it begins and after each step, so a process that is
+killed loses at most the step in flight; :meth:`RunStore.broken` finds such runs
+afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from .codec import arm_from_json, sampling_from_json, to_json
+from .interventions import Arm
+from .run import Candidate, Token
+from .sampling import Sampling
+from .store import Family, Store, fts_query
+
+State = Literal["running", "done", "stopped", "failed", "killed"]
+
+RUNS = Family(
+    "runs",
+    (
+        """
+        CREATE TABLE run (
+            id INTEGER PRIMARY KEY,
+            created REAL NOT NULL,
+            owner INTEGER NOT NULL,
+            state TEXT NOT NULL,
+            model TEXT NOT NULL,
+            prompt TEXT NOT NULL,
+            raw INTEGER NOT NULL,
+            sampling TEXT NOT NULL,
+            prompt_ids TEXT NOT NULL,
+            note TEXT NOT NULL DEFAULT ''
+        );
+        CREATE TABLE run_arm (
+            run INTEGER NOT NULL REFERENCES run(id) ON DELETE CASCADE,
+            arm INTEGER NOT NULL,
+            record TEXT NOT NULL,
+            reason TEXT NOT NULL DEFAULT '',
+            dose REAL,
+            text TEXT NOT NULL DEFAULT '',
+            PRIMARY KEY (run, arm)
+        ) WITHOUT ROWID;
+        CREATE TABLE run_token (
+            run INTEGER NOT NULL REFERENCES run(id) ON DELETE CASCADE,
+            arm INTEGER NOT NULL,
+            place INTEGER NOT NULL,
+            token_id INTEGER NOT NULL,
+            token TEXT NOT NULL,
+            text TEXT NOT NULL,
+            logprob REAL NOT NULL,
+            kl REAL,
+            top TEXT NOT NULL,
+            scales TEXT NOT NULL,
+            PRIMARY KEY (run, arm, place)
+        ) WITHOUT ROWID;
+        CREATE VIRTUAL TABLE run_text USING fts5(prompt, texts, note);
+        """,
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ArmRecord:
+    """One arm of a kept run: what it was, what came out, how it ended (``""``: it did not)."""
+
+    arm: Arm
+    tokens: tuple[Token, ...] = ()
+    text: str = ""
+    reason: str = ""
+    dose: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A kept run. ``created`` is seconds since 1970 (UTC); ``id`` 0 means not stored."""
+
+    model: str
+    prompt: str
+    arms: tuple[ArmRecord, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+    raw: bool = False
+    prompt_ids: tuple[int, ...] = ()
+    created: float = 0.0
+    state: State = "done"
+    note: str = ""
+    id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """A line of the history: enough to choose a run by."""
+
+    id: int
+    created: float
+    model: str
+    prompt: str
+    state: State
+    arms: tuple[str, ...]
+    note: str
+
+
+class RunStore:
+    """The runs of a :class:`Store`."""
+
+    def __init__(self, store: Store | Path | str | None = None) -> None:
+        self.store = store if isinstance(store, Store) else Store(store)
+        self.store.use(RUNS)
+
+    def begin(
+        self,
+        model: str,
+        prompt: str,
+        arms: Sequence[Arm],
+        sampling: Sampling,
+        *,
+        raw: bool = False,
+        prompt_ids: Sequence[int] = (),
+    ) -> int:
+        """Write down a run that begins; returns its id."""
+        values = (time.time(), os.getpid(), "running", model, prompt, raw, _dump(sampling), _dump(list(prompt_ids)))
+        with self.store.write() as connection:
+            cursor = connection.execute(
+                "INSERT INTO run (created, owner, state, model, prompt, raw, sampling, prompt_ids) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                values,
+            )
+            run = int(cursor.lastrowid or 0)
+            connection.executemany(
+                "INSERT INTO run_arm (run, arm, record) VALUES (?, ?, ?)",
+                [(run, index, _dump(arm)) for index, arm in enumerate(arms)],
+            )
+        return run
+
+    def add(self, run: int, tokens: Iterable[Token]) -> None:
+        """Add tokens to a run, in one transaction."""
+        rows = [
+            (run, t.arm, t.index, t.token_id, t.token, t.text, t.logprob, t.kl, _dump(_pairs(t.top)), _dump(t.scales))
+            for t in tokens
+        ]
+        with self.store.write() as connection:
+            connection.executemany("INSERT INTO run_token VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+
+    def end_arm(self, run: int, arm: int, reason: str, dose: float | None = None) -> None:
+        """Say how an arm ended."""
+        with self.store.write() as connection:
+            connection.execute(
+                "UPDATE run_arm SET reason = ?, dose = ? WHERE run = ? AND arm = ?", (reason, dose, run, arm)
+            )
+
+    def end(self, run: int, state: State = "done") -> None:
+        """Close a run: its texts are joined and it can be searched."""
+        with self.store.write() as connection:
+            connection.execute("UPDATE run SET state = ? WHERE id = ?", (state, run))
+            texts = []
+            for row in connection.execute("SELECT arm FROM run_arm WHERE run = ? ORDER BY arm", (run,)).fetchall():
+                pieces = connection.execute(
+                    "SELECT text FROM run_token WHERE run = ? AND arm = ? ORDER BY place", (run, row["arm"])
+                )
+                texts.append("".join(piece["text"] for piece in pieces))
+                connection.execute(
+                    "UPDATE run_arm SET text = ? WHERE run = ? AND arm = ?", (texts[-1], run, row["arm"])
+                )
+            connection.execute("DELETE FROM run_text WHERE rowid = ?", (run,))
+            connection.execute(
+                "INSERT INTO run_text (rowid, prompt, texts, note) SELECT id, prompt, ?, note FROM run WHERE id = ?",
+                ("\n".join(texts), run),
+            )
+
+    def broken(self) -> list[int]:
+        """Runs whose process died under them, newest first. They are closed as ``killed`` and keep what came."""
+        rows = self.store.all("SELECT id, owner FROM run WHERE state = 'running' ORDER BY id DESC")
+        dead = [int(row["id"]) for row in rows if not _lives(int(row["owner"]))]
+        for run in dead:
+            self.end(run, "killed")
+        return dead
+
+    def get(self, run: int) -> RunRecord | None:
+        """A run with every token, or ``None``."""
+        row = self.store.one("SELECT * FROM run WHERE id = ?", (run,))
+        if row is None:
+            return None
+        arms = self.store.all("SELECT * FROM run_arm WHERE run = ? ORDER BY arm", (run,))
+        return RunRecord(
+            model=row["model"],
+            prompt=row["prompt"],
+            arms=tuple(self._arm(run, arm) for arm in arms),
+            sampling=sampling_from_json(json.loads(row["sampling"])),
+            raw=bool(row["raw"]),
+            prompt_ids=tuple(json.loads(row["prompt_ids"])),
+            created=row["created"],
+            state=row["state"],
+            note=row["note"],
+            id=run,
+        )
+
+    def list(self, words: str = "", limit: int = 100) -> list[RunSummary]:
+        """The newest runs, or those whose prompt, texts or note hold all the words."""
+        query = fts_query(words)
+        found = "WHERE id IN (SELECT rowid FROM run_text WHERE run_text MATCH ?)" if query else ""
+        rows = self.store.all(
+            f"SELECT * FROM run {found} ORDER BY id DESC LIMIT ?", (query, limit) if query else (limit,)
+        )
+        return [self._summary(row) for row in rows]
+
+    def annotate(self, run: int, note: str) -> None:
+        """Give a run a note, which is searched too."""
+        with self.store.write() as connection:
+            connection.execute("UPDATE run SET note = ? WHERE id = ?", (note, run))
+            connection.execute("UPDATE run_text SET note = ? WHERE rowid = ?", (note, run))
+
+    def delete(self, run: int) -> None:
+        """Forget a run."""
+        with self.store.write() as connection:
+            connection.execute("DELETE FROM run_text WHERE rowid = ?", (run,))
+            connection.execute("DELETE FROM run WHERE id = ?", (run,))
+
+    def _summary(self, row: Any) -> RunSummary:
+        arms = self.store.all("SELECT record FROM run_arm WHERE run = ? ORDER BY arm", (row["id"],))
+        names = tuple(str(json.loads(arm["record"])["name"]) for arm in arms)
+        return RunSummary(row["id"], row["created"], row["model"], row["prompt"], row["state"], names, row["note"])
+
+    def _arm(self, run: int, row: Any) -> ArmRecord:
+        tokens = tuple(
+            _token(item)
+            for item in self.store.all(
+                "SELECT * FROM run_token WHERE run = ? AND arm = ? ORDER BY place", (run, row["arm"])
+            )
+        )
+        text = row["text"] or "".join(token.text for token in tokens)
+        return ArmRecord(arm_from_json(json.loads(row["record"])), tokens, text, row["reason"], row["dose"])
+
+
+def _token(row: Any) -> Token:
+    top = tuple(Candidate(*item) for item in json.loads(row["top"]))
+    scales = tuple((str(name), float(scale)) for name, scale in json.loads(row["scales"]))
+    return Token(
+        row["place"],
+        row["token_id"],
+        row["token"],
+        row["text"],
+        row["logprob"],
+        arm=row["arm"],
+        kl=row["kl"],
+        top=top,
+        scales=scales,
+    )
+
+
+def _pairs(top: Sequence[Candidate]) -> list[list[Any]]:
+    return [[candidate.token_id, candidate.text, candidate.logprob] for candidate in top]
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(to_json(value), ensure_ascii=False, separators=(",", ":"))
+
+
+def _lives(process: int) -> bool:
+    if process == os.getpid():
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,130 @@
+"""Steering vectors as files: one safetensors file each, one tensor, the record as JSON in its metadata.
+
+The tensor ``direction`` has shape ``(d_model,)``, float32, norm 1. The metadata
+holds ``format`` (``mlx-lens-tui.vector``), ``version`` and ``record``: the
+fields of :class:`SteeringVector` but the direction. Any safetensors reader opens it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import atomic, paths
+from .codec import to_json, vector_from_json
+from .errors import LensError
+from .sanitise import one_line
+from .vectors import SteeringVector
+
+FORMAT = "mlx-lens-tui.vector"
+SUFFIX = ".safetensors"
+_VERSION = "1"
+_MAX_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VectorFile:
+    """A file of the vectors folder: the vector it holds, or why it cannot be read."""
+
+    path: Path
+    vector: SteeringVector | None
+    problem: str = ""
+
+
+def save_vector(vector: SteeringVector, path: Path | None = None) -> Path:
+    """Write a vector; returns the file.
+
+    Without ``path`` it goes to the vectors folder under a name made from its
+    own; one of that name is kept, and the new one gets a number. Raises
+    :class:`LensError` if the disk refuses.
+    """
+    from safetensors.numpy import save
+
+    file = path or _free_name(paths.vectors_folder(), vector.name)
+    record = {key: value for key, value in to_json(vector).items() if key != "direction"}
+    metadata = {"format": FORMAT, "version": _VERSION, "record": json.dumps(record, ensure_ascii=False)}
+    direction = np.ascontiguousarray(vector.direction, dtype=np.float32)
+    atomic.write_bytes(file, save({"direction": direction}, metadata))
+    return file
+
+
+def load_vector(path: Path | str, *, d_model: int | None = None, model: str | None = None) -> SteeringVector:
+    """Read a vector, its direction unchanged to the last bit.
+
+    With ``d_model`` a vector of another width is refused, with ``model`` one that
+    was made for another model. Raises :class:`LensError` for everything that is
+    no vector of ours.
+    """
+    file = Path(path)
+    vector = _read(file)
+    if d_model is not None and vector.d_model != d_model:
+        raise LensError(
+            f"The vector {vector.name!r} has width {vector.d_model}; the model's residual stream has {d_model}.",
+            "Use one made for this model.",
+        )
+    if model is not None and vector.model and vector.model != model:
+        raise LensError(
+            f"The vector {vector.name!r} was made for {vector.model}, not {model}.", "Use one made for this model."
+        )
+    return vector
+
+
+def list_vectors(folder: Path | None = None) -> list[VectorFile]:
+    """The vectors of a folder (the user's own by default) by name, unreadable ones with the reason."""
+    found = []
+    for file in sorted((folder or paths.vectors_folder()).glob(f"*{SUFFIX}")):
+        try:
+            found.append(VectorFile(file, _read(file)))
+        except LensError as error:
+            found.append(VectorFile(file, None, one_line(str(error), 300)))
+    return found
+
+
+def delete_vector(path: Path) -> None:
+    """Delete a vector file; one that is gone already is no error."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise LensError(f"Could not delete {path}: {error.strerror}.", "Check permissions.") from error
+
+
+def rename_vector(vector: SteeringVector, name: str) -> SteeringVector:
+    """The same vector under another name."""
+    if not name.strip():
+        raise LensError("A vector needs a name.", "Type at least one character.")
+    return replace(vector, name=name.strip())
+
+
+def _read(file: Path) -> SteeringVector:
+    from safetensors import SafetensorError, safe_open
+
+    shown = one_line(str(file), 120)
+    try:
+        if file.stat().st_size > _MAX_BYTES:
+            raise LensError(f"{shown} is larger than any steering vector.", "Is it a model?")
+        with safe_open(file, framework="np") as opened:
+            metadata: dict[str, str] = opened.metadata() or {}
+            if metadata.get("format") != FORMAT or "direction" not in opened.keys():  # noqa: SIM118 - not a mapping
+                raise LensError(f"{shown} is no vector of mlx-lens-tui.", "Import it with its own format.")
+            direction = opened.get_tensor("direction")
+        record: Any = json.loads(metadata["record"])
+    except FileNotFoundError:
+        raise LensError(f"There is no file {shown}.", "Check the path.") from None
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, LensError):
+            raise
+        raise LensError(f"{shown} cannot be read as a vector: {one_line(str(error), 100)}.") from error
+    if direction.ndim != 1 or direction.dtype != np.float32 or not isinstance(record, dict):
+        raise LensError(f"{shown} holds no float32 direction of shape (d_model,).")
+    return vector_from_json({**record, "direction": to_json(direction)})
+
+
+def _free_name(folder: Path, name: str) -> Path:
+    stem = re.sub(r"[^\w.-]+", "-", name.strip(), flags=re.ASCII).strip("-.").lower()[:80] or "vector"
+    candidates = (folder / f"{stem}{f'-{number}' if number > 1 else ''}{SUFFIX}" for number in range(1, 100_000))
+    return next(file for file in candidates if not file.exists())

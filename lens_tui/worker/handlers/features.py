@@ -1,0 +1,122 @@
+"""Read a text with an SAE: the features of each token, one feature over the text, the page of one feature."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import numpy as np
+
+from lens_tui.records import FloatArray, LensError, SteeringVector
+from lens_tui.worker import events as ev
+from lens_tui.worker import jobs
+from lens_tui.worker.control import Control
+
+from .context import Context, Reading
+from .knowledge import known_of
+from .load import open_sae
+
+if TYPE_CHECKING:
+    from lens_tui.lens import LensModel
+    from lens_tui.sae import SAE
+
+_BLOCK = 512  # tokens between two looks at the stop flag
+
+
+def encode(control: Control, job: jobs.Encode, context: Context) -> Iterator[ev.Event]:
+    """The strongest features of every token, L0 and FVU over the tokens that count, unsteered."""
+    model = context.need_model()
+    sae = open_sae(job.sae, context)
+    ids = model.tokens.check(job.token_ids) if job.token_ids else model.tokens.encode(job.text)
+    context.reading = Reading(ids)
+    control.progress("tokens", 0, len(ids), "tokens")
+    residual = _residual(context, sae)
+    special, counted = _special(model, sae, ids)
+    k = min(job.top_k, sae.d_sae)
+    places, values = [], []
+    for start in range(0, len(ids), _BLOCK):
+        some_ids, some_values = sae.top_k(residual[start : start + _BLOCK], k)
+        places.append(np.array(some_ids, dtype=np.int32))
+        values.append(np.array(some_values, dtype=np.float32))
+        control.progress("tokens", min(start + _BLOCK, len(ids)), len(ids), "tokens")
+    found, strengths = np.concatenate(places), np.concatenate(values)
+    found[~counted], strengths[~counted] = -1, 0.0
+    l0, fvu = _quality(sae, residual, counted)
+    tokens = tuple(model.tokens.display(token) for token in ids)
+    yield ev.Encoded(control.id, sae.info.id, ids, tokens, special, found, strengths, l0, fvu)
+
+
+def read_feature(control: Control, job: jobs.ReadFeature, context: Context) -> Iterator[ev.Event]:
+    """A feature over the text last encoded, and everything known of it."""
+    sae = open_sae(job.sae, context)
+    here = _over_text(sae, job.feature, context)
+    if here is not None:
+        yield ev.FeatureActivations(control.id, sae.info.id, job.feature, here)
+    control.check()
+    vector = feature_vector(context, job.sae, job.feature)
+    promoted, suppressed = _unembedded(context.need_model(), vector, job.top_tokens)
+    extras = known_of(sae.info, job.feature, context.need_model().tokens.display)
+    yield ev.FeaturePage(control.id, sae.info.id, job.feature, promoted, suppressed, vector, extras)
+
+
+def feature_vector(context: Context, sae_id: str, feature: int) -> SteeringVector:
+    """A feature's decoder direction, with the largest activation known of it: in its index, or else in the text."""
+    sae = open_sae(sae_id, context)
+    known = known_of(sae.info, feature, str)
+    largest = known.get("max")
+    if largest is None:
+        here = _over_text(sae, feature, context)
+        largest = float(here.max()) if here is not None and here.size else None
+    vector = sae.vector(feature, max_activation=largest or None)
+    return replace(vector, name=str(known.get("label") or f"feature {feature}"))
+
+
+def _over_text(sae: SAE, feature: int, context: Context) -> FloatArray | None:
+    """A feature's activation on each token of the text last encoded, ``None`` if there is no such text."""
+    if context.reading is None or context.model is None:
+        # The id is checked all the same: there is no feature -1 whatever was read.
+        sae.directions([feature])
+        return None
+    values: FloatArray = np.array(sae.encode_features(_residual(context, sae), [feature])[:, 0], dtype=np.float32)
+    _, counted = _special(context.model, sae, context.reading.token_ids)
+    return np.where(counted, values, np.float32(0.0)).astype(np.float32)
+
+
+def _residual(context: Context, sae: SAE) -> mx.array:
+    """The activations of the text at the SAE's place, computed once for each place."""
+    reading, info = context.reading, sae.info
+    assert reading is not None
+    if info.layer < 0 or not info.site:
+        raise LensError(
+            f"It is not known which layer and site the SAE {info.name} reads.", "Load it with its layer and site."
+        )
+    place = (info.layer, info.site)
+    if place not in reading.residuals:
+        reading.residuals[place] = context.need_model().residuals(reading.token_ids, info.layer, site=info.site)
+    found: mx.array = reading.residuals[place]
+    return found
+
+
+def _special(model: LensModel, sae: SAE, ids: tuple[int, ...]) -> tuple[tuple[bool, ...], Any]:
+    """Which tokens are special, and which count: an SAE that did not see BOS in training says nothing about it."""
+    specials = model.tokens.special_ids()
+    special = tuple(token in specials for token in ids)
+    counted = np.ones(len(ids), dtype=bool) if sae.info.bos else ~np.array(special, dtype=bool)
+    return special, counted
+
+
+def _quality(sae: SAE, residual: mx.array, counted: Any) -> tuple[float, float]:
+    """Mean L0 and FVU over the tokens that count; NaN where there is nothing to measure."""
+    rows = np.flatnonzero(counted)
+    if not len(rows) or sae.info.is_transcoder:
+        return float("nan"), float("nan")
+    made = sae.reconstruct(mx.take(residual, mx.array(rows.astype(np.int32)), axis=0))
+    return float(mx.mean(made.l0)), float("nan") if made.fvu is None else made.fvu
+
+
+def _unembedded(model: LensModel, vector: SteeringVector, k: int) -> tuple[Any, Any]:
+    if vector.d_model != model.d_model or vector.site in ("attn_z", "mlp_in"):
+        return (), ()
+    return model.promoted(vector, k)

@@ -1,0 +1,90 @@
+"""What is known of a feature beforehand: its label, and what a feature index holds. Read from disk, no MLX."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from lens_tui import demo
+from lens_tui.records import LensError, SAEInfo, paths
+from lens_tui.records.labels import Labels
+from lens_tui.records.sanitise import one_line, sanitise_token
+from lens_tui.records.store import Store
+from lens_tui.sae.index import Example, FeatureIndex
+
+_log = logging.getLogger(__name__)
+_EXAMPLES = 12
+
+
+def known_of(info: SAEInfo, feature: int, token_text: Callable[[int], str]) -> dict[str, Any]:
+    """Plain data for ``FeaturePage.extras``; what is not known is left out.
+
+    ``label``, ``label_source``, ``density``, ``max``, ``mean``, ``hist_edges``,
+    ``hist_counts``, ``corpus`` and ``examples``, each ``{"tokens", "values",
+    "peak", "value"}``. All strings are safe to show.
+    """
+    found: dict[str, Any] = {}
+    label = _label(info, feature)
+    if label is not None:
+        found["label"], found["label_source"] = one_line(label[0], 200), one_line(label[1], 60)
+    index = index_of(info)
+    if index is not None and 0 <= feature < index.width:
+        numbers = index.statistics(feature)
+        found |= {
+            "density": numbers.density,
+            "max": numbers.max,
+            "mean": numbers.mean,
+            "hist_edges": list(numbers.edges),
+            "hist_counts": list(numbers.histogram),
+            "corpus": one_line(index.identity.corpus, 80),
+            "examples": [_example(example, token_text) for example in index.examples(feature, _EXAMPLES)],
+        }
+    return found
+
+
+def index_of(info: SAEInfo) -> FeatureIndex | None:
+    """The newest index at hand for an SAE: bundled, or in the user's indexes folder. ``None`` if there is none."""
+    folders = (demo.model_path().parent / "index", paths.indexes_folder())
+    manifests = [manifest for folder in folders for manifest in folder.glob("*/manifest.json")]
+    for manifest in sorted(manifests, key=lambda file: file.stat().st_mtime, reverse=True):
+        index = _open(manifest.parent, manifest.stat().st_mtime)
+        if index is not None and _is_of(index, info):
+            return index
+    return None
+
+
+def _is_of(index: FeatureIndex, info: SAEInfo) -> bool:
+    identity = index.identity
+    theirs = (identity.sae, identity.width, identity.layer, identity.site, identity.d_model)
+    return theirs == (info.id, info.width, info.layer, info.site, info.d_model)
+
+
+@lru_cache(maxsize=64)
+def _open(folder: Path, changed: float) -> FeatureIndex | None:
+    try:
+        return FeatureIndex(folder)
+    except LensError as error:
+        _log.warning("the index %s is left out: %s", folder, error)
+        return None
+
+
+def _label(info: SAEInfo, feature: int) -> tuple[str, str] | None:
+    """The best label and who says so. A database that cannot be read must not take the page away."""
+    if not paths.database_file().exists():
+        return None
+    try:
+        with Store() as store:
+            best = Labels(store).best(info.id, [feature]).get(feature)
+    except LensError as error:
+        _log.warning("labels cannot be read: %s", error)
+        return None
+    return None if best is None else (best.text, best.source)
+
+
+def _example(example: Example, token_text: Callable[[int], str]) -> dict[str, Any]:
+    tokens = [sanitise_token(token_text(int(token))) for token in example.token_ids]
+    values = [0.0 if value != value else float(value) for value in example.values]  # NaN: not kept
+    return {"tokens": tokens, "values": values, "peak": example.peak, "value": example.value}
