@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from lens_tui.records import ArmEnd, Candidate, Dose, Intervention, LensError, Token
+from lens_tui.records import ArmEnd, Candidate, Dose, Intervention, LensError, Sampling, Token
 
 from .capture import CaptureResult
 from .checks import checked
 from .generation import RowDecoder, Step
+from .meter import Meter
 from .positions import reach
 from .program import Key
-from .registry import Entry, Plan, Registry
+from .registry import Entry, Plan
 from .tokens import Detokenizer, Tokens
 
 
@@ -26,37 +27,164 @@ class _Row:
     reason: str | None = None
 
 
-class Rows:
-    """The rows of a run while they are decoded; what ``Generation`` and ``Comparison`` share.
+@dataclass
+class _Progress:
+    """A run in progress: its decoder, its rows, and the proxies it holds.
 
-    Proxies are installed when the first token is asked for and taken away when
-    the last has come or :meth:`close` is called, whatever happens in between.
+    Apart from :class:`Rows`, so that a run nobody refers to any more ends at once
+    instead of waiting for the garbage collector to find a circle.
     """
 
-    def __init__(self, decoder: RowDecoder, tokens: Tokens, names: Sequence[str]) -> None:
-        self._decoder = decoder
-        self._registry: Registry = decoder.registry
-        self._tokens = tokens
-        self._names = tuple(names)
-        self._rows = [_Row(tokens.detokenizer()) for _ in names]
-        self._keys: set[Key] = set()
-        self._events = self._run()
-        self._check_reach()
+    decoder: RowDecoder
+    tokens: Tokens
+    names: tuple[str, ...]
+    rows: list[_Row]
+    keys: set[Key] = field(default_factory=set)
 
     @property
     def plan(self) -> Plan:
-        """The interventions of the run, row by row."""
-        return self._decoder.run.plan
+        return self.decoder.run.plan
+
+    def hold(self, keys: set[Key]) -> None:
+        """Install what the sites need, and take away what is not needed any more."""
+        registry = self.decoder.registry
+        registry.need(keys - self.keys)
+        registry.release(self.keys - keys)
+        self.keys = set(keys)
+
+    def emit(self, step: Step) -> Iterator[Token | ArmEnd]:
+        limit = self.decoder.options.sampling.max_tokens
+        baseline = self.decoder.options.baseline
+        alive = [index for index, row in enumerate(self.rows) if row.reason is None]
+        with_kl = baseline is not None and baseline in alive
+        for index in alive:
+            row, token = self.rows[index], step.ids[index]
+            row.ids.append(token)
+            stop = token in self.tokens.stops
+            last = stop or len(row.ids) >= limit
+            text = _next_text(row, token, stop=stop, last=last)
+            row.text += text
+            if last:
+                row.reason = "stop" if stop else "length"
+            kl = max(0.0, step.kl[index]) if with_kl and step.kl is not None else None
+            yield self.token(index, step, text, kl)
+        for index in alive:
+            row = self.rows[index]
+            if row.reason is not None:
+                yield ArmEnd(index, row.reason, len(row.ids), row.text, self.doses(index))
+
+    def token(self, index: int, step: Step, text: str, kl: float | None) -> Token:
+        token = step.ids[index]
+        top: tuple[Candidate, ...] = ()
+        if step.top_ids is not None and step.top_logprobs is not None:
+            pairs = zip(step.top_ids[index], step.top_logprobs[index], strict=True)
+            top = tuple(Candidate(at, self.tokens.display(at), value) for at, value in pairs)
+        return Token(
+            index=len(self.rows[index].ids) - 1,
+            token_id=token,
+            token=self.tokens.display(token),
+            text=text,
+            logprob=step.logprobs[index],
+            arm=index,
+            kl=kl,
+            top=top,
+            version=step.version,
+            scales=step.scales[index],
+        )
+
+    def doses(self, row: int) -> tuple[Dose, ...]:
+        meter = self.decoder.run.meter
+        keys = [entry.key for entry in self.plan.rows[row] if getattr(entry.item, "enabled", True)]
+        return meter.doses(row, keys) if meter is not None and keys else ()
+
+    def check_reach(self) -> None:
+        """Refuse positions that no token of this run can have."""
+        n_prompt = self.decoder.run.n_prompt
+        assert isinstance(n_prompt, int)
+        last = n_prompt + self.decoder.options.sampling.max_tokens - 2
+        for row in self.plan.rows:
+            for entry in row:
+                positions = getattr(entry.item, "positions", None)
+                if positions is not None and not reach(positions, n_prompt, last):
+                    name = entry.item.id
+                    raise LensError(f"{name!r} touches no position of this run (0 to {last}).", "Change its positions.")
+
+    def check_moved(self) -> None:
+        """Refuse to go on when what had to move something was measured and did not."""
+        meter = self.decoder.run.meter
+        if meter is None or not meter.pending:
+            return
+        meter.settle()
+        for key, program in self.decoder.registry.programs(self.plan).items():
+            for row, must in enumerate(program.must_move):
+                if must:
+                    meter.check_moved(row, [key], f"The arm {self.names[row]!r}" if self.names[row] else "Steering")
+
+    def finish(self) -> None:
+        """Close the books: reasons, captures without what ran ahead, proxies."""
+        for row in self.rows:
+            row.reason = row.reason or "stopped"
+        longest = max(len(row.ids) for row in self.rows)
+        for recorder in self.plan.recorders:
+            if isinstance(recorder, CaptureResult) and longest:
+                recorder.cut(len(self.decoder.ids) + longest - 1)
+        self.hold(set())
+
+
+def _next_text(row: _Row, token: int, *, stop: bool, last: bool) -> str:
+    """What a token adds to the text; the end-of-text token adds only what was held back."""
+    if not stop:
+        row.detokenizer.add_token(token)
+    if last:
+        row.detokenizer.finalize()
+    return row.detokenizer.last_segment
+
+
+def _events(progress: _Progress) -> Generator[Token | ArmEnd]:
+    """The events of a run; proxies are up from the first request to the end, however it ends."""
+    progress.hold(progress.plan.keys)
+    try:
+        for step in progress.decoder.steps():
+            progress.check_moved()
+            yield from progress.emit(step)
+            if all(row.reason for row in progress.rows):
+                break
+    finally:
+        progress.finish()
+
+
+class Rows:
+    """A run of one or several rows: what ``Generation`` and ``Comparison`` share.
+
+    Nothing is computed or installed before the first token is asked for; a run
+    that ends, fails, is closed or is dropped leaves the model as it was.
+    """
+
+    def __init__(self, decoder: RowDecoder, tokens: Tokens, names: Sequence[str]) -> None:
+        rows = [_Row(tokens.detokenizer(decoder.ids[-1])) for _ in names]
+        self._progress = _Progress(decoder, tokens, tuple(names), rows)
+        self._progress.check_reach()
+        self._events = _events(self._progress)
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
         """The prompt as the model sees it."""
-        return self._decoder.ids
+        return self._progress.decoder.ids
 
     @property
     def prompt_tokens(self) -> tuple[str, ...]:
         """The prompt's tokens in their display form."""
-        return tuple(self._tokens.display(token) for token in self._decoder.ids)
+        return tuple(self._progress.tokens.display(token) for token in self.prompt_ids)
+
+    @property
+    def prompt_spans(self) -> tuple[tuple[str, int, int], ...] | None:
+        """The chat roles of the prompt as ``(role, start, stop)``; ``None`` for raw prompts."""
+        return self._progress.decoder.run.spans
+
+    @property
+    def sampling(self) -> Sampling:
+        """The settings of the run, the seed included."""
+        return self._progress.decoder.options.sampling
 
     def close(self) -> None:
         """End the run where it stands; nothing stays installed."""
@@ -64,118 +192,19 @@ class Rows:
 
     def change(self, row: int, interventions: Sequence[Intervention]) -> None:
         """Give a row these interventions from its next step on. Raises :class:`LensError`."""
-        if not 0 <= row < len(self._rows):
-            raise LensError(f"There is no arm {row}: the run has {len(self._rows)}.")
-        registry = self._registry
-        self.plan.set_row(row, [Entry(registry, checked(item, registry)) for item in interventions])
-        if self._keys:
-            self._hold(self.plan.keys)
+        progress = self._progress
+        if not 0 <= row < len(progress.rows):
+            raise LensError(f"There is no arm {row}: the run has {len(progress.rows)}.")
+        registry = progress.decoder.registry
+        progress.plan.set_row(row, [Entry(registry, checked(item, registry)) for item in interventions])
+        if progress.keys:
+            progress.hold(progress.plan.keys)
+        if progress.decoder.run.meter is None:
+            progress.decoder.run.meter = Meter()
 
     def doses(self, row: int) -> tuple[Dose, ...]:
         """How far each steered site of a row was moved, under the interventions that hold now."""
-        meter = self._decoder.run.meter
-        keys = [entry.key for entry in self.plan.rows[row] if getattr(entry.item, "enabled", True)]
-        return meter.doses(row, keys) if meter is not None and keys else ()
-
-    # -- the run -----------------------------------------------------------
-
-    def _run(self) -> Generator[Token | ArmEnd]:
-        self._hold(self.plan.keys)
-        try:
-            for step in self._decoder.steps():
-                self._check_moved()
-                yield from self._emit(step)
-                if all(row.reason for row in self._rows):
-                    break
-        finally:
-            self._finish()
-
-    def _emit(self, step: Step) -> Iterator[Token | ArmEnd]:
-        limit = self._decoder.options.sampling.max_tokens
-        baseline = self._decoder.options.baseline
-        alive = [index for index, row in enumerate(self._rows) if row.reason is None]
-        with_kl = baseline is not None and baseline in alive
-        for index in alive:
-            row, token = self._rows[index], step.ids[index]
-            row.ids.append(token)
-            stop = token in self._tokens.stops
-            last = stop or len(row.ids) >= limit
-            text = self._text(row, token, stop=stop, last=last)
-            row.text += text
-            if last:
-                row.reason = "stop" if stop else "length"
-            kl = max(0.0, step.kl[index]) if with_kl and step.kl is not None else None
-            yield self._token(index, step, text, kl)
-        for index in alive:
-            row = self._rows[index]
-            if row.reason is not None:
-                yield ArmEnd(index, row.reason, len(row.ids), row.text, self.doses(index))
-
-    def _token(self, index: int, step: Step, text: str, kl: float | None) -> Token:
-        row = self._rows[index]
-        token = row.ids[-1]
-        top: tuple[Candidate, ...] = ()
-        if step.top_ids is not None and step.top_logprobs is not None:
-            pairs = zip(step.top_ids[index], step.top_logprobs[index], strict=True)
-            top = tuple(Candidate(at, self._tokens.display(at), value) for at, value in pairs)
-        return Token(
-            index=len(row.ids) - 1,
-            token_id=token,
-            token=self._tokens.display(token),
-            text=text,
-            logprob=step.logprobs[index],
-            arm=index,
-            kl=kl,
-            top=top,
-            version=step.version,
-            scales=step.scales[min(index, len(step.scales) - 1)],
-        )
-
-    def _text(self, row: _Row, token: int, *, stop: bool, last: bool) -> str:
-        """What a token adds to the text; the end-of-text token adds only what was held back."""
-        if not stop:
-            row.detokenizer.add_token(token)
-        if last:
-            row.detokenizer.finalize()
-        return row.detokenizer.last_segment
-
-    # -- checks and bookkeeping --------------------------------------------
-
-    def _check_reach(self) -> None:
-        """Refuse positions that no token of this run can have."""
-        n_prompt = len(self._decoder.ids)
-        last = n_prompt + self._decoder.options.sampling.max_tokens - 2
-        for row in self.plan.rows:
-            for entry in row:
-                positions = getattr(entry.item, "positions", None)
-                if positions is not None and not reach(positions, n_prompt, last):
-                    raise LensError(
-                        f"{entry.item.id!r} touches no position of this run (0 to {last}).", "Change its positions."
-                    )
-
-    def _check_moved(self) -> None:
-        meter = self._decoder.run.meter
-        if meter is None or not meter.pending:
-            return
-        meter.settle()
-        for key, program in self._registry.programs(self.plan).items():
-            for row, must in enumerate(program.must_move):
-                if must:
-                    meter.check_moved(row, [key], f"The arm {self._names[row]!r}" if self._names[row] else "Steering")
-
-    def _hold(self, keys: set[Key]) -> None:
-        self._registry.need(keys - self._keys)
-        self._registry.release(self._keys - keys)
-        self._keys = set(keys)
-
-    def _finish(self) -> None:
-        for row in self._rows:
-            row.reason = row.reason or "stopped"
-        longest = max(len(row.ids) for row in self._rows)
-        for recorder in self.plan.recorders:
-            if isinstance(recorder, CaptureResult) and longest:
-                recorder.cut(len(self._decoder.ids) + longest - 1)
-        self._hold(set())
+        return self._progress.doses(row)
 
 
 class Generation(Rows, Iterator[Token]):
@@ -194,17 +223,17 @@ class Generation(Rows, Iterator[Token]):
     @property
     def text(self) -> str:
         """The text so far, exactly as the tokenizer decodes it."""
-        return self._rows[0].text
+        return self._progress.rows[0].text
 
     @property
     def token_ids(self) -> tuple[int, ...]:
         """The generated token ids so far, the end-of-text token included."""
-        return tuple(self._rows[0].ids)
+        return tuple(self._progress.rows[0].ids)
 
     @property
     def reason(self) -> str | None:
         """Why it ended: ``stop``, ``length``, ``stopped``; ``None`` while it goes on."""
-        return self._rows[0].reason
+        return self._progress.rows[0].reason
 
     @property
     def dose(self) -> tuple[Dose, ...]:
@@ -228,22 +257,22 @@ class Comparison(Rows, Iterator[Token | ArmEnd]):
     @property
     def arms(self) -> tuple[str, ...]:
         """The names of the rows, in order."""
-        return self._names
+        return self._progress.names
 
     @property
     def baseline(self) -> int | None:
         """The row that KL is measured against."""
-        return self._decoder.options.baseline
+        return self._progress.decoder.options.baseline
 
     @property
     def texts(self) -> tuple[str, ...]:
         """Each arm's text so far."""
-        return tuple(row.text for row in self._rows)
+        return tuple(row.text for row in self._progress.rows)
 
     @property
     def token_ids(self) -> tuple[tuple[int, ...], ...]:
         """Each arm's generated token ids so far."""
-        return tuple(tuple(row.ids) for row in self._rows)
+        return tuple(tuple(row.ids) for row in self._progress.rows)
 
     def dial(self, arm: int, interventions: Sequence[Intervention]) -> None:
         """Replace the interventions of one arm from its next step on (one step is always under way)."""

@@ -107,12 +107,19 @@ class Tokens:
         """A token's own display form, safe to show: ``⟨f0 9f⟩`` for bytes that are no whole characters."""
         return self._display(token)
 
-    def detokenizer(self) -> Detokenizer:
-        """A fresh streaming detokenizer."""
+    def detokenizer(self, after: int) -> Detokenizer:
+        """A fresh streaming detokenizer for what comes after the token ``after``.
+
+        It has seen that token, or it would take the space off the first word as
+        if the text began there.
+        """
         if self.tokenizer is None:
             return _NoText()
-        found: Detokenizer = self.tokenizer.detokenizer
-        return found
+        made: Detokenizer = self.tokenizer.detokenizer
+        made.add_token(after)
+        made.finalize()
+        _ = made.last_segment
+        return made
 
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids as text, exactly as the tokenizer gives it."""
