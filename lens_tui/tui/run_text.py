@@ -23,9 +23,9 @@ from lens_tui.worker.events import (
     TokenEvent,
 )
 
-Measure = Literal["kl", "surprise", "diff"]
-MEASURES: tuple[Measure, ...] = ("kl", "surprise", "diff")
-MEASURE_NAMES = {"kl": "KL to baseline", "surprise": "surprise (−logp)", "diff": "not in the baseline"}
+Measure = Literal["surprise", "kl", "diff"]
+MEASURES: tuple[Measure, ...] = ("surprise", "kl", "diff")
+MEASURE_NAMES = {"surprise": "surprise (−logp)", "kl": "KL to baseline", "diff": "not in the baseline"}
 
 
 def plan(session: Session) -> tuple[tuple[int, Arm], ...]:

@@ -187,9 +187,12 @@ async def test_what_the_shade_says_can_be_changed() -> None:
         marked = [token for token, level in zip(lane.view.tokens, lane.view._levels, strict=True) if level]
         assert " dog" in marked
         assert " park" not in marked
-        await pilot.press("D", "v")
+        assert not any(screen_of(app).lanes.lanes[0].view._levels)
+        await pilot.press("D")
         assert "surprise" in screen_text(app)
         assert any(screen_of(app).lanes.lanes[0].view._levels)
+        await pilot.press("v")
+        assert "KL to baseline" in screen_text(app)
         await pilot.press("t")
         assert [lane.view.mode for lane in screen_of(app).lanes.lanes] == ["bars"] * 3
 

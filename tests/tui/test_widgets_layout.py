@@ -13,7 +13,7 @@ from rich.cells import cell_len
 
 
 def test_levels_rise_with_the_value_and_use_all_eight_steps() -> None:
-    values = [0.0, *(step * 1.01 for step in ramps.NAT_STEPS)]
+    values = [0.0, *(step * 1.01 for step in ramps.KL_STEPS)]
     assert [ramps.kl_level(value) for value in values] == list(range(8))
     assert ramps.kl_level(None) == ramps.kl_level(math.nan) == ramps.kl_level(-1.0) == 0
     assert ramps.kl_level(math.inf) == 7

@@ -121,7 +121,7 @@ _GENERATE = (
     Key("generate.delete", "d", "delete_arm", "take this arm off the bench (u brings it back)"),
     Key("generate.flip", "b", "flip", "baseline and steered text in the same place", "flip"),
     Key("generate.diff", "D", "measure('diff')", "shade what is not in the baseline", "diff"),
-    Key("generate.measure", "v", "measure", "what the shade says: KL, surprise, difference", "shade"),
+    Key("generate.measure", "v", "measure", "what the shade says: surprise, KL, difference", "shade"),
     Key("generate.sampling", "comma", "sampling", "seed, temperature, length and the rest", "sampling"),
     Key("generate.history", "H", "history", "the runs of this session", "history"),
     Key("generate.copy", "y", "copy", "copy the text of this lane"),

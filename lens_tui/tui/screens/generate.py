@@ -43,7 +43,7 @@ class GenerateScreen(LensScreen):
     CSS_PATH = "generate.tcss"
     AUTO_FOCUS = ""  # None would mean the app's, which is the first widget: the prompt
     BINDINGS = bindings("generate")
-    measure: Measure = "kl"
+    measure: Measure = "surprise"
 
     def __init__(self) -> None:
         super().__init__()
@@ -293,7 +293,7 @@ class GenerateScreen(LensScreen):
     def action_measure(self, name: str = "") -> None:
         """What the shade says: KL, surprise, or what is not in the baseline."""
         following = MEASURES[(MEASURES.index(self.measure) + 1) % len(MEASURES)]
-        wanted = following if not name else "kl" if self.measure == name else name
+        wanted = following if not name else "surprise" if self.measure == name else name
         self.measure = wanted  # type: ignore[assignment]
         for lane in self.lanes.lanes:
             lane.measure = self.measure

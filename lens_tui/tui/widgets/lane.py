@@ -17,7 +17,7 @@ from lens_tui.tui.run_text import ArmText, Measure, RunText, candidates, piece, 
 from lens_tui.worker.events import Candidate, TokenEvent
 
 from .pane import Pane
-from .ramps import bar, kl_level, surprisal_level
+from .ramps import bar, kl_level
 from .series_strip import SeriesStrip
 from .token_layout import NEWLINE
 from .token_paint import ShadeMode
@@ -114,7 +114,7 @@ class Lane(Pane):
     Lane.-inspecting > Candidates { display: block; }
     """
 
-    measure: reactive[Measure] = reactive[Measure]("kl", init=False)
+    measure: reactive[Measure] = reactive[Measure]("surprise", init=False)
     shade: reactive[ShadeMode] = reactive[ShadeMode]("tint", init=False)
 
     @dataclass
@@ -173,11 +173,8 @@ class Lane(Pane):
         self._say_facts()
 
     def watch_measure(self) -> None:
-        """Shade by something else: the whole text and the strip again."""
+        """Shade by something else."""
         self._shade_again()
-        self._configure_strip()
-        if self.text is not None:
-            self.strip.extend(self._series(self.text.tokens[: self._shown]), self._mean())
 
     def watch_shade(self, shade: ShadeMode) -> None:
         """Show levels another way."""
@@ -188,24 +185,14 @@ class Lane(Pane):
             self.view.set_levels(token_levels(self.text, self.measure, self._run.baseline))
 
     def _configure_strip(self) -> None:
-        if self.measure == "surprise":
-            self.strip.configure("−logp", lambda value: surprisal_level(-value))
-        elif self.number == 0:
-            self.strip.configure("KL", kl_level, empty="KL to baseline, per token (nats) →")
-        else:
-            self.strip.configure("KL", kl_level)
+        self.strip.configure("KL", kl_level, empty="" if self.number else "KL to baseline, per token (nats) →")
 
     def _series(self, tokens: Sequence[TokenEvent]) -> list[float]:
-        if self.measure == "surprise":
-            return [-token.logprob for token in tokens]
-        return [] if self.number == 0 else [token.kl for token in tokens if token.kl is not None]
+        return [token.kl for token in tokens if token.kl is not None] if self.number else []
 
     def _mean(self) -> str:
-        text = self.text
-        mean = None
-        if text is not None:
-            mean = text.mean_kl if self.measure != "surprise" else text.mean_logprob
-        return "" if mean is None else f"{abs(mean):.2f}"
+        mean = self.text.mean_kl if self.text is not None else None
+        return "" if mean is None else f"{mean:.2f}"
 
     # -- facts -------------------------------------------------------------------------------------
 

@@ -15,11 +15,14 @@ BARS = "▁▂▃▄▅▆▇█"
 DIGITS = "01234567"
 _EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 
-NAT_STEPS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-"""Lower bounds of levels 1 to 7 for a KL divergence or a surprise in nats: each step doubles, from 1/8 to 8.
+SURPRISAL_STEPS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+"""Lower bounds of levels 1 to 7 for ``-logprob`` in nats: each step doubles, from 1/8 to 8."""
 
-Before two texts part the KL between their next tokens is a fraction of a nat;
-after, the contexts differ and several nats are usual. The scale holds both.
+KL_STEPS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+"""Lower bounds of levels 1 to 7 for a KL divergence in nats: each step doubles, from 1/4 to 16.
+
+Before two texts part, the KL between their next tokens is a fraction of a nat;
+after, the contexts differ and four to ten nats are usual. The scale holds both.
 """
 
 
@@ -32,12 +35,12 @@ def step_level(value: float | None, steps: Sequence[float]) -> int:
 
 def kl_level(value: float | None) -> int:
     """The level of a KL divergence in nats."""
-    return step_level(value, NAT_STEPS)
+    return step_level(value, KL_STEPS)
 
 
 def surprisal_level(logprob: float | None) -> int:
     """The level of a log-probability (nats): 0 for a sure token, 7 from 8 nats of surprise."""
-    return 0 if logprob is None else step_level(-logprob, NAT_STEPS)
+    return 0 if logprob is None else step_level(-logprob, SURPRISAL_STEPS)
 
 
 def share_level(value: float, maximum: float) -> int:
