@@ -52,7 +52,7 @@ def sentences(verb: Callable[_P, _R]) -> Callable[_P, _R]:
             raise SystemExit(INTERRUPTED) from None
         except BrokenPipeError:
             # The reader went away (`| head`); point stdout elsewhere so that the interpreter's flush at exit is quiet.
-            sys.stdout = None  # type: ignore[assignment]
+            sys.stdout = None
             raise SystemExit(0) from None
 
     return guarded

@@ -55,23 +55,16 @@ class Vectors:
 
     def _vector(self, term: Term) -> SteeringVector:
         if term.kind == "feature":
-            return self.feature(int(term.source))
+            return self.sae.vector(int(term.source))
         if term.kind == "random":
-            from lens_tui.lens.vectors import random_vector
+            from lens_tui.lens.vectors import random_unit
 
             if term.layer is None:
                 raise LensError(f"random:{term.source} has no layer.", f"Write random:{term.source}@LAYER*SCALE.")
-            return random_vector(self._lens, layer=term.layer, seed=int(term.source))
-        return self._from_file(term)
-
-    def _from_file(self, term: Term) -> SteeringVector:
+            return random_unit(self._lens, f"random {term.source}", term.layer, seed=int(term.source))
         from lens_tui.records.vectors_io import load_vector
 
-        return load_vector(Path(term.source))
-
-    def feature(self, feature: int) -> SteeringVector:
-        """The decoder direction of a feature, as a vector at the SAE's own layer and site."""
-        return self.sae.vector(feature)
+        return load_vector(Path(term.source), d_model=self._lens.d_model)
 
     @property
     def sae(self) -> SAE:

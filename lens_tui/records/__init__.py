@@ -1,23 +1,58 @@
-"""Plain data and the disk: records, settings, paths, sanitising. No MLX, no Textual."""
+"""Plain data and the disk: records, settings, paths, sanitising. No MLX, no Textual.
 
-from .errors import LensError
-from .info import ModelInfo, SAEInfo
-from .interventions import (
-    ALL,
-    Ablate,
-    Add,
-    Arm,
-    CapProjection,
-    ClampFeature,
-    Intervention,
-    NormMatch,
-    Positions,
-    ProjectOut,
-    SetProjection,
-)
-from .run import ArmEnd, Candidate, Dose, Token, TokenWeight
-from .sampling import Sampling
-from .vectors import FloatArray, Origin, SteeringVector
+The names below are imported when they are first used: an error message needs no numpy.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_HOMES = {
+    "ALL": "interventions",
+    "Ablate": "interventions",
+    "Add": "interventions",
+    "Arm": "interventions",
+    "ArmEnd": "run",
+    "Candidate": "run",
+    "CapProjection": "interventions",
+    "ClampFeature": "interventions",
+    "Dose": "run",
+    "FloatArray": "vectors",
+    "Intervention": "interventions",
+    "LensError": "errors",
+    "ModelInfo": "info",
+    "NormMatch": "interventions",
+    "Origin": "vectors",
+    "Positions": "interventions",
+    "ProjectOut": "interventions",
+    "SAEInfo": "info",
+    "Sampling": "sampling",
+    "SetProjection": "interventions",
+    "SteeringVector": "vectors",
+    "Token": "run",
+    "TokenWeight": "run",
+}
+
+if TYPE_CHECKING:
+    from .errors import LensError
+    from .info import ModelInfo, SAEInfo
+    from .interventions import (
+        ALL,
+        Ablate,
+        Add,
+        Arm,
+        CapProjection,
+        ClampFeature,
+        Intervention,
+        NormMatch,
+        Positions,
+        ProjectOut,
+        SetProjection,
+    )
+    from .run import ArmEnd, Candidate, Dose, Token, TokenWeight
+    from .sampling import Sampling
+    from .vectors import FloatArray, Origin, SteeringVector
 
 __all__ = [
     "ALL",
@@ -44,3 +79,13 @@ __all__ = [
     "Token",
     "TokenWeight",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -27,8 +27,8 @@ def modules_after(statement: str) -> set[str]:
     [
         ("lens_tui", LIGHT | {"numpy", "pydantic", "rich"}),
         ("lens_tui.cli", LIGHT | {"numpy", "pydantic"}),
-        ("lens_tui.records", LIGHT | {"rich", "pydantic"}),
-        ("lens_tui.demo", LIGHT | {"rich"}),
+        ("lens_tui.records", LIGHT | {"rich", "pydantic", "numpy"}),
+        ("lens_tui.demo", LIGHT | {"rich", "numpy"}),
         ("lens_tui.worker", LIGHT | {"rich"}),
         ("lens_tui.worker.events", LIGHT | {"rich"}),
         ("lens_tui.worker.jobs", LIGHT | {"rich"}),

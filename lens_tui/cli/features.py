@@ -1,0 +1,86 @@
+"""``mlx-lens-tui features``: the top SAE features of every token of a text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lens_tui.records import LensError
+
+from .output import note, print_json, say
+from .sources import open_sae, read_text
+
+if TYPE_CHECKING:
+    from lens_tui.lens import LensModel
+    from lens_tui.sae import SAE
+
+
+def features(text: str, *, model: str, sae: str, top_k: int, as_json: bool) -> None:
+    """Encode the text, unsteered, and print what fires on each token."""
+    words = read_text(text)
+    from lens_tui.lens import LensModel
+
+    with LensModel(model) as lens:
+        result = read(lens, open_sae(sae, model), words, top_k)
+    if as_json:
+        print_json(result)
+    else:
+        _print(result)
+
+
+def read(lens: LensModel, sae: SAE, text: str, top_k: int) -> dict[str, Any]:
+    """The text's tokens with their top features, and how well the SAE fits this text.
+
+    ``l0`` and ``fvu`` leave special tokens (such as BOS) out. Raises :class:`LensError` if the SAE is not of this
+    model's width or does not say which layer and site it reads.
+    """
+    import mlx.core as mx
+
+    info = sae.info
+    if info.layer < 0 or not info.site:
+        raise LensError(f"The SAE {info.name!r} does not say which layer and site it reads.")
+    ids = lens.tokens.encode(text)
+    with lens.capture([info.layer], site=info.site) as captured:
+        lens.forward(list(ids))
+    residual = captured[info.layer][0]
+    if residual.shape[-1] != sae.d_model:
+        raise LensError(
+            f"The SAE {info.name!r} reads width {sae.d_model}; this model's {info.site} has {residual.shape[-1]}.",
+            "Choose an SAE that was trained on this model.",
+        )
+    top_ids, top_values = (np.array(part) for part in sae.top_k(residual, min(top_k, sae.d_sae)))
+    specials = lens.tokens.special_ids()
+    special = [token in specials for token in ids]
+    plain = [i for i, is_special in enumerate(special) if not is_special]
+    whole = sae.reconstruct(residual[mx.array(plain)]) if plain else None
+    return {
+        "model": lens.info.name,
+        "sae": info.name,
+        "layer": info.layer,
+        "site": info.site,
+        "l0": float(np.array(whole.l0).mean()) if whole else None,
+        "fvu": whole.fvu if whole else None,
+        "tokens": [
+            {
+                "position": i,
+                "id": token,
+                "text": lens.tokens.display(token),
+                "special": special[i],
+                "features": [
+                    {"id": int(feature), "activation": float(value)}
+                    for feature, value in zip(top_ids[i], top_values[i], strict=True)
+                    if feature >= 0
+                ],
+            }
+            for i, token in enumerate(ids)
+        ],
+    }
+
+
+def _print(result: dict[str, Any]) -> None:
+    for token in result["tokens"]:
+        found = "  ".join(f"{item['id']:>6} {item['activation']:7.2f}" for item in token["features"])
+        say(f"{token['position']:>4}  {token['text']!r:<16} {'(special)' if token['special'] else found}")
+    fit = f"L0 {result['l0']:.1f}, FVU {result['fvu']:.3f}" if result["fvu"] is not None else "no variance to explain"
+    note(f"{result['sae']} at layer {result['layer']} {result['site']}: {fit} on this text, special tokens left out")

@@ -1,0 +1,113 @@
+"""The verbs as a script would call them, on the bundled model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from lens_tui import LensModel, demo
+from lens_tui.sae import load_sae
+
+
+def run(*arguments: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from lens_tui.cli import main; main()", *arguments]
+    return subprocess.run(command, input=given, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_compare_prints_one_json_value_with_every_arm() -> None:
+    done = run("compare", "The old man opened the door and", "-a", "cook=f1288*22", "--max-tokens", "12", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    base, steered = result["arms"]
+    assert [base["name"], steered["name"]] == ["baseline", "cook"]
+    assert base["text"] != steered["text"]
+    assert len(base["token_ids"]) == len(steered["token_ids"]) == len(steered["kl"]) == 12
+    assert base["kl"] == [0.0] * 12
+    assert base["dose"] is None
+    assert steered["dose"] > 0.1
+    assert steered["interventions"][0]["layer"] == 4
+    assert base["token_ids"][: steered["parts_at"]] == steered["token_ids"][: steered["parts_at"]]
+    assert base["token_ids"][steered["parts_at"]] != steered["token_ids"][steered["parts_at"]]
+
+
+def test_compare_streams_a_line_for_each_token_and_the_same_run_at_the_end() -> None:
+    arguments = ["compare", "Once", "-a", "random:3@4*20", "--max-tokens", "4", "--json"]
+    lines = [json.loads(line) for line in run(*arguments, "--stream").stdout.splitlines()]
+    assert [line["event"] for line in lines].count("Token") == 8
+    last = lines[-1]
+    assert last.pop("event") == "Run"
+    assert last == json.loads(run(*arguments).stdout)
+
+
+def test_compare_says_it_in_words_on_a_pipe_and_reads_standard_input() -> None:
+    done = run("compare", "-", "--max-tokens", "5", given="Once upon a time")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("── baseline")
+    assert "Once upon a time" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+def test_features_are_what_the_library_gives() -> None:
+    text = "Stir the soup and add salt."
+    result = json.loads(run("features", text, "-k", "3", "--json").stdout)
+    lens = LensModel("demo")
+    sae = load_sae(str(demo.sae_paths()[demo.default_sae()]))
+    ids = lens.tokens.encode(text)
+    with lens.capture([4]) as captured:
+        lens.forward(list(ids))
+    dense = np.array(sae.encode(captured[4][0]))
+    assert [token["id"] for token in result["tokens"]] == list(ids)
+    for row, token in zip(dense, result["tokens"], strict=True):
+        for item in token["features"]:
+            assert item["activation"] == pytest.approx(float(row[item["id"]]), rel=1e-5)
+        assert [item["activation"] for item in token["features"]] == pytest.approx(sorted(row)[::-1][:3], rel=1e-5)
+    assert result["tokens"][0]["special"]
+    assert result["l0"] == pytest.approx(float((dense[1:] > 0).sum(axis=1).mean()))
+    assert 0 < result["fvu"] < 0.6
+
+
+def test_info_tells_of_the_machine_and_of_a_model() -> None:
+    machine = json.loads(run("info", "--json").stdout)
+    assert machine["versions"]["mlx-lens-tui"]
+    assert "demo" in machine["models"]
+    model = json.loads(run("info", "--model", "demo", "--json").stdout)
+    assert (model["n_layers"], model["d_model"]) == (8, 384)
+    assert "resid_post" in model["sites"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["compare", "x", "-a", "f99999*22"], "There is no feature 99999"),
+        (["compare", "x", "-a", "random:0*3"], "has no layer"),
+        (["compare", "x", "-a", "random:0@40*3"], "40"),
+        (["compare", " "], "empty"),
+        (["compare", "x", "-a", "nonsense"], "cannot be read"),
+        (["features", "x", "--sae", "/nowhere/at/all"], "no SAE"),
+        (["info", "--model", "/nowhere/at/all"], "/nowhere/at/all"),
+        ([], "needs a terminal"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence_and_status_2(arguments: list[str], words: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_import_neither_mlx_nor_textual(option: str) -> None:
+    code = (
+        "import sys\nfrom lens_tui.cli import main\n"
+        f"sys.argv = ['mlx-lens-tui', {option!r}]\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "assert not {'mlx', 'textual', 'numpy', 'transformers'} & set(sys.modules), 'too much'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "mlx-lens-tui" in done.stdout
