@@ -27,7 +27,7 @@ def as_numpy(array: Any, kind: Any) -> NDArray[Any]:
     if type(array).__module__.startswith("mlx"):
         import mlx.core as mx
 
-        array = array.astype(mx.float32 if np.issubdtype(kind, np.floating) else mx.uint32)
+        array = array.astype(mx.float32 if np.issubdtype(kind, np.floating) else mx.int64)
     return np.asarray(array).astype(kind, copy=False)
 
 

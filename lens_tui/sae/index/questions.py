@@ -150,7 +150,7 @@ def promoting(
     index: FeatureIndex,
     token_ids: Sequence[int],
     *,
-    convention: str = "norm-folded",
+    convention: str = "norm",
     suppressing: bool = False,
     k: int = 20,
 ) -> tuple[Promoter, ...]:

@@ -197,7 +197,7 @@ class FeatureIndex:
     def _span(self, feature: int) -> slice:
         return slice(int(self._feature_ends[feature - 1]) if feature else 0, int(self._feature_ends[feature]))
 
-    def table(self, convention: str = "norm-folded") -> TokenTable:
+    def table(self, convention: str = "norm") -> TokenTable:
         """Promoted and suppressed tokens of all features under one convention."""
         if convention not in self.conventions:
             kept = ", ".join(self.conventions) or "none"

@@ -14,8 +14,8 @@ from lens_tui.records import LensError
 
 from .encode import as_numpy
 
-CONVENTIONS = ("norm-folded", "raw")
-"""``norm-folded``: direction times the final norm's gain, then the unembedding. ``raw``: without the gain, as in
+CONVENTIONS = ("norm", "raw")
+"""``norm``: direction times the final norm's gain, then the unembedding. ``raw``: without the gain, as in
 SAEDashboard and Neuronpedia."""
 
 FIELDS = ("promoted_ids", "promoted_values", "suppressed_ids", "suppressed_values")

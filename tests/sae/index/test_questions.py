@@ -57,7 +57,7 @@ def _table(convention: str = "raw") -> TokenTable:
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> FeatureIndex:
     sae = TinySAE()
-    target = Target(sae, PLACE, 24, "tiny", tables=(_table("raw"), _table("norm-folded")))
+    target = Target(sae, PLACE, 24, "tiny", tables=(_table("raw"), _table("norm")))
     return FeatureIndex(build_index(TinySource(), [target], tmp_path_factory.mktemp("index"), SETTINGS).indexes[0])
 
 
@@ -71,7 +71,7 @@ def _acts(sae: TinySAE | None = None) -> NDArray[np.float32]:
 def test_the_token_table_is_the_sorted_product(index: FeatureIndex) -> None:
     logits = _unit(range(24)) @ UNEMBED
     table = index.table("raw")
-    assert index.conventions == ("raw", "norm-folded")
+    assert index.conventions == ("raw", "norm")
     assert np.array_equal(table.promoted_ids, np.argsort(-logits, axis=1)[:, :5])
     assert np.array_equal(table.suppressed_ids, np.argsort(logits, axis=1)[:, :5])
     assert np.allclose(table.promoted_values, np.take_along_axis(logits, table.promoted_ids.astype(int), 1), rtol=2**-7)
