@@ -9,14 +9,17 @@ from lens_tui.records import LensError
 from lens_tui.tui.app import LensApp
 from lens_tui.worker.model_files import MemoryEstimate, ModelEntry
 from lens_tui.worker.models import SAEEntry
-from tests.fakes import FakeWorker
 from textual.pilot import Pilot
+
+from tests.fakes import FakeWorker
 
 NOW = 1_760_000_000.0
 MACHINE = 16 * 10**9
 
 MODELS = (
-    ModelEntry("demo", "demo", "demo", "/m/demo", 18_415_939, "llama", 8, 384, 8192, 1024, "8-bit, groups of 64", 12288),
+    ModelEntry(
+        "demo", "demo", "demo", "/m/demo", 18_415_939, "llama", 8, 384, 8192, 1024, "8-bit, groups of 64", 12_288
+    ),
     ModelEntry(
         "mlx-community/gemma-3-1b-it-4bit",
         "mlx-community/gemma-3-1b-it-4bit",

@@ -9,7 +9,7 @@ shows is its own affair.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -19,6 +19,7 @@ from typing import Any, ClassVar, cast
 from textual.app import App
 from textual.binding import Binding
 from textual.content import Content
+from textual.filter import LineFilter
 from textual.message import Message
 from textual.reactive import reactive
 from textual.screen import Screen
@@ -26,6 +27,7 @@ from textual.screen import Screen
 from lens_tui.tui import themes
 from lens_tui.tui.activity import BUSY, IDLE, Activity, advance
 from lens_tui.tui.catalog import Catalog, DiskCatalog
+from lens_tui.tui.guard import NoControls
 from lens_tui.tui.jobs import Handler, JobBook
 from lens_tui.tui.keys import SCREENS, by_id, check_keymap
 from lens_tui.tui.keys.bindings import bindings
@@ -100,6 +102,7 @@ class LensApp(App[None], inherit_bindings=False):
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.DEFAULT_MODE = start  # type: ignore[misc]  # the mode Textual starts in
+        self._guard = NoControls()
         self._defaults = themes.default_variables()
         super().__init__()
         self.worker, self.clock, self.wall, self.log_path = worker, clock, wall, log_path
@@ -142,6 +145,10 @@ class LensApp(App[None], inherit_bindings=False):
     def keep_theme(self, name: str) -> None:
         """Use a theme and remember it."""
         self.theme = name
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        """Textual's filters and, last of all, ours."""
+        return [*super().get_line_filters(), self._guard]
 
     def key_text(self, key_id: str) -> str:
         """The first key of an id as it is now, written as on a key cap."""

@@ -12,6 +12,7 @@ from lens_tui.tui.screens.help import HelpScreen
 from lens_tui.tui.screens.themes import ThemeScreen
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
+
 from tests.apps import lens_app, screen_text, settle
 from tests.fakes import FakeWorker
 

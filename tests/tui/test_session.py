@@ -12,6 +12,7 @@ from lens_tui.tui.activity import BUSY, FAILED, IDLE, Activity, advance
 from lens_tui.tui.jobs import JobBook
 from lens_tui.tui.session import MAX_ARMS, Session, SessionStore, Steer, absorb
 from lens_tui.worker import events as ev
+
 from tests.fakes import DEMO_MODEL, DEMO_SAE, unit_vector
 
 
@@ -102,11 +103,14 @@ def test_absorb_keeps_only_vectors_that_fit_the_model() -> None:
     store.add_steer(SteeringVector.of("other", [1.0, 2.0, 3.0], 1), scale=1.0)
     absorb(store, ev.ModelLoaded(1, DEMO_MODEL, (DEMO_SAE,)))
     assert [row.vector.name for row in store.session.steers] == ["a"]
-    assert store.session.sae is None
+    before = store.session
     absorb(store, ev.SAELoaded(2, DEMO_SAE))
-    assert (store.session.sae, store.session.saes) == (DEMO_SAE.id, (DEMO_SAE,))
+    assert (before.sae, store.session.sae, store.session.saes) == (None, DEMO_SAE.id, (DEMO_SAE,))
     absorb(store, ev.ModelUnloaded(3))
-    assert (store.session.model, store.session.saes, store.session.sae) == (None, (), None)
+    after = store.session
+    assert after.model is None
+    assert after.sae is None
+    assert after.saes == ()
 
 
 def test_listeners_hear_of_changes_until_they_leave() -> None:

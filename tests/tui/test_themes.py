@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def test_there_are_four_and_one_is_light() -> None:
 def test_heat_luminance_only_ever_goes_one_way(theme: object) -> None:
     values = [themes.luminance(step) for step in ramp(theme, "heat", 8)]
     assert values == sorted(values, reverse=not theme.dark)  # type: ignore[attr-defined]
-    assert min(abs(a - b) for a, b in zip(values, values[1:], strict=False)) > 0.001
+    assert min(abs(a - b) for a, b in pairwise(values)) > 0.001
 
 
 @pytest.mark.parametrize("theme", ALL, ids=lambda theme: theme.name)

@@ -10,6 +10,7 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.widgets import Static
 
+from lens_tui.records.sanitise import one_line
 from lens_tui.tui.keys.bindings import bindings
 from lens_tui.tui.screens.base import LensScreen
 from lens_tui.tui.screens.form import Choice, ChoiceScreen, Field, FormScreen, filled, number, whole
@@ -65,7 +66,8 @@ class SteerScreen(LensScreen):
         rows.empty = self._nothing()
         if old.steers != new.steers or old.model != new.model:
             added = [row.id for row in new.steers if row.id not in {known.id for known in old.steers}]
-            cursor = len(new.steers) - 1 if added and old.steers else None
+            opening = self.lens.opening.going
+            cursor = 0 if opening else len(new.steers) - 1 if added else None
             rows.show(new.steers, cursor)
             arms = len(new.arms()) - 1
             note = f"{arms} arm{'s' if arms != 1 else ''} against the baseline" if arms else "baseline only"
@@ -155,7 +157,7 @@ class SteerScreen(LensScreen):
 
         def done(values: dict[str, str] | None) -> None:
             if values is not None:
-                vector = replace(row.vector, name=values["name"].strip())
+                vector = replace(row.vector, name=one_line(values["name"], 60))
                 changes = {"scale": float(values["scale"]), "layer": int(values["layer"]), "arm": int(values["arm"])}
                 self.lens.store.edit_steer(row.id, vector=vector, **changes)
 
@@ -208,7 +210,10 @@ class SteerScreen(LensScreen):
         def done(values: dict[str, str] | None) -> None:
             if values is not None:
                 job = VectorFromPrompts(
-                    values["name"].strip(), texts(values["positive"]), texts(values["negative"]), int(values["layer"])
+                    one_line(values["name"], 60),
+                    texts(values["positive"]),
+                    texts(values["negative"]),
+                    int(values["layer"]),
                 )
                 self._make(job)
 

@@ -1,0 +1,223 @@
+"""The vector bench."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from lens_tui.tui.app import LensApp
+from lens_tui.tui.screens.form import FormScreen, number, whole
+from lens_tui.tui.screens.steer import texts
+from lens_tui.tui.screens.steer_details import bench_row, relative
+from lens_tui.tui.session import Steer
+from lens_tui.worker import jobs
+from rich.cells import cell_len
+from textual.pilot import Pilot
+
+from tests.apps import lens_app, screen_text, settle
+from tests.fakes import FakeWorker, unit_vector
+
+
+def rows(app: LensApp) -> tuple[Steer, ...]:
+    return app.store.session.steers
+
+
+async def open_bench(pilot: Pilot[Any]) -> LensApp:
+    await settle(pilot)
+    app = pilot.app
+    assert isinstance(app, LensApp)
+    return app
+
+
+async def test_an_empty_bench_names_the_next_key() -> None:
+    app = lens_app(start="steer")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await open_bench(pilot)
+        assert "1 goes there" in screen_text(app)
+        await pilot.press("a")
+        await settle(pilot)
+        assert not isinstance(app.screen, FormScreen)
+
+
+async def test_scale_keys() -> None:
+    app = lens_app(start="steer", open_model="demo")
+    async with app.run_test(size=(120, 36)) as pilot:
+        await open_bench(pilot)
+        row = rows(app)[0]
+        assert row.scale == 22.0
+        for key, steps in (("+", 1), ("-", -1), ("=", 5), ("_", -5)):
+            before = rows(app)[0]
+            await pilot.press(key)
+            assert rows(app)[0] == before.moved(steps)
+            assert rows(app)[0].scale != before.scale
+        await pilot.press("b")
+        assert rows(app)[0].scale < 0
+        await pilot.press("0")
+        assert rows(app)[0].scale == 0.0
+        assert rows(app)[1].scale == 22.0
+
+
+async def test_layer_arm_and_switch_stay_within_bounds() -> None:
+    app = lens_app(start="steer", open_model="demo")
+    async with app.run_test(size=(120, 36)) as pilot:
+        await open_bench(pilot)
+        await pilot.press(*[">"] * 9)
+        assert rows(app)[0].layer == 7
+        await pilot.press(*["<"] * 9)
+        assert rows(app)[0].layer == 0
+        await pilot.press(*["]"] * 9)
+        assert rows(app)[0].arm == 4
+        await pilot.press(*["["] * 9)
+        assert rows(app)[0].arm == 1
+        await pilot.press("space")
+        assert not rows(app)[0].enabled
+        assert "□" in screen_text(app) or (await settle(pilot)) is None
+
+
+async def test_every_edit_is_undone_by_u_and_redone_by_capital_u() -> None:
+    app = lens_app(start="steer", open_model="demo")
+    async with app.run_test(size=(120, 36)) as pilot:
+        await open_bench(pilot)
+        states = [rows(app)]
+        for key in ("+", ">", "]", "space", "c", "0", "d"):
+            await pilot.press(key)
+            assert rows(app) != states[-1], key
+            states.append(rows(app))
+        for state in reversed(states[:-1]):
+            await pilot.press("u")
+            assert rows(app) == state
+        for state in states[1:]:
+            await pilot.press("U")
+            assert rows(app) == state
+
+
+async def test_the_direction_under_the_cursor_is_explained() -> None:
+    app = lens_app(start="steer", open_model="demo")
+    async with app.run_test(size=(120, 36)) as pilot:
+        await open_bench(pilot)
+        text = screen_text(app)
+        assert "feature 1288 of layer_4_width_8k_l0_medium" in text
+        await pilot.press("j")
+        await settle(pilot)
+        text = screen_text(app)
+        assert "feature 2373" in text
+        assert "promotes" in text
+        assert "suppresses" in text
+        assert "median ‖h‖ 42.5" in text
+        assert "resid_post of layer 4" in text
+
+
+async def test_a_vector_from_a_feature() -> None:
+    worker = FakeWorker()
+    app = lens_app(worker, start="steer", open_model="demo")
+    async with app.run_test(size=(120, 36)) as pilot:
+        await open_bench(pilot)
+        await pilot.press("a", "1")
+        await settle(pilot)
+        await pilot.press(*"99999", "enter")
+        await settle(pilot)
+        assert "a whole number from 0 to 8191" in screen_text(app)
+        await pilot.press("ctrl+u", *"4821", "enter")
+        await settle(pilot)
+        assert worker.submitted[-1] == jobs.VectorFromFeature("layer_4_width_8k_l0_medium", 4821)
+        made = rows(app)[-1]
+        assert made.vector.name == "feature 4821"
+        assert made.arm == 3
+        assert made.scale == pytest.approx(made.vector.max_activation, rel=1e-2)
+
+
+async def test_a_vector_from_two_sets_of_texts() -> None:
+    worker = FakeWorker()
+    app = lens_app(worker, start="steer", open_model="demo")
+    async with app.run_test(size=(120, 36)) as pilot:
+        await open_bench(pilot)
+        await pilot.press("a", "2")
+        await settle(pilot)
+        await pilot.press(*"joy", "enter", *"so glad | hurrah", "enter", *"so sad", "enter")
+        await settle(pilot)
+        assert worker.submitted[-1] == jobs.VectorFromPrompts("joy", ("so glad", "hurrah"), ("so sad",), 4)
+        assert rows(app)[-1].scale == pytest.approx(21.2, abs=0.1)  # half the median norm
+        await settle(pilot)
+        await pilot.press("G")
+        await settle(pilot)
+        assert "toward  “so glad” and 1 more" in screen_text(app)
+
+
+async def test_a_random_control_takes_layer_and_scale_of_the_row() -> None:
+    worker = FakeWorker()
+    app = lens_app(worker, start="steer", open_model="demo")
+    async with app.run_test(size=(120, 36)) as pilot:
+        await open_bench(pilot)
+        await pilot.press("a", "3")
+        await settle(pilot)
+        await pilot.press("enter")
+        await settle(pilot)
+        assert worker.submitted[-1] == jobs.RandomVector("random 0", 4, 0)
+        assert rows(app)[-1].scale == 22.0
+
+
+async def test_leaving_a_form_changes_nothing() -> None:
+    app = lens_app(start="steer", open_model="demo")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await open_bench(pilot)
+        before = rows(app)
+        await pilot.press("a", "escape")
+        await pilot.press("a", "2", *"joy", "escape")
+        await pilot.press("e", "escape")
+        await settle(pilot)
+        assert rows(app) == before
+
+
+async def test_editing_by_typing() -> None:
+    app = lens_app(start="steer", open_model="demo")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await open_bench(pilot)
+        await pilot.press("e")
+        await settle(pilot)
+        await pilot.press(*"nan", "enter")
+        await settle(pilot)
+        assert "scale needs a finite number" in screen_text(app)
+        await pilot.press("ctrl+u", *"-7.25", "enter")
+        await settle(pilot)
+        assert rows(app)[0].scale == -7.25
+        await pilot.press("u")
+        assert rows(app)[0].scale == 22.0
+
+
+async def test_without_an_sae_the_feature_choice_says_why() -> None:
+    worker = FakeWorker()
+    app = lens_app(worker, start="steer", open_model="org/name")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await open_bench(pilot)
+        await pilot.press("a")
+        await settle(pilot)
+        assert "no SAE is loaded" in screen_text(app)
+        await pilot.press("1")
+        await settle(pilot)
+        assert not isinstance(app.screen, FormScreen)
+
+
+@pytest.mark.parametrize("width", [54, 60, 70, 90])
+@pytest.mark.parametrize("scale", [22.0, -1234.5, 0.0])
+def test_a_row_is_never_wider_than_its_list(width: int, scale: float) -> None:
+    row = Steer("s", unit_vector("a name that is much longer than its column could ever be"), 12, scale)
+    for line in bench_row(row, width):
+        assert cell_len(line.plain) <= width
+
+
+def test_multiples_of_what_is_known() -> None:
+    vector = unit_vector("v", max_activation=11.0)
+    assert relative(Steer("s", vector, 4, -22.0, residual_norm=44.0)) == "×2.00 max ×0.50 ‖h‖"
+    assert relative(Steer("s", unit_vector("w"), 4, 22.0)) == ""
+
+
+def test_texts_are_split_at_bars() -> None:
+    assert texts(" a | b||c ") == ("a", "b", "c")
+
+
+def test_checks_say_what_is_needed() -> None:
+    assert whole(0, 7)("8") == "a whole number from 0 to 7"
+    assert whole(0, 7)("x") == "a whole number"
+    assert whole(0, 7)("7") == ""
+    assert number()("inf") == "a finite number"
+    assert number(0, 1)("2") == "0 to 1"
