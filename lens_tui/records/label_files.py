@@ -33,7 +33,7 @@ def read_neuronpedia(path: Path | str, *, source_id: str | None = None) -> Itera
     """
     seen: set[str] = set()
     for file in _neuronpedia_files(Path(path)):
-        for number, row in _json_lines(file):
+        for number, row in json_lines(file):
             where = f"line {number} of {file.name}"
             layer = _text(row, "layer", where, default="")
             if source_id is not None and layer != source_id:
@@ -45,7 +45,7 @@ def read_neuronpedia(path: Path | str, *, source_id: str | None = None) -> Itera
             text = _text(row, "description", where)
             if text.strip():
                 yield NewLabel(
-                    _feature(row.get("index"), where),
+                    feature_number(row.get("index"), where),
                     text,
                     "neuronpedia",
                     author=_text(row, "authorId", where, default=""),
@@ -99,7 +99,7 @@ def read_delphi(path: Path | str, *, module: str | None = None) -> Iterator[NewL
     root = Path(path)
     folder = root / "explanations" if (root / "explanations").is_dir() else root
     files = []
-    for file in sorted(folder.glob("*_latent*.txt"), key=_natural) if folder.is_dir() else []:
+    for file in sorted(folder.glob("*_latent*.txt"), key=natural_order) if folder.is_dir() else []:
         match = _DELPHI_NAME.fullmatch(file.name)
         if match and module in (None, match["module"]):
             files.append((file, match["module"], int(match["feature"])))
@@ -117,7 +117,9 @@ def read_delphi(path: Path | str, *, module: str | None = None) -> Iterator[NewL
             raise LensError(f"{file.name} does not hold one JSON string.", "Delphi writes one per explanation.")
         scorer, score = _delphi_score(scorers, file.name)
         if text.strip():
-            yield NewLabel(_feature(feature, file.name), text, "delphi", method="delphi", score=score, scorer=scorer)
+            yield NewLabel(
+                feature_number(feature, file.name), text, "delphi", method="delphi", score=score, scorer=scorer
+            )
 
 
 def write_delphi(labels: Iterable[Label], folder: Path | str, *, module: str) -> int:
@@ -140,10 +142,11 @@ def _neuronpedia_files(path: Path) -> list[Path]:
     files = [*folder.glob("*.jsonl"), *folder.glob("*.jsonl.gz")] if folder.is_dir() else []
     if not files:
         raise LensError(f"{path.name} holds no Neuronpedia labels.", "Give the folder with explanations/*.jsonl.gz.")
-    return sorted(files, key=_natural)
+    return sorted(files, key=natural_order)
 
 
-def _json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The lines of a ``.jsonl`` or ``.jsonl.gz`` file with their numbers from 1; each must hold one JSON object."""
     number = 0
     try:
         with _open(file) as handle:
@@ -191,8 +194,8 @@ def _text(row: dict[str, Any], key: str, where: str, default: str | None = None)
     return value
 
 
-def _feature(value: Any, where: str) -> int:
-    """Feature numbers come as numbers or as text, depending on who wrote the export."""
+def feature_number(value: Any, where: str) -> int:
+    """A feature number of a file: a number or text, depending on who wrote the export. ``where`` is for the error."""
     text = value.strip() if isinstance(value, str) else value
     if isinstance(text, str) and text.isascii() and text.isdigit() and len(text) <= 8:
         text = int(text)
@@ -221,5 +224,6 @@ def _delphi_score(scorers: list[Path], name: str) -> tuple[str, float | None]:
     return "", None
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
+def natural_order(path: Path) -> list[tuple[int, str]]:
+    """A sorting key that puts ``batch-2`` before ``batch-10``."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d{1,12})", path.name)]
