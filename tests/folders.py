@@ -1,0 +1,81 @@
+"""Small models and SAEs as folders on disk, written with NumPy alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lens_tui import demo
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+D_MODEL, N_LAYERS, HEADS, D_MLP, VOCAB = 48, 3, 4, 96, 8192
+
+
+def llama_folder(folder: Path, seed: int = 0, **config: Any) -> Path:
+    """A random float32 llama in mlx-lm's format, with the bundled model's tokenizer; ``config`` changes its config."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape: int) -> NDArray[np.float32]:
+        return (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
+
+    weights = {"model.embed_tokens.weight": normal(VOCAB, D_MODEL) * 6, "model.norm.weight": normal(1, D_MODEL)[0] + 1}
+    for layer in range(N_LAYERS):
+        block = f"model.layers.{layer}"
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            weights[f"{block}.{name}.weight"] = 1 + normal(1, D_MODEL)[0]
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            weights[f"{block}.self_attn.{name}.weight"] = normal(D_MODEL, D_MODEL)
+        for name, shape in {"gate": (D_MLP, D_MODEL), "up": (D_MLP, D_MODEL), "down": (D_MODEL, D_MLP)}.items():
+            weights[f"{block}.mlp.{name}_proj.weight"] = normal(*shape)
+    save_file(weights, folder / "model.safetensors")
+    facts = {
+        "model_type": "llama",
+        "hidden_size": D_MODEL,
+        "num_hidden_layers": N_LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": HEADS,
+        "intermediate_size": D_MLP,
+        "vocab_size": VOCAB,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 512,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        **config,
+    }
+    (folder / "config.json").write_text(json.dumps(facts))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(demo.model_path() / name, folder / name)
+    return folder
+
+
+def sae_folder(folder: Path, *, layer: int = 1, width: int = 64, d_model: int = D_MODEL, seed: int = 5) -> Path:
+    """A random JumpReLU SAE in Gemma Scope 2's layout."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    tensors = {
+        "w_enc": rng.standard_normal((d_model, width)) / np.sqrt(d_model),
+        "w_dec": rng.standard_normal((width, d_model)),
+        "b_enc": rng.standard_normal(width) * 0.1,
+        "b_dec": rng.standard_normal(d_model) * 0.1,
+        "threshold": np.abs(rng.standard_normal(width)) * 0.5,
+    }
+    save_file({name: value.astype(np.float32) for name, value in tensors.items()}, folder / "params.safetensors")
+    hook = f"model.layers.{layer}.output"
+    facts = {
+        "hf_hook_point_in": hook,
+        "hf_hook_point_out": hook,
+        "width": width,
+        "model_name": "tiny",
+        "architecture": "jump_relu",
+        "l0": 10,
+        "affine_connection": False,
+        "type": "sae",
+    }
+    (folder / "config.json").write_text(json.dumps(facts))
+    return folder

@@ -1,0 +1,288 @@
+"""What each job gives, on a small real model, against the library called directly and against NumPy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lens_tui.records import Add, Arm, ArmEnd, Sampling, SteeringVector, Token
+from lens_tui.records.recent import recent_models
+from lens_tui.worker import events as ev
+from lens_tui.worker import jobs
+from lens_tui.worker.thread import Worker
+from safetensors.numpy import load_file
+
+from tests.folders import D_MODEL, N_LAYERS, llama_folder, sae_folder
+from tests.worker.drive import Driver, of, only
+
+PROMPT = "Once upon a time, there was"
+SAMPLING = Sampling(max_tokens=12)
+VECTOR = SteeringVector.of("v", np.cos(np.arange(D_MODEL)), 1)
+
+
+def add(scale: float, layer: int = 1) -> Add:
+    return Add(id="a", layer=layer, vector=VECTOR, scale=scale)
+
+
+def arms(*scales: float) -> tuple[Arm, ...]:
+    return (Arm("baseline"), *(Arm(f"v x {scale}", (add(scale),)) for scale in scales))
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny: Path, home: Path) -> Iterator[Driver]:
+    made = Driver(Worker())
+    made.done(jobs.LoadModel(str(tiny)))
+    yield made
+    assert made.worker.close(60)
+
+
+def test_loading_says_how_far_it_is_and_what_it_loaded(tiny: Path, driver: Driver) -> None:
+    events = driver.done(jobs.LoadModel(str(tiny)))
+    stages = list(dict.fromkeys(event.stage for event in of(events, ev.Progress)))
+    assert stages == ["config", "tokenizer", "weights", "warm-up"]
+    weights = [event for event in of(events, ev.Progress) if event.stage == "weights"]
+    info = only(events, ev.ModelLoaded).info
+    assert (info.n_layers, info.d_model, info.architecture) == (N_LAYERS, D_MODEL, "llama")
+    assert (weights[0].done, weights[-1].done) == (0, info.nbytes)
+    assert {event.unit for event in weights} == {"bytes"}
+    assert recent_models()[0] == str(tiny)
+
+
+def test_a_comparison_is_the_librarys(loaded: Driver, tiny: Path) -> None:
+    events = loaded.done(jobs.Compare(PROMPT, arms(4.0, -4.0), SAMPLING, top=3))
+    from lens_tui import LensModel
+
+    direct = list(LensModel(str(tiny)).compare(PROMPT, arms(4.0, -4.0), SAMPLING, top=3))
+    tokens = [item for item in direct if isinstance(item, Token)]
+    ours = of(events, ev.TokenEvent)
+    assert [(t.arm, t.index, t.token_id, t.token) for t in ours] == [
+        (t.arm, t.index, t.token_id, t.token) for t in tokens
+    ]
+    np.testing.assert_allclose([t.logprob for t in ours], [t.logprob for t in tokens], atol=1e-5)
+    np.testing.assert_allclose([t.kl for t in ours], [t.kl for t in tokens], atol=1e-5)
+    assert [[c.token_id for c in t.top] for t in ours] == [[c.token_id for c in t.top] for t in tokens]
+    ends = [item for item in direct if isinstance(item, ArmEnd)]
+    assert [(e.arm, e.reason, e.n_tokens) for e in of(events, ev.ArmDone)] == [
+        (e.arm, e.reason, e.n_tokens) for e in ends
+    ]
+    np.testing.assert_allclose([e.dose or 0 for e in of(events, ev.ArmDone)], [e.dose or 0 for e in ends], rtol=1e-5)
+    assert [t.scales for t in ours[:3]] == [(), (("a", 4.0),), (("a", -4.0),)]
+    assert of(events, ev.Speed)[-1].steps == max(t.index for t in ours) + 1
+
+
+def test_a_run_begins_with_its_prompt(loaded: Driver) -> None:
+    events = loaded.done(jobs.Compare(PROMPT, arms(1.0), SAMPLING))
+    started = only(events, ev.RunStarted)
+    assert "".join(started.prompt_tokens[1:]) == PROMPT
+    assert started.arms == ("baseline", "v x 1.0")
+    prompt = [event for event in of(events, ev.Progress) if event.stage == "prompt"]
+    assert prompt[0].total == len(started.prompt_ids)
+    assert isinstance(events[-1], ev.JobDone)
+
+
+def test_a_stop_takes_at_most_one_more_step(loaded: Driver) -> None:
+    job = loaded.worker.submit(jobs.Compare(PROMPT, arms(0.5), Sampling(max_tokens=400)))
+    seen: list[int] = []
+
+    def look(event: ev.Event) -> None:
+        if isinstance(event, ev.TokenEvent) and event.index == 3 and not seen:
+            seen.append(event.index)
+            loaded.worker.stop(job)
+
+    events = loaded.follow(job, look)
+    assert seen
+    ends = of(events, ev.ArmDone)
+    tokens = of(events, ev.TokenEvent)
+    assert events[-1] == ev.JobDone(job, stopped=True)
+    assert [end.reason for end in ends] == ["stopped", "stopped"]
+    for end in ends:
+        assert end.n_tokens == sum(token.arm == end.arm for token in tokens)
+    assert ends[1].dose is not None
+    # The driver sees a token some steps after it was made; what counts is that far fewer came than were asked for.
+    assert len(tokens) < 400
+
+
+def test_the_dial_acts_from_the_token_it_says(loaded: Driver, tiny: Path) -> None:
+    job = loaded.worker.submit(jobs.Compare(PROMPT, arms(0.0), Sampling(max_tokens=60)))
+    asked: list[int] = []
+
+    def look(event: ev.Event) -> None:
+        if isinstance(event, ev.TokenEvent) and event.arm == 1 and not asked:
+            asked.append(event.index)
+            loaded.worker.dial(job, 0, (add(1.0, layer=99),))
+            loaded.worker.dial(job, 1, (add(30.0),))
+
+    events = loaded.follow(job, look)
+    refused = only(events, ev.DialRefused)
+    assert (refused.arm, "99" in refused.message) == (0, True)
+    dialled = only(events, ev.Dialed)
+    assert dialled.arm == 1
+    steered = [token for token in of(events, ev.TokenEvent) if token.arm == 1]
+    for token in steered:
+        assert token.scales == (("a", 30.0 if token.index >= dialled.index else 0.0),)
+    # Before, the arms are the same distribution; from that token on they are not.
+    assert all(token.kl == pytest.approx(0.0, abs=1e-6) for token in steered if token.index < dialled.index)
+    first = next(token for token in steered if token.index == dialled.index)
+    assert first.kl is not None
+    assert first.kl > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        (jobs.Compare(PROMPT, (Arm("x", (add(1.0, layer=9),)),)), "no layer 9"),
+        (jobs.Compare("", ()), ""),
+        (jobs.Encode("/nowhere/sae", "text"), "no SAE at"),
+        (jobs.RandomVector("r", 50), "no layer 50"),
+        (jobs.VectorFromPrompts("p", (), ("x",), 1), "both sides"),
+        (jobs.LoadModel("/nowhere/model"), "There is no model at"),
+    ],
+)
+def test_a_job_that_cannot_be_done_says_why_and_all_else_goes_on(loaded: Driver, job: jobs.Job, message: str) -> None:
+    if message:
+        assert message in loaded.failed(job).message
+    else:
+        loaded.run(job)
+    assert only(loaded.done(jobs.RandomVector("r", 1)), ev.VectorMade).vector.d_model == D_MODEL
+
+
+def test_without_a_model_each_job_says_so(driver: Driver) -> None:
+    for job in (jobs.Compare("x", ()), jobs.Encode("s", "x"), jobs.RandomVector("r", 0), jobs.LoadSAE("/nowhere")):
+        failed = driver.failed(job)
+        assert "No model is loaded" in failed.message or "no SAE" in failed.message
+
+
+def test_features_are_numpys(loaded: Driver, tiny: Path, sae: Path) -> None:
+    text = "The old man opened the door and saw"
+    info = only(loaded.done(jobs.LoadSAE(str(sae))), ev.SAELoaded).info
+    assert (info.layer, info.width, info.site) == (1, 64, "resid_post")
+    encoded = only(loaded.done(jobs.Encode(info.id, text, top_k=8)), ev.Encoded)
+    from lens_tui import LensModel
+
+    h = np.array(LensModel(str(tiny)).residuals(list(encoded.token_ids), 1), dtype=np.float64)
+    p = {name: value.astype(np.float64) for name, value in load_file(sae / "params.safetensors").items()}
+    pre = h @ p["w_enc"] + p["b_enc"]
+    acts = np.where(pre > p["threshold"], np.maximum(pre, 0), 0)
+    assert encoded.special == (True, *[False] * (len(encoded.tokens) - 1))
+    assert (encoded.ids[0] == -1).all()
+    for row in range(1, len(encoded.tokens)):
+        best = np.argsort(-acts[row], kind="stable")[:8]
+        n = int((acts[row][best] > 0).sum())
+        assert list(encoded.ids[row][:n]) == list(best[:n])
+        np.testing.assert_allclose(encoded.values[row][:n], acts[row][best[:n]], rtol=1e-4)
+    assert encoded.l0 == pytest.approx((acts[1:] > 0).sum(axis=1).mean())
+    error = h[1:] - (acts[1:] @ p["w_dec"] + p["b_dec"])
+    assert encoded.fvu == pytest.approx((error**2).sum() / ((h[1:] - h[1:].mean(0)) ** 2).sum(), rel=1e-4)
+    feature = int(encoded.ids[3, 0])
+    events = loaded.done(jobs.ReadFeature(info.id, feature, top_tokens=5))
+    over = only(events, ev.FeatureActivations).values
+    np.testing.assert_allclose(over[1:], acts[1:, feature], rtol=1e-4, atol=1e-5)
+    assert over[0] == 0
+    page = only(events, ev.FeaturePage)
+    row = p["w_dec"][feature]
+    np.testing.assert_allclose(page.vector.direction, row / np.linalg.norm(row), rtol=1e-5)
+    assert page.vector.max_activation == pytest.approx(over.max() * np.linalg.norm(row), rel=1e-4)
+    weights = load_file(tiny / "model.safetensors")
+    effect = weights["model.embed_tokens.weight"] @ (page.vector.direction * weights["model.norm.weight"])
+    order = np.argsort(-effect)
+    assert [weight.token_id for weight in page.promoted] == list(order[:5])
+    assert [weight.token_id for weight in page.suppressed] == list(order[::-1][:5])
+    np.testing.assert_allclose([weight.value for weight in page.promoted], effect[order[:5]], rtol=1e-4)
+    vector = only(loaded.done(jobs.VectorFromFeature(info.id, feature)), ev.VectorMade).vector
+    assert vector.direction.tobytes() == page.vector.direction.tobytes()
+    assert (vector.layer, vector.site, vector.origin.facts["feature"]) == (1, "resid_post", feature)
+
+
+def test_token_ids_are_read_as_they_are(loaded: Driver, sae: Path) -> None:
+    encoded = only(loaded.done(jobs.Encode(str(sae), token_ids=(0, 5, 9))), ev.Encoded)
+    assert encoded.token_ids == (0, 5, 9)
+    assert "8192" in loaded.failed(jobs.Encode(str(sae), token_ids=(0, 8192))).message
+    assert "-1" in loaded.failed(jobs.ReadFeature(str(sae), -1)).message
+    assert "64" in loaded.failed(jobs.VectorFromFeature(str(sae), 64)).message
+
+
+def test_an_sae_of_another_shape_is_refused(loaded: Driver, tmp_path: Path) -> None:
+    wide = sae_folder(tmp_path / "wide", d_model=D_MODEL * 2)
+    assert f"reads width {2 * D_MODEL}" in loaded.failed(jobs.LoadSAE(str(wide))).message
+    deep = sae_folder(tmp_path / "deep", layer=7)
+    assert "is for layer 7" in loaded.failed(jobs.LoadSAE(str(deep))).message
+
+
+def test_vectors_from_prompts(loaded: Driver, tiny: Path) -> None:
+    positive, negative = ("The dog ran.", "A dog barked at the moon"), ("The cat slept.",)
+    made = only(loaded.done(jobs.VectorFromPrompts("dog", positive, negative, 2, over="last")), ev.VectorMade)
+    from lens_tui import LensModel
+
+    model = LensModel(str(tiny))
+
+    def last(text: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        return np.array(model.residuals(text, 2), dtype=np.float64)[-1]
+
+    expected = np.mean([last(text) for text in positive], axis=0) - last(negative[0])
+    np.testing.assert_allclose(made.vector.direction, expected / np.linalg.norm(expected), atol=1e-5)
+    assert made.vector.norm == pytest.approx(np.linalg.norm(expected), rel=1e-4)
+    assert made.residual_norm is not None
+    assert made.residual_norm > 0
+    assert len(made.promoted) == len(made.suppressed) == 10
+
+
+def test_a_load_that_fails_leaves_the_model_before_usable(tiny: Path, tmp_path: Path, driver: Driver) -> None:
+    driver.done(jobs.LoadModel(str(tiny)))
+    broken = llama_folder(tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"\x10" * 100)
+    nan = llama_folder(tmp_path / "nan", rms_norm_eps=float("nan"))
+    strange = llama_folder(tmp_path / "strange", model_type="nothing_like_it")
+    code = llama_folder(tmp_path / "code", model_file="evil.py")
+    (code / "evil.py").write_text("raise SystemExit('ran')")
+    missing = llama_folder(tmp_path / "missing")
+    (missing / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}})
+    )
+    for folder, message in {
+        broken: "cannot be loaded",
+        nan: "gives NaN",
+        strange: "does not know the architecture nothing_like_it",
+        code: "brings its own code",
+        missing: "2 of its 2 weight files are missing",
+    }.items():
+        failed = driver.failed(jobs.LoadModel(str(folder)))
+        assert message in f"{failed.message} {failed.hint}", failed
+        assert failed.message.count("\n") == 0
+    assert of(driver.done(jobs.Compare(PROMPT, (), Sampling(max_tokens=2))), ev.TokenEvent)
+
+
+def test_loading_another_frees_the_first_and_unloading_frees_all(tiny: Path, tmp_path: Path) -> None:
+    driver = Driver(Worker())
+    other = llama_folder(tmp_path / "other", seed=1)
+    driver.done(jobs.LoadModel(str(tiny)))
+    first = of(driver.done(jobs.Compare(PROMPT, (), SAMPLING)), ev.TokenEvent)
+    driver.done(jobs.LoadModel(str(other)))
+    second = of(driver.done(jobs.Compare(PROMPT, (), SAMPLING)), ev.TokenEvent)
+    assert [t.token_id for t in first] != [t.token_id for t in second]
+    assert only(driver.done(jobs.UnloadModel()), ev.ModelUnloaded)
+    assert "No model" in driver.failed(jobs.Compare(PROMPT, ())).message
+    assert driver.worker.close(60)
+
+
+def test_a_model_larger_than_memory_is_refused_unless_forced(
+    tiny: Path, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lens_tui.worker.handlers.load.machine_memory", lambda: 1000)
+    failed = driver.failed(jobs.LoadModel(str(tiny)))
+    assert "GB of weights" in failed.message
+    driver.done(jobs.LoadModel(str(tiny), force=True))
+
+
+def test_the_bundled_model_and_its_sae(driver: Driver) -> None:
+    loaded = only(driver.done(jobs.LoadModel("demo")), ev.ModelLoaded)
+    assert loaded.info.name == "demo"
+    assert recent_models() == []
+    assert loaded.saes
+    encoded = only(driver.done(jobs.Encode(loaded.saes[0].id, "Mix the flour and butter")), ev.Encoded)
+    declared = loaded.saes[0]
+    assert declared.l0 is not None
+    assert 0.3 * declared.l0 < encoded.l0 < 3 * declared.l0
+    assert 0 < encoded.fvu < 0.5
