@@ -30,7 +30,8 @@ class TextActivations:
 
     The forward pass is computed only as far as the deepest place: MLX is lazy, and what lies above is never asked
     for. Interventions that are put up on the model hold here too. Use it on the model's thread.
-    Raises ``LensError`` for a place that the model does not have.
+    ``model_name`` is what goes on record (default: the hub id, or the name of the model's folder). Raises
+    ``LensError`` for a place that the model does not have.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class TextActivations:
         places: Sequence[Place],
         reading: Reading | None = None,
         *,
+        model_name: str = "",
         corpus_sha256: str = "",
         extra: tuple[tuple[str, str], ...] = (),
     ) -> None:
@@ -52,7 +54,7 @@ class TextActivations:
         reading = reading or Reading()
         self._batches = Batches(store, model.tokens, reading)
         self._facts = SourceFacts(
-            model_name=model.info.name,
+            model_name=model_name or _public_name(model.info.name),
             corpus_sha256=corpus_sha256,
             n_documents=len(store.documents),
             n_tokens=self._batches.n_tokens(),
@@ -154,6 +156,11 @@ class TextActivations:
             yield slice(start, min(start + step, rows))
 
 
+def _public_name(name: str) -> str:
+    # A local path says more of the machine than of the model.
+    return Path(name).name if Path(name).is_absolute() or name.startswith((".", "~")) else name
+
+
 def _rows_of(tensor: mx.array, real: NDArray[np.int32]) -> mx.array:
     flat = tensor.reshape(-1, tensor.shape[-1])
     return flat if len(real) == flat.shape[0] else mx.take(flat, mx.array(real), axis=0)
@@ -168,6 +175,7 @@ def text_activations(
     max_tokens: int | None = None,
     text_key: str = "text",
     reading: Reading | None = None,
+    model_name: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[TextActivations, TextActivations | None]:
     """Open a text folder, ``.txt`` or ``.jsonl`` file for training: ``(source, held_out_source)``.
@@ -180,7 +188,7 @@ def text_activations(
     corpus = text if isinstance(text, Corpus) else open_corpus(text, text_key=text_key)
     reading = reading or Reading()
     name = corpus.names[0] if len(corpus.names) == 1 else f"{len(corpus.names)} files"
-    facts: dict[str, Any] = {"corpus_sha256": corpus.sha256, "extra": (("corpus", name),)}
+    facts: dict[str, Any] = {"model_name": model_name, "corpus_sha256": corpus.sha256, "extra": (("corpus", name),)}
     held: TextActivations | None = None
     if held_out:
         corpus, rest = corpus.split(held_out, min(7, held_out - 1))

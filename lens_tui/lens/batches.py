@@ -53,8 +53,8 @@ class Batch:
 class Batches:
     """The batches of a tokenised text; batch ``i`` is the same whenever it is asked for.
 
-    Batches go on without end: number ``per_pass`` begins the second pass. Raises ``LensError`` for a reading that leaves
-    nothing to read.
+    Batches go on without end: number ``per_pass`` begins the second pass. Raises ``LensError`` for a reading
+    that leaves nothing to read.
     """
 
     def __init__(self, store: TokenStore, tokens: Tokens, reading: Reading) -> None:
@@ -66,7 +66,7 @@ class Batches:
         text = reading.context - (1 if wanted else 0)
         if text < 2 or reading.rows < 1 or not 0 <= reading.skip < reading.context:
             raise LensError(
-                f"Windows of {reading.context} tokens, {reading.rows} at once, {reading.skip} left out: nothing to read.",
+                f"{reading.rows} windows of {reading.context} tokens, {reading.skip} left out, leave nothing to read.",
                 "Use a context of 64 or more.",
             )
         self._windows = (packed_windows if reading.packed else document_windows)(store, text)
@@ -103,10 +103,8 @@ class Batches:
         """Tokens in one pass that are not special."""
         store, windows = self._store, self._windows
         special = np.isin(store.ids, self._specials)
-        separators = store.starts + store.lengths
-        special[separators[separators < len(special)]] = True
-        if len(store.starts) > 1 and store.starts[1] == store.lengths[0]:
-            special = np.isin(store.ids, self._specials)  # no separators between these documents
+        if store.separated:
+            special[store.starts + store.lengths] = True
         seen = np.concatenate([[0], np.cumsum(~special)])
         begin = windows.start + max(0, self.reading.skip - (0 if self.bos is None else 1))
         end = windows.start + windows.length

@@ -23,13 +23,14 @@ class TokenStore:
     """Documents as one run of token ids, each followed by a separator if the tokenizer has an end-of-text token.
 
     ``ids`` ``(n,)``; document ``i`` of the store begins at ``starts[i]``, has ``lengths[i]`` tokens and is
-    number ``documents[i]`` in the corpus. 4 bytes a token.
+    number ``documents[i]`` in the corpus. 4 bytes a token. ``separated``: whether there are separators.
     """
 
     ids: NDArray[np.int32]
     starts: NDArray[np.int64]
     lengths: NDArray[np.int64]
     documents: NDArray[np.int32]
+    separated: bool
 
     def where(self, places: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """For indices into ``ids``: corpus document and offset in it; offset -1 for a separator."""
@@ -137,4 +138,4 @@ def _store(found: list[tuple[int, NDArray[np.int32]]], separator: int | None) ->
     starts = ends - lengths - gap
     for start, (_, part) in zip(starts, found, strict=True):
         ids[start : start + len(part)] = part
-    return TokenStore(ids, starts, lengths, np.asarray([index for index, _ in found], np.int32))
+    return TokenStore(ids, starts, lengths, np.asarray([index for index, _ in found], np.int32), gap == 1)

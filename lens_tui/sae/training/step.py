@@ -84,11 +84,12 @@ def adam(
 class Step:
     """``state, figures = step(state, x)`` for a batch ``(n, d)`` of raw activations. Lazy; changes nothing in place."""
 
-    def __init__(self, config: TrainConfig, norm: Normalizer) -> None:
+    def __init__(self, config: TrainConfig, norm: Normalizer, compiled: bool | None = None) -> None:
         self._config, self._norm = config, norm
-        # On a CPU the time goes into matrix products: compiling would cost seconds and gain nothing.
-        gpu = mx.default_device() == mx.Device(mx.gpu)
-        self._run: Any = mx.compile(self._advance) if gpu else self._advance
+        if compiled is None:
+            # On a CPU the time goes into matrix products: compiling would cost seconds and gain nothing.
+            compiled = mx.default_device() == mx.Device(mx.gpu)
+        self._run: Any = mx.compile(self._advance) if compiled else self._advance
 
     def __call__(self, state: State, x: mx.array) -> tuple[State, StepFigures]:
         """One step of training."""
