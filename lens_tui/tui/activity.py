@@ -10,6 +10,19 @@ from .format import duration, size
 
 IDLE, BUSY, FAILED = "idle", "busy", "failed"
 
+TITLES = {
+    "LoadModel": "loading",
+    "UnloadModel": "unloading",
+    "LoadSAE": "loading the SAE",
+    "Compare": "comparing",
+    "Encode": "reading features",
+    "ReadFeature": "reading a feature",
+    "VectorFromFeature": "making the vector",
+    "VectorFromPrompts": "making the vector",
+    "RandomVector": "making the vector",
+}
+"""What a job is called while it runs, by the name of its record."""
+
 
 @dataclass(frozen=True, slots=True)
 class Activity:
@@ -68,7 +81,7 @@ def advance(activity: Activity, event: Event, now: float) -> Activity:
     """The activity after an event of a job that still counts."""
     match event:
         case JobStarted(job, title):
-            return Activity(BUSY, job, title, since=now, now=now)
+            return Activity(BUSY, job, TITLES.get(title, title), since=now, now=now)
         case Progress(job, stage, done, total, unit):
             if activity.job != job or activity.stage != stage or activity.state != BUSY:
                 title = activity.title if activity.job == job else stage

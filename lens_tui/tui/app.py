@@ -8,6 +8,7 @@ shows is its own affair.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -66,6 +67,10 @@ def _empty_screen(mode: str) -> Screen[Any]:
 
 class WorkerWake(Message):
     """The worker has events waiting."""
+
+
+class FrameDue(Message):
+    """A frame has passed since the last drain, and events wait."""
 
 
 class LensApp(App[None], inherit_bindings=False):
@@ -208,9 +213,14 @@ class LensApp(App[None], inherit_bindings=False):
         """Drain now, or when a frame has passed since the last drain."""
         wait = self._last_drain + FRAME - time.monotonic()
         if wait > 0:
-            self.set_timer(wait, self.drain)
+            # Not set_timer: Textual drops a one-shot timer that is due before its task first runs.
+            asyncio.get_running_loop().call_later(wait, self.post_message, FrameDue())
         else:
             self.drain()
+
+    def on_frame_due(self) -> None:
+        """A frame has passed."""
+        self.drain()
 
     def drain(self) -> None:
         """Take every waiting event to whom it concerns, then repaint once."""

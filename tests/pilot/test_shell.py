@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from lens_tui.records import LensError
 from lens_tui.tui.activity import BUSY, FAILED
+from lens_tui.tui.app import FRAME
 from lens_tui.tui.keys import KEYS, SCREENS, by_id
 from lens_tui.tui.screens.base import LensScreen
 from lens_tui.tui.screens.error import ErrorScreen
@@ -121,6 +124,19 @@ async def test_forgetting_a_slot_silences_it() -> None:
         await settle(pilot)
         assert heard == []
         assert not app.busy
+
+
+async def test_a_wake_just_before_the_frame_ends_is_not_lost() -> None:
+    worker = FakeWorker(hold=True)
+    app = lens_app(worker)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        app.submit(jobs.RandomVector("a", 1), "slot", lambda event: None)
+        for _ in range(3):
+            app._last_drain = time.monotonic() - FRAME + 1e-6
+            worker.release(1)
+            app.on_worker_wake()
+        await settle(pilot, lambda: not app.busy)
 
 
 async def test_idle_means_no_timers() -> None:

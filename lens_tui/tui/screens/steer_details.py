@@ -58,7 +58,8 @@ def origin_lines(row: Steer) -> list[str]:
     facts = row.vector.origin.facts
     match row.vector.origin.kind:
         case "feature":
-            return [f"feature {facts.get('feature', '?')} of {facts.get('sae', 'an SAE')}"]
+            sae = str(facts.get("sae") or "an SAE").rstrip("/").rpartition("/")[2]
+            return [f"feature {facts.get('feature', '?')} of {sae}"]
         case "prompts":
             return [
                 f"toward  {_quote(facts.get('positive'))}",
