@@ -8,6 +8,7 @@ from .build import BuildResult, IndexProgress, Target, build_index, merge_parts
 from .contrast import Contrast, TextFeatures, contrast, text_features
 from .describe import Description, describe
 from .export import upload_batches
+from .finish import add_tables
 from .questions import CoActive, Promoter, co_active, decoder_neighbours, direct_effects, promoting, rank_features
 from .read import Example, FeatureIndex, FeatureStatistics
 from .settings import DEFINITIONS, EDGES, Identity, IndexSettings, index_key
@@ -30,6 +31,7 @@ __all__ = [
     "Target",
     "TextFeatures",
     "TokenTable",
+    "add_tables",
     "build_index",
     "co_active",
     "contrast",

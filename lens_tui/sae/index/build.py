@@ -14,7 +14,7 @@ from lens_tui.records import LensError
 from lens_tui.records.activations import ActivationSource, Place
 
 from .encode import Encoder, block_columns, encode_block
-from .finish import finish
+from .finish import finish, remove_leftovers
 from .part import Part
 from .settings import Identity, IndexSettings, index_key
 from .tables import TokenTable
@@ -118,13 +118,14 @@ def build_index(
             for key, folder in parts.items()
         ]
         complete = _read(source, open_parts, _Clock(span[1], progress), should_stop, checkpoint_seconds)
-    if not complete or of > 1:
-        return BuildResult(not complete, (), tuple(parts.values()))
-    for key, folder in parts.items():
-        if progress:
-            progress(IndexProgress("write", total, total, 0, 0.0, None))
-        finish([folder], root / key, todo[key][0].tables)
-        shutil.rmtree(folder)
+        if not complete or of > 1:
+            return BuildResult(not complete, (), tuple(parts.values()))
+        for key, folder in parts.items():  # the parts are still locked: nobody else finishes them
+            if progress:
+                progress(IndexProgress("write", total, total, 0, 0.0, None))
+            remove_leftovers(root / key)
+            finish([folder], root / key, todo[key][0].tables)
+            shutil.rmtree(folder)
     return BuildResult(False, tuple(root / key for key in folders))
 
 
@@ -159,15 +160,15 @@ def identity_of(source: ActivationSource, target: Target) -> Identity:
         width=target.width,
         d_model=source.d_model(target.place),
         corpus=extra.get("corpus", ""),
-        corpus_hash=_corpus_hash(facts),
+        corpus_hash=_corpus_hash(facts, source.n_blocks),
         context=facts.context,
         bos=facts.bos,
     )
 
 
-def _corpus_hash(facts: Any) -> str:
+def _corpus_hash(facts: Any, n_blocks: int) -> str:
     """The texts, and everything that decides which tokens of them are read and in which windows."""
-    how = f"{facts.n_documents}.{facts.n_tokens}.{facts.skipped}.{int(facts.packed)}.{facts.seed}"
+    how = f"{facts.n_documents}.{facts.n_tokens}.{facts.skipped}.{int(facts.packed)}.{facts.seed}.{n_blocks}"
     return f"{facts.corpus_sha256}/{how}"
 
 

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lens_tui.records import LensError
+from lens_tui.records import LensError, atomic
 
 from .full import write_by_feature
 from .keeper import NOBODY
-from .part import SPECIAL, START, StoredPart
+from .part import SPECIAL, START, StoredPart, writing
 from .settings import DEFINITIONS, FORMAT, N_OCTAVES
 from .tables import TokenTable
 from .tally import Tally
@@ -53,18 +53,46 @@ def finish(
             raise LensError(
                 f"The token table has {len(table.promoted_ids)} rows for {parts[0].identity.width} features."
             )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        _write(parts, work, tables)
-        os.replace(work, target)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
+    with writing(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            _write(parts, work, tables)
+            os.replace(work, target)
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
     if remove:
         for folder in folders:
             shutil.rmtree(folder)
     return target
+
+
+def remove_leftovers(out: Path) -> None:
+    """Delete what a process killed in :func:`finish` left beside ``out``. Only for who knows that none is running."""
+    for folder in out.parent.glob(f".{out.name}.*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def add_tables(path: Path | str, tables: Sequence[TokenTable]) -> None:
+    """Add token tables to an index that was made without them. One that is there already is left as it is."""
+    folder = Path(path)
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    _check_tables(tables, manifest["identity"]["width"])
+    for table in tables:
+        if table.convention not in manifest["conventions"]:
+            place = folder / "tokens_of" / table.convention
+            with writing(folder):
+                table.save(place)
+            manifest["conventions"].append(table.convention)
+            manifest["files"] |= {p.relative_to(folder).as_posix(): _checksum(p) for p in sorted(place.glob("*.npy"))}
+    atomic.write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
+
+
+def _check_tables(tables: Sequence[TokenTable], width: int) -> None:
+    for table in tables:
+        if len(table.promoted_ids) != width:
+            raise LensError(f"A token table has {len(table.promoted_ids)} rows; the SAE has {width} features.")
 
 
 def _in_order(parts: list[StoredPart]) -> list[StoredPart]:
@@ -75,7 +103,7 @@ def _in_order(parts: list[StoredPart]) -> list[StoredPart]:
             raise LensError(f"{part.folder.name} belongs to another index than {parts[0].folder.name}.")
         if not part.state.done:
             raise LensError(f"{part.folder.name} is not finished.", "Run its `index --shard` again: it goes on.")
-        if part.state.first != expected:
+        if part.state.first != expected or part.state.total != parts[0].state.total:
             raise LensError(f"Blocks from {expected} on are missing or doubled.", "Give every shard once.")
         expected = part.state.stop
     if expected != parts[-1].state.total:

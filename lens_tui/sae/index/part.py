@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lens_tui.records import LensError
+from lens_tui.records import LensError, atomic
 
 from .settings import FORMAT, Identity, IndexSettings, index_key
 from .tally import Activations, Tally
@@ -66,7 +67,8 @@ class Part:
         self.folder = folder
         self.identity = identity
         self.settings = settings
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         self._lock = _take_lock(folder / "lock")
         self._blocks: list[tuple[int, int, int]] = []
         self._torn = False
@@ -93,8 +95,9 @@ class Part:
         n_tokens = len(columns["tokens"])
         active = np.bincount(found.row, minlength=n_tokens)
         columns = columns | {"active": active, "features": found.feature, "values": found.value}
-        for name, kind in COLUMNS.items():
-            self._files[name].write(np.ascontiguousarray(columns[name], kind).tobytes())
+        with writing(self.folder):
+            for name, kind in COLUMNS.items():
+                self._files[name].write(np.ascontiguousarray(columns[name], kind).tobytes())
         self.tally.update(found)
         self._blocks.append((found.block, n_tokens, len(found.value)))
         state = self.state
@@ -112,12 +115,13 @@ class Part:
         """Make everything so far survive a kill. Does nothing if a block was interrupted half way."""
         if self._torn:
             return
-        for file in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())
+        with writing(self.folder):
+            for file in self._files.values():
+                file.flush()
+                os.fsync(file.fileno())
         old = self.state.tally
         self.state = replace(self.state, tally=f"tally-{self.state.next}.npz")
-        _replace(self.folder / self.state.tally, lambda file: np.savez(file, **self.tally.arrays()))
+        atomic.write_with(self.folder / self.state.tally, lambda file: np.savez(file, **self.tally.arrays()))
         facts = {
             "format": FORMAT,
             "key": index_key(self.identity, self.settings),
@@ -126,7 +130,7 @@ class Part:
             "state": asdict(self.state),
             "blocks": self._blocks,
         }
-        _replace(self.folder / "state.json", lambda file: file.write(json.dumps(facts).encode()))
+        atomic.write_json(self.folder / "state.json", facts)
         if old and old != self.state.tally:
             (self.folder / old).unlink(missing_ok=True)
 
@@ -198,6 +202,18 @@ class StoredPart:
             yield slice(from_token, token), slice(from_active, active)
 
 
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Say in one sentence what the disk refused."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise LensError(
+            f"The index could not be written in {folder}: {reason}.", "Check free space and permissions; then go on."
+        ) from error
+
+
 def _open_at(path: Path, length: int) -> IO[bytes]:
     file = path.open("ab")
     if file.tell() < length:
@@ -205,15 +221,6 @@ def _open_at(path: Path, length: int) -> IO[bytes]:
         raise LensError(f"The file {path.name} of {path.parent.name} is cut short.", "Remove the folder, build anew.")
     file.truncate(length)
     return file
-
-
-def _replace(path: Path, write: Any) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _take_lock(path: Path) -> IO[bytes]:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +167,50 @@ def test_a_broken_pass_is_taken_up_where_it_was_saved(tmp_path: Path, fail_at: i
     assert seen[0].block == fail_at + 1  # nothing is read twice
     _same_files(whole, again.indexes[0])
     assert list((tmp_path / "two").iterdir()) == [again.indexes[0]]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from lens_tui.sae.index import Target, build_index
+from tests.sae.index.corpora import PLACE, TinySAE, TinySource
+from tests.sae.index.test_build import SETTINGS
+
+assert "mlx" not in sys.modules
+
+def report(now):
+    if now.block == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+build_index(TinySource(), [Target(TinySAE(), PLACE, 24, "tiny-sae")], Path(sys.argv[1]), SETTINGS,
+            progress=report, checkpoint_seconds=0.0)
+"""
+
+
+def test_a_killed_pass_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
+    whole = build_index(TinySource(), [_target()], tmp_path / "one", SETTINGS).indexes[0]
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "two")], cwd=Path(__file__).parents[3])
+    assert killed.returncode == -signal.SIGKILL
+    (tmp_path / "two" / f".{whole.name}.dead").mkdir()  # as if killed while writing the index
+    seen: list[IndexProgress] = []
+    again = build_index(TinySource(), [_target()], tmp_path / "two", SETTINGS, progress=seen.append)
+    assert seen[0].block == 6  # the block whose checkpoint the kill prevented, and no earlier one
+    _same_files(whole, again.indexes[0])
+    assert list((tmp_path / "two").iterdir()) == [again.indexes[0]]
+
+
+def test_a_full_disk_is_one_sentence_and_the_pass_can_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = build_index(TinySource(), [_target()], tmp_path / "one", SETTINGS).indexes[0]
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lens_tui.sae.index.finish._write_rows", full)
+    with pytest.raises(LensError, match="No space left on device"):
+        build_index(TinySource(), [_target()], tmp_path / "two", SETTINGS)
+    monkeypatch.undo()
+    again = build_index(TinySource(), [_target()], tmp_path / "two", SETTINGS)
+    _same_files(whole, again.indexes[0])
 
 
 def test_an_interrupt_inside_a_block_does_not_save_half_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from lens_tui.sae.index import (
     IndexSettings,
     Target,
     TokenTable,
+    add_tables,
     build_index,
     co_active,
     decoder_neighbours,
@@ -85,6 +86,22 @@ def test_the_token_table_is_the_sorted_product(index: FeatureIndex) -> None:
 def slim(tmp_path_factory: pytest.TempPathFactory) -> FeatureIndex:
     target = Target(TinySAE(), PLACE, 24, "tiny")
     return FeatureIndex(build_index(TinySource(), [target], tmp_path_factory.mktemp("slim")).indexes[0])
+
+
+def test_token_tables_can_be_added_later(tmp_path: Path, index: FeatureIndex) -> None:
+    path = build_index(TinySource(), [Target(TinySAE(), PLACE, 24, "tiny")], tmp_path, SETTINGS).indexes[0]
+    with pytest.raises(LensError, match="It has: none"):
+        FeatureIndex(path).table()
+    add_tables(path, [_table("raw")])
+    add_tables(path, [_table("raw"), _table("norm")])
+    again = FeatureIndex(path)
+    again.verify()
+    assert again.conventions == index.conventions
+    assert np.array_equal(again.table("norm").suppressed_values, index.table("norm").suppressed_values)
+    ids, values = np.zeros((3, 2), np.uint32), np.zeros((3, 2), np.float32)
+    short = TokenTable("raw", ids, values, ids, values)
+    with pytest.raises(LensError, match="3 rows"):
+        add_tables(path, [short])
 
 
 def test_quantiles_follow_the_feature_s_own_distribution(index: FeatureIndex, slim: FeatureIndex) -> None:
