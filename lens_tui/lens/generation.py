@@ -17,6 +17,7 @@ import mlx.core as mx
 from lens_tui.records import Sampling
 
 from .capture import CaptureResult
+from .positions import follow_thinking
 from .proxy import first_of
 from .registry import Plan, Registry, Run
 from .sampling import LogitsProcessor, Sampler, make_processors, make_sampler
@@ -84,7 +85,11 @@ class _Launched:
 
 @dataclass
 class RowDecoder:
-    """The decoding of one prompt on ``n_rows`` rows under a run's plan."""
+    """The decoding of one prompt on ``n_rows`` rows under a run's plan.
+
+    ``thinking`` are the ids of the model's thinking markers, where it has such
+    and the prompt went through its template; ``inside``: the prompt ends between them.
+    """
 
     registry: Registry
     run: Run
@@ -92,7 +97,10 @@ class RowDecoder:
     n_rows: int
     cache: list[Any]
     options: DecodeOptions
+    thinking: tuple[int, int] | None = None
+    inside: bool = False
     _history: mx.array | None = None
+    _inside: mx.array | None = None
     _stamp: object = None
     _version: int = -1
     _scales: Scales = ()
@@ -139,6 +147,7 @@ class RowDecoder:
 
     def _launch(self, inputs: mx.array) -> _Launched:
         self._note_changes()
+        self._note_thinking(inputs)
         with self.registry.running(self.run):
             logits = self.registry.decoder.root(inputs, cache=self.cache)
         logits = first_of(logits)[:, -1, :].astype(mx.float32)
@@ -163,6 +172,15 @@ class RowDecoder:
                 changed = processor(history[row], changed)
             rows.append(changed - mx.logsumexp(changed, axis=-1, keepdims=True))
         return mx.concatenate(rows, axis=0)
+
+    def _note_thinking(self, inputs: mx.array) -> None:
+        """Follow, on the device, which generated tokens are between the model's thinking markers."""
+        if self.thinking is None:
+            return
+        if self._inside is None:  # the last prompt token: what the prompt's spans say of it holds
+            self._inside = mx.full((self.n_rows, 1), self.inside)
+            return
+        self.run.thinking, self._inside = follow_thinking(inputs, self._inside, self.thinking)
 
     def _note_changes(self) -> None:
         """Count the versions of the plan; a new one is measured anew."""

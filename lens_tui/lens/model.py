@@ -15,6 +15,7 @@ from lens_tui.records import (
     ALL,
     Add,
     Arm,
+    Echo,
     Intervention,
     LensError,
     ModelInfo,
@@ -28,6 +29,7 @@ from lens_tui.records import (
 from .capture import CaptureResult
 from .checks import as_numpy, check_vector, checked
 from .compare import Comparison, Generation
+from .echo import echo
 from .forward import loss_of, read_site, run_forward
 from .generation import DecodeOptions, RowDecoder
 from .handle import Steering
@@ -207,7 +209,7 @@ class LensModel:
         Unsteered, whatever blocks are around the call, unless ``steered``. Nothing
         behind the layer is computed.
         """
-        ids = self._batch(tokens)
+        ids = self.batch(tokens)
         if ids.shape[0] != 1:
             raise LensError(f"residuals takes one text, not {ids.shape[0]}.", "Use capture for a batch.")
         return read_site(self._registry, ids, (self._decoder.index(layer), site), steered=steered)[0]
@@ -231,6 +233,10 @@ class LensModel:
         check_vector(values, self.d_model, "The direction")
         return token_weights(self._unembedding, self.tokens, values, k, convention)
 
+    def echo(self, tokens: Any, *interventions: Intervention) -> tuple[Echo, ...]:
+        """How much of a change is still there behind each layer of a text: one ``records.Echo`` a layer."""
+        return echo(self, tokens, interventions)
+
     # -- running ---------------------------------------------------------------
 
     def forward(self, tokens: Any, cache: list[Any] | None = None) -> mx.array:
@@ -239,14 +245,14 @@ class LensModel:
         ``cache`` is one of mlx-lm's prompt caches; one that was filled under other
         interventions is refused.
         """
-        return run_forward(self._registry, self._batch(tokens), cache)
+        return run_forward(self._registry, self.batch(tokens), cache)
 
     def loss(self, tokens: Any) -> float:
         """Mean next-token cross-entropy in nats of a text, token ids or a batch, by float32 log-softmax.
 
         At least two tokens a row; the first one is not predicted.
         """
-        return loss_of(self._registry, self._batch(tokens))
+        return loss_of(self._registry, self.batch(tokens))
 
     def stream(
         self,
@@ -351,9 +357,11 @@ class LensModel:
         n_prompt = self._registry.caches.check(cache, plan.fingerprint()) + len(prompt.ids)
         meter = Meter() if any(plan.rows) else None
         run = Run(self._registry, plan, n_prompt, prompt.spans, meter)
-        return RowDecoder(self._registry, run, prompt.ids, n_rows, cache, replace(decode, **extra))
+        return RowDecoder(
+            self._registry, run, prompt.ids, n_rows, cache, replace(decode, **extra), prompt.thinking, prompt.inside
+        )
 
-    def _batch(self, tokens: Any) -> mx.array:
+    def batch(self, tokens: Any) -> mx.array:
         """Token ids as an array (batch, tokens), each one inside the vocabulary."""
         if isinstance(tokens, str):
             return mx.array([self.tokens.encode(tokens)], dtype=mx.int32)

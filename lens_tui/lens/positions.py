@@ -22,7 +22,8 @@ class Where:
     ``n_prompt`` is the number of prompt tokens (one, or one for each row), ``None``
     where it is not known: a forward that somebody else runs over a cache.
     ``offset`` is ``None`` where a recurrent cache, which counts no tokens, was filled unseen.
-    ``spans`` maps a role to half-open spans of absolute positions.
+    ``spans`` maps a role to half-open spans of absolute positions of the prompt;
+    ``thinking`` says of each generated token, (rows, tokens), whether the model is thinking.
     """
 
     offset: Offset | None
@@ -31,6 +32,7 @@ class Where:
     n_prompt: Offset | None = None
     bos: int | None = None
     spans: tuple[tuple[str, int, int], ...] | None = None
+    thinking: mx.array | None = None
 
 
 def touched(positions: Positions, where: Where) -> Mask:
@@ -47,7 +49,11 @@ def touched(positions: Positions, where: Where) -> Mask:
         return _not_bos(where)
     if kind == "role":
         return _role(positions.role, where)
-    bounds = _bounds(positions, where)
+    return _within(_bounds(positions, where), where)
+
+
+def _within(bounds: list[tuple[Any, Any]], where: Where) -> Mask:
+    """The tokens inside any of the half-open ranges of absolute positions."""
     if isinstance(where.offset, int) and all(isinstance(item, int) for pair in bounds for item in pair):
         return _static(bounds, where.offset, where.length)
     at = absolute(where)
@@ -127,21 +133,29 @@ def _not_bos(where: Where) -> Mask:
 def _role(role: str, where: Where) -> Mask:
     if where.spans is None or where.n_prompt is None:
         raise LensError(
-            f"Positions of role {role!r} cannot be told here: the prompt was not made from chat messages.",
+            f"Positions of role {role!r} cannot be told: the prompt was not made from chat messages.",
             "Give generate, stream or compare a prompt that goes through the chat template.",
         )
-    known = [(start, stop) for name, start, stop in where.spans if name == role]
-    bounds: list[tuple[Any, Any]] = [*known, (where.n_prompt, _END)] if role == "assistant" else list(known)
+    bounds: list[tuple[Any, Any]] = [(start, stop) for name, start, stop in where.spans if name == role]
+    if role == "assistant":
+        bounds.append((where.n_prompt, _END))
+    if role == "thinking":
+        prompt = _within(bounds, where)
+        return prompt if where.thinking is None else where.thinking[..., None]
     if not bounds:
-        raise LensError(
-            f"The prompt has no {role!r} part.", f"It has: {', '.join(sorted({s[0] for s in where.spans}))}."
-        )
-    at = absolute(where)
-    mask = None
-    for start, stop in bounds:
-        part = (at >= _column(start)) & (at < _column(stop))
-        mask = part if mask is None else mask | part
-    return False if mask is None else mask[..., None]
+        known = ", ".join(sorted({span[0] for span in where.spans}))
+        raise LensError(f"The prompt has no {role!r} part.", f"It has: {known}.")
+    return _within(bounds, where)
+
+
+def follow_thinking(ids: mx.array, inside: mx.array, markers: tuple[int, int]) -> tuple[mx.array, mx.array]:
+    """Whether each row's next token (rows, 1) is between the thinking markers, and whether the one after it will be.
+
+    ``inside`` (rows, 1) is that before the token; the markers themselves are not thinking.
+    """
+    start, end = markers
+    opens, closes = ids == start, ids == end
+    return inside & ~opens & ~closes, (inside | opens) & ~closes
 
 
 def _column(value: Any) -> Any:

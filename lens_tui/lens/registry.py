@@ -113,6 +113,7 @@ class Run:
     n_prompt: Offset | None = None
     spans: tuple[tuple[str, int, int], ...] | None = None
     meter: Meter | None = None
+    thinking: mx.array | None = None
 
 
 @dataclass(eq=False)
@@ -267,7 +268,7 @@ class Registry:
         n_prompt = run.n_prompt
         if n_prompt is None and not caches:
             n_prompt = length
-        where = Where(offset, length, ids, n_prompt, self._bos, run.spans)
+        where = Where(offset, length, ids, n_prompt, self._bos, run.spans, run.thinking)
         recorders = tuple(recorder for recorder in run.plan.recorders if recorder.active)
         for recorder in recorders:
             recorder.begin(own, starts=not caches or (isinstance(offset, int) and offset == 0))

@@ -17,10 +17,16 @@ Span = tuple[str, int, int]
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """Token ids of a prompt, and the spans of its chat roles where it went through a template."""
+    """Token ids of a prompt, and the spans of its chat roles where it went through a template.
+
+    ``thinking`` are the ids of the markers that thinking stands between, if the
+    model has single-token ones; ``inside`` whether the prompt ends between them.
+    """
 
     ids: tuple[int, ...]
     spans: tuple[Span, ...] | None = None
+    thinking: tuple[int, int] | None = None
+    inside: bool = False
 
 
 class Detokenizer(Protocol):
@@ -146,7 +152,13 @@ class Tokens:
             raise LensError(
                 f"The chat template does not take this prompt ({error}).", "Change the roles, or use raw=True."
             ) from error
-        return EncodedPrompt(ids, self._spans(messages, ids))
+        markers = self._markers()
+        thoughts, inside = _thoughts(ids, markers)
+        return EncodedPrompt(ids, (*self._spans(messages, ids), *thoughts), markers, inside)
+
+    def _markers(self) -> tuple[int, int] | None:
+        start, end = (getattr(self.tokenizer, name, None) for name in ("think_start_tokens", "think_end_tokens"))
+        return (start[0], end[0]) if start and end and len(start) == len(end) == 1 else None
 
     def _spans(self, messages: Sequence[Message], ids: tuple[int, ...]) -> tuple[Span, ...]:
         """Each message's tokens, from rendering the conversation message by message.
@@ -157,17 +169,22 @@ class Tokens:
         spans: list[Span] = []
         start = 0
         for count in range(1, len(messages) + 1):
-            try:
-                part = self._render(messages[:count], reply=False)
-            except Exception:  # a template may refuse a prefix, e.g. a system message alone
-                continue
-            end = _agreement(part, ids)
+            end = _agreement(self._prefix(messages[:count]), ids)
             if end > start:
                 spans.append((str(messages[count - 1].get("role", "")), start, end))
                 start = end
         if start < len(ids):
             spans.append(("assistant", start, len(ids)))
         return tuple(spans)
+
+    def _prefix(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """The first messages rendered; with an empty user turn behind them if the template wants one."""
+        for tail in ([], [{"role": "user", "content": ""}]):
+            try:
+                return self._render([*messages, *tail], reply=False)
+            except Exception:  # whatever a template raises for a conversation it does not take
+                continue
+        return ()
 
     def _display_of(self, token: int) -> str:
         if self.tokenizer is None or not 0 <= token < len(self.tokenizer):
@@ -195,6 +212,21 @@ def _wrapped(tokenizer: Any | None) -> Any | None:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
     return TokenizerWrapper(tokenizer)
+
+
+def _thoughts(ids: Sequence[int], markers: tuple[int, int] | None) -> tuple[list[Span], bool]:
+    """Spans between thinking markers, and whether the last one is still open."""
+    spans: list[Span] = []
+    start: int | None = None
+    for at, token in enumerate(ids):
+        if markers and token == markers[0]:
+            start = at + 1
+        elif markers and token == markers[1] and start is not None:
+            spans.append(("thinking", start, at))
+            start = None
+    if start is not None:
+        spans.append(("thinking", start, len(ids)))
+    return spans, start is not None
 
 
 def _agreement(part: Sequence[int], whole: Sequence[int]) -> int:

@@ -18,6 +18,7 @@ _HOMES = {
     "CapProjection": "interventions",
     "ClampFeature": "interventions",
     "Dose": "run",
+    "Echo": "run",
     "FloatArray": "vectors",
     "Intervention": "interventions",
     "LensError": "errors",
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
         ProjectOut,
         SetProjection,
     )
-    from .run import ArmEnd, Candidate, Dose, Token, TokenWeight
+    from .run import ArmEnd, Candidate, Dose, Echo, Token, TokenWeight
     from .sampling import Sampling
     from .vectors import FloatArray, Origin, SteeringVector
 
@@ -64,6 +65,7 @@ __all__ = [
     "CapProjection",
     "ClampFeature",
     "Dose",
+    "Echo",
     "FloatArray",
     "Intervention",
     "LensError",

@@ -81,3 +81,18 @@ class TokenWeight:
     token_id: int
     text: str
     value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """What a change leaves in the residual stream behind a layer, averaged over tokens.
+
+    ``moved`` is ``||delta h||``, ``relative`` ``||delta h|| / ||h||`` against the
+    unchanged residual, ``along`` the projection of the change on the direction
+    that was steered with (``None`` where there is none).
+    """
+
+    layer: int
+    moved: float
+    relative: float
+    along: float | None = None

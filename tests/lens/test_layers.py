@@ -1,0 +1,117 @@
+"""Blocks are proved or refused, sites are found by identity, never by name alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from lens_tui.lens import LensModel
+from lens_tui.lens.layers import find_decoder
+from lens_tui.records import LensError
+from mlx.nn.layers.base import Module
+
+from . import tiny
+
+Base: Any = Module  # has no types
+
+
+@pytest.mark.parametrize("make", [tiny.llama, tiny.gemma3, tiny.gemma4])
+def test_the_decoder_knows_its_shape(make: Any) -> None:
+    decoder = find_decoder(make())
+    assert (decoder.n_layers, decoder.d_model, decoder.vocab_size) == (4, 64, tiny.VOCAB)
+    assert decoder.tuple_output == (make is tiny.gemma4)
+
+
+def test_a_model_that_calls_its_blocks_several_times_is_refused_with_the_reason() -> None:
+    with pytest.raises(LensError, match=r"iquestloopcoder.*cannot be proved.*calls 0 of 2 blocks"):
+        LensModel.from_model(tiny.looped())
+
+
+def test_a_multimodal_wrappers_language_model_is_found() -> None:
+    class Wrapper(Base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.vision_tower = [tiny.llama(layers=1)]
+            self.language_model = tiny.llama()
+
+        def __call__(self, inputs: mx.array, cache: Any = None) -> Any:
+            return self.language_model(inputs, cache=cache)
+
+    lens = LensModel.from_model(Wrapper())
+    assert lens.n_layers == 4
+    inner = LensModel.from_model(tiny.llama())
+    with lens.steer(2, np.ones(64), 2.0), inner.steer(2, np.ones(64), 2.0):
+        np.testing.assert_array_equal(np.array(lens.forward([1, 2, 3])), np.array(inner.forward([1, 2, 3])))
+
+
+def test_a_call_of_the_inner_model_alone_is_a_forward_too() -> None:
+    model = tiny.llama()
+    lens = LensModel.from_model(model)
+    ids = mx.array([tiny.IDS])
+    with lens.steer(1, np.ones(64), 3.0):
+        np.testing.assert_array_equal(np.array(model.lm_head(model.model(ids))), np.array(model(ids)))
+    assert not np.allclose(np.array(model.lm_head(model.model(ids))), 0)
+
+
+@pytest.mark.parametrize("skip", ["some", "none_last"])
+def test_blocks_that_a_forward_leaves_out_are_refused(skip: str) -> None:
+    class Stack(Base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            inner = tiny.llama()
+            self.embed = inner.model.embed_tokens
+            self.layers = inner.model.layers
+            self.head = inner.lm_head
+
+        def __call__(self, inputs: mx.array, cache: Any = None) -> Any:
+            h = self.embed(inputs)
+            order = [0, 2, 3] if skip == "some" else [1, 0, 2, 3]
+            for index in order:
+                h = self.layers[index](h, "causal", None)
+            return self.head(h)
+
+    with pytest.raises(LensError, match="cannot be proved"):
+        find_decoder(Stack())
+
+
+def test_llamas_post_attention_norm_is_not_a_post_norm() -> None:
+    lens = LensModel.from_model(tiny.llama())
+    with pytest.raises(LensError, match="nothing in the block norms the output of self_attn"):
+        lens.capture(0, site="attn_out_normed").__enter__()
+    assert "attn_out_normed" in LensModel.from_model(tiny.gemma3()).sites(0)
+
+
+def test_sites_of_blocks_that_return_tuples_add_up_to_the_residual() -> None:
+    lens = LensModel.from_model(tiny.gemma4())
+    sites = ["resid_pre", "resid_post", "attn_out_normed", "mlp_out_normed", "attn_out", "mlp_in"]
+    with lens.capture([1], site=sites) as captured:
+        lens.forward(list(tiny.IDS))
+    assert captured[1, "attn_out"].shape == (1, 8, 64)
+    # Gemma 4's block adds a per-layer input and a scale after the MLP, so only the first half is a plain sum:
+    # the MLP reads the normed sum of what came in and what attention gave.
+    middle = np.array(captured[1, "resid_pre"] + captured[1, "attn_out_normed"], dtype=np.float64)
+    norm = lens.model.model.layers[1].pre_feedforward_layernorm
+    np.testing.assert_allclose(
+        np.array(captured[1, "mlp_in"]), np.array(norm(mx.array(middle.astype(np.float32)))), atol=1e-4
+    )
+
+
+def test_layers_that_do_not_exist_are_named() -> None:
+    lens = LensModel.from_model(tiny.llama())
+    for bad in (4, -5, 1.5, "1", True):
+        with pytest.raises(LensError, match="layer"):
+            lens.steer(bad, np.ones(64), 1.0)  # type: ignore[arg-type]
+    with pytest.raises(LensError, match="no site 'resid'"):
+        lens.steer(1, np.ones(64), 1.0, site="resid")
+
+
+def test_the_info_counts_what_there_is() -> None:
+    plain = LensModel.from_model(tiny.llama()).info
+    quantised = LensModel.from_model(tiny.llama(bits=4)).info
+    assert (plain.n_layers, plain.d_model, plain.vocab_size, plain.dtype) == (4, 64, tiny.VOCAB, "float32")
+    assert plain.n_parameters == quantised.n_parameters > 100_000
+    assert plain.nbytes == 4 * plain.n_parameters
+    assert (plain.quantization, quantised.quantization) == ("", "4-bit, group 32")
+    assert quantised.nbytes < plain.nbytes / 4
