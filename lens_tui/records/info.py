@@ -33,8 +33,8 @@ class SAEInfo:
     guessed. A transcoder writes to ``site_out`` of ``layer_out``; for an autoencoder they are the same as what
     it reads. ``d_model`` is the width of what it reads (for ``attn_z`` that is
     heads times head size), ``d_out`` of what it gives (0: the same). ``l0`` and ``fvu`` are what its maker declares,
-    ``None`` where nothing is said; so is ``bos``, whether BOS was among the tokens it was trained on. ``k`` is the number
-    of active latents a token of a TopK SAE (0 for others), ``context`` the training
+    ``None`` where nothing is said; so is ``bos``, whether BOS was among the tokens it was trained on. ``k`` is
+    how many latents a TopK SAE keeps of a token (0 for others), ``context`` the training
     length in tokens (0: not said). ``provenance`` gives for a field the file and key, the path, the rule of the
     format or the caller's own word it rests on.
     """
@@ -62,4 +62,5 @@ class SAEInfo:
     @property
     def is_transcoder(self) -> bool:
         """Whether it gives another tensor than the one it reads."""
-        return (self.site_out, self.layer_out) not in (("", -1), (self.site, self.layer))
+        apart = (self.site_out, self.layer_out) not in (("", -1), (self.site, self.layer))
+        return apart or "transcoder" in self.architecture

@@ -59,7 +59,7 @@ def read_hook(name: str, model_name: str = "") -> Hook:
 
 
 def norms_its_outputs(model_name: str) -> bool:
-    """Whether a model's blocks norm what attention and MLP give before adding it, judged by its name (Gemma 2 and 3)."""
+    """Whether a model's blocks norm what attention and MLP give, judged by its name (Gemma 2 and 3 do)."""
     return re.search(r"gemma-?v?[23](?!\d)(?!b)", model_name.lower()) is not None
 
 

@@ -16,8 +16,10 @@ _HOMES = {
     "SAE": "base",
     "StandardSAE": "kinds",
     "TopKSAE": "kinds",
+    "TrainConfig": "training",
     "load_sae": "load",
     "sae_info": "load",
+    "train": "training",
 }
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from .kinds import GatedSAE, GroupMaxSAE, JumpReLUSAE, StandardSAE, TopKSAE
     from .load import load_sae, sae_info
     from .reconstruction import Reconstruction
+    from .training import TrainConfig, train
 
 __all__ = [
     "SAE",
@@ -34,8 +37,10 @@ __all__ = [
     "Reconstruction",
     "StandardSAE",
     "TopKSAE",
+    "TrainConfig",
     "load_sae",
     "sae_info",
+    "train",
 ]
 
 

@@ -30,6 +30,7 @@ def load_sae(
     model_name: str | None = None,
     residence: Residence | None = None,
     dtype: mx.Dtype = mx.float32,
+    input_scale: float | None = None,
     extra_provenance: Mapping[str, str] | None = None,
 ) -> SAE:
     """Load an SAE or transcoder from a folder or weight file.
@@ -41,29 +42,40 @@ def load_sae(
 
     ``residence`` keeps the encoder in ``"memory"``, on ``"disk"`` (read again for every block of tokens), or in memory
     in ``"8bit"`` (not exact); by default in memory if that takes less than a quarter of the machine's.
+    ``input_scale`` is what activations are multiplied by, for files that leave it open.
     ``dtype`` is that of the weights in memory and of the matrix products; biases and activations are float32.
 
     Raises ``LensError`` for whatever is wrong with the path, the file or its contents.
     """
-    parts, info = _open(path, site, layer, model_name, extra_provenance or {})
+    parts, info = _open(path, site, layer, model_name, input_scale, extra_provenance or {})
     return build(parts.definition, parts.weights, info, residence=residence, dtype=dtype)
 
 
 def sae_info(
-    path: str | Path, *, site: str | None = None, layer: int | None = None, model_name: str | None = None
+    path: str | Path,
+    *,
+    site: str | None = None,
+    layer: int | None = None,
+    model_name: str | None = None,
+    input_scale: float | None = None,
 ) -> SAEInfo:
     """What :func:`load_sae` would say of an SAE; headers and configuration are read, weights are not."""
-    parts, info = _open(path, site, layer, model_name, {})
+    parts, info = _open(path, site, layer, model_name, input_scale, {})
     return with_shape(info, parts.weights)
 
 
 def _open(
-    path: str | Path, site: str | None, layer: int | None, model_name: str | None, extra: Mapping[str, str]
+    path: str | Path,
+    site: str | None,
+    layer: int | None,
+    model_name: str | None,
+    input_scale: float | None,
+    extra: Mapping[str, str],
 ) -> tuple[Parts, SAEInfo]:
     place = Path(path).expanduser()
     if not place.exists():
         raise LensError(f"There is no SAE at {one_line(str(path), 120)}.", "Check the path.")
-    source = Source(place, one_line(str(path), 200))
+    source = Source(place, one_line(str(path), 200), input_scale)
     found = next((form for form in FORMATS if form.recognises(source)), None)
     if found is None:
         raise LensError(f"{shown(place)} is no SAE of a known format.", _look_around(place))
@@ -93,9 +105,8 @@ def _with_given(facts: Facts, site: str | None, layer: int | None, model_name: s
 
 def _info(source: Source, facts: Facts, form: str, extra: Mapping[str, str]) -> SAEInfo:
     known: dict[str, Any] = {"site": "", "layer": -1, "model_name": "", **facts.values}
-    if "site_out" not in known:
+    if "site_out" not in known and "transcoder" not in known["architecture"]:
         known.update(site_out=known["site"], layer_out=known["layer"])
-    known.setdefault("layer_out", known["layer"])
     base = SAEInfo(
         id=one_line(source.name, 200),
         name=one_line(source.folder.name if source.path.is_dir() else source.path.stem, 80),

@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
-from . import gemma_scope_2
+from . import (
+    dictionary_learning,
+    gemma_scope_1,
+    gemma_scope_2,
+    llama_scope,
+    mlxterp,
+    qwen_scope,
+    saelens,
+    sparsify,
+)
 from .parts import Format
 
-FORMATS: tuple[Format, ...] = (gemma_scope_2.FORMAT,)
+FORMATS: tuple[Format, ...] = (
+    gemma_scope_2.FORMAT,
+    gemma_scope_1.FORMAT,
+    sparsify.FORMAT,
+    saelens.FORMAT,
+    llama_scope.FORMAT,
+    dictionary_learning.FORMAT,
+    qwen_scope.FORMAT,
+    mlxterp.FORMAT,
+)
 """In the order in which they are tried."""

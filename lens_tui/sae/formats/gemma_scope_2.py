@@ -97,7 +97,9 @@ def _facts(source: Source, config: dict[str, Any]) -> Facts:
     for key in ("bos", "bos_included"):
         if isinstance(config.get(key), bool):
             facts.say("bos", config[key], f"config.json {key}")
-    facts.say("architecture", "jumprelu", "the format")
+    apart = facts.get("site_out") not in (None, facts.get("site")) or config.get("type") == "transcoder"
+    kind = "jumprelu_skip_transcoder" if apart and config.get("affine_connection") else "jumprelu_transcoder"
+    facts.say("architecture", kind if apart else "jumprelu", "the format")
     return facts
 
 

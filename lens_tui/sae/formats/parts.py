@@ -20,10 +20,14 @@ from ..tensors import Stored
 
 @dataclass(frozen=True)
 class Source:
-    """A file or folder that someone wants read as an SAE. ``name`` is the hub's name of it, or its path."""
+    """A file or folder that someone wants read as an SAE. ``name`` is the hub's name of it, or its path.
+
+    ``input_scale`` is the caller's word on what activations are multiplied by, for files that leave it open.
+    """
 
     path: Path
     name: str
+    input_scale: float | None = None
 
     @property
     def folder(self) -> Path:
@@ -123,3 +127,17 @@ def number(config: dict[str, Any], key: str, where: str, default: float | None =
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise LensError(f"{where} has no number {key!r}.", "It is damaged or of another format.")
     return float(value)
+
+
+def input_scale(source: Source, declared: Any) -> float:
+    """What activations are multiplied by, so that their mean length is ``sqrt(d)``.
+
+    Raises ``LensError`` if neither the file nor the caller says it: without it every number would be wrong.
+    """
+    for value in (declared, source.input_scale):
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
+            return float(value)
+    raise LensError(
+        f"{shown(source.path)} expects scaled activations, and the scale is not in its files.",
+        "Give input_scale=: sqrt(d) over the mean length of an activation, or 1.0 if it is folded into the weights.",
+    )

@@ -1,0 +1,88 @@
+"""EleutherAI's sparsify: ``cfg.json`` and ``sae.safetensors`` in a folder named after the module, ``layers.N[.mlp]``.
+
+``encoder.weight (n, d)``, ``encoder.bias``, ``W_dec (n, d)``, ``b_dec``, with a skip connection ``W_skip (d_out,
+d_in)``. ``b_dec`` is subtracted from the input unless it is a transcoder (``transcode``). ``N`` is the block whose
+output is read.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lens_tui.records import LensError
+from lens_tui.records.sanitise import one_line
+from lens_tui.records.sites import read_hook
+
+from ..definition import Activation, Definition, Weights
+from ..files import read_safetensors, shown
+from ..tensors import Stored
+from .parts import Facts, Format, Parts, Source, number, pick
+
+_ACTIVATIONS: dict[str, Activation] = {"topk": "topk", "groupmax": "groupmax"}
+
+
+def _recognises(source: Source) -> bool:
+    return source.find("sae.safetensors") is not None
+
+
+def _read(source: Source) -> Parts:
+    path = source.find("sae.safetensors")
+    assert path is not None
+    config = source.config("cfg.json")
+    where = shown(source.folder)
+    if not config:
+        raise LensError(f"{where} has no cfg.json, so that its k is not known.", "Fetch cfg.json too.")
+    if config.get("signed"):
+        raise LensError(f"{where} has signed latents, which are not read.", "Take one without.")
+    name = str(config.get("activation") or "topk")
+    if name not in _ACTIVATIONS:
+        raise LensError(
+            f"{where} has the activation {one_line(name, 40)}, which is not read.", "Read are topk and groupmax."
+        )
+    tensors = read_safetensors(path)
+    w_enc = tensors["W_enc"] if "W_enc" in tensors else pick(tensors, path, "encoder.weight").T
+    transcoder = bool(config.get("transcode") or config.get("skip_connection"))
+    k = int(number(config, "k", f"{where}/cfg.json"))
+    definition = Definition(activation=_ACTIVATIONS[name], k=k, subtract_b_dec=not config.get("transcode"))
+    skip = tensors.get("W_skip")
+    weights = Weights(
+        w_enc=w_enc,
+        w_dec=_like(w_enc, pick(tensors, path, "W_dec", "decoder.weight"), where),
+        b_dec=pick(tensors, path, "b_dec", "decoder.bias"),
+        vectors={"b_enc": pick(tensors, path, "encoder.bias", "b_enc")},
+        w_skip=None if skip is None else skip.T,
+    )
+    return Parts(definition, weights, _facts(source, config, name, k, transcoder))
+
+
+def _like(w_enc: Stored, w_dec: Stored, where: str) -> Stored:
+    """The decoder as ``(n, d)``. Both orientations are about: the shape decides, not the key."""
+    if len(w_enc.shape) != 2 or len(w_dec.shape) != 2:
+        raise LensError(f"The weights of {where} are no matrices.", "Fetch the file again.")
+    return w_dec.T if w_dec.shape[0] != w_enc.shape[1] and w_dec.shape[1] == w_enc.shape[1] else w_dec
+
+
+def _facts(source: Source, config: dict[str, Any], activation: str, k: int, transcoder: bool) -> Facts:
+    facts = Facts()
+    facts.say("architecture", f"{activation}_transcoder" if transcoder else activation, "cfg.json")
+    facts.say("k", k, "cfg.json k")
+    outer = {} if source.folder.parent == source.folder else Source(source.folder.parent, "").config("config.json")
+    model = outer.get("model")
+    facts.say("model_name", model if isinstance(model, str) else None, "config.json of the folder above, model")
+    folder = source.folder.name
+    hook = read_hook(f"model.{folder}", "") if folder.startswith("layers.") else None
+    facts.provenance["site"] = f"not known: the folder's name {one_line(folder, 40)} is no module that is known"
+    if hook is None:
+        return facts
+    where = f"the folder's name {folder}"
+    # A transcoder reads its module's input and gives its output.
+    site_in = {"mlp_out": "mlp_in", "resid_post": "resid_pre"}.get(hook.site, "") if transcoder else hook.site
+    facts.say("layer", hook.layer, where)
+    facts.say("site", site_in, where)
+    if transcoder:
+        facts.say("layer_out", hook.layer, where)
+        facts.say("site_out", hook.site, where)
+    return facts
+
+
+FORMAT = Format("sparsify", _recognises, _read)
