@@ -129,6 +129,7 @@ class FakeWorker:
 
     def start(self, wake: Callable[[], None]) -> None:
         self._wake = wake
+        self._armed = False  # what was submitted before now woke nobody
         self._arm()
 
     def submit(self, job: jobs.Job) -> int:
