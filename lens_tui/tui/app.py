@@ -9,6 +9,7 @@ shows is its own affair.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -19,12 +20,13 @@ from typing import Any, ClassVar, cast
 
 from textual.app import App
 from textual.binding import Binding
-from textual.content import Content
 from textual.filter import LineFilter
 from textual.message import Message
 from textual.reactive import reactive
 from textual.screen import Screen
 
+from lens_tui.records import Sampling
+from lens_tui.records.session_file import SavedSession
 from lens_tui.tui import themes
 from lens_tui.tui.activity import BUSY, IDLE, Activity, advance
 from lens_tui.tui.catalog import Catalog, DiskCatalog
@@ -33,11 +35,14 @@ from lens_tui.tui.jobs import Handler, JobBook
 from lens_tui.tui.keys import SCREENS, by_id, check_keymap
 from lens_tui.tui.keys.bindings import bindings
 from lens_tui.tui.opening import Opening
-from lens_tui.tui.session import SessionStore, absorb
+from lens_tui.tui.preferences import remember_theme
+from lens_tui.tui.recovery import Recovery
+from lens_tui.tui.session import Session, SessionStore, absorb
 from lens_tui.worker.events import Event, JobFailed
 from lens_tui.worker.jobs import Job
 from lens_tui.worker.protocol import WorkerLike
 
+_log = logging.getLogger(__name__)
 FRAME = 1 / 30
 TINTS = ("tint", "bars", "digits", "off")
 _CLASSES = {
@@ -78,7 +83,10 @@ class LensApp(App[None], inherit_bindings=False):
 
     ``start`` is the screen it opens on, ``keymap`` the user's ``[keys]``,
     ``theme`` a theme's name, ``theme_folders`` where to look for more themes.
-    ``open_model`` is loaded once the first frame is up. ``clock`` is seconds on
+    ``open_model`` is loaded once the first frame is up; ``take_up`` is a session
+    that was cut off, to be offered; ``problems`` are sentences to show at the
+    start, before those about theme and keys; with ``autosave`` this one is kept on disk
+    while it runs. ``clock`` is seconds on
     a steady clock and ``wall`` the time of day; tests give their own.
     """
 
@@ -101,6 +109,11 @@ class LensApp(App[None], inherit_bindings=False):
         theme: str = themes.DEFAULT_THEME,
         theme_folders: tuple[Path, ...] = (),
         open_model: str | None = None,
+        take_up: SavedSession | None = None,
+        sampling: Sampling | None = None,
+        tint: str = "tint",
+        problems: Sequence[str] = (),
+        autosave: bool = False,
         log_path: Path | None = None,
         catalog: Catalog | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -112,19 +125,20 @@ class LensApp(App[None], inherit_bindings=False):
         super().__init__()
         self.worker, self.clock, self.wall, self.log_path = worker, clock, wall, log_path
         self.catalog: Catalog = catalog or DiskCatalog()
-        self.store = SessionStore()
+        self.store = SessionStore(Session(sampling=sampling or Sampling()))
         self.book = JobBook()
         self.opening = Opening(self)
-        self._open_model = open_model
+        self.recovery = Recovery(self)
+        self._open_model, self._take_up, self._autosave = open_model, take_up, autosave
         self._run_when_ready = False
         self._last_drain = 0.0
         self._remark = ""
         self._last_interrupt = float("-inf")
-        self.problems: list[str] = []
+        self.problems = list(problems)
+        self.last_words = ""
         self._use_themes(theme, theme_folders)
         self._use_keymap(keymap or {})
-        if self.no_color:
-            self.set_reactive(LensApp.tint, "bars")
+        self.set_reactive(LensApp.tint, "bars" if self.no_color and tint == "tint" else tint)
 
     # ---- settings
 
@@ -148,8 +162,9 @@ class LensApp(App[None], inherit_bindings=False):
         return self._defaults
 
     def keep_theme(self, name: str) -> None:
-        """Use a theme and remember it."""
+        """Use a theme and remember it in the settings."""
         self.theme = name
+        self.run_worker(lambda: remember_theme(name), thread=True, exit_on_error=False, group="settings")
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         """Textual's filters and, last of all, ours."""
@@ -169,6 +184,10 @@ class LensApp(App[None], inherit_bindings=False):
             self.call_after_refresh(self.show_problems)
         if self._open_model:
             self.opening.load(self._open_model)
+        if self._take_up is not None:
+            self.recovery.offer(self._take_up)
+        if self._autosave:
+            self.recovery.follow()
 
     def show_problems(self) -> None:
         """Show what in the settings could not be used."""
@@ -243,10 +262,8 @@ class LensApp(App[None], inherit_bindings=False):
             return Activity() if activity.state == BUSY and not self.book.busy else activity
         absorb(self.store, event)
         shown = owned.handler(event)
-        if isinstance(event, JobFailed):
-            self.log.error(event.message, event.detail)
-            if shown is not True:
-                self.show_error(event.message, event.hint, event.detail)
+        if isinstance(event, JobFailed) and shown is not True:
+            self.show_error(event.message, event.hint, event.detail)
         return advance(activity, event, self.clock())
 
     @property
@@ -345,13 +362,10 @@ class LensApp(App[None], inherit_bindings=False):
     # ---- when it breaks
 
     def _handle_exception(self, error: Exception) -> None:
-        """A defect: one sentence on the terminal, the whole story in the log."""
+        """A defect: the whole story goes to the log, one sentence to the terminal once it is ours no more."""
         super()._handle_exception(error)
-        if self.log_path is not None and not self.is_headless:
-            import traceback
-
-            with self.log_path.open("a", encoding="utf-8", errors="replace") as log:
-                traceback.print_exception(error, file=log)
-            self._exit_renderables[:] = [
-                Content(f"mlx-lens-tui ran into a defect ({type(error).__name__}). The log: {self.log_path}").plain
-            ]
+        _log.error("a defect", exc_info=error)
+        self.last_words = f"mlx-lens-tui ran into a defect ({type(error).__name__}). "
+        self.last_words += f"The log has the details: {self.log_path}" if self.log_path else str(error)
+        if not self.is_headless:
+            self._exit_renderables.clear()

@@ -29,9 +29,11 @@ class Opening:
         self.failure: JobFailed | None = None
         self.model = ""
         self.stages: list[str] = []
+        self._sae_path = ""
 
-    def load(self, model: str) -> None:
-        """Load a model by ``"demo"``, a folder or a hub id."""
+    def load(self, model: str, sae: str = "") -> None:
+        """Load a model by ``"demo"``, a folder or a hub id, and then, if one is named, an SAE by its path."""
+        self._sae_path = sae or (demo.default_sae() if model == demo.NAME else "")
         self.model, self.going, self.failure, self.stages, self._waiting = model, True, None, [], []
         if model == demo.NAME and not self._app.store.session.prompt:
             starter = demo.starter()
@@ -53,8 +55,8 @@ class Opening:
         if isinstance(event, ModelLoaded) and name == demo.NAME:
             self._waiting = list(demo.starter().steers) if not self._app.store.session.steers else []
         if isinstance(event, JobDone):
-            if name == demo.NAME and not event.stopped:
-                self.load_sae(demo.default_sae())
+            if self._sae_path and not event.stopped:
+                self.load_sae(self._sae_path)
             else:
                 self._finish()
         return self._failed(event)

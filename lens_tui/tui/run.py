@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from lens_tui.records import paths
+from lens_tui.records.log import start_log
+from lens_tui.records.session_file import interrupted_session
+from lens_tui.tui.preferences import preferences
 
 if TYPE_CHECKING:
     from lens_tui.tui.app import LensApp
 
 CLOSE_PATIENCE = 0.15
+MAX_STDERR = 1 << 20
 
 
 def run(
@@ -30,17 +34,20 @@ def run(
     id or ``"demo"``) is loaded at once. ``theme`` and ``keymap`` win over the
     settings. Whatever C code writes to file descriptor 2 goes to the log.
     """
-    log_path = paths.log_file()
-    with _Quiet(log_path):
+    log_path = start_log()
+    with _Quiet(paths.log_file().with_name("stderr.log")):
         from lens_tui.worker.thread import Worker
 
         worker = Worker()
         try:
             app = make_app(worker, demo=demo, model=model, theme=theme, keymap=keymap, log_path=log_path)
             app.run()
-            return app.return_code or 0
+            app.recovery.end(well=not app.return_code)
         finally:
             worker.close(CLOSE_PATIENCE)
+    if app.last_words:
+        print(app.last_words, file=sys.stderr)  # noqa: T201
+    return app.return_code or 0
 
 
 def make_app(
@@ -56,14 +63,21 @@ def make_app(
     from lens_tui.tui.app import LensApp
     from lens_tui.tui.themes import DEFAULT_THEME
 
+    user = preferences()
+    opening = "demo" if demo else model or user.model
     return LensApp(
         worker,  # type: ignore[arg-type]
         start="generate" if demo else "load",
-        open_model="demo" if demo else model,
-        theme=theme or DEFAULT_THEME,
+        open_model=opening or None,
+        theme=theme or user.theme or DEFAULT_THEME,
         theme_folders=(paths.themes_folder(),),
-        keymap=keymap,
+        keymap={**user.keys, **(keymap or {})},
+        tint=user.tint,
+        sampling=user.sampling,
+        problems=user.problems,
         log_path=log_path,
+        take_up=None if demo or model else interrupted_session(),
+        autosave=user.keep_session,
     )
 
 
@@ -82,7 +96,8 @@ class _Quiet:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._log = self._path.open("ab", buffering=0)
+        keep = self._path.exists() and self._path.stat().st_size < MAX_STDERR
+        self._log = self._path.open("ab" if keep else "wb", buffering=0)
         sys.stderr.flush()
         self._saved = os.dup(2)
         self._before = sys.__stderr__
