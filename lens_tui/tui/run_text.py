@@ -25,7 +25,11 @@ from lens_tui.worker.events import (
 
 Measure = Literal["surprise", "kl", "diff"]
 MEASURES: tuple[Measure, ...] = ("surprise", "kl", "diff")
-MEASURE_NAMES = {"surprise": "surprise (−logp)", "kl": "KL to baseline", "diff": "not in the baseline"}
+MEASURE_NAMES = {
+    "surprise": "surprise, −logp 0.5 to 8 nats",
+    "kl": "KL to baseline, 0.25 to 16 nats",
+    "diff": "not in the baseline",
+}
 
 
 def plan(session: Session) -> tuple[tuple[int, Arm], ...]:

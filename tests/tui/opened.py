@@ -9,14 +9,17 @@ from typing import Any
 from lens_tui.tui.app import LensApp
 from textual.pilot import Pilot
 
+from tests.apps import lens_app, screen_text
 from tests.fakes import DEMO_MODEL, DEMO_SAE, FakeWorker, unit_vector
+
+__all__ = ["PROMPT", "app_on", "fill", "opened", "screen_text", "settle"]
 
 PROMPT = "Once upon a time, there was"
 
 
 def app_on(screen: str, **worker: Any) -> LensApp:
     """The app opening on a screen; its clock stands still."""
-    return LensApp(FakeWorker(**worker), start=screen, clock=lambda: 0.0)
+    return lens_app(FakeWorker(**worker), start=screen)
 
 
 @asynccontextmanager
@@ -54,9 +57,3 @@ async def settle(app: LensApp, pilot: Pilot[None], tries: int = 200) -> None:
         quiet = quiet + 1 if worker.idle and not app.busy else 0
         if quiet == 12:
             return
-
-
-def screen_text(app: LensApp) -> str:
-    """Everything on the screen, as lines of text."""
-    strips = app.screen._compositor.render_strips()
-    return "\n".join(strip.text.rstrip() for strip in strips)

@@ -14,7 +14,6 @@ from textual.content import Content
 from textual.timer import Timer
 from textual.widgets import Label
 
-from lens_tui.records import Sampling
 from lens_tui.tui import clip
 from lens_tui.tui.keys.bindings import bindings
 from lens_tui.tui.run_export import as_command, as_data, as_markdown
@@ -28,8 +27,8 @@ from lens_tui.tui.widgets.token_view import TokenView
 from lens_tui.worker.events import Event, JobDone, JobFailed
 from lens_tui.worker.jobs import Compare
 
+from . import sampling
 from .base import LensScreen
-from .sampling import summary
 
 REST = 0.3
 """Seconds of rest after a change of scale before the run is made again."""
@@ -133,7 +132,7 @@ class GenerateScreen(LensScreen):
 
     def _say_settings(self) -> None:
         key = self.lens.key_text
-        parts: list[str | tuple[str, str]] = [(summary(self.session.sampling), "")]
+        parts: list[str | tuple[str, str]] = [(sampling.summary(self.session.sampling), "")]
         parts.append((f" · shade: {MEASURE_NAMES[self.measure]}", "$muted"))
         if self.run is None:
             parts.append((f" · {key('app.run')} runs, {key('generate.prompt')} writes the prompt", "$muted"))
@@ -305,13 +304,13 @@ class GenerateScreen(LensScreen):
 
     def action_sampling(self) -> None:
         """The sampling form."""
-        from .sampling import SamplingScreen
+        from .form import FormScreen
 
-        def take(sampling: Sampling | None) -> None:
-            if sampling is not None:
-                self.lens.store.update(sampling=sampling)
+        def take(values: dict[str, str] | None) -> None:
+            if values is not None:
+                self.lens.store.update(sampling=sampling.parse(values, self.session.sampling))
 
-        self.app.push_screen(SamplingScreen(self.session.sampling), take)
+        self.app.push_screen(FormScreen("Sampling", sampling.fields(self.session.sampling)), take)
 
     def action_history(self) -> None:
         """The runs of this session."""

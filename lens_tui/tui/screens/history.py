@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
-from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from lens_tui.records.sanitise import one_line
@@ -16,8 +15,10 @@ from lens_tui.tui.run_text import RunText
 from lens_tui.tui.widgets.lane import strength
 from lens_tui.tui.widgets.row_list import RowList
 
+from .dialog import Dialog
 
-class HistoryScreen(ModalScreen[RunText | None]):
+
+class HistoryScreen(Dialog[RunText | None]):
     """Newest first; enter puts a run back with its prompt, settings and bench."""
 
     BINDINGS = [("escape,q", "dismiss", "cancel"), ("enter", "choose", "restore")]

@@ -1,41 +1,47 @@
-"""The form for sampling settings."""
+"""Sampling settings as a form, and in one line. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
-from textual.app import ComposeResult
-from textual.containers import Horizontal, Vertical
-from textual.content import Content
-from textual.screen import ModalScreen
-from textual.widgets import Input, Label, Static
+from lens_tui.records import Sampling
+from lens_tui.tui.screens.form import Check, Field, number, whole
 
-from lens_tui.records import LensError, Sampling
+_OFF = {"temp": "0: greedy", "top_p": "off", "top_k": "off", "min_p": "off", "repetition_penalty": "off"}
+"""What an empty field means."""
+_CHECKS: dict[str, tuple[str, Check]] = {
+    "max_tokens": ("max tokens", whole(1, 1_000_000)),
+    "seed": ("seed", whole(0, 2**32 - 1)),
+    "temp": ("temperature", number(0, 100)),
+    "top_p": ("top-p", number(0, 1)),
+    "top_k": ("top-k", whole(0, 10_000_000)),
+    "min_p": ("min-p", number(0, 1)),
+    "repetition_penalty": ("rep. penalty", number(0, 100)),
+}
 
-_FIELDS: tuple[tuple[str, str, Callable[[str], float], float, float], ...] = (
-    ("max_tokens", "tokens at most", int, 1, 1_000_000),
-    ("seed", "seed", int, 0, 2**32 - 1),
-    ("temp", "temperature (0: greedy)", float, 0, 100),
-    ("top_p", "top-p (0: off)", float, 0, 1),
-    ("top_k", "top-k (0: off)", int, 0, 10_000_000),
-    ("min_p", "min-p (0: off)", float, 0, 1),
-    ("repetition_penalty", "repetition penalty (0: off)", float, 0, 100),
-)
+
+def fields(sampling: Sampling) -> list[Field]:
+    """The form's fields with the settings as they are; what is off is empty."""
+    return [
+        Field(name, label, _value(sampling, name), _OFF.get(name, ""), _or_empty(check) if name in _OFF else check)
+        for name, (label, check) in _CHECKS.items()
+    ]
+
+
+def _value(sampling: Sampling, name: str) -> str:
+    value = getattr(sampling, name)
+    return "" if name in _OFF and not value else f"{value}"
+
+
+def _or_empty(check: Check) -> Check:
+    return lambda text: check(text) if text.strip() else ""
 
 
 def parse(values: Mapping[str, str], before: Sampling) -> Sampling:
-    """The settings a filled form means. Raises :class:`LensError` naming the field and its range."""
-    changes: dict[str, float] = {}
-    for name, label, kind, low, high in _FIELDS:
-        try:
-            value = kind(values[name].strip())
-        except ValueError:
-            raise LensError(f"{label}: {values[name].strip() or 'nothing'!r} is not a number.") from None
-        if not low <= value <= high:
-            raise LensError(f"{label}: {value:g} is outside {low:g} to {high:g}.")
-        changes[name] = value
-    return replace(before, **changes)  # type: ignore[arg-type]
+    """The settings that a form whose every field is right means."""
+    kinds = {name: type(getattr(before, name)) for name in _CHECKS}
+    return replace(before, **{name: kinds[name](values[name].strip() or 0) for name in _CHECKS})
 
 
 def summary(sampling: Sampling) -> str:
@@ -47,38 +53,3 @@ def summary(sampling: Sampling) -> str:
         if getattr(sampling, name)
     ]
     return " · ".join([*parts, f"max {sampling.max_tokens}"])
-
-
-class SamplingScreen(ModalScreen[Sampling | None]):
-    """Edits sampling settings; enter takes them, escape leaves them as they were."""
-
-    BINDINGS = [("escape", "dismiss", "cancel"), ("down", "app.focus_next", ""), ("up", "app.focus_previous", "")]
-    DEFAULT_CSS = """
-    SamplingScreen .dialog { width: 52; }
-    SamplingScreen Horizontal { height: 1; }
-    SamplingScreen Label { width: 30; }
-    SamplingScreen Input { width: 1fr; }
-    """
-
-    def __init__(self, sampling: Sampling) -> None:
-        super().__init__()
-        self._before = sampling
-
-    def compose(self) -> ComposeResult:
-        """A row for each setting."""
-        with Vertical(classes="dialog"):
-            yield Static("Sampling", classes="dialog-title")
-            for name, label, *_ in _FIELDS:
-                with Horizontal():
-                    yield Label(label)
-                    yield Input(f"{getattr(self._before, name):g}", id=name, select_on_focus=True)
-            yield Static("", id="problem", classes="error")
-            yield Static(Content.assemble(("⏎", "bold"), " take   ", ("esc", "bold"), " cancel"), classes="muted")
-
-    def on_input_submitted(self) -> None:
-        """Take the settings, or say what is wrong with them."""
-        values = {name: self.query_one(f"#{name}", Input).value for name, *_ in _FIELDS}
-        try:
-            self.dismiss(parse(values, self._before))
-        except LensError as error:
-            self.query_one("#problem", Static).update(Content(str(error)))

@@ -15,8 +15,8 @@ BARS = "▁▂▃▄▅▆▇█"
 DIGITS = "01234567"
 _EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 
-SURPRISAL_STEPS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-"""Lower bounds of levels 1 to 7 for ``-logprob`` in nats: each step doubles, from 1/8 to 8."""
+SURPRISAL_STEPS = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
+"""Lower bounds of levels 1 to 7 for ``-logprob`` in nats. A token likelier than 0.6 stays plain."""
 
 KL_STEPS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Lower bounds of levels 1 to 7 for a KL divergence in nats: each step doubles, from 1/4 to 16.
