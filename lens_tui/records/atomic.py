@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .errors import LensError
+from .process import is_alive
 
 _SUFFIX = ".partial"
 
@@ -52,7 +54,8 @@ def write_with(path: Path, fill: Callable[[BinaryIO], object]) -> None:
         reason = error.strerror or str(error)
         raise LensError(f"Could not write {target}: {reason}.", "Check free space and permissions.") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is gone, or its folder never was
+            partial.unlink()
 
 
 def remove_leftovers(folder: Path) -> int:
@@ -60,20 +63,10 @@ def remove_leftovers(folder: Path) -> int:
     removed = 0
     for partial in folder.glob(f".*{_SUFFIX}"):
         owner = partial.name.removesuffix(_SUFFIX).rpartition(".")[2].partition("-")[0]
-        if not (owner.isdigit() and _is_alive(int(owner))):
+        if not (owner.isdigit() and is_alive(int(owner))):
             partial.unlink(missing_ok=True)
             removed += 1
     return removed
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
 
 
 def _sync_folder(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 A run is written down when it begins and after each step, so a process that is
 killed loses at most the step in flight; :meth:`RunStore.broken` finds such runs
-afterwards.
+afterwards. Texts are kept exactly as they came: sanitise them before they are shown.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from .codec import arm_from_json, sampling_from_json, to_json
 from .interventions import Arm
+from .process import is_alive
 from .run import Candidate, Token
 from .sampling import Sampling
 from .store import Family, Store, fts_query
@@ -125,7 +126,8 @@ class RunStore:
         prompt_ids: Sequence[int] = (),
     ) -> int:
         """Write down a run that begins; returns its id."""
-        values = (time.time(), os.getpid(), "running", model, prompt, raw, _dump(sampling), _dump(list(prompt_ids)))
+        owner, settings, ids = os.getpid(), _dump(sampling), _dump(list(prompt_ids))
+        values = (time.time(), owner, "running", _storable(model), _storable(prompt), raw, settings, ids)
         with self.store.write() as connection:
             cursor = connection.execute(
                 "INSERT INTO run (created, owner, state, model, prompt, raw, sampling, prompt_ids) "
@@ -142,7 +144,11 @@ class RunStore:
     def add(self, run: int, tokens: Iterable[Token]) -> None:
         """Add tokens to a run, in one transaction."""
         rows = [
-            (run, t.arm, t.index, t.token_id, t.token, t.text, t.logprob, t.kl, _dump(_pairs(t.top)), _dump(t.scales))
+            (
+                *(run, t.arm, t.index, t.token_id, _storable(t.token), _storable(t.text), t.logprob, t.kl),
+                _dump(_pairs(t.top)),
+                _dump(t.scales),
+            )
             for t in tokens
         ]
         with self.store.write() as connection:
@@ -177,7 +183,7 @@ class RunStore:
     def broken(self) -> list[int]:
         """Runs whose process died under them, newest first. They are closed as ``killed`` and keep what came."""
         rows = self.store.all("SELECT id, owner FROM run WHERE state = 'running' ORDER BY id DESC")
-        dead = [int(row["id"]) for row in rows if not _lives(int(row["owner"]))]
+        dead = [int(row["id"]) for row in rows if not is_alive(int(row["owner"]))]
         for run in dead:
             self.end(run, "killed")
         return dead
@@ -213,8 +219,8 @@ class RunStore:
     def annotate(self, run: int, note: str) -> None:
         """Give a run a note, which is searched too."""
         with self.store.write() as connection:
-            connection.execute("UPDATE run SET note = ? WHERE id = ?", (note, run))
-            connection.execute("UPDATE run_text SET note = ? WHERE rowid = ?", (note, run))
+            connection.execute("UPDATE run SET note = ? WHERE id = ?", (_storable(note), run))
+            connection.execute("UPDATE run_text SET note = ? WHERE rowid = ?", (_storable(note), run))
 
     def delete(self, run: int) -> None:
         """Forget a run."""
@@ -259,16 +265,9 @@ def _pairs(top: Sequence[Candidate]) -> list[list[Any]]:
 
 
 def _dump(value: Any) -> str:
-    return json.dumps(to_json(value), ensure_ascii=False, separators=(",", ":"))
+    return _storable(json.dumps(to_json(value), ensure_ascii=False, separators=(",", ":")))
 
 
-def _lives(process: int) -> bool:
-    if process == os.getpid():
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
+def _storable(text: str) -> str:
+    # SQLite takes UTF-8; a lone surrogate has none.
+    return text.encode("utf-8", "replace").decode("utf-8")

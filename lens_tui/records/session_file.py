@@ -12,6 +12,7 @@ from typing import Any
 from . import atomic, paths
 from .codec import sampling_from_json, to_json, vector_from_json
 from .errors import LensError
+from .process import is_alive
 from .sampling import Sampling
 from .vectors import SteeringVector
 
@@ -64,7 +65,7 @@ def interrupted_session(path: Path | None = None) -> SavedSession | None:
     file = path or paths.session_file()
     try:
         owner = int(json.loads(file.read_text(encoding="utf-8"))["owner"])
-        if owner == os.getpid() or _lives(owner):
+        if owner == os.getpid() or is_alive(owner):
             return None
         atomic.remove_leftovers(file.parent)
         return read_session(file)
@@ -174,13 +175,3 @@ def _steer(row: Any) -> SavedSteer:
     return SavedSteer(
         str(row["id"]), vector, int(row["layer"]), float(row["scale"]), bool(row["enabled"]), int(row["arm"])
     )
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True

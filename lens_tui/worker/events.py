@@ -62,6 +62,14 @@ class Progress(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Notice(Event):
+    """Something the user should know that does not end the job: one sentence, and what to do."""
+
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelLoaded(Event):
     """A model is ready. ``saes`` are SAEs known to fit it (not yet loaded)."""
 
@@ -83,11 +91,15 @@ class SAELoaded(Event):
 
 @dataclass(frozen=True, slots=True)
 class RunStarted(Event):
-    """A comparison begins: the prompt as the model sees it, token by token."""
+    """A comparison begins: the prompt as the model sees it, token by token.
+
+    ``run`` is its number in the history, 0 where none is kept.
+    """
 
     prompt_ids: tuple[int, ...]
     prompt_tokens: tuple[str, ...]
     arms: tuple[str, ...]
+    run: int = 0
 
 
 @dataclass(frozen=True, slots=True)

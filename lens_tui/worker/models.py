@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,13 +33,16 @@ class SAEEntry:
     nbytes: int = 0
 
 
-def list_models(cache_dir: Path | None = None, recent: Path | None = None) -> list[ModelEntry]:
+def list_models(
+    cache_dir: Path | None = None, recent: Path | None = None, folders: Sequence[str | Path] = ()
+) -> list[ModelEntry]:
     """The bundled demo, then models in the Hugging Face cache and folders used lately, newest first.
 
-    ``cache_dir`` and ``recent`` default to the user's own. Reads only the disk;
-    a few milliseconds for each model, so call it off the screen's thread.
+    ``folders`` are looked through for models one level down. ``cache_dir`` and
+    ``recent`` default to the user's own. Reads only the disk; a few milliseconds
+    for each model, so call it off the screen's thread.
     """
-    found = [*cached_models(cache_dir), *_recent_folders(recent)]
+    found = [*cached_models(cache_dir), *_folders(recent, folders)]
     found.sort(key=lambda entry: entry.used, reverse=True)
     return [entry for entry in (demo_model(), *found) if entry is not None]
 
@@ -157,17 +161,23 @@ def _snapshot(repo: CachedRepoInfo) -> Path | None:
     return newest.snapshot_path if newest else None
 
 
-def _recent_folders(recent: Path | None) -> list[ModelEntry]:
+def _folders(recent: Path | None, folders: Sequence[str | Path]) -> list[ModelEntry]:
+    named = [Path(name) for name in recent_models(recent) if Path(name).is_absolute()]
+    inside = [place for folder in folders for place in _subfolders(Path(folder).expanduser())]
     entries = []
-    for name in recent_models(recent):
-        folder = Path(name)
-        if name == demo.NAME or not folder.is_absolute() or not folder.is_dir():
-            continue
+    for folder in dict.fromkeys(named + inside):
         try:
             entries.append(replace(read_model_folder(folder), used=folder.stat().st_mtime))
         except (LensError, OSError):
             continue
     return entries
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        return sorted(place.resolve() for place in folder.iterdir() if (place / "config.json").is_file())
+    except OSError:
+        return []
 
 
 def _size(folder: Path) -> int:

@@ -13,6 +13,7 @@ import queue
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Protocol
 
 from lens_tui.records import Intervention
@@ -40,17 +41,16 @@ class Runner(Protocol):
         """Free what is held."""
 
 
-def _handlers() -> Runner:
-    from .handlers import Handlers
-
-    return Handlers()
-
-
 class Worker:
-    """The real :class:`~lens_tui.worker.protocol.WorkerLike`. ``runner`` is called once, on the thread."""
+    """The real :class:`~lens_tui.worker.protocol.WorkerLike`.
 
-    def __init__(self, runner: Callable[[], Runner] = _handlers) -> None:
-        self._make_runner = runner
+    ``history`` is the database that runs are kept in, token by token as they
+    come; by default none are. ``runner`` makes something else than the usual
+    handlers do the jobs; it is called once, on the thread.
+    """
+
+    def __init__(self, runner: Callable[[], Runner] | None = None, *, history: Path | None = None) -> None:
+        self._make_runner = runner or (lambda: _handlers(history))
         self._runner: Runner | None = None
         self._mailbox = Mailbox()
         self._queue: queue.SimpleQueue[Control | None] = queue.SimpleQueue()
@@ -164,6 +164,12 @@ class Worker:
         if (mx := sys.modules.get("mlx.core")) is not None:
             # Without it a thread that used MLX and ended aborts the process at exit, sometimes.
             mx.clear_streams()
+
+
+def _handlers(history: Path | None) -> Runner:
+    from .handlers import Context, Handlers
+
+    return Handlers(Context(history=history))
 
 
 def _until_stopped(events: Iterator[Event], control: Control) -> Iterator[Event]:

@@ -16,6 +16,8 @@ from lens_tui.worker.events import Event
 
 from .context import Context
 
+__all__ = ["TABLE", "Context", "Handlers"]
+
 Handler = Callable[[Control, Any, Context], Iterable[Event]]
 
 TABLE: dict[type[jobs.Job], str] = {
@@ -43,7 +45,7 @@ class Handlers:
 
     def close(self) -> None:
         """Let go of the model and the SAEs. The process is about to end: nothing is collected or given back."""
-        self.context = Context()
+        self.context.forget()
 
     def _handler(self, kind: type[jobs.Job]) -> Handler:
         module, _, name = TABLE[kind].partition(":")

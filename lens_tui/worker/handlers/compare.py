@@ -15,9 +15,11 @@ from lens_tui.worker import jobs
 from lens_tui.worker.control import Control, Stopped
 
 from .context import Context
+from .keeper import Keeper
 
 if TYPE_CHECKING:
     from lens_tui.lens import Comparison
+    from lens_tui.records.runs import State
 
 _SPEED_EVERY = 0.2  # seconds
 Change = tuple[int, tuple[Intervention, ...]]
@@ -32,15 +34,22 @@ def compare(control: Control, job: jobs.Compare, context: Context) -> Iterator[e
 
     comparison = model.compare(job.prompt, job.arms, job.sampling, raw=job.raw, top=job.top, progress=on_prefill)
     names = tuple(one_line(name, 80) for name in comparison.arms)
-    yield ev.RunStarted(control.id, comparison.prompt_ids, comparison.prompt_tokens, names)
-    run = _Run(control, comparison, job.sampling.max_tokens)
+    keeper = Keeper(context, job, model.info.name, comparison)
+    yield ev.RunStarted(control.id, comparison.prompt_ids, comparison.prompt_tokens, names, keeper.run)
+    run = _Run(control, comparison, job.sampling.max_tokens, keeper)
+    state: State = "failed"
     try:
         yield from run.events()
+        state = "done"
     except Stopped:
+        state = "stopped"
         yield from run.stopped()
         raise
     finally:
         comparison.close()
+        keeper.end(state)
+    if keeper.problem:
+        yield ev.Notice(control.id, f"This run is not in the history: {one_line(keeper.problem)}")
 
 
 @dataclass
@@ -48,6 +57,7 @@ class _Run:
     control: Control
     comparison: Comparison
     max_steps: int
+    keeper: Keeper
     counts: dict[int, int] = field(default_factory=dict)
     ended: set[int] = field(default_factory=set)
     version: int = 0
@@ -62,10 +72,11 @@ class _Run:
         for item in self.comparison:
             if isinstance(item, ArmEnd):
                 self.ended.add(item.arm)
-                yield ev.ArmDone(self.control.id, item.arm, item.reason, item.n_tokens, item.dose)
+                yield self._arm_done(item.arm, item.reason, item.n_tokens, item.dose)
                 continue
             if item.index == self.steps:
                 yield from self._step()
+            self.keeper.add(item)
             yield from self._changes(item)
             yield self._token(item)
         yield self._speed(time.monotonic())
@@ -76,10 +87,15 @@ class _Run:
             if arm not in self.ended:
                 doses = self.comparison.doses(arm)
                 dose = sum(found.relative for found in doses) / len(doses) if doses else None
-                yield ev.ArmDone(self.control.id, arm, "stopped", self.counts.get(arm, 0), dose)
+                yield self._arm_done(arm, "stopped", self.counts.get(arm, 0), dose)
+
+    def _arm_done(self, arm: int, reason: str, n_tokens: int, dose: float | None) -> ev.ArmDone:
+        self.keeper.end_arm(arm, reason, dose)
+        return ev.ArmDone(self.control.id, arm, reason, n_tokens, dose)
 
     def _step(self) -> Iterator[ev.Event]:
         """Between two steps: say the speed, and hand on what was dialled."""
+        self.keeper.flush()
         self.steps += 1
         now = time.monotonic()
         if self.steps == 1:

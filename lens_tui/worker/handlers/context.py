@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lens_tui.records import LensError, SAEInfo
 
 if TYPE_CHECKING:
     from lens_tui.lens import LensModel
+    from lens_tui.records.runs import RunStore
     from lens_tui.sae import SAE
 
 
@@ -30,6 +32,8 @@ class Context:
     known: dict[str, SAEInfo] = field(default_factory=dict)
     reading: Reading | None = None
     norms: dict[tuple[int, str], float] = field(default_factory=dict)
+    history: Path | None = None
+    _runs: RunStore | None = None
 
     def need_model(self) -> LensModel:
         """The model, or a :class:`LensError` that says none is loaded."""
@@ -37,15 +41,31 @@ class Context:
             raise LensError("No model is loaded.", "Load one first.")
         return self.model
 
-    def close(self) -> None:
-        """Drop everything and give its memory back."""
-        import mlx.core as mx
+    def runs(self) -> RunStore | None:
+        """The history, opened when first asked for; ``None`` if none is kept. Raises :class:`LensError`."""
+        if self._runs is None and self.history is not None:
+            from lens_tui.records.runs import RunStore
 
-        model, self.model = self.model, None
+            self._runs = RunStore(self.history)
+        return self._runs
+
+    def forget(self) -> None:
+        """Drop everything; memory comes back when Python and MLX see fit."""
+        self.model = None
         self.saes.clear()
         self.known.clear()
         self.norms.clear()
         self.reading = None
+        if self._runs is not None:
+            self._runs.store.close()
+            self._runs = None
+
+    def free(self) -> None:
+        """Drop the model, its SAEs and what was read with them, and give their memory back now."""
+        import mlx.core as mx
+
+        model = self.model
+        self.forget()
         if model is not None:
             model.close()
             del model

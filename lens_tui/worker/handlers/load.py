@@ -45,14 +45,14 @@ def load_model(control: Control, job: jobs.LoadModel, context: Context) -> Itera
     model, tokenizer = _lay_out(entry, folder)
     held = context.model.info.nbytes if context.model is not None else 0
     if held and entry.nbytes + held > machine_memory():
-        context.close()
+        context.free()
         yield ev.ModelUnloaded(control.id)
     _read_weights(model, control)
     control.progress("warm-up")
     lens = _wrap(model, tokenizer, entry, folder)
     del model, tokenizer
     _warm_up(lens)
-    context.close()
+    context.free()
     context.model = lens
     saes = _known_saes(entry, context)
     _remember(entry)
@@ -61,7 +61,7 @@ def load_model(control: Control, job: jobs.LoadModel, context: Context) -> Itera
 
 def unload_model(control: Control, job: jobs.UnloadModel, context: Context) -> Iterator[ev.Event]:
     """Free the model and its SAEs."""
-    context.close()
+    context.free()
     yield ev.ModelUnloaded(control.id)
 
 

@@ -1,0 +1,105 @@
+"""The history: what came is there, also after a kill; it can be searched."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lens_tui.records import Add, Arm, Sampling, SteeringVector
+from lens_tui.records.run import Candidate, Token
+from lens_tui.records.runs import RunStore
+
+ROOT = Path(__file__).parents[2]
+VECTOR = SteeringVector.of("v", np.arange(1, 9), 2)
+ARMS = (Arm("baseline"), Arm("v", (Add(id="a", layer=2, vector=VECTOR, scale=3.0),)))
+
+
+def token(arm: int, index: int, text: str) -> Token:
+    top = (Candidate(7, text, -0.25), Candidate(8, "other\x1b", -1.5))
+    kl = None if index else 0.125
+    scales = (("a", 3.0),) if arm else ()
+    return Token(index, 40 + index, text.strip() or "⏎", text, -0.25, arm=arm, kl=kl, top=top, scales=scales)
+
+
+def write(store: RunStore, prompt: str, *texts: str, end: bool = True) -> int:
+    run = store.begin("demo", prompt, ARMS, Sampling(seed=4, temp=0.5), raw=True, prompt_ids=(0, 5))
+    for index, text in enumerate(texts):
+        store.add(run, [token(0, index, text), token(1, index, text.upper())])
+    if end:
+        store.end_arm(run, 0, "stop")
+        store.end_arm(run, 1, "length", 0.5)
+        store.end(run)
+    return run
+
+
+def test_a_run_comes_back_whole() -> None:
+    store = RunStore(":memory:")
+    run = write(store, "A prompt \x1b[31m \ud800", " one", " two\n")
+    found = store.get(run)
+    assert found is not None
+    assert (found.model, found.raw, found.prompt_ids, found.state) == ("demo", True, (0, 5), "done")
+    assert found.prompt == "A prompt \x1b[31m ?"
+    assert found.sampling == Sampling(seed=4, temp=0.5)
+    assert [arm.text for arm in found.arms] == [" one two\n", " ONE TWO\n"]
+    assert [(arm.reason, arm.dose) for arm in found.arms] == [("stop", None), ("length", 0.5)]
+    assert found.arms[1].tokens == (token(1, 0, " ONE"), token(1, 1, " TWO\n"))
+    steer = found.arms[1].arm.interventions[0]
+    assert isinstance(steer, Add)
+    assert steer.vector.direction.tobytes() == VECTOR.direction.tobytes()
+    assert store.get(run + 1) is None
+
+
+def test_runs_are_listed_searched_annotated_and_forgotten() -> None:
+    store = RunStore(":memory:")
+    first, second = write(store, "about dogs", " bark"), write(store, "about cats", " purr")
+    assert [line.id for line in store.list()] == [second, first]
+    assert [line.id for line in store.list(limit=1)] == [second]
+    assert store.list()[0].arms == ("baseline", "v")
+    assert [line.id for line in store.list("bar")] == [first]
+    assert [line.id for line in store.list("about")] == [second, first]
+    assert store.list('dogs" OR') == []
+    store.annotate(second, "a good one")
+    assert [line.note for line in store.list("good")] == ["a good one"]
+    store.delete(second)
+    assert store.get(second) is None
+    assert store.list("good") == []
+    assert store.store.all("SELECT * FROM run_token WHERE run = ?", (second,)) == []
+
+
+def test_a_killed_run_keeps_every_finished_step(tmp_path: Path) -> None:
+    path = tmp_path / "runs.sqlite3"
+    code = (
+        "import os, sys; from tests.records.test_runs import *\n"
+        "store = RunStore(sys.argv[1])\n"
+        "write(store, 'killed', ' one', ' two', ' three', end=False)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, timeout=60, check=False)
+    assert done.returncode == -9
+    with RunStore(path).store as opened:
+        store = RunStore(opened)
+        running = write(store, "mine", " still", end=False)
+        (killed,) = store.broken()
+        found = store.get(killed)
+        assert found is not None
+        assert found.state == "killed"
+        assert [arm.text for arm in found.arms] == [" one two three", " ONE TWO THREE"]
+        assert [line.id for line in store.list("three")] == [killed]
+        mine = store.get(running)
+        assert mine is not None
+        assert mine.state == "running"
+        assert mine.arms[0].text == " still"
+        assert store.broken() == []
+
+
+@pytest.mark.parametrize("owner", [os.getpid(), 1])
+def test_runs_of_processes_that_live_are_not_broken(owner: int) -> None:
+    store = RunStore(":memory:")
+    run = write(store, "x", " y", end=False)
+    with store.store.write() as connection:
+        connection.execute("UPDATE run SET owner = ? WHERE id = ?", (owner, run))
+    assert store.broken() == []

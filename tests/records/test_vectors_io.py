@@ -1,0 +1,122 @@
+"""Vector files: exact, named, and nothing else than a vector gets in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lens_tui.records import LensError, Origin, SteeringVector, paths
+from lens_tui.records.vectors_io import (
+    FORMAT,
+    delete_vector,
+    list_vectors,
+    load_vector,
+    rename_vector,
+    save_vector,
+)
+from safetensors.numpy import load_file, save_file
+
+VECTOR = SteeringVector.of(
+    "Dogs & cats / \x1b[31m",
+    np.tan(np.arange(1, 65)),
+    5,
+    site="mlp_out",
+    model="demo",
+    origin=Origin("prompts", {"positive": ["a", "ü"], "n": 3}),
+    max_activation=7.25,
+)
+
+
+def test_a_vector_comes_back_to_the_last_bit() -> None:
+    path = save_vector(VECTOR)
+    assert path == paths.vectors_folder() / "dogs-cats-31m.safetensors"
+    found = load_vector(path, d_model=64, model="demo")
+    assert found.direction.tobytes() == VECTOR.direction.tobytes()
+    for name in ("name", "layer", "site", "model", "norm", "max_activation"):
+        assert getattr(found, name) == getattr(VECTOR, name)
+    assert (found.origin.kind, dict(found.origin.facts)) == ("prompts", dict(VECTOR.origin.facts))
+    assert not found.direction.flags.writeable
+
+
+def test_any_safetensors_reader_opens_it() -> None:
+    tensors = load_file(save_vector(VECTOR))
+    assert list(tensors) == ["direction"]
+    assert np.linalg.norm(tensors["direction"]) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_names_do_not_collide_and_files_are_listed() -> None:
+    first, second = save_vector(VECTOR), save_vector(VECTOR)
+    assert first != second
+    nameless = save_vector(rename_vector(VECTOR, "日本"))
+    assert nameless.name == "vector.safetensors"
+    (paths.vectors_folder() / "bad.safetensors").write_bytes(b"junk")
+    listed = list_vectors()
+    assert [file.vector is None for file in listed] == [True, False, False, False]
+    assert "cannot be read" in listed[0].problem
+    delete_vector(first)
+    delete_vector(first)
+    assert len(list_vectors()) == 3
+    with pytest.raises(LensError, match="needs a name"):
+        rename_vector(VECTOR, "  ")
+
+
+def test_another_width_or_model_is_refused() -> None:
+    path = save_vector(VECTOR)
+    with pytest.raises(LensError, match="has width 64; the model's residual stream has 32"):
+        load_vector(path, d_model=32)
+    with pytest.raises(LensError, match="was made for demo, not other"):
+        load_vector(path, model="other")
+
+
+def record(**changes: Any) -> dict[str, str]:
+    facts = {"name": "v", "layer": 1, "site": "resid_post", "model": "", "norm": 1.0, **changes}
+    return {"format": FORMAT, "version": "1", "record": json.dumps(facts)}
+
+
+UNIT = np.full(4, 0.5, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "message"),
+    [
+        ({"direction": UNIT}, None, "no vector of mlx-lens-tui"),
+        ({"direction": UNIT}, {**record(), "format": "other"}, "no vector of mlx-lens-tui"),
+        ({"other": UNIT}, record(), "no vector of mlx-lens-tui"),
+        ({"direction": UNIT * np.nan}, record(), "not a unit direction"),
+        ({"direction": UNIT * 3}, record(), "not a unit direction"),
+        ({"direction": UNIT[None]}, record(), "no float32 direction"),
+        ({"direction": UNIT.astype(np.float64)}, record(), "no float32 direction"),
+        ({"direction": UNIT}, record(layer="x"), "layer is 'x'"),
+        ({"direction": UNIT}, record(extra=1), "unknown key"),
+        ({"direction": UNIT}, {**record(), "record": "{"}, "cannot be read"),
+        ({"direction": UNIT}, {**record(), "record": "[]"}, "no float32 direction"),
+    ],
+)
+def test_what_is_no_vector_is_refused(
+    tensors: dict[str, Any], metadata: dict[str, str] | None, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "v.safetensors"
+    save_file(tensors, path, metadata)
+    with pytest.raises(LensError, match=message):
+        load_vector(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"\xff\xff\xff\xff\xff\xff\xff\x7f{}", b"\x02\0\0\0\0\0\0\0{}"])
+def test_damaged_files_are_one_sentence(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "v.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(LensError, match=r"cannot be read|no vector"):
+        load_vector(path)
+
+
+def test_a_missing_and_an_oversized_file(tmp_path: Path) -> None:
+    with pytest.raises(LensError, match="There is no file"):
+        load_vector(tmp_path / "nothing")
+    path = tmp_path / "big"
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(LensError, match="larger than any steering vector"):
+        load_vector(path)
