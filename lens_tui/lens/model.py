@@ -40,7 +40,7 @@ from .loading import load_model
 from .meter import Meter
 from .program import Hook, Item
 from .registry import Entry, Plan, Registry, Run
-from .sampling import settings_from
+from .sampling import penalties_from, settings_from
 from .tokens import EncodedPrompt, Prompt, Tokens
 from .unembed import Convention, Unembedding, find_unembedding, readout, token_weights
 
@@ -270,8 +270,8 @@ class LensModel:
         ``prompt`` is a text (through the chat template if there is one, unless
         ``raw``), chat messages or token ids. ``options`` are mlx-lm's sampling
         options by name (``max_tokens``, ``temp`` or ``temperature``, ``top_p``,
-        ``min_p``, ``top_k``, ``repetition_penalty``, ``seed``), ``sampler``,
-        ``logits_processors``, ``prefill_step_size`` and ``progress(done, total)``.
+        ``min_p``, ``top_k``, ``seed``, the penalties and ``logit_bias``), ``sampler``,
+        ``logits_processors``, ``max_kv_size``, ``prefill_step_size`` and ``progress(done, total)``.
         ``interventions`` replace those of the blocks around the call, which hold
         otherwise. ``top`` asks for that many candidates a token.
         """
@@ -351,6 +351,8 @@ class LensModel:
 
         extra = {name: options.pop(name) for name in _DECODE_OPTIONS if name in options}
         max_kv_size = options.pop("max_kv_size", None)
+        if penalties := penalties_from(options):
+            extra["logits_processors"] = [*penalties, *(extra.get("logits_processors") or ())]
         if options:
             raise LensError(f"There is no option {next(iter(options))!r}.", "See the docstring of stream.")
         cache = prompt_cache if prompt_cache is not None else make_prompt_cache(self._model, max_kv_size)

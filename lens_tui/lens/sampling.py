@@ -81,6 +81,23 @@ def _filters(sampling: Sampling, vocab_size: int) -> list[Callable[[mx.array], m
     return filters
 
 
+PENALTIES = (
+    "logit_bias",
+    "presence_penalty",
+    "presence_context_size",
+    "frequency_penalty",
+    "frequency_context_size",
+)
+"""Options of mlx-lm's ``make_logits_processors`` beside the repetition penalty."""
+
+
+def penalties_from(options: dict[str, Any]) -> list[LogitsProcessor]:
+    """mlx-lm's processors for the options named in :data:`PENALTIES`; takes those out."""
+    from mlx_lm.sample_utils import make_logits_processors
+
+    return make_logits_processors(**{name: options.pop(name) for name in PENALTIES if name in options})
+
+
 def make_processors(sampling: Sampling, given: Sequence[LogitsProcessor] | None) -> list[LogitsProcessor]:
     """mlx-lm's logits processors for the settings, then those given; each takes one row's tokens and logits."""
     from mlx_lm.sample_utils import make_repetition_penalty

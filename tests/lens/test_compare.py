@@ -25,7 +25,14 @@ from lens_tui.records import (
 from . import tiny
 
 IDS = list(tiny.IDS)
-MAKERS = {"llama": tiny.llama, "gemma3": tiny.gemma3, "gemma4": tiny.gemma4, "rwkv7": tiny.rwkv7}
+MAKERS = {
+    "llama": tiny.llama,
+    "gemma3": tiny.gemma3,
+    "gemma4": tiny.gemma4,
+    "rwkv7": tiny.rwkv7,
+    "lfm2": tiny.lfm2,
+    "qwen3_moe": tiny.qwen3_moe,
+}
 
 
 def vector(seed: int = 2, layer: int = 1) -> SteeringVector:

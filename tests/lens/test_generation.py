@@ -16,7 +16,14 @@ from mlx_lm.sample_utils import make_logits_processors
 from . import tiny
 
 IDS = list(tiny.IDS)
-MAKERS = {"llama": tiny.llama, "gemma3": tiny.gemma3, "gemma4": tiny.gemma4, "rwkv7": tiny.rwkv7}
+MAKERS = {
+    "llama": tiny.llama,
+    "gemma3": tiny.gemma3,
+    "gemma4": tiny.gemma4,
+    "rwkv7": tiny.rwkv7,
+    "lfm2": tiny.lfm2,
+    "qwen3_moe": tiny.qwen3_moe,
+}
 
 
 def unit(seed: int = 2) -> Any:
@@ -49,7 +56,7 @@ def test_greedy_tokens_are_mlx_lms_in_any_chunks(name: str, step: int) -> None:
     assert generation.reason == "length"
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "rwkv7"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "rwkv7", "lfm2"])
 @pytest.mark.parametrize(
     "positions",
     [
@@ -187,6 +194,25 @@ def test_a_repetition_penalty_is_mlx_lms() -> None:
     ours = [token.token_id for token in lens.stream(IDS, max_tokens=8, repetition_penalty=1.8)]
     assert ours == theirs
     assert ours != [token.token_id for token in lens.stream(IDS, max_tokens=8)]
+
+
+def test_the_other_penalties_are_mlx_lms() -> None:
+    lens = LensModel.from_model(tiny.llama())
+    options: dict[str, Any] = {"logit_bias": {3: 50.0}, "frequency_penalty": 40.0}
+    penalty = make_logits_processors(**options)
+    theirs = [token for token, _ in generate_step(mx.array(IDS), lens.model, max_tokens=6, logits_processors=penalty)]
+    assert [token.token_id for token in lens.stream(IDS, max_tokens=6, **options)] == theirs
+    assert 3 in theirs
+
+
+def test_generations_may_be_read_in_turns() -> None:
+    lens = LensModel.from_model(tiny.llama())
+    plans: list[list[Add]] = [[], [add(25.0)], [add(-30.0, layer=2)]]
+    alone = [[token.token_id for token in lens.stream(IDS, max_tokens=5, interventions=plan)] for plan in plans]
+    runs = [lens.stream(IDS, max_tokens=5, interventions=plan) for plan in plans]
+    turns = [[next(run).token_id for run in runs] for _ in range(5)]
+    assert [list(row) for row in zip(*turns, strict=True)] == alone
+    assert len({tuple(row) for row in alone}) == 3
 
 
 def test_the_dial_changes_the_tokens_to_come_and_each_token_says_what_it_was_made_under() -> None:

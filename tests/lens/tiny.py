@@ -122,6 +122,54 @@ def rwkv7() -> Any:
     return settle(model, 4)
 
 
+def lfm2() -> Any:
+    """LFM 2: convolution blocks whose cache counts no tokens, before an attention block whose cache does."""
+    model = _model(
+        "lfm2",
+        vocab_size=VOCAB,
+        hidden_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        norm_eps=1e-5,
+        conv_bias=False,
+        conv_L_cache=3,
+        block_dim=64,
+        block_ff_dim=128,
+        block_multiple_of=32,
+        block_ffn_dim_multiplier=1.0,
+        block_auto_adjust_ff_dim=False,
+        full_attn_idxs=[2],
+    )
+    return settle(model, 6)
+
+
+def qwen3_moe() -> Any:
+    """Qwen 3 with a mixture of experts, tied head."""
+    model = _model(
+        "qwen3_moe",
+        hidden_size=64,
+        num_hidden_layers=3,
+        intermediate_size=128,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        num_experts=4,
+        num_experts_per_tok=2,
+        decoder_sparse_step=1,
+        mlp_only_layers=[],
+        moe_intermediate_size=32,
+        rms_norm_eps=1e-5,
+        vocab_size=VOCAB,
+        rope_theta=10000.0,
+        tie_word_embeddings=True,
+        max_position_embeddings=128,
+        norm_topk_prob=True,
+    )
+    return settle(model, 7)
+
+
 def looped() -> Any:
     """A model that calls each of its blocks several times a forward."""
     model = _model(
