@@ -21,8 +21,9 @@ class TrainConfig:
     (Bussmann et al. 2024, arXiv:2412.06410), ``jumprelu`` learns a threshold a latent by
     straight-through estimators (Rajamanoharan et al. 2024, arXiv:2407.14435) with
     the penalty ``l0_coefficient * (L0 / k - 1)^2`` or, where ``l0_linear``,
-    ``l0_coefficient * L0 / k``. All three are saved as JumpReLU SAEs; for the first two one
-    threshold is calibrated at the end so that the mean L0 is ``k``.
+    ``l0_coefficient * L0 / k``; the thresholds start at ``initial_threshold`` (0: where L0 begins at ``2 k``) and learn
+    from pre-activations within half a ``bandwidth`` of them. All three are saved as JumpReLU SAEs; for the first two
+    one threshold is calibrated at the end so that the mean L0 is ``k``.
 
     ``normalize``: ``centered`` subtracts the starting ``b_dec`` and scales the mean norm of the
     rest to ``sqrt(d_model)``; ``norm`` only scales the mean norm to ``sqrt(d_model)``;
@@ -55,8 +56,8 @@ class TrainConfig:
     l0_coefficient: float = 1.0
     l0_linear: bool = False
     l0_warmup: float = 0.1
-    bandwidth: float = 0.3
-    initial_threshold: float = 0.3
+    bandwidth: float = 0.5
+    initial_threshold: float = 0.0
     calibration_tokens: int = 65_536
     pool_tokens: int = 262_144
     evaluation_tokens: int = 65_536
@@ -104,8 +105,8 @@ def _problem(c: TrainConfig) -> tuple[str, str] | None:
         return f"k is {c.k} but the SAE is only {c.width} wide.", "Choose k below the width, 20 to 100 is usual."
     if not (0 < c.learning_rate < 1 and 0 <= c.warmup <= 1 and 0 <= c.decay <= 1 and 0 <= c.l0_warmup <= 1):
         return "learning_rate, warmup, decay or l0_warmup is out of range.", "All are shares between 0 and 1."
-    if min(c.bandwidth, c.initial_threshold) <= 0 or min(c.aux_coefficient, c.l0_coefficient) < 0:
-        return "bandwidth and initial_threshold must be positive, coefficients not negative.", "Check the settings."
+    if c.bandwidth <= 0 or min(c.initial_threshold, c.aux_coefficient, c.l0_coefficient) < 0:
+        return "bandwidth must be positive, initial_threshold and coefficients not negative.", "Check the settings."
     if list(c.matryoshka) != sorted(set(c.matryoshka)) or any(not 0 < m < c.width for m in c.matryoshka):
         return f"The prefixes {c.matryoshka} do not rise from 1 to below the width {c.width}.", "E.g. (512, 2048)."
     if min(c.evaluate_every, c.dead_after, c.aux_k, c.aux_slots) < 0:

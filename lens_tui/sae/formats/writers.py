@@ -100,6 +100,7 @@ def write_saelens(
         "hook_name": _hook(names, site, layer),
         "hf_hook_name": _hook(HOOKS, site, layer),
         "prepend_bos": bos,
+        "exclude_special_tokens": True,
         "context_size": context,
         **(facts or {}),
     }

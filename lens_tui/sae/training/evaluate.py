@@ -42,6 +42,17 @@ def calibrated_threshold(p: Parameters, norm: Normalizer, sample: mx.array, k: i
     return mx.maximum((above + below) / 2, 0.0)
 
 
+def starting_parameters(p: Parameters, norm: Normalizer, sample: mx.array, config: TrainConfig) -> Parameters:
+    """``p``, for JumpReLU with thresholds at which L0 begins at ``2 k`` (unless the settings say where they begin).
+
+    From one fixed number the penalty has thousands of latents to close before features form.
+    """
+    if config.architecture != "jumprelu" or config.initial_threshold:
+        return p
+    start = calibrated_threshold(p, norm, sample, min(2 * config.k, config.width))
+    return {**p, "log_threshold": mx.full(p["b_enc"].shape, mx.log(mx.maximum(start, 1e-3)))}
+
+
 def measure(
     folded: Parameters, source: ActivationSource, place: Place, n_tokens: int, step: int
 ) -> tuple[Evaluation, NDArray[np.float64]]:

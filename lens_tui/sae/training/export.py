@@ -54,7 +54,7 @@ def training_facts(
 ) -> dict[str, Any]:
     """What config.json says beyond Gemma Scope's keys. All plain JSON; shares are between 0 and 1.
 
-    ``bos_in_training`` is whether activations at BOS were learnt from (never: special positions are left out),
+    ``bos_included`` is whether activations at BOS were learnt from (never: special positions are left out),
     ``bos_prepended`` whether the model saw a BOS before each window.
     """
     final = report.final
@@ -75,10 +75,10 @@ def training_facts(
     config = report.config
     return {
         **figures,
-        "bos_in_training": report.bos_included,
+        "bos_included": report.bos_included,
         "bos_prepended": trained_on.bos,
         "skipped_positions": trained_on.skipped,
-        "context_size": trained_on.context,
+        "context": trained_on.context,
         "corpus_sha256": trained_on.corpus_sha256,
         "trained_as": config.architecture,
         "target_l0": config.k,

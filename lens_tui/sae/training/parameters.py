@@ -78,7 +78,7 @@ def initial_parameters(config: TrainConfig, b_dec: mx.array) -> Parameters:
     w_dec = unit_rows(mx.random.normal((config.width, d), key=mx.random.key(config.seed)))
     p = {"w_enc": w_dec.T, "w_dec": w_dec, "b_enc": mx.zeros((config.width,)), "b_dec": b_dec}
     if config.architecture == "jumprelu":
-        p["log_threshold"] = mx.full((config.width,), mx.log(mx.array(config.initial_threshold)))
+        p["log_threshold"] = mx.full((config.width,), mx.log(mx.array(config.initial_threshold or 1.0)))
     return {name: mx.contiguous(value) for name, value in p.items()}
 
 

@@ -17,7 +17,7 @@ from lens_tui.records.activations import ActivationSource, Place
 from lens_tui.records.training import Evaluation, TrainConfig, TrainProgress, TrainReport
 
 from .checkpoint import Checkpoint, load_checkpoint, run_facts, save_checkpoint
-from .evaluate import measure, threshold_of
+from .evaluate import measure, starting_parameters, threshold_of
 from .export import write_outputs
 from .parameters import Parameters, fold, initial_parameters, normalizer, scalar
 from .pool import Pool, PoolPosition, take_rows
@@ -146,7 +146,8 @@ class _Run:
 
     def _fresh(self) -> Checkpoint:
         norm, b_dec = normalizer(self._sample, self._config)
-        state = initial_state(initial_parameters(self._config, b_dec))
+        p = initial_parameters(self._config, b_dec)
+        state = initial_state(starting_parameters(p, norm, self._sample, self._config))
         mx.eval(state)
         return Checkpoint(state, norm, PoolPosition(), (), 0.0)
 

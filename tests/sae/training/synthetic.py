@@ -1,4 +1,4 @@
-"""A source of activations with known features: sparse sums of unit directions, made by NumPy from the block's number."""
+"""A source of activations with known features: sparse sums of unit directions, made from the block's number."""
 
 from __future__ import annotations
 
@@ -7,18 +7,24 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from numpy.typing import NDArray
-
 from lens_tui.records.activations import ActivationBlock, Place, SourceFacts, Splice
+from numpy.typing import NDArray
 
 PLACE: Place = (1, "resid_post")
 
 
 class Synthetic:
-    """``features`` unit directions in ``d`` dimensions; each token is a sum of about ``active`` of them plus ``offset``."""
+    """``features`` unit directions in ``d``; a token is the sum of about ``active`` of them and an offset."""
 
     def __init__(
-        self, d: int = 24, features: int = 40, active: float = 3.0, *, seed: int = 0, rows: int = 200, scale: float = 5.0
+        self,
+        d: int = 24,
+        features: int = 40,
+        active: float = 3.0,
+        *,
+        seed: int = 0,
+        rows: int = 200,
+        scale: float = 5.0,
     ) -> None:
         rng = np.random.default_rng(seed)
         directions = rng.normal(size=(features, d))
