@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import mlx.core as mx
@@ -46,7 +47,11 @@ class Step:
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """How rows are decoded. ``baseline`` is the row that KL is measured against, ``top`` how many candidates."""
+    """How rows are decoded.
+
+    ``baseline`` is the row that KL is measured against, ``top`` how many candidates
+    each token carries; the others are mlx-lm's ``generate_step``'s.
+    """
 
     sampling: Sampling
     baseline: int | None = None
@@ -55,6 +60,9 @@ class DecodeOptions:
     progress: Callable[[int, int], None] | None = None
     sampler: Sampler | None = None
     logits_processors: Sequence[LogitsProcessor] | None = None
+    kv_bits: int | None = None
+    kv_group_size: int = 64
+    quantized_kv_start: int = 5000
 
 
 @dataclass
@@ -131,8 +139,7 @@ class RowDecoder:
         self._report(0, total)
         while total - done > 1:
             size = min(self.options.prefill_step_size, total - done - 1)
-            with self.registry.running(self.run):
-                self.registry.decoder.root(tokens[:, done : done + size], cache=self.cache)
+            self._forward(tokens[:, done : done + size])
             mx.eval([cache.state for cache in self.cache], *self._extras())
             done += size
             self._report(done, total)
@@ -141,6 +148,15 @@ class RowDecoder:
             self._history = tokens[:, :done]
         return tokens[:, done:]
 
+    def _forward(self, inputs: mx.array) -> mx.array:
+        """Logits of the next tokens; the cache moves on, and is quantised if that is asked for."""
+        with self.registry.running(self.run):
+            logits: mx.array = first_of(self.registry.decoder.root(inputs, cache=self.cache))
+        if self.options.kv_bits is not None:
+            quantise: Any = mlx_lm_generate().maybe_quantize_kv_cache
+            quantise(self.cache, self.options.quantized_kv_start, self.options.kv_group_size, self.options.kv_bits)
+        return logits
+
     def _report(self, done: int, total: int) -> None:
         if self.options.progress is not None:
             self.options.progress(done, total)
@@ -148,9 +164,7 @@ class RowDecoder:
     def _launch(self, inputs: mx.array) -> _Launched:
         self._note_changes()
         self._note_thinking(inputs)
-        with self.registry.running(self.run):
-            logits = self.registry.decoder.root(inputs, cache=self.cache)
-        logits = first_of(logits)[:, -1, :].astype(mx.float32)
+        logits = self._forward(inputs)[:, -1, :].astype(mx.float32)
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         chosen = self._sample(self._processed(inputs, logits, logprobs))
         of_chosen = mx.take_along_axis(logprobs, chosen[:, None], axis=-1)[:, 0]
@@ -201,6 +215,11 @@ class RowDecoder:
             if isinstance(recorder, CaptureResult):
                 arrays.extend(recorder.pending())
         return arrays
+
+
+def mlx_lm_generate() -> Any:
+    """The module ``mlx_lm.generate``, which the function of that name hides."""
+    return import_module("mlx_lm.generate")
 
 
 def scales_of(plan: Plan, row: int) -> tuple[tuple[str, float], ...]:

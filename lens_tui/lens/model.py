@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -31,17 +30,17 @@ from .checks import as_numpy, check_vector, checked
 from .compare import Comparison, Generation
 from .echo import echo
 from .forward import loss_of, read_site, run_forward
-from .generation import DecodeOptions, RowDecoder
+from .generation import DecodeOptions
 from .handle import Steering
 from .info import describe
 from .interventions import FeatureSource
 from .layers import find_decoder
 from .loading import load_model
-from .meter import Meter
 from .program import Hook, Item
-from .registry import Entry, Plan, Registry, Run
-from .sampling import penalties_from, settings_from
-from .tokens import EncodedPrompt, Prompt, Tokens
+from .registry import Entry, Plan, Registry
+from .runs import row_decoder
+from .sampling import settings_from
+from .tokens import Prompt, Tokens
 from .unembed import Convention, Unembedding, find_unembedding, readout, token_weights
 
 Layers = int | Sequence[int]
@@ -271,7 +270,8 @@ class LensModel:
         ``raw``), chat messages or token ids. ``options`` are mlx-lm's sampling
         options by name (``max_tokens``, ``temp`` or ``temperature``, ``top_p``,
         ``min_p``, ``top_k``, ``seed``, the penalties and ``logit_bias``), ``sampler``,
-        ``logits_processors``, ``max_kv_size``, ``prefill_step_size`` and ``progress(done, total)``.
+        ``logits_processors``, ``max_kv_size``, ``kv_bits``, ``prefill_step_size`` and
+        ``progress(done, total)``.
         ``interventions`` replace those of the blocks around the call, which hold
         otherwise. ``top`` asks for that many candidates a token.
         """
@@ -280,8 +280,14 @@ class LensModel:
         entries, recorders = self._registry.ambient()
         if interventions is not None:
             entries = tuple(Entry(self._registry, checked(item, self._registry)) for item in interventions)
-        decoder = self._decoder_of(
-            encoded, Plan((entries,), recorders), 1, DecodeOptions(settings, top=top), options, prompt_cache
+        decoder = row_decoder(
+            self._registry,
+            encoded,
+            Plan((entries,), recorders),
+            1,
+            DecodeOptions(settings, top=top),
+            options,
+            prompt_cache,
         )
         return Generation(decoder, self.tokens, [""])
 
@@ -321,7 +327,9 @@ class LensModel:
         decode = DecodeOptions(settings, baseline=baseline, top=top)
         encoded = self.tokens.prompt(prompt, raw=raw)
         return Comparison(
-            self._decoder_of(encoded, plan, len(named), decode, options), self.tokens, [arm.name for arm in named]
+            row_decoder(self._registry, encoded, plan, len(named), decode, options),
+            self.tokens,
+            [arm.name for arm in named],
         )
 
     def close(self) -> None:
@@ -338,31 +346,6 @@ class LensModel:
 
     # -- helpers -----------------------------------------------------------
 
-    def _decoder_of(
-        self,
-        prompt: EncodedPrompt,
-        plan: Plan,
-        n_rows: int,
-        decode: DecodeOptions,
-        options: dict[str, Any],
-        prompt_cache: list[Any] | None = None,
-    ) -> RowDecoder:
-        from mlx_lm.models.cache import make_prompt_cache
-
-        extra = {name: options.pop(name) for name in _DECODE_OPTIONS if name in options}
-        max_kv_size = options.pop("max_kv_size", None)
-        if penalties := penalties_from(options):
-            extra["logits_processors"] = [*penalties, *(extra.get("logits_processors") or ())]
-        if options:
-            raise LensError(f"There is no option {next(iter(options))!r}.", "See the docstring of stream.")
-        cache = prompt_cache if prompt_cache is not None else make_prompt_cache(self._model, max_kv_size)
-        n_prompt = self._registry.caches.check(cache, plan.fingerprint()) + len(prompt.ids)
-        meter = Meter() if any(plan.rows) else None
-        run = Run(self._registry, plan, n_prompt, prompt.spans, meter)
-        return RowDecoder(
-            self._registry, run, prompt.ids, n_rows, cache, replace(decode, **extra), prompt.thinking, prompt.inside
-        )
-
     def batch(self, tokens: Any) -> mx.array:
         """Token ids as an array (batch, tokens), each one inside the vocabulary."""
         if isinstance(tokens, str):
@@ -376,6 +359,3 @@ class LensModel:
         low, high = int(array.min()), int(array.max())
         self.tokens.check([low, high])
         return array.astype(mx.int32)
-
-
-_DECODE_OPTIONS = ("prefill_step_size", "progress", "sampler", "logits_processors")

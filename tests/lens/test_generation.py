@@ -205,6 +205,18 @@ def test_the_other_penalties_are_mlx_lms() -> None:
     assert 3 in theirs
 
 
+def test_a_quantised_kv_cache_is_mlx_lms() -> None:
+    lens = LensModel.from_model(tiny.llama(heads=2))
+    options: dict[str, Any] = {"kv_bits": 4, "kv_group_size": 32, "quantized_kv_start": 4}
+    theirs = list(generate_step(mx.array(IDS), lens.model, max_tokens=5, **options))
+    ours = list(lens.stream(IDS, max_tokens=5, **options))
+    assert [token.token_id for token in ours] == [token for token, _ in theirs]
+    exact = list(lens.stream(IDS, max_tokens=5))
+    differs = [abs(a.logprob - b.logprob) for a, b in zip(ours, exact, strict=True)]
+    assert max(differs) > 1e-3
+    np.testing.assert_allclose([t.logprob for t in ours], [float(np.array(row).max()) for _, row in theirs], atol=1e-4)
+
+
 def test_generations_may_be_read_in_turns() -> None:
     lens = LensModel.from_model(tiny.llama())
     plans: list[list[Add]] = [[], [add(25.0)], [add(-30.0, layer=2)]]

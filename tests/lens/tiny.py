@@ -36,14 +36,16 @@ def settle(model: Any, seed: int, scale: float = 0.15) -> Any:
     return model
 
 
-def llama(*, layers: int = 4, dtype: mx.Dtype = mx.float32, bits: int = 0, vocab: int = VOCAB, seed: int = 0) -> Any:
+def llama(
+    *, heads: int = 4, layers: int = 4, dtype: mx.Dtype = mx.float32, bits: int = 0, vocab: int = VOCAB, seed: int = 0
+) -> Any:
     """4 layers, d_model 64, 4 heads over 2, untied head."""
     model = _model(
         "llama",
         hidden_size=64,
         num_hidden_layers=layers,
         intermediate_size=128,
-        num_attention_heads=4,
+        num_attention_heads=heads,
         num_key_value_heads=2,
         rms_norm_eps=1e-5,
         vocab_size=vocab,
