@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from huggingface_hub import CachedRepoInfo
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
-_GEMMA_SCOPE = re.compile(r"google/gemma-scope-.+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +56,7 @@ def demo_model() -> ModelEntry | None:
 
 def cached_models(cache_dir: Path | None = None) -> list[ModelEntry]:
     """Language models in the Hugging Face cache: those with a config.json and safetensors weights."""
-    quiet_hub()
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
-
-    try:
-        repos = scan_cache_dir(cache_dir).repos
-    except (CacheNotFound, OSError, ValueError):
-        return []
-    entries = (_cached_model(repo) for repo in repos if repo.repo_type == "model")
+    entries = (_cached_model(repo) for repo in _repos(cache_dir) if repo.repo_type == "model")
     return sorted((entry for entry in entries if entry), key=lambda entry: entry.used, reverse=True)
 
 
@@ -104,18 +95,24 @@ def list_saes(entry_or_id: str, cache_dir: Path | None = None) -> list[SAEEntry]
     """
     if entry_or_id == demo.NAME:
         return [SAEEntry(str(path), one_line(name), "demo", _size(path)) for name, path in demo.sae_paths().items()]
+    fitting = [
+        repo
+        for repo in _repos(cache_dir)
+        if _GEMMA_SCOPE.fullmatch(repo.repo_id) and _same_family(repo.repo_id, entry_or_id)
+    ]
+    return [sae for repo in sorted(fitting, key=lambda repo: repo.repo_id) for sae in _scope_folders(repo)]
+
+
+def _repos(cache_dir: Path | None) -> frozenset[CachedRepoInfo]:
+    """What is in the Hugging Face cache; nothing if there is none."""
     quiet_hub()
-    from huggingface_hub import scan_cache_dir
+    from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        repos = scan_cache_dir(cache_dir).repos
+        return scan_cache_dir(cache_dir or constants.HF_HUB_CACHE).repos
     except (CacheNotFound, OSError, ValueError):
-        return []
-    fitting = [
-        repo for repo in repos if _GEMMA_SCOPE.fullmatch(repo.repo_id) and _same_family(repo.repo_id, entry_or_id)
-    ]
-    return [sae for repo in sorted(fitting, key=lambda repo: repo.repo_id) for sae in _scope_folders(repo)]
+        return frozenset()
 
 
 def _scope_folders(repo: CachedRepoInfo) -> list[SAEEntry]:

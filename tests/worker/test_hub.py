@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lens_tui.records import LensError
+from lens_tui.records import LensError, Sampling
+from lens_tui.worker import events as ev
+from lens_tui.worker import jobs
 from lens_tui.worker.control import Stopped
 from lens_tui.worker.hub import download
 
 from tests.hub import FakeHub
+from tests.worker.drive import Driver, of, only
 
 WEIGHTS = bytes(range(256)) * 120_000  # 30 MB: three of the client's chunks
 MODEL = {
@@ -103,3 +106,38 @@ def test_no_hub_and_a_hub_switched_off(hub: FakeHub, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(LensError, match="switched off"):
         download("org/model", watch.on_bytes, watch.check)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_a_model_is_loaded_from_the_hub_once(
+    hub: FakeHub, tiny: Path, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(Path(os.environ["HF_HOME"]) / "hub"))
+    hub.repos["org/tiny"] = files_of(tiny)
+    events = driver.done(jobs.LoadModel("org/tiny"))
+    info = only(events, ev.ModelLoaded).info
+    assert info.name == "org/tiny"
+    assert "download" in " ".join(event.stage for event in of(events, ev.Progress))
+    asked = len(hub.asked)
+    driver.done(jobs.LoadModel("org/tiny"))
+    assert len(hub.asked) == asked  # the cache is enough, and no question is asked
+
+
+def test_a_download_is_stopped_by_its_job_and_the_model_before_stays(
+    hub: FakeHub, tiny: Path, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(Path(os.environ["HF_HOME"]) / "hub"))
+    driver.done(jobs.LoadModel(str(tiny)))
+    hub.gate.clear()
+    job = driver.worker.submit(jobs.LoadModel("org/model"))
+
+    def look(event: ev.Event) -> None:
+        if isinstance(event, ev.Progress) and event.stage.startswith("download") and event.done > 5_000_000:
+            driver.worker.stop(job)
+
+    assert driver.follow(job, look)[-1] == ev.JobDone(job, stopped=True)
+    assert "no nothing/here on the hub" in driver.failed(jobs.LoadModel("nothing/here")).message
+    assert driver.done(jobs.Compare("x", (), Sampling(max_tokens=2)))
