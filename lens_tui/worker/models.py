@@ -95,11 +95,7 @@ def list_saes(entry_or_id: str, cache_dir: Path | None = None) -> list[SAEEntry]
     """
     if entry_or_id == demo.NAME:
         return [SAEEntry(str(path), one_line(name), "demo", _size(path)) for name, path in demo.sae_paths().items()]
-    fitting = [
-        repo
-        for repo in _repos(cache_dir)
-        if _GEMMA_SCOPE.fullmatch(repo.repo_id) and _same_family(repo.repo_id, entry_or_id)
-    ]
+    fitting = [repo for repo in _repos(cache_dir) if _same_family(repo.repo_id, entry_or_id)]
     return [sae for repo in sorted(fitting, key=lambda repo: repo.repo_id) for sae in _scope_folders(repo)]
 
 
