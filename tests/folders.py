@@ -21,7 +21,7 @@ def llama_folder(folder: Path, seed: int = 0, **config: Any) -> Path:
     rng = np.random.default_rng(seed)
 
     def normal(*shape: int) -> NDArray[np.float32]:
-        return (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
+        return np.asarray(rng.standard_normal(shape) / np.sqrt(shape[-1]), dtype=np.float32)
 
     weights = {"model.embed_tokens.weight": normal(VOCAB, D_MODEL) * 6, "model.norm.weight": normal(1, D_MODEL)[0] + 1}
     for layer in range(N_LAYERS):

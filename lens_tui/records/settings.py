@@ -56,10 +56,6 @@ class Generate(BaseModel):
     """Divide the logits of tokens that came before by this; 0 is off."""
     seed: int = Field(default=0, ge=0)
     """Seed of the random numbers; the same seed gives the same text."""
-    candidates: int = Field(default=5, ge=0, le=50)
-    """How many other tokens are kept for each token, for the token under the cursor."""
-    raw: bool = False
-    """Send the prompt as it is, even if the model has a chat template."""
 
     def sampling(self) -> Sampling:
         """These settings as the record that a run takes."""

@@ -29,10 +29,12 @@ class DiskCatalog:
     """The bundled demo, the Hugging Face cache and recent folders."""
 
     def models(self) -> Sequence[ModelEntry]:
-        """Models on this disk."""
+        """Models on this disk, and in the folders that the settings name."""
         from lens_tui.worker.models import list_models
 
-        return list_models()
+        from .preferences import preferences
+
+        return list_models(folders=preferences().folders)
 
     def saes(self, model: str) -> Sequence[SAEEntry]:
         """SAEs on this disk that are meant for the model."""

@@ -21,6 +21,8 @@ class Preferences:
     sampling: Sampling | None = None
     model: str = ""
     keep_session: bool = True
+    keep_history: bool = True
+    folders: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
 
@@ -34,9 +36,15 @@ def preferences() -> Preferences:
         settings = load_settings()
     except LensError as error:
         return Preferences(problems=(str(error),))
-    look = settings.look
     return Preferences(
-        look.theme, look.tint, settings.keys, settings.generate.sampling(), settings.models.open, settings.keep.session
+        settings.look.theme,
+        settings.look.tint,
+        settings.keys,
+        settings.generate.sampling(),
+        settings.models.open,
+        settings.keep.session,
+        settings.keep.history,
+        tuple(settings.models.folders),
     )
 
 

@@ -38,16 +38,21 @@ def run(
     with _Quiet(paths.log_file().with_name("stderr.log")):
         from lens_tui.worker.thread import Worker
 
-        worker = Worker()
+        worker = Worker(history=paths.database_file() if preferences().keep_history else None)
         try:
             app = make_app(worker, demo=demo, model=model, theme=theme, keymap=keymap, log_path=log_path)
             app.run()
             app.recovery.end(well=not app.return_code)
         finally:
-            worker.close(CLOSE_PATIENCE)
+            ended = worker.close(CLOSE_PATIENCE)
     if app.last_words:
         print(app.last_words, file=sys.stderr)  # noqa: T201
-    return app.return_code or 0
+    code = app.return_code or 0
+    if not ended:
+        from lens_tui.worker.leave import leave
+
+        leave(worker, code)  # the model is inside a long evaluation: nobody waits for it
+    return code
 
 
 def make_app(
