@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def compare(folder: Path, tokens: Path, layer: int, documents: int, limit: int = 128) -> list[dict[str, Any]]:
+def compare(
+    folder: Path,
+    tokens: Path,
+    layer: int,
+    documents: int,
+    limit: int = 128,
+    variants: Mapping[str, dict[str, Any]] = VARIANTS,
+) -> list[dict[str, Any]]:
     """One row per storage type; the first row is the bf16 export computing in float32, the reference.
 
     Losses are over the first ``limit`` tokens of ``documents`` held-out documents of each domain: the same
@@ -38,7 +46,7 @@ def compare(folder: Path, tokens: Path, layer: int, documents: int, limit: int =
     reference = load_float32(folder)
     plain, steered, direction, scale = _steered(reference, prompts, layer)
     rows = [{"type": "bfloat16 weights computed in float32", "bits_per_character": _loss(reference, held)}]
-    for name, model, size in _variants(folder):
+    for name, model, size in _variants(folder, variants):
         rows.append(
             {
                 "type": name,
@@ -64,11 +72,11 @@ def tokens_per_second(model: Any, tokens: int = 64) -> float:
     return 1.0 / float(np.median(times))
 
 
-def _variants(folder: Path) -> Any:
+def _variants(folder: Path, variants: Mapping[str, dict[str, Any]]) -> Iterator[tuple[str, Any, int]]:
     model, _ = load_model(folder)
     yield "bfloat16", model, (folder / "model.safetensors").stat().st_size
     with tempfile.TemporaryDirectory() as place:
-        for name, how in VARIANTS.items():
+        for name, how in variants.items():
             out = quantise(folder, Path(place) / name.replace(" ", "_"), **how)
             model, _ = load_model(out)
             yield name, model, (out / "model.safetensors").stat().st_size
@@ -110,7 +118,7 @@ def _run(model: Any, ids: list[int], layer: int, vector: mx.array | None) -> tup
 def _steered(
     model: Any, prompts: list[list[int]], layer: int
 ) -> tuple[list[mx.array], list[mx.array], mx.array, float]:
-    """Log-probabilities without and with a seeded direction at 0.8 of the mean residual norm, the direction, the scale."""
+    """Log-probabilities without and with a seeded direction at 0.8 of the mean residual norm; direction; scale."""
     bare = [_run(model, ids, layer, None) for ids in prompts]
     norms = [float(mx.linalg.norm(row[0])) for row in bare]
     scale = 0.8 * sum(norms) / len(norms)

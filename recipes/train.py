@@ -274,7 +274,7 @@ def save(state: State, folder: Path) -> None:
     arrays: Arrays = {f"parameters/{name}": weight for name, weight in state.parameters.items()}
     arrays |= {f"momentum/{name}": weight for name, weight in state.momentum.items()}
     for label, part in (("adam", state.adam), ("gains", state.gains)):
-        arrays |= {f"{label}|{name}": value for name, value in _flat(part.state)}
+        arrays |= {f"{label}/{name}": value for name, value in _moments(part)}
     fresh = folder / "state.partial.safetensors"
     mx.save_safetensors(str(fresh), arrays, {"step": str(state.step), "seconds": repr(state.seconds)})
     os.replace(fresh, folder / "state.safetensors")
@@ -291,7 +291,9 @@ def restore(state: State, folder: Path) -> None:
         for name in into:
             into[name] = arrays[f"{label}/{name}"]
     for label, part in (("adam", state.adam), ("gains", state.gains)):
-        part.state = tree_unflatten([(name, arrays[f"{label}|{name}"]) for name, _ in _flat(part.state)])
+        for key, _ in _moments(part):
+            name, moment = key.rsplit("/", 1)
+            (part.state[name] if name else part.state)[moment] = arrays[f"{label}/{key}"]
     mx.eval(list(arrays.values()))
     state.step, state.seconds = int(facts["step"]), float(facts["seconds"])
 
@@ -310,6 +312,15 @@ def merge_settings(base: Settings | None, facts: Mapping[str, Any]) -> Settings:
     settings = base or Settings()
     shape = replace(settings.shape, **facts.get("shape", {}))
     return replace(settings, **({**facts, "shape": shape}))
+
+
+def _moments(part: optim.AdamW) -> list[tuple[str, mx.array]]:
+    """Adam's state as ``PARAMETER/m``, ``PARAMETER/v``, ``/step``, ``/learning_rate``; parameter names have dots."""
+    rows: list[tuple[str, mx.array]] = []
+    for name, value in part.state.items():
+        rows += [(f"{name}/{key}", inner) for key, inner in value.items()] if isinstance(value, dict) else []
+        rows += [] if isinstance(value, dict) else [(f"/{name}", value)]
+    return rows
 
 
 def _flat(tree: Any) -> list[tuple[str, mx.array]]:
