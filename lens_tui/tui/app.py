@@ -97,8 +97,8 @@ class LensApp(App[None], inherit_bindings=False):
     ENABLE_COMMAND_PALETTE = True
     COMMANDS: ClassVar[set[Any]] = {lambda: import_module("lens_tui.tui.palette").LensCommands}
 
-    activity: reactive[Activity] = reactive(Activity())
-    tint: reactive[str] = reactive("tint")
+    activity: reactive[Activity] = reactive(Activity(), repaint=False)
+    tint: reactive[str] = reactive("tint", repaint=False)
 
     def __init__(
         self,

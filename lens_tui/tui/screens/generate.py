@@ -52,6 +52,7 @@ class GenerateScreen(LensScreen):
         self._job: int | None = None
         self._rest: Timer | None = None
         self._stale = False
+        self._due = False
 
     def body(self) -> ComposeResult:
         """Prompt, settings, lanes."""
@@ -167,17 +168,18 @@ class GenerateScreen(LensScreen):
         self._show_run(run)
 
     def _take(self, run: RunText, event: Event) -> None:
-        waiting = run.state == "waiting"
         run.apply(event)
         if isinstance(event, JobDone | JobFailed):
             self._job = None
             self._headings()
             if run is self.run:
                 self.lens.store.update(written=run.written())
-        if run is self.run:
-            self.call_next(self._sync) if not waiting else self._sync()
+        if run is self.run and not self._due:  # once for all events of a drain
+            self._due = True
+            self.call_next(self._sync)
 
     def _sync(self) -> None:
+        self._due = False
         if not self.is_running:
             return
         for lane in self.lanes.lanes:

@@ -8,6 +8,7 @@ from rich.cells import cell_len
 from textual.app import RenderResult
 from textual.content import Content
 from textual.screen import Screen
+from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import Input, TextArea
 
@@ -95,12 +96,25 @@ class Status(Widget):
 
     DEFAULT_CSS = "Status { height: 1; padding: 0 1; }"
 
+    REST = 0.2  # seconds between repaints for figures alone: faster cannot be read, and costs a band of the screen
+
     def on_mount(self) -> None:
         """Follow the work."""
-        self.watch(self.app, "activity", self.refresh_soon, init=False)
+        self._due: Timer | None = None
+        self.watch(self.app, "activity", self.follow, init=False)
 
-    def refresh_soon(self) -> None:
-        """Paint again at the next chance."""
+    def follow(self, old: Activity, new: Activity) -> None:
+        """Paint at once when the state or the stage changes, and now and then while only figures do."""
+        if (old.state, old.job, old.stage) != (new.state, new.job, new.stage):
+            self.refresh_now()
+        elif self._due is None:
+            self._due = self.set_timer(self.REST, self.refresh_now)
+
+    def refresh_now(self) -> None:
+        """Paint what is so now."""
+        if self._due is not None:
+            self._due.stop()
+            self._due = None
         self.refresh()
 
     def render(self) -> RenderResult:

@@ -9,6 +9,7 @@ from textual.app import RenderResult
 from textual.content import Content
 from textual.message import Message
 from textual.reactive import reactive
+from textual.timer import Timer
 from textual.widget import Widget
 
 from lens_tui.records import Add, Intervention
@@ -24,6 +25,8 @@ from .token_paint import ShadeMode
 from .token_view import TokenView
 
 N_CANDIDATES = 5
+FACTS = 0.2
+"""Seconds between two updates of a lane's figures while it is written."""
 
 
 class Line(Widget):
@@ -134,10 +137,13 @@ class Lane(Pane):
         self.text: ArmText | None = None
         self._run: RunText | None = None
         self._shown = 0
+        self._told = 0
+        self._facts_due: Timer | None = None
 
     def on_mount(self) -> None:
-        """Nothing has run: the strip is empty too."""
-        self._configure_strip()
+        """Nothing has run, or it was shown before the lane was there."""
+        if self.text is None:
+            self._configure_strip()
 
     def on_descendant_focus(self) -> None:
         """Tell the screen which lane is meant."""
@@ -147,11 +153,12 @@ class Lane(Pane):
 
     def follow(self, run: RunText | None, text: ArmText | None) -> None:
         """Show an arm of a run from its beginning, or nothing."""
-        self._run, self.text, self._shown = run, text, 0
+        self._run, self.text, self._shown, self._told = run, text, 0, 0
         self.view.streaming = bool(text and run and run.going and not text.reason)
         self.view.set_tokens([])
         self.inspect(None)
         self._configure_strip()
+        self._say_facts()
         self.sync()
 
     def sync(self) -> None:
@@ -162,7 +169,6 @@ class Lane(Pane):
             return
         fresh = text.tokens[self._shown :]
         self.view.append([piece(token) for token in fresh], token_levels(text, self.measure, run.baseline, self._shown))
-        self.strip.extend(self._series(fresh), self._mean())
         self._shown = len(text.tokens)
         ended = bool(text.reason) or not run.going
         if ended and self.view.streaming:
@@ -170,7 +176,10 @@ class Lane(Pane):
             if self.measure == "diff":
                 self._shade_again()
         self.view.mark = text.parted if text.parted is not None and text.parted < len(text.tokens) else None
-        self._say_facts()
+        if ended:
+            self._say_facts()
+        elif self._facts_due is None:
+            self._facts_due = self.set_timer(FACTS, self._say_facts)
 
     def watch_measure(self) -> None:
         """Shade by something else."""
@@ -197,7 +206,14 @@ class Lane(Pane):
     # -- facts -------------------------------------------------------------------------------------
 
     def _say_facts(self) -> None:
+        """Counts, means and the strip: numbers that change thirty times a second cannot be read."""
+        if self._facts_due is not None:
+            self._facts_due.stop()
+            self._facts_due = None
         text, run = self.text, self._run
+        if text is not None:
+            self.strip.extend(self._series(text.tokens[self._told : self._shown]), self._mean())
+            self._told = self._shown
         if text is None or run is None or not (text.tokens or text.reason):
             self.stats.content = Content.styled("waiting" if run is not None and run.going else "", "$muted")
             self.foot.content = Content("")

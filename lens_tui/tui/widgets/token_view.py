@@ -18,6 +18,8 @@ from lens_tui.tui.keys.bindings import bindings
 from .token_layout import TokenLayout
 from .token_paint import ShadeMode, TokenStyles, glyph_row, text_row
 
+RESERVED_PAGES = 4
+
 
 class TokenView(ScrollView, can_focus=True):
     """Tokens wrapped by cells, each shaded by its level (0 to 7, see ``ramps``).
@@ -132,16 +134,27 @@ class TokenView(ScrollView, can_focus=True):
         self.virtual_size = Size(self._text_width() + 2, self._rows + reserve)
 
     def _follow_pen(self, grown: bool) -> None:
-        """Keep the last line in view by jumping half a page, with blank rows reserved below it."""
+        """Keep the last line in view by jumping half a page, with blank rows reserved below it.
+
+        A new virtual size lays the whole screen out again, so some pages are
+        reserved at once; ``_trim`` takes back what was not used.
+        """
         height = self.scrollable_content_region.height
-        if self._rows > self.virtual_size.height:
-            self._resize_virtual(reserve=max(1, height // 2) if self.streaming else 0)
-        if not (grown and self.follow and self.streaming) or height < 1:
-            return
-        bottom = self._rows - (self.scroll_offset.y + height)
-        if bottom > 0:
-            self._resize_virtual(reserve=height // 2)
-            self.scroll_to(y=self._rows - height + height // 2, animate=False, force=True)
+        jump = self._rows - (self.scroll_offset.y + height) > 0
+        jump = jump and grown and self.follow and self.streaming and height > 0
+        target = self._rows - height + height // 2
+        needed = max(self._rows, target + height if jump else 0)
+        if needed > self.virtual_size.height:
+            self._resize_virtual(
+                reserve=needed - self._rows + (RESERVED_PAGES * max(24, height) if self.streaming else 0)
+            )
+        if jump:
+            self.scroll_to(y=target, animate=False, force=True)
+
+    def _trim(self) -> None:
+        """Give back reserved rows that are not on the screen."""
+        shown = self.scroll_offset.y + self.scrollable_content_region.height
+        self._resize_virtual(reserve=max(0, min(self.virtual_size.height, shown) - self._rows))
 
     def on_resize(self) -> None:
         """Wrap again for a new width."""
@@ -234,6 +247,8 @@ class TokenView(ScrollView, can_focus=True):
 
     def watch_streaming(self) -> None:
         """The pen comes or goes: paint the last line."""
+        if not self.streaming:
+            self._trim()
         last = len(self._layout_of.lines) - 1
         self._drop_lines(last)
         self._refresh_text_lines(last, last + 1)

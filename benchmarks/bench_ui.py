@@ -1,0 +1,269 @@
+"""The app's own cost: first frame against an empty Textual app, and the event loop while four lanes stream.
+
+    python benchmarks/bench_ui.py [--seconds 20] [--rate 60] [--lanes 4] [--repeats 5]
+
+Every app runs in a fresh process on a pseudo terminal of 120x36 whose output is read and thrown
+away, so layout, painting and writing are all in the figures; no model is loaded.
+
+First frame: from the start of the process until the app says it is ready, best of the repeats, the
+two apps in turn. Streaming: a thread makes tokens at a steady rate in every lane and wakes the app
+as the worker does; a task on the event loop sleeps 5 ms again and again and notes how late it
+wakes. The same before the run, with the app idle, shows how much of that is the machine's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import pty
+import select
+import struct
+import sys
+import tempfile
+import termios
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+SIZE = (36, 120)
+WORDS = (" the", " little", " dog", " ran", " to", " exchange", ",", " medi", "um", " of", ".", "\n")
+
+
+class SteadyWorker:
+    """Implements ``WorkerLike``: each ``Compare`` gives every arm ``rate`` tokens a second."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self.box: deque[Any] = deque()
+        self.made = 0
+        self._armed = False
+        self._halt = Event()
+        self._wake: Callable[[], None] = lambda: None
+
+    def start(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+
+    def submit(self, job: Any) -> int:
+        Thread(target=self._write, args=(job,), daemon=True).start()
+        return 1
+
+    def stop(self, job_id: int | None = None) -> None:
+        self._halt.set()
+
+    def dial(self, job_id: int, arm: int, interventions: Any) -> None:
+        pass
+
+    def drain(self) -> list[Any]:
+        self._armed = False
+        events = []
+        while self.box:
+            events.append(self.box.popleft())
+        return events
+
+    def close(self, timeout: float = 0.15) -> bool:
+        self._halt.set()
+        return True
+
+    def _put(self, event: Any) -> None:
+        self.box.append(event)
+        if not self._armed:
+            self._armed = True
+            self._wake()
+
+    def _write(self, job: Any) -> None:
+        from lens_tui.worker import events as ev
+
+        arms, most = len(job.arms), job.sampling.max_tokens
+        self._put(ev.JobStarted(1, "compare"))
+        self._put(ev.RunStarted(1, (1,), ("a",), tuple(arm.name for arm in job.arms)))
+        begin = time.perf_counter()
+        for step in range(most):
+            late = begin + step / self.rate - time.perf_counter()
+            if self._halt.wait(max(0.0, late)):
+                break
+            for arm in range(arms):
+                word = WORDS[(step * 7 + arm + step // 5) % len(WORDS)]
+                shown = word.replace("\n", "⏎")
+                top = tuple(ev.Candidate(n, shown, -1.0 - n) for n in range(5))
+                self._put(ev.TokenEvent(1, arm, step, step + arm, shown, word, -(step % 9) / 2, (step % 11) / 3, top))
+                self.made += 1
+            self._put(ev.Speed(1, self.rate * arms, step + 1, most))
+
+
+def stream_child(rate: float, lanes: int, seconds: float) -> dict[str, float]:
+    """Run the app on Generate with ``lanes`` streaming lanes; figures of the event loop and the process."""
+    import asyncio
+
+    import numpy as np
+    from lens_tui.records import Sampling, SteeringVector
+    from lens_tui.tui.app import LensApp
+    from lens_tui.tui.screens.generate import GenerateScreen
+
+    out: dict[str, float] = {}
+
+    class Measured(LensApp):
+        CSS_PATH = _style_sheet()
+
+        def on_ready(self) -> None:
+            self.run_worker(self._measure(), exit_on_error=True)
+
+        async def _measure(self) -> None:
+            await asyncio.sleep(0.5)
+            self.store.update(model=_model(), prompt="p", sampling=Sampling(max_tokens=int(seconds * rate * 2)))
+            for lane in range(1, lanes):
+                vector = SteeringVector.of(f"v{lane}", np.arange(1.0, 9.0), 0)
+                self.store.add_steer(vector, scale=float(lane))
+            await asyncio.sleep(0.5)
+            out.update(_tail("idle", await _lags(seconds / 4)))
+            self.action_run()
+            await asyncio.sleep(1.0)
+            made, cpu, start = worker.made, time.process_time(), time.perf_counter()
+            out.update(_tail("lag", await _lags(seconds)))
+            wall = time.perf_counter() - start
+            screen = self.screen
+            assert isinstance(screen, GenerateScreen)
+            shown = sum(len(lane.view.tokens) for lane in screen.lanes.lanes)
+            out.update(
+                cpu_share=(time.process_time() - cpu) / wall,
+                made_per_s=(worker.made - made) / wall,
+                behind_tokens=worker.made - shown,
+            )
+            self.exit()
+
+    worker = SteadyWorker(rate)
+    app = Measured(worker, start="generate")
+    app.run()
+    return out
+
+
+async def _lags(seconds: float) -> list[float]:
+    """How late a sleep of 5 ms wakes on this event loop, over and over, in seconds."""
+    import asyncio
+
+    lags, end = [], time.perf_counter() + seconds
+    while (now := time.perf_counter()) < end:
+        await asyncio.sleep(0.005)
+        lags.append(time.perf_counter() - now - 0.005)
+    return sorted(lags)
+
+
+def _tail(name: str, lags: list[float]) -> dict[str, float]:
+    pick = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
+    return {f"{name} {key}": 1000 * lags[min(len(lags) - 1, int(share * len(lags)))] for key, share in pick.items()}
+
+
+def _style_sheet() -> Path:
+    import lens_tui.tui
+
+    return Path(lens_tui.tui.__file__).with_name("lens.tcss")
+
+
+def _model() -> Any:
+    from lens_tui.records import ModelInfo
+
+    return ModelInfo("bench", "", "llama", 8, 8, 100, 1, "bfloat16", "", 1, False, 0, "cpu")
+
+
+def frame_child(which: str) -> dict[str, float]:
+    """Start one app and leave at its first frame."""
+    if which == "empty":
+        from textual.app import App, ComposeResult
+        from textual.widgets import Static
+
+        class Empty(App[None]):
+            def compose(self) -> ComposeResult:
+                yield Static("hello")
+
+            def on_ready(self) -> None:
+                self.call_after_refresh(self.exit)
+
+        Empty().run()
+    else:
+        from lens_tui.tui.app import LensApp
+        from lens_tui.worker.thread import Worker
+
+        class First(LensApp):
+            CSS_PATH = _style_sheet()
+
+            def on_ready(self) -> None:
+                self.call_after_refresh(self.exit)
+
+        app = First(Worker())
+        app.run()
+        assert app.return_code == 0
+    return {"at": time.time()}
+
+
+def in_terminal(*arguments: str) -> dict[str, float]:
+    """Run this file again with ``arguments`` on a pseudo terminal; returns what it wrote to its result file."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        begin = time.time()
+        pid, master = pty.fork()
+        if pid == 0:
+            os.environ |= {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
+            os.execv(sys.executable, [sys.executable, __file__, "--child", str(result), *arguments])
+        fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", *SIZE, 0, 0))
+        written = _swallow(master)
+        _, status = os.waitpid(pid, 0)
+        if os.waitstatus_to_exitcode(status) or not result.exists():
+            raise SystemExit(f"the measured app failed: {' '.join(arguments)}")
+        figures: dict[str, float] = json.loads(result.read_text())
+        return figures | {"begin": begin, "bytes": written}
+
+
+def _swallow(master: int) -> int:
+    """Read the terminal's output to its end; how many bytes came."""
+    count = 0
+    while True:
+        select.select([master], [], [])
+        try:
+            data = os.read(master, 1 << 16)
+        except OSError:
+            return count
+        if not data:
+            return count
+        count += len(data)
+
+
+def main() -> None:
+    """Parse, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--rate", type=float, default=60)
+    parser.add_argument("--lanes", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--what", default="", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.child:
+        streaming = asked.what == "stream"
+        figures = stream_child(asked.rate, asked.lanes, asked.seconds) if streaming else frame_child(asked.what)
+        Path(asked.child).write_text(json.dumps(figures))
+        return
+    frames: dict[str, list[float]] = {"empty": [], "lens": []}
+    for _ in range(asked.repeats):
+        for which, times in frames.items():
+            ran = in_terminal("--what", which)
+            times.append(ran["at"] - ran["begin"])
+    empty, lens = min(frames["empty"]), min(frames["lens"])
+    print(f"first frame: empty {empty:.2f} s, this app {lens:.2f} s, ratio {lens / empty:.2f}")
+    options = ["--rate", str(asked.rate), "--lanes", str(asked.lanes), "--seconds", str(asked.seconds)]
+    ran = in_terminal("--what", "stream", *options)
+    print(f"{asked.lanes} lanes x {asked.rate:g} tok/s for {asked.seconds:g} s, event loop late by, in ms:")
+    for name in ("idle", "lag"):
+        tail = "  ".join(f"{key.split()[1]} {ran[key]:.1f}" for key in ran if key.startswith(name))
+        print(f"  {'before, app idle' if name == 'idle' else 'while streaming '}  {tail}")
+    print(
+        f"  {100 * ran['cpu_share']:.0f} % of one core, {ran['made_per_s']:.0f} tokens/s, "
+        f"{ran['behind_tokens']:.0f} tokens not yet shown at the end, {ran['bytes'] / 1000:.0f} kB written"
+    )
+
+
+if __name__ == "__main__":
+    main()
