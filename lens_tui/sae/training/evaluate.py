@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -54,16 +54,23 @@ def starting_parameters(p: Parameters, norm: Normalizer, sample: mx.array, confi
 
 
 def measure(
-    folded: Parameters, source: ActivationSource, place: Place, n_tokens: int, step: int
+    folded: Parameters,
+    source: ActivationSource,
+    place: Place,
+    n_tokens: int,
+    step: int,
+    pause: Callable[[], None] = lambda: None,
 ) -> tuple[Evaluation, NDArray[np.float64]]:
     """An :class:`Evaluation` over the first blocks of ``source`` that hold at least ``n_tokens`` positions.
 
     Also gives each latent's firing rate, ``(f,)``. The model's losses are measured over the same blocks.
-    Raises ``LensError`` if the source holds no position to measure on.
+    ``pause`` is called between blocks and may raise. Raises ``LensError`` if the source holds no position to
+    measure on.
     """
     sums = _Sums(folded)
     blocks = 0
     for block in source.blocks(0, source.n_blocks):
+        pause()
         kept = np.flatnonzero(~block.special).astype(np.int32)
         blocks += 1
         if len(kept):
@@ -72,10 +79,11 @@ def measure(
             break
     if not sums.n:
         raise LensError("The evaluation text holds no position to measure on.", "Give more or longer documents.")
-    clean = source.loss_with(place, None, blocks)
-    spliced = source.loss_with(place, lambda x: reconstruct(folded, x), blocks)
-    zero = source.loss_with(place, mx.zeros_like, blocks)
-    return sums.result(step, (clean, spliced, zero)), sums.density
+    losses = []
+    for splice in (None, lambda x: reconstruct(folded, x), mx.zeros_like):
+        pause()
+        losses.append(source.loss_with(place, splice, blocks))
+    return sums.result(step, losses), sums.density
 
 
 def reconstruct(folded: Parameters, x: mx.array) -> mx.array:
@@ -128,7 +136,7 @@ class _Sums:
     def density(self) -> NDArray[np.float64]:
         return self._fired / max(self.n, 1)
 
-    def result(self, step: int, losses: tuple[float, float, float]) -> Evaluation:
+    def result(self, step: int, losses: Sequence[float]) -> Evaluation:
         variance = self._square - float(self._sum @ self._sum) / max(self.n, 1)
         rate = self.density
         counts, _ = np.histogram(np.log10(rate[rate > 0]), bins=np.asarray(_EDGES))

@@ -7,6 +7,7 @@ all, since the blocks and the permutation of a pool are functions of their numbe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -42,8 +43,10 @@ class Pool:
         pool_tokens: int,
         seed: int,
         position: PoolPosition | None = None,
+        pause: Callable[[], None] | None = None,
     ) -> None:
         self._source, self._place, self._batch, self._seed = source, place, batch, seed
+        self._pause = pause
         self._batches = max(1, pool_tokens // batch)
         self.position = position or PoolPosition()
         self._next: tuple[int, int] = (0, 0)
@@ -52,34 +55,43 @@ class Pool:
 
     def next(self) -> mx.array:
         """The next batch. Raises ``LensError`` if the source has nothing but special positions."""
-        if self._values is not None and self.position.served == self._batches:
-            block, row = self._next
-            self.position = PoolPosition(self.position.number + 1, block, row, 0)
-            self._values = None
         if self._values is None:
             self._fill()
         start = self.position.served * self._batch
+        chosen = mx.take(self._values, self._order[start : start + self._batch], axis=0)
         self.position = replace(self.position, served=self.position.served + 1)
-        return mx.take(self._values, self._order[start : start + self._batch], axis=0)
+        if self.position.served == self._batches:
+            self.position = PoolPosition(self.position.number + 1, *self._next)
+            self._values = None
+        return chosen
 
     def _fill(self) -> None:
         size = self._batches * self._batch
-        self._values, self._next = take_rows(self._source, self._place, size, self.position.block, self.position.row)
+        at = self.position
+        self._values, self._next = take_rows(self._source, self._place, size, at.block, at.row, self._pause)
         generator = np.random.Generator(np.random.PCG64([self._seed, self.position.number]))
         self._order = mx.array(generator.permutation(size).astype(np.int32))
         mx.eval(self._order)
 
 
 def take_rows(
-    source: ActivationSource, place: Place, count: int, block: int = 0, row: int = 0
+    source: ActivationSource,
+    place: Place,
+    count: int,
+    block: int = 0,
+    row: int = 0,
+    pause: Callable[[], None] | None = None,
 ) -> tuple[mx.array, tuple[int, int]]:
     """``count`` positions that are not special, ``(count, d)``, from row ``row`` of block ``block`` on.
 
-    Also gives the block and row that come next. Blocks are evaluated one at a time.
+    Also gives the block and row that come next. Blocks are evaluated one at a time;
+    ``pause`` is called before each and may raise.
     """
     parts: list[mx.array] = []
     missing, barren = count, 0
     for item in source.blocks(block):
+        if pause is not None:
+            pause()
         kept = np.flatnonzero(~item.special)[row:]
         barren = barren + 1 if len(kept) == 0 else 0
         if barren > max(source.n_blocks, 1):

@@ -19,7 +19,7 @@ from lens_tui.records.training import Evaluation, TrainConfig, TrainProgress, Tr
 from .checkpoint import Checkpoint, load_checkpoint, run_facts, save_checkpoint
 from .evaluate import measure, starting_parameters, threshold_of
 from .export import write_outputs
-from .parameters import Parameters, fold, initial_parameters, normalizer, scalar
+from .parameters import Normalizer, Parameters, fold, initial_parameters, normalizer, scalar
 from .pool import Pool, PoolPosition, take_rows
 from .step import State, Step, StepFigures, initial_state
 
@@ -48,7 +48,8 @@ def train(
 
     ``place`` (layer and site) may be left out if the source has one only. ``evaluation`` is text that is held
     out; without it the figures are on the training text. ``progress`` is called a few times a second,
-    ``should_stop`` before every step: when it says so, a checkpoint is written and the report says ``stopped``.
+    ``should_stop`` before every step and every block of activations: when it says so, a checkpoint is
+    written and the report says ``stopped``.
 
     Raises ``LensError`` for settings that do not fit the source or an earlier run in the folder, and when the
     loss stops being finite.
@@ -56,8 +57,19 @@ def train(
     place = place or _only_place(source)
     if place not in source.places:
         raise LensError(f"The source has no activations of layer {place[0]}, {place[1]}.", "Read that place.")
-    run = _Run(source, evaluation or source, config, place, Path(folder), progress or _silent, checkpoint_seconds)
-    return run.go(should_stop or _never)
+    hooks = _Hooks(progress or _silent, should_stop or _never, checkpoint_seconds)
+    return _Run(source, evaluation or source, config, place, Path(folder), hooks).go()
+
+
+class _Stopped(Exception):
+    """The caller wants no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Hooks:
+    progress: Callable[[TrainProgress], None]
+    should_stop: Callable[[], bool]
+    checkpoint_seconds: float
 
 
 @dataclass
@@ -84,46 +96,74 @@ class _Run:
         config: TrainConfig,
         place: Place,
         folder: Path,
-        progress: Callable[[TrainProgress], None],
-        checkpoint_seconds: float,
+        hooks: _Hooks,
     ) -> None:
         self._source, self._evaluation, self._config, self._place = source, evaluation, config, place
-        self._folder, self._progress, self._checkpoint_seconds = folder, progress, checkpoint_seconds
+        self._folder, self._hooks = folder, hooks
         self._facts = run_facts(source.facts, *place)
         self._begun = time.monotonic()
-        self._say("prepare", 0)
-        self._sample, _ = take_rows(source, place, config.calibration_tokens)
-        point = load_checkpoint(self._training, config, self._facts) or self._fresh()
-        self._state: State = point.state
-        self._norm, self._history, self._spent = point.norm, point.history, point.seconds
-        self._step = int(point.state["step"].item())
-        self._pool = Pool(source, place, config.batch, config.pool_tokens, config.seed, point.position)
+        self._spent, self._step = 0.0, 0
+        self._history: tuple[Evaluation, ...] = ()
+        self._state: State = {}
+        self._norm: Normalizer
+        self._pool: Pool
+        self._sample: mx.array
 
     @property
     def _training(self) -> Path:
         return self._folder / "training"
 
-    def go(self, should_stop: Callable[[], bool]) -> TrainReport:
+    def go(self) -> TrainReport:
         """Train to the end, or until told to stop."""
-        if not self._loop(should_stop):
+        try:
+            self._prepare()
+            self._loop()
             self._save()
+            return self._finish()
+        except _Stopped:
+            if self._state:
+                self._save()
             return self._report(stopped=True)
-        self._save()
+
+    def _prepare(self) -> None:
+        point = load_checkpoint(self._training, self._config, self._facts)
+        if point is not None:
+            self._adopt(point)
+        self._say("prepare")
+        self._sample, _ = take_rows(self._source, self._place, self._config.calibration_tokens, pause=self._pause)
+        if point is None:
+            self._adopt(self._fresh())
+
+    def _adopt(self, point: Checkpoint) -> None:
+        config = self._config
+        self._state, self._norm, self._history, self._spent = point.state, point.norm, point.history, point.seconds
+        self._step = int(scalar(point.state["step"]))
+        self._pool = Pool(
+            self._source, self._place, config.batch, config.pool_tokens, config.seed, point.position, self._pause
+        )
+
+    def _pause(self) -> None:
+        """Called wherever the run may be interrupted: between steps and between blocks of activations."""
+        if self._hooks.should_stop():
+            raise _Stopped
+
+    def _finish(self) -> TrainReport:
         folded, final, density = self._evaluate()
-        self._say("save", self._step, evaluation=final)
+        self._say("save", evaluation=final)
         report = self._report(stopped=False, final=final)
         facts = self._source.facts, self._evaluation.facts
         write_outputs(self._folder, folded, report, density, self._norm, *facts)
         return report
 
-    def _loop(self, should_stop: Callable[[], bool]) -> bool:
+    def _loop(self) -> None:
         step = Step(self._config, self._norm)
         pace = _Pace(time.monotonic(), self._step)
         said = saved = time.monotonic()
         figures: StepFigures | None = None
         while self._step < self._config.steps:
-            if should_stop():
-                return False
+            if self._due():
+                self._evaluate()
+            self._pause()
             before = figures
             self._state, figures = step(self._state, self._pool.next())
             _start(self._state, figures.error, figures.variance, figures.l0)
@@ -134,15 +174,14 @@ class _Run:
             if now - said >= REPORT_SECONDS or self._step == self._config.steps:
                 self._say_training(figures, pace)
                 said = now
-            if self._due() and self._step < self._config.steps:
-                self._evaluate()
-            if now - saved >= self._checkpoint_seconds:
+            if now - saved >= self._hooks.checkpoint_seconds:
                 self._save()
                 saved = time.monotonic()
-        return True
 
     def _due(self) -> bool:
-        return bool(self._config.evaluate_every) and self._step % self._config.evaluate_every == 0
+        every, step = self._config.evaluate_every, self._step
+        done = bool(self._history) and self._history[-1].step == step
+        return every > 0 and step > 0 and step % every == 0 and not done
 
     def _fresh(self) -> Checkpoint:
         norm, b_dec = normalizer(self._sample, self._config)
@@ -158,12 +197,12 @@ class _Run:
         return folded
 
     def _evaluate(self) -> tuple[Parameters, Evaluation, NDArray[np.float64]]:
-        self._say("evaluate", self._step)
+        self._say("evaluate")
         folded, tokens = self._folded(), self._config.evaluation_tokens
-        result, density = measure(folded, self._evaluation, self._place, tokens, self._step)
+        result, density = measure(folded, self._evaluation, self._place, tokens, self._step, self._pause)
         if not self._history or self._history[-1].step != self._step:
             self._history = (*self._history, result)
-        self._say("train", self._step, evaluation=result)
+        self._say("train", evaluation=result)
         return folded, result, density
 
     def _save(self) -> None:
@@ -176,9 +215,9 @@ class _Run:
     def _seconds(self) -> float:
         return self._spent + time.monotonic() - self._begun
 
-    def _say(self, stage: str, step: int, evaluation: Evaluation | None = None) -> None:
-        config = self._config
-        self._progress(
+    def _say(self, stage: str, evaluation: Evaluation | None = None) -> None:
+        config, step = self._config, self._step
+        self._hooks.progress(
             TrainProgress(stage=stage, step=step, steps=config.steps, tokens=step * config.batch, evaluation=evaluation)
         )
 
@@ -188,7 +227,7 @@ class _Run:
             raise self._diverged()
         rate, left = pace.figures(self._step, self._config)
         dead = mx.mean(self._state["idle"] > self._config.dead_after)
-        self._progress(
+        self._hooks.progress(
             TrainProgress(
                 stage="train",
                 step=self._step,
@@ -212,7 +251,7 @@ class _Run:
             config=self._config,
             layer=self._place[0],
             site=self._place[1],
-            d_model=int(self._norm.mean.shape[0]),
+            d_model=self._source.d_model(self._place),
             model_name=facts.model_name,
             corpus_sha256=facts.corpus_sha256,
             bos_included=False,
