@@ -151,7 +151,7 @@ class Evaluation:
 class TrainProgress:
     """Where a training run is. ``fvu`` and ``l0`` are of the last batch in training mode; ``seconds_left`` a guess.
 
-    ``stage`` is ``prepare``, ``train``, ``calibrate``, ``evaluate`` or ``save``.
+    ``stage`` is ``read`` (the text), ``prepare``, ``train``, ``evaluate`` or ``save``.
     """
 
     stage: str
