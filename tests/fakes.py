@@ -13,11 +13,11 @@ import re
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from lens_tui.records import Arm, Intervention, LensError, ModelInfo, Origin, SAEInfo, SteeringVector
+from lens_tui.records import Add, Arm, Intervention, LensError, ModelInfo, Origin, SAEInfo, SteeringVector
 from lens_tui.records.sanitise import one_line, sanitise, sanitise_token
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
@@ -256,15 +256,17 @@ class FakeWorker:
         lanes = [split(self.texts[min(arm, len(self.texts) - 1)])[:limit] for arm in range(len(job.arms))]
         ids = tuple(token_id(word) for word in prompt)
         yield ev.RunStarted(number, ids, tuple(map(sanitise_token, prompt)), tuple(arm.name for arm in job.arms))
+        acting = [arm.interventions for arm in job.arms]
         for step in range(max(map(len, lanes), default=0)):
             if running.stopped:
                 break
             for arm, interventions in sorted(running.dials.items()):
+                acting[arm] = interventions
                 yield ev.Dialed(number, arm, step, interventions)
             running.dials.clear()
             for arm, words in enumerate(lanes):
                 if step < len(words):
-                    yield self._token(number, arm, step, lanes, job.top)
+                    yield replace(self._token(number, arm, step, lanes, job.top), scales=_scales(acting[arm]))
                 if step == len(words) - 1:
                     reason = "length" if len(words) == limit else "stop"
                     yield ev.ArmDone(number, arm, reason, len(words), _dose(job.arms[arm]))
@@ -346,6 +348,10 @@ def _extras(feature: int) -> dict[str, Any]:
         "hist_counts": [512, 256, 128, 90, 64, 40, 20, 10, 4, 1],
         "examples": [{"tokens": tokens, "values": values, "peak": peak} for _ in range(3)],
     }
+
+
+def _scales(interventions: Iterable[Intervention]) -> tuple[tuple[str, float], ...]:
+    return tuple((item.id, float(item.scale)) for item in interventions if isinstance(item, Add) and item.enabled)
 
 
 def _dose(arm: Arm) -> float | None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 from lens_tui.records.errors import LensError
 
 
-def open_app(*, demo: bool, model: str | None, theme: str | None) -> int:
-    """Run the app and return its exit status. Raises :class:`LensError` without a terminal."""
+def open_app(*, demo: bool, model: str | None, theme: str | None) -> NoReturn:
+    """Run the app and end the process with its status. Raises :class:`LensError` without a terminal."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise LensError(
             "The app needs a terminal, and this is none.", "Use `mlx-lens-tui compare` or `features`; see --help."
         )
     from lens_tui.tui.run import run
+    from lens_tui.worker.leave import end_process
 
-    return run(demo=demo, model=model, theme=theme)
+    end_process(run(demo=demo, model=model, theme=theme))

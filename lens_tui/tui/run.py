@@ -44,15 +44,10 @@ def run(
             app.run()
             app.recovery.end(well=not app.return_code)
         finally:
-            ended = worker.close(CLOSE_PATIENCE)
+            worker.close(CLOSE_PATIENCE)
     if app.last_words:
         print(app.last_words, file=sys.stderr)  # noqa: T201
-    code = app.return_code or 0
-    if not ended:
-        from lens_tui.worker.leave import leave
-
-        leave(worker, code)  # the model is inside a long evaluation: nobody waits for it
-    return code
+    return app.return_code or 0
 
 
 def make_app(
