@@ -118,14 +118,15 @@ def sample(model: Model, tokens: int = 60, temperature: float = 0.0, seed: int =
 
 
 @app.command()
-def precision(model: Model, tokens: Tokens, out: Path, layer: int = 4, documents: int = 2) -> None:
+def precision(model: Model, tokens: Tokens, out: Path, layer: int = 4, documents: int = 2, limit: int = 128) -> None:
     """Compare storage types of an exported bf16 model: size, loss, speed, and what becomes of a steering dose."""
     from recipes.precision import compare
 
-    rows = compare(model, tokens, layer, documents)
-    out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    for row in rows:
-        print(json.dumps(row))
+    rows: list[dict[str, Any]] = []
+    for row in compare(model, tokens, layer, documents, limit):
+        rows.append(row)
+        out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ def compare(
     documents: int,
     limit: int = 128,
     variants: Mapping[str, dict[str, Any]] = VARIANTS,
-) -> list[dict[str, Any]]:
-    """One row per storage type; the first row is the bf16 export computing in float32, the reference.
+) -> Iterator[dict[str, Any]]:
+    """One row per storage type, as it is measured; the first is the bf16 export computing in float32, the reference.
 
     Losses are over the first ``limit`` tokens of ``documents`` held-out documents of each domain: the same
     tokens for every type, so that their differences are paired.
@@ -45,18 +45,15 @@ def compare(
     prompts = _prompts(folder)
     reference = load_float32(folder)
     plain, steered, direction, scale = _steered(reference, prompts, layer)
-    rows = [{"type": "bfloat16 weights computed in float32", "bits_per_character": _loss(reference, held)}]
+    yield {"type": "bfloat16 weights computed in float32", "bits_per_character": _loss(reference, held)}
     for name, model, size in _variants(folder, variants):
-        rows.append(
-            {
-                "type": name,
-                "megabytes": size / 1e6,
-                "bits_per_character": _loss(model, held),
-                "tokens_per_second": tokens_per_second(model),
-                **_dose(model, prompts, layer, (plain, steered, direction, scale)),
-            }
-        )
-    return rows
+        yield {
+            "type": name,
+            "megabytes": size / 1e6,
+            "bits_per_character": _loss(model, held),
+            "tokens_per_second": tokens_per_second(model),
+            **_dose(model, prompts, layer, (plain, steered, direction, scale)),
+        }
 
 
 def tokens_per_second(model: Any, tokens: int = 64) -> float:

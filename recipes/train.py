@@ -52,7 +52,7 @@ class Settings:
     """
 
     shape: Shape = field(default_factory=Shape)
-    epochs: float = 8.0
+    epochs: float = 7.5
     minutes: float | None = None
     domain_epochs: Mapping[str, float] = field(default_factory=dict)
     batch: int = 64
