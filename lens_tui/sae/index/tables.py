@@ -62,12 +62,12 @@ def token_table(
     convention: str,
     *,
     k: int = 10,
-    block: int = 256,
+    block: int = 1024,
     progress: Callable[[int, int], None] | None = None,
 ) -> TokenTable:
     """The table of an SAE: ``directions(ids)`` gives unit decoder rows ``(n, d)``, ``unembed`` their tokens.
 
-    Runs in blocks of ``block`` features, so that memory stays near ``block * vocabulary``.
+    Runs in blocks of ``block`` features: memory stays near that many rows of what ``unembed`` holds.
     """
     if not 1 <= k <= 1000:
         raise LensError(f"A table of {k} tokens a feature was asked for.", "Give k from 1 to 1000.")
