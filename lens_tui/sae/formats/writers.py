@@ -37,6 +37,9 @@ _TRANSFORMER_LENS = {
     "mlp_out": "blocks.{layer}.hook_mlp_out",
     "attn_z": "blocks.{layer}.attn.hook_z",
 }
+SAELENS_LAYOUT = "6.0.0"
+"""The SAELens version whose layout is written: without one SAELens takes the file for an old one, drops metadata."""
+
 _NAMES = ("w_enc", "w_dec", "b_enc", "b_dec", "threshold")
 
 
@@ -102,6 +105,7 @@ def write_saelens(
         "prepend_bos": bos,
         "exclude_special_tokens": True,
         "context_size": context,
+        "sae_lens_version": SAELENS_LAYOUT,
         **(facts or {}),
     }
     config = {
@@ -112,7 +116,7 @@ def write_saelens(
         "device": "cpu",
         "apply_b_dec_to_input": False,
         "normalize_activations": "none",
-        "reshape_activations": "none",
+        "reshape_activations": "hook_z" if site == "attn_z" else "none",
         "metadata": metadata,
     }
     arrays = {
