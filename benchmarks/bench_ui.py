@@ -107,7 +107,7 @@ def stream_child(rate: float, lanes: int, seconds: float) -> dict[str, float]:
     out: dict[str, float] = {}
 
     class Measured(LensApp):
-        CSS_PATH = _style_sheet()
+        CSS_PATH = _style_sheet()  # type: ignore[assignment]
 
         def on_ready(self) -> None:
             self.run_worker(self._measure(), exit_on_error=True)
@@ -188,7 +188,7 @@ def frame_child(which: str) -> dict[str, float]:
         from lens_tui.worker.thread import Worker
 
         class First(LensApp):
-            CSS_PATH = _style_sheet()
+            CSS_PATH = _style_sheet()  # type: ignore[assignment]
 
             def on_ready(self) -> None:
                 self.call_after_refresh(self.exit)
