@@ -83,22 +83,25 @@ def _quote(text: str) -> list[str]:
 def as_command(run: RunText, sae: str = "") -> str:
     """The ``mlx-lens-tui compare`` command that makes the run again.
 
-    Vectors that a command line cannot name (from prompts, arithmetic) are left
-    out and named in a comment at the end.
+    What a command line cannot say (vectors from prompts or arithmetic, a
+    repetition penalty) is left out and named in a comment at the end.
     """
-    words = ["mlx-lens-tui", "compare", "--model", run.model or "demo"]
+    words = ["mlx-lens-tui", "compare", "--model", run.source or run.model or "demo"]
     left_out: list[str] = []
     for arm in run.arms[1:]:
         terms = [_term(item) for item in arm.interventions if item.enabled]
         left_out += [item.vector.name for item in arm.interventions if isinstance(item, Add) and not _term(item)]
         known = [term for term in terms if term]
         if known:
-            words += ["--arm", "+".join(known)]
+            plain = arm.arm.name and not set("=*@") & set(arm.arm.name)
+            words += ["--arm", f"{arm.arm.name}={'+'.join(known)}" if plain else "+".join(known)]
     if sae:
         words += ["--sae", sae]
     words += _options(run.sampling)
     command = shlex.join([*words, "--", run.prompt])
-    return command + (f"  # without {', '.join(left_out)}: save it and name its file" if left_out else "")
+    if run.sampling.repetition_penalty:
+        left_out.append("the repetition penalty")
+    return command + (f"  # without {', '.join(left_out)}" if left_out else "")
 
 
 def _term(item: Intervention) -> str:
@@ -119,7 +122,7 @@ def _term(item: Intervention) -> str:
 def _options(sampling: Sampling) -> Sequence[str]:
     plain = Sampling()
     out = ["--max-tokens", str(sampling.max_tokens), "--seed", str(sampling.seed)]
-    for name in ("temp", "top_p", "min_p", "top_k", "repetition_penalty"):
+    for name in ("temp", "top_p", "min_p", "top_k"):
         value = getattr(sampling, name)
         if value != getattr(plain, name):
             out += [f"--{name.replace('_', '-')}", f"{value:g}"]

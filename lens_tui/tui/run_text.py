@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lens_tui.records import Arm, Intervention, Sampling
+from lens_tui.records import Arm, Intervention, ModelInfo, Sampling
 from lens_tui.tui.session import Session, Steer, Written
 from lens_tui.tui.widgets.ramps import kl_level, surprisal_level
 from lens_tui.worker.events import (
@@ -121,7 +121,8 @@ def piece(token: TokenEvent) -> str:
 class RunText:
     """A run: what was asked, under which settings, and what came out so far.
 
-    ``steers`` is the bench as it was, so that the run can be put back.
+    ``steers`` is the bench as it was, so that the run can be put back; ``source``
+    is what the model can be loaded by again.
     """
 
     number: int
@@ -130,6 +131,7 @@ class RunText:
     arms: tuple[ArmText, ...]
     steers: tuple[Steer, ...] = ()
     model: str = ""
+    source: str = ""
     raw: bool = False
     prompt_ids: tuple[int, ...] = ()
     prompt_tokens: tuple[str, ...] = ()
@@ -146,6 +148,7 @@ class RunText:
             tuple(ArmText(place, arm) for place, arm in plan(session)),
             session.steers,
             session.model.name if session.model else "",
+            model_source(session.model),
         )
 
     @property
@@ -196,6 +199,13 @@ class RunText:
                 self.state = "stopped" if event.stopped else "done"
             case JobFailed():
                 self.state = "failed"
+
+
+def model_source(model: ModelInfo | None) -> str:
+    """The name of the bundled model or a hub id; else the folder."""
+    if model is None:
+        return ""
+    return model.name if model.name == "demo" or "/" in model.name else model.path
 
 
 def token_levels(arm: ArmText, measure: Measure, baseline: ArmText, start: int = 0) -> list[int]:

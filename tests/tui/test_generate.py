@@ -353,3 +353,30 @@ async def test_hostile_text_stays_text() -> None:
         assert "[@click=app.quit]x[/]" in shown.replace("▐", " ").replace("▌", " ")
         assert not any(ord(char) < 32 and char != "\n" for char in shown)
         assert "\u202e" not in shown
+
+
+def test_the_command_is_one_that_the_command_line_reads() -> None:
+    import shlex
+
+    from lens_tui.cli.arms import parse_arm
+    from lens_tui.records import Arm, Origin
+    from lens_tui.tui.run_text import ArmText, RunText
+
+    feature = unit_vector("x", origin=Origin("feature", {"feature": 1288, "sae": "s"}))
+    noise = unit_vector("y", origin=Origin("random", {"seed": 3}))
+    items = (Add(id="a", layer=4, vector=feature, scale=22.0), Add(id="b", layer=5, vector=noise, scale=-4.5))
+    sampling = Sampling(max_tokens=9, temp=0.7, seed=7, top_k=40)
+    arms = (ArmText(0, Arm("baseline")), ArmText(1, Arm("x + y", items)))
+    words = shlex.split(as_command(RunText(1, "it's \n--raw", sampling, arms, model="demo"), "s"))
+    assert words[:4] == ["mlx-lens-tui", "compare", "--model", "demo"]
+    assert words[-2:] == ["--", "it's \n--raw"]
+    spec = parse_arm(words[words.index("--arm") + 1])
+    assert spec.name == "x + y"
+    assert [(term.kind, term.source, term.layer, term.scale) for term in spec.terms] == [
+        ("feature", "1288", 4, 22.0),
+        ("random", "3", 5, -4.5),
+    ]
+    options = dict(zip(words[6:-2:2], words[7:-2:2], strict=True))
+    assert options == {
+        "--sae": "s", "--max-tokens": "9", "--seed": "7", "--temp": "0.7", "--top-k": "40"
+    }  # fmt: skip

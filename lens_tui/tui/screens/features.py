@@ -28,6 +28,7 @@ from lens_tui.tui.feature_text import (
 )
 from lens_tui.tui.format import fit
 from lens_tui.tui.keys.bindings import bindings
+from lens_tui.tui.run_text import model_source
 from lens_tui.tui.session import Session
 from lens_tui.tui.widgets.feature_card import FeatureCard, feature_row, page_lines, short_name, token_names
 from lens_tui.tui.widgets.frame import Hairline
@@ -411,5 +412,14 @@ class FeaturesScreen(LensScreen):
 
         sae, model = self.sae, self.session.model
         if sae is not None and model is not None:
-            words = ["mlx-lens-tui", "features", "--model", model.name, "--sae", sae.path, "--", self.source.text]
+            words = [
+                "mlx-lens-tui",
+                "features",
+                "--model",
+                model_source(model),
+                "--sae",
+                sae.path,
+                "--",
+                self.source.text,
+            ]
             clip.copy(self.app, shlex.join(words), "the command")

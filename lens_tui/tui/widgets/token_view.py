@@ -145,9 +145,8 @@ class TokenView(ScrollView, can_focus=True):
         target = self._rows - height + height // 2
         needed = max(self._rows, target + height if jump else 0)
         if needed > self.virtual_size.height:
-            self._resize_virtual(
-                reserve=needed - self._rows + (RESERVED_PAGES * max(24, height) if self.streaming else 0)
-            )
+            pages = RESERVED_PAGES * max(24, height) if self.streaming and needed > height else 0
+            self._resize_virtual(reserve=max(needed + pages, height if self.streaming else 0) - self._rows)
         if jump:
             self.scroll_to(y=target, animate=False, force=True)
 
