@@ -29,6 +29,8 @@ class ModelInfo:
 class SAEInfo:
     """A loaded SAE: what it reads, how wide it is, and where each fact came from.
 
+    ``id`` names its contents (``sae-`` and 16 hex digits), so that labels and indexes stay with it when its files
+    move; ``name`` is for people.
     ``site`` and ``layer`` name the tensor it reads; ``""`` and -1 where nothing says which, for nothing is
     guessed. A transcoder writes to ``site_out`` of ``layer_out``; for an autoencoder they are the same as what
     it reads. ``d_model`` is the width of what it reads (for ``attn_z`` that is

@@ -19,6 +19,7 @@ from .encoder import Residence
 from .files import shown
 from .formats import FORMATS
 from .formats.parts import Facts, Parts, Source
+from .identity import content_id
 from .kinds import build, with_shape
 
 
@@ -59,7 +60,7 @@ def sae_info(
     model_name: str | None = None,
     input_scale: float | None = None,
 ) -> SAEInfo:
-    """What :func:`load_sae` would say of an SAE; headers and configuration are read, weights are not."""
+    """What :func:`load_sae` would say of an SAE; its weights are not read, but for the few rows its id is made of."""
     parts, info = _open(path, site, layer, model_name, input_scale, {})
     return with_shape(info, parts.weights)
 
@@ -82,7 +83,8 @@ def _open(
     parts = found.read(source)
     check(parts.definition, parts.weights, shown(place))
     facts = _with_given(parts.facts, site, layer, model_name, place)
-    return parts, _info(source, facts, found.name, extra)
+    info = _info(source, facts, found.name, extra)
+    return parts, replace(info, id=content_id(parts.definition, parts.weights))
 
 
 def _with_given(facts: Facts, site: str | None, layer: int | None, model_name: str | None, place: Path) -> Facts:
@@ -108,7 +110,7 @@ def _info(source: Source, facts: Facts, form: str, extra: Mapping[str, str]) -> 
     if "site_out" not in known and "transcoder" not in known["architecture"]:
         known.update(site_out=known["site"], layer_out=known["layer"])
     base = SAEInfo(
-        id=one_line(source.name, 200),
+        id="",
         name=one_line(source.folder.name if source.path.is_dir() else source.path.stem, 80),
         path=str(source.path),
         architecture=known.pop("architecture"),

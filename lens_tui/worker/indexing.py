@@ -49,7 +49,7 @@ def index_text(
     model_hash = _hash(model.info.path)
     tables = [token_tables(model, sae, conventions) if shard[1] == 1 else () for sae in saes]
     targets = [
-        Target(sae, place, sae.d_sae, sae.info.id, _hash(sae.info.path), model_hash, tables=made)
+        Target(sae, place, sae.d_sae, sae.info.id, model_hash=model_hash, tables=made)
         for sae, place, made in zip(saes, places, tables, strict=True)
     ]
     folder = out or paths.indexes_folder()

@@ -1,0 +1,36 @@
+"""What an SAE is known by: a name for its contents, so that labels and indexes stay with it wherever its files go."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from .definition import Definition, Weights
+from .tensors import Stored
+
+_ROWS = 16
+
+
+def content_id(definition: Definition, weights: Weights) -> str:
+    """``sae-`` and 16 hex digits, the same for the same tensors and definition in whatever folder they lie.
+
+    Biases, thresholds and 16 evenly spaced rows of encoder and decoder are hashed (SHA-256), which takes
+    milliseconds at any width. Files altered on purpose in the rows between, and nowhere else, can share an id.
+    """
+    digest = hashlib.sha256(repr(definition).encode())
+    for name, tensor in sorted({"b_dec": weights.b_dec, **weights.vectors}.items()):
+        _add(digest, name, tensor, tensor.shape[0])
+    for name, tensor in (("w_enc", weights.w_enc), ("w_dec", weights.w_dec), ("w_skip", weights.w_skip)):
+        if tensor is not None:
+            _add(digest, name, tensor, _ROWS)
+    return f"sae-{digest.hexdigest()[:16]}"
+
+
+def _add(digest: hashlib._Hash, name: str, tensor: Stored, rows: int) -> None:
+    array = tensor.array
+    if array.ndim == 2 and array.strides[0] < array.strides[1]:
+        array = array.T  # rows as they lie in the file: a column would touch every page of it
+    digest.update(f"{name}{tensor.shape}{array.dtype.str}{int(tensor.bfloat16)}".encode())
+    places = np.unique(np.linspace(0, len(array) - 1, min(rows, len(array))).astype(np.int64))
+    digest.update(np.ascontiguousarray(array[places]).tobytes())
