@@ -113,7 +113,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return vector_from_json(value)
     if hint in (Positions, Origin):
         return _build(hint, _mapping(value, where))
-    if "ndarray" in str(hint):
+    if "FloatArray" in str(hint) or "ndarray" in str(hint):
         return None if value is None and type(None) in get_args(hint) else _array(value, where)
     if hint == tuple[Intervention, ...]:
         return tuple(intervention_from_json(item) for item in _list(value, where))

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import LensError
 
-FloatArray = NDArray[np.float32]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+    FloatArray = NDArray[np.float32]
+else:
+
+    class FloatArray:
+        """Stands for ``NDArray[float32]`` at run time: an annotation must not cost the import of numpy."""
+
 
 OriginKind = Literal["feature", "prompts", "token", "random", "file", "arithmetic", "given"]
 
@@ -68,6 +74,8 @@ class SteeringVector:
         Raises :class:`LensError` if it is not one-dimensional, holds NaN or
         infinity, or is zero.
         """
+        import numpy as np
+
         raw = np.asarray(values, dtype=np.float64)
         if raw.ndim != 1 or raw.size < 2:
             raise LensError(f"The vector {name!r} has shape {raw.shape}; a steering vector has shape (d_model,).")

@@ -16,7 +16,7 @@ from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from textual.app import App
 from textual.binding import Binding
@@ -26,7 +26,6 @@ from textual.reactive import reactive
 from textual.screen import Screen
 
 from lens_tui.records import Sampling
-from lens_tui.records.session_file import SavedSession
 from lens_tui.tui import themes
 from lens_tui.tui.activity import BUSY, IDLE, Activity, advance
 from lens_tui.tui.catalog import Catalog, DiskCatalog
@@ -43,6 +42,9 @@ from lens_tui.worker.jobs import Job
 from lens_tui.worker.protocol import WorkerLike
 
 _log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from lens_tui.records.session_file import SavedSession
+
 FRAME = 1 / 30
 TINTS = ("tint", "bars", "digits", "off")
 _CLASSES = {

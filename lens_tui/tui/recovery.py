@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lens_tui.records.session_file import Autosaver, SavedSession, SavedSteer
 from lens_tui.tui.keys import SCREENS
 from lens_tui.tui.session import Session, Steer
 
 if TYPE_CHECKING:
+    from lens_tui.records.session_file import Autosaver, SavedSession
     from lens_tui.tui.app import LensApp
 
 
 def saved(session: Session, model: str, screen: str) -> SavedSession:
     """What of a session is worth taking up again; ``model`` is the id it was loaded by."""
+    from lens_tui.records.session_file import SavedSession, SavedSteer
+
     sae = next((sae.path for sae in session.saes if sae.id == session.sae), "")
     rows = tuple(SavedSteer(row.id, row.vector, row.layer, row.scale, row.enabled, row.arm) for row in session.steers)
     return SavedSession(model, sae, screen, session.prompt, session.sampling, rows)
@@ -33,18 +35,23 @@ class Recovery:
     def __init__(self, app: LensApp) -> None:
         self._app = app
         self._saver: Autosaver | None = None
+        self._open = False
 
     def follow(self) -> None:
         """Save at every change from now on."""
-        self._saver = Autosaver()
+        self._open = True
         self._app.store.subscribe(self._changed)
 
     def _changed(self, old: Session, new: Session) -> None:
-        if self._saver is not None:
+        from lens_tui.records.session_file import Autosaver
+
+        if new != old and self._open:
+            self._saver = self._saver or Autosaver()
             self._saver.save(saved(new, self._app.opening.model, self._app.current_mode))
 
     def end(self, *, well: bool) -> None:
         """The app ends; if ``well``, there is nothing to take up."""
+        self._open = False
         if self._saver is not None:
             self._saver.close(forget=well)
             self._saver = None

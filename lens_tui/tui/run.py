@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, TextIO
 
 from lens_tui.records import paths
 from lens_tui.records.log import start_log
-from lens_tui.records.session_file import interrupted_session
 from lens_tui.tui.preferences import preferences
 
 if TYPE_CHECKING:
+    from lens_tui.records.session_file import SavedSession
     from lens_tui.tui.app import LensApp
 
 CLOSE_PATIENCE = 0.15
@@ -76,9 +76,17 @@ def make_app(
         sampling=user.sampling,
         problems=user.problems,
         log_path=log_path,
-        take_up=None if demo or model else interrupted_session(),
+        take_up=None if demo or model else _cut_off(),
         autosave=user.keep_session,
     )
+
+
+def _cut_off() -> SavedSession | None:
+    if not paths.session_file().exists():
+        return None
+    from lens_tui.records.session_file import interrupted_session
+
+    return interrupted_session()
 
 
 class _Quiet:

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from lens_tui.records import FloatArray, Intervention, ModelInfo, SAEInfo, SteeringVector
 from lens_tui.records.run import Candidate as Candidate
 from lens_tui.records.run import TokenWeight as TokenWeight
 
-IntArray = NDArray[np.int32]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    IntArray = NDArray[np.int32]
+else:  # only ever an annotation
+    IntArray = Any
 
 
 @dataclass(frozen=True, slots=True)
