@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 import struct
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lens_tui.records import LensError
+from lens_tui.records.mapped import AGAIN, mapped, member_start, shown
 from lens_tui.records.sanitise import one_line
 
 from .tensors import Stored
@@ -27,12 +26,6 @@ _TYPES: dict[str, np.dtype[Any]] = {
     "I64": np.dtype("<i8"),
     "I32": np.dtype("<i4"),
 }
-_AGAIN = "Fetch it again, or check that it is the right file."
-
-
-def shown(path: Path) -> str:
-    """The end of a path, safe to show."""
-    return one_line("/".join(path.parts[-3:]), 120)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -40,16 +33,16 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         size = path.stat().st_size
         if size > _MAX_JSON:
-            raise LensError(f"{shown(path)} has {size / 1e6:.0f} MB, too many for a configuration.", _AGAIN)
+            raise LensError(f"{shown(path)} has {size / 1e6:.0f} MB, too many for a configuration.", AGAIN)
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise LensError(
             f"{shown(path)} cannot be read: {error.strerror}.", "Check the path and permissions."
         ) from error
     except (ValueError, RecursionError) as error:
-        raise LensError(f"{shown(path)} is not valid JSON.", _AGAIN) from error
+        raise LensError(f"{shown(path)} is not valid JSON.", AGAIN) from error
     if not isinstance(value, dict):
-        raise LensError(f"{shown(path)} holds a {type(value).__name__}, not an object.", _AGAIN)
+        raise LensError(f"{shown(path)} holds a {type(value).__name__}, not an object.", AGAIN)
     return value
 
 
@@ -60,7 +53,7 @@ def read_safetensors(path: Path) -> dict[str, Stored]:
         length = struct.unpack("<Q", file.read(8))[0] if size >= 8 else 0
         if not 2 <= length <= min(_MAX_HEADER, size - 8):
             raise LensError(
-                f"{shown(path)} is no whole safetensors file: its header is said to be {length} bytes.", _AGAIN
+                f"{shown(path)} is no whole safetensors file: its header is said to be {length} bytes.", AGAIN
             )
         raw = file.read(length)
     try:
@@ -70,7 +63,7 @@ def read_safetensors(path: Path) -> dict[str, Stored]:
     except LensError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
-        raise LensError(f"{shown(path)} has a damaged safetensors header.", _AGAIN) from error
+        raise LensError(f"{shown(path)} has a damaged safetensors header.", AGAIN) from error
 
 
 def _safetensor(path: Path, name: str, entry: dict[str, Any], base: int, size: int) -> Stored:
@@ -89,20 +82,6 @@ def _safetensor(path: Path, name: str, entry: dict[str, Any], base: int, size: i
 _KINDS = "Only float and integer tensors can be read."
 
 
-def mapped(
-    path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], start: int, nbytes: int, size: int
-) -> NDArray[Any]:
-    """``nbytes`` of a file from ``start`` on as an array, not read yet. Raises ``LensError`` if they do not fit."""
-    if nbytes != math.prod(shape) * dtype.itemsize:
-        raise LensError(f"A tensor of {shown(path)} has {nbytes} bytes, not those of its shape {shape}.", _AGAIN)
-    if start + nbytes > size:
-        raise LensError(f"{shown(path)} is cut short: {size} bytes of {start + nbytes}.", _AGAIN)
-    if nbytes == 0:
-        return np.zeros(shape, dtype)
-    whole = np.memmap(path, dtype=np.uint8, mode="r", offset=start, shape=(nbytes,))
-    return whole.view(dtype).reshape(shape)
-
-
 def read_npz(path: Path) -> dict[str, Stored]:
     """The arrays of an ``.npz`` as memory maps; compressed ones are refused, for they cannot be mapped."""
     size = _size(path)
@@ -114,7 +93,7 @@ def read_npz(path: Path) -> dict[str, Stored]:
     except LensError:
         raise
     except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise LensError(f"{shown(path)} is no whole .npz file.", _AGAIN) from error
+        raise LensError(f"{shown(path)} is no whole .npz file.", AGAIN) from error
 
 
 def _npy(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, size: int) -> Stored:
@@ -131,19 +110,6 @@ def _npy(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, size: in
     if fortran:
         return Stored(name, mapped(path, dtype, shape[::-1], start + offset, nbytes, size).T)
     return Stored(name, mapped(path, dtype, shape, start + offset, nbytes, size))
-
-
-def member_start(path: Path, member: zipfile.ZipInfo) -> int:
-    """Where an uncompressed member's bytes begin in a zip file. Raises ``LensError`` if it is compressed."""
-    if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
-        raise LensError(f"{shown(path)} is compressed.", "Save it again without compression (numpy.savez).")
-    with path.open("rb") as file:
-        file.seek(member.header_offset)
-        header = file.read(30)
-    if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise LensError(f"{shown(path)} is damaged.", _AGAIN)
-    name, extra = struct.unpack("<HH", header[26:30])
-    return int(member.header_offset + 30 + name + extra)
 
 
 def _size(path: Path) -> int:

@@ -1,55 +1,16 @@
-"""Tensors of a ``torch.save`` file without torch, and without running what it asks for.
-
-A ``.pt`` is a zip with a pickle that names tensors and one raw file for each storage. Of the pickle only
-the handful of calls that tensors are made of is understood; anything else it asks for is refused by name.
-The pure-Python unpickler is used: its memo is a dict, so that a hostile index takes no memory.
-"""
+"""Tensors of a ``torch.save`` file without torch, as :class:`Stored` memory maps."""
 
 from __future__ import annotations
 
-import io
-import math
-import pickle
-import zipfile
-from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lens_tui.records import LensError
+from lens_tui.records.mapped import AGAIN, shown
 from lens_tui.records.sanitise import one_line
+from lens_tui.records.torch_files import TorchTensor, load_torch
 
-from .files import mapped, member_start, shown
 from .tensors import Stored
-
-_MAX_PICKLE = 16 << 20
-_STORAGES: dict[str, np.dtype[Any]] = {
-    "DoubleStorage": np.dtype("<f8"),
-    "FloatStorage": np.dtype("<f4"),
-    "HalfStorage": np.dtype("<f2"),
-    "BFloat16Storage": np.dtype("<u2"),
-    "LongStorage": np.dtype("<i8"),
-    "IntStorage": np.dtype("<i4"),
-    "ShortStorage": np.dtype("<i2"),
-    "ByteStorage": np.dtype("u1"),
-    "BoolStorage": np.dtype("?"),
-}
-_AGAIN = "Fetch it again, or check that it is the right file."
-
-
-@dataclass(frozen=True)
-class _Kind:
-    name: str
-
-
-@dataclass(frozen=True, eq=False)
-class _Storage:
-    array: NDArray[Any]
-    bfloat16: bool
 
 
 def read_torch(path: Path) -> dict[str, Any]:
@@ -57,111 +18,10 @@ def read_torch(path: Path) -> dict[str, Any]:
 
     Raises ``LensError`` for a file that is no zip, is cut short, or asks for anything but tensors.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            value = _Reader(path, archive).load()
-    except LensError:
-        raise
-    except zipfile.BadZipFile as error:
-        hint = "Files of torch before 1.6 must be saved again; a partial download must be fetched again."
-        raise LensError(f"{shown(path)} is no whole torch file.", hint) from error
-    except Exception as error:  # an unpickler meets every kind of nonsense
-        raise LensError(f"{shown(path)} is damaged or of an unknown kind ({type(error).__name__}).", _AGAIN) from error
+    value = load_torch(path)
     if not isinstance(value, dict):
-        raise LensError(f"{shown(path)} holds a {type(value).__name__}, not a dictionary of tensors.", _AGAIN)
+        raise LensError(f"{shown(path)} holds a {type(value).__name__}, not a dictionary of tensors.", AGAIN)
     return {
-        str(name): Stored(one_line(str(name), 60), v.array, v.bfloat16) if isinstance(v, Stored) else v
+        str(name): Stored(one_line(str(name), 60), v.array, v.bfloat16) if isinstance(v, TorchTensor) else v
         for name, v in value.items()
     }
-
-
-class _Reader(pickle._Unpickler):
-    """Knows tensors and nothing else."""
-
-    def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
-        members = {member.filename.split("/", 1)[-1]: member for member in archive.infolist()}
-        pickled = members.get("data.pkl")
-        if pickled is None:
-            raise LensError(f"{shown(path)} holds no tensors of torch.", _AGAIN)
-        if pickled.file_size > _MAX_PICKLE:
-            raise LensError(
-                f"{shown(path)} has a directory of {pickled.file_size / 1e6:.0f} MB.", "It is not a plain SAE."
-            )
-        if archive.read(members["byteorder"])[:8] != b"little" if "byteorder" in members else False:
-            raise LensError(f"{shown(path)} is of a big-endian machine.", "Save it again on a common one.")
-        super().__init__(io.BytesIO(archive.read(pickled)), encoding="utf-8")
-        self._path, self._members, self._size = path, members, path.stat().st_size
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Only what tensors are made of."""
-        if module == "torch" and name in _STORAGES:
-            return _Kind(name)
-        if (module, name) in _KNOWN:
-            return _KNOWN[module, name]
-        wanted = one_line(f"{module}.{name}", 60)
-        raise LensError(
-            f"{shown(self._path)} asks for {wanted}, which is more than tensors; it was not run.",
-            "Use a safetensors version of it.",
-        )
-
-    def load_build(self) -> None:
-        """Attributes set on an object (torch's notes on a state dict): dropped, nothing is set."""
-        self.stack.pop()  # type: ignore[attr-defined]
-
-    dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}  # type: ignore[dict-item]
-
-    def get_extension(self, code: int) -> None:
-        """Codes of copyreg's registry: never in a tensor file."""
-        raise LensError(
-            f"{shown(self._path)} asks for more than tensors; it was not run.", "Use a safetensors version."
-        )
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        """A storage: its kind, the name of its file, and how many entries it has."""
-        tag, kind, key, _, count = pid
-        member = self._members.get(f"data/{key}")
-        if tag != "storage" or not isinstance(kind, _Kind) or member is None or type(count) is not int:
-            raise LensError(f"{shown(self._path)} names a tensor that is not in it.", _AGAIN)
-        dtype = _STORAGES[kind.name]
-        start = member_start(self._path, member)
-        array = mapped(self._path, dtype, (count,), start, member.file_size, self._size)
-        return _Storage(array, kind.name == "BFloat16Storage")
-
-
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Stored:
-    if not isinstance(storage, _Storage) or len(shape) != len(strides):
-        raise ValueError("tensor")
-    if not all(type(number) is int and number >= 0 for number in (offset, *shape, *strides)):
-        raise ValueError("tensor")
-    empty = math.prod(shape) == 0
-    end = offset + 1 + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
-    if empty or end > storage.array.size:
-        raise ValueError("tensor outside its storage")
-    flat = storage.array[offset:]
-    steps = tuple(step * flat.itemsize for step in strides)
-    return Stored("", np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False), storage.bfloat16)
-
-
-def _parameter(data: Any, *_: Any) -> Any:
-    return data
-
-
-def _ordered(*args: Any) -> OrderedDict[Any, Any]:
-    return OrderedDict(*args)
-
-
-def _size(values: Any = ()) -> tuple[Any, ...]:
-    return tuple(values)
-
-
-def _device(*args: Any) -> str:
-    return ":".join(str(arg) for arg in args)
-
-
-_KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("collections", "OrderedDict"): _ordered,
-    ("torch", "Size"): _size,
-    ("torch", "device"): _device,
-}

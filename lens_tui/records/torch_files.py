@@ -1,0 +1,197 @@
+"""Tensors of a ``torch.save`` file without torch, and without running what it asks for.
+
+A ``.pt`` is a zip with a pickle that names tensors and one raw file for each storage. Of the pickle only
+the handful of calls that tensors are made of is understood; anything else it asks for is refused by name.
+The pure-Python unpickler is used: its memo is a dict, so that a hostile index takes no memory.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import LensError
+from .mapped import AGAIN, mapped, member_start, shown
+from .sanitise import one_line
+
+_MAX_PICKLE = 16 << 20
+_STORAGES: dict[str, np.dtype[Any]] = {
+    "DoubleStorage": np.dtype("<f8"),
+    "FloatStorage": np.dtype("<f4"),
+    "HalfStorage": np.dtype("<f2"),
+    "BFloat16Storage": np.dtype("<u2"),
+    "LongStorage": np.dtype("<i8"),
+    "IntStorage": np.dtype("<i4"),
+    "ShortStorage": np.dtype("<i2"),
+    "ByteStorage": np.dtype("u1"),
+    "BoolStorage": np.dtype("?"),
+}
+
+
+@dataclass(frozen=True)
+class _Kind:
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class _Storage:
+    array: NDArray[Any]
+    bfloat16: bool
+
+
+@dataclass(frozen=True, eq=False)
+class TorchTensor:
+    """A tensor of the file as a memory map; bfloat16 is held as its bits (uint16), for NumPy has no such type."""
+
+    array: NDArray[Any]
+    bfloat16: bool = False
+
+    def float32(self) -> NDArray[np.float32]:
+        """The values in memory as float32 (NaN and infinity as they are)."""
+        if self.bfloat16:
+            return (np.asarray(self.array, dtype=np.uint32) << 16).view(np.float32)
+        return np.asarray(self.array).astype(np.float32)
+
+
+class Fields:
+    """An object of a class that the caller allowed: the values of its fields. Its class was never imported."""
+
+    values: dict[str, Any]
+
+    def __new__(cls, *_: Any) -> Fields:
+        """Empty, whatever the file wants it to be made of."""
+        made = super().__new__(cls)
+        made.values = {}
+        return made
+
+    def __init__(self, *_: Any) -> None:
+        """What a file gives is taken as fields only."""
+
+
+def load_torch(path: Path, objects: Sequence[str] = ()) -> Any:
+    """What a ``.pt`` file holds, its tensors as :class:`TorchTensor`.
+
+    ``objects`` are full names of classes whose instances are read as
+    :class:`Fields`; no code of theirs is run. Raises ``LensError`` for a file that
+    is no zip, is cut short, or asks for anything but tensors and these.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _Reader(path, archive, frozenset(objects)).load()
+    except LensError:
+        raise
+    except zipfile.BadZipFile as error:
+        hint = "Files of torch before 1.6 must be saved again; a partial download must be fetched again."
+        raise LensError(f"{shown(path)} is no whole torch file.", hint) from error
+    except OSError as error:
+        raise LensError(f"{shown(path)} cannot be read: {error.strerror}.", AGAIN) from error
+    except Exception as error:  # an unpickler meets every kind of nonsense
+        raise LensError(f"{shown(path)} is damaged or of an unknown kind ({type(error).__name__}).", AGAIN) from error
+
+
+class _Reader(pickle._Unpickler):
+    """Knows tensors and nothing else."""
+
+    def __init__(self, path: Path, archive: zipfile.ZipFile, objects: frozenset[str]) -> None:
+        members = {member.filename.split("/", 1)[-1]: member for member in archive.infolist()}
+        pickled = members.get("data.pkl")
+        if pickled is None:
+            raise LensError(f"{shown(path)} holds no tensors of torch.", AGAIN)
+        if pickled.file_size > _MAX_PICKLE:
+            raise LensError(
+                f"{shown(path)} has a directory of {pickled.file_size / 1e6:.0f} MB.", "It holds more than tensors."
+            )
+        if archive.read(members["byteorder"])[:8] != b"little" if "byteorder" in members else False:
+            raise LensError(f"{shown(path)} is of a big-endian machine.", "Save it again on a common one.")
+        super().__init__(io.BytesIO(archive.read(pickled)), encoding="utf-8")
+        self._path, self._members, self._size = path, members, path.stat().st_size
+        self._objects = objects
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Only what tensors are made of."""
+        if module == "torch" and name in _STORAGES:
+            return _Kind(name)
+        if (module, name) in _KNOWN:
+            return _KNOWN[module, name]
+        if f"{module}.{name}" in self._objects:
+            return Fields
+        wanted = one_line(f"{module}.{name}", 60)
+        raise LensError(
+            f"{shown(self._path)} asks for {wanted}, which is more than tensors; it was not run.",
+            "Use a safetensors version of it.",
+        )
+
+    def load_build(self) -> None:
+        """Attributes set on an object: kept as plain values of :class:`Fields`, else dropped; nothing is set."""
+        state = self.stack.pop()  # type: ignore[attr-defined]
+        made = self.stack[-1]  # type: ignore[attr-defined]
+        if isinstance(made, Fields) and isinstance(state, dict):
+            made.values.update(state)
+
+    dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}  # type: ignore[dict-item]
+
+    def get_extension(self, code: int) -> None:
+        """Codes of copyreg's registry: never in a tensor file."""
+        raise LensError(
+            f"{shown(self._path)} asks for more than tensors; it was not run.", "Use a safetensors version."
+        )
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        """A storage: its kind, the name of its file, and how many entries it has."""
+        tag, kind, key, _, count = pid
+        member = self._members.get(f"data/{key}")
+        if tag != "storage" or not isinstance(kind, _Kind) or member is None or type(count) is not int:
+            raise LensError(f"{shown(self._path)} names a tensor that is not in it.", AGAIN)
+        dtype = _STORAGES[kind.name]
+        start = member_start(self._path, member)
+        array = mapped(self._path, dtype, (count,), start, member.file_size, self._size)
+        return _Storage(array, kind.name == "BFloat16Storage")
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> TorchTensor:
+    if not isinstance(storage, _Storage) or len(shape) != len(strides):
+        raise ValueError("tensor")
+    if not all(type(number) is int and number >= 0 for number in (offset, *shape, *strides)):
+        raise ValueError("tensor")
+    empty = math.prod(shape) == 0
+    end = offset + 1 + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
+    if empty or end > storage.array.size:
+        raise ValueError("tensor outside its storage")
+    flat = storage.array[offset:]
+    steps = tuple(step * flat.itemsize for step in strides)
+    return TorchTensor(np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False), storage.bfloat16)
+
+
+def _parameter(data: Any, *_: Any) -> Any:
+    return data
+
+
+def _ordered(*args: Any) -> OrderedDict[Any, Any]:
+    return OrderedDict(*args)
+
+
+def _size(values: Any = ()) -> tuple[Any, ...]:
+    return tuple(values)
+
+
+def _device(*args: Any) -> str:
+    return ":".join(str(arg) for arg in args)
+
+
+_KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("collections", "OrderedDict"): _ordered,
+    ("torch", "Size"): _size,
+    ("torch", "device"): _device,
+}
