@@ -17,16 +17,22 @@ _HOMES = {
     "StandardSAE": "kinds",
     "TopKSAE": "kinds",
     "TrainConfig": "training",
+    "check_fit": "fit",
+    "check_fit_with": "fit",
     "load_sae": "load",
     "sae_info": "load",
+    "splice": "splicing",
+    "spliced": "splicing",
     "train": "training",
 }
 
 if TYPE_CHECKING:
     from .base import SAE
+    from .fit import check_fit, check_fit_with
     from .kinds import GatedSAE, GroupMaxSAE, JumpReLUSAE, StandardSAE, TopKSAE
     from .load import load_sae, sae_info
     from .reconstruction import Reconstruction
+    from .splicing import splice, spliced
     from .training import TrainConfig, train
 
 __all__ = [
@@ -38,8 +44,12 @@ __all__ = [
     "StandardSAE",
     "TopKSAE",
     "TrainConfig",
+    "check_fit",
+    "check_fit_with",
     "load_sae",
     "sae_info",
+    "splice",
+    "spliced",
     "train",
 ]
 

@@ -177,7 +177,10 @@ class SAE:
         return scaling.undone(self.definition, out, residual).reshape(*lead, self.d_out)
 
     def reconstruct(self, residual: mx.array, target: mx.array | None = None) -> Reconstruction:
-        """Encode, decode, and what is left over. ``target (..., d_out)`` is what a transcoder should have given."""
+        """Encode, decode, and what is left over, computed at once; for gradients use ``decode(encode(x))``.
+
+        ``target (..., d_out)`` is what a transcoder should have given.
+        """
         x, lead = self._rows(residual)
         parts = [self._reconstruct_rows(x[rows]) for rows in _slices(x.shape[0], ROWS)]
         output = mx.concatenate([part[0] for part in parts]) if parts else mx.zeros((0, self.d_out))
@@ -222,10 +225,15 @@ class SAE:
             max_activation=unit,
         )
 
+    def effects(self, ids: Ids) -> mx.array:
+        """What one unit of each feature's activation adds to the decoder's output ``(len(ids), d_out)``, before it is
+        scaled back to raw units."""
+        return self._decoder.effects(self._ids(ids))
+
     def decoder_norms(self, ids: Ids | None = None) -> mx.array:
         """How far one unit of a feature's activation moves the output ``(len(ids),)``: the length of its decoder row.
 
-        An activation times this is in units of the unit direction.
+        An activation times this is in units of the unit direction (up to a token's own scale, if it is normalised).
         """
         rows = self._decoder_rows(ids)
         norm = mx.linalg.norm(rows, axis=-1)
@@ -270,18 +278,15 @@ class SAE:
         return x - self._b_dec if self.definition.subtract_b_dec else x
 
     def _block(self, x: mx.array, block: int) -> mx.array:
-        return self._activate(self._encoder.product(x, block).astype(mx.float32), self._encoder.spans[block])
+        """Activations of a block of latents, computed at once: for what needs no gradient."""
+        return self._activate(self._encoder.now(x, block), self._encoder.spans[block])
 
     def _scaled(self, activations: mx.array, columns: slice | mx.array) -> mx.array:
         norms = self._decoder.norms
         return activations if norms is None else activations * norms[columns]
 
     def _dense(self, x: mx.array) -> mx.array:
-        parts = []
-        for block in range(len(self._encoder.spans)):
-            parts.append(self._block(x, block))
-            if self.residence == "disk":
-                mx.eval(parts[-1])
+        parts = [self._activate(self._encoder.product(x, i), span) for i, span in enumerate(self._encoder.spans)]
         return self._compete(parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1))
 
     def _top_rows(self, x: mx.array, k: int) -> tuple[mx.array, mx.array]:
@@ -320,7 +325,7 @@ class SAE:
         l0 = mx.zeros((ready.shape[0],), dtype=mx.int32)
         for block, span in enumerate(self._encoder.spans):
             z = self._block(ready, block)
-            out, l0 = out + self._decoder.partial(z, span), l0 + mx.sum(z > 0, axis=-1).astype(mx.int32)
+            out, l0 = out + self._decoder.now(z, span), l0 + mx.sum(z > 0, axis=-1).astype(mx.int32)
             mx.eval(out, l0)
         return out, l0
 

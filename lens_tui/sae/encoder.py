@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal
 
 import mlx.core as mx
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from lens_tui.records import LensError
 
+from .host import on_host, times
 from .tensors import Stored
 
 Residence = Literal["memory", "disk", "8bit"]
@@ -21,113 +21,109 @@ BLOCK = 16384
 """Latents in a block."""
 
 
-class Encoder(Protocol):
-    """``x @ w_enc`` for a block of latents at a time."""
-
-    @property
-    def spans(self) -> tuple[slice, ...]:
-        """The latents of each block."""
-        ...
-
-    def product(self, x: mx.array, block: int) -> mx.array:
-        """``(n, d_in)`` to ``(n, latents of the block)``."""
-        ...
-
-    def columns(self, ids: Places) -> mx.array:
-        """The columns ``(d_in, len(ids))`` of some latents."""
-        ...
-
-
 def spans(width: int) -> tuple[slice, ...]:
     """The blocks of latents: :data:`BLOCK` each, the last one shorter."""
     return tuple(slice(start, min(start + BLOCK, width)) for start in range(0, width, BLOCK))
 
 
-@dataclass(frozen=True, eq=False)
-class _InMemory:
-    """All blocks as MLX arrays; each is contiguous one way or the other, so that no product copies it."""
-
-    blocks: tuple[mx.array, ...]
-    spans: tuple[slice, ...]
-
-    @classmethod
-    def of(cls, w_enc: Stored, dtype: mx.Dtype) -> _InMemory:
-        parts = spans(w_enc.shape[1])
-        return cls(tuple(w_enc.read(columns=part, dtype=dtype) for part in parts), parts)
-
-    def product(self, x: mx.array, block: int) -> mx.array:
-        return x.astype(self.blocks[block].dtype) @ self.blocks[block]
-
-    def columns(self, ids: Places) -> mx.array:
-        return mx.concatenate([self.blocks[i // BLOCK][:, i % BLOCK][:, None] for i in map(int, ids)], axis=1)
+def row_chunks(n: int, rows: int = 1024) -> Iterator[slice]:
+    """Rows to take at a time, so that the activations of a block stay near 64 MB."""
+    for start in range(0, n, rows):
+        yield slice(start, min(start + rows, n))
 
 
-@dataclass(frozen=True, eq=False)
-class _OnDisk:
-    """Blocks read from the memory map each time: memory for one block, however wide the SAE."""
+class Encoder:
+    """``x @ w_enc`` for a block of latents at a time; ``w_enc`` has shape ``(d_in, width)``.
 
-    w_enc: Stored
-    dtype: mx.Dtype
-    spans: tuple[slice, ...]
+    ``residence`` ``memory`` keeps all blocks, ``disk`` reads a block each time it is used. :meth:`product` is an MLX
+    operation, with a gradient; :meth:`now` computes at once, by whichever way is fastest.
+    """
+
+    def __init__(self, w_enc: Stored, residence: Residence, dtype: mx.Dtype) -> None:
+        self.spans = spans(w_enc.shape[1])
+        self._stored = w_enc
+        self._keep = residence == "memory"
+        self._dtype = dtype
+        self._blocks: list[mx.array | None] = [None] * len(self.spans)
+        self._host: list[NDArray[Any] | None] = [None] * len(self.spans)
+        if self._keep:
+            for block in range(len(self.spans)):
+                self._host_block(block) if self._uses_host() else self._block(block)
 
     def product(self, x: mx.array, block: int) -> mx.array:
-        w = self.w_enc.read(columns=self.spans[block], dtype=self.dtype)
-        out = x.astype(self.dtype) @ w
-        mx.eval(out)
+        """``(n, d_in)`` to ``(n, latents of the block)``, float32; not computed yet unless the block is on disk."""
+        out = (x.astype(self._dtype) @ self._block(block)).astype(mx.float32)
+        if not self._keep:
+            mx.eval(out)
         return out
 
+    def now(self, x: mx.array, block: int) -> mx.array:
+        """The same at once. No gradient goes through it."""
+        if x.shape[0] < 4 or not self._uses_host():
+            return self.product(x, block)
+        return times(x, self._host_block(block))
+
     def columns(self, ids: Places) -> mx.array:
-        return self.w_enc.read(columns=ids, dtype=self.dtype)
+        """The columns of some latents, ``(d_in, len(ids))``, in the encoder's dtype."""
+        return self._stored.read(columns=ids, dtype=self._dtype)
+
+    def _uses_host(self) -> bool:
+        return self._dtype == mx.float32 and on_host()
+
+    def _block(self, block: int) -> mx.array:
+        held = self._blocks[block]
+        if held is not None:
+            return held
+        read = self._stored.read(columns=self.spans[block], dtype=self._dtype)
+        if self._keep:
+            self._blocks[block] = read
+        return read
+
+    def _host_block(self, block: int) -> NDArray[Any]:
+        held = self._host[block]
+        if held is not None:
+            return held
+        read = self._stored.host(columns=self.spans[block])
+        if self._keep:
+            self._host[block] = read
+        return read
 
 
-@dataclass(frozen=True, eq=False)
-class _EightBit:
+class EightBitEncoder(Encoder):
     """Blocks quantised to 8 bits in groups along ``d_in``: about 9 bits a weight. Activations are not exact."""
 
-    blocks: tuple[tuple[mx.array, mx.array, mx.array], ...]
-    group: int
-    spans: tuple[slice, ...]
-
-    @classmethod
-    def of(cls, w_enc: Stored) -> _EightBit:
-        group = next((size for size in (64, 32) if w_enc.shape[0] % size == 0), 0)
-        if not group:
+    def __init__(self, w_enc: Stored) -> None:
+        self.group = next((size for size in (64, 32) if w_enc.shape[0] % size == 0), 0)
+        if not self.group:
             raise LensError(
                 f"An 8-bit encoder needs an input width that 32 divides; this one is {w_enc.shape[0]}.",
-                "Load it with encoder='memory' or 'disk'.",
+                "Load it with residence='memory' or 'disk'.",
             )
-        parts = spans(w_enc.shape[1])
-        return cls(tuple(_quantized(w_enc, part, group) for part in parts), group, parts)
+        super().__init__(w_enc, "8bit", mx.float32)
+        self._quantized = [self._quantize(span) for span in self.spans]
 
     def product(self, x: mx.array, block: int) -> mx.array:
-        w, scales, biases = self.blocks[block]
+        """As of :class:`Encoder`."""
+        w, scales, biases = self._quantized[block]
+        x = x.astype(mx.float32)
         return mx.quantized_matmul(x, w, scales, biases, transpose=True, group_size=self.group, bits=8)
 
-    def columns(self, ids: Places) -> mx.array:
-        return mx.concatenate([self._column(i) for i in map(int, ids)], axis=1)
+    def now(self, x: mx.array, block: int) -> mx.array:
+        """As of :class:`Encoder`."""
+        return self.product(x, block)
 
-    def _column(self, i: int) -> mx.array:
-        w, scales, biases = (part[i % BLOCK][None] for part in self.blocks[i // BLOCK])
+    def columns(self, ids: Places) -> mx.array:
+        """The columns as they are used, ``(d_in, len(ids))``."""
+        parts = [[part[i % BLOCK] for part in self._quantized[i // BLOCK]] for i in map(int, ids)]
+        w, scales, biases = (mx.stack(list(rows)) for rows in zip(*parts, strict=True))
         return mx.dequantize(w, scales, biases, group_size=self.group, bits=8).T
 
-
-def _quantized(w_enc: Stored, part: slice, group: int) -> tuple[mx.array, mx.array, mx.array]:
-    w, scales, biases = mx.quantize(w_enc.read(columns=part).T, group_size=group, bits=8)
-    mx.eval(w, scales, biases)
-    return w, scales, biases
+    def _quantize(self, span: slice) -> tuple[mx.array, mx.array, mx.array]:
+        w, scales, biases = mx.quantize(self._stored.read(columns=span).T, group_size=self.group, bits=8)
+        mx.eval(w, scales, biases)
+        return w, scales, biases
 
 
 def make_encoder(w_enc: Stored, residence: Residence, dtype: mx.Dtype) -> Encoder:
     """The encoder kept where ``residence`` says."""
-    if residence == "8bit":
-        return _EightBit.of(w_enc)
-    if residence == "disk":
-        return _OnDisk(w_enc, dtype, spans(w_enc.shape[1]))
-    return _InMemory.of(w_enc, dtype)
-
-
-def row_chunks(n: int, entries: int = BLOCK * 1024) -> Iterator[slice]:
-    """Rows to take at a time so that rows times a block of latents stay under ``entries``."""
-    rows = max(1, entries // BLOCK)
-    for start in range(0, n, rows):
-        yield slice(start, min(start + rows, n))
+    return EightBitEncoder(w_enc) if residence == "8bit" else Encoder(w_enc, residence, dtype)

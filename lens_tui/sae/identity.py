@@ -21,9 +21,11 @@ def content_id(definition: Definition, weights: Weights) -> str:
     digest = hashlib.sha256(repr(definition).encode())
     for name, tensor in sorted({"b_dec": weights.b_dec, **weights.vectors}.items()):
         _add(digest, name, tensor, tensor.shape[0])
-    for name, tensor in (("w_enc", weights.w_enc), ("w_dec", weights.w_dec), ("w_skip", weights.w_skip)):
-        if tensor is not None:
-            _add(digest, name, tensor, _ROWS)
+    matrices = {"w_enc": weights.w_enc, "w_dec": weights.w_dec}
+    if weights.w_skip is not None:
+        matrices["w_skip"] = weights.w_skip
+    for name, tensor in matrices.items():
+        _add(digest, name, tensor, _ROWS)
     return f"sae-{digest.hexdigest()[:16]}"
 
 

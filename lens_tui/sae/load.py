@@ -10,13 +10,13 @@ from typing import Any
 import mlx.core as mx
 
 from lens_tui.records import LensError, SAEInfo
+from lens_tui.records.mapped import shown
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.sites import SITES
 
 from .base import SAE
 from .definition import check
 from .encoder import Residence
-from .files import shown
 from .formats import FORMATS
 from .formats.parts import Facts, Parts, Source
 from .identity import content_id

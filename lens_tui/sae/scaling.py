@@ -31,6 +31,13 @@ def undone(definition: Definition, output: mx.array, x: mx.array | None) -> mx.a
     return output * scale if shift is None else output * scale + shift
 
 
+def factor(definition: Definition, x: mx.array) -> mx.array | float:
+    """How many raw units one unit of the decoder's output is: for each row of ``x (..., d)``, or for all."""
+    if definition.normalize == "none":
+        return 1.0 / definition.output_scale
+    return _statistics(definition, x.astype(mx.float32))[1]
+
+
 def _statistics(definition: Definition, x: mx.array) -> tuple[mx.array | None, mx.array]:
     """What is subtracted from each row and what it is divided by."""
     if definition.normalize == "layer_norm":

@@ -40,6 +40,16 @@ class Stored:
         """The transpose; nothing is copied."""
         return Stored(self.name, self.array.T, self.bfloat16)
 
+    def host(self, rows: Index | None = None, columns: Index | None = None) -> NDArray[Any]:
+        """The same as :meth:`read` in NumPy, float32; what a file holds as float32 stays there. Raises for NaN."""
+        if self.bfloat16:
+            return np.asarray(self.read(rows, columns))
+        part = self.array if rows is None else self.array[rows]
+        part = part if columns is None else part[:, columns]
+        if not np.isfinite(part).all():
+            raise self._not_finite()
+        return part.astype(np.float32, copy=False)
+
     def read(
         self, rows: Index | None = None, columns: Index | None = None, *, dtype: mx.Dtype = mx.float32
     ) -> mx.array:
@@ -59,8 +69,11 @@ class Stored:
 
     def _finite(self, value: mx.array) -> mx.array:
         if value.size and not bool(mx.all(mx.isfinite(value)).item()):
-            raise LensError(f"The tensor {self.name} holds NaN or infinity.", "Fetch the file again.")
+            raise self._not_finite()
         return value
+
+    def _not_finite(self) -> LensError:
+        return LensError(f"The tensor {self.name} holds NaN or infinity.", "Fetch the file again.")
 
 
 def in_memory(name: str, values: Any) -> Stored:

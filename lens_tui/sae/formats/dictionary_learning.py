@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from lens_tui.records import LensError
+from lens_tui.records.mapped import shown
 from lens_tui.records.sanitise import one_line
 
 from ..definition import Definition, Weights
-from ..files import shown
 from ..tensors import Stored, in_memory
 from ..torch_files import read_torch
 from .parts import Facts, Format, Parts, Source, pick

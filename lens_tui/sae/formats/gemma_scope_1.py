@@ -11,9 +11,10 @@ from __future__ import annotations
 import numpy as np
 
 from lens_tui.records import LensError
+from lens_tui.records.mapped import shown
 
 from ..definition import Definition, Weights
-from ..files import read_npz, shown
+from ..files import read_npz
 from ..tensors import Stored
 from .parts import Facts, Format, Parts, Source, pick
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from lens_tui.records import LensError
+from lens_tui.records.mapped import shown
 
 from ..definition import Definition, Weights
-from ..files import read_safetensors, shown
+from ..files import read_safetensors
 from .parts import Facts, Format, Parts, Source, only_safetensors, pick
 
 _KEYS = {"w_enc", "w_dec", "b_enc", "b_dec", "threshold"}

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lens_tui.records import LensError
+from lens_tui.records.mapped import shown
 from lens_tui.records.sanitise import one_line
 
 from ..definition import Definition, Weights
-from ..files import read_safetensors, shown
+from ..files import read_safetensors
 from ..tensors import Stored, in_memory
 from .parts import Facts, Format, Parts, Source, number, pick
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from lens_tui.records import LensError
+from lens_tui.records.mapped import shown
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.sites import read_hook
 
 from ..definition import Definition, Weights
-from ..files import read_json, read_safetensors, shown
+from ..files import read_json, read_safetensors
 from ..tensors import Stored
 
 

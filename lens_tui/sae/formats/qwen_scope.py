@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 
 from lens_tui.records import LensError
+from lens_tui.records.mapped import shown
 
 from ..definition import Definition, Weights
-from ..files import shown
 from ..tensors import Stored
 from ..torch_files import read_torch
 from .parts import Facts, Format, Parts, Source, pick

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from lens_tui.records import LensError
+from lens_tui.records.mapped import shown
 from lens_tui.records.sanitise import one_line
 
 from ..definition import VECTORS, Activation, Definition, Normalization, Weights
-from ..files import read_safetensors, shown
+from ..files import read_safetensors
 from ..tensors import Stored, in_memory
 from .parts import Facts, Format, Parts, Source, input_scale, pick
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 from lens_tui.records import LensError
+from lens_tui.records.mapped import shown
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.sites import read_hook
 
 from ..definition import Activation, Definition, Weights
-from ..files import read_safetensors, shown
+from ..files import read_safetensors
 from ..tensors import Stored
 from .parts import Facts, Format, Parts, Source, number, pick
 
