@@ -83,6 +83,16 @@ def fit(text: str, width: int) -> str:
     )
 
 
+def fit_end(text: str, width: int) -> str:
+    """Like :func:`fit`, but what is cut is the beginning: for paths and ids, whose end tells them apart."""
+    if cell_len(text) <= width or width <= 1:
+        return fit(text, width)
+    kept = text
+    while cell_len(kept) > width - 1:
+        kept = kept[max(1, cell_len(kept) - width) :] if kept.isascii() else kept[1:]
+    return fit("…" + kept, width)
+
+
 def fit_left(text: str, width: int) -> str:
     """Like :func:`fit`, but right aligned."""
     return " " * (width - cell_len(text)) + text if cell_len(text) <= width else fit(text, width)

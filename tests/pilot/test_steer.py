@@ -96,7 +96,7 @@ async def test_the_direction_under_the_cursor_is_explained() -> None:
     async with app.run_test(size=(120, 36)) as pilot:
         await open_bench(pilot)
         text = screen_text(app)
-        assert "feature 1288 of layer_4_width_8k_l0_medium" in text
+        assert "feature 1288 of demo layer 4, 8k" in text
         await pilot.press("j")
         await settle(pilot)
         text = screen_text(app)

@@ -45,8 +45,14 @@ def test_signed_has_no_negative_zero() -> None:
 @given(st.text(max_size=30), st.integers(1, 40))
 def test_fit_is_exactly_as_wide_as_asked(text: str, width: int) -> None:
     text = "".join(character for character in text if character.isprintable())
-    for fitted in (fmt.fit(text, width), fmt.fit_left(text, width)):
+    for fitted in (fmt.fit(text, width), fmt.fit_left(text, width), fmt.fit_end(text, width)):
         assert cell_len(fitted) == width
+
+
+def test_fit_end_keeps_the_end() -> None:
+    assert fmt.fit_end("mlx-community/gemma-3-27b-it-4bit", 20) == "…gemma-3-27b-it-4bit"
+    assert fmt.fit_end("short", 8) == "short   "
+    assert fmt.fit_end("日本語です", 5) == "…です"
 
 
 def test_fit_never_splits_a_wide_character() -> None:

@@ -11,7 +11,7 @@ from textual.content import Content
 from textual.widgets import Input, Static
 
 from lens_tui.records import LensError
-from lens_tui.tui.format import ago, fit, fit_left, size
+from lens_tui.tui.format import ago, fit, fit_end, fit_left, size
 from lens_tui.tui.keys.bindings import bindings
 from lens_tui.tui.screens.base import LensScreen
 from lens_tui.tui.screens.load_details import details
@@ -136,7 +136,8 @@ class LoadScreen(LensScreen):
         style = "$muted" if entry.problem else ""
         return [
             Content.assemble(
-                (fit(("● " if loaded else "") + entry.name, name_width - 1) + " ", style),
+                ("● " if loaded else "", style),
+                (fit_end(entry.name, name_width - 1 - (2 if loaded else 0)) + " ", style),
                 (fit(quantization, 10), "$muted"),
                 (fit_left(size(entry.nbytes) if entry.nbytes else "—", 10), ""),
                 "  ",

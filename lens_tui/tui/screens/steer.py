@@ -80,14 +80,14 @@ class SteerScreen(LensScreen):
 
     def on_resize(self) -> None:
         """The columns follow the width; rows stand apart where there is room."""
-        self._rows.row_height = 3 if self.has_class("-tall") else 2
+        self._rows.row_height = 3 if self.app.size.height >= 30 else 2
         self.call_after_refresh(self._show_direction)
 
     def _show_direction(self) -> None:
         facts = self.query_one("#facts", Static)
         width = facts.size.width or 44
-        content = direction(self._row, width, self.has_class("-narrow")) if self._row else Content("")
-        facts.update(content)
+        narrow = self.has_class("-narrow")
+        facts.update(direction(self._row, width, narrow, self.session.saes) if self._row else Content(""))
 
     # ---- editing
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from textual.content import Content
 
+from lens_tui.records import SAEInfo
 from lens_tui.tui.format import fit, fit_left, signed
 from lens_tui.tui.session import Steer
 from lens_tui.tui.widgets.ramps import bar
@@ -53,12 +54,14 @@ def relative(row: Steer) -> str:
     return " ".join(parts)
 
 
-def origin_lines(row: Steer) -> list[str]:
-    """How the direction was made, in plain words."""
+def origin_lines(row: Steer, saes: Sequence[SAEInfo] = ()) -> list[str]:
+    """How the direction was made, in plain words; an SAE is called by its name if it is among ``saes``."""
     facts = row.vector.origin.facts
     match row.vector.origin.kind:
         case "feature":
-            sae = str(facts.get("sae") or "an SAE").rstrip("/").rpartition("/")[2]
+            said = str(facts.get("sae") or "an SAE")
+            known = next((sae.name for sae in saes if said in (sae.id, sae.path)), said)
+            sae = known.rstrip("/").rpartition("/")[2]
             return [f"feature {facts.get('feature', '?')} of {sae}"]
         case "prompts":
             return [
@@ -81,13 +84,13 @@ def _quote(texts: object) -> str:
     return f"“{str(texts[0])[:60]}”{more}"
 
 
-def direction(row: Steer, width: int, narrow: bool) -> Content:
+def direction(row: Steer, width: int, narrow: bool, saes: Sequence[SAEInfo] = ()) -> Content:
     """The details pane: origin, place, norm, and the tokens it moves."""
     parts: list[Part] = [(row.vector.name, "bold")]
     if narrow:
-        parts += [("  " + " · ".join(line.strip() for line in origin_lines(row)), "$muted"), "\n"]
+        parts += [("  " + " · ".join(line.strip() for line in origin_lines(row, saes)), "$muted"), "\n"]
     else:
-        parts += [(f"\n{line}", "$muted") for line in origin_lines(row)]
+        parts += [(f"\n{line}", "$muted") for line in origin_lines(row, saes)]
         parts.append("\n\n")
     place = f"{row.vector.site} of layer {row.layer}"
     if row.layer != row.vector.layer:
