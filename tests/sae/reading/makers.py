@@ -69,7 +69,7 @@ def cut(array: Array) -> Array:
     return bits.view(np.float32)
 
 
-def write_torch(path: Path, values: Mapping[str, Any], storage: str = "FloatStorage") -> Path:
+def write_torch(path: Path, values: Any, storage: str = "FloatStorage") -> Path:
     """A file as ``torch.save`` writes it, without torch: stand-ins of its names are pickled by their place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     storages: list[bytes] = []
@@ -88,7 +88,7 @@ def write_torch(path: Path, values: Mapping[str, Any], storage: str = "FloatStor
                 return rebuild, _pieces(obj, storage)
 
         buffer = io.BytesIO()
-        Pickler(buffer, protocol=2).dump(OrderedDict(values))
+        Pickler(buffer, protocol=2).dump(OrderedDict(values) if isinstance(values, Mapping) else values)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("archive/data.pkl", buffer.getvalue())
         archive.writestr("archive/byteorder", "little")
