@@ -6,7 +6,11 @@ from typing import Annotated
 
 import typer
 
+from .find_verbs import verbs as find_verbs
+from .label_verbs import verbs as label_verbs
+from .options import SAE, Json, Model
 from .output import sentences
+from .sae_verbs import verbs as sae_verbs
 
 app = typer.Typer(
     name="mlx-lens-tui",
@@ -17,9 +21,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Model = Annotated[str, typer.Option("--model", "-m", help="A folder, a hub id, or 'demo' for the bundled model.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON value on standard output.")]
-SAE = Annotated[str, typer.Option("--sae", "-s", help="An SAE: a bundled name, a file or a folder.")]
+app.add_typer(find_verbs)
+app.add_typer(sae_verbs)
+app.add_typer(label_verbs, name="labels")
 
 
 def run() -> None:

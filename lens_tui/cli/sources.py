@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lens_tui import demo
-from lens_tui.records import Add, Arm, LensError, SteeringVector
+from lens_tui.records import Add, Arm, LensError, SAEInfo, SteeringVector
 
 from .arms import ArmSpec, Term
 
@@ -28,12 +28,23 @@ def open_sae(name: str, model: str) -> SAE:
     """An SAE by bundled name or path; for the bundled model the default one if no name is given."""
     from lens_tui.sae import load_sae
 
+    return load_sae(_sae_path(name, model))
+
+
+def find_sae(name: str, model: str) -> SAEInfo:
+    """What is known of an SAE, named as for :func:`open_sae`, without reading its weights."""
+    from lens_tui.sae import sae_info
+
+    return sae_info(_sae_path(name, model))
+
+
+def _sae_path(name: str, model: str) -> str:
     bundled = demo.sae_paths()
     if not name:
         if model != demo.NAME:
             raise LensError(f"No SAE is named for {model!r}.", "Name one with --sae: a file or a folder.")
         name = demo.default_sae()
-    return load_sae(str(bundled.get(name, name)))
+    return str(bundled.get(name, name))
 
 
 class Vectors:

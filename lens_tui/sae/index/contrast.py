@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lens_tui.records import LensError
 
 Measure = Literal["auc", "difference"]
+Over = Literal["max", "mean"]
 Matrix = NDArray[np.float32]
 
 
@@ -46,7 +47,7 @@ class Contrast:
 
 
 def text_features(
-    ids: NDArray[Any], values: NDArray[Any], special: NDArray[np.bool_], *, over: Literal["max", "mean"] = "max"
+    ids: NDArray[Any], values: NDArray[Any], special: NDArray[np.bool_], *, over: Over = "max"
 ) -> TextFeatures:
     """One text's features from those of its tokens: ``ids`` and ``values`` ``(n, k)``, ``special`` ``(n,)``.
 
