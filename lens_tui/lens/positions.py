@@ -11,6 +11,7 @@ from lens_tui.records import LensError, Positions
 
 Offset = int | mx.array
 """Absolute position of a forward's first token: one for the batch, or one for each row, shape (rows,)."""
+Spans = tuple[tuple[str, int, int], ...]
 Mask = bool | mx.array
 """True: every token; False: none; else a bool array (rows or 1, tokens, 1)."""
 
@@ -24,6 +25,8 @@ class Where:
     ``offset`` is ``None`` where a recurrent cache, which counts no tokens, was filled unseen.
     ``spans`` maps a role to half-open spans of absolute positions of the prompt;
     ``thinking`` says of each generated token, (rows, tokens), whether the model is thinking.
+    Where rows are different prompts, ``row_spans`` holds each row's spans, and ``real``
+    (rows, tokens, 1) says which tokens are no padding (``None``: all of them).
     """
 
     offset: Offset | None
@@ -31,8 +34,10 @@ class Where:
     ids: mx.array | None = None
     n_prompt: Offset | None = None
     bos: int | None = None
-    spans: tuple[tuple[str, int, int], ...] | None = None
+    spans: Spans | None = None
     thinking: mx.array | None = None
+    row_spans: tuple[Spans | None, ...] | None = None
+    real: mx.array | None = None
 
 
 def touched(positions: Positions, where: Where) -> Mask:
@@ -131,6 +136,8 @@ def _not_bos(where: Where) -> Mask:
 
 
 def _role(role: str, where: Where) -> Mask:
+    if where.row_spans is not None:
+        return _role_by_rows(role, where, where.row_spans)
     if where.spans is None or where.n_prompt is None:
         raise LensError(
             f"Positions of role {role!r} cannot be told: the prompt was not made from chat messages.",
@@ -146,6 +153,24 @@ def _role(role: str, where: Where) -> Mask:
         known = ", ".join(sorted({span[0] for span in where.spans}))
         raise LensError(f"The prompt has no {role!r} part.", f"It has: {known}.")
     return _within(bounds, where)
+
+
+def _role_by_rows(role: str, where: Where, rows: tuple[Spans | None, ...]) -> Mask:
+    """Like :func:`_role`, where every row is another prompt; a row without the role is not touched."""
+    at = mx.broadcast_to(absolute(where), (len(rows), where.length))
+    masks = []
+    for row, spans in enumerate(rows):
+        mask = mx.zeros((where.length,), dtype=mx.bool_)
+        for name, start, stop in spans or ():
+            if name == role:
+                mask = mask | ((at[row] >= start) & (at[row] < stop))
+        masks.append(mask)
+    found = mx.stack(masks)
+    if role == "assistant":
+        found = found | (at >= _column(where.n_prompt))
+    if role == "thinking" and where.thinking is not None:
+        found = found | where.thinking
+    return found[..., None]
 
 
 def follow_thinking(ids: mx.array, inside: mx.array, markers: tuple[int, int]) -> tuple[mx.array, mx.array]:

@@ -103,7 +103,7 @@ class Program:
         if self.float32 and h.dtype != mx.float32:
             h = h.astype(mx.float32)
         if watch is not None and hit is not False:
-            watch(before, exact, h, hit)
+            watch(before, exact, h, _both(hit, where.real))
         return h
 
     def _apply(

@@ -26,7 +26,7 @@ from .caches import CacheLedger, caches_of
 from .interventions import FeatureSource
 from .layers import Decoder
 from .meter import Meter
-from .positions import Offset, Where
+from .positions import Offset, Spans, Where
 from .program import Hook, Item, Key, Program, build
 from .proxy import Call, first_of, input_of, install, replace_first, replace_input, uninstall
 from .sites import Point, Port, SiteMap
@@ -106,7 +106,11 @@ class Plan:
 
 @dataclass(eq=False)
 class Run:
-    """A generation, comparison or loss in progress: its plan and what its forwards are told."""
+    """A generation, comparison or loss in progress: its plan and what its forwards are told.
+
+    ``offset``, ``row_spans`` and ``real`` are for batches of different prompts, whose
+    places are counted by who runs them: see :class:`~.positions.Where`.
+    """
 
     registry: Registry
     plan: Plan
@@ -114,6 +118,9 @@ class Run:
     spans: tuple[tuple[str, int, int], ...] | None = None
     meter: Meter | None = None
     thinking: mx.array | None = None
+    offset: Offset | None = None
+    row_spans: tuple[Spans | None, ...] | None = None
+    real: mx.array | None = None
 
 
 @dataclass(eq=False)
@@ -265,10 +272,11 @@ class Registry:
         ids = ids if isinstance(ids, mx.array) and ids.ndim == 2 else None
         length = ids.shape[1] if ids is not None else input_of(args, kwargs).shape[1]
         offset = self.caches.begin(caches, length, run.plan.fingerprint())
+        offset = offset if run.offset is None else run.offset
         n_prompt = run.n_prompt
         if n_prompt is None and not caches:
             n_prompt = length
-        where = Where(offset, length, ids, n_prompt, self._bos, run.spans, run.thinking)
+        where = Where(offset, length, ids, n_prompt, self._bos, run.spans, run.thinking, run.row_spans, run.real)
         recorders = tuple(recorder for recorder in run.plan.recorders if recorder.active)
         for recorder in recorders:
             recorder.begin(own, starts=not caches or (isinstance(offset, int) and offset == 0))
