@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -59,17 +58,9 @@ def _screen_factory(mode: str) -> Callable[[], Screen[Any]]:
     module, _, name = _CLASSES[mode].partition(":")
 
     def make() -> Screen[Any]:
-        if find_spec(f"lens_tui.tui.screens.{module}") is None:
-            return _empty_screen(mode)
         return cast("Screen[Any]", getattr(import_module(f"lens_tui.tui.screens.{module}"), name)())
 
     return make
-
-
-def _empty_screen(mode: str) -> Screen[Any]:
-    from lens_tui.tui.screens.base import LensScreen
-
-    return cast("Screen[Any]", type("EmptyScreen", (LensScreen,), {"mode": mode})())
 
 
 class WorkerWake(Message):
