@@ -102,7 +102,7 @@ class Settings(BaseModel):
     models: Models = Field(default_factory=Models)
     keep: Keep = Field(default_factory=Keep)
     keys: dict[str, str] = Field(default_factory=dict)
-    """Keys by the id of what they do, as in `run = "r"`; commas divide several. `?` in the app shows the ids."""
+    """Keys by the id of what they do, as in `app.run = "r"`; commas divide several. `?` in the app shows the ids."""
 
 
 def load_settings(path: Path | None = None) -> Settings:
@@ -129,6 +129,8 @@ def parse_settings(text: str, name: str = "settings.toml") -> Settings:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise LensError(f"{name} is not TOML: {one_line(str(error), 160)}.", "Correct that line.") from None
+    if isinstance(data.get("keys"), dict):
+        data["keys"] = _flat(data["keys"])
     try:
         return Settings.model_validate(data)
     except ValidationError as error:
@@ -164,6 +166,14 @@ def manual() -> str:
             lines += [f"# {field.description}", f"[{section}]"]
         lines.append("")
     return "\n".join(lines)
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``steer.zero = "0"`` is a table in a table to TOML; here it is the id ``steer.zero``."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
 
 
 def _explained(error: ValidationError, text: str, name: str) -> LensError:

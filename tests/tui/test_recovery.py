@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from lens_tui.records import Sampling
+from lens_tui.records import Sampling, paths
 from lens_tui.records.session_file import SavedSession, read_session
+from lens_tui.tui.preferences import Preferences, preferences, remember_theme
 from lens_tui.tui.recovery import saved, steers_of
 from lens_tui.tui.screens.form import ChoiceScreen
 from lens_tui.worker import jobs
@@ -79,3 +80,20 @@ async def test_steers_survive_the_round_trip() -> None:
         again = steers_of(saved(session, "demo", "steer"))
     for old, new in zip(session.steers, again, strict=True):
         assert (old.vector, old.layer, old.scale, old.arm) == (new.vector, new.layer, new.scale, new.arm)
+
+
+def test_preferences_come_from_the_settings_and_say_what_is_wrong() -> None:
+    assert preferences() == Preferences()
+    paths.settings_file().parent.mkdir(parents=True)
+    paths.settings_file().write_text(
+        '[look]\ntheme = "paper"\n[keys]\nsteer.zero = "Z"\n"app.run" = "R"\n[generate]\nseed = 3\n'
+    )
+    found = preferences()
+    assert (found.theme, found.keys, found.problems) == ("paper", {"steer.zero": "Z", "app.run": "R"}, ())
+    assert found.sampling is not None
+    assert found.sampling.seed == 3
+    remember_theme("ember")
+    assert preferences().theme == "ember"
+    assert preferences().keys == found.keys
+    paths.settings_file().write_text("[look]\nthem = 3\n")
+    assert "there is no setting look.them" in preferences().problems[0]
