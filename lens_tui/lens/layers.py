@@ -1,17 +1,16 @@
 """Find a model's decoder blocks, and prove that they are what they seem.
 
-A model's blocks are looked for in the places where mlx-lm's architectures keep
-them, then anywhere in the module tree. A candidate counts only when a tiny
-forward pass proves it: every block is called exactly once, in order, and gives
-a tensor (or a tuple that begins with one) of shape (batch, tokens, d_model).
-The pass is never evaluated, so it costs no arithmetic.
+A model's blocks are looked for where mlx-lm itself looks (the model's
+``layers``), then in the places where its architectures keep them, then anywhere
+in the module tree. A candidate counts only when tiny forward passes prove it
+(:mod:`lens_tui.lens.proof`): the blocks are called in order, each reads what the
+one before it gave, and the logits follow from the last one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -19,9 +18,10 @@ from mlx.nn.layers.base import Module
 
 from lens_tui.records import LensError
 
-from .proxy import Call, first_of, input_of, install, uninstall
+from .proof import PROBE_SHAPE, Proof, observe, prove
+from .proxy import Argument, named
 
-PROBE_SHAPE = (2, 3)
+__all__ = ["PROBE_SHAPE", "Decoder", "find_decoder", "observe"]
 
 # Where mlx-lm's architectures keep their blocks, most telling first.
 LAYER_PATHS: tuple[str, ...] = (
@@ -41,12 +41,19 @@ LAYER_PATHS: tuple[str, ...] = (
 
 @dataclass(frozen=True, eq=False)
 class Decoder:
-    """A model's decoder blocks, proved by a forward pass.
+    """A model's decoder layers, proved by forward passes.
 
     ``root`` is the module that is called with token ids, ``owners`` the modules
     on the way from it to the blocks (calls of any of them are forwards),
-    ``layers`` the blocks in order, ``d_model`` and ``dtype`` what they give,
-    ``path`` where they were found.
+    ``layers`` the blocks in the order they are called, ``d_model`` and ``dtype``
+    what they give, ``path`` where they were found.
+
+    A model that goes through its blocks ``passes`` times in each forward has that
+    many times as many layers: layer L is block ``L % n`` in pass ``L // n``.
+    Where a residual is several streams (streams, batch, tokens, d_model),
+    ``stream`` is the active one, which is what is read and steered. ``argument``
+    is the one of a block's arguments that is the residual, ``closed`` says that
+    the logits follow from the last layer's residual alone.
     """
 
     root: Module
@@ -57,6 +64,10 @@ class Decoder:
     vocab_size: int
     dtype: mx.Dtype
     tuple_output: bool = False
+    passes: int = 1
+    stream: int | None = None
+    argument: Argument = 0
+    closed: bool = True
 
     @property
     def n_layers(self) -> int:
@@ -75,31 +86,17 @@ class Decoder:
         return layer % self.n_layers
 
 
-@dataclass
-class _Call:
-    index: int
-    given: Any
-    output: Any
-
-
-@dataclass
-class _Proof:
-    calls: list[_Call] = field(default_factory=list)
-    logits: Any = None
-
-
 def find_decoder(model: Module) -> Decoder:
-    """The decoder blocks of an mlx-lm model (text, or a multimodal wrapper's language model).
+    """The decoder layers of an mlx-lm model (text, or a multimodal wrapper's language model).
 
     Raises :class:`LensError` with the reason if no candidate can be proved.
     """
     reasons: list[str] = []
     for path, owners, layers in _candidates(model):
-        proof = observe(model, layers)
-        reason = _objection(proof, len(layers))
-        if reason is None:
-            return _decoder(model, path, owners, layers, proof)
-        reasons.append(f"{path}: {reason}")
+        found = prove(model, layers)
+        if not isinstance(found, str):
+            return _decoder(model, path, owners, layers, found)
+        reasons.append(f"{path}: {found}")
     detail = "; ".join(dict.fromkeys(reasons)) or "it has no list of blocks"
     raise LensError(
         f"The decoder blocks of this {type(model).__module__.rpartition('.')[2]} model cannot be proved ({detail}).",
@@ -107,96 +104,69 @@ def find_decoder(model: Module) -> Decoder:
     )
 
 
-def observe(model: Module, layers: Sequence[Module]) -> _Proof:
-    """Run a tiny forward pass, unevaluated, and note each call of a block with its input and output."""
-    proof = _Proof()
-    with ExitStack() as stack:
-        for index, layer in enumerate(layers):
-
-            def tap(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], index: int = index) -> Any:
-                output = call(*args, **kwargs)
-                proof.calls.append(_Call(index, input_of(args, kwargs), output))
-                return output
-
-            install(layer, tap)
-            stack.callback(uninstall, layer, tap)
-        proof.logits = first_of(model(mx.zeros(PROBE_SHAPE, dtype=mx.int32)))
-    return proof
-
-
-def _objection(proof: _Proof, count: int) -> str | None:
-    """Why the blocks are not what they seem, or ``None``."""
-    order = [call.index for call in proof.calls]
-    if order != list(range(count)):
-        if len(order) > count:
-            return f"a forward pass calls the {count} blocks {len(order)} times"
-        return f"a forward pass calls {len(order)} of {count} blocks, or not in order"
-    for call in proof.calls:
-        output = first_of(call.output)
-        shape = tuple(output.shape) if isinstance(output, mx.array) else type(output).__name__
-        if not isinstance(shape, tuple) or len(shape) != 3 or shape[:2] != PROBE_SHAPE:
-            return f"block {call.index} gives {shape}, not (batch, tokens, d_model)"
-    widths = {first_of(call.output).shape[-1] for call in proof.calls}
-    if len(widths) != 1:
-        return f"the blocks give different widths: {sorted(widths)}"
-    if not isinstance(proof.logits, mx.array) or proof.logits.ndim != 3:
-        return "the model does not give logits (batch, tokens, vocabulary)"
-    return None
-
-
-def _decoder(
-    model: Module, path: str, owners: tuple[Module, ...], layers: tuple[Module, ...], proof: _Proof
-) -> Decoder:
-    last = proof.calls[-1].output
-    hidden = first_of(last)
+def _decoder(model: Module, path: str, owners: tuple[Module, ...], layers: tuple[Module, ...], proof: Proof) -> Decoder:
     return Decoder(
         root=model,
         owners=owners,
-        layers=layers,
+        layers=layers * proof.passes,
         path=path,
-        d_model=int(hidden.shape[-1]),
-        vocab_size=int(proof.logits.shape[-1]),
-        dtype=hidden.dtype,
-        tuple_output=isinstance(last, (tuple, list)),
+        d_model=proof.d_model,
+        vocab_size=proof.vocab_size,
+        dtype=proof.dtype,
+        tuple_output=proof.tuple_output,
+        passes=proof.passes,
+        stream=proof.stream,
+        argument=proof.argument,
+        closed=proof.closed,
     )
 
 
 def _candidates(model: Module) -> Iterator[tuple[str, tuple[Module, ...], tuple[Module, ...]]]:
-    """Every list of modules that may be the decoder: the known places first, then all, longest first."""
+    """Every list of modules that may be the decoder: mlx-lm's own, the known places, then all, longest first."""
     seen: set[tuple[int, ...]] = set()
-    found = [(path, *walk) for path in LAYER_PATHS if (walk := _walk(model, path)) is not None]
-    for path, owners, layers in [*found, *_lists(model)]:
+    known = [_walk(model, path) for path in LAYER_PATHS]
+    for layers in [_modules(getattr(model, "layers", None)), *known, *_lists(model)]:
         key = tuple(id(layer) for layer in layers)
-        if key not in seen:
+        if layers and key not in seen:
             seen.add(key)
-            yield path, owners, layers
+            yield _place(model, layers), _owners(model, layers), layers
 
 
-def _walk(model: Module, path: str) -> tuple[tuple[Module, ...], tuple[Module, ...]] | None:
-    owners: list[Module] = [model]
+def _walk(model: Module, path: str) -> tuple[Module, ...]:
     here: Any = model
-    *way, name = path.split(".")
-    for part in way:
+    for part in path.split("."):
         here = getattr(here, part, None)
-        if not isinstance(here, Module):
-            return None
-        owners.append(here)
-    layers = getattr(here, name, None)
-    if not isinstance(layers, (list, tuple)) or not layers or not all(isinstance(x, Module) for x in layers):
-        return None
-    return tuple(owners), tuple(layers)
+    return _modules(here)
 
 
-def _lists(model: Module) -> list[tuple[str, tuple[Module, ...], tuple[Module, ...]]]:
-    found: list[tuple[str, tuple[Module, ...], tuple[Module, ...]]] = []
+def _modules(value: Any) -> tuple[Module, ...]:
+    """The value as a tuple if it is a list of modules, else nothing."""
+    listed = isinstance(value, (list, tuple)) and all(isinstance(item, Module) for item in value)
+    return tuple(value) if listed else ()
 
-    def visit(module: Module, path: str, owners: tuple[Module, ...], depth: int) -> None:
-        for name, value in module.items():
-            where = f"{path}.{name}".lstrip(".")
+
+def _lists(model: Module) -> list[tuple[Module, ...]]:
+    found: list[tuple[Module, ...]] = []
+
+    def visit(module: Module, depth: int) -> None:
+        for value in module.values():
             if isinstance(value, Module) and depth < 4:
-                visit(value, where, (*owners, value), depth + 1)
-            elif isinstance(value, (list, tuple)) and value and all(isinstance(item, Module) for item in value):
-                found.append((where, owners, tuple(value)))
+                visit(value, depth + 1)
+            else:
+                found.append(_modules(value))
 
-    visit(model, "", (model,), 0)
-    return sorted(found, key=lambda item: -len(item[2]))
+    visit(model, 0)
+    return sorted(found, key=lambda item: -len(item))
+
+
+def _owners(model: Module, layers: Sequence[Module]) -> tuple[Module, ...]:
+    """The modules that hold every one of the blocks, the outermost first."""
+    wanted = {id(layer) for layer in layers}
+    holders = [module for _, module in named(model) if wanted < {id(inner) for _, inner in named(module)}]
+    return tuple(sorted(holders, key=lambda module: -len(named(module))))
+
+
+def _place(model: Module, layers: Sequence[Module]) -> str:
+    """Where the blocks are in the module tree: the path of each list that they come from."""
+    paths = {id(module): path for path, module in named(model)}
+    return " + ".join(dict.fromkeys(paths.get(id(layer), "layers").rpartition(".")[0] for layer in layers))

@@ -16,6 +16,8 @@ from typing import Any
 from mlx.nn.layers.base import Module
 
 Call = Callable[..., Any]
+Argument = int | str
+"""Which argument of a call: its place, or its name if it was given by name."""
 Tap = Callable[[Call, tuple[Any, ...], dict[str, Any]], Any]
 """``tap(call, args, kwargs)``: calls ``call(*args, **kwargs)`` and returns its output, changed or not."""
 
@@ -96,14 +98,20 @@ def replace_first(value: Any, new: Any) -> Any:
     return [new, *value[1:]] if isinstance(value, list) else new
 
 
-def replace_input(args: tuple[Any, ...], kwargs: dict[str, Any], new: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The call's arguments with the first one, positional or by name, replaced."""
-    if args:
-        return (new, *args[1:]), kwargs
-    name = next(iter(kwargs))
+def replace_input(
+    args: tuple[Any, ...], kwargs: dict[str, Any], new: Any, argument: Argument = 0
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The call's arguments with one of them, by default the first, replaced."""
+    if isinstance(argument, int) and args:
+        return (*args[:argument], new, *args[argument + 1 :]), kwargs
+    name = argument if isinstance(argument, str) else next(iter(kwargs))
     return args, {**kwargs, name: new}
 
 
-def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The first argument of a call, positional or by name; ``None`` if there is none."""
-    return args[0] if args else next(iter(kwargs.values()), None)
+def input_of(args: tuple[Any, ...], kwargs: dict[str, Any], argument: Argument = 0) -> Any:
+    """An argument of a call, by default the first one, positional or by name; ``None`` if there is none."""
+    if isinstance(argument, str):
+        return kwargs.get(argument)
+    if args:
+        return args[argument] if argument < len(args) else None
+    return next(iter(kwargs.values()), None)

@@ -28,8 +28,8 @@ from .layers import Decoder
 from .meter import Meter
 from .positions import Offset, Spans, Where
 from .program import Hook, Item, Key, Program, build
-from .proxy import Call, first_of, input_of, install, replace_first, replace_input, uninstall
-from .sites import Point, Port, SiteMap
+from .proxy import Call, input_of, install, replace_input, uninstall
+from .sites import Point, SiteMap
 
 _stamps = itertools.count(1)
 
@@ -132,6 +132,7 @@ class _Forward:
     recorders: tuple[Recorder, ...]
     meter: Meter | None
     called: set[Key] = field(default_factory=set)
+    passes: dict[int, int] = field(default_factory=dict)
 
 
 _AMBIENT: ContextVar[tuple[Entry | Recorder, ...]] = ContextVar("lens_ambient", default=())
@@ -149,7 +150,7 @@ class Registry:
         self._local = threading.local()
         self._lock = threading.RLock()
         self._needs: dict[Key, int] = {}
-        self._taps: dict[int, tuple[Callable[..., Any], dict[Key, Port]]] = {}
+        self._taps: dict[int, tuple[Callable[..., Any], dict[Key, Point]]] = {}
         self._programs: dict[object, dict[Key, Program]] = {}
         self.caches = CacheLedger()
         self.ambient_entries: list[Entry] = []
@@ -217,20 +218,20 @@ class Registry:
 
     def _attach(self, key: Key, point: Point) -> None:
         if id(point.module) in self._taps:
-            self._taps[id(point.module)][1][key] = point.port
+            self._taps[id(point.module)][1][key] = point
             return
-        ports = {key: point.port}
+        points = {key: point}
 
         def tap(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return self._visit(ports, call, args, kwargs)
+            return self._visit(points, call, args, kwargs)
 
-        self._taps[id(point.module)] = (tap, ports)
+        self._taps[id(point.module)] = (tap, points)
         install(point.module, tap)
 
     def _detach(self, key: Key, point: Point) -> None:
-        tap, ports = self._taps[id(point.module)]
-        del ports[key]
-        if not ports:
+        tap, points = self._taps[id(point.module)]
+        del points[key]
+        if not points:
             uninstall(point.module, tap)
             del self._taps[id(point.module)]
 
@@ -296,25 +297,33 @@ class Registry:
         rows: Sequence[Sequence[Item]] = [[entry.item for entry in row if entry.key == key] for row in plan.rows]
         return build(key, rows, self.sources, self.sites.point(*key).width)
 
-    def _visit(self, ports: dict[Key, Port], call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _visit(self, points: dict[Key, Point], call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         forward: _Forward | None = getattr(self._local, "forward", None)
         if forward is None:
             return call(*args, **kwargs)
-        here = tuple(ports.items())
-        for key, port in here:
-            if port == "input":
-                given = input_of(args, kwargs)
-                changed = self._at(forward, key, given)
-                if changed is not given:
-                    args, kwargs = replace_input(args, kwargs, changed)
-        output = call(*args, **kwargs)
-        for key, port in here:
-            if port == "output":
-                hidden = first_of(output)
+        here = tuple(points.items()) if self.decoder.passes == 1 else self._in_this_pass(forward, points)
+        for key, point in here:
+            if point.port == "input":
+                given = input_of(args, kwargs, point.argument)
+                hidden = point.read(given)
                 changed = self._at(forward, key, hidden)
                 if changed is not hidden:
-                    output = replace_first(output, changed)
+                    args, kwargs = replace_input(args, kwargs, point.write(given, changed), point.argument)
+        output = call(*args, **kwargs)
+        for key, point in here:
+            if point.port == "output":
+                hidden = point.read(output)
+                changed = self._at(forward, key, hidden)
+                if changed is not hidden:
+                    output = point.write(output, changed)
         return output
+
+    def _in_this_pass(self, forward: _Forward, points: dict[Key, Point]) -> tuple[tuple[Key, Point], ...]:
+        """The sites of a module in a model that goes through its blocks several times: those of this pass."""
+        now = forward.passes.get(id(points), 0)
+        forward.passes[id(points)] = now + 1
+        blocks = self.decoder.n_layers // self.decoder.passes
+        return tuple((key, point) for key, point in points.items() if key[0] // blocks == now)
 
     def _at(self, forward: _Forward, key: Key, h: mx.array) -> mx.array:
         forward.called.add(key)
@@ -323,7 +332,7 @@ class Registry:
             h = program.run(h, forward.where, forward.meter.watcher(key) if forward.meter else None)
         for recorder in forward.recorders:
             if key in recorder.places:
-                recorder.record(key, h)
+                recorder.record(key, h.astype(h.dtype))  # an alias: models may go on to change h in place
         return h
 
 

@@ -20,8 +20,9 @@ from mlx.nn.layers.base import Module
 from lens_tui.records import LensError
 from lens_tui.records.sites import SITES
 
-from .layers import PROBE_SHAPE, Decoder
-from .proxy import Call, first_of, input_of, install, named, uninstall
+from .layers import Decoder
+from .proof import PROBE_SHAPE
+from .proxy import Argument, Call, first_of, input_of, install, named, replace_first, uninstall
 
 Port = Literal["input", "output"]
 
@@ -43,11 +44,31 @@ PROJECTION_NAMES = ("o_proj", "out_proj", "wo", "dense", "c_proj", "proj_out", "
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """A site of one block: the module whose ``input`` or ``output`` it is, and its width."""
+    """A site of one block: the module whose ``input`` or ``output`` it is, and its width.
+
+    ``stream`` is the one of several residual streams (streams, batch, tokens, width)
+    that the site is, ``None`` where the tensor is the residual itself. ``argument``
+    says which of the module's arguments an ``input`` is.
+    """
 
     module: Module
     port: Port
     width: int
+    stream: int | None = None
+    argument: Argument = 0
+
+    def read(self, value: Any) -> Any:
+        """The tensor of the site (batch, tokens, width) in what the module was given or gave."""
+        hidden = first_of(value)
+        return hidden if self.stream is None else hidden[self.stream]
+
+    def write(self, value: Any, new: mx.array) -> Any:
+        """What the module was given or gave, with the site's tensor replaced."""
+        if self.stream is None:
+            return replace_first(value, new)
+        streams = first_of(value)
+        parts = [streams[: self.stream], new[None], streams[self.stream + 1 :]]
+        return replace_first(value, mx.concatenate(parts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +93,9 @@ class SiteMap:
         if site not in SITES:
             raise LensError(f"There is no site {site!r}.", f"The sites are {', '.join(SITES)}.")
         block = self._decoder.layers[layer]
-        if site == "resid_post":
-            return Point(block, "output", self._decoder.d_model)
-        if site == "resid_pre":
-            return Point(block, "input", self._decoder.d_model)
+        if site in ("resid_pre", "resid_post"):
+            port: Port = "input" if site == "resid_pre" else "output"
+            return Point(block, port, self._decoder.d_model, self._decoder.stream, self._decoder.argument)
         if self._inside is None:
             self._inside = _look_inside(self._decoder)
         found = _resolve(site, self._inside[layer])
@@ -96,22 +116,28 @@ class SiteMap:
 
 
 def _look_inside(decoder: Decoder) -> list[list[_Seen]]:
-    """Every module call in every block during one unevaluated forward pass."""
-    seen: list[list[_Seen]] = [[] for _ in decoder.layers]
+    """Every module call in every layer during one unevaluated forward pass."""
+    seen: list[list[_Seen]] = []
+
+    def enter(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        seen.append([])
+        return call(*args, **kwargs)
+
     with ExitStack() as stack:
-        for index, block in enumerate(decoder.layers):
+        for block in decoder.layers[: decoder.n_layers // decoder.passes]:
+            install(block, enter)
+            stack.callback(uninstall, block, enter)
             for path, module in _named(block):
 
                 def tap(
                     call: Call,
                     args: tuple[Any, ...],
                     kwargs: dict[str, Any],
-                    log: list[_Seen] = seen[index],
                     path: str = path,
                     module: Module = module,
                 ) -> Any:
                     output = call(*args, **kwargs)
-                    log.append(_Seen(path, module, input_of(args, kwargs), first_of(output)))
+                    seen[-1].append(_Seen(path, module, input_of(args, kwargs), first_of(output)))
                     return output
 
                 install(module, tap)

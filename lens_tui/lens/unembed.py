@@ -36,7 +36,13 @@ def readout(decoder: Decoder, residual: mx.array) -> mx.array:
 
     Nothing before the last block is computed: the forward pass that carries the
     residual is lazy, and what the replaced output stands on is never evaluated.
+    Raises :class:`LensError` where the logits depend on more than this residual.
     """
+    if not decoder.closed:
+        raise LensError(
+            "This model's logits depend on more than the last layer's residual (several streams, or earlier layers), "
+            "so a residual alone has no logits."
+        )
     last = decoder.layers[-1]
 
     def tap(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

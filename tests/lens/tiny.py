@@ -173,7 +173,7 @@ def qwen3_moe() -> Any:
 
 
 def looped() -> Any:
-    """A model that calls each of its blocks several times a forward."""
+    """A model that takes its blocks apart: it calls their parts, in two passes, and never a block."""
     model = _model(
         "iquestloopcoder",
         hidden_size=64,

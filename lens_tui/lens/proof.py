@@ -1,0 +1,185 @@
+"""Prove by tiny forward passes that a list of modules is a model's decoder.
+
+No block is ever computed. The first pass only notes who is called with what, all
+of it lazy. The others put numbers in place of what each block gives, so what
+the next block reads, and the logits, are a few operations away: enough to see
+that each block reads what the one before it gave and that nothing but the last
+one's output makes the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.nn.layers.base import Module
+
+from .proxy import Argument, Call, first_of, install, replace_first, uninstall
+
+PROBE_SHAPE = (2, 3)
+Give = Callable[[int, Any], Any]
+
+
+@dataclass
+class Seen:
+    """A call of a block: its number in the list, the arrays it was given by place or name, its output."""
+
+    index: int
+    given: dict[Argument, mx.array]
+    output: Any
+
+
+@dataclass
+class Observation:
+    """The calls of a forward pass, in order, and its logits; nothing is evaluated."""
+
+    calls: list[Seen] = field(default_factory=list)
+    logits: Any = None
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was proved of a list of blocks; the fields are those of :class:`~lens_tui.lens.layers.Decoder`."""
+
+    d_model: int
+    vocab_size: int
+    dtype: mx.Dtype
+    tuple_output: bool
+    passes: int
+    stream: int | None
+    argument: Argument
+    closed: bool
+
+
+def observe(model: Module, layers: Sequence[Module], give: Give | None = None) -> Observation:
+    """Run a tiny forward pass, unevaluated, and note each call of a block with its input and output.
+
+    ``give(call, hidden)`` replaces the hidden state that the call with this number gave.
+    """
+    seen = Observation()
+    with ExitStack() as stack:
+        for index, layer in enumerate(layers):
+
+            def tap(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], index: int = index) -> Any:
+                given = _arrays(args, kwargs)
+                output = call(*args, **kwargs)
+                if give is not None:
+                    output = replace_first(output, give(len(seen.calls), first_of(output)))
+                seen.calls.append(Seen(index, given, replace_first(output, _alias(first_of(output)))))
+                return output
+
+            install(layer, tap)
+            stack.callback(uninstall, layer, tap)
+        seen.logits = first_of(model(mx.zeros(PROBE_SHAPE, dtype=mx.int32)))
+    return seen
+
+
+def prove(model: Module, layers: Sequence[Module]) -> Proof | str:
+    """What the blocks are, or the reason why they are not a decoder."""
+    try:
+        seen = observe(model, layers)
+        reason = _objection(seen, layers)
+        return reason or _chained(model, layers, seen)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError, IndexError, KeyError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return f"a forward pass fails: {first}"
+
+
+def _objection(seen: Observation, layers: Sequence[Module]) -> str | None:
+    """Why the calls are not those of a decoder's blocks, or ``None``."""
+    count, order = len(layers), [call.index for call in seen.calls]
+    if not order:
+        return f"a forward pass never calls the {count} blocks themselves, at most their parts"
+    if order != list(range(count)) * (len(order) // count):
+        return f"a forward pass calls the {count} blocks {len(order)} times, but not all in order"
+    shapes = [_shape(call.output) for call in seen.calls]
+    stream = _active(layers[0])
+    for number, shape in enumerate(shapes):
+        if len(shape) == 4 and stream is not None and shape[1:3] == PROBE_SHAPE and 0 <= stream < shape[0]:
+            continue
+        if len(shape) == 4:
+            return f"block {order[number]} gives {shape}: several residual streams with no active one"
+        if len(shape) != 3 or shape[:2] != PROBE_SHAPE:
+            return f"block {order[number]} gives {shape or 'no array'}, not (batch, tokens, d_model)"
+    if len({shape[-1] for shape in shapes}) != 1 or len({len(shape) for shape in shapes}) != 1:
+        return f"the blocks give different shapes: {sorted(set(shapes))}"
+    if not isinstance(seen.logits, mx.array) or seen.logits.ndim != 3:
+        return "the model does not give logits (batch, tokens, vocabulary)"
+    return None
+
+
+def _chained(model: Module, layers: Sequence[Module], seen: Observation) -> Proof | str:
+    """The proof, if each block reads what the one before it gave and the logits follow from the last one."""
+    numbers = np.random.default_rng(0)
+    last = len(seen.calls) - 1
+
+    def made(call: Seen) -> mx.array:
+        hidden = first_of(call.output)
+        return mx.array(numbers.normal(size=hidden.shape).astype(np.float32)).astype(hidden.dtype)
+
+    stream = _active(layers[0]) if first_of(seen.calls[0].output).ndim == 4 else None
+    one, two = [made(call) for call in seen.calls], [made(call) for call in seen.calls]
+    if stream is not None:  # only the active stream is another
+        two = [_with_stream(a, b[stream], stream) for a, b in zip(one, two, strict=True)]
+    # A stub is handed over as a new array each time: a model may change it in place.
+    first = observe(model, layers, lambda call, _: one[call] + 0)
+    second = observe(model, layers, lambda call, _: (two if call < last else one)[call] + 0)
+    third = observe(model, layers, lambda call, _: (two if call == last else one)[call] + 0)
+    shape = first_of(seen.calls[0].output).shape
+    common: set[Argument] = {key for key, array in seen.calls[0].given.items() if array.shape == shape}
+    for number in range(1, last + 1):
+        common &= _changed(first.calls[number], second.calls[number])
+        if not common:
+            return f"block {seen.calls[number].index} does not read what the block before it gives"
+    if not common:
+        return "the one block is given no residual"
+    if bool(mx.array_equal(first.logits, third.logits)):
+        return "the logits do not depend on what the last block gives"
+    output = seen.calls[-1].output
+    return Proof(
+        d_model=int(first_of(output).shape[-1]),
+        vocab_size=int(seen.logits.shape[-1]),
+        dtype=first_of(output).dtype,
+        tuple_output=isinstance(output, (tuple, list)),
+        passes=len(seen.calls) // len(layers),
+        stream=stream,
+        argument=min(common, key=str),
+        closed=stream is None and bool(mx.array_equal(first.logits, second.logits)),
+    )
+
+
+def _active(block: Module) -> int | None:
+    """The active one of a block's residual streams (AltUp: Baykal et al. 2023; Gemma 3n), ``None`` without any."""
+    for holder in (getattr(block, "config", None), getattr(block, "args", None), block):
+        value = getattr(holder, "altup_active_idx", None)
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def _with_stream(streams: mx.array, new: mx.array, stream: int) -> mx.array:
+    return mx.concatenate([streams[:stream], new[None], streams[stream + 1 :]])
+
+
+def _shape(output: Any) -> tuple[int, ...]:
+    hidden = first_of(output)
+    return tuple(hidden.shape) if isinstance(hidden, mx.array) else ()
+
+
+def _changed(one: Seen, two: Seen) -> set[Argument]:
+    """The arguments that differ between two calls: the ones that carry the residual."""
+    return {key for key, array in one.given.items() if not bool(mx.array_equal(array, two.given[key]))}
+
+
+def _arrays(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[Argument, mx.array]:
+    given: list[tuple[Argument, Any]] = [*enumerate(args), *kwargs.items()]
+    return {key: _alias(value) for key, value in given if isinstance(value, mx.array)}
+
+
+def _alias(value: Any) -> Any:
+    """The same array as another object: a model may go on to change the one it holds in place."""
+    return value.astype(value.dtype) if isinstance(value, mx.array) else value
