@@ -88,7 +88,7 @@ def config_of(request: Request, d_model: int) -> TrainConfig:
 
     values: dict[str, Any] = {"architecture": request.arch, "normalize": request.normalize}
     defaults = TrainConfig(width=1, k=1)
-    whole = max(request.tokens, request.batch)
+    some = max(request.batch, request.tokens // 8)
     return TrainConfig(
         width=request.width or 16 * d_model,
         k=request.k,
@@ -97,9 +97,9 @@ def config_of(request: Request, d_model: int) -> TrainConfig:
         learning_rate=request.learning_rate,
         matryoshka=prefixes(request.matryoshka),
         evaluate_every=request.evaluate_every,
-        pool_tokens=max(request.batch, min(defaults.pool_tokens, whole // 4)),
-        calibration_tokens=min(defaults.calibration_tokens, whole),
-        evaluation_tokens=min(defaults.evaluation_tokens, whole),
+        pool_tokens=min(defaults.pool_tokens, 2 * some),
+        calibration_tokens=min(defaults.calibration_tokens, some),
+        evaluation_tokens=min(defaults.evaluation_tokens, some),
         seed=request.seed,
         **values,
     )
