@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import mlx.core as mx
 import numpy as np
 
 from lens_tui.records import FloatArray, LensError, Origin, SteeringVector
+from lens_tui.records.sanitise import one_line
 
 from .checks import as_numpy, check_vector
+from .unembed import Convention, Unembedding, find_unembedding
+from .vectors_contrast import Over, plain
 
 if TYPE_CHECKING:
     from .model import LensModel
     from .tokens import Prompt
-
-Over = Literal["last", "all"]
 
 # Plain sentences for the norm of a residual where nothing else is given.
 SAMPLE_TEXTS = (
@@ -54,8 +55,8 @@ def mean_difference(
     facts: dict[str, Any] = {
         "method": "mean_difference",
         "over": over,
-        "positive": [_plain(text) for text in positive],
-        "negative": [_plain(text) for text in negative],
+        "positive": [plain(text) for text in positive],
+        "negative": [plain(text) for text in negative],
     }
     facts["sha256"] = hashlib.sha256(repr((facts["positive"], facts["negative"])).encode()).hexdigest()
     origin = Origin("prompts", facts)
@@ -71,12 +72,58 @@ def random_unit(lens: LensModel, name: str, layer: int, *, seed: int = 0, site: 
     return SteeringVector.of(name, values, where, site=site, model=lens.info.name, origin=origin)
 
 
-def from_array(lens: LensModel, name: str, values: Any, layer: int, *, site: str = "resid_post") -> SteeringVector:
-    """Numbers of shape ``(d_model,)``, checked and made unit; their length is kept as ``norm``."""
+def from_array(
+    lens: LensModel,
+    name: str,
+    values: Any,
+    layer: int,
+    *,
+    site: str = "resid_post",
+    origin: Origin | None = None,
+    max_activation: float | None = None,
+) -> SteeringVector:
+    """Numbers of shape ``(d_model,)``, checked and made unit; their length is kept as ``norm``.
+
+    For a row of an SAE's decoder give ``Origin("feature", {"sae": ..., "feature": ...})`` and the
+    largest activation seen.
+    """
     where = lens.registry.decoder.index(layer)
     array = as_numpy(values)
     check_vector(array, lens.registry.sites.point(where, site).width, f"The vector {name!r}")
-    return SteeringVector.of(name, array, where, site=site, model=lens.info.name)
+    return SteeringVector.of(
+        name, array, where, site=site, model=lens.info.name, origin=origin, max_activation=max_activation
+    )
+
+
+def from_token(
+    lens: LensModel,
+    token: str | int,
+    layer: int,
+    *,
+    name: str = "",
+    kind: Literal["unembedding", "embedding"] = "unembedding",
+    convention: Convention = "norm",
+    site: str = "resid_post",
+) -> SteeringVector:
+    """The direction of one token: its row of the unembedding, or what it puts into the residual stream.
+
+    ``unembedding`` rows are multiplied by the final norm's gain unless ``convention`` is
+    ``"raw"``: adding the direction to the last residual then raises the token's own logit most for its length,
+    up to the norm's division. ``embedding`` is the token's residual before the first block, with the
+    model's embedding scale (and its first position's embedding, where it has such). ``token`` is an id,
+    or a text that is one token. Raises :class:`LensError` for any other text.
+    """
+    where = lens.registry.decoder.index(layer)
+    at = _token_id(lens, token)
+    if kind == "unembedding":
+        values = _unembedding_row(find_unembedding(lens.registry.decoder), at, convention)
+    elif kind == "embedding":
+        values = np.array(lens.residuals([at], 0, site="resid_pre").astype(mx.float32))[0]
+    else:
+        raise LensError(f"There is no kind {kind!r} of token vector.", "Use 'unembedding' or 'embedding'.")
+    shown = lens.tokens.display(at)
+    facts = {"token": at, "text": shown, "kind": kind, "convention": convention}
+    return from_array(lens, name or f"token {shown}", values, where, site=site, origin=Origin("token", facts))
 
 
 def residual_norm(
@@ -107,8 +154,22 @@ def _activations(lens: LensModel, text: Prompt, layer: int, site: str, *, raw: b
     return h, keep if keep.any() else np.ones(len(ids), dtype=bool)
 
 
-def _plain(prompt: Prompt) -> Any:
-    """A prompt as JSON data."""
-    if isinstance(prompt, str):
-        return prompt
-    return [dict(item) if isinstance(item, Mapping) else int(item) for item in prompt]
+def _token_id(lens: LensModel, token: str | int) -> int:
+    if isinstance(token, int):
+        return lens.tokens.check([token])[0]
+    special = lens.tokens.special_ids()
+    ids = [item for item in lens.tokens.encode(token) if item not in special]
+    if len(ids) != 1:
+        pieces = " ".join(lens.tokens.display(item) for item in ids)
+        raise LensError(f"{one_line(token, 40)!r} is {len(ids)} tokens ({one_line(pieces, 80)}).", "Give one token.")
+    return ids[0]
+
+
+def _unembedding_row(unembedding: Unembedding, token: int, convention: Convention) -> FloatArray:
+    start = 0
+    for rows in unembedding.rows():
+        if token < start + rows.shape[0]:
+            row: FloatArray = np.array(rows[token - start])
+            return row * unembedding.gain if convention == "norm" else row
+        start += rows.shape[0]
+    raise LensError(f"The unembedding has no row {token}.")

@@ -1,0 +1,104 @@
+"""Texts side by side in one forward, each row with interventions of its own: what vectors and measures are read from.
+
+Rows are padded at their end. The models are causal, so that no real token sees
+the padding; what is there is never read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from lens_tui.records import FloatArray, Intervention, LensError
+
+from .capture import CaptureResult
+from .checks import checked
+from .meter import Meter
+from .program import Key
+from .proxy import first_of
+from .registry import Entry, Plan, Recorder, Run
+
+if TYPE_CHECKING:
+    from .model import LensModel
+
+Ids = Sequence[int]
+MAX_LOGITS = 1 << 27
+"""Logits of one forward, at most, unless a single row has more: 512 MB in float32."""
+MAX_ROWS = 32
+
+
+def forward_rows(
+    lens: LensModel,
+    rows: Sequence[Ids],
+    plans: Sequence[Sequence[Intervention]] = ((),),
+    n_prompt: Sequence[int] | None = None,
+    recorders: Sequence[Recorder] = (),
+) -> mx.array:
+    """Logits ``(rows, longest, vocabulary)``, lazy; what holds in blocks around the call is left out.
+
+    ``plans`` has one sequence of interventions for every row, or one for all.
+    ``n_prompt`` says where each row's prompt ends (by default at its end). Raises
+    :class:`LensError` for interventions that had to move a row and did not.
+    """
+    registry = lens.registry
+    entries = [[Entry(registry, checked(item, registry)) for item in plan] for plan in plans]
+    plan = Plan(entries, recorders)
+    ids = mx.array(_padded(rows))
+    ends = mx.array(np.asarray(n_prompt if n_prompt is not None else [len(row) for row in rows], np.int32))
+    meter = Meter() if any(entries) else None
+    run = Run(registry, plan, ends, None, meter)
+    registry.need(plan.keys)
+    try:
+        with registry.running(run):
+            logits: mx.array = first_of(registry.decoder.root(ids))
+    finally:
+        registry.release(plan.keys)
+    if meter is not None:
+        for key, program in registry.programs(plan).items():
+            for row, must in enumerate(program.must_move):
+                if must:
+                    meter.check_moved(row, [key], "Steering")
+    return logits
+
+
+def read_rows(
+    lens: LensModel, rows: Sequence[Ids], keys: Sequence[Key], plans: Sequence[Sequence[Intervention]] = ((),)
+) -> Iterator[tuple[int, dict[Key, mx.array]]]:
+    """For each row its number and its activations ``(tokens, width)`` at the sites, evaluated, in batches."""
+    for batch in in_batches([len(row) for row in rows], 1, max_logits=1 << 40):
+        result = CaptureResult(lens.registry, tuple(keys), by_site=True)
+        forward_rows(lens, [rows[at] for at in batch], plans, recorders=(result,))
+        held = {key: result[key] for key in keys}
+        for place, at in enumerate(batch):
+            yield at, {key: held[key][place, : len(rows[at])] for key in keys}
+
+
+def in_batches(lengths: Sequence[int], vocabulary: int, *, max_logits: int = MAX_LOGITS) -> Iterator[list[int]]:
+    """Row numbers in batches of similar length, so that little is padded and no forward holds too many logits."""
+    order = sorted(range(len(lengths)), key=lambda at: (lengths[at], at))
+    batch: list[int] = []
+    for at in order:
+        if batch and (len(batch) >= MAX_ROWS or (len(batch) + 1) * lengths[at] * vocabulary > max_logits):
+            yield batch
+            batch = []
+        batch.append(at)
+    if batch:
+        yield batch
+
+
+def as_float(array: mx.array) -> FloatArray:
+    """An MLX array of any float type as float32 numpy."""
+    return np.array(array.astype(mx.float32))
+
+
+def _padded(rows: Sequence[Ids]) -> NDArray[np.int32]:
+    if not rows or not all(len(row) for row in rows):
+        raise LensError("A text has no tokens.", "Leave empty texts out.")
+    table = np.zeros((len(rows), max(len(row) for row in rows)), np.int32)
+    for at, row in enumerate(rows):
+        table[at, : len(row)] = row
+    return table
