@@ -35,6 +35,8 @@ def read_json(path: Path) -> dict[str, Any]:
         if size > _MAX_JSON:
             raise LensError(f"{shown(path)} has {size / 1e6:.0f} MB, too many for a configuration.", AGAIN)
         value = json.loads(path.read_text(encoding="utf-8"))
+    except LensError:
+        raise
     except OSError as error:
         raise LensError(
             f"{shown(path)} cannot be read: {error.strerror}.", "Check the path and permissions."

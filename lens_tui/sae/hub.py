@@ -22,13 +22,15 @@ def fetch_file(
 ) -> Path | None:
     """The local path of one file of a repository, fetched if it is not cached; ``None`` if the repository lacks it.
 
+    What ``progress`` raises ends the transfer and is passed on; the next call takes it up again.
     Raises ``LensError`` for everything else that can go wrong with a hub.
     """
     quiet()
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    options: dict[str, Any] = {} if progress is None else {"tqdm_class": _bar(progress)}
+    mine: list[BaseException] = []
+    options: dict[str, Any] = {} if progress is None else {"tqdm_class": _bar(progress, mine)}
     try:
         return Path(hf_hub_download(repo_id, name, revision=revision, cache_dir=cache_dir, **options))
     except LocalEntryNotFoundError as error:
@@ -36,6 +38,8 @@ def fetch_file(
     except EntryNotFoundError:
         return None
     except Exception as error:
+        if error in mine:
+            raise
         raise _explained(error, repo_id) from error
 
 
@@ -89,8 +93,8 @@ def quiet() -> None:
         os.environ.setdefault(name, "1")
 
 
-def _bar(progress: Progress) -> Any:
-    """A stand-in for tqdm that reports bytes."""
+def _bar(progress: Progress, raised: list[BaseException]) -> Any:
+    """A stand-in for tqdm that reports bytes, and notes what the report raises."""
 
     class Bar:
         def __init__(self, *_: Any, **options: Any) -> None:
@@ -98,7 +102,11 @@ def _bar(progress: Progress) -> Any:
 
         def update(self, n: float | None = 1) -> None:
             self.n += int(n or 0)
-            progress(self.n, max(self.total, self.n))
+            try:
+                progress(self.n, max(self.total, self.n))
+            except BaseException as error:
+                raised.append(error)
+                raise
 
         def __enter__(self) -> Bar:
             return self

@@ -19,8 +19,10 @@ from .definition import check
 from .encoder import Residence
 from .formats import FORMATS
 from .formats.parts import Facts, Parts, Source
+from .hub import Progress
 from .identity import content_id
 from .kinds import build, with_shape
+from .remote import fetch_sae, is_hub_id
 
 
 def load_sae(
@@ -32,9 +34,14 @@ def load_sae(
     residence: Residence | None = None,
     dtype: mx.Dtype = mx.float32,
     input_scale: float | None = None,
+    revision: str | None = None,
+    progress: Progress | None = None,
     extra_provenance: Mapping[str, str] | None = None,
 ) -> SAE:
-    """Load an SAE or transcoder from a folder or weight file.
+    """Load an SAE or transcoder from a folder or weight file, or from the hub by ``org/name/folder``.
+
+    From the hub, only its weights and configuration are fetched (of ``revision``, with ``progress(done, total)`` in
+    bytes), and nothing if they are in the hub's cache.
 
     The format is recognised by the names of files and tensors. What the SAE reads, from which model and layer, is
     taken from its configuration or, where it has none, from the names of its folders; ``info.provenance``
@@ -48,7 +55,12 @@ def load_sae(
 
     Raises ``LensError`` for whatever is wrong with the path, the file or its contents.
     """
-    parts, info = _open(path, site, layer, model_name, input_scale, extra_provenance or {})
+    extra = dict(extra_provenance or {})
+    place = Path(path).expanduser()
+    if not place.exists() and isinstance(path, str) and is_hub_id(path):
+        place = fetch_sae(path, revision, progress)
+        extra.setdefault("repository", path)
+    parts, info = _open(place, site, layer, model_name, input_scale, extra, name=str(path))
     return build(parts.definition, parts.weights, info, residence=residence, dtype=dtype)
 
 
@@ -72,11 +84,14 @@ def _open(
     model_name: str | None,
     input_scale: float | None,
     extra: Mapping[str, str],
+    *,
+    name: str = "",
 ) -> tuple[Parts, SAEInfo]:
     place = Path(path).expanduser()
     if not place.exists():
-        raise LensError(f"There is no SAE at {one_line(str(path), 120)}.", "Check the path.")
-    source = Source(place, one_line(str(path), 200), input_scale)
+        hint = "Give a file, a folder, or org/name/folder at the hub."
+        raise LensError(f"There is no SAE at {one_line(str(path), 120) or 'an empty path'}.", hint)
+    source = Source(place, one_line(name or str(path), 200), input_scale)
     found = next((form for form in FORMATS if form.recognises(source)), None)
     if found is None:
         raise LensError(f"{shown(place)} is no SAE of a known format.", _look_around(place))

@@ -1,0 +1,163 @@
+"""SAEs from a stand-in of the hub on this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from lens_tui.records import LensError
+from lens_tui.sae import JumpReLUSAE, load_sae
+
+from tests.hub import FakeHub
+
+from .makers import numbers, write_json, write_safetensors, write_torch
+
+REPO = "google/gemma-scope-2-270m-it"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with FakeHub().serve() as served:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", served.url)
+        monkeypatch.setattr("huggingface_hub.hf_api.ENDPOINT", served.url, raising=False)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", served.url + TEMPLATE)
+        monkeypatch.setattr(
+            "huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", served.url + TEMPLATE, raising=False
+        )
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path / "cache"), raising=False)
+        yield served
+
+
+TEMPLATE = "/{repo_id}/resolve/{revision}/{filename}"
+
+
+def gemma(folder: str, tmp_path: Path, seed: int = 0, config: bool = True) -> dict[str, bytes]:
+    w = numbers(seed)
+    names = ("w_enc", "w_dec", "b_enc", "b_dec", "threshold")
+    path = write_safetensors(tmp_path / "made" / "params.safetensors", {name: w[name] for name in names})
+    layer = folder.split("layer_")[1].split("_")[0]
+    hook = f"model.layers.{layer}.output"
+    facts = {"hf_hook_point_in": hook, "hf_hook_point_out": hook, "l0": 15, "model_name": "google/gemma-3-270m-it"}
+    files = {f"{folder}/params.safetensors": path.read_bytes(), f"{folder}/examples.safetensors": b"x" * 1000}
+    return files | ({f"{folder}/config.json": json.dumps(facts).encode()} if config else {})
+
+
+@pytest.fixture
+def scope(hub: FakeHub, tmp_path: Path) -> FakeHub:
+    files = gemma("resid_post/layer_5_width_16k_l0_small", tmp_path)
+    files |= gemma("resid_post_all/layer_5_width_16k_l0_small", tmp_path, seed=1)
+    files |= gemma("resid_post_all/layer_6_width_16k_l0_small", tmp_path, seed=2)
+    files |= gemma("resid_post_all/layer_7_width_262k_l0_big", tmp_path, seed=3, config=False)
+    hub.repos[REPO] = files
+    return hub
+
+
+def test_two_files_and_no_more_with_progress(scope: FakeHub) -> None:
+    seen: list[tuple[int, int]] = []
+    sae = JumpReLUSAE.from_gemma_scope(
+        REPO, 5, "16k", "l0_small", progress=lambda done, total: seen.append((done, total))
+    )
+    assert (sae.info.layer, sae.info.site, sae.info.l0) == (5, "resid_post", 15)
+    assert sae.info.provenance["folder"] == "resid_post/layer_5_width_16k_l0_small (the set of four layers)"
+    assert sae.info.provenance["revision"] == scope.commit
+    assert scope.fetched("params.safetensors") == 1
+    assert scope.fetched("config.json") == 1
+    assert scope.fetched("examples.safetensors") == 0
+    assert seen
+    assert seen[-1][0] == seen[-1][1] > 1000
+
+
+def test_a_layer_outside_the_four_is_in_the_set_of_every_layer(scope: FakeHub) -> None:
+    sae = JumpReLUSAE.from_gemma_scope(REPO, 6, "16k", "l0_small")
+    assert sae.info.layer == 6
+    assert "the set of every layer" in sae.info.provenance["folder"]
+    asked = [path for _, path, _ in scope.asked]
+    assert not any("/resid_post/" in path for path in asked)
+
+
+def test_a_folder_without_a_config_is_read_by_its_names(scope: FakeHub) -> None:
+    sae = JumpReLUSAE.from_gemma_scope(REPO, 7, "262k", "l0_big")
+    assert (sae.info.layer, sae.info.site, sae.info.model_name) == (7, "resid_post", "google/gemma-3-270m-it")
+    assert "names" in sae.info.provenance["site"]
+
+
+def test_the_cache_is_used_without_a_network(scope: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = JumpReLUSAE.from_gemma_scope(REPO, 6, "16k", "l0_small")
+    asked = len(scope.asked)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    second = JumpReLUSAE.from_gemma_scope(REPO, 6, "16k", "l0_small")
+    assert len(scope.asked) == asked
+    assert first.info.id == second.info.id
+    with pytest.raises(LensError, match="not in the cache"):
+        JumpReLUSAE.from_gemma_scope(REPO, 7, "262k", "l0_big")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((REPO, 5, "16k", "l0_big"), "Of layer 5 it has width 16k l0_small"),
+        ((REPO, 4, "16k", "l0_small"), "It has layers 5, 6, 7"),
+        ((REPO, 18, "16k", "l0_small"), "its 18 layers are 0 to 17"),
+        (("google/gemma-scope-2-2b-it", 5, "16k", "l0_small"), "SIZE is one of 270m, 1b, 4b, 12b, 27b"),
+        (("google/gemma-scope-2-1b-it", 7, "16k", "l0_small"), "no google/gemma-scope-2-1b-it on the hub"),
+        ((REPO, 5, "16k", "l0_small", "resid_mid"), "Its sites are resid_post"),
+    ],
+)
+def test_what_does_not_exist_is_refused_naming_what_does(
+    scope: FakeHub, arguments: tuple[object, ...], words: str
+) -> None:
+    with pytest.raises(LensError) as caught:
+        JumpReLUSAE.from_gemma_scope(*arguments)  # type: ignore[arg-type]
+    assert words in str(caught.value)
+
+
+def test_an_interrupted_download_is_taken_up_again(scope: FakeHub) -> None:
+    data = scope.repos[REPO]["resid_post/layer_5_width_16k_l0_small/params.safetensors"]
+
+    class Stop(Exception):
+        pass
+
+    def stop(done: int, total: int) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        JumpReLUSAE.from_gemma_scope(REPO, 5, "16k", "l0_small", progress=stop)
+    sae = JumpReLUSAE.from_gemma_scope(REPO, 5, "16k", "l0_small")
+    assert (Path(sae.info.path) / "params.safetensors").read_bytes() == data
+
+
+def test_load_sae_by_its_place_at_the_hub(hub: FakeHub, tmp_path: Path) -> None:
+    w = numbers()
+    tensors = {
+        "encoder.weight": w["w_enc"].T.copy(),
+        "encoder.bias": w["b_enc"],
+        "W_dec": w["w_dec"],
+        "b_dec": w["b_dec"],
+    }
+    made = write_safetensors(tmp_path / "s" / "sae.safetensors", tensors)
+    write_json(tmp_path / "s" / "cfg.json", {"k": 7})
+    q = write_torch(
+        tmp_path / "q" / "layer3.sae.pt",
+        {"W_enc": w["w_enc"].T.copy(), "W_dec": w["w_dec"].T.copy(), "b_enc": w["b_enc"], "b_dec": w["b_dec"]},
+    )
+    hub.repos["EleutherAI/sae-x"] = {
+        "config.json": b'{"model": "some/model"}',
+        "layers.2/sae.safetensors": made.read_bytes(),
+        "layers.2/cfg.json": (tmp_path / "s" / "cfg.json").read_bytes(),
+        "layers.3/sae.safetensors": b"broken",
+    }
+    hub.repos["Qwen/SAE-Res-Qwen3-8B-Base-W64K-L0_6"] = {"layer3.sae.pt": q.read_bytes()}
+    sae = load_sae("EleutherAI/sae-x/layers.2")
+    assert (sae.info.layer, sae.info.model_name, sae.info.k) == (2, "some/model", 7)
+    assert hub.fetched("sae.safetensors") == 1
+    sae = load_sae("Qwen/SAE-Res-Qwen3-8B-Base-W64K-L0_6/layer3.sae.pt")
+    assert (sae.info.layer, sae.info.k, sae.info.model_name) == (3, 6, "Qwen/Qwen3-8B-Base")
+    with pytest.raises(LensError, match=r"layers\.2, layers\.3"):
+        load_sae("EleutherAI/sae-x")
+    with pytest.raises(LensError, match="no nobody/nothing on the hub"):
+        load_sae("nobody/nothing")
+    with pytest.raises(LensError, match="There is no SAE at"):
+        load_sae("/no/such/place")
