@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from lens_tui.records.fit import FitReport
+
     IntArray = NDArray[np.int32]
 else:  # only ever an annotation
     IntArray = Any
@@ -90,6 +92,14 @@ class SAELoaded(Event):
     """An SAE is ready to encode. Its ``info.id`` is what later jobs name it by."""
 
     info: SAEInfo
+
+
+@dataclass(frozen=True, slots=True)
+class SAEChecked(Event):
+    """Whether the SAE of that id fits the model, measured on one short text."""
+
+    sae: str
+    report: FitReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +223,34 @@ class FeaturePage(Event):
     suppressed: tuple[TokenWeight, ...]
     vector: SteeringVector
     extras: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSet(Event):
+    """Your label of a feature was written down; ``label`` is empty if it was taken away."""
+
+    sae: str
+    feature: int
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFeature:
+    """A feature that was looked for: what it is called and why it was found (``label`` or ``promotes ‘sea’``)."""
+
+    feature: int
+    name: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class FeaturesFound(Event):
+    """The features that words lead to, best first, each once. ``indexed``: promoted tokens could be searched too."""
+
+    sae: str
+    words: str
+    found: tuple[FoundFeature, ...]
+    indexed: bool
 
 
 @dataclass(frozen=True, slots=True)

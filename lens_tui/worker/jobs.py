@@ -36,9 +36,14 @@ class UnloadModel(Job):
 
 @dataclass(frozen=True, slots=True)
 class LoadSAE(Job):
-    """Load an SAE from a path (file or folder) or a bundled name. Events: Progress, SAELoaded."""
+    """Load an SAE from a path (file or folder) or a bundled name. Events: Progress, SAELoaded, SAEChecked, Notice.
+
+    Once it is ready it is put on the tensors it could be for, over one short text (``check``; a bundled SAE on
+    the bundled model is not measured again). If it does not fit, a Notice says so.
+    """
 
     path: str
+    check: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,24 @@ class ReadFeature(Job):
     sae: str
     feature: int
     top_tokens: int = 10
+
+
+@dataclass(frozen=True, slots=True)
+class SetLabel(Job):
+    """Give a feature your label; blank text takes it away, the one before stays in the history. Events: LabelSet."""
+
+    sae: str
+    feature: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class FindFeatures(Job):
+    """Features by words: in labels, then among the tokens they promote (that needs an index). Events: FeaturesFound."""
+
+    sae: str
+    words: str
+    top_k: int = 50
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,8 @@ TABLE: dict[type[jobs.Job], str] = {
     jobs.Compare: "compare:compare",
     jobs.Encode: "features:encode",
     jobs.ReadFeature: "features:read_feature",
+    jobs.SetLabel: "words:set_label",
+    jobs.FindFeatures: "words:find_features",
     jobs.VectorFromFeature: "vectors:from_feature",
     jobs.VectorFromPrompts: "vectors:from_prompts",
     jobs.RandomVector: "vectors:random_vector",

@@ -66,10 +66,35 @@ def unload_model(control: Control, job: jobs.UnloadModel, context: Context) -> I
 
 
 def load_sae(control: Control, job: jobs.LoadSAE, context: Context) -> Iterator[ev.Event]:
-    """Load an SAE that fits the model by its shape; whether it fits by its numbers is another job's question."""
+    """Load an SAE that fits the model by its shape, then measure whether it fits by its numbers."""
     control.progress("sae")
     sae = open_sae(job.path, context)
     yield ev.SAELoaded(control.id, sae.info)
+    if job.check and not _is_bundled(sae.info, context):
+        control.progress("fit")
+        yield from _fit(control, sae, context)
+
+
+def _fit(control: Control, sae: SAE, context: Context) -> Iterator[ev.Event]:
+    from lens_tui.worker.fitting import check_sae
+
+    name = one_line(sae.info.name, 60)
+    try:
+        report = check_sae(context.need_model(), sae)
+    except LensError as error:  # the SAE is loaded all the same: not knowing is not a reason to refuse it
+        yield ev.Notice(control.id, f"Whether {name} fits could not be measured: {one_line(error.message)}")
+        return
+    yield ev.SAEChecked(control.id, sae.info.id, report)
+    if not report.fits:
+        hint = f"Load it with layer {report.better[0]} and site {report.better[1]}." if report.better else ""
+        yield ev.Notice(control.id, f"{name}: {one_line(report.sentence, 300)}", hint)
+
+
+def _is_bundled(info: SAEInfo, context: Context) -> bool:
+    """Whether SAE and model came together, measured when they were made."""
+    model = context.need_model().info
+    paths = {str(path) for path in demo.sae_paths().values()}
+    return info.path in paths and model.path == str(demo.model_path())
 
 
 def open_sae(path_or_id: str, context: Context) -> SAE:
