@@ -15,7 +15,7 @@ def applied(definition: Definition, x: mx.array) -> mx.array:
     if definition.normalize == "none":
         return x if definition.input_scale == 1.0 else x * definition.input_scale
     shift, scale = _statistics(definition, x)
-    return (x if shift is None else x - shift) / scale
+    return x / scale if shift is None else (x - shift) / (scale + 1e-5)
 
 
 def undone(definition: Definition, output: mx.array, x: mx.array | None) -> mx.array:
@@ -39,7 +39,7 @@ def factor(definition: Definition, x: mx.array) -> mx.array | float:
 
 
 def _statistics(definition: Definition, x: mx.array) -> tuple[mx.array | None, mx.array]:
-    """What is subtracted from each row and what it is divided by."""
+    """What is subtracted from each row, and its scale."""
     if definition.normalize == "layer_norm":
-        return mx.mean(x, -1, keepdims=True), mx.std(x, -1, keepdims=True, ddof=1) + 1e-5
+        return mx.mean(x, -1, keepdims=True), mx.std(x, -1, keepdims=True, ddof=1)
     return None, mx.linalg.norm(x, axis=-1, keepdims=True) / x.shape[-1] ** 0.5

@@ -278,13 +278,14 @@ def test_saelens_normalisation(tmp_path: Path, mode: str) -> None:
     x, d = w["x"], w["x"].shape[-1]
     mean = x.mean(-1, keepdims=True) if mode == "layer_norm" else 0.0
     if mode == "layer_norm":
-        # SAELens leaves the 1e-5 out on the way back, a difference below 1e-4.
-        scale = x.std(-1, ddof=1, keepdims=True) + 1e-5
+        # SAELens adds 1e-5 when it divides and leaves it out on the way back.
+        scale = x.std(-1, ddof=1, keepdims=True)
     elif mode == "constant_norm_rescale":
         scale = np.linalg.norm(x, axis=-1, keepdims=True) / math.sqrt(d)
     else:
         scale = 1 / 0.6
-    z = jump(((x - mean) / scale - w["b_dec"]) @ w["w_enc"] + w["b_enc"], w["threshold"])
+    into = scale + 1e-5 if mode == "layer_norm" else scale
+    z = jump(((x - mean) / into - w["b_dec"]) @ w["w_enc"] + w["b_enc"], w["threshold"])
     agree(sae, w, z, (z @ w["w_dec"] + w["b_dec"]) * scale + mean)
     if mode == "expected_average_only_in":
         assert np.allclose(np.array(sae.decode(mx.array(z))), (z @ w["w_dec"] + w["b_dec"]) * scale, atol=1e-4)
