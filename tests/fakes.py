@@ -284,7 +284,7 @@ class FakeWorker:
         kl: float | None = 0.0 if arm == 0 else round(0.01 + 3 * noise(arm, step, word) ** 3 * parted, 4)
         if step >= len(lanes[0]):
             kl = None
-        logprob = -round(0.05 + 3 * noise(word, step), 4)
+        logprob = -round(0.05 + 9 * noise(word, step) ** 2, 4)
         rest = [ev.Candidate(token_id(other), other, logprob - 0.7 * (n + 1)) for n, other in enumerate(OTHERS)]
         shown = sanitise_token(word)
         candidates = (ev.Candidate(token_id(word), shown, logprob), *(c for c in rest if c.text != word))[:top]

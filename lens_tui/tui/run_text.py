@@ -26,7 +26,7 @@ from lens_tui.worker.events import (
 Measure = Literal["surprise", "kl", "diff"]
 MEASURES: tuple[Measure, ...] = ("surprise", "kl", "diff")
 MEASURE_NAMES = {
-    "surprise": "surprise, −logp 0.5 to 8 nats",
+    "surprise": "surprise, −logp from 3 nats",
     "kl": "KL to baseline, 0.25 to 16 nats",
     "diff": "not in the baseline",
 }

@@ -248,7 +248,7 @@ async def test_every_arm_can_be_reached_at_any_size(size: tuple[int, int]) -> No
             lane = screen_of(app).lanes.focused_lane
             assert lane is not None
             assert lane.display
-            assert lane.region.width >= min(36, size[0])
+            assert lane.region.width >= min(36 if size[0] < 100 else 23, size[0])
             assert lane.view.has_focus
             assert lane.view.size.height >= 1
             seen.add(lane.number)
@@ -380,3 +380,10 @@ def test_the_command_is_one_that_the_command_line_reads() -> None:
     assert options == {
         "--sae": "s", "--max-tokens": "9", "--seed": "7", "--temp": "0.7", "--top-k": "40"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("width", "lanes"), [(60, 1), (80, 2), (99, 2), (100, 4), (120, 5), (200, 8)])
+def test_a_whole_comparison_fits_side_by_side_at_120_columns(width: int, lanes: int) -> None:
+    from lens_tui.tui.widgets.lane_row import room_for
+
+    assert room_for(width) == lanes

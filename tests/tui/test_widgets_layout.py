@@ -17,7 +17,7 @@ def test_levels_rise_with_the_value_and_use_all_eight_steps() -> None:
     assert [ramps.kl_level(value) for value in values] == list(range(8))
     assert ramps.kl_level(None) == ramps.kl_level(math.nan) == ramps.kl_level(-1.0) == 0
     assert ramps.kl_level(math.inf) == 7
-    assert [ramps.surprisal_level(-value) for value in (0.4, 0.6, 7.0, 9.0)] == [0, 1, 6, 7]
+    assert [ramps.surprisal_level(-value) for value in (2.9, 3.1, 9.0, 11.0)] == [0, 1, 6, 7]
     assert ramps.share_level(0.0, 1.0) == 0
     assert ramps.share_level(1e-9, 1.0) == 1
     assert ramps.share_level(1.0, 1.0) == ramps.share_level(7.0, 1.0) == 7

@@ -26,6 +26,7 @@ from .token_view import TokenView
 
 N_CANDIDATES = 5
 FACTS = 0.2
+MIN_FACTS = 32
 """Seconds between two updates of a lane's figures while it is written."""
 
 
@@ -218,12 +219,13 @@ class Lane(Pane):
             self.stats.content = Content.styled("waiting" if run is not None and run.going else "", "$muted")
             self.foot.content = Content("")
             return
-        facts = [f"{len(text.tokens)}/{run.sampling.max_tokens}"]
+        narrow = self.size.width < MIN_FACTS
+        facts = [f"{len(text.tokens)}" if narrow else f"{len(text.tokens)}/{run.sampling.max_tokens}"]
         if text.perplexity is not None:
             facts += [f"logp {text.mean_logprob:.2f}"] if self.size.width >= 50 else []
             facts.append(f"ppl {text.perplexity:.1f}")
         if text.dose is not None:
-            facts.append(f"moved {text.dose:.2f} |h|")
+            facts.append(f"{'' if narrow else 'moved '}{text.dose:.2f} |h|")
         self.stats.content = Content.styled(" · ".join(facts), "$muted")
         self.foot.content = Content.styled(" · ".join(self._foot_facts(text)), "$muted")
 

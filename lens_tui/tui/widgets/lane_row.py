@@ -12,6 +12,13 @@ from .lane import Lane
 from .token_paint import ShadeMode
 
 MIN_LANE = 36
+DENSE_LANE = 23
+WIDE = 100
+
+
+def room_for(width: int) -> int:
+    """How many lanes fit: roomy ones on a narrow terminal, all five of a full comparison from 115 columns on."""
+    return max(1, width // (DENSE_LANE if width >= WIDE else MIN_LANE))
 
 
 def window(count: int, focused: int, room: int, start: int) -> tuple[int, list[int]]:
@@ -97,8 +104,7 @@ class LaneRow(Horizontal):
         self._show()
 
     def _show(self) -> None:
-        room = max(1, self.size.width // MIN_LANE)
-        self._start, shown = window(len(self.lanes), self.position, room, self._start)
+        self._start, shown = window(len(self.lanes), self.position, room_for(self.size.width), self._start)
         for place, lane in enumerate(self.lanes):
             lane.set_class(place not in shown, "-away")
         for lane in self.lanes:

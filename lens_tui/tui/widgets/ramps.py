@@ -15,8 +15,11 @@ BARS = "▁▂▃▄▅▆▇█"
 DIGITS = "01234567"
 _EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 
-SURPRISAL_STEPS = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
-"""Lower bounds of levels 1 to 7 for ``-logprob`` in nats. A token likelier than 0.6 stays plain."""
+SURPRISAL_STEPS = (3.0, 4.0, 5.0, 6.0, 7.0, 8.5, 10.0)
+"""Lower bounds of levels 1 to 7 for ``-logprob`` in nats.
+
+A token likelier than 1 in 20 stays plain: shading what is common would shade nearly every token of ordinary text.
+"""
 
 KL_STEPS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Lower bounds of levels 1 to 7 for a KL divergence in nats: each step doubles, from 1/4 to 16.
@@ -39,7 +42,7 @@ def kl_level(value: float | None) -> int:
 
 
 def surprisal_level(logprob: float | None) -> int:
-    """The level of a log-probability (nats): 0 for a sure token, 7 from 8 nats of surprise."""
+    """The level of a log-probability (nats): 0 for a sure token, 7 from 10 nats of surprise."""
     return 0 if logprob is None else step_level(-logprob, SURPRISAL_STEPS)
 
 

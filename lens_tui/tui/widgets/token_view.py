@@ -151,8 +151,17 @@ class TokenView(ScrollView, can_focus=True):
             self.scroll_to(y=target, animate=False, force=True)
 
     def _trim(self) -> None:
-        """Give back reserved rows that are not on the screen."""
-        shown = self.scroll_offset.y + self.scrollable_content_region.height
+        """Give back the reserved rows at the end of a stream.
+
+        Whoever followed the pen sees as much of the text as fits, its end at the
+        bottom; whoever scrolled away keeps the place.
+        """
+        height = self.scrollable_content_region.height
+        if self.follow:
+            self._resize_virtual()
+            self.scroll_to(y=max(0, self._rows - height), animate=False, force=True)
+            return
+        shown = self.scroll_offset.y + height
         self._resize_virtual(reserve=max(0, min(self.virtual_size.height, shown) - self._rows))
 
     def on_resize(self) -> None:
