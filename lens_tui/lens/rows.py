@@ -6,7 +6,7 @@ the padding; what is there is never read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -18,12 +18,13 @@ from lens_tui.records import FloatArray, Intervention, LensError
 from .capture import CaptureResult
 from .checks import checked
 from .meter import Meter
-from .program import Key
+from .program import Key, Program
 from .proxy import first_of
 from .registry import Entry, Plan, Recorder, Run
 
 if TYPE_CHECKING:
     from .model import LensModel
+    from .tokens import Span
 
 Ids = Sequence[int]
 MAX_LOGITS = 1 << 27
@@ -37,20 +38,23 @@ def forward_rows(
     plans: Sequence[Sequence[Intervention]] = ((),),
     n_prompt: Sequence[int] | None = None,
     recorders: Sequence[Recorder] = (),
+    *,
+    spans: tuple[Span, ...] | None = None,
+    meter: Meter | None = None,
 ) -> mx.array:
     """Logits ``(rows, longest, vocabulary)``, lazy; what holds in blocks around the call is left out.
 
     ``plans`` has one sequence of interventions for every row, or one for all.
-    ``n_prompt`` says where each row's prompt ends (by default at its end). Raises
-    :class:`LensError` for interventions that had to move a row and did not.
+    ``n_prompt`` says where each row's prompt ends (by default at its end), ``spans`` which chat
+    roles all rows share. Raises :class:`LensError` for interventions that had to move a row and did not.
     """
     registry = lens.registry
     entries = [[Entry(registry, checked(item, registry)) for item in plan] for plan in plans]
     plan = Plan(entries, recorders)
     ids = mx.array(_padded(rows))
     ends = mx.array(np.asarray(n_prompt if n_prompt is not None else [len(row) for row in rows], np.int32))
-    meter = Meter() if any(entries) else None
-    run = Run(registry, plan, ends, None, meter)
+    meter = meter or (Meter() if any(entries) else None)
+    run = Run(registry, plan, ends, spans, meter)
     registry.need(plan.keys)
     try:
         with registry.running(run):
@@ -58,10 +62,7 @@ def forward_rows(
     finally:
         registry.release(plan.keys)
     if meter is not None:
-        for key, program in registry.programs(plan).items():
-            for row, must in enumerate(program.must_move):
-                if must:
-                    meter.check_moved(row, [key], "Steering")
+        _check_moved(registry.programs(plan), meter)
     return logits
 
 
@@ -93,6 +94,18 @@ def in_batches(lengths: Sequence[int], vocabulary: int, *, max_logits: int = MAX
 def as_float(array: mx.array) -> FloatArray:
     """An MLX array of any float type as float32 numpy."""
     return np.array(array.astype(mx.float32))
+
+
+def _check_moved(programs: Mapping[Key, Program], meter: Meter) -> None:
+    for key, program in programs.items():
+        for row, must in enumerate(program.must_move):
+            if must and not meter.doses(row, [key]):
+                raise LensError(
+                    f"A steering at layer {key[0]} {key[1]} touches no token of a text.",
+                    "Change its positions, or give longer texts.",
+                )
+            if must:
+                meter.check_moved(row, [key], "Steering")
 
 
 def _padded(rows: Sequence[Ids]) -> NDArray[np.int32]:

@@ -1,0 +1,197 @@
+"""What a steering does, in numbers: each field says what it is and in which unit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+FIRST = 20
+"""Tokens of a continuation over which a mean KL is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaLoss:
+    """Mean next-token NLL of a text set, steered minus unsteered, in nats a token.
+
+    ``low`` and ``high`` bound the 95 % percentile bootstrap interval over texts;
+    ``per_text`` holds the difference of each text's own mean.
+    """
+
+    delta: float
+    low: float
+    high: float
+    base: float
+    steered: float
+    n_texts: int
+    n_tokens: int
+    per_text: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """KL in nats at each token of a teacher-forced continuation: ``forward`` D(base || steered), ``reverse`` the other.
+
+    The means are over the first 20 tokens, the maxima over all.
+    """
+
+    forward: tuple[float, ...]
+    reverse: tuple[float, ...]
+
+    @property
+    def mean_forward(self) -> float:
+        """Mean D(base || steered) of the first 20 tokens."""
+        return _mean(self.forward[:FIRST])
+
+    @property
+    def mean_reverse(self) -> float:
+        """Mean D(steered || base) of the first 20 tokens."""
+        return _mean(self.reverse[:FIRST])
+
+    @property
+    def max_forward(self) -> float:
+        """Largest D(base || steered)."""
+        return max(self.forward)
+
+    @property
+    def max_reverse(self) -> float:
+        """Largest D(steered || base)."""
+        return max(self.reverse)
+
+
+@dataclass(frozen=True, slots=True)
+class Degeneration:
+    """How repetitive a continuation is.
+
+    ``distinct_n`` is the share of n-grams that are different (Li et al. 2016, 1510.03055), ``None``
+    for fewer than n tokens. ``longest_repeat`` is the length of the longest n-gram that
+    occurs twice (it may overlap itself), ``repeat_run`` the tokens of the longest stretch that is one
+    block of at most 64 tokens said again and again. ``zlib_ratio`` is bytes of text over compressed bytes: near 1
+    to 2 for prose of this length, far more for loops.
+    """
+
+    n_tokens: int
+    distinct_1: float | None
+    distinct_2: float | None
+    distinct_3: float | None
+    longest_repeat: int
+    repeat_run: int
+    zlib_ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReadBack:
+    """Activations of a feature over a continuation that is read again with steering off."""
+
+    mean: float
+    max: float
+    per_token: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Controlled:
+    """A measure of a steering, of the same with its sign turned, and of random directions of the same length.
+
+    ``excess`` is the effect minus the mean of the random ones. ``flipped`` is ``None`` where a sign has no meaning.
+    """
+
+    effect: float
+    flipped: float | None
+    random: tuple[float, ...]
+
+    @property
+    def excess(self) -> float | None:
+        """Effect minus the mean over random directions."""
+        return self.effect - _mean(self.random) if self.random else None
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One quantity against the scale, scales ascending.
+
+    ``knee`` is the scale at which the curve bends most away from 0, ``None`` where it
+    does not bend; of two branches, the one of larger reach. ``reversals`` are pairs of neighbouring scales between
+    which the quantity falls although the scale moves away from 0.
+    """
+
+    name: str
+    scales: tuple[float, ...]
+    values: tuple[float, ...]
+    knee: float | None = None
+    reversals: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def monotone(self) -> bool:
+        """Whether the quantity never falls as the scale moves away from 0."""
+        return not self.reversals
+
+
+@dataclass(frozen=True, slots=True)
+class DosePoint:
+    """All that is measured at one scale; perplexities are of the continuation's tokens only.
+
+    ``dose`` is the measured mean ``||delta h|| / ||h||`` of the run. ``on_baseline`` and ``on_own`` are KL along
+    the baseline's continuation and along this one. ``ppl_unsteered`` is how surprising the unsteered model finds the
+    continuation, ``ppl_steered`` how surprising the steered one finds it: a small second and a large
+    first is text that is confidently broken. ``random_delta`` and ``random_kl`` are the same measures for random
+    directions of the same length, and ``flipped_delta`` and ``flipped_kl`` with the sign turned.
+    """
+
+    scale: float
+    dose: float | None
+    delta_loss: DeltaLoss
+    on_baseline: Divergence
+    on_own: Divergence
+    ppl_unsteered: float
+    ppl_steered: float
+    degeneration: Degeneration
+    text: str
+    token_ids: tuple[int, ...]
+    reason: str
+    read_back: ReadBack | None = None
+    random_delta: tuple[float, ...] = ()
+    random_kl: tuple[float, ...] = ()
+    flipped_delta: float | None = None
+    flipped_kl: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DoseResponse:
+    """Points by ascending scale, the baseline's own numbers, and curves by name."""
+
+    points: tuple[DosePoint, ...]
+    baseline_text: str
+    baseline_ids: tuple[int, ...]
+    baseline_ppl: float
+    baseline_degeneration: Degeneration
+    curves: tuple[Curve, ...] = ()
+    baseline_read_back: ReadBack | None = None
+
+    def curve(self, name: str) -> Curve:
+        """The curve of a name. Raises ``KeyError``."""
+        return {curve.name: curve for curve in self.curves}[name]
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleSearch:
+    """The scale that reaches a target, and how it was found.
+
+    ``value`` is the quantity at ``scale`` on the texts it was chosen on, ``held_out`` the same on the other half
+    (``None`` if there was none). ``bracket`` holds the last scales below and above. ``curve`` is every scale
+    that was tried.
+    ``reached`` is false if no scale up to the limit comes to the target; the scale is then the limit.
+    """
+
+    quantity: str
+    target: float
+    scale: float
+    value: float
+    held_out: float | None
+    bracket: tuple[float, float]
+    curve: Curve
+    reached: bool = True
+    evaluations: int = 0
+    notes: tuple[str, ...] = field(default=())
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
