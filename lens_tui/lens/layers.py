@@ -97,7 +97,7 @@ def find_decoder(model: Module) -> Decoder:
         if not isinstance(found, str):
             return _decoder(model, path, owners, layers, found)
         reasons.append(f"{path}: {found}")
-    detail = "; ".join(dict.fromkeys(reasons)) or "it has no list of blocks"
+    detail = reasons[0] if reasons else "it has no list of blocks"
     raise LensError(
         f"The decoder blocks of this {type(model).__module__.rpartition('.')[2]} model cannot be proved ({detail}).",
         "It can be generated from with mlx-lm, but not be steered or read here.",

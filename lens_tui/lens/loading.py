@@ -26,7 +26,12 @@ def load_model(name: str, **load_kwargs: Any) -> tuple[Module, Any, str]:
         )
     try:
         found: Any = load(str(folder) if looks_local else source, **load_kwargs)
-    except (FileNotFoundError, OSError, ValueError, KeyError, TypeError, ImportError) as error:
+    except SystemExit as error:  # mlx-lm's OLMo leaves the process if a package of its own is not there
+        raise LensError(
+            f"The model {name!r} cannot be loaded: mlx-lm's code for it needs a package that is not installed.",
+            "See what mlx-lm printed, and install that package.",
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LensError(
             f"The model {name!r} cannot be loaded: {first}", "Check the name, the files and the network."

@@ -28,6 +28,8 @@ Port = Literal["input", "output"]
 
 ATTENTION_NAMES = (
     "self_attn",
+    "attn.attention",
+    "norm_attn_norm.attn",
     "attn",
     "attention",
     "self_attention",
@@ -147,7 +149,7 @@ def _look_inside(decoder: Decoder) -> list[list[_Seen]]:
 
 
 def _named(block: Module) -> list[tuple[str, Module]]:
-    return [(path, module) for path, module in named(block) if path and path.count(".") <= 1]
+    return [(path, module) for path, module in named(block) if path and path.count(".") <= 2]
 
 
 def _resolve(site: str, calls: list[_Seen]) -> Point | str:
@@ -163,19 +165,29 @@ def _resolve(site: str, calls: list[_Seen]) -> Point | str:
     if site == "attn_z":
         projection = _only(calls, tuple(f"{main.path}.{name}" for name in PROJECTION_NAMES))
         return projection if isinstance(projection, str) else _point(projection.module, "input", projection.given)
-    after = [call for call in calls if call.given is main.output and "." not in call.path]
+    after = [call for call in calls if call.given is main.output and "." not in call.path and _is_norm(call)]
     if len(after) != 1:
         return f"nothing in the block norms the output of {main.path}"
     return _point(after[0].module, "output", after[0].output)
 
 
 def _only(calls: list[_Seen], paths: tuple[str, ...]) -> _Seen | str:
-    found = [call for call in calls if call.path in paths]
+    found = [call for call in calls if call.path in paths and not _misnamed(call, paths)]
     if not found:
         return f"none of its parts is called {', '.join(paths[:4])} or the like"
     if len(found) > 1:
         return f"{found[0].path} is called {len(found)} times, or has a twin"
     return found[0]
+
+
+def _misnamed(call: _Seen, paths: tuple[str, ...]) -> bool:
+    """Whether an MLP stands where attention is looked for (Nemotron-H calls whatever a block has its mixer)."""
+    kind = type(call.module).__name__.lower()
+    return paths is ATTENTION_NAMES and any(name in kind for name in ("mlp", "moe"))
+
+
+def _is_norm(call: _Seen) -> bool:
+    return "norm" in call.path.lower() or "norm" in type(call.module).__name__.lower()
 
 
 def _point(module: Module, port: Port, tensor: Any) -> Point | str:

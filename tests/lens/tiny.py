@@ -28,6 +28,8 @@ def settle(model: Any, seed: int, scale: float = 0.15) -> Any:
     parameters: Any = tree_flatten(model.parameters())
     flat = []
     for name, value in parameters:
+        if not mx.issubdtype(value.dtype, mx.floating):
+            continue
         noise = mx.random.normal(value.shape)
         flat.append((name, noise * scale if value.ndim > 1 else value + 0.1 * noise))
     model.update(tree_unflatten(flat))

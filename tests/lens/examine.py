@@ -1,0 +1,123 @@
+"""What the library does on one tiny model, held against code that knows nothing of it.
+
+The blocks are known here from mlx-lm's own ``model.layers``, and read and steered
+by patching their classes: no proxy, no registry, no site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from lens_tui.lens import LensModel
+from lens_tui.records import LensError
+from lens_tui.records.sites import SITES
+
+from . import architectures, tiny
+
+IDS = tiny.IDS
+STREAM = {"gemma3n": 0}
+"""Models of several residual streams, and the active one."""
+RESIDUAL: dict[str, int | str] = {"talkie": 1, "gptj": "inputs"}
+"""Where a block's argument that is the residual is not the first."""
+SCALE = 3.0
+Change = Callable[[int, mx.array], mx.array]
+
+
+@dataclass
+class Recorded:
+    """Each call's residual before and after, as numpy float32, in order."""
+
+    before: list[np.ndarray[Any, Any]] = field(default_factory=list)
+    after: list[np.ndarray[Any, Any]] = field(default_factory=list)
+
+
+@contextmanager
+def patched(name: str, model: Any, change: Change | None = None) -> Iterator[Recorded]:
+    """Record every call of a block, and change what it gives, by patching the blocks' classes."""
+    seen, blocks = Recorded(), {id(block) for block in model.layers}
+    classes = {type(block): type(block).__call__ for block in model.layers}
+
+    def patch(original: Any) -> Any:
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if id(self) not in blocks:
+                return original(self, *args, **kwargs)
+            where = RESIDUAL.get(name, 0)
+            given = kwargs[where] if isinstance(where, str) else args[where]
+            seen.before.append(numbers(stream_of(name, given)))
+            output = original(self, *args, **kwargs)
+            first = output[0] if isinstance(output, tuple) else output
+            seen.after.append(numbers(stream_of(name, first)))
+            if change is None:
+                return output
+            new = with_stream(name, first, change(len(seen.after) - 1, stream_of(name, first)))
+            return (new, *output[1:]) if isinstance(output, tuple) else new
+
+        return call
+
+    for kind, original in classes.items():
+        setattr(kind, "__call__", patch(original))  # noqa: B010
+    try:
+        yield seen
+    finally:
+        for kind, original in classes.items():
+            setattr(kind, "__call__", original)  # noqa: B010
+
+
+def stream_of(name: str, value: mx.array) -> mx.array:
+    return value[STREAM[name]] if name in STREAM else value
+
+
+def with_stream(name: str, value: mx.array, new: mx.array) -> mx.array:
+    if name not in STREAM:
+        return new
+    return mx.stack([new if index == STREAM[name] else value[index] for index in range(value.shape[0])])
+
+
+def numbers(array: mx.array) -> np.ndarray[Any, Any]:
+    return np.array(array.astype(mx.float32))
+
+
+def row(name: str) -> str:
+    """An architecture's line in docs/architectures.md."""
+    try:
+        lens = LensModel.from_model(architectures.make(name))
+    except SystemExit:
+        return f"| {name} | no | | | mlx-lm leaves the process on import without a package that it does not bring |"
+    except (LensError, RuntimeError) as error:
+        return f"| {name} | no | | | {_reason(error)} |"
+    decoder = lens.registry.decoder
+    found = [set(lens.sites(layer)) for layer in range(lens.n_layers)]
+    inside = [site for site in SITES if site not in ("resid_pre", "resid_post")]
+    parts = [
+        site if all(site in sites for sites in found) else f"({site})"
+        for site in inside
+        if any(site in sites for sites in found)
+    ]
+    return f"| {name} | yes | `{decoder.path}` | {' '.join(parts)} | {_remarks(decoder)} |"
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    if "No Metal back-end" in text:
+        return "runs on Metal only (its own kernels), so not checked here; on Metal it is proved when it is loaded"
+    return text[text.index(":") + 2 : text.rindex(")")] if "cannot be proved" in text else text
+
+
+def _remarks(decoder: Any) -> str:
+    said = []
+    if decoder.tuple_output:
+        said.append("blocks give tuples: the first element")
+    if decoder.passes > 1:
+        said.append(f"{decoder.passes} passes over its blocks: that many times as many layers")
+    if decoder.stream is not None:
+        said.append(f"several residual streams: the active one, {decoder.stream}")
+    if decoder.argument != 0:
+        said.append(f"the residual is the blocks' argument {decoder.argument!r}")
+    if not decoder.closed:
+        said.append("the logits depend on more than the last residual: no readout")
+    return "; ".join(said)

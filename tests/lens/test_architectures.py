@@ -1,0 +1,238 @@
+"""Every architecture of the installed mlx-lm steers, captures and restores exactly, or is refused with the reason."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from lens_tui.lens import LensModel
+from lens_tui.lens.proof import prove
+from lens_tui.records import LensError
+from mlx_lm.models.cache import make_prompt_cache
+
+from . import architectures, examine, tiny
+from .examine import IDS, SCALE, numbers, patched
+
+DOCS = Path(__file__).parents[2] / "docs" / "architectures.md"
+METAL_ONLY = ("bitnet", "muse_spark")
+REFUSED = {
+    "deepseek_v41": "block 0 gives .*: several residual streams with no active one",
+    "iquestloopcoder": "never calls the 4 blocks themselves, at most their parts",
+    "olmo": "",
+}
+WORKING = [
+    name
+    for name in architectures.names()
+    if name not in REFUSED and (name not in METAL_ONLY or mx.metal.is_available())
+]
+HALF_PRECISION = [
+    "llama",
+    "gemma2",
+    "gemma3",
+    "gemma3n",
+    "gemma4_text",
+    "qwen3_5",
+    "qwen3_moe",
+    "gpt_oss",
+    "mamba2",
+    "rwkv7",
+    "falcon_h1",
+    "plamo2",
+]
+MIXTURES = ("qwen3_moe", "gpt_oss")
+
+
+@pytest.fixture(autouse=True)
+def _without_compiling() -> Iterator[None]:
+    """MLX's compiler takes seconds a function on a CPU, and the arithmetic is the same without."""
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
+def rows_of_the_table() -> dict[str, str]:
+    return {match[1]: line for line in DOCS.read_text().splitlines() if (match := re.match(r"\| (\S+) \|", line))}
+
+
+def vector(width: int) -> np.ndarray[Any, Any]:
+    drawn = np.random.default_rng(3).normal(size=width).astype(np.float32)
+    unit: np.ndarray[Any, Any] = drawn / np.linalg.norm(drawn)
+    return unit
+
+
+def test_every_architecture_has_its_line_in_the_table() -> None:
+    table = rows_of_the_table()
+    assert [name for name in table if name != "architecture"] == list(architectures.names())
+
+
+@pytest.mark.parametrize("name", WORKING)
+def test_it_steers_captures_and_restores_exactly(name: str) -> None:
+    model = architectures.make(name)
+    ids = mx.array([IDS])
+    with patched(name, model) as seen:
+        plain = numbers(model(ids))
+    lens = LensModel.from_model(model)
+    assert lens.n_layers == len(seen.after) >= len(model.layers)
+    assert lens.d_model == seen.after[0].shape[-1]
+    classes = [type(module) for _, module in model.named_modules()]
+    with lens.capture(range(lens.n_layers), site=["resid_pre", "resid_post"]) as captured:
+        np.testing.assert_array_equal(numbers(lens.forward(list(IDS))), plain)
+    for layer in range(lens.n_layers):
+        np.testing.assert_array_equal(numbers(captured[layer, "resid_pre"]), seen.before[layer])
+        np.testing.assert_array_equal(numbers(captured[layer, "resid_post"]), seen.after[layer])
+    for layer in range(lens.n_layers):
+        check_steering(name, model, lens, layer, seen.after, plain)
+    assert [type(module) for _, module in model.named_modules()] == classes
+    np.testing.assert_array_equal(numbers(model(ids)), plain)
+    assert examine.row(name) == rows_of_the_table()[name]
+
+
+def check_steering(
+    name: str, model: Any, lens: LensModel, layer: int, outputs: list[np.ndarray[Any, Any]], plain: np.ndarray[Any, Any]
+) -> None:
+    """The residual moves by the dose, the logits are those of code that adds it by itself, and not the plain ones."""
+    unit = vector(lens.d_model)
+    delta = mx.array(unit * SCALE)
+    with lens.steer(layer, unit, SCALE), lens.capture(layer) as after:
+        logits = numbers(lens.forward(list(IDS)))
+    moved = numbers(after[layer]) - outputs[layer]
+    size = max(1.0, float(np.abs(outputs[layer]).max()))
+    np.testing.assert_allclose(moved, np.broadcast_to(unit * SCALE, moved.shape), atol=2e-6 * size)
+    with patched(name, model, lambda call, h: h + delta.astype(h.dtype) if call == layer else h):
+        expected = numbers(model(mx.array([IDS])))
+    finite = np.isfinite(plain)  # Phi-3-small's dummy tokens have none
+    np.testing.assert_array_equal(np.isfinite(logits), finite)
+    logits, expected, plain = logits[finite], expected[finite], plain[finite]
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6 * max(1.0, float(np.abs(expected).max())))
+    assert np.abs(logits - plain).max() > 1e-4 * np.abs(plain).max()
+
+
+@pytest.mark.parametrize("name", WORKING)
+def test_it_generates_steered_with_its_own_cache(name: str) -> None:
+    model = architectures.make(name)
+    lens = LensModel.from_model(model)
+    layer, unit = lens.n_layers // 2, vector(lens.d_model)
+    with lens.steer(layer, unit, SCALE):
+        tokens = list(lens.stream(list(IDS), max_tokens=3))
+    delta = mx.array(unit * SCALE)
+    cache = make_prompt_cache(model)
+    step = mx.array([IDS[-1:]])
+    with patched(name, model, lambda call, h: h + delta if call % lens.n_layers == layer else h):
+        model(mx.array([IDS[:-1]]), cache=cache)
+        for token in tokens:
+            logits = numbers(model(step, cache=cache))[0, -1].astype(np.float64)
+            logprobs = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+            assert token.logprob == pytest.approx(logprobs[token.token_id], abs=1e-4)
+            assert logprobs[token.token_id] > logprobs.max() - 1e-4
+            step = mx.array([[token.token_id]])
+    assert len(tokens) == 3
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "4-bit"])
+@pytest.mark.parametrize("name", HALF_PRECISION)
+def test_it_is_exact_in_the_models_own_precision(name: str, kind: str) -> None:
+    model = architectures.make(name)
+    if kind == "bfloat16" and name in MIXTURES and not mx.metal.is_available():
+        pytest.skip("MLX's CPU back end gathers matrices in float32 only")
+    model.set_dtype(mx.bfloat16)
+    if kind == "4-bit":
+        quantize(model)
+    lens = LensModel.from_model(model)
+    layer, unit = 1, vector(lens.d_model)
+    delta = mx.array(unit * SCALE)
+    with patched(name, model) as seen:
+        plain = numbers(model(mx.array([IDS])))
+    with lens.steer(layer, unit, SCALE), lens.capture(layer) as captured:
+        logits = numbers(lens.forward(list(IDS)))
+    with patched(name, model, lambda call, h: h + delta.astype(h.dtype) if call == layer else h):
+        expected = numbers(model(mx.array([IDS])))
+    np.testing.assert_array_equal(logits, expected)
+    assert not np.array_equal(logits, plain)
+    moved = numbers(captured[layer]) - seen.after[layer]
+    step = np.abs(numbers(captured[layer])).max() * 2.0**-8
+    np.testing.assert_allclose(moved, np.broadcast_to(unit * SCALE, moved.shape), atol=float(step) + 0.02)
+
+
+def quantize(model: Any) -> None:
+    import mlx.nn as nn
+
+    whole: Any = getattr(nn, "quantize")  # noqa: B009 (MLX does not export it to type checkers)
+    fits = lambda _, module: hasattr(module, "to_quantized") and module.weight.shape[-1] % 32 == 0  # noqa: E731
+    whole(model, group_size=32, bits=4, class_predicate=fits)
+    mx.eval(model.parameters())
+
+
+@pytest.mark.parametrize("name", [name for name in REFUSED if name not in architectures.UNIMPORTABLE])
+def test_it_is_refused_with_the_reason(name: str) -> None:
+    with pytest.raises(LensError, match=f"this {name} model cannot be proved .*{REFUSED[name]}"):
+        LensModel.from_model(architectures.make(name))
+    assert examine.row(name) == rows_of_the_table()[name]
+
+
+@pytest.mark.skipif(mx.metal.is_available(), reason="they run here")
+@pytest.mark.parametrize("name", METAL_ONLY)
+def test_a_model_that_needs_metal_is_refused_without(name: str) -> None:
+    with pytest.raises(LensError, match=r"a forward pass fails: .*No Metal back-end"):
+        LensModel.from_model(architectures.make(name))
+    assert examine.row(name) == rows_of_the_table()[name]
+
+
+@pytest.mark.skipif(find_spec("hf_olmo") is not None, reason="the package is here")
+def test_a_model_whose_code_leaves_the_process_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "olmo"}))
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), {"a": mx.zeros(1)})
+    with pytest.raises(LensError, match="needs a package that is not installed"):
+        LensModel(str(tmp_path))
+    assert examine.row("olmo") == rows_of_the_table()["olmo"]
+
+
+def test_a_broken_file_of_weights_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (tmp_path / "model.safetensors").write_bytes(b"not")
+    with pytest.raises(LensError, match="cannot be loaded"):
+        LensModel(str(tmp_path))
+
+
+def test_the_residual_of_a_block_that_is_not_its_first_argument_is_found() -> None:
+    decoder = LensModel.from_model(architectures.make("talkie")).registry.decoder
+    assert decoder.argument == 1
+
+
+def test_a_looped_models_layers_are_its_blocks_in_each_pass() -> None:
+    model = architectures.make("nanbeige")
+    lens = LensModel.from_model(model)
+    assert (len(model.layers), lens.n_layers) == (4, 8)
+    sites = ["attn_out", "mlp_in", "mlp_out"]
+    assert set(sites) <= set(lens.sites(6))
+    with lens.capture([2, 6], site=sites) as captured:
+        lens.forward(list(IDS))
+    for site in sites:
+        assert captured[6, site].shape == captured[2, site].shape == (1, len(IDS), 32) or site == "mlp_in"
+        assert not np.allclose(numbers(captured[6, site]), numbers(captured[2, site]))
+    np.testing.assert_array_equal(numbers(model.layers[2].mlp(captured[6, "mlp_in"])), numbers(captured[6, "mlp_out"]))
+
+
+def test_logits_of_a_residual_are_refused_where_they_depend_on_more() -> None:
+    for name in ("gemma3n", "kimi_k3"):
+        lens = LensModel.from_model(architectures.make(name))
+        with pytest.raises(LensError, match="depend on more than the last layer's residual"):
+            lens.readout(mx.zeros((1, 2, 32)))
+
+
+def test_a_list_of_modules_that_is_no_chain_is_not_the_decoder() -> None:
+    """Gemma 3n's stream projections are called once each, in order, with the right shape, but all on the embedding."""
+    model = architectures.make("gemma3n")
+    reason = prove(model, tuple(model.model.language_model.altup_projections))
+    assert reason == "block 1 does not read what the block before it gives"
+
+
+def test_names_of_tiny_models_are_not_empty() -> None:
+    assert len(WORKING) > 100
+    assert max(IDS) < tiny.VOCAB
