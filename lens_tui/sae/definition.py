@@ -28,8 +28,8 @@ class Definition:
     """How an SAE gets from a residual ``x`` to its reconstruction.
 
     1. ``x`` is multiplied by ``input_scale``, or normalised by its own statistics (``normalize``):
-       ``layer_norm`` subtracts its mean and divides by its standard deviation (of a sample, n - 1) plus 1e-5 (SAELens leaves the
-       1e-5 out on the way back, and so does this),
+       ``layer_norm`` subtracts its mean and divides by its standard deviation (of a sample, n - 1) plus 1e-5
+       (which SAELens, and so this, leaves out on the way back),
        ``constant_norm_rescale`` scales its length to ``sqrt(d)``.
     2. With ``subtract_b_dec`` the decoder's bias is subtracted.
     3. ``p = x @ w_enc + b_enc``. ``relu``: ``a = max(p, 0)``; ``jumprelu``: ``a = max(p, 0)`` where ``p > threshold``,

@@ -46,6 +46,7 @@ class Encoder:
         self._dtype = dtype
         self._blocks: list[mx.array | None] = [None] * len(self.spans)
         self._host: list[NDArray[Any] | None] = [None] * len(self.spans)
+        self._checked: set[int] = set()
         if self._keep:
             for block in range(len(self.spans)):
                 self._host_block(block) if self._uses_host() else self._block(block)
@@ -83,7 +84,8 @@ class Encoder:
         held = self._host[block]
         if held is not None:
             return held
-        read = self._stored.host(columns=self.spans[block])
+        read = self._stored.host(columns=self.spans[block], checked=block in self._checked)
+        self._checked.add(block)
         if self._keep:
             self._host[block] = read
         return read

@@ -40,8 +40,8 @@ class JumpReLUSAE(SAE):
     @classmethod
     def from_gemma_scope(
         cls,
-        model_id: str = "google/gemma-scope-2-1b-it",
-        layer: int = 13,
+        model_id: str = "google/gemma-scope-2-27b-it",
+        layer: int = 16,
         width: str = "16k",
         variant: str = "l0_small",
         site: str = "resid_post",

@@ -40,13 +40,16 @@ class Stored:
         """The transpose; nothing is copied."""
         return Stored(self.name, self.array.T, self.bfloat16)
 
-    def host(self, rows: Index | None = None, columns: Index | None = None) -> NDArray[Any]:
-        """The same as :meth:`read` in NumPy, float32; what a file holds as float32 stays there. Raises for NaN."""
+    def host(self, rows: Index | None = None, columns: Index | None = None, *, checked: bool = False) -> NDArray[Any]:
+        """The same as :meth:`read` in NumPy, float32; what a file holds as float32 stays there.
+
+        Raises ``LensError`` for NaN, unless it is said to have been ``checked`` before.
+        """
         if self.bfloat16:
             return np.asarray(self.read(rows, columns))
         part = self.array if rows is None else self.array[rows]
         part = part if columns is None else part[:, columns]
-        if not np.isfinite(part).all():
+        if not checked and not np.isfinite(part).all():
             raise self._not_finite()
         return part.astype(np.float32, copy=False)
 
