@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
+    "BatchGeneration": ".batch",
     "CaptureResult": ".capture",
     "Comparison": ".compare",
     "Generation": ".compare",
@@ -13,9 +14,10 @@ _HOMES = {
     "Steering": ".handle",
 }
 
-__all__ = ["CaptureResult", "Comparison", "Generation", "LensModel", "Steering"]
+__all__ = ["BatchGeneration", "CaptureResult", "Comparison", "Generation", "LensModel", "Steering"]
 
 if TYPE_CHECKING:
+    from .batch import BatchGeneration
     from .capture import CaptureResult
     from .compare import Comparison, Generation
     from .handle import Steering

@@ -14,6 +14,7 @@ _HOMES = {
     "Add": "interventions",
     "Arm": "interventions",
     "ArmEnd": "run",
+    "BatchRow": "batch",
     "Candidate": "run",
     "CapProjection": "interventions",
     "ClampFeature": "interventions",
@@ -27,6 +28,7 @@ _HOMES = {
     "Origin": "vectors",
     "Positions": "interventions",
     "ProjectOut": "interventions",
+    "Request": "batch",
     "SAEInfo": "info",
     "Sampling": "sampling",
     "SetProjection": "interventions",
@@ -36,6 +38,7 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
+    from .batch import BatchRow, Request
     from .errors import LensError
     from .info import ModelInfo, SAEInfo
     from .interventions import (
@@ -61,6 +64,7 @@ __all__ = [
     "Add",
     "Arm",
     "ArmEnd",
+    "BatchRow",
     "Candidate",
     "CapProjection",
     "ClampFeature",
@@ -74,6 +78,7 @@ __all__ = [
     "Origin",
     "Positions",
     "ProjectOut",
+    "Request",
     "SAEInfo",
     "Sampling",
     "SetProjection",

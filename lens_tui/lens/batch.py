@@ -1,0 +1,310 @@
+"""Many prompts at once over mlx-lm's batch generator, each under its own interventions, sampling and stops."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import mlx.core as mx
+
+from lens_tui.records import ArmEnd, BatchRow, Dose, LensError, Request, Token
+
+from .batch_model import BatchModel, RowLabels, RowPlan
+from .batch_proof import Way, way_of
+from .batch_rows import Launched, Row, choose_all
+from .generation import DecodeOptions, RowDecoder, mlx_lm_generate
+from .meter import Meter
+from .positions import reach
+from .program import Key
+from .registry import Plan, Registry, Run
+from .tokens import Tokens
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """How a batch is run; the names are mlx-lm's ``BatchGenerator``'s."""
+
+    completion_batch_size: int = 32
+    prefill_batch_size: int = 8
+    prefill_step_size: int = 2048
+    max_kv_size: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("completion_batch_size", "prefill_batch_size", "prefill_step_size"):
+            if getattr(self, name) < 1:
+                raise LensError(f"The option {name} cannot be {getattr(self, name)!r}.", "Give 1 or more.")
+
+
+@dataclass(eq=False)
+class Batch:
+    """A batch in progress: its rows, mlx-lm's generator, and the proxies it holds.
+
+    Apart from :class:`BatchGeneration`, so that one nobody refers to any more ends
+    at once instead of waiting for the garbage collector to find a circle.
+    """
+
+    registry: Registry
+    tokens: Tokens
+    options: BatchOptions
+    rows: list[Row] = field(default_factory=list)
+    plans: dict[int, RowPlan] = field(default_factory=dict)
+    keys: set[Key] = field(default_factory=set)
+    running: bool = False
+    done: bool = False
+    _generator: Any = None
+    _uids: dict[int, int] = field(default_factory=dict)
+    _waiting: list[Row] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.model = BatchModel(self.registry, self.plans)
+
+    def join(self, row: Row) -> None:
+        """A row joins, also while others are being decoded."""
+        _check_reach(row)
+        self.rows.append(row)
+        self.plans[row.index] = row.plan
+        self._waiting.append(row)
+
+    def leave(self, row: Row) -> None:
+        """A row ends where it stands."""
+        if row.reason:
+            return
+        row.reason = "stopped"
+        if row in self._waiting:
+            self._waiting.remove(row)
+        for uid, index in self._uids.items():
+            if index == row.index:
+                self._generator.remove([uid])
+        self._settle(row)
+
+    def events(self) -> Generator[Token | ArmEnd]:
+        """Tokens as they come; proxies are up from the first request to the end, however it ends."""
+        self.running = True
+        try:
+            yield from self._alone() if self.way == "alone" else self._together()
+        finally:
+            self._finish()
+
+    @property
+    def way(self) -> Way:
+        """How rows are run together in this model."""
+        return way_of(self.registry)
+
+    def _together(self) -> Iterator[Token | ArmEnd]:
+        self._generator = mlx_lm_generate().BatchGenerator(
+            self.model,
+            sampler=lambda logprobs: choose_all(self.model, [self.rows[at] for at in self.model.last], logprobs),
+            completion_batch_size=max(self.options.completion_batch_size, self._prefill_rows),
+            prefill_batch_size=self._prefill_rows,
+            prefill_step_size=self.options.prefill_step_size,
+        )
+        while self._unfinished():
+            self._insert()
+            _, responses = self._generator.next()
+            for response in responses:
+                row = self.rows[self._uids[response.uid]]
+                if row.reason or not row.launched:
+                    continue
+                made, at = row.launched.popleft()
+                yield from self._emit(row, int(response.token), made, at)
+                if row.reason and response.finish_reason is None:
+                    self._generator.remove([response.uid])
+
+    @property
+    def _prefill_rows(self) -> int:
+        return min(self.options.prefill_batch_size, self.options.completion_batch_size) if self.way == "padded" else 1
+
+    def _unfinished(self) -> bool:
+        return any(not row.reason for row in self.rows)
+
+    def _insert(self) -> None:
+        """Hand over the rows that have joined since the last step."""
+        from mlx_lm.models.cache import make_prompt_cache
+
+        for row in self._waiting:
+            self._hold(row)
+            ids = list(row.plan.prompt.ids)
+            cache = make_prompt_cache(self.registry.decoder.root, self.options.max_kv_size)
+            (uid,) = self._generator.insert(
+                [ids],
+                [row.sampling.max_tokens],
+                caches=[[*cache, RowLabels([row.index], [0])]],
+                stop_sequences=[mlx_lm_generate().StopSequences([(stop,) for stop in row.stop_ids])],
+            )
+            self._uids[uid] = row.index
+        self._waiting.clear()
+
+    def _alone(self) -> Iterator[Token | ArmEnd]:
+        """Row after row, for models that mlx-lm cannot batch."""
+        from mlx_lm.models.cache import make_prompt_cache
+
+        while self._waiting:
+            row = self._waiting.pop(0)
+            self._hold(row)
+            run = Run(self.registry, Plan((row.plan.entries,)), len(row.plan.prompt.ids), row.plan.prompt.spans)
+            run.meter = Meter() if row.plan.entries else None
+            options = DecodeOptions(
+                replace(row.sampling, repetition_penalty=0.0),  # it is one of the row's processors
+                top=row.top,
+                prefill_step_size=self.options.prefill_step_size,
+                sampler=row.sampler,
+                logits_processors=row.processors,
+            )
+            cache = make_prompt_cache(self.registry.decoder.root, self.options.max_kv_size)
+            prompt = row.plan.prompt
+            decoder = RowDecoder(self.registry, run, prompt.ids, 1, cache, options, prompt.thinking, prompt.inside)
+            for step in decoder.steps():
+                made = Launched.of_step(step)
+                yield from self._emit(row, step.ids[0], made, 0, run)
+                if row.reason:
+                    break
+
+    def _emit(self, row: Row, token: int, made: Launched, at: int, run: Run | None = None) -> Iterator[Token | ArmEnd]:
+        if not row.ids:
+            self._check_moved(row, run)
+        event = row.take(token, made, at, self.tokens)
+        if row.reason:
+            self._settle(row, run)
+        yield event
+        if row.reason:
+            yield row.end()
+
+    def _meters(self, row: Row, run: Run | None) -> list[tuple[Plan, Meter, int]]:
+        """Every meter that a row was measured by, and its place there."""
+        if run is not None:
+            return [(run.plan, run.meter, 0)] if run.meter is not None else []
+        here = [item for item in self.model.compositions.values() if row.index in item.rows]
+        return [(item.plan, item.meter, item.rows.index(row.index)) for item in here if item.meter is not None]
+
+    def _check_moved(self, row: Row, run: Run | None) -> None:
+        """Refuse to go on when what had to move something was measured and did not."""
+        for plan, meter, at in self._meters(row, run):
+            for key, program in self.registry.programs(plan).items():
+                if program.must_move[at]:
+                    meter.check_moved(at, [key], f"The steering of prompt {row.index}")
+
+    def _settle(self, row: Row, run: Run | None = None) -> None:
+        """The row has ended: its doses, and nothing kept for it any longer."""
+        keys = [entry.key for entry in row.plan.entries if getattr(entry.item, "enabled", True)]
+        found = [dose for _, meter, at in self._meters(row, run) for dose in meter.doses(at, keys)]
+        row.doses = _merged(found)
+        row.launched.clear()
+        for rows in list(self.model.compositions):
+            if all(self.rows[index].reason for index in rows):
+                del self.model.compositions[rows]
+
+    def _hold(self, row: Row) -> None:
+        """Install what a row's sites need."""
+        keys = {entry.key for entry in row.plan.entries} - self.keys
+        self.registry.need(keys)
+        self.keys |= keys
+
+    def _finish(self) -> None:
+        self.done = True
+        for row in self.rows:
+            if not row.reason:
+                row.reason = "stopped"
+                self._settle(row)
+        if self._generator is not None:
+            self._generator.close()
+            self._generator = None
+        self.registry.release(self.keys)
+        self.keys = set()
+        mx.clear_cache()
+
+
+class BatchGeneration(Iterator[Token | ArmEnd]):
+    """Prompts being generated together: an iterator of :class:`Token` and, as each prompt ends, :class:`ArmEnd`.
+
+    ``arm`` of an event is the number of its prompt, in the order given. Rows join,
+    finish and leave on their own; what a row gets does not depend on the others but
+    for rounding below float32 (``records`` tell the batch shape of every token).
+    Nothing is computed or installed before the first event is asked for; a batch that
+    ends, fails, is closed or is dropped leaves the model as it was.
+    """
+
+    def __init__(self, batch: Batch, make_row: Any) -> None:
+        self._batch = batch
+        self._make_row = make_row
+        self._events = batch.events()
+
+    def __next__(self) -> Token | ArmEnd:
+        return next(self._events)
+
+    def add(self, request: Request) -> int:
+        """Let another prompt join, also while others are being generated; returns its number."""
+        if self._batch.done:
+            raise LensError("This batch has ended.", "Start another with stream_batch.")
+        row: Row = self._make_row(len(self._batch.rows), request)
+        self._batch.join(row)
+        return row.index
+
+    def remove(self, index: int) -> None:
+        """End one prompt where it stands; the others go on."""
+        if not 0 <= index < len(self._batch.rows):
+            raise LensError(f"There is no prompt {index}: the batch has {len(self._batch.rows)}.")
+        self._batch.leave(self._batch.rows[index])
+
+    def close(self) -> None:
+        """End the batch where it stands; nothing stays installed."""
+        self._events.close()
+        if not self._batch.done:
+            self._batch._finish()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Each prompt's text so far."""
+        return tuple(row.text for row in self._batch.rows)
+
+    @property
+    def token_ids(self) -> tuple[tuple[int, ...], ...]:
+        """Each prompt's generated token ids so far."""
+        return tuple(tuple(row.ids) for row in self._batch.rows)
+
+    @property
+    def records(self) -> tuple[BatchRow, ...]:
+        """Each prompt's record as it stands."""
+        return tuple(row.record() for row in self._batch.rows)
+
+
+def _check_reach(row: Row) -> None:
+    """Refuse positions that no token of the row can have."""
+    prompt = row.plan.prompt
+    last = len(prompt.ids) + row.sampling.max_tokens - 2
+    for entry in row.plan.entries:
+        positions = getattr(entry.item, "positions", None)
+        if positions is None:
+            continue
+        if not reach(positions, len(prompt.ids), last):
+            raise LensError(
+                f"{entry.item.id!r} touches no position of prompt {row.index} (0 to {last}).", "Change its positions."
+            )
+        if positions.kind == "role":
+            _check_role(positions.role, row)
+
+
+def _check_role(role: str, row: Row) -> None:
+    spans = row.plan.prompt.spans
+    if spans is None:
+        raise LensError(
+            f"Positions of role {role!r} cannot be told: prompt {row.index} was not made from chat messages.",
+            "Give a prompt that goes through the chat template.",
+        )
+    known = {name for name, _, _ in spans}
+    if role not in known | {"assistant", "thinking"}:
+        raise LensError(f"Prompt {row.index} has no {role!r} part.", f"It has: {', '.join(sorted(known))}.")
+
+
+def _merged(doses: Sequence[Dose]) -> tuple[Dose, ...]:
+    """One dose a site: the means, weighted by how many tokens each was measured on."""
+    found = []
+    for layer, site in sorted({(dose.layer, dose.site) for dose in doses}):
+        here = [dose for dose in doses if (dose.layer, dose.site) == (layer, site)]
+        count = sum(dose.tokens for dose in here)
+        asked, delivered, relative = (
+            sum(getattr(dose, name) * dose.tokens for dose in here) / count
+            for name in ("asked", "delivered", "relative")
+        )
+        found.append(Dose(layer, site, asked, delivered, relative, count))
+    return tuple(found)

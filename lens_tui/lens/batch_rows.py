@@ -1,0 +1,184 @@
+"""The rows of a batch: what each one asked for, and what has come of it so far."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import mlx.core as mx
+
+from lens_tui.records import ArmEnd, BatchRow, Candidate, Dose, Intervention, Sampling, Token
+
+from .batch_model import BatchModel, RowPlan
+from .generation import Scales, Step, best
+from .sampling import LogitsProcessor, Sampler
+from .tokens import Detokenizer, Tokens
+
+_async_eval: Any = mx.async_eval  # has no types
+
+
+@dataclass(eq=False)
+class Launched:
+    """What one forward chose for each of its rows, read when the first of them is asked for."""
+
+    rows: int
+    logprobs: mx.array
+    top: tuple[mx.array, mx.array] | None
+    scales: Scales
+
+    @classmethod
+    def of_step(cls, step: Step) -> Launched:
+        """A step of a row decoder, as if it had been a batch's."""
+        made = cls(len(step.ids), mx.zeros(0), None, step.scales)
+        empty: list[list[Any]] = [[] for _ in step.ids]
+        made.__dict__["read"] = (step.logprobs, step.top_ids or empty, step.top_logprobs or empty)
+        return made
+
+    @cached_property
+    def read(self) -> tuple[list[float], list[list[int]], list[list[float]]]:
+        """Log-probabilities of the chosen tokens, and candidates with theirs, row by row."""
+        ids, values = self.top if self.top is not None else (mx.zeros((self.rows, 0)), mx.zeros((self.rows, 0)))
+        return self.logprobs.tolist(), ids.tolist(), values.tolist()  # type: ignore[return-value]
+
+
+@dataclass(eq=False)
+class Stops:
+    """Texts that end a row; what may be the beginning of one is held back until it is known not to be."""
+
+    texts: tuple[str, ...]
+    _machine: Any = None
+
+    def __post_init__(self) -> None:
+        if self.texts:
+            from .generation import mlx_lm_generate
+
+            machine = mlx_lm_generate().TextStateMachine
+            self._machine = machine({"normal": [(text, None) for text in self.texts]}).make_state()
+
+    def feed(self, text: str, last: bool) -> tuple[str, bool]:
+        """What may be shown of the text so far that was not yet, and whether a stop text is complete."""
+        if not self.texts:
+            return text, False
+        from .generation import mlx_lm_generate
+
+        machine = mlx_lm_generate().TextStateMachine
+        self._machine, segments = machine.split(self._machine, text)
+        shown = segments[0][1]
+        if self._machine[0] is None:
+            return shown, True
+        if last:
+            self._machine, rest, _ = machine.flush(self._machine)
+            shown += rest
+        return shown, False
+
+
+@dataclass(eq=False)
+class Row:
+    """One prompt of a batch while it is decoded."""
+
+    index: int
+    plan: RowPlan
+    sampling: Sampling
+    sampler: Sampler
+    processors: Sequence[LogitsProcessor]
+    stops: Stops
+    stop_ids: frozenset[int]
+    detokenizer: Detokenizer
+    interventions: tuple[Intervention, ...]
+    top: int = 0
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    shapes: list[int] = field(default_factory=list)
+    text: str = ""
+    reason: str = ""
+    doses: tuple[Dose, ...] = ()
+    reused: int = 0
+    launched: deque[tuple[Launched, int]] = field(default_factory=deque)
+    _history: mx.array | None = None
+
+    def choose(self, logits: mx.array, logprobs: mx.array) -> mx.array:
+        """The next token (1,) from this row's logits and log-probabilities (1, vocabulary)."""
+        if not self.processors:
+            return self.sampler(logprobs)
+        if self._history is None:
+            self._history = mx.array(self.plan.prompt.ids, dtype=mx.int32)
+        changed = logits + 0.0  # processors write in place
+        for processor in self.processors:
+            changed = processor(self._history, changed)
+        chosen = self.sampler(changed - mx.logsumexp(changed, axis=-1, keepdims=True))
+        self._history = mx.concatenate([self._history, chosen.astype(mx.int32)])
+        return chosen
+
+    def take(self, token: int, made: Launched, at: int, tokens: Tokens) -> Token:
+        """Add a token that has come; ``reason`` is set if it was the last one."""
+        logprobs, top_ids, top_logprobs = made.read
+        self.ids.append(token)
+        self.logprobs.append(logprobs[at])
+        self.shapes.append(made.rows)
+        stop = token in self.stop_ids
+        last = stop or len(self.ids) >= self.sampling.max_tokens
+        if not stop:
+            self.detokenizer.add_token(token)
+        if last:
+            self.detokenizer.finalize()
+        text, stopped = self.stops.feed(self.detokenizer.last_segment, last)
+        self.text += text
+        if last or stopped:
+            self.reason = "stop" if stop or stopped else "length"
+        pairs = zip(top_ids[at][: self.top], top_logprobs[at][: self.top], strict=True)
+        return Token(
+            index=len(self.ids) - 1,
+            token_id=token,
+            token=tokens.display(token),
+            text=text,
+            logprob=logprobs[at],
+            arm=self.index,
+            top=tuple(Candidate(int(found), tokens.display(int(found)), value) for found, value in pairs),
+            scales=made.scales[at],
+        )
+
+    def end(self) -> ArmEnd:
+        """The row's end as an event."""
+        return ArmEnd(self.index, self.reason, len(self.ids), self.text, self.doses)
+
+    def record(self) -> BatchRow:
+        """The row as a record, as it stands."""
+        return BatchRow(
+            index=self.index,
+            prompt_ids=self.plan.prompt.ids,
+            sampling=self.sampling,
+            interventions=self.interventions,
+            text=self.text,
+            token_ids=tuple(self.ids),
+            logprobs=tuple(self.logprobs),
+            batch_rows=tuple(self.shapes),
+            reason=self.reason,
+            doses=self.doses,
+            reused=self.reused,
+        )
+
+
+def choose_all(model: BatchModel, rows: Sequence[Row], logprobs: mx.array) -> mx.array:
+    """Choose every row's next token, each by its own settings, and note what is told of it.
+
+    Rows that are greedy and have no processors are done together.
+    """
+    chosen: mx.array
+    if all(row.sampling.temp == 0.0 and not row.processors and row.sampler is rows[0].sampler for row in rows):
+        chosen = rows[0].sampler(logprobs)
+    else:
+        one = [slice(at, at + 1) for at in range(len(rows))]
+        chosen = mx.concatenate(
+            [row.choose(model.logits[part], logprobs[part]) for row, part in zip(rows, one, strict=True)]
+        )
+    of_chosen = mx.take_along_axis(logprobs, chosen[:, None], axis=-1)[:, 0]
+    count = max(row.top for row in rows)
+    top = best(logprobs, count) if count else None
+    made = Launched(len(rows), of_chosen, top, model.scales)
+    _async_eval(chosen, of_chosen, *(top or ()))
+    for at, row in enumerate(rows):
+        row.launched.append((made, at))
+    return chosen

@@ -1,0 +1,145 @@
+"""Set a batch up: what each prompt asks for, checked before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from lens_tui.records import Intervention, LensError, Request, Sampling
+
+from .batch import Batch, BatchGeneration, BatchOptions
+from .batch_model import RowPlan
+from .batch_rows import Row, Stops
+from .checks import checked
+from .registry import Entry, Registry
+from .sampling import (
+    LogitsProcessor,
+    Sampler,
+    check_sampling,
+    make_processors,
+    make_sampler,
+    penalties_from,
+    settings_from,
+)
+from .tokens import Prompt, Tokens
+
+Prompts = Sequence[Prompt | Request]
+
+
+@dataclass(frozen=True, eq=False)
+class Common:
+    """What holds for every prompt that does not say otherwise."""
+
+    entries: tuple[Entry, ...]
+    sampling: Sampling
+    stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    raw: bool = False
+    top: int = 0
+    sampler: Sampler | None = None
+    processors: tuple[LogitsProcessor, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class RowMaker:
+    """Makes rows from requests."""
+
+    registry: Registry
+    tokens: Tokens
+    common: Common
+    greedy: Sampler
+
+    def __call__(self, index: int, request: Request) -> Row:
+        """A row, or :class:`LensError` for the first thing that is wrong with its request."""
+        common = self.common
+        sampling = common.sampling if request.sampling is None else check_sampling(request.sampling)
+        raw = common.raw if request.raw is None else request.raw
+        prompt = self.tokens.prompt(request.prompt, raw=raw)
+        entries = common.entries
+        if request.interventions is not None:
+            entries = tuple(Entry(self.registry, checked(item, self.registry)) for item in request.interventions)
+        stop = _texts(common.stop if request.stop is None else request.stop, self.tokens)
+        stop_ids = common.stop_ids if request.stop_ids is None else request.stop_ids
+        sampler = self.common.sampler or (self.greedy if sampling.temp == 0.0 else None)
+        return Row(
+            index=index,
+            plan=RowPlan(prompt, entries),
+            sampling=sampling,
+            sampler=sampler or make_sampler(sampling, self.registry.decoder.vocab_size),
+            processors=make_processors(sampling, common.processors),
+            stops=Stops(stop),
+            stop_ids=self.tokens.stops | frozenset(self.tokens.check(stop_ids) if stop_ids else ()),
+            detokenizer=self.tokens.detokenizer(prompt.ids[-1]),
+            interventions=tuple(entry.item for entry in entries if isinstance(entry.item, Intervention)),
+            top=common.top,
+        )
+
+
+def start_batch(
+    registry: Registry,
+    tokens: Tokens,
+    prompts: Prompts,
+    *,
+    sampling: Sampling | None,
+    interventions: Sequence[Intervention] | None,
+    options: dict[str, Any],
+) -> BatchGeneration:
+    """A batch of these prompts; ``options`` are those of ``LensModel.stream_batch``."""
+    requests = [as_request(prompt) for prompt in _several(prompts)]
+    entries, recorders = registry.ambient()
+    if recorders:
+        raise LensError(
+            "A batch was started inside a capture block, but its rows come and go.",
+            "Capture with forward, or generate the prompts one by one.",
+        )
+    if interventions is not None:
+        entries = tuple(Entry(registry, checked(item, registry)) for item in interventions)
+    common = _common(entries, sampling, options)
+    known = {field.name for field in fields(BatchOptions)}
+    batch_options = BatchOptions(**{name: options.pop(name) for name in known & set(options)})
+    if options:
+        raise LensError(f"There is no option {next(iter(options))!r}.", "See the docstring of LensModel.stream_batch.")
+    make_row = RowMaker(registry, tokens, common, make_sampler(Sampling(), registry.decoder.vocab_size))
+    batch = Batch(registry, tokens, batch_options)
+    for index, request in enumerate(requests):
+        batch.join(make_row(index, request))
+    return BatchGeneration(batch, make_row)
+
+
+def as_request(prompt: Prompt | Request) -> Request:
+    """A prompt as a request of its own."""
+    return prompt if isinstance(prompt, Request) else Request(prompt)
+
+
+def _several(prompts: Prompts) -> Prompts:
+    if isinstance(prompts, (str, Mapping, Request)) or (len(prompts) and isinstance(prompts[0], (int, Mapping))):
+        raise LensError("A batch takes a list of prompts, not one prompt.", "Put it into a list.")
+    if not len(prompts):
+        raise LensError("There are no prompts.", "Give at least one.")
+    return prompts
+
+
+def _common(entries: tuple[Entry, ...], sampling: Sampling | None, options: dict[str, Any]) -> Common:
+    """Take what every prompt shares out of the options."""
+    settings = settings_from(sampling, options)
+    processors = [*penalties_from(options), *(options.pop("logits_processors", None) or ())]
+    own = {name: options.pop(name) for name in ("raw", "top", "sampler") if name in options}
+    stop = options.pop("stop", None) or ()
+    return Common(
+        entries,
+        settings,
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        stop_ids=tuple(options.pop("stop_ids", None) or ()),
+        processors=tuple(processors),
+        **own,
+    )
+
+
+def _texts(stop: Sequence[str], tokens: Tokens) -> tuple[str, ...]:
+    texts = (stop,) if isinstance(stop, str) else tuple(stop)
+    if not all(isinstance(text, str) and text for text in texts):
+        raise LensError("A stop text is empty or no text.", "Give texts of at least one character.")
+    if texts and tokens.tokenizer is None:
+        raise LensError("This model was given without a tokenizer, so it makes no text to stop at.", "Use stop_ids.")
+    return texts
