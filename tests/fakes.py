@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from lens_tui.records import Add, Arm, Intervention, LensError, ModelInfo, Origin, SAEInfo, SteeringVector
+from lens_tui.records.fit import FitReport
 from lens_tui.records.sanitise import one_line, sanitise, sanitise_token
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
@@ -126,6 +127,8 @@ class FakeWorker:
         self._armed = False
         self._words: dict[int, str] = {}
         self._encoded: ev.Encoded | None = None
+        self.labels: dict[int, str] = {}
+        self.fits: dict[str, FitReport] = {}
 
     def start(self, wake: Callable[[], None]) -> None:
         self._wake = wake
@@ -223,7 +226,15 @@ class FakeWorker:
             case jobs.UnloadModel():
                 return [ev.ModelUnloaded(number)]
             case jobs.LoadSAE(path):
-                return [ev.SAELoaded(number, next((sae for sae in self.saes if path in (sae.id, sae.path)), DEMO_SAE))]
+                info = next((sae for sae in self.saes if path in (sae.id, sae.path)), DEMO_SAE)
+                report = self.fits.get(info.id)
+                return [ev.SAELoaded(number, info), *([ev.SAEChecked(number, info.id, report)] if report else [])]
+            case jobs.SetLabel(sae, feature, text):
+                self.labels[feature] = text
+                return [ev.LabelSet(number, sae, feature, text)]
+            case jobs.FindFeatures(sae, words):
+                found = (ev.FoundFeature(17, f"all about {words}", "label"), ev.FoundFeature(4, "promotes ‘x’", "x"))
+                return [ev.FeaturesFound(number, sae, words, () if "nothing" in words else found, indexed=True)]
             case jobs.Compare() as compare:
                 return self._compare(running, compare)
             case jobs.Encode() as encode:
@@ -316,8 +327,12 @@ class FakeWorker:
             yield ev.FeatureActivations(number, sae, feature, values.astype(np.float32))
         vector = self._feature_vector(sae, feature)
         yield ev.FeaturePage(
-            number, sae, feature, _weights(feature, 1), _weights(feature, -1), vector, _extras(feature)
+            number, sae, feature, _weights(feature, 1), _weights(feature, -1), vector, self._extras(feature)
         )
+
+    def _extras(self, feature: int) -> dict[str, Any]:
+        mine = self.labels.get(feature)
+        return {**_extras(feature), **({"label": mine, "label_source": "mine"} if mine else {})}
 
     def _feature_vector(self, sae: str, feature: int) -> SteeringVector:
         origin = Origin("feature", {"sae": sae, "feature": feature})

@@ -36,7 +36,7 @@ from lens_tui.tui.opening import Opening
 from lens_tui.tui.preferences import remember_theme
 from lens_tui.tui.recovery import Recovery
 from lens_tui.tui.session import Session, SessionStore, absorb
-from lens_tui.worker.events import Event, JobFailed
+from lens_tui.worker.events import Event, JobFailed, Notice
 from lens_tui.worker.jobs import Job
 from lens_tui.worker.protocol import WorkerLike
 
@@ -255,6 +255,8 @@ class LensApp(App[None], inherit_bindings=False):
             return Activity() if activity.state == BUSY and not self.book.busy else activity
         absorb(self.store, event)
         shown = owned.handler(event)
+        if isinstance(event, Notice):
+            self.notify(" ".join(part for part in (event.message, event.hint) if part), markup=False, timeout=12)
         if isinstance(event, JobFailed) and shown is not True:
             self.show_error(event.message, event.hint, event.detail)
         return advance(activity, event, self.clock())

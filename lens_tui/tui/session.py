@@ -12,7 +12,8 @@ from math import floor, log10
 from typing import Any
 
 from lens_tui.records import Add, Arm, ModelInfo, SAEInfo, Sampling, SteeringVector
-from lens_tui.worker.events import Event, ModelLoaded, ModelUnloaded, SAELoaded, TokenWeight
+from lens_tui.records.fit import FitReport
+from lens_tui.worker.events import Event, ModelLoaded, ModelUnloaded, SAEChecked, SAELoaded, TokenWeight
 
 MAX_ARMS = 4
 
@@ -65,7 +66,10 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """The model, its SAEs, the bench, the prompt, the sampling settings, and what the last run wrote."""
+    """The model, its SAEs, the bench, the prompt, the sampling settings, and what the last run wrote.
+
+    ``fits`` says of SAEs that were measured whether they fit the model, by their id.
+    """
 
     model: ModelInfo | None = None
     saes: tuple[SAEInfo, ...] = ()
@@ -74,6 +78,11 @@ class Session:
     prompt: str = ""
     sampling: Sampling = field(default_factory=Sampling)
     written: tuple[Written, ...] = ()
+    fits: tuple[tuple[str, FitReport], ...] = ()
+
+    def fit(self, sae_id: str | None) -> FitReport | None:
+        """What was measured of an SAE, ``None`` if nothing was."""
+        return dict(self.fits).get(sae_id or "")
 
     def free_arm(self) -> int:
         """The lowest arm with no row in it; the last arm when all are taken."""
@@ -195,9 +204,11 @@ def absorb(store: SessionStore, event: Event) -> None:
     match event:
         case ModelLoaded(_, info, saes):
             fitting = tuple(row for row in session.steers if row.vector.d_model == info.d_model)
-            store.update(model=info, saes=saes, sae=None, steers=fitting, written=())
+            store.update(model=info, saes=saes, sae=None, steers=fitting, written=(), fits=())
         case ModelUnloaded():
-            store.update(model=None, saes=(), sae=None, written=())
+            store.update(model=None, saes=(), sae=None, written=(), fits=())
         case SAELoaded(_, info):
             known = tuple(sae for sae in session.saes if sae.id != info.id)
             store.update(saes=(*known, info), sae=info.id)
+        case SAEChecked(_, sae, report):
+            store.update(fits=(*(item for item in session.fits if item[0] != sae), (sae, report)))

@@ -132,7 +132,8 @@ _GENERATE = (
 _FEATURES = (
     Key("features.steer", "s", "steer", "send the feature's direction to the vector bench", "steer"),
     Key("features.pin", "enter", "pin", "keep this feature's shade while the cursor moves", "pin"),
-    Key("features.find", "/", "find", "go to a feature by its number", "find"),
+    Key("features.find", "/", "find", "find features by words, or one by its number", "find"),
+    Key("features.label", "L", "label", "write your label of the feature", "label"),
     Key("features.text_left", "left_square_bracket", "source(-1)", "the text before: prompt or an arm's", "text"),
     Key("features.text_right", "right_square_bracket", "source(1)", "the text after", "text"),
     Key("features.sae_down", "less_than_sign", "sae(-1)", "the SAE before", "SAE"),

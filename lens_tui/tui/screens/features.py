@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -16,7 +14,6 @@ from textual.timer import Timer
 from textual.widgets import Input
 
 from lens_tui.records import FloatArray, SAEInfo
-from lens_tui.tui import clip
 from lens_tui.tui.feature_text import (
     Source,
     features_at,
@@ -28,9 +25,8 @@ from lens_tui.tui.feature_text import (
 )
 from lens_tui.tui.format import fit
 from lens_tui.tui.keys.bindings import bindings
-from lens_tui.tui.run_text import model_source
 from lens_tui.tui.session import Session
-from lens_tui.tui.widgets.feature_card import FeatureCard, feature_row, page_lines, short_name, token_names
+from lens_tui.tui.widgets.feature_card import FeatureCard, feature_row, short_name
 from lens_tui.tui.widgets.frame import Hairline
 from lens_tui.tui.widgets.lane import Line, quoted
 from lens_tui.tui.widgets.pane import Pane
@@ -42,11 +38,12 @@ from lens_tui.worker.events import (
     FeatureActivations,
     FeaturePage,
     JobDone,
-    VectorMade,
 )
-from lens_tui.worker.jobs import Encode, ReadFeature, VectorFromFeature
+from lens_tui.worker.jobs import Encode, ReadFeature
 
 from .base import LensScreen
+from .feature_actions import FeatureActions
+from .feature_words import FeatureWords, fit_words
 
 REST = 0.08
 """Seconds the cursor rests on a feature before its page is read."""
@@ -55,7 +52,7 @@ PAGES_KEPT = 512
 Row = tuple[int, float]
 
 
-class FeaturesScreen(LensScreen):
+class FeaturesScreen(FeatureWords, FeatureActions, LensScreen):
     """Text, the features of the token under the cursor, and the page of the chosen feature."""
 
     mode: ClassVar[str] = "features"
@@ -71,7 +68,7 @@ class FeaturesScreen(LensScreen):
         self.text = TokenView(empty="no text yet")
         self.list: RowList[Row] = RowList(self._draw_row, empty="no feature is active here", id="features")
         self.card = FeatureCard(id="card")
-        self.find = Input(placeholder="feature number", id="find", classes="-closed")
+        self.find = Input(placeholder="words, or a feature's number", id="find", classes="-closed")
         self.encoded: Encoded | None = None
         self.pinned: int | None = None
         self.found: int | None = None
@@ -118,7 +115,9 @@ class FeaturesScreen(LensScreen):
     def session_changed(self, old: Session, new: Session) -> None:
         """Another SAE, prompt or run: read the text again, if the screen shows."""
         if old.sae != new.sae:
-            self.pinned = self.found = None
+            self.pinned = self.found = self.results = None
+        if old.fits != new.fits:
+            self._say_which()
         if (old.sae, old.prompt, old.written, old.saes) != (new.sae, new.prompt, new.written, new.saes):
             self._place = min(self._place, len(sources(new)) - 1)
             if self.is_current:
@@ -181,6 +180,7 @@ class FeaturesScreen(LensScreen):
         if sae is not None:
             facts = f"   SAE {sae.name} · {sae.site} {sae.layer} · {sae.width} features"
             parts.append((facts, "$muted"))
+            parts += fit_words(self.session.fit(sae.id))
         if self._place:
             parts.append((" · read with steering off", "$muted"))
         self.query_one("#which", Line).content = Content.assemble(*parts)
@@ -209,6 +209,9 @@ class FeaturesScreen(LensScreen):
 
     def _show_token(self) -> None:
         pane = self.query_one("#list-pane", Pane)
+        if self.results is not None:
+            return
+        pane.title = "Top features"
         token = self.text.cursor
         if self.encoded is None or token is None:
             pane.note = ""
@@ -285,9 +288,23 @@ class FeaturesScreen(LensScreen):
     def _draw_row(self, row: Row, width: int) -> list[Content]:
         feature, value = row
         page = self.pages.get((self.session.sae or "", feature))
-        name = short_name(page) if page is not None else ""
+        name = short_name(page) if page is not None else self.found_name(feature)
         strongest = self.list.rows[0][1] if self.list.rows else 0.0
         return [feature_row(feature, value, strongest, name, width, feature == self.pinned)]
+
+    def _results_changed(self) -> None:
+        """Show what was found instead of the token's features."""
+        if self.results is not None:
+            self.pinned = self.found = None
+            pane = self.query_one("#list-pane", Pane)
+            pane.title, pane.note = "Found", fit(f"“{self.results.words}”", 22).rstrip()
+            self.list.show([(item.feature, 0.0) for item in self.results.found], 0)
+
+    def _label_changed(self, feature: int) -> None:
+        """Read the page anew."""
+        self.list.refresh()
+        if feature == self.chosen:
+            self._choose(feature)
 
     # -- actions ---------------------------------------------------------------------------------------
 
@@ -331,18 +348,27 @@ class FeaturesScreen(LensScreen):
         self._choose(self.chosen)
 
     def action_find(self) -> None:
-        """Type a feature's number."""
+        """Type words, or a feature's number."""
         self.find.remove_class("-closed")
         self.find.value = ""
         self.find.focus()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        """Go to the feature of that number."""
-        text = event.value.strip().lstrip("fF")
+        """Go to the feature of that number, or look for features by those words."""
+        text = event.value.strip()
+        number = text.lstrip("fF")
         sae = self.sae
-        if sae is None or not text.isdecimal() or int(text) >= sae.width:
-            last = sae.width - 1 if sae is not None else 0
-            self.lens.say(f"Type a number from 0 to {last}." if sae is not None else self._missing())
+        if sae is None:
+            self.lens.say(self._missing())
+            return
+        if not number.isdecimal():
+            if text:
+                self._close_find()
+                self.find_words(text)
+            return
+        text = number
+        if int(text) >= sae.width:
+            self.lens.say(f"Type a number from 0 to {sae.width - 1}, or words.")
             return
         self.pinned, self.found = None, int(text)
         self._close_find()
@@ -358,6 +384,8 @@ class FeaturesScreen(LensScreen):
             return
         if self.find.has_focus:
             self._close_find()
+        elif self.forget_results():
+            self._show_token()
         elif self.pinned is not None or self.found is not None:
             self.pinned = self.found = None
             self.list.refresh()
@@ -366,60 +394,3 @@ class FeaturesScreen(LensScreen):
             return
         event.stop()
         event.prevent_default()
-
-    def action_steer(self) -> None:
-        """Put the chosen feature's direction on the bench, as a new arm."""
-        feature, sae = self.chosen, self.sae
-        if feature is None or sae is None:
-            self.lens.say("Choose a feature first.")
-            return
-        self.lens.submit(VectorFromFeature(sae.id, feature), "send", self._sender(feature, self.card.here))
-
-    def _sender(self, feature: int, here: float) -> Callable[[Event], None]:
-        """Adds the vector when it comes; its scale is twice the largest activation in this text."""
-
-        def take(event: Event) -> None:
-            if not isinstance(event, VectorMade):
-                return
-            page = self.pages.get((self.session.sae or "", feature))
-            known = short_name(page) if page is not None else token_names(event.promoted)
-            vector = replace(event.vector, name=fit(f"f{feature} {known}".strip(), 28).rstrip())
-            if vector.max_activation is None and here > 0:
-                vector = replace(vector, max_activation=here)
-            row = self.lens.store.add_steer(
-                vector,
-                scale=2 * here if here > 0 else None,
-                residual_norm=event.residual_norm,
-                promoted=event.promoted,
-                suppressed=event.suppressed,
-            )
-            go = self.lens.key_text("app.generate")
-            self.lens.say(f"f{feature} is on the bench as arm {row.arm} at {row.scale:+g}: {go} shows it.")
-
-        return take
-
-    def action_copy(self) -> None:
-        """Copy the feature's page as text."""
-        if self.card.page is not None:
-            page = self.card.page
-            lines = page_lines(page, 72, self.card.here, "off")
-            body = "\n".join(line.plain.rstrip() for line in lines)
-            clip.copy(self.app, f"f{page.feature} of {page.sae}\n{body}", f"feature {page.feature}")
-
-    def action_copy_command(self) -> None:
-        """Copy the command that shows these features."""
-        import shlex
-
-        sae, model = self.sae, self.session.model
-        if sae is not None and model is not None:
-            words = [
-                "mlx-lens-tui",
-                "features",
-                "--model",
-                model_source(model),
-                "--sae",
-                sae.path,
-                "--",
-                self.source.text,
-            ]
-            clip.copy(self.app, shlex.join(words), "the command")

@@ -174,7 +174,7 @@ class LoadScreen(LensScreen):
 
     def session_changed(self, old: Session, new: Session) -> None:
         """A model or SAE came or went."""
-        if (old.model, old.saes, old.sae) != (new.model, new.saes, new.sae):
+        if (old.model, old.saes, old.sae, old.fits) != (new.model, new.saes, new.sae, new.fits):
             self._list.refresh()
             self._show_details()
 

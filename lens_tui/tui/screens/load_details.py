@@ -75,6 +75,15 @@ def memory_line(memory: MemoryEstimate) -> str:
     return f"needs {size(memory.total)} of {size(memory.machine)} ({share:.0%}) for four arms"
 
 
+def _fit(app: LensHost) -> list[Part]:
+    """What was measured of the SAE in use."""
+    report = app.store.session.fit(app.store.session.sae)
+    if report is None:
+        return []
+    mark: Part = ("✓ ", "$success") if report.fits else ("! ", "$warning")
+    return [mark, (report.sentence, "$muted" if report.fits else "$warning"), "\n"]
+
+
 def _loading(app: LensHost, entry: ModelEntry) -> list[Part]:
     opening = app.opening
     if opening.model != entry.id:
@@ -84,7 +93,8 @@ def _loading(app: LensHost, entry: ModelEntry) -> list[Part]:
         return [("✗ ", "$error"), (failure.message, "$error"), (f" {failure.hint}\n\n", "")]
     if not opening.going:
         keys = f"{app.key_text('app.generate')} Generate · {app.key_text('app.steer')} Steer"
-        return [("✓ ", "$success"), "ready  ", (keys, "$muted"), "\n\n"] if app.store.session.model else []
+        ready: list[Part] = [("✓ ", "$success"), "ready  ", (keys, "$muted"), "\n", *_fit(app), "\n"]
+        return ready if app.store.session.model else []
     parts: list[Part] = []
     for stage in opening.stages:
         current = stage == app.activity.stage and app.activity.state == BUSY
