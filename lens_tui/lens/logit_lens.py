@@ -11,7 +11,7 @@ import numpy as np
 from lens_tui.records import FloatArray, Intervention, LensError
 from lens_tui.records.readouts import LogitLens
 
-from .readings import one_text, read_sites, target_per_position
+from .readings import one_text, read_sites, target_per_position, unhooked
 from .unembed import readout
 
 if TYPE_CHECKING:
@@ -57,8 +57,9 @@ def logit_lens(
     keys = [*((layer, site) for layer in where), (last, "resid_post")]
     found = read_sites(lens, ids, keys, interventions)
     residual = mx.stack([found[key].astype(mx.float32) for key in keys])
-    follow = _targets(lens, ids, residual[-1, -1], target)
-    rows = _rows(lens, residual, follow, min(max(top_k, 1), lens.tokens.vocab_size))
+    with unhooked(lens):
+        follow = _targets(lens, ids, residual[-1, -1], target)
+        rows = _rows(lens, residual, follow, min(max(top_k, 1), lens.tokens.vocab_size))
     texts = {int(i): lens.tokens.display(int(i)) for i in np.unique([*ids, *follow, *rows["top_ids"].reshape(-1)])}
     return LogitLens(lens.info.name, site, where, ids, target_ids=np.array(follow, np.int32), texts=texts, **rows)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -53,6 +54,14 @@ def read_sites(
     if run.meter is not None:
         check_run(registry, run)
     return {key: result[key][0] for key in result.places}
+
+
+@contextmanager
+def unhooked(lens: LensModel) -> Iterator[None]:
+    """Forwards inside are of the plain model: neither steered nor recorded by the blocks around."""
+    registry = lens.registry
+    with registry.running(Run(registry, Plan())):
+        yield
 
 
 def target_per_position(lens: LensModel, target: int | str | Sequence[int], count: int) -> list[int]:

@@ -25,7 +25,17 @@ from .proxy import Call, first_of, install, replace_first, uninstall
 from .tokens import Tokens
 
 Convention = Literal["norm", "raw"]
-NORM_NAMES = ("norm", "final_layernorm", "final_norm", "ln_f", "norm_f", "final_layer_norm", "ln_out", "out_norm")
+NORM_NAMES = (
+    "norm",
+    "final_layernorm",
+    "final_norm",
+    "ln_f",
+    "norm_f",
+    "final_layer_norm",
+    "ln_out",
+    "out_norm",
+    "embedding_norm",
+)
 HEAD_NAMES = ("lm_head", "output", "embed_out", "head")
 EMBED_NAMES = ("embed_tokens", "wte", "embeddings", "embedding", "tok_embeddings", "word_embeddings", "embed")
 BLOCK = 16384
@@ -58,10 +68,15 @@ def readout(decoder: Decoder, residual: mx.array) -> mx.array:
 
 @dataclass(frozen=True, eq=False)
 class Unembedding:
-    """The final norm's gain, shape (d_model,), and the unembedding in blocks of rows (tokens, d_model), float32."""
+    """The final norm's gain, shape (d_model,), and the unembedding in blocks of rows (tokens, d_model), float32.
+
+    ``norm`` and ``head`` are the modules that they are read off.
+    """
 
     gain: FloatArray
     rows: Callable[[], Iterator[mx.array]]
+    norm: Module
+    head: Module
 
     def weights(self, direction: FloatArray, convention: Convention = "norm") -> FloatArray:
         """What a direction adds to each token's logit, up to the norm's scale; shape (vocabulary,)."""
@@ -82,11 +97,12 @@ def find_unembedding(decoder: Decoder) -> Unembedding:
     for norm in _parts(decoder, NORM_NAMES):
         for head in [*_parts(decoder, HEAD_NAMES), *_parts(decoder, EMBED_NAMES)]:
             try:
-                ours = np.array(_apply(head, norm(probe)).astype(mx.float32))[0]
+                ours = np.array(apply_head(head, norm(probe)).astype(mx.float32))[0]
             except (ValueError, TypeError, AttributeError, RuntimeError):
                 continue
             if ours.shape == target.shape and _same_direction(ours, target, decoder):
-                return Unembedding(_gain(norm, decoder.d_model), lambda head=head: _blocks(head))  # type: ignore[misc]
+                gain = _gain(norm, decoder.d_model)
+                return Unembedding(gain, lambda head=head: _blocks(head), norm, head)  # type: ignore[misc]
     raise LensError(
         "The final norm and unembedding of this model cannot be proved, so directions cannot be unembedded."
     )
@@ -114,7 +130,8 @@ def _parts(decoder: Decoder, names: tuple[str, ...]) -> list[Module]:
     return [module for module in found if isinstance(module, Module)]
 
 
-def _apply(head: Module, x: mx.array) -> mx.array:
+def apply_head(head: Module, x: mx.array) -> mx.array:
+    """What an unembedding, a layer of its own or the tied embedding, gives for normed residuals."""
     as_linear: Any = getattr(head, "as_linear", None)
     result: mx.array = head(x) if as_linear is None else as_linear(x)
     return result
@@ -123,7 +140,7 @@ def _apply(head: Module, x: mx.array) -> mx.array:
 def _same_direction(ours: FloatArray, target: FloatArray, decoder: Decoder) -> bool:
     """Whether the logits are ours times a positive factor, after soft-capping is undone."""
     tolerance = 1e-3 if decoder.dtype == mx.float32 else 3e-2
-    cap = _softcap(decoder)
+    cap = softcap_of(decoder)
     if cap:
         target = (np.arctanh(np.clip(target / cap, -0.999999, 0.999999)) * cap).astype(np.float32)
         keep = np.abs(target) < 2 * cap
@@ -133,7 +150,8 @@ def _same_direction(ours: FloatArray, target: FloatArray, decoder: Decoder) -> b
     return factor > 0 and error < tolerance
 
 
-def _softcap(decoder: Decoder) -> float:
+def softcap_of(decoder: Decoder) -> float:
+    """The bound of the model's logits, ``cap * tanh(logit / cap)``; 0 if they have none."""
     for owner in decoder.owners:
         for holder in (owner, getattr(owner, "args", None), getattr(owner, "config", None)):
             value = getattr(holder, "final_logit_softcapping", None)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .vectors import FloatArray
 
 IntArray = NDArray[np.int32]
-PartKind = Literal["embed", "attn", "mlp", "block"]
+PartKind = Literal["embed", "attn", "mlp", "block", "steer"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,8 +49,9 @@ class LogitLens:
 class Part:
     """One thing that writes to the residual stream: the embedding, a layer's attention or MLP, or a whole block.
 
-    A ``block`` is a layer whose attention and MLP cannot be told apart; ``why`` says what stood in the way.
-    ``layer`` is -1 for the embedding.
+    ``attn`` is whatever mixes tokens there (attention, convolution, state space). A ``block`` is a layer whose
+    attention and MLP cannot be told apart; ``why`` says what stood in the way. ``steer`` is what interventions add to
+    the residual itself at a layer. ``layer`` is -1 for the embedding.
     """
 
     kind: PartKind
