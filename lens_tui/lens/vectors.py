@@ -130,6 +130,8 @@ def residual_norm(
     lens: LensModel, layer: int, *, site: str = "resid_post", texts: Sequence[Prompt] = SAMPLE_TEXTS
 ) -> float:
     """The median of ``||h||`` over the texts' tokens, special ones left out: what scales are compared with."""
+    if not texts:
+        raise LensError("A residual norm needs texts.", "Give at least one.")
     norms = []
     for text in texts:
         h, keep = _activations(lens, text, layer, site, raw=True)

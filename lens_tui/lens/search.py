@@ -1,0 +1,196 @@
+"""Find the scale that reaches a target: bracket it by doubling, then divide the bracket in log scale."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal, get_args
+
+import mlx.core as mx
+import numpy as np
+
+from lens_tui.records import Add, Intervention, LensError, NormMatch
+from lens_tui.records.measures import FIRST, ScaleSearch
+
+from . import measures
+from .dose import scaled
+from .dose_curves import curve
+from .meter import Meter
+from .rows import forward_rows
+from .scores import Plan, score
+from .vectors import SAMPLE_TEXTS, residual_norm
+
+if TYPE_CHECKING:
+    from .model import LensModel
+    from .tokens import Prompt
+
+Quantity = Literal["delta_loss", "kl", "relative_norm"]
+TARGETS: dict[str, float] = {"delta_loss": 0.3, "kl": 1.0, "relative_norm": 0.1}
+AT_ONCE = 4
+INNER = 3
+_START = 0.05
+Evaluate = Callable[[Sequence[float]], list[float]]
+
+
+def find_scale(
+    lens: LensModel,
+    *interventions: Intervention,
+    quantity: Quantity = "delta_loss",
+    target: float | None = None,
+    texts: Sequence[Prompt] = SAMPLE_TEXTS,
+    start: float | None = None,
+    limit: float | None = None,
+    tolerance: float = 0.02,
+    hold_out: bool = True,
+    raw: bool = True,
+) -> ScaleSearch:
+    """The factor on the interventions' scales at which a quantity reaches its target.
+
+    ``delta_loss``: steered minus unsteered mean NLL of ``texts``, +0.3 nat unless ``target`` says otherwise. ``kl``:
+    mean D(base || steered) over the first 20 tokens of the unsteered greedy continuation of each text, 1 nat.
+    ``relative_norm``: measured mean ``||delta h|| / ||h||``, after rounding, 0.1. Scales are doubled from
+    ``start`` (by default 5 % of the residual norm), four at a time as rows of one batch, until the target is
+    passed, and the bracket is then divided into quarters in log scale until it is narrower than ``tolerance`` or
+    the value is within ``tolerance`` of the target. The first crossing counts: a curve that turns back is
+    followed no further, and ``curve.reversals`` says where it did. With ``hold_out`` the scale is chosen on every
+    other text and the value on the rest reported. A target that no scale up to ``limit`` reaches, or that the
+    smallest is above already, gives ``reached=False``, not an error. Records of scale 1 make the factor absolute;
+    a negative scale searches the other direction.
+    """
+    if quantity not in get_args(Quantity):
+        raise LensError(f"There is no quantity {quantity!r} to search for.", f"Use one of {', '.join(TARGETS)}.")
+    if not texts:
+        raise LensError("A search needs texts.", "Give texts=.")
+    goal = TARGETS[quantity] if target is None else float(target)
+    first = _first_scale(lens, interventions, texts) if start is None else float(start)
+    last = first * 2.0**14 if limit is None else float(limit)
+    if not (goal > 0 and first > 0 and last > 0 and math.isfinite(goal + first + last)):
+        raise LensError("A search needs a positive target, start and limit.", "Check the arguments.")
+    split = hold_out and len(texts) > 1
+    evaluate = _evaluator(lens, interventions, quantity, texts[::2] if split else texts, raw)
+    seen: dict[float, float] = {}
+    bracket = _bracket(evaluate, goal, min(first, last), last, seen)
+    if bracket is not None:
+        bracket = _narrow(evaluate, goal, bracket, tolerance, seen)
+    scale = last if bracket is None else min(bracket, key=lambda at: abs(seen[at] - goal))
+    known = {at: value for at, value in seen.items() if math.isfinite(value)}
+    held_out = _evaluator(lens, interventions, quantity, texts[1::2], raw)([scale])[0] if split else None
+    return ScaleSearch(
+        quantity=quantity,
+        target=goal,
+        scale=scale,
+        value=seen[scale],
+        held_out=held_out,
+        bracket=bracket or (last, last),
+        curve=curve(quantity, list(known), list(known.values()), 0.0),
+        reached=bracket is not None and bracket[0] < bracket[1],
+        evaluations=len(seen),
+    )
+
+
+def _bracket(
+    evaluate: Evaluate, goal: float, first: float, limit: float, seen: dict[float, float]
+) -> tuple[float, float] | None:
+    """Neighbouring scales, the lower below the goal and the upper at or above it; ``None`` up to the limit."""
+    below, start = 0.0, first
+    while True:
+        scales = [min(start * 2.0**step, limit) for step in range(AT_ONCE)]
+        scales = list(dict.fromkeys(scales))
+        seen.update(_tried(evaluate, scales))
+        for scale in scales:
+            if seen[scale] >= goal:
+                return (below, scale) if below else _downwards(evaluate, goal, scale, seen)
+            below = scale
+        if below >= limit:
+            return None
+        start = below * 2
+
+
+def _downwards(evaluate: Evaluate, goal: float, high: float, seen: dict[float, float]) -> tuple[float, float]:
+    """The first scale is too large already: halve until one is below the goal, twelve times at most."""
+    for _ in range(3):
+        scales = [high / 2.0**step for step in range(1, AT_ONCE + 1)]
+        seen.update(_tried(evaluate, scales))
+        for scale in scales:
+            if seen[scale] < goal:
+                return scale, high
+            high = scale
+    return high, high
+
+
+def _narrow(
+    evaluate: Evaluate, goal: float, bracket: tuple[float, float], tolerance: float, seen: dict[float, float]
+) -> tuple[float, float]:
+    low, high = bracket
+    while high / low > 1 + tolerance and min(abs(seen[at] - goal) for at in (low, high)) > tolerance * goal:
+        inner = [low * (high / low) ** (step / (INNER + 1)) for step in range(1, INNER + 1)]
+        seen.update(_tried(evaluate, inner))
+        edges = [low, *inner, high]
+        upper = next(at for at in range(1, len(edges)) if at == len(edges) - 1 or seen[edges[at]] >= goal)
+        low, high = edges[upper - 1], edges[upper]
+    return low, high
+
+
+def _tried(evaluate: Evaluate, scales: Sequence[float]) -> dict[float, float]:
+    """Values by scale; where the model's dtype overflowed there is no number, and the scale is too large."""
+    values = evaluate(scales)
+    return {at: value if math.isfinite(value) else math.inf for at, value in zip(scales, values, strict=True)}
+
+
+def _evaluator(
+    lens: LensModel, interventions: Sequence[Intervention], quantity: str, texts: Sequence[Prompt], raw: bool
+) -> Evaluate:
+    """A function of scales; what does not depend on the scale is computed here, once."""
+    if quantity == "delta_loss":
+
+        def losses(scales: Sequence[float]) -> list[float]:
+            plans = [scaled(interventions, at) for at in scales]
+            return [loss.delta for loss in measures.delta_losses(lens, plans, texts=texts)]
+
+        return losses
+    if quantity == "kl":
+        return _divergences(lens, interventions, texts, raw)
+    return lambda scales: [mean_relative(lens, scaled(interventions, at), texts) for at in scales]
+
+
+def _divergences(
+    lens: LensModel, interventions: Sequence[Intervention], texts: Sequence[Prompt], raw: bool
+) -> Evaluate:
+    ids = []
+    for text in texts:
+        made = lens.stream(text, raw=raw, interventions=(), max_tokens=FIRST, temp=0.0)
+        for _ in made:
+            pass
+        ids.append(made.token_ids)
+
+    def divergences(scales: Sequence[float]) -> list[float]:
+        plans = tuple(scaled(interventions, at) for at in scales)
+        pairs = zip(texts, ids, strict=True)
+        scores = score(lens, [measures.continued(lens, text, after, plans, raw=raw) for text, after in pairs])
+        found = [[measures.divergence_of(one).mean_forward for one in per_text] for per_text in scores]
+        return [float(value) for value in np.mean(found, axis=0)]
+
+    return divergences
+
+
+def mean_relative(lens: LensModel, plan: Plan, texts: Sequence[Prompt]) -> float:
+    """Mean ``||delta h|| / ||h||`` that a steering delivers on the texts' tokens, after rounding, at its first site."""
+    total, tokens = 0.0, 0
+    for text in texts:
+        meter = Meter()
+        ids = lens.tokens.prompt(text, raw=True).ids
+        mx.eval(forward_rows(lens, [ids], [plan], meter=meter)[:, :1])
+        for dose in meter.doses(0)[:1]:
+            total, tokens = total + dose.relative * dose.tokens, tokens + dose.tokens
+    return total / tokens if tokens else 0.0
+
+
+def _first_scale(lens: LensModel, interventions: Sequence[Intervention], texts: Sequence[Prompt]) -> float:
+    """A factor at which the first steering moves the residual by about 5 % of its length."""
+    for record in interventions:
+        if isinstance(record, (Add, NormMatch)) and record.scale:
+            unit = 1.0
+            if isinstance(record, Add):
+                unit = residual_norm(lens, record.layer, site=record.site, texts=texts)
+            return _START * unit / abs(record.scale)
+    return _START
