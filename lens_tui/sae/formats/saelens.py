@@ -150,6 +150,8 @@ def _facts(config: dict[str, Any], definition: Definition) -> Facts:
                 facts.read_from(config[key], f"cfg.json {key}", out=bool(out))
     layer = config.get("hook_layer", config.get("hook_point_layer"))
     facts.say("layer", layer if type(layer) is int else None, "cfg.json hook_layer")
+    if isinstance(config.get("bos_included"), bool):  # our own trainer says it outright
+        facts.say("bos", config["bos_included"], "cfg.json bos_included")
     if isinstance(config.get("prepend_bos"), bool):
         left_out = config.get("exclude_special_tokens")
         where = "cfg.json prepend_bos" + (" and exclude_special_tokens" if left_out else "")

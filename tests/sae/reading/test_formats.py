@@ -206,6 +206,21 @@ def test_saelens_standard(tmp_path: Path, subtract: bool) -> None:
     assert info.provenance["bos"] == "cfg.json prepend_bos"
 
 
+@pytest.mark.parametrize(
+    ("said", "bos"),
+    [
+        ({}, True),
+        ({"exclude_special_tokens": True}, False),
+        ({"bos_included": False}, False),
+        ({"prepend_bos": None}, None),
+    ],
+)
+def test_whether_bos_was_in_training(tmp_path: Path, said: dict[str, Any], bos: bool | None) -> None:
+    metadata = {"prepend_bos": True, **said}
+    sae = saelens(tmp_path, numbers(), {**V6, "architecture": "standard", "metadata": metadata}, ["b_enc"])
+    assert sae.info.bos is bos
+
+
 @pytest.mark.parametrize("architecture", ["jumprelu", "batchtopk", "matryoshka_batchtopk"])
 def test_saelens_jumprelu_and_what_is_saved_as_it(tmp_path: Path, architecture: str) -> None:
     w = numbers()
