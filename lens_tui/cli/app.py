@@ -10,6 +10,7 @@ from .find_verbs import verbs as find_verbs
 from .label_verbs import verbs as label_verbs
 from .options import SAE, Json, Model
 from .output import sentences
+from .read_verbs import verbs as read_verbs
 from .sae_verbs import verbs as sae_verbs
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.add_typer(read_verbs)
 app.add_typer(find_verbs)
 app.add_typer(sae_verbs)
 app.add_typer(label_verbs, name="labels")

@@ -1,0 +1,80 @@
+"""``mlx-lens-tui lens`` on the bundled model: the numbers are the library's."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from lens_tui import LensModel, demo
+from lens_tui.cli.app import app
+from lens_tui.lens.attribution import attribute_logits
+from lens_tui.lens.logit_lens import logit_lens
+from lens_tui.records import Add
+from lens_tui.sae import load_sae
+from typer.testing import CliRunner
+
+TEXT = "The old man opened the door and"
+
+
+def run(*arguments: str) -> str:
+    done = CliRunner().invoke(app, ["lens", *arguments])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_json_holds_the_librarys_grid_and_attribution() -> None:
+    result = json.loads(run(TEXT, "--layers", "0,-1", "-k", "3", "--target", " door", "--attribute", "--json"))
+    lens = LensModel("demo")
+    grid = logit_lens(lens, TEXT, layers=[0, -1], top_k=3, target=" door")
+    assert [row["layer"] for row in result["layers"]] == [0, 7]
+    assert [token["id"] for token in result["tokens"]] == list(grid.token_ids)
+    assert {token["target"]["text"] for token in result["tokens"]} == {" door"}
+    cells = [row["cells"] for row in result["layers"]]
+    ids = [[[top["id"] for top in cell["top"]] for cell in row] for row in cells]
+    np.testing.assert_array_equal(ids, grid.top_ids)
+    for name in ("target_logprob", "entropy", "kl"):
+        expected = getattr(grid, {"target_logprob": "target_logprobs"}.get(name, name))
+        np.testing.assert_allclose([[cell[name] for cell in row] for row in cells], expected, atol=1e-5)
+    np.testing.assert_array_equal([[cell["target_rank"] for cell in row] for row in cells], grid.target_ranks)
+    parts = attribute_logits(lens, TEXT, " door")
+    found = result["attribution"]
+    np.testing.assert_allclose([part["value"] for part in found["parts"]], parts.values[:, 0], atol=1e-5)
+    total = sum(part["value"] for part in found["parts"]) + found["rest"] + found["constant"]
+    assert total == pytest.approx(found["model_logit"], abs=1e-4)
+
+
+def test_an_arm_reads_the_steered_model() -> None:
+    result = json.loads(run(TEXT, "-a", "f1288*22", "--target", "id:262", "--json"))
+    lens = LensModel("demo")
+    vector = load_sae(str(demo.sae_paths()[demo.default_sae()])).vector(1288)
+    add = Add(id="a", layer=4, vector=vector, scale=22.0)
+    expected = logit_lens(lens, TEXT, target=262, interventions=[add]).target_logprobs
+    found = [[cell["target_logprob"] for cell in row["cells"]] for row in result["layers"]]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert not np.allclose(expected, logit_lens(lens, TEXT, target=262).target_logprobs, atol=0.1)
+    assert result["steering"] == ["add at layer 4 resid_post"]
+
+
+def test_words_have_a_line_for_each_layer_the_last_one_first() -> None:
+    lines = run(TEXT, "--attribute").splitlines()
+    assert "·door" in lines[0]
+    assert [line.split()[0] for line in lines[1:9]] == [f"L{layer}" for layer in range(7, -1, -1)]
+    assert lines[1].split()[-1] == "·looked"
+    assert lines[10].split()[1:3] == ["6", ".02"]  # rank and probability at the first token, in the last layer
+    assert any(line.startswith("logit of ' looked' after token 7: 9.29") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--layers", "a"], "cannot be read"),
+        (["--target", "id:x"], "names no token"),
+        (["--target", " incomprehensible unutterable"], "not one token"),
+        (["--layers", "99"], "no layer 99"),
+    ],
+)
+def test_what_cannot_be_read_is_said_in_a_sentence(arguments: list[str], words: str) -> None:
+    done = CliRunner().invoke(app, ["lens", "Hello", *arguments])
+    assert done.exit_code == 2
+    assert words in done.stderr
