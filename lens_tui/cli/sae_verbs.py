@@ -63,7 +63,8 @@ def index(
     text: Text,
     model: Model = "demo",
     sae: Annotated[
-        list[str] | None, typer.Option("--sae", "-s", help="An SAE: a bundled name, a file or a folder; repeatable.")
+        list[str] | None,
+        typer.Option("--sae", "-s", help="An SAE: a file, a folder, a bundled name or one trained here; repeatable."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The folder of indexes (default: where the app looks).")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lens_tui import demo
-from lens_tui.records import Add, Arm, LensError, SAEInfo, SteeringVector
+from lens_tui.records import Add, Arm, LensError, SAEInfo, SteeringVector, paths
 
 from .arms import ArmSpec, Term
 
@@ -25,7 +25,7 @@ def read_text(argument: str) -> str:
 
 
 def open_sae(name: str, model: str) -> SAE:
-    """An SAE by bundled name or path; for the bundled model the default one if no name is given."""
+    """An SAE by path, bundled name or the name of one trained here; for the bundled model, the default one for none."""
     from lens_tui.sae import load_sae
 
     return load_sae(_sae_path(name, model))
@@ -44,7 +44,9 @@ def _sae_path(name: str, model: str) -> str:
         if model != demo.NAME:
             raise LensError(f"No SAE is named for {model!r}.", "Name one with --sae: a file or a folder.")
         name = demo.default_sae()
-    return str(bundled.get(name, name))
+    own = paths.saes_folder() / name
+    plain = Path(name).name == name and not Path(name).exists()
+    return str(own) if plain and own.is_dir() else str(bundled.get(name, name))
 
 
 class Vectors:

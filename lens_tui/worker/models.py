@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lens_tui import demo
-from lens_tui.records import LensError
+from lens_tui.records import LensError, paths
 from lens_tui.records.recent import recent_models
 from lens_tui.records.sanitise import one_line
 
@@ -88,15 +89,31 @@ def check_model(typed: str) -> ModelEntry:
 
 
 def list_saes(entry_or_id: str, cache_dir: Path | None = None) -> list[SAEEntry]:
-    """SAEs at hand for a model, by its id: bundled ones, and Gemma Scope folders in the Hugging Face cache.
+    """SAEs at hand for a model, by its id: bundled or trained here, and Gemma Scope folders in the Hugging Face cache.
 
     A Gemma Scope repository counts if its name contains the model's (``gemma-3-1b``
     in ``gemma-scope-2-1b-it``). Whether an SAE fits is measured after loading.
     """
+    own = _trained_here(entry_or_id)
     if entry_or_id == demo.NAME:
-        return [SAEEntry(str(path), one_line(name), "demo", _size(path)) for name, path in demo.sae_paths().items()]
+        bundled = demo.sae_paths().items()
+        return [*(SAEEntry(str(path), one_line(name), "demo", _size(path)) for name, path in bundled), *own]
     fitting = [repo for repo in _repos(cache_dir) if _same_family(repo.repo_id, entry_or_id)]
-    return [sae for repo in sorted(fitting, key=lambda repo: repo.repo_id) for sae in _scope_folders(repo)]
+    return [*own, *(sae for repo in sorted(fitting, key=lambda repo: repo.repo_id) for sae in _scope_folders(repo))]
+
+
+def _trained_here(model: str) -> list[SAEEntry]:
+    """The SAEs in the user's folder that say they were trained on this model."""
+    names = {model, Path(model).name}
+    found = []
+    for file in sorted(paths.saes_folder().glob("*/config.json")):
+        try:
+            says = json.loads(file.read_text("utf-8")).get("model_name")
+        except (OSError, ValueError, AttributeError, RecursionError):
+            continue
+        if says in names and (file.parent / "params.safetensors").is_file():
+            found.append(SAEEntry(str(file.parent), one_line(file.parent.name, 120), "own", _size(file.parent)))
+    return found
 
 
 def _repos(cache_dir: Path | None) -> frozenset[CachedRepoInfo]:

@@ -239,3 +239,14 @@ def test_saes_at_hand(cache: Path, tmp_path: Path) -> None:
     assert len(list_saes("google/gemma-2-2b-it", cache)) == 1
     assert list_saes("google/gemma-3-4b-it", cache) == []
     assert list_saes("meta/llama", cache) == []
+
+
+def test_saes_trained_here_are_at_hand_for_their_model(cache: Path, tmp_path: Path) -> None:
+    from lens_tui.records import paths
+
+    own = sae_folder(paths.saes_folder() / "mine")  # says it is of "tiny"
+    (paths.saes_folder() / "broken").mkdir()
+    (paths.saes_folder() / "broken" / "config.json").write_text("[")
+    assert [(sae.path, sae.source) for sae in list_saes("tiny", cache)] == [(str(own), "own")]
+    assert [sae.name for sae in list_saes(str(tmp_path / "tiny"), cache)] == ["mine"]
+    assert all(sae.source == "demo" for sae in list_saes("demo", cache))
