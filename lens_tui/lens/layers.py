@@ -52,8 +52,10 @@ class Decoder:
     many times as many layers: layer L is block ``L % n`` in pass ``L // n``.
     Where a residual is several streams (streams, batch, tokens, d_model),
     ``stream`` is the active one, which is what is read and steered. ``argument``
-    is the one of a block's arguments that is the residual, ``closed`` says that
-    the logits follow from the last layer's residual alone.
+    is the one of a block's arguments that is the residual; ``view`` another one,
+    optional, in which the block before hands it the same residual normed (it is
+    left out where the residual is changed, and the block norms it itself).
+    ``closed`` says that the logits follow from the last layer's residual alone.
     """
 
     root: Module
@@ -67,6 +69,7 @@ class Decoder:
     passes: int = 1
     stream: int | None = None
     argument: Argument = 0
+    view: Argument | None = None
     closed: bool = True
 
     @property
@@ -117,6 +120,7 @@ def _decoder(model: Module, path: str, owners: tuple[Module, ...], layers: tuple
         passes=proof.passes,
         stream=proof.stream,
         argument=proof.argument,
+        view=proof.view,
         closed=proof.closed,
     )
 

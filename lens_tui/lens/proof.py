@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
@@ -26,11 +27,17 @@ Give = Callable[[int, Any], Any]
 
 @dataclass
 class Seen:
-    """A call of a block: its number in the list, the arrays it was given by place or name, its output."""
+    """A call of a block: its number in the list, the arrays it was given by place or name, its output.
+
+    ``arguments`` and ``output`` hold the very objects, ``given`` and ``hidden`` aliases: a model may go on to
+    change an array in place.
+    """
 
     index: int
+    arguments: dict[Argument, Any]
     given: dict[Argument, mx.array]
     output: Any
+    hidden: Any
 
 
 @dataclass
@@ -52,6 +59,7 @@ class Proof:
     passes: int
     stream: int | None
     argument: Argument
+    view: Argument | None
     closed: bool
 
 
@@ -65,11 +73,12 @@ def observe(model: Module, layers: Sequence[Module], give: Give | None = None) -
         for index, layer in enumerate(layers):
 
             def tap(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], index: int = index) -> Any:
-                given = _arrays(args, kwargs)
+                named = _named(args, kwargs)
+                given = {key: _alias(value) for key, value in named.items() if isinstance(value, mx.array)}
                 output = call(*args, **kwargs)
                 if give is not None:
                     output = replace_first(output, give(len(seen.calls), first_of(output)))
-                seen.calls.append(Seen(index, given, replace_first(output, _alias(first_of(output)))))
+                seen.calls.append(Seen(index, named, given, output, _alias(first_of(output))))
                 return output
 
             install(layer, tap)
@@ -96,7 +105,7 @@ def _objection(seen: Observation, layers: Sequence[Module]) -> str | None:
         return f"a forward pass never calls the {count} blocks themselves, at most their parts"
     if order != list(range(count)) * (len(order) // count):
         return f"a forward pass calls the {count} blocks {len(order)} times, but not all in order"
-    shapes = [_shape(call.output) for call in seen.calls]
+    shapes = [_shape(call.hidden) for call in seen.calls]
     stream = _active(layers[0])
     for number, shape in enumerate(shapes):
         if len(shape) == 4 and stream is not None and shape[1:3] == PROBE_SHAPE and 0 <= stream < shape[0]:
@@ -118,10 +127,9 @@ def _chained(model: Module, layers: Sequence[Module], seen: Observation) -> Proo
     last = len(seen.calls) - 1
 
     def made(call: Seen) -> mx.array:
-        hidden = first_of(call.output)
-        return mx.array(numbers.normal(size=hidden.shape).astype(np.float32)).astype(hidden.dtype)
+        return mx.array(numbers.normal(size=call.hidden.shape).astype(np.float32)).astype(call.hidden.dtype)
 
-    stream = _active(layers[0]) if first_of(seen.calls[0].output).ndim == 4 else None
+    stream = _active(layers[0]) if seen.calls[0].hidden.ndim == 4 else None
     one, two = [made(call) for call in seen.calls], [made(call) for call in seen.calls]
     if stream is not None:  # only the active stream is another
         two = [_with_stream(a, b[stream], stream) for a, b in zip(one, two, strict=True)]
@@ -129,7 +137,7 @@ def _chained(model: Module, layers: Sequence[Module], seen: Observation) -> Proo
     first = observe(model, layers, lambda call, _: one[call] + 0)
     second = observe(model, layers, lambda call, _: (two if call < last else one)[call] + 0)
     third = observe(model, layers, lambda call, _: (two if call == last else one)[call] + 0)
-    shape = first_of(seen.calls[0].output).shape
+    shape = seen.calls[0].hidden.shape
     common: set[Argument] = {key for key, array in seen.calls[0].given.items() if array.shape == shape}
     for number in range(1, last + 1):
         common &= _changed(first.calls[number], second.calls[number])
@@ -139,15 +147,19 @@ def _chained(model: Module, layers: Sequence[Module], seen: Observation) -> Proo
         return "the one block is given no residual"
     if bool(mx.array_equal(first.logits, third.logits)):
         return "the logits do not depend on what the last block gives"
-    output = seen.calls[-1].output
+    view = _second_view(seen.calls)
+    if view is not None and seen.calls[0].arguments.get(view) is not None:
+        return f"the blocks hand on a second view of the residual ({view}), which a change would not reach"
+    hidden = seen.calls[-1].hidden
     return Proof(
-        d_model=int(first_of(output).shape[-1]),
+        d_model=int(hidden.shape[-1]),
         vocab_size=int(seen.logits.shape[-1]),
-        dtype=first_of(output).dtype,
-        tuple_output=isinstance(output, (tuple, list)),
+        dtype=hidden.dtype,
+        tuple_output=isinstance(seen.calls[-1].output, (tuple, list)),
         passes=len(seen.calls) // len(layers),
         stream=stream,
         argument=min(common, key=str),
+        view=view,
         closed=stream is None and bool(mx.array_equal(first.logits, second.logits)),
     )
 
@@ -165,8 +177,24 @@ def _with_stream(streams: mx.array, new: mx.array, stream: int) -> mx.array:
     return mx.concatenate([streams[:stream], new[None], streams[stream + 1 :]])
 
 
-def _shape(output: Any) -> tuple[int, ...]:
-    hidden = first_of(output)
+def _second_view(calls: Sequence[Seen]) -> Argument | None:
+    """The argument in which a block is given what the one before it made of its output for it, normed for instance.
+
+    Only what every block makes anew counts; values that the first one makes and
+    the others pass on (RWKV 7) are no view of the residual.
+    """
+    for before, after in pairwise(calls[1:]):
+        if not isinstance(before.output, (tuple, list)):
+            return None
+        made = [item for item in before.output[1:] if _shape(item) == _shape(before.hidden)]
+        fresh = [item for item in made if not any(item is other for other in before.arguments.values())]
+        for key, value in after.arguments.items():
+            if any(value is item for item in fresh):
+                return key
+    return None
+
+
+def _shape(hidden: Any) -> tuple[int, ...]:
     return tuple(hidden.shape) if isinstance(hidden, mx.array) else ()
 
 
@@ -175,9 +203,9 @@ def _changed(one: Seen, two: Seen) -> set[Argument]:
     return {key for key, array in one.given.items() if not bool(mx.array_equal(array, two.given[key]))}
 
 
-def _arrays(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[Argument, mx.array]:
-    given: list[tuple[Argument, Any]] = [*enumerate(args), *kwargs.items()]
-    return {key: _alias(value) for key, value in given if isinstance(value, mx.array)}
+def _named(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[Argument, Any]:
+    listed: list[tuple[Argument, Any]] = [*enumerate(args), *kwargs.items()]
+    return dict(listed)
 
 
 def _alias(value: Any) -> Any:

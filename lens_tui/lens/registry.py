@@ -28,7 +28,7 @@ from .layers import Decoder
 from .meter import Meter
 from .positions import Offset, Spans, Where
 from .program import Hook, Item, Key, Program, build
-from .proxy import Call, input_of, install, replace_input, uninstall
+from .proxy import Call, input_of, install, uninstall
 from .sites import Point, SiteMap
 
 _stamps = itertools.count(1)
@@ -99,7 +99,7 @@ class Plan:
         """What a KV cache filled under this plan depends on: equal for equal effects, empty for a plain model."""
         stamp = self.stamp
         if self._print is None or self._print[0] != stamp:
-            rows = [tuple(_print_of(entry.item) for entry in row if _acts(entry.item)) for row in self.rows]
+            rows = [tuple(print_of(entry.item) for entry in row if acts(entry.item)) for row in self.rows]
             self._print = stamp, tuple(rows) if any(rows) else ()
         return self._print[1]
 
@@ -146,7 +146,7 @@ class Registry:
         self.decoder = decoder
         self.sites = SiteMap(decoder)
         self.sources: dict[str, FeatureSource] = {}
-        self._bos = bos
+        self.bos = bos
         self._local = threading.local()
         self._lock = threading.RLock()
         self._needs: dict[Key, int] = {}
@@ -277,7 +277,7 @@ class Registry:
         n_prompt = run.n_prompt
         if n_prompt is None and not caches:
             n_prompt = length
-        where = Where(offset, length, ids, n_prompt, self._bos, run.spans, run.thinking, run.row_spans, run.real)
+        where = Where(offset, length, ids, n_prompt, self.bos, run.spans, run.thinking, run.row_spans, run.real)
         recorders = tuple(recorder for recorder in run.plan.recorders if recorder.active)
         for recorder in recorders:
             recorder.begin(own, starts=not caches or (isinstance(offset, int) and offset == 0))
@@ -304,11 +304,10 @@ class Registry:
         here = tuple(points.items()) if self.decoder.passes == 1 else self._in_this_pass(forward, points)
         for key, point in here:
             if point.port == "input":
-                given = input_of(args, kwargs, point.argument)
-                hidden = point.read(given)
+                hidden = point.read(input_of(args, kwargs, point.argument))
                 changed = self._at(forward, key, hidden)
                 if changed is not hidden:
-                    args, kwargs = replace_input(args, kwargs, point.write(given, changed), point.argument)
+                    args, kwargs = point.give(args, kwargs, changed)
         output = call(*args, **kwargs)
         for key, point in here:
             if point.port == "output":
@@ -336,11 +335,12 @@ class Registry:
         return h
 
 
-def _acts(item: Item) -> bool:
+def acts(item: Item) -> bool:
+    """Whether an item does anything at all."""
     return isinstance(item, Hook) or (item.enabled and getattr(item, "scale", 1.0) != 0.0)
 
 
-def _print_of(item: Item) -> object:
+def print_of(item: Item) -> object:
     """A record as something hashable that is equal for equal effects; its id is left out."""
     if not isinstance(item, Intervention):
         return ("hook", id(item.fn), item.layer, item.site)

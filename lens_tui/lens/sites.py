@@ -22,7 +22,7 @@ from lens_tui.records.sites import SITES
 
 from .layers import Decoder
 from .proof import PROBE_SHAPE
-from .proxy import Argument, Call, first_of, input_of, install, named, replace_first, uninstall
+from .proxy import Argument, Call, first_of, input_of, install, named, replace_first, replace_input, uninstall
 
 Port = Literal["input", "output"]
 
@@ -50,7 +50,8 @@ class Point:
 
     ``stream`` is the one of several residual streams (streams, batch, tokens, width)
     that the site is, ``None`` where the tensor is the residual itself. ``argument``
-    says which of the module's arguments an ``input`` is.
+    says which of the module's arguments an ``input`` is, ``view`` which other one,
+    or which other part of an output, is made from the residual and stale once that is changed.
     """
 
     module: Module
@@ -58,19 +59,30 @@ class Point:
     width: int
     stream: int | None = None
     argument: Argument = 0
+    view: Argument | None = None
 
     def read(self, value: Any) -> Any:
         """The tensor of the site (batch, tokens, width) in what the module was given or gave."""
         hidden = first_of(value)
         return hidden if self.stream is None else hidden[self.stream]
 
-    def write(self, value: Any, new: mx.array) -> Any:
-        """What the module was given or gave, with the site's tensor replaced."""
+    def give(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], new: mx.array
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The module's arguments with the site's tensor replaced."""
+        value = self._put(input_of(args, kwargs, self.argument), new)
+        args, kwargs = replace_input(args, kwargs, value, self.argument)
+        return (args, kwargs) if self.view is None else replace_input(args, kwargs, None, self.view)
+
+    def write(self, output: Any, new: mx.array) -> Any:
+        """What the module gave, with the site's tensor replaced."""
+        written = replace_first(output, self._put(first_of(output), new))
+        return written if self.view is None else (written[0], *[None for _ in written[1:]])
+
+    def _put(self, value: mx.array, new: mx.array) -> mx.array:
         if self.stream is None:
-            return replace_first(value, new)
-        streams = first_of(value)
-        parts = [streams[: self.stream], new[None], streams[self.stream + 1 :]]
-        return replace_first(value, mx.concatenate(parts))
+            return new
+        return mx.concatenate([value[: self.stream], new[None], value[self.stream + 1 :]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +109,8 @@ class SiteMap:
         block = self._decoder.layers[layer]
         if site in ("resid_pre", "resid_post"):
             port: Port = "input" if site == "resid_pre" else "output"
-            return Point(block, port, self._decoder.d_model, self._decoder.stream, self._decoder.argument)
+            decoder = self._decoder
+            return Point(block, port, decoder.d_model, decoder.stream, decoder.argument, decoder.view)
         if self._inside is None:
             self._inside = _look_inside(self._decoder)
         found = _resolve(site, self._inside[layer])

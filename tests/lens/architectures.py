@@ -12,6 +12,8 @@ from dataclasses import fields
 from importlib import import_module
 from typing import Any
 
+import mlx.core as mx
+
 from . import tiny
 
 HALF = ["sliding_attention", "full_attention"] * 2
@@ -213,4 +215,8 @@ def make(name: str, *, seed: int = 0) -> Any:
     own = {**COMMON, "model_type": INNER.get(name, name), **OWN.get(name, {})}
     if "text_config" in {item.name for item in fields(module.ModelArgs)}:
         own = {"model_type": name, "text_config": own, "vocab_size": own["vocab_size"], **OUTER.get(name, {})}
-    return tiny.settle(module.Model(module.ModelArgs.from_dict(own)), seed)
+    model = module.Model(module.ModelArgs.from_dict(own))
+    for _, part in model.named_modules():
+        if "weight_scale" in part:  # packed ternary weights
+            part.weight = mx.random.randint(0, 256, part.weight.shape, key=mx.random.key(seed)).astype(mx.uint8)
+    return tiny.settle(model, seed)

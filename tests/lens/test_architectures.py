@@ -17,21 +17,16 @@ from lens_tui.lens.proof import prove
 from lens_tui.records import LensError
 from mlx_lm.models.cache import make_prompt_cache
 
-from . import architectures, examine, tiny
+from . import architectures, examine, metal_kernels, tiny
 from .examine import IDS, SCALE, numbers, patched
 
 DOCS = Path(__file__).parents[2] / "docs" / "architectures.md"
-METAL_ONLY = ("bitnet", "muse_spark")
 REFUSED = {
     "deepseek_v41": "block 0 gives .*: several residual streams with no active one",
     "iquestloopcoder": "never calls the 4 blocks themselves, at most their parts",
     "olmo": "",
 }
-WORKING = [
-    name
-    for name in architectures.names()
-    if name not in REFUSED and (name not in METAL_ONLY or mx.metal.is_available())
-]
+WORKING = [name for name in architectures.names() if name not in REFUSED]
 HALF_PRECISION = [
     "llama",
     "gemma2",
@@ -57,6 +52,12 @@ def _without_compiling() -> Iterator[None]:
     mx.enable_compile()
 
 
+@pytest.fixture
+def kernels() -> Iterator[None]:
+    with metal_kernels.stand_ins():
+        yield
+
+
 def rows_of_the_table() -> dict[str, str]:
     return {match[1]: line for line in DOCS.read_text().splitlines() if (match := re.match(r"\| (\S+) \|", line))}
 
@@ -72,6 +73,7 @@ def test_every_architecture_has_its_line_in_the_table() -> None:
     assert [name for name in table if name != "architecture"] == list(architectures.names())
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("name", WORKING)
 def test_it_steers_captures_and_restores_exactly(name: str) -> None:
     model = architectures.make(name)
@@ -89,6 +91,9 @@ def test_it_steers_captures_and_restores_exactly(name: str) -> None:
         np.testing.assert_array_equal(numbers(captured[layer, "resid_post"]), seen.after[layer])
     for layer in range(lens.n_layers):
         check_steering(name, model, lens, layer, seen.after, plain)
+    if lens.registry.decoder.closed:
+        last = captured[lens.n_layers - 1, "resid_post"]
+        np.testing.assert_allclose(numbers(lens.readout(last)), plain, rtol=1e-5, atol=1e-5)
     assert [type(module) for _, module in model.named_modules()] == classes
     np.testing.assert_array_equal(numbers(model(ids)), plain)
     assert examine.row(name) == rows_of_the_table()[name]
@@ -114,6 +119,7 @@ def check_steering(
     assert np.abs(logits - plain).max() > 1e-4 * np.abs(plain).max()
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("name", WORKING)
 def test_it_generates_steered_with_its_own_cache(name: str) -> None:
     model = architectures.make(name)
@@ -177,11 +183,10 @@ def test_it_is_refused_with_the_reason(name: str) -> None:
 
 
 @pytest.mark.skipif(mx.metal.is_available(), reason="they run here")
-@pytest.mark.parametrize("name", METAL_ONLY)
+@pytest.mark.parametrize("name", metal_kernels.MODELS)
 def test_a_model_that_needs_metal_is_refused_without(name: str) -> None:
     with pytest.raises(LensError, match=r"a forward pass fails: .*No Metal back-end"):
         LensModel.from_model(architectures.make(name))
-    assert examine.row(name) == rows_of_the_table()[name]
 
 
 @pytest.mark.skipif(find_spec("hf_olmo") is not None, reason="the package is here")
