@@ -20,8 +20,9 @@ def stand_ins() -> Iterator[None]:
         return
     from mlx_lm.models import bitlinear_layers, muse_spark
 
-    kernels = {kernel.__name__: kernel for kernel in (norm_add_norm, qk_norm, qk_norm_rope, rms_norm_sigmoid_gate)}
-    kernels |= {kernel.__name__: kernel for kernel in (expert_routing, post_expert_norm_combine)}
+    parts: list[Any] = [norm_add_norm, qk_norm, qk_norm_rope, rms_norm_sigmoid_gate, expert_routing]
+    parts.append(post_expert_norm_combine)
+    kernels: dict[str, Any] = {part.__name__: part for part in parts}
     with (
         patch.multiple(muse_spark, **kernels),
         patch.object(bitlinear_layers.BitLinear, "execute_matmul_kernel", ternary),
