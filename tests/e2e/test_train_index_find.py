@@ -43,19 +43,19 @@ def driver() -> Iterator[Driver]:
 
 def test_from_a_text_to_a_feature_with_a_name(tmp_path: Path, driver: Driver) -> None:
     corpus = tmp_path / "corpus.jsonl"
-    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for _, text in texts(60, seed=0)))
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for _, text in texts(40, seed=0)))
     config = TrainConfig(
         width=96,
         k=6,
-        tokens=64 * 24,
+        tokens=64 * 16,
         batch=64,
         learning_rate=4e-3,
-        pool_tokens=512,
+        pool_tokens=256,
         calibration_tokens=256,
-        evaluation_tokens=128,
+        evaluation_tokens=64,
     )
     with LensModel("demo") as model:
-        report = train_sae(model, corpus, tmp_path / "sae", config, layer=1, context=CONTEXT, rows=8, held_out=10)
+        report = train_sae(model, corpus, tmp_path / "sae", config, layer=1, context=CONTEXT, rows=4, held_out=10)
         sae = load_sae(tmp_path / "sae")
         settings = IndexSettings(top_k=5, full=True)
         (path,) = index_text(model, [sae], corpus, settings=settings, context=CONTEXT, rows=16).indexes
@@ -67,7 +67,7 @@ def test_from_a_text_to_a_feature_with_a_name(tmp_path: Path, driver: Driver) ->
     assert report.final.fvu < 0.6
     assert best.held_out > 0.9
     index = FeatureIndex(path)
-    documents = [text for _, text in texts(60, seed=0)]
+    documents = [text for _, text in texts(40, seed=0)]
     found = index.examples(best.feature)
     assert found
     kinds = [documents[example.document] for example in found]
