@@ -39,8 +39,8 @@ class Recorded:
 
 
 @contextmanager
-def patched(name: str, model: Any, change: Change | None = None) -> Iterator[Recorded]:
-    """Record every call of a block, and change what it gives, by patching the blocks' classes."""
+def patched(name: str, model: Any, change: Change | None = None, before: Change | None = None) -> Iterator[Recorded]:
+    """Record every call of a block, and change what it gives or (``before``) is given, by patching its class."""
     seen, blocks = Recorded(), {id(block) for block in model.layers}
     classes = {type(block): type(block).__call__ for block in model.layers}
 
@@ -51,6 +51,11 @@ def patched(name: str, model: Any, change: Change | None = None) -> Iterator[Rec
             where = RESIDUAL.get(name, 0)
             given = kwargs[where] if isinstance(where, str) else args[where]
             seen.before.append(numbers(stream_of(name, given)))
+            if before is not None:
+                hidden = stream_of(name, given)
+                changed = before(len(seen.before) - 1, hidden)
+                if changed is not hidden:
+                    args, kwargs = given_instead(name, args, kwargs, with_stream(name, given, changed))
             output = original(self, *args, **kwargs)
             first = output[0] if isinstance(output, tuple) else output
             seen.after.append(numbers(stream_of(name, first)))
@@ -72,6 +77,15 @@ def patched(name: str, model: Any, change: Change | None = None) -> Iterator[Rec
     finally:
         for kind, original in classes.items():
             setattr(kind, "__call__", original)  # noqa: B010
+
+
+def given_instead(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], new: mx.array) -> tuple[Any, Any]:
+    where = RESIDUAL.get(name, 0)
+    if name in NORMED:
+        kwargs = {**kwargs, "attn_input": None}
+    if isinstance(where, str):
+        return args, {**kwargs, where: new}
+    return (*args[:where], new, *args[where + 1 :]), kwargs
 
 
 def stream_of(name: str, value: mx.array) -> mx.array:

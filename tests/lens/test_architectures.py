@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from lens_tui.lens import LensModel
 from lens_tui.lens.proof import prove
-from lens_tui.records import LensError
+from lens_tui.records import Add, Arm, LensError, SteeringVector, Token
 from mlx_lm.models.cache import make_prompt_cache
 
 from . import architectures, examine, metal_kernels, tiny
@@ -40,6 +40,22 @@ HALF_PRECISION = [
     "rwkv7",
     "falcon_h1",
     "plamo2",
+]
+UNUSUAL = [
+    "afm7",
+    "gemma3n",
+    "gemma4",
+    "gptj",
+    "hunyuan",
+    "kimi_k3",
+    "mamba",
+    "muse_spark",
+    "nanbeige",
+    "nemotron_h",
+    "plamo",
+    "plamo2",
+    "rwkv7",
+    "talkie",
 ]
 MIXTURES = ("qwen3_moe", "gpt_oss")
 
@@ -139,6 +155,40 @@ def test_it_generates_steered_with_its_own_cache(name: str) -> None:
             assert logprobs[token.token_id] > logprobs.max() - 1e-4
             step = mx.array([[token.token_id]])
     assert len(tokens) == 3
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_what_goes_into_a_block_is_steered_too(name: str) -> None:
+    model = architectures.make(name)
+    lens = LensModel.from_model(model)
+    unit = vector(lens.d_model)
+    delta = mx.array(unit * SCALE)
+    for layer in (0, lens.n_layers - 1):
+        with lens.steer(layer, unit, SCALE, site="resid_pre"):
+            logits = numbers(lens.forward(list(IDS)))
+        with patched(name, model, before=lambda call, h, layer=layer: h + delta if call == layer else h):
+            expected = numbers(model(mx.array([IDS])))
+        np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
+        assert not np.allclose(logits, numbers(model(mx.array([IDS]))), atol=1e-3)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_its_arms_side_by_side_are_its_arms_alone(name: str) -> None:
+    lens = LensModel.from_model(architectures.make(name))
+    steering = SteeringVector.of("push", vector(lens.d_model), lens.n_layers // 2)
+    arms = [Arm("baseline"), Arm("pushed", (Add(id="a", layer=steering.layer, vector=steering, scale=SCALE),))]
+    together = lens.compare(list(IDS), arms, max_tokens=4)
+    rows: dict[int, list[Any]] = {0: [], 1: []}
+    for event in together:
+        if isinstance(event, Token):
+            rows[event.arm].append(event)
+    for index, arm in enumerate(arms):
+        alone = list(lens.stream(list(IDS), interventions=arm.interventions, max_tokens=4))
+        assert [token.token_id for token in rows[index]] == [token.token_id for token in alone]
+        np.testing.assert_allclose([t.logprob for t in rows[index]], [t.logprob for t in alone], atol=1e-3)
+    assert [token.logprob for token in rows[0]] != [token.logprob for token in rows[1]]
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "4-bit"])
