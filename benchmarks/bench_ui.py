@@ -5,8 +5,8 @@
 Every app runs in a fresh process on a pseudo terminal of 120x36 whose output is read and thrown
 away, so layout, painting and writing are all in the figures; no model is loaded.
 
-First frame: from the start of the process until the app says it is ready, best of the repeats, the
-two apps in turn. Streaming: a thread makes tokens at a steady rate in every lane and wakes the app
+First frame: from the start of the process until what is first painted has been painted, best of the
+repeats, the three in turn: an empty app, this one on Load, this one with ``--demo`` (on Generate). Streaming: a thread makes tokens at a steady rate in every lane and wakes the app
 as the worker does; a task on the event loop sleeps 5 ms again and again and notes how late it
 wakes. The same before the run, with the app idle, shows how much of that is the machine's.
 """
@@ -107,8 +107,6 @@ def stream_child(rate: float, lanes: int, seconds: float) -> dict[str, float]:
     out: dict[str, float] = {}
 
     class Measured(LensApp):
-        CSS_PATH = _style_sheet()  # type: ignore[assignment]
-
         def on_ready(self) -> None:
             self.run_worker(self._measure(), exit_on_error=True)
 
@@ -157,12 +155,6 @@ def _tail(name: str, lags: list[float]) -> dict[str, float]:
     return {f"{name} {key}": 1000 * lags[min(len(lags) - 1, int(share * len(lags)))] for key, share in pick.items()}
 
 
-def _style_sheet() -> Path:
-    import lens_tui.tui
-
-    return Path(lens_tui.tui.__file__).with_name("lens.tcss")
-
-
 def _model() -> Any:
     from lens_tui.records import ModelInfo
 
@@ -170,7 +162,13 @@ def _model() -> Any:
 
 
 def frame_child(which: str) -> dict[str, float]:
-    """Start one app and leave at its first frame."""
+    """Start one app and leave at its first frame; when that was, and the CPU the process had used by then."""
+    figures: dict[str, float] = {}
+
+    def first_frame(app: Any) -> None:
+        figures.update(at=time.time(), cpu=time.process_time())
+        app.exit()
+
     if which == "empty":
         from textual.app import App, ComposeResult
         from textual.widgets import Static
@@ -180,23 +178,18 @@ def frame_child(which: str) -> dict[str, float]:
                 yield Static("hello")
 
             def on_ready(self) -> None:
-                self.call_after_refresh(self.exit)
+                self.call_after_refresh(first_frame, self)
 
         Empty().run()
     else:
-        from lens_tui.tui.app import LensApp
+        from lens_tui.tui.run import make_app
         from lens_tui.worker.thread import Worker
 
-        class First(LensApp):
-            CSS_PATH = _style_sheet()  # type: ignore[assignment]
-
-            def on_ready(self) -> None:
-                self.call_after_refresh(self.exit)
-
-        app = First(Worker())
+        app = make_app(Worker(), demo=which == "demo")
+        app.after_first_frame(lambda: first_frame(app))
         app.run()
         assert app.return_code == 0
-    return {"at": time.time()}
+    return figures
 
 
 def in_terminal(*arguments: str) -> dict[str, float]:
@@ -206,7 +199,7 @@ def in_terminal(*arguments: str) -> dict[str, float]:
         begin = time.time()
         pid, master = pty.fork()
         if pid == 0:
-            os.environ |= {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
+            os.environ |= {"TERM": "xterm-256color", "COLORTERM": "truecolor", "LENS_TUI_HOME": folder}
             os.execv(sys.executable, [sys.executable, __file__, "--child", str(result), *arguments])
         fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", *SIZE, 0, 0))
         written = _swallow(master)
@@ -246,13 +239,14 @@ def main() -> None:
         figures = stream_child(asked.rate, asked.lanes, asked.seconds) if streaming else frame_child(asked.what)
         Path(asked.child).write_text(json.dumps(figures))
         return
-    frames: dict[str, list[float]] = {"empty": [], "lens": []}
+    frames: dict[str, list[dict[str, float]]] = {"empty": [], "load": [], "demo": []}
     for _ in range(asked.repeats):
-        for which, times in frames.items():
-            ran = in_terminal("--what", which)
-            times.append(ran["at"] - ran["begin"])
-    empty, lens = min(frames["empty"]), min(frames["lens"])
-    print(f"first frame: empty {empty:.2f} s, this app {lens:.2f} s, ratio {lens / empty:.2f}")
+        for which, runs in frames.items():
+            runs.append(in_terminal("--what", which))
+    empty = _best(frames["empty"])
+    for which, runs in frames.items():
+        wall, cpu = _best(runs)
+        print(f"first frame, {which:<5}  {wall:.2f} s ({wall / empty[0]:.2f}), CPU {cpu:.2f} s ({cpu / empty[1]:.2f})")
     options = ["--rate", str(asked.rate), "--lanes", str(asked.lanes), "--seconds", str(asked.seconds)]
     ran = in_terminal("--what", "stream", *options)
     print(f"{asked.lanes} lanes x {asked.rate:g} tok/s for {asked.seconds:g} s, event loop late by, in ms:")
@@ -263,6 +257,11 @@ def main() -> None:
         f"  {100 * ran['cpu_share']:.0f} % of one core, {ran['made_per_s']:.0f} tokens/s, "
         f"{ran['behind_tokens']:.0f} tokens not yet shown at the end, {ran['bytes'] / 1000:.0f} kB written"
     )
+
+
+def _best(runs: list[dict[str, float]]) -> tuple[float, float]:
+    """The least seconds from the start of the process to its first frame, on the clock and of CPU."""
+    return min(run["at"] - run["begin"] for run in runs), min(run["cpu"] for run in runs)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from lens_tui.worker.events import Event, JobDone, JobFailed, JobStarted, Progress, Speed
+from lens_tui.worker.base_events import Event, JobDone, JobFailed, JobStarted, Progress, Speed
 
 from .format import duration, size
 

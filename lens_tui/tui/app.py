@@ -36,13 +36,13 @@ from lens_tui.tui.opening import Opening
 from lens_tui.tui.preferences import remember_theme
 from lens_tui.tui.recovery import Recovery
 from lens_tui.tui.session import Session, SessionStore, absorb
-from lens_tui.worker.events import Event, JobFailed, Notice
-from lens_tui.worker.jobs import Job
-from lens_tui.worker.protocol import WorkerLike
+from lens_tui.worker.base_events import Event, JobFailed, Notice
 
 _log = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from lens_tui.records.session_file import SavedSession
+    from lens_tui.worker.jobs import Job
+    from lens_tui.worker.protocol import WorkerLike
 
 FRAME = 1 / 30
 TINTS = ("tint", "bars", "digits", "off")
@@ -52,6 +52,11 @@ _CLASSES = {
     "generate": "generate:GenerateScreen",
     "features": "features:FeaturesScreen",
 }
+
+
+_HERE = Path(__file__).parent
+# The screens' sheets with the app's: one read when a screen opens would parse every sheet again.
+_STYLES = (_HERE / "lens.tcss", *sorted((_HERE / "screens").glob("*.tcss")))
 
 
 def _screen_factory(mode: str) -> Callable[[], Screen[Any]]:
@@ -86,7 +91,7 @@ class LensApp(App[None], inherit_bindings=False):
     TITLE = "mlx-lens-tui"
     MODES: ClassVar[dict[str, str | Callable[[], Screen[Any]]]] = {mode: _screen_factory(mode) for mode, _ in SCREENS}
     BINDINGS = bindings("app")
-    CSS_PATH = "lens.tcss"
+    CSS_PATH = list(_STYLES)
     ENABLE_COMMAND_PALETTE = True
     COMMANDS: ClassVar[set[Any]] = {lambda: import_module("lens_tui.tui.palette").LensCommands}
 
@@ -123,7 +128,8 @@ class LensApp(App[None], inherit_bindings=False):
         self.opening = Opening(self)
         self.recovery = Recovery(self)
         self._open_model, self._take_up, self._autosave = open_model, take_up, autosave
-        self._run_when_ready = False
+        self._run_when_ready = self._first_frame = False
+        self._after_first_frame: list[Callable[[], object]] = []
         self._last_drain = 0.0
         self._remark = ""
         self._last_interrupt = float("-inf")
@@ -142,8 +148,16 @@ class LensApp(App[None], inherit_bindings=False):
         if theme not in self.themes:
             problems.append(f"There is no theme {theme!r}; there are {', '.join(self.themes)}.")
             theme = themes.DEFAULT_THEME
-        self.theme = theme
+        self._begin_with(theme)
         self.problems += problems
+
+    def _begin_with(self, theme: str) -> None:
+        """Have the theme before anything is parsed: setting it as usual parses every style sheet twice over."""
+        self.set_reactive(App.theme, theme)
+        dark = self.themes[theme].dark
+        self.set_class(dark, "-dark-mode", update=False)
+        self.set_class(not dark, "-light-mode", update=False)
+        self.stylesheet.set_variables(self.get_css_variables())
 
     def _use_keymap(self, user: Mapping[str, str]) -> None:
         good, problems = check_keymap(user)
@@ -172,7 +186,10 @@ class LensApp(App[None], inherit_bindings=False):
 
     def on_ready(self) -> None:
         """The first frame is up: start the worker and what the command line asked for."""
+        self._first_frame = True
         self.worker.start(self._wake)
+        for waiting in self._after_first_frame:
+            self.call_later(waiting)
         if self.problems:
             self.call_after_refresh(self.show_problems)
         if self._open_model:
@@ -181,6 +198,13 @@ class LensApp(App[None], inherit_bindings=False):
             self.recovery.offer(self._take_up)
         if self._autosave:
             self.recovery.follow()
+
+    def after_first_frame(self, callback: Callable[[], object]) -> None:
+        """Call ``callback`` once the first frame is up, at once if it is: for what would hold it back."""
+        if self._first_frame:
+            callback()
+        else:
+            self._after_first_frame.append(callback)
 
     def show_problems(self) -> None:
         """Show what in the settings could not be used."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from lens_tui.worker.model_files import MemoryEstimate, ModelEntry, estimate_memory
-from lens_tui.worker.models import SAEEntry
+if TYPE_CHECKING:
+    from lens_tui.worker.model_files import MemoryEstimate, ModelEntry
+    from lens_tui.worker.models import SAEEntry
 
 
 class Catalog(Protocol):
@@ -50,4 +51,6 @@ class DiskCatalog:
 
     def memory(self, entry: ModelEntry) -> MemoryEstimate:
         """A comparison of four arms over a thousand tokens with four layers captured."""
+        from lens_tui.worker.model_files import estimate_memory
+
         return estimate_memory(entry, tokens=1024, arms=4, captured_layers=4)

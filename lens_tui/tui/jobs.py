@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lens_tui.worker.events import Event, JobDone, JobFailed
+from lens_tui.worker.base_events import Event, JobDone, JobFailed
 
 Handler = Callable[[Event], object]
 """Gets every event of its job. Returning True for a ``JobFailed`` says that the screen has shown it."""

@@ -10,8 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lens_tui import demo
-from lens_tui.worker.events import Event, JobDone, JobFailed, ModelLoaded, Progress, VectorMade
-from lens_tui.worker.jobs import LoadModel, LoadSAE, UnloadModel, VectorFromFeature
+from lens_tui.worker.base_events import Event, JobDone, JobFailed, ModelLoaded, Progress, VectorMade
 
 if TYPE_CHECKING:
     from lens_tui.tui.app import LensApp
@@ -38,14 +37,20 @@ class Opening:
         if model == demo.NAME and not self._app.store.session.prompt:
             starter = demo.starter()
             self._app.store.update(prompt=starter.prompt, sampling=starter.sampling)
+        from lens_tui.worker.jobs import LoadModel
+
         self._app.submit(LoadModel(model), SLOT, lambda event: self._model(model, event))
 
     def load_sae(self, path: str) -> None:
         """Load an SAE beside the model."""
+        from lens_tui.worker.jobs import LoadSAE
+
         self._app.submit(LoadSAE(path), SLOT, self._sae)
 
     def unload(self) -> None:
         """Free the model and its SAEs."""
+        from lens_tui.worker.jobs import UnloadModel
+
         self.model = ""
         self._app.submit(UnloadModel(), SLOT, lambda event: False)
 
@@ -67,6 +72,8 @@ class Opening:
         return self._failed(event)
 
     def _next_steer(self) -> None:
+        from lens_tui.worker.jobs import VectorFromFeature
+
         if not self._waiting:
             self._finish()
             return

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from math import floor, log10
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lens_tui.records import Add, Arm, ModelInfo, SAEInfo, Sampling, SteeringVector
-from lens_tui.records.fit import FitReport
-from lens_tui.worker.events import Event, ModelLoaded, ModelUnloaded, SAEChecked, SAELoaded, TokenWeight
+from lens_tui.records import Sampling
+from lens_tui.worker.base_events import Event, ModelLoaded, ModelUnloaded, SAEChecked, SAELoaded
+
+if TYPE_CHECKING:  # the first frame needs none of them
+    from lens_tui.records import Arm, ModelInfo, SAEInfo, SteeringVector, TokenWeight
+    from lens_tui.records.fit import FitReport
 
 MAX_ARMS = 4
 
@@ -95,6 +98,8 @@ class Session:
 
     def arms(self) -> tuple[Arm, ...]:
         """The baseline, then one arm for each arm number with an enabled row, in order."""
+        from lens_tui.records import Add, Arm
+
         arms = [Arm("baseline")]
         for number in sorted({row.arm for row in self.steers if row.enabled}):
             rows = [row for row in self.steers if row.enabled and row.arm == number]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from lens_tui.records import Intervention
+from .base_events import Event, Progress
 
-from .events import Event, Progress
-from .jobs import Job
+if TYPE_CHECKING:
+    from lens_tui.records import Intervention
+
+    from .jobs import Job
 
 
 class Stopped(Exception):

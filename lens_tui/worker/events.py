@@ -11,95 +11,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lens_tui.records import FloatArray, Intervention, ModelInfo, SAEInfo, SteeringVector
+from lens_tui.records import FloatArray, Intervention, SteeringVector
 from lens_tui.records.run import Candidate as Candidate
 from lens_tui.records.run import TokenWeight as TokenWeight
+from lens_tui.worker.base_events import Event as Event
+from lens_tui.worker.base_events import JobDone as JobDone
+from lens_tui.worker.base_events import JobFailed as JobFailed
+from lens_tui.worker.base_events import JobStarted as JobStarted
+from lens_tui.worker.base_events import ModelLoaded as ModelLoaded
+from lens_tui.worker.base_events import ModelUnloaded as ModelUnloaded
+from lens_tui.worker.base_events import Notice as Notice
+from lens_tui.worker.base_events import Progress as Progress
+from lens_tui.worker.base_events import SAEChecked as SAEChecked
+from lens_tui.worker.base_events import SAELoaded as SAELoaded
+from lens_tui.worker.base_events import Speed as Speed
+from lens_tui.worker.base_events import VectorMade as VectorMade
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from lens_tui.records.fit import FitReport
-
     IntArray = NDArray[np.int32]
 else:  # only ever an annotation
     IntArray = Any
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something that happened in a job."""
-
-    job: int
-
-
-@dataclass(frozen=True, slots=True)
-class JobStarted(Event):
-    """The worker took the job up."""
-
-    title: str
-
-
-@dataclass(frozen=True, slots=True)
-class JobDone(Event):
-    """The last event of every job that did not fail. ``stopped``: the user stopped it."""
-
-    stopped: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class JobFailed(Event):
-    """The last event of a job that failed: one sentence, what to do, and the traceback for the log."""
-
-    message: str
-    hint: str = ""
-    detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress(Event):
-    """How far a stage is. ``total`` 0 means unknown; ``unit`` is ``bytes``, ``tokens``, ``layers`` or ``""``."""
-
-    stage: str
-    done: int = 0
-    total: int = 0
-    unit: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Notice(Event):
-    """Something the user should know that does not end the job: one sentence, and what to do."""
-
-    message: str
-    hint: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelLoaded(Event):
-    """A model is ready. ``saes`` are SAEs known to fit it (not yet loaded)."""
-
-    info: ModelInfo
-    saes: tuple[SAEInfo, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ModelUnloaded(Event):
-    """The model and its SAEs are gone and their memory is free."""
-
-
-@dataclass(frozen=True, slots=True)
-class SAELoaded(Event):
-    """An SAE is ready to encode. Its ``info.id`` is what later jobs name it by."""
-
-    info: SAEInfo
-
-
-@dataclass(frozen=True, slots=True)
-class SAEChecked(Event):
-    """Whether the SAE of that id fits the model, measured on one short text."""
-
-    sae: str
-    report: FitReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,15 +103,6 @@ class DialRefused(Event):
     arm: int
     message: str
     hint: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Speed(Event):
-    """Generated tokens a second, all arms together, and how many steps are done."""
-
-    tokens_per_s: float
-    steps: int
-    max_steps: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,16 +176,6 @@ class FeaturesFound(Event):
     words: str
     found: tuple[FoundFeature, ...]
     indexed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class VectorMade(Event):
-    """A steering vector was made. ``residual_norm`` is the median ``||h||`` at its site, for scale hints."""
-
-    vector: SteeringVector
-    residual_norm: float | None = None
-    promoted: tuple[TokenWeight, ...] = ()
-    suppressed: tuple[TokenWeight, ...] = ()
 
 
 def last_of(events: Sequence[Event], kind: type[Event]) -> Event | None:

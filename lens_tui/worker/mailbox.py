@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from .events import Event
+from .base_events import Event
 
 _log = logging.getLogger(__name__)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from lens_tui.records import Intervention
+if TYPE_CHECKING:
+    from lens_tui.records import Intervention
 
-from .events import Event
-from .jobs import Job
+    from .base_events import Event
+    from .jobs import Job
 
 
 class WorkerLike(Protocol):

@@ -14,15 +14,17 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from lens_tui.records import Intervention
-
+from .base_events import Event, JobDone, JobFailed, JobStarted
 from .control import Control, Stopped
-from .events import Event, JobDone, JobFailed, JobStarted
 from .failures import explain
-from .jobs import Job
 from .mailbox import Mailbox
+
+if TYPE_CHECKING:
+    from lens_tui.records import Intervention
+
+    from .jobs import Job
 
 _log = logging.getLogger(__name__)
 

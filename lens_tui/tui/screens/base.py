@@ -16,11 +16,11 @@ from textual.app import ComposeResult
 from textual.containers import Container
 from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import Input, Static, TextArea
+from textual.widgets import Static
 
 from lens_tui.tui.host import LensHost, host
 from lens_tui.tui.session import Session
-from lens_tui.tui.widgets.frame import Footer, Hairline, Header, Status
+from lens_tui.tui.widgets.frame import Footer, Hairline, Header, Status, takes_text
 
 MIN_WIDTH, MIN_HEIGHT = 60, 16
 
@@ -103,7 +103,7 @@ class LensScreen(Screen[None], inherit_bindings=False):
         event.stop()
         if self.maximized is not None:
             self.minimize()
-        elif isinstance(self.focused, Input | TextArea):
+        elif takes_text(self.focused):
             self.leave_text()
         else:
             self.focus_first()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual import work
 from textual.app import ComposeResult
@@ -19,8 +19,10 @@ from lens_tui.tui.session import Session
 from lens_tui.tui.widgets.pane import Pane
 from lens_tui.tui.widgets.row_list import RowList
 from lens_tui.tui.widgets.rules import Divider
-from lens_tui.worker.model_files import MemoryEstimate, ModelEntry
-from lens_tui.worker.models import SAEEntry
+
+if TYPE_CHECKING:
+    from lens_tui.worker.model_files import MemoryEstimate, ModelEntry
+    from lens_tui.worker.models import SAEEntry
 
 ORDERS: dict[str, Callable[[ModelEntry], object]] = {
     "recent": lambda entry: (entry.source != "demo", -entry.used, entry.name),
@@ -68,7 +70,7 @@ class LoadScreen(LensScreen):
         yield Pane(
             "Models",
             Static("", id="columns"),
-            RowList[ModelEntry](self._draw, empty="Looking for models …", id="list"),
+            RowList(self._draw, empty="Looking for models …", id="list"),
             Input(id="entry"),
             id="models",
         )
@@ -76,7 +78,7 @@ class LoadScreen(LensScreen):
         yield Pane(
             "Details",
             Static("", id="facts"),
-            RowList[SAEEntry](self._draw_sae, id="saes"),
+            RowList(self._draw_sae, id="saes"),
             id="details",
         )
 
@@ -84,7 +86,7 @@ class LoadScreen(LensScreen):
         """Look for models without holding up the screen."""
         super().on_mount()
         self.watch(self.app, "activity", self._show_details, init=False)
-        self.action_rescan()
+        self.lens.after_first_frame(self.action_rescan)  # it imports the hub library, which takes a while
 
     # ---- the lists
 
@@ -199,7 +201,7 @@ class LoadScreen(LensScreen):
         """Load the model, or the SAE, under the cursor."""
         saes = self.query_one("#saes", RowList)
         if self.focused is saes:
-            if isinstance(saes.row, SAEEntry):
+            if saes.row is not None:
                 self._open_sae(saes.row)
         elif self._list.row is not None:
             self._open_model(self._list.row)

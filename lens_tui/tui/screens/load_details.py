@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from textual.content import Content
 
 from lens_tui.tui.activity import BUSY
 from lens_tui.tui.format import count, fit, fit_left, size
 from lens_tui.tui.host import LensHost
 from lens_tui.tui.widgets.ramps import bar
-from lens_tui.worker.model_files import MemoryEstimate, ModelEntry
+
+if TYPE_CHECKING:
+    from lens_tui.worker.model_files import MemoryEstimate, ModelEntry
 
 Part = str | tuple[str, str]
 

@@ -10,7 +10,7 @@ from textual.content import Content
 from textual.screen import Screen
 from textual.timer import Timer
 from textual.widget import Widget
-from textual.widgets import Input, TextArea
+from textual.widgets import Input
 
 from lens_tui.tui.activity import BUSY, FAILED, Activity
 from lens_tui.tui.format import fit, size
@@ -20,6 +20,11 @@ from lens_tui.tui.session import Session
 from lens_tui.tui.widgets.ramps import bar
 
 APP_NAME = "lens"
+
+
+def takes_text(widget: Widget | None) -> bool:
+    """Whether keys are letters there: an ``Input``, or a text area, which says so itself (importing it is slow)."""
+    return isinstance(widget, Input) or bool(getattr(widget, "takes_text", False))
 
 
 class Hairline(Widget):
@@ -159,7 +164,7 @@ class Footer(Widget):
     def render(self) -> RenderResult:
         """The keys that fit in one row."""
         width = self.size.width
-        inserting = isinstance(self.screen.focused, Input | TextArea)
+        inserting = takes_text(self.screen.focused)
         mode = ("INSERT", "bold reverse") if inserting else ("NORMAL", "bold $muted")
         pairs, tail = footer_keys(self.screen, inserting)
         tail_text = "  ".join(f"{keys} {word}" for keys, word in tail)

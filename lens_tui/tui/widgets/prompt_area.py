@@ -14,6 +14,7 @@ from lens_tui.records.sanitise import sanitise
 class PromptArea(TextArea):
     """A text area as high as its text, up to ``max-height``."""
 
+    takes_text = True
     DEFAULT_CSS = """
     PromptArea {
         height: auto; max-height: 4; min-height: 1; width: 1fr; padding: 0 1; border: none;
