@@ -11,14 +11,17 @@ import mlx.core as mx
 from lens_tui.records import ArmEnd, BatchRow, Dose, LensError, Request, Token
 
 from .batch_model import BatchModel, RowLabels, RowPlan
+from .batch_prefix import begin, share
 from .batch_proof import Way, way_of
 from .batch_rows import Launched, Row, choose_all
 from .generation import DecodeOptions, RowDecoder, mlx_lm_generate
-from .meter import Meter
+from .meter import Meter, doses_of
 from .positions import reach
+from .prefill import Filler
+from .prefix import PrefixCache
 from .program import Key
 from .registry import Plan, Registry, Run
-from .tokens import Tokens
+from .tokens import EncodedPrompt, Tokens
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,10 @@ class Batch:
     registry: Registry
     tokens: Tokens
     options: BatchOptions
+    prefixes: PrefixCache
     rows: list[Row] = field(default_factory=list)
     plans: dict[int, RowPlan] = field(default_factory=dict)
     keys: set[Key] = field(default_factory=set)
-    running: bool = False
     done: bool = False
     _generator: Any = None
     _uids: dict[int, int] = field(default_factory=dict)
@@ -80,7 +83,7 @@ class Batch:
 
     def events(self) -> Generator[Token | ArmEnd]:
         """Tokens as they come; proxies are up from the first request to the end, however it ends."""
-        self.running = True
+        self.prefixes.follow(self.registry.decoder.root)
         try:
             yield from self._alone() if self.way == "alone" else self._together()
         finally:
@@ -120,20 +123,26 @@ class Batch:
 
     def _insert(self) -> None:
         """Hand over the rows that have joined since the last step."""
-        from mlx_lm.models.cache import make_prompt_cache
-
         for row in self._waiting:
             self._hold(row)
-            ids = list(row.plan.prompt.ids)
-            cache = make_prompt_cache(self.registry.decoder.root, self.options.max_kv_size)
+        if self._waiting:
+            share([row.plan for row in self._waiting], self._filler)
+        for row in self._waiting:
+            cache, row.reused, row.before = begin(row.plan, self._filler)
             (uid,) = self._generator.insert(
-                [ids],
+                [list(row.plan.prompt.ids[row.reused :])],
                 [row.sampling.max_tokens],
-                caches=[[*cache, RowLabels([row.index], [0])]],
+                caches=[[*cache, RowLabels([row.index], [row.reused])]],
                 stop_sequences=[mlx_lm_generate().StopSequences([(stop,) for stop in row.stop_ids])],
             )
             self._uids[uid] = row.index
         self._waiting.clear()
+
+    def _filler(self, prompt: EncodedPrompt, limit: int | None = None) -> Filler:
+        """What computes and finds kept prefixes of a prompt."""
+        return Filler(
+            self.registry, self.prefixes, prompt, self.options.prefill_step_size, self.options.max_kv_size, limit
+        )
 
     def _alone(self) -> Iterator[Token | ArmEnd]:
         """Row after row, for models that mlx-lm cannot batch."""
@@ -188,7 +197,7 @@ class Batch:
         """The row has ended: its doses, and nothing kept for it any longer."""
         keys = [entry.key for entry in row.plan.entries if getattr(entry.item, "enabled", True)]
         found = [dose for _, meter, at in self._meters(row, run) for dose in meter.doses(at, keys)]
-        row.doses = _merged(found)
+        row.doses = _merged([*doses_of(row.before), *found])
         row.launched.clear()
         for rows in list(self.model.compositions):
             if all(self.rows[index].reason for index in rows):

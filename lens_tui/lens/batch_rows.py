@@ -14,6 +14,7 @@ from lens_tui.records import ArmEnd, BatchRow, Candidate, Dose, Intervention, Sa
 
 from .batch_model import BatchModel, RowPlan
 from .generation import Scales, Step, best
+from .prefix import Sums
 from .sampling import LogitsProcessor, Sampler
 from .tokens import Detokenizer, Tokens
 
@@ -96,6 +97,7 @@ class Row:
     reason: str = ""
     doses: tuple[Dose, ...] = ()
     reused: int = 0
+    before: Sums = field(default_factory=dict)
     launched: deque[tuple[Launched, int]] = field(default_factory=deque)
     _history: mx.array | None = None
 

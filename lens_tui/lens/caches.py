@@ -49,6 +49,12 @@ class CacheLedger:
             return self._counts[caches[0]]
         return 0 if _empty(caches) else None
 
+    def note(self, caches: Sequence[Any], count: int, fingerprint: Print) -> None:
+        """These caches hold ``count`` tokens that went in under these interventions."""
+        if caches:
+            self._marks[caches[0]] = fingerprint
+            self._counts[caches[0]] = count
+
     def check(self, caches: Sequence[Any], fingerprint: Print) -> int:
         """Tokens that a cache holds, if it was filled under these interventions. Raises :class:`LensError`."""
         offset = self.offset(caches)

@@ -112,8 +112,9 @@ class _Progress:
     def check_moved(self) -> None:
         """Refuse to go on when what had to move something was measured and did not."""
         meter = self.decoder.run.meter
-        if meter is None or not meter.pending:
+        if meter is None or not (meter.pending or meter.unchecked):
             return
+        meter.unchecked = False
         meter.settle()
         for key, program in self.decoder.registry.programs(self.plan).items():
             for row, must in enumerate(program.must_move):
@@ -180,6 +181,11 @@ class Rows:
     def prompt_spans(self) -> tuple[tuple[str, int, int], ...] | None:
         """The chat roles of the prompt as ``(role, start, stop)``; ``None`` for raw prompts."""
         return self._progress.decoder.run.spans
+
+    @property
+    def reused(self) -> int:
+        """How many of the prompt's tokens came, for every row, from a prefix that was kept from before."""
+        return self._progress.decoder.reused
 
     @property
     def sampling(self) -> Sampling:

@@ -19,9 +19,12 @@ from lens_tui.records import Sampling
 
 from .capture import CaptureResult
 from .positions import follow_thinking
+from .prefill import Filler, keep_rows, prefill_rows
+from .prefix import PrefixCache
 from .proxy import first_of
 from .registry import Plan, Registry, Run
 from .sampling import LogitsProcessor, Sampler, make_processors, make_sampler
+from .tokens import EncodedPrompt
 
 PREFILL_STEP = 2048
 _async_eval: Any = mx.async_eval  # has no types
@@ -107,6 +110,9 @@ class RowDecoder:
     options: DecodeOptions
     thinking: tuple[int, int] | None = None
     inside: bool = False
+    prefixes: PrefixCache | None = None
+    max_kv_size: int | None = None
+    reused: int = 0
     _history: mx.array | None = None
     _inside: mx.array | None = None
     _stamp: object = None
@@ -137,6 +143,12 @@ class RowDecoder:
         tokens = mx.broadcast_to(mx.array(self.ids, dtype=mx.int32)[None], (self.n_rows, len(self.ids)))
         done, total = 0, len(self.ids)
         self._report(0, total)
+        filler = self._filler()
+        if filler is not None:
+            reused = prefill_rows(filler, self.run, self.cache, self._report)
+            done, self.reused = (total - 1, reused) if reused >= 0 else (0, 0)
+        stamp = self.run.plan.stamp
+        together = done == 0
         while total - done > 1:
             size = min(self.options.prefill_step_size, total - done - 1)
             self._forward(tokens[:, done : done + size])
@@ -144,9 +156,19 @@ class RowDecoder:
             done += size
             self._report(done, total)
             mx.clear_cache()
+        if filler is not None and together and self.run.plan.stamp == stamp:
+            keep_rows(filler, self.run, self.cache)
         if self._processors:
             self._history = tokens[:, :done]
         return tokens[:, done:]
+
+    def _filler(self) -> Filler | None:
+        """What forks and keeps prefixes, where that is allowed: a capture must see every forward itself."""
+        if self.prefixes is None or not self.prefixes.enabled or self.run.plan.recorders:
+            return None
+        self.prefixes.follow(self.registry.decoder.root)
+        prompt = EncodedPrompt(self.ids, self.run.spans, self.thinking, self.inside)
+        return Filler(self.registry, self.prefixes, prompt, self.options.prefill_step_size, self.max_kv_size)
 
     def _forward(self, inputs: mx.array) -> mx.array:
         """Logits of the next tokens; the cache moves on, and is quantised if that is asked for."""

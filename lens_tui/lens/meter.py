@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -25,6 +26,7 @@ class Meter:
     def __init__(self, limit: int = 16) -> None:
         self.limit = limit
         self.pending: list[tuple[Key, mx.array]] = []
+        self.unchecked = False
         self._sums: dict[Key, np.ndarray[tuple[int, int], np.dtype[np.float64]]] = {}
         self._seen: dict[Key, int] = {}
 
@@ -52,17 +54,24 @@ class Meter:
             self._sums[key] = self._sums.get(key, 0.0) + value
         self.pending.clear()
 
+    def sums(self) -> dict[Key, np.ndarray[tuple[int, int], np.dtype[np.float64]]]:
+        """What has been measured by site: sums over touched tokens, (4, rows): asked, delivered, relative, count."""
+        self.settle()
+        return dict(self._sums)
+
+    def add(self, sums: Mapping[Key, np.ndarray[Any, np.dtype[np.float64]]], rows: Sequence[int], n_rows: int) -> None:
+        """Count what was measured elsewhere, (4,) a site, for each of these rows."""
+        self.unchecked = self.unchecked or bool(sums)
+        for key, value in sums.items():
+            here = self._sums.get(key, np.zeros((4, n_rows)))
+            here[:, list(rows)] += value[:, None]
+            self._sums[key] = here
+
     def doses(self, row: int, keys: Sequence[Key] | None = None) -> tuple[Dose, ...]:
         """The doses of one row by site, in order of layers; ``keys`` keeps only these sites."""
         self.settle()
-        found = []
-        for key, sums in sorted(self._sums.items()):
-            if keys is not None and key not in keys:
-                continue
-            asked, delivered, relative, count = (float(x) for x in sums[:, min(row, sums.shape[1] - 1)])
-            if count:
-                found.append(Dose(key[0], key[1], asked / count, delivered / count, relative / count, int(count)))
-        return tuple(found)
+        mine = {key: sums[:, min(row, sums.shape[1] - 1)] for key, sums in self._sums.items()}
+        return doses_of({key: value for key, value in mine.items() if keys is None or key in keys})
 
     def check_moved(self, row: int, keys: Sequence[Key], name: str) -> None:
         """Raise :class:`LensError` if a site that had to move was measured and did not."""
@@ -73,6 +82,16 @@ class Meter:
                     "is lost in the rounding of the model's dtype.",
                     "Raise the scale, or steer with precision='float32'.",
                 )
+
+
+def doses_of(sums: Mapping[Key, np.ndarray[Any, np.dtype[np.float64]]]) -> tuple[Dose, ...]:
+    """One row's doses from its sums (4,) by site, in order of layers."""
+    found = []
+    for key, (asked, delivered, relative, count) in sorted(sums.items()):
+        if count:
+            means = (float(asked / count), float(delivered / count), float(relative / count))
+            found.append(Dose(key[0], key[1], *means, int(count)))
+    return tuple(found)
 
 
 def _measure(before: mx.array, exact: mx.array, after: mx.array, mask: Mask) -> mx.array:

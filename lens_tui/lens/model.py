@@ -38,6 +38,7 @@ from .info import describe
 from .interventions import FeatureSource
 from .layers import find_decoder
 from .loading import load_model
+from .prefix import PrefixCache
 from .program import Hook, Item
 from .registry import Entry, Plan, Registry
 from .runs import row_decoder
@@ -74,6 +75,7 @@ class LensModel:
         self.tokens = Tokens(tokenizer, self._decoder.vocab_size)
         self._registry = Registry(self._decoder, self.tokens.bos)
         self._ids = itertools.count(1)
+        self.prefixes = PrefixCache()
         self._unembedding: Unembedding | None = None
         self.info: ModelInfo = describe(model, self._decoder, self.tokens, name=name, path=path)
 
@@ -118,6 +120,7 @@ class LensModel:
         if sae.d_model != self.d_model:
             raise LensError(f"The SAE {name!r} reads width {sae.d_model}; this model's is {self.d_model}.")
         self._registry.sources[name] = sae
+        self.prefixes.clear()  # another SAE may have had this name
 
     # -- putting things up ---------------------------------------------------
 
@@ -290,6 +293,7 @@ class LensModel:
             DecodeOptions(settings, top=top),
             options,
             prompt_cache,
+            self.prefixes,
         )
         return Generation(decoder, self.tokens, [""])
 
@@ -329,7 +333,7 @@ class LensModel:
         decode = DecodeOptions(settings, baseline=baseline, top=top)
         encoded = self.tokens.prompt(prompt, raw=raw)
         return Comparison(
-            row_decoder(self._registry, encoded, plan, len(named), decode, options),
+            row_decoder(self._registry, encoded, plan, len(named), decode, options, None, self.prefixes),
             self.tokens,
             [arm.name for arm in named],
         )
@@ -356,7 +360,13 @@ class LensModel:
         by row; that is found out by a tiny batch before the first one.
         """
         return start_batch(
-            self._registry, self.tokens, prompts, sampling=sampling, interventions=interventions, options=options
+            self._registry,
+            self.tokens,
+            prompts,
+            sampling=sampling,
+            interventions=interventions,
+            options=options,
+            prefixes=self.prefixes,
         )
 
     def generate_batch(self, prompts: Prompts, **options: Any) -> list[str]:
@@ -370,6 +380,7 @@ class LensModel:
         """Take everything down and free MLX's buffer cache."""
         for entry in tuple(self._registry.ambient_entries):
             self._registry.take(entry)
+        self.prefixes.clear()
         mx.clear_cache()
 
     def __enter__(self) -> LensModel:

@@ -9,6 +9,7 @@ from lens_tui.records import LensError
 
 from .generation import DecodeOptions, RowDecoder
 from .meter import Meter
+from .prefix import PrefixCache
 from .registry import Plan, Registry, Run
 from .sampling import penalties_from
 from .tokens import EncodedPrompt
@@ -33,8 +34,11 @@ def row_decoder(
     decode: DecodeOptions,
     options: dict[str, Any],
     prompt_cache: list[Any] | None = None,
+    prefixes: PrefixCache | None = None,
 ) -> RowDecoder:
     """A decoder of ``n_rows`` rows over a fresh cache, or over one that was filled under the same plan.
+
+    ``prefixes`` are used and added to where the cache is a fresh one, not quantised.
 
     Raises :class:`LensError` for an option that does not exist and for a cache
     that was filled under other interventions.
@@ -51,6 +55,17 @@ def row_decoder(
     n_prompt = registry.caches.check(cache, plan.fingerprint()) + len(prompt.ids)
     meter = Meter() if any(plan.rows) else None
     run = Run(registry, plan, n_prompt, prompt.spans, meter)
+    if prompt_cache is not None or extra.get("kv_bits") is not None:
+        prefixes = None
     return RowDecoder(
-        registry, run, prompt.ids, n_rows, cache, replace(decode, **extra), prompt.thinking, prompt.inside
+        registry,
+        run,
+        prompt.ids,
+        n_rows,
+        cache,
+        replace(decode, **extra),
+        prompt.thinking,
+        prompt.inside,
+        prefixes,
+        max_kv_size,
     )
