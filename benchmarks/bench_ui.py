@@ -6,9 +6,11 @@ Every app runs in a fresh process on a pseudo terminal of 120x36 whose output is
 away, so layout, painting and writing are all in the figures; no model is loaded.
 
 First frame: from the start of the process until what is first painted has been painted, best of the
-repeats, the three in turn: an empty app, this one on Load, this one with ``--demo`` (on Generate). Streaming: a thread makes tokens at a steady rate in every lane and wakes the app
-as the worker does; a task on the event loop sleeps 5 ms again and again and notes how late it
-wakes. The same before the run, with the app idle, shows how much of that is the machine's.
+repeats, the three in turn: an empty app, this one on Load, this one with ``--demo`` (on Generate).
+
+Streaming: a thread makes tokens at a steady rate in every lane and wakes the app as the worker does;
+a task on the event loop sleeps 5 ms again and again and notes how late it wakes. The same before the
+run, with the app idle, shows how much of that is the machine's.
 """
 
 from __future__ import annotations

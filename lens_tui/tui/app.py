@@ -187,9 +187,9 @@ class LensApp(App[None], inherit_bindings=False):
     def on_ready(self) -> None:
         """The first frame is up: start the worker and what the command line asked for."""
         self._first_frame = True
-        self.worker.start(self._wake)
         for waiting in self._after_first_frame:
-            self.call_later(waiting)
+            waiting()
+        self.worker.start(self._wake)
         if self.problems:
             self.call_after_refresh(self.show_problems)
         if self._open_model:
