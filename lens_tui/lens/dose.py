@@ -16,8 +16,8 @@ from . import measures
 from .dose_curves import curve
 from .interventions import FeatureSource
 from .measures_text import degeneration
+from .measures_texts import FEW_TEXTS
 from .scores import Plan, Score, score
-from .vectors import SAMPLE_TEXTS
 
 if TYPE_CHECKING:
     from .model import LensModel
@@ -58,7 +58,7 @@ def dose_response(
     interventions: Sequence[Intervention],
     scales: Sequence[float],
     *,
-    texts: Sequence[Prompt] = SAMPLE_TEXTS,
+    texts: Sequence[Prompt] = FEW_TEXTS,
     controls: int = 0,
     probe: FeatureProbe | None = None,
     sampling: Sampling | None = None,
@@ -71,7 +71,8 @@ def dose_response(
     ``scales`` multiply the scales (or values) of the records: give records of scale 1
     to have absolute ones. All scales and the baseline are generated in lock step as rows of one batch, greedily
     unless ``sampling`` or ``options`` (as of ``stream``) say otherwise, 60 tokens at most. Each
-    point holds what :class:`~lens_tui.records.measures.DosePoint` names; ``texts`` are for the loss.
+    point holds what :class:`~lens_tui.records.measures.DosePoint` names; ``texts`` are for the loss (16 by
+    default; ``measures_texts.LOSS_TEXTS`` has 64).
     ``controls`` adds so many random directions of the same length, and the sign turned, for loss and KL.
     Curves: ``delta_loss``, ``kl`` (mean D(base || steered) of the baseline's first 20 tokens), ``ppl_unsteered``,
     ``distinct_2`` and ``read_back``, each with its knee and with the steps at which it turns back.

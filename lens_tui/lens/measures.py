@@ -17,9 +17,9 @@ from lens_tui.records import Ablate, Add, ClampFeature, Intervention, LensError,
 from lens_tui.records.measures import Controlled, DeltaLoss, Divergence, ReadBack
 
 from .interventions import FeatureSource
+from .measures_texts import LOSS_TEXTS
 from .rows import as_float, read_rows
 from .scores import Item, Score, score
-from .vectors import SAMPLE_TEXTS
 
 if TYPE_CHECKING:
     from .model import LensModel
@@ -31,14 +31,15 @@ RESAMPLES = 2000
 def delta_loss(
     lens: LensModel,
     *interventions: Intervention,
-    texts: Sequence[Prompt] = SAMPLE_TEXTS,
+    texts: Sequence[Prompt] = LOSS_TEXTS,
     seed: int = 0,
 ) -> DeltaLoss:
     """How much worse a steering predicts a text set: mean next-token NLL, steered minus unsteered, in nats a token.
 
     The mean is over all predicted tokens of all texts (the first of each is not
     predicted). The interval is the percentile bootstrap over texts, 2000 resamples of whole texts, since the tokens
-    of one text are not independent. Texts are raw, special tokens as the tokenizer puts them; for positions,
+    of one text are not independent. Texts (64 of many kinds by default) are
+    raw, special tokens as the tokenizer puts them; for positions,
     each counts as generated from its first token on.
     """
     return delta_losses(lens, [tuple(interventions)], texts=texts, seed=seed)[0]
@@ -48,7 +49,7 @@ def delta_losses(
     lens: LensModel,
     plans: Sequence[tuple[Intervention, ...]],
     *,
-    texts: Sequence[Prompt] = SAMPLE_TEXTS,
+    texts: Sequence[Prompt] = LOSS_TEXTS,
     seed: int = 0,
 ) -> list[DeltaLoss]:
     """As :func:`delta_loss`, for several steerings in the rows of the same batches."""

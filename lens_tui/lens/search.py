@@ -15,10 +15,11 @@ from lens_tui.records.measures import FIRST, ScaleSearch
 from . import measures
 from .dose import scaled
 from .dose_curves import curve
+from .measures_texts import FEW_TEXTS
 from .meter import Meter
 from .rows import forward_rows
 from .scores import Plan, score
-from .vectors import SAMPLE_TEXTS, residual_norm
+from .vectors import residual_norm
 
 if TYPE_CHECKING:
     from .model import LensModel
@@ -37,7 +38,7 @@ def find_scale(
     *interventions: Intervention,
     quantity: Quantity = "delta_loss",
     target: float | None = None,
-    texts: Sequence[Prompt] = SAMPLE_TEXTS,
+    texts: Sequence[Prompt] = FEW_TEXTS,
     start: float | None = None,
     limit: float | None = None,
     tolerance: float = 0.02,
@@ -46,16 +47,16 @@ def find_scale(
 ) -> ScaleSearch:
     """The factor on the interventions' scales at which a quantity reaches its target.
 
-    ``delta_loss``: steered minus unsteered mean NLL of ``texts``, +0.3 nat unless ``target`` says otherwise. ``kl``:
-    mean D(base || steered) over the first 20 tokens of the unsteered greedy continuation of each text, 1 nat.
-    ``relative_norm``: measured mean ``||delta h|| / ||h||``, after rounding, 0.1. Scales are doubled from
-    ``start`` (by default 5 % of the residual norm), four at a time as rows of one batch, until the target is
+    ``delta_loss``: steered minus unsteered mean NLL of ``texts`` (16 by default), +0.3 nat unless ``target`` says
+    otherwise. ``kl``: mean D(base || steered) over the first 20 tokens of the unsteered greedy continuation of each
+    text, 1 nat. ``relative_norm``: measured mean ``||delta h|| / ||h||``, after rounding, 0.1. Scales are doubled
+    from ``start`` (by default 5 % of the residual norm), four at a time as rows of one batch, until the target is
     passed, and the bracket is then divided into quarters in log scale until it is narrower than ``tolerance`` or
-    the value is within ``tolerance`` of the target. The first crossing counts: a curve that turns back is
-    followed no further, and ``curve.reversals`` says where it did. With ``hold_out`` the scale is chosen on every
-    other text and the value on the rest reported. A target that no scale up to ``limit`` reaches, or that the
-    smallest is above already, gives ``reached=False``, not an error. Records of scale 1 make the factor absolute;
-    a negative scale searches the other direction.
+    the value is within ``tolerance`` of the target. The first crossing counts: a curve that turns back is followed
+    no further, and ``curve.reversals`` says where it did. With ``hold_out`` the scale is chosen on every other text
+    and the value on the rest reported. A target that no scale up to ``limit`` reaches, or that the smallest is
+    above already, gives ``reached=False``, not an error. Records of scale 1 make the factor absolute; a negative
+    scale searches the other direction.
     """
     if quantity not in get_args(Quantity):
         raise LensError(f"There is no quantity {quantity!r} to search for.", f"Use one of {', '.join(TARGETS)}.")

@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from lens_tui.lens import LensModel, measures, measures_text
+from lens_tui.lens.measures_texts import FEW_TEXTS, LOSS_TEXTS
 from lens_tui.records import Ablate, Add, Intervention, LensError, NormMatch, Positions, ProjectOut, SteeringVector
 
 from . import numpy_models, tiny
@@ -240,3 +241,13 @@ def test_texts_that_cannot_be_scored() -> None:
         measures.divergence(lens, [1, 2], [], ADD)
     with pytest.raises(LensError, match="no token 97"):
         measures.divergence(lens, [1, 2], [97], ADD)
+
+
+def test_the_texts_of_the_library_are_64_and_differ() -> None:
+    assert len(set(LOSS_TEXTS)) == len(LOSS_TEXTS) == 64
+    assert all(20 < len(text) < 200 for text in LOSS_TEXTS)
+    assert LOSS_TEXTS[:16] == FEW_TEXTS
+    lens = LensModel.from_model(tiny.llama(vocab=8192, layers=2), tiny.tokenizer())
+    found = measures.delta_loss(lens, Add(id="a", layer=1, vector=VECTOR, scale=6.0))
+    assert found.n_texts == 64
+    assert found.n_tokens > 1000
