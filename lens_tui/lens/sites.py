@@ -185,7 +185,7 @@ def _resolve(site: str, calls: list[_Seen]) -> Point | str:
 
 
 def _only(calls: list[_Seen], paths: tuple[str, ...]) -> _Seen | str:
-    found = [call for call in calls if call.path in paths and not _misnamed(call, paths)]
+    found = [call for call in calls if _named_as(call, paths)]
     if not found:
         return f"none of its parts is called {', '.join(paths[:4])} or the like"
     if len(found) > 1:
@@ -193,10 +193,12 @@ def _only(calls: list[_Seen], paths: tuple[str, ...]) -> _Seen | str:
     return found[0]
 
 
-def _misnamed(call: _Seen, paths: tuple[str, ...]) -> bool:
-    """Whether an MLP stands where attention is looked for (Nemotron-H calls whatever a block has its mixer)."""
-    kind = type(call.module).__name__.lower()
-    return paths is ATTENTION_NAMES and any(name in kind for name in ("mlp", "moe"))
+def _named_as(call: _Seen, paths: tuple[str, ...]) -> bool:
+    """Whether a call has one of the names; Nemotron-H calls whatever a block has its mixer, an MLP too."""
+    if call.path == "mixer" and paths in (ATTENTION_NAMES, MLP_NAMES):
+        is_mlp = type(call.module).__name__.lower().endswith(("mlp", "moe"))
+        return is_mlp == (paths == MLP_NAMES)
+    return call.path in paths
 
 
 def _is_norm(call: _Seen) -> bool:

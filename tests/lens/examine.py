@@ -108,10 +108,10 @@ def row(name: str) -> str:
         with metal_kernels.stand_ins():
             return _row(name, LensModel.from_model(architectures.make(name)))
     except SystemExit:
-        return f"| {name} | no | | | mlx-lm leaves the process on import without a package that it does not bring |"
+        return f"| {name} | no | | | | mlx-lm leaves the process on import without a package that it does not bring |"
     except LensError as error:
         text = str(error)
-        return f"| {name} | no | | | {text[text.index('(') + 1 : text.rindex(')')]} |"
+        return f"| {name} | no | | | | {text[text.index('(') + 1 : text.rindex(')')]} |"
 
 
 def _row(name: str, lens: LensModel) -> str:
@@ -123,7 +123,22 @@ def _row(name: str, lens: LensModel) -> str:
         for site in inside
         if any(site in sites for sites in found)
     ]
-    return f"| {name} | yes | `{decoder.path}` | {' '.join(parts)} | {_remarks(name, decoder)} |"
+    sums = "yes" if adds_up(lens, found) else "no"
+    return f"| {name} | yes | `{decoder.path}` | {' '.join(parts)} | {sums} | {_remarks(name, decoder)} |"
+
+
+def adds_up(lens: LensModel, found: list[set[str]]) -> bool:
+    """Whether each block's change is what its attention and its MLP give, through their norms where there are any."""
+    for layer, sites in enumerate(found):
+        terms = [f"{part}_out_normed" if f"{part}_out_normed" in sites else f"{part}_out" for part in ("attn", "mlp")]
+        terms = [term for term in terms if term in sites]
+        with lens.capture(layer, site=["resid_pre", "resid_post", *terms]) as captured:
+            lens.forward(list(IDS))
+        change = numbers(captured[layer, "resid_post"]) - numbers(captured[layer, "resid_pre"])
+        total = sum((numbers(captured[layer, term]) for term in terms), np.zeros_like(change))
+        if not np.allclose(change, total, rtol=1e-4, atol=1e-4):
+            return False
+    return True
 
 
 def _remarks(name: str, decoder: Any) -> str:

@@ -115,6 +115,10 @@ def test_it_steers_captures_and_restores_exactly(name: str) -> None:
     assert examine.row(name) == rows_of_the_table()[name]
 
 
+def only(layer: int, delta: mx.array) -> examine.Change:
+    return lambda call, h: h + delta.astype(h.dtype) if call == layer else h
+
+
 def check_steering(
     name: str, model: Any, lens: LensModel, layer: int, outputs: list[np.ndarray[Any, Any]], plain: np.ndarray[Any, Any]
 ) -> None:
@@ -126,7 +130,7 @@ def check_steering(
     moved = numbers(after[layer]) - outputs[layer]
     size = max(1.0, float(np.abs(outputs[layer]).max()))
     np.testing.assert_allclose(moved, np.broadcast_to(unit * SCALE, moved.shape), atol=2e-6 * size)
-    with patched(name, model, lambda call, h: h + delta.astype(h.dtype) if call == layer else h):
+    with patched(name, model, only(layer, delta)):
         expected = numbers(model(mx.array([IDS])))
     finite = np.isfinite(plain)  # Phi-3-small's dummy tokens have none
     np.testing.assert_array_equal(np.isfinite(logits), finite)
@@ -167,7 +171,7 @@ def test_what_goes_into_a_block_is_steered_too(name: str) -> None:
     for layer in (0, lens.n_layers - 1):
         with lens.steer(layer, unit, SCALE, site="resid_pre"):
             logits = numbers(lens.forward(list(IDS)))
-        with patched(name, model, before=lambda call, h, layer=layer: h + delta if call == layer else h):
+        with patched(name, model, before=only(layer, delta)):
             expected = numbers(model(mx.array([IDS])))
         np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
         assert not np.allclose(logits, numbers(model(mx.array([IDS]))), atol=1e-3)
@@ -207,7 +211,7 @@ def test_it_is_exact_in_the_models_own_precision(name: str, kind: str) -> None:
         plain = numbers(model(mx.array([IDS])))
     with lens.steer(layer, unit, SCALE), lens.capture(layer) as captured:
         logits = numbers(lens.forward(list(IDS)))
-    with patched(name, model, lambda call, h: h + delta.astype(h.dtype) if call == layer else h):
+    with patched(name, model, only(layer, delta)):
         expected = numbers(model(mx.array([IDS])))
     np.testing.assert_array_equal(logits, expected)
     assert not np.array_equal(logits, plain)
