@@ -104,12 +104,18 @@ def features(
     model: Model = "demo",
     sae: SAE = "",
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Features per token.")] = 5,
+    by: Annotated[
+        str,
+        typer.Option(
+            help="activation; rank in the feature's own activations (needs an index); effect on the next token."
+        ),
+    ] = "activation",
     json: Json = False,
 ) -> None:
     """Print the top SAE features of every token of a text."""
     from .features import features as verb
 
-    verb(text, model=model, sae=sae, top_k=top_k, as_json=json)
+    verb(text, model=model, sae=sae, top_k=top_k, by=by, as_json=json)
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -14,28 +14,41 @@ from .sources import open_sae, read_text
 if TYPE_CHECKING:
     from lens_tui.lens import LensModel
     from lens_tui.sae import SAE
+    from lens_tui.worker.ranking import Order
 
 
-def features(text: str, *, model: str, sae: str, top_k: int, as_json: bool) -> None:
+def features(text: str, *, model: str, sae: str, top_k: int, by: str, as_json: bool) -> None:
     """Encode the text, unsteered, and print what fires on each token."""
     words = read_text(text)
     from lens_tui.lens import LensModel
 
     with LensModel(model) as lens:
-        result = read(lens, open_sae(sae, model), words, top_k)
+        result = read(lens, open_sae(sae, model), words, top_k, order_of(by))
     if as_json:
         print_json(result)
     else:
         _print(result)
 
 
-def read(lens: LensModel, sae: SAE, text: str, top_k: int) -> dict[str, Any]:
+def order_of(text: str) -> Order:
+    """Raises :class:`LensError` unless it is an order of features."""
+    if text not in ("activation", "rank", "effect"):
+        raise LensError(f"There is no order {text!r}.", "Choose activation, rank or effect.")
+    return cast("Order", text)
+
+
+def read(lens: LensModel, sae: SAE, text: str, top_k: int, by: Order = "activation") -> dict[str, Any]:
     """The text's tokens with their top features, and how well the SAE fits this text.
 
-    ``l0`` and ``fvu`` leave special tokens (such as BOS) out. Raises :class:`LensError` if the SAE is not of this
-    model's width or does not say which layer and site it reads.
+    ``by`` is the order, see :func:`lens_tui.worker.ranking.rank_tokens`; each feature has its activation, its ``score``
+    in that order, and its label. ``l0`` and ``fvu`` leave special tokens (such as BOS) out. Raises ``LensError`` if
+    the SAE is not of this model's width or does not say which layer and site it reads.
     """
     import mlx.core as mx
+
+    from lens_tui.worker.finding import best_labels
+    from lens_tui.worker.handlers.knowledge import index_of
+    from lens_tui.worker.ranking import POOL, rank_tokens
 
     info = sae.info
     if info.layer < 0 or not info.site:
@@ -49,7 +62,11 @@ def read(lens: LensModel, sae: SAE, text: str, top_k: int) -> dict[str, Any]:
             f"The SAE {info.name!r} reads width {sae.d_model}; this model's {info.site} has {residual.shape[-1]}.",
             "Choose an SAE that was trained on this model.",
         )
-    top_ids, top_values = (np.array(part) for part in sae.top_k(residual, min(top_k, sae.d_sae)))
+    pool = top_k if by == "activation" else max(POOL, top_k)
+    top = [np.array(part) for part in sae.top_k(residual, min(pool, sae.d_sae))]
+    index = index_of(info) if by == "rank" else None
+    rows = rank_tokens(lens, sae, ids, top[0], top[1], by=by, k=top_k, index=index)
+    names = best_labels(info, sorted({f for row in rows for f, _, _ in row}))
     specials = lens.tokens.special_ids()
     special = [token in specials for token in ids]
     plain = [i for i, is_special in enumerate(special) if not is_special]
@@ -59,6 +76,7 @@ def read(lens: LensModel, sae: SAE, text: str, top_k: int) -> dict[str, Any]:
         "sae": info.name,
         "layer": info.layer,
         "site": info.site,
+        "by": by,
         "l0": float(np.array(whole.l0).mean()) if whole else None,
         "fvu": whole.fvu if whole else None,
         "tokens": [
@@ -68,9 +86,8 @@ def read(lens: LensModel, sae: SAE, text: str, top_k: int) -> dict[str, Any]:
                 "text": lens.tokens.display(token),
                 "special": special[i],
                 "features": [
-                    {"id": int(feature), "activation": float(value)}
-                    for feature, value in zip(top_ids[i], top_values[i], strict=True)
-                    if feature >= 0
+                    {"id": feature, "activation": value, "score": score, "label": names.get(feature)}
+                    for feature, value, score in rows[i]
                 ],
             }
             for i, token in enumerate(ids)
@@ -80,7 +97,8 @@ def read(lens: LensModel, sae: SAE, text: str, top_k: int) -> dict[str, Any]:
 
 def _print(result: dict[str, Any]) -> None:
     for token in result["tokens"]:
-        found = "  ".join(f"{item['id']:>6} {item['activation']:7.2f}" for item in token["features"])
+        places = 2 if result["by"] == "activation" else 3
+        found = "  ".join(f"{item['id']:>6} {item['score']:7.{places}f}" for item in token["features"])
         say(f"{token['position']:>4}  {token['text']!r:<16} {'(special)' if token['special'] else found}")
     fit = f"L0 {result['l0']:.1f}, FVU {result['fvu']:.3f}" if result["fvu"] is not None else "no variance to explain"
     note(f"{result['sae']} at layer {result['layer']} {result['site']}: {fit} on this text, special tokens left out")
