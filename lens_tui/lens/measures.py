@@ -19,7 +19,7 @@ from lens_tui.records.measures import Controlled, DeltaLoss, Divergence, ReadBac
 from .interventions import FeatureSource
 from .measures_texts import LOSS_TEXTS
 from .rows import as_float, read_rows
-from .scores import Item, Score, score
+from .scores import Array, Item, Score, score
 
 if TYPE_CHECKING:
     from .model import LensModel
@@ -53,11 +53,25 @@ def delta_losses(
     seed: int = 0,
 ) -> list[DeltaLoss]:
     """As :func:`delta_loss`, for several steerings in the rows of the same batches."""
+    return losses_of(score(lens, items_of(lens, texts, plans), base_of(lens, texts)), seed)
+
+
+def items_of(lens: LensModel, texts: Sequence[Prompt], plans: Sequence[tuple[Intervention, ...]]) -> list[Item]:
+    """The texts as items whose every token but the first is scored."""
     if not texts:
         raise LensError("A loss needs at least one text.", "Give texts=.")
-    items = [Item(lens.tokens.prompt(text, raw=True).ids, tuple(plans)) for text in texts]
-    scores = score(lens, items, with_kl=False)
-    return [loss_of([per_text[at] for per_text in scores], seed) for at in range(len(plans))]
+    return [Item(lens.tokens.prompt(text, raw=True).ids, tuple(plans)) for text in texts]
+
+
+def base_of(lens: LensModel, texts: Sequence[Prompt]) -> list[Array]:
+    """The unsteered NLL of each text's tokens: computed once for all steerings that are held against it."""
+    nothing = [np.zeros(0)] * len(texts)
+    return [only.nll for (only,) in score(lens, items_of(lens, texts, [()]), nothing)]
+
+
+def losses_of(scores: Sequence[Sequence[Score]], seed: int = 0) -> list[DeltaLoss]:
+    """One record a steering from the scores of every text."""
+    return [loss_of([per_text[at] for per_text in scores], seed) for at in range(len(scores[0]))]
 
 
 def loss_of(scores: Sequence[Score], seed: int = 0) -> DeltaLoss:

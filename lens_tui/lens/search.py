@@ -146,8 +146,9 @@ def _evaluator(
 
         def losses(scales: Sequence[float]) -> list[float]:
             plans = [scaled(interventions, at) for at in scales]
-            return [loss.delta for loss in measures.delta_losses(lens, plans, texts=texts)]
+            return [loss.delta for loss in measures.losses_of(score(lens, measures.items_of(lens, texts, plans), base))]
 
+        base = measures.base_of(lens, texts)
         return losses
     if quantity == "kl":
         return _divergences(lens, interventions, texts, raw)
@@ -157,12 +158,10 @@ def _evaluator(
 def _divergences(
     lens: LensModel, interventions: Sequence[Intervention], texts: Sequence[Prompt], raw: bool
 ) -> Evaluate:
-    ids = []
-    for text in texts:
-        made = lens.stream(text, raw=raw, interventions=(), max_tokens=FIRST, temp=0.0)
-        for _ in made:
-            pass
-        ids.append(made.token_ids)
+    batch = lens.stream_batch(list(texts), raw=raw, interventions=(), max_tokens=FIRST, temp=0.0)
+    for _ in batch:
+        pass
+    ids = batch.token_ids
 
     def divergences(scales: Sequence[float]) -> list[float]:
         plans = tuple(scaled(interventions, at) for at in scales)
