@@ -8,7 +8,12 @@ import typer
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A folder, a hub id, or 'demo' for the bundled model.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON value on standard output.")]
-SAE = Annotated[str, typer.Option("--sae", "-s", help="An SAE: a file, a folder, a bundled name or one trained here.")]
+SAE = Annotated[
+    str,
+    typer.Option(
+        "--sae", "-s", help="An SAE: a file, a folder, a bundled name or one trained here; @LAYER:SITE after it."
+    ),
+]
 Convention = Annotated[
     str, typer.Option(help="How promoted tokens are found: norm (final norm's gain folded in) or raw.")
 ]

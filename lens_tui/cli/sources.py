@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lens_tui import demo
 from lens_tui.records import Add, Arm, LensError, SAEInfo, SteeringVector, paths
+from lens_tui.records.sae_names import split_place
 
 from .arms import ArmSpec, Term
 
@@ -25,17 +26,22 @@ def read_text(argument: str) -> str:
 
 
 def open_sae(name: str, model: str) -> SAE:
-    """An SAE by path, bundled name or the name of one trained here; for the bundled model, the default one for none."""
+    """An SAE by path, bundled name or the name of one trained here, with ``@LAYER:SITE`` where its files do not say it.
+
+    For the bundled model no name stands for the default one.
+    """
     from lens_tui.sae import load_sae
 
-    return load_sae(_sae_path(name, model))
+    name, layer, site = split_place(name)
+    return load_sae(_sae_path(name, model), layer=layer, site=site)
 
 
 def find_sae(name: str, model: str) -> SAEInfo:
     """What is known of an SAE, named as for :func:`open_sae`, without reading its weights."""
     from lens_tui.sae import sae_info
 
-    return sae_info(_sae_path(name, model))
+    name, layer, site = split_place(name)
+    return sae_info(_sae_path(name, model), layer=layer, site=site)
 
 
 def _sae_path(name: str, model: str) -> str:

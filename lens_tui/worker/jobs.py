@@ -36,7 +36,9 @@ class UnloadModel(Job):
 
 @dataclass(frozen=True, slots=True)
 class LoadSAE(Job):
-    """Load an SAE from a path (file or folder) or a bundled name. Events: Progress, SAELoaded, SAEChecked, Notice.
+    """Load an SAE from a path or a bundled name, ``PATH@LAYER:SITE`` where its files do not say what they read.
+
+    Events: Progress, SAELoaded, SAEChecked, Notice.
 
     Once it is ready it is put on the tensors it could be for, over one short text (``check``; a bundled SAE on
     the bundled model is not measured again). If it does not fit, a Notice says so.
@@ -78,6 +80,25 @@ class ReadFeature(Job):
     sae: str
     feature: int
     top_tokens: int = 10
+
+
+LENS_TOKENS = 1024
+"""How long a text the logit lens reads for a screen; the library reads any."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadLens(Job):
+    """The logit lens over a text, under an arm's interventions if one is given. Events: LensRead.
+
+    ``token_ids`` wins over ``text``. ``target`` is the token to follow, its id or a text of one token; blank: the one
+    that comes next.
+    """
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    arm: Arm | None = None
+    target: int | str = ""
+    top_k: int = 10
 
 
 @dataclass(frozen=True, slots=True)

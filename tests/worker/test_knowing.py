@@ -71,6 +71,23 @@ def test_loading_says_whether_it_fits(driver: Driver, tiny: Path, sae: Path) -> 
     assert of(driver.done(jobs.LoadSAE(str(sae), check=False)), ev.SAEChecked) == []
 
 
+def test_a_place_its_files_do_not_say_is_said_after_an_at(
+    driver: Driver, tiny: Path, sae: Path, tmp_path: Path
+) -> None:
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    shutil.copy(sae / "params.safetensors", plain / "params.safetensors")
+    driver.done(jobs.LoadModel(str(tiny)))
+    events = driver.done(jobs.LoadSAE(str(plain)))
+    assert only(events, ev.SAELoaded).info.layer == -1
+    assert only(events, ev.SAEChecked).report.declared is None
+    driver.done(jobs.LoadModel(str(tiny)))
+    info = only(driver.done(jobs.LoadSAE(f"{plain}@1", check=False)), ev.SAELoaded).info
+    assert (info.layer, info.site, info.provenance["layer"]) == (1, "resid_post", "given by the caller")
+    assert "not 2" in driver.failed(jobs.LoadSAE(f"{sae}@2")).message
+    assert only(driver.done(jobs.Encode(info.id, "Once upon a time")), ev.Encoded).sae == info.id
+
+
 def test_labels_and_words_through_the_worker(driver: Driver, tiny: Path, sae: Path, tmp_path: Path) -> None:
     corpus = tmp_path / "texts.jsonl"
     corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))

@@ -14,6 +14,7 @@ import mlx.core as mx
 from lens_tui import demo
 from lens_tui.records import LensError, SAEInfo
 from lens_tui.records.recent import remember_model
+from lens_tui.records.sae_names import split_place
 from lens_tui.records.sanitise import one_line
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
@@ -86,7 +87,11 @@ def _fit(control: Control, sae: SAE, context: Context) -> Iterator[ev.Event]:
         return
     yield ev.SAEChecked(control.id, sae.info.id, report)
     if not report.fits:
-        hint = f"Load it with layer {report.better[0]} and site {report.better[1]}." if report.better else ""
+        hint = ""
+        if report.better is not None and report.declared is None:
+            hint = f"To use it there add @{report.better[0]}:{report.better[1]} to its path."
+        elif report.better is not None:
+            hint = "It may be of another model, or its files say the wrong place."
         yield ev.Notice(control.id, f"{name}: {one_line(report.sentence, 300)}", hint)
 
 
@@ -102,11 +107,12 @@ def open_sae(path_or_id: str, context: Context) -> SAE:
     from lens_tui.sae import load_sae as read_sae
 
     known = context.known.get(path_or_id)
-    path = known.path if known else str(demo.sae_paths().get(path_or_id, path_or_id))
+    name, layer, site = split_place(path_or_id)
+    path = known.path if known else str(demo.sae_paths().get(name, name))
     for sae_id, sae in context.saes.items():
         if path_or_id == sae_id or path == sae.info.path:
             return sae
-    sae = read_sae(path)
+    sae = read_sae(path, layer=layer, site=site)
     _check_fits(sae.info, context)
     context.saes[sae.info.id] = sae
     context.known[sae.info.id] = sae.info
