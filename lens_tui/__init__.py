@@ -21,6 +21,8 @@ _HOMES = {
     "SteeringVector": "lens_tui.records",
     "Sampling": "lens_tui.records",
     "LensError": "lens_tui.records",
+    "load_vectors": "lens_tui.records.vector_formats",
+    "save_vectors": "lens_tui.records.vector_formats",
 }
 
 __all__ = [
@@ -33,11 +35,14 @@ __all__ = [
     "SteeringVector",
     "__version__",
     "load_sae",
+    "load_vectors",
+    "save_vectors",
 ]
 
 if TYPE_CHECKING:
     from lens_tui.lens import CaptureResult, LensModel
     from lens_tui.records import Arm, LensError, Sampling, SteeringVector
+    from lens_tui.records.vector_formats import load_vectors, save_vectors
     from lens_tui.sae import JumpReLUSAE, load_sae
 
 

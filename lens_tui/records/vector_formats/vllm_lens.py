@@ -104,7 +104,10 @@ def _decompress(data: bytes, size: int) -> bytes:
     if sys.version_info >= (3, 14):
         from compression import zstd
 
-        return zstd.ZstdDecompressor().decompress(data, size + 1)
+        try:
+            return zstd.ZstdDecompressor().decompress(data, size + 1)
+        except zstd.ZstdError as error:
+            raise ValueError(f"zstd: {error}") from error
     import zstandard
 
     try:
