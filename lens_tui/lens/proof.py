@@ -1,6 +1,6 @@
 """Prove by tiny forward passes that a list of modules is a model's decoder.
 
-No block is ever computed. The first pass only notes who is called with what, all
+Blocks are not computed. The first pass only notes who is called with what, all
 of it lazy. The others put numbers in place of what each block gives, so what
 the next block reads, and the logits, are a few operations away: enough to see
 that each block reads what the one before it gave and that nothing but the last
@@ -22,7 +22,9 @@ from mlx.nn.layers.base import Module
 from .proxy import Argument, Call, first_of, install, replace_first, uninstall
 
 PROBE_SHAPE = (2, 3)
-Give = Callable[[int, Any], Any]
+STUB_SHAPE = (1, 2)
+"""Smaller than the probe: these passes compute the logits, and a CPU takes its time over a large vocabulary."""
+Give = Callable[[int, mx.array], mx.array]
 
 
 @dataclass
@@ -63,10 +65,12 @@ class Proof:
     closed: bool
 
 
-def observe(model: Module, layers: Sequence[Module], give: Give | None = None) -> Observation:
+def observe(
+    model: Module, layers: Sequence[Module], give: Give | None = None, shape: tuple[int, int] = PROBE_SHAPE
+) -> Observation:
     """Run a tiny forward pass, unevaluated, and note each call of a block with its input and output.
 
-    ``give(call, hidden)`` replaces the hidden state that the call with this number gave.
+    ``give(call, hidden)`` replaces the hidden state that the call with this number gave. ``shape`` is (batch, tokens).
     """
     seen = Observation()
     with ExitStack() as stack:
@@ -83,7 +87,7 @@ def observe(model: Module, layers: Sequence[Module], give: Give | None = None) -
 
             install(layer, tap)
             stack.callback(uninstall, layer, tap)
-        seen.logits = first_of(model(mx.zeros(PROBE_SHAPE, dtype=mx.int32)))
+        seen.logits = first_of(model(mx.zeros(shape, dtype=mx.int32)))
     return seen
 
 
@@ -123,24 +127,17 @@ def _objection(seen: Observation, layers: Sequence[Module]) -> str | None:
 
 def _chained(model: Module, layers: Sequence[Module], seen: Observation) -> Proof | str:
     """The proof, if each block reads what the one before it gave and the logits follow from the last one."""
-    numbers = np.random.default_rng(0)
     last = len(seen.calls) - 1
-
-    def made(call: Seen) -> mx.array:
-        return mx.array(numbers.normal(size=call.hidden.shape).astype(np.float32)).astype(call.hidden.dtype)
-
     stream = _active(layers[0]) if seen.calls[0].hidden.ndim == 4 else None
-    one, two = [made(call) for call in seen.calls], [made(call) for call in seen.calls]
-    if stream is not None:  # only the active stream is another
-        two = [_with_stream(a, b[stream], stream) for a, b in zip(one, two, strict=True)]
-    # A stub is handed over as a new array each time: a model may change it in place.
-    first = observe(model, layers, lambda call, _: one[call] + 0)
-    second = observe(model, layers, lambda call, _: (two if call < last else one)[call] + 0)
-    third = observe(model, layers, lambda call, _: (two if call == last else one)[call] + 0)
-    shape = seen.calls[0].hidden.shape
-    common: set[Argument] = {key for key, array in seen.calls[0].given.items() if array.shape == shape}
+
+    def run(other: Callable[[int], bool]) -> Observation:
+        return observe(model, layers, lambda call, hidden: _stub(hidden, call, other(call), stream), STUB_SHAPE)
+
+    first, second, third = run(lambda _: False), run(lambda call: call < last), run(lambda call: call == last)
+    shape = first.calls[0].hidden.shape
+    common = {key for key, array in first.calls[0].given.items() if array.shape == shape}
     for number in range(1, last + 1):
-        common &= _changed(first.calls[number], second.calls[number])
+        common = _changed(first.calls[number], second.calls[number], common)
         if not common:
             return f"block {seen.calls[number].index} does not read what the block before it gives"
     if not common:
@@ -173,8 +170,17 @@ def _active(block: Module) -> int | None:
     return None
 
 
-def _with_stream(streams: mx.array, new: mx.array, stream: int) -> mx.array:
-    return mx.concatenate([streams[:stream], new[None], streams[stream + 1 :]])
+def _stub(hidden: mx.array, call: int, other: bool, stream: int | None) -> mx.array:
+    """Numbers in place of what a call gave, or other ones; of several streams only the active one differs."""
+
+    def made(variant: int) -> mx.array:
+        values = np.random.default_rng((call, variant)).normal(size=hidden.shape)
+        return mx.array(values.astype(np.float32)).astype(hidden.dtype)
+
+    if not other or stream is None:
+        return made(int(other))
+    one, two = made(0), made(1)
+    return mx.concatenate([one[:stream], two[stream][None], one[stream + 1 :]])
 
 
 def _second_view(calls: Sequence[Seen]) -> Argument | None:
@@ -198,9 +204,10 @@ def _shape(hidden: Any) -> tuple[int, ...]:
     return tuple(hidden.shape) if isinstance(hidden, mx.array) else ()
 
 
-def _changed(one: Seen, two: Seen) -> set[Argument]:
+def _changed(one: Seen, two: Seen, among: set[Argument]) -> set[Argument]:
     """The arguments that differ between two calls: the ones that carry the residual."""
-    return {key for key, array in one.given.items() if not bool(mx.array_equal(array, two.given[key]))}
+    pairs = {key: (one.given.get(key), two.given.get(key)) for key in among}
+    return {key for key, (a, b) in pairs.items() if a is not None and b is not None and not bool(mx.array_equal(a, b))}
 
 
 def _named(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[Argument, Any]:
