@@ -51,6 +51,7 @@ _CLASSES = {
     "steer": "steer:SteerScreen",
     "generate": "generate:GenerateScreen",
     "features": "features:FeaturesScreen",
+    "lens": "lens:ReadoutScreen",
 }
 
 
@@ -84,7 +85,7 @@ class LensApp(App[None], inherit_bindings=False):
     ``open_model`` is loaded once the first frame is up; ``take_up`` is a session
     that was cut off, to be offered; ``problems`` are sentences to show at the
     start, before those about theme and keys; with ``autosave`` this one is kept on disk
-    while it runs. ``clock`` is seconds on
+    while it runs. ``history`` is the database that runs are kept in. ``clock`` is seconds on
     a steady clock and ``wall`` the time of day; tests give their own.
     """
 
@@ -113,6 +114,7 @@ class LensApp(App[None], inherit_bindings=False):
         problems: Sequence[str] = (),
         autosave: bool = False,
         log_path: Path | None = None,
+        history: Path | None = None,
         catalog: Catalog | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
@@ -121,7 +123,8 @@ class LensApp(App[None], inherit_bindings=False):
         self._guard = NoControls()
         self._defaults = themes.default_variables()
         super().__init__()
-        self.worker, self.clock, self.wall, self.log_path = worker, clock, wall, log_path
+        self.worker, self.clock, self.wall = worker, clock, wall
+        self.log_path, self.history = log_path, history
         self.catalog: Catalog = catalog or DiskCatalog()
         self.store = SessionStore(Session(sampling=sampling or Sampling()))
         self.book = JobBook()

@@ -78,6 +78,7 @@ def make_app(
         log_path=log_path,
         take_up=None if demo or model else _cut_off(),
         autosave=user.keep_session,
+        history=paths.database_file() if user.keep_history else None,
     )
 
 

@@ -1,9 +1,11 @@
-"""A run as text for elsewhere: JSON, Markdown, and the command that makes it again. Pure."""
+"""A run as text for elsewhere: JSON, Markdown, and the command that makes it again."""
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from lens_tui.records import Add, Arm, Intervention, Sampling
@@ -127,3 +129,13 @@ def _options(sampling: Sampling) -> Sequence[str]:
         if value != getattr(plain, name):
             out += [f"--{name.replace('_', '-')}", f"{value:g}"]
     return out
+
+
+def write(run: RunText, folder: Path) -> Path:
+    """Write a run as JSON and Markdown under the next free name; returns it without suffix. Raises ``OSError``."""
+    stems = (folder / f"lens-run-{number}" for number in range(1, 10_000))
+    stem = next(stem for stem in stems if not stem.with_suffix(".json").exists())
+    data = json.dumps(as_data(run), ensure_ascii=False, indent=1)
+    stem.with_suffix(".json").write_text(data, encoding="utf-8")
+    stem.with_suffix(".md").write_text(as_markdown(run), encoding="utf-8")
+    return stem

@@ -122,7 +122,7 @@ class RunText:
     """A run: what was asked, under which settings, and what came out so far.
 
     ``steers`` is the bench as it was, so that the run can be put back; ``source``
-    is what the model can be loaded by again.
+    is what the model can be loaded by again; ``kept`` is its number in the history on disk, 0 where none is kept.
     """
 
     number: int
@@ -136,6 +136,7 @@ class RunText:
     prompt_ids: tuple[int, ...] = ()
     prompt_tokens: tuple[str, ...] = ()
     tokens_per_s: float | None = None
+    kept: int = 0
     state: Literal["waiting", "running", "done", "stopped", "failed"] = "waiting"
 
     @classmethod
@@ -181,7 +182,7 @@ class RunText:
         """Take an event of this run's job."""
         match event:
             case RunStarted():
-                self.state = "running"
+                self.state, self.kept = "running", event.run
                 self.prompt_ids, self.prompt_tokens = event.prompt_ids, event.prompt_tokens
             case TokenEvent():
                 self.arms[event.arm].add(event)

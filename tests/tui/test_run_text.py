@@ -58,7 +58,7 @@ def test_the_diff_is_by_alignment_once_both_have_ended() -> None:
 
 def test_levels_follow_kl_and_surprise() -> None:
     arm = ArmText(1, Arm("a"))
-    arm.add(token(1, 0, 1, logprob=-9.0, kl=None))
+    arm.add(token(1, 0, 1, logprob=-20.0, kl=None))
     arm.add(token(1, 1, 1, logprob=-0.01, kl=16.5))
     assert token_levels(arm, "kl", arm) == [0, 7]
     assert token_levels(arm, "surprise", arm) == [7, 0]

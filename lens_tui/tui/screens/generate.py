@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,9 +14,8 @@ from textual.widgets import Label
 
 from lens_tui.tui import clip
 from lens_tui.tui.keys.bindings import bindings
-from lens_tui.tui.run_export import as_command, as_data, as_markdown
 from lens_tui.tui.run_text import MEASURE_NAMES, MEASURES, Measure, RunText, plan
-from lens_tui.tui.session import MAX_ARMS, Session, Steer
+from lens_tui.tui.session import Session
 from lens_tui.tui.widgets.frame import Hairline
 from lens_tui.tui.widgets.lane import Lane, Line, strength
 from lens_tui.tui.widgets.lane_row import LaneRow
@@ -29,13 +26,14 @@ from lens_tui.worker.jobs import Compare
 
 from . import sampling
 from .base import LensScreen
+from .generate_bench import BenchActions
 
 REST = 0.3
 """Seconds of rest after a change of scale before the run is made again."""
 EMPTY = "nothing yet"
 
 
-class GenerateScreen(LensScreen):
+class GenerateScreen(BenchActions, LensScreen):
     """Prompt, settings, lanes. The bench in the session says which lanes there are."""
 
     mode: ClassVar[str] = "generate"
@@ -224,56 +222,6 @@ class GenerateScreen(LensScreen):
             event.stop()
             event.prevent_default()
 
-    # -- actions: the bench ------------------------------------------------------------------------------
-
-    def _rows(self) -> list[Steer]:
-        """The rows of the bench that act in the focused lane; says so if there are none."""
-        lane = self.lanes.focused_lane
-        rows = [row for row in self.session.steers if lane is not None and row.arm == lane.number and row.enabled]
-        if not rows:
-            keys = f"{self.lens.key_text('generate.lane_left')} {self.lens.key_text('generate.lane_right')}"
-            self.lens.say(f"Nothing is steered in this lane; {keys} go to the others.")
-        return rows
-
-    def _replace(self, rows: list[Steer]) -> None:
-        by_id = {row.id: row for row in rows}
-        self.lens.store.update(steers=tuple(by_id.get(row.id, row) for row in self.session.steers))
-
-    def action_scale(self, steps: int) -> None:
-        """Scale of the focused lane, by steps; live while it is written, else it runs again after a rest."""
-        if rows := self._rows():
-            self._replace([row.moved(steps) for row in rows])
-
-    def action_zero(self) -> None:
-        """Scale zero in the focused lane."""
-        if rows := self._rows():
-            self._replace([replace(row, scale=0.0) for row in rows])
-
-    def action_add_arm(self) -> None:
-        """A new lane like the focused one, half as strong again."""
-        rows = self._rows()
-        taken = {row.arm for row in self.session.steers}
-        if not rows or len(taken) >= MAX_ARMS:
-            if rows:
-                self.lens.say(f"{MAX_ARMS} arms beside the baseline are the most.")
-            return
-        free = self.session.free_arm()
-        for row in rows:
-            self.lens.store.add_steer(
-                row.vector,
-                scale=row.moved(5).scale,
-                arm=free,
-                residual_norm=row.residual_norm,
-                promoted=row.promoted,
-                suppressed=row.suppressed,
-            )
-
-    def action_delete_arm(self) -> None:
-        """Take the focused lane's rows off the bench; undo brings them back."""
-        if rows := self._rows():
-            gone = {row.id for row in rows}
-            self.lens.store.update(steers=tuple(row for row in self.session.steers if row.id not in gone))
-
     # -- actions: looking ----------------------------------------------------------------------------------
 
     def action_lane(self, step: int) -> None:
@@ -315,16 +263,24 @@ class GenerateScreen(LensScreen):
         self.app.push_screen(FormScreen("Sampling", sampling.fields(self.session.sampling)), take)
 
     def action_history(self) -> None:
-        """The runs of this session."""
+        """The runs of this session, and those kept on disk."""
         from .history import HistoryScreen
 
-        self.app.push_screen(HistoryScreen(self.history), self._restore)
+        self.app.push_screen(HistoryScreen(self.history, self.lens.history), self._restore)
 
     def _restore(self, run: RunText | None) -> None:
         if run is None:
             return
+        model, changes = self.session.model, {"prompt": run.prompt, "sampling": run.sampling, "written": run.written()}
+        if run not in self.history:
+            run.number = len(self.history) + 1
+            self.history.append(run)
+            if model is not None and run.model != model.name:
+                self.lens.say(f"It was made with {run.model}; {model.name} is loaded.")
         self.run = run
-        self.lens.store.update(prompt=run.prompt, sampling=run.sampling, steers=run.steers, written=run.written())
+        if model is None or all(row.vector.d_model == model.d_model for row in run.steers):
+            changes["steers"] = run.steers
+        self.lens.store.update(**changes)
         if self._rest is not None:
             self._rest.stop()
         self._show_run(run)
@@ -339,20 +295,21 @@ class GenerateScreen(LensScreen):
 
     def action_copy_command(self) -> None:
         """Copy the command that makes this run again."""
+        from lens_tui.tui.run_export import as_command
+
         run = self.run or RunText.begin(0, self.session)
         clip.copy(self.app, as_command(run, self.session.sae or ""), "the command")
 
     def action_export(self) -> None:
         """Write the run as JSON and Markdown into the working folder."""
+        from lens_tui.tui.run_export import write
+
         if self.run is None:
             self.lens.say("Nothing has run yet.")
             return
-        stem = next(stem for n in range(1, 10_000) if not (stem := Path(f"lens-run-{n}")).with_suffix(".json").exists())
         try:
-            data = json.dumps(as_data(self.run), ensure_ascii=False, indent=1)
-            stem.with_suffix(".json").write_text(data, encoding="utf-8")
-            stem.with_suffix(".md").write_text(as_markdown(self.run), encoding="utf-8")
+            stem = write(self.run, Path.cwd())
         except OSError as error:
-            self.lens.show_error(f"The run could not be written to {stem.with_suffix('.json')}: {error.strerror}.")
+            self.lens.show_error(f"The run could not be written to {error.filename}: {error.strerror}.")
             return
-        self.lens.say(f"Wrote {stem}.json and {stem}.md to {Path.cwd()}")
+        self.lens.say(f"Wrote {stem.name}.json and {stem.name}.md to {stem.parent}")
