@@ -1,8 +1,8 @@
-"""Arms written on the command line: ``cookery=f1288*22``, ``f7*20+f9*-4``, ``random:3@5*12``, ``verse.safetensors*8``.
+"""Arms written on the command line: ``cookery=f2666*20``, ``f7*20+f9*-4``, ``random:3@5*12``, ``verse.safetensors*8``.
 
 An arm is one or more terms joined by ``+``; a term is a source, an optional
 layer after ``@`` and a scale after ``*``. A source is a feature id of the SAE
-(``f1288`` or ``1288``), ``random:SEED`` or the path of a vector file.
+(``f2666`` or ``2666``), ``random:SEED`` or the path of a vector file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _TERM = re.compile(rf"^(?P<source>.+?)(?:@(?P<layer>-?\d+))?\*(?P<scale>{_NUMBER
 _BETWEEN = re.compile(rf"(?<=\*)({_NUMBER})\s*\+\s*")
 _NAME = re.compile(r"^(?P<name>[^=*@]+)=(?P<rest>.+)$")
 
-_HELP = "Write it as [NAME=]SOURCE[@LAYER]*SCALE, for example f1288*22, kjv=f2373*22+f1288*5 or random:0@4*22."
+_HELP = "Write it as [NAME=]SOURCE[@LAYER]*SCALE, for example f2666*20, kjv=f75*20+f2666*5 or random:0@4*20."
 
 
 @dataclass(frozen=True, slots=True)

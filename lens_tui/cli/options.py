@@ -11,7 +11,9 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON value on standard o
 SAE = Annotated[
     str,
     typer.Option(
-        "--sae", "-s", help="An SAE: a file, a folder, a bundled name or one trained here; @LAYER:SITE after it."
+        "--sae",
+        "-s",
+        help="An SAE: a path, org/name/folder at the hub, or a name (bundled or trained here); then @LAYER:SITE.",
     ),
 ]
 Convention = Annotated[

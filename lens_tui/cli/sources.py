@@ -11,6 +11,7 @@ from lens_tui.records import Add, Arm, LensError, SAEInfo, SteeringVector, paths
 from lens_tui.records.sae_names import split_place
 
 from .arms import ArmSpec, Term
+from .long_work import Meter
 
 if TYPE_CHECKING:
     from lens_tui.lens import LensModel
@@ -33,15 +34,24 @@ def open_sae(name: str, model: str) -> SAE:
     from lens_tui.sae import load_sae
 
     name, layer, site = split_place(name)
-    return load_sae(_sae_path(name, model), layer=layer, site=site)
+    meter = Meter()
+    try:
+        return load_sae(_sae_path(name, model), layer=layer, site=site, progress=lambda *n: meter.say(*_fetched(*n)))
+    finally:
+        meter.end()
 
 
 def find_sae(name: str, model: str) -> SAEInfo:
-    """What is known of an SAE, named as for :func:`open_sae`, without reading its weights."""
+    """What is known of an SAE, named as for :func:`open_sae`; one on this machine is not read for it."""
     from lens_tui.sae import sae_info
 
     name, layer, site = split_place(name)
-    return sae_info(_sae_path(name, model), layer=layer, site=site)
+    path = _sae_path(name, model)
+    return sae_info(path, layer=layer, site=site) if Path(path).expanduser().exists() else open_sae(path, model).info
+
+
+def _fetched(done: int, total: int) -> tuple[str, str]:
+    return "download", f"{done / 1e6:.1f} of {total / 1e6:.1f} MB"
 
 
 def _sae_path(name: str, model: str) -> str:

@@ -81,7 +81,6 @@ def test_a_place_its_files_do_not_say_is_said_after_an_at(
     events = driver.done(jobs.LoadSAE(str(plain)))
     assert only(events, ev.SAELoaded).info.layer == -1
     assert only(events, ev.SAEChecked).report.declared is None
-    driver.done(jobs.LoadModel(str(tiny)))
     info = only(driver.done(jobs.LoadSAE(f"{plain}@1", check=False)), ev.SAELoaded).info
     assert (info.layer, info.site, info.provenance["layer"]) == (1, "resid_post", "given by the caller")
     assert "not 2" in driver.failed(jobs.LoadSAE(f"{sae}@2")).message

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,7 @@ def unload_model(control: Control, job: jobs.UnloadModel, context: Context) -> I
 def load_sae(control: Control, job: jobs.LoadSAE, context: Context) -> Iterator[ev.Event]:
     """Load an SAE that fits the model by its shape, then measure whether it fits by its numbers."""
     control.progress("sae")
-    sae = open_sae(job.path, context)
+    sae = open_sae(job.path, context, lambda done, total: control.progress("download", done, total, "bytes"))
     yield ev.SAELoaded(control.id, sae.info)
     if job.check and not _is_bundled(sae.info, context):
         control.progress("fit")
@@ -102,17 +102,17 @@ def _is_bundled(info: SAEInfo, context: Context) -> bool:
     return info.path in paths and model.path == str(demo.model_path())
 
 
-def open_sae(path_or_id: str, context: Context) -> SAE:
-    """The SAE of this path, bundled name or id: the one that is loaded, or loaded now."""
+def open_sae(path_or_id: str, context: Context, progress: Callable[[int, int], None] | None = None) -> SAE:
+    """The SAE of this path, bundled name or id: the one that is loaded, or loaded now (``progress``: of a download)."""
     from lens_tui.sae import load_sae as read_sae
 
     known = context.known.get(path_or_id)
     name, layer, site = split_place(path_or_id)
     path = known.path if known else str(demo.sae_paths().get(name, name))
     for sae_id, sae in context.saes.items():
-        if path_or_id == sae_id or path == sae.info.path:
+        if path_or_id == sae_id or (path == sae.info.path and layer in (None, sae.info.layer)):
             return sae
-    sae = read_sae(path, layer=layer, site=site)
+    sae = read_sae(path, layer=layer, site=site, progress=progress)
     _check_fits(sae.info, context)
     context.saes[sae.info.id] = sae
     context.known[sae.info.id] = sae.info
