@@ -66,24 +66,24 @@ def forward_rows(
     return logits
 
 
-def read_rows(
-    lens: LensModel, rows: Sequence[Ids], keys: Sequence[Key], plans: Sequence[Sequence[Intervention]] = ((),)
-) -> Iterator[tuple[int, dict[Key, mx.array]]]:
-    """For each row its number and its activations ``(tokens, width)`` at the sites, evaluated, in batches."""
-    for batch in in_batches([len(row) for row in rows], 1, max_logits=1 << 40):
+def read_rows(lens: LensModel, rows: Sequence[Ids], keys: Sequence[Key]) -> Iterator[tuple[int, dict[Key, mx.array]]]:
+    """For each row its number and its unsteered activations ``(tokens, width)`` at the sites, evaluated, in batches."""
+    per_token = lens.d_model * max(1, len(keys))  # what is kept of a token: all sites of a batch at once
+    for batch in in_batches([len(row) for row in rows], per_token):
         result = CaptureResult(lens.registry, tuple(keys), by_site=True)
-        forward_rows(lens, [rows[at] for at in batch], plans, recorders=(result,))
+        forward_rows(lens, [rows[at] for at in batch], recorders=(result,))
+        mx.eval(result.pending())
         held = {key: result[key] for key in keys}
         for place, at in enumerate(batch):
             yield at, {key: held[key][place, : len(rows[at])] for key in keys}
 
 
-def in_batches(lengths: Sequence[int], vocabulary: int, *, max_logits: int = MAX_LOGITS) -> Iterator[list[int]]:
-    """Row numbers in batches of similar length, so that little is padded and no forward holds too many logits."""
+def in_batches(lengths: Sequence[int], per_token: int, *, most: int = MAX_LOGITS) -> Iterator[list[int]]:
+    """Row numbers in batches of similar length: little is padded, and no forward holds more than ``most`` numbers."""
     order = sorted(range(len(lengths)), key=lambda at: (lengths[at], at))
     batch: list[int] = []
     for at in order:
-        if batch and (len(batch) >= MAX_ROWS or (len(batch) + 1) * lengths[at] * vocabulary > max_logits):
+        if batch and (len(batch) >= MAX_ROWS or (len(batch) + 1) * lengths[at] * per_token > most):
             yield batch
             batch = []
         batch.append(at)

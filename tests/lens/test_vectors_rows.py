@@ -44,7 +44,7 @@ def test_rows_side_by_side_equal_rows_alone(make: Any) -> None:
 
 def test_batches_hold_every_row_once_and_no_more_logits_than_asked() -> None:
     lengths = np.random.default_rng(0).integers(1, 200, 100).tolist()
-    batches = list(in_batches(lengths, 1000, max_logits=1_000_000))
+    batches = list(in_batches(lengths, 1000, most=1_000_000))
     assert sorted(at for batch in batches for at in batch) == list(range(100))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[at] for at in batch) * 1000 <= 1_000_000
