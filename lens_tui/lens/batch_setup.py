@@ -12,6 +12,7 @@ from .batch import Batch, BatchGeneration, BatchOptions
 from .batch_model import RowPlan
 from .batch_rows import Row, Stops
 from .checks import checked
+from .engine import Engine, EngineBatch
 from .prefix import PrefixCache
 from .registry import Entry, Registry
 from .sampling import (
@@ -86,6 +87,7 @@ def start_batch(
     interventions: Sequence[Intervention] | None,
     options: dict[str, Any],
     prefixes: PrefixCache,
+    engine: Engine = "built-in",
 ) -> BatchGeneration:
     """A batch of these prompts; ``options`` are those of ``LensModel.stream_batch``."""
     requests = [as_request(prompt) for prompt in _several(prompts)]
@@ -103,7 +105,8 @@ def start_batch(
     if options:
         raise LensError(f"There is no option {next(iter(options))!r}.", "See the docstring of LensModel.stream_batch.")
     make_row = RowMaker(registry, tokens, common, make_sampler(Sampling(), registry.decoder.vocab_size))
-    batch = Batch(registry, tokens, batch_options, prefixes)
+    kind = EngineBatch if engine == "vllm-mlx" else Batch
+    batch = kind(registry, tokens, batch_options, prefixes)
     for index, request in enumerate(requests):
         batch.join(make_row(index, request))
     return BatchGeneration(batch, make_row)

@@ -25,12 +25,12 @@ from lens_tui.records import (
     TokenWeight,
 )
 
-from .batch import BatchGeneration
-from .batch_setup import Prompts, start_batch
+from .batch_methods import BatchMethods
 from .capture import CaptureResult
 from .checks import as_numpy, check_vector, checked
 from .compare import Comparison, Generation
 from .echo import echo
+from .engine import check_engine
 from .forward import loss_of, read_site, run_forward
 from .generation import DecodeOptions
 from .handle import Steering
@@ -50,22 +50,33 @@ Layers = int | Sequence[int]
 Sites = str | Sequence[str]
 
 
-class LensModel:
+class LensModel(BatchMethods):
     """An mlx-lm model with steering, capture, generation and comparison.
 
     ``model_path`` is a folder, a hub id or ``"demo"`` (the bundled model);
-    ``load_kwargs`` go to ``mlx_lm.load``. ``use_engine`` is accepted for
-    compatibility: batching is built in. Use the model on the thread that made it.
+    ``load_kwargs`` go to ``mlx_lm.load``. ``use_engine`` says who schedules
+    batches: this library (``False`` and ``True`` alike), or ``"vllm-mlx"``; results
+    are the same. Use the model on the thread that made it.
     """
 
-    def __init__(self, model_path: str, use_engine: bool = False, **load_kwargs: Any) -> None:
+    def __init__(self, model_path: str, use_engine: bool | str = False, **load_kwargs: Any) -> None:
+        self.engine = check_engine(use_engine)
         model, tokenizer, path = load_model(str(model_path), **load_kwargs)
         self._setup(model, tokenizer, name=str(model_path), path=path)
 
     @classmethod
-    def from_model(cls, model: Module, tokenizer: Any | None = None, *, name: str = "", path: str = "") -> LensModel:
+    def from_model(
+        cls,
+        model: Module,
+        tokenizer: Any | None = None,
+        *,
+        name: str = "",
+        path: str = "",
+        use_engine: bool | str = False,
+    ) -> LensModel:
         """Wrap an mlx-lm model that is in memory. Without a tokenizer, prompts are token ids."""
         self = cls.__new__(cls)
+        self.engine = check_engine(use_engine)
         self._setup(model, tokenizer, name=name or type(model).__module__.rpartition(".")[2], path=path)
         return self
 
@@ -337,44 +348,6 @@ class LensModel:
             self.tokens,
             [arm.name for arm in named],
         )
-
-    def stream_batch(
-        self,
-        prompts: Prompts,
-        *,
-        sampling: Sampling | None = None,
-        interventions: Sequence[Intervention] | None = None,
-        **options: Any,
-    ) -> BatchGeneration:
-        """Generate many prompts together by mlx-lm's continuous batching: an iterator of tokens and prompt ends.
-
-        Each prompt is a text, chat messages, token ids, or a
-        :class:`~lens_tui.records.Request` with interventions, sampling and stops of its
-        own; for the others those given here hold, and those of the ``steer`` blocks
-        around the call. ``options`` are mlx-lm's sampling options as for :meth:`stream`,
-        ``stop`` (texts that end a row and are left out of it), ``stop_ids`` (token ids),
-        ``raw``, ``top``, ``sampler``, ``logits_processors``, ``completion_batch_size``,
-        ``prefill_batch_size``, ``prefill_step_size`` and ``max_kv_size``. A prompt's
-        result is what it gives alone, its seed included, in float32; in lower precision
-        a batch may round differently. Models that mlx-lm cannot batch rightly are run row
-        by row; that is found out by a tiny batch before the first one.
-        """
-        return start_batch(
-            self._registry,
-            self.tokens,
-            prompts,
-            sampling=sampling,
-            interventions=interventions,
-            options=options,
-            prefixes=self.prefixes,
-        )
-
-    def generate_batch(self, prompts: Prompts, **options: Any) -> list[str]:
-        """Generate a text for each prompt, together; the options are those of :meth:`stream_batch`."""
-        batch = self.stream_batch(prompts, **options)
-        for _ in batch:
-            pass
-        return list(batch.texts)
 
     def close(self) -> None:
         """Take everything down and free MLX's buffer cache."""
