@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from lens_tui.records import Add, Arm, Intervention, LensError, ModelInfo, Origin, SAEInfo, SteeringVector
 from lens_tui.records.fit import FitReport
+from lens_tui.records.readouts import LogitLens
 from lens_tui.records.sanitise import one_line, sanitise, sanitise_token
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
@@ -87,6 +88,40 @@ def unit_vector(name: str, layer: int = 4, origin: Origin | None = None, **facts
     """A direction that depends on its name alone."""
     values = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(D_MODEL)
     return SteeringVector.of(name, values, layer, model="demo", origin=origin or Origin(), **facts)
+
+
+def fake_lens(job: jobs.ReadLens, layers: int = 8) -> LogitLens:
+    """A logit lens that grows surer from layer to layer: the same words in, the same numbers out."""
+    words = ["<s>", *split(job.text)] if not job.token_ids else [f" w{token}" for token in job.token_ids]
+    ids = [token_id(word) for word in words]
+    wanted = job.target if isinstance(job.target, int) else token_id(job.target or " the")
+    if isinstance(job.target, str) and len(split(job.target)) > 1:
+        raise LensError(f"{job.target!r} is not one token.", "Give another text.")
+    follow = [*ids[1:], wanted] if job.target == "" else [wanted] * len(ids)
+    texts = {wanted: str(job.target) or " the"} | {token_id(word): word for word in (*OTHERS, *words)}
+    steered = job.arm.name if job.arm else ""
+    shape = (layers, len(ids))
+    sure = np.array([[0.05 + 0.9 * noise(steered, i, w) * (i + 1) / layers for w in words] for i in range(layers)])
+    top = np.zeros((*shape, 4), np.int32)
+    for layer in range(layers):
+        for at in range(len(ids)):
+            others = [token_id(OTHERS[(layer + at + k) % len(OTHERS)]) for k in range(4)]
+            top[layer, at] = [follow[at], *others[:3]] if layer > 4 else others
+    chances = sure[..., None] * np.array([1.0, 0.3, 0.1, 0.03])
+    return LogitLens(
+        "demo",
+        "resid_post",
+        tuple(range(layers)),
+        tuple(ids),
+        top,
+        np.log(chances).astype(np.float32),
+        np.array(follow, np.int32),
+        np.array([[0 if i > 4 else 400 >> i for _ in ids] for i in range(layers)], np.int32),
+        np.log(sure * [[1.0] if i > 4 else [0.01] for i in range(layers)]).astype(np.float32),
+        np.full(shape, 3.0, np.float32),
+        np.array([[float(layers - 1 - i) for _ in ids] for i in range(layers)], np.float32),
+        texts,
+    )
 
 
 @dataclass
@@ -239,6 +274,8 @@ class FakeWorker:
                 return self._compare(running, compare)
             case jobs.Encode() as encode:
                 return self._encode(number, encode)
+            case jobs.ReadLens() as lens:
+                return [ev.LensRead(number, fake_lens(lens))]
             case jobs.ReadFeature(sae, feature):
                 return self._read(number, sae, feature)
             case jobs.VectorFromFeature(sae, feature):

@@ -17,6 +17,7 @@ TITLES = {
     "Compare": "comparing",
     "Encode": "reading features",
     "ReadFeature": "reading a feature",
+    "ReadLens": "reading the layers",
     "VectorFromFeature": "making the vector",
     "VectorFromPrompts": "making the vector",
     "RandomVector": "making the vector",

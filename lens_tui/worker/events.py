@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from lens_tui.records.readouts import LogitLens
+
     IntArray = NDArray[np.int32]
 else:  # only ever an annotation
     IntArray = Any
@@ -176,6 +178,13 @@ class FeaturesFound(Event):
     words: str
     found: tuple[FoundFeature, ...]
     indexed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LensRead(Event):
+    """What every layer would predict at every token of a text; its ``texts`` are safe to show."""
+
+    lens: LogitLens
 
 
 def last_of(events: Sequence[Event], kind: type[Event]) -> Event | None:

@@ -37,7 +37,7 @@ def test_the_grammar_of_the_plan() -> None:
         "steer.scale_up": "plus", "steer.zero": "0", "load.filter": "/",
     }  # fmt: skip
     assert {name: by_id()[name].keys for name in wanted} == wanted
-    assert [key.keys for key in in_scope("app")[:4]] == ["1", "2", "3", "4"]
+    assert [key.keys for key in in_scope("app")[:5]] == ["1", "2", "3", "4", "5"]
 
 
 @pytest.mark.parametrize(

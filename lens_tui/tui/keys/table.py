@@ -18,10 +18,11 @@ SCREENS: tuple[tuple[str, str], ...] = (
     ("steer", "Steer"),
     ("generate", "Generate"),
     ("features", "Features"),
+    ("lens", "Lens"),
 )
-"""The screens in their order: mode name and title. Their digits are 1 to 4."""
+"""The screens in their order: mode name and title. Their digits are 1 to 5."""
 
-GROUPS = ("Everywhere", "Move", "Load", "Steer", "Generate", "Features")
+GROUPS = ("Everywhere", "Move", "Load", "Steer", "Generate", "Features", "Lens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ _APP = (
     Key("app.steer", "2", "show('steer')", "go to Steer"),
     Key("app.generate", "3", "show('generate')", "go to Generate"),
     Key("app.features", "4", "show('features')", "go to Features"),
+    Key("app.lens", "5", "show('lens')", "go to Lens"),
     Key("app.run", "r", "run", "run the comparison", "run"),
     Key("app.stop", "x", "stop", "stop what is running (at most one more token)"),
     Key("app.undo", "u", "undo", "undo the last steering edit"),
@@ -123,7 +125,7 @@ _GENERATE = (
     Key("generate.diff", "D", "measure('diff')", "shade what is not in the baseline", "diff"),
     Key("generate.measure", "v", "measure", "what the shade says: surprise, KL, difference", "shade"),
     Key("generate.sampling", "comma", "sampling", "seed, temperature, length and the rest", "sampling"),
-    Key("generate.history", "H", "history", "the runs of this session", "history"),
+    Key("generate.history", "H", "history", "the runs of this session and those kept", "history"),
     Key("generate.copy", "y", "copy", "copy the text of this lane"),
     Key("generate.copy_command", "Y", "copy_command", "copy the command that makes this run"),
     Key("generate.export", "e", "export", "write the run as JSON and Markdown"),
@@ -144,7 +146,16 @@ _FEATURES = (
     Key("features.copy_command", "Y", "copy_command", "copy the command that shows these features"),
 )
 
-KEYS: tuple[Key, ...] = (*_APP, *_MOVE, *_LOAD, *_STEER, *_GENERATE, *_FEATURES)
+_LENS = (
+    Key("lens.follow", "enter", "follow", "follow the cell's best token through the layers, or let it go", "follow"),
+    Key("lens.find", "/", "find", "type a token to follow", "find"),
+    Key("lens.flip", "b", "flip", "the next arm: baseline and steered grid in the same place", "flip"),
+    Key("lens.measure", "v", "measure", "what the shade says: probability, followed token, KL", "shade"),
+    Key("lens.text_left", "left_square_bracket", "source(-1)", "the text before: prompt or an arm's", "text"),
+    Key("lens.text_right", "right_square_bracket", "source(1)", "the text after", "text"),
+)
+
+KEYS: tuple[Key, ...] = (*_APP, *_MOVE, *_LOAD, *_STEER, *_GENERATE, *_FEATURES, *_LENS)
 
 
 @cache

@@ -27,6 +27,7 @@ TABLE: dict[type[jobs.Job], str] = {
     jobs.Compare: "compare:compare",
     jobs.Encode: "features:encode",
     jobs.ReadFeature: "features:read_feature",
+    jobs.ReadLens: "readouts:read_lens",
     jobs.SetLabel: "words:set_label",
     jobs.FindFeatures: "words:find_features",
     jobs.VectorFromFeature: "vectors:from_feature",

@@ -1,0 +1,104 @@
+"""What the Lens screen shows of a logit lens: levels of cells, and the lines about one of them. Pure."""
+
+from __future__ import annotations
+
+from math import exp, log
+
+import numpy as np
+from textual.content import Content
+
+from lens_tui.records.readouts import LogitLens
+from lens_tui.tui.format import fit, fit_left
+from lens_tui.tui.widgets.ramps import BARS, N_LEVELS, bar, kl_level, share_level
+
+MEASURES = ("probability", "target", "KL")
+"""What the shade of a cell says: the best token's probability, the followed token's, KL from the last layer."""
+
+Span = str | tuple[str, str]
+
+
+def cells(lens: LogitLens, measure: str) -> list[list[tuple[str, int]]]:
+    """Text and level of each cell, ``[layer][token]``."""
+    levels = _levels(lens, measure)
+    return [
+        [(lens.texts[token], level) for token, level in zip(row, some, strict=True)]
+        for row, some in zip(lens.top_ids[:, :, 0].tolist(), levels, strict=True)
+    ]
+
+
+def _levels(lens: LogitLens, measure: str) -> list[list[int]]:
+    if measure == "KL":
+        return [[kl_level(value) for value in row] for row in lens.kl.tolist()]
+    logprobs = lens.target_logprobs if measure == "target" else lens.top_logprobs[:, :, 0]
+    # A hundredth is nothing to see, and shading it would shade every cell.
+    return [[share_level(p, 1.0) if p >= 0.01 else 0 for p in row] for row in np.exp(logprobs).tolist()]
+
+
+def rank_level(rank: int, size: int) -> int:
+    """The level of a rank (0 is best) on a logarithmic scale: full for the best, 0 at the last of ``size``."""
+    if rank <= 0:
+        return N_LEVELS - 1
+    return max(0, round((N_LEVELS - 1) * (1 - log(rank + 1) / log(max(size, 3)))))
+
+
+def cell_lines(lens: LogitLens, row: int, column: int, width: int, vocabulary: int) -> list[Content]:
+    """The best tokens of a cell with bars, then the followed token through the layers."""
+    texts = lens.texts
+    lines = [
+        Content.styled("best next tokens", "$muted"),
+        *(
+            _chance(texts[int(token)], float(value), width)
+            for token, value in zip(lens.top_ids[row, column], lens.top_logprobs[row, column], strict=True)
+        ),
+        Content(""),
+    ]
+    followed = int(lens.target_ids[column])
+    rank, logprob = int(lens.target_ranks[row, column]), float(lens.target_logprobs[row, column])
+    facts = f"rank {rank}   p {_percent(exp(logprob))}"
+    lines += [
+        Content.assemble(("followed ", "$muted"), fit(_quoted(texts[followed]), max(4, width - 10)).rstrip()),
+        Content(facts),
+        *_through(lens, row, column, width, vocabulary),
+        Content(""),
+        Content.assemble(("entropy ", "$muted"), f"{lens.entropy[row, column]:.2f} nats"),
+        Content.assemble(("KL from the last layer ", "$muted"), f"{lens.kl[row, column]:.2f} nats"),
+    ]
+    return lines
+
+
+def _through(lens: LogitLens, row: int, column: int, width: int, vocabulary: int) -> list[Content]:
+    ranks = [rank_level(rank, vocabulary) for rank in lens.target_ranks[:, column].tolist()]
+    chances = [share_level(p, 1.0) for p in np.exp(lens.target_logprobs[:, column]).tolist()]
+    room = max(4, width - 8)
+    return [_strip(name, levels, row, room) for name, levels in (("rank", ranks), ("p", chances))]
+
+
+def _strip(name: str, levels: list[int], row: int, room: int) -> Content:
+    """A bar for each layer, the one under the cursor marked; of more layers than room every n-th."""
+    step = -(-len(levels) // room)
+    parts: list[Span] = [(f"{name:<5}", "$muted")]
+    for start in range(0, len(levels), step):
+        here = start <= row < start + step
+        parts.append((BARS[levels[row] if here else levels[start]], "bold $accent" if here else "$heat-5"))
+    return Content.assemble(*parts)
+
+
+def _chance(text: str, logprob: float, width: int) -> Content:
+    name = min(14, max(6, width // 2))
+    room = max(0, width - name - 6)
+    p = exp(logprob)
+    return Content.assemble(
+        fit(_dotted(text), name), " ", (fit(bar(p, room), room), "$heat-5"), fit_left(_percent(p), 5)
+    )
+
+
+def _percent(p: float) -> str:
+    return f"{p:.3f}".lstrip("0") if p < 0.9995 else "1.00"
+
+
+def _dotted(text: str) -> str:
+    return text.replace(" ", "·")
+
+
+def _quoted(text: str) -> str:
+    return f"‘{_dotted(text)}’"

@@ -1,0 +1,228 @@
+"""Lens: what every layer would predict at every token, and where a token that is followed comes up."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual import events
+from textual.app import ComposeResult
+from textual.containers import Horizontal, VerticalScroll
+from textual.content import Content
+from textual.widgets import Input, Static
+
+from lens_tui.records import Arm
+from lens_tui.records.readouts import LogitLens
+from lens_tui.tui.feature_text import Source, sources
+from lens_tui.tui.keys.bindings import bindings
+from lens_tui.tui.lens_text import MEASURES, cell_lines, cells
+from lens_tui.tui.session import Session
+from lens_tui.tui.widgets.frame import Hairline
+from lens_tui.tui.widgets.heat_grid import HeatGrid
+from lens_tui.tui.widgets.lane import Line, quoted
+from lens_tui.tui.widgets.pane import Pane
+from lens_tui.worker.events import Event, JobFailed, LensRead
+from lens_tui.worker.jobs import ReadLens
+
+from .base import LensScreen
+
+
+class ReadoutScreen(LensScreen):
+    """The grid of layers and tokens, and the cell under the cursor."""
+
+    mode: ClassVar[str] = "lens"
+    CSS_PATH = "lens.tcss"
+    AUTO_FOCUS = ""
+    BINDINGS = bindings("lens")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grid = HeatGrid(empty="no text yet", id="grid")
+        self.cell = Static(id="cell")
+        self.token = Input(placeholder="a token, with its leading space", id="token", classes="-closed")
+        self.read_out: LogitLens | None = None
+        self.measure = MEASURES[0]
+        self.target: int | str = ""
+        self._asked: ReadLens | None = None
+        self._place = self._arm = 0
+
+    def body(self) -> ComposeResult:
+        """Which text and arm; then the grid and the cell."""
+        yield Line(id="which")
+        yield Hairline()
+        with Horizontal(id="panes"):
+            yield Pane("Logit lens", self.grid, id="grid-pane")
+            yield Pane("Cell", self.token, VerticalScroll(self.cell, id="cell-scroll", can_focus=False), id="cell-pane")
+
+    def on_mount(self) -> None:
+        """Follow the way values are shown."""
+        self.watch(self.lens, "tint", self._tint_changed, init=True)
+
+    def focus_first(self) -> None:
+        """Begin in the grid."""
+        self.set_focus(self.grid)
+
+    def _tint_changed(self, tint: str) -> None:
+        self.grid.mode = tint
+
+    # -- what is read ------------------------------------------------------------------------------------
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The baseline and the arms on the bench."""
+        return self.session.arms()
+
+    @property
+    def arm(self) -> Arm:
+        """The arm that is read."""
+        return self.arms[min(self._arm, len(self.arms) - 1)]
+
+    @property
+    def source(self) -> Source:
+        """The text that is read."""
+        every = sources(self.session)
+        return every[min(self._place, len(every) - 1)]
+
+    def session_changed(self, old: Session, new: Session) -> None:
+        """Another model, prompt, run or bench: read again, if the screen shows."""
+        if old.model != new.model:
+            self._asked = None
+        if (old.model, old.prompt, old.written, old.steers) != (new.model, new.prompt, new.written, new.steers):
+            if self.is_current:
+                self.read()
+            self._say_which()
+
+    def on_screen_resume(self) -> None:
+        """Read what changed while the screen was away."""
+        self.read()
+        self._say_which()
+
+    def read(self) -> None:
+        """Have the text read, unless it already is."""
+        source = self.source
+        if self.session.model is None or source.blank:
+            self._asked = None
+            self._show(None)
+            return
+        job = ReadLens(source.text, source.token_ids, None if self.arm.is_baseline else self.arm, self.target)
+        if job != self._asked:
+            self._asked = job
+            self.lens.submit(job, "lens", self._take)
+
+    def _take(self, event: Event) -> bool | None:
+        if isinstance(event, LensRead):
+            first = self.read_out is None
+            self._show(event.lens)
+            if first:
+                self.grid.move_to(len(event.lens.layers) - 1, len(event.lens.token_ids) - 1)
+        elif isinstance(event, JobFailed):
+            # A token that is none is put right by typing another: the text is read as before.
+            self.target, self._asked = "", None
+        return None
+
+    def _show(self, lens: LogitLens | None) -> None:
+        self.read_out = lens
+        pane = self.query_one("#grid-pane", Pane)
+        if lens is None:
+            key = self.lens.key_text
+            no_model = f"No model: {key('app.load')} goes to Load."
+            no_text = f"No text: write a prompt on Generate ({key('app.generate')})."
+            self.grid.empty = no_model if self.session.model is None else no_text
+            pane.note = ""
+            self.grid.show([], [], [])
+            return
+        pane.note = (
+            f"best next token · shade: {self.measure} · {len(lens.layers)} layers × {len(lens.token_ids)} tokens"
+        )
+        heads = [lens.texts[token] for token in lens.token_ids]
+        self.grid.show(heads, [f"L{layer}" for layer in lens.layers], cells(lens, self.measure))
+
+    def _say_which(self) -> None:
+        parts: list[str | tuple[str, str]] = []
+        for name, here in [
+            *((source.name, source == self.source) for source in sources(self.session)),
+            *((f"read {arm.name}", arm == self.arm) for arm in self.arms),
+        ]:
+            parts.append((f"▐{name}▌" if here else f" {name} ", "bold" if here else "$muted"))
+        self.query_one("#which", Line).content = Content.assemble(*parts)
+
+    def on_heat_grid_moved(self, event: HeatGrid.Moved) -> None:
+        """Another cell."""
+        self._show_cell()
+
+    def _show_cell(self) -> None:
+        pane = self.query_one("#cell-pane", Pane)
+        lens, model = self.read_out, self.session.model
+        if lens is None or model is None or self.grid.blank:
+            pane.note = ""
+            self.cell.update("")
+            return
+        row, column = self.grid.row, self.grid.column
+        pane.note = f"L{lens.layers[row]} @ {column} {quoted(lens.texts[lens.token_ids[column]])}"
+        width = max(20, self.cell.size.width)
+        self.cell.update(Content("\n").join(cell_lines(lens, row, column, width, model.vocab_size)))
+
+    def on_resize(self) -> None:
+        """The cell's bars follow the width."""
+        self.call_after_refresh(self._show_cell)
+
+    # -- actions -----------------------------------------------------------------------------------------
+
+    def action_source(self, step: int) -> None:
+        """The text before or after."""
+        self._place = (self._place + step) % len(sources(self.session))
+        self.read()
+        self._say_which()
+
+    def action_flip(self) -> None:
+        """The next arm: baseline and steered grids in the same place."""
+        if len(self.arms) == 1:
+            self.lens.say("There is no steered arm: put a vector on the bench first.")
+            return
+        self._arm = (min(self._arm, len(self.arms) - 1) + 1) % len(self.arms)
+        self.read()
+        self._say_which()
+
+    def action_measure(self) -> None:
+        """Another meaning of the shade."""
+        self.measure = MEASURES[(MEASURES.index(self.measure) + 1) % len(MEASURES)]
+        self._show(self.read_out)
+        self.lens.say(f"The shade says: {self.measure}")
+
+    def action_find(self) -> None:
+        """Type a token to follow."""
+        self.token.remove_class("-closed")
+        self.token.value = self.target if isinstance(self.target, str) else ""
+        self.token.focus()
+
+    def action_follow(self) -> None:
+        """Follow the best token of the cell, or again the one that comes next."""
+        lens = self.read_out
+        if lens is None or self.grid.blank:
+            return
+        best = int(lens.top_ids[self.grid.row, self.grid.column, 0])
+        self.target = "" if self.target == best else best
+        self.read()
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """Follow that token; nothing typed: the one that comes next."""
+        self.target = event.value
+        self._close_token()
+        self.read()
+
+    def _close_token(self) -> None:
+        self.token.add_class("-closed")
+        self.set_focus(self.grid)
+
+    def on_key(self, event: events.Key) -> None:
+        """Escape closes the field, then lets the followed token go."""
+        if event.key != "escape":
+            return
+        if self.target != "" and self.focused is self.grid and self.maximized is None:
+            event.stop()
+            event.prevent_default()
+            self.target = ""
+            self.read()
+
+    def leave_text(self) -> None:
+        """Escape in the field."""
+        self._close_token()

@@ -1,0 +1,177 @@
+"""A grid of short texts, each shaded by a level: rows are layers, columns are tokens. Draws only what shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from textual import events
+from textual.app import RenderResult
+from textual.content import Content
+from textual.message import Message
+from textual.reactive import reactive
+from textual.widget import Widget
+
+from lens_tui.tui.format import fit
+from lens_tui.tui.keys.bindings import bindings
+from lens_tui.tui.widgets.ramps import BARS, DIGITS
+
+CELL = 9
+"""Cells to a column, the gap after it included."""
+NAME = 5
+
+Span = str | tuple[str, str]
+
+
+class HeatGrid(Widget, can_focus=True):
+    """Cells of ``(text, level)`` under a row of column heads, with a cursor.
+
+    Row 0 is at the bottom, as layers are read. Posts :class:`Moved` when the cursor goes to another cell, also when
+    :meth:`show` puts other cells under it. ``mode`` is how levels show: ``tint``, ``bars``, ``digits`` or ``off``.
+    """
+
+    BINDINGS = bindings("move")
+    DEFAULT_CSS = "HeatGrid { height: 1fr; }"
+
+    row: reactive[int] = reactive(0)
+    column: reactive[int] = reactive(0)
+    mode: reactive[str] = reactive("tint")
+    empty: reactive[str] = reactive("")
+
+    @dataclass
+    class Moved(Message):
+        """The cursor is on another cell, or there are other cells under it."""
+
+        grid: HeatGrid
+
+        @property
+        def control(self) -> HeatGrid:
+            """The grid."""
+            return self.grid
+
+    def __init__(self, *, empty: str = "", id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self.set_reactive(HeatGrid.empty, empty)
+        self._heads: Sequence[str] = ()
+        self._names: Sequence[str] = ()
+        self._cells: Sequence[Sequence[tuple[str, int]]] = ()
+        self._left = self._low = 0
+
+    @property
+    def blank(self) -> bool:
+        """Whether there is nothing to show."""
+        return not self._names or not self._heads
+
+    def show(self, heads: Sequence[str], names: Sequence[str], cells: Sequence[Sequence[tuple[str, int]]]) -> None:
+        """Show a grid of ``cells[row][column]``; the cursor stays where it is, and within it."""
+        self._heads, self._names, self._cells = heads, names, cells
+        self.row, self.column = self.row, self.column  # within the new bounds
+        self.refresh()
+        self.post_message(self.Moved(self))
+
+    def move_to(self, row: int, column: int) -> None:
+        """Put the cursor on a cell."""
+        self.row, self.column = row, column
+
+    def validate_row(self, value: int) -> int:
+        """Stay within the rows."""
+        return max(0, min(value, len(self._names) - 1))
+
+    def validate_column(self, value: int) -> int:
+        """Stay within the columns."""
+        return max(0, min(value, len(self._heads) - 1))
+
+    def watch_row(self) -> None:
+        """Tell."""
+        self.post_message(self.Moved(self))
+
+    def watch_column(self) -> None:
+        """Tell."""
+        self.post_message(self.Moved(self))
+
+    @property
+    def across(self) -> int:
+        """How many columns fit."""
+        return max(1, (self.size.width - NAME) // CELL)
+
+    @property
+    def down(self) -> int:
+        """How many rows fit below the heads."""
+        return max(1, self.size.height - 1)
+
+    def render(self) -> RenderResult:
+        """The part of the grid around the cursor."""
+        if self.blank:
+            return Content.styled(self.empty, "$muted")
+        self._left = _window(self._left, self.column, self.across, len(self._heads))
+        self._low = _window(self._low, self.row, self.down, len(self._names))
+        shown = range(self._left, min(self._left + self.across, len(self._heads)))
+        parts: list[Span] = [" " * NAME]
+        for column in shown:
+            style = "bold" if column == self.column else "$muted"
+            parts += [(fit(_dotted(self._heads[column]), CELL - 1), style), " "]
+        for row in reversed(range(self._low, min(self._low + self.down, len(self._names)))):
+            parts += ["\n", (fit(self._names[row], NAME), "bold" if row == self.row else "$muted")]
+            for column in shown:
+                parts += [self._cell(row, column), " "]
+        return Content.assemble(*parts)
+
+    def _cell(self, row: int, column: int) -> Span:
+        text, level = self._cells[row][column]
+        here = row == self.row and column == self.column
+        if self.mode in ("bars", "digits"):
+            glyph = (BARS if self.mode == "bars" else DIGITS)[level]
+            shown, style = fit(_dotted(text), CELL - 2) + glyph, ""
+        else:
+            shown = fit(_dotted(text), CELL - 1)
+            style = f"$heat-text-{level} on $heat-{level}" if level and self.mode == "tint" else ""
+        return (shown, "bold reverse" if here else style) if here or style else shown
+
+    def action_cursor_up(self) -> None:
+        """A layer later: later layers stand above."""
+        self.row += 1
+
+    def action_cursor_down(self) -> None:
+        """A layer earlier."""
+        self.row -= 1
+
+    def action_cursor_left(self) -> None:
+        """The token before."""
+        self.column -= 1
+
+    def action_cursor_right(self) -> None:
+        """The token after."""
+        self.column += 1
+
+    def action_first(self) -> None:
+        """The first token."""
+        self.column = 0
+
+    def action_last(self) -> None:
+        """The last token."""
+        self.column = len(self._heads) - 1
+
+    def action_page_up(self) -> None:
+        """Half the rows up."""
+        self.row += max(1, self.down // 2)
+
+    def action_page_down(self) -> None:
+        """Half the rows down."""
+        self.row -= max(1, self.down // 2)
+
+    def on_click(self, event: events.Click) -> None:
+        """A click goes to the cell under it."""
+        if not self.blank and event.y >= 1 and event.x >= NAME:
+            rows = min(self.down, len(self._names) - self._low)
+            if event.y <= rows:
+                self.move_to(self._low + rows - event.y, self._left + (event.x - NAME) // CELL)
+
+
+def _window(start: int, cursor: int, room: int, count: int) -> int:
+    """The first of ``room`` places to show: as before, moved no further than the cursor needs."""
+    start = min(max(start, cursor - room + 1), cursor)
+    return max(0, min(start, count - room))
+
+
+def _dotted(text: str) -> str:
+    return "·" + text[1:] if text.startswith(" ") else text
