@@ -27,7 +27,7 @@ def test_json_holds_the_librarys_grid_and_attribution() -> None:
     result = json.loads(run(TEXT, "--layers", "0,-1", "-k", "3", "--target", " door", "--attribute", "--json"))
     lens = LensModel("demo")
     grid = logit_lens(lens, TEXT, layers=[0, -1], top_k=3, target=" door")
-    assert [row["layer"] for row in result["layers"]] == [0, 7]
+    assert [row["layer"] for row in result["layers"]] == [0, grid.layers[-1]]
     assert [token["id"] for token in result["tokens"]] == list(grid.token_ids)
     assert {token["target"]["text"] for token in result["tokens"]} == {" door"}
     cells = [row["cells"] for row in result["layers"]]
@@ -58,11 +58,18 @@ def test_an_arm_reads_the_steered_model() -> None:
 
 def test_words_have_a_line_for_each_layer_the_last_one_first() -> None:
     lines = run(TEXT, "--attribute").splitlines()
+    lens = LensModel("demo")
+    grid, parts = logit_lens(lens, TEXT), attribute_logits(lens, TEXT)
+    last, n = grid.layers[-1], len(grid.layers)
     assert "·door" in lines[0]
-    assert [line.split()[0] for line in lines[1:9]] == [f"L{layer}" for layer in range(7, -1, -1)]
-    assert lines[1].split()[-1] == "·looked"
-    assert lines[10].split()[1:3] == ["6", ".02"]  # rank and probability at the first token, in the last layer
-    assert any(line.startswith("logit of ' looked' after token 7: 9.29") for line in lines)
+    assert [line.split()[0] for line in lines[1 : n + 1]] == [f"L{layer}" for layer in range(last, -1, -1)]
+    best = grid.texts[int(grid.top_ids[-1, -1, 0])].replace(" ", "·")
+    assert lines[1].split()[-1] == best[:9]
+    chance = f"{grid.target_probabilities[-1, 0]:.2f}".lstrip("0")
+    assert lines[n + 2].split()[1:3] == [str(grid.target_ranks[-1, 0]), chance]
+    target = parts.texts[parts.target_ids[0]]
+    start = f"logit of {target!r} after token {parts.positions[0]}: {parts.logits[0]:.3f}"
+    assert any(line.startswith(start) for line in lines)
 
 
 @pytest.mark.parametrize(
