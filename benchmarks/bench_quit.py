@@ -1,0 +1,104 @@
+"""How long the app takes to leave: ctrl+q in the middle of a comparison on the bundled model, in a pseudo-terminal.
+
+    python benchmarks/bench_quit.py [--times 20]
+
+Measures from the key press to the end of the process, and counts exit statuses. The peer is a Textual app with one
+Static that is told to quit the same way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import pty
+import select
+import statistics
+import struct
+import sys
+import tempfile
+import termios
+import time
+from collections.abc import Sequence
+
+EMPTY = (
+    "from textual.app import App\nfrom textual.widgets import Static\n"
+    "class A(App):\n    def compose(self):\n        yield Static('tok/s')\nA().run()"
+)
+OURS = "from lens_tui.cli import main; main()"
+
+
+class Terminal:
+    """A program in a pseudo-terminal of 120 by 36."""
+
+    def __init__(self, command: Sequence[str], home: str) -> None:
+        self.pid, self.master = pty.fork()
+        if self.pid == 0:
+            os.environ.update(LENS_TUI_HOME=home, TERM="xterm-256color", COLORTERM="truecolor")
+            os.execv(sys.executable, [sys.executable, *command])
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", 36, 120, 0, 0))
+
+    def wait_for(self, text: bytes, seconds: float) -> None:
+        """Read until ``text`` was written; raises ``TimeoutError``."""
+        seen, end = b"", time.monotonic() + seconds
+        while text not in seen:
+            if time.monotonic() > end:
+                raise TimeoutError(text)
+            if select.select([self.master], [], [], 0.1)[0]:
+                seen = seen[-4000:] + os.read(self.master, 65536)
+
+    def press(self, keys: bytes) -> None:
+        """Type."""
+        os.write(self.master, keys)
+
+    def ended(self) -> int:
+        """Read until the process ends; its exit status, negative for a signal."""
+        while True:
+            try:
+                if select.select([self.master], [], [], 0.005)[0] and not os.read(self.master, 65536):
+                    pass
+            except OSError:
+                break
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def leave(command: Sequence[str], home: str, *, busy: bool) -> tuple[float, int]:
+    """Seconds from ctrl+q to the end, and the exit status."""
+    terminal = Terminal(command, home)
+    if busy:
+        terminal.press(b"r")
+        terminal.wait_for(b"tok/s", 120)
+        time.sleep(0.3)
+    else:
+        terminal.wait_for(b"tok/s", 60)
+        time.sleep(0.3)
+    start = time.perf_counter()
+    terminal.press(b"\x11")
+    status = terminal.ended()
+    os.close(terminal.master)
+    return time.perf_counter() - start, status
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--times", type=int, default=20)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as home:
+        for name, command, busy in (
+            ("an empty app", ["-c", EMPTY], False),
+            ("ours, mid-generation", ["-c", OURS, "--demo"], True),
+        ):
+            runs = [leave(command, home, busy=busy) for _ in range(args.times)]
+            times = sorted(seconds for seconds, _ in runs)
+            print(
+                f"{name:<22} median {statistics.median(times):.3f} s, max {times[-1]:.3f} s, "
+                f"exit 0 in {sum(status == 0 for _, status in runs)} of {len(runs)}"
+            )
+
+
+if __name__ == "__main__":
+    main()
