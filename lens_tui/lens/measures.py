@@ -161,8 +161,8 @@ def controls(
     own, at the same scale or value: another for each record. Clamped features and ablations have no
     direction to replace and are refused.
     """
-    signed = [record for record in interventions if isinstance(record, (Add, NormMatch)) or hasattr(record, "value")]
-    flipped = tuple(_flipped(record) for record in interventions) if signed else None
+    turned = tuple(_flipped(record) for record in interventions)
+    flipped = turned if any(new is not old for new, old in zip(turned, interventions, strict=True)) else None
     generator = np.random.default_rng(seed)
     drawn = [tuple(_random(record, generator) for record in interventions) for _ in range(k)]
     return flipped, drawn

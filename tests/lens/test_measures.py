@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 from lens_tui.lens import LensModel, measures, measures_text
 from lens_tui.lens.measures_texts import FEW_TEXTS, LOSS_TEXTS
-from lens_tui.records import Ablate, Add, Intervention, LensError, NormMatch, Positions, ProjectOut, SteeringVector
+from lens_tui.records import (
+    Ablate,
+    Add,
+    ClampFeature,
+    Intervention,
+    LensError,
+    NormMatch,
+    Positions,
+    ProjectOut,
+    SteeringVector,
+)
 
 from . import numpy_models, tiny
 from .numpy_models import Array
@@ -27,6 +37,11 @@ def log_softmax(x: Array) -> Array:
     x = x - x.max(axis=-1, keepdims=True)
     out: Array = x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
     return out
+
+
+def as_array(logits: mx.array) -> Array:
+    values: Array = np.array(logits.astype(mx.float32), dtype=np.float64)[0]
+    return values
 
 
 def steered(layer: int, site: str, x: Array) -> Array:
@@ -94,6 +109,14 @@ def test_low_precision_equals_one_text_at_a_time(bits: int) -> None:
     expected = np.array(losses[1]) - np.array(losses[0])
     np.testing.assert_allclose(found.per_text, expected, atol=0.02)
     assert np.abs(expected).max() > 0.1
+    prompt, after = TEXTS[0][:4], TEXTS[2]
+    plain = log_softmax(as_array(lens.forward(prompt + after)))[3:-1]
+    with lens.intervene(ADD):
+        other = log_softmax(as_array(lens.forward(prompt + after)))[3:-1]
+    kl = measures.divergence(lens, prompt, after, ADD)
+    np.testing.assert_allclose(kl.forward, (np.exp(plain) * (plain - other)).sum(-1), rtol=0.05, atol=0.01)
+    np.testing.assert_allclose(kl.reverse, (np.exp(other) * (other - plain)).sum(-1), rtol=0.05, atol=0.01)
+    assert kl.max_forward > 0.1
 
 
 def test_many_steerings_share_batches_and_blocks_around_the_call_do_not_count() -> None:
@@ -179,6 +202,7 @@ def test_controls_keep_length_and_place() -> None:
         for a, b in zip(left, right, strict=True)
     )
     assert measures.controls([ProjectOut(id="p", layer=1, vector=VECTOR)], k=1)[0] is None
+    assert measures.controls([ClampFeature(id="c", layer=1, sae="s", feature=1, value=2.0)], k=0) == (None, [])
     with pytest.raises(LensError, match="no direction"):
         measures.controls([Ablate(id="z", layer=1)], k=1)
 
