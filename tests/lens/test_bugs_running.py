@@ -58,17 +58,22 @@ def test_b14_what_was_computed_plain_is_not_continued_steered(lens: LensModel) -
     assert fresh.prefixes.hits == 0
 
 
-def test_b14_generate_batch_of_texts_is_what_each_is_alone(speaking: LensModel) -> None:
+def test_b14_generate_batch_of_texts_is_what_each_is_alone() -> None:
     """There 11 of 20 steered batches gave other texts than a fresh engine, after a plain one of the same beginning."""
-    text = "Once upon a time there was a little girl who lived in a small house near the forest. " * 3
-    alone = LensModel.from_model(speaking.model, speaking.tokenizer)
-    alone.prefixes.enabled = False
-    speaking.generate_batch([text], max_tokens=2, raw=True)
-    with alone.steer(0, V, 3.0):
-        wanted = alone.generate(text + "One day", max_tokens=8, raw=True)
-    with speaking.steer(0, V, 3.0):
-        assert speaking.generate_batch([text + "One day", "Hello"], max_tokens=8, raw=True)[0] == wanted
-    assert alone.generate(text + "One day", max_tokens=8, raw=True) != wanted
+    lens = LensModel("demo")
+    text = "Once upon a time there was a little girl who lived in a small house near the forest . " * 2
+    more = text + "One day she went out and"
+    vector = np.random.default_rng(6).normal(size=lens.d_model)
+    vector *= 60 / np.linalg.norm(vector)
+    lens.prefixes.enabled = False
+    with lens.steer(4, vector, 1.0):
+        wanted = lens.generate_batch([more], max_tokens=8, raw=True)
+    lens.prefixes.enabled = True
+    lens.generate(text, max_tokens=1, raw=True)
+    plain = lens.generate_batch([more], max_tokens=8, raw=True)
+    assert lens.prefixes.hits > 0
+    with lens.steer(4, vector, 1.0):
+        assert lens.generate_batch([more], max_tokens=8, raw=True) == wanted != plain
 
 
 @pytest.mark.parametrize("shape", [(1,), (), (8, 64), (3, 1, 64), (65,)])
