@@ -96,3 +96,13 @@ def test_features_with_nothing_loaded(snap_compare: Any) -> None:
         await settle(pilot.app, pilot)  # type: ignore[arg-type]
 
     assert snap_compare(lens_app(start="features"), terminal_size=(80, 24), run_before=nothing)
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_lens(snap_compare: Any, size: tuple[int, int]) -> None:
+    assert snap_compare(lens_app(start="lens"), terminal_size=size, run_before=after("h", "j"))
+
+
+def test_lens_of_a_steered_model_in_bars(snap_compare: Any) -> None:
+    app = lens_app(start="lens", theme="paper")
+    assert snap_compare(app, terminal_size=(120, 36), run_before=after("b", "t", "v", "h"))
