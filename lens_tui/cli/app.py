@@ -71,7 +71,7 @@ def compare(
     arm: Annotated[
         list[str] | None,
         typer.Option(
-            "--arm", "-a", help="[NAME=]SOURCE[@LAYER]*SCALE, e.g. f2666*20 or random:0@4*20; terms joined by '+'."
+            "--arm", "-a", help="[NAME=]SOURCE[@LAYER]*SCALE, e.g. f2666*22 or random:0@4*22; terms joined by '+'."
         ),
     ] = None,
     model: Model = "demo",

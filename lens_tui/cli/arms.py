@@ -1,4 +1,4 @@
-"""Arms written on the command line: ``cookery=f2666*20``, ``f7*20+f9*-4``, ``random:3@5*12``, ``verse.safetensors*8``.
+"""Arms written on the command line: ``cookery=f2666*22``, ``f7*20+f9*-4``, ``random:3@5*12``, ``verse.safetensors*8``.
 
 An arm is one or more terms joined by ``+``; a term is a source, an optional
 layer after ``@`` and a scale after ``*``. A source is a feature id of the SAE
@@ -18,7 +18,7 @@ _TERM = re.compile(rf"^(?P<source>.+?)(?:@(?P<layer>-?\d+))?\*(?P<scale>{_NUMBER
 _BETWEEN = re.compile(rf"(?<=\*)({_NUMBER})\s*\+\s*")
 _NAME = re.compile(r"^(?P<name>[^=*@]+)=(?P<rest>.+)$")
 
-_HELP = "Write it as [NAME=]SOURCE[@LAYER]*SCALE, for example f2666*20, kjv=f75*20+f2666*5 or random:0@4*20."
+_HELP = "Write it as [NAME=]SOURCE[@LAYER]*SCALE, for example f2666*22, kjv=f75*22+f2666*5 or random:0@4*22."
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,9 @@ def search(
 @sentences
 def import_labels(
     path: Annotated[Path, typer.Argument(help="The folder or file of the other tool.")],
-    form: Annotated[str, typer.Option("--format", "-f", help="neuronpedia, delphi or saedashboard.")] = "neuronpedia",
+    form: Annotated[
+        str, typer.Option("--format", "-f", help="neuronpedia[-features], delphi or saedashboard.")
+    ] = "neuronpedia",
     sae: SAE = "",
     model: Model = "demo",
     source_id: Annotated[str, typer.Option(help="Of a Neuronpedia export of several sources, the one to take.")] = "",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lens_tui.records import SAEInfo
     from lens_tui.records.labels import Label
 
-IMPORTS = ("neuronpedia", "delphi", "saedashboard")
+IMPORTS = ("neuronpedia", "neuronpedia-features", "delphi", "saedashboard")
 EXPORTS = ("neuronpedia", "delphi", "neuronpedia-upload")
 
 
@@ -66,7 +66,7 @@ def import_labels(
     path: Path, form: str, *, sae: str, model: str, source_id: str | None, module: str | None, as_json: bool
 ) -> None:
     """Read the files of another tool into the store."""
-    from lens_tui.records.dashboards import Dashboards, read_saedashboard
+    from lens_tui.records.dashboards import Dashboards, read_neuronpedia_features, read_saedashboard
     from lens_tui.records.label_files import read_delphi, read_neuronpedia
     from lens_tui.records.labels import Labels
     from lens_tui.records.store import Store
@@ -76,8 +76,9 @@ def import_labels(
         raise LensError(f"There is no file or folder {str(path)!r}.", "Check the path.")
     info = find_sae(sae, model)
     with Store() as store:
-        if form == "saedashboard":
-            facts = {"dashboards": Dashboards(store).take(info.id, read_saedashboard(path))}
+        if form in ("saedashboard", "neuronpedia-features"):
+            read = read_saedashboard if form == "saedashboard" else read_neuronpedia_features
+            facts = {"dashboards": Dashboards(store).take(info.id, _within(read(path), info))}
         else:
             labels = (
                 read_neuronpedia(path, source_id=source_id)
@@ -159,7 +160,7 @@ def _within(labels: Iterable[Any], info: SAEInfo) -> Iterator[Any]:
     for label in labels:
         if label.feature >= info.width:
             raise LensError(
-                f"There is a label of feature {label.feature}, but {info.name} has {info.width} features.",
+                f"There is something of feature {label.feature}, but {info.name} has {info.width} features.",
                 "They are labels of another SAE.",
             )
         yield label

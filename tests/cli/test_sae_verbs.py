@@ -6,6 +6,7 @@ import json
 import random
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,24 @@ def test_labels_are_set_found_shown_and_written_in_other_forms(work: dict[str, A
             assert row["activations"]
     run("labels", "set", "9", "", *on(work))
     assert "mine" not in {row["source"] for row in data("labels", "show", "9", *on(work))}
+
+
+def test_a_dashboard_of_another_tool_stands_in_for_an_index(work: dict[str, Any], tmp_path: Path) -> None:
+    from lens_tui.worker.handlers.knowledge import known_of
+
+    example = {"bin_min": -1, "bin_max": -1, "tokens": [" a", " b"], "values": [0.5, 2.5], "qualifying_token_index": 1}
+    row = {"feature_index": 7, "frac_nonzero": 0.25, "pos_str": [], "pos_values": [], "neg_str": [], "neg_values": []}
+    batch = {"model_id": "m", "layer": 1, "sae_set": "s", "features": [{**row, "activations": [example]}]}
+    (tmp_path / "batch-0.json").write_text(json.dumps(batch))
+    assert data("labels", "import", str(tmp_path), "-f", "saedashboard", *on(work))["dashboards"] == 1
+    info = replace(load_sae(work["sae"]).info, layer=2)  # no index is of that place
+    known = known_of(info, 7, str)
+    assert (known["density"], known["max"], known["corpus"]) == (0.25, 2.5, "saedashboard")
+    assert known["examples"] == [{"tokens": [" a", " b"], "values": [0.5, 2.5], "peak": 1, "value": 2.5}]
+    assert "density" not in known_of(info, 8, str)
+    batch["features"] = [{**row, "feature_index": 48, "activations": []}]
+    (tmp_path / "batch-0.json").write_text(json.dumps(batch))
+    assert "another SAE" in run("labels", "import", str(tmp_path), "-f", "saedashboard", *on(work), code=2)[1]
 
 
 def test_contrast_reads_lines_and_judges_held_out(work: dict[str, Any], tmp_path: Path) -> None:

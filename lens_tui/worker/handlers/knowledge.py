@@ -10,7 +10,8 @@ from typing import Any
 
 from lens_tui import demo
 from lens_tui.records import LensError, SAEInfo, paths
-from lens_tui.records.labels import Labels
+from lens_tui.records.dashboards import Dashboard, Dashboards
+from lens_tui.records.labels import Label, Labels
 from lens_tui.records.sanitise import one_line, sanitise_token
 from lens_tui.records.store import Store
 from lens_tui.sae.index import Example, FeatureIndex
@@ -24,12 +25,13 @@ def known_of(info: SAEInfo, feature: int, token_text: Callable[[int], str]) -> d
 
     ``label``, ``label_source``, ``density``, ``max``, ``mean``, ``hist_edges``,
     ``hist_counts``, ``corpus`` and ``examples``, each ``{"tokens", "values",
-    "peak", "value"}``. All strings are safe to show.
+    "peak", "value"}``. Without an index, what another tool's dashboard holds stands in, and ``corpus`` names the tool.
+    All strings are safe to show.
     """
     found: dict[str, Any] = {}
-    label = _label(info, feature)
+    label, dashboard = _stored(info, feature)
     if label is not None:
-        found["label"], found["label_source"] = one_line(label[0], 200), one_line(label[1], 60)
+        found["label"], found["label_source"] = one_line(label.text, 200), one_line(label.source, 60)
     index = index_of(info)
     if index is not None and 0 <= feature < index.width:
         numbers = index.statistics(feature)
@@ -42,6 +44,8 @@ def known_of(info: SAEInfo, feature: int, token_text: Callable[[int], str]) -> d
             "corpus": one_line(index.identity.corpus, 80),
             "examples": [_example(example, token_text) for example in index.examples(feature, _EXAMPLES)],
         }
+    elif dashboard is not None:
+        found |= _from_dashboard(dashboard)
     return found
 
 
@@ -71,17 +75,38 @@ def _open(folder: Path, changed: float) -> FeatureIndex | None:
         return None
 
 
-def _label(info: SAEInfo, feature: int) -> tuple[str, str] | None:
-    """The best label and who says so. A database that cannot be read must not take the page away."""
+def _stored(info: SAEInfo, feature: int) -> tuple[Label | None, Dashboard | None]:
+    """The best label, and another tool's dashboard. A database that cannot be read must not take the page away."""
     if not paths.database_file().exists():
-        return None
+        return None, None
     try:
         with Store() as store:
             best = Labels(store).best(info.id, [feature]).get(feature)
+            return best, next(iter(Dashboards(store).of(info.id, feature)), None)
     except LensError as error:
         _log.warning("labels cannot be read: %s", error)
-        return None
-    return None if best is None else (best.text, best.source)
+        return None, None
+
+
+def _from_dashboard(dashboard: Dashboard) -> dict[str, Any]:
+    """What another tool says, by its own definitions; ``corpus`` names the tool."""
+    top = [example for example in dashboard.examples if example.tokens][:_EXAMPLES]
+    facts = {
+        "density": dashboard.density,
+        "max": dashboard.maximum,
+        "corpus": one_line(dashboard.source, 60),
+        "examples": [
+            {
+                "tokens": list(example.tokens),
+                "values": list(example.values),
+                "peak": max(range(len(example.values)), key=example.values.__getitem__),
+                "value": max(example.values),
+            }
+            for example in top
+            if example.values
+        ],
+    }
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def _example(example: Example, token_text: Callable[[int], str]) -> dict[str, Any]:
