@@ -109,6 +109,31 @@ def evaluate(
 
 
 @app.command()
+def sae(
+    model: Model,
+    corpus: Corpus,
+    out: Path,
+    depth: Annotated[str, typer.Option(help="early, middle or late: layers 2, 4 and 6.")] = "middle",
+    tokens: Annotated[int | None, typer.Option(help="To train on; the shipped number unless given.")] = None,
+    settings: Annotated[Path | None, typer.Option(help="JSON with any settings of the trainer.")] = None,
+    context: int = 512,
+    rows: Annotated[int, typer.Option(help="Windows a forward pass.")] = 128,
+) -> None:
+    """Train an SAE of an exported model, or go on with one, and print its figures on held-out text."""
+    from recipes import saes
+
+    if depth not in saes.DEPTHS:
+        raise typer.BadParameter(f"{depth} is none of {', '.join(saes.DEPTHS)}", param_hint="--depth")
+    place = saes.DEPTHS[depth]
+    changes: dict[str, Any] = json.loads(settings.read_text(encoding="utf-8")) if settings else {}
+    changes |= {} if tokens is None else {"tokens": tokens}
+    config = saes.settings(place, **changes)
+    report = saes.train(model, corpus, place, config, out, context=context, rows=rows, progress=saes.printer())
+    if report.final is not None:
+        print(saes.figures(report.final))
+
+
+@app.command()
 def sample(model: Model, tokens: int = 60, temperature: float = 0.0, seed: int = 7) -> None:
     """Print a seeded continuation of one prompt per domain."""
     from recipes.samples import samples
