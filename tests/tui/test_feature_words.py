@@ -8,9 +8,11 @@ import pytest
 from lens_tui.records.fit import FitReport, SiteFit
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.screens.features import FeaturesScreen
+from lens_tui.tui.widgets.feature_card import page_lines
 from lens_tui.worker import jobs
+from lens_tui.worker.events import FeaturePage
 
-from tests.fakes import DEMO_SAE, FakeWorker
+from tests.fakes import DEMO_SAE, FakeWorker, unit_vector
 
 from .opened import opened, screen_text, settle
 
@@ -77,3 +79,11 @@ async def test_the_verdict_on_the_sae_stands_beside_its_name(report: FitReport, 
         await settle(app, pilot)
         assert app.store.session.fit(DEMO_SAE.id) == report
         assert says in screen_text(app)
+
+
+def test_a_label_of_another_tool_says_whose_it_is() -> None:
+    for source, shown in (("neuronpedia", True), ("mine", False)):
+        page = FeaturePage(1, "s", 4, (), (), unit_vector("x"), {"label": "boats", "label_source": source})
+        lines = [line.plain for line in page_lines(page, 40, 0.0, "off")]
+        assert lines[0] == "boats"
+        assert (f"says {source}" in lines) is shown

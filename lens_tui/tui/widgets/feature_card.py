@@ -37,6 +37,7 @@ class Extras:
     """What an index knows of a feature; everything may be missing."""
 
     label: str = ""
+    source: str = ""
     density: float | None = None
     maximum: float | None = None
     edges: tuple[float, ...] = ()
@@ -48,6 +49,7 @@ class Extras:
         """Read a page's ``extras``; what is malformed counts as missing."""
         return cls(
             one_line(str(data.get("label") or ""), 200),
+            one_line(str(data.get("label_source") or ""), 60),
             _number(data.get("density")),
             _number(data.get("max")),
             tuple(float(edge) for edge in data.get("hist_edges") or ()),
@@ -107,6 +109,8 @@ def page_lines(page: FeaturePage, width: int, here: float, mode: ShadeMode) -> l
     """
     extras = Extras.of(page.extras)
     lines = [line.rstrip() for line in Content(extras.label).wrap(width)] if extras.label else [_NO_LABEL]
+    if extras.label and extras.source not in ("", "mine"):
+        lines.append(Content.styled(f"says {extras.source}", "$muted").truncate(width))
     lines += [Content(""), _figures(extras, here)]
     if extras.counts:
         lines += [Content(""), *_histogram(extras, here, width)]
