@@ -36,9 +36,7 @@ def lens(
     words = read_text(text)
     wanted = _layers(layers)
     spec = parse_arm(arm) if arm else None
-    from lens_tui.lens import LensModel
-    from lens_tui.lens.attribution import attribute_logits
-    from lens_tui.lens.logit_lens import logit_lens
+    from lens_tui.lens import LensModel, attribute_logits, logit_lens
 
     with LensModel(model) as opened:
         steering = Vectors(opened, sae, model).arm(spec).interventions if spec else ()

@@ -14,6 +14,8 @@ _HOMES = {
     "Generation": ".compare",
     "LensModel": ".model",
     "Steering": ".handle",
+    "attention_patterns": ".attention",
+    "attribute_logits": ".attribution",
     "combine": ".vectors_arithmetic",
     "contrast": ".vectors_contrast",
     "controlled": ".measures",
@@ -27,6 +29,7 @@ _HOMES = {
     "from_array": ".vectors",
     "from_token": ".vectors",
     "load_for": ".vectors",
+    "logit_lens": ".layer_logits",
     "mean_difference": ".vectors",
     "perplexity": ".measures",
     "random_unit": ".vectors",
@@ -44,6 +47,8 @@ __all__ = [
     "Generation",
     "LensModel",
     "Steering",
+    "attention_patterns",
+    "attribute_logits",
     "combine",
     "contrast",
     "controlled",
@@ -57,6 +62,7 @@ __all__ = [
     "from_array",
     "from_token",
     "load_for",
+    "logit_lens",
     "mean_difference",
     "perplexity",
     "random_unit",
@@ -66,11 +72,14 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from .attention import attention_patterns
+    from .attribution import attribute_logits
     from .batch import BatchGeneration
     from .capture import CaptureResult
     from .compare import Comparison, Generation
     from .dose import FeatureProbe, dose_response
     from .handle import Steering
+    from .layer_logits import logit_lens
     from .measures import controlled, controls, delta_loss, delta_losses, divergence, perplexity, read_back
     from .measures_text import degeneration
     from .model import LensModel

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from lens_tui import LensModel, demo
 from lens_tui.cli.app import app
-from lens_tui.lens.attribution import attribute_logits
-from lens_tui.lens.logit_lens import logit_lens
+from lens_tui.lens import attribute_logits, logit_lens
 from lens_tui.records import Add
 from lens_tui.sae import load_sae
 from typer.testing import CliRunner

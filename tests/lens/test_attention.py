@@ -7,8 +7,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from lens_tui.lens import LensModel
-from lens_tui.lens.attention import attention_patterns
+from lens_tui.lens import LensModel, attention_patterns
 from lens_tui.records import Add, LensError, SteeringVector
 
 from . import numpy_models, tiny

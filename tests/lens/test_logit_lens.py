@@ -7,14 +7,14 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from lens_tui.lens import LensModel, logit_lens
+from lens_tui.lens import LensModel, layer_logits
+from lens_tui.lens import logit_lens as read
 from lens_tui.records import Add, LensError, SteeringVector
 
 from . import numpy_models, tiny
 from .numpy_models import Array, rms, weights_of
 
 IDS = list(tiny.IDS)
-read = logit_lens.logit_lens
 
 
 def granite() -> Any:
@@ -86,7 +86,7 @@ def test_every_number_of_the_lens_is_that_of_a_float64_forward(
 ) -> None:
     model = make()
     p = by_hand(name, model)
-    monkeypatch.setattr(logit_lens, "LOGITS_AT_ONCE", 3 * 5 * tiny.VOCAB)  # three tokens at a time
+    monkeypatch.setattr(layer_logits, "LOGITS_AT_ONCE", 3 * 5 * tiny.VOCAB)  # three tokens at a time
     found = read(LensModel.from_model(model), IDS, top_k=4)
     assert (found.layers, found.token_ids) == ((0, 1, 2, 3), tiny.IDS)
     order = np.argsort(-p, axis=-1)[..., :4]
