@@ -21,6 +21,7 @@ from lens_tui.records import Add, Arm, Intervention, LensError, ModelInfo, Origi
 from lens_tui.records.fit import FitReport
 from lens_tui.records.readouts import LogitLens
 from lens_tui.records.sanitise import one_line, sanitise, sanitise_token
+from lens_tui.records.vector_formats import load_vectors
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 
@@ -283,6 +284,9 @@ class FakeWorker:
             case jobs.VectorFromPrompts(name, positive, negative, layer):
                 facts = {"positive": list(positive), "negative": list(negative), "method": "mean_difference"}
                 return [_made(number, unit_vector(name, layer, Origin("prompts", facts)))]
+            case jobs.VectorFromFile(path, layer):
+                (vector,) = load_vectors(path, layer=layer, d_model=D_MODEL)
+                return [_made(number, vector)]
             case jobs.RandomVector(name, layer, seed):
                 return [_made(number, unit_vector(name, layer, Origin("random", {"seed": seed})))]
             case other:

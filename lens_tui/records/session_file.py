@@ -13,7 +13,9 @@ from . import atomic, paths
 from .codec import sampling_from_json, to_json, vector_from_json
 from .errors import LensError
 from .process import is_alive
+from .run import TokenWeight
 from .sampling import Sampling
+from .sanitise import sanitise_token
 from .vectors import SteeringVector
 
 _VERSION = 1
@@ -21,7 +23,7 @@ _VERSION = 1
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SavedSteer:
-    """One row of the vector bench."""
+    """One row of the vector bench; the last three are what was measured of its vector, so that it need not be again."""
 
     id: str
     vector: SteeringVector
@@ -29,6 +31,9 @@ class SavedSteer:
     scale: float
     enabled: bool = True
     arm: int = 1
+    residual_norm: float | None = None
+    promoted: tuple[TokenWeight, ...] = ()
+    suppressed: tuple[TokenWeight, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +147,9 @@ def _to_json(session: SavedSession) -> dict[str, Any]:
             "scale": row.scale,
             "enabled": row.enabled,
             "arm": row.arm,
+            "residual_norm": row.residual_norm,
+            "promoted": [[token.token_id, token.text, token.value] for token in row.promoted],
+            "suppressed": [[token.token_id, token.text, token.value] for token in row.suppressed],
         }
         for row in session.steers
     ]
@@ -171,7 +179,19 @@ def _from_json(data: Any) -> SavedSession:
 
 
 def _steer(row: Any) -> SavedSteer:
-    vector = vector_from_json(row["vector"])
+    norm = row.get("residual_norm")
     return SavedSteer(
-        str(row["id"]), vector, int(row["layer"]), float(row["scale"]), bool(row["enabled"]), int(row["arm"])
+        str(row["id"]),
+        vector_from_json(row["vector"]),
+        int(row["layer"]),
+        float(row["scale"]),
+        bool(row["enabled"]),
+        int(row["arm"]),
+        None if norm is None else float(norm),
+        _tokens(row.get("promoted", ())),
+        _tokens(row.get("suppressed", ())),
     )
+
+
+def _tokens(rows: Any) -> tuple[TokenWeight, ...]:
+    return tuple(TokenWeight(int(token), sanitise_token(str(text)), float(value)) for token, text, value in rows)

@@ -20,6 +20,7 @@ TITLES = {
     "ReadLens": "reading the layers",
     "VectorFromFeature": "making the vector",
     "VectorFromPrompts": "making the vector",
+    "VectorFromFile": "reading the vector",
     "RandomVector": "making the vector",
 }
 """What a job is called while it runs, by the name of its record."""

@@ -283,7 +283,9 @@ class LensApp(App[None], inherit_bindings=False):
         absorb(self.store, event)
         shown = owned.handler(event)
         if isinstance(event, Notice):
-            self.notify(" ".join(part for part in (event.message, event.hint) if part), markup=False, timeout=12)
+            said = " ".join(part for part in (event.message, event.hint) if part)
+            self.notify(said, markup=False, timeout=12)
+            self.remark(said)
         if isinstance(event, JobFailed) and shown is not True:
             self.show_error(event.message, event.hint, event.detail)
         return advance(activity, event, self.clock())

@@ -70,6 +70,11 @@ def signed(value: float, places: int = 1) -> str:
     return f"{0:.{places}f}" if float(text) == 0 else text
 
 
+def figure(value: float | None, places: int) -> str:
+    """A number, ``–`` where it is not known (``None`` or NaN)."""
+    return "–" if value is None or value != value else f"{value:.{places}f}"
+
+
 def fit(text: str, width: int) -> str:
     """``text`` in exactly ``width`` cells: padded, or cut with an ellipsis. Never splits a wide character."""
     if width <= 0:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lens_tui.tui.keys import SCREENS
 from lens_tui.tui.session import Session, Steer
 
 if TYPE_CHECKING:
-    from lens_tui.records.session_file import Autosaver, SavedSession
+    from lens_tui.records.session_file import Autosaver, SavedSession, SavedSteer
     from lens_tui.tui.app import LensApp
 
 
@@ -17,16 +17,18 @@ def saved(session: Session, model: str, screen: str) -> SavedSession:
     from lens_tui.records.session_file import SavedSession, SavedSteer
 
     sae = next((sae.path for sae in session.saes if sae.id == session.sae), "")
-    rows = tuple(SavedSteer(row.id, row.vector, row.layer, row.scale, row.enabled, row.arm) for row in session.steers)
+    rows = tuple(SavedSteer(row.id, *_facts(row)) for row in session.steers)
     return SavedSession(model, sae, screen, session.prompt, session.sampling, rows)
 
 
 def steers_of(session: SavedSession) -> tuple[Steer, ...]:
     """The bench of a saved session."""
-    return tuple(
-        Steer(f"r{place}", row.vector, row.layer, row.scale, row.enabled, row.arm)
-        for place, row in enumerate(session.steers)
-    )
+    return tuple(Steer(f"r{place}", *_facts(row)) for place, row in enumerate(session.steers))
+
+
+def _facts(row: Steer | SavedSteer) -> tuple[Any, ...]:
+    measured = (row.residual_norm, row.promoted, row.suppressed)
+    return row.vector, row.layer, row.scale, row.enabled, row.arm, *measured
 
 
 class Recovery:

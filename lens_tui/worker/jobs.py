@@ -143,6 +143,17 @@ class VectorFromPrompts(Job):
 
 
 @dataclass(frozen=True, slots=True)
+class VectorFromFile(Job):
+    """A steering vector from a file of any known format. Events: VectorMade.
+
+    ``layer`` says which of several, or what the file leaves open.
+    """
+
+    path: str
+    layer: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RandomVector(Job):
     """A random unit direction, the control every effect is held against. Events: VectorMade."""
 

@@ -93,7 +93,7 @@ _LOAD = (
 )
 
 _STEER = (
-    Key("steer.add", "a", "add", "add a vector: feature, prompts or random", "add"),
+    Key("steer.add", "a", "add", "add a vector: feature, texts, random or a file", "add"),
     Key("steer.toggle", "space", "switch", "switch the row on or off", "on/off"),
     Key("steer.scale_up", "plus", "scale(1)", "scale up one step", "scale"),
     Key("steer.scale_down", "minus", "scale(-1)", "scale down one step", "scale"),
@@ -107,6 +107,7 @@ _STEER = (
     Key("steer.arm_up", "right_square_bracket", "arm(1)", "put the row in the arm after", "arm"),
     Key("steer.edit", "enter,e", "edit", "type scale, layer and name", "edit"),
     Key("steer.copy", "c", "copy", "copy the row into the next free arm"),
+    Key("steer.save", "w", "save", "save the vector to a file"),
     Key("steer.delete", "d", "delete", "delete the row (u brings it back)", "delete"),
 )
 

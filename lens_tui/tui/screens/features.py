@@ -23,7 +23,7 @@ from lens_tui.tui.feature_text import (
     sources,
     strongest_token,
 )
-from lens_tui.tui.format import fit
+from lens_tui.tui.format import figure, fit
 from lens_tui.tui.keys.bindings import bindings
 from lens_tui.tui.session import Session
 from lens_tui.tui.widgets.feature_card import FeatureCard, feature_row, short_name
@@ -188,9 +188,10 @@ class FeaturesScreen(FeatureWords, FeatureActions, LensScreen):
     def _say_text(self) -> None:
         pane = self.query_one("#text-pane", Pane)
         encoded = self.encoded
-        pane.note = (
-            f"{len(encoded.tokens)} tokens · L0 {encoded.l0:.1f} · FVU {encoded.fvu:.3f}" if encoded is not None else ""
-        )
+        pane.note = ""
+        if encoded is not None:
+            l0, fvu = figure(encoded.l0, 1), figure(encoded.fvu, 3)
+            pane.note = f"{len(encoded.tokens)} tokens · L0 {l0} · FVU {fvu}"
 
     # -- the token and the feature ---------------------------------------------------------------------
 

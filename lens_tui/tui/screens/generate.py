@@ -21,7 +21,7 @@ from lens_tui.tui.widgets.lane import Lane, Line, strength
 from lens_tui.tui.widgets.lane_row import LaneRow
 from lens_tui.tui.widgets.prompt_area import PromptArea
 from lens_tui.tui.widgets.token_view import TokenView
-from lens_tui.worker.events import Event, JobDone, JobFailed
+from lens_tui.worker.events import DialRefused, Event, JobDone, JobFailed
 from lens_tui.worker.jobs import Compare
 
 from . import sampling
@@ -167,6 +167,10 @@ class GenerateScreen(BenchActions, LensScreen):
 
     def _take(self, run: RunText, event: Event) -> None:
         run.apply(event)
+        if isinstance(event, DialRefused):
+            refused = f"{run.arms[event.arm].arm.name} goes on as it was. {event.message} {event.hint}".strip()
+            self.lens.say(refused)
+            self.lens.remark(refused)
         if isinstance(event, JobDone | JobFailed):
             self._job = None
             self._headings()

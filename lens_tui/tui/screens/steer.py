@@ -13,19 +13,16 @@ from textual.widgets import Static
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.keys.bindings import bindings
 from lens_tui.tui.screens.base import LensScreen
-from lens_tui.tui.screens.form import Choice, ChoiceScreen, Field, FormScreen, filled, number, whole
+from lens_tui.tui.screens.form import Field, FormScreen, filled, number, whole
+from lens_tui.tui.screens.steer_add import AddActions
 from lens_tui.tui.screens.steer_details import bench_row, direction
 from lens_tui.tui.session import MAX_ARMS, Session, Steer
 from lens_tui.tui.widgets.pane import Pane
 from lens_tui.tui.widgets.row_list import RowList
 from lens_tui.tui.widgets.rules import Divider
-from lens_tui.worker.events import Event, VectorMade
-from lens_tui.worker.jobs import Job, RandomVector, VectorFromFeature, VectorFromPrompts
-
-SLOT = "vector"
 
 
-class SteerScreen(LensScreen):
+class SteerScreen(AddActions, LensScreen):
     """The rows of the bench on the left, the direction under the cursor on the right."""
 
     mode: ClassVar[str] = "steer"
@@ -163,102 +160,3 @@ class SteerScreen(LensScreen):
 
         note = f"The scale is absolute, in residual-stream units; one step of + is {row.step:g}."
         self.app.push_screen(FormScreen(row.vector.name, fields, note), done)
-
-    # ---- adding
-
-    def action_add(self) -> None:
-        """Choose what to make a direction from."""
-        if self.session.model is None:
-            self.lens.say("Load a model first.")
-            return
-        no_sae = "" if self.session.sae else "no SAE is loaded: see the Load screen"
-        choices = [
-            Choice("feature", "an SAE feature", "its decoder direction", no_sae),
-            Choice("prompts", "two sets of texts", "the mean difference of their residuals"),
-            Choice("random", "a random direction", "the control every effect is held against"),
-        ]
-        self.app.push_screen(ChoiceScreen("Add a direction made from", choices), self._chosen)
-
-    def _chosen(self, kind: str | None) -> None:
-        forms = {"feature": self._from_feature, "prompts": self._from_prompts, "random": self._random}
-        if kind in forms:
-            forms[kind]()
-
-    def _from_feature(self) -> None:
-        sae = next((sae for sae in self.session.saes if sae.id == self.session.sae), None)
-        if sae is None:
-            return
-        fields = [Field("feature", "feature", hint=f"0 to {sae.width - 1}", check=whole(0, sae.width - 1))]
-
-        def done(values: dict[str, str] | None) -> None:
-            if values is not None:
-                self._make(VectorFromFeature(sae.id, int(values["feature"])))
-
-        self.app.push_screen(FormScreen("From an SAE feature", fields, sae.name), done)
-
-    def _from_prompts(self) -> None:
-        model = self.session.model
-        if model is None:
-            return
-        fields = [
-            Field("name", "name", hint="what the direction stands for", check=filled),
-            Field("positive", "toward", hint="a text with it; several with | between", check=filled),
-            Field("negative", "away from", hint="a text without it", check=filled),
-            Field("layer", "layer", str(model.n_layers // 2), check=whole(0, model.n_layers - 1)),
-        ]
-
-        def done(values: dict[str, str] | None) -> None:
-            if values is not None:
-                job = VectorFromPrompts(
-                    one_line(values["name"], 60),
-                    texts(values["positive"]),
-                    texts(values["negative"]),
-                    int(values["layer"]),
-                )
-                self._make(job)
-
-        note = "The mean residual of the first texts minus that of the second, over all tokens but BOS."
-        self.app.push_screen(FormScreen("From two sets of texts", fields, note), done)
-
-    def _random(self) -> None:
-        model = self.session.model
-        if model is None:
-            return
-        used = self._row
-        layer = used.layer if used else model.n_layers // 2
-        fields = [
-            Field("layer", "layer", str(layer), check=whole(0, model.n_layers - 1)),
-            Field("seed", "seed", "0", check=whole(0)),
-            Field("scale", "scale", f"{used.scale:g}" if used else "", hint="empty: half of ‖h‖", check=_maybe_number),
-        ]
-
-        def done(values: dict[str, str] | None) -> None:
-            if values is not None:
-                name = f"random {values['seed'].strip()}"
-                scale = float(values["scale"]) if values["scale"].strip() else None
-                self._make(RandomVector(name, int(values["layer"]), int(values["seed"])), scale)
-
-        note = "A random direction at the same scale shows how much of an effect is any push at all."
-        self.app.push_screen(FormScreen("A random direction", fields, note), done)
-
-    def _make(self, job: Job, scale: float | None = None) -> None:
-        def handle(event: Event) -> None:
-            if isinstance(event, VectorMade):
-                self.lens.store.add_steer(
-                    event.vector,
-                    scale=scale,
-                    residual_norm=event.residual_norm,
-                    promoted=event.promoted,
-                    suppressed=event.suppressed,
-                )
-
-        self.lens.submit(job, SLOT, handle)
-
-
-def texts(typed: str) -> tuple[str, ...]:
-    """Texts separated by ``|``, blanks around them dropped, empty ones left out."""
-    return tuple(part.strip() for part in typed.split("|") if part.strip())
-
-
-def _maybe_number(text: str) -> str:
-    return number()(text) if text.strip() else ""

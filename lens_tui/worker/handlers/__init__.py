@@ -32,6 +32,7 @@ TABLE: dict[type[jobs.Job], str] = {
     jobs.FindFeatures: "words:find_features",
     jobs.VectorFromFeature: "vectors:from_feature",
     jobs.VectorFromPrompts: "vectors:from_prompts",
+    jobs.VectorFromFile: "vectors:from_file",
     jobs.RandomVector: "vectors:random_vector",
 }
 

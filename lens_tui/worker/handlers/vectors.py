@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from lens_tui.records import SteeringVector
+from lens_tui.records import LensError, SteeringVector
+from lens_tui.records.sanitise import one_line
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from lens_tui.worker.control import Control
@@ -33,6 +36,25 @@ def from_prompts(control: Control, job: jobs.VectorFromPrompts, context: Context
     over: Literal["last", "all"] = "last" if job.over == "last" else "all"
     vector = mean_difference(context.need_model(), job.name, job.positive, job.negative, job.layer, over=over)
     yield made(control, vector, context)
+
+
+def from_file(control: Control, job: jobs.VectorFromFile, context: Context) -> Iterator[ev.Event]:
+    """A vector someone saved, if it is as wide as the model's residual stream."""
+    from lens_tui.records.vector_formats import load_vectors
+
+    model, file = context.need_model(), Path(job.path).expanduser()
+    found = load_vectors(file, layer=job.layer, d_model=model.d_model)
+    if len(found) != 1:
+        layers = ", ".join(str(vector.layer) for vector in found[:40])
+        hint = f"Say which layer: it has {layers}."
+        raise LensError(
+            f"{one_line(file.name, 80)} holds {len(found)} vectors, and the bench takes one at a time.", hint
+        )
+    (vector,) = found
+    if not 0 <= vector.layer < model.n_layers:
+        where = f"layer {vector.layer}; the model's layers are 0 to {model.n_layers - 1}"
+        raise LensError(f"{one_line(file.name, 80)} is for {where}.", "Use one made for this model.")
+    yield made(control, replace(vector, name=one_line(vector.name, 60)), context)
 
 
 def random_vector(control: Control, job: jobs.RandomVector, context: Context) -> Iterator[ev.Event]:

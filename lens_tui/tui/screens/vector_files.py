@@ -1,0 +1,88 @@
+"""Choose a vector of the user's own folder, or say that it is elsewhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from textual import work
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.content import Content
+from textual.widgets import Static
+
+from lens_tui.records.sanitise import one_line
+from lens_tui.tui.format import fit, fit_left
+from lens_tui.tui.screens.dialog import Dialog
+from lens_tui.tui.widgets.row_list import RowList
+
+if TYPE_CHECKING:
+    from lens_tui.records.vectors_io import VectorFile
+
+Row = tuple[str, str, str]
+"""A file's path, what to call it, and a word on it; without a path: another file."""
+
+
+class VectorFileScreen(Dialog["str | None"]):
+    """Dismisses with the path chosen, with ``""`` for a file elsewhere, or with ``None`` on escape."""
+
+    BINDINGS = [("escape,q", "cancel", "cancel"), ("enter", "choose", "choose"), ("slash", "other", "another file")]
+    DEFAULT_CSS = """
+    VectorFileScreen RowList { height: auto; max-height: 18; }
+    """
+
+    def compose(self) -> ComposeResult:
+        """The list and the keys."""
+        with Vertical(classes="dialog"):
+            yield Static("Saved vectors", classes="dialog-title")
+            yield RowList[Row](_draw, empty="…")
+            keys = [("⏎", " choose   "), ("/", " another file   "), ("esc", " leave it")]
+            yield Static(Content.assemble("\n", *(part for key, word in keys for part in ((key, "bold"), word))))
+
+    def on_mount(self) -> None:
+        """Look without holding up the screen."""
+        self.query_one(RowList).focus()
+        self._look()
+
+    @work(thread=True, exit_on_error=False)
+    def _look(self) -> None:
+        from lens_tui.records.vectors_io import list_vectors
+
+        rows = [(str(file.path), one_line(file.path.stem, 60), _word(file)) for file in list_vectors()]
+        self.app.call_from_thread(self._show, rows)
+
+    def _show(self, rows: list[Row]) -> None:
+        if self.is_mounted:
+            shown = [*rows, ("", "another file …", "type its path")]
+            listed = self.query_one(RowList)
+            listed.styles.height = min(len(shown), 18)
+            listed.show(shown, 0)
+
+    def on_row_list_chosen(self) -> None:
+        """A click chooses."""
+        self.action_choose()
+
+    def action_choose(self) -> None:
+        """The file under the cursor; one that cannot be read says why when it is loaded."""
+        row = self.query_one(RowList).row
+        if row is not None:
+            self.dismiss(row[0])
+
+    def action_other(self) -> None:
+        """A file elsewhere."""
+        self.dismiss("")
+
+    def action_cancel(self) -> None:
+        """None."""
+        self.dismiss(None)
+
+
+def _word(file: VectorFile) -> str:
+    if file.vector is None:
+        return "cannot be read"  # why is said when it is chosen
+    made_for = f" of {one_line(file.vector.model, 60)}" if file.vector.model else ""
+    return f"{file.vector.site} {file.vector.layer}{made_for}"
+
+
+def _draw(row: Row, width: int) -> list[Content]:
+    half = max(12, width // 2)
+    return [Content.assemble(fit(row[1], half), (fit_left(row[2], width - half), "$muted"))]
