@@ -13,6 +13,7 @@ from typing import Any, Literal
 import mlx.core as mx
 
 from .batch_model import BatchModel, RowLabels, RowPlan
+from .batch_tolerance import tolerance
 from .generation import mlx_lm_generate
 from .proxy import first_of
 from .registry import Plan, Registry, Run
@@ -23,7 +24,6 @@ Way = Literal["padded", "joined", "alone"]
 
 _known: weakref.WeakKeyDictionary[Registry, Way] = weakref.WeakKeyDictionary()
 _STEPS = 3
-_TOLERANCE = {mx.float32: 1e-4}
 
 
 def way_of(registry: Registry) -> Way:
@@ -42,7 +42,7 @@ def _agrees(registry: Registry, way: Way) -> bool:
         made = _batch(registry, prompts, way)
     except Exception:  # whatever a model raises that does not know batches; row by row is always right
         return False
-    limit = _TOLERANCE.get(registry.decoder.dtype, 0.02)
+    limit = tolerance(registry.decoder.dtype)
     for prompt, (ids, rows) in zip(prompts, made, strict=True):
         with registry.running(Run(registry, Plan())):
             logits = first_of(registry.decoder.root(mx.array([prompt + ids[:-1]])))[0, -_STEPS:].astype(mx.float32)

@@ -18,6 +18,7 @@ import mlx.core as mx
 from lens_tui.records import Sampling
 
 from .capture import CaptureResult
+from .fork import can_fork, spread
 from .positions import follow_thinking
 from .prefill import Filler, keep_rows, prefill_rows
 from .prefix import PrefixCache
@@ -149,6 +150,21 @@ class RowDecoder:
             done, self.reused = (total - 1, reused) if reused >= 0 else (0, 0)
         stamp = self.run.plan.stamp
         together = done == 0
+        if together and filler is not None and self._may_fork(total) and self._send(tokens[:1], 0, fork=self.n_rows):
+            spread(self.cache, self.n_rows)
+        else:
+            self._send(tokens, done)
+        done = total - 1
+        if filler is not None and together and self.run.plan.stamp == stamp:
+            keep_rows(filler, self.run, self.cache)
+        if self._processors:
+            self._history = tokens[:, :done]
+        return tokens[:, done:]
+
+    def _send(self, tokens: mx.array, done: int, fork: int = 0) -> bool:
+        """Prefill from ``done`` on, in chunks. ``False``, and nothing done, if the plan changes while rows fork."""
+        total, stamp = len(self.ids), self.run.plan.stamp
+        self.run.fork = fork
         while total - done > 1:
             size = min(self.options.prefill_step_size, total - done - 1)
             self._forward(tokens[:, done : done + size])
@@ -156,11 +172,26 @@ class RowDecoder:
             done += size
             self._report(done, total)
             mx.clear_cache()
-        if filler is not None and together and self.run.plan.stamp == stamp:
-            keep_rows(filler, self.run, self.cache)
-        if self._processors:
-            self._history = tokens[:, :done]
-        return tokens[:, done:]
+            if fork and self.run.plan.stamp != stamp:
+                self._start_again()
+                return False
+        self.run.fork = 0
+        return True
+
+    def _start_again(self) -> None:
+        from mlx_lm.models.cache import make_prompt_cache
+
+        self.run.fork = 0
+        self.cache[:] = make_prompt_cache(self.registry.decoder.root, self.max_kv_size)
+        if self.run.meter is not None:
+            self.run.meter.restart()
+
+    def _may_fork(self, total: int) -> bool:
+        """Whether rows may share the layers before the first steered one."""
+        assert self.prefixes is not None
+        return (
+            total > self.prefixes.min_tokens and self.options.kv_bits is None and can_fork(self.registry, self.run.plan)
+        )
 
     def _filler(self) -> Filler | None:
         """What forks and keeps prefixes, where that is allowed: a capture must see every forward itself."""

@@ -109,7 +109,8 @@ class Run:
     """A generation, comparison or loss in progress: its plan and what its forwards are told.
 
     ``offset``, ``row_spans`` and ``real`` are for batches of different prompts, whose
-    places are counted by who runs them: see :class:`~.positions.Where`.
+    places are counted by who runs them: see :class:`~.positions.Where`. ``fork`` is
+    how many rows a forward of one row becomes at the first site that is touched.
     """
 
     registry: Registry
@@ -121,6 +122,7 @@ class Run:
     offset: Offset | None = None
     row_spans: tuple[Spans | None, ...] | None = None
     real: mx.array | None = None
+    fork: int = 0
 
 
 @dataclass(eq=False)
@@ -133,6 +135,7 @@ class _Forward:
     meter: Meter | None
     called: set[Key] = field(default_factory=set)
     passes: dict[int, int] = field(default_factory=dict)
+    fork: int = 0
 
 
 _AMBIENT: ContextVar[tuple[Entry | Recorder, ...]] = ContextVar("lens_ambient", default=())
@@ -281,7 +284,7 @@ class Registry:
         recorders = tuple(recorder for recorder in run.plan.recorders if recorder.active)
         for recorder in recorders:
             recorder.begin(own, starts=not caches or (isinstance(offset, int) and offset == 0))
-        return _Forward(where, self.programs(run.plan), recorders, run.meter)
+        return _Forward(where, self.programs(run.plan), recorders, run.meter, fork=run.fork)
 
     def programs(self, plan: Plan) -> dict[Key, Program]:
         """The plan's programs by site, built once for each state of the plan."""
@@ -328,6 +331,8 @@ class Registry:
         forward.called.add(key)
         program = forward.programs.get(key)
         if program is not None and program.steps:
+            if forward.fork and h.shape[0] == 1:
+                h = mx.broadcast_to(h, (forward.fork, *h.shape[1:]))
             h = program.run(h, forward.where, forward.meter.watcher(key) if forward.meter else None)
         for recorder in forward.recorders:
             if key in recorder.places:

@@ -137,6 +137,74 @@ def test_arms_fork_one_prefix(name: str) -> None:
     assert len(set(comparison.token_ids)) > 1 or len({token.logprob for token in tokens if token.index == 1}) == 3
 
 
+@pytest.mark.parametrize("name", MAKERS)
+def test_layers_before_the_first_steered_one_are_computed_once(name: str) -> None:
+    lens, fresh = model(name), model(name, keep=False)
+    arms = [
+        Arm("plain"),
+        Arm("one", (add(5.0, layer=1),)),
+        Arm("two", (add(4.0, 3, 2), add(3.0, 4, 1, positions=Positions("prompt")))),
+        Arm("bos", (add(6.0, 5, 1, positions=Positions("not_bos")),)),
+    ]
+    with counted(lens) as seen:
+        comparison = lens.compare(PROMPT, arms, max_tokens=4, prefill_step_size=5)
+        events = list(comparison)
+    assert seen == [6, 12, 5, 5]  # the proof that it is right, then chunks of one row and not of four
+    alone = [told(fresh, PROMPT, *arm.interventions, max_tokens=4) for arm in arms]
+    for index, wanted in enumerate(alone):
+        mine = [item for item in events if isinstance(item, Token) and item.arm == index]
+        assert [token.token_id for token in mine] == [token for token, _ in wanted]
+        np.testing.assert_allclose([token.logprob for token in mine], [p for _, p in wanted], atol=2e-4)
+    again = lens.compare(PROMPT, arms, max_tokens=4)
+    list(again)
+    assert again.reused == len(PROMPT) - 1
+    assert again.token_ids == comparison.token_ids
+
+
+def test_a_model_whose_layers_do_not_take_more_rows_half_way_is_not_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlx_lm.models import llama
+
+    call: Any = llama.TransformerBlock.__call__
+    first: list[int] = []
+
+    def strict(self: Any, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
+        if cache is not None and self is lens.model.model.layers[0]:
+            first[:] = [x.shape[0]]
+        if cache is not None and first and x.shape[0] != first[0]:
+            raise ValueError("another number of rows")
+        out: mx.array = call(self, x, mask, cache)
+        return out
+
+    lens, fresh = model(), model(keep=False)
+    monkeypatch.setattr(llama.TransformerBlock, "__call__", strict)
+    arms = [Arm("plain"), Arm("one", (add(5.0, layer=2),))]
+    comparison = lens.compare(PROMPT, arms, max_tokens=3)
+    with counted(lens) as seen:
+        list(comparison)
+    assert seen == [6, 2 * (len(PROMPT) - 1)]  # the proof fails, and both rows go the whole way
+    monkeypatch.undo()
+    assert comparison.token_ids[1] == tuple(token for token, _ in told(fresh, PROMPT, add(5.0, layer=2), max_tokens=3))
+
+
+def test_a_dial_turned_while_rows_fork_begins_the_prompt_again() -> None:
+    lens, fresh = model(), model(keep=False)
+    arms = [Arm("plain"), Arm("late", (add(5.0, layer=2),))]
+    turned: list[int] = []
+
+    def turn(done: int, total: int) -> None:
+        if done == 5:
+            turned.append(done)
+            if len(turned) == 1:
+                comparison.dial(1, [add(5.0, 3, 0)])
+
+    comparison = lens.compare(PROMPT, arms, max_tokens=3, prefill_step_size=5, progress=turn)
+    tokens = [event for event in comparison if isinstance(event, Token) and event.arm == 1]
+    wanted = told(fresh, PROMPT, add(5.0, 3, 0), max_tokens=3)
+    assert [token.token_id for token in tokens] == [token for token, _ in wanted]
+    np.testing.assert_allclose([token.logprob for token in tokens], [p for _, p in wanted], atol=1e-4)
+    assert turned == [5, 5]
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma3", "lfm2"])
 def test_the_plain_part_before_the_first_steered_position_is_shared(name: str) -> None:
     lens, fresh = model(name), model(name, keep=False)
