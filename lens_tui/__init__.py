@@ -17,6 +17,11 @@ _HOMES = {
     "CaptureResult": "lens_tui.lens",
     "JumpReLUSAE": "lens_tui.sae",
     "load_sae": "lens_tui.sae",
+    "FeatureIndex": "lens_tui.sae.index",
+    "TrainConfig": "lens_tui.records.training",
+    "train_sae": "lens_tui.worker.training",
+    "index_text": "lens_tui.worker.indexing",
+    "check_sae": "lens_tui.worker.fitting",
     "Arm": "lens_tui.records",
     "SteeringVector": "lens_tui.records",
     "Sampling": "lens_tui.records",
@@ -28,22 +33,32 @@ _HOMES = {
 __all__ = [
     "Arm",
     "CaptureResult",
+    "FeatureIndex",
     "JumpReLUSAE",
     "LensError",
     "LensModel",
     "Sampling",
     "SteeringVector",
+    "TrainConfig",
     "__version__",
+    "check_sae",
+    "index_text",
     "load_sae",
     "load_vectors",
     "save_vectors",
+    "train_sae",
 ]
 
 if TYPE_CHECKING:
     from lens_tui.lens import CaptureResult, LensModel
     from lens_tui.records import Arm, LensError, Sampling, SteeringVector
     from lens_tui.records.vector_formats import load_vectors, save_vectors
+    from lens_tui.records.training import TrainConfig
     from lens_tui.sae import JumpReLUSAE, load_sae
+    from lens_tui.sae.index import FeatureIndex
+    from lens_tui.worker.fitting import check_sae
+    from lens_tui.worker.indexing import index_text
+    from lens_tui.worker.training import train_sae
 
 
 def __getattr__(name: str) -> Any:

@@ -134,11 +134,13 @@ def test_labels_are_set_found_shown_and_written_in_other_forms(work: dict[str, A
         assert data("labels", "export", str(out), "-f", form, *on(work))["labels"] == 2
         taken = data("labels", "import", str(out), "-f", form, *on(work))
         assert taken["added"] == 2
-    upload = data("labels", "export", str(tmp_path / "up"), "-f", "neuronpedia-upload", *on(work))
-    for file in upload["files"]:
-        for row in json.loads(Path(file).read_text())["features"]:
-            assert row["index"] in (7, 9)
-            assert row["activations"]
+    busy = int(FeatureIndex(work["index"]["indexes"][0]["path"]).count.argmax())
+    run("labels", "set", str(busy), "busy", *on(work))
+    (file,) = data("labels", "export", str(tmp_path / "up"), "-f", "neuronpedia-upload", *on(work))["files"]
+    rows = {row["index"]: row for row in json.loads(Path(file).read_text())["features"]}
+    assert busy in rows.keys() <= {7, 9, busy}
+    assert rows[busy]["explanations"][0]["text"] == "busy"
+    assert rows[busy]["activations"]
     run("labels", "set", "9", "", *on(work))
     assert "mine" not in {row["source"] for row in data("labels", "show", "9", *on(work))}
 
