@@ -52,8 +52,8 @@ __all__ = [
 if TYPE_CHECKING:
     from lens_tui.lens import CaptureResult, LensModel
     from lens_tui.records import Arm, LensError, Sampling, SteeringVector
-    from lens_tui.records.vector_formats import load_vectors, save_vectors
     from lens_tui.records.training import TrainConfig
+    from lens_tui.records.vector_formats import load_vectors, save_vectors
     from lens_tui.sae import JumpReLUSAE, load_sae
     from lens_tui.sae.index import FeatureIndex
     from lens_tui.worker.fitting import check_sae
