@@ -29,7 +29,7 @@ from .registry import Entry, Plan, Run
 if TYPE_CHECKING:
     from .model import LensModel
 
-VALUE_NAMES = ("v_proj", "wv")
+VALUE_NAMES = ("v_norm", "v_proj", "wv", "c_v")
 FUSED_NAMES = ("qkv_proj", "c_attn", "query_key_value", "Wqkv", "wqkv", "W_pack", "attn_qkv_proj", "qkv")
 COUNT_NAMES = ("n_heads", "num_heads", "num_attention_heads", "n_head", "n_q_heads")
 LIMIT_BYTES = 1 << 31
@@ -37,13 +37,17 @@ LIMIT_BYTES = 1 << 31
 
 @dataclass(eq=False)
 class _Probe:
-    """One layer's attention: the modules that matter, and what was seen of them in a forward."""
+    """One layer's attention: the modules that matter, and what was seen of them in a forward.
+
+    ``values`` is the last module that values go through: their projection, or their norm (``normed``; Gemma 4).
+    """
 
     attention: Module
     values: Module
     output: Module
     heads: int
     width: int
+    normed: bool = False
     override: mx.array | None = None
     seen_values: mx.array | None = None
     seen_output: mx.array | None = None
@@ -64,9 +68,9 @@ def attention_patterns(
     ``interventions`` replace those of the blocks around the call, which hold otherwise.
 
     Raises :class:`LensError` with the reason where a layer has no pattern that can be read so: no attention (state
-    space, convolution, linear attention), values that are normed or compressed (Gemma 4, multi-head latent
-    attention), an output that is gated (Qwen 3 Next), or a projection of queries, keys and values whose parts cannot
-    be told apart (GPT-NeoX); and where the patterns would take more than 2 GiB.
+    space, convolution, linear attention), compressed values (multi-head latent attention), an output that is gated
+    (Qwen 3 Next), or one projection of queries, keys and values whose parts cannot be told apart (GPT-NeoX); and
+    where the patterns would take more than 2 GiB.
     """
     ids = one_text(lens, text)
     wanted = [layers] if isinstance(layers, int) else list(layers)
@@ -96,7 +100,8 @@ def _probe(lens: LensModel, layer: int) -> _Probe:
             f"The attention of layer {layer} ({type(attention).__name__}) has no {what} of its own, "
             "so no pattern can be read."
         )
-    return _Probe(attention, values[0], output.module, heads, output.width)
+    normed = values[0] is _child(attention, VALUE_NAMES[0])
+    return _Probe(attention, values[0], output.module, heads, output.width, normed)
 
 
 def _child(module: Module, name: str) -> Any:
@@ -141,9 +146,12 @@ def _taps(probe: _Probe, count: int) -> list[tuple[Module, Callable[..., Any]]]:
 
     def values(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if probe.override is not None:
-            return probe.override
-        probe.seen_values = call(*args, **kwargs)
-        return probe.seen_values + 0  # what is kept must not be changed in place
+            return probe.override.reshape(input_of(args, kwargs).shape) if probe.normed else probe.override
+        given = call(*args, **kwargs)
+        if not isinstance(given, mx.array):  # queries, keys and values apart, in a list (AFM)
+            return given
+        probe.seen_values = given.reshape(1, count, -1)
+        return given + 0  # what is kept must not be changed in place
 
     def output(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         probe.seen_output = input_of(args, kwargs) + 0
@@ -174,7 +182,9 @@ def _units(probe: _Probe, count: int, start: int, width: int) -> mx.array:
 def _pattern(lens: LensModel, layer: int, ids: Sequence[int], probe: _Probe) -> AttentionPattern:
     """The pattern put together, and held against what the layer really gave."""
     if probe.real is None:
-        raise LensError(f"The attention of layer {layer} takes no values of its own in this model.")
+        raise LensError(
+            f"The attention of layer {layer} ({type(probe.attention).__name__}) has no values that can be replaced."
+        )
     count, width = len(ids), probe.width // probe.heads
     parts = [piece[0].reshape(count, probe.heads, width).transpose(1, 0, 2) for piece in probe.pieces]
     weights = mx.concatenate(parts, axis=-1)[..., :count].astype(mx.float32)

@@ -35,6 +35,7 @@ NORM_NAMES = (
     "ln_out",
     "out_norm",
     "embedding_norm",
+    "output_norm",
 )
 HEAD_NAMES = ("lm_head", "output", "embed_out", "head")
 EMBED_NAMES = ("embed_tokens", "wte", "embeddings", "embedding", "tok_embeddings", "word_embeddings", "embed")
