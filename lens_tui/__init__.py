@@ -23,6 +23,7 @@ _HOMES = {
     "index_text": "lens_tui.worker.indexing",
     "check_sae": "lens_tui.worker.fitting",
     "Arm": "lens_tui.records",
+    "Request": "lens_tui.records",
     "SteeringVector": "lens_tui.records",
     "Sampling": "lens_tui.records",
     "LensError": "lens_tui.records",
@@ -37,6 +38,7 @@ __all__ = [
     "JumpReLUSAE",
     "LensError",
     "LensModel",
+    "Request",
     "Sampling",
     "SteeringVector",
     "TrainConfig",
@@ -51,7 +53,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from lens_tui.lens import CaptureResult, LensModel
-    from lens_tui.records import Arm, LensError, Sampling, SteeringVector
+    from lens_tui.records import Arm, LensError, Request, Sampling, SteeringVector
     from lens_tui.records.training import TrainConfig
     from lens_tui.records.vector_formats import load_vectors, save_vectors
     from lens_tui.sae import JumpReLUSAE, load_sae
