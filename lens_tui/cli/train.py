@@ -46,6 +46,7 @@ class Request:
 def train(request: Request, *, as_json: bool) -> None:
     """Train, say how it goes, print how good the SAE is and where it lies."""
     from lens_tui.lens import LensModel
+    from lens_tui.sae.training.checkpoint import FILE
     from lens_tui.worker.training import train_sae
 
     with LensModel(request.model) as lens, interruptible() as asked:
@@ -73,10 +74,9 @@ def train(request: Request, *, as_json: bool) -> None:
     if as_json:
         print_json(plain(report))
     if report.stopped:
-        note(
-            f"mlx-lens-tui: stopped after step {report.step} of {config.steps}; the checkpoint is in {out}. "
-            "The same command goes on."
-        )
+        kept = (out / "training" / FILE).exists()
+        what = f"the checkpoint is in {out}. The same command goes on." if kept else "there was nothing to keep yet."
+        note(f"mlx-lens-tui: stopped after step {report.step} of {config.steps}; {what}")
         raise SystemExit(INTERRUPTED)
     if not as_json:
         _print(report)
