@@ -10,7 +10,8 @@ repeats, the three in turn: an empty app, this one on Load, this one with ``--de
 
 Streaming: a thread makes tokens at a steady rate in every lane and wakes the app as the worker does;
 a task on the event loop sleeps 5 ms again and again and notes how late it wakes. The same before the
-run, with the app idle, shows how much of that is the machine's.
+run, with the app idle, shows how much of that is the machine's. Then keys go to the app while the
+lanes stream on, and each is timed until the frame that shows what it did has been painted.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def stream_child(rate: float, lanes: int, seconds: float) -> dict[str, float]:
 
         async def _measure(self) -> None:
             await asyncio.sleep(0.5)
-            self.store.update(model=_model(), prompt="p", sampling=Sampling(max_tokens=int(seconds * rate * 2)))
+            self.store.update(model=_model(), prompt="p", sampling=Sampling(max_tokens=int(seconds * rate * 4)))
             for lane in range(1, lanes):
                 vector = SteeringVector.of(f"v{lane}", np.arange(1.0, 9.0), 0)
                 self.store.add_steer(vector, scale=float(lane))
@@ -133,6 +134,7 @@ def stream_child(rate: float, lanes: int, seconds: float) -> dict[str, float]:
                 made_per_s=(worker.made - made) / wall,
                 behind_tokens=worker.made - shown,
             )
+            out.update(_tail("key", await _presses(self, int(seconds * 5))))
             self.exit()
 
     worker = SteadyWorker(rate)
@@ -150,6 +152,28 @@ async def _lags(seconds: float) -> list[float]:
         await asyncio.sleep(0.005)
         lags.append(time.perf_counter() - now - 0.005)
     return sorted(lags)
+
+
+async def _presses(app: Any, count: int) -> list[float]:
+    """Seconds from a key (to the lane on the right, around) to the frame that shows it, ``count`` times."""
+    import asyncio
+
+    screen, painted, waits = app.screen, asyncio.Event(), []
+    act = screen.action_lane
+
+    def timed(step: int) -> None:
+        act(step)
+        screen.call_after_refresh(painted.set)
+
+    screen.action_lane = timed
+    for number in range(count):
+        await asyncio.sleep(0.1 + 0.013 * (number % 7))  # at no fixed place within a frame
+        painted.clear()
+        start = time.perf_counter()
+        app.simulate_key("right_square_bracket" if number % 8 < 4 else "left_square_bracket")
+        await painted.wait()
+        waits.append(time.perf_counter() - start)
+    return sorted(waits)
 
 
 def _tail(name: str, lags: list[float]) -> dict[str, float]:
@@ -252,9 +276,10 @@ def main() -> None:
     options = ["--rate", str(asked.rate), "--lanes", str(asked.lanes), "--seconds", str(asked.seconds)]
     ran = in_terminal("--what", "stream", *options)
     print(f"{asked.lanes} lanes x {asked.rate:g} tok/s for {asked.seconds:g} s, event loop late by, in ms:")
-    for name in ("idle", "lag"):
-        tail = "  ".join(f"{key.split()[1]} {ran[key]:.1f}" for key in ran if key.startswith(name))
-        print(f"  {'before, app idle' if name == 'idle' else 'while streaming '}  {tail}")
+    named = {"idle": "before, app idle", "lag": "while streaming", "key": "key to frame"}
+    for name, said in named.items():
+        tail = "  ".join(f"{key.split()[1]} {ran[key]:.1f}" for key in ran if key.startswith(f"{name} "))
+        print(f"  {said:<16}  {tail}")
     print(
         f"  {100 * ran['cpu_share']:.0f} % of one core, {ran['made_per_s']:.0f} tokens/s, "
         f"{ran['behind_tokens']:.0f} tokens not yet shown at the end, {ran['bytes'] / 1000:.0f} kB written"
