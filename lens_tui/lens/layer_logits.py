@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -17,7 +17,7 @@ from .unembed import readout
 if TYPE_CHECKING:
     from .model import LensModel
 
-LOGITS_AT_ONCE = 1 << 26
+LOGITS_AT_ONCE = 1 << 25
 
 
 def logit_lens(
@@ -29,6 +29,7 @@ def logit_lens(
     target: int | str | Sequence[int] | None = None,
     top_k: int = 5,
     interventions: Sequence[Intervention] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> LogitLens:
     """Read every layer's residual of one text (or its token ids) as a distribution over next tokens.
 
@@ -39,6 +40,7 @@ def logit_lens(
     position); by default it is the token that comes next in the text, and at the last position the one that the
     last layer thinks most probable. ``interventions`` replace those of the blocks around the call, which hold
     otherwise. Tokens are read in blocks: at most ``LOGITS_AT_ONCE`` logits, or those of one token at all layers.
+    ``progress(done, total)`` is called between blocks with tokens; what it raises ends the reading.
 
     Raises :class:`LensError` where a residual alone has no logits (Gemma 3n), and for a layer, site or token that
     does not exist.
@@ -59,7 +61,7 @@ def logit_lens(
     residual = mx.stack([found[key].astype(mx.float32) for key in keys])
     with unhooked(lens):
         follow = _targets(lens, ids, residual[-1, -1], target)
-        rows = _rows(lens, residual, follow, min(max(top_k, 1), lens.tokens.vocab_size))
+        rows = _rows(lens, residual, follow, min(max(top_k, 1), lens.tokens.vocab_size), progress)
     texts = {int(i): lens.tokens.display(int(i)) for i in np.unique([*ids, *follow, *rows["top_ids"].reshape(-1)])}
     return LogitLens(lens.info.name, site, where, ids, target_ids=np.array(follow, np.int32), texts=texts, **rows)
 
@@ -72,7 +74,13 @@ def _targets(
     return [*ids[1:], int(readout(lens.registry.decoder, final[None, None]).argmax())]
 
 
-def _rows(lens: LensModel, residual: mx.array, follow: Sequence[int], k: int) -> dict[str, Any]:
+def _rows(
+    lens: LensModel,
+    residual: mx.array,
+    follow: Sequence[int],
+    k: int,
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, Any]:
     """The lens in blocks of tokens, so that the logits of all layers of a whole text are never held at once.
 
     ``residual`` has shape (layers + 1, tokens, d_model); the last one is the model's last, for ``kl``.
@@ -81,6 +89,8 @@ def _rows(lens: LensModel, residual: mx.array, follow: Sequence[int], k: int) ->
     step = max(1, LOGITS_AT_ONCE // (layers * lens.tokens.vocab_size))
     blocks: list[dict[str, FloatArray]] = []
     for start in range(0, count, step):
+        if progress is not None:
+            progress(start, count)
         part = residual[:, start : start + step]
         logits = readout(lens.registry.decoder, part.reshape(1, -1, width)).astype(mx.float32)
         logits = logits.reshape(layers, part.shape[1], -1)

@@ -87,7 +87,9 @@ def test_every_number_of_the_lens_is_that_of_a_float64_forward(
     model = make()
     p = by_hand(name, model)
     monkeypatch.setattr(layer_logits, "LOGITS_AT_ONCE", 3 * 5 * tiny.VOCAB)  # three tokens at a time
-    found = read(LensModel.from_model(model), IDS, top_k=4)
+    steps: list[tuple[int, int]] = []
+    found = read(LensModel.from_model(model), IDS, top_k=4, progress=lambda *step: steps.append(step))
+    assert steps == [(0, 8), (3, 8), (6, 8)]
     assert (found.layers, found.token_ids) == ((0, 1, 2, 3), tiny.IDS)
     order = np.argsort(-p, axis=-1)[..., :4]
     np.testing.assert_array_equal(found.top_ids, order)

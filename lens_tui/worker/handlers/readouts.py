@@ -22,12 +22,17 @@ def read_lens(control: Control, job: jobs.ReadLens, context: Context) -> Iterato
         raise LensError(
             f"The text has {len(ids)} tokens; the lens reads up to {jobs.LENS_TOKENS}.", "Choose a shorter text."
         )
-    control.progress("layers", 0, model.n_layers, "layers")
+    control.progress("tokens", 0, len(ids), "tokens")
+
+    def said(done: int, total: int) -> None:
+        control.progress("tokens", done, total, "tokens")
+
     found = logit_lens(
         model,
         ids,
         target=None if job.target == "" else job.target,
         top_k=job.top_k,
         interventions=job.arm.interventions if job.arm else (),
+        progress=said,
     )
     yield ev.LensRead(control.id, found)
