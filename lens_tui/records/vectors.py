@@ -26,7 +26,7 @@ OriginKind = Literal["feature", "prompts", "token", "random", "file", "arithmeti
 class Origin:
     """How a direction was made: its kind and the facts that would make it again.
 
-    ``facts`` is plain JSON data, for example ``{"sae": "...", "feature": 1288}``
+    ``facts`` is plain JSON data, for example ``{"sae": "...", "feature": 2666}``
     or ``{"positive": [...], "negative": [...], "method": "mean_difference"}``.
     """
 

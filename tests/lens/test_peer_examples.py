@@ -28,7 +28,7 @@ def test_steer_and_measure_loss(lens: LensModel) -> None:
 
 
 def test_generate_inside_the_block_and_nothing_left_after_it(lens: LensModel) -> None:
-    direction = JumpReLUSAE.from_pretrained(demo.sae_paths()[demo.default_sae()]).directions([1288])[0]
+    direction = JumpReLUSAE.from_pretrained(demo.sae_paths()[demo.default_sae()]).directions([2666])[0]
     plain = lens.generate("What is money?", max_tokens=8)
     with lens.steer(layer=4, vector=direction, scale=40.0):
         steered = lens.generate("What is money?", max_tokens=8)

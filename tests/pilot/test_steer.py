@@ -97,11 +97,11 @@ async def test_the_direction_under_the_cursor_is_explained() -> None:
     async with app.run_test(size=(120, 36)) as pilot:
         await open_bench(pilot)
         text = screen_text(app)
-        assert "feature 1288 of demo layer 4, 8k" in text
+        assert "feature 2666 of demo layer 4, 8k" in text
         await pilot.press("j")
         await settle(pilot)
         text = screen_text(app)
-        assert "feature 2373" in text
+        assert "feature 75" in text
         assert "promotes" in text
         assert "suppresses" in text
         assert "median ‖h‖ 42.5" in text
