@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.screens.form import FormScreen, number, whole
-from lens_tui.tui.screens.steer import texts
+from lens_tui.tui.screens.steer_add import texts
 from lens_tui.tui.screens.steer_details import bench_row, relative
 from lens_tui.tui.session import Steer
 from lens_tui.worker import jobs
