@@ -40,6 +40,7 @@ from .layers import find_decoder
 from .loading import load_model
 from .prefix import PrefixCache
 from .program import Hook, Item
+from .readings import unhooked
 from .registry import Entry, Plan, Registry
 from .runs import row_decoder
 from .sampling import settings_from
@@ -231,7 +232,8 @@ class LensModel(BatchMethods):
 
     def readout(self, residual: mx.array) -> mx.array:
         """The model's own logits for a last-layer residual ``(batch, tokens, d_model)``: norm, head, soft-capping."""
-        return readout(self._decoder, residual)
+        with unhooked(self):
+            return readout(self._decoder, residual)
 
     def promoted(
         self, direction: Any, k: int = 10, *, convention: Convention = "norm"
@@ -243,7 +245,8 @@ class LensModel(BatchMethods):
         division by the residual's size.
         """
         if self._unembedding is None:
-            self._unembedding = find_unembedding(self._decoder)
+            with unhooked(self):
+                self._unembedding = find_unembedding(self._decoder)
         values = direction.direction if isinstance(direction, SteeringVector) else as_numpy(direction)
         check_vector(values, self.d_model, "The direction")
         return token_weights(self._unembedding, self.tokens, values, k, convention)

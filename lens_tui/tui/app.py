@@ -1,4 +1,4 @@
-"""The app: four screens over one worker and one session.
+"""The app: screens over one worker and one session.
 
 It takes jobs from screens to the worker and events from the worker back to the
 screen that asked, thirty times a second while there are any and never when

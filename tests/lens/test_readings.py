@@ -209,3 +209,19 @@ def _dense(head: Any) -> Any:
     if "scales" in head:
         weight = mx.dequantize(weight, head.scales, head.biases, group_size=head.group_size, bits=head.bits)
     return np.array(weight.astype(mx.float32), dtype=np.float64)
+
+
+def test_reading_out_is_not_recorded_by_a_capture_around_it_nor_steered() -> None:
+    lens = LensModel("demo")
+    ids = lens.tokens.encode("The old man")
+    with lens.capture([lens.n_layers - 1]) as plain:
+        logits = lens.forward(list(ids))
+    residual = plain[lens.n_layers - 1]
+    direction = np.ones(lens.d_model, dtype=np.float32)
+    with lens.steer(2, mx.ones((lens.d_model,)), 30.0), lens.capture([0]) as around:
+        again = lens.readout(residual)
+        lens.promoted(direction, 3)
+        assert "nothing yet" in repr(around)
+        lens.forward(list(ids))
+    assert around[0].shape[1] == len(ids)
+    assert mx.allclose(again, logits, atol=1e-4).item()

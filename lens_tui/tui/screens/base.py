@@ -26,7 +26,7 @@ MIN_WIDTH, MIN_HEIGHT = 60, 16
 
 
 class LensScreen(Screen[None], inherit_bindings=False):
-    """The base of the four screens.
+    """The base of every screen that has a mode.
 
     CSS classes follow the size of the terminal: ``-narrow`` below 100 columns,
     ``-wide`` from there; ``-flat`` below 22 rows, ``-short`` below 30, ``-tall`` from there. Below
