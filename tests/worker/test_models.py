@@ -48,7 +48,7 @@ def put(cache: Path, repo: str, source: Path, commit: str = "a" * 40, *, main: b
 
 def test_the_bundled_model_comes_first(cache: Path) -> None:
     (first,) = list_models(cache)
-    assert (first.id, first.source, first.architecture, first.problem) == ("demo", "demo", "llama", "")
+    assert (first.id, first.source, first.architecture, first.problem) == ("demo", "demo", "qwen3", "")
     assert first.nbytes > 1_000_000
     assert first.n_layers > 0
 
