@@ -16,10 +16,11 @@ from collections.abc import Callable
 
 import mlx.core as mx
 import numpy as np
-from lens_tui import Arm, LensModel
-from lens_tui.records import Add, SteeringVector
 from mlx_lm import stream_generate
 from mlx_lm.generate import generate_step
+
+from lens_tui import Arm, LensModel
+from lens_tui.records import Add, SteeringVector
 
 PROMPT = "The old man opened the door and"
 

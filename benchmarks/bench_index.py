@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from lens_tui.records.activations import ActivationBlock, SourceFacts
 from lens_tui.sae.index import FeatureIndex, IndexProgress, IndexSettings, Target, build_index, co_active, rank_features
 

@@ -20,6 +20,7 @@ from functools import partial
 
 import mlx.core as mx
 import numpy as np
+
 from lens_tui.records import SAEInfo
 from lens_tui.sae import SAE
 from lens_tui.sae.definition import Definition, Weights

@@ -103,6 +103,7 @@ def stream_child(rate: float, lanes: int, seconds: float) -> dict[str, float]:
     import asyncio
 
     import numpy as np
+
     from lens_tui.records import Sampling, SteeringVector
     from lens_tui.tui.app import LensApp
     from lens_tui.tui.screens.generate import GenerateScreen

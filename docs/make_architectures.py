@@ -33,6 +33,7 @@ generation equals the same steps over mlx-lm's own cache with that other code.
 def main() -> None:
     """Examine every architecture and write the table."""
     import mlx.core as mx
+
     from tests.lens import architectures, examine
 
     mx.disable_compile()

@@ -12,6 +12,7 @@ import argparse
 
 import mlx.core as mx
 import numpy as np
+
 from lens_tui import Arm, LensModel, demo
 from lens_tui.records import Add, ClampFeature
 from lens_tui.sae import load_sae

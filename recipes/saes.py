@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from lens_tui.records.training import Evaluation, TrainConfig, TrainProgress, TrainReport
-
 from recipes.corpus import HELD_OUT_EVERY
 
 NAME = "demo"

@@ -19,8 +19,9 @@ HERE = Path(__file__).parent
 WIDE, NARROW = (120, 36), (80, 24)
 
 if TYPE_CHECKING:
-    from lens_tui.tui.app import LensApp
     from textual.pilot import Pilot
+
+    from lens_tui.tui.app import LensApp
 
     Scene = Callable[[Pilot[None], "Shoot"], Awaitable[None]]
     Shoot = Callable[[str], None]

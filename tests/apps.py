@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from textual.pilot import Pilot
+
 from lens_tui.records import LensError
 from lens_tui.tui.app import LensApp
 from lens_tui.worker.model_files import MemoryEstimate, ModelEntry
 from lens_tui.worker.models import SAEEntry
-from textual.pilot import Pilot
-
 from tests.fakes import FakeWorker
 
 NOW = 1_760_000_000.0

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+
 from lens_tui.records import Add, Arm, Intervention, LensError, ModelInfo, Origin, SAEInfo, SteeringVector
 from lens_tui.records.fit import FitReport
 from lens_tui.records.readouts import LogitLens

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lens_tui import demo
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
+
+from lens_tui import demo
 
 D_MODEL, N_LAYERS, HEADS, D_MLP, VOCAB = 48, 3, 4, 96, 8192
 

@@ -6,12 +6,13 @@ import json
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
+
 from lens_tui import LensModel, demo
 from lens_tui.cli.app import app
 from lens_tui.lens import attribute_logits, logit_lens
 from lens_tui.records import Add
 from lens_tui.sae import load_sae
-from typer.testing import CliRunner
 
 TEXT = "The old man opened the door and"
 

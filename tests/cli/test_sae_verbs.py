@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
+
 from lens_tui.cli.app import app
 from lens_tui.cli.long_work import count, duration, interruptible
 from lens_tui.records import LensError
 from lens_tui.sae import load_sae
 from lens_tui.sae.index import FeatureIndex
-from typer.testing import CliRunner
-
 from tests.folders import llama_folder
 
 SEA = "The ship sailed over the cold sea and the waves rose."

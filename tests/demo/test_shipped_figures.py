@@ -10,8 +10,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from lens_tui import LensModel, demo
 from numpy.typing import NDArray
+
+from lens_tui import LensModel, demo
 
 Array = NDArray[np.float64]
 

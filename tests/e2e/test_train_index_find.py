@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from lens_tui import LensModel, demo
 from lens_tui.records.training import TrainConfig
 from lens_tui.sae import load_sae
@@ -19,7 +20,6 @@ from lens_tui.worker.contrasting import contrast_texts
 from lens_tui.worker.indexing import index_text
 from lens_tui.worker.thread import Worker
 from lens_tui.worker.training import train_sae
-
 from tests.worker.drive import Driver, only
 
 SEA = ("The ship sailed over the cold sea.", "The sailors pulled the ropes on the deck.", "The waves hit the old boat.")

@@ -7,6 +7,7 @@ import unicodedata
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from lens_tui.records.sanitise import one_line, sanitise, sanitise_token
 
 # Everything Python can hold, lone surrogates included, with the dangerous ranges drawn often.

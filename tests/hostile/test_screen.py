@@ -7,6 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from rich.segment import Segment
+from textual.color import Color
+from textual.screen import Screen
+
 from lens_tui.records import LensError
 from lens_tui.records.sanitise import one_line, sanitise_token
 from lens_tui.tui.app import LensApp
@@ -18,10 +22,6 @@ from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from lens_tui.worker.model_files import ModelEntry
 from lens_tui.worker.models import SAEEntry
-from rich.segment import Segment
-from textual.color import Color
-from textual.screen import Screen
-
 from tests.apps import FakeCatalog, lens_app, painted, screen_text, settle
 from tests.fakes import DEMO_MODEL, DEMO_SAE, FakeWorker, unit_vector
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+
 from lens_tui.lens import LensModel
 from lens_tui.records import LensError
 from lens_tui.records.sites import SITES

@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+
 from lens_tui.lens import LensModel
 from lens_tui.lens.activations import TextActivations, text_activations
 from lens_tui.lens.batches import Reading

@@ -12,10 +12,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx_lm.models.cache import make_prompt_cache
+
 from lens_tui.lens import LensModel
 from lens_tui.lens.proof import prove
 from lens_tui.records import Add, Arm, LensError, SteeringVector, Token
-from mlx_lm.models.cache import make_prompt_cache
 
 from . import architectures, examine, metal_kernels, tiny
 from .examine import IDS, SCALE, numbers, patched

@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+
 from lens_tui.lens import BatchGeneration, LensModel
 from lens_tui.lens.batch_proof import way_of
 from lens_tui.records import (

@@ -11,9 +11,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx_lm.models.cache import make_prompt_cache
+
 from lens_tui.lens import LensModel
 from lens_tui.records import LensError
-from mlx_lm.models.cache import make_prompt_cache
 
 from . import tiny
 

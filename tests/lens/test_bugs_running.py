@@ -10,13 +10,14 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from lens_tui.lens import LensModel
-from lens_tui.records import LensError, Token
 from mlx_lm import generate as mlx_lm_generate
 from mlx_lm import stream_generate
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import make_sampler
+
+from lens_tui.lens import LensModel
+from lens_tui.records import LensError, Token
 
 from . import tiny
 

@@ -7,10 +7,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.nn.layers.base import Module
+
 from lens_tui.lens import LensModel
 from lens_tui.lens.layers import find_decoder
 from lens_tui.records import LensError
-from mlx.nn.layers.base import Module
 
 from . import tiny
 

@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+
 from lens_tui.lens import LensModel, measures, measures_text
 from lens_tui.lens.measures_texts import FEW_TEXTS, LOSS_TEXTS
 from lens_tui.records import (

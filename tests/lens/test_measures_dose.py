@@ -7,6 +7,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+
 from lens_tui.lens import LensModel, measures, vectors
 from lens_tui.lens.dose import FeatureProbe, dose_response, scaled
 from lens_tui.lens.dose_curves import curve, knee

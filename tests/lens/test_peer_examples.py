@@ -9,6 +9,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+
 from lens_tui import JumpReLUSAE, LensModel, demo
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+
 from lens_tui.lens import LensModel
 from lens_tui.records import Add, Arm, ClampFeature, Positions, Request, SteeringVector, Token
 

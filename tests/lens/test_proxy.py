@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+
 from lens_tui.lens import LensModel
 from lens_tui.lens.proxy import Call, install, original_class, taps_of, uninstall
 

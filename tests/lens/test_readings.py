@@ -7,6 +7,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+
 from lens_tui.lens import LensModel, vectors
 from lens_tui.records import Add, LensError, SteeringVector
 

@@ -7,12 +7,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+from transformers import AutoTokenizer
+
 from lens_tui import demo
 from lens_tui.lens import LensModel
 from lens_tui.lens.tokens import Tokens
 from lens_tui.records import Add, LensError, Positions, SteeringVector
-from mlx_lm.tokenizer_utils import TokenizerWrapper
-from transformers import AutoTokenizer
 
 from . import tiny
 

@@ -7,6 +7,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+
 from lens_tui.lens import LensModel, vectors, vectors_arithmetic, vectors_fit
 from lens_tui.lens.vectors_contrast import contrast
 from lens_tui.records import LensError, SteeringVector

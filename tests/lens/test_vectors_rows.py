@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+
 from lens_tui import lens
 from lens_tui.lens import LensModel, measures, vectors
 from lens_tui.lens.rows import as_float, forward_rows, in_batches, read_rows

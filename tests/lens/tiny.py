@@ -8,8 +8,9 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from lens_tui import demo
 from mlx.nn.layers.base import Module
+
+from lens_tui import demo
 
 VOCAB = 97
 IDS = (1, 17, 5, 80, 33, 2, 64, 9)

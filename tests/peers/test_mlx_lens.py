@@ -8,8 +8,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from lens_tui import JumpReLUSAE, LensModel, demo
 from mlx_lm.utils import dequantize_model, load
+
+from lens_tui import JumpReLUSAE, LensModel, demo
 
 from .held_against import mlx_lens, peer
 

@@ -18,10 +18,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from lens_tui import demo
 from mlx_lm import stream_generate
 from mlx_lm.models.cache import make_prompt_cache
 
+from lens_tui import demo
 from tests.lens import architectures, tiny
 
 from .held_against import mlx_lens, peer

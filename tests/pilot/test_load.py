@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
+
 from lens_tui.records import LensError
 from lens_tui.tui.screens.error import ErrorScreen
 from lens_tui.tui.screens.load import fit_glyph, matching
 from lens_tui.worker import jobs
 from lens_tui.worker.model_files import MemoryEstimate
-
 from tests.apps import MODELS, FakeCatalog, lens_app, screen_text, settle
 from tests.fakes import FakeWorker
 

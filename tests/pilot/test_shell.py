@@ -6,6 +6,8 @@ import time
 from typing import Any
 
 import pytest
+from textual.pilot import Pilot
+
 from lens_tui.records import LensError
 from lens_tui.tui.activity import BUSY, FAILED
 from lens_tui.tui.app import FRAME
@@ -17,8 +19,6 @@ from lens_tui.tui.screens.themes import ThemeScreen
 from lens_tui.tui.widgets.frame import takes_text
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
-from textual.pilot import Pilot
-
 from tests.apps import lens_app, screen_text, settle
 from tests.fakes import FakeWorker
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
+from textual.pilot import Pilot
+
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.screens.form import FormScreen, number, whole
 from lens_tui.tui.screens.steer_add import texts
 from lens_tui.tui.screens.steer_details import bench_row, relative
 from lens_tui.tui.session import Steer
 from lens_tui.worker import jobs
-from rich.cells import cell_len
-from textual.pilot import Pilot
-
 from tests.apps import lens_app, screen_text, settle
 from tests.fakes import FakeWorker, unit_vector
 

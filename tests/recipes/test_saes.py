@@ -9,11 +9,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from lens_tui import demo
-from lens_tui.lens import LensModel
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
+from lens_tui import demo
+from lens_tui.lens import LensModel
 from recipes import saes
 from recipes.__main__ import app
 from recipes.export import export

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from lens_tui.records import LensError
 from lens_tui.records import corpus as module
 from lens_tui.records.corpus import open_corpus

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from lens_tui.records import LensError, atomic, paths
 from lens_tui.records.log import start_log, stop_log
 from lens_tui.records.recent import LIMIT, forget_model, recent_models, remember_model

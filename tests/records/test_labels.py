@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from lens_tui.records import LensError
 from lens_tui.records.label_files import MAX_LINE, read_delphi, read_neuronpedia, write_delphi, write_neuronpedia
 from lens_tui.records.labels import MAX_TEXT, Label, Labels, NewLabel

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from lens_tui.records import LensError
 from lens_tui.records.dashboards import (
     MAX_FILE,

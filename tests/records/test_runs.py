@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from lens_tui.records import Add, Arm, Sampling, SteeringVector
 from lens_tui.records.run import Candidate, Token
 from lens_tui.records.runs import RunStore

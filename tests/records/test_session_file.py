@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from lens_tui.records import LensError, Sampling, SteeringVector, paths
 from lens_tui.records.session_file import (
     Autosaver,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from lens_tui.records import LensError, Sampling, paths
 from lens_tui.records.settings import Settings, load_settings, manual, parse_settings, save_settings, set_one
 

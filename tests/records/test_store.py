@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+
 from lens_tui.records import LensError
 from lens_tui.records.store import Family, Store, fts_query
 

@@ -16,10 +16,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import zstandard
+
 from lens_tui.records import LensError, Origin, SteeringVector
 from lens_tui.records.vector_formats import load_vectors, save_vectors
 from lens_tui.records.vector_formats.torch_vectors import named
-
 from tests.sae.reading.makers import write_torch
 
 D = 48

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
+
 from lens_tui.records import LensError, Origin, SteeringVector, paths
 from lens_tui.records.vectors_io import (
     FORMAT,
@@ -17,7 +19,6 @@ from lens_tui.records.vectors_io import (
     rename_vector,
     save_vector,
 )
-from safetensors.numpy import load_file, save_file
 
 VECTOR = SteeringVector.of(
     "Dogs & cats / \x1b[31m",

@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from lens_tui.records import LensError
-from lens_tui.worker import jobs
 from textual.pilot import Pilot
 
+from lens_tui.records import LensError
+from lens_tui.worker import jobs
 from tests.apps import FakeCatalog, lens_app, settle
 from tests.fakes import FakeWorker
 

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from lens_tui.tui.app import LensApp
 from textual.pilot import Pilot
 
+from lens_tui.tui.app import LensApp
 from tests.apps import lens_app, screen_text
 from tests.fakes import DEMO_MODEL, DEMO_SAE, FakeWorker, unit_vector
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import cast
 
 import pytest
+
 from lens_tui.records.fit import FitReport, SiteFit
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.screens.features import FeaturesScreen
 from lens_tui.tui.widgets.feature_card import page_lines
 from lens_tui.worker import jobs
 from lens_tui.worker.events import FeaturePage
-
 from tests.fakes import DEMO_SAE, FakeWorker, unit_vector
 
 from .opened import opened, screen_text, settle

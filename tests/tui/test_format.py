@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
+
 from lens_tui.tui import format as fmt
 from lens_tui.tui.widgets.scale_bar import nice_limit, scale_bar
-from rich.cells import cell_len
 
 
 @pytest.mark.parametrize(

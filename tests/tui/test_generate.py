@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+
 from lens_tui.records import Add, LensError, Sampling
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.run_export import as_command, as_markdown
@@ -14,7 +15,6 @@ from lens_tui.tui.screens.generate import GenerateScreen
 from lens_tui.tui.screens.sampling import fields, parse, summary
 from lens_tui.tui.widgets.lane_row import window
 from lens_tui.worker import jobs
-
 from tests.fakes import TEXTS, FakeWorker, split, unit_vector
 
 from .opened import PROMPT, opened, screen_text, settle

@@ -6,14 +6,14 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from textual.pilot import Pilot
+
 from lens_tui.records import Add, Arm, Candidate, Origin, Sampling, Token
 from lens_tui.records.runs import RunStore
 from lens_tui.tui.past_runs import load, of_session, run_text
 from lens_tui.tui.screens.generate import GenerateScreen
 from lens_tui.tui.screens.history import HistoryScreen
 from lens_tui.tui.widgets.row_list import RowList
-from textual.pilot import Pilot
-
 from tests.apps import lens_app, screen_text, settle
 from tests.fakes import FakeWorker, unit_vector
 from tests.tui.opened import fill
@@ -140,6 +140,7 @@ async def test_filter_reaches_what_was_written_and_enter_puts_the_run_back(tmp_p
 
 async def test_a_run_of_another_width_leaves_the_bench_alone(tmp_path: Path) -> None:
     import numpy as np
+
     from lens_tui.records import SteeringVector
 
     database = tmp_path / "runs.db"

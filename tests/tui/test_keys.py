@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from lens_tui.tui.keys import KEYS, SCREENS, by_id, check_keymap, clashes, in_scope
 from lens_tui.tui.keys.check import key_problem, normal, split
 

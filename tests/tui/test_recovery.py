@@ -8,7 +8,6 @@ from lens_tui.tui.preferences import Preferences, preferences, remember_theme
 from lens_tui.tui.recovery import saved, steers_of
 from lens_tui.tui.screens.form import ChoiceScreen
 from lens_tui.worker import jobs
-
 from tests.apps import lens_app, screen_text, settle
 from tests.fakes import DEMO_SAE, FakeWorker
 

@@ -7,9 +7,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from rich.color import Color, ColorSystem
+
 from lens_tui.records import LensError
 from lens_tui.tui import themes
-from rich.color import Color, ColorSystem
 
 FILES = sorted(themes.bundled_dir().glob("*.toml"))
 ALL = [themes.read_theme(path) for path in FILES]

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from textual.pilot import Pilot
+
 from lens_tui.records import SteeringVector, TokenWeight, paths
 from lens_tui.records.session_file import read_session, save_session
 from lens_tui.records.vector_formats import load_vectors, save_vectors
@@ -19,8 +21,6 @@ from lens_tui.tui.screens.vector_files import VectorFileScreen
 from lens_tui.tui.session import Session, SessionStore
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
-from textual.pilot import Pilot
-
 from tests.apps import lens_app, screen_text, settle
 from tests.fakes import FakeWorker, unit_vector
 from tests.tui.opened import fill

@@ -7,9 +7,10 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.cells import cell_len
+
 from lens_tui.tui.widgets import ramps
 from lens_tui.tui.widgets.token_layout import TokenLayout, shown, take_cells
-from rich.cells import cell_len
 
 
 def test_levels_rise_with_the_value_and_use_all_eight_steps() -> None:

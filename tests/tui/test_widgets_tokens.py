@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from lens_tui.tui.widgets.token_layout import TokenLayout
-from lens_tui.tui.widgets.token_paint import SHADE_MODES, ShadeMode
-from lens_tui.tui.widgets.token_view import TokenView
 from rich.cells import cell_len
 from textual.app import App, ComposeResult
 from textual.strip import Strip
+
+from lens_tui.tui.widgets.token_layout import TokenLayout
+from lens_tui.tui.widgets.token_paint import SHADE_MODES, ShadeMode
+from lens_tui.tui.widgets.token_view import TokenView
 
 TOKENS = ["Money", " is", " a", " med", "ium", " of", " exchange", ".", "\n", " People", " use", " it"]
 HOSTILE = ["\x1b]52;c;QUJD\x07", "[@click=app.quit]x[/]", "[/INST]", "\u202eevil", "👨‍👩‍👧", "x" * 10_000, "\x9b31m"]

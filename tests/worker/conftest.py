@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lens_tui.worker.thread import Worker
 
+from lens_tui.worker.thread import Worker
 from tests.folders import llama_folder, sae_folder
 from tests.worker.drive import Driver
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+
 from lens_tui.records import Add, Arm, Sampling, SteeringVector
 from lens_tui.records.runs import RunStore
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from lens_tui.worker.thread import Worker
-
 from tests.folders import D_MODEL
 from tests.worker.drive import Driver, of, only
 

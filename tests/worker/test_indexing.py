@@ -11,6 +11,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from lens_tui.lens import LensModel
 from lens_tui.lens.unembed import find_unembedding
 from lens_tui.lens.unembed_many import top_tokens
@@ -18,8 +20,6 @@ from lens_tui.records import LensError
 from lens_tui.sae import StandardSAE
 from lens_tui.sae.index import FeatureIndex, IndexSettings
 from lens_tui.worker.indexing import index_text, merge_index
-from numpy.typing import NDArray
-
 from tests.lens.tiny import gemma3, llama, tokenizer
 
 WIDTH = 40

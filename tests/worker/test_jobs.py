@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
 from lens_tui.records import Add, Arm, ArmEnd, Sampling, SteeringVector, Token
 from lens_tui.records.recent import recent_models
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from lens_tui.worker.thread import Worker
-from numpy.typing import NDArray
-from safetensors.numpy import load_file
-
 from tests.folders import D_MODEL, N_LAYERS, llama_folder, sae_folder
 from tests.worker.drive import Driver, of, only
 

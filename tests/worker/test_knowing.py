@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from lens_tui import LensModel
 from lens_tui.records import paths
 from lens_tui.records.labels import Labels
@@ -20,7 +21,6 @@ from lens_tui.worker.contrasting import contrast_texts, read_texts
 from lens_tui.worker.finding import feature_page, search_features, word_tokens
 from lens_tui.worker.fitting import FIT_TEXT, check_sae
 from lens_tui.worker.indexing import index_text
-
 from tests.worker.drive import Driver, of, only
 
 TEXTS = [

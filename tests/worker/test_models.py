@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from lens_tui.records import LensError
 from lens_tui.records.recent import remember_model
 from lens_tui.worker.model_files import (
@@ -20,7 +21,6 @@ from lens_tui.worker.model_files import (
     supported_architectures,
 )
 from lens_tui.worker.models import cached_models, check_model, list_models, list_saes
-
 from tests.folders import D_MODEL, N_LAYERS, VOCAB, llama_folder, sae_folder
 
 

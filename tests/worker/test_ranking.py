@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
+
 from lens_tui import LensModel
 from lens_tui.records import LensError
 from lens_tui.sae import load_sae
 from lens_tui.sae.index import FeatureIndex, IndexSettings
 from lens_tui.worker.indexing import index_text
 from lens_tui.worker.ranking import rank_tokens
-from safetensors.numpy import load_file
 
 TEXT = "The old man opened the door and saw the sea."
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+
 from lens_tui.records import Add, Arm, SteeringVector
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
-
 from tests.folders import D_MODEL, N_LAYERS
 from tests.worker.drive import Driver, only
 

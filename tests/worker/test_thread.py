@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
+
 from lens_tui.records import Add, LensError
 from lens_tui.worker import events as ev
 from lens_tui.worker.control import Control, Stopped
@@ -15,7 +16,6 @@ from lens_tui.worker.jobs import Job
 from lens_tui.worker.mailbox import Mailbox
 from lens_tui.worker.protocol import WorkerLike
 from lens_tui.worker.thread import Worker
-
 from tests.fakes import unit_vector
 
 PATIENCE = 20.0

@@ -8,11 +8,11 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+
 from lens_tui.lens import LensModel
 from lens_tui.records.training import TrainConfig, TrainProgress
 from lens_tui.sae import load_sae
 from lens_tui.worker.training import train_sae
-
 from tests.lens import tiny
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from lens_tui.records import SteeringVector
 from lens_tui.records.vector_formats import save_vectors
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from lens_tui.worker.thread import Worker
-
 from tests.folders import D_MODEL, N_LAYERS
 from tests.worker.drive import Driver, only
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from lens_tui.records.activations import ActivationBlock, Place, SourceFacts, Splice
 from numpy.typing import NDArray
+
+from lens_tui.records.activations import ActivationBlock, Place, SourceFacts, Splice
 
 PLACE: Place = (1, "resid_post")
 D_MODEL = 8

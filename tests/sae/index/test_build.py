@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from lens_tui.records import LensError
 from lens_tui.sae.index import EDGES, FeatureIndex, IndexProgress, IndexSettings, Target, build_index, merge_parts
 from lens_tui.sae.index.settings import bin_of

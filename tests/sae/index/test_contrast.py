@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from lens_tui.records import LensError
 from lens_tui.sae.index import TextFeatures, contrast, text_features
 from lens_tui.sae.index.contrast import auc, standardised_difference

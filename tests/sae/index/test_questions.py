@@ -7,6 +7,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from lens_tui.records import LensError
 from lens_tui.records.labels import Labels, NewLabel
 from lens_tui.records.store import Store
@@ -27,7 +29,6 @@ from lens_tui.sae.index import (
     token_table,
     upload_batches,
 )
-from numpy.typing import NDArray
 
 from .corpora import D_MODEL, PLACE, TinySAE, TinySource
 

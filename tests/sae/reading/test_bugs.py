@@ -7,6 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+
 from lens_tui.records import LensError
 from lens_tui.sae import JumpReLUSAE, load_sae
 

@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+
 from lens_tui.records import LensError
 from lens_tui.sae import GatedSAE, JumpReLUSAE, StandardSAE, TopKSAE, encoder, host, load_sae, select
 from lens_tui.sae.definition import Definition

@@ -11,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+
 from lens_tui import demo
 from lens_tui.lens import LensModel
 from lens_tui.records import LensError, SAEInfo

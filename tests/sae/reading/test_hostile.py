@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from lens_tui.records import LensError
 from lens_tui.sae import load_sae, sae_info
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from lens_tui.records.activations import ActivationBlock, Place, SourceFacts, Splice
 from numpy.typing import NDArray
+
+from lens_tui.records.activations import ActivationBlock, Place, SourceFacts, Splice
 
 PLACE: Place = (1, "resid_post")
 

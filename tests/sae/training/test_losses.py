@@ -8,12 +8,13 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from lens_tui.records.training import TrainConfig
 from lens_tui.sae.training import losses as module
 from lens_tui.sae.training.losses import auxiliary_loss, batch_threshold, jumprelu, losses
 from lens_tui.sae.training.parameters import Parameters
 from lens_tui.sae.training.step import adam, learning_rate
-from numpy.typing import NDArray
 
 D, F, N = 6, 16, 40
 Arrays = dict[str, NDArray[np.float64]]

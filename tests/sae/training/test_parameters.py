@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import pytest
+
 from lens_tui.records import LensError
 from lens_tui.records.training import TrainConfig
 from lens_tui.sae.training.evaluate import calibrated_threshold, measure, reconstruct

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import mlx.core as mx
 import numpy as np
 import pytest
+
 from lens_tui.records import LensError
 from lens_tui.records.activations import ActivationBlock
 from lens_tui.sae.training.pool import Pool, take_rows

@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+
 from lens_tui.records import LensError
 from lens_tui.records.training import TrainConfig, TrainProgress
 from lens_tui.sae import load_sae, train

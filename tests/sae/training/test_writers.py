@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+
 from lens_tui.records import LensError
 from lens_tui.records.sites import SITES, read_hook
 from lens_tui.sae import load_sae
