@@ -70,7 +70,7 @@ def train(
     """Train the SAE of a depth with ``lens_tui.worker.train_sae`` into ``out`` and write what ships to ``out/ship``.
 
     ``model`` is the bfloat16 export: the shipped 8-bit copy computes in float32, which is slower on a GPU and
-    gives the same activations to 1 part in 100. ``corpus`` is the folder or archive that the model was trained on.
+    gives nearly the same activations. ``corpus`` is the folder or archive that the model was trained on.
     Run again, it goes on where it stopped.
     """
     from lens_tui.lens import LensModel
