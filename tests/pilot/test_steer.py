@@ -8,6 +8,7 @@ import pytest
 from rich.cells import cell_len
 from textual.pilot import Pilot
 
+from lens_tui import demo
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.screens.form import FormScreen, number, whole
 from lens_tui.tui.screens.steer_add import texts
@@ -44,7 +45,7 @@ async def test_scale_keys() -> None:
     async with app.run_test(size=(120, 36)) as pilot:
         await open_bench(pilot)
         row = rows(app)[0]
-        assert row.scale == 22.0
+        assert row.scale == demo.starter().steers[0].scale
         for key, steps in (("+", 1), ("-", -1), ("=", 5), ("_", -5)):
             before = rows(app)[0]
             await pilot.press(key)
@@ -54,7 +55,7 @@ async def test_scale_keys() -> None:
         assert rows(app)[0].scale < 0
         await pilot.press("0")
         assert rows(app)[0].scale == 0.0
-        assert rows(app)[1].scale == 22.0
+        assert rows(app)[1].scale == demo.starter().steers[1].scale
 
 
 async def test_layer_arm_and_switch_stay_within_bounds() -> None:
@@ -154,7 +155,7 @@ async def test_a_random_control_takes_layer_and_scale_of_the_row() -> None:
         await pilot.press("enter")
         await settle(pilot)
         assert worker.submitted[-1] == jobs.RandomVector("random 0", 4, 0)
-        assert rows(app)[-1].scale == 22.0
+        assert rows(app)[-1].scale == demo.starter().steers[0].scale
 
 
 async def test_leaving_a_form_changes_nothing() -> None:
@@ -182,7 +183,7 @@ async def test_editing_by_typing() -> None:
         await settle(pilot)
         assert rows(app)[0].scale == -7.25
         await pilot.press("u")
-        assert rows(app)[0].scale == 22.0
+        assert rows(app)[0].scale == demo.starter().steers[0].scale
 
 
 async def test_without_an_sae_the_feature_choice_says_why() -> None:
