@@ -21,6 +21,7 @@ _HOMES = {
     "TrainConfig": "lens_tui.records.training",
     "train_sae": "lens_tui.worker.training",
     "index_text": "lens_tui.worker.indexing",
+    "merge_index": "lens_tui.worker.indexing",
     "check_sae": "lens_tui.worker.fitting",
     "Arm": "lens_tui.records",
     "Request": "lens_tui.records",
@@ -47,6 +48,7 @@ __all__ = [
     "index_text",
     "load_sae",
     "load_vectors",
+    "merge_index",
     "save_vectors",
     "train_sae",
 ]
@@ -59,7 +61,7 @@ if TYPE_CHECKING:
     from lens_tui.sae import JumpReLUSAE, load_sae
     from lens_tui.sae.index import FeatureIndex
     from lens_tui.worker.fitting import check_sae
-    from lens_tui.worker.indexing import index_text
+    from lens_tui.worker.indexing import index_text, merge_index
     from lens_tui.worker.training import train_sae
 
 

@@ -55,13 +55,24 @@ class Steering:
 
     @property
     def scale(self) -> float:
-        """The scale of the first intervention that has one, in the units it was given in."""
-        return next(float(item.scale) for item in self._now() if hasattr(item, "scale")) / self._unit
+        """The scale of the first intervention that has one, in the units it was given in.
+
+        Raises :class:`LensError` if none has (a hook, a projection).
+        """
+        scales = [float(item.scale) for item in self._now() if hasattr(item, "scale")]
+        if not scales:
+            raise LensError("Nothing in this block has a scale.", "Look at .interventions for what it holds.")
+        return scales[0] / self._unit
 
     def update(
         self, *, scale: float | None = None, positions: Positions | None = None, enabled: bool | None = None
     ) -> None:
-        """Change the interventions, live: the next forward runs under the new values."""
+        """Change the interventions, live: the next forward runs under the new values.
+
+        Raises :class:`LensError` for a scale where nothing has one.
+        """
+        if scale is not None:
+            _ = self.scale
         for index, item in enumerate(self._now()):
             if not isinstance(item, Intervention):
                 continue

@@ -24,6 +24,11 @@ def load_model(name: str, **load_kwargs: Any) -> tuple[Module, Any, str]:
         raise LensError(
             f"{source!r} is not a model in mlx-lm's format: it has no config.json.", "Convert it with mlx_lm.convert."
         )
+    if not looks_local and source.count("/") != 1:
+        raise LensError(
+            f"There is no model {name!r}: it is no folder here, and no hub id.",
+            "Give a folder, a hub id such as 'owner/name', or 'demo'.",
+        )
     try:
         found: Any = load(str(folder) if looks_local else source, **load_kwargs)
     except SystemExit as error:  # mlx-lm's OLMo leaves the process if a package of its own is not there
@@ -31,9 +36,21 @@ def load_model(name: str, **load_kwargs: Any) -> tuple[Module, Any, str]:
             f"The model {name!r} cannot be loaded: mlx-lm's code for it needs a package that is not installed.",
             "See what mlx-lm printed, and install that package.",
         ) from error
+    except _hub_troubles() as error:
+        raise LensError(
+            f"The model {name!r} is not in the cache, and the hub did not give it.",
+            "Check the id, your access to it, and the network.",
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LensError(
             f"The model {name!r} cannot be loaded: {first}", "Check the name, the files and the network."
         ) from error
     return found[0], found[1], str(folder) if looks_local else source
+
+
+def _hub_troubles() -> tuple[type[Exception], ...]:
+    """What the hub's client raises when a repository cannot be had, whatever the reason."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    return (HfHubHTTPError, LocalEntryNotFoundError)

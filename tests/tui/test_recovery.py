@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lens_tui import demo
 from lens_tui.records import Sampling, paths
 from lens_tui.records.session_file import SavedSession, read_session
 from lens_tui.tui.preferences import Preferences, preferences, remember_theme
@@ -10,6 +11,8 @@ from lens_tui.tui.screens.form import ChoiceScreen
 from lens_tui.worker import jobs
 from tests.apps import lens_app, screen_text, settle
 from tests.fakes import DEMO_SAE, FakeWorker
+
+FIRST, SECOND = (steer.scale for steer in demo.starter().steers)
 
 
 async def cut_off() -> SavedSession:
@@ -29,7 +32,7 @@ async def test_every_change_is_on_the_disk() -> None:
     session = await cut_off()
     assert (session.model, session.sae, session.screen) == ("demo", DEMO_SAE.path, "steer")
     assert session.prompt
-    assert [(row.scale, row.enabled) for row in session.steers] == [(-22.0, True), (22.0, False)]
+    assert [(row.scale, row.enabled) for row in session.steers] == [(-FIRST, True), (SECOND, False)]
 
 
 async def test_taking_it_up_puts_everything_back() -> None:
@@ -45,8 +48,8 @@ async def test_taking_it_up_puts_everything_back() -> None:
         assert worker.submitted == [jobs.LoadModel("demo"), jobs.LoadSAE(DEMO_SAE.path)]
         now = app.store.session
         assert [(row.vector.name, row.scale, row.enabled, row.arm) for row in now.steers] == [
-            ("cookery", -22.0, True, 1),
-            ("scripture", 22.0, False, 2),
+            ("cookery", -FIRST, True, 1),
+            ("scripture", SECOND, False, 2),
         ]
         assert (now.prompt, now.sampling, now.sae) == (session.prompt, session.sampling, DEMO_SAE.id)
         assert not app.store.undo()
