@@ -40,6 +40,8 @@ from lens_tui.worker.base_events import Event, JobFailed, Notice
 
 _log = logging.getLogger(__name__)
 if TYPE_CHECKING:
+    from textual.driver import Driver
+
     from lens_tui.records.session_file import SavedSession
     from lens_tui.worker.jobs import Job
     from lens_tui.worker.protocol import WorkerLike
@@ -166,6 +168,12 @@ class LensApp(App[None], inherit_bindings=False):
         good, problems = check_keymap(user)
         self.set_keymap({name: keys or "unbound" for name, keys in good.items()})
         self.problems += problems
+
+    def get_driver_class(self) -> type[Driver]:
+        """The terminal's driver, made to leave at once."""
+        from lens_tui.tui.driver import leaving_driver
+
+        return leaving_driver(super().get_driver_class())
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         """Our own variables, for a theme that does not set them."""
