@@ -62,6 +62,12 @@ def load_vector(path: Path | str, *, d_model: int | None = None, model: str | No
     """
     file = Path(path)
     vector = _read(file)
+    check_fit(vector, d_model=d_model, model=model)
+    return vector
+
+
+def check_fit(vector: SteeringVector, *, d_model: int | None = None, model: str | None = None) -> None:
+    """Raise :class:`LensError` if a vector is not of this width, or names another model."""
     if d_model is not None and vector.d_model != d_model:
         raise LensError(
             f"The vector {vector.name!r} has width {vector.d_model}; the model's residual stream has {d_model}.",
@@ -71,7 +77,6 @@ def load_vector(path: Path | str, *, d_model: int | None = None, model: str | No
         raise LensError(
             f"The vector {vector.name!r} was made for {vector.model}, not {model}.", "Use one made for this model."
         )
-    return vector
 
 
 def list_vectors(folder: Path | None = None) -> list[VectorFile]:

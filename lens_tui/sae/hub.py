@@ -5,12 +5,12 @@ Transfers go through ``huggingface_hub``: they resume, and what is in its cache 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from lens_tui.records import LensError
+from lens_tui.records.hub import explain_hub, quiet_hub
 from lens_tui.records.sanitise import one_line
 
 Progress = Callable[[int, int], None]
@@ -25,7 +25,7 @@ def fetch_file(
     What ``progress`` raises ends the transfer and is passed on; the next call takes it up again.
     Raises ``LensError`` for everything else that can go wrong with a hub.
     """
-    quiet()
+    quiet_hub()
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -48,7 +48,7 @@ def list_files(repo_id: str, revision: str | None, folder: str = "") -> list[str
 
     Raises ``LensError`` for a repository or revision that does not exist.
     """
-    quiet()
+    quiet_hub()
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -75,7 +75,7 @@ def cached_file(
 
     ``absent``: the hub said before that the repository has no such file; ``unknown``: it was never asked for.
     """
-    quiet()
+    quiet_hub()
     from huggingface_hub import try_to_load_from_cache
 
     try:
@@ -85,12 +85,6 @@ def cached_file(
     if isinstance(found, str):
         return Path(found)
     return "unknown" if found is None else "absent"
-
-
-def quiet() -> None:
-    """Tell the hub's client to send no telemetry and draw no bars; the user's own settings win."""
-    for name in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS"):
-        os.environ.setdefault(name, "1")
 
 
 def _bar(progress: Progress, raised: list[BaseException]) -> Any:
@@ -122,26 +116,7 @@ def _bar(progress: Progress, raised: list[BaseException]) -> Any:
 
 
 def _explained(error: BaseException, repo_id: str) -> LensError:
-    from huggingface_hub import errors
-
     repo = one_line(repo_id, 80)
-    match error:
-        case errors.GatedRepoError():
-            hint = "Accept its terms on its page at the hub, then log in with `hf auth login`."
-            return LensError(f"{repo} is gated: its owner wants you to accept terms first.", hint)
-        case errors.RepositoryNotFoundError():
-            hint = "Check the spelling; for a private one log in with `hf auth login`."
-            return LensError(f"There is no {repo} on the hub, or it is private.", hint)
-        case errors.RevisionNotFoundError():
-            return LensError(f"{repo} has no such revision.", "Check the branch, tag or commit.")
-        case errors.HFValidationError():
-            return LensError(f"{repo} is not a hub id.", "A hub id looks like org/name.")
-        case errors.OfflineModeIsEnabled() | errors.LocalEntryNotFoundError():
-            hint = "Connect once to fetch it, and check that HF_HUB_OFFLINE is not set."
-            return LensError(f"The file of {repo} is not in the cache, and the hub cannot be reached.", hint)
-        case errors.HfHubHTTPError() if error.response is not None:
-            return LensError(f"The hub answered {error.response.status_code} for {repo}.", "Try again later.")
-        case OSError() if error.errno is not None and error.strerror:
-            return LensError(f"Fetching {repo} failed: {error.strerror}.", "Check free space and permissions.")
-    hint = "Check the network; what was fetched so far is kept."
-    return LensError(f"The hub could not be reached for {repo} ({type(error).__name__}).", hint)
+    hint = "Connect once to fetch it, and check that HF_HUB_OFFLINE is not set."
+    absent = LensError(f"The file of {repo} is not in the cache, and the hub cannot be reached.", hint)
+    return explain_hub(error, repo, kept="what was fetched so far is kept.", absent=absent)

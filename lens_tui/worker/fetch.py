@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from lens_tui.records import LensError
+from lens_tui.records.hub import explain_hub
 
 _EVERY = 0.1  # seconds between two lines of progress
 _PATIENCE = 20.0  # seconds for the hub's first answer
@@ -45,34 +46,14 @@ def fetch(repo_id: str, revision: str, patterns: list[str]) -> Path:
     except LensError:
         raise
     except Exception as error:
-        raise explain_hub(error, repo_id) from error
+        raise _explained(error, repo_id) from error
 
 
-def explain_hub(error: Exception, repo_id: str) -> LensError:
-    """What the hub's client raised, in one sentence."""
-    from huggingface_hub import errors
-
+def _explained(error: Exception, repo_id: str) -> LensError:
     offline = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE")
-    match error:
-        case errors.GatedRepoError():
-            hint = "Accept its terms on its page at the hub, then log in with `hf auth login`."
-            return LensError(f"{repo_id} is gated: its owner wants you to accept terms first.", hint)
-        case errors.RepositoryNotFoundError():
-            hint = "Check the spelling; for a private one log in with `hf auth login`."
-            return LensError(f"There is no {repo_id} on the hub, or it is private.", hint)
-        case errors.RevisionNotFoundError():
-            return LensError(f"{repo_id} has no such revision.", "Check the branch, tag or commit.")
-        case errors.HFValidationError():
-            return LensError(f"{repo_id} is not a hub id.", "A hub id looks like org/name.")
-        case errors.OfflineModeIsEnabled() | errors.LocalEntryNotFoundError() if offline:
-            return LensError(f"{repo_id} is not on this disk, and the hub is switched off.", "Unset HF_HUB_OFFLINE.")
-        case errors.HfHubHTTPError() if error.response is not None:
-            status = error.response.status_code
-            return LensError(f"The hub answered {status} for {repo_id}.", "Try again later.")
-        case OSError() if error.errno is not None and error.strerror:
-            return LensError(f"Fetching {repo_id} failed: {error.strerror}.", "Check free space and permissions.")
-    hint = "Check the network; files that came whole are kept."
-    return LensError(f"The hub could not be reached for {repo_id} ({type(error).__name__}).", hint)
+    away = LensError(f"{repo_id} is not on this disk, and the hub is switched off.", "Unset HF_HUB_OFFLINE.")
+    kept = "files that came whole are kept."
+    return explain_hub(error, repo_id, kept=kept, absent=away if offline else None)
 
 
 class Bar:

@@ -14,6 +14,7 @@ from typing import IO
 
 import lens_tui
 from lens_tui.records import LensError
+from lens_tui.records.hub import quiet_hub
 
 # What mlx-lm reads of a model. Python files are left out: code of strangers is never run.
 MODEL_FILES = (
@@ -27,12 +28,6 @@ MODEL_FILES = (
     "*.jinja",
 )
 _LOOK = 0.05  # seconds between two looks at the stop flag
-
-
-def quiet_hub() -> None:
-    """Tell the hub's client to send no telemetry and draw no bars; the user's own settings win."""
-    for name in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_UPDATE_CHECK"):
-        os.environ.setdefault(name, "1")
 
 
 def cached_snapshot(repo_id: str, patterns: Sequence[str] = MODEL_FILES) -> Path | None:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from lens_tui import demo
 from lens_tui.records import LensError, paths
+from lens_tui.records.hub import quiet_hub
 from lens_tui.records.recent import recent_models
 from lens_tui.records.sanitise import one_line
 
-from .hub import quiet_hub
 from .model_files import ModelEntry, read_model_folder
 
 if TYPE_CHECKING:

@@ -24,6 +24,7 @@ from .. import atomic
 from ..errors import LensError
 from ..mapped import shown
 from ..vectors import SteeringVector
+from ..vectors_io import check_fit
 from ..vectors_io import save_vector as _save_one
 from . import gguf, numpy_files, own, torch_vectors, vllm_lens
 from .common import Found, records
@@ -85,19 +86,6 @@ def save_vectors(vectors: SteeringVector | Sequence[SteeringVector], path: Path 
         return _save_one(several[0], file)
     atomic.write_bytes(file, WRITERS[file.suffix.lower()](file, several))
     return file
-
-
-def check_fit(vector: SteeringVector, *, d_model: int | None = None, model: str | None = None) -> None:
-    """Raise :class:`LensError` if a vector is not of this width, or names another model."""
-    if d_model is not None and vector.d_model != d_model:
-        raise LensError(
-            f"The vector {vector.name!r} has width {vector.d_model}; the model's residual stream has {d_model}.",
-            "Use one made for this model.",
-        )
-    if model is not None and vector.model and vector.model != model:
-        raise LensError(
-            f"The vector {vector.name!r} was made for {vector.model}, not {model}.", "Use one made for this model."
-        )
 
 
 def sniff(path: Path) -> str:
