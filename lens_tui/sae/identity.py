@@ -36,3 +36,5 @@ def _add(digest: hashlib._Hash, name: str, tensor: Stored, rows: int) -> None:
     digest.update(f"{name}{tensor.shape}{array.dtype.str}{int(tensor.bfloat16)}".encode())
     places = np.unique(np.linspace(0, len(array) - 1, min(rows, len(array))).astype(np.int64))
     digest.update(np.ascontiguousarray(array[places]).tobytes())
+    if tensor.scales is not None:
+        digest.update(np.ascontiguousarray(tensor.scales).tobytes())

@@ -18,12 +18,14 @@ Index = slice | NDArray[np.int64]
 class Stored:
     """A tensor on disk or in memory; bfloat16 is held as its bits (uint16), since NumPy has no such type.
 
-    ``array`` is usually a memory map: what is not read takes no memory of ours.
+    ``array`` is usually a memory map: what is not read takes no memory of ours. With ``scales``, of shape ``(rows, 1)``
+    or ``(1, columns)``, the matrix is ``array * scales``: 8-bit integers with one scale a latent.
     """
 
     name: str
     array: NDArray[Any]
     bfloat16: bool = False
+    scales: NDArray[np.float32] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -33,12 +35,12 @@ class Stored:
     @property
     def nbytes(self) -> int:
         """Bytes in the file."""
-        return int(self.array.nbytes)
+        return int(self.array.nbytes) + (0 if self.scales is None else int(self.scales.nbytes))
 
     @property
     def T(self) -> Stored:
         """The transpose; nothing is copied."""
-        return Stored(self.name, self.array.T, self.bfloat16)
+        return Stored(self.name, self.array.T, self.bfloat16, None if self.scales is None else self.scales.T)
 
     def host(self, rows: Index | None = None, columns: Index | None = None, *, checked: bool = False) -> NDArray[Any]:
         """The same as :meth:`read` in NumPy, float32; what a file holds as float32 stays there.
@@ -47,8 +49,7 @@ class Stored:
         """
         if self.bfloat16:
             return np.asarray(self.read(rows, columns))
-        part = self.array if rows is None else self.array[rows]
-        part = part if columns is None else part[:, columns]
+        part = self._part(rows, columns)
         if not checked and not np.isfinite(part).all():
             raise self._not_finite()
         return part.astype(np.float32, copy=False)
@@ -57,8 +58,7 @@ class Stored:
         self, rows: Index | None = None, columns: Index | None = None, *, dtype: mx.Dtype = mx.float32
     ) -> mx.array:
         """The tensor, or some rows or columns of a matrix, as an evaluated array. Raises ``LensError`` for NaN."""
-        part = self.array if rows is None else self.array[rows]
-        part = part if columns is None else part[:, columns]
+        part = self._part(rows, columns)
         # A transposed map is read in the order it lies in the file, and turned afterwards.
         turned = part.ndim == 2 and part.strides[0] < part.strides[1]
         part = np.ascontiguousarray(part.T if turned else part)
@@ -70,6 +70,14 @@ class Stored:
         mx.eval(value)
         return self._finite(value)
 
+    def _part(self, rows: Index | None, columns: Index | None) -> NDArray[Any]:
+        part = _cut(self.array, rows, columns)
+        if self.scales is None:
+            return part
+        tall, wide = self.scales.shape
+        made: NDArray[Any] = part * _cut(self.scales, None if tall == 1 else rows, None if wide == 1 else columns)
+        return made
+
     def _finite(self, value: mx.array) -> mx.array:
         if value.size and not bool(mx.all(mx.isfinite(value)).item()):
             raise self._not_finite()
@@ -77,6 +85,11 @@ class Stored:
 
     def _not_finite(self) -> LensError:
         return LensError(f"The tensor {self.name} holds NaN or infinity.", "Fetch the file again.")
+
+
+def _cut(array: NDArray[Any], rows: Index | None, columns: Index | None) -> NDArray[Any]:
+    part = array if rows is None else array[rows]
+    return part if columns is None else part[:, columns]
 
 
 def in_memory(name: str, values: Any) -> Stored:

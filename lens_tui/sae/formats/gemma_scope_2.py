@@ -2,7 +2,8 @@
 
 ``config.json`` and ``params.safetensors`` with ``w_enc (d, n)``, ``w_dec (n, d)``, ``b_enc``, ``b_dec``,
 ``threshold`` and, for affine transcoders, ``affine_skip_connection (d_in, d_out)``. ``b_dec`` is not subtracted from
-what is read. Some folders have no ``config.json``; what they are then follows from their names.
+what is read. Some folders have no ``config.json``; what they are then follows from their names. Our own files may hold
+the matrices in 8 bits (:mod:`lens_tui.sae.eight_bits`), which Google's do not.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from lens_tui.records import LensError
 from lens_tui.records.mapped import shown
 
 from ..definition import Definition, Weights
+from ..eight_bits import with_scales
 from ..files import read_safetensors
 from .parts import Facts, Format, Parts, Source, only_safetensors, pick
 
@@ -55,8 +57,8 @@ def _read(source: Source) -> Parts:
             f"{shown(path)} lacks affine_skip_connection, which its config.json announces.", "Fetch it again."
         )
     weights = Weights(
-        w_enc=pick(tensors, path, "w_enc"),
-        w_dec=pick(tensors, path, "w_dec"),
+        w_enc=with_scales(pick(tensors, path, "w_enc"), tensors, "w_enc", 1, path),
+        w_dec=with_scales(pick(tensors, path, "w_dec"), tensors, "w_dec", 0, path),
         b_dec=pick(tensors, path, "b_dec"),
         vectors={"b_enc": pick(tensors, path, "b_enc"), "threshold": pick(tensors, path, "threshold")},
         w_skip=skip,

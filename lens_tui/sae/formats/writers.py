@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from lens_tui.records import LensError
 from lens_tui.records.atomic import write_text, write_with
+
+from ..eight_bits import in_eight_bits
 
 HOOKS = {
     "resid_pre": "model.layers.{layer}.input",
@@ -56,8 +59,9 @@ def write_gemma_scope(
 ) -> None:
     """Write ``config.json`` and ``params.safetensors`` as Gemma Scope 2 lays them out.
 
-    ``dtype`` is that of the two matrices (Gemma Scope's is float32); vectors stay float32. ``facts`` are
-    further keys of config.json (JSON values). Raises ``LensError`` for weights that do not fit together.
+    ``dtype`` is that of the two matrices (Gemma Scope's is float32; ``int8``, with a scale a latent, only this library
+    reads: :mod:`lens_tui.sae.eight_bits`); vectors stay float32. ``facts`` are further keys of config.json (JSON
+    values). Raises ``LensError`` for weights that do not fit together.
     """
     width, _ = _check(weights)
     hook = _hook(HOOKS, site, layer)
@@ -72,7 +76,11 @@ def write_gemma_scope(
         "type": "sae",
         **(facts or {}),
     }
-    arrays = {name: weights[name].astype(dtype if weights[name].ndim == 2 else mx.float32) for name in _NAMES}
+    eight = dtype == mx.int8
+    arrays = {name: weights[name].astype(mx.float32 if eight or weights[name].ndim == 1 else dtype) for name in _NAMES}
+    if eight:
+        made = in_eight_bits(np.array(arrays["w_enc"]), np.array(arrays["w_dec"]))
+        arrays |= {name: mx.array(value) for name, value in made.items()}
     _write(folder / "params.safetensors", arrays)
     write_text(folder / "config.json", json.dumps(config, indent=1, allow_nan=False) + "\n")
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 D, N = 32, 96
+_KINDS = {"float32": "F32", "float16": "F16", "float64": "F64", "int8": "I8"}
 
 
 def numbers(seed: int = 0, d: int = D, n: int = N, d_out: int | None = None) -> dict[str, Array]:
@@ -48,7 +49,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Array], bfloat16: bool =
     data = b""
     for name, array in tensors.items():
         raw = (array.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16) if bfloat16 else array
-        kind = "BF16" if bfloat16 else {"float32": "F32", "float16": "F16", "float64": "F64"}[str(array.dtype)]
+        kind = "BF16" if bfloat16 else _KINDS[str(array.dtype)]
         body = np.ascontiguousarray(raw).tobytes()
         header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [len(data), len(data) + len(body)]}
         data += body
