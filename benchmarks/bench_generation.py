@@ -21,6 +21,7 @@ from mlx_lm.generate import generate_step
 
 from lens_tui import Arm, LensModel
 from lens_tui.records import Add, SteeringVector
+from shapes import SHAPES, random_model
 
 PROMPT = "The old man opened the door and"
 
@@ -37,39 +38,6 @@ def adds(lens: LensModel, count: int, layer: int, scale: float) -> list[Add]:
     rng = np.random.default_rng(0)
     vectors = [SteeringVector.of(f"random {i}", rng.standard_normal(lens.d_model), layer) for i in range(count)]
     return [Add(id=f"s{i}", layer=layer, vector=vector, scale=scale) for i, vector in enumerate(vectors)]
-
-
-SHAPES = {
-    "gemma3-1b": {
-        "hidden_size": 1152,
-        "num_hidden_layers": 26,
-        "intermediate_size": 6912,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 1,
-        "head_dim": 256,
-    },
-    "gemma3-27b": {
-        "hidden_size": 5376,
-        "num_hidden_layers": 62,
-        "intermediate_size": 21504,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 16,
-        "head_dim": 128,
-        "query_pre_attn_scalar": 168,
-    },
-}
-
-
-def random_model(shape: str) -> LensModel:
-    """A model of a real shape with random bf16 weights and no tokenizer: speed does not depend on what it learnt."""
-    from mlx.utils import tree_map
-    from mlx_lm.models import gemma3_text
-
-    args = gemma3_text.ModelArgs.from_dict({"model_type": "gemma3_text", "vocab_size": 262_144, **SHAPES[shape]})
-    model = gemma3_text.Model(args)
-    model.update(tree_map(lambda w: (mx.random.normal(w.shape) * 0.02).astype(mx.bfloat16), model.parameters()))
-    mx.eval(model.parameters())
-    return LensModel.from_model(model, name=shape)
 
 
 def contenders(lens: LensModel, ids: list[int], tokens: int, n_arms: int) -> dict[str, Callable[[], int]]:

@@ -1,0 +1,46 @@
+"""Models in the shape of real ones with random bf16 weights: speed does not depend on what they learnt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+
+from lens_tui import LensModel
+
+SHAPES = {
+    "gemma3-1b": {
+        "hidden_size": 1152,
+        "num_hidden_layers": 26,
+        "intermediate_size": 6912,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+    },
+    "gemma3-27b": {
+        "hidden_size": 5376,
+        "num_hidden_layers": 62,
+        "intermediate_size": 21504,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 16,
+        "head_dim": 128,
+        "query_pre_attn_scalar": 168,
+    },
+}
+
+
+def random_network(shape: str) -> Any:
+    """An mlx-lm model of a shape, evaluated."""
+    from mlx.utils import tree_map
+    from mlx_lm.models import gemma3_text
+
+    args = gemma3_text.ModelArgs.from_dict({"model_type": "gemma3_text", "vocab_size": 262_144, **SHAPES[shape]})
+    model = gemma3_text.Model(args)
+    model.update(tree_map(lambda w: (mx.random.normal(w.shape) * 0.02).astype(mx.bfloat16), model.parameters()))
+    mx.eval(model.parameters())
+    return model
+
+
+def random_model(shape: str) -> LensModel:
+    """The same under this library, without a tokenizer: prompts are token ids."""
+    return LensModel.from_model(random_network(shape), name=shape)
