@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -131,6 +132,19 @@ def sae(
     report = saes.train(model, corpus, place, config, out, context=context, rows=rows, progress=saes.printer())
     if report.final is not None:
         print(saes.figures(report.final))
+
+
+@app.command("measure-saes")
+def measure_saes(corpus: Corpus, out: Path, tokens: int = 600_000) -> None:
+    """Measure the SAEs in lens_tui/demo, as they ship, on held-out documents."""
+    from recipes.measure_saes import measure_all
+    from recipes.saes import figures, unpacked
+
+    found: dict[str, Any] = {}
+    for name, evaluation in measure_all(unpacked(corpus, out.parent), tokens):
+        found[name] = asdict(evaluation) | {"loss_recovered": evaluation.loss_recovered}
+        print(f"{name}  {figures(evaluation)}", flush=True)
+    out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 @app.command()

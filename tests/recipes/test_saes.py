@@ -15,6 +15,7 @@ from lens_tui.lens import LensModel
 from recipes import saes
 from recipes.__main__ import app
 from recipes.export import export
+from recipes.measure_saes import weights
 from recipes.tokens import load_tokens
 from recipes.train import Run
 
@@ -64,6 +65,22 @@ def test_the_command_trains_and_ships_what_it_measured(
     assert shipped["w_enc"].shape == (LensModel(str(model)).d_model, 48)
     for name, scales in (("w_enc", shipped["w_enc_scale"]), ("w_dec", shipped["w_dec_scale"][:, None])):
         assert (np.abs(shipped[name] * scales - whole[name]) <= scales / 2 + 1e-7).all()
+
+
+def test_what_ships_is_measured_as_it_is(
+    recipe: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "layer_2_width_4k_l0_medium"
+    monkeypatch.setattr(saes, "DEPTHS", {"early": saes.DEPTHS["early"]})
+    asked = ["measure-saes", "--corpus", str(recipe.root / "corpus"), str(tmp_path / "out.json"), "--tokens", "64"]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "out.json").read_text())[name]
+    assert 0 < found["fvu"] < 1  # made-up words, but the SAE's own model and layer
+    assert found["loss_zero"] > found["loss_spliced"] > found["loss_clean"] - 0.5
+    stored = load_file(demo.sae_paths()[name] / "params.safetensors")
+    made = weights(demo.sae_paths()[name])
+    assert np.array_equal(np.array(made["w_enc"]), stored["w_enc"] * stored["w_enc_scale"])
 
 
 def test_a_depth_that_is_not_there(tmp_path: Path) -> None:

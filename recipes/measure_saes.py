@@ -1,0 +1,53 @@
+"""The figures of the shipped SAEs as they are, on the shipped model and the corpus' held-out documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlx.core as mx
+
+from lens_tui import demo
+from lens_tui.records.training import Evaluation
+from recipes.corpus import HELD_OUT_EVERY
+
+
+def weights(folder: Path) -> dict[str, mx.array]:
+    """The arrays of a bundled SAE, float32."""
+    from lens_tui.sae.formats import gemma_scope_2
+    from lens_tui.sae.formats.parts import Source
+
+    found = gemma_scope_2.FORMAT.read(Source(folder, folder.name)).weights
+    return {
+        "w_enc": found.w_enc.read(),
+        "w_dec": found.w_dec.read(),
+        "b_dec": found.b_dec.read(),
+        **{name: tensor.read() for name, tensor in found.vectors.items()},
+    }
+
+
+def measure_all(
+    corpus: Path, tokens: int, *, model: str = demo.NAME, context: int = 512, rows: int = 64
+) -> Iterator[tuple[str, Evaluation]]:
+    """The name and figures of each bundled SAE over at least ``tokens`` held-out positions, or all there are."""
+    from lens_tui.lens import LensModel
+    from lens_tui.lens.activations import text_activations
+    from lens_tui.lens.batches import Reading
+    from lens_tui.sae.training.evaluate import measure
+    from recipes.saes import DEPTHS
+
+    places = [(depth.layer, "resid_post") for depth in DEPTHS.values()]
+    _, held = text_activations(
+        LensModel(model),
+        corpus,
+        places,
+        held_out=HELD_OUT_EVERY,
+        max_tokens=10 * tokens,  # the held-out part gets a tenth
+        reading=Reading(context=context, rows=rows),
+        model_name=demo.NAME,
+    )
+    if held is None:
+        raise ValueError(f"{corpus} has no held-out documents")
+    for depth, place in zip(DEPTHS.values(), places, strict=True):
+        folder = demo.sae_paths()[depth.folder]
+        yield depth.folder, measure(weights(folder), held, place, tokens, depth.steps)[0]
