@@ -82,6 +82,9 @@ def compare(
     min_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.0,
     top_k: Annotated[int, typer.Option(min=0)] = 0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text again.")] = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", help="A text that ends an arm and is left out of it; may be repeated.")
+    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Leave the chat template out.")] = False,
     json: Json = False,
     stream: Annotated[
@@ -93,7 +96,7 @@ def compare(
 
     from .compare import compare as verb
 
-    sampling = Sampling(max_tokens=max_tokens, temp=temp, top_p=top_p, min_p=min_p, top_k=top_k, seed=seed)
+    sampling = Sampling(max_tokens, temp, top_p, min_p, top_k, seed=seed, stop=tuple(stop or ()))
     verb(prompt, arm or [], model=model, sae=sae, sampling=sampling, raw=raw, as_json=json, stream=stream)
 
 

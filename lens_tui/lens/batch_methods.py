@@ -40,9 +40,8 @@ class BatchMethods:
         Each prompt is a text, chat messages, token ids, or a
         :class:`~lens_tui.records.Request` with interventions, sampling and stops of its
         own; for the others those given here hold, and those of the ``steer`` blocks
-        around the call. ``options`` are mlx-lm's sampling options as for :meth:`stream`,
-        ``stop`` (texts that end a row and are left out of it), ``stop_ids`` (token ids),
-        ``raw``, ``top``, ``sampler``, ``logits_processors``, ``completion_batch_size``,
+        around the call. ``options`` are mlx-lm's sampling options and the stops as for
+        :meth:`stream`, ``raw``, ``top``, ``sampler``, ``logits_processors``, ``completion_batch_size``,
         ``prefill_batch_size``, ``prefill_step_size`` and ``max_kv_size``. A prompt's
         result is what it gives alone, its seed included, in float32; in lower precision
         a batch may round differently. Models that mlx-lm cannot batch rightly are run row

@@ -16,7 +16,8 @@ from .batch_model import BatchModel, RowPlan
 from .generation import Scales, Step, best
 from .prefix import Sums
 from .sampling import LogitsProcessor, Sampler
-from .tokens import Detokenizer, Tokens
+from .stops import Writing
+from .tokens import Tokens
 
 _async_eval: Any = mx.async_eval  # has no types
 
@@ -45,39 +46,8 @@ class Launched:
         return self.logprobs.tolist(), ids.tolist(), values.tolist()  # type: ignore[return-value]
 
 
-@dataclass(eq=False)
-class Stops:
-    """Texts that end a row; what may be the beginning of one is held back until it is known not to be."""
-
-    texts: tuple[str, ...]
-    _machine: Any = None
-
-    def __post_init__(self) -> None:
-        if self.texts:
-            from .generation import mlx_lm_generate
-
-            machine = mlx_lm_generate().TextStateMachine
-            self._machine = machine({"normal": [(text, None) for text in self.texts]}).make_state()
-
-    def feed(self, text: str, last: bool) -> tuple[str, bool]:
-        """What may be shown of the text so far that was not yet, and whether a stop text is complete."""
-        if not self.texts:
-            return text, False
-        from .generation import mlx_lm_generate
-
-        machine = mlx_lm_generate().TextStateMachine
-        self._machine, segments = machine.split(self._machine, text)
-        shown = segments[0][1]
-        if self._machine[0] is None:
-            return shown, True
-        if last:
-            self._machine, rest, _ = machine.flush(self._machine)
-            shown += rest
-        return shown, False
-
-
-@dataclass(eq=False)
-class Row:
+@dataclass(eq=False, kw_only=True)
+class Row(Writing):
     """One prompt of a batch while it is decoded."""
 
     index: int
@@ -85,16 +55,10 @@ class Row:
     sampling: Sampling
     sampler: Sampler
     processors: Sequence[LogitsProcessor]
-    stops: Stops
-    stop_ids: frozenset[int]
-    detokenizer: Detokenizer
     interventions: tuple[Intervention, ...]
     top: int = 0
-    ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     shapes: list[int] = field(default_factory=list)
-    text: str = ""
-    reason: str = ""
     doses: tuple[Dose, ...] = ()
     reused: int = 0
     before: Sums = field(default_factory=dict)
@@ -117,19 +81,9 @@ class Row:
     def take(self, token: int, made: Launched, at: int, tokens: Tokens) -> Token:
         """Add a token that has come; ``reason`` is set if it was the last one."""
         logprobs, top_ids, top_logprobs = made.read
-        self.ids.append(token)
         self.logprobs.append(logprobs[at])
         self.shapes.append(made.rows)
-        stop = token in self.stop_ids
-        last = stop or len(self.ids) >= self.sampling.max_tokens
-        if not stop:
-            self.detokenizer.add_token(token)
-        if last:
-            self.detokenizer.finalize()
-        text, stopped = self.stops.feed(self.detokenizer.last_segment, last)
-        self.text += text
-        if last or stopped:
-            self.reason = "stop" if stop or stopped else "length"
+        text = self.write(token)
         pairs = zip(top_ids[at][: self.top], top_logprobs[at][: self.top], strict=True)
         return Token(
             index=len(self.ids) - 1,

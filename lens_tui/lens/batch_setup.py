@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from lens_tui.records import Intervention, LensError, Request, Sampling
 
 from .batch import Batch, BatchGeneration, BatchOptions
 from .batch_model import RowPlan
-from .batch_rows import Row, Stops
+from .batch_rows import Row
 from .checks import checked
 from .engine import Engine, EngineBatch
 from .prefix import PrefixCache
@@ -24,6 +24,7 @@ from .sampling import (
     penalties_from,
     settings_from,
 )
+from .stops import writing_options
 from .tokens import Prompt, Tokens
 
 Prompts = Sequence[Prompt | Request]
@@ -35,8 +36,6 @@ class Common:
 
     entries: tuple[Entry, ...]
     sampling: Sampling
-    stop: tuple[str, ...] = ()
-    stop_ids: tuple[int, ...] = ()
     raw: bool = False
     top: int = 0
     sampler: Sampler | None = None
@@ -55,14 +54,12 @@ class RowMaker:
     def __call__(self, index: int, request: Request) -> Row:
         """A row, or :class:`LensError` for the first thing that is wrong with its request."""
         common = self.common
-        sampling = common.sampling if request.sampling is None else check_sampling(request.sampling)
+        sampling = _own(request, common.sampling)
         raw = common.raw if request.raw is None else request.raw
         prompt = self.tokens.prompt(request.prompt, raw=raw)
         entries = common.entries
         if request.interventions is not None:
             entries = tuple(Entry(self.registry, checked(item, self.registry)) for item in request.interventions)
-        stop = _texts(common.stop if request.stop is None else request.stop, self.tokens)
-        stop_ids = common.stop_ids if request.stop_ids is None else request.stop_ids
         sampler = self.common.sampler or (self.greedy if sampling.temp == 0.0 else None)
         return Row(
             index=index,
@@ -70,11 +67,9 @@ class RowMaker:
             sampling=sampling,
             sampler=sampler or make_sampler(sampling, self.registry.decoder.vocab_size),
             processors=make_processors(sampling, common.processors),
-            stops=Stops(stop),
-            stop_ids=self.tokens.stops | frozenset(self.tokens.check(stop_ids) if stop_ids else ()),
-            detokenizer=self.tokens.detokenizer(prompt.ids[-1]),
             interventions=tuple(entry.item for entry in entries if isinstance(entry.item, Intervention)),
             top=common.top,
+            **writing_options(self.tokens, sampling, prompt.ids[-1]),
         )
 
 
@@ -130,21 +125,12 @@ def _common(entries: tuple[Entry, ...], sampling: Sampling | None, options: dict
     settings = settings_from(sampling, options)
     processors = [*penalties_from(options), *(options.pop("logits_processors", None) or ())]
     own = {name: options.pop(name) for name in ("raw", "top", "sampler") if name in options}
-    stop = options.pop("stop", None) or ()
-    return Common(
-        entries,
-        settings,
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        stop_ids=tuple(options.pop("stop_ids", None) or ()),
-        processors=tuple(processors),
-        **own,
-    )
+    return Common(entries, settings, processors=tuple(processors), **own)
 
 
-def _texts(stop: Sequence[str], tokens: Tokens) -> tuple[str, ...]:
-    texts = (stop,) if isinstance(stop, str) else tuple(stop)
-    if not all(isinstance(text, str) and text for text in texts):
-        raise LensError("A stop text is empty or no text.", "Give texts of at least one character.")
-    if texts and tokens.tokenizer is None:
-        raise LensError("This model was given without a tokenizer, so it makes no text to stop at.", "Use stop_ids.")
-    return texts
+def _own(request: Request, common: Sampling) -> Sampling:
+    """A prompt's settings with the stops that hold for it: its own, its settings', or the batch's."""
+    own = common if request.sampling is None else request.sampling
+    stop = (own.stop or common.stop) if request.stop is None else request.stop
+    stop_ids = (own.stop_ids or common.stop_ids) if request.stop_ids is None else request.stop_ids
+    return check_sampling(replace(own, stop=stop, stop_ids=stop_ids))

@@ -14,17 +14,8 @@ from .meter import Meter
 from .positions import reach
 from .program import Key
 from .registry import Entry, Plan
-from .tokens import Detokenizer, Tokens
-
-
-@dataclass
-class _Row:
-    """What one arm has come to."""
-
-    detokenizer: Detokenizer
-    ids: list[int] = field(default_factory=list)
-    text: str = ""
-    reason: str | None = None
+from .stops import Writing, writing_options
+from .tokens import Tokens
 
 
 @dataclass
@@ -38,7 +29,7 @@ class _Progress:
     decoder: RowDecoder
     tokens: Tokens
     names: tuple[str, ...]
-    rows: list[_Row]
+    rows: list[Writing]
     keys: set[Key] = field(default_factory=set)
 
     @property
@@ -53,24 +44,16 @@ class _Progress:
         self.keys = set(keys)
 
     def emit(self, step: Step) -> Iterator[Token | ArmEnd]:
-        limit = self.decoder.options.sampling.max_tokens
         baseline = self.decoder.options.baseline
-        alive = [index for index, row in enumerate(self.rows) if row.reason is None]
+        alive = [index for index, row in enumerate(self.rows) if not row.reason]
         with_kl = baseline is not None and baseline in alive
         for index in alive:
-            row, token = self.rows[index], step.ids[index]
-            row.ids.append(token)
-            stop = token in self.tokens.stops
-            last = stop or len(row.ids) >= limit
-            text = _next_text(row, token, stop=stop, last=last)
-            row.text += text
-            if last:
-                row.reason = "stop" if stop else "length"
+            text = self.rows[index].write(step.ids[index])
             kl = max(0.0, step.kl[index]) if with_kl and step.kl is not None else None
             yield self.token(index, step, text, kl)
         for index in alive:
             row = self.rows[index]
-            if row.reason is not None:
+            if row.reason:
                 yield ArmEnd(index, row.reason, len(row.ids), row.text, self.doses(index))
 
     def token(self, index: int, step: Step, text: str, kl: float | None) -> Token:
@@ -132,15 +115,6 @@ class _Progress:
         self.hold(set())
 
 
-def _next_text(row: _Row, token: int, *, stop: bool, last: bool) -> str:
-    """What a token adds to the text; the end-of-text token adds only what was held back."""
-    if not stop:
-        row.detokenizer.add_token(token)
-    if last:
-        row.detokenizer.finalize()
-    return row.detokenizer.last_segment
-
-
 def _events(progress: _Progress) -> Generator[Token | ArmEnd]:
     """The events of a run; proxies are up from the first request to the end, however it ends."""
     progress.hold(progress.plan.keys)
@@ -162,7 +136,8 @@ class Rows:
     """
 
     def __init__(self, decoder: RowDecoder, tokens: Tokens, names: Sequence[str]) -> None:
-        rows = [_Row(tokens.detokenizer(decoder.ids[-1])) for _ in names]
+        sampling = decoder.options.sampling
+        rows = [Writing(**writing_options(tokens, sampling, decoder.ids[-1])) for _ in names]
         self._progress = _Progress(decoder, tokens, tuple(names), rows)
         self._progress.check_reach()
         self._events = _events(self._progress)
@@ -239,7 +214,7 @@ class Generation(Rows, Iterator[Token]):
     @property
     def reason(self) -> str | None:
         """Why it ended: ``stop``, ``length``, ``stopped``; ``None`` while it goes on."""
-        return self._progress.rows[0].reason
+        return self._progress.rows[0].reason or None
 
     @property
     def dose(self) -> tuple[Dose, ...]:

@@ -288,7 +288,8 @@ class LensModel(BatchMethods):
         ``prompt`` is a text (through the chat template if there is one, unless
         ``raw``), chat messages or token ids. ``options`` are mlx-lm's sampling
         options by name (``max_tokens``, ``temp`` or ``temperature``, ``top_p``,
-        ``min_p``, ``top_k``, ``seed``, the penalties and ``logit_bias``), ``sampler``,
+        ``min_p``, ``top_k``, ``seed``, the penalties and ``logit_bias``), ``stop`` (a text,
+        or several, that end it and are left out of it), ``stop_ids`` (token ids), ``sampler``,
         ``logits_processors``, ``max_kv_size``, ``kv_bits``, ``prefill_step_size`` and
         ``progress(done, total)``.
         ``interventions`` replace those of the blocks around the call, which hold
@@ -335,7 +336,8 @@ class LensModel(BatchMethods):
         is put in front. All arms see the same prompt and draw from the same random
         numbers. In a float32 model each greedy row equals what its arm gives alone;
         in lower precision a batch may round differently from a single row, which
-        can change a token where two are nearly tied.
+        can change a token where two are nearly tied. ``options`` are those of
+        :meth:`stream`; a stop ends the arm that comes to it, the others go on.
         """
         if self._registry.ambient()[0]:
             raise LensError("compare was called inside a steer block.", "Give the steering as an arm instead.")

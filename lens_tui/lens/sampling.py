@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import mlx.core as mx
@@ -15,7 +15,7 @@ LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 
 
 def settings_from(sampling: Sampling | None, options: dict[str, Any]) -> Sampling:
-    """Settings from a record, changed by options of mlx-lm's names (``temperature`` is ``temp``); takes those out."""
+    """Settings from a record, changed by options of its fields' names (``temperature``: ``temp``); takes those out."""
     if "temperature" in options:
         options["temp"] = options.pop("temperature")
     names = [field.name for field in fields(Sampling)]
@@ -29,7 +29,10 @@ def settings_from(sampling: Sampling | None, options: dict[str, Any]) -> Samplin
 
 
 def check_sampling(sampling: Sampling) -> Sampling:
-    """The settings, or :class:`LensError` for the first that cannot be."""
+    """The settings, a single stop or a list of them as a tuple, or :class:`LensError` for the first that cannot be."""
+    sampling = replace(sampling, stop=_several(sampling.stop, str), stop_ids=_several(sampling.stop_ids, int))
+    if not all(isinstance(text, str) and text for text in sampling.stop):
+        raise LensError("A stop text is empty or no text.", "Give texts of at least one character.")
     tests = {
         "max_tokens": sampling.max_tokens >= 1,
         "temp": 0.0 <= sampling.temp < float("inf"),
@@ -44,6 +47,10 @@ def check_sampling(sampling: Sampling) -> Sampling:
         if not good:
             raise LensError(f"The sampling option {name} cannot be {getattr(sampling, name)!r}.")
     return sampling
+
+
+def _several(value: Any, kind: type) -> tuple[Any, ...]:
+    return (value,) if isinstance(value, kind) else tuple(value)
 
 
 def make_sampler(sampling: Sampling, vocab_size: int) -> Sampler:

@@ -15,9 +15,9 @@ class Request:
     """One prompt of a batch with what is its own.
 
     ``prompt`` is a text (through the chat template if there is one, unless ``raw``),
-    chat messages or token ids. What is ``None`` is as the batch has it. ``stop``
-    holds texts that end the row and are left out of its text, ``stop_ids`` token
-    ids that end it beside the tokenizer's own.
+    chat messages or token ids. What is ``None`` is as the batch has it. ``stop`` and
+    ``stop_ids`` go before those of ``sampling``; where neither says any, those of the
+    batch hold, and an empty tuple here means none.
     """
 
     prompt: str | Sequence[int] | Sequence[Mapping[str, str]]

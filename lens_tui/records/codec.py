@@ -117,8 +117,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return None if value is None and type(None) in get_args(hint) else _array(value, where)
     if hint == tuple[Intervention, ...]:
         return tuple(intervention_from_json(item) for item in _list(value, where))
-    if hint == tuple[int, ...]:
-        return tuple(_value(int, item, where) for item in _list(value, where))
+    if hint in (tuple[int, ...], tuple[str, ...]):
+        return tuple(_value(get_args(hint)[0], item, where) for item in _list(value, where))
     if "Mapping" in str(hint):
         return dict(_mapping(value, where))
     return _plain(hint, value, where)

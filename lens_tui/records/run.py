@@ -60,7 +60,10 @@ class Dose:
 
 @dataclass(frozen=True, slots=True)
 class ArmEnd:
-    """An arm ended: ``reason`` is ``stop`` (end of text), ``length`` or ``stopped`` (by the caller)."""
+    """An arm ended.
+
+    ``reason`` is ``stop`` (end of text, or a stop that was asked for), ``length`` or ``stopped`` (by the caller).
+    """
 
     arm: int
     reason: str

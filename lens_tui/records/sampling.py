@@ -12,6 +12,8 @@ class Sampling:
     ``seed`` makes a run repeatable: with the same settings, model, machine and
     batch shape the same tokens come out. Every arm of a comparison draws from
     the same random numbers, so that texts differ by the intervention alone.
+    ``stop`` are texts that end a row and are left out of it, however they are cut
+    into tokens; ``stop_ids`` are token ids that end it beside the tokenizer's own.
     """
 
     max_tokens: int = 128
@@ -22,3 +24,5 @@ class Sampling:
     repetition_penalty: float = 0.0
     repetition_context_size: int = 20
     seed: int = 0
+    stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()

@@ -34,6 +34,16 @@ def test_compare_prints_one_json_value_with_every_arm() -> None:
     assert base["token_ids"][steered["parts_at"]] != steered["token_ids"][steered["parts_at"]]
 
 
+def test_compare_stops_at_a_text() -> None:
+    arguments = ["compare", "The old man opened the door and", "--max-tokens", "12", "--json"]
+    whole = json.loads(run(*arguments).stdout)["arms"][0]["text"]
+    stop = whole[9:13]
+    result = json.loads(run(*arguments, "--stop", "never this", "--stop", stop).stdout)
+    assert result["arms"][0]["text"] == whole[: whole.index(stop)]
+    assert result["arms"][0]["reason"] == "stop"
+    assert result["sampling"]["stop"] == ["never this", stop]
+
+
 def test_compare_streams_a_line_for_each_token_and_the_same_run_at_the_end() -> None:
     arguments = ["compare", "Once", "-a", "random:3@4*20", "--max-tokens", "4", "--json"]
     lines = [json.loads(line) for line in run(*arguments, "--stream").stdout.splitlines()]

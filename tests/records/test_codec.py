@@ -79,9 +79,18 @@ def test_every_kind_is_covered() -> None:
 def test_arms_and_sampling_come_back() -> None:
     arm = Arm("all", tuple(EVERY))
     assert same(arm_from_json(through(arm)), arm)
-    sampling = Sampling(max_tokens=7, temp=0.7, seed=3)
+    sampling = Sampling(max_tokens=7, temp=0.7, seed=3, stop=("\n\n", "End"), stop_ids=(2, 9))
     assert sampling_from_json(through(sampling)) == sampling
     assert sampling_from_json({}) == Sampling()
+
+
+def test_settings_written_before_there_were_stops_are_read() -> None:
+    old = {"max_tokens": 7, "temp": 0.5, "top_p": 0.0, "min_p": 0.0, "top_k": 0}
+    old |= {"repetition_penalty": 0.0, "repetition_context_size": 20, "seed": 3}
+    assert sampling_from_json(old) == Sampling(max_tokens=7, temp=0.5, seed=3)
+    for wrong in ("End", ["End", 3], [None]):
+        with pytest.raises(LensError, match=r"Sampling\.stop"):
+            sampling_from_json({"stop": wrong})
 
 
 @given(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,15 @@ def test_a_comparison_is_the_librarys(loaded: Driver, tiny: Path) -> None:
     np.testing.assert_allclose([e.dose or 0 for e in of(events, ev.ArmDone)], [e.dose or 0 for e in ends], rtol=1e-5)
     assert [t.scales for t in ours[:3]] == [(), (("a", 4.0),), (("a", -4.0),)]
     assert of(events, ev.Speed)[-1].steps == max(t.index for t in ours) + 1
+
+
+def test_an_arm_ends_at_a_stop_text(loaded: Driver) -> None:
+    whole = "".join(token.text for token in of(loaded.done(jobs.Compare(PROMPT, (), SAMPLING)), ev.TokenEvent))
+    stop = whole[5:8]
+    sampling = replace(SAMPLING, stop=("never this", stop))
+    events = loaded.done(jobs.Compare(PROMPT, (), sampling))
+    assert "".join(token.text for token in of(events, ev.TokenEvent)) == whole[: whole.index(stop)]
+    assert only(events, ev.ArmDone).reason == "stop"
 
 
 def test_a_run_begins_with_its_prompt(loaded: Driver) -> None:
