@@ -17,7 +17,7 @@ from .dose_curves import curve
 from .interventions import FeatureSource
 from .measures_text import degeneration
 from .measures_texts import FEW_TEXTS
-from .scores import Plan, Score, score
+from .scores import Plan, Score, Unsteered, score, unsteered
 
 if TYPE_CHECKING:
     from .model import LensModel
@@ -83,14 +83,17 @@ def dose_response(
     plans = [scaled(interventions, scale) for scale in ordered]
     run = _generate(lens, prompt, plans, sampling, raw, options)
     on_baseline, on_own = _scores(lens, prompt, run, plans, raw)
-    losses = measures.delta_losses(lens, plans, texts=texts, seed=seed)
+    items = measures.items_of(lens, texts, plans)
+    known = unsteered(lens, items)
+    losses = measures.losses_of(score(lens, items, known), seed)
     backs = _read_backs(lens, prompt, run, probe, raw)
     points = [
         _point(scale, run, row + 1, losses[row], on_baseline[row], on_own[row], backs[row + 1])
         for row, scale in enumerate(ordered)
     ]
     if controls:
-        points = _with_controls(lens, prompt, run, interventions, points, controls, texts, raw, seed)
+        held = _Held(lens, prompt, run, texts, known, raw, seed)
+        points = _with_controls(held, interventions, points, controls)
     response = DoseResponse(
         tuple(points),
         run.texts[0],
@@ -161,23 +164,30 @@ def _read_backs(
     return [measures.read_back(lens, prompt, ids, *where, site=probe.site, raw=raw) for ids in run.ids]
 
 
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """What steerings are held against: the baseline's continuation, and texts with what is known of them unsteered."""
+
+    lens: LensModel
+    prompt: Prompt
+    run: _Run
+    texts: Sequence[Prompt]
+    known: Unsteered
+    raw: bool
+    seed: int
+
+
 def _with_controls(
-    lens: LensModel,
-    prompt: Prompt,
-    run: _Run,
-    interventions: Sequence[Intervention],
-    points: Sequence[DosePoint],
-    k: int,
-    texts: Sequence[Prompt],
-    raw: bool,
-    seed: int,
+    held: _Held, interventions: Sequence[Intervention], points: Sequence[DosePoint], k: int
 ) -> list[DosePoint]:
     """The points with loss and KL of the sign turned and of ``k`` random directions, the same ones at each scale."""
-    flipped, drawn = measures.controls(interventions, k, seed)
+    lens = held.lens
+    flipped, drawn = measures.controls(interventions, k, held.seed)
     others = [*drawn, *([flipped] if flipped is not None else [])]
     plans = [scaled(other, point.scale) for point in points for other in others]
-    losses = [loss.delta for loss in measures.delta_losses(lens, plans, texts=texts, seed=seed)]
-    item = measures.continued(lens, prompt, run.ids[0], tuple(plans), raw=raw)
+    scores = score(lens, measures.items_of(lens, held.texts, plans), held.known)
+    losses = [loss.delta for loss in measures.losses_of(scores, held.seed)]
+    item = measures.continued(lens, held.prompt, held.run.ids[0], tuple(plans), raw=held.raw)
     kls = [measures.divergence_of(one).mean_forward for one in score(lens, [item])[0]]
     made = []
     for at, point in enumerate(points):

@@ -19,7 +19,7 @@ from lens_tui.records.measures import Controlled, DeltaLoss, Divergence, ReadBac
 from .interventions import FeatureSource
 from .measures_texts import LOSS_TEXTS
 from .rows import as_float, read_rows
-from .scores import Array, Item, Score, score
+from .scores import Item, Score, score, unsteered
 
 if TYPE_CHECKING:
     from .model import LensModel
@@ -52,8 +52,12 @@ def delta_losses(
     texts: Sequence[Prompt] = LOSS_TEXTS,
     seed: int = 0,
 ) -> list[DeltaLoss]:
-    """As :func:`delta_loss`, for several steerings in the rows of the same batches."""
-    return losses_of(score(lens, items_of(lens, texts, plans), base_of(lens, texts)), seed)
+    """As :func:`delta_loss`, for several steerings in the rows of the same batches.
+
+    The layers below the first one that any of them acts at are computed once a text.
+    """
+    items = items_of(lens, texts, plans)
+    return losses_of(score(lens, items, unsteered(lens, items)), seed)
 
 
 def items_of(lens: LensModel, texts: Sequence[Prompt], plans: Sequence[tuple[Intervention, ...]]) -> list[Item]:
@@ -61,12 +65,6 @@ def items_of(lens: LensModel, texts: Sequence[Prompt], plans: Sequence[tuple[Int
     if not texts:
         raise LensError("A loss needs at least one text.", "Give texts=.")
     return [Item(lens.tokens.prompt(text, raw=True).ids, tuple(plans)) for text in texts]
-
-
-def base_of(lens: LensModel, texts: Sequence[Prompt]) -> list[Array]:
-    """The unsteered NLL of each text's tokens: computed once for all steerings that are held against it."""
-    nothing = [np.zeros(0)] * len(texts)
-    return [only.nll for (only,) in score(lens, items_of(lens, texts, [()]), nothing)]
 
 
 def losses_of(scores: Sequence[Sequence[Score]], seed: int = 0) -> list[DeltaLoss]:

@@ -104,13 +104,22 @@ class Plan:
         return self._print[1]
 
 
+@dataclass(frozen=True, eq=False)
+class Resume:
+    """Where a forward goes on from what is known: a site, and (rows, tokens, width) there before interventions."""
+
+    key: Key
+    hidden: mx.array
+
+
 @dataclass(eq=False)
 class Run:
     """A generation, comparison or loss in progress: its plan and what its forwards are told.
 
     ``offset``, ``row_spans`` and ``real`` are for batches of different prompts, whose
     places are counted by who runs them: see :class:`~.positions.Where`. ``fork`` is
-    how many rows a forward of one row becomes at the first site that is touched.
+    how many rows a forward of one row becomes at the first site that is touched;
+    ``resume`` what takes the place of a site's tensor, so that nothing below is computed.
     """
 
     registry: Registry
@@ -123,6 +132,7 @@ class Run:
     row_spans: tuple[Spans | None, ...] | None = None
     real: mx.array | None = None
     fork: int = 0
+    resume: Resume | None = None
 
 
 @dataclass(eq=False)
@@ -136,6 +146,7 @@ class _Forward:
     called: set[Key] = field(default_factory=set)
     passes: dict[int, int] = field(default_factory=dict)
     fork: int = 0
+    resume: Resume | None = None
 
 
 _AMBIENT: ContextVar[tuple[Entry | Recorder, ...]] = ContextVar("lens_ambient", default=())
@@ -257,7 +268,7 @@ class Registry:
             entries, recorders = self.ambient()
             own = None
         run = own or Run(self, Plan((entries,), recorders))
-        if not run.plan.keys:
+        if not run.plan.keys and run.resume is None:
             return call(*args, **kwargs)
         forward = self._begin(run, own, args, kwargs)
         self._local.forward = forward
@@ -284,7 +295,7 @@ class Registry:
         recorders = tuple(recorder for recorder in run.plan.recorders if recorder.active)
         for recorder in recorders:
             recorder.begin(own, starts=not caches or (isinstance(offset, int) and offset == 0))
-        return _Forward(where, self.programs(run.plan), recorders, run.meter, fork=run.fork)
+        return _Forward(where, self.programs(run.plan), recorders, run.meter, fork=run.fork, resume=run.resume)
 
     def programs(self, plan: Plan) -> dict[Key, Program]:
         """The plan's programs by site, built once for each state of the plan."""
@@ -329,6 +340,8 @@ class Registry:
 
     def _at(self, forward: _Forward, key: Key, h: mx.array) -> mx.array:
         forward.called.add(key)
+        if forward.resume is not None and forward.resume.key == key:
+            h = forward.resume.hidden
         program = forward.programs.get(key)
         if program is not None and program.steps:
             if forward.fork and h.shape[0] == 1:

@@ -18,9 +18,10 @@ from lens_tui.records import FloatArray, Intervention, LensError
 from .capture import CaptureResult
 from .checks import checked
 from .meter import Meter
+from .packing import pack
 from .program import Key, Program
 from .proxy import first_of
-from .registry import Entry, Plan, Recorder, Run
+from .registry import Entry, Plan, Recorder, Resume, Run
 
 if TYPE_CHECKING:
     from .model import LensModel
@@ -41,12 +42,14 @@ def forward_rows(
     *,
     spans: tuple[Span, ...] | None = None,
     meter: Meter | None = None,
+    resume: Resume | None = None,
 ) -> mx.array:
     """Logits ``(rows, longest, vocabulary)``, lazy; what holds in blocks around the call is left out.
 
     ``plans`` has one sequence of interventions for every row, or one for all.
     ``n_prompt`` says where each row's prompt ends (by default at its end), ``spans`` which chat
-    roles all rows share. Raises :class:`LensError` for interventions that had to move a row and did not.
+    roles all rows share, ``resume`` where the forward goes on from what is known already. Raises :class:`LensError` for
+    interventions that had to move a row and did not.
     """
     registry = lens.registry
     entries = [[Entry(registry, checked(item, registry)) for item in plan] for plan in plans]
@@ -54,13 +57,14 @@ def forward_rows(
     ids = mx.array(_padded(rows))
     ends = mx.array(np.asarray(n_prompt if n_prompt is not None else [len(row) for row in rows], np.int32))
     meter = meter or (Meter() if any(entries) else None)
-    run = Run(registry, plan, ends, spans, meter)
-    registry.need(plan.keys)
+    run = Run(registry, plan, ends, spans, meter, resume=resume)
+    keys = plan.keys if resume is None else plan.keys | {resume.key}
+    registry.need(keys)
     try:
         with registry.running(run):
             logits: mx.array = first_of(registry.decoder.root(ids))
     finally:
-        registry.release(plan.keys)
+        registry.release(keys)
     if meter is not None:
         _check_moved(registry.programs(plan), meter)
     return logits
@@ -80,15 +84,7 @@ def read_rows(lens: LensModel, rows: Sequence[Ids], keys: Sequence[Key]) -> Iter
 
 def in_batches(lengths: Sequence[int], per_token: int, *, most: int = MAX_LOGITS) -> Iterator[list[int]]:
     """Row numbers in batches of similar length: little is padded, and no forward holds more than ``most`` numbers."""
-    order = sorted(range(len(lengths)), key=lambda at: (lengths[at], at))
-    batch: list[int] = []
-    for at in order:
-        if batch and (len(batch) >= MAX_ROWS or (len(batch) + 1) * lengths[at] * per_token > most):
-            yield batch
-            batch = []
-        batch.append(at)
-    if batch:
-        yield batch
+    yield from pack(lengths, [1] * len(lengths), most_rows=MAX_ROWS, most_tokens=most // per_token)
 
 
 def as_float(array: mx.array) -> FloatArray:

@@ -2,12 +2,15 @@
 
 A text and its steerings are one group of rows: the unsteered row and one row for
 each steering, with coefficients of their own. Groups of similar length share a forward.
+What lies below the first steered site is computed once a text, not once a row; and what
+does not depend on the steering at all can be computed once for many calls.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -16,6 +19,10 @@ from numpy.typing import NDArray
 
 from lens_tui.records import Intervention, LensError
 
+from .below import Below, first_site, fits, reaches_behind, spread_over
+from .capture import CaptureResult
+from .packing import pack
+from .registry import Resume
 from .rows import MAX_LOGITS, MAX_ROWS, forward_rows
 
 if TYPE_CHECKING:
@@ -47,13 +54,24 @@ class Score:
     reverse: Array
 
 
-def score(lens: LensModel, items: Sequence[Item], base: Sequence[Array] | None = None) -> list[list[Score]]:
+@dataclass(frozen=True, eq=False)
+class Unsteered:
+    """What does not depend on a steering: each item's unsteered NLL, and where forwards may resume.
+
+    ``nll`` is ``None`` where it is not known: unsteered rows are then run beside the steered ones.
+    """
+
+    nll: list[Array] | None = None
+    below: Below | None = None
+
+
+def score(lens: LensModel, items: Sequence[Item], known: Unsteered | None = None) -> list[list[Score]]:
     """For each item one :class:`Score` a plan; float32 log-softmax.
 
-    ``base`` holds the unsteered NLL of each item where it is known: then no unsteered rows are run, and
-    there is no KL.
+    Where the unsteered NLL is ``known``, no unsteered rows are run and there is no KL.
     """
-    lead: list[Plan] = [()] if base is None else []
+    known = known or Unsteered()
+    lead: list[Plan] = [()] if known.nll is None else []
     found: list[list[Score]] = [[] for _ in items]
     for at, item in enumerate(items):
         _check(item, at)
@@ -64,13 +82,71 @@ def score(lens: LensModel, items: Sequence[Item], base: Sequence[Array] | None =
             rows += [item.ids] * (len(lead) + len(chosen))
             plans += [*lead, *chosen]
             ends += [item.n_prompt] * (len(lead) + len(chosen))
-        logits = forward_rows(lens, rows, plans, ends, spans=items[batch[0][0]].spans)
+        resume = _resume(lens, rows, plans, known.below)
+        logits = forward_rows(lens, rows, plans, ends, spans=items[batch[0][0]].spans, resume=resume)
         start = 0
         for at, chosen in batch:
             stop = start + len(lead) + len(chosen)
-            found[at] += _scores(logits[start:stop], items[at], None if base is None else base[at])
+            found[at] += _scores(logits[start:stop], items[at], None if known.nll is None else known.nll[at])
             start = stop
     return found
+
+
+def unsteered(lens: LensModel, items: Sequence[Item], *, with_nll: bool = True) -> Unsteered:
+    """What is known of items before they are scored, for as many calls of :func:`score` as there will be.
+
+    Those calls may have other plans, of other scales say. Residuals too large to be kept are left out, and
+    computed in each batch. ``with_nll=False`` leaves the NLL out.
+    """
+    key = first_site(lens.registry, (plan for item in items for plan in item.plans))
+    if key is not None and not fits(lens.registry.decoder, {item.ids for item in items}):
+        key = None
+    reading = _Reading(lens, key)
+    plain = [Item(item.ids, ((),), item.n_prompt, item.spans) for item in items]
+    if with_nll or key is not None:
+        for at, item in enumerate(plain if with_nll else ()):
+            _check(item, at)
+        for batch in _batches(plain, lens.registry.decoder.vocab_size, 0):
+            reading.read([(at, plain[at]) for at, _ in batch], with_nll=with_nll)
+    nll = [reading.nll[at] for at in range(len(items))] if with_nll else None
+    return Unsteered(nll, None if key is None else Below(key, reading.residuals))
+
+
+@dataclass(eq=False)
+class _Reading:
+    """Texts read without steering, a batch at a time."""
+
+    lens: LensModel
+    key: tuple[int, str] | None
+    nll: dict[int, Array] = field(default_factory=dict)
+    residuals: dict[tuple[int, ...], mx.array] = field(default_factory=dict)
+
+    def read(self, batch: Sequence[tuple[int, Item]], *, with_nll: bool) -> None:
+        rows = [item.ids for _, item in batch]
+        recorders = () if self.key is None else (CaptureResult(self.lens.registry, (self.key,), by_site=True),)
+        logits = forward_rows(self.lens, rows, recorders=recorders)
+        for recorder in recorders:
+            hidden = recorder[recorder.places[0]]
+            self.residuals |= {row: hidden[at, : len(row)] for at, row in enumerate(rows)}
+        for place, (at, item) in enumerate(batch):
+            if with_nll:
+                (only,) = _scores(logits[place : place + 1], item, np.zeros(0))
+                self.nll[at] = only.nll
+
+
+def _resume(
+    lens: LensModel, rows: Sequence[tuple[int, ...]], plans: Sequence[Plan], below: Below | None
+) -> Resume | None:
+    """Where the forward of a batch resumes: what lies below is known, or computed here once for each text in it."""
+    if below is not None and not reaches_behind(lens.registry, plans, below.key):
+        return below.resume(rows)
+    distinct = list(dict.fromkeys(rows))
+    key = first_site(lens.registry, plans) if len(distinct) < len(rows) else None
+    if key is None:
+        return None
+    read = CaptureResult(lens.registry, (key,), by_site=True)
+    forward_rows(lens, distinct, recorders=(read,))
+    return spread_over(key, read[key], distinct, rows)
 
 
 def _check(item: Item, at: int) -> None:
@@ -84,22 +160,18 @@ def _check(item: Item, at: int) -> None:
 
 
 def _batches(items: Sequence[Item], vocabulary: int, lead: int) -> Iterator[list[tuple[int, tuple[Plan, ...]]]]:
-    """Groups of rows in batches: items of one chat layout, by length, plans cut where one item has too many."""
-    order = sorted(range(len(items)), key=lambda at: (repr(items[at].spans), len(items[at].ids), at))
-    batch: list[tuple[int, tuple[Plan, ...]]] = []
-    rows = 0
-    for at in order:
-        item = items[at]
-        most = max(1 + lead, min(MAX_ROWS, MAX_LOGITS // (len(item.ids) * vocabulary)))
-        for start in range(0, len(item.plans), most - lead):
-            chosen = item.plans[start : start + most - lead]
-            if batch and (rows + lead + len(chosen) > most or items[batch[-1][0]].spans != item.spans):
-                yield batch
-                batch, rows = [], 0
-            batch.append((at, chosen))
-            rows += lead + len(chosen)
-    if batch:
-        yield batch
+    """Groups of rows in batches: items of one chat layout, of similar length, plans cut where one item has too many."""
+    layouts = sorted(range(len(items)), key=lambda at: repr(items[at].spans))
+    for _, alike in itertools.groupby(layouts, key=lambda at: repr(items[at].spans)):
+        groups: list[tuple[int, tuple[Plan, ...]]] = []
+        for at in alike:
+            item = items[at]
+            most = max(1 + lead, min(MAX_ROWS, MAX_LOGITS // (len(item.ids) * vocabulary))) - lead
+            groups += [(at, item.plans[start : start + most]) for start in range(0, len(item.plans), most)]
+        lengths = [len(items[at].ids) for at, _ in groups]
+        rows = [lead + len(chosen) for _, chosen in groups]
+        for batch in pack(lengths, rows, most_rows=MAX_ROWS, most_tokens=MAX_LOGITS // vocabulary):
+            yield [groups[place] for place in batch]
 
 
 def _scores(logits: mx.array, item: Item, base: Array | None) -> list[Score]:

@@ -1,4 +1,4 @@
-"""Find the scale that reaches a target: bracket it by doubling, then divide the bracket in log scale."""
+"""Find the scale that reaches a target: bracket it by doubling, then close in on it by interpolation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .dose_curves import curve
 from .measures_texts import FEW_TEXTS
 from .meter import Meter
 from .rows import forward_rows
-from .scores import Plan, score
+from .scores import Item, Plan, score, unsteered
 from .vectors import residual_norm
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 Quantity = Literal["delta_loss", "kl", "relative_norm"]
 TARGETS: dict[str, float] = {"delta_loss": 0.3, "kl": 1.0, "relative_norm": 0.1}
-AT_ONCE = 4
-INNER = 3
 _START = 0.05
 Evaluate = Callable[[Sequence[float]], list[float]]
 
@@ -50,13 +48,14 @@ def find_scale(
     ``delta_loss``: steered minus unsteered mean NLL of ``texts`` (16 by default), +0.3 nat unless ``target`` says
     otherwise. ``kl``: mean D(base || steered) over the first 20 tokens of the unsteered greedy continuation of each
     text, 1 nat. ``relative_norm``: measured mean ``||delta h|| / ||h||``, after rounding, 0.1. Scales are doubled
-    from ``start`` (by default 5 % of the residual norm), four at a time as rows of one batch, until the target is
-    passed, and the bracket is then divided into quarters in log scale until it is narrower than ``tolerance`` or
-    the value is within ``tolerance`` of the target. The first crossing counts: a curve that turns back is followed
+    from ``start`` (by default 5 % of the residual norm), several at a time as rows of one batch, until the target is
+    passed. The bracket is then cut where a power law through its ends meets the target (in its middle, if the
+    last cut took less than half of it away), until it is narrower than ``tolerance`` or the value is within
+    ``tolerance`` of the target. The first crossing counts: a curve that turns back is followed
     no further, and ``curve.reversals`` says where it did. With ``hold_out`` the scale is chosen on every other text
     and the value on the rest reported. A target that no scale up to ``limit`` reaches, or that the smallest is
     above already, gives ``reached=False``, not an error. Records of scale 1 make the factor absolute; a negative
-    scale searches the other direction.
+    scale searches the other direction. Layers below the first steered one are computed once, not once a scale.
     """
     if quantity not in get_args(Quantity):
         raise LensError(f"There is no quantity {quantity!r} to search for.", f"Use one of {', '.join(TARGETS)}.")
@@ -93,9 +92,9 @@ def _bracket(
     evaluate: Evaluate, goal: float, first: float, limit: float, seen: dict[float, float]
 ) -> tuple[float, float] | None:
     """Neighbouring scales, the lower below the goal and the upper at or above it; ``None`` up to the limit."""
-    below, start = 0.0, first
+    below, start, count = 0.0, first, _at_once()
     while True:
-        scales = [min(start * 2.0**step, limit) for step in range(AT_ONCE)]
+        scales = [min(start * 2.0**step, limit) for step in range(count)]
         scales = list(dict.fromkeys(scales))
         seen.update(_tried(evaluate, scales))
         for scale in scales:
@@ -109,8 +108,9 @@ def _bracket(
 
 def _downwards(evaluate: Evaluate, goal: float, high: float, seen: dict[float, float]) -> tuple[float, float]:
     """The first scale is too large already: halve until one is below the goal, twelve times at most."""
-    for _ in range(3):
-        scales = [high / 2.0**step for step in range(1, AT_ONCE + 1)]
+    count = _at_once()
+    for _ in range(12 // count):
+        scales = [high / 2.0**step for step in range(1, count + 1)]
         seen.update(_tried(evaluate, scales))
         for scale in scales:
             if seen[scale] < goal:
@@ -122,14 +122,35 @@ def _downwards(evaluate: Evaluate, goal: float, high: float, seen: dict[float, f
 def _narrow(
     evaluate: Evaluate, goal: float, bracket: tuple[float, float], tolerance: float, seen: dict[float, float]
 ) -> tuple[float, float]:
+    """A bracket within the tolerance, by interpolation that falls back on bisection: at most twice its steps."""
     low, high = bracket
+    slow = False
     while high / low > 1 + tolerance and min(abs(seen[at] - goal) for at in (low, high)) > tolerance * goal:
-        inner = [low * (high / low) ** (step / (INNER + 1)) for step in range(1, INNER + 1)]
-        seen.update(_tried(evaluate, inner))
-        edges = [low, *inner, high]
-        upper = next(at for at in range(1, len(edges)) if at == len(edges) - 1 or seen[edges[at]] >= goal)
-        low, high = edges[upper - 1], edges[upper]
+        width = math.log(high / low)
+        cut = low * math.exp(width * (0.5 if slow else _share(low, high, seen[low], seen[high], goal)))
+        seen.update(_tried(evaluate, [cut]))
+        low, high = (low, cut) if seen[cut] >= goal else (cut, high)
+        slow = math.log(high / low) > width / 2
     return low, high
+
+
+def _share(low: float, high: float, below: float, above: float, goal: float) -> float:
+    """How far up a bracket, in log scale, the goal is: by a power law where both values allow one, else by a line.
+
+    Never in the outermost hundredth, so that each step takes something away; the middle where a value has no number.
+    """
+    if not math.isfinite(above):
+        return 0.5
+    if below > 0:
+        share = math.log(goal / below) / math.log(above / below)
+    else:
+        share = math.log((low + (high - low) * (goal - below) / (above - below)) / low) / math.log(high / low)
+    return min(max(share, 0.01), 0.99)
+
+
+def _at_once() -> int:
+    """Scales to try in one batch: on a GPU more rows cost next to nothing, on a CPU each row costs its time."""
+    return 4 if mx.default_device().type == mx.gpu else 2
 
 
 def _tried(evaluate: Evaluate, scales: Sequence[float]) -> dict[float, float]:
@@ -146,13 +167,15 @@ def _evaluator(
 
         def losses(scales: Sequence[float]) -> list[float]:
             plans = [scaled(interventions, at) for at in scales]
-            return [loss.delta for loss in measures.losses_of(score(lens, measures.items_of(lens, texts, plans), base))]
+            return [
+                loss.delta for loss in measures.losses_of(score(lens, measures.items_of(lens, texts, plans), known))
+            ]
 
-        base = measures.base_of(lens, texts)
+        known = unsteered(lens, measures.items_of(lens, texts, [tuple(interventions)]))
         return losses
     if quantity == "kl":
         return _divergences(lens, interventions, texts, raw)
-    return lambda scales: [mean_relative(lens, scaled(interventions, at), texts) for at in scales]
+    return _shares(lens, interventions, texts)
 
 
 def _divergences(
@@ -161,28 +184,36 @@ def _divergences(
     batch = lens.stream_batch(list(texts), raw=raw, interventions=(), max_tokens=FIRST, temp=0.0)
     for _ in batch:
         pass
-    ids = batch.token_ids
+
+    def items(plans: tuple[Plan, ...]) -> list[Item]:
+        pairs = zip(texts, batch.token_ids, strict=True)
+        return [measures.continued(lens, text, after, plans, raw=raw) for text, after in pairs]
+
+    known = unsteered(lens, items((tuple(interventions),)), with_nll=False)
 
     def divergences(scales: Sequence[float]) -> list[float]:
-        plans = tuple(scaled(interventions, at) for at in scales)
-        pairs = zip(texts, ids, strict=True)
-        scores = score(lens, [measures.continued(lens, text, after, plans, raw=raw) for text, after in pairs])
+        scores = score(lens, items(tuple(scaled(interventions, at) for at in scales)), known)
         found = [[measures.divergence_of(one).mean_forward for one in per_text] for per_text in scores]
         return [float(value) for value in np.mean(found, axis=0)]
 
     return divergences
 
 
-def mean_relative(lens: LensModel, plan: Plan, texts: Sequence[Prompt]) -> float:
-    """Mean ``||delta h|| / ||h||`` that a steering delivers on the texts' tokens, after rounding, at its first site."""
-    total, tokens = 0.0, 0
-    for text in texts:
-        meter = Meter()
-        ids = lens.tokens.prompt(text, raw=True).ids
-        mx.eval(forward_rows(lens, [ids], [plan], meter=meter)[:, :1])
-        for dose in meter.doses(0)[:1]:
-            total, tokens = total + dose.relative * dose.tokens, tokens + dose.tokens
-    return total / tokens if tokens else 0.0
+def _shares(lens: LensModel, interventions: Sequence[Intervention], texts: Sequence[Prompt]) -> Evaluate:
+    """Mean ``||delta h|| / ||h||`` delivered on the texts' tokens, after rounding, at the first steered site."""
+    items = measures.items_of(lens, texts, [tuple(interventions)])
+    below = unsteered(lens, items, with_nll=False).below
+
+    def share(plan: Plan) -> float:
+        total, tokens = 0.0, 0
+        for item in items:
+            meter, resume = Meter(), None if below is None else below.resume([item.ids])
+            forward_rows(lens, [item.ids], [plan], meter=meter, resume=resume)
+            for dose in meter.doses(0)[:1]:
+                total, tokens = total + dose.relative * dose.tokens, tokens + dose.tokens
+        return total / tokens if tokens else 0.0
+
+    return lambda scales: [share(scaled(interventions, at)) for at in scales]
 
 
 def _first_scale(lens: LensModel, interventions: Sequence[Intervention], texts: Sequence[Prompt]) -> float:

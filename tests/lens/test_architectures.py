@@ -15,7 +15,9 @@ import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
 from lens_tui.lens import LensModel
+from lens_tui.lens.below import first_site, spread_over
 from lens_tui.lens.proof import prove
+from lens_tui.lens.rows import forward_rows
 from lens_tui.records import Add, Arm, LensError, SteeringVector, Token
 
 from . import architectures, examine, metal_kernels, tiny
@@ -108,12 +110,35 @@ def test_it_steers_captures_and_restores_exactly(name: str) -> None:
         np.testing.assert_array_equal(numbers(captured[layer, "resid_post"]), seen.after[layer])
     for layer in range(lens.n_layers):
         check_steering(name, model, lens, layer, seen.after, plain)
+    check_resuming(lens, plain)
     if lens.registry.decoder.closed:
         last = captured[lens.n_layers - 1, "resid_post"]
         np.testing.assert_allclose(numbers(lens.readout(last)), plain, rtol=1e-5, atol=1e-5)
     assert [type(module) for _, module in model.named_modules()] == classes
     np.testing.assert_array_equal(numbers(model(ids)), plain)
     assert examine.row(name) == rows_of_the_table()[name]
+
+
+def check_resuming(lens: LensModel, plain: np.ndarray[Any, Any]) -> None:
+    """A forward of two rows that goes on from any layer's residual is a whole one, the steered row too."""
+    unit = vector(lens.d_model)
+    finite = np.isfinite(plain[0])
+    for layer in range(lens.n_layers):
+        push = Add(id="a", layer=layer, vector=SteeringVector.of("v", unit, layer), scale=SCALE)
+        key = first_site(lens.registry, [(push,)])
+        if lens.registry.decoder.view is not None:
+            assert key is None
+            continue
+        assert key == (layer, "resid_post")
+        with lens.capture(layer) as held:
+            lens.forward(list(IDS))
+        resume = spread_over(key, held[layer], [IDS], [IDS, IDS])
+        rows = forward_rows(lens, [IDS, IDS], [(), (push,)], resume=resume)
+        with lens.intervene(push):
+            steered = numbers(lens.forward(list(IDS)))
+        for row, whole in ((0, plain[0]), (1, steered[0])):
+            atol = 1e-5 * max(1.0, float(np.abs(whole[finite]).max()))
+            np.testing.assert_allclose(numbers(rows[row])[finite], whole[finite], rtol=1e-4, atol=atol)
 
 
 def only(layer: int, delta: mx.array) -> examine.Change:

@@ -133,6 +133,47 @@ def test_scale_search_ends_on_the_loss_that_numpy_computes(make: Any, reference:
     assert found.evaluations == len(values) < 60
 
 
+@pytest.mark.parametrize(
+    ("value", "most"),
+    [
+        (lambda s: s**1.7, 3),
+        (lambda s: 0.02 * s**2 - 0.01 * s, 4),
+        (lambda s: 0.0 if s < 7.3 else 10.0, 10),
+        (lambda s: float("inf") if s > 7.9 else 0.01 * s, 10),
+        (lambda s: 0.1 + 1e-3 * s if s < 7.0 else 0.3 + (s - 7.0), 10),
+        (lambda s: np.sin(s) + s / 10, 10),
+    ],
+)
+def test_a_bracket_is_closed_in_few_steps_whatever_the_curve(value: Any, most: int) -> None:
+    from lens_tui.lens import search
+
+    goal, tried = value(6.9) if np.isfinite(value(6.9)) and value(6.9) > 0 else 5.0, []
+
+    def evaluate(scales: Any) -> list[float]:
+        tried.extend(scales)
+        return [value(at) for at in scales]
+
+    seen = {at: value(at) for at in (4.0, 8.0)}
+    assert seen[4.0] < goal <= seen[8.0]
+    low, high = search._narrow(evaluate, goal, (4.0, 8.0), 0.02, seen)
+    assert 4.0 <= low < high <= 8.0
+    assert seen[low] < goal <= seen[high]
+    assert high / low <= 1.02 or min(abs(seen[at] - goal) for at in (low, high)) <= 0.02 * goal
+    assert 0 < len(tried) <= most
+
+
+def test_the_bracket_does_not_depend_on_how_many_scales_are_tried_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lens_tui.lens import search
+
+    def evaluate(scales: Any) -> list[float]:
+        return [at / (1 + 0.3 * (at > 5)) for at in scales]
+
+    for first, bracket in ((1.0, (8.0, 16.0)), (3.0, (6.0, 12.0)), (80.0, (5.0, 10.0))):
+        for count in (1, 2, 3, 4):
+            monkeypatch.setattr(search, "_at_once", lambda count=count: count)
+            assert search._bracket(evaluate, 7.0, first, 1000.0, {}) == bracket
+
+
 def test_scale_search_to_kl_and_to_a_share_of_the_norm() -> None:
     lens = LensModel.from_model(tiny.llama())
     found = find_scale(lens, ADD, quantity="kl", target=0.5, texts=TEXTS[:2], hold_out=False)
