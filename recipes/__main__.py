@@ -194,12 +194,12 @@ def vectors(
     passages: Annotated[int, typer.Option(help="Of each side of a mean difference.")] = 240,
 ) -> None:
     """Make the candidate vectors of the bundled model from passages of training documents."""
-    from lens_tui.lens import LensModel
     from recipes import candidates
     from recipes.corpus import read_corpus
+    from recipes.dense import open_dense
 
     wanted = [one for one in candidates.CANDIDATES if not name or one.name in name]
-    made = candidates.make(LensModel(model), read_corpus(corpus), layer or candidates.LAYERS, passages, wanted)
+    made = candidates.make(open_dense(model), read_corpus(corpus), layer or candidates.LAYERS, passages, wanted)
     for file in candidates.save(made, out):
         print(file, flush=True)
 
@@ -217,17 +217,33 @@ def measure_vectors(
     rows: Annotated[int, typer.Option(help="Continuations of a batch.")] = 160,
 ) -> None:
     """Find the scale at which each vector works, and measure it there on other openings."""
-    from lens_tui.lens import LensModel
-    from recipes import candidates, measure_vectors as bench
+    from recipes import candidates
+    from recipes import measure_vectors as bench
     from recipes.classifier import load
+    from recipes.dense import open_dense
 
-    place = bench.Bench(bench.Writer(LensModel(model), tokens, rows=rows), load(classifier))
+    place = bench.Bench(bench.Writer(open_dense(model), tokens, rows=rows), load(classifier))
     found = candidates.read(vectors, name or ())
     reports: list[dict[str, Any]] = []
     for report in bench.measure(place, found, multiple or bench.MULTIPLES, count):
         reports.append(report)
         facts = {"tokens": tokens, "count": count, "norms": place.norms, "vectors": reports}
         out.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+@app.command()
+def ship_vectors(
+    vectors: Path,
+    report: Path,
+    out: Path,
+    name: Annotated[list[str] | None, typer.Option(help="Which; the shipped five unless given.")] = None,
+) -> None:
+    """Write the vectors that ship, each at the layer where the least push works, and print the model card's table."""
+    from recipes import candidates
+    from recipes import ship_vectors as shipping
+
+    facts = json.loads(report.read_text(encoding="utf-8"))
+    print(shipping.table(shipping.ship(facts, candidates.read(vectors), out, name or shipping.SHIPPED)))
 
 
 if __name__ == "__main__":

@@ -91,9 +91,7 @@ def from_passages(
     positive, negative = reversed(named) if candidate.away else named
     facts = {"method": "mean_difference", "over": "all", "positive": positive, "negative": negative}
     digest = hashlib.sha256(json.dumps([toward, frm], ensure_ascii=False).encode()).hexdigest()
-    return tuple(
-        replace(vector, origin=Origin("prompts", {**facts, "sha256": digest})) for vector in found.vectors
-    )
+    return tuple(replace(vector, origin=Origin("prompts", {**facts, "sha256": digest})) for vector in found.vectors)
 
 
 def from_feature(candidate: Candidate) -> SteeringVector:
@@ -107,7 +105,9 @@ def from_feature(candidate: Candidate) -> SteeringVector:
 
 def save(vectors: Iterator[SteeringVector], folder: Path) -> list[Path]:
     """Write each as ``NAME_layer_L.safetensors`` as it comes."""
-    return [save_vector(vector, folder / f"{file_stem(vector.name)}_layer_{vector.layer}.safetensors") for vector in vectors]
+    return [
+        save_vector(vector, folder / f"{file_stem(vector.name)}_layer_{vector.layer}.safetensors") for vector in vectors
+    ]
 
 
 def file_stem(name: str) -> str:

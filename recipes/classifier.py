@@ -97,8 +97,7 @@ def train(domains: Sequence[Domain], passages: int = PASSAGES) -> Classifier:
 def accuracy(classifier: Classifier, domains: Sequence[Domain], passages: int = 400) -> dict[str, dict[str, float]]:
     """For each domain the shares of passages of held-out documents given to each domain, largest first."""
     return {
-        domain.name: shares([classifier.domain(text) for text in draw(domain.held_out, passages)])
-        for domain in domains
+        domain.name: shares([classifier.domain(text) for text in draw(domain.held_out, passages)]) for domain in domains
     }
 
 

@@ -20,7 +20,7 @@ from recipes.openings import NEUTRAL, STORIES
 if TYPE_CHECKING:
     from lens_tui.lens import LensModel
 
-MULTIPLES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0)
+MULTIPLES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.4, 1.6, 1.8)
 """Scales that are tried, in median norms of the residual at the vector's layer."""
 
 
@@ -167,9 +167,7 @@ class Bench:
             for at, scale in enumerate(scales)
         ]
 
-    def samples(
-        self, vector: SteeringVector, scale: float, places: Openings
-    ) -> list[str]:
+    def samples(self, vector: SteeringVector, scale: float, places: Openings) -> list[str]:
         """Openings with their continuations at a scale, to read with one's own eyes."""
         rows = self._writer.write([(*place, vector, scale) for place in places])
         return [f"{opening} |{row.text}" for (_, opening), row in zip(places, rows, strict=True)]

@@ -2,7 +2,8 @@
 
 An arm is one or more terms joined by ``+``; a term is a source, an optional
 layer after ``@`` and a scale after ``*``. A source is a feature id of the SAE
-(``f2666`` or ``2666``), ``random:SEED`` or the path of a vector file.
+(``f2666`` or ``2666``), ``random:SEED``, the path of a vector file, or the name of a
+bundled vector.
 """
 
 from __future__ import annotations

@@ -49,6 +49,7 @@ def _machine_facts() -> dict[str, Any]:
             "log": str(paths.log_file()),
         },
         "saes": sorted(demo.sae_paths()),
+        "vectors": [f"{ready.name}*{ready.scale:g}  {ready.says}" for ready in demo.vectors()],
         "models": [entry.id for entry in list_models()],
     }
 

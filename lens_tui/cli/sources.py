@@ -65,6 +65,14 @@ def _sae_path(name: str, model: str) -> str:
     return str(own) if plain and own.is_dir() else str(bundled.get(name, name))
 
 
+def _vector_path(named: str, model: str) -> Path:
+    """A vector's file: the one that is there, or that of the bundled vector of this name."""
+    ready = demo.ready_vector(named) if model == demo.NAME else None
+    if ready is None or Path(named).exists():
+        return Path(named)
+    return ready.path
+
+
 class Vectors:
     """Finds the vectors that arms name; opens the SAE only when a feature is asked for."""
 
@@ -93,7 +101,7 @@ class Vectors:
             return random_unit(self._lens, f"random {term.source}", term.layer, seed=int(term.source))
         from lens_tui.records.vectors_io import load_vector
 
-        return load_vector(Path(term.source), d_model=self._lens.d_model)
+        return load_vector(_vector_path(term.source, self._model), d_model=self._lens.d_model)
 
     @property
     def sae(self) -> SAE:

@@ -1,4 +1,4 @@
-"""The bundled model and its SAEs, and how they are found.
+"""The bundled model, its SAEs and vectors, and how they are found.
 
 Everything that is particular to the bundled model stands in ``demo.json`` beside
 this file: its SAEs, known feature names, and what ``--demo`` opens with. Nothing
@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from lens_tui.records import Sampling
 
@@ -19,14 +20,36 @@ _HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True, slots=True)
-class StarterSteer:
-    """A feature to steer with in the opening comparison: its SAE, id, name, layer and scale."""
+class ReadyVector:
+    """A bundled vector with the scale at which it works and what was measured there.
+
+    ``steered``, ``baseline`` and ``random`` are the shares of 20 continuations that a classifier gave to ``target``:
+    under the vector, without it, and under random directions of the same scale. ``distinct`` is the distinct-2 of the
+    steered ones over the baseline's. ``says`` is one sentence on what it does.
+    """
 
     name: str
-    sae: str
-    feature: int
+    path: Path
     layer: int
     scale: float
+    says: str
+    target: str
+    steered: float
+    baseline: float
+    random: float
+    distinct: float
+
+
+@dataclass(frozen=True, slots=True)
+class StarterSteer:
+    """An arm of the opening comparison: the vector of ``file`` if it names one, else a feature of an SAE."""
+
+    name: str
+    layer: int
+    scale: float
+    sae: str = ""
+    feature: int = -1
+    file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +82,29 @@ def default_sae() -> str:
     return str(_facts()["default_sae"])
 
 
+@cache
+def vectors() -> tuple[ReadyVector, ...]:
+    """The bundled vectors, ready to steer with."""
+    folder = _HERE / "vectors"
+    rows = json.loads((folder / "vectors.json").read_text(encoding="utf-8"))
+    return tuple(ReadyVector(path=folder / row.pop("file"), **row) for row in rows)
+
+
+def ready_vector(named: str) -> ReadyVector | None:
+    """The bundled vector of this name or path; ``None`` if there is no such."""
+    return next((vector for vector in vectors() if named in (vector.name, str(vector.path))), None)
+
+
 def starter() -> Starter:
     """The prompt, sampling and steers that ``--demo`` opens with."""
     facts = _facts()["starter"]
     assert isinstance(facts, dict)
-    return Starter(
-        facts["prompt"], Sampling(**facts["sampling"]), tuple(StarterSteer(**row) for row in facts["steers"])
-    )
+    return Starter(facts["prompt"], Sampling(**facts["sampling"]), tuple(_steer(row) for row in facts["steers"]))
+
+
+def _steer(row: dict[str, Any]) -> StarterSteer:
+    """A row of ``demo.json``: a feature with all that is needed, or the name of a bundled vector."""
+    ready = ready_vector(row["vector"]) if "vector" in row else None
+    if ready is None:
+        return StarterSteer(**row)
+    return StarterSteer(ready.name, ready.layer, ready.scale, file=str(ready.path))

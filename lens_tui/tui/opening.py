@@ -72,13 +72,14 @@ class Opening:
         return self._failed(event)
 
     def _next_steer(self) -> None:
-        from lens_tui.worker.jobs import VectorFromFeature
+        from lens_tui.worker.jobs import VectorFromFeature, VectorFromFile
 
         if not self._waiting:
             self._finish()
             return
         steer = self._waiting.pop(0)
-        self._app.submit(VectorFromFeature(steer.sae, steer.feature), SLOT, lambda event: self._vector(steer, event))
+        job = VectorFromFile(steer.file) if steer.file else VectorFromFeature(steer.sae, steer.feature)
+        self._app.submit(job, SLOT, lambda event: self._vector(steer, event))
 
     def _vector(self, steer: demo.StarterSteer, event: Event) -> bool:
         if isinstance(event, VectorMade):

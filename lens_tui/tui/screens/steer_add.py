@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from textual import work
 
+from lens_tui import demo
 from lens_tui.records import LensError, SteeringVector
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.screens.form import Choice, ChoiceScreen, Field, FormScreen, filled, number, whole
@@ -44,7 +45,7 @@ class AddActions(_Base):
             Choice("feature", "an SAE feature", "its decoder direction", no_sae),
             Choice("prompts", "two sets of texts", "the mean difference of their residuals"),
             Choice("random", "a random direction", "the control every effect is held against"),
-            Choice("file", "a file", "saved here, or by repeng, vLLM-Lens, NumPy and others"),
+            Choice("file", "a file", "ready, saved here, or by repeng, NumPy and others"),
         ]
         self.app.push_screen(ChoiceScreen("Add a direction made from", choices), self._chosen)
 
@@ -116,13 +117,16 @@ class AddActions(_Base):
         self.app.push_screen(FormScreen("A random direction", fields, note), done)
 
     def _file(self) -> None:
-        self.app.push_screen(VectorFileScreen(), self._from_file)
+        model = self.session.model
+        ready = demo.vectors() if model is not None and model.name == demo.NAME else ()
+        self.app.push_screen(VectorFileScreen(ready), self._from_file)
 
     def _from_file(self, chosen: str | None) -> None:
         if chosen is None:
             return
         if chosen:
-            self._make(VectorFromFile(chosen))
+            ready = demo.ready_vector(chosen)
+            self._make(VectorFromFile(chosen), ready.scale if ready else None)
             return
         fields = [
             Field("path", "file", hint=".safetensors .gguf .npy .npz .json .pt", check=a_file),

@@ -1,7 +1,8 @@
-"""Choose a vector of the user's own folder, or say that it is elsewhere."""
+"""Choose a vector of the user's own folder or of the bundled model, or say that it is elsewhere."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from textual import work
@@ -16,6 +17,7 @@ from lens_tui.tui.screens.dialog import Dialog
 from lens_tui.tui.widgets.row_list import RowList
 
 if TYPE_CHECKING:
+    from lens_tui.demo import ReadyVector
     from lens_tui.records.vectors_io import VectorFile
 
 Row = tuple[str, str, str]
@@ -29,6 +31,10 @@ class VectorFileScreen(Dialog["str | None"]):
     DEFAULT_CSS = """
     VectorFileScreen RowList { height: auto; max-height: 18; }
     """
+
+    def __init__(self, ready: Sequence[ReadyVector] = ()) -> None:
+        super().__init__()
+        self._ready = tuple(ready)
 
     def compose(self) -> ComposeResult:
         """The list and the keys."""
@@ -48,6 +54,7 @@ class VectorFileScreen(Dialog["str | None"]):
         from lens_tui.records.vectors_io import list_vectors
 
         rows = [(str(file.path), one_line(file.path.stem, 60), _word(file)) for file in list_vectors()]
+        rows += [(str(ready.path), ready.name, _ready(ready)) for ready in self._ready]
         self.app.call_from_thread(self._show, rows)
 
     def _show(self, rows: list[Row]) -> None:
@@ -81,6 +88,10 @@ def _word(file: VectorFile) -> str:
         return "cannot be read"  # why is said when it is chosen
     made_for = f" of {one_line(file.vector.model, 60)}" if file.vector.model else ""
     return f"{file.vector.site} {file.vector.layer}{made_for}"
+
+
+def _ready(vector: ReadyVector) -> str:
+    return f"scale {vector.scale:g} · {vector.says}"
 
 
 def _draw(row: Row, width: int) -> list[Content]:
