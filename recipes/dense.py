@@ -1,4 +1,4 @@
-"""A model with its quantised weights written out: the same numbers by plain matrix products, which are quick in batches."""
+"""A model with its quantised weights written out: the same numbers, by plain matrix products on every back end."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """At which scale a vector works: the share of its continuations that the classifier gives to its domain.
 
 Twenty openings are continued as they are, under the vector, and under a random direction of the same scale, each row
-with a random direction and seed of its own. The smallest scale that works is chosen; what is reported of it is measured on
-twenty other openings.
+with a random direction and seed of its own. The smallest scale that works is chosen; what is reported of it is measured
+on twenty other openings.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from recipes.openings import NEUTRAL, STORIES
 if TYPE_CHECKING:
     from lens_tui.lens import LensModel
 
-MULTIPLES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.4, 1.6, 1.8)
+MULTIPLES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.2, 1.5)
 """Scales that are tried, in median norms of the residual at the vector's layer."""
 
 
@@ -186,7 +186,7 @@ class Bench:
 
 
 def rounded(scale: float) -> float:
-    """A scale with two digits, or to the half below 100: what one would type."""
+    """A scale to the half: what one would type."""
     return round(scale * 2) / 2
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lens_tui import demo
 from lens_tui.records import Add, Arm, LensError, SAEInfo, SteeringVector, paths
 from lens_tui.records.sae_names import split_place
+from lens_tui.records.sanitise import one_line
 
 from .arms import ArmSpec, Term
 from .long_work import Meter
@@ -67,9 +68,14 @@ def _sae_path(name: str, model: str) -> str:
 
 def _vector_path(named: str, model: str) -> Path:
     """A vector's file: the one that is there, or that of the bundled vector of this name."""
-    ready = demo.ready_vector(named) if model == demo.NAME else None
-    if ready is None or Path(named).exists():
+    if Path(named).exists() or model != demo.NAME:
         return Path(named)
+    ready = demo.ready_vector(named)
+    if ready is None:
+        known = ", ".join(f"{vector.name}*{vector.scale:g}" for vector in demo.vectors())
+        raise LensError(
+            f"There is no file {one_line(named, 120)}, nor a bundled vector of that name.", f"Bundled: {known}."
+        )
     return ready.path
 
 

@@ -20,12 +20,18 @@ def test_the_default_sae_is_one_of_the_bundled() -> None:
         assert (path / "params.safetensors").exists()
 
 
-def test_the_starter_names_bundled_saes_and_layers_that_exist() -> None:
+def test_the_starter_names_bundled_saes_or_vectors_and_layers_that_exist() -> None:
     starter = demo.starter()
     assert starter.prompt
     assert len(starter.steers) == 2
+    assert starter.steers[1].file  # the second arm is one of the ready vectors
     for steer in starter.steers:
+        assert steer.scale > 0
+        if steer.file:
+            ready = demo.ready_vector(steer.name)
+            assert ready is not None
+            assert (str(ready.path), ready.layer, ready.scale) == (steer.file, steer.layer, steer.scale)
+            continue
         config = json.loads((demo.sae_paths()[steer.sae] / "config.json").read_text(encoding="utf-8"))
         assert config["hf_hook_point_in"] == f"model.layers.{steer.layer}.output"
         assert 0 <= steer.feature < config["width"]
-        assert steer.scale > 0

@@ -102,7 +102,7 @@ async def test_the_direction_under_the_cursor_is_explained() -> None:
         await pilot.press("j")
         await settle(pilot)
         text = screen_text(app)
-        assert "feature 75" in text
+        assert "toward" in text
         assert "promotes" in text
         assert "suppresses" in text
         assert "median ‖h‖ 42.5" in text

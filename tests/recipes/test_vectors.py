@@ -18,6 +18,7 @@ from recipes.candidates import Candidate
 from recipes.export import export
 from recipes.measure_vectors import Figures, Point, smallest
 from recipes.openings import NEUTRAL, STORIES
+from recipes.passages import draw
 from recipes.tokens import load_tokens
 from recipes.train import Run
 
@@ -74,8 +75,8 @@ def test_figures_count_texts_in_the_target(known: classifier.Classifier) -> None
 def test_a_mean_difference_keeps_no_text(recipe: SimpleNamespace, lens: LensModel) -> None:
     (toward,) = candidates.from_passages(lens, TOWARD, recipe.domains, (1,), 8)
     (away,) = candidates.from_passages(lens, AWAY, recipe.domains, (1,), 8)
-    within = candidates.draw(recipe.domains[1].train, 8, most=1)
-    without = [t for d in (recipe.domains[0], recipe.domains[2]) for t in candidates.draw(d.train, 4, most=1)]
+    within = draw(recipe.domains[1].train, 8, most=1)
+    without = [t for d in (recipe.domains[0], recipe.domains[2]) for t in draw(d.train, 4, most=1)]
     means = [
         np.mean([np.array(lens.residuals(text, 1))[1:].mean(axis=0) for text in side], axis=0)
         for side in (within, without)

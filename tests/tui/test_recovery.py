@@ -49,7 +49,7 @@ async def test_taking_it_up_puts_everything_back() -> None:
         now = app.store.session
         assert [(row.vector.name, row.scale, row.enabled, row.arm) for row in now.steers] == [
             ("cookery", -FIRST, True, 1),
-            ("scripture", SECOND, False, 2),
+            ("dialogue", SECOND, False, 2),
         ]
         assert (now.prompt, now.sampling, now.sae) == (session.prompt, session.sampling, DEMO_SAE.id)
         assert not app.store.undo()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from textual.pilot import Pilot
 
+from lens_tui import demo
 from lens_tui.records import SteeringVector, TokenWeight, paths
 from lens_tui.records.session_file import read_session, save_session
 from lens_tui.records.vector_formats import load_vectors, save_vectors
@@ -22,7 +23,7 @@ from lens_tui.tui.session import Session, SessionStore
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from tests.apps import lens_app, screen_text, settle
-from tests.fakes import FakeWorker, unit_vector
+from tests.fakes import DEMO_MODEL, FakeWorker, unit_vector
 from tests.tui.opened import fill
 
 
@@ -56,6 +57,31 @@ async def test_a_vector_of_the_folder_goes_onto_the_bench() -> None:
         (row,) = app.store.session.steers
         assert (row.vector.name, row.layer) == ("tide", 6)
         assert np.array_equal(row.vector.direction, kept.direction)
+
+
+async def test_a_ready_vector_of_the_bundled_model_comes_with_its_scale() -> None:
+    ready = demo.vectors()[1]
+    app = steer_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        fill(app, steers=0)
+        await settle(pilot)
+        await choose_file(pilot)
+        assert all(f"scale {one.scale:g}" in screen_text(app) for one in demo.vectors())
+        await pilot.press("j", "enter")
+        await settle(pilot)
+        (row,) = app.store.session.steers
+        assert (row.vector.name, row.layer, row.scale) == (ready.name, ready.layer, ready.scale)
+
+
+async def test_another_model_is_not_offered_them() -> None:
+    app = steer_app()
+    async with app.run_test(size=(100, 30)) as pilot:
+        fill(app, steers=0)
+        app.store.update(model=replace(DEMO_MODEL, name="org/other"))
+        await settle(pilot)
+        await choose_file(pilot)
+        assert "another file" in screen_text(app)
+        assert demo.vectors()[0].name not in screen_text(app)
 
 
 async def test_a_file_elsewhere_is_typed_with_its_layer(tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from lens_tui import demo
+from lens_tui.cli.arms import parse_arm
+from lens_tui.cli.sources import Vectors
+from lens_tui.records import Add, LensError
+from lens_tui.records.vectors_io import load_vector, save_vector
+from tests.fakes import unit_vector
+
+
+def add(arm: str, model: str = demo.NAME) -> Add:
+    lens = cast(Any, SimpleNamespace(d_model=384))
+    (item,) = Vectors(lens, "", model).arm(parse_arm(arm)).interventions
+    assert isinstance(item, Add)
+    return item
+
+
+def test_an_arm_names_a_bundled_vector() -> None:
+    for ready in demo.vectors():
+        item = add(f"mine={ready.name}*{ready.scale:g}")
+        assert (item.layer, item.scale) == (ready.layer, ready.scale)
+        assert np.array_equal(item.vector.direction, load_vector(ready.path).direction)
+    assert add(f"{demo.vectors()[0].name}@2*3").layer == 2
+
+
+def test_a_file_of_that_name_is_meant_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = demo.vectors()[0].name
+    own = unit_vector("own", 1)
+    save_vector(own, tmp_path / name)
+    assert np.array_equal(add(f"{name}*3").vector.direction, own.direction)
+
+
+def test_what_is_neither_is_told_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LensError) as refused:
+        add("nothing*3")
+    assert all(f"{ready.name}*{ready.scale:g}" in refused.value.hint for ready in demo.vectors())
+    with pytest.raises(LensError, match="no file"):
+        add(f"{demo.vectors()[0].name}*3", model="org/other")
