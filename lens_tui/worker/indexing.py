@@ -27,6 +27,8 @@ def index_text(
     max_tokens: int | None = None,
     text_key: str = "text",
     conventions: Sequence[str] = ("norm", "raw"),
+    model_name: str = "",
+    corpus_name: str = "",
     shard: tuple[int, int] = (0, 1),
     progress: Callable[[IndexProgress], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -34,7 +36,8 @@ def index_text(
     """One pass of a text folder, ``.txt`` or ``.jsonl`` file through a model, indexed for each SAE.
 
     Windows of ``context`` tokens of one document each, ``rows`` of them a batch,
-    in the order of the corpus. ``out`` defaults to the user's indexes folder.
+    in the order of the corpus. ``model_name`` and ``corpus_name`` are what the index
+    calls them (default: the model's id or folder, the text's file). ``out`` defaults to the user's indexes folder.
     Stopped or killed, the same call goes on. With ``shard=(i, n)`` a part is
     made; :func:`merge_index` makes the index of all parts. Raises :class:`LensError`
     for an SAE that does not say which layer and site it reads.
@@ -45,11 +48,13 @@ def index_text(
 
     places = [_place(sae) for sae in saes]
     reading = Reading(context=context, rows=rows, packed=False, shuffle=False)
-    source, _ = text_activations(model, text, places, max_tokens=max_tokens, text_key=text_key, reading=reading)
+    source, _ = text_activations(
+        model, text, places, max_tokens=max_tokens, text_key=text_key, reading=reading, model_name=model_name
+    )
     model_hash = _hash(model.info.path)
     tables = [token_tables(model, sae, conventions) if shard[1] == 1 else () for sae in saes]
     targets = [
-        Target(sae, place, sae.d_sae, sae.info.id, model_hash=model_hash, tables=made)
+        Target(sae, place, sae.d_sae, sae.info.id, model_hash=model_hash, corpus=corpus_name, tables=made)
         for sae, place, made in zip(saes, places, tables, strict=True)
     ]
     folder = out or paths.indexes_folder()

@@ -25,8 +25,9 @@ class Target:
     """An SAE to index: the SAE, where it reads, and what identifies it.
 
     ``sae`` is the name labels and jobs know it by (``SAEInfo.id``); hashes are
-    of contents (``records.fingerprint``). ``tables`` are promoted and suppressed
-    tokens to be kept with the index.
+    of contents (``records.fingerprint``). ``corpus`` is what the corpus is called;
+    its files' name if it is empty. ``tables`` are promoted and suppressed tokens to be
+    kept with the index.
     """
 
     encoder: Encoder
@@ -36,6 +37,7 @@ class Target:
     sae_hash: str = ""
     model_hash: str = ""
     precision: str = ""
+    corpus: str = ""
     tables: Sequence[TokenTable] = ()
 
 
@@ -159,7 +161,7 @@ def identity_of(source: ActivationSource, target: Target) -> Identity:
         site=target.place[1],
         width=target.width,
         d_model=source.d_model(target.place),
-        corpus=extra.get("corpus", ""),
+        corpus=target.corpus or extra.get("corpus", ""),
         corpus_hash=_corpus_hash(facts, source.n_blocks),
         context=facts.context,
         bos=facts.bos,

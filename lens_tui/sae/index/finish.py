@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from lens_tui.records import LensError, atomic
 
+from .arrays import kind_for, narrow, nobody, types_of
 from .full import write_by_feature
 from .keeper import NOBODY
 from .part import SPECIAL, START, StoredPart, writing
@@ -29,7 +30,7 @@ from .windows import write_windows
 CHUNK = 8_000_000
 """Activations held in memory at a time."""
 
-NO_TOKEN = np.uint32(0xFFFF_FFFF)
+MAX_TOKENS = 0xFFFF_FFFF
 
 
 def finish(
@@ -86,6 +87,7 @@ def add_tables(path: Path | str, tables: Sequence[TokenTable]) -> None:
                 table.save(place)
             manifest["conventions"].append(table.convention)
             manifest["files"] |= {p.relative_to(folder).as_posix(): _checksum(p) for p in sorted(place.glob("*.npy"))}
+            manifest["types"] = manifest.get("types", {}) | types_of(folder)
     atomic.write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
 
 
@@ -114,15 +116,15 @@ def _in_order(parts: list[StoredPart]) -> list[StoredPart]:
 def _write(parts: Sequence[StoredPart], work: Path, tables: Sequence[TokenTable]) -> None:
     settings, width = parts[0].settings, parts[0].identity.width
     n_tokens = sum(part.state.n_tokens for part in parts)
-    if n_tokens >= int(NO_TOKEN):
-        raise LensError(f"The corpus has {n_tokens} tokens; an index holds fewer than {int(NO_TOKEN)}.")
+    if n_tokens >= MAX_TOKENS:
+        raise LensError(f"The corpus has {n_tokens} tokens; an index holds fewer than {MAX_TOKENS}.")
     tally = parts[0].tally()
     for part in parts[1:]:
         tally.merge(part.tally())
     kind = _value_kind(tally)
     _write_tokens(parts, work, n_tokens)
     _write_rows(parts, work, n_tokens, kind)
-    _write_statistics(tally, work, np.concatenate([part.blocks for part in parts]))
+    octaves = _write_statistics(tally, work, np.concatenate([part.blocks for part in parts]), n_tokens)
     del tally
     write_windows(work, settings, kind, CHUNK)
     if settings.full:
@@ -132,7 +134,7 @@ def _write(parts: Sequence[StoredPart], work: Path, tables: Sequence[TokenTable]
             (work / f"{name}.npy").unlink()
     for table in tables:
         table.save(work / "tokens_of" / table.convention)
-    _write_manifest(parts, work, n_tokens, kind, tables)
+    _write_manifest(parts, work, {"n_tokens": n_tokens, "octaves": octaves, "values": np.dtype(kind).name}, tables)
 
 
 def _value_kind(tally: Tally) -> Any:
@@ -142,7 +144,8 @@ def _value_kind(tally: Tally) -> Any:
 
 
 def _write_tokens(parts: Sequence[StoredPart], work: Path, n_tokens: int) -> None:
-    tokens, special = _new(work, "tokens", np.uint32, n_tokens), _new(work, "special", np.bool_, n_tokens)
+    largest = max(int(part.column("tokens").max(initial=0)) for part in parts)
+    tokens, special = _new(work, "tokens", kind_for(largest), n_tokens), _new(work, "special", np.bool_, n_tokens)
     starts: list[NDArray[Any]] = []
     documents, offsets = [], []
     at = 0
@@ -157,16 +160,17 @@ def _write_tokens(parts: Sequence[StoredPart], work: Path, n_tokens: int) -> Non
         documents.append(part.column("documents")[last])
         offsets.append(part.column("offsets")[last].astype(np.int64) - (last - first))
         at += n
-    np.save(work / "sequence_starts.npy", np.concatenate(starts).astype(np.uint32))
-    np.save(work / "sequence_documents.npy", np.concatenate(documents).astype(np.uint32))
+    np.save(work / "sequence_starts.npy", narrow(np.concatenate(starts)))
+    np.save(work / "sequence_documents.npy", narrow(np.concatenate(documents)))
     np.save(work / "sequence_offsets.npy", np.concatenate(offsets).astype(np.int64))
 
 
 def _write_rows(parts: Sequence[StoredPart], work: Path, n_tokens: int, kind: Any) -> None:
     """The activations by token: those of token t are ``[row_ends[t - 1], row_ends[t])``."""
     n_active = sum(part.state.n_active for part in parts)
-    ends = _new(work, "row_ends", np.uint64, n_tokens)
-    features, values = _new(work, "row_features", np.uint32, n_active), _new(work, "row_values", kind, n_active)
+    ends = _new(work, "row_ends", kind_for(n_active), n_tokens)
+    feature = kind_for(parts[0].identity.width - 1)
+    features, values = _new(work, "row_features", feature, n_active), _new(work, "row_values", kind, n_active)
     at = done = 0
     for part in parts:
         for tokens, active in part.spans(CHUNK):
@@ -178,30 +182,40 @@ def _write_rows(parts: Sequence[StoredPart], work: Path, n_tokens: int, kind: An
             at, done = at + len(counts), done + n
 
 
-def _write_statistics(tally: Tally, work: Path, blocks: NDArray[np.int64]) -> None:
-    np.save(work / "count.npy", tally.count)
+def _write_statistics(tally: Tally, work: Path, blocks: NDArray[np.int64], n_tokens: int) -> tuple[int, int]:
+    """Write them; the octaves of activation that histogram and sample hold: those in which anything was active."""
+    first, end = octaves = _octaves(tally.histogram)
+    np.save(work / "count.npy", narrow(tally.count))
     np.save(work / "sum.npy", tally.sum.value)
     np.save(work / "sumsq.npy", tally.sumsq.value)
     np.save(work / "max.npy", tally.max)
-    np.save(work / "histogram.npy", tally.histogram)
+    np.save(work / "histogram.npy", narrow(tally.histogram[:, 2 * first : 2 * end]))
     np.save(work / "example_peaks.npy", tally.example_peaks)
-    np.save(work / "example_tokens.npy", _token_of(tally.top.address, blocks))
+    np.save(work / "example_tokens.npy", _token_of(tally.top.address, blocks, n_tokens))
     shape = (tally.width, N_OCTAVES, tally.settings.sample_per_bin)
-    np.save(work / "sample_tokens.npy", _token_of(tally.sample.address, blocks).reshape(shape))
-    np.save(work / "sample_values.npy", tally.sample.extra.view(np.float32).reshape(shape))
+    sampled = tally.sample.address.reshape(shape)[:, first:end]
+    np.save(work / "sample_tokens.npy", _token_of(sampled, blocks, n_tokens))
+    np.save(work / "sample_values.npy", tally.sample.extra.view(np.float32).reshape(shape)[:, first:end])
+    return octaves
 
 
-def _token_of(address: NDArray[np.uint64], blocks: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """Token numbers of addresses (block, row); ``NO_TOKEN`` where the place is free."""
+def _octaves(histogram: NDArray[np.uint32]) -> tuple[int, int]:
+    used = np.flatnonzero(histogram.any(0)) // 2
+    return (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
+
+
+def _token_of(address: NDArray[np.uint64], blocks: NDArray[np.int64], n_tokens: int) -> NDArray[Any]:
+    """Token numbers of addresses (block, row); all bits set where the place is free."""
     begin = np.cumsum(blocks[:, 1]) - blocks[:, 1] if len(blocks) else np.zeros(1, np.int64)
     free = address == NOBODY
     block = np.where(free, 0, address >> np.uint64(32)).astype(np.int64)
     token = begin[block] + (address & np.uint64(0xFFFF_FFFF)).astype(np.int64)
-    return np.where(free, NO_TOKEN, token).astype(np.uint32)
+    kind = kind_for(n_tokens)
+    return np.where(free, nobody(kind), token).astype(kind)
 
 
 def _write_manifest(
-    parts: Sequence[StoredPart], work: Path, n_tokens: int, kind: Any, tables: Sequence[TokenTable]
+    parts: Sequence[StoredPart], work: Path, facts: dict[str, Any], tables: Sequence[TokenTable]
 ) -> None:
     settings = parts[0].settings
     n_counted = sum(part.state.n_counted for part in parts)
@@ -212,14 +226,16 @@ def _write_manifest(
         "identity": asdict(parts[0].identity),
         "settings": asdict(settings),
         "definitions": DEFINITIONS,
-        "n_tokens": n_tokens,
+        **facts,
         "n_counted": n_counted,
         "n_active": sum(part.state.n_active for part in parts),
         "n_overflowed": overflowed,
-        "notes": _notes(settings.include_special, n_tokens - n_counted, overflowed, n_counted, settings.max_active),
-        "values": np.dtype(kind).name,
+        "notes": _notes(
+            settings.include_special, facts["n_tokens"] - n_counted, overflowed, n_counted, settings.max_active
+        ),
         "conventions": [table.convention for table in tables],
         "files": {path.relative_to(work).as_posix(): _checksum(path) for path in sorted(work.rglob("*.npy"))},
+        "types": types_of(work),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     with (work / "manifest.json").open("w", encoding="utf-8") as file:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import kind_for, narrow
+
 _ENTRY = np.dtype([("feature", np.uint32), ("token", np.uint32), ("value", np.float32)])
 
 
@@ -19,10 +21,11 @@ def write_by_feature(work: Path, width: int, kind: Any, chunk: int) -> None:
     then each bucket is sorted in memory.
     """
     count = np.load(work / "count.npy")
-    ends = np.cumsum(count, dtype=np.uint64)
-    np.save(work / "feature_ends.npy", ends)
+    ends = np.cumsum(count, dtype=np.int64)
+    np.save(work / "feature_ends.npy", narrow(ends))
     total = int(ends[-1]) if width else 0
-    tokens, values = _new(work / "feature_tokens.npy", np.uint32, total), _new(work / "feature_values.npy", kind, total)
+    number = kind_for(len(np.load(work / "tokens.npy", mmap_mode="r")))
+    tokens, values = _new(work / "feature_tokens.npy", number, total), _new(work / "feature_values.npy", kind, total)
     if total == 0:
         return
     bucket_of = _buckets(count, chunk)
@@ -40,7 +43,7 @@ def write_by_feature(work: Path, width: int, kind: Any, chunk: int) -> None:
         at += len(order)
 
 
-def _buckets(count: NDArray[np.int64], chunk: int) -> NDArray[np.int64]:
+def _buckets(count: NDArray[Any], chunk: int) -> NDArray[np.int64]:
     """The bucket of every feature: runs of features with at most ``chunk`` entries together, if more than one."""
     bucket = np.zeros(len(count), np.int64)
     number = filled = 0
@@ -60,7 +63,7 @@ def _deal(work: Path, bucket_of: NDArray[np.int64], paths: list[Path], chunk: in
         stop = min(start + chunk, len(features))
         entries = np.empty(stop - start, _ENTRY)
         entries["feature"] = features[start:stop]
-        entries["token"] = np.searchsorted(row_ends, np.arange(start, stop, dtype=np.uint64), side="right")
+        entries["token"] = np.searchsorted(row_ends, np.arange(start, stop, dtype=row_ends.dtype), side="right")
         entries["value"] = values[start:stop]
         bucket = bucket_of[entries["feature"]]
         order = np.argsort(bucket, kind="stable")

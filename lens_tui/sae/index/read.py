@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +13,9 @@ from numpy.typing import NDArray
 
 from lens_tui.records import LensError
 
-from .settings import EDGES, FORMAT, N_BINS, N_OCTAVES, Identity, IndexSettings
+from .arrays import WHOLE, inside, nobody, octaves_of, open_array, read_manifest
+from .settings import EDGES, N_BINS, Identity, IndexSettings
 from .tables import FIELDS, TokenTable
-
-NO_TOKEN = 0xFFFF_FFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +68,7 @@ class FeatureIndex:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self.manifest = _manifest(self.path)
+        self.manifest = read_manifest(self.path)
         try:
             self.identity = Identity(**self.manifest["identity"])
             self.settings = IndexSettings(**self.manifest["settings"])
@@ -78,27 +76,29 @@ class FeatureIndex:
             self.n_counted = int(self.manifest["n_counted"])
             self.notes = tuple(str(note) for note in self.manifest["notes"])
             self.conventions = tuple(str(name) for name in self.manifest["conventions"])
+            self._octaves = octaves_of(self.manifest)
         except (KeyError, TypeError, ValueError) as error:
             raise LensError(f"The manifest of the index {self.path.name} is damaged.", "Build it anew.") from error
         self._open()
 
     def _open(self) -> None:
         width, k, window = self.width, self.settings.top_k, self.settings.window
-        self.count = self._map("count", np.int64, (width,))
+        self.count: NDArray[np.int64] = self._map("count", WHOLE, (width,)).astype(np.int64)
         self.max = self._map("max", np.float32, (width,))
         self._sum = self._map("sum", np.float64, (width,))
         self._sumsq = self._map("sumsq", np.float64, (width,))
-        self._histogram = self._map("histogram", np.uint32, (width, N_BINS))
-        self._example_tokens = self._map("example_tokens", np.uint32, (width, k))
+        first, end = self._octaves
+        self._histogram = self._map("histogram", "u", (width, 2 * (end - first)))
+        self._example_tokens = self._map("example_tokens", "u", (width, k))
         self._example_peaks = self._map("example_peaks", np.float32, (width, k))
-        self._example_windows = self._map("example_windows", None, (width, k, window))
-        sample = (width, N_OCTAVES, self.settings.sample_per_bin)
-        self._sample_tokens = self._map("sample_tokens", np.uint32, sample)
+        self._example_windows = self._map("example_windows", "f", (width, k, window))
+        sample = (width, end - first, self.settings.sample_per_bin)
+        self._sample_tokens = self._map("sample_tokens", "u", sample)
         self._sample_values = self._map("sample_values", np.float32, sample)
-        self.tokens = self._map("tokens", np.uint32, (self.n_tokens,))
+        self.tokens = self._map("tokens", "u", (self.n_tokens,))
         self.special = self._map("special", np.bool_, (self.n_tokens,))
-        self._starts = self._map("sequence_starts", np.uint32, None)
-        self._documents = self._map("sequence_documents", np.uint32, self._starts.shape)
+        self._starts = self._map("sequence_starts", "u", None)
+        self._documents = self._map("sequence_documents", "u", self._starts.shape)
         self._offsets = self._map("sequence_offsets", np.int64, self._starts.shape)
         self._open_full()
 
@@ -106,12 +106,12 @@ class FeatureIndex:
         if not self.full:
             return
         n = int(self.manifest["n_active"])
-        self._row_ends = self._map("row_ends", np.uint64, (self.n_tokens,))
-        self._row_features = self._map("row_features", np.uint32, (n,))
-        self._row_values = self._map("row_values", None, (n,))
-        self._feature_ends = self._map("feature_ends", np.uint64, (self.width,))
-        self._feature_tokens = self._map("feature_tokens", np.uint32, (n,))
-        self._feature_values = self._map("feature_values", None, (n,))
+        self._row_ends = self._map("row_ends", "u", (self.n_tokens,))
+        self._row_features = self._map("row_features", "u", (n,))
+        self._row_values = self._map("row_values", "f", (n,))
+        self._feature_ends = self._map("feature_ends", "u", (self.width,))
+        self._feature_tokens = self._map("feature_tokens", "u", (n,))
+        self._feature_values = self._map("feature_values", "f", (n,))
 
     @property
     def width(self) -> int:
@@ -141,15 +141,22 @@ class FeatureIndex:
             float(self.max[f]),
             mean,
             max(variance, 0.0) ** 0.5,
-            tuple(self._histogram[f].tolist()),
+            tuple(self._histograms(np.array([f]))[0].tolist()),
             tuple(EDGES.tolist()),
         )
+
+    def _histograms(self, features: NDArray[np.int64]) -> NDArray[np.int64]:
+        """All bins ``(n, N_BINS)`` of some features: those that are not stored are empty."""
+        first, end = self._octaves
+        rows = np.zeros((len(features), N_BINS), np.int64)
+        rows[:, 2 * first : 2 * end] = self._histogram[features]
+        return rows
 
     def examples(self, feature: int, k: int = 20) -> tuple[Example, ...]:
         """The strongest token of each of the strongest documents, at most ``k`` (or as many as were kept)."""
         f = self.check(feature)
         tokens = self._example_tokens[f, : max(k, 0)]
-        tokens = tokens[tokens != NO_TOKEN].astype(np.int64)
+        tokens = tokens[tokens != nobody(tokens.dtype)].astype(np.int64)
         windows = self._example_windows[f, : len(tokens)].astype(np.float32)
         return self._at(f, tokens, self._example_peaks[f], windows)
 
@@ -157,11 +164,12 @@ class FeatureIndex:
         """Random active tokens of each octave of activation, as (lower edge, examples), strongest octave first."""
         f = self.check(feature)
         groups = []
-        for octave in range(N_OCTAVES - 1, -1, -1):
-            tokens = self._sample_tokens[f, octave]
-            good = tokens != NO_TOKEN
+        first, end = self._octaves
+        for octave in range(end - 1, first - 1, -1):
+            tokens = self._sample_tokens[f, octave - first]
+            good = tokens != nobody(tokens.dtype)
             if good.any():
-                places, values = tokens[good].astype(np.int64), self._sample_values[f, octave][good]
+                places, values = tokens[good].astype(np.int64), self._sample_values[f, octave - first][good]
                 windows = self._windows(f, places, values)
                 groups.append((float(EDGES[2 * octave]), self._at(f, places, values, windows)))
         return tuple(groups)
@@ -177,7 +185,7 @@ class FeatureIndex:
         values = np.asarray(values, np.float32)
         if self.full:
             return np.array([self._exact_quantile(f, v) for f, v in zip(ids.tolist(), values, strict=True)], np.float64)
-        histogram = self._histogram[ids].astype(np.float64)
+        histogram = self._histograms(ids).astype(np.float64)
         low, high = np.log2(EDGES[:-1].astype(np.float64)), np.log2(EDGES[1:].astype(np.float64))
         top = np.log2(np.maximum(self.max[ids].astype(np.float64), 2.0**-100))[:, None]
         high = np.where(low < top, np.minimum(high, top), high)
@@ -203,7 +211,11 @@ class FeatureIndex:
             kept = ", ".join(self.conventions) or "none"
             raise LensError(f"The index {self.path.name} has no token table {convention!r}.", f"It has: {kept}.")
         if convention not in self._tables:
-            arrays = [self._map(f"tokens_of/{convention}/{name}", None, None) for name in FIELDS]
+            kinds = ("u", "f", "u", "f")
+            arrays = [
+                self._map(f"tokens_of/{convention}/{name}", kind, None)
+                for name, kind in zip(FIELDS, kinds, strict=True)
+            ]
             if any(len(array) != self.width for array in arrays):
                 raise LensError(f"The token table of the index {self.path.name} is damaged.", "Build it anew.")
             self._tables[convention] = TokenTable(convention, *arrays)
@@ -219,13 +231,13 @@ class FeatureIndex:
         if not 0 <= token < self.n_tokens:
             raise LensError(f"There is no token {token} in the index.", f"It has tokens 0..{self.n_tokens - 1}.")
         span = slice(int(self._row_ends[token - 1]) if token else 0, int(self._row_ends[token]))
-        return self._row_features[span].copy(), self._row_values[span].astype(np.float32)
+        return self._row_features[span].astype(np.uint32), self._row_values[span].astype(np.float32)
 
     def everywhere(self, feature: int) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:
         """Of a full index: all tokens at which a feature is active and its values, strongest first."""
         self._needs_full()
         span = self._span(self.check(feature))
-        return self._feature_tokens[span].copy(), self._feature_values[span].astype(np.float32)
+        return self._feature_tokens[span].astype(np.uint32), self._feature_values[span].astype(np.float32)
 
     def features_at(self, tokens: NDArray[Any]) -> NDArray[np.uint32]:
         """Of a full index: the active features of many tokens, one after the other."""
@@ -235,13 +247,13 @@ class FeatureIndex:
         begin = np.where(tokens > 0, self._row_ends[np.maximum(tokens - 1, 0)].astype(np.int64), 0)
         length = end - begin
         place = np.arange(length.sum()) + np.repeat(begin - (np.cumsum(length) - length), length)
-        return np.asarray(self._row_features[place])
+        return self._row_features[place].astype(np.uint32)
 
     def verify(self) -> None:
         """Read every file and compare it with its checksum; raises :class:`LensError` for the first that differs."""
         for name, expected in self.manifest["files"].items():
             digest = hashlib.blake2b(digest_size=16)
-            with _inside(self.path, str(name)).open("rb") as file:
+            with inside(self.path, str(name)).open("rb") as file:
                 while piece := file.read(1 << 20):
                     digest.update(piece)
             if digest.hexdigest() != expected:
@@ -283,7 +295,7 @@ class FeatureIndex:
             strict=False,
         )
         return tuple(
-            Example(feature, t, d, o, v, t - a, self.tokens[a:b], w[a - t + before : b - t + before])
+            Example(feature, t, d, o, v, t - a, self.tokens[a:b].astype(np.uint32), w[a - t + before : b - t + before])
             for t, v, d, o, a, b, w in columns
         )
 
@@ -299,7 +311,7 @@ class FeatureIndex:
             low, high = max(token - before, 0), min(token + self.settings.after + 1, self.n_tokens)
             first = int(self._row_ends[low - 1]) if low else 0
             hits = np.flatnonzero(self._row_features[first : int(self._row_ends[high - 1])] == feature) + first
-            at = np.searchsorted(self._row_ends[low:high], hits.astype(np.uint64), side="right")
+            at = np.searchsorted(self._row_ends[low:high], hits, side="right")
             window[at + low - token + before] = self._row_values[hits]
         return windows
 
@@ -308,34 +320,4 @@ class FeatureIndex:
             raise LensError(f"The index {self.path.name} did not keep every activation.", "Build it with full=True.")
 
     def _map(self, name: str, kind: Any, shape: tuple[int, ...] | None) -> NDArray[Any]:
-        file = _inside(self.path, f"{name}.npy")
-        try:
-            mapped = np.load(file, mmap_mode="r" if file.stat().st_size > 4096 else None, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise LensError(
-                f"The file {name}.npy of the index {self.path.name} cannot be read.", "Build it anew."
-            ) from error
-        good = mapped.dtype == kind if kind else mapped.dtype.kind in "fu"
-        if not good or (shape is not None and mapped.shape != shape):
-            raise LensError(f"The file {name}.npy of the index {self.path.name} is damaged.", "Build it anew.")
-        return np.asarray(mapped)
-
-
-def _inside(folder: Path, name: str) -> Path:
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise LensError(f"The manifest of the index {folder.name} names a file outside it.", "Do not use it.")
-    return path
-
-
-def _manifest(path: Path) -> dict[str, Any]:
-    try:
-        with (path / "manifest.json").open("rb") as file:
-            manifest = json.loads(file.read(16 << 20))
-    except OSError as error:
-        raise LensError(f"There is no index at {str(path)!r}.", "Make one with `mlx-lens-tui index`.") from error
-    except (ValueError, RecursionError) as error:
-        raise LensError(f"The manifest of the index {path.name} is damaged.", "Build it anew.") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise LensError(f"The index {path.name} is of another version.", "Build it anew.")
-    return manifest
+        return open_array(self.path, self.manifest, name, kind, shape)

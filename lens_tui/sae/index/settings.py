@@ -46,7 +46,7 @@ class IndexSettings:
     activation; at most ``max_active`` features a token are read (tokens with
     more are counted and reported: four times L0 is a good choice). BOS and
     other special tokens are left out unless ``include_special``. ``full`` keeps
-    every activation, by token and by feature (12 or 16 bytes each in all).
+    every activation, by token and by feature (10 to 16 bytes each in all).
     """
 
     top_k: int = 20

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lens_tui.records import LensError
 
+from .arrays import Unsigned, narrow
 from .encode import as_numpy
 
 CONVENTIONS = ("norm", "raw")
@@ -36,9 +37,9 @@ class TokenTable:
     """
 
     convention: str
-    promoted_ids: NDArray[np.uint32]
+    promoted_ids: NDArray[Unsigned]
     promoted_values: NDArray[np.float32]
-    suppressed_ids: NDArray[np.uint32]
+    suppressed_ids: NDArray[Unsigned]
     suppressed_values: NDArray[np.float32]
 
     def __post_init__(self) -> None:
@@ -52,7 +53,8 @@ class TokenTable:
         """Write the four arrays into ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)
         for name in FIELDS:
-            np.save(folder / f"{name}.npy", getattr(self, name))
+            array = getattr(self, name)
+            np.save(folder / f"{name}.npy", narrow(array) if name.endswith("_ids") else array)
 
 
 def token_table(

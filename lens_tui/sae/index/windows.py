@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import nobody
 from .settings import IndexSettings
 
 _QUERIES = 2_000_000
@@ -28,7 +29,7 @@ def write_windows(work: Path, settings: IndexSettings, kind: Any, chunk: int) ->
     rows = _Rows(work)
     flat = tokens.reshape(-1)
     order = np.argsort(flat, kind="stable")
-    order = order[: np.searchsorted(flat[order], np.uint32(0xFFFF_FFFF))]
+    order = order[: np.searchsorted(flat[order], nobody(flat.dtype))]
     view = windows.reshape(width * k, settings.window)
     for low, high in _chunks(rows.ends, starts, chunk):
         a, b = np.searchsorted(flat[order], (low, high))
@@ -60,7 +61,7 @@ class _Rows:
         return keys[order], self.values[first:last][order]
 
 
-def _chunks(ends: NDArray[np.uint64], starts: NDArray[np.uint32], chunk: int) -> list[tuple[int, int]]:
+def _chunks(ends: NDArray[Any], starts: NDArray[Any], chunk: int) -> list[tuple[int, int]]:
     """Runs of whole sequences with about ``chunk`` activations each, as (first token, end token)."""
     n = len(ends)
     if n == 0:
@@ -74,7 +75,7 @@ def _chunks(ends: NDArray[np.uint64], starts: NDArray[np.uint32], chunk: int) ->
 def _around(
     feature: NDArray[np.int64],
     peak: NDArray[np.int64],
-    starts: NDArray[np.uint32],
+    starts: NDArray[Any],
     high: int,
     keys: NDArray[np.uint64],
     values: NDArray[Any],

@@ -280,7 +280,8 @@ def test_a_damaged_index_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LensError, match="count"):
         FeatureIndex(path)
     (path / "count.npy").write_bytes(whole)
-    np.save(path / "example_tokens.npy", np.full((24, 6), 10**6, np.uint32))
+    tokens = np.load(path / "example_tokens.npy")
+    np.save(path / "example_tokens.npy", np.full_like(tokens, np.iinfo(tokens.dtype).max - 1))
     with pytest.raises(LensError, match="outside the corpus"):
         FeatureIndex(path).examples(1)
     with pytest.raises(LensError, match="no index"):
