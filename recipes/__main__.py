@@ -9,11 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
+from recipes.labels import commands as label_commands
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+label_commands.register(app)
 
 Corpus = Annotated[Path, typer.Option(help="Folder or tar archive of NAME.txt files.", exists=True)]
 Tokens = Annotated[Path, typer.Option(help="Folder of `prepare`.")]
 Tokeniser = Annotated[Path, typer.Option(help="Folder of `tokenizer`.")]
+BundledModel = Annotated[Path | None, typer.Option(help="Model folder; the bundled one unless given.")]
+SAEs = Annotated[Path | None, typer.Option(help="Folder with the three SAEs' folders; the bundled ones unless given.")]
 Model = Annotated[Path, typer.Option(help="Exported model folder.", exists=True)]
 
 
@@ -244,6 +249,42 @@ def ship_vectors(
 
     facts = json.loads(report.read_text(encoding="utf-8"))
     print(shipping.table(shipping.ship(facts, candidates.read(vectors), out, name or shipping.SHIPPED)))
+
+
+def texts(
+    corpus: Corpus,
+    out: Path,
+    model: BundledModel = None,
+    settings: Annotated[Path | None, typer.Option(help="JSON with any of the settings of recipes.texts.")] = None,
+) -> None:
+    """Write the text of the bundled index: by the model itself, and from public-domain documents held out."""
+    from recipes import texts as made
+    from recipes.bundled import open_model
+    from recipes.corpus import read_corpus
+
+    asked: dict[str, Any] = json.loads(settings.read_text(encoding="utf-8")) if settings else {}
+    facts = made.write(open_model(model), read_corpus(corpus), out, made.Settings(**asked))
+    for kind, tokens in facts["tokens"].items():
+        print(f"{kind:14}{facts['documents'][kind]:>6} documents{tokens:>9} tokens")
+    print(f"dropped as copies of training text: {facts['dropped_as_copies'] or 'none'}")
+
+
+@app.command()
+def index(
+    texts: Annotated[Path, typer.Option(help="Folder of `texts`.", exists=True)],
+    out: Annotated[Path, typer.Option(help="Where the folders of the indexes go.")],
+    model: BundledModel = None,
+    saes: SAEs = None,
+    rows: int = 16,
+) -> None:
+    """Index the texts for all three SAEs with the settings that ship."""
+    from recipes.index import build
+
+    made = build(texts, out, model=model, saes=saes, rows=rows)
+    for one in made:
+        print(f"{one.depth:8}{one.folder.name}{one.nbytes / 1e6:7.2f} MB{one.tokens:>9} tokens", end="")
+        print(f"{one.live:>6} of {one.width} features active")
+    print(f"in all {sum(one.nbytes for one in made) / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

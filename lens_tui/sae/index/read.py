@@ -247,7 +247,7 @@ class FeatureIndex:
         begin = np.where(tokens > 0, self._row_ends[np.maximum(tokens - 1, 0)].astype(np.int64), 0)
         length = end - begin
         place = np.arange(length.sum()) + np.repeat(begin - (np.cumsum(length) - length), length)
-        return self._row_features[place].astype(np.uint32)
+        return np.asarray(self._row_features[place], np.uint32)
 
     def verify(self) -> None:
         """Read every file and compare it with its checksum; raises :class:`LensError` for the first that differs."""

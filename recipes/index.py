@@ -1,0 +1,79 @@
+"""The index that ships: the bundled model's three SAEs over text that is free to ship, in few bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lens_tui import demo
+from lens_tui.sae import load_sae
+from lens_tui.sae.index import FeatureIndex, IndexProgress, IndexSettings
+from lens_tui.worker.indexing import index_text
+from recipes.bundled import open_model, sae_folders
+
+CORPUS = "written by the model, and public-domain books"
+"""What the index calls its text."""
+
+CONTEXT = 512
+"""Tokens a window, as the SAEs were trained."""
+
+SETTINGS = {
+    "early": IndexSettings(top_k=6, before=8, after=5, sample_per_bin=1),
+    "middle": IndexSettings(top_k=12, before=8, after=5, sample_per_bin=1),
+    "late": IndexSettings(top_k=6, before=8, after=5, sample_per_bin=1),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """An index that was made: ``live`` features were active somewhere in its text."""
+
+    depth: str
+    folder: Path
+    nbytes: int
+    tokens: int
+    live: int
+    width: int
+
+
+def build(
+    texts: Path,
+    out: Path,
+    *,
+    model: Path | None = None,
+    saes: Path | None = None,
+    rows: int = 16,
+    progress: Callable[[IndexProgress], None] | None = None,
+) -> list[Made]:
+    """Index ``texts`` for every depth with its own settings: folders ``out/<key>``.
+
+    An index made before is not made again; ``saes`` is a folder with the three SAEs' folders. Nothing that
+    goes into the index names a place on this machine.
+    """
+    lens = open_model(model)
+    made = []
+    for name, (_, folder) in sae_folders(saes).items():
+        result = index_text(
+            lens,
+            [load_sae(folder)],
+            texts,
+            out,
+            settings=SETTINGS[name],
+            context=CONTEXT,
+            rows=rows,
+            conventions=("norm",),
+            model_name=demo.NAME,
+            corpus_name=CORPUS,
+            progress=progress,
+        )
+        index = FeatureIndex(result.indexes[0])
+        index.verify()
+        live = int((index.count > 0).sum())
+        made.append(Made(name, index.path, size(index.path), index.n_tokens, live, index.width))
+    return made
+
+
+def size(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -1,0 +1,129 @@
+"""Windows of held-out text for the quiz: some where a feature is active, some where it is silent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recipes.labels.material import Material
+
+LENGTH = 24
+LEVEL = 0.25
+"""A window counts as active if the feature reaches this share of its maximum (over the cards' text) in it."""
+
+N_ACTIVE = 5
+N_RANDOM, N_HARD = 3, 2
+_LEAD = (10, 20)
+"""The place in its window of the token that was drawn."""
+
+_TRIES = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Tokens ``low`` to ``high`` (not in it) of a held-out index; ``kind`` is active, random or hard."""
+
+    low: int
+    high: int
+    kind: str
+    value: float
+
+
+def pick(material: Material, feature: int, maximum: float, seed: int) -> list[Window] | None:
+    """Five active windows and five silent ones of a feature, shuffled; ``None`` if its text has not so many.
+
+    Active ones are around random tokens at ``LEVEL`` of the maximum or more. The feature is silent throughout the
+    others: two come from a domain of the active ones, three from anywhere. No two windows overlap, and
+    active ones are of different documents where there are enough.
+    """
+    rng = np.random.default_rng([seed, feature])
+    tokens, values = material.index.everywhere(feature)
+    strong = int(np.searchsorted(-values, -LEVEL * maximum, side="right"))
+    active = _active(material, tokens[:strong].astype(np.int64), values[:strong], rng)
+    if len(active) < N_ACTIVE:
+        return None
+    firing = np.sort(tokens.astype(np.int64))
+    silent: list[Window] = []
+    domains = [material.domain_of_token[window.low] for window in active]
+    for kind, n in (("hard", N_HARD), ("random", N_RANDOM)):
+        pool = np.flatnonzero(np.isin(material.domain_of_token, domains)) if kind == "hard" else None
+        silent += _silent(material, firing, pool, kind, n, [*active, *silent], rng)
+    missing = N_HARD + N_RANDOM - len(silent)  # the feature may fire all over its own domain
+    silent += _silent(material, firing, None, "random", missing, [*active, *silent], rng)
+    if len(silent) < N_RANDOM + N_HARD:
+        return None
+    windows = [*active, *silent]
+    return [windows[place] for place in rng.permutation(len(windows))]
+
+
+def enough(material: Material, feature: int, maximum: float) -> bool:
+    """Whether the text has active windows enough: so many documents hold a token at ``LEVEL`` of the maximum."""
+    tokens, values = material.index.everywhere(feature)
+    strong = int(np.searchsorted(-values, -LEVEL * maximum, side="right"))
+    sequences = material.sequences(tokens[:strong].astype(np.int64))
+    return len(np.unique(material.documents[sequences])) >= N_ACTIVE
+
+
+def _active(
+    material: Material, tokens: NDArray[np.int64], values: NDArray[np.float32], rng: np.random.Generator
+) -> list[Window]:
+    order = rng.permutation(len(tokens))
+    documents = material.documents[material.sequences(tokens)]
+    chosen: list[Window] = []
+    seen: set[int] = set()
+    for fresh in (True, False):  # first from documents not met yet, then from any
+        for place in order.tolist():
+            if len(chosen) == N_ACTIVE:
+                return chosen
+            if fresh and int(documents[place]) in seen:
+                continue
+            window = _around(material, int(tokens[place]), "active", float(values[place]), rng)
+            if window is None or _overlaps(window, chosen):
+                continue
+            chosen.append(window)
+            seen.add(int(documents[place]))
+    return chosen
+
+
+def _silent(
+    material: Material,
+    firing: NDArray[np.int64],
+    pool: NDArray[np.int64] | None,
+    kind: str,
+    n: int,
+    others: list[Window],
+    rng: np.random.Generator,
+) -> list[Window]:
+    """At most ``n`` windows without any activation, around tokens of ``pool`` (or of all)."""
+    chosen: list[Window] = []
+    for _ in range(_TRIES):
+        if len(chosen) >= n:
+            break
+        drawn = int(rng.integers(material.index.n_tokens if pool is None else len(pool)))
+        window = _around(material, drawn if pool is None else int(pool[drawn]), kind, 0.0, rng)
+        if window is None or _overlaps(window, [*others, *chosen]):
+            continue
+        low, high = np.searchsorted(firing, (window.low, window.high))
+        if low == high:
+            chosen.append(window)
+    return chosen
+
+
+def _around(material: Material, token: int, kind: str, value: float, rng: np.random.Generator) -> Window | None:
+    """A window with a token at a random place, inside the token's sequence and without its special first token."""
+    sequence = int(material.sequences(np.array([token]))[0])
+    begin, end = int(material.starts[sequence]), int(material.starts[sequence + 1])
+    while begin < end and material.index.special[begin]:
+        begin += 1
+    while end > begin and material.index.special[end - 1]:
+        end -= 1
+    if end - begin < LENGTH or not begin <= token < end:
+        return None
+    low = min(max(token - int(rng.integers(*_LEAD)), begin), end - LENGTH)
+    return Window(low, low + LENGTH, kind, value)
+
+
+def _overlaps(window: Window, others: list[Window]) -> bool:
+    return any(window.low < other.high and other.low < window.high for other in others)
