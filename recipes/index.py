@@ -19,9 +19,9 @@ CONTEXT = 512
 """Tokens a window, as the SAEs were trained."""
 
 SETTINGS = {
-    "early": IndexSettings(top_k=6, before=8, after=5, sample_per_bin=1),
+    "early": IndexSettings(top_k=8, before=8, after=5, sample_per_bin=1),
     "middle": IndexSettings(top_k=12, before=8, after=5, sample_per_bin=1),
-    "late": IndexSettings(top_k=6, before=8, after=5, sample_per_bin=1),
+    "late": IndexSettings(top_k=8, before=8, after=5, sample_per_bin=1),
 }
 
 

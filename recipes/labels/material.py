@@ -73,6 +73,11 @@ class Material:
         domain = self.domain_of_token
         return np.bincount(domain[domain >= 0], minlength=len(self.domains))
 
+    @cached_property
+    def tokens_of_domain(self) -> tuple[NDArray[np.int64], ...]:
+        """The counted tokens of every domain."""
+        return tuple(np.flatnonzero(self.domain_of_token == number) for number in range(len(self.domains)))
+
     def sequences(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
         """The sequence that each token lies in."""
         return np.searchsorted(self.starts, tokens, side="right") - 1

@@ -35,7 +35,7 @@ def pick(material: Material, feature: int, maximum: float, seed: int) -> list[Wi
     """Five active windows and five silent ones of a feature, shuffled; ``None`` if its text has not so many.
 
     Active ones are around random tokens at ``LEVEL`` of the maximum or more. The feature is silent throughout the
-    others: two come from a domain of the active ones, three from anywhere. No two windows overlap, and
+    others: two come from the domain of an active one, three from anywhere. No two windows overlap, and
     active ones are of different documents where there are enough.
     """
     rng = np.random.default_rng([seed, feature])
@@ -46,11 +46,11 @@ def pick(material: Material, feature: int, maximum: float, seed: int) -> list[Wi
         return None
     firing = np.sort(tokens.astype(np.int64))
     silent: list[Window] = []
-    domains = [material.domain_of_token[window.low] for window in active]
-    for kind, n in (("hard", N_HARD), ("random", N_RANDOM)):
-        pool = np.flatnonzero(np.isin(material.domain_of_token, domains)) if kind == "hard" else None
-        silent += _silent(material, firing, pool, kind, n, [*active, *silent], rng)
-    missing = N_HARD + N_RANDOM - len(silent)  # the feature may fire all over its own domain
+    for _ in range(N_HARD):
+        domain = material.domain_of_token[active[int(rng.integers(N_ACTIVE))].low]
+        pool = material.tokens_of_domain[domain]
+        silent += _silent(material, firing, pool, "hard", 1, [*active, *silent], rng)
+    missing = N_HARD + N_RANDOM - len(silent)  # a feature may fire all over its own domain
     silent += _silent(material, firing, None, "random", missing, [*active, *silent], rng)
     if len(silent) < N_RANDOM + N_HARD:
         return None
