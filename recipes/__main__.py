@@ -251,6 +251,7 @@ def ship_vectors(
     print(shipping.table(shipping.ship(facts, candidates.read(vectors), out, name or shipping.SHIPPED)))
 
 
+@app.command()
 def texts(
     corpus: Corpus,
     out: Path,

@@ -27,18 +27,18 @@ def weights(folder: Path) -> dict[str, mx.array]:
 
 
 def measure_all(
-    corpus: Path, tokens: int, *, model: str = demo.NAME, context: int = 512, rows: int = 64
+    corpus: Path, tokens: int, *, model: Path | None = None, context: int = 512, rows: int = 64
 ) -> Iterator[tuple[str, Evaluation]]:
     """The name and figures of each bundled SAE over at least ``tokens`` held-out positions, or all there are."""
-    from lens_tui.lens import LensModel
     from lens_tui.lens.activations import text_activations
     from lens_tui.lens.batches import Reading
     from lens_tui.sae.training.evaluate import measure
+    from recipes.bundled import open_model
     from recipes.saes import DEPTHS
 
     places = [(depth.layer, "resid_post") for depth in DEPTHS.values()]
     _, held = text_activations(
-        LensModel(model),
+        open_model(model),
         corpus,
         places,
         held_out=HELD_OUT_EVERY,
