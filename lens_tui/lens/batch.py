@@ -8,19 +8,21 @@ from typing import Any
 
 import mlx.core as mx
 
-from lens_tui.records import ArmEnd, BatchRow, Dose, LensError, Request, Token
+from lens_tui.records import ArmEnd, BatchRow, Dose, Echo, LensError, Request, Steered, Token
 
+from .batch_checks import check_reach
 from .batch_model import BatchModel, RowLabels, RowPlan
 from .batch_prefix import begin, share
 from .batch_proof import Way, way_of
 from .batch_rows import Launched, Row, choose_all
+from .echo import echo_of
 from .generation import DecodeOptions, RowDecoder, mlx_lm_generate
 from .meter import Meter, doses_of
-from .positions import reach
 from .prefill import Filler
 from .prefix import PrefixCache
 from .program import Key
 from .registry import Plan, Registry, Run
+from .steered import steered
 from .tokens import EncodedPrompt, Tokens
 
 
@@ -64,7 +66,7 @@ class Batch:
 
     def join(self, row: Row) -> None:
         """A row joins, also while others are being decoded."""
-        _check_reach(row)
+        check_reach(row)
         self.rows.append(row)
         self.plans[row.index] = row.plan
         self._waiting.append(row)
@@ -163,6 +165,7 @@ class Batch:
             cache = make_prompt_cache(self.registry.decoder.root, self.options.max_kv_size)
             prompt = row.plan.prompt
             decoder = RowDecoder(self.registry, run, prompt.ids, 1, cache, options, prompt.thinking, prompt.inside)
+            decoder.histories = [row.plan.history]
             for step in decoder.steps():
                 made = Launched.of_step(step)
                 yield from self._emit(row, step.ids[0], made, 0, run)
@@ -251,9 +254,22 @@ class BatchGeneration(Iterator[Token | ArmEnd]):
 
     def remove(self, index: int) -> None:
         """End one prompt where it stands; the others go on."""
+        self._batch.leave(self._row(index))
+
+    def steered(self, index: int) -> tuple[Steered, ...]:
+        """Which tokens of a prompt and its text each intervention touched."""
+        row, tokens = self._row(index), self._batch.tokens
+        return steered(row.plan.history, row.passage(self._batch.registry.bos), tokens.display)
+
+    def echo(self, index: int) -> tuple[Echo, ...]:
+        """How much of a prompt's interventions is still there behind each layer, over its tokens so far."""
+        row, registry = self._row(index), self._batch.registry
+        return echo_of(registry, row.passage(registry.bos), row.plan.entries)
+
+    def _row(self, index: int) -> Row:
         if not 0 <= index < len(self._batch.rows):
             raise LensError(f"There is no prompt {index}: the batch has {len(self._batch.rows)}.")
-        self._batch.leave(self._batch.rows[index])
+        return self._batch.rows[index]
 
     def close(self) -> None:
         """End the batch where it stands; nothing stays installed."""
@@ -275,34 +291,6 @@ class BatchGeneration(Iterator[Token | ArmEnd]):
     def records(self) -> tuple[BatchRow, ...]:
         """Each prompt's record as it stands."""
         return tuple(row.record() for row in self._batch.rows)
-
-
-def _check_reach(row: Row) -> None:
-    """Refuse positions that no token of the row can have."""
-    prompt = row.plan.prompt
-    last = len(prompt.ids) + row.sampling.max_tokens - 2
-    for entry in row.plan.entries:
-        positions = getattr(entry.item, "positions", None)
-        if positions is None:
-            continue
-        if not reach(positions, len(prompt.ids), last):
-            raise LensError(
-                f"{entry.item.id!r} touches no position of prompt {row.index} (0 to {last}).", "Change its positions."
-            )
-        if positions.kind == "role":
-            _check_role(positions.role, row)
-
-
-def _check_role(role: str, row: Row) -> None:
-    spans = row.plan.prompt.spans
-    if spans is None:
-        raise LensError(
-            f"Positions of role {role!r} cannot be told: prompt {row.index} was not made from chat messages.",
-            "Give a prompt that goes through the chat template.",
-        )
-    known = {name for name, _, _ in spans}
-    if role not in known | {"assistant", "thinking"}:
-        raise LensError(f"Prompt {row.index} has no {role!r} part.", f"It has: {', '.join(sorted(known))}.")
 
 
 def _merged(doses: Sequence[Dose]) -> tuple[Dose, ...]:

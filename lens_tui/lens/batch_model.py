@@ -8,16 +8,17 @@ with the others, so that it always names the rows that a forward has.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
 
-from .generation import Scales, scales_of
 from .meter import Meter
 from .positions import Offset, follow_thinking
 from .proxy import first_of
 from .registry import Entry, Plan, Registry, Run
+from .steered import History
+from .steps import Scales, scales_of
 from .tokens import EncodedPrompt
 
 _async_eval: Any = mx.async_eval  # has no types
@@ -96,6 +97,7 @@ class RowPlan:
     prompt: EncodedPrompt
     entries: tuple[Entry, ...]
     inside: mx.array | None = None
+    history: History = field(default_factory=History)
 
     @property
     def follows_thinking(self) -> bool:
@@ -137,6 +139,8 @@ class BatchModel:
         here = self._composition(rows)
         real = labels.advance(length)
         plans = [self._plans[row] for row in rows]
+        for plan, count in zip(plans, counts, strict=True):
+            plan.history.note(count, plan.entries)
         run = Run(
             self._registry,
             here.plan,

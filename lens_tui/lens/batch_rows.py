@@ -13,9 +13,10 @@ import mlx.core as mx
 from lens_tui.records import ArmEnd, BatchRow, Candidate, Dose, Intervention, Sampling, Token
 
 from .batch_model import BatchModel, RowPlan
-from .generation import Scales, Step, best
 from .prefix import Sums
 from .sampling import LogitsProcessor, Sampler
+from .steered import Passage
+from .steps import Scales, Step, best
 from .stops import Writing
 from .tokens import Tokens
 
@@ -95,6 +96,12 @@ class Row(Writing):
             top=tuple(Candidate(int(found), tokens.display(int(found)), value) for found, value in pairs),
             scales=made.scales[at],
         )
+
+    def passage(self, bos: int | None) -> Passage:
+        """What of the row has gone through the model."""
+        prompt = self.plan.prompt
+        ids = (*prompt.ids, *self.ids[:-1])
+        return Passage(ids, len(prompt.ids), 0, bos, prompt.spans, prompt.thinking, prompt.inside)
 
     def end(self) -> ArmEnd:
         """The row's end as an event."""

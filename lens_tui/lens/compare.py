@@ -2,130 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 
-from lens_tui.records import ArmEnd, Candidate, Dose, Intervention, LensError, Sampling, Token
+from lens_tui.records import ArmEnd, Dose, Echo, Intervention, LensError, Sampling, Steered, Token
 
-from .capture import CaptureResult
 from .checks import checked
-from .generation import RowDecoder, Step
+from .echo import echo_of
+from .generation import RowDecoder
 from .meter import Meter
-from .positions import reach
-from .program import Key
-from .registry import Entry, Plan
+from .progress import Progress, events_of
+from .registry import Entry
+from .steered import steered
 from .stops import Writing, writing_options
 from .tokens import Tokens
-
-
-@dataclass
-class _Progress:
-    """A run in progress: its decoder, its rows, and the proxies it holds.
-
-    Apart from :class:`Rows`, so that a run nobody refers to any more ends at once
-    instead of waiting for the garbage collector to find a circle.
-    """
-
-    decoder: RowDecoder
-    tokens: Tokens
-    names: tuple[str, ...]
-    rows: list[Writing]
-    keys: set[Key] = field(default_factory=set)
-
-    @property
-    def plan(self) -> Plan:
-        return self.decoder.run.plan
-
-    def hold(self, keys: set[Key]) -> None:
-        """Install what the sites need, and take away what is not needed any more."""
-        registry = self.decoder.registry
-        registry.need(keys - self.keys)
-        registry.release(self.keys - keys)
-        self.keys = set(keys)
-
-    def emit(self, step: Step) -> Iterator[Token | ArmEnd]:
-        baseline = self.decoder.options.baseline
-        alive = [index for index, row in enumerate(self.rows) if not row.reason]
-        with_kl = baseline is not None and baseline in alive
-        for index in alive:
-            text = self.rows[index].write(step.ids[index])
-            kl = max(0.0, step.kl[index]) if with_kl and step.kl is not None else None
-            yield self.token(index, step, text, kl)
-        for index in alive:
-            row = self.rows[index]
-            if row.reason:
-                yield ArmEnd(index, row.reason, len(row.ids), row.text, self.doses(index))
-
-    def token(self, index: int, step: Step, text: str, kl: float | None) -> Token:
-        token = step.ids[index]
-        top: tuple[Candidate, ...] = ()
-        if step.top_ids is not None and step.top_logprobs is not None:
-            pairs = zip(step.top_ids[index], step.top_logprobs[index], strict=True)
-            top = tuple(Candidate(at, self.tokens.display(at), value) for at, value in pairs)
-        return Token(
-            index=len(self.rows[index].ids) - 1,
-            token_id=token,
-            token=self.tokens.display(token),
-            text=text,
-            logprob=step.logprobs[index],
-            arm=index,
-            kl=kl,
-            top=top,
-            version=step.version,
-            scales=step.scales[index],
-        )
-
-    def doses(self, row: int) -> tuple[Dose, ...]:
-        meter = self.decoder.run.meter
-        keys = [entry.key for entry in self.plan.rows[row] if getattr(entry.item, "enabled", True)]
-        return meter.doses(row, keys) if meter is not None and keys else ()
-
-    def check_reach(self) -> None:
-        """Refuse positions that no token of this run can have."""
-        n_prompt = self.decoder.run.n_prompt
-        assert isinstance(n_prompt, int)
-        last = n_prompt + self.decoder.options.sampling.max_tokens - 2
-        for row in self.plan.rows:
-            for entry in row:
-                positions = getattr(entry.item, "positions", None)
-                if positions is not None and not reach(positions, n_prompt, last):
-                    name = entry.item.id
-                    raise LensError(f"{name!r} touches no position of this run (0 to {last}).", "Change its positions.")
-
-    def check_moved(self) -> None:
-        """Refuse to go on when what had to move something was measured and did not."""
-        meter = self.decoder.run.meter
-        if meter is None or not (meter.pending or meter.unchecked):
-            return
-        meter.unchecked = False
-        meter.settle()
-        for key, program in self.decoder.registry.programs(self.plan).items():
-            for row, must in enumerate(program.must_move):
-                if must:
-                    meter.check_moved(row, [key], f"The arm {self.names[row]!r}" if self.names[row] else "Steering")
-
-    def finish(self) -> None:
-        """Close the books: reasons, captures without what ran ahead, proxies."""
-        for row in self.rows:
-            row.reason = row.reason or "stopped"
-        longest = max(len(row.ids) for row in self.rows)
-        for recorder in self.plan.recorders:
-            if isinstance(recorder, CaptureResult) and longest:
-                recorder.cut(len(self.decoder.ids) + longest - 1)
-        self.hold(set())
-
-
-def _events(progress: _Progress) -> Generator[Token | ArmEnd]:
-    """The events of a run; proxies are up from the first request to the end, however it ends."""
-    progress.hold(progress.plan.keys)
-    try:
-        for step in progress.decoder.steps():
-            progress.check_moved()
-            yield from progress.emit(step)
-            if all(row.reason for row in progress.rows):
-                break
-    finally:
-        progress.finish()
 
 
 class Rows:
@@ -138,9 +27,9 @@ class Rows:
     def __init__(self, decoder: RowDecoder, tokens: Tokens, names: Sequence[str]) -> None:
         sampling = decoder.options.sampling
         rows = [Writing(**writing_options(tokens, sampling, decoder.ids[-1])) for _ in names]
-        self._progress = _Progress(decoder, tokens, tuple(names), rows)
+        self._progress = Progress(decoder, tokens, tuple(names), rows)
         self._progress.check_reach()
-        self._events = _events(self._progress)
+        self._events = events_of(self._progress)
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
@@ -174,8 +63,7 @@ class Rows:
     def change(self, row: int, interventions: Sequence[Intervention]) -> None:
         """Give a row these interventions from its next step on. Raises :class:`LensError`."""
         progress = self._progress
-        if not 0 <= row < len(progress.rows):
-            raise LensError(f"There is no arm {row}: the run has {len(progress.rows)}.")
+        progress.entries(row)
         registry = progress.decoder.registry
         progress.plan.set_row(row, [Entry(registry, checked(item, registry)) for item in interventions])
         if progress.keys:
@@ -183,9 +71,40 @@ class Rows:
         if progress.decoder.run.meter is None:
             progress.decoder.run.meter = Meter()
 
+    def put(self, row: int, record: Intervention) -> None:
+        """Add an intervention to a row, or change the one of its id in its place, from the next step on."""
+        held = self.held(row)
+        others = [record if item.id == record.id else item for item in held]
+        self.change(row, others if any(item.id == record.id for item in held) else [*held, record])
+
+    def drop(self, row: int, name: str) -> None:
+        """Remove the intervention of an id from a row, from the next step on. Raises :class:`LensError`."""
+        held = self.held(row)
+        if all(item.id != name for item in held):
+            known = ", ".join(repr(item.id) for item in held) or "none"
+            raise LensError(f"Nothing with the id {name!r} acts here.", f"There is: {known}.")
+        self.change(row, [item for item in held if item.id != name])
+
+    def held(self, row: int) -> tuple[Intervention, ...]:
+        """The interventions of a row as they are now, in order."""
+        items = (entry.item for entry in self._progress.entries(row))
+        return tuple(item for item in items if isinstance(item, Intervention))
+
     def doses(self, row: int) -> tuple[Dose, ...]:
         """How far each steered site of a row was moved, under the interventions that hold now."""
         return self._progress.doses(row)
+
+    def steered_in(self, row: int) -> tuple[Steered, ...]:
+        """Which tokens of the prompt and of a row's text each intervention touched, whenever it held."""
+        progress = self._progress
+        progress.entries(row)
+        return steered(progress.decoder.histories[row], progress.passage(row), progress.tokens.display)
+
+    def echo_in(self, row: int) -> tuple[Echo, ...]:
+        """What a row's interventions, as they are now, leave behind each layer, over its prompt and its text so far."""
+        progress = self._progress
+        entries = progress.entries(row)
+        return echo_of(progress.decoder.registry, progress.passage(row), entries)
 
 
 class Generation(Rows, Iterator[Token]):
@@ -225,6 +144,28 @@ class Generation(Rows, Iterator[Token]):
         """Replace the interventions from the next step on; none at all leaves the model plain."""
         self.change(0, interventions)
 
+    def add(self, record: Intervention) -> None:
+        """Add an intervention from the next step on; one with the same id is changed, in its place."""
+        self.put(0, record)
+
+    def remove(self, id: str) -> None:  # noqa: A002
+        """Remove the intervention of an id from the next step on. Raises :class:`LensError` if there is none."""
+        self.drop(0, id)
+
+    @property
+    def interventions(self) -> tuple[Intervention, ...]:
+        """The interventions as they are now, in order."""
+        return self.held(0)
+
+    @property
+    def steered(self) -> tuple[Steered, ...]:
+        """Which tokens of the prompt and the text each intervention touched, whenever it held."""
+        return self.steered_in(0)
+
+    def echo(self) -> tuple[Echo, ...]:
+        """What the interventions, as they are now, leave behind each layer, over the prompt and the text so far."""
+        return self.echo_in(0)
+
 
 class Comparison(Rows, Iterator[Token | ArmEnd]):
     """A comparison in progress: an iterator of :class:`Token` and, for each arm that ends, :class:`ArmEnd`.
@@ -258,3 +199,23 @@ class Comparison(Rows, Iterator[Token | ArmEnd]):
     def dial(self, arm: int, interventions: Sequence[Intervention]) -> None:
         """Replace the interventions of one arm from its next step on (one step is always under way)."""
         self.change(arm, interventions)
+
+    def add(self, arm: int, record: Intervention) -> None:
+        """Add an intervention to one arm from its next step on; one with the same id is changed, in its place."""
+        self.put(arm, record)
+
+    def remove(self, arm: int, id: str) -> None:  # noqa: A002
+        """Remove the intervention of an id from one arm. Raises :class:`LensError` if there is none."""
+        self.drop(arm, id)
+
+    def interventions(self, arm: int) -> tuple[Intervention, ...]:
+        """One arm's interventions as they are now, in order."""
+        return self.held(arm)
+
+    def steered(self, arm: int) -> tuple[Steered, ...]:
+        """Which tokens of the prompt and of one arm's text each intervention touched, whenever it held."""
+        return self.steered_in(arm)
+
+    def echo(self, arm: int) -> tuple[Echo, ...]:
+        """What one arm's interventions leave behind each layer, over the prompt and its text so far."""
+        return self.echo_in(arm)

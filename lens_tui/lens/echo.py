@@ -8,42 +8,67 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import numpy as np
 
-from lens_tui.records import Echo, FloatArray, Intervention
+from lens_tui.records import Echo, FloatArray, Intervention, LensError
 
 from .capture import CaptureResult
 from .checks import checked
 from .registry import Entry, Plan, Registry, Run
+from .steered import Passage
 
 if TYPE_CHECKING:
     from .model import LensModel
 
 
 def echo(lens: LensModel, tokens: Any, interventions: Sequence[Intervention]) -> tuple[Echo, ...]:
-    """What interventions leave in ``resid_post`` of every layer, averaged over a text's tokens.
-
-    One plain and one changed forward over the same ids. ``along`` is the
-    projection of the change on the first intervention's direction.
-    """
+    """What interventions leave in ``resid_post`` of every layer, averaged over a text's tokens."""
     registry = lens.registry
     entries = tuple(Entry(registry, checked(item, registry)) for item in interventions)
-    ids = lens.batch(tokens)
-    before, after = (_stack(registry, ids, rows) for rows in ((), entries))
-    vector = next((entry.item.vector for entry in entries if hasattr(entry.item, "vector")), None)
-    direction = None if vector is None else vector.direction
-    return tuple(_compare(layer, before[layer], after[layer], direction) for layer in range(lens.n_layers))
+    rows = [tuple(row) for row in np.array(lens.batch(tokens)).tolist()]
+    parts = [_changes(registry, Passage(row, len(row), bos=registry.bos), entries) for row in rows]
+    return _echoes(registry, parts, entries)
 
 
-def _stack(registry: Registry, ids: mx.array, entries: tuple[Entry, ...]) -> list[FloatArray]:
+def echo_of(registry: Registry, passage: Passage, entries: Sequence[Entry]) -> tuple[Echo, ...]:
+    """The same of a run: over its prompt and its text, with the positions that its tokens have there.
+
+    Raises :class:`LensError` for a run that went on from a cache, whose tokens are not known.
+    """
+    if passage.start:
+        raise LensError("The run went on from a prompt cache, whose tokens are not known.", "Use echo(tokens, ...).")
+    return _echoes(registry, [_changes(registry, passage, entries)], entries)
+
+
+def _changes(
+    registry: Registry, passage: Passage, entries: Sequence[Entry]
+) -> tuple[list[FloatArray], list[FloatArray]]:
+    """``resid_post`` of every layer, plain and changed, ``(tokens, d_model)`` each: two forwards over the same ids."""
+    plain, changed = (_stack(registry, passage, rows) for rows in ((), entries))
+    return plain, changed
+
+
+def _stack(registry: Registry, passage: Passage, entries: Sequence[Entry]) -> list[FloatArray]:
     keys = tuple((layer, "resid_post") for layer in range(registry.decoder.n_layers))
     captured = CaptureResult(registry, keys, by_site=False)
-    plan = Plan((entries,), (captured,))
+    plan, where = Plan((entries,), (captured,)), passage.where()
     registry.need(plan.keys)
     try:
-        with registry.running(Run(registry, plan, ids.shape[1])):
-            registry.decoder.root(ids)
+        with registry.running(Run(registry, plan, passage.n_prompt, passage.spans, thinking=where.thinking)):
+            registry.decoder.root(where.ids)
     finally:
         registry.release(plan.keys)
-    return [np.array(captured[layer].astype(mx.float32)) for layer, _ in keys]
+    return [np.array(captured[layer].astype(mx.float32))[0] for layer, _ in keys]
+
+
+def _echoes(
+    registry: Registry, parts: Sequence[tuple[list[FloatArray], list[FloatArray]]], entries: Sequence[Entry]
+) -> tuple[Echo, ...]:
+    vector = next((entry.item.vector for entry in entries if hasattr(entry.item, "vector")), None)
+    direction = None if vector is None else vector.direction
+    made = []
+    for layer in range(registry.decoder.n_layers):
+        before, after = (np.concatenate([part[side][layer] for part in parts]) for side in (0, 1))
+        made.append(_compare(layer, before, after, direction))
+    return tuple(made)
 
 
 def _compare(layer: int, before: FloatArray, after: FloatArray, direction: FloatArray | None) -> Echo:

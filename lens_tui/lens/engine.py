@@ -20,7 +20,7 @@ from lens_tui.records import ArmEnd, LensError, Token
 from .batch import Batch
 from .batch_model import BatchModel, RowLabels
 from .batch_rows import Launched, Row
-from .generation import best
+from .steps import best
 
 Engine = Literal["built-in", "vllm-mlx"]
 

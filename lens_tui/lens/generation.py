@@ -23,30 +23,14 @@ from .positions import follow_thinking
 from .prefill import Filler, keep_rows, prefill_rows
 from .prefix import PrefixCache
 from .proxy import first_of
-from .registry import Plan, Registry, Run
+from .registry import Registry, Run
 from .sampling import LogitsProcessor, Sampler, make_processors, make_sampler
+from .steered import History
+from .steps import LaunchedStep, Scales, Step, best, kl_from, scales_of
 from .tokens import EncodedPrompt
 
 PREFILL_STEP = 2048
 _async_eval: Any = mx.async_eval  # has no types
-Scales = tuple[tuple[tuple[str, float], ...], ...]
-"""For each row, ``(id, scale)`` of its records."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One token of every row, read back: ids, log-probabilities, KL from the baseline row, top candidates.
-
-    ``version`` and ``scales`` say which interventions of the rows it was computed under.
-    """
-
-    ids: list[int]
-    logprobs: list[float]
-    kl: list[float] | None
-    top_ids: list[list[int]] | None
-    top_logprobs: list[list[float]] | None
-    version: int
-    scales: Scales
 
 
 @dataclass(frozen=True)
@@ -70,32 +54,6 @@ class DecodeOptions:
 
 
 @dataclass
-class _Launched:
-    chosen: mx.array
-    logprobs: mx.array
-    kl: mx.array | None
-    top_ids: mx.array | None
-    top_logprobs: mx.array | None
-    version: int
-    scales: Scales
-
-    def arrays(self) -> list[mx.array]:
-        every = (self.chosen, self.logprobs, self.kl, self.top_ids, self.top_logprobs)
-        return [array for array in every if array is not None]
-
-    def read(self) -> Step:
-        return Step(
-            self.chosen.tolist(),  # type: ignore[arg-type]
-            self.logprobs.tolist(),  # type: ignore[arg-type]
-            None if self.kl is None else self.kl.tolist(),  # type: ignore[arg-type]
-            None if self.top_ids is None else self.top_ids.tolist(),  # type: ignore[arg-type]
-            None if self.top_logprobs is None else self.top_logprobs.tolist(),  # type: ignore[arg-type]
-            self.version,
-            self.scales,
-        )
-
-
-@dataclass
 class RowDecoder:
     """The decoding of one prompt on ``n_rows`` rows under a run's plan.
 
@@ -114,6 +72,8 @@ class RowDecoder:
     prefixes: PrefixCache | None = None
     max_kv_size: int | None = None
     reused: int = 0
+    histories: list[History] = field(default_factory=list)
+    _at: int = 0
     _history: mx.array | None = None
     _inside: mx.array | None = None
     _stamp: object = None
@@ -123,6 +83,7 @@ class RowDecoder:
 
     def __post_init__(self) -> None:
         self._processors = make_processors(self.options.sampling, self.options.logits_processors)
+        self.histories = self.histories or [History() for _ in range(self.n_rows)]
         self._sample = self.options.sampler or make_sampler(self.options.sampling, self.registry.decoder.vocab_size)
 
     def steps(self) -> Iterator[Step]:
@@ -139,15 +100,23 @@ class RowDecoder:
                     mx.clear_cache()
                 launched = ahead
 
+    @property
+    def start(self) -> int:
+        """The absolute position of the prompt's first token: not 0 where the run goes on from a filled cache."""
+        assert isinstance(self.run.n_prompt, int)
+        return self.run.n_prompt - len(self.ids)
+
     def _prefill(self) -> mx.array:
         """Send all but the last prompt token through the model, in chunks; returns the last one."""
         tokens = mx.broadcast_to(mx.array(self.ids, dtype=mx.int32)[None], (self.n_rows, len(self.ids)))
         done, total = 0, len(self.ids)
+        self._begin()
         self._report(0, total)
         filler = self._filler()
         if filler is not None:
             reused = prefill_rows(filler, self.run, self.cache, self._report)
             done, self.reused = (total - 1, reused) if reused >= 0 else (0, 0)
+            self._at = self.start + done
         stamp = self.run.plan.stamp
         together = done == 0
         if together and filler is not None and self._may_fork(total) and self._send(tokens[:1], 0, fork=self.n_rows):
@@ -178,10 +147,22 @@ class RowDecoder:
         self.run.fork = 0
         return True
 
+    def _begin(self) -> None:
+        """At the prompt's first token, under what holds now."""
+        self._at = self.start
+        for history in self.histories:
+            history.restart()
+        self._note_steering()
+
+    def _note_steering(self) -> None:
+        for history, entries in zip(self.histories, self.run.plan.rows, strict=True):
+            history.note(self._at, entries)
+
     def _start_again(self) -> None:
         from mlx_lm.models.cache import make_prompt_cache
 
         self.run.fork = 0
+        self._begin()
         self.cache[:] = make_prompt_cache(self.registry.decoder.root, self.max_kv_size)
         if self.run.meter is not None:
             self.run.meter.restart()
@@ -203,6 +184,8 @@ class RowDecoder:
 
     def _forward(self, inputs: mx.array) -> mx.array:
         """Logits of the next tokens; the cache moves on, and is quantised if that is asked for."""
+        self._note_steering()
+        self._at += inputs.shape[1]
         with self.registry.running(self.run):
             logits: mx.array = first_of(self.registry.decoder.root(inputs, cache=self.cache))
         if self.options.kv_bits is not None:
@@ -214,7 +197,7 @@ class RowDecoder:
         if self.options.progress is not None:
             self.options.progress(done, total)
 
-    def _launch(self, inputs: mx.array) -> _Launched:
+    def _launch(self, inputs: mx.array) -> LaunchedStep:
         self._note_changes()
         self._note_thinking(inputs)
         logits = self._forward(inputs)[:, -1, :].astype(mx.float32)
@@ -223,7 +206,7 @@ class RowDecoder:
         of_chosen = mx.take_along_axis(logprobs, chosen[:, None], axis=-1)[:, 0]
         kl = None if self.options.baseline is None else kl_from(logprobs, self.options.baseline)
         top_ids, top_logprobs = best(logprobs, self.options.top) if self.options.top else (None, None)
-        launched = _Launched(chosen, of_chosen, kl, top_ids, top_logprobs, self._version, self._scales)
+        launched = LaunchedStep(chosen, of_chosen, kl, top_ids, top_logprobs, self._version, self._scales)
         _async_eval(*launched.arrays(), *self._extras())
         return launched
 
@@ -273,33 +256,6 @@ class RowDecoder:
 def mlx_lm_generate() -> Any:
     """The module ``mlx_lm.generate``, which the function of that name hides."""
     return import_module("mlx_lm.generate")
-
-
-def scales_of(plan: Plan, row: int) -> tuple[tuple[str, float], ...]:
-    """``(id, scale)`` of every enabled record of a row that has a scale or a value."""
-    found = []
-    for entry in plan.rows[row]:
-        item = entry.item
-        value = getattr(item, "scale", getattr(item, "value", None))
-        if value is not None and getattr(item, "enabled", True):
-            found.append((item.id, float(value)))
-    return tuple(found)
-
-
-def kl_from(logprobs: mx.array, baseline: int) -> mx.array:
-    """D_KL(row || baseline row) in nats for each row of (rows, vocabulary) log-probabilities, float32."""
-    terms = mx.exp(logprobs) * (logprobs - logprobs[baseline : baseline + 1])
-    # A token that the row cannot choose adds nothing: 0 log 0 = 0.
-    return mx.where(mx.isneginf(logprobs), 0.0, terms).sum(axis=-1)
-
-
-def best(logprobs: mx.array, count: int) -> tuple[mx.array, mx.array]:
-    """The ``count`` most likely tokens of each row, best first: ids and log-probabilities (rows, count)."""
-    count = min(count, logprobs.shape[-1])
-    some = mx.argpartition(-logprobs, kth=count - 1, axis=-1)[:, :count]
-    values = mx.take_along_axis(logprobs, some, axis=-1)
-    order = mx.argsort(-values, axis=-1)
-    return mx.take_along_axis(some, order, axis=-1), mx.take_along_axis(values, order, axis=-1)
 
 
 _wired_depth = [0]

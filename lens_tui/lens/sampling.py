@@ -30,7 +30,12 @@ def settings_from(sampling: Sampling | None, options: dict[str, Any]) -> Samplin
 
 def check_sampling(sampling: Sampling) -> Sampling:
     """The settings, a single stop or a list of them as a tuple, or :class:`LensError` for the first that cannot be."""
-    sampling = replace(sampling, stop=_several(sampling.stop, str), stop_ids=_several(sampling.stop_ids, int))
+    sampling = replace(
+        sampling,
+        stop=_several(sampling.stop, str),
+        stop_ids=_several(sampling.stop_ids, int),
+        xtc_special_tokens=_several(sampling.xtc_special_tokens, int),
+    )
     if not all(isinstance(text, str) and text for text in sampling.stop):
         raise LensError("A stop text is empty or no text.", "Give texts of at least one character.")
     tests = {
@@ -39,6 +44,9 @@ def check_sampling(sampling: Sampling) -> Sampling:
         "top_p": 0.0 <= sampling.top_p <= 1.0,
         "min_p": 0.0 <= sampling.min_p <= 1.0,
         "top_k": sampling.top_k >= 0,
+        "min_tokens_to_keep": sampling.min_tokens_to_keep >= 1,
+        "xtc_probability": 0.0 <= sampling.xtc_probability <= 1.0,
+        "xtc_threshold": 0.0 <= sampling.xtc_threshold <= 0.5,
         "repetition_penalty": 0.0 <= sampling.repetition_penalty < float("inf"),
         "repetition_context_size": sampling.repetition_context_size >= 1,
         "seed": 0 <= sampling.seed < 2**64,
@@ -66,26 +74,42 @@ def make_sampler(sampling: Sampling, vocab_size: int) -> Sampler:
     state = [mx.random.key(sampling.seed)]
 
     def sample(logprobs: mx.array) -> mx.array:
-        for apply in filters:
-            logprobs = apply(logprobs)
         state[0], key = mx.random.split(state[0])
+        for apply in filters:
+            logprobs = apply(logprobs, key)
         noise = mx.random.gumbel((1, logprobs.shape[-1]), key=key)
         return mx.argmax(logprobs * (1.0 / sampling.temp) + noise, axis=-1)
 
     return sample
 
 
-def _filters(sampling: Sampling, vocab_size: int) -> list[Callable[[mx.array], mx.array]]:
+def _filters(sampling: Sampling, vocab_size: int) -> list[Callable[[mx.array, mx.array], mx.array]]:
+    """What each step's log-probabilities go through, given the step's random key."""
     from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
 
-    filters: list[Callable[[mx.array], mx.array]] = []
+    filters: list[Callable[[mx.array, mx.array], mx.array]] = []
     if 0.0 < sampling.top_p < 1.0:
-        filters.append(lambda logprobs: apply_top_p(logprobs, sampling.top_p))
+        filters.append(lambda logprobs, key: apply_top_p(logprobs, sampling.top_p))
     if sampling.min_p > 0.0:
-        filters.append(lambda logprobs: apply_min_p(logprobs, sampling.min_p, 1))
+        keep = min(sampling.min_tokens_to_keep, vocab_size)
+        filters.append(lambda logprobs, key: apply_min_p(logprobs, sampling.min_p, keep))
+    if sampling.xtc_probability > 0.0:
+        for token in sampling.xtc_special_tokens:
+            if not 0 <= token < vocab_size:
+                raise LensError(f"There is no token {token} for xtc_special_tokens: the vocabulary has {vocab_size}.")
+        filters.append(lambda logprobs, key: _without_top_choices(logprobs, sampling, key))
     if 0 < sampling.top_k < vocab_size:
-        filters.append(lambda logprobs: apply_top_k(logprobs, sampling.top_k))
+        filters.append(lambda logprobs, key: apply_top_k(logprobs, sampling.top_k))
     return filters
+
+
+def _without_top_choices(logprobs: mx.array, sampling: Sampling, key: mx.array) -> mx.array:
+    """mlx-lm's XTC, with one draw a step for all rows by the run's own seed (mlx-lm draws from MLX's global state)."""
+    from mlx_lm.sample_utils import apply_xtc
+
+    taken = apply_xtc(logprobs, 1.0, sampling.xtc_threshold, list(sampling.xtc_special_tokens))
+    drawn = mx.random.uniform(key=mx.random.split(key)[0])
+    return mx.where(drawn < sampling.xtc_probability, taken, logprobs)
 
 
 PENALTIES = (

@@ -32,6 +32,7 @@ _HOMES = {
     "SAEInfo": "info",
     "Sampling": "sampling",
     "SetProjection": "interventions",
+    "Steered": "run",
     "SteeringVector": "vectors",
     "Token": "run",
     "TokenWeight": "run",
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
         ProjectOut,
         SetProjection,
     )
-    from .run import ArmEnd, Candidate, Dose, Echo, Token, TokenWeight
+    from .run import ArmEnd, Candidate, Dose, Echo, Steered, Token, TokenWeight
     from .sampling import Sampling
     from .vectors import FloatArray, Origin, SteeringVector
 
@@ -82,6 +83,7 @@ __all__ = [
     "SAEInfo",
     "Sampling",
     "SetProjection",
+    "Steered",
     "SteeringVector",
     "Token",
     "TokenWeight",

@@ -78,6 +78,20 @@ class ArmEnd:
 
 
 @dataclass(frozen=True, slots=True)
+class Steered:
+    """The tokens that an intervention touched, each at the absolute position it has in the run.
+
+    ``tokens`` are their display forms. The last token of a run is not among them: it did not go through the model.
+    """
+
+    id: str
+    layer: int
+    site: str
+    positions: tuple[int, ...]
+    tokens: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TokenWeight:
     """A token and how strongly a direction promotes (positive) or suppresses it."""
 

@@ -106,7 +106,7 @@ def test_kl_is_the_divergence_of_the_two_distributions_in_nats() -> None:
 
 
 def test_kl_is_right_where_a_token_cannot_be_chosen() -> None:
-    from lens_tui.lens.generation import kl_from
+    from lens_tui.lens.steps import kl_from
 
     rows = mx.array([[0.5, 0.5, 0.0], [0.25, 0.75, 0.0], [0.5, 0.25, 0.25]])
     kl = np.array(kl_from(mx.log(rows), 0))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mlx_lm.generate import BatchGenerator, generate_step
 from mlx_lm.models.cache import BatchKVCache, make_prompt_cache
-from mlx_lm.sample_utils import make_logits_processors
+from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
 from lens_tui.lens import LensModel
 from lens_tui.records import Add, LensError, Positions, Sampling, SteeringVector
@@ -176,14 +176,41 @@ def test_filters_that_leave_one_token_are_greedy(options: dict[str, Any]) -> Non
     assert [token.token_id for token in lens.stream(IDS, max_tokens=5, temp=2.0, **options)] == greedy
 
 
-def test_sampling_follows_the_distribution() -> None:
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        ({}, [0.5, 0.3, 0.15, 0.05]),
+        ({"min_p": 0.9}, [0.5, 0, 0, 0]),
+        ({"min_p": 0.9, "min_tokens_to_keep": 2}, [0.5, 0.3, 0, 0]),
+        ({"xtc_probability": 1.0}, [0, 0, 0.15, 0.05]),
+        ({"xtc_probability": 1.0, "xtc_threshold": 0.2}, [0, 0.3, 0.15, 0.05]),
+        ({"xtc_probability": 1.0, "xtc_special_tokens": (0,)}, [0.5, 0, 0.15, 0.05]),
+        ({"xtc_probability": 1.0, "top_k": 1}, [0, 0, 1, 0]),
+        ({"xtc_probability": 0.4}, [0.3, 0.18, 0.6 * 0.15 + 0.4 * 0.75, 0.6 * 0.05 + 0.4 * 0.25]),
+    ],
+)
+def test_sampling_follows_the_distribution(options: dict[str, Any], left: list[float]) -> None:
     from lens_tui.lens.sampling import make_sampler
 
     p = np.array([0.5, 0.3, 0.15, 0.05])
-    sample = make_sampler(Sampling(temp=1.0, seed=1), 4)
+    sample = make_sampler(Sampling(temp=1.0, seed=1, **options), 4)
     logprobs = mx.array(np.log(p).astype(np.float32))[None]
     counts = np.bincount([int(np.array(sample(logprobs))[0]) for _ in range(3000)], minlength=4) / 3000
-    np.testing.assert_allclose(counts, p, atol=0.03)
+    np.testing.assert_allclose(counts, np.array(left) / np.sum(left), atol=0.03)
+
+
+def test_every_sampling_option_of_mlx_lm_is_one_here() -> None:
+    from dataclasses import fields
+    from inspect import signature
+
+    from lens_tui.lens.sampling import PENALTIES
+
+    names = {field.name for field in fields(Sampling)} | set(PENALTIES)
+    theirs = {**signature(make_sampler).parameters, **signature(make_logits_processors).parameters}
+    assert set(theirs) <= names
+    kept = {field.name: field.default for field in fields(Sampling)}
+    same = ("temp", "top_p", "min_p", "min_tokens_to_keep", "top_k", "xtc_probability", "xtc_threshold")
+    assert {name: kept[name] for name in same} == {name: theirs[name].default for name in same}
 
 
 def test_a_repetition_penalty_is_mlx_lms() -> None:
@@ -367,7 +394,19 @@ def test_a_hook_sees_and_changes_and_its_exception_names_it() -> None:
     assert lens.registry.installed == ()
 
 
-@pytest.mark.parametrize("options", [{"max_tokens": 0}, {"temp": -1.0}, {"top_p": 1.5}, {"seed": -1}, {"min_p": 2.0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_tokens": 0},
+        {"temp": -1.0},
+        {"top_p": 1.5},
+        {"seed": -1},
+        {"min_p": 2.0},
+        {"xtc_threshold": 0.6},
+        {"min_tokens_to_keep": 0},
+        {"xtc_special_tokens": [97], "xtc_probability": 0.1, "temp": 1.0},
+    ],
+)
 def test_sampling_options_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
     lens = LensModel.from_model(tiny.llama())
     with pytest.raises(LensError, match=next(iter(options))):
