@@ -10,12 +10,15 @@ import pytest
 
 import lens_tui
 import lens_tui.lens
+import lens_tui.records
 import lens_tui.sae
-from lens_tui.lens import LensModel
+from lens_tui.lens import BatchGeneration, Comparison, Generation, LensModel
+from lens_tui.records import Sampling
 
 PAGE = (Path(__file__).parents[1] / "docs" / "library.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
 FIRST = "Load"
+MODULES = [lens_tui, lens_tui.lens, lens_tui.sae, lens_tui.records]
 
 
 def blocks(section: str) -> list[str]:
@@ -52,7 +55,7 @@ def test_the_examples_run_as_they_stand(
     assert lens.hooked == ()
 
 
-@pytest.mark.parametrize("module", [lens_tui, lens_tui.lens, lens_tui.sae], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
 def test_every_public_name_is_on_the_page(module: Any) -> None:
     # A name counts where it stands as code in the text, not where an example happens to use it.
     text = re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)
@@ -63,6 +66,12 @@ def test_every_public_name_is_on_the_page(module: Any) -> None:
 def test_every_method_of_the_model_is_on_the_page() -> None:
     named = [name for name in dir(LensModel) if not name.startswith("_")]
     assert [name for name in named if not re.search(rf"\.{name}(?!\w)", PAGE)] == []
+
+
+@pytest.mark.parametrize("kind", [Generation, Comparison, BatchGeneration, Sampling], ids=lambda kind: kind.__name__)
+def test_everything_of_a_run_is_on_the_page(kind: Any) -> None:
+    own = [name for name in vars(kind) if not name.startswith("_")]
+    assert [name for name in own if not re.search(rf"(?<!\w){name}(?!\w)", PAGE)] == []
 
 
 def test_links_lead_somewhere() -> None:
