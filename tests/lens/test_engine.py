@@ -58,6 +58,7 @@ def test_rows_equal_solo_runs_under_their_own_interventions_and_sampling() -> No
         assert row.text == alone.text
         np.testing.assert_allclose(row.logprobs, [token.logprob for token in wanted], atol=2e-4)
         assert len(row.doses) == len(request.interventions or ())
+        assert [item.positions for item in batch.steered(row.index)] == [item.positions for item in alone.steered]
     assert max(max(row.batch_rows) for row in batch.records) > 1
     assert {len(token.top) for token in tokens} == {2}
     assert lens.registry.installed == ()
