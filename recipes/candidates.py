@@ -39,18 +39,18 @@ class Candidate:
 
 
 CANDIDATES = (
-    Candidate("verse", "poetry", "Toward verse: short lines, old words."),
-    Candidate("python", "python", "Toward Python source."),
-    Candidate("dialogue", "dialogue", "Toward a customer and an assistant: tables, flights, weather."),
-    Candidate("grown-up", "stories", "Away from children's stories, for prompts that begin one.", away=True),
-    Candidate("scripture", "bible", "Toward numbered verses of the King James Bible."),
-    Candidate("kitchen", "recipes", "Toward recipes."),
-    Candidate("manual", "techdocs", "Toward software manuals."),
-    Candidate("stage", "shakespeare", "Toward plays: speakers in capitals, then their lines."),
-    Candidate("textbook", "science", "Toward astronomy and microbiology."),
-    Candidate("story time", "stories", "Toward children's stories."),
-    Candidate("cookery", "recipes", "A feature of the layer-4 SAE that fires on recipes.", sae=MIDDLE, feature=2666),
-    Candidate("unto", "bible", "A feature of the layer-4 SAE that fires on scripture.", sae=MIDDLE, feature=75),
+    Candidate("verse", "poetry", "Short lines and old words."),
+    Candidate("python", "python", "Python source."),
+    Candidate("dialogue", "dialogue", "A user and an assistant book things."),
+    Candidate("grown-up", "stories", "Away from children's stories.", away=True),
+    Candidate("scripture", "bible", "Numbered verses of the Bible."),
+    Candidate("kitchen", "recipes", "Recipes."),
+    Candidate("manual", "techdocs", "Software manuals."),
+    Candidate("stage", "shakespeare", "Plays: a speaker, then the lines."),
+    Candidate("textbook", "science", "Stars and microbes."),
+    Candidate("story time", "stories", "Children's stories."),
+    Candidate("cookery", "recipes", "SAE feature 2666: recipes.", sae=MIDDLE, feature=2666),
+    Candidate("unto", "bible", "SAE feature 75: scripture.", sae=MIDDLE, feature=75),
 )
 
 

@@ -74,5 +74,5 @@ def test_the_opening_shows_both_steers_at_work() -> None:
     found = {name: kitchen & set(re.findall(r"[a-z]+", text.lower())) for name, text in texts.items()}
     assert len(found["cookery"]) >= 3
     assert not found["baseline"]
-    speakers = {name: set(re.findall(r"\b(?:User|Assistant):", text)) for name, text in texts.items()}
-    assert speakers == {"baseline": set(), "cookery": set(), "dialogue": {"User:", "Assistant:"}}
+    spoken = {name: re.findall(r"\b(?:User|Assistant):", text) for name, text in texts.items()}
+    assert [name for name, found in spoken.items() if found] == ["dialogue"]

@@ -47,7 +47,7 @@ async def test_opening_the_demo_loads_model_sae_prompt_and_two_arms() -> None:
         assert [arm.name for arm in session.arms()] == ["baseline", "cookery", "dialogue"]
         assert not app.store.undo(), "what a model opens with is no edit to undo"
         kinds = [type(job) for job in app.worker.submitted[:4]]  # type: ignore[attr-defined]
-        assert kinds == [jobs.LoadModel, jobs.LoadSAE, jobs.VectorFromFeature, jobs.VectorFromFeature]
+        assert kinds == [jobs.LoadModel, jobs.LoadSAE, jobs.VectorFromFeature, jobs.VectorFromFile]
 
 
 async def test_run_pressed_while_loading_runs_when_ready() -> None:

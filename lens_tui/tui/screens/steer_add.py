@@ -45,7 +45,7 @@ class AddActions(_Base):
             Choice("feature", "an SAE feature", "its decoder direction", no_sae),
             Choice("prompts", "two sets of texts", "the mean difference of their residuals"),
             Choice("random", "a random direction", "the control every effect is held against"),
-            Choice("file", "a file", "ready, saved here, or by repeng, NumPy and others"),
+            Choice("file", "a file", "ready, saved here, or by repeng and others"),
         ]
         self.app.push_screen(ChoiceScreen("Add a direction made from", choices), self._chosen)
 

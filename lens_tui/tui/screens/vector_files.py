@@ -39,7 +39,7 @@ class VectorFileScreen(Dialog["str | None"]):
     def compose(self) -> ComposeResult:
         """The list and the keys."""
         with Vertical(classes="dialog"):
-            yield Static("Saved vectors", classes="dialog-title")
+            yield Static("Vector files", classes="dialog-title")
             yield RowList[Row](_draw, empty="…")
             keys = [("⏎", " choose   "), ("/", " another file   "), ("esc", " leave it")]
             yield Static(Content.assemble("\n", *(part for key, word in keys for part in ((key, "bold"), word))))
@@ -95,5 +95,5 @@ def _ready(vector: ReadyVector) -> str:
 
 
 def _draw(row: Row, width: int) -> list[Content]:
-    half = max(12, width // 2)
-    return [Content.assemble(fit(row[1], half), (fit_left(row[2], width - half), "$muted"))]
+    name = max(12, width * 2 // 5)
+    return [Content.assemble(fit(row[1], name), (fit_left(row[2], width - name), "$muted"))]
