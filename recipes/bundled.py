@@ -25,9 +25,12 @@ def open_model(folder: Path | None = None) -> LensModel:
     from recipes.export import load_float32
 
     folder = folder or demo.model_path()
-    network: Any = dequantize_model(load_float32(folder))
+    with mx.stream(mx.cpu):  # once, and not every device has the kernels
+        network: Any = dequantize_model(load_float32(folder))
+        mx.eval(network.parameters())
     network.eval()
-    return LensModel.from_model(network, load_tokenizer(folder), name=demo.NAME, path=str(folder))
+    tokenizer: Any = load_tokenizer(folder)  # type: ignore[no-untyped-call]
+    return LensModel.from_model(network, tokenizer, name=demo.NAME, path=str(folder))
 
 
 def embeddings(model: LensModel) -> NDArray[np.float32]:

@@ -46,8 +46,8 @@ def read(lens: LensModel, sae: SAE, text: str, top_k: int, by: Order = "activati
     """
     import mlx.core as mx
 
-    from lens_tui.worker.finding import best_labels
     from lens_tui.worker.handlers.knowledge import index_of
+    from lens_tui.worker.known_labels import label_texts
     from lens_tui.worker.ranking import POOL, rank_tokens
 
     info = sae.info
@@ -66,7 +66,7 @@ def read(lens: LensModel, sae: SAE, text: str, top_k: int, by: Order = "activati
     top = [np.array(part) for part in sae.top_k(residual, min(pool, sae.d_sae))]
     index = index_of(info) if by == "rank" else None
     rows = rank_tokens(lens, sae, ids, top[0], top[1], by=by, k=top_k, index=index)
-    names = best_labels(info, sorted({f for row in rows for f, _, _ in row}))
+    names = label_texts(info, sorted({f for row in rows for f, _, _ in row}))
     specials = lens.tokens.special_ids()
     special = [token in specials for token in ids]
     plain = [i for i, is_special in enumerate(special) if not is_special]

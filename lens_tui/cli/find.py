@@ -60,7 +60,7 @@ def contrast(
     from lens_tui.lens import LensModel
     from lens_tui.sae.index.contrast import Measure, Over
     from lens_tui.worker.contrasting import contrast_texts, read_texts
-    from lens_tui.worker.finding import best_labels
+    from lens_tui.worker.known_labels import label_texts
 
     for value, choice, name in ((measure, Measure, "measure"), (over, Over, "--over")):
         if value not in get_args(choice):
@@ -75,7 +75,7 @@ def contrast(
             progress=lambda done, total: meter.say("read", f"{done} of {total} texts"),
         )  # fmt: skip
         meter.end()
-    names = best_labels(opened.info, [row.feature for row in found])
+    names = label_texts(opened.info, [row.feature for row in found])
     result = {
         "sae": opened.info.name,
         "sae_id": opened.info.id,

@@ -40,24 +40,24 @@ def show(number: str, *, sae: str, model: str, history: bool, as_json: bool) -> 
     """Print the labels of one feature or of all."""
     from lens_tui.records.labels import Labels
     from lens_tui.records.store import Store
+    from lens_tui.worker.known_labels import labels_of, standing_labels
 
-    if number:
-        feature, info = _feature(number, sae, model)
-        with Store() as store:
-            labels = Labels(store)
-            found = labels.history(info.id, feature) if history else labels.of(info.id, feature)
-        _show(found, as_json)
-        return
-    if history:
+    if history and not number:
         raise LensError("The history is of one feature.", "Name it.")
-    info = find_sae(sae, model)
+    if not number:
+        _show(standing_labels(find_sae(sae, model)), as_json)
+        return
+    feature, info = _feature(number, sae, model)
+    if not history:
+        _show(labels_of(info, feature), as_json)
+        return
     with Store() as store:
-        _show(tuple(Labels(store).standing(info.id)), as_json)
+        _show(Labels(store).history(info.id, feature), as_json)
 
 
 def search(words: str, *, sae: str, model: str, every: bool, k: int, as_json: bool) -> None:
     """Print the labels that hold the words."""
-    from lens_tui.worker.finding import search_labels
+    from lens_tui.worker.known_labels import search_labels
 
     _show(search_labels(words, None if every else find_sae(sae, model).id, k), as_json)
 
@@ -97,14 +97,12 @@ def export_labels(
 ) -> None:
     """Write the standing labels of an SAE."""
     from lens_tui.records.label_files import write_delphi, write_neuronpedia
-    from lens_tui.records.labels import MINE, Labels
-    from lens_tui.records.store import Store
+    from lens_tui.worker.known_labels import standing_labels
 
     _choose(form, EXPORTS)
     info = find_sae(sae, model)
     model_id = model_id or info.model_name or model
-    with Store() as store:
-        labels = tuple(Labels(store).standing(info.id, source=MINE if mine else None))
+    labels = tuple(label for label in standing_labels(info) if label.is_mine or not mine)
     if not labels:
         raise LensError(
             f"There are no labels of {info.name} to write.", "`labels set` gives one, `labels import` many."

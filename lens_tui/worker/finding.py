@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from lens_tui.records import LensError, SAEInfo, paths
-from lens_tui.records.labels import Label, Labels
-from lens_tui.records.store import Store
+from lens_tui.records import LensError, SAEInfo
+from lens_tui.worker.known_labels import label_texts, labels_of, search_labels
 
 if TYPE_CHECKING:
     from lens_tui.lens import LensModel
@@ -45,7 +44,7 @@ def feature_page(
     near = decoder_neighbours(sae.directions, sae.d_sae, feature, k=neighbours)
     together = co_active(index, feature, k=neighbours) if index is not None and index.full else None
     ids = [other for other, _ in near] + [row.feature for row in together or ()]
-    names = best_labels(info, ids)
+    names = label_texts(info, ids)
     writes = sae.d_out == model.d_model and (info.site_out or info.site) not in ("attn_z", "mlp_in")
     promoted, suppressed = model.promoted(direction, tokens, convention=convention) if writes else ((), ())
     return {
@@ -105,7 +104,7 @@ def search_features(
     found = None
     if index is not None and convention in index.conventions:
         found = promoting(index, list(tokens), convention=convention, k=k)
-    names = best_labels(info, [row.feature for row in found or ()])
+    names = label_texts(info, [row.feature for row in found or ()])
     return {
         "sae": info.name,
         "sae_id": info.id,
@@ -129,27 +128,3 @@ def word_tokens(model: LensModel, words: str) -> dict[int, str]:
             if len(ids) == 1 and any(character.isalnum() for character in model.tokens.display(ids[0])):
                 found[ids[0]] = model.tokens.display(ids[0])
     return found
-
-
-def labels_of(info: SAEInfo, feature: int) -> tuple[Label, ...]:
-    """All labels of a feature that stand, yours first; none if nobody ever labelled anything here."""
-    if not paths.database_file().exists():
-        return ()
-    with Store() as store:
-        return Labels(store).of(info.id, feature)
-
-
-def best_labels(info: SAEInfo, features: Sequence[int]) -> dict[int, str]:
-    """The text of the best label of each feature that has one."""
-    if not features or not paths.database_file().exists():
-        return {}
-    with Store() as store:
-        return {feature: label.text for feature, label in Labels(store).best(info.id, features).items()}
-
-
-def search_labels(words: str, sae: str | None, k: int = 20) -> tuple[Label, ...]:
-    """Labels that hold all the words, best match first; of all SAEs if ``sae`` is ``None``."""
-    if not paths.database_file().exists():
-        return ()
-    with Store() as store:
-        return Labels(store).search(words, sae=sae, k=k)

@@ -58,7 +58,7 @@ class Material:
     @cached_property
     def documents(self) -> NDArray[np.int64]:
         """The document of every sequence, as a number in ``places``."""
-        return np.load(self.index.path / "sequence_documents.npy").astype(np.int64)
+        return np.asarray(np.load(self.index.path / "sequence_documents.npy"), np.int64)
 
     @cached_property
     def domain_of_token(self) -> NDArray[np.int64]:

@@ -38,6 +38,8 @@ class Extras:
 
     label: str = ""
     source: str = ""
+    score: float | None = None
+    scorer: str = ""
     density: float | None = None
     maximum: float | None = None
     edges: tuple[float, ...] = ()
@@ -50,6 +52,8 @@ class Extras:
         return cls(
             one_line(str(data.get("label") or ""), 200),
             one_line(str(data.get("label_source") or ""), 60),
+            _number(data.get("label_score")),
+            one_line(str(data.get("label_scorer") or ""), 60),
             _number(data.get("density")),
             _number(data.get("max")),
             tuple(float(edge) for edge in data.get("hist_edges") or ()),
@@ -110,7 +114,8 @@ def page_lines(page: FeaturePage, width: int, here: float, mode: ShadeMode) -> l
     extras = Extras.of(page.extras)
     lines = [line.rstrip() for line in Content(extras.label).wrap(width)] if extras.label else [_NO_LABEL]
     if extras.label and extras.source not in ("", "mine"):
-        lines.append(Content.styled(f"says {extras.source}", "$muted").truncate(width))
+        score = "" if extras.score is None else f" · {extras.scorer or 'score'} {extras.score:.2f}"
+        lines.append(Content.styled(f"says {extras.source}{score}", "$muted").truncate(width))
     lines += [Content(""), _figures(extras, here)]
     if extras.counts:
         lines += [Content(""), *_histogram(extras, here, width)]

@@ -11,10 +11,10 @@ from typing import Any
 from lens_tui import demo
 from lens_tui.records import LensError, SAEInfo, paths
 from lens_tui.records.dashboards import Dashboard, Dashboards
-from lens_tui.records.labels import Label, Labels
 from lens_tui.records.sanitise import one_line, sanitise_token
 from lens_tui.records.store import Store
 from lens_tui.sae.index import Example, FeatureIndex
+from lens_tui.worker.known_labels import best_labels
 
 _log = logging.getLogger(__name__)
 _EXAMPLES = 12
@@ -23,15 +23,13 @@ _EXAMPLES = 12
 def known_of(info: SAEInfo, feature: int, token_text: Callable[[int], str]) -> dict[str, Any]:
     """Plain data for ``FeaturePage.extras``; what is not known is left out.
 
-    ``label``, ``label_source``, ``density``, ``max``, ``mean``, ``hist_edges``,
-    ``hist_counts``, ``corpus`` and ``examples``, each ``{"tokens", "values",
+    ``label``, ``label_source``, ``label_score`` and ``label_scorer`` (if somebody scored it), ``density``,
+    ``max``, ``mean``, ``hist_edges``, ``hist_counts``, ``corpus`` and ``examples``, each ``{"tokens", "values",
     "peak", "value"}``. Without an index, what another tool's dashboard holds stands in, and ``corpus`` names the tool.
     All strings are safe to show.
     """
     found: dict[str, Any] = {}
-    label, dashboard = _stored(info, feature)
-    if label is not None:
-        found["label"], found["label_source"] = one_line(label.text, 200), one_line(label.source, 60)
+    found |= _readable(lambda: _label(info, feature))
     index = index_of(info)
     if index is not None and 0 <= feature < index.width:
         numbers = index.statistics(feature)
@@ -44,8 +42,8 @@ def known_of(info: SAEInfo, feature: int, token_text: Callable[[int], str]) -> d
             "corpus": one_line(index.identity.corpus, 80),
             "examples": [_example(example, token_text) for example in index.examples(feature, _EXAMPLES)],
         }
-    elif dashboard is not None:
-        found |= _from_dashboard(dashboard)
+    else:
+        found |= _readable(lambda: _dashboard(info, feature))
     return found
 
 
@@ -75,17 +73,32 @@ def _open(folder: Path, changed: float) -> FeatureIndex | None:
         return None
 
 
-def _stored(info: SAEInfo, feature: int) -> tuple[Label | None, Dashboard | None]:
-    """The best label, and another tool's dashboard. A database that cannot be read must not take the page away."""
-    if not paths.database_file().exists():
-        return None, None
+def _readable(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``ask`` finds. A database that cannot be read must not take the page away."""
     try:
-        with Store() as store:
-            best = Labels(store).best(info.id, [feature]).get(feature)
-            return best, next(iter(Dashboards(store).of(info.id, feature)), None)
+        return ask()
     except LensError as error:
         _log.warning("labels cannot be read: %s", error)
-        return None, None
+        return {}
+
+
+def _label(info: SAEInfo, feature: int) -> dict[str, Any]:
+    label = best_labels(info, [feature]).get(feature)
+    if label is None:
+        return {}
+    facts: dict[str, Any] = {"label": one_line(label.text, 200), "label_source": one_line(label.source, 60)}
+    if label.score is not None:
+        facts |= {"label_score": label.score, "label_scorer": one_line(label.scorer, 60)}
+    return facts
+
+
+def _dashboard(info: SAEInfo, feature: int) -> dict[str, Any]:
+    """What another tool's dashboard holds of a feature, if one was imported."""
+    if not paths.database_file().exists():
+        return {}
+    with Store() as store:
+        dashboard = next(iter(Dashboards(store).of(info.id, feature)), None)
+    return {} if dashboard is None else _from_dashboard(dashboard)
 
 
 def _from_dashboard(dashboard: Dashboard) -> dict[str, Any]:
