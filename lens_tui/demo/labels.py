@@ -17,8 +17,7 @@ def bundled_labels() -> dict[str, tuple[NewLabel, ...]]:
     if not FILE.exists():
         return {}
     found: dict[str, list[NewLabel]] = {}
-    for line in FILE.read_text("utf-8").splitlines():
-        row = json.loads(line)
+    for row in [json.loads(line) for line in FILE.read_text("utf-8").split("\n") if line]:
         label = NewLabel(
             int(row["feature"]),
             str(row["text"]),

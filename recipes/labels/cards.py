@@ -129,7 +129,7 @@ def write_cards(cards: Sequence[Card], out: Path) -> None:
 
 def read_cards(file: Path) -> list[dict[str, Any]]:
     """The rows of ``cards.jsonl``."""
-    return [json.loads(line) for line in file.read_text("utf-8").splitlines() if line]
+    return [json.loads(line) for line in file.read_text("utf-8").split("\n") if line]
 
 
 def write_quiz(

@@ -94,8 +94,8 @@ def score(
     answers: Annotated[Path, typer.Option(help="JSONL: feature, active (window numbers judged active).", exists=True)],
     key: Annotated[Path, typer.Option(help="The quiz_key.jsonl.", exists=True)],
     out: Path,
-    method: str = "detection on 10 held-out windows",
-    scorer: str = "language model",
+    method: Annotated[str, typer.Option(help="How the labels were written.")] = "from top examples and promoted tokens",
+    scorer: Annotated[str, typer.Option(help="What the score is.")] = "detection",
     keep: Annotated[float, typer.Option(help="Balanced accuracy that a label needs to be kept.")] = 0.7,
 ) -> None:
     """Score labels by the windows that a judge called active, and write those that pass into OUT."""

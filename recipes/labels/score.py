@@ -100,7 +100,7 @@ def _of_feature(feature: int, key: Mapping[int, bool], judged: Iterable[int]) ->
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
     """The objects of a JSONL file."""
-    return [json.loads(line) for line in file.read_text("utf-8").splitlines() if line.strip()]
+    return [json.loads(line) for line in file.read_text("utf-8").split("\n") if line.strip()]
 
 
 def read_labels(file: Path) -> dict[int, str]:

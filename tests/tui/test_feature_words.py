@@ -87,3 +87,6 @@ def test_a_label_of_another_tool_says_whose_it_is() -> None:
         lines = [line.plain for line in page_lines(page, 40, 0.0, "off")]
         assert lines[0] == "boats"
         assert (f"says {source}" in lines) is shown
+    extras = {"label": "boats", "label_source": "bundled", "label_score": 0.9, "label_scorer": "detection"}
+    scored = page_lines(FeaturePage(1, "s", 4, (), (), unit_vector("x"), extras), 40, 0.0, "off")
+    assert scored[1].plain == "says bundled · detection 0.90"

@@ -1,0 +1,61 @@
+"""The bundled index and labels: of the bundled SAEs, whole, small, and without a name of the machine that made them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lens_tui import demo
+from lens_tui.demo.labels import FILE, bundled_labels
+from lens_tui.sae import sae_info
+from lens_tui.sae.index import FeatureIndex
+from lens_tui.worker.handlers.knowledge import index_of, known_of
+from recipes.index import CORPUS, SETTINGS
+from recipes.saes import DEPTHS
+
+DEMO = demo.model_path().parent
+INDEXES = DEMO / "index"
+with_index = pytest.mark.skipif(not INDEXES.exists(), reason="this copy has no bundled index")
+with_labels = pytest.mark.skipif(not FILE.exists(), reason="this copy has no bundled labels")
+
+
+def test_everything_bundled_is_under_48_megabytes() -> None:
+    assert sum(file.stat().st_size for file in DEMO.rglob("*") if file.suffix not in (".py", ".pyc")) < 48e6
+
+
+@with_index
+def test_each_bundled_sae_has_one_index_and_it_is_whole() -> None:
+    found = [FeatureIndex(manifest.parent) for manifest in INDEXES.glob("*/manifest.json")]
+    infos = {depth: sae_info(demo.sae_paths()[DEPTHS[depth].folder]) for depth in DEPTHS}
+    assert sorted(index.identity.sae for index in found) == sorted(info.id for info in infos.values())
+    for depth, info in infos.items():
+        index = index_of(info)
+        assert index is not None
+        index.verify()
+        assert index.settings == SETTINGS[depth]
+        assert (index.identity.model, index.identity.corpus) == (demo.NAME, CORPUS)
+        assert index.n_counted > 200_000
+        assert (index.count > 0).mean() > 0.8
+        assert "/" not in json.dumps(index.manifest["identity"] | {"corpus_hash": ""})
+        feature = int(index.count.argmax())
+        known = known_of(info, feature, str)
+        assert len(known["examples"]) == index.settings.top_k
+        assert known["density"] > 0
+
+
+@with_labels
+def test_bundled_labels_are_short_scored_and_of_features_that_exist() -> None:
+    labels = bundled_labels()
+    assert set(labels) == {demo.default_sae()}
+    some = labels[demo.default_sae()]
+    width = sae_info(demo.sae_paths()[demo.default_sae()]).width
+    assert len(some) >= 400
+    assert len({label.feature for label in some}) == len(some)
+    for label in some:
+        assert 0 <= label.feature < width
+        assert 0 < len(label.text) <= 80
+        assert label.score is not None
+        assert 0.7 <= label.score <= 1
+        assert label.method
+        assert label.scorer
