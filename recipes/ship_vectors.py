@@ -17,7 +17,10 @@ LIST = "vectors.json"
 
 
 def best(rows: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
-    """Of a vector's reports at several layers, the one that works with the least push for its residual's norm.
+    """Of a vector's reports at several layers: where it works most often, and of equals the least push for its norm.
+
+    How often is taken from the openings that the scale was chosen on, so that the figures measured on the others are
+    not chosen among.
 
     Raises:
         ValueError: it works at no layer.
@@ -25,7 +28,13 @@ def best(rows: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
     working = [row for row in rows if row["name"] == name and row["scale"] is not None and row["works"]]
     if not working:
         raise ValueError(f"{name} works at no layer; ship another")
-    return min(working, key=lambda row: (row["measured"]["multiple"], -row["measured"]["steered"]["share"]))
+    return min(working, key=lambda row: (-_chosen_on(row), row["measured"]["multiple"]))
+
+
+def _chosen_on(row: Mapping[str, Any]) -> float:
+    """The share of the target at the chosen scale, on the openings that the choice was made on."""
+    share: float = next(point["steered"]["share"] for point in row["curve"] if point["scale"] == row["scale"])
+    return share
 
 
 def entry(row: Mapping[str, Any], candidate: Candidate) -> dict[str, Any]:

@@ -144,12 +144,15 @@ def test_what_ships_is_read_back_with_its_figures(lens: LensModel, tmp_path: Pat
     read = candidates.read(tmp_path / "made")
     assert {pair[0].domain for pair in read} == {"poetry", "stories"}
 
-    def report(name: str, layer: int, multiple: float, works: bool) -> dict[str, Any]:
-        measured = point(multiple, 0.9, 0.05).report()
-        return {"name": name, "layer": layer, "scale": multiple * 30, "works": works, "measured": measured}
+    def report(name: str, layer: int, multiple: float, works: bool, chosen_on: float = 0.8) -> dict[str, Any]:
+        measured, scale = point(multiple, 0.9, 0.05).report(), multiple * 30
+        curve = [{"scale": scale / 2, "steered": {"share": 0.1}}, {"scale": scale, "steered": {"share": chosen_on}}]
+        return {"name": name, "layer": layer, "scale": scale, "works": works, "measured": measured, "curve": curve}
 
     rows = [report("verse", 0, 0.5, True), report("verse", 1, 0.3, False), {"name": "verse", "scale": None}]
     rows += [report("grown-up", 0, 0.9, True), report("grown-up", 1, 0.8, True)]
+    often = [report("verse", 0, 0.5, True, 0.95), report("verse", 1, 0.4, True, 0.9)]
+    assert ship_vectors.best(often, "verse")["layer"] == 0
     facts = {"count": 20, "tokens": 80, "vectors": rows}
     entries = ship_vectors.ship(facts, read, tmp_path / "out", ("verse", "grown-up"))
     assert [(made["name"], made["layer"], made["scale"], made["target"]) for made in entries] == [
