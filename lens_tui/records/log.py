@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 from . import paths
 from .sanitise import sanitise
-
-_MAX_BYTES = 1 << 20
-_KEPT = 3
 
 
 class _SafeFormatter(logging.Formatter):
@@ -19,11 +15,27 @@ class _SafeFormatter(logging.Formatter):
         return sanitise(super().format(record))
 
 
-class _PrivateHandler(RotatingFileHandler):
-    """Prompts and file names may be in tracebacks: nobody else may read them."""
+class _LateHandler(logging.Handler):
+    """Opens the file with the first record: most starts of the app log nothing, and the first frame waits for none."""
 
-    def _open(self) -> object:  # type: ignore[override]
-        return open(self.baseFilename, self.mode, encoding="utf-8", errors="backslashreplace", opener=_private)
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))  # an OSError if it cannot be written
+        self._path = path
+        self._file: logging.Handler | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._file is None:
+            from .rotating import PrivateFile
+
+            self._file = PrivateFile(str(self._path))
+            self._file.setFormatter(self.formatter)
+        self._file.emit(record)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        super().close()
 
 
 def start_log(path: Path | None = None, level: int = logging.INFO) -> Path | None:
@@ -39,7 +51,7 @@ def start_log(path: Path | None = None, level: int = logging.INFO) -> Path | Non
     logger.propagate = False
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handler: logging.Handler = _PrivateHandler(file, maxBytes=_MAX_BYTES, backupCount=_KEPT, encoding="utf-8")
+        handler: logging.Handler = _LateHandler(file)
     except OSError:
         logger.addHandler(logging.NullHandler())
         return None
@@ -54,7 +66,3 @@ def stop_log() -> None:
     for handler in tuple(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

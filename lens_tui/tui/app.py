@@ -1,53 +1,43 @@
 """The app: screens over one worker and one session.
 
-It takes jobs from screens to the worker and events from the worker back to the
-screen that asked, thirty times a second while there are any and never when
-there are none. What two screens both need is in the session; what a screen
-shows is its own affair.
+How it looks is in ``appearance``, what its keys do in ``app_actions``, and how jobs
+and events go between the screens and the worker in ``exchange``. What two screens
+both need is in the session; what a screen shows is its own affair.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from textual.app import App
-from textual.binding import Binding
-from textual.filter import LineFilter
-from textual.message import Message
 from textual.reactive import reactive
 from textual.screen import Screen
 
 from lens_tui.records import Sampling
 from lens_tui.tui import themes
-from lens_tui.tui.activity import BUSY, IDLE, Activity, advance
+from lens_tui.tui.activity import Activity
+from lens_tui.tui.app_actions import AppActions
+from lens_tui.tui.appearance import Appearance
 from lens_tui.tui.catalog import Catalog, DiskCatalog
-from lens_tui.tui.guard import NoControls
-from lens_tui.tui.jobs import Handler, JobBook
-from lens_tui.tui.keys import SCREENS, by_id, check_keymap
+from lens_tui.tui.exchange import Exchange
+from lens_tui.tui.keys import SCREENS
 from lens_tui.tui.keys.bindings import bindings
 from lens_tui.tui.opening import Opening
-from lens_tui.tui.preferences import remember_theme
 from lens_tui.tui.recovery import Recovery
-from lens_tui.tui.session import Session, SessionStore, absorb
-from lens_tui.worker.base_events import Event, JobFailed, Notice
+from lens_tui.tui.session import Session, SessionStore
 
 _log = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from textual.driver import Driver
 
     from lens_tui.records.session_file import SavedSession
-    from lens_tui.worker.jobs import Job
     from lens_tui.worker.protocol import WorkerLike
 
-FRAME = 1 / 30
-TINTS = ("tint", "bars", "digits", "off")
 _CLASSES = {
     "load": "load:LoadScreen",
     "steer": "steer:SteerScreen",
@@ -55,8 +45,6 @@ _CLASSES = {
     "features": "features:FeaturesScreen",
     "lens": "lens:ReadoutScreen",
 }
-
-
 _HERE = Path(__file__).parent
 # The screens' sheets with the app's: one read when a screen opens would parse every sheet again.
 _STYLES = (_HERE / "lens.tcss", *sorted((_HERE / "screens").glob("*.tcss")))
@@ -71,15 +59,7 @@ def _screen_factory(mode: str) -> Callable[[], Screen[Any]]:
     return make
 
 
-class WorkerWake(Message):
-    """The worker has events waiting."""
-
-
-class FrameDue(Message):
-    """A frame has passed since the last drain, and events wait."""
-
-
-class LensApp(App[None], inherit_bindings=False):
+class LensApp(AppActions, Appearance, Exchange, App[None], inherit_bindings=False):
     """The terminal app over any :class:`~lens_tui.worker.protocol.WorkerLike`.
 
     ``start`` is the screen it opens on, ``keymap`` the user's ``[keys]``,
@@ -122,52 +102,25 @@ class LensApp(App[None], inherit_bindings=False):
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.DEFAULT_MODE = start  # type: ignore[misc]  # the mode Textual starts in
-        self._guard = NoControls()
-        self._defaults = themes.default_variables()
+        self.begin_look()
         super().__init__()
-        self.worker, self.clock, self.wall = worker, clock, wall
+        self.begin_exchange(worker)
+        self.clock, self.wall = clock, wall
         self.log_path, self.history = log_path, history
         self.catalog: Catalog = catalog or DiskCatalog()
         self.store = SessionStore(Session(sampling=sampling or Sampling()))
-        self.book = JobBook()
         self.opening = Opening(self)
         self.recovery = Recovery(self)
         self._open_model, self._take_up, self._autosave = open_model, take_up, autosave
-        self._run_when_ready = self._first_frame = False
+        self._first_frame = False
         self._after_first_frame: list[Callable[[], object]] = []
-        self._last_drain = 0.0
-        self._remark = ""
-        self._last_interrupt = float("-inf")
         self.problems = list(problems)
         self.last_words = ""
-        self._use_themes(theme, theme_folders)
-        self._use_keymap(keymap or {})
+        self.use_themes(theme, theme_folders)
+        self.use_keymap(keymap or {})
         self.set_reactive(LensApp.tint, "bars" if self.no_color and tint == "tint" else tint)
 
-    # ---- settings
-
-    def _use_themes(self, theme: str, folders: tuple[Path, ...]) -> None:
-        self.themes, problems = themes.load_themes((themes.bundled_dir(), *folders))
-        for found in self.themes.values():
-            self.register_theme(found)
-        if theme not in self.themes:
-            problems.append(f"There is no theme {theme!r}; there are {', '.join(self.themes)}.")
-            theme = themes.DEFAULT_THEME
-        self._begin_with(theme)
-        self.problems += problems
-
-    def _begin_with(self, theme: str) -> None:
-        """Have the theme before anything is parsed: setting it as usual parses every style sheet twice over."""
-        self.set_reactive(App.theme, theme)
-        dark = self.themes[theme].dark
-        self.set_class(dark, "-dark-mode", update=False)
-        self.set_class(not dark, "-light-mode", update=False)
-        self.stylesheet.set_variables(self.get_css_variables())
-
-    def _use_keymap(self, user: Mapping[str, str]) -> None:
-        good, problems = check_keymap(user)
-        self.set_keymap({name: keys or "unbound" for name, keys in good.items()})
-        self.problems += problems
+    # ---- start and end
 
     def get_driver_class(self) -> type[Driver]:
         """The terminal's driver, made to leave at once."""
@@ -175,32 +128,12 @@ class LensApp(App[None], inherit_bindings=False):
 
         return leaving_driver(super().get_driver_class())
 
-    def get_theme_variable_defaults(self) -> dict[str, str]:
-        """Our own variables, for a theme that does not set them."""
-        return self._defaults
-
-    def keep_theme(self, name: str) -> None:
-        """Use a theme and remember it in the settings."""
-        self.theme = name
-        self.run_worker(lambda: remember_theme(name), thread=True, exit_on_error=False, group="settings")
-
-    def get_line_filters(self) -> Sequence[LineFilter]:
-        """Textual's filters and, last of all, ours."""
-        return [*super().get_line_filters(), self._guard]
-
-    def key_text(self, key_id: str) -> str:
-        """The first key of an id as it is now, written as on a key cap."""
-        keys = self._keymap.get(key_id) or by_id()[key_id].keys
-        return self.get_key_display(Binding(keys.split(",")[0], ""))
-
-    # ---- start and end
-
     def on_ready(self) -> None:
         """The first frame is up: start the worker and what the command line asked for."""
         self._first_frame = True
         for waiting in self._after_first_frame:
             waiting()
-        self.worker.start(self._wake)
+        self.worker.start(self.wake)
         if self.problems:
             self.call_after_refresh(self.show_problems)
         if self._open_model:
@@ -231,165 +164,6 @@ class LensApp(App[None], inherit_bindings=False):
     def say(self, message: str) -> None:
         """A short remark, for something that happened out of sight."""
         self.notify(message, markup=False, timeout=4)
-
-    # ---- jobs and events
-
-    def submit(self, job: Job, slot: str, handler: Handler) -> int:
-        """Ask the worker for a job. ``handler`` gets its events until it ends or ``slot`` is taken by another.
-
-        The job that was in the slot is stopped. Returns the job's id.
-        """
-        number = self.worker.submit(job)
-        replaced = self.book.open(number, slot, handler)
-        if replaced is not None:
-            self.worker.stop(replaced)
-        return number
-
-    def forget(self, slot: str) -> None:
-        """Stop the job in a slot and drop what it still sends."""
-        old = self.book.drop(slot)
-        if old is not None:
-            self.worker.stop(old)
-            if not self.book.busy:
-                self.activity = Activity()
-
-    def _wake(self) -> None:
-        self.post_message(WorkerWake())
-
-    def on_worker_wake(self) -> None:
-        """Drain now, or when a frame has passed since the last drain."""
-        wait = self._last_drain + FRAME - time.monotonic()
-        if wait > 0:
-            # Not set_timer: Textual drops a one-shot timer that is due before its task first runs.
-            asyncio.get_running_loop().call_later(wait, self.post_message, FrameDue())
-        else:
-            self.drain()
-
-    def on_frame_due(self) -> None:
-        """A frame has passed."""
-        self.drain()
-
-    def drain(self) -> None:
-        """Take every waiting event to whom it concerns, then repaint once."""
-        self._last_drain = time.monotonic()
-        activity = self.activity
-        with self.batch_update():
-            for event in self.worker.drain():
-                activity = self._deliver(event, activity)
-            if self._remark and activity.state == IDLE:
-                activity, self._remark = replace(activity, note=self._remark), ""
-            self.activity = activity
-
-    def remark(self, text: str) -> None:
-        """What the status row says once the work at hand is done."""
-        self._remark = text
-
-    def _deliver(self, event: Event, activity: Activity) -> Activity:
-        owned = self.book.take(event)
-        if owned is None:
-            return Activity() if activity.state == BUSY and not self.book.busy else activity
-        absorb(self.store, event)
-        shown = owned.handler(event)
-        if isinstance(event, Notice):
-            said = " ".join(part for part in (event.message, event.hint) if part)
-            self.notify(said, markup=False, timeout=12)
-            self.remark(said)
-        if isinstance(event, JobFailed) and shown is not True:
-            self.show_error(event.message, event.hint, event.detail)
-        return advance(activity, event, self.clock())
-
-    @property
-    def busy(self) -> bool:
-        """Whether the worker has anything to do for us."""
-        return self.book.busy
-
-    # ---- actions
-
-    def action_show(self, mode: str) -> None:
-        """Go to a screen."""
-        self.switch_mode(mode)
-        self.call_after_refresh(self.refresh_bindings)
-
-    def action_run(self) -> None:
-        """Run the comparison, on the Generate screen; if the model is still loading, as soon as it is there."""
-        if self.store.session.model is not None and not self.opening.going:
-            self.action_show("generate")
-            self.call_after_refresh(lambda: cast("Any", self.screen).start_run())
-        elif self.busy:
-            self._run_when_ready = True
-            self.say("It runs as soon as the model is ready.")
-        else:
-            self.action_show("load")
-            self.say("Load a model first.")
-
-    def opened(self, ready: bool) -> None:
-        """A model and all it opens with are there, or, if not ``ready``, could not be loaded."""
-        wanted, self._run_when_ready = self._run_when_ready, False
-        if wanted and ready:
-            self.action_run()
-
-    def action_stop(self) -> None:
-        """Stop what runs and what waits."""
-        self._run_when_ready = False
-        self.worker.stop()
-
-    def action_undo(self) -> None:
-        """Take back the last steering edit."""
-        if not self.store.undo():
-            self.say("Nothing to undo.")
-
-    def action_redo(self) -> None:
-        """Do the last undone edit again."""
-        if not self.store.redo():
-            self.say("Nothing to redo.")
-
-    def action_tint(self) -> None:
-        """The next way of showing values."""
-        self.tint = TINTS[(TINTS.index(self.tint) + 1) % len(TINTS)]
-        self.say(f"Values show as: {self.tint}")
-
-    def action_theme(self) -> None:
-        """Choose a theme."""
-        from lens_tui.tui.screens.themes import ThemeScreen
-
-        self.push_screen(ThemeScreen())
-
-    def action_keys(self) -> None:
-        """Show every key that works here."""
-        from lens_tui.tui.screens.help import HelpScreen
-
-        self.push_screen(HelpScreen(self.screen))
-
-    def action_maximize(self) -> None:
-        """Give the focused pane the whole screen, or give it back."""
-        from lens_tui.tui.widgets.pane import Pane
-
-        screen = self.screen
-        if screen.maximized is not None:
-            screen.minimize()
-        elif screen.focused is not None:
-            pane = next((node for node in screen.focused.ancestors_with_self if isinstance(node, Pane)), None)
-            if pane is not None:
-                screen.maximize(pane, container=False)
-
-    def action_quit_idle(self) -> None:
-        """Quit, unless something runs."""
-        if self.busy:
-            stop, leave = self.key_text("app.stop"), self.key_text("app.quit")
-            self.say(f"Still working: {stop} stops, {leave} quits at once.")
-        else:
-            self.exit()
-
-    def action_interrupt(self) -> None:
-        """Copy what is selected; with nothing selected, the second press within two seconds quits."""
-        if selected := self.screen.get_selected_text():
-            self.copy_to_clipboard(selected)
-            return
-        now = time.monotonic()
-        if now - self._last_interrupt < 2:
-            self.exit()
-        self._last_interrupt = now
-        self.say(f"Press it again to quit, or {self.key_text('app.quit')}.")
 
     # ---- when it breaks
 

@@ -6,22 +6,14 @@ import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from lens_tui.records import Arm, Intervention, ModelInfo, Sampling
 from lens_tui.tui.session import Session, Steer, Written
 from lens_tui.tui.widgets.ramps import kl_level, surprisal_level
-from lens_tui.worker.events import (
-    ArmDone,
-    Candidate,
-    Dialed,
-    Event,
-    JobDone,
-    JobFailed,
-    RunStarted,
-    Speed,
-    TokenEvent,
-)
+
+if TYPE_CHECKING:  # the first frame needs none of them
+    from lens_tui.records import Arm, Intervention, ModelInfo, Sampling
+    from lens_tui.worker.events import Candidate, Event, TokenEvent
 
 Measure = Literal["surprise", "kl", "diff"]
 MEASURES: tuple[Measure, ...] = ("surprise", "kl", "diff")
@@ -36,6 +28,11 @@ def plan(session: Session) -> tuple[tuple[int, Arm], ...]:
     """The arms a run would have now, each with its number on the bench; the baseline is 0."""
     numbers = sorted({row.arm for row in session.steers if row.enabled})
     return tuple(zip((0, *numbers), session.arms(), strict=True))
+
+
+def lane_names(session: Session) -> tuple[tuple[int, str], ...]:
+    """The lanes of :func:`plan`, by number and name. An empty bench costs no import: the first frame shows one."""
+    return tuple((number, arm.name) for number, arm in plan(session)) if session.steers else ((0, "baseline"),)
 
 
 @dataclass(slots=True, eq=False)
@@ -180,6 +177,8 @@ class RunText:
 
     def apply(self, event: Event) -> None:
         """Take an event of this run's job."""
+        from lens_tui.worker.events import ArmDone, Dialed, JobDone, JobFailed, RunStarted, Speed, TokenEvent
+
         match event:
             case RunStarted():
                 self.state, self.kept = "running", event.run
@@ -207,6 +206,17 @@ def model_source(model: ModelInfo | None) -> str:
     if model is None:
         return ""
     return model.name if model.name == "demo" or "/" in model.name else model.path
+
+
+def summary(sampling: Sampling) -> str:
+    """The settings in one line: ``seed 7 · greedy · max 200``."""
+    parts = [f"seed {sampling.seed}", f"temp {sampling.temp:g}" if sampling.temp else "greedy"]
+    parts += [
+        f"{label} {getattr(sampling, name):g}"
+        for name, label in (("top_p", "top-p"), ("top_k", "top-k"), ("min_p", "min-p"), ("repetition_penalty", "rep"))
+        if getattr(sampling, name)
+    ]
+    return " · ".join([*parts, f"max {sampling.max_tokens}"])
 
 
 def token_levels(arm: ArmText, measure: Measure, baseline: ArmText, start: int = 0) -> list[int]:

@@ -10,7 +10,7 @@ from textual.pilot import Pilot
 
 from lens_tui.records import LensError
 from lens_tui.tui.activity import BUSY, FAILED
-from lens_tui.tui.app import FRAME
+from lens_tui.tui.exchange import FRAME
 from lens_tui.tui.keys import KEYS, SCREENS, by_id
 from lens_tui.tui.screens.base import LensScreen
 from lens_tui.tui.screens.error import ErrorScreen

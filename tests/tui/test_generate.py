@@ -11,8 +11,9 @@ import pytest
 from lens_tui.records import Add, LensError, Sampling
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.run_export import as_command, as_markdown
+from lens_tui.tui.run_text import summary
 from lens_tui.tui.screens.generate import GenerateScreen
-from lens_tui.tui.screens.sampling import fields, parse, summary
+from lens_tui.tui.screens.sampling import fields, parse
 from lens_tui.tui.widgets.lane_row import window
 from lens_tui.worker import jobs
 from tests.fakes import TEXTS, FakeWorker, split, unit_vector

@@ -52,6 +52,15 @@ class LensScreen(Screen[None], inherit_bindings=False):
     }
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        # Styles are applied as the screen is mounted; left behind, Textual would parse every sheet again for it.
+        self._css_update_count = self.app._css_update_count
+        # The size's classes, which Textual would set after the first layout, and lay out anew.
+        ranges = (self.HORIZONTAL_BREAKPOINTS, self.VERTICAL_BREAKPOINTS)
+        for length, breakpoints in zip(self.app.size, ranges, strict=True):
+            self.add_class(*self._get_breakpoint_classes(length, breakpoints or []), update=False)
+
     @property
     def lens(self) -> LensHost:
         """The app, typed."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual import events
 from textual.app import ComposeResult
@@ -12,28 +11,28 @@ from textual.content import Content
 from textual.timer import Timer
 from textual.widgets import Label
 
-from lens_tui.tui import clip
 from lens_tui.tui.keys.bindings import bindings
-from lens_tui.tui.run_text import MEASURE_NAMES, MEASURES, Measure, RunText, plan
+from lens_tui.tui.run_text import MEASURE_NAMES, MEASURES, Measure, RunText, lane_names, plan, summary
 from lens_tui.tui.session import Session
 from lens_tui.tui.widgets.frame import Hairline
 from lens_tui.tui.widgets.lane import Lane, Line, strength
 from lens_tui.tui.widgets.lane_row import LaneRow
-from lens_tui.tui.widgets.prompt_area import PromptArea
 from lens_tui.tui.widgets.token_view import TokenView
-from lens_tui.worker.events import DialRefused, Event, JobDone, JobFailed
-from lens_tui.worker.jobs import Compare
 
-from . import sampling
 from .base import LensScreen
 from .generate_bench import BenchActions
+from .generate_runs import RunActions
+
+if TYPE_CHECKING:  # the first frame needs none of them
+    from lens_tui.tui.widgets.prompt_area import PromptArea
+    from lens_tui.worker.events import Event
 
 REST = 0.3
 """Seconds of rest after a change of scale before the run is made again."""
 EMPTY = "nothing yet"
 
 
-class GenerateScreen(BenchActions, LensScreen):
+class GenerateScreen(BenchActions, RunActions, LensScreen):
     """Prompt, settings, lanes. The bench in the session says which lanes there are."""
 
     mode: ClassVar[str] = "generate"
@@ -45,6 +44,7 @@ class GenerateScreen(BenchActions, LensScreen):
     def __init__(self) -> None:
         super().__init__()
         self.lanes = LaneRow(id="lanes")
+        self.prompt: PromptArea | None = None
         self.run: RunText | None = None
         self.history: list[RunText] = []
         self._job: int | None = None
@@ -56,7 +56,6 @@ class GenerateScreen(BenchActions, LensScreen):
         """Prompt, settings, lanes."""
         with Horizontal(id="prompt-row"):
             yield Label("prompt ▏", id="prompt-label")
-            yield PromptArea(id="prompt")
         yield Line(id="settings")
         yield Hairline()
         yield self.lanes
@@ -64,6 +63,17 @@ class GenerateScreen(BenchActions, LensScreen):
     def on_mount(self) -> None:
         """Follow the way values are shown."""
         self.watch(self.lens, "tint", self._tint_changed, init=True)
+        self.lens.after_first_frame(self._mount_prompt)
+
+    def _mount_prompt(self) -> None:
+        """A text area is the dearest widget there is, and until something is written in it, it is blank."""
+        from lens_tui.tui.widgets.prompt_area import PromptArea
+
+        self.prompt = PromptArea(id="prompt")
+        self.prompt.show(self.session.prompt)
+        row = self.query_one("#prompt-row")
+        if row.is_attached:  # not if the app is leaving
+            row.mount(self.prompt)
 
     def focus_first(self) -> None:
         """The screen begins in its lanes, not in the prompt: letters are keys here."""
@@ -77,7 +87,8 @@ class GenerateScreen(BenchActions, LensScreen):
 
     def session_changed(self, old: Session, new: Session) -> None:
         """Prompt, settings and lanes follow the session; a change of scale reaches what is running."""
-        self.query_one(PromptArea).show(new.prompt)
+        if self.prompt is not None:
+            self.prompt.show(new.prompt)
         if old.model != new.model and self.run is not None and old.model is not None:
             self._show_run(None)
         self._arrange()
@@ -86,9 +97,8 @@ class GenerateScreen(BenchActions, LensScreen):
         self._headings()
 
     def _arrange(self) -> None:
-        wanted = [(number, arm.name) for number, arm in plan(self.session)]
         before = set(self.lanes.lanes)
-        self.lanes.set_lanes(wanted, self.measure, self.lens.tint, EMPTY)  # type: ignore[arg-type]
+        self.lanes.set_lanes(lane_names(self.session), self.measure, self.lens.tint, EMPTY)  # type: ignore[arg-type]
         for lane in self.lanes.lanes:
             if lane not in before and self.run is not None:
                 self._follow(lane)
@@ -116,7 +126,7 @@ class GenerateScreen(BenchActions, LensScreen):
     def _headings(self) -> None:
         """What is done in each lane, what it was when it ran, and whether the shown run is this session's."""
         run, stale = self.run, False
-        arms = dict(plan(self.session))
+        arms = dict(plan(self.session)) if self.session.steers else {}
         for lane in self.lanes.lanes:
             now = strength(arms[lane.number].interventions) if lane.number in arms else ""
             text = run.arm_of(lane.number) if run is not None else None
@@ -125,13 +135,13 @@ class GenerateScreen(BenchActions, LensScreen):
             stale = stale or now != ran or (run is not None and text is None)
         if run is not None:
             stale = stale or run.prompt != self.session.prompt or run.sampling != self.session.sampling
-            stale = stale or len(run.arms) != len(arms)
+            stale = stale or len(run.arms) != max(1, len(arms))
         self._stale = stale
         self._say_settings()
 
     def _say_settings(self) -> None:
         key = self.lens.key_text
-        parts: list[str | tuple[str, str]] = [(sampling.summary(self.session.sampling), "")]
+        parts: list[str | tuple[str, str]] = [(summary(self.session.sampling), "")]
         parts.append((f" · shade: {MEASURE_NAMES[self.measure]}", "$muted"))
         if self.run is None:
             parts.append((f" · {key('app.run')} runs, {key('generate.prompt')} writes the prompt", "$muted"))
@@ -150,7 +160,8 @@ class GenerateScreen(BenchActions, LensScreen):
         if self._rest is not None:
             self._rest.stop()
             self._rest = None
-        self.lens.store.update(prompt=self.query_one(PromptArea).text)
+        if self.prompt is not None:
+            self.lens.store.update(prompt=self.prompt.text)
         if self.session.model is None:
             self.lens.say("Load a model first.")
             return
@@ -161,11 +172,15 @@ class GenerateScreen(BenchActions, LensScreen):
             self.run.state = "stopped"
         run = RunText.begin(len(self.history) + 1, self.session)
         self.history.append(run)
+        from lens_tui.worker.jobs import Compare
+
         job = Compare(run.prompt, tuple(text.arm for text in run.arms), run.sampling, run.raw)
         self._job = self.lens.submit(job, "run", lambda event: self._take(run, event))
         self._show_run(run)
 
     def _take(self, run: RunText, event: Event) -> None:
+        from lens_tui.worker.events import DialRefused, JobDone, JobFailed
+
         run.apply(event)
         if isinstance(event, DialRefused):
             refused = f"{run.arms[event.arm].arm.name} goes on as it was. {event.message} {event.hint}".strip()
@@ -254,66 +269,5 @@ class GenerateScreen(BenchActions, LensScreen):
 
     def action_prompt(self) -> None:
         """Write the prompt."""
-        self.query_one(PromptArea).focus()
-
-    def action_sampling(self) -> None:
-        """The sampling form."""
-        from .form import FormScreen
-
-        def take(values: dict[str, str] | None) -> None:
-            if values is not None:
-                self.lens.store.update(sampling=sampling.parse(values, self.session.sampling))
-
-        self.app.push_screen(FormScreen("Sampling", sampling.fields(self.session.sampling)), take)
-
-    def action_history(self) -> None:
-        """The runs of this session, and those kept on disk."""
-        from .history import HistoryScreen
-
-        self.app.push_screen(HistoryScreen(self.history, self.lens.history), self._restore)
-
-    def _restore(self, run: RunText | None) -> None:
-        if run is None:
-            return
-        model, changes = self.session.model, {"prompt": run.prompt, "sampling": run.sampling, "written": run.written()}
-        if run not in self.history:
-            run.number = len(self.history) + 1
-            self.history.append(run)
-            if model is not None and run.model != model.name:
-                self.lens.say(f"It was made with {run.model}; {model.name} is loaded.")
-        self.run = run
-        if model is None or all(row.vector.d_model == model.d_model for row in run.steers):
-            changes["steers"] = run.steers
-        self.lens.store.update(**changes)
-        if self._rest is not None:
-            self._rest.stop()
-        self._show_run(run)
-
-    # -- actions: taking it elsewhere ------------------------------------------------------------------------
-
-    def action_copy(self) -> None:
-        """Copy the focused lane's text."""
-        lane = self.lanes.focused_lane
-        if lane is not None and lane.text is not None:
-            clip.copy(self.app, lane.text.text, f"the text of {lane.text.arm.name}")
-
-    def action_copy_command(self) -> None:
-        """Copy the command that makes this run again."""
-        from lens_tui.tui.run_export import as_command
-
-        run = self.run or RunText.begin(0, self.session)
-        clip.copy(self.app, as_command(run, self.session.sae or ""), "the command")
-
-    def action_export(self) -> None:
-        """Write the run as JSON and Markdown into the working folder."""
-        from lens_tui.tui.run_export import write
-
-        if self.run is None:
-            self.lens.say("Nothing has run yet.")
-            return
-        try:
-            stem = write(self.run, Path.cwd())
-        except OSError as error:
-            self.lens.show_error(f"The run could not be written to {error.filename}: {error.strerror}.")
-            return
-        self.lens.say(f"Wrote {stem.name}.json and {stem.name}.md to {stem.parent}")
+        if self.prompt is not None:
+            self.prompt.focus()

@@ -1,4 +1,4 @@
-"""Sampling settings as a form, and in one line. Pure."""
+"""Sampling settings as a form. Pure."""
 
 from __future__ import annotations
 
@@ -42,14 +42,3 @@ def parse(values: Mapping[str, str], before: Sampling) -> Sampling:
     """The settings that a form whose every field is right means."""
     kinds = {name: type(getattr(before, name)) for name in _CHECKS}
     return replace(before, **{name: kinds[name](values[name].strip() or 0) for name in _CHECKS})
-
-
-def summary(sampling: Sampling) -> str:
-    """The settings in one line: ``seed 7 · greedy · max 200``."""
-    parts = [f"seed {sampling.seed}", f"temp {sampling.temp:g}" if sampling.temp else "greedy"]
-    parts += [
-        f"{label} {getattr(sampling, name):g}"
-        for name, label in (("top_p", "top-p"), ("top_k", "top-k"), ("min_p", "min-p"), ("repetition_penalty", "rep"))
-        if getattr(sampling, name)
-    ]
-    return " · ".join([*parts, f"max {sampling.max_tokens}"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from textual.app import RenderResult
 from textual.content import Content
@@ -12,10 +13,8 @@ from textual.reactive import reactive
 from textual.timer import Timer
 from textual.widget import Widget
 
-from lens_tui.records import Add, Intervention
 from lens_tui.tui.format import fit, signed
 from lens_tui.tui.run_text import ArmText, Measure, RunText, candidates, piece, token_levels
-from lens_tui.worker.events import Candidate, TokenEvent
 
 from .pane import Pane
 from .ramps import bar, kl_level
@@ -23,6 +22,10 @@ from .series_strip import SeriesStrip
 from .token_layout import NEWLINE
 from .token_paint import ShadeMode
 from .token_view import TokenView
+
+if TYPE_CHECKING:  # the first frame needs none of them
+    from lens_tui.records import Intervention
+    from lens_tui.worker.events import Candidate, TokenEvent
 
 N_CANDIDATES = 5
 FACTS = 0.2
@@ -93,6 +96,10 @@ def quoted(token: str) -> str:
 def strength(interventions: Sequence[Intervention]) -> str:
     """What is done to an arm, short: ``+8.0 · 2.0×max`` for one vector, ``+8.0, -3.0`` for several."""
     live = [item for item in interventions if item.enabled]
+    if not live:
+        return ""
+    from lens_tui.records import Add
+
     scales = [_amount(item) for item in live]
     peak = getattr(getattr(live[0], "vector", None), "max_activation", None) if len(live) == 1 else None
     if peak and isinstance(live[0], Add):
