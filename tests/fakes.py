@@ -25,6 +25,7 @@ from lens_tui.records.sanitise import one_line, sanitise, sanitise_token
 from lens_tui.records.vector_formats import load_vectors
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
+from lens_tui.worker.neighbours import NeighboursRead, ReadNeighbours
 
 D_MODEL = 384
 VOCAB = 8192
@@ -280,6 +281,10 @@ class FakeWorker:
                 return [ev.LensRead(number, fake_lens(lens))]
             case jobs.ReadFeature(sae, feature):
                 return self._read(number, sae, feature)
+            case ReadNeighbours(sae, feature, top):
+                near = tuple(((feature + 37 * step) % WIDTH, round(0.8 - 0.05 * step, 3)) for step in range(1, top + 1))
+                together = None if feature % 2 else near[:3]
+                return [NeighboursRead(number, sae, feature, near, together)]
             case jobs.VectorFromFeature(sae, feature):
                 return [_made(number, self._feature_vector(sae, feature))]
             case jobs.VectorFromPrompts(name, positive, negative, layer):

@@ -17,6 +17,7 @@ TITLES = {
     "Compare": "comparing",
     "Encode": "reading features",
     "ReadFeature": "reading a feature",
+    "ReadNeighbours": "looking for neighbours",
     "ReadLens": "reading the layers",
     "VectorFromFeature": "making the vector",
     "VectorFromPrompts": "making the vector",

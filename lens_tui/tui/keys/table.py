@@ -134,12 +134,16 @@ _GENERATE = (
 
 _FEATURES = (
     Key("features.steer", "s", "steer", "send the feature's direction to the vector bench", "steer"),
-    Key("features.pin", "enter", "pin", "keep this feature's shade while the cursor moves", "pin"),
+    Key("features.pin", "enter", "pin", "keep this feature while the cursor moves; go to a neighbour", "pin"),
     Key("features.find", "/", "find", "find features by words, or one by its number", "find"),
     Key("features.text_left", "left_square_bracket", "source(-1)", "the text before: prompt or an arm's", "text"),
     Key("features.text_right", "right_square_bracket", "source(1)", "the text after", "text"),
     Key("features.sae_down", "less_than_sign", "sae(-1)", "the SAE before", "SAE"),
     Key("features.sae_up", "greater_than_sign", "sae(1)", "the SAE after", "SAE"),
+    Key("features.section", "v", "section(1)", "what the page lists: top, sample, near, together", "page"),
+    Key("features.section_back", "V", "section(-1)", "the list before"),
+    Key("features.feature_down", "left_curly_bracket", "feature(-1)", "the feature before, by number"),
+    Key("features.feature_up", "right_curly_bracket", "feature(1)", "the feature after"),
     Key("features.label", "L", "label", "write your label of the feature", "label"),
     Key("features.next", "n", "active(1)", "the next token where the feature is active"),
     Key("features.previous", "N", "active(-1)", "the previous one"),

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import numpy as np
 from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
-from textual.timer import Timer
 from textual.widgets import Input
 
-from lens_tui.records import FloatArray, SAEInfo
+from lens_tui.records import SAEInfo
 from lens_tui.tui.feature_text import (
     Source,
     features_at,
-    next_active,
-    rough_activations,
-    shades,
     sources,
     strongest_token,
 )
@@ -32,27 +27,18 @@ from lens_tui.tui.widgets.lane import Line, quoted
 from lens_tui.tui.widgets.pane import Pane
 from lens_tui.tui.widgets.row_list import RowList
 from lens_tui.tui.widgets.token_view import TokenView
-from lens_tui.worker.events import (
-    Encoded,
-    Event,
-    FeatureActivations,
-    FeaturePage,
-    JobDone,
-)
-from lens_tui.worker.jobs import Encode, ReadFeature
+from lens_tui.worker.events import Encoded, Event
+from lens_tui.worker.jobs import Encode
 
 from .base import LensScreen
 from .feature_actions import FeatureActions
+from .feature_going import FeatureGoing
+from .feature_near import FeatureNear
+from .feature_reading import FeatureReading, Row
 from .feature_words import FeatureWords, fit_words
 
-REST = 0.08
-"""Seconds the cursor rests on a feature before its page is read."""
-PAGES_KEPT = 512
 
-Row = tuple[int, float]
-
-
-class FeaturesScreen(FeatureWords, FeatureActions, LensScreen):
+class FeaturesScreen(FeatureWords, FeatureActions, FeatureGoing, FeatureNear, FeatureReading, LensScreen):
     """Text, the features of the token under the cursor, and the page of the chosen feature."""
 
     mode: ClassVar[str] = "features"
@@ -72,11 +58,8 @@ class FeaturesScreen(FeatureWords, FeatureActions, LensScreen):
         self.encoded: Encoded | None = None
         self.pinned: int | None = None
         self.found: int | None = None
-        self.values: FloatArray = np.zeros(0, np.float32)
-        self.pages: dict[tuple[str, int], FeaturePage] = {}
         self._asked: tuple[str, Source] | None = None
         self._place = 0
-        self._rest: Timer | None = None
 
     def body(self) -> ComposeResult:
         """Which text and SAE; then text, list and page."""
@@ -85,7 +68,7 @@ class FeaturesScreen(FeatureWords, FeatureActions, LensScreen):
         with Horizontal(id="panes"):
             yield Pane("Text", self.text, id="text-pane")
             yield Pane("Top features", self.find, self.list, id="list-pane")
-            yield Pane("Feature", VerticalScroll(self.card, id="card-scroll"), id="card-pane")
+            yield Pane("Feature", VerticalScroll(self.card, self.near, id="card-scroll"), id="card-pane")
 
     def on_mount(self) -> None:
         """Follow the way values are shown."""
@@ -146,7 +129,7 @@ class FeaturesScreen(FeatureWords, FeatureActions, LensScreen):
             self.encoded = event
             self.text.set_tokens(event.tokens)
             self._say_text()
-            self._choose(self.chosen)
+            self.choose(self.chosen)
             token = strongest_token(event)
             if self.text.cursor is None and token is not None:
                 self.text.move_to(token)
@@ -155,13 +138,14 @@ class FeaturesScreen(FeatureWords, FeatureActions, LensScreen):
 
     def _show_nothing(self) -> None:
         self.encoded = None
-        self.text.empty = self._missing()
+        self.text.empty = self.missing()
         self.text.set_tokens([])
         self.list.show([])
         self.card.page = None
         self._say_text()
 
-    def _missing(self) -> str:
+    def missing(self) -> str:
+        """What there is none of, and where to get it."""
         key = self.lens.key_text
         if self.session.model is None:
             return f"No model: {key('app.load')} goes to Load."
@@ -222,69 +206,13 @@ class FeaturesScreen(FeatureWords, FeatureActions, LensScreen):
         self.list.show(features_at(self.encoded, token), 0)
 
     def on_row_list_moved(self, event: RowList.Moved) -> None:
-        """Another feature: shade at once by what is known, read the rest after a rest."""
+        """Another feature under the list's cursor; or another row of those like the one shown."""
+        if event.row_list is not self.list:
+            self.follow_near()
+            return
         if self.list.has_focus:
             self.found = None
-        self._choose(self.chosen)
-
-    def _choose(self, feature: int | None) -> None:
-        if self._rest is not None:
-            self._rest.stop()
-        if feature is None or self.encoded is None or self.sae is None:
-            self.card.page = None
-            return
-        self._shade(rough_activations(self.encoded, feature))
-        page = self.pages.get((self.sae.id, feature))
-        if page is not None:
-            self._show_page(page)
-        self._rest = self.set_timer(REST, lambda: self._ask(feature))
-
-    def _ask(self, feature: int) -> None:
-        if self.sae is not None:
-            self.lens.submit(ReadFeature(self.sae.id, feature), "feature", self._take_feature)
-
-    def _take_feature(self, event: Event) -> None:
-        match event:
-            case FeatureActivations(_, _, feature, values) if feature == self.chosen:
-                self._shade(values)
-            case FeaturePage():
-                self._keep(event)
-                if event.feature == self.chosen:
-                    self._show_page(event)
-            case JobDone(_, stopped) if not stopped:
-                self._read_names()
-
-    def _shade(self, values: FloatArray) -> None:
-        self.values = values
-        self.text.set_levels(shades(values))
-        self.card.here = float(values.max(initial=0.0))
-
-    def _show_page(self, page: FeaturePage) -> None:
-        self.card.page = page
-        pane = self.query_one("#card-pane", Pane)
-        pane.title = f"Feature {page.feature}"
-        pane.note = "◆ pinned" if page.feature == self.pinned else ""
-
-    def _keep(self, page: FeaturePage) -> None:
-        self.pages[page.sae, page.feature] = page
-        while len(self.pages) > PAGES_KEPT:
-            del self.pages[next(iter(self.pages))]
-        self.list.refresh()
-
-    def _read_names(self) -> None:
-        """One after the other, name the features of the list that have no name yet."""
-        if self.sae is None or not self.is_current or self.lens.book.in_slot("names") is not None:
-            return
-        sae = self.sae.id
-        nameless = next((feature for feature, _ in self.list.rows if (sae, feature) not in self.pages), None)
-        if nameless is not None:
-            self.lens.submit(ReadFeature(sae, nameless), "names", self._take_name)
-
-    def _take_name(self, event: Event) -> None:
-        if isinstance(event, FeaturePage):
-            self._keep(event)
-        elif isinstance(event, JobDone) and not event.stopped:
-            self._read_names()
+        self.choose(self.chosen)
 
     def _draw_row(self, row: Row, width: int) -> list[Content]:
         feature, value = row
@@ -305,7 +233,7 @@ class FeaturesScreen(FeatureWords, FeatureActions, LensScreen):
         """Read the page anew."""
         self.list.refresh()
         if feature == self.chosen:
-            self._choose(feature)
+            self.choose(feature)
 
     # -- actions ---------------------------------------------------------------------------------------
 
@@ -316,14 +244,6 @@ class FeaturesScreen(FeatureWords, FeatureActions, LensScreen):
     def action_cursor_right(self) -> None:
         """The token after."""
         self.text.action_cursor_right()
-
-    def action_active(self, step: int) -> None:
-        """The next token on which the chosen feature is active."""
-        token = next_active(self.values, self.text.cursor or 0, step) if len(self.values) else None
-        if token is None:
-            self.lens.say("The feature is active nowhere in this text.")
-        else:
-            self.text.move_to(token)
 
     def action_source(self, step: int) -> None:
         """The text before or after."""
@@ -342,55 +262,32 @@ class FeaturesScreen(FeatureWords, FeatureActions, LensScreen):
         place = ids.index(self.sae.id) + step if self.sae is not None else 0
         self.lens.opening.load_sae(saes[place % len(saes)].path)
 
+    def on_row_list_chosen(self, event: RowList.Chosen) -> None:
+        """A click on the cursor's row of those like the one shown goes there."""
+        if event.row_list is self.near and self.near.row is not None:
+            self.go(self.near.row[0])
+
     def action_pin(self) -> None:
-        """Keep the chosen feature while the cursor moves, or let it go."""
+        """Keep the chosen feature while the cursor moves, or let it go; among those like it, go to the one there."""
+        if self.near.has_focus and self.near.row is not None:
+            self.go(self.near.row[0])
+            return
         self.pinned = None if self.pinned is not None else self.chosen
         self.list.refresh()
-        self._choose(self.chosen)
-
-    def action_find(self) -> None:
-        """Type words, or a feature's number."""
-        self.find.remove_class("-closed")
-        self.find.value = ""
-        self.find.focus()
-
-    def on_input_submitted(self, event: Input.Submitted) -> None:
-        """Go to the feature of that number, or look for features by those words."""
-        text = event.value.strip()
-        number = text.lstrip("fF")
-        sae = self.sae
-        if sae is None:
-            self.lens.say(self._missing())
-            return
-        if not number.isdecimal():
-            if text:
-                self._close_find()
-                self.find_words(text)
-            return
-        text = number
-        if int(text) >= sae.width:
-            self.lens.say(f"Type a number from 0 to {sae.width - 1}, or words.")
-            return
-        self.pinned, self.found = None, int(text)
-        self._close_find()
-        self._choose(self.found)
-
-    def _close_find(self) -> None:
-        self.find.add_class("-closed")
-        self.set_focus(self.list)
+        self.choose(self.chosen)
 
     def on_key(self, event: events.Key) -> None:
         """Escape closes the number, then lets a found or pinned feature go."""
         if event.key != "escape":
             return
         if self.find.has_focus:
-            self._close_find()
+            self.close_find()
         elif self.forget_results():
             self._show_token()
         elif self.pinned is not None or self.found is not None:
             self.pinned = self.found = None
             self.list.refresh()
-            self._choose(self.chosen)
+            self.choose(self.chosen)
         else:
             return
         event.stop()

@@ -13,6 +13,7 @@ from typing import Any
 from lens_tui.worker import jobs
 from lens_tui.worker.control import Control
 from lens_tui.worker.events import Event
+from lens_tui.worker.neighbours import ReadNeighbours
 
 from .context import Context
 
@@ -27,6 +28,7 @@ TABLE: dict[type[jobs.Job], str] = {
     jobs.Compare: "compare:compare",
     jobs.Encode: "features:encode",
     jobs.ReadFeature: "features:read_feature",
+    ReadNeighbours: "neighbours:read_neighbours",
     jobs.ReadLens: "readouts:read_lens",
     jobs.SetLabel: "words:set_label",
     jobs.FindFeatures: "words:find_features",

@@ -16,6 +16,8 @@ from lens_tui.records.store import Store
 from lens_tui.sae.index import Example, FeatureIndex
 from lens_tui.worker.known_labels import best_labels
 
+from .sampled import sampled
+
 _log = logging.getLogger(__name__)
 _EXAMPLES = 12
 
@@ -41,6 +43,7 @@ def known_of(info: SAEInfo, feature: int, token_text: Callable[[int], str]) -> d
             "hist_counts": list(numbers.histogram),
             "corpus": one_line(index.identity.corpus, 80),
             "examples": [_example(example, token_text) for example in index.examples(feature, _EXAMPLES)],
+            **sampled(index, feature, lambda example: _example(example, token_text)),
         }
     else:
         found |= _readable(lambda: _dashboard(info, feature))
