@@ -58,7 +58,7 @@ def dose_response(
     interventions: Sequence[Intervention],
     scales: Sequence[float],
     *,
-    texts: Sequence[Prompt] = FEW_TEXTS,
+    texts: Sequence[Prompt] | None = None,
     controls: int = 0,
     probe: FeatureProbe | None = None,
     sampling: Sampling | None = None,
@@ -77,6 +77,7 @@ def dose_response(
     Curves: ``delta_loss``, ``kl`` (mean D(base || steered) of the baseline's first 20 tokens), ``ppl_unsteered``,
     ``distinct_2`` and ``read_back``, each with its knee and with the steps at which it turns back.
     """
+    texts = FEW_TEXTS if texts is None else texts
     ordered = sorted({float(scale) for scale in scales})
     if not ordered or not all(math.isfinite(scale) for scale in ordered):
         raise LensError("A dose-response needs finite scales.", "Give at least one.")

@@ -9,6 +9,8 @@ from mlx.nn.layers.base import Module
 
 from lens_tui import demo
 from lens_tui.records import LensError
+from lens_tui.records.hub import explain_hub
+from lens_tui.records.sanitise import one_line
 
 
 def load_model(name: str, **load_kwargs: Any) -> tuple[Module, Any, str]:
@@ -37,10 +39,9 @@ def load_model(name: str, **load_kwargs: Any) -> tuple[Module, Any, str]:
             "See what mlx-lm printed, and install that package.",
         ) from error
     except _hub_troubles() as error:
-        raise LensError(
-            f"The model {name!r} is not in the cache, and the hub did not give it.",
-            "Check the id, your access to it, and the network.",
-        ) from error
+        repo, hint = one_line(name, 80), "Check the id, your access to it, and the network."
+        absent = LensError(f"The model {repo} is not in the cache, and the hub did not give it.", hint)
+        raise explain_hub(error, repo, kept="what came is kept.", absent=absent) from error
     except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LensError(

@@ -31,14 +31,14 @@ RESAMPLES = 2000
 def delta_loss(
     lens: LensModel,
     *interventions: Intervention,
-    texts: Sequence[Prompt] = LOSS_TEXTS,
+    texts: Sequence[Prompt] | None = None,
     seed: int = 0,
 ) -> DeltaLoss:
     """How much worse a steering predicts a text set: mean next-token NLL, steered minus unsteered, in nats a token.
 
     The mean is over all predicted tokens of all texts (the first of each is not
     predicted). The interval is the percentile bootstrap over texts, 2000 resamples of whole texts, since the tokens
-    of one text are not independent. Texts (64 of many kinds by default) are
+    of one text are not independent. Texts (by default ``measures_texts.LOSS_TEXTS``, 64 of many kinds) are
     raw, special tokens as the tokenizer puts them; for positions,
     each counts as generated from its first token on.
     """
@@ -49,14 +49,14 @@ def delta_losses(
     lens: LensModel,
     plans: Sequence[tuple[Intervention, ...]],
     *,
-    texts: Sequence[Prompt] = LOSS_TEXTS,
+    texts: Sequence[Prompt] | None = None,
     seed: int = 0,
 ) -> list[DeltaLoss]:
     """As :func:`delta_loss`, for several steerings in the rows of the same batches.
 
     The layers below the first one that any of them acts at are computed once a text.
     """
-    items = items_of(lens, texts, plans)
+    items = items_of(lens, LOSS_TEXTS if texts is None else texts, plans)
     return losses_of(score(lens, items, unsteered(lens, items)), seed)
 
 

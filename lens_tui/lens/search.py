@@ -36,7 +36,7 @@ def find_scale(
     *interventions: Intervention,
     quantity: Quantity = "delta_loss",
     target: float | None = None,
-    texts: Sequence[Prompt] = FEW_TEXTS,
+    texts: Sequence[Prompt] | None = None,
     start: float | None = None,
     limit: float | None = None,
     tolerance: float = 0.02,
@@ -59,6 +59,7 @@ def find_scale(
     """
     if quantity not in get_args(Quantity):
         raise LensError(f"There is no quantity {quantity!r} to search for.", f"Use one of {', '.join(TARGETS)}.")
+    texts = FEW_TEXTS if texts is None else texts
     if not texts:
         raise LensError("A search needs texts.", "Give texts=.")
     goal = TARGETS[quantity] if target is None else float(target)

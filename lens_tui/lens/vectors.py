@@ -146,9 +146,13 @@ def load_for(lens: LensModel, path: Path | str, *, layer: int | None = None) -> 
 
 
 def residual_norm(
-    lens: LensModel, layer: int, *, site: str = "resid_post", texts: Sequence[Prompt] = SAMPLE_TEXTS
+    lens: LensModel, layer: int, *, site: str = "resid_post", texts: Sequence[Prompt] | None = None
 ) -> float:
-    """The median of ``||h||`` over the texts' tokens, special ones left out: what scales are compared with."""
+    """The median of ``||h||`` over the texts' tokens, special ones left out: what scales are compared with.
+
+    Texts are ``SAMPLE_TEXTS`` by default.
+    """
+    texts = SAMPLE_TEXTS if texts is None else texts
     if not texts:
         raise LensError("A residual norm needs texts.", "Give at least one.")
     norms = []

@@ -58,10 +58,19 @@ def load_sae(
     extra = dict(extra_provenance or {})
     place = Path(path).expanduser()
     if not place.exists() and isinstance(path, str) and is_hub_id(path):
-        place = fetch_sae(path, revision, progress)
+        place = _from_hub(path, revision, progress)
         extra.setdefault("repository", path)
     parts, info = _open(place, site, layer, model_name, input_scale, extra, name=str(path))
     return build(parts.definition, parts.weights, info, residence=residence, dtype=dtype)
+
+
+def _from_hub(name: str, revision: str | None, progress: Progress | None) -> Path:
+    """What the hub has by a name that may as well be meant as a path: an error says that it is neither."""
+    try:
+        return fetch_sae(name, revision, progress)
+    except LensError as error:
+        here = f"There is no file or folder {one_line(name, 120)} here. At the hub: {error.message}"
+        raise LensError(here, error.hint) from error
 
 
 def sae_info(

@@ -24,15 +24,15 @@ FIT_TEXT = (
 """The text of a check when none is given: some hundred tokens of plain English of several kinds."""
 
 
-def check_sae(model: LensModel, sae: SAE, text: str = FIT_TEXT) -> FitReport:
-    """L0 and FVU of an SAE on each tensor it could be for, over one text, and the verdict.
+def check_sae(model: LensModel, sae: SAE, text: str | None = None) -> FitReport:
+    """L0 and FVU of an SAE on each tensor it could be for, over one text (by default ``FIT_TEXT``), and the verdict.
 
     Special tokens (BOS and the like) are left out. One forward pass. Raises ``LensError`` for a text of fewer than
     two tokens, and where no tensor of this model has the width that the SAE reads.
     """
     from lens_tui.sae.fit import check_fit_with
 
-    ids = model.tokens.encode(text)
+    ids = model.tokens.encode(FIT_TEXT if text is None else text)
     specials = model.tokens.special_ids()
     kept = [place for place, token in enumerate(ids) if token not in specials]
     if len(kept) < 2:

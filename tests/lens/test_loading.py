@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
 import pytest
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
 from lens_tui import LensError, LensModel
 
@@ -32,6 +33,17 @@ def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(LensError, match="not in the cache, and the hub did not give it") as refused:
         LensModel("owner/name")
     assert "\n" not in str(refused.value)
+
+
+def test_a_model_that_the_hub_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer: Any = SimpleNamespace(status_code=404, headers={}, request=None)
+
+    def load(*_: Any, **__: Any) -> None:
+        raise RepositoryNotFoundError("404 Client Error.\nRepository Not Found", response=answer)
+
+    monkeypatch.setattr("mlx_lm.load", load)
+    with pytest.raises(LensError, match=r"^There is no owner/name on the hub, or it is private\. Check the spelling"):
+        LensModel("owner/name")
 
 
 def test_a_block_without_a_scale_says_so() -> None:

@@ -15,7 +15,8 @@ from lens_tui.tui.widgets.feature_data import Extras
 from lens_tui.tui.widgets.feature_examples import _around, example_lines
 from lens_tui.worker import jobs
 from lens_tui.worker.events import Encoded, FeaturePage, TokenWeight
-from tests.fakes import DEMO_SAE, TEXTS, FakeWorker, unit_vector
+from lens_tui.worker.neighbours import ReadNeighbours
+from tests.fakes import DEMO_SAE, TEXTS, WIDTH, FakeWorker, unit_vector
 
 from .opened import PROMPT, opened, screen_text, settle
 
@@ -95,14 +96,53 @@ def test_malformed_extras_count_as_missing() -> None:
     assert page_lines(page(**odd), 30, 0.0, "digits")
 
 
-def test_an_example_is_cut_around_its_peak() -> None:
+def test_examples_are_cut_so_that_their_peaks_stand_under_each_other() -> None:
     tokens = [f" w{n:02}" for n in range(50)]
-    (example,) = Extras.of({"examples": [{"tokens": tokens, "values": [0.0] * 50, "peak": 25}]}).examples
-    first, last = _around(example, 40)
-    assert first < 25 < last
-    assert (last - first) * 4 <= 40 < (last - first + 1) * 4
-    assert 25 - first >= last - 26
-    assert "w25" in example_lines(example, 40, 1.0, "tint")[0].plain
+    items = [{"tokens": tokens, "values": [0.0] * 50, "peak": peak} for peak in (25, 1, 49)]
+    middle, early, late = Extras.of({"examples": items}).examples
+    first, last, indent = _around(middle, 40)  # 22 cells before the peak, 18 with it and behind it, tokens of 4
+    assert (first, last, indent) == (20, 29, 2)
+    shown = [example_lines(example, 40, 1.0, "tint")[0].plain for example in (middle, early, late)]
+    assert [text.index(f"w{peak:02}") for text, peak in zip(shown, (25, 1, 49), strict=True)] == [23, 23, 23]
+    assert all(len(text) <= 40 for text in shown)
+
+
+def test_a_histogram_begins_and_ends_where_it_holds_something() -> None:
+    edges = [2.0**n for n in range(9)]
+    counts = [0, 0, 0, 16, 8, 4, 0, 0]  # from 8 to 64
+
+    def axis(here: float) -> str:
+        lines = [line.plain for line in page_lines(page(hist_edges=edges, hist_counts=counts), 30, here, "tint")]
+        bars = next(place for place, line in enumerate(lines) if "█" in line)
+        assert lines[bars : bars + 2] == ["█" * 10 + " " * 20, "█" * 20 + "▄" * 10]
+        return lines[bars + 2]
+
+    assert axis(0.0) == "8" + " " * 27 + "64"
+    assert axis(17.0) == "8" + " " * 14 + "▲" + " " * 12 + "64"
+    assert axis(9.0) == "8    ▲" + " " * 22 + "64"
+    assert axis(63.0) == "8" + " " * 24 + "▲" + " " * 2 + "64"
+    assert axis(500.0) == "8" + " " * 25 + "64 ▲"  # beyond all the corpus has
+
+
+def test_a_page_lists_what_its_section_says() -> None:
+    example = {"tokens": [" a", " b"], "values": [4.0, 0.0], "peak": 0}
+    extras = {
+        "counted": 9300, "corpus": "mix.txt", "examples": [example],
+        "samples": [{"from": 4.0, "examples": [example]}, {"from": 2.0, "examples": [example, example]}],
+    }  # fmt: skip
+
+    def listed(section: str, **data: object) -> list[str]:
+        lines = [line.plain for line in page_lines(page(**data), 40, 1.0, "tint", section)]
+        start = next(place for place, line in enumerate(lines) if f"▐{section}▌" in line)
+        return [line.strip() for line in lines[start + 1 :]]
+
+    assert "in 9.3 k tokens of mix.txt" in [line.plain for line in page_lines(page(**extras), 40, 1.0, "tint")]
+    assert listed("top", **extras) == ["strongest token of each document", "a b"]
+    assert listed("sample", **extras) == ["at random from every octave", "from 4", "a b", "from 2", "a b", "a b"]
+    assert listed("near", **extras) == ["by cosine of decoder directions"]
+    assert listed("together") == ["by Jaccard index of their tokens"]
+    assert listed("sample") == listed("top")
+    assert " ".join(listed("top")) == "No index of this SAE: `mlx-lens-tui index` makes one."
 
 
 def test_foreign_text_on_a_page_is_harmless() -> None:
@@ -254,3 +294,47 @@ async def test_every_part_has_room_at_any_size(size: tuple[int, int]) -> None:
         await pilot.press("tab", "tab", "t")
         await settle(app, pilot)
         assert screen.text.mode == "bars"
+
+
+async def test_features_like_one_are_listed_and_gone_to() -> None:
+    async with opened("features") as (app, pilot):
+        screen = screen_of(app)
+        start = screen.chosen
+        assert start is not None
+        assert not asked(app, ReadNeighbours)
+        await pilot.press("v", "v")
+        await settle(app, pilot)
+        assert [job.feature for job in asked(app, ReadNeighbours)] == [start]  # type: ignore[attr-defined]
+        near = screen.near_features
+        assert near[:2] == ((start + 37) % WIDTH, (start + 74) % WIDTH)
+        assert f"things about number {near[1]}"[:16] in screen_text(app)  # read for its name alone
+        assert (DEMO_SAE.id, near[-1]) in screen.pages
+        await pilot.press("tab", "j", "enter")
+        await settle(app, pilot)
+        assert screen.chosen == near[1]
+        assert screen.card.page is not None
+        assert screen.card.page.feature == near[1]
+        assert screen.near_features[0] == (near[1] + 37) % WIDTH
+        await pilot.press("escape")
+        await settle(app, pilot)
+        assert screen.chosen == start
+        assert screen.near_features == near  # kept, not asked for again
+        assert len(asked(app, ReadNeighbours)) == 2
+        await pilot.press("v")
+        assert len(screen.near_features) == (0 if start % 2 else 3)
+        assert not start % 2 or "--full" in screen_text(app)
+        await pilot.press("v")
+        assert screen.near.has_class("-closed")
+
+
+async def test_the_features_before_and_after_by_number() -> None:
+    async with opened("features") as (app, pilot):
+        screen = screen_of(app)
+        await pilot.press("slash", *"8191", "enter", "right_curly_bracket")
+        await settle(app, pilot)
+        assert screen.chosen == 0
+        await pilot.press("left_curly_bracket", "left_curly_bracket")
+        await settle(app, pilot)
+        assert screen.chosen == WIDTH - 2
+        assert screen.card.page is not None
+        assert screen.card.page.feature == WIDTH - 2

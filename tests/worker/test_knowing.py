@@ -21,6 +21,7 @@ from lens_tui.worker.contrasting import contrast_texts, read_texts
 from lens_tui.worker.finding import feature_page, search_features, word_tokens
 from lens_tui.worker.fitting import FIT_TEXT, check_sae
 from lens_tui.worker.indexing import index_text
+from lens_tui.worker.neighbours import NeighboursRead, ReadNeighbours
 from tests.worker.drive import Driver, of, only
 
 TEXTS = [
@@ -155,3 +156,40 @@ def test_contrast_finds_the_feature_that_tells(tiny: Path, sae: Path, tmp_path: 
     only_a = {f for f in range(64) if dense[0][f] > dense[1][f]}
     assert {row.feature for row in rows if row.held_out == 1.0} == only_a
     assert only_a
+
+
+def test_neighbours_and_a_sample_are_numpys(driver: Driver, tiny: Path, sae: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "texts.jsonl"
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    driver.done(jobs.LoadModel(str(tiny)))
+    info = only(driver.done(jobs.LoadSAE(str(sae), check=False)), ev.SAELoaded).info
+    alone = only(driver.done(ReadNeighbours(info.id, 5, 4)), NeighboursRead)
+    assert alone.together is None
+    assert "no feature 64" in driver.failed(ReadNeighbours(info.id, 64)).message
+    assert "no feature -1" in driver.failed(ReadNeighbours(info.id, -1)).message
+    settings = IndexSettings(top_k=3, max_active=64, full=True)
+    with LensModel(str(tiny)) as model:
+        loaded = load_sae(sae)
+        (path,) = index_text(model, [loaded], corpus, settings=settings, context=32, rows=2).indexes
+        fired = [np.asarray(loaded.encode(model.residuals(model.tokens.encode(text), 1)))[1:] > 0 for text in TEXTS]
+    index, active = FeatureIndex(path), np.concatenate(fired)
+    feature = int(active.sum(0).argmax())
+    read = only(driver.done(ReadNeighbours(info.id, feature, 4)), NeighboursRead)
+    unit = np.asarray(loaded._weights.w_dec.array, np.float64)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    cosines = unit @ unit[feature]
+    cosines[feature] = -2
+    assert [other for other, _ in read.near] == np.argsort(-cosines)[:4].tolist()
+    assert [value for _, value in read.near] == pytest.approx(np.sort(cosines)[::-1][:4].tolist(), abs=1e-5)
+    both = (active & active[:, [feature]]).sum(0)
+    jaccard = both / np.maximum((active | active[:, [feature]]).sum(0), 1)
+    jaccard[feature] = -1
+    assert read.together is not None
+    assert [value for _, value in read.together] == pytest.approx(np.sort(jaccard)[::-1][:4].tolist())
+    page = only(driver.done(jobs.ReadFeature(info.id, feature)), ev.FeaturePage)
+    assert page.extras["counted"] == index.n_counted == len(active)
+    lows = [group["from"] for group in page.extras["samples"]]
+    assert lows == sorted(lows, reverse=True)
+    for group in page.extras["samples"]:
+        assert all(group["from"] <= item["value"] < 2 * group["from"] for item in group["examples"])
+    assert sum(len(group["examples"]) for group in page.extras["samples"]) > 0

@@ -90,6 +90,7 @@ class FeatureNear(_Base):
         self.near.empty = "None." if rows is not None else needs
         self.near.styles.height = max(1, len(rows or ()))
         self.near.show(rows or (), 0)
+        self.read_names()
 
     def _take_near(self, event: Event) -> None:
         if isinstance(event, NeighboursRead):

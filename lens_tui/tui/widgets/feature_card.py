@@ -94,7 +94,7 @@ def section_lines(extras: Extras, section: str, width: int, mode: ShadeMode) -> 
         for example in group:
             lines += example_lines(example, width, peak, mode)
     if len(lines) == 2 and section in ("top", "sample"):
-        lines[1] = Content.styled(_NO_INDEX, "$muted").truncate(width, ellipsis=True)
+        lines[1:] = Content.styled(_NO_INDEX, "$muted").wrap(width)
     return lines
 
 
@@ -117,13 +117,26 @@ def _histogram(extras: Extras, here: float, width: int) -> list[Content]:
     rows = [Content.styled(row, "$heat-5") for row in (upper, lower)]
     if len(edges) < 2:
         return rows
-    low, high = edges[0], edges[-1]
-    axis = f"{low:.3g}".ljust(max(0, len(lower) - len(f"{high:.3g}"))) + f"{high:.3g}"
+    mark = None
     if here > 0 and len(lower) > 1:
         above = sum(1 for edge in edges[1:] if edge <= here)
-        place = min(len(lower) - 1, (2 * above + 1) * len(lower) // (2 * len(counts)))
-        axis = axis[:place] + "▲" + axis[place + 1 :]
-    return [*rows, Content.styled(axis, "$muted")]
+        mark = min(len(lower) - 1, (2 * above + 1) * len(lower) // (2 * len(counts)))
+    return [*rows, Content.styled(_axis(f"{edges[0]:.3g}", f"{edges[-1]:.3g}", mark, len(lower)), "$muted")]
+
+
+def _axis(low: str, high: str, mark: int | None, width: int) -> str:
+    """The ends of an axis, and the mark of this text on it, to which they give way."""
+    start, end = 0, width - len(high)
+    if mark is not None:
+        start = mark + 2 if mark <= len(low) else start
+        end = mark - 1 - len(high) if mark >= end - 1 else end
+    cells = [" "] * width
+    for place, text in ((start, low), (end, high)):
+        if place >= 0 and (place == start or place > start + len(low)):
+            cells[place : place + len(text)] = text
+    if mark is not None:
+        cells[mark] = "▲"
+    return "".join(cells[:width])
 
 
 def _tokens(page: FeaturePage, width: int) -> list[Content]:

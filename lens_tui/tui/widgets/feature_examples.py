@@ -13,11 +13,11 @@ from .token_paint import ShadeMode
 def example_lines(example: Example, width: int, maximum: float, mode: ShadeMode) -> list[Content]:
     """One line of an example around its peak, shaded; with bars or digits, a second line under it.
 
-    The peak is bold and underlined, so that it shows without colour.
+    The peaks of all examples stand under each other. The peak is bold and underlined, so that it shows without colour.
     """
-    first, last = _around(example, width)
-    text: list[str | tuple[str, str]] = []
-    under: list[str | tuple[str, str]] = []
+    first, last, indent = _around(example, width)
+    text: list[str | tuple[str, str]] = [" " * indent]
+    under: list[str | tuple[str, str]] = [" " * indent]
     for place in range(first, last):
         token = example.tokens[place]
         level = share_level(example.values[place], maximum)
@@ -36,17 +36,15 @@ def example_lines(example: Example, width: int, maximum: float, mode: ShadeMode)
     return lines
 
 
-def _around(example: Example, width: int) -> tuple[int, int]:
-    """The tokens that fit around the peak, a little more of what comes before than after."""
+def _around(example: Example, width: int) -> tuple[int, int, int]:
+    """The tokens that fit around the peak, first and behind the last, and the cells to leave before them."""
+    column = width * 11 // 20
     first, last = example.peak, example.peak + 1
-    used = cell_len(example.tokens[first])
-    while True:
-        left = cell_len(example.tokens[first - 1]) if first > 0 else width + 1
-        right = cell_len(example.tokens[last]) if last < len(example.tokens) else width + 1
-        before, after = example.peak - first, last - 1 - example.peak
-        if used + left <= width and (before <= 2 * after or used + right > width):
-            first, used = first - 1, used + left
-        elif used + right <= width:
-            last, used = last + 1, used + right
-        else:
-            return first, last
+    before, after = 0, cell_len(example.tokens[first])
+    while first > 0 and before + cell_len(example.tokens[first - 1]) <= column:
+        first -= 1
+        before += cell_len(example.tokens[first])
+    while last < len(example.tokens) and after + cell_len(example.tokens[last]) <= width - column:
+        after += cell_len(example.tokens[last])
+        last += 1
+    return first, last, column - before

@@ -157,7 +157,7 @@ def test_load_sae_by_its_place_at_the_hub(hub: FakeHub, tmp_path: Path) -> None:
     assert (sae.info.layer, sae.info.k, sae.info.model_name) == (3, 6, "Qwen/Qwen3-8B-Base")
     with pytest.raises(LensError, match=r"layers\.2, layers\.3"):
         load_sae("EleutherAI/sae-x")
-    with pytest.raises(LensError, match="no nobody/nothing on the hub"):
+    with pytest.raises(LensError, match=r"no file or folder nobody/nothing here.*no nobody/nothing on the hub"):
         load_sae("nobody/nothing")
     with pytest.raises(LensError, match="There is no SAE at"):
         load_sae("/no/such/place")
