@@ -402,13 +402,17 @@ def _extras(feature: int) -> dict[str, Any]:
     tokens = [" The", " little", " dog", " ran", " to", " the", " park", "."]
     peak = feature % len(tokens)
     values = [max(0.0, 9.0 - 3.5 * abs(place - peak)) for place in range(len(tokens))]
+    example = {"tokens": tokens, "values": values, "peak": peak}
     return {
         "label": f"things about number {feature}",
         "density": round(0.002 + 0.03 * noise(feature, "density"), 4),
         "max": round(4 + 20 * noise(feature), 2),
         "hist_edges": [float(edge) for edge in range(11)],
         "hist_counts": [512, 256, 128, 90, 64, 40, 20, 10, 4, 1],
-        "examples": [{"tokens": tokens, "values": values, "peak": peak} for _ in range(3)],
+        "corpus": "stories",
+        "counted": 1_234_567,
+        "examples": [example] * 3,
+        "samples": [{"from": 2.0**n, "examples": [example] * 2} for n in (3, 2, 1)],
     }
 
 

@@ -91,6 +91,17 @@ def test_features_pinned_in_digits(snap_compare: Any) -> None:
     assert snap_compare(app, terminal_size=(120, 36), run_before=after("h", "enter", "t", "t", "h"))
 
 
+def test_features_by_strength(snap_compare: Any) -> None:
+    app = lens_app(start="features", theme="paper")
+    assert snap_compare(app, terminal_size=(120, 36), run_before=after("h", "v"))
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_features_like_one(snap_compare: Any, size: tuple[int, int]) -> None:
+    app = lens_app(start="features")
+    assert snap_compare(app, terminal_size=size, run_before=after("h", "v", "v", "tab", "j"))
+
+
 def test_features_with_nothing_loaded(snap_compare: Any) -> None:
     async def nothing(pilot: Pilot[Any]) -> None:
         await settle(pilot.app, pilot)  # type: ignore[arg-type]

@@ -51,6 +51,7 @@ class FeatureNear(_Base):
     def __init__(self) -> None:
         super().__init__()
         self.near: RowList[Row] = RowList(self._draw_near, id="near")
+        self.near.add_class("-closed")
         self._like: dict[tuple[str, int], NeighboursRead] = {}
 
     @property
