@@ -100,6 +100,7 @@ def medians(works: dict[str, Callable[[], None]], repeats: int) -> dict[str, flo
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(repeats + 1):
         for name, work in works.items():
+            mx.clear_cache()
             start = time.perf_counter()
             work()
             mx.synchronize()

@@ -22,6 +22,7 @@ from .prefill import Filler
 from .prefix import PrefixCache
 from .program import Key
 from .registry import Plan, Registry, Run
+from .sampling import SideBySide
 from .steered import steered
 from .tokens import EncodedPrompt, Tokens
 
@@ -97,9 +98,12 @@ class Batch:
         return way_of(self.registry)
 
     def _together(self) -> Iterator[Token | ArmEnd]:
+        beside = SideBySide()
         self._generator = mlx_lm_generate().BatchGenerator(
             self.model,
-            sampler=lambda logprobs: choose_all(self.model, [self.rows[at] for at in self.model.last], logprobs),
+            sampler=lambda logprobs: choose_all(
+                self.model, [self.rows[at] for at in self.model.last], logprobs, beside
+            ),
             completion_batch_size=max(self.options.completion_batch_size, self._prefill_rows),
             prefill_batch_size=self._prefill_rows,
             prefill_step_size=self.options.prefill_step_size,

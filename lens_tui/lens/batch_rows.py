@@ -14,7 +14,7 @@ from lens_tui.records import ArmEnd, BatchRow, Candidate, Dose, Intervention, Sa
 
 from .batch_model import BatchModel, RowPlan
 from .prefix import Sums
-from .sampling import LogitsProcessor, Sampler
+from .sampling import LogitsProcessor, Sampler, SideBySide
 from .steered import Passage
 from .steps import Scales, Step, best
 from .stops import Writing
@@ -124,15 +124,18 @@ class Row(Writing):
         )
 
 
-def choose_all(model: BatchModel, rows: Sequence[Row], logprobs: mx.array) -> mx.array:
+def choose_all(model: BatchModel, rows: Sequence[Row], logprobs: mx.array, beside: SideBySide) -> mx.array:
     """Choose every row's next token, each by its own settings, and note what is told of it.
 
-    Rows that are greedy and have no processors are done together.
+    Rows without processors that are all greedy, or differ in their seed alone, are done together.
     """
-    chosen: mx.array
-    if all(row.sampling.temp == 0.0 and not row.processors and row.sampler is rows[0].sampler for row in rows):
+    plain = not any(row.processors for row in rows)
+    chosen: mx.array | None = None
+    if plain and all(row.sampling.temp == 0.0 and row.sampler is rows[0].sampler for row in rows):
         chosen = rows[0].sampler(logprobs)
     else:
+        chosen = beside.choose([row.sampler for row in rows] if plain else [], logprobs)
+    if chosen is None:
         one = [slice(at, at + 1) for at in range(len(rows))]
         chosen = mx.concatenate(
             [row.choose(model.logits[part], logprobs[part]) for row, part in zip(rows, one, strict=True)]

@@ -66,7 +66,8 @@ class CaptureResult(Recorder, Mapping["int | tuple[int, str]", mx.array]):
                 f"Layer {key[0]} {key[1]} has seen no forward pass yet.", "Run the model inside the block first."
             )
         whole = _joined(steps)
-        mx.eval(whole)
+        # With what else is waiting: evaluated one by one, each layer would be waited for on its own.
+        mx.eval(whole, *self.pending())
         self._steps[key] = [whole]
         return whole
 

@@ -61,26 +61,83 @@ def _several(value: Any, kind: type) -> tuple[Any, ...]:
     return (value,) if isinstance(value, kind) else tuple(value)
 
 
-def make_sampler(sampling: Sampling, vocab_size: int) -> Sampler:
-    """A function from log-probabilities (rows, vocabulary) to token ids (rows,).
+class Seeded:
+    """A sampler of its own seed: the Gumbel-max trick with one noise vector a step for all rows it is given.
 
-    Greedy at ``temp`` 0. Otherwise the Gumbel-max trick with one noise vector a
-    step for all rows: rows with the same distribution choose the same token.
-    The filters and their order are mlx-lm's.
+    Rows with the same distribution choose the same token. The filters and their order are mlx-lm's.
     """
+
+    def __init__(self, sampling: Sampling, vocab_size: int) -> None:
+        self.sampling = sampling
+        self.key = mx.random.key(sampling.seed)
+        self._filters = _filters(sampling, vocab_size)
+
+    def __call__(self, logprobs: mx.array) -> mx.array:
+        """Token ids (rows,) from log-probabilities (rows, vocabulary)."""
+        self.key, key = mx.random.split(self.key)
+        return self.pick(logprobs, key, mx.random.gumbel((1, logprobs.shape[-1]), key=key))
+
+    def pick(self, logprobs: mx.array, key: mx.array, noise: mx.array) -> mx.array:
+        """Token ids (rows,) by noise that has been drawn, (1 or rows, vocabulary)."""
+        for apply in self._filters:
+            logprobs = apply(logprobs, key)
+        return mx.argmax(logprobs * (1.0 / self.sampling.temp) + noise, axis=-1)
+
+    @property
+    def alike(self) -> tuple[float, ...] | None:
+        """Equal for samplers that may pick side by side; ``None``: alone only, for its filters draw by the step's key.
+
+        All but the seed and what does not concern the choice.
+        """
+        given = self.sampling
+        if given.xtc_probability > 0.0:
+            return None
+        return (given.temp, given.top_p, given.min_p, given.top_k, given.min_tokens_to_keep)
+
+
+class SideBySide:
+    """Rows of a batch that differ in their seed alone choose in one go: the tokens that each would choose alone.
+
+    Their random states are kept in one array for as long as the same rows are there.
+    """
+
+    def __init__(self) -> None:
+        self._rows: tuple[Seeded, ...] = ()
+        self._keys: mx.array | None = None
+
+    def choose(self, samplers: Sequence[Sampler], logprobs: mx.array) -> mx.array | None:
+        """Token ids (rows,), or ``None`` where rows have to choose one by one."""
+        rows = tuple(sampler for sampler in samplers if isinstance(sampler, Seeded))
+        alike = {row.alike for row in rows}
+        if len(rows) < len(samplers) or len(alike) != 1 or None in alike or len(set(map(id, rows))) < len(rows):
+            self._hand_back()
+            return None
+        if len(rows) != len(self._rows) or any(new is not old for new, old in zip(rows, self._rows, strict=True)):
+            self._hand_back()
+            self._rows, self._keys = rows, mx.stack([row.key for row in rows])
+        assert self._keys is not None
+        both = _split_each(self._keys)
+        self._keys, keys = both[:, 0], both[:, 1]
+        width = logprobs.shape[-1]
+        noise = mx.vmap(lambda key: mx.random.gumbel((width,), key=key))(keys)
+        return rows[0].pick(logprobs, keys[0], noise)
+
+    def _hand_back(self) -> None:
+        """Give the rows their random states."""
+        if self._keys is not None:
+            for row, key in zip(self._rows, self._keys, strict=True):
+                row.key = key
+        self._rows, self._keys = (), None
+
+
+_split_each: Callable[[mx.array], mx.array] = mx.vmap(lambda key: mx.random.split(key))
+
+
+def make_sampler(sampling: Sampling, vocab_size: int) -> Sampler:
+    """A function from log-probabilities (rows, vocabulary) to token ids (rows,): greedy at ``temp`` 0."""
     if sampling.temp == 0.0:
         return lambda logprobs: mx.argmax(logprobs, axis=-1)
-    filters = _filters(sampling, vocab_size)
-    state = [mx.random.key(sampling.seed)]
-
-    def sample(logprobs: mx.array) -> mx.array:
-        state[0], key = mx.random.split(state[0])
-        for apply in filters:
-            logprobs = apply(logprobs, key)
-        noise = mx.random.gumbel((1, logprobs.shape[-1]), key=key)
-        return mx.argmax(logprobs * (1.0 / sampling.temp) + noise, axis=-1)
-
-    return sample
+    return Seeded(sampling, vocab_size)
 
 
 def _filters(sampling: Sampling, vocab_size: int) -> list[Callable[[mx.array, mx.array], mx.array]]:

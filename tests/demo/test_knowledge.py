@@ -54,7 +54,7 @@ def test_bundled_labels_are_short_scored_and_of_features_that_exist() -> None:
     assert len({label.feature for label in some}) == len(some)
     for label in some:
         assert 0 <= label.feature < width
-        assert 0 < len(label.text) <= 80
+        assert 0 < len(label.text) <= 100
         assert label.score is not None
         assert 0.7 <= label.score <= 1
         assert label.method

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 import mlx.core as mx
 import numpy as np
@@ -165,6 +166,22 @@ def test_sampling_is_each_rows_own_and_seeds_give_what_they_give_alone() -> None
     run(again)
     assert again.token_ids == batch.token_ids
     assert len(set(batch.token_ids)) == 4
+
+
+def test_rows_that_differ_in_their_seed_alone_choose_side_by_side_what_each_chooses_alone() -> None:
+    lens = LensModel.from_model(tiny.llama())
+    same = [Sampling(max_tokens=5 + at, temp=1.1, top_k=40, min_p=0.01, seed=at) for at in range(4)]
+    other = Sampling(max_tokens=3, temp=1.1, seed=9)  # while it is there, rows choose one by one
+    batch = lens.stream_batch([Request(tiny.IDS, sampling=item) for item in (*same, other)], completion_batch_size=8)
+    with patch.object(mx, "vmap", wraps=mx.vmap) as drawn:
+        for event in batch:
+            if isinstance(event, Token) and event.arm == 3 and event.index == 5:
+                batch.add(Request(tiny.IDS, sampling=same[0]))  # a row that joins starts its own numbers
+    assert drawn.call_count > 2
+    for index in range(6):
+        assert_row_is_alone(lens, batch, index)
+    assert batch.token_ids[5] == batch.token_ids[0]
+    assert len({ids[:3] for ids in batch.token_ids[:4]}) > 1
 
 
 def test_top_candidates_are_the_best_of_the_rows_own_distribution() -> None:
