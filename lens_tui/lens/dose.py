@@ -104,7 +104,7 @@ def dose_response(
         (),
         backs[0],
     )
-    return replace(response, curves=_curves(response))
+    return replace(response, curves=curves_of(response))
 
 
 def _generate(
@@ -206,7 +206,8 @@ def _with_controls(
     return made
 
 
-def _curves(response: DoseResponse) -> tuple[Curve, ...]:
+def curves_of(response: DoseResponse) -> tuple[Curve, ...]:
+    """The curves of a response's points; those it has are left out of account."""
     points = response.points
     scales = [point.scale for point in points]
     distinct = response.baseline_degeneration.distinct_2

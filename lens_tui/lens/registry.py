@@ -161,6 +161,8 @@ class Registry:
         self.sites = SiteMap(decoder)
         self.sources: dict[str, FeatureSource] = {}
         self.bos = bos
+        # Called before each forward of a measure: what it raises ends the measure between two forwards.
+        self.between: Callable[[], None] = lambda: None
         self._local = threading.local()
         self._lock = threading.RLock()
         self._needs: dict[Key, int] = {}

@@ -52,6 +52,7 @@ def forward_rows(
     interventions that had to move a row and did not.
     """
     registry = lens.registry
+    registry.between()
     entries = [[Entry(registry, checked(item, registry)) for item in plan] for plan in plans]
     plan = Plan(entries, recorders)
     ids = mx.array(_padded(rows))

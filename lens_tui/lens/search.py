@@ -42,8 +42,11 @@ def find_scale(
     tolerance: float = 0.02,
     hold_out: bool = True,
     raw: bool = True,
+    progress: Callable[[dict[float, float]], None] | None = None,
 ) -> ScaleSearch:
     """The factor on the interventions' scales at which a quantity reaches its target.
+
+    ``progress(tried)`` hears of all values so far, by scale, after each batch; what it raises ends the search.
 
     ``delta_loss``: steered minus unsteered mean NLL of ``texts`` (16 by default), +0.3 nat unless ``target`` says
     otherwise. ``kl``: mean D(base || steered) over the first 20 tokens of the unsteered greedy continuation of each
@@ -70,6 +73,7 @@ def find_scale(
     split = hold_out and len(texts) > 1
     evaluate = _evaluator(lens, interventions, quantity, texts[::2] if split else texts, raw)
     seen: dict[float, float] = {}
+    evaluate = _telling(evaluate, progress) if progress is not None else evaluate
     bracket = _bracket(evaluate, goal, min(first, last), last, seen)
     if bracket is not None:
         bracket = _narrow(evaluate, goal, bracket, tolerance, seen)
@@ -87,6 +91,18 @@ def find_scale(
         reached=bracket is not None and bracket[0] < bracket[1],
         evaluations=len(seen),
     )
+
+
+def _telling(evaluate: Evaluate, progress: Callable[[dict[float, float]], None]) -> Evaluate:
+    tried: dict[float, float] = {}
+
+    def told(scales: Sequence[float]) -> list[float]:
+        values = evaluate(scales)
+        tried.update(zip(scales, values, strict=True))
+        progress(dict(tried))
+        return values
+
+    return told
 
 
 def _bracket(
