@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from lens_tui.records import Arm, ArmEnd, Sampling, Token
+from lens_tui.records.modes import told
 
 from .arms import parse_arm
 from .output import note, print_json, say
@@ -88,13 +89,15 @@ def record(
 
 
 def _intervention(item: Any) -> dict[str, Any]:
+    acting = told(item)
     return {
         "mode": item.mode,
         "layer": item.layer,
         "site": item.site,
         "vector": item.vector.name,
         "origin": {"kind": item.vector.origin.kind, **item.vector.origin.facts},
-        "scale": item.scale,
+        "scale": None if acting is None else acting[1],
+        "positions": item.positions.kind,
     }
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lens_tui import demo
-from lens_tui.records import Add, Arm, LensError, SAEInfo, SteeringVector, paths
+from lens_tui.records import Arm, Intervention, LensError, SAEInfo, SteeringVector, paths
+from lens_tui.records.modes import acting, positions_of
 from lens_tui.records.sae_names import split_place
 from lens_tui.records.sanitise import one_line
 
@@ -90,13 +91,15 @@ class Vectors:
 
     def arm(self, spec: ArmSpec) -> Arm:
         """The arm that ``spec`` describes, its vectors found and checked."""
-        return Arm(spec.name, tuple(self._add(f"{spec.name}:{i}", term) for i, term in enumerate(spec.terms)))
+        return Arm(spec.name, tuple(self._record(f"{spec.name}:{i}", term) for i, term in enumerate(spec.terms)))
 
-    def _add(self, name: str, term: Term) -> Add:
-        vector = self._vector(term)
-        return Add(id=name, layer=vector.layer if term.layer is None else term.layer, vector=vector, scale=term.scale)
+    def _record(self, name: str, term: Term) -> Intervention:
+        vector = self.vector(term)
+        layer = vector.layer if term.layer is None else term.layer
+        return acting(term.mode, name, vector, layer, term.scale, positions_of(term.positions))
 
-    def _vector(self, term: Term) -> SteeringVector:
+    def vector(self, term: Term) -> SteeringVector:
+        """The vector that a term names, checked."""
         if term.kind == "feature":
             return self.sae.vector(int(term.source))
         if term.kind == "random":

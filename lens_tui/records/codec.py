@@ -83,6 +83,12 @@ def vector_from_json(data: Any) -> SteeringVector:
     return vector
 
 
+def positions_from_json(data: Any) -> Positions:
+    """Token positions."""
+    positions: Positions = _build(Positions, _mapping(data, "Positions"))
+    return positions
+
+
 def sampling_from_json(data: Any) -> Sampling:
     """Sampling settings; what is not said keeps its default."""
     sampling: Sampling = _build(Sampling, _mapping(data, "Sampling"))

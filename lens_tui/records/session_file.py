@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from . import atomic, paths
-from .codec import sampling_from_json, to_json, vector_from_json
+from .codec import positions_from_json, sampling_from_json, to_json, vector_from_json
 from .errors import LensError
+from .interventions import Positions
+from .modes import mode_of
 from .process import is_alive
 from .run import TokenWeight
 from .sampling import Sampling
@@ -23,7 +25,10 @@ _VERSION = 1
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SavedSteer:
-    """One row of the vector bench; the last three are what was measured of its vector, so that it need not be again."""
+    """One row of the vector bench.
+
+    ``residual_norm``, ``promoted`` and ``suppressed`` were measured of its vector, and need not be again.
+    """
 
     id: str
     vector: SteeringVector
@@ -34,6 +39,8 @@ class SavedSteer:
     residual_norm: float | None = None
     promoted: tuple[TokenWeight, ...] = ()
     suppressed: tuple[TokenWeight, ...] = ()
+    mode: str = "add"
+    positions: Positions | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +157,8 @@ def _to_json(session: SavedSession) -> dict[str, Any]:
             "residual_norm": row.residual_norm,
             "promoted": [[token.token_id, token.text, token.value] for token in row.promoted],
             "suppressed": [[token.token_id, token.text, token.value] for token in row.suppressed],
+            "mode": row.mode,
+            "positions": to_json(row.positions),
         }
         for row in session.steers
     ]
@@ -179,7 +188,7 @@ def _from_json(data: Any) -> SavedSession:
 
 
 def _steer(row: Any) -> SavedSteer:
-    norm = row.get("residual_norm")
+    norm, positions = row.get("residual_norm"), row.get("positions")
     return SavedSteer(
         str(row["id"]),
         vector_from_json(row["vector"]),
@@ -190,6 +199,8 @@ def _steer(row: Any) -> SavedSteer:
         None if norm is None else float(norm),
         _tokens(row.get("promoted", ())),
         _tokens(row.get("suppressed", ())),
+        mode_of(str(row.get("mode", "add"))).id,
+        None if positions is None else positions_from_json(positions),
     )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from lens_tui.records import Add, Intervention, Token
+from lens_tui.records import ALL, Intervention, Token
+from lens_tui.records.modes import told
 from lens_tui.records.sanitise import one_line, sanitise, sanitise_token
 from lens_tui.tui.run_text import ArmText, RunText
 from lens_tui.tui.session import Steer
@@ -123,35 +124,39 @@ def _dials(interventions: Interventions, tokens: Sequence[Token]) -> list[tuple[
     now = interventions
     for token in tokens:
         scales = dict(token.scales)
-        new = tuple(
-            replace(item, scale=scales[item.id]) if isinstance(item, Add) and item.id in scales else item
-            for item in now
-        )
+        new = tuple(_at(item, scales[item.id]) if item.id in scales else item for item in now)
         if _scales(new) != _scales(now):
             dials.append((token.index, new))
         now = new
     return dials
 
 
+def _at(item: Intervention, amount: float) -> Intervention:
+    changes: dict[str, Any] = {name: amount for name in ("scale", "value") if hasattr(item, name)}
+    return replace(item, **changes)
+
+
 def _scales(interventions: Interventions) -> list[float]:
-    return [item.scale for item in interventions if isinstance(item, Add)]
+    return [getattr(item, "scale", getattr(item, "value", 0.0)) for item in interventions]
 
 
 def _steers(record: RunRecord) -> tuple[Steer, ...]:
-    added = [
-        (number, item)
+    acting = [
+        (number, item, vector, mode)
         for number, kept in enumerate(record.arms)
         for item in kept.arm.interventions
-        if number and isinstance(item, Add)
+        if number and (mode := told(item)) is not None and (vector := getattr(item, "vector", None)) is not None
     ]
     return tuple(
         Steer(
             f"k{record.id}-{place}",
-            replace(item.vector, name=one_line(item.vector.name, 60)),
+            replace(vector, name=one_line(vector.name, 60)),
             item.layer,
-            item.scale,
+            amount,
             item.enabled,
             number,
+            mode=mode,
+            positions=None if item.positions == ALL else item.positions,
         )
-        for place, (number, item) in enumerate(added)
+        for place, (number, item, vector, (mode, amount)) in enumerate(acting)
     )

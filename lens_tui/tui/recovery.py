@@ -28,7 +28,7 @@ def steers_of(session: SavedSession) -> tuple[Steer, ...]:
 
 def _facts(row: Steer | SavedSteer) -> tuple[Any, ...]:
     measured = (row.residual_norm, row.promoted, row.suppressed)
-    return row.vector, row.layer, row.scale, row.enabled, row.arm, *measured
+    return row.vector, row.layer, row.scale, row.enabled, row.arm, *measured, row.mode, row.positions
 
 
 class Recovery:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lens_tui.records import Add, Arm, Intervention, Sampling
+from lens_tui.records import Arm, Intervention, Sampling
 from lens_tui.records.codec import to_json
+from lens_tui.records.modes import POSITIONS, mode_of, told
 from lens_tui.tui.run_text import ArmText, RunText
 
 SCHEMA = "mlx-lens-tui/run/1"
@@ -92,7 +93,8 @@ def as_command(run: RunText, sae: str = "") -> str:
     left_out: list[str] = []
     for arm in run.arms[1:]:
         terms = [_term(item) for item in arm.interventions if item.enabled]
-        left_out += [item.vector.name for item in arm.interventions if isinstance(item, Add) and not _term(item)]
+        missing = [item for item in arm.interventions if item.enabled and not _term(item)]
+        left_out += [getattr(getattr(item, "vector", None), "name", item.id) for item in missing]
         known = [term for term in terms if term]
         if known:
             plain = arm.arm.name and not set("=*@") & set(arm.arm.name)
@@ -107,11 +109,13 @@ def as_command(run: RunText, sae: str = "") -> str:
 
 
 def _term(item: Intervention) -> str:
-    if not isinstance(item, Add):
+    acting, vector = told(item), getattr(item, "vector", None)
+    if acting is None or vector is None or item.positions.kind not in POSITIONS:
         return ""
-    facts = item.vector.origin.facts
-    where = f"@{item.layer}*{item.scale:g}"
-    match item.vector.origin.kind:
+    facts, (mode, amount) = vector.origin.facts, acting
+    where = f"@{item.layer}" + (f"*{amount:g}" if mode_of(mode).amount else "")
+    where += (f":{mode}" if mode != "add" else "") + (f":{item.positions.kind}" if item.positions.kind != "all" else "")
+    match vector.origin.kind:
         case "feature":
             return f"f{facts['feature']}{where}"
         case "random":

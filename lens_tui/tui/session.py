@@ -15,7 +15,7 @@ from lens_tui.records import Sampling
 from lens_tui.worker.base_events import Event, ModelLoaded, ModelUnloaded, SAEChecked, SAELoaded
 
 if TYPE_CHECKING:  # the first frame needs none of them
-    from lens_tui.records import Arm, ModelInfo, SAEInfo, SteeringVector, TokenWeight
+    from lens_tui.records import Arm, Intervention, ModelInfo, Positions, SAEInfo, SteeringVector, TokenWeight
     from lens_tui.records.fit import FitReport
 
 MAX_ARMS = 4
@@ -26,7 +26,8 @@ class Steer:
     """One row of the vector bench: a vector at a layer with a scale, in one arm.
 
     ``arm`` counts from 1; rows with the same arm act together in one lane.
-    ``scale`` is absolute, in residual-stream units on the unit direction.
+    ``mode`` is one of ``records.modes.MODES`` and says what ``scale`` means: for ``add`` it is absolute, in
+    residual-stream units on the unit direction. ``positions`` ``None`` are all tokens.
     ``residual_norm`` is the median ``||h||`` where the vector was made, ``None``
     where it was not measured; ``promoted`` and ``suppressed`` are the tokens the
     direction moves most.
@@ -41,11 +42,37 @@ class Steer:
     residual_norm: float | None = None
     promoted: tuple[TokenWeight, ...] = ()
     suppressed: tuple[TokenWeight, ...] = ()
+    mode: str = "add"
+    positions: Positions | None = None
 
     @property
     def unit(self) -> float:
-        """The size a scale is held against: the feature's maximum, else the median ``||h||``, else 10."""
-        return self.vector.max_activation or self.residual_norm or 10.0
+        """The size a scale is held against: the feature's maximum, else the median ``||h||``, else 10.
+
+        Of a norm-match the same as a share of ``||h||``, 1 where that is not known.
+        """
+        unit = self.vector.max_activation or self.residual_norm or 10.0
+        if self.mode != "norm_match":
+            return unit
+        return unit / self.residual_norm if self.residual_norm else 1.0
+
+    def record(self, scale: float | None = None) -> Intervention:
+        """What the model is steered with, at the row's scale or another."""
+        from lens_tui.records import ALL
+        from lens_tui.records.modes import acting
+
+        amount = self.scale if scale is None else scale
+        return acting(self.mode, self.id, self.vector, self.layer, amount, self.positions or ALL)
+
+    def turned_to(self, mode: str) -> Steer:
+        """The row in another mode; into and out of a norm-match the push stays about the same."""
+        turned = replace(self, mode=mode)
+        return replace(turned, scale=float(f"{self.scale * turned.unit / self.unit:.3g}"))
+
+    @property
+    def reference(self) -> float:
+        """What a dose is a multiple of: the scale a row has at first, the feature's maximum or half of ``||h||``."""
+        return self.unit if self.vector.max_activation else self.unit / 2
 
     @property
     def step(self) -> float:
@@ -98,13 +125,12 @@ class Session:
 
     def arms(self) -> tuple[Arm, ...]:
         """The baseline, then one arm for each arm number with an enabled row, in order."""
-        from lens_tui.records import Add, Arm
+        from lens_tui.records import Arm
 
         arms = [Arm("baseline")]
         for number in sorted({row.arm for row in self.steers if row.enabled}):
             rows = [row for row in self.steers if row.enabled and row.arm == number]
-            items = tuple(Add(id=row.id, layer=row.layer, vector=row.vector, scale=row.scale) for row in rows)
-            arms.append(Arm(" + ".join(row.vector.name for row in rows), items))
+            arms.append(Arm(" + ".join(row.vector.name for row in rows), tuple(row.record() for row in rows)))
         return tuple(arms)
 
 
@@ -146,6 +172,8 @@ class SessionStore:
         residual_norm: float | None = None,
         promoted: tuple[TokenWeight, ...] = (),
         suppressed: tuple[TokenWeight, ...] = (),
+        mode: str = "add",
+        positions: Positions | None = None,
     ) -> Steer:
         """Put a vector on the bench as a new row, in the next free arm unless one is named.
 
@@ -164,6 +192,8 @@ class SessionStore:
             residual_norm=residual_norm,
             promoted=promoted,
             suppressed=suppressed,
+            mode=mode,
+            positions=positions,
         )
         self.update(steers=(*self.session.steers, row))
         return row

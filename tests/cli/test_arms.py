@@ -24,6 +24,18 @@ from lens_tui.records import LensError
             "f1*1e+2+f2*.5",
             ArmSpec("f1*1e+2+f2*.5", (Term("feature", "1", None, 100.0), Term("feature", "2", None, 0.5))),
         ),
+        ("f1@3*.5:norm_match", ArmSpec("f1@3*.5:norm_match", (Term("feature", "1", 3, 0.5, "norm_match"),))),
+        ("f1*2:generated", ArmSpec("f1*2:generated", (Term("feature", "1", None, 2.0, "add", "generated"),))),
+        (
+            "x=f1:project_out+random:0@2*3:last:set",
+            ArmSpec(
+                "x",
+                (
+                    Term("feature", "1", None, 0.0, "project_out"),
+                    Term("random", "0", 2, 3.0, "set", "last"),
+                ),
+            ),
+        ),
     ],
 )
 def test_an_arm_is_read(text: str, expected: ArmSpec) -> None:
@@ -31,9 +43,29 @@ def test_an_arm_is_read(text: str, expected: ArmSpec) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "f1288", "f1288*", "*22", "f1*2+", "f1*2+f3", "random:*3", "random:x*3", "f1*nan"]
+    "text",
+    [
+        "",
+        "f1288",
+        "f1288*",
+        "*22",
+        "f1*2+",
+        "f1*2+f3",
+        "random:*3",
+        "random:x*3",
+        "f1*nan",
+        "f1*2:sideways",
+        "f1*2:add:set",
+        "f1*2:all:last",
+        "f1:generated",
+    ],
 )
 def test_what_is_no_arm_is_refused_with_the_form(text: str) -> None:
     with pytest.raises(LensError) as refused:
         parse_arm(text)
     assert "arm" in str(refused.value)
+
+
+def test_a_term_without_a_scale_takes_the_one_given() -> None:
+    assert parse_arm("f1@2", 1.0).terms == (Term("feature", "1", 2, 1.0),)
+    assert parse_arm("f1*2+f3", 1.0).terms == (Term("feature", "1", None, 2.0), Term("feature", "3", None, 1.0))

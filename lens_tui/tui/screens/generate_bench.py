@@ -63,6 +63,8 @@ class BenchActions(_Base):
                 residual_norm=row.residual_norm,
                 promoted=row.promoted,
                 suppressed=row.suppressed,
+                mode=row.mode,
+                positions=row.positions,
             )
 
     def action_delete_arm(self) -> None:

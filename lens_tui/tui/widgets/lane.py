@@ -109,10 +109,21 @@ def strength(interventions: Sequence[Intervention]) -> str:
 
 
 def _amount(item: Intervention) -> str:
-    for name in ("scale", "value"):
-        if hasattr(item, name):
-            return signed(float(getattr(item, name)))
-    return item.mode.replace("_", " ")
+    from lens_tui.records.modes import told
+
+    match told(item):
+        case ("norm_match", amount):
+            return f"{signed(amount, 2)} ‖h‖"
+        case ("project_out", _):
+            return "projected out"
+        case ("set", amount):
+            return f"= {signed(amount)}"
+        case ("at_most", amount):
+            return f"≤ {signed(amount)}"
+        case ("at_least", amount):
+            return f"≥ {signed(amount)}"
+    value = getattr(item, "scale", getattr(item, "value", None))
+    return item.mode.replace("_", " ") if value is None else signed(float(value))
 
 
 class Lane(Pane):
