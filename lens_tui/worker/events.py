@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from lens_tui.records.measures import DoseResponse, ScaleSearch
     from lens_tui.records.readouts import LogitLens
+    from lens_tui.worker.making import RankedLayer
 
     IntArray = NDArray[np.int32]
 else:  # only ever an annotation
@@ -185,6 +187,37 @@ class LensRead(Event):
     """What every layer would predict at every token of a text; its ``texts`` are safe to show."""
 
     lens: LogitLens
+
+
+@dataclass(frozen=True, slots=True)
+class LayersRanked(Event):
+    """A vector for each layer, the layer first that tells held-out pairs apart best; ``n_pairs`` there were."""
+
+    layers: tuple[RankedLayer, ...]
+    n_pairs: int
+
+
+@dataclass(frozen=True, slots=True)
+class DoseMeasured(Event):
+    """A dose-response as far as it is: ``done`` scales of ``total``. Its texts are safe to show."""
+
+    response: DoseResponse
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScalesTried(Event):
+    """What a search has tried so far: ``(scale, value)``, scales ascending, values not finite where it overflowed."""
+
+    tried: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleFound(Event):
+    """A search ended."""
+
+    search: ScaleSearch
 
 
 def last_of(events: Sequence[Event], kind: type[Event]) -> Event | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lens_tui.records import Arm, Sampling
+from lens_tui.records import Arm, Intervention, Sampling, SteeringVector
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,17 +129,52 @@ class VectorFromFeature(Job):
 
 @dataclass(frozen=True, slots=True)
 class VectorFromPrompts(Job):
-    """Mean difference of ``resid_post`` between texts. Events: VectorMade.
+    """A direction of ``resid_post`` from contrasting texts, by one of ``lens.vectors_fit.METHODS``.
 
-    The mean is over the last token of each text, or over all its tokens but BOS
-    with ``over="all"``.
+    ``path`` is a file of pairs, read in place of the texts (``records.pairs``). Events: for one ``layer`` VectorMade;
+    for all (``None``) LayersRanked, and the vector that is chosen of it comes with a VectorGiven.
+    Activations are those of the last token of each text, or the mean over all its tokens but special ones with
+    ``over="all"``. Unless ``raw``, texts go through the chat template.
     """
 
     name: str
     positive: tuple[str, ...]
     negative: tuple[str, ...]
-    layer: int
+    layer: int | None
     over: str = "all"
+    method: str = "mean_difference"
+    raw: bool = True
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VectorFromToken(Job):
+    """A token's row of the unembedding, or its embedding; ``token`` is its text or ``id:17``. Events: VectorMade."""
+
+    token: str
+    layer: int
+    kind: str = "unembedding"
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VectorFromVectors(Job):
+    """A weighted sum, each vector at length 1 (``unit``) or its own; or, ``less``, the first without the others.
+
+    Events: VectorMade.
+    """
+
+    name: str
+    terms: tuple[tuple[float, SteeringVector], ...]
+    less: bool = False
+    unit: bool = True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VectorGiven(Job):
+    """Say of a vector that is there what it promotes and what its scales are read against. Events: VectorMade."""
+
+    vector: SteeringVector
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,3 +195,35 @@ class RandomVector(Job):
     name: str
     layer: int
     seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MeasureDose(Job):
+    """A dose-response: what a steering does and costs at each scale. Events: Progress, DoseMeasured.
+
+    ``n_texts`` are for the loss, 0: 16, or 8 where MLX runs on the CPU.
+    ``interventions`` have a scale or value of 1, so that ``scales`` are absolute. ``controls`` random directions stand
+    beside each scale. With an ``sae`` its ``feature`` is read back from what is written.
+    """
+
+    prompt: str
+    interventions: tuple[Intervention, ...]
+    scales: tuple[float, ...]
+    controls: int = 1
+    sae: str = ""
+    feature: int = 0
+    max_tokens: int = 60
+    n_texts: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FindScale(Job):
+    """The scale at which ``quantity`` (``records.measure_words.QUANTITIES``) reaches ``target``.
+
+    ``interventions`` have a scale of 1, or of -1 to search the other way. Events: Progress, ScalesTried, ScaleFound.
+    """
+
+    interventions: tuple[Intervention, ...]
+    quantity: str = "delta_loss"
+    target: float | None = None

@@ -35,7 +35,12 @@ TABLE: dict[type[jobs.Job], str] = {
     jobs.VectorFromFeature: "vectors:from_feature",
     jobs.VectorFromPrompts: "vectors:from_prompts",
     jobs.VectorFromFile: "vectors:from_file",
+    jobs.VectorFromToken: "vectors:from_token",
+    jobs.VectorFromVectors: "vectors:from_vectors",
+    jobs.VectorGiven: "vectors:given",
     jobs.RandomVector: "vectors:random_vector",
+    jobs.MeasureDose: "dose:measure_dose",
+    jobs.FindScale: "dose:find_scale",
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from lens_tui.records import LensError, SteeringVector
 from lens_tui.records.sanitise import one_line
@@ -29,13 +29,47 @@ def from_feature(control: Control, job: jobs.VectorFromFeature, context: Context
 
 
 def from_prompts(control: Control, job: jobs.VectorFromPrompts, context: Context) -> Iterator[ev.Event]:
-    """The mean difference of two sets of texts."""
-    from lens_tui.lens.vectors import mean_difference
+    """A vector that tells texts apart, or one for each layer with how well it does."""
+    from lens_tui.records.pairs import read_pairs
+    from lens_tui.worker.making import from_pairs
 
-    control.progress("texts", 0, len(job.positive) + len(job.negative))
-    over: Literal["last", "all"] = "last" if job.over == "last" else "all"
-    vector = mean_difference(context.need_model(), job.name, job.positive, job.negative, job.layer, over=over)
+    positive, negative = read_pairs(job.path) if job.path else (job.positive, job.negative)
+    control.progress("texts", 0, len(positive) + len(negative))
+    ranked = from_pairs(
+        context.need_model(),
+        job.name,
+        positive,
+        negative,
+        layer=job.layer,
+        method=job.method,
+        over=job.over,
+        raw=job.raw,
+    )
+    if job.layer is None:
+        yield ev.LayersRanked(control.id, ranked, len(positive))
+    else:
+        yield made(control, ranked[0].vector, context)
+
+
+def from_token(control: Control, job: jobs.VectorFromToken, context: Context) -> Iterator[ev.Event]:
+    """The direction of a token."""
+    from lens_tui.worker.making import from_token as make
+
+    vector = make(context.need_model(), job.token, job.layer, job.kind, job.name)
+    yield made(control, replace(vector, name=one_line(vector.name, 60)), context)
+
+
+def from_vectors(control: Control, job: jobs.VectorFromVectors, context: Context) -> Iterator[ev.Event]:
+    """A direction out of others."""
+    from lens_tui.worker.making import from_terms
+
+    vector = from_terms(context.need_model(), job.name, job.terms, less=job.less, unit=job.unit)
     yield made(control, vector, context)
+
+
+def given(control: Control, job: jobs.VectorGiven, context: Context) -> Iterator[ev.Event]:
+    """A vector that is there already."""
+    yield made(control, job.vector, context)
 
 
 def from_file(control: Control, job: jobs.VectorFromFile, context: Context) -> Iterator[ev.Event]:
