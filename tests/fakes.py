@@ -25,7 +25,9 @@ from lens_tui.records.sanitise import one_line, sanitise, sanitise_token
 from lens_tui.records.vector_formats import load_vectors
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
+from lens_tui.worker.making import RankedLayer
 from lens_tui.worker.neighbours import NeighboursRead, ReadNeighbours
+from tests.fake_dose import fake_dose, fake_search
 
 D_MODEL = 384
 VOCAB = 8192
@@ -287,9 +289,21 @@ class FakeWorker:
                 return [NeighboursRead(number, sae, feature, near, together)]
             case jobs.VectorFromFeature(sae, feature):
                 return [_made(number, self._feature_vector(sae, feature))]
-            case jobs.VectorFromPrompts(name, positive, negative, layer):
-                facts = {"positive": list(positive), "negative": list(negative), "method": "mean_difference"}
-                return [_made(number, unit_vector(name, layer, Origin("prompts", facts)))]
+            case jobs.VectorFromPrompts() as prompts:
+                return [_contrast(number, prompts)]
+            case jobs.VectorFromToken(token, layer, kind, name):
+                if token.count(" ") > 1:
+                    raise LensError(f"{token!r} is not one token.", "Give a text that is, or an id.")
+                facts = {"token": token_id(token), "text": token, "kind": kind}
+                return [_made(number, unit_vector(name or f"token {token}", layer, Origin("token", facts)))]
+            case jobs.VectorFromVectors(name, terms, less, unit):
+                return [_made(number, _summed(name, terms, less, unit))]
+            case jobs.VectorGiven(vector):
+                return [_made(number, vector)]
+            case jobs.MeasureDose() as dose:
+                return fake_dose(running, number, dose)
+            case jobs.FindScale() as search:
+                return fake_search(running, number, search)
             case jobs.VectorFromFile(path, layer):
                 (vector,) = load_vectors(path, layer=layer, d_model=D_MODEL)
                 return [_made(number, vector)]
@@ -384,6 +398,35 @@ class FakeWorker:
     def _feature_vector(self, sae: str, feature: int) -> SteeringVector:
         origin = Origin("feature", {"sae": sae, "feature": feature})
         return unit_vector(f"feature {feature}", 4, origin, max_activation=round(4 + 20 * noise(feature), 2))
+
+
+def _contrast(number: int, job: jobs.VectorFromPrompts) -> ev.Event:
+    facts = {"positive": list(job.positive), "negative": list(job.negative), "method": job.method}
+    if job.layer is not None:
+        return _made(number, unit_vector(job.name, job.layer, Origin("prompts", facts)))
+    if len(job.positive) != len(job.negative):
+        raise LensError("These texts are no pairs.", "Give as many of each.")
+    held = len(job.positive) > 1
+    layers = [
+        RankedLayer(
+            unit_vector(job.name, layer, Origin("prompts", facts)),
+            gap=2.0 + layer,
+            relative=0.05 * (1 + layer),
+            auc=round(1.0 - 0.06 * abs(layer - 5), 3) if held else None,
+            d_prime=round(3.0 - 0.3 * abs(layer - 5), 2) if held else None,
+        )
+        for layer in range(8)
+    ]
+    ranked = sorted(layers, key=lambda row: (-(row.auc or 0.0), -(row.relative or 0.0)))
+    return ev.LayersRanked(number, tuple(ranked), len(job.positive))
+
+
+def _summed(name: str, terms: tuple[tuple[float, SteeringVector], ...], less: bool, unit: bool) -> SteeringVector:
+    if len({vector.layer for _, vector in terms}) > 1:
+        raise LensError("They are not of one place.", "Combine vectors of the same layer and site.")
+    parts = [{"factor": factor, "name": vector.name} for factor, vector in terms]
+    facts: dict[str, Any] = {"of": parts[0], "without": parts[1:]} if less else {"sum": parts, "unit": unit}
+    return unit_vector(name, terms[0][1].layer, Origin("arithmetic", facts))
 
 
 def _made(number: int, vector: SteeringVector) -> ev.VectorMade:

@@ -22,7 +22,12 @@ TITLES = {
     "VectorFromFeature": "making the vector",
     "VectorFromPrompts": "making the vector",
     "VectorFromFile": "reading the vector",
+    "VectorFromToken": "making the vector",
+    "VectorFromVectors": "making the vector",
+    "VectorGiven": "making the vector",
     "RandomVector": "making the vector",
+    "MeasureDose": "measuring the dose",
+    "FindScale": "searching a scale",
 }
 """What a job is called while it runs, by the name of its record."""
 

@@ -10,9 +10,10 @@ from textual.pilot import Pilot
 
 from lens_tui import demo
 from lens_tui.tui.app import LensApp
+from lens_tui.tui.bench_text import relative
 from lens_tui.tui.screens.form import FormScreen, number, whole
-from lens_tui.tui.screens.steer_add import texts
-from lens_tui.tui.screens.steer_details import bench_row, relative
+from lens_tui.tui.screens.steer_details import bench_row
+from lens_tui.tui.screens.steer_forms import texts
 from lens_tui.tui.session import Steer
 from lens_tui.worker import jobs
 from tests.apps import lens_app, screen_text, settle
@@ -128,29 +129,12 @@ async def test_a_vector_from_a_feature() -> None:
         assert made.scale == pytest.approx(made.vector.max_activation, rel=1e-2)
 
 
-async def test_a_vector_from_two_sets_of_texts() -> None:
-    worker = FakeWorker()
-    app = lens_app(worker, start="steer", open_model="demo")
-    async with app.run_test(size=(120, 36)) as pilot:
-        await open_bench(pilot)
-        await pilot.press("a", "2")
-        await settle(pilot)
-        await pilot.press(*"joy", "enter", *"so glad | hurrah", "enter", *"so sad", "enter")
-        await settle(pilot)
-        assert worker.submitted[-1] == jobs.VectorFromPrompts("joy", ("so glad", "hurrah"), ("so sad",), 4)
-        assert rows(app)[-1].scale == pytest.approx(21.2, abs=0.1)  # half the median norm
-        await settle(pilot)
-        await pilot.press("G")
-        await settle(pilot)
-        assert "toward  “so glad” and 1 more" in screen_text(app)
-
-
 async def test_a_random_control_takes_layer_and_scale_of_the_row() -> None:
     worker = FakeWorker()
     app = lens_app(worker, start="steer", open_model="demo")
     async with app.run_test(size=(120, 36)) as pilot:
         await open_bench(pilot)
-        await pilot.press("a", "3")
+        await pilot.press("a", "6")
         await settle(pilot)
         await pilot.press("enter")
         await settle(pilot)

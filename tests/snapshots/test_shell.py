@@ -71,6 +71,41 @@ def test_steer_without_colour(snap_compare: Any, monkeypatch: pytest.MonkeyPatch
     assert snap_compare(app, terminal_size=(80, 24), run_before=after("j"))
 
 
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_dose(snap_compare: Any, size: tuple[int, int]) -> None:
+    app = lens_app(start="steer", open_model="demo")
+    assert snap_compare(app, terminal_size=size, run_before=after("v", "l", "j", "j"))
+
+
+def test_dose_without_colour(snap_compare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    app = lens_app(start="steer", open_model="demo")
+    assert snap_compare(app, terminal_size=(80, 24), run_before=after("v", "G"))
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_search(snap_compare: Any, size: tuple[int, int]) -> None:
+    app = lens_app(start="steer", open_model="demo", theme="paper")
+    assert snap_compare(app, terminal_size=size, run_before=after("f", "1"))
+
+
+def test_modes(snap_compare: Any) -> None:
+    app = lens_app(start="steer", open_model="demo")
+    assert snap_compare(app, terminal_size=(120, 36), run_before=after("M", "P", "P", "j", "M", "M", "P", "k"))
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_layers(snap_compare: Any, size: tuple[int, int]) -> None:
+    app = lens_app(start="steer", open_model="demo")
+    typed = ("a", "2", *"joy", "enter", *"a|b", "enter", *"c|d", "enter", "j")
+    assert snap_compare(app, terminal_size=size, run_before=after(*typed))
+
+
+def test_sum_form(snap_compare: Any) -> None:
+    app = lens_app(start="steer", open_model="demo")
+    assert snap_compare(app, terminal_size=(80, 24), run_before=after("a", "5"))
+
+
 def test_steer_nothing(snap_compare: Any) -> None:
     assert snap_compare(lens_app(start="steer"), terminal_size=(80, 24), run_before=after())
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from lens_tui.tui.keys import KEYS, SCREENS, by_id, check_keymap, clashes, in_scope
+from lens_tui.tui.keys import KEYS, PANES, SCREENS, by_id, check_keymap, clashes, in_scope
 from lens_tui.tui.keys.check import key_problem, normal, split
 
 
@@ -17,7 +17,7 @@ def test_no_key_does_two_things_in_one_place() -> None:
 
 def test_ids_are_unique_dotted_and_scoped() -> None:
     assert len(by_id()) == len(KEYS)
-    scopes = {"app", "move", *(mode for mode, _ in SCREENS)}
+    scopes = {"app", "move", *PANES, *(mode for mode, _ in SCREENS)}
     for key in KEYS:
         scope, dot, name = key.id.partition(".")
         assert scope in scopes, key.id

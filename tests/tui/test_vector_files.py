@@ -17,7 +17,7 @@ from lens_tui.tui.app import LensApp
 from lens_tui.tui.format import figure
 from lens_tui.tui.recovery import saved, steers_of
 from lens_tui.tui.screens.form import FormScreen
-from lens_tui.tui.screens.steer_add import a_file, free
+from lens_tui.tui.screens.steer_forms import a_file, free
 from lens_tui.tui.screens.vector_files import VectorFileScreen
 from lens_tui.tui.session import Session, SessionStore
 from lens_tui.worker import events as ev
@@ -28,7 +28,7 @@ from tests.tui.opened import fill
 
 
 async def choose_file(pilot: Pilot[None]) -> None:
-    await pilot.press("a", "4")
+    await pilot.press("a", "7")
     await settle(pilot)
     assert isinstance(pilot.app.screen, VectorFileScreen)
 

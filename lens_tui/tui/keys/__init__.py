@@ -7,6 +7,6 @@ print and check keys without the app.
 from __future__ import annotations
 
 from .check import check_keymap, clashes
-from .table import GROUPS, KEYS, SCREENS, Key, by_id, in_scope
+from .table import GROUPS, KEYS, PANES, SCREENS, Key, by_id, in_scope
 
-__all__ = ["GROUPS", "KEYS", "SCREENS", "Key", "by_id", "check_keymap", "clashes", "in_scope"]
+__all__ = ["GROUPS", "KEYS", "PANES", "SCREENS", "Key", "by_id", "check_keymap", "clashes", "in_scope"]

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Mapping
 from functools import cache
 
-from .table import KEYS, SCREENS, Key, by_id
+from .table import KEYS, PANES, SCREENS, Key, by_id
 
 MUST_STAY = ("app.quit", "app.help", "app.commands")
 _NAMES = "escape enter return tab space backspace delete insert home end pageup pagedown up down left right"
@@ -119,14 +119,14 @@ def _closest(name: str) -> str:
 def clashes(user: Mapping[str, str] | None = None) -> list[tuple[str, str, str]]:
     """Pairs of ids that share a key where both are live: ``(first id, second id, key)``.
 
-    Live together are ``app``, ``move`` and one screen.
+    Live together are ``app``, ``move`` and one screen, or one pane, which goes before its screen.
     """
     user = user or {}
     found: list[tuple[str, str, str]] = []
-    for screen, _title in SCREENS:
+    for scope in (*(screen for screen, _title in SCREENS), *PANES):
         owners: dict[str, str] = {}
         for key in KEYS:
-            if key.scope in ("app", "move", screen):
+            if key.scope in ("app", "move", scope):
                 _claim(key, user.get(key.id, key.keys), owners, found)
     return list(dict.fromkeys(found))
 

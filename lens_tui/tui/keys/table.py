@@ -2,7 +2,7 @@
 
 ``id`` is what a user's ``[keys]`` table names; its first part is the *scope*:
 ``app`` works everywhere, ``move`` in every list, token view and grid, the rest
-on the screen of that name. Lower case acts, the capital is its stronger or
+on the screen of that name or, of ``PANES``, in that pane. Lower case acts, the capital is its stronger or
 reverse twin. Never bound: ctrl+h/i/j/m/[ (they are backspace, tab, newline,
 enter and escape), ctrl+a/b/s (taken by multiplexers and flow control), alt and
 function keys.
@@ -21,6 +21,9 @@ SCREENS: tuple[tuple[str, str], ...] = (
     ("lens", "Lens"),
 )
 """The screens in their order: mode name and title. Their digits are 1 to 5."""
+
+PANES: tuple[str, ...] = ("dose",)
+"""Scopes of one pane of a screen: while it has the focus, its keys go before the screen's."""
 
 GROUPS = ("Everywhere", "Move", "Load", "Steer", "Generate", "Features", "Lens")
 
@@ -47,7 +50,7 @@ class Key:
     @property
     def group(self) -> str:
         """The heading it stands under in the key table."""
-        return {"app": "Everywhere"}.get(self.scope, self.scope.capitalize())
+        return {"app": "Everywhere", "dose": "Steer"}.get(self.scope, self.scope.capitalize())
 
 
 _APP = (
@@ -93,7 +96,10 @@ _LOAD = (
 )
 
 _STEER = (
-    Key("steer.add", "a", "add", "add a vector: feature, texts, random or a file", "add"),
+    Key("steer.add", "a", "add", "add a vector: feature, texts, token, rows, random, file", "add"),
+    Key("steer.dose", "v", "dose", "measure the row over scales: the dose-response; again: close it", "dose"),
+    Key("steer.dose_form", "V", "dose_form", "choose the scales and measure the row"),
+    Key("steer.find", "f", "find", "find the scale that reaches a target", "find"),
     Key("steer.toggle", "space", "switch", "switch the row on or off", "on/off"),
     Key("steer.scale_up", "plus", "scale(1)", "scale up one step", "scale"),
     Key("steer.scale_down", "minus", "scale(-1)", "scale down one step", "scale"),
@@ -105,7 +111,9 @@ _STEER = (
     Key("steer.layer_up", "greater_than_sign", "layer(1)", "one layer later", "layer"),
     Key("steer.arm_down", "left_square_bracket", "arm(-1)", "put the row in the arm before", "arm"),
     Key("steer.arm_up", "right_square_bracket", "arm(1)", "put the row in the arm after", "arm"),
-    Key("steer.edit", "enter,e", "edit", "type scale, layer and name", "edit"),
+    Key("steer.edit", "enter,e", "edit", "type scale, layer, name; choose mode and positions", "edit"),
+    Key("steer.mode", "M", "mode", "next mode: add, norm-match, project out, set, at most, at least"),
+    Key("steer.positions", "P", "positions", "next positions: all, prompt, generated, last, all but BOS"),
     Key("steer.copy", "c", "copy", "copy the row into the next free arm"),
     Key("steer.save", "w", "save", "save the vector to a file"),
     Key("steer.delete", "d", "delete", "delete the row (u brings it back)", "delete"),
@@ -160,7 +168,9 @@ _LENS = (
     Key("lens.text_right", "right_square_bracket", "source(1)", "the text after", "text"),
 )
 
-KEYS: tuple[Key, ...] = (*_APP, *_MOVE, *_LOAD, *_STEER, *_GENERATE, *_FEATURES, *_LENS)
+_DOSE = (Key("dose.take", "enter", "take", "give the row the scale under the cursor (u takes it back)", "take"),)
+
+KEYS: tuple[Key, ...] = (*_APP, *_MOVE, *_LOAD, *_DOSE, *_STEER, *_GENERATE, *_FEATURES, *_LENS)
 
 
 @cache

@@ -13,6 +13,7 @@ from textual.widgets import Input, Static
 
 from lens_tui.tui.format import fit
 from lens_tui.tui.screens.dialog import Dialog
+from lens_tui.tui.widgets.pick import Pick
 from lens_tui.tui.widgets.row_list import RowList
 
 Check = Callable[[str], str]
@@ -21,13 +22,14 @@ Check = Callable[[str], str]
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One line of a form. ``hint`` shows while it is empty."""
+    """One line of a form. ``hint`` shows while it is empty; with ``options`` one of them is chosen, not typed."""
 
     id: str
     label: str
     value: str = ""
     hint: str = ""
     check: Check | None = None
+    options: tuple[str, ...] = ()
 
     def problem(self, text: str) -> str:
         """What is wrong with ``text`` for this field, or an empty string."""
@@ -74,57 +76,82 @@ def filled(text: str) -> str:
 class FormScreen(Dialog["dict[str, str] | None"]):
     """Asks for the fields; dismisses with what was typed by field id, or ``None`` on escape.
 
-    Enter goes to the next field that is not right yet and commits when all are.
+    Enter goes to the next field that is not right yet and commits when all are. ``problem`` is what was wrong with what
+    was typed before, said until something is typed.
     """
 
     BINDINGS = [("escape", "cancel", "cancel"), ("down", "app.focus_next", ""), ("up", "app.focus_previous", "")]
     DEFAULT_CSS = """
     FormScreen .dialog { width: 76; }
     FormScreen .field { height: 1; margin-bottom: 1; }
+    FormScreen .-dense .field { margin-bottom: 0; }
+    FormScreen .-dense #problem { margin-top: 1; }
     FormScreen .field Static { width: 14; color: $muted; }
     FormScreen .field:focus-within Static { color: $foreground; text-style: bold; }
     FormScreen .field Input { width: 1fr; }
     FormScreen .note { color: $muted; margin-bottom: 1; }
-    FormScreen #problem { height: 1; color: $warning; }
+    FormScreen #problem { height: auto; min-height: 1; max-height: 3; color: $warning; }
     """
 
-    def __init__(self, title: str, fields: Sequence[Field], note: str = "") -> None:
+    def __init__(self, title: str, fields: Sequence[Field], note: str = "", problem: str = "") -> None:
         super().__init__()
-        self._title, self._fields, self._note = title, tuple(fields), note
+        self._title, self._fields, self._note, self._problem = title, tuple(fields), note, problem
 
     def compose(self) -> ComposeResult:
         """Title, note, one row for each field, what is wrong, the keys."""
-        with Vertical(classes="dialog"):
+        with Vertical(classes="dialog -dense" if len(self._fields) > 4 else "dialog"):
             yield Static(Content(self._title), classes="dialog-title")
             if self._note:
                 yield Static(Content(self._note), classes="note")
             for item in self._fields:
                 with Horizontal(classes="field"):
                     yield Static(Content(item.label))
-                    yield Input(item.value, placeholder=item.hint, id=item.id, select_on_focus=True)
-            yield Static("", id="problem")
+                    if item.options:
+                        yield Pick(item.options, item.value, id=item.id)
+                    else:
+                        yield Input(item.value, placeholder=item.hint, id=item.id, select_on_focus=True)
+            yield Static(Content(self._problem), id="problem")
+            keys = [("⏎", " next, or done   "), ("↑ ↓", " fields   "), ("esc", " leave it")]
+            if any(item.options for item in self._fields):
+                keys.insert(2, ("← →", " choose   "))
             yield Static(
-                Content.assemble(("⏎", "bold"), " next, or done   ", ("esc", "bold"), " leave it"), classes="muted"
+                Content.assemble(*(part for key, word in keys for part in ((key, "bold"), word))), classes="muted"
             )
 
     def on_mount(self) -> None:
         """Begin with the first field."""
-        self.query(Input).first().focus()
+        self._widget(self._fields[0]).focus()
+
+    def _widget(self, item: Field) -> Input | Pick:
+        kind: type[Input | Pick] = Pick if item.options else Input
+        return self.query_one(f"#{item.id}", kind)
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Say what the field needs while it is not right."""
         item = self._field(event.input.id)
+        if event.value == item.value and self._problem:
+            return
+        self._problem = ""
         problem = item.problem(event.value) if event.value else ""
         self.query_one("#problem", Static).update(Content(f"{item.label} needs {problem}" if problem else ""))
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        """Commit when every field is right, else go to the first that is not."""
+        """Enter in a field that is typed in."""
         event.stop()
-        values = {item.id: self.query_one(f"#{item.id}", Input).value for item in self._fields}
+        self._commit()
+
+    def on_pick_submitted(self, event: Pick.Submitted) -> None:
+        """Enter in a field that is chosen from."""
+        event.stop()
+        self._commit()
+
+    def _commit(self) -> None:
+        """Dismiss when every field is right, else go to the first that is not."""
+        values = {item.id: self._widget(item).value for item in self._fields}
         for item in self._fields:
             if problem := item.problem(values[item.id]):
                 self.query_one("#problem", Static).update(Content(f"{item.label} needs {problem}"))
-                self.query_one(f"#{item.id}", Input).focus()
+                self._widget(item).focus()
                 return
         self.dismiss(values)
 

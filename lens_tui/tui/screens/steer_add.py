@@ -1,7 +1,8 @@
-"""Vectors onto the bench and off to files: from a feature, texts, chance or a file. What Steer mixes in."""
+"""Vectors onto the bench and off to files, from texts, features, tokens, rows, chance. What Steer mixes in."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,11 +12,13 @@ from textual import work
 from lens_tui import demo
 from lens_tui.records import LensError, SteeringVector
 from lens_tui.records.sanitise import one_line
-from lens_tui.tui.screens.form import Choice, ChoiceScreen, Field, FormScreen, filled, number, whole
+from lens_tui.tui.screens import steer_forms as forms
+from lens_tui.tui.screens.form import Choice, ChoiceScreen, Field, FormScreen
 from lens_tui.tui.screens.vector_files import VectorFileScreen
+from lens_tui.tui.screens.vector_layers import LayersScreen
 from lens_tui.tui.session import Steer
-from lens_tui.worker.events import Event, VectorMade
-from lens_tui.worker.jobs import Job, RandomVector, VectorFromFeature, VectorFromFile, VectorFromPrompts
+from lens_tui.worker.events import Event, JobFailed, LayersRanked, VectorMade
+from lens_tui.worker.jobs import Job, VectorFromFile, VectorGiven
 
 if TYPE_CHECKING:
     from .base import LensScreen
@@ -25,6 +28,8 @@ else:
     _Base = object
 
 SLOT = "vector"
+Again = Callable[[str], None]
+"""Asks again with what was typed; given what was wrong with it."""
 
 
 class AddActions(_Base):
@@ -41,113 +46,95 @@ class AddActions(_Base):
             self.lens.say("Load a model first.")
             return
         no_sae = "" if self.session.sae else "no SAE is loaded: see the Load screen"
+        no_rows = "" if self.session.steers else "there is no row on the bench yet"
         choices = [
             Choice("feature", "an SAE feature", "its decoder direction", no_sae),
-            Choice("prompts", "two sets of texts", "the mean difference of their residuals"),
+            Choice("pairs", "contrasting texts", "at one layer, or the best of all"),
+            Choice("file of pairs", "a file of pairs", "the same from JSONL or tab-separated texts"),
+            Choice("token", "a token", "its row of the unembedding or embedding"),
+            Choice("rows", "rows of the bench", "sum, difference, one without another", no_rows),
             Choice("random", "a random direction", "the control every effect is held against"),
-            Choice("file", "a file", "ready, saved here, or by repeng and others"),
+            Choice("file", "a vector file", "ready, saved here, or by repeng and others"),
         ]
         self.app.push_screen(ChoiceScreen("Add a direction made from", choices), self._chosen)
 
     def _chosen(self, kind: str | None) -> None:
-        forms = {
-            "feature": self._from_feature,
-            "prompts": self._from_prompts,
-            "random": self._random,
-            "file": self._file,
+        if kind == "file":
+            model = self.session.model
+            ready = demo.vectors() if model is not None and model.name == demo.NAME else ()
+            self.app.push_screen(VectorFileScreen(ready), self._from_file)
+        elif kind is not None and (form := self._form(kind)) is not None:
+            self._ask(form)
+
+    def _form(self, kind: str) -> forms.Form | None:
+        model = self.session.model
+        if model is None:
+            return None
+        if kind == "feature":
+            sae = next((sae for sae in self.session.saes if sae.id == self.session.sae), None)
+            return forms.feature(sae) if sae else None
+        makers: dict[str, Callable[[], forms.Form]] = {
+            "pairs": lambda: forms.pairs(model),
+            "file of pairs": lambda: forms.pairs_file(model),
+            "token": lambda: forms.token(model, self._row),
+            "rows": lambda: forms.arithmetic(self.session.steers),
+            "random": lambda: forms.random(model, self._row),
         }
-        if kind in forms:
-            forms[kind]()
+        return makers[kind]()
 
-    def _from_feature(self) -> None:
-        sae = next((sae for sae in self.session.saes if sae.id == self.session.sae), None)
-        if sae is None:
-            return
-        fields = [Field("feature", "feature", hint=f"0 to {sae.width - 1}", check=whole(0, sae.width - 1))]
+    def _ask(self, form: forms.Form, typed: Mapping[str, str] | None = None, problem: str = "") -> None:
+        """Ask for the fields; what fails comes back with what was typed."""
+        known = typed or {}
+        fields = [replace(item, value=known.get(item.id, item.value)) for item in form.fields]
 
         def done(values: dict[str, str] | None) -> None:
             if values is not None:
-                self._make(VectorFromFeature(sae.id, int(values["feature"])))
+                self._make(form.job(values), form.scale(values), lambda said: self._ask(form, values, said))
 
-        self.app.push_screen(FormScreen("From an SAE feature", fields, sae.name), done)
-
-    def _from_prompts(self) -> None:
-        model = self.session.model
-        if model is None:
-            return
-        fields = [
-            Field("name", "name", hint="what the direction stands for", check=filled),
-            Field("positive", "toward", hint="a text with it; several with | between", check=filled),
-            Field("negative", "away from", hint="a text without it", check=filled),
-            Field("layer", "layer", str(model.n_layers // 2), check=whole(0, model.n_layers - 1)),
-        ]
-
-        def done(values: dict[str, str] | None) -> None:
-            if values is not None:
-                job = VectorFromPrompts(
-                    one_line(values["name"], 60),
-                    texts(values["positive"]),
-                    texts(values["negative"]),
-                    int(values["layer"]),
-                )
-                self._make(job)
-
-        note = "The mean residual of the first texts minus that of the second, over all tokens but BOS."
-        self.app.push_screen(FormScreen("From two sets of texts", fields, note), done)
-
-    def _random(self) -> None:
-        model = self.session.model
-        if model is None:
-            return
-        used = self._row
-        layer = used.layer if used else model.n_layers // 2
-        fields = [
-            Field("layer", "layer", str(layer), check=whole(0, model.n_layers - 1)),
-            Field("seed", "seed", "0", check=whole(0)),
-            Field("scale", "scale", f"{used.scale:g}" if used else "", hint="empty: half of ‖h‖", check=_maybe_number),
-        ]
-
-        def done(values: dict[str, str] | None) -> None:
-            if values is not None:
-                name = f"random {values['seed'].strip()}"
-                scale = float(values["scale"]) if values["scale"].strip() else None
-                self._make(RandomVector(name, int(values["layer"]), int(values["seed"])), scale)
-
-        note = "A random direction at the same scale shows how much of an effect is any push at all."
-        self.app.push_screen(FormScreen("A random direction", fields, note), done)
-
-    def _file(self) -> None:
-        model = self.session.model
-        ready = demo.vectors() if model is not None and model.name == demo.NAME else ()
-        self.app.push_screen(VectorFileScreen(ready), self._from_file)
+        self.app.push_screen(FormScreen(form.title, fields, form.note, problem), done)
 
     def _from_file(self, chosen: str | None) -> None:
-        if chosen is None:
-            return
         if chosen:
             ready = demo.ready_vector(chosen)
             self._make(VectorFromFile(chosen), ready.scale if ready else None)
-            return
-        fields = [
-            Field("path", "file", hint=".safetensors .gguf .npy .npz .json .pt", check=a_file),
-            Field("layer", "layer", hint="empty: what the file says", check=_maybe_layer),
-        ]
+        elif chosen is not None:
+            self._ask(forms.vector_file())
 
-        def done(values: dict[str, str] | None) -> None:
-            if values is not None:
-                layer = values["layer"].strip()
-                self._make(VectorFromFile(values["path"].strip(), int(layer) if layer else None))
+    def _make(self, job: Job, scale: float | None = None, again: Again | None = None) -> None:
+        def handle(event: Event) -> bool:
+            if isinstance(event, VectorMade):
+                self.lens.store.add_steer(
+                    event.vector,
+                    scale=scale,
+                    residual_norm=event.residual_norm,
+                    promoted=event.promoted,
+                    suppressed=event.suppressed,
+                )
+            elif isinstance(event, LayersRanked):
+                self._choose_layer(event, again)
+            elif isinstance(event, JobFailed) and again is not None and self.is_current:
+                again(f"{event.message} {event.hint}".strip())
+                return True
+            return False
 
-        self.app.push_screen(FormScreen("From a file", fields, "Its width must be the model's."), done)
+        self.lens.submit(job, SLOT, handle)
+
+    def _choose_layer(self, ranked: LayersRanked, again: Again | None) -> None:
+        def done(place: int | None) -> None:
+            if place is not None:
+                self._make(VectorGiven(ranked.layers[place].vector))
+            elif again is not None:
+                again("")
+
+        self.app.push_screen(LayersScreen(ranked.layers[0].vector.name, ranked.layers, ranked.n_pairs), done)
 
     def action_save(self) -> None:
         """Save the row's vector to a file."""
         row = self._row
         if row is None:
             return
-        fields = [
-            Field("path", "file", hint="empty: the vectors folder; or .safetensors .gguf .npy .npz .json", check=free)
-        ]
+        hint = "empty: the vectors folder; or .safetensors .gguf .npy .npz .json"
+        fields = [Field("path", "file", hint=hint, check=forms.free)]
 
         def done(values: dict[str, str] | None) -> None:
             if values is not None:
@@ -167,42 +154,3 @@ class AddActions(_Base):
             self.app.call_from_thread(self.lens.show_error, error.message, error.hint)
         else:
             self.app.call_from_thread(self.lens.say, f"Saved to {one_line(str(file))}")
-
-    def _make(self, job: Job, scale: float | None = None) -> None:
-        def handle(event: Event) -> None:
-            if isinstance(event, VectorMade):
-                self.lens.store.add_steer(
-                    event.vector,
-                    scale=scale,
-                    residual_norm=event.residual_norm,
-                    promoted=event.promoted,
-                    suppressed=event.suppressed,
-                )
-
-        self.lens.submit(job, SLOT, handle)
-
-
-def texts(typed: str) -> tuple[str, ...]:
-    """Texts separated by ``|``, blanks around them dropped, empty ones left out."""
-    return tuple(part.strip() for part in typed.split("|") if part.strip())
-
-
-def _maybe_number(text: str) -> str:
-    return number()(text) if text.strip() else ""
-
-
-def _maybe_layer(text: str) -> str:
-    return whole(0)(text) if text.strip() else ""
-
-
-def a_file(text: str) -> str:
-    """A check for the path of a file that is there."""
-    return "" if text.strip() and Path(text.strip()).expanduser().is_file() else "a file that is there"
-
-
-def free(text: str) -> str:
-    """A check for a path to write to: nothing, or one where no file is yet, in a folder that is there."""
-    path = Path(text.strip()).expanduser()
-    if not text.strip():
-        return ""
-    return "" if path.parent.is_dir() and not path.exists() else "a new name in a folder that is there"

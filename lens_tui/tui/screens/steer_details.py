@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from textual.content import Content
 
-from lens_tui.records import SAEInfo
-from lens_tui.tui.format import fit, fit_left, signed
+from lens_tui.records import ALL, SAEInfo
+from lens_tui.records.modes import mode_of, positions_text
+from lens_tui.records.sanitise import one_line
+from lens_tui.tui.bench_text import acts, amount, relative
+from lens_tui.tui.format import fit, fit_left
 from lens_tui.tui.session import Steer
 from lens_tui.tui.widgets.ramps import bar
 from lens_tui.tui.widgets.scale_bar import nice_limit, scale_bar
@@ -17,19 +21,25 @@ Part = str | tuple[str, str]
 
 
 def bench_row(row: Steer, width: int) -> list[Content]:
-    """Two lines: what, where, how much; and the scale as a slider."""
+    """Two lines: what, how, where, how much; and the scale as a slider."""
     tone = "" if row.enabled else "$muted"
-    name_width = max(8, width - 2 - 7 - 5 - 9)
+    how = acts(row)
+    how_width = min(len(how) + 2, max(0, width - 2 - 16 - 7 - 5 - 9)) if how else 0
+    name_width = max(8, width - 2 - how_width - 7 - 5 - 9)
+    has_scale = mode_of(row.mode).amount != ""
     first = Content.assemble(
         ("■ " if row.enabled else "□ ", "$accent" if row.enabled else "$muted"),
         (fit(row.vector.name, name_width), tone),
+        (fit(how, how_width), "$muted"),
         (fit(f"arm {row.arm}", 7), tone or "$muted"),
         (fit(f"L{row.layer}", 5), tone),
-        (fit_left(signed(row.scale), 9), tone),
+        (fit_left(amount(row) if has_scale else "–", 9), tone),
     )
+    if not has_scale:
+        return [first, Content.styled(f"  {mode_of(row.mode).does}", "$muted")]
     limit = nice_limit(row.unit, (row.scale,))
     multiples = relative(row)
-    ends = f"{limit:.0f}"
+    ends = f"{limit:.0f}" if limit >= 1.5 else f"{limit:.2g}"
     room = max(9, width - 2 - len(multiples) - 2 - 2 * len(ends) - 4)
     slider = scale_bar(row.scale, limit, min(61, room if room % 2 else room - 1))
     gap = max(2, width - 2 - 2 * len(ends) - 4 - len(slider) - len(multiples))
@@ -42,16 +52,6 @@ def bench_row(row: Steer, width: int) -> list[Content]:
         (multiples, "$muted"),
     )
     return [first, second]
-
-
-def relative(row: Steer) -> str:
-    """The scale as multiples of what is known: the feature's maximum, the median residual norm."""
-    parts = []
-    if row.vector.max_activation:
-        parts.append(f"×{abs(row.scale) / row.vector.max_activation:.2f} max")
-    if row.residual_norm:
-        parts.append(f"×{abs(row.scale) / row.residual_norm:.2f} ‖h‖")
-    return " ".join(parts)
 
 
 def origin_lines(row: Steer, saes: Sequence[SAEInfo] = ()) -> list[str]:
@@ -73,15 +73,28 @@ def origin_lines(row: Steer, saes: Sequence[SAEInfo] = ()) -> list[str]:
             return [f"a random direction (seed {facts.get('seed', 0)}): the control"]
         case "file":
             return [f"from {facts.get('path', 'a file')}"]
+        case "token":
+            return [f"the {facts.get('kind', 'unembedding')} of {_quote([facts.get('text', '?')])}"]
+        case "arithmetic":
+            return [_sum(facts)]
         case kind:
             return [f"made by: {kind}"]
 
 
+def _sum(facts: Mapping[str, Any]) -> str:
+    """A sum, or one without others, in the names of its parts."""
+    if "without" in facts:
+        others = ", ".join(one_line(str(part["name"]), 40) for part in facts["without"])
+        return f"{one_line(str(facts['of']['name']), 40)} without {others}"
+    terms = [f"{part['factor']:+g} × {one_line(str(part['name']), 40)}" for part in facts.get("sum", ())]
+    return " ".join(terms).removeprefix("+") or "a sum"
+
+
 def _quote(texts: object) -> str:
     if not isinstance(texts, Sequence) or isinstance(texts, str) or not texts:
-        return str(texts or "?")
+        return one_line(str(texts or "?"), 60)
     more = f" and {len(texts) - 1} more" if len(texts) > 1 else ""
-    return f"“{str(texts[0])[:60]}”{more}"
+    return f"“{one_line(str(texts[0]), 60)}”{more}"
 
 
 def direction(row: Steer, width: int, narrow: bool, saes: Sequence[SAEInfo] = ()) -> Content:
@@ -95,8 +108,10 @@ def direction(row: Steer, width: int, narrow: bool, saes: Sequence[SAEInfo] = ()
     place = f"{row.vector.site} of layer {row.layer}"
     if row.layer != row.vector.layer:
         place += f" (made at layer {row.vector.layer})"
-    parts += [place, ("  " + " · ".join(norms(row)), "$muted"), "\n"] if narrow else [place, "\n"]
+    facts = [acts(row), *norms(row)] if acts(row) else norms(row)
+    parts += [place, ("  " + " · ".join(facts), "$muted"), "\n"] if narrow else [place, "\n"]
     if not narrow:
+        parts += [f"{mode_of(row.mode).does}\n", (f"positions: {positions_text(row.positions or ALL)}\n\n", "$muted")]
         parts += [(f"{line}\n", "$muted") for line in norms(row)]
         parts.append("\n")
     parts += token_columns(row.promoted, row.suppressed, width, 3 if narrow else 10)

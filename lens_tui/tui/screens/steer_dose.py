@@ -1,0 +1,272 @@
+"""The dose pane of the bench: measure a row over scales, find a scale, take one. What Steer mixes in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from textual.content import Content
+from textual.widgets import Static
+
+from lens_tui.records.measure_words import MULTIPLES, QUANTITIES
+from lens_tui.records.modes import mode_of
+from lens_tui.tui.dose_text import dose_lines, search_lines
+from lens_tui.tui.dose_view import DoseView, SearchView, View
+from lens_tui.tui.screens.form import Choice, ChoiceScreen, Field, FormScreen, number, whole
+from lens_tui.tui.session import Steer
+from lens_tui.tui.widgets.dose_chart import DoseChart
+from lens_tui.tui.widgets.pane import Pane
+from lens_tui.worker.events import Event
+from lens_tui.worker.jobs import FindScale, MeasureDose
+
+if TYPE_CHECKING:
+    from .base import LensScreen
+
+    _Base = LensScreen
+else:
+    _Base = object
+
+SLOT = "dose"
+MOST = 24
+"""Scales of one dose-response, at most: as many as have a column at 80 cells."""
+
+
+class DoseActions(_Base):
+    """Needs ``_row`` of the screen, and ``#dose`` with a chart and its facts in it."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def _row(self) -> Steer | None: ...
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._views: dict[str, View] = {}
+        self._under_way = ""
+
+    @property
+    def _chart(self) -> DoseChart:
+        return self.query_one(DoseChart)
+
+    @property
+    def _dose_open(self) -> bool:
+        return self.has_class("-dose")
+
+    def _made_for(self, row: Steer) -> tuple[Any, ...]:
+        """What a measurement depends on besides the scale."""
+        return (row.vector, row.layer, row.mode, row.positions, self.session.prompt)
+
+    # ---- asking
+
+    def action_dose(self) -> None:
+        """Measure the row, or show what was measured; in the pane: close it."""
+        row = self._row
+        if row is None:
+            return
+        view = self._views.get(row.id)
+        fresh = isinstance(view, DoseView) and view.made_for == self._made_for(row) and view.state != "failed"
+        if fresh and self._dose_open and self._chart.has_focus:
+            self._close_dose()
+            return
+        if not fresh and not self._measure(row, [multiple * row.reference for multiple in MULTIPLES]):
+            return
+        self._open_dose()
+
+    def action_dose_form(self) -> None:
+        """Choose scales, tokens and controls, and measure."""
+        row = self._row
+        if row is None or not self._can_measure(row):
+            return
+        usual = " ".join(f"{multiple * row.reference:.4g}" for multiple in MULTIPLES)
+        fields = [
+            Field("scales", "scales", usual, check=_scales),
+            Field("tokens", "tokens", "60", check=whole(2, 1000)),
+            Field("texts", "loss texts", "16", check=whole(2, 64)),
+            Field("controls", "random", "1", check=whole(0, 8)),
+            Field("seed", "seed", "0", check=whole(0, 2**32 - 1)),
+        ]
+
+        def done(values: dict[str, str] | None) -> None:
+            if values is not None:
+                named = {"max_tokens": "tokens", "n_texts": "texts", "controls": "controls", "seed": "seed"}
+                options = {name: int(values[field]) for name, field in named.items()}
+                if self._measure(row, read_scales(values["scales"]), **options):
+                    self._open_dose()
+
+        note = "Absolute scales; tokens written at each, texts of the loss, random directions beside each."
+        self.app.push_screen(FormScreen(f"Dose of {row.vector.name}", fields, note), done)
+
+    def _can_measure(self, row: Steer) -> bool:
+        problem = ""
+        if self.session.model is None:
+            problem = "Load a model first."
+        elif not mode_of(row.mode).measured:
+            problem = (
+                f"“{mode_of(row.mode).label}” has no scale to multiply: {self.lens.key_text('steer.mode')} changes it."
+            )
+        elif row.positions is not None and row.positions.kind == "prompt":
+            problem = "The loss is of texts that count as generated: prompt-only steering does not touch them."
+        elif not self.session.prompt.strip():
+            problem = f"Write a prompt first: {self.lens.key_text('app.generate')} goes to Generate."
+        if problem:
+            self.lens.say(problem)
+        return not problem
+
+    def _measure(self, row: Steer, scales: list[float], **options: int) -> bool:
+        if not self._can_measure(row):
+            return False
+        ordered = tuple(sorted({round(scale, 9) for scale in scales}))
+        facts = row.vector.origin.facts if row.vector.origin.kind == "feature" else {}
+        known = {name for sae in self.session.saes for name in (sae.id, sae.path)}
+        sae = str(facts.get("sae", "")) if facts.get("sae") in known else ""
+        job = MeasureDose(
+            self.session.prompt,
+            (row.record(1.0),),
+            ordered,
+            sae=sae,
+            feature=int(facts.get("feature", 0)),
+            **options,
+        )
+        self._begin(row, DoseView(ordered, self._made_for(row)))
+        self.lens.submit(job, SLOT, lambda event: self._heard(row.id, event))
+        return True
+
+    def action_find(self) -> None:
+        """Choose a target and search the scale that reaches it."""
+        row = self._row
+        if row is None:
+            return
+        if self.session.model is None:
+            self.lens.say("Load a model first.")
+            return
+        if not mode_of(row.mode).grows or (row.positions is not None and row.positions.kind == "prompt"):
+            self.lens.say(
+                "A search needs a push that grows with its scale, on more than the prompt: add or norm-match."
+            )
+            return
+        choices = [
+            Choice("delta_loss", "Δ loss +0.3 nat", "on texts that have nothing to do with the prompt"),
+            Choice("kl", "KL 1 nat", "of the first 20 tokens: about as far as text stays sound"),
+            Choice("relative_norm", "10 % of ‖h‖", "by length alone"),
+            Choice("other", "another target", "typed"),
+        ]
+
+        def chosen(which: str | None) -> None:
+            if which == "other":
+                self._ask_target(row)
+            elif which is not None:
+                self._search(row, which, QUANTITIES[which][2])
+
+        self.app.push_screen(ChoiceScreen(f"Find the scale of {row.vector.name} for", choices), chosen)
+
+    def _ask_target(self, row: Steer) -> None:
+        names = {label: name for name, (label, _, _) in QUANTITIES.items()}
+        fields = [
+            Field("quantity", "quantity", options=tuple(names)),
+            Field("target", "target", "0.3", check=number(1e-6, 1e6)),
+        ]
+
+        def done(values: dict[str, str] | None) -> None:
+            if values is not None:
+                self._search(row, names[values["quantity"]], float(values["target"]))
+
+        self.app.push_screen(FormScreen("Find a scale", fields, "In nats, or as a share of ‖h‖."), done)
+
+    def _search(self, row: Steer, quantity: str, target: float) -> None:
+        sign = -1.0 if row.scale < 0 else 1.0
+        self._begin(row, SearchView(quantity, target, self._made_for(row), sign))
+        job = FindScale((row.record(sign),), quantity, target)
+        self.lens.submit(job, SLOT, lambda event: self._heard(row.id, event))
+        self._open_dose()
+
+    def _begin(self, row: Steer, view: View) -> None:
+        before = self._views.get(self._under_way)
+        if before is not None and before.state == "running":  # its job is about to be replaced
+            self._views[self._under_way] = _stopped(before)
+        self._under_way = row.id
+        self._views[row.id] = view
+
+    def _heard(self, row_id: str, event: Event) -> None:
+        view = self._views.get(row_id)
+        if view is None:
+            return
+        self._views[row_id] = new = view.heard(event)
+        if self._row is not None and self._row.id == row_id and new is not view:
+            found = new.found if isinstance(new, SearchView) else None
+            self._show_dose(found if found is not None and new.state == "running" else None)
+
+    # ---- showing
+
+    def _open_dose(self) -> None:
+        self.add_class("-dose")
+        row = self._row
+        self._show_dose(row.scale if row is not None else None)
+        self.call_after_refresh(self._chart.focus)
+        self.call_after_refresh(self._show_dose)
+
+    def _close_dose(self) -> None:
+        self.remove_class("-dose")
+        self.focus_first()
+
+    def _show_dose(self, at: float | None = None) -> None:
+        """The row's view; with ``at`` the cursor goes to the scale nearest to it."""
+        if not self._dose_open:
+            return
+        pane, chart, row = self.query_one("#dose", Pane), self._chart, self._row
+        view = self._views.get(row.id) if row is not None else None
+        if row is None or view is None:
+            pane.title, pane.note = "Dose", ""
+            chart.show((), (), None)
+            self._say_dose(None)
+            return
+        pane.title = f"{'Dose of' if isinstance(view, DoseView) else 'Search of'} {row.vector.name}"
+        stale = view.made_for != self._made_for(row)
+        pane.note = view.note() + (f" · changed since: {self.lens.key_text('steer.dose')} measures it" if stale else "")
+        scales = view.scales
+        column = None if at is None or not scales else min(range(len(scales)), key=lambda i: abs(scales[i] - at))
+        chart.show(scales, view.series(), row.scale, column)
+        self._say_dose(view)
+
+    def _say_dose(self, view: View | None) -> None:
+        facts, chart, row = self.query_one("#dose-facts", Static), self._chart, self._row
+        key = self.lens.key_text
+        if view is None or row is None:
+            hint = f"{key('steer.dose')} measures this row, {key('steer.find')} finds a scale for it."
+            lines = [Content.styled(hint, "$muted")]
+        elif isinstance(view, SearchView):
+            lines = search_lines(view, row, chart.column, key("dose.take"))
+        else:
+            lines = dose_lines(view, row, chart.column, chart.series[chart.row], facts.size.width)
+        facts.update(Content("\n").join(lines))
+
+    def on_dose_chart_moved(self) -> None:
+        """Another scale or measure under the cursor."""
+        row = self._row
+        self._say_dose(self._views.get(row.id) if row is not None else None)
+
+    def on_dose_chart_taken(self, event: DoseChart.Taken) -> None:
+        """The row gets the scale."""
+        row = self._row
+        if row is not None:
+            self.lens.store.edit_steer(row.id, scale=float(f"{event.scale:.4g}"))
+            self.lens.say(
+                f"{row.vector.name} is at {event.scale:+.4g}; {self.lens.key_text('app.undo')} takes it back."
+            )
+
+
+def _stopped(view: View) -> View:
+    return replace(view, state="stopped")
+
+
+def read_scales(text: str) -> list[float]:
+    """Scales apart by blanks or commas. Raises ``ValueError``."""
+    return [float(part) for part in text.replace(",", " ").split()]
+
+
+def _scales(text: str) -> str:
+    try:
+        found = read_scales(text)
+    except ValueError:
+        found = []
+    good = 0 < len(found) <= MOST and all(scale - scale == 0 for scale in found)
+    return "" if good else f"1 to {MOST} numbers apart by blanks"
