@@ -12,6 +12,7 @@ from .options import SAE, Json, Model
 from .output import sentences
 from .read_verbs import verbs as read_verbs
 from .sae_verbs import verbs as sae_verbs
+from .steer_verbs import verbs as steer_verbs
 
 app = typer.Typer(
     name="mlx-lens-tui",
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.add_typer(read_verbs)
 app.add_typer(find_verbs)
 app.add_typer(sae_verbs)
+app.add_typer(steer_verbs)
 app.add_typer(label_verbs, name="labels")
 
 
@@ -71,7 +73,9 @@ def compare(
     arm: Annotated[
         list[str] | None,
         typer.Option(
-            "--arm", "-a", help="[NAME=]SOURCE[@LAYER]*SCALE, e.g. f2666*22 or random:0@4*22; terms joined by '+'."
+            "--arm",
+            "-a",
+            help="[NAME=]SOURCE[@LAYER]*SCALE[:MODE][:POSITIONS], e.g. f2666*22 or random:0@4*22; terms joined by '+'.",
         ),
     ] = None,
     model: Model = "demo",

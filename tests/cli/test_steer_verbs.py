@@ -1,0 +1,125 @@
+"""``dose``, ``scale`` and ``vector``: the numbers of the screen, without it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from lens_tui import LensModel
+from lens_tui.cli.app import app
+from lens_tui.lens import FeatureProbe
+from lens_tui.records import Add
+from lens_tui.records.vector_formats import load_vectors
+from lens_tui.sae import load_sae
+from lens_tui.worker import dosing, making
+from tests.folders import llama_folder, sae_folder
+
+PROMPT = "Once upon a time"
+SAY = {"positive": "The dog ran home.", "negative": "The cat sat there."}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return llama_folder(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def sae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sae_folder(tmp_path_factory.mktemp("saes") / "layer_1_width_64")
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == code, done.output
+    return done.stdout if code == 0 else done.output
+
+
+def test_dose_is_what_the_screen_measures(model: Path, sae: Path) -> None:
+    arguments = ("dose", PROMPT, "-a", "f3*2", "-m", model, "-s", sae, "--scales", "-1,0,2", "--max-tokens", 5)
+    result: dict[str, Any] = json.loads(run(*arguments, "--texts", 3, "--json"))
+    lens, features = LensModel(str(model)), load_sae(sae)
+    # The screen gives a record of scale 1 and absolute scales.
+    record = Add(id="x", layer=1, vector=features.vector(3), scale=1.0)
+    found = dosing.measure_dose(
+        lens, PROMPT, [record], [-2.0, 0.0, 4.0], probe=FeatureProbe(features, 3, 1), max_tokens=5, n_texts=3
+    )
+    assert [point["scale"] for point in result["points"]] == [point.scale for point in found.points]
+    for printed, point in zip(result["points"], found.points, strict=True):
+        assert printed["factor"] == printed["scale"] / 2
+        assert printed["delta_loss"]["delta"] == pytest.approx(point.delta_loss.delta, abs=1e-5)
+        assert printed["kl"] == pytest.approx(point.on_baseline.mean_forward, abs=1e-5)
+        assert printed["degeneration"]["distinct_2"] == point.degeneration.distinct_2
+        assert point.read_back is not None
+        assert printed["read_back"]["mean"] == pytest.approx(point.read_back.mean, rel=1e-4)
+        assert printed["random_delta"] == pytest.approx(point.random_delta, abs=1e-5)
+    assert set(result["curves"]) == {curve.name for curve in found.curves}
+    table = run(*arguments, "--texts", 3).splitlines()
+    assert table[0].split()[:3] == ["x", "scale", "dloss"]
+    assert [line.split()[0] for line in table[1:4]] == ["-1", "0", "2"]
+
+
+def test_dose_of_random_and_of_a_mode(model: Path) -> None:
+    few = ("--scales", "0,1", "--max-tokens", 2, "--texts", 2, "--json", "-m", model)
+    result = json.loads(run("dose", PROMPT, "-a", "random:0@1*0.5:norm_match:generated", *few))
+    assert result["steering"] == ["norm_match at layer 1 resid_post, generated only"]
+    assert result["points"][1]["dose"] == pytest.approx(0.5, rel=1e-3)
+    assert result["points"][1]["read_back"] is None
+    said = run("dose", PROMPT, "-a", "random:0@1:project_out", *few, code=2)
+    assert "has a scale or a value" in said
+    assert "cannot be read" in run("dose", PROMPT, "-a", "random:0@1*1", "--scales", "a", "-m", model, code=2)
+
+
+def test_scale_is_the_librarys(model: Path) -> None:
+    result = json.loads(run("scale", "-a", "random:0@1", "--by", "relative_norm", "-t", 0.2, "-m", model, "--json"))
+    lens = LensModel(str(model))
+    from lens_tui.lens import find_scale, random_unit
+
+    record = Add(id="x", layer=1, vector=random_unit(lens, "random 0", 1, seed=0), scale=1.0)
+    expected = find_scale(lens, record, quantity="relative_norm", target=0.2)
+    assert result["scale"] == pytest.approx(expected.scale, rel=1e-4)
+    assert result["value"] == pytest.approx(0.2, rel=0.03)
+    assert result["reached"]
+    assert "reached at" in run("scale", "-a", "random:0@1", "--by", "relative_norm", "-m", model)
+    assert "no quantity 'x'" in run("scale", "-a", "random:0@1", "--by", "x", "-m", model, code=2)
+
+
+def test_vectors_from_pairs_with_the_layers_ranked(model: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("The dog ran.\tThe cat sat.\nA dog barked.\tA cat slept.\n")
+    out = tmp_path / "dog.safetensors"
+    result = json.loads(run("vector", "contrast", "dog", "--pairs", pairs, "-m", model, "-o", out, "--json"))
+    lens = LensModel(str(model))
+    ranked = making.from_pairs(lens, "dog", ("The dog ran.", "A dog barked."), ("The cat sat.", "A cat slept."))
+    assert [row["layer"] for row in result["layers"]] == [row.vector.layer for row in ranked]
+    assert [row["auc"] for row in result["layers"]] == [row.auc for row in ranked]
+    (saved,) = load_vectors(out)
+    assert saved.layer == result["layer"] == ranked[0].vector.layer
+    np.testing.assert_allclose(saved.direction, ranked[0].vector.direction, atol=1e-6)
+    assert len(result["promoted"]) == 10
+    both = ("-p", SAY["positive"], "-n", SAY["negative"])
+    assert "layer" in run("vector", "contrast", "dog", *both, "-m", model)
+    assert "Both a file" in run("vector", "contrast", "dog", *both, "--pairs", pairs, "-m", model, code=2)
+    assert "layer 'x'" in run("vector", "contrast", "dog", *both, "-l", "x", "-m", model, code=2)
+
+
+def test_vectors_from_tokens_features_and_sums(model: Path, sae: Path, tmp_path: Path) -> None:
+    first, second, third = (tmp_path / f"{name}.safetensors" for name in "abc")
+    token = json.loads(run("vector", "token", "id:300", "-l", -1, "-m", model, "-o", first, "--json"))
+    assert (token["layer"], token["origin"]["token"]) == (2, 300)
+    feature = json.loads(run("vector", "feature", 3, "-m", model, "-s", sae, "-o", second, "--json"))
+    assert (feature["layer"], feature["origin"]["feature"]) == (1, 3)
+    (a,), (b,) = load_vectors(first), load_vectors(second)
+    terms = (f"{first}@1*2", "f3*-1")
+    result = json.loads(run("vector", "sum", "mix", *terms, "-m", model, "-s", sae, "-o", third, "--json"))
+    (mixed,) = load_vectors(third)
+    expected = 2.0 * a.direction.astype(np.float64) - b.direction
+    np.testing.assert_allclose(mixed.direction, expected / np.linalg.norm(expected), atol=1e-6)
+    assert (mixed.layer, result["name"]) == (1, "mix")
+    rest = json.loads(run("vector", "sum", "rest", *terms, "--without", "-m", model, "-s", sae, "--json"))
+    (left,) = load_vectors(rest["file"])
+    assert abs(float(left.direction @ b.direction)) < 1e-6
