@@ -107,7 +107,7 @@ async def test_the_direction_under_the_cursor_is_explained() -> None:
         assert "promotes" in text
         assert "suppresses" in text
         assert "median ‖h‖ 42.5" in text
-        assert "resid_post of layer 4" in text
+        assert f"resid_post of layer {rows(app)[1].layer}" in text
 
 
 async def test_a_vector_from_a_feature() -> None:

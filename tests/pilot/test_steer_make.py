@@ -137,6 +137,8 @@ async def test_sums_and_one_without_another() -> None:
     app = lens_app(start="steer", open_model="demo")
     async with app.run_test(size=(120, 36)) as pilot:
         _, worker = await opened(pilot)
+        for row in rows(app):
+            app.store.edit_steer(row.id, layer=4)
         await add(pilot, "5")
         await typed(pilot, "1 - 3")
         assert "rows needs rows 1 to 2" in screen_text(app)
