@@ -9,16 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
+from recipes import index_commands, vector_commands
 from recipes.labels import commands as label_commands
+from recipes.options import Corpus
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
-label_commands.register(app)
+for module in (vector_commands, index_commands, label_commands):
+    module.register(app)
 
-Corpus = Annotated[Path, typer.Option(help="Folder or tar archive of NAME.txt files.", exists=True)]
 Tokens = Annotated[Path, typer.Option(help="Folder of `prepare`.")]
 Tokeniser = Annotated[Path, typer.Option(help="Folder of `tokenizer`.")]
-BundledModel = Annotated[Path | None, typer.Option(help="Model folder; the bundled one unless given.")]
-SAEs = Annotated[Path | None, typer.Option(help="Folder with the three SAEs' folders; the bundled ones unless given.")]
 Model = Annotated[Path, typer.Option(help="Exported model folder.", exists=True)]
 
 
@@ -174,118 +174,12 @@ def precision(model: Model, tokens: Tokens, out: Path, layer: int = 4, documents
 
 
 @app.command()
-def classifier(corpus: Corpus, out: Path) -> None:
-    """Train the domain classifier that vectors are measured with, and print its accuracy on held-out passages."""
-    from recipes.classifier import accuracy, train
-    from recipes.corpus import read_corpus
+def hashes() -> None:
+    """Write the hashes of everything that ships with the bundled model."""
+    from lens_tui import demo
+    from recipes.hashes import write
 
-    domains = read_corpus(corpus)
-    made = train(domains)
-    made.save(out)
-    found = accuracy(made, domains)
-    out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    for name, given in found.items():
-        print(f"{name:14}{given.get(name, 0.0):7.3f}  " + "  ".join(f"{k} {v:.3f}" for k, v in list(given.items())[:3]))
-    print(f"{'mean':14}{sum(given.get(name, 0.0) for name, given in found.items()) / len(found):7.3f}")
-
-
-@app.command()
-def vectors(
-    corpus: Corpus,
-    out: Path,
-    model: str = "demo",
-    layer: Annotated[list[int] | None, typer.Option(help="3, 4 and 5 unless given.")] = None,
-    name: Annotated[list[str] | None, typer.Option(help="Which candidates; all unless given.")] = None,
-    passages: Annotated[int, typer.Option(help="Of each side of a mean difference.")] = 240,
-) -> None:
-    """Make the candidate vectors of the bundled model from passages of training documents."""
-    from recipes import candidates
-    from recipes.corpus import read_corpus
-    from recipes.dense import open_dense
-
-    wanted = [one for one in candidates.CANDIDATES if not name or one.name in name]
-    made = candidates.make(open_dense(model), read_corpus(corpus), layer or candidates.LAYERS, passages, wanted)
-    for file in candidates.save(made, out):
-        print(file, flush=True)
-
-
-@app.command()
-def measure_vectors(
-    vectors: Path,
-    classifier: Path,
-    out: Path,
-    model: str = "demo",
-    name: Annotated[list[str] | None, typer.Option(help="Which candidates; all unless given.")] = None,
-    multiple: Annotated[list[float] | None, typer.Option(help="Scales to try, in median residual norms.")] = None,
-    count: Annotated[int, typer.Option(help="Openings continued under each condition, 20 at most.")] = 20,
-    tokens: int = 80,
-    rows: Annotated[int, typer.Option(help="Continuations of a batch.")] = 160,
-) -> None:
-    """Find the scale at which each vector works, and measure it there on other openings."""
-    from recipes import candidates
-    from recipes import measure_vectors as bench
-    from recipes.classifier import load
-    from recipes.dense import open_dense
-
-    place = bench.Bench(bench.Writer(open_dense(model), tokens, rows=rows), load(classifier))
-    found = candidates.read(vectors, name or ())
-    reports: list[dict[str, Any]] = []
-    for report in bench.measure(place, found, multiple or bench.MULTIPLES, count):
-        reports.append(report)
-        facts = {"tokens": tokens, "count": count, "norms": place.norms, "vectors": reports}
-        out.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-
-
-@app.command()
-def ship_vectors(
-    vectors: Path,
-    report: Path,
-    out: Path,
-    name: Annotated[list[str] | None, typer.Option(help="Which; the shipped five unless given.")] = None,
-) -> None:
-    """Write the vectors that ship, each at the layer where the least push works, and print the model card's table."""
-    from recipes import candidates
-    from recipes import ship_vectors as shipping
-
-    facts = json.loads(report.read_text(encoding="utf-8"))
-    print(shipping.table(shipping.ship(facts, candidates.read(vectors), out, name or shipping.SHIPPED)))
-
-
-@app.command()
-def texts(
-    corpus: Corpus,
-    out: Path,
-    model: BundledModel = None,
-    settings: Annotated[Path | None, typer.Option(help="JSON with any of the settings of recipes.texts.")] = None,
-) -> None:
-    """Write the text of the bundled index: by the model itself, and from public-domain documents held out."""
-    from recipes import texts as made
-    from recipes.bundled import open_model
-    from recipes.corpus import read_corpus
-
-    asked: dict[str, Any] = json.loads(settings.read_text(encoding="utf-8")) if settings else {}
-    facts = made.write(open_model(model), read_corpus(corpus), out, made.Settings(**asked))
-    for kind, tokens in facts["tokens"].items():
-        print(f"{kind:14}{facts['documents'][kind]:>6} documents{tokens:>9} tokens")
-    print(f"dropped as copies of training text: {facts['dropped_as_copies'] or 'none'}")
-
-
-@app.command()
-def index(
-    texts: Annotated[Path, typer.Option(help="Folder of `texts`.", exists=True)],
-    out: Annotated[Path, typer.Option(help="Where the folders of the indexes go.")],
-    model: BundledModel = None,
-    saes: SAEs = None,
-    rows: int = 16,
-) -> None:
-    """Index the texts for all three SAEs with the settings that ship."""
-    from recipes.index import build
-
-    made = build(texts, out, model=model, saes=saes, rows=rows)
-    for one in made:
-        print(f"{one.depth:8}{one.folder.name}{one.nbytes / 1e6:7.2f} MB{one.tokens:>9} tokens", end="")
-        print(f"{one.live:>6} of {one.width} features active")
-    print(f"in all {sum(one.nbytes for one in made) / 1e6:.2f} MB")
+    print(write(demo.model_path().parent))
 
 
 if __name__ == "__main__":

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from recipes.options import BundledModel, Corpus, SAEs
+
 if TYPE_CHECKING:
     from lens_tui.lens import LensModel
     from recipes.labels.material import Material
 
-Corpus = Annotated[Path, typer.Option(help="Folder or tar archive of NAME.txt files.", exists=True)]
 Work = Annotated[Path, typer.Option(help="Folder for the indexes, some gigabytes; what is there is used again.")]
-BundledModel = Annotated[Path | None, typer.Option(help="Model folder; the bundled one unless given.")]
-SAEs = Annotated[Path | None, typer.Option(help="Folder with the three SAEs' folders; the bundled ones unless given.")]
 Tokens = Annotated[int, typer.Option(help="Tokens of training text, in about equal parts by domain.")]
 HeldOut = Annotated[int | None, typer.Option(help="Held-out documents of a domain at most; all unless given.")]
 Rows = Annotated[int, typer.Option(help="Windows of 512 tokens a forward pass.")]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 from lens_tui import demo
+from recipes.hashes import listed
 
 
 def test_the_bundled_model_is_whole() -> None:
@@ -35,3 +36,8 @@ def test_the_starter_names_bundled_saes_or_vectors_and_layers_that_exist() -> No
         config = json.loads((demo.sae_paths()[steer.sae] / "config.json").read_text(encoding="utf-8"))
         assert config["hf_hook_point_in"] == f"model.layers.{steer.layer}.output"
         assert 0 <= steer.feature < config["width"]
+
+
+def test_every_file_is_the_one_that_was_made() -> None:
+    folder = demo.model_path().parent
+    assert (folder / "SHA256SUMS").read_text(encoding="utf-8") == listed(folder)
