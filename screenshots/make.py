@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Shoot = Callable[[str], None]
 
 
-async def idle(pilot: Pilot[None], seconds: float = 240.0) -> None:
+async def idle(pilot: Pilot[None], seconds: float = 900.0) -> None:
     """Wait until no job runs or waits and the last events are painted."""
     app: LensApp = pilot.app  # type: ignore[assignment]
     quiet = 0
@@ -56,6 +56,9 @@ async def tour(pilot: Pilot[None], shoot: Shoot) -> None:
     shoot("features")
     await press(pilot, "s", "2")
     shoot("steer")
+    await press(pilot, "k", "k", "v")
+    shoot("dose")
+    await press(pilot, "v")
     await press(pilot, "5")
     shoot("lens")
     await press(pilot, "1")

@@ -73,7 +73,7 @@ def page_lines(page: FeaturePage, width: int, here: float, mode: ShadeMode, sect
         lines.append(Content.styled(f"says {extras.source}{score}", "$muted").truncate(width))
     lines += [Content(""), _figures(extras, here)]
     if extras.counted:
-        over = f"in {count(extras.counted)} tokens" + (f" of {extras.corpus}" if extras.corpus else "")
+        over = f"in {count(extras.counted)} tokens" + (f" · {extras.corpus}" if extras.corpus else "")
         lines.append(Content.styled(over, "$muted").truncate(width, ellipsis=True))
     if extras.counts:
         lines += [Content(""), *_histogram(extras, here, width)]
