@@ -132,7 +132,7 @@ def _options(sampling: Sampling) -> Sequence[str]:
         value = getattr(sampling, name)
         if value != getattr(plain, name):
             out += [f"--{name.replace('_', '-')}", f"{value:g}"]
-    return out
+    return out + [word for text in sampling.stop for word in ("--stop", text)]
 
 
 def write(run: RunText, folder: Path) -> Path:

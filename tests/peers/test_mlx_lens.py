@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx_lm.utils import dequantize_model, load
+from safetensors.numpy import load_file, save_file
 
 from lens_tui import JumpReLUSAE, LensModel, demo
 
@@ -98,10 +99,16 @@ def test_greedy_texts_are_the_same(both: Pair, scale: float) -> None:
     assert len(other) > 10
 
 
-def test_the_sae_is_the_same() -> None:
-    """Theirs makes unit rows in the file's float16."""
+def test_the_sae_is_the_same(tmp_path: Path) -> None:
+    """Theirs reads no 8-bit matrices: it gets the same numbers as float32, as Gemma Scope 2 has them."""
     path = Path(demo.sae_paths()[demo.default_sae()]) / "params.safetensors"
-    ours, theirs = JumpReLUSAE.from_pretrained(path), mlx_lens.JumpReLUSAE.from_pretrained(path)
+    stored = load_file(path)
+    whole = {name: stored[name] for name in ("b_enc", "b_dec", "threshold")}
+    whole["w_enc"] = stored["w_enc"] * stored["w_enc_scale"]
+    whole["w_dec"] = stored["w_dec"] * stored["w_dec_scale"][:, None]
+    save_file(whole, tmp_path / "params.safetensors")
+    ours = JumpReLUSAE.from_pretrained(path)
+    theirs = mlx_lens.JumpReLUSAE.from_pretrained(tmp_path / "params.safetensors")
     x = mx.random.normal((5, ours.d_model), key=mx.random.key(1)) * 3
     z = ours.encode(x)
     np.testing.assert_allclose(numbers(z), numbers(theirs.encode(x)), atol=1e-3)

@@ -282,7 +282,8 @@ async def test_help_lists_live_keys_and_filters() -> None:
 
 
 async def test_a_users_keys_replace_ours_and_trade_places() -> None:
-    app = lens_app(start="steer", open_model="demo", keymap={"app.undo": "U", "app.redo": "u", "steer.delete": "X"})
+    trade = {"app.undo": "U", "app.redo": "u"}
+    app = lens_app(start="steer", open_model="demo", keymap={**trade, "steer.delete": "X", "steer.dose": "Z"})
     async with app.run_test(size=(120, 36)) as pilot:
         await settle(pilot)
         await pilot.press("d")
@@ -293,7 +294,7 @@ async def test_a_users_keys_replace_ours_and_trade_places() -> None:
         assert len(app.store.session.steers) == 2
         await pilot.press("u")
         assert len(app.store.session.steers) == 1
-        assert "X delete" in screen_text(app).splitlines()[-1]
+        assert "Z dose" in screen_text(app).splitlines()[-1]
 
 
 async def test_what_is_wrong_in_the_settings_is_shown_once_up() -> None:

@@ -282,6 +282,7 @@ def test_sampling_goes_through_the_form_unchanged() -> None:
     for made in (
         Sampling(),
         Sampling(max_tokens=7, seed=3, temp=0.1234567, top_p=0.9, top_k=40, min_p=0.05, repetition_penalty=1.1),
+        Sampling(stop=("\n\n", "User:", " a | b ", "C:\\new")),
     ):
         form = fields(made)
         assert not any(field.problem(field.value) for field in form)

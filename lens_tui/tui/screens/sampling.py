@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from lens_tui.tui.screens.form import Check, Field, number, whole
 
 _OFF = {"temp": "0: greedy", "top_p": "off", "top_k": "off", "min_p": "off", "repetition_penalty": "off"}
 """What an empty field means."""
+_STOP_HINT = "no text; several with | between, a line break as \\n"
 _CHECKS: dict[str, tuple[str, Check]] = {
     "max_tokens": ("max tokens", whole(1, 1_000_000)),
     "seed": ("seed", whole(0, 2**32 - 1)),
@@ -23,15 +25,26 @@ _CHECKS: dict[str, tuple[str, Check]] = {
 
 def fields(sampling: Sampling) -> list[Field]:
     """The form's fields with the settings as they are; what is off is empty."""
-    return [
+    scalars = [
         Field(name, label, _value(sampling, name), _OFF.get(name, ""), _or_empty(check) if name in _OFF else check)
         for name, (label, check) in _CHECKS.items()
     ]
+    return [*scalars, Field("stop", "stop at", "|".join(map(_typed, sampling.stop)), _STOP_HINT)]
 
 
 def _value(sampling: Sampling, name: str) -> str:
     value = getattr(sampling, name)
     return "" if name in _OFF and not value else f"{value}"
+
+
+def _typed(text: str) -> str:
+    """A stop text in one line: a backslash before a backslash, a ``|``, and the n that stands for a line break."""
+    return re.sub(r"[\\|]", r"\\\g<0>", text).replace("\n", "\\n")
+
+
+def _stops(typed: str) -> tuple[str, ...]:
+    parts = re.findall(r"(?:\\.|[^|\\])+", typed)
+    return tuple(re.sub(r"\\(.)", lambda found: "\n" if found[1] == "n" else found[1], part) for part in parts)
 
 
 def _or_empty(check: Check) -> Check:
@@ -41,4 +54,5 @@ def _or_empty(check: Check) -> Check:
 def parse(values: Mapping[str, str], before: Sampling) -> Sampling:
     """The settings that a form whose every field is right means."""
     kinds = {name: type(getattr(before, name)) for name in _CHECKS}
-    return replace(before, **{name: kinds[name](values[name].strip() or 0) for name in _CHECKS})
+    scalars = {name: kinds[name](values[name].strip() or 0) for name in _CHECKS}
+    return replace(before, **scalars, stop=_stops(values["stop"]))
