@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +62,20 @@ def choose(candidates: Sequence[Candidate], n: int) -> list[Candidate]:
     return sorted(single + meaning, key=lambda candidate: candidate.feature)
 
 
+def union(chosen: Sequence[Candidate], further: Sequence[Candidate]) -> list[Candidate]:
+    """Both, each feature once, in order of their ids."""
+    found = {one.feature: one for one in [*further, *chosen]}
+    return [found[feature] for feature in sorted(found)]
+
+
+def read_features(file: Path, width: int) -> list[int]:
+    """A JSON list of features, each once; raises :class:`ValueError` for anything that an SAE of ``width`` lacks."""
+    features = json.loads(file.read_text("utf-8"))
+    if not isinstance(features, list) or not all(type(one) is int and 0 <= one < width for one in features):
+        raise ValueError(f"{file.name} is not a list of features from 0 to {width - 1}")
+    return list(dict.fromkeys(features))
+
+
 def candidates(
     material: Material,
     embeddings: NDArray[np.float32],
@@ -73,23 +89,27 @@ def candidates(
     index = material.index
     low, high = DENSITIES
     density = index.density
-    found = []
-    for feature in np.flatnonzero((density >= low) & (density <= high)).tolist():
-        examples = index.examples(feature)
-        if len(examples) < index.settings.top_k or not may(feature):
-            continue
-        peaks = Counter(token_text(int(e.token_ids[e.peak])).strip().lower() for e in examples)
-        promoted = index.table().promoted_ids[feature]
-        found.append(
-            Candidate(
-                feature,
-                len(peaks),
-                selectivity(domain_profile(material, feature)),
-                cosine(embeddings[promoted]),
-                peaks.most_common(1)[0][1] / len(examples),
-            )
-        )
-    return found
+    features = np.flatnonzero((density >= low) & (density <= high)).tolist()
+    made = (candidate(material, feature, embeddings, token_text) for feature in features if may(feature))
+    return [one for one in made if one is not None]
+
+
+def candidate(
+    material: Material, feature: int, embeddings: NDArray[np.float32], token_text: Callable[[int], str]
+) -> Candidate | None:
+    """What a feature is worth, of any density; ``None`` if it has not 20 examples."""
+    index = material.index
+    examples = index.examples(feature)
+    if len(examples) < index.settings.top_k:
+        return None
+    peaks = Counter(token_text(int(e.token_ids[e.peak])).strip().lower() for e in examples)
+    return Candidate(
+        feature,
+        len(peaks),
+        selectivity(domain_profile(material, feature)),
+        cosine(embeddings[index.table().promoted_ids[feature]]),
+        peaks.most_common(1)[0][1] / len(examples),
+    )
 
 
 def domain_profile(material: Material, feature: int) -> NDArray[np.float64]:

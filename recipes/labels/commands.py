@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,16 +22,55 @@ Rows = Annotated[int, typer.Option(help="Windows of 512 tokens a forward pass.")
 DEPTH = "middle"
 """The SAE whose features get labels."""
 
+WRITTEN = Path(__file__).parent / "written" / "labels.jsonl"
+"""The labels that were written, those that failed too."""
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands to an application."""
     for name, command in (
+        ("label-seen", seen),
         ("label-cards", cards),
         ("label-quiz", quiz),
         ("label-score", score),
         ("label-meaning", meaning),
     ):
         app.command(name)(command)
+
+
+def seen(
+    texts: list[str],
+    out: Path,
+    model: BundledModel = None,
+    saes: SAEs = None,
+    index: Annotated[Path | None, typer.Option(help="Folder with an index of the SAE; the bundled one's.")] = None,
+    known: Annotated[list[Path] | None, typer.Option(help="JSONL of features to leave out; all with a label.")] = None,
+    opening: Annotated[bool, typer.Option(help="Also read what the app opens with, and what its arms write.")] = True,
+    strongest: Annotated[int, typer.Option(help="So many features of every token.")] = 8,
+    densest: Annotated[float, typer.Option(help="Leave out features that are active on more of the index.")] = 0.2,
+    limit: Annotated[int, typer.Option(help="How many at most.")] = 180,
+) -> None:
+    """Write into OUT which features without a label stand among the strongest of any token of texts, for `--also`."""
+    from lens_tui import demo
+    from lens_tui.demo import labels
+    from lens_tui.sae import load_sae
+    from recipes.bundled import open_model, sae_folders
+    from recipes.labels import seen as first
+
+    lens = open_model(model)
+    sae = load_sae(sae_folders(saes)[DEPTH][1])
+    density = first.index_of(sae, index or demo.model_path().parent / "index").density
+    read = [*(first.opening_texts(lens) if opening else ()), *texts]
+    found = first.strongest(lens, sae, read, strongest)
+    labelled = first.features_of(known or [labels.FILE, WRITTEN])
+    chosen = first.missing(found, labelled, lambda feature: bool(density[feature] <= densest), limit)
+    out.write_text(json.dumps(chosen) + "\n", encoding="utf-8")
+    done = sum(one.feature in labelled for one in found)
+    shares = (first.share(found, labelled), first.share(found, labelled | set(chosen)))
+    print(
+        f"{len(found)} features stand among the {strongest} strongest, {done} of them known; {len(chosen)} are listed"
+    )
+    print("known are {:.0%} of what is shown, with those listed {:.0%}".format(*shares))
 
 
 def cards(
@@ -40,14 +80,15 @@ def cards(
     model: BundledModel = None,
     saes: SAEs = None,
     tokens: Tokens = 2_000_000,
-    features: Annotated[int, typer.Option(help="How many get a card.")] = 560,
+    features: Annotated[int, typer.Option(help="How many are chosen; with 0 only those of --also get a card.")] = 560,
+    also: Annotated[Path | None, typer.Option(help="JSON list of further features.", exists=True)] = None,
     held_out: HeldOut = None,
     rows: Rows = 32,
     seed: int = 7,
 ) -> None:
     """Choose features of the middle SAE and write a card of each, from training text: OUT/cards/*.txt, cards.jsonl.
 
-    A feature is left out if held-out text has too few places for its quiz.
+    A feature is left out if held-out text has too few places for its quiz. Those of ALSO may be of any density.
     """
     from recipes.bundled import embeddings, open_model
     from recipes.labels import cards as made
@@ -56,16 +97,26 @@ def cards(
     lens = open_model(model)
     seen = _trained_on(lens, corpus, work, saes, DEPTH, tokens, rows)
     unseen = _held_out(lens, corpus, work, saes, held_out, rows)
-    text = lens.tokens.display
-    maxima = seen.index.max
-    found = choose.candidates(
-        seen, embeddings(lens), text, lambda feature: windows.enough(unseen, feature, float(maxima[feature]))
-    )
+    text, rows_of_tokens, maxima = lens.tokens.display, embeddings(lens), seen.index.max
+    found = []
+    if features:
+        found = choose.candidates(
+            seen, rows_of_tokens, text, lambda feature: windows.enough(unseen, feature, float(maxima[feature]))
+        )
     chosen = choose.choose(found, features)
-    made.write_cards([made.card(seen, candidate, text, seed) for candidate in chosen], out)
-    single = sum(candidate.single for candidate in chosen)
+    asked = [] if also is None else choose.read_features(also, seen.index.width)
+    further = [
+        one
+        for feature in asked
+        if windows.pick(unseen, feature, float(maxima[feature]), seed)
+        and (one := choose.candidate(seen, feature, rows_of_tokens, text))
+    ]
+    everything = choose.union(chosen, further)
+    made.write_cards([made.card(seen, candidate, text, seed) for candidate in everything], out)
+    single = sum(candidate.single for candidate in everything)
     print(f"{seen.index.n_counted} tokens of training text, {unseen.index.n_counted} held out")
-    print(f"{len(chosen)} cards of {len(found)} candidates; {single} stand for a single token")
+    print(f"{len(chosen)} chosen of {len(found)} candidates, {len(further)} of {len(asked)} that were asked for")
+    print(f"{len(everything)} cards; {single} stand for a single token")
 
 
 def quiz(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -181,6 +182,62 @@ def test_files_match_and_the_quiz_gives_nothing_away(made: SimpleNamespace) -> N
     _run("label-quiz", *shared, "--saes", str(made.root / "saes"), "--rows", "8", str(again))
     assert (again / "quiz" / "00.txt").read_text() == quiz
     assert (again / "quiz_key.jsonl").read_text() == (made.out / "quiz_key.jsonl").read_text()
+
+
+def test_features_that_are_asked_for_get_cards_of_any_density(
+    made: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {row["feature"]: row for row in _jsonl(made.out / "cards.jsonl")}
+    known = sorted(before)[3]
+    asked = [known, *[feature for feature in range(64) if feature not in before][:3], known]
+    (tmp_path / "also.json").write_text(json.dumps(asked))
+    monkeypatch.setattr(choose, "DENSITIES", (0.9, 1.0))  # nothing is chosen by itself
+    dropped, pick = asked[2], windows.pick
+    monkeypatch.setattr(windows, "pick", lambda *given: None if given[1] == dropped else pick(*given))
+    shared = ["--corpus", str(made.root / "corpus"), "--work", str(made.root / "work"), "--model", str(made.model)]
+    shared += ["--saes", str(made.root / "saes")]
+    also = ["--features", "0", "--also", str(tmp_path / "also.json"), str(tmp_path / "out")]
+    said = _run("label-cards", *shared, *SETTINGS, *also)
+    assert "3 of 4 that were asked for" in said
+    rows = {row["feature"]: row for row in _jsonl(tmp_path / "out" / "cards.jsonl")}
+    assert list(rows) == sorted(set(asked) - {dropped})
+    assert rows[known] == before[known]
+    assert "a quiz for 3 features" in _run("label-quiz", *shared, "--rows", "8", str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("written", ["[1, 64]", "[-1]", "[true]", '{"1": 2}', '["3"]'])
+def test_a_list_of_other_things_than_features_is_refused(tmp_path: Path, written: str) -> None:
+    (tmp_path / "also.json").write_text(written)
+    with pytest.raises(ValueError, match="is not a list of features from 0 to 63"):
+        choose.read_features(tmp_path / "also.json", 64)
+
+
+def test_what_is_seen_first_is_what_stands_among_the_strongest(made: SimpleNamespace, tmp_path: Path) -> None:
+    texts = ["the cow ate hay near an old barn", "a sailor pulled wet rope", "the cow ate red silk"]
+    counts: Counter[int] = Counter()
+    totals: dict[int, float] = {}
+    for text in texts:
+        before = _before(made.truth.folder, _residual(made.truth.lens, text, 1))
+        for token in np.where(before > made.truth.threshold, before, 0):
+            for feature in np.argsort(-token)[:3].tolist():
+                counts[feature] += int(token[feature] > 0)
+                totals[feature] = totals.get(feature, 0.0) + float(token[feature])
+    ranked = sorted((f for f in counts if counts[f]), key=lambda f: (-counts[f], -totals[f]))
+    assert len(ranked) > 8
+    sample = material.training_sample(read_corpus(made.root / "corpus"), TOKENS)
+    whole = np.concatenate([made.truth.of(place.domain, place.number) for place, _ in sample])
+    density = (whole > 0).mean(0)
+    some = np.sort(density[ranked])
+    densest = float(some[-2:].mean())  # the densest one is left out
+    (tmp_path / "known.jsonl").write_text(json.dumps({"feature": ranked[1], "label": "x"}) + "\n")
+    expected = [f for f in ranked if f != ranked[1] and density[f] <= densest]
+    arguments = ["--model", str(made.model), "--saes", str(made.root / "saes"), "--no-opening", "--strongest", "3"]
+    arguments += ["--index", str(made.root / "work" / "trained_on" / "index"), "--densest", str(densest)]
+    arguments += ["--known", str(tmp_path / "known.jsonl"), *texts, str(tmp_path / "seen.json")]
+    said = _run("label-seen", "--limit", "5", *arguments)
+    assert json.loads((tmp_path / "seen.json").read_text()) == expected[:5]
+    shares = [sum(counts[f] for f in fs) / counts.total() for fs in ([ranked[1]], [ranked[1], *expected[:5]])]
+    assert f"known are {shares[0]:.0%} of what is shown, with those listed {shares[1]:.0%}" in said
 
 
 def test_the_figure_about_features_is_a_count(made: SimpleNamespace) -> None:
