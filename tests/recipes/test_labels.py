@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,10 +17,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
+from lens_tui import demo
 from lens_tui.lens import LensModel
 from recipes.__main__ import app
 from recipes.corpus import HELD_OUT_EVERY, HELD_OUT_INDEX, SEPARATOR, read_corpus
-from recipes.labels import choose, material, windows
+from recipes.labels import choose, material, seen, windows
 from recipes.saes import DEPTHS
 from tests.folders import llama_folder, sae_folder
 
@@ -238,6 +240,19 @@ def test_what_is_seen_first_is_what_stands_among_the_strongest(made: SimpleNames
     assert json.loads((tmp_path / "seen.json").read_text()) == expected[:5]
     shares = [sum(counts[f] for f in fs) / counts.total() for fs in ([ranked[1]], [ranked[1], *expected[:5]])]
     assert f"known are {shares[0]:.0%} of what is shown, with those listed {shares[1]:.0%}" in said
+
+
+def test_the_opening_is_read_with_what_every_arm_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = demo.starter()
+    short = replace(whole, sampling=replace(whole.sampling, max_tokens=6))
+    monkeypatch.setattr(demo, "starter", lambda: short)
+    with LensModel(demo.NAME) as lens:
+        prompt, baseline, *steered = seen.opening_texts(lens)
+        plain = lens.generate(prompt, sampling=short.sampling)
+    assert prompt == short.prompt
+    assert baseline == prompt + plain
+    assert len({baseline, *steered}) == 1 + len(short.steers)
+    assert all(text.startswith(prompt) for text in steered)
 
 
 def test_the_figure_about_features_is_a_count(made: SimpleNamespace) -> None:
