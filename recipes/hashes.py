@@ -9,7 +9,7 @@ LIST = "SHA256SUMS"
 
 
 def listed(folder: Path) -> str:
-    """A line a file below ``folder`` as ``sha256sum`` writes them, code, texts about them and the list itself left out."""
+    """A line a data file below ``folder``, as ``sha256sum`` writes them; the list itself is left out."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc", ".md")]
     names = sorted(path.relative_to(folder).as_posix() for path in files if path.name != LIST)
     return "".join(f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names)
