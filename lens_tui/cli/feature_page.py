@@ -78,7 +78,7 @@ def _print(result: Mapping[str, Any]) -> None:
 
 
 def _print_index(index: Mapping[str, Any]) -> None:
-    say(f"in {index['corpus'] or 'the corpus'}: active on {index['count']} of {index['counted_tokens']} tokens "
+    say(f"{index['corpus'] or 'the corpus'}: active on {index['count']} of {index['counted_tokens']} tokens "
         f"({index['density']:.4%}), max {index['max']:.3g}, mean {index['mean']:.3g} where active")  # fmt: skip
     filled = [place for place, n in enumerate(index["histogram"]) if n]
     most = max(index["histogram"], default=0)
