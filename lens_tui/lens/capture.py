@@ -34,7 +34,7 @@ class CaptureResult(Recorder, Mapping["int | tuple[int, str]", mx.array]):
         self._by_site = by_site
         self._steps: dict[Key, list[mx.array]] = {}
         self._run: Run | None = None
-        self._counts: list[int] = []
+        self._waiting = False
 
     def begin(self, run: Run | None, starts: bool) -> None:
         """A forward begins; ``starts`` or another run than before: what was held is dropped."""
@@ -45,6 +45,7 @@ class CaptureResult(Recorder, Mapping["int | tuple[int, str]", mx.array]):
     def record(self, key: Key, tensor: mx.array) -> None:
         """Append a tensor."""
         self._steps.setdefault(key, []).append(tensor)
+        self._waiting = True
 
     def cut(self, length: int) -> None:
         """Keep the first ``length`` tokens: what ran ahead and was never used is left out."""
@@ -66,8 +67,12 @@ class CaptureResult(Recorder, Mapping["int | tuple[int, str]", mx.array]):
                 f"Layer {key[0]} {key[1]} has seen no forward pass yet.", "Run the model inside the block first."
             )
         whole = _joined(steps)
-        # With what else is waiting: evaluated one by one, each layer would be waited for on its own.
-        mx.eval(whole, *self.pending())
+        if self._waiting:
+            # With what else is waiting: evaluated one by one, each layer would be waited for on its own.
+            mx.eval(whole, *self.pending())
+            self._waiting = False
+        elif len(steps) > 1:
+            mx.eval(whole)
         self._steps[key] = [whole]
         return whole
 
