@@ -52,6 +52,7 @@ class CaptureResult(Recorder, Mapping["int | tuple[int, str]", mx.array]):
         for key, steps in self._steps.items():
             whole = _joined(steps)
             self._steps[key] = [whole[:, :length]] if whole.shape[1] > length else [whole]
+        self._waiting = True
 
     def pending(self) -> list[mx.array]:
         """The newest tensors, for whoever evaluates the step."""

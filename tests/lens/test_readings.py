@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import mlx.core as mx
@@ -226,3 +227,16 @@ def test_reading_out_is_not_recorded_by_a_capture_around_it_nor_steered() -> Non
         lens.forward(list(ids))
     assert around[0].shape[1] == len(ids)
     assert mx.allclose(again, logits, atol=1e-4).item()
+
+
+def test_what_a_capture_holds_can_be_read_on_another_thread_also_after_a_cut() -> None:
+    lens = LensModel.from_model(tiny.llama())
+    with lens.capture([0, 1]) as captured:
+        lens.forward([*tiny.IDS])
+    whole = np.array(captured[0])
+    captured.cut(5)
+    read, found = captured[0], []
+    other = threading.Thread(target=lambda: found.append(np.array(read)))
+    other.start()
+    other.join()
+    assert np.array_equal(found[0], whole[:, :5])
