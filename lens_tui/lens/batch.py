@@ -68,6 +68,7 @@ class Batch:
     def join(self, row: Row) -> None:
         """A row joins, also while others are being decoded."""
         check_reach(row)
+        self.registry.decoder.check_positions(len(row.plan.prompt.ids) + row.sampling.max_tokens - 1)
         self.rows.append(row)
         self.plans[row.index] = row.plan
         self._waiting.append(row)

@@ -25,6 +25,7 @@ def run_forward(registry: Registry, ids: mx.array, cache: list[Any] | None = Non
     entries, recorders = registry.ambient()
     plan = Plan((entries,), recorders)
     start = 0 if cache is None else registry.caches.check(cache, plan.fingerprint())
+    registry.decoder.check_positions(start + ids.shape[1])
     unproved = [entry for entry in entries if entry.proved != entry.stamp]
     meter = Meter() if unproved else None
     run = Run(registry, plan, start + ids.shape[1], None, meter)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
@@ -76,6 +77,20 @@ class Decoder:
     def n_layers(self) -> int:
         """How many decoder blocks there are."""
         return len(self.layers)
+
+    @cached_property
+    def n_positions(self) -> int | None:
+        """How many positions a model with learnt ones (GPT-2's ``wpe``) has; ``None`` where there is no such table."""
+        tables = [module for owner in self.owners if isinstance(module := getattr(owner, "wpe", None), Module)]
+        return int(tables[0].weight.shape[0]) if tables else None
+
+    def check_positions(self, count: int) -> None:
+        """Raise :class:`LensError` if the model's table of positions is shorter: MLX would read beyond its end."""
+        if self.n_positions is not None and count > self.n_positions:
+            raise LensError(
+                f"This takes {count} positions, and the model has {self.n_positions}.",
+                "Give a shorter text, or fewer max_tokens.",
+            )
 
     def index(self, layer: int) -> int:
         """A layer number counted from 0; negative numbers count from the end. Raises ``LensError``."""

@@ -372,7 +372,7 @@ class LensModel(BatchMethods):
     def batch(self, tokens: Any) -> mx.array:
         """Token ids as an array (batch, tokens), each one inside the vocabulary."""
         if isinstance(tokens, str):
-            return mx.array([self.tokens.encode(tokens)], dtype=mx.int32)
+            tokens = self.tokens.encode(tokens)
         array = tokens if isinstance(tokens, mx.array) else mx.array(list(tokens))
         array = array[None] if array.ndim == 1 else array
         if array.ndim != 2 or array.size == 0 or not mx.issubdtype(array.dtype, mx.integer):
@@ -381,4 +381,5 @@ class LensModel(BatchMethods):
             )
         low, high = int(array.min()), int(array.max())
         self.tokens.check([low, high])
+        self._decoder.check_positions(array.shape[1])
         return array.astype(mx.int32)

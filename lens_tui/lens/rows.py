@@ -52,6 +52,7 @@ def forward_rows(
     interventions that had to move a row and did not.
     """
     registry = lens.registry
+    registry.decoder.check_positions(max(map(len, rows), default=0))
     registry.between()
     entries = [[Entry(registry, checked(item, registry)) for item in plan] for plan in plans]
     plan = Plan(entries, recorders)

@@ -40,8 +40,8 @@ def row_decoder(
 
     ``prefixes`` are used and added to where the cache is a fresh one, not quantised.
 
-    Raises :class:`LensError` for an option that does not exist and for a cache
-    that was filled under other interventions.
+    Raises :class:`LensError` for an option that does not exist, for a cache that was filled under
+    other interventions, and for more tokens than a model with learnt positions has places for.
     """
     from mlx_lm.models.cache import make_prompt_cache
 
@@ -53,6 +53,7 @@ def row_decoder(
         raise LensError(f"There is no option {next(iter(options))!r}.", "See the docstring of LensModel.stream.")
     cache = prompt_cache if prompt_cache is not None else make_prompt_cache(registry.decoder.root, max_kv_size)
     n_prompt = registry.caches.check(cache, plan.fingerprint()) + len(prompt.ids)
+    registry.decoder.check_positions(n_prompt + decode.sampling.max_tokens - 1)
     meter = Meter() if any(plan.rows) else None
     run = Run(registry, plan, n_prompt, prompt.spans, meter)
     if prompt_cache is not None or extra.get("kv_bits") is not None:

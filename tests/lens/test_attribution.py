@@ -23,11 +23,11 @@ def gpt2() -> Any:
     """Layer norm with a bias, one projection for queries, keys and values."""
     model = tiny._model(
         "gpt2",
-        n_ctx=32,
+        n_ctx=64,
         n_embd=64,
         n_head=4,
         n_layer=3,
-        n_positions=32,
+        n_positions=64,
         layer_norm_epsilon=1e-5,
         vocab_size=tiny.VOCAB,
     )

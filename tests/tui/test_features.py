@@ -136,7 +136,7 @@ def test_a_page_lists_what_its_section_says() -> None:
         start = next(place for place, line in enumerate(lines) if f"▐{section}▌" in line)
         return [line.strip() for line in lines[start + 1 :]]
 
-    assert "in 9.3 k tokens of mix.txt" in [line.plain for line in page_lines(page(**extras), 40, 1.0, "tint")]
+    assert "in 9.3 k tokens · mix.txt" in [line.plain for line in page_lines(page(**extras), 40, 1.0, "tint")]
     assert listed("top", **extras) == ["strongest token of each document", "a b"]
     assert listed("sample", **extras) == ["at random from every octave", "from 4", "a b", "from 2", "a b", "a b"]
     assert listed("near", **extras) == ["by cosine of decoder directions"]
