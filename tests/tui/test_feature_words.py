@@ -89,4 +89,4 @@ def test_a_label_of_another_tool_says_whose_it_is() -> None:
         assert (f"says {source}" in lines) is shown
     extras = {"label": "boats", "label_source": "bundled", "label_score": 0.9, "label_scorer": "detection"}
     scored = page_lines(FeaturePage(1, "s", 4, (), (), unit_vector("x"), extras), 40, 0.0, "off")
-    assert scored[1].plain == "says bundled · detection 0.90"
+    assert scored[1].plain == "comes with the SAE · detection 0.90"

@@ -70,7 +70,8 @@ def page_lines(page: FeaturePage, width: int, here: float, mode: ShadeMode, sect
     lines = [line.rstrip() for line in Content(extras.label).wrap(width)] if extras.label else [_NO_LABEL]
     if extras.label and extras.source not in ("", "mine"):
         score = "" if extras.score is None else f" · {extras.scorer or 'score'} {extras.score:.2f}"
-        lines.append(Content.styled(f"says {extras.source}{score}", "$muted").truncate(width))
+        whose = "comes with the SAE" if extras.source == "bundled" else f"says {extras.source}"
+        lines.append(Content.styled(f"{whose}{score}", "$muted").truncate(width))
     lines += [Content(""), _figures(extras, here)]
     if extras.counted:
         over = f"in {count(extras.counted)} tokens" + (f" · {extras.corpus}" if extras.corpus else "")
