@@ -16,6 +16,8 @@ from typing import Any
 from lens_tui.records import Sampling
 
 NAME = "demo"
+LABEL_SOURCE = "bundled"
+"""What labels that come with the bundled SAEs name as their source."""
 _HERE = Path(__file__).parent
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from lens_tui.demo import LABEL_SOURCE
 from lens_tui.records.labels import NewLabel
 
-SOURCE = "bundled"
 FILE = Path(__file__).parent / "labels.jsonl"
 """One object a line: ``feature``, ``sae`` (its folder's name), ``text``, ``score``, ``method``, ``scorer``."""
 
@@ -21,7 +21,7 @@ def bundled_labels() -> dict[str, tuple[NewLabel, ...]]:
         label = NewLabel(
             int(row["feature"]),
             str(row["text"]),
-            SOURCE,
+            LABEL_SOURCE,
             method=str(row["method"]),
             score=float(row["score"]),
             scorer=str(row["scorer"]),

@@ -64,6 +64,7 @@ def dose_response(
     sampling: Sampling | None = None,
     raw: bool = False,
     seed: int = 0,
+    known: Unsteered | None = None,
     **options: Any,
 ) -> DoseResponse:
     """Every measure at every scale: what a steering does, what it costs, and where that turns.
@@ -74,6 +75,7 @@ def dose_response(
     point holds what :class:`~lens_tui.records.measures.DosePoint` names; ``texts`` are for the loss (16 by
     default; ``measures_texts.LOSS_TEXTS`` has 64).
     ``controls`` adds so many random directions of the same length, and the sign turned, for loss and KL.
+    ``known`` is what :func:`known_of` gave for the same interventions and texts: for several calls in a row.
     Curves: ``delta_loss``, ``kl`` (mean D(base || steered) of the baseline's first 20 tokens), ``ppl_unsteered``,
     ``distinct_2`` and ``read_back``, each with its knee and with the steps at which it turns back.
     """
@@ -85,7 +87,7 @@ def dose_response(
     run = _generate(lens, prompt, plans, sampling, raw, options)
     on_baseline, on_own = _scores(lens, prompt, run, plans, raw)
     items = measures.items_of(lens, texts, plans)
-    known = unsteered(lens, items)
+    known = known or unsteered(lens, items)
     losses = measures.losses_of(score(lens, items, known), seed)
     backs = _read_backs(lens, prompt, run, probe, raw)
     points = [
@@ -105,6 +107,11 @@ def dose_response(
         backs[0],
     )
     return replace(response, curves=curves_of(response))
+
+
+def known_of(lens: LensModel, interventions: Sequence[Intervention], texts: Sequence[Prompt]) -> Unsteered:
+    """What of the texts does not depend on the scale: computed once for several calls of :func:`dose_response`."""
+    return unsteered(lens, measures.items_of(lens, texts, [tuple(interventions)]))
 
 
 def _generate(

@@ -45,7 +45,7 @@ def measure_dose(
     raises ends the measuring. The random directions are the same in every block.
     Raises :class:`LensError` for positions that the loss cannot be measured at.
     """
-    from lens_tui.lens.dose import curves_of, dose_response
+    from lens_tui.lens.dose import curves_of, dose_response, known_of
     from lens_tui.lens.measures_texts import LOSS_TEXTS
 
     check_positions(interventions)
@@ -54,6 +54,7 @@ def measure_dose(
     texts = LOSS_TEXTS[: n_texts or (TEXTS_ON_CPU if on_cpu else TEXTS_ON_GPU)]
     parts = blocks(scales, ON_CPU if on_cpu else ON_GPU)
     total = sum(map(len, parts))
+    known = known_of(lens, interventions, texts)
     for part in parts or [[]]:
         more = dose_response(
             lens,
@@ -65,6 +66,7 @@ def measure_dose(
             probe=probe,
             raw=raw,
             seed=seed,
+            known=known,
             max_tokens=max_tokens,
         )
         points = (*(found.points if found else ()), *more.points)

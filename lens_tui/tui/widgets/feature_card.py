@@ -9,6 +9,7 @@ from textual.content import Content
 from textual.reactive import reactive
 from textual.widget import Widget
 
+from lens_tui import demo
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.format import count, fit
 from lens_tui.worker.events import FeaturePage, TokenWeight
@@ -70,7 +71,7 @@ def page_lines(page: FeaturePage, width: int, here: float, mode: ShadeMode, sect
     lines = [line.rstrip() for line in Content(extras.label).wrap(width)] if extras.label else [_NO_LABEL]
     if extras.label and extras.source not in ("", "mine"):
         score = "" if extras.score is None else f" · {extras.scorer or 'score'} {extras.score:.2f}"
-        whose = "comes with the SAE" if extras.source == "bundled" else f"says {extras.source}"
+        whose = "comes with the SAE" if extras.source == demo.LABEL_SOURCE else f"says {extras.source}"
         lines.append(Content.styled(f"{whose}{score}", "$muted").truncate(width))
     lines += [Content(""), _figures(extras, here)]
     if extras.counted:
