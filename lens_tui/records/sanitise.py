@@ -13,6 +13,11 @@ which bytes a token holds:
 
 U+200C and U+200D stay: Persian, Indic scripts and emoji need them. The result
 can always be encoded as UTF-8, and each function is idempotent.
+
+What goes to a model, into a file or into the store is never changed: only what is
+shown is. A field that text is written in shows :func:`signs`, one for one, over
+the text as it is; JSON is written with :func:`json_escaped`, which reads back as
+the same text.
 """
 
 from __future__ import annotations
@@ -32,6 +37,8 @@ _UNSAFE = re.compile(
     + _PLANE_ENDS
     + "]"
 )
+# A JSON writer has escaped C0 controls itself; those outside of strings are its own line breaks.
+_UNSAFE_IN_JSON = re.compile(_UNSAFE.pattern.replace("\x00-\x08\x0b-\x1f", "\u200c\u200d", 1))
 _BLANK = re.compile(r"\s+")
 # Alone in a token these have no width: show which one it is.
 _ONLY_JOINERS = re.compile("[\u200c\u200d\ufe00-\ufe0f]+")
@@ -57,6 +64,27 @@ def sanitise_token(text: str) -> str:
     return sanitise(text).replace("\n", "⏎").replace("\t", "⇥")
 
 
+def signs(text: str) -> str:
+    """``text`` with each character that :func:`sanitise` replaces as one visible sign, so that every place stays.
+
+    For fields that text is written in: the cursor counts characters of the text and cells of what is shown. Controls
+    are their Unicode picture, everything else that hides or reorders is ``␦``.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return _UNSAFE.sub(_sign, text)
+
+
+def json_escaped(data: str) -> str:
+    """JSON text whose strings hold nothing that acts on a terminal, hides or reorders: those are ``\\uXXXX``.
+
+    ``data`` is what ``json.dumps(..., ensure_ascii=False)`` gives; the result is the same JSON.
+    """
+    if data.isascii() and "\x7f" not in data:
+        return data
+    return _UNSAFE_IN_JSON.sub(_json_escape, data)
+
+
 def one_line(text: str, limit: int = 200) -> str:
     """``text`` sanitised as a single line of at most ``limit`` characters, cut with ``…``; blanks are one space."""
     if limit < 1:
@@ -75,6 +103,19 @@ def _visible(match: re.Match[str]) -> str:
     if code < 0xA0:
         return f"⟨{code:02x}⟩"
     return _code_point(match.group())
+
+
+def _sign(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\u2426"
+
+
+def _json_escape(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    if code < 0x10000:
+        return f"\\u{code:04x}"
+    high, low = divmod(code - 0x10000, 0x400)
+    return f"\\u{0xD800 + high:04x}\\u{0xDC00 + low:04x}"
 
 
 def _code_point(character: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lens_tui.records import ALL, Intervention, Token
 from lens_tui.records.modes import told
-from lens_tui.records.sanitise import one_line, sanitise, sanitise_token
+from lens_tui.records.sanitise import one_line, sanitise_token
 from lens_tui.tui.run_text import ArmText, RunText
 from lens_tui.tui.session import Steer
 from lens_tui.tui.widgets.lane import strength
@@ -85,7 +85,7 @@ def load(database: Path, number: int) -> RunText | None:
 
 
 def run_text(record: RunRecord) -> RunText:
-    """A kept run as a run of the screens, texts made safe, its bench as far as the bench can hold it.
+    """A kept run as a run of the screens: names made safe, texts as they were, the bench as far as it can hold it.
 
     The bench holds steering vectors that are added; what else was done to an arm shows in the arm alone.
     """
@@ -93,7 +93,7 @@ def run_text(record: RunRecord) -> RunText:
     for arm in arms:
         arm.compare_with(arms[0])
     model = one_line(record.model)
-    made = RunText(0, sanitise(record.prompt), record.sampling, arms, _steers(record), model, model, record.raw)
+    made = RunText(0, record.prompt, record.sampling, arms, _steers(record), model, model, record.raw)
     made.state = _STATES.get(record.state, "stopped")
     made.prompt_ids, made.kept = record.prompt_ids, record.id
     return made
@@ -112,7 +112,7 @@ def _arm(number: int, kept: ArmRecord) -> ArmText:
 
 def _event(token: Token) -> TokenEvent:
     top = tuple(Candidate(item.token_id, sanitise_token(item.text), item.logprob) for item in token.top)
-    shown, text = sanitise_token(token.token), sanitise(token.text)
+    shown, text = sanitise_token(token.token), token.text
     return TokenEvent(
         0, token.arm, token.index, token.token_id, shown, text, token.logprob, token.kl, top, token.scales
     )

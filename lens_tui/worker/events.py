@@ -1,6 +1,7 @@
 """What the worker tells the app: frozen records, safe to show, holding no MLX array.
 
-Every string in an event has been through ``records.sanitise``. Every event
+Every string in an event has been through ``records.sanitise``, but for the text that
+a token adds: that is exact, and whoever shows it makes it safe. Every event
 names the job it belongs to, so that events of a job that was stopped can be
 dropped by the reader.
 """

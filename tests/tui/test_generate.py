@@ -147,17 +147,6 @@ async def test_the_prompt_is_written_in_insert_mode_and_enter_runs() -> None:
         assert "changed since" in screen_text(app)
 
 
-async def test_a_pasted_prompt_cannot_act_on_the_terminal() -> None:
-    from textual import events
-
-    async with opened("generate") as (app, pilot):
-        await pilot.press("i")
-        app.screen.focused.post_message(events.Paste("\x1b]52;c;QQ==\x07\u202e\r\nb"))  # type: ignore[union-attr]
-        await pilot.pause()
-        await pilot.press("escape")
-        assert app.store.session.prompt == PROMPT + "␛]52;c;QQ==␇⟨U+202E⟩\nb"
-
-
 async def test_the_token_under_the_cursor_is_explained_in_every_lane() -> None:
     async with opened("generate") as (app, pilot):
         await pilot.press("r")

@@ -74,11 +74,12 @@ def test_a_kept_run_comes_back_with_every_token_its_bench_and_its_dials(tmp_path
     assert run.written()[1].token_ids == (1, 2, 7, 8, 9)
 
 
-def test_what_was_written_on_disk_is_made_safe(tmp_path: Path) -> None:
+def test_what_was_written_on_disk_comes_back_as_it_was_and_is_shown_safely(tmp_path: Path) -> None:
     database = tmp_path / "runs.db"
     run = load(database, kept_run(database, "a\x1b]52;c;x\x07b"))
     assert run is not None
-    assert "\x1b" not in run.prompt + run.arms[1].text + run.arms[1].tokens[2].token
+    assert run.prompt == "a\x1b]52;c;x\x07b"
+    assert "\x1b" not in run.arms[1].arm.name + run.arms[1].tokens[2].token
     assert run.arms[1].tokens[0].token == " the"
 
 

@@ -93,7 +93,7 @@ class FeatureWords(_Base):
             if values is not None:
                 self.lens.submit(SetLabel(sae.id, feature, values["label"][:MAX_LABEL]), "label", self._take_label)
 
-        fields = [Field("label", "label", mine, "what the feature stands for")]
+        fields = [Field("label", "label", mine, "what the feature stands for", between=" ")]
         self.app.push_screen(FormScreen(f"Your label of feature {feature}", fields, note), done)
 
     def _take_label(self, event: Event) -> None:

@@ -9,7 +9,6 @@ from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
-from textual.widgets import Input
 
 from lens_tui.records import SAEInfo
 from lens_tui.tui.feature_text import (
@@ -21,6 +20,7 @@ from lens_tui.tui.feature_text import (
 from lens_tui.tui.format import figure, fit
 from lens_tui.tui.keys.bindings import bindings
 from lens_tui.tui.session import Session
+from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.feature_card import FeatureCard, feature_row, short_name
 from lens_tui.tui.widgets.frame import Hairline
 from lens_tui.tui.widgets.lane import Line, quoted
@@ -54,7 +54,7 @@ class FeaturesScreen(FeatureWords, FeatureActions, FeatureGoing, FeatureNear, Fe
         self.text = TokenView(empty="no text yet")
         self.list: RowList[Row] = RowList(self._draw_row, empty="no feature is active here", id="features")
         self.card = FeatureCard(id="card")
-        self.find = Input(placeholder="words, or a feature's number", id="find", classes="-closed")
+        self.find = Entry(placeholder="words, or a feature's number", id="find", classes="-closed", between=" ")
         self.encoded: Encoded | None = None
         self.pinned: int | None = None
         self.found: int | None = None

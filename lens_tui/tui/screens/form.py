@@ -13,6 +13,7 @@ from textual.widgets import Input, Static
 
 from lens_tui.tui.format import fit
 from lens_tui.tui.screens.dialog import Dialog
+from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.pick import Pick
 from lens_tui.tui.widgets.row_list import RowList
 
@@ -22,7 +23,11 @@ Check = Callable[[str], str]
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One line of a form. ``hint`` shows while it is empty; with ``options`` one of them is chosen, not typed."""
+    """One line of a form.
+
+    ``hint`` shows while it is empty; with ``options`` one of them is chosen, not typed. ``between`` stands in the place
+    of a line end in what is pasted, where the field takes several texts; see :class:`Entry`.
+    """
 
     id: str
     label: str
@@ -30,6 +35,7 @@ class Field:
     hint: str = ""
     check: Check | None = None
     options: tuple[str, ...] = ()
+    between: str | None = None
 
     def problem(self, text: str) -> str:
         """What is wrong with ``text`` for this field, or an empty string."""
@@ -109,7 +115,7 @@ class FormScreen(Dialog["dict[str, str] | None"]):
                     if item.options:
                         yield Pick(item.options, item.value, id=item.id)
                     else:
-                        yield Input(item.value, placeholder=item.hint, id=item.id, select_on_focus=True)
+                        yield Entry(item.value, placeholder=item.hint, id=item.id, between=item.between)
             yield Static(Content(self._problem), id="problem")
             keys = [("⏎", " next, or done   "), ("↑ ↓", " fields   "), ("esc", " leave it")]
             if any(item.options for item in self._fields):

@@ -11,6 +11,7 @@ from textual.widgets import Input, Static
 from lens_tui.tui.format import fit
 from lens_tui.tui.keys import GROUPS, Key, by_id
 from lens_tui.tui.screens.dialog import Dialog
+from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.row_list import RowList
 
 Line = tuple[str, str, str]
@@ -36,7 +37,7 @@ class HelpScreen(Dialog[None]):
         """Filter and table."""
         with Vertical(classes="dialog"):
             yield Static("Keys that work here", classes="dialog-title")
-            yield Input(placeholder="type to filter", id="filter")
+            yield Entry(placeholder="type to filter", id="filter", between=" ")
             yield RowList[Line](self._draw, empty="No key says that.", caret=False, id="keys")
             yield Static(
                 Content.assemble(

@@ -16,6 +16,7 @@ from lens_tui.tui.format import ago, fit
 from lens_tui.tui.host import host
 from lens_tui.tui.past_runs import PastRun, from_disk, load, of_session
 from lens_tui.tui.run_text import RunText
+from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.row_list import RowList
 
 from .dialog import Dialog
@@ -48,7 +49,7 @@ class HistoryScreen(Dialog[RunText | None]):
         """Filter, list, keys."""
         with Vertical(classes="dialog"):
             yield Static("Runs", classes="dialog-title")
-            yield Input(placeholder="words of the prompt, the arms or what was written")
+            yield Entry(placeholder="words of the prompt, the arms or what was written", between=" ")
             yield RowList[PastRun](self._draw, row_height=2, empty="nothing has run yet")
             keys = [("⏎", " restore   "), ("/", " filter   "), ("esc", " back")]
             yield Static(Content.assemble("\n", *(part for key, word in keys for part in ((key, "bold"), word))))

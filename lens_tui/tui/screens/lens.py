@@ -16,6 +16,7 @@ from lens_tui.tui.feature_text import Source, sources
 from lens_tui.tui.keys.bindings import bindings
 from lens_tui.tui.lens_text import MEASURES, cell_lines, cells
 from lens_tui.tui.session import Session
+from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.frame import Hairline
 from lens_tui.tui.widgets.heat_grid import HeatGrid
 from lens_tui.tui.widgets.lane import Line, quoted
@@ -38,7 +39,7 @@ class ReadoutScreen(LensScreen):
         super().__init__()
         self.grid = HeatGrid(empty="no text yet", id="grid")
         self.cell = Static(id="cell")
-        self.token = Input(placeholder="a token, with its leading space", id="token", classes="-closed")
+        self.token = Entry(placeholder="a token, with its leading space", id="token", classes="-closed")
         self.read_out: LogitLens | None = None
         self.measure = MEASURES[0]
         self.target: int | str = ""

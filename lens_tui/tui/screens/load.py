@@ -16,6 +16,7 @@ from lens_tui.tui.keys.bindings import bindings
 from lens_tui.tui.screens.base import LensScreen
 from lens_tui.tui.screens.load_details import details
 from lens_tui.tui.session import Session
+from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.pane import Pane
 from lens_tui.tui.widgets.row_list import RowList
 from lens_tui.tui.widgets.rules import Divider
@@ -71,7 +72,7 @@ class LoadScreen(LensScreen):
             "Models",
             Static("", id="columns"),
             RowList(self._draw, empty="Looking for models …", id="list"),
-            Input(id="entry"),
+            Entry(id="entry"),
             id="models",
         )
         yield Divider(id="rule")

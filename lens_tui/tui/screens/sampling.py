@@ -29,7 +29,7 @@ def fields(sampling: Sampling) -> list[Field]:
         Field(name, label, _value(sampling, name), _OFF.get(name, ""), _or_empty(check) if name in _OFF else check)
         for name, (label, check) in _CHECKS.items()
     ]
-    return [*scalars, Field("stop", "stop at", "|".join(map(_typed, sampling.stop)), _STOP_HINT)]
+    return [*scalars, Field("stop", "stop at", "|".join(map(_typed, sampling.stop)), _STOP_HINT, between="|")]
 
 
 def _value(sampling: Sampling, name: str) -> str:

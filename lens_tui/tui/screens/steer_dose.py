@@ -79,7 +79,7 @@ class DoseActions(_Base):
             return
         usual = " ".join(f"{multiple * row.reference:.4g}" for multiple in MULTIPLES)
         fields = [
-            Field("scales", "scales", usual, check=_scales),
+            Field("scales", "scales", usual, check=_scales, between=" "),
             Field("tokens", "tokens", "60", check=whole(2, 1000)),
             Field("texts", "loss texts", "16", check=whole(2, 64)),
             Field("controls", "random", "1", check=whole(0, 8)),

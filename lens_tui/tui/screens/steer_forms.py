@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,8 @@ TEXTS = {"as they are": True, "as chat turns": False}
 KINDS = {"unembedding (raises its logit)": "unembedding", "embedding (what reading it adds)": "embedding"}
 LENGTHS = {"each at length 1": True, "each at its own length": False}
 ALL = "all"
+BETWEEN = " | "
+"""What stands between several texts of one field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +61,10 @@ def pairs(model: ModelInfo) -> Form:
     """From texts that were typed."""
     fields = (
         Field("name", "name", hint="what the direction stands for", check=filled),
-        Field("positive", "toward", hint="a text with it; several with | between", check=filled),
-        Field("negative", "away from", hint="its pair without it; several with | between", check=filled),
+        Field("positive", "toward", hint="a text with it; several with | between", check=filled, between=BETWEEN),
+        Field(
+            "negative", "away from", hint="its pair without it; several with | between", check=filled, between=BETWEEN
+        ),
         *_how(model),
     )
 
@@ -193,8 +198,9 @@ def vector_file() -> Form:
 
 
 def texts(typed: str) -> tuple[str, ...]:
-    """Texts separated by ``|``, blanks around them dropped, empty ones left out."""
-    return tuple(part.strip() for part in typed.split("|") if part.strip())
+    """Texts separated by ``|``, blanks around them dropped, empty ones left out; ``\\|`` is a plain ``|``."""
+    parts = (part.strip().replace("\\|", "|") for part in re.split(r"(?<!\\)\|", typed))
+    return tuple(part for part in parts if part)
 
 
 def a_file(text: str) -> str:

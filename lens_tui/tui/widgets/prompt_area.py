@@ -3,16 +3,71 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import overload
 
 from textual import events
+from textual.document._document import Document, EditResult, Location
+from textual.document._document_navigator import DocumentNavigator
+from textual.document._wrapped_document import WrappedDocument
+from textual.geometry import Size
 from textual.message import Message
 from textual.widgets import TextArea
 
-from lens_tui.records.sanitise import sanitise
+from lens_tui.records.sanitise import signs
+from lens_tui.tui.widgets.entry import lines_of, typed
+
+
+class PromptDocument(Document):
+    """A text exactly as it is, which shows a sign for each character that must not reach a terminal.
+
+    Textual's document splits at every character that Unicode calls a line end and joins with one of them; here a line
+    ends at a newline and nowhere else, so that the text that was put in comes out. Every line that is *seen* (drawn,
+    wrapped, measured) has the same length as the true one, so places in one are places in the other.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__("")
+        self._newline = "\n"
+        self._lines = text.split("\n")
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines as they are seen."""
+        return [signs(line) for line in self._lines]
+
+    @overload
+    def __getitem__(self, line_index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, line_index: slice) -> list[str]: ...
+
+    def __getitem__(self, line_index: int | slice) -> str | list[str]:
+        """A line, or some, as seen."""
+        found = self._lines[line_index]
+        return signs(found) if isinstance(found, str) else [signs(line) for line in found]
+
+    def get_size(self, tab_width: int) -> Size:
+        """Width and height of what is seen, in cells."""
+        seen = Document("")
+        seen._lines = self.lines
+        return seen.get_size(tab_width)
+
+    def replace_range(self, start: Location, end: Location, text: str) -> EditResult:
+        """Put ``text`` in the place of what is between two places."""
+        (top, left), (bottom, right) = sorted((start, end))
+        replaced = self.get_text_range((top, left), (bottom, right))
+        before = self._lines[top][:left] if top < len(self._lines) else ""
+        after = self._lines[bottom][right:] if bottom < len(self._lines) else ""
+        new = text.split("\n")
+        new[0] = before + new[0]
+        column = len(new[-1])
+        new[-1] += after
+        self._lines[top : bottom + 1] = new
+        return EditResult((top + len(new) - 1, column), replaced)
 
 
 class PromptArea(TextArea):
-    """A text area as high as its text, up to ``max-height``."""
+    """A text area as high as its text, up to ``max-height``. What it holds is what was typed, pasted or shown."""
 
     takes_text = True
     DEFAULT_CSS = """
@@ -40,10 +95,17 @@ class PromptArea(TextArea):
         super().__init__(id=id, show_line_numbers=False, soft_wrap=True, tab_behavior="focus", compact=True)
         self.highlight_cursor_line = False
 
+    def _set_document(self, text: str, language: str | None) -> None:
+        self.document = PromptDocument(text)
+        self.wrapped_document = WrappedDocument(self.document, tab_width=self.indent_width)
+        self.navigator = DocumentNavigator(self.wrapped_document)
+        self.move_cursor((0, 0))
+        self._rewrap_and_refresh_virtual_size()
+
     def show(self, prompt: str) -> None:
-        """Show a prompt that came from elsewhere; foreign text is made safe."""
+        """Show a prompt that came from elsewhere."""
         if prompt != self.text:
-            self.text = sanitise(prompt)
+            self.text = prompt
             self.move_cursor(self.document.end)
 
     async def _on_key(self, event: events.Key) -> None:
@@ -61,11 +123,18 @@ class PromptArea(TextArea):
                 event.prevent_default()
                 self.post_message(self.Left(self.text))
                 self.screen.set_focus(None)
+            case _ if character := typed(event):
+                event.stop()
+                event.prevent_default()
+                self._put(character)
+
+    def _put(self, text: str) -> None:
+        self.move_cursor(self.replace(text, *self.selection, maintain_selection_offset=False).end_location)
 
     def _on_paste(self, event: events.Paste) -> None:  # type: ignore[override]
         event.stop()
         event.prevent_default()
-        self.replace(sanitise(event.text.replace("\r\n", "\n")), *self.selection)
+        self._put("\n".join(lines_of(event.text)))
 
     def on_blur(self) -> None:
         """Whoever leaves has said what they wanted."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lens_tui.records import ArmEnd, Intervention, LensError, Token
-from lens_tui.records.sanitise import one_line, sanitise
+from lens_tui.records.sanitise import one_line
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from lens_tui.worker.control import Control, Stopped
@@ -127,7 +127,7 @@ class _Run:
             token.index,
             token.token_id,
             token.token,
-            sanitise(token.text),
+            token.text,
             token.logprob,
             token.kl,
             token.top,
