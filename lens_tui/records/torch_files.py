@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import LensError
-from .mapped import AGAIN, mapped, member_start, shown
+from .mapped import MAX_DIMENSIONS, mapped, member_start
+from .read_files import AGAIN, explained, open_zip, read_member, shown
 from .sanitise import one_line
 
 _MAX_PICKLE = 16 << 20
@@ -85,18 +86,15 @@ def load_torch(path: Path, objects: Sequence[str] = ()) -> Any:
     :class:`Fields`; no code of theirs is run. Raises ``LensError`` for a file that
     is no zip, is cut short, or asks for anything but tensors and these.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _Reader(path, archive, frozenset(objects)).load()
-    except LensError:
-        raise
-    except zipfile.BadZipFile as error:
-        hint = "Files of torch before 1.6 must be saved again; a partial download must be fetched again."
-        raise LensError(f"{shown(path)} is no whole torch file.", hint) from error
-    except OSError as error:
-        raise LensError(f"{shown(path)} cannot be read: {error.strerror}.", AGAIN) from error
-    except Exception as error:  # an unpickler meets every kind of nonsense
-        raise LensError(f"{shown(path)} is damaged or of an unknown kind ({type(error).__name__}).", AGAIN) from error
+    with explained(path):
+        try:
+            with open_zip(path) as archive:
+                return _Reader(path, archive, frozenset(objects)).load()
+        except LensError as error:
+            if not isinstance(error.__cause__, zipfile.BadZipFile):
+                raise
+            hint = "Files of torch before 1.6 must be saved again; a partial download must be fetched again."
+            raise LensError(f"{shown(path)} is no whole torch file.", hint) from error
 
 
 class _Reader(pickle._Unpickler):
@@ -107,13 +105,9 @@ class _Reader(pickle._Unpickler):
         pickled = members.get("data.pkl")
         if pickled is None:
             raise LensError(f"{shown(path)} holds no tensors of torch.", AGAIN)
-        if pickled.file_size > _MAX_PICKLE:
-            raise LensError(
-                f"{shown(path)} has a directory of {pickled.file_size / 1e6:.0f} MB.", "It holds more than tensors."
-            )
-        if archive.read(members["byteorder"])[:8] != b"little" if "byteorder" in members else False:
+        if "byteorder" in members and read_member(path, archive, members["byteorder"], 64)[:8] != b"little":
             raise LensError(f"{shown(path)} is of a big-endian machine.", "Save it again on a common one.")
-        super().__init__(io.BytesIO(archive.read(pickled)), encoding="utf-8")
+        super().__init__(io.BytesIO(read_member(path, archive, pickled, _MAX_PICKLE)), encoding="utf-8")
         self._path, self._members, self._size = path, members, path.stat().st_size
         self._objects = objects
 
@@ -159,13 +153,14 @@ class _Reader(pickle._Unpickler):
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> TorchTensor:
-    if not isinstance(storage, _Storage) or len(shape) != len(strides):
+    if not isinstance(storage, _Storage) or not len(shape) == len(strides) <= MAX_DIMENSIONS:
         raise ValueError("tensor")
     if not all(type(number) is int and number >= 0 for number in (offset, *shape, *strides)):
         raise ValueError("tensor")
-    empty = math.prod(shape) == 0
+    count = math.prod(shape)
     end = offset + 1 + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
-    if empty or end > storage.array.size:
+    # A step of 0 would make a tensor of any size out of one number.
+    if not 0 < count <= storage.array.size or end > storage.array.size:
         raise ValueError("tensor outside its storage")
     flat = storage.array[offset:]
     steps = tuple(step * flat.itemsize for step in strides)
@@ -176,16 +171,23 @@ def _parameter(data: Any, *_: Any) -> Any:
     return data
 
 
+# What follows makes something of its arguments; a file may give it what it made before, again and again.
+
+
 def _ordered(*args: Any) -> OrderedDict[Any, Any]:
-    return OrderedDict(*args)
+    if args:
+        raise ValueError("a dictionary out of another")
+    return OrderedDict()
 
 
 def _size(values: Any = ()) -> tuple[Any, ...]:
+    if len(values) > MAX_DIMENSIONS:
+        raise ValueError("too many dimensions")
     return tuple(values)
 
 
-def _device(*args: Any) -> str:
-    return ":".join(str(arg) for arg in args)
+def _device(kind: Any, index: Any = 0) -> str:
+    return f"{str(kind)[:16]}:{index}" if type(index) is int else str(kind)[:16]
 
 
 _KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
