@@ -16,6 +16,7 @@ from .batch_prefix import begin, share
 from .batch_proof import Way, way_of
 from .batch_rows import Launched, Row, choose_all
 from .echo import echo_of
+from .finite import check_chosen, origin_in
 from .generation import DecodeOptions, RowDecoder, mlx_lm_generate
 from .meter import Meter, doses_of
 from .prefill import Filler
@@ -180,12 +181,17 @@ class Batch:
     def _emit(self, row: Row, token: int, made: Launched, at: int, run: Run | None = None) -> Iterator[Token | ArmEnd]:
         if not row.ids:
             self._check_moved(row, run)
+        check_chosen(made.read[0][at], f"The logits of prompt {row.index}", lambda: self._origin(row))
         event = row.take(token, made, at, self.tokens)
         if row.reason:
             self._settle(row, run)
         yield event
         if row.reason:
             yield row.end()
+
+    def _origin(self, row: Row) -> str:
+        whole = replace(row.passage(self.registry.bos), ids=(*row.plan.prompt.ids, *row.ids))
+        return origin_in(self.registry, whole, row.plan.entries)
 
     def _meters(self, row: Row, run: Run | None) -> list[tuple[Plan, Meter, int]]:
         """Every meter that a row was measured by, and its place there."""

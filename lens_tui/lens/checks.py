@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import isfinite
 from typing import Any
@@ -21,7 +22,9 @@ from lens_tui.records import (
 )
 
 from .interventions import decoder_row
-from .registry import Registry
+from .positions import Spans, reaches_scored
+from .program import Item
+from .registry import Registry, acts
 
 
 def checked(record: Intervention, registry: Registry) -> Intervention:
@@ -48,6 +51,19 @@ def check_vector(values: NDArray[Any], width: int, name: str) -> None:
         raise LensError(f"{name} holds NaN or infinity.", "Check how it was made.")
 
 
+def check_scored(
+    record: Item, rows: Sequence[Sequence[int]], n_prompt: int, bos: int | None, spans: Spans | None = None
+) -> None:
+    """Refuse a record that none of the scored tokens of these texts can tell of: its measure would be the plain one."""
+    positions = getattr(record, "positions", None)
+    if positions is None or not acts(record):
+        return
+    if not any(reaches_scored(positions, row, n_prompt, bos, spans) for row in rows):
+        raise LensError(
+            f"{record.id!r} touches no token that a scored one follows.", "Change its positions, or give a longer text."
+        )
+
+
 def check_overflow(size: float, dtype: mx.Dtype, record: Intervention) -> None:
     """Refuse a change whose largest part the model's dtype cannot hold (float16 ends at 65504)."""
     if record.precision == "float32":
@@ -72,11 +88,16 @@ def as_numpy(values: Any) -> FloatArray:
                 "Call mx.eval on it in the thread that makes it.",
             ) from error
     try:
-        return np.asarray(values, dtype=np.float32)
-    except (TypeError, ValueError) as error:
+        exact = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
         raise LensError(
             f"A vector cannot be made of {type(values).__name__}.", "Give numbers of shape (d_model,)."
         ) from error
+    with np.errstate(over="ignore"):
+        made = exact.astype(np.float32)
+    if np.isfinite(exact).all() and not np.isfinite(made).all():
+        raise LensError("The vector holds numbers beyond the range of float32.", "Divide it, and raise the scale.")
+    return made
 
 
 def _check_numbers(record: Intervention) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from lens_tui.records import LensError
 
 from .capture import CaptureResult
+from .checks import check_scored
+from .finite import check_values, origin_of
 from .meter import Meter
 from .program import Key
 from .proxy import first_of
@@ -17,8 +20,11 @@ from .registry import Plan, Registry, Run
 LOSS_BLOCK = 256
 
 
-def run_forward(registry: Registry, ids: mx.array, cache: list[Any] | None = None) -> mx.array:
-    """Logits of ids (batch, tokens), under the calling context's plan.
+def run_forward(
+    registry: Registry, ids: mx.array, cache: list[Any] | None = None, *, n_prompt: int | None = None
+) -> mx.array:
+    """Logits of ids (batch, tokens), under the calling context's plan; the prompt ends behind ``n_prompt`` tokens,
+    by default behind all of them.
 
     The first forward under an intervention measures that it moves something.
     """
@@ -28,7 +34,7 @@ def run_forward(registry: Registry, ids: mx.array, cache: list[Any] | None = Non
     registry.decoder.check_positions(start + ids.shape[1])
     unproved = [entry for entry in entries if entry.proved != entry.stamp]
     meter = Meter() if unproved else None
-    run = Run(registry, plan, start + ids.shape[1], None, meter)
+    run = Run(registry, plan, start + ids.shape[1] if n_prompt is None else n_prompt, None, meter)
     with registry.running(run):
         logits = registry.decoder.root(ids) if cache is None else registry.decoder.root(ids, cache=cache)
     if meter is not None:
@@ -49,7 +55,9 @@ def read_site(registry: Registry, ids: mx.array, key: Key, *, steered: bool) -> 
             registry.decoder.root(ids)
     finally:
         registry.release([key])
-    return result[key[0]]
+    found = result[key[0]]
+    check_values(found, f"The activations at layer {key[0]} {key[1]}", lambda: origin_of(registry, ids, entries))
+    return found
 
 
 def check_run(registry: Registry, run: Run) -> None:
@@ -68,10 +76,17 @@ def check_run(registry: Registry, run: Run) -> None:
 
 
 def loss_of(registry: Registry, ids: mx.array) -> float:
-    """Mean next-token cross-entropy in nats, float32 log-softmax, in blocks of positions."""
+    """Mean next-token cross-entropy in nats, float32 log-softmax, in blocks of positions.
+
+    For positions every token but the first counts as generated, as in ``measures``.
+    """
     if ids.shape[1] < 2:
         raise LensError(f"A loss needs at least two tokens, not {ids.shape[1]}.", "Give a longer text.")
-    logits = run_forward(registry, ids)
+    entries = registry.ambient()[0]
+    rows: list[list[int]] = ids.tolist() if entries else []  # type: ignore[assignment]
+    for entry in entries:
+        check_scored(entry.item, rows, 1, registry.bos)
+    logits = run_forward(registry, ids, n_prompt=1)
     total = 0.0
     count = ids.shape[0] * (ids.shape[1] - 1)
     for start in range(0, ids.shape[1] - 1, LOSS_BLOCK):
@@ -80,4 +95,5 @@ def loss_of(registry: Registry, ids: mx.array) -> float:
         target = ids[:, start + 1 : stop + 1, None]
         nll = mx.logsumexp(part, axis=-1) - mx.take_along_axis(part, target, axis=-1)[..., 0]
         total += float(nll.sum())
+    check_values(np.asarray(total), "The losses", lambda: origin_of(registry, ids, entries, n_prompt=1))
     return total / count

@@ -11,6 +11,7 @@ import numpy as np
 from lens_tui.records import FloatArray, Intervention, LensError
 from lens_tui.records.readouts import LogitLens
 
+from .finite import HEAD, not_finite
 from .readings import one_text, read_sites, target_per_position, unhooked
 from .unembed import readout
 
@@ -62,6 +63,8 @@ def logit_lens(
     with unhooked(lens):
         follow = _targets(lens, ids, residual[-1, -1], target)
         rows = _rows(lens, residual, follow, min(max(top_k, 1), lens.tokens.vocab_size), progress)
+    if np.isnan(rows["target_logprobs"]).any():  # the residuals are finite: they were looked at as they were read
+        raise not_finite("The model's logits", HEAD)
     texts = {int(i): lens.tokens.display(int(i)) for i in np.unique([*ids, *follow, *rows["top_ids"].reshape(-1)])}
     return LogitLens(lens.info.name, site, where, ids, target_ids=np.array(follow, np.int32), texts=texts, **rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +85,14 @@ def reach(positions: Positions, n_prompt: int, last: int) -> bool:
     return any(int(start) <= last and int(stop) > max(0, int(start)) for start, stop in bounds)
 
 
+def reaches_scored(
+    positions: Positions, ids: Sequence[int], n_prompt: int, bos: int | None, spans: Spans | None = None
+) -> bool:
+    """Whether any token is touched that a scored one follows: what the last one gives predicts nothing of the text."""
+    mask = touched(positions, Where(0, len(ids) - 1, mx.array([list(ids[:-1])]), n_prompt, bos, spans))
+    return mask if isinstance(mask, bool) else bool(mask.any().item())
+
+
 _END = 1 << 30
 
 
@@ -124,8 +133,6 @@ def _static(bounds: list[tuple[int, int]], offset: int, length: int) -> Mask:
 
 def _not_bos(where: Where) -> Mask:
     if where.bos is None:
-        return True
-    if isinstance(where.offset, int) and where.offset > 0:
         return True
     if where.ids is None:
         raise LensError(

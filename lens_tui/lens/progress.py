@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lens_tui.records import ArmEnd, Candidate, Dose, LensError, Token
 
 from .capture import CaptureResult
+from .finite import check_chosen, origin_in
 from .generation import RowDecoder
 from .positions import reach
 from .program import Key
@@ -128,6 +129,17 @@ class Progress:
                 if must:
                     meter.check_moved(row, [key], f"The arm {self.names[row]!r}" if self.names[row] else "Steering")
 
+    def check_finite(self, step: Step) -> None:
+        """Refuse to go on with a row whose logits are no numbers; raises ``NotFinite`` with where that begins."""
+        for index, row in enumerate(self.rows):
+            if not row.reason:
+                name = f"The logits of the arm {self.names[index]!r}" if self.names[index] else "The model's logits"
+                check_chosen(step.logprobs[index], name, lambda at=index: self._origin(at))  # type: ignore[misc]
+
+    def _origin(self, row: int) -> str:
+        whole = replace(self.passage(row), ids=(*self.decoder.ids, *self.rows[row].ids))
+        return origin_in(self.decoder.registry, whole, self.plan.rows[row])
+
     def finish(self) -> None:
         """Close the books: reasons, captures without what ran ahead, proxies."""
         for row in self.rows:
@@ -144,6 +156,7 @@ def events_of(progress: Progress) -> Generator[Token | ArmEnd]:
     progress.hold(progress.plan.keys)
     try:
         for step in progress.decoder.steps():
+            progress.check_finite(step)
             progress.check_moved()
             yield from progress.emit(step)
             if all(row.reason for row in progress.rows):

@@ -157,7 +157,7 @@ def _chained(model: Module, layers: Sequence[Module], seen: Observation) -> Proo
         stream=stream,
         argument=min(common, key=str),
         view=view,
-        closed=stream is None and bool(mx.array_equal(first.logits, second.logits)),
+        closed=stream is None and bool(mx.array_equal(first.logits, second.logits, equal_nan=True)),
     )
 
 

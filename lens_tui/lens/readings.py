@@ -12,6 +12,7 @@ from lens_tui.records import Intervention, LensError
 
 from .capture import CaptureResult
 from .checks import checked
+from .finite import check_values, origin_of
 from .forward import check_run
 from .meter import Meter
 from .program import Key
@@ -32,7 +33,7 @@ def one_text(lens: LensModel, tokens: Any) -> tuple[int, ...]:
 def read_sites(
     lens: LensModel, ids: Sequence[int], keys: Sequence[Key], interventions: Sequence[Intervention] | None
 ) -> dict[Key, mx.array]:
-    """The tensors ``(tokens, width)`` at sites of one text, lazy, after all interventions there.
+    """The tensors ``(tokens, width)`` at sites of one text, evaluated, after all interventions there.
 
     ``interventions`` replace those of the blocks around the call, which hold if it is ``None``. That they move
     something is measured.
@@ -53,7 +54,12 @@ def read_sites(
         registry.release(needed)
     if run.meter is not None:
         check_run(registry, run)
-    return {key: result[key][0] for key in result.places}
+    found = {key: result[key][0] for key in result.places}
+    for (layer, site), values in found.items():
+        check_values(
+            values, f"The activations at layer {layer} {site}", lambda: origin_of(registry, [list(ids)], entries)
+        )
+    return found
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from lens_tui.records import FloatArray, Intervention, LensError
 
 from .capture import CaptureResult
 from .checks import checked
+from .finite import check_values, origin_of
 from .meter import Meter
 from .packing import pack
 from .program import Key, Program
@@ -80,6 +81,8 @@ def read_rows(lens: LensModel, rows: Sequence[Ids], keys: Sequence[Key]) -> Iter
         forward_rows(lens, [rows[at] for at in batch], recorders=(result,))
         mx.eval(result.pending())
         held = {key: result[key] for key in keys}
+        for (layer, site), values in held.items():
+            check_values(values, f"The activations at layer {layer} {site}", lambda: origin_of(lens.registry, rows))
         for place, at in enumerate(batch):
             yield at, {key: held[key][place, : len(rows[at])] for key in keys}
 

@@ -21,8 +21,10 @@ from lens_tui.records import Intervention, LensError
 
 from .below import Below, first_site, fits, reaches_behind, spread_over
 from .capture import CaptureResult
+from .checks import check_scored, checked
+from .finite import not_finite, origin_of
 from .packing import pack
-from .registry import Resume
+from .registry import Entry, Resume, acts
 from .rows import MAX_LOGITS, MAX_ROWS, forward_rows
 
 if TYPE_CHECKING:
@@ -74,7 +76,7 @@ def score(lens: LensModel, items: Sequence[Item], known: Unsteered | None = None
     lead: list[Plan] = [()] if known.nll is None else []
     found: list[list[Score]] = [[] for _ in items]
     for at, item in enumerate(items):
-        _check(item, at)
+        _check(lens, item, at)
     for batch in _batches(items, lens.registry.decoder.vocab_size, len(lead)):
         rows, plans, ends = [], [], []
         for at, chosen in batch:
@@ -87,7 +89,9 @@ def score(lens: LensModel, items: Sequence[Item], known: Unsteered | None = None
         start = 0
         for at, chosen in batch:
             stop = start + len(lead) + len(chosen)
-            found[at] += _scores(logits[start:stop], items[at], None if known.nll is None else known.nll[at])
+            scores = _scores(logits[start:stop], items[at], None if known.nll is None else known.nll[at])
+            _check_finite(lens, items[at], chosen, scores)
+            found[at] += scores
             start = stop
     return found
 
@@ -105,7 +109,7 @@ def unsteered(lens: LensModel, items: Sequence[Item], *, with_nll: bool = True) 
     plain = [Item(item.ids, ((),), item.n_prompt, item.spans) for item in items]
     if with_nll or key is not None:
         for at, item in enumerate(plain if with_nll else ()):
-            _check(item, at)
+            _check(lens, item, at)
         for batch in _batches(plain, lens.registry.decoder.vocab_size, 0):
             reading.read([(at, plain[at]) for at, _ in batch], with_nll=with_nll)
     nll = [reading.nll[at] for at in range(len(items))] if with_nll else None
@@ -131,6 +135,7 @@ class _Reading:
         for place, (at, item) in enumerate(batch):
             if with_nll:
                 (only,) = _scores(logits[place : place + 1], item, np.zeros(0))
+                _check_finite(self.lens, item, item.plans, [only])
                 self.nll[at] = only.nll
 
 
@@ -149,7 +154,7 @@ def _resume(
     return spread_over(key, read[key], distinct, rows)
 
 
-def _check(item: Item, at: int) -> None:
+def _check(lens: LensModel, item: Item, at: int) -> None:
     if not 1 <= item.n_prompt < len(item.ids):
         raise LensError(f"Text {at + 1} has {len(item.ids)} tokens, of which none can be scored.", "Give a longer one.")
     for plan in item.plans:
@@ -157,6 +162,10 @@ def _check(item: Item, at: int) -> None:
             raise LensError(
                 "Positions of role 'thinking' are not known of given tokens.", "Measure with positions ALL."
             )
+    # One check for all steerings with the same positions: a search tries hundreds of scales.
+    distinct = {record.positions: record for plan in item.plans for record in plan if acts(record)}
+    for record in distinct.values():
+        check_scored(record, [item.ids], item.n_prompt, lens.registry.bos, item.spans)
 
 
 def _batches(items: Sequence[Item], vocabulary: int, lead: int) -> Iterator[list[tuple[int, tuple[Plan, ...]]]]:
@@ -172,6 +181,24 @@ def _batches(items: Sequence[Item], vocabulary: int, lead: int) -> Iterator[list
         rows = [lead + len(chosen) for _, chosen in groups]
         for batch in pack(lengths, rows, most_rows=MAX_ROWS, most_tokens=MAX_LOGITS // vocabulary):
             yield [groups[place] for place in batch]
+
+
+def _check_finite(lens: LensModel, item: Item, plans: Sequence[Plan], scores: Sequence[Score]) -> None:
+    """Raise ``NotFinite`` for the first steering, or the plain model, that gives no numbers on this text."""
+    registry = lens.registry
+    for plan, one in zip(plans, scores, strict=True):
+        numbers = np.concatenate([one.base, one.nll, one.forward, one.reverse])
+        if np.isnan(numbers).any():
+            acting = () if np.isnan(one.base).any() else plan
+            entries = [Entry(registry, checked(record, registry)) for record in acting]
+            where = origin_of(registry, [item.ids], entries, n_prompt=item.n_prompt)
+            raise not_finite("The model's logits" if not entries else "The steered model's logits", where)
+
+
+def _expected(logprobs: mx.array, values: mx.array) -> mx.array:
+    # A token of probability 0 counts nothing, even where its log-probability is minus infinity.
+    p = mx.exp(logprobs)
+    return mx.where(p > 0, p * values, 0.0).sum(axis=-1)
 
 
 def _scores(logits: mx.array, item: Item, base: Array | None) -> list[Score]:
@@ -191,7 +218,7 @@ def _scores(logits: mx.array, item: Item, base: Array | None) -> list[Score]:
         block = [-mx.take_along_axis(logprobs, target, axis=-1)[..., 0]]
         if base is None:
             gap = logprobs[:1] - logprobs
-            block += [(mx.exp(logprobs[:1]) * gap).sum(axis=-1), -(mx.exp(logprobs) * gap).sum(axis=-1)]
+            block += [_expected(logprobs[:1], gap), -_expected(logprobs, gap)]
         mx.eval(block)
         parts.append([np.array(values, dtype=np.float64) for values in block])
     nll, *kl = (np.concatenate(values, axis=1) for values in zip(*parts, strict=True))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import mlx.core as mx
 import numpy as np
 
-from lens_tui.records import Add, Intervention, LensError, NormMatch
+from lens_tui.records import Add, Intervention, LensError, NormMatch, NotFinite
 from lens_tui.records.measures import FIRST, ScaleSearch
 
 from . import measures
@@ -172,7 +172,12 @@ def _at_once() -> int:
 
 def _tried(evaluate: Evaluate, scales: Sequence[float]) -> dict[float, float]:
     """Values by scale; where the model's dtype overflowed there is no number, and the scale is too large."""
-    values = evaluate(scales)
+    try:
+        values = evaluate(scales)
+    except NotFinite:
+        if len(scales) > 1:  # some of them may have values
+            return {at: value for scale in scales for at, value in _tried(evaluate, [scale]).items()}
+        values = [math.inf]
     return {at: value if math.isfinite(value) else math.inf for at, value in zip(scales, values, strict=True)}
 
 
@@ -225,7 +230,7 @@ def _shares(lens: LensModel, interventions: Sequence[Intervention], texts: Seque
         total, tokens = 0.0, 0
         for item in items:
             meter, resume = Meter(), None if below is None else below.resume([item.ids])
-            forward_rows(lens, [item.ids], [plan], meter=meter, resume=resume)
+            forward_rows(lens, [item.ids], [plan], [item.n_prompt], meter=meter, resume=resume)
             for dose in meter.doses(0)[:1]:
                 total, tokens = total + dose.relative * dose.tokens, tokens + dose.tokens
         return total / tokens if tokens else 0.0

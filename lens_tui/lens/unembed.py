@@ -20,6 +20,7 @@ from mlx.nn.layers.base import Module
 
 from lens_tui.records import FloatArray, LensError, TokenWeight
 
+from .finite import HEAD, not_finite
 from .layers import Decoder
 from .proxy import Call, first_of, install, replace_first, uninstall
 from .tokens import Tokens
@@ -95,6 +96,8 @@ def find_unembedding(decoder: Decoder) -> Unembedding:
     """
     probe = _probe(decoder)
     target = np.array(readout(decoder, probe).astype(mx.float32))[0]
+    if np.isnan(target).any():
+        raise not_finite("The model's logits", HEAD)
     for norm in _parts(decoder, NORM_NAMES):
         for head in [*_parts(decoder, HEAD_NAMES), *_parts(decoder, EMBED_NAMES)]:
             try:

@@ -23,8 +23,10 @@ _HOMES = {
     "FloatArray": "vectors",
     "Intervention": "interventions",
     "LensError": "errors",
+    "LensWarning": "errors",
     "ModelInfo": "info",
     "NormMatch": "interventions",
+    "NotFinite": "errors",
     "Origin": "vectors",
     "Positions": "interventions",
     "ProjectOut": "interventions",
@@ -40,7 +42,7 @@ _HOMES = {
 
 if TYPE_CHECKING:
     from .batch import BatchRow, Request
-    from .errors import LensError
+    from .errors import LensError, LensWarning, NotFinite
     from .info import ModelInfo, SAEInfo
     from .interventions import (
         ALL,
@@ -74,8 +76,10 @@ __all__ = [
     "FloatArray",
     "Intervention",
     "LensError",
+    "LensWarning",
     "ModelInfo",
     "NormMatch",
+    "NotFinite",
     "Origin",
     "Positions",
     "ProjectOut",

@@ -18,3 +18,21 @@ class LensError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip() if self.hint else self.message
+
+
+class NotFinite(LensError):
+    """NaN or infinity where there should be numbers: a model, a steering or a file that overflows."""
+
+
+class LensWarning(UserWarning):
+    """Something that is done as asked, but is probably not meant; ``warnings`` hears of it.
+
+    The command line writes it to standard error, the app shows it; each text is said once a process.
+    """
+
+
+def warn(message: str) -> None:
+    """Say that something asked for is probably not meant."""
+    import warnings
+
+    warnings.warn(message, LensWarning, stacklevel=3)

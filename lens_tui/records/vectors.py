@@ -72,7 +72,7 @@ class SteeringVector:
         """Check ``values`` (shape ``(d_model,)``), make it unit and wrap it.
 
         Raises :class:`LensError` if it is not one-dimensional, holds NaN or
-        infinity, or is zero.
+        infinity, is zero, or longer than a float64 can say.
         """
         import numpy as np
 
@@ -81,10 +81,16 @@ class SteeringVector:
             raise LensError(f"The vector {name!r} has shape {raw.shape}; a steering vector has shape (d_model,).")
         if not np.isfinite(raw).all():
             raise LensError(f"The vector {name!r} holds NaN or infinity.", "Check how it was made.")
-        length = float(np.linalg.norm(raw))
-        if length == 0.0:
+        largest = float(np.abs(raw).max())
+        if largest == 0.0:
             raise LensError(f"The vector {name!r} is zero and has no direction.", "Use inputs that differ.")
-        direction = (raw / length).astype(np.float32)
+        # Squares of very large or very small numbers leave the range of a float.
+        unit = 1.0 if 1e-140 < largest < 1e140 else largest
+        length = float(np.linalg.norm(raw / unit))
+        direction = (raw / unit / length).astype(np.float32)
+        length *= unit
+        if not np.isfinite(length):
+            raise LensError(f"The vector {name!r} is too long for a number.", "Divide it by its largest value.")
         direction.setflags(write=False)
         return cls(name, direction, layer, site, model, length, origin or Origin(), max_activation)
 
