@@ -38,7 +38,7 @@ WAYS: dict[str, Callable[[LensModel], Any]] = {
     "promoted": lambda lens: lens.promoted(np.ones(64)),
     "attribution": lambda lens: attribute_logits(lens, IDS),
 }
-READING = {
+READING: dict[str, Callable[[LensModel], Any]] = {
     "residuals": lambda lens: lens.residuals(IDS, 3),
     "contrast": lambda lens: contrast(lens, "c", [IDS], [IDS[:4]], layers=3),
 }
