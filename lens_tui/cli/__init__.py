@@ -15,6 +15,9 @@ _COMPLETION = "_MLX_LENS_TUI_COMPLETE"
 
 def main() -> None:
     """Run the command line; the console script's entry point."""
+    from .output import prepare_streams
+
+    prepare_streams()
     asked = sys.argv[1:]
     if asked in ([], ["--demo"]) and _COMPLETION not in os.environ:
         _open(demo=bool(asked))

@@ -2,20 +2,66 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from .find_verbs import verbs as find_verbs
 from .label_verbs import verbs as label_verbs
 from .options import SAE, Json, Model
-from .output import sentences
+from .output import INTERRUPTED, USER_ERROR, fail, note, sentences
 from .read_verbs import verbs as read_verbs
 from .sae_verbs import verbs as sae_verbs
 from .steer_verbs import verbs as steer_verbs
 
+# Typer brings its own click or uses the one installed: the class of what it refuses is known by a child.
+_Refused: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+class _Verbs(TyperGroup):
+    """The verbs; what the parser refuses is said as a verb says it: one safe sentence, with ``--json`` as JSON too."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Read the command line and do what it says."""
+        given = list(sys.argv[1:] if args is None else args)
+        try:
+            status = super().main(given, prog_name, complete_var, False, windows_expand_args, **extra)
+        except _Refused as error:
+            if not standalone_mode:
+                raise
+            _refuse(error, as_json="--json" in given)
+        except typer.Abort:
+            fail("Stopped.", as_json="--json" in given, status=INTERRUPTED)
+        if not standalone_mode:
+            return status
+        raise SystemExit(status if isinstance(status, int) else 0)
+
+
+def _refuse(error: Any, *, as_json: bool) -> NoReturn:
+    """End with what the parser says; a group that was called without a verb has its help said."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        note(str(error.format_message()))
+        raise SystemExit(USER_ERROR)
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "mlx-lens-tui"
+    message = error.format_message().rstrip(".") + "."
+    fail(message, f"See `{path} --help`.", as_json=as_json)
+
+
 app = typer.Typer(
     name="mlx-lens-tui",
+    cls=_Verbs,
     help="Look inside language models and push on them. Without a verb it opens the app.",
     no_args_is_help=False,
     pretty_exceptions_enable=False,
@@ -30,6 +76,7 @@ app.add_typer(steer_verbs)
 app.add_typer(label_verbs, name="labels")
 
 
+@sentences
 def run() -> None:
     """Read the command line and do what it says."""
     app()
@@ -63,7 +110,7 @@ def open_app(
         return
     from .open_app import open_app as start
 
-    raise typer.Exit(start(demo=demo, model=model, theme=theme))
+    start(demo=demo, model=model, theme=theme)
 
 
 @app.command()

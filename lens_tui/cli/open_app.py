@@ -10,7 +10,7 @@ from lens_tui.records.errors import LensError
 
 def open_app(*, demo: bool, model: str | None, theme: str | None) -> NoReturn:
     """Run the app and end the process with its status. Raises :class:`LensError` without a terminal."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if sys.stdout is None or not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise LensError(
             "The app needs a terminal, and this is none.", "Use `mlx-lens-tui compare` or `features`; see --help."
         )

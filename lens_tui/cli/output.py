@@ -1,61 +1,160 @@
-"""What a verb prints: JSON for programs, plain sanitised text for people, one sentence for an error."""
+"""What a verb prints: JSON for programs, plain sanitised text for people, one sentence for an error.
+
+``docs/command-line.md`` says what a script may rely on: exit statuses, streams, the shapes of ``--json``.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from pathlib import Path
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from lens_tui.records.errors import LensError
+from lens_tui.records.sanitise import json_escaped, one_line, sanitise
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 USER_ERROR = 2
+DEFECT = 70
 INTERRUPTED = 130
 
 
+def prepare_streams() -> None:
+    """Make the standard streams ones that can be written to, whatever the shell made of them.
+
+    What an ASCII terminal cannot show is escaped. A stream that is closed would leave its number to the next file that
+    is opened; so stdin and stderr become the null device, and stdout stays ``None``, which no verb begins with.
+    """
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def print_json(data: Any) -> None:
-    """One JSON value on standard output; what is not a number is null, never the invalid ``NaN``."""
-    sys.stdout.write(json.dumps(_finite(data), ensure_ascii=not _utf8()) + "\n")
+    """One JSON value on standard output, as a line.
+
+    What is not a number is null, never the invalid ``NaN``; what acts on a terminal, hides or reorders is ``\\uXXXX``.
+    """
+    _write(json_escaped(json.dumps(_finite(data), ensure_ascii=not _utf8())) + "\n")
+    _flush()
 
 
 def say(text: str = "") -> None:
     """A line for people on standard output, safe for a terminal."""
-    from lens_tui.records.sanitise import sanitise
-
-    sys.stdout.write(sanitise(text) + "\n")
+    _write(sanitise(text) + "\n")
 
 
 def note(text: str) -> None:
     """A line for people on standard error, so that standard output stays what was asked for."""
-    from lens_tui.records.sanitise import sanitise
-
-    sys.stderr.write(sanitise(text) + "\n")
+    with suppress(OSError, ValueError):  # nobody can be told that nobody can be told
+        sys.stderr.write(sanitise(text) + "\n")
 
 
 def sentences(verb: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Turn what the user can put right into one sentence and exit status 2, and ctrl+c into 130."""
+    """Turn what the user can put right into one sentence and exit status 2, and ctrl+c into 130.
+
+    With the option ``json`` the sentence is on standard output too, as ``{"error": {"message": ..., "hint": ...}}``.
+    """
 
     @wraps(verb)
     def guarded(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        as_json = bool(kwargs.get("json"))
         try:
-            return verb(*args, **kwargs)
+            _check(kwargs)
+            try:
+                return verb(*args, **kwargs)
+            finally:
+                _flush()
         except LensError as error:
-            note(f"mlx-lens-tui: {error}")
-            raise SystemExit(USER_ERROR) from None
+            fail(error.message, error.hint, as_json=as_json)
         except KeyboardInterrupt:
-            note("mlx-lens-tui: stopped.")
-            raise SystemExit(INTERRUPTED) from None
+            fail("Stopped.", as_json=as_json, status=INTERRUPTED)
         except BrokenPipeError:
             # The reader went away (`| head`); point stdout elsewhere so that the interpreter's flush at exit is quiet.
             sys.stdout = None
             raise SystemExit(0) from None
+        except Exception as error:
+            _explain(error, as_json)
 
     return guarded
+
+
+def fail(message: str, hint: str = "", *, as_json: bool = False, status: int = USER_ERROR) -> NoReturn:
+    """Say what is wrong on standard error, with ``as_json`` on standard output as well, and end with ``status``."""
+    note(f"mlx-lens-tui: {message} {hint}".rstrip())
+    if as_json:
+        with suppress(LensError, OSError):
+            print_json({"error": {"message": sanitise(message), "hint": sanitise(hint)}})
+    raise SystemExit(status) from None
+
+
+def _explain(error: Exception, as_json: bool) -> NoReturn:
+    """End with a sentence for what the system refused, and with a traceback for a defect."""
+    from lens_tui.worker.failures import explain
+
+    found = explain(error)
+    if isinstance(error, (OSError, MemoryError, ImportError)) or "not enough memory" in found.message:
+        fail(found.message, found.hint, as_json=as_json)
+    note(found.detail.rstrip())
+    fail(found.message, "This is a defect, please report it with the lines above.", as_json=as_json, status=DEFECT)
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    if sys.stdout is None:
+        raise LensError("Standard output is closed.", "Give it somewhere to go, if only /dev/null.")
+    for text in _texts(options.values()):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise LensError(
+                f"The argument {one_line(text, 80)!r} is not UTF-8.", "Write it in UTF-8; rename a file so called."
+            ) from None
+
+
+def _texts(values: Any) -> Iterator[str]:
+    for value in values:
+        if isinstance(value, (str, Path)):
+            yield str(value)
+        elif isinstance(value, (list, tuple)):
+            yield from _texts(value)
+
+
+def _write(text: str) -> None:
+    if sys.stdout is None:
+        raise LensError("Standard output is closed.")
+    try:
+        sys.stdout.write(text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _lost(error)
+
+
+def _flush() -> None:
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _lost(error)
+
+
+def _lost(error: OSError) -> NoReturn:
+    sys.stdout = None  # or the interpreter tries again at its exit, and complains
+    raise LensError(f"Standard output cannot be written: {error.strerror or error}.") from None
 
 
 def _finite(data: Any) -> Any:
@@ -69,4 +168,4 @@ def _finite(data: Any) -> Any:
 
 
 def _utf8() -> bool:
-    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    return (getattr(sys.stdout, "encoding", "") or "").lower().replace("-", "") == "utf8"

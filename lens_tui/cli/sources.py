@@ -22,10 +22,20 @@ if TYPE_CHECKING:
 
 def read_text(argument: str) -> str:
     """The text of an argument: itself, or standard input for ``-``. Raises :class:`LensError` if empty."""
-    text = sys.stdin.read() if argument == "-" else argument
+    text = _standard_input() if argument == "-" else argument
     if not text.strip():
         raise LensError("The text is empty.", "Give some words, or '-' to read standard input.")
     return text
+
+
+def _standard_input() -> str:
+    """All of it, byte for byte. Raises :class:`LensError` unless it is UTF-8."""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise LensError(
+            f"Standard input is not UTF-8 at byte {error.start}.", "Convert it, for example with iconv -t UTF-8."
+        ) from None
 
 
 def open_sae(name: str, model: str) -> SAE:

@@ -26,7 +26,7 @@ def dose(
     model: Model = "demo",
     sae: SAE = "",
     scales: Annotated[
-        str, typer.Option("--scales", help="Multiples of the arm's scale, as 0,0.5,1. Default: 0 to ±4.")
+        str, typer.Option("--scales", help="Multiples of the arm's scale, as 0,0.5,1. Default: 0 to 4 both ways.")
     ] = "",
     controls: Annotated[int, typer.Option(min=0, help="Random directions beside each scale.")] = 1,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens written at each scale.")] = 60,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lens_tui.records import LensError
 from lens_tui.records.corpus import Corpus
 
-from .tokens import Tokens
+from .tokens import Tokens, whole
 
 _DOCUMENTS_AT_ONCE = 512
 NO_DOCUMENT = -1
@@ -97,9 +97,10 @@ def encode_batch(tokens: Tokens, texts: Sequence[str]) -> Iterator[NDArray[np.in
     inner: Any = getattr(tokens.tokenizer, "_tokenizer", tokens.tokenizer)
     backend: Any = getattr(inner, "backend_tokenizer", None)
     if backend is not None:
-        lists: list[Any] = [encoding.ids for encoding in backend.encode_batch(list(texts), add_special_tokens=False)]
+        found = backend.encode_batch([whole(text) for text in texts], add_special_tokens=False)
+        lists: list[Any] = [encoding.ids for encoding in found]
     else:
-        lists = [inner.encode(text, add_special_tokens=False) for text in texts]
+        lists = [inner.encode(whole(text), add_special_tokens=False) for text in texts]
     for ids in lists:
         array = np.asarray(ids, np.int32)
         if len(array) and not 0 <= int(array.min()) <= int(array.max()) < tokens.vocab_size:

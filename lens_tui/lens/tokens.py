@@ -79,7 +79,7 @@ class Tokens:
             raise LensError(
                 "This model was given without a tokenizer.", "Give token ids, or from_model(model, tokenizer)."
             )
-        return self._one_bos([int(token) for token in self.tokenizer.encode(text)])
+        return self._one_bos([int(token) for token in self.tokenizer.encode(whole(text))])
 
     def prompt(self, prompt: Prompt, *, raw: bool = False) -> EncodedPrompt:
         """A prompt as token ids.
@@ -144,6 +144,8 @@ class Tokens:
         return self._one_bos([int(token) for token in ids])
 
     def _chat(self, messages: Sequence[Message]) -> EncodedPrompt:
+        for message in messages:
+            whole(str(message.get("content", "")))
         try:
             ids = self._render(messages, reply=True)
         except LensError:
@@ -194,6 +196,21 @@ class Tokens:
             return sanitise_token(data.decode("utf-8"))
         except UnicodeDecodeError:
             return f"⟨{data.hex(' ')}⟩"
+
+
+def whole(text: str) -> str:
+    """``text``, which must be one that can be written as UTF-8. Raises :class:`LensError` for a lone surrogate.
+
+    Python makes them of bytes that are no UTF-8 (arguments, names of files, ``errors="surrogateescape"``).
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise LensError(
+            f"The text is not UTF-8: character {error.start} is a lone surrogate, U+{ord(text[error.start]):04X}.",
+            "Read it in the encoding that it is written in.",
+        ) from None
+    return text
 
 
 class _NoText:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from .sanitise import sanitise
+
+_LONGEST = 600
+"""Characters of a message or a hint; of a longer one the middle is left out, for its end says what to do."""
+
 
 class LensError(ValueError):
     """Something the user can put right.
 
     ``str(error)`` is one sentence saying what is wrong and where; ``hint`` says
     what to do about it. Everything this package refuses is refused with a
-    ``LensError``; anything else that escapes is a defect.
+    ``LensError``; anything else that escapes is a defect. Messages quote what
+    files and networks hold: both texts are made safe for a terminal, put in one
+    line and kept short, whoever raises them.
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = _sentence(message)
+        self.hint = _sentence(hint)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip() if self.hint else self.message
@@ -35,4 +42,16 @@ def warn(message: str) -> None:
     """Say that something asked for is probably not meant."""
     import warnings
 
-    warnings.warn(message, LensWarning, stacklevel=3)
+    warnings.warn(_sentence(message), LensWarning, stacklevel=3)
+
+
+def _sentence(text: str) -> str:
+    line = sanitise(_cut(str(text))).replace("\n", " ").replace("\t", " ").strip()
+    return _cut(line)
+
+
+def _cut(text: str) -> str:
+    if len(text) <= _LONGEST:
+        return text
+    tail = _LONGEST // 4
+    return f"{text[: _LONGEST - tail - 3]} … {text[-tail:]}"

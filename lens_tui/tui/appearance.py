@@ -10,6 +10,7 @@ from textual.app import App
 from textual.binding import Binding
 from textual.filter import LineFilter
 
+from lens_tui.records.sanitise import one_line
 from lens_tui.tui import themes
 from lens_tui.tui.guard import NoControls
 from lens_tui.tui.keys import by_id, check_keymap
@@ -41,7 +42,7 @@ class Appearance(_Base):
         for found in self.themes.values():
             self.register_theme(found)
         if theme not in self.themes:
-            problems.append(f"There is no theme {theme!r}; there are {', '.join(self.themes)}.")
+            problems.append(f"There is no theme {one_line(theme, 60)!r}; there are {', '.join(self.themes)}.")
             theme = themes.DEFAULT_THEME
         self._begin_with(theme)
         self.problems += problems

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lens_tui.records.sanitise import one_line, sanitise, sanitise_token
+from lens_tui.records import LensError
+from lens_tui.records.sanitise import json_escaped, one_line, sanitise, sanitise_token, signs
 
 # Everything Python can hold, lone surrogates included, with the dangerous ranges drawn often.
 RISKY = st.sampled_from(
@@ -102,3 +104,33 @@ def test_one_line_cuts_and_joins() -> None:
     assert one_line("  a\n\n b\t c  ", 20) == "a b c"
     assert one_line("x" * 300, 10) == "x" * 9 + "…"
     assert len(one_line("y " * 1_000_000, 60)) <= 60
+
+
+@given(TEXT)
+def test_signs_are_safe_and_one_for_each_character(text: str) -> None:
+    assert len(signs(text)) == len(text)
+    assert is_safe(signs(text))
+    assert signs(signs(text)) == signs(text)
+
+
+@given(TEXT)
+def test_escaped_json_is_the_same_json_and_nothing_acts_in_it(text: str) -> None:
+    written = json_escaped(json.dumps({text: [text]}, ensure_ascii=False))
+    assert is_safe(written, kept="")
+    assert not set("\u200c\u200d") & set(written)
+    assert json.loads(written) == json.loads(json.dumps({text: [text]}))
+
+
+@given(TEXT, TEXT)
+def test_an_error_is_safe_short_and_in_one_line(message: str, hint: str) -> None:
+    error = LensError(message, hint)
+    for said in (error.message, error.hint, str(error), str(error.args[0])):
+        assert is_safe(said, kept="")
+
+
+def test_a_long_error_keeps_its_beginning_and_its_end() -> None:
+    error = LensError("The model type " + "\x1b[31mx" * 20_000 + " is not known.", "y" * 100_000)
+    assert len(error.message) <= 600
+    assert len(error.hint) <= 600
+    assert error.message.startswith("The model type ␛[31mx")
+    assert error.message.endswith("x is not known.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -12,6 +13,7 @@ from transformers import AutoTokenizer
 
 from lens_tui import demo
 from lens_tui.lens import LensModel
+from lens_tui.lens.texts import encode_batch
 from lens_tui.lens.tokens import Tokens
 from lens_tui.records import Add, LensError, Positions, SteeringVector
 
@@ -177,3 +179,23 @@ def _always(token: int) -> Any:
 def _script(ids: list[int]) -> Any:
     left = iter([*ids, 5, 5])
     return lambda logprobs: mx.array([next(left)])
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_lone_surrogate_is_one_sentence(chat: bool) -> None:
+    text = "caf\udce9 the"
+    plain: Any = AutoTokenizer.from_pretrained(str(demo.model_path()))
+    if chat:
+        plain.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokens = Tokens(TokenizerWrapper(plain), 8192)
+    lens = LensModel("demo")
+    asked: list[Callable[[], object]] = [
+        lambda: tokens.prompt(text),
+        lambda: tokens.encode(text),
+        lambda: list(encode_batch(tokens, [text])),
+        lambda: lens.loss(text),
+        lambda: lens.generate(text, max_tokens=1),
+    ]
+    for ask in asked:
+        with pytest.raises(LensError, match=r"character 3 is a lone surrogate, U\+DCE9"):
+            ask()

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from lens_tui.records.sanitise import sanitise_token
 from lens_tui.tui.keys import KEYS, PANES, SCREENS, by_id, check_keymap, clashes, in_scope
 from lens_tui.tui.keys.check import key_problem, normal, split
 
@@ -92,3 +93,11 @@ def test_long_names_are_textuals(short: str, long: str) -> None:
 def test_the_table_needs_no_textual() -> None:
     code = "import sys, lens_tui.tui.keys; sys.exit('textual' in sys.modules or 'mlx' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_hostile_map_is_named_safely_and_shortly() -> None:
+    _, problems = check_keymap({"\x1b]52;c;aGk=\x07" + "x" * 100_000: "a", "app.run": "\x9b31m\u202e"})
+    assert len(problems) == 2
+    for problem in problems:
+        assert sanitise_token(problem) == problem
+        assert len(problem) <= 300

@@ -10,6 +10,7 @@ import pytest
 from rich.color import Color, ColorSystem
 
 from lens_tui.records import LensError
+from lens_tui.records.sanitise import sanitise_token
 from lens_tui.tui import themes
 
 FILES = sorted(themes.bundled_dir().glob("*.toml"))
@@ -99,3 +100,10 @@ def test_what_is_wrong_is_said(change: object, says: str) -> None:
     change(data)  # type: ignore[operator]
     with pytest.raises(LensError, match=says):
         themes.theme_from(data, "x.toml")
+
+
+def test_a_hostile_theme_file_is_named_safely_and_shortly(tmp_path: Path) -> None:
+    (tmp_path / "\x1b[31m\u202e.toml").write_text('name = "x"\n[colors]\nbackground = "' + "\\u009b" * 10_000 + '"\n')
+    _, (problem,) = themes.load_themes((tmp_path,))
+    assert sanitise_token(problem) == problem
+    assert len(problem) <= 1300

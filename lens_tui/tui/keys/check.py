@@ -11,6 +11,8 @@ import unicodedata
 from collections.abc import Mapping
 from functools import cache
 
+from lens_tui.records.sanitise import one_line
+
 from .table import KEYS, PANES, SCREENS, Key, by_id
 
 MUST_STAY = ("app.quit", "app.help", "app.commands")
@@ -81,7 +83,7 @@ def check_keymap(user: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     for name, value in user.items():
         problem = _entry_problem(name, value)
         if problem:
-            problems.append(problem)
+            problems.append(one_line(problem, 300))
         else:
             good[name] = ",".join(split(value))
     while found := clashes(good):
@@ -95,7 +97,7 @@ def check_keymap(user: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
 
 def _entry_problem(name: str, value: object) -> str:
     if name not in by_id():
-        close = _closest(name)
+        close = _closest(name[:80])
         return f"keys.{name}: there is no such key id{f'; did you mean {close}' if close else ''}."
     if not isinstance(value, str):
         return f'keys.{name}: write the keys as one text, for example "j,down".'
