@@ -84,11 +84,11 @@ def run() -> None:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from lens_tui import __version__
 
         from .output import say
 
-        say(f"mlx-lens-tui {version('mlx-lens-tui')}")
+        say(f"mlx-lens-tui {__version__}")
         raise typer.Exit
 
 

@@ -62,6 +62,13 @@ def test_every_module_can_be_imported() -> None:
         import_module(item.name)
 
 
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lens_tui", "--version"], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout == f"mlx-lens-tui {lens_tui.__version__}\n"
+
+
 def test_the_contracts_between_rooms_are_kept() -> None:
     done = subprocess.run(
         [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"],
