@@ -1,4 +1,7 @@
-"""Arms in lock step: the baseline and every steered arm decoded in one batch, one row each."""
+"""Arms in lock step: the baseline and every steered arm decoded in one batch, one row each.
+
+With KL a steered arm has a companion: one more row, of the plain model, that is fed the arm's own tokens.
+"""
 
 from __future__ import annotations
 
@@ -173,6 +176,10 @@ class Comparison(Rows, Iterator[Token | ArmEnd]):
     Tokens come step by step, arms in order within a step. ``arms`` names the rows.
     """
 
+    def __init__(self, decoder: RowDecoder, tokens: Tokens, names: Sequence[str], baseline: int = 0) -> None:
+        super().__init__(decoder, tokens, names)
+        self._baseline = baseline
+
     def __next__(self) -> Token | ArmEnd:
         return next(self._events)
 
@@ -182,9 +189,15 @@ class Comparison(Rows, Iterator[Token | ArmEnd]):
         return self._progress.names
 
     @property
-    def baseline(self) -> int | None:
-        """The row that KL is measured against."""
-        return self._progress.decoder.options.baseline
+    def baseline(self) -> int:
+        """The arm that began without interventions."""
+        return self._baseline
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows of the batch: the arms, and behind them the plain model on each steered arm's tokens (see ``kl``)."""
+        decoder = self._progress.decoder
+        return decoder.n_rows + len(decoder.followed)
 
     @property
     def texts(self) -> tuple[str, ...]:

@@ -127,7 +127,8 @@ def _generate(
         if "temperature" not in options:
             options.setdefault("temp", 0.0)
     arms = [Arm("baseline"), *(Arm(f"scale {at}", plan) for at, plan in enumerate(plans))]
-    comparison = lens.compare(prompt, arms, sampling, raw=raw, **options)
+    # KL is measured along the plain text as well, and there in one go: no companions are needed here.
+    comparison = lens.compare(prompt, arms, sampling, raw=raw, kl=False, **options)
     ends = {event.arm: event for event in comparison if isinstance(event, ArmEnd)}
     return _Run(comparison.token_ids, comparison.texts, ends)
 

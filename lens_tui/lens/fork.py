@@ -44,6 +44,21 @@ def spread(cache: Sequence[Any], n_rows: int) -> None:
         item.state = _spread(item.state, n_rows)
 
 
+def add_rows(cache: Sequence[Any], n_rows: int, sources: Sequence[int]) -> None:
+    """Give caches of ``n_rows`` rows copies of some of these rows, at the end."""
+    index = mx.array([*range(n_rows), *sources])
+    for item in cache:
+        item.state = _picked(item.state, n_rows, index)
+
+
+def _picked(state: Any, n_rows: int, index: mx.array) -> Any:
+    if isinstance(state, (list, tuple)):
+        return type(state)(_picked(part, n_rows, index) for part in state)
+    if isinstance(state, mx.array) and state.ndim and state.shape[0] == n_rows:
+        return state[index]
+    return state
+
+
 def _spread(state: Any, n_rows: int) -> Any:
     if isinstance(state, (list, tuple)):
         return type(state)(_spread(part, n_rows) for part in state)

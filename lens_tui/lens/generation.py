@@ -3,6 +3,9 @@
 The prompt goes in as mlx-lm's own loop sends it: in chunks, then its last token
 alone. Step k+1 is launched before step k is read, so the device never waits for
 the reader.
+
+A *companion* is a row behind the arms' rows: the plain model, fed the tokens that an
+arm writes, so that both distributions are of the same text.
 """
 
 from __future__ import annotations
@@ -18,15 +21,15 @@ import mlx.core as mx
 from lens_tui.records import Sampling
 
 from .capture import CaptureResult
-from .fork import can_fork, spread
+from .fork import add_rows, can_fork, spread
 from .positions import follow_thinking
 from .prefill import Filler, keep_rows, prefill_rows
 from .prefix import PrefixCache
 from .proxy import first_of
-from .registry import Registry, Run
+from .registry import Registry, Run, acts
 from .sampling import LogitsProcessor, Sampler, make_processors, make_sampler
 from .steered import History
-from .steps import LaunchedStep, Scales, Step, best, kl_from, scales_of
+from .steps import LaunchedStep, Scales, Step, against_plain, best, scales_of
 from .tokens import EncodedPrompt
 
 PREFILL_STEP = 2048
@@ -37,12 +40,12 @@ _async_eval: Any = mx.async_eval  # has no types
 class DecodeOptions:
     """How rows are decoded.
 
-    ``baseline`` is the row that KL is measured against, ``top`` how many candidates
-    each token carries; the others are mlx-lm's ``generate_step``'s.
+    ``kl`` asks for companions, ``top`` says how many candidates each token carries;
+    the others are mlx-lm's ``generate_step``'s.
     """
 
     sampling: Sampling
-    baseline: int | None = None
+    kl: bool = False
     top: int = 0
     prefill_step_size: int = PREFILL_STEP
     progress: Callable[[int, int], None] | None = None
@@ -55,7 +58,9 @@ class DecodeOptions:
 
 @dataclass
 class RowDecoder:
-    """The decoding of one prompt on ``n_rows`` rows under a run's plan.
+    """The decoding of one prompt on ``n_rows`` rows, and their companions, under a run's plan.
+
+    ``followed`` are the rows that companions are fed the tokens of, in the companions' order.
 
     ``thinking`` are the ids of the model's thinking markers, where it has such
     and the prompt went through its template; ``inside``: the prompt ends between them.
@@ -73,6 +78,8 @@ class RowDecoder:
     max_kv_size: int | None = None
     reused: int = 0
     histories: list[History] = field(default_factory=list)
+    followed: list[int] = field(default_factory=list)
+    _alone: set[int] = field(default_factory=set)
     _at: int = 0
     _history: mx.array | None = None
     _inside: mx.array | None = None
@@ -155,7 +162,8 @@ class RowDecoder:
         self._note_steering()
 
     def _note_steering(self) -> None:
-        for history, entries in zip(self.histories, self.run.plan.rows, strict=True):
+        # Companions come behind the rows, and nothing acts on them.
+        for history, entries in zip(self.histories, self.run.plan.rows, strict=False):
             history.note(self._at, entries)
 
     def _start_again(self) -> None:
@@ -199,14 +207,17 @@ class RowDecoder:
 
     def _launch(self, inputs: mx.array) -> LaunchedStep:
         self._note_changes()
-        self._note_thinking(inputs)
-        logits = self._forward(inputs)[:, -1, :].astype(mx.float32)
-        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        fed = mx.concatenate([inputs, inputs[mx.array(self.followed)]]) if self.followed else inputs
+        self._note_thinking(fed)
+        every = self._forward(fed)[:, -1, :].astype(mx.float32)
+        every_logprobs = every - mx.logsumexp(every, axis=-1, keepdims=True)
+        logits, logprobs = every[: self.n_rows], every_logprobs[: self.n_rows]
         chosen = self._sample(self._processed(inputs, logits, logprobs))
         of_chosen = mx.take_along_axis(logprobs, chosen[:, None], axis=-1)[:, 0]
-        kl = None if self.options.baseline is None else kl_from(logprobs, self.options.baseline)
+        plain = against_plain(logprobs, every_logprobs[self._plain_rows()], chosen) if self.options.kl else None
         top_ids, top_logprobs = best(logprobs, self.options.top) if self.options.top else (None, None)
-        launched = LaunchedStep(chosen, of_chosen, kl, top_ids, top_logprobs, self._version, self._scales)
+        alone = frozenset(self._alone)
+        launched = LaunchedStep(chosen, of_chosen, plain, top_ids, top_logprobs, self._version, self._scales, alone)
         _async_eval(*launched.arrays(), *self._extras())
         return launched
 
@@ -228,7 +239,7 @@ class RowDecoder:
         if self.thinking is None:
             return
         if self._inside is None:  # the last prompt token: what the prompt's spans say of it holds
-            self._inside = mx.full((self.n_rows, 1), self.inside)
+            self._inside = mx.full((inputs.shape[0], 1), self.inside)
             return
         self.run.thinking, self._inside = follow_thinking(inputs, self._inside, self.thinking)
 
@@ -237,11 +248,48 @@ class RowDecoder:
         plan = self.run.plan
         if plan.stamp == self._stamp:
             return
+        if self.options.kl:
+            self._join_companions()
         if self._version >= 0 and self.run.meter is not None:
             self.run.meter.restart()
         self._stamp = plan.stamp
         self._version += 1
         self._scales = tuple(scales_of(plan, row) for row in range(len(plan.rows)))
+
+    def _join_companions(self) -> None:
+        """Give every row that something acts on from now on its companion, whose cache is that of a plain row."""
+        plan, joined = self.run.plan, []
+        for row in range(self.n_rows):
+            if row in self.followed or row in self._alone or not any(acts(entry.item) for entry in plan.rows[row]):
+                continue
+            source = self._plain_row(row)
+            if source is None:
+                self._alone.add(row)
+            else:
+                joined.append((row, source))
+        if not joined:
+            return
+        sources = [source for _, source in joined]
+        n_rows = self.n_rows + len(self.followed)
+        add_rows(self.cache, n_rows, sources)
+        if self._inside is not None:
+            self._inside = mx.concatenate([self._inside, self._inside[mx.array(sources)]])
+        self.followed += [row for row, _ in joined]
+        plan.rows += [[] for _ in joined]
+        self.registry.caches.note(self.cache, self._at, plan.fingerprint())
+
+    def _plain_row(self, row: int) -> int | None:
+        """A row that read the same tokens as this one and that nothing has acted on; ``None``: there is none."""
+        if self.histories[row].plain:
+            return row
+        # Before the first token is written all rows have read the same.
+        same = range(self.n_rows) if self._at == self.start + len(self.ids) - 1 else ()
+        return next((other for other in same if self.histories[other].plain), None)
+
+    def _plain_rows(self) -> mx.array:
+        """For each row its companion, or the row itself where nothing acts on it."""
+        companions = {row: self.n_rows + place for place, row in enumerate(self.followed)}
+        return mx.array([companions.get(row, row) for row in range(self.n_rows)])
 
     def _extras(self) -> list[mx.array]:
         """Measurements and captures of the newest forward, evaluated with the step they belong to."""

@@ -51,7 +51,7 @@ class Meter:
         """Read what has been measured (evaluates what is not evaluated yet)."""
         for key, array in self.pending:
             value = np.array(array, dtype=np.float64)
-            self._sums[key] = self._sums.get(key, 0.0) + value
+            self._sums[key] = _together(self._sums[key], value) if key in self._sums else value
         self.pending.clear()
 
     def sums(self) -> dict[Key, np.ndarray[tuple[int, int], np.dtype[np.float64]]]:
@@ -92,6 +92,17 @@ def doses_of(sums: Mapping[Key, np.ndarray[Any, np.dtype[np.float64]]]) -> tuple
             means = (float(asked / count), float(delivered / count), float(relative / count))
             found.append(Dose(key[0], key[1], *means, int(count)))
     return tuple(found)
+
+
+def _together(
+    left: np.ndarray[Any, np.dtype[np.float64]], right: np.ndarray[Any, np.dtype[np.float64]]
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The sum of two (4, rows): companions join a batch at its end, after the prompt was measured without them."""
+    wide = max(left.shape[1], right.shape[1])
+    found: np.ndarray[Any, np.dtype[np.float64]] = sum(
+        np.pad(one, ((0, 0), (0, wide - one.shape[1]))) for one in (left, right)
+    )  # type: ignore[assignment]
+    return found
 
 
 def _measure(before: mx.array, exact: mx.array, after: mx.array, mask: Mask) -> mx.array:

@@ -328,6 +328,7 @@ class LensModel(BatchMethods):
         *,
         raw: bool = False,
         top: int = 0,
+        kl: bool = True,
         **options: Any,
     ) -> Comparison:
         """Generate every arm in lock step, one batch row each: an iterator of tokens and arm ends.
@@ -338,6 +339,11 @@ class LensModel(BatchMethods):
         in lower precision a batch may round differently from a single row, which
         can change a token where two are nearly tied. ``options`` are those of
         :meth:`stream`; a stop ends the arm that comes to it, the others go on.
+
+        ``kl``: each arm that something acts on has a companion row in the batch, the plain model fed the arm's own
+        tokens, so that a token says how far the two next-token distributions are apart *on the same text*
+        (``Token.kl``, ``reverse_kl``, ``plain_logprob``; what :func:`~lens_tui.lens.divergence` gives for the arm's
+        tokens). ``False`` leaves companions out, and those are ``None``.
         """
         if self._registry.ambient()[0]:
             raise LensError("compare was called inside a steer block.", "Give the steering as an arm instead.")
@@ -346,12 +352,13 @@ class LensModel(BatchMethods):
         rows = [[Entry(self._registry, checked(item, self._registry)) for item in arm.interventions] for arm in named]
         baseline = next(index for index, arm in enumerate(named) if arm.is_baseline)
         plan = Plan(rows, self._registry.ambient()[1])
-        decode = DecodeOptions(settings, baseline=baseline, top=top)
+        decode = DecodeOptions(settings, kl=kl, top=top)
         encoded = self.tokens.prompt(prompt, raw=raw)
         return Comparison(
             row_decoder(self._registry, encoded, plan, len(named), decode, options, None, self.prefixes),
             self.tokens,
             [arm.name for arm in named],
+            baseline,
         )
 
     def close(self) -> None:

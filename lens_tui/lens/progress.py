@@ -47,21 +47,18 @@ class Progress:
 
     def emit(self, step: Step) -> Iterator[Token | ArmEnd]:
         """A step's tokens of the rows that go on, then the ends of those that have ended with it."""
-        baseline = self.decoder.options.baseline
         alive = [index for index, row in enumerate(self.rows) if not row.reason]
-        with_kl = baseline is not None and baseline in alive
         for index in alive:
-            text = self.rows[index].write(step.ids[index])
-            kl = max(0.0, step.kl[index]) if with_kl and step.kl is not None else None
-            yield self.token(index, step, text, kl)
+            yield self.token(index, step, self.rows[index].write(step.ids[index]))
         for index in alive:
             row = self.rows[index]
             if row.reason:
                 yield ArmEnd(index, row.reason, len(row.ids), row.text, self.doses(index))
 
-    def token(self, index: int, step: Step, text: str, kl: float | None) -> Token:
+    def token(self, index: int, step: Step, text: str) -> Token:
         """One row's token of a step, which has been written already."""
         token = step.ids[index]
+        plain = step.plain[index] if step.plain is not None else None
         top: tuple[Candidate, ...] = ()
         if step.top_ids is not None and step.top_logprobs is not None:
             pairs = zip(step.top_ids[index], step.top_logprobs[index], strict=True)
@@ -73,10 +70,12 @@ class Progress:
             text=text,
             logprob=step.logprobs[index],
             arm=index,
-            kl=kl,
+            kl=None if plain is None else plain.kl,
             top=top,
             version=step.version,
             scales=step.scales[index],
+            reverse_kl=None if plain is None else plain.reverse_kl,
+            plain_logprob=None if plain is None else plain.logprob,
         )
 
     def doses(self, row: int) -> tuple[Dose, ...]:
@@ -135,10 +134,14 @@ class Progress:
             if not row.reason:
                 name = f"The logits of the arm {self.names[index]!r}" if self.names[index] else "The model's logits"
                 check_chosen(step.logprobs[index], name, lambda at=index: self._origin(at))  # type: ignore[misc]
+                plain = step.plain[index] if step.plain is not None else None
+                if plain is not None:
+                    name = f"The plain model's logits on the text of the arm {self.names[index]!r}"
+                    check_chosen(plain.logprob, name, lambda at=index: self._origin(at, plain=True))  # type: ignore[misc]
 
-    def _origin(self, row: int) -> str:
+    def _origin(self, row: int, *, plain: bool = False) -> str:
         whole = replace(self.passage(row), ids=(*self.decoder.ids, *self.rows[row].ids))
-        return origin_in(self.decoder.registry, whole, self.plan.rows[row])
+        return origin_in(self.decoder.registry, whole, () if plain else self.plan.rows[row])
 
     def finish(self) -> None:
         """Close the books: reasons, captures without what ran ahead, proxies."""

@@ -120,6 +120,7 @@ class Run:
     places are counted by who runs them: see :class:`~.positions.Where`. ``fork`` is
     how many rows a forward of one row becomes at the first site that is touched;
     ``resume`` what takes the place of a site's tensor, so that nothing below is computed.
+    ``shown`` is how many rows a capture sees where there are others behind them (``None``: all).
     """
 
     registry: Registry
@@ -133,6 +134,7 @@ class Run:
     real: mx.array | None = None
     fork: int = 0
     resume: Resume | None = None
+    shown: int | None = None
 
 
 @dataclass(eq=False)
@@ -147,6 +149,7 @@ class _Forward:
     passes: dict[int, int] = field(default_factory=dict)
     fork: int = 0
     resume: Resume | None = None
+    shown: int | None = None
 
 
 _AMBIENT: ContextVar[tuple[Entry | Recorder, ...]] = ContextVar("lens_ambient", default=())
@@ -297,7 +300,8 @@ class Registry:
         recorders = tuple(recorder for recorder in run.plan.recorders if recorder.active)
         for recorder in recorders:
             recorder.begin(own, starts=not caches or (isinstance(offset, int) and offset == 0))
-        return _Forward(where, self.programs(run.plan), recorders, run.meter, fork=run.fork, resume=run.resume)
+        programs = self.programs(run.plan)
+        return _Forward(where, programs, recorders, run.meter, fork=run.fork, resume=run.resume, shown=run.shown)
 
     def programs(self, plan: Plan) -> dict[Key, Program]:
         """The plan's programs by site, built once for each state of the plan."""
@@ -351,7 +355,8 @@ class Registry:
             h = program.run(h, forward.where, forward.meter.watcher(key) if forward.meter else None)
         for recorder in forward.recorders:
             if key in recorder.places:
-                recorder.record(key, h.astype(h.dtype))  # an alias: models may go on to change h in place
+                seen = h if forward.shown is None else h[: forward.shown]
+                recorder.record(key, seen.astype(h.dtype))  # an alias: models may go on to change h in place
         return h
 
 

@@ -55,7 +55,7 @@ def row_decoder(
     n_prompt = registry.caches.check(cache, plan.fingerprint()) + len(prompt.ids)
     registry.decoder.check_positions(n_prompt + decode.sampling.max_tokens - 1)
     meter = Meter() if any(plan.rows) else None
-    run = Run(registry, plan, n_prompt, prompt.spans, meter)
+    run = Run(registry, plan, n_prompt, prompt.spans, meter, shown=n_rows if decode.kl else None)
     if prompt_cache is not None or extra.get("kv_bits") is not None:
         prefixes = None
     return RowDecoder(

@@ -26,6 +26,7 @@ from .finite import not_finite, origin_of
 from .packing import pack
 from .registry import Entry, Resume, acts
 from .rows import MAX_LOGITS, MAX_ROWS, forward_rows
+from .steps import kl
 
 if TYPE_CHECKING:
     from .model import LensModel
@@ -195,12 +196,6 @@ def _check_finite(lens: LensModel, item: Item, plans: Sequence[Plan], scores: Se
             raise not_finite("The model's logits" if not entries else "The steered model's logits", where)
 
 
-def _expected(logprobs: mx.array, values: mx.array) -> mx.array:
-    # A token of probability 0 counts nothing, even where its log-probability is minus infinity.
-    p = mx.exp(logprobs)
-    return mx.where(p > 0, p * values, 0.0).sum(axis=-1)
-
-
 def _scores(logits: mx.array, item: Item, base: Array | None) -> list[Score]:
     """Scores of one group, logits (rows, longest, vocabulary), a block of positions at a time.
 
@@ -217,12 +212,11 @@ def _scores(logits: mx.array, item: Item, base: Array | None) -> list[Score]:
         target = mx.broadcast_to(target, (logprobs.shape[0], stop - start, 1))
         block = [-mx.take_along_axis(logprobs, target, axis=-1)[..., 0]]
         if base is None:
-            gap = logprobs[:1] - logprobs
-            block += [_expected(logprobs[:1], gap), -_expected(logprobs, gap)]
+            block += [kl(logprobs[:1], logprobs), kl(logprobs, logprobs[:1])]
         mx.eval(block)
         parts.append([np.array(values, dtype=np.float64) for values in block])
-    nll, *kl = (np.concatenate(values, axis=1) for values in zip(*parts, strict=True))
+    nll, *divergences = (np.concatenate(values, axis=1) for values in zip(*parts, strict=True))
     if base is not None:
         return [Score(base, row, row[:0], row[:0]) for row in nll]
-    forward, reverse = (np.maximum(values, 0.0) for values in kl)
+    forward, reverse = divergences
     return [Score(nll[0], nll[row], forward[row], reverse[row]) for row in range(1, nll.shape[0])]

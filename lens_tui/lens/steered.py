@@ -33,6 +33,11 @@ class History:
         items = (entry.item for entry in entries)
         self._held.append((at, tuple(item for item in items if isinstance(item, Intervention) and acts(item))))
 
+    @property
+    def plain(self) -> bool:
+        """Whether nothing has acted on the row so far."""
+        return not any(items for _, items in self._held)
+
     def restart(self) -> None:
         """The prompt begins again."""
         self._held.clear()

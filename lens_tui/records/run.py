@@ -22,9 +22,11 @@ class Token:
     from 0. ``text`` is what the token adds to the readable text, exactly as the
     tokenizer decodes it (empty while the bytes of a character are incomplete);
     ``token`` is the token's own display form, safe to show. ``logprob`` is in
-    nats under the arm's own distribution at temperature 1. ``kl`` is
-    D_KL(arm || baseline) in nats at this step: 0.0 for the baseline, ``None``
-    once it has ended and where there is none. ``version`` counts the changes of
+    nats under the arm's own distribution at temperature 1. In a comparison ``kl`` is
+    D(arm || plain) of the next token in nats, ``reverse_kl`` D(plain || arm), and
+    ``plain_logprob`` the plain model's log-probability of this token: the plain model
+    reads the arm's own tokens. They are 0, 0 and ``logprob`` where nothing acts on the arm, and
+    ``None`` outside comparisons and in those without KL. ``version`` counts the changes of
     the run's interventions and ``scales`` lists ``(id, scale)`` as they stood
     when this token was computed.
     """
@@ -39,6 +41,8 @@ class Token:
     top: tuple[Candidate, ...] = ()
     version: int = 0
     scales: tuple[tuple[str, float], ...] = ()
+    reverse_kl: float | None = None
+    plain_logprob: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

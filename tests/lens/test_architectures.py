@@ -219,6 +219,16 @@ def test_its_arms_side_by_side_are_its_arms_alone(name: str) -> None:
         assert [token.token_id for token in rows[index]] == [token.token_id for token in alone]
         np.testing.assert_allclose([t.logprob for t in rows[index]], [t.logprob for t in alone], atol=1e-3)
     assert [token.logprob for token in rows[0]] != [token.logprob for token in rows[1]]
+    # KL against the plain model on the arm's own tokens, whatever the caches are that its row was copied in.
+    both = []
+    for items in ((), arms[1].interventions):
+        with lens.intervene(*items):
+            seen = numbers(lens.forward([*IDS, *together.token_ids[1][:-1]], make_prompt_cache(lens.model)))[0, -4:]
+        both.append(seen - np.log(np.exp(seen).sum(axis=-1, keepdims=True)))
+    for one, other, name_of in ((both[1], both[0], "kl"), (both[0], both[1], "reverse_kl")):
+        expected = (np.exp(one) * (one - other)).sum(axis=-1)
+        np.testing.assert_allclose([getattr(token, name_of) for token in rows[1]], expected, atol=1e-3)
+        assert expected.max() > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "4-bit"])
