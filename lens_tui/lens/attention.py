@@ -125,7 +125,7 @@ def _run(
                 for module, tap in _taps(probe, len(ids)):
                     install(module, tap)
                     stack.callback(uninstall, module, tap)
-            registry.decoder.root(mx.array([list(ids)], dtype=mx.int32))
+            registry.decoder.forward(mx.array([list(ids)], dtype=mx.int32))
     finally:
         registry.release(needed)
 

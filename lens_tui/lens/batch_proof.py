@@ -15,7 +15,6 @@ import mlx.core as mx
 from .batch_model import BatchModel, RowLabels, RowPlan
 from .batch_tolerance import tolerance
 from .generation import mlx_lm_generate
-from .proxy import first_of
 from .registry import Plan, Registry, Run
 from .tokens import EncodedPrompt
 
@@ -45,7 +44,7 @@ def _agrees(registry: Registry, way: Way) -> bool:
     limit = tolerance(registry.decoder.dtype)
     for prompt, (ids, rows) in zip(prompts, made, strict=True):
         with registry.running(Run(registry, Plan())):
-            logits = first_of(registry.decoder.root(mx.array([prompt + ids[:-1]])))[0, -_STEPS:].astype(mx.float32)
+            logits = registry.decoder.forward(mx.array([prompt + ids[:-1]]))[0, -_STEPS:].astype(mx.float32)
         alone = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         terms = mx.exp(alone) * (alone - mx.stack(rows))
         kl = mx.where(mx.isneginf(alone), 0.0, terms).sum(axis=-1).max()

@@ -22,7 +22,6 @@ from lens_tui.records import Intervention
 from .batch_tolerance import tolerance
 from .capture import CaptureResult
 from .program import Key
-from .proxy import first_of
 from .registry import Plan, Registry, Resume, Run, acts
 
 if TYPE_CHECKING:
@@ -102,9 +101,10 @@ def _proved(registry: Registry) -> bool:
     """Two rows of a text, resumed half way up and whole: every next token's distribution agrees.
 
     Blocks that are handed the residual normed as well round it their own way where it is put in: not the same bits.
+    Blocks that read other layers' keys need those layers run.
     """
     decoder = registry.decoder
-    if decoder.view is not None:
+    if decoder.view is not None or decoder.shares_keys:
         return False
     key = (decoder.n_layers // 2, "resid_post")
     row = tuple((7 * at + 3) % decoder.vocab_size for at in range(7))
@@ -112,7 +112,7 @@ def _proved(registry: Registry) -> bool:
     registry.need([key])
     try:
         with registry.running(Run(registry, Plan(recorders=(read,)), len(row))):
-            decoder.root(mx.array([row]))
+            decoder.forward(mx.array([row]))
         resumed, whole = (
             _logprobs(Run(registry, Plan(), len(row), resume=resume), [row, row])
             for resume in (spread_over(key, read[key[0]], [row], [row, row]), None)
@@ -127,7 +127,7 @@ def _proved(registry: Registry) -> bool:
 
 def _logprobs(run: Run, rows: Sequence[Ids]) -> mx.array:
     with run.registry.running(run):
-        logits = first_of(run.registry.decoder.root(mx.array(np.asarray(rows, np.int32)))).astype(mx.float32)
+        logits = run.registry.decoder.forward(mx.array(np.asarray(rows, np.int32))).astype(mx.float32)
     found: mx.array = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
     mx.eval(found)
     return found

@@ -50,10 +50,11 @@ def _stack(registry: Registry, passage: Passage, entries: Sequence[Entry]) -> li
     keys = tuple((layer, "resid_post") for layer in range(registry.decoder.n_layers))
     captured = CaptureResult(registry, keys, by_site=False)
     plan, where = Plan((entries,), (captured,)), passage.where()
+    assert where.ids is not None
     registry.need(plan.keys)
     try:
         with registry.running(Run(registry, plan, passage.n_prompt, passage.spans, thinking=where.thinking)):
-            registry.decoder.root(where.ids)
+            registry.decoder.forward(where.ids)
     finally:
         registry.release(plan.keys)
     return [np.array(captured[layer].astype(mx.float32))[0] for layer, _ in keys]

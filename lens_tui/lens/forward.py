@@ -36,7 +36,7 @@ def run_forward(
     meter = Meter() if unproved else None
     run = Run(registry, plan, start + ids.shape[1] if n_prompt is None else n_prompt, None, meter)
     with registry.running(run):
-        logits = registry.decoder.root(ids) if cache is None else registry.decoder.root(ids, cache=cache)
+        logits = registry.decoder.forward(ids) if cache is None else registry.decoder.root(ids, cache=cache)
     if meter is not None:
         check_run(registry, run)
         for entry in unproved:
@@ -52,7 +52,7 @@ def read_site(registry: Registry, ids: mx.array, key: Key, *, steered: bool) -> 
     registry.need([key])
     try:
         with registry.running(Run(registry, Plan((entries,), (result,)), ids.shape[1])):
-            registry.decoder.root(ids)
+            registry.decoder.forward(ids)
     finally:
         registry.release([key])
     found = result[key[0]]

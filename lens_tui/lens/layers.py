@@ -10,7 +10,7 @@ one before it gave, and the logits follow from the last one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +20,7 @@ from mlx.nn.layers.base import Module
 from lens_tui.records import LensError
 
 from .proof import PROBE_SHAPE, Proof, observe, prove
-from .proxy import Argument, named
+from .proxy import Argument, first_of, named
 
 __all__ = ["PROBE_SHAPE", "Decoder", "find_decoder", "observe"]
 
@@ -40,6 +40,10 @@ LAYER_PATHS: tuple[str, ...] = (
 )
 
 
+WRONG_IN_MLX_LM = {"phi3small": "its block-sparse attention lets a token read those behind it"}
+"""Architectures that mlx-lm 0.32.2 computes wrongly, and what is wrong; the tests show that it still is."""
+
+
 @dataclass(frozen=True, eq=False)
 class Decoder:
     """A model's decoder layers, proved by forward passes.
@@ -56,7 +60,11 @@ class Decoder:
     is the one of a block's arguments that is the residual; ``view`` another one,
     optional, in which the block before hands it the same residual normed (it is
     left out where the residual is changed, and the block norms it itself).
-    ``closed`` says that the logits follow from the last layer's residual alone.
+    ``closed`` says that the logits follow from the last layer's residual alone,
+    ``shares_keys`` that layers read the keys and values of other layers out of the
+    cache (Gemma 3n), so that a forward without one is another function.
+    ``window`` is the length up to which mlx-lm computes the model as its makers do,
+    where a sliding window of theirs is not computed, or not alike with a cache and without.
     """
 
     root: Module
@@ -72,11 +80,22 @@ class Decoder:
     argument: Argument = 0
     view: Argument | None = None
     closed: bool = True
+    shares_keys: bool = False
+    window: int | None = None
 
     @property
     def n_layers(self) -> int:
         """How many decoder blocks there are."""
         return len(self.layers)
+
+    def forward(self, ids: mx.array) -> mx.array:
+        """Logits ``(batch, tokens, vocabulary)`` of token ids ``(batch, tokens)``, the same as with an empty cache.
+
+        A model whose layers share keys gets a cache for this one forward.
+        """
+        root: Any = self.root
+        logits: mx.array = first_of(root(ids, cache=new_cache(self.root)) if self.shares_keys else root(ids))
+        return logits
 
     @cached_property
     def n_positions(self) -> int | None:
@@ -89,6 +108,12 @@ class Decoder:
         if self.n_positions is not None and count > self.n_positions:
             raise LensError(
                 f"This takes {count} positions, and the model has {self.n_positions}.",
+                "Give a shorter text, or fewer max_tokens.",
+            )
+        if self.window is not None and count > self.window:
+            raise LensError(
+                f"This takes {count} positions; mlx-lm gets this model right for {self.window} only,"
+                " because it does not compute its sliding window.",
                 "Give a shorter text, or fewer max_tokens.",
             )
 
@@ -104,22 +129,39 @@ class Decoder:
         return layer % self.n_layers
 
 
-def find_decoder(model: Module) -> Decoder:
+def find_decoder(model: Module, window: int | None = None) -> Decoder:
     """The decoder layers of an mlx-lm model (text, or a multimodal wrapper's language model).
 
+    ``window`` is :attr:`Decoder.window`, where the model's files say that there is one.
     Raises :class:`LensError` with the reason if no candidate can be proved.
     """
+    kind = type(model).__module__.rpartition(".")[2]
+    if kind in WRONG_IN_MLX_LM:
+        raise LensError(
+            f"mlx-lm gets {kind} models wrong ({WRONG_IN_MLX_LM[kind]}).",
+            "What it computes is not the model, and is not shown here as if it were.",
+        )
     reasons: list[str] = []
     for path, owners, layers in _candidates(model):
         found = prove(model, layers)
         if not isinstance(found, str):
-            return _decoder(model, path, owners, layers, found)
+            made = _decoder(model, path, owners, layers, found)
+            return replace(made, window=_narrower(window, _unlike_window(kind, model)))
         reasons.append(f"{path}: {found}")
     detail = reasons[0] if reasons else "it has no list of blocks"
     raise LensError(
-        f"The decoder blocks of this {type(model).__module__.rpartition('.')[2]} model cannot be proved ({detail}).",
+        f"The decoder blocks of this {kind} model cannot be proved ({detail}).",
         "It can be generated from with mlx-lm, but not be steered or read here.",
     )
+
+
+def _unlike_window(kind: str, model: Any) -> int | None:
+    """PLaMo 3's window: mlx-lm's mask is one token wider than its cache."""
+    return int(model.config.window_size) if kind == "plamo3" else None
+
+
+def _narrower(one: int | None, other: int | None) -> int | None:
+    return min((size for size in (one, other) if size is not None), default=None)
 
 
 def _decoder(model: Module, path: str, owners: tuple[Module, ...], layers: tuple[Module, ...], proof: Proof) -> Decoder:
@@ -137,7 +179,27 @@ def _decoder(model: Module, path: str, owners: tuple[Module, ...], layers: tuple
         argument=proof.argument,
         view=proof.view,
         closed=proof.closed,
+        shares_keys=_shares_keys(model, layers),
     )
+
+
+def _shares_keys(model: Module, layers: Sequence[Module]) -> bool:
+    """Whether a forward without a cache is not what one with an empty cache is; tried where caches are fewer."""
+    called: Any = model
+    cache = new_cache(model)
+    if len(cache) >= len(layers):
+        return False
+    ids = mx.array([[(7 * at + 3) % 64 for at in range(5)]])
+    plain, cached = first_of(called(ids)), first_of(called(ids, cache=cache))
+    return not bool(mx.allclose(plain, cached, rtol=1e-2, atol=1e-2 * float(mx.abs(plain).max()), equal_nan=True))
+
+
+def new_cache(model: Module) -> list[Any]:
+    """mlx-lm's own empty cache of a model."""
+    from mlx_lm.models.cache import make_prompt_cache
+
+    made: list[Any] = make_prompt_cache(model)
+    return made
 
 
 def _candidates(model: Module) -> Iterator[tuple[str, tuple[Module, ...], tuple[Module, ...]]]:

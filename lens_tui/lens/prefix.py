@@ -91,7 +91,7 @@ class PrefixCache:
             return None, 0, {}
         found, rest = self._store.fetch_nearest_cache(key, list(ids))
         done = len(ids) - len(rest)
-        if found is None or done < self.min_tokens:
+        if found is None or done < self.min_tokens or not _reaches(found[:-1], done):
             return None, 0, {}
         return found[:-1], done, found[-1].sums
 
@@ -101,6 +101,24 @@ class PrefixCache:
 
         if self.enabled and len(ids) >= self.min_tokens:
             self._store.insert_cache(key, list(ids), [*deepcopy(list(cache)), PrefixDoses(dict(sums or {}))])
+
+
+def _reaches(caches: Sequence[Any], done: int) -> bool:
+    """Whether caches that were cut to ``done`` tokens hold what the next token reads.
+
+    A chunked cache (Llama 4) has dropped its front: cut, it may hold other tokens than asked for,
+    or lack the beginning of the chunk that is gone on with.
+    """
+    for cache in caches:
+        inner = getattr(cache, "caches", None)
+        if inner is not None and not _reaches(inner, done):
+            return False
+        offset, first = getattr(cache, "offset", None), getattr(cache, "start_position", None)
+        if isinstance(offset, int) and inner is None and offset != done:
+            return False
+        if isinstance(first, int) and first > done - done % cache.chunk_size:
+            return False
+    return True
 
 
 def first_touched(entries: Sequence[Entry], prompt: EncodedPrompt, bos: int | None) -> int:

@@ -49,7 +49,7 @@ def read_sites(
     registry.need(needed)
     try:
         with registry.running(run):
-            registry.decoder.root(mx.array([list(ids)], dtype=mx.int32))
+            registry.decoder.forward(mx.array([list(ids)], dtype=mx.int32))
     finally:
         registry.release(needed)
     if run.meter is not None:

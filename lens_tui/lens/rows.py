@@ -21,7 +21,6 @@ from .finite import check_values, origin_of
 from .meter import Meter
 from .packing import pack
 from .program import Key, Program
-from .proxy import first_of
 from .registry import Entry, Plan, Recorder, Resume, Run
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def forward_rows(
     registry.need(keys)
     try:
         with registry.running(run):
-            logits: mx.array = first_of(registry.decoder.root(ids))
+            logits: mx.array = registry.decoder.forward(ids)
     finally:
         registry.release(keys)
     if meter is not None:

@@ -157,7 +157,7 @@ def _look_inside(decoder: Decoder) -> list[list[_Seen]]:
 
                 install(module, tap)
                 stack.callback(uninstall, module, tap)
-        decoder.root(mx.zeros(PROBE_SHAPE, dtype=mx.int32))
+        decoder.forward(mx.zeros(PROBE_SHAPE, dtype=mx.int32))
     return seen
 
 

@@ -22,7 +22,7 @@ from lens_tui.records import FloatArray, LensError, TokenWeight
 
 from .finite import HEAD, not_finite
 from .layers import Decoder
-from .proxy import Call, first_of, install, replace_first, uninstall
+from .proxy import Call, install, replace_first, uninstall
 from .tokens import Tokens
 
 Convention = Literal["norm", "raw"]
@@ -62,7 +62,7 @@ def readout(decoder: Decoder, residual: mx.array) -> mx.array:
 
     install(last, tap)
     try:
-        logits: mx.array = first_of(decoder.root(mx.zeros(residual.shape[:2], dtype=mx.int32)))
+        logits: mx.array = decoder.forward(mx.zeros(residual.shape[:2], dtype=mx.int32))
     finally:
         uninstall(last, tap)
     return logits

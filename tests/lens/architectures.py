@@ -168,6 +168,7 @@ OWN: dict[str, dict[str, Any]] = {
     "phi3small": {"dense_attention_every_n_layers": 2, "gegelu_limit": 20.0, "vocab_size": 100352},
     "plamo": {"n_shared_head": 2},
     "plamo2": {"full_attention_idx": [3]},
+    "plamo3": {"sliding_window": 16},
     "prism_hadamard_qwen35": {"hidden_size": 128, "num_experts": 0},
     "qwen3_5": {"num_experts": 0},
     "recurrent_gemma": {"logits_soft_cap": 30.0, "block_types": ["recurrent", "attention"], "num_key_value_heads": 1},

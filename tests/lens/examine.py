@@ -13,6 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx_lm.models.cache import make_prompt_cache
 
 from lens_tui.lens import LensModel
 from lens_tui.records import LensError
@@ -99,6 +100,16 @@ def with_stream(name: str, value: mx.array, new: mx.array) -> mx.array:
     return mx.stack([new if index == STREAM[name] else value[index] for index in range(value.shape[0])])
 
 
+def whole(model: Any, ids: tuple[int, ...] = IDS, *, cached: bool | None = None) -> np.ndarray[Any, Any]:
+    """A model's logits (1, tokens, vocabulary) of one text, as generation computes them.
+
+    Where layers share keys (Gemma 3n) that is with a cache.
+    """
+    cached = type(model).__module__.endswith("gemma3n") if cached is None else cached
+    logits = model(mx.array([ids]), cache=make_prompt_cache(model)) if cached else model(mx.array([ids]))
+    return numbers(logits)
+
+
 def numbers(array: mx.array) -> np.ndarray[Any, Any]:
     return np.array(array.astype(mx.float32))
 
@@ -111,7 +122,7 @@ def row(name: str) -> str:
     except SystemExit:
         return f"| {name} | no | | | | mlx-lm leaves the process on import without a package that it does not bring |"
     except LensError as error:
-        text = str(error)
+        text = error.message
         return f"| {name} | no | | | | {text[text.index('(') + 1 : text.rindex(')')]} |"
 
 
@@ -156,6 +167,10 @@ def _remarks(name: str, decoder: Any) -> str:
         said.append(f"the residual is the blocks' argument {decoder.argument!r}")
     if decoder.view is not None:
         said.append("a changed residual is normed by the next block itself")
+    if decoder.shares_keys:
+        said.append("layers share keys: texts are read with a cache, as generation computes them")
+    if decoder.window is not None:
+        said.append("texts up to its window only: mlx-lm's mask and its cache disagree beyond")
     if not decoder.closed:
         said.append("the logits depend on more than the last residual: no readout")
     return "; ".join(said)

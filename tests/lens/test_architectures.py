@@ -21,13 +21,14 @@ from lens_tui.lens.rows import forward_rows
 from lens_tui.records import Add, Arm, LensError, SteeringVector, Token
 
 from . import architectures, examine, metal_kernels, tiny
-from .examine import IDS, SCALE, numbers, patched
+from .examine import IDS, SCALE, numbers, patched, whole
 
 DOCS = Path(__file__).parents[2] / "docs" / "architectures.md"
 REFUSED = {
     "deepseek_v41": "block 0 gives .*: several residual streams with no active one",
     "iquestloopcoder": "never calls the 4 blocks themselves, at most their parts",
     "olmo": "",
+    "phi3small": "its block-sparse attention lets a token read those behind it",
 }
 WORKING = [name for name in architectures.names() if name not in REFUSED]
 HALF_PRECISION = [
@@ -96,9 +97,8 @@ def test_every_architecture_has_its_line_in_the_table() -> None:
 @pytest.mark.parametrize("name", WORKING)
 def test_it_steers_captures_and_restores_exactly(name: str) -> None:
     model = architectures.make(name)
-    ids = mx.array([IDS])
     with patched(name, model) as seen:
-        plain = numbers(model(ids))
+        plain = whole(model)
     lens = LensModel.from_model(model)
     assert lens.n_layers == len(seen.after) >= len(model.layers)
     assert lens.d_model == seen.after[0].shape[-1]
@@ -115,18 +115,17 @@ def test_it_steers_captures_and_restores_exactly(name: str) -> None:
         last = captured[lens.n_layers - 1, "resid_post"]
         np.testing.assert_allclose(numbers(lens.readout(last)), plain, rtol=1e-5, atol=1e-5)
     assert [type(module) for _, module in model.named_modules()] == classes
-    np.testing.assert_array_equal(numbers(model(ids)), plain)
+    np.testing.assert_array_equal(whole(model), plain)
     assert examine.row(name) == rows_of_the_table()[name]
 
 
 def check_resuming(lens: LensModel, plain: np.ndarray[Any, Any]) -> None:
     """A forward of two rows that goes on from any layer's residual is a whole one, the steered row too."""
     unit = vector(lens.d_model)
-    finite = np.isfinite(plain[0])
     for layer in range(lens.n_layers):
         push = Add(id="a", layer=layer, vector=SteeringVector.of("v", unit, layer), scale=SCALE)
         key = first_site(lens.registry, [(push,)])
-        if lens.registry.decoder.view is not None:
+        if lens.registry.decoder.view is not None or lens.registry.decoder.shares_keys:
             assert key is None
             continue
         assert key == (layer, "resid_post")
@@ -136,9 +135,9 @@ def check_resuming(lens: LensModel, plain: np.ndarray[Any, Any]) -> None:
         rows = forward_rows(lens, [IDS, IDS], [(), (push,)], resume=resume)
         with lens.intervene(push):
             steered = numbers(lens.forward(list(IDS)))
-        for row, whole in ((0, plain[0]), (1, steered[0])):
-            atol = 1e-5 * max(1.0, float(np.abs(whole[finite]).max()))
-            np.testing.assert_allclose(numbers(rows[row])[finite], whole[finite], rtol=1e-4, atol=atol)
+        for row, alone in ((0, plain[0]), (1, steered[0])):
+            atol = 1e-5 * max(1.0, float(np.abs(alone).max()))
+            np.testing.assert_allclose(numbers(rows[row]), alone, rtol=1e-4, atol=atol)
 
 
 def only(layer: int, delta: mx.array) -> examine.Change:
@@ -157,10 +156,7 @@ def check_steering(
     size = max(1.0, float(np.abs(outputs[layer]).max()))
     np.testing.assert_allclose(moved, np.broadcast_to(unit * SCALE, moved.shape), atol=2e-6 * size)
     with patched(name, model, only(layer, delta)):
-        expected = numbers(model(mx.array([IDS])))
-    finite = np.isfinite(plain)  # Phi-3-small's dummy tokens have none
-    np.testing.assert_array_equal(np.isfinite(logits), finite)
-    logits, expected, plain = logits[finite], expected[finite], plain[finite]
+        expected = whole(model)
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6 * max(1.0, float(np.abs(expected).max())))
     assert np.abs(logits - plain).max() > 1e-4 * np.abs(plain).max()
 
@@ -198,9 +194,9 @@ def test_what_goes_into_a_block_is_steered_too(name: str) -> None:
         with lens.steer(layer, unit, SCALE, site="resid_pre"):
             logits = numbers(lens.forward(list(IDS)))
         with patched(name, model, before=only(layer, delta)):
-            expected = numbers(model(mx.array([IDS])))
+            expected = whole(model)
         np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
-        assert not np.allclose(logits, numbers(model(mx.array([IDS]))), atol=1e-3)
+        assert not np.allclose(logits, whole(model), atol=1e-3)
 
 
 @pytest.mark.usefixtures("kernels")
@@ -244,11 +240,11 @@ def test_it_is_exact_in_the_models_own_precision(name: str, kind: str) -> None:
     layer, unit = 1, vector(lens.d_model)
     delta = mx.array(unit * SCALE)
     with patched(name, model) as seen:
-        plain = numbers(model(mx.array([IDS])))
+        plain = whole(model)
     with lens.steer(layer, unit, SCALE), lens.capture(layer) as captured:
         logits = numbers(lens.forward(list(IDS)))
     with patched(name, model, only(layer, delta)):
-        expected = numbers(model(mx.array([IDS])))
+        expected = whole(model)
     np.testing.assert_array_equal(logits, expected)
     assert not np.array_equal(logits, plain)
     moved = numbers(captured[layer]) - seen.after[layer]
@@ -267,9 +263,67 @@ def quantize(model: Any) -> None:
 
 @pytest.mark.parametrize("name", [name for name in REFUSED if name not in architectures.UNIMPORTABLE])
 def test_it_is_refused_with_the_reason(name: str) -> None:
-    with pytest.raises(LensError, match=f"this {name} model cannot be proved .*{REFUSED[name]}"):
+    with pytest.raises(LensError, match=rf"{name} models? (cannot be proved|wrong) .*{REFUSED[name]}"):
         LensModel.from_model(architectures.make(name))
     assert examine.row(name) == rows_of_the_table()[name]
+
+
+def drawn(length: int, seed: int = 0) -> list[int]:
+    return [int(token) for token in np.random.default_rng(seed).integers(1, tiny.VOCAB, size=length)]
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("name", WORKING)
+def test_what_is_read_at_once_is_what_generation_reads_piece_by_piece(name: str) -> None:
+    model = architectures.make(name)
+    lens = LensModel.from_model(model)
+    ids = drawn(min(24, lens.registry.decoder.window or 24))
+    at_once = numbers(lens.forward(ids))
+    cache, parts, start = make_prompt_cache(model), [], 0
+    while start < len(ids):
+        size = 5 if start < 15 else 1  # chunks of a prefill, then token by token
+        parts.append(numbers(model(mx.array([ids[start : start + size]]), cache=cache)))
+        start += size
+    atol = 2e-4 * max(1.0, float(np.abs(at_once).max()))
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), at_once, rtol=1e-3, atol=atol)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("name", WORKING)
+def test_a_kept_prefix_goes_on_exactly(name: str) -> None:
+    """Also where a longer prompt has filled a window or dropped its front: cut there, the rest is not enough."""
+    lens = LensModel.from_model(architectures.make(name))
+    lens.prefixes.min_tokens = 2
+    most = min(40, (lens.registry.decoder.window or 99) - 2)
+    long = drawn(most)
+    shorter = [[*long[:at], 5, 6] for at in ((most - 3, most - 5, most // 2) if most > 8 else (most - 1,))]
+    asked = [long, *shorter, [*long, 7, 8]]
+    kept = [last(lens, ids) for ids in asked]
+    lens.prefixes.enabled = False
+    for ids, (token, logprob) in zip(asked, kept, strict=True):
+        again = last(lens, ids)
+        assert again[0] == token
+        assert again[1] == pytest.approx(logprob, abs=1e-3)
+
+
+def last(lens: LensModel, ids: list[int]) -> tuple[int, float]:
+    token = next(iter(lens.stream(ids, max_tokens=1, prefill_step_size=4)))
+    return token.token_id, token.logprob
+
+
+def test_what_mlx_lm_gets_wrong_is_still_wrong() -> None:
+    """Phi-3-small's logits of the first token change with the second one; so it is refused."""
+    model = architectures.make("phi3small")
+    one, other = (numbers(model(mx.array([ids])))[0, 0] for ids in ((1, 17), (1, 80)))
+    finite = np.isfinite(one)
+    assert np.abs(one[finite] - other[finite]).max() > 1e-3
+
+
+def test_beyond_the_window_that_mlx_lm_computes_is_refused() -> None:
+    lens = LensModel.from_model(architectures.make("plamo3"))
+    lens.forward([1] * 16)
+    with pytest.raises(LensError, match="17 positions; mlx-lm gets this model right for 16 only"):
+        lens.forward([1] * 17)
 
 
 @pytest.mark.skipif(mx.metal.is_available(), reason="they run here")
