@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,7 +132,38 @@ class _Reader(pickle._Unpickler):
         if isinstance(made, Fields) and isinstance(state, dict):
             made.values.update(state)
 
-    dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}  # type: ignore[dict-item]
+    def load_setitem(self) -> None:
+        """One entry of a dictionary."""
+        value, key = self.stack.pop(), self.stack.pop()  # type: ignore[attr-defined]
+        self._put([key, value])
+
+    def load_setitems(self) -> None:
+        """Entries of a dictionary."""
+        self._put(self.pop_mark())  # type: ignore[attr-defined]
+
+    def _put(self, items: list[Any]) -> None:
+        # Hashing tuples of tuples of the same tuple takes for ever.
+        if not all(type(key) in (str, int) for key in items[::2]):
+            raise ValueError("a key that is neither text nor a number")
+        target = self.stack[-1]  # type: ignore[attr-defined]
+        if not isinstance(target, dict):
+            raise ValueError("entries of no dictionary")
+        target.update(zip(items[::2], items[1::2], strict=True))
+
+    def refuse(self) -> None:
+        """Sets, and what only old protocols have: never in a tensor file."""
+        raise ValueError("more than tensors")
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        **pickle._Unpickler.dispatch,
+        pickle.BUILD[0]: load_build,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.DICT[0]: refuse,
+        pickle.EMPTY_SET[0]: refuse,
+        pickle.ADDITEMS[0]: refuse,
+        pickle.FROZENSET[0]: refuse,
+    }
 
     def get_extension(self, code: int) -> None:
         """Codes of copyreg's registry: never in a tensor file."""
@@ -143,7 +174,7 @@ class _Reader(pickle._Unpickler):
     def persistent_load(self, pid: Any) -> _Storage:
         """A storage: its kind, the name of its file, and how many entries it has."""
         tag, kind, key, _, count = pid
-        member = self._members.get(f"data/{key}")
+        member = self._members.get(f"data/{key}") if type(key) is str else None
         if tag != "storage" or not isinstance(kind, _Kind) or member is None or type(count) is not int:
             raise LensError(f"{shown(self._path)} names a tensor that is not in it.", AGAIN)
         dtype = _STORAGES[kind.name]
@@ -187,7 +218,9 @@ def _size(values: Any = ()) -> tuple[Any, ...]:
 
 
 def _device(kind: Any, index: Any = 0) -> str:
-    return f"{str(kind)[:16]}:{index}" if type(index) is int else str(kind)[:16]
+    if type(kind) is not str or type(index) is not int:
+        raise ValueError("a device")
+    return f"{kind[:16]}:{index}"
 
 
 _KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
