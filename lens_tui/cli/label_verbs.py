@@ -74,12 +74,24 @@ def import_labels(
     model: Model = "demo",
     source_id: Annotated[str, typer.Option(help="Of a Neuronpedia export of several sources, the one to take.")] = "",
     module: Annotated[str, typer.Option(help="Of a delphi folder of several modules, the one to take.")] = "",
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Take them even if they say they are of another model or layer.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Take up labels that other tools made."""
     from .labels import import_labels as verb
 
-    verb(path, form, sae=sae, model=model, source_id=source_id or None, module=module or None, as_json=json)
+    verb(
+        path,
+        form,
+        sae=sae,
+        model=model,
+        source_id=source_id or None,
+        module=module or None,
+        anyway=anyway,
+        as_json=json,
+    )
 
 
 @verbs.command("export")

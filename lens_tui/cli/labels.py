@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,29 +63,38 @@ def search(words: str, *, sae: str, model: str, every: bool, k: int, as_json: bo
 
 
 def import_labels(
-    path: Path, form: str, *, sae: str, model: str, source_id: str | None, module: str | None, as_json: bool
+    path: Path,
+    form: str,
+    *,
+    sae: str,
+    model: str,
+    source_id: str | None,
+    module: str | None,
+    anyway: bool,
+    as_json: bool,
 ) -> None:
     """Read the files of another tool into the store."""
     from lens_tui.records.dashboards import Dashboards, read_neuronpedia_features, read_saedashboard
     from lens_tui.records.label_files import read_delphi, read_neuronpedia
-    from lens_tui.records.labels import Labels
     from lens_tui.records.store import Store
+    from lens_tui.worker.known_labels import take_labels
 
     _choose(form, IMPORTS)
     if not path.exists():
         raise LensError(f"There is no file or folder {str(path)!r}.", "Check the path.")
     info = find_sae(sae, model)
+    of = None if anyway else replace(info, model_name=info.model_name or model)
     with Store() as store:
         if form in ("saedashboard", "neuronpedia-features"):
             read = read_saedashboard if form == "saedashboard" else read_neuronpedia_features
-            facts = {"dashboards": Dashboards(store).take(info.id, _within(read(path), info))}
+            facts = {"dashboards": Dashboards(store).take(info.id, _within(read(path, sae=of), info))}
         else:
             labels = (
-                read_neuronpedia(path, source_id=source_id)
+                read_neuronpedia(path, source_id=source_id, sae=of)
                 if form == "neuronpedia"
-                else read_delphi(path, module=module)
+                else read_delphi(path, module=module, sae=of)
             )
-            facts = asdict(Labels(store).take(info.id, _within(labels, info), origin=path.name))
+            facts = asdict(take_labels(store, info, _within(labels, info), origin=path.name))
     if as_json:
         print_json({"sae": info.name, "sae_id": info.id, **facts})
     else:
@@ -102,16 +111,17 @@ def export_labels(
     _choose(form, EXPORTS)
     info = find_sae(sae, model)
     model_id = model_id or info.model_name or model
-    labels = tuple(label for label in standing_labels(info) if label.is_mine or not mine)
+    labels = tuple(label for label in standing_labels(info, raw=True) if label.is_mine or not mine)
     if not labels:
         raise LensError(
             f"There are no labels of {info.name} to write.", "`labels set` gives one, `labels import` many."
         )
     if form == "delphi":
-        count = write_delphi(labels, folder, module=source_id or f"layers.{info.layer}")
+        count = write_delphi(labels, folder, module=source_id or f"layers.{info.layer}", sae_id=info.id)
         facts: dict[str, Any] = {"labels": count, "folder": str(folder)}
     elif form == "neuronpedia":
-        files = write_neuronpedia(labels, folder, model_id=model_id, source_id=source_id or info.name)
+        source_id = source_id or info.name
+        files = write_neuronpedia(labels, folder, model_id=model_id, source_id=source_id, sae_id=info.id)
         facts = {"labels": len(labels), "files": [str(file) for file in files]}
     else:
         files = _upload(folder, info, labels, model, model_id, source_id or info.name)

@@ -9,7 +9,6 @@ documents are kept in memory (16 bytes each), never the text.
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 import re
 from collections.abc import Iterator, Sequence
@@ -20,12 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import LensError
+from .read_files import explained, open_regular, parse_json
+from .sanitise import one_line
 
 SEPARATOR = "<|endoftext|>"
 MAX_DOCUMENT_BYTES = 1 << 20
 """Longer documents are cut at a line end: no reader has to hold a whole library in memory."""
 
 _SEPARATOR_LINE = re.compile(rb"(?:^|(?<=\n))" + re.escape(SEPARATOR.encode()) + rb"[ \t]*\r?(?:\n|\Z)")
+_PROBE = 4096
 _SUFFIXES = (".txt", ".jsonl")
 
 
@@ -142,8 +144,12 @@ def _files(root: Path) -> tuple[list[Path], list[str]]:
 
 
 def _open(file: Path) -> mmap.mmap:
-    with file.open("rb") as handle:
-        return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+    with explained(file), open_regular(file) as handle:
+        view = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+    if b"\0" in view[:_PROBE]:
+        view.close()
+        raise LensError(f"{one_line(file.name, 80)} is not text.", "Give .txt or .jsonl files in UTF-8.")
+    return view
 
 
 def _hash(view: mmap.mmap, digest: hashlib._Hash) -> None:
@@ -169,8 +175,8 @@ def _pieces(view: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int]]:
         cut = view.rfind(b"\n", start, start + MAX_DOCUMENT_BYTES) + 1
         if cut <= start:
             cut = start + MAX_DOCUMENT_BYTES
-            while view[cut] & 0xC0 == 0x80:  # not inside a character
-                cut -= 1
+            # Not inside a character: that is at most three bytes back, in text.
+            cut -= next((back for back in range(4) if view[cut - back] & 0xC0 != 0x80), 0)
         yield start, cut
         start = cut
     if end > start:
@@ -196,10 +202,7 @@ def _decode(raw: bytes, name: str, number: int, jsonl: bool, key: str) -> str:
         ) from error
     if not jsonl:
         return text
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise LensError(f"Line {number} of {name} is not JSON.", "Every line must be one JSON object.") from error
+    value = parse_json(text, f"Line {number} of {name}")
     if not isinstance(value, dict) or not isinstance(value.get(key), str):
         raise LensError(f"Line {number} of {name} has no text under {key!r}.", "Name the key that holds the text.")
     return str(value[key])

@@ -12,14 +12,18 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import LensError
-from .label_files import feature_number, json_lines, natural_order
+from .label_files import check_belongs, feature_number, json_lines, layer_of, natural_order
+from .read_files import read_json
 from .sanitise import sanitise_token
 from .store import Family, Store
 
-MAX_FILE = 512 << 20
+if TYPE_CHECKING:
+    from .info import SAEInfo
+
+MAX_FILE = 128 << 20
 MAX_EXAMPLES = 50
 MAX_TOKENS = 4096
 
@@ -88,20 +92,26 @@ class Dashboards:
         rows = self.store.all(
             "SELECT facts FROM dashboard WHERE sae = ? AND feature = ? ORDER BY source", (sae, feature)
         )
-        return tuple(_restored(json.loads(row["facts"])) for row in rows)
+        with self.store.reading():
+            return tuple(_restored(json.loads(row["facts"])) for row in rows)
 
 
-def read_saedashboard(path: Path | str) -> Iterator[Dashboard]:
-    """The features of ``batch-*.json`` files, or of one of them. Files of more than 512 MiB are refused."""
+def read_saedashboard(path: Path | str, *, sae: SAEInfo | None = None) -> Iterator[Dashboard]:
+    """The features of ``batch-*.json`` files, or of one of them. Files of more than 128 MiB are refused.
+
+    With ``sae`` files that say they are of another model or layer are refused.
+    """
     root = Path(path)
     files = [root] if root.is_file() else sorted(root.glob("batch-*.json"), key=natural_order)
     if not files:
         raise LensError(f"{root.name} holds no SAEDashboard batches.", "Give the folder with batch-*.json.")
     for file in files:
-        batch = _load(file)
+        batch = read_json(file, MAX_FILE)
         rows = batch.get("features") if isinstance(batch, dict) else None
         if not isinstance(rows, list):
             raise LensError(f"{file.name} has no list of features.", "Give a batch-*.json of SAEDashboard.")
+        if sae is not None:
+            check_belongs(sae, _said(batch, "model_id"), layer_of(_said(batch, "layer")), file.name)
         for number, row in enumerate(rows):
             where = f"feature {number} of {file.name}"
             if not isinstance(row, dict):
@@ -109,8 +119,11 @@ def read_saedashboard(path: Path | str) -> Iterator[Dashboard]:
             yield _dashboard(row, "feature_index", "saedashboard", where)
 
 
-def read_neuronpedia_features(path: Path | str) -> Iterator[Dashboard]:
-    """The features of a Neuronpedia export: its folder, its ``features`` folder, or one file, without examples."""
+def read_neuronpedia_features(path: Path | str, *, sae: SAEInfo | None = None) -> Iterator[Dashboard]:
+    """The features of a Neuronpedia export: its folder, its ``features`` folder, or one file, without examples.
+
+    With ``sae`` features that say they are of another model or layer are refused.
+    """
     root = Path(path)
     folder = root / "features" if (root / "features").is_dir() else root
     files = [root] if root.is_file() else [*folder.glob("batch-*.jsonl"), *folder.glob("batch-*.jsonl.gz")]
@@ -118,7 +131,15 @@ def read_neuronpedia_features(path: Path | str) -> Iterator[Dashboard]:
         raise LensError(f"{root.name} holds no Neuronpedia features.", "Give the folder with features/*.jsonl.gz.")
     for file in sorted(files, key=natural_order):
         for number, row in json_lines(file):
-            yield _dashboard(row, "index", "neuronpedia", f"line {number} of {file.name}")
+            where = f"line {number} of {file.name}"
+            if sae is not None:
+                check_belongs(sae, _said(row, "modelId"), layer_of(_said(row, "layer")), where)
+            yield _dashboard(row, "index", "neuronpedia", where)
+
+
+def _said(row: Mapping[str, Any], key: str) -> str:
+    value = row.get(key)
+    return str(value) if type(value) in (str, int) else ""
 
 
 def _dashboard(row: Mapping[str, Any], index: str, source: str, where: str) -> Dashboard:
@@ -189,20 +210,6 @@ def _number(value: Any, where: str) -> float | None:
     if not math.isfinite(number):
         raise LensError(f"A number of {where} is not one.", "Check the file.")
     return number
-
-
-def _load(file: Path) -> Any:
-    try:
-        with file.open("rb") as handle:
-            data = handle.read(MAX_FILE + 1) if file.stat().st_size <= MAX_FILE else None
-    except OSError as error:
-        raise LensError(f"{file.name} cannot be read.", "Check the file.") from error
-    if data is None or len(data) > MAX_FILE:
-        raise LensError(f"{file.name} is larger than {MAX_FILE >> 20} MiB.", "Export smaller batches.")
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise LensError(f"{file.name} is not valid JSON, or cut short.", "Export it again.") from error
 
 
 def _restored(facts: dict[str, Any]) -> Dashboard:

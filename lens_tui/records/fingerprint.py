@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from .errors import LensError
+from .read_files import explained, open_regular
 
 _WHOLE = 64 << 20
 _PIECE = 1 << 20
@@ -40,7 +41,7 @@ def _hidden(file: Path, root: Path) -> bool:
 def _digest(file: Path) -> bytes:
     size = file.stat().st_size
     digest = hashlib.sha256()
-    with file.open("rb") as handle:
+    with explained(file), open_regular(file) as handle:
         if size <= _WHOLE:
             while piece := handle.read(_PIECE):
                 digest.update(piece)

@@ -7,7 +7,7 @@ it with their provenance. Words in them are searched with SQLite's FTS5.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 from sqlite3 import Connection, Row
@@ -17,6 +17,8 @@ from .sanitise import sanitise
 from .store import Family, Store, fts_query
 
 MINE = "mine"
+ANOTHERS = "mlx-lens-tui"
+"""The source of a label that somebody gave with this program, where you have one of your own."""
 MAX_TEXT = 20_000
 MAX_FEATURE = 10_000_000
 
@@ -89,10 +91,11 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class ImportResult:
-    """How many labels were new, and how many were there already."""
+    """How many labels were new, how many were there already, and of how many of those the score changed."""
 
     added: int
     known: int
+    changed: int = 0
 
 
 class Labels:
@@ -101,6 +104,10 @@ class Labels:
     def __init__(self, store: Store) -> None:
         self.store = store
         store.use(LABELS)
+
+    def _labels(self, rows: Iterable[Row], raw: bool = False) -> tuple[Label, ...]:
+        with self.store.reading():
+            return tuple(_label(row, raw) for row in rows)
 
     def set(self, sae: str, feature: int, text: str, *, author: str = "") -> Label | None:
         """Give a feature your label; the one before it stays in the history. Blank text takes yours away.
@@ -125,14 +132,14 @@ class Labels:
         rows = self.store.all(
             "SELECT * FROM label WHERE sae = ? AND feature = ? AND ended IS NULL" + _BEST_FIRST, (sae, feature)
         )
-        return tuple(_label(row) for row in rows)
+        return self._labels(rows)
 
     def history(self, sae: str, feature: int) -> tuple[Label, ...]:
         """Every label you ever gave a feature, the newest first."""
         rows = self.store.all(
             "SELECT * FROM label WHERE sae = ? AND feature = ? AND source = 'mine' ORDER BY id DESC", (sae, feature)
         )
-        return tuple(_label(row) for row in rows)
+        return self._labels(rows)
 
     def best(self, sae: str, features: Sequence[int]) -> dict[int, Label]:
         """The first label of each of many features, as :meth:`of` orders them; features without one are left out."""
@@ -144,8 +151,8 @@ class Labels:
                 f"SELECT * FROM label WHERE sae = ? AND feature IN ({marks}) AND ended IS NULL{_BEST_FIRST}",
                 (sae, *some),
             )
-            for row in rows:
-                found.setdefault(int(row["feature"]), _label(row))
+            for label in self._labels(rows):
+                found.setdefault(label.feature, label)
         return found
 
     def search(self, words: str, *, sae: str | None = None, k: int = 20) -> tuple[Label, ...]:
@@ -158,28 +165,38 @@ class Labels:
             "WHERE label_words MATCH ? AND (? IS NULL OR label.sae = ?) ORDER BY bm25(label_words), label.id LIMIT ?",
             (query, sae, sae, k),
         )
-        return tuple(_label(row) for row in rows)
+        return self._labels(rows)
 
     def take(self, sae: str, labels: Iterable[NewLabel], *, origin: str) -> ImportResult:
-        """Import labels, all of them or (if one is bad) none; those known already are counted, their score renewed."""
-        added = seen = 0
+        """Import labels, all of them or (if one is bad) none; those known already are counted, their score renewed.
+
+        A label that is its exporter's own (``source`` :data:`MINE`) becomes yours where you have none; where you
+        have, yours stays and it stands beside it as one of another's.
+        """
+        added = seen = changed = 0
         now = _now()
         with self.store.write() as connection:
             for label in labels:
-                if label.source == MINE:
-                    raise LensError("Imported labels cannot be yours.", "Name the tool they come from.")
                 _check(label.feature, label.text)
                 seen += 1
-                values = _values(sae, label, origin, now)
-                if _insert(connection, values):
+                if label.source == MINE:
+                    mine = connection.execute(_MY_TEXT, (sae, label.feature)).fetchone()
+                    if mine is not None and mine["text"] == _storable(label.text):
+                        continue
+                    label = replace(label, source=MINE if mine is None else ANOTHERS)
+                if _insert(connection, _values(sae, label, origin, now)):
                     added += 1
                 elif label.score is not None:
-                    key = (label.score, label.scorer, sae, label.feature, label.source, label.method, label.explainer)
-                    connection.execute(_RESCORE, (*key, _storable(label.text)))
-        return ImportResult(added, seen - added)
+                    names = [_storable(text) for text in (label.source, label.method, label.explainer, label.text)]
+                    score = (label.score, _storable(label.scorer))
+                    changed += connection.execute(_RESCORE, (*score, sae, label.feature, *names, *score)).rowcount
+        return ImportResult(added, seen - added, changed)
 
-    def standing(self, sae: str, *, source: str | None = None) -> Iterator[Label]:
-        """All labels of an SAE that stand, feature by feature, the best of each feature first."""
+    def standing(self, sae: str, *, source: str | None = None, raw: bool = False) -> Iterator[Label]:
+        """All labels of an SAE that stand, feature by feature, the best of each feature first.
+
+        ``raw`` gives their texts as they were given, for files: not to be shown.
+        """
         last = -1
         while True:
             rows = self.store.all(
@@ -188,7 +205,7 @@ class Labels:
                 "AND feature > ? ORDER BY feature LIMIT 500)" + _BEST_FIRST.replace("BY", "BY feature,"),
                 (sae, source, source, sae, last),
             )
-            yield from (_label(row) for row in rows)
+            yield from self._labels(rows, raw)
             following = self.store.one(
                 "SELECT max(feature) AS last FROM (SELECT DISTINCT feature FROM label WHERE sae = ? "
                 "AND ended IS NULL AND feature > ? ORDER BY feature LIMIT 500)",
@@ -219,8 +236,9 @@ _COLUMNS = "sae, feature, text, source, author, method, explainer, score, scorer
 _MARKS = ", ".join("?" * (_COLUMNS.count(",") + 1))
 _RESCORE = (
     "UPDATE label SET score = ?, scorer = ? WHERE sae = ? AND feature = ? AND source = ? AND method = ? "
-    "AND explainer = ? AND text = ? AND ended IS NULL"
+    "AND explainer = ? AND text = ? AND ended IS NULL AND (score IS NOT ? OR scorer IS NOT ?)"
 )
+_MY_TEXT = "SELECT text FROM label WHERE sae = ? AND feature = ? AND source = 'mine' AND ended IS NULL"
 _BEST_FIRST = " ORDER BY source = 'mine' DESC, score IS NULL, score DESC, id"
 
 
@@ -247,9 +265,11 @@ def _values(sae: str, label: NewLabel, origin: str, now: str) -> tuple[object, .
     return (_storable(sae), label.feature, *safe, label.score, *last)
 
 
-def _label(row: Row) -> Label:
-    texts = {name: sanitise(row[name] or "") for name in row.keys() if name not in ("id", "feature", "score")}  # noqa: SIM118
-    return Label(id=int(row["id"]), feature=int(row["feature"]), score=row["score"], **texts)
+def _label(row: Row, raw: bool = False) -> Label:
+    texts = {name: str(row[name] or "") for name in row.keys() if name not in ("id", "feature", "score")}  # noqa: SIM118
+    texts = texts if raw else {name: sanitise(text) for name, text in texts.items()}
+    score = None if row["score"] is None else float(row["score"])
+    return Label(id=int(row["id"]), feature=int(row["feature"]), score=score, **texts)
 
 
 def _check(feature: int, text: str) -> None:

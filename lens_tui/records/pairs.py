@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import re
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from .errors import LensError
+from .read_files import parse_json, read_text
 from .sanitise import one_line
 
 MAX_BYTES = 64 << 20
 MAX_PAIRS = 20_000
+_LINE = re.compile(r"[^\r\n]+")  # only these end a line: JSON may hold other separators
 _KEYS = "positive and negative, or question, answer_matching_behavior and answer_not_matching_behavior"
 
 
@@ -25,33 +28,24 @@ def read_pairs(path: Path | str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """
     file = Path(path).expanduser()
     name = one_line(file.name, 80)
-    try:
-        if file.stat().st_size > MAX_BYTES:
-            raise LensError(f"{name} is larger than {MAX_BYTES >> 20} MB.", "Sample the pairs.")
-        text = file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise LensError(f"There is no file {one_line(str(file), 120)}.", "Check the path.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise LensError(f"{name} cannot be read: {one_line(str(error), 100)}.", "Give a text file in UTF-8.") from error
+    text = read_text(file, MAX_BYTES, encoding="utf-8-sig")
     pairs = [_pair(row, f"{name}, pair {number}") for number, row in enumerate(_rows(file, text, name), 1)]
     if not pairs:
         raise LensError(f"{name} holds no pairs.", "Write one on each line, the texts apart by a tab, or JSONL.")
     if len(pairs) > MAX_PAIRS:
-        raise LensError(f"{name} holds {len(pairs)} pairs; at most {MAX_PAIRS} are read.", "Sample them.")
+        raise LensError(f"{name} holds more than {MAX_PAIRS} pairs.", "Sample them.")
     return tuple(one for one, _ in pairs), tuple(other for _, other in pairs)
 
 
 def _rows(file: Path, text: str, name: str) -> list[Any]:
-    lines = [line for line in text.splitlines() if line.strip()]
     suffix = file.suffix.lower()
-    try:
-        if suffix == ".jsonl":
-            return [json.loads(line) for line in lines]
-        if suffix == ".json":
-            found = json.loads(text)
-            return found if isinstance(found, list) else [found]
-    except (ValueError, RecursionError) as error:
-        raise LensError(f"{name} is not {suffix[1:].upper()}: {one_line(str(error), 100)}.") from error
+    if suffix == ".json":
+        found = parse_json(text, name)
+        return found if isinstance(found, list) else [found]
+    # One more than is allowed is enough to say that there are too many.
+    lines = list(islice((line[0] for line in _LINE.finditer(text) if line[0].strip()), MAX_PAIRS + 1))
+    if suffix == ".jsonl":
+        return [parse_json(line, f"{name}, pair {number}") for number, line in enumerate(lines, 1)]
     return [line.split("\t") for line in lines]
 
 

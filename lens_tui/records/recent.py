@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from . import atomic, paths
+from .errors import LensError
+from .read_files import read_json
 
 LIMIT = 20
 
@@ -13,10 +14,11 @@ LIMIT = 20
 def recent_models(path: Path | None = None) -> list[str]:
     """What was loaded lately (hub ids, folders, ``demo``), newest first."""
     try:
-        found = json.loads((path or paths.recent_file()).read_text(encoding="utf-8"))
-        return [str(item) for item in found["models"]][:LIMIT]
-    except (OSError, ValueError, KeyError, TypeError):
+        found = read_json(path or paths.recent_file())
+    except LensError:
         return []
+    names = found.get("models") if isinstance(found, dict) else None
+    return [name for name in names if isinstance(name, str)][:LIMIT] if isinstance(names, list) else []
 
 
 def remember_model(model: str, path: Path | None = None) -> None:

@@ -183,7 +183,8 @@ class RunStore:
     def broken(self) -> list[int]:
         """Runs whose process died under them, newest first. They are closed as ``killed`` and keep what came."""
         rows = self.store.all("SELECT id, owner FROM run WHERE state = 'running' ORDER BY id DESC")
-        dead = [int(row["id"]) for row in rows if not is_alive(int(row["owner"]))]
+        with self.store.reading():
+            dead = [int(row["id"]) for row in rows if not is_alive(int(row["owner"]))]
         for run in dead:
             self.end(run, "killed")
         return dead
@@ -194,18 +195,19 @@ class RunStore:
         if row is None:
             return None
         arms = self.store.all("SELECT * FROM run_arm WHERE run = ? ORDER BY arm", (run,))
-        return RunRecord(
-            model=row["model"],
-            prompt=row["prompt"],
-            arms=tuple(self._arm(run, arm) for arm in arms),
-            sampling=sampling_from_json(json.loads(row["sampling"])),
-            raw=bool(row["raw"]),
-            prompt_ids=tuple(json.loads(row["prompt_ids"])),
-            created=row["created"],
-            state=row["state"],
-            note=row["note"],
-            id=run,
-        )
+        with self.store.reading():
+            return RunRecord(
+                model=str(row["model"]),
+                prompt=str(row["prompt"]),
+                arms=tuple(self._arm(run, arm) for arm in arms),
+                sampling=sampling_from_json(json.loads(row["sampling"])),
+                raw=bool(row["raw"]),
+                prompt_ids=tuple(int(token) for token in json.loads(row["prompt_ids"])),
+                created=float(row["created"]),
+                state=row["state"],
+                note=str(row["note"]),
+                id=run,
+            )
 
     def list(self, words: str = "", limit: int = 100) -> list[RunSummary]:
         """The newest runs, or those whose prompt, texts or note hold all the words."""
@@ -230,8 +232,10 @@ class RunStore:
 
     def _summary(self, row: Any) -> RunSummary:
         arms = self.store.all("SELECT record FROM run_arm WHERE run = ? ORDER BY arm", (row["id"],))
-        names = tuple(str(json.loads(arm["record"])["name"]) for arm in arms)
-        return RunSummary(row["id"], row["created"], row["model"], row["prompt"], row["state"], names, row["note"])
+        with self.store.reading():
+            names = tuple(str(json.loads(arm["record"])["name"]) for arm in arms)
+            model, prompt, note = (str(row[name]) for name in ("model", "prompt", "note"))
+            return RunSummary(int(row["id"]), float(row["created"]), model, prompt, row["state"], names, note)
 
     def _arm(self, run: int, row: Any) -> ArmRecord:
         tokens = tuple(
@@ -245,16 +249,16 @@ class RunStore:
 
 
 def _token(row: Any) -> Token:
-    top = tuple(Candidate(*item) for item in json.loads(row["top"]))
+    top = tuple(Candidate(int(token), str(text), float(logprob)) for token, text, logprob in json.loads(row["top"]))
     scales = tuple((str(name), float(scale)) for name, scale in json.loads(row["scales"]))
     return Token(
-        row["place"],
-        row["token_id"],
-        row["token"],
-        row["text"],
-        row["logprob"],
-        arm=row["arm"],
-        kl=row["kl"],
+        int(row["place"]),
+        int(row["token_id"]),
+        str(row["token"]),
+        str(row["text"]),
+        float(row["logprob"]),
+        arm=int(row["arm"]),
+        kl=None if row["kl"] is None else float(row["kl"]),
         top=top,
         scales=scales,
     )

@@ -7,7 +7,6 @@ reference page and the commented file of it.
 from __future__ import annotations
 
 import re
-import tomllib
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +16,7 @@ from pydantic_core import PydanticUndefined
 
 from . import atomic, paths
 from .errors import LensError
+from .read_files import MAX_TOML, FileAbsent, parse_toml, read_text
 from .sampling import Sampling
 from .sanitise import one_line
 
@@ -113,22 +113,17 @@ def load_settings(path: Path | None = None) -> Settings:
     """
     file = path or paths.settings_file()
     try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
+        text = read_text(file, MAX_TOML)
+    except FileAbsent:
         return Settings()
-    except (OSError, UnicodeDecodeError) as error:
-        raise LensError(
-            f"The settings {file} cannot be read: {one_line(str(error), 100)}.", "Check the file."
-        ) from None
-    return parse_settings(text, str(file))
+    except LensError as error:
+        raise LensError(f"The settings cannot be read: {error.message}", "Check the file.") from error
+    return parse_settings(text, one_line(str(file), 200))
 
 
 def parse_settings(text: str, name: str = "settings.toml") -> Settings:
     """Settings from TOML text. Errors as in :func:`load_settings`."""
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise LensError(f"{name} is not TOML: {one_line(str(error), 160)}.", "Correct that line.") from None
+    data = parse_toml(text, name)
     if isinstance(data.get("keys"), dict):
         data["keys"] = _flat(data["keys"])
     try:
@@ -145,7 +140,10 @@ def save_settings(settings: Settings, path: Path | None = None) -> None:
 def set_one(section: str, key: str, value: str | int | float | bool, path: Path | None = None) -> Settings:
     """Change one key in the user's file, leaving every other line and comment as it is; returns the settings."""
     file = path or paths.settings_file()
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    try:
+        text = read_text(file, MAX_TOML)
+    except FileAbsent:
+        text = ""
     new = _with_line(text, section, key, f"{_bare(key)} = {_toml_value(value)}")
     settings = parse_settings(new, str(file))
     atomic.write_text(file, new)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +18,8 @@ from typing import Any
 
 from . import paths
 from .errors import LensError
+from .read_files import FileAbsent, regular_size
+from .sanitise import one_line
 
 _BUSY_MS = 5000
 
@@ -42,12 +44,13 @@ class Store:
         self.path = str(path or paths.database_file())
         self._lock = threading.RLock()
         if self.path != ":memory:":
-            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+            _prepare(Path(self.path))
         with self._explained():
             self._connection = sqlite3.connect(
                 self.path, timeout=_BUSY_MS / 1000, isolation_level=None, check_same_thread=False
             )
         self._connection.row_factory = sqlite3.Row
+        self._connection.text_factory = _text
         try:
             with self._explained():
                 # NORMAL: a killed process loses nothing; a power cut may lose the last writes, never the file.
@@ -81,7 +84,10 @@ class Store:
     def version(self, family: Family) -> int:
         """The version of a family's tables in this file; 0 if it has none."""
         row = self.one("SELECT version FROM family WHERE name = ?", (family.name,))
-        return int(row["version"]) if row else 0
+        version = row["version"] if row else 0
+        if type(version) is not int or version < 0:
+            raise self._damaged(f"the version of its {family.name} tables is {one_line(repr(version), 40)}")
+        return version
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
@@ -106,6 +112,16 @@ class Store:
             row: sqlite3.Row | None = self._connection.execute(sql, values).fetchone()
             return row
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Around making records of rows: rows that this program cannot have written are a :class:`LensError`."""
+        try:
+            yield
+        except LensError:
+            raise
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+            raise self._damaged(f"it holds {type(error).__name__} in place of a record") from error
+
     def close(self) -> None:
         """Close the connection. The store cannot be used after."""
         with self._lock:
@@ -121,17 +137,34 @@ class Store:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.OperationalError as error:
-            if "locked" in str(error):
+        except sqlite3.ProgrammingError:
+            raise  # a defect of ours
+        except sqlite3.Error as error:
+            said = one_line(str(error), 120)
+            if "locked" in said:
                 raise LensError(f"{self.path} is in use by another process.", "Try again.") from error
-            if "unable to open" in str(error) or "readonly" in str(error) or "disk" in str(error):
-                raise LensError(f"{self.path} cannot be written: {error}.", "Check permissions and space.") from error
-            raise
-        except sqlite3.DatabaseError as error:
-            if type(error) is not sqlite3.DatabaseError:
-                raise
-            hint = "Move the file away to start a new one; `sqlite3 FILE .recover` may save what is in it."
-            raise LensError(f"{self.path} is damaged or no database: {error}.", hint) from error
+            if any(word in said for word in ("unable to open", "readonly", "disk", "full")):
+                raise LensError(f"{self.path} cannot be written: {said}.", "Check permissions and space.") from error
+            raise self._damaged(said) from error
+
+    def _damaged(self, said: str) -> LensError:
+        hint = "Move the file away to start a new one; `sqlite3 FILE .recover` may save what is in it."
+        return LensError(f"{self.path} is damaged or no database: {said}.", hint)
+
+
+def _prepare(path: Path) -> None:
+    """The folder of a new file; a file that is there must be one: SQLite would wait for a pipe for ever."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise LensError(f"{path} cannot be written: {reason}.", "Check permissions and space.") from error
+    with suppress(FileAbsent):
+        regular_size(path)
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
 
 
 def fts_query(words: str) -> str:

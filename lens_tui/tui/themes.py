@@ -12,7 +12,6 @@ CSS and widgets read: ``$muted``, ``$hairline``, ``$accent``, ``$heat-0`` to
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,13 @@ from textual.color import Color
 from textual.theme import Theme
 
 from lens_tui.records import LensError
+from lens_tui.records.read_files import explained, read_toml
+from lens_tui.records.sanitise import one_line
 
 DEFAULT_THEME = "ink"
 HEAT_STEPS = 8
 SIGN_STEPS = 9
+_MAX_NAME = 60
 _COLORS = (
     "background", "surface", "panel", "foreground", "muted", "hairline", "accent", "success", "warning", "error",
 )  # fmt: skip
@@ -39,17 +41,19 @@ def bundled_dir() -> Path:
 
 def read_theme(path: Path) -> Theme:
     """Read one theme file. Raises :class:`LensError` naming the file and what is wrong in it."""
+    name = one_line(path.name, 80)
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise LensError(f"The theme {path.name} cannot be read: {error}.") from error
-    return theme_from(data, path.name)
+        data = read_toml(path)
+    except LensError as error:
+        raise LensError(f"The theme {name} cannot be read: {error.message}", error.hint) from error
+    with explained(path, "Correct it."):
+        return theme_from(data, name)
 
 
 def theme_from(data: Mapping[str, Any], source: str) -> Theme:
     """Build a Textual theme from a theme file's data; ``source`` names the file in errors."""
     name = data.get("name")
-    if not isinstance(name, str) or not name.replace("-", "").isalnum():
+    if not isinstance(name, str) or len(name) > _MAX_NAME or not name.replace("-", "").isalnum():
         raise LensError(f"The theme {source} has no usable name.", 'Give it one, for example name = "dusk".')
     colors = {key: _color(data.get("colors", {}), key, source) for key in _COLORS}
     heat = _ramp(data, "heat", HEAT_STEPS, source)
@@ -163,6 +167,7 @@ def _ramp(data: Mapping[str, Any], name: str, count: int, source: str) -> list[s
 
 def _checked(value: str, where: str, source: str) -> str:
     try:
-        return Color.parse(value).hex
+        return Color.parse(value[: _MAX_NAME + 1]).hex  # no colour is that long
     except Exception as error:
-        raise LensError(f"The theme {source} has no colour {value!r} at {where}.", "Write it as #rrggbb.") from error
+        named = one_line(repr(value[:_MAX_NAME]), _MAX_NAME)
+        raise LensError(f"The theme {source} has no colour {named} at {where}.", "Write it as #rrggbb.") from error

@@ -6,7 +6,7 @@ them by the same rules; the user's is never written to here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import zip_longest
@@ -15,7 +15,7 @@ from typing import TypeVar
 from lens_tui import demo
 from lens_tui.demo.labels import bundled_labels
 from lens_tui.records import SAEInfo, paths
-from lens_tui.records.labels import Label, Labels
+from lens_tui.records.labels import ImportResult, Label, Labels, NewLabel
 from lens_tui.records.store import Store
 
 T = TypeVar("T")
@@ -51,10 +51,32 @@ def search_labels(words: str, sae: str | None, k: int = 20) -> tuple[Label, ...]
     return tuple([*mine, *(label for turn in turns for label in turn if label is not None)][: max(k, 0)])
 
 
-def standing_labels(info: SAEInfo) -> tuple[Label, ...]:
-    """All labels of an SAE, feature by feature, in the order of :func:`labels_of`."""
-    stored = _stored(lambda labels: tuple(labels.standing(info.id))) or ()
-    return tuple(sorted([*stored, *_plain(tuple(bundled().standing(info.id)))], key=lambda label: label.feature))
+def standing_labels(info: SAEInfo, *, raw: bool = False) -> tuple[Label, ...]:
+    """All labels of an SAE by feature, in the order of :func:`labels_of`; ``raw`` as in ``Labels.standing``."""
+    stored = _stored(lambda labels: tuple(labels.standing(info.id, raw=raw))) or ()
+    ready = _plain(tuple(bundled().standing(info.id, raw=raw)))
+    return tuple(sorted([*stored, *ready], key=lambda label: label.feature))
+
+
+def take_labels(store: Store, info: SAEInfo, labels: Iterable[NewLabel], *, origin: str) -> ImportResult:
+    """Import labels as ``Labels.take`` does; bundled ones that are here anyway are known and not stored again."""
+    ready = {_key(label) for label in bundled().standing(info.id, raw=True)}
+    known = 0
+
+    def others() -> Iterator[NewLabel]:
+        nonlocal known
+        for label in labels:
+            if _key(label) in ready:
+                known += 1
+            else:
+                yield label
+
+    found = Labels(store).take(info.id, others(), origin=origin)
+    return replace(found, known=found.known + known)
+
+
+def _key(label: Label | NewLabel) -> tuple[int, str, str, str, str]:
+    return (label.feature, label.source, label.method, label.explainer, label.text)
 
 
 @cache

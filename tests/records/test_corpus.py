@@ -86,10 +86,10 @@ def test_another_key_of_jsonl(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.txt", b"\xff\xfe", "not UTF-8"),
-        ("a.jsonl", b'{"text": "good"}\n{"text"', "Line 1 of a.jsonl is not JSON"),
+        ("a.jsonl", b'{"text": "good"}\n{"text"', "Line 1 of a.jsonl is not valid JSON"),
         ("a.jsonl", b'{"text": 7}', "has no text under 'text'"),
         ("a.jsonl", b"[1]", "has no text under"),
-        ("a.jsonl", b"[" * 100_000, "is not JSON"),
+        ("a.jsonl", b"[" * 100_000, "is not valid JSON"),
         ("a.txt", b"  \n ", "There is no text"),
         ("a.md", b"hello", "holds no .txt or .jsonl"),
     ],

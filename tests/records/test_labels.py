@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lens_tui.records import LensError
-from lens_tui.records.label_files import MAX_LINE, read_delphi, read_neuronpedia, write_delphi, write_neuronpedia
+from lens_tui.records import LensError, SAEInfo
+from lens_tui.records.label_files import read_delphi, read_neuronpedia, write_delphi, write_neuronpedia
 from lens_tui.records.labels import MAX_TEXT, Label, Labels, NewLabel
+from lens_tui.records.read_files import MAX_LINE
 from lens_tui.records.store import Store
 
 
@@ -90,6 +91,81 @@ def test_importing_twice_adds_nothing_and_renews_the_score(labels: Labels) -> No
     assert labels.of("sae", 1)[0].score == 0.75
 
 
+@pytest.mark.parametrize("form", ["neuronpedia", "delphi"])
+def test_an_export_comes_back_as_it_was(labels: Labels, tmp_path: Path, form: str) -> None:
+    labels.set("sae", 3, "mine \x1b[31m\u202e", author="ann")
+    labels.set("sae", 4, "also mine")
+    given = [
+        NewLabel(5, "bundled one", "bundled", method="by hand", score=0.8, scorer="fuzz"),
+        NewLabel(6, "theirs", "neuronpedia", author="bob", method="m", explainer="gpt", external_id="abc"),
+        NewLabel(7, "scored", "delphi", method="delphi", score=0.1 + 0.2, scorer="fuzz"),
+    ]
+    assert labels.take("sae", given, origin="x").added == 3
+
+    def export(folder: Path, of: Labels) -> None:
+        standing = of.standing("sae", raw=True)
+        if form == "neuronpedia":
+            write_neuronpedia(standing, folder, model_id="m", source_id="4-x", sae_id="sae")
+        else:
+            write_delphi(standing, folder, module="layers.4", sae_id="sae")
+
+    read = read_neuronpedia if form == "neuronpedia" else read_delphi
+    export(tmp_path / "out", labels)
+    result = labels.take("sae", read(tmp_path / "out"), origin="out")
+    assert (result.added, result.known, result.changed) == (0, 5, 0)
+    with Store(":memory:") as store:  # somewhere else all of it is new, and the same
+        other = Labels(store)
+        assert other.take("sae", read(tmp_path / "out"), origin="out").added == 5
+        assert [_all(label) for label in other.standing("sae", raw=True)] == [
+            _all(label) for label in labels.standing("sae", raw=True)
+        ]
+        other.set("sae", 3, "another's")  # what is yours is never taken away
+        result = other.take("sae", read(tmp_path / "out"), origin="out")
+        assert (result.added, result.known) == (1, 4)
+        assert [(label.text[:4], label.source) for label in other.of("sae", 3)] == [
+            ("anot", "mine"),
+            ("mine", "mlx-lens-tui"),
+        ]
+
+
+def _all(label: Label) -> tuple[object, ...]:
+    names = ("feature", "text", "source", "author", "method", "explainer", "score", "scorer", "external_id")
+    return tuple(getattr(label, name) for name in names)
+
+
+SAE = SAEInfo("sae", "mine", "", "topk", "resid_post", 4, 8, 16, "google/gemma-2-2b")
+
+
+@pytest.mark.parametrize(
+    ("model", "source", "message"),
+    [
+        ("gemma-2-2b", "4-gemmascope-res-16k", ""),
+        ("mlx-community/gemma-2-2b-4bit", "4-x", ""),
+        ("", "", ""),
+        ("gemma-2-2b", "own-name", ""),
+        ("gemma-2-2b-it", "4-x", "is of model gemma-2-2b-it, but the SAE mine is of google/gemma-2-2b"),
+        ("gemma-2-2b", "20-gemmascope-res-16k", "is of layer 20, but the SAE mine is of layer 4"),
+    ],
+)
+def test_labels_of_another_model_or_layer_are_refused(tmp_path: Path, model: str, source: str, message: str) -> None:
+    _neuronpedia(tmp_path, [{**ROW, "modelId": model, "layer": source}])
+    assert len(list(read_neuronpedia(tmp_path))) == 1
+    if not message:
+        assert len(list(read_neuronpedia(tmp_path, sae=SAE))) == 1
+        return
+    with pytest.raises(LensError, match=message):
+        list(read_neuronpedia(tmp_path, sae=SAE))
+
+
+def test_a_delphi_folder_of_another_layer_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "layers.5.mlp_latent1.txt").write_text('"x"')
+    assert len(list(read_delphi(tmp_path))) == 1
+    with pytest.raises(LensError, match="is of layer 5"):
+        list(read_delphi(tmp_path, sae=SAE))
+    (tmp_path / "layers.5.mlp_latent1.txt").rename(tmp_path / "layers.4.mlp_latent1.txt")
+    assert len(list(read_delphi(tmp_path, sae=SAE))) == 1
+
+
 def test_search_ranks_stems_and_completes_the_last_word(labels: Labels) -> None:
     texts = ["running dogs", "dogs and a long text about many other things", "Über cafés", "cats"]
     labels.take("sae", [NewLabel(i, text, "x") for i, text in enumerate(texts)], origin="")
@@ -150,7 +226,7 @@ def test_delphi_round_trip_and_scores(tmp_path: Path, labels: Labels) -> None:
         (tmp_path / "scores" / scorer / "layers.4.mlp_latent5.txt").write_text(json.dumps(rows))
     found = list(read_delphi(tmp_path))
     assert [(new.feature, new.text) for new in found] == [(5, 'quotes " and\nlines'), (6, "better")]
-    assert (found[0].score, found[0].scorer, found[1].score) == (0.75, "fuzz", None)
+    assert (found[0].score, found[0].scorer, found[1].score) == (0.75, "fuzz", 0.9)
     (tmp_path / "explanations" / "layers.5_latent1.txt").write_text('"x"')
     with pytest.raises(LensError, match=r"holds labels of layers\.4\.mlp, layers\.5"):
         list(read_delphi(tmp_path))

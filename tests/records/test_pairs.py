@@ -42,8 +42,8 @@ def test_questions_with_two_answers(tmp_path: Path) -> None:
         ("a.txt", "one\t ", "pair 1 has a text that is empty"),
         ("a.jsonl", '{"positive": "x"}', "pair 1 has no two texts"),
         ("a.jsonl", '{"positive": "x", "negative": 3}', "pair 1 has a text that is empty or none"),
-        ("a.jsonl", "{", "is not JSONL"),
-        ("a.json", "[" * 100_000, "is not JSON"),
+        ("a.jsonl", "{", "pair 1 is not valid JSON"),
+        ("a.json", "[" * 100_000, "is not valid JSON"),
         ("a.json", '"text"', "pair 1 has no two texts"),
     ],
 )
@@ -57,5 +57,5 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(LensError, match="There is no file"):
         read_pairs(tmp_path / "nothing.txt")
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(LensError, match="cannot be read"):
+    with pytest.raises(LensError, match="is not UTF-8"):
         read_pairs(tmp_path / "bytes.txt")

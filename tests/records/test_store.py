@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sqlite3
 import subprocess
 import sys
@@ -12,7 +14,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lens_tui.records import LensError
+from lens_tui.records import Arm, LensError, Sampling, Token
+from lens_tui.records.runs import RunStore
 from lens_tui.records.store import Family, Store, fts_query
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +62,7 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
     broken = Family("notes", (*FIRST.migrations, "ALTER TABLE note ADD COLUMN x;\nSELECT nonsense FROM nowhere;\n"))
     with Store(tmp_path / "s") as store:
         store.use(FIRST)
-        with pytest.raises(sqlite3.OperationalError):
+        with pytest.raises(LensError, match="no such table"):
             store.use(broken)
         assert store.version(broken) == 1
         assert {row["name"] for row in store.all("SELECT name FROM pragma_table_info('note')")} == {"id", "text"}
@@ -119,8 +122,64 @@ def test_a_damaged_file_is_one_sentence(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_folder_in_its_place(tmp_path: Path) -> None:
-    with pytest.raises(LensError, match="cannot be written"):
+    with pytest.raises(LensError, match="is a folder"):
         Store(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(LensError, match="but a pipe"):
+        Store(tmp_path / "pipe")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LensError, match="cannot be written"):
+        Store(tmp_path / "file" / "below" / "s")
+
+
+@pytest.mark.parametrize("version", ["'text'", "-5", "1.5", "1e300", "NULL", "x'ff'", "9223372036854775807"])
+def test_versions_that_lie(tmp_path: Path, version: str) -> None:
+    with Store(tmp_path / "s") as store:
+        store.use(FIRST)
+    connection = sqlite3.connect(tmp_path / "s")
+    connection.executescript(
+        f"DROP TABLE family; CREATE TABLE family (name, version); INSERT INTO family VALUES ('notes', {version});"
+    )
+    connection.close()
+    with Store(tmp_path / "s") as store, pytest.raises(LensError):
+        store.use(FIRST)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DROP TABLE run_arm",
+        "UPDATE run SET sampling = ?",
+        "UPDATE run SET prompt_ids = ?",
+        "UPDATE run SET created = ?",
+        "UPDATE run SET owner = ?, state = 'running'",
+        "UPDATE run SET prompt = ?",
+        "UPDATE run_arm SET record = ?",
+        "UPDATE run_token SET top = ?",
+        "UPDATE run_token SET scales = ?",
+        "UPDATE run_token SET logprob = ?",
+    ],
+)
+def test_rows_that_nobody_wrote_are_one_sentence(tmp_path: Path, change: str) -> None:
+    deep = "[" * 100_000
+    for value in (deep, "[[1]]", "{}", "x", b"\xff\xfe", "\xff", 1e300, '"' + "9" * 5000):
+        file = tmp_path / "s"
+        runs = RunStore(file)
+        run = runs.begin("m", "p", [Arm("a")], Sampling())
+        runs.add(run, [Token(0, 1, "t", "t", -1.0)])
+        runs.end(run)
+        runs.store.close()
+        connection = sqlite3.connect(file)
+        connection.execute(change, (value,) if "?" in change else ())
+        connection.commit()
+        connection.close()
+        for name, arguments in (("get", (1,)), ("list", ()), ("broken", ())):
+            runs = RunStore(file)
+            with contextlib.suppress(LensError):
+                getattr(runs, name)(*arguments)
+            runs.store.close()
+        for left in tmp_path.iterdir():
+            left.unlink()
 
 
 @example("a\0b")
