@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,8 @@ from lens_tui.records import Arm, ArmEnd, Sampling, Token
 from lens_tui.records.modes import told
 
 from .arms import parse_arm
-from .output import note, print_json, say
+from .long_work import interruptible
+from .output import INTERRUPTED, note, print_json, say
 from .sources import Vectors, read_text
 
 if TYPE_CHECKING:
@@ -36,21 +37,47 @@ def compare(
     with LensModel(model) as lens:
         vectors = Vectors(lens, sae, model)
         named = [Arm("baseline"), *(vectors.arm(spec) for spec in specs)]
-        run = lens.compare(text, named, sampling, raw=raw)
-        tokens: list[list[Token]] = [[] for _ in named]
-        ends: dict[int, ArmEnd] = {}
-        for event in run:
-            if isinstance(event, Token):
-                tokens[event.arm].append(event)
-            else:
-                ends[event.arm] = event
-            if as_json and stream:
-                print_json({"event": type(event).__name__, **asdict(event)})
-        result = record(text, model, sampling, named, run, tokens, ends)
+        with interruptible() as asked:
+            run = lens.compare(text, named, sampling, raw=raw, progress=lambda *_: _go_on(asked))
+            tokens, ends = _collect(run, stream=as_json and stream, stop=asked)
+        stopped = any(end.reason == "stopped" for end in ends.values())
+        result = {**record(text, lens.info.name, sampling, named, run, tokens, ends), "stopped": stopped}
     if as_json:
         print_json({"event": "Run", **result} if stream else result)
     else:
         _print(result)
+    if stopped:
+        raise SystemExit(INTERRUPTED)
+
+
+def _collect(run: Comparison, *, stream: bool, stop: Callable[[], bool]) -> tuple[list[list[Token]], dict[int, ArmEnd]]:
+    """Tokens and end of each arm, until all have ended or ``stop`` says so: then what came is an end of its own."""
+    tokens: list[list[Token]] = [[] for _ in run.arms]
+    ends: dict[int, ArmEnd] = {}
+
+    def hear(event: Token | ArmEnd) -> None:
+        if isinstance(event, Token):
+            tokens[event.arm].append(event)
+        else:
+            ends[event.arm] = event
+        if stream:
+            print_json({"event": type(event).__name__, **asdict(event)})
+
+    for event in run:
+        hear(event)
+        if stop():
+            run.close()
+            break
+    for arm, came in enumerate(tokens):
+        if arm not in ends:
+            hear(ArmEnd(arm, "stopped", len(came), "".join(token.text for token in came), run.doses(arm)))
+    return tokens, ends
+
+
+def _go_on(asked: Callable[[], bool]) -> None:
+    """Nothing is there to be printed before the first token."""
+    if asked():
+        raise KeyboardInterrupt
 
 
 def record(
@@ -113,7 +140,9 @@ def _parts_at(baseline: Sequence[Token], other: Sequence[Token]) -> int | None:
 
 def _print(result: dict[str, Any]) -> None:
     for arm in result["arms"]:
-        facts = [f"{len(arm['token_ids'])} tokens", f"mean logprob {arm['mean_logprob']:.2f}"]
+        facts = [f"{len(arm['token_ids'])} tokens"]
+        if arm["mean_logprob"] is not None:
+            facts.append(f"mean logprob {arm['mean_logprob']:.2f}")
         if arm["interventions"]:
             facts.append(f"mean KL {arm['mean_kl'] or 0.0:.2f}")
             facts.append(f"moved {arm['dose'] or 0.0:.3f} |h|")

@@ -60,7 +60,7 @@ def dose(
             heard=lambda _, done, total: meter.say("scales", f"{done} of {total}"),
         )
     meter.end()
-    result = record(text, model, records, found)
+    result = record(text, lens.info.name, records, found)
     if as_json:
         print_json(result)
     else:

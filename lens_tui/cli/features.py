@@ -74,6 +74,7 @@ def read(lens: LensModel, sae: SAE, text: str, top_k: int, by: Order = "activati
     return {
         "model": lens.info.name,
         "sae": info.name,
+        "sae_id": info.id,
         "layer": info.layer,
         "site": info.site,
         "by": by,

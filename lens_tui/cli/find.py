@@ -77,6 +77,7 @@ def contrast(
         meter.end()
     names = label_texts(opened.info, [row.feature for row in found])
     result = {
+        "model": lens.info.name,
         "sae": opened.info.name,
         "sae_id": opened.info.id,
         "texts_a": len(texts_a),

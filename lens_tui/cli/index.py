@@ -63,7 +63,7 @@ def index(
             should_stop=asked,
         )
         meter.end()
-    facts = _facts(result)
+    facts = {"model": lens.info.name, **_facts(result)}
     if as_json:
         print_json(facts)
     if result.stopped:
@@ -82,7 +82,7 @@ def merge(parts: Sequence[Path], *, model: str, sae: str, out: Path | None, as_j
 
     with LensModel(model) as lens:
         path = merge_index(lens, open_sae(sae, model), parts, out)
-    facts = _facts(BuildResult(False, (path,)))
+        facts = {"model": lens.info.name, **_facts(BuildResult(False, (path,)))}
     print_json(facts) if as_json else _print(facts)
 
 

@@ -21,7 +21,7 @@ def info(*, model: str, as_json: bool) -> None:
         print_json(facts)
         return
     for name, value in facts.items():
-        for line in _lines(name, value):
+        for line in _lines(name, value) if name != "model" else ():
             say(line)
 
 
@@ -29,7 +29,7 @@ def _model_facts(model: str) -> dict[str, Any]:
     from lens_tui.lens import LensModel
 
     with LensModel(model) as lens:
-        return {**asdict(lens.info), "sites": list(lens.sites(0))}
+        return {"model": lens.info.name, **asdict(lens.info), "sites": list(lens.sites(0))}
 
 
 def _machine_facts() -> dict[str, Any]:
@@ -39,6 +39,7 @@ def _machine_facts() -> dict[str, Any]:
     from lens_tui.worker.models import list_models
 
     return {
+        "model": None,
         "versions": {name: _version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",

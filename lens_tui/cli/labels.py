@@ -31,7 +31,7 @@ def set_label(number: str, text: str, *, sae: str, model: str, author: str, as_j
     with Store() as store:
         label = Labels(store).set(info.id, feature, text, author=author)
     if as_json:
-        print_json(None if label is None else asdict(label))
+        print_json({**_of(info, model), "feature": feature, "label": None if label is None else asdict(label)})
     else:
         say(f"feature {feature} of {info.name}: {label.text if label else 'no label of yours'}")
 
@@ -45,21 +45,23 @@ def show(number: str, *, sae: str, model: str, history: bool, as_json: bool) -> 
     if history and not number:
         raise LensError("The history is of one feature.", "Name it.")
     if not number:
-        _show(standing_labels(find_sae(sae, model)), as_json)
+        info = find_sae(sae, model)
+        _show(standing_labels(info), _of(info, model), as_json)
         return
     feature, info = _feature(number, sae, model)
     if not history:
-        _show(labels_of(info, feature), as_json)
+        _show(labels_of(info, feature), _of(info, model), as_json)
         return
     with Store() as store:
-        _show(Labels(store).history(info.id, feature), as_json)
+        _show(Labels(store).history(info.id, feature), _of(info, model), as_json)
 
 
 def search(words: str, *, sae: str, model: str, every: bool, k: int, as_json: bool) -> None:
     """Print the labels that hold the words."""
     from lens_tui.worker.known_labels import search_labels
 
-    _show(search_labels(words, None if every else find_sae(sae, model).id, k), as_json)
+    info = None if every else find_sae(sae, model)
+    _show(search_labels(words, info.id if info else None, k), _of(info, model), as_json)
 
 
 def import_labels(
@@ -96,7 +98,7 @@ def import_labels(
             )
             facts = asdict(take_labels(store, info, _within(labels, info), origin=path.name))
     if as_json:
-        print_json({"sae": info.name, "sae_id": info.id, **facts})
+        print_json({**_of(info, model), **facts})
     else:
         say(f"{info.name}: " + ", ".join(f"{n} {name}" for name, n in facts.items()))
 
@@ -126,7 +128,10 @@ def export_labels(
     else:
         files = _upload(folder, info, labels, model, model_id, source_id or info.name)
         facts = {"labels": len(labels), "files": [str(file) for file in files]}
-    print_json(facts) if as_json else say(f"{facts['labels']} labels of {info.name} written to {folder}")
+    if as_json:
+        print_json({**_of(info, model), **facts})
+    else:
+        say(f"{facts['labels']} labels of {info.name} written to {folder}")
 
 
 def _upload(
@@ -179,10 +184,15 @@ def _choose(form: str, forms: tuple[str, ...]) -> None:
         raise LensError(f"There is no format {form!r}.", f"Choose from {', '.join(forms)}.")
 
 
-def _show(labels: tuple[Label, ...], as_json: bool) -> None:
+def _of(info: SAEInfo | None, model: str) -> dict[str, Any]:
+    """Whose labels they are: the model as it was named, for none is loaded, and the SAE (``None``: of all)."""
+    return {"model": model, "sae": info and info.name, "sae_id": info and info.id}
+
+
+def _show(labels: tuple[Label, ...], whose: dict[str, Any], as_json: bool) -> None:
     rows = [asdict(label) for label in labels]
     if as_json:
-        print_json(rows)
+        print_json({**whose, "labels": rows})
         return
     for row in rows:
         ended = f", until {row['ended']}" if row["ended"] else ""

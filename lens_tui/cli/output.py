@@ -9,13 +9,14 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
-from lens_tui.records.errors import LensError
+from lens_tui.records.errors import LensError, LensWarning
 from lens_tui.records.sanitise import json_escaped, one_line, sanitise
 
 _P = ParamSpec("_P")
@@ -39,6 +40,15 @@ def prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    warnings.showwarning = _warned
+
+
+def _warned(message: Warning | str, category: type[Warning], *place: Any, **rest: Any) -> None:
+    """What the library warns of as a sentence; others' warnings as Python writes them, safe for a terminal."""
+    if issubclass(category, LensWarning):
+        note(f"mlx-lens-tui: {message}")
+    else:
+        note(warnings.formatwarning(message, category, str(place[0]), place[1]).rstrip())
 
 
 def print_json(data: Any) -> None:

@@ -28,7 +28,7 @@ def scale(arm: str, *, model: str, sae: str, quantity: str, target: float | None
         records = Vectors(lens, sae, model).arm(spec).interventions
         found = find(lens, records, quantity, target, heard=lambda tried: meter.say("scales", f"{len(tried)} tried"))
     meter.end()
-    result = record(model, records, found)
+    result = record(lens.info.name, records, found)
     if as_json:
         print_json(result)
     else:

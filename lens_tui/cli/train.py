@@ -72,7 +72,7 @@ def train(request: Request, *, as_json: bool) -> None:
         )
         meter.end()
     if as_json:
-        print_json(plain(report))
+        print_json({"model": lens.info.name, **plain(report)})
     if report.stopped:
         kept = (out / "training" / FILE).exists()
         what = f"the checkpoint is in {out}. The same command goes on." if kept else "there was nothing to keep yet."

@@ -102,7 +102,7 @@ def _finish(
     from lens_tui.records.vector_formats import save_vectors
     from lens_tui.records.vectors_io import save_vector
 
-    result = record(vector, ranked)
+    result = {"model": lens.info.name, **record(vector, ranked)}
     result["residual_norm"] = residual_norm(lens, vector.layer, site=vector.site)
     plain = vector.d_model == lens.d_model and vector.site not in ("attn_z", "mlp_in")
     sides = lens.promoted(vector, 10) if plain else ((), ())
@@ -122,7 +122,7 @@ def record(vector: SteeringVector, ranked: Sequence[RankedLayer] = ()) -> dict[s
         "name": vector.name,
         "layer": vector.layer,
         "site": vector.site,
-        "model": vector.model,
+        "made_with": vector.model,
         "norm": vector.norm,
         "max_activation": vector.max_activation,
         "origin": {"kind": vector.origin.kind, **vector.origin.facts},

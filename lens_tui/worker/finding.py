@@ -106,6 +106,7 @@ def search_features(
         found = promoting(index, list(tokens), convention=convention, k=k)
     names = label_texts(info, [row.feature for row in found or ()])
     return {
+        "model": model.info.name,
         "sae": info.name,
         "sae_id": info.id,
         "words": words,

@@ -118,12 +118,12 @@ def test_labels_are_set_found_shown_and_written_in_other_forms(work: dict[str, A
     run("labels", "set", "7", "cold water", *on(work))
     run("labels", "set", "7", "words of the sea", *on(work), "--author", "me")
     run("labels", "set", "9", "kitchen", *on(work))
-    assert [row["text"] for row in data("labels", "show", "7", *on(work))] == ["words of the sea"]
-    assert [row["text"] for row in data("labels", "show", "7", "--history", *on(work))] == [
+    assert [row["text"] for row in data("labels", "show", "7", *on(work))["labels"]] == ["words of the sea"]
+    assert [row["text"] for row in data("labels", "show", "7", "--history", *on(work))["labels"]] == [
         "words of the sea",
         "cold water",
     ]
-    assert [row["feature"] for row in data("labels", "search", "sea", *on(work))] == [7]
+    assert [row["feature"] for row in data("labels", "search", "sea", *on(work))["labels"]] == [7]
     found = data("search", "sea", *on(work))
     assert [row["feature"] for row in found["labels"]] == [7]
     assert found["promoting"] is not None
@@ -142,7 +142,7 @@ def test_labels_are_set_found_shown_and_written_in_other_forms(work: dict[str, A
     assert rows[busy]["explanations"][0]["text"] == "busy"
     assert rows[busy]["activations"]
     run("labels", "set", "9", "", *on(work))
-    assert "mine" not in {row["source"] for row in data("labels", "show", "9", *on(work))}
+    assert "mine" not in {row["source"] for row in data("labels", "show", "9", *on(work))["labels"]}
 
 
 def test_a_dashboard_of_another_tool_stands_in_for_an_index(work: dict[str, Any], tmp_path: Path) -> None:

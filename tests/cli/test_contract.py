@@ -1,0 +1,309 @@
+"""What a script may rely on: one JSON object a call, with its model, an error as JSON too, the exit statuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from lens_tui.cli.app import app
+from lens_tui.records.sanitise import sanitise_token
+from tests.folders import llama_folder, sae_folder
+
+# Text with all that a terminal would act on, and a file name of it.
+NASTY = "the \u202ecat\u2066 \x9b31m\x7f \u2028\u2029\u200b\u200d\ufeff sat"
+TRAIN = ["--layer", "1", "--width", "16", "-k", "2", "-n", "256", "--batch", "64", "--rows", "4", "--context", "24"]
+
+VERBS: dict[str, list[str]] = {
+    "compare": [NASTY, "-a", "f3*2", "--max-tokens", "2", "SAE"],
+    "features": [NASTY, "-k", "2", "SAE"],
+    "info": [],
+    "lens": [NASTY, "--attribute"],
+    "feature": ["3", "SAE"],
+    "search": ["sea", "SAE"],
+    "contrast": ["LINES", "LINES", "SAE"],
+    "train-sae": ["LINES", "-o", "OUT", *TRAIN],
+    "index": ["LINES", "-o", "OUT", "--shard", "0/2", "--context", "24", "SAE"],
+    "index-merge": ["SHARD", "OTHER", "-o", "OUT", "SAE"],
+    "check-sae": ["", "SAE"],
+    "dose": [NASTY, "-a", "f3*2", "--scales", "1", "--max-tokens", "2", "--texts", "2", "--controls", "0", "SAE"],
+    "scale": ["-a", "f3", "--by", "relative_norm", "SAE"],
+    "vector contrast": [NASTY, "-p", "the dog ran", "-n", "the cat sat", "-l", "1", "-o", "VECTOR"],
+    "vector token": ["id:7", "-l", "1", "-o", "VECTOR"],
+    "vector feature": ["3", "-o", "VECTOR", "SAE"],
+    "vector sum": [NASTY, "f3", "random:0@1*0.5", "-o", "VECTOR", "SAE"],
+    "labels set": ["3", NASTY, "SAE"],
+    "labels show": ["SAE"],
+    "labels search": ["sat", "SAE"],
+    "labels export": ["FOLDER", "-f", "delphi", "SAE"],
+    "labels import": ["FOLDER", "-f", "delphi", "SAE"],
+}
+"""Every verb with arguments that it can do something with, in an order in which each finds what it needs."""
+
+MAY_NOT_FIT = {"check-sae": 1}
+
+
+def verbs(group: Any = None, before: str = "") -> Iterator[str]:
+    """The verbs that there are, as the parser knows them."""
+    group = group or typer.main.get_command(app)
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from verbs(command, f"{before}{name} ")
+        else:
+            yield f"{before}{name}"
+
+
+def test_every_verb_is_walked() -> None:
+    assert set(verbs()) == set(VERBS)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("contract")
+    lines = root / "lines.txt"
+    lines.write_text("The ship sailed over the cold sea and the waves rose.\n" * 12)
+    names = {
+        "MODEL": str(llama_folder(root / "tiny")),
+        "SAE": str(sae_folder(root / "layer_1_width_64")),
+        "LINES": str(lines),
+        "FOLDER": str(root / "labels"),
+        "VECTOR": str(root / "vector.safetensors"),
+        "home": str(root / "home"),
+    }
+    return names
+
+
+def typed(verb: str, work: dict[str, str], **changes: str) -> list[str]:
+    names = {**work, **changes}
+    words: list[str] = verb.split()
+    for word in VERBS[verb]:
+        words += ["-s", names["SAE"]] if word == "SAE" else [names.get(word, word)]
+    return words
+
+
+def invoke(arguments: list[str]) -> Any:
+    done = CliRunner().invoke(app, arguments)
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done
+
+
+@pytest.fixture(scope="module")
+def walked(work: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What each verb says with ``--json``, one after the other."""
+    said: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LENS_TUI_HOME", work["home"])
+        shards = ["", ""]
+        for verb in VERBS:
+            out = str(tmp_path_factory.mktemp("out") / "made")
+            words = [*typed(verb, work, OUT=out, SHARD=shards[0], OTHER=shards[1]), "-m", work["MODEL"], "--json"]
+            said[verb] = invoke(words)
+            if verb == "index":
+                other = invoke([word.replace("0/2", "1/2") for word in words])
+                shards = [json.loads(done.stdout)["parts"][0] for done in (said[verb], other)]
+    return said
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_json_is_one_safe_object_with_its_model(verb: str, walked: dict[str, Any], work: dict[str, str]) -> None:
+    done = walked[verb]
+    assert done.exit_code in (0, MAY_NOT_FIT.get(verb, 0)), done.output
+    line, rest = done.stdout.split("\n")
+    assert rest == ""
+    assert sanitise_token(line) == line
+    assert not set("\u200b\u200c\u200d") & set(line)
+    result = json.loads(line)
+    assert result["model"] in (work["MODEL"], Path(work["MODEL"]).name)
+    assert "error" not in result
+    if "SAE" in VERBS[verb] and not verb.startswith(("index", "vector", "compare", "dose", "scale")):
+        assert result["sae_id"].startswith("sae-")
+        assert result["sae"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "where"), [("compare", "prompt"), ("dose", "prompt"), ("vector contrast", "name"), ("vector sum", "name")]
+)
+def test_what_was_given_comes_back_character_for_character(verb: str, where: str, walked: dict[str, Any]) -> None:
+    assert json.loads(walked[verb].stdout)[where] == NASTY
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_error_is_json_too_and_one_sentence(verb: str, work: dict[str, str], tmp_path: Path) -> None:
+    nowhere = str(tmp_path / "no\u202ewhere")
+    arguments = typed(
+        verb, work, OUT=str(tmp_path / "o"), SHARD=nowhere, OTHER=nowhere, SAE=nowhere, LINES=nowhere, FOLDER=nowhere
+    )
+    done = invoke([*arguments, "-m", nowhere, "--json"])
+    assert done.exit_code == 2, done.output
+    error = json.loads(done.stdout)["error"]
+    assert set(error) == {"message", "hint"}
+    assert error["message"]
+    for text in (error["message"], error["hint"], done.stderr.rstrip("\n")):
+        assert sanitise_token(text) == text
+    assert done.stderr == f"mlx-lens-tui: {error['message']} {error['hint']}".rstrip() + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["compare", "x", "--nonsense\x1b[31m\u202e"], "No such option"),
+        (["compare"], "Missing argument"),
+        (["compare", "x", "a\u202e\u2028b", "\x9b31m"], "extra argument"),
+        (["no\u202everb"], "No such command"),
+        (["compare", "x", "--max-tokens", "\u202e3"], "--max-tokens"),
+    ],
+)
+def test_what_the_parser_refuses_is_said_as_a_verb_says_it(arguments: list[str], words: str) -> None:
+    done = invoke([*arguments, "--json"])
+    assert done.exit_code == 2
+    assert words in done.stderr
+    assert sanitise_token(done.stderr.rstrip("\n")) == done.stderr.rstrip("\n")
+    assert words in json.loads(done.stdout)["error"]["message"]
+    plain = invoke(arguments)
+    assert (plain.exit_code, plain.stdout, plain.stderr) == (2, "", done.stderr)
+
+
+@pytest.mark.parametrize("verb", ["compare", "features", "lens", "search", "labels set", "vector contrast"])
+def test_an_argument_that_is_no_utf8_is_one_sentence(verb: str, work: dict[str, str], tmp_path: Path) -> None:
+    arguments = ["caf\udce9" if word == NASTY else word for word in typed(verb, work)]
+    arguments = [*arguments, "-m", work["MODEL"]] if "caf\udce9" in arguments else [*arguments, "-m", "caf\udce9"]
+    done = invoke([*arguments, "--json"])
+    assert done.exit_code == 2, done.output
+    assert "'caf⟨U+DCE9⟩' is not UTF-8" in json.loads(done.stdout)["error"]["message"]
+
+
+def test_standard_input_is_taken_byte_for_byte_and_must_be_utf8(work: dict[str, str]) -> None:
+    arguments = ["compare", "-", "-m", work["MODEL"], "--max-tokens", "1", "--json"]
+    text = "the cat\r\nsat e\u0301 \u202e\u0085 日本\r\n"
+    done = CliRunner().invoke(app, arguments, input=text.encode())
+    assert json.loads(done.stdout)["prompt"] == text
+    done = CliRunner().invoke(app, arguments, input=b"caf\xe9 the")
+    assert done.exit_code == 2
+    assert json.loads(done.stdout)["error"]["message"] == "Standard input is not UTF-8 at byte 3."
+
+
+def test_ctrl_c_prints_what_came_so_far(work: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from lens_tui.cli import compare as verb
+    from lens_tui.records import Token
+
+    arguments = ["compare", "the cat", "-a", "random:0@1*2", "-m", work["MODEL"], "--max-tokens", "40"]
+    whole = json.loads(invoke([*arguments, "--json"]).stdout)
+    assert whole["stopped"] is False
+
+    heard = 0
+
+    class Ask(type):
+        """Stands for the class of tokens in the verb, which asks of each event whether it is one."""
+
+        def __instancecheck__(cls, event: object) -> bool:
+            nonlocal heard
+            if found := isinstance(event, Token):
+                heard += 1
+                if heard == 7:
+                    signal.raise_signal(signal.SIGINT)
+            return found
+
+    monkeypatch.setattr(verb, "Token", Ask("Token", (), {}))
+    done = invoke([*arguments, "--json"])
+    assert done.exit_code == 130
+    result = json.loads(done.stdout)
+    assert result["stopped"] is True
+    for arm, all_of_it in zip(result["arms"], whole["arms"], strict=True):
+        n = len(arm["token_ids"])
+        assert 3 <= n < 40
+        assert arm["token_ids"] == all_of_it["token_ids"][:n]
+        assert arm["reason"] == "stopped"
+    heard = 0
+    done = invoke(arguments)
+    assert done.exit_code == 130
+    assert done.stdout.startswith("── baseline")
+
+
+def test_ctrl_c_before_there_is_anything_is_an_error_of_status_130(
+    work: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lens_tui.cli import features as verb
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verb, "open_sae", interrupted)
+    done = invoke([*typed("features", work), "-m", work["MODEL"], "--json"])
+    assert done.exit_code == 130
+    assert json.loads(done.stdout)["error"]["message"] == "Stopped."
+
+
+def test_a_defect_is_no_refusal(work: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from lens_tui.cli import features as verb
+
+    def broken(*_: object) -> None:
+        raise TypeError("\x1b[31mboom")
+
+    monkeypatch.setattr(verb, "open_sae", broken)
+    done = invoke([*typed("features", work), "-m", work["MODEL"], "--json"])
+    assert done.exit_code == 70
+    assert "␛[31mboom" in json.loads(done.stdout)["error"]["message"]
+    assert "Traceback" in done.stderr
+    assert "\x1b" not in done.stderr
+
+
+ASK = "import sys; from lens_tui.cli import main; sys.argv[1:] = {arguments}; main()"
+
+
+def shell(redirect: str, arguments: list[str], **environment: str) -> tuple[int, bytes, str]:
+    command = f'exec "$0" -c "$1" {redirect}'
+    done = subprocess.run(
+        ["bash", "-c", command, sys.executable, ASK.format(arguments=arguments)],
+        capture_output=True,
+        check=False,
+        timeout=300,
+        env={**os.environ, **environment},
+    )
+    return done.returncode, done.stdout, done.stderr.decode()
+
+
+@pytest.mark.parametrize("arguments", [["labels", "show", "--json"], ["labels", "show"], ["--help"], ["--version"]])
+@pytest.mark.parametrize(
+    ("redirect", "words"), [("> /dev/full", "No space left on device"), (">&-", "Standard output is closed")]
+)
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_that_cannot_be_written_is_one_sentence(redirect: str, words: str, arguments: list[str]) -> None:
+    code, _, said = shell(redirect, arguments)
+    assert code == 2
+    assert words in said
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_other_streams_may_be_closed() -> None:
+    assert shell("2>&-", ["labels", "show", "1288"])[0] == 0
+    code, _, said = shell("<&-", ["lens", "-"])
+    assert (code, said.count("\n")) == (2, 1)
+    assert "empty" in said
+
+
+@pytest.mark.parametrize(
+    "arguments", [["labels", "search", "é日"], ["labels", "search", "é日", "--json"], ["dose", "-h"]]
+)
+def test_an_ascii_terminal_gets_ascii(arguments: list[str]) -> None:
+    home = {"PYTHONIOENCODING": "ascii", "COLUMNS": "80"}
+    setting = shell("", ["labels", "set", "7", "é日", "--json"], **home)
+    assert setting[0] == 0
+    assert json.loads(setting[1])["label"]["text"] == "é日"
+    code, out, _ = shell("", arguments, **home)
+    assert code == 0
+    assert out.isascii()
+    if arguments[0] == "labels":
+        assert b"\\xe9\\u65e5" in out or b"\\u00e9\\u65e5" in out
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    assert shell("| head -c 1 > /dev/null; exit ${PIPESTATUS[0]}", ["labels", "show"])[0] == 0
