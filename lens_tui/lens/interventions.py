@@ -7,7 +7,7 @@ records and rows are put together, and in which dtype, is in ``program.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import mlx.core as mx
@@ -79,10 +79,16 @@ def clamp_feature(source: FeatureSource, feature: int, value: float) -> Delta:
     direction = decoder_row(source, feature)
 
     def delta(h: mx.array) -> mx.array:
-        now = source.encode(h)[..., feature : feature + 1].astype(mx.float32)
+        now = _activation(source, h, feature).astype(mx.float32)
         return (value - now) * direction
 
     return delta
+
+
+def _activation(source: FeatureSource, h: mx.array, feature: int) -> mx.array:
+    """One feature's activation (..., 1), not computed yet; an SAE of ours reads that feature alone for it."""
+    alone: Callable[[mx.array, Sequence[int]], mx.array] | None = getattr(source, "encode_features", None)
+    return source.encode(h)[..., feature : feature + 1] if alone is None else alone(h, [feature])
 
 
 def ablate(mean: mx.array | None) -> Delta:

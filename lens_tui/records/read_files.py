@@ -33,7 +33,7 @@ MAX_DEPTH = 64
 """Lists and objects within each other, in JSON and TOML."""
 MAX_PARSED = 256 << 20
 """Bytes that the objects of a parsed file may take in memory, as far as its punctuation tells."""
-MAX_DIRECTORY = 16 << 20
+MAX_DIRECTORY = 2 << 20
 """Bytes of an archive's directory."""
 _PIECE = 1 << 20
 _BLANKS = 100_000

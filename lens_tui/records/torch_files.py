@@ -21,11 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import LensError
-from .mapped import MAX_DIMENSIONS, mapped, member_start
+from .file_arrays import MAX_DIMENSIONS, FileArray, OpenFile, file_array, member_place
 from .read_files import AGAIN, explained, open_zip, read_member, shown
 from .sanitise import one_line
 
-_MAX_PICKLE = 16 << 20
+_MAX_PICKLE = 1 << 20
+"""Bytes of the index of tensors: a thousand tensors take a tenth of it, and a list in it is one byte."""
 _STORAGES: dict[str, np.dtype[Any]] = {
     "DoubleStorage": np.dtype("<f8"),
     "FloatStorage": np.dtype("<f4"),
@@ -46,22 +47,39 @@ class _Kind:
 
 @dataclass(frozen=True, eq=False)
 class _Storage:
-    array: NDArray[Any]
+    array: FileArray
     bfloat16: bool
 
 
 @dataclass(frozen=True, eq=False)
 class TorchTensor:
-    """A tensor of the file as a memory map; bfloat16 is held as its bits (uint16), for NumPy has no such type."""
+    """A tensor of the file, not read yet; bfloat16 is held as its bits (uint16), for NumPy has no such type."""
 
-    array: NDArray[Any]
+    array: FileArray | Strided
     bfloat16: bool = False
 
     def float32(self) -> NDArray[np.float32]:
         """The values in memory as float32 (NaN and infinity as they are)."""
+        values = np.asarray(self.array)
         if self.bfloat16:
-            return (np.asarray(self.array, dtype=np.uint32) << 16).view(np.float32)
-        return np.asarray(self.array).astype(np.float32)
+            return (values.astype(np.uint32) << 16).view(np.float32)
+        with np.errstate(over="ignore"):
+            return values.astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Strided:
+    """A tensor whose entries lie neither row by row nor column by column in its storage."""
+
+    stored: FileArray
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        flat = self.stored.take()
+        steps = tuple(step * flat.itemsize for step in self.strides)
+        made = np.ascontiguousarray(np.lib.stride_tricks.as_strided(flat, self.shape, steps, writeable=False))
+        return made if dtype is None else made.astype(dtype, copy=False)
 
 
 class Fields:
@@ -94,7 +112,7 @@ def load_torch(path: Path, objects: Sequence[str] = ()) -> Any:
             if not isinstance(error.__cause__, zipfile.BadZipFile):
                 raise
             hint = "Files of torch before 1.6 must be saved again; a partial download must be fetched again."
-            raise LensError(f"{shown(path)} is no whole torch file.", hint) from error
+            raise LensError(f"{shown(path)} is not a whole torch file.", hint) from error
 
 
 class _Reader(pickle._Unpickler):
@@ -108,8 +126,8 @@ class _Reader(pickle._Unpickler):
         if "byteorder" in members and read_member(path, archive, members["byteorder"], 64)[:8] != b"little":
             raise LensError(f"{shown(path)} is of a big-endian machine.", "Save it again on a common one.")
         super().__init__(io.BytesIO(read_member(path, archive, pickled, _MAX_PICKLE)), encoding="utf-8")
-        self._path, self._members, self._size = path, members, path.stat().st_size
-        self._objects = objects
+        self._path, self._members, self._objects = path, members, objects
+        self._file = OpenFile(path)
 
     def find_class(self, module: str, name: str) -> Any:
         """Only what tensors are made of."""
@@ -130,7 +148,7 @@ class _Reader(pickle._Unpickler):
         state = self.stack.pop()  # type: ignore[attr-defined]
         made = self.stack[-1]  # type: ignore[attr-defined]
         if isinstance(made, Fields) and isinstance(state, dict):
-            made.values.update(state)
+            made.values = state
 
     def load_setitem(self) -> None:
         """One entry of a dictionary."""
@@ -160,6 +178,7 @@ class _Reader(pickle._Unpickler):
         pickle.SETITEM[0]: load_setitem,
         pickle.SETITEMS[0]: load_setitems,
         pickle.DICT[0]: refuse,
+        pickle.BYTEARRAY8[0]: refuse,  # as long as the file says, made before its bytes are there
         pickle.EMPTY_SET[0]: refuse,
         pickle.ADDITEMS[0]: refuse,
         pickle.FROZENSET[0]: refuse,
@@ -174,12 +193,10 @@ class _Reader(pickle._Unpickler):
     def persistent_load(self, pid: Any) -> _Storage:
         """A storage: its kind, the name of its file, and how many entries it has."""
         tag, kind, key, _, count = pid
-        member = self._members.get(f"data/{key}") if type(key) is str else None
+        member = self._members.get(f"data/{key}") if isinstance(key, str) and len(key) < 100 else None
         if tag != "storage" or not isinstance(kind, _Kind) or member is None or type(count) is not int:
             raise LensError(f"{shown(self._path)} names a tensor that is not in it.", AGAIN)
-        dtype = _STORAGES[kind.name]
-        start = member_start(self._path, member)
-        array = mapped(self._path, dtype, (count,), start, member.file_size, self._size)
+        array = file_array(self._file, _STORAGES[kind.name], (count,), *member_place(self._file, member))
         return _Storage(array, kind.name == "BFloat16Storage")
 
 
@@ -193,9 +210,20 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tor
     # A step of 0 would make a tensor of any size out of one number.
     if not 0 < count <= storage.array.size or end > storage.array.size:
         raise ValueError("tensor outside its storage")
-    flat = storage.array[offset:]
-    steps = tuple(step * flat.itemsize for step in strides)
-    return TorchTensor(np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False), storage.bfloat16)
+    shape, strides = tuple(shape), tuple(strides)
+    # An axis of one entry may have any stride.
+    steps = [(at, step) for at, (size, step) in enumerate(zip(shape, strides, strict=True)) if size > 1]
+    rows, columns = _packed(shape), _packed(shape[::-1])[::-1]
+    if all(rows[at] == step for at, step in steps):
+        return TorchTensor(storage.array.part(offset, shape), storage.bfloat16)
+    if all(columns[at] == step for at, step in steps):
+        return TorchTensor(storage.array.part(offset, shape[::-1]).T, storage.bfloat16)
+    return TorchTensor(Strided(storage.array.part(offset, (end - offset,)), shape, strides), storage.bfloat16)
+
+
+def _packed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The steps of an array whose entries lie row by row."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def _parameter(data: Any, *_: Any) -> Any:

@@ -7,7 +7,8 @@ loaded with another ``dtype``; results are float32 always.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -19,7 +20,7 @@ from lens_tui.records import LensError, Origin, SAEInfo, SteeringVector
 
 from . import scaling
 from .decoder import Decoder
-from .definition import Activation, Definition, Weights, check
+from .definition import BOUNDS, Activation, Definition, Weights, check
 from .encoder import Residence, make_encoder, row_chunks
 from .reconstruction import Reconstruction, fraction_unexplained
 from .select import Best, nothing
@@ -56,7 +57,8 @@ class SAE:
         self._weights = weights
         self._encoder = make_encoder(weights.w_enc, self.residence, dtype)
         self._b_dec = weights.b_dec.read()
-        self._vectors = {name: tensor.read() for name, tensor in weights.vectors.items()}
+        bounds = {name: BOUNDS.get(name, float(np.finfo(np.float32).max)) for name in weights.vectors}
+        self._vectors = {name: replace(t, bound=bounds[name]).read() for name, t in weights.vectors.items()}
         self._decoder = Decoder(weights.w_dec, self.residence, dtype, unit_rows=definition.scale_by_norm)
         self._w_skip = None if weights.w_skip is None else weights.w_skip.read(dtype=dtype)
 
@@ -95,7 +97,9 @@ class SAE:
 
         definition = definition or Definition(activation=cls.activation)
         if not issubclass(KINDS[definition.activation], cls):
-            raise LensError(f"A {definition.activation} SAE is no {cls.__name__}.", "Use the class of its activation.")
+            raise LensError(
+                f"A {definition.activation} SAE is not a {cls.__name__}.", "Use the class of its activation."
+            )
         weights = Weights(
             w_enc=in_memory("w_enc", w_enc),
             w_dec=in_memory("w_dec", w_dec),
@@ -124,20 +128,25 @@ class SAE:
     def encode(self, residual: mx.array) -> mx.array:
         """Activations ``(..., d_sae)`` of residuals ``(..., d_model)``, all of them, mostly zeros.
 
-        For wide SAEs use :meth:`top_k`, which never holds more than a block of them.
+        For wide SAEs use :meth:`top_k`, which never holds more than a block of them. Raises ``LensError`` for residuals
+        that are not finite, and where the product is beyond float32; inside ``mx.compile`` and ``mx.vmap``, where
+        nothing can be looked at, the activations are NaN there.
         """
-        x, lead = self._rows(residual)
-        return self._dense(self._prepare(x)).reshape(*lead, self.d_sae)
+        self._check_residual(residual)
+        made = self._encoded(residual)
+        self._check_finite(made)
+        return made
 
     def encode_features(self, residual: mx.array, ids: Ids) -> mx.array:
         """Activations ``(..., len(ids))`` of some features; only their part of the encoder is read.
 
-        A TopK SAE has to compute all of them, since its latents compete.
+        A TopK SAE has to compute all of them, since its latents compete. Nothing is computed yet, so that it can be
+        part of a model's forward pass: where residuals are not finite, neither are activations.
         """
         places = self._ids(ids)
         columns = mx.array(places.astype(np.int32))
         if self.definition.activation in ("topk", "groupmax"):
-            return mx.take(self.encode(residual), columns, axis=-1)
+            return mx.take(self._encoded(residual), columns, axis=-1)
         x, lead = self._rows(residual)
         if not places.size:
             return mx.zeros((*lead, 0))
@@ -155,8 +164,10 @@ class SAE:
         x, lead = self._rows(residual)
         if not x.shape[0]:
             return mx.zeros((*lead, k), dtype=mx.int32), mx.zeros((*lead, k))
+        self._check_residual(x)
         parts = [self._top_rows(self._prepare(x[rows]), k) for rows in row_chunks(x.shape[0])]
         ids, values = mx.concatenate([part[0] for part in parts]), mx.concatenate([part[1] for part in parts])
+        self._check_finite(values)
         return ids.reshape(*lead, k), values.reshape(*lead, k)
 
     def decode(self, activations: mx.array, like: mx.array | None = None) -> mx.array:
@@ -182,9 +193,11 @@ class SAE:
         ``target (..., d_out)`` is what a transcoder should have given.
         """
         x, lead = self._rows(residual)
+        self._check_residual(x)
         parts = [self._reconstruct_rows(x[rows]) for rows in _slices(x.shape[0], ROWS)]
         output = mx.concatenate([part[0] for part in parts]) if parts else mx.zeros((0, self.d_out))
         l0 = mx.concatenate([part[1] for part in parts]) if parts else mx.zeros((0,), dtype=mx.int32)
+        self._check_finite(output)
         goal = x if target is None and not self.info.is_transcoder else None
         if target is not None:
             if target.size != output.size:
@@ -261,6 +274,31 @@ class SAE:
 
     # The common way.
 
+    def _encoded(self, residual: mx.array) -> mx.array:
+        x, lead = self._rows(residual)
+        return self._dense(self._prepare(x)).reshape(*lead, self.d_sae)
+
+    def _check_residual(self, residual: mx.array) -> None:
+        """Raise ``LensError`` with the first token whose residual no product can be made of."""
+        rows = self._rows(residual)[0]
+        row = _first_not(lambda: mx.abs(rows) <= _LARGEST_RESIDUAL)
+        if row is not None:
+            what = "NaN or infinity" if not np.isfinite(_numbers(rows[row])).all() else "numbers beyond any model's"
+            raise LensError(
+                f"The residual of token {row}, which {self.info.name or 'the SAE'} is to read, holds {what}.",
+                "Check the model's precision: float16 overflows on some models.",
+            )
+
+    def _check_finite(self, values: mx.array) -> None:
+        """Raise ``LensError`` with the first token for which a product was beyond the type of the weights."""
+        row = _first_not(lambda: mx.isfinite(values.reshape(-1, values.shape[-1])))
+        if row is not None:
+            kind = str(self.dtype).rpartition(".")[2]
+            raise LensError(
+                f"{self.info.name or 'The SAE'} gives numbers beyond {kind} at token {row}: its weights are too large.",
+                "Check that it was made for this model and layer, and load it with dtype=mx.float32.",
+            )
+
     def _rows(self, residual: mx.array) -> tuple[mx.array, tuple[int, ...]]:
         d = self.d_model
         shape = tuple(residual.shape)
@@ -279,7 +317,10 @@ class SAE:
 
     def _block(self, x: mx.array, block: int) -> mx.array:
         """Activations of a block of latents, computed at once: for what needs no gradient."""
-        return self._activate(self._encoder.now(x, block), self._encoder.spans[block])
+        product = self._encoder.now(x, block)
+        if self.dtype == mx.float16:
+            self._check_finite(product)
+        return self._activate(product, self._encoder.spans[block])
 
     def _scaled(self, activations: mx.array, columns: slice | mx.array) -> mx.array:
         norms = self._decoder.norms
@@ -342,6 +383,27 @@ class SAE:
         if wrong.size:
             raise LensError(f"There is no feature {int(wrong[0])}: this SAE has {self.d_sae}.", _range(self.d_sae))
         return given.astype(np.int64)
+
+
+_LARGEST_RESIDUAL = 1e15
+"""With weights of at most ``tensors.LARGEST``, products of smaller residuals are within float32."""
+
+
+def _first_not(good: Callable[[], mx.array]) -> int | None:
+    """The first row ``(n, m)`` with something not ``good``; ``None`` without one, or where nothing can be looked at."""
+    found = good()
+    if not found.size:
+        return None
+    try:
+        if bool(mx.all(found).item()):
+            return None
+        return int(np.argmin(np.asarray(mx.all(found, axis=-1))))
+    except ValueError:  # inside mx.compile or mx.vmap there are no numbers to look at
+        return None
+
+
+def _numbers(array: mx.array) -> NDArray[np.float32]:
+    return np.asarray(array.astype(mx.float32))
 
 
 def _range(width: int) -> str:

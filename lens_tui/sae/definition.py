@@ -22,6 +22,10 @@ VECTORS: Mapping[Activation, tuple[str, ...]] = {
 }
 """The vectors ``(width,)`` that each activation needs, besides ``b_dec``."""
 
+BOUNDS: Mapping[str, float] = {"r_mag": 60.0}
+"""How large the numbers of a vector may be; ``exp(r_mag)`` is a factor. Others may be anything finite: a latent is
+switched off by a large threshold or bias."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Definition:
@@ -79,7 +83,10 @@ class Weights:
 
 
 def check(definition: Definition, weights: Weights, where: str) -> None:
-    """Raise ``LensError`` unless the tensors fit each other and the definition."""
+    """Raise ``LensError`` unless the tensors fit each other and the definition, and its scales are scales."""
+    for name, scale in (("input_scale", definition.input_scale), ("output_scale", definition.output_scale)):
+        if not 1e-12 <= scale <= 1e12:
+            raise LensError(f"{name} of {where} is {scale!r}, not a positive number of a usual size.", _HINT)
     for name, tensor in (("w_enc", weights.w_enc), ("w_dec", weights.w_dec)):
         if len(tensor.shape) != 2 or min(tensor.shape) < 1:
             raise LensError(f"The tensor {tensor.name} of {where} has shape {tensor.shape}; {name} is a matrix.", _HINT)
@@ -96,9 +103,11 @@ def check(definition: Definition, weights: Weights, where: str) -> None:
             raise LensError(f"The tensor {tensor.name} of {where} has shape {tensor.shape}, not {shape}.", _HINT)
     if definition.subtract_b_dec and d_in != d_out:
         raise LensError(f"{where} reads width {d_in} and gives {d_out}, so its b_dec cannot be subtracted.", _HINT)
-    if definition.activation in ("topk", "groupmax") and not 1 <= definition.k <= width:
+    if definition.activation in ("topk", "groupmax") and (
+        type(definition.k) is not int or not 1 <= definition.k <= width
+    ):
         raise LensError(
-            f"{where} is a TopK SAE of width {width} with k = {definition.k}.", "Give k, from 1 to its width."
+            f"{where} is a TopK SAE of width {width} with k = {definition.k!r}.", "Give k, from 1 to its width."
         )
     if definition.activation == "groupmax" and width % definition.k:
         raise LensError(f"{where} has {width} latents, which {definition.k} groups do not divide.", _HINT)

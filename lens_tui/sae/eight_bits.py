@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lens_tui.records import LensError
-from lens_tui.records.mapped import shown
+from lens_tui.records.read_files import shown
 
 from .tensors import Stored
 

@@ -66,7 +66,20 @@ class Encoder:
 
     def columns(self, ids: Places) -> mx.array:
         """The columns of some latents, ``(d_in, len(ids))``, in the encoder's dtype."""
-        return self._stored.read(columns=ids, dtype=self._dtype)
+        if not self._keep or not len(ids):
+            return self._stored.read(columns=ids, dtype=self._dtype)
+        parts = {block: np.flatnonzero(ids // BLOCK == block) for block in np.unique(ids // BLOCK).tolist()}
+        found = mx.concatenate([self._held_columns(block, ids[at] % BLOCK) for block, at in parts.items()], axis=1)
+        if len(parts) == 1:
+            return found
+        back = np.argsort(np.concatenate(list(parts.values())), kind="stable")
+        return mx.take(found, mx.array(back.astype(np.int32)), axis=1)
+
+    def _held_columns(self, block: int, places: Places) -> mx.array:
+        host = self._host[block]
+        if host is not None:
+            return mx.array(np.ascontiguousarray(host[:, places]))
+        return mx.take(self._block(block), mx.array(places.astype(np.int32)), axis=1)
 
     def _uses_host(self) -> bool:
         return self._dtype == mx.float32 and on_host()

@@ -31,7 +31,7 @@ def content_id(definition: Definition, weights: Weights) -> str:
 
 def _add(digest: hashlib._Hash, name: str, tensor: Stored, rows: int) -> None:
     array = tensor.array
-    if array.ndim == 2 and array.strides[0] < array.strides[1]:
+    if tensor.turned:
         array = array.T  # rows as they lie in the file: a column would touch every page of it
     digest.update(f"{name}{tensor.shape}{array.dtype.str}{int(tensor.bfloat16)}".encode())
     places = np.unique(np.linspace(0, len(array) - 1, min(rows, len(array))).astype(np.int64))

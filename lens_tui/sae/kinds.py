@@ -70,7 +70,9 @@ class JumpReLUSAE(SAE):
 
     def _activate(self, product: mx.array, columns: slice | mx.array) -> mx.array:
         pre = product + self._vectors["b_enc"][columns]
-        return self._scaled(mx.where(pre > self._vectors["threshold"][columns], mx.maximum(pre, 0), 0), columns)
+        # Asked this way round, a NaN stays one: silence would be the wrong answer.
+        silent = pre <= self._vectors["threshold"][columns]
+        return self._scaled(mx.where(silent, 0, mx.maximum(pre, 0)), columns)
 
 
 class GatedSAE(SAE):
@@ -81,7 +83,7 @@ class GatedSAE(SAE):
     def _activate(self, product: mx.array, columns: slice | mx.array) -> mx.array:
         b_gate, b_mag, r_mag = (self._vectors[name][columns] for name in ("b_gate", "b_mag", "r_mag"))
         magnitude = mx.maximum(product * mx.exp(r_mag) + b_mag, 0)
-        return self._scaled(mx.where(product + b_gate > 0, magnitude, 0), columns)
+        return self._scaled(mx.where(product + b_gate <= 0, 0, magnitude), columns)
 
 
 class TopKSAE(SAE):

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 from lens_tui.records import LensError, SAEInfo
-from lens_tui.records.mapped import shown
+from lens_tui.records.read_files import shown
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.sites import SITES
 
@@ -43,10 +43,10 @@ def load_sae(
     From the hub, only its weights and configuration are fetched (of ``revision``, with ``progress(done, total)`` in
     bytes), and nothing if they are in the hub's cache.
 
-    The format is recognised by the names of files and tensors. What the SAE reads, from which model and layer, is
-    taken from its configuration or, where it has none, from the names of its folders; ``info.provenance``
-    says which. ``site``, ``layer`` and ``model_name`` say it for files that do not; a site or layer that
-    contradicts the file is refused.
+    The format is recognised by the tensors and the configuration beside them, whatever the names of the file and its
+    folders are. What the SAE reads, from which model and layer, is taken from its configuration or, where it has
+    none, from the names of its folders; ``info.provenance`` says which. ``site``, ``layer`` and ``model_name`` say it
+    for files that do not; a site or layer that contradicts the file is refused.
 
     ``residence`` keeps the encoder in ``"memory"``, on ``"disk"`` (read again for every block of tokens), or in memory
     in ``"8bit"`` (not exact); by default in memory if that takes less than a quarter of the machine's.
@@ -56,7 +56,7 @@ def load_sae(
     Raises ``LensError`` for whatever is wrong with the path, the file or its contents.
     """
     extra = dict(extra_provenance or {})
-    place = Path(path).expanduser()
+    place = _place(path)
     if not place.exists() and isinstance(path, str) and is_hub_id(path):
         place = _from_hub(path, revision, progress)
         extra.setdefault("repository", path)
@@ -96,14 +96,16 @@ def _open(
     *,
     name: str = "",
 ) -> tuple[Parts, SAEInfo]:
-    place = Path(path).expanduser()
+    place = _place(path)
     if not place.exists():
         hint = "Give a file, a folder, or org/name/folder at the hub."
         raise LensError(f"There is no SAE at {one_line(str(path), 120) or 'an empty path'}.", hint)
     source = Source(place, one_line(name or str(path), 200), input_scale)
+    if place.is_dir() and source.weights is None and not FORMATS[0].recognises(source):
+        raise LensError(f"{shown(place)} is not an SAE of a known format.", _look_around(place))
     found = next((form for form in FORMATS if form.recognises(source)), None)
     if found is None:
-        raise LensError(f"{shown(place)} is no SAE of a known format.", _look_around(place))
+        raise LensError(f"{shown(place)} is not an SAE of a known format.", _lacking(source))
     parts = found.read(source)
     check(parts.definition, parts.weights, shown(place))
     facts = _with_given(parts.facts, site, layer, model_name, place)
@@ -149,9 +151,28 @@ def _info(source: Source, facts: Facts, form: str, extra: Mapping[str, str]) -> 
     return replace(base, **known)
 
 
+def _place(path: str | Path) -> Path:
+    try:
+        place = Path(path).expanduser()
+        place.exists()
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        reason = one_line(getattr(error, "strerror", None) or str(error), 80)
+        raise LensError(f"{one_line(str(path), 120)} cannot be read: {reason}.", "Check the path.") from error
+    return place
+
+
 def _look_around(place: Path) -> str:
-    if place.is_dir():
-        inside = sorted(entry.name for entry in place.iterdir() if entry.is_dir())[:5]
-        if inside:
-            return f"Give one of the folders in it, for example {one_line(', '.join(inside), 120)}."
+    inside = sorted(entry.name for entry in place.iterdir() if entry.is_dir())[:5]
+    if inside:
+        return f"Give one of the folders in it, for example {one_line(', '.join(inside), 120)}."
     return f"The formats are {', '.join(form.name for form in FORMATS)}."
+
+
+def _lacking(source: Source) -> str:
+    """What is missing beside tensors that look like those of an SAE, or which names of tensors were looked for."""
+    if source.has("W_enc", "W_dec"):
+        return "Its tensors are those of SAELens; fetch its cfg.json too."
+    if source.has("encoder.weight"):
+        return "Its tensors are those of an SAE; fetch its configuration (cfg.json, config.json, hyperparams.json) too."
+    names = ", ".join(one_line(name, 30) for name in list(source.values)[:5]) or "nothing"
+    return f"It has {names}; an SAE has an encoder and a decoder (w_enc and w_dec, encoder.weight, ...)."

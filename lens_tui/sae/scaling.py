@@ -15,7 +15,9 @@ def applied(definition: Definition, x: mx.array) -> mx.array:
     if definition.normalize == "none":
         return x if definition.input_scale == 1.0 else x * definition.input_scale
     shift, scale = _statistics(definition, x)
-    return x / scale if shift is None else (x - shift) / (scale + 1e-5)
+    if shift is None:
+        return x / mx.where(scale > 0, scale, 1.0)  # nothing stays nothing
+    return (x - shift) / (scale + 1e-5)
 
 
 def undone(definition: Definition, output: mx.array, x: mx.array | None) -> mx.array:

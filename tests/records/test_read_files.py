@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lens_tui.records import LensError
-from lens_tui.records.mapped import mapped, npy_header
+from lens_tui.records.file_arrays import OpenFile, file_array, npy_header
 from lens_tui.records.read_files import (
     FileAbsent,
     explained,
@@ -167,32 +167,13 @@ def test_whatever_is_raised_within_is_one_sentence() -> None:
         raise LensError("own")
 
 
-def test_a_file_of_many_tensors_takes_one_descriptor(tmp_path: Path) -> None:
-    path = tmp_path / "x.bin"
-    numbers = np.arange(4000, dtype=np.float32)
-    path.write_bytes(numbers.tobytes())
-    before = len(os.listdir("/dev/fd"))
-    held = [mapped(path, np.dtype("<f4"), (10,), at * 40, 40, 16_000) for at in range(400)]
-    assert len(os.listdir("/dev/fd")) <= before + 1
-    assert np.array_equal(np.concatenate(held), numbers)
-    assert not held[0].flags.writeable
-    numbers[0] = -1.0
-    other = tmp_path / "y.bin"
-    other.write_bytes(numbers.tobytes())
-    os.replace(other, path)  # another file under the same name is another map
-    assert mapped(path, np.dtype("<f4"), (1,), 0, 4, 16_000)[0] == -1.0
-    assert held[0][0] == 0.0
-    del held
-    assert len(os.listdir("/dev/fd")) <= before
-
-
 def test_headers_that_lie(tmp_path: Path) -> None:
     path = tmp_path / "x.npy"
     path.write_bytes(b"0" * 64)
     with pytest.raises(LensError, match="3000000 dimensions"):
-        mapped(path, np.dtype("<f4"), (2,) * 3_000_000, 0, 64, 64)
+        file_array(OpenFile(path), np.dtype("<f4"), (2,) * 3_000_000, 0, 64)
     with pytest.raises(LensError, match="cut short"):
-        mapped(path, np.dtype("<f4"), (20,), 0, 80, 64)
+        file_array(OpenFile(path), np.dtype("<f4"), (20,), 0, 80)
     good = b"{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }"
     for header in (
         good.replace(b"(2,)", b"(" + b"1," * 40 + b")"),

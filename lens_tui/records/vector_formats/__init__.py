@@ -22,7 +22,7 @@ from pathlib import Path
 
 from .. import atomic
 from ..errors import LensError
-from ..mapped import shown
+from ..read_files import shown
 from ..vectors import SteeringVector
 from ..vectors_io import check_fit
 from ..vectors_io import save_vector as _save_one

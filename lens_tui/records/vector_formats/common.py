@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LensError
-from ..mapped import AGAIN, shown
+from ..read_files import AGAIN, shown
 from ..sanitise import one_line
 from ..vectors import Origin, SteeringVector
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import LensError
-from ..mapped import AGAIN, shown
+from ..read_files import AGAIN, shown
 from ..sanitise import one_line
 from ..vectors import SteeringVector
 from .common import Found, by_layer, raw, read_bytes

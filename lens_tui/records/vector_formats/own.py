@@ -11,7 +11,7 @@ import numpy as np
 
 from ..codec import to_json, vector_from_json
 from ..errors import LensError
-from ..mapped import AGAIN, shown
+from ..read_files import AGAIN, shown
 from ..sanitise import one_line
 from ..vectors import SteeringVector
 from ..vectors_io import FORMAT, load_vector

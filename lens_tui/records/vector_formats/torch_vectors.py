@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LensError
-from ..mapped import AGAIN, shown
+from ..read_files import AGAIN, shown
 from ..sanitise import one_line
 from ..torch_files import Fields, TorchTensor, load_torch
 from .common import MAX_LAYERS, Found

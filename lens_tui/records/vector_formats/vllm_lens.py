@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LensError
-from ..mapped import AGAIN, shown
+from ..read_files import AGAIN, shown
 from ..sanitise import one_line
 from ..vectors import SteeringVector
 from .common import MAX_BYTES, Found, by_layer, raw, read_bytes

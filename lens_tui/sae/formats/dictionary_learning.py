@@ -1,4 +1,4 @@
-"""The dictionary_learning library: ``config.json`` and ``ae.pt``, a state dict of one of its classes.
+"""The dictionary_learning library: a state dict of one of its classes (``ae.pt``) and ``config.json``.
 
 ``AutoEncoder`` and ``AutoEncoderTopK`` hold ``encoder.weight (n, d)`` and ``decoder.weight (d, n)``;
 ``JumpReluAutoEncoder`` and the Matryoshka SAE ``W_enc (d, n)`` and ``W_dec (n, d)``. BatchTopK SAEs keep one
@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 
 from lens_tui.records import LensError
-from lens_tui.records.mapped import shown
+from lens_tui.records.read_files import shown
 from lens_tui.records.sanitise import one_line
 
 from ..definition import Definition, Weights
 from ..tensors import Stored, in_memory
-from ..torch_files import read_torch
-from .parts import Facts, Format, Parts, Source, pick
+from .parts import Facts, Format, Parts, Source, check_sizes, natural, pick, whole
 
 _KINDS = {
     "AutoEncoder": "standard",
@@ -35,38 +34,53 @@ _SITES = {"resid_post": "resid_post", "residual": "resid_post", "mlp_out": "mlp_
 
 
 def _recognises(source: Source) -> bool:
-    return source.find("ae.pt") is not None
+    if source.is_named("ae.pt") or isinstance(source.config("config.json").get("trainer"), dict):
+        return True
+    if source.has("r_mag", "gate_bias") or source.has("encoder.weight", "bias"):
+        return True
+    if source.kind != "torch":
+        return source.has("encoder.weight", "b_dec") or source.has("W_enc", "group_sizes")
+    return source.has("encoder.weight") or source.has("W_enc", "threshold")
 
 
 def _read(source: Source) -> Parts:
-    path = source.find("ae.pt")
-    assert path is not None
-    values = read_torch(path)
-    tensors = {name: value for name, value in values.items() if isinstance(value, Stored)}
+    path, tensors = source.file, source.tensors
     trainer = source.config("config.json").get("trainer")
     trainer = trainer if isinstance(trainer, dict) else {}
-    kind = _kind(str(trainer.get("dict_class", "")), tensors, path)
+    kind, said = _kind(trainer.get("dict_class"), tensors, path)
     w_enc = tensors["W_enc"] if "W_enc" in tensors else pick(tensors, path, "encoder.weight").T
     w_dec = tensors["W_dec"] if "W_dec" in tensors else pick(tensors, path, "decoder.weight").T
-    k = _k(values, trainer)
-    definition, vectors = _definition(kind, tensors, path, w_enc.shape[-1], k)
+    k, k_from = _k(source, trainer)
+    definition, vectors = _definition(kind, tensors, path, w_enc.shape[-1] if w_enc.shape else 0, k)
     b_dec = pick(tensors, path, "b_dec", "bias", "decoder_bias", "decoder.bias")
-    return Parts(
-        definition, Weights(w_enc=w_enc, w_dec=w_dec, b_dec=b_dec, vectors=vectors), _facts(source, trainer, kind, k)
-    )
+    weights = Weights(w_enc=w_enc, w_dec=w_dec, b_dec=b_dec, vectors=vectors)
+    if len(w_enc.shape) == 2:
+        sizes = {"activation_dim": weights.d_in, "dict_size": weights.width}
+        check_sizes(trainer, f"{shown(source.folder)}/config.json", sizes)
+    facts = _facts(source, trainer)
+    facts.say("architecture", kind, said)
+    if kind == "topk":
+        facts.say("k", k, k_from)
+    return Parts(definition, weights, facts)
 
 
-def _kind(named: str, tensors: dict[str, Stored], path: Path) -> str:
-    if named in _KINDS:
-        return _KINDS[named]
+_BY_TENSORS = "the names of its tensors"
+
+
+def _kind(named: Any, tensors: dict[str, Stored], path: Path) -> tuple[str, str]:
+    """What the SAE is, and how that is known."""
+    if isinstance(named, str) and named in _KINDS:
+        return _KINDS[named], "config.json trainer.dict_class"
     if named:
         raise LensError(
-            f"{shown(path)} is a {one_line(named, 40)}, which is not read.", f"Read are {', '.join(_KINDS)}."
+            f"{shown(path)} is a {one_line(str(named), 40)}, which is not read.", f"Read are {', '.join(_KINDS)}."
         )
     if "r_mag" in tensors:
-        return "gated"
+        return "gated", _BY_TENSORS
+    if "group_sizes" in tensors:
+        return "matryoshka_batchtopk", _BY_TENSORS
     if "encoder.bias" in tensors and "threshold" not in tensors:
-        return "topk" if "b_dec" in tensors else "standard"
+        return "topk" if "b_dec" in tensors else "standard", _BY_TENSORS
     raise LensError(f"{shown(path)} has no config.json that says of which class it is.", "Fetch config.json too.")
 
 
@@ -84,6 +98,8 @@ def _definition(
     if kind == "topk":
         return Definition(activation="topk", k=k, subtract_b_dec=True), b_enc
     threshold = np.array(pick(tensors, path, "threshold").read())
+    if threshold.size != 1 and threshold.shape != (width,):
+        raise LensError(f"The tensor threshold of {shown(path)} has shape {threshold.shape}.", "Fetch it again.")
     if kind != "jumprelu" and threshold.size == 1 and threshold.item() < 0:
         raise LensError(f"{shown(path)} has no threshold yet: its training was not finished.", "Take a finished one.")
     vectors = {**b_enc, "threshold": in_memory("threshold", np.broadcast_to(threshold.reshape(-1), (width,)))}
@@ -92,18 +108,22 @@ def _definition(
     return Definition(activation="jumprelu", subtract_b_dec=True), vectors
 
 
-def _k(values: dict[str, Any], trainer: dict[str, Any]) -> int:
-    stored = values.get("k")
-    if isinstance(stored, Stored) and stored.array.size == 1:
-        return int(stored.array.item())
-    return next((k for k in (stored, trainer.get("k")) if type(k) is int), 0)
+def _k(source: Source, trainer: dict[str, Any]) -> tuple[int, str]:
+    """How many latents a TopK SAE keeps (0: not said), and where that is from."""
+    stored = source.values.get("k")
+    if isinstance(stored, Stored):
+        if int(np.prod(stored.shape)) != 1:
+            raise LensError(f"The tensor k of {shown(source.file)} has shape {stored.shape}.", "Fetch it again.")
+        return whole({"k": float(np.array(stored.host()).item())}, "k", shown(source.file)), "the file's k"
+    if stored is not None:
+        return whole({"k": stored}, "k", shown(source.file)), "the file's k"
+    if trainer.get("k") is None:
+        return 0, "not known: neither the file nor config.json says it"
+    return whole(trainer, "k", f"{shown(source.folder)}/config.json"), "config.json trainer.k"
 
 
-def _facts(source: Source, trainer: dict[str, Any], kind: str, k: int) -> Facts:
+def _facts(source: Source, trainer: dict[str, Any]) -> Facts:
     facts = Facts()
-    facts.say("architecture", kind, "config.json trainer.dict_class")
-    if kind == "topk":
-        facts.say("k", k, "the file's k")
     model = trainer.get("lm_name")
     facts.say("model_name", model if isinstance(model, str) else None, "config.json trainer.lm_name")
     layer = trainer.get("layer")
@@ -112,10 +132,11 @@ def _facts(source: Source, trainer: dict[str, Any], kind: str, k: int) -> Facts:
     site = next((ours for theirs, ours in _SITES.items() if theirs in named), "")
     facts.say("site", site, f"config.json trainer.submodule_name {named}")
     if not site:
-        facts.provenance["site"] = "not known: config.json does not say which tensor it reads"
+        silent = "there is no config.json" if source.config_file("config.json") is None else "config.json does not say"
+        facts.provenance["site"] = f"not known: {silent}"
     buffer = source.config("config.json").get("buffer")
     context = buffer.get("ctx_len") if isinstance(buffer, dict) else None
-    facts.say("context", context if type(context) is int else None, "config.json buffer.ctx_len")
+    facts.say("context", natural(context), "config.json buffer.ctx_len")
     return facts
 
 

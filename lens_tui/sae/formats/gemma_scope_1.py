@@ -11,10 +11,9 @@ from __future__ import annotations
 import numpy as np
 
 from lens_tui.records import LensError
-from lens_tui.records.mapped import shown
+from lens_tui.records.read_files import shown
 
 from ..definition import Definition, Weights
-from ..files import read_npz
 from ..tensors import Stored
 from .parts import Facts, Format, Parts, Source, pick
 
@@ -23,12 +22,11 @@ _TRANSCODER = ("mlp_in", "mlp_out_normed")
 
 
 def _recognises(source: Source) -> bool:
-    return source.find("params.npz") is not None or (source.path.is_file() and source.path.suffix == ".npz")
+    return source.kind == "npz"
 
 
 def _read(source: Source) -> Parts:
-    path = source.find("params.npz") or source.path
-    tensors = {name.lower(): tensor for name, tensor in read_npz(path).items()}
+    path, tensors = source.file, {name.lower(): tensor for name, tensor in source.tensors.items()}
     w_enc, w_dec = pick(tensors, path, "w_enc"), pick(tensors, path, "w_dec")
     facts = _facts(source)
     if facts.get("site") == "embedding":
@@ -49,7 +47,7 @@ def _for_embeddings(w_enc: Stored, w_dec: Stored) -> tuple[Stored, Stored]:
     if len(w_enc.shape) != 2 or len(w_dec.shape) != 2:
         raise LensError("The embedding SAE's weights are no matrices.", "Fetch the file again.")
     root = np.float32(w_enc.shape[0] ** 0.5)
-    return Stored(w_enc.name, w_enc.array / root), Stored(w_dec.name, w_dec.array * root)
+    return Stored(w_enc.name, np.asarray(w_enc.array) / root), Stored(w_dec.name, np.asarray(w_dec.array) * root)
 
 
 def _facts(source: Source) -> Facts:

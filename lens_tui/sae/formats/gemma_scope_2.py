@@ -11,14 +11,13 @@ from __future__ import annotations
 from typing import Any
 
 from lens_tui.records import LensError
-from lens_tui.records.mapped import shown
+from lens_tui.records.read_files import shown
 
 from ..definition import Definition, Weights
 from ..eight_bits import with_scales
-from ..files import read_safetensors
-from .parts import Facts, Format, Parts, Source, only_safetensors, pick
+from ..files import read_json
+from .parts import Facts, Format, Parts, Source, check_sizes, natural, pick, real
 
-_KEYS = {"w_enc", "w_dec", "b_enc", "b_dec", "threshold"}
 _SITES = {
     "resid_post": ("model.layers.{}.output", ""),
     "attn_out": ("model.layers.{}.self_attn.o_proj.input", ""),
@@ -33,7 +32,9 @@ _SITES = {
 def _recognises(source: Source) -> bool:
     if _refused(source):
         return True
-    return source.find("params.safetensors") is not None or only_safetensors(source, _KEYS) is not None
+    if source.kind != "npz" and (source.has("w_enc") or source.has("w_dec")):
+        return True
+    return source.is_named("params.safetensors") and not source.has("W_enc")
 
 
 def _read(source: Source) -> Parts:
@@ -42,8 +43,7 @@ def _read(source: Source) -> Parts:
             f"{shown(source.path)} is a {kind}, which reads several layers at once; that kind is not read.",
             "Take an SAE or a transcoder of one layer.",
         )
-    path = source.find("params.safetensors") or source.path
-    tensors = read_safetensors(path)
+    path, tensors = source.file, source.tensors
     if len(pick(tensors, path, "w_dec").shape) == 3:
         raise LensError(f"{shown(path)} writes to several layers (a cross-layer transcoder); that kind is not read.")
     config = source.config("config.json")
@@ -63,16 +63,18 @@ def _read(source: Source) -> Parts:
         vectors={"b_enc": pick(tensors, path, "b_enc"), "threshold": pick(tensors, path, "threshold")},
         w_skip=skip,
     )
+    check_sizes(config, "config.json", {"width": weights.width} if len(weights.w_enc.shape) == 2 else {})
     return Parts(Definition(activation="jumprelu"), weights, _facts(source, config))
 
 
 def _refused(source: Source) -> str:
     """What kind of many-layer file it is, if it is one."""
     names = {"clt": "cross-layer transcoder", "crosscoder": "crosscoder"}
-    many = source.find(*(f"params_layer_{i}.safetensors" for i in range(8))) or source.path.name.startswith(
-        "params_layer_"
-    )
-    kind = source.config("config.json").get("type") if many or source.find("params.safetensors") else None
+    layers = (f"params_layer_{i}.safetensors" for i in range(8))
+    many = source.path.name.startswith("params_layer_") or any((source.path / name).is_file() for name in layers)
+    home = source.path if source.path.is_dir() else source.path.parent
+    config = read_json(home / "config.json") if (home / "config.json").is_file() else {}
+    kind = config.get("type") if many or source.is_named("params.safetensors") else None
     if isinstance(kind, str) and kind in names:
         return names[kind]
     if many:
@@ -92,11 +94,11 @@ def _facts(source: Source, config: dict[str, Any]) -> Facts:
         if isinstance(config.get(key), str):
             facts.read_from(config[key], f"config.json {key}", out=out)
     _by_names(source, facts)
-    facts.say("layer", _whole(config.get("layer")), "config.json layer")
-    facts.say("l0", _real(config.get("measured_l0")), "config.json measured_l0")
-    facts.say("l0", _real(config.get("l0")), "config.json l0")
-    facts.say("fvu", _real(config.get("fvu")), "config.json fvu")
-    facts.say("context", _whole(config.get("context")), "config.json context")
+    facts.say("layer", natural(config.get("layer")), "config.json layer")
+    facts.say("l0", real(config.get("measured_l0")), "config.json measured_l0")
+    facts.say("l0", real(config.get("l0")), "config.json l0")
+    facts.say("fvu", real(config.get("fvu")), "config.json fvu")
+    facts.say("context", natural(config.get("context")), "config.json context")
     for key in ("bos", "bos_included"):
         if isinstance(config.get(key), bool):
             facts.say("bos", config[key], f"config.json {key}")
@@ -116,14 +118,6 @@ def _by_names(source: Source, facts: Facts) -> None:
     facts.read_from(hook_in.format(layer[1]), f"the folders' names {site[1]}/layer_{layer[1]}")
     if hook_out:
         facts.read_from(hook_out.format(layer[1]), f"the folders' names {site[1]}/layer_{layer[1]}", out=True)
-
-
-def _real(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-
-
-def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 FORMAT = Format("Gemma Scope 2", _recognises, _read)

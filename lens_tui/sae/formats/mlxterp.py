@@ -15,32 +15,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lens_tui.records import LensError
-from lens_tui.records.mapped import shown
+from lens_tui.records.read_files import shown
 from lens_tui.records.sanitise import one_line
 
 from ..definition import Definition, Weights
-from ..files import read_safetensors
 from ..tensors import Stored, in_memory
-from .parts import Facts, Format, Parts, Source, number, pick
+from .parts import Facts, Format, Parts, Source, check_sizes, pick, whole
 
+_LARGEST = 1e8
+"""No activation of a model has a mean or a spread beyond it."""
 _CLASSES = {"SAE": "topk", "BatchTopKSAE": "batchtopk"}
 _SITES = {"mlp": "mlp_out", "attn": "attn_out", "residual": "resid_post", "resid": "resid_post", "output": "resid_post"}
 
 
 def _recognises(source: Source) -> bool:
-    return source.find("weights.safetensors") is not None and "d_hidden" in source.config("config.json")
+    named = source.has("encoder.weight") or source.is_named("weights.safetensors")
+    return named and "d_hidden" in source.config("config.json")
 
 
 def _read(source: Source) -> Parts:
-    path = source.find("weights.safetensors")
-    assert path is not None
-    config = source.config("config.json")
+    path, config = source.file, source.config("config.json")
     kind = _CLASSES.get(str(config.get("class")))
     if kind is None:
         name = one_line(str(config.get("class")), 40)
         raise LensError(f"{shown(path)} is of the class {name}, which is not read.", f"Read are {', '.join(_CLASSES)}.")
-    k = int(number(config, "k", f"{shown(path)}'s config.json"))
-    weights = _weights(path, read_safetensors(path), config)
+    k = whole(config, "k", f"{shown(path.parent)}/config.json")
+    weights = _weights(path, source.tensors, config)
+    sizes = {"d_model": weights.d_in, "d_hidden": weights.width} if len(weights.w_enc.shape) == 2 else {}
+    check_sizes(config, f"{shown(path.parent)}/config.json", sizes)
     definition = Definition(activation="relu") if k >= weights.width else Definition(activation="topk", k=k)
     return Parts(definition, weights, _facts(config, kind, k))
 
@@ -76,7 +78,8 @@ def _statistic(name: str, tensors: dict[str, Stored], config: dict[str, Any], pa
         values = np.asarray(given, dtype=np.float64)
     except (TypeError, ValueError):
         values = np.zeros(0)
-    if values.ndim != 1 or not values.size or not np.isfinite(values).all():
+    good = values.ndim == 1 and values.size and (np.abs(values) <= _LARGEST).all()
+    if not good or (name == "input_std" and (values < 0).any()):
         raise LensError(f"{shown(path)} has no usable {name}.", "Save it again with mlxterp.")
     return values
 

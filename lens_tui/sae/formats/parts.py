@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lens_tui.records import LensError
-from lens_tui.records.mapped import shown
+from lens_tui.records.read_files import shown
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.sites import read_hook
 
 from ..definition import Definition, Weights
-from ..files import read_json, read_safetensors
+from ..files import container, read_json, read_values
 from ..tensors import Stored
+
+_USUAL = (
+    "params.safetensors",
+    "params.npz",
+    "sae.safetensors",
+    "sae_weights.safetensors",
+    "checkpoints/final.safetensors",
+    "ae.pt",
+    "weights.safetensors",
+)
+"""The names that weight files usually have, in the order in which a folder is searched for them."""
+_SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
+_ENCODERS = ("w_enc", "encoder.weight")
+_MAX_LAYER = 10_000
 
 
 @dataclass(frozen=True)
@@ -30,21 +44,90 @@ class Source:
     name: str
     input_scale: float | None = None
 
+    @cached_property
+    def weights(self) -> Path | None:
+        """The weight file: the one given, else that of the folder. ``None`` if the folder has none.
+
+        Raises ``LensError`` for a folder with several SAEs, of which nothing says which is meant.
+        """
+        if self.path.is_file():
+            return self.path
+        usual = next((self.path / name for name in _USUAL if (self.path / name).is_file()), None)
+        if usual is not None:
+            return usual
+        found = [file for file in self._weight_files() if self._is_sae(file)]
+        if len(found) > 1:
+            names = ", ".join(one_line(file.name, 40) for file in found[:5])
+            raise LensError(f"{shown(self.path)} holds several SAEs.", f"Give one of them: {names}.")
+        return found[0] if found else None
+
+    def _weight_files(self) -> list[Path]:
+        """Weight files of other names; one alone is taken at its word, so that what is wrong with it is said."""
+        try:
+            inside = sorted(file for file in self.path.iterdir() if file.suffix in _SUFFIXES and file.is_file())
+        except OSError as error:
+            raise LensError(f"{shown(self.path)} cannot be read: {error.strerror}.", "Check permissions.") from error
+        return inside[:100]
+
+    def _is_sae(self, file: Path) -> bool:
+        try:
+            return any(name.lower() in _ENCODERS for name in read_values(file))
+        except LensError:
+            return False
+
     @property
     def folder(self) -> Path:
-        """The folder of the weights and their configuration."""
-        return self.path if self.path.is_dir() else self.path.parent
+        """The folder of the weights."""
+        return self.path if self.weights is None else self.weights.parent
 
-    def find(self, *names: str) -> Path | None:
-        """The first of some files: the given file itself if it is so named, else one in the folder."""
-        if self.path.is_file():
-            return self.path if self.path.name in names else None
-        return next((self.folder / name for name in names if (self.folder / name).is_file()), None)
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """What the weight file holds, by name."""
+        return {} if self.weights is None else read_values(self.weights)
+
+    @cached_property
+    def tensors(self) -> dict[str, Stored]:
+        """The tensors of the weight file, by name."""
+        return {name: value for name, value in self.values.items() if isinstance(value, Stored)}
+
+    @cached_property
+    def kind(self) -> str:
+        """``safetensors``, ``npz`` or ``torch``: what the weight file is, whatever its name says."""
+        return "" if self.weights is None else container(self.weights)
+
+    @property
+    def file(self) -> Path:
+        """The weight file, once it is known that there is one."""
+        assert self.weights is not None
+        return self.weights
+
+    def has(self, *names: str) -> bool:
+        """Whether the weight file has tensors of all these names."""
+        return all(name in self.tensors for name in names)
+
+    def is_named(self, *names: str) -> bool:
+        """Whether the weight file has one of these names."""
+        return self.weights is not None and self.weights.name in names
 
     def config(self, *names: str) -> dict[str, Any]:
         """The first of some JSON files beside the weights; empty if there is none."""
-        found = next((self.folder / name for name in names if (self.folder / name).is_file()), None)
-        return {} if found is None else read_json(found)
+        found = self.config_file(*names)
+        return {} if found is None else self._read(found)
+
+    def config_file(self, *names: str) -> Path | None:
+        """Where the first of some JSON files is: beside the weights, or above a folder ``checkpoints``."""
+        homes = [self.folder, *([self.folder.parent] if self.folder.name == "checkpoints" else [])]
+        places = (home / name for home in homes for name in names)
+        return next((place for place in places if place.is_file()), None)
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        if path not in self._configs:
+            self._configs[path] = read_json(path)
+        return self._configs[path]
+
+    @cached_property
+    def _configs(self) -> dict[Path, dict[str, Any]]:
+        return {}
 
     @cached_property
     def trail(self) -> str:
@@ -67,6 +150,9 @@ class Facts:
     def say(self, name: str, value: Any, where: str) -> None:
         """Note a fact unless it is known already or there is nothing to say (``None`` or ``""``)."""
         if value is None or value == "" or name in self.values:
+            return
+        if name in ("layer", "layer_out") and not 0 <= value < _MAX_LAYER:
+            self.provenance.setdefault(name, one_line(f"not known: {where} is {value!r}", 160))
             return
         self.values[name] = one_line(value, 120) if isinstance(value, str) else value
         self.provenance[name] = one_line(where, 160)
@@ -99,7 +185,7 @@ Reader = Callable[[Source], Parts]
 
 @dataclass(frozen=True)
 class Format:
-    """A file format: its name, how it is recognised (cheaply, by names and configuration), how it is read."""
+    """A file format: its name, how it is recognised (by the names of tensors and the configuration), how it is read."""
 
     name: str
     recognises: Callable[[Source], bool]
@@ -115,29 +201,77 @@ def pick(tensors: dict[str, Stored], path: Path, *names: str) -> Stored:
     raise LensError(f"{shown(path)} has no tensor {names[0]} (it has {there}).", "It is damaged or of another format.")
 
 
-def only_safetensors(source: Source, names: set[str]) -> Path | None:
-    """The given file, if it is a safetensors file that has tensors of these names."""
-    if not source.path.is_file() or source.path.suffix != ".safetensors":
-        return None
-    return source.path if names <= set(read_safetensors(source.path)) else None
-
-
-def number(config: dict[str, Any], key: str, where: str, default: float | None = None) -> float:
-    """A number of a configuration. Raises ``LensError`` if it is missing or none."""
+def number(config: Mapping[str, Any], key: str, where: str, default: float | None = None) -> float:
+    """A finite number of a configuration. Raises ``LensError`` if it is missing or none."""
     value = config.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise LensError(f"{where} has no number {key!r}.", "It is damaged or of another format.")
+    if not _is_number(value):
+        said = "is missing" if value is None else f"is {one_line(repr(value), 30)}, not a number"
+        raise LensError(f"{key} of {where} {said}.", "It is damaged or of another format.")
     return float(value)
 
 
-def input_scale(source: Source, declared: Any) -> float:
-    """What activations are multiplied by, so that their mean length is ``sqrt(d)``.
+def whole(config: Mapping[str, Any], key: str, where: str) -> int:
+    """A whole number from 1 up of a configuration. Raises ``LensError`` for anything else."""
+    value = number(config, key, where)
+    if value != int(value) or not 1 <= value < 1 << 53:
+        raise LensError(f"{key} of {where} is {value:g}, not a whole number from 1 up.", "It is damaged.")
+    return int(value)
+
+
+def positive(value: Any, name: str, where: str, hint: str = "Fetch it again.") -> float:
+    """A scaling or a mean length: a positive number of a size that some model has. Raises ``LensError``."""
+    if not _is_number(value) or not _SMALLEST <= value <= 1 / _SMALLEST:
+        raise LensError(
+            f"{name} of {where} is {one_line(repr(value), 30)}, which no scaling is.",
+            hint,
+        )
+    return float(value)
+
+
+_SMALLEST = 1e-8
+
+
+def real(value: Any) -> float | None:
+    """What a configuration declares as a number from 0 up; ``None`` for anything else."""
+    return float(value) if _is_number(value) and value >= 0 else None
+
+
+def natural(value: Any) -> int | None:
+    """What a configuration declares as a whole number from 0 up; ``None`` for anything else."""
+    return value if type(value) is int and 0 <= value < 1 << 53 else None
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < 1 << 1000  # a longer integer is no float, and neither is NaN smaller
+
+
+def check_sizes(config: Mapping[str, Any], where: str, sizes: Mapping[str, int], unset: Iterable[Any] = ()) -> None:
+    """Raise ``LensError`` if a configuration declares a size that the tensors do not have. ``unset`` says nothing."""
+    for key, size in sizes.items():
+        said = config.get(key)
+        if _is_number(said) and said not in unset and said != size:
+            raise LensError(
+                f"{key} of {where} is {one_line(repr(said), 30)}; its tensors say {size}.",
+                "The configuration is of another SAE, or damaged.",
+            )
+
+
+def input_scale(source: Source, declared: Any, name: str = "") -> float:
+    """What activations are multiplied by, so that their mean length is ``sqrt(d)``; ``name`` is the field of the file.
 
     Raises ``LensError`` if neither the file nor the caller says it: without it every number would be wrong.
     """
-    for value in (declared, source.input_scale):
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
-            return float(value)
+    if declared is not None:
+        try:
+            hint = "Fetch it again, or give input_scale= if you know it."
+            return positive(declared, name, shown(source.folder), hint)
+        except LensError:
+            if source.input_scale is None:
+                raise
+    if source.input_scale is not None:
+        return positive(source.input_scale, "input_scale", "the call", "Give a positive number.")
     raise LensError(
         f"{shown(source.path)} expects scaled activations, and the scale is not in its files.",
         "Give input_scale=: sqrt(d) over the mean length of an activation, or 1.0 if it is folded into the weights.",

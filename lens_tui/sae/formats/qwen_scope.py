@@ -10,33 +10,36 @@ from __future__ import annotations
 import re
 
 from lens_tui.records import LensError
-from lens_tui.records.mapped import shown
+from lens_tui.records.read_files import shown
 
 from ..definition import Definition, Weights
-from ..tensors import Stored
-from ..torch_files import read_torch
 from .parts import Facts, Format, Parts, Source, pick
 
-_FILE = re.compile(r"layer(\d+)\.sae\.pt")
+_FILE = re.compile(r"layer(\d{1,4})\.sae\.pt")
 
 
 def _recognises(source: Source) -> bool:
-    return source.path.is_file() and _FILE.fullmatch(source.path.name) is not None
+    if not source.has("W_enc", "W_dec", "b_enc") or source.kind != "torch":
+        return source.weights is not None and _FILE.fullmatch(source.weights.name) is not None
+    # Latents come first in its encoder, and last in its decoder; with a threshold it is another format.
+    n, tensors = source.tensors["b_enc"].shape, source.tensors
+    turned = tensors["W_enc"].shape[:1] == n and tensors["W_dec"].shape[1:] == n
+    return turned and not source.has("threshold")
 
 
 def _read(source: Source) -> Parts:
-    named = source.search(r"SAE-Res-(.+?)-W(\d+)K-L0_(\d+)")
+    named = source.search(r"SAE-Res-(.+?)-W(\d+)K-L0_(\d{1,7})")
     if named is None:
         raise LensError(
             f"{shown(source.path)} does not say how many latents are active: its repository's name does.",
             "Keep it in a folder named like SAE-Res-Qwen3-8B-Base-W64K-L0_50.",
         )
-    tensors = {name: value for name, value in read_torch(source.path).items() if isinstance(value, Stored)}
+    path, tensors = source.file, source.tensors
     weights = Weights(
-        w_enc=pick(tensors, source.path, "W_enc").T,
-        w_dec=pick(tensors, source.path, "W_dec").T,
-        b_dec=pick(tensors, source.path, "b_dec"),
-        vectors={"b_enc": pick(tensors, source.path, "b_enc")},
+        w_enc=pick(tensors, path, "W_enc").T,
+        w_dec=pick(tensors, path, "W_dec").T,
+        b_dec=pick(tensors, path, "b_dec"),
+        vectors={"b_enc": pick(tensors, path, "b_enc")},
     )
     facts = Facts()
     where = f"the repository's name {named[0]}"
@@ -44,9 +47,10 @@ def _read(source: Source) -> Parts:
     facts.say("model_name", f"Qwen/{named[1]}", where)
     facts.say("k", int(named[3]), where)
     facts.say("l0", float(named[3]), where)
-    layer = _FILE.fullmatch(source.path.name)
-    assert layer is not None
-    facts.say("layer", int(layer[1]), f"the file's name {source.path.name}")
+    layer = _FILE.fullmatch(path.name)
+    facts.say("layer", int(layer[1]) if layer else None, f"the file's name {path.name}")
+    if layer is None:
+        facts.provenance["layer"] = "not known: the file is not named layerN.sae.pt"
     facts.say("site", "resid_post", where)
     return Parts(Definition(activation="topk", k=int(named[3])), weights, facts)
 

@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 
 from lens_tui.records import LensError
-from lens_tui.records.mapped import shown
+from lens_tui.records.read_files import shown
 from lens_tui.records.sanitise import one_line
 
 from ..definition import VECTORS, Activation, Definition, Normalization, Weights
-from ..files import read_safetensors
 from ..tensors import Stored, in_memory
-from .parts import Facts, Format, Parts, Source, input_scale, pick
+from .parts import Facts, Format, Parts, Source, check_sizes, input_scale, natural, pick, whole
 
 _ACTIVATIONS: dict[str, Activation] = {
     "standard": "relu",
@@ -37,16 +36,17 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 
 def _recognises(source: Source) -> bool:
-    return source.find("sae_weights.safetensors") is not None and (source.folder / "cfg.json").is_file()
+    if source.config_file("cfg.json") is None:
+        return False
+    return source.has("W_enc") or source.has("W_dec") or source.is_named("sae_weights.safetensors")
 
 
 def _read(source: Source) -> Parts:
-    path = source.find("sae_weights.safetensors")
-    assert path is not None
-    config = _flat(source.config("cfg.json"))
-    tensors = read_safetensors(path)
+    path, tensors, config = source.file, source.tensors, _flat(source.config("cfg.json"))
     definition = _definition(config, source)
     weights = _weights(definition, tensors, path, config)
+    if len(weights.w_enc.shape) == 2:
+        check_sizes(config, f"{shown(source.folder)}/cfg.json", {"d_in": weights.d_in, "d_sae": weights.width})
     return Parts(definition, weights, _facts(config, definition))
 
 
@@ -68,8 +68,9 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
     kwargs = flat.get("activation_fn_kwargs")
     if flat.get("activation_fn") == "topk" and isinstance(kwargs, dict):
         flat.setdefault("k", kwargs.get("k"))
-        flat["architecture"] = "topk"
-    flat.setdefault("architecture", "standard")
+        flat["architecture"], flat["_architecture"] = "topk", "cfg.json activation_fn"
+    if "architecture" not in flat:
+        flat["architecture"], flat["_architecture"] = "standard", "the format: cfg.json names no architecture"
     return flat
 
 
@@ -87,10 +88,9 @@ def _definition(config: dict[str, Any], source: Source) -> Definition:
     if config.get("reshape_activations") not in (None, "none", "hook_z"):
         raise LensError(f"{where} reshapes activations in a way that is not known.", "Known are none and hook_z.")
     normalize, scale = _normalization(config, source)
-    k = config.get("k")
     return Definition(
         activation=_ACTIVATIONS[kind],
-        k=k if kind == "topk" and type(k) is int else 0,
+        k=whole(config, "k", f"{where}/cfg.json") if kind == "topk" else 0,
         # A transcoder's bias is of the output's width and is never subtracted from the input.
         subtract_b_dec=bool(config.get("apply_b_dec_to_input", True)) and "transcoder" not in kind,
         normalize=normalize,
@@ -111,7 +111,7 @@ def _normalization(config: dict[str, Any], source: Source) -> tuple[Normalizatio
     if mode == "constant_norm_rescale":
         return "constant_norm_rescale", 1.0
     if mode == "expected_average_only_in":
-        return "none", input_scale(source, config.get("norm_scaling_factor"))
+        return "none", input_scale(source, config.get("norm_scaling_factor"), "norm_scaling_factor")
     if mode == "covariance_whitening":
         raise LensError(
             f"{shown(source.path)} expects whitened activations, and the whitening matrix is not in the file.",
@@ -127,7 +127,12 @@ def _weights(definition: Definition, tensors: dict[str, Stored], path: Path, con
         factor = np.array(scaling.read())
         if not np.all(factor == 1.0):
             # Activations are multiplied by it before decoding: the same as longer decoder rows.
-            w_dec = in_memory(w_dec.name, np.array(w_dec.read()) * factor[:, None])
+            if factor.shape != w_dec.shape[:1]:
+                raise LensError(
+                    f"The tensor scaling_factor of {shown(path)} has shape {factor.shape}.", "Fetch it again."
+                )
+            with np.errstate(over="ignore"):
+                w_dec = in_memory(w_dec.name, np.array(w_dec.read()) * factor[:, None])
     skip = tensors.get("W_skip")
     return Weights(
         w_enc=pick(tensors, path, "W_enc"),
@@ -140,8 +145,9 @@ def _weights(definition: Definition, tensors: dict[str, Stored], path: Path, con
 
 def _facts(config: dict[str, Any], definition: Definition) -> Facts:
     facts = Facts()
-    facts.say("architecture", str(config["architecture"]), "cfg.json architecture")
-    facts.say("model_name", config.get("model_name"), "cfg.json model_name")
+    facts.say("architecture", str(config["architecture"]), str(config.get("_architecture", "cfg.json architecture")))
+    model = config.get("model_name")
+    facts.say("model_name", model if isinstance(model, str) else None, "cfg.json model_name")
     if config.get("hook_head_index") is not None:
         facts.provenance["site"] = f"not known: cfg.json hook_head_index is {config['hook_head_index']}, one head alone"
     else:
@@ -157,7 +163,7 @@ def _facts(config: dict[str, Any], definition: Definition) -> Facts:
         where = "cfg.json prepend_bos" + (" and exclude_special_tokens" if left_out else "")
         facts.say("bos", config["prepend_bos"] and not left_out, where)
     context = config.get("context_size")
-    facts.say("context", context if type(context) is int else None, "cfg.json context_size")
+    facts.say("context", natural(context), "cfg.json context_size")
     facts.say("k", definition.k or None, "cfg.json k")
     return facts
 

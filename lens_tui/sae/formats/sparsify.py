@@ -10,25 +10,26 @@ from __future__ import annotations
 from typing import Any
 
 from lens_tui.records import LensError
-from lens_tui.records.mapped import shown
+from lens_tui.records.read_files import shown
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.sites import read_hook
 
 from ..definition import Activation, Definition, Weights
-from ..files import read_safetensors
+from ..files import read_json
 from ..tensors import Stored
-from .parts import Facts, Format, Parts, Source, number, pick
+from .parts import Facts, Format, Parts, Source, check_sizes, pick, whole
 
 _ACTIVATIONS: dict[str, Activation] = {"topk": "topk", "groupmax": "groupmax"}
 
 
 def _recognises(source: Source) -> bool:
-    return source.find("sae.safetensors") is not None
+    if source.has("encoder.weight", "W_dec"):
+        return True
+    return source.is_named("sae.safetensors") and not source.has("W_enc", "W_dec")
 
 
 def _read(source: Source) -> Parts:
-    path = source.find("sae.safetensors")
-    assert path is not None
+    path = source.file
     config = source.config("cfg.json")
     where = shown(source.folder)
     if not config:
@@ -40,10 +41,10 @@ def _read(source: Source) -> Parts:
         raise LensError(
             f"{where} has the activation {one_line(name, 40)}, which is not read.", "Read are topk and groupmax."
         )
-    tensors = read_safetensors(path)
+    tensors = source.tensors
     w_enc = tensors["W_enc"] if "W_enc" in tensors else pick(tensors, path, "encoder.weight").T
     transcoder = bool(config.get("transcode") or config.get("skip_connection"))
-    k = int(number(config, "k", f"{where}/cfg.json"))
+    k = whole(config, "k", f"{where}/cfg.json")
     definition = Definition(activation=_ACTIVATIONS[name], k=k, subtract_b_dec=not config.get("transcode"))
     skip = tensors.get("W_skip")
     weights = Weights(
@@ -53,13 +54,15 @@ def _read(source: Source) -> Parts:
         vectors={"b_enc": pick(tensors, path, "encoder.bias", "b_enc")},
         w_skip=None if skip is None else skip.T,
     )
+    sizes = {"d_in": weights.d_in, "num_latents": weights.width} if len(w_enc.shape) == 2 else {}
+    check_sizes(config, f"{where}/cfg.json", sizes, unset=[0])
     return Parts(definition, weights, _facts(source, config, name, k, transcoder))
 
 
 def _like(w_enc: Stored, w_dec: Stored, where: str) -> Stored:
     """The decoder as ``(n, d)``. Both orientations are about: the shape decides, not the key."""
     if len(w_enc.shape) != 2 or len(w_dec.shape) != 2:
-        raise LensError(f"The weights of {where} are no matrices.", "Fetch the file again.")
+        raise LensError(f"The weights of {where} are not matrices.", "Fetch the file again.")
     return w_dec.T if w_dec.shape[0] != w_enc.shape[1] and w_dec.shape[1] == w_enc.shape[1] else w_dec
 
 
@@ -67,8 +70,8 @@ def _facts(source: Source, config: dict[str, Any], activation: str, k: int, tran
     facts = Facts()
     facts.say("architecture", f"{activation}_transcoder" if transcoder else activation, "cfg.json")
     facts.say("k", k, "cfg.json k")
-    outer = {} if source.folder.parent == source.folder else Source(source.folder.parent, "").config("config.json")
-    model = outer.get("model")
+    outer = source.folder.parent / "config.json"
+    model = read_json(outer).get("model") if outer.is_file() else None
     facts.say("model_name", model if isinstance(model, str) else None, "config.json of the folder above, model")
     folder = source.folder.name
     hook = read_hook(f"model.{folder}", "") if folder.startswith("layers.") else None

@@ -183,7 +183,7 @@ def test_saes_from_arrays() -> None:
     assert np.allclose(z, np.maximum(w["x"] @ w["w_enc"] + w["b_enc"], 0), atol=1e-4)
     topk = TopKSAE.from_arrays(**arrays, b_enc=w["b_enc"], definition=Definition(activation="topk", k=4))
     assert int(mx.max(mx.sum(topk.encode(x) > 0, axis=-1))) == 4
-    with pytest.raises(LensError, match="no TopKSAE"):
+    with pytest.raises(LensError, match="not a TopKSAE"):
         TopKSAE.from_arrays(**arrays, b_enc=w["b_enc"], definition=Definition(activation="relu"))
     with pytest.raises(LensError, match="b_gate"):
         GatedSAE.from_arrays(**arrays, b_enc=w["b_enc"])
