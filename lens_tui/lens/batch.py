@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
 
-from lens_tui.records import ArmEnd, BatchRow, Dose, Echo, LensError, Request, Steered, Token
+from lens_tui.records import ArmEnd, BatchRow, Echo, LensError, Request, Steered, Token
 
 from .batch_checks import check_reach
 from .batch_model import BatchModel, RowLabels, RowPlan
@@ -18,7 +18,7 @@ from .batch_rows import Launched, Row, choose_all
 from .echo import echo_of
 from .finite import check_chosen, origin_in
 from .generation import DecodeOptions, RowDecoder, mlx_lm_generate
-from .meter import Meter, doses_of
+from .meter import Meter
 from .prefill import Filler
 from .prefix import PrefixCache
 from .program import Key
@@ -136,7 +136,7 @@ class Batch:
         if self._waiting:
             share([row.plan for row in self._waiting], self._filler)
         for row in self._waiting:
-            cache, row.reused, row.before = begin(row.plan, self._filler)
+            cache, row.reused = begin(row.plan, self._filler)
             (uid,) = self._generator.insert(
                 [list(row.plan.prompt.ids[row.reused :])],
                 [row.sampling.max_tokens],
@@ -179,9 +179,10 @@ class Batch:
                     break
 
     def _emit(self, row: Row, token: int, made: Launched, at: int, run: Run | None = None) -> Iterator[Token | ArmEnd]:
+        made.count(at)
+        check_chosen(made.read[0][at], f"The logits of prompt {row.index}", lambda: self._origin(row))
         if not row.ids:
             self._check_moved(row, run)
-        check_chosen(made.read[0][at], f"The logits of prompt {row.index}", lambda: self._origin(row))
         event = row.take(token, made, at, self.tokens)
         if row.reason:
             self._settle(row, run)
@@ -193,25 +194,18 @@ class Batch:
         whole = replace(row.passage(self.registry.bos), ids=(*row.plan.prompt.ids, *row.ids))
         return origin_in(self.registry, whole, row.plan.entries)
 
-    def _meters(self, row: Row, run: Run | None) -> list[tuple[Plan, Meter, int]]:
-        """Every meter that a row was measured by, and its place there."""
-        if run is not None:
-            return [(run.plan, run.meter, 0)] if run.meter is not None else []
-        here = [item for item in self.model.compositions.values() if row.index in item.rows]
-        return [(item.plan, item.meter, item.rows.index(row.index)) for item in here if item.meter is not None]
-
     def _check_moved(self, row: Row, run: Run | None) -> None:
         """Refuse to go on when what had to move something was measured and did not."""
-        for plan, meter, at in self._meters(row, run):
-            for key, program in self.registry.programs(plan).items():
-                if program.must_move[at]:
-                    meter.check_moved(at, [key], f"The steering of prompt {row.index}")
+        meter = row.plan.meter if run is None else run.meter
+        for key, program in self.registry.programs(Plan((row.plan.entries,))).items():
+            if program.must_move[0] and meter is not None:
+                meter.check_moved(0, [key], f"The steering of prompt {row.index}")
 
     def _settle(self, row: Row, run: Run | None = None) -> None:
         """The row has ended: its doses, and nothing kept for it any longer."""
         keys = [entry.key for entry in row.plan.entries if getattr(entry.item, "enabled", True)]
-        found = [dose for _, meter, at in self._meters(row, run) for dose in meter.doses(at, keys)]
-        row.doses = _merged([*doses_of(row.before), *found])
+        meter = row.plan.meter if run is None else run.meter
+        row.doses = meter.doses(0, keys) if meter is not None and keys else ()
         row.launched.clear()
         for rows in list(self.model.compositions):
             if all(self.rows[index].reason for index in rows):
@@ -302,17 +296,3 @@ class BatchGeneration(Iterator[Token | ArmEnd]):
     def records(self) -> tuple[BatchRow, ...]:
         """Each prompt's record as it stands."""
         return tuple(row.record() for row in self._batch.rows)
-
-
-def _merged(doses: Sequence[Dose]) -> tuple[Dose, ...]:
-    """One dose a site: the means, weighted by how many tokens each was measured on."""
-    found = []
-    for layer, site in sorted({(dose.layer, dose.site) for dose in doses}):
-        here = [dose for dose in doses if (dose.layer, dose.site) == (layer, site)]
-        count = sum(dose.tokens for dose in here)
-        asked, delivered, relative = (
-            sum(getattr(dose, name) * dose.tokens for dose in here) / count
-            for name in ("asked", "delivered", "relative")
-        )
-        found.append(Dose(layer, site, asked, delivered, relative, count))
-    return tuple(found)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
-from .meter import Meter
+from .meter import Measured, Meter, Sums
 from .positions import Offset, follow_thinking
 from .proxy import first_of
 from .registry import Entry, Plan, Registry, Run
@@ -98,6 +100,20 @@ class RowPlan:
     entries: tuple[Entry, ...]
     inside: mx.array | None = None
     history: History = field(default_factory=History)
+    meter: Meter = field(default_factory=Meter)
+    _stamp: object = None
+
+    def note(self, at: int) -> None:
+        """A forward begins at a position; what was measured under other interventions counts no longer."""
+        self.history.note(at, self.entries)
+        if self._stamp not in (None, self.stamp):
+            self.meter.restart()
+        self._stamp = self.stamp
+
+    @property
+    def stamp(self) -> tuple[object, ...]:
+        """Changes when the row's interventions do."""
+        return tuple(entry.stamp for entry in self.entries)
 
     @property
     def follows_thinking(self) -> bool:
@@ -108,12 +124,35 @@ class RowPlan:
 
 @dataclass(eq=False)
 class Composition:
-    """Rows that were in a batch together: their plan, and the dose measured while they were."""
+    """Rows that were in a batch together: their plan, and what says when enough was measured of them."""
 
     rows: tuple[int, ...]
     plan: Plan
     meter: Meter | None
     stamp: object = None
+
+
+@dataclass(eq=False)
+class ForwardDoses:
+    """What was measured in one forward: for each row to count when a token of it comes from this forward."""
+
+    meter: Meter
+    plans: Sequence[RowPlan]
+    measured: Sequence[Measured]
+    stamps: Sequence[object]
+
+    @cached_property
+    def sums(self) -> list[tuple[Measured, Sums]]:
+        """Read when the first row asks."""
+        self.meter.count(self.measured)
+        return [(item, np.array(item.sums, dtype=np.float64)) for item in self.measured]
+
+    def count(self, at: int) -> None:
+        """Count the dose of the row at a place in the batch, unless its interventions have changed since."""
+        plan = self.plans[at]
+        if plan.stamp == self.stamps[at]:
+            for item, sums in self.sums:
+                plan.meter.count_sums(item.key, sums[:, at : at + 1], item.decoding)
 
 
 class BatchModel:
@@ -131,16 +170,30 @@ class BatchModel:
         self.last: tuple[int, ...] = ()
         self.logits = mx.zeros((0, 0))
         self.scales: Scales = ()
+        self._doses: ForwardDoses | None = None
+        self._chosen = False
+
+    def doses(self) -> ForwardDoses | None:
+        """What the newest forward measured, for who has chosen tokens from it, to be counted once they are used."""
+        self._chosen = True
+        return self._doses
 
     def __call__(self, inputs: mx.array, cache: list[Any]) -> mx.array:
         """The last position's logits (rows, 1, vocabulary), float32."""
+        if self._doses is not None and not self._chosen:  # it was a part of prompts
+            for at in range(len(self._doses.plans)):
+                self._doses.count(at)
+        self._doses, self._chosen = None, False
         labels: RowLabels = cache[-1]
         rows, counts, length = tuple(labels.rows), list(labels.counts), inputs.shape[1]
         here = self._composition(rows)
         real = labels.advance(length)
         plans = [self._plans[row] for row in rows]
+        if here.meter is not None:
+            ends = [len(plan.prompt.ids) - 1 for plan in plans]
+            here.meter.decoding = length == 1 and all(at >= end for at, end in zip(counts, ends, strict=True))
         for plan, count in zip(plans, counts, strict=True):
-            plan.history.note(count, plan.entries)
+            plan.note(count)
         run = Run(
             self._registry,
             here.plan,
@@ -154,7 +207,8 @@ class BatchModel:
         with self._registry.running(run):
             logits = first_of(self._registry.decoder.root(inputs, cache=cache[:-1]))
         if here.meter is not None and here.meter.pending:
-            _async_eval(*[array for _, array in here.meter.pending])
+            _async_eval(*here.meter.arrays())
+            self._doses = ForwardDoses(here.meter, plans, here.meter.take(), [plan.stamp for plan in plans])
         self.last, self.scales = rows, tuple(scales_of(here.plan, row) for row in range(len(rows)))
         result: mx.array = logits[:, -1:].astype(mx.float32)
         self.logits = result[:, -1]

@@ -7,7 +7,6 @@ from typing import Any
 
 from .batch_model import RowPlan
 from .prefill import Filler
-from .prefix import Sums
 from .tokens import EncodedPrompt
 
 
@@ -27,8 +26,8 @@ def share(plans: Sequence[RowPlan], filler: Callable[[EncodedPrompt, int], Fille
             here.fill(group, lambda size: None)
 
 
-def begin(plan: RowPlan, filler: Callable[[EncodedPrompt], Filler]) -> tuple[list[Any], int, Sums]:
-    """A row's caches to begin with, how many of its prompt's tokens they hold, and the dose these were given."""
+def begin(plan: RowPlan, filler: Callable[[EncodedPrompt], Filler]) -> tuple[list[Any], int]:
+    """A row's caches to begin with, and how many of its prompt's tokens they hold; the dose of these is counted."""
     from mlx_lm.models.cache import make_prompt_cache
 
     here = filler(plan.prompt)
@@ -36,5 +35,6 @@ def begin(plan: RowPlan, filler: Callable[[EncodedPrompt], Filler]) -> tuple[lis
         here.fetch(group)
         if group.cache is not None:
             here.store.hits += group.done
-            return group.cache, group.done, group.sums
-    return make_prompt_cache(here.registry.decoder.root, here.max_kv_size), 0, {}
+            plan.meter.add(group.sums, [0], 1)
+            return group.cache, group.done
+    return make_prompt_cache(here.registry.decoder.root, here.max_kv_size), 0

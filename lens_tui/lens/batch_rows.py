@@ -12,8 +12,7 @@ import mlx.core as mx
 
 from lens_tui.records import ArmEnd, BatchRow, Candidate, Dose, Intervention, Sampling, Token
 
-from .batch_model import BatchModel, RowPlan
-from .prefix import Sums
+from .batch_model import BatchModel, ForwardDoses, RowPlan
 from .sampling import LogitsProcessor, Sampler, SideBySide
 from .steered import Passage
 from .steps import Scales, Step, best
@@ -25,12 +24,22 @@ _async_eval: Any = mx.async_eval  # has no types
 
 @dataclass(eq=False)
 class Launched:
-    """What one forward chose for each of its rows, read when the first of them is asked for."""
+    """What one forward chose for each of its rows, read when the first of them is asked for.
+
+    ``doses`` is what it measured, ``places`` where these rows are in that (``None``: in the same order).
+    """
 
     rows: int
     logprobs: mx.array
     top: tuple[mx.array, mx.array] | None
     scales: Scales
+    doses: ForwardDoses | None = None
+    places: tuple[int, ...] | None = None
+
+    def count(self, at: int) -> None:
+        """Count the dose of a row whose token is used."""
+        if self.doses is not None:
+            self.doses.count(at if self.places is None else self.places[at])
 
     @classmethod
     def of_step(cls, step: Step) -> Launched:
@@ -62,7 +71,6 @@ class Row(Writing):
     shapes: list[int] = field(default_factory=list)
     doses: tuple[Dose, ...] = ()
     reused: int = 0
-    before: Sums = field(default_factory=dict)
     launched: deque[tuple[Launched, int]] = field(default_factory=deque)
     _history: mx.array | None = None
 
@@ -143,7 +151,7 @@ def choose_all(model: BatchModel, rows: Sequence[Row], logprobs: mx.array, besid
     of_chosen = mx.take_along_axis(logprobs, chosen[:, None], axis=-1)[:, 0]
     count = max(row.top for row in rows)
     top = best(logprobs, count) if count else None
-    made = Launched(len(rows), of_chosen, top, model.scales)
+    made = Launched(len(rows), of_chosen, top, model.scales, model.doses())
     _async_eval(chosen, of_chosen, *(top or ()))
     for at, row in enumerate(rows):
         row.launched.append((made, at))

@@ -127,7 +127,8 @@ def _chooser(row: Row, model: BatchModel) -> Callable[[mx.array, mx.array], mx.a
         chosen = row.choose(logits, logprobs)
         of_chosen = mx.take_along_axis(logprobs, chosen[:, None], axis=-1)[:, 0]
         scales = (model.scales[model.last.index(row.index)],)
-        made = Launched(len(model.last), of_chosen, best(logprobs, row.top) if row.top else None, scales)
+        top = best(logprobs, row.top) if row.top else None
+        made = Launched(len(model.last), of_chosen, top, scales, model.doses(), (model.last.index(row.index),))
         row.launched.append((made, 0))
         return mx.where(mx.arange(logits.shape[-1])[None] == chosen[:, None], 0.0, -mx.inf)
 

@@ -100,12 +100,18 @@ class RowDecoder:
             count = self.options.sampling.max_tokens
             for index in range(count):
                 ahead = self._launch(launched.chosen[:, None]) if index + 1 < count else None
+                self._count(launched)
                 yield launched.read()
                 if ahead is None:
                     return
                 if index % 256 == 0:
                     mx.clear_cache()
                 launched = ahead
+
+    def _count(self, launched: LaunchedStep) -> None:
+        """What was measured in a step counts once it is used, unless the interventions have changed since."""
+        if self.run.meter is not None and launched.version == self._version:
+            self.run.meter.count(launched.measured)
 
     @property
     def start(self) -> int:
@@ -207,11 +213,19 @@ class RowDecoder:
 
     def _launch(self, inputs: mx.array) -> LaunchedStep:
         self._note_changes()
+<<<<<<< HEAD
         fed = mx.concatenate([inputs, inputs[mx.array(self.followed)]]) if self.followed else inputs
         self._note_thinking(fed)
         every = self._forward(fed)[:, -1, :].astype(mx.float32)
         every_logprobs = every - mx.logsumexp(every, axis=-1, keepdims=True)
         logits, logprobs = every[: self.n_rows], every_logprobs[: self.n_rows]
+=======
+        self._note_thinking(inputs)
+        if self.run.meter is not None:
+            self.run.meter.decoding = True
+        logits = self._forward(inputs)[:, -1, :].astype(mx.float32)
+        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+>>>>>>> 3a2dc64 (not_bos by token ids on every path; losses and measures refuse what they cannot tell of; doses count the steps that tokens came from, alike in a batch; an SAE attached anew takes effect in what is up; one rounding a site)
         chosen = self._sample(self._processed(inputs, logits, logprobs))
         of_chosen = mx.take_along_axis(logprobs, chosen[:, None], axis=-1)[:, 0]
         plain = against_plain(logprobs, every_logprobs[self._plain_rows()], chosen) if self.options.kl else None
@@ -219,6 +233,8 @@ class RowDecoder:
         alone = frozenset(self._alone)
         launched = LaunchedStep(chosen, of_chosen, plain, top_ids, top_logprobs, self._version, self._scales, alone)
         _async_eval(*launched.arrays(), *self._extras())
+        if self.run.meter is not None:
+            launched.measured = self.run.meter.take()
         return launched
 
     def _processed(self, inputs: mx.array, logits: mx.array, logprobs: mx.array) -> mx.array:
@@ -294,7 +310,7 @@ class RowDecoder:
     def _extras(self) -> list[mx.array]:
         """Measurements and captures of the newest forward, evaluated with the step they belong to."""
         meter = self.run.meter
-        arrays = [array for _, array in meter.pending] if meter is not None else []
+        arrays = meter.arrays() if meter is not None else []
         for recorder in self.run.plan.recorders:
             if isinstance(recorder, CaptureResult):
                 arrays.extend(recorder.pending())

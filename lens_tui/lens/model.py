@@ -131,7 +131,7 @@ class LensModel(BatchMethods):
         """Give the model an SAE that ``ClampFeature`` records can name."""
         if sae.d_model != self.d_model:
             raise LensError(f"The SAE {name!r} reads width {sae.d_model}; this model's is {self.d_model}.")
-        self._registry.sources[name] = sae
+        self._registry.attach(name, sae)
         self.prefixes.clear()  # another SAE may have had this name
 
     # -- putting things up ---------------------------------------------------
@@ -268,7 +268,9 @@ class LensModel(BatchMethods):
     def loss(self, tokens: Any) -> float:
         """Mean next-token cross-entropy in nats of a text, token ids or a batch, by float32 log-softmax.
 
-        At least two tokens a row; the first one is not predicted.
+        At least two tokens a row; the first one is not predicted. For positions every token but the first counts as
+        generated, as in ``delta_loss``. Raises :class:`LensError` for an intervention that touches no token that a
+        scored one follows, and ``NotFinite`` where the loss is no number.
         """
         return loss_of(self._registry, self.batch(tokens))
 

@@ -105,7 +105,7 @@ class Filler:
             ids = mx.array([self.prompt.ids[group.done : group.done + size]], dtype=mx.int32)
             with self.registry.running(run):
                 self.registry.decoder.root(ids, cache=cache)
-            mx.eval([item.state for item in cache], *([] if meter is None else [array for _, array in meter.pending]))
+            mx.eval([item.state for item in cache], *([] if meter is None else meter.arrays()))
             group.done += size
             report(size)
             mx.clear_cache()

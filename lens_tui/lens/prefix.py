@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lens_tui.records import Intervention, Positions
 
 from .program import Key
-from .registry import Entry, acts, print_of
+from .registry import Entry, acts
 from .tokens import EncodedPrompt
 
 PLAIN: tuple[object, ...] = ()
@@ -141,7 +141,7 @@ def key_of(entries: Sequence[Entry], prompt: EncodedPrompt, bos: int | None, len
             return None  # a user's function may do anything
         positions = item.positions
         relative = positions.kind in ("last", "generated", "role") or _from_end(positions)
-        parts.append((print_of(item), (len(prompt.ids), prompt.spans) if relative else None))
+        parts.append((entry.print, (len(prompt.ids), prompt.spans) if relative else None))
     return tuple(parts)
 
 

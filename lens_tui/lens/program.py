@@ -1,14 +1,15 @@
 """Put the interventions at one site together: for every row of a batch, in order, in the residual's dtype.
 
 Neighbouring additions on all positions are fused into one cached array
-``(rows, 1, width)``, so that steering costs one addition a layer. Everything
-else is computed in float32 and rounded once.
+``(rows, 1, width)``. All that happens at a site is computed in float32 and rounded
+once, so that the same change is the same numbers however its positions are written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
@@ -50,14 +51,12 @@ class _Fused:
     """Additions on all positions, summed: ``values`` (rows, width) in float32."""
 
     values: np.ndarray[Any, np.dtype[np.float32]]
-    cast: dict[mx.Dtype, mx.array] = field(default_factory=dict)
 
-    def in_dtype(self, dtype: mx.Dtype) -> mx.array:
-        if dtype not in self.cast:
-            array = mx.array(self.values)[:, None, :].astype(dtype)
-            mx.eval(array)
-            self.cast[dtype] = array
-        return self.cast[dtype]
+    @cached_property
+    def array(self) -> mx.array:
+        array = mx.array(self.values)[:, None, :]
+        mx.eval(array)
+        return array
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,13 +76,14 @@ class _UserStep:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """All that happens at one site in one forward."""
+    """All that happens at one site in one forward; ``acting`` are the rows that interventions are on, empty for all."""
 
     key: Key
     steps: tuple[_Fused | _Step | _UserStep, ...]
     n_rows: int
     float32: bool
     must_move: tuple[bool, ...]
+    acting: tuple[int, ...] = ()
 
     def run(
         self, h: mx.array, where: Where, watch: Callable[[mx.array, mx.array, mx.array, Mask], None] | None
@@ -94,35 +94,19 @@ class Program:
                 f"The interventions are for {self.n_rows} rows, but the forward has {h.shape[0]}.",
                 "Give as many sequences as there are rows.",
             )
-        before = h
-        exact = h.astype(mx.float32) if watch else h
+        before, exact = h, h
+        dtype = mx.float32 if self.float32 else h.dtype
         hit: Mask = False
         for step in self.steps:
-            h, exact, mask = self._apply(step, h, exact, where, watch is not None)
+            if isinstance(step, _UserStep):  # is given, and gives, the model's own dtype
+                exact = _run_hook(step, exact.astype(dtype), where)
+                continue
+            exact, mask = _applied(step, exact, where)
             hit = _either(hit, mask)
-        if self.float32 and h.dtype != mx.float32:
-            h = h.astype(mx.float32)
+        h = exact if exact.dtype == dtype else exact.astype(dtype)
         if watch is not None and hit is not False:
             watch(before, exact, h, _both(hit, where.real))
         return h
-
-    def _apply(
-        self, step: _Fused | _Step | _UserStep, h: mx.array, exact: mx.array, where: Where, watched: bool
-    ) -> tuple[mx.array, mx.array, Mask]:
-        dtype = mx.float32 if self.float32 else h.dtype
-        if isinstance(step, _Fused):
-            moved = exact + step.in_dtype(mx.float32) if watched else exact
-            return h.astype(dtype) + step.in_dtype(dtype), moved, True
-        if isinstance(step, _UserStep):
-            return _run_hook(step, h, where), exact, False
-        mask = touched(step.record.positions, where)
-        if mask is False:
-            return h, exact, False
-        mask = _both(mask, step.rows)
-        new = _moved(step.delta, h.astype(mx.float32), mask).astype(dtype)
-        moved = _moved(step.delta, exact, mask) if watched else exact
-        # Tokens that are not touched keep their bits.
-        return (new if mask is True else mx.where(mask, new, h.astype(dtype))), moved, mask
 
 
 def build(key: Key, rows: Sequence[Sequence[Item]], sources: Mapping[str, FeatureSource], width: int) -> Program:
@@ -145,6 +129,7 @@ def build(key: Key, rows: Sequence[Sequence[Item]], sources: Mapping[str, Featur
         len(rows),
         any(item.precision == "float32" for item in flat),
         tuple(any(isinstance(item, Intervention) and must_move(item) for item in _effective(items)) for items in rows),
+        () if shared else tuple(row for row, items in enumerate(rows) if _effective(items)),
     )
 
 
@@ -175,6 +160,20 @@ def _on_row(step: _Fused | _Step | _UserStep, row: int) -> bool:
     if isinstance(step, _Fused) or step.rows is None:
         return True
     return bool(step.rows[row, 0, 0].item())
+
+
+def _applied(step: _Fused | _Step, h: mx.array, where: Where) -> tuple[mx.array, Mask]:
+    """The residual after a step, in float32 where it is touched at all, and which tokens are.
+
+    Those that are not keep their bits: every number of a lower precision is one of float32.
+    """
+    if isinstance(step, _Fused):
+        return h.astype(mx.float32) + step.array, True
+    mask = touched(step.record.positions, where)
+    if mask is False:
+        return h, False
+    mask = _both(mask, step.rows)
+    return _moved(step.delta, h.astype(mx.float32), mask), mask
 
 
 def _run_hook(step: _UserStep, h: mx.array, where: Where) -> mx.array:

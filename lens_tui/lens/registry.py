@@ -20,7 +20,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
-from lens_tui.records import Intervention
+from lens_tui.records import ClampFeature, Intervention
 
 from .caches import CacheLedger, caches_of
 from .interventions import FeatureSource
@@ -35,20 +35,30 @@ _stamps = itertools.count(1)
 
 
 class Entry:
-    """One item under an id: what it is now, and a stamp that changes when it does."""
+    """One item under an id: what it is now, and a stamp that changes when it does, or when the SAE it names does."""
 
     def __init__(self, registry: Registry, item: Item) -> None:
         self.registry = registry
         self.active = True
         self.calls = 0
         self.forwards = 0
-        self.proved = 0
+        self.proved: object = None
         self.set(item)
 
     def set(self, item: Item) -> None:
         """Replace the item; every plan that holds the entry follows."""
         self.item = item
-        self.stamp = next(_stamps)
+        self._stamp = next(_stamps)
+
+    @property
+    def stamp(self) -> tuple[int, int]:
+        """Equal for as long as the entry does the same."""
+        return self._stamp, self.registry.source_stamp(self.item)
+
+    @property
+    def print(self) -> tuple[object, int]:
+        """Something hashable that is equal for entries of equal effects: their ids are left out."""
+        return print_of(self.item), self.registry.source_stamp(self.item)
 
     @property
     def key(self) -> Key:
@@ -85,7 +95,7 @@ class Plan:
         self.rows[row] = list(entries)
 
     @property
-    def stamp(self) -> tuple[tuple[int, ...], ...]:
+    def stamp(self) -> tuple[tuple[object, ...], ...]:
         """Equal for equal contents: what compiled programs are kept under."""
         return tuple(tuple(entry.stamp for entry in row) for row in self.rows)
 
@@ -99,7 +109,7 @@ class Plan:
         """What a KV cache filled under this plan depends on: equal for equal effects, empty for a plain model."""
         stamp = self.stamp
         if self._print is None or self._print[0] != stamp:
-            rows = [tuple(print_of(entry.item) for entry in row if acts(entry.item)) for row in self.rows]
+            rows = [tuple(entry.print for entry in row if acts(entry.item)) for row in self.rows]
             self._print = stamp, tuple(rows) if any(rows) else ()
         return self._print[1]
 
@@ -163,6 +173,7 @@ class Registry:
         self.decoder = decoder
         self.sites = SiteMap(decoder)
         self.sources: dict[str, FeatureSource] = {}
+        self._source_stamps: dict[str, int] = {}
         self.bos = bos
         # Called before each forward of a measure: what it raises ends the measure between two forwards.
         self.between: Callable[[], None] = lambda: None
@@ -173,6 +184,16 @@ class Registry:
         self._programs: dict[object, dict[Key, Program]] = {}
         self.caches = CacheLedger()
         self.ambient_entries: list[Entry] = []
+
+    def attach(self, name: str, source: FeatureSource) -> None:
+        """Give records an SAE to name, also while they are up: the next forward runs under the new one."""
+        if self.sources.get(name) is not source:
+            self.sources[name] = source
+            self._source_stamps[name] = next(_stamps)
+
+    def source_stamp(self, item: Item) -> int:
+        """Changes when another SAE is given the name that a record names."""
+        return self._source_stamps.get(item.sae, 0) if isinstance(item, ClampFeature) else 0
 
     # -- what is put up ---------------------------------------------------
 
@@ -352,7 +373,7 @@ class Registry:
         if program is not None and program.steps:
             if forward.fork and h.shape[0] == 1:
                 h = mx.broadcast_to(h, (forward.fork, *h.shape[1:]))
-            h = program.run(h, forward.where, forward.meter.watcher(key) if forward.meter else None)
+            h = program.run(h, forward.where, forward.meter.watcher(key, program.acting) if forward.meter else None)
         for recorder in forward.recorders:
             if key in recorder.places:
                 seen = h if forward.shown is None else h[: forward.shown]

@@ -20,11 +20,11 @@ class History:
     """What acted on a row, from which absolute position on: interventions change while a run goes on."""
 
     _held: list[tuple[int, tuple[Intervention, ...]]] = field(default_factory=list)
-    _stamp: tuple[int, ...] | None = None
+    _stamp: tuple[object, ...] | None = None
 
     def note(self, at: int, entries: Sequence[Entry]) -> None:
         """A forward begins at a position under these entries."""
-        stamp = tuple(entry.stamp for entry in entries)
+        stamp: tuple[object, ...] = tuple(entry.stamp for entry in entries)
         if stamp == self._stamp:
             return
         self._stamp = stamp

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import mlx.core as mx
 
+from .meter import Measured
 from .registry import Plan
 
 Scales = tuple[tuple[tuple[str, float], ...], ...]
@@ -57,6 +58,7 @@ class LaunchedStep:
     version: int
     scales: Scales
     alone: frozenset[int] = frozenset()
+    measured: list[Measured] = field(default_factory=list)
 
     def arrays(self) -> list[mx.array]:
         """What is to be evaluated."""
