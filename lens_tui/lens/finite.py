@@ -7,13 +7,14 @@ one's too, and that one is read anyway. Only when it is found does one more forw
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from lens_tui.records import NotFinite
+from lens_tui.records import LensError, NotFinite
 
 from .program import Key
 from .proxy import first_of
@@ -49,8 +50,13 @@ def not_finite(what: str, where: str = "") -> NotFinite:
 
 def origin_in(registry: Registry, passage: Passage, entries: Sequence[Entry] = ()) -> str:
     """Where numbers cease to be finite in one text under these interventions, as a clause: found by one forward."""
-    if passage.start:
-        return ""  # the run went on from a cache, whose tokens are not known
+    try:
+        return "" if passage.start else _origin(registry, passage, entries)  # tokens in a cache are not known
+    except LensError:
+        return ""  # positions of chat roles, say, where only ids are known
+
+
+def _origin(registry: Registry, passage: Passage, entries: Sequence[Entry]) -> str:
     where = passage.where()
     watch = _Watch(registry)
     plan = Plan((entries,), (watch,))
@@ -73,6 +79,24 @@ def origin_of(registry: Registry, rows: Any, entries: Sequence[Entry] = (), *, n
     listed: Any = rows.tolist() if isinstance(rows, mx.array) else rows
     passages = (Passage(tuple(row), n_prompt or len(row), bos=registry.bos) for row in listed)
     return next(filter(None, (origin_in(registry, passage, entries) for passage in passages)), "")
+
+
+@contextmanager
+def explained(registry: Registry, rows: Any, plans: Sequence[Sequence[Entry]], ends: Sequence[int]) -> Iterator[None]:
+    """A residual found not to be finite inside is told with where that begins in these texts.
+
+    ``plans`` has the entries of each text or, one sequence, those of all; ``ends`` where each one's prompt ends.
+    """
+    try:
+        yield
+    except NotFinite:
+        listed: Any = rows.tolist() if isinstance(rows, mx.array) else rows
+        each = plans if len(plans) == len(listed) else [plans[0]] * len(listed)
+        texts = zip(listed, each, ends, strict=True)
+        found = (origin_of(registry, [row], entries, n_prompt=end) for row, entries, end in texts)
+        if where := next(filter(None, found), ""):
+            raise not_finite("The model's activations", where) from None
+        raise
 
 
 class _Watch(Recorder):

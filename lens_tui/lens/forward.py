@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import mlx.core as mx
@@ -11,7 +12,7 @@ from lens_tui.records import LensError
 
 from .capture import CaptureResult
 from .checks import check_scored
-from .finite import check_values, origin_of
+from .finite import check_values, explained, origin_of
 from .meter import Meter
 from .program import Key
 from .proxy import first_of
@@ -38,7 +39,9 @@ def run_forward(
     with registry.running(run):
         logits = registry.decoder.forward(ids) if cache is None else registry.decoder.root(ids, cache=cache)
     if meter is not None:
-        check_run(registry, run)
+        ends = [n_prompt or int(ids.shape[1])] * int(ids.shape[0])
+        with nullcontext() if cache is not None else explained(registry, ids, [entries], ends):
+            check_run(registry, run)
         for entry in unproved:
             entry.proved = entry.stamp
     result: mx.array = first_of(logits)

@@ -213,19 +213,13 @@ class RowDecoder:
 
     def _launch(self, inputs: mx.array) -> LaunchedStep:
         self._note_changes()
-<<<<<<< HEAD
         fed = mx.concatenate([inputs, inputs[mx.array(self.followed)]]) if self.followed else inputs
         self._note_thinking(fed)
+        if self.run.meter is not None:
+            self.run.meter.decoding = True
         every = self._forward(fed)[:, -1, :].astype(mx.float32)
         every_logprobs = every - mx.logsumexp(every, axis=-1, keepdims=True)
         logits, logprobs = every[: self.n_rows], every_logprobs[: self.n_rows]
-=======
-        self._note_thinking(inputs)
-        if self.run.meter is not None:
-            self.run.meter.decoding = True
-        logits = self._forward(inputs)[:, -1, :].astype(mx.float32)
-        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
->>>>>>> 3a2dc64 (not_bos by token ids on every path; losses and measures refuse what they cannot tell of; doses count the steps that tokens came from, alike in a batch; an SAE attached anew takes effect in what is up; one rounding a site)
         chosen = self._sample(self._processed(inputs, logits, logprobs))
         of_chosen = mx.take_along_axis(logprobs, chosen[:, None], axis=-1)[:, 0]
         plain = against_plain(logprobs, every_logprobs[self._plain_rows()], chosen) if self.options.kl else None

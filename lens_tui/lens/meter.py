@@ -85,14 +85,7 @@ class Meter:
 
     def settle(self) -> None:
         """Read what has been measured (evaluates what is not evaluated yet)."""
-<<<<<<< HEAD
-        for key, array in self.pending:
-            value = np.array(array, dtype=np.float64)
-            self._sums[key] = _together(self._sums[key], value) if key in self._sums else value
-        self.pending.clear()
-=======
         self.count(self.take())
->>>>>>> 3a2dc64 (not_bos by token ids on every path; losses and measures refuse what they cannot tell of; doses count the steps that tokens came from, alike in a batch; an SAE attached anew takes effect in what is up; one rounding a site)
 
     def count(self, measured: Sequence[Measured]) -> None:
         """Add what was measured in a step that was used."""
@@ -106,7 +99,7 @@ class Meter:
             seen = self._seen.setdefault(key, np.zeros(value.shape[1], np.int64))
             value = np.where(seen < LIMIT, value, 0.0)
             seen += value[3] > 0
-        self._sums[key] = self._sums.get(key, 0.0) + value
+        self._sums[key] = _together(self._sums[key], value) if key in self._sums else value
 
     def sums(self) -> dict[Key, Sums]:
         """What has been measured by site: sums over touched tokens, (4, rows): asked, delivered, relative, count."""
@@ -152,14 +145,11 @@ def _doses_of(sums: Mapping[Key, Sums]) -> tuple[Dose, ...]:
     return tuple(found)
 
 
-def _together(
-    left: np.ndarray[Any, np.dtype[np.float64]], right: np.ndarray[Any, np.dtype[np.float64]]
-) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _together(left: Sums, right: Sums) -> Sums:
     """The sum of two (4, rows): companions join a batch at its end, after the prompt was measured without them."""
     wide = max(left.shape[1], right.shape[1])
-    found: np.ndarray[Any, np.dtype[np.float64]] = sum(
-        np.pad(one, ((0, 0), (0, wide - one.shape[1]))) for one in (left, right)
-    )  # type: ignore[assignment]
+    one, other = (np.pad(sums, ((0, 0), (0, wide - sums.shape[1]))) for sums in (left, right))
+    found: Sums = one + other
     return found
 
 

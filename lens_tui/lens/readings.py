@@ -12,7 +12,7 @@ from lens_tui.records import Intervention, LensError
 
 from .capture import CaptureResult
 from .checks import checked
-from .finite import check_values, origin_of
+from .finite import check_values, explained, origin_of
 from .forward import check_run
 from .meter import Meter
 from .program import Key
@@ -53,7 +53,8 @@ def read_sites(
     finally:
         registry.release(needed)
     if run.meter is not None:
-        check_run(registry, run)
+        with explained(registry, [list(ids)], [entries], [len(ids)]):
+            check_run(registry, run)
     found = {key: result[key][0] for key in result.places}
     for (layer, site), values in found.items():
         check_values(

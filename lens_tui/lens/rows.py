@@ -17,7 +17,7 @@ from lens_tui.records import FloatArray, Intervention, LensError
 
 from .capture import CaptureResult
 from .checks import checked
-from .finite import check_values, origin_of
+from .finite import check_values, explained, origin_of
 from .meter import Meter
 from .packing import pack
 from .program import Key, Program
@@ -68,7 +68,8 @@ def forward_rows(
     finally:
         registry.release(keys)
     if meter is not None:
-        _check_moved(registry.programs(plan), meter)
+        with explained(registry, rows, entries, n_prompt or [len(row) for row in rows]):
+            _check_moved(registry.programs(plan), meter)
     return logits
 
 

@@ -14,7 +14,7 @@ from lens_tui.lens.below import Below, can_resume, first_site, reaches_behind
 from lens_tui.lens.packing import pack
 from lens_tui.lens.registry import Resume
 from lens_tui.lens.rows import forward_rows
-from lens_tui.records import Ablate, Add, Intervention, NormMatch, Positions, ProjectOut, SteeringVector
+from lens_tui.records import Ablate, Add, Intervention, NormMatch, NotFinite, Positions, ProjectOut, SteeringVector
 
 from . import tiny
 from .test_measures import TEXTS
@@ -91,7 +91,8 @@ def test_layers_below_are_not_computed_again() -> None:
     model.model.layers[0].mlp.down_proj.weight = nothing
     for here, before in zip(scores.score(lens, items, known), expected, strict=True):
         np.testing.assert_array_equal(here[0].nll, before[0].nll)
-    assert np.isnan(scores.score(lens, items)[0][0].nll).any()
+    with pytest.raises(NotFinite, match="not finite from layer 0 on"):
+        scores.score(lens, items)
 
 
 def test_plans_that_reach_behind_what_is_known_get_whole_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
