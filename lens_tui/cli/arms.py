@@ -72,7 +72,8 @@ def _term(part: str, whole: str, default: float | None) -> Term:
         default = 0.0
     scale = float(match["scale"]) if match and match["scale"] else default
     if match is None or scale is None or len(modes) > 1 or len(places) > 1:
-        raise LensError(f"The arm {whole!r} cannot be read at {part.strip()!r}.", _HELP)
+        why = ": it has no scale" if match is not None and scale is None else ""
+        raise LensError(f"The arm {whole!r} cannot be read at {part.strip()!r}{why}.", _HELP)
     term = _source(match["source"].strip(), int(match["layer"]) if match["layer"] else None, scale, whole)
     return replace(term, mode=mode, positions=places[0] if places else "all")
 

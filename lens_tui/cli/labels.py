@@ -120,18 +120,18 @@ def export_labels(
         )
     if form == "delphi":
         count = write_delphi(labels, folder, module=source_id or f"layers.{info.layer}", sae_id=info.id)
-        facts: dict[str, Any] = {"labels": count, "folder": str(folder)}
+        facts: dict[str, Any] = {"written": count, "folder": str(folder)}
     elif form == "neuronpedia":
         source_id = source_id or info.name
         files = write_neuronpedia(labels, folder, model_id=model_id, source_id=source_id, sae_id=info.id)
-        facts = {"labels": len(labels), "files": [str(file) for file in files]}
+        facts = {"written": len(labels), "files": [str(file) for file in files]}
     else:
         files = _upload(folder, info, labels, model, model_id, source_id or info.name)
-        facts = {"labels": len(labels), "files": [str(file) for file in files]}
+        facts = {"written": len(labels), "files": [str(file) for file in files]}
     if as_json:
         print_json({**_of(info, model), **facts})
     else:
-        say(f"{facts['labels']} labels of {info.name} written to {folder}")
+        say(f"{facts['written']} labels of {info.name} written to {folder}")
 
 
 def _upload(

@@ -13,7 +13,7 @@ verbs = typer.Typer()
 vector_verbs = typer.Typer(no_args_is_help=True, help="Make a steering vector and save it.")
 verbs.add_typer(vector_verbs, name="vector")
 
-_ARM = "SOURCE[@LAYER][*SCALE][:MODE][:POSITIONS], e.g. f2666*22; terms joined by '+'."
+_ARM = "SOURCE[@LAYER]*SCALE[:MODE][:POSITIONS], e.g. f2666*22; terms joined by '+'."
 Out = Annotated[str, typer.Option("--out", "-o", help="The file; default: the vectors folder, named after it.")]
 Layer = Annotated[int, typer.Option("--layer", "-l", help="The layer it acts at; negative counts from the end.")]
 

@@ -69,3 +69,11 @@ def test_what_is_no_arm_is_refused_with_the_form(text: str) -> None:
 def test_a_term_without_a_scale_takes_the_one_given() -> None:
     assert parse_arm("f1@2", 1.0).terms == (Term("feature", "1", 2, 1.0),)
     assert parse_arm("f1*2+f3", 1.0).terms == (Term("feature", "1", None, 2.0), Term("feature", "3", None, 1.0))
+
+
+@pytest.mark.parametrize("text", ["f2666", "f2666@3", "random:0@4", "f7*2+f9", "cook=f2666:generated"])
+def test_an_arm_without_a_scale_says_so(text: str) -> None:
+    if text == "f7*2+f9":
+        assert parse_arm(text, scale=1.0).terms[1].scale == 1.0
+    with pytest.raises(LensError, match="it has no scale"):
+        parse_arm(text)

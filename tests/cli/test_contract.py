@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -307,3 +308,26 @@ def test_an_ascii_terminal_gets_ascii(arguments: list[str]) -> None:
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
     assert shell("| head -c 1 > /dev/null; exit ${PIPESTATUS[0]}", ["labels", "show"])[0] == 0
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text(encoding="utf-8")
+ROWS = re.findall(r"^\| (`[a-z].*?) \| (.*) \|$", PAGE, re.MULTILINE)
+KEYS = {verb: re.findall(r"`(\w+)`", keys) for verbs, keys in ROWS for verb in re.findall(r"`([a-z -]+)", verbs)}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_keys_of_each_verb_are_on_the_page(verb: str, walked: dict[str, Any]) -> None:
+    documented = KEYS.get(verb, KEYS.get(verb.split()[0] + " ", []))
+    given = set(json.loads(walked[verb].stdout))
+    if verb == "info":
+        assert {"model", "sites", "dtype"} <= given
+    else:
+        assert given - set(documented) == set()
+        assert set(documented) - given - {"null", "dashboards", "files"} == set()
+
+
+def test_the_statuses_are_on_the_page() -> None:
+    from lens_tui.cli import output
+
+    for status in (0, output.USER_ERROR, output.DEFECT, output.INTERRUPTED):
+        assert f"| {status} |" in PAGE

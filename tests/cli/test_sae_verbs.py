@@ -131,7 +131,7 @@ def test_labels_are_set_found_shown_and_written_in_other_forms(work: dict[str, A
     assert "words of the sea" in run("feature", "7", *on(work))[0]
     for form in ("neuronpedia", "delphi"):
         out = tmp_path / form
-        assert data("labels", "export", str(out), "-f", form, *on(work))["labels"] == 2
+        assert data("labels", "export", str(out), "-f", form, *on(work))["written"] == 2
         taken = data("labels", "import", str(out), "-f", form, *on(work))
         assert (taken["added"], taken["known"], taken["changed"]) == (0, 2, 0)
     busy = int(FeatureIndex(work["index"]["indexes"][0]["path"]).count.argmax())
