@@ -352,15 +352,13 @@ class FakeWorker:
     def _token(self, number: int, arm: int, step: int, lanes: list[list[str]], top: int) -> ev.TokenEvent:
         word = lanes[arm][step]
         self._words[token_id(word)] = word
-        parted = lanes[arm][:step] != lanes[0][:step]
-        kl: float | None = 0.0 if arm == 0 else round(0.01 + 3 * noise(arm, step, word) ** 3 * parted, 4)
-        if step >= len(lanes[0]):
-            kl = None
+        kl = 0.0 if arm == 0 else round(0.004 + 3 * noise(arm, step, word) ** 4, 4)
         logprob = -round(0.05 + 9 * noise(word, step) ** 2, 4)
         rest = [ev.Candidate(token_id(other), other, logprob - 0.7 * (n + 1)) for n, other in enumerate(OTHERS)]
         shown = sanitise_token(word)
         candidates = (ev.Candidate(token_id(word), shown, logprob), *(c for c in rest if c.text != word))[:top]
-        return ev.TokenEvent(number, arm, step, token_id(word), shown, sanitise(word), logprob, kl, candidates)
+        head = (number, arm, step, token_id(word), shown, sanitise(word), logprob, kl)
+        return ev.TokenEvent(*head, candidates, reverse_kl=1.5 * kl, plain_logprob=round(logprob - kl, 4))
 
     def _encode(self, number: int, job: jobs.Encode) -> Iterator[ev.Event]:
         words = [self._words.get(i, f" tok{i}") for i in job.token_ids] or ["<|endoftext|>", *split(job.text)]

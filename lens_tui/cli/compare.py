@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -89,13 +90,17 @@ def record(
     tokens: Sequence[Sequence[Token]],
     ends: dict[int, ArmEnd],
 ) -> dict[str, Any]:
-    """The run as plain data: what was asked, and for each arm its text, tokens, scores and delivered dose."""
+    """The run as plain data: what was asked, and for each arm its text, tokens, scores and delivered dose.
+
+    ``kl`` is D(arm || plain) and ``reverse_kl`` D(plain || arm) of the next token in nats, both models on the arm's own
+    text; ``logprobs`` and ``perplexity`` are to the arm's own model, those with ``plain_`` to the plain model.
+    """
     return {
         "model": model,
         "prompt": prompt,
         "prompt_ids": list(run.prompt_ids),
         "sampling": asdict(sampling),
-        "batch_rows": len(arms),
+        "batch_rows": run.batch_rows,
         "arms": [
             {
                 "name": arm.name,
@@ -103,15 +108,28 @@ def record(
                 "text": ends[index].text,
                 "reason": ends[index].reason,
                 "token_ids": [token.token_id for token in tokens[index]],
-                "logprobs": [token.logprob for token in tokens[index]],
-                "kl": [token.kl for token in tokens[index]],
-                "mean_logprob": _mean([token.logprob for token in tokens[index]]),
-                "mean_kl": _mean([token.kl for token in tokens[index] if token.kl is not None]),
+                **_figures(tokens[index]),
                 "parts_at": _parts_at(tokens[0], tokens[index]) if index else None,
                 "dose": ends[index].dose,
             }
             for index, arm in enumerate(arms)
         ],
+    }
+
+
+def _figures(tokens: Sequence[Token]) -> dict[str, Any]:
+    logprobs, plain = [token.logprob for token in tokens], [token.plain_logprob for token in tokens]
+    forward, reverse = [token.kl for token in tokens], [token.reverse_kl for token in tokens]
+    return {
+        "logprobs": logprobs,
+        "plain_logprobs": plain,
+        "kl": forward,
+        "reverse_kl": reverse,
+        "mean_logprob": _mean(logprobs),
+        "perplexity": _perplexity(_mean(logprobs)),
+        "plain_perplexity": _perplexity(_mean(plain)),
+        "mean_kl": _mean(forward),
+        "mean_reverse_kl": _mean(reverse),
     }
 
 
@@ -128,8 +146,17 @@ def _intervention(item: Any) -> dict[str, Any]:
     }
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _perplexity(mean_logprob: float | None) -> float | None:
+    return None if mean_logprob is None else math.exp(min(700.0, -mean_logprob))
+
+
+def _number(value: float | None, places: int) -> str:
+    return "?" if value is None or value != value else f"{value:.{places}f}"
 
 
 def _parts_at(baseline: Sequence[Token], other: Sequence[Token]) -> int | None:
@@ -138,17 +165,25 @@ def _parts_at(baseline: Sequence[Token], other: Sequence[Token]) -> int | None:
     return next((i for i, (a, b) in enumerate(pairs) if a.token_id != b.token_id), None)
 
 
+def _figures_in_words(arm: dict[str, Any]) -> list[str]:
+    logprob, own = f"mean logprob {arm['mean_logprob']:.2f}", _number(arm["perplexity"], 1)
+    if not arm["interventions"]:
+        return [logprob, f"ppl {own}"]
+    both = f"ppl {own} to itself, {_number(arm['plain_perplexity'], 1)} to the plain model"
+    return [logprob, both, f"mean KL to plain {_number(arm['mean_kl'], 3)} nat"]
+
+
 def _print(result: dict[str, Any]) -> None:
     for arm in result["arms"]:
         facts = [f"{len(arm['token_ids'])} tokens"]
-        if arm["mean_logprob"] is not None:
-            facts.append(f"mean logprob {arm['mean_logprob']:.2f}")
+        if arm["token_ids"]:
+            facts += _figures_in_words(arm)
         if arm["interventions"]:
-            facts.append(f"mean KL {arm['mean_kl'] or 0.0:.2f}")
-            facts.append(f"moved {arm['dose'] or 0.0:.3f} |h|")
+            facts.append(f"moved {_number(arm['dose'], 3)} |h|")
             if arm["parts_at"] is not None:
                 facts.append(f"parts at token {arm['parts_at']}")
         say(f"── {arm['name']}  ({', '.join(facts)})")
         say(result["prompt"] + arm["text"])
         say()
+    note("KL: D(steered ‖ plain) of the next token, both on the text of the arm; the tokens' numbers: --json")
     note(f"model {result['model']}, seed {result['sampling']['seed']}, temp {result['sampling']['temp']:g}")

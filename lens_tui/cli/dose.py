@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from lens_tui.records import Intervention, LensError
-from lens_tui.records.measure_words import DEFINITIONS, MULTIPLES
+from lens_tui.records.measure_words import DEFINITIONS, MULTIPLES, OWN_KL
 from lens_tui.records.measures import DoseResponse
 from lens_tui.records.modes import positions_text, told
 
@@ -19,8 +19,8 @@ from .sources import Vectors, read_text
 if TYPE_CHECKING:
     from lens_tui.lens import FeatureProbe
 
-_COLUMNS = (("x", 6), ("scale", 9), ("dloss", 8), ("95 %", 17), ("random", 8), ("KL", 7), ("random", 7), ("ppl", 8),
-            ("dist-2", 7), ("readback", 9), ("moved", 7))  # fmt: skip
+_COLUMNS = (("x", 6), ("scale", 9), ("dloss", 8), ("95 %", 17), ("random", 8), ("KL", 7), ("random", 7), ("KL own", 7),
+            ("ppl", 8), ("dist-2", 7), ("readback", 9), ("moved", 7))  # fmt: skip
 
 
 def dose(
@@ -89,7 +89,11 @@ def _probe(spec: ArmSpec, vectors: Vectors) -> FeatureProbe | None:
 
 
 def record(prompt: str, model: str, records: Sequence[Intervention], found: DoseResponse) -> dict[str, Any]:
-    """The response as plain data; ``scale`` is absolute where one record is multiplied, else ``None``."""
+    """The response as plain data; ``scale`` is absolute where one record is multiplied, else ``None``.
+
+    ``kl`` is D(plain || steered) on the plain continuation, ``kl_own`` D(steered || plain) on each point's own: means
+    over the first 20 tokens, in nats.
+    """
     acting = told(records[0]) if len(records) == 1 else None
     return {
         "model": model,
@@ -108,6 +112,7 @@ def record(prompt: str, model: str, records: Sequence[Intervention], found: Dose
                 "scale": None if acting is None else point.scale * acting[1],
                 **{name: value for name, value in asdict(point).items() if name != "scale"},
                 "kl": point.on_baseline.mean_forward,
+                "kl_own": point.on_own.mean_reverse,
             }
             for point in found.points
         ],
@@ -138,6 +143,7 @@ def _print(result: dict[str, Any]) -> None:
             _number(_mean(point["random_delta"]), 3),
             _number(point["kl"], 3),
             _number(_mean(point["random_kl"]), 3),
+            _number(point["kl_own"], 3),
             _number(point["ppl_unsteered"], 1),
             _number(point["degeneration"]["distinct_2"], 2),
             _number(None if point["read_back"] is None else point["read_back"]["mean"], 2),
@@ -149,6 +155,7 @@ def _print(result: dict[str, Any]) -> None:
         words += [f"turns back from x{first:g} to x{second:g}" for first, second in curve["reversals"]]
         say(f"{DEFINITIONS[name][0]}: {', '.join(words) or 'no knee, does not turn back'}")
     base = result["baseline"]
+    note(f"{OWN_KL} KL: the other way round, on the plain text.")
     note(f"plain: ppl {base['ppl']:.1f}, distinct-2 {_number(base['degeneration']['distinct_2'], 2)}")
     note(f"{result['model']}, {'; '.join(result['steering'])}; definitions: docs/steering.md")
 

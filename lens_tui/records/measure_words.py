@@ -11,7 +11,7 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     "kl": (
         "KL",
         "Mean D(plain ‖ steered) of the next token over the first 20 tokens of the plain continuation, in nats. "
-        "Past 1 text often comes apart.",
+        "Past 1 text often comes apart. Own: D(steered ‖ plain) on the steered text, as in the lanes.",
     ),
     "ppl_unsteered": (
         "perplexity",
@@ -39,6 +39,8 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     ),
 }
 """By the name of the curve: what it is called on the screen, and what it is."""
+
+OWN_KL = "KL own: mean D(steered ‖ plain) over the first 20 tokens of the steered text, in nats, as in compare."
 
 QUANTITIES: dict[str, tuple[str, str, float]] = {
     "delta_loss": ("Δ loss", "nat", 0.3),

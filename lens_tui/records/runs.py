@@ -64,6 +64,20 @@ RUNS = Family(
         ) WITHOUT ROWID;
         CREATE VIRTUAL TABLE run_text USING fts5(prompt, texts, note);
         """,
+        # Until here an arm's kl was against the baseline's row, which is of the same text only up to the first token
+        # that differs: what came after it was no measure of the steering, and is forgotten.
+        """
+        ALTER TABLE run_token ADD COLUMN reverse_kl REAL;
+        ALTER TABLE run_token ADD COLUMN plain_logprob REAL;
+        UPDATE run_token SET kl = NULL FROM (
+            SELECT mine.run AS run, mine.arm AS arm, MIN(mine.place) AS place
+            FROM run_token AS mine
+            JOIN run_token AS base ON base.run = mine.run AND base.arm = 0 AND base.place = mine.place
+            WHERE mine.arm > 0 AND mine.token_id <> base.token_id
+            GROUP BY mine.run, mine.arm
+        ) AS parted
+        WHERE run_token.run = parted.run AND run_token.arm = parted.arm AND run_token.place > parted.place;
+        """,
     ),
 )
 
@@ -148,11 +162,13 @@ class RunStore:
                 *(run, t.arm, t.index, t.token_id, _storable(t.token), _storable(t.text), t.logprob, t.kl),
                 _dump(_pairs(t.top)),
                 _dump(t.scales),
+                t.reverse_kl,
+                t.plain_logprob,
             )
             for t in tokens
         ]
         with self.store.write() as connection:
-            connection.executemany("INSERT INTO run_token VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            connection.executemany("INSERT INTO run_token VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def end_arm(self, run: int, arm: int, reason: str, dose: float | None = None) -> None:
         """Say how an arm ended."""
@@ -261,6 +277,8 @@ def _token(row: Any) -> Token:
         kl=None if row["kl"] is None else float(row["kl"]),
         top=top,
         scales=scales,
+        reverse_kl=row["reverse_kl"],
+        plain_logprob=row["plain_logprob"],
     )
 
 

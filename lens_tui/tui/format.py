@@ -75,6 +75,15 @@ def figure(value: float | None, places: int) -> str:
     return "–" if value is None or value != value else f"{value:.{places}f}"
 
 
+def nats(value: float | None) -> str:
+    """A divergence in nats, without its unit: ``0.016``, ``0.77``, ``12.3``; ``–`` where it is not known."""
+    if value is None or value != value:
+        return "–"
+    if value == float("inf"):
+        return "∞"
+    return f"{value:.{3 if value < 0.0995 else 2 if value < 9.995 else 1}f}"
+
+
 def fit(text: str, width: int) -> str:
     """``text`` in exactly ``width`` cells: padded, or cut with an ellipsis. Never splits a wide character."""
     if width <= 0:

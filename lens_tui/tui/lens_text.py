@@ -9,7 +9,7 @@ from textual.content import Content
 
 from lens_tui.records.readouts import LogitLens
 from lens_tui.tui.format import fit, fit_left
-from lens_tui.tui.widgets.ramps import BARS, N_LEVELS, bar, kl_level, share_level
+from lens_tui.tui.widgets.ramps import BARS, N_LEVELS, bar, layer_kl_level, share_level
 
 MEASURES = ("probability", "target", "KL")
 """What the shade of a cell says: the best token's probability, the followed token's, KL from the last layer."""
@@ -28,7 +28,7 @@ def cells(lens: LogitLens, measure: str) -> list[list[tuple[str, int]]]:
 
 def _levels(lens: LogitLens, measure: str) -> list[list[int]]:
     if measure == "KL":
-        return [[kl_level(value) for value in row] for row in lens.kl.tolist()]
+        return [[layer_kl_level(value) for value in row] for row in lens.kl.tolist()]
     logprobs = lens.target_logprobs if measure == "target" else lens.top_logprobs[:, :, 0]
     # A hundredth is nothing to see, and shading it would shade every cell.
     return [[share_level(p, 1.0) if p >= 0.01 else 0 for p in row] for row in np.exp(logprobs).tolist()]

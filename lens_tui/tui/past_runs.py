@@ -113,9 +113,8 @@ def _arm(number: int, kept: ArmRecord) -> ArmText:
 def _event(token: Token) -> TokenEvent:
     top = tuple(Candidate(item.token_id, sanitise_token(item.text), item.logprob) for item in token.top)
     shown, text = sanitise_token(token.token), token.text
-    return TokenEvent(
-        0, token.arm, token.index, token.token_id, shown, text, token.logprob, token.kl, top, token.scales
-    )
+    head = (0, token.arm, token.index, token.token_id, shown, text, token.logprob, token.kl)
+    return TokenEvent(*head, top, token.scales, token.reverse_kl, token.plain_logprob)
 
 
 def _dials(interventions: Interventions, tokens: Sequence[Token]) -> list[tuple[int, Interventions]]:

@@ -13,11 +13,21 @@ from lens_tui.records.codec import to_json
 from lens_tui.records.modes import POSITIONS, mode_of, told
 from lens_tui.tui.run_text import ArmText, RunText
 
-SCHEMA = "mlx-lens-tui/run/1"
+SCHEMA = "mlx-lens-tui/run/2"
+
+
+KL_WORDS = (
+    "logp and ppl: to the arm's own model; plain ppl: to the plain model. "
+    "KL: D(arm ‖ plain) of the next token, both models on the arm's own text."
+)
 
 
 def as_data(run: RunText) -> dict[str, Any]:
-    """The whole run as JSON data: prompt, settings, and every token of every arm with logprob and KL (nats)."""
+    """The whole run as JSON data: prompt, settings, and every token of every arm with its figures.
+
+    ``kl`` is D(arm || plain) and ``reverse_kl`` D(plain || arm) of the next token in nats, both models on the arm's own
+    text; ``logprob`` and ``perplexity`` are to the arm's own model, those with ``plain_`` to the plain model.
+    """
     return {
         "schema": SCHEMA,
         "model": run.model,
@@ -42,10 +52,19 @@ def _arm(arm: ArmText) -> dict[str, Any]:
         "dose": arm.dose,
         "mean_logprob": arm.mean_logprob,
         "perplexity": arm.perplexity,
+        "plain_perplexity": arm.plain_perplexity,
         "mean_kl": arm.mean_kl,
+        "mean_reverse_kl": arm.mean_reverse_kl,
         "parts_at": arm.parted,
         "tokens": [
-            {"id": token.token_id, "token": token.token, "logprob": token.logprob, "kl": token.kl}
+            {
+                "id": token.token_id,
+                "token": token.token,
+                "logprob": token.logprob,
+                "plain_logprob": token.plain_logprob,
+                "kl": token.kl,
+                "reverse_kl": token.reverse_kl,
+            }
             for token in arm.tokens
         ],
     }
@@ -63,17 +82,19 @@ def as_markdown(run: RunText) -> str:
         "",
         *_quote(run.prompt),
         "",
-        "| arm | tokens | mean logp | ppl | mean KL | moved | parts at |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| arm | tokens | mean logp | ppl | plain ppl | mean KL (nat) | moved | parts at |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for arm in run.arms:
-        figures = (arm.mean_logprob, arm.perplexity, arm.mean_kl if arm.number else None, arm.dose)
+        to_plain = (arm.plain_perplexity, arm.mean_kl) if arm.number else (None, None)
+        figures = (arm.mean_logprob, arm.perplexity, *to_plain, arm.dose)
         cells = [
             arm.arm.name.replace("|", "\\|"),
             str(len(arm.tokens)),
             *("" if f is None else f"{f:.3f}" for f in figures),
         ]
         lines.append(f"| {' | '.join(cells)} | {'' if arm.parted is None else arm.parted} |")
+    lines += ["", KL_WORDS]
     for arm in run.arms:
         lines += ["", f"## {arm.arm.name}", "", *_quote(arm.text)]
     return "\n".join(lines) + "\n"

@@ -18,8 +18,8 @@ if TYPE_CHECKING:  # the first frame needs none of them
 Measure = Literal["surprise", "kl", "diff"]
 MEASURES: tuple[Measure, ...] = ("surprise", "kl", "diff")
 MEASURE_NAMES = {
-    "surprise": "surprise, −logp from 3 nats",
-    "kl": "KL to baseline, 0.25 to 16 nats",
+    "surprise": "own surprise, −logp from 3 nats",
+    "kl": "KL to plain, 0.01 to 10 nats",
     "diff": "not in the baseline",
 }
 
@@ -33,6 +33,25 @@ def plan(session: Session) -> tuple[tuple[int, Arm], ...]:
 def lane_names(session: Session) -> tuple[tuple[int, str], ...]:
     """The lanes of :func:`plan`, by number and name. An empty bench costs no import: the first frame shows one."""
     return tuple((number, arm.name) for number, arm in plan(session)) if session.steers else ((0, "baseline"),)
+
+
+@dataclass(slots=True, eq=False)
+class Mean:
+    """A running mean of the values that are known."""
+
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, value: float | None) -> None:
+        """Take a value; ``None`` does not count."""
+        if value is not None:
+            self.total += value
+            self.count += 1
+
+    @property
+    def value(self) -> float | None:
+        """The mean, ``None`` of nothing."""
+        return self.total / self.count if self.count else None
 
 
 @dataclass(slots=True, eq=False)
@@ -51,9 +70,10 @@ class ArmText:
     reason: str = ""
     dose: float | None = None
     parted: int | None = None
-    _logprob_sum: float = 0.0
-    _kl_sum: float = 0.0
-    _kl_count: int = 0
+    _logprob: Mean = field(default_factory=Mean)
+    _kl: Mean = field(default_factory=Mean)
+    _reverse_kl: Mean = field(default_factory=Mean)
+    _plain: Mean = field(default_factory=Mean)
     _agreed: int = 0
 
     @property
@@ -74,26 +94,35 @@ class ArmText:
     @property
     def mean_logprob(self) -> float | None:
         """Mean log-probability a token (nats) under the arm's own distribution."""
-        return self._logprob_sum / len(self.tokens) if self.tokens else None
+        return self._logprob.value
 
     @property
     def perplexity(self) -> float | None:
-        """``exp`` of minus the mean log-probability."""
-        mean = self.mean_logprob
-        return None if mean is None else math.exp(min(700.0, -mean))
+        """``exp`` of minus the mean log-probability: of the arm's text, to the model that wrote it."""
+        return _perplexity(self.mean_logprob)
+
+    @property
+    def plain_perplexity(self) -> float | None:
+        """Perplexity of the arm's text to the plain model: high beside a low own one is confidently broken text."""
+        return _perplexity(self._plain.value)
 
     @property
     def mean_kl(self) -> float | None:
-        """Mean D_KL(arm || baseline) a token (nats), over the steps the baseline also made."""
-        return self._kl_sum / self._kl_count if self._kl_count else None
+        """Mean D(arm || plain) a token (nats), both models on the arm's own text; of the tokens where it is known."""
+        return self._kl.value
+
+    @property
+    def mean_reverse_kl(self) -> float | None:
+        """Mean D(plain || arm) a token (nats), in the same way."""
+        return self._reverse_kl.value
 
     def add(self, token: TokenEvent) -> None:
         """Take the next token."""
         self.tokens.append(token)
-        self._logprob_sum += token.logprob
-        if token.kl is not None:
-            self._kl_sum += token.kl
-            self._kl_count += 1
+        self._logprob.add(token.logprob)
+        self._kl.add(token.kl)
+        self._reverse_kl.add(token.reverse_kl)
+        self._plain.add(token.plain_logprob)
 
     def compare_with(self, baseline: ArmText) -> None:
         """Look for the first token that is not the baseline's, from where we last agreed."""
@@ -107,6 +136,10 @@ class ArmText:
             self._agreed += 1
         if (baseline.reason and len(self.tokens) > shared) or (self.reason and len(baseline.tokens) > shared):
             self.parted = shared
+
+
+def _perplexity(mean_logprob: float | None) -> float | None:
+    return None if mean_logprob is None else math.exp(min(700.0, -mean_logprob))
 
 
 def piece(token: TokenEvent) -> str:

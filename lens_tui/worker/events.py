@@ -61,9 +61,11 @@ class TokenEvent(Event):
     ``index`` counts generated tokens of the arm from 0. ``text`` is what the
     token adds to the readable text (empty while the bytes of a character are
     incomplete); ``token`` is the token's own display form. ``logprob`` is in
-    nats under the arm's own (steered) distribution at temperature 1; ``kl`` is
-    D_KL(arm || baseline) in nats at this step, ``None`` where the baseline has
-    already ended and 0.0 for the baseline itself. ``scales`` lists ``(id, scale)``
+    nats under the arm's own (steered) distribution at temperature 1. ``kl`` is
+    D(arm || plain) of the next token in nats, ``reverse_kl`` D(plain || arm) and
+    ``plain_logprob`` the plain model's log-probability of this token, both models
+    reading the arm's own text: 0, 0 and ``logprob`` where nothing acts, ``None`` where
+    it was not measured. ``scales`` lists ``(id, scale)``
     of the arm's interventions as they stood when this token was computed.
     """
 
@@ -76,6 +78,8 @@ class TokenEvent(Event):
     kl: float | None
     top: tuple[Candidate, ...] = ()
     scales: tuple[tuple[str, float], ...] = ()
+    reverse_kl: float | None = None
+    plain_logprob: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

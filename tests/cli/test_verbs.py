@@ -26,12 +26,28 @@ def test_compare_prints_one_json_value_with_every_arm() -> None:
     assert [base["name"], steered["name"]] == ["baseline", "cook"]
     assert base["text"] != steered["text"]
     assert len(base["token_ids"]) == len(steered["token_ids"]) == len(steered["kl"]) == 12
-    assert base["kl"] == [0.0] * 12
+    assert base["kl"] == base["reverse_kl"] == [0.0] * 12
+    assert (base["plain_logprobs"], result["batch_rows"]) == (base["logprobs"], 3)
     assert base["dose"] is None
     assert steered["dose"] > 0.1
     assert steered["interventions"][0]["layer"] == 4
     assert base["token_ids"][: steered["parts_at"]] == steered["token_ids"][: steered["parts_at"]]
     assert base["token_ids"][steered["parts_at"]] != steered["token_ids"][steered["parts_at"]]
+
+
+def test_the_lanes_and_a_dose_response_say_the_same_of_one_steering() -> None:
+    prompt, arm = "The old man opened the door and", "f1288*22"
+    lanes = json.loads(run("compare", prompt, "-a", arm, "--max-tokens", "12", "--json").stdout)["arms"]
+    few = ("--scales", "1", "--max-tokens", "12", "--texts", "1", "--json")
+    dose = json.loads(run("dose", prompt, "-a", arm, *few).stdout)
+    (point,) = dose["points"]
+    assert tuple(lanes[1]["token_ids"]) == tuple(point["token_ids"])
+    assert lanes[1]["kl"] == pytest.approx(point["on_own"]["reverse"], abs=1e-3)
+    assert lanes[1]["reverse_kl"] == pytest.approx(point["on_own"]["forward"], abs=1e-3)
+    assert lanes[1]["mean_kl"] == pytest.approx(point["kl_own"], abs=1e-3)
+    assert lanes[1]["plain_perplexity"] == pytest.approx(point["ppl_unsteered"], rel=1e-3)
+    assert lanes[1]["perplexity"] == pytest.approx(point["ppl_steered"], rel=1e-3)
+    assert lanes[0]["perplexity"] == pytest.approx(dose["baseline"]["ppl"], rel=1e-3)
 
 
 def test_compare_stops_at_a_text() -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from lens_tui.records import Add, Arm, Sampling, SteeringVector
 from lens_tui.records.run import Candidate, Token
-from lens_tui.records.runs import RunStore
+from lens_tui.records.runs import RUNS, RunStore
+from lens_tui.records.store import Family, Store
 
 ROOT = Path(__file__).parents[2]
 VECTOR = SteeringVector.of("v", np.arange(1, 9), 2)
@@ -23,7 +24,8 @@ def token(arm: int, index: int, text: str) -> Token:
     top = (Candidate(7, text, -0.25), Candidate(8, "other\x1b", -1.5))
     kl = None if index else 0.125
     scales = (("a", 3.0),) if arm else ()
-    return Token(index, 40 + index, text.strip() or "⏎", text, -0.25, arm=arm, kl=kl, top=top, scales=scales)
+    shown, plain = text.strip() or "⏎", -0.5 if arm else None
+    return Token(index, 40 + index, shown, text, -0.25, arm, kl, top, scales=scales, reverse_kl=kl, plain_logprob=plain)
 
 
 def write(store: RunStore, prompt: str, *texts: str, end: bool = True) -> int:
@@ -104,3 +106,28 @@ def test_runs_of_processes_that_live_are_not_broken(owner: int) -> None:
     with store.store.write() as connection:
         connection.execute("UPDATE run SET owner = ? WHERE id = ?", (owner, run))
     assert store.broken() == []
+
+
+def test_kl_of_earlier_versions_is_kept_up_to_where_the_texts_part(tmp_path: Path) -> None:
+    """It was against the baseline's row: of the same text up to the first token that differs, and of none behind it."""
+    store = Store(tmp_path / "runs.db")
+    store.use(Family("runs", RUNS.migrations[:1]))
+    lanes = {(1, 0): "abcde", (1, 1): "abxde", (1, 2): "abcd", (2, 0): "ab", (2, 1): "xb"}
+    with store.write() as connection:
+        for run in (1, 2):
+            connection.execute("INSERT INTO run VALUES (?, 0, 1, 'done', 'm', 'p', 0, '{}', '[]', '')", (run,))
+        for (run, arm), text in lanes.items():
+            for place, letter in enumerate(text):
+                values = (run, arm, place, ord(letter), letter, letter, -1.0, place + 0.5 if arm else 0.0, "[]", "[]")
+                connection.execute("INSERT INTO run_token VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+    store.close()
+    store = RunStore(tmp_path / "runs.db").store
+    rows = store.all("SELECT * FROM run_token ORDER BY run, arm, place")
+    kept: dict[tuple[int, int], list[float | None]] = {key: [] for key in lanes}
+    for row in rows:
+        kept[row["run"], row["arm"]].append(row["kl"])
+        assert row["reverse_kl"] is row["plain_logprob"] is None
+    assert kept[1, 0] == [0.0] * 5
+    assert kept[1, 1] == [0.5, 1.5, 2.5, None, None]
+    assert kept[1, 2] == [0.5, 1.5, 2.5, 3.5]
+    assert kept[2, 1] == [0.5, None]

@@ -10,11 +10,13 @@ import pytest
 
 from lens_tui.records import Add, LensError, Sampling
 from lens_tui.tui.app import LensApp
+from lens_tui.tui.format import nats
 from lens_tui.tui.run_export import as_command, as_markdown
 from lens_tui.tui.run_text import summary
 from lens_tui.tui.screens.generate import GenerateScreen
 from lens_tui.tui.screens.sampling import fields, parse
 from lens_tui.tui.widgets.lane_row import window
+from lens_tui.tui.widgets.ramps import kl_key
 from lens_tui.worker import jobs
 from tests.fakes import TEXTS, FakeWorker, split, unit_vector
 
@@ -49,7 +51,7 @@ async def test_a_run_streams_every_arm_and_says_where_they_part() -> None:
         assert [lane.view.mark for lane in screen.lanes.lanes] == [None, 2, words.index(" She") + 1]
         shown = screen_text(app)
         assert "parts at 2 “ dog”" in shown
-        assert "moved 0.31 |h|" in shown
+        assert " · 0.31 |h|" in shown
         assert "+24.0 · 2.0×max" in shown
         assert f"{len(words)}/128" in shown
 
@@ -62,7 +64,35 @@ async def test_numbers_on_the_screen_are_the_means_of_the_tokens() -> None:
         assert run is not None
         for arm in run.arms[1:]:
             kls = [token.kl for token in arm.tokens if token.kl is not None]
-            assert f"{sum(kls) / len(kls):.2f}" in screen_text(app)
+            assert f"{nats(sum(kls) / len(kls))} nat" in screen_text(app)
+            assert arm.perplexity is not None
+            assert arm.plain_perplexity is not None
+            assert f"ppl {arm.perplexity:.1f} own" in screen_text(app)
+        assert f"KL to plain: {kl_key()}" in screen_text(app)
+
+
+async def test_the_plain_text_in_an_arms_place_has_no_kl_and_a_step_after_the_parting_says_so() -> None:
+    async with opened("generate") as (app, pilot):
+        await pilot.press("r")
+        await settle(app, pilot)
+        lane = screen_of(app).lanes.lanes[1]
+        await pilot.press("right_square_bracket", "l", "l", "l", "l")
+        await pilot.pause()
+        assert lane.view.cursor is not None
+        assert lane.text is not None
+        assert lane.text.parted == 2 < lane.view.cursor
+        assert f"{lane.view.cursor} is of other text" in str(lane.foot.content)
+        token = lane.text.tokens[lane.view.cursor]
+        told = str(lane.inspector.render())
+        assert f"KL {nats(token.kl)} nat" in told
+        assert f"logp {token.logprob:.2f} own, plain {token.plain_logprob:.2f}" in told
+        await pilot.press("escape")
+        assert "other text" not in str(lane.foot.content)
+        await pilot.press("b")
+        await settle(app, pilot)
+        assert lane.text.number == 0
+        assert "nat" in str(lane.strip.render())
+        assert "KL to plain" in str(lane.strip.render())  # the key to the bars, and no bars of the baseline's zeros
 
 
 async def test_a_scale_changed_while_it_writes_is_dialled_live() -> None:
@@ -182,7 +212,7 @@ async def test_what_the_shade_says_can_be_changed() -> None:
         assert "surprise" in screen_text(app)
         assert any(screen_of(app).lanes.lanes[0].view._levels)
         await pilot.press("v")
-        assert "KL to baseline" in screen_text(app)
+        assert "shade: KL to plain, 0.01 to 10 nats" in screen_text(app)
         await pilot.press("t")
         assert [lane.view.mode for lane in screen_of(app).lanes.lanes] == ["bars"] * 3
 
@@ -310,7 +340,11 @@ async def test_a_run_leaves_as_text_json_markdown_and_a_command(
         data: dict[str, Any] = json.loads((tmp_path / "lens-run-1.json").read_text())
         assert [arm["text"] for arm in data["arms"]] == list(TEXTS[:3])
         assert data["arms"][1]["interventions"][0]["scale"] == 24.0
-        assert data["arms"][1]["tokens"][2]["kl"] == run.arms[1].tokens[2].kl
+        told, kept = data["arms"][1]["tokens"][2], run.arms[1].tokens[2]
+        assert (told["kl"], told["reverse_kl"]) == (kept.kl, kept.reverse_kl)
+        assert (told["logprob"], told["plain_logprob"]) == (kept.logprob, kept.plain_logprob)
+        assert (data["arms"][1]["mean_reverse_kl"], data["schema"][-2:]) == (run.arms[1].mean_reverse_kl, "/2")
+        assert "both models on the arm's own text" in as_markdown(run)
         assert (tmp_path / "lens-run-1.md").read_text() == as_markdown(run)
         assert "hand made" in as_command(run)
         await pilot.press("Y")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from pathlib import Path
 
@@ -24,7 +25,9 @@ OLD = "The captain looked at"
 def token(arm: int, index: int, text: str, scale: float | None = None) -> Token:
     scales = (("s", scale),) if scale is not None else ()
     top = (Candidate(7, text, -0.5), Candidate(8, " other", -1.5))
-    return Token(index, 7 + index, text, text, -0.5 - index, arm=arm, kl=0.25 * arm, top=top, scales=scales)
+    return Token(
+        index, 7 + index, text, text, -0.5 - index, arm=arm, kl=0.25 * arm, top=top, scales=scales, plain_logprob=-1.0
+    )
 
 
 def kept_run(database: Path, prompt: str = OLD, *, owner: int | None = None) -> int:
@@ -67,6 +70,7 @@ def test_a_kept_run_comes_back_with_every_token_its_bench_and_its_dials(tmp_path
     assert [t.token_id for t in steered.tokens] == [7, 8, 9]
     assert [t.logprob for t in steered.tokens] == [-0.5, -1.5, -2.5]
     assert steered.mean_kl == pytest.approx(0.25)
+    assert steered.plain_perplexity == pytest.approx(math.e)
     assert (steered.reason, steered.dose, steered.parted) == ("length", 0.4, None)
     assert [(index, item.scale) for index, (item,) in steered.dials if isinstance(item, Add)] == [(2, 14.0)]
     (row,) = run.steers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from lens_tui.records import Arm, Sampling
 from lens_tui.tui.run_text import ArmText, RunText, changed_levels, plan, token_levels
@@ -34,8 +35,12 @@ def test_means_are_of_the_arms_own_tokens() -> None:
     assert math.isclose(arm.mean_logprob, -3.5 / 3)
     assert math.isclose(arm.perplexity or 0, math.exp(3.5 / 3))
     assert math.isclose(arm.mean_kl or 0, 0.4)
+    assert arm.plain_perplexity is None
+    arm.add(replace(token(1, 3, 3, -0.5, 0.6), reverse_kl=0.9, plain_logprob=-4.0))
+    assert math.isclose(arm.mean_reverse_kl or 0, 0.9)
+    assert math.isclose(arm.plain_perplexity or 0, math.exp(4.0))
     assert ArmText(0, Arm("b")).perplexity is None
-    arm.add(token(1, 3, 3, -1e9))
+    arm.add(token(1, 4, 3, -1e9))
     assert math.isfinite(arm.perplexity or math.inf)
 
 
@@ -60,7 +65,10 @@ def test_levels_follow_kl_and_surprise() -> None:
     arm.add(token(1, 0, 1, logprob=-20.0, kl=None))
     arm.add(token(1, 1, 1, logprob=-0.01, kl=16.5))
     assert token_levels(arm, "kl", arm) == [0, 7]
-    assert token_levels(arm, "surprise", arm) == [7, 0]
+    for index, kl in enumerate((0.001, 0.016, 0.1, 1.0), 2):
+        arm.add(token(1, index, 1, kl=kl))
+    assert token_levels(arm, "kl", arm, 2) == [0, 1, 3, 5]  # a hundredth of a nat is told from one
+    assert token_levels(arm, "surprise", arm)[:2] == [7, 0]
 
 
 def test_the_plan_keeps_the_numbers_of_the_bench() -> None:

@@ -28,8 +28,15 @@ def test_a_run_is_in_the_history_as_it_was_shown(tiny: Path, tmp_path: Path) -> 
     assert kept.state == "done"
     assert kept.prompt_ids == only(events, ev.RunStarted).prompt_ids
     assert [arm.arm.name for arm in kept.arms] == list(only(events, ev.RunStarted).arms)
-    shown = [(t.arm, t.index, t.token_id, t.logprob, t.kl, t.scales) for t in of(events, ev.TokenEvent)]
-    stored = [(t.arm, t.index, t.token_id, t.logprob, t.kl, t.scales) for arm in kept.arms for t in arm.tokens]
+    shown = [
+        (t.arm, t.index, t.token_id, t.logprob, t.kl, t.reverse_kl, t.plain_logprob, t.scales)
+        for t in of(events, ev.TokenEvent)
+    ]
+    stored = [
+        (t.arm, t.index, t.token_id, t.logprob, t.kl, t.reverse_kl, t.plain_logprob, t.scales)
+        for arm in kept.arms
+        for t in arm.tokens
+    ]
     assert sorted(stored) == sorted(shown)
     assert [(arm.reason, arm.dose) for arm in kept.arms] == [(e.reason, e.dose) for e in of(events, ev.ArmDone)]
     assert driver.worker.close(60)

@@ -64,7 +64,8 @@ def test_a_comparison_is_the_librarys(loaded: Driver, tiny: Path) -> None:
         (t.arm, t.index, t.token_id, t.token) for t in tokens
     ]
     np.testing.assert_allclose([t.logprob for t in ours], [t.logprob for t in tokens], atol=1e-5)
-    assert [t.kl for t in ours] == [pytest.approx(t.kl, abs=1e-5) for t in tokens]
+    for name in ("kl", "reverse_kl", "plain_logprob"):
+        assert [getattr(t, name) for t in ours] == [pytest.approx(getattr(t, name), abs=1e-5) for t in tokens]
     assert [[c.token_id for c in t.top] for t in ours] == [[c.token_id for c in t.top] for t in tokens]
     ends = [item for item in direct if isinstance(item, ArmEnd)]
     assert [(e.arm, e.reason, e.n_tokens) for e in of(events, ev.ArmDone)] == [

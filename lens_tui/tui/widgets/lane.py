@@ -13,11 +13,11 @@ from textual.reactive import reactive
 from textual.timer import Timer
 from textual.widget import Widget
 
-from lens_tui.tui.format import fit, signed
+from lens_tui.tui.format import fit, nats, signed
 from lens_tui.tui.run_text import ArmText, Measure, RunText, candidates, piece, token_levels
 
 from .pane import Pane
-from .ramps import bar, kl_level
+from .ramps import bar, kl_key, kl_level
 from .series_strip import SeriesStrip
 from .token_layout import NEWLINE
 from .token_paint import ShadeMode
@@ -29,7 +29,6 @@ if TYPE_CHECKING:  # the first frame needs none of them
 
 N_CANDIDATES = 5
 FACTS = 0.2
-MIN_FACTS = 32
 """Seconds between two updates of a lane's figures while it is written."""
 
 
@@ -48,21 +47,22 @@ class Line(Widget):
 class Candidates(Widget):
     """The token of one step, and the likeliest tokens of that step with their probabilities."""
 
-    DEFAULT_CSS = f"Candidates {{ height: {N_CANDIDATES + 1}; display: none; }}"
+    DEFAULT_CSS = f"Candidates {{ height: {N_CANDIDATES + 2}; display: none; }}"
 
     shown: reactive[tuple[TokenEvent | None, tuple[Candidate, ...]]] = reactive((None, ()))
 
     def render(self) -> RenderResult:
-        """A head row with logprob and KL, then a row for each candidate."""
+        """The token and its KL, both models' log-probability, then a row for each candidate of the arm's own model."""
         token, others = self.shown
         width = self.size.width
         if token is None:
             return Content.styled("this arm wrote no token here", "$muted").truncate(width, ellipsis=True)
-        kl = "" if token.kl is None else f"  KL {token.kl:.2f}"
-        head = Content.assemble(
-            (f"{token.index} ", "$muted"), (quoted(token.token), "bold"), (f"  logp {token.logprob:.2f}{kl}", "$muted")
-        )
-        rows = [head.truncate(width, ellipsis=True)]
+        steered = token.arm > 0
+        kl = f"  KL {nats(token.kl)} nat" if steered and token.kl is not None else ""
+        plain = f", plain {token.plain_logprob:.2f}" if steered and token.plain_logprob is not None else ""
+        head = Content.assemble((f"{token.index} ", "$muted"), (quoted(token.token), "bold"), (kl, "$muted"))
+        logp = Content.styled(f"logp {token.logprob:.2f}{' own' if steered else ''}{plain}", "$muted")
+        rows = [row.truncate(width, ellipsis=True) for row in (head, logp)]
         rows += [candidate_row(item, width, item.token_id == token.token_id) for item in others[:N_CANDIDATES]]
         return Content("\n").join(rows)
 
@@ -126,6 +126,30 @@ def _amount(item: Intervention) -> str:
     return item.mode.replace("_", " ") if value is None else signed(float(value))
 
 
+def stats(text: ArmText, max_tokens: int, width: int) -> str:
+    """How long a text is, how likely, to its own model and to the plain one, and how far the arm was moved.
+
+    As much of it as the width holds; the perplexity of a steered arm always says whose it is.
+    """
+    moved = "" if text.dose is None else f"{text.dose:.2f} |h|"
+    own = "" if text.perplexity is None else f"ppl {text.perplexity:.1f}" + (" own" if text.number else "")
+    plain = text.plain_perplexity if text.number else None
+    both = own if plain is None else f"{own}, {plain:.1f} plain"
+    logp = "" if text.mean_logprob is None else f"logp {text.mean_logprob:.2f}"
+    length, whole = f"{len(text.tokens)}", f"{len(text.tokens)}/{max_tokens}"
+    for facts in (
+        (whole, logp, both, moved and f"moved {moved}"),
+        (whole, both, moved and f"moved {moved}"),
+        (whole, both, moved),
+        (length, both, moved),
+        (length, own, moved),
+    ):
+        line = " · ".join(fact for fact in facts if fact)
+        if len(line) <= width:
+            break
+    return line
+
+
 class Lane(Pane):
     """A lane. ``number`` is the arm's place on the bench, 0 for the baseline."""
 
@@ -157,6 +181,7 @@ class Lane(Pane):
         self._run: RunText | None = None
         self._shown = 0
         self._told = 0
+        self._step: int | None = None
         self._facts_due: Timer | None = None
 
     def on_mount(self) -> None:
@@ -213,14 +238,19 @@ class Lane(Pane):
             self.view.set_levels(token_levels(self.text, self.measure, self._run.baseline))
 
     def _configure_strip(self) -> None:
-        self.strip.configure("KL", kl_level, empty="" if self.number else "KL to baseline, per token (nats) →")
+        self.strip.configure("KL", kl_level, empty="" if self._steered else f"KL to plain: {kl_key()}")
+
+    @property
+    def _steered(self) -> bool:
+        """Whether what it shows is an arm's: the baseline may stand in an arm's place."""
+        return bool(self.number if self.text is None else self.text.number)
 
     def _series(self, tokens: Sequence[TokenEvent]) -> list[float]:
-        return [token.kl for token in tokens if token.kl is not None] if self.number else []
+        return [token.kl for token in tokens if token.kl is not None] if self._steered else []
 
     def _mean(self) -> str:
         mean = self.text.mean_kl if self.text is not None else None
-        return "" if mean is None else f"{mean:.2f}"
+        return "" if mean is None else f"{nats(mean)} nat"
 
     # -- facts -------------------------------------------------------------------------------------
 
@@ -237,21 +267,19 @@ class Lane(Pane):
             self.stats.content = Content.styled("waiting" if run is not None and run.going else "", "$muted")
             self.foot.content = Content("")
             return
-        narrow = self.size.width < MIN_FACTS
-        facts = [f"{len(text.tokens)}" if narrow else f"{len(text.tokens)}/{run.sampling.max_tokens}"]
-        if text.perplexity is not None:
-            facts += [f"logp {text.mean_logprob:.2f}"] if self.size.width >= 50 else []
-            facts.append(f"ppl {text.perplexity:.1f}")
-        if text.dose is not None:
-            facts.append(f"{'' if narrow else 'moved '}{text.dose:.2f} |h|")
-        self.stats.content = Content.styled(" · ".join(facts), "$muted")
-        self.foot.content = Content.styled(" · ".join(self._foot_facts(text)), "$muted")
+        self.stats.content = Content.styled(stats(text, run.sampling.max_tokens, self.size.width - 1), "$muted")
+        self._say_foot()
+
+    def _say_foot(self) -> None:
+        if self.text is not None and (self.text.tokens or self.text.reason):
+            self.foot.content = Content.styled(" · ".join(self._foot_facts(self.text)), "$muted")
 
     def _foot_facts(self, text: ArmText) -> list[str]:
         facts = []
         if text.parted is not None:
             word = quoted(text.tokens[text.parted].token) if text.parted < len(text.tokens) else "its end"
-            facts.append(f"parts at {text.parted} {word}")
+            other = self._step is not None and self._step > text.parted
+            facts.append(f"parts at {text.parted} {word}" + (f": {self._step} is of other text" if other else ""))
         elif self.number and text.reason and text.tokens:
             facts.append("same text as the baseline")
         if text.dials:
@@ -265,6 +293,8 @@ class Lane(Pane):
         self.set_class(index is not None, "-inspecting")
         if index is not None:
             self.inspector.shown = candidates(self.text, index)
+        self._step = index
+        self._say_foot()
         here = index is not None and self.text is not None and index < len(self.text.tokens)
         if self.view.cursor != (index if here else None):
             self.view.move_to(index if here else None)

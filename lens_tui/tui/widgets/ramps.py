@@ -21,12 +21,14 @@ SURPRISAL_STEPS = (3.0, 4.0, 5.0, 6.0, 7.0, 8.5, 10.0)
 A token likelier than 1 in 20 stays plain: shading what is common would shade nearly every token of ordinary text.
 """
 
-KL_STEPS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-"""Lower bounds of levels 1 to 7 for a KL divergence in nats: each step doubles, from 1/4 to 16.
+KL_STEPS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+"""Lower bounds of levels 1 to 7 for the KL of a steering, in nats: two steps a decade.
 
-Before two texts part, the KL between their next tokens is a fraction of a nat;
-after, the contexts differ and four to ten nats are usual. The scale holds both.
+Steering that leaves a text sound moves the next token by hundredths of a nat, strong steering by one or more.
 """
+
+LAYER_KL_STEPS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+"""Lower bounds of levels 1 to 7 for the KL of a layer's readout from the last layer's, in nats: each step doubles."""
 
 
 def step_level(value: float | None, steps: Sequence[float]) -> int:
@@ -37,8 +39,18 @@ def step_level(value: float | None, steps: Sequence[float]) -> int:
 
 
 def kl_level(value: float | None) -> int:
-    """The level of a KL divergence in nats."""
+    """The level of a steering's KL in nats."""
     return step_level(value, KL_STEPS)
+
+
+def layer_kl_level(value: float | None) -> int:
+    """The level of a layer's KL from the last one, in nats."""
+    return step_level(value, LAYER_KL_STEPS)
+
+
+def kl_key() -> str:
+    """What the bars of :func:`kl_level` stand for: ``▂0.01 ▄0.1 ▆1 █10 nat``."""
+    return " ".join(f"{BARS[level]}{KL_STEPS[level - 1]:g}" for level in (1, 3, 5, 7)) + " nat"
 
 
 def surprisal_level(logprob: float | None) -> int:

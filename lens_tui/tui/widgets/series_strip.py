@@ -11,10 +11,12 @@ from textual.widget import Widget
 from .ramps import Trail, sparkline
 
 Level = Callable[[float], int]
+MEAN = 10
+"""Cells kept for the mean and its unit."""
 
 
 class SeriesStrip(Widget):
-    """``label ▁▂▅▇▃ 0.94``: each cell the mean of equally many tokens, on a fixed scale."""
+    """``label ▁▂▅▇▃ 0.94 nat``: each cell the mean of equally many tokens, on a fixed scale."""
 
     DEFAULT_CSS = "SeriesStrip { height: 1; }"
 
@@ -42,7 +44,7 @@ class SeriesStrip(Widget):
 
     @property
     def _room(self) -> int:
-        return max(4, self.size.width - len(self._label) - 1 - 6)
+        return max(4, self.size.width - len(self._label) - 1 - MEAN)
 
     def render(self) -> RenderResult:
         """One row; the mean is right aligned."""

@@ -65,7 +65,10 @@ def take_cells(text: str, cells: int) -> tuple[str, str]:
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if cell_len(text[:middle]) <= cells else (low, middle - 1)
-    while low < len(text) and (cell_len(text[low]) == 0 or text[low - 1] == "‍"):
+    # What is joined to the last character stays with it; a second joiner in a row joins nothing.
+    while low < len(text) and (
+        cell_len(text[low]) == 0 or (text[low - 1] == "‍" and cell_len(text[: low + 1]) == cell_len(text[:low]))
+    ):
         low += 1
     return text[:low], text[low:]
 

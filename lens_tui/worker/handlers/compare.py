@@ -132,6 +132,8 @@ class _Run:
             token.kl,
             token.top,
             token.scales,
+            token.reverse_kl,
+            token.plain_logprob,
         )
 
     def _speed(self, now: float) -> ev.Speed:
