@@ -2,9 +2,11 @@
 
 Attention is linear in its values. With the values of tokens ``j, j+1, ...`` replaced
 by unit vectors, what the layer hands to its output projection *is* the pattern,
-after its own rotary embedding, norms, window, mask, soft-capping and sinks, in
-float32. That it is one is proved on the real values: pattern times values must
-give what the layer really handed over.
+after its own rotary embedding, norms, window, mask, soft-capping and sinks. It is
+in float32 unless the layer itself rounds its weights (Gemma 2 and Cohere 2, whose
+attention is written out). That it is one is proved on the real values: pattern
+times values must give what the layer really handed over. Where one projection
+gives queries, keys and values, that proof also tells which of its columns are which.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import numpy as np
 from mlx.nn.layers.base import Module
+from numpy.typing import NDArray
 
-from lens_tui.records import Intervention, LensError
+from lens_tui.records import FloatArray, Intervention, LensError
 from lens_tui.records.readouts import AttentionPattern
 
 from .checks import checked
@@ -31,8 +34,9 @@ if TYPE_CHECKING:
 
 VALUE_NAMES = ("v_norm", "v_proj", "wv", "c_v")
 FUSED_NAMES = ("qkv_proj", "c_attn", "query_key_value", "Wqkv", "wqkv", "W_pack", "attn_qkv_proj", "qkv")
-COUNT_NAMES = ("n_heads", "num_heads", "num_attention_heads", "n_head", "n_q_heads")
+COUNT_NAMES = ("n_heads", "q_num_heads", "num_heads", "num_attention_heads", "n_head", "n_q_heads")
 LIMIT_BYTES = 1 << 31
+Columns = NDArray[np.int64]
 
 
 @dataclass(eq=False)
@@ -40,6 +44,7 @@ class _Probe:
     """One layer's attention: the modules that matter, and what was seen of them in a forward.
 
     ``values`` is the last module that values go through: their projection, or their norm (``normed``; Gemma 4).
+    ``pieces`` has the patterns' parts for each of the places where values may be in a fused projection.
     """
 
     attention: Module
@@ -47,11 +52,13 @@ class _Probe:
     output: Module
     heads: int
     width: int
+    name: str
     normed: bool = False
     override: mx.array | None = None
     seen_values: mx.array | None = None
     seen_output: mx.array | None = None
-    pieces: list[mx.array] = field(default_factory=list)
+    places: list[Columns] = field(default_factory=list)
+    pieces: list[list[mx.array]] = field(default_factory=list)
     real: tuple[mx.array, mx.array] | None = None
 
 
@@ -69,7 +76,7 @@ def attention_patterns(
 
     Raises :class:`LensError` with the reason where a layer has no pattern that can be read so: no attention (state
     space, convolution, linear attention), compressed values (multi-head latent attention), an output that is gated
-    (Qwen 3 Next), or one projection of queries, keys and values whose parts cannot be told apart (GPT-NeoX); and
+    (Qwen 3 Next), or one projection of queries, keys and values whose parts cannot be told apart; and
     where the patterns would take more than 2 GiB.
     """
     ids = one_text(lens, text)
@@ -92,16 +99,17 @@ def _probe(lens: LensModel, layer: int) -> _Probe:
     sites = lens.registry.sites
     attention = sites.point(layer, "attn_out").module
     output = sites.point(layer, "attn_z")
-    values = [module for name in (*VALUE_NAMES, *FUSED_NAMES) if isinstance(module := _child(attention, name), Module)]
+    names = (*VALUE_NAMES, *FUSED_NAMES)
+    values = [(name, module) for name in names if isinstance(module := _child(attention, name), Module)]
     heads = next((n for name in COUNT_NAMES if isinstance(n := getattr(attention, name, None), int) and n > 0), 0)
     if not values or not heads or output.width % heads:
-        what = "projection of values" if heads else "number of heads"
+        what = "projection of values (they are compressed, or other layers')" if heads else "known number of heads"
         raise LensError(
             f"The attention of layer {layer} ({type(attention).__name__}) has no {what} of its own, "
             "so no pattern can be read."
         )
-    normed = values[0] is _child(attention, VALUE_NAMES[0])
-    return _Probe(attention, values[0], output.module, heads, output.width, normed)
+    name, module = values[0]
+    return _Probe(attention, module, output.module, heads, output.width, name, normed=name == VALUE_NAMES[0])
 
 
 def _child(module: Module, name: str) -> Any:
@@ -137,10 +145,17 @@ def _taps(probe: _Probe, count: int) -> list[tuple[Module, Callable[..., Any]]]:
             return result
         probe.real = probe.seen_values, probe.seen_output
         width = probe.width // probe.heads
-        for start in range(0, count, width):
-            probe.override = _units(probe, count, start, width)
-            call(*args, **kwargs)
-            probe.pieces.append(probe.seen_output)
+        probe.places = _value_places(probe, int(probe.seen_values.shape[-1]))
+        for columns in probe.places:
+            probe.pieces.append([])
+            for start in range(0, count, width):
+                probe.override = _units(probe, columns, count, start)
+                try:
+                    call(*args, **kwargs)
+                except (ValueError, RuntimeError):  # it keeps keys and values itself (Gemma 3n): no second call
+                    probe.override = probe.real = None
+                    return result
+                probe.pieces[-1].append(probe.seen_output)
         probe.override = None
         return result
 
@@ -160,47 +175,89 @@ def _taps(probe: _Probe, count: int) -> list[tuple[Module, Callable[..., Any]]]:
     return [(probe.attention, attention), (probe.values, values), (probe.output, output)]
 
 
-def _value_width(probe: _Probe, given: mx.array) -> int:
-    """How many of the projection's last columns are values: all, or in a fused one half of what queries leave."""
-    whole = int(given.shape[-1])
-    return (whole - probe.width) // 2 if whole > probe.width else whole
+def _value_places(probe: _Probe, whole: int) -> list[Columns]:
+    """Where the values may be among the columns that their module gives.
+
+    All of them; or, in a fused projection, behind all queries and all keys (GPT-2, Phi 3), or at the end of each
+    group of the queries, key and value of one key-value head (GPT-NeoX, where every head is one; InternLM 2).
+    """
+    width = probe.width // probe.heads
+    columns = np.arange(whole)
+    if whole <= probe.width:
+        return [columns]
+    size = (whole - probe.width) // 2
+    groups, rest = divmod(size, width)
+    if size <= 0 or rest or whole != probe.width + 2 * size or probe.heads % groups:
+        return [columns[-max(size, 0) :]]
+    by_group = columns.reshape(groups, -1)[:, -width:].reshape(-1)
+    return [columns[-size:]] if groups == 1 else [columns[-size:], by_group]
 
 
-def _units(probe: _Probe, count: int, start: int, width: int) -> mx.array:
-    """What the values' projection is made to give: token ``start + c`` gets the unit vector ``c`` in every head."""
+def _units(probe: _Probe, columns: Columns, count: int, start: int) -> mx.array:
+    """What the values' module is made to give: token ``start + c`` gets the unit vector ``c`` in every head."""
     assert probe.real is not None
     given = probe.real[0].astype(mx.float32)
-    columns = _value_width(probe, given)
+    width = probe.width // probe.heads
     unit = np.zeros((1, count, width), dtype=np.float32)
     inside = np.arange(start, min(start + width, count))
     unit[0, inside, inside - start] = 1.0
-    values = mx.tile(mx.array(unit), (1, 1, max(1, columns // width)))
-    kept = given.shape[-1] - columns
-    return values if kept == 0 else mx.concatenate([given[..., :kept], values], axis=-1)
+    values = mx.tile(mx.array(unit), (1, 1, max(1, len(columns) // width)))
+    if len(columns) == given.shape[-1]:
+        return values
+    made = given + 0
+    made[..., mx.array(columns)] = values
+    return made
 
 
 def _pattern(lens: LensModel, layer: int, ids: Sequence[int], probe: _Probe) -> AttentionPattern:
     """The pattern put together, and held against what the layer really gave."""
+    name = f"The attention of layer {layer} ({type(probe.attention).__name__})"
     if probe.real is None:
-        raise LensError(
-            f"The attention of layer {layer} ({type(probe.attention).__name__}) has no values that can be replaced."
-        )
-    count, width = len(ids), probe.width // probe.heads
-    parts = [piece[0].reshape(count, probe.heads, width).transpose(1, 0, 2) for piece in probe.pieces]
+        raise LensError(f"{name} has no values that can be replaced.")
+    tried = [_rebuilt(probe, len(ids), *pair) for pair in zip(probe.places, probe.pieces, strict=True)]
+    weights, error = min(tried, key=lambda pair: pair[1])
+    eps = float(mx.finfo(lens.registry.decoder.dtype).eps)
+    found = np.array(weights)
+    if why := _no_pattern(probe, found, error, eps):
+        raise LensError(f"{name} has no pattern that can be read: {why}.")
+    return AttentionPattern(lens.info.name, layer, tuple(ids), found, error)
+
+
+def _rebuilt(probe: _Probe, count: int, columns: Columns, pieces: Sequence[mx.array]) -> tuple[mx.array, float]:
+    """Weights (heads, tokens, tokens), and how far weights times values are from what was handed over, relatively."""
+    assert probe.real is not None
+    width = probe.width // probe.heads
+    parts = [piece[0].reshape(count, probe.heads, width).transpose(1, 0, 2) for piece in pieces]
     weights = mx.concatenate(parts, axis=-1)[..., :count].astype(mx.float32)
     given, real = (part.astype(mx.float32)[0] for part in probe.real)
-    values = given[:, -_value_width(probe, given) :].reshape(count, -1, width).transpose(1, 0, 2)
-    values = mx.repeat(values, max(1, probe.heads // values.shape[0]), axis=0)
-    error = float("inf")
-    if values.shape[0] == probe.heads:
-        rebuilt = (weights @ values).transpose(1, 0, 2).reshape(count, -1)
-        size = mx.maximum(mx.linalg.norm(real), 1e-30)
-        error = float(mx.linalg.norm(rebuilt - real) / size)
-    allowed = max(1e-4, 4.0 * float(mx.finfo(lens.registry.decoder.dtype).eps))
-    found = np.array(weights)
-    if not error <= allowed or found.min() < -1e-6 or found.sum(axis=-1).max() > 1.0 + 1e-3:
-        raise LensError(
-            f"The attention of layer {layer} ({type(probe.attention).__name__}) does more to its values than weigh "
-            "them, so its pattern cannot be read."
-        )
-    return AttentionPattern(lens.info.name, layer, tuple(ids), found, error)
+    if not len(columns) or len(columns) % width:
+        return weights, float("inf")
+    values = given[:, mx.array(columns)].reshape(count, -1, width).transpose(1, 0, 2)
+    groups = values.shape[0]
+    if probe.heads % groups:
+        return weights, float("inf")
+    # Heads share values in blocks; in PLaMo they take turns.
+    shared = [mx.repeat(values, probe.heads // groups, axis=0), mx.tile(values, (probe.heads // groups, 1, 1))]
+    size = mx.maximum(mx.linalg.norm(real), 1e-30)
+    rebuilt = [(weights @ each).transpose(1, 0, 2).reshape(count, -1) for each in shared]
+    error = min(float(mx.linalg.norm(each - real) / size) for each in rebuilt)
+    return weights, error if np.isfinite(error) else float("inf")
+
+
+def _no_pattern(probe: _Probe, weights: FloatArray, error: float, eps: float) -> str:
+    """Why what was found is no attention pattern, as a clause; empty if it is one. ``eps`` is the dtype's."""
+    if not error <= max(1e-4, 4.0 * eps):
+        if probe.name in FUSED_NAMES and len(probe.places[0]) < int(probe.real[0].shape[-1] if probe.real else 0):
+            return (
+                f"its queries, keys and values come from one projection ({probe.name}) in an order that is not known, "
+                "or its output is gated"
+            )
+        off = f"{error:.0%}" if np.isfinite(error) else "more than can be said"
+        return f"its weights times its values are not what it hands on (off by {off}): the output is gated, or changed"
+    more = "so it does more than attend (linear attention, a gate, a convolution of values)"
+    if weights.min() < -1e-6:
+        return f"its weights are negative in places, down to {weights.min():.2g}, {more}"
+    # Weights that the layer rounds to its dtype (Gemma 2) do not add up to 1 exactly.
+    if (most := weights.sum(axis=-1).max()) > 1.0 + max(1e-3, eps):
+        return f"its weights for one token add up to {most:.3g}, {more}"
+    return ""
