@@ -70,7 +70,7 @@ def explained(path: Path | str, hint: str = AGAIN) -> Iterator[None]:
         raise LensError(f"{shown(path)} asks for more memory than there is.", hint) from error
     except Exception as error:
         reason = one_line(f"{type(error).__name__}: {error}".rstrip(": ."), 100)
-        raise LensError(f"{shown(path)} is damaged or not of the kind expected ({reason}).", hint) from error
+        raise LensError(f"{shown(path)} cannot be read: it is damaged or of another kind ({reason}).", hint) from error
 
 
 def regular_size(path: Path | str, limit: int | None = None) -> int:

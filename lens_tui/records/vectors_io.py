@@ -18,6 +18,7 @@ import numpy as np
 from . import atomic, paths
 from .codec import to_json, vector_from_json
 from .errors import LensError
+from .read_files import AGAIN, explained, open_regular, parse_json, regular_size, shown
 from .sanitise import one_line
 from .vectors import SteeringVector
 
@@ -25,6 +26,7 @@ FORMAT = "mlx-lens-tui.vector"
 SUFFIX = ".safetensors"
 _VERSION = "1"
 _MAX_BYTES = 16 << 20
+_MAX_HEADER = 4 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +48,7 @@ def save_vector(vector: SteeringVector, path: Path | None = None) -> Path:
     from safetensors.numpy import save
 
     file = path or _free_name(paths.vectors_folder(), vector.name)
-    record = {key: value for key, value in to_json(vector).items() if key != "direction"}
+    record = {key: value for key, value in to_json(kept_facts(vector)).items() if key != "direction"}
     metadata = {"format": FORMAT, "version": _VERSION, "record": json.dumps(record, ensure_ascii=False)}
     direction = np.ascontiguousarray(vector.direction, dtype=np.float32)
     atomic.write_bytes(file, save({"direction": direction}, metadata))
@@ -54,7 +56,9 @@ def save_vector(vector: SteeringVector, path: Path | None = None) -> Path:
 
 
 def load_vector(path: Path | str, *, d_model: int | None = None, model: str | None = None) -> SteeringVector:
-    """Read a vector, its direction unchanged to the last bit.
+    """Read one vector of our own format, its direction unchanged to the last bit and its origin as it was saved.
+
+    ``vector_formats.load_vectors`` reads every format, this one too, and notes where the file is.
 
     With ``d_model`` a vector of another width is refused, with ``model`` one that
     was made for another model. Raises :class:`LensError` for everything that is
@@ -105,27 +109,34 @@ def rename_vector(vector: SteeringVector, name: str) -> SteeringVector:
     return replace(vector, name=name.strip())
 
 
-def _read(file: Path) -> SteeringVector:
-    from safetensors import SafetensorError, safe_open
+def check_header(path: Path, limit: int) -> None:
+    """Raise :class:`LensError` for what is no regular file of at most ``limit`` bytes, or has an endless header."""
+    if regular_size(path) > limit:
+        raise LensError(f"{shown(path)} is larger than any steering vector.", "Is it a model?")
+    with explained(path), open_regular(path) as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > _MAX_HEADER:
+        raise LensError(f"{shown(path)} cannot be read as a vector: its header is too large.", AGAIN)
 
-    shown = one_line(str(file), 120)
-    try:
-        if file.stat().st_size > _MAX_BYTES:
-            raise LensError(f"{shown} is larger than any steering vector.", "Is it a model?")
-        with safe_open(file, framework="np") as opened:
-            metadata: dict[str, str] = opened.metadata() or {}
-            if metadata.get("format") != FORMAT or "direction" not in opened.keys():  # noqa: SIM118 - not a mapping
-                raise LensError(f"{shown} is no vector of mlx-lens-tui.", "Import it with its own format.")
-            direction = opened.get_tensor("direction")
-        record: Any = json.loads(metadata["record"])
-    except FileNotFoundError:
-        raise LensError(f"There is no file {shown}.", "Check the path.") from None
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, LensError):
-            raise
-        raise LensError(f"{shown} cannot be read as a vector: {one_line(str(error), 100)}.") from error
+
+def kept_facts(vector: SteeringVector) -> SteeringVector:
+    """A vector as it is written: where it lay on this machine is nobody else's business."""
+    facts = {key: value for key, value in vector.origin.facts.items() if key != "path"}
+    return replace(vector, origin=replace(vector.origin, facts=facts))
+
+
+def _read(file: Path) -> SteeringVector:
+    from safetensors import safe_open
+
+    check_header(file, _MAX_BYTES)
+    with explained(file), safe_open(file, framework="np") as opened:
+        metadata: dict[str, str] = opened.metadata() or {}
+        if metadata.get("format") != FORMAT or "direction" not in opened.keys():  # noqa: SIM118 - not a mapping
+            raise LensError(f"{shown(file)} is no vector of mlx-lens-tui.", "Import it with its own format.")
+        direction = opened.get_tensor("direction")
+        record: Any = parse_json(metadata["record"], f"{shown(file)} cannot be read: its record")
     if direction.ndim != 1 or direction.dtype != np.float32 or not isinstance(record, dict):
-        raise LensError(f"{shown} holds no float32 direction of shape (d_model,).")
+        raise LensError(f"{shown(file)} holds no float32 direction of shape (d_model,).")
     return vector_from_json({**record, "direction": to_json(direction)})
 
 

@@ -37,7 +37,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
         (Path("/dev/zero"), "no regular file but a pipe"),
         (tmp_path, "is a folder"),
         (tmp_path / "none", "There is no file"),
-        (Path("a\0b"), "damaged or not of the kind"),
+        (Path("a\0b"), "damaged or of another kind"),
     ):
         for read in (regular_size, open_regular, read_text, read_json, read_toml, lambda path: list(read_lines(path))):
             with pytest.raises(LensError, match=message):

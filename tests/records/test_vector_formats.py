@@ -110,7 +110,7 @@ def test_numpy_files(tmp_path: Path) -> None:
         load_vectors(one)
     check(load_vectors(one, layer=5), {5: ROWS[3]})
     np.save(two, np.stack(list(ROWS.values())).astype(np.float64))
-    check(load_vectors(two), dict(enumerate(ROWS.values())))
+    check(load_vectors(two, n_layers=3), dict(enumerate(ROWS.values())))
     path = save_vectors(VECTORS[0], tmp_path / "w.npy")
     np.testing.assert_allclose(np.load(path), ROWS[1], rtol=1e-5)
     arrays: dict[str, Any] = {f"blocks.{at}": row for at, row in ROWS.items()}

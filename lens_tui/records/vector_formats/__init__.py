@@ -3,33 +3,40 @@
 ======================  ============  ==============================================================
 file                    read, write   layers
 ======================  ============  ==============================================================
-``.safetensors``        both          as in the records; directions to the last bit
+``.safetensors``        both          ours: as in the records; others': keys as in a dictionary
 ``.gguf`` (repeng)      both          ``direction.L`` is the output of block L, counted from 0
 ``.json`` (vLLM-Lens)   both          ``layer_indices``, outputs of blocks, counted from 0
-``.npz``                both          the number at the end of each name
+``.npz``                both          keys as in a dictionary
 ``.npy``                both          rows of a matrix, or the layer that is given
-``.pt``, ``.pth``       read          CAA's file name, keys of steering-vectors and dictionaries
+``.pt``, ``.pth``       read          CAA's file name, keys of steering-vectors and dictionaries,
+                                      rows of a matrix
 ======================  ============  ==============================================================
 
-No file is unpickled into anything but tensors. Formats without a unit direction get the
-vector at its own length (``direction * norm``), so that a coefficient of 1 means the same there.
+What keys, rows and positions mean is told in ``common`` by the shape and the model at hand, or asked for. This is the
+one reader of library, command line and app. No file is unpickled into anything but tensors. Formats without a unit
+direction get the vector at its own length (``direction * norm``), so that a coefficient of 1 means the same there.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from .. import atomic
 from ..errors import LensError
-from ..read_files import shown
-from ..vectors import SteeringVector
+from ..read_files import explained, open_regular, shown
+from ..sanitise import one_line
+from ..vectors import Origin, SteeringVector
 from ..vectors_io import check_fit
 from ..vectors_io import save_vector as _save_one
 from . import gguf, numpy_files, own, torch_vectors, vllm_lens
-from .common import Found, records
+from .common import Ask, Found, Rows, place_facts, records
 
+OURS = "mlx-lens-tui"
 READERS: dict[str, Callable[[Path], Found]] = {
+    "safetensors": own.read_others,
     "repeng-gguf": gguf.read,
     "vllm-lens-json": vllm_lens.read,
     "npy": numpy_files.read_npy,
@@ -43,30 +50,114 @@ WRITERS: dict[str, Callable[[Path, Sequence[SteeringVector]], bytes]] = {
     ".npy": numpy_files.write_npy,
     ".npz": numpy_files.write_npz,
 }
-__all__ = ["READERS", "WRITERS", "check_fit", "load_vectors", "save_vectors", "sniff"]
+__all__ = ["READERS", "WRITERS", "check_fit", "load_one", "load_vectors", "save_vectors", "sniff", "vector_file"]
 
 
 def load_vectors(
-    path: Path | str, *, layer: int | None = None, d_model: int | None = None, model: str | None = None
+    path: Path | str,
+    *,
+    layer: int | None = None,
+    name: str | None = None,
+    position: int | None = None,
+    rows: Rows | None = None,
+    d_model: int | None = None,
+    n_layers: int | None = None,
+    model: str | None = None,
 ) -> tuple[SteeringVector, ...]:
     """The vectors of a file of any known format, by layer; what it is is told by its first bytes.
 
-    ``layer`` picks one layer, and says it where the file does not. With ``d_model``
-    a vector of another width is refused, with ``model`` one that names another model.
-    Raises :class:`LensError` in one sentence for NaN, a zero vector, and all that is no vector.
+    ``layer`` (blocks, from 0) picks one, and says it where the file does not; ``name`` picks an entry of several and
+    ``position`` one of several tokens' (negative: from the last). ``path`` may end in them: ``FILE:NAME``,
+    ``FILE:-1``. ``n_layers`` and ``d_model`` are the model's: with them rows of a matrix are told to be outputs of
+    blocks or ``hidden_states`` with the embedding first, which ``rows`` can say as well, numbers that count from 1
+    are understood, and a vector of another width is refused; with ``model`` one that names another model.
+    ``origin.facts`` say where each is from (``path``, ``name``, ``row``, ``position``). Raises
+    :class:`LensError` in one sentence for NaN, a zero vector, what is open, and all that is no vector.
     """
-    file = Path(path)
+    file, words = vector_file(path)
+    words = (*words, *([] if name is None else [name]), *([] if position is None else [str(position)]))
+    ask = Ask(layer, words, rows, d_model, n_layers)
     kind = sniff(file)
-    if kind == "mlx-lens-tui":
-        found = own.read(file)
-        found = tuple(one for one in found if layer is None or one.layer == layer)
-        if not found:
-            raise LensError(f"{shown(file)} has no vector for layer {layer}.", "Choose another layer.")
+    found = own.read(file) if kind == OURS else None
+    if found is None:
+        kind = "safetensors" if kind == OURS else kind
+        with explained(file):
+            found = records(file, kind, READERS[kind](file), ask)
     else:
-        found = records(file, kind, READERS[kind](file), layer)
+        found = _ours(file, found, ask)
     for vector in found:
         check_fit(vector, d_model=d_model, model=model)
+        if n_layers is not None and not 0 <= vector.layer < n_layers:
+            where = f"layer {vector.layer}; the model's layers are 0 to {n_layers - 1}"
+            raise LensError(f"{shown(file)} is for {where}.", "Use one made for this model.")
     return found
+
+
+def load_one(
+    path: Path | str, *, layer: int | None = None, d_model: int | None = None, n_layers: int | None = None
+) -> SteeringVector:
+    """The one vector that a path names, as :func:`load_vectors` reads it: for an arm, a row of the bench, a sum.
+
+    ``layer`` picks one of several and says it where the file does not. A file of one vector with a layer of
+    its own keeps that, whatever ``layer`` is: the caller may act with it elsewhere.
+    """
+    found = load_vectors(path, layer=None, d_model=d_model, n_layers=n_layers) if layer is None else ()
+    if layer is not None:
+        try:
+            found = load_vectors(path, layer=layer, d_model=d_model, n_layers=n_layers)
+        except LensError as error:
+            try:
+                found = load_vectors(path, d_model=d_model, n_layers=n_layers)
+            except LensError:
+                raise error from None
+            if len(found) != 1:
+                raise
+    if len(found) != 1:
+        layers = sorted({vector.layer for vector in found})
+        listed = ", ".join(map(str, layers[:40]))
+        hint = (
+            f"Say which layer: it has {listed} (FILE@LAYER in --arm)."
+            if len(layers) > 1
+            else f"Say which: {', '.join(one_line(vector.name, 40) for vector in found[:8])} (FILE:NAME)."
+        )
+        name = one_line(vector_file(path)[0].name, 80)
+        raise LensError(f"{name} holds {len(found)} vectors, and this takes one at a time.", hint)
+    return found[0]
+
+
+def vector_file(path: Path | str) -> tuple[Path, tuple[str, ...]]:
+    """A file, and what stands after it: ``FILE``, ``FILE:NAME``, ``FILE:POSITION`` or ``FILE:NAME:POSITION``."""
+    whole = rest = os.fspath(path)
+    words: list[str] = []
+    for _ in range(2):
+        if os.path.lexists(rest) or ":" not in rest:
+            break
+        rest, _, word = rest.rpartition(":")
+        words.insert(0, word)
+    return (Path(rest), tuple(words)) if words and os.path.lexists(rest) else (Path(whole), ())
+
+
+def _ours(file: Path, found: Sequence[SteeringVector], ask: Ask) -> tuple[SteeringVector, ...]:
+    """Our own vectors, with where the file is; what they say of themselves is not changed."""
+    for word in ask.words:
+        names = [vector.name for vector in found]
+        if word not in names:
+            hint = f"It has {', '.join(one_line(name, 40) for name in names[:8])}."
+            raise LensError(f"{shown(file)} has no vector named {one_line(word, 40)!r}.", hint)
+        found = [vector for vector in found if vector.name == word]
+    picked = [vector for vector in found if ask.layer is None or vector.layer == ask.layer]
+    if not picked:
+        raise LensError(f"{shown(file)} has no vector for layer {ask.layer}.", "Choose another layer.")
+    several = {"name": ask.words[0]} if ask.words else {}
+    return tuple(
+        replace(
+            vector,
+            origin=Origin(
+                vector.origin.kind, {**vector.origin.facts, **several, **place_facts(file, vector.direction)}
+            ),
+        )
+        for vector in picked
+    )
 
 
 def save_vectors(vectors: SteeringVector | Sequence[SteeringVector], path: Path | str) -> Path:
@@ -90,13 +181,8 @@ def save_vectors(vectors: SteeringVector | Sequence[SteeringVector], path: Path 
 
 def sniff(path: Path) -> str:
     """The format of a file: ``mlx-lens-tui`` or a key of :data:`READERS`, by its first bytes and suffix."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(64)
-    except FileNotFoundError:
-        raise LensError(f"There is no file {shown(path)}.", "Check the path.") from None
-    except OSError as error:
-        raise LensError(f"{shown(path)} cannot be read: {error.strerror}.", "Check the path.") from error
+    with explained(path), open_regular(path) as file:
+        head = file.read(64)
     suffix = path.suffix.lower()
     if head.startswith(gguf.MAGIC):
         return "repeng-gguf"
@@ -105,7 +191,7 @@ def sniff(path: Path) -> str:
     if head.startswith(b"PK"):
         return "npz" if suffix == ".npz" else "torch"
     if suffix == ".safetensors" or head[8:9] == b"{":
-        return "mlx-lens-tui"
+        return OURS
     if head.lstrip()[:1] == b"{":
         return "vllm-lens-json"
     if suffix in (".pt", ".pth", ".bin"):

@@ -3,8 +3,9 @@
 ``direction.L`` is the output of block L, counted from 0: repeng takes it from
 ``hidden_states[L + 1]`` and adds it to the output of block L (repeng
 ``extract.batched_get_hiddens``, ``control.ControlModule``). repeng itself leaves
-out block 0, and llama.cpp refuses ``direction.0``. GGUF is read here by hand:
-it takes fewer lines than a dependency, and every count is checked against the file.
+out block 0, and llama.cpp refuses ``direction.0``. GGUF is read here by hand, not by the ``gguf`` package: that one
+makes Python objects of every value of every array in the header before anything can be looked at, with no bound
+on how many, so that a hostile file of some hundred megabytes (sparse: of none) takes minutes and gigabytes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ..errors import LensError
 from ..read_files import AGAIN, shown
 from ..sanitise import one_line
 from ..vectors import SteeringVector
-from .common import Found, by_layer, raw, read_bytes
+from .common import Entry, Found, by_layer, raw, read_whole
 
 MAGIC = b"GGUF"
 _ALIGN = 32
@@ -37,6 +38,7 @@ _BF16 = 30
 class _Cursor:
     data: bytes
     at: int = 0
+    items: int = 0
 
     def take(self, count: int) -> bytes:
         if count < 0 or self.at + count > len(self.data):
@@ -50,21 +52,32 @@ class _Cursor:
     def text(self) -> str:
         return self.take(self.number("Q")).decode("utf-8", "replace")
 
-    def value(self, kind: int, depth: int = 0) -> Any:
+    def value(self, kind: int) -> Any:
         if kind == _STRING:
             return self.text()
-        if kind == _ARRAY and depth < 4:
-            inner, count = self.number("I"), self.number("Q")
-            if count > _MAX_ITEMS:
-                raise ValueError("too many values")
-            return [self.value(inner, depth + 1) for _ in range(count)]
+        if kind == _ARRAY:
+            return self.skip_array()
         return self.number(_SCALARS[kind])
+
+    def skip_array(self) -> None:
+        """Arrays are nothing that a control vector is described by."""
+        inner, count = self.number("I"), self.number("Q")
+        if inner in _SCALARS:
+            self.take(count * struct.calcsize(_SCALARS[inner]))
+            return
+        self.items += count
+        if inner != _STRING or self.items > _MAX_ITEMS:
+            raise ValueError("arrays without end")
+        for _ in range(count):
+            self.take(self.number("Q"))
 
 
 def read(path: Path) -> Found:
     """The directions of a control vector file. Raises ``LensError`` for any other GGUF."""
     try:
-        return _parse(path, _Cursor(read_bytes(path)))
+        return _parse(path, _Cursor(read_whole(path)))
+    except LensError:
+        raise
     except (ValueError, KeyError, struct.error, OverflowError) as error:
         raise LensError(f"{shown(path)} is no whole GGUF file ({one_line(str(error), 40)}).", AGAIN) from error
 
@@ -97,17 +110,17 @@ def _parse(path: Path, cursor: _Cursor) -> Found:
     if kind != "controlvector":
         raise LensError(f"{shown(path)} is a GGUF of {one_line(str(kind), 40)}, not a control vector.")
     infos = [_info(cursor) for _ in range(n_tensors)]
-    align = int(values.get("general.alignment", _ALIGN))
-    if align < 1:
+    align = values.get("general.alignment", _ALIGN)
+    if type(align) is not int or not 1 <= align <= 1 << 16:
         raise ValueError("alignment")
     base = cursor.at + -cursor.at % align
-    rows = [
-        (_layer(path, name), _tensor(cursor.data, base, shape, code, offset))
+    entries = [
+        Entry("", _layer(path, name), _tensor(cursor.data, base, shape, code, offset))
         for name, shape, code, offset in infos
         if name.startswith("direction.")
     ]
     facts = {"model_hint": one_line(str(values.get("controlvector.model_hint", "")), 120)}
-    return Found(rows, facts=facts)
+    return Found(entries, counted=True, facts=facts)
 
 
 def _info(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:

@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LensError
-from ..read_files import AGAIN, shown
+from ..read_files import AGAIN, parse_json, shown
 from ..sanitise import one_line
 from ..vectors import SteeringVector
-from .common import MAX_BYTES, Found, by_layer, raw, read_bytes
+from .common import MAX_BYTES, Entry, Found, by_layer, raw, read_whole
 
 _DTYPES = {"float32": "<f4", "float16": "<f2", "float64": "<f8", "int16": "<i2"}
 
@@ -31,26 +31,23 @@ _DTYPES = {"float32": "<f4", "float16": "<f2", "float64": "<f8", "int16": "<i2"}
 def read(path: Path) -> Found:
     """The vectors of a vLLM-Lens file; ``scale`` and ``norm_match`` are kept among the facts."""
     try:
-        data = json.loads(read_bytes(path))
+        data = parse_json(read_whole(path), shown(path))
         rows = _activations(path, data["activations"])
         layers = data["layer_indices"]
         if not isinstance(layers, list) or not all(type(at) is int for at in layers) or len(layers) != len(rows):
             raise ValueError("layer_indices do not fit the activations")
         scale = float(data.get("scale", 1.0))
-    except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
+    except LensError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, binascii.Error) as error:
         reason = one_line(f"{type(error).__name__}: {error}", 80)
         raise LensError(f"{shown(path)} is no vLLM-Lens vector ({reason}).", AGAIN) from error
-    if rows.ndim == 3 and rows.shape[1] != 1:
-        raise LensError(
-            f"{shown(path)} holds a vector for each of {rows.shape[1]} positions.",
-            "Take one position and save it as [n_layers, d_model].",
-        )
-    rows = rows.reshape(len(rows), rows.shape[-1])
     positions = data.get("position_indices")
     facts = {"scale": scale if math.isfinite(scale) else 1.0, "norm_match": data.get("norm_match") is True}
     if isinstance(positions, list):
         facts["positions"] = [at for at in positions if type(at) is int]  # type: ignore[assignment]
-    return Found(list(zip(layers, rows, strict=True)), facts=facts)
+    entries = [Entry("", layer, row) for layer, row in zip(layers, rows, strict=True)]
+    return Found(entries, counted=True, facts=facts)
 
 
 def write(path: Path, vectors: Sequence[SteeringVector]) -> bytes:
