@@ -77,10 +77,13 @@ def _sae_path(name: str, model: str) -> str:
     return str(own) if plain and own.is_dir() else str(bundled.get(name, name))
 
 
-def _vector_path(named: str, model: str) -> Path:
-    """A vector's file: the one that is there, or that of the bundled vector of this name."""
-    if Path(named).exists() or model != demo.NAME:
-        return Path(named)
+def _vector_path(named: str, model: str) -> Path | str:
+    """A vector's file (``FILE:NAME`` too): the one that is there, or that of the bundled vector of this name."""
+    from lens_tui.records.vector_formats import vector_file
+
+    named = str(Path(named).expanduser())
+    if vector_file(named)[0].exists() or model != demo.NAME:
+        return named
     ready = demo.ready_vector(named)
     if ready is None:
         known = ", ".join(f"{vector.name}*{vector.scale:g}" for vector in demo.vectors())
@@ -118,9 +121,12 @@ class Vectors:
             if term.layer is None:
                 raise LensError(f"random:{term.source} has no layer.", f"Write random:{term.source}@LAYER*SCALE.")
             return random_unit(self._lens, f"random {term.source}", term.layer, seed=int(term.source))
-        from lens_tui.records.vectors_io import load_vector
+        from lens_tui.records.vector_formats import load_one
 
-        return load_vector(_vector_path(term.source, self._model), d_model=self._lens.d_model)
+        path = _vector_path(term.source, self._model)
+        n_layers, layer = self._lens.n_layers, term.layer
+        layer = layer + n_layers if layer is not None and layer < 0 else layer
+        return load_one(path, layer=layer, elsewhere=True, d_model=self._lens.d_model, n_layers=n_layers)
 
     @property
     def sae(self) -> SAE:

@@ -128,14 +128,22 @@ def from_token(
     return from_array(lens, name or f"token {shown}", values, where, site=site, origin=Origin("token", facts))
 
 
-def load_for(lens: LensModel, path: Path | str, *, layer: int | None = None) -> tuple[SteeringVector, ...]:
+def load_for(
+    lens: LensModel,
+    path: Path | str,
+    *,
+    layer: int | None = None,
+    name: str | None = None,
+    position: int | None = None,
+) -> tuple[SteeringVector, ...]:
     """The vectors of a file of any known format, checked against this model: width, layers, and the model they name.
 
-    ``layer`` as in ``records.vector_formats.load_vectors``. A GGUF or CAA file only hints at its model, with no name
-    that could be compared; the hint is in ``origin.facts["model_hint"]``. Raises :class:`LensError` for a vector of
-    another width or model, and for a layer that this model does not have.
+    ``layer``, ``name`` and ``position`` as in ``records.vector_formats.load_vectors``. A GGUF or CAA file only hints at
+    its model, with no name that could be compared; the hint is in ``origin.facts["model_hint"]``. Raises
+    :class:`LensError` for a vector of another width or model, and for a layer that this model does not have.
     """
-    found = load_vectors(path, layer=None if layer is None else lens.registry.decoder.index(layer))
+    at = None if layer is None else lens.registry.decoder.index(layer)
+    found = load_vectors(path, layer=at, name=name, position=position, n_layers=lens.n_layers)
     for vector in found:
         where = lens.registry.decoder.index(vector.layer)
         check_fit(vector, model=lens.info.name)

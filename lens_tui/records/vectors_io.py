@@ -31,7 +31,7 @@ _MAX_HEADER = 4 << 20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VectorFile:
-    """A file of the vectors folder: the vector it holds, or why it cannot be read."""
+    """A file of the vectors folder: the vector it holds, or why it is not known which that is."""
 
     path: Path
     vector: SteeringVector | None
@@ -84,11 +84,18 @@ def check_fit(vector: SteeringVector, *, d_model: int | None = None, model: str 
 
 
 def list_vectors(folder: Path | None = None) -> list[VectorFile]:
-    """The vectors of a folder (the user's own by default) by name, unreadable ones with the reason."""
+    """The vector files of a folder (the user's own by default), of any format, by name.
+
+    Those that do not give one vector without being asked which, or cannot be read, come with the reason.
+    """
+    from .vector_formats import SUFFIXES, load_one
+
     found = []
-    for file in sorted((folder or paths.vectors_folder()).glob(f"*{SUFFIX}")):
+    for file in sorted((folder or paths.vectors_folder()).glob("*")):
+        if file.suffix.lower() not in SUFFIXES or file.name.startswith("."):
+            continue
         try:
-            found.append(VectorFile(file, _read(file)))
+            found.append(VectorFile(file, load_one(file)))
         except LensError as error:
             found.append(VectorFile(file, None, one_line(str(error), 300)))
     return found

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lens_tui.records import Arm, Intervention, Sampling
+from lens_tui.records import Arm, Intervention, Sampling, SteeringVector
 from lens_tui.records.codec import to_json
 from lens_tui.records.modes import POSITIONS, mode_of, told
 from lens_tui.tui.run_text import ArmText, RunText
@@ -113,8 +113,9 @@ def as_command(run: RunText, sae: str = "") -> str:
     words = ["mlx-lens-tui", "compare", "--model", run.source or run.model or "demo"]
     left_out: list[str] = []
     for arm in run.arms[1:]:
-        terms = [_term(item) for item in arm.interventions if item.enabled]
-        missing = [item for item in arm.interventions if item.enabled and not _term(item)]
+        acting = [item for item in arm.interventions if item.enabled]
+        terms = [_term(item, run.source or run.model) for item in acting]
+        missing = [item for item, term in zip(acting, terms, strict=True) if not term]
         left_out += [getattr(getattr(item, "vector", None), "name", item.id) for item in missing]
         known = [term for term in terms if term]
         if known:
@@ -129,7 +130,7 @@ def as_command(run: RunText, sae: str = "") -> str:
     return command + (f"  # without {', '.join(left_out)}" if left_out else "")
 
 
-def _term(item: Intervention) -> str:
+def _term(item: Intervention, model: str) -> str:
     acting, vector = told(item), getattr(item, "vector", None)
     if acting is None or vector is None or item.positions.kind not in POSITIONS:
         return ""
@@ -141,9 +142,22 @@ def _term(item: Intervention) -> str:
             return f"f{facts['feature']}{where}"
         case "random":
             return f"random:{facts['seed']}{where}"
-        case "file" if "path" in facts:
-            return f"{facts['path']}{where}"
-    return ""
+    return f"{source}{where}" if (source := _file_of(vector, item.layer, model)) else ""
+
+
+def _file_of(vector: SteeringVector, layer: int, model: str) -> str:
+    """The bundled vector's name or the file that a vector is from, as ``--arm`` names it; ``""`` if there is none."""
+    from lens_tui import demo
+
+    facts = vector.origin.facts
+    path = str(facts.get("path", ""))
+    if (ready := demo.ready_vector(path)) is not None and model in (demo.NAME, ""):
+        return ready.name
+    words = [str(facts[key]) for key in ("name", "position") if key in facts]
+    # Of a file with several layers, @LAYER picks: a row that was moved to another layer cannot be said.
+    if not Path(path).is_file() or (layer != vector.layer and "row" in facts) or any(":" in word for word in words):
+        return ""
+    return ":".join([path, *words])
 
 
 def _options(sampling: Sampling) -> Sequence[str]:

@@ -16,7 +16,7 @@ from tests.fakes import unit_vector
 
 
 def add(arm: str, model: str = demo.NAME) -> Add:
-    lens = cast(Any, SimpleNamespace(d_model=384))
+    lens = cast(Any, SimpleNamespace(n_layers=8, d_model=384))
     (item,) = Vectors(lens, "", model).arm(parse_arm(arm)).interventions
     assert isinstance(item, Add)
     return item

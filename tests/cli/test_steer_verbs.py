@@ -123,3 +123,42 @@ def test_vectors_from_tokens_features_and_sums(model: Path, sae: Path, tmp_path:
     rest = json.loads(run("vector", "sum", "rest", *terms, "--without", "-m", model, "-s", sae, "--json"))
     (left,) = load_vectors(rest["file"])
     assert abs(float(left.direction @ b.direction)) < 1e-6
+
+
+@pytest.mark.parametrize("suffix", [".gguf", ".npy", ".npz", ".json", ".safetensors"])
+def test_an_arm_and_a_sum_read_what_out_writes(model: Path, tmp_path: Path, suffix: str) -> None:
+    out, total = tmp_path / f"king{suffix}", tmp_path / f"twice{suffix}"
+    run("vector", "token", "id:300", "-l", 1, "-m", model, "-o", out)
+    same = json.loads(run("compare", PROMPT, "-m", model, "--arm", f"{out}@1*8", "--max-tokens", 2, "--json"))
+    assert same["arms"][1]["interventions"][0]["layer"] == 1
+    kept = json.loads(run("vector", "sum", "same", f"{out}@1", "-m", model, "--json"))
+    assert kept["origin"]["path"] == str(out)
+    run("vector", "sum", "twice", f"{out}@1*2", f"{out}@1", "-m", model, "-o", total)
+    (made,), (read,) = load_vectors(total, layer=1), load_vectors(out, layer=1)
+    np.testing.assert_allclose(made.direction, read.direction, atol=1e-6)
+
+
+def test_an_arm_names_row_entry_and_position_of_files_of_others(model: Path, tmp_path: Path) -> None:
+    lens = LensModel(str(model))
+    n, width = lens.n_layers, lens.d_model
+    hidden = np.random.default_rng(0).normal(size=(n + 1, width)).astype(np.float32)
+    np.save(tmp_path / "hidden.npy", hidden)
+    np.savez(tmp_path / "named.npz", evil=hidden[0], kind=hidden[1])
+    np.save(tmp_path / "positions.npy", np.stack([hidden[:n], hidden[1:]]))
+
+    for term, row, layer in (
+        ("hidden.npy@1", hidden[2], 1),
+        ("hidden.npy@-1", hidden[n], n - 1),
+        ("named.npz:kind@1", hidden[1], 1),
+        ("positions.npy:-1@0", hidden[1], 0),
+    ):
+        item = json.loads(run("vector", "sum", "same", tmp_path / term, "-m", model, "--json"))
+        assert item["layer"] == layer
+        assert item["norm"] == pytest.approx(float(np.linalg.norm(row)), rel=1e-5)
+    for term, said in (
+        ("hidden.npy*8", "takes one at a time"),
+        ("named.npz@1*8", "vectors named evil, kind"),
+        ("named.npz:evil*8", "does not say which layer"),
+        ("positions.npy@1*8", "2 positions"),
+    ):
+        assert said in run("compare", PROMPT, "-m", model, "--arm", str(tmp_path / term), code=2)

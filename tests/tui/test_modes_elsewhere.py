@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
+import numpy as np
 import pytest
 
+from lens_tui import demo
 from lens_tui.cli.arms import parse_arm
 from lens_tui.records import Origin, Positions
 from lens_tui.records.modes import MODES, POSITIONS
+from lens_tui.records.vector_formats import load_one
+from lens_tui.records.vectors_io import save_vector
 from lens_tui.tui.run_export import as_command
 from lens_tui.tui.run_text import RunText
 from lens_tui.tui.session import SessionStore
@@ -14,11 +21,11 @@ from lens_tui.tui.widgets.lane import strength
 from tests.fakes import DEMO_MODEL, unit_vector
 
 
-def run_of(mode: str, kind: str, origin: Origin) -> RunText:
+def run_of(mode: str, kind: str, origin: Origin, layer: int = 4) -> RunText:
     store = SessionStore()
     store.update(model=DEMO_MODEL, prompt="Once")
     positions = None if kind == "all" else Positions(kind)  # type: ignore[arg-type]
-    store.add_steer(unit_vector("v", origin=origin), scale=0.5, mode=mode, positions=positions)
+    store.add_steer(unit_vector("v", layer, origin=origin), scale=0.5, mode=mode, positions=positions)
     return RunText.begin(1, store.session)
 
 
@@ -36,6 +43,30 @@ def test_the_copied_command_says_mode_and_positions(mode: str, kind: str) -> Non
 def test_what_a_command_cannot_say_is_named() -> None:
     command = as_command(run_of("norm_match", "all", Origin("arithmetic", {})))
     assert command.endswith("# without v")
+
+
+def test_a_vector_of_a_file_is_named_by_it(tmp_path: Path) -> None:
+    rows = np.eye(10, 384, dtype=np.float32)[:9]
+    np.save(tmp_path / "hidden.npy", rows)
+    np.savez(tmp_path / "named.npz", evil=rows[0], kind=rows[1])
+    own = save_vector(unit_vector("own", 4, origin=Origin("arithmetic", {})), tmp_path / "own.safetensors")
+    for source, layer in ((str(own), 4), (f"{tmp_path}/hidden.npy", 4), (f"{tmp_path}/named.npz:kind", 2)):
+        vector = load_one(source, layer=layer, n_layers=8)
+        command = as_command(run_of("add", "all", vector.origin, vector.layer))
+        assert "# without" not in command
+        (term,) = parse_arm(shlex.split(command)[5].split("=")[-1]).terms
+        assert (term.source, term.layer, term.scale) == (source, layer, 0.5)
+        again = load_one(term.source, layer=term.layer, n_layers=8)
+        assert np.array_equal(again.direction, vector.direction)
+    own.unlink()
+    assert as_command(run_of("add", "all", Origin("arithmetic", {"path": str(own)}))).endswith("# without v")
+
+
+def test_a_bundled_vector_is_named() -> None:
+    ready = demo.vectors()[0]
+    vector = load_one(ready.path)
+    command = as_command(run_of("add", "all", Origin("prompts", vector.origin.facts), vector.layer))
+    assert f"{ready.name}@{vector.layer}*0.5" in command
 
 
 def test_a_lane_says_what_is_done_in_it() -> None:

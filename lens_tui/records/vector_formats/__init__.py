@@ -50,7 +50,18 @@ WRITERS: dict[str, Callable[[Path, Sequence[SteeringVector]], bytes]] = {
     ".npy": numpy_files.write_npy,
     ".npz": numpy_files.write_npz,
 }
-__all__ = ["READERS", "WRITERS", "check_fit", "load_one", "load_vectors", "save_vectors", "sniff", "vector_file"]
+SUFFIXES = (*WRITERS, ".pt", ".pth")
+__all__ = [
+    "READERS",
+    "SUFFIXES",
+    "WRITERS",
+    "check_fit",
+    "load_one",
+    "load_vectors",
+    "save_vectors",
+    "sniff",
+    "vector_file",
+]
 
 
 def load_vectors(
@@ -94,24 +105,26 @@ def load_vectors(
 
 
 def load_one(
-    path: Path | str, *, layer: int | None = None, d_model: int | None = None, n_layers: int | None = None
+    path: Path | str,
+    *,
+    layer: int | None = None,
+    elsewhere: bool = False,
+    d_model: int | None = None,
+    n_layers: int | None = None,
 ) -> SteeringVector:
     """The one vector that a path names, as :func:`load_vectors` reads it: for an arm, a row of the bench, a sum.
 
-    ``layer`` picks one of several and says it where the file does not. A file of one vector with a layer of
-    its own keeps that, whatever ``layer`` is: the caller may act with it elsewhere.
+    ``elsewhere``: a file of one vector may name another layer than ``layer``; the vector keeps its own, and the caller
+    acts with it where it likes.
     """
-    found = load_vectors(path, layer=None, d_model=d_model, n_layers=n_layers) if layer is None else ()
-    if layer is not None:
-        try:
-            found = load_vectors(path, layer=layer, d_model=d_model, n_layers=n_layers)
-        except LensError as error:
-            try:
-                found = load_vectors(path, d_model=d_model, n_layers=n_layers)
-            except LensError:
-                raise error from None
-            if len(found) != 1:
-                raise
+    try:
+        found = load_vectors(path, layer=layer, d_model=d_model, n_layers=n_layers)
+    except LensError:
+        if layer is None or not elsewhere:
+            raise
+        found = load_vectors(path, d_model=d_model, n_layers=n_layers)
+        if len(found) != 1:
+            raise
     if len(found) != 1:
         layers = sorted({vector.layer for vector in found})
         listed = ", ".join(map(str, layers[:40]))

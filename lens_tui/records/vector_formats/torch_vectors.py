@@ -8,6 +8,7 @@ Of other dictionaries the keys are layers or names; an entry ``layer`` that is a
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,7 +32,7 @@ def read(path: Path) -> Found:
     if isinstance(value, TorchTensor):
         layer, model = named(path.stem)
         facts = {"model_hint": model} if model else {}
-        site = "resid_pre" if path.stem == "mean_diffs" and value.array.ndim == 3 else "resid_post"
+        site = "resid_pre" if path.stem == "mean_diffs" and len(value.array.shape) == 3 else "resid_post"
         return Found([Entry("", layer, _numbers(path, value))], site=site, counted=True, facts=facts)
     if isinstance(value, Fields):
         kind = value.values.get("layer_type", "decoder_block")
@@ -67,6 +68,6 @@ def _entries(path: Path, value: Any) -> list[Entry]:
 
 
 def _numbers(path: Path, tensor: TorchTensor) -> Row:
-    if tensor.array.nbytes > MAX_BYTES:
+    if 4 * math.prod(tensor.array.shape) > MAX_BYTES:
         raise LensError(f"{shown(path)} is too large for steering vectors.", "Is it a model?")
     return tensor.float32()

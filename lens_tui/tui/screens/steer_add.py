@@ -96,7 +96,9 @@ class AddActions(_Base):
     def _from_file(self, chosen: str | None) -> None:
         if chosen:
             ready = demo.ready_vector(chosen)
-            self._make(VectorFromFile(chosen), ready.scale if ready else None)
+            typed = {"path": chosen}  # what the file leaves open can be added
+            again = None if ready else lambda said: self._ask(forms.vector_file(), typed, said)
+            self._make(VectorFromFile(chosen), ready.scale if ready else None, again)
         elif chosen is not None:
             self._ask(forms.vector_file())
 

@@ -186,7 +186,7 @@ def random(model: ModelInfo, row: Steer | None) -> Form:
 def vector_file() -> Form:
     """From a vector file that is elsewhere."""
     fields = (
-        Field("path", "file", hint=".safetensors .gguf .npy .npz .json .pt", check=a_file),
+        Field("path", "file", hint=".safetensors .gguf .npy .npz .json .pt; FILE:NAME of several", check=a_vector_file),
         Field("layer", "layer", hint="empty: what the file says", check=_maybe(whole(0))),
     )
 
@@ -206,6 +206,13 @@ def texts(typed: str) -> tuple[str, ...]:
 def a_file(text: str) -> str:
     """A check for the path of a file that is there."""
     return "" if text.strip() and Path(text.strip()).expanduser().is_file() else "a file that is there"
+
+
+def a_vector_file(text: str) -> str:
+    """As :func:`a_file`, with a name after it: ``FILE:NAME``."""
+    from lens_tui.records.vector_formats import vector_file
+
+    return a_file(str(vector_file(Path(text.strip()).expanduser())[0])) if text.strip() else a_file("")
 
 
 def free(text: str) -> str:

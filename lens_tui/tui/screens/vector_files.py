@@ -85,7 +85,8 @@ class VectorFileScreen(Dialog["str | None"]):
 
 def _word(file: VectorFile) -> str:
     if file.vector is None:
-        return "cannot be read"  # why is said when it is chosen
+        # The whole sentence, and fields to answer it, come when it is chosen.
+        return "cannot be read" if "cannot be read" in file.problem else "of several vectors, or for a layer to be said"
     made_for = f" of {one_line(file.vector.model, 60)}" if file.vector.model else ""
     return f"{file.vector.site} {file.vector.layer}{made_for}"
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lens_tui.records import LensError, SteeringVector
+from lens_tui.records import SteeringVector
 from lens_tui.records.sanitise import one_line
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
@@ -74,20 +74,10 @@ def given(control: Control, job: jobs.VectorGiven, context: Context) -> Iterator
 
 def from_file(control: Control, job: jobs.VectorFromFile, context: Context) -> Iterator[ev.Event]:
     """A vector someone saved, if it is as wide as the model's residual stream."""
-    from lens_tui.records.vector_formats import load_vectors
+    from lens_tui.records.vector_formats import load_one
 
     model, file = context.need_model(), Path(job.path).expanduser()
-    found = load_vectors(file, layer=job.layer, d_model=model.d_model)
-    if len(found) != 1:
-        layers = ", ".join(str(vector.layer) for vector in found[:40])
-        hint = f"Say which layer: it has {layers}."
-        raise LensError(
-            f"{one_line(file.name, 80)} holds {len(found)} vectors, and the bench takes one at a time.", hint
-        )
-    (vector,) = found
-    if not 0 <= vector.layer < model.n_layers:
-        where = f"layer {vector.layer}; the model's layers are 0 to {model.n_layers - 1}"
-        raise LensError(f"{one_line(file.name, 80)} is for {where}.", "Use one made for this model.")
+    vector = load_one(file, layer=job.layer, d_model=model.d_model, n_layers=model.n_layers)
     yield made(control, replace(vector, name=one_line(vector.name, 60)), context)
 
 
