@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -101,16 +101,25 @@ def open_app(
     ] = False,
     model: Annotated[str | None, typer.Option("--model", "-m", help="A folder or hub id to load at once.")] = None,
     theme: Annotated[str | None, typer.Option("--theme", help="A theme by name.")] = None,
+    dequantize: Annotated[
+        Literal["auto", "never", "always"] | None,
+        typer.Option(
+            help="Before a verb too: hold quantised and 16-bit weights in float32 (auto: where that is faster)."
+        ),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
     ] = False,
 ) -> None:
     """Open the app, unless a verb follows."""
     if context.invoked_subcommand is not None:
+        from .sources import asked_dequantize
+
+        asked_dequantize.set(dequantize)
         return
     from .open_app import open_app as start
 
-    start(demo=demo, model=model, theme=theme)
+    start(demo=demo, model=model, theme=theme, dequantize=dequantize)
 
 
 @app.command()

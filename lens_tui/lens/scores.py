@@ -56,6 +56,10 @@ class Score:
     forward: Array
     reverse: Array
 
+    def unmoved(self) -> Score:
+        """The score of no steering on the same text."""
+        return Score(self.base, self.base, np.zeros_like(self.forward), np.zeros_like(self.reverse))
+
 
 @dataclass(frozen=True, eq=False)
 class Unsteered:
@@ -92,7 +96,10 @@ def score(lens: LensModel, items: Sequence[Item], known: Unsteered | None = None
             stop = start + len(lead) + len(chosen)
             scores = _scores(logits[start:stop], items[at], None if known.nll is None else known.nll[at])
             _check_finite(lens, items[at], chosen, scores)
-            found[at] += scores
+            # A steering of scale 0 is none, whatever the last bits of a row computed beside others say.
+            found[at] += [
+                one if any(map(acts, plan)) else one.unmoved() for plan, one in zip(chosen, scores, strict=True)
+            ]
             start = stop
     return found
 

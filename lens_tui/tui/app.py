@@ -35,6 +35,7 @@ _log = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from textual.driver import Driver
 
+    from lens_tui.records.info import Dequantize
     from lens_tui.records.session_file import SavedSession
     from lens_tui.worker.protocol import WorkerLike
 
@@ -67,7 +68,8 @@ class LensApp(AppActions, Appearance, Exchange, App[None], inherit_bindings=Fals
     ``open_model`` is loaded once the first frame is up; ``take_up`` is a session
     that was cut off, to be offered; ``problems`` are sentences to show at the
     start, before those about theme and keys; with ``autosave`` this one is kept on disk
-    while it runs. ``history`` is the database that runs are kept in. ``clock`` is seconds on
+    while it runs. ``history`` is the database that runs are kept in,
+    ``dequantize`` how models are loaded. ``clock`` is seconds on
     a steady clock and ``wall`` the time of day; tests give their own.
     """
 
@@ -98,6 +100,7 @@ class LensApp(AppActions, Appearance, Exchange, App[None], inherit_bindings=Fals
         log_path: Path | None = None,
         history: Path | None = None,
         catalog: Catalog | None = None,
+        dequantize: Dequantize = "auto",
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -107,7 +110,8 @@ class LensApp(AppActions, Appearance, Exchange, App[None], inherit_bindings=Fals
         self.begin_exchange(worker)
         self.clock, self.wall = clock, wall
         self.log_path, self.history = log_path, history
-        self.catalog: Catalog = catalog or DiskCatalog()
+        self.catalog: Catalog = catalog or DiskCatalog(dequantize)
+        self.dequantize = dequantize
         self.store = SessionStore(Session(sampling=sampling or Sampling()))
         self.opening = Opening(self)
         self.recovery = Recovery(self)

@@ -14,6 +14,7 @@ from lens_tui.records.log import start_log
 from lens_tui.tui.preferences import preferences
 
 if TYPE_CHECKING:
+    from lens_tui.records.info import Dequantize
     from lens_tui.records.session_file import SavedSession
     from lens_tui.tui.app import LensApp
 
@@ -27,11 +28,12 @@ def run(
     model: str | None = None,
     theme: str | None = None,
     keymap: Mapping[str, str] | None = None,
+    dequantize: Dequantize | None = None,
 ) -> int:
     """Open the app on a terminal and return the exit status.
 
     ``demo`` opens on Generate with the bundled model; ``model`` (a folder, a hub
-    id or ``"demo"``) is loaded at once. ``theme`` and ``keymap`` win over the
+    id or ``"demo"``) is loaded at once. ``theme``, ``keymap`` and ``dequantize`` win over the
     settings. Whatever C code writes to file descriptor 2 goes to the log.
     """
     log_path = start_log()
@@ -40,7 +42,9 @@ def run(
 
         worker = Worker(history=paths.database_file() if preferences().keep_history else None)
         try:
-            app = make_app(worker, demo=demo, model=model, theme=theme, keymap=keymap, log_path=log_path)
+            app = make_app(
+                worker, demo=demo, model=model, theme=theme, keymap=keymap, log_path=log_path, dequantize=dequantize
+            )
             app.run()
             app.recovery.end(well=not app.return_code)
         finally:
@@ -58,6 +62,7 @@ def make_app(
     theme: str | None = None,
     keymap: Mapping[str, str] | None = None,
     log_path: Path | None = None,
+    dequantize: Dequantize | None = None,
 ) -> LensApp:
     """The app as :func:`run` opens it, not yet running."""
     from lens_tui.tui.app import LensApp
@@ -79,6 +84,7 @@ def make_app(
         take_up=None if demo or model else _cut_off(),
         autosave=user.keep_session,
         history=paths.database_file() if user.keep_history else None,
+        dequantize=dequantize or user.dequantize,
     )
 
 
