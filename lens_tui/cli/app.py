@@ -141,6 +141,7 @@ def compare(
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.0,
     min_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.0,
     top_k: Annotated[int, typer.Option(min=0)] = 0,
+    repetition_penalty: Annotated[float, typer.Option(min=0.0, help="Above 1 what was written is less likely.")] = 0.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text again.")] = 0,
     stop: Annotated[
         list[str] | None, typer.Option("--stop", help="A text that ends an arm and is left out of it; may be repeated.")
@@ -156,7 +157,7 @@ def compare(
 
     from .compare import compare as verb
 
-    sampling = Sampling(max_tokens, temp, top_p, min_p, top_k, seed=seed, stop=tuple(stop or ()))
+    sampling = Sampling(max_tokens, temp, top_p, min_p, top_k, repetition_penalty, seed=seed, stop=tuple(stop or ()))
     verb(prompt, arm or [], model=model, sae=sae, sampling=sampling, raw=raw, as_json=json, stream=stream)
 
 
