@@ -24,7 +24,7 @@ from .program import Key, Program
 from .registry import Entry, Plan, Recorder, Resume, Run
 
 if TYPE_CHECKING:
-    from .model import LensModel
+    from .core import Core
     from .tokens import Span
 
 Ids = Sequence[int]
@@ -34,7 +34,7 @@ MAX_ROWS = 32
 
 
 def forward_rows(
-    lens: LensModel,
+    lens: Core,
     rows: Sequence[Ids],
     plans: Sequence[Sequence[Intervention]] = ((),),
     n_prompt: Sequence[int] | None = None,
@@ -73,7 +73,7 @@ def forward_rows(
     return logits
 
 
-def read_rows(lens: LensModel, rows: Sequence[Ids], keys: Sequence[Key]) -> Iterator[tuple[int, dict[Key, mx.array]]]:
+def read_rows(lens: Core, rows: Sequence[Ids], keys: Sequence[Key]) -> Iterator[tuple[int, dict[Key, mx.array]]]:
     """For each row its number and its unsteered activations ``(tokens, width)`` at the sites, evaluated, in batches."""
     per_token = lens.d_model * max(1, len(keys))  # what is kept of a token: all sites of a batch at once
     # A row that is there twice is read once: in a batch of another size its numbers would differ in their last bits.

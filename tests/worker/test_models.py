@@ -134,6 +134,7 @@ def test_what_was_typed(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("[" * 100_000, "cannot be read"),
         ('{"a": "' + "x" * (5 << 20) + '"}', "more than 4 MiB"),
     ],
+    ids=["cut", "a list", "deep", "large"],
 )
 def test_a_config_that_is_none(tmp_path: Path, config: str, message: str) -> None:
     (tmp_path / "config.json").write_text(config)
