@@ -82,7 +82,7 @@ async def test_the_plain_text_in_an_arms_place_has_no_kl_and_a_step_after_the_pa
         assert lane.view.cursor is not None
         assert lane.text is not None
         assert lane.text.parted == 2 < lane.view.cursor
-        assert f"{lane.view.cursor} is of other text" in str(lane.foot.content)
+        assert "other text since 2 “ dog”" in str(lane.foot.content)
         token = lane.text.tokens[lane.view.cursor]
         told = str(lane.inspector.render())
         assert f"KL {nats(token.kl)} nat" in told
@@ -92,6 +92,7 @@ async def test_the_plain_text_in_an_arms_place_has_no_kl_and_a_step_after_the_pa
         await pilot.press("b")
         await settle(app, pilot)
         assert lane.text.number == 0
+        assert (lane.note, "same text" in str(lane.foot.content)) == ("", False)
         assert "nat" in str(lane.strip.render())
         assert "KL to plain" in str(lane.strip.render())  # the key to the bars, and no bars of the baseline's zeros
 
