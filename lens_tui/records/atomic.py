@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,6 +15,7 @@ from .errors import LensError
 from .process import is_alive
 
 _SUFFIX = ".partial"
+_DAY = 86_400.0
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -59,13 +61,18 @@ def write_with(path: Path, fill: Callable[[BinaryIO], object]) -> None:
 
 
 def remove_leftovers(folder: Path) -> int:
-    """Delete what writers killed in mid-write left in ``folder``; returns how many. Live writers are spared."""
+    """Delete what writers killed in mid-write left in ``folder``; returns how many.
+
+    Live writers are spared, for a day: by then the number is another process's.
+    """
     removed = 0
     for partial in folder.glob(f".*{_SUFFIX}"):
         owner = partial.name.removesuffix(_SUFFIX).rpartition(".")[2].partition("-")[0]
-        if not (owner.isdigit() and is_alive(int(owner))):
-            partial.unlink(missing_ok=True)
-            removed += 1
+        with contextlib.suppress(OSError):
+            recent = time.time() - partial.stat().st_mtime < _DAY
+            if not (recent and owner.isdigit() and is_alive(int(owner))):
+                partial.unlink()
+                removed += 1
     return removed
 
 

@@ -2,7 +2,8 @@
 
 On Linux these follow XDG, on macOS ``~/Library``. With ``LENS_TUI_HOME`` set
 everything is under that folder, which is what tests and portable installs use.
-Asking for a path never creates anything.
+Asking for a path never creates anything; :func:`refusal`, which says why a
+folder cannot be written, makes it.
 """
 
 from __future__ import annotations
@@ -64,14 +65,31 @@ def database_file() -> Path:
     return folder("data") / "lens.sqlite3"
 
 
+def sessions_folder() -> Path:
+    """What was on the screen of each app that runs or was cut off, a file a process, to take up again."""
+    return folder("state") / "sessions"
+
+
 def session_file() -> Path:
-    """What was on the screen, to take up again after a crash."""
+    """Where versions up to 0.1 kept the one session there was."""
     return folder("state") / "session.json"
 
 
 def recent_file() -> Path:
     """Model folders and ids used lately."""
     return folder("state") / "recent.json"
+
+
+def refusal(place: Path) -> str:
+    """Why nothing can be written into a folder, in the system's words; empty if something can. Makes the folder."""
+    probe = place / f".{os.getpid()}.probe"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT, 0o600))
+        probe.unlink()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def log_file() -> Path:

@@ -1,10 +1,17 @@
-"""What the app was about, saved at each change, so that the next start can take it up again."""
+"""What the app was about, saved at each change, so that the next start can take it up again.
+
+Each process has a file of its own, so two windows never write the same one. A
+file is whose app still runs, or it is left by one that was killed.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +21,17 @@ from .codec import positions_from_json, sampling_from_json, to_json, vector_from
 from .errors import LensError
 from .interventions import Positions
 from .modes import mode_of
-from .process import is_alive
+from .process import is_alive, own_birth
+from .read_files import FileAbsent, explained, read_json
 from .run import TokenWeight
 from .sampling import Sampling
 from .sanitise import sanitise_token
 from .vectors import SteeringVector
 
 _VERSION = 1
+_MAX_BYTES = 256 << 20
+MOST_KEPT = 20
+"""Sessions that were cut off and neither taken up nor forgotten."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,62 +66,130 @@ class SavedSession:
     steers: tuple[SavedSteer, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class CutOff:
+    """A session that an app did not end well. ``session`` is ``None`` where ``problem`` says why it cannot be read.
+
+    ``changed`` is when it was last written, seconds since 1970.
+    """
+
+    path: Path
+    changed: float
+    session: SavedSession | None = None
+    problem: str = ""
+
+
+_STARTED = f"{time.time_ns():x}"
+
+
+def own_file() -> Path:
+    """The file of this process. Its name was never another's: the number of a process is used again."""
+    return paths.sessions_folder() / f"{os.getpid()}-{_STARTED}.json"
+
+
 def save_session(session: SavedSession, path: Path | None = None) -> None:
     """Write the session, whole or not at all. Raises :class:`LensError` if the disk refuses."""
-    atomic.write_json(path or paths.session_file(), _to_json(session))
+    # Escaped, for a prompt may hold what has no UTF-8.
+    text = json.dumps(_to_json(session), allow_nan=False, separators=(",", ":"))
+    atomic.write_text(path or own_file(), text + "\n")
 
 
 def read_session(path: Path | None = None) -> SavedSession | None:
     """The session last written, or ``None`` if there is none. Raises :class:`LensError` if the file is damaged."""
-    file = path or paths.session_file()
+    file = path or own_file()
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-        return _from_json(data)
-    except FileNotFoundError:
+        return _read(file)[0]
+    except FileAbsent:
         return None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise LensError(f"The saved session {file} cannot be read: {error}", "Delete it to start afresh.") from error
 
 
-def interrupted_session(path: Path | None = None) -> SavedSession | None:
-    """The session of an app that was killed, or ``None``: it ended well, still runs, or left nothing readable."""
-    file = path or paths.session_file()
-    try:
-        owner = int(json.loads(file.read_text(encoding="utf-8"))["owner"])
-        if owner == os.getpid() or is_alive(owner):
-            return None
-        atomic.remove_leftovers(file.parent)
-        return read_session(file)
-    except (LensError, OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
+def interrupted_sessions(folder: Path | None = None) -> list[CutOff]:
+    """Every session that was cut off, newest first: of apps that neither ended well nor still run.
+
+    One that cannot be read is put aside under another name, which its
+    ``problem`` says; one of a newer version is left as it is. At most
+    ``MOST_KEPT`` are kept: older ones are deleted.
+    """
+    place = folder or paths.sessions_folder()
+    files = [*place.glob("*.json"), *([paths.session_file()] if folder is None else [])]
+    found = [item for file in files if (item := _cut_off(file)) is not None]
+    found.sort(key=lambda item: item.changed, reverse=True)
+    readable = [item for item in found if item.session is not None]
+    for old in readable[MOST_KEPT:]:
+        forget_session(old.path)
+    with contextlib.suppress(OSError):
+        atomic.remove_leftovers(place)
+    return [item for item in found if item not in readable[MOST_KEPT:]]
 
 
 def forget_session(path: Path | None = None) -> None:
-    """The app ended well: there is nothing to take up."""
-    (path or paths.session_file()).unlink(missing_ok=True)
+    """The app ended well, or nobody wants it: there is nothing to take up."""
+    with contextlib.suppress(OSError):
+        (path or own_file()).unlink()
+
+
+def _cut_off(file: Path) -> CutOff | None:
+    try:
+        changed = file.lstat().st_mtime
+    except OSError:
+        return None
+    try:
+        session, owner, born = _read(file)
+    except FileAbsent:
+        return None
+    except _Newer as error:
+        return CutOff(file, changed, problem=str(error))
+    except LensError as error:
+        aside = file.with_name(file.name + ".unreadable")
+        try:
+            file.replace(aside)
+        except OSError:
+            aside = file
+        return CutOff(aside, changed, problem=f"{error.message} It is kept as {aside}.")
+    if owner == os.getpid() and born in ("", own_birth()):
+        return None
+    return None if is_alive(owner, born) else CutOff(file, changed, session)
+
+
+def _read(file: Path) -> tuple[SavedSession, int, str]:
+    """A session, the process it belongs to, and when that began (empty if the file does not say)."""
+    data = read_json(file, _MAX_BYTES)
+    with explained(file, "Delete it to start afresh."):
+        if int(data["version"]) > _VERSION:
+            raise _Newer(f"A session of a newer version of mlx-lens-tui is kept as {file}.")
+        return _from_json(data), int(data["owner"]), str(data.get("born", ""))
+
+
+class _Newer(LensError):
+    """Written by a newer version."""
 
 
 class Autosaver:
     """Writes the newest session in a thread of its own, at once, and never two at a time.
 
     Nothing happens between changes: no timer, no wake-ups. ``error`` holds what
-    the disk said last, if it refused.
+    the disk said last, if it refused; ``refused`` is called with it on that
+    thread, once until something could be written again.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = path or paths.session_file()
+    def __init__(self, path: Path | None = None, refused: Callable[[LensError], object] = lambda error: None) -> None:
+        self.path = path or own_file()
         self.error: LensError | None = None
+        self._refused = refused
         self._newest: SavedSession | None = None
+        self._replaced: list[Path] = []
         self._changed = threading.Condition()
         self._closed = False
         self._busy = False
         self._thread = threading.Thread(target=self._run, name="autosave", daemon=True)
         self._thread.start()
 
-    def save(self, session: SavedSession) -> None:
-        """Have ``session`` written; returns at once."""
+    def save(self, session: SavedSession, *, in_place_of: Path | None = None) -> None:
+        """Have ``session`` written, then the file deleted whose session it goes on with; returns at once."""
         with self._changed:
             self._newest = session
+            if in_place_of is not None:
+                self._replaced.append(in_place_of)
             self._changed.notify_all()
 
     def flush(self, timeout: float = 2.0) -> bool:
@@ -135,14 +214,26 @@ class Autosaver:
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: self._newest is not None or self._closed)
                 session, self._newest = self._newest, None
+                replaced, self._replaced = self._replaced, []
                 if session is None:
                     return
                 self._busy = True
             try:
                 save_session(session, self.path)
+            except Exception as error:  # whatever is in a session, the next one is tried too
+                self._failed(error, replaced)
+            else:
                 self.error = None
-            except LensError as error:
-                self.error = error
+                for path in replaced:
+                    forget_session(path)
+
+    def _failed(self, error: Exception, replaced: list[Path]) -> None:
+        first = self.error is None
+        self.error = error if isinstance(error, LensError) else LensError(f"The session cannot be written: {error}.")
+        with self._changed:
+            self._replaced = [*replaced, *self._replaced]
+        if first:
+            self._refused(self.error)
 
 
 def _to_json(session: SavedSession) -> dict[str, Any]:
@@ -165,6 +256,7 @@ def _to_json(session: SavedSession) -> dict[str, Any]:
     return {
         "version": _VERSION,
         "owner": os.getpid(),
+        "born": own_birth(),
         "model": session.model,
         "sae": session.sae,
         "screen": session.screen,
@@ -175,8 +267,6 @@ def _to_json(session: SavedSession) -> dict[str, Any]:
 
 
 def _from_json(data: Any) -> SavedSession:
-    if int(data["version"]) > _VERSION:
-        raise ValueError("it was written by a newer version.")
     return SavedSession(
         model=str(data["model"]),
         sae=str(data["sae"]),

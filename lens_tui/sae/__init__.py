@@ -9,13 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
-    "GatedSAE": "load",
-    "GroupMaxSAE": "load",
-    "JumpReLUSAE": "load",
+    "GatedSAE": "kinds",
+    "GroupMaxSAE": "kinds",
+    "JumpReLUSAE": "kinds",
     "Reconstruction": "reconstruction",
-    "SAE": "load",
-    "StandardSAE": "load",
-    "TopKSAE": "load",
+    "SAE": "base",
+    "StandardSAE": "kinds",
+    "TopKSAE": "kinds",
     "TrainConfig": "training",
     "check_fit": "fit",
     "check_fit_with": "fit",
@@ -27,8 +27,10 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
+    from .base import SAE
     from .fit import check_fit, check_fit_with
-    from .load import SAE, GatedSAE, GroupMaxSAE, JumpReLUSAE, StandardSAE, TopKSAE, load_sae, sae_info
+    from .kinds import GatedSAE, GroupMaxSAE, JumpReLUSAE, StandardSAE, TopKSAE
+    from .load import load_sae, sae_info
     from .reconstruction import Reconstruction
     from .splicing import splice, spliced
     from .training import TrainConfig, train

@@ -24,6 +24,7 @@ from lens_tui.tui.activity import Activity
 from lens_tui.tui.app_actions import AppActions
 from lens_tui.tui.appearance import Appearance
 from lens_tui.tui.catalog import Catalog, DiskCatalog
+from lens_tui.tui.defects import Defects
 from lens_tui.tui.exchange import Exchange
 from lens_tui.tui.keys import SCREENS
 from lens_tui.tui.keys.bindings import bindings
@@ -34,9 +35,10 @@ from lens_tui.tui.session import Session, SessionStore
 _log = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from textual.driver import Driver
+    from textual.message import Message
+    from textual.widget import Widget
 
-    from lens_tui.records.info import Dequantize
-    from lens_tui.records.session_file import SavedSession
+    from lens_tui.records.session_file import CutOff
     from lens_tui.worker.protocol import WorkerLike
 
 _CLASSES = {
@@ -65,12 +67,11 @@ class LensApp(AppActions, Appearance, Exchange, App[None], inherit_bindings=Fals
 
     ``start`` is the screen it opens on, ``keymap`` the user's ``[keys]``,
     ``theme`` a theme's name, ``theme_folders`` where to look for more themes.
-    ``open_model`` is loaded once the first frame is up; ``take_up`` is a session
-    that was cut off, to be offered; ``problems`` are sentences to show at the
-    start, before those about theme and keys; with ``autosave`` this one is kept on disk
-    while it runs. ``history`` is the database that runs are kept in,
-    ``dequantize`` how models are loaded. ``clock`` is seconds on
-    a steady clock and ``wall`` the time of day; tests give their own.
+    ``open_model`` is loaded once the first frame is up; ``cut_off`` finds the sessions
+    that were cut off, to be offered; ``notices`` are things to know from the start on;
+    ``problems`` are sentences to show at the start, before those about theme and keys;
+    with ``autosave`` this session is kept on disk while it runs. ``history`` is the database that
+    runs are kept in. ``clock`` is seconds on a steady clock and ``wall`` the time of day; tests give their own.
     """
 
     TITLE = "mlx-lens-tui"
@@ -92,33 +93,33 @@ class LensApp(AppActions, Appearance, Exchange, App[None], inherit_bindings=Fals
         theme: str = themes.DEFAULT_THEME,
         theme_folders: tuple[Path, ...] = (),
         open_model: str | None = None,
-        take_up: SavedSession | None = None,
+        cut_off: Callable[[], Sequence[CutOff]] = tuple,
         sampling: Sampling | None = None,
         tint: str = "tint",
         problems: Sequence[str] = (),
+        notices: Sequence[str] = (),
         autosave: bool = False,
         log_path: Path | None = None,
         history: Path | None = None,
         catalog: Catalog | None = None,
-        dequantize: Dequantize = "auto",
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.DEFAULT_MODE = start  # type: ignore[misc]  # the mode Textual starts in
+        self.defects = Defects(self)
         self.begin_look()
         super().__init__()
         self.begin_exchange(worker)
         self.clock, self.wall = clock, wall
         self.log_path, self.history = log_path, history
-        self.catalog: Catalog = catalog or DiskCatalog(dequantize)
-        self.dequantize = dequantize
+        self.catalog: Catalog = catalog or DiskCatalog()
         self.store = SessionStore(Session(sampling=sampling or Sampling()))
         self.opening = Opening(self)
         self.recovery = Recovery(self)
-        self._open_model, self._take_up, self._autosave = open_model, take_up, autosave
+        self._open_model, self._cut_off, self._autosave = open_model, cut_off, autosave
         self._first_frame = False
         self._after_first_frame: list[Callable[[], object]] = []
-        self.problems = list(problems)
+        self.problems, self._notices = list(problems), tuple(notices)
         self.last_words = ""
         self.use_themes(theme, theme_folders)
         self.use_keymap(keymap or {})
@@ -142,10 +143,14 @@ class LensApp(AppActions, Appearance, Exchange, App[None], inherit_bindings=Fals
             self.call_after_refresh(self.show_problems)
         if self._open_model:
             self.opening.load(self._open_model)
-        if self._take_up is not None:
-            self.recovery.offer(self._take_up)
         if self._autosave:
             self.recovery.follow()
+        if self._notices:
+            self.call_after_refresh(self.tell, " ".join(self._notices))
+        if found := self._cut_off():
+            self.recovery.offer(found)
+        if self.goes_on:
+            self.call_later(self.defects.begin)
 
     def after_first_frame(self, callback: Callable[[], object]) -> None:
         """Call ``callback`` once the first frame is up, at once if it is: for what would hold it back."""
@@ -169,10 +174,29 @@ class LensApp(AppActions, Appearance, Exchange, App[None], inherit_bindings=Fals
         """A short remark, for something that happened out of sight."""
         self.notify(message, markup=False, timeout=4)
 
+    def end(self, status: int) -> None:
+        """End because of something outside, with an exit status that is not 0: the session is kept."""
+        if not self._exit:
+            self.exit(return_code=status)
+
     # ---- when it breaks
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the session goes on after a defect. A test without a terminal is to see it."""
+        return not self.is_headless
+
+    def _start_widget(self, parent: Widget, widget: Widget) -> None:
+        self.defects.watch(widget)
+        super()._start_widget(parent, widget)
+
+    async def _dispatch_message(self, message: Message) -> None:
+        await self.defects.around(super()._dispatch_message, message)
+
     def _handle_exception(self, error: Exception) -> None:
-        """A defect: the whole story goes to the log, one sentence to the terminal once it is ours no more."""
+        """A defect. Where it ends the app, one sentence goes to the terminal once it is ours no more."""
+        if self.defects.survived(error):
+            return
         super()._handle_exception(error)
         _log.error("a defect", exc_info=error)
         self.last_words = f"mlx-lens-tui ran into a defect ({type(error).__name__}). "

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from textual.reactive import reactive
 
     from lens_tui.tui.opening import Opening
+    from lens_tui.tui.recovery import Recovery
     from lens_tui.tui.session import SessionStore
     from lens_tui.worker.protocol import WorkerLike
 
@@ -27,6 +28,7 @@ class AppActions(_Base):
     if TYPE_CHECKING:
         store: SessionStore
         opening: Opening
+        recovery: Recovery
         worker: WorkerLike
         tint: reactive[str]
 
@@ -63,6 +65,7 @@ class AppActions(_Base):
 
     def opened(self, ready: bool) -> None:
         """A model and all it opens with are there, or, if not ``ready``, could not be loaded."""
+        self.recovery.opened(ready)
         wanted, self._run_when_ready = self._run_when_ready, False
         if wanted and ready:
             self.action_run()
@@ -93,6 +96,13 @@ class AppActions(_Base):
 
         self.push_screen(ThemeScreen())
 
+    def action_command_palette(self) -> None:
+        """Everything that can be done here, by name."""
+        from lens_tui.tui.palette import Palette
+
+        if not isinstance(self.screen, Palette):
+            self.push_screen(Palette(id="--command-palette"))
+
     def action_keys(self) -> None:
         """Show every key that works here."""
         from lens_tui.tui.screens.help import HelpScreen
@@ -110,6 +120,12 @@ class AppActions(_Base):
             pane = next((node for node in screen.focused.ancestors_with_self if isinstance(node, Pane)), None)
             if pane is not None:
                 screen.maximize(pane, container=False)
+
+    def action_suspend(self) -> None:
+        """Stop here and give the terminal to the shell; ``fg`` comes back."""
+        suspend = getattr(self._driver, "suspend", None)
+        if suspend is None or not suspend():
+            self.say("There is no shell here to go back to.")
 
     def action_quit_idle(self) -> None:
         """Quit, unless something runs."""

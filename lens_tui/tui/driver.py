@@ -1,16 +1,90 @@
-"""A terminal driver that does not wait to leave.
+"""The terminal driver: leaves at once, survives what terminals send, and gives the terminal back whole.
 
 Textual's driver joins its input thread when an app ends, and that thread looks
 up only every tenth of a second, twice: 0.1 to 0.2 s after the last key for
-nothing. When the app is ending for good, the thread is told to stop and left to
-do so by itself.
+nothing. It ends the app when a terminal sends bytes that are no UTF-8, spins
+when the terminal is gone, and starts twice when a stopped process goes on.
 """
 
 from __future__ import annotations
 
-from functools import cache
+import contextlib
+import logging
+import os
+import re
+import selectors
+import signal
+import sys
+import termios
+import threading
+import time
+from codecs import getincrementaldecoder
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from textual.driver import Driver
+
+if TYPE_CHECKING:
+    from textual._xterm_parser import XTermParser
+    from textual.app import App
+
+_log = logging.getLogger(__name__)
+
+HANGUP = 128 + signal.SIGHUP
+"""The exit status of an app whose terminal is gone."""
+RESTORE = (
+    "\x1b[?2004l\x1b[?7h\x1b[?2048l\x1b[?1000l\x1b[?1003l\x1b[?1015l\x1b[?1006l\x1b[?1016l\x1b[<u\x1b[?1049l"
+    "\x1b[?25h\x1b[?1004l"
+)
+"""Everything the driver may have switched on, switched off: pastes, wrapping, resizes, mouse, keys, screen, focus."""
+_PASTE = re.compile(rb"(\x1b\[20[01]~)")
+_X10_MOUSE = re.compile(rb"\x1b\[M(?:.{3}|.{0,2}\Z)", re.DOTALL)
+_EMPTY_READS = 20  # of a terminal that answers but has nothing to say, a tenth of a second apart
+
+
+class TerminalText:
+    """What a terminal sends as text: bytes that are no UTF-8 are dropped, and so are mouse reports of 1985.
+
+    Those (``ESC [ M`` and three bytes, X10) come from terminals that know no newer form; past column 95 their bytes
+    are no text. What is pasted keeps all but bytes that are no UTF-8.
+    """
+
+    def __init__(self) -> None:
+        self._decode = getincrementaldecoder("utf-8")("ignore").decode
+        self._held = b""
+        self._pasting = False
+
+    def feed(self, data: bytes) -> str:
+        """The text of the next bytes; an unfinished sequence waits for its end."""
+        pieces = _PASTE.split(self._held + data)
+        self._held = b""
+        for place, piece in enumerate(pieces):
+            if place % 2:
+                self._pasting = piece == b"\x1b[200~"
+            elif not self._pasting:
+                pieces[place] = _X10_MOUSE.sub(self._dropped, piece)
+        return self._decode(b"".join(pieces))
+
+    def _dropped(self, report: re.Match[bytes]) -> bytes:
+        if len(report[0]) < 6:
+            self._held = report[0]
+        return b""
+
+
+class _Lasting:
+    """A terminal to write to that may go away: what cannot be written is lost, and no thread dies of it."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self.fileno = file.fileno
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._file.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._file.flush()
 
 
 @cache
@@ -21,10 +95,21 @@ def leaving_driver(base: type[Driver]) -> type[Driver]:
     from textual.drivers.linux_driver import LinuxDriver
 
     class LeavingDriver(LinuxDriver):
-        """Waits for the input thread only where the app goes on (a suspended one needs the terminal back)."""
+        """See the module. ``suspend`` is what ctrl+z does; ``restore_now`` is for a process that ends this moment."""
+
+        def __init__(
+            self, app: App[object], *, debug: bool = False, mouse: bool = True, size: tuple[int, int] | None = None
+        ) -> None:
+            self._no_shell = signal.getsignal(signal.SIGTSTP) is signal.SIG_IGN
+            super().__init__(app, debug=debug, mouse=mouse, size=size)
+            self._out = _Lasting(cast("TextIO", sys.__stderr__))
+            self._file = cast("Any", self._out)
+            self._stopping = self._went_on = False
+
+        # ---- leaving
 
         def disable_input(self) -> None:
-            """Stop reading keys."""
+            """Stop reading keys. Waits for the input thread only where the app goes on."""
             thread = self._key_thread
             if not self._app._exit or thread is None:
                 super().disable_input()
@@ -34,4 +119,140 @@ def leaving_driver(base: type[Driver]) -> type[Driver]:
             # The base class clears the event after its join; without one the thread has not seen it yet.
             self.exit_event.set()
 
+        def _disable_mouse_support(self) -> None:
+            super()._disable_mouse_support()
+            if self._mouse_pixels:
+                self.write("\x1b[?1016l")
+
+        def restore_now(self) -> None:
+            """Give the terminal back without the threads and the loop; never waits for a terminal that is full."""
+            if self._writer_thread is None:
+                return
+            with contextlib.suppress(OSError, ValueError, termios.error):
+                if self.attrs_before is not None:
+                    termios.tcsetattr(self.fileno, termios.TCSANOW, self.attrs_before)
+                    termios.tcflush(self.fileno, termios.TCIFLUSH)
+                out = self._out.fileno()
+                os.set_blocking(out, False)
+                os.write(out, RESTORE.encode())
+                os.set_blocking(out, True)
+
+        # ---- suspending
+
+        def _sigtstp_application(self, *_: object) -> None:
+            self._loop.call_soon_threadsafe(self.suspend)
+
+        def _sigcont_application(self, *_: object) -> None:
+            # Our own stop goes on by itself; after any other the shell may have changed the terminal.
+            self._went_on = True
+            if not self._stopping:
+                self._loop.call_soon_threadsafe(self._again)
+
+        def suspend(self) -> bool:
+            """Give the terminal back, stop the job and come back; false if there is no shell to go back to."""
+            if self._no_shell or self._writer_thread is None:
+                return False
+            self._app.app_suspend_signal.publish(self._app)
+            self.suspend_application_mode()
+            stopped = self._stop()
+            while stopped and not self._in_front():
+                stopped = self._stop()
+            self.resume_application_mode()
+            self._app.app_resume_signal.publish(self._app)
+            self._redraw()
+            return stopped
+
+        def _stop(self) -> bool:
+            """Stop here as the terminal's ctrl+z would; false if the kernel sees nobody who could start us again."""
+            self._stopping, self._went_on = True, False
+            # The others of the job first (a launcher waits for us in it), without stopping before our turn.
+            signal.signal(signal.SIGTSTP, signal.SIG_IGN)
+            os.killpg(os.getpgrp(), signal.SIGTSTP)
+            signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+            signal.pthread_kill(threading.get_ident(), signal.SIGTSTP)  # returns when the job goes on
+            signal.signal(signal.SIGTSTP, self._sigtstp_application)
+            for _ in range(20):  # another thread may have got the news first
+                if self._went_on:
+                    break
+                time.sleep(0.005)
+            self._stopping = False
+            return self._went_on
+
+        def _again(self) -> None:
+            """Another's stop is over: what the terminal was told is told again."""
+            if self._writer_thread is None or self._app._exit or not self._in_front():
+                return
+            self.suspend_application_mode()
+            self.resume_application_mode()
+            self._redraw()
+
+        def _redraw(self) -> None:
+            self._app.refresh(layout=True)
+            self._app.screen.refresh(layout=True)
+
+        def _in_front(self) -> bool:
+            try:
+                return os.tcgetpgrp(self.fileno) == os.getpgrp()
+            except OSError:
+                return True  # not our terminal to ask: go on
+
+        # ---- reading
+
+        def run_input_thread(self) -> None:
+            """Read keys until told to stop, whatever comes; a terminal that is gone ends the app."""
+            from textual._xterm_parser import XTermParser
+
+            text, parser, empty = TerminalText(), XTermParser(self._debug), 0
+            with selectors.SelectSelector() as selector:
+                selector.register(self.fileno, selectors.EVENT_READ)
+                while not self.exit_event.is_set():
+                    if not selector.select(0.1):
+                        parser = self._heard(parser, "")
+                        continue
+                    data = self._read()
+                    if data is None or empty >= _EMPTY_READS:
+                        self._loop.call_soon_threadsafe(partial(self._app.exit, return_code=HANGUP))
+                        return
+                    if not data:
+                        empty += 1
+                        time.sleep(0.1)
+                        continue
+                    empty = 0
+                    parser = self._heard(parser, text.feed(data))
+
+        def _read(self) -> bytes | None:
+            """The next bytes; empty if there were none after all, ``None`` if the terminal is gone."""
+            try:
+                data = os.read(self.fileno, 4096)
+                if not data:
+                    termios.tcgetattr(self.fileno)
+            except (BlockingIOError, InterruptedError):
+                return b""
+            except (OSError, termios.error):
+                return None
+            return data
+
+        def _heard(self, parser: XTermParser, text: str) -> XTermParser:
+            """Hand on what ``text`` says; returns the parser to go on with."""
+            try:
+                for event in parser.feed(text) if text else ():
+                    self.process_message(event)
+                for event in parser.tick():
+                    self.process_message(event)
+            except Exception:
+                if self._loop.is_closed():
+                    self.exit_event.set()
+                    return parser
+                _log.warning("what the terminal sent was not understood: %r", text[:200], exc_info=True)
+                return _as_new(parser)
+            return parser
+
     return LeavingDriver
+
+
+def _as_new(parser: XTermParser) -> XTermParser:
+    """A parser at its beginning that knows what the old one knew of the terminal."""
+    fresh = type(parser)()
+    fresh.mouse_pixels, fresh.terminal_size = parser.mouse_pixels, parser.terminal_size
+    fresh.terminal_pixel_size = parser.terminal_pixel_size
+    return fresh

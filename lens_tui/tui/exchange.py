@@ -100,7 +100,10 @@ class Exchange(_Base):
         activity = self.activity
         with self.batch_update():
             for event in self.worker.drain():
-                activity = self._deliver(event, activity)
+                try:
+                    activity = self._deliver(event, activity)
+                except Exception as error:  # the events behind it have their own screens
+                    self._handle_exception(error)
             if self._remark and activity.state == IDLE:
                 activity, self._remark = replace(activity, note=self._remark), ""
             self.activity = activity
@@ -108,6 +111,14 @@ class Exchange(_Base):
     def remark(self, text: str) -> None:
         """What the status row says once the work at hand is done."""
         self._remark = text
+
+    def tell(self, text: str) -> None:
+        """Say something that should not be missed: for some seconds over the screen, then in the status row."""
+        self.notify(text, markup=False, timeout=12)
+        if self.activity.state == IDLE:
+            self.activity = replace(self.activity, note=text)
+        else:
+            self.remark(text)
 
     def _deliver(self, event: Event, activity: Activity) -> Activity:
         owned = self.book.take(event)

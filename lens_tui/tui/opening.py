@@ -28,20 +28,19 @@ class Opening:
         self.failure: JobFailed | None = None
         self.model = ""
         self.stages: list[str] = []
-        self._sae_path = ""
+        self.wanted_sae = ""
+        """The path of the SAE that belongs to the model, until it is unloaded."""
 
     def load(self, model: str, sae: str = "") -> None:
         """Load a model by ``"demo"``, a folder or a hub id, and then, if one is named, an SAE by its path."""
-        self._sae_path = sae or (demo.default_sae() if model == demo.NAME else "")
+        self.wanted_sae = sae or (demo.default_sae() if model == demo.NAME else "")
         self.model, self.going, self.failure, self.stages, self._waiting = model, True, None, [], []
         if model == demo.NAME and not self._app.store.session.prompt:
             starter = demo.starter()
             self._app.store.update(prompt=starter.prompt, sampling=starter.sampling)
         from lens_tui.worker.jobs import LoadModel
 
-        self._app.submit(
-            LoadModel(model, dequantize=self._app.dequantize), SLOT, lambda event: self._model(model, event)
-        )
+        self._app.submit(LoadModel(model), SLOT, lambda event: self._model(model, event))
 
     def load_sae(self, path: str) -> None:
         """Load an SAE beside the model."""
@@ -53,7 +52,7 @@ class Opening:
         """Free the model and its SAEs."""
         from lens_tui.worker.jobs import UnloadModel
 
-        self.model = ""
+        self.model = self.wanted_sae = ""
         self._app.submit(UnloadModel(), SLOT, lambda event: False)
 
     def _model(self, name: str, event: Event) -> bool:
@@ -62,8 +61,8 @@ class Opening:
         if isinstance(event, ModelLoaded) and name == demo.NAME:
             self._waiting = list(demo.starter().steers) if not self._app.store.session.steers else []
         if isinstance(event, JobDone):
-            if self._sae_path and not event.stopped:
-                self.load_sae(self._sae_path)
+            if self.wanted_sae and not event.stopped:
+                self.load_sae(self.wanted_sae)
             else:
                 self._finish()
         return self._failed(event)

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 
-from textual.command import DiscoveryHit, Hit, Hits, Provider
+from textual.command import CommandPalette, DiscoveryHit, Hit, Hits, Provider
 from textual.content import Content
 
 from lens_tui.tui.host import host
 from lens_tui.tui.keys import by_id
+from lens_tui.tui.screens.dialog import Once
 
 _SKIP = ("move.", "app.commands", "app.next_pane", "app.previous_pane", "app.interrupt")
+
+
+class Palette(CommandPalette, Once[None]):
+    """Textual's palette, closed once."""
 
 
 class LensCommands(Provider):

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lens_tui.records.sanitise import one_line
+from lens_tui.tui.format import ago
 from lens_tui.tui.keys import SCREENS
 from lens_tui.tui.session import Session, Steer
 
 if TYPE_CHECKING:
-    from lens_tui.records.session_file import Autosaver, SavedSession, SavedSteer
+    from lens_tui.records import LensError
+    from lens_tui.records.session_file import Autosaver, CutOff, SavedSession, SavedSteer
     from lens_tui.tui.app import LensApp
 
 
-def saved(session: Session, model: str, screen: str) -> SavedSession:
-    """What of a session is worth taking up again; ``model`` is the id it was loaded by."""
+def saved(session: Session, model: str, screen: str, wanted_sae: str = "") -> SavedSession:
+    """What of a session is worth taking up again; ``model`` is the id it was loaded by.
+
+    ``wanted_sae`` is the path of the SAE that is to be loaded beside it, for as long as none is.
+    """
     from lens_tui.records.session_file import SavedSession, SavedSteer
 
-    sae = next((sae.path for sae in session.saes if sae.id == session.sae), "")
+    sae = next((sae.path for sae in session.saes if sae.id == session.sae), wanted_sae)
     rows = tuple(SavedSteer(row.id, *_facts(row)) for row in session.steers)
     return SavedSession(model, sae, screen, session.prompt, session.sampling, rows)
 
@@ -32,12 +40,14 @@ def _facts(row: Steer | SavedSteer) -> tuple[Any, ...]:
 
 
 class Recovery:
-    """Keeps the session file of one running app."""
+    """Keeps the session file of one running app, and offers those of apps that were cut off."""
 
     def __init__(self, app: LensApp) -> None:
         self._app = app
         self._saver: Autosaver | None = None
         self._open = False
+        self._waiting: list[CutOff] = []
+        self._taking: CutOff | None = None
 
     def follow(self) -> None:
         """Save at every change from now on."""
@@ -45,11 +55,20 @@ class Recovery:
         self._app.store.subscribe(self._changed)
 
     def _changed(self, old: Session, new: Session) -> None:
+        if new != old and self._open and self._taking is None:
+            self._save(new)
+
+    def _save(self, session: Session, in_place_of: Path | None = None) -> None:
         from lens_tui.records.session_file import Autosaver
 
-        if new != old and self._open:
-            self._saver = self._saver or Autosaver()
-            self._saver.save(saved(new, self._app.opening.model, self._app.current_mode))
+        app = self._app
+        self._saver = self._saver or Autosaver(refused=self._refused)
+        session_now = saved(session, app.opening.model, app.current_mode, app.opening.wanted_sae)
+        self._saver.save(session_now, in_place_of=in_place_of)
+
+    def _refused(self, error: LensError) -> None:
+        """The disk refuses, said from the saver's thread."""
+        self._app.call_later(self._app.tell, f"This session is not being kept. {error}")
 
     def end(self, *, well: bool) -> None:
         """The app ends; if ``well``, there is nothing to take up."""
@@ -58,26 +77,78 @@ class Recovery:
             self._saver.close(forget=well)
             self._saver = None
 
-    def offer(self, session: SavedSession) -> None:
-        """Ask whether to take up a session that was cut off."""
+    def offer(self, found: Sequence[CutOff]) -> None:
+        """Ask whether to take up the newest session that was cut off; say which ones cannot be read."""
+        if problems := [item.problem for item in found if item.problem]:
+            self._app.call_after_refresh(self._app.tell, " ".join(problems))
+        self._waiting = [item for item in found if item.session is not None]
+        self._offer_next()
+
+    def _offer_next(self) -> None:
+        if not self._waiting:
+            return
         from lens_tui.tui.screens.form import Choice, ChoiceScreen
 
-        arms = len({row.arm for row in session.steers})
-        what = f"{session.model or 'no model'}, {len(session.steers)} vectors in {arms} arms" if arms else session.model
-        choices = [Choice("take", "take it up", what), Choice("leave", "start afresh", "and forget it")]
+        newest, more = self._waiting[0], len(self._waiting) - 1
+        what = f"{_told(newest)} · {ago(newest.changed, self._app.wall())}" if newest.changed else _told(newest)
+        choices = [
+            Choice("take", "take it up", what),
+            Choice("forget", "start afresh", "and forget it"),
+            Choice("later", "not now", "keep it and ask again at the next start"),
+        ]
 
         def chosen(choice: str | None) -> None:
             if choice == "take":
-                self.take_up(session)
+                self.take_up(newest)
+            elif choice == "forget":
+                forget(newest.path)
+                self._waiting.pop(0)
+                self._offer_next()
 
-        self._app.push_screen(ChoiceScreen("The last session was cut off", choices), chosen)
+        title = f"The last session was cut off, and {more} before it" if more else "The last session was cut off"
+        self._app.push_screen(ChoiceScreen(title, choices), chosen)
 
-    def take_up(self, session: SavedSession) -> None:
-        """Put prompt, settings and bench back, and load the model and SAE again."""
-        app = self._app
+    def take_up(self, item: CutOff) -> None:
+        """Put prompt, settings and bench back, and load the model and SAE again.
+
+        Until all of that is there, what is on the disk is the old file, whole.
+        """
+        app, session = self._app, item.session
+        if session is None:
+            return
+        self._taking = item
         app.store.update(prompt=session.prompt, sampling=session.sampling, steers=steers_of(session))
         app.store.forget_edits()
         if session.screen in dict(SCREENS):
             app.action_show(session.screen)
         if session.model:
             app.opening.load(session.model, sae=session.sae)
+        else:
+            self.opened(True)
+
+    def opened(self, ready: bool) -> None:
+        """What was to be loaded is there, or could not be: then the old file is kept beside the new one."""
+        item, self._taking = self._taking, None
+        if item is None:
+            return
+        if self._open:
+            self._save(self._app.store.session, item.path if ready else None)
+        elif ready:
+            forget(item.path)
+
+
+def forget(path: Path) -> None:
+    """Delete the file of a session that nobody wants."""
+    from lens_tui.records.session_file import forget_session
+
+    forget_session(path)
+
+
+def _told(item: CutOff) -> str:
+    """What a session was about, in a few words."""
+    session = item.session
+    if session is None:
+        return ""
+    arms = len({row.arm for row in session.steers})
+    bench = f", {len(session.steers)} vectors in {arms} arms" if arms else ""
+    return one_line(f"{session.model or 'no model'}{bench}", 60)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
+import signal
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -14,12 +19,15 @@ from lens_tui.records.log import start_log
 from lens_tui.tui.preferences import preferences
 
 if TYPE_CHECKING:
-    from lens_tui.records.info import Dequantize
-    from lens_tui.records.session_file import SavedSession
+    from lens_tui.records.session_file import CutOff
     from lens_tui.tui.app import LensApp
 
 CLOSE_PATIENCE = 0.15
 MAX_STDERR = 1 << 20
+ENDINGS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGINT)
+"""What ends the app from outside, the session kept; the exit status is 128 and the signal's number."""
+END_PATIENCE = 5.0
+"""Seconds that an app that is told to end may take; after them the process ends without it."""
 
 
 def run(
@@ -28,29 +36,30 @@ def run(
     model: str | None = None,
     theme: str | None = None,
     keymap: Mapping[str, str] | None = None,
-    dequantize: Dequantize | None = None,
 ) -> int:
     """Open the app on a terminal and return the exit status.
 
     ``demo`` opens on Generate with the bundled model; ``model`` (a folder, a hub
-    id or ``"demo"``) is loaded at once. ``theme``, ``keymap`` and ``dequantize`` win over the
+    id or ``"demo"``) is loaded at once. ``theme`` and ``keymap`` win over the
     settings. Whatever C code writes to file descriptor 2 goes to the log.
     """
     log_path = start_log()
     with _Quiet(paths.log_file().with_name("stderr.log")):
         from lens_tui.worker.thread import Worker
 
-        worker = Worker(history=paths.database_file() if preferences().keep_history else None)
+        lost = unkept()
+        keep = preferences().keep_history and "data" not in lost
+        worker = Worker(history=paths.database_file() if keep else None)
         try:
-            app = make_app(
-                worker, demo=demo, model=model, theme=theme, keymap=keymap, log_path=log_path, dequantize=dequantize
-            )
-            app.run()
+            app = make_app(worker, demo=demo, model=model, theme=theme, keymap=keymap, log_path=log_path, unkept=lost)
+            with ended_by_signals(app):
+                app.run()
             app.recovery.end(well=not app.return_code)
         finally:
             worker.close(CLOSE_PATIENCE)
     if app.last_words:
-        print(app.last_words, file=sys.stderr)  # noqa: T201
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            print(app.last_words, file=sys.stderr)  # noqa: T201
     return app.return_code or 0
 
 
@@ -62,13 +71,14 @@ def make_app(
     theme: str | None = None,
     keymap: Mapping[str, str] | None = None,
     log_path: Path | None = None,
-    dequantize: Dequantize | None = None,
+    unkept: Mapping[str, str] | None = None,
 ) -> LensApp:
-    """The app as :func:`run` opens it, not yet running."""
+    """The app as :func:`run` opens it, not yet running; ``unkept`` as the function of that name says it."""
     from lens_tui.tui.app import LensApp
     from lens_tui.tui.themes import DEFAULT_THEME
 
     user = preferences()
+    lost = unkept or {}
     opening = "demo" if demo else model or user.model
     return LensApp(
         worker,  # type: ignore[arg-type]
@@ -81,19 +91,75 @@ def make_app(
         sampling=user.sampling,
         problems=user.problems,
         log_path=log_path,
-        take_up=None if demo or model else _cut_off(),
-        autosave=user.keep_session,
-        history=paths.database_file() if user.keep_history else None,
-        dequantize=dequantize or user.dequantize,
+        notices=tuple(lost.values()),
+        cut_off=_cut_off,
+        autosave=user.keep_session and "state" not in lost,
+        history=paths.database_file() if user.keep_history and "data" not in lost else None,
     )
 
 
-def _cut_off() -> SavedSession | None:
-    if not paths.session_file().exists():
-        return None
-    from lens_tui.records.session_file import interrupted_session
+def unkept() -> dict[str, str]:
+    """What the disk will not keep because its folder cannot be written: the folder's kind, and a sentence on it."""
+    kinds: dict[paths.Kind, str] = {"state": "This session", "data": "What is made here (runs, labels, vectors)"}
+    found: dict[str, str] = {}
+    for kind, what in kinds.items():
+        folder = paths.folder(kind)
+        if reason := paths.refusal(folder):
+            found[kind] = f"{what} will not be kept: {folder} cannot be written ({reason})."
+    if found:
+        found["hint"] = f"{paths.HOME_VARIABLE} names another folder."
+    return found
 
-    return interrupted_session()
+
+def _cut_off() -> Sequence[CutOff]:
+    if not paths.session_file().exists() and next(paths.sessions_folder().glob("*.json"), None) is None:
+        return ()
+    from lens_tui.records.session_file import interrupted_sessions
+
+    return interrupted_sessions()
+
+
+@contextmanager
+def ended_by_signals(app: LensApp) -> Iterator[None]:
+    """Inside, a signal of ``ENDINGS`` ends the app in good order and keeps its session.
+
+    One that is ignored from the start, as under ``nohup``, stays ignored. An
+    app that cannot end (a full terminal that nobody reads, a handler that does
+    not return) is left after ``END_PATIENCE``, the terminal given back.
+    """
+    timers: list[threading.Timer] = []
+
+    def end(number: int, _frame: object) -> None:
+        status, driver = 128 + number, app._driver
+        if driver is None:  # the terminal is as it was
+            raise SystemExit(status)
+        if not timers:
+            timers.append(threading.Timer(END_PATIENCE, _end_without, (app, status)))
+            timers[0].daemon = True
+            timers[0].start()
+            driver._loop.call_soon_threadsafe(app.end, status)
+
+    before = {number: signal.getsignal(number) for number in ENDINGS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_without(app: LensApp, status: int) -> None:
+    """End the process around an app that does not."""
+    from lens_tui.worker.leave import end_process
+
+    app.recovery.end(well=False)
+    if (restore := getattr(app._driver, "restore_now", None)) is not None:
+        restore()
+    end_process(status)
 
 
 class _Quiet:
@@ -110,9 +176,7 @@ class _Quiet:
     def __enter__(self) -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        keep = self._path.exists() and self._path.stat().st_size < MAX_STDERR
-        self._log = self._path.open("ab" if keep else "wb", buffering=0)
+        self._log = self._opened()
         sys.stderr.flush()
         self._saved = os.dup(2)
         self._before = sys.__stderr__
@@ -121,11 +185,22 @@ class _Quiet:
         os.dup2(self._log.fileno(), 2)
         faulthandler.enable(self._log)
 
+    def _opened(self) -> FileIO:
+        """The log, or nowhere: a folder that cannot be written keeps nobody from working."""
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            keep = self._path.exists() and self._path.stat().st_size < MAX_STDERR
+            return self._path.open("ab" if keep else "wb", buffering=0)
+        except OSError:
+            return open(os.devnull, "wb", buffering=0)
+
     def __exit__(self, *_error: object) -> None:
         faulthandler.disable()
-        self._terminal.flush()
         sys.__stderr__ = self._before  # type: ignore[misc]
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            self._terminal.flush()
         os.dup2(self._saved, 2)
         os.close(self._saved)
-        self._terminal.close()
+        with contextlib.suppress(OSError):
+            self._terminal.close()
         self._log.close()

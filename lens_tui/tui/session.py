@@ -229,8 +229,14 @@ class SessionStore:
 
     def _set(self, new: Session) -> None:
         old, self.session = self.session, new
+        failed: list[Exception] = []
         for listener in tuple(self._listeners):
-            listener(old, new)
+            try:
+                listener(old, new)
+            except Exception as error:  # whoever shows it wrong must not keep it from the disk
+                failed.append(error)
+        if failed:
+            raise failed[0]
 
 
 def absorb(store: SessionStore, event: Event) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from lens_tui.records import Arm, Intervention, Sampling, SteeringVector
-from lens_tui.records.info import Dequantize
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +22,11 @@ class LoadModel(Job):
 
     A hub id that is not in the cache is downloaded. The model before is freed
     once the new one is known to be loadable, and stays usable if it is not.
-    ``force`` loads a model that is larger than the machine's memory. ``dequantize`` says whether its weights are held
-    in float32, as of ``LensModel``.
+    ``force`` loads a model that is larger than the machine's memory.
     """
 
     model: str
     force: bool = False
-    dequantize: Dequantize = "auto"
 
 
 @dataclass(frozen=True, slots=True)

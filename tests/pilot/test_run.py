@@ -2,53 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import pty
-import select
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 60.0
+from tests.terminals import opened
 
 
-def on_a_terminal(body: str, home: Path, keys: bytes = b"", after: bytes = b"") -> tuple[int, str]:
-    """Run ``body`` as ``LensApp.on_ready`` of the real app; returns exit status and all it wrote."""
-    code = f"""
-import os, sys
-from lens_tui.tui.app import LensApp
-ready = LensApp.on_ready
-def on_ready(self):
-    ready(self)
-    {body}
-LensApp.on_ready = on_ready
-from lens_tui.tui.run import run
-sys.exit(run())
-"""
-    leader, follower = pty.openpty()
-    env = {**os.environ, "LENS_TUI_HOME": str(home), "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
-    env["HF_HUB_CACHE"] = str(home / "hub")
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=follower, stdout=follower, stderr=follower, env=env, cwd=ROOT
-    )
-    os.close(follower)
-    written, deadline, sent = b"", time.monotonic() + PATIENCE, False
-    while time.monotonic() < deadline:
-        if select.select([leader], [], [], 0.1)[0]:
-            try:
-                written += os.read(leader, 65536)
-            except OSError:
-                break
-        elif process.poll() is not None:
-            break
-        if keys and not sent and after in written:
-            os.write(leader, keys)
-            sent = True
-    process.wait(PATIENCE)
-    os.close(leader)
-    return process.returncode, written.decode("utf-8", "replace")
+def on_a_terminal(body: str, home: Path, keys: bytes = b"", after: str = "") -> tuple[int, str]:
+    """Run the real app with ``body`` at the end of ``on_ready``; returns exit status and all it wrote."""
+    with opened(home, body) as terminal:
+        if keys:
+            terminal.wait_for(after)
+            terminal.send(keys)
+        status = terminal.end()
+    return status, terminal.written.decode("utf-8", "replace")
 
 
 def test_noise_on_descriptor_two_goes_to_the_log(tmp_path: Path) -> None:
@@ -59,10 +25,10 @@ def test_noise_on_descriptor_two_goes_to_the_log(tmp_path: Path) -> None:
 
 
 def test_ctrl_q_ends_it_well_and_leaves_no_session(tmp_path: Path) -> None:
-    status, written = on_a_terminal("pass", tmp_path, keys=b"\x11", after=b"Models")
+    status, written = on_a_terminal("pass", tmp_path, keys=b"\x11", after="Models")
     assert status == 0
     assert written.rstrip().endswith("l") or "\x1b[?1049l" in written  # the alternate screen is left
-    assert not (tmp_path / "state" / "session.json").exists()
+    assert list((tmp_path / "state").glob("sessions/*")) == []
 
 
 def test_a_defect_is_one_sentence_and_the_log_has_the_rest(tmp_path: Path) -> None:

@@ -266,6 +266,22 @@ async def back_to(mode: str, pilot: Pilot[Any]) -> None:
         await pilot.press("escape")
 
 
+async def test_keys_that_come_in_one_read_close_a_dialogue_once() -> None:
+    app = lens_app(start="steer", open_model="demo")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        for key in ("colon", "T", "question_mark"):
+            below = app.screen
+            await pilot.press(key)
+            await settle(pilot)
+            dialogue = app.screen
+            assert dialogue is not below
+            for _ in range(3):  # as when the keys were read before the first of them had been acted on
+                dialogue.dismiss(None)
+            await settle(pilot)
+            assert app.screen is below
+
+
 async def test_help_lists_live_keys_and_filters() -> None:
     app = lens_app(start="steer", open_model="demo", keymap={"steer.zero": "Z"})
     async with app.run_test(size=(120, 36)) as pilot:

@@ -25,6 +25,7 @@ EVERY = (
     paths.saes_folder,
     paths.indexes_folder,
     paths.database_file,
+    paths.sessions_folder,
     paths.session_file,
     paths.recent_file,
     paths.log_file,

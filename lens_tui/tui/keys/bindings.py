@@ -7,7 +7,7 @@ from textual.binding import Binding, BindingType
 from .check import split
 from .table import in_scope
 
-PRIORITY = frozenset({"app.quit"})
+PRIORITY = frozenset({"app.quit", "app.suspend"})
 
 
 def bindings(scope: str) -> list[BindingType]:

@@ -72,6 +72,7 @@ _APP = (
     Key("app.commands", ":,ctrl+p", "command_palette", "command palette", "commands"),
     Key("app.interrupt", "ctrl+c", "interrupt", "copy a selection; twice: quit"),
     Key("app.quit_idle", "q", "quit_idle", "quit, when nothing runs"),
+    Key("app.suspend", "ctrl+z", "suspend", "back to the shell; its `fg` comes back here"),
     Key("app.quit", "ctrl+q", "quit", "quit at once"),
 )
 

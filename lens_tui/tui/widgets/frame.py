@@ -109,8 +109,8 @@ class Status(Widget):
         self.watch(self.app, "activity", self.follow, init=False)
 
     def follow(self, old: Activity, new: Activity) -> None:
-        """Paint at once when the state or the stage changes, and now and then while only figures do."""
-        if (old.state, old.job, old.stage) != (new.state, new.job, new.stage):
+        """Paint at once when the state, the stage or the note changes, and now and then while only figures do."""
+        if (old.state, old.job, old.stage, old.note) != (new.state, new.job, new.stage, new.note):
             self.refresh_now()
         elif self._due is None:
             self._due = self.set_timer(self.REST, self.refresh_now)

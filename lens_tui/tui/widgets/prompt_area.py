@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import overload
 
 from textual import events
+from textual.binding import Binding
 from textual.document._document import Document, EditResult, Location
 from textual.document._document_navigator import DocumentNavigator
 from textual.document._wrapped_document import WrappedDocument
@@ -70,6 +71,8 @@ class PromptArea(TextArea):
     """A text area as high as its text, up to ``max-height``. What it holds is what was typed, pasted or shown."""
 
     takes_text = True
+    # Textual's ctrl+z is the shell's here. What terminals send for ctrl+/ is ctrl+_.
+    BINDINGS = [Binding("ctrl+underscore,ctrl+slash", "undo", "undo", show=False)]
     DEFAULT_CSS = """
     PromptArea {
         height: auto; max-height: 4; min-height: 1; width: 1fr; padding: 0 1; border: none;

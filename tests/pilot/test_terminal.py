@@ -1,0 +1,163 @@
+"""Signals, ctrl+z, bytes that are none, defects: the app ends or goes on in good order, and the terminal is whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from lens_tui.records.session_file import interrupted_sessions
+from lens_tui.tui.driver import TerminalText
+from tests.terminals import Terminal, app_code, opened
+
+EDIT = 'self.store.update(prompt="kept to the last")'
+READY = "Models"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGINT])
+def test_a_signal_ends_it_with_the_terminal_whole_and_the_session_kept(number: int, tmp_path: Path) -> None:
+    with opened(tmp_path, EDIT) as terminal:
+        terminal.wait_for(READY)
+        assert terminal.modes()
+        os.kill(terminal.pid, number)
+        assert terminal.end() == 128 + number
+        assert terminal.modes() == {}
+        assert terminal.attributes() == terminal.before
+    assert kept(tmp_path) == ["kept to the last"]
+
+
+def kept(home: Path) -> list[str]:
+    """The prompts of the sessions that were cut off."""
+    found = interrupted_sessions(home / "state" / "sessions")
+    return [item.session.prompt for item in found if item.session is not None]
+
+
+def test_an_app_that_cannot_end_is_left_and_the_terminal_given_back(tmp_path: Path) -> None:
+    stuck = f"{EDIT}; self.set_timer(0.05, lambda: [os.write(2, b'STUCK'), time.sleep(1e6)])"
+    with opened(tmp_path, stuck, "runner.END_PATIENCE = 0.1") as terminal:
+        log = tmp_path / "state" / "stderr.log"
+        terminal.wait(lambda: log.exists() and b"STUCK" in log.read_bytes(), "a handler that does not return")
+        os.kill(terminal.pid, signal.SIGTERM)
+        assert terminal.end() == 143
+        assert terminal.modes() == {}
+        assert terminal.attributes() == terminal.before
+    assert kept(tmp_path) == ["kept to the last"]
+
+
+def test_an_app_whose_terminal_is_gone_ends_though_it_ignores_hangups(tmp_path: Path) -> None:
+    with opened(tmp_path, EDIT, ignored=[signal.SIGHUP]) as terminal:
+        terminal.wait_for(READY)
+        terminal.hang_up()
+        assert terminal.end() == 129
+    assert kept(tmp_path) == ["kept to the last"]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs a shell with job control")
+def test_ctrl_z_goes_to_the_shell_and_comes_back(tmp_path: Path) -> None:
+    script = tmp_path / "app.py"
+    script.write_text(app_code())
+    with Terminal(["bash", "--norc", "--noprofile", "--noediting", "-i"], tmp_path) as terminal:
+        terminal.wait_for("$ ")
+        terminal.send(f"{sys.executable} {script}\n".encode())
+        terminal.wait_for(READY)
+        modes, raw = terminal.modes(), terminal.attributes()
+        since = len(terminal.written)
+        terminal.send(b"\x1a")
+        terminal.wait_for("Stopped", since)
+        terminal.wait_for("$ ", since)
+        assert terminal.modes() == {}
+        assert terminal.attributes() == terminal.before
+        since = len(terminal.written)
+        terminal.send(b"fg\n")
+        terminal.wait_for(READY, since)
+        assert (terminal.modes(), terminal.attributes()) == (modes, raw)
+        since = len(terminal.written)
+        terminal.send(b"\x11")
+        terminal.wait_for("$ ", since)
+        terminal.send(b"echo it was $?\n")
+        terminal.wait_for("it was 0", since)
+        assert terminal.modes() == {}
+        assert terminal.attributes() == terminal.before
+
+
+def test_without_a_shell_ctrl_z_says_so_and_a_stop_by_another_is_survived(tmp_path: Path) -> None:
+    with opened(tmp_path) as terminal:
+        terminal.wait_for(READY)
+        terminal.send(b"\x1a")
+        terminal.wait_for("no shell")
+        modes, since = terminal.modes(), len(terminal.written)
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            os.kill(terminal.pid, number)
+        terminal.wait_for(READY, since)
+        assert terminal.modes() == modes
+        terminal.send(b"\x11")
+        assert terminal.end() == 0
+        assert terminal.modes() == {}
+        assert terminal.attributes() == terminal.before
+
+
+BROKEN = """
+from lens_tui.tui.app_actions import AppActions
+def broken(self): raise KeyError("of a key")
+AppActions.action_tint = broken
+from lens_tui.tui.screens.load import LoadScreen
+def sorts(self): raise ZeroDivisionError("of a screen")
+LoadScreen.action_sort = sorts
+pop = LensApp.pop_screen
+def popped(self):
+    os.write(2, b"SHUT")
+    return pop(self)
+LensApp.pop_screen = popped
+"""
+
+
+def test_bytes_that_are_no_text_bunched_keys_and_defects_do_not_end_it(tmp_path: Path) -> None:
+    timer = 'self.set_timer(0.01, lambda: {}["of a timer"])'
+    with opened(tmp_path, timer, BROKEN) as terminal:
+        terminal.wait_for("of a timer")
+        mouse = b"\x1b[M\x43" + bytes([96 + 32]) + b"\x2a"
+        shut = tmp_path / "state" / "stderr.log"
+        for number, (keys, seen) in enumerate(
+            ((mouse + b"\xe9 \xff\xfet", "of a key"), (b"o", "of a screen"), (b"?", "this table of keys")), 1
+        ):
+            terminal.send(b"\x1b")
+            terminal.wait(lambda: shut.read_bytes().count(b"SHUT") == number, "the dialogue to close")  # noqa: B023
+            since = len(terminal.written)
+            terminal.send(keys)
+            terminal.wait_for(seen, since)
+        terminal.send(b"\x1b:\r\x1b:\r\r\x1b")
+        terminal.wait(lambda: shut.read_bytes().count(b"SHUT") > 3, "the table to close")
+        os.kill(terminal.pid, signal.SIGTERM)
+        assert terminal.end() == 143
+        assert terminal.modes() == {}
+    log = (tmp_path / "state" / "lens.log").read_text()
+    assert log.count("a defect; the session goes on") == 3
+
+
+def test_a_defect_of_every_picture_is_no_endless_loop(tmp_path: Path) -> None:
+    before = "def bad(): raise RuntimeError('again')"
+    with opened(tmp_path, f"{EDIT}; self.set_interval(0.001, bad)", before) as terminal:
+        assert terminal.end() == 1
+        assert "ran into a defect (RuntimeError)" in terminal.written.decode("utf-8", "replace")
+        assert terminal.modes() == {}
+    assert kept(tmp_path) == ["kept to the last"]
+
+
+def test_what_a_terminal_sends_as_text() -> None:
+    def read(*pieces: bytes) -> str:
+        text = TerminalText()
+        return "".join(map(text.feed, pieces))
+
+    report = b"\x1b[M\x43\x80\x2a"
+    assert read(b"a" + report + b"b") == "ab"
+    assert [read(report[:cut], report[cut:] + b"b") for cut in range(3, 6)] == ["b"] * 3
+    assert read(report * 3) == ""
+    assert read(b"\x1b[<0;120;30M\x1b[A") == "\x1b[<0;120;30M\x1b[A"
+    assert read("dé漢".encode()[:2], "dé漢".encode()[2:]) == "dé漢"
+    assert read(b"caf\xe9 \xff\xc3") == "caf "
+    assert read(b"\x1b[200~one \x1b[Mabc two\x1b[201~" + report + b"!") == "\x1b[200~one \x1b[Mabc two\x1b[201~!"
+    assert read(b"\x1b[200~half \x1b[M", b"abc\x1b[201~") == "\x1b[200~half \x1b[Mabc\x1b[201~"
