@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lens_tui.tui.opening import Opening
     from lens_tui.tui.recovery import Recovery
     from lens_tui.tui.session import SessionStore
+    from lens_tui.tui.widgets.entry import Entry
     from lens_tui.worker.protocol import WorkerLike
 
     _Base = App[None]
@@ -45,6 +46,10 @@ class AppActions(_Base):
 
     _run_when_ready = False
     _last_interrupt = float("-inf")
+
+    def on_entry_shortened(self, event: Entry.Shortened) -> None:
+        """A field outside of a form did not take all that was pasted."""
+        self.say(event.said)
 
     def action_show(self, mode: str) -> None:
         """Go to a screen."""

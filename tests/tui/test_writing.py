@@ -159,11 +159,27 @@ async def test_a_field_of_one_line_says_what_it_left_out() -> None:
         entry = app.screen.query(Input).first()
         await paste(pilot, entry, " door\r")
         assert entry.value == " door"
-        assert not app._notifications
+        assert "left out" not in app.shown()
         entry.value = ""
         await paste(pilot, entry, "one\rtwo\rthree")
         assert entry.value == "one"
-        assert [note.message for note in app._notifications] == ["This field takes one line; 2 lines were left out."]
+        assert "This field takes one line; 2 lines were left out." in app.shown()
+        await pilot.press("x")
+        assert "left out" not in app.shown()
+
+
+async def test_a_field_on_a_screen_says_what_it_left_out_too() -> None:
+    async with opened("features") as (app, pilot):
+        await pilot.press("slash")
+        entry = app.screen.query_one("#find", Entry)
+        await paste(pilot, entry, "sea\rship")
+        assert entry.value == "sea ship"
+    async with opened("lens") as (app, pilot):
+        entry = app.screen.query_one("#token", Entry)
+        entry.remove_class("-closed")
+        await paste(pilot, entry, " sea\n ship\n")
+        assert entry.value == " sea"
+        assert [note.message for note in app._notifications] == ["This field takes one line; 1 line was left out."]
 
 
 async def test_a_field_holds_what_was_pasted_and_shows_signs() -> None:

@@ -141,6 +141,11 @@ class FormScreen(Dialog["dict[str, str] | None"]):
         problem = item.problem(event.value) if event.value else ""
         self.query_one("#problem", Static).update(Content(f"{item.label} needs {problem}" if problem else ""))
 
+    def on_entry_shortened(self, event: Entry.Shortened) -> None:
+        """Say what was left out of a paste, until something is typed."""
+        event.stop()
+        self.query_one("#problem", Static).update(Content(event.said))
+
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Enter in a field that is typed in."""
         event.stop()

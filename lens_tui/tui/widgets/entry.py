@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from rich.cells import cell_len
 from rich.text import Text
 from textual import events
+from textual.message import Message
 from textual.widgets import Input
 
 from lens_tui.records.sanitise import signs
@@ -32,6 +35,12 @@ class Entry(Input):
     given). Without it only the first line is taken, and a word says how many were left out.
     """
 
+    @dataclass
+    class Shortened(Message):
+        """Not all that was pasted was taken; ``said`` is the sentence for it. Comes after ``Changed``."""
+
+        said: str
+
     def __init__(
         self,
         value: str = "",
@@ -49,14 +58,15 @@ class Entry(Input):
         event.stop()
         event.prevent_default()
         lines = [line for line in lines_of(event.text) if line.strip()] or [event.text.strip("\r\n")]
-        if self._between is None and len(lines) > 1:
-            count = "1 line was" if len(lines) == 2 else f"{len(lines) - 1} lines were"
-            self.app.notify(f"This field takes one line; {count} left out.", severity="warning", markup=False)
-            lines = lines[:1]
+        left_out = len(lines) - 1 if self._between is None else 0
+        lines = lines[: len(lines) - left_out]
         sign = (self._between or "").strip()
         if sign and len(lines) > 1:  # the lines' own separators are no separators
             lines = [line.replace(sign, f"\\{sign}") for line in lines]
         self._put((self._between or "").join(lines))
+        if left_out:
+            count = "1 line was" if left_out == 1 else f"{left_out} lines were"
+            self.post_message(self.Shortened(f"This field takes one line; {count} left out."))
 
     async def _on_key(self, event: events.Key) -> None:
         if character := typed(event):
