@@ -80,6 +80,8 @@ class Decoder:
 
     def rows(self, ids: NDArray[np.int64] | None) -> mx.array:
         """Rows as they are stored, float32, ``(len(ids), d_out)``; all of them with ``None``. Ids are not checked."""
+        if self._kept is not None and self._dtype == mx.float32:
+            return self._kept if ids is None else mx.take(self._kept, mx.array(np.asarray(ids, dtype=np.int32)), axis=0)
         return self._stored.read(None if ids is None else np.asarray(ids, dtype=np.int64))
 
     def _rows(self, span: slice) -> mx.array:
@@ -93,7 +95,7 @@ class Decoder:
         if not self._keep:
             return self._stored.host(rows=span)
         if span.start not in self._host:
-            self._host[span.start] = self._stored.host(rows=span)
+            self._host[span.start] = np.asarray(self._rows(span))  # the same memory, seen by NumPy
         return self._host[span.start]
 
     def _read_norms(self) -> mx.array:

@@ -66,6 +66,12 @@ class Weights:
     vectors: Mapping[str, Stored] = field(default_factory=dict)
     w_skip: Stored | None = None
 
+    def __post_init__(self) -> None:
+        """Raise ``LensError`` for matrices that are none."""
+        for name, tensor in (("w_enc", self.w_enc), ("w_dec", self.w_dec)):
+            if len(tensor.shape) != 2 or min(tensor.shape) < 1:
+                raise LensError(f"The tensor {tensor.name} has shape {tensor.shape}; {name} is a matrix.", _HINT)
+
     @property
     def d_in(self) -> int:
         """Width of what is read."""
@@ -87,9 +93,6 @@ def check(definition: Definition, weights: Weights, where: str) -> None:
     for name, scale in (("input_scale", definition.input_scale), ("output_scale", definition.output_scale)):
         if not 1e-12 <= scale <= 1e12:
             raise LensError(f"{name} of {where} is {scale!r}, not a positive number of a usual size.", _HINT)
-    for name, tensor in (("w_enc", weights.w_enc), ("w_dec", weights.w_dec)):
-        if len(tensor.shape) != 2 or min(tensor.shape) < 1:
-            raise LensError(f"The tensor {tensor.name} of {where} has shape {tensor.shape}; {name} is a matrix.", _HINT)
     d_in, width, d_out = weights.d_in, weights.width, weights.d_out
     wanted: list[tuple[Stored, tuple[int, ...]]] = [(weights.w_dec, (width, d_out)), (weights.b_dec, (d_out,))]
     for name in VECTORS[definition.activation]:

@@ -49,7 +49,7 @@ class Encoder:
         self._checked: set[int] = set()
         if self._keep:
             for block in range(len(self.spans)):
-                self._host_block(block) if self._uses_host() else self._block(block)
+                self._block(block)
 
     def product(self, x: mx.array, block: int) -> mx.array:
         """``(n, d_in)`` to ``(n, latents of the block)``, float32; not computed yet unless the block is on disk."""
@@ -76,9 +76,6 @@ class Encoder:
         return mx.take(found, mx.array(back.astype(np.int32)), axis=1)
 
     def _held_columns(self, block: int, places: Places) -> mx.array:
-        host = self._host[block]
-        if host is not None:
-            return mx.array(np.ascontiguousarray(host[:, places]))
         return mx.take(self._block(block), mx.array(places.astype(np.int32)), axis=1)
 
     def _uses_host(self) -> bool:
@@ -97,10 +94,11 @@ class Encoder:
         held = self._host[block]
         if held is not None:
             return held
+        if self._keep:  # the same memory, seen by NumPy
+            self._host[block] = read = np.asarray(self._block(block))
+            return read
         read = self._stored.host(columns=self.spans[block], checked=block in self._checked)
         self._checked.add(block)
-        if self._keep:
-            self._host[block] = read
         return read
 
 

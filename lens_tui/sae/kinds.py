@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import mlx.core as mx
 
-from lens_tui.records import LensError, SAEInfo
+from lens_tui.records import SAEInfo
 
 from .base import SAE
 from .definition import Activation, Definition, Weights
@@ -161,10 +161,5 @@ def build(
 
 
 def with_shape(info: SAEInfo, weights: Weights) -> SAEInfo:
-    """The record with the shape that the tensors have. Raises ``LensError`` if they are no matrices."""
-    for tensor in (weights.w_enc, weights.w_dec):
-        if len(tensor.shape) != 2:
-            raise LensError(
-                f"The tensor {tensor.name} has shape {tensor.shape}, not that of a matrix.", "Check the file."
-            )
+    """The record with the shape that the tensors have."""
     return replace(info, d_model=weights.d_in, width=weights.width, d_out=weights.d_out)

@@ -54,9 +54,8 @@ def _read(source: Source) -> Parts:
     definition, vectors = _definition(kind, tensors, path, w_enc.shape[-1] if w_enc.shape else 0, k)
     b_dec = pick(tensors, path, "b_dec", "bias", "decoder_bias", "decoder.bias")
     weights = Weights(w_enc=w_enc, w_dec=w_dec, b_dec=b_dec, vectors=vectors)
-    if len(w_enc.shape) == 2:
-        sizes = {"activation_dim": weights.d_in, "dict_size": weights.width}
-        check_sizes(trainer, f"{shown(source.folder)}/config.json", sizes)
+    sizes = {"activation_dim": weights.d_in, "dict_size": weights.width}
+    check_sizes(trainer, f"{shown(source.folder)}/config.json", sizes)
     facts = _facts(source, trainer)
     facts.say("architecture", kind, said)
     if kind == "topk":

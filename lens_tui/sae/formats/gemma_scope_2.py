@@ -63,7 +63,7 @@ def _read(source: Source) -> Parts:
         vectors={"b_enc": pick(tensors, path, "b_enc"), "threshold": pick(tensors, path, "threshold")},
         w_skip=skip,
     )
-    check_sizes(config, "config.json", {"width": weights.width} if len(weights.w_enc.shape) == 2 else {})
+    check_sizes(config, "config.json", {"width": weights.width})
     return Parts(Definition(activation="jumprelu"), weights, _facts(source, config))
 
 

@@ -41,7 +41,7 @@ def _read(source: Source) -> Parts:
         raise LensError(f"{shown(path)} is of the class {name}, which is not read.", f"Read are {', '.join(_CLASSES)}.")
     k = whole(config, "k", f"{shown(path.parent)}/config.json")
     weights = _weights(path, source.tensors, config)
-    sizes = {"d_model": weights.d_in, "d_hidden": weights.width} if len(weights.w_enc.shape) == 2 else {}
+    sizes = {"d_model": weights.d_in, "d_hidden": weights.width}
     check_sizes(config, f"{shown(path.parent)}/config.json", sizes)
     definition = Definition(activation="relu") if k >= weights.width else Definition(activation="topk", k=k)
     return Parts(definition, weights, _facts(config, kind, k))

@@ -45,8 +45,7 @@ def _read(source: Source) -> Parts:
     path, tensors, config = source.file, source.tensors, _flat(source.config("cfg.json"))
     definition = _definition(config, source)
     weights = _weights(definition, tensors, path, config)
-    if len(weights.w_enc.shape) == 2:
-        check_sizes(config, f"{shown(source.folder)}/cfg.json", {"d_in": weights.d_in, "d_sae": weights.width})
+    check_sizes(config, f"{shown(source.folder)}/cfg.json", {"d_in": weights.d_in, "d_sae": weights.width})
     return Parts(definition, weights, _facts(config, definition))
 
 

@@ -54,7 +54,7 @@ def _read(source: Source) -> Parts:
         vectors={"b_enc": pick(tensors, path, "encoder.bias", "b_enc")},
         w_skip=None if skip is None else skip.T,
     )
-    sizes = {"d_in": weights.d_in, "num_latents": weights.width} if len(w_enc.shape) == 2 else {}
+    sizes = {"d_in": weights.d_in, "num_latents": weights.width}
     check_sizes(config, f"{where}/cfg.json", sizes, unset=[0])
     return Parts(definition, weights, _facts(source, config, name, k, transcoder))
 

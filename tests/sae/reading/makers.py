@@ -105,6 +105,11 @@ class _Raw:
 
 
 def _pieces(array: Array, storage: str) -> tuple[Any, ...]:
+    if not array.flags.c_contiguous and isinstance(array.base, np.ndarray):  # a view, kept as one
+        base = array.base
+        offset = (array.ctypes.data - base.ctypes.data) // array.itemsize
+        strides = tuple(step // array.itemsize for step in array.strides)
+        return _Raw(base.tobytes(order="A"), base.size), offset, array.shape, strides, False, OrderedDict()
     flat = np.ascontiguousarray(array)
     if storage == "BFloat16Storage":
         flat = (flat.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
