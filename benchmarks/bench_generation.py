@@ -61,8 +61,8 @@ def contenders(lens: LensModel, ids: list[int], tokens: int, n_arms: int) -> dic
         with lens.capture(range(lens.n_layers)):
             return sum(1 for _ in lens.stream(ids, max_tokens=tokens))
 
-    def lock_step() -> int:
-        run = lens.compare(ids, arms, max_tokens=tokens)
+    def lock_step(kl: bool = False) -> int:
+        run = lens.compare(ids, arms, max_tokens=tokens, kl=kl)
         for _ in run:
             pass
         return sum(len(row) for row in run.token_ids)
@@ -78,6 +78,7 @@ def contenders(lens: LensModel, ids: list[int], tokens: int, n_arms: int) -> dic
         "ours, one vector": steered,
         "ours, every layer captured": captured,
         f"{len(arms)} arms in lock step": lock_step,
+        f"{len(arms)} arms in lock step, with KL": lambda: lock_step(kl=True),
         f"{len(arms)} arms one by one": one_by_one,
     }
 
@@ -122,10 +123,11 @@ def main() -> None:
     median = {name: statistics.median(values) for name, values in speeds.items()}
     for name, values in speeds.items():
         print(f"{name:<36}{median[name]:9.1f} tokens/s   ({min(values):.1f} to {max(values):.1f})")
-    plain, ours, steered, captured, lock, solo = median.values()
+    plain, ours, steered, captured, lock, with_kl, solo = median.values()
     print(f"steered / plain mlx-lm              {steered / plain:9.3f}")
     print(f"every layer captured / not, decode  {captured / ours:9.3f}")
     print(f"lock step / one by one              {lock / solo:9.2f}")
+    print(f"lock step, with KL / without        {with_kl / lock:9.2f}")
     if not args.no_forward:
         before, after = forwards(lens, args.repeats)
         print(f"forward of 512, all layers captured / plain  {after / before:.3f}   ({before * 1e3:.0f} ms plain)")
