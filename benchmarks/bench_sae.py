@@ -23,10 +23,10 @@ import numpy as np
 
 from lens_tui.records import SAEInfo
 from lens_tui.sae import SAE
+from lens_tui.sae.base import build
 from lens_tui.sae.definition import Definition, Weights
 from lens_tui.sae.encoder import Residence
 from lens_tui.sae.host import on_host
-from lens_tui.sae.kinds import build
 from lens_tui.sae.tensors import Stored
 
 BARE = "bare product + mx.topk"

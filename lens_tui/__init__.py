@@ -10,6 +10,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lens_tui import blas
+
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -63,6 +65,9 @@ if TYPE_CHECKING:
     from lens_tui.worker.fitting import check_sae
     from lens_tui.worker.indexing import index_text, merge_index
     from lens_tui.worker.training import train_sae
+
+
+blas.watch()
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import lens_tui  # noqa: F401 - before any test imports mlx, as in a program that begins with lens_tui
+
 os.environ.setdefault("TEXTUAL_ANIMATIONS", "none")
 os.environ.pop("NO_COLOR", None)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -101,16 +101,25 @@ def open_app(
     ] = False,
     model: Annotated[str | None, typer.Option("--model", "-m", help="A folder or hub id to load at once.")] = None,
     theme: Annotated[str | None, typer.Option("--theme", help="A theme by name.")] = None,
+    dequantize: Annotated[
+        Literal["auto", "never", "always"] | None,
+        typer.Option(
+            help="Before a verb too: hold quantised and 16-bit weights in float32 (auto: where that is faster)."
+        ),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
     ] = False,
 ) -> None:
     """Open the app, unless a verb follows."""
     if context.invoked_subcommand is not None:
+        from .sources import asked_dequantize
+
+        asked_dequantize.set(dequantize)
         return
     from .open_app import open_app as start
 
-    start(demo=demo, model=model, theme=theme)
+    start(demo=demo, model=model, theme=theme, dequantize=dequantize)
 
 
 @app.command()
@@ -132,6 +141,7 @@ def compare(
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.0,
     min_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.0,
     top_k: Annotated[int, typer.Option(min=0)] = 0,
+    repetition_penalty: Annotated[float, typer.Option(min=0.0, help="Above 1 what was written is less likely.")] = 0.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text again.")] = 0,
     stop: Annotated[
         list[str] | None, typer.Option("--stop", help="A text that ends an arm and is left out of it; may be repeated.")
@@ -147,7 +157,7 @@ def compare(
 
     from .compare import compare as verb
 
-    sampling = Sampling(max_tokens, temp, top_p, min_p, top_k, seed=seed, stop=tuple(stop or ()))
+    sampling = Sampling(max_tokens, temp, top_p, min_p, top_k, repetition_penalty, seed=seed, stop=tuple(stop or ()))
     verb(prompt, arm or [], model=model, sae=sae, sampling=sampling, raw=raw, as_json=json, stream=stream)
 
 

@@ -6,16 +6,15 @@ from dataclasses import asdict
 from typing import Any
 
 from .output import print_json, say
-from .sources import open_sae, read_text
+from .sources import open_model, open_sae, read_text
 
 
 def check(text: str, *, model: str, sae: str, as_json: bool) -> None:
     """Measure and print; the exit status is 1 if the SAE does not fit where it says it belongs."""
-    from lens_tui.lens import LensModel
     from lens_tui.worker.fitting import FIT_TEXT, check_sae
 
     words = read_text(text) if text else FIT_TEXT
-    with LensModel(model) as lens:
+    with open_model(model) as lens:
         opened = open_sae(sae, model)
         report = check_sae(lens, opened, words)
     facts = {

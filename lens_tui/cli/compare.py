@@ -13,7 +13,7 @@ from lens_tui.records.modes import told
 from .arms import parse_arm
 from .long_work import interruptible
 from .output import INTERRUPTED, note, print_json, say
-from .sources import Vectors, read_text
+from .sources import Vectors, open_model, read_text
 
 if TYPE_CHECKING:
     from lens_tui.lens import Comparison
@@ -33,9 +33,8 @@ def compare(
     """Run the comparison and print it; ``stream`` prints each token as a line of JSON as well."""
     text = read_text(prompt)
     specs = [parse_arm(arm) for arm in arms]
-    from lens_tui.lens import LensModel
 
-    with LensModel(model) as lens:
+    with open_model(model) as lens:
         vectors = Vectors(lens, sae, model)
         named = [Arm("baseline"), *(vectors.arm(spec) for spec in specs)]
         with interruptible() as asked:

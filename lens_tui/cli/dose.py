@@ -14,7 +14,7 @@ from lens_tui.records.modes import positions_text, told
 from .arms import ArmSpec, parse_arm
 from .long_work import Meter
 from .output import note, print_json, say
-from .sources import Vectors, read_text
+from .sources import Vectors, open_model, read_text
 
 if TYPE_CHECKING:
     from lens_tui.lens import FeatureProbe
@@ -39,11 +39,10 @@ def dose(
 ) -> None:
     """Measure and print; a line on standard error says how far it is."""
     text, spec, factors = read_text(prompt), parse_arm(arm), _factors(scales)
-    from lens_tui.lens import LensModel
     from lens_tui.worker.dosing import measure_dose
 
     meter = Meter()
-    with LensModel(model) as lens:
+    with open_model(model) as lens:
         vectors = Vectors(lens, sae, model)
         records = vectors.arm(spec).interventions
         found = measure_dose(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from lens_tui.records.errors import LensError
 
 from .output import note, print_json, say
-from .sources import open_sae
+from .sources import open_model, open_sae
 
 if TYPE_CHECKING:
     from lens_tui.lens.unembed import Convention
@@ -20,12 +20,11 @@ _BAR = 40
 def page(number: str, *, model: str, sae: str, convention: str, sizes: tuple[int, int, int], as_json: bool) -> None:
     """Print the page; ``sizes`` are how many tokens, examples and neighbours."""
     feature, how = feature_number(number), convention_of(convention)
-    from lens_tui.lens import LensModel
     from lens_tui.worker.finding import feature_page
     from lens_tui.worker.handlers.knowledge import index_of
 
     tokens, examples, neighbours = sizes
-    with LensModel(model) as lens:
+    with open_model(model) as lens:
         opened = open_sae(sae, model)
         result = feature_page(
             lens,

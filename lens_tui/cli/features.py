@@ -9,7 +9,7 @@ import numpy as np
 from lens_tui.records import LensError
 
 from .output import note, print_json, say
-from .sources import open_sae, read_text
+from .sources import open_model, open_sae, read_text
 
 if TYPE_CHECKING:
     from lens_tui.lens import LensModel
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 def features(text: str, *, model: str, sae: str, top_k: int, by: str, as_json: bool) -> None:
     """Encode the text, unsteered, and print what fires on each token."""
     words = read_text(text)
-    from lens_tui.lens import LensModel
 
-    with LensModel(model) as lens:
+    with open_model(model) as lens:
         result = read(lens, open_sae(sae, model), words, top_k, order_of(by))
     if as_json:
         print_json(result)

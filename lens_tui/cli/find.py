@@ -12,17 +12,16 @@ from lens_tui.records.errors import LensError
 from .feature_page import convention_of, who
 from .long_work import Meter
 from .output import note, print_json, say
-from .sources import open_sae
+from .sources import open_model, open_sae
 
 
 def search(words: str, *, model: str, sae: str, convention: str, k: int, as_json: bool) -> None:
     """Print features whose labels hold the words, and features that promote one of them."""
     convention_of(convention)
-    from lens_tui.lens import LensModel
     from lens_tui.worker.finding import search_features
     from lens_tui.worker.handlers.knowledge import index_of
 
-    with LensModel(model) as lens:
+    with open_model(model) as lens:
         info = open_sae(sae, model).info
         result = search_features(words, info, lens, index_of(info), convention=convention, k=k)
     print_json(result) if as_json else _print_search(result)
@@ -57,7 +56,6 @@ def contrast(
     as_json: bool,
 ) -> None:
     """Print the features that best tell texts A from texts B."""
-    from lens_tui.lens import LensModel
     from lens_tui.sae.index.contrast import Measure, Over
     from lens_tui.worker.contrasting import contrast_texts, read_texts
     from lens_tui.worker.known_labels import label_texts
@@ -68,7 +66,7 @@ def contrast(
     texts_a, texts_b = read_texts(a, text_key=text_key), read_texts(b, text_key=text_key)
     options: dict[str, Any] = {"measure": measure, "over": over, "both_sides": both_sides, "k": k, "seed": seed}
     meter = Meter()
-    with LensModel(model) as lens:
+    with open_model(model) as lens:
         opened = open_sae(sae, model)
         found = contrast_texts(
             lens, opened, texts_a, texts_b, **options,

@@ -12,7 +12,7 @@ from lens_tui.records.errors import LensError
 
 from .long_work import Meter, count, duration, interruptible
 from .output import INTERRUPTED, note, print_json, say
-from .sources import open_sae
+from .sources import open_model, open_sae
 
 if TYPE_CHECKING:
     from lens_tui.sae.index import BuildResult, IndexProgress
@@ -40,13 +40,12 @@ def index(
     as_json: bool,
 ) -> None:
     """Build the index of each SAE, or one shard of it."""
-    from lens_tui.lens import LensModel
     from lens_tui.sae.index import IndexSettings
     from lens_tui.worker.indexing import index_text
 
     settings = IndexSettings(**options)
     meter = Meter()
-    with LensModel(model) as lens, interruptible() as asked:
+    with open_model(model) as lens, interruptible() as asked:
         opened = [open_sae(name, model) for name in saes]
         result = index_text(
             lens,
@@ -76,11 +75,10 @@ def index(
 
 def merge(parts: Sequence[Path], *, model: str, sae: str, out: Path | None, as_json: bool) -> None:
     """Merge shards; the token tables are made with the model and the SAE."""
-    from lens_tui.lens import LensModel
     from lens_tui.sae.index import BuildResult
     from lens_tui.worker.indexing import merge_index
 
-    with LensModel(model) as lens:
+    with open_model(model) as lens:
         path = merge_index(lens, open_sae(sae, model), parts, out)
         facts = {"model": lens.info.name, **_facts(BuildResult(False, (path,)))}
     print_json(facts) if as_json else _print(facts)

@@ -10,6 +10,7 @@ from typing import Any
 from lens_tui import demo
 
 from .output import print_json, say
+from .sources import open_model
 
 _PACKAGES = ("mlx-lens-tui", "mlx", "mlx-lm", "textual", "rich", "numpy", "safetensors", "huggingface-hub")
 
@@ -26,15 +27,15 @@ def info(*, model: str, as_json: bool) -> None:
 
 
 def _model_facts(model: str) -> dict[str, Any]:
-    from lens_tui.lens import LensModel
 
-    with LensModel(model) as lens:
+    with open_model(model) as lens:
         return {"model": lens.info.name, **asdict(lens.info), "sites": list(lens.sites(0))}
 
 
 def _machine_facts() -> dict[str, Any]:
     import mlx.core as mx
 
+    from lens_tui import blas
     from lens_tui.records import paths
     from lens_tui.worker.models import list_models
 
@@ -44,6 +45,7 @@ def _machine_facts() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "device": str(mx.default_device()),
+        **({"blas": blas.state().says} if blas.state().says else {}),
         "folders": {
             "settings": str(paths.settings_file()),
             "data": str(paths.folder("data")),

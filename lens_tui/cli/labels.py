@@ -12,7 +12,7 @@ from lens_tui.records.errors import LensError
 
 from .feature_page import feature_number, who
 from .output import print_json, say
-from .sources import find_sae
+from .sources import find_sae, open_model
 
 if TYPE_CHECKING:
     from lens_tui.records import SAEInfo
@@ -138,7 +138,6 @@ def _upload(
     folder: Path, info: SAEInfo, labels: Iterable[Label], model: str, model_id: str, source_id: str
 ) -> list[Path]:
     """Neuronpedia's upload batches, one JSON file each, with the examples of the index."""
-    from lens_tui.lens import LensModel
     from lens_tui.records import atomic
     from lens_tui.sae.index import upload_batches
     from lens_tui.worker.handlers.knowledge import index_of
@@ -150,7 +149,7 @@ def _upload(
     for label in labels:
         by_feature.setdefault(label.feature, []).append(label)
     files = []
-    with LensModel(model) as lens:
+    with open_model(model) as lens:
         batches = upload_batches(
             index, sorted(by_feature), lens.tokens.display, by_feature, model_id=model_id, source=source_id
         )

@@ -10,7 +10,7 @@ from lens_tui.records import Intervention, LensError
 
 from .arms import parse_arm
 from .output import note, print_json, say
-from .sources import Vectors, read_text
+from .sources import Vectors, open_model, read_text
 
 if TYPE_CHECKING:
     from lens_tui.lens import LensModel
@@ -36,9 +36,9 @@ def lens(
     words = read_text(text)
     wanted = _layers(layers)
     spec = parse_arm(arm) if arm else None
-    from lens_tui.lens import LensModel, attribute_logits, logit_lens
+    from lens_tui.lens import attribute_logits, logit_lens
 
-    with LensModel(model) as opened:
+    with open_model(model) as opened:
         steering = Vectors(opened, sae, model).arm(spec).interventions if spec else ()
         follow = _target(target)
         found = logit_lens(opened, words, layers=wanted, target=follow, top_k=top_k, interventions=steering)

@@ -14,17 +14,16 @@ from lens_tui.records.modes import told
 from .arms import parse_arm
 from .long_work import Meter
 from .output import note, print_json, say
-from .sources import Vectors
+from .sources import Vectors, open_model
 
 
 def scale(arm: str, *, model: str, sae: str, quantity: str, target: float | None, as_json: bool) -> None:
     """Search and print; a line on standard error says what was tried."""
     spec = parse_arm(arm, scale=1.0)
-    from lens_tui.lens import LensModel
     from lens_tui.worker.dosing import find
 
     meter = Meter()
-    with LensModel(model) as lens:
+    with open_model(model) as lens:
         records = Vectors(lens, sae, model).arm(spec).interventions
         found = find(lens, records, quantity, target, heard=lambda tried: meter.say("scales", f"{len(tried)} tried"))
     meter.end()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,11 @@ from .long_work import Meter
 
 if TYPE_CHECKING:
     from lens_tui.lens import LensModel
+    from lens_tui.records.info import Dequantize
     from lens_tui.sae import SAE
+
+asked_dequantize: ContextVar[Dequantize | None] = ContextVar("asked_dequantize", default=None)
+"""What ``--dequantize`` says, which stands before the verb."""
 
 
 def read_text(argument: str) -> str:
@@ -36,6 +41,14 @@ def _standard_input() -> str:
         raise LensError(
             f"Standard input is not UTF-8 at byte {error.start}.", "Convert it, for example with iconv -t UTF-8."
         ) from None
+
+
+def open_model(name: str) -> LensModel:
+    """The model a verb works on, its weights held as ``--dequantize`` says, or the settings."""
+    from lens_tui.lens import LensModel
+    from lens_tui.tui.preferences import preferences
+
+    return LensModel(name, dequantize=asked_dequantize.get() or preferences().dequantize)
 
 
 def open_sae(name: str, model: str) -> SAE:

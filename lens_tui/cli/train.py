@@ -10,6 +10,7 @@ from lens_tui.records.errors import LensError
 
 from .long_work import Meter, count, duration, interruptible
 from .output import INTERRUPTED, note, print_json, say
+from .sources import open_model
 
 if TYPE_CHECKING:
     from lens_tui.lens import LensModel
@@ -45,11 +46,10 @@ class Request:
 
 def train(request: Request, *, as_json: bool) -> None:
     """Train, say how it goes, print how good the SAE is and where it lies."""
-    from lens_tui.lens import LensModel
     from lens_tui.sae.training.checkpoint import FILE
     from lens_tui.worker.training import train_sae
 
-    with LensModel(request.model) as lens, interruptible() as asked:
+    with open_model(request.model) as lens, interruptible() as asked:
         layer = lens.registry.decoder.index(request.layer)
         config = config_of(request, lens.registry.sites.point(layer, request.site).width)
         out = request.out or _default_folder(request, lens, layer, config.width)

@@ -11,7 +11,7 @@ from lens_tui.records.sanitise import one_line
 
 from .arms import parse_arm
 from .output import note, print_json, say
-from .sources import Vectors
+from .sources import Vectors, open_model
 
 if TYPE_CHECKING:
     from lens_tui.lens import LensModel
@@ -39,20 +39,18 @@ def contrast(
         raise LensError("Both a file of pairs and texts are given.", "Give one of the two.")
     at = _layer(layer)
     toward, away = read_pairs(pairs) if pairs else (positive, negative)
-    from lens_tui.lens import LensModel
     from lens_tui.worker.making import from_pairs
 
-    with LensModel(model) as lens:
+    with open_model(model) as lens:
         ranked = from_pairs(lens, name, toward, away, layer=at, method=method, over=over, raw=raw)
         _finish(lens, ranked[0].vector, out, as_json, ranked)
 
 
 def token(token: str, *, layer: int, kind: str, name: str, model: str, out: str, as_json: bool) -> None:
     """From a token."""
-    from lens_tui.lens import LensModel
     from lens_tui.worker.making import from_token
 
-    with LensModel(model) as lens:
+    with open_model(model) as lens:
         _finish(lens, from_token(lens, token, layer, kind, name), out, as_json)
 
 
@@ -68,10 +66,9 @@ def total(
     specs = [spec for text in terms for spec in parse_arm(text, scale=1.0).terms]
     from dataclasses import replace
 
-    from lens_tui.lens import LensModel
     from lens_tui.worker.making import from_terms
 
-    with LensModel(model) as lens:
+    with open_model(model) as lens:
         vectors = Vectors(lens, sae, model)
         found = [(spec.scale, vectors.vector(spec)) for spec in specs]
         found = [

@@ -30,7 +30,7 @@ from .readings import one_text
 from .registry import Entry, Plan, Run
 
 if TYPE_CHECKING:
-    from .model import LensModel
+    from .core import Core
 
 VALUE_NAMES = ("v_norm", "v_proj", "wv", "c_v")
 FUSED_NAMES = ("qkv_proj", "c_attn", "query_key_value", "Wqkv", "wqkv", "W_pack", "attn_qkv_proj", "qkv")
@@ -63,7 +63,7 @@ class _Probe:
 
 
 def attention_patterns(
-    lens: LensModel,
+    lens: Core,
     text: Any,
     layers: int | Sequence[int],
     *,
@@ -95,7 +95,7 @@ def attention_patterns(
     return tuple(_pattern(lens, layer, ids, probe) for layer, probe in probes.items())
 
 
-def _probe(lens: LensModel, layer: int) -> _Probe:
+def _probe(lens: Core, layer: int) -> _Probe:
     sites = lens.registry.sites
     attention = sites.point(layer, "attn_out").module
     output = sites.point(layer, "attn_z")
@@ -117,7 +117,7 @@ def _child(module: Module, name: str) -> Any:
 
 
 def _run(
-    lens: LensModel, ids: Sequence[int], probes: Sequence[_Probe], interventions: Sequence[Intervention] | None
+    lens: Core, ids: Sequence[int], probes: Sequence[_Probe], interventions: Sequence[Intervention] | None
 ) -> None:
     """One forward; inside it each probed attention is called again with unit vectors for values."""
     registry = lens.registry
@@ -209,7 +209,7 @@ def _units(probe: _Probe, columns: Columns, count: int, start: int) -> mx.array:
     return made
 
 
-def _pattern(lens: LensModel, layer: int, ids: Sequence[int], probe: _Probe) -> AttentionPattern:
+def _pattern(lens: Core, layer: int, ids: Sequence[int], probe: _Probe) -> AttentionPattern:
     """The pattern put together, and held against what the layer really gave."""
     name = f"The attention of layer {layer} ({type(probe.attention).__name__})"
     if probe.real is None:

@@ -26,7 +26,7 @@ from .readings import one_text, read_sites, target_per_position, unhooked
 from .unembed import find_unembedding
 
 if TYPE_CHECKING:
-    from .model import LensModel
+    from .core import Core
 
 Array = NDArray[np.float64]
 Stream = dict[Key, Array]
@@ -46,7 +46,7 @@ class _Split:
 
 
 def attribute_logits(
-    lens: LensModel,
+    lens: Core,
     text: Any,
     target: Targets | None = None,
     *,
@@ -84,7 +84,7 @@ def attribute_logits(
 
 
 def _record(
-    lens: LensModel,
+    lens: Core,
     ids: tuple[int, ...],
     at: Sequence[int],
     step: FinalStep,
@@ -142,7 +142,7 @@ def _parts(
     return parts, written
 
 
-def _split(lens: LensModel, stream: Stream, layer: int) -> _Split:
+def _split(lens: Core, stream: Stream, layer: int) -> _Split:
     """The attention and MLP sites that together are what the layer adds, up to one factor (as in Granite)."""
     attns, mlps = (
         [site for site in (f"{kind}_out_normed", f"{kind}_out") if (layer, site) in stream] for kind in ("attn", "mlp")
@@ -165,7 +165,7 @@ def _split(lens: LensModel, stream: Stream, layer: int) -> _Split:
 
 
 def _streams(
-    lens: LensModel,
+    lens: Core,
     ids: Sequence[int],
     at: Sequence[int],
     keys: Sequence[Key],
@@ -176,13 +176,13 @@ def _streams(
     return {key: np.array(tensor[chosen].astype(mx.float32), dtype=np.float64) for key, tensor in found.items()}
 
 
-def _sites(lens: LensModel, layer: int) -> list[str]:
+def _sites(lens: Core, layer: int) -> list[str]:
     points = {site: lens.registry.sites.point(layer, site) for site in lens.sites(layer)}
     writers = [site for site in WRITERS if site in points and points[site].width == lens.d_model]
     return [*RESIDUAL, *writers]
 
 
-def _steered(lens: LensModel, interventions: Sequence[Intervention] | None) -> set[Key]:
+def _steered(lens: Core, interventions: Sequence[Intervention] | None) -> set[Key]:
     """The layers and sites that interventions act on."""
     if interventions is None:
         return {entry.key for entry in lens.registry.ambient()[0]}

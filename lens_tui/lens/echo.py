@@ -16,10 +16,10 @@ from .registry import Entry, Plan, Registry, Run
 from .steered import Passage
 
 if TYPE_CHECKING:
-    from .model import LensModel
+    from .core import Core
 
 
-def echo(lens: LensModel, tokens: Any, interventions: Sequence[Intervention]) -> tuple[Echo, ...]:
+def echo(lens: Core, tokens: Any, interventions: Sequence[Intervention]) -> tuple[Echo, ...]:
     """What interventions leave in ``resid_post`` of every layer, averaged over a text's tokens."""
     registry = lens.registry
     entries = tuple(Entry(registry, checked(item, registry)) for item in interventions)

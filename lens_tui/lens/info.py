@@ -29,7 +29,7 @@ def describe(model: Module, decoder: Decoder, tokens: Tokens, *, name: str, path
         vocab_size=decoder.vocab_size,
         n_parameters=_parameters(model),
         dtype=str(decoder.dtype).rpartition(".")[2],
-        quantization=_quantization(model),
+        quantization=quantization(model),
         nbytes=sum(array.nbytes for _, array in arrays),
         has_chat_template=tokens.has_chat_template,
         bos_token_id=tokens.bos,
@@ -44,7 +44,7 @@ def _parameters(model: Module) -> int:
     return int(count(model))
 
 
-def _quantization(model: Module) -> str:
+def quantization(model: Module) -> str:
     """``"4-bit, group 64"`` of the first quantised module, with "mixed" if they differ; empty if there is none."""
     kinds: dict[str, None] = {}
     for _, module in named(model):

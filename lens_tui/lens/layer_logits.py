@@ -16,13 +16,13 @@ from .readings import one_text, read_sites, target_per_position, unhooked
 from .unembed import readout
 
 if TYPE_CHECKING:
-    from .model import LensModel
+    from .core import Core
 
 LOGITS_AT_ONCE = 1 << 25
 
 
 def logit_lens(
-    lens: LensModel,
+    lens: Core,
     text: Any,
     *,
     layers: Sequence[int] | None = None,
@@ -69,16 +69,14 @@ def logit_lens(
     return LogitLens(lens.info.name, site, where, ids, target_ids=np.array(follow, np.int32), texts=texts, **rows)
 
 
-def _targets(
-    lens: LensModel, ids: Sequence[int], final: mx.array, target: int | str | Sequence[int] | None
-) -> list[int]:
+def _targets(lens: Core, ids: Sequence[int], final: mx.array, target: int | str | Sequence[int] | None) -> list[int]:
     if target is not None:
         return target_per_position(lens, target, len(ids))
     return [*ids[1:], int(readout(lens.registry.decoder, final[None, None]).argmax())]
 
 
 def _rows(
-    lens: LensModel,
+    lens: Core,
     residual: mx.array,
     follow: Sequence[int],
     k: int,

@@ -10,11 +10,17 @@ from mlx.nn.layers.base import Module
 from lens_tui import demo
 from lens_tui.records import LensError
 from lens_tui.records.hub import explain_hub
+from lens_tui.records.info import Dequantize
 from lens_tui.records.sanitise import one_line
 
+from .dequantize import Held, dequantize, evaluate
 
-def load_model(name: str, **load_kwargs: Any) -> tuple[Module, Any, str]:
-    """Model, tokenizer and where they were found. Raises :class:`LensError` for a folder that is no model."""
+
+def load_model(name: str, how: Dequantize = "auto", **load_kwargs: Any) -> tuple[Module, Any, str, Held]:
+    """Model, tokenizer, where they were found, and how its weights are held (:mod:`.dequantize`).
+
+    Raises :class:`LensError` for a folder that is no model.
+    """
     from mlx_lm import load
 
     source = str(demo.model_path()) if name == demo.NAME else name
@@ -32,7 +38,7 @@ def load_model(name: str, **load_kwargs: Any) -> tuple[Module, Any, str]:
             "Give a folder, a hub id such as 'owner/name', or 'demo'.",
         )
     try:
-        found: Any = load(str(folder) if looks_local else source, **load_kwargs)
+        found: Any = load(str(folder) if looks_local else source, **{**load_kwargs, "lazy": True})
     except SystemExit as error:  # mlx-lm's OLMo leaves the process if a package of its own is not there
         raise LensError(
             f"The model {name!r} cannot be loaded: mlx-lm's code for it needs a package that is not installed.",
@@ -47,7 +53,11 @@ def load_model(name: str, **load_kwargs: Any) -> tuple[Module, Any, str]:
         raise LensError(
             f"The model {name!r} cannot be loaded: {first}", "Check the name, the files and the network."
         ) from error
-    return found[0], found[1], str(folder) if looks_local else source
+    held = dequantize(found[0], how)
+    if not load_kwargs.get("lazy"):
+        for _ in evaluate(found[0]):
+            pass
+    return found[0], found[1], str(folder) if looks_local else source, held
 
 
 def _hub_troubles() -> tuple[type[Exception], ...]:

@@ -22,14 +22,14 @@ from .rows import as_float, read_rows
 from .scores import Item, Score, score, unsteered
 
 if TYPE_CHECKING:
-    from .model import LensModel
+    from .core import Core
     from .tokens import Prompt
 
 RESAMPLES = 2000
 
 
 def delta_loss(
-    lens: LensModel,
+    lens: Core,
     *interventions: Intervention,
     texts: Sequence[Prompt] | None = None,
     seed: int = 0,
@@ -46,7 +46,7 @@ def delta_loss(
 
 
 def delta_losses(
-    lens: LensModel,
+    lens: Core,
     plans: Sequence[tuple[Intervention, ...]],
     *,
     texts: Sequence[Prompt] | None = None,
@@ -60,7 +60,7 @@ def delta_losses(
     return losses_of(score(lens, items, unsteered(lens, items)), seed)
 
 
-def items_of(lens: LensModel, texts: Sequence[Prompt], plans: Sequence[tuple[Intervention, ...]]) -> list[Item]:
+def items_of(lens: Core, texts: Sequence[Prompt], plans: Sequence[tuple[Intervention, ...]]) -> list[Item]:
     """The texts as items whose every token but the first is scored."""
     if not texts:
         raise LensError("A loss needs at least one text.", "Give texts=.")
@@ -95,7 +95,7 @@ def bootstrap(
 
 
 def divergence(
-    lens: LensModel, prompt: Prompt, continuation: Sequence[int], *interventions: Intervention, raw: bool = False
+    lens: Core, prompt: Prompt, continuation: Sequence[int], *interventions: Intervention, raw: bool = False
 ) -> Divergence:
     """KL of next-token distributions at each token of a continuation, both ways, in nats.
 
@@ -112,7 +112,7 @@ def divergence_of(one: Score) -> Divergence:
 
 
 def perplexity(
-    lens: LensModel, prompt: Prompt, continuation: Sequence[int], *interventions: Intervention, raw: bool = False
+    lens: Core, prompt: Prompt, continuation: Sequence[int], *interventions: Intervention, raw: bool = False
 ) -> tuple[float, float]:
     """Perplexity of a continuation, its own tokens only: under the unsteered model, and under the steered one.
 
@@ -124,7 +124,7 @@ def perplexity(
 
 
 def read_back(
-    lens: LensModel,
+    lens: Core,
     prompt: Prompt,
     continuation: Sequence[int],
     sae: FeatureSource,
@@ -182,13 +182,13 @@ def controlled(
 
 
 def _continued(
-    lens: LensModel, prompt: Prompt, continuation: Sequence[int], interventions: Sequence[Intervention], raw: bool
+    lens: Core, prompt: Prompt, continuation: Sequence[int], interventions: Sequence[Intervention], raw: bool
 ) -> Score:
     return score(lens, [continued(lens, prompt, continuation, (tuple(interventions),), raw=raw)])[0][0]
 
 
 def continued(
-    lens: LensModel,
+    lens: Core,
     prompt: Prompt,
     continuation: Sequence[int],
     plans: tuple[tuple[Intervention, ...], ...],

@@ -29,6 +29,7 @@ from .batch_methods import BatchMethods
 from .capture import CaptureResult
 from .checks import as_numpy, check_vector, checked
 from .compare import Comparison, Generation
+from .dequantize import Held, check_dequantize
 from .echo import echo
 from .engine import check_engine
 from .forward import loss_of, read_site, run_forward
@@ -55,15 +56,19 @@ class LensModel(BatchMethods):
     """An mlx-lm model with steering, capture, generation and comparison.
 
     ``model_path`` is a folder, a hub id or ``"demo"`` (the bundled model);
-    ``load_kwargs`` go to ``mlx_lm.load``. ``use_engine`` says who schedules
+    ``load_kwargs`` go to ``mlx_lm.load``. ``dequantize`` says whether quantised and 16-bit weights are held in float32:
+    ``"auto"`` where that is faster and memory allows (a Linux CPU), ``"never"`` or ``"always"``; ``info.weights`` says
+    what was done. ``use_engine`` says who schedules
     batches: this library (``False`` and ``True`` alike), or ``"vllm-mlx"``; results
     are the same. Use the model on the thread that made it.
     """
 
-    def __init__(self, model_path: str, use_engine: bool | str = False, **load_kwargs: Any) -> None:
+    def __init__(
+        self, model_path: str, use_engine: bool | str = False, *, dequantize: str = "auto", **load_kwargs: Any
+    ) -> None:
         self.engine = check_engine(use_engine)
-        model, tokenizer, path = load_model(str(model_path), **load_kwargs)
-        self._setup(model, tokenizer, name=str(model_path), path=path)
+        model, tokenizer, path, held = load_model(str(model_path), check_dequantize(dequantize), **load_kwargs)
+        self._setup(model, tokenizer, name=str(model_path), path=path, held=held)
 
     @classmethod
     def from_model(
@@ -81,7 +86,7 @@ class LensModel(BatchMethods):
         self._setup(model, tokenizer, name=name or type(model).__module__.rpartition(".")[2], path=path)
         return self
 
-    def _setup(self, model: Module, tokenizer: Any | None, *, name: str, path: str) -> None:
+    def _setup(self, model: Module, tokenizer: Any | None, *, name: str, path: str, held: Held | None = None) -> None:
         self._model = model
         self._decoder = find_decoder(model)
         self.tokens = Tokens(tokenizer, self._decoder.vocab_size)
@@ -89,7 +94,8 @@ class LensModel(BatchMethods):
         self._ids = itertools.count(1)
         self.prefixes = PrefixCache()
         self._unembedding: Unembedding | None = None
-        self.info: ModelInfo = describe(model, self._decoder, self.tokens, name=name, path=path)
+        info = describe(model, self._decoder, self.tokens, name=name, path=path)
+        self.info: ModelInfo = held.noted(info) if held else info
 
     # -- what it is ----------------------------------------------------------
 

@@ -19,10 +19,10 @@ from .program import Key
 from .registry import Entry, Plan, Run
 
 if TYPE_CHECKING:
-    from .model import LensModel
+    from .core import Core
 
 
-def one_text(lens: LensModel, tokens: Any) -> tuple[int, ...]:
+def one_text(lens: Core, tokens: Any) -> tuple[int, ...]:
     """The ids of one text or list of token ids; raises :class:`LensError` for a batch."""
     ids = lens.batch(tokens)
     if ids.shape[0] != 1:
@@ -31,7 +31,7 @@ def one_text(lens: LensModel, tokens: Any) -> tuple[int, ...]:
 
 
 def read_sites(
-    lens: LensModel, ids: Sequence[int], keys: Sequence[Key], interventions: Sequence[Intervention] | None
+    lens: Core, ids: Sequence[int], keys: Sequence[Key], interventions: Sequence[Intervention] | None
 ) -> dict[Key, mx.array]:
     """The tensors ``(tokens, width)`` at sites of one text, evaluated, after all interventions there.
 
@@ -64,14 +64,14 @@ def read_sites(
 
 
 @contextmanager
-def unhooked(lens: LensModel) -> Iterator[None]:
+def unhooked(lens: Core) -> Iterator[None]:
     """Forwards inside are of the plain model: neither steered nor recorded by the blocks around."""
     registry = lens.registry
     with registry.running(Run(registry, Plan())):
         yield
 
 
-def target_per_position(lens: LensModel, target: int | str | Sequence[int], count: int) -> list[int]:
+def target_per_position(lens: Core, target: int | str | Sequence[int], count: int) -> list[int]:
     """The token to follow at each of ``count`` positions: one for all (an id, or a text of one token), or a list."""
     if isinstance(target, str):
         target = single_token(lens, target)
@@ -81,7 +81,7 @@ def target_per_position(lens: LensModel, target: int | str | Sequence[int], coun
     return list(lens.tokens.check(ids))
 
 
-def single_token(lens: LensModel, text: str) -> int:
+def single_token(lens: Core, text: str) -> int:
     """The id of a text that is one token (write the leading space: `` Paris``); :class:`LensError` if it is not."""
     tokens = lens.tokens
     special = tokens.special_ids()

@@ -24,7 +24,7 @@ from .program import Key, Program
 from .registry import Entry, Plan, Recorder, Resume, Run
 
 if TYPE_CHECKING:
-    from .model import LensModel
+    from .core import Core
     from .tokens import Span
 
 Ids = Sequence[int]
@@ -34,7 +34,7 @@ MAX_ROWS = 32
 
 
 def forward_rows(
-    lens: LensModel,
+    lens: Core,
     rows: Sequence[Ids],
     plans: Sequence[Sequence[Intervention]] = ((),),
     n_prompt: Sequence[int] | None = None,
@@ -73,18 +73,25 @@ def forward_rows(
     return logits
 
 
-def read_rows(lens: LensModel, rows: Sequence[Ids], keys: Sequence[Key]) -> Iterator[tuple[int, dict[Key, mx.array]]]:
+def read_rows(lens: Core, rows: Sequence[Ids], keys: Sequence[Key]) -> Iterator[tuple[int, dict[Key, mx.array]]]:
     """For each row its number and its unsteered activations ``(tokens, width)`` at the sites, evaluated, in batches."""
     per_token = lens.d_model * max(1, len(keys))  # what is kept of a token: all sites of a batch at once
-    for batch in in_batches([len(row) for row in rows], per_token):
+    # A row that is there twice is read once: in a batch of another size its numbers would differ in their last bits.
+    places: dict[tuple[int, ...], list[int]] = {}
+    for at, row in enumerate(rows):
+        places.setdefault(tuple(row), []).append(at)
+    first = [found[0] for found in places.values()]
+    for chosen in in_batches([len(rows[at]) for at in first], per_token):
+        batch = [first[at] for at in chosen]
         result = CaptureResult(lens.registry, tuple(keys), by_site=True)
         forward_rows(lens, [rows[at] for at in batch], recorders=(result,))
         mx.eval(result.pending())
         held = {key: result[key] for key in keys}
         for (layer, site), values in held.items():
             check_values(values, f"The activations at layer {layer} {site}", lambda: origin_of(lens.registry, rows))
-        for place, at in enumerate(batch):
-            yield at, {key: held[key][place, : len(rows[at])] for key in keys}
+        for place, one in enumerate(batch):
+            for at in places[tuple(rows[one])]:
+                yield at, {key: held[key][place, : len(rows[at])] for key in keys}
 
 
 def in_batches(lengths: Sequence[int], per_token: int, *, most: int = MAX_LOGITS) -> Iterator[list[int]]:

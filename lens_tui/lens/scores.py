@@ -29,7 +29,7 @@ from .rows import MAX_LOGITS, MAX_ROWS, forward_rows
 from .steps import kl
 
 if TYPE_CHECKING:
-    from .model import LensModel
+    from .core import Core
     from .tokens import Span
 
 Plan = tuple[Intervention, ...]
@@ -56,6 +56,10 @@ class Score:
     forward: Array
     reverse: Array
 
+    def unmoved(self) -> Score:
+        """The score of no steering on the same text."""
+        return Score(self.base, self.base, np.zeros_like(self.forward), np.zeros_like(self.reverse))
+
 
 @dataclass(frozen=True, eq=False)
 class Unsteered:
@@ -68,7 +72,7 @@ class Unsteered:
     below: Below | None = None
 
 
-def score(lens: LensModel, items: Sequence[Item], known: Unsteered | None = None) -> list[list[Score]]:
+def score(lens: Core, items: Sequence[Item], known: Unsteered | None = None) -> list[list[Score]]:
     """For each item one :class:`Score` a plan; float32 log-softmax.
 
     Where the unsteered NLL is ``known``, no unsteered rows are run and there is no KL.
@@ -92,12 +96,15 @@ def score(lens: LensModel, items: Sequence[Item], known: Unsteered | None = None
             stop = start + len(lead) + len(chosen)
             scores = _scores(logits[start:stop], items[at], None if known.nll is None else known.nll[at])
             _check_finite(lens, items[at], chosen, scores)
-            found[at] += scores
+            # A steering of scale 0 is none, whatever the last bits of a row computed beside others say.
+            found[at] += [
+                one if any(map(acts, plan)) else one.unmoved() for plan, one in zip(chosen, scores, strict=True)
+            ]
             start = stop
     return found
 
 
-def unsteered(lens: LensModel, items: Sequence[Item], *, with_nll: bool = True) -> Unsteered:
+def unsteered(lens: Core, items: Sequence[Item], *, with_nll: bool = True) -> Unsteered:
     """What is known of items before they are scored, for as many calls of :func:`score` as there will be.
 
     Those calls may have other plans, of other scales say. Residuals too large to be kept are left out, and
@@ -121,7 +128,7 @@ def unsteered(lens: LensModel, items: Sequence[Item], *, with_nll: bool = True) 
 class _Reading:
     """Texts read without steering, a batch at a time."""
 
-    lens: LensModel
+    lens: Core
     key: tuple[int, str] | None
     nll: dict[int, Array] = field(default_factory=dict)
     residuals: dict[tuple[int, ...], mx.array] = field(default_factory=dict)
@@ -140,9 +147,7 @@ class _Reading:
                 self.nll[at] = only.nll
 
 
-def _resume(
-    lens: LensModel, rows: Sequence[tuple[int, ...]], plans: Sequence[Plan], below: Below | None
-) -> Resume | None:
+def _resume(lens: Core, rows: Sequence[tuple[int, ...]], plans: Sequence[Plan], below: Below | None) -> Resume | None:
     """Where the forward of a batch resumes: what lies below is known, or computed here once for each text in it."""
     if below is not None and not reaches_behind(lens.registry, plans, below.key):
         return below.resume(rows)
@@ -155,7 +160,7 @@ def _resume(
     return spread_over(key, read[key], distinct, rows)
 
 
-def _check(lens: LensModel, item: Item, at: int) -> None:
+def _check(lens: Core, item: Item, at: int) -> None:
     if not 1 <= item.n_prompt < len(item.ids):
         raise LensError(f"Text {at + 1} has {len(item.ids)} tokens, of which none can be scored.", "Give a longer one.")
     for plan in item.plans:
@@ -184,7 +189,7 @@ def _batches(items: Sequence[Item], vocabulary: int, lead: int) -> Iterator[list
             yield [groups[place] for place in batch]
 
 
-def _check_finite(lens: LensModel, item: Item, plans: Sequence[Plan], scores: Sequence[Score]) -> None:
+def _check_finite(lens: Core, item: Item, plans: Sequence[Plan], scores: Sequence[Score]) -> None:
     """Raise ``NotFinite`` for the first steering, or the plain model, that gives no numbers on this text."""
     registry = lens.registry
     for plan, one in zip(plans, scores, strict=True):

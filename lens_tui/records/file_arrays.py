@@ -36,21 +36,25 @@ Index = slice | NDArray[Any]
 
 
 class OpenFile:
-    """A file that is open once for all arrays in it, and read by place from any thread.
+    """A file with arrays in it, read by place from any thread.
 
-    Raises ``LensError`` for what is no regular file, and from :meth:`read` if the file has been changed since it was
-    opened. One that was replaced by another of its name is read on.
+    It is kept open, and read on if another is put in its place; without ``keep`` it is opened for every read, for
+    readers of many files, and has to be the same then. Raises ``LensError`` for what is no regular file, and from
+    :meth:`read` if the file has been changed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, keep: bool = True) -> None:
         self.path = path
-        self._file = open_regular(path)
-        found = os.fstat(self._file.fileno())
-        self.size, self._changed = found.st_size, found.st_mtime_ns
+        file = open_regular(path)
+        self._facts = _facts(os.fstat(file.fileno()))
+        self.size = self._facts[2]
+        self._file = file if keep else None
+        if not keep:
+            file.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            self._file.close()
+        if (file := self.__dict__.get("_file")) is not None:
+            file.close()
 
     def read(self, start: int, nbytes: int) -> bytes:
         """``nbytes`` from ``start`` on."""
@@ -61,18 +65,26 @@ class OpenFile:
 
     def fill(self, buffer: memoryview, start: int) -> None:
         """Read until ``buffer`` is full."""
-        done = 0
         with explained(self.path):
-            while done < len(buffer):
-                n = os.preadv(self._file.fileno(), [buffer[done : done + (1 << 30)]], start + done)
-                if n == 0:
+            if self._file is not None:
+                self._fill(self._file.fileno(), buffer, start)
+                return
+            with open_regular(self.path) as file:
+                if _facts(os.fstat(file.fileno())) != self._facts:
                     raise self._stale()
-                done += n
+                self._fill(file.fileno(), buffer, start)
+
+    def _fill(self, handle: int, buffer: memoryview, start: int) -> None:
+        done = 0
+        while done < len(buffer):
+            n = os.preadv(handle, [buffer[done : done + (1 << 30)]], start + done)
+            if n == 0:
+                raise self._stale()
+            done += n
 
     def check(self) -> None:
         """Raise ``LensError`` if the file is not as it was when it was opened."""
-        now = os.fstat(self._file.fileno())
-        if now.st_size != self.size or now.st_mtime_ns != self._changed:
+        if self._file is not None and _facts(os.fstat(self._file.fileno())) != self._facts:
             raise self._stale()
 
     def _stale(self) -> LensError:
@@ -218,6 +230,11 @@ class FileArray:
         made = np.empty(shape, self._dtype)
         self.file.fill(_bytes_of(made), start)
         return made.astype(self.dtype, copy=False)
+
+
+def _facts(found: os.stat_result) -> tuple[int, int, int, int]:
+    """What tells a file from another, and from itself after a change."""
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def file_array(file: OpenFile, dtype: np.dtype[Any], shape: Sequence[int], start: int, nbytes: int) -> FileArray:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
+
+Dequantize = Literal["auto", "never", "always"]
+"""Whether weights are turned into float32 as a model is loaded: where that is faster, never, or always."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A loaded model: who it is and its shape. Sizes are bytes."""
+    """A loaded model: who it is and its shape. Sizes are bytes.
+
+    ``quantization`` is that of its files; ``weights`` says how they are held if not so ("": as in the files).
+    """
 
     name: str
     path: str
@@ -23,6 +30,7 @@ class ModelInfo:
     has_chat_template: bool
     bos_token_id: int | None
     device: str
+    weights: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ DEFINITIONS: dict[str, tuple[str, str]] = {
     ),
     "kl": (
         "KL",
-        "Mean D(plain ‖ steered) of the next token over the first 20 tokens of the plain continuation, in nats. "
-        "Past 1 text often comes apart. Own: D(steered ‖ plain) on the steered text, as in the lanes.",
+        "Mean D(plain ‖ steered) on the first 20 tokens of the plain text, in nats (lanes: D(steered ‖ plain) on their "
+        "own). Past 1 text often comes apart.",
     ),
     "ppl_unsteered": (
         "perplexity",

@@ -16,6 +16,7 @@ from pydantic_core import PydanticUndefined
 
 from . import atomic, paths
 from .errors import LensError
+from .info import Dequantize
 from .read_files import MAX_TOML, FileAbsent, parse_toml, read_text
 from .sampling import Sampling
 from .sanitise import one_line
@@ -79,6 +80,8 @@ class Models(BaseModel):
     """A model (folder, hub id or `demo`) to load at the start; empty for none."""
     folders: list[str] = Field(default_factory=list)
     """Folders whose subfolders are listed as models, besides the Hugging Face cache."""
+    dequantize: Dequantize = "auto"
+    """Hold quantised and 16-bit weights in float32: where that is faster and memory allows, never, or always."""
 
 
 class Keep(BaseModel):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,24 @@ def save_vector(vector: SteeringVector, path: Path | None = None) -> Path:
     direction = np.ascontiguousarray(vector.direction, dtype=np.float32)
     atomic.write_bytes(file, save({"direction": direction}, metadata))
     return file
+
+
+def keep_vector(vector: SteeringVector) -> Path:
+    """The file of the vectors folder that holds this vector; it is written if there is none.
+
+    Of files named after it the first whose direction, layer and site are the same is taken, so that asking again makes
+    no second one. Raises :class:`LensError` if the disk refuses.
+    """
+    for file in _names(paths.vectors_folder(), vector.name):
+        if not file.exists():
+            return save_vector(vector, file)
+        try:
+            held = load_vector(file)
+        except LensError:
+            continue
+        if (held.layer, held.site) == (vector.layer, vector.site) and np.array_equal(held.direction, vector.direction):
+            return file
+    raise LensError(f"The vectors folder has no name left for {vector.name!r}.", "Give it another name.")
 
 
 def load_vector(path: Path | str, *, d_model: int | None = None, model: str | None = None) -> SteeringVector:
@@ -148,6 +167,9 @@ def _read(file: Path) -> SteeringVector:
 
 
 def _free_name(folder: Path, name: str) -> Path:
+    return next(file for file in _names(folder, name) if not file.exists())
+
+
+def _names(folder: Path, name: str) -> Iterator[Path]:
     stem = re.sub(r"[^\w.-]+", "-", name.strip(), flags=re.ASCII).strip("-.").lower()[:80] or "vector"
-    candidates = (folder / f"{stem}{f'-{number}' if number > 1 else ''}{SUFFIX}" for number in range(1, 100_000))
-    return next(file for file in candidates if not file.exists())
+    return (folder / f"{stem}{f'-{number}' if number > 1 else ''}{SUFFIX}" for number in range(1, 100_000))

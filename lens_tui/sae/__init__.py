@@ -9,13 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
-    "GatedSAE": "kinds",
-    "GroupMaxSAE": "kinds",
-    "JumpReLUSAE": "kinds",
+    "GatedSAE": "load",
+    "GroupMaxSAE": "load",
+    "JumpReLUSAE": "load",
     "Reconstruction": "reconstruction",
-    "SAE": "base",
-    "StandardSAE": "kinds",
-    "TopKSAE": "kinds",
+    "SAE": "load",
+    "StandardSAE": "load",
+    "TopKSAE": "load",
     "TrainConfig": "training",
     "check_fit": "fit",
     "check_fit_with": "fit",
@@ -27,10 +27,8 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
-    from .base import SAE
     from .fit import check_fit, check_fit_with
-    from .kinds import GatedSAE, GroupMaxSAE, JumpReLUSAE, StandardSAE, TopKSAE
-    from .load import load_sae, sae_info
+    from .load import SAE, GatedSAE, GroupMaxSAE, JumpReLUSAE, StandardSAE, TopKSAE, load_sae, sae_info
     from .reconstruction import Reconstruction
     from .splicing import splice, spliced
     from .training import TrainConfig, train

@@ -38,6 +38,14 @@ class SAE:
     """
 
     activation: ClassVar[Activation] = "relu"
+    kinds: ClassVar[dict[Activation, type[SAE]]] = {}
+    """The class of each activation; a subclass enters itself."""
+    opener: ClassVar[Callable[..., SAE]]
+    """What opens a file or folder: :func:`lens_tui.sae.load_sae`, which stands above this file and puts itself here."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        SAE.kinds[cls.activation] = cls
 
     def __init__(
         self,
@@ -68,9 +76,7 @@ class SAE:
 
         Raises ``LensError`` if it is of another kind than this class.
         """
-        from .load import load_sae
-
-        sae = load_sae(path, **options)
+        sae = cls.opener(path, **options)
         if not isinstance(sae, cls):
             raise LensError(
                 f"{sae.info.name} is a {sae.info.architecture} SAE, not one for {cls.__name__}.",
@@ -93,10 +99,8 @@ class SAE:
 
         ``vectors`` are those its activation needs (``b_enc``, ``threshold``, ...), each ``(width,)``.
         """
-        from .kinds import KINDS, build
-
         definition = definition or Definition(activation=cls.activation)
-        if not issubclass(KINDS[definition.activation], cls):
+        if not issubclass(SAE.kinds[definition.activation], cls):
             raise LensError(
                 f"A {definition.activation} SAE is not a {cls.__name__}.", "Use the class of its activation."
             )
@@ -417,3 +421,22 @@ def _slices(n: int, size: int) -> list[slice]:
 def _residence(weights: Weights, dtype: mx.Dtype) -> Residence:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return "memory" if weights.d_in * weights.width * dtype.size * 4 <= memory else "disk"
+
+
+def build(
+    definition: Definition,
+    weights: Weights,
+    info: SAEInfo,
+    *,
+    residence: Residence | None = None,
+    dtype: mx.Dtype = mx.float32,
+) -> SAE:
+    """The SAE of the class that its activation asks for. Raises ``LensError`` if the tensors do not fit."""
+    return SAE.kinds[definition.activation](
+        definition, weights, with_shape(info, weights), residence=residence, dtype=dtype
+    )
+
+
+def with_shape(info: SAEInfo, weights: Weights) -> SAEInfo:
+    """The record with the shape that the tensors have."""
+    return replace(info, d_model=weights.d_in, width=weights.width, d_out=weights.d_out)

@@ -1,18 +1,15 @@
-"""The kinds of SAE, one class an activation, and the table that chooses among them."""
+"""The kinds of SAE, one class an activation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
 import mlx.core as mx
 
-from lens_tui.records import SAEInfo
-
 from .base import SAE
-from .definition import Activation, Definition, Weights
+from .definition import Activation
 from .encoder import Residence, row_chunks
 from .select import Best, largest
 
@@ -135,31 +132,3 @@ class GroupMaxSAE(TopKSAE):
         grouped = activations.reshape(-1, self.k, size)
         ids = mx.argmax(grouped, axis=-1).astype(mx.int32) + mx.arange(self.k, dtype=mx.int32) * size
         return ids, mx.max(grouped, axis=-1)
-
-
-KINDS: Mapping[Activation, type[SAE]] = {
-    "relu": StandardSAE,
-    "jumprelu": JumpReLUSAE,
-    "gated": GatedSAE,
-    "topk": TopKSAE,
-    "groupmax": GroupMaxSAE,
-}
-
-
-def build(
-    definition: Definition,
-    weights: Weights,
-    info: SAEInfo,
-    *,
-    residence: Residence | None = None,
-    dtype: mx.Dtype = mx.float32,
-) -> SAE:
-    """The SAE of the class that its activation asks for. Raises ``LensError`` if the tensors do not fit."""
-    return KINDS[definition.activation](
-        definition, weights, with_shape(info, weights), residence=residence, dtype=dtype
-    )
-
-
-def with_shape(info: SAEInfo, weights: Weights) -> SAEInfo:
-    """The record with the shape that the tensors have."""
-    return replace(info, d_model=weights.d_in, width=weights.width, d_out=weights.d_out)

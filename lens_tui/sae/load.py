@@ -14,14 +14,19 @@ from lens_tui.records.read_files import shown
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.sites import SITES
 
-from .base import SAE
+from .base import SAE as SAE
+from .base import build, with_shape
 from .definition import check
 from .encoder import Residence
 from .formats import FORMATS
 from .formats.parts import Facts, Parts, Source
 from .hub import Progress
 from .identity import content_id
-from .kinds import build, with_shape
+from .kinds import GatedSAE as GatedSAE
+from .kinds import GroupMaxSAE as GroupMaxSAE
+from .kinds import JumpReLUSAE as JumpReLUSAE
+from .kinds import StandardSAE as StandardSAE
+from .kinds import TopKSAE as TopKSAE
 from .remote import fetch_sae, is_hub_id
 
 
@@ -176,3 +181,6 @@ def _lacking(source: Source) -> str:
         return "Its tensors are those of an SAE; fetch its configuration (cfg.json, config.json, hyperparams.json) too."
     names = ", ".join(one_line(name, 30) for name in list(source.values)[:5]) or "nothing"
     return f"It has {names}; an SAE has an encoder and a decoder (w_enc and w_dec, encoder.weight, ...)."
+
+
+SAE.opener = load_sae

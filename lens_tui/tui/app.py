@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from textual.message import Message
     from textual.widget import Widget
 
+    from lens_tui.records.info import Dequantize
     from lens_tui.records.session_file import CutOff
     from lens_tui.worker.protocol import WorkerLike
 
@@ -71,7 +72,8 @@ class LensApp(AppActions, Appearance, Exchange, App[None], inherit_bindings=Fals
     that were cut off, to be offered; ``notices`` are things to know from the start on;
     ``problems`` are sentences to show at the start, before those about theme and keys;
     with ``autosave`` this session is kept on disk while it runs. ``history`` is the database that
-    runs are kept in. ``clock`` is seconds on a steady clock and ``wall`` the time of day; tests give their own.
+    runs are kept in, ``dequantize`` how models are loaded. ``clock`` is seconds on a steady clock and ``wall`` the
+    time of day; tests give their own.
     """
 
     TITLE = "mlx-lens-tui"
@@ -102,6 +104,7 @@ class LensApp(AppActions, Appearance, Exchange, App[None], inherit_bindings=Fals
         log_path: Path | None = None,
         history: Path | None = None,
         catalog: Catalog | None = None,
+        dequantize: Dequantize = "auto",
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -112,7 +115,8 @@ class LensApp(AppActions, Appearance, Exchange, App[None], inherit_bindings=Fals
         self.begin_exchange(worker)
         self.clock, self.wall = clock, wall
         self.log_path, self.history = log_path, history
-        self.catalog: Catalog = catalog or DiskCatalog()
+        self.catalog: Catalog = catalog or DiskCatalog(dequantize)
+        self.dequantize = dequantize
         self.store = SessionStore(Session(sampling=sampling or Sampling()))
         self.opening = Opening(self)
         self.recovery = Recovery(self)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from lens_tui.records.info import Dequantize
     from lens_tui.worker.model_files import MemoryEstimate, ModelEntry
     from lens_tui.worker.models import SAEEntry
 
@@ -27,7 +28,10 @@ class Catalog(Protocol):
 
 
 class DiskCatalog:
-    """The bundled demo, the Hugging Face cache and recent folders."""
+    """The bundled demo, the Hugging Face cache and recent folders; ``dequantize`` is how models will be loaded."""
+
+    def __init__(self, dequantize: Dequantize = "auto") -> None:
+        self._dequantize = dequantize
 
     def models(self) -> Sequence[ModelEntry]:
         """Models on this disk, and in the folders that the settings name."""
@@ -53,4 +57,4 @@ class DiskCatalog:
         """A comparison of four arms over a thousand tokens with four layers captured."""
         from lens_tui.worker.model_files import estimate_memory
 
-        return estimate_memory(entry, tokens=1024, arms=4, captured_layers=4)
+        return estimate_memory(entry, tokens=1024, arms=4, captured_layers=4, dequantize=self._dequantize)

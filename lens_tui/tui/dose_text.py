@@ -51,7 +51,7 @@ def _measured(point: DosePoint, response: DoseResponse, series: Series) -> str:
             held = point.on_baseline
             controls = _controls(point.random_kl, point.flipped_kl, 2)
             both = f"KL {held.mean_forward:.2f} nat, most {held.max_forward:.2f}, reverse {held.mean_reverse:.2f}"
-            return f"{both}, own {point.on_own.mean_reverse:.2f}{controls}"
+            return f"{both}{controls}"
         case "ppl_unsteered":
             both = f"{point.ppl_unsteered:.1f} to the plain model, {point.ppl_steered:.1f} to the steered"
             return f"perplexity {both}; the plain text {response.baseline_ppl:.1f}"

@@ -40,7 +40,9 @@ class Opening:
             self._app.store.update(prompt=starter.prompt, sampling=starter.sampling)
         from lens_tui.worker.jobs import LoadModel
 
-        self._app.submit(LoadModel(model), SLOT, lambda event: self._model(model, event))
+        self._app.submit(
+            LoadModel(model, dequantize=self._app.dequantize), SLOT, lambda event: self._model(model, event)
+        )
 
     def load_sae(self, path: str) -> None:
         """Load an SAE beside the model."""

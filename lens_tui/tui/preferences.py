@@ -5,8 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from lens_tui.records import LensError, Sampling, paths
+
+if TYPE_CHECKING:
+    from lens_tui.records.info import Dequantize
 
 _log = logging.getLogger(__name__)
 
@@ -23,6 +27,7 @@ class Preferences:
     keep_session: bool = True
     keep_history: bool = True
     folders: tuple[str, ...] = ()
+    dequantize: Dequantize = "auto"
     problems: tuple[str, ...] = ()
 
 
@@ -45,6 +50,7 @@ def preferences() -> Preferences:
         settings.keep.session,
         settings.keep.history,
         tuple(settings.models.folders),
+        settings.models.dequantize,
     )
 
 

@@ -19,6 +19,7 @@ from lens_tui.records.log import start_log
 from lens_tui.tui.preferences import preferences
 
 if TYPE_CHECKING:
+    from lens_tui.records.info import Dequantize
     from lens_tui.records.session_file import CutOff
     from lens_tui.tui.app import LensApp
 
@@ -36,11 +37,12 @@ def run(
     model: str | None = None,
     theme: str | None = None,
     keymap: Mapping[str, str] | None = None,
+    dequantize: Dequantize | None = None,
 ) -> int:
     """Open the app on a terminal and return the exit status.
 
     ``demo`` opens on Generate with the bundled model; ``model`` (a folder, a hub
-    id or ``"demo"``) is loaded at once. ``theme`` and ``keymap`` win over the
+    id or ``"demo"``) is loaded at once. ``theme``, ``keymap`` and ``dequantize`` win over the
     settings. Whatever C code writes to file descriptor 2 goes to the log.
     """
     log_path = start_log()
@@ -51,7 +53,16 @@ def run(
         keep = preferences().keep_history and "data" not in lost
         worker = Worker(history=paths.database_file() if keep else None)
         try:
-            app = make_app(worker, demo=demo, model=model, theme=theme, keymap=keymap, log_path=log_path, unkept=lost)
+            app = make_app(
+                worker,
+                demo=demo,
+                model=model,
+                theme=theme,
+                keymap=keymap,
+                log_path=log_path,
+                unkept=lost,
+                dequantize=dequantize,
+            )
             with ended_by_signals(app):
                 app.run()
             app.recovery.end(well=not app.return_code)
@@ -72,6 +83,7 @@ def make_app(
     keymap: Mapping[str, str] | None = None,
     log_path: Path | None = None,
     unkept: Mapping[str, str] | None = None,
+    dequantize: Dequantize | None = None,
 ) -> LensApp:
     """The app as :func:`run` opens it, not yet running; ``unkept`` as the function of that name says it."""
     from lens_tui.tui.app import LensApp
@@ -95,6 +107,7 @@ def make_app(
         cut_off=_cut_off,
         autosave=user.keep_session and "state" not in lost,
         history=paths.database_file() if user.keep_history and "data" not in lost else None,
+        dequantize=dequantize or user.dequantize,
     )
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lens_tui.records import Arm, Intervention, Sampling, SteeringVector
+from lens_tui import demo
+from lens_tui.records import Arm, Intervention, LensError, SAEInfo, Sampling, SteeringVector
 from lens_tui.records.codec import to_json
 from lens_tui.records.modes import POSITIONS, mode_of, told
+from lens_tui.records.sanitise import json_escaped, one_line, sanitise
 from lens_tui.tui.run_text import ArmText, RunText
 
 SCHEMA = "mlx-lens-tui/run/2"
@@ -101,72 +105,141 @@ def as_markdown(run: RunText) -> str:
 
 
 def _quote(text: str) -> list[str]:
-    return [f"> {line}".rstrip() for line in text.split("\n")]
+    return [f"> {line}".rstrip() for line in sanitise(text).split("\n")]
 
 
-def as_command(run: RunText, sae: str = "") -> str:
+@dataclass
+class _Command:
+    """A ``mlx-lens-tui compare`` as it is put together: the SAE its features are of, and what it cannot say."""
+
+    model: str
+    saes: Sequence[SAEInfo]
+    keep: Callable[[SteeringVector], Path] | None
+    sae: SAEInfo | None = None
+    left_out: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    def arm(self, number: int, arm: ArmText) -> list[str]:
+        """``--arm`` and what stands behind it; nothing where nothing of the arm can be said."""
+        terms = [self._term(item) for item in arm.arm.interventions if item.enabled]
+        if arm.dials:
+            self.left_out.append(f"what was dialled in {arm.arm.name}")
+        known = "+".join(term for term in terms if term)
+        if not known:
+            return []
+        name = arm.arm.name
+        plain = name.strip() and not set("=*@") & set(name)
+        # Without a name the first '=' of a path would end one.
+        named = f"{name}={known}" if plain else f"arm {number}={known}" if "=" in known else known
+        return ["--arm", named]
+
+    def _term(self, item: Intervention) -> str:
+        acting, vector = told(item), getattr(item, "vector", None)
+        source = ""
+        if acting is not None and vector is not None and item.positions.kind in POSITIONS:
+            source = self._source(vector, item.layer)
+        if not source or acting is None:
+            self.left_out.append(getattr(vector, "name", item.id))
+            return ""
+        mode, amount = acting
+        where = f"@{item.layer}" + (f"*{_number(amount)}" if mode_of(mode).amount else "")
+        where += f":{mode}" if mode != "add" else ""
+        return source + where + (f":{item.positions.kind}" if item.positions.kind != "all" else "")
+
+    def _source(self, vector: SteeringVector, layer: int) -> str:
+        """How the command line finds this vector: a feature, a seed, a file that is there or is written for it."""
+        facts = vector.origin.facts
+        if vector.origin.kind == "feature" and self._is_of(facts.get("sae")):
+            return f"f{facts['feature']}"
+        if vector.origin.kind == "random" and "seed" in facts and vector.site == "resid_post":
+            return f"random:{facts['seed']}"
+        if file := _file_of(vector, layer, self.model):
+            return file
+        if self.keep is not None:
+            try:
+                return str(self.keep(vector))
+            except LensError as error:
+                self.remarks.append(str(error))
+        elif vector.origin.kind == "feature":
+            self.remarks.append(f"the SAE {facts.get('sae')} is not at hand")
+            return f"f{facts['feature']}"
+        return ""
+
+    def _is_of(self, sae: object) -> bool:
+        """Whether a feature of this SAE can be named: a command has one SAE, the first that it needs."""
+        if self.sae is None:
+            self.sae = next((info for info in self.saes if info.id == sae), None)
+        return self.sae is not None and self.sae.id == sae
+
+
+def as_command(run: RunText, saes: Sequence[SAEInfo] = (), keep: Callable[[SteeringVector], Path] | None = None) -> str:
     """The ``mlx-lens-tui compare`` command that makes the run again.
 
-    What a command line cannot say (vectors from prompts or arithmetic, a
-    repetition penalty) is left out and named in a comment at the end.
+    ``saes`` are those at hand, by whose id a feature's is known. A vector that the command line has no words for (of
+    texts, of tokens, of arithmetic, of a second SAE) is named by its file: the one it was read from, or the one that
+    ``keep`` writes. What is left then is named in a comment at the end.
     """
     words = ["mlx-lens-tui", "compare", "--model", run.source or run.model or "demo"]
-    left_out: list[str] = []
-    for arm in run.arms[1:]:
-        acting = [item for item in arm.interventions if item.enabled]
-        terms = [_term(item, run.source or run.model) for item in acting]
-        missing = [item for item, term in zip(acting, terms, strict=True) if not term]
-        left_out += [getattr(getattr(item, "vector", None), "name", item.id) for item in missing]
-        known = [term for term in terms if term]
-        if known:
-            plain = arm.arm.name and not set("=*@") & set(arm.arm.name)
-            words += ["--arm", f"{arm.arm.name}={'+'.join(known)}" if plain else "+".join(known)]
-    if sae:
-        words += ["--sae", sae]
-    words += _options(run.sampling)
-    command = shlex.join([*words, "--", run.prompt])
-    if run.sampling.repetition_penalty:
-        left_out.append("the repetition penalty")
-    return command + (f"  # without {', '.join(left_out)}" if left_out else "")
+    made = _Command(run.source or run.model, saes, keep)
+    for number, arm in enumerate(run.arms[1:], 1):
+        words += made.arm(number, arm)
+    if made.sae is not None:
+        words += ["--sae", sae_words(made.sae)]
+    words += _options(run.sampling) + (["--raw"] if run.raw else [])
+    remarks = ([f"without {', '.join(made.left_out)}"] if made.left_out else []) + made.remarks
+    command = " ".join(map(quoted, [*words, "--", run.prompt]))
+    return command + (f"  # {one_line('; '.join(remarks), 400)}" if remarks else "")
 
 
-def _term(item: Intervention, model: str) -> str:
-    acting, vector = told(item), getattr(item, "vector", None)
-    if acting is None or vector is None or item.positions.kind not in POSITIONS:
-        return ""
-    facts, (mode, amount) = vector.origin.facts, acting
-    where = f"@{item.layer}" + (f"*{amount:g}" if mode_of(mode).amount else "")
-    where += (f":{mode}" if mode != "add" else "") + (f":{item.positions.kind}" if item.positions.kind != "all" else "")
-    match vector.origin.kind:
-        case "feature":
-            return f"f{facts['feature']}{where}"
-        case "random":
-            return f"random:{facts['seed']}{where}"
-    return f"{source}{where}" if (source := _file_of(vector, item.layer, model)) else ""
+def sae_words(sae: SAEInfo) -> str:
+    """How the command line finds an SAE: its bundled name or its path, and the place it reads where it was told."""
+    path = Path(sae.path)
+    bundled = next((name for name, place in demo.sae_paths().items() if place == path), None)
+    given = "given by the caller" in (sae.provenance.get("layer"), sae.provenance.get("site"))
+    return bundled or os.path.abspath(path) + (f"@{sae.layer}:{sae.site}" if given else "")
+
+
+def quoted(word: str) -> str:
+    """A word for a shell, in plain characters alone: what acts on a terminal or hides is ``$'\\xNN'``."""
+    if sanitise(word) == word:
+        return shlex.quote(word)
+    shown = (
+        "\\" + letter if letter in "\\'" else letter if sanitise(letter) == letter else _bytes_in_shell(letter)
+        for letter in word
+    )
+    return f"$'{''.join(shown)}'"
+
+
+def _bytes_in_shell(letter: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in letter.encode("utf-8", "surrogateescape"))
 
 
 def _file_of(vector: SteeringVector, layer: int, model: str) -> str:
     """The bundled vector's name or the file that a vector is from, as ``--arm`` names it; ``""`` if there is none."""
-    from lens_tui import demo
-
     facts = vector.origin.facts
     path = str(facts.get("path", ""))
     if (ready := demo.ready_vector(path)) is not None and model in (demo.NAME, ""):
         return ready.name
-    words = [str(facts[key]) for key in ("name", "position") if key in facts]
-    # Of a file with several layers, @LAYER picks: a row that was moved to another layer cannot be said.
+    words = [str(facts[key]) for key in ("name", "position") if facts.get(key) is not None]
+    # Of a file with several layers @LAYER picks: a row that was moved to another layer has to be written by itself.
     if not Path(path).is_file() or (layer != vector.layer and "row" in facts) or any(":" in word for word in words):
         return ""
     return ":".join([path, *words])
 
 
-def _options(sampling: Sampling) -> Sequence[str]:
+def _number(value: float) -> str:
+    """As short as can be and exactly this number."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(float(value))
+
+
+def _options(sampling: Sampling) -> list[str]:
     plain = Sampling()
     out = ["--max-tokens", str(sampling.max_tokens), "--seed", str(sampling.seed)]
-    for name in ("temp", "top_p", "min_p", "top_k"):
+    for name in ("temp", "top_p", "min_p", "top_k", "repetition_penalty"):
         value = getattr(sampling, name)
         if value != getattr(plain, name):
-            out += [f"--{name.replace('_', '-')}", f"{value:g}"]
+            out += [f"--{name.replace('_', '-')}", _number(value)]
     return out + [word for text in sampling.stop for word in ("--stop", text)]
 
 
@@ -174,7 +247,7 @@ def write(run: RunText, folder: Path) -> Path:
     """Write a run as JSON and Markdown under the next free name; returns it without suffix. Raises ``OSError``."""
     stems = (folder / f"lens-run-{number}" for number in range(1, 10_000))
     stem = next(stem for stem in stems if not stem.with_suffix(".json").exists())
-    data = json.dumps(as_data(run), ensure_ascii=False, indent=1)
+    data = json_escaped(json.dumps(as_data(run), ensure_ascii=False, indent=1))
     stem.with_suffix(".json").write_text(data, encoding="utf-8")
     stem.with_suffix(".md").write_text(as_markdown(run), encoding="utf-8")
     return stem

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from lens_tui.records import Arm, Intervention, Sampling, SteeringVector
+from lens_tui.records.info import Dequantize
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +23,13 @@ class LoadModel(Job):
 
     A hub id that is not in the cache is downloaded. The model before is freed
     once the new one is known to be loadable, and stays usable if it is not.
-    ``force`` loads a model that is larger than the machine's memory.
+    ``force`` loads a model that is larger than the machine's memory. ``dequantize`` says whether its weights are held
+    in float32, as of ``LensModel``.
     """
 
     model: str
     force: bool = False
+    dequantize: Dequantize = "auto"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from lens_tui import blas
 from lens_tui.records import LensError
+from lens_tui.records.info import Dequantize
 from lens_tui.records.sanitise import one_line
 
 Source = Literal["demo", "cache", "folder", "hub"]
@@ -28,7 +30,8 @@ class ModelEntry:
     hub id not downloaded yet). ``problem`` says in one sentence why it cannot be
     loaded, and is empty if nothing is known against it. ``kv_bytes`` is what one
     token of one sequence takes in the KV cache, an upper bound for models with
-    sliding windows or shared caches.
+    sliding windows or shared caches. ``float32_bytes`` is what the weights would
+    take in float32, 0 if they are so already or it is not known.
     """
 
     id: str
@@ -45,17 +48,19 @@ class ModelEntry:
     kv_bytes: int = 0
     problem: str = ""
     used: float = 0.0
+    float32_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes a comparison will need, next to what the machine has."""
+    """Bytes a comparison will need, next to what the machine has; ``float32``: its weights are turned into that."""
 
     weights: int
     cache: int
     capture: int
     logits: int
     machine: int
+    float32: bool = False
 
     @property
     def total(self) -> int:
@@ -93,6 +98,7 @@ def read_model_folder(folder: Path, *, model_id: str = "", source: Source = "fol
         quantization=describe_quantization(config),
         kv_bytes=kv_bytes_per_token(text),
         problem=problem or _unsupported(architecture, config),
+        float32_bytes=_float32_bytes(config, text, nbytes),
     )
 
 
@@ -122,12 +128,38 @@ def kv_bytes_per_token(config: Mapping[str, Any], bytes_per_value: int = 2) -> i
 
 
 def estimate_memory(
-    entry: ModelEntry, *, tokens: int = 1024, arms: int = 1, captured_layers: int = 0
+    entry: ModelEntry,
+    *,
+    tokens: int = 1024,
+    arms: int = 1,
+    captured_layers: int = 0,
+    dequantize: Dequantize = "auto",
 ) -> MemoryEstimate:
-    """What comparing ``arms`` arms over ``tokens`` tokens needs, with ``captured_layers`` layers kept as float32."""
+    """What comparing ``arms`` arms over ``tokens`` tokens needs, with ``captured_layers`` layers kept as float32.
+
+    ``dequantize`` is how the model would be loaded.
+    """
     capture = captured_layers * tokens * arms * entry.d_model * 4
     logits = arms * entry.vocab_size * 4 * 4  # logits, log-softmax and the sampler's working copies, float32
-    return MemoryEstimate(entry.nbytes, entry.kv_bytes * tokens * arms, capture, logits, machine_memory())
+    wide = bool(entry.float32_bytes) and blas.in_float32(dequantize, entry.float32_bytes, blas.free_memory())
+    weights, kv_bytes = (entry.float32_bytes, 2 * entry.kv_bytes) if wide else (entry.nbytes, entry.kv_bytes)
+    return MemoryEstimate(weights, kv_bytes * tokens * arms, capture, logits, machine_memory(), wide)
+
+
+def _float32_bytes(config: Mapping[str, Any], text: Mapping[str, Any], nbytes: int) -> int:
+    """Near enough: the scales of a quantised model are counted, what it leaves unquantised is not."""
+    kind = next(
+        (str(found) for found in (text.get("dtype"), text.get("torch_dtype"), config.get("torch_dtype")) if found), ""
+    )
+    quantized = config.get("quantization")
+    if not isinstance(quantized, dict) or not isinstance(quantized.get("bits"), int):
+        return nbytes * 2 if kind in ("bfloat16", "float16") else 0
+    scales = 64 if kind == "float32" else 32  # bits of a group's scale and bias
+    if quantized.get("mode", "affine") != "affine":
+        scales = 8
+    group = quantized.get("group_size", 64)
+    bits = quantized["bits"] + scales / group if isinstance(group, int) and group > 0 else quantized["bits"]
+    return int(nbytes * 32 / bits) if bits > 0 else 0
 
 
 @cache

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lens_tui import LensModel, demo
+from lens_tui import LensModel, blas, demo
 from lens_tui.sae import load_sae
 
 
@@ -103,6 +104,20 @@ def test_info_tells_of_the_machine_and_of_a_model() -> None:
     model = json.loads(run("info", "--model", "demo", "--json").stdout)
     assert (model["n_layers"], model["d_model"]) == (8, 384)
     assert "resid_post" in model["sites"]
+    if blas.state().fast:
+        assert machine["blas"] == blas.state().says
+        assert model["weights"] == "float32, dequantised on loading"
+
+
+def test_how_weights_are_held_is_the_options_or_the_settings(tmp_path: Path) -> None:
+    arguments = ("info", "--model", "demo", "--json")
+    file = tmp_path / "lens-home" / "config" / "settings.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text('[models]\ndequantize = "never"\n')
+    assert json.loads(run(*arguments).stdout)["weights"] == ""
+    turned = json.loads(run("--dequantize", "always", *arguments).stdout)
+    assert turned["weights"] == "float32, dequantised on loading"
+    assert turned["quantization"] == "8-bit, group 128"
 
 
 @pytest.mark.parametrize(

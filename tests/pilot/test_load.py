@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from lens_tui.records import LensError
 from lens_tui.tui.screens.error import ErrorScreen
 from lens_tui.tui.screens.load import fit_glyph, matching
 from lens_tui.worker import jobs
-from lens_tui.worker.model_files import MemoryEstimate
+from lens_tui.worker.model_files import MemoryEstimate, ModelEntry
 from tests.apps import MODELS, FakeCatalog, lens_app, screen_text, settle
 from tests.fakes import FakeWorker
 
@@ -56,6 +58,26 @@ async def test_details_show_shape_memory_and_saes_then_ready() -> None:
         await settle(pilot)
         assert "✓ ready" in screen_text(app)
         assert "● demo" in screen_text(app)
+
+
+async def test_details_say_that_weights_are_held_in_float32() -> None:
+    class Wide(FakeCatalog):
+        def memory(self, entry: ModelEntry) -> MemoryEstimate:
+            return replace(super().memory(entry), float32=True)
+
+    app = lens_app(catalog=Wide(), dequantize="always")
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(pilot)
+        assert "Weights in float32: faster on this CPU." in screen_text(app)
+        app.opening.load("demo")
+        await settle(pilot)
+        assert isinstance(app.worker, FakeWorker)
+        assert app.worker.submitted[0] == jobs.LoadModel("demo", dequantize="always")
+        model = app.store.session.model
+        assert model is not None
+        app.store.update(model=replace(model, weights="float32, dequantised on loading"))
+        await settle(pilot)
+        assert "Weights: float32, dequantised on loading" in screen_text(app)
 
 
 async def test_a_model_that_cannot_be_loaded_says_why_and_is_not_tried() -> None:

@@ -99,7 +99,7 @@ def test_a_killed_run_keeps_every_finished_step(tmp_path: Path) -> None:
         assert store.broken() == []
 
 
-@pytest.mark.parametrize("owner", [os.getpid(), 1])
+@pytest.mark.parametrize("owner", [os.getpid(), 1], ids=["this one", "the first"])
 def test_runs_of_processes_that_live_are_not_broken(owner: int) -> None:
     store = RunStore(":memory:")
     run = write(store, "x", " y", end=False)

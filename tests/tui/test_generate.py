@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from lens_tui.tui.screens.sampling import fields, parse
 from lens_tui.tui.widgets.lane_row import window
 from lens_tui.tui.widgets.ramps import kl_key
 from lens_tui.worker import jobs
-from tests.fakes import TEXTS, FakeWorker, split, unit_vector
+from tests.fakes import DEMO_SAE, TEXTS, FakeWorker, split, unit_vector
 
 from .opened import PROMPT, opened, screen_text, settle
 
@@ -81,7 +82,7 @@ async def test_the_plain_text_in_an_arms_place_has_no_kl_and_a_step_after_the_pa
         assert lane.view.cursor is not None
         assert lane.text is not None
         assert lane.text.parted == 2 < lane.view.cursor
-        assert f"{lane.view.cursor} is of other text" in str(lane.foot.content)
+        assert "other text since 2 “ dog”" in str(lane.foot.content)
         token = lane.text.tokens[lane.view.cursor]
         told = str(lane.inspector.render())
         assert f"KL {nats(token.kl)} nat" in told
@@ -91,6 +92,7 @@ async def test_the_plain_text_in_an_arms_place_has_no_kl_and_a_step_after_the_pa
         await pilot.press("b")
         await settle(app, pilot)
         assert lane.text.number == 0
+        assert (lane.note, "same text" in str(lane.foot.content)) == ("", False)
         assert "nat" in str(lane.strip.render())
         assert "KL to plain" in str(lane.strip.render())  # the key to the bars, and no bars of the baseline's zeros
 
@@ -387,12 +389,13 @@ def test_the_command_is_one_that_the_command_line_reads() -> None:
     from lens_tui.records import Arm, Origin
     from lens_tui.tui.run_text import ArmText, RunText
 
-    feature = unit_vector("x", origin=Origin("feature", {"feature": 1288, "sae": "s"}))
+    sae = replace(DEMO_SAE, path="/saes/mine")
+    feature = unit_vector("x", origin=Origin("feature", {"feature": 1288, "sae": sae.id}))
     noise = unit_vector("y", origin=Origin("random", {"seed": 3}))
     items = (Add(id="a", layer=4, vector=feature, scale=22.0), Add(id="b", layer=5, vector=noise, scale=-4.5))
     sampling = Sampling(max_tokens=9, temp=0.7, seed=7, top_k=40)
     arms = (ArmText(0, Arm("baseline")), ArmText(1, Arm("x + y", items)))
-    words = shlex.split(as_command(RunText(1, "it's \n--raw", sampling, arms, model="demo"), "s"))
+    words = shlex.split(as_command(RunText(1, "it's \n--raw", sampling, arms, model="demo"), [sae]))
     assert words[:4] == ["mlx-lens-tui", "compare", "--model", "demo"]
     assert words[-2:] == ["--", "it's \n--raw"]
     spec = parse_arm(words[words.index("--arm") + 1])
@@ -403,7 +406,7 @@ def test_the_command_is_one_that_the_command_line_reads() -> None:
     ]
     options = dict(zip(words[6:-2:2], words[7:-2:2], strict=True))
     assert options == {
-        "--sae": "s", "--max-tokens": "9", "--seed": "7", "--temp": "0.7", "--top-k": "40"
+        "--sae": "/saes/mine", "--max-tokens": "9", "--seed": "7", "--temp": "0.7", "--top-k": "40"
     }  # fmt: skip
 
 

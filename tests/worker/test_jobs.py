@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,6 +52,17 @@ def test_loading_says_how_far_it_is_and_what_it_loaded(tiny: Path, driver: Drive
     assert (weights[0].done, weights[-1].done) == (0, info.nbytes)
     assert {event.unit for event in weights} == {"bytes"}
     assert recent_models()[0] == str(tiny)
+
+
+@pytest.mark.parametrize(
+    ("how", "says", "nbytes"), [("never", "", 20_919_808), ("always", "float32, dequantised on loading", 78_673_408)]
+)
+def test_weights_are_held_as_asked_for(how: Any, says: str, nbytes: int, driver: Driver) -> None:
+    events = driver.done(jobs.LoadModel("demo", dequantize=how))
+    info = only(events, ev.ModelLoaded).info
+    assert (info.weights, info.nbytes, info.quantization) == (says, nbytes, "8-bit, group 128")
+    read = [event for event in of(events, ev.Progress) if event.stage == "weights"]
+    assert (read[-1].done, read[-1].total) == (nbytes, nbytes)
 
 
 def test_a_comparison_is_the_librarys(loaded: Driver, tiny: Path) -> None:

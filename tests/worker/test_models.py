@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from lens_tui import blas, demo
 from lens_tui.records import LensError
+from lens_tui.records.info import Dequantize
 from lens_tui.records.recent import remember_model
 from lens_tui.worker.model_files import (
     ModelEntry,
@@ -132,6 +134,7 @@ def test_what_was_typed(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("[" * 100_000, "cannot be read"),
         ('{"a": "' + "x" * (5 << 20) + '"}', "more than 4 MiB"),
     ],
+    ids=["cut", "a list", "deep", "large"],
 )
 def test_a_config_that_is_none(tmp_path: Path, config: str, message: str) -> None:
     (tmp_path / "config.json").write_text(config)
@@ -221,6 +224,38 @@ def test_memory_is_estimated_before_loading() -> None:
     assert found.machine == machine_memory() > 1 << 28
     assert found.fits
     assert not estimate_memory(ModelEntry("x", "x", "hub", nbytes=1 << 60)).fits
+
+
+def test_weights_in_float32_are_estimated_where_they_will_be_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = read_model_folder(demo.model_path())
+    exact = 19_668_352 * 4
+    assert entry.float32_bytes == pytest.approx(exact, rel=0.03)
+    found = {how: estimate_memory(entry, tokens=5, dequantize=how) for how in get_args(Dequantize)}
+    assert (found["never"].weights, found["never"].float32) == (entry.nbytes, False)
+    assert (found["always"].weights, found["always"].float32) == (entry.float32_bytes, True)
+    assert found["always"].cache == 2 * found["never"].cache
+    monkeypatch.setattr(blas, "state", lambda: blas.Blas(True, ""))
+    assert estimate_memory(entry).float32
+    monkeypatch.setattr(blas, "free_memory", lambda: 2 * entry.float32_bytes - 1)
+    assert not estimate_memory(entry).float32
+
+
+@pytest.mark.parametrize(
+    ("config", "times"),
+    [
+        ({"torch_dtype": "bfloat16"}, 2),
+        ({"dtype": "float16"}, 2),
+        ({"torch_dtype": "float32"}, 0),
+        ({}, 0),
+        ({"quantization": {"bits": 4, "group_size": 64}, "torch_dtype": "bfloat16"}, 32 / 4.5),
+        ({"quantization": {"bits": 4, "group_size": 32, "mode": "mxfp4"}}, 32 / 4.25),
+        ({"quantization": {"bits": "4"}}, 0),
+        ({"quantization": {"bits": 4, "group_size": 0}}, 8),
+    ],
+)
+def test_what_a_config_says_of_float32(config: dict[str, Any], times: float, tmp_path: Path) -> None:
+    entry = read_model_folder(llama_folder(tmp_path / "m", **config))
+    assert entry.float32_bytes == int(entry.nbytes * times)
 
 
 def test_saes_at_hand(cache: Path, tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
-"""The arrays of an index on disk: whole numbers in the smallest type that holds them, read by name as memory maps."""
+"""The arrays of an index on disk: whole numbers in the smallest type that holds them, read by name where they lie."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lens_tui.records import LensError
+from lens_tui.records.file_arrays import FileArray, OpenFile, npy_array
+from lens_tui.records.read_files import FileAbsent, read_json
+from lens_tui.records.sanitise import one_line
 
 from .settings import FORMAT, N_OCTAVES
 
@@ -34,56 +36,74 @@ def nobody(kind: np.dtype[Any]) -> int:
     return int(np.iinfo(kind).max)
 
 
+def called(folder: Path) -> str:
+    """The name of an index, safe to show."""
+    return f"the index {one_line(folder.name, 60)}"
+
+
+def damaged(folder: Path, name: str) -> LensError:
+    """What is raised for a file of an index whose numbers cannot be."""
+    return LensError(f"The file {one_line(name, 60)} of {called(folder)} is damaged.", "Build it anew.")
+
+
 def inside(folder: Path, name: str) -> Path:
     """The file ``name`` of an index; raises :class:`LensError` if that would lie outside its folder."""
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise LensError(f"The manifest of the index {folder.name} names a file outside it.", "Do not use it.")
-    return path
+    try:
+        path = folder / name
+        if path.resolve().is_relative_to(folder.resolve()):
+            return path
+    except (OSError, ValueError, RuntimeError):  # a name that is none, links in a circle
+        pass
+    raise LensError(f"The manifest of {called(folder)} names a file outside it.", "Do not use it.")
 
 
 def open_array(
     folder: Path, manifest: dict[str, Any], name: str, kind: Any, shape: tuple[int, ...] | None
-) -> NDArray[Any]:
-    """``NAME.npy``, mapped if it is large. ``kind`` is a type or letters for kinds of type (``u``, ``f``, ``WHOLE``).
+) -> FileArray:
+    """``NAME.npy``, not read yet. ``kind`` is a type or letters for kinds of type (``u``, ``f``, ``WHOLE``).
 
     Raises :class:`LensError` if its type is not that, nor what the manifest says of it, or its shape is another.
     """
-    file = inside(folder, f"{name}.npy")
     try:
-        mapped = np.load(file, mmap_mode="r" if file.stat().st_size > 4096 else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise LensError(f"The file {name}.npy of the index {folder.name} cannot be read.", "Build it anew.") from error
-    good = mapped.dtype.kind in kind if isinstance(kind, str) else mapped.dtype == kind
-    good &= mapped.dtype.name == manifest.get("types", {}).get(f"{name}.npy", mapped.dtype.name)
-    if not good or (shape is not None and mapped.shape != shape):
-        raise LensError(f"The file {name}.npy of the index {folder.name} is damaged.", "Build it anew.")
-    return np.asarray(mapped)
+        file = OpenFile(inside(folder, f"{name}.npy"), keep=False)
+        array = npy_array(file, 0, file.size)
+    except LensError as error:
+        message = f"The file {one_line(name, 60)}.npy of {called(folder)} cannot be read."
+        raise LensError(message, "Build it anew.") from error
+    good = array.dtype.kind in kind if isinstance(kind, str) else array.dtype == kind
+    good &= array.dtype.name == manifest.get("types", {}).get(f"{name}.npy", array.dtype.name)
+    if not good or (shape is not None and array.shape != shape):
+        raise damaged(folder, f"{name}.npy")
+    return array
 
 
 def types_of(folder: Path) -> dict[str, str]:
     """The type of every array below a folder, by file name; nothing but the files' headers is read."""
-    files = sorted(folder.rglob("*.npy"))
-    return {file.relative_to(folder).as_posix(): np.load(file, mmap_mode="r").dtype.name for file in files}
+    names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.npy"))
+    arrays = {name: open_array(folder, {}, name.removesuffix(".npy"), "biuf", None) for name in names}
+    return {name: array.dtype.name for name, array in arrays.items()}
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """What ``manifest.json`` says; raises :class:`LensError` where there is no index, or one of another version."""
     try:
-        with (path / "manifest.json").open("rb") as file:
-            manifest = json.loads(file.read(16 << 20))
-    except OSError as error:
-        raise LensError(f"There is no index at {str(path)!r}.", "Make one with `mlx-lens-tui index`.") from error
-    except (ValueError, RecursionError) as error:
-        raise LensError(f"The manifest of the index {path.name} is damaged.", "Build it anew.") from error
+        manifest = read_json(path / "manifest.json")
+    except FileAbsent as error:
+        where = one_line(str(path), 200)
+        raise LensError(f"There is no index at {where!r}.", "Make one with `mlx-lens-tui index`.") from error
+    except LensError as error:
+        raise LensError(f"The manifest of {called(path)} is damaged.", "Build it anew.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise LensError(f"The index {path.name} is of another version.", "Build it anew.")
+        raise LensError(f"{called(path).capitalize()} is of another version.", "Build it anew.")
+    for name in ("types", "files"):
+        if not isinstance(manifest.get(name, {}), dict):
+            raise LensError(f"The manifest of {called(path)} is damaged: {name} is no object.", "Build it anew.")
     return manifest
 
 
 def octaves_of(manifest: dict[str, Any]) -> tuple[int, int]:
     """The octaves of activation that histogram and sample hold: first, and the one to end before."""
     first, end = manifest.get("octaves", (0, N_OCTAVES))
-    if not 0 <= int(first) < int(end) <= N_OCTAVES:
-        raise ValueError(f"octaves {first} to {end}")
-    return int(first), int(end)
+    if type(first) is not int or type(end) is not int or not 0 <= first < end <= N_OCTAVES:
+        raise ValueError("octaves")
+    return first, end

@@ -46,7 +46,7 @@ def describe(
     promotes: tuple[str, ...] = ()
     convention = convention or next(iter(index.conventions), "")
     if convention:
-        ids = index.table(convention).promoted_ids[index.check(feature), :n]
+        ids = index.pushed(feature, convention)[0][:n]
         promotes = tuple(sanitise_token(token_text(int(token))) for token in ids)
     return Description(
         int(feature), promotes, tuple(text for text, _ in peaks.most_common(n)), convention, len(examples)

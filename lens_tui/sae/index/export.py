@@ -104,7 +104,7 @@ def _logits(
 ) -> list[dict[str, Any]]:
     if convention not in index.conventions:
         return []
-    table = index.table(convention)
-    ids, values = getattr(table, f"{side}_ids")[feature], getattr(table, f"{side}_values")[feature]
+    row = index.pushed(feature, convention)
+    ids, values = row[:2] if side == "promoted" else row[2:]
     pairs = zip(ids[:_MAX_LOGITS].tolist(), values[:_MAX_LOGITS].tolist(), strict=True)
     return [{"token": token_text(token), "value": value} for token, value in pairs]

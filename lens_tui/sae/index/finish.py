@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lens_tui.records import LensError, atomic
 
-from .arrays import kind_for, narrow, nobody, types_of
+from .arrays import kind_for, narrow, nobody, read_manifest, types_of
 from .full import write_by_feature
 from .keeper import NOBODY
 from .part import SPECIAL, START, StoredPart, writing
@@ -78,7 +78,7 @@ def remove_leftovers(out: Path) -> None:
 def add_tables(path: Path | str, tables: Sequence[TokenTable]) -> None:
     """Add token tables to an index that was made without them. One that is there already is left as it is."""
     folder = Path(path)
-    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    manifest = read_manifest(folder)
     _check_tables(tables, manifest["identity"]["width"])
     for table in tables:
         if table.convention not in manifest["conventions"]:

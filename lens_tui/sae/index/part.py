@@ -9,7 +9,6 @@ whatever was written after it is cut off when the pass is taken up again.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lens_tui.records import LensError, atomic
+from lens_tui.records.read_files import read_json, regular_size
+from lens_tui.records.sanitise import one_line
 
 from .settings import FORMAT, Identity, IndexSettings, index_key
 from .tally import Activations, Tally
@@ -37,6 +38,8 @@ COLUMNS: dict[str, Any] = {
 """What is appended: the first five one entry a token, the last two one an activation."""
 
 SPECIAL, START = 1, 2
+_MAX_STATE = 256 << 20
+"""Bytes of ``state.json``, which has a row for every block of the corpus."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,17 +167,22 @@ class StoredPart:
     @classmethod
     def open(cls, folder: Path) -> StoredPart:
         """Read ``state.json``; raises :class:`LensError` if the folder is no part of an index."""
+        name = one_line(folder.name, 60)
         try:
-            facts = json.loads((folder / "state.json").read_text("utf-8"))
+            facts = read_json(folder / "state.json", _MAX_STATE)
             if facts["format"] != FORMAT:
-                raise LensError(f"{folder.name} was made by another version of this program.", "Build it anew.")
+                raise LensError(f"{name} was made by another version of this program.", "Build it anew.")
             blocks = np.asarray(facts["blocks"], np.int64).reshape(-1, 3)
+            state = PartState(**facts["state"])
+            numbers = [value for value in asdict(state).values() if not isinstance(value, str)]
+            if not all(type(value) is int and value >= 0 for value in numbers) or (blocks < 0).any():
+                raise ValueError("state")
             identity, settings = Identity(**facts["identity"]), IndexSettings(**facts["settings"])
-            return cls(folder, str(facts["key"]), identity, settings, PartState(**facts["state"]), blocks)
-        except LensError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise LensError(f"{folder.name} is not a part of an index.", "Give a folder that `index` left.") from error
+            return cls(folder, str(facts["key"]), identity, settings, state, blocks)
+        except (LensError, ValueError, KeyError, TypeError, OverflowError) as error:
+            if isinstance(error, LensError) and "version" in error.message:
+                raise
+            raise LensError(f"{name} is not a part of an index.", "Give a folder that `index` left.") from error
 
     def tally(self) -> Tally:
         """The statistics at the last checkpoint."""
@@ -186,9 +194,11 @@ class StoredPart:
         if n == 0:
             return np.zeros(0, COLUMNS[name])
         try:
+            regular_size(self.folder / name)
             return np.memmap(self.folder / name, COLUMNS[name], "r", shape=(n,))
-        except (OSError, ValueError) as error:
-            raise LensError(f"The file {name} of {self.folder.name} is missing or cut.", "Build it anew.") from error
+        except (LensError, OSError, ValueError) as error:
+            message = f"The file {name} of {one_line(self.folder.name, 60)} is missing or cut."
+            raise LensError(message, "Build it anew.") from error
 
     def spans(self, limit: int) -> Iterator[tuple[slice, slice]]:
         """Whole blocks in order, grouped to about ``limit`` activations: (tokens, activations) of this part."""

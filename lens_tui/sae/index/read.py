@@ -1,9 +1,13 @@
-"""An index on disk, memory-mapped: opens at once whatever its size, needs NumPy alone, answers in well under 1 ms."""
+"""An index on disk, read where it is looked at: opens at once whatever its size, needs NumPy alone, answers in 1 ms.
+
+What anybody may have written is not shown as it is: the numbers of every feature are checked when an index is opened,
+and what belongs to one feature when it is asked for.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,10 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lens_tui.records import LensError
+from lens_tui.records.file_arrays import FileArray
+from lens_tui.records.read_files import explained, open_regular
+from lens_tui.records.sanitise import one_line
 
-from .arrays import WHOLE, inside, nobody, octaves_of, open_array, read_manifest
+from .arrays import WHOLE, called, damaged, inside, nobody, octaves_of, open_array, read_manifest
 from .settings import EDGES, N_BINS, Identity, IndexSettings
-from .tables import FIELDS, TokenTable
+from .tables import CONVENTIONS, FIELDS, TokenTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,23 +77,26 @@ class FeatureIndex:
         self.path = Path(path)
         self.manifest = read_manifest(self.path)
         try:
-            self.identity = Identity(**self.manifest["identity"])
-            self.settings = IndexSettings(**self.manifest["settings"])
-            self.n_tokens = int(self.manifest["n_tokens"])
-            self.n_counted = int(self.manifest["n_counted"])
-            self.notes = tuple(str(note) for note in self.manifest["notes"])
-            self.conventions = tuple(str(name) for name in self.manifest["conventions"])
+            self.identity: Identity = _typed(Identity, self.manifest["identity"])
+            self.settings: IndexSettings = _typed(IndexSettings, self.manifest["settings"])
+            self.n_tokens = _whole(self.manifest, "n_tokens")
+            self.n_counted = _whole(self.manifest, "n_counted", self.n_tokens)
+            self._n_active = _whole(self.manifest, "n_active")
+            self.notes = tuple(one_line(str(note), 300) for note in self.manifest["notes"])
+            self.conventions = tuple(name for name in [*self.manifest["conventions"]] if name in CONVENTIONS)
             self._octaves = octaves_of(self.manifest)
         except (KeyError, TypeError, ValueError) as error:
-            raise LensError(f"The manifest of the index {self.path.name} is damaged.", "Build it anew.") from error
+            what = f" ({one_line(str(error), 60)})" if isinstance(error, KeyError | ValueError) else ""
+            raise LensError(f"The manifest of {called(self.path)} is damaged{what}.", "Build it anew.") from error
         self._open()
+        self._check()
 
     def _open(self) -> None:
         width, k, window = self.width, self.settings.top_k, self.settings.window
-        self.count: NDArray[np.int64] = self._map("count", WHOLE, (width,)).astype(np.int64)
-        self.max = self._map("max", np.float32, (width,))
-        self._sum = self._map("sum", np.float64, (width,))
-        self._sumsq = self._map("sumsq", np.float64, (width,))
+        self.count: NDArray[np.int64] = self._map("count", WHOLE, (width,)).take().astype(np.int64)
+        self.max: NDArray[np.float32] = self._map("max", np.float32, (width,)).take()
+        self._sum: NDArray[np.float64] = self._map("sum", np.float64, (width,)).take()
+        self._sumsq: NDArray[np.float64] = self._map("sumsq", np.float64, (width,)).take()
         first, end = self._octaves
         self._histogram = self._map("histogram", "u", (width, 2 * (end - first)))
         self._example_tokens = self._map("example_tokens", "u", (width, k))
@@ -97,15 +107,43 @@ class FeatureIndex:
         self._sample_values = self._map("sample_values", np.float32, sample)
         self.tokens = self._map("tokens", "u", (self.n_tokens,))
         self.special = self._map("special", np.bool_, (self.n_tokens,))
-        self._starts = self._map("sequence_starts", "u", None)
-        self._documents = self._map("sequence_documents", "u", self._starts.shape)
-        self._offsets = self._map("sequence_offsets", np.int64, self._starts.shape)
+        self._stored_starts = self._map("sequence_starts", "u", None)
+        if self._stored_starts.ndim != 1:
+            raise damaged(self.path, "sequence_starts.npy")
+        self._documents = self._map("sequence_documents", "u", self._stored_starts.shape)
+        self._offsets = self._map("sequence_offsets", np.int64, self._stored_starts.shape)
         self._open_full()
+
+    def _check(self) -> None:
+        """Raise :class:`LensError` if the numbers of the features cannot be those of one corpus."""
+        active = self.count > 0
+        if (self.count < 0).any() or (self.count > self.n_counted).any() or self.count.sum() != self._n_active:
+            raise damaged(self.path, "count.npy")
+        with np.errstate(over="ignore", invalid="ignore"):
+            most = self.max.astype(np.float64) * 1.001
+            # Each value is summed to the nearest 2**-32.
+            for name, values, largest in (
+                ("max", self.max, np.where(active, np.float64(np.finfo(np.float32).max), 0)),
+                ("sum", self._sum, self.count * (most + 2.0**-31)),
+                ("sumsq", self._sumsq, self.count * (most * most + 2.0**-31)),
+            ):
+                if not ((values >= 0) & (values <= largest)).all():  # and NaN is neither
+                    raise damaged(self.path, f"{name}.npy")
+        if not (self.max[active] > 0).all():
+            raise damaged(self.path, "max.npy")
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        """The first token of every sequence, rising."""
+        starts = self._stored_starts.take().astype(np.int64)
+        if len(starts) and not (starts[0] == 0 and (np.diff(starts) > 0).all() and starts[-1] < self.n_tokens):
+            raise damaged(self.path, "sequence_starts.npy")
+        return starts
 
     def _open_full(self) -> None:
         if not self.full:
             return
-        n = int(self.manifest["n_active"])
+        n = self._n_active
         self._row_ends = self._map("row_ends", "u", (self.n_tokens,))
         self._row_features = self._map("row_features", "u", (n,))
         self._row_values = self._map("row_values", "f", (n,))
@@ -132,6 +170,9 @@ class FeatureIndex:
         """The numbers of one feature."""
         f = self.check(feature)
         count = int(self.count[f])
+        histogram = self._histograms(np.array([f]))[0]
+        if histogram.sum() != count:
+            raise damaged(self.path, "histogram.npy")
         mean = float(self._sum[f]) / count if count else 0.0
         variance = float(self._sumsq[f]) / count - mean * mean if count else 0.0
         return FeatureStatistics(
@@ -141,7 +182,7 @@ class FeatureIndex:
             float(self.max[f]),
             mean,
             max(variance, 0.0) ** 0.5,
-            tuple(self._histograms(np.array([f]))[0].tolist()),
+            tuple(histogram.tolist()),
             tuple(EDGES.tolist()),
         )
 
@@ -155,23 +196,36 @@ class FeatureIndex:
     def examples(self, feature: int, k: int = 20) -> tuple[Example, ...]:
         """The strongest token of each of the strongest documents, at most ``k`` (or as many as were kept)."""
         f = self.check(feature)
-        tokens = self._example_tokens[f, : max(k, 0)]
+        stored = self._example_tokens[f]
+        if self.count[f] and stored[0] == nobody(stored.dtype):
+            raise damaged(self.path, "example_tokens.npy")
+        tokens = stored[: max(k, 0)]
         tokens = tokens[tokens != nobody(tokens.dtype)].astype(np.int64)
-        windows = self._example_windows[f, : len(tokens)].astype(np.float32)
-        return self._at(f, tokens, self._example_peaks[f], windows)
+        peaks = self._example_peaks[f][: len(tokens)]
+        if not ((peaks > 0) & (peaks <= self.max[f])).all() or (np.diff(peaks) > 0).any():
+            raise damaged(self.path, "example_peaks.npy")
+        windows = self._example_windows[f][: len(tokens)].astype(np.float32)
+        if not np.isfinite(windows).all():
+            raise damaged(self.path, "example_windows.npy")
+        return self._at(f, tokens, peaks, windows)
 
     def sample(self, feature: int) -> tuple[tuple[float, tuple[Example, ...]], ...]:
         """Random active tokens of each octave of activation, as (lower edge, examples), strongest octave first."""
         f = self.check(feature)
         groups = []
         first, end = self._octaves
+        all_tokens, all_values = self._sample_tokens[f], self._sample_values[f]
         for octave in range(end - 1, first - 1, -1):
-            tokens = self._sample_tokens[f, octave - first]
+            tokens = all_tokens[octave - first]
             good = tokens != nobody(tokens.dtype)
             if good.any():
-                places, values = tokens[good].astype(np.int64), self._sample_values[f, octave - first][good]
+                places, values = tokens[good].astype(np.int64), all_values[octave - first][good]
+                if not ((values > 0) & (values <= self.max[f])).all():
+                    raise damaged(self.path, "sample_values.npy")
                 windows = self._windows(f, places, values)
                 groups.append((float(EDGES[2 * octave]), self._at(f, places, values, windows)))
+        if self.count[f] and not groups and self.settings.sample_per_bin:
+            raise damaged(self.path, "sample_tokens.npy")
         return tuple(groups)
 
     def quantile(self, features: NDArray[Any], values: NDArray[Any]) -> NDArray[np.float64]:
@@ -196,30 +250,58 @@ class FeatureIndex:
             return np.asarray((histogram * share).sum(-1) / histogram.sum(-1))
 
     def _exact_quantile(self, feature: int, value: np.float32) -> float:
-        values = self._feature_values[self._span(feature)][::-1]  # rising
+        values = self._of_feature(feature)[1][::-1]  # rising
         if not len(values):
             return float("nan")
         with np.errstate(over="ignore"):
             return float(np.searchsorted(values, value.astype(values.dtype), side="right")) / len(values)
 
-    def _span(self, feature: int) -> slice:
-        return slice(int(self._feature_ends[feature - 1]) if feature else 0, int(self._feature_ends[feature]))
+    def _of_feature(self, feature: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Of a full index: the tokens and values of a feature as they are stored, strongest first."""
+        low = int(self._feature_ends[feature - 1]) if feature else 0
+        high = int(self._feature_ends[feature])
+        if high - low != self.count[feature] or high > self._n_active:
+            raise damaged(self.path, "feature_ends.npy")
+        tokens, values = self._feature_tokens[low:high], self._feature_values[low:high]
+        if len(tokens) and int(tokens.max()) >= self.n_tokens:
+            raise damaged(self.path, "feature_tokens.npy")
+        if not ((values > 0) & (values < np.inf)).all():
+            raise damaged(self.path, "feature_values.npy")
+        return tokens, values
 
     def table(self, convention: str = "norm") -> TokenTable:
-        """Promoted and suppressed tokens of all features under one convention."""
-        if convention not in self.conventions:
-            kept = ", ".join(self.conventions) or "none"
-            raise LensError(f"The index {self.path.name} has no token table {convention!r}.", f"It has: {kept}.")
+        """Promoted and suppressed tokens of all features under one convention, in memory (:meth:`pushed`: of one)."""
         if convention not in self._tables:
-            kinds = ("u", "f", "u", "f")
-            arrays = [
-                self._map(f"tokens_of/{convention}/{name}", kind, None)
-                for name, kind in zip(FIELDS, kinds, strict=True)
-            ]
-            if any(len(array) != self.width for array in arrays):
-                raise LensError(f"The token table of the index {self.path.name} is damaged.", "Build it anew.")
+            arrays = [array.take() for array in self._table(convention)]
+            for name, array in zip(FIELDS, arrays, strict=True):
+                self._check_pushes(convention, name, array)
             self._tables[convention] = TokenTable(convention, *arrays)
         return self._tables[convention]
+
+    def pushed(self, feature: int, convention: str = "norm") -> tuple[NDArray[Any], ...]:
+        """Of one feature, strongest first: ids and values of promoted tokens, then of suppressed, ``(k,)`` each."""
+        f = self.check(feature)
+        rows = tuple(array[f] for array in self._table(convention))
+        for name, row in zip(FIELDS, rows, strict=True):
+            self._check_pushes(convention, name, row)
+        return rows
+
+    def _check_pushes(self, convention: str, name: str, values: NDArray[Any]) -> None:
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise damaged(self.path, f"tokens_of/{convention}/{name}.npy")
+
+    def _table(self, convention: str) -> list[FileArray]:
+        if convention not in self.conventions:
+            kept = ", ".join(self.conventions) or "none"
+            wanted = one_line(convention, 40)
+            raise LensError(f"{called(self.path).capitalize()} has no token table {wanted!r}.", f"It has: {kept}.")
+        kinds = ("u", "f", "u", "f")
+        arrays = [
+            self._map(f"tokens_of/{convention}/{name}", kind, None) for name, kind in zip(FIELDS, kinds, strict=True)
+        ]
+        if any(array.ndim != 2 or array.shape != (self.width, arrays[0].shape[-1]) for array in arrays):
+            raise LensError(f"The token table of {called(self.path)} is damaged.", "Build it anew.")
+        return arrays
 
     @cached_property
     def _tables(self) -> dict[str, TokenTable]:
@@ -230,14 +312,27 @@ class FeatureIndex:
         self._needs_full()
         if not 0 <= token < self.n_tokens:
             raise LensError(f"There is no token {token} in the index.", f"It has tokens 0..{self.n_tokens - 1}.")
-        span = slice(int(self._row_ends[token - 1]) if token else 0, int(self._row_ends[token]))
-        return self._row_features[span].astype(np.uint32), self._row_values[span].astype(np.float32)
+        low = int(self._row_ends[token - 1]) if token else 0
+        high = int(self._row_ends[token])
+        features, values = self._of_rows(low, high)
+        return features.astype(np.uint32), values.astype(np.float32)
+
+    def _of_rows(self, low: int, high: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Of a full index: features and values as they lie by token, of the activations from ``low`` to ``high``."""
+        if not 0 <= low <= high <= self._n_active:
+            raise damaged(self.path, "row_ends.npy")
+        features, values = self._row_features[low:high], self._row_values[low:high]
+        if len(features) and int(features.max()) >= self.width:
+            raise damaged(self.path, "row_features.npy")
+        if not ((values > 0) & (values < np.inf)).all():
+            raise damaged(self.path, "row_values.npy")
+        return features, values
 
     def everywhere(self, feature: int) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:
         """Of a full index: all tokens at which a feature is active and its values, strongest first."""
         self._needs_full()
-        span = self._span(self.check(feature))
-        return self._feature_tokens[span].astype(np.uint32), self._feature_values[span].astype(np.float32)
+        tokens, values = self._of_feature(self.check(feature))
+        return tokens.astype(np.uint32), values.astype(np.float32)
 
     def features_at(self, tokens: NDArray[Any]) -> NDArray[np.uint32]:
         """Of a full index: the active features of many tokens, one after the other."""
@@ -246,18 +341,24 @@ class FeatureIndex:
         end = self._row_ends[tokens].astype(np.int64)
         begin = np.where(tokens > 0, self._row_ends[np.maximum(tokens - 1, 0)].astype(np.int64), 0)
         length = end - begin
+        if (length < 0).any() or (end > self._n_active).any():
+            raise damaged(self.path, "row_ends.npy")
         place = np.arange(length.sum()) + np.repeat(begin - (np.cumsum(length) - length), length)
-        return np.asarray(self._row_features[place], np.uint32)
+        found = self._row_features[place]
+        if len(found) and int(found.max()) >= self.width:
+            raise damaged(self.path, "row_features.npy")
+        return np.asarray(found, np.uint32)
 
     def verify(self) -> None:
         """Read every file and compare it with its checksum; raises :class:`LensError` for the first that differs."""
-        for name, expected in self.manifest["files"].items():
+        for name, expected in self.manifest.get("files", {}).items():
             digest = hashlib.blake2b(digest_size=16)
-            with inside(self.path, str(name)).open("rb") as file:
+            file_path = inside(self.path, str(name))
+            with explained(file_path, "Build it anew."), open_regular(file_path) as file:
                 while piece := file.read(1 << 20):
                     digest.update(piece)
             if digest.hexdigest() != expected:
-                raise LensError(f"The file {name} of the index {self.path.name} is damaged.", "Build it anew.")
+                raise damaged(self.path, str(name))
 
     def check(self, feature: int) -> int:
         """``feature`` as an int, if the SAE has it."""
@@ -277,10 +378,10 @@ class FeatureIndex:
         self, feature: int, tokens: NDArray[np.int64], peaks: NDArray[np.float32], windows: NDArray[np.float32]
     ) -> tuple[Example, ...]:
         if len(tokens) and tokens.max() >= self.n_tokens:
-            raise LensError(f"The index {self.path.name} is damaged: an example lies outside the corpus.")
+            raise LensError(f"{called(self.path).capitalize()} is damaged: an example lies outside the corpus.")
         before, after = self.settings.before, self.settings.after
         sequence = np.searchsorted(self._starts, tokens, side="right") - 1
-        begin = self._starts[sequence].astype(np.int64)
+        begin = self._starts[sequence]
         following = np.minimum(sequence + 1, len(self._starts) - 1)
         end = np.where(sequence + 1 < len(self._starts), self._starts[following], self.n_tokens).astype(np.int64)
         low, high = np.maximum(tokens - before, begin), np.minimum(tokens + after + 1, end)
@@ -310,14 +411,37 @@ class FeatureIndex:
         for window, token in zip(windows, tokens.tolist(), strict=True):
             low, high = max(token - before, 0), min(token + self.settings.after + 1, self.n_tokens)
             first = int(self._row_ends[low - 1]) if low else 0
-            hits = np.flatnonzero(self._row_features[first : int(self._row_ends[high - 1])] == feature) + first
-            at = np.searchsorted(self._row_ends[low:high], hits, side="right")
-            window[at + low - token + before] = self._row_values[hits]
+            ends = self._row_ends[low:high].astype(np.int64)
+            features, found = self._of_rows(first, int(ends[-1]))
+            hits = np.flatnonzero(features == feature)
+            if (np.diff(ends, prepend=first) < 0).any():
+                raise damaged(self.path, "row_ends.npy")
+            window[np.searchsorted(ends, hits + first, side="right") + low - token + before] = found[hits]
         return windows
 
     def _needs_full(self) -> None:
         if not self.full:
-            raise LensError(f"The index {self.path.name} did not keep every activation.", "Build it with full=True.")
+            raise LensError(
+                f"{called(self.path).capitalize()} did not keep every activation.", "Build it with full=True."
+            )
 
-    def _map(self, name: str, kind: Any, shape: tuple[int, ...] | None) -> NDArray[Any]:
+    def _map(self, name: str, kind: Any, shape: tuple[int, ...] | None) -> FileArray:
         return open_array(self.path, self.manifest, name, kind, shape)
+
+
+def _typed(kind: Any, given: Any) -> Any:
+    """A record of strings, whole numbers and flags, each of the type that its field has. Raises ``ValueError``."""
+    made = kind(**given)
+    for item in fields(kind):
+        value, wanted = getattr(made, item.name), {"str": str, "int": int, "bool": bool}[str(item.type)]
+        if type(value) is not wanted:
+            raise ValueError(f"{item.name} is of another type")
+    texts = {name: one_line(value, 400) for name, value in given.items() if isinstance(value, str)}
+    return kind(**{**given, **texts})
+
+
+def _whole(manifest: dict[str, Any], name: str, most: int = 1 << 53) -> int:
+    value = manifest[name]
+    if type(value) is not int or not 0 <= value <= most:
+        raise ValueError(f"{name} is {one_line(repr(value), 30)}")
+    return value

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lens_tui.records import LensError
+from lens_tui.records.read_files import explained, open_regular
+from lens_tui.records.sanitise import one_line
 
 from .exact import ExactSum
 from .keeper import Keeper
@@ -120,15 +122,16 @@ class Tally:
         """A tally from a file written with ``np.savez(**tally.arrays())``."""
         tally = cls(width, settings)
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with explained(path), open_regular(path) as file, np.load(file, allow_pickle=False) as stored:
                 for name in _STATE:
                     target = _reach(tally, name)
                     if stored[name].shape != target.shape or stored[name].dtype != target.dtype:
                         raise ValueError(name)
                     target[...] = stored[name]
                 tally.smallest = np.float32(stored["smallest"])
-        except (OSError, ValueError, KeyError, EOFError) as error:
-            raise LensError(f"The state of an index in {path.name} cannot be read.", "Build it anew.") from error
+        except LensError as error:
+            name = one_line(path.name, 60)
+            raise LensError(f"The state of an index in {name} cannot be read.", "Build it anew.") from error
         return tally
 
 

@@ -83,7 +83,7 @@ class FeatureActions(_Base):
 
     def action_copy_command(self) -> None:
         """Copy the command that shows these features."""
-        import shlex
+        from lens_tui.tui.run_export import quoted, sae_words
 
         sae, model = self.sae, self.session.model
         if sae is not None and model is not None:
@@ -93,8 +93,8 @@ class FeatureActions(_Base):
                 "--model",
                 model_source(model),
                 "--sae",
-                sae.path,
+                sae_words(sae),
                 "--",
                 self.source.text,
             ]
-            clip.copy(self.app, shlex.join(words), "the command")
+            clip.copy(self.app, " ".join(map(quoted, words)), "the command")

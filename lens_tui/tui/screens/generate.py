@@ -131,7 +131,8 @@ class GenerateScreen(BenchActions, RunActions, LensScreen):
             now = strength(arms[lane.number].interventions) if lane.number in arms else ""
             text = run.arm_of(lane.number) if run is not None else None
             ran = strength(text.interventions) if text is not None else now
-            lane.note = now if now == ran else f"{ran.partition(' · ')[0]} → {now}"
+            in_place = bool(lane.number and lane.text is not None and not lane.text.number)
+            lane.note = "" if in_place else now if now == ran else f"{ran.partition(' · ')[0]} → {now}"
             stale = stale or now != ran or (run is not None and text is None)
         if run is not None:
             stale = stale or run.prompt != self.session.prompt or run.sampling != self.session.sampling
@@ -257,6 +258,7 @@ class GenerateScreen(BenchActions, RunActions, LensScreen):
         lane.follow(self.run, self.run.baseline if flipped else steered)
         arms = dict(plan(self.session))
         lane.title = "baseline, in place" if flipped else arms[lane.number].name
+        self._headings()
 
     def action_measure(self, name: str = "") -> None:
         """What the shade says: KL, surprise, or what is not in the baseline."""

@@ -75,10 +75,11 @@ class RunActions(_Base):
 
     def action_copy_command(self) -> None:
         """Copy the command that makes this run again."""
+        from lens_tui.records.vectors_io import keep_vector
         from lens_tui.tui.run_export import as_command
 
         run = self.run or RunText.begin(0, self.session)
-        clip.copy(self.app, as_command(run, self.session.sae or ""), "the command")
+        clip.copy(self.app, as_command(run, self.session.saes, keep_vector), "the command")
 
     def action_export(self) -> None:
         """Write the run as JSON and Markdown into the working folder."""

@@ -66,6 +66,8 @@ def memory_rows(memory: MemoryEstimate, width: int) -> list[Part]:
             (fit_left(f"{share:.0%}", 6), "$muted"),
             "\n",
         ]
+    if memory.float32:
+        rows += [("Weights in float32: faster on this CPU.", "$muted"), "\n"]
     if not memory.fits:
         rows += [("More than this machine has: it would be slow or fail.", "$warning"), "\n"]
     return rows
@@ -97,8 +99,11 @@ def _loading(app: LensHost, entry: ModelEntry) -> list[Part]:
         return [("✗ ", "$error"), (failure.message, "$error"), (f" {failure.hint}\n\n", "")]
     if not opening.going:
         keys = f"{app.key_text('app.generate')} Generate · {app.key_text('app.steer')} Steer"
-        ready: list[Part] = [("✓ ", "$success"), "ready  ", (keys, "$muted"), "\n", *_fit(app), "\n"]
-        return ready if app.store.session.model else []
+        ready: list[Part] = [("✓ ", "$success"), "ready  ", (keys, "$muted"), "\n"]
+        model = app.store.session.model
+        if model is not None and model.weights:
+            ready += [(f"Weights: {model.weights}", "$muted"), "\n"]
+        return [*ready, *_fit(app), "\n"] if model else []
     parts: list[Part] = []
     for stage in opening.stages:
         current = stage == app.activity.stage and app.activity.state == BUSY

@@ -96,7 +96,7 @@ def section_lines(extras: Extras, section: str, width: int, mode: ShadeMode) -> 
         for example in group:
             lines += example_lines(example, width, peak, mode)
     if len(lines) == 2 and section in ("top", "sample"):
-        lines[1:] = Content.styled(_NO_INDEX, "$muted").wrap(width)
+        lines[1:] = Content.styled(extras.problem or _NO_INDEX, "$muted").wrap(width)
     return lines
 
 

@@ -22,7 +22,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Extras:
-    """What an index knows of a feature; everything may be missing.
+    """What an index knows of a feature; everything may be missing, and ``problem`` says why if it should be there.
 
     ``samples`` are examples drawn at random from each octave of activation, by its lower edge, strongest first.
     """
@@ -39,6 +39,7 @@ class Extras:
     counted: int | None = None
     examples: tuple[Example, ...] = ()
     samples: tuple[tuple[float, tuple[Example, ...]], ...] = ()
+    problem: str = ""
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Extras:
@@ -56,6 +57,7 @@ class Extras:
             data["counted"] if isinstance(data.get("counted"), int) else None,
             _examples(data.get("examples")),
             tuple((float(group["from"]), _examples(group["examples"])) for group in data.get("samples") or ()),
+            one_line(str(data.get("index_problem") or ""), 200),
         )
 
 

@@ -142,7 +142,9 @@ def stats(text: ArmText, max_tokens: int, width: int) -> str:
         (whole, both, moved and f"moved {moved}"),
         (whole, both, moved),
         (length, both, moved),
+        (both, moved),
         (length, own, moved),
+        (length, own),
     ):
         line = " · ".join(fact for fact in facts if fact)
         if len(line) <= width:
@@ -238,7 +240,8 @@ class Lane(Pane):
             self.view.set_levels(token_levels(self.text, self.measure, self._run.baseline))
 
     def _configure_strip(self) -> None:
-        self.strip.configure("KL", kl_level, empty="" if self._steered else f"KL to plain: {kl_key()}")
+        key = ("", "") if self._steered else (f"KL to plain: {kl_key()}", kl_key())
+        self.strip.configure("KL", kl_level, *key)
 
     @property
     def _steered(self) -> bool:
@@ -278,9 +281,9 @@ class Lane(Pane):
         facts = []
         if text.parted is not None:
             word = quoted(text.tokens[text.parted].token) if text.parted < len(text.tokens) else "its end"
-            other = self._step is not None and self._step > text.parted
-            facts.append(f"parts at {text.parted} {word}" + (f": {self._step} is of other text" if other else ""))
-        elif self.number and text.reason and text.tokens:
+            explained = self._step is not None and self._step > text.parted
+            facts.append(f"{'other text since' if explained else 'parts at'} {text.parted} {word}")
+        elif self._steered and text.reason and text.tokens:
             facts.append("same text as the baseline")
         if text.dials:
             index, items = text.dials[-1]

@@ -24,12 +24,15 @@ class SeriesStrip(Widget):
         super().__init__()
         self._values: list[float] = []
         self._trail = Trail(2)
-        self._label, self._mean, self._empty = "", "", ""
+        self._label, self._mean, self._empty, self._short = "", "", "", ""
         self._level: Level = lambda _value: 0
 
-    def configure(self, label: str, level: Level, empty: str = "") -> None:
-        """Start over: what the series is called, how a value becomes a level, what to say while there is none."""
-        self._label, self._level, self._empty = label, level, empty
+    def configure(self, label: str, level: Level, empty: str = "", short: str = "") -> None:
+        """Start over: what the series is called, how a value becomes a level, what to say while there is none.
+
+        ``short`` is said where ``empty`` does not fit.
+        """
+        self._label, self._level, self._empty, self._short = label, level, empty, short
         self._values, self._mean = [], ""
         self._trail = Trail(self._room)
         self.refresh()
@@ -54,7 +57,8 @@ class SeriesStrip(Widget):
             for value in self._values:
                 self._trail.append(value)
         if not self._values:
-            return Content.styled(self._empty, "$muted").truncate(width, ellipsis=True)
+            said = self._empty if len(self._empty) <= width else self._short or self._empty
+            return Content.styled(said, "$muted").truncate(width, ellipsis=True)
         line = sparkline([self._level(mean) for mean in self._trail.means()])
         room = max(1, width - len(self._label) - len(self._mean) - 2)
         return Content.assemble((f"{self._label} ", "$muted"), (line[:room].ljust(room), "$heat-5"), " ", self._mean)

@@ -28,37 +28,52 @@ def known_of(info: SAEInfo, feature: int, token_text: Callable[[int], str]) -> d
     ``label``, ``label_source``, ``label_score`` and ``label_scorer`` (if somebody scored it), ``density``,
     ``max``, ``mean``, ``hist_edges``, ``hist_counts``, ``corpus`` and ``examples``, each ``{"tokens", "values",
     "peak", "value"}``. Without an index, what another tool's dashboard holds stands in, and ``corpus`` names the tool.
-    All strings are safe to show.
+    ``index_problem`` says why an index that is there says nothing. All strings are safe to show.
     """
     found: dict[str, Any] = {}
     found |= _readable(lambda: _label(info, feature))
     index = index_of(info)
     if index is not None and 0 <= feature < index.width:
-        numbers = index.statistics(feature)
-        found |= {
-            "density": numbers.density,
-            "max": numbers.max,
-            "mean": numbers.mean,
-            "hist_edges": list(numbers.edges),
-            "hist_counts": list(numbers.histogram),
-            "corpus": one_line(index.identity.corpus, 80),
-            "examples": [_example(example, token_text) for example in index.examples(feature, _EXAMPLES)],
-            **sampled(index, feature, lambda example: _example(example, token_text)),
-        }
+        try:
+            found |= _indexed(index, feature, token_text)
+        except LensError as error:
+            _log.warning("the index %s cannot be read: %s", index.path, error)
+            found["index_problem"] = one_line(str(error), 200)
     else:
         found |= _readable(lambda: _dashboard(info, feature))
     return found
 
 
+def _indexed(index: FeatureIndex, feature: int, token_text: Callable[[int], str]) -> dict[str, Any]:
+    numbers = index.statistics(feature)
+    return {
+        "density": numbers.density,
+        "max": numbers.max,
+        "mean": numbers.mean,
+        "hist_edges": list(numbers.edges),
+        "hist_counts": list(numbers.histogram),
+        "corpus": one_line(index.identity.corpus, 80),
+        "examples": [_example(example, token_text) for example in index.examples(feature, _EXAMPLES)],
+        **sampled(index, feature, lambda example: _example(example, token_text)),
+    }
+
+
 def index_of(info: SAEInfo) -> FeatureIndex | None:
     """The newest index at hand for an SAE: bundled, or in the user's indexes folder. ``None`` if there is none."""
     folders = (demo.model_path().parent / "index", paths.indexes_folder())
-    manifests = [manifest for folder in folders for manifest in folder.glob("*/manifest.json")]
-    for manifest in sorted(manifests, key=lambda file: file.stat().st_mtime, reverse=True):
-        index = _open(manifest.parent, manifest.stat().st_mtime)
+    manifests = {manifest: _changed(manifest) for folder in folders for manifest in folder.glob("*/manifest.json")}
+    for manifest in sorted(manifests, key=manifests.__getitem__, reverse=True):
+        index = _open(manifest.parent, manifests[manifest])
         if index is not None and _is_of(index, info):
             return index
     return None
+
+
+def _changed(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:  # a broken link, or removed since
+        return 0.0
 
 
 def _is_of(index: FeatureIndex, info: SAEInfo) -> bool:

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import mlx.core as mx
-
 from lens_tui import demo
 from lens_tui.records import LensError, SAEInfo
 from lens_tui.records.recent import remember_model
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
     from lens_tui.sae import SAE
 
 _log = logging.getLogger(__name__)
-_CHUNK = 64 << 20  # bytes of weights read between two looks at the stop flag
 
 
 def load_model(control: Control, job: jobs.LoadModel, context: Context) -> Iterator[ev.Event]:
@@ -42,15 +39,20 @@ def load_model(control: Control, job: jobs.LoadModel, context: Context) -> Itera
     if entry.problem:
         raise LensError(f"{entry.name} cannot be loaded.", entry.problem)
     _check_memory(entry, force=job.force)
+    from lens_tui.lens.dequantize import dequantize, evaluate, model_bytes
+
     control.progress("tokenizer")
     model, tokenizer = _lay_out(entry, folder)
-    held = context.model.info.nbytes if context.model is not None else 0
-    if held and entry.nbytes + held > machine_memory():
+    old = context.model.info.nbytes if context.model is not None else 0
+    held = dequantize(model, job.dequantize, freed=old)
+    if old and old + model_bytes(model) > machine_memory():
         context.free()
         yield ev.ModelUnloaded(control.id)
-    _read_weights(model, control)
+    for done, total in evaluate(model):
+        control.progress("weights", done, total, "bytes")
     control.progress("warm-up")
     lens = _wrap(model, tokenizer, entry, folder)
+    lens.info = held.noted(lens.info)
     del model, tokenizer
     _warm_up(lens)
     context.free()
@@ -170,25 +172,6 @@ def _lay_out(entry: ModelEntry, folder: Path) -> tuple[Any, Any]:
         reason = one_line(str(error) or type(error).__name__, 200)
         raise LensError(f"{entry.name} cannot be loaded: {reason}", "The log has more.") from error
     return found[0], found[1]
-
-
-def _read_weights(model: Any, control: Control) -> None:
-    from mlx.utils import tree_flatten
-
-    leaves: Any = tree_flatten(model.parameters())
-    arrays: list[mx.array] = [array for _, array in leaves]
-    total = sum(array.nbytes for array in arrays)
-    done, waiting, waiting_bytes = 0, [], 0
-    control.progress("weights", 0, total, "bytes")
-    for array in arrays:
-        waiting.append(array)
-        waiting_bytes += array.nbytes
-        if waiting_bytes >= _CHUNK:
-            mx.eval(waiting)
-            done, waiting, waiting_bytes = done + waiting_bytes, [], 0
-            control.progress("weights", done, total, "bytes")
-    mx.eval(waiting)
-    control.progress("weights", total, total, "bytes")
 
 
 def _wrap(model: Any, tokenizer: Any, entry: ModelEntry, folder: Path) -> LensModel:

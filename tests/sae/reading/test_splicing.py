@@ -10,8 +10,8 @@ import pytest
 
 from lens_tui.records import LensError, SAEInfo
 from lens_tui.sae import SAE, JumpReLUSAE, TopKSAE, splice, spliced
+from lens_tui.sae.base import build
 from lens_tui.sae.definition import Definition
-from lens_tui.sae.kinds import build
 
 from .makers import Array, numbers
 

