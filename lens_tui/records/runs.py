@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from .codec import arm_from_json, sampling_from_json, to_json
 from .interventions import Arm
-from .process import is_alive
+from .process import is_alive, own_birth
 from .run import Candidate, Token
 from .sampling import Sampling
 from .store import Family, Store, fts_query
@@ -78,6 +78,7 @@ RUNS = Family(
         ) AS parted
         WHERE run_token.run = parted.run AND run_token.arm = parted.arm AND run_token.place > parted.place;
         """,
+        "ALTER TABLE run ADD COLUMN born TEXT NOT NULL DEFAULT '';",
     ),
 )
 
@@ -140,12 +141,12 @@ class RunStore:
         prompt_ids: Sequence[int] = (),
     ) -> int:
         """Write down a run that begins; returns its id."""
-        owner, settings, ids = os.getpid(), _dump(sampling), _dump(list(prompt_ids))
-        values = (time.time(), owner, "running", _storable(model), _storable(prompt), raw, settings, ids)
+        owner, settings, ids = (os.getpid(), own_birth()), _dump(sampling), _dump(list(prompt_ids))
+        values = (time.time(), *owner, "running", _storable(model), _storable(prompt), raw, settings, ids)
         with self.store.write() as connection:
             cursor = connection.execute(
-                "INSERT INTO run (created, owner, state, model, prompt, raw, sampling, prompt_ids) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO run (created, owner, born, state, model, prompt, raw, sampling, prompt_ids) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 values,
             )
             run = int(cursor.lastrowid or 0)
@@ -198,9 +199,9 @@ class RunStore:
 
     def broken(self) -> list[int]:
         """Runs whose process died under them, newest first. They are closed as ``killed`` and keep what came."""
-        rows = self.store.all("SELECT id, owner FROM run WHERE state = 'running' ORDER BY id DESC")
+        rows = self.store.all("SELECT id, owner, born FROM run WHERE state = 'running' ORDER BY id DESC")
         with self.store.reading():
-            dead = [int(row["id"]) for row in rows if not is_alive(int(row["owner"]))]
+            dead = [int(row["id"]) for row in rows if not is_alive(int(row["owner"]), str(row["born"]))]
         for run in dead:
             self.end(run, "killed")
         return dead

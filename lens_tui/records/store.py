@@ -21,7 +21,10 @@ from .errors import LensError
 from .read_files import FileAbsent, regular_size
 from .sanitise import one_line
 
-_BUSY_MS = 5000
+PATIENCE = 5.0
+"""Seconds to wait for another process that has the file locked, where somebody waits for the answer anyway."""
+SHORT = 0.2
+"""The same, where something else waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,22 +35,27 @@ class Family:
     migrations: tuple[str, ...]
 
 
+class Busy(LensError):
+    """Another process has the file locked."""
+
+
 class Store:
     """A connection to the file, usable from any thread, one at a time.
 
-    ``path`` defaults to the user's own; ``":memory:"`` keeps nothing. Raises
-    :class:`LensError` if the file is damaged, is no database, or was written by
-    a newer version.
+    ``path`` defaults to the user's own; ``":memory:"`` keeps nothing;
+    ``patience`` is how many seconds to wait for another process that has it
+    locked. Raises :class:`LensError` if the file is damaged, is no database, or
+    was written by a newer version, and :class:`Busy` if the other had no end.
     """
 
-    def __init__(self, path: Path | str | None = None) -> None:
+    def __init__(self, path: Path | str | None = None, patience: float = PATIENCE) -> None:
         self.path = str(path or paths.database_file())
         self._lock = threading.RLock()
         if self.path != ":memory:":
             _prepare(Path(self.path))
         with self._explained():
             self._connection = sqlite3.connect(
-                self.path, timeout=_BUSY_MS / 1000, isolation_level=None, check_same_thread=False
+                self.path, timeout=patience, isolation_level=None, check_same_thread=False
             )
         self._connection.row_factory = sqlite3.Row
         self._connection.text_factory = _text
@@ -62,6 +70,11 @@ class Store:
         except LensError:
             self._connection.close()
             raise
+
+    def wait(self, patience: float) -> None:
+        """Wait ``patience`` seconds for another process from now on."""
+        with self._lock, self._explained():
+            self._connection.execute(f"PRAGMA busy_timeout = {round(1000 * patience)}")
 
     def use(self, family: Family) -> None:
         """Bring a family's tables to their newest version. Each step is one transaction."""
@@ -142,7 +155,7 @@ class Store:
         except sqlite3.Error as error:
             said = one_line(str(error), 120)
             if "locked" in said:
-                raise LensError(f"{self.path} is in use by another process.", "Try again.") from error
+                raise Busy(f"{self.path} is in use by another process.", "Try again.") from error
             if any(word in said for word in ("unable to open", "readonly", "disk", "full")):
                 raise LensError(f"{self.path} cannot be written: {said}.", "Check permissions and space.") from error
             raise self._damaged(said) from error

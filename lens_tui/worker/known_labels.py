@@ -16,7 +16,7 @@ from lens_tui import demo
 from lens_tui.demo.labels import bundled_labels
 from lens_tui.records import SAEInfo, paths
 from lens_tui.records.labels import ImportResult, Label, Labels, NewLabel
-from lens_tui.records.store import Store
+from lens_tui.records.store import SHORT, Store
 
 T = TypeVar("T")
 
@@ -96,7 +96,7 @@ def _stored(ask: Callable[[Labels], T]) -> T | None:
     """What the user's database answers; ``None`` if nobody ever kept anything in it."""
     if not paths.database_file().exists():
         return None
-    with Store() as store:
+    with Store(patience=SHORT) as store:
         return ask(Labels(store))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lens_tui.records import Add, Arm, Sampling, SteeringVector
+from lens_tui.records.process import birth, own_birth
 from lens_tui.records.run import Candidate, Token
 from lens_tui.records.runs import RUNS, RunStore
 from lens_tui.records.store import Family, Store
@@ -104,8 +105,17 @@ def test_runs_of_processes_that_live_are_not_broken(owner: int) -> None:
     store = RunStore(":memory:")
     run = write(store, "x", " y", end=False)
     with store.store.write() as connection:
-        connection.execute("UPDATE run SET owner = ? WHERE id = ?", (owner, run))
+        connection.execute("UPDATE run SET owner = ?, born = ? WHERE id = ?", (owner, birth(owner), run))
     assert store.broken() == []
+
+
+@pytest.mark.skipif(not own_birth(), reason="the system does not say when a process began")
+def test_a_number_that_is_in_use_again_does_not_keep_a_run_running() -> None:
+    store = RunStore(":memory:")
+    run = write(store, "x", " y", end=False)
+    with store.store.write() as connection:
+        connection.execute("UPDATE run SET born = ? WHERE id = ?", (own_birth() + "0", run))
+    assert store.broken() == [run]
 
 
 def test_kl_of_earlier_versions_is_kept_up_to_where_the_texts_part(tmp_path: Path) -> None:

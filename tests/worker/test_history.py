@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from lens_tui.records import Add, Arm, Sampling, SteeringVector
 from lens_tui.records.runs import RunStore
@@ -78,3 +80,40 @@ def test_a_disk_that_refuses_is_said_once_and_the_run_goes_on(tiny: Path, tmp_pa
     assert "not in the history" in only(events, ev.Notice).message
     assert len(of(events, ev.TokenEvent)) == 8
     assert driver.worker.close(60)
+
+
+@pytest.mark.parametrize("released", [True, False])
+def test_no_token_waits_for_another_process(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, released: bool
+) -> None:
+    """The first token comes while the history is locked; with the lock gone by the end, the whole run is kept."""
+    path = tmp_path / "runs.sqlite3"
+    RunStore(path).store.close()
+    # Whoever waited with patience before the end would wait for good.
+    monkeypatch.setattr("lens_tui.records.store.PATIENCE", 100_000.0)
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN EXCLUSIVE")
+    driver = Driver(Worker(history=path))
+    driver.done(jobs.LoadModel(str(tiny)))
+    job = driver.worker.submit(jobs.Compare("Once upon a time", (ARM,), Sampling(max_tokens=6)))
+
+    def look(event: ev.Event) -> None:
+        if isinstance(event, ev.TokenEvent) and (event.arm, event.index) == (0, 1):
+            if released:
+                other.execute("ROLLBACK")
+            else:
+                monkeypatch.setattr("lens_tui.records.store.PATIENCE", 0.05)
+
+    events = driver.follow(job, look)
+    assert len(of(events, ev.TokenEvent)) == 12
+    notices = of(events, ev.Notice)
+    with RunStore(path).store as store:
+        kept = [RunStore(store).get(line.id) for line in RunStore(store).list()]
+    assert driver.worker.close(60)
+    other.close()
+    if released:
+        assert notices == []
+        assert [run and (run.state, [len(arm.tokens) for arm in run.arms]) for run in kept] == [("done", [6, 6])]
+    else:
+        assert "in use by another process" in only(events, ev.Notice).message
+        assert kept == []

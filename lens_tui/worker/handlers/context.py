@@ -41,12 +41,22 @@ class Context:
             raise LensError("No model is loaded.", "Load one first.")
         return self.model
 
-    def runs(self) -> RunStore | None:
-        """The history, opened when first asked for; ``None`` if none is kept. Raises :class:`LensError`."""
-        if self._runs is None and self.history is not None:
-            from lens_tui.records.runs import RunStore
+    def runs(self, patience: float) -> RunStore:
+        """The history, opened when first asked for; waits ``patience`` seconds for another process, now and after.
 
-            self._runs = RunStore(self.history)
+        Raises :class:`LensError`.
+        """
+        from lens_tui.records.runs import RunStore
+        from lens_tui.records.store import Store
+
+        if self._runs is None:
+            store = Store(self.history, patience)
+            try:
+                self._runs = RunStore(store)
+            except LensError:
+                store.close()
+                raise
+        self._runs.store.wait(patience)
         return self._runs
 
     def forget(self) -> None:

@@ -12,7 +12,7 @@ from lens_tui import demo
 from lens_tui.records import LensError, SAEInfo, paths
 from lens_tui.records.dashboards import Dashboard, Dashboards
 from lens_tui.records.sanitise import one_line, sanitise_token
-from lens_tui.records.store import Store
+from lens_tui.records.store import SHORT, Store
 from lens_tui.sae.index import Example, FeatureIndex
 from lens_tui.worker.known_labels import best_labels
 
@@ -114,7 +114,7 @@ def _dashboard(info: SAEInfo, feature: int) -> dict[str, Any]:
     """What another tool's dashboard holds of a feature, if one was imported."""
     if not paths.database_file().exists():
         return {}
-    with Store() as store:
+    with Store(patience=SHORT) as store:
         dashboard = next(iter(Dashboards(store).of(info.id, feature)), None)
     return {} if dashboard is None else _from_dashboard(dashboard)
 
