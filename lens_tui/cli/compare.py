@@ -11,7 +11,7 @@ from lens_tui.records import Arm, ArmEnd, Sampling, Token
 from lens_tui.records.modes import told
 
 from .arms import parse_arm
-from .long_work import interruptible
+from .long_work import Asked, interruptible
 from .output import INTERRUPTED, note, print_json, say
 from .sources import Vectors, open_model, read_text
 
@@ -47,7 +47,7 @@ def compare(
     else:
         _print(result)
     if stopped:
-        raise SystemExit(INTERRUPTED)
+        raise SystemExit(asked.status)
 
 
 def _collect(run: Comparison, *, stream: bool, stop: Callable[[], bool]) -> tuple[list[list[Token]], dict[int, ArmEnd]]:
@@ -74,10 +74,12 @@ def _collect(run: Comparison, *, stream: bool, stop: Callable[[], bool]) -> tupl
     return tokens, ends
 
 
-def _go_on(asked: Callable[[], bool]) -> None:
+def _go_on(asked: Asked) -> None:
     """Nothing is there to be printed before the first token."""
-    if asked():
+    if asked.status == INTERRUPTED:
         raise KeyboardInterrupt
+    if asked():
+        raise SystemExit(asked.status)
 
 
 def record(

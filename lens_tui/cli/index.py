@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lens_tui.records.errors import LensError
 
 from .long_work import Meter, count, duration, interruptible
-from .output import INTERRUPTED, note, print_json, say
+from .output import note, print_json, say
 from .sources import open_model, open_sae
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def index(
     if result.stopped:
         kept = ", ".join(str(part) for part in result.parts)
         note(f"mlx-lens-tui: stopped; what was read is in {kept}. The same command goes on.")
-        raise SystemExit(INTERRUPTED)
+        raise SystemExit(asked.status)
     if not as_json:
         _print(facts)
 

@@ -1,18 +1,19 @@
-"""Work that takes a while: how far it is on standard error, and ctrl+c that stops it in good order."""
+"""Work that takes a while: how far it is on standard error, and signals that stop it in good order."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from .output import note
 
 _ON_A_TERMINAL = 0.2
 _ON_A_PIPE = 10.0
+_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 class Meter:
@@ -30,8 +31,9 @@ class Meter:
         self._last, self._stage = now, stage
         line = f"{stage}  {rest}".rstrip()
         if self._live:
-            sys.stderr.write("\r" + line.ljust(self._width))
-            sys.stderr.flush()
+            with suppress(OSError):  # the terminal may be gone; the work is not for it alone
+                sys.stderr.write("\r" + line.ljust(self._width))
+                sys.stderr.flush()
             self._width = len(line)
         else:
             note(line)
@@ -39,27 +41,49 @@ class Meter:
     def end(self) -> None:
         """Leave the line."""
         if self._live and self._width:
-            sys.stderr.write("\n")
+            with suppress(OSError):
+                sys.stderr.write("\n")
             self._width = 0
 
 
-@contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Inside, the first ctrl+c only makes the given function say true; the second one ends the process as ever."""
-    asked = False
+class Asked:
+    """Whether a signal asked to stop: called, it says so. ``status`` is the exit status that tells which, or 0."""
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
+    def __init__(self) -> None:
+        self.status = 0
+
+    def __call__(self) -> bool:
+        """Whether to stop."""
+        return self.status != 0
+
+    def _heard(self, number: int, _frame: FrameType | None) -> None:
+        # A terminal that closes and the shell in it both say so, and supervisors repeat themselves: who insists is
+        # somebody at a keyboard.
+        if self.status and number == signal.SIGINT:
             raise KeyboardInterrupt
-        asked = True
+        if self.status and number == signal.SIGQUIT:
+            raise SystemExit(128 + number)
+        self.status = self.status or 128 + number
         note("\nmlx-lens-tui: stopping; ctrl+c again to stop without saving.")
 
-    before = signal.signal(signal.SIGINT, ask)
+
+@contextmanager
+def interruptible() -> Iterator[Asked]:
+    """Inside, the first ctrl+c, SIGTERM, SIGHUP or SIGQUIT only makes the object given say true.
+
+    The second ctrl+c ends the process as ever. A signal that is ignored from the start (``nohup``, a job in the
+    background of a script) stays ignored.
+    """
+    asked = Asked()
+    before = {number: signal.getsignal(number) for number in _ENDINGS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, asked._heard)
     try:
-        yield lambda: asked
+        yield asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def duration(seconds: float | None) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lens_tui.records.errors import LensError
 
 from .long_work import Meter, count, duration, interruptible
-from .output import INTERRUPTED, note, print_json, say
+from .output import note, print_json, say
 from .sources import open_model
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def train(request: Request, *, as_json: bool) -> None:
         kept = (out / "training" / FILE).exists()
         what = f"the checkpoint is in {out}. The same command goes on." if kept else "there was nothing to keep yet."
         note(f"mlx-lens-tui: stopped after step {report.step} of {config.steps}; {what}")
-        raise SystemExit(INTERRUPTED)
+        raise SystemExit(asked.status)
     if not as_json:
         _print(report)
 

@@ -192,6 +192,7 @@ def test_standard_input_is_taken_byte_for_byte_and_must_be_utf8(work: dict[str, 
     assert json.loads(done.stdout)["error"]["message"] == "Standard input is not UTF-8 at byte 3."
 
 
+@pytest.mark.usefixtures("shell_signals")
 def test_ctrl_c_prints_what_came_so_far(work: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     from lens_tui.cli import compare as verb
     from lens_tui.records import Token

@@ -194,24 +194,29 @@ def _fits(work: dict[str, Any]) -> bool:
     return check_sae(LensModel(work["model"]), load_sae(work["sae"]), SEA).fits
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on(work: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.usefixtures("shell_signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_a_signal_saves_and_the_same_command_goes_on(
+    number: int, work: dict[str, Any], tmp_path: Path, monkeypatch: Any
+) -> None:
     out = str(tmp_path / "sae")
     arguments = ["train-sae", str(work["text"]), "-m", work["model"], "-o", out, *TRAIN]
     from lens_tui.cli import train as verb
 
     def interrupt(progress: Any) -> tuple[str, str]:
         if progress.stage == "train" and progress.step >= 1:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return progress.stage, ""
 
     with monkeypatch.context() as patch:
         patch.setattr(verb, "_line", interrupt)
-        _, said = run(*arguments, code=130)
+        _, said = run(*arguments, code=128 + number)
     assert "The same command goes on" in said
     assert not (tmp_path / "sae" / "params.safetensors").exists()
     assert data(*arguments)["final"]["fvu"] == work["report"]["final"]["fvu"]
 
 
+@pytest.mark.usefixtures("shell_signals")
 def test_the_first_ctrl_c_asks_and_the_second_insists() -> None:
     with interruptible() as asked:
         assert not asked()
@@ -220,6 +225,21 @@ def test_the_first_ctrl_c_asks_and_the_second_insists() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.usefixtures("shell_signals")
+def test_a_signal_that_is_said_twice_is_heard_once_and_an_ignored_one_never() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with interruptible() as asked:
+        signal.raise_signal(signal.SIGHUP)
+        assert not asked()
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+        assert asked.status == 143
+        with pytest.raises(SystemExit):
+            signal.raise_signal(signal.SIGQUIT)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_numbers_for_people() -> None:
