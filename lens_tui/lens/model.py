@@ -67,8 +67,10 @@ class LensModel(BatchMethods):
         self, model_path: str, use_engine: bool | str = False, *, dequantize: str = "auto", **load_kwargs: Any
     ) -> None:
         self.engine = check_engine(use_engine)
-        model, tokenizer, path, held = load_model(str(model_path), check_dequantize(dequantize), **load_kwargs)
-        self._setup(model, tokenizer, name=str(model_path), path=path, held=held)
+        found = load_model(str(model_path), check_dequantize(dequantize), **load_kwargs)
+        self._setup(
+            found.model, found.tokenizer, name=str(model_path), path=found.path, held=found.held, window=found.window
+        )
 
     @classmethod
     def from_model(
@@ -79,16 +81,29 @@ class LensModel(BatchMethods):
         name: str = "",
         path: str = "",
         use_engine: bool | str = False,
+        window: int | None = None,
     ) -> LensModel:
-        """Wrap an mlx-lm model that is in memory. Without a tokenizer, prompts are token ids."""
+        """Wrap an mlx-lm model that is in memory. Without a tokenizer, prompts are token ids.
+
+        Texts longer than ``window`` are refused: where mlx-lm computes such a model right up to there only.
+        """
         self = cls.__new__(cls)
         self.engine = check_engine(use_engine)
-        self._setup(model, tokenizer, name=name or type(model).__module__.rpartition(".")[2], path=path)
+        self._setup(model, tokenizer, name=name or type(model).__module__.rpartition(".")[2], path=path, window=window)
         return self
 
-    def _setup(self, model: Module, tokenizer: Any | None, *, name: str, path: str, held: Held | None = None) -> None:
+    def _setup(
+        self,
+        model: Module,
+        tokenizer: Any | None,
+        *,
+        name: str,
+        path: str,
+        held: Held | None = None,
+        window: int | None = None,
+    ) -> None:
         self._model = model
-        self._decoder = find_decoder(model)
+        self._decoder = find_decoder(model, window)
         self.tokens = Tokens(tokenizer, self._decoder.vocab_size)
         self._registry = Registry(self._decoder, self.tokens.bos)
         self._ids = itertools.count(1)

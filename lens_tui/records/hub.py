@@ -3,14 +3,43 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from .errors import LensError
+from .read_files import read_json
 
 
 def quiet_hub() -> None:
     """Tell the hub's client to send no telemetry and draw no bars; the user's own settings win."""
     for name in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_UPDATE_CHECK"):
         os.environ.setdefault(name, "1")
+
+
+def whole_snapshot(repo_id: str, cache: Path | None = None) -> Path | None:
+    """The newest whole snapshot of a model in the hub's cache, whatever its refs point at; ``None`` without one.
+
+    Whole is a config.json, and every file of weights that its index names, links to something.
+    """
+    from huggingface_hub import constants
+
+    folder = (cache or Path(constants.HF_HUB_CACHE)) / f"models--{repo_id.replace('/', '--')}" / "snapshots"
+    try:
+        found = [place for place in folder.iterdir() if place.is_dir() and _whole(place)]
+        return max(found, key=lambda place: place.stat().st_mtime, default=None)
+    except OSError:
+        return None
+
+
+def _whole(snapshot: Path) -> bool:
+    wanted = {file.name for file in snapshot.glob("model*.safetensors")}
+    index = snapshot / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            wanted |= set(read_json(index, 64 << 20)["weight_map"].values())
+        except (LensError, KeyError, TypeError, AttributeError):
+            return False
+    files = [snapshot / name for name in ("config.json", *wanted) if "/" not in name]
+    return bool(wanted) and all(file.is_file() for file in files)
 
 
 def explain_hub(error: BaseException, repo: str, *, kept: str, absent: LensError | None = None) -> LensError:

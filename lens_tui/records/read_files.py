@@ -131,6 +131,18 @@ def read_json(path: Path | str, limit: int = MAX_TEXT) -> Any:
     return parse_json(b"".join(pieces), where)
 
 
+def check_json_object(path: Path | str, limit: int = MAX_TEXT) -> None:
+    """Raise :class:`LensError` if a file that another library will parse is no JSON object or would take all memory."""
+    cost, begun = 0, b""
+    with explained(path), open_regular(path, limit) as file:
+        while piece := file.read(_PIECE):
+            begun = begun or piece.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+            cost += _cost(piece)
+            _check_cost(cost, shown(path))
+    if begun != b"{":
+        raise LensError(f"{shown(path)} is not a JSON object.", AGAIN)
+
+
 def parse_json(data: bytes | str, where: str) -> Any:
     """A JSON value; ``where`` names it in errors.
 

@@ -29,7 +29,7 @@ def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: Any, **__: Any) -> None:
         raise LocalEntryNotFoundError("Got: ConnectError\nwith many words")
 
-    monkeypatch.setattr("mlx_lm.load", load)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", load)
     with pytest.raises(LensError, match="not in the cache, and the hub did not give it") as refused:
         LensModel("owner/name")
     assert "\n" not in str(refused.value)
@@ -41,7 +41,7 @@ def test_a_model_that_the_hub_does_not_have(monkeypatch: pytest.MonkeyPatch) -> 
     def load(*_: Any, **__: Any) -> None:
         raise RepositoryNotFoundError("404 Client Error.\nRepository Not Found", response=answer)
 
-    monkeypatch.setattr("mlx_lm.load", load)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", load)
     with pytest.raises(LensError, match=r"^There is no owner/name on the hub, or it is private\. Check the spelling"):
         LensModel("owner/name")
 

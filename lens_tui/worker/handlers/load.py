@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lens_tui import demo
 from lens_tui.records import LensError, SAEInfo
@@ -25,6 +25,7 @@ from .context import Context
 
 if TYPE_CHECKING:
     from lens_tui.lens import LensModel
+    from lens_tui.lens.loading import Loaded
     from lens_tui.sae import SAE
 
 _log = logging.getLogger(__name__)
@@ -42,18 +43,20 @@ def load_model(control: Control, job: jobs.LoadModel, context: Context) -> Itera
     from lens_tui.lens.dequantize import dequantize, evaluate, model_bytes
 
     control.progress("tokenizer")
-    model, tokenizer = _lay_out(entry, folder)
+    from lens_tui.lens.loading import load_folder
+
+    found = load_folder(folder, shown=entry.name, lazy=True)  # no code that comes with a model is run
     old = context.model.info.nbytes if context.model is not None else 0
-    held = dequantize(model, job.dequantize, freed=old)
-    if old and old + model_bytes(model) > machine_memory():
+    held = dequantize(found.model, job.dequantize, freed=old)
+    if old and old + model_bytes(found.model) > machine_memory():
         context.free()
         yield ev.ModelUnloaded(control.id)
-    for done, total in evaluate(model):
+    for done, total in evaluate(found.model):
         control.progress("weights", done, total, "bytes")
     control.progress("warm-up")
-    lens = _wrap(model, tokenizer, entry, folder)
+    lens = _wrap(found, entry, folder)
     lens.info = held.noted(lens.info)
-    del model, tokenizer
+    del found
     _warm_up(lens)
     context.free()
     context.model = lens
@@ -161,23 +164,10 @@ def _check_memory(entry: ModelEntry, *, force: bool) -> None:
         )
 
 
-def _lay_out(entry: ModelEntry, folder: Path) -> tuple[Any, Any]:
-    """The model with its weights not yet read, and its tokenizer. No code that comes with a model is run."""
-    from mlx_lm import load
-
-    try:
-        # Said outright, for transformers would ask on standard input.
-        found: Any = load(str(folder), tokenizer_config={"trust_remote_code": False}, lazy=True)
-    except Exception as error:
-        reason = one_line(str(error) or type(error).__name__, 200)
-        raise LensError(f"{entry.name} cannot be loaded: {reason}", "The log has more.") from error
-    return found[0], found[1]
-
-
-def _wrap(model: Any, tokenizer: Any, entry: ModelEntry, folder: Path) -> LensModel:
+def _wrap(found: Loaded, entry: ModelEntry, folder: Path) -> LensModel:
     from lens_tui.lens import LensModel
 
-    return LensModel.from_model(model, tokenizer, name=entry.id, path=str(folder))
+    return LensModel.from_model(found.model, found.tokenizer, name=entry.id, path=str(folder), window=found.window)
 
 
 def _warm_up(lens: LensModel) -> None:

@@ -1,0 +1,150 @@
+"""A model's folder before anything is made of it: its config.json, the files beside it, what its weights hold. No MLX.
+
+mlx-lm and transformers open whatever lies there under the names they know, however
+large and of whatever kind, so everything is looked at here first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import LensError
+from .read_files import (
+    FileAbsent,
+    check_json_object,
+    explained,
+    open_regular,
+    parse_json,
+    read_json,
+    regular_size,
+    shown,
+)
+from .sanitise import one_line
+
+MAX_CONFIG = 4 << 20
+WEIGHTS = "model*.safetensors"
+_LARGE = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "model.safetensors.index.json")
+_MAX_LARGE = 128 << 20
+_MAX_SMALL = 16 << 20
+_MAX_HEADER = 100_000_000  # as safetensors itself
+_SIDECARS = ("*.json", "*.model", "*.txt", "*.jsonl", "*.jinja", "*.tiktoken", "additional_chat_templates/*")
+_OBJECTS = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d{1,9})(?:\.|$)")
+_TYPES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2,
+    "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "C64": 8,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the headers of a model's weights say: each tensor's type and shape by its name."""
+
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]]
+
+    @property
+    def n_layers(self) -> int:
+        """One more than the highest number of a block in the tensors' names; 0 where they have no numbers."""
+        return max((int(found[1]) + 1 for name in self.tensors if (found := _LAYER.search(name))), default=0)
+
+    @property
+    def largest(self) -> int:
+        """The largest dimension of any tensor, or how many there are if that is more."""
+        return max(len(self.tensors), *(max(shape, default=0) for _, shape in self.tensors.values()), 1)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json. Raises :class:`LensError` in one sentence for whatever stands in its place."""
+    where = one_line(str(folder), 120)
+    try:
+        config = read_json(folder / "config.json", MAX_CONFIG)
+    except FileAbsent:
+        if not folder.is_dir():
+            raise LensError(f"{where} does not exist.", "Check the path, or give a hub id like org/name.") from None
+        raise LensError(f"{where} is no model: it has no config.json.", _no_config(folder)) from None
+    if not isinstance(config, dict):
+        raise LensError("Its config.json is not a JSON object.", "Fetch the model again.")
+    for key in ("text_config", "quantization", "quantization_config"):
+        if not isinstance(config.get(key), dict | None):
+            raise LensError(f"The {key} in its config.json is not a JSON object.", "Fetch the model again.")
+    return config
+
+
+def check_sidecars(folder: Path) -> None:
+    """Raise :class:`LensError` for a file that mlx-lm or transformers would open and that no model has: a pipe,
+    a device, gigabytes where a few hundred kilobytes belong, JSON of another kind."""
+    for pattern in _SIDECARS:
+        for file in sorted(folder.glob(pattern)):
+            if file.is_dir():
+                continue
+            if file.is_symlink() and not file.exists():
+                if file.name in _OBJECTS:
+                    raise LensError(f"{shown(file)} is a link to nothing.", "Fetch the model again.")
+                continue
+            limit = _MAX_LARGE if file.name in _LARGE or file.suffix == ".tiktoken" else _MAX_SMALL
+            regular_size(file, limit)
+            if file.name in _OBJECTS:
+                check_json_object(file, limit)
+
+
+def read_weights(folder: Path) -> Weights:
+    """The headers of ``model*.safetensors``. Raises :class:`LensError` for none, and for a file that is cut short."""
+    files = sorted(folder.glob(WEIGHTS))
+    if not files:
+        raise LensError("It has no weights that mlx-lm loads.", no_weights(folder))
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for file in files:
+        tensors.update(_header(file))
+    return Weights(tensors)
+
+
+def no_weights(folder: Path) -> str:
+    """Why there are no ``model*.safetensors``, and what would help."""
+    if any(folder.glob("*.gguf")):
+        return "Its weights are GGUF, which mlx-lm does not load: look for a safetensors version."
+    if any(folder.glob("*.safetensors")):
+        return f"Its weights are not named {WEIGHTS}, as mlx-lm reads them."
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pth")) or any(folder.glob("*.pt")):
+        return "Its weights are PyTorch files, which mlx-lm does not load: look for a safetensors version."
+    return "The folder has no weights (model*.safetensors)."
+
+
+def _no_config(folder: Path) -> str:
+    if any(folder.glob("*.gguf")):
+        return "GGUF files are not loaded: look for a safetensors version."
+    return "Give a folder in mlx-lm's format or a hub id like org/name."
+
+
+def _header(file: Path) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
+    with explained(file), open_regular(file) as opened:
+        size = regular_size(file)
+        length = int.from_bytes(opened.read(8), "little")
+        if not 2 <= length <= min(_MAX_HEADER, size - 8):
+            raise LensError(f"{shown(file)} is no safetensors file, or is cut short.", "Fetch the model again.")
+        found = parse_json(opened.read(length), shown(file))
+    if not isinstance(found, dict):
+        raise LensError(f"{shown(file)} is no safetensors file.", "Fetch the model again.")
+    for name, facts in found.items():
+        if name != "__metadata__":
+            yield name, _tensor(file, name, facts, size - 8 - length)
+
+
+def _tensor(file: Path, name: str, facts: Any, room: int) -> tuple[str, tuple[int, ...]]:
+    try:
+        kind, shape, (start, end) = facts["dtype"], facts["shape"], facts["data_offsets"]
+        whole = [*shape, start, end]
+        right = len(shape) <= 8 and all(type(number) is int and 0 <= number < 1 << 53 for number in whole)
+        count = _TYPES.get(kind, 0)
+        for number in shape if right else ():
+            count *= number
+        right = right and end <= room and (kind not in _TYPES or count == end - start)
+    except (KeyError, TypeError, ValueError):
+        right = False
+    if not right:
+        what = f"The tensor {one_line(name, 80)} of {shown(file)} is cut short, or not of the shape that is said."
+        raise LensError(what, "Fetch the model again.")
+    return str(kind), tuple(shape)
