@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from lens_tui.records import FloatArray, Intervention, LensError
 from lens_tui.records.readouts import AttentionPattern
 
-from .checks import checked
+from .checks import entries_of
 from .proxy import Call, input_of, install, uninstall
 from .readings import one_text
-from .registry import Entry, Plan, Run
+from .registry import Plan, Run
 
 if TYPE_CHECKING:
     from .core import Core
@@ -80,8 +80,7 @@ def attention_patterns(
     where the patterns would take more than 2 GiB.
     """
     ids = one_text(lens, text)
-    wanted = [layers] if isinstance(layers, int) else list(layers)
-    where = list(dict.fromkeys(lens.registry.decoder.index(layer) for layer in wanted))
+    where = list(dict.fromkeys(lens.registry.decoder.indices(layers)))
     if lens.registry.decoder.passes > 1:
         raise LensError("This model goes through its blocks several times, so its patterns cannot be read one by one.")
     probes = {layer: _probe(lens, layer) for layer in where}
@@ -123,7 +122,7 @@ def _run(
     registry = lens.registry
     entries = registry.ambient()[0]
     if interventions is not None:
-        entries = tuple(Entry(registry, checked(item, registry)) for item in interventions)
+        entries = tuple(entries_of(interventions, registry))
     plan = Plan((entries,))
     needed = sorted(plan.keys)
     registry.need(needed)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lens_tui.records import Intervention, LensError
+from lens_tui.records.interventions import as_positions
 from lens_tui.records.readouts import LogitAttribution, Part
 
 from .final_step import FinalStep, final_step
@@ -190,7 +191,7 @@ def _steered(lens: Core, interventions: Sequence[Intervention] | None) -> set[Ke
 
 
 def _positions(positions: Sequence[int] | None, count: int) -> list[int]:
-    wanted = [-1] if positions is None else list(positions)
+    wanted = [-1] if positions is None else list(as_positions(positions).indices)
     for place in wanted:
         if not -count <= place < count:
             raise LensError(f"There is no position {place}: the text has {count} tokens.", f"Choose 0 to {count - 1}.")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from typing import Any
 
 from lens_tui.records import Intervention, LensError, Request, Sampling
@@ -11,7 +12,7 @@ from lens_tui.records import Intervention, LensError, Request, Sampling
 from .batch import Batch, BatchGeneration, BatchOptions
 from .batch_model import RowPlan
 from .batch_rows import Row
-from .checks import checked
+from .checks import entries_of
 from .engine import Engine, EngineBatch
 from .prefix import PrefixCache
 from .registry import Entry, Registry
@@ -59,7 +60,7 @@ class RowMaker:
         prompt = self.tokens.prompt(request.prompt, raw=raw)
         entries = common.entries
         if request.interventions is not None:
-            entries = tuple(Entry(self.registry, checked(item, self.registry)) for item in request.interventions)
+            entries = tuple(entries_of(request.interventions, self.registry))
         sampler = self.common.sampler or (self.greedy if sampling.temp == 0.0 else None)
         return Row(
             index=index,
@@ -93,7 +94,7 @@ def start_batch(
             "Capture with forward, or generate the prompts one by one.",
         )
     if interventions is not None:
-        entries = tuple(Entry(registry, checked(item, registry)) for item in interventions)
+        entries = tuple(entries_of(interventions, registry))
     common = _common(entries, sampling, options)
     known = {field.name for field in fields(BatchOptions)}
     batch_options = BatchOptions(**{name: options.pop(name) for name in known & set(options)})
@@ -113,11 +114,13 @@ def as_request(prompt: Prompt | Request) -> Request:
 
 
 def _several(prompts: Prompts) -> Prompts:
-    if isinstance(prompts, (str, Mapping, Request)) or (len(prompts) and isinstance(prompts[0], (int, Mapping))):
+    one = isinstance(prompts, (str, bytes, Mapping, Request)) or not isinstance(prompts, Iterable)
+    listed = [] if one else list(prompts)
+    if one or (listed and (isinstance(listed[0], (Mapping, Integral)) or getattr(listed[0], "ndim", 1) == 0)):
         raise LensError("A batch takes a list of prompts, not one prompt.", "Put it into a list.")
-    if not len(prompts):
+    if not listed:
         raise LensError("There are no prompts.", "Give at least one.")
-    return prompts
+    return listed
 
 
 def _common(entries: tuple[Entry, ...], sampling: Sampling | None, options: dict[str, Any]) -> Common:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import isfinite
 from typing import Any
 
 import mlx.core as mx
@@ -20,21 +19,46 @@ from lens_tui.records import (
     LensError,
     SteeringVector,
 )
+from lens_tui.records.errors import warn
+from lens_tui.records.interventions import as_number, as_records
+from lens_tui.records.vectors import numbers
 
-from .interventions import decoder_row
+from .interventions import FeatureSource, decoder_row
 from .positions import Spans, reaches_scored
 from .program import Item
-from .registry import Registry, acts
+from .registry import Entry, Registry, acts
+
+
+def entries_of(records: Any, registry: Registry) -> list[Entry]:
+    """One intervention or several, checked, each as an entry. Raises :class:`LensError`."""
+    return [Entry(registry, checked(record, registry)) for record in as_records(records)]
+
+
+def for_a_block(records: Any, registry: Registry) -> list[Intervention]:
+    """One intervention or several, checked; in one block an id names one of them. Raises :class:`LensError`."""
+    found = [checked(record, registry) for record in as_records(records)]
+    ids = [record.id for record in found]
+    if twice := next((name for name in ids if ids.count(name) > 1), None):
+        raise LensError(f"Two interventions have the id {twice!r}.", "Give each its own.")
+    return found
 
 
 def checked(record: Intervention, registry: Registry) -> Intervention:
-    """The record with its layer counted from 0, or :class:`LensError` for the first thing that is wrong."""
-    record = replace(record, layer=registry.decoder.index(record.layer))
+    """The record with its layer counted from 0, or :class:`LensError` for the first thing that is wrong.
+
+    Warns of a vector that belongs to another layer or site.
+    """
+    if not isinstance(record, Intervention):
+        raise LensError(f"An intervention is {type(record).__name__}.", "Give Add, NormMatch, ... of lens_tui.")
+    amounts = {name: as_number(value, f"The {name} of {record.id!r}") for name, value in _numbers(record)}
+    record = replace(record, layer=registry.decoder.index(record.layer), **amounts)  # type: ignore[arg-type]
     width = registry.sites.point(record.layer, record.site).width
     vector = getattr(record, "vector", None)
     if isinstance(vector, SteeringVector):
         check_vector(vector.direction, width, f"The vector {vector.name!r}")
-    _check_numbers(record)
+        _check_place(vector, record, registry)
+    elif hasattr(record, "vector"):
+        raise LensError(f"The vector of {record.id!r} is {vector!r}.", "Give a SteeringVector, or numbers (d_model,).")
     _check_kind(record, registry, width)
     _check_positions(record)
     largest = float(np.abs(vector.direction).max()) if isinstance(vector, SteeringVector) else 1.0
@@ -43,8 +67,56 @@ def checked(record: Intervention, registry: Registry) -> Intervention:
     return record
 
 
+def _numbers(record: Intervention) -> list[tuple[str, Any]]:
+    """The record's amounts that are given."""
+    named = [(name, getattr(record, name)) for name in ("scale", "value", "low", "high") if hasattr(record, name)]
+    return [(name, value) for name, value in named if value is not None or name in ("scale", "value")]
+
+
+def _check_place(vector: SteeringVector, record: Intervention, registry: Registry) -> None:
+    """Say where a vector is used elsewhere than where it was made for: its numbers mean little there."""
+    here, home = (record.layer, record.site), (vector.layer, vector.site)
+    if vector.origin.kind == "random" or not vector.site or _same_place(home, here, registry):
+        return
+    warn(
+        f"{vector.name!r} was made for layer {vector.layer} {vector.site} and is used at layer {record.layer} "
+        f"{record.site}: a direction means something else there."
+    )
+
+
+def _check_source(record: ClampFeature, source: FeatureSource, registry: Registry) -> None:
+    """Refuse to clamp what an SAE made for another place reads."""
+    info = getattr(source, "info", None)
+    if getattr(info, "is_transcoder", False):
+        raise LensError(
+            f"{record.sae!r} is a transcoder, which gives another tensor than it reads: {record.id!r} cannot clamp it.",
+            "Add the feature's vector at the layer that it writes to.",
+        )
+    layer, site = getattr(info, "layer", -1), getattr(info, "site", "")
+    if layer < 0 or not site or _same_place((layer, site), (record.layer, record.site), registry):
+        return
+    raise LensError(
+        f"The SAE {record.sae!r} reads layer {layer} {site}, not layer {record.layer} {record.site} "
+        f"as {record.id!r} has it.",
+        f"Clamp at layer {layer} {site}, or attach an SAE of that place.",
+    )
+
+
+def _same_place(one: tuple[int, str], other: tuple[int, str], registry: Registry) -> bool:
+    """Whether two layers and sites are one; what a block gives is what the next one takes."""
+    count = registry.decoder.n_layers
+
+    def boundary(layer: int, site: str) -> tuple[int, str]:
+        layer = layer + count if -count <= layer < 0 else layer
+        return (layer + 1, "resid_pre") if site == "resid_post" else (layer, site)
+
+    return boundary(*one) == boundary(*other)
+
+
 def check_vector(values: NDArray[Any], width: int, name: str) -> None:
     """A vector of exactly ``(width,)``, finite."""
+    if not isinstance(values, np.ndarray):
+        raise LensError(f"{name} holds {type(values).__name__}, not a numpy array.", "Make it with SteeringVector.of.")
     if values.shape != (width,):
         raise LensError(f"{name} has shape {values.shape}; this model's site needs ({width},).", "Is it of this model?")
     if not np.isfinite(values).all():
@@ -79,32 +151,12 @@ def check_overflow(size: float, dtype: mx.Dtype, record: Intervention) -> None:
 
 def as_numpy(values: Any) -> FloatArray:
     """A list, numpy or MLX array as float32 numpy, evaluated now: nothing lazy crosses to another thread."""
-    if isinstance(values, mx.array):
-        try:
-            return np.array(values.astype(mx.float32))
-        except RuntimeError as error:
-            raise LensError(
-                f"The vector was made on another thread and never evaluated ({error}).",
-                "Call mx.eval on it in the thread that makes it.",
-            ) from error
-    try:
-        exact = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise LensError(
-            f"A vector cannot be made of {type(values).__name__}.", "Give numbers of shape (d_model,)."
-        ) from error
+    exact = numbers(values, "The vector")
     with np.errstate(over="ignore"):
         made = exact.astype(np.float32)
     if np.isfinite(exact).all() and not np.isfinite(made).all():
         raise LensError("The vector holds numbers beyond the range of float32.", "Divide it, and raise the scale.")
     return made
-
-
-def _check_numbers(record: Intervention) -> None:
-    for name in ("scale", "value", "low", "high"):
-        value = getattr(record, name, None)
-        if value is not None and (isinstance(value, bool) or not isfinite(value)):
-            raise LensError(f"The {name} of {record.id!r} is {value!r}.", "Give a finite number.")
 
 
 def _check_kind(record: Intervention, registry: Registry, width: int) -> None:
@@ -129,6 +181,7 @@ def _check_kind(record: Intervention, registry: Registry, width: int) -> None:
             raise LensError(
                 f"The model has not been given the SAE {record.sae!r} (it has: {known}).", "Use attach_sae."
             )
+        _check_source(record, registry.sources[record.sae], registry)
         decoder_row(registry.sources[record.sae], record.feature)
 
 
@@ -138,3 +191,15 @@ def _check_positions(record: Intervention) -> None:
         raise LensError(f"There is no kind of positions {positions.kind!r}.")
     if positions.kind == "indices" and not positions.indices:
         raise LensError(f"The positions of {record.id!r} are an empty list.", "Name at least one.")
+    start, stop = positions.start, positions.stop
+    if positions.kind == "slice" and stop is not None and (start < 0) == (stop < 0) and start >= stop:
+        raise LensError(
+            f"The positions of {record.id!r}, {start} to {stop}, are empty.", "Let it end behind its start."
+        )
+    said = {"indices": bool(positions.indices), "slice": (start, stop) != (0, None), "role": bool(positions.role)}
+    for kind, given in said.items():
+        if given and positions.kind != kind:
+            raise LensError(
+                f"The positions of {record.id!r} are {positions.kind!r}, and name what belongs to {kind!r}.",
+                f"Use Positions({kind!r}, ...).",
+            )

@@ -9,12 +9,11 @@ from collections.abc import Iterator, Sequence
 
 from lens_tui.records import ArmEnd, Dose, Echo, Intervention, LensError, Sampling, Steered, Token
 
-from .checks import checked
+from .checks import entries_of
 from .echo import echo_of
 from .generation import RowDecoder
 from .meter import Meter
 from .progress import Progress, events_of
-from .registry import Entry
 from .steered import steered
 from .stops import Writing, writing_options
 from .tokens import Tokens
@@ -68,7 +67,7 @@ class Rows:
         progress = self._progress
         progress.entries(row)
         registry = progress.decoder.registry
-        progress.plan.set_row(row, [Entry(registry, checked(item, registry)) for item in interventions])
+        progress.plan.set_row(row, entries_of(interventions, registry))
         if progress.keys:
             progress.hold(progress.plan.keys)
         if progress.decoder.run.meter is None:

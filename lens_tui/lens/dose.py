@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lens_tui.records import Arm, ArmEnd, Intervention, LensError, Sampling
+from lens_tui.records.interventions import as_records
 from lens_tui.records.measures import Curve, DeltaLoss, DosePoint, DoseResponse, ReadBack
 
 from . import measures
@@ -47,6 +48,7 @@ class _Run:
 
 def scaled(interventions: Sequence[Intervention], factor: float) -> Plan:
     """The records with every scale and value multiplied; those that have neither stay. Raises if none has."""
+    interventions = as_records(interventions)
     if not any(hasattr(record, "scale") or hasattr(record, "value") for record in interventions):
         raise LensError("None of the interventions has a scale or a value.", "Use Add, NormMatch or ClampFeature.")
     return tuple(_scaled(record, factor) for record in interventions)

@@ -11,7 +11,7 @@ import numpy as np
 from lens_tui.records import Echo, FloatArray, Intervention, LensError
 
 from .capture import CaptureResult
-from .checks import checked
+from .checks import entries_of
 from .registry import Entry, Plan, Registry, Run
 from .steered import Passage
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def echo(lens: Core, tokens: Any, interventions: Sequence[Intervention]) -> tuple[Echo, ...]:
     """What interventions leave in ``resid_post`` of every layer, averaged over a text's tokens."""
     registry = lens.registry
-    entries = tuple(Entry(registry, checked(item, registry)) for item in interventions)
+    entries = tuple(entries_of(interventions, registry))
     rows = [tuple(row) for row in np.array(lens.batch(tokens)).tolist()]
     parts = [_changes(registry, Passage(row, len(row), bos=registry.bos), entries) for row in rows]
     return _echoes(registry, parts, entries)

@@ -48,9 +48,7 @@ def logit_lens(
     """
     ids = one_text(lens, text)
     last = lens.n_layers - 1
-    where = tuple(
-        dict.fromkeys(lens.registry.decoder.index(i) for i in (range(lens.n_layers) if layers is None else layers))
-    )
+    where = tuple(dict.fromkeys(lens.registry.decoder.indices(range(lens.n_layers) if layers is None else layers)))
     if not where:
         raise LensError("There is no layer to read.", "Name at least one.")
     for layer in where:

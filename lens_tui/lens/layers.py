@@ -9,7 +9,8 @@ one before it gave, and the logits follow from the last one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -119,14 +120,21 @@ class Decoder:
 
     def index(self, layer: int) -> int:
         """A layer number counted from 0; negative numbers count from the end. Raises ``LensError``."""
-        if isinstance(layer, bool) or not isinstance(layer, int):
-            raise LensError(f"The layer is {layer!r}.", "Give a whole number.")
+        try:
+            layer = operator.index(None if isinstance(layer, bool) else layer)  # type: ignore[arg-type]
+        except TypeError:
+            raise LensError(f"The layer is {layer!r}.", "Give a whole number.") from None
         if not -self.n_layers <= layer < self.n_layers:
             raise LensError(
                 f"There is no layer {layer}: this model has {self.n_layers} decoder blocks.",
                 f"Choose 0 to {self.n_layers - 1}, or -1 for the last.",
             )
         return layer % self.n_layers
+
+    def indices(self, layers: Any) -> list[int]:
+        """One layer or several, each counted from 0, in the order given. Raises ``LensError``."""
+        several = isinstance(layers, Iterable) and not isinstance(layers, str)
+        return [self.index(layer) for layer in (layers if several else [layers])]
 
 
 def find_decoder(model: Module, window: int | None = None) -> Decoder:

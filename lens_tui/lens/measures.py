@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lens_tui.records import Ablate, Add, ClampFeature, Intervention, LensError, NormMatch, Origin, SteeringVector
+from lens_tui.records.interventions import as_records
 from lens_tui.records.measures import Controlled, DeltaLoss, Divergence, ReadBack
 
 from .interventions import FeatureSource
 from .measures_texts import LOSS_TEXTS
 from .rows import as_float, read_rows
 from .scores import Item, Score, score, unsteered
+from .tokens import id_table
 
 if TYPE_CHECKING:
     from .core import Core
@@ -62,8 +64,9 @@ def delta_losses(
 
 def items_of(lens: Core, texts: Sequence[Prompt], plans: Sequence[tuple[Intervention, ...]]) -> list[Item]:
     """The texts as items whose every token but the first is scored."""
-    if not texts:
-        raise LensError("A loss needs at least one text.", "Give texts=.")
+    if isinstance(texts, (str, bytes)) or not len(texts):
+        raise LensError("A loss needs a list of texts, at least one text.", "Give texts=[...].")
+    plans = [as_records(plan) for plan in plans]
     return [Item(lens.tokens.prompt(text, raw=True).ids, tuple(plans)) for text in texts]
 
 
@@ -141,7 +144,7 @@ def read_back(
     """
     ids = lens.tokens.prompt(prompt, raw=raw).ids
     key = (lens.registry.decoder.index(layer), site)
-    whole = (*ids, *lens.tokens.check(list(continuation)))
+    whole = (*ids, *lens.tokens.check(id_table(continuation).reshape(-1).tolist()))
     ((_, read),) = read_rows(lens, [whole], [key])
     values = sae.encode(read[key][len(ids) :])
     if not 0 <= feature < values.shape[-1]:
@@ -159,6 +162,7 @@ def controls(
     own, at the same scale or value: another for each record. Clamped features and ablations have no
     direction to replace and are refused.
     """
+    interventions = as_records(interventions)
     turned = tuple(_flipped(record) for record in interventions)
     flipped = turned if any(new is not old for new, old in zip(turned, interventions, strict=True)) else None
     generator = np.random.default_rng(seed)
@@ -197,10 +201,11 @@ def continued(
 ) -> Item:
     """A prompt with its continuation, to be scored from the first token after the prompt."""
     encoded = lens.tokens.prompt(prompt, raw=raw)
-    if not continuation:
+    after = id_table(continuation).reshape(-1).tolist()
+    if not after:
         raise LensError("The continuation has no tokens.", "Generate at least one.")
-    ids = (*encoded.ids, *lens.tokens.check(list(continuation)))
-    return Item(ids, plans, len(encoded.ids), encoded.spans)
+    ids = (*encoded.ids, *lens.tokens.check(after))
+    return Item(ids, tuple(as_records(plan) for plan in plans), len(encoded.ids), encoded.spans)
 
 
 def _flipped(record: Intervention) -> Intervention:

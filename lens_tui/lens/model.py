@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx.nn.layers.base import Module
 
 from lens_tui.records import (
@@ -24,10 +25,11 @@ from lens_tui.records import (
     SteeringVector,
     TokenWeight,
 )
+from lens_tui.records.interventions import as_number, as_positions
 
 from .batch_methods import BatchMethods
 from .capture import CaptureResult
-from .checks import as_numpy, check_vector, checked
+from .checks import as_numpy, check_vector, checked, entries_of, for_a_block
 from .compare import Comparison, Generation
 from .dequantize import Held, check_dequantize
 from .echo import echo
@@ -42,10 +44,10 @@ from .loading import load_model
 from .prefix import PrefixCache
 from .program import Hook, Item
 from .readings import unhooked
-from .registry import Entry, Plan, Registry
+from .registry import Plan, Registry
 from .runs import row_decoder
 from .sampling import settings_from
-from .tokens import Prompt, Tokens
+from .tokens import Prompt, Tokens, id_table
 from .unembed import Convention, Unembedding, find_unembedding, readout, token_weights
 
 Layers = int | Sequence[int]
@@ -164,7 +166,7 @@ class LensModel(BatchMethods):
         scale: float,
         *,
         site: str = "resid_post",
-        positions: Positions = ALL,
+        positions: Positions | str | Sequence[int] = ALL,
         mode: str = "add",
         precision: str = "model",
         id: str = "",  # noqa: A002
@@ -192,13 +194,12 @@ class LensModel(BatchMethods):
             raise LensError(
                 f"There is no mode {mode!r} of steer.", "Use 'add' or 'norm_match', or intervene() for others."
             )
-        if not isinstance(scale, (int, float)):
-            scale = float(scale)
+        scale = as_number(scale, "The scale")
         record = kinds[mode](
             id=name,
             layer=where,
             site=site,
-            positions=positions,
+            positions=as_positions(positions),
             vector=record_vector,
             scale=scale * unit,
             precision=precision,  # type: ignore[arg-type]
@@ -206,8 +207,9 @@ class LensModel(BatchMethods):
         return Steering(self._registry, [checked(record, self._registry)], unit)
 
     def intervene(self, *records: Intervention) -> Steering:
-        """Put up any interventions inside a ``with`` block, in the order given."""
-        return Steering(self._registry, [checked(record, self._registry) for record in records])
+        """Put up any interventions inside a ``with`` block, in the order given; each has an id of its own."""
+        one = records[0] if len(records) == 1 else records
+        return Steering(self._registry, for_a_block(one, self._registry))
 
     def hook(self, layer: int, fn: Callable[[Any, mx.array], mx.array | None], *, site: str = "resid_post") -> Steering:
         """Call ``fn(ctx, h)`` at a site in each forward inside a ``with`` block.
@@ -226,9 +228,9 @@ class LensModel(BatchMethods):
         Gives a :class:`CaptureResult`: ``result[layer]``, or ``result[layer, site]``
         if ``site`` is a list. Repeated layers count once, negative ones count from the end.
         """
-        wanted = [layers] if isinstance(layers, int) else list(layers)
+        wanted = self._decoder.indices(layers)
         sites = [site] if isinstance(site, str) else list(site)
-        keys = tuple(dict.fromkeys((self._decoder.index(layer), name) for layer in wanted for name in sites))
+        keys = tuple(dict.fromkeys((layer, name) for layer in wanted for name in sites))
         if not keys:
             raise LensError("There is nothing to capture.", "Name at least one layer and one site.")
         result = CaptureResult(self._registry, keys, by_site=not isinstance(site, str))
@@ -322,7 +324,7 @@ class LensModel(BatchMethods):
         encoded = self.tokens.prompt(prompt, raw=raw)
         entries, recorders = self._registry.ambient()
         if interventions is not None:
-            entries = tuple(Entry(self._registry, checked(item, self._registry)) for item in interventions)
+            entries = tuple(entries_of(interventions, self._registry))
         decoder = row_decoder(
             self._registry,
             encoded,
@@ -372,7 +374,7 @@ class LensModel(BatchMethods):
             raise LensError("compare was called inside a steer block.", "Give the steering as an arm instead.")
         named = list(arms) if any(arm.is_baseline for arm in arms) else [Arm("baseline"), *arms]
         settings = settings_from(sampling, options)
-        rows = [[Entry(self._registry, checked(item, self._registry)) for item in arm.interventions] for arm in named]
+        rows = [entries_of(arm.interventions, self._registry) for arm in named]
         baseline = next(index for index, arm in enumerate(named) if arm.is_baseline)
         plan = Plan(rows, self._registry.ambient()[1])
         decode = DecodeOptions(settings, kl=kl, top=top)
@@ -400,16 +402,13 @@ class LensModel(BatchMethods):
     # -- helpers -----------------------------------------------------------
 
     def batch(self, tokens: Any) -> mx.array:
-        """Token ids as an array (batch, tokens), each one inside the vocabulary."""
-        if isinstance(tokens, str):
-            tokens = self.tokens.encode(tokens)
-        array = tokens if isinstance(tokens, mx.array) else mx.array(list(tokens))
-        array = array[None] if array.ndim == 1 else array
-        if array.ndim != 2 or array.size == 0 or not mx.issubdtype(array.dtype, mx.integer):
+        """A text or token ids as an array (batch, tokens), each id inside the vocabulary. Raises :class:`LensError`."""
+        ids = np.asarray(self.tokens.encode(tokens)) if isinstance(tokens, str) else id_table(tokens)
+        ids = ids[None] if ids.ndim == 1 else ids
+        if ids.ndim != 2 or ids.size == 0:
             raise LensError(
-                f"Token ids of shape {tuple(array.shape)} cannot be run.", "Give (tokens,) or (batch, tokens)."
+                f"Token ids of shape {tuple(ids.shape)} cannot be run.", "Give (tokens,) or (batch, tokens)."
             )
-        low, high = int(array.min()), int(array.max())
-        self.tokens.check([low, high])
-        self._decoder.check_positions(array.shape[1])
-        return array.astype(mx.int32)
+        self.tokens.check([int(ids.min()), int(ids.max())])
+        self._decoder.check_positions(ids.shape[1])
+        return mx.array(ids.astype(np.int32))

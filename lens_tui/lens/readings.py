@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -11,12 +12,13 @@ import mlx.core as mx
 from lens_tui.records import Intervention, LensError
 
 from .capture import CaptureResult
-from .checks import checked
+from .checks import entries_of
 from .finite import check_values, explained, origin_of
 from .forward import check_run
 from .meter import Meter
 from .program import Key
-from .registry import Entry, Plan, Run
+from .registry import Plan, Run
+from .tokens import id_table
 
 if TYPE_CHECKING:
     from .core import Core
@@ -41,7 +43,7 @@ def read_sites(
     registry = lens.registry
     entries = registry.ambient()[0]
     if interventions is not None:
-        entries = tuple(Entry(registry, checked(item, registry)) for item in interventions)
+        entries = tuple(entries_of(interventions, registry))
     result = CaptureResult(registry, tuple(dict.fromkeys(keys)), by_site=True)
     plan = Plan((entries,), (result,))
     run = Run(registry, plan, len(ids), None, Meter() if entries else None)
@@ -75,7 +77,7 @@ def target_per_position(lens: Core, target: int | str | Sequence[int], count: in
     """The token to follow at each of ``count`` positions: one for all (an id, or a text of one token), or a list."""
     if isinstance(target, str):
         target = single_token(lens, target)
-    ids = [target] * count if isinstance(target, int) else [int(token) for token in target]
+    ids = id_table([target] * count if isinstance(target, Integral) else target).reshape(-1).tolist()
     if len(ids) != count:
         raise LensError(f"{len(ids)} target tokens were given for {count} positions.", "Give one, or one for each.")
     return list(lens.tokens.check(ids))

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from lens_tui.records import FloatArray, Intervention, LensError
 
 from .capture import CaptureResult
-from .checks import checked
+from .checks import entries_of
 from .finite import check_values, explained, origin_of
 from .meter import Meter
 from .packing import pack
 from .program import Key, Program
-from .registry import Entry, Plan, Recorder, Resume, Run
+from .registry import Plan, Recorder, Resume, Run
 
 if TYPE_CHECKING:
     from .core import Core
@@ -54,7 +54,7 @@ def forward_rows(
     registry = lens.registry
     registry.decoder.check_positions(max(map(len, rows), default=0))
     registry.between()
-    entries = [[Entry(registry, checked(item, registry)) for item in plan] for plan in plans]
+    entries = [entries_of(plan, registry) for plan in plans]
     plan = Plan(entries, recorders)
     ids = mx.array(_padded(rows))
     ends = mx.array(np.asarray(n_prompt if n_prompt is not None else [len(row) for row in rows], np.int32))

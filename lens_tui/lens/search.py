@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from lens_tui.records import Add, Intervention, LensError, NormMatch, NotFinite
+from lens_tui.records.interventions import as_records
 from lens_tui.records.measures import FIRST, ScaleSearch
 
 from . import measures
@@ -62,9 +63,10 @@ def find_scale(
     """
     if quantity not in get_args(Quantity):
         raise LensError(f"There is no quantity {quantity!r} to search for.", f"Use one of {', '.join(TARGETS)}.")
+    interventions = as_records(interventions)
     texts = FEW_TEXTS if texts is None else texts
-    if not texts:
-        raise LensError("A search needs texts.", "Give texts=.")
+    if isinstance(texts, (str, bytes)) or not len(texts):
+        raise LensError("A search needs texts in a list.", "Give texts=[...], at least one.")
     goal = TARGETS[quantity] if target is None else float(target)
     first = _first_scale(lens, interventions, texts) if start is None else float(start)
     last = first * 2.0**14 if limit is None else float(limit)

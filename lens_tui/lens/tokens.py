@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lens_tui.records import LensError
 from lens_tui.records.sanitise import sanitise_token
@@ -92,11 +95,14 @@ class Tokens:
             if raw or not self.has_chat_template:
                 return EncodedPrompt(self.encode(prompt))
             return self._chat([{"role": "user", "content": prompt}])
-        if len(prompt) and isinstance(prompt[0], Mapping):
+        if isinstance(prompt, (list, tuple)) and prompt and isinstance(prompt[0], Mapping):
             if not self.has_chat_template:
                 raise LensError("This model has no chat template.", "Give the prompt as text.")
             return self._chat(cast("Sequence[Message]", prompt))
-        return EncodedPrompt(self.check([int(token) for token in cast("Sequence[int]", prompt)]))
+        ids = id_table(prompt)
+        if ids.ndim != 1:
+            raise LensError(f"A prompt is one list of token ids, not an array of {ids.shape}.", "Give one row of it.")
+        return EncodedPrompt(self.check(ids.tolist()))
 
     def check(self, ids: Sequence[int]) -> tuple[int, ...]:
         """Token ids, checked against the vocabulary: MLX does not check, and reads foreign memory."""
@@ -211,6 +217,32 @@ def whole(text: str) -> str:
             "Read it in the encoding that it is written in.",
         ) from None
     return text
+
+
+def id_table(ids: Any) -> NDArray[np.int64]:
+    """Token ids in any container, of Python, numpy or MLX, as an array of whole numbers.
+
+    Raises :class:`LensError` for texts where ids are taken, rows of unequal length, and what is no whole number.
+    """
+    listed = ids.tolist() if hasattr(ids, "tolist") else ids
+    if isinstance(listed, (str, bytes, Mapping)) or not isinstance(listed, Iterable):
+        raise LensError(f"Token ids cannot be {type(ids).__name__}.", "Give a text, or a list of whole numbers.")
+    rows = [item.tolist() if hasattr(item, "tolist") else item for item in listed]
+    if any(isinstance(row, str) for row in rows):
+        raise LensError(
+            "One text is taken here, not a list of texts.", "Give them one after the other; stream_batch takes several."
+        )
+    if len({len(row) if isinstance(row, (list, tuple)) else -1 for row in rows}) > 1:
+        raise LensError(
+            "The rows of token ids are not of one length.", "Run them one after the other; stream_batch takes any."
+        )
+    try:
+        found = np.asarray(rows) if rows else np.zeros(0, np.int64)
+    except ValueError:  # uneven further down
+        found = np.zeros(1)
+    if found.dtype.kind not in "iu":
+        raise LensError("Token ids are whole numbers, and these are not.", "Give integers.")
+    return found.astype(np.int64)
 
 
 class _NoText:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -188,13 +189,15 @@ def _activations(lens: LensModel, text: Prompt, layer: int, site: str, *, raw: b
 
 
 def _token_id(lens: LensModel, token: str | int) -> int:
-    if isinstance(token, int):
-        return lens.tokens.check([token])[0]
+    if isinstance(token, Integral):
+        return lens.tokens.check([int(token)])[0]
     special = lens.tokens.special_ids()
-    ids = [item for item in lens.tokens.encode(token) if item not in special]
+    ids = [item for item in lens.tokens.encode(str(token)) if item not in special]
     if len(ids) != 1:
         pieces = " ".join(lens.tokens.display(item) for item in ids)
-        raise LensError(f"{one_line(token, 40)!r} is {len(ids)} tokens ({one_line(pieces, 80)}).", "Give one token.")
+        raise LensError(
+            f"{one_line(str(token), 40)!r} is {len(ids)} tokens ({one_line(pieces, 80)}).", "Give one token."
+        )
     return ids[0]
 
 

@@ -86,8 +86,8 @@ def contrast(
     """
     _check(positive, negative, method)
     decoder = lens.registry.decoder
-    asked = range(decoder.n_layers) if layers is None else [layers] if isinstance(layers, int) else layers
-    keys = tuple(dict.fromkeys((decoder.index(layer), site) for layer in asked))
+    asked = range(decoder.n_layers) if layers is None else layers
+    keys = tuple(dict.fromkeys((layer, site) for layer in decoder.indices(asked)))
     if not keys:
         raise LensError("There is no layer to make a vector for.", "Name at least one.")
     rows = [lens.tokens.prompt(text, raw=raw).ids for text in (*positive, *negative)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .interventions import Intervention
+from .interventions import Intervention, as_records
 from .run import Dose
 from .sampling import Sampling
 
@@ -26,6 +26,10 @@ class Request:
     stop: tuple[str, ...] | None = None
     stop_ids: tuple[int, ...] | None = None
     raw: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.interventions is not None:
+            object.__setattr__(self, "interventions", as_records(self.interventions))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 from .sanitise import sanitise
 
 _LONGEST = 600
@@ -38,11 +42,35 @@ class LensWarning(UserWarning):
     """
 
 
+_hearer: ContextVar[Callable[[str], None] | None] = ContextVar("lens_hearer", default=None)
+
+
 def warn(message: str) -> None:
-    """Say that something asked for is probably not meant."""
+    """Say that something asked for is probably not meant: to ``warnings``, or to who hears it in this thread."""
+    hearer = _hearer.get()
+    if hearer is not None:
+        hearer(_sentence(message))
+        return
     import warnings
 
     warnings.warn(_sentence(message), LensWarning, stacklevel=3)
+
+
+@contextmanager
+def heard_by(hearer: Callable[[str], None]) -> Iterator[None]:
+    """Inside, ``hearer`` is told what :func:`warn` says in this thread or task, each text once."""
+    said: set[str] = set()
+
+    def once(message: str) -> None:
+        if message not in said:
+            said.add(message)
+            hearer(message)
+
+    token = _hearer.set(once)
+    try:
+        yield
+    finally:
+        _hearer.reset(token)
 
 
 def _sentence(text: str) -> str:

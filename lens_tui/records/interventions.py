@@ -6,10 +6,14 @@ in ``lens_tui.lens.interventions``, one function a record.
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from math import isfinite
+from typing import Any, ClassVar, Literal
 
-from .vectors import FloatArray, SteeringVector
+from .errors import LensError
+from .vectors import FloatArray, SteeringVector, numbers
 
 PositionKind = Literal["all", "prompt", "generated", "last", "not_bos", "indices", "slice", "role"]
 Precision = Literal["model", "float32"]
@@ -29,6 +33,9 @@ class Positions:
     ``stop`` bound a slice, ``role`` names a role of the chat template (``system``,
     ``user``, ``assistant``, ``thinking``; generated tokens are the assistant's).
     ``not_bos`` is every position whose token is not BOS.
+
+    Where positions are taken, the name of a kind that needs nothing else (``"generated"``), a number, a list or
+    range of numbers, or a slice will do as well: see :func:`as_positions`.
     """
 
     kind: PositionKind = "all"
@@ -36,6 +43,57 @@ class Positions:
     start: int = 0
     stop: int | None = None
     role: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "indices", _indices(self.indices))
+        for name in ("start", "stop"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _whole(getattr(self, name)))
+
+
+SIMPLE: tuple[PositionKind, ...] = ("all", "prompt", "generated", "last", "not_bos")
+"""Kinds of positions that need nothing else said."""
+
+
+def as_positions(value: Any) -> Positions:
+    """Positions from what people write: ``"generated"``, ``3``, ``[1, 2]``, ``range(4)``, ``slice(2, 5)``.
+
+    Raises :class:`LensError` for anything else.
+    """
+    if isinstance(value, Positions):
+        return value
+    if isinstance(value, str):
+        for kind in SIMPLE:
+            if kind == value:
+                return Positions(kind)
+        raise LensError(
+            f"There are no positions {value!r}.",
+            f"Use one of {', '.join(SIMPLE)}, numbers, or Positions('role', role='user').",
+        )
+    if isinstance(value, slice):
+        if value.step not in (None, 1):
+            raise LensError(f"The positions have the step {value.step}.", "Give a list of positions.")
+        return Positions("slice", start=value.start or 0, stop=value.stop)
+    return Positions("indices", _indices(value))
+
+
+def _indices(value: Any) -> tuple[int, ...]:
+    """Whole numbers as a tuple: of one, of a list, or of an array."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (value,)
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+        raise LensError(f"Positions cannot be {value!r}.", "Give Positions, whole numbers, or a name as 'generated'.")
+    return tuple(_whole(item) for item in value)
+
+
+def _whole(value: Any) -> int:
+    try:
+        if isinstance(value, bool) or type(value).__name__ == "bool":
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise LensError(f"A position is {value!r}.", "Give whole numbers; a mask is to be given as them.") from None
 
 
 ALL = Positions()
@@ -50,6 +108,9 @@ class Intervention:
     ``precision`` ``"model"`` keeps the residual in the model's own dtype: what is
     delivered is what survives its rounding. ``"float32"`` keeps the stream in
     float32 from this site on, for every row of the batch, at twice the memory.
+
+    A direction may be given as a list, numpy or MLX array: its own length then counts, so that the scale of
+    ``Add`` and ``NormMatch`` becomes the scale given times that length, on the unit direction.
     """
 
     mode: ClassVar[str] = ""
@@ -59,6 +120,29 @@ class Intervention:
     positions: Positions = field(default=ALL)
     enabled: bool = True
     precision: Precision = "model"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "positions", as_positions(self.positions))
+        vector, mean = getattr(self, "vector", None), getattr(self, "mean", None)
+        if vector is not None and not isinstance(vector, SteeringVector):
+            made = SteeringVector.of(str(self.id), vector, self.layer, site=self.site)
+            object.__setattr__(self, "vector", made)
+            scale = getattr(self, "scale", None)
+            if scale is not None:
+                object.__setattr__(self, "scale", as_number(scale, f"The scale of {self.id!r}") * made.norm)
+        if mean is not None:
+            object.__setattr__(self, "mean", numbers(mean, f"The mean of {self.id!r}").astype("float32"))
+
+
+def as_number(value: Any, what: str) -> float:
+    """A finite number as a float. Raises :class:`LensError`."""
+    try:
+        found = float("nan") if isinstance(value, (bool, str, bytes)) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = float("nan")
+    if not isfinite(found):
+        raise LensError(f"{what} is {value!r}.", "Give a finite number.")
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,8 +199,11 @@ class ClampFeature(Intervention):
 
     ``h + (value - a) d``, where ``a`` is the activation that the SAE reads at the
     token and ``d`` what its decoder adds for one unit: all that the SAE does not
-    explain passes through unchanged. ``sae`` names an SAE that the model has been
-    given (``LensModel.attach_sae``).
+    explain passes through unchanged. An SAE that reads the result again finds another
+    number than ``value``: encoder and decoder are not each other's inverse, and the decoder's
+    rows are not orthogonal, so that other features move too. ``sae`` names an SAE that the
+    model has been given (``LensModel.attach_sae``); it is refused at another layer or site
+    than the one it was made for.
     """
 
     mode: ClassVar[str] = "clamp_feature"
@@ -133,6 +220,19 @@ class Ablate(Intervention):
     mean: FloatArray | None = None
 
 
+def as_records(records: Any) -> tuple[Intervention, ...]:
+    """Interventions as a tuple: of one, or of several in any container. Raises :class:`LensError` for others."""
+    if isinstance(records, Intervention):
+        return (records,)
+    if isinstance(records, (str, bytes, Mapping)) or not isinstance(records, Iterable):
+        raise LensError(f"Interventions cannot be {type(records).__name__}.", "Give Add, NormMatch, ... of lens_tui.")
+    found: tuple[Intervention, ...] = tuple(records)
+    for record in found:
+        if not isinstance(record, Intervention):
+            raise LensError(f"An intervention is {type(record).__name__}.", "Give Add, NormMatch, ... of lens_tui.")
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Arm:
     """One column of a comparison: a name and the interventions applied in it, in order.
@@ -142,6 +242,9 @@ class Arm:
 
     name: str
     interventions: tuple[Intervention, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "interventions", as_records(self.interventions))
 
     @property
     def is_baseline(self) -> bool:

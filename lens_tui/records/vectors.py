@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +18,29 @@ else:
 
     class FloatArray:
         """Stands for ``NDArray[float32]`` at run time: an annotation must not cost the import of numpy."""
+
+
+def numbers(values: Any, what: str) -> NDArray[np.float64]:
+    """A list, numpy or MLX array as float64 numpy, evaluated now. Raises :class:`LensError` for anything else."""
+    import numpy as np
+
+    if type(values).__module__.startswith("mlx"):  # numpy knows no bfloat16
+        try:
+            values = values.astype(sys.modules["mlx.core"].float32)
+            return np.array(values, dtype=np.float64)
+        except RuntimeError as error:
+            raise LensError(
+                f"{what} was made on another thread and never evaluated ({error}).",
+                "Call mx.eval on it in the thread that makes it.",
+            ) from error
+    try:
+        if isinstance(values, (str, bytes)):
+            raise TypeError
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise LensError(
+            f"{what} cannot be made of {type(values).__name__}.", "Give numbers of shape (d_model,)."
+        ) from error
 
 
 OriginKind = Literal["feature", "prompts", "token", "random", "file", "arithmetic", "given"]
@@ -76,7 +100,7 @@ class SteeringVector:
         """
         import numpy as np
 
-        raw = np.asarray(values, dtype=np.float64)
+        raw = numbers(values, f"The vector {name!r}")
         if raw.ndim != 1 or raw.size < 2:
             raise LensError(f"The vector {name!r} has shape {raw.shape}; a steering vector has shape (d_model,).")
         if not np.isfinite(raw).all():

@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from .base_events import Event, JobDone, JobFailed, JobStarted
+from lens_tui.records.errors import heard_by
+
+from .base_events import Event, JobDone, JobFailed, JobStarted, Notice
 from .control import Control, Stopped
 from .failures import explain
 from .mailbox import Mailbox
@@ -60,6 +62,7 @@ class Worker:
         self._open: dict[int, Control] = {}
         self._next = 1
         self._closing = False
+        self._at_work = 0
         self._thread = threading.Thread(target=self._main, name="mlx", daemon=True)
 
     def start(self, wake: Callable[[], None]) -> None:
@@ -122,10 +125,16 @@ class Worker:
 
     def _main(self) -> None:
         try:
-            while (control := self._queue.get()) is not None:
-                self._do(control)
+            with heard_by(self._notice):
+                while (control := self._queue.get()) is not None:
+                    self._at_work = control.id
+                    self._do(control)
         finally:
             self._release()
+
+    def _notice(self, message: str) -> None:
+        """The library says that something is probably not meant."""
+        self._mailbox.put(Notice(self._at_work, message))
 
     def _do(self, control: Control) -> None:
         put = self._mailbox.put

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lens_tui import demo
-from lens_tui.records import LensError, SAEInfo
+from lens_tui.records import LensError, NotFinite, SAEInfo
 from lens_tui.records.recent import remember_model
 from lens_tui.records.sae_names import split_place
 from lens_tui.records.sanitise import one_line
@@ -173,9 +172,14 @@ def _wrap(found: Loaded, entry: ModelEntry, folder: Path) -> LensModel:
 def _warm_up(lens: LensModel) -> None:
     # One short forward: kernels are compiled and caches warm before the user asks, and broken weights are found.
     first = lens.info.bos_token_id or 0
-    loss = lens.loss([first, *(n % lens.info.vocab_size for n in (1, 2))])
-    if not math.isfinite(loss):
-        raise LensError(f"{lens.info.name} gives NaN on its first tokens.", "Its weights are damaged.")
+    try:
+        lens.loss([first, *(n % lens.info.vocab_size for n in (1, 2))])
+    except NotFinite as error:
+        where = error.message.partition(": ")[2] or "its losses are not finite."
+        raise LensError(
+            f"{lens.info.name} gives NaN on its first tokens: {where}",
+            "Its weights are damaged, or overflow their precision: convert the model to float32.",
+        ) from None
 
 
 def _known_saes(entry: ModelEntry, context: Context) -> tuple[SAEInfo, ...]:
