@@ -121,6 +121,22 @@ def feature(
     verb(feature, name=name, model=model, sae=sae, out=out, as_json=json)
 
 
+@vector_verbs.command("random")
+@sentences
+def random(
+    layer: Layer,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same direction again.")] = 0,
+    name: Annotated[str, typer.Option(help="What it is called.")] = "",
+    model: Model = "demo",
+    out: Out = "",
+    json: Json = False,
+) -> None:
+    """A direction by chance: the control that an effect is held against."""
+    from .vector import chance as verb
+
+    verb(layer=layer, seed=seed, name=name, model=model, out=out, as_json=json)
+
+
 @vector_verbs.command("sum")
 @sentences
 def total(

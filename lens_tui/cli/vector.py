@@ -54,6 +54,14 @@ def token(token: str, *, layer: int, kind: str, name: str, model: str, out: str,
         _finish(lens, from_token(lens, token, layer, kind, name), out, as_json)
 
 
+def chance(*, layer: int, seed: int, name: str, model: str, out: str, as_json: bool) -> None:
+    """From a seed."""
+    from lens_tui.lens.vectors import random_unit
+
+    with open_model(model) as lens:
+        _finish(lens, random_unit(lens, name or f"random {seed}", layer, seed=seed), out, as_json)
+
+
 def feature(feature: int, *, name: str, model: str, sae: str, out: str, as_json: bool) -> None:
     """From a feature."""
     total(name, [f"f{feature}"], less=False, unit=True, model=model, sae=sae, out=out, as_json=as_json)

@@ -196,7 +196,7 @@ def _line_of(text: str, place: list[str]) -> int:
     """The line of a key, counted from 1; of its section if the key itself is not found; 0 if neither is."""
     section, best = "", 0
     wanted = place[1] if len(place) > 1 else place[0]
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if header := re.match(r"\s*\[\s*([^\]]+?)\s*\]", line):
             section = header[1].strip("\"'")
             if section == place[0]:
@@ -211,7 +211,7 @@ def _line_of(text: str, place: list[str]) -> int:
 
 
 def _with_line(text: str, section: str, key: str, new: str) -> str:
-    lines = text.splitlines()
+    lines = text.removesuffix("\n").split("\n") if text else []
     start = next((at for at, line in enumerate(lines) if re.match(rf"\s*\[\s*{re.escape(section)}\s*\]", line)), None)
     if start is None:
         return "\n".join([*lines, *([""] if lines else []), f"[{section}]", new, ""])

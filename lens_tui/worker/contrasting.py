@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,5 +85,5 @@ def read_texts(path: str | Path, *, text_key: str = "text") -> list[str]:
         raise LensError(f"{Path(path).name} holds {len(corpus)} texts; at most {MAX_TEXTS} are compared.", "Sample it.")
     texts = [document.text for document in corpus]
     if len(texts) == 1 and Path(path).suffix != ".jsonl":
-        texts = [line for line in texts[0].splitlines() if line.strip()]
+        texts = [line for line in re.split(r"\r\n|\r|\n", texts[0]) if line.strip()]
     return texts

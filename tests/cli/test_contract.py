@@ -29,6 +29,8 @@ VERBS: dict[str, list[str]] = {
     "features": [NASTY, "-k", "2", "SAE"],
     "info": [],
     "lens": [NASTY, "--attribute"],
+    "loss": [NASTY, "-a", "f3*2", "SAE"],
+    "generate": ["PROMPT", "-a", "f3*2", "--max-tokens", "2", "SAE"],
     "feature": ["3", "SAE"],
     "search": ["sea", "SAE"],
     "contrast": ["LINES", "LINES", "SAE"],
@@ -39,6 +41,7 @@ VERBS: dict[str, list[str]] = {
     "dose": [NASTY, "-a", "f3*2", "--scales", "1", "--max-tokens", "2", "--texts", "2", "--controls", "0", "SAE"],
     "scale": ["-a", "f3", "--by", "relative_norm", "SAE"],
     "vector contrast": [NASTY, "-p", "the dog ran", "-n", "the cat sat", "-l", "1", "-o", "VECTOR"],
+    "vector random": ["-l", "1", "--seed", "3", "-o", "VECTOR"],
     "vector token": ["id:7", "-l", "1", "-o", "VECTOR"],
     "vector feature": ["3", "-o", "VECTOR", "SAE"],
     "vector sum": [NASTY, "f3", "random:0@1*0.5", "-o", "VECTOR", "SAE"],
@@ -72,10 +75,13 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("contract")
     lines = root / "lines.txt"
     lines.write_text("The ship sailed over the cold sea and the waves rose.\n" * 12)
+    prompt = root / "prompt.txt"
+    prompt.write_text(NASTY + "\n", encoding="utf-8")
     names = {
         "MODEL": str(llama_folder(root / "tiny")),
         "SAE": str(sae_folder(root / "layer_1_width_64")),
         "LINES": str(lines),
+        "PROMPT": str(prompt),
         "FOLDER": str(root / "labels"),
         "VECTOR": str(root / "vector.safetensors"),
         "home": str(root / "home"),
@@ -125,13 +131,19 @@ def test_json_is_one_safe_object_with_its_model(verb: str, walked: dict[str, Any
     result = json.loads(line)
     assert result["model"] in (work["MODEL"], Path(work["MODEL"]).name)
     assert "error" not in result
-    if "SAE" in VERBS[verb] and not verb.startswith(("index", "vector", "compare", "dose", "scale")):
+    if "SAE" in VERBS[verb] and not verb.startswith(
+        ("index", "vector", "compare", "dose", "scale", "loss", "generate")
+    ):
         assert result["sae_id"].startswith("sae-")
         assert result["sae"]
 
 
 @pytest.mark.parametrize(
-    ("verb", "where"), [("compare", "prompt"), ("dose", "prompt"), ("vector contrast", "name"), ("vector sum", "name")]
+    ("verb", "where"),
+    [
+        *((verb, "prompt") for verb in ("compare", "generate", "dose")),
+        *((verb, "name") for verb in ("vector contrast", "vector sum")),
+    ],
 )
 def test_what_was_given_comes_back_character_for_character(verb: str, where: str, walked: dict[str, Any]) -> None:
     assert json.loads(walked[verb].stdout)[where] == NASTY
@@ -140,9 +152,8 @@ def test_what_was_given_comes_back_character_for_character(verb: str, where: str
 @pytest.mark.parametrize("verb", VERBS)
 def test_an_error_is_json_too_and_one_sentence(verb: str, work: dict[str, str], tmp_path: Path) -> None:
     nowhere = str(tmp_path / "no\u202ewhere")
-    arguments = typed(
-        verb, work, OUT=str(tmp_path / "o"), SHARD=nowhere, OTHER=nowhere, SAE=nowhere, LINES=nowhere, FOLDER=nowhere
-    )
+    gone = dict.fromkeys(("SHARD", "OTHER", "SAE", "LINES", "PROMPT", "FOLDER"), nowhere)
+    arguments = typed(verb, work, OUT=str(tmp_path / "o"), **gone)
     done = invoke([*arguments, "-m", nowhere, "--json"])
     assert done.exit_code == 2, done.output
     error = json.loads(done.stdout)["error"]
@@ -332,3 +343,58 @@ def test_the_statuses_are_on_the_page() -> None:
 
     for status in (0, output.USER_ERROR, output.DEFECT, output.INTERRUPTED):
         assert f"| {status} |" in PAGE
+
+
+def test_generate_prints_a_line_for_each_prompt_in_their_order(work: dict[str, str]) -> None:
+    from lens_tui import LensModel
+
+    lens = LensModel(work["MODEL"])
+    prompts = ["the ship", "Chop the onions, fry them in butter\u2028 x", "a"]
+    typed_in = "the ship\r\n\n" + json.dumps({"prompt": prompts[1]}) + "\na\n"
+    common = ["-m", work["MODEL"], "--max-tokens", "5", "--rows", "2", "--json"]
+    done = CliRunner().invoke(app, ["generate", "-", *common], input=typed_in.encode())
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(row["index"], row["prompt"]) for row in rows] == list(enumerate(prompts))
+    for row in rows:
+        assert row["text"] == lens.generate(row["prompt"], max_tokens=5)
+        assert row["reason"] == "length"
+        assert len(row["token_ids"]) == len(row["logprobs"]) == 5
+    steered = CliRunner().invoke(app, ["generate", "-", *common, "-a", "random:0@1*30"], input=typed_in.encode())
+    texts = [json.loads(line)["text"] for line in steered.stdout.splitlines()]
+    assert len(texts) == 3
+    assert texts != [row["text"] for row in rows]
+    bad = CliRunner().invoke(app, ["generate", "-", *common], input=b'{"text": "x"}\n')
+    assert (bad.exit_code, "Line 1 of standard input" in bad.stderr) == (2, True)
+
+
+def test_loss_is_the_librarys(work: dict[str, str]) -> None:
+    import numpy as np
+
+    from lens_tui import LensModel
+
+    text = "The ship sailed over the cold sea."
+    result = json.loads(invoke(["loss", text, "-a", "random:0@1*9", "-m", work["MODEL"], "--json"]).stdout)
+    lens = LensModel(work["MODEL"])
+    ids = np.array(lens.tokens.encode(text))
+    logits = np.array(lens.forward(ids.tolist())[0], np.float64)
+    logits -= logits.max(-1, keepdims=True)
+    logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    loss = -logprobs[np.arange(len(ids) - 1), ids[1:]].mean()
+    assert result["loss"] == pytest.approx(loss, abs=1e-5)
+    assert result["perplexity"] == pytest.approx(np.exp(loss), rel=1e-5)
+    assert result["n_tokens"] == len(ids) - 1
+    assert result["delta"] == pytest.approx(result["steered_loss"] - result["loss"])
+    assert abs(result["delta"]) > 1e-3
+
+
+def test_a_random_vector_is_that_of_its_seed(work: dict[str, str], tmp_path: Path) -> None:
+    import numpy as np
+
+    from lens_tui.records.vector_formats import load_one
+
+    out = tmp_path / "r.safetensors"
+    invoke(["vector", "random", "-l", "-1", "--seed", "3", "-m", work["MODEL"], "-o", str(out)])
+    vector = load_one(out)
+    values = np.random.default_rng(3).normal(size=vector.d_model)
+    np.testing.assert_allclose(vector.direction, values / np.linalg.norm(values), atol=1e-6)
+    assert vector.layer == 2

@@ -88,3 +88,13 @@ def test_the_manual_is_a_settings_file_with_every_key() -> None:
         for key, inner in getattr(field.annotation, "model_fields", {}).items():
             assert f"\n# {key} = " in manual(), (section, key)
             assert inner.description
+
+
+def test_a_line_ends_at_a_newline_and_nowhere_else(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    text = '# a\u2028b\x85c\n[look]\ntheme = "a" # \u2029\n'
+    file.write_text(text, encoding="utf-8")
+    set_one("generate", "seed", 4, file)
+    assert file.read_text(encoding="utf-8") == text + "\n[generate]\nseed = 4\n"
+    set_one("look", "theme", "b", file)
+    assert file.read_text(encoding="utf-8").startswith('# a\u2028b\x85c\n[look]\ntheme = "b"\n')

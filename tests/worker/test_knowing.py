@@ -193,3 +193,11 @@ def test_neighbours_and_a_sample_are_numpys(driver: Driver, tiny: Path, sae: Pat
     for group in page.extras["samples"]:
         assert all(group["from"] <= item["value"] < 2 * group["from"] for item in group["examples"])
     assert sum(len(group["examples"]) for group in page.extras["samples"]) > 0
+
+
+def test_texts_of_a_file_end_at_its_lines_alone(tmp_path: Path) -> None:
+    from lens_tui.worker.contrasting import read_texts
+
+    file = tmp_path / "a.txt"
+    file.write_bytes("one \u2028 \x85 \x0b two\r\n\nthree\n".encode())
+    assert read_texts(file) == ["one \u2028 \x85 \x0b two", "three"]
