@@ -22,24 +22,31 @@ Tap = Callable[[Call, tuple[Any, ...], dict[str, Any]], Any]
 """``tap(call, args, kwargs)``: calls ``call(*args, **kwargs)`` and returns its output, changed or not."""
 
 
+_TAPS: dict[int, tuple[Tap, ...]] = {}
+"""The taps around each proxied module, innermost first, by the module's id: gone when it is of its own class again."""
+_PROXIES: dict[type[Module], type[Module]] = {}
+"""The proxy of each class. Making a class costs more than a layer's Python does, so each is made once."""
+
+
 def install(module: Module, tap: Tap) -> None:
     """Put ``tap`` around every call of ``module``; the tap installed last is outermost."""
-    taps = taps_of(module)
-    original = original_class(module)
-    module.__class__ = _proxy_class(original, (*taps, tap))
+    _TAPS[id(module)] = (*taps_of(module), tap)
+    module.__class__ = _proxy_of(original_class(module))
 
 
 def uninstall(module: Module, tap: Tap) -> None:
     """Take ``tap`` away, in any order; without taps the module is of its original class again."""
     taps = tuple(item for item in taps_of(module) if item != tap)
-    original = original_class(module)
-    module.__class__ = _proxy_class(original, taps) if taps else original
+    if taps:
+        _TAPS[id(module)] = taps
+    else:
+        module.__class__ = original_class(module)
+        _TAPS.pop(id(module), None)
 
 
 def taps_of(module: Module) -> tuple[Tap, ...]:
     """The taps around a module, innermost first; empty for a module that is not proxied."""
-    taps: tuple[Tap, ...] = type(module).__dict__.get("_lens_taps", ())
-    return taps
+    return _TAPS.get(id(module), ()) if "_lens_original" in type(module).__dict__ else ()
 
 
 def original_class(module: Module) -> type[Module]:
@@ -48,10 +55,17 @@ def original_class(module: Module) -> type[Module]:
     return found
 
 
-def _proxy_class(original: type[Module], taps: tuple[Tap, ...]) -> type[Module]:
+def _proxy_of(original: type[Module]) -> type[Module]:
+    if original not in _PROXIES:
+        _PROXIES[original] = _make_proxy(original)
+    return _PROXIES[original]
+
+
+def _make_proxy(original: type[Module]) -> type[Module]:
     inner: Any = original
 
     def call(self: Module, *args: Any, **kwargs: Any) -> Any:
+        taps = _TAPS[id(self)]
         forward: Call = partial(inner.__call__, self)
         for tap in taps[:-1]:
             forward = partial(_through, tap, forward)
@@ -69,7 +83,6 @@ def _proxy_class(original: type[Module], taps: tuple[Tap, ...]) -> type[Module]:
         "__module__": original.__module__,
         "__qualname__": original.__qualname__,
         "__doc__": original.__doc__,
-        "_lens_taps": taps,
         "_lens_original": original,
     }
     proxy = type(original.__name__, (original,), space)
