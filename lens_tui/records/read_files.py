@@ -3,7 +3,7 @@
 Every function here reads regular files only (a pipe would hang, a device never ends), looks at the size before it
 reads, and lets nothing out but :class:`LensError`: one sentence that names the file. What unfolds (archives, ``.gz``,
 JSON, TOML) is bounded by what it would take in memory, not by its size on the disk. NumPy is not imported;
-arrays and memory maps are in ``mapped``.
+arrays in files are in ``file_arrays``.
 """
 
 from __future__ import annotations

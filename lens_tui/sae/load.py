@@ -19,7 +19,7 @@ from .base import build, with_shape
 from .definition import check
 from .encoder import Residence
 from .formats import FORMATS
-from .formats.parts import Facts, Parts, Source
+from .formats.parts import MAX_LAYER, Facts, Parts, Source
 from .hub import Progress
 from .identity import content_id
 from .kinds import GatedSAE as GatedSAE
@@ -121,6 +121,8 @@ def _open(
 def _with_given(facts: Facts, site: str | None, layer: int | None, model_name: str | None, place: Path) -> Facts:
     if site is not None and site not in SITES:
         raise LensError(f"There is no site {site!r}.", f"The sites are {', '.join(SITES)}.")
+    if layer is not None and (type(layer) is not int or not 0 <= layer < MAX_LAYER):
+        raise LensError(f"There is no layer {one_line(repr(layer), 30)}.", "Give the block's number, from 0.")
     for name, value in (("site", site), ("layer", layer)):
         known = facts.get(name)
         if value is not None and known is not None and known != value:

@@ -21,6 +21,7 @@ _WEIGHTS = (
     "ae.pt",
     "weights.safetensors",
 )
+_SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
 _CONFIGS = ("config.json", "cfg.json", "hyperparams.json", "../config.json")
 
 
@@ -33,7 +34,7 @@ def fetch_sae(text: str, revision: str | None, progress: Progress | None, cache_
     """The local file or folder of an SAE at the hub, fetched as far as it is not cached. Raises ``LensError``."""
     parts = text.rstrip("/").split("/")
     repo, inner = "/".join(parts[:2]), "/".join(parts[2:])
-    if PurePosixPath(inner).suffix in (".safetensors", ".npz", ".pt"):
+    if PurePosixPath(inner).suffix in _SUFFIXES:
         found = _take(repo, [inner], revision, progress, cache_dir, None)
         if found is None:
             raise LensError(f"{one_line(repo, 80)} has no file {one_line(inner, 80)}.", "Check the name.")
@@ -43,7 +44,7 @@ def fetch_sae(text: str, revision: str | None, progress: Progress | None, cache_
     listed = list_files(repo, revision, inner)
     weights = _take(repo, [_join(inner, name) for name in _WEIGHTS], revision, progress, cache_dir, listed)
     if weights is None:
-        raise LensError(f"{one_line(text, 120)} holds no SAE of a known format.", _others(listed))
+        raise LensError(f"{one_line(text, 120)} has no weights under a usual name.", _others(repo, inner, listed))
     _configs(repo, inner, revision, cache_dir)
     # Llama Scope's weights are in a folder below that of its configuration.
     return weights.parents[1] if weights.name == "final.safetensors" else weights.parent
@@ -91,9 +92,14 @@ def _join(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
-def _others(listed: list[str] | None) -> str:
-    found = sorted({PurePosixPath(name).parent.as_posix() for name in listed or [] if name.endswith(_WEIGHTS)})
-    if not found:
+def _others(repo: str, inner: str, listed: list[str] | None) -> str:
+    """What to give instead: a weight file of another name in the folder, or one of the folders below it."""
+    home = PurePosixPath(inner or ".")
+    files = [name for name in listed or [] if PurePosixPath(name).suffix in _SUFFIXES]
+    here = [f"{repo}/{name}" for name in files if PurePosixPath(name).parent == home]
+    found = sorted({PurePosixPath(name).parent.as_posix() for name in files if name.endswith(_WEIGHTS)})
+    if not found and not here:
         return "Give the folder or file of one SAE: org/name/folder."
-    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-    return f"Give one of its folders: {one_line(', '.join(found[:5]), 200)}{more}."
+    some = found or sorted(here)
+    more = f" and {len(some) - 5} more" if len(some) > 5 else ""
+    return f"Give one of its {'folders' if found else 'files'}: {one_line(', '.join(some[:5]), 300)}{more}."

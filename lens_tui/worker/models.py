@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 from lens_tui import demo
 from lens_tui.records import LensError, paths
 from lens_tui.records.hub import quiet_hub
+from lens_tui.records.read_files import read_json
 from lens_tui.records.recent import recent_models
 from lens_tui.records.sanitise import one_line
 
@@ -108,10 +108,11 @@ def _trained_here(model: str) -> list[SAEEntry]:
     found = []
     for file in sorted(paths.saes_folder().glob("*/config.json")):
         try:
-            says = json.loads(file.read_text("utf-8")).get("model_name")
-        except (OSError, ValueError, AttributeError, RecursionError):
+            config = read_json(file)
+        except LensError:
             continue
-        if says in names and (file.parent / "params.safetensors").is_file():
+        says = config.get("model_name") if isinstance(config, dict) else None
+        if isinstance(says, str) and says in names and (file.parent / "params.safetensors").is_file():
             found.append(SAEEntry(str(file.parent), one_line(file.parent.name, 120), "own", _size(file.parent)))
     return found
 

@@ -30,7 +30,7 @@ _USUAL = (
 """The names that weight files usually have, in the order in which a folder is searched for them."""
 _SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
 _ENCODERS = ("w_enc", "encoder.weight")
-_MAX_LAYER = 10_000
+MAX_LAYER = 10_000
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Facts:
         """Note a fact unless it is known already or there is nothing to say (``None`` or ``""``)."""
         if value is None or value == "" or name in self.values:
             return
-        if name in ("layer", "layer_out") and not 0 <= value < _MAX_LAYER:
+        if name in ("layer", "layer_out") and not 0 <= value < MAX_LAYER:
             self.provenance.setdefault(name, one_line(f"not known: {where} is {value!r}", 160))
             return
         self.values[name] = one_line(value, 120) if isinstance(value, str) else value

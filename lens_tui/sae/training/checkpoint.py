@@ -12,6 +12,8 @@ import mlx.core as mx
 from lens_tui.records import LensError
 from lens_tui.records.activations import SourceFacts
 from lens_tui.records.atomic import write_with
+from lens_tui.records.read_files import explained, regular_size
+from lens_tui.records.sanitise import one_line
 from lens_tui.records.training import Evaluation, TrainConfig
 
 from .parameters import Normalizer
@@ -60,27 +62,32 @@ def load_checkpoint(folder: Path, config: TrainConfig, facts: dict[str, Any]) ->
     if not path.exists():
         return None
     hint = "Give another folder, or the run's own settings."
+    name = one_line(folder.name, 60)
     try:
-        loaded: Any = mx.load(str(path), return_metadata=True)
-        arrays, metadata = loaded
-        saved = json.loads(metadata["config"])
-        then = json.loads(metadata["facts"])
-        position = PoolPosition(**json.loads(metadata["position"]))
-        history = tuple(_evaluation(item) for item in json.loads(metadata["history"]))
-        seconds = float(metadata["seconds"])
-    except (RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise LensError(f"The checkpoint in {folder.name} cannot be read.", "Delete it to begin anew.") from error
+        with explained(path):
+            regular_size(path)
+            loaded: Any = mx.load(str(path), return_metadata=True)
+            arrays, metadata = loaded
+            saved, then = json.loads(metadata["config"]), json.loads(metadata["facts"])
+            position = PoolPosition(**json.loads(metadata["position"]))
+            history = tuple(_evaluation(item) for item in json.loads(metadata["history"]))
+            seconds = float(metadata["seconds"])
+            state = unflatten_state({n.removeprefix("state."): a for n, a in arrays.items() if n.startswith("state.")})
+            norm = Normalizer(arrays["norm.mean"], arrays["norm.scale"])
+            if not isinstance(saved, dict) or not isinstance(then, dict):
+                raise TypeError("settings")
+    except LensError as error:
+        raise LensError(f"The checkpoint in {name} cannot be read.", "Delete it to begin anew.") from error
     now = json.loads(config.to_json())
-    other = [name for name in sorted(set(now) | set(saved)) if now.get(name) != saved.get(name)]
-    other = [name for name in other if name not in _RESIZABLE]
+    other = [key for key in sorted(set(now) | set(saved)) if now.get(key) != saved.get(key)]
+    other = [key for key in other if key not in _RESIZABLE]
     if other:
-        raise LensError(f"The run in {folder.name} has other settings: {', '.join(other)}.", hint)
+        raise LensError(f"The run in {name} has other settings: {one_line(', '.join(other), 200)}.", hint)
     current = json.loads(json.dumps(facts))
-    other = [name for name in sorted(set(current) | set(then)) if current.get(name) != then.get(name)]
+    other = [key for key in sorted(set(current) | set(then)) if current.get(key) != then.get(key)]
     if other:
-        raise LensError(f"The run in {folder.name} learns from something else: {', '.join(other)}.", hint)
-    state = unflatten_state({n.removeprefix("state."): a for n, a in arrays.items() if n.startswith("state.")})
-    return Checkpoint(state, Normalizer(arrays["norm.mean"], arrays["norm.scale"]), position, history, seconds)
+        raise LensError(f"The run in {name} learns from something else: {one_line(', '.join(other), 200)}.", hint)
+    return Checkpoint(state, norm, position, history, seconds)
 
 
 def run_facts(facts: SourceFacts, layer: int, site: str) -> dict[str, Any]:

@@ -161,3 +161,15 @@ def test_load_sae_by_its_place_at_the_hub(hub: FakeHub, tmp_path: Path) -> None:
         load_sae("nobody/nothing")
     with pytest.raises(LensError, match="There is no SAE at"):
         load_sae("/no/such/place")
+
+
+def test_weights_of_another_name_are_named(hub: FakeHub, tmp_path: Path) -> None:
+    w = numbers()
+    layers = {"encoder.weight": w["w_enc"].T.copy(), "encoder.bias": w["b_enc"], "decoder.weight": w["w_dec"].T.copy()}
+    made = write_torch(tmp_path / "made" / "ae1.pt", {**layers, "bias": w["b_dec"]})
+    hub.repos["someone/saes"] = {"one/ae1.pt": made.read_bytes(), "one/README.md": b"x"}
+    with pytest.raises(
+        LensError, match=r"no weights under a usual name.*Give one of its files: someone/saes/one/ae1\.pt"
+    ):
+        load_sae("someone/saes/one")
+    assert load_sae("someone/saes/one/ae1.pt").info.format == "dictionary_learning"

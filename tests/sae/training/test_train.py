@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from lens_tui.records import LensError
 from lens_tui.records.training import TrainConfig, TrainProgress
 from lens_tui.sae import load_sae, train
-from lens_tui.sae.training.checkpoint import FILE
+from lens_tui.sae.training.checkpoint import FILE, load_checkpoint
 from lens_tui.sae.training.parameters import initial_parameters, normalizer, scalar
 from lens_tui.sae.training.step import Step, initial_state
 
@@ -234,3 +235,19 @@ def test_settings_survive_json() -> None:
     assert TrainConfig.from_json(config.to_json()) == config
     with pytest.raises(LensError, match="Unknown training settings: speed"):
         TrainConfig.from_json('{"width": 8, "k": 2, "speed": 3}')
+
+
+@pytest.mark.parametrize("what", ["bytes", "pipe", "folder", "metadata"])
+def test_a_checkpoint_that_is_none_is_one_sentence(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    if what == "bytes":
+        path.write_bytes(b"x" * 100)
+    elif what == "pipe":
+        os.mkfifo(path)
+    elif what == "folder":
+        path.mkdir()
+    else:
+        good = {"config": "[]", "facts": "{}", "position": "{}", "history": "[]", "seconds": "1"}
+        mx.save_safetensors(str(path), {"norm.mean": mx.zeros(2)}, good)
+    with pytest.raises(LensError, match=r"The checkpoint in .* cannot be read\. Delete it"):
+        load_checkpoint(tmp_path, SMALL, {})
