@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import stat
+from io import FileIO
 from pathlib import Path
 
 from . import paths
@@ -20,7 +23,7 @@ class _LateHandler(logging.Handler):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))  # an OSError if it cannot be written
+        open_for_appending(path).close()  # an OSError if it cannot be written
         self._path = path
         self._file: logging.Handler | None = None
 
@@ -28,7 +31,10 @@ class _LateHandler(logging.Handler):
         if self._file is None:
             from .rotating import PrivateFile
 
-            self._file = PrivateFile(str(self._path))
+            try:
+                self._file = PrivateFile(str(self._path))
+            except OSError:  # what has happened to the disk since must not stop what is logged
+                return
             self._file.setFormatter(self.formatter)
         self._file.emit(record)
 
@@ -36,6 +42,19 @@ class _LateHandler(logging.Handler):
         if self._file is not None:
             self._file.close()
         super().close()
+
+
+def open_for_appending(path: Path, *, afresh: bool = False) -> FileIO:
+    """A regular file open for writing, private to the user; ``afresh``: empty. An ``OSError`` if it cannot be.
+
+    Opening a pipe in its place does not wait for a reader.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC | (os.O_TRUNC if afresh else 0)
+    handle = os.open(path, flags, 0o600)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+    return open(handle, "ab", buffering=0)
 
 
 def start_log(path: Path | None = None, level: int = logging.INFO) -> Path | None:

@@ -30,6 +30,9 @@ class Appearance(_Base):
     if TYPE_CHECKING:
         problems: list[str]
 
+        def tell(self, text: str) -> None:
+            """Say something that should not be missed."""
+
     def begin_look(self) -> None:
         """Have what Textual asks for while the app is made."""
         self._guard = NoControls()
@@ -68,7 +71,12 @@ class Appearance(_Base):
     def keep_theme(self, name: str) -> None:
         """Use a theme and remember it in the settings."""
         self.theme = name
-        self.run_worker(lambda: remember_theme(name), thread=True, exit_on_error=False, group="settings")
+
+        def remember() -> None:
+            if refused := remember_theme(name):
+                self.call_later(self.tell, refused)
+
+        self.run_worker(remember, thread=True, exit_on_error=False, group="settings")
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         """Textual's filters and, last of all, ours."""

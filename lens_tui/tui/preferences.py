@@ -54,11 +54,13 @@ def preferences() -> Preferences:
     )
 
 
-def remember_theme(name: str) -> None:
-    """Write the theme into the user's settings, leaving the rest of the file as it is."""
+def remember_theme(name: str) -> str:
+    """Write the theme into the user's settings, leaving the rest of the file as it is; says why if it cannot."""
     from lens_tui.records.settings import set_one
 
     try:
         set_one("look", "theme", name)
     except (LensError, OSError) as error:
         _log.warning("the theme could not be remembered: %s", error)
+        return f"The theme is not remembered. {error}"
+    return ""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from lens_tui.records import paths
-from lens_tui.records.log import start_log
+from lens_tui.records.log import open_for_appending, start_log
 from lens_tui.tui.preferences import preferences
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ class _Quiet:
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             keep = self._path.exists() and self._path.stat().st_size < MAX_STDERR
-            return self._path.open("ab" if keep else "wb", buffering=0)
+            return open_for_appending(self._path, afresh=not keep)
         except OSError:
             return open(os.devnull, "wb", buffering=0)
 

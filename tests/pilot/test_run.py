@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from tests.terminals import opened
@@ -39,3 +40,33 @@ def test_a_defect_is_one_sentence_and_the_log_has_the_rest(tmp_path: Path) -> No
     assert "a secret detail" not in last
     assert "Traceback" not in last
     assert "a secret detail" in (tmp_path / "state" / "lens.log").read_text()
+
+
+def test_a_folder_that_cannot_be_written_is_said_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("a file")
+    with opened(tmp_path / "home") as terminal:
+        terminal.wait_for("will not be kept")
+        terminal.wait_for("Not a directory")
+        terminal.send(b"\x11")
+        assert terminal.end() == 0
+
+
+def test_pipes_in_place_of_its_files_do_not_hang_the_start(tmp_path: Path) -> None:
+    for name in (
+        "state/stderr.log",
+        "state/lens.log",
+        "state/recent.json",
+        "state/session.json",
+        "state/sessions/1.json",
+    ):
+        place = tmp_path / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.mkfifo(place)
+    for name in ("config/settings.toml", "config/themes/mine.toml", "data/lens.sqlite3"):
+        place = tmp_path / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.mkfifo(place)
+    with opened(tmp_path) as terminal:
+        terminal.wait_for("could not be used")
+        terminal.send(b"\x11")
+        assert terminal.end() == 0

@@ -155,3 +155,19 @@ def test_an_app_without_a_log_still_works(tmp_path: Path) -> None:
     assert start_log(tmp_path / "file" / "log") is None
     logging.getLogger("lens_tui").error("nowhere")
     stop_log()
+
+
+def test_a_log_that_goes_away_does_not_stop_what_is_logged(tmp_path: Path) -> None:
+    path = start_log(tmp_path / "state" / "log")
+    assert path is not None
+    path.unlink()
+    path.parent.rmdir()
+    logging.getLogger("lens_tui").error("nowhere")
+    stop_log()
+
+
+def test_why_a_folder_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert paths.refusal(tmp_path / "new" / "folder") == ""
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
+    assert paths.refusal(tmp_path / "file" / "folder") == "Not a directory"
