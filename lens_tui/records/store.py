@@ -152,6 +152,8 @@ class Store:
             yield
         except sqlite3.ProgrammingError:
             raise  # a defect of ours
+        except UnicodeDecodeError as error:  # the module's own, where SQLite quotes a schema of other bytes
+            raise self._damaged("it holds text that is no UTF-8") from error
         except sqlite3.Error as error:
             said = one_line(str(error), 120)
             if "locked" in said:
