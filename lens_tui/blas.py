@@ -73,6 +73,14 @@ def load() -> Blas:
     return _state
 
 
+def is_slow() -> bool:
+    """Whether products in float32 on the CPU are better left to NumPy, which brings a BLAS of its own.
+
+    MLX's packages for Linux have the reference BLAS, if none was loaded before it; macOS has Accelerate.
+    """
+    return sys.platform == "linux" and not state().fast
+
+
 def in_float32(how: str, nbytes: int, free: int) -> bool:
     """Whether weights that take ``nbytes`` in float32 are to be held so.
 

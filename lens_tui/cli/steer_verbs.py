@@ -30,9 +30,7 @@ def dose(
     ] = "",
     controls: Annotated[int, typer.Option(min=0, help="Random directions beside each scale.")] = 1,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens written at each scale.")] = 60,
-    texts: Annotated[
-        int, typer.Option(min=0, max=64, help="Texts of the loss; 0: 16, or 8 where MLX runs on the CPU.")
-    ] = 0,
+    texts: Annotated[int, typer.Option(min=0, max=64, help="Texts of the loss; 0: 16.")] = 0,
     seed: Annotated[int, typer.Option(help="Of the random directions and the bootstrap.")] = 0,
     raw: Annotated[bool, typer.Option("--raw", help="Leave the chat template out.")] = False,
     json: Json = False,

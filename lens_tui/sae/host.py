@@ -1,22 +1,23 @@
-"""Matrix products by NumPy where MLX is slow at them.
+"""Matrix products by NumPy where MLX is slow at them: on a Linux CPU without OpenBLAS (:mod:`lens_tui.blas`).
 
-MLX's Linux packages for the CPU are built with the reference BLAS, which is some 20 times slower than the one
-that NumPy brings. On macOS and on a GPU nothing here is used.
+The reference BLAS of MLX's packages is some 20 times slower than the one that NumPy brings. Where MLX has OpenBLAS, on
+macOS and on a GPU nothing here is used.
 """
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from lens_tui import blas
+
 
 def on_host() -> bool:
     """Whether products that need no gradient are better left to NumPy."""
-    return sys.platform != "darwin" and mx.default_device().type == mx.DeviceType.cpu
+    return mx.default_device().type == mx.DeviceType.cpu and blas.is_slow()
 
 
 def times(x: mx.array, w: NDArray[Any]) -> mx.array:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 ON_CPU, ON_GPU = 2, 6
 """Scales measured at once: a batch costs a GPU little more than one row, a CPU as much as its rows."""
-TEXTS_ON_CPU, TEXTS_ON_GPU = 8, 16
+N_TEXTS = 16
 """Texts of the loss where no number is given: they are most of the work."""
 Heard = Callable[[DoseResponse, int, int], None]
 
@@ -51,7 +51,7 @@ def measure_dose(
     check_positions(interventions)
     found: DoseResponse | None = None
     on_cpu = lens.info.device.startswith("cpu")
-    texts = LOSS_TEXTS[: n_texts or (TEXTS_ON_CPU if on_cpu else TEXTS_ON_GPU)]
+    texts = LOSS_TEXTS[: n_texts or N_TEXTS]
     parts = blocks(scales, ON_CPU if on_cpu else ON_GPU)
     total = sum(map(len, parts))
     known = known_of(lens, interventions, texts)

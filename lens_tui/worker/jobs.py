@@ -204,7 +204,7 @@ class RandomVector(Job):
 class MeasureDose(Job):
     """A dose-response: what a steering does and costs at each scale. Events: Progress, DoseMeasured.
 
-    ``n_texts`` are for the loss, 0: 16, or 8 where MLX runs on the CPU.
+    ``n_texts`` are for the loss, 0: 16.
     ``interventions`` have a scale or value of 1, so that ``scales`` are absolute. ``controls`` random directions stand
     beside each scale. With an ``sae`` its ``feature`` is read back from what is written.
     """

@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from lens_tui import blas
 from lens_tui.records import LensError
 from lens_tui.sae import GatedSAE, JumpReLUSAE, StandardSAE, TopKSAE, encoder, host, load_sae, select
 from lens_tui.sae.definition import Definition
@@ -230,8 +231,9 @@ def test_top_k_is_in_order_and_equals_go_by_id() -> None:
     assert all(b - a == 1 and row[a] == 10 for (a, b), row in zip(places, ids.reshape(-1, 30), strict=True))
 
 
-def test_numpy_is_used_on_a_linux_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.platform", "darwin")
-    assert not host.on_host()
-    monkeypatch.setattr("sys.platform", "linux")
-    assert host.on_host() == (mx.default_device().type == mx.DeviceType.cpu)
+def test_numpy_is_used_on_a_linux_cpu_without_openblas_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    for system, fast, used in (("darwin", False, False), ("linux", True, False), ("linux", False, on_cpu)):
+        monkeypatch.setattr("sys.platform", system)
+        monkeypatch.setattr(blas, "state", lambda fast=fast: blas.Blas(fast, ""))
+        assert host.on_host() == used
