@@ -80,10 +80,8 @@ def tasks(lens: Any, folder: Path) -> dict[str, Callable[[], object]]:
         "one steered stream of 32 tokens": lambda: list(lens.stream(PROMPT, max_tokens=32, interventions=[records[0]])),
         "8 arms x 24 tokens in lock step": lambda: list(lens.compare(PROMPT, arms, max_tokens=24)),
         ONE_BY_ONE: lambda: [list(lens.compare(PROMPT, [arm], max_tokens=24)) for arm in arms],
-        "index": lambda: index_text(
-            lens, [sae], corpus, folder / f"index{next(made)}", conventions=(), max_tokens=4096
-        ),
-        "train-sae": lambda: train_sae(lens, corpus, config, folder / f"sae{next(made)}", layer=4, held_out=8),
+        "index": lambda: index_text(lens, [sae], corpus, folder / str(next(made)), conventions=(), max_tokens=4096),
+        "train-sae": lambda: train_sae(lens, corpus, folder / str(next(made)), config, layer=4, held_out=8),
     }
 
 
