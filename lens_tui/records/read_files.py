@@ -47,7 +47,8 @@ class FileAbsent(LensError):
 
 def shown(path: Path | str) -> str:
     """The end of a path, safe to show."""
-    return one_line("/".join(Path(path).parts[-3:]), 120)
+    parts = Path(path).parts
+    return one_line(str(path) if len(parts) <= 3 else "/".join(parts[-3:]), 120)
 
 
 @contextmanager
@@ -234,7 +235,8 @@ def read_member(path: Path | str, archive: zipfile.ZipFile, member: zipfile.ZipI
         while member.file_size <= limit and len(data) <= limit and (piece := file.read(_PIECE)):
             data += piece
     if member.file_size > limit or len(data) > limit:
-        raise LensError(f"{name} in {shown(path)} unfolds to more than {limit / 1e6:.1f} MB.", AGAIN)
+        most = f"{limit / 1e6:.1f} MB" if limit >= 100_000 else f"{limit} bytes"
+        raise LensError(f"{name} in {shown(path)} unfolds to more than {most}.", AGAIN)
     return bytes(data)
 
 

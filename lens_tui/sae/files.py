@@ -68,8 +68,13 @@ def read_values(path: Path) -> dict[str, Any]:
     A torch file may hold other values beside them. Raises ``LensError`` for a file that is of no kind known here,
     is damaged, or asks for anything but tensors.
     """
+    kind = container(path)
+    if not kind and path.suffix != ".safetensors":
+        raise LensError(
+            f"{shown(path)} is not a weight file.", "Those that are read are safetensors, npz and torch files."
+        )
     readers = {"npz": read_npz, "torch": read_torch, "safetensors": read_safetensors}
-    return dict(readers[container(path) or "safetensors"](path))
+    return dict(readers[kind or "safetensors"](path))
 
 
 def read_safetensors(path: Path) -> dict[str, Stored]:

@@ -55,7 +55,8 @@ class Source:
         usual = next((self.path / name for name in _USUAL if (self.path / name).is_file()), None)
         if usual is not None:
             return usual
-        found = [file for file in self._weight_files() if self._is_sae(file)]
+        files = self._weight_files()
+        found = files if len(files) == 1 else [file for file in files if self._is_sae(file)]
         if len(found) > 1:
             names = ", ".join(one_line(file.name, 40) for file in found[:5])
             raise LensError(f"{shown(self.path)} holds several SAEs.", f"Give one of them: {names}.")

@@ -117,7 +117,12 @@ class FeatureIndex:
     def _check(self) -> None:
         """Raise :class:`LensError` if the numbers of the features cannot be those of one corpus."""
         active = self.count > 0
-        if (self.count < 0).any() or (self.count > self.n_counted).any() or self.count.sum() != self._n_active:
+        if (self.count > self.n_counted).any():
+            message = (
+                f"{called(self.path).capitalize()} is damaged: a feature is active at more tokens than were counted"
+            )
+            raise LensError(f"{message} ({self.n_counted}, n_counted of its manifest).", "Build it anew.")
+        if (self.count < 0).any() or self.count.sum() != self._n_active:
             raise damaged(self.path, "count.npy")
         with np.errstate(over="ignore", invalid="ignore"):
             most = self.max.astype(np.float64) * 1.001
