@@ -8,6 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx.nn.layers.base import Module
 from numpy.typing import NDArray
 
 from lens_tui.records import (
@@ -26,7 +27,24 @@ from lens_tui.records.vectors import numbers
 from .interventions import FeatureSource, decoder_row
 from .positions import Spans, reaches_scored
 from .program import Item
+from .proxy import named, original_class
 from .registry import Entry, Registry, acts
+
+
+def check_device(model: Module) -> None:
+    """Refuse a mixture of experts that MLX cannot compute on this device: on a CPU it takes float32 alone."""
+    if mx.default_device().type != mx.DeviceType.cpu:
+        return
+    experts = [module for _, module in named(model) if original_class(module).__name__ == "SwitchLinear"]
+    for dtype in {module.weight.dtype for module in experts} - {mx.float32}:
+        one = mx.zeros((1, 1, 1), dtype=dtype)
+        try:
+            mx.eval(mx.gather_mm(one, one, rhs_indices=mx.array([[0]])))
+        except RuntimeError:
+            raise LensError(
+                f"This mixture of experts is in {str(dtype).rpartition('.')[2]}, which MLX cannot compute on the CPU.",
+                "Convert it to float32 (mlx_lm.convert --dtype float32, or model.set_dtype), or quantise it.",
+            ) from None
 
 
 def entries_of(records: Any, registry: Registry) -> list[Entry]:

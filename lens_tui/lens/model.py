@@ -29,7 +29,7 @@ from lens_tui.records.interventions import as_number, as_positions
 
 from .batch_methods import BatchMethods
 from .capture import CaptureResult
-from .checks import as_numpy, check_vector, checked, entries_of, for_a_block
+from .checks import as_numpy, check_device, check_vector, checked, entries_of, for_a_block
 from .compare import Comparison, Generation
 from .dequantize import Held, check_dequantize
 from .echo import echo
@@ -104,6 +104,7 @@ class LensModel(BatchMethods):
         held: Held | None = None,
         window: int | None = None,
     ) -> None:
+        check_device(model)
         self._model = model
         self._decoder = find_decoder(model, window)
         self.tokens = Tokens(tokenizer, self._decoder.vocab_size)

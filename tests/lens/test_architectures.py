@@ -141,7 +141,8 @@ def check_resuming(lens: LensModel, plain: np.ndarray[Any, Any]) -> None:
 
 
 def only(layer: int, delta: mx.array) -> examine.Change:
-    return lambda call, h: h + delta.astype(h.dtype) if call == layer else h
+    """The change added in float32 and rounded once to the model's dtype."""
+    return lambda call, h: (h.astype(mx.float32) + delta).astype(h.dtype) if call == layer else h
 
 
 def check_steering(

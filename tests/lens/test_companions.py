@@ -16,6 +16,7 @@ from lens_tui.records import Ablate, Add, Arm, Intervention, Positions, Steering
 
 from . import numpy_models, tiny
 from .numpy_models import Array
+from .test_steered import forced, thoughtful
 
 IDS = list(tiny.IDS)
 LONG = [1, *np.random.default_rng(8).integers(2, 97, 44).tolist()]
@@ -218,3 +219,29 @@ def test_kl_where_a_token_cannot_be_chosen_and_of_no_distribution() -> None:
     assert float(kl(far[0], far[1])) == 0.0  # what is less likely than float32 can say adds nothing
     assert np.isnan(float(kl(nothing[0], table[0])))
     assert np.isnan(float(kl(table[0], nothing[0])))
+
+
+def test_companions_of_arms_that_are_steered_while_they_think() -> None:
+    lens = thoughtful()
+    start, end = (lens.tokens.encode(word)[-1] for word in "qw")
+    script = [40, start, 41, 42, 45, end, 43, 44]
+    vector = SteeringVector.of("v", np.random.default_rng(0).normal(size=64), 0)
+
+    def push(positions: Positions) -> Add:
+        return Add(id="push", layer=0, vector=vector, scale=9.0, positions=positions)
+
+    thinking = push(Positions("role", role="thinking"))
+    run = lens.compare("Hi", [Arm("a"), Arm("b", (thinking,)), Arm("c")], max_tokens=8, sampler=forced(*script))
+    events: list[object] = []
+    for event in run:
+        events.append(event)
+        if isinstance(event, Token) and (event.arm, event.index) == (2, 2):
+            run.dial(2, [thinking])  # in the midst of a thought; one step is always under way
+    tokens = rows(events, 3)
+    n_prompt = len(run.prompt_ids)
+    for row, first in ((tokens[1], 2), (tokens[2], 3)):
+        pushed = push(Positions("slice", start=n_prompt + first, stop=n_prompt + 5))
+        held = measures.divergence(lens, run.prompt_ids, script, pushed)
+        np.testing.assert_allclose(values(row, "kl"), held.reverse, atol=1e-4)
+        assert [token.kl == 0.0 for token in row] == [True] * (first + 1) + [False] * (7 - first)
+    assert {token.kl for token in tokens[0]} == {0.0}

@@ -229,3 +229,13 @@ def test_an_sae_of_another_place_cannot_be_clamped() -> None:
     sae.info = SAEInfo("s", "s", "", "transcoder", "mlp_in", 1, 64, 64, "", site_out="mlp_out", layer_out=1)
     with pytest.raises(LensError, match="transcoder"):
         lens.intervene(ClampFeature(id="c", layer=1, site="mlp_in", sae="s", feature=0, value=1.0))
+
+
+@pytest.mark.skipif(mx.default_device() != mx.Device(mx.cpu), reason="a GPU has the product")
+def test_experts_that_the_cpu_cannot_multiply_are_refused_with_what_to_do() -> None:
+    for dtype in (mx.bfloat16, mx.float16):
+        with pytest.raises(LensError, match=f"experts is in {str(dtype)[9:]}.*float32"):
+            LensModel.from_model(tiny.finished(tiny.qwen3_moe(), dtype, 0))
+    lens = LensModel.from_model(tiny.finished(tiny.qwen3_moe(), mx.bfloat16, 4))
+    assert np.isfinite(lens.loss(IDS))
+    assert np.isfinite(LensModel.from_model(tiny.qwen3_moe()).loss(IDS))
