@@ -76,6 +76,9 @@ def understand(config: Mapping[str, Any], weights: Weights | None = None) -> Und
 
     ``weights`` bound the counts, so that no millions of layers are built.
     """
+    for key in ("text_config", "quantization", "quantization_config"):
+        if not isinstance(config.get(key), dict | None):
+            raise LensError(f"The {key} in config.json is not a JSON object.", "Fetch the model again.")
     found = Understood()
     args = _args_class(config)
     text = config.get("text_config")

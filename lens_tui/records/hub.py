@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import LensError
-from .read_files import read_json
+from .read_files import read_json, read_text
 
 
 def quiet_hub() -> None:
@@ -15,19 +16,79 @@ def quiet_hub() -> None:
         os.environ.setdefault(name, "1")
 
 
+@dataclass(frozen=True, slots=True)
+class CachedRepo:
+    """A model repository in the hub's cache: the snapshot to use, and when it was last read."""
+
+    repo_id: str
+    snapshot: Path
+    used: float
+
+
+def cached_repos(cache: Path | None = None) -> list[CachedRepo]:
+    """The model repositories in the hub's cache, those with broken links and refs to nothing among them.
+
+    The client's own listing leaves those out. Of several snapshots that of ``main``
+    is taken if it is whole, else the newest whole one, else ``main``'s or the newest as it is.
+    """
+    from huggingface_hub import constants
+
+    found = []
+    for folder in sorted(_entries(cache or Path(constants.HF_HUB_CACHE))):
+        owner, _, name = folder.name.removeprefix("models--").partition("--")
+        snapshot = _snapshot(folder) if folder.name.startswith("models--") else None
+        if snapshot is not None:
+            repo_id = f"{owner}/{name.replace('--', '/')}" if name else owner
+            found.append(CachedRepo(repo_id, snapshot, _last_read(snapshot)))
+    return found
+
+
+def _snapshot(folder: Path) -> Path | None:
+    snapshots = [place for place in _entries(folder / "snapshots") if place.is_dir()]
+    try:
+        main = folder / "snapshots" / read_text(folder / "refs" / "main", 1024).strip()
+    except LensError:
+        main = None
+    if main in snapshots and _whole(main):
+        return main
+    newest = sorted(snapshots, key=_changed)
+    whole = [place for place in newest if _whole(place)]
+    return whole[-1] if whole else main if main in snapshots else newest[-1] if newest else None
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _changed(place: Path) -> float:
+    try:
+        return place.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _last_read(snapshot: Path) -> float:
+    used = [_changed(snapshot)]
+    for file in _entries(snapshot):
+        try:
+            used.append(file.stat().st_atime)
+        except OSError:
+            continue
+    return max(used)
+
+
 def whole_snapshot(repo_id: str, cache: Path | None = None) -> Path | None:
-    """The newest whole snapshot of a model in the hub's cache, whatever its refs point at; ``None`` without one.
+    """A whole snapshot of a model in the hub's cache, ``main``'s or else the newest; ``None`` without one.
 
     Whole is a config.json, and every file of weights that its index names, links to something.
     """
     from huggingface_hub import constants
 
-    folder = (cache or Path(constants.HF_HUB_CACHE)) / f"models--{repo_id.replace('/', '--')}" / "snapshots"
-    try:
-        found = [place for place in folder.iterdir() if place.is_dir() and _whole(place)]
-        return max(found, key=lambda place: place.stat().st_mtime, default=None)
-    except OSError:
-        return None
+    found = _snapshot((cache or Path(constants.HF_HUB_CACHE)) / f"models--{repo_id.replace('/', '--')}")
+    return found if found is not None and _whole(found) else None
 
 
 def _whole(snapshot: Path) -> bool:

@@ -60,17 +60,20 @@ class Weights:
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json. Raises :class:`LensError` in one sentence for whatever stands in its place."""
     where = one_line(str(folder), 120)
+    file = folder / "config.json"
     try:
-        config = read_json(folder / "config.json", MAX_CONFIG)
+        if regular_size(file) > MAX_CONFIG:
+            raise LensError(f"{where} has a config.json of more than 4 MiB, which no model has.")
     except FileAbsent:
         if not folder.is_dir():
             raise LensError(f"{where} does not exist.", "Check the path, or give a hub id like org/name.") from None
         raise LensError(f"{where} is no model: it has no config.json.", _no_config(folder)) from None
+    try:
+        config = read_json(file, MAX_CONFIG)
+    except LensError as error:
+        raise LensError(f"{where}/config.json cannot be read: {error.message}", error.hint) from error
     if not isinstance(config, dict):
-        raise LensError("Its config.json is not a JSON object.", "Fetch the model again.")
-    for key in ("text_config", "quantization", "quantization_config"):
-        if not isinstance(config.get(key), dict | None):
-            raise LensError(f"The {key} in its config.json is not a JSON object.", "Fetch the model again.")
+        raise LensError(f"{where}/config.json is not a JSON object.", "Fetch the model again.")
     return config
 
 
@@ -105,11 +108,11 @@ def read_weights(folder: Path) -> Weights:
 def no_weights(folder: Path) -> str:
     """Why there are no ``model*.safetensors``, and what would help."""
     if any(folder.glob("*.gguf")):
-        return "Its weights are GGUF, which mlx-lm does not load: look for a safetensors version."
+        return "Its weights are not in mlx-lm's format but GGUF: look for a safetensors version."
     if any(folder.glob("*.safetensors")):
-        return f"Its weights are not named {WEIGHTS}, as mlx-lm reads them."
+        return f"Its weights are not in mlx-lm's format: they are not named {WEIGHTS}."
     if any(folder.glob("*.bin")) or any(folder.glob("*.pth")) or any(folder.glob("*.pt")):
-        return "Its weights are PyTorch files, which mlx-lm does not load: look for a safetensors version."
+        return "Its weights are not in mlx-lm's format but PyTorch's: look for a safetensors version."
     return "The folder has no weights (model*.safetensors)."
 
 

@@ -14,7 +14,7 @@ from typing import IO
 
 import lens_tui
 from lens_tui.records import LensError
-from lens_tui.records.hub import quiet_hub
+from lens_tui.records.hub import quiet_hub, whole_snapshot
 
 # What mlx-lm reads of a model. Python files are left out: code of strangers is never run.
 MODEL_FILES = (
@@ -38,8 +38,10 @@ def cached_snapshot(repo_id: str, patterns: Sequence[str] = MODEL_FILES) -> Path
 
     try:
         return Path(snapshot_download(repo_id, local_files_only=True, allow_patterns=list(patterns)))
-    except (LocalEntryNotFoundError, HFValidationError, OSError):
+    except HFValidationError:
         return None
+    except (LocalEntryNotFoundError, OSError):
+        return whole_snapshot(repo_id)  # main may have moved on since
 
 
 def download(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -16,10 +15,12 @@ from typing import Any, Literal
 from lens_tui import blas
 from lens_tui.records import LensError
 from lens_tui.records.info import Dequantize
+from lens_tui.records.model_folder import no_weights, read_config
+from lens_tui.records.read_files import FileAbsent, read_json
 from lens_tui.records.sanitise import one_line
 
 Source = Literal["demo", "cache", "folder", "hub"]
-_MAX_CONFIG = 4 << 20
+_MAX_INDEX = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ def read_model_folder(folder: Path, *, model_id: str = "", source: Source = "fol
     A model that is recognised but cannot be loaded (shards missing, architecture
     unknown to mlx-lm) is returned with ``problem`` set.
     """
-    config = _read_config(folder)
+    config = read_config(folder)
     text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
     assert isinstance(text, dict)
     architecture = one_line(str(config.get("model_type", "")), 40)
@@ -211,36 +212,17 @@ def _unsupported(architecture: str, config: Mapping[str, Any]) -> str:
     return ""
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
-    shown = one_line(str(folder), 120)
-    try:
-        if file.stat().st_size > _MAX_CONFIG:
-            raise LensError(f"{shown} has a config.json of more than 4 MiB, which no model has.")
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        what = "is no model: it has no config.json" if folder.is_dir() else "does not exist"
-        raise LensError(f"{shown} {what}.", "Give a folder in mlx-lm's format or a hub id like org/name.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise LensError(f"{shown}/config.json cannot be read: {one_line(str(error), 100)}.") from None
-    if not isinstance(config, dict):
-        raise LensError(f"{shown}/config.json is not a JSON object.")
-    return config
-
-
 def _weights(folder: Path) -> tuple[int, str]:
     files = {file.name: file for file in folder.glob("model*.safetensors")}
     if not files:
-        others = any(folder.glob("*.bin")) or any(folder.glob("*.gguf")) or any(folder.glob("*.safetensors"))
-        kind = "weights are not in mlx-lm's format (model*.safetensors)" if others else "folder has no weights"
-        return 0, f"Its {kind}."
+        return 0, no_weights(folder)
     try:
         nbytes = sum(file.stat().st_size for file in files.values())
-        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        index = read_json(folder / "model.safetensors.index.json", _MAX_INDEX)
         wanted = set(index["weight_map"].values())
-    except FileNotFoundError:
+    except (FileAbsent, FileNotFoundError):
         return sum(file.stat().st_size for file in files.values() if file.exists()), ""
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (LensError, OSError, KeyError, TypeError, AttributeError):
         return nbytes, "Its model.safetensors.index.json cannot be read."
     missing = len(wanted - set(files))
     return nbytes, f"{missing} of its {len(wanted)} weight files are missing." if missing else ""

@@ -6,19 +6,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lens_tui import demo
 from lens_tui.records import LensError, paths
-from lens_tui.records.hub import quiet_hub
+from lens_tui.records.hub import CachedRepo, cached_repos, quiet_hub
 from lens_tui.records.read_files import read_json
 from lens_tui.records.recent import recent_models
 from lens_tui.records.sanitise import one_line
 
 from .model_files import ModelEntry, read_model_folder
-
-if TYPE_CHECKING:
-    from huggingface_hub import CachedRepoInfo
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
 
@@ -57,7 +53,7 @@ def demo_model() -> ModelEntry | None:
 
 def cached_models(cache_dir: Path | None = None) -> list[ModelEntry]:
     """Language models in the Hugging Face cache: those with a config.json and safetensors weights."""
-    entries = (_cached_model(repo) for repo in _repos(cache_dir) if repo.repo_type == "model")
+    entries = (_cached_model(repo) for repo in _repos(cache_dir))
     return sorted((entry for entry in entries if entry), key=lambda entry: entry.used, reverse=True)
 
 
@@ -117,22 +113,14 @@ def _trained_here(model: str) -> list[SAEEntry]:
     return found
 
 
-def _repos(cache_dir: Path | None) -> frozenset[CachedRepoInfo]:
+def _repos(cache_dir: Path | None) -> list[CachedRepo]:
     """What is in the Hugging Face cache; nothing if there is none."""
     quiet_hub()
-    from huggingface_hub import constants, scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
-
-    try:
-        return scan_cache_dir(cache_dir or constants.HF_HUB_CACHE).repos
-    except (CacheNotFound, OSError, ValueError):
-        return frozenset()
+    return cached_repos(cache_dir)
 
 
-def _scope_folders(repo: CachedRepoInfo) -> list[SAEEntry]:
-    snapshot = _snapshot(repo)
-    if snapshot is None:
-        return []
+def _scope_folders(repo: CachedRepo) -> list[SAEEntry]:
+    snapshot = repo.snapshot
     weights = sorted({*snapshot.glob("**/params.safetensors"), *snapshot.glob("**/params.npz")})
     names = [(file.parent, file.parent.relative_to(snapshot).as_posix()) for file in weights]
     return [
@@ -152,24 +140,14 @@ def _same_family(repo_id: str, model: str) -> bool:
     return generation == name[1] and scope[2] == name[2] and same_tuning
 
 
-def _cached_model(repo: CachedRepoInfo) -> ModelEntry | None:
-    snapshot = _snapshot(repo)
-    if snapshot is None or not any(snapshot.glob("model*.safetensors")):
+def _cached_model(repo: CachedRepo) -> ModelEntry | None:
+    if not any(repo.snapshot.glob("model*.safetensors")):
         return None
     try:
-        entry = read_model_folder(snapshot, model_id=repo.repo_id, source="cache")
+        entry = read_model_folder(repo.snapshot, model_id=repo.repo_id, source="cache")
     except LensError:
         return None
-    return replace(entry, used=repo.last_accessed or repo.last_modified) if entry.architecture else None
-
-
-def _snapshot(repo: CachedRepoInfo) -> Path | None:
-    """The folder of ``main``, or of the newest revision if nobody asked for ``main``."""
-    main = repo.refs.get("main")
-    if main is not None:
-        return main.snapshot_path
-    newest = max(repo.revisions, key=lambda revision: revision.last_modified, default=None)
-    return newest.snapshot_path if newest else None
+    return replace(entry, used=repo.used) if entry.architecture else None
 
 
 def _folders(recent: Path | None, folders: Sequence[str | Path]) -> list[ModelEntry]:
