@@ -77,7 +77,9 @@ def attribute_logits(
     with unhooked(lens):
         unembedding = find_unembedding(lens.registry.decoder)
         step = final_step(lens.registry.decoder, unembedding, mx.array(last.astype(np.float32)))
-    chosen = step.logits.argmax(axis=-1).tolist() if target is None else target
+    hidden = lens.tokens.hidden
+    among = step.logits if hidden is None else np.where(hidden, -np.inf, step.logits)
+    chosen = among.argmax(axis=-1).tolist() if target is None else target
     wanted = target_per_position(lens, chosen, len(at))
     other = None if against is None else target_per_position(lens, against, len(at))
     parts, written = _parts(before[0, "resid_pre"], after, splits, {key[0] for key in steered if key[1] in RESIDUAL})

@@ -214,6 +214,10 @@ class BatchModel:
         self.logits = result[:, -1]
         return result
 
+    def choosable(self, values: mx.array) -> mx.array:
+        """As :meth:`.layers.Decoder.choosable`."""
+        return self._registry.decoder.choosable(values)
+
     def _composition(self, rows: tuple[int, ...]) -> Composition:
         if rows not in self.compositions:
             plan = Plan([self._plans[row].entries for row in rows])

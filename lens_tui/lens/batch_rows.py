@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -93,7 +94,8 @@ class Row(Writing):
         self.logprobs.append(logprobs[at])
         self.shapes.append(made.rows)
         text = self.write(token)
-        pairs = zip(top_ids[at][: self.top], top_logprobs[at][: self.top], strict=True)
+        found = zip(top_ids[at][: self.top], top_logprobs[at][: self.top], strict=True)
+        pairs = [pair for pair in found if pair[1] > -math.inf]
         return Token(
             index=len(self.ids) - 1,
             token_id=token,
@@ -101,7 +103,9 @@ class Row(Writing):
             text=text,
             logprob=logprobs[at],
             arm=self.index,
-            top=tuple(Candidate(int(found), tokens.display(int(found)), value) for found, value in pairs),
+            top=tuple(
+                Candidate(int(one), tokens.display(int(one)), value) for one, value in pairs if value > -math.inf
+            ),
             scales=made.scales[at],
         )
 
@@ -138,19 +142,18 @@ def choose_all(model: BatchModel, rows: Sequence[Row], logprobs: mx.array, besid
     Rows without processors that are all greedy, or differ in their seed alone, are done together.
     """
     plain = not any(row.processors for row in rows)
+    logits, among = model.choosable(model.logits), model.choosable(logprobs)
     chosen: mx.array | None = None
     if plain and all(row.sampling.temp == 0.0 and row.sampler is rows[0].sampler for row in rows):
-        chosen = rows[0].sampler(logprobs)
+        chosen = rows[0].sampler(among)
     else:
-        chosen = beside.choose([row.sampler for row in rows] if plain else [], logprobs)
+        chosen = beside.choose([row.sampler for row in rows] if plain else [], among)
     if chosen is None:
         one = [slice(at, at + 1) for at in range(len(rows))]
-        chosen = mx.concatenate(
-            [row.choose(model.logits[part], logprobs[part]) for row, part in zip(rows, one, strict=True)]
-        )
+        chosen = mx.concatenate([row.choose(logits[part], among[part]) for row, part in zip(rows, one, strict=True)])
     of_chosen = mx.take_along_axis(logprobs, chosen[:, None], axis=-1)[:, 0]
     count = max(row.top for row in rows)
-    top = best(logprobs, count) if count else None
+    top = best(among, count) if count else None
     made = Launched(len(rows), of_chosen, top, model.scales, model.doses())
     _async_eval(chosen, of_chosen, *(top or ()))
     for at, row in enumerate(rows):

@@ -124,10 +124,10 @@ def _chooser(row: Row, model: BatchModel) -> Callable[[mx.array, mx.array], mx.a
             raise LensError(f"vllm-mlx has mixed up the rows of a batch (prompt {row.index}).", "Leave use_engine out.")
         logits = model.logits[model.last.index(row.index)][None]
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        chosen = row.choose(logits, logprobs)
+        chosen = row.choose(model.choosable(logits), model.choosable(logprobs))
         of_chosen = mx.take_along_axis(logprobs, chosen[:, None], axis=-1)[:, 0]
         scales = (model.scales[model.last.index(row.index)],)
-        top = best(logprobs, row.top) if row.top else None
+        top = best(model.choosable(logprobs), row.top) if row.top else None
         made = Launched(len(model.last), of_chosen, top, scales, model.doses(), (model.last.index(row.index),))
         row.launched.append((made, 0))
         return mx.where(mx.arange(logits.shape[-1])[None] == chosen[:, None], 0.0, -mx.inf)

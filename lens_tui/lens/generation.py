@@ -220,10 +220,11 @@ class RowDecoder:
         every = self._forward(fed)[:, -1, :].astype(mx.float32)
         every_logprobs = every - mx.logsumexp(every, axis=-1, keepdims=True)
         logits, logprobs = every[: self.n_rows], every_logprobs[: self.n_rows]
-        chosen = self._sample(self._processed(inputs, logits, logprobs))
+        choosable = self.registry.decoder.choosable
+        chosen = self._sample(choosable(self._processed(inputs, logits, logprobs)))
         of_chosen = mx.take_along_axis(logprobs, chosen[:, None], axis=-1)[:, 0]
         plain = against_plain(logprobs, every_logprobs[self._plain_rows()], chosen) if self.options.kl else None
-        top_ids, top_logprobs = best(logprobs, self.options.top) if self.options.top else (None, None)
+        top_ids, top_logprobs = best(choosable(logprobs), self.options.top) if self.options.top else (None, None)
         alone = frozenset(self._alone)
         launched = LaunchedStep(chosen, of_chosen, plain, top_ids, top_logprobs, self._version, self._scales, alone)
         _async_eval(*launched.arrays(), *self._extras())

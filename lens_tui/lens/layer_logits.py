@@ -12,6 +12,7 @@ from lens_tui.records import FloatArray, Intervention, LensError
 from lens_tui.records.readouts import LogitLens
 
 from .finite import HEAD, not_finite
+from .layers import Decoder
 from .readings import one_text, read_sites, target_per_position, unhooked
 from .unembed import readout
 
@@ -70,7 +71,8 @@ def logit_lens(
 def _targets(lens: Core, ids: Sequence[int], final: mx.array, target: int | str | Sequence[int] | None) -> list[int]:
     if target is not None:
         return target_per_position(lens, target, len(ids))
-    return [*ids[1:], int(readout(lens.registry.decoder, final[None, None]).argmax())]
+    decoder = lens.registry.decoder
+    return [*ids[1:], int(decoder.choosable(readout(decoder, final[None, None])).argmax())]
 
 
 def _rows(
@@ -93,18 +95,19 @@ def _rows(
         part = residual[:, start : start + step]
         logits = readout(lens.registry.decoder, part.reshape(1, -1, width)).astype(mx.float32)
         logits = logits.reshape(layers, part.shape[1], -1)
-        measures = _measure(logits, mx.array(list(follow[start : start + step])), k)
+        measures = _measure(lens.registry.decoder, logits, mx.array(list(follow[start : start + step])), k)
         mx.eval(measures)
         blocks.append({name: np.array(value) for name, value in measures.items()})
     return {name: np.concatenate([block[name] for block in blocks], axis=1) for name in blocks[0]}
 
 
-def _measure(logits: mx.array, follow: mx.array, k: int) -> dict[str, mx.array]:
+def _measure(decoder: Decoder, logits: mx.array, follow: mx.array, k: int) -> dict[str, mx.array]:
     """Everything that is said of a block of logits (layers + 1, tokens, vocabulary), the last layer left out."""
     logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
     final, logits, logprobs = logprobs[-1:], logits[:-1], logprobs[:-1]
-    top = mx.argpartition(-logits, min(k, logits.shape[-1] - 1), axis=-1)[..., :k]
-    order = mx.argsort(-mx.take_along_axis(logits, top, -1), axis=-1)
+    among = decoder.choosable(logits)
+    top = mx.argpartition(-among, min(k, logits.shape[-1] - 1), axis=-1)[..., :k]
+    order = mx.argsort(-mx.take_along_axis(among, top, -1), axis=-1)
     top = mx.take_along_axis(top, order, -1)
     place = mx.broadcast_to(follow[None, :, None], (*logits.shape[:2], 1))
     return {

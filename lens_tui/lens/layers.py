@@ -66,6 +66,7 @@ class Decoder:
     cache (Gemma 3n), so that a forward without one is another function.
     ``window`` is the length up to which mlx-lm computes the model as its makers do,
     where a sliding window of theirs is not computed, or not alike with a cache and without.
+    ``hide`` (vocabulary,) is minus infinity for ids that stand for no token, 0 for the others; ``None`` without any.
     """
 
     root: Module
@@ -83,6 +84,7 @@ class Decoder:
     closed: bool = True
     shares_keys: bool = False
     window: int | None = None
+    hide: mx.array | None = None
 
     @property
     def n_layers(self) -> int:
@@ -97,6 +99,13 @@ class Decoder:
         root: Any = self.root
         logits: mx.array = first_of(root(ids, cache=new_cache(self.root)) if self.shares_keys else root(ids))
         return logits
+
+    def choosable(self, values: mx.array) -> mx.array:
+        """Values ``(..., vocabulary)`` to choose tokens by: minus infinity for ids that stand for none.
+
+        Embeddings are padded to a round number of rows, which a model gives logits for too.
+        """
+        return values if self.hide is None else values + self.hide
 
     @cached_property
     def n_positions(self) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -108,6 +109,9 @@ class LensModel(BatchMethods):
         self._model = model
         self._decoder = find_decoder(model, window)
         self.tokens = Tokens(tokenizer, self._decoder.vocab_size)
+        hidden = self.tokens.hidden
+        if hidden is not None:
+            self._decoder = replace(self._decoder, hide=mx.where(mx.array(hidden), -mx.inf, 0.0))
         self._registry = Registry(self._decoder, self.tokens.bos)
         self._ids = itertools.count(1)
         self.prefixes = PrefixCache()

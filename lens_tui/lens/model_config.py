@@ -207,12 +207,19 @@ def _reference(config: Mapping[str, Any]) -> Any:
         from transformers import CONFIG_MAPPING
 
         kind = config.get("model_type")
-        if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        if not isinstance(kind, str) or kind not in CONFIG_MAPPING or _too_deep(config):
             return None
         try:
             return CONFIG_MAPPING[kind].from_dict(deepcopy(dict(config)))
         except Exception:  # its validation is its own; what mlx-lm makes of the file is checked here
             return None
+
+
+def _too_deep(config: Mapping[str, Any]) -> bool:
+    """Whether any part of a model, one that is not loaded too, has more layers than lists can be made for."""
+    found = [value for name, value in config.items() if "layer" in name or name == "depth"]
+    inner = [_too_deep(value) for value in config.values() if isinstance(value, dict)]
+    return any(inner) or any(isinstance(value, int | float) and not value < 1e6 for value in found)
 
 
 def _inner_reference(reference: Any, text: Mapping[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -61,7 +62,8 @@ class Progress:
         plain = step.plain[index] if step.plain is not None else None
         top: tuple[Candidate, ...] = ()
         if step.top_ids is not None and step.top_logprobs is not None:
-            pairs = zip(step.top_ids[index], step.top_logprobs[index], strict=True)
+            found = zip(step.top_ids[index], step.top_logprobs[index], strict=True)
+            pairs = [pair for pair in found if pair[1] > -math.inf]
             top = tuple(Candidate(at, self.tokens.display(at), value) for at, value in pairs)
         return Token(
             index=len(self.rows[index].ids) - 1,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
+from types import FrameType
 from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lens_tui.records import LensError
-from lens_tui.records.sanitise import sanitise_token
+from lens_tui.records.sanitise import one_line, sanitise_token
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -55,6 +58,19 @@ class Tokens:
         self.vocab_size = vocab_size
         self._display = cache(self._display_of)
 
+    @cached_property
+    def hidden(self) -> NDArray[np.bool_] | None:
+        """Which ids of the model's vocabulary stand for no token of the tokenizer; ``None`` where all do.
+
+        They are rows that the embedding is padded with, and are never chosen nor shown.
+        """
+        if self.tokenizer is None:
+            return None
+        mask = np.ones(self.vocab_size, bool)
+        ids = np.fromiter(self.tokenizer.get_vocab().values(), np.int64)
+        mask[ids[(ids >= 0) & (ids < self.vocab_size)]] = False
+        return mask if mask.any() and not mask.all() else None
+
     @property
     def bos(self) -> int | None:
         """The id of BOS, if the tokenizer has one."""
@@ -82,7 +98,13 @@ class Tokens:
             raise LensError(
                 "This model was given without a tokenizer.", "Give token ids, or from_model(model, tokenizer)."
             )
-        return self._one_bos([int(token) for token in self.tokenizer.encode(whole(text))])
+        said = whole(text)
+        try:
+            ids = self.tokenizer.encode(said)
+        except Exception as error:  # a tokenizer's files may say anything, and it may find out only now
+            reason = one_line(f"{type(error).__name__}: {error}", 120).rstrip(".")
+            raise LensError(f"The model's tokenizer cannot take this text ({reason}).", "Check its files.") from error
+        return self._one_bos([int(token) for token in ids])
 
     def prompt(self, prompt: Prompt, *, raw: bool = False) -> EncodedPrompt:
         """A prompt as token ids.
@@ -144,9 +166,10 @@ class Tokens:
 
     def _render(self, messages: Sequence[Message], *, reply: bool) -> tuple[int, ...]:
         assert self.tokenizer is not None
-        ids = self.tokenizer.apply_chat_template(
-            [dict(message) for message in messages], tokenize=True, add_generation_prompt=reply
-        )
+        with _bounded():
+            ids = self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages], tokenize=True, add_generation_prompt=reply
+            )
         return self._one_bos([int(token) for token in ids])
 
     def _chat(self, messages: Sequence[Message]) -> EncodedPrompt:
@@ -158,7 +181,8 @@ class Tokens:
             raise
         except Exception as error:
             raise LensError(
-                f"The chat template does not take this prompt ({error}).", "Change the roles, or use raw=True."
+                f"The chat template does not take this prompt ({one_line(str(error), 200).rstrip('.')}).",
+                "Change the roles, or use raw=True.",
             ) from error
         markers = self._markers()
         thoughts, inside = _thoughts(ids, markers)
@@ -190,12 +214,15 @@ class Tokens:
         for tail in ([], [{"role": "user", "content": ""}]):
             try:
                 return self._render([*messages, *tail], reply=False)
+            except _EndlessError:
+                raise
             except Exception:  # whatever a template raises for a conversation it does not take
                 continue
         return ()
 
     def _display_of(self, token: int) -> str:
-        if self.tokenizer is None or not 0 <= token < len(self.tokenizer):
+        known = self.tokenizer is not None and 0 <= token < self.vocab_size
+        if not known or (self.hidden is not None and self.hidden[token]):
             return f"⟨{token}⟩"
         data = _bytes_of(self.tokenizer, token)
         try:
@@ -243,6 +270,34 @@ def id_table(ids: Any) -> NDArray[np.int64]:
     if found.dtype.kind not in "iu":
         raise LensError("Token ids are whole numbers, and these are not.", "Give integers.")
     return found.astype(np.int64)
+
+
+MAX_TEMPLATE_LINES = 2_000_000
+"""Lines of Python that a chat template may take for one conversation; one of a thousand messages takes some 100,000."""
+
+
+class _EndlessError(LensError):
+    """A chat template that does not come to an end."""
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """End a chat template that loops: it is a program that came with the model's files."""
+    before = sys.gettrace()
+    lines = 0
+
+    def line(frame: FrameType, event: str, arg: object) -> Any:
+        nonlocal lines
+        lines += 1
+        if lines > MAX_TEMPLATE_LINES:
+            raise _EndlessError("The model's chat template does not come to an end.", "Use raw=True.")
+        return line
+
+    sys.settrace(line)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 class _NoText:

@@ -117,8 +117,11 @@ def token_weights(
 ) -> tuple[tuple[TokenWeight, ...], tuple[TokenWeight, ...]]:
     """The ``k`` tokens that a direction promotes most and the ``k`` that it suppresses most, strongest first."""
     values = unembedding.weights(direction, convention)
-    k = min(k, len(values))
+    hidden = tokens.hidden
     order = np.argsort(-values, kind="stable")
+    if hidden is not None:
+        order = order[~hidden[order]]
+    k = min(k, len(order))
     made = [TokenWeight(int(at), tokens.display(int(at)), float(values[at])) for at in (*order[:k], *order[::-1][:k])]
     return tuple(made[:k]), tuple(made[k:])
 

@@ -15,13 +15,14 @@ from .unembed import Convention, Unembedding
 
 
 def top_tokens(
-    unembedding: Unembedding, directions: Any, k: int, convention: Convention = "norm"
+    unembedding: Unembedding, directions: Any, k: int, convention: Convention = "norm", hide: mx.array | None = None
 ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
     """Ids and values of the ``k`` tokens each direction promotes most, then of those it suppresses most, ``(n, k)``.
 
     ``directions`` has shape ``(n, d_model)``. Strongest first. As ``unembed.token_weights``, for many at
     once: the vocabulary goes by in blocks of rows, each multiplied with all
-    directions. Raises :class:`LensError` for a wrong width.
+    directions. ``hide`` is that of the model's ``Decoder``: ids of no token.
+    Raises :class:`LensError` for a wrong width.
     """
     vectors = mx.array(directions).astype(mx.float32)
     gain = mx.array(unembedding.gain)
@@ -34,8 +35,9 @@ def top_tokens(
     for rows in unembedding.rows():
         weights = _product(folded, rows)
         ids = mx.broadcast_to(mx.arange(start, start + rows.shape[0]), weights.shape)
-        best = [_select([*best, (ids, weights)], k, lambda values: -values)]
-        worst = [_select([*worst, (ids, weights)], k, lambda values: values)]
+        down = 0.0 if hide is None else hide[start : start + rows.shape[0]]
+        best = [_select([*best, (ids, weights + down)], k, lambda values: -values)]
+        worst = [_select([*worst, (ids, weights - down)], k, lambda values: values)]
         mx.eval(best, worst)
         start += int(rows.shape[0])
     return (*best[0], *worst[0])

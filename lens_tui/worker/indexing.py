@@ -86,11 +86,11 @@ def token_tables(model: LensModel, sae: SAE, conventions: Sequence[str] = ("norm
 
     if sae.d_out != model.d_model or (sae.info.site_out or sae.info.site) == "attn_z":
         return ()
-    unembedding = find_unembedding(model.registry.decoder)
+    unembedding, hide = find_unembedding(model.registry.decoder), model.registry.decoder.hide
 
     def table(convention: Any) -> TokenTable:
         return token_table(
-            sae.directions, sae.d_sae, lambda rows, k: top_tokens(unembedding, rows, k, convention), convention
+            sae.directions, sae.d_sae, lambda rows, k: top_tokens(unembedding, rows, k, convention, hide), convention
         )
 
     return tuple(table(convention) for convention in conventions)
