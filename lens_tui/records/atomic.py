@@ -30,7 +30,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """As :func:`write_bytes`, compact JSON with a newline at the end. NaN and infinity are refused."""
-    write_text(path, json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n")
+    write_text(path, json.dumps(value, allow_nan=False, separators=(",", ":")) + "\n")
 
 
 def write_with(path: Path, fill: Callable[[BinaryIO], object]) -> None:

@@ -81,7 +81,7 @@ class Dashboards:
         n = 0
         with self.store.write() as connection:
             for dashboard in dashboards:
-                facts = json.dumps(asdict(dashboard), ensure_ascii=False)
+                facts = json.dumps(asdict(dashboard))
                 values = (sae, dashboard.feature, dashboard.source, facts)
                 connection.execute("INSERT OR REPLACE INTO dashboard VALUES (?, ?, ?, ?)", values)
                 n += 1

@@ -50,7 +50,7 @@ def save_vector(vector: SteeringVector, path: Path | None = None) -> Path:
 
     file = path or _free_name(paths.vectors_folder(), vector.name)
     record = {key: value for key, value in to_json(kept_facts(vector)).items() if key != "direction"}
-    metadata = {"format": FORMAT, "version": _VERSION, "record": json.dumps(record, ensure_ascii=False)}
+    metadata = {"format": FORMAT, "version": _VERSION, "record": json.dumps(record)}
     direction = np.ascontiguousarray(vector.direction, dtype=np.float32)
     atomic.write_bytes(file, save({"direction": direction}, metadata))
     return file

@@ -121,3 +121,14 @@ def test_a_missing_and_an_oversized_file(tmp_path: Path) -> None:
         file.truncate(1 << 30)
     with pytest.raises(LensError, match="larger than any steering vector"):
         load_vector(path)
+
+
+@pytest.mark.parametrize("name", ["caf\udce9", "e\u0301 \u202e\u200d\x1b\x9b\u2028 日本"])
+def test_a_name_comes_back_character_for_character(tmp_path: Path, name: str) -> None:
+    from lens_tui.records.vector_formats import load_vectors, save_vectors
+
+    one = SteeringVector.of(name, [3.0, 4.0], 2, origin=Origin("prompts", {"positive": [name], "negative": ["x"]}))
+    assert load_vector(save_vector(one)).name == name
+    assert load_vector(save_vector(one, tmp_path / "one.safetensors")).origin.facts["positive"] == [name]
+    several = save_vectors([one, SteeringVector.of("b", [1.0, 0.0], 3)], tmp_path / "two.safetensors")
+    assert load_vectors(several)[0].name == name

@@ -59,7 +59,7 @@ def write(path: Path, vectors: Sequence[SteeringVector]) -> bytes:
     described = [
         {key: value for key, value in to_json(kept_facts(one)).items() if key != "direction"} for one in vectors
     ]
-    metadata = {"format": SEVERAL, "version": "1", "records": json.dumps(described, ensure_ascii=False)}
+    metadata = {"format": SEVERAL, "version": "1", "records": json.dumps(described)}
     tensors = {str(at): np.ascontiguousarray(one.direction, dtype=np.float32) for at, one in enumerate(vectors)}
     return save(tensors, metadata)
 
