@@ -243,5 +243,6 @@ def test_companions_of_arms_that_are_steered_while_they_think() -> None:
         pushed = push(Positions("slice", start=n_prompt + first, stop=n_prompt + 5))
         held = measures.divergence(lens, run.prompt_ids, script, pushed)
         np.testing.assert_allclose(values(row, "kl"), held.reverse, atol=1e-4)
-        assert [token.kl == 0.0 for token in row] == [True] * (first + 1) + [False] * (7 - first)
+        # Rows of a batch may round differently by their place in it.
+        assert (values(row, "kl") > 1e-4).tolist() == [False] * (first + 1) + [True] * (7 - first)
     assert {token.kl for token in tokens[0]} == {0.0}
