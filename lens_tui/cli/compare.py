@@ -186,5 +186,6 @@ def _print(result: dict[str, Any]) -> None:
         say(f"── {arm['name']}  ({', '.join(facts)})")
         say(result["prompt"] + arm["text"])
         say()
-    note("KL: D(steered ‖ plain) of the next token, both on the text of the arm; the tokens' numbers: --json")
+    if any(arm["interventions"] for arm in result["arms"]):
+        note("KL: D(steered ‖ plain) of the next token, both on the text of the arm; the tokens' numbers: --json")
     note(f"model {result['model']}, seed {result['sampling']['seed']}, temp {result['sampling']['temp']:g}")

@@ -83,7 +83,7 @@ class Progress:
     def doses(self, row: int) -> tuple[Dose, ...]:
         """How far each steered site of a row was moved."""
         meter = self.decoder.run.meter
-        keys = [entry.key for entry in self.plan.rows[row] if getattr(entry.item, "enabled", True)]
+        keys = [entry.key for entry in self.entries(row) if getattr(entry.item, "enabled", True)]
         return meter.doses(row, keys) if meter is not None and keys else ()
 
     def entries(self, row: int) -> list[Entry]:
