@@ -20,7 +20,7 @@ import threading
 import time
 from codecs import getincrementaldecoder
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
 from textual.driver import Driver
 
@@ -37,9 +37,68 @@ RESTORE = (
     "\x1b[?25h\x1b[?1004l"
 )
 """Everything the driver may have switched on, switched off: pastes, wrapping, resizes, mouse, keys, screen, focus."""
+_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _PASTE = re.compile(rb"(\x1b\[20[01]~)")
 _X10_MOUSE = re.compile(rb"\x1b\[M(?:.{3}|.{0,2}\Z)", re.DOTALL)
 _EMPTY_READS = 20  # of a terminal that answers but has nothing to say, a tenth of a second apart
+
+
+class Guard:
+    """A child that gives the terminal back if this process dies without a word: a crash in native code, ``kill -9``.
+
+    It is forked before there are threads, holds the terminal and waits for the end of a pipe. The driver tells it
+    whether the terminal is the app's.
+    """
+
+    def __init__(self) -> None:
+        self._told: int | None = None
+
+    def __enter__(self) -> None:
+        with contextlib.suppress(OSError, ValueError, AttributeError, termios.error):
+            fileno = sys.__stdin__.fileno()  # type: ignore[union-attr]
+            before = termios.tcgetattr(fileno)
+            ended, told = os.pipe()
+            try:
+                child = os.fork()
+            except OSError:
+                os.close(ended)
+                os.close(told)
+                return
+            if child == 0:
+                os.close(told)
+                _guard(ended, fileno, before)
+            os.close(ended)
+            self._told = told
+
+    def __exit__(self, *_error: object) -> None:
+        if self._told is not None:
+            os.close(self._told)
+            self._told = None
+
+    def tell(self, taken: bool) -> None:
+        """Whether the terminal is the app's from now on."""
+        if self._told is not None:
+            with contextlib.suppress(OSError):
+                os.write(self._told, b"1" if taken else b"0")
+
+
+guard = Guard()
+
+
+def _guard(ended: int, fileno: int, before: list[Any]) -> NoReturn:
+    """The child's whole life."""
+    try:
+        for number in (*_ENDINGS, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU):
+            signal.signal(number, signal.SIG_IGN)
+        taken = b"0"
+        while said := os.read(ended, 64):
+            taken = said[-1:]
+        if taken == b"1":
+            os.write(fileno, RESTORE.encode())
+            if os.tcgetpgrp(fileno) == os.getpgrp():  # else a shell has it, with modes of its own
+                termios.tcsetattr(fileno, termios.TCSANOW, before)
+    finally:
+        os._exit(0)
 
 
 class TerminalText:
@@ -108,6 +167,16 @@ def leaving_driver(base: type[Driver]) -> type[Driver]:
 
         # ---- leaving
 
+        def start_application_mode(self) -> None:
+            """Take the terminal."""
+            guard.tell(True)
+            super().start_application_mode()  # type: ignore[no-untyped-call]
+
+        def close(self) -> None:
+            """Write what is left to be written."""
+            super().close()
+            guard.tell(False)
+
         def disable_input(self) -> None:
             """Stop reading keys. Waits for the input thread only where the app goes on."""
             thread = self._key_thread
@@ -136,6 +205,7 @@ def leaving_driver(base: type[Driver]) -> type[Driver]:
                 os.set_blocking(out, False)
                 os.write(out, RESTORE.encode())
                 os.set_blocking(out, True)
+                guard.tell(False)
 
         # ---- suspending
 

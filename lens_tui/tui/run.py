@@ -45,8 +45,10 @@ def run(
     id or ``"demo"``) is loaded at once. ``theme``, ``keymap`` and ``dequantize`` win over the
     settings. Whatever C code writes to file descriptor 2 goes to the log.
     """
+    from lens_tui.tui.driver import guard
+
     log_path = start_log()
-    with _Quiet(paths.log_file().with_name("stderr.log")):
+    with guard, _Quiet(paths.log_file().with_name("stderr.log")):
         from lens_tui.worker.thread import Worker
 
         lost = unkept()

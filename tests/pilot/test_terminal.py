@@ -84,6 +84,24 @@ def test_ctrl_z_goes_to_the_shell_and_comes_back(tmp_path: Path) -> None:
         assert terminal.attributes() == terminal.before
 
 
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs a shell")
+def test_a_death_without_a_word_gives_the_terminal_back(tmp_path: Path) -> None:
+    script = tmp_path / "app.py"
+    script.write_text(app_code('open(os.environ["LENS_TUI_HOME"] + "/pid", "w").write(str(os.getpid()) + " ")'))
+    with Terminal(["bash", "--norc", "--noprofile", "--noediting", "-i"], tmp_path) as terminal:
+        terminal.wait_for("$ ")
+        terminal.send(f"{sys.executable} {script}\n".encode())
+        terminal.wait_for(READY)
+        terminal.wait(
+            lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().endswith(" "), "its number"
+        )
+        since = len(terminal.written)
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGSEGV)
+        terminal.wait_for("$ ", since)
+        terminal.wait(lambda: terminal.modes() == {}, "the terminal")
+        terminal.wait(lambda: terminal.attributes() == terminal.before, "its attributes")
+
+
 def test_without_a_shell_ctrl_z_says_so_and_a_stop_by_another_is_survived(tmp_path: Path) -> None:
     with opened(tmp_path) as terminal:
         terminal.wait_for(READY)
