@@ -81,6 +81,7 @@ def test_what_is_not_a_file_is_not_waited_for(tmp_path: Path) -> None:
 
 def test_one_descriptor_serves_all_arrays_of_a_file_and_is_given_back(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(bytes(4000))
+    gc.collect()
     before = len(os.listdir("/dev/fd"))
     file = OpenFile(tmp_path / "x")
     arrays = [file_array(file, np.dtype("f4"), (10,), 40 * i, 40) for i in range(100)]
