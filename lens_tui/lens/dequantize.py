@@ -64,6 +64,7 @@ def dequantize(model: Module, how: Dequantize, *, freed: int = 0) -> Held:
         return Held(before, f"as in the files; in float32, which is faster, they would take {room}" if little else "")
     left = _replace(model)
     model.set_dtype(mx.float32)
+    _lay_turned(model)
     rest = f"; {left} of them as in the files" if left else ""
     return Held(before, f"float32, {'dequantised' if before else 'from 16 bits'} on loading{rest}")
 
@@ -115,6 +116,17 @@ def _is_quantized(module: Any) -> bool:
 
 def _has_half(model: Module) -> bool:
     return any(array.dtype in (mx.bfloat16, mx.float16) and array.ndim > 1 for array in _weights(model))
+
+
+def _lay_turned(model: Module) -> None:
+    """Lay the weights of linear layers with their inputs, not their outputs, in rows: the products of few rows, as in
+    decoding, are then a third faster, and no product is slower. Shapes and values stay.
+    """
+    from mlx.nn.layers.linear import Linear
+
+    for _, module in named(model):
+        if type(module) is Linear:
+            module.weight = mx.contiguous(module.weight.T).T
 
 
 def _replace(model: Module) -> int:
