@@ -16,6 +16,7 @@ from .batch_model import BatchModel, RowLabels, RowPlan
 from .batch_tolerance import tolerance
 from .generation import mlx_lm_generate
 from .registry import Plan, Registry, Run
+from .steps import kl
 from .tokens import EncodedPrompt
 
 Way = Literal["padded", "joined", "alone"]
@@ -46,9 +47,7 @@ def _agrees(registry: Registry, way: Way) -> bool:
         with registry.running(Run(registry, Plan())):
             logits = registry.decoder.forward(mx.array([prompt + ids[:-1]]))[0, -_STEPS:].astype(mx.float32)
         alone = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        terms = mx.exp(alone) * (alone - mx.stack(rows))
-        kl = mx.where(mx.isneginf(alone), 0.0, terms).sum(axis=-1).max()
-        if not float(kl) < limit:
+        if not float(kl(alone, mx.stack(rows)).max()) < limit:
             return False
     return True
 

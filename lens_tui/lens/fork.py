@@ -22,6 +22,7 @@ from .batch_tolerance import tolerance
 from .program import Hook
 from .proxy import first_of
 from .registry import Entry, Plan, Registry, Run, acts
+from .steps import kl
 
 _known: weakref.WeakKeyDictionary[Registry, bool] = weakref.WeakKeyDictionary()
 
@@ -82,8 +83,7 @@ def _proved(registry: Registry) -> bool:
         return False
     finally:
         registry.release([entry.key])
-    kl = (mx.exp(together) * (together - forked)).sum(axis=-1)
-    return bool((kl < tolerance(decoder.dtype)).all())
+    return bool((kl(together, forked) < tolerance(decoder.dtype)).all())
 
 
 def _logprobs(run: Run, ids: mx.array, fork: int) -> mx.array:

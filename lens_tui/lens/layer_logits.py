@@ -14,6 +14,7 @@ from lens_tui.records.readouts import LogitLens
 from .finite import HEAD, not_finite
 from .layers import Decoder
 from .readings import one_text, read_sites, target_per_position, unhooked
+from .steps import kl
 from .unembed import readout
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def _measure(decoder: Decoder, logits: mx.array, follow: mx.array, k: int) -> di
         "target_ranks": (logits > mx.take_along_axis(logits, place, -1)).sum(axis=-1).astype(mx.int32),
         "target_logprobs": mx.take_along_axis(logprobs, place, -1)[..., 0],
         "entropy": -_expected(logprobs, logprobs),
-        "kl": mx.maximum(_expected(final, final - logprobs), 0.0),
+        "kl": kl(final, logprobs),
     }
 
 
