@@ -210,12 +210,14 @@ class RunText:
 
     def apply(self, event: Event) -> None:
         """Take an event of this run's job."""
-        from lens_tui.worker.events import ArmDone, Dialed, JobDone, JobFailed, RunStarted, Speed, TokenEvent
+        from lens_tui.worker.events import ArmDone, Dialed, JobDone, JobFailed, RunKept, RunStarted, Speed, TokenEvent
 
         match event:
             case RunStarted():
                 self.state, self.kept = "running", event.run
                 self.prompt_ids, self.prompt_tokens = event.prompt_ids, event.prompt_tokens
+            case RunKept():
+                self.kept = event.run
             case TokenEvent():
                 self.arms[event.arm].add(event)
                 self.arms[event.arm].compare_with(self.baseline)

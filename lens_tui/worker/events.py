@@ -55,6 +55,13 @@ class RunStarted(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class RunKept(Event):
+    """A run that was not yet in the history as it began is there now, under this number."""
+
+    run: int
+
+
+@dataclass(frozen=True, slots=True)
 class TokenEvent(Event):
     """One generated token of one arm.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lens_tui.records import LensError, atomic, paths
+from lens_tui.records import LensError, atomic, paths, process
 from lens_tui.records.log import start_log, stop_log
 from lens_tui.records.recent import LIMIT, forget_model, recent_models, remember_model
 
@@ -171,3 +172,13 @@ def test_why_a_folder_cannot_be_written(tmp_path: Path) -> None:
     assert paths.refusal(tmp_path / "new" / "folder") == ""
     assert list((tmp_path / "new" / "folder").iterdir()) == []
     assert paths.refusal(tmp_path / "file" / "folder") == "Not a directory"
+
+
+@pytest.mark.skipif(shutil.which("ps") is None, reason="needs ps")
+def test_when_a_process_began_as_ps_says_it() -> None:
+    found = process._told_by_ps(os.getpid())
+    assert found
+    assert process._told_by_ps(os.getpid()) == found
+    assert process._told_by_ps(2**22 + 1) == ""
+    assert process.is_alive(os.getpid(), process.birth(os.getpid()))
+    assert not process.is_alive(2**70)

@@ -113,7 +113,24 @@ def test_no_token_waits_for_another_process(
     other.close()
     if released:
         assert notices == []
+        assert [only(events, ev.RunKept).run] == [run and run.id for run in kept]
         assert [run and (run.state, [len(arm.tokens) for arm in run.arms]) for run in kept] == [("done", [6, 6])]
     else:
         assert "in use by another process" in only(events, ev.Notice).message
         assert kept == []
+
+
+def test_a_stopped_run_that_is_not_kept_is_said_too(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    driver = Driver(Worker(history=tmp_path / "folder"))
+    driver.done(jobs.LoadModel(str(tiny)))
+    job = driver.worker.submit(jobs.Compare("Once upon a time", (), Sampling(max_tokens=5000)))
+
+    def look(event: ev.Event) -> None:
+        if isinstance(event, ev.TokenEvent):
+            driver.worker.stop(job)
+
+    events = driver.follow(job, look)
+    assert only(events, ev.JobDone).stopped
+    assert "not in the history" in only(events, ev.Notice).message
+    assert driver.worker.close(60)

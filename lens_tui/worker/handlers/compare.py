@@ -36,7 +36,7 @@ def compare(control: Control, job: jobs.Compare, context: Context) -> Iterator[e
     names = tuple(one_line(name, 80) for name in comparison.arms)
     keeper = Keeper(context, job, model.info.name, comparison)
     yield ev.RunStarted(control.id, comparison.prompt_ids, comparison.prompt_tokens, names, keeper.run)
-    run = _Run(control, comparison, job.sampling.max_tokens, keeper)
+    run, began = _Run(control, comparison, job.sampling.max_tokens, keeper), keeper.run
     state: State = "failed"
     try:
         yield from run.events()
@@ -44,12 +44,13 @@ def compare(control: Control, job: jobs.Compare, context: Context) -> Iterator[e
     except Stopped:
         state = "stopped"
         yield from run.stopped()
-        raise
     finally:
         comparison.close()
         keeper.end(state)
     if keeper.problem:
         yield ev.Notice(control.id, f"This run is not in the history: {one_line(keeper.problem)}")
+    elif keeper.run != began:
+        yield ev.RunKept(control.id, keeper.run)
 
 
 @dataclass
