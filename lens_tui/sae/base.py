@@ -189,7 +189,9 @@ class SAE:
         z = activations.reshape(-1, self.d_sae).astype(mx.float32)
         out = self._decoder.product(z) + self._b_dec
         residual = None if like is None else self._rows(like)[0]
-        return scaling.undone(self.definition, out, residual).reshape(*lead, self.d_out)
+        made = scaling.undone(self.definition, out, residual)
+        self._check_finite(made)
+        return made.reshape(*lead, self.d_out)
 
     def reconstruct(self, residual: mx.array, target: mx.array | None = None) -> Reconstruction:
         """Encode, decode, and what is left over, computed at once; for gradients use ``decode(encode(x))``.
@@ -297,9 +299,9 @@ class SAE:
         """Raise ``LensError`` with the first token for which a product was beyond the type of the weights."""
         row = _first_not(lambda: mx.isfinite(values.reshape(-1, values.shape[-1])))
         if row is not None:
-            kind = str(self.dtype).rpartition(".")[2]
+            name, kind = self.info.name or "The SAE", str(self.dtype).rpartition(".")[2]
             raise LensError(
-                f"{self.info.name or 'The SAE'} gives numbers beyond {kind} at token {row}: its weights are too large.",
+                f"{name} gives numbers beyond {kind} at token {row}: its weights, or what it was given, are too large.",
                 "Check that it was made for this model and layer, and load it with dtype=mx.float32.",
             )
 

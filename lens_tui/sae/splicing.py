@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import mlx.core as mx
@@ -64,6 +65,9 @@ def _edits(sae: SAE, clamp: Mapping[int, float] | None, scale: Mapping[int, floa
     both = sorted(set(clamp) & set(scale))
     if both:
         raise LensError(f"Feature {both[0]} is both clamped and scaled.", "Do one or the other.")
+    for feature, value in (*clamp.items(), *scale.items()):
+        if not math.isfinite(value):
+            raise LensError(f"Feature {feature} is to be {value!r}.", "Give a finite number.")
     ids = [*clamp, *scale]
     sae.directions(ids)  # refuses ids that do not exist
     factors = mx.array([0.0] * len(clamp) + [float(value) for value in scale.values()])

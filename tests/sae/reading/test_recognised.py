@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lens_tui.records import LensError
-from lens_tui.sae import SAE, load_sae, sae_info
+from lens_tui.sae import SAE, load_sae, sae_info, splice
 
 from .makers import Array, N, numbers, write_json, write_safetensors, write_torch
 
@@ -308,3 +308,17 @@ def test_a_product_beyond_half_precision_is_said(tmp_path: Path) -> None:
     for ask in (sae.encode, sae.reconstruct, lambda rows: sae.top_k(rows, 3)):
         with pytest.raises(LensError, match=r"beyond float16 at token 0.*dtype=mx\.float32"):
             ask(x)
+
+
+def test_activations_and_edits_that_are_none_are_said(tmp_path: Path) -> None:
+    write, usual, tensors, _, _, _ = KINDS["dictionary_learning"]
+    sae = load_sae(write(tmp_path / usual, tensors))
+    z = sae.encode(mx.array(W["x"]))
+    assert np.isfinite(np.array(sae.decode(z))).all()
+    for value in (math.nan, 3e38):
+        with pytest.raises(LensError, match="at token 0"):
+            sae.decode(mx.full(z.shape, value))
+    with pytest.raises(LensError, match="Feature 3 is to be nan"):
+        splice(sae, clamp={3: math.nan})
+    with pytest.raises(LensError, match="Feature 3 is to be inf"):
+        splice(sae, scale={3: math.inf})
