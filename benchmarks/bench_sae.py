@@ -25,9 +25,8 @@ from lens_tui.records import SAEInfo
 from lens_tui.sae import SAE
 from lens_tui.sae.base import build
 from lens_tui.sae.definition import Definition, Weights
-from lens_tui.sae.encoder import Residence
-from lens_tui.sae.host import on_host
-from lens_tui.sae.tensors import Stored
+from lens_tui.sae.files import Stored
+from lens_tui.sae.matrices import Residence, on_host
 
 BARE = "bare product + mx.topk"
 HOST = "bare product by NumPy + mx.topk"

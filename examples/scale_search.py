@@ -12,7 +12,7 @@ import argparse
 
 from lens_tui import LensModel
 from lens_tui.lens import contrast, find_scale
-from lens_tui.lens.measures_texts import LOSS_TEXTS
+from lens_tui.lens.measure.measures import LOSS_TEXTS
 from lens_tui.records import Add
 
 HAPPY = ["What a happy day we had.", "She smiled because the news was good.", "The children laughed with joy."]

@@ -21,10 +21,10 @@ _HOMES = {
     "load_sae": "lens_tui.sae",
     "FeatureIndex": "lens_tui.sae.index",
     "TrainConfig": "lens_tui.records.training",
-    "train_sae": "lens_tui.worker.training",
-    "index_text": "lens_tui.worker.indexing",
-    "merge_index": "lens_tui.worker.indexing",
-    "check_sae": "lens_tui.worker.fitting",
+    "train_sae": "lens_tui.tasks.train",
+    "index_text": "lens_tui.tasks.index",
+    "merge_index": "lens_tui.tasks.index",
+    "check_sae": "lens_tui.tasks.train",
     "Arm": "lens_tui.records",
     "Request": "lens_tui.records",
     "SteeringVector": "lens_tui.records",
@@ -62,9 +62,8 @@ if TYPE_CHECKING:
     from lens_tui.records.vector_formats import load_vectors, save_vectors
     from lens_tui.sae import JumpReLUSAE, load_sae
     from lens_tui.sae.index import FeatureIndex
-    from lens_tui.worker.fitting import check_sae
-    from lens_tui.worker.indexing import index_text, merge_index
-    from lens_tui.worker.training import train_sae
+    from lens_tui.tasks.index import index_text, merge_index
+    from lens_tui.tasks.train import check_sae, train_sae
 
 
 blas.watch()

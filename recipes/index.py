@@ -9,7 +9,7 @@ from pathlib import Path
 from lens_tui import demo
 from lens_tui.sae import load_sae
 from lens_tui.sae.index import FeatureIndex, IndexProgress, IndexSettings
-from lens_tui.worker.indexing import index_text
+from lens_tui.tasks.index import index_text
 from recipes.bundled import open_model, sae_folders
 
 CORPUS = "written by the model, and public-domain books"

@@ -30,8 +30,7 @@ def measure_all(
     corpus: Path, tokens: int, *, model: Path | None = None, context: int = 512, rows: int = 64
 ) -> Iterator[tuple[str, Evaluation]]:
     """The name and figures of each bundled SAE over at least ``tokens`` held-out positions, or all there are."""
-    from lens_tui.lens.activations import text_activations
-    from lens_tui.lens.batches import Reading
+    from lens_tui.lens.read.activations import Reading, text_activations
     from lens_tui.sae.training.evaluate import measure
     from recipes.bundled import open_model
     from recipes.saes import DEPTHS

@@ -74,7 +74,7 @@ def train(
     Run again, it goes on where it stopped.
     """
     from lens_tui.lens import LensModel
-    from lens_tui.worker.training import train_sae
+    from lens_tui.tasks.train import train_sae
 
     report = train_sae(
         LensModel(str(model)),
@@ -111,7 +111,7 @@ def ship(run: Path, out: Path) -> None:
     import mlx.core as mx
     import numpy as np
 
-    from lens_tui.sae.eight_bits import in_eight_bits
+    from lens_tui.sae.files import in_eight_bits
 
     loaded: Any = mx.load(str(run / "params.safetensors"))
     arrays = {name: value.astype(mx.float32) for name, value in loaded.items()}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lens_tui.records import Origin, SteeringVector
-from lens_tui.records.vectors_io import save_vector
+from lens_tui.records.vector_formats.own import save_vector
 from recipes.candidates import Candidate, file_stem
 
 SHIPPED = ("verse", "python", "dialogue", "grown-up", "cookery")

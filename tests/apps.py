@@ -8,9 +8,8 @@ from typing import Any
 from textual.pilot import Pilot
 
 from lens_tui.records import LensError
+from lens_tui.tasks.models import MemoryEstimate, ModelEntry, SAEEntry
 from lens_tui.tui.app import LensApp
-from lens_tui.worker.model_files import MemoryEstimate, ModelEntry
-from lens_tui.worker.models import SAEEntry
 from tests.fakes import FakeWorker
 
 NOW = 1_760_000_000.0

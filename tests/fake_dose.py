@@ -16,9 +16,9 @@ from lens_tui.records.measures import (
     ReadBack,
     ScaleSearch,
 )
+from lens_tui.tasks.dose import blocks
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
-from lens_tui.worker.dosing import blocks
 
 PLAIN = " a little girl named Lily. She loved to play in the park with her friends."
 STEERED = " a little dog named Max. He loved to run in the park and bark at the birds, the dog and the dog."

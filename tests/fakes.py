@@ -23,10 +23,11 @@ from lens_tui.records.fit import FitReport
 from lens_tui.records.readouts import LogitLens
 from lens_tui.records.sanitise import one_line, sanitise, sanitise_token
 from lens_tui.records.vector_formats import load_vectors
+from lens_tui.records.vectors import RankedLayer
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
-from lens_tui.worker.making import RankedLayer
-from lens_tui.worker.neighbours import NeighboursRead, ReadNeighbours
+from lens_tui.worker.events import NeighboursRead
+from lens_tui.worker.jobs import ReadNeighbours
 from tests.fake_dose import fake_dose, fake_search
 
 D_MODEL = 384

@@ -177,7 +177,7 @@ def features(
     json: Json = False,
 ) -> None:
     """Print the top SAE features of every token of a text."""
-    from .features import features as verb
+    from .read import features as verb
 
     verb(text, model=model, sae=sae, top_k=top_k, by=by, as_json=json)
 

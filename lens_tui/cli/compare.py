@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 from lens_tui.records import Arm, ArmEnd, Sampling, Token
 from lens_tui.records.modes import told
 
-from .arms import parse_arm
 from .long_work import Asked, interruptible
 from .output import INTERRUPTED, note, print_json, say
-from .sources import Vectors, open_model, read_text
+from .sources import Vectors, open_model, parse_arm, read_text
 
 if TYPE_CHECKING:
     from lens_tui.lens import Comparison

@@ -26,7 +26,7 @@ def feature(
     json: Json = False,
 ) -> None:
     """Print all that is known of one feature."""
-    from .feature_page import page
+    from .read import page
 
     page(number, model=model, sae=sae, convention=convention, sizes=(tokens, examples, neighbours), as_json=json)
 
@@ -42,7 +42,7 @@ def search(
     json: Json = False,
 ) -> None:
     """Find features by words, in labels and promoted tokens."""
-    from .find import search as verb
+    from .read import search as verb
 
     verb(" ".join(words), model=model, sae=sae, convention=convention, k=k, as_json=json)
 
@@ -63,7 +63,7 @@ def contrast(
     json: Json = False,
 ) -> None:
     """Find the features that tell texts A from texts B."""
-    from .find import contrast as verb
+    from .read import contrast as verb
 
     verb(a, b, model=model, sae=sae, measure=measure, over=over, both_sides=both_sides, k=k, seed=seed,
          text_key=text_key, as_json=json)  # fmt: skip

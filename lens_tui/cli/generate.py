@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 from lens_tui.records import ArmEnd, Intervention, LensError, Sampling, Token
 from lens_tui.records.modes import told
 
-from .arms import parse_arm
 from .long_work import interruptible
 from .output import note, print_json, say
-from .sources import Vectors, open_model, read_text
+from .sources import Vectors, open_model, parse_arm, read_text
 
 if TYPE_CHECKING:
     from lens_tui.lens import LensModel
@@ -67,7 +66,7 @@ def read_prompts(prompts: str, text_key: str) -> list[str]:
     Raises :class:`LensError` where there is none.
     """
     if prompts != "-":
-        from lens_tui.worker.contrasting import read_texts
+        from lens_tui.tasks.features import read_texts
 
         return read_texts(prompts, text_key=text_key)
     lines = [line.removesuffix("\r") for line in read_text("-").split("\n")]

@@ -37,7 +37,7 @@ def _machine_facts() -> dict[str, Any]:
 
     from lens_tui import blas
     from lens_tui.records import paths
-    from lens_tui.worker.models import list_models
+    from lens_tui.tasks.models import list_models
 
     return {
         "model": None,

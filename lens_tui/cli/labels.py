@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from lens_tui.records.errors import LensError
 
-from .feature_page import feature_number, who
 from .output import print_json, say
+from .read import feature_number, who
 from .sources import find_sae, open_model
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def show(number: str, *, sae: str, model: str, history: bool, as_json: bool) -> 
     """Print the labels of one feature or of all."""
     from lens_tui.records.labels import Labels
     from lens_tui.records.store import Store
-    from lens_tui.worker.known_labels import labels_of, standing_labels
+    from lens_tui.tasks.knowledge import labels_of, standing_labels
 
     if history and not number:
         raise LensError("The history is of one feature.", "Name it.")
@@ -58,7 +58,7 @@ def show(number: str, *, sae: str, model: str, history: bool, as_json: bool) -> 
 
 def search(words: str, *, sae: str, model: str, every: bool, k: int, as_json: bool) -> None:
     """Print the labels that hold the words."""
-    from lens_tui.worker.known_labels import search_labels
+    from lens_tui.tasks.knowledge import search_labels
 
     info = None if every else find_sae(sae, model)
     _show(search_labels(words, info.id if info else None, k), _of(info, model), as_json)
@@ -76,10 +76,15 @@ def import_labels(
     as_json: bool,
 ) -> None:
     """Read the files of another tool into the store."""
-    from lens_tui.records.dashboards import Dashboards, read_neuronpedia_features, read_saedashboard
-    from lens_tui.records.label_files import read_delphi, read_neuronpedia
+    from lens_tui.records.label_files import (
+        Dashboards,
+        read_delphi,
+        read_neuronpedia,
+        read_neuronpedia_features,
+        read_saedashboard,
+    )
     from lens_tui.records.store import Store
-    from lens_tui.worker.known_labels import take_labels
+    from lens_tui.tasks.knowledge import take_labels
 
     _choose(form, IMPORTS)
     if not path.exists():
@@ -108,7 +113,7 @@ def export_labels(
 ) -> None:
     """Write the standing labels of an SAE."""
     from lens_tui.records.label_files import write_delphi, write_neuronpedia
-    from lens_tui.worker.known_labels import standing_labels
+    from lens_tui.tasks.knowledge import standing_labels
 
     _choose(form, EXPORTS)
     info = find_sae(sae, model)
@@ -138,9 +143,9 @@ def _upload(
     folder: Path, info: SAEInfo, labels: Iterable[Label], model: str, model_id: str, source_id: str
 ) -> list[Path]:
     """Neuronpedia's upload batches, one JSON file each, with the examples of the index."""
-    from lens_tui.records import atomic
+    from lens_tui.records import disk
     from lens_tui.sae.index import upload_batches
-    from lens_tui.worker.handlers.knowledge import index_of
+    from lens_tui.tasks.knowledge import index_of
 
     index = index_of(info)
     if index is None:
@@ -155,7 +160,7 @@ def _upload(
         )
         for number, batch in enumerate(batches):
             file = folder / f"upload-{number}.json"
-            atomic.write_text(file, json.dumps(batch, ensure_ascii=False))
+            disk.write_text(file, json.dumps(batch, ensure_ascii=False))
             files.append(file)
     return files
 

@@ -18,6 +18,6 @@ def open_app(*, demo: bool, model: str | None, theme: str | None, dequantize: De
             "The app needs a terminal, and this is none.", "Use `mlx-lens-tui compare` or `features`; see --help."
         )
     from lens_tui.tui.run import run
-    from lens_tui.worker.leave import end_process
+    from lens_tui.worker.protocol import end_process
 
     end_process(run(demo=demo, model=model, theme=theme, dequantize=dequantize))

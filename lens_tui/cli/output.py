@@ -111,7 +111,7 @@ def fail(message: str, hint: str = "", *, as_json: bool = False, status: int = U
 
 def _explain(error: Exception, as_json: bool) -> NoReturn:
     """End with a sentence for what the system refused, and with a traceback for a defect."""
-    from lens_tui.worker.failures import explain
+    from lens_tui.worker.thread import explain
 
     found = explain(error)
     if isinstance(error, (OSError, MemoryError, ImportError)) or "not enough memory" in found.message:

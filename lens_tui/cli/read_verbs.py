@@ -32,7 +32,7 @@ def lens(
     json: Json = False,
 ) -> None:
     """Print what every layer would predict at every token (the logit lens)."""
-    from .lens import lens as verb
+    from .read import lens as verb
 
     verb(text, model=model, sae=sae, arm=arm, target=target, layers=layers, top_k=top_k, attribute=attribute,
          as_json=json)  # fmt: skip

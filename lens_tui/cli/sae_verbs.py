@@ -48,7 +48,7 @@ def train_sae(
 
     ctrl+c saves a checkpoint, and the same command goes on from it.
     """
-    from .train import Request, train
+    from .saes import Request, train
 
     request = Request(
         text, layer, model, site, out, arch, width, k, tokens, batch, learning_rate, normalize, matryoshka, context,
@@ -89,8 +89,8 @@ def index(
     """
     from lens_tui.records.errors import LensError
 
-    from .index import Reading, read_shard
-    from .index import index as verb
+    from .saes import Reading, read_shard
+    from .saes import index as verb
 
     if top_k > 10_000:
         raise LensError(f"{top_k} examples a feature were asked for.", "At most 10000 are kept.")
@@ -120,7 +120,7 @@ def index_merge(
     json: Json = False,
 ) -> None:
     """Make one index of all shards of a pass."""
-    from .index import merge
+    from .saes import merge
 
     merge(parts, model=model, sae=sae, out=out, as_json=json)
 
@@ -139,6 +139,6 @@ def check_sae(
 
     L0 and FVU on each tensor it could be for, beside the declared; the status is 1 if it does not fit.
     """
-    from .check import check
+    from .saes import check
 
     check(text, model=model, sae=sae, as_json=json)

@@ -36,7 +36,7 @@ def dose(
     json: Json = False,
 ) -> None:
     """Measure what a steering does and costs at many scales: loss, KL, repetition, read-back, each with controls."""
-    from .dose import dose as verb
+    from .steer import dose as verb
 
     verb(prompt, arm, model=model, sae=sae, scales=scales, controls=controls, max_tokens=max_tokens, texts=texts,
          seed=seed, raw=raw, as_json=json)  # fmt: skip
@@ -57,7 +57,7 @@ def scale(
     json: Json = False,
 ) -> None:
     """Find the scale at which a steering reaches a target, on half of the texts, and report the other half."""
-    from .scale import scale as verb
+    from .steer import scale as verb
 
     verb(arm, model=model, sae=sae, quantity=quantity, target=target, as_json=json)
 
@@ -80,7 +80,7 @@ def contrast(
     json: Json = False,
 ) -> None:
     """A direction from contrasting texts; with all layers, they are ranked on held-out pairs and the best is saved."""
-    from .vector import contrast as verb
+    from .steer import contrast as verb
 
     verb(name, pairs, tuple(positive or ()), tuple(negative or ()), layer=layer, method=method, over=over,
          raw=not chat, model=model, out=out, as_json=json)  # fmt: skip
@@ -98,7 +98,7 @@ def token(
     json: Json = False,
 ) -> None:
     """A direction from a token: its row of the unembedding, or its embedding."""
-    from .vector import token as verb
+    from .steer import token as verb
 
     verb(token, layer=layer, kind=kind, name=name, model=model, out=out, as_json=json)
 
@@ -114,7 +114,7 @@ def feature(
     json: Json = False,
 ) -> None:
     """A direction from an SAE feature: its row of the decoder."""
-    from .vector import feature as verb
+    from .steer import feature as verb
 
     verb(feature, name=name, model=model, sae=sae, out=out, as_json=json)
 
@@ -130,7 +130,7 @@ def random(
     json: Json = False,
 ) -> None:
     """A direction by chance: the control that an effect is held against."""
-    from .vector import chance as verb
+    from .steer import chance as verb
 
     verb(layer=layer, seed=seed, name=name, model=model, out=out, as_json=json)
 
@@ -152,6 +152,6 @@ def total(
     json: Json = False,
 ) -> None:
     """A direction out of others: a weighted sum, or one without the others."""
-    from .vector import total as verb
+    from .steer import total as verb
 
     verb(name, terms, less=without, unit=not own_length, model=model, sae=sae, out=out, as_json=json)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lens_tui.demo import LABEL_SOURCE
 from lens_tui.records.labels import NewLabel
+
+from . import LABEL_SOURCE
 
 FILE = Path(__file__).parent / "labels.jsonl"
 """One object a line: ``feature``, ``sae`` (its folder's name), ``text``, ``score``, ``method``, ``scorer``."""

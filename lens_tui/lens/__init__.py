@@ -6,36 +6,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
-    "BatchGeneration": ".batch",
-    "CaptureResult": ".capture",
-    "Comparison": ".compare",
-    "Contrast": ".vectors_contrast",
-    "FeatureProbe": ".dose",
-    "Generation": ".compare",
+    "BatchGeneration": ".decode.batch",
+    "CaptureResult": ".hooks.capture",
+    "Comparison": ".decode.compare",
+    "Contrast": ".vectors",
+    "FeatureProbe": ".measure.dose",
+    "Generation": ".decode.compare",
     "LensModel": ".model",
-    "Steering": ".handle",
-    "attention_patterns": ".attention",
-    "attribute_logits": ".attribution",
-    "combine": ".vectors_arithmetic",
-    "contrast": ".vectors_contrast",
-    "controlled": ".measures",
-    "controls": ".measures",
-    "degeneration": ".measures_text",
-    "delta_loss": ".measures",
-    "delta_losses": ".measures",
-    "divergence": ".measures",
-    "dose_response": ".dose",
-    "find_scale": ".search",
+    "Steering": ".hooks.steering",
+    "attention_patterns": ".read.attention",
+    "attribute_logits": ".read.attribution",
+    "combine": ".vectors",
+    "contrast": ".vectors",
+    "controlled": ".measure.measures",
+    "controls": ".measure.measures",
+    "degeneration": ".measure.measures",
+    "delta_loss": ".measure.measures",
+    "delta_losses": ".measure.measures",
+    "divergence": ".measure.measures",
+    "dose_response": ".measure.dose",
+    "find_scale": ".measure.search",
     "from_array": ".vectors",
     "from_token": ".vectors",
     "load_for": ".vectors",
-    "logit_lens": ".layer_logits",
+    "logit_lens": ".read.logit_lens",
     "mean_difference": ".vectors",
-    "perplexity": ".measures",
+    "perplexity": ".measure.measures",
     "random_unit": ".vectors",
-    "read_back": ".measures",
+    "read_back": ".measure.measures",
     "residual_norm": ".vectors",
-    "without": ".vectors_arithmetic",
+    "without": ".vectors",
 }
 
 __all__ = [
@@ -72,21 +72,38 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .attention import attention_patterns
-    from .attribution import attribute_logits
-    from .batch import BatchGeneration
-    from .capture import CaptureResult
-    from .compare import Comparison, Generation
-    from .dose import FeatureProbe, dose_response
-    from .handle import Steering
-    from .layer_logits import logit_lens
-    from .measures import controlled, controls, delta_loss, delta_losses, divergence, perplexity, read_back
-    from .measures_text import degeneration
+    from .decode.batch import BatchGeneration
+    from .decode.compare import Comparison, Generation
+    from .hooks.capture import CaptureResult
+    from .hooks.steering import Steering
+    from .measure.dose import FeatureProbe, dose_response
+    from .measure.measures import (
+        controlled,
+        controls,
+        degeneration,
+        delta_loss,
+        delta_losses,
+        divergence,
+        perplexity,
+        read_back,
+    )
+    from .measure.search import find_scale
     from .model import LensModel
-    from .search import find_scale
-    from .vectors import from_array, from_token, load_for, mean_difference, random_unit, residual_norm
-    from .vectors_arithmetic import combine, without
-    from .vectors_contrast import Contrast, contrast
+    from .read.attention import attention_patterns
+    from .read.attribution import attribute_logits
+    from .read.logit_lens import logit_lens
+    from .vectors import (
+        Contrast,
+        combine,
+        contrast,
+        from_array,
+        from_token,
+        load_for,
+        mean_difference,
+        random_unit,
+        residual_norm,
+        without,
+    )
 
 
 def __getattr__(name: str) -> Any:

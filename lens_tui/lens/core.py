@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from lens_tui.records import ModelInfo
 
-from .registry import Registry
+from .hooks.registry import Registry
 from .tokens import Tokens
 
 

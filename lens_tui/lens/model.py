@@ -1,4 +1,4 @@
-"""LensModel: an mlx-lm model whose residual stream can be read and pushed on."""
+"""What a model can do with many prompts at once."""
 
 from __future__ import annotations
 
@@ -28,34 +28,31 @@ from lens_tui.records import (
 )
 from lens_tui.records.interventions import as_number, as_positions
 
-from .batch_methods import BatchMethods
-from .capture import CaptureResult
-from .checks import as_numpy, check_device, check_vector, checked, entries_of, for_a_block
-from .compare import Comparison, Generation
-from .dequantize import Held, check_dequantize
-from .echo import echo
-from .engine import check_engine
-from .forward import loss_of, read_site, run_forward
-from .generation import DecodeOptions
-from .handle import Steering
-from .info import describe
-from .interventions import FeatureSource
-from .layers import find_decoder
-from .loading import load_model
-from .prefix import PrefixCache
-from .program import Hook, Item
-from .readings import unhooked
-from .registry import Plan, Registry
-from .runs import row_decoder
-from .sampling import settings_from
+from .architecture.dequantize import Held, check_dequantize
+from .architecture.describe import describe
+from .architecture.find import find_decoder
+from .architecture.load import load_model
+from .architecture.unembed import Convention, Unembedding, find_unembedding, readout, token_weights
+from .decode.batch import BatchGeneration
+from .decode.batch_start import Prompts, check_engine, start_batch
+from .decode.compare import Comparison, Generation
+from .decode.echo import echo
+from .decode.generation import DecodeOptions, row_decoder
+from .decode.prefill import PrefixCache
+from .decode.sampling import settings_from
+from .forward import loss_of, read_site, run_forward, unhooked
+from .hooks.capture import CaptureResult
+from .hooks.interventions import FeatureSource
+from .hooks.program import Hook, Item
+from .hooks.registry import Plan, Registry, as_numpy, check_device, check_vector, checked, entries_of, for_a_block
+from .hooks.steering import Steering
 from .tokens import Prompt, Tokens, id_table
-from .unembed import Convention, Unembedding, find_unembedding, readout, token_weights
 
 Layers = int | Sequence[int]
 Sites = str | Sequence[str]
 
 
-class LensModel(BatchMethods):
+class LensModel:
     """An mlx-lm model with steering, capture, generation and comparison.
 
     ``model_path`` is a folder, a hub id or ``"demo"`` (the bundled model);
@@ -417,3 +414,41 @@ class LensModel(BatchMethods):
         self.tokens.check([int(ids.min()), int(ids.max())])
         self._decoder.check_positions(ids.shape[1])
         return mx.array(ids.astype(np.int32))
+
+    def stream_batch(
+        self,
+        prompts: Prompts,
+        *,
+        sampling: Sampling | None = None,
+        interventions: Sequence[Intervention] | None = None,
+        **options: Any,
+    ) -> BatchGeneration:
+        """Generate many prompts together by mlx-lm's continuous batching: an iterator of tokens and prompt ends.
+
+        Each prompt is a text, chat messages, token ids, or a
+        :class:`~lens_tui.records.Request` with interventions, sampling and stops of its
+        own; for the others those given here hold, and those of the ``steer`` blocks
+        around the call. ``options`` are mlx-lm's sampling options and the stops as for
+        :meth:`stream`, ``raw``, ``top``, ``sampler``, ``logits_processors``, ``completion_batch_size``,
+        ``prefill_batch_size``, ``prefill_step_size`` and ``max_kv_size``. A prompt's
+        result is what it gives alone, its seed included, in float32; in lower precision
+        a batch may round differently. Models that mlx-lm cannot batch rightly are run row
+        by row; that is found out by a tiny batch before the first one.
+        """
+        return start_batch(
+            self._registry,
+            self.tokens,
+            prompts,
+            sampling=sampling,
+            interventions=interventions,
+            options=options,
+            prefixes=self.prefixes,
+            engine=self.engine,
+        )
+
+    def generate_batch(self, prompts: Prompts, **options: Any) -> list[str]:
+        """Generate a text for each prompt, together; the options are those of :meth:`stream_batch`."""
+        batch = self.stream_batch(prompts, **options)
+        for _ in batch:
+            pass
+        return list(batch.texts)

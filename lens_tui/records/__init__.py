@@ -14,7 +14,7 @@ _HOMES = {
     "Add": "interventions",
     "Arm": "interventions",
     "ArmEnd": "run",
-    "BatchRow": "batch",
+    "BatchRow": "requests",
     "Candidate": "run",
     "CapProjection": "interventions",
     "ClampFeature": "interventions",
@@ -30,9 +30,9 @@ _HOMES = {
     "Origin": "vectors",
     "Positions": "interventions",
     "ProjectOut": "interventions",
-    "Request": "batch",
+    "Request": "requests",
     "SAEInfo": "info",
-    "Sampling": "sampling",
+    "Sampling": "run",
     "SetProjection": "interventions",
     "Steered": "run",
     "SteeringVector": "vectors",
@@ -41,7 +41,6 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
-    from .batch import BatchRow, Request
     from .errors import LensError, LensWarning, NotFinite
     from .info import ModelInfo, SAEInfo
     from .interventions import (
@@ -57,8 +56,8 @@ if TYPE_CHECKING:
         ProjectOut,
         SetProjection,
     )
-    from .run import ArmEnd, Candidate, Dose, Echo, Steered, Token, TokenWeight
-    from .sampling import Sampling
+    from .requests import BatchRow, Request
+    from .run import ArmEnd, Candidate, Dose, Echo, Sampling, Steered, Token, TokenWeight
     from .vectors import FloatArray, Origin, SteeringVector
 
 __all__ = [

@@ -30,7 +30,7 @@ from .interventions import (
     ProjectOut,
     SetProjection,
 )
-from .sampling import Sampling
+from .run import Sampling
 from .vectors import FloatArray, Origin, SteeringVector
 
 Json = dict[str, Any]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 Dequantize = Literal["auto", "never", "always"]
@@ -74,3 +76,17 @@ class SAEInfo:
         """Whether it gives another tensor than the one it reads."""
         apart = (self.site_out, self.layer_out) not in (("", -1), (self.site, self.layer))
         return apart or "transcoder" in self.architecture
+
+
+_PLACE = re.compile(r"(?P<name>.+)@(?P<layer>\d{1,4})(?::(?P<site>[a-z_]+))?")
+
+
+def split_place(text: str) -> tuple[str, int | None, str | None]:
+    """``sae.pt@4:mlp_out`` as path or name, layer and site; the site is ``resid_post`` if only a layer is given.
+
+    What exists on disk under the whole text is taken as it stands. ``None`` where nothing is said.
+    """
+    match = _PLACE.fullmatch(text.strip())
+    if match is None or Path(text).expanduser().exists():
+        return text, None, None
+    return match["name"], int(match["layer"]), match["site"] or "resid_post"

@@ -1,7 +1,7 @@
 """Interventions: what is changed, where, by how much, on which positions.
 
 These are plain frozen records. What each does to a residual stream is written
-in ``lens_tui.lens.interventions``, one function a record.
+in ``lens_tui.lens.hooks.interventions``, one function a record.
 """
 
 from __future__ import annotations

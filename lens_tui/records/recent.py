@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import atomic, paths
+from . import disk, paths
 from .errors import LensError
 from .read_files import read_json
 
@@ -24,10 +24,10 @@ def recent_models(path: Path | None = None) -> list[str]:
 def remember_model(model: str, path: Path | None = None) -> None:
     """Put ``model`` at the head of the list."""
     names = [model, *(name for name in recent_models(path) if name != model)]
-    atomic.write_json(path or paths.recent_file(), {"models": names[:LIMIT]})
+    disk.write_json(path or paths.recent_file(), {"models": names[:LIMIT]})
 
 
 def forget_model(model: str, path: Path | None = None) -> None:
     """Take ``model`` off the list."""
     names = [name for name in recent_models(path) if name != model]
-    atomic.write_json(path or paths.recent_file(), {"models": names})
+    disk.write_json(path or paths.recent_file(), {"models": names})

@@ -16,15 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import atomic, paths
+from . import disk, paths
 from .codec import positions_from_json, sampling_from_json, to_json, vector_from_json
+from .disk import is_alive, own_birth
 from .errors import LensError
 from .interventions import Positions
 from .modes import mode_of
-from .process import is_alive, own_birth
 from .read_files import FileAbsent, explained, read_json
-from .run import TokenWeight
-from .sampling import Sampling
+from .run import Sampling, TokenWeight
 from .sanitise import sanitise_token
 from .vectors import SteeringVector
 
@@ -91,7 +90,7 @@ def save_session(session: SavedSession, path: Path | None = None) -> None:
     """Write the session, whole or not at all. Raises :class:`LensError` if the disk refuses."""
     # Escaped, for a prompt may hold what has no UTF-8.
     text = json.dumps(_to_json(session), allow_nan=False, separators=(",", ":"))
-    atomic.write_text(path or own_file(), text + "\n")
+    disk.write_text(path or own_file(), text + "\n")
 
 
 def read_session(path: Path | None = None) -> SavedSession | None:
@@ -118,7 +117,7 @@ def interrupted_sessions(folder: Path | None = None) -> list[CutOff]:
     for old in readable[MOST_KEPT:]:
         forget_session(old.path)
     with contextlib.suppress(OSError):
-        atomic.remove_leftovers(place)
+        disk.remove_leftovers(place)
     return [item for item in found if item not in readable[MOST_KEPT:]]
 
 

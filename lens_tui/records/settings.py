@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticUndefined
 
-from . import atomic, paths
+from . import disk, paths
 from .errors import LensError
 from .info import Dequantize
 from .read_files import MAX_TOML, FileAbsent, parse_toml, read_text
-from .sampling import Sampling
+from .run import Sampling
 from .sanitise import one_line
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def parse_settings(text: str, name: str = "settings.toml") -> Settings:
 
 def save_settings(settings: Settings, path: Path | None = None) -> None:
     """Write the settings that differ from the defaults, keeping nothing else of the file. See also :func:`set_one`."""
-    atomic.write_text(path or paths.settings_file(), _as_toml(settings))
+    disk.write_text(path or paths.settings_file(), _as_toml(settings))
 
 
 def set_one(section: str, key: str, value: str | int | float | bool, path: Path | None = None) -> Settings:
@@ -149,7 +149,7 @@ def set_one(section: str, key: str, value: str | int | float | bool, path: Path 
         text = ""
     new = _with_line(text, section, key, f"{_bare(key)} = {_toml_value(value)}")
     settings = parse_settings(new, str(file))
-    atomic.write_text(file, new)
+    disk.write_text(file, new)
     return settings
 
 

@@ -122,3 +122,21 @@ class SteeringVector:
     def d_model(self) -> int:
         """The width of the residual stream the direction lives in."""
         return int(self.direction.shape[0])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RankedLayer:
+    """The vector of one layer, and how well it tells held-out pairs apart there.
+
+    ``auc``, ``accuracy``, ``pairs`` and ``d_prime`` are those of ``lens.vectors.Separation``, ``None`` where there
+    were too few pairs to hold any out. ``gap`` is the distance of the means along the vector, ``relative`` the same as
+    a share of the mean length of the activations, ``None`` for sets that are no pairs.
+    """
+
+    vector: SteeringVector
+    gap: float
+    relative: float | None = None
+    auc: float | None = None
+    accuracy: float | None = None
+    pairs: float | None = None
+    d_prime: float | None = None

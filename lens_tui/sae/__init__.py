@@ -12,7 +12,7 @@ _HOMES = {
     "GatedSAE": "load",
     "GroupMaxSAE": "load",
     "JumpReLUSAE": "load",
-    "Reconstruction": "reconstruction",
+    "Reconstruction": "base",
     "SAE": "load",
     "StandardSAE": "load",
     "TopKSAE": "load",
@@ -27,9 +27,9 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
+    from .base import Reconstruction
     from .fit import check_fit, check_fit_with
     from .load import SAE, GatedSAE, GroupMaxSAE, JumpReLUSAE, StandardSAE, TopKSAE, load_sae, sae_info
-    from .reconstruction import Reconstruction
     from .splicing import splice, spliced
     from .training import TrainConfig, train
 

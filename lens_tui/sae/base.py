@@ -1,14 +1,10 @@
-"""Sparse autoencoders and transcoders: activations, reconstruction, directions, the strongest features.
-
-Weights stay in their file until they are needed. Everything is computed in float32 unless an SAE is
-loaded with another ``dtype``; results are float32 always.
-"""
+"""What is done to a residual before it is encoded, and undone after it is decoded (step 1 of a definition)."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -18,13 +14,141 @@ from numpy.typing import NDArray
 
 from lens_tui.records import LensError, Origin, SAEInfo, SteeringVector
 
-from . import scaling
-from .decoder import Decoder
 from .definition import BOUNDS, Activation, Definition, Weights, check
-from .encoder import Residence, make_encoder, row_chunks
-from .reconstruction import Reconstruction, fraction_unexplained
-from .select import Best, nothing
-from .tensors import in_memory
+from .files import in_memory
+from .matrices import Decoder, Residence, make_encoder, row_chunks
+
+
+def applied(definition: Definition, x: mx.array) -> mx.array:
+    """The residuals ``(n, d)`` as the SAE was trained to see them, float32."""
+    x = x.astype(mx.float32)
+    if definition.normalize == "none":
+        return x if definition.input_scale == 1.0 else x * definition.input_scale
+    shift, scale = _statistics(definition, x)
+    if shift is None:
+        return x / mx.where(scale > 0, scale, 1.0)  # nothing stays nothing
+    return (x - shift) / (scale + 1e-5)
+
+
+def undone(definition: Definition, output: mx.array, x: mx.array | None) -> mx.array:
+    """The reconstruction ``(n, d_out)`` in raw units; ``x`` are the residuals, needed if each has its own scale."""
+    if definition.normalize == "none":
+        return output if definition.output_scale == 1.0 else output / definition.output_scale
+    if x is None:
+        raise LensError(
+            "This SAE normalises every token by its own statistics, which decoding has to undo.",
+            "Give the residuals: decode(activations, like=residuals).",
+        )
+    shift, scale = _statistics(definition, x.astype(mx.float32))
+    return output * scale if shift is None else output * scale + shift
+
+
+def factor(definition: Definition, x: mx.array) -> mx.array | float:
+    """How many raw units one unit of the decoder's output is: for each row of ``x (..., d)``, or for all."""
+    if definition.normalize == "none":
+        return 1.0 / definition.output_scale
+    return _statistics(definition, x.astype(mx.float32))[1]
+
+
+def _statistics(definition: Definition, x: mx.array) -> tuple[mx.array | None, mx.array]:
+    """What is subtracted from each row, and its scale."""
+    if definition.normalize == "layer_norm":
+        return mx.mean(x, -1, keepdims=True), mx.std(x, -1, keepdims=True, ddof=1)
+    return None, mx.linalg.norm(x, axis=-1, keepdims=True) / x.shape[-1] ** 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """What an SAE makes of residuals ``(..., d_in)``.
+
+    ``output (..., d_out)`` is its reconstruction, ``error`` the target less it (for an autoencoder the target is
+    the input; ``None`` for a transcoder that was given no target). ``l0 (...)`` counts the active latents of each
+    token. ``fvu`` is the squared error over the squared distance from the mean of these tokens, ``None`` where
+    there is no error or no variance.
+    """
+
+    output: mx.array
+    error: mx.array | None
+    l0: mx.array
+    fvu: float | None
+
+
+def fraction_unexplained(target: mx.array, error: mx.array) -> float | None:
+    """FVU over the rows of ``(n, d)``: squared error over squared distance from the rows' mean, summed in float64.
+
+    ``None`` if the rows do not vary.
+    """
+    if not target.shape[0]:
+        return None
+    centred = target.astype(mx.float32) - mx.mean(target.astype(mx.float32), axis=0)
+    lost, spread = mx.sum(mx.square(error), axis=-1), mx.sum(mx.square(centred), axis=-1)
+    total = float(np.asarray(spread, dtype=np.float64).sum())
+    return float(np.asarray(lost, dtype=np.float64).sum()) / total if total > 0 else None
+
+
+def largest(values: mx.array, k: int) -> tuple[mx.array, mx.array]:
+    """Places and values ``(n, k)`` of the ``k`` largest entries of each row of ``(n, m)``, in no order.
+
+    Columns are put into groups and each group's maximum is taken in one cheap pass: the ``k`` largest entries
+    lie in the ``k`` groups with the largest maxima, so only those are looked at one by one.
+    """
+    n, m = values.shape
+    if k >= m:
+        ids = mx.broadcast_to(mx.arange(m, dtype=mx.int32), (n, m))
+        return ids, values
+    size = _group_size(m, k)
+    if size == 1:
+        ids = mx.argpartition(values, kth=m - k, axis=-1)[:, m - k :].astype(mx.int32)
+        return ids, mx.take_along_axis(values, ids, axis=-1)
+    groups = m // size
+    # Group j is the columns j, j + groups, j + 2 groups, ...: the maximum is then taken over rows, not within one.
+    maxima = mx.max(values.reshape(n, size, groups), axis=1)
+    best = mx.argpartition(maxima, kth=groups - k, axis=-1)[:, groups - k :].astype(mx.int32)
+    steps = mx.arange(0, m, groups, dtype=mx.int32)
+    candidates = (best[:, None, :] + steps[None, :, None]).reshape(n, size * k)
+    found = mx.take_along_axis(values, candidates, axis=-1)
+    place = mx.argpartition(found, kth=size * k - k, axis=-1)[:, size * k - k :]
+    return mx.take_along_axis(candidates, place, axis=-1), mx.take_along_axis(found, place, axis=-1)
+
+
+def _group_size(m: int, k: int) -> int:
+    """About ``sqrt(m / k)``, which makes both passes alike: a power of two that leaves over ``k`` groups."""
+    size = 1
+    while m % (2 * size) == 0 and m // (2 * size) > 2 * k and (2 * size) ** 2 * k <= 4 * m:
+        size *= 2
+    return size
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Best:
+    """The best entries so far: ids and values ``(n, at most k)``."""
+
+    ids: mx.array
+    values: mx.array
+
+    def with_block(self, values: mx.array, start: int, k: int) -> Best:
+        """Take in a block of columns that begins at column ``start``."""
+        ids, found = largest(values, k)
+        ids = mx.concatenate([self.ids, ids + start], axis=1)
+        found = mx.concatenate([self.values, found], axis=1)
+        if ids.shape[1] <= k:
+            return Best(ids, found)
+        place, found = largest(found, k)
+        return Best(mx.take_along_axis(ids, place, axis=1), found)
+
+    def in_order(self) -> tuple[mx.array, mx.array]:
+        """Strongest first, of equals the lower id; entries of 0 have id -1."""
+        by_id = mx.argsort(self.ids, axis=1)
+        ids, values = (mx.take_along_axis(part, by_id, axis=1) for part in (self.ids, self.values))
+        order = mx.argsort(-values, axis=1)
+        ids, values = (mx.take_along_axis(part, order, axis=1) for part in (ids, values))
+        return mx.where(values > 0, ids, -1), values
+
+
+def nothing(n: int) -> Best:
+    """The best of no columns."""
+    return Best(mx.zeros((n, 0), dtype=mx.int32), mx.zeros((n, 0)))
+
 
 Ids = Sequence[int] | NDArray[Any] | mx.array
 ROWS = 1024
@@ -189,7 +313,7 @@ class SAE:
         z = activations.reshape(-1, self.d_sae).astype(mx.float32)
         out = self._decoder.product(z) + self._b_dec
         residual = None if like is None else self._rows(like)[0]
-        made = scaling.undone(self.definition, out, residual)
+        made = undone(self.definition, out, residual)
         self._check_finite(made)
         return made.reshape(*lead, self.d_out)
 
@@ -318,7 +442,7 @@ class SAE:
         return residual.reshape(-1, d), shape[:-1]
 
     def _prepare(self, x: mx.array) -> mx.array:
-        x = scaling.applied(self.definition, x)
+        x = applied(self.definition, x)
         return x - self._b_dec if self.definition.subtract_b_dec else x
 
     def _block(self, x: mx.array, block: int) -> mx.array:
@@ -362,7 +486,7 @@ class SAE:
             # The skip connection takes what the encoder takes, before b_dec is subtracted.
             plain = ready + self._b_dec if self.definition.subtract_b_dec else ready
             out = out + (plain.astype(self.dtype) @ self._w_skip).astype(mx.float32)
-        out = scaling.undone(self.definition, out, x)
+        out = undone(self.definition, out, x)
         mx.eval(out, l0)
         return out, l0
 

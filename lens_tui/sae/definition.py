@@ -8,7 +8,7 @@ from typing import Literal
 
 from lens_tui.records import LensError
 
-from .tensors import Stored
+from .files import Stored
 
 Activation = Literal["relu", "jumprelu", "topk", "groupmax", "gated"]
 Normalization = Literal["none", "layer_norm", "constant_norm_rescale"]

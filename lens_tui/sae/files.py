@@ -1,12 +1,15 @@
-"""Weight files of strangers: which kind each is, and its tensors, read where they are looked at. Nothing is run."""
+"""Tensors of weight files, read only where they are looked at, and checked there."""
 
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
 from lens_tui.records import LensError, read_files
 from lens_tui.records.file_arrays import NUMBERS, FileArray, OpenFile, file_array, member_place, npy_array
@@ -14,7 +17,153 @@ from lens_tui.records.read_files import AGAIN, explained, open_zip, parse_json, 
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.torch_files import TorchTensor, load_torch
 
-from .tensors import Stored
+Index = slice | NDArray[np.int64]
+
+LARGEST = 1e12
+"""No weight is larger: products of such with activations, and of those with such, are within float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A tensor on disk or in memory; bfloat16 is held as its bits (uint16), since NumPy has no such type.
+
+    ``array`` is usually in a file: what is not read takes no memory of ours. With ``scales``, of shape ``(rows, 1)``
+    or ``(1, columns)``, the matrix is ``array * scales``: 8-bit integers with one scale a latent. No number read may
+    be larger in size than ``bound``.
+    """
+
+    name: str
+    array: NDArray[Any] | FileArray
+    bfloat16: bool = False
+    scales: NDArray[np.float32] | None = None
+    bound: float = LARGEST
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape, as in the file."""
+        return tuple(self.array.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return int(self.array.nbytes) + (0 if self.scales is None else int(self.scales.nbytes))
+
+    @property
+    def T(self) -> Stored:
+        """The transpose; nothing is copied."""
+        return replace(self, array=self.array.T, scales=None if self.scales is None else self.scales.T)
+
+    @property
+    def turned(self) -> bool:
+        """Whether columns, not rows, lie together."""
+        if isinstance(self.array, FileArray):
+            return self.array.turned
+        return self.array.ndim == 2 and self.array.strides[0] < self.array.strides[1]
+
+    def host(self, rows: Index | None = None, columns: Index | None = None, *, checked: bool = False) -> NDArray[Any]:
+        """The same as :meth:`read` in NumPy, float32.
+
+        Raises ``LensError`` for NaN and for what is too large, unless it is said to have been ``checked`` before.
+        """
+        part = self._part(rows, columns)
+        if self.bfloat16:
+            part = (part.astype(np.uint32) << 16).view(np.float32)
+        with np.errstate(over="ignore"):
+            part = part.astype(np.float32, copy=False)
+        if not checked and part.size and not max(float(part.max()), -float(part.min())) <= self.bound:
+            raise self._wrong(bool(np.isfinite(part).all()))
+        return part
+
+    def read(
+        self, rows: Index | None = None, columns: Index | None = None, *, dtype: mx.Dtype = mx.float32
+    ) -> mx.array:
+        """The tensor, or some rows or columns of a matrix, as an evaluated array.
+
+        Raises ``LensError`` for NaN, and for numbers that are too large for a weight or for ``dtype``.
+        """
+        part = self._part(rows, columns)
+        # What lies turned in the file is copied as it lies, and turned afterwards.
+        turned = part.ndim == 2 and part.strides[0] < part.strides[1]
+        part = np.ascontiguousarray(part.T if turned else part)
+        if part.dtype == np.float64:
+            with np.errstate(over="ignore"):
+                part = part.astype(np.float32)
+        value = mx.array(part)
+        value = (value.view(mx.bfloat16) if self.bfloat16 else value).astype(dtype)
+        value = value.T if turned else value
+        mx.eval(value)
+        if value.size and not bool(mx.all(mx.abs(value) <= self.bound).item()):
+            raise self._wrong(bool(mx.all(mx.isfinite(value)).item()))
+        return value
+
+    def _part(self, rows: Index | None, columns: Index | None) -> NDArray[Any]:
+        part = _cut(self.array, rows, columns)
+        if self.scales is None:
+            return part
+        tall, wide = self.scales.shape
+        with np.errstate(over="ignore"):
+            made: NDArray[Any] = part * _cut(self.scales, None if tall == 1 else rows, None if wide == 1 else columns)
+        return made
+
+    def _wrong(self, finite: bool) -> LensError:
+        if finite:
+            return LensError(f"The tensor {self.name} holds numbers beyond {self.bound:g}.", "Fetch the file again.")
+        return LensError(f"The tensor {self.name} holds NaN or infinity.", "Fetch the file again.")
+
+
+def _cut(array: NDArray[Any] | FileArray, rows: Index | None, columns: Index | None) -> NDArray[Any]:
+    if isinstance(array, FileArray):
+        return array.take(rows, columns)
+    part = array if rows is None else array[rows]
+    return part if columns is None else part[:, columns]
+
+
+def in_memory(name: str, values: Any) -> Stored:
+    """Wrap a NumPy array or anything NumPy makes one of, as float32."""
+    with np.errstate(over="ignore"):
+        return Stored(name, np.asarray(values, dtype=np.float32))
+
+
+LARGEST_CODE = 127
+SUFFIX = "_scale"
+
+
+def quantised(matrix: NDArray[np.float32], latents: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """A matrix as signed bytes and the scales of its latents, which lie along axis ``latents``.
+
+    Each weight is off by at most half a scale. A latent that is all zeros has scale 1.
+    """
+    largest = np.abs(matrix).max(axis=1 - latents)
+    scales = np.where(largest > 0, largest / LARGEST_CODE, 1).astype(np.float32)
+    return np.rint(matrix / np.expand_dims(scales, 1 - latents)).astype(np.int8), scales
+
+
+def in_eight_bits(w_enc: NDArray[np.float32], w_dec: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    """The tensors of a file that stand for ``w_enc (d_in, n)`` and ``w_dec (n, d_out)``."""
+    made: dict[str, NDArray[Any]] = {}
+    for name, matrix, latents in (("w_enc", w_enc, 1), ("w_dec", w_dec, 0)):
+        made[name], made[name + SUFFIX] = quantised(matrix, latents)
+    return made
+
+
+def with_scales(matrix: Stored, tensors: dict[str, Stored], name: str, latents: int, path: Path) -> Stored:
+    """``matrix``, the tensor ``name`` of a file, with its scales if it is in 8 bits.
+
+    Raises ``LensError`` if they are missing, too few, not positive, or there for a matrix that is not in 8 bits.
+    """
+    scales = tensors.get(name + SUFFIX)
+    if (matrix.array.dtype == np.int8) != (scales is not None):
+        what = f"{name} in 8 bits without {name}{SUFFIX}" if scales is None else f"{name}{SUFFIX} without 8-bit {name}"
+        raise LensError(f"{shown(path)} has {what}.", "Fetch it again.")
+    if scales is None or len(matrix.shape) != 2:
+        return matrix
+    if scales.shape != (matrix.shape[latents],):
+        raise LensError(f"{name}{SUFFIX} of {shown(path)} has shape {scales.shape}; it needs one number a latent.")
+    values = scales.host()
+    if not (values > 0).all():
+        raise LensError(f"{name}{SUFFIX} of {shown(path)} holds numbers that are not positive.", "Fetch it again.")
+    return replace(matrix, scales=np.expand_dims(values, 1 - latents))
+
 
 _MAX_JSON = 2 << 20
 _MAX_HEADER = 2 << 20

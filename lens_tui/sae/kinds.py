@@ -8,10 +8,9 @@ from typing import ClassVar
 
 import mlx.core as mx
 
-from .base import SAE
+from .base import SAE, Best, largest
 from .definition import Activation
-from .encoder import Residence, row_chunks
-from .select import Best, largest
+from .matrices import Residence, row_chunks
 
 
 class StandardSAE(SAE):
@@ -60,7 +59,7 @@ class JumpReLUSAE(SAE):
 
         Raises ``LensError`` for a repository, layer, width or variant that does not exist, naming those that do.
         """
-        from .gemma_scope import fetch
+        from .hub import fetch
 
         folder, facts = fetch(model_id, layer, width, variant, site, revision, progress, cache_dir)
         return cls.from_pretrained(folder, residence=residence, dtype=dtype, extra_provenance=facts)

@@ -1,13 +1,15 @@
-"""Load an SAE of any known format."""
+"""What an SAE is known by: a name for its contents, so that labels and indexes stay with it wherever its files go."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from lens_tui.records import LensError, SAEInfo
 from lens_tui.records.read_files import shown
@@ -16,18 +18,47 @@ from lens_tui.records.sites import SITES
 
 from .base import SAE as SAE
 from .base import build, with_shape
-from .definition import check
-from .encoder import Residence
+from .definition import Definition, Weights, check
+from .files import Stored
 from .formats import FORMATS
 from .formats.parts import MAX_LAYER, Facts, Parts, Source
-from .hub import Progress
-from .identity import content_id
+from .hub import Progress, fetch_sae, is_hub_id
 from .kinds import GatedSAE as GatedSAE
 from .kinds import GroupMaxSAE as GroupMaxSAE
 from .kinds import JumpReLUSAE as JumpReLUSAE
 from .kinds import StandardSAE as StandardSAE
 from .kinds import TopKSAE as TopKSAE
-from .remote import fetch_sae, is_hub_id
+from .matrices import Residence
+
+_ROWS = 16
+
+
+def content_id(definition: Definition, weights: Weights) -> str:
+    """``sae-`` and 16 hex digits, the same for the same tensors and definition in whatever folder they lie.
+
+    Biases, thresholds and 16 evenly spaced rows of encoder and decoder are hashed (SHA-256), which takes
+    milliseconds at any width. Files altered on purpose in the rows between, and nowhere else, can share an id.
+    """
+    digest = hashlib.sha256(repr(definition).encode())
+    for name, tensor in sorted({"b_dec": weights.b_dec, **weights.vectors}.items()):
+        _add(digest, name, tensor, tensor.shape[0])
+    matrices = {"w_enc": weights.w_enc, "w_dec": weights.w_dec}
+    if weights.w_skip is not None:
+        matrices["w_skip"] = weights.w_skip
+    for name, tensor in matrices.items():
+        _add(digest, name, tensor, _ROWS)
+    return f"sae-{digest.hexdigest()[:16]}"
+
+
+def _add(digest: hashlib._Hash, name: str, tensor: Stored, rows: int) -> None:
+    array = tensor.array
+    if tensor.turned:
+        array = array.T  # rows as they lie in the file: a column would touch every page of it
+    digest.update(f"{name}{tensor.shape}{array.dtype.str}{int(tensor.bfloat16)}".encode())
+    places = np.unique(np.linspace(0, len(array) - 1, min(rows, len(array))).astype(np.int64))
+    digest.update(np.ascontiguousarray(array[places]).tobytes())
+    if tensor.scales is not None:
+        digest.update(np.ascontiguousarray(tensor.scales).tobytes())
 
 
 def load_sae(

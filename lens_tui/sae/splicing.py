@@ -9,8 +9,7 @@ import mlx.core as mx
 
 from lens_tui.records import LensError
 
-from . import scaling
-from .base import SAE
+from .base import SAE, factor
 
 
 def splice(
@@ -83,6 +82,6 @@ def _spliced(sae: SAE, output: mx.array, source: mx.array, edits: _Edits, keep_e
         return base.reshape(output.shape).astype(output.dtype)
     now = sae.encode_features(source, ids)
     change = ((factors - 1.0) * now + summands) @ sae.effects(ids)
-    change = change * scaling.factor(sae.definition, source.reshape(*change.shape[:-1], sae.d_model))
+    change = change * factor(sae.definition, source.reshape(*change.shape[:-1], sae.d_model))
     new = base.reshape(change.shape).astype(mx.float32) + change
     return new.reshape(output.shape).astype(output.dtype)

@@ -1,46 +1,70 @@
-"""The app: screens over one worker and one session.
+"""Jobs from the screens to the worker, events from the worker to the screen that asked.
 
-How it looks is in ``appearance``, what its keys do in ``app_actions``, and how jobs
-and events go between the screens and the worker in ``exchange``. What two screens
-both need is in the session; what a screen shows is its own affair.
+Events are drained thirty times a second while there are any, and nothing is done when there are none.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from textual.app import App
+from textual.binding import Binding
+from textual.filter import LineFilter
+from textual.message import Message
 from textual.reactive import reactive
 from textual.screen import Screen
 
 from lens_tui.records import Sampling
-from lens_tui.tui import themes
-from lens_tui.tui.activity import Activity
-from lens_tui.tui.app_actions import AppActions
-from lens_tui.tui.appearance import Appearance
-from lens_tui.tui.catalog import Catalog, DiskCatalog
-from lens_tui.tui.defects import Defects
-from lens_tui.tui.exchange import Exchange
-from lens_tui.tui.keys import SCREENS
-from lens_tui.tui.keys.bindings import bindings
-from lens_tui.tui.opening import Opening
-from lens_tui.tui.recovery import Recovery
-from lens_tui.tui.session import Session, SessionStore
+from lens_tui.records.sanitise import one_line
+from lens_tui.worker.events import Event, JobFailed, Notice
 
-_log = logging.getLogger(__name__)
+from . import themes
+from .bindings import bindings
+from .catalog import Catalog, DiskCatalog
+from .defects import Defects
+from .guard import NoControls
+from .jobs import BUSY, IDLE, Activity, Handler, JobBook, advance
+from .keys import SCREENS, by_id, check_keymap
+from .opening import Opening
+from .preferences import remember_theme
+from .recovery import Recovery
+from .session import Session, SessionStore, absorb
+
 if TYPE_CHECKING:
     from textual.driver import Driver
-    from textual.message import Message
+    from textual.theme import Theme
     from textual.widget import Widget
 
     from lens_tui.records.info import Dequantize
     from lens_tui.records.session_file import CutOff
+    from lens_tui.worker.jobs import Job
     from lens_tui.worker.protocol import WorkerLike
+
+    from .widgets.entry import Entry
+
+
+FRAME = 1 / 30
+
+
+class WorkerWake(Message):
+    """The worker has events waiting."""
+
+
+class FrameDue(Message):
+    """A frame has passed since the last drain, and events wait."""
+
+
+TINTS = ("tint", "bars", "digits", "off")
+
+
+_log = logging.getLogger(__name__)
 
 _CLASSES = {
     "load": "load:LoadScreen",
@@ -63,7 +87,7 @@ def _screen_factory(mode: str) -> Callable[[], Screen[Any]]:
     return make
 
 
-class LensApp(AppActions, Appearance, Exchange, App[None], inherit_bindings=False):
+class LensApp(App[None], inherit_bindings=False):
     """The terminal app over any :class:`~lens_tui.worker.protocol.WorkerLike`.
 
     ``start`` is the screen it opens on, ``keymap`` the user's ``[keys]``,
@@ -133,7 +157,7 @@ class LensApp(AppActions, Appearance, Exchange, App[None], inherit_bindings=Fals
 
     def get_driver_class(self) -> type[Driver]:
         """The terminal's driver, made to leave at once."""
-        from lens_tui.tui.driver import leaving_driver
+        from .driver import leaving_driver
 
         return leaving_driver(super().get_driver_class())
 
@@ -169,7 +193,7 @@ class LensApp(AppActions, Appearance, Exchange, App[None], inherit_bindings=Fals
 
     def show_error(self, message: str, hint: str = "", detail: str = "") -> None:
         """Show an error with its next step; the text is plain, never markup."""
-        from lens_tui.tui.screens.error import ErrorScreen
+        from .screens.form import ErrorScreen
 
         if not isinstance(self.screen, ErrorScreen):
             self.push_screen(ErrorScreen(message, hint, detail, self.log_path))
@@ -207,3 +231,253 @@ class LensApp(AppActions, Appearance, Exchange, App[None], inherit_bindings=Fals
         self.last_words += f"The log has the details: {self.log_path}" if self.log_path else str(error)
         if not self.is_headless:
             self._exit_renderables.clear()
+
+    _run_when_ready = False
+
+    _last_interrupt = float("-inf")
+
+    def on_entry_shortened(self, event: Entry.Shortened) -> None:
+        """A field outside of a form did not take all that was pasted."""
+        self.say(event.said)
+
+    def action_show(self, mode: str) -> None:
+        """Go to a screen."""
+        self.switch_mode(mode)
+        self.call_after_refresh(self.refresh_bindings)
+
+    def action_run(self) -> None:
+        """Run the comparison, on the Generate screen; if the model is still loading, as soon as it is there."""
+        if self.store.session.model is not None and not self.opening.going:
+            self.action_show("generate")
+            self.call_after_refresh(lambda: cast("Any", self.screen).start_run())
+        elif self.busy:
+            self._run_when_ready = True
+            self.say("It runs as soon as the model is ready.")
+        else:
+            self.action_show("load")
+            self.say("Load a model first.")
+
+    def opened(self, ready: bool) -> None:
+        """A model and all it opens with are there, or, if not ``ready``, could not be loaded."""
+        self.recovery.opened(ready)
+        wanted, self._run_when_ready = self._run_when_ready, False
+        if wanted and ready:
+            self.action_run()
+
+    def action_stop(self) -> None:
+        """Stop what runs and what waits."""
+        self._run_when_ready = False
+        self.worker.stop()
+
+    def action_undo(self) -> None:
+        """Take back the last steering edit."""
+        if not self.store.undo():
+            self.say("Nothing to undo.")
+
+    def action_redo(self) -> None:
+        """Do the last undone edit again."""
+        if not self.store.redo():
+            self.say("Nothing to redo.")
+
+    def action_tint(self) -> None:
+        """The next way of showing values."""
+        self.tint = TINTS[(TINTS.index(self.tint) + 1) % len(TINTS)]
+        self.say(f"Values show as: {self.tint}")
+
+    def action_theme(self) -> None:
+        """Choose a theme."""
+        from .screens.themes import ThemeScreen
+
+        self.push_screen(ThemeScreen())
+
+    def action_command_palette(self) -> None:
+        """Everything that can be done here, by name."""
+        from .palette import Palette
+
+        if not isinstance(self.screen, Palette):
+            self.push_screen(Palette(id="--command-palette"))
+
+    def action_keys(self) -> None:
+        """Show every key that works here."""
+        from .screens.help import HelpScreen
+
+        self.push_screen(HelpScreen(self.screen))
+
+    def action_maximize(self) -> None:
+        """Give the focused pane the whole screen, or give it back."""
+        from .widgets.pane import Pane
+
+        screen = self.screen
+        if screen.maximized is not None:
+            screen.minimize()
+        elif screen.focused is not None:
+            pane = next((node for node in screen.focused.ancestors_with_self if isinstance(node, Pane)), None)
+            if pane is not None:
+                screen.maximize(pane, container=False)
+
+    def action_suspend(self) -> None:
+        """Stop here and give the terminal to the shell; ``fg`` comes back."""
+        suspend = getattr(self._driver, "suspend", None)
+        if suspend is None or not suspend():
+            self.say("There is no shell here to go back to.")
+
+    def action_quit_idle(self) -> None:
+        """Quit, unless something runs."""
+        if self.busy:
+            stop, leave = self.key_text("app.stop"), self.key_text("app.quit")
+            self.say(f"Still working: {stop} stops, {leave} quits at once.")
+        else:
+            self.exit()
+
+    def action_interrupt(self) -> None:
+        """Copy what is selected; with nothing selected, the second press within two seconds quits."""
+        if selected := self.screen.get_selected_text():
+            self.copy_to_clipboard(selected)
+            return
+        now = time.monotonic()
+        if now - self._last_interrupt < 2:
+            self.exit()
+        self._last_interrupt = now
+        self.say(f"Press it again to quit, or {self.key_text('app.quit')}.")
+
+    def begin_look(self) -> None:
+        """Have what Textual asks for while the app is made."""
+        self._guard = NoControls()
+        self._defaults = themes.default_variables()
+        self.themes: dict[str, Theme] = {}
+
+    def use_themes(self, theme: str, folders: tuple[Path, ...]) -> None:
+        """Know the app's and the user's themes and begin with one; what cannot be used joins the problems."""
+        self.themes, problems = themes.load_themes((themes.bundled_dir(), *folders))
+        for found in self.themes.values():
+            self.register_theme(found)
+        if theme not in self.themes:
+            problems.append(f"There is no theme {one_line(theme, 60)!r}; there are {', '.join(self.themes)}.")
+            theme = themes.DEFAULT_THEME
+        self._begin_with(theme)
+        self.problems += problems
+
+    def _begin_with(self, theme: str) -> None:
+        """Have the theme before anything is parsed: setting it as usual parses every style sheet twice over."""
+        self.set_reactive(App.theme, theme)
+        dark = self.themes[theme].dark
+        self.set_class(dark, "-dark-mode", update=False)
+        self.set_class(not dark, "-light-mode", update=False)
+        self.stylesheet.set_variables(self.get_css_variables())
+
+    def use_keymap(self, user: Mapping[str, str]) -> None:
+        """Take the user's keys; what of them cannot be used joins the problems."""
+        good, problems = check_keymap(user)
+        self.set_keymap({name: keys or "unbound" for name, keys in good.items()})
+        self.problems += problems
+
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        """Our own variables, for a theme that does not set them."""
+        return self._defaults
+
+    def keep_theme(self, name: str) -> None:
+        """Use a theme and remember it in the settings."""
+        self.theme = name
+
+        def remember() -> None:
+            if refused := remember_theme(name):
+                self.call_later(self.tell, refused)
+
+        self.run_worker(remember, thread=True, exit_on_error=False, group="settings")
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        """Textual's filters and, last of all, ours."""
+        return [*super().get_line_filters(), self._guard]
+
+    def key_text(self, key_id: str) -> str:
+        """The first key of an id as it is now, written as on a key cap."""
+        keys = self._keymap.get(key_id) or by_id()[key_id].keys
+        return self.get_key_display(Binding(keys.split(",")[0], ""))
+
+    def begin_exchange(self, worker: WorkerLike) -> None:
+        """Have an empty book and this worker."""
+        self.worker = worker
+        self.book = JobBook()
+        self._last_drain = 0.0
+        self._remark = ""
+
+    def submit(self, job: Job, slot: str, handler: Handler) -> int:
+        """Ask the worker for a job. ``handler`` gets its events until it ends or ``slot`` is taken by another.
+
+        The job that was in the slot is stopped. Returns the job's id.
+        """
+        number = self.worker.submit(job)
+        replaced = self.book.open(number, slot, handler)
+        if replaced is not None:
+            self.worker.stop(replaced)
+        return number
+
+    def forget(self, slot: str) -> None:
+        """Stop the job in a slot and drop what it still sends."""
+        old = self.book.drop(slot)
+        if old is not None:
+            self.worker.stop(old)
+            if not self.book.busy:
+                self.activity = Activity()
+
+    def wake(self) -> None:
+        """Events wait; called from any thread."""
+        self.post_message(WorkerWake())
+
+    def on_worker_wake(self) -> None:
+        """Drain now, or when a frame has passed since the last drain."""
+        wait = self._last_drain + FRAME - time.monotonic()
+        if wait > 0:
+            # Not set_timer: Textual drops a one-shot timer that is due before its task first runs.
+            asyncio.get_running_loop().call_later(wait, self.post_message, FrameDue())
+        else:
+            self.drain()
+
+    def on_frame_due(self) -> None:
+        """A frame has passed."""
+        self.drain()
+
+    def drain(self) -> None:
+        """Take every waiting event to whom it concerns, then repaint once."""
+        self._last_drain = time.monotonic()
+        activity = self.activity
+        with self.batch_update():
+            for event in self.worker.drain():
+                try:
+                    activity = self._deliver(event, activity)
+                except Exception as error:  # the events behind it have their own screens
+                    self._handle_exception(error)
+            if self._remark and activity.state == IDLE:
+                activity, self._remark = replace(activity, note=self._remark), ""
+            self.activity = activity
+
+    def remark(self, text: str) -> None:
+        """What the status row says once the work at hand is done."""
+        self._remark = text
+
+    def tell(self, text: str) -> None:
+        """Say something that should not be missed: for some seconds over the screen, then in the status row."""
+        self.notify(text, markup=False, timeout=12)
+        if self.activity.state == IDLE:
+            self.activity = replace(self.activity, note=text)
+        else:
+            self.remark(text)
+
+    def _deliver(self, event: Event, activity: Activity) -> Activity:
+        owned = self.book.take(event)
+        if owned is None:
+            return Activity() if activity.state == BUSY and not self.book.busy else activity
+        absorb(self.store, event)
+        shown = owned.handler(event)
+        if isinstance(event, Notice):
+            said = " ".join(part for part in (event.message, event.hint) if part)
+            self.notify(said, markup=False, timeout=12)
+            self.remark(said)
+        if isinstance(event, JobFailed) and shown is not True:
+            self.show_error(event.message, event.hint, event.detail)
+        return advance(activity, event, self.clock())
+
+    @property
+    def busy(self) -> bool:
+        """Whether the worker has anything to do for us."""
+        return self.book.busy

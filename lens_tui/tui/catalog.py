@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from lens_tui.records.info import Dequantize
-    from lens_tui.worker.model_files import MemoryEstimate, ModelEntry
-    from lens_tui.worker.models import SAEEntry
+    from lens_tui.tasks.models import MemoryEstimate, ModelEntry, SAEEntry
 
 
 class Catalog(Protocol):
@@ -35,7 +34,7 @@ class DiskCatalog:
 
     def models(self) -> Sequence[ModelEntry]:
         """Models on this disk, and in the folders that the settings name."""
-        from lens_tui.worker.models import list_models
+        from lens_tui.tasks.models import list_models
 
         from .preferences import preferences
 
@@ -43,18 +42,18 @@ class DiskCatalog:
 
     def saes(self, model: str) -> Sequence[SAEEntry]:
         """SAEs on this disk that are meant for the model."""
-        from lens_tui.worker.models import list_saes
+        from lens_tui.tasks.models import list_saes
 
         return list_saes(model)
 
     def check(self, typed: str) -> ModelEntry:
         """A folder, a hub id or ``demo``."""
-        from lens_tui.worker.models import check_model
+        from lens_tui.tasks.models import check_model
 
         return check_model(typed)
 
     def memory(self, entry: ModelEntry) -> MemoryEstimate:
         """A comparison of four arms over a thousand tokens with four layers captured."""
-        from lens_tui.worker.model_files import estimate_memory
+        from lens_tui.tasks.models import estimate_memory
 
         return estimate_memory(entry, tokens=1024, arms=4, captured_layers=4, dequantize=self._dequantize)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from textual.message import Message
     from textual.message_pump import MessagePump
 
-    from lens_tui.tui.app import LensApp
+    from .app import LensApp
 
 _log = logging.getLogger(__name__)
 MOST = 12
@@ -66,7 +66,7 @@ class Defects:
             return False
         self._when.append(now)
         _log.error("a defect; the session goes on", exc_info=error)
-        from lens_tui.worker.failures import explain
+        from lens_tui.worker.thread import explain
 
         failure = explain(error)
         place = f"{type(error).__name__} {failure.detail.rpartition('File ')[2].partition(', in')[0]}"

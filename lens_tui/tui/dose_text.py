@@ -1,18 +1,170 @@
-"""The words under the curves of the dose pane: the scale under the cursor, one measure there, and what it is. Pure."""
+"""A dose-response or a scale search of one row of the bench, as far as it is: what the dose pane shows. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from textual.content import Content
 
-from lens_tui.records.measure_words import DEFINITIONS, QUANTITIES
-from lens_tui.records.measures import Curve, DosePoint, DoseResponse
+from lens_tui.records.measures import DEFINITIONS, QUANTITIES, Curve, DosePoint, DoseResponse, ScaleSearch
 from lens_tui.records.sanitise import one_line
-from lens_tui.tui.bench_text import amount, relative, short
-from lens_tui.tui.dose_view import DoseView, SearchView, Series
-from lens_tui.tui.format import figure, fit
-from lens_tui.tui.session import Steer
+from lens_tui.worker.events import DoseMeasured, Event, JobDone, JobFailed, ScaleFound, ScalesTried
+
+from .bench_text import amount, relative, short
+from .format import figure, fit
+from .session import Steer
+
+State = Literal["running", "done", "stopped", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One measure over the scales: its name in ``DEFINITIONS``, what it is called, and a value or ``None`` a scale.
+
+    ``top`` is the value of a full bar. ``curve`` has its knee and where it turns back; a control has none.
+    """
+
+    name: str
+    label: str
+    values: tuple[float | None, ...]
+    top: float
+    places: int
+    curve: Curve | None = None
+    control: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DoseView:
+    """A dose-response. ``made_for`` is what it was measured of: a row that differs from it has another one."""
+
+    scales: tuple[float, ...]
+    made_for: tuple[Any, ...]
+    response: DoseResponse | None = None
+    state: State = "running"
+
+    @property
+    def measured(self) -> int:
+        """How many scales are there."""
+        return len(self.response.points) if self.response else 0
+
+    def point(self, place: int) -> DosePoint | None:
+        """What was measured at a scale, if it is there already."""
+        points = self.response.points if self.response else ()
+        return next((point for point in points if point.scale == self.scales[place]), None)
+
+    def series(self) -> tuple[Series, ...]:
+        """Its measures: each effect with its random control under it."""
+        points = [self.point(place) for place in range(len(self.scales))]
+        ended = self.response.curves if self.response and self.state != "running" else ()  # else knees would wander
+        curves = {curve.name: curve for curve in ended}
+        loss = [None if p is None else p.delta_loss.delta for p in points]
+        kl = [None if p is None else p.on_baseline.mean_forward for p in points]
+        found = [
+            _series("delta_loss", loss, curves, 3),
+            _control(loss, [_mean(p.random_delta) if p else None for p in points], 3),
+            _series("kl", kl, curves, 2),
+            _control(kl, [_mean(p.random_kl) if p else None for p in points], 2),
+            _series("ppl_unsteered", [None if p is None else p.ppl_unsteered for p in points], curves, 1),
+            _series("distinct_2", [None if p is None else p.degeneration.distinct_2 for p in points], curves, 2, 1.0),
+        ]
+        if self.response is not None and self.response.baseline_read_back is not None:
+            back = [None if p is None or p.read_back is None else p.read_back.mean for p in points]
+            found.append(_series("read_back", back, curves, 1))
+        return tuple(series for series in found if series is not None)
+
+    def heard(self, event: Event) -> DoseView:
+        """The view after an event of its job."""
+        match event:
+            case DoseMeasured(_, response):
+                return replace(self, response=response)
+        return replace(self, state=_ended(event, self.state))
+
+    def note(self) -> str:
+        """How far it is, for the pane's title."""
+        total = len(self.scales)
+        if self.state == "running":
+            return f"{self.measured} of {total} scales"
+        return f"{total} scales" if self.measured == total else f"{self.state} at {self.measured} of {total} scales"
+
+
+@dataclass(frozen=True, slots=True)
+class SearchView:
+    """A search for the scale that reaches a target. ``sign`` is -1 where negative scales are searched."""
+
+    quantity: str
+    target: float
+    made_for: tuple[Any, ...]
+    sign: float = 1.0
+    tried: tuple[tuple[float, float], ...] = ()
+    search: ScaleSearch | None = None
+    state: State = "running"
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """The scales tried, ascending."""
+        return tuple(sorted(self.sign * scale for scale, _ in self.tried))
+
+    @property
+    def found(self) -> float | None:
+        """The scale it ended with."""
+        return None if self.search is None else self.sign * self.search.scale
+
+    def series(self) -> tuple[Series, ...]:
+        """The one quantity that is searched by, its bars full at twice the target."""
+        values = {self.sign * scale: value for scale, value in self.tried}
+        known = [values[scale] if values[scale] - values[scale] == 0 else None for scale in self.scales]
+        return (Series(self.quantity, QUANTITIES[self.quantity][0], tuple(known), 2 * self.target, 3),)
+
+    def heard(self, event: Event) -> SearchView:
+        """The view after an event of its job."""
+        match event:
+            case ScalesTried(_, tried):
+                return replace(self, tried=tried)
+            case ScaleFound(_, search):
+                return replace(self, search=search)
+        return replace(self, state=_ended(event, self.state))
+
+    def note(self) -> str:
+        """How far it is, for the pane's title."""
+        tried = f"{len(self.tried)} scales tried"
+        return tried if self.state in ("running", "done") else f"{self.state}, {tried}"
+
+
+View = DoseView | SearchView
+
+
+def _ended(event: Event, state: State) -> State:
+    match event:
+        case JobDone(_, stopped):
+            return "stopped" if stopped else "done"
+        case JobFailed():
+            return "failed"
+    return state
+
+
+def _series(
+    name: str, values: Sequence[float | None], curves: dict[str, Curve], places: int, top: float | None = None
+) -> Series:
+    return Series(name, DEFINITIONS[name][0], tuple(values), top or _top(values), places, curves.get(name))
+
+
+def _control(effect: Sequence[float | None], values: Sequence[float | None], places: int) -> Series | None:
+    """The random directions under an effect, on the effect's own scale; nothing where none were measured."""
+    if all(value is None for value in values):
+        return None
+    label = f"  {DEFINITIONS['random'][0]}"
+    return Series("random", label, tuple(values), max(_top(effect), _top(values)), places, control=True)
+
+
+def _top(values: Sequence[float | None]) -> float:
+    return max((value for value in values if value is not None and value - value == 0), default=0.0)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
 
 Part = str | tuple[str, str]
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from lens_tui.records import FloatArray
-from lens_tui.tui.session import Session
-from lens_tui.tui.widgets.ramps import share_level
 from lens_tui.worker.events import Encoded
+
+from .session import Session
+from .widgets.ramps import share_level
 
 
 @dataclass(frozen=True, slots=True)

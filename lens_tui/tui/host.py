@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 if TYPE_CHECKING:
     from textual.dom import DOMNode
 
-    from lens_tui.tui.app import LensApp as LensHost
+    from .app import LensApp as LensHost
 else:
     LensHost = object
 

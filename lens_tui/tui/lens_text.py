@@ -8,8 +8,9 @@ import numpy as np
 from textual.content import Content
 
 from lens_tui.records.readouts import LogitLens
-from lens_tui.tui.format import fit, fit_left
-from lens_tui.tui.widgets.ramps import BARS, N_LEVELS, bar, layer_kl_level, share_level
+
+from .format import fit, fit_left
+from .widgets.ramps import BARS, N_LEVELS, bar, layer_kl_level, share_level
 
 MEASURES = ("probability", "target", "KL")
 """What the shade of a cell says: the best token's probability, the followed token's, KL from the last layer."""

@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lens_tui import demo
-from lens_tui.worker.base_events import Event, JobDone, JobFailed, ModelLoaded, Progress, VectorMade
+from lens_tui.worker.events import Event, JobDone, JobFailed, ModelLoaded, Progress, VectorMade
 
 if TYPE_CHECKING:
-    from lens_tui.tui.app import LensApp
+    from .app import LensApp
 
 SLOT = "load"
 

@@ -8,9 +8,9 @@ from functools import partial
 from textual.command import CommandPalette, DiscoveryHit, Hit, Hits, Provider
 from textual.content import Content
 
-from lens_tui.tui.host import host
-from lens_tui.tui.keys import by_id
-from lens_tui.tui.screens.dialog import Once
+from .host import host
+from .keys import by_id
+from .screens.form import Once
 
 _SKIP = ("move.", "app.commands", "app.next_pane", "app.previous_pane", "app.interrupt")
 

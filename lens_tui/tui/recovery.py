@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lens_tui.records.sanitise import one_line
-from lens_tui.tui.format import ago
-from lens_tui.tui.keys import SCREENS
-from lens_tui.tui.session import Session, Steer
+
+from .format import ago
+from .keys import SCREENS
+from .session import Session, Steer
 
 if TYPE_CHECKING:
     from lens_tui.records import LensError
     from lens_tui.records.session_file import Autosaver, CutOff, SavedSession, SavedSteer
-    from lens_tui.tui.app import LensApp
+
+    from .app import LensApp
 
 
 def saved(session: Session, model: str, screen: str, wanted_sae: str = "") -> SavedSession:
@@ -87,7 +89,7 @@ class Recovery:
     def _offer_next(self) -> None:
         if not self._waiting:
             return
-        from lens_tui.tui.screens.form import Choice, ChoiceScreen
+        from .screens.form import Choice, ChoiceScreen
 
         newest, more = self._waiting[0], len(self._waiting) - 1
         what = f"{_told(newest)} · {ago(newest.changed, self._app.wall())}" if newest.changed else _told(newest)

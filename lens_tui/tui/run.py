@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, TextIO
 
 from lens_tui.records import paths
 from lens_tui.records.log import open_for_appending, start_log
-from lens_tui.tui.preferences import preferences
+
+from .preferences import preferences
 
 if TYPE_CHECKING:
     from lens_tui.records.info import Dequantize
     from lens_tui.records.session_file import CutOff
-    from lens_tui.tui.app import LensApp
+
+    from .app import LensApp
 
 CLOSE_PATIENCE = 0.15
 MAX_STDERR = 1 << 20
@@ -45,7 +47,7 @@ def run(
     id or ``"demo"``) is loaded at once. ``theme``, ``keymap`` and ``dequantize`` win over the
     settings. Whatever C code writes to file descriptor 2 goes to the log.
     """
-    from lens_tui.tui.driver import guard
+    from .driver import guard
 
     log_path = start_log()
     with guard, _Quiet(paths.log_file().with_name("stderr.log")):
@@ -88,8 +90,8 @@ def make_app(
     dequantize: Dequantize | None = None,
 ) -> LensApp:
     """The app as :func:`run` opens it, not yet running; ``unkept`` as the function of that name says it."""
-    from lens_tui.tui.app import LensApp
-    from lens_tui.tui.themes import DEFAULT_THEME
+    from .app import LensApp
+    from .themes import DEFAULT_THEME
 
     user = preferences()
     lost = unkept or {}
@@ -169,7 +171,7 @@ def ended_by_signals(app: LensApp) -> Iterator[None]:
 
 def _end_without(app: LensApp, status: int) -> None:
     """End the process around an app that does not."""
-    from lens_tui.worker.leave import end_process
+    from lens_tui.worker.protocol import end_process
 
     app.recovery.end(well=False)
     if (restore := getattr(app._driver, "restore_now", None)) is not None:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from lens_tui.tui.session import Session, Steer, Written
-from lens_tui.tui.widgets.ramps import kl_level, surprisal_level
+from .session import Session, Steer, Written
+from .widgets.ramps import kl_level, surprisal_level
 
 if TYPE_CHECKING:  # the first frame needs none of them
     from lens_tui.records import Arm, Intervention, ModelInfo, Sampling

@@ -12,7 +12,7 @@ from math import floor, log10
 from typing import TYPE_CHECKING, Any
 
 from lens_tui.records import Sampling
-from lens_tui.worker.base_events import Event, ModelLoaded, ModelUnloaded, SAEChecked, SAELoaded
+from lens_tui.worker.events import Event, ModelLoaded, ModelUnloaded, SAEChecked, SAELoaded
 
 if TYPE_CHECKING:  # the first frame needs none of them
     from lens_tui.records import Arm, Intervention, ModelInfo, Positions, SAEInfo, SteeringVector, TokenWeight

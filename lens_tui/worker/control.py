@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .base_events import Event, Progress
+from .events import Event, Progress
 
 if TYPE_CHECKING:
     from lens_tui.records import Intervention

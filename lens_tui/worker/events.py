@@ -1,9 +1,7 @@
-"""What the worker tells the app: frozen records, safe to show, holding no MLX array.
+"""The events that the frame of the app reads: of any job, of models and SAEs.
 
-Every string in an event has been through ``records.sanitise``, but for the text that
-a token adds: that is exact, and whoever shows it makes it safe. Every event
-names the job it belongs to, so that events of a job that was stopped can be
-dropped by the reader.
+All events are told of in :mod:`lens_tui.worker.events`, which has these too. They have a file of their own
+because the app imports them before its first frame, and making a dataclass takes half a millisecond.
 """
 
 from __future__ import annotations
@@ -15,18 +13,106 @@ from typing import TYPE_CHECKING, Any
 from lens_tui.records import FloatArray, Intervention, SteeringVector
 from lens_tui.records.run import Candidate as Candidate
 from lens_tui.records.run import TokenWeight as TokenWeight
-from lens_tui.worker.base_events import Event as Event
-from lens_tui.worker.base_events import JobDone as JobDone
-from lens_tui.worker.base_events import JobFailed as JobFailed
-from lens_tui.worker.base_events import JobStarted as JobStarted
-from lens_tui.worker.base_events import ModelLoaded as ModelLoaded
-from lens_tui.worker.base_events import ModelUnloaded as ModelUnloaded
-from lens_tui.worker.base_events import Notice as Notice
-from lens_tui.worker.base_events import Progress as Progress
-from lens_tui.worker.base_events import SAEChecked as SAEChecked
-from lens_tui.worker.base_events import SAELoaded as SAELoaded
-from lens_tui.worker.base_events import Speed as Speed
-from lens_tui.worker.base_events import VectorMade as VectorMade
+
+if TYPE_CHECKING:
+    from lens_tui.records import ModelInfo, SAEInfo, TokenWeight
+    from lens_tui.records.fit import FitReport
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened in a job."""
+
+    job: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobStarted(Event):
+    """The worker took the job up."""
+
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobDone(Event):
+    """The last event of every job that did not fail. ``stopped``: the user stopped it."""
+
+    stopped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class JobFailed(Event):
+    """The last event of a job that failed: one sentence, what to do, and the traceback for the log."""
+
+    message: str
+    hint: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress(Event):
+    """How far a stage is. ``total`` 0 means unknown; ``unit`` is ``bytes``, ``tokens``, ``layers`` or ``""``."""
+
+    stage: str
+    done: int = 0
+    total: int = 0
+    unit: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice(Event):
+    """Something the user should know that does not end the job: one sentence, and what to do."""
+
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoaded(Event):
+    """A model is ready. ``saes`` are SAEs known to fit it (not yet loaded)."""
+
+    info: ModelInfo
+    saes: tuple[SAEInfo, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelUnloaded(Event):
+    """The model and its SAEs are gone and their memory is free."""
+
+
+@dataclass(frozen=True, slots=True)
+class SAELoaded(Event):
+    """An SAE is ready to encode. Its ``info.id`` is what later jobs name it by."""
+
+    info: SAEInfo
+
+
+@dataclass(frozen=True, slots=True)
+class SAEChecked(Event):
+    """Whether the SAE of that id fits the model, measured on one short text."""
+
+    sae: str
+    report: FitReport
+
+
+@dataclass(frozen=True, slots=True)
+class Speed(Event):
+    """Generated tokens a second, all arms together, and how many steps are done."""
+
+    tokens_per_s: float
+    steps: int
+    max_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class VectorMade(Event):
+    """A steering vector was made. ``residual_norm`` is the median ``||h||`` at its site, for scale hints."""
+
+    vector: SteeringVector
+    residual_norm: float | None = None
+    promoted: tuple[TokenWeight, ...] = ()
+    suppressed: tuple[TokenWeight, ...] = ()
+
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +120,7 @@ if TYPE_CHECKING:
 
     from lens_tui.records.measures import DoseResponse, ScaleSearch
     from lens_tui.records.readouts import LogitLens
-    from lens_tui.worker.making import RankedLayer
+    from lens_tui.records.vectors import RankedLayer
 
     IntArray = NDArray[np.int32]
 else:  # only ever an annotation
@@ -235,3 +321,17 @@ class ScaleFound(Event):
 def last_of(events: Sequence[Event], kind: type[Event]) -> Event | None:
     """The last event of a kind, or ``None``: drains often care only for the newest."""
     return next((event for event in reversed(events) if isinstance(event, kind)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class NeighboursRead(Event):
+    """Features like ``feature``, each as ``(feature, value)``, most alike first.
+
+    ``near`` by the cosine of their decoder directions; ``together`` by the
+    Jaccard index of the tokens they are active on, over the whole corpus: ``None`` unless a full index is at hand.
+    """
+
+    sae: str
+    feature: int
+    near: tuple[tuple[int, float], ...]
+    together: tuple[tuple[int, float], ...] | None

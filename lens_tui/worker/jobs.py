@@ -230,3 +230,12 @@ class FindScale(Job):
     interventions: tuple[Intervention, ...]
     quantity: str = "delta_loss"
     target: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadNeighbours(Job):
+    """The features nearest to one by decoder direction, and those active on the same tokens. Events: NeighboursRead."""
+
+    sae: str
+    feature: int
+    top_k: int = 8

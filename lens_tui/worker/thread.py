@@ -1,9 +1,4 @@
-"""The one thread that imports mlx: takes jobs, runs their handlers, puts events in the mailbox.
-
-MLX streams belong to the thread that made them, so everything MLX does happens
-here: import, load, evaluate, free. Starting and importing this module imports
-no MLX; the first job does.
-"""
+"""What went wrong, in one sentence, and what to do about it."""
 
 from __future__ import annotations
 
@@ -12,23 +7,118 @@ import logging
 import queue
 import sys
 import threading
+import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from lens_tui.records import LensError
 from lens_tui.records.errors import heard_by
+from lens_tui.records.sanitise import one_line, sanitise
 
-from .base_events import Event, JobDone, JobFailed, JobStarted, Notice
 from .control import Control, Stopped
-from .failures import explain
-from .mailbox import Mailbox
+from .events import Event, JobDone, JobFailed, JobStarted, Notice
 
 if TYPE_CHECKING:
     from lens_tui.records import Intervention
 
     from .jobs import Job
 
+
+_NO_MEMORY = ("unable to allocate", "malloc", "out of memory", "insufficient memory", "attempting to allocate")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error as a screen shows it (``message``, ``hint``) and as the log keeps it (``detail``). All sanitised."""
+
+    message: str
+    hint: str
+    detail: str
+
+
+def explain(error: BaseException) -> Failure:
+    """The sentence for any error a job can end with."""
+    message, hint = _sentence(error)
+    detail = "".join(traceback.format_exception(error))
+    return Failure(one_line(message, 400), one_line(hint, 400), sanitise(detail))
+
+
+def _sentence(error: BaseException) -> tuple[str, str]:
+    text = str(error)
+    if isinstance(error, LensError):
+        return error.message, error.hint
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in text.lower() for sign in _NO_MEMORY)
+    ):
+        return (
+            "There is not enough memory for this.",
+            "Use a smaller or more quantised model, a shorter text or fewer arms.",
+        )
+    if isinstance(error, ImportError) and (error.name or "").partition(".")[0] in {"mlx", "mlx_lm"}:
+        return f"MLX could not be imported: {text}.", "On Linux install mlx[cpu] or mlx[cuda13]; on a Mac, mlx."
+    if isinstance(error, OSError) and error.strerror:
+        where = f" ({error.filename})" if error.filename else ""
+        return f"The system refused: {error.strerror}{where}.", "Check the path, free space and permissions."
+    name = type(error).__name__
+    return (
+        f"Something failed inside: {name}: {text}" if text else f"Something failed inside: {name}.",
+        "The log has more.",
+    )
+
+
 _log = logging.getLogger(__name__)
+
+
+class Mailbox:
+    """A thread-safe queue of events with an edge-triggered bell.
+
+    ``wake`` is called by the first ``put`` after a ``drain`` and by no other, so
+    a reader that drains on each call misses nothing and is never woken in vain.
+    """
+
+    def __init__(self) -> None:
+        self._events: deque[Event] = deque()
+        self._rung = False
+        self._lock = threading.Lock()
+        self._wake: Callable[[], None] = lambda: None
+
+    def connect(self, wake: Callable[[], None]) -> None:
+        """Set the bell, and ring it if events already wait."""
+        with self._lock:
+            self._wake = wake
+            self._rung = bool(self._events)
+            ring = self._rung
+        if ring:
+            self._ring(wake)
+
+    def put(self, event: Event) -> None:
+        """Add an event; rings if the reader has drained since the last ring."""
+        with self._lock:
+            self._events.append(event)
+            if self._rung:
+                return
+            self._rung = True
+            wake = self._wake
+        self._ring(wake)
+
+    def drain(self) -> list[Event]:
+        """Take everything, oldest first."""
+        with self._lock:
+            self._rung = False
+            events = list(self._events)
+            self._events.clear()
+        return events
+
+    @staticmethod
+    def _ring(wake: Callable[[], None]) -> None:
+        try:
+            wake()
+        except Exception:  # an app that is already gone must not end the thread
+            _log.debug("the reader could not be woken", exc_info=True)
+
 
 # A process that ends without close() still lets the token in flight finish: leaving
 # MLX in mid-evaluation while the interpreter is torn down can abort the process.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lens_tui.sae import load_sae
 from lens_tui.sae.index import FeatureIndex, IndexSettings
-from lens_tui.worker.indexing import index_text
+from lens_tui.tasks.index import index_text
 from recipes.corpus import HELD_OUT_EVERY, HELD_OUT_INDEX, Domain
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lens_tui.cli.arms import ArmSpec, Term, parse_arm
+from lens_tui.cli.sources import ArmSpec, Term, parse_arm
 from lens_tui.records import LensError
 
 

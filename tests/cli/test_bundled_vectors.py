@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from lens_tui import demo
-from lens_tui.cli.arms import parse_arm
-from lens_tui.cli.sources import Vectors
+from lens_tui.cli.sources import Vectors, parse_arm
 from lens_tui.records import Add, LensError
-from lens_tui.records.vectors_io import load_vector, save_vector
+from lens_tui.records.vector_formats.own import load_vector, save_vector
 from tests.fakes import unit_vector
 
 

@@ -244,7 +244,7 @@ def test_ctrl_c_prints_what_came_so_far(work: dict[str, str], monkeypatch: pytes
 def test_ctrl_c_before_there_is_anything_is_an_error_of_status_130(
     work: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lens_tui.cli import features as verb
+    from lens_tui.cli import read as verb
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -256,7 +256,7 @@ def test_ctrl_c_before_there_is_anything_is_an_error_of_status_130(
 
 
 def test_a_defect_is_no_refusal(work: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from lens_tui.cli import features as verb
+    from lens_tui.cli import read as verb
 
     def broken(*_: object) -> None:
         raise TypeError("\x1b[31mboom")

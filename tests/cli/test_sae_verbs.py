@@ -146,7 +146,7 @@ def test_labels_are_set_found_shown_and_written_in_other_forms(work: dict[str, A
 
 
 def test_a_dashboard_of_another_tool_stands_in_for_an_index(work: dict[str, Any], tmp_path: Path) -> None:
-    from lens_tui.worker.handlers.knowledge import known_of
+    from lens_tui.tasks.knowledge import known_of
 
     example = {"bin_min": -1, "bin_max": -1, "tokens": [" a", " b"], "values": [0.5, 2.5], "qualifying_token_index": 1}
     row = {"feature_index": 7, "frac_nonzero": 0.25, "pos_str": [], "pos_values": [], "neg_str": [], "neg_values": []}
@@ -189,7 +189,7 @@ def test_check_says_what_was_measured_and_its_status_is_the_verdict(work: dict[s
 
 def _fits(work: dict[str, Any]) -> bool:
     from lens_tui import LensModel
-    from lens_tui.worker.fitting import check_sae
+    from lens_tui.tasks.train import check_sae
 
     return check_sae(LensModel(work["model"]), load_sae(work["sae"]), SEA).fits
 
@@ -201,7 +201,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
 ) -> None:
     out = str(tmp_path / "sae")
     arguments = ["train-sae", str(work["text"]), "-m", work["model"], "-o", out, *TRAIN]
-    from lens_tui.cli import train as verb
+    from lens_tui.cli import saes as verb
 
     def interrupt(progress: Any) -> tuple[str, str]:
         if progress.stage == "train" and progress.step >= 1:
@@ -273,7 +273,7 @@ def test_what_cannot_be_is_one_sentence_and_status_2(work: dict[str, Any], argum
 
 
 def test_prefixes_are_numbers() -> None:
-    from lens_tui.cli.train import prefixes
+    from lens_tui.cli.saes import prefixes
 
     assert prefixes("16, 32") == (16, 32)
     with pytest.raises(LensError, match="no whole numbers"):

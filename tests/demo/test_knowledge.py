@@ -10,7 +10,7 @@ from lens_tui import demo
 from lens_tui.demo.labels import FILE, bundled_labels
 from lens_tui.sae import sae_info
 from lens_tui.sae.index import FeatureIndex
-from lens_tui.worker.handlers.knowledge import index_of, known_of
+from lens_tui.tasks.knowledge import index_of, known_of
 from recipes.index import CORPUS, SETTINGS
 from recipes.saes import DEPTHS
 

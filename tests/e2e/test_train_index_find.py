@@ -14,12 +14,12 @@ from lens_tui import LensModel, demo
 from lens_tui.records.training import TrainConfig
 from lens_tui.sae import load_sae
 from lens_tui.sae.index import FeatureIndex, IndexSettings
+from lens_tui.tasks.features import contrast_texts
+from lens_tui.tasks.index import index_text
+from lens_tui.tasks.train import train_sae
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
-from lens_tui.worker.contrasting import contrast_texts
-from lens_tui.worker.indexing import index_text
 from lens_tui.worker.thread import Worker
-from lens_tui.worker.training import train_sae
 from tests.worker.drive import Driver, only
 
 SEA = ("The ship sailed over the cold sea.", "The sailors pulled the ropes on the deck.", "The waves hit the old boat.")

@@ -13,15 +13,13 @@ from textual.screen import Screen
 
 from lens_tui.records import LensError
 from lens_tui.records.sanitise import one_line, sanitise_token
+from lens_tui.tasks.models import ModelEntry, SAEEntry
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.guard import NoControls
 from lens_tui.tui.keys import SCREENS
-from lens_tui.tui.screens.error import ErrorScreen
-from lens_tui.tui.screens.form import Choice, ChoiceScreen, Field, FormScreen
+from lens_tui.tui.screens.form import Choice, ChoiceScreen, ErrorScreen, Field, FormScreen
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
-from lens_tui.worker.model_files import ModelEntry
-from lens_tui.worker.models import SAEEntry
 from tests.apps import FakeCatalog, lens_app, painted, screen_text, settle
 from tests.fakes import DEMO_MODEL, DEMO_SAE, FakeWorker, unit_vector
 
@@ -129,7 +127,7 @@ async def test_stage_names_and_titles_stay_tame() -> None:
     app = lens_app()
     async with app.run_test(size=(80, 24)) as pilot:
         await settle(pilot)
-        from lens_tui.tui.activity import Activity, advance
+        from lens_tui.tui.jobs import Activity, advance
 
         for text in HOSTILE:
             activity = advance(Activity(), ev.JobStarted(1, text), 0.0)

@@ -13,9 +13,7 @@ import numpy as np
 import pytest
 
 from lens_tui.lens import LensModel
-from lens_tui.lens.activations import TextActivations, text_activations
-from lens_tui.lens.batches import Reading
-from lens_tui.lens.texts import TokenStore, tokenize
+from lens_tui.lens.read.activations import Reading, TextActivations, TokenStore, text_activations, tokenize
 from lens_tui.records import LensError
 from lens_tui.records.activations import ActivationBlock, ActivationSource
 from lens_tui.records.corpus import open_corpus
@@ -173,7 +171,7 @@ def test_losses_are_those_of_a_numpy_forward(model: LensModel, folder: Path, pac
 def test_logits_are_taken_in_portions(model: LensModel, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = opened(model, folder, packed=False)
     whole = source.loss_with(POST, mx.zeros_like, 2)
-    monkeypatch.setattr("lens_tui.lens.activations._LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr("lens_tui.lens.read.activations._LOGITS_AT_ONCE", 1)
     assert source.loss_with(POST, mx.zeros_like, 2) == pytest.approx(whole, rel=1e-6)
 
 

@@ -15,9 +15,8 @@ import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
 from lens_tui.lens import LensModel
-from lens_tui.lens.below import first_site, spread_over
-from lens_tui.lens.proof import prove
-from lens_tui.lens.rows import forward_rows
+from lens_tui.lens.architecture.find import prove
+from lens_tui.lens.forward import first_site, forward_rows, spread_over
 from lens_tui.records import Add, Arm, LensError, SteeringVector, Token
 
 from . import architectures, examine, metal_kernels, tiny

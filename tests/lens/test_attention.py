@@ -245,6 +245,6 @@ def test_where_there_is_no_pattern_to_read_it_is_refused(make: Any, layer: int, 
 
 
 def test_patterns_too_large_for_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lens_tui.lens.attention.LIMIT_BYTES", 1000)
+    monkeypatch.setattr("lens_tui.lens.read.attention.LIMIT_BYTES", 1000)
     with pytest.raises(LensError, match="fewer layers"):
         attention_patterns(LensModel.from_model(tiny.llama()), LONG, 0)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lens_tui.lens import BatchGeneration, LensModel
-from lens_tui.lens.batch_proof import way_of
+from lens_tui.lens.decode.batch_rows import way_of
 from lens_tui.records import (
     Ablate,
     Add,

@@ -11,8 +11,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 from lens_tui import LensError, LensModel, blas
-from lens_tui.lens.dequantize import dequantize, evaluate, float32_bytes
-from lens_tui.lens.info import quantization
+from lens_tui.lens.architecture.dequantize import dequantize, evaluate, float32_bytes
+from lens_tui.lens.architecture.describe import quantization
 
 from . import architectures, tiny
 from .test_architectures import quantize as in_groups_of_32

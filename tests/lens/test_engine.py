@@ -28,9 +28,9 @@ def model(kind: Any = tiny.llama) -> LensModel:
 
 
 def test_an_engine_that_is_not_there_is_refused_with_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lens_tui.lens import engine
+    from lens_tui.lens.decode import batch_start
 
-    monkeypatch.setattr(engine, "find_spec", lambda name: None)
+    monkeypatch.setattr(batch_start, "find_spec", lambda name: None)
     with pytest.raises(LensError, match="not installed") as refused:
         LensModel.from_model(tiny.llama(), use_engine="vllm-mlx")
     assert "--no-deps vllm-mlx" in str(refused.value)

@@ -190,7 +190,7 @@ def test_filters_that_leave_one_token_are_greedy(options: dict[str, Any]) -> Non
     ],
 )
 def test_sampling_follows_the_distribution(options: dict[str, Any], left: list[float]) -> None:
-    from lens_tui.lens.sampling import make_sampler
+    from lens_tui.lens.decode.sampling import make_sampler
 
     p = np.array([0.5, 0.3, 0.15, 0.05])
     sample = make_sampler(Sampling(temp=1.0, seed=1, **options), 4)
@@ -203,7 +203,7 @@ def test_every_sampling_option_of_mlx_lm_is_one_here() -> None:
     from dataclasses import fields
     from inspect import signature
 
-    from lens_tui.lens.sampling import PENALTIES
+    from lens_tui.lens.decode.sampling import PENALTIES
 
     names = {field.name for field in fields(Sampling)} | set(PENALTIES)
     theirs = {**signature(make_sampler).parameters, **signature(make_logits_processors).parameters}

@@ -9,8 +9,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from lens_tui.lens import LensModel, measures, measures_text
-from lens_tui.lens.measures_texts import FEW_TEXTS, LOSS_TEXTS
+from lens_tui.lens import LensModel
+from lens_tui.lens.measure import measures
+from lens_tui.lens.measure.measures import FEW_TEXTS, LOSS_TEXTS
 from lens_tui.records import (
     Ablate,
     Add,
@@ -247,13 +248,13 @@ def test_repetition_by_brute_force() -> None:
     cases = [[], [1], [1, 2, 3], [1, 1], [1, 2, 1, 2, 1], [5, 1, 2, 3, 1, 2, 3, 1, 9, 1, 2]]
     cases += [np.random.default_rng(n).integers(0, 3, 14).tolist() for n in range(12)]
     for ids in cases:
-        assert (measures_text.longest_repeat(ids), measures_text.repeat_run(ids)) == by_brute_force(ids), ids
-    found = measures_text.degeneration([1, 2, 1, 2, 1, 7], "ab ab ab")
+        assert (measures.longest_repeat(ids), measures.repeat_run(ids)) == by_brute_force(ids), ids
+    found = measures.degeneration([1, 2, 1, 2, 1, 7], "ab ab ab")
     assert (found.distinct_1, found.distinct_2, found.distinct_3) == (3 / 6, 3 / 5, 3 / 4)
-    assert measures_text.distinct([1], 2) is None
+    assert measures.distinct([1], 2) is None
     text = "la la " * 50
-    assert measures_text.ratio(text) == len(text) / len(zlib.compress(text.encode(), 9))
-    assert (measures_text.ratio(""), measures_text.ratio(text) > 10) == (1.0, True)
+    assert measures.ratio(text) == len(text) / len(zlib.compress(text.encode(), 9))
+    assert (measures.ratio(""), measures.ratio(text) > 10) == (1.0, True)
 
 
 def test_texts_that_cannot_be_scored() -> None:

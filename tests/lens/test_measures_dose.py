@@ -8,10 +8,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from lens_tui.lens import LensModel, measures, vectors
-from lens_tui.lens.dose import FeatureProbe, dose_response, scaled
-from lens_tui.lens.dose_curves import curve, knee
-from lens_tui.lens.search import find_scale
+from lens_tui.lens import LensModel, vectors
+from lens_tui.lens.measure import measures
+from lens_tui.lens.measure.dose import FeatureProbe, curve, dose_response, knee, scaled
+from lens_tui.lens.measure.search import find_scale
 from lens_tui.records import Ablate, Add, LensError, NormMatch, ProjectOut, SteeringVector
 
 from . import numpy_models, tiny
@@ -145,7 +145,7 @@ def test_scale_search_ends_on_the_loss_that_numpy_computes(make: Any, reference:
     ],
 )
 def test_a_bracket_is_closed_in_few_steps_whatever_the_curve(value: Any, most: int) -> None:
-    from lens_tui.lens import search
+    from lens_tui.lens.measure import search
 
     goal, tried = value(6.9) if np.isfinite(value(6.9)) and value(6.9) > 0 else 5.0, []
 
@@ -163,7 +163,7 @@ def test_a_bracket_is_closed_in_few_steps_whatever_the_curve(value: Any, most: i
 
 
 def test_the_bracket_does_not_depend_on_how_many_scales_are_tried_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lens_tui.lens import search
+    from lens_tui.lens.measure import search
 
     def evaluate(scales: Any) -> list[float]:
         return [at / (1 + 0.3 * (at > 5)) for at in scales]

@@ -10,7 +10,7 @@ import pytest
 from mlx.nn.layers.base import Module
 
 from lens_tui.lens import LensModel
-from lens_tui.lens.layers import find_decoder
+from lens_tui.lens.architecture.find import find_decoder
 from lens_tui.records import LensError
 
 from . import tiny

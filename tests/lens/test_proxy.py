@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lens_tui.lens import LensModel
-from lens_tui.lens.proxy import Call, install, original_class, taps_of, uninstall
+from lens_tui.lens.architecture.taps import Call, install, original_class, taps_of, uninstall
 
 from . import tiny
 

@@ -8,8 +8,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from lens_tui.lens import LensModel, vectors, vectors_arithmetic, vectors_fit
-from lens_tui.lens.vectors_contrast import contrast
+from lens_tui.lens import LensModel, vectors
+from lens_tui.lens.vectors import contrast
 from lens_tui.records import LensError, SteeringVector
 
 from . import numpy_models, tiny
@@ -75,7 +75,7 @@ def test_low_precision_reads_what_capture_reads(bits: int) -> None:
 def test_logistic_regression_is_at_its_minimum() -> None:
     plus, minus = random.normal(size=(2, 12, 30))
     plus = plus + 0.4
-    w, loss = vectors_fit.logistic(plus, minus)
+    w, loss = vectors.logistic(plus, minus)
     x = np.concatenate([plus, minus])
     x = x - x.mean(0)
     x /= np.sqrt((x**2).sum(1).mean())
@@ -98,7 +98,7 @@ def test_logistic_regression_is_at_its_minimum() -> None:
 
 def test_separation_by_counting() -> None:
     plus, minus = np.array([3.0, 1.0, 0.5, 2.0]), np.array([1.0, 1.0, -1.0, 2.5])
-    found = vectors_fit.separation(plus, minus, midpoint=1.0)
+    found = vectors.separation(plus, minus, midpoint=1.0)
     assert found.pairs == (1 + 0.5 + 1 + 0) / 4
     wins = sum((a > b) + 0.5 * (a == b) for a in plus for b in minus)
     assert found.auc == wins / 16
@@ -111,8 +111,8 @@ def test_held_out_pairs_are_never_in_the_fit() -> None:
     # Each pair differs along an axis of its own: seen, it separates perfectly; held out, not at all.
     plus, minus = np.eye(10), np.zeros((10, 10))
     folds = np.arange(10)
-    seen = vectors_fit.separation((plus @ plus.mean(0)), (minus @ plus.mean(0)))
-    held = vectors_fit.cross_validated("mean_difference", plus, minus, folds)
+    seen = vectors.separation((plus @ plus.mean(0)), (minus @ plus.mean(0)))
+    held = vectors.cross_validated("mean_difference", plus, minus, folds)
     assert (seen.auc, held.pairs) == (1.0, 0.5)
 
 
@@ -173,20 +173,20 @@ def test_token_vectors() -> None:
 def test_arithmetic() -> None:
     a = SteeringVector.of("a", random.normal(size=16) * 3, 2, model="m")
     b = SteeringVector.of("b", random.normal(size=16), 2)
-    total = vectors_arithmetic.combine("c", [(1.0, a), (-2.0, b)])
+    total = vectors.combine("c", [(1.0, a), (-2.0, b)])
     expected = a.direction * a.norm - 2 * b.direction * b.norm
     same_line(total, expected, 1e-6)
     assert total.norm == pytest.approx(np.linalg.norm(expected), rel=1e-6)
     assert total.model == "m"
-    same_line(vectors_arithmetic.combine("c", [(1.0, a), (1.0, b)], unit=True), a.direction + b.direction, 1e-6)
+    same_line(vectors.combine("c", [(1.0, a), (1.0, b)], unit=True), a.direction + b.direction, 1e-6)
     c = SteeringVector.of("c", random.normal(size=16), 2)
-    left = vectors_arithmetic.without("d", a, b, c)
+    left = vectors.without("d", a, b, c)
     assert max(abs(left.direction @ b.direction), abs(left.direction @ c.direction)) < 1e-6
     other = SteeringVector.of("o", np.ones(16), 3)
     cases: tuple[tuple[Any, str], ...] = (
-        (lambda: vectors_arithmetic.combine("c", [(1.0, a), (-1.0, a)]), "is zero"),
-        (lambda: vectors_arithmetic.combine("c", [(1.0, a), (1.0, other)]), "not of one place"),
-        (lambda: vectors_arithmetic.without("d", a, a), "Nothing of 'a' is left"),
+        (lambda: vectors.combine("c", [(1.0, a), (-1.0, a)]), "is zero"),
+        (lambda: vectors.combine("c", [(1.0, a), (1.0, other)]), "not of one place"),
+        (lambda: vectors.without("d", a, a), "Nothing of 'a' is left"),
     )
     for call, message in cases:
         with pytest.raises(LensError, match=message):

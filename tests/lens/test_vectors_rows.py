@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from lens_tui import lens
-from lens_tui.lens import LensModel, measures, vectors
-from lens_tui.lens.rows import as_float, forward_rows, in_batches, read_rows
+from lens_tui.lens import LensModel, vectors
+from lens_tui.lens.forward import as_float, forward_rows, in_batches, read_rows
+from lens_tui.lens.measure import measures
 from lens_tui.records import Add, LensError, NormMatch, Positions, SteeringVector
 from lens_tui.records.vector_formats import save_vectors
 

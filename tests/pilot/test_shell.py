@@ -9,11 +9,11 @@ import pytest
 from textual.pilot import Pilot
 
 from lens_tui.records import LensError
-from lens_tui.tui.activity import BUSY, FAILED
-from lens_tui.tui.exchange import FRAME
+from lens_tui.tui.app import FRAME
+from lens_tui.tui.jobs import BUSY, FAILED
 from lens_tui.tui.keys import KEYS, SCREENS, by_id
 from lens_tui.tui.screens.base import LensScreen
-from lens_tui.tui.screens.error import ErrorScreen
+from lens_tui.tui.screens.form import ErrorScreen
 from lens_tui.tui.screens.help import HelpScreen
 from lens_tui.tui.screens.themes import ThemeScreen
 from lens_tui.tui.widgets.frame import takes_text

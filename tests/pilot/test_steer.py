@@ -12,7 +12,7 @@ from lens_tui import demo
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.bench_text import relative
 from lens_tui.tui.screens.form import FormScreen, number, whole
-from lens_tui.tui.screens.steer_details import bench_row
+from lens_tui.tui.screens.steer import bench_row
 from lens_tui.tui.screens.steer_forms import texts
 from lens_tui.tui.session import Steer
 from lens_tui.worker import jobs

@@ -8,10 +8,10 @@ import pytest
 from textual.pilot import Pilot
 
 from lens_tui.records import Add, Positions
-from lens_tui.records.measure_words import DEFINITIONS, MULTIPLES
+from lens_tui.records.measures import DEFINITIONS, MULTIPLES
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.bench_text import short
-from lens_tui.tui.dose_view import DoseView
+from lens_tui.tui.dose_text import DoseView
 from lens_tui.tui.session import Steer
 from lens_tui.tui.widgets.dose_chart import DoseChart
 from lens_tui.worker import jobs

@@ -119,7 +119,7 @@ def test_without_a_shell_ctrl_z_says_so_and_a_stop_by_another_is_survived(tmp_pa
 
 
 BROKEN = """
-from lens_tui.tui.app_actions import AppActions
+from lens_tui.tui.app import AppActions
 def broken(self): raise KeyError("of a key")
 AppActions.action_tint = broken
 from lens_tui.tui.screens.load import LoadScreen

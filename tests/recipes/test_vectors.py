@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from lens_tui.lens import LensModel
 from lens_tui.records import Add, BatchRow, Sampling, SteeringVector
-from lens_tui.records.vectors_io import load_vector
+from lens_tui.records.vector_formats.own import load_vector
 from recipes import candidates, classifier, measure_vectors, ship_vectors
 from recipes.candidates import Candidate
 from recipes.export import export

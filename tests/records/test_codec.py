@@ -26,13 +26,7 @@ from lens_tui.records import (
     SetProjection,
     SteeringVector,
 )
-from lens_tui.records.codec import (
-    arm_from_json,
-    intervention_from_json,
-    sampling_from_json,
-    to_json,
-    vector_from_json,
-)
+from lens_tui.records.codec import arm_from_json, intervention_from_json, sampling_from_json, to_json, vector_from_json
 
 VECTOR = SteeringVector.of(
     "dogs \u202e", np.sin(np.arange(33)), 3, model="demo", origin=Origin("feature", {"f": 7}), max_activation=9.5

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lens_tui.records import LensError, atomic, paths, process
+from lens_tui.records import LensError, disk, paths
 from lens_tui.records.log import start_log, stop_log
 from lens_tui.records.recent import LIMIT, forget_model, recent_models, remember_model
 
@@ -54,34 +54,34 @@ def test_xdg_folders_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_write_replaces_the_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b.json"
-    atomic.write_json(path, {"x": 1})
-    atomic.write_json(path, {"y": "ü"})
+    disk.write_json(path, {"x": 1})
+    disk.write_json(path, {"y": "ü"})
     assert json.loads(path.read_text(encoding="utf-8")) == {"y": "ü"}
     assert [file.name for file in path.parent.iterdir()] == ["b.json"]
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "f"
-    atomic.write_text(path, "old")
+    disk.write_text(path, "old")
 
     def half(file: Any) -> None:
         file.write(b"half")
         raise KeyError("x")
 
     with pytest.raises(KeyError):
-        atomic.write_with(path, half)
+        disk.write_with(path, half)
     with pytest.raises(ValueError, match="not JSON compliant"):
-        atomic.write_json(path, float("nan"))
+        disk.write_json(path, float("nan"))
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["f"]
 
 
 def test_permissions_and_links_are_kept(tmp_path: Path) -> None:
     real, link = tmp_path / "dotfiles" / "s.toml", tmp_path / "s.toml"
-    atomic.write_text(real, "old")
+    disk.write_text(real, "old")
     real.chmod(0o640)
     link.symlink_to(real)
-    atomic.write_text(link, "new")
+    disk.write_text(link, "new")
     assert link.is_symlink()
     assert real.read_text() == "new"
     assert stat.S_IMODE(real.stat().st_mode) == 0o640
@@ -90,7 +90,7 @@ def test_permissions_and_links_are_kept(tmp_path: Path) -> None:
 def test_a_refusing_disk_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(LensError, match="Could not write"):
-        atomic.write_text(tmp_path / "file" / "x", "y")
+        disk.write_text(tmp_path / "file" / "x", "y")
 
 
 def test_a_writer_killed_at_any_moment_leaves_a_whole_file(tmp_path: Path) -> None:
@@ -103,15 +103,15 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_file(tmp_path: Path) -> No
         "    if n == 3: print('going', flush=True)\n"
     )
     for _ in range(3):
-        process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, cwd=ROOT)
-        assert process.stdout is not None
-        process.stdout.readline()
-        process.kill()
-        process.wait()
-        process.stdout.close()
+        disk = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, cwd=ROOT)
+        assert disk.stdout is not None
+        disk.stdout.readline()
+        disk.kill()
+        disk.wait()
+        disk.stdout.close()
         text = path.read_text()
         assert (len(text), len(set(text))) == (200_000, 1)
-    atomic.remove_leftovers(tmp_path)
+    disk.remove_leftovers(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["f"]
 
 
@@ -120,7 +120,7 @@ def test_leftovers_of_the_living_are_spared(tmp_path: Path) -> None:
     other = tmp_path / ".x.notanumber-ab.partial"
     for file in (mine, other, tmp_path / "x"):
         file.write_text("")
-    assert atomic.remove_leftovers(tmp_path) == 1
+    assert disk.remove_leftovers(tmp_path) == 1
     assert mine.exists()
     assert not other.exists()
 
@@ -176,9 +176,9 @@ def test_why_a_folder_cannot_be_written(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("ps") is None, reason="needs ps")
 def test_when_a_process_began_as_ps_says_it() -> None:
-    found = process._told_by_ps(os.getpid())
+    found = disk._told_by_ps(os.getpid())
     assert found
-    assert process._told_by_ps(os.getpid()) == found
-    assert process._told_by_ps(2**22 + 1) == ""
-    assert process.is_alive(os.getpid(), process.birth(os.getpid()))
-    assert not process.is_alive(2**70)
+    assert disk._told_by_ps(os.getpid()) == found
+    assert disk._told_by_ps(2**22 + 1) == ""
+    assert disk.is_alive(os.getpid(), disk.birth(os.getpid()))
+    assert not disk.is_alive(2**70)

@@ -20,19 +20,25 @@ import numpy as np
 import pytest
 
 from lens_tui.records import Arm, LensError, Positions, Sampling, SteeringVector, Token
-from lens_tui.records.corpus import open_corpus
-from lens_tui.records.dashboards import Dashboards, read_neuronpedia_features, read_saedashboard
-from lens_tui.records.fingerprint import fingerprint
-from lens_tui.records.label_files import read_delphi, read_neuronpedia, write_delphi, write_neuronpedia
+from lens_tui.records.corpus import open_corpus, read_pairs
+from lens_tui.records.disk import fingerprint
+from lens_tui.records.label_files import (
+    Dashboards,
+    read_delphi,
+    read_neuronpedia,
+    read_neuronpedia_features,
+    read_saedashboard,
+    write_delphi,
+    write_neuronpedia,
+)
 from lens_tui.records.labels import Labels, NewLabel
-from lens_tui.records.pairs import read_pairs
 from lens_tui.records.recent import recent_models, remember_model
-from lens_tui.records.runs import RunStore
+from lens_tui.records.run_store import RunStore
 from lens_tui.records.session_file import SavedSession, SavedSteer, interrupted_sessions, read_session, save_session
 from lens_tui.records.settings import load_settings
 from lens_tui.records.store import Store
 from lens_tui.records.vector_formats import load_vectors, save_vectors
-from lens_tui.records.vectors_io import list_vectors
+from lens_tui.records.vector_formats.own import list_vectors
 from lens_tui.tui.themes import bundled_dir, load_themes, read_theme
 from tests.sae.reading.makers import write_torch
 

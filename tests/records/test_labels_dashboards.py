@@ -10,12 +10,7 @@ from typing import Any
 import pytest
 
 from lens_tui.records import LensError
-from lens_tui.records.dashboards import (
-    MAX_FILE,
-    Dashboards,
-    read_neuronpedia_features,
-    read_saedashboard,
-)
+from lens_tui.records.label_files import MAX_FILE, Dashboards, read_neuronpedia_features, read_saedashboard
 from lens_tui.records.store import Store
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lens_tui.records import LensError
-from lens_tui.records.pairs import read_pairs
+from lens_tui.records.corpus import read_pairs
 
 PAIRS = (("so glad", "hurrah"), ("so sad", "alas"))
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from lens_tui.records import Add, Arm, Sampling, SteeringVector
-from lens_tui.records.process import birth, own_birth
+from lens_tui.records.disk import birth, own_birth
 from lens_tui.records.run import Candidate, Token
-from lens_tui.records.runs import RUNS, RunStore
+from lens_tui.records.run_store import RUNS, RunStore
 from lens_tui.records.store import Family, Store
 
 ROOT = Path(__file__).parents[2]

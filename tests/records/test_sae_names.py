@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lens_tui.records.sae_names import split_place
+from lens_tui.records.info import split_place
 
 
 @pytest.mark.parametrize(

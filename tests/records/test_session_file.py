@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lens_tui.records import LensError, Sampling, SteeringVector, paths
-from lens_tui.records.process import birth, own_birth
+from lens_tui.records.disk import birth, own_birth
 from lens_tui.records.session_file import (
     MOST_KEPT,
     Autosaver,

@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lens_tui.records import Arm, LensError, Sampling, Token
-from lens_tui.records.runs import RunStore
+from lens_tui.records.run_store import RunStore
 from lens_tui.records.store import Family, Store, fts_query
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lens_tui.records import LensError, Origin, SteeringVector, paths
-from lens_tui.records.vectors_io import (
+from lens_tui.records.vector_formats.own import (
     FORMAT,
     delete_vector,
     list_vectors,

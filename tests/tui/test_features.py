@@ -10,12 +10,10 @@ import pytest
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.feature_text import features_at, next_active, rough_activations, shades, sources, strongest_token
 from lens_tui.tui.screens.features import FeaturesScreen
-from lens_tui.tui.widgets.feature_card import feature_row, page_lines, short_name
-from lens_tui.tui.widgets.feature_data import Extras
-from lens_tui.tui.widgets.feature_examples import _around, example_lines
+from lens_tui.tui.widgets.feature_card import Extras, _around, example_lines, feature_row, page_lines, short_name
 from lens_tui.worker import jobs
 from lens_tui.worker.events import Encoded, FeaturePage, TokenWeight
-from lens_tui.worker.neighbours import ReadNeighbours
+from lens_tui.worker.jobs import ReadNeighbours
 from tests.fakes import DEMO_SAE, TEXTS, WIDTH, FakeWorker, unit_vector
 
 from .opened import PROMPT, opened, screen_text, settle

@@ -12,11 +12,11 @@ import pytest
 from lens_tui.records import Add, LensError, Sampling
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.format import nats
-from lens_tui.tui.run_export import as_command, as_markdown
+from lens_tui.tui.past_runs import as_command, as_markdown
 from lens_tui.tui.run_text import summary
 from lens_tui.tui.screens.generate import GenerateScreen
 from lens_tui.tui.screens.sampling import fields, parse
-from lens_tui.tui.widgets.lane_row import window
+from lens_tui.tui.widgets.lane import window
 from lens_tui.tui.widgets.ramps import kl_key
 from lens_tui.worker import jobs
 from tests.fakes import DEMO_SAE, TEXTS, FakeWorker, split, unit_vector
@@ -385,7 +385,7 @@ async def test_hostile_text_stays_text() -> None:
 def test_the_command_is_one_that_the_command_line_reads() -> None:
     import shlex
 
-    from lens_tui.cli.arms import parse_arm
+    from lens_tui.cli.sources import parse_arm
     from lens_tui.records import Arm, Origin
     from lens_tui.tui.run_text import ArmText, RunText
 
@@ -412,6 +412,6 @@ def test_the_command_is_one_that_the_command_line_reads() -> None:
 
 @pytest.mark.parametrize(("width", "lanes"), [(60, 1), (80, 2), (99, 2), (100, 4), (120, 5), (200, 8)])
 def test_a_whole_comparison_fits_side_by_side_at_120_columns(width: int, lanes: int) -> None:
-    from lens_tui.tui.widgets.lane_row import room_for
+    from lens_tui.tui.widgets.lane import room_for
 
     assert room_for(width) == lanes

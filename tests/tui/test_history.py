@@ -10,7 +10,7 @@ import pytest
 from textual.pilot import Pilot
 
 from lens_tui.records import Add, Arm, Candidate, Origin, Sampling, Token
-from lens_tui.records.runs import RunStore
+from lens_tui.records.run_store import RunStore
 from lens_tui.tui.past_runs import load, of_session, run_text
 from lens_tui.tui.screens.generate import GenerateScreen
 from lens_tui.tui.screens.history import HistoryScreen

@@ -8,8 +8,7 @@ import sys
 import pytest
 
 from lens_tui.records.sanitise import sanitise_token
-from lens_tui.tui.keys import KEYS, PANES, SCREENS, by_id, check_keymap, clashes, in_scope
-from lens_tui.tui.keys.check import key_problem, normal, split
+from lens_tui.tui.keys import KEYS, PANES, SCREENS, by_id, check_keymap, clashes, in_scope, key_problem, normal, split
 
 
 def test_no_key_does_two_things_in_one_place() -> None:

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from lens_tui import demo
-from lens_tui.cli.arms import parse_arm
+from lens_tui.cli.sources import parse_arm
 from lens_tui.records import Origin, Positions
 from lens_tui.records.modes import MODES, POSITIONS
 from lens_tui.records.vector_formats import load_one
-from lens_tui.records.vectors_io import save_vector
-from lens_tui.tui.run_export import as_command
+from lens_tui.records.vector_formats.own import save_vector
+from lens_tui.tui.past_runs import as_command
 from lens_tui.tui.run_text import RunText
 from lens_tui.tui.session import SessionStore
 from lens_tui.tui.widgets.lane import strength

@@ -12,13 +12,13 @@ from lens_tui import demo
 from lens_tui.records import SteeringVector, TokenWeight, paths
 from lens_tui.records.session_file import read_session, save_session
 from lens_tui.records.vector_formats import load_vectors, save_vectors
-from lens_tui.records.vectors_io import save_vector
+from lens_tui.records.vector_formats.own import save_vector
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.format import figure
 from lens_tui.tui.recovery import saved, steers_of
 from lens_tui.tui.screens.form import FormScreen
 from lens_tui.tui.screens.steer_forms import a_file, free
-from lens_tui.tui.screens.vector_files import VectorFileScreen
+from lens_tui.tui.screens.vectors import VectorFileScreen
 from lens_tui.tui.session import Session, SessionStore
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs

@@ -7,8 +7,7 @@ from rich.cells import cell_len
 from textual.app import App, ComposeResult
 from textual.strip import Strip
 
-from lens_tui.tui.widgets.token_layout import TokenLayout
-from lens_tui.tui.widgets.token_paint import SHADE_MODES, ShadeMode
+from lens_tui.tui.widgets.token_layout import SHADE_MODES, ShadeMode, TokenLayout
 from lens_tui.tui.widgets.token_view import TokenView
 
 TOKENS = ["Money", " is", " a", " med", "ium", " of", " exchange", ".", "\n", " People", " use", " it"]

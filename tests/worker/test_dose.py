@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lens_tui.lens import FeatureProbe, LensModel, dose_response, find_scale, measures
-from lens_tui.lens.measures_texts import LOSS_TEXTS
+from lens_tui.lens import FeatureProbe, LensModel, dose_response, find_scale
+from lens_tui.lens.measure import measures
+from lens_tui.lens.measure.measures import LOSS_TEXTS
 from lens_tui.records import Add, LensError, Positions, SteeringVector
 from lens_tui.sae import load_sae
-from lens_tui.worker import dosing, jobs
+from lens_tui.tasks import dose
 from lens_tui.worker import events as ev
+from lens_tui.worker import jobs
 from lens_tui.worker.thread import Worker
 from tests.folders import D_MODEL
 from tests.worker.drive import Driver, of, only
@@ -34,8 +36,8 @@ def loaded(tiny: Path, home: Path) -> Iterator[Driver]:
 
 
 def test_the_scales_are_taken_from_0_outwards() -> None:
-    assert dosing.blocks((4, -4, 0, 1, -1), 2) == [[0, 1], [-1, 4], [-4]]
-    assert dosing.blocks((2, 2.0), 6) == [[2]]
+    assert dose.blocks((4, -4, 0, 1, -1), 2) == [[0, 1], [-1, 4], [-4]]
+    assert dose.blocks((2, 2.0), 6) == [[2]]
 
 
 def test_a_dose_in_pieces_is_the_librarys_in_one(loaded: Driver, tiny: Path, sae: Path) -> None:
@@ -132,4 +134,4 @@ def test_what_cannot_be_measured_says_why(loaded: Driver, tiny: Path) -> None:
     assert "no quantity 'taste'" in loaded.failed(jobs.FindScale((ADD,), "taste")).message
     assert "finite scales" in loaded.failed(jobs.MeasureDose(PROMPT, (ADD,), ())).message
     with pytest.raises(LensError, match="no quantity"):
-        dosing.find(LensModel(str(tiny)), [ADD], "taste")
+        dose.find(LensModel(str(tiny)), [ADD], "taste")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lens_tui.records import Add, Arm, Sampling, SteeringVector
-from lens_tui.records.runs import RunStore
+from lens_tui.records.run_store import RunStore
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from lens_tui.worker.thread import Worker

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from lens_tui.records import LensError, Sampling
+from lens_tui.tasks.hub import download
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from lens_tui.worker.control import Stopped
-from lens_tui.worker.hub import download
 from tests.hub import FakeHub
 from tests.worker.drive import Driver, of, only
 

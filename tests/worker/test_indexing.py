@@ -14,12 +14,11 @@ import pytest
 from numpy.typing import NDArray
 
 from lens_tui.lens import LensModel
-from lens_tui.lens.unembed import find_unembedding
-from lens_tui.lens.unembed_many import top_tokens
+from lens_tui.lens.architecture.unembed import find_unembedding, top_tokens
 from lens_tui.records import LensError
 from lens_tui.sae import StandardSAE
 from lens_tui.sae.index import FeatureIndex, IndexSettings
-from lens_tui.worker.indexing import index_text, merge_index
+from lens_tui.tasks.index import index_text, merge_index
 from tests.lens.tiny import gemma3, llama, tokenizer
 
 WIDTH = 40
@@ -116,7 +115,7 @@ def test_the_token_tables_are_the_models_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize("make", [llama, gemma3])
 def test_many_directions_at_once_equal_one_by_one(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = LensModel.from_model(make())
-    monkeypatch.setattr("lens_tui.lens.unembed.BLOCK", 10)
+    monkeypatch.setattr("lens_tui.lens.architecture.unembed.BLOCK", 10)
     unembedding = find_unembedding(model.registry.decoder)
     directions = np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)
     for convention in ("norm", "raw"):

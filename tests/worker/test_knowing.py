@@ -15,13 +15,13 @@ from lens_tui.records.labels import Labels
 from lens_tui.records.store import Store
 from lens_tui.sae import load_sae, sae_info
 from lens_tui.sae.index import FeatureIndex, IndexSettings
+from lens_tui.tasks.features import contrast_texts, feature_page, read_texts, search_features, word_tokens
+from lens_tui.tasks.index import index_text
+from lens_tui.tasks.train import FIT_TEXT, check_sae
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
-from lens_tui.worker.contrasting import contrast_texts, read_texts
-from lens_tui.worker.finding import feature_page, search_features, word_tokens
-from lens_tui.worker.fitting import FIT_TEXT, check_sae
-from lens_tui.worker.indexing import index_text
-from lens_tui.worker.neighbours import NeighboursRead, ReadNeighbours
+from lens_tui.worker.events import NeighboursRead
+from lens_tui.worker.jobs import ReadNeighbours
 from tests.worker.drive import Driver, of, only
 
 TEXTS = [
@@ -196,7 +196,7 @@ def test_neighbours_and_a_sample_are_numpys(driver: Driver, tiny: Path, sae: Pat
 
 
 def test_texts_of_a_file_end_at_its_lines_alone(tmp_path: Path) -> None:
-    from lens_tui.worker.contrasting import read_texts
+    from lens_tui.tasks.features import read_texts
 
     file = tmp_path / "a.txt"
     file.write_bytes("one \u2028 \x85 \x0b two\r\n\nthree\n".encode())

@@ -16,9 +16,10 @@ from lens_tui.records import SAEInfo, paths
 from lens_tui.records.labels import Labels, NewLabel
 from lens_tui.records.store import Store
 from lens_tui.sae import sae_info
+from lens_tui.tasks import knowledge
+from lens_tui.tasks.knowledge import known_of
 from lens_tui.worker import events as ev
-from lens_tui.worker import jobs, known_labels
-from lens_tui.worker.handlers.knowledge import known_of
+from lens_tui.worker import jobs
 from tests.worker.drive import Driver, only
 
 WITH_IT = {
@@ -40,10 +41,10 @@ def info(sae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setattr(bundled, "FILE", file)
     monkeypatch.setattr(demo, "sae_paths", lambda: {"with-it": sae})
-    known_labels.bundled.cache_clear()
+    knowledge.bundled.cache_clear()
     yield sae_info(sae)
-    known_labels.bundled().store.close()
-    known_labels.bundled.cache_clear()
+    knowledge.bundled().store.close()
+    knowledge.bundled.cache_clear()
 
 
 def _own(info: SAEInfo, feature: int, text: str) -> None:
@@ -57,12 +58,12 @@ def _imported(info: SAEInfo, *labels: tuple[int, str]) -> None:
 
 
 def test_they_show_without_a_database_and_make_none(info: SAEInfo) -> None:
-    (label,) = known_labels.labels_of(info, 3)
+    (label,) = knowledge.labels_of(info, 3)
     assert (label.text, label.source, label.score, label.scorer) == (WITH_IT[3], "bundled", 0.9, "detection")
     assert (label.method, label.sae, label.is_mine) == ("by hand", info.id, False)
-    assert known_labels.label_texts(info, [3, 4, 12]) == {3: WITH_IT[3], 12: WITH_IT[12]}
-    assert [one.feature for one in known_labels.standing_labels(info)] == [3, 7, 9, 12]
-    assert [one.feature for one in known_labels.search_labels("numbers", info.id)] == [12]
+    assert knowledge.label_texts(info, [3, 4, 12]) == {3: WITH_IT[3], 12: WITH_IT[12]}
+    assert [one.feature for one in knowledge.standing_labels(info)] == [3, 7, 9, 12]
+    assert [one.feature for one in knowledge.search_labels("numbers", info.id)] == [12]
     known = known_of(info, 3, str)
     assert (known["label"], known["label_source"], known["label_score"]) == (WITH_IT[3], "bundled", 0.9)
     assert known["label_scorer"] == "detection"
@@ -72,14 +73,14 @@ def test_they_show_without_a_database_and_make_none(info: SAEInfo) -> None:
 def test_yours_come_first_then_imported_ones(info: SAEInfo) -> None:
     _own(info, 3, "boats")
     _imported(info, (3, "vessels"), (9, "beaches"))
-    assert [one.text for one in known_labels.labels_of(info, 3)] == ["boats", "vessels", WITH_IT[3]]
-    assert known_labels.label_texts(info, [3, 9, 7]) == {3: "boats", 9: "beaches", 7: WITH_IT[7]}
+    assert [one.text for one in knowledge.labels_of(info, 3)] == ["boats", "vessels", WITH_IT[3]]
+    assert knowledge.label_texts(info, [3, 9, 7]) == {3: "boats", 9: "beaches", 7: WITH_IT[7]}
     known = known_of(info, 3, str)
     assert (known["label"], known["label_source"], "label_score" in known) == ("boats", "mine", False)
-    texts = [one.text for one in known_labels.standing_labels(info)]
+    texts = [one.text for one in knowledge.standing_labels(info)]
     assert texts == ["boats", "vessels", WITH_IT[3], WITH_IT[7], "beaches", WITH_IT[9], WITH_IT[12]]
     _own(info, 3, "")
-    assert [one.text for one in known_labels.labels_of(info, 3)] == ["vessels", WITH_IT[3]]
+    assert [one.text for one in knowledge.labels_of(info, 3)] == ["vessels", WITH_IT[3]]
     with Store() as store:
         assert {one.source for one in Labels(store).standing(info.id)} == {"delphi"}
 
@@ -89,7 +90,7 @@ def test_yours_come_first_then_imported_ones(info: SAEInfo) -> None:
     [("sail", [3]), ("ship sea", [3]), ("sea", [9, 3]), ("cafe reci", [7]), ("sea numbers", []), ("", []), ('"', [])],
 )
 def test_words_mean_the_same_as_in_your_own_labels(info: SAEInfo, words: str, features: list[int]) -> None:
-    assert [one.feature for one in known_labels.search_labels(words, info.id)] == features
+    assert [one.feature for one in knowledge.search_labels(words, info.id)] == features
     with Store() as store:
         Labels(store).take(info.id, [NewLabel(f, t, "copy") for f, t in WITH_IT.items()], origin="x")
         assert [one.feature for one in Labels(store).search(words, sae=info.id)] == features
@@ -98,7 +99,7 @@ def test_words_mean_the_same_as_in_your_own_labels(info: SAEInfo, words: str, fe
 def test_what_is_found_is_merged_by_turns_with_yours_in_front(info: SAEInfo) -> None:
     _imported(info, (20, "sea"), (21, "the sea and the sky"))
     _own(info, 40, "a very long label about everything there is to say of the sea")
-    found = known_labels.search_labels("sea", info.id)
+    found = knowledge.search_labels("sea", info.id)
     assert [(one.feature, one.source) for one in found] == [
         (40, "mine"),
         (20, "delphi"),
@@ -106,16 +107,16 @@ def test_what_is_found_is_merged_by_turns_with_yours_in_front(info: SAEInfo) -> 
         (21, "delphi"),
         (3, "bundled"),
     ]
-    assert known_labels.search_labels("sea", info.id, k=3) == found[:3]
-    assert known_labels.search_labels("sea", None) == found
-    assert known_labels.search_labels("sea", "sae-of-another", 5) == ()
+    assert knowledge.search_labels("sea", info.id, k=3) == found[:3]
+    assert knowledge.search_labels("sea", None) == found
+    assert knowledge.search_labels("sea", "sae-of-another", 5) == ()
 
 
 def test_they_belong_to_contents_not_to_a_folder(info: SAEInfo, tmp_path: Path) -> None:
     from tests.folders import sae_folder
 
     other = sae_info(sae_folder(tmp_path / "with-it", seed=6))
-    assert known_labels.labels_of(other, 3) == ()
+    assert knowledge.labels_of(other, 3) == ()
     assert other.id != info.id
 
 

@@ -13,16 +13,19 @@ from lens_tui import blas, demo
 from lens_tui.records import LensError
 from lens_tui.records.info import Dequantize
 from lens_tui.records.recent import remember_model
-from lens_tui.worker.model_files import (
+from lens_tui.tasks.models import (
     ModelEntry,
+    cached_models,
+    check_model,
     describe_quantization,
     estimate_memory,
     kv_bytes_per_token,
+    list_models,
+    list_saes,
     machine_memory,
     read_model_folder,
     supported_architectures,
 )
-from lens_tui.worker.models import cached_models, check_model, list_models, list_saes
 from tests.folders import D_MODEL, N_LAYERS, VOCAB, llama_folder, sae_folder
 
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 BUSY = """
 import sys, threading
 from lens_tui.worker import events as ev, jobs
-from lens_tui.worker.leave import leave
+from lens_tui.worker.protocol import leave
 from lens_tui.worker.thread import Worker
 
 class Busy:
@@ -116,7 +116,7 @@ def test_quitting_while_the_real_model_writes(tiny: Path, tmp_path: Path) -> Non
 import threading
 from lens_tui.records import Sampling
 from lens_tui.worker import events as ev, jobs
-from lens_tui.worker.leave import leave
+from lens_tui.worker.protocol import leave
 from lens_tui.worker.thread import Worker
 bell = threading.Semaphore(0)
 worker = Worker()
@@ -134,7 +134,7 @@ while True:
     assert (process.returncode, process.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("room", ["lens_tui.worker.thread", "lens_tui.worker.models", "lens_tui.worker.handlers"])
+@pytest.mark.parametrize("room", ["lens_tui.worker.thread", "lens_tui.tasks.models", "lens_tui.worker.handlers"])
 def test_importing_brings_no_mlx_and_no_screen(room: str, tmp_path: Path) -> None:
     code = f"import sys, {room}; print(sorted({{'mlx', 'mlx_lm', 'textual', 'rich'}} & set(sys.modules)))"
     assert run(code, tmp_path).stdout.strip() == "[]"

@@ -13,8 +13,8 @@ from lens_tui import LensModel
 from lens_tui.records import LensError
 from lens_tui.sae import load_sae
 from lens_tui.sae.index import FeatureIndex, IndexSettings
-from lens_tui.worker.indexing import index_text
-from lens_tui.worker.ranking import rank_tokens
+from lens_tui.tasks.features import rank_tokens
+from lens_tui.tasks.index import index_text
 
 TEXT = "The old man opened the door and saw the sea."
 

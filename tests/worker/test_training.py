@@ -12,7 +12,7 @@ import pytest
 from lens_tui.lens import LensModel
 from lens_tui.records.training import TrainConfig, TrainProgress
 from lens_tui.sae import load_sae
-from lens_tui.worker.training import train_sae
+from lens_tui.tasks.train import train_sae
 from tests.lens import tiny
 
 

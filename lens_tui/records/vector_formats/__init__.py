@@ -24,15 +24,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from .. import atomic
+from .. import disk
 from ..errors import LensError
 from ..read_files import explained, open_regular, shown
 from ..sanitise import one_line
 from ..vectors import Origin, SteeringVector
-from ..vectors_io import check_fit
-from ..vectors_io import save_vector as _save_one
 from . import gguf, numpy_files, own, torch_vectors, vllm_lens
 from .common import Ask, Found, Rows, place_facts, records
+from .own import check_fit
+from .own import save_vector as _save_one
 
 OURS = "mlx-lens-tui"
 READERS: dict[str, Callable[[Path], Found]] = {
@@ -188,7 +188,7 @@ def save_vectors(vectors: SteeringVector | Sequence[SteeringVector], path: Path 
         raise LensError("There is no vector to save.", "Give at least one.")
     if file.suffix.lower() == ".safetensors" and len(several) == 1:
         return _save_one(several[0], file)
-    atomic.write_bytes(file, WRITERS[file.suffix.lower()](file, several))
+    disk.write_bytes(file, WRITERS[file.suffix.lower()](file, several))
     return file
 
 

@@ -1,24 +1,181 @@
-"""Safetensors files. Ours: one vector (``vectors_io``), or several as tensors ``0``, ``1``, ... with their records.
+"""Steering vectors as files: one safetensors file each, one tensor, the record as JSON in its metadata.
 
-Others': tensors by their names, told apart as in ``common``.
+The tensor ``direction`` has shape ``(d_model,)``, float32, norm 1. The metadata
+holds ``format`` (``mlx-lens-tui.vector``), ``version`` and ``record``: the
+fields of :class:`SteeringVector` but the direction. Any safetensors reader opens it.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .. import disk, paths
 from ..codec import to_json, vector_from_json
 from ..errors import LensError
-from ..read_files import AGAIN, explained, parse_json, shown
+from ..read_files import AGAIN, explained, open_regular, parse_json, regular_size, shown
+from ..sanitise import one_line
 from ..vectors import SteeringVector
-from ..vectors_io import FORMAT, check_header, kept_facts, load_vector
 from .common import MAX_BYTES, MAX_LAYERS, Found, Row, entry_of, read_whole
+
+FORMAT = "mlx-lens-tui.vector"
+SUFFIX = ".safetensors"
+_VERSION = "1"
+_MAX_BYTES = 16 << 20
+_MAX_HEADER = 4 << 20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VectorFile:
+    """A file of the vectors folder: the vector it holds, or why it is not known which that is."""
+
+    path: Path
+    vector: SteeringVector | None
+    problem: str = ""
+
+
+def save_vector(vector: SteeringVector, path: Path | None = None) -> Path:
+    """Write a vector; returns the file.
+
+    Without ``path`` it goes to the vectors folder under a name made from its
+    own; one of that name is kept, and the new one gets a number. Raises
+    :class:`LensError` if the disk refuses.
+    """
+    from safetensors.numpy import save
+
+    file = path or _free_name(paths.vectors_folder(), vector.name)
+    record = {key: value for key, value in to_json(kept_facts(vector)).items() if key != "direction"}
+    metadata = {"format": FORMAT, "version": _VERSION, "record": json.dumps(record)}
+    direction = np.ascontiguousarray(vector.direction, dtype=np.float32)
+    disk.write_bytes(file, save({"direction": direction}, metadata))
+    return file
+
+
+def keep_vector(vector: SteeringVector) -> Path:
+    """The file of the vectors folder that holds this vector; it is written if there is none.
+
+    Of files named after it the first whose direction, layer and site are the same is taken, so that asking again makes
+    no second one. Raises :class:`LensError` if the disk refuses.
+    """
+    for file in _names(paths.vectors_folder(), vector.name):
+        if not file.exists():
+            return save_vector(vector, file)
+        try:
+            held = load_vector(file)
+        except LensError:
+            continue
+        if (held.layer, held.site) == (vector.layer, vector.site) and np.array_equal(held.direction, vector.direction):
+            return file
+    raise LensError(f"The vectors folder has no name left for {vector.name!r}.", "Give it another name.")
+
+
+def load_vector(path: Path | str, *, d_model: int | None = None, model: str | None = None) -> SteeringVector:
+    """Read one vector of our own format, its direction unchanged to the last bit and its origin as it was saved.
+
+    ``vector_formats.load_vectors`` reads every format, this one too, and notes where the file is.
+
+    With ``d_model`` a vector of another width is refused, with ``model`` one that
+    was made for another model. Raises :class:`LensError` for everything that is
+    no vector of ours.
+    """
+    file = Path(path)
+    vector = _read(file)
+    check_fit(vector, d_model=d_model, model=model)
+    return vector
+
+
+def check_fit(vector: SteeringVector, *, d_model: int | None = None, model: str | None = None) -> None:
+    """Raise :class:`LensError` if a vector is not of this width, or names another model."""
+    if d_model is not None and vector.d_model != d_model:
+        raise LensError(
+            f"The vector {vector.name!r} has width {vector.d_model}; the model's residual stream has {d_model}.",
+            "Use one made for this model.",
+        )
+    if model is not None and vector.model and vector.model != model:
+        raise LensError(
+            f"The vector {vector.name!r} was made for {vector.model}, not {model}.", "Use one made for this model."
+        )
+
+
+def list_vectors(folder: Path | None = None) -> list[VectorFile]:
+    """The vector files of a folder (the user's own by default), of any format, by name.
+
+    Those that do not give one vector without being asked which, or cannot be read, come with the reason.
+    """
+    from . import SUFFIXES, load_one
+
+    found = []
+    for file in sorted((folder or paths.vectors_folder()).glob("*")):
+        if file.suffix.lower() not in SUFFIXES or file.name.startswith("."):
+            continue
+        try:
+            found.append(VectorFile(file, load_one(file)))
+        except LensError as error:
+            found.append(VectorFile(file, None, one_line(str(error), 300)))
+    return found
+
+
+def delete_vector(path: Path) -> None:
+    """Delete a vector file; one that is gone already is no error."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise LensError(f"Could not delete {path}: {error.strerror}.", "Check permissions.") from error
+
+
+def rename_vector(vector: SteeringVector, name: str) -> SteeringVector:
+    """The same vector under another name."""
+    if not name.strip():
+        raise LensError("A vector needs a name.", "Type at least one character.")
+    return replace(vector, name=name.strip())
+
+
+def check_header(path: Path, limit: int) -> None:
+    """Raise :class:`LensError` for what is no regular file of at most ``limit`` bytes, or has an endless header."""
+    if regular_size(path) > limit:
+        raise LensError(f"{shown(path)} is larger than any steering vector.", "Is it a model?")
+    with explained(path), open_regular(path) as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > _MAX_HEADER:
+        raise LensError(f"{shown(path)} cannot be read as a vector: its header is too large.", AGAIN)
+
+
+def kept_facts(vector: SteeringVector) -> SteeringVector:
+    """A vector as it is written: where it lay on this machine is nobody else's business."""
+    facts = {key: value for key, value in vector.origin.facts.items() if key != "path"}
+    return replace(vector, origin=replace(vector.origin, facts=facts))
+
+
+def _read(file: Path) -> SteeringVector:
+    from safetensors import safe_open
+
+    check_header(file, _MAX_BYTES)
+    with explained(file), safe_open(file, framework="np") as opened:
+        metadata: dict[str, str] = opened.metadata() or {}
+        if metadata.get("format") != FORMAT or "direction" not in opened.keys():  # noqa: SIM118 - not a mapping
+            raise LensError(f"{shown(file)} is no vector of mlx-lens-tui.", "Import it with its own format.")
+        direction = opened.get_tensor("direction")
+        record: Any = parse_json(metadata["record"], f"{shown(file)} cannot be read: its record")
+    if direction.ndim != 1 or direction.dtype != np.float32 or not isinstance(record, dict):
+        raise LensError(f"{shown(file)} holds no float32 direction of shape (d_model,).")
+    return vector_from_json({**record, "direction": to_json(direction)})
+
+
+def _free_name(folder: Path, name: str) -> Path:
+    return next(file for file in _names(folder, name) if not file.exists())
+
+
+def _names(folder: Path, name: str) -> Iterator[Path]:
+    stem = re.sub(r"[^\w.-]+", "-", name.strip(), flags=re.ASCII).strip("-.").lower()[:80] or "vector"
+    return (folder / f"{stem}{f'-{number}' if number > 1 else ''}{SUFFIX}" for number in range(1, 100_000))
+
 
 SEVERAL = f"{FORMAT}s"
 _TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}

@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-from . import (
-    dictionary_learning,
-    gemma_scope_1,
-    gemma_scope_2,
-    llama_scope,
-    mlxterp,
-    qwen_scope,
-    saelens,
-    sparsify,
-)
+from . import dictionary_learning, gemma_scope_1, gemma_scope_2, llama_scope, mlxterp, qwen_scope, saelens, sparsify
 from .parts import Format
 
 FORMATS: tuple[Format, ...] = (

@@ -14,7 +14,7 @@ from lens_tui.records import LensError
 from lens_tui.records.read_files import shown
 
 from ..definition import Definition, Weights
-from ..tensors import Stored
+from ..files import Stored
 from .parts import Facts, Format, Parts, Source, pick
 
 _SITES = {"res": ("resid_post", ""), "mlp": ("mlp_out_normed", ""), "att": ("attn_z", "")}

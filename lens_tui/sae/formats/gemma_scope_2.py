@@ -3,7 +3,7 @@
 ``config.json`` and ``params.safetensors`` with ``w_enc (d, n)``, ``w_dec (n, d)``, ``b_enc``, ``b_dec``,
 ``threshold`` and, for affine transcoders, ``affine_skip_connection (d_in, d_out)``. ``b_dec`` is not subtracted from
 what is read. Some folders have no ``config.json``; what they are then follows from their names. Our own files may hold
-the matrices in 8 bits (:mod:`lens_tui.sae.eight_bits`), which Google's do not.
+the matrices in 8 bits (:mod:`lens_tui.sae.files`), which Google's do not.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from lens_tui.records import LensError
 from lens_tui.records.read_files import shown
 
 from ..definition import Definition, Weights
-from ..eight_bits import with_scales
-from ..files import read_json
+from ..files import read_json, with_scales
 from .parts import Facts, Format, Parts, Source, check_sizes, natural, pick, real
 
 _SITES = {

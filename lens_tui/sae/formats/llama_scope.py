@@ -18,7 +18,7 @@ from lens_tui.records import LensError
 from lens_tui.records.read_files import shown
 
 from ..definition import Definition, Weights
-from ..tensors import Stored, in_memory
+from ..files import Stored, in_memory
 from .parts import Facts, Format, Parts, Source, check_sizes, input_scale, number, pick, positive
 
 _NORM = "dataset_average_activation_norm"

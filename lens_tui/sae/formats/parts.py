@@ -15,8 +15,7 @@ from lens_tui.records.sanitise import one_line
 from lens_tui.records.sites import read_hook
 
 from ..definition import Definition, Weights
-from ..files import container, read_json, read_values
-from ..tensors import Stored
+from ..files import Stored, container, read_json, read_values
 
 _USUAL = (
     "params.safetensors",

@@ -15,8 +15,7 @@ from lens_tui.records.sanitise import one_line
 from lens_tui.records.sites import read_hook
 
 from ..definition import Activation, Definition, Weights
-from ..files import read_json
-from ..tensors import Stored
+from ..files import Stored, read_json
 from .parts import Facts, Format, Parts, Source, check_sizes, pick, whole
 
 _ACTIVATIONS: dict[str, Activation] = {"topk": "topk", "groupmax": "groupmax"}

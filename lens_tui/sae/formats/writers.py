@@ -17,9 +17,9 @@ import mlx.core as mx
 import numpy as np
 
 from lens_tui.records import LensError
-from lens_tui.records.atomic import write_text, write_with
+from lens_tui.records.disk import write_text, write_with
 
-from ..eight_bits import in_eight_bits
+from ..files import in_eight_bits
 
 HOOKS = {
     "resid_pre": "model.layers.{layer}.input",
@@ -60,7 +60,7 @@ def write_gemma_scope(
     """Write ``config.json`` and ``params.safetensors`` as Gemma Scope 2 lays them out.
 
     ``dtype`` is that of the two matrices (Gemma Scope's is float32; ``int8``, with a scale a latent, only this library
-    reads: :mod:`lens_tui.sae.eight_bits`); vectors stay float32. ``facts`` are further keys of config.json (JSON
+    reads: :mod:`lens_tui.sae.files`); vectors stay float32. ``facts`` are further keys of config.json (JSON
     values). Raises ``LensError`` for weights that do not fit together.
     """
     width, _ = _check(weights)

@@ -5,12 +5,22 @@ SAE it is given.
 """
 
 from .build import BuildResult, IndexProgress, Target, build_index, merge_parts
-from .contrast import Contrast, TextFeatures, contrast, text_features
-from .describe import Description, describe
 from .export import upload_batches
 from .finish import add_tables
-from .questions import CoActive, Promoter, co_active, decoder_neighbours, direct_effects, promoting, rank_features
-from .read import Example, FeatureIndex, FeatureStatistics
+from .questions import (
+    CoActive,
+    Contrast,
+    Promoter,
+    TextFeatures,
+    co_active,
+    contrast,
+    decoder_neighbours,
+    direct_effects,
+    promoting,
+    rank_features,
+    text_features,
+)
+from .read import Description, Example, FeatureIndex, FeatureStatistics, describe
 from .settings import DEFINITIONS, EDGES, Identity, IndexSettings, index_key
 from .tables import TokenTable, token_table
 

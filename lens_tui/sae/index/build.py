@@ -13,11 +13,10 @@ from typing import Any
 from lens_tui.records import LensError
 from lens_tui.records.activations import ActivationSource, Place
 
-from .encode import Encoder, block_columns, encode_block
 from .finish import finish, remove_leftovers
 from .part import Part
 from .settings import Identity, IndexSettings, index_key
-from .tables import TokenTable
+from .tables import Encoder, TokenTable, block_columns, encode_block
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""From finished parts to the immutable index: what is written depends on the tokens alone, not on the parts."""
+"""All activations by feature, strongest first, sorted out of core: two passes over the disk, bounded memory."""
 
 from __future__ import annotations
 
@@ -10,22 +10,174 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lens_tui.records import LensError, atomic
+from lens_tui.records import LensError, disk
 
-from .arrays import kind_for, narrow, nobody, read_manifest, types_of
-from .full import write_by_feature
-from .keeper import NOBODY
 from .part import SPECIAL, START, StoredPart, writing
-from .settings import DEFINITIONS, FORMAT, N_OCTAVES
+from .settings import DEFINITIONS, FORMAT, N_OCTAVES, IndexSettings, kind_for, narrow, nobody, read_manifest, types_of
 from .tables import TokenTable
-from .tally import Tally
-from .windows import write_windows
+from .tally import NOBODY, Tally
+
+_ENTRY = np.dtype([("feature", np.uint32), ("token", np.uint32), ("value", np.float32)])
+
+
+def write_by_feature(work: Path, width: int, kind: Any, chunk: int) -> None:
+    """Write ``feature_ends``, ``feature_tokens``, ``feature_values``: those of feature f lie up to ``feature_ends[f]``.
+
+    Within a feature values fall; equal values are in token order. Activations are first dealt into buckets
+    of whole features with at most ``chunk`` entries (a single feature may have more: one for each token at most),
+    then each bucket is sorted in memory.
+    """
+    count = np.load(work / "count.npy")
+    ends = np.cumsum(count, dtype=np.int64)
+    np.save(work / "feature_ends.npy", narrow(ends))
+    total = int(ends[-1]) if width else 0
+    number = kind_for(len(np.load(work / "tokens.npy", mmap_mode="r")))
+    tokens, values = (
+        _new_array(work / "feature_tokens.npy", number, total),
+        _new_array(work / "feature_values.npy", kind, total),
+    )
+    if total == 0:
+        return
+    bucket_of = _buckets(count, chunk)
+    paths = [work / f"bucket-{i}" for i in range(int(bucket_of[-1]) + 1)]
+    _deal(work, bucket_of, paths, chunk)
+    at = 0
+    for path in paths:
+        entries = np.fromfile(path, _ENTRY)
+        path.unlink()
+        falling = np.uint32(0x7FFF_FFFF) - entries["value"].view(np.uint32)  # of positive floats the bits are in order
+        # Buckets were filled in token order, so that a stable sort leaves equal values in it.
+        order = np.argsort((entries["feature"].astype(np.uint64) << np.uint64(32)) | falling, kind="stable")
+        tokens[at : at + len(order)] = entries["token"][order]
+        values[at : at + len(order)] = entries["value"][order]
+        at += len(order)
+
+
+def _buckets(count: NDArray[Any], chunk: int) -> NDArray[np.int64]:
+    """The bucket of every feature: runs of features with at most ``chunk`` entries together, if more than one."""
+    bucket = np.zeros(len(count), np.int64)
+    number = filled = 0
+    for feature, n in enumerate(count.tolist()):
+        if filled and filled + n > chunk:
+            number, filled = number + 1, 0
+        bucket[feature] = number
+        filled += n
+    return bucket
+
+
+def _deal(work: Path, bucket_of: NDArray[np.int64], paths: list[Path], chunk: int) -> None:
+    row_ends = np.load(work / "row_ends.npy", mmap_mode="r")
+    features = np.load(work / "row_features.npy", mmap_mode="r")
+    values = np.load(work / "row_values.npy", mmap_mode="r")
+    for start in range(0, len(features), chunk):
+        stop = min(start + chunk, len(features))
+        entries = np.empty(stop - start, _ENTRY)
+        entries["feature"] = features[start:stop]
+        entries["token"] = np.searchsorted(row_ends, np.arange(start, stop, dtype=row_ends.dtype), side="right")
+        entries["value"] = values[start:stop]
+        bucket = bucket_of[entries["feature"]]
+        order = np.argsort(bucket, kind="stable")
+        edges = np.searchsorted(bucket[order], np.arange(len(paths) + 1))
+        for i, path in enumerate(paths):
+            if edges[i] < edges[i + 1]:
+                with path.open("ab") as file:
+                    file.write(entries[order[edges[i] : edges[i + 1]]].tobytes())
+
+
+def _new_array(path: Path, kind: Any, n: int) -> NDArray[Any]:
+    if n == 0:
+        np.save(path, np.zeros(0, kind))
+        return np.zeros(0, kind)
+    return np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=(n,))
+
+
+_QUERIES = 2_000_000
+
+
+def write_windows(work: Path, settings: IndexSettings, kind: Any, chunk: int) -> None:
+    """Write ``example_windows.npy``, ``(width, top_k, window)``: the feature at the tokens around each example.
+
+    The peak is at place ``before``; places beyond the example's own sequence, and tokens where the feature is
+    silent or that are not counted, hold 0.
+    """
+    tokens = np.load(work / "example_tokens.npy", mmap_mode="r")
+    width, k = tokens.shape
+    path = work / "example_windows.npy"
+    windows = np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=(width, k, settings.window))
+    starts = np.load(work / "sequence_starts.npy")
+    rows = _Rows(work)
+    flat = tokens.reshape(-1)
+    order = np.argsort(flat, kind="stable")
+    order = order[: np.searchsorted(flat[order], nobody(flat.dtype))]
+    view = windows.reshape(width * k, settings.window)
+    for low, high in _chunks(rows.ends, starts, chunk):
+        a, b = np.searchsorted(flat[order], (low, high))
+        keys, values = rows.sorted_pairs(low, high)
+        step = max(1, _QUERIES // settings.window)
+        for start in range(a, b, step):
+            some = order[start : min(start + step, b)]
+            view[some] = _around(some // k, flat[some].astype(np.int64), starts, high, keys, values, settings)
+    windows.flush()
+
+
+class _Rows:
+    """The activations by token of an index being written."""
+
+    def __init__(self, work: Path) -> None:
+        self.ends = np.load(work / "row_ends.npy", mmap_mode="r")
+        self.features = np.load(work / "row_features.npy", mmap_mode="r")
+        self.values = np.load(work / "row_values.npy", mmap_mode="r")
+
+    def sorted_pairs(self, low: int, high: int) -> tuple[NDArray[np.uint64], NDArray[Any]]:
+        """Of tokens low..high: sorted ``feature << 32 | token`` and the values in that order."""
+        first = int(self.ends[low - 1]) if low else 0
+        ends = self.ends[low:high].astype(np.int64)
+        counts = np.diff(np.concatenate([[first], ends]))
+        token = np.repeat(np.arange(low, high, dtype=np.uint64), counts)
+        last = int(ends[-1]) if len(ends) else first
+        keys = (self.features[first:last].astype(np.uint64) << np.uint64(32)) | token
+        order = np.argsort(keys)
+        return keys[order], self.values[first:last][order]
+
+
+def _chunks(ends: NDArray[Any], starts: NDArray[Any], chunk: int) -> list[tuple[int, int]]:
+    """Runs of whole sequences with about ``chunk`` activations each, as (first token, end token)."""
+    n = len(ends)
+    if n == 0:
+        return []
+    before = np.concatenate([[0], ends[starts[1:].astype(np.int64) - 1].astype(np.int64)])
+    first_of = np.flatnonzero(np.diff(before // chunk, prepend=-1))
+    edges = [int(starts[i]) for i in first_of] + [n]
+    return list(pairwise(edges))
+
+
+def _around(
+    feature: NDArray[np.int64],
+    peak: NDArray[np.int64],
+    starts: NDArray[Any],
+    high: int,
+    keys: NDArray[np.uint64],
+    values: NDArray[Any],
+    settings: IndexSettings,
+) -> NDArray[Any]:
+    """Windows ``(n, window)`` of features around tokens, from the sorted pairs of one chunk."""
+    sequence = np.searchsorted(starts, peak, side="right") - 1
+    begin = starts[sequence].astype(np.int64)
+    end = np.where(sequence + 1 < len(starts), starts[np.minimum(sequence + 1, len(starts) - 1)], high).astype(np.int64)
+    at = peak[:, None] + np.arange(-settings.before, settings.after + 1)
+    inside = (at >= begin[:, None]) & (at < end[:, None])
+    wanted = (feature.astype(np.uint64)[:, None] << np.uint64(32)) | np.where(inside, at, 0).astype(np.uint64)
+    place = np.minimum(np.searchsorted(keys, wanted), max(len(keys) - 1, 0))
+    found = inside & (keys[place] == wanted)
+    return np.where(found, values[place], values.dtype.type(0))
+
 
 CHUNK = 8_000_000
 """Activations held in memory at a time."""
@@ -88,7 +240,7 @@ def add_tables(path: Path | str, tables: Sequence[TokenTable]) -> None:
             manifest["conventions"].append(table.convention)
             manifest["files"] |= {p.relative_to(folder).as_posix(): _checksum(p) for p in sorted(place.glob("*.npy"))}
             manifest["types"] = manifest.get("types", {}) | types_of(folder)
-    atomic.write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
+    disk.write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
 
 
 def _check_tables(tables: Sequence[TokenTable], width: int) -> None:

@@ -19,7 +19,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lens_tui.records import LensError, atomic
+from lens_tui.records import LensError, disk
 from lens_tui.records.read_files import read_json, regular_size
 from lens_tui.records.sanitise import one_line
 
@@ -124,7 +124,7 @@ class Part:
                 os.fsync(file.fileno())
         old = self.state.tally
         self.state = replace(self.state, tally=f"tally-{self.state.next}.npz")
-        atomic.write_with(self.folder / self.state.tally, lambda file: np.savez(file, **self.tally.arrays()))
+        disk.write_with(self.folder / self.state.tally, lambda file: np.savez(file, **self.tally.arrays()))
         facts = {
             "format": FORMAT,
             "key": index_key(self.identity, self.settings),
@@ -133,7 +133,7 @@ class Part:
             "state": asdict(self.state),
             "blocks": self._blocks,
         }
-        atomic.write_json(self.folder / "state.json", facts)
+        disk.write_json(self.folder / "state.json", facts)
         if old and old != self.state.tally:
             (self.folder / old).unlink(missing_ok=True)
 

@@ -7,6 +7,8 @@ and what belongs to one feature when it is asked for.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +20,22 @@ from numpy.typing import NDArray
 from lens_tui.records import LensError
 from lens_tui.records.file_arrays import FileArray
 from lens_tui.records.read_files import explained, open_regular
-from lens_tui.records.sanitise import one_line
+from lens_tui.records.sanitise import one_line, sanitise_token
 
-from .arrays import WHOLE, called, damaged, inside, nobody, octaves_of, open_array, read_manifest
-from .settings import EDGES, N_BINS, Identity, IndexSettings
+from .settings import (
+    EDGES,
+    N_BINS,
+    WHOLE,
+    Identity,
+    IndexSettings,
+    called,
+    damaged,
+    inside,
+    nobody,
+    octaves_of,
+    open_array,
+    read_manifest,
+)
 from .tables import CONVENTIONS, FIELDS, TokenTable
 
 
@@ -450,3 +464,49 @@ def _whole(manifest: dict[str, Any], name: str, most: int = 1 << 53) -> int:
     if type(value) is not int or not 0 <= value <= most:
         raise ValueError(f"{name} is {one_line(repr(value), 30)}")
     return value
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """``promotes`` and ``peaks_on`` are tokens, safe to show; ``convention`` says how the first were found.
+
+    Made by counting, without any language model: ``text`` begins with ``auto:``
+    so that it is never taken for somebody's label.
+    """
+
+    feature: int
+    promotes: tuple[str, ...]
+    peaks_on: tuple[str, ...]
+    convention: str
+    n_examples: int
+
+    @property
+    def text(self) -> str:
+        """One line, for a list."""
+        if not self.n_examples and not self.promotes:
+            return "auto: never active in the corpus"
+        peaks = "peaks on " + _listed(self.peaks_on) if self.peaks_on else "never active in the corpus"
+        return f"auto: {peaks}" + (f" · promotes {_listed(self.promotes)}" if self.promotes else "")
+
+
+def describe(
+    index: FeatureIndex, feature: int, token_text: Callable[[int], str], *, convention: str = "", n: int = 3
+) -> Description:
+    """The tokens a feature promotes and the tokens its top examples peak on (most frequent first), ``n`` of each.
+
+    ``token_text`` is the tokenizer's; ``convention`` defaults to the index's first.
+    """
+    examples = index.examples(feature)
+    peaks = Counter(sanitise_token(token_text(int(example.token_ids[example.peak]))) for example in examples)
+    promotes: tuple[str, ...] = ()
+    convention = convention or next(iter(index.conventions), "")
+    if convention:
+        ids = index.pushed(feature, convention)[0][:n]
+        promotes = tuple(sanitise_token(token_text(int(token))) for token in ids)
+    return Description(
+        int(feature), promotes, tuple(text for text, _ in peaks.most_common(n)), convention, len(examples)
+    )
+
+
+def _listed(tokens: tuple[str, ...]) -> str:
+    return ", ".join(f"‘{token}’" for token in tokens)

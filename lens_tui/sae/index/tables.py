@@ -1,4 +1,4 @@
-"""Promoted and suppressed tokens of every feature: made once for an SAE and a model, kept with the index."""
+"""From a block of residuals to the active features of each token: the one place of the index that meets a device."""
 
 from __future__ import annotations
 
@@ -11,9 +11,93 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lens_tui.records import LensError
+from lens_tui.records.activations import ActivationBlock
 
-from .arrays import Unsigned, narrow
-from .encode import as_numpy
+from .part import SPECIAL, START
+from .settings import IndexSettings, Unsigned, narrow
+from .tally import Activations
+
+
+class Encoder(Protocol):
+    """What the index asks of an SAE."""
+
+    def top_k(self, residual: Any, k: int) -> tuple[Any, Any]:
+        """The ``k`` strongest features of each row of ``(n, d)``: ids and values ``(n, k)``."""
+
+
+def as_numpy(array: Any, kind: Any) -> NDArray[Any]:
+    """An MLX or NumPy array as NumPy of the given type (bfloat16 goes through float32)."""
+    if type(array).__module__.startswith("mlx"):
+        import mlx.core as mx
+
+        array = array.astype(mx.float32 if np.issubdtype(kind, np.floating) else mx.int64)
+    return np.asarray(array).astype(kind, copy=False)
+
+
+def encode_block(
+    block: ActivationBlock, residual: Any, encoder: Encoder, width: int, settings: IndexSettings
+) -> tuple[Activations, int, int]:
+    """The activations of a block, how many tokens were counted, and how many of those had more than ``max_active``.
+
+    One more than ``max_active`` features are asked for, so that overflow is known, not guessed.
+    """
+    n = len(block.token_ids)
+    keep = min(settings.max_active, width)
+    ask = min(keep + 1, width)
+    ids, values = encoder.top_k(residual, ask)
+    ids, values = as_numpy(ids, np.int64), as_numpy(values, np.float32)
+    if ids.shape != (n, ask) or values.shape != (n, ask):
+        raise LensError(f"The SAE gave features of shape {ids.shape} for {n} tokens; {(n, ask)} was asked for.")
+    counted = np.ones(n, bool) if settings.include_special else ~block.special
+    if not np.isfinite(values[counted]).all():
+        raise LensError(
+            f"Block {block.index} of the corpus gives activations that are NaN or infinite.",
+            "Check the model's precision: float16 overflows on some models.",
+        )
+    ids, values = _descending(ids, values)
+    overflowed = int((values[counted, keep] > 0).sum()) if ask > keep else 0
+    mask = (values[:, :keep] > 0) & counted[:, None]
+    row, place = np.nonzero(mask)
+    feature = ids[row, place]
+    if len(feature) and (feature.min() < 0 or feature.max() >= width):
+        raise LensError(f"The SAE gave a feature id outside 0..{width - 1}.")
+    found = Activations(
+        block.index,
+        row,
+        feature.astype(np.uint32),
+        values[row, place],
+        block.documents.astype(np.uint32),
+        block.offsets.astype(np.uint32),
+    )
+    return found, int(counted.sum()), overflowed
+
+
+def block_columns(block: ActivationBlock) -> dict[str, NDArray[Any]]:
+    """What is kept of every token of a block, special or not."""
+    flags = np.where(block.special, SPECIAL, 0) | np.where(sequence_starts(block), START, 0)
+    return {
+        "tokens": block.token_ids,
+        "documents": block.documents,
+        "offsets": block.offsets,
+        "flags": flags.astype(np.uint8),
+    }
+
+
+def sequence_starts(block: ActivationBlock) -> NDArray[np.bool_]:
+    """Where the text breaks off: a new document, a gap in it, or a BOS or separator (offset -1)."""
+    offset, document = block.offsets.astype(np.int64), block.documents
+    starts = np.ones(len(offset), bool)
+    broken = (document[1:] != document[:-1]) | (offset[1:] != offset[:-1] + 1)
+    starts[1:] = (offset[1:] < 0) | ((offset[:-1] >= 0) & broken)
+    return starts
+
+
+def _descending(ids: NDArray[np.int64], values: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    if (values[:, :-1] >= values[:, 1:]).all():
+        return ids, values
+    order = np.argsort(-values, axis=1, kind="stable")
+    return np.take_along_axis(ids, order, 1), np.take_along_axis(values, order, 1)
+
 
 CONVENTIONS = ("norm", "raw")
 """``norm``: direction times the final norm's gain, then the unembedding. ``raw``: without the gain, as in

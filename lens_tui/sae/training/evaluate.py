@@ -12,7 +12,7 @@ from lens_tui.records import LensError
 from lens_tui.records.activations import ActivationSource, Place
 from lens_tui.records.training import Evaluation, TrainConfig
 
-from .parameters import Normalizer, Parameters, decode_folded, encode_folded, preactivations
+from .objective import Normalizer, Parameters, decode_folded, encode_folded, preactivations
 
 DENSE = 0.1
 """A latent that fires on more than this share of the tokens is called dense."""

@@ -16,12 +16,21 @@ from lens_tui.records import LensError
 from lens_tui.records.activations import ActivationSource, Place
 from lens_tui.records.training import Evaluation, TrainConfig, TrainProgress, TrainReport
 
-from .checkpoint import Checkpoint, load_checkpoint, run_facts, save_checkpoint
+from .checkpoint import Checkpoint, load_checkpoint, run_facts, save_checkpoint, write_outputs
 from .evaluate import measure, starting_parameters, threshold_of
-from .export import write_outputs
-from .parameters import Normalizer, Parameters, fold, initial_parameters, normalizer, scalar
+from .objective import (
+    Normalizer,
+    Parameters,
+    State,
+    Step,
+    StepFigures,
+    fold,
+    initial_parameters,
+    initial_state,
+    normalizer,
+    scalar,
+)
 from .pool import Pool, PoolPosition, take_rows
-from .step import State, Step, StepFigures, initial_state
 
 REPORT_SECONDS = 0.5
 """How often progress is reported; each report waits for the device once."""

@@ -83,7 +83,7 @@ class FeatureActions(_Base):
 
     def action_copy_command(self) -> None:
         """Copy the command that shows these features."""
-        from lens_tui.tui.run_export import quoted, sae_words
+        from lens_tui.tui.past_runs import quoted, sae_words
 
         sae, model = self.sae, self.session.model
         if sae is not None and model is not None:

@@ -10,8 +10,8 @@ from textual.geometry import Region
 from lens_tui.records import SAEInfo
 from lens_tui.tui.widgets.feature_card import SECTIONS, near_row, short_name
 from lens_tui.tui.widgets.row_list import RowList
-from lens_tui.worker.events import Event, FeaturePage, JobDone
-from lens_tui.worker.neighbours import NeighboursRead, ReadNeighbours
+from lens_tui.worker.events import Event, FeaturePage, JobDone, NeighboursRead
+from lens_tui.worker.jobs import ReadNeighbours
 
 if TYPE_CHECKING:
     from textual.content import Content

@@ -11,14 +11,9 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
 
 from lens_tui.records import SAEInfo
-from lens_tui.tui.feature_text import (
-    Source,
-    features_at,
-    sources,
-    strongest_token,
-)
+from lens_tui.tui.bindings import bindings
+from lens_tui.tui.feature_text import Source, features_at, sources, strongest_token
 from lens_tui.tui.format import figure, fit
-from lens_tui.tui.keys.bindings import bindings
 from lens_tui.tui.session import Session
 from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.feature_card import FeatureCard, feature_row, short_name

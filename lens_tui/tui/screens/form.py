@@ -1,21 +1,87 @@
-"""A small form in a dialogue: a few named fields, each checked as it is typed."""
+"""The shape all dialogues share: a surface in the middle, a bar down its left edge, a title over the rest."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 from textual import events
 from textual.app import ComposeResult
+from textual.await_complete import AwaitComplete
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
+from textual.screen import ModalScreen, Screen
 from textual.widgets import Input, Static
 
 from lens_tui.tui.format import fit
-from lens_tui.tui.screens.dialog import Dialog
 from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.pick import Pick
 from lens_tui.tui.widgets.row_list import RowList
+
+Result = TypeVar("Result")
+
+
+class Once(Screen[Result]):
+    """A screen that is dismissed once. Keys that come in one read (enter, escape) both reach it before it is gone.
+
+    Named after Textual's class among the bases: the first one's style sheet and component classes are inherited.
+    """
+
+    def dismiss(self, result: Result | None = None) -> AwaitComplete:
+        """Leave with ``result``; nothing happens where this is not the screen on top any more."""
+        if self.app.screen is not self:
+            return AwaitComplete()
+        return super().dismiss(result)
+
+
+class Dialog(ModalScreen[Result], Once[Result]):
+    """A dialogue; put its parts in a ``Vertical(classes="dialog")`` whose first child has class ``dialog-title``."""
+
+    DEFAULT_CSS = """
+    Dialog {
+        align: center middle;
+        background: $background 60%;
+        & .dialog {
+            width: 80%; max-width: 92; height: auto; max-height: 90%;
+            background: $surface; border-left: wide $accent; padding: 1 2;
+        }
+        & .dialog-title { text-style: bold; height: 1; margin-bottom: 1; }
+        & .muted { color: $muted; }
+    }
+    """
+
+
+class ErrorScreen(Dialog[None]):
+    """Shows an error's sentence and hint as plain text; ``y`` copies it, escape or enter closes it."""
+
+    BINDINGS = [
+        ("escape,enter,q", "dismiss", "close"),
+        ("y", "copy", "copy"),
+    ]
+
+    def __init__(self, message: str, hint: str = "", detail: str = "", log_path: Path | None = None) -> None:
+        super().__init__()
+        self.message, self.hint, self.detail, self.log_path = message, hint, detail, log_path
+
+    def compose(self) -> ComposeResult:
+        """The sentence, the hint, the log, the keys."""
+        with Vertical(classes="dialog"):
+            yield Static(Content.assemble(("✗ ", "$error"), ("That did not work", "bold")), classes="dialog-title")
+            yield Static(Content(self.message))
+            if self.hint:
+                yield Static(Content("\n" + self.hint), classes="muted")
+            if self.log_path is not None and self.detail:
+                yield Static(Content(f"\nDetails are in {self.log_path}"), classes="muted")
+            yield Static(Content.assemble("\n", ("esc", "bold"), " close   ", ("y", "bold"), " copy"), classes="muted")
+
+    def action_copy(self) -> None:
+        """Copy message, hint and details."""
+        text = "\n".join(part for part in (self.message, self.hint, self.detail) if part)
+        self.app.copy_to_clipboard(text)
+        self.notify("Copied.", markup=False, timeout=2)
+
 
 Check = Callable[[str], str]
 """Given what was typed, says what the field needs instead (``a number``), or nothing if it is right."""

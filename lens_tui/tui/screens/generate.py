@@ -1,7 +1,9 @@
-"""Generate: one prompt, the baseline and the steered arms side by side as they are written."""
+"""What can be done to the arm in the focused lane: its scale, another like it, away with it. What Generate mixes in."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import events
@@ -11,28 +13,27 @@ from textual.content import Content
 from textual.timer import Timer
 from textual.widgets import Label
 
-from lens_tui.tui.keys.bindings import bindings
+from lens_tui.tui import clip
+from lens_tui.tui.bindings import bindings
 from lens_tui.tui.run_text import MEASURE_NAMES, MEASURES, Measure, RunText, lane_names, plan, summary
-from lens_tui.tui.session import Session
+from lens_tui.tui.session import MAX_ARMS, Session, Steer
 from lens_tui.tui.widgets.frame import Hairline
-from lens_tui.tui.widgets.lane import Lane, Line, strength
-from lens_tui.tui.widgets.lane_row import LaneRow
+from lens_tui.tui.widgets.lane import Lane, LaneRow, Line, strength
 from lens_tui.tui.widgets.token_view import TokenView
 
 from .base import LensScreen
-from .generate_bench import BenchActions
-from .generate_runs import RunActions
 
-if TYPE_CHECKING:  # the first frame needs none of them
+if TYPE_CHECKING:
     from lens_tui.tui.widgets.prompt_area import PromptArea
     from lens_tui.worker.events import Event
+
 
 REST = 0.3
 """Seconds of rest after a change of scale before the run is made again."""
 EMPTY = "nothing yet"
 
 
-class GenerateScreen(BenchActions, RunActions, LensScreen):
+class GenerateScreen(LensScreen):
     """Prompt, settings, lanes. The bench in the session says which lanes there are."""
 
     mode: ClassVar[str] = "generate"
@@ -273,3 +274,117 @@ class GenerateScreen(BenchActions, RunActions, LensScreen):
         """Write the prompt."""
         if self.prompt is not None:
             self.prompt.focus()
+
+    def _rows(self) -> list[Steer]:
+        """The rows of the bench that act in the focused lane; says so if there are none."""
+        lane = self.lanes.focused_lane
+        rows = [row for row in self.session.steers if lane is not None and row.arm == lane.number and row.enabled]
+        if not rows:
+            keys = f"{self.lens.key_text('generate.lane_left')} {self.lens.key_text('generate.lane_right')}"
+            self.lens.say(f"Nothing is steered in this lane; {keys} go to the others.")
+        return rows
+
+    def _replace(self, rows: list[Steer]) -> None:
+        by_id = {row.id: row for row in rows}
+        self.lens.store.update(steers=tuple(by_id.get(row.id, row) for row in self.session.steers))
+
+    def action_scale(self, steps: int) -> None:
+        """Scale of the focused lane, by steps; live while it is written, else it runs again after a rest."""
+        if rows := self._rows():
+            self._replace([row.moved(steps) for row in rows])
+
+    def action_zero(self) -> None:
+        """Scale zero in the focused lane."""
+        if rows := self._rows():
+            self._replace([replace(row, scale=0.0) for row in rows])
+
+    def action_add_arm(self) -> None:
+        """A new lane like the focused one, half as strong again."""
+        rows = self._rows()
+        taken = {row.arm for row in self.session.steers}
+        if not rows or len(taken) >= MAX_ARMS:
+            if rows:
+                self.lens.say(f"{MAX_ARMS} arms beside the baseline are the most.")
+            return
+        free = self.session.free_arm()
+        for row in rows:
+            self.lens.store.add_steer(
+                row.vector,
+                scale=row.moved(5).scale,
+                arm=free,
+                residual_norm=row.residual_norm,
+                promoted=row.promoted,
+                suppressed=row.suppressed,
+                mode=row.mode,
+                positions=row.positions,
+            )
+
+    def action_delete_arm(self) -> None:
+        """Take the focused lane's rows off the bench; undo brings them back."""
+        if rows := self._rows():
+            gone = {row.id for row in rows}
+            self.lens.store.update(steers=tuple(row for row in self.session.steers if row.id not in gone))
+
+    def action_sampling(self) -> None:
+        """The sampling form."""
+        from . import sampling
+        from .form import FormScreen
+
+        def take(values: dict[str, str] | None) -> None:
+            if values is not None:
+                self.lens.store.update(sampling=sampling.parse(values, self.session.sampling))
+
+        self.app.push_screen(FormScreen("Sampling", sampling.fields(self.session.sampling)), take)
+
+    def action_history(self) -> None:
+        """The runs of this session, and those kept on disk."""
+        from .history import HistoryScreen
+
+        self.app.push_screen(HistoryScreen(self.history, self.lens.history), self._restore)
+
+    def _restore(self, run: RunText | None) -> None:
+        if run is None:
+            return
+        model, changes = self.session.model, {"prompt": run.prompt, "sampling": run.sampling, "written": run.written()}
+        if run not in self.history:
+            run.number = len(self.history) + 1
+            self.history.append(run)
+            if model is not None and run.model != model.name:
+                self.lens.say(f"It was made with {run.model}; {model.name} is loaded.")
+        self.run = run
+        if model is None or all(row.vector.d_model == model.d_model for row in run.steers):
+            changes["steers"] = run.steers
+        self.lens.store.update(**changes)
+        if self._rest is not None:
+            self._rest.stop()
+        self._show_run(run)
+
+    # -- actions: taking it elsewhere ------------------------------------------------------------------------
+
+    def action_copy(self) -> None:
+        """Copy the focused lane's text."""
+        lane = self.lanes.focused_lane
+        if lane is not None and lane.text is not None:
+            clip.copy(self.app, lane.text.text, f"the text of {lane.text.arm.name}")
+
+    def action_copy_command(self) -> None:
+        """Copy the command that makes this run again."""
+        from lens_tui.records.vector_formats.own import keep_vector
+        from lens_tui.tui.past_runs import as_command
+
+        run = self.run or RunText.begin(0, self.session)
+        clip.copy(self.app, as_command(run, self.session.saes, keep_vector), "the command")
+
+    def action_export(self) -> None:
+        """Write the run as JSON and Markdown into the working folder."""
+        from lens_tui.tui.past_runs import write
+
+        if self.run is None:
+            self.lens.say("Nothing has run yet.")
+            return
+        try:
+            stem = write(self.run, Path.cwd())
+        except OSError as error:
+            self.lens.show_error(f"The run could not be written to {error.filename}: {error.strerror}.")
+            return
+        self.lens.say(f"Wrote {stem.name}.json and {stem.name}.md to {stem.parent}")

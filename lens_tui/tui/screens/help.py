@@ -10,9 +10,10 @@ from textual.widgets import Input, Static
 
 from lens_tui.tui.format import fit
 from lens_tui.tui.keys import GROUPS, Key, by_id
-from lens_tui.tui.screens.dialog import Dialog
 from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.row_list import RowList
+
+from .form import Dialog
 
 Line = tuple[str, str, str]
 """Keys, what they do and the id; a heading has only its text, first."""

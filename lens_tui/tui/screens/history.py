@@ -19,7 +19,7 @@ from lens_tui.tui.run_text import RunText
 from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.row_list import RowList
 
-from .dialog import Dialog
+from .form import Dialog
 
 
 class HistoryScreen(Dialog[RunText | None]):

@@ -12,8 +12,8 @@ from textual.widgets import Input, Static
 
 from lens_tui.records import Arm
 from lens_tui.records.readouts import LogitLens
+from lens_tui.tui.bindings import bindings
 from lens_tui.tui.feature_text import Source, sources
-from lens_tui.tui.keys.bindings import bindings
 from lens_tui.tui.lens_text import MEASURES, cell_lines, cells
 from lens_tui.tui.session import Session
 from lens_tui.tui.widgets.entry import Entry

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from lens_tui.records import Sampling
-from lens_tui.tui.screens.form import Check, Field, number, whole
+
+from .form import Check, Field, number, whole
 
 _OFF = {"temp": "0: greedy", "top_p": "off", "top_k": "off", "min_p": "off", "repetition_penalty": "off"}
 """What an empty field means."""

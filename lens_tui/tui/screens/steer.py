@@ -1,33 +1,184 @@
-"""Steer: the vector bench. Directions, their layers, scales and arms, and what each direction does."""
+"""How the vector bench shows a row, and what its direction does."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
-from textual import events
+from textual import events, work
 from textual.app import ComposeResult
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import Static
 
-from lens_tui.records import Positions
+from lens_tui import demo
+from lens_tui.records import ALL, LensError, Positions, SAEInfo, SteeringVector
 from lens_tui.records.modes import MODES, POSITIONS, mode_of, positions_of, positions_text
 from lens_tui.records.sanitise import one_line
-from lens_tui.tui.keys.bindings import bindings
-from lens_tui.tui.screens.base import LensScreen
-from lens_tui.tui.screens.form import Field, FormScreen, filled, number, whole
-from lens_tui.tui.screens.steer_add import AddActions
-from lens_tui.tui.screens.steer_details import bench_row, direction
-from lens_tui.tui.screens.steer_dose import DoseActions
+from lens_tui.tui.bench_text import acts, amount, relative
+from lens_tui.tui.bindings import bindings
+from lens_tui.tui.format import fit, fit_left
 from lens_tui.tui.session import MAX_ARMS, Session, Steer
 from lens_tui.tui.widgets.dose_chart import DoseChart
+from lens_tui.tui.widgets.frame import Divider
 from lens_tui.tui.widgets.pane import Pane
+from lens_tui.tui.widgets.ramps import bar, nice_limit, scale_bar
 from lens_tui.tui.widgets.row_list import RowList
-from lens_tui.tui.widgets.rules import Divider
+from lens_tui.worker.events import Event, JobFailed, LayersRanked, TokenWeight, VectorMade
+from lens_tui.worker.jobs import Job, VectorFromFile, VectorGiven
+
+from . import steer_forms as forms
+from .base import LensScreen
+from .form import Choice, ChoiceScreen, Field, FormScreen, filled, number, whole
+from .steer_dose import DoseActions
+from .vectors import LayersScreen, VectorFileScreen
+
+Part = str | tuple[str, str]
 
 
-class SteerScreen(AddActions, DoseActions, LensScreen):
+def bench_row(row: Steer, width: int) -> list[Content]:
+    """Two lines: what, how, where, how much; and the scale as a slider."""
+    tone = "" if row.enabled else "$muted"
+    how = acts(row)
+    how_width = min(len(how) + 2, max(0, width - 2 - 16 - 7 - 5 - 9)) if how else 0
+    name_width = max(8, width - 2 - how_width - 7 - 5 - 9)
+    has_scale = mode_of(row.mode).amount != ""
+    first = Content.assemble(
+        ("■ " if row.enabled else "□ ", "$accent" if row.enabled else "$muted"),
+        (fit(row.vector.name, name_width), tone),
+        (fit(how, how_width), "$muted"),
+        (fit(f"arm {row.arm}", 7), tone or "$muted"),
+        (fit(f"L{row.layer}", 5), tone),
+        (fit_left(amount(row) if has_scale else "–", 9), tone),
+    )
+    if not has_scale:
+        return [first, Content.styled(f"  {mode_of(row.mode).does}", "$muted")]
+    limit = nice_limit(row.unit, (row.scale,))
+    multiples = relative(row)
+    ends = f"{limit:.0f}" if limit >= 1.5 else f"{limit:.2g}"
+    room = max(9, width - 2 - len(multiples) - 2 - 2 * len(ends) - 4)
+    slider = scale_bar(row.scale, limit, min(61, room if room % 2 else room - 1))
+    gap = max(2, width - 2 - 2 * len(ends) - 4 - len(slider) - len(multiples))
+    second = Content.assemble(
+        "  ",
+        (f"-{ends} ", "$muted"),
+        (slider, tone),
+        (f" +{ends}", "$muted"),
+        " " * gap,
+        (multiples, "$muted"),
+    )
+    return [first, second]
+
+
+def origin_lines(row: Steer, saes: Sequence[SAEInfo] = ()) -> list[str]:
+    """How the direction was made, in plain words; an SAE is called by its name if it is among ``saes``."""
+    facts = row.vector.origin.facts
+    match row.vector.origin.kind:
+        case "feature":
+            said = str(facts.get("sae") or "an SAE")
+            known = next((sae.name for sae in saes if said in (sae.id, sae.path)), said)
+            sae = known.rstrip("/").rpartition("/")[2]
+            return [f"feature {facts.get('feature', '?')} of {sae}"]
+        case "prompts":
+            return [
+                f"toward  {_quote(facts.get('positive'))}",
+                f"from    {_quote(facts.get('negative'))}",
+                f"method  {str(facts.get('method', 'mean_difference')).replace('_', ' ')}",
+            ]
+        case "random":
+            return [f"a random direction (seed {facts.get('seed', 0)}): the control"]
+        case "file":
+            return [f"from {facts.get('path', 'a file')}"]
+        case "token":
+            return [f"the {facts.get('kind', 'unembedding')} of {_quote([facts.get('text', '?')])}"]
+        case "arithmetic":
+            return [_sum(facts)]
+        case kind:
+            return [f"made by: {kind}"]
+
+
+def _sum(facts: Mapping[str, Any]) -> str:
+    """A sum, or one without others, in the names of its parts."""
+    if "without" in facts:
+        others = ", ".join(one_line(str(part["name"]), 40) for part in facts["without"])
+        return f"{one_line(str(facts['of']['name']), 40)} without {others}"
+    terms = [f"{part['factor']:+g} × {one_line(str(part['name']), 40)}" for part in facts.get("sum", ())]
+    return " ".join(terms).removeprefix("+") or "a sum"
+
+
+def _quote(texts: object) -> str:
+    if not isinstance(texts, Sequence) or isinstance(texts, str) or not texts:
+        return one_line(str(texts or "?"), 60)
+    more = f" and {len(texts) - 1} more" if len(texts) > 1 else ""
+    return f"“{one_line(str(texts[0]), 60)}”{more}"
+
+
+def direction(row: Steer, width: int, narrow: bool, saes: Sequence[SAEInfo] = ()) -> Content:
+    """The details pane: origin, place, norm, and the tokens it moves."""
+    parts: list[Part] = [(row.vector.name, "bold")]
+    if narrow:
+        parts += [("  " + " · ".join(line.strip() for line in origin_lines(row, saes)), "$muted"), "\n"]
+    else:
+        parts += [(f"\n{line}", "$muted") for line in origin_lines(row, saes)]
+        parts.append("\n\n")
+    place = f"{row.vector.site} of layer {row.layer}"
+    if row.layer != row.vector.layer:
+        place += f" (made at layer {row.vector.layer})"
+    facts = [acts(row), *norms(row)] if acts(row) else norms(row)
+    parts += [place, ("  " + " · ".join(facts), "$muted"), "\n"] if narrow else [place, "\n"]
+    if not narrow:
+        parts += [f"{mode_of(row.mode).does}\n", (f"positions: {positions_text(row.positions or ALL)}\n\n", "$muted")]
+        parts += [(f"{line}\n", "$muted") for line in norms(row)]
+        parts.append("\n")
+    parts += token_columns(row.promoted, row.suppressed, width, 3 if narrow else 10)
+    return Content.assemble(*parts)
+
+
+def norms(row: Steer) -> list[str]:
+    """The lengths a scale can be judged by."""
+    lines = [f"norm {row.vector.norm:.3g}"]
+    if row.residual_norm:
+        lines.append(f"median ‖h‖ {row.residual_norm:.3g}")
+    if row.vector.max_activation:
+        lines.append(f"max activation {row.vector.max_activation:.3g}")
+    return lines
+
+
+def token_columns(
+    promoted: Sequence[TokenWeight], suppressed: Sequence[TokenWeight], width: int, rows: int
+) -> list[Part]:
+    """Promoted and suppressed tokens side by side, each with its weight and a bar."""
+    if not promoted and not suppressed:
+        return [("What it promotes is not known.", "$muted")]
+    half = max(14, (width - 2) // 2)
+    top = max((abs(token.value) for token in (*promoted, *suppressed)), default=1.0) or 1.0
+    parts: list[Part] = [(fit("promotes", half + 2), "bold $muted"), (fit("suppresses", half), "bold $muted"), "\n"]
+    for place in range(min(rows, max(len(promoted), len(suppressed)))):
+        for side, tokens in enumerate((promoted, suppressed)):
+            token = tokens[place] if place < len(tokens) else None
+            parts += _token(token, half, top, "$sign-6" if side == 0 else "$sign-2") if token else [" " * half]
+            parts.append("  " if side == 0 else "\n")
+    return parts
+
+
+def _token(token: TokenWeight, width: int, top: float, style: str) -> list[Part]:
+    meter = max(3, width - 12 - 6)
+    value = f"{token.value:+.2f}"
+    return [
+        fit(token.text.replace(" ", "·", 1) if token.text.startswith(" ") else token.text, width - meter - 7),
+        (fit_left(value, 6) + " ", "$muted"),
+        (bar(abs(token.value) / top, meter).ljust(meter), style),
+    ]
+
+
+SLOT = "vector"
+Again = Callable[[str], None]
+"""Asks again with what was typed; given what was wrong with it."""
+
+
+class SteerScreen(DoseActions, LensScreen):
     """The rows of the bench on the left, the direction under the cursor on the right, its dose-response below."""
 
     mode: ClassVar[str] = "steer"
@@ -222,6 +373,123 @@ class SteerScreen(AddActions, DoseActions, LensScreen):
         amount = mode_of(row.mode).amount or "not used"
         note = f"The scale is {amount}; one step of + is {row.step:g}."
         self.app.push_screen(FormScreen(row.vector.name, fields, note), done)
+
+    def action_add(self) -> None:
+        """Choose what to make a direction from."""
+        if self.session.model is None:
+            self.lens.say("Load a model first.")
+            return
+        no_sae = "" if self.session.sae else "no SAE is loaded: see the Load screen"
+        no_rows = "" if self.session.steers else "there is no row on the bench yet"
+        choices = [
+            Choice("feature", "an SAE feature", "its decoder direction", no_sae),
+            Choice("pairs", "contrasting texts", "at one layer, or the best of all"),
+            Choice("file of pairs", "a file of pairs", "the same from JSONL or tab-separated texts"),
+            Choice("token", "a token", "its row of the unembedding or embedding"),
+            Choice("rows", "rows of the bench", "sum, difference, one without another", no_rows),
+            Choice("random", "a random direction", "the control every effect is held against"),
+            Choice("file", "a vector file", "ready, saved here, or by repeng and others"),
+        ]
+        self.app.push_screen(ChoiceScreen("Add a direction made from", choices), self._chosen)
+
+    def _chosen(self, kind: str | None) -> None:
+        if kind == "file":
+            model = self.session.model
+            ready = demo.vectors() if model is not None and model.name == demo.NAME else ()
+            self.app.push_screen(VectorFileScreen(ready), self._from_file)
+        elif kind is not None and (form := self._form(kind)) is not None:
+            self._ask(form)
+
+    def _form(self, kind: str) -> forms.Form | None:
+        model = self.session.model
+        if model is None:
+            return None
+        if kind == "feature":
+            sae = next((sae for sae in self.session.saes if sae.id == self.session.sae), None)
+            return forms.feature(sae) if sae else None
+        makers: dict[str, Callable[[], forms.Form]] = {
+            "pairs": lambda: forms.pairs(model),
+            "file of pairs": lambda: forms.pairs_file(model),
+            "token": lambda: forms.token(model, self._row),
+            "rows": lambda: forms.arithmetic(self.session.steers),
+            "random": lambda: forms.random(model, self._row),
+        }
+        return makers[kind]()
+
+    def _ask(self, form: forms.Form, typed: Mapping[str, str] | None = None, problem: str = "") -> None:
+        """Ask for the fields; what fails comes back with what was typed."""
+        known = typed or {}
+        fields = [replace(item, value=known.get(item.id, item.value)) for item in form.fields]
+
+        def done(values: dict[str, str] | None) -> None:
+            if values is not None:
+                self._make(form.job(values), form.scale(values), lambda said: self._ask(form, values, said))
+
+        self.app.push_screen(FormScreen(form.title, fields, form.note, problem), done)
+
+    def _from_file(self, chosen: str | None) -> None:
+        if chosen:
+            ready = demo.ready_vector(chosen)
+            typed = {"path": chosen}  # what the file leaves open can be added
+            again = None if ready else lambda said: self._ask(forms.vector_file(), typed, said)
+            self._make(VectorFromFile(chosen), ready.scale if ready else None, again)
+        elif chosen is not None:
+            self._ask(forms.vector_file())
+
+    def _make(self, job: Job, scale: float | None = None, again: Again | None = None) -> None:
+        def handle(event: Event) -> bool:
+            if isinstance(event, VectorMade):
+                self.lens.store.add_steer(
+                    event.vector,
+                    scale=scale,
+                    residual_norm=event.residual_norm,
+                    promoted=event.promoted,
+                    suppressed=event.suppressed,
+                )
+            elif isinstance(event, LayersRanked):
+                self._choose_layer(event, again)
+            elif isinstance(event, JobFailed) and again is not None and self.is_current:
+                again(f"{event.message} {event.hint}".strip())
+                return True
+            return False
+
+        self.lens.submit(job, SLOT, handle)
+
+    def _choose_layer(self, ranked: LayersRanked, again: Again | None) -> None:
+        def done(place: int | None) -> None:
+            if place is not None:
+                self._make(VectorGiven(ranked.layers[place].vector))
+            elif again is not None:
+                again("")
+
+        self.app.push_screen(LayersScreen(ranked.layers[0].vector.name, ranked.layers, ranked.n_pairs), done)
+
+    def action_save(self) -> None:
+        """Save the row's vector to a file."""
+        row = self._row
+        if row is None:
+            return
+        hint = "empty: the vectors folder; or .safetensors .gguf .npy .npz .json"
+        fields = [Field("path", "file", hint=hint, check=forms.free)]
+
+        def done(values: dict[str, str] | None) -> None:
+            if values is not None:
+                self._write(replace(row.vector, layer=row.layer), values["path"].strip())
+
+        note = "The unit direction, its layer and how it was made; the scale is not part of a vector."
+        self.app.push_screen(FormScreen(f"Save {row.vector.name}", fields, note), done)
+
+    @work(thread=True, exit_on_error=False, group="save")
+    def _write(self, vector: SteeringVector, path: str) -> None:
+        from lens_tui.records.vector_formats import save_vectors
+        from lens_tui.records.vector_formats.own import save_vector
+
+        try:
+            file = save_vectors(vector, Path(path).expanduser()) if path else save_vector(vector)
+        except LensError as error:
+            self.app.call_from_thread(self.lens.show_error, error.message, error.hint)
+        else:
+            self.app.call_from_thread(self.lens.say, f"Saved to {one_line(str(file))}")
 
 
 def _positions(kind: str) -> Positions | None:

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 from textual.content import Content
 from textual.widgets import Static
 
-from lens_tui.records.measure_words import MULTIPLES, QUANTITIES
+from lens_tui.records.measures import MULTIPLES, QUANTITIES
 from lens_tui.records.modes import mode_of
-from lens_tui.tui.dose_text import dose_lines, search_lines
-from lens_tui.tui.dose_view import DoseView, SearchView, View
-from lens_tui.tui.screens.form import Choice, ChoiceScreen, Field, FormScreen, number, whole
+from lens_tui.tui.dose_text import DoseView, SearchView, View, dose_lines, search_lines
 from lens_tui.tui.session import Steer
 from lens_tui.tui.widgets.dose_chart import DoseChart
 from lens_tui.tui.widgets.pane import Pane
 from lens_tui.worker.events import Event
 from lens_tui.worker.jobs import FindScale, MeasureDose
+
+from .form import Choice, ChoiceScreen, Field, FormScreen, number, whole
 
 if TYPE_CHECKING:
     from .base import LensScreen

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from lens_tui.records import ModelInfo, SAEInfo
 from lens_tui.records.sanitise import one_line
-from lens_tui.tui.bench_sum import read_sum
+from lens_tui.tui.bench_text import read_sum
 from lens_tui.tui.format import fit
-from lens_tui.tui.screens.form import Check, Field, filled, number, whole
 from lens_tui.tui.session import Steer
 from lens_tui.worker.jobs import (
     Job,
@@ -22,6 +21,8 @@ from lens_tui.worker.jobs import (
     VectorFromToken,
     VectorFromVectors,
 )
+
+from .form import Check, Field, filled, number, whole
 
 Values = Mapping[str, str]
 METHODS = {

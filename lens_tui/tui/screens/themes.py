@@ -8,9 +8,10 @@ from textual.content import Content
 from textual.widgets import Static
 
 from lens_tui.tui.host import host
-from lens_tui.tui.screens.dialog import Dialog
 from lens_tui.tui.themes import HEAT_STEPS, SIGN_STEPS
 from lens_tui.tui.widgets.row_list import RowList
+
+from .form import Dialog
 
 
 class ThemeScreen(Dialog[None]):

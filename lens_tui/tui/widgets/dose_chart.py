@@ -14,9 +14,9 @@ from textual.reactive import reactive
 from textual.widget import Widget
 
 from lens_tui.tui.bench_text import short
-from lens_tui.tui.dose_view import Series
+from lens_tui.tui.bindings import bindings
+from lens_tui.tui.dose_text import Series
 from lens_tui.tui.format import fit
-from lens_tui.tui.keys.bindings import bindings
 
 from .ramps import BARS, share_level
 

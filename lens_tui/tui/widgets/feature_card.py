@@ -1,23 +1,137 @@
-"""What is known of one feature, as lines of content. Pure but for the small widget at the end."""
+"""What an index knows of a feature, read from the plain data of a page. What is malformed counts as missing. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+from rich.cells import cell_len
 from textual.app import RenderResult
 from textual.content import Content
 from textual.reactive import reactive
 from textual.widget import Widget
 
 from lens_tui import demo
-from lens_tui.records.sanitise import one_line
+from lens_tui.records.sanitise import one_line, sanitise_token
 from lens_tui.tui.format import count, fit
 from lens_tui.worker.events import FeaturePage, TokenWeight
 
-from .feature_data import Extras, one_row
-from .feature_examples import example_lines
-from .ramps import bar, histogram
-from .token_paint import ShadeMode
+from .ramps import BARS, DIGITS, bar, histogram, share_level
+from .token_layout import NEWLINE, TAB, ShadeMode, shown
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A stretch of text on which the feature was active, and the token where most."""
+
+    tokens: tuple[str, ...]
+    values: tuple[float, ...]
+    peak: int
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What an index knows of a feature; everything may be missing, and ``problem`` says why if it should be there.
+
+    ``samples`` are examples drawn at random from each octave of activation, by its lower edge, strongest first.
+    """
+
+    label: str = ""
+    source: str = ""
+    score: float | None = None
+    scorer: str = ""
+    density: float | None = None
+    maximum: float | None = None
+    edges: tuple[float, ...] = ()
+    counts: tuple[float, ...] = ()
+    corpus: str = ""
+    counted: int | None = None
+    examples: tuple[Example, ...] = ()
+    samples: tuple[tuple[float, tuple[Example, ...]], ...] = ()
+    problem: str = ""
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Extras:
+        """Read a page's ``extras``; what is malformed counts as missing."""
+        return cls(
+            one_line(str(data.get("label") or ""), 200),
+            one_line(str(data.get("label_source") or ""), 60),
+            _number(data.get("label_score")),
+            one_line(str(data.get("label_scorer") or ""), 60),
+            _number(data.get("density")),
+            _number(data.get("max")),
+            tuple(float(edge) for edge in data.get("hist_edges") or ()),
+            tuple(float(count) for count in data.get("hist_counts") or ()),
+            one_line(str(data.get("corpus") or ""), 80),
+            data["counted"] if isinstance(data.get("counted"), int) else None,
+            _examples(data.get("examples")),
+            tuple((float(group["from"]), _examples(group["examples"])) for group in data.get("samples") or ()),
+            one_line(str(data.get("index_problem") or ""), 200),
+        )
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _examples(items: Any) -> tuple[Example, ...]:
+    return tuple(_example(item) for item in items or () if item.get("tokens"))
+
+
+def _example(item: Mapping[str, Any]) -> Example:
+    tokens = tuple(one_row(str(token)) for token in item["tokens"])
+    values = [float(value) for value in item.get("values") or ()][: len(tokens)]
+    values += [0.0] * (len(tokens) - len(values))
+    peak = item.get("peak")
+    top = max(range(len(values)), key=values.__getitem__)
+    return Example(tokens, tuple(values), peak if isinstance(peak, int) and 0 <= peak < len(tokens) else top)
+
+
+def one_row(token: str) -> str:
+    """A token's text safe and in one row, its line breaks and tabs as marks."""
+    return shown(sanitise_token(token)).replace("\n", NEWLINE).replace("\t", TAB)
+
+
+def example_lines(example: Example, width: int, maximum: float, mode: ShadeMode) -> list[Content]:
+    """One line of an example around its peak, shaded; with bars or digits, a second line under it.
+
+    The peaks of all examples stand under each other. The peak is bold and underlined, so that it shows without colour.
+    """
+    first, last, indent = _around(example, width)
+    text: list[str | tuple[str, str]] = [" " * indent]
+    under: list[str | tuple[str, str]] = [" " * indent]
+    for place in range(first, last):
+        token = example.tokens[place]
+        level = share_level(example.values[place], maximum)
+        blank = " " if token.startswith(" ") and len(token) > 1 else ""
+        word = token[len(blank) :]
+        style = f"$heat-text-{level} on $heat-{level}" if level and mode == "tint" else ""
+        if place == example.peak:
+            style = f"bold underline {style}"
+        text += [blank, (word, style)]
+        cells = cell_len(word)
+        glyph = (DIGITS[level] if level else "·").ljust(cells) if mode == "digits" else BARS[level] * cells
+        under += [blank, (glyph, f"$heat-{max(3, level)}" if level else "$hairline")]
+    lines = [Content.assemble(*text).truncate(width)]
+    if mode in ("bars", "digits"):
+        lines.append(Content.assemble(*under).truncate(width))
+    return lines
+
+
+def _around(example: Example, width: int) -> tuple[int, int, int]:
+    """The tokens that fit around the peak, first and behind the last, and the cells to leave before them."""
+    column = width * 11 // 20
+    first, last = example.peak, example.peak + 1
+    before, after = 0, cell_len(example.tokens[first])
+    while first > 0 and before + cell_len(example.tokens[first - 1]) <= column:
+        first -= 1
+        before += cell_len(example.tokens[first])
+    while last < len(example.tokens) and after + cell_len(example.tokens[last]) <= width - column:
+        after += cell_len(example.tokens[last])
+        last += 1
+    return first, last, column - before
+
 
 SECTIONS = {
     "top": "strongest token of each document",

@@ -1,4 +1,4 @@
-"""The frame of every screen: header, status and footer, one row each, which never move."""
+"""The hairline between two panes: upright when they stand side by side, flat when they are stacked."""
 
 from __future__ import annotations
 
@@ -12,12 +12,26 @@ from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import Input
 
-from lens_tui.tui.activity import BUSY, FAILED, Activity
 from lens_tui.tui.format import fit, size
 from lens_tui.tui.host import host
+from lens_tui.tui.jobs import BUSY, FAILED, Activity
 from lens_tui.tui.keys import SCREENS, by_id
 from lens_tui.tui.session import Session
-from lens_tui.tui.widgets.ramps import bar
+
+from .ramps import bar
+
+
+class Divider(Widget):
+    """One cell wide or one cell high, whichever its size says."""
+
+    DEFAULT_CSS = "Divider { width: 1; height: 1fr; color: $hairline; }"
+
+    def render(self) -> RenderResult:
+        """A thin line in the longer direction."""
+        if self.size.width > 1:
+            return Content("─" * self.size.width)
+        return Content("\n".join("│" * self.size.height))
+
 
 APP_NAME = "lens"
 

@@ -12,9 +12,10 @@ from textual.message import Message
 from textual.reactive import reactive
 from textual.widget import Widget
 
+from lens_tui.tui.bindings import bindings
 from lens_tui.tui.format import fit
-from lens_tui.tui.keys.bindings import bindings
-from lens_tui.tui.widgets.ramps import BARS, DIGITS
+
+from .ramps import BARS, DIGITS
 
 CELL = 9
 """Cells to a column, the gap after it included."""

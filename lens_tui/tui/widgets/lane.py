@@ -1,12 +1,13 @@
-"""One arm of a comparison on the screen: what is done to it, its text as it comes, and how far it moved."""
+"""A growing series as one row of bars with its mean, for the foot of a lane."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from textual.app import RenderResult
+from textual.containers import Horizontal
 from textual.content import Content
 from textual.message import Message
 from textual.reactive import reactive
@@ -17,15 +18,68 @@ from lens_tui.tui.format import fit, nats, signed
 from lens_tui.tui.run_text import ArmText, Measure, RunText, candidates, piece, token_levels
 
 from .pane import Pane
-from .ramps import bar, kl_key, kl_level
-from .series_strip import SeriesStrip
-from .token_layout import NEWLINE
-from .token_paint import ShadeMode
+from .ramps import Trail, bar, kl_key, kl_level, sparkline
+from .token_layout import NEWLINE, ShadeMode
 from .token_view import TokenView
 
-if TYPE_CHECKING:  # the first frame needs none of them
+if TYPE_CHECKING:
     from lens_tui.records import Intervention
     from lens_tui.worker.events import Candidate, TokenEvent
+
+
+Level = Callable[[float], int]
+MEAN = 10
+"""Cells kept for the mean and its unit."""
+
+
+class SeriesStrip(Widget):
+    """``label ▁▂▅▇▃ 0.94 nat``: each cell the mean of equally many tokens, on a fixed scale."""
+
+    DEFAULT_CSS = "SeriesStrip { height: 1; }"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._values: list[float] = []
+        self._trail = Trail(2)
+        self._label, self._mean, self._empty, self._short = "", "", "", ""
+        self._level: Level = lambda _value: 0
+
+    def configure(self, label: str, level: Level, empty: str = "", short: str = "") -> None:
+        """Start over: what the series is called, how a value becomes a level, what to say while there is none.
+
+        ``short`` is said where ``empty`` does not fit.
+        """
+        self._label, self._level, self._empty, self._short = label, level, empty, short
+        self._values, self._mean = [], ""
+        self._trail = Trail(self._room)
+        self.refresh()
+
+    def extend(self, values: Iterable[float], mean: str) -> None:
+        """Add values at the end and show their mean, as text."""
+        for value in values:
+            self._values.append(value)
+            self._trail.append(value)
+        self._mean = mean
+        self.refresh()
+
+    @property
+    def _room(self) -> int:
+        return max(4, self.size.width - len(self._label) - 1 - MEAN)
+
+    def render(self) -> RenderResult:
+        """One row; the mean is right aligned."""
+        width = self.size.width
+        if self._trail.capacity != self._room:  # the width changed, perhaps while the lane was hidden
+            self._trail = Trail(self._room)
+            for value in self._values:
+                self._trail.append(value)
+        if not self._values:
+            said = self._empty if len(self._empty) <= width else self._short or self._empty
+            return Content.styled(said, "$muted").truncate(width, ellipsis=True)
+        line = sparkline([self._level(mean) for mean in self._trail.means()])
+        room = max(1, width - len(self._label) - len(self._mean) - 2)
+        return Content.assemble((f"{self._label} ", "$muted"), (line[:room].ljust(room), "$heat-5"), " ", self._mean)
+
 
 N_CANDIDATES = 5
 FACTS = 0.2
@@ -301,3 +355,104 @@ class Lane(Pane):
         here = index is not None and self.text is not None and index < len(self.text.tokens)
         if self.view.cursor != (index if here else None):
             self.view.move_to(index if here else None)
+
+
+MIN_LANE = 36
+DENSE_LANE = 23
+WIDE = 100
+
+
+def room_for(width: int) -> int:
+    """How many lanes fit: roomy ones on a narrow terminal, all five of a full comparison from 115 columns on."""
+    return max(1, width // (DENSE_LANE if width >= WIDE else MIN_LANE))
+
+
+def window(count: int, focused: int, room: int, start: int) -> tuple[int, list[int]]:
+    """Which of ``count`` lanes show when ``room`` fit: lane 0 and a run of the others that holds ``focused``.
+
+    ``start`` is where that run began before, so that lanes move only when they must;
+    returns where it begins now and the lanes.
+    """
+    if room >= count:
+        return 1, list(range(count))
+    if room <= 1:
+        return 1, [focused]
+    others = room - 1
+    if focused:
+        start = min(max(start, focused - others + 1), focused)
+    start = max(1, min(start, count - others))
+    return start, [0, *range(start, start + others)]
+
+
+class LaneRow(Horizontal):
+    """Owns the lanes; ``focused_lane`` is the one that keys act on."""
+
+    DEFAULT_CSS = "LaneRow { height: 1fr; } LaneRow > Lane.-away { display: none; }"
+
+    def __init__(self, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self.lanes: list[Lane] = []
+        self.position = 0
+        self._start = 1
+
+    @property
+    def focused_lane(self) -> Lane | None:
+        """The lane that keys act on."""
+        return self.lanes[self.position] if self.lanes else None
+
+    def set_lanes(self, wanted: Sequence[tuple[int, str]], measure: Measure, shade: ShadeMode, empty: str) -> None:
+        """Have a lane for each ``(number, name)``, keeping those that are there."""
+        numbers = [number for number, _ in wanted]
+        if numbers != [lane.number for lane in self.lanes]:
+            focused = self.focused_lane
+            had_focus = focused is not None and focused.has_focus_within
+            here = {lane.number: lane for lane in self.lanes}
+            for lane in self.lanes:
+                if lane.number not in numbers:
+                    lane.remove()
+            self.lanes = [
+                here.get(number) or self._make(number, name, measure, shade, empty) for number, name in wanted
+            ]
+            for before, lane in zip([None, *self.lanes], self.lanes, strict=False):
+                if lane.parent is None:
+                    self.mount(lane, before=0) if before is None else self.mount(lane, after=before)
+            kept = focused.number if focused is not None and focused.number in numbers else numbers[-1]
+            self.position = numbers.index(kept)
+            self._show()
+            if had_focus:
+                self.focus_lane()
+        for (_, name), lane in zip(wanted, self.lanes, strict=True):
+            lane.title = name
+
+    @staticmethod
+    def _make(number: int, name: str, measure: Measure, shade: ShadeMode, empty: str) -> Lane:
+        lane = Lane(number, name, empty)
+        lane.set_reactive(Lane.measure, measure)
+        lane.set_reactive(Lane.shade, shade)
+        lane.view.set_reactive(type(lane.view).mode, shade)
+        return lane
+
+    def focus_lane(self, step: int = 0) -> None:
+        """Focus the lane ``step`` places on, or the current one again."""
+        if not self.lanes:
+            return
+        self.position = (self.position + step) % len(self.lanes)
+        self._show()
+        self.lanes[self.position].view.focus()
+
+    def on_lane_focused(self, event: Lane.Focused) -> None:
+        """The focus came by another way."""
+        if event.lane in self.lanes:
+            self.position = self.lanes.index(event.lane)
+
+    def on_resize(self) -> None:
+        """More or fewer lanes fit."""
+        self._show()
+
+    def _show(self) -> None:
+        self._start, shown = window(len(self.lanes), self.position, room_for(self.size.width), self._start)
+        for place, lane in enumerate(self.lanes):
+            lane.set_class(place not in shown, "-away")
+        for lane in self.lanes:
+            hidden = len(self.lanes) - len(shown)
+            lane.set_class(hidden > 0, "-paged")

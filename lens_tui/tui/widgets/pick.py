@@ -11,7 +11,7 @@ from textual.message import Message
 from textual.reactive import reactive
 from textual.widget import Widget
 
-from lens_tui.tui.keys.bindings import bindings
+from lens_tui.tui.bindings import bindings
 
 
 class Pick(Widget, can_focus=True):

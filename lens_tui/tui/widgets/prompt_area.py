@@ -15,7 +15,8 @@ from textual.message import Message
 from textual.widgets import TextArea
 
 from lens_tui.records.sanitise import signs
-from lens_tui.tui.widgets.entry import lines_of, typed
+
+from .entry import lines_of, typed
 
 
 class PromptDocument(Document):

@@ -16,7 +16,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.visual import Visual
 
-from lens_tui.tui.keys.bindings import bindings
+from lens_tui.tui.bindings import bindings
 
 Row = TypeVar("Row")
 Draw = Callable[[Row, int], Sequence[Content]]

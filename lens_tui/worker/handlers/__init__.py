@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from typing import Any
 
-from lens_tui.worker import jobs
-from lens_tui.worker.control import Control
-from lens_tui.worker.events import Event
-from lens_tui.worker.neighbours import ReadNeighbours
-
+from .. import jobs
+from ..control import Control
+from ..events import Event
+from ..jobs import ReadNeighbours
 from .context import Context
 
 __all__ = ["TABLE", "Context", "Handlers"]
@@ -28,10 +27,10 @@ TABLE: dict[type[jobs.Job], str] = {
     jobs.Compare: "compare:compare",
     jobs.Encode: "features:encode",
     jobs.ReadFeature: "features:read_feature",
-    ReadNeighbours: "neighbours:read_neighbours",
+    ReadNeighbours: "features:read_neighbours",
     jobs.ReadLens: "readouts:read_lens",
-    jobs.SetLabel: "words:set_label",
-    jobs.FindFeatures: "words:find_features",
+    jobs.SetLabel: "features:set_label",
+    jobs.FindFeatures: "features:find_features",
     jobs.VectorFromFeature: "vectors:from_feature",
     jobs.VectorFromPrompts: "vectors:from_prompts",
     jobs.VectorFromFile: "vectors:from_file",

@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING
 
 from lens_tui.records import ArmEnd, Intervention, LensError, Token
 from lens_tui.records.sanitise import one_line
-from lens_tui.worker import events as ev
-from lens_tui.worker import jobs
-from lens_tui.worker.control import Control, Stopped
 
-from .context import Context
-from .keeper import Keeper
+from .. import events as ev
+from .. import jobs
+from ..control import Control, Stopped
+from .context import Context, Keeper
 
 if TYPE_CHECKING:
     from lens_tui.lens import Comparison
-    from lens_tui.records.runs import State
+    from lens_tui.records.run_store import State
 
 _SPEED_EVERY = 0.2  # seconds
 Change = tuple[int, tuple[Intervention, ...]]

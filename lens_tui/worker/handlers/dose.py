@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from lens_tui.records.measures import DoseResponse
 from lens_tui.records.sanitise import sanitise
-from lens_tui.worker import events as ev
-from lens_tui.worker import jobs
-from lens_tui.worker.control import Control
-from lens_tui.worker.dosing import find
-from lens_tui.worker.dosing import measure_dose as measure
+from lens_tui.tasks.dose import find
+from lens_tui.tasks.dose import measure_dose as measure
 
+from .. import events as ev
+from .. import jobs
+from ..control import Control
 from .context import Context
 from .load import open_sae
 

@@ -10,17 +10,27 @@ import mlx.core as mx
 import numpy as np
 
 from lens_tui.records import FloatArray, LensError, SteeringVector
-from lens_tui.worker import events as ev
-from lens_tui.worker import jobs
-from lens_tui.worker.control import Control
+from lens_tui.records.labels import Labels
+from lens_tui.records.sanitise import one_line
+from lens_tui.records.store import Store
+from lens_tui.sae.index import co_active, decoder_neighbours
+from lens_tui.tasks.features import search_features
+from lens_tui.tasks.knowledge import index_of, known_of
 
+from .. import events as ev
+from .. import jobs
+from ..control import Control
+from ..events import NeighboursRead
+from ..jobs import ReadNeighbours
 from .context import Context, Reading
-from .knowledge import known_of
 from .load import open_sae
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from lens_tui.lens import LensModel
     from lens_tui.sae import SAE
+
 
 _BLOCK = 512  # tokens between two looks at the stop flag
 
@@ -120,3 +130,45 @@ def _unembedded(model: LensModel, vector: SteeringVector, k: int) -> tuple[Any, 
     if vector.d_model != model.d_model or vector.site in ("attn_z", "mlp_in"):
         return (), ()
     return model.promoted(vector, k)
+
+
+def set_label(control: Control, job: jobs.SetLabel, context: Context) -> Iterator[ev.Event]:
+    """Write your label of a feature down."""
+    info = open_sae(job.sae, context).info
+    if not 0 <= job.feature < info.width:
+        raise LensError(f"There is no feature {job.feature}.", f"{info.name} has features 0 to {info.width - 1}.")
+    with Store() as store:
+        label = Labels(store).set(info.id, job.feature, job.text)
+    yield ev.LabelSet(control.id, info.id, job.feature, one_line(label.text, 200) if label else "")
+
+
+def find_features(control: Control, job: jobs.FindFeatures, context: Context) -> Iterator[ev.Event]:
+    """Features whose labels hold the words, then those that promote one of them."""
+    info = open_sae(job.sae, context).info
+    result = search_features(job.words, info, context.need_model(), index_of(info), k=job.top_k)
+    found: dict[int, ev.FoundFeature] = {}
+    for row in result["labels"]:
+        found.setdefault(row["feature"], ev.FoundFeature(row["feature"], one_line(row["text"], 200), "label"))
+    for row in result["promoting"] or ():
+        why = f"promotes ‘{one_line(row['token'], 30)}’"
+        name = one_line(row["label"], 200) if row["label"] else why
+        found.setdefault(row["feature"], ev.FoundFeature(row["feature"], name, why))
+    indexed = result["promoting"] is not None
+    yield ev.FeaturesFound(control.id, info.id, one_line(job.words, 80), tuple(found.values())[: job.top_k], indexed)
+
+
+def read_neighbours(control: Control, job: ReadNeighbours, context: Context) -> Iterator[ev.Event]:
+    """One pass over the decoder; of a wide one a block at a time, looking at the stop flag between two."""
+    sae = open_sae(job.sae, context)
+    sae.directions([job.feature])  # checks the id before the long way
+
+    def directions(ids: NDArray[Any]) -> Any:
+        control.progress("decoder", int(ids[0]), sae.d_sae, "features")
+        return sae.directions(ids)
+
+    near = decoder_neighbours(directions, sae.d_sae, job.feature, k=job.top_k)
+    index = index_of(sae.info)
+    together = None
+    if index is not None and index.full and job.feature < index.width:
+        together = tuple((row.feature, row.jaccard) for row in co_active(index, job.feature, k=job.top_k))
+    yield NeighboursRead(control.id, sae.info.id, job.feature, near, together)

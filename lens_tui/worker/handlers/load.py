@@ -10,21 +10,20 @@ from typing import TYPE_CHECKING
 
 from lens_tui import demo
 from lens_tui.records import LensError, NotFinite, SAEInfo
+from lens_tui.records.info import split_place
 from lens_tui.records.recent import remember_model
-from lens_tui.records.sae_names import split_place
 from lens_tui.records.sanitise import one_line
-from lens_tui.worker import events as ev
-from lens_tui.worker import jobs
-from lens_tui.worker.control import Control
-from lens_tui.worker.hub import cached_snapshot, download
-from lens_tui.worker.model_files import ModelEntry, machine_memory, read_model_folder
-from lens_tui.worker.models import check_model, list_saes
+from lens_tui.tasks.hub import cached_snapshot, download
+from lens_tui.tasks.models import ModelEntry, check_model, list_saes, machine_memory, read_model_folder
 
+from .. import events as ev
+from .. import jobs
+from ..control import Control
 from .context import Context
 
 if TYPE_CHECKING:
     from lens_tui.lens import LensModel
-    from lens_tui.lens.loading import Loaded
+    from lens_tui.lens.architecture.load import Loaded
     from lens_tui.sae import SAE
 
 _log = logging.getLogger(__name__)
@@ -39,10 +38,10 @@ def load_model(control: Control, job: jobs.LoadModel, context: Context) -> Itera
     if entry.problem:
         raise LensError(f"{entry.name} cannot be loaded.", entry.problem)
     _check_memory(entry, force=job.force)
-    from lens_tui.lens.dequantize import dequantize, evaluate, model_bytes
+    from lens_tui.lens.architecture.dequantize import dequantize, evaluate, model_bytes
 
     control.progress("tokenizer")
-    from lens_tui.lens.loading import load_folder
+    from lens_tui.lens.architecture.load import load_folder
 
     found = load_folder(folder, shown=entry.name, lazy=True)  # no code that comes with a model is run
     old = context.model.info.nbytes if context.model is not None else 0
@@ -81,7 +80,7 @@ def load_sae(control: Control, job: jobs.LoadSAE, context: Context) -> Iterator[
 
 
 def _fit(control: Control, sae: SAE, context: Context) -> Iterator[ev.Event]:
-    from lens_tui.worker.fitting import check_sae
+    from lens_tui.tasks.train import check_sae
 
     name = one_line(sae.info.name, 60)
     try:

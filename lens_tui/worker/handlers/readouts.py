@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lens_tui.records import LensError
-from lens_tui.worker import events as ev
-from lens_tui.worker import jobs
-from lens_tui.worker.control import Control
 
+from .. import events as ev
+from .. import jobs
+from ..control import Control
 from .context import Context
 
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from lens_tui.records import SteeringVector
 from lens_tui.records.sanitise import one_line
-from lens_tui.worker import events as ev
-from lens_tui.worker import jobs
-from lens_tui.worker.control import Control
 
+from .. import events as ev
+from .. import jobs
+from ..control import Control
 from .context import Context
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ def from_feature(control: Control, job: jobs.VectorFromFeature, context: Context
 
 def from_prompts(control: Control, job: jobs.VectorFromPrompts, context: Context) -> Iterator[ev.Event]:
     """A vector that tells texts apart, or one for each layer with how well it does."""
-    from lens_tui.records.pairs import read_pairs
-    from lens_tui.worker.making import from_pairs
+    from lens_tui.records.corpus import read_pairs
+    from lens_tui.tasks.vectors import from_pairs
 
     positive, negative = read_pairs(job.path) if job.path else (job.positive, job.negative)
     control.progress("texts", 0, len(positive) + len(negative))
@@ -53,7 +53,7 @@ def from_prompts(control: Control, job: jobs.VectorFromPrompts, context: Context
 
 def from_token(control: Control, job: jobs.VectorFromToken, context: Context) -> Iterator[ev.Event]:
     """The direction of a token."""
-    from lens_tui.worker.making import from_token as make
+    from lens_tui.tasks.vectors import from_token as make
 
     vector = make(context.need_model(), job.token, job.layer, job.kind, job.name)
     yield made(control, replace(vector, name=one_line(vector.name, 60)), context)
@@ -61,7 +61,7 @@ def from_token(control: Control, job: jobs.VectorFromToken, context: Context) ->
 
 def from_vectors(control: Control, job: jobs.VectorFromVectors, context: Context) -> Iterator[ev.Event]:
     """A direction out of others."""
-    from lens_tui.worker.making import from_terms
+    from lens_tui.tasks.vectors import from_terms
 
     vector = from_terms(context.need_model(), job.name, job.terms, less=job.less, unit=job.unit)
     yield made(control, vector, context)

@@ -149,8 +149,8 @@ def test_buffers_and_chunks_do_not_change_the_result(tmp_path: Path, monkeypatch
     source = TinySource()
     whole = build_index(source, [_target()], tmp_path / "one", SETTINGS).indexes[0]
     monkeypatch.setattr("lens_tui.sae.index.finish.CHUNK", 7)
-    monkeypatch.setattr("lens_tui.sae.index.windows._QUERIES", 9)
-    monkeypatch.setattr("lens_tui.sae.index.keeper.PENDING", 5)
+    monkeypatch.setattr("lens_tui.sae.index.finish._QUERIES", 9)
+    monkeypatch.setattr("lens_tui.sae.index.tally.PENDING", 5)
     small = build_index(source, [_target()], tmp_path / "two", SETTINGS).indexes[0]
     _same_files(whole, small)
 

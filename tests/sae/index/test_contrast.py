@@ -5,7 +5,7 @@ import pytest
 
 from lens_tui.records import LensError
 from lens_tui.sae.index import TextFeatures, contrast, text_features
-from lens_tui.sae.index.contrast import auc, standardised_difference
+from lens_tui.sae.index.questions import auc, standardised_difference
 
 WIDTH = 50
 

@@ -12,8 +12,7 @@ import pytest
 
 from lens_tui.records import LensError
 from lens_tui.sae.index import FeatureIndex, Target, TokenTable, add_tables, build_index
-from lens_tui.sae.index.arrays import kind_for, narrow, nobody
-from lens_tui.sae.index.settings import N_BINS, N_OCTAVES
+from lens_tui.sae.index.settings import N_BINS, N_OCTAVES, kind_for, narrow, nobody
 
 from .corpora import PLACE, TinySAE, TinySource
 from .test_build import SETTINGS

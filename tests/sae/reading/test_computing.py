@@ -11,7 +11,7 @@ import pytest
 
 from lens_tui import blas
 from lens_tui.records import LensError
-from lens_tui.sae import GatedSAE, JumpReLUSAE, StandardSAE, TopKSAE, encoder, host, load_sae, select
+from lens_tui.sae import GatedSAE, JumpReLUSAE, StandardSAE, TopKSAE, base, load_sae, matrices
 from lens_tui.sae.definition import Definition
 
 from .makers import Array, N, cut, numbers, write_json, write_safetensors
@@ -38,7 +38,7 @@ def jumprelu(w: dict[str, Array]) -> JumpReLUSAE:
 @pytest.fixture(params=["numpy", "mlx"])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Products by NumPy, as on a Linux CPU, and by MLX, as everywhere else."""
-    for module in (encoder, "lens_tui.sae.decoder"):
+    for module in (matrices, "lens_tui.sae.matrices"):
         place = module if isinstance(module, str) else module.__name__
         monkeypatch.setattr(f"{place}.on_host", lambda: request.param == "numpy")
     return str(request.param)
@@ -50,7 +50,7 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 def test_blocks_and_residences_give_the_same_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, residence: Any, block: int
 ) -> None:
-    monkeypatch.setattr(encoder, "BLOCK", block)
+    monkeypatch.setattr(matrices, "BLOCK", block)
     w = numbers()
     z, y = formula(w)
     sae = load_sae(folder(tmp_path, w), residence=residence)
@@ -100,7 +100,7 @@ def test_bfloat16_residuals_and_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("block", [16384, 40])
 def test_eight_bits_find_nearly_the_same_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    monkeypatch.setattr(encoder, "BLOCK", block)
+    monkeypatch.setattr(matrices, "BLOCK", block)
     w = numbers(d=64, n=512)
     sae = load_sae(folder(tmp_path, w), residence="8bit")
     z, _ = formula(w)
@@ -120,7 +120,7 @@ def test_eight_bits_need_a_width_that_32_divides() -> None:
     sae = jumprelu(w)
     assert sae.residence == "memory"
     with pytest.raises(LensError, match="32 divides"):
-        encoder.make_encoder(sae._weights.w_enc, "8bit", mx.float32)
+        matrices.make_encoder(sae._weights.w_enc, "8bit", mx.float32)
 
 
 def test_directions_are_unit_rows_and_bad_ids_are_refused(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_largest_is_exact(m: int, k: int) -> None:
     values[0] = 1.0  # ties
     values[1] = np.maximum(values[1] - 1.5, 0)  # mostly zeros
     values[2, :k] = 9.0  # the best are neighbours
-    ids, found = (np.array(part) for part in select.largest(mx.array(values), k))
+    ids, found = (np.array(part) for part in base.largest(mx.array(values), k))
     kept = min(k, m)
     assert np.allclose(-np.sort(-found, axis=1), -np.sort(-values, axis=1)[:, :kept])
     assert np.array_equal(np.take_along_axis(values, ids, 1), found)
@@ -236,4 +236,4 @@ def test_numpy_is_used_on_a_linux_cpu_without_openblas_alone(monkeypatch: pytest
     for system, fast, used in (("darwin", False, False), ("linux", True, False), ("linux", False, on_cpu)):
         monkeypatch.setattr("sys.platform", system)
         monkeypatch.setattr(blas, "state", lambda fast=fast: blas.Blas(fast, ""))
-        assert host.on_host() == used
+        assert matrices.on_host() == used

@@ -10,7 +10,7 @@ import pytest
 
 from lens_tui.records import LensError
 from lens_tui.sae import load_sae
-from lens_tui.sae.eight_bits import in_eight_bits, quantised
+from lens_tui.sae.files import in_eight_bits, quantised
 from lens_tui.sae.formats.writers import write_gemma_scope
 
 from .makers import Array, N, numbers, write_json, write_safetensors

@@ -11,10 +11,16 @@ import pytest
 from numpy.typing import NDArray
 
 from lens_tui.records.training import TrainConfig
-from lens_tui.sae.training import losses as module
-from lens_tui.sae.training.losses import auxiliary_loss, batch_threshold, jumprelu, losses
-from lens_tui.sae.training.parameters import Parameters
-from lens_tui.sae.training.step import adam, learning_rate
+from lens_tui.sae.training import objective as module
+from lens_tui.sae.training.objective import (
+    Parameters,
+    adam,
+    auxiliary_loss,
+    batch_threshold,
+    jumprelu,
+    learning_rate,
+    losses,
+)
 
 D, F, N = 6, 16, 40
 Arrays = dict[str, NDArray[np.float64]]

@@ -9,7 +9,7 @@ import pytest
 from lens_tui.records import LensError
 from lens_tui.records.training import TrainConfig
 from lens_tui.sae.training.evaluate import calibrated_threshold, measure, reconstruct
-from lens_tui.sae.training.parameters import (
+from lens_tui.sae.training.objective import (
     encode_folded,
     fold,
     geometric_median,

@@ -16,8 +16,7 @@ from lens_tui.records import LensError
 from lens_tui.records.training import TrainConfig, TrainProgress
 from lens_tui.sae import load_sae, train
 from lens_tui.sae.training.checkpoint import FILE, load_checkpoint
-from lens_tui.sae.training.parameters import initial_parameters, normalizer, scalar
-from lens_tui.sae.training.step import Step, initial_state
+from lens_tui.sae.training.objective import Step, initial_parameters, initial_state, normalizer, scalar
 
 from .synthetic import PLACE, Synthetic, mean_max_cosine
 

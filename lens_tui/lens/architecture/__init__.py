@@ -1,0 +1,1 @@
+"""Find, prove, describe and load a model."""

@@ -1,0 +1,201 @@
+"""Weights in float32 where that is faster: on a CPU whose BLAS is fast.
+
+MLX's products of quantised and of 16-bit weights on the CPU are its own and some 30 times slower than OpenBLAS is in
+float32. So there, if memory allows, weights are turned into float32 as a model is loaded: exactly, for what a
+quantised weight stands for is a product and a sum of two numbers that float32 holds. What such a model computes is
+what the quantised one does, with less rounding on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+import mlx.core as mx
+from mlx.nn.layers.base import Module
+from mlx.utils import tree_flatten, tree_unflatten
+
+from lens_tui import blas
+from lens_tui.records import LensError, ModelInfo
+from lens_tui.records.info import Dequantize
+
+from .describe import quantization
+from .taps import named
+
+_OF_PACKED = ("scales", "biases", "global_scale")
+_PIECE = 16 << 20  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """How a model's weights are held: its files' quantisation, and where they are not as in the files, how and why."""
+
+    quantization: str = ""
+    says: str = ""
+
+    def noted(self, info: ModelInfo) -> ModelInfo:
+        """The model's record with this in it."""
+        return replace(info, quantization=self.quantization or info.quantization, weights=self.says)
+
+
+def check_dequantize(how: str) -> Dequantize:
+    """``how`` if it is one of the words; raises :class:`LensError` if not."""
+    known: dict[str, Dequantize] = {word: word for word in get_args(Dequantize)}
+    if how not in known:
+        raise LensError(f"There is no dequantize={how!r}.", "Use 'auto', 'never' or 'always'.")
+    return known[how]
+
+
+def dequantize(model: Module, how: Dequantize, *, freed: int = 0) -> Held:
+    """Turn quantised and 16-bit weights into float32, lazily: they are computed when first used or evaluated.
+
+    ``auto`` does it where MLX runs on a CPU with a fast BLAS and the weights take at most half of the memory that is
+    free (:func:`lens_tui.blas.in_float32`), ``freed`` bytes of a model that will go included. Modules of a kind that
+    is not known stay as they are.
+    """
+    before = quantization(model)
+    if not (before or _has_half(model)) or (how == "auto" and mx.default_device().type != mx.DeviceType.cpu):
+        return Held(before)
+    size, free = float32_bytes(model), blas.free_memory() + freed
+    if not blas.in_float32(how, size, free):
+        little = how == "auto" and blas.state().fast
+        room = f"{size / 1e9:.1f} GB of {free / 1e9:.1f} GB free"
+        return Held(before, f"as in the files; in float32, which is faster, they would take {room}" if little else "")
+    left = _replace(model)
+    model.set_dtype(mx.float32)
+    _lay_turned(model)
+    rest = f"; {left} of them as in the files" if left else ""
+    return Held(before, f"float32, {'dequantised' if before else 'from 16 bits'} on loading{rest}")
+
+
+def evaluate(model: Module) -> Iterator[tuple[int, int]]:
+    """Compute the weights piece by piece; yields the bytes done and the bytes in all, at first with nothing done.
+
+    What a piece is made of is let go as it comes, so that packed and plain weights are never there together.
+    """
+    arrays = _weights(model)
+    total, done, waiting = sum(array.nbytes for array in arrays), 0, 0
+    piece: list[mx.array] = []
+    yield 0, total
+    for array in arrays:
+        piece.append(array)
+        waiting += array.nbytes
+        if waiting >= _PIECE:
+            yield (done := _computed(piece, done + waiting)), total
+            piece, waiting = [], 0
+    yield _computed(piece, done + waiting), total
+
+
+def _computed(piece: list[mx.array], done: int) -> int:
+    mx.eval(piece)
+    mx.clear_cache()
+    return done
+
+
+def float32_bytes(model: Module) -> int:
+    """What the weights would take in float32."""
+    total = 0
+    for _, module in named(model):
+        packed = _is_quantized(module)
+        for name, value in module.items():
+            if not isinstance(value, mx.array) or name.startswith("_") or (packed and name in _OF_PACKED):
+                continue
+            total += 4 * (value.size * 32 // _get(module, "bits") if packed and name == "weight" else value.size)
+    return total
+
+
+def model_bytes(model: Module) -> int:
+    """What the weights take as they are."""
+    return sum(array.nbytes for array in _weights(model))
+
+
+def _is_quantized(module: Any) -> bool:
+    return isinstance(getattr(module, "bits", None), int) and "scales" in module
+
+
+def _has_half(model: Module) -> bool:
+    return any(array.dtype in (mx.bfloat16, mx.float16) and array.ndim > 1 for array in _weights(model))
+
+
+def _lay_turned(model: Module) -> None:
+    """Lay the weights of linear layers with their inputs, not their outputs, in rows: the products of few rows, as in
+    decoding, are then a third faster, and no product is slower. Shapes and values stay.
+    """
+    from mlx.nn.layers.linear import Linear
+
+    for _, module in named(model):
+        if type(module) is Linear:
+            module.weight = mx.contiguous(module.weight.T).T
+
+
+def _replace(model: Module) -> int:
+    """Put plain modules in place of quantised ones; returns how many are of a kind that is not known."""
+    found: list[tuple[str, Module]] = []
+    left = 0
+    made: dict[int, Module] = {}
+    for path, module in named(model):
+        if not _is_quantized(module):
+            continue
+        new = made.get(id(module)) or _plain(module)
+        if new is None:
+            left += 1
+            continue
+        made[id(module)] = new
+        found.append((path, new))
+    if found:
+        whole: Any = model
+        whole.update_modules(tree_unflatten(found))
+    return left
+
+
+def _plain(module: Any) -> Module | None:
+    """The module with its weight in float32, ``None`` for a kind that is not known."""
+    from mlx.nn.layers.embedding import Embedding
+    from mlx.nn.layers.linear import Linear
+    from mlx.nn.layers.quantized import QuantizedEmbedding, QuantizedLinear
+    from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
+    from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
+
+    kinds: dict[Any, Any] = {
+        QuantizedLinear: Linear,
+        QuantizedEmbedding: Embedding,
+        QuantizedSwitchLinear: SwitchLinear,
+        QuantizedMultiLinear: MultiLinear,
+    }
+    kind = kinds.get(type(module))
+    if kind is None or _get(module, "global_scale") is not None:
+        return None
+    # Made without its constructor, which would draw random weights only to drop them.
+    base: Any = Module
+    plain: Any = kind.__new__(kind)
+    base.__init__(plain)
+    plain.weight = _weight(module)
+    if "bias" in module:
+        plain.bias = module.bias
+    return plain  # type: ignore[no-any-return]
+
+
+def _weight(module: Any) -> mx.array:
+    mode = getattr(module, "mode", "affine")
+    scales, biases = module["scales"], module.get("biases")
+    if mode == "affine":  # the others have scales of a kind of their own
+        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+    return mx.dequantize(
+        module["weight"],
+        scales,
+        biases,
+        group_size=module.group_size,
+        bits=module.bits,
+        mode=mode,
+        dtype=mx.float32,
+    )
+
+
+def _weights(model: Any) -> list[mx.array]:
+    leaves: Any = tree_flatten(model.parameters())
+    return [array for _, array in leaves]
+
+
+def _get(module: Any, name: str) -> Any:
+    return getattr(module, name, None)

@@ -1,0 +1,1 @@
+"""Generation: prefill, kept prefixes, lock step, batches, stops and sampling."""

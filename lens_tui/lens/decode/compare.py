@@ -1,0 +1,384 @@
+"""A run of one or several rows in progress: its decoder, what each row has written, and the proxies it holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from lens_tui.records import ArmEnd, Candidate, Dose, Echo, Intervention, LensError, Sampling, Steered, Token
+
+from ..hooks.capture import CaptureResult
+from ..hooks.dose_meter import Meter
+from ..hooks.finite import check_chosen, origin_in
+from ..hooks.positions import reach
+from ..hooks.program import Key
+from ..hooks.registry import Entry, Plan, entries_of
+from ..hooks.steered import Passage, steered
+from ..tokens import Tokens
+from .echo import echo_of
+from .generation import RowDecoder, Step, Writing, writing_options
+
+
+@dataclass
+class Progress:
+    """A run in progress: its decoder, its rows, and the proxies it holds.
+
+    Apart from :class:`Rows`, so that a run nobody refers to any more ends at once
+    instead of waiting for the garbage collector to find a circle.
+    """
+
+    decoder: RowDecoder
+    tokens: Tokens
+    names: tuple[str, ...]
+    rows: list[Writing]
+    keys: set[Key] = field(default_factory=set)
+
+    @property
+    def plan(self) -> Plan:
+        """What acts on each row."""
+        return self.decoder.run.plan
+
+    def hold(self, keys: set[Key]) -> None:
+        """Install what the sites need, and take away what is not needed any more."""
+        registry = self.decoder.registry
+        registry.need(keys - self.keys)
+        registry.release(self.keys - keys)
+        self.keys = set(keys)
+
+    def emit(self, step: Step) -> Iterator[Token | ArmEnd]:
+        """A step's tokens of the rows that go on, then the ends of those that have ended with it."""
+        alive = [index for index, row in enumerate(self.rows) if not row.reason]
+        for index in alive:
+            yield self.token(index, step, self.rows[index].write(step.ids[index]))
+        for index in alive:
+            row = self.rows[index]
+            if row.reason:
+                yield ArmEnd(index, row.reason, len(row.ids), row.text, self.doses(index))
+
+    def token(self, index: int, step: Step, text: str) -> Token:
+        """One row's token of a step, which has been written already."""
+        token = step.ids[index]
+        plain = step.plain[index] if step.plain is not None else None
+        top: tuple[Candidate, ...] = ()
+        if step.top_ids is not None and step.top_logprobs is not None:
+            found = zip(step.top_ids[index], step.top_logprobs[index], strict=True)
+            pairs = [pair for pair in found if pair[1] > -math.inf]
+            top = tuple(Candidate(at, self.tokens.display(at), value) for at, value in pairs)
+        return Token(
+            index=len(self.rows[index].ids) - 1,
+            token_id=token,
+            token=self.tokens.display(token),
+            text=text,
+            logprob=step.logprobs[index],
+            arm=index,
+            kl=None if plain is None else plain.kl,
+            top=top,
+            version=step.version,
+            scales=step.scales[index],
+            reverse_kl=None if plain is None else plain.reverse_kl,
+            plain_logprob=None if plain is None else plain.logprob,
+        )
+
+    def doses(self, row: int) -> tuple[Dose, ...]:
+        """How far each steered site of a row was moved."""
+        meter = self.decoder.run.meter
+        keys = [entry.key for entry in self.entries(row) if getattr(entry.item, "enabled", True)]
+        return meter.doses(row, keys) if meter is not None and keys else ()
+
+    def entries(self, row: int) -> list[Entry]:
+        """What acts on a row now. Raises :class:`LensError` for a row that there is not."""
+        if not 0 <= row < len(self.rows):
+            raise LensError(f"There is no arm {row}: the run has {len(self.rows)}.")
+        return self.plan.rows[row]
+
+    def passage(self, row: int) -> Passage:
+        """What of a row has gone through the model."""
+        decoder, run = self.decoder, self.decoder.run
+        assert isinstance(run.n_prompt, int)
+        return Passage(
+            (*decoder.ids, *self.rows[row].ids[:-1]),
+            run.n_prompt,
+            decoder.start,
+            decoder.registry.bos,
+            run.spans,
+            decoder.thinking,
+            decoder.inside,
+        )
+
+    def check_reach(self) -> None:
+        """Refuse positions that no token of this run can have."""
+        n_prompt = self.decoder.run.n_prompt
+        assert isinstance(n_prompt, int)
+        last = n_prompt + self.decoder.options.sampling.max_tokens - 2
+        for row in self.plan.rows:
+            for entry in row:
+                positions = getattr(entry.item, "positions", None)
+                if positions is not None and not reach(positions, n_prompt, last):
+                    name = entry.item.id
+                    raise LensError(f"{name!r} touches no position of this run (0 to {last}).", "Change its positions.")
+
+    def check_moved(self) -> None:
+        """Refuse to go on when what had to move something was measured and did not."""
+        meter = self.decoder.run.meter
+        if meter is None or not (meter.pending or meter.unchecked):
+            return
+        meter.unchecked = False
+        meter.settle()
+        for key, program in self.decoder.registry.programs(self.plan).items():
+            for row, must in enumerate(program.must_move):
+                if must:
+                    meter.check_moved(row, [key], f"The arm {self.names[row]!r}" if self.names[row] else "Steering")
+
+    def check_finite(self, step: Step) -> None:
+        """Refuse to go on with a row whose logits are no numbers; raises ``NotFinite`` with where that begins."""
+        for index, row in enumerate(self.rows):
+            if not row.reason:
+                name = f"The logits of the arm {self.names[index]!r}" if self.names[index] else "The model's logits"
+                check_chosen(step.logprobs[index], name, lambda at=index: self._origin(at))  # type: ignore[misc]
+                plain = step.plain[index] if step.plain is not None else None
+                if plain is not None:
+                    name = f"The plain model's logits on the text of the arm {self.names[index]!r}"
+                    check_chosen(plain.logprob, name, lambda at=index: self._origin(at, plain=True))  # type: ignore[misc]
+
+    def _origin(self, row: int, *, plain: bool = False) -> str:
+        whole = replace(self.passage(row), ids=(*self.decoder.ids, *self.rows[row].ids))
+        return origin_in(self.decoder.registry, whole, () if plain else self.plan.rows[row])
+
+    def finish(self) -> None:
+        """Close the books: reasons, captures without what ran ahead, proxies."""
+        for row in self.rows:
+            row.reason = row.reason or "stopped"
+        longest = max(len(row.ids) for row in self.rows)
+        for recorder in self.plan.recorders:
+            if isinstance(recorder, CaptureResult) and longest:
+                recorder.cut(len(self.decoder.ids) + longest - 1)
+        self.hold(set())
+
+
+def events_of(progress: Progress) -> Generator[Token | ArmEnd]:
+    """The events of a run; proxies are up from the first request to the end, however it ends."""
+    progress.hold(progress.plan.keys)
+    try:
+        for step in progress.decoder.steps():
+            progress.check_finite(step)
+            progress.check_moved()
+            yield from progress.emit(step)
+            if all(row.reason for row in progress.rows):
+                break
+    finally:
+        progress.finish()
+
+
+class Rows:
+    """A run of one or several rows: what ``Generation`` and ``Comparison`` share.
+
+    Nothing is computed or installed before the first token is asked for; a run
+    that ends, fails, is closed or is dropped leaves the model as it was.
+    """
+
+    def __init__(self, decoder: RowDecoder, tokens: Tokens, names: Sequence[str]) -> None:
+        sampling = decoder.options.sampling
+        rows = [Writing(**writing_options(tokens, sampling, decoder.ids[-1])) for _ in names]
+        self._progress = Progress(decoder, tokens, tuple(names), rows)
+        self._progress.check_reach()
+        self._events = events_of(self._progress)
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """The prompt as the model sees it."""
+        return self._progress.decoder.ids
+
+    @property
+    def prompt_tokens(self) -> tuple[str, ...]:
+        """The prompt's tokens in their display form."""
+        return tuple(self._progress.tokens.display(token) for token in self.prompt_ids)
+
+    @property
+    def prompt_spans(self) -> tuple[tuple[str, int, int], ...] | None:
+        """The chat roles of the prompt as ``(role, start, stop)``; ``None`` for raw prompts."""
+        return self._progress.decoder.run.spans
+
+    @property
+    def reused(self) -> int:
+        """How many of the prompt's tokens came, for every row, from a prefix that was kept from before."""
+        return self._progress.decoder.reused
+
+    @property
+    def sampling(self) -> Sampling:
+        """The settings of the run, the seed included."""
+        return self._progress.decoder.options.sampling
+
+    def close(self) -> None:
+        """End the run where it stands; nothing stays installed."""
+        self._events.close()
+
+    def change(self, row: int, interventions: Sequence[Intervention]) -> None:
+        """Give a row these interventions from its next step on. Raises :class:`LensError`."""
+        progress = self._progress
+        progress.entries(row)
+        registry = progress.decoder.registry
+        progress.plan.set_row(row, entries_of(interventions, registry))
+        if progress.keys:
+            progress.hold(progress.plan.keys)
+        if progress.decoder.run.meter is None:
+            progress.decoder.run.meter = Meter()
+
+    def put(self, row: int, record: Intervention) -> None:
+        """Add an intervention to a row, or change the one of its id in its place, from the next step on."""
+        held = self.held(row)
+        others = [record if item.id == record.id else item for item in held]
+        self.change(row, others if any(item.id == record.id for item in held) else [*held, record])
+
+    def drop(self, row: int, name: str) -> None:
+        """Remove the intervention of an id from a row, from the next step on. Raises :class:`LensError`."""
+        held = self.held(row)
+        if all(item.id != name for item in held):
+            known = ", ".join(repr(item.id) for item in held) or "none"
+            raise LensError(f"Nothing with the id {name!r} acts here.", f"There is: {known}.")
+        self.change(row, [item for item in held if item.id != name])
+
+    def held(self, row: int) -> tuple[Intervention, ...]:
+        """The interventions of a row as they are now, in order."""
+        items = (entry.item for entry in self._progress.entries(row))
+        return tuple(item for item in items if isinstance(item, Intervention))
+
+    def doses(self, row: int) -> tuple[Dose, ...]:
+        """How far each steered site of a row was moved, under the interventions that hold now."""
+        return self._progress.doses(row)
+
+    def steered_in(self, row: int) -> tuple[Steered, ...]:
+        """Which tokens of the prompt and of a row's text each intervention touched, whenever it held."""
+        progress = self._progress
+        progress.entries(row)
+        return steered(progress.decoder.histories[row], progress.passage(row), progress.tokens.display)
+
+    def echo_in(self, row: int) -> tuple[Echo, ...]:
+        """What a row's interventions, as they are now, leave behind each layer, over its prompt and its text so far."""
+        progress = self._progress
+        entries = progress.entries(row)
+        return echo_of(progress.decoder.registry, progress.passage(row), entries)
+
+
+class Generation(Rows, Iterator[Token]):
+    """One generation in progress: an iterator of :class:`Token`.
+
+    The interventions that held when it was asked for hold to its end, also after
+    their ``with`` block; :meth:`dial` changes them for the tokens not yet
+    computed (one is always under way). ``text`` is what has come so far.
+    """
+
+    def __next__(self) -> Token:
+        while isinstance(event := next(self._events), ArmEnd):
+            pass
+        return event
+
+    @property
+    def text(self) -> str:
+        """The text so far, exactly as the tokenizer decodes it."""
+        return self._progress.rows[0].text
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The generated token ids so far, the end-of-text token included."""
+        return tuple(self._progress.rows[0].ids)
+
+    @property
+    def reason(self) -> str | None:
+        """Why it ended: ``stop``, ``length``, ``stopped``; ``None`` while it goes on."""
+        return self._progress.rows[0].reason or None
+
+    @property
+    def dose(self) -> tuple[Dose, ...]:
+        """How far each steered site was moved."""
+        return self.doses(0)
+
+    def dial(self, *interventions: Intervention) -> None:
+        """Replace the interventions from the next step on; none at all leaves the model plain."""
+        self.change(0, interventions)
+
+    def add(self, record: Intervention) -> None:
+        """Add an intervention from the next step on; one with the same id is changed, in its place."""
+        self.put(0, record)
+
+    def remove(self, id: str) -> None:  # noqa: A002
+        """Remove the intervention of an id from the next step on. Raises :class:`LensError` if there is none."""
+        self.drop(0, id)
+
+    @property
+    def interventions(self) -> tuple[Intervention, ...]:
+        """The interventions as they are now, in order."""
+        return self.held(0)
+
+    @property
+    def steered(self) -> tuple[Steered, ...]:
+        """Which tokens of the prompt and the text each intervention touched, whenever it held."""
+        return self.steered_in(0)
+
+    def echo(self) -> tuple[Echo, ...]:
+        """What the interventions, as they are now, leave behind each layer, over the prompt and the text so far."""
+        return self.echo_in(0)
+
+
+class Comparison(Rows, Iterator[Token | ArmEnd]):
+    """A comparison in progress: an iterator of :class:`Token` and, for each arm that ends, :class:`ArmEnd`.
+
+    Tokens come step by step, arms in order within a step. ``arms`` names the rows.
+    """
+
+    def __init__(self, decoder: RowDecoder, tokens: Tokens, names: Sequence[str], baseline: int = 0) -> None:
+        super().__init__(decoder, tokens, names)
+        self._baseline = baseline
+
+    def __next__(self) -> Token | ArmEnd:
+        return next(self._events)
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The names of the rows, in order."""
+        return self._progress.names
+
+    @property
+    def baseline(self) -> int:
+        """The arm that began without interventions."""
+        return self._baseline
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows of the batch: the arms, and behind them the plain model on each steered arm's tokens (see ``kl``)."""
+        decoder = self._progress.decoder
+        return decoder.n_rows + len(decoder.followed)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Each arm's text so far."""
+        return tuple(row.text for row in self._progress.rows)
+
+    @property
+    def token_ids(self) -> tuple[tuple[int, ...], ...]:
+        """Each arm's generated token ids so far."""
+        return tuple(tuple(row.ids) for row in self._progress.rows)
+
+    def dial(self, arm: int, interventions: Sequence[Intervention]) -> None:
+        """Replace the interventions of one arm from its next step on (one step is always under way)."""
+        self.change(arm, interventions)
+
+    def add(self, arm: int, record: Intervention) -> None:
+        """Add an intervention to one arm from its next step on; one with the same id is changed, in its place."""
+        self.put(arm, record)
+
+    def remove(self, arm: int, id: str) -> None:  # noqa: A002
+        """Remove the intervention of an id from one arm. Raises :class:`LensError` if there is none."""
+        self.drop(arm, id)
+
+    def interventions(self, arm: int) -> tuple[Intervention, ...]:
+        """One arm's interventions as they are now, in order."""
+        return self.held(arm)
+
+    def steered(self, arm: int) -> tuple[Steered, ...]:
+        """Which tokens of the prompt and of one arm's text each intervention touched, whenever it held."""
+        return self.steered_in(arm)
+
+    def echo(self, arm: int) -> tuple[Echo, ...]:
+        """What one arm's interventions leave behind each layer, over the prompt and its text so far."""
+        return self.echo_in(arm)

@@ -1,0 +1,572 @@
+"""One step of a decoder: what every row's next token is, and what is told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from typing import Any
+
+import mlx.core as mx
+
+from lens_tui.records import LensError, Sampling
+
+from ..architecture.taps import first_of
+from ..hooks.capture import CaptureResult
+from ..hooks.dose_meter import Measured, Meter
+from ..hooks.positions import follow_thinking
+from ..hooks.registry import Plan, Registry, Run, acts
+from ..hooks.steered import History
+from ..tokens import Detokenizer, EncodedPrompt, Tokens
+from .prefill import Filler, PrefixCache, add_rows, can_fork, keep_rows, prefill_rows, spread
+from .sampling import LogitsProcessor, Sampler, make_processors, make_sampler, penalties_from
+
+Scales = tuple[tuple[tuple[str, float], ...], ...]
+"""For each row, ``(id, scale)`` of its records."""
+
+
+@dataclass(frozen=True)
+class AgainstPlain:
+    """One arm's next-token distribution against the plain model's on the same tokens, in nats.
+
+    ``kl`` is D(arm || plain), ``reverse_kl`` D(plain || arm), ``logprob`` the plain model's log-probability of the
+    token that the arm chose. Not finite where a distribution is not.
+    """
+
+    kl: float
+    reverse_kl: float
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """One token of every arm, read back: ids, log-probabilities, how the plain model sees it, top candidates.
+
+    ``plain`` is ``None`` where nothing was compared. ``version`` and ``scales`` say which interventions of the rows it
+    was computed under.
+    """
+
+    ids: list[int]
+    logprobs: list[float]
+    plain: list[AgainstPlain | None] | None
+    top_ids: list[list[int]] | None
+    top_logprobs: list[list[float]] | None
+    version: int
+    scales: Scales
+
+
+@dataclass
+class LaunchedStep:
+    """A step whose arrays may not have been computed yet.
+
+    ``plain`` is (3, arms) as of :func:`against_plain`; the arms in ``alone`` had no row to be compared with.
+    """
+
+    chosen: mx.array
+    logprobs: mx.array
+    plain: mx.array | None
+    top_ids: mx.array | None
+    top_logprobs: mx.array | None
+    version: int
+    scales: Scales
+    alone: frozenset[int] = frozenset()
+    measured: list[Measured] = field(default_factory=list)
+
+    def arrays(self) -> list[mx.array]:
+        """What is to be evaluated."""
+        every = (self.chosen, self.logprobs, self.plain, self.top_ids, self.top_logprobs)
+        return [array for array in every if array is not None]
+
+    def read(self) -> Step:
+        """The step in Python's numbers."""
+        return Step(
+            self.chosen.tolist(),  # type: ignore[arg-type]
+            self.logprobs.tolist(),  # type: ignore[arg-type]
+            self._against_plain(),
+            None if self.top_ids is None else self.top_ids.tolist(),  # type: ignore[arg-type]
+            None if self.top_logprobs is None else self.top_logprobs.tolist(),  # type: ignore[arg-type]
+            self.version,
+            self.scales,
+        )
+
+    def _against_plain(self) -> list[AgainstPlain | None] | None:
+        if self.plain is None:
+            return None
+        values: list[list[float]] = self.plain.tolist()  # type: ignore[assignment]
+        return [
+            None if arm in self.alone else AgainstPlain(*numbers)
+            for arm, numbers in enumerate(zip(*values, strict=True))
+        ]
+
+
+def scales_of(plan: Plan, row: int) -> tuple[tuple[str, float], ...]:
+    """``(id, scale)`` of every enabled record of a row that has a scale or a value."""
+    found = []
+    for entry in plan.rows[row]:
+        item = entry.item
+        value = getattr(item, "scale", getattr(item, "value", None))
+        if value is not None and getattr(item, "enabled", True):
+            found.append((item.id, float(value)))
+    return tuple(found)
+
+
+def kl(p: mx.array, q: mx.array) -> mx.array:
+    """D(p || q) in nats along the last axis of float32 log-probabilities; NaN where either of them is no distribution.
+
+    Never below 0 by rounding. A token that ``p`` cannot choose adds nothing: 0 log 0 = 0.
+    """
+    share = mx.exp(p)
+    terms = mx.where(share == 0.0, 0.0, share * (p - q))
+    return mx.maximum(terms.sum(axis=-1), 0.0)  # MLX's comparison and maximum keep NaN
+
+
+def against_plain(logprobs: mx.array, plain: mx.array, chosen: mx.array) -> mx.array:
+    """What :class:`AgainstPlain` holds, (3, arms), of log-probabilities (arms, vocabulary) and chosen ids (arms,)."""
+    of_chosen = mx.take_along_axis(plain, chosen[:, None], axis=-1)[:, 0]
+    return mx.stack([kl(logprobs, plain), kl(plain, logprobs), of_chosen])
+
+
+def best(logprobs: mx.array, count: int) -> tuple[mx.array, mx.array]:
+    """The ``count`` most likely tokens of each row, best first: ids and log-probabilities (rows, count)."""
+    count = min(count, logprobs.shape[-1])
+    some = mx.argpartition(-logprobs, kth=count - 1, axis=-1)[:, :count]
+    values = mx.take_along_axis(logprobs, some, axis=-1)
+    order = mx.argsort(-values, axis=-1)
+    return mx.take_along_axis(some, order, axis=-1), mx.take_along_axis(values, order, axis=-1)
+
+
+PREFILL_STEP = 2048
+_async_eval: Any = mx.async_eval  # has no types
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """How rows are decoded.
+
+    ``kl`` asks for companions, ``top`` says how many candidates each token carries;
+    the others are mlx-lm's ``generate_step``'s.
+    """
+
+    sampling: Sampling
+    kl: bool = False
+    top: int = 0
+    prefill_step_size: int = PREFILL_STEP
+    progress: Callable[[int, int], None] | None = None
+    sampler: Sampler | None = None
+    logits_processors: Sequence[LogitsProcessor] | None = None
+    kv_bits: int | None = None
+    kv_group_size: int = 64
+    quantized_kv_start: int = 5000
+
+
+@dataclass
+class RowDecoder:
+    """The decoding of one prompt on ``n_rows`` rows, and their companions, under a run's plan.
+
+    ``followed`` are the rows that companions are fed the tokens of, in the companions' order.
+
+    ``thinking`` are the ids of the model's thinking markers, where it has such
+    and the prompt went through its template; ``inside``: the prompt ends between them.
+    """
+
+    registry: Registry
+    run: Run
+    ids: tuple[int, ...]
+    n_rows: int
+    cache: list[Any]
+    options: DecodeOptions
+    thinking: tuple[int, int] | None = None
+    inside: bool = False
+    prefixes: PrefixCache | None = None
+    max_kv_size: int | None = None
+    reused: int = 0
+    histories: list[History] = field(default_factory=list)
+    followed: list[int] = field(default_factory=list)
+    _alone: set[int] = field(default_factory=set)
+    _at: int = 0
+    _history: mx.array | None = None
+    _inside: mx.array | None = None
+    _stamp: object = None
+    _version: int = -1
+    _scales: Scales = ()
+    _processors: list[LogitsProcessor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._processors = make_processors(self.options.sampling, self.options.logits_processors)
+        self.histories = self.histories or [History() for _ in range(self.n_rows)]
+        self._sample = self.options.sampler or make_sampler(self.options.sampling, self.registry.decoder.vocab_size)
+
+    def steps(self) -> Iterator[Step]:
+        """Token after token of all rows, up to ``max_tokens``; whoever reads decides when rows have ended."""
+        with wired():
+            launched = self._launch(self._prefill())
+            count = self.options.sampling.max_tokens
+            for index in range(count):
+                ahead = self._launch(launched.chosen[:, None]) if index + 1 < count else None
+                self._count(launched)
+                yield launched.read()
+                if ahead is None:
+                    return
+                if index % 256 == 0:
+                    mx.clear_cache()
+                launched = ahead
+
+    def _count(self, launched: LaunchedStep) -> None:
+        """What was measured in a step counts once it is used, unless the interventions have changed since."""
+        if self.run.meter is not None and launched.version == self._version:
+            self.run.meter.count(launched.measured)
+
+    @property
+    def start(self) -> int:
+        """The absolute position of the prompt's first token: not 0 where the run goes on from a filled cache."""
+        assert isinstance(self.run.n_prompt, int)
+        return self.run.n_prompt - len(self.ids)
+
+    def _prefill(self) -> mx.array:
+        """Send all but the last prompt token through the model, in chunks; returns the last one."""
+        tokens = mx.broadcast_to(mx.array(self.ids, dtype=mx.int32)[None], (self.n_rows, len(self.ids)))
+        done, total = 0, len(self.ids)
+        self._begin()
+        self._report(0, total)
+        filler = self._filler()
+        if filler is not None:
+            reused = prefill_rows(filler, self.run, self.cache, self._report)
+            done, self.reused = (total - 1, reused) if reused >= 0 else (0, 0)
+            self._at = self.start + done
+        stamp = self.run.plan.stamp
+        together = done == 0
+        if together and filler is not None and self._may_fork(total) and self._send(tokens[:1], 0, fork=self.n_rows):
+            spread(self.cache, self.n_rows)
+        else:
+            self._send(tokens, done)
+        done = total - 1
+        if filler is not None and together and self.run.plan.stamp == stamp:
+            keep_rows(filler, self.run, self.cache)
+        if self._processors:
+            self._history = tokens[:, :done]
+        return tokens[:, done:]
+
+    def _send(self, tokens: mx.array, done: int, fork: int = 0) -> bool:
+        """Prefill from ``done`` on, in chunks. ``False``, and nothing done, if the plan changes while rows fork."""
+        total, stamp = len(self.ids), self.run.plan.stamp
+        self.run.fork = fork
+        while total - done > 1:
+            size = min(self.options.prefill_step_size, total - done - 1)
+            self._forward(tokens[:, done : done + size])
+            mx.eval([cache.state for cache in self.cache], *self._extras())
+            done += size
+            self._report(done, total)
+            mx.clear_cache()
+            if fork and self.run.plan.stamp != stamp:
+                self._start_again()
+                return False
+        self.run.fork = 0
+        return True
+
+    def _begin(self) -> None:
+        """At the prompt's first token, under what holds now."""
+        self._at = self.start
+        for history in self.histories:
+            history.restart()
+        self._note_steering()
+
+    def _note_steering(self) -> None:
+        # Companions come behind the rows, and nothing acts on them.
+        for history, entries in zip(self.histories, self.run.plan.rows, strict=False):
+            history.note(self._at, entries)
+
+    def _start_again(self) -> None:
+        from mlx_lm.models.cache import make_prompt_cache
+
+        self.run.fork = 0
+        self._begin()
+        self.cache[:] = make_prompt_cache(self.registry.decoder.root, self.max_kv_size)
+        if self.run.meter is not None:
+            self.run.meter.restart()
+
+    def _may_fork(self, total: int) -> bool:
+        """Whether rows may share the layers before the first steered one."""
+        assert self.prefixes is not None
+        return (
+            total > self.prefixes.min_tokens and self.options.kv_bits is None and can_fork(self.registry, self.run.plan)
+        )
+
+    def _filler(self) -> Filler | None:
+        """What forks and keeps prefixes, where that is allowed: a capture must see every forward itself."""
+        if self.prefixes is None or not self.prefixes.enabled or self.run.plan.recorders:
+            return None
+        self.prefixes.follow(self.registry.decoder.root)
+        prompt = EncodedPrompt(self.ids, self.run.spans, self.thinking, self.inside)
+        return Filler(self.registry, self.prefixes, prompt, self.options.prefill_step_size, self.max_kv_size)
+
+    def _forward(self, inputs: mx.array) -> mx.array:
+        """Logits of the next tokens; the cache moves on, and is quantised if that is asked for."""
+        self._note_steering()
+        self._at += inputs.shape[1]
+        with self.registry.running(self.run):
+            logits: mx.array = first_of(self.registry.decoder.root(inputs, cache=self.cache))
+        if self.options.kv_bits is not None:
+            quantise: Any = mlx_lm_generate().maybe_quantize_kv_cache
+            quantise(self.cache, self.options.quantized_kv_start, self.options.kv_group_size, self.options.kv_bits)
+        return logits
+
+    def _report(self, done: int, total: int) -> None:
+        if self.options.progress is not None:
+            self.options.progress(done, total)
+
+    def _launch(self, inputs: mx.array) -> LaunchedStep:
+        self._note_changes()
+        fed = mx.concatenate([inputs, inputs[mx.array(self.followed)]]) if self.followed else inputs
+        self._note_thinking(fed)
+        if self.run.meter is not None:
+            self.run.meter.decoding = True
+        every = self._forward(fed)[:, -1, :].astype(mx.float32)
+        every_logprobs = every - mx.logsumexp(every, axis=-1, keepdims=True)
+        logits, logprobs = every[: self.n_rows], every_logprobs[: self.n_rows]
+        choosable = self.registry.decoder.choosable
+        chosen = self._sample(choosable(self._processed(inputs, logits, logprobs)))
+        of_chosen = mx.take_along_axis(logprobs, chosen[:, None], axis=-1)[:, 0]
+        plain = against_plain(logprobs, every_logprobs[self._plain_rows()], chosen) if self.options.kl else None
+        top_ids, top_logprobs = best(choosable(logprobs), self.options.top) if self.options.top else (None, None)
+        alone = frozenset(self._alone)
+        launched = LaunchedStep(chosen, of_chosen, plain, top_ids, top_logprobs, self._version, self._scales, alone)
+        _async_eval(*launched.arrays(), *self._extras())
+        if self.run.meter is not None:
+            launched.measured = self.run.meter.take()
+        return launched
+
+    def _processed(self, inputs: mx.array, logits: mx.array, logprobs: mx.array) -> mx.array:
+        if not self._processors:
+            return logprobs
+        history = inputs if self._history is None else mx.concatenate([self._history, inputs], axis=1)
+        self._history = history
+        rows = []
+        for row in range(self.n_rows):
+            changed = logits[row : row + 1] + 0.0  # processors write in place
+            for processor in self._processors:
+                changed = processor(history[row], changed)
+            rows.append(changed - mx.logsumexp(changed, axis=-1, keepdims=True))
+        return mx.concatenate(rows, axis=0)
+
+    def _note_thinking(self, inputs: mx.array) -> None:
+        """Follow, on the device, which generated tokens are between the model's thinking markers."""
+        if self.thinking is None:
+            return
+        if self._inside is None:  # the last prompt token: what the prompt's spans say of it holds
+            self._inside = mx.full((inputs.shape[0], 1), self.inside)
+            return
+        self.run.thinking, self._inside = follow_thinking(inputs, self._inside, self.thinking)
+
+    def _note_changes(self) -> None:
+        """Count the versions of the plan; a new one is measured anew."""
+        plan = self.run.plan
+        if plan.stamp == self._stamp:
+            return
+        if self.options.kl:
+            self._join_companions()
+        if self._version >= 0 and self.run.meter is not None:
+            self.run.meter.restart()
+        self._stamp = plan.stamp
+        self._version += 1
+        self._scales = tuple(scales_of(plan, row) for row in range(len(plan.rows)))
+
+    def _join_companions(self) -> None:
+        """Give every row that something acts on from now on its companion, whose cache is that of a plain row."""
+        plan, joined = self.run.plan, []
+        for row in range(self.n_rows):
+            if row in self.followed or row in self._alone or not any(acts(entry.item) for entry in plan.rows[row]):
+                continue
+            source = self._plain_row(row)
+            if source is None:
+                self._alone.add(row)
+            else:
+                joined.append((row, source))
+        if not joined:
+            return
+        sources = [source for _, source in joined]
+        n_rows = self.n_rows + len(self.followed)
+        add_rows(self.cache, n_rows, sources)
+        if self._inside is not None:
+            self._inside = mx.concatenate([self._inside, self._inside[mx.array(sources)]])
+        self.followed += [row for row, _ in joined]
+        plan.rows += [[] for _ in joined]
+        self.registry.caches.note(self.cache, self._at, plan.fingerprint())
+
+    def _plain_row(self, row: int) -> int | None:
+        """A row that read the same tokens as this one and that nothing has acted on; ``None``: there is none."""
+        if self.histories[row].plain:
+            return row
+        # Before the first token is written all rows have read the same.
+        same = range(self.n_rows) if self._at == self.start + len(self.ids) - 1 else ()
+        return next((other for other in same if self.histories[other].plain), None)
+
+    def _plain_rows(self) -> mx.array:
+        """For each row its companion, or the row itself where nothing acts on it."""
+        companions = {row: self.n_rows + place for place, row in enumerate(self.followed)}
+        return mx.array([companions.get(row, row) for row in range(self.n_rows)])
+
+    def _extras(self) -> list[mx.array]:
+        """Measurements and captures of the newest forward, evaluated with the step they belong to."""
+        meter = self.run.meter
+        arrays = meter.arrays() if meter is not None else []
+        for recorder in self.run.plan.recorders:
+            if isinstance(recorder, CaptureResult):
+                arrays.extend(recorder.pending())
+        return arrays
+
+
+def mlx_lm_generate() -> Any:
+    """The module ``mlx_lm.generate``, which the function of that name hides."""
+    return import_module("mlx_lm.generate")
+
+
+_wired_depth = [0]
+
+
+@contextmanager
+def wired() -> Iterator[None]:
+    """Keep the weights wired on Apple GPUs while tokens are made, as mlx-lm does; nothing elsewhere."""
+    from mlx_lm.utils import maybe_set_recommended_wired_limit
+
+    old = maybe_set_recommended_wired_limit() if _wired_depth[0] == 0 else None
+    _wired_depth[0] += 1
+    try:
+        yield
+    finally:
+        _wired_depth[0] -= 1
+        if old is not None:
+            mx.synchronize()
+            mx.set_wired_limit(old)
+
+
+@dataclass(eq=False)
+class Stops:
+    """Texts that end a row; what may be the beginning of one is held back until it is known not to be.
+
+    The texts are looked for in what is written, however it is cut into tokens.
+    """
+
+    texts: tuple[str, ...]
+    _state: Any = None
+
+    def __post_init__(self) -> None:
+        if self.texts:
+            machine = mlx_lm_generate().TextStateMachine
+            self._state = machine({"normal": [(text, None) for text in self.texts]}).make_state()
+
+    def feed(self, text: str, last: bool) -> tuple[str, bool]:
+        """What may be shown of the text so far that was not yet, and whether a stop text is complete."""
+        if not self.texts:
+            return text, False
+        machine = mlx_lm_generate().TextStateMachine
+        self._state, segments = machine.split(self._state, text)
+        shown = segments[0][1]
+        if self._state[0] is None:
+            return shown, True
+        if last:
+            self._state, rest, _ = machine.flush(self._state)
+            shown += rest
+        return shown, False
+
+
+@dataclass(eq=False, kw_only=True)
+class Writing:
+    """One row's tokens and text as they come. ``reason`` is ``""`` while it goes on."""
+
+    detokenizer: Detokenizer
+    stops: Stops
+    stop_ids: frozenset[int]
+    max_tokens: int
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    reason: str = ""
+
+    def write(self, token: int) -> str:
+        """Add a token; returns what it adds to the text. ``reason`` is set if it was the last one.
+
+        A token that ends the row adds only what the detokenizer held back.
+        """
+        self.ids.append(token)
+        stop = token in self.stop_ids
+        last = stop or len(self.ids) >= self.max_tokens
+        if not stop:
+            self.detokenizer.add_token(token)
+        if last:
+            self.detokenizer.finalize()
+        text, stopped = self.stops.feed(self.detokenizer.last_segment, last)
+        self.text += text
+        if last or stopped:
+            self.reason = "stop" if stop or stopped else "length"
+        return text
+
+
+def writing_options(tokens: Tokens, sampling: Sampling, last_prompt_id: int) -> dict[str, Any]:
+    """What a :class:`Writing` is made of. Raises :class:`LensError` for stops that this model cannot have."""
+    if sampling.stop and tokens.tokenizer is None:
+        raise LensError("This model was given without a tokenizer, so it makes no text to stop at.", "Use stop_ids.")
+    own = frozenset(tokens.check(sampling.stop_ids)) if sampling.stop_ids else frozenset()
+    return {
+        "detokenizer": tokens.detokenizer(last_prompt_id),
+        "stops": Stops(sampling.stop),
+        "stop_ids": tokens.stops | own,
+        "max_tokens": sampling.max_tokens,
+    }
+
+
+OPTIONS = (
+    "prefill_step_size",
+    "progress",
+    "sampler",
+    "logits_processors",
+    "kv_bits",
+    "kv_group_size",
+    "quantized_kv_start",
+)
+"""What ``stream`` and ``compare`` take beside sampling settings; the names are mlx-lm's."""
+
+
+def row_decoder(
+    registry: Registry,
+    prompt: EncodedPrompt,
+    plan: Plan,
+    n_rows: int,
+    decode: DecodeOptions,
+    options: dict[str, Any],
+    prompt_cache: list[Any] | None = None,
+    prefixes: PrefixCache | None = None,
+) -> RowDecoder:
+    """A decoder of ``n_rows`` rows over a fresh cache, or over one that was filled under the same plan.
+
+    ``prefixes`` are used and added to where the cache is a fresh one, not quantised.
+
+    Raises :class:`LensError` for an option that does not exist, for a cache that was filled under
+    other interventions, and for more tokens than a model with learnt positions has places for.
+    """
+    from mlx_lm.models.cache import make_prompt_cache
+
+    extra = {name: options.pop(name) for name in OPTIONS if name in options}
+    max_kv_size = options.pop("max_kv_size", None)
+    if penalties := penalties_from(options):
+        extra["logits_processors"] = [*penalties, *(extra.get("logits_processors") or ())]
+    if options:
+        raise LensError(f"There is no option {next(iter(options))!r}.", "See the docstring of LensModel.stream.")
+    cache = prompt_cache if prompt_cache is not None else make_prompt_cache(registry.decoder.root, max_kv_size)
+    n_prompt = registry.caches.check(cache, plan.fingerprint()) + len(prompt.ids)
+    registry.decoder.check_positions(n_prompt + decode.sampling.max_tokens - 1)
+    meter = Meter() if any(plan.rows) else None
+    run = Run(registry, plan, n_prompt, prompt.spans, meter, shown=n_rows if decode.kl else None)
+    if prompt_cache is not None or extra.get("kv_bits") is not None:
+        prefixes = None
+    return RowDecoder(
+        registry,
+        run,
+        prompt.ids,
+        n_rows,
+        cache,
+        replace(decode, **extra),
+        prompt.thinking,
+        prompt.inside,
+        prefixes,
+        max_kv_size,
+    )

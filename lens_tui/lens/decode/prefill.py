@@ -1,0 +1,456 @@
+"""Prefixes kept for reuse: KV caches of prompts, known by their tokens and by the interventions they were filled under.
+
+The store is mlx-lm's. Its key is what acted on the tokens kept, so a plain cache is
+never continued under steering that would have touched it, nor a steered one without:
+equal keys and equal tokens mean equal caches. Caches that cannot be rewound
+(recurrent layers, full sliding windows) are kept as snapshots and continued from there.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from lens_tui.records import Add, Intervention, Positions, SteeringVector
+
+from ..architecture.taps import first_of
+from ..forward import tolerance
+from ..hooks.dose_meter import Meter
+from ..hooks.program import Hook, Key
+from ..hooks.registry import Entry, Plan, Registry, Run, acts
+from ..tokens import EncodedPrompt
+from .generation import kl
+
+PLAIN: tuple[object, ...] = ()
+Sums = dict[Key, NDArray[np.float64]]
+"""A row's dose by site: sums over touched tokens (4,), as ``Meter`` keeps them."""
+
+
+class PrefixDoses:
+    """The dose that a kept prefix was given: rides behind its caches, in mlx-lm's cache protocol."""
+
+    def __init__(self, sums: Sums) -> None:
+        self.sums = sums
+
+    def is_trimmable(self) -> bool:
+        """It does not hinder."""
+        return True
+
+    def trim(self, count: int) -> int:
+        """Doses are means, which a part of the prefix has too."""
+        return count
+
+    @property
+    def nbytes(self) -> int:
+        """No memory of note."""
+        return 0
+
+
+class PrefixCache:
+    """Prefixes of one model, the least recently made leave first.
+
+    ``max_bytes`` and ``max_entries`` bound it, prefixes of fewer than ``min_tokens``
+    are not kept; ``enabled`` switches it off. ``hits`` counts the tokens that did not
+    have to be computed again.
+    """
+
+    def __init__(self, *, max_bytes: int = 1 << 29, max_entries: int = 32, min_tokens: int = 32) -> None:
+        self.max_bytes, self.max_entries, self.min_tokens = max_bytes, max_entries, min_tokens
+        self.enabled = True
+        self.hits = 0
+        self._weights: tuple[int, ...] = ()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget every prefix."""
+        from mlx_lm.models.cache import LRUPromptCache
+
+        self._store = LRUPromptCache(self.max_entries, self.max_bytes)
+
+    def follow(self, model: Any) -> None:
+        """Forget everything if the model's weights are others than before."""
+        from mlx.utils import tree_flatten
+
+        flat: Any = tree_flatten(model.parameters())
+        weights = tuple(id(value) for _, value in flat)
+        if weights != self._weights:
+            self.clear()
+            self._weights = weights
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of KV kept."""
+        return int(self._store.nbytes)
+
+    def fetch(self, key: object, ids: Sequence[int]) -> tuple[list[Any] | None, int, Sums]:
+        """A copy of the longest prefix of ``ids`` kept under ``key``: caches (or ``None``), its length, its doses."""
+        if not self.enabled or len(ids) < self.min_tokens:
+            return None, 0, {}
+        found, rest = self._store.fetch_nearest_cache(key, list(ids))
+        done = len(ids) - len(rest)
+        if found is None or done < self.min_tokens or not _reaches(found[:-1], done):
+            return None, 0, {}
+        return found[:-1], done, found[-1].sums
+
+    def keep(self, key: object, ids: Sequence[int], cache: Sequence[Any], sums: Sums | None = None) -> None:
+        """Keep the caches of a prefix of one row; they are copied, what is done to ``cache`` later changes nothing."""
+        from copy import deepcopy
+
+        if self.enabled and len(ids) >= self.min_tokens:
+            self._store.insert_cache(key, list(ids), [*deepcopy(list(cache)), PrefixDoses(dict(sums or {}))])
+
+
+def _reaches(caches: Sequence[Any], done: int) -> bool:
+    """Whether caches that were cut to ``done`` tokens hold what the next token reads.
+
+    A chunked cache (Llama 4) has dropped its front: cut, it may hold other tokens than asked for,
+    or lack the beginning of the chunk that is gone on with.
+    """
+    for cache in caches:
+        inner = getattr(cache, "caches", None)
+        if inner is not None and not _reaches(inner, done):
+            return False
+        offset, first = getattr(cache, "offset", None), getattr(cache, "start_position", None)
+        if isinstance(offset, int) and inner is None and offset != done:
+            return False
+        if isinstance(first, int) and first > done - done % cache.chunk_size:
+            return False
+    return True
+
+
+def first_touched(entries: Sequence[Entry], prompt: EncodedPrompt, bos: int | None) -> int:
+    """The first position of the prompt that any of these acts on; its length where none does."""
+    length = len(prompt.ids)
+    return min((_first(entry, prompt, bos) for entry in entries if acts(entry.item)), default=length)
+
+
+def key_of(entries: Sequence[Entry], prompt: EncodedPrompt, bos: int | None, length: int) -> object:
+    """What the first ``length`` tokens' cache depends on beside the tokens; ``None``: on things that have no name.
+
+    Positions that are counted from the end of the prompt, or by role, name the prompt's length and roles too.
+    """
+    parts = []
+    for entry in entries:
+        item = entry.item
+        if not acts(item) or _first(entry, prompt, bos) >= length:
+            continue
+        if not isinstance(item, Intervention):
+            return None  # a user's function may do anything
+        positions = item.positions
+        relative = positions.kind in ("last", "generated", "role") or _from_end(positions)
+        parts.append((entry.print, (len(prompt.ids), prompt.spans) if relative else None))
+    return tuple(parts)
+
+
+def _first(entry: Entry, prompt: EncodedPrompt, bos: int | None) -> int:
+    positions: Positions | None = getattr(entry.item, "positions", None)
+    length = len(prompt.ids)
+    if positions is None or positions.kind in ("all", "prompt"):
+        return 0
+    if positions.kind == "not_bos":
+        return next((at for at, token in enumerate(prompt.ids) if token != bos), length)
+    if positions.kind == "indices":
+        places = [index if index >= 0 else length + index for index in positions.indices]
+        return min((at for at in places if at >= 0), default=length)
+    if positions.kind == "slice":
+        return max(0, positions.start if positions.start >= 0 else length + positions.start)
+    if positions.kind == "role":
+        return min((start for name, start, _ in prompt.spans or () if name == positions.role), default=length)
+    return length - 1
+
+
+def _from_end(positions: Positions) -> bool:
+    if positions.kind == "indices":
+        return any(index < 0 for index in positions.indices)
+    return positions.kind == "slice" and (positions.start < 0 or (positions.stop or 0) < 0)
+
+
+def join_rows(caches: Sequence[Sequence[Any]]) -> list[Any] | None:
+    """Caches of one row each and of equal length, as caches of one batch; ``None`` where their arrays do not fit."""
+    from copy import deepcopy
+
+    joined = deepcopy(list(caches[0]))
+    for layer, cache in enumerate(joined):
+        states = [row[layer].state for row in caches]
+        merged = _joined(states)
+        if merged is _MISFIT:
+            return None
+        cache.state = merged
+    return joined
+
+
+def row_of(cache: Sequence[Any], row: int, n_rows: int) -> list[Any]:
+    """One row of a batch's caches."""
+    from copy import deepcopy
+
+    taken = deepcopy(list(cache))
+    if n_rows > 1:
+        for item in taken:
+            item.state = _row(item.state, row)
+        mx.eval([item.state for item in taken])
+    return taken
+
+
+_MISFIT = object()
+
+
+def _joined(states: Sequence[Any]) -> Any:
+    first = states[0]
+    if isinstance(first, (list, tuple)):
+        parts = [_joined(part) for part in zip(*states, strict=True)]
+        return _MISFIT if any(part is _MISFIT for part in parts) else type(first)(parts)
+    if isinstance(first, mx.array):
+        if any(state.shape[1:] != first.shape[1:] for state in states):
+            return _MISFIT
+        return mx.concatenate(list(states), axis=0)
+    return first if all(state == first for state in states) else _MISFIT
+
+
+def _row(state: Any, row: int) -> Any:
+    if isinstance(state, (list, tuple)):
+        return type(state)(_row(part, row) for part in state)
+    return state[row : row + 1] if isinstance(state, mx.array) else state
+
+
+WORTH = 0.67
+"""Rows are filled one group after another if that is at most this share of filling all of them together."""
+
+
+@dataclass(eq=False)
+class Group:
+    """Rows with one prefix: its key, how much of it is plain, and how far it is filled."""
+
+    key: object
+    entries: tuple[Entry, ...]
+    rows: list[int]
+    plain: int
+    cache: list[Any] | None = None
+    done: int = 0
+    sums: Sums = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Filler:
+    """Fills prefixes of one prompt in a model."""
+
+    registry: Registry
+    store: PrefixCache
+    prompt: EncodedPrompt
+    step: int
+    max_kv_size: int | None = None
+    limit: int | None = None
+
+    @property
+    def total(self) -> int:
+        """Tokens of a prefix: all but the last, whose forward gives the first logits, or up to ``limit``."""
+        longest = len(self.prompt.ids) - 1
+        return longest if self.limit is None else min(self.limit, longest)
+
+    def groups(self, rows: Sequence[Sequence[Entry]]) -> list[Group] | None:
+        """The rows by what their prefix depends on, least plain first.
+
+        ``None`` if one depends on a user's function, or if one row's precision would be every row's.
+        """
+        precise = any(getattr(entry.item, "precision", "") == "float32" for entries in rows for entry in entries)
+        if precise and len(rows) > 1:
+            return None
+        found: dict[object, Group] = {}
+        for row, entries in enumerate(rows):
+            key = key_of(entries, self.prompt, self.registry.bos, self.total)
+            if key is None:
+                return None
+            first = first_touched(entries, self.prompt, self.registry.bos)
+            group = found.setdefault(key, Group(key, tuple(entries), [], min(first, self.total)))
+            group.rows.append(row)
+        return sorted(found.values(), key=lambda group: group.plain)
+
+    def fetch(self, group: Group) -> None:
+        """Take the longest kept prefix: one under the group's own key, or the plain part before its steering."""
+        ids = self.prompt.ids
+        own = self.store.fetch(self.sized(group.key), ids[: self.total])
+        plain = self.store.fetch(self.sized(PLAIN), ids[: group.plain])
+        group.cache, group.done, group.sums = max(own, plain, key=lambda found: found[1])
+
+    def fill(self, group: Group, report: Callable[[int], None]) -> None:
+        """Compute the rest of a group's prefix on one row, plain part first, and keep both."""
+        from mlx_lm.models.cache import make_prompt_cache
+
+        if group.cache is None:
+            group.cache = make_prompt_cache(self.registry.decoder.root, self.max_kv_size)
+        if group.done < group.plain:
+            self._run(group, (), group.plain, None, report)
+            self.store.keep(self.sized(PLAIN), self.prompt.ids[: group.plain], group.cache)
+        if group.done < self.total:
+            meter = Meter()
+            self._run(group, group.entries, self.total, meter, report)
+            for key, sums in meter.sums().items():
+                group.sums[key] = group.sums.get(key, 0.0) + sums[:, 0]
+            self.store.keep(self.sized(group.key), self.prompt.ids[: self.total], group.cache, group.sums)
+
+    def _run(
+        self, group: Group, entries: Sequence[Entry], end: int, meter: Meter | None, report: Callable[[int], None]
+    ) -> None:
+        run = Run(self.registry, Plan((entries,)), len(self.prompt.ids), self.prompt.spans, meter)
+        cache: Any = group.cache
+        self.registry.caches.note(cache, group.done, run.plan.fingerprint())
+        while group.done < end:
+            size = min(self.step, end - group.done)
+            ids = mx.array([self.prompt.ids[group.done : group.done + size]], dtype=mx.int32)
+            with self.registry.running(run):
+                self.registry.decoder.root(ids, cache=cache)
+            mx.eval([item.state for item in cache], *([] if meter is None else meter.arrays()))
+            group.done += size
+            report(size)
+            mx.clear_cache()
+
+    def sized(self, key: object) -> object:
+        """The store's key: windows of another size keep other tokens."""
+        return (self.max_kv_size, key)
+
+
+def prefill_rows(filler: Filler, run: Run, cache: list[Any], report: Callable[[int, int], None]) -> int:
+    """Fill ``cache`` with every row's prefix if that saves work; how many tokens of a row were kept already.
+
+    -1 if it was not worth it and nothing was done: then all rows are to be filled together.
+    """
+    plan, total = run.plan, filler.total
+    stamp = plan.stamp
+    groups = filler.groups(plan.rows)
+    if groups is None or total < filler.store.min_tokens:
+        return -1
+    for group in groups:
+        filler.fetch(group)
+    if _work(groups, total) > WORTH * len(plan.rows) * total and len(plan.rows) > 1:
+        return -1
+    reused = min(group.done for group in groups)
+    done = [sum(group.done for group in groups)]
+
+    def count(size: int) -> None:
+        done[0] += size
+        report(done[0] * total // (len(groups) * total), total + 1)
+
+    for group in groups:
+        if not group.done:
+            filler.fetch(group)
+        filler.fill(group, count)
+    caches: list[Any] = [group.cache for row in range(len(plan.rows)) for group in groups if row in group.rows]
+    joined = caches[0] if len(caches) == 1 else join_rows(caches)
+    if joined is None or plan.stamp != stamp:  # or somebody has turned a dial meanwhile
+        return -1
+    cache[:] = joined
+    filler.store.hits += sum(len(group.rows) for group in groups) * reused
+    filler.registry.caches.note(cache, total, plan.fingerprint())
+    if run.meter is not None:
+        for group in groups:
+            run.meter.add(group.sums, group.rows, len(plan.rows))
+    return reused
+
+
+def keep_rows(filler: Filler, run: Run, cache: list[Any]) -> None:
+    """Keep what rows that were filled together have, each group's once."""
+    groups = filler.groups(run.plan.rows)
+    if groups is None or filler.total < filler.store.min_tokens:
+        return
+    n_rows = len(run.plan.rows)
+    sums = run.meter.sums() if run.meter is not None else {}
+    for group in groups:
+        row = group.rows[0]
+        mine = {key: value[:, row] for key, value in sums.items() if value[3, row]}
+        filler.store.keep(filler.sized(group.key), filler.prompt.ids[: filler.total], row_of(cache, row, n_rows), mine)
+
+
+def _work(groups: Sequence[Group], total: int) -> int:
+    """Tokens to compute if each group is filled as one row, each plain part once."""
+    work, plain = 0, 0
+    for group in groups:
+        work += total - max(group.done, min(plain, group.plain))
+        plain = max(plain, group.plain)
+    return work
+
+
+_known: weakref.WeakKeyDictionary[Registry, bool] = weakref.WeakKeyDictionary()
+
+
+def can_fork(registry: Registry, plan: Plan) -> bool:
+    """Whether a prefill under this plan may begin with one row, and whether that saves anything."""
+    items = [entry.item for row in plan.rows for entry in row if acts(entry.item)]
+    if len(plan.rows) < 2 or plan.recorders or any(isinstance(item, Hook) for item in items):
+        return False
+    if min((item.layer for item in items), default=0) == 0 or registry.decoder.passes > 1:
+        return False
+    if registry not in _known:
+        _known[registry] = _proved(registry)
+    return _known[registry]
+
+
+def spread(cache: Sequence[Any], n_rows: int) -> None:
+    """Give caches that hold one row as many as the others have."""
+    for item in cache:
+        item.state = _spread(item.state, n_rows)
+
+
+def add_rows(cache: Sequence[Any], n_rows: int, sources: Sequence[int]) -> None:
+    """Give caches of ``n_rows`` rows copies of some of these rows, at the end."""
+    index = mx.array([*range(n_rows), *sources])
+    for item in cache:
+        item.state = _picked(item.state, n_rows, index)
+
+
+def _picked(state: Any, n_rows: int, index: mx.array) -> Any:
+    if isinstance(state, (list, tuple)):
+        return type(state)(_picked(part, n_rows, index) for part in state)
+    if isinstance(state, mx.array) and state.ndim and state.shape[0] == n_rows:
+        return state[index]
+    return state
+
+
+def _spread(state: Any, n_rows: int) -> Any:
+    if isinstance(state, (list, tuple)):
+        return type(state)(_spread(part, n_rows) for part in state)
+    if isinstance(state, mx.array) and state.ndim and state.shape[0] == 1:
+        return mx.repeat(state, n_rows, axis=0)
+    return state
+
+
+def _proved(registry: Registry) -> bool:
+    """Two rows, one of them steered half way up, both ways: the next tokens' distributions agree."""
+    decoder = registry.decoder
+    layer = decoder.n_layers // 2
+    vector = SteeringVector.of("probe", np.ones(decoder.d_model), layer)
+    entry = Entry(registry, Add(id="probe", layer=layer, vector=vector, scale=1.0))
+    run = Run(registry, Plan(((), (entry,))), 7)
+    ids = mx.array([[(7 * at + 3) % decoder.vocab_size for at in range(7)]] * 2)
+    registry.need([entry.key])
+    try:
+        forked, together = (_logprobs(run, ids, fork) for fork in (2, 0))
+    except Exception:  # whatever a model raises whose layers do not take another number of rows
+        return False
+    finally:
+        registry.release([entry.key])
+    return bool((kl(together, forked) < tolerance(decoder.dtype)).all())
+
+
+def _logprobs(run: Run, ids: mx.array, fork: int) -> mx.array:
+    from mlx_lm.models.cache import make_prompt_cache
+
+    root = run.registry.decoder.root
+    cache = make_prompt_cache(root)
+    with run.registry.running(run):
+        run.fork = fork
+        root(ids[:1, :-1] if fork else ids[:, :-1], cache=cache)
+        run.fork = 0
+        if fork:
+            spread(cache, fork)
+        logits = first_of(root(ids[:, -1:], cache=cache))[:, -1].astype(mx.float32)
+    found: mx.array = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    mx.eval(found)
+    return found

@@ -1,0 +1,1 @@
+"""Losses, divergences, dose-response and the search for a scale."""

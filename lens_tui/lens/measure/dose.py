@@ -1,0 +1,294 @@
+"""Shapes of curves against the scale: where they bend, and where they turn back. Plain functions of numbers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from lens_tui.records import Arm, ArmEnd, Intervention, LensError, Sampling
+from lens_tui.records.interventions import as_records
+from lens_tui.records.measures import Curve, DeltaLoss, DosePoint, DoseResponse, ReadBack
+
+from ..hooks.interventions import FeatureSource
+from . import measures
+from .measures import FEW_TEXTS, degeneration
+from .scores import Plan, Score, Unsteered, score, unsteered
+
+if TYPE_CHECKING:
+    from ..model import LensModel
+    from ..tokens import Prompt
+
+
+Shape = Literal["away", "fall", "rise"]
+"""What is expected: a rise away from scale 0 on both sides, a fall away from it, or a rise from left to right."""
+_FLAT = 1e-3
+_NOISE = 0.02
+_BEND = 0.1
+
+
+def curve(name: str, scales: Sequence[float], values: Sequence[float], origin: float, shape: Shape = "away") -> Curve:
+    """The curve of one quantity; ``origin`` is its value without steering, at scale 0.
+
+    A reversal is a step against the expected shape of more than 2 % of the curve's range (and 0.001).
+    The knee is found as by Kneedle (Satopaa et al. 2011): the inner point furthest from the chord
+    between a branch's ends, both axes scaled to 1, if that is more than 0.1.
+    """
+    given = sorted(zip(map(float, scales), map(float, values), strict=True))
+    pairs = given
+    if not any(scale == 0 for scale, _ in pairs):
+        pairs = sorted([*pairs, (0.0, float(origin))])
+    reach = max(value for _, value in pairs) - min(value for _, value in pairs)
+    least = max(_FLAT, _NOISE * reach)
+    right = [(scale, value) for scale, value in pairs if scale >= 0]
+    left = [(scale, value) for scale, value in reversed(pairs) if scale <= 0]
+    steps = [(left, -1 if shape in ("fall", "rise") else 1), (right, -1 if shape == "fall" else 1)]
+    reversals = [pair for branch, sign in steps for pair in _reversals(branch, sign, least)]
+    longest = max((right, left), key=lambda branch: (len(branch), abs(branch[-1][0])))
+    return Curve(
+        name,
+        tuple(scale for scale, _ in given),
+        tuple(value for _, value in given),
+        knee(longest),
+        tuple(sorted(reversals)),
+    )
+
+
+def knee(branch: Sequence[tuple[float, float]]) -> float | None:
+    """The scale where a branch, from 0 outwards, bends most; ``None`` for fewer than 3 points or next to no bend."""
+    if len(branch) < 3 or abs(branch[-1][1] - branch[0][1]) < _FLAT:
+        return None
+    (x0, y0), (x1, y1) = branch[0], branch[-1]
+    inner = [(abs((x - x0) / (x1 - x0) - (y - y0) / (y1 - y0)), x) for x, y in branch[1:-1]]
+    furthest, at = max(inner, key=lambda item: item[0])
+    return at if furthest > _BEND else None
+
+
+def _reversals(branch: Sequence[tuple[float, float]], sign: int, least: float) -> list[tuple[float, float]]:
+    steps = itertools.pairwise(branch)
+    return [(here[0], there[0]) for here, there in steps if sign * (there[1] - here[1]) < -least]
+
+
+MAX_TOKENS = 60
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureProbe:
+    """A feature to read back: the SAE, the feature, and the layer and site it reads."""
+
+    sae: FeatureSource
+    feature: int
+    layer: int
+    site: str = "resid_post"
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What was generated: the baseline first, then one row a plan."""
+
+    ids: tuple[tuple[int, ...], ...]
+    texts: tuple[str, ...]
+    ends: dict[int, ArmEnd]
+
+
+def scaled(interventions: Sequence[Intervention], factor: float) -> Plan:
+    """The records with every scale and value multiplied; those that have neither stay. Raises if none has."""
+    interventions = as_records(interventions)
+    if not any(hasattr(record, "scale") or hasattr(record, "value") for record in interventions):
+        raise LensError("None of the interventions has a scale or a value.", "Use Add, NormMatch or ClampFeature.")
+    return tuple(_scaled(record, factor) for record in interventions)
+
+
+def dose_response(
+    lens: LensModel,
+    prompt: Prompt,
+    interventions: Sequence[Intervention],
+    scales: Sequence[float],
+    *,
+    texts: Sequence[Prompt] | None = None,
+    controls: int = 0,
+    probe: FeatureProbe | None = None,
+    sampling: Sampling | None = None,
+    raw: bool = False,
+    seed: int = 0,
+    known: Unsteered | None = None,
+    **options: Any,
+) -> DoseResponse:
+    """Every measure at every scale: what a steering does, what it costs, and where that turns.
+
+    ``scales`` multiply the scales (or values) of the records: give records of scale 1
+    to have absolute ones. All scales and the baseline are generated in lock step as rows of one batch, greedily
+    unless ``sampling`` or ``options`` (as of ``stream``) say otherwise, 60 tokens at most. Each
+    point holds what :class:`~lens_tui.records.measures.DosePoint` names; ``texts`` are for the loss (16 by
+    default; ``measures_texts.LOSS_TEXTS`` has 64).
+    ``controls`` adds so many random directions of the same length, and the sign turned, for loss and KL.
+    ``known`` is what :func:`known_of` gave for the same interventions and texts: for several calls in a row.
+    Curves: ``delta_loss``, ``kl`` (mean D(base || steered) of the baseline's first 20 tokens), ``ppl_unsteered``,
+    ``distinct_2`` and ``read_back``, each with its knee and with the steps at which it turns back.
+    """
+    texts = FEW_TEXTS if texts is None else texts
+    ordered = sorted({float(scale) for scale in scales})
+    if not ordered or not all(math.isfinite(scale) for scale in ordered):
+        raise LensError("A dose-response needs finite scales.", "Give at least one.")
+    plans = [scaled(interventions, scale) for scale in ordered]
+    run = _generate(lens, prompt, plans, sampling, raw, options)
+    on_baseline, on_own = _scores(lens, prompt, run, plans, raw)
+    items = measures.items_of(lens, texts, plans)
+    known = known or unsteered(lens, items)
+    losses = measures.losses_of(score(lens, items, known), seed)
+    backs = _read_backs(lens, prompt, run, probe, raw)
+    points = [
+        _point(scale, run, row + 1, losses[row], on_baseline[row], on_own[row], backs[row + 1])
+        for row, scale in enumerate(ordered)
+    ]
+    if controls:
+        held = _Held(lens, prompt, run, texts, known, raw, seed)
+        points = _with_controls(held, interventions, points, controls)
+    response = DoseResponse(
+        tuple(points),
+        run.texts[0],
+        run.ids[0],
+        float(np.exp(on_baseline[0].base.mean())),
+        degeneration(run.ids[0], run.texts[0]),
+        (),
+        backs[0],
+    )
+    return replace(response, curves=curves_of(response))
+
+
+def known_of(lens: LensModel, interventions: Sequence[Intervention], texts: Sequence[Prompt]) -> Unsteered:
+    """What of the texts does not depend on the scale: computed once for several calls of :func:`dose_response`."""
+    return unsteered(lens, measures.items_of(lens, texts, [tuple(interventions)]))
+
+
+def _generate(
+    lens: LensModel,
+    prompt: Prompt,
+    plans: Sequence[Plan],
+    sampling: Sampling | None,
+    raw: bool,
+    options: dict[str, Any],
+) -> _Run:
+    if sampling is None:
+        options.setdefault("max_tokens", MAX_TOKENS)
+        if "temperature" not in options:
+            options.setdefault("temp", 0.0)
+    arms = [Arm("baseline"), *(Arm(f"scale {at}", plan) for at, plan in enumerate(plans))]
+    # KL is measured along the plain text as well, and there in one go: no companions are needed here.
+    comparison = lens.compare(prompt, arms, sampling, raw=raw, kl=False, **options)
+    ends = {event.arm: event for event in comparison if isinstance(event, ArmEnd)}
+    return _Run(comparison.token_ids, comparison.texts, ends)
+
+
+def _scores(
+    lens: LensModel, prompt: Prompt, run: _Run, plans: Sequence[Plan], raw: bool
+) -> tuple[list[Score], list[Score]]:
+    """Each plan on the baseline's continuation, and each on its own."""
+    items = [measures.continued(lens, prompt, run.ids[0], tuple(plans), raw=raw)]
+    pairs = zip(run.ids[1:], plans, strict=True)
+    items += [measures.continued(lens, prompt, ids, (plan,), raw=raw) for ids, plan in pairs]
+    first, *others = score(lens, items)
+    return first, [one[0] for one in others]
+
+
+def _point(
+    scale: float, run: _Run, row: int, loss: DeltaLoss, on_baseline: Score, on_own: Score, back: ReadBack | None
+) -> DosePoint:
+    end = run.ends.get(row)
+    return DosePoint(
+        scale=scale,
+        dose=end.dose if end else None,
+        delta_loss=loss,
+        on_baseline=measures.divergence_of(on_baseline),
+        on_own=measures.divergence_of(on_own),
+        ppl_unsteered=float(np.exp(on_own.base.mean())),
+        ppl_steered=float(np.exp(on_own.nll.mean())),
+        degeneration=degeneration(run.ids[row], run.texts[row]),
+        text=run.texts[row],
+        token_ids=run.ids[row],
+        reason=end.reason if end else "stopped",
+        read_back=back,
+    )
+
+
+def _read_backs(
+    lens: LensModel, prompt: Prompt, run: _Run, probe: FeatureProbe | None, raw: bool
+) -> list[ReadBack | None]:
+    if probe is None:
+        return [None] * len(run.ids)
+    where = (probe.sae, probe.feature, probe.layer)
+    return [measures.read_back(lens, prompt, ids, *where, site=probe.site, raw=raw) for ids in run.ids]
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """What steerings are held against: the baseline's continuation, and texts with what is known of them unsteered."""
+
+    lens: LensModel
+    prompt: Prompt
+    run: _Run
+    texts: Sequence[Prompt]
+    known: Unsteered
+    raw: bool
+    seed: int
+
+
+def _with_controls(
+    held: _Held, interventions: Sequence[Intervention], points: Sequence[DosePoint], k: int
+) -> list[DosePoint]:
+    """The points with loss and KL of the sign turned and of ``k`` random directions, the same ones at each scale."""
+    lens = held.lens
+    flipped, drawn = measures.controls(interventions, k, held.seed)
+    others = [*drawn, *([flipped] if flipped is not None else [])]
+    plans = [scaled(other, point.scale) for point in points for other in others]
+    scores = score(lens, measures.items_of(lens, held.texts, plans), held.known)
+    losses = [loss.delta for loss in measures.losses_of(scores, held.seed)]
+    item = measures.continued(lens, held.prompt, held.run.ids[0], tuple(plans), raw=held.raw)
+    kls = [measures.divergence_of(one).mean_forward for one in score(lens, [item])[0]]
+    made = []
+    for at, point in enumerate(points):
+        loss, kl = (values[at * len(others) : (at + 1) * len(others)] for values in (losses, kls))
+        turned = (loss[k], kl[k]) if flipped is not None else (None, None)
+        made.append(
+            replace(
+                point,
+                random_delta=tuple(loss[:k]),
+                random_kl=tuple(kl[:k]),
+                flipped_delta=turned[0],
+                flipped_kl=turned[1],
+            )
+        )
+    return made
+
+
+def curves_of(response: DoseResponse) -> tuple[Curve, ...]:
+    """The curves of a response's points; those it has are left out of account."""
+    points = response.points
+    scales = [point.scale for point in points]
+    distinct = response.baseline_degeneration.distinct_2
+    curves = [
+        curve("delta_loss", scales, [point.delta_loss.delta for point in points], 0.0),
+        curve("kl", scales, [point.on_baseline.mean_forward for point in points], 0.0),
+        curve("ppl_unsteered", scales, [point.ppl_unsteered for point in points], response.baseline_ppl),
+    ]
+    spread = [(point.scale, point.degeneration.distinct_2) for point in points]
+    known = [(scale, value) for scale, value in spread if value is not None]
+    if known and distinct is not None:
+        at, values = [scale for scale, _ in known], [value for _, value in known]
+        curves.append(curve("distinct_2", at, values, distinct, "fall"))
+    backs = [point.read_back.mean for point in points if point.read_back is not None]
+    if response.baseline_read_back is not None and len(backs) == len(points):
+        curves.append(curve("read_back", scales, backs, response.baseline_read_back.mean, "rise"))
+    return tuple(curves)
+
+
+def _scaled(record: Intervention, factor: float) -> Intervention:
+    for name in ("scale", "value"):
+        if hasattr(record, name):
+            changes: dict[str, Any] = {name: getattr(record, name) * factor}
+            return replace(record, **changes)
+    return record

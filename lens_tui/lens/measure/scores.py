@@ -1,0 +1,225 @@
+"""NLL and KL of given tokens under several steerings at once: what every measure is made of.
+
+A text and its steerings are one group of rows: the unsteered row and one row for
+each steering, with coefficients of their own. Groups of similar length share a forward.
+What lies below the first steered site is computed once a text, not once a row; and what
+does not depend on the steering at all can be computed once for many calls.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from lens_tui.records import Intervention, LensError
+
+from ..decode.generation import kl
+from ..forward import MAX_LOGITS, MAX_ROWS, Below, first_site, fits, forward_rows, pack, reaches_behind, spread_over
+from ..hooks.capture import CaptureResult
+from ..hooks.finite import not_finite, origin_of
+from ..hooks.registry import Entry, Resume, acts, check_scored, checked
+
+if TYPE_CHECKING:
+    from ..core import Core
+    from ..tokens import Span
+
+
+Plan = tuple[Intervention, ...]
+Array = NDArray[np.float64]
+_BLOCK = 1 << 25
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """Token ids, the steerings to score them under, and the first token that is scored (the prompt's length)."""
+
+    ids: tuple[int, ...]
+    plans: tuple[Plan, ...]
+    n_prompt: int = 1
+    spans: tuple[Span, ...] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """One steering on one text, each array (scored tokens,) in nats: NLL without and with it, KL both ways."""
+
+    base: Array
+    nll: Array
+    forward: Array
+    reverse: Array
+
+    def unmoved(self) -> Score:
+        """The score of no steering on the same text."""
+        return Score(self.base, self.base, np.zeros_like(self.forward), np.zeros_like(self.reverse))
+
+
+@dataclass(frozen=True, eq=False)
+class Unsteered:
+    """What does not depend on a steering: each item's unsteered NLL, and where forwards may resume.
+
+    ``nll`` is ``None`` where it is not known: unsteered rows are then run beside the steered ones.
+    """
+
+    nll: list[Array] | None = None
+    below: Below | None = None
+
+
+def score(lens: Core, items: Sequence[Item], known: Unsteered | None = None) -> list[list[Score]]:
+    """For each item one :class:`Score` a plan; float32 log-softmax.
+
+    Where the unsteered NLL is ``known``, no unsteered rows are run and there is no KL.
+    """
+    known = known or Unsteered()
+    lead: list[Plan] = [()] if known.nll is None else []
+    found: list[list[Score]] = [[] for _ in items]
+    for at, item in enumerate(items):
+        _check(lens, item, at)
+    for batch in _batches(items, lens.registry.decoder.vocab_size, len(lead)):
+        rows, plans, ends = [], [], []
+        for at, chosen in batch:
+            item = items[at]
+            rows += [item.ids] * (len(lead) + len(chosen))
+            plans += [*lead, *chosen]
+            ends += [item.n_prompt] * (len(lead) + len(chosen))
+        resume = _resume(lens, rows, plans, known.below)
+        logits = forward_rows(lens, rows, plans, ends, spans=items[batch[0][0]].spans, resume=resume)
+        start = 0
+        for at, chosen in batch:
+            stop = start + len(lead) + len(chosen)
+            scores = _scores(logits[start:stop], items[at], None if known.nll is None else known.nll[at])
+            _check_finite(lens, items[at], chosen, scores)
+            # A steering of scale 0 is none, whatever the last bits of a row computed beside others say.
+            found[at] += [
+                one if any(map(acts, plan)) else one.unmoved() for plan, one in zip(chosen, scores, strict=True)
+            ]
+            start = stop
+    return found
+
+
+def unsteered(lens: Core, items: Sequence[Item], *, with_nll: bool = True) -> Unsteered:
+    """What is known of items before they are scored, for as many calls of :func:`score` as there will be.
+
+    Those calls may have other plans, of other scales say. Residuals too large to be kept are left out, and
+    computed in each batch. ``with_nll=False`` leaves the NLL out.
+    """
+    key = first_site(lens.registry, (plan for item in items for plan in item.plans))
+    if key is not None and not fits(lens.registry.decoder, {item.ids for item in items}):
+        key = None
+    reading = _Reading(lens, key)
+    plain = [Item(item.ids, ((),), item.n_prompt, item.spans) for item in items]
+    if with_nll or key is not None:
+        for at, item in enumerate(plain if with_nll else ()):
+            _check(lens, item, at)
+        for batch in _batches(plain, lens.registry.decoder.vocab_size, 0):
+            reading.read([(at, plain[at]) for at, _ in batch], with_nll=with_nll)
+    nll = [reading.nll[at] for at in range(len(items))] if with_nll else None
+    return Unsteered(nll, None if key is None else Below(key, reading.residuals))
+
+
+@dataclass(eq=False)
+class _Reading:
+    """Texts read without steering, a batch at a time."""
+
+    lens: Core
+    key: tuple[int, str] | None
+    nll: dict[int, Array] = field(default_factory=dict)
+    residuals: dict[tuple[int, ...], mx.array] = field(default_factory=dict)
+
+    def read(self, batch: Sequence[tuple[int, Item]], *, with_nll: bool) -> None:
+        rows = [item.ids for _, item in batch]
+        recorders = () if self.key is None else (CaptureResult(self.lens.registry, (self.key,), by_site=True),)
+        logits = forward_rows(self.lens, rows, recorders=recorders)
+        for recorder in recorders:
+            hidden = recorder[recorder.places[0]]
+            self.residuals |= {row: hidden[at, : len(row)] for at, row in enumerate(rows)}
+        for place, (at, item) in enumerate(batch):
+            if with_nll:
+                (only,) = _scores(logits[place : place + 1], item, np.zeros(0))
+                _check_finite(self.lens, item, item.plans, [only])
+                self.nll[at] = only.nll
+
+
+def _resume(lens: Core, rows: Sequence[tuple[int, ...]], plans: Sequence[Plan], below: Below | None) -> Resume | None:
+    """Where the forward of a batch resumes: what lies below is known, or computed here once for each text in it."""
+    if below is not None and not reaches_behind(lens.registry, plans, below.key):
+        return below.resume(rows)
+    distinct = list(dict.fromkeys(rows))
+    key = first_site(lens.registry, plans) if len(distinct) < len(rows) else None
+    if key is None:
+        return None
+    read = CaptureResult(lens.registry, (key,), by_site=True)
+    forward_rows(lens, distinct, recorders=(read,))
+    return spread_over(key, read[key], distinct, rows)
+
+
+def _check(lens: Core, item: Item, at: int) -> None:
+    if not 1 <= item.n_prompt < len(item.ids):
+        raise LensError(f"Text {at + 1} has {len(item.ids)} tokens, of which none can be scored.", "Give a longer one.")
+    for plan in item.plans:
+        if any(record.positions.kind == "role" and record.positions.role == "thinking" for record in plan):
+            raise LensError(
+                "Positions of role 'thinking' are not known of given tokens.", "Measure with positions ALL."
+            )
+    # One check for all steerings with the same positions: a search tries hundreds of scales.
+    distinct = {record.positions: record for plan in item.plans for record in plan if acts(record)}
+    for record in distinct.values():
+        check_scored(record, [item.ids], item.n_prompt, lens.registry.bos, item.spans)
+
+
+def _batches(items: Sequence[Item], vocabulary: int, lead: int) -> Iterator[list[tuple[int, tuple[Plan, ...]]]]:
+    """Groups of rows in batches: items of one chat layout, of similar length, plans cut where one item has too many."""
+    layouts = sorted(range(len(items)), key=lambda at: repr(items[at].spans))
+    for _, alike in itertools.groupby(layouts, key=lambda at: repr(items[at].spans)):
+        groups: list[tuple[int, tuple[Plan, ...]]] = []
+        for at in alike:
+            item = items[at]
+            most = max(1 + lead, min(MAX_ROWS, MAX_LOGITS // (len(item.ids) * vocabulary))) - lead
+            groups += [(at, item.plans[start : start + most]) for start in range(0, len(item.plans), most)]
+        lengths = [len(items[at].ids) for at, _ in groups]
+        rows = [lead + len(chosen) for _, chosen in groups]
+        for batch in pack(lengths, rows, most_rows=MAX_ROWS, most_tokens=MAX_LOGITS // vocabulary):
+            yield [groups[place] for place in batch]
+
+
+def _check_finite(lens: Core, item: Item, plans: Sequence[Plan], scores: Sequence[Score]) -> None:
+    """Raise ``NotFinite`` for the first steering, or the plain model, that gives no numbers on this text."""
+    registry = lens.registry
+    for plan, one in zip(plans, scores, strict=True):
+        numbers = np.concatenate([one.base, one.nll, one.forward, one.reverse])
+        if np.isnan(numbers).any():
+            acting = () if np.isnan(one.base).any() else plan
+            entries = [Entry(registry, checked(record, registry)) for record in acting]
+            where = origin_of(registry, [item.ids], entries, n_prompt=item.n_prompt)
+            raise not_finite("The model's logits" if not entries else "The steered model's logits", where)
+
+
+def _scores(logits: mx.array, item: Item, base: Array | None) -> list[Score]:
+    """Scores of one group, logits (rows, longest, vocabulary), a block of positions at a time.
+
+    The first row is the unsteered one unless ``base`` is given.
+    """
+    first, last = item.n_prompt - 1, len(item.ids) - 1
+    size = max(1, _BLOCK // (logits.shape[0] * logits.shape[-1]))
+    parts: list[list[Any]] = []
+    for start in range(first, last, size):
+        stop = min(last, start + size)
+        logprobs = logits[:, start:stop].astype(mx.float32)
+        logprobs = logprobs - mx.logsumexp(logprobs, axis=-1, keepdims=True)
+        target = mx.array(np.asarray(item.ids[start + 1 : stop + 1], np.int32))[None, :, None]
+        target = mx.broadcast_to(target, (logprobs.shape[0], stop - start, 1))
+        block = [-mx.take_along_axis(logprobs, target, axis=-1)[..., 0]]
+        if base is None:
+            block += [kl(logprobs[:1], logprobs), kl(logprobs, logprobs[:1])]
+        mx.eval(block)
+        parts.append([np.array(values, dtype=np.float64) for values in block])
+    nll, *divergences = (np.concatenate(values, axis=1) for values in zip(*parts, strict=True))
+    if base is not None:
+        return [Score(base, row, row[:0], row[:0]) for row in nll]
+    forward, reverse = divergences
+    return [Score(nll[0], nll[row], forward[row], reverse[row]) for row in range(1, nll.shape[0])]

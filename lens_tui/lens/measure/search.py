@@ -1,0 +1,251 @@
+"""Find the scale that reaches a target: bracket it by doubling, then close in on it by interpolation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal, get_args
+
+import mlx.core as mx
+import numpy as np
+
+from lens_tui.records import Add, Intervention, LensError, NormMatch, NotFinite
+from lens_tui.records.interventions import as_records
+from lens_tui.records.measures import FIRST, ScaleSearch
+
+from ..forward import forward_rows
+from ..hooks.dose_meter import Meter
+from ..vectors import residual_norm
+from . import measures
+from .dose import curve, scaled
+from .measures import FEW_TEXTS
+from .scores import Item, Plan, score, unsteered
+
+if TYPE_CHECKING:
+    from ..model import LensModel
+    from ..tokens import Prompt
+
+
+Quantity = Literal["delta_loss", "kl", "relative_norm"]
+TARGETS: dict[str, float] = {"delta_loss": 0.3, "kl": 1.0, "relative_norm": 0.1}
+_START = 0.05
+Evaluate = Callable[[Sequence[float]], list[float]]
+
+
+def find_scale(
+    lens: LensModel,
+    *interventions: Intervention,
+    quantity: Quantity = "delta_loss",
+    target: float | None = None,
+    texts: Sequence[Prompt] | None = None,
+    start: float | None = None,
+    limit: float | None = None,
+    tolerance: float = 0.02,
+    hold_out: bool = True,
+    raw: bool = True,
+    progress: Callable[[dict[float, float]], None] | None = None,
+) -> ScaleSearch:
+    """The factor on the interventions' scales at which a quantity reaches its target.
+
+    ``progress(tried)`` hears of all values so far, by scale, after each batch; what it raises ends the search.
+
+    ``delta_loss``: steered minus unsteered mean NLL of ``texts`` (16 by default), +0.3 nat unless ``target`` says
+    otherwise. ``kl``: mean D(base || steered) over the first 20 tokens of the unsteered greedy continuation of each
+    text, 1 nat. ``relative_norm``: measured mean ``||delta h|| / ||h||``, after rounding, 0.1. Scales are doubled
+    from ``start`` (by default 5 % of the residual norm), several at a time as rows of one batch, until the target is
+    passed. The bracket is then cut where a power law through its ends meets the target (in its middle, if the
+    last cut took less than half of it away), until it is narrower than ``tolerance`` or the value is within
+    ``tolerance`` of the target. The first crossing counts: a curve that turns back is followed
+    no further, and ``curve.reversals`` says where it did. With ``hold_out`` the scale is chosen on every other text
+    and the value on the rest reported. A target that no scale up to ``limit`` reaches, or that the smallest is
+    above already, gives ``reached=False``, not an error. Records of scale 1 make the factor absolute; a negative
+    scale searches the other direction. Layers below the first steered one are computed once, not once a scale.
+    """
+    if quantity not in get_args(Quantity):
+        raise LensError(f"There is no quantity {quantity!r} to search for.", f"Use one of {', '.join(TARGETS)}.")
+    interventions = as_records(interventions)
+    texts = FEW_TEXTS if texts is None else texts
+    if isinstance(texts, (str, bytes)) or not len(texts):
+        raise LensError("A search needs texts in a list.", "Give texts=[...], at least one.")
+    goal = TARGETS[quantity] if target is None else float(target)
+    first = _first_scale(lens, interventions, texts) if start is None else float(start)
+    last = first * 2.0**14 if limit is None else float(limit)
+    if not (goal > 0 and first > 0 and last > 0 and math.isfinite(goal + first + last)):
+        raise LensError("A search needs a positive target, start and limit.", "Check the arguments.")
+    split = hold_out and len(texts) > 1
+    evaluate = _evaluator(lens, interventions, quantity, texts[::2] if split else texts, raw)
+    seen: dict[float, float] = {}
+    evaluate = _telling(evaluate, progress) if progress is not None else evaluate
+    bracket = _bracket(evaluate, goal, min(first, last), last, seen)
+    if bracket is not None:
+        bracket = _narrow(evaluate, goal, bracket, tolerance, seen)
+    scale = last if bracket is None else min(bracket, key=lambda at: abs(seen[at] - goal))
+    known = {at: value for at, value in seen.items() if math.isfinite(value)}
+    held_out = _evaluator(lens, interventions, quantity, texts[1::2], raw)([scale])[0] if split else None
+    return ScaleSearch(
+        quantity=quantity,
+        target=goal,
+        scale=scale,
+        value=seen[scale],
+        held_out=held_out,
+        bracket=bracket or (last, last),
+        curve=curve(quantity, list(known), list(known.values()), 0.0),
+        reached=bracket is not None and bracket[0] < bracket[1],
+        evaluations=len(seen),
+    )
+
+
+def _telling(evaluate: Evaluate, progress: Callable[[dict[float, float]], None]) -> Evaluate:
+    tried: dict[float, float] = {}
+
+    def told(scales: Sequence[float]) -> list[float]:
+        values = evaluate(scales)
+        tried.update(zip(scales, values, strict=True))
+        progress(dict(tried))
+        return values
+
+    return told
+
+
+def _bracket(
+    evaluate: Evaluate, goal: float, first: float, limit: float, seen: dict[float, float]
+) -> tuple[float, float] | None:
+    """Neighbouring scales, the lower below the goal and the upper at or above it; ``None`` up to the limit."""
+    below, start, count = 0.0, first, _at_once()
+    while True:
+        scales = [min(start * 2.0**step, limit) for step in range(count)]
+        scales = list(dict.fromkeys(scales))
+        seen.update(_tried(evaluate, scales))
+        for scale in scales:
+            if seen[scale] >= goal:
+                return (below, scale) if below else _downwards(evaluate, goal, scale, seen)
+            below = scale
+        if below >= limit:
+            return None
+        start = below * 2
+
+
+def _downwards(evaluate: Evaluate, goal: float, high: float, seen: dict[float, float]) -> tuple[float, float]:
+    """The first scale is too large already: halve until one is below the goal, twelve times at most."""
+    count = _at_once()
+    for _ in range(12 // count):
+        scales = [high / 2.0**step for step in range(1, count + 1)]
+        seen.update(_tried(evaluate, scales))
+        for scale in scales:
+            if seen[scale] < goal:
+                return scale, high
+            high = scale
+    return high, high
+
+
+def _narrow(
+    evaluate: Evaluate, goal: float, bracket: tuple[float, float], tolerance: float, seen: dict[float, float]
+) -> tuple[float, float]:
+    """A bracket within the tolerance, by interpolation that falls back on bisection: at most twice its steps."""
+    low, high = bracket
+    slow = False
+    while high / low > 1 + tolerance and min(abs(seen[at] - goal) for at in (low, high)) > tolerance * goal:
+        width = math.log(high / low)
+        cut = low * math.exp(width * (0.5 if slow else _share(low, high, seen[low], seen[high], goal)))
+        seen.update(_tried(evaluate, [cut]))
+        low, high = (low, cut) if seen[cut] >= goal else (cut, high)
+        slow = math.log(high / low) > width / 2
+    return low, high
+
+
+def _share(low: float, high: float, below: float, above: float, goal: float) -> float:
+    """How far up a bracket, in log scale, the goal is: by a power law where both values allow one, else by a line.
+
+    Never in the outermost hundredth, so that each step takes something away; the middle where a value has no number.
+    """
+    if not math.isfinite(above):
+        return 0.5
+    if below > 0:
+        share = math.log(goal / below) / math.log(above / below)
+    else:
+        share = math.log((low + (high - low) * (goal - below) / (above - below)) / low) / math.log(high / low)
+    return min(max(share, 0.01), 0.99)
+
+
+def _at_once() -> int:
+    """Scales to try in one batch: on a GPU more rows cost next to nothing, on a CPU each row costs its time."""
+    return 4 if mx.default_device().type == mx.gpu else 2
+
+
+def _tried(evaluate: Evaluate, scales: Sequence[float]) -> dict[float, float]:
+    """Values by scale; where the model's dtype overflowed there is no number, and the scale is too large."""
+    try:
+        values = evaluate(scales)
+    except NotFinite:
+        if len(scales) > 1:  # some of them may have values
+            return {at: value for scale in scales for at, value in _tried(evaluate, [scale]).items()}
+        values = [math.inf]
+    return {at: value if math.isfinite(value) else math.inf for at, value in zip(scales, values, strict=True)}
+
+
+def _evaluator(
+    lens: LensModel, interventions: Sequence[Intervention], quantity: str, texts: Sequence[Prompt], raw: bool
+) -> Evaluate:
+    """A function of scales; what does not depend on the scale is computed here, once."""
+    if quantity == "delta_loss":
+
+        def losses(scales: Sequence[float]) -> list[float]:
+            plans = [scaled(interventions, at) for at in scales]
+            return [
+                loss.delta for loss in measures.losses_of(score(lens, measures.items_of(lens, texts, plans), known))
+            ]
+
+        known = unsteered(lens, measures.items_of(lens, texts, [tuple(interventions)]))
+        return losses
+    if quantity == "kl":
+        return _divergences(lens, interventions, texts, raw)
+    return _shares(lens, interventions, texts)
+
+
+def _divergences(
+    lens: LensModel, interventions: Sequence[Intervention], texts: Sequence[Prompt], raw: bool
+) -> Evaluate:
+    batch = lens.stream_batch(list(texts), raw=raw, interventions=(), max_tokens=FIRST, temp=0.0)
+    for _ in batch:
+        pass
+
+    def items(plans: tuple[Plan, ...]) -> list[Item]:
+        pairs = zip(texts, batch.token_ids, strict=True)
+        return [measures.continued(lens, text, after, plans, raw=raw) for text, after in pairs]
+
+    known = unsteered(lens, items((tuple(interventions),)), with_nll=False)
+
+    def divergences(scales: Sequence[float]) -> list[float]:
+        scores = score(lens, items(tuple(scaled(interventions, at) for at in scales)), known)
+        found = [[measures.divergence_of(one).mean_forward for one in per_text] for per_text in scores]
+        return [float(value) for value in np.mean(found, axis=0)]
+
+    return divergences
+
+
+def _shares(lens: LensModel, interventions: Sequence[Intervention], texts: Sequence[Prompt]) -> Evaluate:
+    """Mean ``||delta h|| / ||h||`` delivered on the texts' tokens, after rounding, at the first steered site."""
+    items = measures.items_of(lens, texts, [tuple(interventions)])
+    below = unsteered(lens, items, with_nll=False).below
+
+    def share(plan: Plan) -> float:
+        total, tokens = 0.0, 0
+        for item in items:
+            meter, resume = Meter(), None if below is None else below.resume([item.ids])
+            forward_rows(lens, [item.ids], [plan], [item.n_prompt], meter=meter, resume=resume)
+            for dose in meter.doses(0)[:1]:
+                total, tokens = total + dose.relative * dose.tokens, tokens + dose.tokens
+        return total / tokens if tokens else 0.0
+
+    return lambda scales: [share(scaled(interventions, at)) for at in scales]
+
+
+def _first_scale(lens: LensModel, interventions: Sequence[Intervention], texts: Sequence[Prompt]) -> float:
+    """A factor at which the first steering moves the residual by about 5 % of its length."""
+    for record in interventions:
+        if isinstance(record, (Add, NormMatch)) and record.scale:
+            unit = 1.0
+            if isinstance(record, Add):
+                unit = residual_norm(lens, record.layer, site=record.site, texts=texts)
+            return _START * unit / abs(record.scale)
+    return _START

@@ -1,0 +1,1 @@
+"""Readouts: logit lens, attribution, attention and activations."""

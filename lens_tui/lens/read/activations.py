@@ -1,0 +1,435 @@
+"""A corpus as token ids, and the windows that a model reads it in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from lens_tui.records import LensError
+from lens_tui.records.activations import ActivationBlock, Place, SourceFacts, Splice
+from lens_tui.records.corpus import Corpus, open_corpus
+
+from ..model import LensModel
+from ..tokens import Tokens, whole
+
+_DOCUMENTS_AT_ONCE = 512
+NO_DOCUMENT = -1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenStore:
+    """Documents as one run of token ids, each followed by a separator if the tokenizer has an end-of-text token.
+
+    ``ids`` ``(n,)``; document ``i`` of the store begins at ``starts[i]``, has ``lengths[i]`` tokens and is
+    number ``documents[i]`` in the corpus. 4 bytes a token. ``separated``: whether there are separators.
+    """
+
+    ids: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    documents: NDArray[np.int32]
+    separated: bool
+
+    def where(self, places: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """For indices into ``ids``: corpus document and offset in it; offset -1 for a separator."""
+        index = np.searchsorted(self.starts, places, side="right") - 1
+        offset = places - self.starts[index]
+        offset = np.where(offset < self.lengths[index], offset, NO_DOCUMENT)
+        return self.documents[index], offset.astype(np.int32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Windows:
+    """Runs of a store's tokens: the ``i``-th is ``ids[start[i] : start[i] + length[i]]``."""
+
+    start: NDArray[np.int64]
+    length: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+
+def tokenize(
+    corpus: Corpus,
+    tokens: Tokens,
+    *,
+    max_tokens: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> TokenStore:
+    """Tokenise a corpus without special tokens; with ``max_tokens``, documents drawn at random until there are as many.
+
+    What is drawn depends on ``seed`` only, and stands in corpus order. ``progress(done, total)`` counts documents
+    (or tokens, with ``max_tokens``).
+    """
+    order: NDArray[Any] = np.arange(len(corpus))
+    if max_tokens is not None:
+        order = np.random.Generator(np.random.PCG64([seed, 0x70])).permutation(len(corpus))
+    found: list[tuple[int, NDArray[np.int32]]] = []
+    total = 0
+    for begin in range(0, len(order), _DOCUMENTS_AT_ONCE):
+        some = [int(index) for index in order[begin : begin + _DOCUMENTS_AT_ONCE]]
+        texts = [document.text for document in corpus.read(some)]
+        for index, ids in zip(some, encode_batch(tokens, texts), strict=True):
+            if len(ids):
+                found.append((index, ids))
+                total += len(ids)
+            if max_tokens is not None and total >= max_tokens:
+                break
+        if progress:
+            progress(*((begin + len(some), len(order)) if max_tokens is None else (min(total, max_tokens), max_tokens)))
+        if max_tokens is not None and total >= max_tokens:
+            break
+    if not found:
+        raise LensError("The text has no tokens.", "Give a text that is not empty.")
+    return _store(sorted(found, key=lambda item: item[0]), _separator(tokens))
+
+
+def encode_batch(tokens: Tokens, texts: Sequence[str]) -> Iterator[NDArray[np.int32]]:
+    """Token ids of many texts, without special tokens, checked against the vocabulary.
+
+    Fast tokenizers use all cores.
+    """
+    if tokens.tokenizer is None:
+        raise LensError("This model was given without a tokenizer.", "Use from_model(model, tokenizer).")
+    inner: Any = getattr(tokens.tokenizer, "_tokenizer", tokens.tokenizer)
+    backend: Any = getattr(inner, "backend_tokenizer", None)
+    if backend is not None:
+        found = backend.encode_batch([whole(text) for text in texts], add_special_tokens=False)
+        lists: list[Any] = [encoding.ids for encoding in found]
+    else:
+        lists = [inner.encode(whole(text), add_special_tokens=False) for text in texts]
+    for ids in lists:
+        array = np.asarray(ids, np.int32)
+        if len(array) and not 0 <= int(array.min()) <= int(array.max()) < tokens.vocab_size:
+            raise LensError(
+                f"The tokenizer gives ids beyond the model's vocabulary of {tokens.vocab_size}.", "Check the pair."
+            )
+        yield array
+
+
+def packed_windows(store: TokenStore, length: int) -> Windows:
+    """Windows of exactly ``length`` tokens through all documents, one after the other; a shorter rest is left out."""
+    count = max(1, len(store.ids) // length)
+    start = np.arange(count, dtype=np.int64) * length
+    return Windows(start, np.minimum(length, len(store.ids) - start))
+
+
+def document_windows(store: TokenStore, length: int) -> Windows:
+    """Windows of at most ``length`` tokens, each of one document."""
+    pieces = -(-store.lengths // length)
+    document = np.repeat(np.arange(len(pieces)), pieces)
+    piece = np.arange(len(document)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    begin = piece * length
+    return Windows(store.starts[document] + begin, np.minimum(length, store.lengths[document] - begin))
+
+
+def _separator(tokens: Tokens) -> int | None:
+    eos = getattr(tokens.tokenizer, "eos_token_id", None)
+    return eos if isinstance(eos, int) and 0 <= eos < tokens.vocab_size else None
+
+
+def _store(found: list[tuple[int, NDArray[np.int32]]], separator: int | None) -> TokenStore:
+    gap = 0 if separator is None else 1
+    lengths = np.asarray([len(ids) for _, ids in found], np.int64)
+    ends = np.cumsum(lengths + gap)
+    ids = np.full(int(ends[-1]), separator or 0, np.int32)
+    starts = ends - lengths - gap
+    for start, (_, part) in zip(starts, found, strict=True):
+        ids[start : start + len(part)] = part
+    return TokenStore(ids, starts, lengths, np.asarray([index for index, _ in found], np.int32), gap == 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How a text is cut and ordered.
+
+    A window is ``context`` tokens: BOS, if ``bos`` says so (``None``: if the tokenizer has one), then text. ``packed``
+    windows run on through the documents (with end-of-text between them) and are all of one length; others are
+    of one document each. The first ``skip`` positions of a window and every special token count as special: the
+    first position is an attention sink whose activations are unlike all others. ``rows`` windows make a
+    batch. With ``shuffle`` each pass takes the windows in another order, which depends on ``seed`` and the pass only.
+    """
+
+    context: int = 256
+    rows: int = 32
+    packed: bool = True
+    shuffle: bool = True
+    bos: bool | None = None
+    skip: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Windows padded at the end, ids ``(rows, t)``.
+
+    ``real`` ``(n,)`` holds the flat places that are no padding; the others, ``(n,)``, say of
+    each: token, corpus document, offset in it (-1 for BOS and separators), whether it is special.
+    """
+
+    ids: NDArray[np.int32]
+    real: NDArray[np.int32]
+    token_ids: NDArray[np.int32]
+    documents: NDArray[np.int32]
+    offsets: NDArray[np.int32]
+    special: NDArray[np.bool_]
+
+
+class Batches:
+    """The batches of a tokenised text; batch ``i`` is the same whenever it is asked for.
+
+    Batches go on without end: number ``per_pass`` begins the second pass. Raises ``LensError`` for a reading
+    that leaves nothing to read.
+    """
+
+    def __init__(self, store: TokenStore, tokens: Tokens, reading: Reading) -> None:
+        wanted = tokens.bos is not None if reading.bos is None else reading.bos
+        if wanted and tokens.bos is None:
+            raise LensError("This tokenizer has no BOS token to begin windows with.", "Leave bos out.")
+        self.reading, self._store = reading, store
+        self.bos: int | None = tokens.bos if wanted else None
+        text = reading.context - (1 if wanted else 0)
+        if text < 2 or reading.rows < 1 or not 0 <= reading.skip < reading.context:
+            raise LensError(
+                f"{reading.rows} windows of {reading.context} tokens, {reading.skip} left out, leave nothing to read.",
+                "Use a context of 64 or more.",
+            )
+        self._windows = (packed_windows if reading.packed else document_windows)(store, text)
+        self._specials = np.asarray(sorted(tokens.special_ids()), np.int32)
+        self._order: tuple[int, NDArray[np.int64]] | None = None
+
+    @property
+    def per_pass(self) -> int:
+        """Batches in one pass."""
+        return -(-len(self._windows) // self.reading.rows)
+
+    def batch(self, index: int) -> Batch:
+        """Batch ``index``."""
+        number, place = divmod(index, self.per_pass)
+        rows = self.reading.rows
+        chosen = self._pass_order(number)[place * rows : (place + 1) * rows]
+        start, length = self._windows.start[chosen], self._windows.length[chosen]
+        within = np.arange(int(length.max()))
+        inside = within < length[:, None]
+        flat = np.where(inside, start[:, None] + within, 0)
+        text = np.where(inside, self._store.ids[flat], 0)
+        document, offset = (part.reshape(flat.shape) for part in self._store.where(flat.reshape(-1)))
+        if self.bos is not None:
+            text = _lead(text, self.bos)
+            document = np.concatenate([document[:, :1], document], axis=1)
+            offset, inside = _lead(offset, NO_DOCUMENT), _lead(inside, True)
+        special = np.isin(text, self._specials) | (offset < 0)
+        special[:, : self.reading.skip] = True
+        ids = text.astype(np.int32)
+        real = np.flatnonzero(inside).astype(np.int32)
+        return Batch(ids, real, ids[inside], document[inside], offset[inside], special[inside])
+
+    def n_tokens(self) -> int:
+        """Tokens in one pass that are not special."""
+        store, windows = self._store, self._windows
+        special = np.isin(store.ids, self._specials)
+        if store.separated:
+            special[store.starts + store.lengths] = True
+        seen = np.concatenate([[0], np.cumsum(~special)])
+        begin = windows.start + max(0, self.reading.skip - (0 if self.bos is None else 1))
+        end = windows.start + windows.length
+        return int((seen[end] - seen[np.minimum(begin, end)]).sum())
+
+    def _pass_order(self, number: int) -> NDArray[np.int64]:
+        number = number if self.reading.shuffle else 0
+        if self._order is None or self._order[0] != number:
+            n = len(self._windows)
+            generator = np.random.Generator(np.random.PCG64([self.reading.seed, number]))
+            self._order = (number, generator.permutation(n) if self.reading.shuffle else np.arange(n))
+        return self._order[1]
+
+
+def _lead(table: NDArray[Any], value: int) -> NDArray[Any]:
+    """The table with a column of ``value`` in front."""
+    return np.pad(table, ((0, 0), (1, 0)), constant_values=value)
+
+
+_LOGITS_AT_ONCE = 1 << 27
+
+
+class TextActivations:
+    """Blocks of activations at some layers and sites of a model over a tokenised text.
+
+    The forward pass is computed only as far as the deepest place: MLX is lazy, and what lies above is never asked
+    for. Interventions that are put up on the model hold here too. Use it on the model's thread.
+    ``model_name`` is what goes on record (default: the hub id, or the name of the model's folder). Raises
+    ``LensError`` for a place that the model does not have.
+    """
+
+    def __init__(
+        self,
+        model: LensModel,
+        store: TokenStore,
+        places: Sequence[Place],
+        reading: Reading | None = None,
+        *,
+        model_name: str = "",
+        corpus_sha256: str = "",
+        extra: tuple[tuple[str, str], ...] = (),
+    ) -> None:
+        decoder = model.registry.decoder
+        self._model = model
+        self._places = tuple(dict.fromkeys((decoder.index(layer), site) for layer, site in places))
+        if not self._places:
+            raise LensError("There is no layer and site to read.", "Name at least one.")
+        self._widths = {(layer, site): model.registry.sites.point(layer, site).width for layer, site in self._places}
+        reading = reading or Reading()
+        self._batches = Batches(store, model.tokens, reading)
+        self._facts = SourceFacts(
+            model_name=model_name or _public_name(model.info.name),
+            corpus_sha256=corpus_sha256,
+            n_documents=len(store.documents),
+            n_tokens=self._batches.n_tokens(),
+            context=reading.context,
+            bos=self._batches.bos is not None,
+            skipped=reading.skip,
+            packed=reading.packed,
+            seed=reading.seed,
+            extra=(("precision", model.info.quantization or model.info.dtype), *extra),
+        )
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Layers (from 0) and sites, in the order they were asked for."""
+        return self._places
+
+    @property
+    def facts(self) -> SourceFacts:
+        """What this source is."""
+        return self._facts
+
+    def d_model(self, place: Place) -> int:
+        """The width of the activations at a place (not the model's at ``attn_z``)."""
+        return self._widths[place]
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks in one pass."""
+        return self._batches.per_pass
+
+    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[ActivationBlock]:
+        """Blocks from ``start`` on, pass after pass, lazily. Values have shape ``(n, d)`` in the model's dtype."""
+        index = start
+        while stop is None or index < stop:
+            batch = self._batches.batch(index)
+            values = self._read(batch)
+            yield ActivationBlock(index, batch.token_ids, batch.documents, batch.offsets, batch.special, values)
+            index += 1
+
+    def loss_with(self, place: Place, splice: Splice | None, blocks: int) -> float:
+        """Mean cross-entropy (nats a predicted token) over the first ``blocks`` blocks, with a splice or without.
+
+        The splice gets the activations of all positions of a block that are not special, ``(n, d)``; what it gives is
+        put in their place in the model's dtype.
+        """
+        total, count = 0.0, 0
+        for index in range(blocks):
+            batch = self._batches.batch(index)
+            for rows in self._portions(batch):
+                loss, n = self._loss(batch, rows, place, splice)
+                total, count = total + loss, count + n
+        if not count:
+            raise LensError("There is no predicted token to measure a loss on.", "Give a longer text.")
+        return total / count
+
+    def _read(self, batch: Batch) -> dict[Place, mx.array]:
+        by_site: dict[str, list[int]] = {}
+        for layer, site in self._places:
+            by_site.setdefault(site, []).append(layer)
+        with ExitStack() as stack:
+            captured = {
+                site: stack.enter_context(self._model.capture(layers, site=[site])) for site, layers in by_site.items()
+            }
+            self._model.forward(mx.array(batch.ids))
+            tensors = {(layer, site): captured[site][layer, site] for layer, site in self._places}
+        return {place: _rows_of(tensor, batch.real) for place, tensor in tensors.items()}
+
+    def _loss(self, batch: Batch, rows: slice, place: Place, splice: Splice | None) -> tuple[float, int]:
+        ids = mx.array(batch.ids[rows])
+        t = ids.shape[1]
+        inside = (batch.real >= rows.start * t) & (batch.real < rows.stop * t)
+        real = batch.real[inside] - rows.start * t
+        kept = mx.array(real[~batch.special[inside]])
+
+        def put(_: Any, h: mx.array) -> mx.array:
+            if splice is None or kept.size == 0:
+                return h
+            flat = h.reshape(-1, h.shape[-1])
+            flat[kept] = splice(mx.take(flat, kept, axis=0)).astype(h.dtype)
+            return flat.reshape(h.shape)
+
+        if splice is None:
+            logits = self._model.forward(ids)
+        else:
+            with self._model.hook(place[0], put, site=place[1]):
+                logits = self._model.forward(ids)
+        predicted = real[(real % t > 0)].astype(np.int32)
+        if not len(predicted):
+            return 0.0, 0
+        before = mx.take(logits.reshape(-1, logits.shape[-1]), mx.array(predicted - 1), axis=0).astype(mx.float32)
+        target = mx.take(ids.reshape(-1), mx.array(predicted))
+        nll = mx.logsumexp(before, axis=-1) - mx.take_along_axis(before, target[:, None], axis=-1)[:, 0]
+        return float(np.asarray(nll, np.float64).sum()), len(predicted)
+
+    def _portions(self, batch: Batch) -> Iterator[slice]:
+        rows, t = batch.ids.shape
+        step = max(1, _LOGITS_AT_ONCE // (t * self._model.tokens.vocab_size))
+        for start in range(0, rows, step):
+            yield slice(start, min(start + step, rows))
+
+
+def _public_name(name: str) -> str:
+    # A local path says more of the machine than of the model.
+    return Path(name).name if Path(name).is_absolute() or name.startswith((".", "~")) else name
+
+
+def _rows_of(tensor: mx.array, real: NDArray[np.int32]) -> mx.array:
+    flat = tensor.reshape(-1, tensor.shape[-1])
+    return flat if len(real) == flat.shape[0] else mx.take(flat, mx.array(real), axis=0)
+
+
+def text_activations(
+    model: LensModel,
+    text: str | Path | Corpus,
+    places: Sequence[Place],
+    *,
+    held_out: int = 0,
+    max_tokens: int | None = None,
+    text_key: str = "text",
+    reading: Reading | None = None,
+    model_name: str = "",
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[TextActivations, TextActivations | None]:
+    """Open a text folder, ``.txt`` or ``.jsonl`` file for training: ``(source, held_out_source)``.
+
+    With ``held_out=n`` every ``n``-th document of each file is kept out of the first source and makes the
+    second one. ``max_tokens`` bounds the tokens of the first (the second gets at most a tenth of it), drawn at
+    random by the seed of the reading. ``progress(done, total)`` follows the tokenising. Raises ``LensError`` where
+    nothing can be read.
+    """
+    corpus = text if isinstance(text, Corpus) else open_corpus(text, text_key=text_key)
+    reading = reading or Reading()
+    name = corpus.names[0] if len(corpus.names) == 1 else f"{len(corpus.names)} files"
+    facts: dict[str, Any] = {"model_name": model_name, "corpus_sha256": corpus.sha256, "extra": (("corpus", name),)}
+    held: TextActivations | None = None
+    if held_out:
+        corpus, rest = corpus.split(held_out, min(7, held_out - 1))
+        if len(rest) and len(corpus):
+            limit = None if max_tokens is None else max(max_tokens // 10, 1)
+            store = tokenize(rest, model.tokens, max_tokens=limit, seed=reading.seed)
+            held = TextActivations(model, store, places, reading, **facts)
+    store = tokenize(corpus, model.tokens, max_tokens=max_tokens, seed=reading.seed, progress=progress)
+    return TextActivations(model, store, places, reading, **facts), held

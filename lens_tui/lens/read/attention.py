@@ -1,0 +1,262 @@
+"""Attention patterns, read off the layer's own attention: no architecture's scores are written here again.
+
+Attention is linear in its values. With the values of tokens ``j, j+1, ...`` replaced
+by unit vectors, what the layer hands to its output projection *is* the pattern,
+after its own rotary embedding, norms, window, mask, soft-capping and sinks. It is
+in float32 unless the layer itself rounds its weights (Gemma 2 and Cohere 2, whose
+attention is written out). That it is one is proved on the real values: pattern
+times values must give what the layer really handed over. Where one projection
+gives queries, keys and values, that proof also tells which of its columns are which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.nn.layers.base import Module
+from numpy.typing import NDArray
+
+from lens_tui.records import FloatArray, Intervention, LensError
+from lens_tui.records.readouts import AttentionPattern
+
+from ..architecture.taps import Call, input_of, install, uninstall
+from ..forward import one_text
+from ..hooks.registry import Plan, Run, entries_of
+
+if TYPE_CHECKING:
+    from ..core import Core
+
+
+VALUE_NAMES = ("v_norm", "v_proj", "wv", "c_v")
+FUSED_NAMES = ("qkv_proj", "c_attn", "query_key_value", "Wqkv", "wqkv", "W_pack", "attn_qkv_proj", "qkv")
+COUNT_NAMES = ("n_heads", "q_num_heads", "num_heads", "num_attention_heads", "n_head", "n_q_heads")
+LIMIT_BYTES = 1 << 31
+Columns = NDArray[np.int64]
+
+
+@dataclass(eq=False)
+class _Probe:
+    """One layer's attention: the modules that matter, and what was seen of them in a forward.
+
+    ``values`` is the last module that values go through: their projection, or their norm (``normed``; Gemma 4).
+    ``pieces`` has the patterns' parts for each of the places where values may be in a fused projection.
+    """
+
+    attention: Module
+    values: Module
+    output: Module
+    heads: int
+    width: int
+    name: str
+    normed: bool = False
+    override: mx.array | None = None
+    seen_values: mx.array | None = None
+    seen_output: mx.array | None = None
+    places: list[Columns] = field(default_factory=list)
+    pieces: list[list[mx.array]] = field(default_factory=list)
+    real: tuple[mx.array, mx.array] | None = None
+
+
+def attention_patterns(
+    lens: Core,
+    text: Any,
+    layers: int | Sequence[int],
+    *,
+    interventions: Sequence[Intervention] | None = None,
+) -> tuple[AttentionPattern, ...]:
+    """How much each head of some layers looks from each token of a text (or its ids) to each one.
+
+    Costs one forward and, for each layer, one more pass of its attention per ``head_dim`` tokens.
+    ``interventions`` replace those of the blocks around the call, which hold otherwise.
+
+    Raises :class:`LensError` with the reason where a layer has no pattern that can be read so: no attention (state
+    space, convolution, linear attention), compressed values (multi-head latent attention), an output that is gated
+    (Qwen 3 Next), or one projection of queries, keys and values whose parts cannot be told apart; and
+    where the patterns would take more than 2 GiB.
+    """
+    ids = one_text(lens, text)
+    where = list(dict.fromkeys(lens.registry.decoder.indices(layers)))
+    if lens.registry.decoder.passes > 1:
+        raise LensError("This model goes through its blocks several times, so its patterns cannot be read one by one.")
+    probes = {layer: _probe(lens, layer) for layer in where}
+    size = 4 * len(ids) ** 2 * sum(probe.heads for probe in probes.values())
+    if size > LIMIT_BYTES:
+        raise LensError(
+            f"The patterns of {len(where)} layers over {len(ids)} tokens take {size / 2**30:.1f} GiB.",
+            "Read fewer layers or a shorter text.",
+        )
+    _run(lens, ids, list(probes.values()), interventions)
+    return tuple(_pattern(lens, layer, ids, probe) for layer, probe in probes.items())
+
+
+def _probe(lens: Core, layer: int) -> _Probe:
+    sites = lens.registry.sites
+    attention = sites.point(layer, "attn_out").module
+    output = sites.point(layer, "attn_z")
+    names = (*VALUE_NAMES, *FUSED_NAMES)
+    values = [(name, module) for name in names if isinstance(module := _child(attention, name), Module)]
+    heads = next((n for name in COUNT_NAMES if isinstance(n := getattr(attention, name, None), int) and n > 0), 0)
+    if not values or not heads or output.width % heads:
+        what = "projection of values (they are compressed, or other layers')" if heads else "known number of heads"
+        raise LensError(
+            f"The attention of layer {layer} ({type(attention).__name__}) has no {what} of its own, "
+            "so no pattern can be read."
+        )
+    name, module = values[0]
+    return _Probe(attention, module, output.module, heads, output.width, name, normed=name == VALUE_NAMES[0])
+
+
+def _child(module: Module, name: str) -> Any:
+    return getattr(module, name, None)
+
+
+def _run(
+    lens: Core, ids: Sequence[int], probes: Sequence[_Probe], interventions: Sequence[Intervention] | None
+) -> None:
+    """One forward; inside it each probed attention is called again with unit vectors for values."""
+    registry = lens.registry
+    entries = registry.ambient()[0]
+    if interventions is not None:
+        entries = tuple(entries_of(interventions, registry))
+    plan = Plan((entries,))
+    needed = sorted(plan.keys)
+    registry.need(needed)
+    try:
+        with ExitStack() as stack, registry.running(Run(registry, plan, len(ids))):
+            for probe in probes:
+                for module, tap in _taps(probe, len(ids)):
+                    install(module, tap)
+                    stack.callback(uninstall, module, tap)
+            registry.decoder.forward(mx.array([list(ids)], dtype=mx.int32))
+    finally:
+        registry.release(needed)
+
+
+def _taps(probe: _Probe, count: int) -> list[tuple[Module, Callable[..., Any]]]:
+    def attention(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = call(*args, **kwargs)
+        if probe.seen_values is None or probe.seen_output is None:
+            return result
+        probe.real = probe.seen_values, probe.seen_output
+        width = probe.width // probe.heads
+        probe.places = _value_places(probe, int(probe.seen_values.shape[-1]))
+        for columns in probe.places:
+            probe.pieces.append([])
+            for start in range(0, count, width):
+                probe.override = _units(probe, columns, count, start)
+                try:
+                    call(*args, **kwargs)
+                except (ValueError, RuntimeError):  # it keeps keys and values itself (Gemma 3n): no second call
+                    probe.override = probe.real = None
+                    return result
+                probe.pieces[-1].append(probe.seen_output)
+        probe.override = None
+        return result
+
+    def values(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if probe.override is not None:
+            return probe.override.reshape(input_of(args, kwargs).shape) if probe.normed else probe.override
+        given = call(*args, **kwargs)
+        if not isinstance(given, mx.array):  # queries, keys and values apart, in a list (AFM)
+            return given
+        probe.seen_values = given.reshape(1, count, -1)
+        return given + 0  # what is kept must not be changed in place
+
+    def output(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        probe.seen_output = input_of(args, kwargs) + 0
+        return call(*args, **kwargs)
+
+    return [(probe.attention, attention), (probe.values, values), (probe.output, output)]
+
+
+def _value_places(probe: _Probe, whole: int) -> list[Columns]:
+    """Where the values may be among the columns that their module gives.
+
+    All of them; or, in a fused projection, behind all queries and all keys (GPT-2, Phi 3), or at the end of each
+    group of the queries, key and value of one key-value head (GPT-NeoX, where every head is one; InternLM 2).
+    """
+    width = probe.width // probe.heads
+    columns = np.arange(whole)
+    if whole <= probe.width:
+        return [columns]
+    size = (whole - probe.width) // 2
+    groups, rest = divmod(size, width)
+    if size <= 0 or rest or whole != probe.width + 2 * size or probe.heads % groups:
+        return [columns[-max(size, 0) :]]
+    by_group = columns.reshape(groups, -1)[:, -width:].reshape(-1)
+    return [columns[-size:]] if groups == 1 else [columns[-size:], by_group]
+
+
+def _units(probe: _Probe, columns: Columns, count: int, start: int) -> mx.array:
+    """What the values' module is made to give: token ``start + c`` gets the unit vector ``c`` in every head."""
+    assert probe.real is not None
+    given = probe.real[0].astype(mx.float32)
+    width = probe.width // probe.heads
+    unit = np.zeros((1, count, width), dtype=np.float32)
+    inside = np.arange(start, min(start + width, count))
+    unit[0, inside, inside - start] = 1.0
+    values = mx.tile(mx.array(unit), (1, 1, max(1, len(columns) // width)))
+    if len(columns) == given.shape[-1]:
+        return values
+    made = given + 0
+    made[..., mx.array(columns)] = values
+    return made
+
+
+def _pattern(lens: Core, layer: int, ids: Sequence[int], probe: _Probe) -> AttentionPattern:
+    """The pattern put together, and held against what the layer really gave."""
+    name = f"The attention of layer {layer} ({type(probe.attention).__name__})"
+    if probe.real is None:
+        raise LensError(f"{name} has no values that can be replaced.")
+    tried = [_rebuilt(probe, len(ids), *pair) for pair in zip(probe.places, probe.pieces, strict=True)]
+    weights, error = min(tried, key=lambda pair: pair[1])
+    eps = float(mx.finfo(lens.registry.decoder.dtype).eps)
+    found = np.array(weights)
+    if why := _no_pattern(probe, found, error, eps):
+        raise LensError(f"{name} has no pattern that can be read: {why}.")
+    return AttentionPattern(lens.info.name, layer, tuple(ids), found, error)
+
+
+def _rebuilt(probe: _Probe, count: int, columns: Columns, pieces: Sequence[mx.array]) -> tuple[mx.array, float]:
+    """Weights (heads, tokens, tokens), and how far weights times values are from what was handed over, relatively."""
+    assert probe.real is not None
+    width = probe.width // probe.heads
+    parts = [piece[0].reshape(count, probe.heads, width).transpose(1, 0, 2) for piece in pieces]
+    weights = mx.concatenate(parts, axis=-1)[..., :count].astype(mx.float32)
+    given, real = (part.astype(mx.float32)[0] for part in probe.real)
+    if not len(columns) or len(columns) % width:
+        return weights, float("inf")
+    values = given[:, mx.array(columns)].reshape(count, -1, width).transpose(1, 0, 2)
+    groups = values.shape[0]
+    if probe.heads % groups:
+        return weights, float("inf")
+    # Heads share values in blocks; in PLaMo they take turns.
+    shared = [mx.repeat(values, probe.heads // groups, axis=0), mx.tile(values, (probe.heads // groups, 1, 1))]
+    size = mx.maximum(mx.linalg.norm(real), 1e-30)
+    rebuilt = [(weights @ each).transpose(1, 0, 2).reshape(count, -1) for each in shared]
+    error = min(float(mx.linalg.norm(each - real) / size) for each in rebuilt)
+    return weights, error if np.isfinite(error) else float("inf")
+
+
+def _no_pattern(probe: _Probe, weights: FloatArray, error: float, eps: float) -> str:
+    """Why what was found is no attention pattern, as a clause; empty if it is one. ``eps`` is the dtype's."""
+    if not error <= max(1e-4, 4.0 * eps):
+        if probe.name in FUSED_NAMES and len(probe.places[0]) < int(probe.real[0].shape[-1] if probe.real else 0):
+            return (
+                f"its queries, keys and values come from one projection ({probe.name}) in an order that is not known, "
+                "or its output is gated"
+            )
+        off = f"{error:.0%}" if np.isfinite(error) else "more than can be said"
+        return f"its weights times its values are not what it hands on (off by {off}): the output is gated, or changed"
+    more = "so it does more than attend (linear attention, a gate, a convolution of values)"
+    if weights.min() < -1e-6:
+        return f"its weights are negative in places, down to {weights.min():.2g}, {more}"
+    # Weights that the layer rounds to its dtype (Gemma 2) do not add up to 1 exactly.
+    if (most := weights.sum(axis=-1).max()) > 1.0 + max(1e-3, eps):
+        return f"its weights for one token add up to {most:.3g}, {more}"
+    return ""

@@ -1,0 +1,202 @@
+"""Direct logit attribution: what each attention and MLP adds to a token's logit by way of the last residual.
+
+The residual is a sum of what the parts wrote to it, and with the final norm's
+denominator kept as it is, the logit is linear in it (Elhage et al. 2021, "A
+mathematical framework for transformer circuits"; the frozen norm as in
+TransformerLens and Wang et al. 2022, 2211.00593).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from lens_tui.records import Intervention, LensError
+from lens_tui.records.interventions import as_positions
+from lens_tui.records.readouts import LogitAttribution, Part
+
+from ..architecture.unembed import FinalStep, final_step, find_unembedding
+from ..forward import one_text, read_sites, target_per_position, unhooked
+from ..hooks.program import Key
+
+if TYPE_CHECKING:
+    from ..core import Core
+
+
+Array = NDArray[np.float64]
+Stream = dict[Key, Array]
+Targets = int | str | Sequence[int]
+RESIDUAL = ("resid_pre", "resid_post")
+WRITERS = ("attn_out", "attn_out_normed", "mlp_out", "mlp_out_normed")
+
+
+@dataclass(frozen=True)
+class _Split:
+    """How a layer's change of the residual comes about: the sites that add to it, times a factor; or why not."""
+
+    attn: str = ""
+    mlp: str = ""
+    factor: float = 1.0
+    why: str = ""
+
+
+def attribute_logits(
+    lens: Core,
+    text: Any,
+    target: Targets | None = None,
+    *,
+    against: Targets | None = None,
+    positions: Sequence[int] | None = None,
+    interventions: Sequence[Intervention] | None = None,
+) -> LogitAttribution:
+    """Take the logit of ``target`` apart into embedding, attention and MLP of every layer.
+
+    ``positions`` of one text or its token ids are read (default: the last; negative ones count from the end);
+    ``target`` is a token id, a text of one token, or one id for each position, by default the model's most probable
+    token there. With ``against`` the difference of two logits is taken apart. A layer's parts are accepted only if
+    together they are what the layer adds to the residual; else the layer stands as one ``block`` that says why.
+    ``interventions`` replace those of the blocks around the call, which hold otherwise; what they add to the residual
+    itself is a part of its own (``steer``; in a layer that stands as one block it is within that).
+
+    Raises :class:`LensError` where the final norm and unembedding cannot be proved, or a residual has no logits.
+    """
+    ids = one_text(lens, text)
+    at = _positions(positions, len(ids))
+    available = [(layer, site) for layer in range(lens.n_layers) for site in _sites(lens, layer)]
+    before = _streams(lens, ids, at, available, ())
+    steered = _steered(lens, interventions)
+    after = _streams(lens, ids, at, available, interventions) if steered else before
+    splits = [_split(lens, before, layer) for layer in range(lens.n_layers)]
+    last = after[lens.n_layers - 1, "resid_post"]
+    with unhooked(lens):
+        unembedding = find_unembedding(lens.registry.decoder)
+        step = final_step(lens.registry.decoder, unembedding, mx.array(last.astype(np.float32)))
+    hidden = lens.tokens.hidden
+    among = step.logits if hidden is None else np.where(hidden, -np.inf, step.logits)
+    chosen = among.argmax(axis=-1).tolist() if target is None else target
+    wanted = target_per_position(lens, chosen, len(at))
+    other = None if against is None else target_per_position(lens, against, len(at))
+    parts, written = _parts(before[0, "resid_pre"], after, splits, {key[0] for key in steered if key[1] in RESIDUAL})
+    return _record(lens, ids, at, step, (wanted, other), parts, written, last)
+
+
+def _record(
+    lens: Core,
+    ids: tuple[int, ...],
+    at: Sequence[int],
+    step: FinalStep,
+    tokens: tuple[list[int], list[int] | None],
+    parts: list[Part],
+    written: list[Array],
+    last: Array,
+) -> LogitAttribution:
+    wanted, other = tokens
+    direction, constant = step.directions(wanted)
+    rows = np.arange(len(at))
+    model_logits = step.model_logits[rows, wanted]
+    if other is not None:
+        minus, less = step.directions(other)
+        direction, constant = direction - minus, constant - less
+        model_logits = model_logits - step.model_logits[rows, other]
+    values = np.stack([(part * direction).sum(axis=-1) for part in written])
+    rest = ((last - np.sum(written, axis=0)) * direction).sum(axis=-1)
+    shown = {*ids, *wanted, *(other or ())}
+    return LogitAttribution(
+        model=lens.info.name,
+        token_ids=ids,
+        positions=tuple(at),
+        target_ids=tuple(wanted),
+        against_ids=None if other is None else tuple(other),
+        parts=tuple(parts),
+        values=values.astype(np.float32),
+        rest=rest.astype(np.float32),
+        constant=constant.astype(np.float32),
+        logits=(values.sum(axis=0) + rest + constant).astype(np.float32),
+        model_logits=model_logits.astype(np.float32),
+        softcap=step.softcap,
+        texts={token: lens.tokens.display(token) for token in sorted(shown)},
+    )
+
+
+def _parts(
+    embedding: Array, stream: Stream, splits: Sequence[_Split], steered: AbstractSet[int]
+) -> tuple[list[Part], list[Array]]:
+    """Everything that writes to the residual with what it writes ``(p, d_model)``, in order."""
+    parts, written, reached = [Part("embed")], [embedding], embedding
+    for layer, split in enumerate(splits):
+        change = stream[layer, "resid_post"] - reached
+        reached = stream[layer, "resid_post"]
+        if split.why:
+            parts.append(Part("block", layer, split.why))
+            written.append(change)
+            continue
+        attn, mlp = (split.factor * stream[layer, site] for site in (split.attn, split.mlp))
+        parts += [Part("attn", layer), Part("mlp", layer)]
+        written += [attn, mlp]
+        if layer in steered:
+            parts.append(Part("steer", layer))
+            written.append(change - attn - mlp)
+    return parts, written
+
+
+def _split(lens: Core, stream: Stream, layer: int) -> _Split:
+    """The attention and MLP sites that together are what the layer adds, up to one factor (as in Granite)."""
+    attns, mlps = (
+        [site for site in (f"{kind}_out_normed", f"{kind}_out") if (layer, site) in stream] for kind in ("attn", "mlp")
+    )
+    if not attns or not mlps:
+        missing = "attention" if not attns else "MLP"
+        return _Split(why=f"its {missing} cannot be told apart")
+    after = stream[layer, "resid_post"]
+    change = after - stream[layer, "resid_pre"]
+    rounding = float(mx.finfo(lens.registry.decoder.dtype).eps) * np.linalg.norm(after)
+    for attn in attns:
+        for mlp in mlps:
+            both = stream[layer, attn] + stream[layer, mlp]
+            factor = float((both * change).sum() / max(float((both * both).sum()), 1e-300))
+            factor = 1.0 if abs(factor - 1.0) < 0.02 else factor
+            error = np.linalg.norm(change - factor * both)
+            if factor > 0 and error <= 1e-3 * np.linalg.norm(change) + 4 * rounding:
+                return _Split(attn, mlp, factor)
+    return _Split(why="attention and MLP are not all that it adds")
+
+
+def _streams(
+    lens: Core,
+    ids: Sequence[int],
+    at: Sequence[int],
+    keys: Sequence[Key],
+    interventions: Sequence[Intervention] | None,
+) -> Stream:
+    found = read_sites(lens, ids, keys, interventions)
+    chosen = mx.array(list(at))
+    return {key: np.array(tensor[chosen].astype(mx.float32), dtype=np.float64) for key, tensor in found.items()}
+
+
+def _sites(lens: Core, layer: int) -> list[str]:
+    points = {site: lens.registry.sites.point(layer, site) for site in lens.sites(layer)}
+    writers = [site for site in WRITERS if site in points and points[site].width == lens.d_model]
+    return [*RESIDUAL, *writers]
+
+
+def _steered(lens: Core, interventions: Sequence[Intervention] | None) -> set[Key]:
+    """The layers and sites that interventions act on."""
+    if interventions is None:
+        return {entry.key for entry in lens.registry.ambient()[0]}
+    return {(lens.registry.decoder.index(item.layer), item.site) for item in interventions}
+
+
+def _positions(positions: Sequence[int] | None, count: int) -> list[int]:
+    wanted = [-1] if positions is None else list(as_positions(positions).indices)
+    for place in wanted:
+        if not -count <= place < count:
+            raise LensError(f"There is no position {place}: the text has {count} tokens.", f"Choose 0 to {count - 1}.")
+    if not wanted:
+        raise LensError("There is no position to read.", "Name at least one, or leave positions out.")
+    return [place % count for place in wanted]

@@ -1,0 +1,295 @@
+"""The history of runs: each prompt, its arms and settings, and every token that came, kept as it comes.
+
+A run is written down when it begins and after each step, so a process that is
+killed loses at most the step in flight; :meth:`RunStore.broken` finds such runs
+afterwards. Texts are kept exactly as they came: sanitise them before they are shown.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from .codec import arm_from_json, sampling_from_json, to_json
+from .disk import is_alive, own_birth
+from .interventions import Arm
+from .run import Candidate, Sampling, Token
+from .store import Family, Store, fts_query
+
+State = Literal["running", "done", "stopped", "failed", "killed"]
+
+RUNS = Family(
+    "runs",
+    (
+        """
+        CREATE TABLE run (
+            id INTEGER PRIMARY KEY,
+            created REAL NOT NULL,
+            owner INTEGER NOT NULL,
+            state TEXT NOT NULL,
+            model TEXT NOT NULL,
+            prompt TEXT NOT NULL,
+            raw INTEGER NOT NULL,
+            sampling TEXT NOT NULL,
+            prompt_ids TEXT NOT NULL,
+            note TEXT NOT NULL DEFAULT ''
+        );
+        CREATE TABLE run_arm (
+            run INTEGER NOT NULL REFERENCES run(id) ON DELETE CASCADE,
+            arm INTEGER NOT NULL,
+            record TEXT NOT NULL,
+            reason TEXT NOT NULL DEFAULT '',
+            dose REAL,
+            text TEXT NOT NULL DEFAULT '',
+            PRIMARY KEY (run, arm)
+        ) WITHOUT ROWID;
+        CREATE TABLE run_token (
+            run INTEGER NOT NULL REFERENCES run(id) ON DELETE CASCADE,
+            arm INTEGER NOT NULL,
+            place INTEGER NOT NULL,
+            token_id INTEGER NOT NULL,
+            token TEXT NOT NULL,
+            text TEXT NOT NULL,
+            logprob REAL NOT NULL,
+            kl REAL,
+            top TEXT NOT NULL,
+            scales TEXT NOT NULL,
+            PRIMARY KEY (run, arm, place)
+        ) WITHOUT ROWID;
+        CREATE VIRTUAL TABLE run_text USING fts5(prompt, texts, note);
+        """,
+        # Until here an arm's kl was against the baseline's row, which is of the same text only up to the first token
+        # that differs: what came after it was no measure of the steering, and is forgotten.
+        """
+        ALTER TABLE run_token ADD COLUMN reverse_kl REAL;
+        ALTER TABLE run_token ADD COLUMN plain_logprob REAL;
+        UPDATE run_token SET kl = NULL FROM (
+            SELECT mine.run AS run, mine.arm AS arm, MIN(mine.place) AS place
+            FROM run_token AS mine
+            JOIN run_token AS base ON base.run = mine.run AND base.arm = 0 AND base.place = mine.place
+            WHERE mine.arm > 0 AND mine.token_id <> base.token_id
+            GROUP BY mine.run, mine.arm
+        ) AS parted
+        WHERE run_token.run = parted.run AND run_token.arm = parted.arm AND run_token.place > parted.place;
+        """,
+        "ALTER TABLE run ADD COLUMN born TEXT NOT NULL DEFAULT '';",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ArmRecord:
+    """One arm of a kept run: what it was, what came out, how it ended (``""``: it did not)."""
+
+    arm: Arm
+    tokens: tuple[Token, ...] = ()
+    text: str = ""
+    reason: str = ""
+    dose: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A kept run. ``created`` is seconds since 1970 (UTC); ``id`` 0 means not stored."""
+
+    model: str
+    prompt: str
+    arms: tuple[ArmRecord, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+    raw: bool = False
+    prompt_ids: tuple[int, ...] = ()
+    created: float = 0.0
+    state: State = "done"
+    note: str = ""
+    id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """A line of the history: enough to choose a run by."""
+
+    id: int
+    created: float
+    model: str
+    prompt: str
+    state: State
+    arms: tuple[str, ...]
+    note: str
+
+
+class RunStore:
+    """The runs of a :class:`Store`."""
+
+    def __init__(self, store: Store | Path | str | None = None) -> None:
+        self.store = store if isinstance(store, Store) else Store(store)
+        self.store.use(RUNS)
+
+    def begin(
+        self,
+        model: str,
+        prompt: str,
+        arms: Sequence[Arm],
+        sampling: Sampling,
+        *,
+        raw: bool = False,
+        prompt_ids: Sequence[int] = (),
+    ) -> int:
+        """Write down a run that begins; returns its id."""
+        owner, settings, ids = (os.getpid(), own_birth()), _dump(sampling), _dump(list(prompt_ids))
+        values = (time.time(), *owner, "running", _storable(model), _storable(prompt), raw, settings, ids)
+        with self.store.write() as connection:
+            cursor = connection.execute(
+                "INSERT INTO run (created, owner, born, state, model, prompt, raw, sampling, prompt_ids) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                values,
+            )
+            run = int(cursor.lastrowid or 0)
+            connection.executemany(
+                "INSERT INTO run_arm (run, arm, record) VALUES (?, ?, ?)",
+                [(run, index, _dump(arm)) for index, arm in enumerate(arms)],
+            )
+        return run
+
+    def add(self, run: int, tokens: Iterable[Token]) -> None:
+        """Add tokens to a run, in one transaction."""
+        rows = [
+            (
+                *(run, t.arm, t.index, t.token_id, _storable(t.token), _storable(t.text), t.logprob, t.kl),
+                _dump(_pairs(t.top)),
+                _dump(t.scales),
+                t.reverse_kl,
+                t.plain_logprob,
+            )
+            for t in tokens
+        ]
+        with self.store.write() as connection:
+            connection.executemany("INSERT INTO run_token VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+
+    def end_arm(self, run: int, arm: int, reason: str, dose: float | None = None) -> None:
+        """Say how an arm ended."""
+        with self.store.write() as connection:
+            connection.execute(
+                "UPDATE run_arm SET reason = ?, dose = ? WHERE run = ? AND arm = ?", (reason, dose, run, arm)
+            )
+
+    def end(self, run: int, state: State = "done") -> None:
+        """Close a run: its texts are joined and it can be searched."""
+        with self.store.write() as connection:
+            connection.execute("UPDATE run SET state = ? WHERE id = ?", (state, run))
+            texts = []
+            for row in connection.execute("SELECT arm FROM run_arm WHERE run = ? ORDER BY arm", (run,)).fetchall():
+                pieces = connection.execute(
+                    "SELECT text FROM run_token WHERE run = ? AND arm = ? ORDER BY place", (run, row["arm"])
+                )
+                texts.append("".join(piece["text"] for piece in pieces))
+                connection.execute(
+                    "UPDATE run_arm SET text = ? WHERE run = ? AND arm = ?", (texts[-1], run, row["arm"])
+                )
+            connection.execute("DELETE FROM run_text WHERE rowid = ?", (run,))
+            connection.execute(
+                "INSERT INTO run_text (rowid, prompt, texts, note) SELECT id, prompt, ?, note FROM run WHERE id = ?",
+                ("\n".join(texts), run),
+            )
+
+    def broken(self) -> list[int]:
+        """Runs whose process died under them, newest first. They are closed as ``killed`` and keep what came."""
+        rows = self.store.all("SELECT id, owner, born FROM run WHERE state = 'running' ORDER BY id DESC")
+        with self.store.reading():
+            dead = [int(row["id"]) for row in rows if not is_alive(int(row["owner"]), str(row["born"]))]
+        for run in dead:
+            self.end(run, "killed")
+        return dead
+
+    def get(self, run: int) -> RunRecord | None:
+        """A run with every token, or ``None``."""
+        row = self.store.one("SELECT * FROM run WHERE id = ?", (run,))
+        if row is None:
+            return None
+        arms = self.store.all("SELECT * FROM run_arm WHERE run = ? ORDER BY arm", (run,))
+        with self.store.reading():
+            return RunRecord(
+                model=str(row["model"]),
+                prompt=str(row["prompt"]),
+                arms=tuple(self._arm(run, arm) for arm in arms),
+                sampling=sampling_from_json(json.loads(row["sampling"])),
+                raw=bool(row["raw"]),
+                prompt_ids=tuple(int(token) for token in json.loads(row["prompt_ids"])),
+                created=float(row["created"]),
+                state=row["state"],
+                note=str(row["note"]),
+                id=run,
+            )
+
+    def list(self, words: str = "", limit: int = 100) -> list[RunSummary]:
+        """The newest runs, or those whose prompt, texts or note hold all the words."""
+        query = fts_query(words)
+        found = "WHERE id IN (SELECT rowid FROM run_text WHERE run_text MATCH ?)" if query else ""
+        rows = self.store.all(
+            f"SELECT * FROM run {found} ORDER BY id DESC LIMIT ?", (query, limit) if query else (limit,)
+        )
+        return [self._summary(row) for row in rows]
+
+    def annotate(self, run: int, note: str) -> None:
+        """Give a run a note, which is searched too."""
+        with self.store.write() as connection:
+            connection.execute("UPDATE run SET note = ? WHERE id = ?", (_storable(note), run))
+            connection.execute("UPDATE run_text SET note = ? WHERE rowid = ?", (_storable(note), run))
+
+    def delete(self, run: int) -> None:
+        """Forget a run."""
+        with self.store.write() as connection:
+            connection.execute("DELETE FROM run_text WHERE rowid = ?", (run,))
+            connection.execute("DELETE FROM run WHERE id = ?", (run,))
+
+    def _summary(self, row: Any) -> RunSummary:
+        arms = self.store.all("SELECT record FROM run_arm WHERE run = ? ORDER BY arm", (row["id"],))
+        with self.store.reading():
+            names = tuple(str(json.loads(arm["record"])["name"]) for arm in arms)
+            model, prompt, note = (str(row[name]) for name in ("model", "prompt", "note"))
+            return RunSummary(int(row["id"]), float(row["created"]), model, prompt, row["state"], names, note)
+
+    def _arm(self, run: int, row: Any) -> ArmRecord:
+        tokens = tuple(
+            _token(item)
+            for item in self.store.all(
+                "SELECT * FROM run_token WHERE run = ? AND arm = ? ORDER BY place", (run, row["arm"])
+            )
+        )
+        text = row["text"] or "".join(token.text for token in tokens)
+        return ArmRecord(arm_from_json(json.loads(row["record"])), tokens, text, row["reason"], row["dose"])
+
+
+def _token(row: Any) -> Token:
+    top = tuple(Candidate(int(token), str(text), float(logprob)) for token, text, logprob in json.loads(row["top"]))
+    scales = tuple((str(name), float(scale)) for name, scale in json.loads(row["scales"]))
+    return Token(
+        int(row["place"]),
+        int(row["token_id"]),
+        str(row["token"]),
+        str(row["text"]),
+        float(row["logprob"]),
+        arm=int(row["arm"]),
+        kl=None if row["kl"] is None else float(row["kl"]),
+        top=top,
+        scales=scales,
+        reverse_kl=row["reverse_kl"],
+        plain_logprob=row["plain_logprob"],
+    )
+
+
+def _pairs(top: Sequence[Candidate]) -> list[list[Any]]:
+    return [[candidate.token_id, candidate.text, candidate.logprob] for candidate in top]
+
+
+def _dump(value: Any) -> str:
+    return _storable(json.dumps(to_json(value), ensure_ascii=False, separators=(",", ":")))
+
+
+def _storable(text: str) -> str:
+    # SQLite takes UTF-8; a lone surrogate has none.
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,253 @@
+"""Matrix products by NumPy where MLX is slow at them: on a Linux CPU without OpenBLAS (:mod:`lens_tui.blas`).
+
+The reference BLAS of MLX's packages is some 20 times slower than the one that NumPy brings. Where MLX has OpenBLAS, on
+macOS and on a GPU nothing here is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from lens_tui import blas
+from lens_tui.records import LensError
+
+from .files import Stored
+
+
+def on_host() -> bool:
+    """Whether products that need no gradient are better left to NumPy."""
+    return mx.default_device().type == mx.DeviceType.cpu and blas.is_slow()
+
+
+def times(x: mx.array, w: NDArray[Any]) -> mx.array:
+    """``x @ w`` in float32, computed at once; no gradient goes through it."""
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is said where results are looked at
+        return mx.array(np.asarray(x.astype(mx.float32)) @ w)
+
+
+Residence = Literal["memory", "disk", "8bit"]
+Places = NDArray[np.int64]
+
+BLOCK = 16384
+"""Latents in a block."""
+
+
+def spans(width: int) -> tuple[slice, ...]:
+    """The blocks of latents: :data:`BLOCK` each, the last one shorter."""
+    return tuple(slice(start, min(start + BLOCK, width)) for start in range(0, width, BLOCK))
+
+
+def row_chunks(n: int, rows: int = 1024) -> Iterator[slice]:
+    """Rows to take at a time, so that the activations of a block stay near 64 MB."""
+    for start in range(0, n, rows):
+        yield slice(start, min(start + rows, n))
+
+
+class Encoder:
+    """``x @ w_enc`` for a block of latents at a time; ``w_enc`` has shape ``(d_in, width)``.
+
+    ``residence`` ``memory`` keeps all blocks, ``disk`` reads a block each time it is used. :meth:`product` is an MLX
+    operation, with a gradient; :meth:`now` computes at once, by whichever way is fastest.
+    """
+
+    def __init__(self, w_enc: Stored, residence: Residence, dtype: mx.Dtype) -> None:
+        self.spans = spans(w_enc.shape[1])
+        self._stored = w_enc
+        self._keep = residence == "memory"
+        self._dtype = dtype
+        self._blocks: list[mx.array | None] = [None] * len(self.spans)
+        self._host: list[NDArray[Any] | None] = [None] * len(self.spans)
+        self._checked: set[int] = set()
+        if self._keep:
+            for block in range(len(self.spans)):
+                self._block(block)
+
+    def product(self, x: mx.array, block: int) -> mx.array:
+        """``(n, d_in)`` to ``(n, latents of the block)``, float32; not computed yet unless the block is on disk."""
+        out = (x.astype(self._dtype) @ self._block(block)).astype(mx.float32)
+        if not self._keep:
+            mx.eval(out)
+        return out
+
+    def now(self, x: mx.array, block: int) -> mx.array:
+        """The same at once. No gradient goes through it."""
+        if x.shape[0] < 4 or not self._uses_host():
+            return self.product(x, block)
+        return times(x, self._host_block(block))
+
+    def columns(self, ids: Places) -> mx.array:
+        """The columns of some latents, ``(d_in, len(ids))``, in the encoder's dtype."""
+        if not self._keep or not len(ids):
+            return self._stored.read(columns=ids, dtype=self._dtype)
+        parts = {block: np.flatnonzero(ids // BLOCK == block) for block in np.unique(ids // BLOCK).tolist()}
+        found = mx.concatenate([self._held_columns(block, ids[at] % BLOCK) for block, at in parts.items()], axis=1)
+        if len(parts) == 1:
+            return found
+        back = np.argsort(np.concatenate(list(parts.values())), kind="stable")
+        return mx.take(found, mx.array(back.astype(np.int32)), axis=1)
+
+    def _held_columns(self, block: int, places: Places) -> mx.array:
+        return mx.take(self._block(block), mx.array(places.astype(np.int32)), axis=1)
+
+    def _uses_host(self) -> bool:
+        return self._dtype == mx.float32 and on_host()
+
+    def _block(self, block: int) -> mx.array:
+        held = self._blocks[block]
+        if held is not None:
+            return held
+        read = self._stored.read(columns=self.spans[block], dtype=self._dtype)
+        if self._keep:
+            self._blocks[block] = read
+        return read
+
+    def _host_block(self, block: int) -> NDArray[Any]:
+        held = self._host[block]
+        if held is not None:
+            return held
+        if self._keep:  # the same memory, seen by NumPy
+            self._host[block] = read = np.asarray(self._block(block))
+            return read
+        read = self._stored.host(columns=self.spans[block], checked=block in self._checked)
+        self._checked.add(block)
+        return read
+
+
+class EightBitEncoder(Encoder):
+    """Blocks quantised to 8 bits in groups along ``d_in``: about 9 bits a weight. Activations are not exact."""
+
+    def __init__(self, w_enc: Stored) -> None:
+        self.group = next((size for size in (64, 32) if w_enc.shape[0] % size == 0), 0)
+        if not self.group:
+            raise LensError(
+                f"An 8-bit encoder needs an input width that 32 divides; this one is {w_enc.shape[0]}.",
+                "Load it with residence='memory' or 'disk'.",
+            )
+        super().__init__(w_enc, "8bit", mx.float32)
+        self._quantized = [self._quantize(span) for span in self.spans]
+
+    def product(self, x: mx.array, block: int) -> mx.array:
+        """As of :class:`Encoder`."""
+        w, scales, biases = self._quantized[block]
+        x = x.astype(mx.float32)
+        return mx.quantized_matmul(x, w, scales, biases, transpose=True, group_size=self.group, bits=8)
+
+    def now(self, x: mx.array, block: int) -> mx.array:
+        """As of :class:`Encoder`."""
+        return self.product(x, block)
+
+    def columns(self, ids: Places) -> mx.array:
+        """The columns as they are used, ``(d_in, len(ids))``."""
+        parts = [[part[i % BLOCK] for part in self._quantized[i // BLOCK]] for i in map(int, ids)]
+        w, scales, biases = (mx.stack(list(rows)) for rows in zip(*parts, strict=True))
+        return mx.dequantize(w, scales, biases, group_size=self.group, bits=8).T
+
+    def _quantize(self, span: slice) -> tuple[mx.array, mx.array, mx.array]:
+        w, scales, biases = mx.quantize(self._stored.read(columns=span).T, group_size=self.group, bits=8)
+        mx.eval(w, scales, biases)
+        return w, scales, biases
+
+
+def make_encoder(w_enc: Stored, residence: Residence, dtype: mx.Dtype) -> Encoder:
+    """The encoder kept where ``residence`` says."""
+    return EightBitEncoder(w_enc) if residence == "8bit" else Encoder(w_enc, residence, dtype)
+
+
+class Decoder:
+    """``a @ w_dec`` for ``w_dec (width, d_out)``; with ``unit_rows`` its rows are divided by their lengths first.
+
+    The matrix is kept in memory from the first product on if ``residence`` is ``memory``; else it stays on disk.
+    """
+
+    def __init__(self, w_dec: Stored, residence: Residence, dtype: mx.Dtype, *, unit_rows: bool) -> None:
+        self.width, self.d_out = w_dec.shape
+        self._stored = w_dec
+        self._keep = residence == "memory"
+        self._dtype = dtype
+        self._kept: mx.array | None = None
+        self._host: dict[int, NDArray[Any]] = {}
+        self.norms = self._read_norms() if unit_rows else None
+
+    def product(self, z: mx.array) -> mx.array:
+        """``(n, width)`` to ``(n, d_out)``, float32."""
+        if self._keep:
+            return self.partial(z, slice(0, self.width))
+        out = mx.zeros((z.shape[0], self.d_out))
+        for span in spans(self.width):
+            out = out + self.partial(z[:, span], span)
+            mx.eval(out)
+        return out
+
+    def partial(self, z: mx.array, span: slice) -> mx.array:
+        """What the latents of ``span`` give, from their activations ``(n, len(span))``."""
+        if self.norms is not None:
+            z = z / _or_one(self.norms[span])
+        return (z.astype(self._dtype) @ self._rows(span)).astype(mx.float32)
+
+    def now(self, z: mx.array, span: slice) -> mx.array:
+        """As :meth:`partial`, but at once, by whichever way is fastest; no gradient goes through it."""
+        if z.shape[0] < 4 or self._dtype != mx.float32 or not on_host():
+            return self.partial(z, span)
+        if self.norms is not None:
+            z = z / _or_one(self.norms[span])
+        return times(z, self._host_rows(span))
+
+    def sparse(self, ids: mx.array, values: mx.array) -> mx.array:
+        """``(n, d_out)`` from ids and activations ``(n, k)``; places with activation 0 are left out, whatever their id.
+
+        Only the rows of features that are active are read, for 128 tokens at a time.
+        """
+        parts = [self._sparse(ids[i : i + 128], values[i : i + 128]) for i in range(0, ids.shape[0], 128)]
+        return mx.concatenate(parts) if parts else mx.zeros((0, self.d_out))
+
+    def _sparse(self, ids: mx.array, values: mx.array) -> mx.array:
+        used, place = np.unique(np.asarray(mx.where(values > 0, ids, 0)), return_inverse=True)
+        rows = self.effects(used)
+        places = mx.array(place.reshape(ids.shape).astype(np.int32))
+        z = mx.zeros((ids.shape[0], len(used)))
+        # Inactive places all point at one row and add 0 there; putting instead of adding could overwrite it.
+        z = z.at[mx.arange(ids.shape[0])[:, None], places].add(mx.maximum(values, 0))
+        out = times(z, np.asarray(rows)) if on_host() else z @ rows
+        mx.eval(out)
+        return out
+
+    def effects(self, ids: NDArray[np.int64]) -> mx.array:
+        """What one unit of activation adds to the output, ``(len(ids), d_out)``. Ids are not checked."""
+        rows = self.rows(ids)
+        if self.norms is None or not len(ids):
+            return rows
+        return rows / _or_one(self.norms[mx.array(ids.astype(np.int32))])[:, None]
+
+    def rows(self, ids: NDArray[np.int64] | None) -> mx.array:
+        """Rows as they are stored, float32, ``(len(ids), d_out)``; all of them with ``None``. Ids are not checked."""
+        if self._kept is not None and self._dtype == mx.float32:
+            return self._kept if ids is None else mx.take(self._kept, mx.array(np.asarray(ids, dtype=np.int32)), axis=0)
+        return self._stored.read(None if ids is None else np.asarray(ids, dtype=np.int64))
+
+    def _rows(self, span: slice) -> mx.array:
+        if not self._keep:
+            return self._stored.read(span, dtype=self._dtype)
+        if self._kept is None:
+            self._kept = self._stored.read(dtype=self._dtype)
+        return self._kept[span]
+
+    def _host_rows(self, span: slice) -> NDArray[Any]:
+        if not self._keep:
+            return self._stored.host(rows=span)
+        if span.start not in self._host:
+            self._host[span.start] = np.asarray(self._rows(span))  # the same memory, seen by NumPy
+        return self._host[span.start]
+
+    def _read_norms(self) -> mx.array:
+        norms = mx.concatenate([mx.linalg.norm(self._stored.read(span), axis=-1) for span in spans(self.width)])
+        mx.eval(norms)
+        return norms
+
+
+def _or_one(norms: mx.array) -> mx.array:
+    return mx.where(norms > 0, norms, 1.0)

@@ -1,0 +1,343 @@
+"""The weights of an SAE in training, how they start, and how normalisation is folded into them at the end.
+
+In training an SAE sees ``x_n = (x - mean) / scale``. Weights are a plain dict of float32
+arrays: ``w_enc (d, f)``, ``w_dec (f, d)`` with unit rows, ``b_enc (f,)``, ``b_dec (d,)`` and, for
+JumpReLU, ``log_threshold (f,)``. The pre-activation is ``(x_n - b_dec) @ w_enc + b_enc``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
+
+from lens_tui.records import LensError
+from lens_tui.records.training import TrainConfig
+
+Parameters = dict[str, mx.array]
+
+
+@dataclass(frozen=True, slots=True)
+class Normalizer:
+    """``x_n = (x - mean) / scale``: ``mean`` has shape ``(d,)``, ``scale`` is a scalar array, both float32."""
+
+    mean: mx.array
+    scale: mx.array
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Normalised float32 activations."""
+        return (x.astype(mx.float32) - self.mean) * (1.0 / self.scale)
+
+
+def scalar(x: mx.array) -> float:
+    """The value of an array with one element."""
+    value: Any = x.item()
+    return float(value)
+
+
+def geometric_median(x: mx.array, iterations: int = 50) -> mx.array:
+    """The point with the least summed distance to the rows of ``x (n, d)``, by Weiszfeld's iteration, float32 ``(d,)``.
+
+    It stands for the mean where a few positions have huge norms, which would drag the mean along.
+    """
+    x = x.astype(mx.float32)
+    point = mx.mean(x, axis=0)
+    floor = 1e-6 * mx.mean(mx.linalg.norm(x - point, axis=-1)) + 1e-12
+    for _ in range(iterations):
+        weight = 1.0 / mx.maximum(mx.linalg.norm(x - point, axis=-1, keepdims=True), floor)
+        point = mx.sum(weight * x, axis=0) / mx.sum(weight)
+        mx.eval(point)
+    return point
+
+
+def normalizer(sample: mx.array, config: TrainConfig) -> tuple[Normalizer, mx.array]:
+    """The normaliser that a sample ``(n, d)`` of raw activations asks for, and the ``b_dec`` to start from.
+
+    Raises ``LensError`` when the sample is not finite or does not vary.
+    """
+    d = sample.shape[-1]
+    x = sample.astype(mx.float32)
+    if not bool(mx.all(mx.isfinite(x)).item()):
+        raise LensError("The activations to train on hold NaN or infinity.", "Check the model at this layer and site.")
+    median = geometric_median(x[: 1 << 14])
+    zero, one = mx.zeros((d,)), mx.array(1.0)
+    if config.normalize == "none":
+        return Normalizer(zero, one), median
+    centre = median if config.normalize == "centered" else zero
+    scale = mx.mean(mx.linalg.norm(x - centre, axis=-1)) / d**0.5
+    mx.eval(centre, scale)
+    if not scalar(scale) > 0:
+        raise LensError("The activations to train on are all the same.", "Check the layer, the site and the text.")
+    return Normalizer(centre, scale), (median - centre) / scale
+
+
+def initial_parameters(config: TrainConfig, b_dec: mx.array) -> Parameters:
+    """Random unit decoder rows, the encoder their transpose, and the given ``b_dec``."""
+    d = b_dec.shape[0]
+    w_dec = unit_rows(mx.random.normal((config.width, d), key=mx.random.key(config.seed)))
+    p = {"w_enc": w_dec.T, "w_dec": w_dec, "b_enc": mx.zeros((config.width,)), "b_dec": b_dec}
+    if config.architecture == "jumprelu":
+        p["log_threshold"] = mx.full((config.width,), mx.log(mx.array(config.initial_threshold or 1.0)))
+    return {name: mx.contiguous(value) for name, value in p.items()}
+
+
+def unit_rows(w: mx.array) -> mx.array:
+    """Rows scaled to length 1."""
+    return w / mx.maximum(mx.linalg.norm(w, axis=-1, keepdims=True), 1e-12)
+
+
+def tangent_rows(gradient: mx.array, w: mx.array) -> mx.array:
+    """The gradient without its part along each unit row of ``w``: that part would only change the row's length."""
+    return gradient - mx.sum(gradient * w, axis=-1, keepdims=True) * w
+
+
+def preactivations(p: Parameters, x: mx.array, dtype: mx.Dtype = mx.float32) -> mx.array:
+    """``(x - b_dec) @ w_enc + b_enc`` for normalised ``x (n, d)``; the product is computed in ``dtype``."""
+    # Taking b_dec through the encoder once is cheaper than a gradient of every row of x.
+    bias = p["b_enc"] - p["b_dec"] @ p["w_enc"]
+    return x.astype(dtype) @ p["w_enc"].astype(dtype) + bias.astype(dtype)
+
+
+def fold(p: Parameters, norm: Normalizer, threshold: mx.array) -> Parameters:
+    """The same SAE for raw activations, as a JumpReLU SAE: ``relu(x @ w_enc + b_enc)`` where above ``threshold``.
+
+    ``threshold`` is normalised, a scalar or ``(f,)``. Activations come out multiplied by ``norm.scale``,
+    so that they are in residual-stream units on unit decoder rows.
+    """
+    b_dec = p["b_dec"] * norm.scale + norm.mean
+    return {
+        "w_enc": p["w_enc"],
+        "w_dec": p["w_dec"],
+        "b_enc": p["b_enc"] * norm.scale - b_dec @ p["w_enc"],
+        "b_dec": b_dec,
+        "threshold": mx.broadcast_to(threshold * norm.scale, p["b_enc"].shape) + 0.0,
+    }
+
+
+def encode_folded(folded: Parameters, x: mx.array) -> mx.array:
+    """Activations ``(n, f)`` of raw ``x (n, d)`` under folded weights, float32."""
+    pre = x.astype(mx.float32) @ folded["w_enc"] + folded["b_enc"]
+    return mx.where(pre > folded["threshold"], mx.maximum(pre, 0), 0)
+
+
+def decode_folded(folded: Parameters, z: mx.array) -> mx.array:
+    """The reconstruction ``(n, d)`` in raw units."""
+    return z @ folded["w_dec"] + folded["b_dec"]
+
+
+_TINY = 1e-6
+_SELECTION_LIMIT = 1 << 21
+"""The batch threshold is taken from at most this many pre-activations: to sort a whole wide batch costs more than
+its matrix products do."""
+
+
+class Losses(NamedTuple):
+    """One batch: the total to minimise, the squared error, mean L0, and which latents fired ``(f,)``."""
+
+    total: mx.array
+    error: mx.array
+    l0: mx.array
+    fired: mx.array
+
+
+def topk_threshold(pre: mx.array, k: int) -> mx.array:
+    """The ``k``-th largest of each row, ``(n, 1)``."""
+    return mx.min(mx.topk(pre, k, axis=-1), axis=-1, keepdims=True)
+
+
+def batch_threshold(pre: mx.array, k: int) -> mx.array:
+    """The value that ``k`` pre-activations a token reach on average over the batch, a scalar.
+
+    Of a batch with more than 2 M entries the first rows that hold as many are used: rows
+    come shuffled, and with 10,000 of them above it the count is right to 1 %.
+    """
+    rows = max(1, min(pre.shape[0], _SELECTION_LIMIT // pre.shape[1]))
+    flat = pre[:rows].reshape(-1)
+    place = flat.size - min(rows * k, flat.size)
+    return mx.partition(flat, place)[place]
+
+
+def jumprelu(pre: mx.array, log_threshold: mx.array, bandwidth: float) -> tuple[mx.array, mx.array]:
+    """``pre`` where above the threshold, and the gate (1 where it fires), both ``(n, f)``.
+
+    Forward: exact. Backward to the threshold ``t``, with ``K`` the rectangle of width ``bandwidth``
+    around it: ``dz/dt = -(t / bandwidth) K``, ``dgate/dt = -(1 / bandwidth) K`` (Rajamanoharan et al. 2024, eq. 11-12).
+    """
+    threshold = mx.exp(log_threshold).astype(pre.dtype)
+    held = mx.stop_gradient(threshold)
+    fixed = mx.stop_gradient(pre)
+    gate = (fixed > held).astype(pre.dtype)
+    kernel = (mx.abs(fixed - held) < bandwidth / 2).astype(pre.dtype) / bandwidth
+    pull = held - threshold  # zero in value; carries the gradient to the threshold
+    return pre * gate + held * kernel * pull, gate + kernel * pull
+
+
+def activations(p: Parameters, pre: mx.array, config: TrainConfig) -> tuple[mx.array, mx.array]:
+    """``(z, gate)`` of the pre-activations in the way of ``config.architecture``, both ``(n, f)``."""
+    if config.architecture == "jumprelu":
+        return jumprelu(pre, p["log_threshold"], config.bandwidth)
+    select = topk_threshold if config.architecture == "topk" else batch_threshold
+    threshold = mx.maximum(select(mx.stop_gradient(pre), config.k), _TINY)
+    gate = (pre >= threshold).astype(pre.dtype)
+    return pre * gate, gate
+
+
+def reconstruction_errors(p: Parameters, x: mx.array, z: mx.array, prefixes: Sequence[int]) -> list[mx.array]:
+    """``x_hat - x``, ``(n, d)`` float32, of the first ``m`` latents for each ``m`` in ``prefixes``, then of all."""
+    ends = [*prefixes, z.shape[1]]
+    total = p["b_dec"] - x
+    errors = []
+    for start, end in zip([0, *prefixes], ends, strict=True):
+        part = z[:, start:end] @ p["w_dec"][start:end].astype(z.dtype)
+        total = total + part.astype(mx.float32)
+        errors.append(total)
+    return errors
+
+
+def auxiliary_loss(p: Parameters, x: mx.array, error: mx.array, idle: mx.array, config: TrainConfig) -> mx.array:
+    """AuxK (Gao et al. 2024, appendix A.2): how badly the dead latents explain what is left over.
+
+    ``error`` is ``x_hat - x``; ``idle`` ``(f,)`` counts the tokens since each latent
+    fired. The longest dead latents, at most ``aux_slots`` of them, reconstruct ``x - x_hat`` with the ``aux_k`` of
+    them that are largest on each token. Zero when none is dead.
+    """
+    width, d = p["w_dec"].shape
+    slots = min(config.aux_slots or 512, width)
+    k = min(config.aux_k or max(1, d // 2), slots)
+    chosen = mx.argpartition(-idle, slots - 1)[:slots] if slots < width else mx.arange(width)
+    dead = idle[chosen] > config.dead_after
+    part: Parameters = {
+        "w_enc": mx.take(p["w_enc"], chosen, axis=1),
+        "b_enc": mx.take(p["b_enc"], chosen),
+        "b_dec": mx.stop_gradient(p["b_dec"]),
+    }
+    pre = mx.where(dead, mx.maximum(preactivations(part, x), 0), 0)
+    z = pre * (pre >= mx.maximum(topk_threshold(mx.stop_gradient(pre), k), _TINY)) if k < slots else pre
+    left = mx.stop_gradient(error) + z @ mx.take(p["w_dec"], chosen, axis=0)
+    return mx.where(mx.any(dead), mx.mean(mx.square(left)), 0.0)
+
+
+def sparsity_loss(l0: mx.array, config: TrainConfig, ramp: mx.array) -> mx.array:
+    """The L0 penalty of JumpReLU training times ``ramp`` (0 to 1 during the warm-up); 0 for the other architectures."""
+    if config.architecture != "jumprelu":
+        return mx.array(0.0)
+    share = l0 / config.k
+    return ramp * config.l0_coefficient * (share if config.l0_linear else mx.square(share - 1.0))
+
+
+def losses(p: Parameters, x: mx.array, idle: mx.array, ramp: mx.array, config: TrainConfig) -> Losses:
+    """Everything that one batch of normalised ``x (n, d)`` has to say. Differentiable in ``p``."""
+    dtype = mx.bfloat16 if config.compute == "bfloat16" else mx.float32
+    pre = preactivations(p, x, dtype)
+    z, gate = activations(p, pre, config)
+    errors = reconstruction_errors(p, x, z, config.matryoshka)
+    squared = [mx.mean(mx.square(error)) for error in errors]
+    l0 = mx.mean(mx.sum(gate.astype(mx.float32), axis=-1))  # bfloat16 cannot count past 256
+    total = sum(squared[1:], squared[0]) / len(squared) + sparsity_loss(l0, config, ramp)
+    if config.aux_coefficient:
+        total = total + config.aux_coefficient * auxiliary_loss(p, x, errors[-1], idle, config)
+    return Losses(total, squared[-1], l0, mx.any(z > 0, axis=0))
+
+
+_IDLE_LIMIT = 1 << 30
+_EPSILON = 1e-8
+
+State = dict[str, Any]
+"""``parameters``, Adam's moments ``m`` and ``v``, ``idle (f,)`` (tokens since each latent fired) and ``step``."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepFigures:
+    """Lazy figures of one batch: squared error and variance (mean per dimension, normalised units), and mean L0."""
+
+    error: mx.array
+    variance: mx.array
+    l0: mx.array
+
+
+def initial_state(parameters: Parameters) -> State:
+    """The state before the first step."""
+    return {
+        "parameters": parameters,
+        "m": tree_map(mx.zeros_like, parameters),
+        "v": tree_map(mx.zeros_like, parameters),
+        "idle": mx.zeros(parameters["b_enc"].shape, mx.int32),
+        "step": mx.array(0, mx.int32),
+    }
+
+
+def flatten_state(state: State) -> dict[str, mx.array]:
+    """The state under flat names, ready for safetensors."""
+    return dict(tree_flatten(state))
+
+
+def unflatten_state(arrays: dict[str, mx.array]) -> State:
+    """What ``flatten_state`` was given."""
+    state: State = tree_unflatten(list(arrays.items()))
+    return state
+
+
+def learning_rate(config: TrainConfig, step: mx.array) -> mx.array:
+    """Linear warm-up over the first ``warmup`` share of the steps, linear decay to 0 over the last ``decay`` share."""
+    now = step.astype(mx.float32)
+    up = (now + 1) / max(1.0, config.warmup * config.steps)
+    down = (config.steps - now) / max(1.0, config.decay * config.steps)
+    return config.learning_rate * mx.clip(mx.minimum(up, down), 0.0, 1.0)
+
+
+def sparsity_ramp(config: TrainConfig, step: mx.array) -> mx.array:
+    """How much of the L0 penalty counts at ``step``: from 0 to 1 over the ``l0_warmup`` share of the steps."""
+    return mx.minimum((step.astype(mx.float32) + 1) / max(1.0, config.l0_warmup * config.steps), 1.0)
+
+
+def adam(
+    p: Parameters, gradient: Parameters, m: Parameters, v: Parameters, step: mx.array, config: TrainConfig
+) -> tuple[Parameters, Parameters, Parameters]:
+    """Adam with bias correction (Kingma and Ba 2015) as a pure function, so that the whole step can be one too.
+
+    ``step`` counts from 0. Gives the new ``p``, ``m`` and ``v``.
+    """
+    b1, b2 = config.betas
+    count = step.astype(mx.float32) + 1
+    rate = learning_rate(config, step) / (1 - mx.power(b1, count))
+    spread = mx.rsqrt(1 - mx.power(b2, count))
+    m = {name: b1 * m[name] + (1 - b1) * gradient[name] for name in p}
+    v = {name: b2 * v[name] + (1 - b2) * mx.square(gradient[name]) for name in p}
+    new = {name: p[name] - rate * m[name] / (mx.sqrt(v[name]) * spread + _EPSILON) for name in p}
+    return new, m, v
+
+
+class Step:
+    """``state, figures = step(state, x)`` for a batch ``(n, d)`` of raw activations. Lazy; changes nothing in place."""
+
+    def __init__(self, config: TrainConfig, norm: Normalizer, compiled: bool | None = None) -> None:
+        self._config, self._norm = config, norm
+        if compiled is None:
+            # On a CPU the time goes into matrix products: compiling would cost seconds and gain nothing.
+            compiled = mx.default_device() == mx.Device(mx.gpu)
+        self._run: Any = mx.compile(self._advance) if compiled else self._advance
+
+    def __call__(self, state: State, x: mx.array) -> tuple[State, StepFigures]:
+        """One step of training."""
+        state, figures = self._run(state, x)
+        return state, StepFigures(*figures)
+
+    def _advance(self, state: State, raw: mx.array) -> tuple[State, tuple[mx.array, ...]]:
+        config, p, idle = self._config, state["parameters"], state["idle"]
+        x = self._norm(raw)
+        ramp = sparsity_ramp(config, state["step"])
+
+        def objective(weights: Parameters) -> tuple[mx.array, ...]:
+            return tuple(losses(weights, x, idle, ramp, config))
+
+        (_, error, l0, fired), gradient = mx.value_and_grad(objective)(p)
+        gradient = {**gradient, "w_dec": tangent_rows(gradient["w_dec"], p["w_dec"])}
+        p, m, v = adam(p, gradient, state["m"], state["v"], state["step"], config)
+        p = {**p, "w_dec": unit_rows(p["w_dec"])}
+        idle = mx.where(fired, 0, mx.minimum(idle + raw.shape[0], _IDLE_LIMIT))
+        variance = mx.mean(mx.square(x - mx.mean(x, axis=0)))
+        new = {"parameters": p, "m": m, "v": v, "idle": idle, "step": state["step"] + 1}
+        return new, (error, variance, l0)

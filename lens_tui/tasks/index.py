@@ -1,0 +1,105 @@
+"""Index a text with a model and its SAEs: where the two libraries meet. Runs on the model's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lens_tui.records import LensError, paths
+from lens_tui.records.disk import fingerprint
+
+if TYPE_CHECKING:
+    from lens_tui.lens import LensModel
+    from lens_tui.sae import SAE
+    from lens_tui.sae.index import BuildResult, IndexProgress, IndexSettings, TokenTable
+
+
+def index_text(
+    model: LensModel,
+    saes: Sequence[SAE],
+    text: str | Path,
+    out: str | Path | None = None,
+    *,
+    settings: IndexSettings | None = None,
+    context: int = 256,
+    rows: int = 32,
+    max_tokens: int | None = None,
+    text_key: str = "text",
+    conventions: Sequence[str] = ("norm", "raw"),
+    model_name: str = "",
+    corpus_name: str = "",
+    shard: tuple[int, int] = (0, 1),
+    progress: Callable[[IndexProgress], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> BuildResult:
+    """One pass of a text folder, ``.txt`` or ``.jsonl`` file through a model, indexed for each SAE.
+
+    Windows of ``context`` tokens of one document each, ``rows`` of them a batch,
+    in the order of the corpus. ``model_name`` and ``corpus_name`` are what the index
+    calls them (default: the model's id or folder, the text's file). ``out`` defaults to the user's indexes folder.
+    Stopped or killed, the same call goes on. With ``shard=(i, n)`` a part is
+    made; :func:`merge_index` makes the index of all parts. Raises :class:`LensError`
+    for an SAE that does not say which layer and site it reads.
+    """
+    from lens_tui.lens.read.activations import Reading, text_activations
+    from lens_tui.sae.index import Target, build_index
+
+    places = [_place(sae) for sae in saes]
+    reading = Reading(context=context, rows=rows, packed=False, shuffle=False)
+    source, _ = text_activations(
+        model, text, places, max_tokens=max_tokens, text_key=text_key, reading=reading, model_name=model_name
+    )
+    model_hash = _hash(model.info.path)
+    tables = [token_tables(model, sae, conventions) if shard[1] == 1 else () for sae in saes]
+    targets = [
+        Target(sae, place, sae.d_sae, sae.info.id, model_hash=model_hash, corpus=corpus_name, tables=made)
+        for sae, place, made in zip(saes, places, tables, strict=True)
+    ]
+    folder = out or paths.indexes_folder()
+    return build_index(source, targets, folder, settings, shard=shard, progress=progress, should_stop=should_stop)
+
+
+def merge_index(
+    model: LensModel,
+    sae: SAE,
+    parts: Sequence[str | Path],
+    out: str | Path | None = None,
+    *,
+    conventions: Sequence[str] = ("norm", "raw"),
+) -> Path:
+    """The index of all shards of a pass, with the token tables; equal to the bit to that of one pass."""
+    from lens_tui.sae.index import merge_parts
+
+    return merge_parts(parts, out or paths.indexes_folder(), tables=token_tables(model, sae, conventions))
+
+
+def token_tables(model: LensModel, sae: SAE, conventions: Sequence[str] = ("norm", "raw")) -> tuple[TokenTable, ...]:
+    """Promoted and suppressed tokens of every feature under each convention; none if it does not write to the residual.
+
+    An SAE of ``attn_z`` or of another width has no decoder row that the unembedding could read.
+    """
+    from lens_tui.lens.architecture.unembed import find_unembedding, top_tokens
+    from lens_tui.sae.index import token_table
+
+    if sae.d_out != model.d_model or (sae.info.site_out or sae.info.site) == "attn_z":
+        return ()
+    unembedding, hide = find_unembedding(model.registry.decoder), model.registry.decoder.hide
+
+    def table(convention: Any) -> TokenTable:
+        return token_table(
+            sae.directions, sae.d_sae, lambda rows, k: top_tokens(unembedding, rows, k, convention, hide), convention
+        )
+
+    return tuple(table(convention) for convention in conventions)
+
+
+def _place(sae: SAE) -> tuple[int, str]:
+    info = sae.info
+    if info.layer < 0 or not info.site:
+        raise LensError(f"{info.name or 'An SAE'} does not say which layer and site it reads.", "Say it on loading.")
+    return info.layer, info.site
+
+
+def _hash(path: str) -> str:
+    return fingerprint(path) if path and Path(path).exists() else ""

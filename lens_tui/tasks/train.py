@@ -1,0 +1,124 @@
+"""Train an SAE on a text with a model: where the two libraries meet. Runs on the model's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lens_tui.records import LensError
+from lens_tui.records.activations import Place
+from lens_tui.records.fit import FitReport
+from lens_tui.records.training import TrainConfig, TrainProgress, TrainReport
+
+if TYPE_CHECKING:
+    from lens_tui.lens import LensModel
+    from lens_tui.sae import SAE
+
+
+def train_sae(
+    model: LensModel,
+    text: str | Path,
+    out: str | Path,
+    config: TrainConfig,
+    *,
+    layer: int,
+    site: str = "resid_post",
+    context: int = 256,
+    rows: int = 32,
+    held_out: int = 40,
+    max_tokens: int | None = None,
+    text_key: str = "text",
+    model_name: str = "",
+    progress: Callable[[TrainProgress], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    checkpoint_seconds: float = 60.0,
+) -> TrainReport:
+    """Train an SAE at a layer and site on a text folder, ``.txt`` or ``.jsonl`` file, and write it to ``out``.
+
+    The text is read in windows of ``context`` tokens, ``rows`` of them a forward pass (more is faster on a GPU). Every
+    ``held_out``-th document of each file is not trained on and is what the SAE is measured on (0: none, it is
+    measured on what it was trained on). ``max_tokens`` bounds the text that is kept in memory as token ids
+    (by default as many as are trained on); shorter texts are read several times, in another order each time. Stopped
+    or killed, the same call goes on with the same numbers. Raises ``LensError`` for a place the model lacks, a text
+    that cannot be read, or a folder with another run in it.
+    """
+    from lens_tui.lens.read.activations import Reading, text_activations
+    from lens_tui.sae import train
+
+    def reading(done: int, total: int) -> None:
+        if progress is not None:
+            progress(TrainProgress(stage="read", step=0, steps=config.steps, tokens=done, seconds_left=None))
+
+    source, held = text_activations(
+        model,
+        text,
+        [(layer, site)],
+        held_out=held_out,
+        max_tokens=max_tokens or config.tokens,
+        text_key=text_key,
+        reading=Reading(context=context, rows=rows, seed=config.seed),
+        model_name=model_name,
+        progress=reading,
+    )
+    return train(
+        source,
+        config,
+        out,
+        evaluation=held,
+        progress=progress,
+        should_stop=should_stop,
+        checkpoint_seconds=checkpoint_seconds,
+    )
+
+
+FIT_TEXT = (
+    "The lighthouse keeper climbed the stairs every evening, lit the lamp, and wrote the weather into a small book. "
+    "In 1848 the town had nine hundred people, two churches and a market where farmers sold wool, cheese and horses. "
+    "“Will it rain tomorrow?” asked the girl. Her father laughed: “Ask the cat; she knows more than the newspaper.” "
+    "Water boils at 100 degrees Celsius at sea level, and at a lower temperature on a mountain. "
+    "To make the soup, chop two onions, fry them in butter, add salt, and let everything simmer for half an hour."
+)
+"""The text of a check when none is given: some hundred tokens of plain English of several kinds."""
+
+
+def check_sae(model: LensModel, sae: SAE, text: str | None = None) -> FitReport:
+    """L0 and FVU of an SAE on each tensor it could be for, over one text (by default ``FIT_TEXT``), and the verdict.
+
+    Special tokens (BOS and the like) are left out. One forward pass. Raises ``LensError`` for a text of fewer than
+    two tokens, and where no tensor of this model has the width that the SAE reads.
+    """
+    from lens_tui.sae.fit import check_fit_with
+
+    ids = model.tokens.encode(FIT_TEXT if text is None else text)
+    specials = model.tokens.special_ids()
+    kept = [place for place, token in enumerate(ids) if token not in specials]
+    if len(kept) < 2:
+        raise LensError("The text has too few tokens to measure on.", "Give a few sentences.")
+
+    def capture(places: Sequence[Place]) -> Mapping[Place, Any]:
+        return capture_places(model, ids, kept, places)
+
+    return check_fit_with(sae, capture, model.n_layers)
+
+
+def capture_places(
+    model: LensModel, ids: Sequence[int], kept: Sequence[int], places: Sequence[Place]
+) -> dict[Place, Any]:
+    """Activations ``(len(kept), d)`` of some places at some positions; places the model lacks are left out."""
+    import mlx.core as mx
+
+    by_site: dict[str, list[int]] = {}
+    for layer, site in places:
+        if site in model.sites(layer):
+            by_site.setdefault(site, []).append(layer)
+    rows = mx.array(list(kept))
+    with ExitStack() as stack:
+        held = {site: stack.enter_context(model.capture(layers, site=[site])) for site, layers in by_site.items()}
+        model.forward(list(ids))
+        return {
+            (layer, site): mx.take(held[site][layer, site][0], rows, axis=0)
+            for site, layers in by_site.items()
+            for layer in layers
+        }

@@ -1,0 +1,314 @@
+"""Every key of the app, as data. A key means one thing on every screen.
+
+``id`` is what a user's ``[keys]`` table names; its first part is the *scope*:
+``app`` works everywhere, ``move`` in every list, token view and grid, the rest
+on the screen of that name or, of ``PANES``, in that pane. Lower case acts, the capital is its stronger or
+reverse twin. Never bound: ctrl+h/i/j/m/[ (they are backspace, tab, newline,
+enter and escape), ctrl+a/b/s (taken by multiplexers and flow control), alt and
+function keys.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from lens_tui.records.sanitise import one_line
+
+SCREENS: tuple[tuple[str, str], ...] = (
+    ("load", "Load"),
+    ("steer", "Steer"),
+    ("generate", "Generate"),
+    ("features", "Features"),
+    ("lens", "Lens"),
+)
+"""The screens in their order: mode name and title. Their digits are 1 to 5."""
+
+PANES: tuple[str, ...] = ("dose",)
+"""Scopes of one pane of a screen: while it has the focus, its keys go before the screen's."""
+
+GROUPS = ("Everywhere", "Move", "Load", "Steer", "Generate", "Features", "Lens")
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key: what it is called in settings, which keys it has at first, what it does and says.
+
+    ``keys`` is comma separated. ``footer`` is the word shown in the footer,
+    empty to leave it out; neighbours with the same word share it (``+ - scale``).
+    """
+
+    id: str
+    keys: str
+    action: str
+    description: str
+    footer: str = ""
+
+    @property
+    def scope(self) -> str:
+        """Where the key works: ``app``, ``move`` or a screen's name."""
+        return self.id.partition(".")[0]
+
+    @property
+    def group(self) -> str:
+        """The heading it stands under in the key table."""
+        return {"app": "Everywhere", "dose": "Steer"}.get(self.scope, self.scope.capitalize())
+
+
+_APP = (
+    Key("app.load", "1", "show('load')", "go to Load"),
+    Key("app.steer", "2", "show('steer')", "go to Steer"),
+    Key("app.generate", "3", "show('generate')", "go to Generate"),
+    Key("app.features", "4", "show('features')", "go to Features"),
+    Key("app.lens", "5", "show('lens')", "go to Lens"),
+    Key("app.run", "r", "run", "run the comparison", "run"),
+    Key("app.stop", "x", "stop", "stop what is running (at most one more token)"),
+    Key("app.undo", "u", "undo", "undo the last steering edit"),
+    Key("app.redo", "U", "redo", "redo it"),
+    Key("app.next_pane", "tab", "focus_next", "next pane"),
+    Key("app.previous_pane", "shift+tab", "focus_previous", "previous pane"),
+    Key("app.tint", "t", "tint", "how values show: tint, bars, digits, off"),
+    Key("app.theme", "T", "theme", "choose a theme, with a live preview"),
+    Key("app.maximize", "m", "maximize", "give the pane the whole screen, or give it back"),
+    Key("app.help", "?", "keys", "this table of keys", "keys"),
+    Key("app.commands", ":,ctrl+p", "command_palette", "command palette", "commands"),
+    Key("app.interrupt", "ctrl+c", "interrupt", "copy a selection; twice: quit"),
+    Key("app.quit_idle", "q", "quit_idle", "quit, when nothing runs"),
+    Key("app.suspend", "ctrl+z", "suspend", "back to the shell; its `fg` comes back here"),
+    Key("app.quit", "ctrl+q", "quit", "quit at once"),
+)
+
+_MOVE = (
+    Key("move.down", "j,down", "cursor_down", "down"),
+    Key("move.up", "k,up", "cursor_up", "up"),
+    Key("move.left", "h,left", "cursor_left", "left"),
+    Key("move.right", "l,right", "cursor_right", "right"),
+    Key("move.first", "g,home", "first", "first"),
+    Key("move.last", "G,end", "last", "last"),
+    Key("move.page_down", "ctrl+d,pagedown", "page_down", "half a page down"),
+    Key("move.page_up", "ctrl+u,pageup", "page_up", "half a page up"),
+)
+
+_LOAD = (
+    Key("load.open", "enter", "open", "load the model, or the SAE, under the cursor", "load"),
+    Key("load.filter", "/", "filter", "filter the list", "filter"),
+    Key("load.add", "a", "add", "type a folder or a Hugging Face id", "add"),
+    Key("load.sort", "o", "sort", "change the order of the list", "sort"),
+    Key("load.rescan", "R", "rescan", "look for models again"),
+    Key("load.unload", "D", "unload", "free the loaded model", "unload"),
+)
+
+_STEER = (
+    Key("steer.add", "a", "add", "add a vector: feature, texts, token, rows, random, file", "add"),
+    Key("steer.dose", "v", "dose", "measure the row over scales: the dose-response; again: close it", "dose"),
+    Key("steer.dose_form", "V", "dose_form", "choose the scales and measure the row"),
+    Key("steer.find", "f", "find", "find the scale that reaches a target", "find"),
+    Key("steer.toggle", "space", "switch", "switch the row on or off", "on/off"),
+    Key("steer.scale_up", "plus", "scale(1)", "scale up one step", "scale"),
+    Key("steer.scale_down", "minus", "scale(-1)", "scale down one step", "scale"),
+    Key("steer.scale_up5", "equals_sign", "scale(5)", "scale up five steps"),
+    Key("steer.scale_down5", "underscore", "scale(-5)", "scale down five steps"),
+    Key("steer.zero", "0", "zero", "scale to zero"),
+    Key("steer.flip", "b", "flip", "turn the scale's sign"),
+    Key("steer.layer_down", "less_than_sign", "layer(-1)", "one layer earlier", "layer"),
+    Key("steer.layer_up", "greater_than_sign", "layer(1)", "one layer later", "layer"),
+    Key("steer.arm_down", "left_square_bracket", "arm(-1)", "put the row in the arm before", "arm"),
+    Key("steer.arm_up", "right_square_bracket", "arm(1)", "put the row in the arm after", "arm"),
+    Key("steer.edit", "enter,e", "edit", "type scale, layer, name; choose mode and positions", "edit"),
+    Key("steer.mode", "M", "mode", "next mode: add, norm-match, project out, set, at most, at least"),
+    Key("steer.positions", "P", "positions", "next positions: all, prompt, generated, last, all but BOS"),
+    Key("steer.copy", "c", "copy", "copy the row into the next free arm"),
+    Key("steer.save", "w", "save", "save the vector to a file"),
+    Key("steer.delete", "d", "delete", "delete the row (u brings it back)", "delete"),
+)
+
+_GENERATE = (
+    Key("generate.prompt", "i,p", "prompt", "write the prompt (enter runs, shift+enter is a new line)", "prompt"),
+    Key("generate.scale_up", "plus", "scale(1)", "scale of the lane up one step, live while it is written", "scale"),
+    Key("generate.scale_down", "minus", "scale(-1)", "scale of the lane down one step", "scale"),
+    Key("generate.scale_up5", "equals_sign", "scale(5)", "scale up five steps"),
+    Key("generate.scale_down5", "underscore", "scale(-5)", "scale down five steps"),
+    Key("generate.zero", "0", "zero", "scale of the lane to zero"),
+    Key("generate.lane_left", "left_square_bracket", "lane(-1)", "the lane before", "lane"),
+    Key("generate.lane_right", "right_square_bracket", "lane(1)", "the lane after", "lane"),
+    Key("generate.add", "a", "add_arm", "add an arm like this one, at a higher scale", "add"),
+    Key("generate.delete", "d", "delete_arm", "take this arm off the bench (u brings it back)"),
+    Key("generate.flip", "b", "flip", "baseline and steered text in the same place", "flip"),
+    Key("generate.diff", "D", "measure('diff')", "shade what is not in the baseline", "diff"),
+    Key("generate.measure", "v", "measure", "what the shade says: surprise, KL, difference", "shade"),
+    Key("generate.sampling", "comma", "sampling", "seed, temperature, length and the rest", "sampling"),
+    Key("generate.history", "H", "history", "the runs of this session and those kept", "history"),
+    Key("generate.copy", "y", "copy", "copy the text of this lane"),
+    Key("generate.copy_command", "Y", "copy_command", "copy the command that makes this run"),
+    Key("generate.export", "e", "export", "write the run as JSON and Markdown"),
+)
+
+_FEATURES = (
+    Key("features.steer", "s", "steer", "send the feature's direction to the vector bench", "steer"),
+    Key("features.pin", "enter", "pin", "keep this feature while the cursor moves; go to a neighbour", "pin"),
+    Key("features.find", "/", "find", "find features by words, or one by its number", "find"),
+    Key("features.text_left", "left_square_bracket", "source(-1)", "the text before: prompt or an arm's", "text"),
+    Key("features.text_right", "right_square_bracket", "source(1)", "the text after", "text"),
+    Key("features.sae_down", "less_than_sign", "sae(-1)", "the SAE before", "SAE"),
+    Key("features.sae_up", "greater_than_sign", "sae(1)", "the SAE after", "SAE"),
+    Key("features.section", "v", "section(1)", "what the page lists: top, sample, near, together", "page"),
+    Key("features.section_back", "V", "section(-1)", "the list before"),
+    Key("features.feature_down", "left_curly_bracket", "feature(-1)", "the feature before, by number"),
+    Key("features.feature_up", "right_curly_bracket", "feature(1)", "the feature after"),
+    Key("features.label", "L", "label", "write your label of the feature", "label"),
+    Key("features.next", "n", "active(1)", "the next token where the feature is active"),
+    Key("features.previous", "N", "active(-1)", "the previous one"),
+    Key("features.copy", "y", "copy", "copy what is known of the feature"),
+    Key("features.copy_command", "Y", "copy_command", "copy the command that shows these features"),
+)
+
+_LENS = (
+    Key("lens.follow", "enter", "follow", "follow the cell's best token through the layers, or let it go", "follow"),
+    Key("lens.find", "/", "find", "type a token to follow", "find"),
+    Key("lens.flip", "b", "flip", "the next arm: baseline and steered grid in the same place", "flip"),
+    Key("lens.measure", "v", "measure", "what the shade says: probability, followed token, KL", "shade"),
+    Key("lens.text_left", "left_square_bracket", "source(-1)", "the text before: prompt or an arm's", "text"),
+    Key("lens.text_right", "right_square_bracket", "source(1)", "the text after", "text"),
+)
+
+_DOSE = (Key("dose.take", "enter", "take", "give the row the scale under the cursor (u takes it back)", "take"),)
+
+KEYS: tuple[Key, ...] = (*_APP, *_MOVE, *_LOAD, *_DOSE, *_STEER, *_GENERATE, *_FEATURES, *_LENS)
+
+
+@cache
+def by_id() -> dict[str, Key]:
+    """Every key by its id."""
+    return {key.id: key for key in KEYS}
+
+
+def in_scope(scope: str) -> tuple[Key, ...]:
+    """The keys of one scope, in the table's order."""
+    return tuple(key for key in KEYS if key.scope == scope)
+
+
+MUST_STAY = ("app.quit", "app.help", "app.commands")
+_NAMES = "escape enter return tab space backspace delete insert home end pageup pagedown up down left right"
+NAMED = frozenset([*_NAMES.split(), *(f"f{number}" for number in range(1, 25))])
+_UNSENDABLE = {
+    "ctrl+h": "backspace",
+    "ctrl+i": "tab",
+    "ctrl+j": "newline",
+    "ctrl+m": "enter",
+    "ctrl+left_square_bracket": "escape",
+}
+_REPLACED = {
+    "solidus": "slash",
+    "reverse_solidus": "backslash",
+    "commercial_at": "at",
+    "hyphen_minus": "minus",
+    "plus_sign": "plus",
+    "low_line": "underscore",
+}
+
+
+def normal(key: str) -> str:
+    """The long name of a key as Textual knows it: ``?`` is ``question_mark``, ``+`` is ``plus``."""
+    key = key if len(key) == 1 else key.strip()
+    if len(key) != 1 or key.isalnum():
+        return key
+    name = unicodedata.name(key, key).lower().replace("-", "_").replace(" ", "_")
+    return _REPLACED.get(name, name)
+
+
+def split(keys: str) -> list[str]:
+    """The keys of a comma-separated list in their long names; a lone comma is the comma key."""
+    if keys.strip() == ",":
+        return ["comma"]
+    return [normal(part.strip()) for part in keys.split(",") if part.strip()]
+
+
+def key_problem(key: str) -> str:
+    """What is wrong with one key name, or an empty string."""
+    if key in _UNSENDABLE:
+        return f"terminals send {key} as {_UNSENDABLE[key]}"
+    *modifiers, last = key.split("+")
+    if any(modifier not in ("ctrl", "shift", "alt", "super") for modifier in modifiers):
+        return f"{key!r} is not a key name"
+    if modifiers == ["shift"] and len(last) == 1:
+        return f"write {key!r} as the character it gives, for example {last.upper()!r}"
+    if last in NAMED or (len(last) == 1 and last.isprintable()) or last in _character_names():
+        return ""
+    return f"{key!r} is not a key name"
+
+
+@cache
+def _character_names() -> frozenset[str]:
+    """The long names of every character up to the end of extended Latin."""
+    return frozenset(normal(chr(code)) for code in range(0x21, 0x250) if chr(code).isprintable())
+
+
+def check_keymap(user: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """What of a user's map can be used (id to keys), and a sentence for each part that cannot.
+
+    Refused: an id that does not exist, a key that is not one or that terminals
+    cannot send, a key that would do two things in one place, and leaving
+    quitting, help or the palette without a key.
+    """
+    good: dict[str, str] = {}
+    problems: list[str] = []
+    for name, value in user.items():
+        problem = _entry_problem(name, value)
+        if problem:
+            problems.append(one_line(problem, 300))
+        else:
+            good[name] = ",".join(split(value))
+    while found := clashes(good):
+        first, second, key = found[0]
+        loser = second if second in good else first
+        kept = first if loser == second else second
+        problems.append(f"keys.{loser}: {key!r} already belongs to {kept}; the entry is left out.")
+        del good[loser]
+    return good, problems
+
+
+def _entry_problem(name: str, value: object) -> str:
+    if name not in by_id():
+        close = _closest(name[:80])
+        return f"keys.{name}: there is no such key id{f'; did you mean {close}' if close else ''}."
+    if not isinstance(value, str):
+        return f'keys.{name}: write the keys as one text, for example "j,down".'
+    parts = split(value)
+    if not parts:
+        if name in MUST_STAY:
+            return f"keys.{name}: this must keep a key, or the app could not be left or explained."
+        return ""
+    for part in parts:
+        if reason := key_problem(part):
+            return f"keys.{name}: {reason}."
+    return ""
+
+
+def _closest(name: str) -> str:
+    from difflib import get_close_matches
+
+    return next(iter(get_close_matches(name, by_id(), 1)), "")
+
+
+def clashes(user: Mapping[str, str] | None = None) -> list[tuple[str, str, str]]:
+    """Pairs of ids that share a key where both are live: ``(first id, second id, key)``.
+
+    Live together are ``app``, ``move`` and one screen, or one pane, which goes before its screen.
+    """
+    user = user or {}
+    found: list[tuple[str, str, str]] = []
+    for scope in (*(screen for screen, _title in SCREENS), *PANES):
+        owners: dict[str, str] = {}
+        for key in KEYS:
+            if key.scope in ("app", "move", scope):
+                _claim(key, user.get(key.id, key.keys), owners, found)
+    return list(dict.fromkeys(found))
+
+
+def _claim(key: Key, keys: str, owners: dict[str, str], found: list[tuple[str, str, str]]) -> None:
+    for part in split(keys):
+        other = owners.setdefault(part, key.id)
+        if other != key.id:
+            found.append((other, key.id, part))
