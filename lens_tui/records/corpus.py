@@ -29,7 +29,6 @@ MAX_DOCUMENT_BYTES = 1 << 20
 """Longer documents are cut at a line end: no reader has to hold a whole library in memory."""
 
 _SEPARATOR_LINE = re.compile(rb"(?:^|(?<=\n))" + re.escape(SEPARATOR.encode()) + rb"[ \t]*\r?(?:\n|\Z)")
-_PROBE = 4096
 _SUFFIXES = (".txt", ".jsonl")
 
 
@@ -114,7 +113,7 @@ def open_corpus(path: str | Path, *, text_key: str = "text") -> Corpus:
             continue
         view = _open(file)
         try:
-            _hash(view, digest)
+            _hash(file, view, digest)
             spans = list(_lines(view) if file.suffix == ".jsonl" else _documents(view))
         finally:
             view.close()
@@ -148,16 +147,16 @@ def _files(root: Path) -> tuple[list[Path], list[str]]:
 def _open(file: Path) -> mmap.mmap:
     with explained(file), open_regular(file) as handle:
         view = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-    if b"\0" in view[:_PROBE]:
-        view.close()
-        raise LensError(f"{one_line(file.name, 80)} is not text.", "Give .txt or .jsonl files in UTF-8.")
     return view
 
 
-def _hash(view: mmap.mmap, digest: hashlib._Hash) -> None:
+def _hash(file: Path, view: mmap.mmap, digest: hashlib._Hash) -> None:
     digest.update(len(view).to_bytes(8, "little"))
     for start in range(0, len(view), 1 << 20):
-        digest.update(view[start : start + (1 << 20)])
+        piece = view[start : start + (1 << 20)]
+        if b"\0" in piece:  # a sparse file may be as large as it likes
+            raise LensError(f"{one_line(file.name, 80)} is not text.", "Give .txt or .jsonl files in UTF-8.")
+        digest.update(piece)
 
 
 def _documents(view: mmap.mmap) -> Iterator[tuple[int, int]]:

@@ -179,10 +179,11 @@ def _neuronpedia_files(path: Path) -> list[Path]:
 
 def json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The lines of a ``.jsonl`` or ``.jsonl.gz`` file with their numbers from 1; each must hold one JSON object."""
+    name = one_line(file.name, 80)
     for number, line in read_lines(file):
-        row = parse_json(line, f"Line {number} of {one_line(file.name, 80)}")
+        row = parse_json(line, f"Line {number} of {name}")
         if not isinstance(row, dict):
-            raise LensError(f"Line {number} of {one_line(file.name, 80)} is not a JSON object.", "Check the file.")
+            raise LensError(f"Line {number} of {name} is not a JSON object.", "Check the file.")
         yield number, row
 
 

@@ -37,7 +37,7 @@ MAX_DIRECTORY = 2 << 20
 """Bytes of an archive's directory."""
 _PIECE = 1 << 20
 _BLANKS = 100_000
-_FOLDED = 50
+_FOLDED = 25
 """How many times its size a compressed text may unfold, beyond the first 8 MB; exports reach about 10."""
 
 
@@ -150,7 +150,8 @@ def parse_json(data: bytes | str, where: str) -> Any:
     Raises :class:`LensError` for what is not JSON, numbers of thousands of digits, lists within lists without
     end, and so many values that they would take more than 256 MB.
     """
-    _check_cost(_cost(data), where)
+    if len(data) > _PIECE:
+        _check_cost(_cost(data), where)
     try:
         value = json.loads(data)
     except (ValueError, RecursionError, MemoryError) as error:
@@ -262,6 +263,10 @@ _TOML_STRING = re.compile(
 _TOML_BETWEEN = re.compile(r"[=,\[\]{}\n]")
 
 
+def _holds(data: bytes, least: int) -> bool:
+    return len(data.translate(None, bytes(range(least, 256)))) != len(data)
+
+
 def _depth(text: str) -> int:
     depth = most = 0
     for bracket in re.findall(r"[\[\]{}]", text):
@@ -271,13 +276,11 @@ def _depth(text: str) -> int:
 
 
 def _cost(data: bytes | str) -> int:
-    """About how many bytes the values of JSON text take as objects of Python."""
-    lists, objects, values = (
-        (data.count("["), data.count("{"), data.count(","))
-        if isinstance(data, str)
-        else (data.count(b"["), data.count(b"{"), data.count(b","))
-    )
-    return 64 * lists + 200 * objects + 48 * values
+    """About how many bytes the text of a piece of JSON and its values take as objects of Python."""
+    if isinstance(data, str):
+        return 64 * data.count("[") + 200 * data.count("{") + 48 * data.count(",")
+    wide = 1 if data.isascii() else 4 if _holds(data, 0xF0) else 2 if _holds(data, 0xC4) else 1  # bytes a character
+    return 64 * data.count(b"[") + 200 * data.count(b"{") + 48 * data.count(b",") + (wide - 1) * len(data)
 
 
 def _check_cost(cost: int, where: str) -> None:

@@ -106,3 +106,19 @@ def test_missing_and_packed_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.gz").write_bytes(b"\x1f\x8b")
     with pytest.raises(LensError, match="not a text or JSONL file"):
         open_corpus(tmp_path / "a.jsonl.gz")
+
+
+def test_what_is_no_text_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "a.txt").open("wb") as file:
+        file.write(b"text " * 2000)
+        file.truncate(50 << 30)  # sparse
+    with pytest.raises(LensError, match=r"a\.txt is not text"):
+        open_corpus(tmp_path)
+
+
+def test_a_long_document_of_broken_characters_is_cut_and_then_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\x80" * (5 << 19))
+    corpus = open_corpus(tmp_path)
+    assert len(corpus) == 3
+    with pytest.raises(LensError, match="not UTF-8"):
+        list(corpus)

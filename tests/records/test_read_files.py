@@ -103,6 +103,9 @@ def test_json_without_end(tmp_path: Path) -> None:
     path.write_bytes(b"[" + b"[]," * (3 << 20) + b"[]]")
     with pytest.raises(LensError, match="too many values"):
         read_json(path, 64 << 20)
+    path.write_bytes(b'["' + b"x" * (90 << 20) + '😀"]'.encode())  # each character would take four bytes
+    with pytest.raises(LensError, match="too many values"):
+        read_json(path, 128 << 20)
 
 
 def test_lines_of_folded_files(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from ..vectors import Origin, SteeringVector
 MAX_BYTES = 128 << 20
 """Of a file of vectors, and of what it unfolds to: ten times what 128 layers of the widest models take."""
 MAX_LAYERS = 4096
+_MAX_WIDTH = 1 << 18
 Row = NDArray[Any]
 Rows = Literal["blocks", "hidden_states"]
 _HIDDEN_STATES = re.compile(r"_(?:response_avg|prompt_avg|prompt_last)_diff$")
@@ -168,7 +169,7 @@ def _by_layer(path: Path, entry: Entry, position: int | None, ask: Ask) -> Layer
     """The vectors of an entry with their layers, as the file counts them."""
     array, facts = entry.array, {}
     shape = array.shape
-    if array.ndim == 0 or array.ndim > 3 or 0 in shape:
+    if array.ndim == 0 or array.ndim > 3 or 0 in shape or shape[-1] > _MAX_WIDTH:
         raise LensError(f"{shown(path)} holds an array of shape {_spell(shape)}.", "A vector has shape (d_model,).")
     if ask.d_model is not None and shape[-1] != ask.d_model:
         raise LensError(
