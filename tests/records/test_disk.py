@@ -96,19 +96,19 @@ def test_a_refusing_disk_is_one_sentence(tmp_path: Path) -> None:
 def test_a_writer_killed_at_any_moment_leaves_a_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "f"
     code = (
-        "import sys; from pathlib import Path; from lens_tui.records import atomic\n"
+        "import sys; from pathlib import Path; from lens_tui.records import disk\n"
         "p = Path(sys.argv[1]); n = 0\n"
         "while True:\n"
-        "    n += 1; atomic.write_text(p, str(n % 10) * 200_000)\n"
+        "    n += 1; disk.write_text(p, str(n % 10) * 200_000)\n"
         "    if n == 3: print('going', flush=True)\n"
     )
     for _ in range(3):
-        disk = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, cwd=ROOT)
-        assert disk.stdout is not None
-        disk.stdout.readline()
-        disk.kill()
-        disk.wait()
-        disk.stdout.close()
+        writer = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, cwd=ROOT)
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        writer.kill()
+        writer.wait()
+        writer.stdout.close()
         text = path.read_text()
         assert (len(text), len(set(text))) == (200_000, 1)
     disk.remove_leftovers(tmp_path)
