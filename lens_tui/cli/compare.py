@@ -36,6 +36,7 @@ def compare(
     with open_model(model) as lens:
         vectors = Vectors(lens, sae, model)
         named = [Arm("baseline"), *(vectors.arm(spec) for spec in specs)]
+        lacks = lens.info.lacks_template and not raw
         with interruptible() as asked:
             run = lens.compare(text, named, sampling, raw=raw, progress=lambda *_: _go_on(asked))
             tokens, ends = _collect(run, stream=as_json and stream, stop=asked)
@@ -45,6 +46,8 @@ def compare(
         print_json({"event": "Run", **result} if stream else result)
     else:
         _print(result)
+        if lacks:
+            note("the model has no chat template: the prompt went in as it is")
     if stopped:
         raise SystemExit(asked.status)
 

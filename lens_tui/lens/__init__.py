@@ -106,6 +106,28 @@ if TYPE_CHECKING:
     )
 
 
+def _with_few_files() -> None:
+    """Import mlx-lm where fewer than 4096 files may be open: it asks for that many on import, and fails if refused."""
+    import resource
+
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if most == resource.RLIM_INFINITY or most >= 4096:
+        return
+    ask = resource.setrlimit
+
+    def ask_for_what_there_is(kind: int, limits: tuple[int, int]) -> None:
+        ask(kind, (min(limits[0], most), min(limits[1], most)))
+
+    resource.setrlimit = ask_for_what_there_is
+    try:
+        import_module("mlx_lm.utils")
+    finally:
+        resource.setrlimit = ask
+
+
+_with_few_files()
+
+
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name], __name__), name)

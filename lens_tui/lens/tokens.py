@@ -119,7 +119,9 @@ class Tokens:
             return self._chat([{"role": "user", "content": prompt}])
         if isinstance(prompt, (list, tuple)) and prompt and isinstance(prompt[0], Mapping):
             if not self.has_chat_template:
-                raise LensError("This model has no chat template.", "Give the prompt as text.")
+                raise LensError(
+                    "This model has no chat template: none of its files brings one.", "Give the prompt as text."
+                )
             return self._chat(cast("Sequence[Message]", prompt))
         ids = id_table(prompt)
         if ids.ndim != 1:

@@ -12,6 +12,9 @@ Dequantize = Literal["auto", "never", "always"]
 """Whether weights are turned into float32 as a model is loaded: where that is faster, never, or always."""
 
 
+_TUNED = re.compile(r"(?<![a-z0-9])(it|instruct|chat|sft|dpo|assistant)(?![a-z0-9])", re.IGNORECASE)
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """A loaded model: who it is and its shape. Sizes are bytes.
@@ -33,6 +36,11 @@ class ModelInfo:
     bos_token_id: int | None
     device: str
     weights: str = ""
+
+    @property
+    def lacks_template(self) -> bool:
+        """Whether it is named as a model for chats and its files have no chat template: prompts go in as they are."""
+        return not self.has_chat_template and _TUNED.search(f"{self.name} {self.path}") is not None
 
 
 @dataclass(frozen=True, slots=True)

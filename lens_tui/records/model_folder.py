@@ -19,7 +19,7 @@ from .read_files import (
     explained,
     open_regular,
     parse_json,
-    read_json,
+    read_text,
     regular_size,
     shown,
 )
@@ -69,7 +69,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise LensError(f"{where} does not exist.", "Check the path, or give a hub id like org/name.") from None
         raise LensError(f"{where} is no model: it has no config.json.", _no_config(folder)) from None
     try:
-        config = read_json(file, MAX_CONFIG)
+        config = _plain_floats(parse_json(read_text(file, MAX_CONFIG), "it"))
     except LensError as error:
         raise LensError(f"{where}/config.json cannot be read: {error.message}", error.hint) from error
     if not isinstance(config, dict):
@@ -114,6 +114,16 @@ def no_weights(folder: Path) -> str:
     if any(folder.glob("*.bin")) or any(folder.glob("*.pth")) or any(folder.glob("*.pt")):
         return "Its weights are not in mlx-lm's format but PyTorch's: look for a safetensors version."
     return "The folder has no weights (model*.safetensors)."
+
+
+def _plain_floats(value: Any) -> Any:
+    """The numbers that transformers writes as ``{"__float__": "Infinity"}``, in lists and objects too."""
+    if isinstance(value, dict):
+        tag = value.get("__float__") if len(value) == 1 else None
+        if tag in ("Infinity", "-Infinity", "NaN"):
+            return float(tag)
+        return {key: _plain_floats(item) for key, item in value.items()}
+    return [_plain_floats(item) for item in value] if isinstance(value, list) else value
 
 
 def _no_config(folder: Path) -> str:

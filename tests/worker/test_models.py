@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 
-from lens_tui import blas, demo
+from lens_tui import LensModel, blas, demo
 from lens_tui.records import LensError
 from lens_tui.records.info import Dequantize
 from lens_tui.records.recent import remember_model
+from lens_tui.tasks.hub import cached_snapshot
 from lens_tui.tasks.models import (
     ModelEntry,
     cached_models,
@@ -288,3 +291,37 @@ def test_saes_trained_here_are_at_hand_for_their_model(cache: Path, tmp_path: Pa
     assert [(sae.path, sae.source) for sae in list_saes("tiny", cache)] == [(str(own), "own")]
     assert [sae.name for sae in list_saes(str(tmp_path / "tiny"), cache)] == ["mine"]
     assert all(sae.source == "demo" for sae in list_saes("demo", cache))
+
+
+def test_snapshots_whose_ref_moved_on_and_broken_links_are_listed_and_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = tmp_path / "hub"
+
+    def repo(name: str, ref: str, *snapshots: str) -> Path:
+        folder = hub / f"models--org--{name}"
+        for number, snapshot in enumerate(snapshots):
+            llama_folder(folder / "snapshots" / snapshot, seed=number)
+            os.utime(folder / "snapshots" / snapshot, (1000 + number, 1000 + number))
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text(ref)
+        return folder / "snapshots" / snapshots[-1]
+
+    repo("dangling", "b" * 40, "a" * 40)
+    (repo("badlink", "a" * 40, "a" * 40) / "README.md").symlink_to("../../blobs/none")
+    repo("two", "a" * 40, "a" * 40, "c" * 40)
+    (repo("half", "c" * 40, "a" * 40, "c" * 40) / "model.safetensors").unlink()
+    entries = {entry.id: entry for entry in cached_models(hub)}
+    assert sorted(entries) == ["org/badlink", "org/dangling", "org/half", "org/two"]
+    assert all(entry.path.endswith("a" * 40) and not entry.problem for entry in entries.values())
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
+
+    def offline(*_: object, **__: object) -> None:
+        raise LocalEntryNotFoundError("no")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    for name in entries:
+        assert cached_snapshot(name) == Path(entries[name].path)
+        assert LensModel(name).loss([1, 2, 3]) > 0
+    with pytest.raises(LensError, match="not in the cache"):
+        LensModel("org/none")

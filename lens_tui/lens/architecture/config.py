@@ -1,11 +1,9 @@
 """What a model's config.json says, in the words of mlx-lm's class for it.
 
-mlx-lm's classes take the fields that they know and drop the others without a
-word, so a field under a newer name, or one that mlx-lm does not compute, makes
-another model than the one that was trained. Here every field is read by that
-class, put into its words, or the load is refused naming the field. What a field
-is when config.json leaves it out, and which fields there are, is taken from
-transformers' own configuration classes, which the files are written by.
+mlx-lm's classes take the fields that they know and drop the others without a word, so a field under a newer name, or
+one that mlx-lm does not compute, makes another model than the one that was trained. Here every field is read by that
+class, put into its words, or the load is refused naming the field. What a field is when config.json leaves it out, and
+which fields there are, is taken from transformers' own configuration classes, which the files are written by.
 """
 
 from __future__ import annotations
@@ -14,12 +12,13 @@ import inspect
 import logging
 import math
 import re
+import sys
 import typing
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
-from types import ModuleType, UnionType
+from types import UnionType
 from typing import Any
 
 from lens_tui.records import LensError
@@ -37,9 +36,9 @@ HARMLESS = re.compile(
     r"^max_window_layers$|^use_sliding_window$|^transformers|^num_logits_to_keep$|^cache_implementation$|"
     r"^block_size$|^model_max_length$|^max_batch_size$|^ep_size$|tokenizer|^tie_encoder|^vocab_size$|_loss|^quantization|^ignore_"
 )
-"""Fields that change no logit of a text, or whose effect on the shapes of the weights is checked with them."""
+"""Fields that change no logit, or whose effect on the weights' shapes is checked with them."""
 ROPE = ("rope_parameters", "rope_theta", "rope_scaling", "rope_local_base_freq", "partial_rotary_factor", "rotary_pct")
-BASES = ("rope_theta", "rotary_emb_base", "rope_base")
+BASES = ("rope_theta", "rotary_emb_base")
 WINDOWS = ("sliding_window", "attention_window_size", "window_size", "sliding_window_size")
 PATTERNS = ("sliding_window_pattern", "full_attention_interval")
 LOCAL_THETA = ("rope_local_base_freq", "rope_local_theta", "swa_rope_theta")
@@ -61,16 +60,6 @@ class Understood:
         self.window = window if self.window is None else min(self.window, window)
 
 
-def plain_floats(value: Any) -> Any:
-    """The numbers that transformers writes as ``{"__float__": "Infinity"}``, in lists and objects too."""
-    if isinstance(value, dict):
-        tag = value.get("__float__") if len(value) == 1 else None
-        if tag in ("Infinity", "-Infinity", "NaN"):
-            return float(tag)
-        return {key: plain_floats(item) for key, item in value.items()}
-    return [plain_floats(item) for item in value] if isinstance(value, list) else value
-
-
 def understand(config: Mapping[str, Any], weights: Weights | None = None) -> Understood:
     """How mlx-lm is to be told of this config.json. Raises :class:`LensError` naming what it would not compute.
 
@@ -88,12 +77,12 @@ def understand(config: Mapping[str, Any], weights: Weights | None = None) -> Und
         _check_values(_Part(text, inner, None, weights, "text_config."))
     reference = _reference(config)
     if isinstance(text, dict) and inner is not None:
-        _check(_Part(text, inner, _inner_reference(reference, text), weights, "text_config."), found)
+        _check(_Part(text, inner, _inner_reference(reference, config, text), weights, "text_config."), found)
         if found.changes:
             found.changes = {"text_config": {**text, **found.changes}}
         return found
     inner = _text_class(args, config) if "text_config" in {item.name for item in fields(args)} else None
-    part = _Part(config, inner or args, _inner_reference(reference, config), weights, "")
+    part = _Part(config, inner or args, _inner_reference(reference, config, config), weights, "")
     _check(part, found)
     return found
 
@@ -162,18 +151,16 @@ def _args_class(config: Mapping[str, Any]) -> type[Any]:
 
 def _text_class(args: type[Any], text: Mapping[str, Any]) -> type[Any] | None:
     """The class that a multimodal wrapper makes of its language model's configuration."""
-    module = inspect.getmodule(args)
-    found = re.findall(r"((?:\w+\.)?\w+)\.from_dict\(\s*(?:self|args|config)\.text_config", _source(args.__module__))
-    inner = re.search(r"Text\w*Args|TextConfig", " ".join(vars(module))) if module else None
-    places = dict.fromkeys([*found, *([inner[0]] if inner and not found else [])])
-    made = [_resolve(module, place) for place in places]
+    makes = re.compile(r"((?:\w+\.)?\w+)\.from_dict\(\s*(?:self|args|config)\.text_config")
+    homes = [args.__module__, *_imported(args.__module__)]
+    made = [_resolve(home, place) for home in homes for place in dict.fromkeys(makes.findall(_source(home)))]
     classes = [item for item in made if isinstance(item, type)]
     own = [item for item in classes if item.__module__.endswith(f".{text.get('model_type')}")]
     return next(iter(own or classes[::-1]), None)
 
 
-def _resolve(module: ModuleType | None, place: str) -> Any:
-    here: Any = module
+def _resolve(module: str, place: str) -> Any:
+    here: Any = sys.modules[module]
     for name in place.split("."):
         here = getattr(here, name, None)
     return here
@@ -181,20 +168,21 @@ def _resolve(module: ModuleType | None, place: str) -> Any:
 
 @cache
 def _source(module: str) -> str:
-    import sys
-
     return inspect.getsource(sys.modules[module])
+
+
+def _imported(module: str) -> list[str]:
+    """The other modules of mlx-lm's models that a module builds on."""
+    names = re.findall(r"^from \.(\w+) import|^from \. import (\w+)", _source(module), re.MULTILINE)
+    others = dict.fromkeys(f"mlx_lm.models.{one or two}" for one, two in names)
+    return [other for other in others if other in sys.modules and other != module]
 
 
 @cache
 def _used(module: str) -> frozenset[str]:
     """The attributes that a module of mlx-lm's models, or one that it builds on, reads."""
-    import sys
-
     text = _source(module)
-    names = re.findall(r"^from \.(\w+) import|^from \. import (\w+)", text, re.MULTILINE)
-    others = [f"mlx_lm.models.{one or two}" for one, two in names]
-    texts = [text, *(_source(other) for other in others if other in sys.modules and other != module)]
+    texts = [text, *(_source(other) for other in _imported(module))]
     found = {name for part in texts for name in re.findall(r"\.(\w+)", part)}
     return frozenset(found | set(re.findall(r"getattr\([^,]+, [\"'](\w+)[\"']", text)))
 
@@ -222,8 +210,8 @@ def _too_deep(config: Mapping[str, Any]) -> bool:
     return any(inner) or any(isinstance(value, int | float) and not value < 1e6 for value in found)
 
 
-def _inner_reference(reference: Any, text: Mapping[str, Any]) -> Any:
-    if reference is None:
+def _inner_reference(reference: Any, config: Mapping[str, Any], text: Mapping[str, Any]) -> Any:
+    if reference is None or (text is not config and not hasattr(reference, "text_config")):
         return _reference(text)
     inner = reference.get_text_config()
     return inner if inner is not None else reference
@@ -272,6 +260,9 @@ def _check_values(part: _Part) -> None:
         value = part.given[name]
         if value is not None:
             _check_value(part, name, value, hints.get(name, Any))
+    width, heads = part.given.get("hidden_size"), part.given.get("num_attention_heads")
+    if isinstance(width, int) and isinstance(heads, int) and width < heads and part.given.get("head_dim") is None:
+        raise part.refuse("hidden_size", f"it has {heads} heads")
     for name in ("rope_scaling", "rope_parameters"):
         _check_rope_values(part, name, part.given.get(name))
     for name in ("quantization", "quantization_config"):
@@ -289,12 +280,14 @@ def _hints(args: Hashable) -> Mapping[str, Any]:
 def _check_value(part: _Part, name: str, value: Any, hint: Any) -> None:
     union = typing.get_origin(hint) in (typing.Union, UnionType)
     kinds = {kind for kind in (typing.get_args(hint) if union else (hint,)) if kind is not type(None)}
+    if isinstance(value, list) and kinds <= {int, float} and all(isinstance(item, int | float) for item in value):
+        return  # one a layer
     number, counted = isinstance(value, int | float), bool(_COUNT.search(name) or _SIZE.search(name))
     if kinds <= {int, float} and (not number or (isinstance(value, bool) and (counted or kinds == {float}))):
         raise part.refuse(name, "it must be a number")
     if kinds == {bool} and value not in (0, 1):
         raise part.refuse(name, "it must be true or false")
-    if kinds == {str} and not isinstance(value, str):
+    if kinds == {str} and not isinstance(value, str) and name not in PATTERNS:
         raise part.refuse(name, "it must be a text")
     if not number:
         return
@@ -312,7 +305,7 @@ def _check_number(part: _Part, name: str, value: float) -> None:
         raise part.refuse(name, "a base of rotary positions is 1 or more")
     if re.search(r"(^|_)(eps|epsilon)$", name) and not 0 <= value < 1:
         raise part.refuse(name, "it must be small and not negative")
-    if re.search(r"softcap|soft_cap|^logits_scaling$|^query_pre_attn", name) and value <= 0:
+    if re.search(r"^(final|attn)_logit_softcap|^logits_soft_cap|^logits_scaling$|^query_pre_attn", name) and value <= 0:
         raise part.refuse(name, "it must be more than 0")
     if name in ("partial_rotary_factor", "rotary_pct") and not 0 <= value <= 1:
         raise part.refuse(name, "it is a part of 1")
@@ -416,8 +409,7 @@ def _rope(part: _Part, found: Understood) -> None:
 
 
 def _required(args: type[Any], name: str) -> bool:
-    item = next(item for item in fields(args) if item.name == name)
-    return item.default is MISSING and item.default_factory is MISSING
+    return any(item.name == name and item.default is item.default_factory is MISSING for item in fields(args))
 
 
 def _bases(part: _Part, found: Understood, theta: Any, local: Any) -> tuple[bool, bool]:
@@ -445,7 +437,7 @@ def _of_transformers_5(part: _Part, found: Understood, whole: Facts, sliding: Fa
         found.changes[target] = share
     elif share is not None and not own and share not in (1.0, _default_share(part)):
         raise part.refuse("rope_parameters.partial_rotary_factor")
-    kind, plain = _kind(whole), _kind(whole) in ("default", "mrope")
+    plain = (kind := _kind(whole)) in ("default", "mrope")
     if not plain and not own and sliding is not whole and _kind(sliding) != "default":
         raise part.refuse("rope_parameters", "mlx-lm scales the positions of its full layers only")
     if part.reads("rope_scaling"):
@@ -509,10 +501,16 @@ def _fit_scaling(part: _Part, found: Understood, scaling: Facts) -> None:
 
 def _sliding(part: _Part, found: Understood) -> None:
     """Sliding windows: where mlx-lm's class has none, or lays the layers out otherwise, longer texts are refused."""
+    args: Any = part.args
     window, layers = part.value("sliding_window"), part.value("layer_types")
     period = _period(layers)
     for name in PATTERNS:
-        if part.reads(name) and name not in part.given and period:
+        if not part.reads(name) or not period:
+            continue
+        spelt = _hints(args).get(name) in (str, str | None)
+        if spelt and not isinstance(part.given.get(name), str):
+            found.changes[name] = "L" * (period - 1) + "G"
+        elif not spelt and name not in part.given:
             found.changes[name] = period
     if not isinstance(window, int) or isinstance(window, bool) or part.given.get("use_sliding_window") is False:
         return
@@ -581,7 +579,11 @@ def _laid_out(part: _Part, found: Understood) -> bool:
         return True
     for name in PATTERNS:
         if part.reads(name):
-            return bool(found.changes.get(name, part.given.get(name)) == _period(layers))
+            period = _period(layers)
+            return period is not None and found.changes.get(name, part.given.get(name)) in (
+                period,
+                "L" * (period - 1) + "G",
+            )
     return False
 
 

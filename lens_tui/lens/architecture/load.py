@@ -28,7 +28,7 @@ from lens_tui.records.model_folder import check_sidecars, read_config, read_weig
 from lens_tui.records.read_files import MAX_TEXT, read_json, regular_size
 from lens_tui.records.sanitise import one_line
 
-from .config import Understood, plain_floats, understand
+from .config import Understood, understand
 from .dequantize import Held, dequantize, evaluate
 from .taps import named
 
@@ -102,7 +102,7 @@ def load_folder(
     del return_config  # there is no place for it in what is given back
     shown = shown or one_line(str(folder), 120)
     with _explained(shown):
-        config = {**plain_floats(read_config(folder)), **(model_config or {})}
+        config = {**read_config(folder), **(model_config or {})}
         check_sidecars(folder)
         weights = read_weights(folder)
         own_code = bool(config.get("model_file")) and trust_remote_code  # a class of its own reads it as it likes

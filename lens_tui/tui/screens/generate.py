@@ -144,6 +144,8 @@ class GenerateScreen(LensScreen):
     def _say_settings(self) -> None:
         key = self.lens.key_text
         parts: list[str | tuple[str, str]] = [(summary(self.session.sampling), "")]
+        if self.session.model is not None and self.session.model.lacks_template:
+            parts.append((" · no chat template", "$warning"))
         parts.append((f" · shade: {MEASURE_NAMES[self.measure]}", "$muted"))
         if self.run is None:
             parts.append((f" · {key('app.run')} runs, {key('generate.prompt')} writes the prompt", "$muted"))
