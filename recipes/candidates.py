@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from lens_tui import demo
 from lens_tui.records import Origin, SteeringVector
-from lens_tui.records.vector_formats.own import list_vectors, save_vector
+from lens_tui.records.vector_folder import list_vectors
+from lens_tui.records.vector_formats.own import save_vector
 from recipes.corpus import Domain
 from recipes.passages import draw
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lens_tui.records import FloatArray, Intervention, LensError
 
 from .architecture.taps import first_of
-from .decode.generation import kl
+from .distributions import kl
 from .hooks.capture import CaptureResult
 from .hooks.dose_meter import Meter
 from .hooks.finite import check_values, explained, origin_of

@@ -19,8 +19,8 @@ from lens_tui.cli.sources import Vectors, parse_arm
 from lens_tui.lens.vectors import from_array, from_token, mean_difference, random_unit
 from lens_tui.records import Add, Arm, Intervention, LensError, Positions, Sampling, SteeringVector
 from lens_tui.records.modes import acting, told
+from lens_tui.records.vector_folder import keep_vector, list_vectors
 from lens_tui.records.vector_formats import load_one
-from lens_tui.records.vector_formats.own import keep_vector, list_vectors
 from lens_tui.sae import load_sae
 from lens_tui.tui.past_runs import as_command, quoted, sae_words
 from lens_tui.tui.run_text import ArmText, RunText, model_source

@@ -11,7 +11,8 @@ import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
 from lens_tui.lens import LensModel
-from lens_tui.lens.decode.generation import against_plain, kl
+from lens_tui.lens.decode.generation import against_plain
+from lens_tui.lens.distributions import kl
 from lens_tui.lens.measure import measures
 from lens_tui.records import Ablate, Add, Arm, Intervention, Positions, SteeringVector, Token
 

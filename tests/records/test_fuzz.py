@@ -37,8 +37,8 @@ from lens_tui.records.run_store import RunStore
 from lens_tui.records.session_file import SavedSession, SavedSteer, interrupted_sessions, read_session, save_session
 from lens_tui.records.settings import load_settings
 from lens_tui.records.store import Store
+from lens_tui.records.vector_folder import list_vectors
 from lens_tui.records.vector_formats import load_vectors, save_vectors
-from lens_tui.records.vector_formats.own import list_vectors
 from lens_tui.tui.themes import bundled_dir, load_themes, read_theme
 from tests.sae.reading.makers import write_torch
 

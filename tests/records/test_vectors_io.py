@@ -11,10 +11,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lens_tui.records import LensError, Origin, SteeringVector, paths
+from lens_tui.records.vector_folder import list_vectors
 from lens_tui.records.vector_formats.own import (
     FORMAT,
     delete_vector,
-    list_vectors,
     load_vector,
     rename_vector,
     save_vector,

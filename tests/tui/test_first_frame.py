@@ -13,7 +13,7 @@ from tests.fakes import FakeWorker
 
 HEAVY = (
     *("numpy", "pydantic", "huggingface_hub", "mlx", "sqlite3", "typer", "logging.handlers"),
-    *("textual.widgets._text_area", "lens_tui.worker.events", "lens_tui.worker.jobs", "lens_tui.records.interventions"),
+    *("textual.widgets._text_area", "lens_tui.tasks.models"),
 )
 PAINT = """
 import asyncio, sys

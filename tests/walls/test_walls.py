@@ -30,6 +30,8 @@ def modules_after(statement: str) -> set[str]:
         ("lens_tui.records", LIGHT | {"rich", "pydantic", "numpy"}),
         ("lens_tui.demo", LIGHT | {"rich", "numpy"}),
         ("lens_tui.worker", LIGHT | {"rich"}),
+        ("lens_tui.tasks", LIGHT | {"rich"}),
+        ("lens_tui.tasks.models", LIGHT | {"rich"}),
         ("lens_tui.worker.events", LIGHT | {"rich"}),
         ("lens_tui.worker.jobs", LIGHT | {"rich"}),
         ("lens_tui.tui", LIGHT - {"textual"}),

@@ -21,13 +21,14 @@ import numpy as np
 from lens_tui.records import ArmEnd, BatchRow, Candidate, Dose, Intervention, Sampling, Token
 
 from ..architecture.taps import first_of
+from ..distributions import kl
 from ..forward import tolerance
 from ..hooks.dose_meter import Measured, Meter, Sums
 from ..hooks.positions import Offset, follow_thinking
 from ..hooks.registry import Entry, Plan, Registry, Run
 from ..hooks.steered import History, Passage
 from ..tokens import EncodedPrompt, Tokens
-from .generation import Scales, Step, Writing, best, kl, mlx_lm_generate, scales_of
+from .generation import Scales, Step, Writing, best, mlx_lm_generate, scales_of
 from .sampling import LogitsProcessor, Sampler, SideBySide
 
 _async_eval: Any = mx.async_eval  # has no types

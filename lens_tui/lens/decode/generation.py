@@ -13,6 +13,7 @@ import mlx.core as mx
 from lens_tui.records import LensError, Sampling
 
 from ..architecture.taps import first_of
+from ..distributions import kl
 from ..hooks.capture import CaptureResult
 from ..hooks.dose_meter import Measured, Meter
 from ..hooks.positions import follow_thinking
@@ -109,16 +110,6 @@ def scales_of(plan: Plan, row: int) -> tuple[tuple[str, float], ...]:
         if value is not None and getattr(item, "enabled", True):
             found.append((item.id, float(value)))
     return tuple(found)
-
-
-def kl(p: mx.array, q: mx.array) -> mx.array:
-    """D(p || q) in nats along the last axis of float32 log-probabilities; NaN where either of them is no distribution.
-
-    Never below 0 by rounding. A token that ``p`` cannot choose adds nothing: 0 log 0 = 0.
-    """
-    share = mx.exp(p)
-    terms = mx.where(share == 0.0, 0.0, share * (p - q))
-    return mx.maximum(terms.sum(axis=-1), 0.0)  # MLX's comparison and maximum keep NaN
 
 
 def against_plain(logprobs: mx.array, plain: mx.array, chosen: mx.array) -> mx.array:

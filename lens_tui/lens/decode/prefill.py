@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from lens_tui.records import Add, Intervention, Positions, SteeringVector
 
 from ..architecture.taps import first_of
+from ..distributions import kl
 from ..forward import tolerance
 from ..hooks.dose_meter import Meter
 from ..hooks.program import Hook, Key
 from ..hooks.registry import Entry, Plan, Registry, Run, acts
 from ..tokens import EncodedPrompt
-from .generation import kl
 
 PLAIN: tuple[object, ...] = ()
 Sums = dict[Key, NDArray[np.float64]]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from lens_tui.records import Intervention, LensError
 
-from ..decode.generation import kl
+from ..distributions import kl
 from ..forward import MAX_LOGITS, MAX_ROWS, Below, first_site, fits, forward_rows, pack, reaches_behind, spread_over
 from ..hooks.capture import CaptureResult
 from ..hooks.finite import not_finite, origin_of

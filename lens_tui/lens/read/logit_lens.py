@@ -13,7 +13,7 @@ from lens_tui.records.readouts import LogitLens
 
 from ..architecture.find import Decoder
 from ..architecture.unembed import readout
-from ..decode.generation import kl
+from ..distributions import kl
 from ..forward import one_text, read_sites, target_per_position, unhooked
 from ..hooks.finite import HEAD, not_finite
 

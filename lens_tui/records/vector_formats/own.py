@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from .. import disk, paths
 from ..codec import to_json, vector_from_json
 from ..errors import LensError
 from ..read_files import AGAIN, explained, open_regular, parse_json, regular_size, shown
-from ..sanitise import one_line
 from ..vectors import SteeringVector
 from .common import MAX_BYTES, MAX_LAYERS, Found, Row, entry_of, read_whole
 
@@ -30,15 +29,6 @@ SUFFIX = ".safetensors"
 _VERSION = "1"
 _MAX_BYTES = 16 << 20
 _MAX_HEADER = 4 << 20
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class VectorFile:
-    """A file of the vectors folder: the vector it holds, or why it is not known which that is."""
-
-    path: Path
-    vector: SteeringVector | None
-    problem: str = ""
 
 
 def save_vector(vector: SteeringVector, path: Path | None = None) -> Path:
@@ -56,24 +46,6 @@ def save_vector(vector: SteeringVector, path: Path | None = None) -> Path:
     direction = np.ascontiguousarray(vector.direction, dtype=np.float32)
     disk.write_bytes(file, save({"direction": direction}, metadata))
     return file
-
-
-def keep_vector(vector: SteeringVector) -> Path:
-    """The file of the vectors folder that holds this vector; it is written if there is none.
-
-    Of files named after it the first whose direction, layer and site are the same is taken, so that asking again makes
-    no second one. Raises :class:`LensError` if the disk refuses.
-    """
-    for file in _names(paths.vectors_folder(), vector.name):
-        if not file.exists():
-            return save_vector(vector, file)
-        try:
-            held = load_vector(file)
-        except LensError:
-            continue
-        if (held.layer, held.site) == (vector.layer, vector.site) and np.array_equal(held.direction, vector.direction):
-            return file
-    raise LensError(f"The vectors folder has no name left for {vector.name!r}.", "Give it another name.")
 
 
 def load_vector(path: Path | str, *, d_model: int | None = None, model: str | None = None) -> SteeringVector:
@@ -102,24 +74,6 @@ def check_fit(vector: SteeringVector, *, d_model: int | None = None, model: str 
         raise LensError(
             f"The vector {vector.name!r} was made for {vector.model}, not {model}.", "Use one made for this model."
         )
-
-
-def list_vectors(folder: Path | None = None) -> list[VectorFile]:
-    """The vector files of a folder (the user's own by default), of any format, by name.
-
-    Those that do not give one vector without being asked which, or cannot be read, come with the reason.
-    """
-    from . import SUFFIXES, load_one
-
-    found = []
-    for file in sorted((folder or paths.vectors_folder()).glob("*")):
-        if file.suffix.lower() not in SUFFIXES or file.name.startswith("."):
-            continue
-        try:
-            found.append(VectorFile(file, load_one(file)))
-        except LensError as error:
-            found.append(VectorFile(file, None, one_line(str(error), 300)))
-    return found
 
 
 def delete_vector(path: Path) -> None:
@@ -169,10 +123,11 @@ def _read(file: Path) -> SteeringVector:
 
 
 def _free_name(folder: Path, name: str) -> Path:
-    return next(file for file in _names(folder, name) if not file.exists())
+    return next(file for file in file_names(folder, name) if not file.exists())
 
 
-def _names(folder: Path, name: str) -> Iterator[Path]:
+def file_names(folder: Path, name: str) -> Iterator[Path]:
+    """The files that a vector of this name may have in a folder: without a number, then with 2, 3, ..."""
     stem = re.sub(r"[^\w.-]+", "-", name.strip(), flags=re.ASCII).strip("-.").lower()[:80] or "vector"
     return (folder / f"{stem}{f'-{number}' if number > 1 else ''}{SUFFIX}" for number in range(1, 100_000))
 

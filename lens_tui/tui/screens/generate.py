@@ -371,7 +371,7 @@ class GenerateScreen(LensScreen):
 
     def action_copy_command(self) -> None:
         """Copy the command that makes this run again."""
-        from lens_tui.records.vector_formats.own import keep_vector
+        from lens_tui.records.vector_folder import keep_vector
         from lens_tui.tui.past_runs import as_command
 
         run = self.run or RunText.begin(0, self.session)
