@@ -249,13 +249,17 @@ class LensApp(App[None], inherit_bindings=False):
         """Run the comparison, on the Generate screen; if the model is still loading, as soon as it is there."""
         if self.store.session.model is not None and not self.opening.going:
             self.action_show("generate")
-            self.call_after_refresh(lambda: cast("Any", self.screen).start_run())
+            self.call_after_refresh(self._start_run)
         elif self.busy:
             self._run_when_ready = True
             self.say("It runs as soon as the model is ready.")
         else:
             self.action_show("load")
             self.say("Load a model first.")
+
+    def _start_run(self) -> None:
+        # Not ``self.screen``: a key that came with the one for the run may have put another on top.
+        cast("Any", self._screen_stacks["generate"][0]).start_run()
 
     def opened(self, ready: bool) -> None:
         """A model and all it opens with are there, or, if not ``ready``, could not be loaded."""

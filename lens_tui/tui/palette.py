@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from functools import partial
 
 from textual.command import CommandPalette, DiscoveryHit, Hit, Hits, Provider
@@ -17,6 +18,10 @@ _SKIP = ("move.", "app.commands", "app.next_pane", "app.previous_pane", "app.int
 
 class Palette(CommandPalette, Once[None]):
     """Textual's palette, closed once."""
+
+    def _action_command_list(self, action: str) -> None:
+        with suppress(KeyError):  # keys that come before the list has been laid out
+            super()._action_command_list(action)
 
 
 class LensCommands(Provider):

@@ -282,6 +282,17 @@ async def test_keys_that_come_in_one_read_close_a_dialogue_once() -> None:
             assert app.screen is below
 
 
+@pytest.mark.parametrize("next_key", ["question_mark", "colon", "4", "T"])
+async def test_a_run_begins_whatever_key_came_with_the_one_that_asked_for_it(next_key: str) -> None:
+    app = lens_app(start="steer", open_model="demo")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        app.simulate_key("r")
+        app.simulate_key(next_key)
+        await settle(pilot)
+        assert any(isinstance(job, jobs.Compare) for job in app.worker.submitted)  # type: ignore[attr-defined]
+
+
 async def test_help_lists_live_keys_and_filters() -> None:
     app = lens_app(start="steer", open_model="demo", keymap={"steer.zero": "Z"})
     async with app.run_test(size=(120, 36)) as pilot:
