@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lens_tui import demo
 from lens_tui.sae import load_sae
 from lens_tui.sae.index import FeatureIndex, IndexProgress, IndexSettings
+from lens_tui.sae.index.finish import share_text
 from lens_tui.tasks.index import index_text
 from recipes.bundled import open_model, sae_folders
 
@@ -27,7 +28,7 @@ SETTINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """An index that was made: ``live`` features were active somewhere in its text."""
+    """An index that was made: ``live`` features were active somewhere in its text, which is not in its ``nbytes``."""
 
     depth: str
     folder: Path
@@ -48,8 +49,8 @@ def build(
 ) -> list[Made]:
     """Index ``texts`` for every depth with its own settings: folders ``out/<key>``.
 
-    An index made before is not made again; ``saes`` is a folder with the three SAEs' folders. Nothing that
-    goes into the index names a place on this machine.
+    Their text is kept once, beside them. An index made before is not made again; ``saes`` is a folder with the three
+    SAEs' folders. Nothing that goes into the index names a place on this machine.
     """
     lens = open_model(model)
     made = []
@@ -70,8 +71,9 @@ def build(
         index = FeatureIndex(result.indexes[0])
         index.verify()
         live = int((index.count > 0).sum())
-        made.append(Made(name, index.path, size(index.path), index.n_tokens, live, index.width))
-    return made
+        made.append(Made(name, index.path, 0, index.n_tokens, live, index.width))
+    share_text([item.folder for item in made])
+    return [replace(item, nbytes=size(item.folder)) for item in made]
 
 
 def size(folder: Path) -> int:

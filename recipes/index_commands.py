@@ -43,10 +43,10 @@ def index(
     rows: int = 16,
 ) -> None:
     """Index the texts for all three SAEs with the settings that ship."""
-    from recipes.index import build
+    from recipes.index import build, size
 
     made = build(texts, out, model=model, saes=saes, rows=rows)
     for one in made:
         print(f"{one.depth:8}{one.folder.name}{one.nbytes / 1e6:7.2f} MB{one.tokens:>9} tokens", end="")
         print(f"{one.live:>6} of {one.width} features active")
-    print(f"in all {sum(one.nbytes for one in made) / 1e6:.2f} MB")
+    print(f"in all {size(out) / 1e6:.2f} MB with the text, which is kept once")

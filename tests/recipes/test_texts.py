@@ -130,7 +130,8 @@ def test_the_command_builds_the_three_indexes_without_a_name_of_this_machine(mod
     asked = ["index", "--texts", str(folder), "--out", str(tmp_path / "index"), "--model", str(model)]
     done = CliRunner().invoke(app, [*asked, "--saes", str(tmp_path / "saes"), "--rows", "4"])
     assert done.exit_code == 0, done.output
-    made = [FeatureIndex(path) for path in (tmp_path / "index").iterdir()]
+    (text,) = (tmp_path / "index").glob("text-*")
+    made = [FeatureIndex(path) for path in (tmp_path / "index").iterdir() if path != text]
     assert sorted(found.identity.layer for found in made) == [0, 1, 2]
     for found in made:
         name = list(saes.DEPTHS)[found.identity.layer]
@@ -139,9 +140,10 @@ def test_the_command_builds_the_three_indexes_without_a_name_of_this_machine(mod
         assert found.conventions == ("norm",)
         assert str(tmp_path) not in (found.path / "manifest.json").read_text()
         assert f"{name:8}{found.path.name}" in done.output
+        shutil.copytree(text, tmp_path / "installed" / text.name, dirs_exist_ok=True)
         read_only = shutil.copytree(found.path, tmp_path / "installed" / found.path.name)
         for file in read_only.rglob("*"):
             file.chmod(0o555 if file.is_dir() else 0o444)
         feature = int(found.count.argmax())
         assert FeatureIndex(read_only).examples(feature)[0].value == found.examples(feature)[0].value
-    assert f"in all {sum(index.size(found.path) for found in made) / 1e6:.2f} MB" in done.output
+    assert f"in all {index.size(tmp_path / 'index') / 1e6:.2f} MB with the text" in done.output

@@ -20,7 +20,18 @@ from numpy.typing import NDArray
 from lens_tui.records import LensError, disk
 
 from .part import SPECIAL, START, StoredPart, writing
-from .settings import DEFINITIONS, FORMAT, N_OCTAVES, IndexSettings, kind_for, narrow, nobody, read_manifest, types_of
+from .settings import (
+    DEFINITIONS,
+    FORMAT,
+    N_OCTAVES,
+    TEXT,
+    IndexSettings,
+    kind_for,
+    narrow,
+    nobody,
+    read_manifest,
+    types_of,
+)
 from .tables import TokenTable
 from .tally import NOBODY, Tally
 
@@ -241,6 +252,33 @@ def add_tables(path: Path | str, tables: Sequence[TokenTable]) -> None:
             manifest["files"] |= {p.relative_to(folder).as_posix(): _checksum(p) for p in sorted(place.glob("*.npy"))}
             manifest["types"] = manifest.get("types", {}) | types_of(folder)
     disk.write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
+
+
+def share_text(indexes: Sequence[Path]) -> Path:
+    """Keep the text of indexes over the same one once, in a folder ``text-<hash>`` beside them; returns that folder.
+
+    Each index then needs that folder wherever it goes. Nothing may have them open. Raises :class:`LensError` for
+    indexes that do not lie beside each other, or over different texts.
+    """
+    manifests = {Path(folder): read_manifest(Path(folder)) for folder in indexes}
+    homes = {folder.resolve().parent for folder in manifests}
+    sums = {tuple(str(facts["files"].get(f"{name}.npy")) for name in TEXT) for facts in manifests.values()}
+    if len(homes) != 1 or len(sums) != 1:
+        raise LensError("These indexes do not share a text.", "Give indexes over the same text, side by side.")
+    digest = hashlib.sha256(" ".join(sums.pop()).encode()).hexdigest()
+    home = homes.pop() / f"text-{digest[:16]}"
+    with writing(home):
+        home.mkdir(exist_ok=True)
+        for folder, manifest in manifests.items():
+            own = {name: folder / f"{name}.npy" for name in TEXT if "text" not in manifest}
+            for name, file in own.items():
+                if not (home / f"{name}.npy").exists():
+                    shutil.copyfile(file, home / f".{name}")
+                    os.replace(home / f".{name}", home / f"{name}.npy")
+            disk.write_text(folder / "manifest.json", json.dumps({**manifest, "text": home.name}, indent=1))
+            for file in own.values():
+                file.unlink()
+    return home
 
 
 def _check_tables(tables: Sequence[TokenTable], width: int) -> None:

@@ -30,10 +30,10 @@ from .settings import (
     IndexSettings,
     called,
     damaged,
-    inside,
     nobody,
     octaves_of,
     open_array,
+    place_of,
     read_manifest,
 )
 from .tables import CONVENTIONS, FIELDS, TokenTable
@@ -372,7 +372,7 @@ class FeatureIndex:
         """Read every file and compare it with its checksum; raises :class:`LensError` for the first that differs."""
         for name, expected in self.manifest.get("files", {}).items():
             digest = hashlib.blake2b(digest_size=16)
-            file_path = inside(self.path, str(name))
+            file_path = place_of(self.path, self.manifest, str(name).removesuffix(".npy"))
             with explained(file_path, "Build it anew."), open_regular(file_path) as file:
                 while piece := file.read(1 << 20):
                     digest.update(piece)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,11 @@ WHOLE = "iu"
 """For :func:`open_array`: whole numbers of any size. Indexes made before types were chosen hold some with a sign."""
 
 
+TEXT = ("tokens", "special", "sequence_starts", "sequence_documents", "sequence_offsets")
+"""What of an index is of its text alone: the same for every SAE over it."""
+_SHARED = re.compile(r"text-[0-9a-f]{16}")
+
+
 def narrow(numbers: NDArray[Any]) -> NDArray[Unsigned]:
     """Whole numbers from 0 up, in the smallest unsigned type that holds the largest of them."""
     return numbers.astype(kind_for(int(numbers.max(initial=0))), copy=False)
@@ -161,6 +167,13 @@ def inside(folder: Path, name: str) -> Path:
     raise LensError(f"The manifest of {called(folder)} names a file outside it.", "Do not use it.")
 
 
+def place_of(folder: Path, manifest: dict[str, Any], name: str) -> Path:
+    """Where the file ``NAME.npy`` of an index is: in its folder or, of a text that several share, in that beside it."""
+    if name in TEXT and "text" in manifest:
+        return inside(folder.parent / str(manifest["text"]), f"{name}.npy")
+    return inside(folder, f"{name}.npy")
+
+
 def open_array(
     folder: Path, manifest: dict[str, Any], name: str, kind: Any, shape: tuple[int, ...] | None
 ) -> FileArray:
@@ -169,7 +182,7 @@ def open_array(
     Raises :class:`LensError` if its type is not that, nor what the manifest says of it, or its shape is another.
     """
     try:
-        file = OpenFile(inside(folder, f"{name}.npy"), keep=False)
+        file = OpenFile(place_of(folder, manifest, name), keep=False)
         array = npy_array(file, 0, file.size)
     except LensError as error:
         message = f"The file {one_line(name, 60)}.npy of {called(folder)} cannot be read."
@@ -202,6 +215,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     for name in ("types", "files"):
         if not isinstance(manifest.get(name, {}), dict):
             raise LensError(f"The manifest of {called(path)} is damaged: {name} is no object.", "Build it anew.")
+    if "text" in manifest and not (isinstance(manifest["text"], str) and _SHARED.fullmatch(manifest["text"])):
+        raise LensError(f"The manifest of {called(path)} is damaged: text names no folder of a text.", "Build it anew.")
     return manifest
 
 

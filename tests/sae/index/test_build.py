@@ -11,7 +11,8 @@ import pytest
 
 from lens_tui.records import LensError
 from lens_tui.sae.index import EDGES, FeatureIndex, IndexProgress, IndexSettings, Target, build_index, merge_parts
-from lens_tui.sae.index.settings import bin_of
+from lens_tui.sae.index.finish import share_text
+from lens_tui.sae.index.settings import TEXT, bin_of
 
 from .corpora import PLACE, TinySAE, TinySource
 
@@ -353,3 +354,32 @@ def test_bins_change_exactly_at_their_edges() -> None:
 def test_settings_have_bounds(name: str) -> None:
     with pytest.raises(LensError, match=name):
         IndexSettings(**{name: -1})  # type: ignore[arg-type]
+
+
+def test_indexes_over_one_text_keep_it_once(tmp_path: Path) -> None:
+    one, other = Target(TinySAE(), PLACE, 24, "one"), Target(TinySAE(seed=8), PLACE, 24, "other")
+    paths = build_index(TinySource(), [one, other], tmp_path / "out", SETTINGS).indexes
+    before = [[repr(FeatureIndex(path).examples(f)) for f in range(24)] for path in paths]
+    home = share_text(paths)
+    assert share_text(paths) == home
+    assert sorted(file.name for file in home.iterdir()) == sorted(f"{name}.npy" for name in TEXT)
+    for path, answers in zip(paths, before, strict=True):
+        assert not any((path / f"{name}.npy").exists() for name in TEXT)
+        index = FeatureIndex(path)
+        index.verify()
+        assert [repr(index.examples(f)) for f in range(24)] == answers
+    (home / "tokens.npy").write_bytes((home / "special.npy").read_bytes())
+    with pytest.raises(LensError, match=r"tokens\.npy .*damaged"):
+        FeatureIndex(paths[0])
+    manifest = json.loads((paths[0] / "manifest.json").read_text())
+    for name in ("../elsewhere", "/etc", "", None, ["text-0123456789abcdef"], "text-0123456789abcdeg"):
+        (paths[0] / "manifest.json").write_text(json.dumps(manifest | {"text": name}))
+        with pytest.raises(LensError, match="text names no folder"):
+            FeatureIndex(paths[0])
+
+
+def test_texts_that_differ_are_not_shared(tmp_path: Path) -> None:
+    target = Target(TinySAE(), PLACE, 24, "one")
+    paths = [build_index(TinySource(seed), [target], tmp_path / str(seed), SETTINGS).indexes[0] for seed in (0, 1)]
+    with pytest.raises(LensError, match="do not share a text"):
+        share_text(paths)
