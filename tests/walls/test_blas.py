@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from lens_tui import blas
+from lens_tui import blas, blas_slots
 
 FAST = blas.state().fast
 linux = pytest.mark.skipif(sys.platform != "linux" or not FAST, reason="only where OpenBLAS is loaded")
@@ -67,11 +67,26 @@ print("openblas-" in open("/proc/self/maps").read(), "mlx.core" in sys.modules)
 
 
 @linux
-def test_mlx_that_was_there_before_is_left_alone_and_info_says_so() -> None:
-    found = told("import mlx.core\nimport lens_tui")
-    assert not found["fast"]
-    assert not found["mapped"]
-    assert found["says"] == "MLX's own, which is slow: mlx was imported before lens_tui"
+def test_mlx_that_was_imported_and_had_computed_before_takes_it_too() -> None:
+    found = told("import mlx.core as mx\n(mx.ones((4, 512)) @ mx.ones((512, 16))).tolist()\nimport lens_tui")
+    assert (found["fast"], found["mapped"]) == (True, True)
+    assert found["says"].startswith("OpenBLAS ")
+
+
+@linux
+def test_only_functions_that_mlx_calls_are_changed(fresh: pytest.MonkeyPatch) -> None:
+    assert not blas_slots.point_at("libmlx.so", {"cblas_sgemm": 1, "no_such_call": 1})
+    with pytest.raises(LookupError, match="is not loaded"):
+        blas_slots.point_at("libnone.so", {"cblas_sgemm": 1})
+    assert (mx.ones((4, 8)) @ mx.ones((8, 2))).tolist() == [[8.0, 8.0]] * 4
+    fresh.setitem(sys.modules, "mlx.core", mx)
+    fresh.setattr(blas_slots, "point_at", lambda *_: False)
+    assert refuses("mlx was imported before lens_tui")
+
+
+@linux
+def test_the_products_of_mlx_are_the_librarys_to_the_bit() -> None:
+    assert blas._is_used(blas._library)
 
 
 @linux
