@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from lens_tui.worker.events import Event, JobDone, JobFailed, JobStarted, Progress, Speed
+from lens_tui.worker.events import Event, JobDone, JobFailed, JobStarted, Progress, Speed, Stopping
 
 from .format import duration, size
 
@@ -90,7 +90,7 @@ class Activity:
 
     ``since`` is when the stage began and ``base`` what was done by then, so that
     speed and time left speak of this stage alone. ``note`` is what an idle app
-    has to say: what was done last, or the error.
+    has to say: what was done last, or the error. ``stopping``: the user's stop was heard.
     """
 
     state: str = IDLE
@@ -105,6 +105,7 @@ class Activity:
     base: int = 0
     tokens_per_s: float | None = None
     note: str = ""
+    stopping: bool = False
 
     @property
     def fraction(self) -> float | None:
@@ -145,7 +146,8 @@ def advance(activity: Activity, event: Event, now: float) -> Activity:
         case Progress(job, stage, done, total, unit):
             if activity.job != job or activity.stage != stage or activity.state != BUSY:
                 title = activity.title if activity.job == job else stage
-                return Activity(BUSY, job, title, stage, done, total, unit, now, now, done)
+                stopping = activity.stopping and activity.job == job
+                return Activity(BUSY, job, title, stage, done, total, unit, now, now, done, stopping=stopping)
             return replace(activity, done=done, total=total, unit=unit, now=now)
         case Speed(job, rate, steps, most):
             fresh = activity.unit != "tokens"
@@ -153,6 +155,8 @@ def advance(activity: Activity, event: Event, now: float) -> Activity:
             return replace(
                 start, state=BUSY, job=job, done=steps, total=most, unit="tokens", tokens_per_s=rate, now=now
             )
+        case Stopping(job) if activity.state == BUSY and activity.job == job:
+            return replace(activity, stopping=True)
         case JobFailed(job, message, hint):
             return Activity(FAILED, job, note=f"{message} {hint}".strip())
         case JobDone(job, stopped) if job == activity.job or activity.state != BUSY:

@@ -34,6 +34,11 @@ class JobStarted(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Stopping(Event):
+    """The user's stop of the job at work has been heard: it ends with the step, or the piece of the prompt, in hand."""
+
+
+@dataclass(frozen=True, slots=True)
 class JobDone(Event):
     """The last event of every job that did not fail. ``stopped``: the user stopped it."""
 

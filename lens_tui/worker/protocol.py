@@ -33,7 +33,10 @@ class WorkerLike(Protocol):
         """Queue a job; returns its id, which every event of the job carries. Ids rise."""
 
     def stop(self, job_id: int | None = None) -> None:
-        """Stop one job, running or waiting, or all of them. At most one more token comes."""
+        """Stop one job, running or waiting, or all of them. At most one more token comes.
+
+        A job at work answers at once with ``Stopping``.
+        """
 
     def dial(self, job_id: int, arm: int, interventions: tuple[Intervention, ...]) -> None:
         """Change the interventions of one arm of a running ``Compare``, from its next token on.

@@ -19,7 +19,7 @@ from lens_tui.records.errors import heard_by
 from lens_tui.records.sanitise import one_line, sanitise
 
 from .control import Control, Stopped
-from .events import Event, JobDone, JobFailed, JobStarted, Notice
+from .events import Event, JobDone, JobFailed, JobStarted, Notice, Stopping
 
 if TYPE_CHECKING:
     from lens_tui.records import Intervention
@@ -148,7 +148,7 @@ class Worker:
         self._runner: Runner | None = None
         self._mailbox = Mailbox()
         self._queue: queue.SimpleQueue[Control | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a wake may come back with another stop
         self._open: dict[int, Control] = {}
         self._next = 1
         self._closing = False
@@ -176,9 +176,11 @@ class Worker:
     def stop(self, job_id: int | None = None) -> None:
         """Stop one job, running or waiting, or all of them."""
         with self._lock:
-            controls = [control for control in self._open.values() if job_id in (None, control.id)]
-        for control in controls:
-            control.stop.set()
+            for control in self._open.values():
+                if job_id in (None, control.id) and not control.stop.is_set():
+                    if control.id == self._at_work:
+                        self._mailbox.put(Stopping(control.id))
+                    control.stop.set()
 
     def dial(self, job_id: int, arm: int, interventions: tuple[Intervention, ...]) -> None:
         """Change the interventions of one arm of a running comparison, from its next token on."""
@@ -217,7 +219,8 @@ class Worker:
         try:
             with heard_by(self._notice):
                 while (control := self._queue.get()) is not None:
-                    self._at_work = control.id
+                    with self._lock:
+                        self._at_work = 0 if control.stop.is_set() else control.id
                     self._do(control)
         finally:
             self._release()
@@ -230,21 +233,25 @@ class Worker:
         put = self._mailbox.put
         try:
             if control.stop.is_set():
-                return put(JobDone(control.id, stopped=True))
+                return self._end(JobDone(control.id, stopped=True))
             put(JobStarted(control.id, type(control.job).__name__))
             for event in _until_stopped(self._ready()(control), control):
                 put(event)
-            put(JobDone(control.id, stopped=control.stop.is_set()))
+            self._end(JobDone(control.id, stopped=control.stop.is_set()))
         except Stopped:
-            put(JobDone(control.id, stopped=True))
+            self._end(JobDone(control.id, stopped=True))
         except BaseException as error:  # whatever a job does, the thread lives on
             failure = explain(error)
             _log.error("job %d (%s) failed\n%s", control.id, type(control.job).__name__, failure.detail)
-            put(JobFailed(control.id, failure.message, failure.hint, failure.detail))
-        finally:
-            with self._lock:
-                self._open.pop(control.id, None)
+            self._end(JobFailed(control.id, failure.message, failure.hint, failure.detail))
         return None
+
+    def _end(self, event: JobDone | JobFailed) -> None:
+        """A job's last event: none of it comes later, whoever stops it now."""
+        with self._lock:
+            self._at_work = 0
+            self._open.pop(event.job, None)
+            self._mailbox.put(event)
 
     def _ready(self) -> Runner:
         if self._runner is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from lens_tui.lens import LensModel, delta_loss, divergence, find_scale
+from lens_tui.lens.decode import prefill
 from lens_tui.records import (
     Add,
     Arm,
@@ -274,3 +276,38 @@ def test_all_and_a_slice_of_everything_are_the_same_numbers_in_bf16(records: int
     # And that number is the exact one, rounded once.
     exact = mx.array(plain + sum([np.float32(0.37) * VECTOR.direction] * records))
     np.testing.assert_array_equal(np.array(read[0]), np.array(exact.astype(mx.bfloat16).astype(mx.float32)))
+
+
+@pytest.mark.parametrize("arms", [0, 2])
+def test_a_prompt_goes_in_in_pieces_and_a_stop_waits_for_one_of_them(
+    arms: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lens, ids = with_bos(), packed(100)
+    layers: Any = lens.model.model.layers
+    work = sum(module["weight"].size for layer in layers for _, module in layer.named_modules() if "weight" in module)
+    assert prefill.work_of(lens.registry) == work
+    # A piece is as many tokens as the budget has multiplications for, a power of two.
+    monkeypatch.setattr(prefill, "SPEED", dict.fromkeys(prefill.SPEED, 2 * work * 20.0))
+    assert (prefill.piece_of(lens.registry, 1), prefill.piece_of(lens.registry, 3)) == (16, 16)
+    told: list[int] = []
+
+    class Stop(Exception):
+        pass
+
+    def stop(done: int, total: int) -> None:
+        told.append(done)
+        if done > 40:
+            raise Stop
+
+    named = [Arm(str(at), (push(Positions(), site="resid_pre"),)) for at in range(arms)]
+    with pytest.raises(Stop):
+        list(lens.compare(ids, named, max_tokens=2, progress=stop))
+    assert told[-1] <= 40 + 16
+    assert max(after - before for before, after in itertools.pairwise(told)) <= 16
+    assert lens.registry.installed == ()
+    monkeypatch.setattr(prefill, "SPEED", dict.fromkeys(prefill.SPEED, 1e15))
+    whole = [item.logprob for item in lens.compare(ids, named, max_tokens=2) if hasattr(item, "logprob")]
+    monkeypatch.setattr(prefill, "SPEED", dict.fromkeys(prefill.SPEED, 1.0))
+    lens.prefixes.clear()
+    pieces = [item.logprob for item in lens.compare(ids, named, max_tokens=2) if hasattr(item, "logprob")]
+    np.testing.assert_allclose(pieces, whole, atol=1e-3)

@@ -122,6 +122,22 @@ def test_stop_takes_at_most_one_more_event(reader: Reader) -> None:
     assert events[-1] == ev.JobDone(job, stopped=True)
 
 
+def test_a_stop_is_answered_while_the_step_goes_on(reader: Reader) -> None:
+    gate = threading.Semaphore(0)
+    job = reader.worker.submit(Say(1000, gate=gate))
+    reader.seen(ev.Speed, job)
+    for _ in range(3):
+        reader.worker.stop(job)
+    heard = reader.until(lambda events: any(isinstance(event, ev.Stopping) for event in events))
+    assert not any(isinstance(event, ev.JobDone) for event in heard)  # the handler is held inside its step
+    gate.release(1000)
+    events = reader.end_of(job)
+    assert events[-1] == ev.JobDone(job, stopped=True)
+    assert events.count(ev.Stopping(job)) <= 1
+    reader.worker.stop(job)
+    assert reader.worker.drain() == []  # nothing comes after a job's last event
+
+
 def test_a_waiting_job_is_stopped_before_it_begins(reader: Reader) -> None:
     gate = threading.Semaphore(0)
     running, waiting = reader.worker.submit(Say(2, gate=gate)), reader.worker.submit(Say())

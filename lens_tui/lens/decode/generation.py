@@ -20,7 +20,7 @@ from ..hooks.positions import follow_thinking
 from ..hooks.registry import Plan, Registry, Run, acts
 from ..hooks.steered import History
 from ..tokens import Detokenizer, EncodedPrompt, Tokens
-from .prefill import Filler, PrefixCache, add_rows, can_fork, keep_rows, prefill_rows, spread
+from .prefill import Filler, PrefixCache, add_rows, can_fork, keep_rows, piece_of, prefill_rows, spread
 from .sampling import LogitsProcessor, Sampler, make_processors, make_sampler, penalties_from
 
 Scales = tuple[tuple[tuple[str, float], ...], ...]
@@ -127,7 +127,6 @@ def best(logprobs: mx.array, count: int) -> tuple[mx.array, mx.array]:
     return mx.take_along_axis(some, order, axis=-1), mx.take_along_axis(values, order, axis=-1)
 
 
-PREFILL_STEP = 2048
 _async_eval: Any = mx.async_eval  # has no types
 
 
@@ -142,7 +141,7 @@ class DecodeOptions:
     sampling: Sampling
     kl: bool = False
     top: int = 0
-    prefill_step_size: int = PREFILL_STEP
+    prefill_step_size: int | None = None
     progress: Callable[[int, int], None] | None = None
     sampler: Sampler | None = None
     logits_processors: Sequence[LogitsProcessor] | None = None
@@ -243,7 +242,7 @@ class RowDecoder:
         total, stamp = len(self.ids), self.run.plan.stamp
         self.run.fork = fork
         while total - done > 1:
-            size = min(self.options.prefill_step_size, total - done - 1)
+            size = min(self.options.prefill_step_size or piece_of(self.registry, len(tokens)), total - done - 1)
             self._forward(tokens[:, done : done + size])
             mx.eval([cache.state for cache in self.cache], *self._extras())
             done += size

@@ -15,11 +15,12 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx.nn.layers.base import Module
 from numpy.typing import NDArray
 
 from lens_tui.records import Add, Intervention, Positions, SteeringVector
 
-from ..architecture.taps import first_of
+from ..architecture.taps import first_of, named
 from ..distributions import kl
 from ..forward import tolerance
 from ..hooks.dose_meter import Meter
@@ -221,8 +222,41 @@ def _row(state: Any, row: int) -> Any:
     return state[row : row + 1] if isinstance(state, mx.array) else state
 
 
+MOST = 2048
+"""Tokens of a prompt in one piece, at most: mlx-lm's own number."""
+FEWEST = 16
+SPEED = {"cpu": 2e9, "metal": 2e12, "gpu": 2e13}
+"""Floating-point operations in a piece: well under a second's on a small machine of each kind."""
 WORTH = 0.67
 """Rows are filled one group after another if that is at most this share of filling all of them together."""
+
+
+def piece_of(registry: Registry, n_rows: int) -> int:
+    """Tokens a row of one piece of a prompt, so that a stop between two pieces does not have to be waited for.
+
+    By the model's size and the kind of device alone, never by a clock: the same prompt is cut in the same places each
+    time, and rounds the same.
+    """
+    kind = "cpu" if mx.default_device().type == mx.DeviceType.cpu else "metal" if mx.metal.is_available() else "gpu"
+    most = SPEED[kind] / max(1, 2 * work_of(registry) * n_rows)
+    return min(MOST, max(FEWEST, 1 << int(most).bit_length() - 1)) if most >= 1 else FEWEST
+
+
+def work_of(registry: Registry) -> int:
+    """About how many weights of the blocks a token is multiplied with; of a mixture those of eight experts."""
+    if registry.weights_per_token is None:
+        blocks = registry.decoder.layers
+        registry.weights_per_token = sum(_weights(module) for block in blocks for _, module in named(block))
+    return registry.weights_per_token
+
+
+def _weights(module: Module) -> int:
+    weight = module.get("weight")
+    if not isinstance(weight, mx.array):
+        return 0
+    packed = 32 // int(module.bits) if "scales" in module and weight.dtype == mx.uint32 else 1
+    experts = weight.shape[0] if weight.ndim == 3 else 1
+    return weight.size * packed * min(experts, 8) // experts
 
 
 @dataclass(eq=False)
@@ -245,7 +279,7 @@ class Filler:
     registry: Registry
     store: PrefixCache
     prompt: EncodedPrompt
-    step: int
+    step: int | None
     max_kv_size: int | None = None
     limit: int | None = None
 
@@ -303,7 +337,7 @@ class Filler:
         cache: Any = group.cache
         self.registry.caches.note(cache, group.done, run.plan.fingerprint())
         while group.done < end:
-            size = min(self.step, end - group.done)
+            size = min(self.step or piece_of(self.registry, 1), end - group.done)
             ids = mx.array([self.prompt.ids[group.done : group.done + size]], dtype=mx.int32)
             with self.registry.running(run):
                 self.registry.decoder.root(ids, cache=cache)

@@ -178,6 +178,7 @@ class Registry:
         self.sites = SiteMap(decoder)
         self.sources: dict[str, FeatureSource] = {}
         self._source_stamps: dict[str, int] = {}
+        self.weights_per_token: int | None = None  # known once a prompt is read
         self.bos = bos
         # Called before each forward of a measure: what it raises ends the measure between two forwards.
         self.between: Callable[[], None] = lambda: None

@@ -149,10 +149,11 @@ class Status(Widget):
 
 def _busy(activity: Activity, width: int, stop: str) -> Content:
     stage = f" · {activity.stage}" if activity.stage and activity.stage != activity.title else ""
+    title = f"stopping: {activity.title}" if activity.stopping else activity.title
     right = f"  {stop} stop"
     facts = activity.facts()
     room = width - len(right) - cell_len(facts) - 2
-    label = fit(f"{activity.title}{stage}", min(max(12, room - 26), cell_len(f"{activity.title}{stage}")))
+    label = fit(f"{title}{stage}", min(max(12, room - 26), cell_len(f"{title}{stage}")))
     meter_width = max(0, min(40, room - cell_len(label) - 6))
     parts: list[str | tuple[str, str]] = [("● ", "$accent"), label, "  "]
     if activity.fraction is not None and meter_width >= 8:
