@@ -367,18 +367,18 @@ def _check_quantization(part: _Part, name: str, value: Any) -> None:
 
 def _fill(part: _Part, found: Understood) -> None:
     """Fields that config.json leaves out are what transformers' class says, where mlx-lm's class says otherwise."""
-    if part.reference is None:
-        return
     for item in fields(part.args):
-        name = item.name
+        name, required = item.name, item.default is item.default_factory is MISSING
         if name in part.given or name in ROPE or (name in ("model_type", "tie_word_embeddings") and part.prefix):
             continue
         value = getattr(part.reference, name, None)
+        if value is None and required and not part.reads(name):
+            found.changes[name] = None  # asked for and never used: GPT-2's n_ctx, which transformers 5 does not write
         if not isinstance(value, int | float | str | bool | list) or name in ("head_dim", "layer_types"):
             continue
         if isinstance(value, list) and len(value) != part.given.get("num_hidden_layers"):
             continue  # of a model of the usual number of layers
-        if (item.default is MISSING and item.default_factory is MISSING) or value != item.default:
+        if required or value != item.default:
             found.changes[name] = value
 
 
