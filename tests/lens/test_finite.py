@@ -40,6 +40,7 @@ WAYS: dict[str, Callable[[LensModel], Any]] = {
 }
 READING: dict[str, Callable[[LensModel], Any]] = {
     "residuals": lambda lens: lens.residuals(IDS, 3),
+    "echo": lambda lens: lens.echo(IDS, _add(1.0)),
     "contrast": lambda lens: contrast(lens, "c", [IDS], [IDS[:4]], layers=3),
 }
 

@@ -213,6 +213,20 @@ def test_the_dose_of_an_arm_is_of_its_own_tokens() -> None:
     assert ends[1].doses[0].tokens == 9 + 4
 
 
+def test_the_dose_of_an_arm_that_has_ended_is_not_of_the_steps_after_its_end() -> None:
+    lens, ids = LensModel.from_model(tiny.llama()), packed(9)
+    matched = NormMatch(id="n", layer=1, vector=VECTOR, scale=0.3)
+    alone = list(lens.stream(ids, interventions=[matched], max_tokens=8, temp=0.0))
+    stop = alone[2].token_id
+    run = lens.compare(ids, [Arm("a", (matched,))], max_tokens=8, stop_ids=[stop])
+    ended = next(event for event in run if isinstance(event, ArmEnd) and event.arm == 1)
+    for _ in run:
+        pass
+    first = next(at for at, token in enumerate(alone) if token.token_id == stop)
+    assert run.doses(1) == ended.doses
+    assert ended.doses[0].tokens == 9 + first
+
+
 class _SAE:
     """Features are the residual's own axes, times a factor."""
 

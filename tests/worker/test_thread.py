@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from lens_tui.records import Add, LensError
+from lens_tui.records.errors import warn
 from lens_tui.worker import events as ev
 from lens_tui.worker.control import Control, Stopped
 from lens_tui.worker.jobs import Job
@@ -136,6 +137,26 @@ def test_a_stop_is_answered_while_the_step_goes_on(reader: Reader) -> None:
     assert events.count(ev.Stopping(job)) <= 1
     reader.worker.stop(job)
     assert reader.worker.drain() == []  # nothing comes after a job's last event
+
+
+def test_what_the_library_warns_of_reaches_the_reader_once() -> None:
+    def runner(control: Control) -> Iterator[ev.Event]:
+        for _ in range(2):
+            warn("The vector is of another layer.")
+        yield ev.Speed(control.id, 1.0, 0, 1)
+
+    runner.close = lambda: None  # type: ignore[attr-defined]
+    worker, bell = Worker(lambda: runner), threading.Semaphore(0)  # type: ignore[arg-type, return-value]
+    worker.start(bell.release)
+    jobs = [worker.submit(Say()), worker.submit(Say())]
+    events: list[ev.Event] = []
+    while ev.JobDone(jobs[1]) not in events:
+        assert bell.acquire(timeout=PATIENCE)
+        events += worker.drain()
+    assert [event for event in events if isinstance(event, ev.Notice)] == [
+        ev.Notice(jobs[0], "The vector is of another layer.")
+    ]
+    assert worker.close(PATIENCE)
 
 
 def test_a_waiting_job_is_stopped_before_it_begins(reader: Reader) -> None:

@@ -33,6 +33,7 @@ class Progress:
     names: tuple[str, ...]
     rows: list[Writing]
     keys: set[Key] = field(default_factory=set)
+    ended: dict[int, tuple[Dose, ...]] = field(default_factory=dict)
 
     @property
     def plan(self) -> Plan:
@@ -54,7 +55,8 @@ class Progress:
         for index in alive:
             row = self.rows[index]
             if row.reason:
-                yield ArmEnd(index, row.reason, len(row.ids), row.text, self.doses(index))
+                self.ended[index] = self.doses(index)
+                yield ArmEnd(index, row.reason, len(row.ids), row.text, self.ended[index])
 
     def token(self, index: int, step: Step, text: str) -> Token:
         """One row's token of a step, which has been written already."""
@@ -81,7 +83,9 @@ class Progress:
         )
 
     def doses(self, row: int) -> tuple[Dose, ...]:
-        """How far each steered site of a row was moved."""
+        """How far each steered site of a row was moved; of one that has ended, up to its end."""
+        if row in self.ended:  # it is still fed beside the others, with tokens that nobody reads
+            return self.ended[row]
         meter = self.decoder.run.meter
         keys = [entry.key for entry in self.entries(row) if getattr(entry.item, "enabled", True)]
         return meter.doses(row, keys) if meter is not None and keys else ()

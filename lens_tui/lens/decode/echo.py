@@ -11,6 +11,7 @@ import numpy as np
 from lens_tui.records import Echo, FloatArray, Intervention, LensError
 
 from ..hooks.capture import CaptureResult
+from ..hooks.finite import check_values, origin_in
 from ..hooks.registry import Entry, Plan, Registry, Run, entries_of
 from ..hooks.steered import Passage
 
@@ -56,7 +57,10 @@ def _stack(registry: Registry, passage: Passage, entries: Sequence[Entry]) -> li
             registry.decoder.forward(where.ids)
     finally:
         registry.release(plan.keys)
-    return [np.array(captured[layer].astype(mx.float32))[0] for layer, _ in keys]
+    found = [captured[layer] for layer, _ in keys]
+    for layer, values in enumerate(found):
+        check_values(values, f"The residuals at layer {layer}", lambda: origin_in(registry, passage, entries))
+    return [np.array(values.astype(mx.float32))[0] for values in found]
 
 
 def _echoes(

@@ -16,6 +16,7 @@ from lens_tui.records import LensError
 from lens_tui.records.activations import ActivationBlock, Place, SourceFacts, Splice
 from lens_tui.records.corpus import Corpus, open_corpus
 
+from ..hooks.finite import check_values, origin_of
 from ..model import LensModel
 from ..tokens import Tokens, whole
 
@@ -382,7 +383,10 @@ class TextActivations:
         before = mx.take(logits.reshape(-1, logits.shape[-1]), mx.array(predicted - 1), axis=0).astype(mx.float32)
         target = mx.take(ids.reshape(-1), mx.array(predicted))
         nll = mx.logsumexp(before, axis=-1) - mx.take_along_axis(before, target[:, None], axis=-1)[:, 0]
-        return float(np.asarray(nll, np.float64).sum()), len(predicted)
+        total = float(np.asarray(nll, np.float64).sum())
+        where = (lambda: origin_of(self._model.registry, ids)) if splice is None else (lambda: "")
+        check_values(np.asarray(total), "The losses", where)
+        return total, len(predicted)
 
     def _portions(self, batch: Batch) -> Iterator[slice]:
         rows, t = batch.ids.shape
