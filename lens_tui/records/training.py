@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from .errors import LensError
+from .read_files import AGAIN, explained, parse_json
+from .sanitise import one_line
 
 Architecture = Literal["topk", "batchtopk", "jumprelu"]
 Normalization = Literal["centered", "norm", "none"]
@@ -82,14 +84,19 @@ class TrainConfig:
     @classmethod
     def from_json(cls, text: str) -> TrainConfig:
         """Raises ``LensError`` for unknown keys, so that a setting of another version is not lost silently."""
-        values: dict[str, Any] = json.loads(text)
+        what = "Training settings"
+        values: Any = parse_json(text, what)
+        if not isinstance(values, dict):
+            raise LensError(f"{what} are an object with names, not {type(values).__name__}.", AGAIN)
         unknown = sorted(set(values) - {item.name for item in fields(cls)})
         if unknown:
-            raise LensError(f"Unknown training settings: {', '.join(unknown)}.", "It may be of another version.")
-        for name in ("betas", "matryoshka"):
-            if name in values:
-                values[name] = tuple(values[name])
-        return cls(**values)
+            listed = one_line(", ".join(unknown), 200)
+            raise LensError(f"Unknown training settings: {listed}.", "It may be of another version.")
+        with explained(what):
+            for name in ("betas", "matryoshka"):
+                if name in values:
+                    values[name] = tuple(values[name])
+            return cls(**values)
 
 
 def _problem(c: TrainConfig) -> tuple[str, str] | None:

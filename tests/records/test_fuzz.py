@@ -32,11 +32,13 @@ from lens_tui.records.label_files import (
     write_neuronpedia,
 )
 from lens_tui.records.labels import Labels, NewLabel
+from lens_tui.records.read_files import read_text
 from lens_tui.records.recent import recent_models, remember_model
 from lens_tui.records.run_store import RunStore
 from lens_tui.records.session_file import SavedSession, SavedSteer, interrupted_sessions, read_session, save_session
 from lens_tui.records.settings import load_settings
 from lens_tui.records.store import Store
+from lens_tui.records.training import TrainConfig
 from lens_tui.records.vector_folder import list_vectors
 from lens_tui.records.vector_formats import load_vectors, save_vectors
 from lens_tui.tui.themes import bundled_dir, load_themes, read_theme
@@ -161,6 +163,11 @@ KINDS: tuple[Case, ...] = (
     ("lens.sqlite3", _write_store, _read_store),
     ("text.jsonl", lambda path: path.write_text('{"text": "one"}\n{"text": "two"}\n'), lambda p: list(open_corpus(p))),
     ("text.txt", lambda path: path.write_text("one\n<|endoftext|>\ntwo"), lambda path: list(open_corpus(path))),
+    (
+        "train.json",
+        lambda path: path.write_text(TrainConfig(width=64, k=4).to_json()),
+        lambda path: TrainConfig.from_json(read_text(path)),
+    ),
     ("any.bin", lambda path: path.write_bytes(b"x" * 99), fingerprint),
 )
 
