@@ -74,7 +74,8 @@ def tasks(lens: Any, folder: Path) -> dict[str, Callable[[], object]]:
     arms = [Arm(record.id, (record,)) for record in records]
     corpus, sae = text_of(folder), load_sae(str(demo.sae_paths()[demo.default_sae()]))
     made = iter(range(1000))
-    config = TrainConfig(width=1024, k=16, tokens=8192, batch=1024, pool_tokens=4096, evaluation_tokens=512)
+    sizes = {"tokens": 2048, "batch": 512, "pool_tokens": 2048, "evaluation_tokens": 256, "calibration_tokens": 512}
+    config = TrainConfig(width=1024, k=16, **sizes)
     return {
         "prefill of 86 tokens": lambda: mx.eval(lens.forward(ids)),
         "one steered stream of 32 tokens": lambda: list(lens.stream(PROMPT, max_tokens=32, interventions=[records[0]])),

@@ -78,11 +78,14 @@ def _residual(lens: LensModel, text: str, layer: int) -> NDArray[np.float32]:
 
 
 def _sparse(folder: Path, lens: LensModel, layer: int, root: Path) -> None:
-    """Set the thresholds so that every feature fires on a share of ``DENSITY`` of the tokens."""
+    """Set the thresholds so that every feature fires on a share of ``DENSITY`` of the tokens.
+
+    Documents begin alike, so that many activations are equal but for their last bits: a threshold stands above such.
+    """
     texts = [text for domain in read_corpus(root / "corpus") for text in domain.train[:12]]
     before = np.concatenate([_before(folder, _residual(lens, text, layer)) for text in texts])
     tensors = load_file(folder / "params.safetensors")
-    tensors["threshold"] = np.maximum(np.quantile(before, 1 - DENSITY, axis=0), 1e-3).astype(np.float32)
+    tensors["threshold"] = np.maximum(1.001 * np.quantile(before, 1 - DENSITY, axis=0), 1e-3).astype(np.float32)
     save_file(tensors, folder / "params.safetensors")
 
 
