@@ -40,7 +40,7 @@ class ModelInfo:
     @property
     def lacks_template(self) -> bool:
         """Whether it is named as a model for chats and its files have no chat template: prompts go in as they are."""
-        return not self.has_chat_template and _TUNED.search(f"{self.name} {self.path}") is not None
+        return not self.has_chat_template and _TUNED.search(self.name.rstrip("/").rpartition("/")[2]) is not None
 
 
 @dataclass(frozen=True, slots=True)

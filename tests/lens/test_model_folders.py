@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from lens_tui import LensError, LensModel
-from lens_tui.records import Request
+from lens_tui.records import Request, Sampling
 from lens_tui.records.model_folder import check_sidecars, read_config, read_weights
 from tests.folders import llama_folder
 
@@ -195,6 +195,17 @@ def test_a_tokenizer_that_fails_on_a_text_says_so(tmp_path: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({**facts, "model_max_length": "x"}))
     with pytest.raises(LensError, match="tokenizer cannot take this text"):
         LensModel(str(folder)).generate("hi", max_tokens=1)
+
+
+def test_the_lack_of_a_chat_template_is_said_under_the_lanes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lens_tui.cli.compare import compare
+
+    for name, said in (("tiny-instruct", True), ("tiny-base", False)):
+        options = {"sae": "", "sampling": Sampling(max_tokens=2), "raw": False, "as_json": False, "stream": False}
+        compare("hi", [], model=str(llama_folder(tmp_path / name)), **options)  # type: ignore[arg-type]
+        assert ("no chat template" in capsys.readouterr().err) == said
 
 
 # -- ids that stand for no token ---------------------------------------------

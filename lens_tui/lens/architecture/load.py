@@ -70,7 +70,10 @@ def load_model(name: str, how: Dequantize = "auto", **load_kwargs: Any) -> Loade
             "Give a folder, a hub id such as 'owner/name', or 'demo'.",
         )
     if looks_local and folder.is_file():
-        raise LensError(f"{shown} is a file.", "Give the folder that holds config.json and the weights.")
+        hint = "Give the folder that holds config.json and the weights."
+        if folder.suffix == ".gguf":
+            hint = "GGUF files are not loaded: look for a safetensors version of the model."
+        raise LensError(f"{shown} is a file.", hint)
     if unknown := load_kwargs.keys() - OPTIONS:
         raise LensError(
             f"There is no option {one_line(min(unknown), 60)!r} of mlx_lm.load.",
