@@ -34,6 +34,7 @@ from .test_same_everywhere import _SAE
 IDS = list(tiny.IDS)
 VALUES = np.random.default_rng(3).normal(size=64)
 UNIT = SteeringVector.of("v", VALUES, 1)
+DOUBLE = SteeringVector("v", 2 * UNIT.direction, 1)
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +131,7 @@ REFUSED: dict[str, Callable[[Any], Any]] = {
     "a vector of words": lambda lens: lens.intervene(_add(vector="king")),
     "no vector": lambda lens: lens.intervene(_add(vector=None)),
     "a vector of another width": lambda lens: lens.intervene(_add(vector=[1.0, 2.0])),
+    "a direction that is no unit": lambda lens: lens.intervene(_add(vector=DOUBLE)),
     "a matrix": lambda lens: lens.intervene(_add(vector=np.ones((2, 64)))),
     "a scale of words": lambda lens: lens.intervene(_add(scale="1")),
     "a scale of nothing": lambda lens: lens.steer(1, UNIT, None),

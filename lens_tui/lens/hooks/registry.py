@@ -447,6 +447,11 @@ def checked(record: Intervention, registry: Registry) -> Intervention:
     vector = getattr(record, "vector", None)
     if isinstance(vector, SteeringVector):
         check_vector(vector.direction, width, f"The vector {vector.name!r}")
+        if not 0.99 < (length := float(np.linalg.norm(vector.direction))) < 1.01:
+            raise LensError(
+                f"The direction of {vector.name!r} has the length {length:.3g}, not 1.",
+                "Make it with SteeringVector.of.",
+            )
         _check_place(vector, record, registry)
     elif hasattr(record, "vector"):
         raise LensError(f"The vector of {record.id!r} is {vector!r}.", "Give a SteeringVector, or numbers (d_model,).")
