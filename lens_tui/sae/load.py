@@ -140,6 +140,8 @@ def _open(
     if place.is_dir() and source.weights is None and not FORMATS[0].recognises(source):
         raise LensError(f"{shown(place)} is not an SAE of a known format.", _look_around(place))
     found = next((form for form in FORMATS if form.recognises(source)), None)
+    if found is None and not source.has("W_enc", "W_dec") and not source.has("encoder.weight"):
+        found = next((form for form in FORMATS if source.is_named(*form.usual)), None)
     if found is None:
         raise LensError(f"{shown(place)} is not an SAE of a known format.", _lacking(source))
     parts = found.read(source)

@@ -11,8 +11,8 @@ FORMATS: tuple[Format, ...] = (
     sparsify.FORMAT,
     saelens.FORMAT,
     llama_scope.FORMAT,
-    dictionary_learning.FORMAT,
     qwen_scope.FORMAT,
+    dictionary_learning.FORMAT,
     mlxterp.FORMAT,
 )
 """In the order in which they are tried."""

@@ -34,7 +34,7 @@ _SITES = {"resid_post": "resid_post", "residual": "resid_post", "mlp_out": "mlp_
 
 
 def _recognises(source: Source) -> bool:
-    if source.is_named("ae.pt") or isinstance(source.config("config.json").get("trainer"), dict):
+    if isinstance(source.config("config.json").get("trainer"), dict):
         return True
     if source.has("r_mag", "gate_bias") or source.has("encoder.weight", "bias"):
         return True
@@ -139,4 +139,4 @@ def _facts(source: Source, trainer: dict[str, Any]) -> Facts:
     return facts
 
 
-FORMAT = Format("dictionary_learning", _recognises, _read)
+FORMAT = Format("dictionary_learning", _recognises, _read, ("ae.pt",))

@@ -22,7 +22,7 @@ _TRANSCODER = ("mlp_in", "mlp_out_normed")
 
 
 def _recognises(source: Source) -> bool:
-    return source.kind == "npz"
+    return source.kind == "npz" and source.config_file("cfg.json") is None
 
 
 def _read(source: Source) -> Parts:

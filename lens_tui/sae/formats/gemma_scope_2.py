@@ -31,9 +31,7 @@ _SITES = {
 def _recognises(source: Source) -> bool:
     if _refused(source):
         return True
-    if source.kind != "npz" and (source.has("w_enc") or source.has("w_dec")):
-        return True
-    return source.is_named("params.safetensors") and not source.has("W_enc")
+    return source.kind != "npz" and (source.has("w_enc") or source.has("w_dec"))
 
 
 def _read(source: Source) -> Parts:
@@ -119,4 +117,4 @@ def _by_names(source: Source, facts: Facts) -> None:
         facts.read_from(hook_out.format(layer[1]), f"the folders' names {site[1]}/layer_{layer[1]}", out=True)
 
 
-FORMAT = Format("Gemma Scope 2", _recognises, _read)
+FORMAT = Format("Gemma Scope 2", _recognises, _read, ("params.safetensors",))

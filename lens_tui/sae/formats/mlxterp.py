@@ -29,8 +29,7 @@ _SITES = {"mlp": "mlp_out", "attn": "attn_out", "residual": "resid_post", "resid
 
 
 def _recognises(source: Source) -> bool:
-    named = source.has("encoder.weight") or source.is_named("weights.safetensors")
-    return named and "d_hidden" in source.config("config.json")
+    return source.has("encoder.weight") and "d_hidden" in source.config("config.json")
 
 
 def _read(source: Source) -> Parts:

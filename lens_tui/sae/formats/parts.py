@@ -190,6 +190,8 @@ class Format:
     name: str
     recognises: Callable[[Source], bool]
     read: Reader
+    usual: tuple[str, ...] = ()
+    """Names that its weight files usually have: who lacks a tensor is told by them which."""
 
 
 def pick(tensors: dict[str, Stored], path: Path, *names: str) -> Stored:

@@ -19,6 +19,8 @@ _FILE = re.compile(r"layer(\d{1,4})\.sae\.pt")
 
 
 def _recognises(source: Source) -> bool:
+    if isinstance(source.config("config.json").get("trainer"), dict) or source.has("encoder.weight"):
+        return False
     if not source.has("W_enc", "W_dec", "b_enc") or source.kind != "torch":
         return source.weights is not None and _FILE.fullmatch(source.weights.name) is not None
     # Latents come first in its encoder, and last in its decoder; with a threshold it is another format.

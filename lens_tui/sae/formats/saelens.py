@@ -38,7 +38,7 @@ _ACTIVATIONS: dict[str, Activation] = {
 def _recognises(source: Source) -> bool:
     if source.config_file("cfg.json") is None:
         return False
-    return source.has("W_enc") or source.has("W_dec") or source.is_named("sae_weights.safetensors")
+    return source.has("W_enc") or source.has("W_dec")
 
 
 def _read(source: Source) -> Parts:
@@ -167,4 +167,4 @@ def _facts(config: dict[str, Any], definition: Definition) -> Facts:
     return facts
 
 
-FORMAT = Format("SAELens", _recognises, _read)
+FORMAT = Format("SAELens", _recognises, _read, ("sae_weights.safetensors",))

@@ -24,7 +24,9 @@ _ACTIVATIONS: dict[str, Activation] = {"topk": "topk", "groupmax": "groupmax"}
 def _recognises(source: Source) -> bool:
     if source.has("encoder.weight", "W_dec"):
         return True
-    return source.is_named("sae.safetensors") and not source.has("W_enc", "W_dec")
+    config = source.config("cfg.json")
+    either = source.has("encoder.weight") or source.is_named("sae.safetensors")
+    return either and "k" in config and not config.keys() & {"architecture", "hook_name", "metadata"}
 
 
 def _read(source: Source) -> Parts:
@@ -88,4 +90,4 @@ def _facts(source: Source, config: dict[str, Any], activation: str, k: int, tran
     return facts
 
 
-FORMAT = Format("sparsify", _recognises, _read)
+FORMAT = Format("sparsify", _recognises, _read, ("sae.safetensors",))

@@ -112,6 +112,44 @@ def test_qwen_scope_under_another_name_says_that_its_layer_is_not_known(tmp_path
     assert other.info.provenance["layer"].startswith("not known")
 
 
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [
+        ("dictionary_learning", "layer3.sae.pt"),
+        ("sparsify", "params.safetensors"),
+        ("SAELens", "params.safetensors"),
+        ("SAELens", "sae.safetensors"),
+        ("Gemma Scope 2", "sae_weights.safetensors"),
+        ("Gemma Scope 2", "sae.safetensors"),
+        ("Llama Scope", "weights.safetensors"),
+        ("mlxterp", "sae_weights.safetensors"),
+        ("Qwen Scope", "ae.pt"),
+    ],
+)
+def test_the_usual_name_of_another_format_does_not_matter(tmp_path: Path, form: str, name: str) -> None:
+    if form == "Qwen Scope":
+        tensors = {"W_enc": W["w_enc"].T.copy(), "W_dec": W["w_dec"].T.copy(), "b_enc": W["b_enc"], "b_dec": W["b_dec"]}
+        assert load_sae(write_torch(tmp_path / "SAE-Res-Qwen3-8B-W64K-L0_50" / name, tensors)).info.format == form
+        return
+    write, _, tensors, config, facts, _ = KINDS[form]
+    write(tmp_path / name, tensors)
+    if config:
+        write_json(tmp_path / config, facts)
+    assert load_sae(tmp_path / name).info.format == form
+
+
+def test_the_same_tensors_in_another_kind_of_file(tmp_path: Path) -> None:
+    _, _, tensors, config, facts, _ = KINDS["SAELens"]
+    found = []
+    for name, write in (("a.safetensors", write_safetensors), ("a.npz", write_npz), ("a.pt", write_torch)):
+        home = tmp_path / name
+        write(home / name, tensors)
+        write_json(home / config, facts)
+        found.append(load_sae(home))
+    assert {sae.info.format for sae in found} == {"SAELens"}
+    assert len({sae.info.id for sae in found}) == 1
+
+
 def test_the_first_found_of_several_saes_is_not_taken(tmp_path: Path) -> None:
     for name in ("ae1.pt", "ae2.pt"):
         write_torch(tmp_path / name, {**LINEAR, "bias": W["b_dec"]})
