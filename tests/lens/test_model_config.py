@@ -11,13 +11,15 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from lens_tui import LensError, LensModel
 from lens_tui.lens.architecture.config import _args_class, _text_class, understand
 from lens_tui.lens.architecture.load import load_folder
-from tests.folders import llama_folder
+from tests.folders import D_MODEL, HEADS, N_LAYERS, llama_folder
 
 from . import architectures
+from .numpy_models import _heads, attend, rms, rope
 
 THETA, LOCAL = 777777.0, 33333.0
 REFUSED = {"dbrx": "rope_theta", "recurrent_gemma": "rope_theta"}
@@ -129,6 +131,32 @@ def test_the_same_model_in_both_forms_is_the_same_model(tmp_path: Path, scaling:
     np.testing.assert_array_equal(
         logits(plain, model_config={"rope_theta": THETA, "rope_scaling": scaling}), logits(old)
     )
+
+
+def in_numpy(folder: Path, ids: list[int], theta: float) -> np.ndarray[Any, Any]:
+    """Logits of a folder of ``llama_folder`` from its weights alone."""
+    w = {name: value.astype(np.float64) for name, value in load_file(folder / "model.safetensors").items()}
+    x = w["model.embed_tokens.weight"][ids]
+    for layer in range(N_LAYERS):
+        p = f"model.layers.{layer}."
+        n = rms(x, w[p + "input_layernorm.weight"], 1e-5)
+        q, k, v = (_heads(n @ w[f"{p}self_attn.{name}_proj.weight"].T, HEADS) for name in "qkv")
+        z = attend(rope(q, theta), rope(k, theta), v, (D_MODEL // HEADS) ** -0.5, None)
+        x = x + z.transpose(1, 0, 2).reshape(len(ids), -1) @ w[p + "self_attn.o_proj.weight"].T
+        n = rms(x, w[p + "post_attention_layernorm.weight"], 1e-5)
+        gate, up = n @ w[p + "mlp.gate_proj.weight"].T, n @ w[p + "mlp.up_proj.weight"].T
+        x = x + (gate / (1 + np.exp(-gate)) * up) @ w[p + "mlp.down_proj.weight"].T
+    logits: np.ndarray[Any, Any] = rms(x, w["model.norm.weight"], 1e-5) @ w["model.embed_tokens.weight"].T
+    return logits
+
+
+def test_the_base_of_transformers_5_is_computed(tmp_path: Path) -> None:
+    ids = [1, 17, 5, 80, 33, 2, 64, 9]
+    folder = llama_folder(tmp_path / "m", rope_parameters={"rope_type": "default", "rope_theta": THETA})
+    got = np.array(LensModel(str(folder)).forward(ids).astype(mx.float32))[0]
+    expected = in_numpy(folder, ids, THETA)
+    np.testing.assert_allclose(got, expected, atol=2e-4 * np.abs(expected).max())
+    assert np.abs(in_numpy(folder, ids, 10000.0) - expected).max() > 2e-2 * np.abs(expected).max()
 
 
 def test_brackets_spaces_and_accents_in_a_path(tmp_path: Path) -> None:
