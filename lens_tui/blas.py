@@ -268,7 +268,7 @@ def _parts(numbers: list[float], m: int, n: int, k: int) -> Iterator[tuple[int, 
 
 
 def _name() -> str:
-    """``"OpenBLAS 0.3.34 (Haswell)"``: the version, and the processor it takes this one for."""
+    """``"OpenBLAS 0.3.34 (Haswell), 1 thread"``: the version, and the processor it takes this one for."""
     import ctypes
 
     config = _call("get_config")
@@ -276,7 +276,7 @@ def _name() -> str:
     words = bytes(config()).decode("ascii", "replace").split()
     core = _call("get_corename")
     core.restype = ctypes.c_char_p
-    return f"{' '.join(words[:2])} ({bytes(core()).decode('ascii', 'replace')})"
+    return f"{' '.join(words[:2])} ({bytes(core()).decode('ascii', 'replace')}), 1 thread"
 
 
 def _version(package: str) -> str:

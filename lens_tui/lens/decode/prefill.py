@@ -18,6 +18,7 @@ import numpy as np
 from mlx.nn.layers.base import Module
 from numpy.typing import NDArray
 
+from lens_tui import blas
 from lens_tui.records import Add, Intervention, Positions, SteeringVector
 
 from ..architecture.taps import first_of, named
@@ -225,7 +226,7 @@ def _row(state: Any, row: int) -> Any:
 MOST = 2048
 """Tokens of a prompt in one piece, at most: mlx-lm's own number."""
 FEWEST = 16
-SPEED = {"cpu": 2e9, "metal": 2e12, "gpu": 2e13}
+SPEED = {"cpu": 2e9, "openblas": 2e10, "metal": 2e12, "gpu": 2e13}
 """Floating-point operations in a piece: well under a second's on a small machine of each kind."""
 WORTH = 0.67
 """Rows are filled one group after another if that is at most this share of filling all of them together."""
@@ -237,9 +238,16 @@ def piece_of(registry: Registry, n_rows: int) -> int:
     By the model's size and the kind of device alone, never by a clock: the same prompt is cut in the same places each
     time, and rounds the same.
     """
-    kind = "cpu" if mx.default_device().type == mx.DeviceType.cpu else "metal" if mx.metal.is_available() else "gpu"
-    most = SPEED[kind] / max(1, 2 * work_of(registry) * n_rows)
+    most = SPEED[_kind(registry)] / max(1, 2 * work_of(registry) * n_rows)
     return min(MOST, max(FEWEST, 1 << int(most).bit_length() - 1)) if most >= 1 else FEWEST
+
+
+def _kind(registry: Registry) -> str:
+    if mx.default_device().type != mx.DeviceType.cpu:
+        return "metal" if mx.metal.is_available() else "gpu"
+    weights = [module["weight"] for _, module in named(registry.decoder.layers[0]) if "weight" in module]
+    plain = all(weight.dtype == mx.float32 for weight in weights)
+    return "openblas" if plain and blas.state().fast else "cpu"
 
 
 def work_of(registry: Registry) -> int:

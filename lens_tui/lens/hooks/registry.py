@@ -416,7 +416,7 @@ def check_device(model: Module) -> None:
         except RuntimeError:
             raise LensError(
                 f"This mixture of experts is in {str(dtype).rpartition('.')[2]}, which MLX cannot compute on the CPU.",
-                "Convert it to float32 (mlx_lm.convert --dtype float32, or model.set_dtype), or quantise it.",
+                "Load it with dequantize='always', which holds its weights in float32, or quantise it.",
             ) from None
 
 
