@@ -299,7 +299,7 @@ class LensApp(App[None], inherit_bindings=False):
         from .palette import Palette
 
         if not isinstance(self.screen, Palette):
-            self.push_screen(Palette(id="--command-palette"))
+            self.push_screen(Palette())  # without an id: the last one may still be on its way out
 
     def action_keys(self) -> None:
         """Show every key that works here."""
@@ -443,6 +443,8 @@ class LensApp(App[None], inherit_bindings=False):
 
     def drain(self) -> None:
         """Take every waiting event to whom it concerns, then repaint once."""
+        if self._exit or not self._running:  # the screens are on their way out
+            return
         self._last_drain = time.monotonic()
         activity = self.activity
         with self.batch_update():

@@ -26,7 +26,10 @@ WITHIN = 10.0
 
 
 class Defects:
-    """Stands around the handlers of one app. Nothing is survived before :meth:`begin`, nor once the app ends."""
+    """Stands around the handlers of one app. Nothing is survived before :meth:`begin`.
+
+    Once the app is told to end it ends, and what fails on the way is for the log alone.
+    """
 
     def __init__(self, app: LensApp) -> None:
         self._app = app
@@ -58,7 +61,10 @@ class Defects:
     def survived(self, error: Exception) -> bool:
         """Log and show a defect, each once; false if the app cannot go on after it."""
         app = self._app
-        if not self._begun or app._exit or app._closing or app._closed:
+        if self._begun and app._exit:
+            _log.error("a defect while the app ended", exc_info=error)
+            return True
+        if not self._begun or app._closing or app._closed:
             return False
         now = time.monotonic()
         if len(self._when) == MOST and now - self._when[0] < WITHIN:
