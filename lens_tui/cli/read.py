@@ -388,7 +388,7 @@ def _target(text: str) -> int | str | None:
     if not text:
         return None
     if text.startswith("id:"):
-        if not text[3:].isdigit():
+        if not re.fullmatch(r"[0-9]{1,18}", text[3:]):
             raise LensError(f"The target {text!r} names no token.", "Write id: and a number, such as id:17.")
         return int(text[3:])
     return text

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _WORDS = rf"(?::(?:{'|'.join([mode.id for mode in MODES] + list(POSITIONS))})\b)*"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-_TERM = re.compile(rf"^(?P<source>.+?)(?:@(?P<layer>-?\d+))?(?:\*(?P<scale>{_NUMBER}))?(?P<words>{_WORDS})$")
+_TERM = re.compile(rf"^(?P<source>.+?)(?:@(?P<layer>-?[0-9]{1, 9}))?(?:\*(?P<scale>{_NUMBER}))?(?P<words>{_WORDS})$")
 _BETWEEN = re.compile(rf"(?<=\*)({_NUMBER}{_WORDS})\s*\+\s*|(?<=:project_out)()\s*\+\s*")
 _NAME = re.compile(r"^(?P<name>[^=*@]+)=(?P<rest>.+)$")
 
@@ -93,10 +93,10 @@ def _term(part: str, whole: str, default: float | None) -> Term:
 
 
 def _source(source: str, layer: int | None, scale: float, whole: str) -> Term:
-    if re.fullmatch(r"f?\d+", source):
+    if re.fullmatch(r"f?[0-9]{1,9}", source):
         return Term("feature", source.lstrip("f"), layer, scale)
     if source.startswith("random:"):
-        if not re.fullmatch(r"random:\d+", source):
+        if not re.fullmatch(r"random:[0-9]{1,18}", source):
             raise LensError(f"The arm {whole!r} names a random vector without a seed.", "Write random:0.")
         return Term("random", source.removeprefix("random:"), layer, scale)
     return Term("file", source, layer, scale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -77,7 +78,7 @@ def from_token(lens: LensModel, token: str, layer: int, kind: str = "unembedding
         raise LensError(f"There is no kind {kind!r} of token vector.", f"Use one of {', '.join(kinds)}.")
     wanted: str | int = token
     if token.startswith("id:"):
-        if not token[3:].isdigit():
+        if not re.fullmatch(r"[0-9]{1,18}", token[3:]):
             raise LensError(f"The token {token!r} cannot be read.", "Write id: and a number, such as id:17.")
         wanted = int(token[3:])
     return make(lens, wanted, layer, kind=kinds[kind], name=name)

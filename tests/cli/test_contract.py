@@ -398,3 +398,19 @@ def test_a_random_vector_is_that_of_its_seed(work: dict[str, str], tmp_path: Pat
     values = np.random.default_rng(3).normal(size=vector.d_model)
     np.testing.assert_allclose(vector.direction, values / np.linalg.norm(values), atol=1e-6)
     assert vector.layer == 2
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "²", "\u0663", "-1", ""])
+def test_numbers_that_are_none_are_one_sentence(work: dict[str, str], number: str) -> None:
+    asked = [
+        ["vector", "token", f"id:{number}", "-l", "1"],
+        ["lens", "the cat", "-t", f"id:{number}"],
+        ["loss", "the cat", "-a", f"f{number}*2", "-s", work["SAE"]],
+        ["loss", "the cat", "-a", f"random:{number}@1*2"],
+        ["loss", "the cat", "-a", f"f3@{number}x*2", "-s", work["SAE"]],
+    ]
+    for arguments in asked:
+        done = invoke([*arguments, "-m", work["MODEL"], "--json"])
+        assert done.exit_code == 2, (arguments, done.output)
+        assert set(json.loads(done.stdout)) == {"error"}
+        assert done.stderr.count("\n") == 1

@@ -69,11 +69,11 @@ class FeatureGoing(_Base):
         number, sae = text.lstrip("fF"), self.sae
         if sae is None:
             self.lens.say(self.missing())
-        elif not number.isdecimal():
+        elif not (number.isascii() and number.isdecimal()):
             if text:
                 self.close_find()
                 self.find_words(text)
-        elif int(number) >= sae.width:
+        elif len(number) > 9 or int(number) >= sae.width:
             self.lens.say(f"Type a number from 0 to {sae.width - 1}, or words.")
         else:
             self.close_find()
