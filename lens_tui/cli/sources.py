@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _WORDS = rf"(?::(?:{'|'.join([mode.id for mode in MODES] + list(POSITIONS))})\b)*"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-_TERM = re.compile(rf"^(?P<source>.+?)(?:@(?P<layer>-?[0-9]{1, 9}))?(?:\*(?P<scale>{_NUMBER}))?(?P<words>{_WORDS})$")
+_TERM = re.compile(rf"^(?P<source>.+?)(?:@(?P<layer>-?[0-9]{{1,9}}))?(?:\*(?P<scale>{_NUMBER}))?(?P<words>{_WORDS})$")
 _BETWEEN = re.compile(rf"(?<=\*)({_NUMBER}{_WORDS})\s*\+\s*|(?<=:project_out)()\s*\+\s*")
 _NAME = re.compile(r"^(?P<name>[^=*@]+)=(?P<rest>.+)$")
 
