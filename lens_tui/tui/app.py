@@ -30,6 +30,7 @@ from .bindings import bindings
 from .catalog import Catalog, DiskCatalog
 from .defects import Defects
 from .guard import NoControls
+from .host import LensHost
 from .jobs import BUSY, IDLE, Activity, Handler, JobBook, advance
 from .keys import SCREENS, by_id, check_keymap
 from .opening import Opening
@@ -87,7 +88,7 @@ def _screen_factory(mode: str) -> Callable[[], Screen[Any]]:
     return make
 
 
-class LensApp(App[None], inherit_bindings=False):
+class LensApp(LensHost, inherit_bindings=False):
     """The terminal app over any :class:`~lens_tui.worker.protocol.WorkerLike`.
 
     ``start`` is the screen it opens on, ``keymap`` the user's ``[keys]``,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from textual.message import Message
     from textual.message_pump import MessagePump
 
-    from .app import LensApp
+    from .host import LensHost
 
 _log = logging.getLogger(__name__)
 MOST = 12
@@ -31,7 +31,7 @@ class Defects:
     Once the app is told to end it ends, and what fails on the way is for the log alone.
     """
 
-    def __init__(self, app: LensApp) -> None:
+    def __init__(self, app: LensHost) -> None:
         self._app = app
         self._begun = False
         self._shown: set[str] = set()

@@ -2,18 +2,97 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from textual.app import App
+from textual.dom import DOMNode
+from textual.theme import Theme
+
+from lens_tui.worker.events import JobFailed
+from lens_tui.worker.protocol import WorkerLike
+
+from .catalog import Catalog
+from .jobs import Handler, JobBook
+from .session import SessionStore
 
 if TYPE_CHECKING:
-    from textual.dom import DOMNode
+    from lens_tui.records.info import Dequantize
+    from lens_tui.worker.jobs import Job
 
-    from .app import LensApp as LensHost
-else:
-    LensHost = object
 
-__all__ = ["LensHost", "host"]
+class Opens(Protocol):
+    """What loads models and SAEs, and how far it is."""
+
+    model: str
+    wanted_sae: str
+    going: bool
+    failure: JobFailed | None
+    stages: list[str]
+
+    def load(self, model: str, sae: str = "") -> None:
+        """Load a model, and then an SAE if one is named."""
+
+    def load_sae(self, path: str) -> None:
+        """Load an SAE beside the model."""
+
+    def unload(self) -> None:
+        """Free the model and its SAEs."""
+
+
+class LensHost(App[None]):
+    """The app as its screens, panes and widgets see it: what they may read, and what :class:`LensApp` does for them."""
+
+    worker: WorkerLike
+    store: SessionStore
+    opening: Opens
+    catalog: Catalog
+    book: JobBook
+    activity: Any
+    tint: Any
+    themes: dict[str, Theme]
+    history: Path | None
+    dequantize: Dequantize
+    clock: Callable[[], float]
+    wall: Callable[[], float]
+
+    def submit(self, job: Job, slot: str, handler: Handler) -> int:
+        """Ask the worker for something; ``handler`` gets its events. A slot holds one job: a new one stops the old."""
+        raise NotImplementedError
+
+    def key_text(self, key_id: str) -> str:
+        """The key of an action as it is shown."""
+        raise NotImplementedError
+
+    def say(self, message: str) -> None:
+        """A short remark, for something that happened out of sight."""
+
+    def tell(self, text: str) -> None:
+        """Something to know that a remark would pass too quickly."""
+
+    def remark(self, text: str) -> None:
+        """What the status line says."""
+
+    def show_error(self, message: str, hint: str = "", detail: str = "") -> None:
+        """An error with its next step."""
+
+    def keep_theme(self, name: str) -> None:
+        """Use a theme from now on."""
+
+    def after_first_frame(self, callback: Callable[[], object]) -> None:
+        """Call it once the first frame is up."""
+
+    def opened(self, ready: bool) -> None:
+        """A model and all it opens with are there, or could not be loaded."""
+
+    def action_show(self, mode: str) -> None:
+        """Go to a screen."""
+
+    def action_run(self) -> None:
+        """Run the comparison."""
 
 
 def host(node: DOMNode) -> LensHost:
-    """The running :class:`~lens_tui.tui.app.LensApp`, typed."""
+    """The running app, as what it is to its screens."""
     return cast("LensHost", node.app)

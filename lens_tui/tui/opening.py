@@ -13,7 +13,7 @@ from lens_tui import demo
 from lens_tui.worker.events import Event, JobDone, JobFailed, ModelLoaded, Progress, VectorMade
 
 if TYPE_CHECKING:
-    from .app import LensApp
+    from .host import LensHost
 
 SLOT = "load"
 
@@ -21,7 +21,7 @@ SLOT = "load"
 class Opening:
     """Loads models and SAEs for the app. ``going`` is true until all that belongs to a model is there."""
 
-    def __init__(self, app: LensApp) -> None:
+    def __init__(self, app: LensHost) -> None:
         self._app = app
         self._waiting: list[demo.StarterSteer] = []
         self.going = False

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lens_tui.records import LensError
     from lens_tui.records.session_file import Autosaver, CutOff, SavedSession, SavedSteer
 
-    from .app import LensApp
+    from .host import LensHost
 
 
 def saved(session: Session, model: str, screen: str, wanted_sae: str = "") -> SavedSession:
@@ -44,7 +44,7 @@ def _facts(row: Steer | SavedSteer) -> tuple[Any, ...]:
 class Recovery:
     """Keeps the session file of one running app, and offers those of apps that were cut off."""
 
-    def __init__(self, app: LensApp) -> None:
+    def __init__(self, app: LensHost) -> None:
         self._app = app
         self._saver: Autosaver | None = None
         self._open = False

@@ -119,9 +119,9 @@ def test_without_a_shell_ctrl_z_says_so_and_a_stop_by_another_is_survived(tmp_pa
 
 
 BROKEN = """
-from lens_tui.tui.app import AppActions
+from lens_tui.tui.app import LensApp
 def broken(self): raise KeyError("of a key")
-AppActions.action_tint = broken
+LensApp.action_tint = broken
 from lens_tui.tui.screens.load import LoadScreen
 def sorts(self): raise ZeroDivisionError("of a screen")
 LoadScreen.action_sort = sorts

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import pkgutil
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -69,6 +72,32 @@ def test_the_package_runs_as_a_module() -> None:
         [sys.executable, "-m", "lens_tui", "--version"], capture_output=True, text=True, check=True, timeout=120
     )
     assert done.stdout == f"mlx-lens-tui {lens_tui.__version__}\n"
+
+
+def internal_imports(name: str, path: Path) -> set[str]:
+    """The modules of the package that one imports at its top or for its types alone."""
+    base = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf8"))):
+        if isinstance(node, ast.ImportFrom):
+            above = base[: len(base) - node.level + 1] if node.level else []
+            module = ".".join([*above, *filter(None, [node.module])])
+            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    root = Path(lens_tui.__file__).parent
+    files = {
+        ".".join(("lens_tui", *path.relative_to(root).with_suffix("").parts)).removesuffix(".__init__"): path
+        for path in root.rglob("*.py")
+    }
+    # A package's own file only names what is below it, each when it is first asked for.
+    below = {name: path for name, path in files.items() if path.name != "__init__.py"}
+    graph = {name: internal_imports(name, path) & below.keys() - {name} for name, path in below.items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 def test_the_contracts_between_rooms_are_kept() -> None:

@@ -99,7 +99,7 @@ class GenerateScreen(LensScreen):
 
     def _arrange(self) -> None:
         before = set(self.lanes.lanes)
-        self.lanes.set_lanes(lane_names(self.session), self.measure, self.lens.tint, EMPTY)  # type: ignore[arg-type]
+        self.lanes.set_lanes(lane_names(self.session), self.measure, self.lens.tint, EMPTY)
         for lane in self.lanes.lanes:
             if lane not in before and self.run is not None:
                 self._follow(lane)
