@@ -64,7 +64,7 @@ class Tokens:
 
         They are rows that the embedding is padded with, and are never chosen nor shown.
         """
-        if self.tokenizer is None:
+        if self.tokenizer is None or not hasattr(self.tokenizer, "get_vocab"):  # or one that does not say
             return None
         mask = np.ones(self.vocab_size, bool)
         ids = np.fromiter(self.tokenizer.get_vocab().values(), np.int64)
