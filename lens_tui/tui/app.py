@@ -243,6 +243,8 @@ class LensApp(LensHost, inherit_bindings=False):
 
     def action_show(self, mode: str) -> None:
         """Go to a screen."""
+        if self._exit or not self._running:  # a key that came with the one to quit
+            return
         self.switch_mode(mode)
         self.call_after_refresh(self.refresh_bindings)
 

@@ -36,5 +36,5 @@ async def test_no_bunch_of_keys_breaks_anything(seed: int, tmp_path: Path, monke
             if dice.random() < 0.2:
                 app.screen.post_message(events.Paste("pasted\nlines \x1b[31m"))
             await pilot.pause(0.02)
+        await settle(pilot)
         assert app.is_running
-        monkeypatch.undo()
