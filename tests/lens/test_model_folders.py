@@ -163,6 +163,9 @@ TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 PLACES: dict[str, Callable[[Path], Any]] = {
     "chat_template.json": lambda f: (f / "chat_template.json").write_text(json.dumps({"chat_template": TEMPLATE})),
     "chat_template.jinja": lambda f: (f / "chat_template.jinja").write_text(TEMPLATE),
+    "several": lambda f: (f / "chat_template.json").write_text(
+        json.dumps({"chat_template": [{"name": "default", "template": TEMPLATE}, {"name": "tools", "template": "x"}]})
+    ),
     "processor": lambda f: (f / "processor_config.json").write_text(json.dumps({"chat_template": TEMPLATE})),
 }
 

@@ -175,8 +175,12 @@ def _chat_template(folder: Path) -> dict[str, Any]:
         regular_size(file)
         facts = read_json(file, 4 * MAX_TEXT)
         found = facts.get("chat_template") if isinstance(facts, dict) else None
+        if found and name == "tokenizer_config.json":
+            return {}
+        if isinstance(found, list):  # several, by name
+            found = {item["name"]: item["template"] for item in found}
         if found:
-            return {"chat_template": found} if isinstance(found, str) and name != "tokenizer_config.json" else {}
+            return {"chat_template": found}
     return {}
 
 
