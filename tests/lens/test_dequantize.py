@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 from lens_tui import LensError, LensModel, blas
 from lens_tui.lens.architecture.dequantize import dequantize, evaluate, float32_bytes
 from lens_tui.lens.architecture.describe import quantization
+from lens_tui.lens.decode import prefill
 
 from . import architectures, tiny
 from .test_architectures import quantize as in_groups_of_32
@@ -148,3 +149,15 @@ def test_lazy_weights_stay_lazy_and_are_right(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         numbers(lens.forward([5, 6, 7])), numbers(LensModel("demo", dequantize="never").forward([5, 6, 7])), atol=1e-3
     )
+
+
+@pytest.mark.parametrize(("bits", "fast", "kind"), [(0, True, "openblas"), (4, True, "cpu"), (0, False, "cpu")])
+def test_pieces_of_a_prompt_are_larger_where_products_are_fast(
+    bits: int, fast: bool, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if mx.default_device() != mx.Device(mx.cpu):
+        pytest.skip("a GPU has a size of its own")
+    monkeypatch.setattr(blas, "state", lambda: blas.Blas(fast, ""))
+    registry = LensModel.from_model(tiny.llama(bits=bits)).registry
+    monkeypatch.setattr(prefill, "SPEED", {"cpu": 2 * prefill.work_of(registry) * 64, "openblas": 1e30})
+    assert prefill.piece_of(registry, 1) == {"cpu": 64, "openblas": prefill.MOST}[kind]
