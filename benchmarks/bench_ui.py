@@ -81,6 +81,7 @@ class SteadyWorker:
             self._wake()
 
     def _write(self, job: Any) -> None:
+        from lens_tui.records import Candidate, Token
         from lens_tui.worker import events as ev
 
         arms, most = len(job.arms), job.sampling.max_tokens
@@ -94,8 +95,9 @@ class SteadyWorker:
             for arm in range(arms):
                 word = WORDS[(step * 7 + arm + step // 5) % len(WORDS)]
                 shown = word.replace("\n", "⏎")
-                top = tuple(ev.Candidate(n, shown, -1.0 - n) for n in range(5))
-                self._put(ev.TokenEvent(1, arm, step, step + arm, shown, word, -(step % 9) / 2, (step % 11) / 3, top))
+                top = tuple(Candidate(n, shown, -1.0 - n) for n in range(5))
+                made = Token(step, step + arm, shown, word, -(step % 9) / 2, arm, (step % 11) / 3, top)
+                self._put(ev.TokenEvent(1, made))
                 self.made += 1
             self._put(ev.Speed(1, self.rate * arms, step + 1, most))
 

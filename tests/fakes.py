@@ -18,7 +18,18 @@ from typing import Any
 
 import numpy as np
 
-from lens_tui.records import Add, Arm, Intervention, LensError, ModelInfo, Origin, SAEInfo, SteeringVector
+from lens_tui.records import (
+    Add,
+    Arm,
+    Candidate,
+    Intervention,
+    LensError,
+    ModelInfo,
+    Origin,
+    SAEInfo,
+    SteeringVector,
+    Token,
+)
 from lens_tui.records.fit import FitReport
 from lens_tui.records.readouts import LogitLens
 from lens_tui.records.sanitise import one_line, sanitise, sanitise_token
@@ -339,7 +350,8 @@ class FakeWorker:
             running.dials.clear()
             for arm, words in enumerate(lanes):
                 if step < len(words):
-                    yield replace(self._token(number, arm, step, lanes, job.top), scales=_scales(acting[arm]))
+                    token = self._token(arm, step, lanes, job.top)
+                    yield ev.TokenEvent(number, replace(token, scales=_scales(acting[arm])))
                 if step == len(words) - 1:
                     reason = "length" if len(words) == limit else "stop"
                     yield ev.ArmDone(number, arm, reason, len(words), _dose(job.arms[arm]))
@@ -350,16 +362,16 @@ class FakeWorker:
             if step < len(words):
                 yield ev.ArmDone(number, arm, "stopped", step, _dose(job.arms[arm]))
 
-    def _token(self, number: int, arm: int, step: int, lanes: list[list[str]], top: int) -> ev.TokenEvent:
+    def _token(self, arm: int, step: int, lanes: list[list[str]], top: int) -> Token:
         word = lanes[arm][step]
         self._words[token_id(word)] = word
         kl = 0.0 if arm == 0 else round(0.004 + 3 * noise(arm, step, word) ** 4, 4)
         logprob = -round(0.05 + 9 * noise(word, step) ** 2, 4)
-        rest = [ev.Candidate(token_id(other), other, logprob - 0.7 * (n + 1)) for n, other in enumerate(OTHERS)]
+        rest = [Candidate(token_id(other), other, logprob - 0.7 * (n + 1)) for n, other in enumerate(OTHERS)]
         shown = sanitise_token(word)
-        candidates = (ev.Candidate(token_id(word), shown, logprob), *(c for c in rest if c.text != word))[:top]
-        head = (number, arm, step, token_id(word), shown, sanitise(word), logprob, kl)
-        return ev.TokenEvent(*head, candidates, reverse_kl=1.5 * kl, plain_logprob=round(logprob - kl, 4))
+        candidates = (Candidate(token_id(word), shown, logprob), *(c for c in rest if c.text != word))[:top]
+        head = (step, token_id(word), shown, sanitise(word), logprob, arm, kl, candidates)
+        return Token(*head, reverse_kl=1.5 * kl, plain_logprob=round(logprob - kl, 4))
 
     def _encode(self, number: int, job: jobs.Encode) -> Iterator[ev.Event]:
         words = [self._words.get(i, f" tok{i}") for i in job.token_ids] or ["<|endoftext|>", *split(job.text)]

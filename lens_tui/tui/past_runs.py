@@ -15,7 +15,6 @@ from lens_tui.records import ALL, Arm, Intervention, LensError, SAEInfo, Samplin
 from lens_tui.records.codec import to_json
 from lens_tui.records.modes import POSITIONS, mode_of, told
 from lens_tui.records.sanitise import json_escaped, one_line, sanitise, sanitise_token
-from lens_tui.worker.events import Candidate, TokenEvent
 
 from .run_text import ArmText, RunText
 from .session import Steer
@@ -113,15 +112,14 @@ def _arm(number: int, kept: ArmRecord) -> ArmText:
     arm = replace(kept.arm, name=one_line(kept.arm.name, 80))
     text = ArmText(number, arm, dials=_dials(arm.interventions, kept.tokens), reason=kept.reason, dose=kept.dose)
     for token in kept.tokens:
-        text.add(_event(token))
+        text.add(_showable(token))
     return text
 
 
-def _event(token: Token) -> TokenEvent:
-    top = tuple(Candidate(item.token_id, sanitise_token(item.text), item.logprob) for item in token.top)
-    shown, text = sanitise_token(token.token), token.text
-    head = (0, token.arm, token.index, token.token_id, shown, text, token.logprob, token.kl)
-    return TokenEvent(*head, top, token.scales, token.reverse_kl, token.plain_logprob)
+def _showable(token: Token) -> Token:
+    """A token of the disk with its display forms made safe; its text stays as it came."""
+    top = tuple(replace(item, text=sanitise_token(item.text)) for item in token.top)
+    return replace(token, token=sanitise_token(token.token), top=top)
 
 
 def _dials(interventions: Interventions, tokens: Sequence[Token]) -> list[tuple[int, Interventions]]:

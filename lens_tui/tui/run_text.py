@@ -12,8 +12,8 @@ from .session import Session, Steer, Written
 from .widgets.ramps import kl_level, surprisal_level
 
 if TYPE_CHECKING:  # the first frame needs none of them
-    from lens_tui.records import Arm, Intervention, ModelInfo, Sampling
-    from lens_tui.worker.events import Candidate, Event, TokenEvent
+    from lens_tui.records import Arm, Candidate, Intervention, ModelInfo, Sampling, Token
+    from lens_tui.worker.events import Event
 
 Measure = Literal["surprise", "kl", "diff"]
 MEASURES: tuple[Measure, ...] = ("surprise", "kl", "diff")
@@ -65,7 +65,7 @@ class ArmText:
 
     number: int
     arm: Arm
-    tokens: list[TokenEvent] = field(default_factory=list)
+    tokens: list[Token] = field(default_factory=list)
     dials: list[tuple[int, tuple[Intervention, ...]]] = field(default_factory=list)
     reason: str = ""
     dose: float | None = None
@@ -116,7 +116,7 @@ class ArmText:
         """Mean D(plain || arm) a token (nats), in the same way."""
         return self._reverse_kl.value
 
-    def add(self, token: TokenEvent) -> None:
+    def add(self, token: Token) -> None:
         """Take the next token."""
         self.tokens.append(token)
         self._logprob.add(token.logprob)
@@ -142,7 +142,7 @@ def _perplexity(mean_logprob: float | None) -> float | None:
     return None if mean_logprob is None else math.exp(min(700.0, -mean_logprob))
 
 
-def piece(token: TokenEvent) -> str:
+def piece(token: Token) -> str:
     """What a token shows in a text: what it adds, or its own form where it adds nothing."""
     return token.text or token.token
 
@@ -219,8 +219,9 @@ class RunText:
             case RunKept():
                 self.kept = event.run
             case TokenEvent():
-                self.arms[event.arm].add(event)
-                self.arms[event.arm].compare_with(self.baseline)
+                arm = self.arms[event.token.arm]
+                arm.add(event.token)
+                arm.compare_with(self.baseline)
             case Dialed():
                 self.arms[event.arm].dials.append((event.index, event.interventions))
             case ArmDone():
@@ -283,7 +284,7 @@ def _ids(arm: ArmText) -> list[int]:
     return [token.token_id for token in arm.tokens]
 
 
-def candidates(arm: ArmText | None, index: int) -> tuple[TokenEvent | None, tuple[Candidate, ...]]:
+def candidates(arm: ArmText | None, index: int) -> tuple[Token | None, tuple[Candidate, ...]]:
     """The token an arm wrote at a step, and what else it could have written, likeliest first."""
     if arm is None or not 0 <= index < len(arm.tokens):
         return None, ()

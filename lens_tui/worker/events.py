@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lens_tui.records import FloatArray, Intervention, SteeringVector
-from lens_tui.records.run import Candidate as Candidate
+from lens_tui.records.run import Token
 from lens_tui.records.run import TokenWeight as TokenWeight
 
 if TYPE_CHECKING:
-    from lens_tui.records import ModelInfo, SAEInfo, TokenWeight
+    from lens_tui.records import ModelInfo, SAEInfo
     from lens_tui.records.fit import FitReport
 
 
@@ -154,30 +154,9 @@ class RunKept(Event):
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent(Event):
-    """One generated token of one arm.
+    """The next generated token of an arm."""
 
-    ``index`` counts generated tokens of the arm from 0. ``text`` is what the
-    token adds to the readable text (empty while the bytes of a character are
-    incomplete); ``token`` is the token's own display form. ``logprob`` is in
-    nats under the arm's own (steered) distribution at temperature 1. ``kl`` is
-    D(arm || plain) of the next token in nats, ``reverse_kl`` D(plain || arm) and
-    ``plain_logprob`` the plain model's log-probability of this token, both models
-    reading the arm's own text: 0, 0 and ``logprob`` where nothing acts, ``None`` where
-    it was not measured. ``scales`` lists ``(id, scale)``
-    of the arm's interventions as they stood when this token was computed.
-    """
-
-    arm: int
-    index: int
-    token_id: int
-    token: str
-    text: str
-    logprob: float
-    kl: float | None
-    top: tuple[Candidate, ...] = ()
-    scales: tuple[tuple[str, float], ...] = ()
-    reverse_kl: float | None = None
-    plain_logprob: float | None = None
+    token: Token
 
 
 @dataclass(frozen=True, slots=True)

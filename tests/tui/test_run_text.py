@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from lens_tui.records import Arm, Sampling
+from lens_tui.records import Arm, Sampling, Token
 from lens_tui.tui.run_text import ArmText, RunText, changed_levels, plan, token_levels
 from lens_tui.tui.session import Session, SessionStore
 from lens_tui.worker import events as ev
 from tests.fakes import unit_vector
 
 
-def token(arm: int, index: int, token_id: int, logprob: float = -1.0, kl: float | None = 0.5) -> ev.TokenEvent:
-    return ev.TokenEvent(1, arm, index, token_id, f"t{token_id}", f"t{token_id}", logprob, kl)
+def token(arm: int, index: int, token_id: int, logprob: float = -1.0, kl: float | None = 0.5) -> Token:
+    return Token(index, token_id, f"t{token_id}", f"t{token_id}", logprob, arm, kl)
 
 
 def run_of(*lanes: list[int], ends: bool = True) -> RunText:
@@ -21,7 +21,7 @@ def run_of(*lanes: list[int], ends: bool = True) -> RunText:
     for step in range(max(map(len, lanes))):
         for arm, ids in enumerate(lanes):
             if step < len(ids):
-                run.apply(token(arm, step, ids[step], kl=0.0 if arm == 0 else 0.5))
+                run.apply(ev.TokenEvent(1, token(arm, step, ids[step], kl=0.0 if arm == 0 else 0.5)))
             if ends and step == len(ids) - 1:
                 run.apply(ev.ArmDone(1, arm, "stop", len(ids)))
     return run

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from lens_tui.records import Token
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from lens_tui.worker.thread import Worker
@@ -54,6 +55,10 @@ class Driver:
 
 def of(events: list[ev.Event], kind: type[Kind]) -> list[Kind]:
     return [event for event in events if isinstance(event, kind)]
+
+
+def tokens_of(events: list[ev.Event]) -> list[Token]:
+    return [event.token for event in of(events, ev.TokenEvent)]
 
 
 def only(events: list[ev.Event], kind: type[Kind]) -> Kind:

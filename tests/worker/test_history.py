@@ -14,7 +14,7 @@ from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from lens_tui.worker.thread import Worker
 from tests.folders import D_MODEL
-from tests.worker.drive import Driver, of, only
+from tests.worker.drive import Driver, of, only, tokens_of
 
 ARM = Arm("v", (Add(id="a", layer=1, vector=SteeringVector.of("v", np.arange(1, D_MODEL + 1), 1), scale=2.0),))
 
@@ -32,7 +32,7 @@ def test_a_run_is_in_the_history_as_it_was_shown(tiny: Path, tmp_path: Path) -> 
     assert [arm.arm.name for arm in kept.arms] == list(only(events, ev.RunStarted).arms)
     shown = [
         (t.arm, t.index, t.token_id, t.logprob, t.kl, t.reverse_kl, t.plain_logprob, t.scales)
-        for t in of(events, ev.TokenEvent)
+        for t in tokens_of(events)
     ]
     stored = [
         (t.arm, t.index, t.token_id, t.logprob, t.kl, t.reverse_kl, t.plain_logprob, t.scales)
@@ -51,7 +51,7 @@ def test_a_stopped_run_is_kept_as_stopped(tiny: Path, tmp_path: Path) -> None:
     job = driver.worker.submit(jobs.Compare("Once upon a time", (ARM,), Sampling(max_tokens=5000)))
 
     def look(event: ev.Event) -> None:
-        if isinstance(event, ev.TokenEvent) and event.index == 2:
+        if isinstance(event, ev.TokenEvent) and event.token.index == 2:
             driver.worker.stop(job)
 
     events = driver.follow(job, look)
@@ -98,7 +98,7 @@ def test_no_token_waits_for_another_process(
     job = driver.worker.submit(jobs.Compare("Once upon a time", (ARM,), Sampling(max_tokens=6)))
 
     def look(event: ev.Event) -> None:
-        if isinstance(event, ev.TokenEvent) and (event.arm, event.index) == (0, 1):
+        if isinstance(event, ev.TokenEvent) and (event.token.arm, event.token.index) == (0, 1):
             if released:
                 other.execute("ROLLBACK")
             else:

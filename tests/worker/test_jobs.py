@@ -19,7 +19,7 @@ from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from lens_tui.worker.thread import Worker
 from tests.folders import D_MODEL, N_LAYERS, llama_folder, sae_folder
-from tests.worker.drive import Driver, of, only
+from tests.worker.drive import Driver, of, only, tokens_of
 
 PROMPT = "Once upon a time, there was"
 SAMPLING = Sampling(max_tokens=12)
@@ -71,7 +71,7 @@ def test_a_comparison_is_the_librarys(loaded: Driver, tiny: Path) -> None:
 
     direct = list(LensModel(str(tiny)).compare(PROMPT, arms(4.0, -4.0), SAMPLING, top=3))
     tokens = [item for item in direct if isinstance(item, Token)]
-    ours = of(events, ev.TokenEvent)
+    ours = tokens_of(events)
     assert [(t.arm, t.index, t.token_id, t.token) for t in ours] == [
         (t.arm, t.index, t.token_id, t.token) for t in tokens
     ]
@@ -89,11 +89,11 @@ def test_a_comparison_is_the_librarys(loaded: Driver, tiny: Path) -> None:
 
 
 def test_an_arm_ends_at_a_stop_text(loaded: Driver) -> None:
-    whole = "".join(token.text for token in of(loaded.done(jobs.Compare(PROMPT, (), SAMPLING)), ev.TokenEvent))
+    whole = "".join(token.text for token in tokens_of(loaded.done(jobs.Compare(PROMPT, (), SAMPLING))))
     stop = whole[5:8]
     sampling = replace(SAMPLING, stop=("never this", stop))
     events = loaded.done(jobs.Compare(PROMPT, (), sampling))
-    assert "".join(token.text for token in of(events, ev.TokenEvent)) == whole[: whole.index(stop)]
+    assert "".join(token.text for token in tokens_of(events)) == whole[: whole.index(stop)]
     assert only(events, ev.ArmDone).reason == "stop"
 
 
@@ -112,14 +112,14 @@ def test_a_stop_takes_at_most_one_more_step(loaded: Driver) -> None:
     seen: list[int] = []
 
     def look(event: ev.Event) -> None:
-        if isinstance(event, ev.TokenEvent) and event.index == 3 and not seen:
-            seen.append(event.index)
+        if isinstance(event, ev.TokenEvent) and event.token.index == 3 and not seen:
+            seen.append(event.token.index)
             loaded.worker.stop(job)
 
     events = loaded.follow(job, look)
     assert seen
     ends = of(events, ev.ArmDone)
-    tokens = of(events, ev.TokenEvent)
+    tokens = tokens_of(events)
     assert events[-1] == ev.JobDone(job, stopped=True)
     assert [end.reason for end in ends] == ["stopped", "stopped"]
     for end in ends:
@@ -134,8 +134,8 @@ def test_the_dial_acts_from_the_token_it_says(loaded: Driver, tiny: Path) -> Non
     asked: list[int] = []
 
     def look(event: ev.Event) -> None:
-        if isinstance(event, ev.TokenEvent) and event.arm == 1 and not asked:
-            asked.append(event.index)
+        if isinstance(event, ev.TokenEvent) and event.token.arm == 1 and not asked:
+            asked.append(event.token.index)
             loaded.worker.dial(job, 0, (add(1.0, layer=99),))
             loaded.worker.dial(job, 1, (add(30.0),))
 
@@ -144,7 +144,7 @@ def test_the_dial_acts_from_the_token_it_says(loaded: Driver, tiny: Path) -> Non
     assert (refused.arm, "99" in refused.message) == (0, True)
     dialled = only(events, ev.Dialed)
     assert dialled.arm == 1
-    steered = [token for token in of(events, ev.TokenEvent) if token.arm == 1]
+    steered = [token for token in tokens_of(events) if token.arm == 1]
     for token in steered:
         assert token.scales == (("a", 30.0 if token.index >= dialled.index else 0.0),)
     # Before, the arms are the same distribution; from that token on they are not.
@@ -279,9 +279,9 @@ def test_loading_another_frees_the_first_and_unloading_frees_all(tiny: Path, tmp
     driver = Driver(Worker())
     other = llama_folder(tmp_path / "other", seed=1)
     driver.done(jobs.LoadModel(str(tiny)))
-    first = of(driver.done(jobs.Compare(PROMPT, (), SAMPLING)), ev.TokenEvent)
+    first = tokens_of(driver.done(jobs.Compare(PROMPT, (), SAMPLING)))
     driver.done(jobs.LoadModel(str(other)))
-    second = of(driver.done(jobs.Compare(PROMPT, (), SAMPLING)), ev.TokenEvent)
+    second = tokens_of(driver.done(jobs.Compare(PROMPT, (), SAMPLING)))
     assert [t.token_id for t in first] != [t.token_id for t in second]
     assert only(driver.done(jobs.UnloadModel()), ev.ModelUnloaded)
     assert "No model" in driver.failed(jobs.Compare(PROMPT, ())).message

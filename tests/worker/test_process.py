@@ -127,7 +127,7 @@ while True:
     assert bell.acquire(timeout=120)
     for event in worker.drain():
         assert not isinstance(event, ev.JobFailed), event
-        if isinstance(event, ev.TokenEvent) and event.index == 5:
+        if isinstance(event, ev.TokenEvent) and event.token.index == 5:
             leave(worker)
 """
     process = run(code, tmp_path)

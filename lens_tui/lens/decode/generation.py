@@ -42,8 +42,9 @@ class AgainstPlain:
 
 @dataclass(frozen=True)
 class Step:
-    """One token of every arm, read back: ids, log-probabilities, how the plain model sees it, top candidates.
+    """One forward's choice for every arm, read back in columns: a list of one value an arm, not a record a token.
 
+    Without text, which only the arm's :class:`Writing` knows; together they make the :class:`~lens_tui.records.Token`s.
     ``plain`` is ``None`` where nothing was compared. ``version`` and ``scales`` say which interventions of the rows it
     was computed under.
     """
@@ -462,7 +463,10 @@ class Stops:
 
 @dataclass(eq=False, kw_only=True)
 class Writing:
-    """One row's tokens and text as they come. ``reason`` is ``""`` while it goes on."""
+    """What a row has written so far: the state that turns its token ids into text and ends it, not a token itself.
+
+    ``reason`` is ``""`` while it goes on.
+    """
 
     detokenizer: Detokenizer
     stops: Stops

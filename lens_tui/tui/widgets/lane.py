@@ -23,8 +23,7 @@ from .token_layout import NEWLINE, ShadeMode
 from .token_view import TokenView
 
 if TYPE_CHECKING:
-    from lens_tui.records import Intervention
-    from lens_tui.worker.events import Candidate, TokenEvent
+    from lens_tui.records import Candidate, Intervention, Token
 
 
 Level = Callable[[float], int]
@@ -103,7 +102,7 @@ class Candidates(Widget):
 
     DEFAULT_CSS = f"Candidates {{ height: {N_CANDIDATES + 2}; display: none; }}"
 
-    shown: reactive[tuple[TokenEvent | None, tuple[Candidate, ...]]] = reactive((None, ()))
+    shown: reactive[tuple[Token | None, tuple[Candidate, ...]]] = reactive((None, ()))
 
     def render(self) -> RenderResult:
         """The token and its KL, both models' log-probability, then a row for each candidate of the arm's own model."""
@@ -302,7 +301,7 @@ class Lane(Pane):
         """Whether what it shows is an arm's: the baseline may stand in an arm's place."""
         return bool(self.number if self.text is None else self.text.number)
 
-    def _series(self, tokens: Sequence[TokenEvent]) -> list[float]:
+    def _series(self, tokens: Sequence[Token]) -> list[float]:
         return [token.kl for token in tokens if token.kl is not None] if self._steered else []
 
     def _mean(self) -> str:

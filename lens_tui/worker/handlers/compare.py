@@ -78,7 +78,8 @@ class _Run:
                 yield from self._step()
             self.keeper.add(item)
             yield from self._changes(item)
-            yield self._token(item)
+            self.counts[item.arm] = item.index + 1
+            yield ev.TokenEvent(self.control.id, item)
         yield self._speed(time.monotonic())
 
     def stopped(self) -> Iterator[ev.Event]:
@@ -118,23 +119,6 @@ class _Run:
             self.version += 1
             for arm, interventions in self.waiting.popleft():
                 yield ev.Dialed(self.control.id, arm, token.index, interventions)
-
-    def _token(self, token: Token) -> ev.TokenEvent:
-        self.counts[token.arm] = token.index + 1
-        return ev.TokenEvent(
-            self.control.id,
-            token.arm,
-            token.index,
-            token.token_id,
-            token.token,
-            token.text,
-            token.logprob,
-            token.kl,
-            token.top,
-            token.scales,
-            token.reverse_kl,
-            token.plain_logprob,
-        )
 
     def _speed(self, now: float) -> ev.Speed:
         # The first step's time is the prompt's.
