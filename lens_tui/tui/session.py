@@ -110,6 +110,11 @@ class Session:
     written: tuple[Written, ...] = ()
     fits: tuple[tuple[str, FitReport], ...] = ()
 
+    @property
+    def sae_in_use(self) -> SAEInfo | None:
+        """The SAE in use."""
+        return next((sae for sae in self.saes if sae.id == self.sae), None)
+
     def fit(self, sae_id: str | None) -> FitReport | None:
         """What was measured of an SAE, ``None`` if nothing was."""
         return dict(self.fits).get(sae_id or "")

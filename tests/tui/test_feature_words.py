@@ -31,7 +31,7 @@ def screen_of(app: LensApp) -> FeaturesScreen:
 
 async def test_a_label_is_written_shown_and_taken_away() -> None:
     async with opened("features") as (app, pilot):
-        feature = screen_of(app).chosen
+        feature = screen_of(app).list.chosen
         assert feature is not None
         for text, shown in (("nautical words", "nautical words"), ("", f"things about number {feature}")):
             await pilot.press("L")
@@ -49,24 +49,24 @@ async def test_a_label_is_written_shown_and_taken_away() -> None:
 async def test_words_find_features_and_escape_goes_back() -> None:
     async with opened("features") as (app, pilot):
         screen = screen_of(app)
-        before = list(screen.list.rows)
+        before = list(screen.list.list.rows)
         await pilot.press("/", *"sea", "enter")
         await settle(app, pilot)
-        assert [row[0] for row in screen.list.rows] == [17, 4]
-        assert screen.chosen == 17
+        assert [row[0] for row in screen.list.list.rows] == [17, 4]
+        assert screen.list.chosen == 17
         assert "“sea”" in screen_text(app)
         await pilot.press("j")
         await settle(app, pilot)
-        assert screen.chosen == 4
+        assert screen.list.chosen == 4
         await pilot.press("l", "h")
         await settle(app, pilot)
-        assert [row[0] for row in screen.list.rows] == [17, 4]
+        assert [row[0] for row in screen.list.list.rows] == [17, 4]
         await pilot.press("escape")
         await settle(app, pilot)
-        assert list(screen.list.rows) == before
+        assert list(screen.list.list.rows) == before
         await pilot.press("/", *"nothing", "enter")
         await settle(app, pilot)
-        assert list(screen.list.rows) == before
+        assert list(screen.list.list.rows) == before
 
 
 @pytest.mark.parametrize(

@@ -158,16 +158,16 @@ async def test_the_prompt_is_read_when_the_screen_opens() -> None:
         assert isinstance(job, jobs.Encode)
         assert (job.sae, job.text) == (DEMO_SAE.id, PROMPT)
         screen = screen_of(app)
-        assert "".join(screen.text.tokens) == "<|endoftext|>" + PROMPT
-        assert screen.encoded is not None
-        assert screen.text.cursor == strongest_token(screen.encoded)
+        assert "".join(screen.text.view.tokens) == "<|endoftext|>" + PROMPT
+        assert screen.text.encoded is not None
+        assert screen.text.view.cursor == strongest_token(screen.text.encoded)
         shown = screen_text(app)
         assert "8 tokens · L0 41.3 · FVU 0.165" in shown
-        assert screen.list.rows == features_at(screen.encoded, screen.text.cursor or 0)
-        assert screen.card.page is not None
-        assert screen.card.page.feature == screen.list.rows[0][0]
+        assert screen.list.list.rows == features_at(screen.text.encoded, screen.text.view.cursor or 0)
+        assert screen.page.card.page is not None
+        assert screen.page.card.page.feature == screen.list.list.rows[0][0]
         assert "promotes" in shown
-        assert f"things about number {screen.list.rows[0][0]}" in shown
+        assert f"things about number {screen.list.list.rows[0][0]}" in shown
         await pilot.press("1", "4")
         await settle(app, pilot)
         assert len(asked(app, jobs.Encode)) == 1
@@ -176,34 +176,34 @@ async def test_the_prompt_is_read_when_the_screen_opens() -> None:
 async def test_tokens_and_features_are_walked_with_hjkl() -> None:
     async with opened("features") as (app, pilot):
         screen = screen_of(app)
-        start = screen.text.cursor
+        start = screen.text.view.cursor
         assert start is not None
         await pilot.press("h", "j", "j")
         await settle(app, pilot)
-        assert screen.text.cursor == start - 1
-        assert screen.encoded is not None
-        third = features_at(screen.encoded, start - 1)[2][0]
-        assert screen.chosen == third
-        assert screen.card.page is not None
-        assert screen.card.page.feature == third
-        expected = shades(rough_activations(screen.encoded, third))
-        assert screen.text._levels == expected
+        assert screen.text.view.cursor == start - 1
+        assert screen.text.encoded is not None
+        third = features_at(screen.text.encoded, start - 1)[2][0]
+        assert screen.list.chosen == third
+        assert screen.page.card.page is not None
+        assert screen.page.card.page.feature == third
+        expected = shades(rough_activations(screen.text.encoded, third))
+        assert screen.text.view._levels == expected
         assert max(expected) == 7
 
 
 async def test_a_pinned_feature_stays_while_the_cursor_moves() -> None:
     async with opened("features") as (app, pilot):
         screen = screen_of(app)
-        feature = screen.chosen
+        feature = screen.list.chosen
         await pilot.press("enter", "h", "j")
         await settle(app, pilot)
-        assert screen.chosen == feature
+        assert screen.list.chosen == feature
         assert "◆ pinned" in screen_text(app)
         await pilot.press("n")
-        assert screen.values[screen.text.cursor or 0] > 0
+        assert screen.text.values[screen.text.view.cursor or 0] > 0
         await pilot.press("h", "escape")
-        assert screen.pinned is None
-        assert screen.chosen == screen.list.rows[0][0] != feature
+        assert screen.list.pinned is None
+        assert screen.list.chosen == screen.list.list.rows[0][0] != feature
 
 
 async def test_a_feature_is_found_by_its_number() -> None:
@@ -211,19 +211,19 @@ async def test_a_feature_is_found_by_its_number() -> None:
         screen = screen_of(app)
         await pilot.press("/", *"f4821", "enter")
         await settle(app, pilot)
-        assert screen.chosen == 4821
+        assert screen.list.chosen == 4821
         assert "Feature 4821" in screen_text(app)
         await pilot.press("/", *"99999", "enter")
         await pilot.pause()
-        assert screen.chosen == 4821
+        assert screen.list.chosen == 4821
         await pilot.press("escape", "escape")
-        assert screen.chosen == screen.list.rows[0][0]
+        assert screen.list.chosen == screen.list.list.rows[0][0]
 
 
 async def test_a_feature_goes_to_the_bench_with_a_sensible_scale() -> None:
     async with opened("features", steers=1) as (app, pilot):
         screen = screen_of(app)
-        feature, here = screen.chosen, screen.card.here
+        feature, here = screen.list.chosen, screen.page.card.here
         await pilot.press("s")
         await settle(app, pilot)
         row = app.store.session.steers[-1]
@@ -248,7 +248,7 @@ async def test_what_an_arm_wrote_can_be_read() -> None:
         last = asked(app, jobs.Encode)[-1]
         assert isinstance(last, jobs.Encode)
         assert last.token_ids == app.store.session.written[1].token_ids
-        assert "".join(screen_of(app).text.tokens).endswith("".join(TEXTS[1]).rsplit("\n", 1)[1])
+        assert "".join(screen_of(app).text.view.tokens).endswith("".join(TEXTS[1]).rsplit("\n", 1)[1])
         assert "read with steering off" in screen_text(app)
 
 
@@ -279,50 +279,50 @@ async def test_another_sae_is_loaded_by_its_key() -> None:
         await pilot.press(">")
         await settle(app, pilot)
         assert [job.path for job in asked(app, jobs.LoadSAE) if isinstance(job, jobs.LoadSAE)] == [DEMO_SAE.path]
-        assert screen_of(app).encoded is not None
+        assert screen_of(app).text.encoded is not None
 
 
 @pytest.mark.parametrize("size", [(120, 36), (80, 24), (60, 16)])
 async def test_every_part_has_room_at_any_size(size: tuple[int, int]) -> None:
     async with opened("features", size) as (app, pilot):
         screen = screen_of(app)
-        for widget in (screen.text, screen.list, screen.query_one("#card-scroll")):
+        for widget in (screen.text.view, screen.list.list, screen.query_one("#card-scroll")):
             assert widget.region.height >= 2
             assert widget.region.width >= 20
         await pilot.press("tab", "tab", "t")
         await settle(app, pilot)
-        assert screen.text.mode == "bars"
+        assert screen.text.view.mode == "bars"
 
 
 async def test_features_like_one_are_listed_and_gone_to() -> None:
     async with opened("features") as (app, pilot):
         screen = screen_of(app)
-        start = screen.chosen
+        start = screen.list.chosen
         assert start is not None
         assert not asked(app, ReadNeighbours)
         await pilot.press("v", "v")
         await settle(app, pilot)
         assert [job.feature for job in asked(app, ReadNeighbours)] == [start]  # type: ignore[attr-defined]
-        near = screen.near_features
+        near = screen.page.near_features
         assert near[:2] == ((start + 37) % WIDTH, (start + 74) % WIDTH)
         assert f"things about number {near[1]}"[:16] in screen_text(app)  # read for its name alone
-        assert (DEMO_SAE.id, near[-1]) in screen.pages
+        assert (DEMO_SAE.id, near[-1]) in screen.page.pages
         await pilot.press("tab", "j", "enter")
         await settle(app, pilot)
-        assert screen.chosen == near[1]
-        assert screen.card.page is not None
-        assert screen.card.page.feature == near[1]
-        assert screen.near_features[0] == (near[1] + 37) % WIDTH
+        assert screen.list.chosen == near[1]
+        assert screen.page.card.page is not None
+        assert screen.page.card.page.feature == near[1]
+        assert screen.page.near_features[0] == (near[1] + 37) % WIDTH
         await pilot.press("escape")
         await settle(app, pilot)
-        assert screen.chosen == start
-        assert screen.near_features == near  # kept, not asked for again
+        assert screen.list.chosen == start
+        assert screen.page.near_features == near  # kept, not asked for again
         assert len(asked(app, ReadNeighbours)) == 2
         await pilot.press("v")
-        assert len(screen.near_features) == (0 if start % 2 else 3)
+        assert len(screen.page.near_features) == (0 if start % 2 else 3)
         assert not start % 2 or "--full" in screen_text(app)
         await pilot.press("v")
-        assert screen.near.has_class("-closed")
+        assert screen.page.near.has_class("-closed")
 
 
 async def test_the_features_before_and_after_by_number() -> None:
@@ -330,9 +330,9 @@ async def test_the_features_before_and_after_by_number() -> None:
         screen = screen_of(app)
         await pilot.press("slash", *"8191", "enter", "right_curly_bracket")
         await settle(app, pilot)
-        assert screen.chosen == 0
+        assert screen.list.chosen == 0
         await pilot.press("left_curly_bracket", "left_curly_bracket")
         await settle(app, pilot)
-        assert screen.chosen == WIDTH - 2
-        assert screen.card.page is not None
-        assert screen.card.page.feature == WIDTH - 2
+        assert screen.list.chosen == WIDTH - 2
+        assert screen.page.card.page is not None
+        assert screen.page.card.page.feature == WIDTH - 2

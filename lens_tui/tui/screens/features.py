@@ -7,34 +7,37 @@ from typing import ClassVar
 from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding
-from textual.containers import Horizontal, VerticalScroll
+from textual.containers import Horizontal
 from textual.content import Content
 
-from lens_tui.records import SAEInfo
+from lens_tui.records import FloatArray
+from lens_tui.records.fit import FitReport
 from lens_tui.tui.bindings import bindings
-from lens_tui.tui.feature_text import Source, features_at, sources, strongest_token
-from lens_tui.tui.format import figure, fit
+from lens_tui.tui.feature_text import rough_activations, sources
 from lens_tui.tui.session import Session
-from lens_tui.tui.widgets.entry import Entry
-from lens_tui.tui.widgets.feature_card import FeatureCard, feature_row, short_name
 from lens_tui.tui.widgets.frame import Hairline
-from lens_tui.tui.widgets.lane import Line, quoted
-from lens_tui.tui.widgets.pane import Pane
-from lens_tui.tui.widgets.row_list import RowList
-from lens_tui.tui.widgets.token_view import TokenView
-from lens_tui.worker.events import Encoded, Event
-from lens_tui.worker.jobs import Encode
+from lens_tui.tui.widgets.lane import Line
 
 from .base import LensScreen
-from .feature_actions import FeatureActions
-from .feature_going import FeatureGoing
-from .feature_near import FeatureNear
-from .feature_reading import FeatureReading, Row
-from .feature_words import FeatureWords, fit_words
+from .feature_panes import FeaturePane, ListPane, TextPane
 
 
-class FeaturesScreen(FeatureWords, FeatureActions, FeatureGoing, FeatureNear, FeatureReading, LensScreen):
-    """Text, the features of the token under the cursor, and the page of the chosen feature."""
+def fit_words(report: FitReport | None) -> list[tuple[str, str]]:
+    """Whether an SAE fits the model, in a few words and a colour; nothing where nothing was measured."""
+    if report is None:
+        return []
+    if report.fits:
+        return [(" · ✓ fits", "$muted")]
+    if report.better is not None:
+        return [(f" · ! fits {report.better[1]} {report.better[0]} better", "$warning")]
+    return [(" · ! does not fit", "$warning")]
+
+
+class FeaturesScreen(LensScreen):
+    """Text, the features of the token under the cursor, and the page of the chosen feature.
+
+    The list knows which feature is chosen; text and page show that one.
+    """
 
     mode: ClassVar[str] = "features"
     CSS_PATH = "features.tcss"
@@ -46,24 +49,15 @@ class FeaturesScreen(FeatureWords, FeatureActions, FeatureGoing, FeatureNear, Fe
 
     def __init__(self) -> None:
         super().__init__()
-        self.text = TokenView(empty="no text yet")
-        self.list: RowList[Row] = RowList(self._draw_row, empty="no feature is active here", id="features")
-        self.card = FeatureCard(id="card")
-        self.find = Entry(placeholder="words, or a feature's number", id="find", classes="-closed", between=" ")
-        self.encoded: Encoded | None = None
-        self.pinned: int | None = None
-        self.found: int | None = None
-        self._asked: tuple[str, Source] | None = None
-        self._place = 0
+        self.text = TextPane()
+        self.page = FeaturePane(lambda: tuple(feature for feature, _ in self.list.list.rows))
+        self.list = ListPane(self.page.name_of)
 
     def body(self) -> ComposeResult:
         """Which text and SAE; then text, list and page."""
         yield Line(id="which")
         yield Hairline()
-        with Horizontal(id="panes"):
-            yield Pane("Text", self.text, id="text-pane")
-            yield Pane("Top features", self.find, self.list, id="list-pane")
-            yield Pane("Feature", VerticalScroll(self.card, self.near, id="card-scroll"), id="card-pane")
+        yield Horizontal(self.text, self.list, self.page, id="panes")
 
     def on_mount(self) -> None:
         """Follow the way values are shown."""
@@ -71,219 +65,152 @@ class FeaturesScreen(FeatureWords, FeatureActions, FeatureGoing, FeatureNear, Fe
 
     def focus_first(self) -> None:
         """Begin in the list: ``j k`` go through features, ``h l`` through tokens."""
-        self.set_focus(self.list)
+        self.set_focus(self.list.list)
 
     def _tint_changed(self, tint: str) -> None:
-        self.text.mode = tint  # type: ignore[assignment]
-        self.card.mode = tint  # type: ignore[assignment]
+        self.text.view.mode = tint  # type: ignore[assignment]
+        self.page.card.mode = tint  # type: ignore[assignment]
 
-    # -- which text, which SAE ---------------------------------------------------------------------------
-
-    @property
-    def sae(self) -> SAEInfo | None:
-        """The SAE in use."""
-        return next((sae for sae in self.session.saes if sae.id == self.session.sae), None)
-
-    @property
-    def source(self) -> Source:
-        """The text in use."""
-        every = sources(self.session)
-        return every[min(self._place, len(every) - 1)]
+    # -- which text, which SAE
 
     def session_changed(self, old: Session, new: Session) -> None:
         """Another SAE, prompt or run: read the text again, if the screen shows."""
         if old.sae != new.sae:
-            self.pinned = self.found = self.results = None
+            self.list.forget()
         if old.fits != new.fits:
             self._say_which()
         if (old.sae, old.prompt, old.written, old.saes) != (new.sae, new.prompt, new.written, new.saes):
-            self._place = min(self._place, len(sources(new)) - 1)
+            self.text.place = min(self.text.place, len(sources(new)) - 1)
             if self.is_current:
-                self.read()
+                self.text.read()
             self._say_which()
 
     def on_screen_resume(self) -> None:
         """Read what changed while the screen was away."""
-        self.read()
+        self.text.read()
         self._say_which()
 
-    def read(self) -> None:
-        """Have the text encoded, unless it already is."""
-        sae, source = self.sae, self.source
-        if sae is None or source.blank:
-            self._asked = None
-            self._show_nothing()
-            return
-        if self._asked == (sae.id, source):
-            return
-        self._asked = (sae.id, source)
-        self.lens.submit(Encode(sae.id, source.text, source.token_ids), "encode", self._take_encoded)
-
-    def _take_encoded(self, event: Event) -> None:
-        if isinstance(event, Encoded):
-            self.encoded = event
-            self.text.set_tokens(event.tokens)
-            self._say_text()
-            self.choose(self.chosen)
-            token = strongest_token(event)
-            if self.text.cursor is None and token is not None:
-                self.text.move_to(token)
-            else:
-                self._show_token()
-
-    def _show_nothing(self) -> None:
-        self.encoded = None
-        self.text.empty = self.missing()
-        self.text.set_tokens([])
-        self.list.show([])
-        self.card.page = None
-        self._say_text()
-
-    def missing(self) -> str:
-        """What there is none of, and where to get it."""
-        key = self.lens.key_text
-        if self.session.model is None:
-            return f"No model: {key('app.load')} goes to Load."
-        if self.sae is None and self.session.saes:
-            return f"No SAE in use: {key('features.sae_up')} loads one that fits this model."
-        if self.sae is None:
-            return f"No SAE for this model: {key('app.load')} goes to Load, where one can be added."
-        return f"No text: write a prompt on Generate ({key('app.generate')})."
-
     def _say_which(self) -> None:
-        sae = self.sae
+        sae = self.session.sae_in_use
         parts: list[str | tuple[str, str]] = []
         for place, source in enumerate(sources(self.session)):
-            here = place == self._place
+            here = place == self.text.place
             parts.append((f"▐{source.name}▌" if here else f" {source.name} ", "bold" if here else "$muted"))
         if sae is not None:
             facts = f"   SAE {sae.name} · {sae.site} {sae.layer} · {sae.width} features"
             parts.append((facts, "$muted"))
             parts += fit_words(self.session.fit(sae.id))
-        if self._place:
+        if self.text.place:
             parts.append((" · read with steering off", "$muted"))
         self.query_one("#which", Line).content = Content.assemble(*parts)
 
-    def _say_text(self) -> None:
-        pane = self.query_one("#text-pane", Pane)
-        encoded = self.encoded
-        pane.note = ""
-        if encoded is not None:
-            l0, fvu = figure(encoded.l0, 1), figure(encoded.fvu, 3)
-            pane.note = f"{len(encoded.tokens)} tokens · L0 {l0} · FVU {fvu}"
+    # -- what one pane tells another
 
-    # -- the token and the feature ---------------------------------------------------------------------
+    def on_text_pane_read(self) -> None:
+        """Another text, or none: the features of its token, and the chosen one's shade on it."""
+        self._show_chosen()
+        self._show_token()
 
-    @property
-    def chosen(self) -> int | None:
-        """The feature whose shade and page show: pinned, found by number, or under the list's cursor."""
-        if self.pinned is not None:
-            return self.pinned
-        if self.found is not None:
-            return self.found
-        return self.list.row[0] if self.list.row is not None else None
-
-    def on_token_view_cursor_moved(self, event: TokenView.CursorMoved) -> None:
+    def on_token_view_cursor_moved(self) -> None:
         """Another token: its features."""
         self._show_token()
 
     def _show_token(self) -> None:
-        pane = self.query_one("#list-pane", Pane)
-        if self.results is not None:
-            return
-        pane.title = "Top features"
-        token = self.text.cursor
-        if self.encoded is None or token is None:
-            pane.note = ""
-            self.list.show([])
-            return
-        pane.note = fit(f"@ {token} {quoted(self.encoded.tokens[token])}", 22).rstrip()
-        self.list.show(features_at(self.encoded, token), 0)
+        self.list.show_token(self.text.encoded, self.text.view.cursor)
 
-    def on_row_list_moved(self, event: RowList.Moved) -> None:
-        """Another feature under the list's cursor; or another row of those like the one shown."""
-        if event.row_list is not self.list:
-            self.follow_near()
-            return
-        if self.list.has_focus:
-            self.found = None
-        self.choose(self.chosen)
+    def on_list_pane_changed(self) -> None:
+        """Another feature, perhaps: its page, and its shade on the text."""
+        self._show_chosen()
 
-    def _draw_row(self, row: Row, width: int) -> list[Content]:
-        feature, value = row
-        page = self.pages.get((self.session.sae or "", feature))
-        name = short_name(page) if page is not None else self.found_name(feature)
-        strongest = self.list.rows[0][1] if self.list.rows else 0.0
-        return [feature_row(feature, value, strongest, name, width, feature == self.pinned)]
+    def _show_chosen(self) -> None:
+        """Shade the text by the chosen feature at once, by what is known; the page reads the rest after a rest."""
+        feature, encoded = self.list.chosen, self.text.encoded
+        if feature is not None and encoded is not None:
+            self._shade(rough_activations(encoded, feature))
+        self.page.show(feature if encoded is not None else None, pinned=self.list.pinned is not None)
 
-    def _results_changed(self) -> None:
-        """Show what was found instead of the token's features."""
-        if self.results is not None:
-            self.pinned = self.found = None
-            pane = self.query_one("#list-pane", Pane)
-            pane.title, pane.note = "Found", fit(f"“{self.results.words}”", 22).rstrip()
-            self.list.show([(item.feature, 0.0) for item in self.results.found], 0)
+    def on_feature_pane_activations(self, event: FeaturePane.Activations) -> None:
+        """The chosen feature's activations, exactly."""
+        if event.feature == self.list.chosen:
+            self._shade(event.values)
 
-    def _label_changed(self, feature: int) -> None:
-        """Read the page anew."""
-        self.list.refresh()
-        if feature == self.chosen:
-            self.choose(feature)
+    def _shade(self, values: FloatArray) -> None:
+        self.text.shade(values)
+        self.page.card.here = float(values.max(initial=0.0))
 
-    # -- actions ---------------------------------------------------------------------------------------
+    def on_feature_pane_named(self) -> None:
+        """Names came: show them in the list."""
+        self.list.list.refresh()
+
+    def on_feature_pane_wanted(self, event: FeaturePane.Wanted) -> None:
+        """Another feature's page is wanted."""
+        self.list.go(event.feature)
+
+    # -- keys
 
     def action_cursor_left(self) -> None:
         """The token before."""
-        self.text.action_cursor_left()
+        self.text.view.action_cursor_left()
 
     def action_cursor_right(self) -> None:
         """The token after."""
-        self.text.action_cursor_right()
+        self.text.view.action_cursor_right()
 
     def action_source(self, step: int) -> None:
         """The text before or after."""
-        self._place = (self._place + step) % len(sources(self.session))
-        self.text.cursor = None
-        self.read()
+        self.text.go_to(self.text.place + step)
         self._say_which()
 
     def action_sae(self, step: int) -> None:
         """Load the SAE before or after."""
-        saes = self.session.saes
-        if not saes or (len(saes) == 1 and self.sae is not None):
+        saes, sae = self.session.saes, self.session.sae_in_use
+        if not saes or (len(saes) == 1 and sae is not None):
             self.lens.say("There is no other SAE for this model.")
             return
-        ids = [sae.id for sae in saes]
-        place = ids.index(self.sae.id) + step if self.sae is not None else 0
+        place = saes.index(sae) + step if sae is not None else 0
         self.lens.opening.load_sae(saes[place % len(saes)].path)
 
-    def on_row_list_chosen(self, event: RowList.Chosen) -> None:
-        """A click on the cursor's row of those like the one shown goes there."""
-        if event.row_list is self.near and self.near.row is not None:
-            self.go(self.near.row[0])
+    def action_active(self, step: int) -> None:
+        """The next token on which the chosen feature is active."""
+        self.text.move_to_active(step)
+
+    def action_find(self) -> None:
+        """Type words, or a feature's number."""
+        self.list.ask()
+
+    def action_feature(self, step: int) -> None:
+        """The feature after or before, by number, going round."""
+        feature, sae = self.list.chosen, self.session.sae_in_use
+        if feature is not None and sae is not None:
+            self.list.go((feature + step) % sae.width)
 
     def action_pin(self) -> None:
         """Keep the chosen feature while the cursor moves, or let it go; among those like it, go to the one there."""
-        if self.near.has_focus and self.near.row is not None:
-            self.go(self.near.row[0])
-            return
-        self.pinned = None if self.pinned is not None else self.chosen
-        self.list.refresh()
-        self.choose(self.chosen)
+        if not (self.page.near.has_focus and self.page.go_near()):
+            self.list.pin()
+
+    def action_section(self, step: int) -> None:
+        """The next list of the page, or the one before."""
+        self.page.turn(step)
+
+    def action_steer(self) -> None:
+        """Put the chosen feature's direction on the bench."""
+        self.page.send()
+
+    def action_label(self) -> None:
+        """Write your label of the chosen feature."""
+        self.page.label()
+
+    def action_copy(self) -> None:
+        """Copy the feature's page as text."""
+        self.page.copy()
+
+    def action_copy_command(self) -> None:
+        """Copy the command that shows these features."""
+        self.text.copy_command()
 
     def on_key(self, event: events.Key) -> None:
         """Escape closes the number, then lets a found or pinned feature go."""
-        if event.key != "escape":
-            return
-        if self.find.has_focus:
-            self.close_find()
-        elif self.forget_results():
-            self._show_token()
-        elif self.pinned is not None or self.found is not None:
-            self.pinned = self.found = None
-            self.list.refresh()
-            self.choose(self.chosen)
-        else:
-            return
-        event.stop()
-        event.prevent_default()
+        if event.key == "escape" and self.list.let_go():
+            event.stop()
+            event.prevent_default()

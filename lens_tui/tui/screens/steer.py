@@ -405,7 +405,7 @@ class SteerScreen(DoseActions, LensScreen):
         if model is None:
             return None
         if kind == "feature":
-            sae = next((sae for sae in self.session.saes if sae.id == self.session.sae), None)
+            sae = self.session.sae_in_use
             return forms.feature(sae) if sae else None
         makers: dict[str, Callable[[], forms.Form]] = {
             "pairs": lambda: forms.pairs(model),

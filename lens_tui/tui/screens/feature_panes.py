@@ -1,0 +1,519 @@
+"""The three panes of Features: a text as an SAE reads it, a list of features, and the page of one.
+
+Each keeps what it shows and says in messages what another pane needs to know; the screen takes those across.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.geometry import Region
+from textual.message import Message
+from textual.timer import Timer
+from textual.widgets import Input
+
+from lens_tui.records import FloatArray
+from lens_tui.tui import clip
+from lens_tui.tui.feature_text import Source, features_at, next_active, shades, sources, strongest_token
+from lens_tui.tui.format import figure, fit
+from lens_tui.tui.host import LensHost, host
+from lens_tui.tui.past_runs import quoted, sae_words
+from lens_tui.tui.run_text import model_source
+from lens_tui.tui.widgets import lane
+from lens_tui.tui.widgets.entry import Entry
+from lens_tui.tui.widgets.feature_card import (
+    SECTIONS,
+    FeatureCard,
+    feature_row,
+    near_row,
+    page_lines,
+    short_name,
+    token_names,
+)
+from lens_tui.tui.widgets.pane import Pane
+from lens_tui.tui.widgets.row_list import RowList
+from lens_tui.tui.widgets.token_view import TokenView
+from lens_tui.worker.events import (
+    Encoded,
+    Event,
+    FeatureActivations,
+    FeaturePage,
+    FeaturesFound,
+    JobDone,
+    LabelSet,
+    NeighboursRead,
+    VectorMade,
+)
+from lens_tui.worker.jobs import (
+    Encode,
+    FindFeatures,
+    ReadFeature,
+    ReadNeighbours,
+    SetLabel,
+    VectorFromFeature,
+)
+
+from .form import Field, FormScreen
+
+REST = 0.08
+"""Seconds the cursor rests on a feature before its page is read."""
+PAGES_KEPT, NEAR_KEPT = 512, 128
+LISTED = ("near", "together")
+"""Sections of a page that are a list of features."""
+MAX_LABEL = 2000
+
+Row = tuple[int, float]
+
+
+def missing(lens: LensHost) -> str:
+    """What there is none of, and where to get it."""
+    session, key = lens.store.session, lens.key_text
+    if session.model is None:
+        return f"No model: {key('app.load')} goes to Load."
+    if session.sae_in_use is None and session.saes:
+        return f"No SAE in use: {key('features.sae_up')} loads one that fits this model."
+    if session.sae_in_use is None:
+        return f"No SAE for this model: {key('app.load')} goes to Load, where one can be added."
+    return f"No text: write a prompt on Generate ({key('app.generate')})."
+
+
+class TextPane(Pane):
+    """The text in use as tokens, shaded by one feature. ``encoded`` is what the SAE sees in it."""
+
+    @dataclass
+    class Read(Message):
+        """The text was read with the SAE, or there is none to read any more."""
+
+        encoded: Encoded | None
+
+    def __init__(self) -> None:
+        self.view = TokenView(empty="no text yet")
+        super().__init__("Text", self.view, id="text-pane")
+        self.encoded: Encoded | None = None
+        self.values: FloatArray = np.zeros(0, np.float32)
+        self.place = 0
+        self._asked: tuple[str, Source] | None = None
+
+    @property
+    def source(self) -> Source:
+        """The text in use."""
+        every = sources(host(self).store.session)
+        return every[min(self.place, len(every) - 1)]
+
+    def go_to(self, place: int) -> None:
+        """Take another text, by its place among all."""
+        self.place = place % len(sources(host(self).store.session))
+        self.view.cursor = None
+        self.read()
+
+    def read(self) -> None:
+        """Have the text encoded, unless it already is."""
+        sae, source = host(self).store.session.sae_in_use, self.source
+        if sae is None or source.blank:
+            self._asked = None
+            self.view.empty = missing(host(self))
+            self._show(None)
+        elif self._asked != (sae.id, source):
+            self._asked = (sae.id, source)
+            host(self).submit(Encode(sae.id, source.text, source.token_ids), "encode", self._take_encoded)
+
+    def _take_encoded(self, event: Event) -> None:
+        if isinstance(event, Encoded):
+            self._show(event)
+            token = strongest_token(event)
+            if self.view.cursor is None and token is not None:
+                self.view.move_to(token)
+
+    def _show(self, encoded: Encoded | None) -> None:
+        self.encoded = encoded
+        self.view.set_tokens(encoded.tokens if encoded is not None else [])
+        self.note = ""
+        if encoded is not None:
+            l0, fvu = figure(encoded.l0, 1), figure(encoded.fvu, 3)
+            self.note = f"{len(encoded.tokens)} tokens · L0 {l0} · FVU {fvu}"
+        self.post_message(self.Read(encoded))
+
+    def shade(self, values: FloatArray) -> None:
+        """Shade the tokens by a feature's activations, one for each."""
+        self.values = values
+        self.view.set_levels(shades(values))
+
+    def move_to_active(self, step: int) -> None:
+        """Go to the next token on which the feature is active; ``step`` -1 goes to the one before."""
+        token = next_active(self.values, self.view.cursor or 0, step) if len(self.values) else None
+        if token is None:
+            host(self).say("The feature is active nowhere in this text.")
+        else:
+            self.view.move_to(token)
+
+    def copy_command(self) -> None:
+        """Copy the command that shows the features of this text."""
+        session = host(self).store.session
+        if session.sae_in_use is not None and session.model is not None:
+            options = ["--model", model_source(session.model), "--sae", sae_words(session.sae_in_use)]
+            words = ["mlx-lens-tui", "features", *options, "--", self.source.text]
+            clip.copy(self.app, " ".join(map(quoted, words)), "the command")
+
+
+class ListPane(Pane):
+    """The features of a token, or those found by words, and which feature is chosen.
+
+    ``name_of`` says what a feature is called, as far as that is known.
+    """
+
+    class Changed(Message):
+        """Another feature may be chosen, or it was pinned or let go."""
+
+    def __init__(self, name_of: Callable[[int], str]) -> None:
+        self.find = Entry(placeholder="words, or a feature's number", id="find", classes="-closed", between=" ")
+        self.list: RowList[Row] = RowList(self._draw_row, empty="no feature is active here", id="features")
+        super().__init__("Top features", self.find, self.list, id="list-pane")
+        self.pinned: int | None = None
+        self.results: FeaturesFound | None = None
+        self._gone_to: int | None = None
+        self._at_token: tuple[str, list[Row]] = ("", [])
+        self._name_of = name_of
+
+    @property
+    def chosen(self) -> int | None:
+        """The feature to show: pinned, gone to, or under the list's cursor."""
+        if self.pinned is not None:
+            return self.pinned
+        if self._gone_to is not None:
+            return self._gone_to
+        return self.list.row[0] if self.list.row is not None else None
+
+    def _draw_row(self, row: Row, width: int) -> list[Content]:
+        feature, value = row
+        found = self.results.found if self.results is not None else ()
+        name = self._name_of(feature) or next((item.name for item in found if item.feature == feature), "")
+        strongest = self.list.rows[0][1] if self.list.rows else 0.0
+        return [feature_row(feature, value, strongest, name, width, feature == self.pinned)]
+
+    def show_token(self, encoded: Encoded | None, token: int | None) -> None:
+        """List the features of a token, at once or when what was found is let go."""
+        self._at_token = ("", [])
+        if encoded is not None and token is not None:
+            words = fit(f"@ {token} {lane.quoted(encoded.tokens[token])}", 22).rstrip()
+            self._at_token = (words, features_at(encoded, token))
+        if self.results is None:
+            self._show_rows("Top features", *self._at_token)
+
+    def _show_rows(self, title: str, note: str, rows: Sequence[Row]) -> None:
+        self.title, self.note = title, note
+        self.list.show(rows, 0)
+
+    def on_row_list_moved(self) -> None:
+        """Another feature under the cursor; where a person moved it, that is the one to show."""
+        if self.list.has_focus:
+            self._gone_to = None
+        self.post_message(self.Changed())
+
+    def _choose(self, pinned: int | None, gone_to: int | None) -> None:
+        self.pinned, self._gone_to = pinned, gone_to
+        self.list.refresh()
+        self.post_message(self.Changed())
+
+    def go(self, feature: int) -> None:
+        """Choose a feature wherever it comes from; escape goes back to the one under the cursor."""
+        self._choose(None, feature)
+
+    def pin(self) -> None:
+        """Keep the chosen feature while the cursor moves, or let it go."""
+        self._choose(self.chosen if self.pinned is None else None, self._gone_to)
+
+    def let_go(self) -> bool:
+        """Close the field, or let go of what was found, pinned or gone to; false if there was nothing."""
+        if self.find.has_focus:
+            self._close_find()
+        elif self.results is not None:
+            self.results = None
+            self._show_rows("Top features", *self._at_token)
+        elif self.pinned is not None or self._gone_to is not None:
+            self._choose(None, None)
+        else:
+            return False
+        return True
+
+    def forget(self) -> None:
+        """Another SAE: nothing is pinned, gone to or found any more."""
+        self.pinned = self._gone_to = self.results = None
+
+    def ask(self) -> None:
+        """Have words typed, or a feature's number."""
+        self.find.remove_class("-closed")
+        self.find.value = ""
+        self.find.focus()
+
+    def _close_find(self) -> None:
+        self.find.add_class("-closed")
+        self.screen.set_focus(self.list)
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """Go to the feature of that number, or look for features by those words."""
+        lens, text = host(self), event.value.strip()
+        number, sae = text.lstrip("fF"), lens.store.session.sae_in_use
+        if sae is None:
+            lens.say(missing(lens))
+        elif not (number.isascii() and number.isdecimal()):
+            if text:
+                self._close_find()
+                lens.submit(FindFeatures(sae.id, text), "find", self._take_found)
+        elif len(number) > 9 or int(number) >= sae.width:
+            lens.say(f"Type a number from 0 to {sae.width - 1}, or words.")
+        else:
+            self._close_find()
+            self.go(int(number))
+
+    def _take_found(self, event: Event) -> None:
+        if not isinstance(event, FeaturesFound):
+            return
+        if event.found:
+            self.results, self.pinned, self._gone_to = event, None, None
+            words = fit(f"“{event.words}”", 22).rstrip()
+            self._show_rows("Found", words, [(item.feature, 0.0) for item in event.found])
+            return
+        without = "" if event.indexed else " There is no index of this SAE: only labels were searched."
+        host(self).say(f"No feature is labelled with “{fit(event.words, 40).rstrip()}” or promotes it.{without}")
+
+
+class FeaturePane(Pane):
+    """The page of one feature and the features like it; asked for after a rest, and kept.
+
+    ``listed`` are the features elsewhere on the screen, which are named when there is nothing else to read.
+    """
+
+    @dataclass
+    class Activations(Message):
+        """A feature's activations on the tokens of the text that was read last."""
+
+        feature: int
+        values: FloatArray
+
+    @dataclass
+    class Wanted(Message):
+        """The page of another feature is wanted."""
+
+        feature: int
+
+    class Named(Message):
+        """More features have a name than before, or another one."""
+
+    def __init__(self, listed: Callable[[], tuple[int, ...]]) -> None:
+        self.card = FeatureCard(id="card")
+        self.near: RowList[Row] = RowList(self._draw_near, id="near")
+        self.near.add_class("-closed")
+        self._scroll = VerticalScroll(self.card, self.near, id="card-scroll")
+        super().__init__("Feature", self._scroll, id="card-pane")
+        self.feature: int | None = None
+        self.pages: dict[tuple[str, int], FeaturePage] = {}
+        self._like: dict[tuple[str, int], NeighboursRead] = {}
+        self._listed = listed
+        self._pinned = False
+        self._rest: Timer | None = None
+
+    def _page(self, feature: int | None) -> FeaturePage | None:
+        return self.pages.get((host(self).store.session.sae or "", -1 if feature is None else feature))
+
+    def name_of(self, feature: int) -> str:
+        """What a feature is called, where its page was read."""
+        page = self._page(feature)
+        return short_name(page) if page is not None else ""
+
+    # -- the page
+
+    def show(self, feature: int | None, *, pinned: bool = False) -> None:
+        """Show a feature's page if it is known, and read it after a rest; ``None`` shows nothing."""
+        if self._rest is not None:
+            self._rest.stop()
+        sae = host(self).store.session.sae_in_use
+        self.feature, self._pinned = (feature if sae is not None else None), pinned
+        if self.feature is None:
+            self.card.page = None
+            return
+        page = self._page(feature)
+        if page is not None:
+            self._show_page(page)
+        self._rest = self.set_timer(REST, self._ask)
+
+    def _ask(self) -> None:
+        sae = host(self).store.session.sae_in_use
+        if sae is not None and self.feature is not None:
+            host(self).submit(ReadFeature(sae.id, self.feature), "feature", self._take_feature)
+            self._show_near(ask=True)
+
+    def _take_feature(self, event: Event) -> None:
+        match event:
+            case FeatureActivations(_, _, feature, values):
+                self.post_message(self.Activations(feature, values))
+            case FeaturePage():
+                self._keep(event)
+                if event.feature == self.feature:
+                    self._show_page(event)
+            case JobDone(_, stopped) if not stopped:
+                self._read_names()
+
+    def _show_page(self, page: FeaturePage) -> None:
+        self.card.page = page
+        self.title = f"Feature {page.feature}"
+        self.note = "◆ pinned" if self._pinned else ""
+        self._show_near()
+
+    def _keep(self, page: FeaturePage) -> None:
+        self.pages[page.sae, page.feature] = page
+        while len(self.pages) > PAGES_KEPT:
+            del self.pages[next(iter(self.pages))]
+        self.near.refresh()
+        self.post_message(self.Named())
+
+    def _read_names(self) -> None:
+        """One after the other, name the features of the lists that have no name yet."""
+        lens = host(self)
+        sae = lens.store.session.sae_in_use
+        if sae is None or not self.screen.is_current or lens.book.in_slot("names") is not None:
+            return
+        listed = (*self._listed(), *self.near_features)
+        nameless = next((feature for feature in listed if (sae.id, feature) not in self.pages), None)
+        if nameless is not None:
+            lens.submit(ReadFeature(sae.id, nameless), "names", self._take_name)
+
+    def _take_name(self, event: Event) -> None:
+        if isinstance(event, FeaturePage):
+            self._keep(event)
+        elif isinstance(event, JobDone) and not event.stopped:
+            self._read_names()
+
+    # -- the features like it
+
+    @property
+    def near_features(self) -> tuple[int, ...]:
+        """The features listed as like the one that is shown."""
+        return tuple(feature for feature, _ in self.near.rows)
+
+    def turn(self, step: int) -> None:
+        """The next list, or the one before: top examples, a sample, neighbours, co-active features."""
+        names = list(SECTIONS)
+        self.card.section = names[(names.index(self.card.section) + step) % len(names)]
+        self._show_near(ask=True)
+        self.call_after_refresh(self._section_in_sight)
+
+    def _section_in_sight(self) -> None:
+        row = self.card.section_row
+        self._scroll.scroll_to_region(Region(0, row, 1, self._scroll.virtual_size.height - row), animate=False)
+
+    def _show_near(self, *, ask: bool = False) -> None:
+        """List the features like the chosen one, as far as they are known; ``ask`` for them if they are not."""
+        sae, feature, section = host(self).store.session.sae_in_use, self.feature, self.card.section
+        wanted = section in LISTED and sae is not None and feature is not None
+        self.near.set_class(not wanted, "-closed")
+        self._scroll.can_focus = not wanted  # the list moves the page
+        if sae is None or feature is None or not wanted:
+            self.near.show((), 0)
+            return
+        known = self._like.get((sae.id, feature))
+        if known is None and ask:
+            host(self).submit(ReadNeighbours(sae.id, feature), "near", self._take_near)
+        rows = None if known is None else known.near if section == "near" else known.together
+        needs = "Needs an index made with --full." if known is not None else "…"
+        self.near.empty = "None." if rows is not None else needs
+        self.near.styles.height = max(1, len(rows or ()))
+        self.near.show(rows or (), 0)
+        self._read_names()
+
+    def _take_near(self, event: Event) -> None:
+        if isinstance(event, NeighboursRead):
+            self._like[event.sae, event.feature] = event
+            while len(self._like) > NEAR_KEPT:
+                del self._like[next(iter(self._like))]
+            if event.feature == self.feature:
+                self._show_near()
+        elif isinstance(event, JobDone) and not event.stopped:
+            self._read_names()
+
+    def _draw_near(self, row: Row, width: int) -> list[Content]:
+        return [near_row(*row, self.name_of(row[0]), width)]
+
+    def on_row_list_moved(self) -> None:
+        """Keep the list's cursor in sight: what scrolls is the page around it."""
+        if self.near.has_focus:
+            place = self.near.virtual_region.y + self.near.cursor
+            self._scroll.scroll_to_region(Region(0, place, 1, 1), animate=False)
+
+    def on_row_list_chosen(self) -> None:
+        """A click on the cursor's row of those like the one shown goes there."""
+        self.go_near()
+
+    def go_near(self) -> bool:
+        """Go to the feature under the cursor of those like this one; false if there is none."""
+        if self.near.row is None:
+            return False
+        self.post_message(self.Wanted(self.near.row[0]))
+        return True
+
+    # -- what can be done with it
+
+    def send(self) -> None:
+        """Put the feature's direction on the bench, as a new arm at twice the largest activation in this text."""
+        lens = host(self)
+        feature, sae, here = self.feature, lens.store.session.sae_in_use, self.card.here
+        if feature is None or sae is None:
+            lens.say("Choose a feature first.")
+            return
+
+        def take(event: Event) -> None:
+            if not isinstance(event, VectorMade):
+                return
+            name = self.name_of(feature) if self._page(feature) is not None else token_names(event.promoted)
+            vector = replace(event.vector, name=fit(f"f{feature} {name}".strip(), 28).rstrip())
+            if vector.max_activation is None and here > 0:
+                vector = replace(vector, max_activation=here)
+            row = lens.store.add_steer(
+                vector,
+                scale=2 * here if here > 0 else None,
+                residual_norm=event.residual_norm,
+                promoted=event.promoted,
+                suppressed=event.suppressed,
+            )
+            go = lens.key_text("app.generate")
+            lens.say(f"f{feature} is on the bench as arm {row.arm} at {row.scale:+g}: {go} shows it.")
+
+        lens.submit(VectorFromFeature(sae.id, feature), "send", take)
+
+    def copy(self) -> None:
+        """Copy the page as text."""
+        page = self.card.page
+        if page is not None:
+            lines = page_lines(page, 72, self.card.here, "off")
+            body = "\n".join(line.plain.rstrip() for line in lines)
+            clip.copy(self.app, f"f{page.feature} of {page.sae}\n{body}", f"feature {page.feature}")
+
+    def label(self) -> None:
+        """Have a label of the person's own written."""
+        lens, feature = host(self), self.feature
+        sae = lens.store.session.sae_in_use
+        if feature is None or sae is None:
+            lens.say("Choose a feature first.")
+            return
+        page = self._page(feature)
+        extras = page.extras if page is not None else {}
+        mine = str(extras.get("label") or "") if extras.get("label_source") == "mine" else ""
+        note = "Blank takes it away; labels before stay in the history."
+
+        def done(values: dict[str, str] | None) -> None:
+            if values is not None:
+                lens.submit(SetLabel(sae.id, feature, values["label"][:MAX_LABEL]), "label", self._take_label)
+
+        fields = [Field("label", "label", mine, "what the feature stands for", between=" ")]
+        self.app.push_screen(FormScreen(f"Your label of feature {feature}", fields, note), done)
+
+    def _take_label(self, event: Event) -> None:
+        if isinstance(event, LabelSet):
+            self.pages.pop((event.sae, event.feature), None)
+            host(self).say(f"f{event.feature}: {event.label or 'no label of yours'}")
+            self.post_message(self.Named())
+            if event.feature == self.feature:
+                self.show(event.feature, pinned=self._pinned)
