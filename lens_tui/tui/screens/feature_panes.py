@@ -456,10 +456,10 @@ class FeaturePane(Pane):
 
     # -- what can be done with it
 
-    def send(self) -> None:
-        """Put the feature's direction on the bench, as a new arm at twice the largest activation in this text."""
+    def send(self, feature: int | None) -> None:
+        """Put a feature's direction on the bench, as a new arm at twice the largest activation in this text."""
         lens = host(self)
-        feature, sae, here = self.feature, lens.store.session.sae_in_use, self.card.here
+        sae, here = lens.store.session.sae_in_use, self.card.here
         if feature is None or sae is None:
             lens.say("Choose a feature first.")
             return
@@ -491,9 +491,9 @@ class FeaturePane(Pane):
             body = "\n".join(line.plain.rstrip() for line in lines)
             clip.copy(self.app, f"f{page.feature} of {page.sae}\n{body}", f"feature {page.feature}")
 
-    def label(self) -> None:
-        """Have a label of the person's own written."""
-        lens, feature = host(self), self.feature
+    def label(self, feature: int | None) -> None:
+        """Have a label of the person's own written for a feature."""
+        lens = host(self)
         sae = lens.store.session.sae_in_use
         if feature is None or sae is None:
             lens.say("Choose a feature first.")

@@ -195,11 +195,11 @@ class FeaturesScreen(LensScreen):
 
     def action_steer(self) -> None:
         """Put the chosen feature's direction on the bench."""
-        self.page.send()
+        self.page.send(self.list.chosen)
 
     def action_label(self) -> None:
         """Write your label of the chosen feature."""
-        self.page.label()
+        self.page.label(self.list.chosen)
 
     def action_copy(self) -> None:
         """Copy the feature's page as text."""
