@@ -21,7 +21,6 @@ from lens_tui.tui.bench_text import acts, amount, relative
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.format import fit, fit_left
 from lens_tui.tui.session import MAX_ARMS, Session, Steer
-from lens_tui.tui.widgets.dose_chart import DoseChart
 from lens_tui.tui.widgets.frame import Divider
 from lens_tui.tui.widgets.pane import Pane
 from lens_tui.tui.widgets.ramps import bar, nice_limit, scale_bar
@@ -31,8 +30,8 @@ from lens_tui.worker.jobs import Job, VectorFromFile, VectorGiven
 
 from . import steer_forms as forms
 from .base import LensScreen
+from .dose_pane import DosePane
 from .form import Choice, ChoiceScreen, Field, FormScreen, filled, number, whole
-from .steer_dose import DoseActions
 from .vectors import LayersScreen, VectorFileScreen
 
 Part = str | tuple[str, str]
@@ -178,21 +177,23 @@ Again = Callable[[str], None]
 """Asks again with what was typed; given what was wrong with it."""
 
 
-class SteerScreen(DoseActions, LensScreen):
+class SteerScreen(LensScreen):
     """The rows of the bench on the left, the direction under the cursor on the right, its dose-response below."""
 
     mode: ClassVar[str] = "steer"
     CSS_PATH = "steer.tcss"
     BINDINGS = bindings("steer")
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.dose = DosePane()
+
     def body(self) -> ComposeResult:
         """Bench, dose and direction."""
         with Vertical(id="left"):
             yield Pane("Vectors", RowList[Steer](bench_row, row_height=2, id="rows"), id="bench")
             yield Divider(id="dose-rule")
-            with Pane("Dose", id="dose"):
-                yield DoseChart(id="chart")
-                yield VerticalScroll(Static("", id="dose-facts"), can_focus=False)
+            yield self.dose
         yield Divider(id="rule")
         with Pane("Direction", id="direction"), VerticalScroll():
             yield Static("", id="facts")
@@ -232,30 +233,38 @@ class SteerScreen(DoseActions, LensScreen):
             self.query_one("#bench", Pane).note = note if new.steers else ""
             self._show_direction()
         if old.model != new.model:
-            self._views.clear()
+            self.dose.forget()
         if (old.steers, old.prompt, old.model) != (new.steers, new.prompt, new.model):
-            self._show_dose()
+            self.dose.show(self._row)
 
     def on_row_list_moved(self) -> None:
         """Show the direction under the cursor, and its dose."""
         self._show_direction()
-        self._show_dose()
+        self.dose.show(self._row)
 
     def on_resize(self) -> None:
         """The columns follow the width; rows stand apart where there is room."""
         self._rows.row_height = 3 if self.app.size.height >= 30 else 2
         self.call_after_refresh(self._show_direction)
-        self.call_after_refresh(self._show_dose)
+        self.call_after_refresh(lambda: self.dose.show(self._row))
 
     def on_key(self, event: events.Key) -> None:
         """Escape leaves the dose; where it has the screen to itself, that closes it."""
-        if event.key == "escape" and self._dose_open and self._chart.has_focus and self.maximized is None:
+        if event.key == "escape" and self.dose.open and self.dose.chart.has_focus and self.maximized is None:
             event.stop()
             event.prevent_default()
             if self.query_one("#bench").display:
                 self.focus_first()
             else:
-                self._close_dose()
+                self.dose.close()
+
+    def on_dose_pane_turned(self) -> None:
+        """Make room for the dose, or give it back to the bench."""
+        self.set_class(self.dose.open, "-dose")
+        if self.dose.open:
+            self.dose.enter()
+        else:
+            self.focus_first()
 
     def _show_direction(self) -> None:
         facts = self.query_one("#facts", Static)
@@ -373,6 +382,21 @@ class SteerScreen(DoseActions, LensScreen):
         amount = mode_of(row.mode).amount or "not used"
         note = f"The scale is {amount}; one step of + is {row.step:g}."
         self.app.push_screen(FormScreen(row.vector.name, fields, note), done)
+
+    def action_dose(self) -> None:
+        """Measure the row, or show what was measured; in the pane: close it."""
+        if self._row is not None:
+            self.dose.measure(self._row)
+
+    def action_dose_form(self) -> None:
+        """Choose scales, tokens and controls, and measure."""
+        if self._row is not None:
+            self.dose.ask(self._row)
+
+    def action_find(self) -> None:
+        """Choose a target and search the scale that reaches it."""
+        if self._row is not None:
+            self.dose.find(self._row)
 
     def action_add(self) -> None:
         """Choose what to make a direction from."""

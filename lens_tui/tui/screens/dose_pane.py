@@ -1,17 +1,20 @@
-"""The dose pane of the bench: measure a row over scales, find a scale, take one. What Steer mixes in."""
+"""The dose pane of the bench: measure a row over scales, find a scale, take one."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from textual.containers import VerticalScroll
 from textual.content import Content
+from textual.message import Message
 from textual.widgets import Static
 
 from lens_tui.records.measures import MULTIPLES, QUANTITIES
 from lens_tui.records.modes import mode_of
 from lens_tui.tui.dose_text import DoseView, SearchView, View, dose_lines, search_lines
-from lens_tui.tui.session import Steer
+from lens_tui.tui.host import LensHost, host
+from lens_tui.tui.session import Session, Steer
 from lens_tui.tui.widgets.dose_chart import DoseChart
 from lens_tui.tui.widgets.pane import Pane
 from lens_tui.worker.events import Event
@@ -19,63 +22,57 @@ from lens_tui.worker.jobs import FindScale, MeasureDose
 
 from .form import Choice, ChoiceScreen, Field, FormScreen, number, whole
 
-if TYPE_CHECKING:
-    from .base import LensScreen
-
-    _Base = LensScreen
-else:
-    _Base = object
-
 SLOT = "dose"
 MOST = 24
 """Scales of one dose-response, at most: as many as have a column at 80 cells."""
 
 
-class DoseActions(_Base):
-    """Needs ``_row`` of the screen, and ``#dose`` with a chart and its facts in it."""
+class DosePane(Pane):
+    """What was measured of the row under the bench's cursor, and what is measured now.
 
-    if TYPE_CHECKING:
+    It is there only while it is open: the screen makes room when it hears :class:`Turned`.
+    """
 
-        @property
-        def _row(self) -> Steer | None: ...
+    class Turned(Message):
+        """The pane was opened or closed."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self.chart = DoseChart(id="chart")
+        self._facts = Static("", id="dose-facts")
+        super().__init__("Dose", self.chart, VerticalScroll(self._facts, can_focus=False), id="dose")
+        self.open = False
+        self._row: Steer | None = None
         self._views: dict[str, View] = {}
         self._under_way = ""
 
     @property
-    def _chart(self) -> DoseChart:
-        return self.query_one(DoseChart)
+    def _lens(self) -> LensHost:
+        return host(self)
 
     @property
-    def _dose_open(self) -> bool:
-        return self.has_class("-dose")
+    def _session(self) -> Session:
+        return host(self).store.session
 
     def _made_for(self, row: Steer) -> tuple[Any, ...]:
         """What a measurement depends on besides the scale."""
-        return (row.vector, row.layer, row.mode, row.positions, self.session.prompt)
+        return (row.vector, row.layer, row.mode, row.positions, self._session.prompt)
 
     # ---- asking
 
-    def action_dose(self) -> None:
-        """Measure the row, or show what was measured; in the pane: close it."""
-        row = self._row
-        if row is None:
-            return
+    def measure(self, row: Steer) -> None:
+        """Measure a row, or show what was measured; in the pane: close it."""
         view = self._views.get(row.id)
         fresh = isinstance(view, DoseView) and view.made_for == self._made_for(row) and view.state != "failed"
-        if fresh and self._dose_open and self._chart.has_focus:
-            self._close_dose()
+        if fresh and self.open and self.chart.has_focus:
+            self.close()
             return
         if not fresh and not self._measure(row, [multiple * row.reference for multiple in MULTIPLES]):
             return
-        self._open_dose()
+        self._turn(row, True)
 
-    def action_dose_form(self) -> None:
-        """Choose scales, tokens and controls, and measure."""
-        row = self._row
-        if row is None or not self._can_measure(row):
+    def ask(self, row: Steer) -> None:
+        """Have scales, tokens and controls chosen, and measure."""
+        if not self._can_measure(row):
             return
         usual = " ".join(f"{multiple * row.reference:.4g}" for multiple in MULTIPLES)
         fields = [
@@ -91,25 +88,25 @@ class DoseActions(_Base):
                 named = {"max_tokens": "tokens", "n_texts": "texts", "controls": "controls", "seed": "seed"}
                 options = {name: int(values[field]) for name, field in named.items()}
                 if self._measure(row, read_scales(values["scales"]), **options):
-                    self._open_dose()
+                    self._turn(row, True)
 
         note = "Absolute scales; tokens written at each, texts of the loss, random directions beside each."
         self.app.push_screen(FormScreen(f"Dose of {row.vector.name}", fields, note), done)
 
     def _can_measure(self, row: Steer) -> bool:
         problem = ""
-        if self.session.model is None:
+        if self._session.model is None:
             problem = "Load a model first."
         elif not mode_of(row.mode).measured:
             problem = (
-                f"“{mode_of(row.mode).label}” has no scale to multiply: {self.lens.key_text('steer.mode')} changes it."
+                f"“{mode_of(row.mode).label}” has no scale to multiply: {self._lens.key_text('steer.mode')} changes it."
             )
         elif row.positions is not None and row.positions.kind == "prompt":
             problem = "The loss is of texts that count as generated: prompt-only steering does not touch them."
-        elif not self.session.prompt.strip():
-            problem = f"Write a prompt first: {self.lens.key_text('app.generate')} goes to Generate."
+        elif not self._session.prompt.strip():
+            problem = f"Write a prompt first: {self._lens.key_text('app.generate')} goes to Generate."
         if problem:
-            self.lens.say(problem)
+            self._lens.say(problem)
         return not problem
 
     def _measure(self, row: Steer, scales: list[float], **options: int) -> bool:
@@ -117,10 +114,10 @@ class DoseActions(_Base):
             return False
         ordered = tuple(sorted({round(scale, 9) for scale in scales}))
         facts = row.vector.origin.facts if row.vector.origin.kind == "feature" else {}
-        known = {name for sae in self.session.saes for name in (sae.id, sae.path)}
+        known = {name for sae in self._session.saes for name in (sae.id, sae.path)}
         sae = str(facts.get("sae", "")) if facts.get("sae") in known else ""
         job = MeasureDose(
-            self.session.prompt,
+            self._session.prompt,
             (row.record(1.0),),
             ordered,
             sae=sae,
@@ -128,19 +125,16 @@ class DoseActions(_Base):
             **options,
         )
         self._begin(row, DoseView(ordered, self._made_for(row)))
-        self.lens.submit(job, SLOT, lambda event: self._heard(row.id, event))
+        self._lens.submit(job, SLOT, lambda event: self._heard(row.id, event))
         return True
 
-    def action_find(self) -> None:
-        """Choose a target and search the scale that reaches it."""
-        row = self._row
-        if row is None:
-            return
-        if self.session.model is None:
-            self.lens.say("Load a model first.")
+    def find(self, row: Steer) -> None:
+        """Have a target chosen and search the scale that reaches it."""
+        if self._session.model is None:
+            self._lens.say("Load a model first.")
             return
         if not mode_of(row.mode).grows or (row.positions is not None and row.positions.kind == "prompt"):
-            self.lens.say(
+            self._lens.say(
                 "A search needs a push that grows with its scale, on more than the prompt: add or norm-match."
             )
             return
@@ -176,8 +170,8 @@ class DoseActions(_Base):
         sign = -1.0 if row.scale < 0 else 1.0
         self._begin(row, SearchView(quantity, target, self._made_for(row), sign))
         job = FindScale((row.record(sign),), quantity, target)
-        self.lens.submit(job, SLOT, lambda event: self._heard(row.id, event))
-        self._open_dose()
+        self._lens.submit(job, SLOT, lambda event: self._heard(row.id, event))
+        self._turn(row, True)
 
     def _begin(self, row: Steer, view: View) -> None:
         before = self._views.get(self._under_way)
@@ -193,64 +187,76 @@ class DoseActions(_Base):
         self._views[row_id] = new = view.heard(event)
         if self._row is not None and self._row.id == row_id and new is not view:
             found = new.found if isinstance(new, SearchView) else None
-            self._show_dose(found if found is not None and new.state == "running" else None)
+            self._show(found if found is not None and new.state == "running" else None)
 
     # ---- showing
 
-    def _open_dose(self) -> None:
-        self.add_class("-dose")
-        row = self._row
-        self._show_dose(row.scale if row is not None else None)
-        self.call_after_refresh(self._chart.focus)
-        self.call_after_refresh(self._show_dose)
+    def _turn(self, row: Steer | None, open: bool) -> None:  # noqa: A002
+        self._row, self.open = row, open
+        self.post_message(self.Turned())
 
-    def _close_dose(self) -> None:
-        self.remove_class("-dose")
-        self.focus_first()
+    def close(self) -> None:
+        """Leave the pane's place to the bench."""
+        self._turn(self._row, False)
 
-    def _show_dose(self, at: float | None = None) -> None:
+    def enter(self) -> None:
+        """There is room now: begin at the row's own scale, with the focus on the chart."""
+        self._show(self._row.scale if self._row is not None else None)
+        self.call_after_refresh(self.chart.focus)
+        self.call_after_refresh(self._show)
+
+    def forget(self) -> None:
+        """Another model: nothing is measured of it yet."""
+        self._views.clear()
+
+    def show(self, row: Steer | None) -> None:
+        """Show what was measured of a row."""
+        self._row = row
+        self._show()
+
+    def _show(self, at: float | None = None) -> None:
         """The row's view; with ``at`` the cursor goes to the scale nearest to it."""
-        if not self._dose_open:
+        if not self.open:
             return
-        pane, chart, row = self.query_one("#dose", Pane), self._chart, self._row
+        chart, row = self.chart, self._row
         view = self._views.get(row.id) if row is not None else None
         if row is None or view is None:
-            pane.title, pane.note = "Dose", ""
+            self.title, self.note = "Dose", ""
             chart.show((), (), None)
-            self._say_dose(None)
+            self._show_facts(None)
             return
-        pane.title = f"{'Dose of' if isinstance(view, DoseView) else 'Search of'} {row.vector.name}"
-        stale = view.made_for != self._made_for(row)
-        pane.note = view.note() + (f" · changed since: {self.lens.key_text('steer.dose')} measures it" if stale else "")
+        self.title = f"{'Dose of' if isinstance(view, DoseView) else 'Search of'} {row.vector.name}"
+        again = f" · changed since: {self._lens.key_text('steer.dose')} measures it"
+        self.note = view.note() + (again if view.made_for != self._made_for(row) else "")
         scales = view.scales
         column = None if at is None or not scales else min(range(len(scales)), key=lambda i: abs(scales[i] - at))
         chart.show(scales, view.series(), row.scale, column)
-        self._say_dose(view)
+        self._show_facts(view)
 
-    def _say_dose(self, view: View | None) -> None:
-        facts, chart, row = self.query_one("#dose-facts", Static), self._chart, self._row
-        key = self.lens.key_text
+    def _show_facts(self, view: View | None) -> None:
+        chart, row = self.chart, self._row
+        key = self._lens.key_text
         if view is None or row is None:
             hint = f"{key('steer.dose')} measures this row, {key('steer.find')} finds a scale for it."
             lines = [Content.styled(hint, "$muted")]
         elif isinstance(view, SearchView):
             lines = search_lines(view, row, chart.column, key("dose.take"))
         else:
-            lines = dose_lines(view, row, chart.column, chart.series[chart.row], facts.size.width)
-        facts.update(Content("\n").join(lines))
+            lines = dose_lines(view, row, chart.column, chart.series[chart.row], self._facts.size.width)
+        self._facts.update(Content("\n").join(lines))
 
     def on_dose_chart_moved(self) -> None:
         """Another scale or measure under the cursor."""
         row = self._row
-        self._say_dose(self._views.get(row.id) if row is not None else None)
+        self._show_facts(self._views.get(row.id) if row is not None else None)
 
     def on_dose_chart_taken(self, event: DoseChart.Taken) -> None:
         """The row gets the scale."""
         row = self._row
         if row is not None:
-            self.lens.store.edit_steer(row.id, scale=float(f"{event.scale:.4g}"))
-            self.lens.say(
-                f"{row.vector.name} is at {event.scale:+.4g}; {self.lens.key_text('app.undo')} takes it back."
+            self._lens.store.edit_steer(row.id, scale=float(f"{event.scale:.4g}"))
+            self._lens.say(
+                f"{row.vector.name} is at {event.scale:+.4g}; {self._lens.key_text('app.undo')} takes it back."
             )
 
 
