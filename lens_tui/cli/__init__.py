@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from lens_tui.records.info import Dequantize
 
 __all__ = ["main"]
 
@@ -15,21 +19,37 @@ _COMPLETION = "_MLX_LENS_TUI_COMPLETE"
 
 def main() -> None:
     """Run the command line; the console script's entry point."""
-    from .output import prepare_streams
+    from .output import prepare_streams, sentences
 
     prepare_streams()
     asked = sys.argv[1:]
     if asked in ([], ["--demo"]) and _COMPLETION not in os.environ:
-        _open(demo=bool(asked))
+        # As it is mostly opened: the parser of options is left out, for it would hold up the first frame.
+        sentences(open_app)(demo=bool(asked))
         return
     from .app import run
 
     run()
 
 
-def _open(*, demo: bool) -> None:
-    """The app as it is mostly opened. The parser of options is left out: it would hold up the first frame."""
-    from .open_app import open_app
-    from .output import sentences
+def open_app(
+    *, demo: bool, model: str | None = None, theme: str | None = None, dequantize: Dequantize | None = None
+) -> NoReturn:
+    """Run the app and end the process with its status. Raises ``LensError`` without a terminal.
 
-    sentences(open_app)(demo=demo, model=None, theme=None)
+    Args:
+        demo: Open on Generate with the bundled model.
+        model: A folder or hub id to load at once.
+        theme: A theme by name.
+        dequantize: How weights are held; by default as the settings say.
+    """
+    from lens_tui.records.errors import LensError
+
+    if sys.stdout is None or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise LensError(
+            "The app needs a terminal, and this is none.", "Use `mlx-lens-tui compare` or `features`; see --help."
+        )
+    from lens_tui.tui.run import run
+    from lens_tui.worker.protocol import end_process
+
+    end_process(run(demo=demo, model=model, theme=theme, dequantize=dequantize))

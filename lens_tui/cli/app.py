@@ -1,4 +1,4 @@
-"""The verbs of ``mlx-lens-tui`` and their options. What each does is in its own file."""
+"""All verbs of ``mlx-lens-tui``, and what stands before them. A verb's options and what it does are in one file."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from .find_verbs import verbs as find_verbs
-from .label_verbs import verbs as label_verbs
-from .options import SAE, Json, Model
-from .output import INTERRUPTED, USER_ERROR, fail, note, sentences
-from .read_verbs import verbs as read_verbs
-from .sae_verbs import verbs as sae_verbs
-from .steer_verbs import verbs as steer_verbs
+from . import open_app as start
+from .compare import verbs as compare
+from .features import verbs as features
+from .info import verbs as info
+from .labels import verbs as labels
+from .output import INTERRUPTED, USER_ERROR, fail, note, say, sentences
+from .read import verbs as read
+from .saes import verbs as saes
+from .sources import asked_dequantize
+from .steer import verbs as steer
 
 # Typer brings its own click or uses the one installed: the class of what it refuses is known by a child.
 _Refused: type[Exception] = typer.BadParameter.__mro__[2]
@@ -69,11 +72,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-app.add_typer(read_verbs)
-app.add_typer(find_verbs)
-app.add_typer(sae_verbs)
-app.add_typer(steer_verbs)
-app.add_typer(label_verbs, name="labels")
+for verbs in (compare, read, features, steer, saes, info):
+    app.add_typer(verbs)
+app.add_typer(labels, name="labels")
 
 
 @sentences
@@ -85,8 +86,6 @@ def run() -> None:
 def _version(wanted: bool) -> None:
     if wanted:
         from lens_tui import __version__
-
-        from .output import say
 
         say(f"mlx-lens-tui {__version__}")
         raise typer.Exit
@@ -113,79 +112,6 @@ def open_app(
 ) -> None:
     """Open the app, unless a verb follows."""
     if context.invoked_subcommand is not None:
-        from .sources import asked_dequantize
-
         asked_dequantize.set(dequantize)
         return
-    from .open_app import open_app as start
-
     start(demo=demo, model=model, theme=theme, dequantize=dequantize)
-
-
-@app.command()
-@sentences
-def compare(
-    prompt: Annotated[str, typer.Argument(help="The prompt; '-' reads standard input.")],
-    arm: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--arm",
-            "-a",
-            help="[NAME=]SOURCE[@LAYER]*SCALE[:MODE][:POSITIONS], e.g. f2666*22 or random:0@4*22; terms joined by '+'.",
-        ),
-    ] = None,
-    model: Model = "demo",
-    sae: SAE = "",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens per arm.")] = 80,
-    temp: Annotated[float, typer.Option(min=0.0, help="Temperature; 0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.0,
-    min_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.0,
-    top_k: Annotated[int, typer.Option(min=0)] = 0,
-    repetition_penalty: Annotated[float, typer.Option(min=0.0, help="Above 1 what was written is less likely.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same text again.")] = 0,
-    stop: Annotated[
-        list[str] | None, typer.Option("--stop", help="A text that ends an arm and is left out of it; may be repeated.")
-    ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Leave the chat template out.")] = False,
-    json: Json = False,
-    stream: Annotated[
-        bool, typer.Option("--stream", help="With --json: a line of JSON for each token as it comes.")
-    ] = False,
-) -> None:
-    """Generate the baseline and every arm in lock step and print them side by side."""
-    from lens_tui.records import Sampling
-
-    from .compare import compare as verb
-
-    sampling = Sampling(max_tokens, temp, top_p, min_p, top_k, repetition_penalty, seed=seed, stop=tuple(stop or ()))
-    verb(prompt, arm or [], model=model, sae=sae, sampling=sampling, raw=raw, as_json=json, stream=stream)
-
-
-@app.command()
-@sentences
-def features(
-    text: Annotated[str, typer.Argument(help="The text to read; '-' reads standard input.")],
-    model: Model = "demo",
-    sae: SAE = "",
-    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Features per token.")] = 5,
-    by: Annotated[
-        str,
-        typer.Option(
-            help="activation; rank in the feature's own activations (needs an index); effect on the next token."
-        ),
-    ] = "activation",
-    json: Json = False,
-) -> None:
-    """Print the top SAE features of every token of a text."""
-    from .read import features as verb
-
-    verb(text, model=model, sae=sae, top_k=top_k, by=by, as_json=json)
-
-
-@app.command()
-@sentences
-def info(model: Model = "", json: Json = False) -> None:
-    """Say what is installed and at hand, or with --model what a model is."""
-    from .info import info as verb
-
-    verb(model=model, as_json=json)

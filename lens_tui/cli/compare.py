@@ -1,37 +1,61 @@
-"""``mlx-lens-tui compare``: the Generate screen without the screen."""
+"""The verbs that write on: ``compare``, ``generate``, and ``loss``, which reads what is written."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from json import loads
+from typing import TYPE_CHECKING, Annotated, Any
 
-from lens_tui.records import Arm, ArmEnd, Sampling, Token
+import typer
+
+from lens_tui.records import Arm, ArmEnd, Intervention, LensError, Sampling, Token
 from lens_tui.records.modes import told
 
-from .long_work import Asked, interruptible
-from .output import INTERRUPTED, note, print_json, say
-from .sources import Vectors, open_model, parse_arm, read_text
+from .output import INTERRUPTED, Asked, interruptible, note, print_json, say, sentences
+from .sources import Json, Model, SAEName, TextKey, Vectors, open_model, parse_arm, read_text
 
 if TYPE_CHECKING:
-    from lens_tui.lens import Comparison
+    from lens_tui.lens import Comparison, LensModel
+
+verbs = typer.Typer()
 
 
+@verbs.command()
+@sentences
 def compare(
-    prompt: str,
-    arms: Sequence[str],
-    *,
-    model: str,
-    sae: str,
-    sampling: Sampling,
-    raw: bool,
-    as_json: bool,
-    stream: bool,
+    prompt: Annotated[str, typer.Argument(help="The prompt; '-' reads standard input.")],
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--arm",
+            "-a",
+            help="[NAME=]SOURCE[@LAYER]*SCALE[:MODE][:POSITIONS], e.g. f2666*22 or random:0@4*22; terms joined by '+'.",
+        ),
+    ] = None,
+    model: Model = "demo",
+    sae: SAEName = "",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens per arm.")] = 80,
+    temp: Annotated[float, typer.Option(min=0.0, help="Temperature; 0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.0,
+    min_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.0,
+    top_k: Annotated[int, typer.Option(min=0)] = 0,
+    repetition_penalty: Annotated[float, typer.Option(min=0.0, help="Above 1 what was written is less likely.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text again.")] = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", help="A text that ends an arm and is left out of it; may be repeated.")
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Leave the chat template out.")] = False,
+    json: Json = False,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="With --json: a line of JSON for each token as it comes.")
+    ] = False,
 ) -> None:
-    """Run the comparison and print it; ``stream`` prints each token as a line of JSON as well."""
+    """Generate the baseline and every arm in lock step and print them side by side."""
     text = read_text(prompt)
-    specs = [parse_arm(arm) for arm in arms]
+    sampling = Sampling(max_tokens, temp, top_p, min_p, top_k, repetition_penalty, seed=seed, stop=tuple(stop or ()))
+    specs = [parse_arm(item) for item in arm or []]
 
     with open_model(model) as lens:
         vectors = Vectors(lens, sae, model)
@@ -39,10 +63,10 @@ def compare(
         lacks = lens.info.lacks_template and not raw
         with interruptible() as asked:
             run = lens.compare(text, named, sampling, raw=raw, progress=lambda *_: _go_on(asked))
-            tokens, ends = _collect(run, stream=as_json and stream, stop=asked)
+            tokens, ends = _collect(run, stream=json and stream, stop=asked)
         stopped = any(end.reason == "stopped" for end in ends.values())
         result = {**record(text, lens.info.name, sampling, named, run, tokens, ends), "stopped": stopped}
-    if as_json:
+    if json:
         print_json({"event": "Run", **result} if stream else result)
     else:
         _print(result)
@@ -191,3 +215,167 @@ def _print(result: dict[str, Any]) -> None:
     if any(arm["interventions"] for arm in result["arms"]):
         note("KL: D(steered ‖ plain) of the next token, both on the text of the arm; the tokens' numbers: --json")
     note(f"model {result['model']}, seed {result['sampling']['seed']}, temp {result['sampling']['temp']:g}")
+
+
+@verbs.command()
+@sentences
+def generate(
+    prompts: Annotated[
+        str, typer.Argument(help="A file with a prompt a line, or .jsonl; '-' reads such lines from standard input.")
+    ],
+    model: Model = "demo",
+    sae: SAEName = "",
+    arm: Annotated[str, typer.Option("--arm", "-a", help="What all are steered with: SOURCE[@LAYER]*SCALE.")] = "",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens a prompt.")] = 80,
+    temp: Annotated[float, typer.Option(min=0.0, help="Temperature; 0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.0,
+    min_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.0,
+    top_k: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Of every prompt: it gives the same text alone.")] = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", help="A text that ends one and is left out of it; may be repeated.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Prompts a forward pass.")] = 32,
+    raw: Annotated[bool, typer.Option("--raw", help="Leave the chat template out.")] = False,
+    text_key: TextKey = "prompt",
+    json: Annotated[bool, typer.Option("--json", help="A line of JSON for each prompt, in their order.")] = False,
+) -> None:
+    """Write on from many prompts, plain or steered."""
+    sampling = Sampling(max_tokens, temp, top_p, min_p, top_k, seed=seed, stop=tuple(stop or ()))
+    texts = read_prompts(prompts, text_key)
+    with open_model(model) as lens, interruptible() as asked:
+        steering = _steering(lens, arm, sae, model)
+        batch = lens.stream_batch(texts, sampling=sampling, interventions=steering, raw=raw, completion_batch_size=rows)
+        came: list[list[Token]] = [[] for _ in texts]
+        ends: dict[int, ArmEnd] = {}
+        printed, stopped = 0, False
+        for event in batch:
+            if isinstance(event, Token):
+                came[event.arm].append(event)
+            else:
+                ends[event.arm] = event
+            while printed in ends:
+                _show(lens, texts[printed], came[printed], ends[printed], steering, json)
+                printed += 1
+            if asked():
+                stopped = True
+                batch.close()
+                break
+        for at in range(printed, len(texts) if stopped else printed):
+            if came[at]:
+                text = "".join(token.text for token in came[at])
+                end = ends.get(at, ArmEnd(at, "stopped", len(came[at]), text))
+                _show(lens, texts[at], came[at], end, steering, json)
+    if stopped:
+        note(f"mlx-lens-tui: stopped; {len(ends)} of {len(texts)} prompts have ended.")
+        raise SystemExit(asked.status)
+
+
+def read_prompts(prompts: str, text_key: str) -> list[str]:
+    """The prompts of a file, or of standard input for ``-``, where each line is one, or an object with ``text_key``.
+
+    Raises :class:`LensError` where there is none.
+    """
+    if prompts != "-":
+        from lens_tui.tasks.features import read_texts
+
+        return read_texts(prompts, text_key=text_key)
+    lines = [line.removesuffix("\r") for line in read_text("-").split("\n")]
+    return [_prompt(line, number, text_key) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _prompt(line: str, number: int, text_key: str) -> str:
+    if not line.startswith("{"):
+        return line
+    try:
+        text = loads(line)[text_key]
+    except (ValueError, KeyError, RecursionError):
+        text = None
+    if not isinstance(text, str):
+        raise LensError(
+            f"Line {number} of standard input is no object with a text under {text_key!r}.", "Name the key: --text-key."
+        )
+    return text
+
+
+def _steering(lens: LensModel, arm: str, sae: str, model: str) -> tuple[Intervention, ...]:
+    return Vectors(lens, sae, model).arm(parse_arm(arm)).interventions if arm else ()
+
+
+def _show(
+    lens: LensModel,
+    prompt: str,
+    tokens: Sequence[Token],
+    end: ArmEnd,
+    steering: Sequence[Intervention],
+    as_json: bool,
+) -> None:
+    if as_json:
+        print_json(
+            {
+                "model": lens.info.name,
+                "index": end.arm,
+                "prompt": prompt,
+                "text": end.text,
+                "reason": end.reason,
+                "token_ids": [token.token_id for token in tokens],
+                "logprobs": [token.logprob for token in tokens],
+                "steering": list(_words(steering)),
+                "dose": end.dose,
+            }
+        )
+        return
+    say(f"── {end.arm}  ({len(tokens)} tokens)")
+    say(prompt + end.text)
+    say()
+
+
+def _words(steering: Sequence[Intervention]) -> Iterator[str]:
+    for item in steering:
+        amount = told(item)
+        scale = "" if amount is None else f" {amount[1]:g}"
+        yield f"{item.mode}{scale} at layer {item.layer} {item.site}, {item.positions.kind}"
+
+
+@verbs.command()
+@sentences
+def loss(
+    text: Annotated[str, typer.Argument(help="The text; '-' reads standard input.")],
+    model: Model = "demo",
+    sae: SAEName = "",
+    arm: Annotated[str, typer.Option("--arm", "-a", help="Beside it the steered model's: SOURCE[@LAYER]*SCALE.")] = "",
+    json: Json = False,
+) -> None:
+    """Print how well a text is predicted: the mean next-token loss, plain and steered."""
+    words = read_text(text)
+    with open_model(model) as lens:
+        steering = _steering(lens, arm, sae, model)
+        result = measured(lens, words, steering)
+    if json:
+        print_json(result)
+        return
+    say(f"loss {result['loss']:.4f} nats a token, perplexity {result['perplexity']:.2f}, {result['n_tokens']} tokens")
+    if steering:
+        say(f"steered {result['steered_loss']:.4f}, perplexity {result['steered_perplexity']:.2f}: "
+            f"{result['delta']:+.4f}")  # fmt: skip
+    note(f"{result['model']}, {'; '.join(result['steering']) or 'not steered'}; the first token is not predicted")
+
+
+def measured(lens: LensModel, text: str, steering: Sequence[Intervention]) -> dict[str, Any]:
+    """The loss in nats a predicted token; ``n_tokens`` are those predicted, all but the first."""
+    ids = list(lens.tokens.encode(text))
+    plain = lens.loss(ids)
+    steered = None
+    if steering:
+        with lens.intervene(*steering):
+            steered = lens.loss(ids)
+    return {
+        "model": lens.info.name,
+        "n_tokens": len(ids) - 1,
+        "loss": plain,
+        "perplexity": _perplexity(-plain),
+        "steering": list(_words(steering)),
+        "steered_loss": steered,
+        "steered_perplexity": _perplexity(None if steered is None else -steered),
+        "delta": None if steered is None else steered - plain,
+    }

@@ -1,4 +1,4 @@
-"""``mlx-lens-tui info``: versions, device, folders and models at hand, or the facts of one model."""
+"""The verb ``info``: versions, device, folders and models at hand, or the facts of one model."""
 
 from __future__ import annotations
 
@@ -7,18 +7,24 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import typer
+
 from lens_tui import demo
 
-from .output import print_json, say
-from .sources import open_model
+from .output import print_json, say, sentences
+from .sources import Json, Model, open_model
 
 _PACKAGES = ("mlx-lens-tui", "mlx", "mlx-lm", "textual", "rich", "numpy", "safetensors", "huggingface-hub")
 
+verbs = typer.Typer()
 
-def info(*, model: str, as_json: bool) -> None:
-    """Print what is installed and at hand, or with ``model`` what that model is."""
+
+@verbs.command()
+@sentences
+def info(model: Model = "", json: Json = False) -> None:
+    """Say what is installed and at hand, or with --model what a model is."""
     facts = _model_facts(model) if model else _machine_facts()
-    if as_json:
+    if json:
         print_json(facts)
         return
     for name, value in facts.items():
@@ -27,7 +33,6 @@ def info(*, model: str, as_json: bool) -> None:
 
 
 def _model_facts(model: str) -> dict[str, Any]:
-
     with open_model(model) as lens:
         return {"model": lens.info.name, **asdict(lens.info), "sites": list(lens.sites(0))}
 

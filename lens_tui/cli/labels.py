@@ -1,18 +1,20 @@
-"""``mlx-lens-tui labels``: give, show, find, import and export what features mean."""
+"""The verbs of ``labels``: ``set``, ``show``, ``search``, ``import``, ``export``."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
+from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from lens_tui.records.errors import LensError
 
-from .output import print_json, say
-from .read import feature_number, who
-from .sources import find_sae, open_model
+from .features import feature_number, who
+from .output import print_json, say, sentences
+from .sources import Json, SAEName, find_sae, open_model
 
 if TYPE_CHECKING:
     from lens_tui.records import SAEInfo
@@ -21,23 +23,45 @@ if TYPE_CHECKING:
 IMPORTS = ("neuronpedia", "neuronpedia-features", "delphi", "saedashboard")
 EXPORTS = ("neuronpedia", "delphi", "neuronpedia-upload")
 
+verbs = typer.Typer(help="What features mean: your labels and those of other tools.", no_args_is_help=True)
 
-def set_label(number: str, text: str, *, sae: str, model: str, author: str, as_json: bool) -> None:
-    """Give a feature your label, or take it away with blank text."""
+Model = Annotated[str, typer.Option("--model", "-m", help="The model, to know which bundled SAE is meant.")]
+Number = Annotated[str, typer.Argument(metavar="ID", help="The feature's number, as 1288 or f1288.")]
+
+
+@verbs.command("set")
+@sentences
+def set_label(
+    number: Number,
+    text: Annotated[str, typer.Argument(help="Your label; '' takes it away. The one before stays in the history.")],
+    sae: SAEName = "",
+    model: Model = "demo",
+    author: Annotated[str, typer.Option(help="Who says so.")] = "",
+    json: Json = False,
+) -> None:
+    """Give a feature your label."""
     from lens_tui.records.labels import Labels
     from lens_tui.records.store import Store
 
     feature, info = _feature(number, sae, model)
     with Store() as store:
         label = Labels(store).set(info.id, feature, text, author=author)
-    if as_json:
+    if json:
         print_json({**_of(info, model), "feature": feature, "label": None if label is None else asdict(label)})
     else:
         say(f"feature {feature} of {info.name}: {label.text if label else 'no label of yours'}")
 
 
-def show(number: str, *, sae: str, model: str, history: bool, as_json: bool) -> None:
-    """Print the labels of one feature or of all."""
+@verbs.command("show")
+@sentences
+def show(
+    number: Annotated[str, typer.Argument(metavar="[ID]", help="A feature's number; all labels if left out.")] = "",
+    sae: SAEName = "",
+    model: Model = "demo",
+    history: Annotated[bool, typer.Option("--history", help="Every label you ever gave the feature.")] = False,
+    json: Json = False,
+) -> None:
+    """Print the labels of a feature, or of all."""
     from lens_tui.records.labels import Labels
     from lens_tui.records.store import Store
     from lens_tui.tasks.knowledge import labels_of, standing_labels
@@ -46,36 +70,50 @@ def show(number: str, *, sae: str, model: str, history: bool, as_json: bool) -> 
         raise LensError("The history is of one feature.", "Name it.")
     if not number:
         info = find_sae(sae, model)
-        _show(standing_labels(info), _of(info, model), as_json)
+        _show(standing_labels(info), _of(info, model), json)
         return
     feature, info = _feature(number, sae, model)
     if not history:
-        _show(labels_of(info, feature), _of(info, model), as_json)
+        _show(labels_of(info, feature), _of(info, model), json)
         return
     with Store() as store:
-        _show(Labels(store).history(info.id, feature), _of(info, model), as_json)
+        _show(Labels(store).history(info.id, feature), _of(info, model), json)
 
 
-def search(words: str, *, sae: str, model: str, every: bool, k: int, as_json: bool) -> None:
-    """Print the labels that hold the words."""
+@verbs.command("search")
+@sentences
+def search(
+    words: Annotated[list[str], typer.Argument(help="Words that a label must hold; the last may be unfinished.")],
+    sae: SAEName = "",
+    model: Model = "demo",
+    every: Annotated[bool, typer.Option("--all", help="In the labels of every SAE.")] = False,
+    k: Annotated[int, typer.Option("--top-k", "-k", min=1)] = 20,
+    json: Json = False,
+) -> None:
+    """Find labels by words."""
     from lens_tui.tasks.knowledge import search_labels
 
     info = None if every else find_sae(sae, model)
-    _show(search_labels(words, info.id if info else None, k), _of(info, model), as_json)
+    _show(search_labels(" ".join(words), info.id if info else None, k), _of(info, model), json)
 
 
+@verbs.command("import")
+@sentences
 def import_labels(
-    path: Path,
-    form: str,
-    *,
-    sae: str,
-    model: str,
-    source_id: str | None,
-    module: str | None,
-    anyway: bool,
-    as_json: bool,
+    path: Annotated[Path, typer.Argument(help="The folder or file of the other tool.")],
+    form: Annotated[
+        str, typer.Option("--format", "-f", help="neuronpedia[-features], delphi or saedashboard.")
+    ] = "neuronpedia",
+    sae: SAEName = "",
+    model: Model = "demo",
+    source_id: Annotated[str, typer.Option(help="Of a Neuronpedia export of several sources, the one to take.")] = "",
+    module: Annotated[str, typer.Option(help="Of a delphi folder of several modules, the one to take.")] = "",
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Take them even if they say they are of another model or layer.")
+    ] = False,
+    json: Json = False,
 ) -> None:
-    """Read the files of another tool into the store."""
+    """Take up labels that other tools made."""
     from lens_tui.records.label_files import (
         Dashboards,
         read_delphi,
@@ -97,21 +135,32 @@ def import_labels(
             facts = {"dashboards": Dashboards(store).take(info.id, _within(read(path, sae=of), info))}
         else:
             labels = (
-                read_neuronpedia(path, source_id=source_id, sae=of)
+                read_neuronpedia(path, source_id=source_id or None, sae=of)
                 if form == "neuronpedia"
-                else read_delphi(path, module=module, sae=of)
+                else read_delphi(path, module=module or None, sae=of)
             )
             facts = asdict(take_labels(store, info, _within(labels, info), origin=path.name))
-    if as_json:
+    if json:
         print_json({**_of(info, model), **facts})
     else:
         say(f"{info.name}: " + ", ".join(f"{n} {name}" for name, n in facts.items()))
 
 
+@verbs.command("export")
+@sentences
 def export_labels(
-    folder: Path, form: str, *, sae: str, model: str, mine: bool, model_id: str, source_id: str, as_json: bool
+    folder: Annotated[Path, typer.Argument(help="Where to write.")],
+    form: Annotated[
+        str, typer.Option("--format", "-f", help="neuronpedia, delphi, or neuronpedia-upload (needs an index).")
+    ] = "neuronpedia",
+    sae: SAEName = "",
+    model: Model = "demo",
+    mine: Annotated[bool, typer.Option("--mine", help="Only your own labels.")] = False,
+    model_id: Annotated[str, typer.Option(help="The model's name at Neuronpedia (default: the SAE's model).")] = "",
+    source_id: Annotated[str, typer.Option(help="The source's name at Neuronpedia, or delphi's module.")] = "",
+    json: Json = False,
 ) -> None:
-    """Write the standing labels of an SAE."""
+    """Write labels in a form that other tools read."""
     from lens_tui.records.label_files import write_delphi, write_neuronpedia
     from lens_tui.tasks.knowledge import standing_labels
 
@@ -133,7 +182,7 @@ def export_labels(
     else:
         files = _upload(folder, info, labels, model, model_id, source_id or info.name)
         facts = {"written": len(labels), "files": [str(file) for file in files]}
-    if as_json:
+    if json:
         print_json({**_of(info, model), **facts})
     else:
         say(f"{facts['written']} labels of {info.name} written to {folder}")
@@ -160,7 +209,7 @@ def _upload(
         )
         for number, batch in enumerate(batches):
             file = folder / f"upload-{number}.json"
-            disk.write_text(file, json.dumps(batch, ensure_ascii=False))
+            disk.write_text(file, dumps(batch, ensure_ascii=False))
             files.append(file)
     return files
 

@@ -1,37 +1,53 @@
-"""``mlx-lens-tui features``: the top SAE features of every token of a text."""
+"""The verbs that read a text: ``features``, ``lens``."""
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from collections.abc import Sequence
+from math import exp
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
-import numpy as np
+import typer
 
 from lens_tui.records import Intervention, LensError
 
-from .long_work import Meter
-from .output import note, print_json, say
-from .sources import Vectors, open_model, open_sae, parse_arm, read_text
+from .output import note, print_json, say, sentences
+from .sources import Json, Model, SAEName, Vectors, open_model, open_sae, parse_arm, read_text
 
 if TYPE_CHECKING:
     from lens_tui.lens import LensModel
-    from lens_tui.lens.architecture.unembed import Convention
     from lens_tui.records.readouts import LogitAttribution, LogitLens
     from lens_tui.sae import SAE
     from lens_tui.tasks.features import Order
 
+_CELL = 10
+_PARTS_SHOWN = 12
 
-def features(text: str, *, model: str, sae: str, top_k: int, by: str, as_json: bool) -> None:
-    """Encode the text, unsteered, and print what fires on each token."""
+verbs = typer.Typer()
+
+
+@verbs.command()
+@sentences
+def features(
+    text: Annotated[str, typer.Argument(help="The text to read; '-' reads standard input.")],
+    model: Model = "demo",
+    sae: SAEName = "",
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Features per token.")] = 5,
+    by: Annotated[
+        str,
+        typer.Option(
+            help="activation; rank in the feature's own activations (needs an index); effect on the next token."
+        ),
+    ] = "activation",
+    json: Json = False,
+) -> None:
+    """Print the top SAE features of every token of a text."""
     words = read_text(text)
 
     with open_model(model) as lens:
         result = read(lens, open_sae(sae, model), words, top_k, order_of(by))
-    if as_json:
+    if json:
         print_json(result)
     else:
         _print_features(result)
@@ -52,6 +68,7 @@ def read(lens: LensModel, sae: SAE, text: str, top_k: int, by: Order = "activati
     the SAE is not of this model's width or does not say which layer and site it reads.
     """
     import mlx.core as mx
+    import numpy as np
 
     from lens_tui.tasks.features import POOL, rank_tokens
     from lens_tui.tasks.knowledge import index_of, label_texts
@@ -111,210 +128,38 @@ def _print_features(result: dict[str, Any]) -> None:
     note(f"{result['sae']} at layer {result['layer']} {result['site']}: {fit} on this text, special tokens left out")
 
 
-_BAR = 40
-
-
-def page(number: str, *, model: str, sae: str, convention: str, sizes: tuple[int, int, int], as_json: bool) -> None:
-    """Print the page; ``sizes`` are how many tokens, examples and neighbours."""
-    feature, how = feature_number(number), convention_of(convention)
-    from lens_tui.tasks.features import feature_page
-    from lens_tui.tasks.knowledge import index_of
-
-    tokens, examples, neighbours = sizes
-    with open_model(model) as lens:
-        opened = open_sae(sae, model)
-        result = feature_page(
-            lens,
-            opened,
-            feature,
-            index_of(opened.info),
-            convention=how,
-            tokens=tokens,
-            examples=examples,
-            neighbours=neighbours,
-        )
-    print_json(result) if as_json else _print_page(result)
-
-
-def feature_number(text: str) -> int:
-    """``1288`` or ``f1288``. Raises :class:`LensError` for anything else."""
-    match = re.fullmatch(r"[fF]?(\d{1,9})", text.strip())
-    if match is None:
-        raise LensError(f"{text!r} is no feature number.", "Write it as 1288 or f1288.")
-    return int(match[1])
-
-
-def convention_of(text: str) -> Convention:
-    """Raises :class:`LensError` unless it is ``norm`` or ``raw``."""
-    if text not in ("norm", "raw"):
-        raise LensError(f"There is no convention {text!r}.", "Choose norm or raw.")
-    return cast("Convention", text)
-
-
-def _print_page(result: Mapping[str, Any]) -> None:
-    say(f"feature {result['feature']} of {result['sae']} ({result['site']} of layer {result['layer']})")
-    for label in result["labels"]:
-        say(f"  {label['text']}  ({who(label)})")
-    if not result["labels"]:
-        say("  no label" + (f"; {result['description']}" if result["description"] else ""))
-    if result["promoted"] is not None:
-        say(f"promotes    ({result['convention']})  {_weights(result['promoted'])}")
-        say(f"suppresses  ({result['convention']})  {_weights(result['suppressed'])}")
-    index = result["index"]
-    if index is not None:
-        _print_index(index)
-    for title, rows, measure in (("nearest decoder directions", result["neighbours"], "cosine"),
-                                 ("active on the same tokens", result["co_active"] or (), "jaccard")):  # fmt: skip
-        if rows:
-            say(f"{title}  ({measure})")
-        for row in rows:
-            say(f"  {row['feature']:>7}  {row[measure]:6.3f}  {row['label'] or ''}".rstrip())
-    if index is None:
-        note("No index of this SAE is at hand: `mlx-lens-tui index TEXT` makes one, with examples and a histogram.")
-
-
-def _print_index(index: Mapping[str, Any]) -> None:
-    say(f"{index['corpus'] or 'the corpus'}: active on {index['count']} of {index['counted_tokens']} tokens "
-        f"({index['density']:.4%}), max {index['max']:.3g}, mean {index['mean']:.3g} where active")  # fmt: skip
-    filled = [place for place, n in enumerate(index["histogram"]) if n]
-    most = max(index["histogram"], default=0)
-    for place in range(filled[0], filled[-1] + 1) if filled else ():
-        n = index["histogram"][place]
-        say(f"  from {index['edges'][place]:>9.4g}  {n:>8}  {'█' * max(round(_BAR * n / most), int(n > 0))}".rstrip())
-    if index["examples"]:
-        say("top examples  (one a document)")
-    for example in index["examples"]:
-        say(f"  {example['value']:8.2f}  {_context(example['tokens'], example['peak'])}")
-
-
-def _context(tokens: Sequence[str], peak: int) -> str:
-    words = [f"«{token}»" if place == peak else token for place, token in enumerate(tokens)]
-    return "".join(words).replace("\n", "⏎").replace("\t", "⇥")
-
-
-def _weights(items: Sequence[Mapping[str, Any]]) -> str:
-    return "  ".join(f"{item['text']!r} {item['value']:+.2f}" for item in items)
-
-
-def who(label: Mapping[str, Any]) -> str:
-    """Who says so: the source, the person or model, the score."""
-    parts = [label["source"], label["author"], label["explainer"]]
-    if label["score"] is not None:
-        parts.append(f"{label['scorer']} {label['score']:.2f}")
-    return ", ".join(part for part in parts if part)
-
-
-def search(words: str, *, model: str, sae: str, convention: str, k: int, as_json: bool) -> None:
-    """Print features whose labels hold the words, and features that promote one of them."""
-    convention_of(convention)
-    from lens_tui.tasks.features import search_features
-    from lens_tui.tasks.knowledge import index_of
-
-    with open_model(model) as lens:
-        info = open_sae(sae, model).info
-        result = search_features(words, info, lens, index_of(info), convention=convention, k=k)
-    print_json(result) if as_json else _print_search(result)
-
-
-def _print_search(result: Mapping[str, Any]) -> None:
-    say(f"labels  ({len(result['labels'])})")
-    for label in result["labels"]:
-        say(f"  {label['feature']:>7}  {label['text']}  ({who(label)})")
-    if result["promoting"] is None:
-        note(f"No index of {result['sae']} is at hand: `mlx-lens-tui index TEXT` makes one; then promoted tokens are "
-             "searched too.")  # fmt: skip
-        return
-    tokens = ", ".join(repr(item["text"]) for item in result["tokens"]) or "no single token"
-    say(f"promote {tokens}  ({result['convention']})")
-    for row in result["promoting"]:
-        say(f"  {row['feature']:>7}  {row['value']:+6.2f}  {row['token']!r}  {row['label'] or ''}".rstrip())
-
-
-def contrast(
-    a: Path,
-    b: Path,
-    *,
-    model: str,
-    sae: str,
-    measure: str,
-    over: str,
-    both_sides: bool,
-    k: int,
-    seed: int,
-    text_key: str,
-    as_json: bool,
-) -> None:
-    """Print the features that best tell texts A from texts B."""
-    from lens_tui.sae.index.questions import Measure, Over
-    from lens_tui.tasks.features import contrast_texts, read_texts
-    from lens_tui.tasks.knowledge import label_texts
-
-    for value, choice, name in ((measure, Measure, "measure"), (over, Over, "--over")):
-        if value not in get_args(choice):
-            raise LensError(f"There is no {name} {value!r}.", f"Choose {' or '.join(get_args(choice))}.")
-    texts_a, texts_b = read_texts(a, text_key=text_key), read_texts(b, text_key=text_key)
-    options: dict[str, Any] = {"measure": measure, "over": over, "both_sides": both_sides, "k": k, "seed": seed}
-    meter = Meter()
-    with open_model(model) as lens:
-        opened = open_sae(sae, model)
-        found = contrast_texts(
-            lens, opened, texts_a, texts_b, **options,
-            progress=lambda done, total: meter.say("read", f"{done} of {total} texts"),
-        )  # fmt: skip
-        meter.end()
-    names = label_texts(opened.info, [row.feature for row in found])
-    result = {
-        "model": lens.info.name,
-        "sae": opened.info.name,
-        "sae_id": opened.info.id,
-        "texts_a": len(texts_a),
-        "texts_b": len(texts_b),
-        **options,
-        "features": [{**asdict(row), "label": names.get(row.feature)} for row in found],
-    }
-    print_json(result) if as_json else _print_contrast(result)
-
-
-def _print_contrast(result: Mapping[str, Any]) -> None:
-    say(f"{'feature':>9}{'held out':>10}{'chosen on':>11}{'active A':>10}{'active B':>10}  label")
-    for row in result["features"]:
-        numbers = f"{row['held_out']:>10.3f}{row['chosen']:>11.3f}{row['active_a']:>10.1%}{row['active_b']:>10.1%}"
-        say(f"{row['feature']:>9}{numbers}  {row['label'] or ''}".rstrip())
-    if result["measure"] == "auc" and result["features"]:
-        chance = result["features"][0]["chance"]
-        note(f"AUC: 0.5 is chance, ± {chance:.3f} (one standard deviation; {result['texts_a']} texts against "
-             f"{result['texts_b']}, half of them held out)")  # fmt: skip
-
-
-_CELL = 10
-_PARTS_SHOWN = 12
-
-
+@verbs.command()
+@sentences
 def lens(
-    text: str,
-    *,
-    model: str,
-    sae: str,
-    arm: str,
-    target: str,
-    layers: str,
-    top_k: int,
-    attribute: bool,
-    as_json: bool,
+    text: Annotated[str, typer.Argument(help="The text to read; '-' reads standard input.")],
+    model: Model = "demo",
+    sae: SAEName = "",
+    arm: Annotated[str, typer.Option("--arm", "-a", help="Read the steered model: SOURCE[@LAYER]*SCALE.")] = "",
+    target: Annotated[
+        str,
+        typer.Option("--target", "-t", help="The token to follow: a text such as ' door', or id:17. Default: next."),
+    ] = "",
+    layers: Annotated[str, typer.Option("--layers", "-l", help="Layers, as 0,4,-1. Default: all.")] = "",
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Tokens in each cell (with --json).")] = 5,
+    attribute: Annotated[
+        bool,
+        typer.Option("--attribute", help="Say what each attention and MLP adds to the logit after the last token."),
+    ] = False,
+    json: Json = False,
 ) -> None:
-    """Read the text, under ``arm`` if one is given, and print the grid; with ``attribute`` the last logit's parts."""
+    """Print what every layer would predict at every token (the logit lens)."""
+    from lens_tui.lens import attribute_logits, logit_lens
+
     words = read_text(text)
     wanted = _layers(layers)
     spec = parse_arm(arm) if arm else None
-    from lens_tui.lens import attribute_logits, logit_lens
-
     with open_model(model) as opened:
         steering = Vectors(opened, sae, model).arm(spec).interventions if spec else ()
         follow = _target(target)
         found = logit_lens(opened, words, layers=wanted, target=follow, top_k=top_k, interventions=steering)
         parts = attribute_logits(opened, words, follow, interventions=steering) if attribute else None
         result = record(opened, found, parts, steering)
-    if as_json:
+    if json:
         print_json(result)
     else:
         _print_grid(result)
@@ -429,8 +274,6 @@ def _print_parts(parts: dict[str, Any]) -> None:
 
 
 def _p(cell: dict[str, Any]) -> str:
-    from math import exp
-
     return f"{exp(cell['target_logprob']):.2f}".lstrip("0")
 
 

@@ -1,128 +1,256 @@
-"""``mlx-lens-tui check-sae``: does an SAE fit the model it is put on?"""
+"""The verbs on whole SAEs: ``train-sae``, ``index``, ``index-merge``, ``check-sae``."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from lens_tui.records.errors import LensError
 
-from .long_work import Meter, count, duration, interruptible
-from .output import note, print_json, say
-from .sources import open_model, open_sae, read_text
+from .output import Meter, count, duration, interruptible, note, print_json, say, sentences
+from .sources import Json, Model, SAEName, TextKey, open_model, open_sae, read_text
 
 if TYPE_CHECKING:
     from lens_tui.lens import LensModel
     from lens_tui.records.training import Evaluation, TrainConfig, TrainProgress, TrainReport
     from lens_tui.sae.index import BuildResult, IndexProgress
 
+verbs = typer.Typer()
 
-def check(text: str, *, model: str, sae: str, as_json: bool) -> None:
-    """Measure and print; the exit status is 1 if the SAE does not fit where it says it belongs."""
-    from lens_tui.tasks.train import FIT_TEXT, check_sae
-
-    words = read_text(text) if text else FIT_TEXT
-    with open_model(model) as lens:
-        opened = open_sae(sae, model)
-        report = check_sae(lens, opened, words)
-    facts = {
-        "model": lens.info.name,
-        "sae": opened.info.name,
-        "sae_id": opened.info.id,
-        "architecture": opened.info.architecture,
-        "format": opened.info.format,
-        **asdict(report),
-        "fits": report.fits,
-        "provenance": dict(opened.info.provenance),
-    }
-    print_json(facts) if as_json else _print_fit(facts)
-    if not report.fits:
-        raise SystemExit(1)
+Text = Annotated[Path, typer.Argument(help="A .txt or .jsonl file, or a folder of them.")]
+Context = Annotated[int, typer.Option(min=8, help="Window length in tokens.")]
+Rows = Annotated[int, typer.Option(min=1, help="Windows a forward pass; more is faster on a GPU.")]
+MaxTokens = Annotated[int, typer.Option(min=0, help="Read at most so many tokens of the text (0: all that is needed).")]
+IndexFolder = Annotated[
+    Path | None, typer.Option("--out", "-o", help="The folder of indexes (default: where the app looks).")
+]
 
 
-def _print_fit(facts: dict[str, Any]) -> None:
-    say(f"{facts['sentence']}")
-    say(f"{'layer':>6}  {'site':<16}{'L0':>8}{'FVU':>8}")
-    for row in facts["rows"]:
-        layer, site = row["place"]
-        mark = "declared" if row["place"] == facts["declared"] else "better" if row["place"] == facts["better"] else ""
-        fvu = "-" if row["fvu"] is None else f"{row['fvu']:.3f}"
-        say(f"{layer:>6}  {site:<16}{row['l0']:>8.1f}{fvu:>8}  {mark}".rstrip())
-    declared = [
-        f"{name} {value:.3g}"
-        for name, value in (("L0", facts["declared_l0"]), ("FVU", facts["declared_fvu"]))
-        if value is not None
-    ]
-    say(f"its maker declares {', '.join(declared) if declared else 'neither L0 nor FVU'}")
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """How the text is read: window length, windows a batch, most tokens (``None``: all), the JSONL key."""
-
-    context: int
-    rows: int
-    max_tokens: int | None
-    text_key: str
-
-
-def index(
-    text: Path,
-    *,
-    model: str,
-    saes: Sequence[str],
-    out: Path | None,
-    options: Mapping[str, Any],
-    reading: Reading,
-    shard: tuple[int, int],
-    as_json: bool,
+@verbs.command("train-sae")
+@sentences
+def train_sae(
+    text: Text,
+    layer: Annotated[int, typer.Option("--layer", "-l", help="The layer to read, from 0; -1 is the last.")],
+    model: Model = "demo",
+    site: Annotated[str, typer.Option(help="The tensor to read: resid_post, resid_pre, mlp_out, ...")] = "resid_post",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The SAE's folder; a run in it is resumed.")] = None,
+    arch: Annotated[str, typer.Option(help="batchtopk, topk or jumprelu.")] = "batchtopk",
+    width: Annotated[int, typer.Option(min=0, help="Features (0: 16 times the width of what is read).")] = 0,
+    k: Annotated[int, typer.Option("-k", "--k", min=1, help="Active features a token to aim at (L0).")] = 32,
+    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="Tokens to train on.")] = 50_000_000,
+    batch: Annotated[int, typer.Option(min=1, help="Tokens a step.")] = 4096,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate of Adam.")] = 4e-4,
+    normalize: Annotated[str, typer.Option(help="centered, norm or none; folded in at the end.")] = "centered",
+    matryoshka: Annotated[str, typer.Option(help="Prefix widths, for example 512,2048.")] = "",
+    context: Context = 256,
+    rows: Rows = 32,
+    max_tokens: MaxTokens = 0,
+    held_out: Annotated[int, typer.Option(min=0, help="Keep every n-th document for the measuring (0: none).")] = 40,
+    evaluate_every: Annotated[int, typer.Option(min=0, help="Measure every so many steps (0: at the end).")] = 0,
+    checkpoint: Annotated[float, typer.Option(min=0.0, help="Seconds between checkpoints.")] = 60.0,
+    text_key: TextKey = "text",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same SAE again.")] = 0,
+    json: Json = False,
 ) -> None:
-    """Build the index of each SAE, or one shard of it."""
+    """Train an SAE on a text with a model.
+
+    ctrl+c saves a checkpoint, and the same command goes on from it.
+    """
+    from lens_tui.records.training import TrainConfig
+    from lens_tui.tasks.train import train_sae as train
+
+    with open_model(model) as lens, interruptible() as asked:
+        at = lens.registry.decoder.index(layer)
+        config = TrainConfig(
+            architecture=arch,  # type: ignore[arg-type]
+            width=width or 16 * lens.registry.sites.point(at, site).width,
+            k=k,
+            tokens=tokens,
+            batch=batch,
+            learning_rate=learning_rate,
+            normalize=normalize,  # type: ignore[arg-type]
+            matryoshka=prefixes(matryoshka),
+            evaluate_every=evaluate_every,
+            seed=seed,
+            **_measured_on(max(batch, tokens // 8)),
+        )
+        out = out or _default_folder(lens, site, at, config)
+        meter = Meter()
+        report = train(
+            lens, text, out, config, layer=at, site=site, context=context, rows=rows, held_out=held_out,
+            max_tokens=max_tokens or None, text_key=text_key, checkpoint_seconds=checkpoint, should_stop=asked,
+            progress=lambda progress: meter.say(*_training_line(progress)),
+        )  # fmt: skip
+        meter.end()
+    _finish_training(lens, report, out, asked.status, as_json=json)
+
+
+def _measured_on(some: int) -> dict[str, Any]:
+    """The tokens of the pool and of the measuring, fewer where ``some``, an eighth of a run, is little."""
+    from lens_tui.records.training import TrainConfig
+
+    usual = TrainConfig(width=1, k=1)
+    return {
+        "pool_tokens": min(usual.pool_tokens, 2 * some),
+        "calibration_tokens": min(usual.calibration_tokens, some),
+        "evaluation_tokens": min(usual.evaluation_tokens, some),
+    }
+
+
+def _finish_training(lens: LensModel, report: TrainReport, out: Path, status: int, *, as_json: bool) -> None:
+    """Print the report; a run that was stopped ends the process with ``status``."""
+    from lens_tui.sae.training.checkpoint import FILE
+
+    if as_json:
+        recovered = report.final.loss_recovered if report.final else None
+        print_json({"model": lens.info.name, **asdict(report), "loss_recovered": recovered})
+    if report.stopped:
+        kept = (out / "training" / FILE).exists()
+        what = f"the checkpoint is in {out}. The same command goes on." if kept else "there was nothing to keep yet."
+        note(f"mlx-lens-tui: stopped after step {report.step} of {report.config.steps}; {what}")
+        raise SystemExit(status)
+    if not as_json:
+        _print_training(report)
+
+
+def prefixes(text: str) -> tuple[int, ...]:
+    """``512,2048`` as numbers. Raises :class:`LensError` for anything else."""
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise LensError(f"The prefixes {text!r} are no whole numbers.", "Write them as 512,2048.") from None
+
+
+def _default_folder(lens: LensModel, site: str, layer: int, config: TrainConfig) -> Path:
+    from lens_tui.records import paths
+
+    model = Path(lens.info.name).name or "model"
+    return paths.saes_folder() / f"{model}-{site}-{layer}-{config.architecture}-{config.width}"
+
+
+def _training_line(progress: TrainProgress) -> tuple[str, str]:
+    if progress.stage == "read":
+        return "reading the text", ""
+    if progress.stage != "train" or not progress.tokens_per_s:
+        return f"{progress.stage}", f"step {progress.step} of {progress.steps}"
+    facts = [
+        f"step {progress.step} of {progress.steps}",
+        f"{count(progress.tokens)} tokens",
+        f"{count(progress.tokens_per_s)} tokens/s",
+        f"{duration(progress.seconds_left)} left",
+    ]
+    if progress.fvu is not None:
+        facts.append(f"FVU {progress.fvu:.3f}")
+    if progress.l0 is not None:
+        facts.append(f"L0 {progress.l0:.1f}")
+    if progress.dead is not None:
+        facts.append(f"dead {progress.dead:.1%}")
+    return "train", " · ".join(facts)
+
+
+def _print_training(report: TrainReport) -> None:
+    config = report.config
+    say(f"{config.architecture} SAE, {config.width} features, {report.site} of layer {report.layer}")
+    say(f"trained on {count(report.tokens)} tokens in {duration(report.seconds)}")
+    if report.final is not None:
+        for line in _figures(report.final):
+            say(line)
+    say(f"written to {report.folder}")
+
+
+def _figures(final: Evaluation) -> list[str]:
+    lines = [
+        f"L0              {final.l0:.1f}",
+        f"FVU             {final.fvu:.4f}",
+        f"dead            {final.dead:.1%}  (silent on the {final.n_tokens} tokens measured on)",
+        f"dense           {final.dense:.1%}  (active on more than 10 % of them)",
+    ]
+    if final.loss_clean is not None and final.loss_spliced is not None and final.loss_zero is not None:
+        recovered = final.loss_recovered
+        share = "" if recovered is None else f"{recovered:.4f}  "
+        lines.append(
+            f"loss recovered  {share}(nats a token: {final.loss_clean:.3f} as it is, {final.loss_spliced:.3f} spliced, "
+            f"{final.loss_zero:.3f} zeroed)"
+        )
+    return lines
+
+
+@verbs.command()
+@sentences
+def index(
+    text: Text,
+    model: Model = "demo",
+    sae: Annotated[
+        list[str] | None,
+        typer.Option("--sae", "-s", help="An SAE: a file, a folder, a bundled name or one trained here; repeatable."),
+    ] = None,
+    out: IndexFolder = None,
+    full: Annotated[bool, typer.Option("--full", help="Keep every activation, for co-active features.")] = False,
+    shard: Annotated[str, typer.Option(help="i/n: only part i of n, counted from 0; see index-merge.")] = "",
+    top_k: Annotated[int, typer.Option(min=1, help="Examples kept for a feature.")] = 20,
+    max_active: Annotated[int, typer.Option(min=1, help="Features of a token that are read, strongest first.")] = 256,
+    include_special: Annotated[
+        bool, typer.Option("--include-special", help="Count BOS and other special tokens.")
+    ] = False,
+    context: Context = 256,
+    rows: Rows = 32,
+    max_tokens: MaxTokens = 0,
+    text_key: TextKey = "text",
+    seed: Annotated[int, typer.Option(help="Which random examples are kept.")] = 0,
+    json: Json = False,
+) -> None:
+    """Keep what every feature does in a text.
+
+    ctrl+c saves what was read, and the same command goes on from there.
+    """
     from lens_tui.sae.index import IndexSettings
     from lens_tui.tasks.index import index_text
 
-    settings = IndexSettings(**options)
-    meter = Meter()
+    if top_k > 10_000:
+        raise LensError(f"{top_k} examples a feature were asked for.", "At most 10000 are kept.")
+    settings = IndexSettings(top_k=top_k, max_active=max_active, include_special=include_special, full=full, seed=seed)
+    part, meter = read_shard(shard), Meter()
     with open_model(model) as lens, interruptible() as asked:
-        opened = [open_sae(name, model) for name in saes]
+        opened = [open_sae(name, model) for name in sae or [""]]
         result = index_text(
-            lens,
-            opened,
-            text,
-            out,
-            settings=settings,
-            context=reading.context,
-            rows=reading.rows,
-            max_tokens=reading.max_tokens,
-            text_key=reading.text_key,
-            shard=shard,
+            lens, opened, text, out, settings=settings, context=context, rows=rows, max_tokens=max_tokens or None,
+            text_key=text_key, shard=part, should_stop=asked,
             progress=lambda progress: meter.say(*_index_line(progress)),
-            should_stop=asked,
-        )
+        )  # fmt: skip
         meter.end()
     facts = {"model": lens.info.name, **_facts(result)}
-    if as_json:
+    if json:
         print_json(facts)
     if result.stopped:
         kept = ", ".join(str(part) for part in result.parts)
         note(f"mlx-lens-tui: stopped; what was read is in {kept}. The same command goes on.")
         raise SystemExit(asked.status)
-    if not as_json:
+    if not json:
         _print_index(facts)
 
 
-def merge(parts: Sequence[Path], *, model: str, sae: str, out: Path | None, as_json: bool) -> None:
-    """Merge shards; the token tables are made with the model and the SAE."""
+@verbs.command("index-merge")
+@sentences
+def index_merge(
+    parts: Annotated[list[Path], typer.Argument(help="The folders that every `index --shard` left.")],
+    model: Model = "demo",
+    sae: SAEName = "",
+    out: IndexFolder = None,
+    json: Json = False,
+) -> None:
+    """Make one index of all shards of a pass."""
     from lens_tui.sae.index import BuildResult
     from lens_tui.tasks.index import merge_index
 
     with open_model(model) as lens:
         path = merge_index(lens, open_sae(sae, model), parts, out)
         facts = {"model": lens.info.name, **_facts(BuildResult(False, (path,)))}
-    print_json(facts) if as_json else _print_index(facts)
+    print_json(facts) if json else _print_index(facts)
 
 
 def read_shard(text: str) -> tuple[int, int]:
@@ -174,157 +302,52 @@ def _print_index(facts: Mapping[str, Any]) -> None:
         say(f"shard written to {part}")
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What was typed; see the verb's help."""
+@verbs.command("check-sae")
+@sentences
+def check_sae(
+    text: Annotated[
+        str, typer.Argument(help="A text to measure on; '-' reads standard input; a built-in one if left out.")
+    ] = "",
+    model: Model = "demo",
+    sae: SAEName = "",
+    json: Json = False,
+) -> None:
+    """Measure whether an SAE fits the model.
 
-    text: Path
-    layer: int
-    model: str
-    site: str
-    out: Path | None
-    arch: str
-    width: int
-    k: int
-    tokens: int
-    batch: int
-    learning_rate: float
-    normalize: str
-    matryoshka: str
-    context: int
-    rows: int
-    max_tokens: int
-    held_out: int
-    evaluate_every: int
-    checkpoint: float
-    text_key: str
-    seed: int
+    L0 and FVU on each tensor it could be for, beside the declared; the status is 1 if it does not fit.
+    """
+    from lens_tui.tasks.train import FIT_TEXT, check_sae
 
-
-def train(request: Request, *, as_json: bool) -> None:
-    """Train, say how it goes, print how good the SAE is and where it lies."""
-    from lens_tui.sae.training.checkpoint import FILE
-    from lens_tui.tasks.train import train_sae
-
-    with open_model(request.model) as lens, interruptible() as asked:
-        layer = lens.registry.decoder.index(request.layer)
-        config = config_of(request, lens.registry.sites.point(layer, request.site).width)
-        out = request.out or _default_folder(request, lens, layer, config.width)
-        meter = Meter()
-        report = train_sae(
-            lens,
-            request.text,
-            out,
-            config,
-            layer=layer,
-            site=request.site,
-            context=request.context,
-            rows=request.rows,
-            held_out=request.held_out,
-            max_tokens=request.max_tokens or None,
-            text_key=request.text_key,
-            progress=lambda progress: meter.say(*_training_line(progress)),
-            should_stop=asked,
-            checkpoint_seconds=request.checkpoint,
-        )
-        meter.end()
-    if as_json:
-        print_json({"model": lens.info.name, **plain(report)})
-    if report.stopped:
-        kept = (out / "training" / FILE).exists()
-        what = f"the checkpoint is in {out}. The same command goes on." if kept else "there was nothing to keep yet."
-        note(f"mlx-lens-tui: stopped after step {report.step} of {config.steps}; {what}")
-        raise SystemExit(asked.status)
-    if not as_json:
-        _print_training(report)
+    words = read_text(text) if text else FIT_TEXT
+    with open_model(model) as lens:
+        opened = open_sae(sae, model)
+        report = check_sae(lens, opened, words)
+    facts = {
+        "model": lens.info.name,
+        "sae": opened.info.name,
+        "sae_id": opened.info.id,
+        "architecture": opened.info.architecture,
+        "format": opened.info.format,
+        **asdict(report),
+        "fits": report.fits,
+        "provenance": dict(opened.info.provenance),
+    }
+    print_json(facts) if json else _print_fit(facts)
+    if not report.fits:
+        raise SystemExit(1)
 
 
-def config_of(request: Request, d_model: int) -> TrainConfig:
-    """The settings of a request; the pool and the measuring shrink with a short run."""
-    from lens_tui.records.training import TrainConfig
-
-    values: dict[str, Any] = {"architecture": request.arch, "normalize": request.normalize}
-    defaults = TrainConfig(width=1, k=1)
-    some = max(request.batch, request.tokens // 8)
-    return TrainConfig(
-        width=request.width or 16 * d_model,
-        k=request.k,
-        tokens=request.tokens,
-        batch=request.batch,
-        learning_rate=request.learning_rate,
-        matryoshka=prefixes(request.matryoshka),
-        evaluate_every=request.evaluate_every,
-        pool_tokens=min(defaults.pool_tokens, 2 * some),
-        calibration_tokens=min(defaults.calibration_tokens, some),
-        evaluation_tokens=min(defaults.evaluation_tokens, some),
-        seed=request.seed,
-        **values,
-    )
-
-
-def prefixes(text: str) -> tuple[int, ...]:
-    """``512,2048`` as numbers. Raises :class:`LensError` for anything else."""
-    try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise LensError(f"The prefixes {text!r} are no whole numbers.", "Write them as 512,2048.") from None
-
-
-def plain(report: TrainReport) -> dict[str, Any]:
-    """The report as plain data, with what follows from it."""
-    recovered = report.final.loss_recovered if report.final else None
-    return {**asdict(report), "loss_recovered": recovered}
-
-
-def _default_folder(request: Request, lens: LensModel, layer: int, width: int) -> Path:
-    from lens_tui.records import paths
-
-    model = Path(lens.info.name).name or "model"
-    return paths.saes_folder() / f"{model}-{request.site}-{layer}-{request.arch}-{width}"
-
-
-def _training_line(progress: TrainProgress) -> tuple[str, str]:
-    if progress.stage == "read":
-        return "reading the text", ""
-    if progress.stage != "train" or not progress.tokens_per_s:
-        return f"{progress.stage}", f"step {progress.step} of {progress.steps}"
-    facts = [
-        f"step {progress.step} of {progress.steps}",
-        f"{count(progress.tokens)} tokens",
-        f"{count(progress.tokens_per_s)} tokens/s",
-        f"{duration(progress.seconds_left)} left",
+def _print_fit(facts: dict[str, Any]) -> None:
+    say(f"{facts['sentence']}")
+    say(f"{'layer':>6}  {'site':<16}{'L0':>8}{'FVU':>8}")
+    for row in facts["rows"]:
+        layer, site = row["place"]
+        mark = "declared" if row["place"] == facts["declared"] else "better" if row["place"] == facts["better"] else ""
+        fvu = "-" if row["fvu"] is None else f"{row['fvu']:.3f}"
+        say(f"{layer:>6}  {site:<16}{row['l0']:>8.1f}{fvu:>8}  {mark}".rstrip())
+    declared = [
+        f"{name} {value:.3g}"
+        for name, value in (("L0", facts["declared_l0"]), ("FVU", facts["declared_fvu"]))
+        if value is not None
     ]
-    if progress.fvu is not None:
-        facts.append(f"FVU {progress.fvu:.3f}")
-    if progress.l0 is not None:
-        facts.append(f"L0 {progress.l0:.1f}")
-    if progress.dead is not None:
-        facts.append(f"dead {progress.dead:.1%}")
-    return "train", " · ".join(facts)
-
-
-def _print_training(report: TrainReport) -> None:
-    config = report.config
-    say(f"{config.architecture} SAE, {config.width} features, {report.site} of layer {report.layer}")
-    say(f"trained on {count(report.tokens)} tokens in {duration(report.seconds)}")
-    if report.final is not None:
-        for line in _figures(report.final):
-            say(line)
-    say(f"written to {report.folder}")
-
-
-def _figures(final: Evaluation) -> list[str]:
-    lines = [
-        f"L0              {final.l0:.1f}",
-        f"FVU             {final.fvu:.4f}",
-        f"dead            {final.dead:.1%}  (silent on the {final.n_tokens} tokens measured on)",
-        f"dense           {final.dense:.1%}  (active on more than 10 % of them)",
-    ]
-    if final.loss_clean is not None and final.loss_spliced is not None and final.loss_zero is not None:
-        recovered = final.loss_recovered
-        share = "" if recovered is None else f"{recovered:.4f}  "
-        lines.append(
-            f"loss recovered  {share}(nats a token: {final.loss_clean:.3f} as it is, {final.loss_spliced:.3f} spliced, "
-            f"{final.loss_zero:.3f} zeroed)"
-        )
-    return lines
+    say(f"its maker declares {', '.join(declared) if declared else 'neither L0 nor FVU'}")

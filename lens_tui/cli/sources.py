@@ -15,7 +15,9 @@ import sys
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
 
 from lens_tui import demo
 from lens_tui.records import Arm, Intervention, LensError, SAEInfo, SteeringVector, paths
@@ -23,13 +25,27 @@ from lens_tui.records.info import split_place
 from lens_tui.records.modes import MODES, POSITIONS, acting, mode_of, positions_of
 from lens_tui.records.sanitise import one_line
 
-from .long_work import Meter
+from .output import Meter
 
 if TYPE_CHECKING:
     from lens_tui.lens import LensModel
     from lens_tui.records.info import Dequantize
     from lens_tui.sae import SAE
 
+Model = Annotated[str, typer.Option("--model", "-m", help="A folder, a hub id, or 'demo' for the bundled model.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON value on standard output.")]
+SAEName = Annotated[
+    str,
+    typer.Option(
+        "--sae",
+        "-s",
+        help="An SAE: a path, org/name/folder at the hub, or a name (bundled or trained here); then @LAYER:SITE.",
+    ),
+]
+Convention = Annotated[
+    str, typer.Option(help="How promoted tokens are found: norm (final norm's gain folded in) or raw.")
+]
+TextKey = Annotated[str, typer.Option(help="In JSONL, the key that holds the text.")]
 
 _WORDS = rf"(?::(?:{'|'.join([mode.id for mode in MODES] + list(POSITIONS))})\b)*"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"

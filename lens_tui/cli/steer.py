@@ -1,48 +1,59 @@
-"""``mlx-lens-tui dose``: the dose pane of the Steer screen without the screen."""
+"""The verbs of the steering bench: ``dose``, ``scale`` and ``vector``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from lens_tui.records import Intervention, LensError, SteeringVector
 from lens_tui.records.measures import DEFINITIONS, MULTIPLES, OWN_KL, QUANTITIES, DoseResponse, ScaleSearch
 from lens_tui.records.modes import positions_text, told
 from lens_tui.records.sanitise import one_line
 
-from .long_work import Meter
-from .output import note, print_json, say
-from .sources import ArmSpec, Vectors, open_model, parse_arm, read_text
+from .output import Meter, note, print_json, say, sentences
+from .sources import ArmSpec, Json, Model, SAEName, Vectors, open_model, parse_arm, read_text
 
 if TYPE_CHECKING:
     from lens_tui.lens import FeatureProbe, LensModel
     from lens_tui.records.vectors import RankedLayer
 
+verbs = typer.Typer()
+vector_verbs = typer.Typer(no_args_is_help=True, help="Make a steering vector and save it.")
+verbs.add_typer(vector_verbs, name="vector")
+
+_ARM = "SOURCE[@LAYER]*SCALE[:MODE][:POSITIONS], e.g. f2666*22; terms joined by '+'."
+Out = Annotated[str, typer.Option("--out", "-o", help="The file; default: the vectors folder, named after it.")]
+Layer = Annotated[int, typer.Option("--layer", "-l", help="The layer it acts at; negative counts from the end.")]
 
 _COLUMNS = (("x", 6), ("scale", 9), ("dloss", 8), ("95 %", 17), ("random", 8), ("KL", 7), ("random", 7), ("KL own", 7),
-            ("ppl", 8), ("dist-2", 7), ("readback", 9), ("moved", 7))  # fmt: skip
+            ("ppl", 8), ("dist-2", 7), ("readback", 9), ("moved", 7))  # fmt: skip  # fmt: skip
 
 
+@verbs.command()
+@sentences
 def dose(
-    prompt: str,
-    arm: str,
-    *,
-    model: str,
-    sae: str,
-    scales: str,
-    controls: int,
-    max_tokens: int,
-    texts: int,
-    seed: int,
-    raw: bool,
-    as_json: bool,
+    prompt: Annotated[str, typer.Argument(help="The prompt; '-' reads standard input.")],
+    arm: Annotated[str, typer.Option("--arm", "-a", help=_ARM)],
+    model: Model = "demo",
+    sae: SAEName = "",
+    scales: Annotated[
+        str, typer.Option("--scales", help="Multiples of the arm's scale, as 0,0.5,1. Default: 0 to 4 both ways.")
+    ] = "",
+    controls: Annotated[int, typer.Option(min=0, help="Random directions beside each scale.")] = 1,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens written at each scale.")] = 60,
+    texts: Annotated[int, typer.Option(min=0, max=64, help="Texts of the loss; 0: 16.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the random directions and the bootstrap.")] = 0,
+    raw: Annotated[bool, typer.Option("--raw", help="Leave the chat template out.")] = False,
+    json: Json = False,
 ) -> None:
-    """Measure and print; a line on standard error says how far it is."""
-    text, spec, factors = read_text(prompt), parse_arm(arm), _factors(scales)
+    """Measure what a steering does and costs at many scales: loss, KL, repetition, read-back, each with controls."""
     from lens_tui.tasks.dose import measure_dose
 
+    text, spec, factors = read_text(prompt), parse_arm(arm), _factors(scales)
     meter = Meter()
     with open_model(model) as lens:
         vectors = Vectors(lens, sae, model)
@@ -62,7 +73,7 @@ def dose(
         )
     meter.end()
     result = dose_record(text, lens.info.name, records, found)
-    if as_json:
+    if json:
         print_json(result)
     else:
         _print_dose(result)
@@ -169,18 +180,31 @@ def _number(value: float | None, places: int) -> str:
     return "-" if value is None else f"{value:.{places}f}"
 
 
-def scale(arm: str, *, model: str, sae: str, quantity: str, target: float | None, as_json: bool) -> None:
-    """Search and print; a line on standard error says what was tried."""
-    spec = parse_arm(arm, scale=1.0)
+@verbs.command()
+@sentences
+def scale(
+    arm: Annotated[str, typer.Option("--arm", "-a", help=f"{_ARM} Without a scale it is 1 (absolute).")],
+    model: Model = "demo",
+    sae: SAEName = "",
+    quantity: Annotated[
+        str, typer.Option("--by", help="delta_loss (nats a token), kl (nats) or relative_norm (share of |h|).")
+    ] = "delta_loss",
+    target: Annotated[
+        float | None, typer.Option("--target", "-t", help="Default: 0.3 nat of loss, 1 nat of KL, 0.1 |h|.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Find the scale at which a steering reaches a target, on half of the texts, and report the other half."""
     from lens_tui.tasks.dose import find
 
+    spec = parse_arm(arm, scale=1.0)
     meter = Meter()
     with open_model(model) as lens:
         records = Vectors(lens, sae, model).arm(spec).interventions
         found = find(lens, records, quantity, target, heard=lambda tried: meter.say("scales", f"{len(tried)} tried"))
     meter.end()
     result = scale_record(lens.info.name, records, found)
-    if as_json:
+    if json:
         print_json(result)
     else:
         _print_scale(result)
@@ -208,64 +232,105 @@ def _print_scale(result: dict[str, Any]) -> None:
     note(f"{result['model']}, {result['evaluations']} scales tried")
 
 
+@vector_verbs.command("contrast")
+@sentences
 def contrast(
-    name: str,
-    pairs: str,
-    positive: Sequence[str],
-    negative: Sequence[str],
-    *,
-    layer: str,
-    method: str,
-    over: str,
-    raw: bool,
-    model: str,
-    out: str,
-    as_json: bool,
+    name: Annotated[str, typer.Argument(help="What the direction stands for.")],
+    pairs: Annotated[
+        str, typer.Option("--pairs", help="A file of pairs: JSONL (positive, negative) or two texts a line, by a tab.")
+    ] = "",
+    positive: Annotated[list[str] | None, typer.Option("--positive", "-p", help="A text with it; repeat.")] = None,
+    negative: Annotated[list[str] | None, typer.Option("--negative", "-n", help="A text without it; repeat.")] = None,
+    layer: Annotated[str, typer.Option("--layer", "-l", help="A layer, or 'all': the best on held-out pairs.")] = "all",
+    method: Annotated[str, typer.Option(help="mean_difference, pca_diff, pca_center or logistic.")] = "mean_difference",
+    over: Annotated[str, typer.Option(help="Activations of the 'last' token or of 'all' but special ones.")] = "all",
+    chat: Annotated[bool, typer.Option("--chat", help="Put the texts through the chat template.")] = False,
+    model: Model = "demo",
+    out: Out = "",
+    json: Json = False,
 ) -> None:
-    """From pairs of a file or the texts given; of all layers the best is saved."""
+    """A direction from contrasting texts; with all layers, they are ranked on held-out pairs and the best is saved."""
     from lens_tui.records.corpus import read_pairs
+    from lens_tui.tasks.vectors import from_pairs
 
     if pairs and (positive or negative):
         raise LensError("Both a file of pairs and texts are given.", "Give one of the two.")
     at = _layer(layer)
-    toward, away = read_pairs(pairs) if pairs else (positive, negative)
-    from lens_tui.tasks.vectors import from_pairs
-
+    toward, away = read_pairs(pairs) if pairs else (tuple(positive or ()), tuple(negative or ()))
     with open_model(model) as lens:
-        ranked = from_pairs(lens, name, toward, away, layer=at, method=method, over=over, raw=raw)
-        _finish(lens, ranked[0].vector, out, as_json, ranked)
+        ranked = from_pairs(lens, name, toward, away, layer=at, method=method, over=over, raw=not chat)
+        _finish(lens, ranked[0].vector, out, json, ranked)
 
 
-def token(token: str, *, layer: int, kind: str, name: str, model: str, out: str, as_json: bool) -> None:
-    """From a token."""
+@vector_verbs.command("token")
+@sentences
+def token(
+    token: Annotated[str, typer.Argument(help="A text that is one token, with its blank: ' door'; or id:17.")],
+    layer: Layer,
+    kind: Annotated[str, typer.Option(help="unembedding or embedding.")] = "unembedding",
+    name: Annotated[str, typer.Option(help="What it is called.")] = "",
+    model: Model = "demo",
+    out: Out = "",
+    json: Json = False,
+) -> None:
+    """A direction from a token: its row of the unembedding, or its embedding."""
     from lens_tui.tasks.vectors import from_token
 
     with open_model(model) as lens:
-        _finish(lens, from_token(lens, token, layer, kind, name), out, as_json)
+        _finish(lens, from_token(lens, token, layer, kind, name), out, json)
 
 
-def chance(*, layer: int, seed: int, name: str, model: str, out: str, as_json: bool) -> None:
-    """From a seed."""
+@vector_verbs.command("feature")
+@sentences
+def feature(
+    feature: Annotated[int, typer.Argument(help="The feature's number.", min=0)],
+    name: Annotated[str, typer.Option(help="What it is called.")] = "",
+    model: Model = "demo",
+    sae: SAEName = "",
+    out: Out = "",
+    json: Json = False,
+) -> None:
+    """A direction from an SAE feature: its row of the decoder."""
+    total(name, [f"f{feature}"], model=model, sae=sae, out=out, json=json)
+
+
+@vector_verbs.command("random")
+@sentences
+def random(
+    layer: Layer,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same direction again.")] = 0,
+    name: Annotated[str, typer.Option(help="What it is called.")] = "",
+    model: Model = "demo",
+    out: Out = "",
+    json: Json = False,
+) -> None:
+    """A direction by chance: the control that an effect is held against."""
     from lens_tui.lens.vectors import random_unit
 
     with open_model(model) as lens:
-        _finish(lens, random_unit(lens, name or f"random {seed}", layer, seed=seed), out, as_json)
+        _finish(lens, random_unit(lens, name or f"random {seed}", layer, seed=seed), out, json)
 
 
-def feature(feature: int, *, name: str, model: str, sae: str, out: str, as_json: bool) -> None:
-    """From a feature."""
-    total(name, [f"f{feature}"], less=False, unit=True, model=model, sae=sae, out=out, as_json=as_json)
-
-
+@vector_verbs.command("sum")
+@sentences
 def total(
-    name: str, terms: Sequence[str], *, less: bool, unit: bool, model: str, sae: str, out: str, as_json: bool
+    name: Annotated[str, typer.Argument(help="What the direction stands for.")],
+    terms: Annotated[
+        list[str], typer.Argument(help="SOURCE[@LAYER][*FACTOR], each a feature, random:SEED or a vector file.")
+    ],
+    without: Annotated[bool, typer.Option("--without", help="The first without what lies along the others.")] = False,
+    own_length: Annotated[
+        bool, typer.Option("--own-length", help="Each vector at the length it was made with, not at length 1.")
+    ] = False,
+    model: Model = "demo",
+    sae: SAEName = "",
+    out: Out = "",
+    json: Json = False,
 ) -> None:
-    """From others. One term alone is taken as it is."""
-    specs = [spec for text in terms for spec in parse_arm(text, scale=1.0).terms]
-    from dataclasses import replace
-
+    """A direction out of others: a weighted sum, or one without the others."""
     from lens_tui.tasks.vectors import from_terms
 
+    specs = [spec for text in terms for spec in parse_arm(text, scale=1.0).terms]
     with open_model(model) as lens:
         vectors = Vectors(lens, sae, model)
         found = [(spec.scale, vectors.vector(spec)) for spec in specs]
@@ -273,11 +338,11 @@ def total(
             (scale, vector if spec.layer is None else replace(vector, layer=lens.registry.decoder.index(spec.layer)))
             for spec, (scale, vector) in zip(specs, found, strict=True)
         ]
-        if len(found) == 1 and found[0][0] == 1.0 and not less:
+        if len(found) == 1 and found[0][0] == 1.0 and not without:
             made = replace(found[0][1], name=name or found[0][1].name)
         else:
-            made = from_terms(lens, name, found, less=less, unit=unit)
-        _finish(lens, made, out, as_json)
+            made = from_terms(lens, name, found, less=without, unit=not own_length)
+        _finish(lens, made, out, json)
 
 
 def _layer(text: str) -> int | None:

@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lens_tui.cli.app import app
-from lens_tui.cli.long_work import count, duration, interruptible
+from lens_tui.cli.output import count, duration, interruptible
 from lens_tui.records import LensError
 from lens_tui.sae import load_sae
 from lens_tui.sae.index import FeatureIndex

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from lens_tui import LensError, LensModel
-from lens_tui.records import Request, Sampling
+from lens_tui.records import Request
 from lens_tui.records.model_folder import check_sidecars, read_config, read_weights
 from tests.folders import llama_folder
 
@@ -206,8 +206,7 @@ def test_the_lack_of_a_chat_template_is_said_under_the_lanes(
     from lens_tui.cli.compare import compare
 
     for name, said in (("tiny-instruct", True), ("tiny-base", False)):
-        options = {"sae": "", "sampling": Sampling(max_tokens=2), "raw": False, "as_json": False, "stream": False}
-        compare("hi", [], model=str(llama_folder(tmp_path / name)), **options)  # type: ignore[arg-type]
+        compare("hi", model=str(llama_folder(tmp_path / name)), max_tokens=2)
         assert ("no chat template" in capsys.readouterr().err) == said
 
 
