@@ -23,8 +23,7 @@ import mlx.core as mx
 import mlx_lens  # type: ignore[import-not-found]
 from mlx_lm.utils import dequantize_model, load
 
-from lens_tui import LensModel, SteeringVector, demo
-from lens_tui.lens import find_scale
+from lens_tui import LensModel, SteeringVector, demo, find_scale
 from lens_tui.lens.vectors import SAMPLE_TEXTS
 from lens_tui.records import Add
 

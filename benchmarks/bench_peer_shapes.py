@@ -24,8 +24,7 @@ import mlx_lens  # type: ignore[import-not-found]
 import numpy as np
 from mlx_lm.generate import generate_step
 
-from lens_tui import LensModel, SteeringVector
-from lens_tui.lens import delta_losses
+from lens_tui import LensModel, SteeringVector, delta_losses
 from lens_tui.records import Add
 from shapes import SHAPES, random_network
 

@@ -21,8 +21,8 @@ from functools import partial
 import mlx.core as mx
 import numpy as np
 
+from lens_tui import SAE
 from lens_tui.records import SAEInfo
-from lens_tui.sae import SAE
 from lens_tui.sae.base import build
 from lens_tui.sae.definition import Definition, Weights
 from lens_tui.sae.files import Stored

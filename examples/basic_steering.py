@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from lens_tui import Arm, LensModel
-from lens_tui.lens.vectors import mean_difference, random_unit, residual_norm
-from lens_tui.records import Add
+from lens_tui import Add, Arm, LensModel, mean_difference, random_unit, residual_norm
 
 COOKING = [
     "Stir the soup, add salt and pepper, and let it simmer until the onions are soft.",

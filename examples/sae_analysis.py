@@ -13,9 +13,7 @@ import argparse
 import mlx.core as mx
 import numpy as np
 
-from lens_tui import Arm, LensModel, demo
-from lens_tui.records import Add, ClampFeature
-from lens_tui.sae import load_sae
+from lens_tui import Add, Arm, ClampFeature, LensModel, demo, load_sae
 
 TEXT = "Add the flour, the butter and two eggs, and bake the cake in a hot oven."
 PROMPT = "The old man opened the door and"

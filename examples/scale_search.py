@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from lens_tui import LensModel
-from lens_tui.lens import contrast, find_scale
-from lens_tui.lens.measure.measures import LOSS_TEXTS
-from lens_tui.records import Add
+from lens_tui import LOSS_TEXTS, Add, LensModel, contrast, find_scale
 
 HAPPY = ["What a happy day we had.", "She smiled because the news was good.", "The children laughed with joy."]
 SAD = ["What a sad day we had.", "She wept because the news was bad.", "The children cried with pain."]

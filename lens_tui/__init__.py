@@ -1,79 +1,133 @@
 """Look inside language models and push on them.
 
-The names below are the public face of the library. Each is imported the first
-time it is used, so ``import lens_tui`` costs nothing and pulls in neither MLX
-nor Textual.
+The names below are the public face of the library: models, steering, vectors, measures, readouts, SAEs and feature
+indexes. Plain data (what comes out of them, and every record) is in :mod:`lens_tui.records`; other modules are for
+code that builds on this library. Each name is imported the first time it is used, so ``import lens_tui`` costs
+nothing and brings in neither MLX nor Textual.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lens_tui import blas
 
+from .lazy import lazy
+
 __version__ = "0.1.0"
 
-_HOMES = {
-    "LensModel": "lens_tui.lens",
-    "CaptureResult": "lens_tui.lens",
-    "JumpReLUSAE": "lens_tui.sae",
-    "load_sae": "lens_tui.sae",
-    "FeatureIndex": "lens_tui.sae.index",
-    "TrainConfig": "lens_tui.records.training",
-    "train_sae": "lens_tui.tasks.train",
-    "index_text": "lens_tui.tasks.index",
-    "merge_index": "lens_tui.tasks.index",
-    "check_sae": "lens_tui.tasks.train",
-    "Arm": "lens_tui.records",
-    "Request": "lens_tui.records",
-    "SteeringVector": "lens_tui.records",
-    "Sampling": "lens_tui.records",
-    "LensError": "lens_tui.records",
-    "load_vectors": "lens_tui.records.vector_formats",
-    "save_vectors": "lens_tui.records.vector_formats",
-}
-
-__all__ = [
-    "Arm",
-    "CaptureResult",
-    "FeatureIndex",
-    "JumpReLUSAE",
-    "LensError",
-    "LensModel",
-    "Request",
-    "Sampling",
-    "SteeringVector",
-    "TrainConfig",
-    "__version__",
-    "check_sae",
-    "index_text",
-    "load_sae",
-    "load_vectors",
-    "merge_index",
-    "save_vectors",
-    "train_sae",
-]
-
 if TYPE_CHECKING:
-    from lens_tui.lens import CaptureResult, LensModel
-    from lens_tui.records import Arm, LensError, Request, Sampling, SteeringVector
-    from lens_tui.records.training import TrainConfig
-    from lens_tui.records.vector_formats import load_vectors, save_vectors
-    from lens_tui.sae import JumpReLUSAE, load_sae
-    from lens_tui.sae.index import FeatureIndex
-    from lens_tui.tasks.index import index_text, merge_index
-    from lens_tui.tasks.train import check_sae, train_sae
+    from .lens.decode.batch import BatchGeneration as BatchGeneration
+    from .lens.decode.compare import Comparison as Comparison
+    from .lens.decode.compare import Generation as Generation
+    from .lens.hooks.capture import CaptureResult as CaptureResult
+    from .lens.hooks.steering import Steering as Steering
+    from .lens.measure.dose import FeatureProbe as FeatureProbe
+    from .lens.measure.dose import dose_response as dose_response
+    from .lens.measure.measures import LOSS_TEXTS as LOSS_TEXTS
+    from .lens.measure.measures import controlled as controlled
+    from .lens.measure.measures import controls as controls
+    from .lens.measure.measures import degeneration as degeneration
+    from .lens.measure.measures import delta_loss as delta_loss
+    from .lens.measure.measures import delta_losses as delta_losses
+    from .lens.measure.measures import divergence as divergence
+    from .lens.measure.measures import perplexity as perplexity
+    from .lens.measure.measures import read_back as read_back
+    from .lens.measure.search import find_scale as find_scale
+    from .lens.model import LensModel as LensModel
+    from .lens.read.attention import attention_patterns as attention_patterns
+    from .lens.read.attribution import attribute_logits as attribute_logits
+    from .lens.read.logit_lens import logit_lens as logit_lens
+    from .lens.vectors import Contrast as Contrast
+    from .lens.vectors import combine as combine
+    from .lens.vectors import contrast as contrast
+    from .lens.vectors import from_array as from_array
+    from .lens.vectors import from_token as from_token
+    from .lens.vectors import mean_difference as mean_difference
+    from .lens.vectors import random_unit as random_unit
+    from .lens.vectors import residual_norm as residual_norm
+    from .lens.vectors import without as without
+    from .records.errors import LensError as LensError
+    from .records.errors import LensWarning as LensWarning
+    from .records.errors import NotFinite as NotFinite
+    from .records.interventions import ALL as ALL
+    from .records.interventions import Ablate as Ablate
+    from .records.interventions import Add as Add
+    from .records.interventions import Arm as Arm
+    from .records.interventions import CapProjection as CapProjection
+    from .records.interventions import ClampFeature as ClampFeature
+    from .records.interventions import NormMatch as NormMatch
+    from .records.interventions import Positions as Positions
+    from .records.interventions import ProjectOut as ProjectOut
+    from .records.interventions import SetProjection as SetProjection
+    from .records.requests import Request as Request
+    from .records.run import Sampling as Sampling
+    from .records.training import TrainConfig as TrainConfig
+    from .records.vector_formats import load_vectors as load_vectors
+    from .records.vector_formats import save_vectors as save_vectors
+    from .records.vectors import SteeringVector as SteeringVector
+    from .sae.base import Reconstruction as Reconstruction
+    from .sae.index.questions import co_active as co_active
+    from .sae.index.questions import decoder_neighbours as decoder_neighbours
+    from .sae.index.questions import promoting as promoting
+    from .sae.index.questions import rank_features as rank_features
+    from .sae.index.questions import text_features as text_features
+    from .sae.index.read import FeatureIndex as FeatureIndex
+    from .sae.index.settings import IndexSettings as IndexSettings
+    from .sae.load import SAE as SAE
+    from .sae.load import GatedSAE as GatedSAE
+    from .sae.load import GroupMaxSAE as GroupMaxSAE
+    from .sae.load import JumpReLUSAE as JumpReLUSAE
+    from .sae.load import StandardSAE as StandardSAE
+    from .sae.load import TopKSAE as TopKSAE
+    from .sae.load import load_sae as load_sae
+    from .sae.load import sae_info as sae_info
+    from .sae.splicing import splice as splice
+    from .sae.splicing import spliced as spliced
+    from .tasks.index import index_text as index_text
+    from .tasks.index import merge_index as merge_index
+    from .tasks.train import check_sae as check_sae
+    from .tasks.train import train_sae as train_sae
+else:
+    __all__, __getattr__, __dir__ = lazy(
+        __name__,
+        {
+            ".lens.model": "LensModel",
+            ".lens.decode.batch": "BatchGeneration",
+            ".lens.decode.compare": "Comparison Generation",
+            ".lens.hooks.capture": "CaptureResult",
+            ".lens.hooks.steering": "Steering",
+            ".lens.vectors": (
+                "Contrast combine contrast from_array from_token mean_difference random_unit residual_norm without"
+            ),
+            ".lens.measure.dose": "FeatureProbe dose_response",
+            ".lens.measure.measures": (
+                "LOSS_TEXTS controlled controls degeneration delta_loss delta_losses divergence perplexity read_back"
+            ),
+            ".lens.measure.search": "find_scale",
+            ".lens.read.attention": "attention_patterns",
+            ".lens.read.attribution": "attribute_logits",
+            ".lens.read.logit_lens": "logit_lens",
+            ".records.errors": "LensError LensWarning NotFinite",
+            ".records.interventions": (
+                "ALL Ablate Add Arm CapProjection ClampFeature NormMatch Positions ProjectOut SetProjection"
+            ),
+            ".records.requests": "Request",
+            ".records.run": "Sampling",
+            ".records.training": "TrainConfig",
+            ".records.vector_formats": "load_vectors save_vectors",
+            ".records.vectors": "SteeringVector",
+            ".sae.base": "Reconstruction",
+            ".sae.index.questions": "co_active decoder_neighbours promoting rank_features text_features",
+            ".sae.index.read": "FeatureIndex",
+            ".sae.index.settings": "IndexSettings",
+            ".sae.load": "SAE GatedSAE GroupMaxSAE JumpReLUSAE StandardSAE TopKSAE load_sae sae_info",
+            ".sae.splicing": "splice spliced",
+            ".tasks.index": "index_text merge_index",
+            ".tasks.train": "check_sae train_sae",
+        },
+    )
+    __all__.append("__version__")
 
 
 blas.watch()
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])

@@ -9,8 +9,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from lens_tui import demo
-from lens_tui.lens import LensModel
+from lens_tui import LensModel, demo
 from recipes.saes import DEPTHS, Depth
 
 

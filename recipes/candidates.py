@@ -17,7 +17,7 @@ from recipes.corpus import Domain
 from recipes.passages import draw
 
 if TYPE_CHECKING:
-    from lens_tui.lens import LensModel
+    from lens_tui import LensModel
 
 MIDDLE = "layer_4_width_8k_l0_medium"
 LAYERS = (3, 4, 5)
@@ -78,7 +78,7 @@ def from_passages(
     Both sides are of training documents, one passage of a document at most, all others in equal parts. The texts are
     not kept in the vector: it carries their number and SHA-256.
     """
-    from lens_tui.lens import contrast
+    from lens_tui import contrast
 
     others = [domain for domain in domains if domain.name != candidate.domain]
     each = max(1, passages // len(others))
@@ -97,7 +97,7 @@ def from_passages(
 
 def from_feature(candidate: Candidate) -> SteeringVector:
     """The decoder row of a feature of a bundled SAE, named by the SAE's name."""
-    from lens_tui.sae import load_sae
+    from lens_tui import load_sae
 
     vector = load_sae(str(demo.sae_paths()[candidate.sae])).vector(candidate.feature)
     origin = Origin("feature", {"sae": candidate.sae, "feature": candidate.feature})

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lens_tui import demo
-from lens_tui.sae import load_sae
-from lens_tui.sae.index import FeatureIndex, IndexProgress, IndexSettings
+from lens_tui import FeatureIndex, IndexSettings, demo, load_sae
+from lens_tui.sae.index.build import IndexProgress
 from lens_tui.sae.index.finish import share_text
 from lens_tui.tasks.index import index_text
 from recipes.bundled import open_model, sae_folders

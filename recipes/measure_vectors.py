@@ -18,7 +18,7 @@ from recipes.classifier import Classifier, shares
 from recipes.openings import NEUTRAL, STORIES
 
 if TYPE_CHECKING:
-    from lens_tui.lens import LensModel
+    from lens_tui import LensModel
 
 MULTIPLES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.2, 1.5)
 """Scales that are tried, in median norms of the residual at the vector's layer."""

@@ -73,7 +73,7 @@ def train(
     gives nearly the same activations. ``corpus`` is the folder or archive that the model was trained on.
     Run again, it goes on where it stopped.
     """
-    from lens_tui.lens import LensModel
+    from lens_tui import LensModel
     from lens_tui.tasks.train import train_sae
 
     report = train_sae(

@@ -21,7 +21,7 @@ from recipes.corpus import HELD_OUT_EVERY, HELD_OUT_INDEX, Domain
 from recipes.prompts import PROMPTS
 
 if TYPE_CHECKING:
-    from lens_tui.lens import LensModel
+    from lens_tui import LensModel
 
 FREE = ("bible", "novels", "poetry", "recipes", "shakespeare")
 """The domains whose every text is in the public domain, by the list of sources in the model card."""

@@ -9,16 +9,14 @@ from typing import Any
 import pytest
 
 import lens_tui
-import lens_tui.lens
 import lens_tui.records
-import lens_tui.sae
-from lens_tui.lens import BatchGeneration, Comparison, Generation, LensModel
+from lens_tui import BatchGeneration, Comparison, Generation, LensModel
 from lens_tui.records import Sampling
 
 PAGE = (Path(__file__).parents[1] / "docs" / "library.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
 FIRST = "Load"
-MODULES = [lens_tui, lens_tui.lens, lens_tui.sae, lens_tui.records]
+MODULES = [lens_tui, lens_tui.records]
 
 
 def blocks(section: str) -> list[str]:

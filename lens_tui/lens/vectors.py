@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import mlx.core as mx
@@ -16,7 +15,6 @@ from numpy.typing import NDArray
 
 from lens_tui.records import FloatArray, LensError, Origin, SteeringVector
 from lens_tui.records.sanitise import one_line
-from lens_tui.records.vector_formats import check_fit, load_vectors
 
 from .architecture.unembed import Convention, Unembedding, find_unembedding
 from .forward import AnyIds as Ids
@@ -455,31 +453,6 @@ def from_token(
     shown = lens.tokens.display(at)
     facts = {"token": at, "text": shown, "kind": kind, "convention": convention}
     return from_array(lens, name or f"token {shown}", values, where, site=site, origin=Origin("token", facts))
-
-
-def load_for(
-    lens: LensModel,
-    path: Path | str,
-    *,
-    layer: int | None = None,
-    name: str | None = None,
-    position: int | None = None,
-) -> tuple[SteeringVector, ...]:
-    """The vectors of a file of any known format, checked against this model: width, layers, and the model they name.
-
-    ``layer``, ``name`` and ``position`` as in ``records.vector_formats.load_vectors``. A GGUF or CAA file only hints at
-    its model, with no name that could be compared; the hint is in ``origin.facts["model_hint"]``. Raises
-    :class:`LensError` for a vector of another width or model, and for a layer that this model does not have.
-    """
-    at = None if layer is None else lens.registry.decoder.index(layer)
-    found = load_vectors(path, layer=at, name=name, position=position, n_layers=lens.n_layers)
-    for vector in found:
-        where = lens.registry.decoder.index(vector.layer)
-        check_fit(vector, model=lens.info.name)
-        check_vector(
-            vector.direction, lens.registry.sites.point(where, vector.site).width, f"The vector {vector.name!r}"
-        )
-    return found
 
 
 def residual_norm(

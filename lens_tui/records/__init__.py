@@ -5,99 +5,77 @@ The names below are imported when they are first used: an error message needs no
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-_HOMES = {
-    "ALL": "interventions",
-    "Ablate": "interventions",
-    "Add": "interventions",
-    "Arm": "interventions",
-    "ArmEnd": "run",
-    "BatchRow": "requests",
-    "Candidate": "run",
-    "CapProjection": "interventions",
-    "ClampFeature": "interventions",
-    "Dose": "run",
-    "Echo": "run",
-    "FloatArray": "vectors",
-    "Intervention": "interventions",
-    "LensError": "errors",
-    "LensWarning": "errors",
-    "ModelInfo": "info",
-    "NormMatch": "interventions",
-    "NotFinite": "errors",
-    "Origin": "vectors",
-    "Positions": "interventions",
-    "ProjectOut": "interventions",
-    "Request": "requests",
-    "SAEInfo": "info",
-    "Sampling": "run",
-    "SetProjection": "interventions",
-    "Steered": "run",
-    "SteeringVector": "vectors",
-    "Token": "run",
-    "TokenWeight": "run",
-}
+from lens_tui.lazy import lazy
 
 if TYPE_CHECKING:
-    from .errors import LensError, LensWarning, NotFinite
-    from .info import ModelInfo, SAEInfo
-    from .interventions import (
-        ALL,
-        Ablate,
-        Add,
-        Arm,
-        CapProjection,
-        ClampFeature,
-        Intervention,
-        NormMatch,
-        Positions,
-        ProjectOut,
-        SetProjection,
+    from .errors import LensError as LensError
+    from .errors import LensWarning as LensWarning
+    from .errors import NotFinite as NotFinite
+    from .fit import FitReport as FitReport
+    from .fit import SiteFit as SiteFit
+    from .info import ModelInfo as ModelInfo
+    from .info import SAEInfo as SAEInfo
+    from .interventions import ALL as ALL
+    from .interventions import Ablate as Ablate
+    from .interventions import Add as Add
+    from .interventions import Arm as Arm
+    from .interventions import CapProjection as CapProjection
+    from .interventions import ClampFeature as ClampFeature
+    from .interventions import Intervention as Intervention
+    from .interventions import NormMatch as NormMatch
+    from .interventions import Positions as Positions
+    from .interventions import ProjectOut as ProjectOut
+    from .interventions import SetProjection as SetProjection
+    from .measures import Controlled as Controlled
+    from .measures import Curve as Curve
+    from .measures import Degeneration as Degeneration
+    from .measures import DeltaLoss as DeltaLoss
+    from .measures import Divergence as Divergence
+    from .measures import DosePoint as DosePoint
+    from .measures import DoseResponse as DoseResponse
+    from .measures import ReadBack as ReadBack
+    from .measures import ScaleSearch as ScaleSearch
+    from .readouts import AttentionPattern as AttentionPattern
+    from .readouts import LogitAttribution as LogitAttribution
+    from .readouts import LogitLens as LogitLens
+    from .readouts import Part as Part
+    from .requests import BatchRow as BatchRow
+    from .requests import Request as Request
+    from .run import ArmEnd as ArmEnd
+    from .run import Candidate as Candidate
+    from .run import Dose as Dose
+    from .run import Echo as Echo
+    from .run import Sampling as Sampling
+    from .run import Steered as Steered
+    from .run import Token as Token
+    from .run import TokenWeight as TokenWeight
+    from .training import Evaluation as Evaluation
+    from .training import TrainConfig as TrainConfig
+    from .training import TrainProgress as TrainProgress
+    from .training import TrainReport as TrainReport
+    from .vectors import FloatArray as FloatArray
+    from .vectors import Origin as Origin
+    from .vectors import SteeringVector as SteeringVector
+else:
+    __all__, __getattr__, __dir__ = lazy(
+        __name__,
+        {
+            ".errors": "LensError LensWarning NotFinite",
+            ".fit": "FitReport SiteFit",
+            ".info": "ModelInfo SAEInfo",
+            ".interventions": (
+                "ALL Ablate Add Arm CapProjection ClampFeature Intervention NormMatch Positions ProjectOut "
+                "SetProjection"
+            ),
+            ".measures": (
+                "Controlled Curve Degeneration DeltaLoss Divergence DosePoint DoseResponse ReadBack ScaleSearch"
+            ),
+            ".readouts": "AttentionPattern LogitAttribution LogitLens Part",
+            ".requests": "BatchRow Request",
+            ".run": "ArmEnd Candidate Dose Echo Sampling Steered Token TokenWeight",
+            ".training": "Evaluation TrainConfig TrainProgress TrainReport",
+            ".vectors": "FloatArray Origin SteeringVector",
+        },
     )
-    from .requests import BatchRow, Request
-    from .run import ArmEnd, Candidate, Dose, Echo, Sampling, Steered, Token, TokenWeight
-    from .vectors import FloatArray, Origin, SteeringVector
-
-__all__ = [
-    "ALL",
-    "Ablate",
-    "Add",
-    "Arm",
-    "ArmEnd",
-    "BatchRow",
-    "Candidate",
-    "CapProjection",
-    "ClampFeature",
-    "Dose",
-    "Echo",
-    "FloatArray",
-    "Intervention",
-    "LensError",
-    "LensWarning",
-    "ModelInfo",
-    "NormMatch",
-    "NotFinite",
-    "Origin",
-    "Positions",
-    "ProjectOut",
-    "Request",
-    "SAEInfo",
-    "Sampling",
-    "SetProjection",
-    "Steered",
-    "SteeringVector",
-    "Token",
-    "TokenWeight",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])

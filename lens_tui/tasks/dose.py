@@ -10,7 +10,8 @@ from lens_tui.records import Intervention, LensError
 from lens_tui.records.measures import DoseResponse, ScaleSearch
 
 if TYPE_CHECKING:
-    from lens_tui.lens import FeatureProbe, LensModel
+    from lens_tui.lens.measure.dose import FeatureProbe
+    from lens_tui.lens.model import LensModel
 
 
 ON_CPU, ON_GPU = 2, 6
@@ -97,8 +98,7 @@ def find(
     heard: Callable[[dict[float, float]], None] | None = None,
 ) -> ScaleSearch:
     """As :func:`lens_tui.lens.find_scale`, with ``quantity`` checked; ``heard`` is its ``progress``."""
-    from lens_tui.lens import find_scale
-    from lens_tui.lens.measure.search import Quantity
+    from lens_tui.lens.measure.search import Quantity, find_scale
 
     check_positions(interventions)
     known: dict[str, Any] = {name: name for name in get_args(Quantity)}

@@ -10,9 +10,11 @@ from lens_tui.records import LensError, paths
 from lens_tui.records.disk import fingerprint
 
 if TYPE_CHECKING:
-    from lens_tui.lens import LensModel
-    from lens_tui.sae import SAE
-    from lens_tui.sae.index import BuildResult, IndexProgress, IndexSettings, TokenTable
+    from lens_tui.lens.model import LensModel
+    from lens_tui.sae.index.build import BuildResult, IndexProgress
+    from lens_tui.sae.index.settings import IndexSettings
+    from lens_tui.sae.index.tables import TokenTable
+    from lens_tui.sae.load import SAE
 
 
 def index_text(
@@ -43,7 +45,7 @@ def index_text(
     for an SAE that does not say which layer and site it reads.
     """
     from lens_tui.lens.read.activations import Reading, text_activations
-    from lens_tui.sae.index import Target, build_index
+    from lens_tui.sae.index.build import Target, build_index
 
     places = [_place(sae) for sae in saes]
     reading = Reading(context=context, rows=rows, packed=False, shuffle=False)
@@ -69,7 +71,7 @@ def merge_index(
     conventions: Sequence[str] = ("norm", "raw"),
 ) -> Path:
     """The index of all shards of a pass, with the token tables; equal to the bit to that of one pass."""
-    from lens_tui.sae.index import merge_parts
+    from lens_tui.sae.index.build import merge_parts
 
     return merge_parts(parts, out or paths.indexes_folder(), tables=token_tables(model, sae, conventions))
 
@@ -80,7 +82,7 @@ def token_tables(model: LensModel, sae: SAE, conventions: Sequence[str] = ("norm
     An SAE of ``attn_z`` or of another width has no decoder row that the unembedding could read.
     """
     from lens_tui.lens.architecture.unembed import find_unembedding, top_tokens
-    from lens_tui.sae.index import token_table
+    from lens_tui.sae.index.tables import token_table
 
     if sae.d_out != model.d_model or (sae.info.site_out or sae.info.site) == "attn_z":
         return ()

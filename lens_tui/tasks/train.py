@@ -13,8 +13,8 @@ from lens_tui.records.fit import FitReport
 from lens_tui.records.training import TrainConfig, TrainProgress, TrainReport
 
 if TYPE_CHECKING:
-    from lens_tui.lens import LensModel
-    from lens_tui.sae import SAE
+    from lens_tui.lens.model import LensModel
+    from lens_tui.sae.load import SAE
 
 
 def train_sae(
@@ -45,7 +45,7 @@ def train_sae(
     that cannot be read, or a folder with another run in it.
     """
     from lens_tui.lens.read.activations import Reading, text_activations
-    from lens_tui.sae import train
+    from lens_tui.sae.training.run import train
 
     def reading(done: int, total: int) -> None:
         if progress is not None:

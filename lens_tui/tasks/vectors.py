@@ -11,7 +11,7 @@ from lens_tui.records import LensError, SteeringVector
 from lens_tui.records.vectors import RankedLayer
 
 if TYPE_CHECKING:
-    from lens_tui.lens import LensModel
+    from lens_tui.lens.model import LensModel
 
 
 def from_pairs(

@@ -11,7 +11,7 @@ import typer
 from recipes.options import BundledModel, Corpus, SAEs
 
 if TYPE_CHECKING:
-    from lens_tui.lens import LensModel
+    from lens_tui import LensModel
     from recipes.labels.material import Material
 
 Work = Annotated[Path, typer.Option(help="Folder for the indexes, some gigabytes; what is there is used again.")]
@@ -51,9 +51,8 @@ def seen(
     limit: Annotated[int, typer.Option(help="How many at most.")] = 180,
 ) -> None:
     """Write into OUT which features without a label stand among the strongest of any token of texts, for `--also`."""
-    from lens_tui import demo
+    from lens_tui import demo, load_sae
     from lens_tui.demo import labels
-    from lens_tui.sae import load_sae
     from recipes.bundled import open_model, sae_folders
     from recipes.labels import seen as first
 

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from lens_tui.sae import load_sae
-from lens_tui.sae.index import FeatureIndex, IndexSettings
+from lens_tui import FeatureIndex, IndexSettings, load_sae
 from lens_tui.tasks.index import index_text
 from recipes.corpus import HELD_OUT_EVERY, HELD_OUT_INDEX, Domain
 
 if TYPE_CHECKING:
-    from lens_tui.lens import LensModel
+    from lens_tui import LensModel
 
 CONTEXT = 512
 CHARACTERS_PER_TOKEN = 3.7

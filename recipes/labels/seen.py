@@ -9,12 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lens_tui import demo
-from lens_tui.lens import LensModel
+from lens_tui import SAE, FeatureIndex, LensModel, demo, load_sae
 from lens_tui.records import Add, Arm
 from lens_tui.records.vector_formats.own import load_vector
-from lens_tui.sae import SAE, load_sae
-from lens_tui.sae.index import FeatureIndex
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from lens_tui import LensModel, demo
+from lens_tui import LensModel, demo, load_sae
 from lens_tui.cli.app import app
 from lens_tui.cli.sources import Vectors, parse_arm
 from lens_tui.lens.vectors import from_array, from_token, mean_difference, random_unit
@@ -21,7 +21,6 @@ from lens_tui.records import Add, Arm, Intervention, LensError, Positions, Sampl
 from lens_tui.records.modes import acting, told
 from lens_tui.records.vector_folder import keep_vector, list_vectors
 from lens_tui.records.vector_formats import load_one
-from lens_tui.sae import load_sae
 from lens_tui.tui.past_runs import as_command, quoted, sae_words
 from lens_tui.tui.run_text import ArmText, RunText, model_source
 from tests.folders import llama_folder, sae_folder

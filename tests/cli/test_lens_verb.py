@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from lens_tui import LensModel, demo
+from lens_tui import LensModel, attribute_logits, demo, load_sae, logit_lens
 from lens_tui.cli.app import app
-from lens_tui.lens import attribute_logits, logit_lens
 from lens_tui.records import Add
-from lens_tui.sae import load_sae
 
 TEXT = "The old man opened the door and"
 

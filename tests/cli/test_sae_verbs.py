@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from lens_tui import FeatureIndex, load_sae
 from lens_tui.cli.app import app
 from lens_tui.cli.output import count, duration, interruptible
 from lens_tui.records import LensError
-from lens_tui.sae import load_sae
-from lens_tui.sae.index import FeatureIndex
 from tests.folders import llama_folder
 
 SEA = "The ship sailed over the cold sea and the waves rose."

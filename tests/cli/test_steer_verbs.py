@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from lens_tui import LensModel
+from lens_tui import FeatureProbe, LensModel, load_sae
 from lens_tui.cli.app import app
-from lens_tui.lens import FeatureProbe
 from lens_tui.records import Add
 from lens_tui.records.vector_formats import load_vectors
-from lens_tui.sae import load_sae
 from lens_tui.tasks import dose, vectors
 from tests.folders import llama_folder, sae_folder
 
@@ -77,7 +75,7 @@ def test_dose_of_random_and_of_a_mode(model: Path) -> None:
 def test_scale_is_the_librarys(model: Path) -> None:
     result = json.loads(run("scale", "-a", "random:0@1", "--by", "relative_norm", "-t", 0.2, "-m", model, "--json"))
     lens = LensModel(str(model))
-    from lens_tui.lens import find_scale, random_unit
+    from lens_tui import find_scale, random_unit
 
     record = Add(id="x", layer=1, vector=random_unit(lens, "random 0", 1, seed=0), scale=1.0)
     expected = find_scale(lens, record, quantity="relative_norm", target=0.2)

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lens_tui import LensModel, blas, demo
-from lens_tui.sae import load_sae
+from lens_tui import LensModel, blas, demo, load_sae
 
 
 def run(*arguments: str, given: str | None = None) -> subprocess.CompletedProcess[str]:

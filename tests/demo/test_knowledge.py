@@ -6,10 +6,8 @@ import json
 
 import pytest
 
-from lens_tui import demo
+from lens_tui import FeatureIndex, demo, sae_info
 from lens_tui.demo.labels import FILE, bundled_labels
-from lens_tui.sae import sae_info
-from lens_tui.sae.index import FeatureIndex
 from lens_tui.tasks.knowledge import index_of, known_of
 from recipes.index import CORPUS, SETTINGS
 from recipes.saes import DEPTHS

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from lens_tui import LensModel, demo
+from lens_tui import LensModel, demo, load_sae
 from lens_tui.records import Add, Arm
 from lens_tui.records.vector_formats.own import load_vector, save_vector
-from lens_tui.sae import load_sae
 
 D_MODEL = json.loads((demo.model_path() / "config.json").read_text(encoding="utf-8"))["hidden_size"]
 

@@ -10,10 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lens_tui import LensModel, demo
+from lens_tui import FeatureIndex, IndexSettings, LensModel, demo, load_sae
 from lens_tui.records.training import TrainConfig
-from lens_tui.sae import load_sae
-from lens_tui.sae.index import FeatureIndex, IndexSettings
 from lens_tui.tasks.features import contrast_texts
 from lens_tui.tasks.index import index_text
 from lens_tui.tasks.train import train_sae

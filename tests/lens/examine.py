@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
-from lens_tui.lens import LensModel
+from lens_tui import LensModel
 from lens_tui.records import LensError
 from lens_tui.records.sites import SITES
 

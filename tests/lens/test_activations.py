@@ -12,13 +12,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from lens_tui.lens import LensModel
+from lens_tui import LensModel
 from lens_tui.lens.read.activations import Reading, TextActivations, TokenStore, text_activations, tokenize
 from lens_tui.records import LensError
 from lens_tui.records.activations import ActivationBlock, ActivationSource
 from lens_tui.records.corpus import open_corpus
 from lens_tui.records.training import TrainConfig
-from lens_tui.sae import train
+from lens_tui.sae.training.run import train
 
 from . import numpy_models, tiny
 from .numpy_models import Array

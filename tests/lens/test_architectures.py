@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
-from lens_tui.lens import LensModel
+from lens_tui import LensModel
 from lens_tui.lens.architecture.find import prove
 from lens_tui.lens.forward import first_site, forward_rows, spread_over
 from lens_tui.records import Add, Arm, LensError, SteeringVector, Token

@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from lens_tui.lens import LensModel, attention_patterns
+from lens_tui import LensModel, attention_patterns
 from lens_tui.records import Add, LensError, SteeringVector
 
 from . import architectures, numpy_models, tiny

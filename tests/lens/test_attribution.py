@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from lens_tui.lens import LensModel, attribute_logits
+from lens_tui import LensModel, attribute_logits
 from lens_tui.records import Add, LensError, SteeringVector
 from lens_tui.records.readouts import Part
 

@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from lens_tui.lens import BatchGeneration, LensModel
+from lens_tui import BatchGeneration, LensModel
 from lens_tui.lens.decode.batch_rows import way_of
 from lens_tui.records import (
     Ablate,

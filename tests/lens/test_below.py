@@ -9,7 +9,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from lens_tui.lens import LensModel, forward
+from lens_tui import LensModel
+from lens_tui.lens import forward
 from lens_tui.lens.forward import Below, can_resume, first_site, forward_rows, pack, reaches_behind
 from lens_tui.lens.hooks.registry import Resume
 from lens_tui.lens.measure import measures, scores

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
-from lens_tui.lens import LensModel
+from lens_tui import LensModel
 from lens_tui.records import LensError
 
 from . import tiny

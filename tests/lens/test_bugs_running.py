@@ -16,7 +16,7 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import make_sampler
 
-from lens_tui.lens import LensModel
+from lens_tui import LensModel
 from lens_tui.records import LensError, Token
 
 from . import tiny

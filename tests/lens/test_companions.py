@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
-from lens_tui.lens import LensModel
+from lens_tui import LensModel
 from lens_tui.lens.decode.generation import against_plain
 from lens_tui.lens.distributions import kl
 from lens_tui.lens.measure import measures

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lens_tui.lens import LensModel
+from lens_tui import LensModel
 from lens_tui.records import Add, LensError, Positions, Request, Sampling, SteeringVector, Token
 
 from . import tiny

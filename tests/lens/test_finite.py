@@ -9,16 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from lens_tui.lens import (
-    LensModel,
-    attribute_logits,
-    contrast,
-    delta_loss,
-    divergence,
-    find_scale,
-    logit_lens,
-    perplexity,
-)
+from lens_tui import LensModel, attribute_logits, contrast, delta_loss, divergence, find_scale, logit_lens, perplexity
 from lens_tui.records import Add, Arm, LensError, NotFinite, SteeringVector
 
 from . import tiny

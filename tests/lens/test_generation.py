@@ -11,7 +11,7 @@ from mlx_lm.generate import BatchGenerator, generate_step
 from mlx_lm.models.cache import BatchKVCache, make_prompt_cache
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
-from lens_tui.lens import LensModel
+from lens_tui import LensModel
 from lens_tui.records import Add, LensError, Positions, Sampling, SteeringVector
 
 from . import tiny

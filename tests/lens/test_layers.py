@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mlx.nn.layers.base import Module
 
-from lens_tui.lens import LensModel
+from lens_tui import LensModel
 from lens_tui.lens.architecture.find import find_decoder
 from lens_tui.records import LensError
 

@@ -8,8 +8,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from lens_tui.lens import LensModel
-from lens_tui.lens import logit_lens as read
+from lens_tui import LensModel
+from lens_tui import logit_lens as read
 from lens_tui.lens.read import logit_lens
 from lens_tui.records import Add, LensError, SteeringVector
 

@@ -8,7 +8,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from lens_tui.lens import LensModel, vectors
+from lens_tui import LensModel
+from lens_tui.lens import vectors
 from lens_tui.lens.measure import measures
 from lens_tui.lens.measure.dose import FeatureProbe, curve, dose_response, knee, scaled
 from lens_tui.lens.measure.search import find_scale

@@ -225,7 +225,7 @@ def padded() -> LensModel:
 
 
 def test_ids_that_stand_for_no_token_are_never_chosen_nor_listed() -> None:
-    from lens_tui.lens import attribute_logits, logit_lens
+    from lens_tui import attribute_logits, logit_lens
 
     lens = padded()
     ids = [1, 17, 5, 80]

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from lens_tui.lens import LensModel
+from lens_tui import LensModel
 from lens_tui.records import Positions
 
 from . import architectures, tiny

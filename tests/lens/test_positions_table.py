@@ -9,7 +9,7 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
-from lens_tui.lens import LensModel, attention_patterns, delta_loss
+from lens_tui import LensModel, attention_patterns, delta_loss
 from lens_tui.records import LensError
 
 from . import tiny

@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from lens_tui.lens import LensModel
+from lens_tui import LensModel
 from lens_tui.lens.architecture.taps import Call, install, original_class, taps_of, uninstall
 
 from . import tiny

@@ -9,7 +9,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from lens_tui.lens import LensModel, vectors
+from lens_tui import LensModel
+from lens_tui.lens import vectors
 from lens_tui.records import Add, LensError, SteeringVector
 
 from . import numpy_models, tiny

@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from lens_tui.lens import LensModel, delta_loss, divergence, find_scale
+from lens_tui import LensModel, delta_loss, divergence, find_scale
 from lens_tui.lens.decode import prefill
 from lens_tui.records import (
     Add,

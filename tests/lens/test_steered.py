@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from lens_tui.lens import LensModel
+from lens_tui import LensModel
 from lens_tui.records import Ablate, Add, Arm, Intervention, LensError, Positions, ProjectOut, Request, SteeringVector
 
 from . import tiny

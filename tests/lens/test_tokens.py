@@ -11,8 +11,7 @@ import pytest
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from transformers import AutoTokenizer
 
-from lens_tui import demo
-from lens_tui.lens import LensModel
+from lens_tui import LensModel, demo
 from lens_tui.lens.read.activations import encode_batch
 from lens_tui.lens.tokens import Tokens
 from lens_tui.records import Add, LensError, Positions, SteeringVector

@@ -8,7 +8,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from lens_tui.lens import LensModel, vectors
+from lens_tui import LensModel
+from lens_tui.lens import vectors
 from lens_tui.lens.vectors import contrast
 from lens_tui.records import LensError, SteeringVector
 

@@ -9,12 +9,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from lens_tui import lens
-from lens_tui.lens import LensModel, vectors
+from lens_tui import LensModel
 from lens_tui.lens.forward import as_float, forward_rows, in_batches, read_rows
 from lens_tui.lens.measure import measures
 from lens_tui.records import Add, LensError, NormMatch, Positions, SteeringVector
-from lens_tui.records.vector_formats import save_vectors
+from lens_tui.records.vector_formats import load_vectors, save_vectors
 
 from . import tiny
 from .test_tokens import PLAIN, tokens
@@ -78,20 +77,15 @@ def test_roles_of_a_chat_hold_on_given_tokens() -> None:
 def test_files_are_checked_against_the_model(tmp_path: Path) -> None:
     model = LensModel.from_model(tiny.llama(), name="tiny")
     path = save_vectors(VECTOR, tmp_path / "v.gguf")
-    (found,) = vectors.load_for(model, path)
+    (found,) = load_vectors(path, model=model.info)
     np.testing.assert_allclose(found.direction, VECTOR.direction, atol=1e-6)
     wide = SteeringVector.of("w", np.ones(32), 1)
     deep = SteeringVector.of("d", np.ones(64), 9)
     other = SteeringVector.of("o", np.ones(64), 1, model="another")
     for vector, name, message in (
-        (wide, "w.npz", r"shape \(32,\)"),
-        (deep, "d.gguf", "no layer 9"),
+        (wide, "w.npz", "has width 32"),
+        (deep, "d.gguf", "layer 9; the model's layers are 0 to 3"),
         (other, "o.safetensors", "was made for another, not tiny"),
     ):
         with pytest.raises(LensError, match=message):
-            vectors.load_for(model, save_vectors(vector, tmp_path / name))
-
-
-def test_public_names_are_there() -> None:
-    for name in lens.__all__:
-        assert getattr(lens, name) is not None
+            load_vectors(save_vectors(vector, tmp_path / name), model=model.info)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import lens_tui.lens
-from lens_tui.lens import LensModel
+from lens_tui import LensModel
 from lens_tui.records import (
     Ablate,
     Add,

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
-from lens_tui import demo
-from lens_tui.lens import LensModel
+from lens_tui import LensModel, demo
 from recipes.__main__ import app
 from recipes.corpus import HELD_OUT_EVERY, HELD_OUT_INDEX, SEPARATOR, read_corpus
 from recipes.labels import choose, material, seen, windows

@@ -10,8 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
-from lens_tui import demo
-from lens_tui.lens import LensModel
+from lens_tui import LensModel, demo
 from recipes import saes
 from recipes.__main__ import app
 from recipes.export import export

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from lens_tui.lens import LensModel
-from lens_tui.sae.index import FeatureIndex
+from lens_tui import FeatureIndex, LensModel
 from recipes import index, prompts, saes, texts
 from recipes.__main__ import app
 from recipes.bundled import embeddings, open_model

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from lens_tui.lens import LensModel
+from lens_tui import LensModel
 from lens_tui.records import Add, BatchRow, Sampling, SteeringVector
 from lens_tui.records.vector_formats.own import load_vector
 from recipes import candidates, classifier, measure_vectors, ship_vectors

@@ -54,12 +54,28 @@ def test_no_screen_or_widget_brings_mlx() -> None:
     assert modules_after("\n".join(f"import {name}" for name in names)) & {"mlx", "mlx_lm", "transformers"} == set()
 
 
-def test_the_public_names_are_there_and_lazy() -> None:
-    for name in lens_tui.__all__:
-        assert getattr(lens_tui, name) is not None
-        assert name in dir(lens_tui)
+@pytest.mark.parametrize("package", ["lens_tui", "lens_tui.records"])
+def test_the_public_names_are_there_and_lazy(package: str) -> None:
+    module = import_module(package)
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+        assert name in dir(module)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = lens_tui.nothing
+        _ = module.nothing
+
+
+@pytest.mark.parametrize("package", ["lens_tui", "lens_tui.records"])
+def test_types_are_checked_of_the_names_that_are_there(package: str) -> None:
+    """What a type checker reads and what runs are two lists: each name is in both, from the same module."""
+    file = import_module(package).__file__
+    assert file is not None
+    (fork,) = (node for node in ast.parse(Path(file).read_text(encoding="utf8")).body if isinstance(node, ast.If))
+    imports = [node for node in fork.body if isinstance(node, ast.ImportFrom)]
+    checked = {(f".{node.module}", alias.name, alias.asname) for node in imports for alias in node.names}
+    assert isinstance(fork.orelse[0], ast.Assign)
+    assert isinstance(fork.orelse[0].value, ast.Call)
+    homes: dict[str, str] = ast.literal_eval(fork.orelse[0].value.args[1])
+    assert checked == {(module, name, name) for module, names in homes.items() for name in names.split()}
 
 
 def test_every_module_can_be_imported() -> None:

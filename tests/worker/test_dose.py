@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lens_tui.lens import FeatureProbe, LensModel, dose_response, find_scale
+from lens_tui import FeatureProbe, LensModel, dose_response, find_scale, load_sae
 from lens_tui.lens.measure import measures
 from lens_tui.lens.measure.measures import LOSS_TEXTS
 from lens_tui.records import Add, LensError, Positions, SteeringVector
-from lens_tui.sae import load_sae
 from lens_tui.tasks import dose
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs

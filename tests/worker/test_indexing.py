@@ -13,11 +13,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lens_tui.lens import LensModel
+from lens_tui import FeatureIndex, IndexSettings, LensModel, StandardSAE
 from lens_tui.lens.architecture.unembed import find_unembedding, top_tokens
 from lens_tui.records import LensError
-from lens_tui.sae import StandardSAE
-from lens_tui.sae.index import FeatureIndex, IndexSettings
 from lens_tui.tasks.index import index_text, merge_index
 from tests.lens.tiny import gemma3, llama, tokenizer
 

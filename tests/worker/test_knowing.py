@@ -9,12 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lens_tui import LensModel
+from lens_tui import FeatureIndex, IndexSettings, LensModel, load_sae, sae_info
 from lens_tui.records import paths
 from lens_tui.records.labels import Labels
 from lens_tui.records.store import Store
-from lens_tui.sae import load_sae, sae_info
-from lens_tui.sae.index import FeatureIndex, IndexSettings
 from lens_tui.tasks.features import contrast_texts, feature_page, read_texts, search_features, word_tokens
 from lens_tui.tasks.index import index_text
 from lens_tui.tasks.train import FIT_TEXT, check_sae

@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from lens_tui import demo
+from lens_tui import demo, sae_info
 from lens_tui.cli.app import app
 from lens_tui.demo import labels as bundled
 from lens_tui.records import SAEInfo, paths
 from lens_tui.records.labels import Labels, NewLabel
 from lens_tui.records.store import Store
-from lens_tui.sae import sae_info
 from lens_tui.tasks import knowledge
 from lens_tui.tasks.knowledge import known_of
 from lens_tui.worker import events as ev

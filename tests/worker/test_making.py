@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from lens_tui.lens import LensModel, contrast
+from lens_tui import LensModel, contrast
 from lens_tui.records import SteeringVector
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs

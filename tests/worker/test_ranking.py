@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from lens_tui import LensModel
+from lens_tui import FeatureIndex, IndexSettings, LensModel, load_sae
 from lens_tui.records import LensError
-from lens_tui.sae import load_sae
-from lens_tui.sae.index import FeatureIndex, IndexSettings
 from lens_tui.tasks.features import rank_tokens
 from lens_tui.tasks.index import index_text
 

@@ -16,8 +16,7 @@ TEXT = "Once upon a time"
 
 
 def test_the_lens_is_read_plain_and_under_an_arm(driver: Driver, tiny: Path, home: Path) -> None:
-    from lens_tui import LensModel
-    from lens_tui.lens import logit_lens
+    from lens_tui import LensModel, logit_lens
 
     driver.done(jobs.LoadModel(str(tiny)))
     vector = SteeringVector.of("v", np.cos(np.arange(D_MODEL)), 0)

@@ -9,9 +9,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from lens_tui.lens import LensModel
+from lens_tui import LensModel, load_sae
 from lens_tui.records.training import TrainConfig, TrainProgress
-from lens_tui.sae import load_sae
 from lens_tui.tasks.train import train_sae
 from tests.lens import tiny
 

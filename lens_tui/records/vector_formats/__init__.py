@@ -26,6 +26,7 @@ from pathlib import Path
 
 from .. import disk
 from ..errors import LensError
+from ..info import ModelInfo
 from ..read_files import explained, open_regular, shown
 from ..sanitise import one_line
 from ..vectors import Origin, SteeringVector
@@ -73,18 +74,30 @@ def load_vectors(
     rows: Rows | None = None,
     d_model: int | None = None,
     n_layers: int | None = None,
-    model: str | None = None,
+    model: ModelInfo | str | None = None,
 ) -> tuple[SteeringVector, ...]:
-    """The vectors of a file of any known format, by layer; what it is is told by its first bytes.
+    """The vectors of a file of any known format, sorted by layer. The format is read off the first bytes.
 
-    ``layer`` (blocks, from 0) picks one, and says it where the file does not; ``name`` picks an entry of several and
-    ``position`` one of several tokens' (negative: from the last). ``path`` may end in them: ``FILE:NAME``,
-    ``FILE:-1``. ``n_layers`` and ``d_model`` are the model's: with them rows of a matrix are told to be outputs of
-    blocks or ``hidden_states`` with the embedding first, which ``rows`` can say as well, numbers that count from 1
-    are understood, and a vector of another width is refused; with ``model`` one that names another model.
-    ``origin.facts`` say where each is from (``path``, ``name``, ``row``, ``position``). Raises
-    :class:`LensError` in one sentence for NaN, a zero vector, what is open, and all that is no vector.
+    Args:
+        path: the file; it may end in a name or a position (``FILE:NAME``, ``FILE:-1``).
+        layer: the decoder block to take, from 0; it also gives the layer where the file does not.
+        name: which entry, where the file has several.
+        position: which token's row, where the file has one for each (negative: from the last).
+        rows: what the rows of a matrix are: outputs of blocks, or ``hidden_states`` with the embedding first.
+            Otherwise the number of rows says it, if ``n_layers`` is known.
+        d_model: the model's width; a vector of another width is refused.
+        n_layers: the model's number of blocks; layers beyond it are refused, and numbers that count from 1 understood.
+        model: the model's :class:`ModelInfo` (``lens.info``), which stands for the two above as well, or its name.
+            A vector that names another model is refused.
+
+    Returns:
+        the vectors; ``origin.facts`` say where each is from (``path``, ``name``, ``row``, ``position``).
+
+    Raises:
+        LensError: for NaN, a zero vector, a choice left open, and files that hold no vectors.
     """
+    if isinstance(model, ModelInfo):
+        d_model, n_layers, model = d_model or model.d_model, n_layers or model.n_layers, model.name
     file, words = vector_file(path)
     words = (*words, *([] if name is None else [name]), *([] if position is None else [str(position)]))
     ask = Ask(layer, words, rows, d_model, n_layers)
@@ -173,14 +186,19 @@ def _ours(file: Path, found: Sequence[SteeringVector], ask: Ask) -> tuple[Steeri
     )
 
 
-def save_vectors(vectors: SteeringVector | Sequence[SteeringVector], path: Path | str) -> Path:
+def save_vectors(vectors: SteeringVector | Sequence[SteeringVector], path: Path | str | None = None) -> Path:
     """Write vectors in the format of the path's suffix; returns the file.
 
-    Raises :class:`LensError` for an unknown suffix, and where the format cannot hold
-    them (several of one layer, another site than ``resid_post``).
+    Without a path, one vector goes to the user's vectors folder under a name made from its own, numbered if that is
+    taken. Raises :class:`LensError` for an unknown suffix, and where the format cannot hold them (several of one
+    layer, another site than ``resid_post``).
     """
-    file = Path(path)
     several = [vectors] if isinstance(vectors, SteeringVector) else list(vectors)
+    if path is None and len(several) == 1:
+        return _save_one(several[0])
+    if path is None:
+        raise LensError("Several vectors need a file.", "Give a path.")
+    file = Path(path)
     if file.suffix.lower() not in WRITERS:
         known = ", ".join(WRITERS)
         raise LensError(f"Vectors are not written as {file.suffix or 'a file without suffix'!r}.", f"Use {known}.")

@@ -64,8 +64,11 @@ def load_vector(path: Path | str, *, d_model: int | None = None, model: str | No
 
 
 def check_fit(vector: SteeringVector, *, d_model: int | None = None, model: str | None = None) -> None:
-    """Raise :class:`LensError` if a vector is not of this width, or names another model."""
-    if d_model is not None and vector.d_model != d_model:
+    """Raise :class:`LensError` if a vector does not have the residual stream's width, or names another model.
+
+    The input of the attention's output projection (``attn_z``) has a width of its own, checked when it is used.
+    """
+    if d_model is not None and vector.site != "attn_z" and vector.d_model != d_model:
         raise LensError(
             f"The vector {vector.name!r} has width {vector.d_model}; the model's residual stream has {d_model}.",
             "Use one made for this model.",

@@ -17,7 +17,7 @@ from ..control import Control, Stopped
 from .context import Context, Keeper
 
 if TYPE_CHECKING:
-    from lens_tui.lens import Comparison
+    from lens_tui.lens.decode.compare import Comparison
     from lens_tui.records.run_store import State
 
 _SPEED_EVERY = 0.2  # seconds

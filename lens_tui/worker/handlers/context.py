@@ -16,9 +16,10 @@ from lens_tui.records import Arm, LensError, SAEInfo, Token
 from .. import jobs
 
 if TYPE_CHECKING:
-    from lens_tui.lens import Comparison, LensModel
+    from lens_tui.lens.decode.compare import Comparison
+    from lens_tui.lens.model import LensModel
     from lens_tui.records.run_store import RunStore, State
-    from lens_tui.sae import SAE
+    from lens_tui.sae.load import SAE
 
 
 @dataclass(slots=True)

@@ -19,7 +19,8 @@ from .context import Context
 from .load import open_sae
 
 if TYPE_CHECKING:
-    from lens_tui.lens import FeatureProbe, LensModel
+    from lens_tui.lens.measure.dose import FeatureProbe
+    from lens_tui.lens.model import LensModel
 
 
 def measure_dose(control: Control, job: jobs.MeasureDose, context: Context) -> Iterator[ev.Event]:
@@ -78,7 +79,7 @@ def shown(response: DoseResponse) -> DoseResponse:
 
 
 def _probe(job: jobs.MeasureDose, context: Context) -> FeatureProbe | None:
-    from lens_tui.lens import FeatureProbe
+    from lens_tui.lens.measure.dose import FeatureProbe
 
     if not job.sae:
         return None

@@ -13,7 +13,7 @@ from lens_tui.records import FloatArray, LensError, SteeringVector
 from lens_tui.records.labels import Labels
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.store import Store
-from lens_tui.sae.index import co_active, decoder_neighbours
+from lens_tui.sae.index.questions import co_active, decoder_neighbours
 from lens_tui.tasks.features import search_features
 from lens_tui.tasks.knowledge import index_of, known_of
 
@@ -28,8 +28,8 @@ from .load import open_sae
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from lens_tui.lens import LensModel
-    from lens_tui.sae import SAE
+    from lens_tui.lens.model import LensModel
+    from lens_tui.sae.load import SAE
 
 
 _BLOCK = 512  # tokens between two looks at the stop flag

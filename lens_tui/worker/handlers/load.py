@@ -22,9 +22,9 @@ from ..control import Control
 from .context import Context
 
 if TYPE_CHECKING:
-    from lens_tui.lens import LensModel
     from lens_tui.lens.architecture.load import Loaded
-    from lens_tui.sae import SAE
+    from lens_tui.lens.model import LensModel
+    from lens_tui.sae.load import SAE
 
 _log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def _is_bundled(info: SAEInfo, context: Context) -> bool:
 
 def open_sae(path_or_id: str, context: Context, progress: Callable[[int, int], None] | None = None) -> SAE:
     """The SAE of this path, bundled name or id: the one that is loaded, or loaded now (``progress``: of a download)."""
-    from lens_tui.sae import load_sae as read_sae
+    from lens_tui.sae.load import load_sae as read_sae
 
     known = context.known.get(path_or_id)
     name, layer, site = split_place(path_or_id)
@@ -163,7 +163,7 @@ def _check_memory(entry: ModelEntry, *, force: bool) -> None:
 
 
 def _wrap(found: Loaded, entry: ModelEntry, folder: Path) -> LensModel:
-    from lens_tui.lens import LensModel
+    from lens_tui.lens.model import LensModel
 
     return LensModel.from_model(found.model, found.tokenizer, name=entry.id, path=str(folder), window=found.window)
 

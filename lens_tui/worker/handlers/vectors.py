@@ -16,7 +16,7 @@ from ..control import Control
 from .context import Context
 
 if TYPE_CHECKING:
-    from lens_tui.lens import LensModel
+    from lens_tui.lens.model import LensModel
 
 _TOP_TOKENS = 10
 

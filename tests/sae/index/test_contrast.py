@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lens_tui import text_features
 from lens_tui.records import LensError
-from lens_tui.sae.index import TextFeatures, contrast, text_features
-from lens_tui.sae.index.questions import auc, standardised_difference
+from lens_tui.sae.index.questions import TextFeatures, auc, contrast, standardised_difference
 
 WIDTH = 50
 

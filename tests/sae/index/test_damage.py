@@ -15,17 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lens_tui import FeatureIndex, co_active, promoting
 from lens_tui.records import LensError
-from lens_tui.sae.index import (
-    FeatureIndex,
-    Target,
-    build_index,
-    co_active,
-    describe,
-    merge_parts,
-    promoting,
-    upload_batches,
-)
+from lens_tui.sae.index.build import Target, build_index, merge_parts
+from lens_tui.sae.index.export import upload_batches
+from lens_tui.sae.index.read import describe
 
 from .corpora import PLACE, TinySAE, TinySource
 from .test_build import SETTINGS

@@ -9,26 +9,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from lens_tui import FeatureIndex, IndexSettings, co_active, decoder_neighbours, promoting, rank_features
 from lens_tui.records import LensError
 from lens_tui.records.labels import Labels, NewLabel
 from lens_tui.records.store import Store
-from lens_tui.sae.index import (
-    EDGES,
-    FeatureIndex,
-    IndexSettings,
-    Target,
-    TokenTable,
-    add_tables,
-    build_index,
-    co_active,
-    decoder_neighbours,
-    describe,
-    direct_effects,
-    promoting,
-    rank_features,
-    token_table,
-    upload_batches,
-)
+from lens_tui.sae.index.build import Target, build_index
+from lens_tui.sae.index.export import upload_batches
+from lens_tui.sae.index.finish import add_tables
+from lens_tui.sae.index.questions import direct_effects
+from lens_tui.sae.index.read import describe
+from lens_tui.sae.index.settings import EDGES
+from lens_tui.sae.index.tables import TokenTable, token_table
 
 from .corpora import D_MODEL, PLACE, TinySAE, TinySource
 

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lens_tui import FeatureIndex
 from lens_tui.records import LensError
-from lens_tui.sae.index import FeatureIndex, Target, TokenTable, add_tables, build_index
+from lens_tui.sae.index.build import Target, build_index
+from lens_tui.sae.index.finish import add_tables
 from lens_tui.sae.index.settings import N_BINS, N_OCTAVES, kind_for, narrow, nobody
+from lens_tui.sae.index.tables import TokenTable
 
 from .corpora import PLACE, TinySAE, TinySource
 from .test_build import SETTINGS

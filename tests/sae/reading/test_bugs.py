@@ -8,8 +8,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from lens_tui import JumpReLUSAE, load_sae
 from lens_tui.records import LensError
-from lens_tui.sae import JumpReLUSAE, load_sae
 
 from .makers import numbers, write_json, write_safetensors
 

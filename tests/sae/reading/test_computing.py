@@ -9,9 +9,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from lens_tui import blas
+from lens_tui import GatedSAE, JumpReLUSAE, StandardSAE, TopKSAE, blas, load_sae
 from lens_tui.records import LensError
-from lens_tui.sae import GatedSAE, JumpReLUSAE, StandardSAE, TopKSAE, base, load_sae, matrices
+from lens_tui.sae import base, matrices
 from lens_tui.sae.definition import Definition
 
 from .makers import Array, N, cut, numbers, write_json, write_safetensors

@@ -23,8 +23,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from lens_tui import load_sae, sae_info
 from lens_tui.records import LensError
-from lens_tui.sae import load_sae, sae_info
 
 from .makers import numbers, write_json, write_safetensors, write_torch
 from .test_recognised import KINDS, W

@@ -8,8 +8,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from lens_tui import load_sae
 from lens_tui.records import LensError
-from lens_tui.sae import load_sae
 from lens_tui.sae.files import in_eight_bits, quantised
 from lens_tui.sae.formats.writers import write_gemma_scope
 

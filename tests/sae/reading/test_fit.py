@@ -12,12 +12,10 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from lens_tui import demo
-from lens_tui.lens import LensModel
+from lens_tui import SAE, JumpReLUSAE, LensModel, demo, load_sae
 from lens_tui.records import LensError, SAEInfo
 from lens_tui.records.activations import Place
-from lens_tui.sae import SAE, JumpReLUSAE, check_fit, check_fit_with, load_sae
-from lens_tui.sae.fit import candidates
+from lens_tui.sae.fit import candidates, check_fit, check_fit_with
 
 from .makers import Array
 

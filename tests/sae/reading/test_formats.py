@@ -10,8 +10,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from lens_tui import SAE, GatedSAE, GroupMaxSAE, JumpReLUSAE, StandardSAE, TopKSAE, load_sae, sae_info
 from lens_tui.records import LensError
-from lens_tui.sae import SAE, GatedSAE, GroupMaxSAE, JumpReLUSAE, StandardSAE, TopKSAE, load_sae, sae_info
 
 from .makers import Array, N, cut, numbers, write_json, write_safetensors, write_torch
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lens_tui import load_sae, sae_info
 from lens_tui.records import LensError
-from lens_tui.sae import load_sae, sae_info
 
 from .makers import Array, numbers, write_json, write_safetensors, write_torch
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from lens_tui import JumpReLUSAE, load_sae
 from lens_tui.records import LensError
-from lens_tui.sae import JumpReLUSAE, load_sae
 from tests.hub import FakeHub
 
 from .makers import numbers, write_json, write_safetensors, write_torch

@@ -11,8 +11,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from lens_tui import SAE, load_sae, sae_info, splice
 from lens_tui.records import LensError
-from lens_tui.sae import SAE, load_sae, sae_info, splice
 
 from .makers import Array, N, numbers, write_json, write_safetensors, write_torch
 

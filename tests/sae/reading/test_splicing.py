@@ -8,8 +8,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from lens_tui import SAE, JumpReLUSAE, TopKSAE, splice, spliced
 from lens_tui.records import LensError, SAEInfo
-from lens_tui.sae import SAE, JumpReLUSAE, TopKSAE, splice, spliced
 from lens_tui.sae.base import build
 from lens_tui.sae.definition import Definition
 

@@ -12,11 +12,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from lens_tui import load_sae
 from lens_tui.records import LensError
 from lens_tui.records.training import TrainConfig, TrainProgress
-from lens_tui.sae import load_sae, train
 from lens_tui.sae.training.checkpoint import FILE, load_checkpoint
 from lens_tui.sae.training.objective import Step, initial_parameters, initial_state, normalizer, scalar
+from lens_tui.sae.training.run import train
 
 from .synthetic import PLACE, Synthetic, mean_max_cosine
 

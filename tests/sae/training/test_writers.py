@@ -10,9 +10,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from lens_tui import load_sae
 from lens_tui.records import LensError
 from lens_tui.records.sites import SITES, read_hook
-from lens_tui.sae import load_sae
 from lens_tui.sae.formats.writers import HOOKS, write_gemma_scope, write_saelens
 
 
