@@ -14,7 +14,7 @@ from lens_tui import blas
 
 from .lazy import lazy
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from .lens.decode.batch import BatchGeneration as BatchGeneration
