@@ -52,7 +52,10 @@ def compare(
         bool, typer.Option("--stream", help="With --json: a line of JSON for each token as it comes.")
     ] = False,
 ) -> None:
-    """Generate the baseline and every arm in lock step and print them side by side."""
+    """Write on from a prompt, plain and under every arm.
+
+    All are written in lock step and printed one below the other, with what the steering cost.
+    """
     text = read_text(prompt)
     sampling = Sampling(max_tokens, temp, top_p, min_p, top_k, repetition_penalty, seed=seed, stop=tuple(stop or ()))
     specs = [parse_arm(item) for item in arm or []]
@@ -346,7 +349,10 @@ def loss(
     arm: Annotated[str, typer.Option("--arm", "-a", help="Beside it the steered model's: SOURCE[@LAYER]*SCALE.")] = "",
     json: Json = False,
 ) -> None:
-    """Print how well a text is predicted: the mean next-token loss, plain and steered."""
+    """Measure how well a text is predicted, plain and steered.
+
+    The mean loss of the next token in nats.
+    """
     words = read_text(text)
     with open_model(model) as lens:
         steering = _steering(lens, arm, sae, model)

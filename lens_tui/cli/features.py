@@ -183,14 +183,12 @@ def contrast(
             raise LensError(f"There is no {name} {value!r}.", f"Choose {' or '.join(get_args(choice))}.")
     texts_a, texts_b = read_texts(a, text_key=text_key), read_texts(b, text_key=text_key)
     options: dict[str, Any] = {"measure": measure, "over": over, "both_sides": both_sides, "k": k, "seed": seed}
-    meter = Meter()
-    with open_model(model) as lens:
+    with open_model(model) as lens, Meter() as meter:
         opened = open_sae(sae, model)
         found = contrast_texts(
             lens, opened, texts_a, texts_b, **options,
-            progress=lambda done, total: meter.say("read", f"{done} of {total} texts"),
+            progress=lambda done, total: meter.say("read", f"{done} of {total} texts", done / total),
         )  # fmt: skip
-        meter.end()
     names = label_texts(opened.info, [row.feature for row in found])
     result = {
         "model": lens.info.name,

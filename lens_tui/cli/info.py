@@ -22,7 +22,7 @@ verbs = typer.Typer()
 @verbs.command()
 @sentences
 def info(model: Model = "", json: Json = False) -> None:
-    """Say what is installed and at hand, or with --model what a model is."""
+    """Say what is installed and at hand, or what a model is."""
     facts = _model_facts(model) if model else _machine_facts()
     if json:
         print_json(facts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import time
@@ -17,10 +18,11 @@ from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, Self, TypeVar
 
 from lens_tui.records.errors import LensError, LensWarning
 from lens_tui.records.sanitise import json_escaped, one_line, sanitise
+from lens_tui.tui.format import bar
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -29,6 +31,7 @@ USER_ERROR = 2
 DEFECT = 70
 INTERRUPTED = 130
 
+_BAR = 20
 _ON_A_TERMINAL = 0.2
 _ON_A_PIPE = 10.0
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -189,33 +192,39 @@ def _utf8() -> bool:
 
 
 class Meter:
-    """One line that is written over on a terminal; on a pipe a line every ten seconds and at each new stage."""
+    """How far work is, while a ``with`` lasts: one line written over in a terminal; piped, a line every ten seconds.
+
+    Not ``rich.progress``: its thread writes to a terminal that has gone and its cursor stays hidden then, where work
+    that is stopped by that (SIGHUP) has yet to save what it did; and what is piped would need lines of its own anyway.
+    """
 
     def __init__(self) -> None:
         self._live = sys.stderr.isatty()
         self._last, self._stage, self._width = 0.0, "", 0
 
-    def say(self, stage: str, rest: str = "") -> None:
-        """Show ``stage`` and what is known of it, unless something was shown a moment ago."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._width:
+            with suppress(OSError):
+                sys.stderr.write("\n")
+
+    def say(self, stage: str, rest: str = "", share: float | None = None) -> None:
+        """Show ``stage``, a bar of ``share`` (0 to 1) and the rest, unless something was shown a moment ago."""
         now = time.monotonic()
         if stage == self._stage and now - self._last < (_ON_A_TERMINAL if self._live else _ON_A_PIPE):
             return
         self._last, self._stage = now, stage
-        line = f"{stage}  {rest}".rstrip()
-        if self._live:
-            with suppress(OSError):  # the terminal may be gone; the work is not for it alone
-                sys.stderr.write("\r" + line.ljust(self._width))
-                sys.stderr.flush()
-            self._width = len(line)
-        else:
-            note(line)
-
-    def end(self) -> None:
-        """Leave the line."""
-        if self._live and self._width:
-            with suppress(OSError):
-                sys.stderr.write("\n")
-            self._width = 0
+        if not self._live:
+            note(f"{stage}  {rest}".rstrip())
+            return
+        shown = "" if share is None else f"{bar(share, _BAR)}▏ "
+        line = f"{stage}  {shown}{rest}".rstrip()[: shutil.get_terminal_size().columns - 1]
+        with suppress(OSError):  # the terminal may be gone; the work is not for it alone
+            sys.stderr.write("\r" + line.ljust(self._width))
+            sys.stderr.flush()
+        self._width = len(line)
 
 
 class Asked:
@@ -256,20 +265,3 @@ def interruptible() -> Iterator[Asked]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def duration(seconds: float | None) -> str:
-    """``1:02:03``, ``4:05`` or ``?``."""
-    if seconds is None:
-        return "?"
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
-
-
-def count(tokens: float) -> str:
-    """``950``, ``12.3 k`` or ``4.56 M``."""
-    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if tokens >= size:
-            return f"{tokens / size:.3g}{unit}"
-    return f"{tokens:.0f}"

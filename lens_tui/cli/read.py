@@ -147,7 +147,7 @@ def lens(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Print what every layer would predict at every token (the logit lens)."""
+    """Print what every layer would predict: the logit lens."""
     from lens_tui.lens import attribute_logits, logit_lens
 
     words = read_text(text)

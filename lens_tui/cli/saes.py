@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lens_tui.records.errors import LensError
+from lens_tui.tui.format import count, duration
 
-from .output import Meter, count, duration, interruptible, note, print_json, say, sentences
+from .output import Meter, interruptible, note, print_json, say, sentences
 from .sources import Json, Model, SAEName, TextKey, open_model, open_sae, read_text
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def train_sae(
     text: Text,
     layer: Annotated[int, typer.Option("--layer", "-l", help="The layer to read, from 0; -1 is the last.")],
     model: Model = "demo",
-    site: Annotated[str, typer.Option(help="The tensor to read: resid_post, resid_pre, mlp_out, ...")] = "resid_post",
+    site: Annotated[str, typer.Option(help="The tensor to read, such as resid_pre or mlp_out.")] = "resid_post",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The SAE's folder; a run in it is resumed.")] = None,
     arch: Annotated[str, typer.Option(help="batchtopk, topk or jumprelu.")] = "batchtopk",
     width: Annotated[int, typer.Option(min=0, help="Features (0: 16 times the width of what is read).")] = 0,
@@ -64,7 +65,7 @@ def train_sae(
     from lens_tui.records.training import TrainConfig
     from lens_tui.tasks.train import train_sae as train
 
-    with open_model(model) as lens, interruptible() as asked:
+    with open_model(model) as lens, interruptible() as asked, Meter() as meter:
         at = lens.registry.decoder.index(layer)
         config = TrainConfig(
             architecture=arch,  # type: ignore[arg-type]
@@ -80,13 +81,11 @@ def train_sae(
             **_measured_on(max(batch, tokens // 8)),
         )
         out = out or _default_folder(lens, site, at, config)
-        meter = Meter()
         report = train(
             lens, text, out, config, layer=at, site=site, context=context, rows=rows, held_out=held_out,
             max_tokens=max_tokens or None, text_key=text_key, checkpoint_seconds=checkpoint, should_stop=asked,
             progress=lambda progress: meter.say(*_training_line(progress)),
         )  # fmt: skip
-        meter.end()
     _finish_training(lens, report, out, asked.status, as_json=json)
 
 
@@ -133,11 +132,11 @@ def _default_folder(lens: LensModel, site: str, layer: int, config: TrainConfig)
     return paths.saes_folder() / f"{model}-{site}-{layer}-{config.architecture}-{config.width}"
 
 
-def _training_line(progress: TrainProgress) -> tuple[str, str]:
+def _training_line(progress: TrainProgress) -> tuple[str, str, float | None]:
     if progress.stage == "read":
-        return "reading the text", ""
+        return "reading the text", "", None
     if progress.stage != "train" or not progress.tokens_per_s:
-        return f"{progress.stage}", f"step {progress.step} of {progress.steps}"
+        return f"{progress.stage}", f"step {progress.step} of {progress.steps}", None
     facts = [
         f"step {progress.step} of {progress.steps}",
         f"{count(progress.tokens)} tokens",
@@ -150,7 +149,7 @@ def _training_line(progress: TrainProgress) -> tuple[str, str]:
         facts.append(f"L0 {progress.l0:.1f}")
     if progress.dead is not None:
         facts.append(f"dead {progress.dead:.1%}")
-    return "train", " · ".join(facts)
+    return "train", " · ".join(facts), progress.step / progress.steps
 
 
 def _print_training(report: TrainReport) -> None:
@@ -214,15 +213,14 @@ def index(
     if top_k > 10_000:
         raise LensError(f"{top_k} examples a feature were asked for.", "At most 10000 are kept.")
     settings = IndexSettings(top_k=top_k, max_active=max_active, include_special=include_special, full=full, seed=seed)
-    part, meter = read_shard(shard), Meter()
-    with open_model(model) as lens, interruptible() as asked:
+    part = read_shard(shard)
+    with open_model(model) as lens, interruptible() as asked, Meter() as meter:
         opened = [open_sae(name, model) for name in sae or [""]]
         result = index_text(
             lens, opened, text, out, settings=settings, context=context, rows=rows, max_tokens=max_tokens or None,
             text_key=text_key, shard=part, should_stop=asked,
             progress=lambda progress: meter.say(*_index_line(progress)),
         )  # fmt: skip
-        meter.end()
     facts = {"model": lens.info.name, **_facts(result)}
     if json:
         print_json(facts)
@@ -263,11 +261,12 @@ def read_shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _index_line(progress: IndexProgress) -> tuple[str, str]:
+def _index_line(progress: IndexProgress) -> tuple[str, str, float | None]:
     if progress.stage != "read":
-        return "writing the index", ""
+        return "writing the index", "", None
     speed = f"{count(progress.tokens_per_s)} tokens/s · {duration(progress.seconds_left)} left"
-    return "read", f"block {progress.block} of {progress.n_blocks} · {count(progress.n_tokens)} tokens · {speed}"
+    done = f"block {progress.block} of {progress.n_blocks} · {count(progress.n_tokens)} tokens · {speed}"
+    return "read", done, progress.block / progress.n_blocks
 
 
 def _facts(result: BuildResult) -> dict[str, Any]:

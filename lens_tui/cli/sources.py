@@ -156,11 +156,9 @@ def open_sae(name: str, model: str) -> SAE:
     from lens_tui.sae import load_sae
 
     name, layer, site = split_place(name)
-    meter = Meter()
-    try:
-        return load_sae(_sae_path(name, model), layer=layer, site=site, progress=lambda *n: meter.say(*_fetched(*n)))
-    finally:
-        meter.end()
+    path = _sae_path(name, model)
+    with Meter() as meter:
+        return load_sae(path, layer=layer, site=site, progress=lambda *n: meter.say(*_fetched(*n)))
 
 
 def find_sae(name: str, model: str) -> SAEInfo:
@@ -172,8 +170,8 @@ def find_sae(name: str, model: str) -> SAEInfo:
     return sae_info(path, layer=layer, site=site) if Path(path).expanduser().exists() else open_sae(path, model).info
 
 
-def _fetched(done: int, total: int) -> tuple[str, str]:
-    return "download", f"{done / 1e6:.1f} of {total / 1e6:.1f} MB"
+def _fetched(done: int, total: int) -> tuple[str, str, float | None]:
+    return "download", f"{done / 1e6:.1f} of {total / 1e6:.1f} MB", done / total if total else None
 
 
 def _sae_path(name: str, model: str) -> str:

@@ -50,12 +50,14 @@ def dose(
     raw: Annotated[bool, typer.Option("--raw", help="Leave the chat template out.")] = False,
     json: Json = False,
 ) -> None:
-    """Measure what a steering does and costs at many scales: loss, KL, repetition, read-back, each with controls."""
+    """Measure what a steering does and costs at many scales.
+
+    Loss, KL, repetition and read-back of a feature, with random directions as controls.
+    """
     from lens_tui.tasks.dose import measure_dose
 
     text, spec, factors = read_text(prompt), parse_arm(arm), _factors(scales)
-    meter = Meter()
-    with open_model(model) as lens:
+    with open_model(model) as lens, Meter() as meter:
         vectors = Vectors(lens, sae, model)
         records = vectors.arm(spec).interventions
         found = measure_dose(
@@ -69,9 +71,8 @@ def dose(
             n_texts=texts or None,
             raw=raw,
             seed=seed,
-            heard=lambda _, done, total: meter.say("scales", f"{done} of {total}"),
+            heard=lambda _, done, total: meter.say("scales", f"{done} of {total}", done / total),
         )
-    meter.end()
     result = dose_record(text, lens.info.name, records, found)
     if json:
         print_json(result)
@@ -194,15 +195,16 @@ def scale(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Find the scale at which a steering reaches a target, on half of the texts, and report the other half."""
+    """Find the scale at which a steering reaches a target.
+
+    It is found on half of the texts and measured on the other half.
+    """
     from lens_tui.tasks.dose import find
 
     spec = parse_arm(arm, scale=1.0)
-    meter = Meter()
-    with open_model(model) as lens:
+    with open_model(model) as lens, Meter() as meter:
         records = Vectors(lens, sae, model).arm(spec).interventions
         found = find(lens, records, quantity, target, heard=lambda tried: meter.say("scales", f"{len(tried)} tried"))
-    meter.end()
     result = scale_record(lens.info.name, records, found)
     if json:
         print_json(result)
@@ -249,7 +251,10 @@ def contrast(
     out: Out = "",
     json: Json = False,
 ) -> None:
-    """A direction from contrasting texts; with all layers, they are ranked on held-out pairs and the best is saved."""
+    """A direction from contrasting texts.
+
+    With all layers, they are ranked on held-out pairs and the best is saved.
+    """
     from lens_tui.records.corpus import read_pairs
     from lens_tui.tasks.vectors import from_pairs
 
@@ -273,7 +278,10 @@ def token(
     out: Out = "",
     json: Json = False,
 ) -> None:
-    """A direction from a token: its row of the unembedding, or its embedding."""
+    """A direction from a token, unembedded or embedded.
+
+    Its row of the unembedding, or its embedding.
+    """
     from lens_tui.tasks.vectors import from_token
 
     with open_model(model) as lens:
@@ -304,7 +312,7 @@ def random(
     out: Out = "",
     json: Json = False,
 ) -> None:
-    """A direction by chance: the control that an effect is held against."""
+    """A random direction: the control for an effect."""
     from lens_tui.lens.vectors import random_unit
 
     with open_model(model) as lens:
@@ -327,7 +335,7 @@ def total(
     out: Out = "",
     json: Json = False,
 ) -> None:
-    """A direction out of others: a weighted sum, or one without the others."""
+    """A weighted sum of others, or one without the others."""
     from lens_tui.tasks.vectors import from_terms
 
     specs = [spec for text in terms for spec in parse_arm(text, scale=1.0).terms]

@@ -1,4 +1,4 @@
-"""How numbers look on the screen: pure functions, the same everywhere."""
+"""How numbers look, on the screen and on the command line: pure functions, the same everywhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _three(value: float) -> str:
     return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
 
 
-def count(number: int) -> str:
+def count(number: float) -> str:
     """A count in short form: ``950``, ``18.4 M``, ``1.2 B``."""
     value = float(number)
     for unit in ("", " k", " M", " B"):
@@ -33,8 +33,10 @@ def count(number: int) -> str:
     raise AssertionError("unreachable")
 
 
-def duration(seconds: float) -> str:
-    """A time span in its largest sensible unit: ``8 s``, ``3 min``, ``2 h``."""
+def duration(seconds: float | None) -> str:
+    """A time span in its largest sensible unit: ``8 s``, ``3 min``, ``2 h``; ``?`` where it is not known."""
+    if seconds is None:
+        return "?"
     if seconds < 99.5:
         return f"{max(0.0, seconds):.0f} s"
     if seconds < 5970:

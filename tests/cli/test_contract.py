@@ -70,6 +70,13 @@ def test_every_verb_is_walked() -> None:
     assert set(verbs()) == set(VERBS)
 
 
+@pytest.mark.parametrize("group", [[], ["vector"], ["labels"]])
+def test_no_line_of_the_help_is_cut(group: list[str]) -> None:
+    done = CliRunner().invoke(app, [*group, "--help"], env={"COLUMNS": "80"})
+    assert done.exit_code == 0
+    assert "..." not in done.stdout.replace("[ARGS]...", "")
+
+
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("contract")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 
 from lens_tui import FeatureIndex, load_sae
 from lens_tui.cli.app import app
-from lens_tui.cli.output import count, duration, interruptible
+from lens_tui.cli.output import Meter, interruptible
 from lens_tui.records import LensError
 from tests.folders import llama_folder
 
@@ -241,9 +242,21 @@ def test_a_signal_that_is_said_twice_is_heard_once_and_an_ignored_one_never() ->
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_numbers_for_people() -> None:
-    assert [duration(None), duration(64.6), duration(3725)] == ["?", "1:05", "1:02:05"]
-    assert [count(950), count(12_345), count(4_560_000)] == ["950", "12.3 k", "4.56 M"]
+def test_a_terminal_gets_one_line_with_a_bar_and_a_pipe_plain_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told() -> str:
+        with Meter() as meter:
+            meter.say("read", "1 of 2", 0.5)
+            meter.say("write", "x" * 200)
+        return capsys.readouterr().err
+
+    assert told() == "read  1 of 2\nwrite  " + "x" * 200 + "\n"
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    bar, cut = told().removeprefix("\r").removesuffix("\n").split("\r")
+    assert bar == "read  " + "█" * 10 + " " * 10 + "▏ 1 of 2"
+    assert cut == "write  " + "x" * 52
 
 
 @pytest.mark.parametrize(

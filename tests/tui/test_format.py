@@ -20,8 +20,20 @@ def test_size(value: int, text: str) -> None:
     assert fmt.size(value) == text
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (8.4, "8 s"), (99.6, "2 min"), (7200, "2 h"), (-3, "0 s")])
-def test_duration(seconds: float, text: str) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (8.4, "8 s"),
+        (64.6, "65 s"),
+        (99.6, "2 min"),
+        (3725, "62 min"),
+        (7200, "2 h"),
+        (-3, "0 s"),
+        (None, "?"),
+    ],
+)
+def test_duration(seconds: float | None, text: str) -> None:
     assert fmt.duration(seconds) == text
 
 
@@ -33,7 +45,15 @@ def test_ago(past: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "text"), [(950, "950"), (17_311_104, "17.3 M"), (8192, "8.2 k"), (10**12, "1000.0 B")]
+    ("number", "text"),
+    [
+        (950, "950"),
+        (12_345, "12.3 k"),
+        (4_560_000, "4.6 M"),
+        (17_311_104, "17.3 M"),
+        (8192, "8.2 k"),
+        (10**12, "1000.0 B"),
+    ],
 )
 def test_count(number: int, text: str) -> None:
     assert fmt.count(number) == text
