@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lens_tui.records import Arm, ArmEnd, Intervention, LensError, Sampling, Token
-from lens_tui.records.modes import told
+from lens_tui.records.bench import amount_of
 
 from .output import INTERRUPTED, Asked, interruptible, note, print_json, say, sentences
 from .sources import Json, Model, SAEName, TextKey, Vectors, open_model, parse_arm, read_text
@@ -164,14 +164,13 @@ def _figures(tokens: Sequence[Token]) -> dict[str, Any]:
 
 
 def _intervention(item: Any) -> dict[str, Any]:
-    acting = told(item)
     return {
         "mode": item.mode,
         "layer": item.layer,
         "site": item.site,
         "vector": item.vector.name,
         "origin": {"kind": item.vector.origin.kind, **item.vector.origin.facts},
-        "scale": None if acting is None else acting[1],
+        "scale": amount_of(item),
         "positions": item.positions.kind,
     }
 
@@ -335,8 +334,8 @@ def _show(
 
 def _words(steering: Sequence[Intervention]) -> Iterator[str]:
     for item in steering:
-        amount = told(item)
-        scale = "" if amount is None else f" {amount[1]:g}"
+        amount = amount_of(item)
+        scale = "" if amount is None else f" {amount:g}"
         yield f"{item.mode}{scale} at layer {item.layer} {item.site}, {item.positions.kind}"
 
 

@@ -5,7 +5,7 @@ layer after ``@`` and a scale after ``*``. A source is a feature id of the SAE
 (``f2666`` or ``2666``), ``random:SEED``, the path of a vector file, or the name of a
 bundled vector. After the scale may come a mode and positions, each after a colon:
 ``f2666*0.5:norm_match``, ``f75:project_out``, ``f2666*22:generated``. They are those
-of ``records.modes``.
+of ``records.bench``.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import sys
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lens_tui import demo
-from lens_tui.records import Arm, Intervention, LensError, SAEInfo, SteeringVector, paths
+from lens_tui.records import Arm, LensError, SAEInfo, SteeringVector, paths
+from lens_tui.records.bench import MODES, POSITIONS, Term, mode_of
 from lens_tui.records.info import split_place
-from lens_tui.records.modes import MODES, POSITIONS, acting, mode_of, positions_of
 from lens_tui.records.sanitise import one_line
 
 from .output import Meter
@@ -54,18 +54,6 @@ _BETWEEN = re.compile(rf"(?<=\*)({_NUMBER}{_WORDS})\s*\+\s*|(?<=:project_out)()\
 _NAME = re.compile(r"^(?P<name>[^=*@]+)=(?P<rest>.+)$")
 
 _HELP = "Write it as [NAME=]SOURCE[@LAYER]*SCALE, for example f2666*22, kjv=f75*22+f2666*5 or random:0@4*22."
-
-
-@dataclass(frozen=True, slots=True)
-class Term:
-    """One intervention of an arm before its vector is found. ``layer`` is None where the source says it."""
-
-    kind: Literal["feature", "random", "file"]
-    source: str
-    layer: int | None
-    scale: float
-    mode: str = "add"
-    positions: str = "all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,12 +200,8 @@ class Vectors:
 
     def arm(self, spec: ArmSpec) -> Arm:
         """The arm that ``spec`` describes, its vectors found and checked."""
-        return Arm(spec.name, tuple(self._record(f"{spec.name}:{i}", term) for i, term in enumerate(spec.terms)))
-
-    def _record(self, name: str, term: Term) -> Intervention:
-        vector = self.vector(term)
-        layer = vector.layer if term.layer is None else term.layer
-        return acting(term.mode, name, vector, layer, term.scale, positions_of(term.positions))
+        rows = (term.row(f"{spec.name}:{i}", self.vector(term)) for i, term in enumerate(spec.terms))
+        return Arm(spec.name, tuple(row.intervention() for row in rows))
 
     def vector(self, term: Term) -> SteeringVector:
         """The vector that a term names, checked."""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lens_tui.records import Intervention, LensError, SteeringVector
+from lens_tui.records.bench import amount_of, positions_text
 from lens_tui.records.measures import DEFINITIONS, MULTIPLES, OWN_KL, QUANTITIES, DoseResponse, ScaleSearch
-from lens_tui.records.modes import positions_text, told
 from lens_tui.records.sanitise import one_line
 
 from .output import Meter, note, print_json, say, sentences
@@ -107,7 +107,7 @@ def dose_record(prompt: str, model: str, records: Sequence[Intervention], found:
     ``kl`` is D(plain || steered) on the plain continuation, ``kl_own`` D(steered || plain) on each point's own: means
     over the first 20 tokens, in nats.
     """
-    acting = told(records[0]) if len(records) == 1 else None
+    amount = amount_of(records[0]) if len(records) == 1 else None
     return {
         "model": model,
         "prompt": prompt,
@@ -122,7 +122,7 @@ def dose_record(prompt: str, model: str, records: Sequence[Intervention], found:
         "points": [
             {
                 "factor": point.scale,
-                "scale": None if acting is None else point.scale * acting[1],
+                "scale": None if amount is None else point.scale * amount,
                 **{name: value for name, value in asdict(point).items() if name != "scale"},
                 "kl": point.on_baseline.mean_forward,
                 "kl_own": point.on_own.mean_reverse,
@@ -214,12 +214,12 @@ def scale(
 
 def scale_record(model: str, records: Sequence[Intervention], found: ScaleSearch) -> dict[str, Any]:
     """The search as plain data; ``scale`` is absolute where one record is multiplied, ``factor`` what it is times."""
-    acting = told(records[0]) if len(records) == 1 else None
+    amount = amount_of(records[0]) if len(records) == 1 else None
     return {
         "model": model,
         **asdict(found),
         "factor": found.scale,
-        "scale": None if acting is None else found.scale * acting[1],
+        "scale": None if amount is None else found.scale * amount,
     }
 
 

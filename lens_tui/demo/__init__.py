@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lens_tui.records import Sampling
+from lens_tui.records.bench import Term
 
 NAME = "demo"
 LABEL_SOURCE = "bundled"
@@ -43,24 +44,12 @@ class ReadyVector:
 
 
 @dataclass(frozen=True, slots=True)
-class StarterSteer:
-    """An arm of the opening comparison: the vector of ``file`` if it names one, else a feature of an SAE."""
-
-    name: str
-    layer: int
-    scale: float
-    sae: str = ""
-    feature: int = -1
-    file: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Starter:
     """What ``--demo`` opens with, chosen so that one key press shows the main job."""
 
     prompt: str
     sampling: Sampling
-    steers: tuple[StarterSteer, ...]
+    steers: tuple[Term, ...]
 
 
 @cache
@@ -101,12 +90,12 @@ def starter() -> Starter:
     """The prompt, sampling and steers that ``--demo`` opens with."""
     facts = _facts()["starter"]
     assert isinstance(facts, dict)
-    return Starter(facts["prompt"], Sampling(**facts["sampling"]), tuple(_steer(row) for row in facts["steers"]))
+    return Starter(facts["prompt"], Sampling(**facts["sampling"]), tuple(_term(row) for row in facts["steers"]))
 
 
-def _steer(row: dict[str, Any]) -> StarterSteer:
+def _term(row: dict[str, Any]) -> Term:
     """A row of ``demo.json``: a feature with all that is needed, or the name of a bundled vector."""
     ready = ready_vector(row["vector"]) if "vector" in row else None
     if ready is None:
-        return StarterSteer(**row)
-    return StarterSteer(ready.name, ready.layer, ready.scale, file=str(ready.path))
+        return Term("feature", str(row["feature"]), row["layer"], row["scale"], name=row["name"], sae=row["sae"])
+    return Term("file", str(ready.path), ready.layer, ready.scale, name=ready.name)

@@ -191,7 +191,7 @@ class LensModel:
             check_vector(values, width, "The vector")
             record_vector = SteeringVector.of(name, values, where, site=site, model=self.info.name)
             unit = record_vector.norm
-        kinds: dict[str, type[Add] | type[NormMatch]] = {"add": Add, "norm_match": NormMatch}
+        kinds: dict[str, type[Add] | type[NormMatch]] = {kind.mode: kind for kind in (Add, NormMatch)}
         if mode not in kinds:
             raise LensError(
                 f"There is no mode {mode!r} of steer.", "Use 'add' or 'norm_match', or intervene() for others."

@@ -36,7 +36,10 @@ from .vectors import FloatArray, Origin, SteeringVector
 Json = dict[str, Any]
 
 _MODES: dict[str, type[Intervention]] = {
-    kind.mode: kind for kind in (Add, NormMatch, ProjectOut, SetProjection, CapProjection, ClampFeature, Ablate)
+    **{kind.mode: kind for kind in (Add, NormMatch, ProjectOut, SetProjection, ClampFeature, Ablate)},
+    **dict.fromkeys(("at_most", "at_least", "between"), CapProjection),
+    "set_projection": SetProjection,  # so they were called in files of before
+    "cap_projection": CapProjection,
 }
 _MAX_ARRAY = 1 << 24
 _UNIT_TOLERANCE = 1e-3

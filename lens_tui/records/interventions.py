@@ -178,19 +178,28 @@ class ProjectOut(Intervention):
 class SetProjection(Intervention):
     """``h + (value - h . direction) direction``: the projection becomes ``value`` at every token."""
 
-    mode: ClassVar[str] = "set_projection"
+    mode: ClassVar[str] = "set"
     vector: SteeringVector
     value: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapProjection(Intervention):
-    """The projection is clipped to ``[low, high]``; a bound that is ``None`` does not bind. What is inside stays."""
+    """The projection is clipped to ``[low, high]``; a bound that is ``None`` does not bind. What is inside stays.
 
-    mode: ClassVar[str] = "cap_projection"
+    Its mode is ``at_most`` or ``at_least`` where it has one bound, else ``between``.
+    """
+
     vector: SteeringVector
     low: float | None = None
     high: float | None = None
+
+    @property
+    def mode(self) -> str:  # type: ignore[override]
+        """What it is called by its bounds."""
+        if (self.low is None) == (self.high is None):
+            return "between"
+        return "at_least" if self.high is None else "at_most"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

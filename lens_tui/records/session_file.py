@@ -17,40 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from . import disk, paths
+from .bench import BenchRow, mode_of
 from .codec import positions_from_json, sampling_from_json, to_json, vector_from_json
 from .disk import is_alive, own_birth
 from .errors import LensError
-from .interventions import Positions
-from .modes import mode_of
 from .read_files import FileAbsent, explained, read_json
 from .run import Sampling, TokenWeight
 from .sanitise import sanitise_token
-from .vectors import SteeringVector
 
 _VERSION = 1
 _MAX_BYTES = 256 << 20
 MOST_KEPT = 20
 """Sessions that were cut off and neither taken up nor forgotten."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SavedSteer:
-    """One row of the vector bench.
-
-    ``residual_norm``, ``promoted`` and ``suppressed`` were measured of its vector, and need not be again.
-    """
-
-    id: str
-    vector: SteeringVector
-    layer: int
-    scale: float
-    enabled: bool = True
-    arm: int = 1
-    residual_norm: float | None = None
-    promoted: tuple[TokenWeight, ...] = ()
-    suppressed: tuple[TokenWeight, ...] = ()
-    mode: str = "add"
-    positions: Positions | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +40,7 @@ class SavedSession:
     screen: str = ""
     prompt: str = ""
     sampling: Sampling = field(default_factory=Sampling)
-    steers: tuple[SavedSteer, ...] = ()
+    steers: tuple[BenchRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,13 +250,13 @@ def _from_json(data: Any) -> SavedSession:
         screen=str(data["screen"]),
         prompt=str(data["prompt"]),
         sampling=sampling_from_json(data["sampling"]),
-        steers=tuple(_steer(row) for row in data["steers"]),
+        steers=tuple(_row(row) for row in data["steers"]),
     )
 
 
-def _steer(row: Any) -> SavedSteer:
+def _row(row: Any) -> BenchRow:
     norm, positions = row.get("residual_norm"), row.get("positions")
-    return SavedSteer(
+    return BenchRow(
         str(row["id"]),
         vector_from_json(row["vector"]),
         int(row["layer"]),

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 
-from lens_tui.records.modes import mode_of, positions_text
+from lens_tui.records.bench import BenchRow, mode_of, positions_text
 
 from .format import signed
-from .session import Steer
 
 _TERM = re.compile(r"([+-]?)\s*(?:(\d+(?:\.\d+)?|\.\d+)\s*[*×]\s*)?(\d+)\s*")
 _WITHOUT = re.compile(r"\s*(\d+)\s+without\s+(\d+(?:\s*,\s*\d+)*)\s*$")
@@ -55,13 +54,13 @@ def short(value: float) -> str:
     return f"-{text}" if value < 0 else text
 
 
-def amount(row: Steer, scale: float | None = None) -> str:
+def amount(row: BenchRow, scale: float | None = None) -> str:
     """The row's scale, or another, with its sign, as precisely as the row's steps need it."""
     scale = row.scale if scale is None else scale
     return signed(scale, 1 if row.step >= 0.1 else 2 if row.step >= 0.01 else 3)
 
 
-def relative(row: Steer, scale: float | None = None) -> str:
+def relative(row: BenchRow, scale: float | None = None) -> str:
     """The row's scale, or another, as multiples of what is known: the feature's maximum, the median residual norm."""
     parts, scale = [], row.scale if scale is None else scale
     if row.mode == "norm_match":
@@ -75,7 +74,7 @@ def relative(row: Steer, scale: float | None = None) -> str:
     return " ".join(parts)
 
 
-def acts(row: Steer) -> str:
+def acts(row: BenchRow) -> str:
     """Mode and positions in a few words; nothing for what a row usually does: add, at all tokens."""
     parts = [] if row.mode == "add" else [mode_of(row.mode).label]
     parts += [] if row.positions is None else [positions_text(row.positions)]

@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 from textual.content import Content
 
+from lens_tui.records.bench import BenchRow
 from lens_tui.records.measures import DEFINITIONS, QUANTITIES, Curve, DosePoint, DoseResponse, ScaleSearch
 from lens_tui.records.sanitise import one_line
 from lens_tui.worker.events import DoseMeasured, Event, JobDone, JobFailed, ScaleFound, ScalesTried
 
 from .bench_text import amount, relative, short
 from .format import figure, fit
-from .session import Steer
 
 State = Literal["running", "done", "stopped", "failed"]
 
@@ -169,7 +169,7 @@ def _mean(values: Sequence[float]) -> float | None:
 Part = str | tuple[str, str]
 
 
-def dose_lines(view: DoseView, row: Steer, place: int, series: Series, width: int) -> list[Content]:
+def dose_lines(view: DoseView, row: BenchRow, place: int, series: Series, width: int) -> list[Content]:
     """The scale under the cursor in numbers, its text beside the plain one, and what the chosen measure is."""
     point, response = view.point(place), view.response
     if point is None or response is None:
@@ -186,7 +186,7 @@ def dose_lines(view: DoseView, row: Steer, place: int, series: Series, width: in
     ]
 
 
-def _head(row: Steer, scale: float, more: str) -> Content:
+def _head(row: BenchRow, scale: float, more: str) -> Content:
     parts: list[Part] = [("scale ", "$muted"), (amount(row, scale), "bold")]
     said = [part for part in (relative(row, scale), more) if part]
     parts += [(f"   {part}", "$muted") for part in said]
@@ -250,7 +250,7 @@ def _definition(name: str) -> Content:
     return Content.assemble((f"{label}  ", "bold $muted"), (words, "$muted"))
 
 
-def search_lines(view: SearchView, row: Steer, place: int, take: str) -> list[Content]:
+def search_lines(view: SearchView, row: BenchRow, place: int, take: str) -> list[Content]:
     """The scale under the cursor, and what the search came to."""
     label, unit, _ = QUANTITIES[view.quantity]
     goal = f"{label} {view.target:+g} {unit}".strip()

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lens_tui import demo
+from lens_tui.records.bench import Term
 from lens_tui.worker.events import Event, JobDone, JobFailed, ModelLoaded, Progress, VectorMade
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class Opening:
 
     def __init__(self, app: LensHost) -> None:
         self._app = app
-        self._waiting: list[demo.StarterSteer] = []
+        self._waiting: list[Term] = []
         self.going = False
         self.failure: JobFailed | None = None
         self.model = ""
@@ -81,14 +82,16 @@ class Opening:
             self._finish()
             return
         steer = self._waiting.pop(0)
-        job = VectorFromFile(steer.file) if steer.file else VectorFromFeature(steer.sae, steer.feature)
+        file = steer.kind == "file"
+        job = VectorFromFile(steer.source) if file else VectorFromFeature(steer.sae, int(steer.source))
         self._app.submit(job, SLOT, lambda event: self._vector(steer, event))
 
-    def _vector(self, steer: demo.StarterSteer, event: Event) -> bool:
+    def _vector(self, steer: Term, event: Event) -> bool:
         if isinstance(event, VectorMade):
+            row = steer.row("", event.vector)
             self._app.store.add_steer(
-                replace(event.vector, name=steer.name, layer=steer.layer),
-                scale=steer.scale,
+                replace(event.vector, name=steer.name, layer=row.layer),
+                scale=row.scale,
                 residual_norm=event.residual_norm,
                 promoted=event.promoted,
                 suppressed=event.suppressed,

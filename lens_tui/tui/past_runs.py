@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lens_tui import demo
 from lens_tui.records import ALL, Arm, Intervention, LensError, SAEInfo, Sampling, SteeringVector, Token
+from lens_tui.records.bench import POSITIONS, BenchRow, amount_of, mode_of
 from lens_tui.records.codec import to_json
-from lens_tui.records.modes import POSITIONS, mode_of, told
 from lens_tui.records.sanitise import json_escaped, one_line, sanitise, sanitise_token
 
 from .run_text import ArmText, RunText
-from .session import Steer
 from .widgets.lane import strength
 
 if TYPE_CHECKING:
@@ -144,25 +143,25 @@ def _scales(interventions: Interventions) -> list[float]:
     return [getattr(item, "scale", getattr(item, "value", 0.0)) for item in interventions]
 
 
-def _steers(record: RunRecord) -> tuple[Steer, ...]:
-    acting = [
-        (number, item, vector, mode)
+def _steers(record: RunRecord) -> tuple[BenchRow, ...]:
+    found = [
+        (number, item, vector, amount)
         for number, kept in enumerate(record.arms)
         for item in kept.arm.interventions
-        if number and (mode := told(item)) is not None and (vector := getattr(item, "vector", None)) is not None
+        if number and (amount := amount_of(item)) is not None and (vector := getattr(item, "vector", None)) is not None
     ]
     return tuple(
-        Steer(
+        BenchRow(
             f"k{record.id}-{place}",
             replace(vector, name=one_line(vector.name, 60)),
             item.layer,
             amount,
             item.enabled,
             number,
-            mode=mode,
+            mode=item.mode,
             positions=None if item.positions == ALL else item.positions,
         )
-        for place, (number, item, vector, (mode, amount)) in enumerate(acting)
+        for place, (number, item, vector, amount) in enumerate(found)
     )
 
 
@@ -283,16 +282,15 @@ class _Command:
         return ["--arm", named]
 
     def _term(self, item: Intervention) -> str:
-        acting, vector = told(item), getattr(item, "vector", None)
+        amount, vector = amount_of(item), getattr(item, "vector", None)
         source = ""
-        if acting is not None and vector is not None and item.positions.kind in POSITIONS:
+        if amount is not None and vector is not None and item.positions.kind in POSITIONS:
             source = self._source(vector, item.layer)
-        if not source or acting is None:
+        if not source or amount is None:
             self.left_out.append(getattr(vector, "name", item.id))
             return ""
-        mode, amount = acting
-        where = f"@{item.layer}" + (f"*{_number(amount)}" if mode_of(mode).amount else "")
-        where += f":{mode}" if mode != "add" else ""
+        where = f"@{item.layer}" + (f"*{_number(amount)}" if mode_of(item.mode).amount else "")
+        where += f":{item.mode}" if item.mode != "add" else ""
         return source + where + (f":{item.positions.kind}" if item.positions.kind != "all" else "")
 
     def _source(self, vector: SteeringVector, layer: int) -> str:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from lens_tui.records.bench import BenchRow
 from lens_tui.records.sanitise import one_line
 
 from .format import ago
 from .keys import SCREENS
-from .session import Session, Steer
+from .session import Session
 
 if TYPE_CHECKING:
     from lens_tui.records import LensError
-    from lens_tui.records.session_file import Autosaver, CutOff, SavedSession, SavedSteer
+    from lens_tui.records.session_file import Autosaver, CutOff, SavedSession
 
     from .host import LensHost
 
@@ -24,21 +26,15 @@ def saved(session: Session, model: str, screen: str, wanted_sae: str = "") -> Sa
 
     ``wanted_sae`` is the path of the SAE that is to be loaded beside it, for as long as none is.
     """
-    from lens_tui.records.session_file import SavedSession, SavedSteer
+    from lens_tui.records.session_file import SavedSession
 
     sae = next((sae.path for sae in session.saes if sae.id == session.sae), wanted_sae)
-    rows = tuple(SavedSteer(row.id, *_facts(row)) for row in session.steers)
-    return SavedSession(model, sae, screen, session.prompt, session.sampling, rows)
+    return SavedSession(model, sae, screen, session.prompt, session.sampling, session.steers)
 
 
-def steers_of(session: SavedSession) -> tuple[Steer, ...]:
-    """The bench of a saved session."""
-    return tuple(Steer(f"r{place}", *_facts(row)) for place, row in enumerate(session.steers))
-
-
-def _facts(row: Steer | SavedSteer) -> tuple[Any, ...]:
-    measured = (row.residual_norm, row.promoted, row.suppressed)
-    return row.vector, row.layer, row.scale, row.enabled, row.arm, *measured, row.mode, row.positions
+def steers_of(session: SavedSession) -> tuple[BenchRow, ...]:
+    """The bench of a saved session; its rows get ids that a new session gives to no other."""
+    return tuple(replace(row, id=f"r{place}") for place, row in enumerate(session.steers))
 
 
 class Recovery:

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from .session import Session, Steer, Written
+from lens_tui.records.bench import BenchRow
+
+from .session import Session, Written
 from .widgets.ramps import kl_level, surprisal_level
 
 if TYPE_CHECKING:  # the first frame needs none of them
@@ -159,7 +161,7 @@ class RunText:
     prompt: str
     sampling: Sampling
     arms: tuple[ArmText, ...]
-    steers: tuple[Steer, ...] = ()
+    steers: tuple[BenchRow, ...] = ()
     model: str = ""
     source: str = ""
     raw: bool = False

@@ -8,82 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from math import floor, log10
 from typing import TYPE_CHECKING, Any
 
 from lens_tui.records import Sampling
+from lens_tui.records.bench import BenchRow
 from lens_tui.worker.events import Event, ModelLoaded, ModelUnloaded, SAEChecked, SAELoaded
 
 if TYPE_CHECKING:  # the first frame needs none of them
-    from lens_tui.records import Arm, Intervention, ModelInfo, Positions, SAEInfo, SteeringVector, TokenWeight
+    from lens_tui.records import Arm, ModelInfo, Positions, SAEInfo, SteeringVector, TokenWeight
     from lens_tui.records.fit import FitReport
 
 MAX_ARMS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Steer:
-    """One row of the vector bench: a vector at a layer with a scale, in one arm.
-
-    ``arm`` counts from 1; rows with the same arm act together in one lane.
-    ``mode`` is one of ``records.modes.MODES`` and says what ``scale`` means: for ``add`` it is absolute, in
-    residual-stream units on the unit direction. ``positions`` ``None`` are all tokens.
-    ``residual_norm`` is the median ``||h||`` where the vector was made, ``None``
-    where it was not measured; ``promoted`` and ``suppressed`` are the tokens the
-    direction moves most.
-    """
-
-    id: str
-    vector: SteeringVector
-    layer: int
-    scale: float
-    enabled: bool = True
-    arm: int = 1
-    residual_norm: float | None = None
-    promoted: tuple[TokenWeight, ...] = ()
-    suppressed: tuple[TokenWeight, ...] = ()
-    mode: str = "add"
-    positions: Positions | None = None
-
-    @property
-    def unit(self) -> float:
-        """The size a scale is held against: the feature's maximum, else the median ``||h||``, else 10.
-
-        Of a norm-match the same as a share of ``||h||``, 1 where that is not known.
-        """
-        unit = self.vector.max_activation or self.residual_norm or 10.0
-        if self.mode != "norm_match":
-            return unit
-        return unit / self.residual_norm if self.residual_norm else 1.0
-
-    def record(self, scale: float | None = None) -> Intervention:
-        """What the model is steered with, at the row's scale or another."""
-        from lens_tui.records import ALL
-        from lens_tui.records.modes import acting
-
-        amount = self.scale if scale is None else scale
-        return acting(self.mode, self.id, self.vector, self.layer, amount, self.positions or ALL)
-
-    def turned_to(self, mode: str) -> Steer:
-        """The row in another mode; into and out of a norm-match the push stays about the same."""
-        turned = replace(self, mode=mode)
-        return replace(turned, scale=float(f"{self.scale * turned.unit / self.unit:.3g}"))
-
-    @property
-    def reference(self) -> float:
-        """What a dose is a multiple of: the scale a row has at first, the feature's maximum or half of ``||h||``."""
-        return self.unit if self.vector.max_activation else self.unit / 2
-
-    @property
-    def step(self) -> float:
-        """One press of + or -: a round number of about a tenth of :attr:`unit`."""
-        exact = abs(self.unit) / 10
-        power = 10.0 ** floor(log10(exact))
-        return power * min((1, 2, 5, 10), key=lambda digit: abs(digit * power - exact))
-
-    def moved(self, steps: int) -> Steer:
-        """The row with its scale moved by whole steps, landing on multiples of the step."""
-        return replace(self, scale=round((round(self.scale / self.step) + steps) * self.step, 6))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +39,7 @@ class Session:
     model: ModelInfo | None = None
     saes: tuple[SAEInfo, ...] = ()
     sae: str | None = None
-    steers: tuple[Steer, ...] = ()
+    steers: tuple[BenchRow, ...] = ()
     prompt: str = ""
     sampling: Sampling = field(default_factory=Sampling)
     written: tuple[Written, ...] = ()
@@ -124,7 +59,7 @@ class Session:
         taken = {row.arm for row in self.steers}
         return next((number for number in range(1, MAX_ARMS + 1) if number not in taken), MAX_ARMS)
 
-    def steer(self, steer_id: str) -> Steer | None:
+    def steer(self, steer_id: str) -> BenchRow | None:
         """The row of that id, if it is there."""
         return next((row for row in self.steers if row.id == steer_id), None)
 
@@ -135,7 +70,7 @@ class Session:
         arms = [Arm("baseline")]
         for number in sorted({row.arm for row in self.steers if row.enabled}):
             rows = [row for row in self.steers if row.enabled and row.arm == number]
-            arms.append(Arm(" + ".join(row.vector.name for row in rows), tuple(row.record() for row in rows)))
+            arms.append(Arm(" + ".join(row.vector.name for row in rows), tuple(row.intervention() for row in rows)))
         return tuple(arms)
 
 
@@ -148,8 +83,8 @@ class SessionStore:
     def __init__(self, session: Session | None = None) -> None:
         self.session = session or Session()
         self._listeners: list[Listener] = []
-        self._undo: list[tuple[Steer, ...]] = []
-        self._redo: list[tuple[Steer, ...]] = []
+        self._undo: list[tuple[BenchRow, ...]] = []
+        self._redo: list[tuple[BenchRow, ...]] = []
         self._made = 0
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
@@ -179,7 +114,7 @@ class SessionStore:
         suppressed: tuple[TokenWeight, ...] = (),
         mode: str = "add",
         positions: Positions | None = None,
-    ) -> Steer:
+    ) -> BenchRow:
         """Put a vector on the bench as a new row, in the next free arm unless one is named.
 
         Without a scale it gets the feature's maximum activation, or half the
@@ -188,7 +123,7 @@ class SessionStore:
         if scale is None:
             scale = vector.max_activation or (residual_norm / 2 if residual_norm else 8.0)
         self._made += 1
-        row = Steer(
+        row = BenchRow(
             f"s{self._made}",
             vector,
             vector.layer,
@@ -225,7 +160,7 @@ class SessionStore:
         """Do again what was undone; false if there is nothing."""
         return self._swap(self._redo, self._undo)
 
-    def _swap(self, source: list[tuple[Steer, ...]], target: list[tuple[Steer, ...]]) -> bool:
+    def _swap(self, source: list[tuple[BenchRow, ...]], target: list[tuple[BenchRow, ...]]) -> bool:
         if not source:
             return False
         target.append(self.session.steers)

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from lens_tui import SAE, FeatureIndex, LensModel, demo, load_sae
-from lens_tui.records import Add, Arm
+from lens_tui.records import Arm, Intervention
+from lens_tui.records.bench import Term
 from lens_tui.records.vector_formats.own import load_vector
 
 
@@ -26,19 +27,19 @@ class Seen:
 def opening_texts(model: LensModel) -> tuple[str, ...]:
     """The prompt that the app opens with and, behind it, what each arm of the opening run writes."""
     starter = demo.starter()
-    arms = [Arm(steer.name, (_added(steer),)) for steer in starter.steers]
+    arms = [Arm(term.name, (_steering(term),)) for term in starter.steers]
     run = model.compare(starter.prompt, arms, starter.sampling)
     for _ in run:
         pass
     return (starter.prompt, *(starter.prompt + text for text in run.texts))
 
 
-def _added(steer: demo.StarterSteer) -> Add:
-    if steer.file:
-        vector = load_vector(Path(steer.file))
+def _steering(term: Term) -> Intervention:
+    if term.kind == "file":
+        vector = load_vector(Path(term.source))
     else:
-        vector = load_sae(str(demo.sae_paths()[steer.sae])).vector(steer.feature)
-    return Add(id=steer.name, layer=steer.layer, vector=vector, scale=steer.scale)
+        vector = load_sae(str(demo.sae_paths()[term.sae])).vector(int(term.source))
+    return term.row(term.name, vector).intervention()
 
 
 def strongest(model: LensModel, sae: SAE, texts: Iterable[str], k: int) -> list[Seen]:

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from lens_tui.cli.sources import ArmSpec, Term, parse_arm
+from lens_tui.cli.sources import ArmSpec, parse_arm
 from lens_tui.records import LensError
+from lens_tui.records.bench import Term
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from lens_tui.cli.app import app
 from lens_tui.cli.sources import Vectors, parse_arm
 from lens_tui.lens.vectors import from_array, from_token, mean_difference, random_unit
 from lens_tui.records import Add, Arm, Intervention, LensError, Positions, Sampling, SteeringVector
-from lens_tui.records.modes import acting, told
+from lens_tui.records.bench import BenchRow, amount_of
 from lens_tui.records.vector_folder import keep_vector, list_vectors
 from lens_tui.records.vector_formats import load_one
 from lens_tui.tui.past_runs import as_command, quoted, sae_words
@@ -65,12 +65,18 @@ def read(lens: LensModel, command: str, model: str = "") -> list[Arm]:
     return [vectors.arm(parse_arm(text)) for name, text in options if name == "--arm"]
 
 
+def acting(
+    mode: str, name: str, vector: SteeringVector, layer: int, scale: float, positions: Positions | None = None
+) -> Intervention:
+    return BenchRow(name, vector, layer, scale, mode=mode, positions=positions).intervention()
+
+
 def assert_same(made: list[Arm], wanted: dict[str, list[Intervention]]) -> None:
     assert [arm.name for arm in made] == list(wanted)
     for arm, items in zip(made, wanted.values(), strict=True):
         assert len(arm.interventions) == len(items)
         for one, other in zip(arm.interventions, items, strict=True):
-            assert told(one) == told(other)
+            assert (one.mode, amount_of(one)) == (other.mode, amount_of(other))
             assert (one.layer, one.site, one.positions) == (other.layer, other.site, other.positions)
             found, given = (getattr(item, "vector").direction for item in (one, other))  # noqa: B009
             np.testing.assert_array_equal(found, given)

@@ -25,17 +25,17 @@ def test_the_starter_names_bundled_saes_or_vectors_and_layers_that_exist() -> No
     starter = demo.starter()
     assert starter.prompt
     assert len(starter.steers) == 2
-    assert starter.steers[1].file  # the second arm is one of the ready vectors
+    assert starter.steers[1].kind == "file"  # the second arm is one of the ready vectors
     for steer in starter.steers:
         assert steer.scale > 0
-        if steer.file:
+        if steer.kind == "file":
             ready = demo.ready_vector(steer.name)
             assert ready is not None
-            assert (str(ready.path), ready.layer, ready.scale) == (steer.file, steer.layer, steer.scale)
+            assert (str(ready.path), ready.layer, ready.scale) == (steer.source, steer.layer, steer.scale)
             continue
         config = json.loads((demo.sae_paths()[steer.sae] / "config.json").read_text(encoding="utf-8"))
         assert config["hf_hook_point_in"] == f"model.layers.{steer.layer}.output"
-        assert 0 <= steer.feature < config["width"]
+        assert 0 <= int(steer.source) < config["width"]
 
 
 def test_every_file_is_the_one_that_was_made() -> None:

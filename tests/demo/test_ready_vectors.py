@@ -12,7 +12,7 @@ import pytest
 from safetensors import safe_open
 
 from lens_tui import LensModel, demo, load_sae
-from lens_tui.records import Add, Arm
+from lens_tui.records import Arm
 from lens_tui.records.vector_formats.own import load_vector, save_vector
 
 D_MODEL = json.loads((demo.model_path() / "config.json").read_text(encoding="utf-8"))["hidden_size"]
@@ -59,11 +59,11 @@ def test_the_opening_shows_both_steers_at_work() -> None:
     arms = []
     for steer in starter.steers:
         vector = (
-            load_vector(Path(steer.file))
-            if steer.file
-            else load_sae(str(demo.sae_paths()[steer.sae])).vector(steer.feature)
+            load_vector(Path(steer.source))
+            if steer.kind == "file"
+            else load_sae(str(demo.sae_paths()[steer.sae])).vector(int(steer.source))
         )
-        arms.append(Arm(steer.name, (Add(id=steer.name, layer=steer.layer, vector=vector, scale=steer.scale),)))
+        arms.append(Arm(steer.name, (steer.row(steer.name, vector).intervention(),)))
     with LensModel(demo.NAME) as lens:
         run = lens.compare(starter.prompt, arms, replace(starter.sampling, max_tokens=40))
         for _ in run:

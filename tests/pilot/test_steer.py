@@ -9,18 +9,18 @@ from rich.cells import cell_len
 from textual.pilot import Pilot
 
 from lens_tui import demo
+from lens_tui.records.bench import BenchRow
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.bench_text import relative
 from lens_tui.tui.screens.form import FormScreen, number, whole
 from lens_tui.tui.screens.steer import bench_row
 from lens_tui.tui.screens.steer_forms import texts
-from lens_tui.tui.session import Steer
 from lens_tui.worker import jobs
 from tests.apps import lens_app, screen_text, settle
 from tests.fakes import FakeWorker, unit_vector
 
 
-def rows(app: LensApp) -> tuple[Steer, ...]:
+def rows(app: LensApp) -> tuple[BenchRow, ...]:
     return app.store.session.steers
 
 
@@ -186,15 +186,15 @@ async def test_without_an_sae_the_feature_choice_says_why() -> None:
 @pytest.mark.parametrize("width", [54, 60, 70, 90])
 @pytest.mark.parametrize("scale", [22.0, -1234.5, 0.0])
 def test_a_row_is_never_wider_than_its_list(width: int, scale: float) -> None:
-    row = Steer("s", unit_vector("a name that is much longer than its column could ever be"), 12, scale)
+    row = BenchRow("s", unit_vector("a name that is much longer than its column could ever be"), 12, scale)
     for line in bench_row(row, width):
         assert cell_len(line.plain) <= width
 
 
 def test_multiples_of_what_is_known() -> None:
     vector = unit_vector("v", max_activation=11.0)
-    assert relative(Steer("s", vector, 4, -22.0, residual_norm=44.0)) == "×2.00 max ×0.50 ‖h‖"
-    assert relative(Steer("s", unit_vector("w"), 4, 22.0)) == ""
+    assert relative(BenchRow("s", vector, 4, -22.0, residual_norm=44.0)) == "×2.00 max ×0.50 ‖h‖"
+    assert relative(BenchRow("s", unit_vector("w"), 4, 22.0)) == ""
 
 
 def test_texts_are_split_at_bars() -> None:

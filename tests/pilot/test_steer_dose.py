@@ -8,11 +8,11 @@ import pytest
 from textual.pilot import Pilot
 
 from lens_tui.records import Add, Positions
+from lens_tui.records.bench import BenchRow
 from lens_tui.records.measures import DEFINITIONS, MULTIPLES
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.bench_text import short
 from lens_tui.tui.dose_text import DoseView
-from lens_tui.tui.session import Steer
 from lens_tui.tui.widgets.dose_chart import DoseChart
 from lens_tui.worker import jobs
 from tests.apps import lens_app, screen_text, settle
@@ -27,7 +27,7 @@ async def opened(pilot: Pilot[Any]) -> tuple[LensApp, FakeWorker]:
     return app, app.worker
 
 
-def rows(app: LensApp) -> tuple[Steer, ...]:
+def rows(app: LensApp) -> tuple[BenchRow, ...]:
     return app.store.session.steers
 
 

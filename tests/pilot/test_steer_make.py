@@ -10,13 +10,13 @@ import pytest
 from textual.pilot import Pilot
 
 from lens_tui.records import Add, LensError, NormMatch, Positions, ProjectOut
+from lens_tui.records.bench import BenchRow
 from lens_tui.records.session_file import read_session
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.bench_text import read_sum
 from lens_tui.tui.screens.form import FormScreen
 from lens_tui.tui.screens.steer_forms import told
 from lens_tui.tui.screens.vectors import LayersScreen
-from lens_tui.tui.session import Steer
 from lens_tui.worker import jobs
 from tests.apps import lens_app, screen_text, settle
 from tests.fakes import FakeWorker, unit_vector
@@ -39,7 +39,7 @@ async def typed(pilot: Pilot[Any], *texts: str) -> None:
     await settle(pilot)
 
 
-def rows(app: LensApp) -> tuple[Steer, ...]:
+def rows(app: LensApp) -> tuple[BenchRow, ...]:
     return app.store.session.steers
 
 
@@ -223,16 +223,14 @@ async def test_mode_and_positions_in_the_form_the_copy_and_the_session_file() ->
 def test_each_mode_becomes_its_record_at_the_vectors_own_site() -> None:
     from dataclasses import replace
 
-    from lens_tui.records.modes import MODES, acting, told
+    from lens_tui.records.bench import MODES, amount_of
 
     vector = replace(unit_vector("v"), site="attn_out")
     for mode in MODES:
-        row = Steer("s", vector, 2, 3.5, mode=mode.id, positions=Positions("last"))
-        record = row.record()
+        row = BenchRow("s", vector, 2, 3.5, mode=mode.id, positions=Positions("last"))
+        record = row.intervention()
         assert (record.id, record.layer, record.site, record.positions.kind) == ("s", 2, "attn_out", "last")
-        found = told(record)
-        assert found is not None
-        assert found[0] == mode.id
-        assert found[1] == (3.5 if mode.amount else 0.0)
+        assert record.mode == mode.id
+        assert amount_of(record) == (3.5 if mode.amount else 0.0)
     with pytest.raises(LensError, match="no mode 'push'"):
-        acting("push", "s", vector, 2, 1.0)
+        BenchRow("s", vector, 2, 1.0, mode="push").intervention()

@@ -67,7 +67,20 @@ def test_every_intervention_comes_back(record: Intervention) -> None:
 
 
 def test_every_kind_is_covered() -> None:
-    assert {record.mode for record in EVERY} == {kind.mode for kind in Intervention.__subclasses__()}
+    assert {type(record).__name__ for record in EVERY} == {kind.__name__ for kind in Intervention.__subclasses__()}
+
+
+@pytest.mark.parametrize(("old", "record"), [("set_projection", EVERY[3]), ("cap_projection", EVERY[4])])
+def test_a_mode_is_read_by_the_name_it_had_before(old: str, record: Intervention) -> None:
+    assert same(intervention_from_json({**through(record), "mode": old}), record)
+
+
+def test_a_projection_with_bounds_is_called_by_them() -> None:
+    bounds = {"at_most": (None, 4.0), "at_least": (-1.0, None), "between": (-1.0, 4.0)}
+    for mode, (low, high) in bounds.items():
+        record = CapProjection(**COMMON, vector=VECTOR, low=low, high=high)
+        assert record.mode == mode
+        assert same(intervention_from_json(through(record)), record)
 
 
 def test_arms_and_sampling_come_back() -> None:

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from lens_tui.records import Arm, LensError, Positions, Sampling, SteeringVector, Token
+from lens_tui.records.bench import BenchRow
 from lens_tui.records.corpus import open_corpus, read_pairs
 from lens_tui.records.disk import fingerprint
 from lens_tui.records.label_files import (
@@ -35,7 +36,7 @@ from lens_tui.records.labels import Labels, NewLabel
 from lens_tui.records.read_files import read_text
 from lens_tui.records.recent import recent_models, remember_model
 from lens_tui.records.run_store import RunStore
-from lens_tui.records.session_file import SavedSession, SavedSteer, interrupted_sessions, read_session, save_session
+from lens_tui.records.session_file import SavedSession, interrupted_sessions, read_session, save_session
 from lens_tui.records.settings import load_settings
 from lens_tui.records.store import Store
 from lens_tui.records.training import TrainConfig
@@ -100,7 +101,7 @@ def _write_pairs(path: Path) -> None:
 
 
 def _write_session(path: Path) -> None:
-    steer = SavedSteer("1", VECTORS[0], 1, 2.0, positions=Positions("slice", start=1, stop=3))
+    steer = BenchRow("1", VECTORS[0], 1, 2.0, positions=Positions("slice", start=1, stop=3))
     save_session(SavedSession("m", "s", "steer", "Once", Sampling(stop=("x",)), (steer,)), path)
 
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from lens_tui.records import LensError, Sampling, SteeringVector, paths
+from lens_tui.records.bench import BenchRow
 from lens_tui.records.disk import birth, own_birth
 from lens_tui.records.session_file import (
     MOST_KEPT,
     Autosaver,
     CutOff,
     SavedSession,
-    SavedSteer,
     _to_json,
     forget_session,
     interrupted_sessions,
@@ -29,7 +29,7 @@ from lens_tui.records.session_file import (
 )
 
 ROOT = Path(__file__).parents[2]
-STEER = SavedSteer("s1", SteeringVector.of("dog", np.arange(1, 40), 3), 3, -2.5, enabled=False, arm=2)
+STEER = BenchRow("s1", SteeringVector.of("dog", np.arange(1, 40), 3), 3, -2.5, enabled=False, arm=2)
 SESSION = SavedSession("demo", "sae", "generate", "A \x1b prompt", Sampling(seed=9), (STEER,))
 
 

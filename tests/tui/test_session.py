@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lens_tui.records import SteeringVector
+from lens_tui.records.bench import BenchRow
 from lens_tui.tui.jobs import BUSY, FAILED, IDLE, Activity, JobBook, advance
-from lens_tui.tui.session import MAX_ARMS, Session, SessionStore, Steer, absorb
+from lens_tui.tui.session import MAX_ARMS, Session, SessionStore, absorb
 from lens_tui.worker import events as ev
 from tests.fakes import DEMO_MODEL, DEMO_SAE, unit_vector
 
@@ -78,13 +79,13 @@ def test_prompt_changes_are_not_steering_edits() -> None:
 
 @pytest.mark.parametrize(("unit", "step"), [(22.0, 2.0), (42.5, 5.0), (7.0, 0.5), (9.0, 1.0), (1300.0, 100.0)])
 def test_a_step_is_a_round_tenth_of_the_unit(unit: float, step: float) -> None:
-    row = Steer("s", replace(unit_vector("v"), max_activation=unit), 4, 0.0)
+    row = BenchRow("s", replace(unit_vector("v"), max_activation=unit), 4, 0.0)
     assert row.step == pytest.approx(step)
 
 
 @given(st.floats(-200, 200), st.floats(0.01, 500), st.integers(-7, 7))
 def test_scales_land_on_steps_and_steps_add_up(scale: float, unit: float, steps: int) -> None:
-    row = Steer("s", replace(unit_vector("v"), max_activation=unit), 4, scale)
+    row = BenchRow("s", replace(unit_vector("v"), max_activation=unit), 4, scale)
     there = row.moved(steps)
     assert there.scale / row.step == pytest.approx(round(there.scale / row.step), abs=1e-3)
     assert there.moved(-steps).scale == pytest.approx(row.moved(0).scale, abs=1e-5)
@@ -92,9 +93,9 @@ def test_scales_land_on_steps_and_steps_add_up(scale: float, unit: float, steps:
 
 def test_the_unit_is_max_then_norm_then_ten() -> None:
     vector = unit_vector("v")
-    assert Steer("s", vector, 4, 1.0).unit == 10.0
-    assert Steer("s", vector, 4, 1.0, residual_norm=40.0).unit == 40.0
-    assert Steer("s", replace(vector, max_activation=20.0), 4, 1.0, residual_norm=40.0).unit == 20.0
+    assert BenchRow("s", vector, 4, 1.0).unit == 10.0
+    assert BenchRow("s", vector, 4, 1.0, residual_norm=40.0).unit == 40.0
+    assert BenchRow("s", replace(vector, max_activation=20.0), 4, 1.0, residual_norm=40.0).unit == 20.0
 
 
 def test_absorb_keeps_only_vectors_that_fit_the_model() -> None:

@@ -10,11 +10,11 @@ from textual.content import Content
 from textual.message import Message
 from textual.widgets import Static
 
+from lens_tui.records.bench import BenchRow, mode_of
 from lens_tui.records.measures import MULTIPLES, QUANTITIES
-from lens_tui.records.modes import mode_of
 from lens_tui.tui.dose_text import DoseView, SearchView, View, dose_lines, search_lines
 from lens_tui.tui.host import LensHost, host
-from lens_tui.tui.session import Session, Steer
+from lens_tui.tui.session import Session
 from lens_tui.tui.widgets.dose_chart import DoseChart
 from lens_tui.tui.widgets.pane import Pane
 from lens_tui.worker.events import Event
@@ -41,7 +41,7 @@ class DosePane(Pane):
         self._facts = Static("", id="dose-facts")
         super().__init__("Dose", self.chart, VerticalScroll(self._facts, can_focus=False), id="dose")
         self.open = False
-        self._row: Steer | None = None
+        self._row: BenchRow | None = None
         self._views: dict[str, View] = {}
         self._under_way = ""
 
@@ -53,13 +53,13 @@ class DosePane(Pane):
     def _session(self) -> Session:
         return host(self).store.session
 
-    def _made_for(self, row: Steer) -> tuple[Any, ...]:
+    def _made_for(self, row: BenchRow) -> tuple[Any, ...]:
         """What a measurement depends on besides the scale."""
         return (row.vector, row.layer, row.mode, row.positions, self._session.prompt)
 
     # ---- asking
 
-    def measure(self, row: Steer) -> None:
+    def measure(self, row: BenchRow) -> None:
         """Measure a row, or show what was measured; in the pane: close it."""
         view = self._views.get(row.id)
         fresh = isinstance(view, DoseView) and view.made_for == self._made_for(row) and view.state != "failed"
@@ -70,7 +70,7 @@ class DosePane(Pane):
             return
         self._turn(row, True)
 
-    def ask(self, row: Steer) -> None:
+    def ask(self, row: BenchRow) -> None:
         """Have scales, tokens and controls chosen, and measure."""
         if not self._can_measure(row):
             return
@@ -93,7 +93,7 @@ class DosePane(Pane):
         note = "Absolute scales; tokens written at each, texts of the loss, random directions beside each."
         self.app.push_screen(FormScreen(f"Dose of {row.vector.name}", fields, note), done)
 
-    def _can_measure(self, row: Steer) -> bool:
+    def _can_measure(self, row: BenchRow) -> bool:
         problem = ""
         if self._session.model is None:
             problem = "Load a model first."
@@ -109,7 +109,7 @@ class DosePane(Pane):
             self._lens.say(problem)
         return not problem
 
-    def _measure(self, row: Steer, scales: list[float], **options: int) -> bool:
+    def _measure(self, row: BenchRow, scales: list[float], **options: int) -> bool:
         if not self._can_measure(row):
             return False
         ordered = tuple(sorted({round(scale, 9) for scale in scales}))
@@ -118,7 +118,7 @@ class DosePane(Pane):
         sae = str(facts.get("sae", "")) if facts.get("sae") in known else ""
         job = MeasureDose(
             self._session.prompt,
-            (row.record(1.0),),
+            (row.intervention(1.0),),
             ordered,
             sae=sae,
             feature=int(facts.get("feature", 0)),
@@ -128,7 +128,7 @@ class DosePane(Pane):
         self._lens.submit(job, SLOT, lambda event: self._heard(row.id, event))
         return True
 
-    def find(self, row: Steer) -> None:
+    def find(self, row: BenchRow) -> None:
         """Have a target chosen and search the scale that reaches it."""
         if self._session.model is None:
             self._lens.say("Load a model first.")
@@ -153,7 +153,7 @@ class DosePane(Pane):
 
         self.app.push_screen(ChoiceScreen(f"Find the scale of {row.vector.name} for", choices), chosen)
 
-    def _ask_target(self, row: Steer) -> None:
+    def _ask_target(self, row: BenchRow) -> None:
         names = {label: name for name, (label, _, _) in QUANTITIES.items()}
         fields = [
             Field("quantity", "quantity", options=tuple(names)),
@@ -166,14 +166,14 @@ class DosePane(Pane):
 
         self.app.push_screen(FormScreen("Find a scale", fields, "In nats, or as a share of ‖h‖."), done)
 
-    def _search(self, row: Steer, quantity: str, target: float) -> None:
+    def _search(self, row: BenchRow, quantity: str, target: float) -> None:
         sign = -1.0 if row.scale < 0 else 1.0
         self._begin(row, SearchView(quantity, target, self._made_for(row), sign))
-        job = FindScale((row.record(sign),), quantity, target)
+        job = FindScale((row.intervention(sign),), quantity, target)
         self._lens.submit(job, SLOT, lambda event: self._heard(row.id, event))
         self._turn(row, True)
 
-    def _begin(self, row: Steer, view: View) -> None:
+    def _begin(self, row: BenchRow, view: View) -> None:
         before = self._views.get(self._under_way)
         if before is not None and before.state == "running":  # its job is about to be replaced
             self._views[self._under_way] = _stopped(before)
@@ -191,7 +191,7 @@ class DosePane(Pane):
 
     # ---- showing
 
-    def _turn(self, row: Steer | None, open: bool) -> None:  # noqa: A002
+    def _turn(self, row: BenchRow | None, open: bool) -> None:  # noqa: A002
         self._row, self.open = row, open
         self.post_message(self.Turned())
 
@@ -209,7 +209,7 @@ class DosePane(Pane):
         """Another model: nothing is measured of it yet."""
         self._views.clear()
 
-    def show(self, row: Steer | None) -> None:
+    def show(self, row: BenchRow | None) -> None:
         """Show what was measured of a row."""
         self._row = row
         self._show()

@@ -13,10 +13,11 @@ from textual.content import Content
 from textual.timer import Timer
 from textual.widgets import Label
 
+from lens_tui.records.bench import BenchRow
 from lens_tui.tui import clip
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.run_text import MEASURE_NAMES, MEASURES, Measure, RunText, lane_names, plan, summary
-from lens_tui.tui.session import MAX_ARMS, Session, Steer
+from lens_tui.tui.session import MAX_ARMS, Session
 from lens_tui.tui.widgets.frame import Hairline
 from lens_tui.tui.widgets.lane import Lane, LaneRow, Line, strength
 from lens_tui.tui.widgets.token_view import TokenView
@@ -277,7 +278,7 @@ class GenerateScreen(LensScreen):
         if self.prompt is not None:
             self.prompt.focus()
 
-    def _rows(self) -> list[Steer]:
+    def _rows(self) -> list[BenchRow]:
         """The rows of the bench that act in the focused lane; says so if there are none."""
         lane = self.lanes.focused_lane
         rows = [row for row in self.session.steers if lane is not None and row.arm == lane.number and row.enabled]
@@ -286,7 +287,7 @@ class GenerateScreen(LensScreen):
             self.lens.say(f"Nothing is steered in this lane; {keys} go to the others.")
         return rows
 
-    def _replace(self, rows: list[Steer]) -> None:
+    def _replace(self, rows: list[BenchRow]) -> None:
         by_id = {row.id: row for row in rows}
         self.lens.store.update(steers=tuple(by_id.get(row.id, row) for row in self.session.steers))
 

@@ -15,12 +15,12 @@ from textual.widgets import Static
 
 from lens_tui import demo
 from lens_tui.records import ALL, LensError, Positions, SAEInfo, SteeringVector
-from lens_tui.records.modes import MODES, POSITIONS, mode_of, positions_of, positions_text
+from lens_tui.records.bench import MODES, POSITIONS, BenchRow, mode_of, positions_of, positions_text
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.bench_text import acts, amount, relative
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.format import fit, fit_left
-from lens_tui.tui.session import MAX_ARMS, Session, Steer
+from lens_tui.tui.session import MAX_ARMS, Session
 from lens_tui.tui.widgets.frame import Divider
 from lens_tui.tui.widgets.pane import Pane
 from lens_tui.tui.widgets.ramps import bar, nice_limit, scale_bar
@@ -37,7 +37,7 @@ from .vectors import LayersScreen, VectorFileScreen
 Part = str | tuple[str, str]
 
 
-def bench_row(row: Steer, width: int) -> list[Content]:
+def bench_row(row: BenchRow, width: int) -> list[Content]:
     """Two lines: what, how, where, how much; and the scale as a slider."""
     tone = "" if row.enabled else "$muted"
     how = acts(row)
@@ -71,7 +71,7 @@ def bench_row(row: Steer, width: int) -> list[Content]:
     return [first, second]
 
 
-def origin_lines(row: Steer, saes: Sequence[SAEInfo] = ()) -> list[str]:
+def origin_lines(row: BenchRow, saes: Sequence[SAEInfo] = ()) -> list[str]:
     """How the direction was made, in plain words; an SAE is called by its name if it is among ``saes``."""
     facts = row.vector.origin.facts
     match row.vector.origin.kind:
@@ -114,7 +114,7 @@ def _quote(texts: object) -> str:
     return f"“{one_line(str(texts[0]), 60)}”{more}"
 
 
-def direction(row: Steer, width: int, narrow: bool, saes: Sequence[SAEInfo] = ()) -> Content:
+def direction(row: BenchRow, width: int, narrow: bool, saes: Sequence[SAEInfo] = ()) -> Content:
     """The details pane: origin, place, norm, and the tokens it moves."""
     parts: list[Part] = [(row.vector.name, "bold")]
     if narrow:
@@ -135,7 +135,7 @@ def direction(row: Steer, width: int, narrow: bool, saes: Sequence[SAEInfo] = ()
     return Content.assemble(*parts)
 
 
-def norms(row: Steer) -> list[str]:
+def norms(row: BenchRow) -> list[str]:
     """The lengths a scale can be judged by."""
     lines = [f"norm {row.vector.norm:.3g}"]
     if row.residual_norm:
@@ -191,7 +191,7 @@ class SteerScreen(LensScreen):
     def body(self) -> ComposeResult:
         """Bench, dose and direction."""
         with Vertical(id="left"):
-            yield Pane("Vectors", RowList[Steer](bench_row, row_height=2, id="rows"), id="bench")
+            yield Pane("Vectors", RowList[BenchRow](bench_row, row_height=2, id="rows"), id="bench")
             yield Divider(id="dose-rule")
             yield self.dose
         yield Divider(id="rule")
@@ -199,11 +199,11 @@ class SteerScreen(LensScreen):
             yield Static("", id="facts")
 
     @property
-    def _rows(self) -> RowList[Steer]:
+    def _rows(self) -> RowList[BenchRow]:
         return self.query_one("#rows", RowList)
 
     @property
-    def _row(self) -> Steer | None:
+    def _row(self) -> BenchRow | None:
         return self._rows.row
 
     # ---- showing
@@ -342,7 +342,7 @@ class SteerScreen(LensScreen):
             at = kinds.index(now) if now in kinds else -1
             self._edit(positions=_positions(kinds[(at + 1) % len(kinds)]))
 
-    def _replace(self, row: Steer) -> None:
+    def _replace(self, row: BenchRow) -> None:
         self.lens.store.edit_steer(row.id, mode=row.mode, scale=row.scale)
 
     def action_edit(self) -> None:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lens_tui.records import ModelInfo, SAEInfo
+from lens_tui.records.bench import BenchRow
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.bench_text import read_sum
 from lens_tui.tui.format import fit
-from lens_tui.tui.session import Steer
 from lens_tui.worker.jobs import (
     Job,
     RandomVector,
@@ -116,7 +116,7 @@ def _contrast(values: Values, positive: tuple[str, ...], negative: tuple[str, ..
     )
 
 
-def token(model: ModelInfo, row: Steer | None) -> Form:
+def token(model: ModelInfo, row: BenchRow | None) -> Form:
     """From a token."""
     layer = row.layer if row else model.n_layers - 1
     fields = (
@@ -134,7 +134,7 @@ def token(model: ModelInfo, row: Steer | None) -> Form:
     return Form("From a token", fields, note, job)
 
 
-def arithmetic(rows: Sequence[Steer]) -> Form:
+def arithmetic(rows: Sequence[BenchRow]) -> Form:
     """From rows of the bench."""
     fields = (
         Field("sum", "rows", hint="1 + 0.5*2   ·   1 - 2   ·   1 without 2", check=_sum(len(rows))),
@@ -168,7 +168,7 @@ def told(terms: Sequence[tuple[float, int]], less: bool, names: Sequence[str]) -
     return " ".join(parts)
 
 
-def random(model: ModelInfo, row: Steer | None) -> Form:
+def random(model: ModelInfo, row: BenchRow | None) -> Form:
     """A random direction: layer and scale of the row it is to control."""
     layer = row.layer if row else model.n_layers // 2
     fields = (

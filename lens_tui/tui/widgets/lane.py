@@ -14,6 +14,7 @@ from textual.reactive import reactive
 from textual.timer import Timer
 from textual.widget import Widget
 
+from lens_tui.records.bench import amount_of
 from lens_tui.tui.format import fit, nats, signed
 from lens_tui.tui.run_text import ArmText, Measure, RunText, candidates, piece, token_levels
 
@@ -161,22 +162,17 @@ def strength(interventions: Sequence[Intervention]) -> str:
     return ", ".join(scales)
 
 
-def _amount(item: Intervention) -> str:
-    from lens_tui.records.modes import told
+_SIGNS = {"set": "= ", "at_most": "≤ ", "at_least": "≥ "}
 
-    match told(item):
-        case ("norm_match", amount):
-            return f"{signed(amount, 2)} ‖h‖"
-        case ("project_out", _):
-            return "projected out"
-        case ("set", amount):
-            return f"= {signed(amount)}"
-        case ("at_most", amount):
-            return f"≤ {signed(amount)}"
-        case ("at_least", amount):
-            return f"≥ {signed(amount)}"
-    value = getattr(item, "scale", getattr(item, "value", None))
-    return item.mode.replace("_", " ") if value is None else signed(float(value))
+
+def _amount(item: Intervention) -> str:
+    if item.mode == "project_out":
+        return "projected out"
+    amount = amount_of(item)
+    value = getattr(item, "value", None) if amount is None else amount
+    if value is None:
+        return item.mode.replace("_", " ")
+    return f"{signed(value, 2)} ‖h‖" if item.mode == "norm_match" else _SIGNS.get(item.mode, "") + signed(value)
 
 
 def stats(text: ArmText, max_tokens: int, width: int) -> str:
