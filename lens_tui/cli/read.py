@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from lens_tui.sae import SAE
     from lens_tui.tasks.features import Order
 
+DENSE = 0.2
+"""The share of all tokens above which a feature is marked as dense."""
+DENSE_MARK = "≋"
 _CELL = 10
 _PARTS_SHOWN = 12
 
@@ -64,8 +67,9 @@ def read(lens: LensModel, sae: SAE, text: str, top_k: int, by: Order = "activati
     """The text's tokens with their top features, and how well the SAE fits this text.
 
     ``by`` is the order, see :func:`lens_tui.tasks.features.rank_tokens`; each feature has its activation, its ``score``
-    in that order, and its label. ``l0`` and ``fvu`` leave special tokens (such as BOS) out. Raises ``LensError`` if
-    the SAE is not of this model's width or does not say which layer and site it reads.
+    in that order, its label, and its density: the share of the index's tokens on which it is active. ``l0`` and ``fvu``
+    leave special tokens (such as BOS) out. Raises ``LensError`` if the SAE is not of this model's width or does not say
+    which layer and site it reads.
     """
     import mlx.core as mx
     import numpy as np
@@ -87,9 +91,11 @@ def read(lens: LensModel, sae: SAE, text: str, top_k: int, by: Order = "activati
         )
     pool = top_k if by == "activation" else max(POOL, top_k)
     top = [np.array(part) for part in sae.top_k(residual, min(pool, sae.d_sae))]
-    index = index_of(info) if by == "rank" else None
+    index = index_of(info)
     rows = rank_tokens(lens, sae, ids, top[0], top[1], by=by, k=top_k, index=index)
-    names = label_texts(info, sorted({f for row in rows for f, _, _ in row}))
+    found = sorted({feature for row in rows for feature, _, _ in row})
+    names = label_texts(info, found)
+    density = {feature: float(index.count[feature] / index.n_counted) for feature in found} if index else {}
     specials = lens.tokens.special_ids()
     special = [token in specials for token in ids]
     plain = [i for i, is_special in enumerate(special) if not is_special]
@@ -110,8 +116,8 @@ def read(lens: LensModel, sae: SAE, text: str, top_k: int, by: Order = "activati
                 "text": lens.tokens.display(token),
                 "special": special[i],
                 "features": [
-                    {"id": feature, "activation": value, "score": score, "label": names.get(feature)}
-                    for feature, value, score in rows[i]
+                    {"id": f, "activation": value, "score": score, "label": names.get(f), "density": density.get(f)}
+                    for f, value, score in rows[i]
                 ],
             }
             for i, token in enumerate(ids)
@@ -120,10 +126,25 @@ def read(lens: LensModel, sae: SAE, text: str, top_k: int, by: Order = "activati
 
 
 def _print_features(result: dict[str, Any]) -> None:
+    """A line for each feature of a token, with its label; what is active nearly everywhere is marked as dense."""
+    places = 2 if result["by"] == "activation" else 3
+    dense = False
     for token in result["tokens"]:
-        places = 2 if result["by"] == "activation" else 3
-        found = "  ".join(f"{item['id']:>6} {item['score']:7.{places}f}" for item in token["features"])
-        say(f"{token['position']:>4}  {token['text']!r:<16} {'(special)' if token['special'] else found}")
+        before = f"{token['position']:>4}  {token['text']!r:<16} "
+        if token["special"] or not token["features"]:
+            say(before + ("(special)" if token["special"] else "(none)"))
+            continue
+        for item in token["features"]:
+            is_dense = (item["density"] or 0.0) > DENSE
+            dense = dense or is_dense
+            mark = f"{DENSE_MARK} {item['density']:.0%}" if is_dense else ""
+            label = item["label"] or ""
+            say(f"{before}{item['id']:>6} {item['score']:7.{places}f}  {mark:<6}  {label}".rstrip())
+            before = " " * len(before)
+    if dense:
+        note(
+            f"{DENSE_MARK} dense: active on more than {DENSE:.0%} of the index's tokens, so it says little of one token"
+        )
     fit = f"L0 {result['l0']:.1f}, FVU {result['fvu']:.3f}" if result["fvu"] is not None else "no variance to explain"
     note(f"{result['sae']} at layer {result['layer']} {result['site']}: {fit} on this text, special tokens left out")
 

@@ -96,6 +96,29 @@ def test_features_are_what_the_library_gives() -> None:
     assert 0 < result["fvu"] < 0.6
 
 
+def test_features_are_printed_with_labels_and_dense_ones_are_marked() -> None:
+    from lens_tui.tasks.knowledge import index_of, label_texts
+
+    text = "The old man opened the door"
+    tokens = json.loads(run("features", text, "-k", "4", "--json").stdout)["tokens"]
+    items = [item for token in tokens if not token["special"] for item in token["features"]]
+    info = load_sae(str(demo.sae_paths()[demo.default_sae()])).info
+    index, names = index_of(info), label_texts(info, [item["id"] for item in items])
+    assert index is not None
+    for item in items:
+        assert item["density"] == pytest.approx(index.count[item["id"]] / index.n_counted)
+        assert item["label"] == names.get(item["id"])
+    done = run("features", text, "-k", "4")
+    lines = [line for line in done.stdout.splitlines() if "(special)" not in line]
+    assert len(lines) == len(items)
+    assert any(item["density"] > 0.2 for item in items)
+    for line, item in zip(lines, items, strict=True):
+        assert f"{item['id']:>6} {item['score']:7.2f}" in line
+        assert ("≋" in line) == (item["density"] > 0.2)
+        assert line.endswith(item["label"] or line[-1])
+    assert "≋ dense" in done.stderr
+
+
 def test_info_tells_of_the_machine_and_of_a_model() -> None:
     machine = json.loads(run("info", "--json").stdout)
     assert machine["versions"]["mlx-lens-tui"]
