@@ -10,6 +10,7 @@ from textual.pilot import Pilot
 from lens_tui.records import LensError
 from lens_tui.tasks.models import MemoryEstimate, ModelEntry, SAEEntry
 from lens_tui.tui.app import LensApp
+from lens_tui.tui.preferences import Start
 from tests.fakes import FakeWorker
 
 NOW = 1_760_000_000.0
@@ -84,8 +85,9 @@ class FakeCatalog:
 
 def lens_app(worker: FakeWorker | None = None, **options: Any) -> LensApp:
     """A :class:`LensApp` whose every source of change is in the test's hands."""
-    options = {"catalog": FakeCatalog(), "clock": lambda: 0.0, "wall": lambda: NOW, **options}
-    return LensApp(worker or FakeWorker(), **options)
+    machine: dict[str, Any] = {"catalog": FakeCatalog(), "clock": lambda: 0.0, "wall": lambda: NOW}
+    machine |= {name: options.pop(name) for name in machine.keys() & options.keys()}
+    return LensApp(worker or FakeWorker(), Start(**options), **machine)
 
 
 async def settle(pilot: Pilot[Any], until: Callable[[], bool] | None = None) -> None:

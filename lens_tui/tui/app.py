@@ -21,7 +21,6 @@ from textual.message import Message
 from textual.reactive import reactive
 from textual.screen import Screen
 
-from lens_tui.records import Sampling
 from lens_tui.records.sanitise import one_line
 from lens_tui.worker.events import Event, JobFailed, Notice
 
@@ -30,11 +29,11 @@ from .bindings import bindings
 from .catalog import Catalog, DiskCatalog
 from .defects import Defects
 from .guard import NoControls
-from .host import LensHost
+from .host import LensHost, RunWanted
 from .jobs import BUSY, IDLE, Activity, Handler, JobBook, advance
 from .keys import SCREENS, by_id, check_keymap
 from .opening import Opening
-from .preferences import remember_theme
+from .preferences import Start, remember_theme
 from .recovery import Recovery
 from .session import Session, SessionStore, absorb
 
@@ -43,8 +42,6 @@ if TYPE_CHECKING:
     from textual.theme import Theme
     from textual.widget import Widget
 
-    from lens_tui.records.info import Dequantize
-    from lens_tui.records.session_file import CutOff
     from lens_tui.worker.jobs import Job
     from lens_tui.worker.protocol import WorkerLike
 
@@ -91,14 +88,12 @@ def _screen_factory(mode: str) -> Callable[[], Screen[Any]]:
 class LensApp(LensHost, inherit_bindings=False):
     """The terminal app over any :class:`~lens_tui.worker.protocol.WorkerLike`.
 
-    ``start`` is the screen it opens on, ``keymap`` the user's ``[keys]``,
-    ``theme`` a theme's name, ``theme_folders`` where to look for more themes.
-    ``open_model`` is loaded once the first frame is up; ``cut_off`` finds the sessions
-    that were cut off, to be offered; ``notices`` are things to know from the start on;
-    ``problems`` are sentences to show at the start, before those about theme and keys;
-    with ``autosave`` this session is kept on disk while it runs. ``history`` is the database that
-    runs are kept in, ``dequantize`` how models are loaded. ``clock`` is seconds on a steady clock and ``wall`` the
-    time of day; tests give their own.
+    Args:
+        worker: does what takes a model; it is started once the first frame is up.
+        start: what the app opens with.
+        catalog: what could be loaded; by default what is on this machine's disk.
+        clock: seconds on a steady clock.
+        wall: the time of day, in seconds since 1970.
     """
 
     TITLE = "mlx-lens-tui"
@@ -114,45 +109,31 @@ class LensApp(LensHost, inherit_bindings=False):
     def __init__(
         self,
         worker: WorkerLike,
+        start: Start | None = None,
         *,
-        start: str = "load",
-        keymap: Mapping[str, str] | None = None,
-        theme: str = themes.DEFAULT_THEME,
-        theme_folders: tuple[Path, ...] = (),
-        open_model: str | None = None,
-        cut_off: Callable[[], Sequence[CutOff]] = tuple,
-        sampling: Sampling | None = None,
-        tint: str = "tint",
-        problems: Sequence[str] = (),
-        notices: Sequence[str] = (),
-        autosave: bool = False,
-        log_path: Path | None = None,
-        history: Path | None = None,
         catalog: Catalog | None = None,
-        dequantize: Dequantize = "auto",
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self.DEFAULT_MODE = start  # type: ignore[misc]  # the mode Textual starts in
+        self.start_with = start = start or Start()
+        self.DEFAULT_MODE = start.screen  # type: ignore[misc]  # the mode Textual starts in
         self.defects = Defects(self)
         self.begin_look()
         super().__init__()
         self.begin_exchange(worker)
         self.clock, self.wall = clock, wall
-        self.log_path, self.history = log_path, history
-        self.catalog: Catalog = catalog or DiskCatalog(dequantize)
-        self.dequantize = dequantize
-        self.store = SessionStore(Session(sampling=sampling or Sampling()))
+        self.history, self.log_path, self.dequantize = start.history, start.log_path, start.dequantize
+        self.catalog: Catalog = catalog or DiskCatalog(start.dequantize)
+        self.store = SessionStore(Session(sampling=start.sampling))
         self.opening = Opening(self)
         self.recovery = Recovery(self)
-        self._open_model, self._cut_off, self._autosave = open_model, cut_off, autosave
         self._first_frame = False
         self._after_first_frame: list[Callable[[], object]] = []
-        self.problems, self._notices = list(problems), tuple(notices)
+        self.problems = list(start.problems)
         self.last_words = ""
-        self.use_themes(theme, theme_folders)
-        self.use_keymap(keymap or {})
-        self.set_reactive(LensApp.tint, "bars" if self.no_color and tint == "tint" else tint)
+        self.use_themes(start.theme or themes.DEFAULT_THEME, start.theme_folders)
+        self.use_keymap(start.keys)
+        self.set_reactive(LensApp.tint, "bars" if self.no_color and start.tint == "tint" else start.tint)
 
     # ---- start and end
 
@@ -167,16 +148,17 @@ class LensApp(LensHost, inherit_bindings=False):
         self._first_frame = True
         for waiting in self._after_first_frame:
             waiting()
+        start = self.start_with
         self.worker.start(self.wake)
         if self.problems:
             self.call_after_refresh(self.show_problems)
-        if self._open_model:
-            self.opening.load(self._open_model)
-        if self._autosave:
+        if start.model:
+            self.opening.load(start.model)
+        if start.autosave:
             self.recovery.follow()
-        if self._notices:
-            self.call_after_refresh(self.tell, " ".join(self._notices))
-        if found := self._cut_off():
+        if start.notices:
+            self.call_after_refresh(self.tell, " ".join(start.notices))
+        if found := start.cut_off():
             self.recovery.offer(found)
         if self.goes_on:
             self.call_later(self.defects.begin)
@@ -205,7 +187,7 @@ class LensApp(LensHost, inherit_bindings=False):
 
     def end(self, status: int) -> None:
         """End because of something outside, with an exit status that is not 0: the session is kept."""
-        if not self._exit:
+        if not self._exit:  # Textual has no public word for "told to exit"; a second exit would take the first's status
             self.exit(return_code=status)
 
     # ---- when it breaks
@@ -231,7 +213,7 @@ class LensApp(LensHost, inherit_bindings=False):
         self.last_words = f"mlx-lens-tui ran into a defect ({type(error).__name__}). "
         self.last_words += f"The log has the details: {self.log_path}" if self.log_path else str(error)
         if not self.is_headless:
-            self._exit_renderables.clear()
+            self._exit_renderables.clear()  # Textual's traceback: only the sentence is to stand there
 
     _run_when_ready = False
 
@@ -252,17 +234,14 @@ class LensApp(LensHost, inherit_bindings=False):
         """Run the comparison, on the Generate screen; if the model is still loading, as soon as it is there."""
         if self.store.session.model is not None and not self.opening.going:
             self.action_show("generate")
-            self.call_after_refresh(self._start_run)
+            # Not to ``self.screen``: a key that came with the one for the run may have put another on top.
+            self.call_after_refresh(lambda: self.get_screen_stack("generate")[0].post_message(RunWanted()))
         elif self.busy:
             self._run_when_ready = True
             self.say("It runs as soon as the model is ready.")
         else:
             self.action_show("load")
             self.say("Load a model first.")
-
-    def _start_run(self) -> None:
-        # Not ``self.screen``: a key that came with the one for the run may have put another on top.
-        cast("Any", self._screen_stacks["generate"][0]).start_run()
 
     def opened(self, ready: bool) -> None:
         """A model and all it opens with are there, or, if not ``ready``, could not be loaded."""
@@ -324,6 +303,7 @@ class LensApp(LensHost, inherit_bindings=False):
 
     def action_suspend(self) -> None:
         """Stop here and give the terminal to the shell; ``fg`` comes back."""
+        # Not Textual's own ``suspend``, which would start the driver twice when the process goes on.
         suspend = getattr(self._driver, "suspend", None)
         if suspend is None or not suspend():
             self.say("There is no shell here to go back to.")
@@ -365,7 +345,7 @@ class LensApp(LensHost, inherit_bindings=False):
         self.problems += problems
 
     def _begin_with(self, theme: str) -> None:
-        """Have the theme before anything is parsed: setting it as usual parses every style sheet twice over."""
+        """Have the theme before anything is parsed: set as usual, it has every sheet parsed a second time."""
         self.set_reactive(App.theme, theme)
         dark = self.themes[theme].dark
         self.set_class(dark, "-dark-mode", update=False)
@@ -375,7 +355,8 @@ class LensApp(LensHost, inherit_bindings=False):
     def use_keymap(self, user: Mapping[str, str]) -> None:
         """Take the user's keys; what of them cannot be used joins the problems."""
         good, problems = check_keymap(user)
-        self.set_keymap({name: keys or "unbound" for name, keys in good.items()})
+        self._own_keys = {name: keys or "unbound" for name, keys in good.items()}
+        self.set_keymap(self._own_keys)
         self.problems += problems
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
@@ -398,7 +379,7 @@ class LensApp(LensHost, inherit_bindings=False):
 
     def key_text(self, key_id: str) -> str:
         """The first key of an id as it is now, written as on a key cap."""
-        keys = self._keymap.get(key_id) or by_id()[key_id].keys
+        keys = self._own_keys.get(key_id) or by_id()[key_id].keys
         return self.get_key_display(Binding(keys.split(",")[0], ""))
 
     def begin_exchange(self, worker: WorkerLike) -> None:

@@ -43,7 +43,7 @@ class Defects:
 
     def watch(self, pump: MessagePump) -> None:
         """Stand around the handlers of a widget or screen that has not started yet."""
-        dispatch = pump._dispatch_message
+        dispatch = pump._dispatch_message  # every way into a handler goes through this, and nothing public does
 
         async def guarded(message: Message) -> None:
             await self.around(dispatch, message)

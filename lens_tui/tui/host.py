@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from textual.app import App
 from textual.dom import DOMNode
+from textual.message import Message
 from textual.theme import Theme
 
 from lens_tui.worker.events import JobFailed
@@ -20,6 +21,10 @@ from .session import SessionStore
 if TYPE_CHECKING:
     from lens_tui.records.info import Dequantize
     from lens_tui.worker.jobs import Job
+
+
+class RunWanted(Message):
+    """The comparison is to run: to the Generate screen."""
 
 
 class Opens(Protocol):

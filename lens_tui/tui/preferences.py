@@ -1,18 +1,57 @@
-"""What of the user's settings the app starts with. Without a settings file nothing heavy is imported."""
+"""What the app starts with, and what of it comes from the user's settings. Without a file nothing heavy is imported."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lens_tui.records import LensError, Sampling, paths
 
 if TYPE_CHECKING:
     from lens_tui.records.info import Dequantize
+    from lens_tui.records.session_file import CutOff
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What the app opens with.
+
+    Attributes:
+        screen: the screen it opens on, by its mode.
+        model: what is loaded once the first frame is up: a folder, a hub id or ``"demo"``; ``""`` for nothing.
+        dequantize: how models are loaded.
+        sampling: the settings of a run.
+        theme: a theme's name; ``""`` for the usual one.
+        theme_folders: where to look for more themes.
+        tint: how values show.
+        keys: the user's ``[keys]``.
+        problems: sentences to show at the start, before those about theme and keys.
+        notices: things to know from the start on.
+        cut_off: finds the sessions that were cut off, to be offered.
+        autosave: whether this session is kept on disk while it runs.
+        history: the database that runs are kept in.
+        log_path: where the details of an error are found.
+    """
+
+    screen: str = "load"
+    model: str = ""
+    dequantize: Dequantize = "auto"
+    sampling: Sampling = field(default_factory=Sampling)
+    theme: str = ""
+    theme_folders: tuple[Path, ...] = ()
+    tint: str = "tint"
+    keys: Mapping[str, str] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
+    cut_off: Callable[[], Sequence[CutOff]] = tuple
+    autosave: bool = False
+    history: Path | None = None
+    log_path: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,14 +14,15 @@ from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from lens_tui.records import paths
+from lens_tui.records import Sampling, paths
 from lens_tui.records.log import open_for_appending, start_log
 
-from .preferences import preferences
+from .preferences import Start, preferences
 
 if TYPE_CHECKING:
     from lens_tui.records.info import Dequantize
     from lens_tui.records.session_file import CutOff
+    from lens_tui.worker.protocol import WorkerLike
 
     from .app import LensApp
 
@@ -79,7 +80,7 @@ def run(
 
 
 def make_app(
-    worker: object,
+    worker: WorkerLike,
     *,
     demo: bool = False,
     model: str | None = None,
@@ -91,20 +92,17 @@ def make_app(
 ) -> LensApp:
     """The app as :func:`run` opens it, not yet running; ``unkept`` as the function of that name says it."""
     from .app import LensApp
-    from .themes import DEFAULT_THEME
 
     user = preferences()
     lost = unkept or {}
-    opening = "demo" if demo else model or user.model
-    return LensApp(
-        worker,  # type: ignore[arg-type]
-        start="generate" if demo else "load",
-        open_model=opening or None,
-        theme=theme or user.theme or DEFAULT_THEME,
+    start = Start(
+        screen="generate" if demo else "load",
+        model="demo" if demo else model or user.model,
+        theme=theme or user.theme,
         theme_folders=(paths.themes_folder(),),
-        keymap={**user.keys, **(keymap or {})},
+        keys={**user.keys, **(keymap or {})},
         tint=user.tint,
-        sampling=user.sampling,
+        sampling=user.sampling or Sampling(),
         problems=user.problems,
         log_path=log_path,
         notices=tuple(lost.values()),
@@ -113,6 +111,7 @@ def make_app(
         history=paths.database_file() if user.keep_history and "data" not in lost else None,
         dequantize=dequantize or user.dequantize,
     )
+    return LensApp(worker, start)
 
 
 def unkept() -> dict[str, str]:

@@ -72,7 +72,7 @@ def hostile_bench(app: LensApp) -> None:
 @pytest.mark.parametrize("size", [(120, 36), (80, 24)])
 @pytest.mark.parametrize("mode", [mode for mode, _ in SCREENS])
 async def test_every_screen_stays_tame(mode: str, size: tuple[int, int]) -> None:
-    app = lens_app(start=mode, catalog=HostileCatalog())
+    app = lens_app(screen=mode, catalog=HostileCatalog())
     async with app.run_test(size=size, notifications=True) as pilot:
         await settle(pilot)
         hostile_bench(app)
@@ -85,7 +85,7 @@ async def test_every_screen_stays_tame(mode: str, size: tuple[int, int]) -> None
 
 
 async def test_what_looks_like_markup_is_shown_as_it_is() -> None:
-    app = lens_app(start="load", catalog=HostileCatalog())
+    app = lens_app(screen="load", catalog=HostileCatalog())
     async with app.run_test(size=(200, 50)) as pilot:
         await settle(pilot)
         assert "[/INST] [b]bold[/b] [@click=app.quit]click me[/]" in screen_text(app)
@@ -114,7 +114,7 @@ async def test_dialogues_stay_tame(text: str) -> None:
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 async def test_messages_of_a_failed_job_stay_tame(text: str) -> None:
-    app = lens_app(FakeWorker(failures={jobs.LoadModel: LensError(text, text)}), open_model="x")
+    app = lens_app(FakeWorker(failures={jobs.LoadModel: LensError(text, text)}), model="x")
     async with app.run_test(size=(80, 24)) as pilot:
         await settle(pilot)
         assert_tame(app)
@@ -137,7 +137,7 @@ async def test_stage_names_and_titles_stay_tame() -> None:
 
 
 async def test_a_pasted_name_is_made_safe() -> None:
-    app = lens_app(start="steer", open_model="demo")
+    app = lens_app(screen="steer", model="demo")
     async with app.run_test(size=(80, 24)) as pilot:
         await settle(pilot)
         await pilot.press("e")

@@ -26,7 +26,7 @@ async def test_no_bunch_of_keys_breaks_anything(seed: int, tmp_path: Path, monke
     """A defect in a handler ends an app without a terminal, and raises here."""
     dice, keys = random.Random(seed), every_key()
     monkeypatch.chdir(tmp_path)  # exports are among what is done
-    app = lens_app(open_model="demo", start="generate")
+    app = lens_app(model="demo", screen="generate")
     monkeypatch.setattr(app, "exit", lambda *_, **__: None)  # the palette's commands are among what is done
     async with app.run_test(size=(100, 30)) as pilot:
         await settle(pilot)

@@ -183,7 +183,7 @@ async def test_tab_reaches_the_saes_and_enter_loads_one() -> None:
 
 
 async def test_unloading_frees_the_model() -> None:
-    app = lens_app(open_model="demo")
+    app = lens_app(model="demo")
     async with app.run_test(size=(120, 36)) as pilot:
         await settle(pilot)
         await pilot.press("D")

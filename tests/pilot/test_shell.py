@@ -37,7 +37,7 @@ async def test_digits_switch_screens_and_the_header_says_where(size: tuple[int, 
 
 
 async def test_opening_the_demo_loads_model_sae_prompt_and_two_arms() -> None:
-    app = lens_app(open_model="demo", start="generate")
+    app = lens_app(model="demo", screen="generate")
     async with app.run_test(size=(120, 36)) as pilot:
         await settle(pilot)
         session = app.store.session
@@ -52,7 +52,7 @@ async def test_opening_the_demo_loads_model_sae_prompt_and_two_arms() -> None:
 
 async def test_run_pressed_while_loading_runs_when_ready() -> None:
     worker = FakeWorker(hold=True)
-    app = lens_app(worker, open_model="demo", start="generate")
+    app = lens_app(worker, model="demo", screen="generate")
     async with app.run_test(size=(120, 36)) as pilot:
         await settle(pilot)
         await pilot.press("r")
@@ -62,7 +62,7 @@ async def test_run_pressed_while_loading_runs_when_ready() -> None:
 
 
 async def test_run_without_a_model_leads_to_load() -> None:
-    app = lens_app(start="steer")
+    app = lens_app(screen="steer")
     async with app.run_test(size=(80, 24)) as pilot:
         await pilot.press("r")
         await settle(pilot)
@@ -71,7 +71,7 @@ async def test_run_without_a_model_leads_to_load() -> None:
 
 async def test_progress_shows_in_the_status_row_and_stop_is_offered() -> None:
     worker = FakeWorker(hold=True)
-    app = lens_app(worker, open_model="demo")
+    app = lens_app(worker, model="demo")
     async with app.run_test(size=(120, 36)) as pilot:
         worker.release(6)
         await settle(pilot)
@@ -87,7 +87,7 @@ async def test_progress_shows_in_the_status_row_and_stop_is_offered() -> None:
 
 async def test_a_failed_job_is_one_sentence_that_can_be_closed() -> None:
     worker = FakeWorker(failures={jobs.LoadModel: LensError("There is no model there.", "Check the path.")})
-    app = lens_app(worker, open_model="somewhere/else")
+    app = lens_app(worker, model="somewhere/else")
     async with app.run_test(size=(80, 24)) as pilot:
         await settle(pilot)
         assert isinstance(app.screen, ErrorScreen)
@@ -143,7 +143,7 @@ async def test_a_wake_just_before_the_frame_ends_is_not_lost() -> None:
 
 
 async def test_idle_means_no_timers() -> None:
-    app = lens_app(open_model="demo")
+    app = lens_app(model="demo")
     async with app.run_test(size=(80, 24)) as pilot:
         await settle(pilot)
         assert [timer for timer in app._timers if not timer._active.is_set()] == list(app._timers)
@@ -151,7 +151,7 @@ async def test_idle_means_no_timers() -> None:
 
 @pytest.mark.parametrize(("size", "polite"), [((59, 20), True), ((60, 15), True), ((60, 16), False)])
 async def test_too_small_is_one_polite_line(size: tuple[int, int], polite: bool) -> None:
-    app = lens_app(open_model="demo")
+    app = lens_app(model="demo")
     async with app.run_test(size=size) as pilot:
         await settle(pilot)
         text = screen_text(app)
@@ -160,7 +160,7 @@ async def test_too_small_is_one_polite_line(size: tuple[int, int], polite: bool)
 
 
 async def test_resizing_while_it_runs() -> None:
-    app = lens_app(open_model="demo")
+    app = lens_app(model="demo")
     async with app.run_test(size=(120, 36)) as pilot:
         await settle(pilot)
         for size in ((50, 10), (80, 24), (200, 60)):
@@ -173,7 +173,7 @@ async def test_resizing_while_it_runs() -> None:
 
 async def test_q_quits_only_when_idle() -> None:
     worker = FakeWorker(hold=True)
-    app = lens_app(worker, open_model="demo")
+    app = lens_app(worker, model="demo")
     async with app.run_test(size=(80, 24)) as pilot:
         await settle(pilot)
         await pilot.press("q")
@@ -187,7 +187,7 @@ async def test_q_quits_only_when_idle() -> None:
 
 @pytest.mark.parametrize("keys", [("ctrl+q",), ("ctrl+c", "ctrl+c")])
 async def test_quitting_at_once(keys: tuple[str, ...]) -> None:
-    app = lens_app(FakeWorker(hold=True), open_model="demo")
+    app = lens_app(FakeWorker(hold=True), model="demo")
     async with app.run_test(size=(80, 24)) as pilot:
         await settle(pilot)
         await pilot.press(*keys)
@@ -219,7 +219,7 @@ async def test_ctrl_q_quits_from_a_text_field_and_from_a_dialogue() -> None:
 @pytest.mark.parametrize("mode", [mode for mode, _ in SCREENS])
 async def test_every_key_of_the_table_is_live_and_does_something(mode: str, size: tuple[int, int]) -> None:
     """Each key shown by ``?`` resolves to an action that exists where it is bound."""
-    app = lens_app(open_model="demo", start=mode)
+    app = lens_app(model="demo", screen=mode)
     async with app.run_test(size=size) as pilot:
         await settle(pilot)
         live = {active.binding.id: active for active in app.screen.active_bindings.values() if active.binding.id}
@@ -238,7 +238,7 @@ ELSEWHERE = ("show(", "theme", "keys", "command_palette")
 
 @pytest.mark.parametrize("mode", [mode for mode, _ in SCREENS])
 async def test_pressing_every_key_breaks_nothing(mode: str) -> None:
-    app = lens_app(open_model="demo", start=mode)
+    app = lens_app(model="demo", screen=mode)
     async with app.run_test(size=(80, 24)) as pilot:
         await settle(pilot)
         for key, active in list(app.screen.active_bindings.items()):
@@ -267,7 +267,7 @@ async def back_to(mode: str, pilot: Pilot[Any]) -> None:
 
 
 async def test_keys_that_come_in_one_read_close_a_dialogue_once() -> None:
-    app = lens_app(start="steer", open_model="demo")
+    app = lens_app(screen="steer", model="demo")
     async with app.run_test(size=(80, 24)) as pilot:
         await settle(pilot)
         for key in ("colon", "T", "question_mark"):
@@ -284,7 +284,7 @@ async def test_keys_that_come_in_one_read_close_a_dialogue_once() -> None:
 
 @pytest.mark.parametrize("next_key", ["question_mark", "colon", "4", "T"])
 async def test_a_run_begins_whatever_key_came_with_the_one_that_asked_for_it(next_key: str) -> None:
-    app = lens_app(start="steer", open_model="demo")
+    app = lens_app(screen="steer", model="demo")
     async with app.run_test(size=(80, 24)) as pilot:
         await settle(pilot)
         app.simulate_key("r")
@@ -294,7 +294,7 @@ async def test_a_run_begins_whatever_key_came_with_the_one_that_asked_for_it(nex
 
 
 async def test_help_lists_live_keys_and_filters() -> None:
-    app = lens_app(start="steer", open_model="demo", keymap={"steer.zero": "Z"})
+    app = lens_app(screen="steer", model="demo", keys={"steer.zero": "Z"})
     async with app.run_test(size=(120, 36)) as pilot:
         await settle(pilot)
         await pilot.press("?")
@@ -310,7 +310,7 @@ async def test_help_lists_live_keys_and_filters() -> None:
 
 async def test_a_users_keys_replace_ours_and_trade_places() -> None:
     trade = {"app.undo": "U", "app.redo": "u"}
-    app = lens_app(start="steer", open_model="demo", keymap={**trade, "steer.delete": "X", "steer.dose": "Z"})
+    app = lens_app(screen="steer", model="demo", keys={**trade, "steer.delete": "X", "steer.dose": "Z"})
     async with app.run_test(size=(120, 36)) as pilot:
         await settle(pilot)
         await pilot.press("d")
@@ -325,7 +325,7 @@ async def test_a_users_keys_replace_ours_and_trade_places() -> None:
 
 
 async def test_what_is_wrong_in_the_settings_is_shown_once_up() -> None:
-    app = lens_app(keymap={"app.hlep": "f1"}, theme="nowhere")
+    app = lens_app(keys={"app.hlep": "f1"}, theme="nowhere")
     async with app.run_test(size=(120, 36)) as pilot:
         await settle(pilot)
         text = screen_text(app)
@@ -353,7 +353,7 @@ async def test_themes_preview_and_escape_goes_back() -> None:
 
 
 async def test_the_palette_finds_commands_by_name_and_runs_them() -> None:
-    app = lens_app(start="steer", open_model="demo")
+    app = lens_app(screen="steer", model="demo")
     async with app.run_test(size=(120, 36)) as pilot:
         await settle(pilot)
         await pilot.press(":")
@@ -393,7 +393,7 @@ async def test_the_mode_is_named_in_the_footer() -> None:
 
 
 async def test_maximize_and_back() -> None:
-    app = lens_app(open_model="demo")
+    app = lens_app(model="demo")
     async with app.run_test(size=(120, 36)) as pilot:
         await settle(pilot)
         await pilot.press("m")

@@ -32,7 +32,7 @@ async def open_bench(pilot: Pilot[Any]) -> LensApp:
 
 
 async def test_an_empty_bench_names_the_next_key() -> None:
-    app = lens_app(start="steer")
+    app = lens_app(screen="steer")
     async with app.run_test(size=(80, 24)) as pilot:
         await open_bench(pilot)
         assert "1 goes there" in screen_text(app)
@@ -42,7 +42,7 @@ async def test_an_empty_bench_names_the_next_key() -> None:
 
 
 async def test_scale_keys() -> None:
-    app = lens_app(start="steer", open_model="demo")
+    app = lens_app(screen="steer", model="demo")
     async with app.run_test(size=(120, 36)) as pilot:
         await open_bench(pilot)
         row = rows(app)[0]
@@ -60,7 +60,7 @@ async def test_scale_keys() -> None:
 
 
 async def test_layer_arm_and_switch_stay_within_bounds() -> None:
-    app = lens_app(start="steer", open_model="demo")
+    app = lens_app(screen="steer", model="demo")
     async with app.run_test(size=(120, 36)) as pilot:
         await open_bench(pilot)
         await pilot.press(*[">"] * 9)
@@ -78,7 +78,7 @@ async def test_layer_arm_and_switch_stay_within_bounds() -> None:
 
 
 async def test_every_edit_is_undone_by_u_and_redone_by_capital_u() -> None:
-    app = lens_app(start="steer", open_model="demo")
+    app = lens_app(screen="steer", model="demo")
     async with app.run_test(size=(120, 36)) as pilot:
         await open_bench(pilot)
         states = [rows(app)]
@@ -95,7 +95,7 @@ async def test_every_edit_is_undone_by_u_and_redone_by_capital_u() -> None:
 
 
 async def test_the_direction_under_the_cursor_is_explained() -> None:
-    app = lens_app(start="steer", open_model="demo")
+    app = lens_app(screen="steer", model="demo")
     async with app.run_test(size=(120, 36)) as pilot:
         await open_bench(pilot)
         text = screen_text(app)
@@ -112,7 +112,7 @@ async def test_the_direction_under_the_cursor_is_explained() -> None:
 
 async def test_a_vector_from_a_feature() -> None:
     worker = FakeWorker()
-    app = lens_app(worker, start="steer", open_model="demo")
+    app = lens_app(worker, screen="steer", model="demo")
     async with app.run_test(size=(120, 36)) as pilot:
         await open_bench(pilot)
         await pilot.press("a", "1")
@@ -131,7 +131,7 @@ async def test_a_vector_from_a_feature() -> None:
 
 async def test_a_random_control_takes_layer_and_scale_of_the_row() -> None:
     worker = FakeWorker()
-    app = lens_app(worker, start="steer", open_model="demo")
+    app = lens_app(worker, screen="steer", model="demo")
     async with app.run_test(size=(120, 36)) as pilot:
         await open_bench(pilot)
         await pilot.press("a", "6")
@@ -143,7 +143,7 @@ async def test_a_random_control_takes_layer_and_scale_of_the_row() -> None:
 
 
 async def test_leaving_a_form_changes_nothing() -> None:
-    app = lens_app(start="steer", open_model="demo")
+    app = lens_app(screen="steer", model="demo")
     async with app.run_test(size=(80, 24)) as pilot:
         await open_bench(pilot)
         before = rows(app)
@@ -155,7 +155,7 @@ async def test_leaving_a_form_changes_nothing() -> None:
 
 
 async def test_editing_by_typing() -> None:
-    app = lens_app(start="steer", open_model="demo")
+    app = lens_app(screen="steer", model="demo")
     async with app.run_test(size=(80, 24)) as pilot:
         await open_bench(pilot)
         await pilot.press("e")
@@ -172,7 +172,7 @@ async def test_editing_by_typing() -> None:
 
 async def test_without_an_sae_the_feature_choice_says_why() -> None:
     worker = FakeWorker()
-    app = lens_app(worker, start="steer", open_model="org/name")
+    app = lens_app(worker, screen="steer", model="org/name")
     async with app.run_test(size=(80, 24)) as pilot:
         await open_bench(pilot)
         await pilot.press("a")

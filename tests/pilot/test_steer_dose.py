@@ -36,7 +36,7 @@ def chart(app: LensApp) -> DoseChart:
 
 
 def dose_app(**worker: Any) -> LensApp:
-    return lens_app(FakeWorker(**worker), start="steer", open_model="demo")
+    return lens_app(FakeWorker(**worker), screen="steer", model="demo")
 
 
 async def press(pilot: Pilot[Any], *keys: str) -> None:
@@ -218,7 +218,7 @@ async def test_another_target_and_the_other_direction() -> None:
 
 async def test_a_failure_leaves_the_pane_and_can_be_tried_again() -> None:
     worker = FakeWorker(failures={jobs.MeasureDose: ValueError("out of memory")})
-    app = lens_app(worker, start="steer", open_model="demo")
+    app = lens_app(worker, screen="steer", model="demo")
     async with app.run_test(size=(120, 36)) as pilot:
         await opened(pilot)
         await press(pilot, "v", "escape")

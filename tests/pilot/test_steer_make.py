@@ -49,7 +49,7 @@ async def add(pilot: Pilot[Any], choice: str) -> None:
 
 
 async def test_pairs_at_all_layers_and_the_layer_chosen_from_the_ranking() -> None:
-    app = lens_app(start="steer", open_model="demo")
+    app = lens_app(screen="steer", model="demo")
     async with app.run_test(size=(80, 24)) as pilot:
         _, worker = await opened(pilot)
         await add(pilot, "2")
@@ -70,7 +70,7 @@ async def test_pairs_at_all_layers_and_the_layer_chosen_from_the_ranking() -> No
 
 
 async def test_method_layer_and_tokens_are_chosen_in_the_form() -> None:
-    app = lens_app(start="steer", open_model="demo")
+    app = lens_app(screen="steer", model="demo")
     async with app.run_test(size=(120, 36)) as pilot:
         _, worker = await opened(pilot)
         await add(pilot, "2")
@@ -83,7 +83,7 @@ async def test_method_layer_and_tokens_are_chosen_in_the_form() -> None:
 
 
 async def test_what_fails_comes_back_with_what_was_typed() -> None:
-    app = lens_app(start="steer", open_model="demo")
+    app = lens_app(screen="steer", model="demo")
     async with app.run_test(size=(120, 36)) as pilot:
         _, worker = await opened(pilot)
         await add(pilot, "2")
@@ -107,7 +107,7 @@ async def test_what_fails_comes_back_with_what_was_typed() -> None:
 async def test_pairs_of_a_file(tmp_path: Path) -> None:
     file = tmp_path / "mood.jsonl"
     file.write_text(json.dumps({"positive": "glad", "negative": "sad"}))
-    app = lens_app(start="steer", open_model="demo")
+    app = lens_app(screen="steer", model="demo")
     async with app.run_test(size=(120, 36)) as pilot:
         _, worker = await opened(pilot)
         await add(pilot, "3")
@@ -121,7 +121,7 @@ async def test_pairs_of_a_file(tmp_path: Path) -> None:
 
 
 async def test_a_token_and_one_that_is_none() -> None:
-    app = lens_app(start="steer", open_model="demo")
+    app = lens_app(screen="steer", model="demo")
     async with app.run_test(size=(120, 36)) as pilot:
         _, worker = await opened(pilot)
         await add(pilot, "4")
@@ -134,7 +134,7 @@ async def test_a_token_and_one_that_is_none() -> None:
 
 
 async def test_sums_and_one_without_another() -> None:
-    app = lens_app(start="steer", open_model="demo")
+    app = lens_app(screen="steer", model="demo")
     async with app.run_test(size=(120, 36)) as pilot:
         _, worker = await opened(pilot)
         for row in rows(app):
@@ -174,7 +174,7 @@ def test_sums_are_read() -> None:
 
 
 async def test_mode_and_positions_by_keys_reach_the_arms_and_can_be_undone() -> None:
-    app = lens_app(start="steer", open_model="demo")
+    app = lens_app(screen="steer", model="demo")
     async with app.run_test(size=(120, 36)) as pilot:
         await opened(pilot)
         plain = rows(app)[0]
@@ -203,7 +203,7 @@ async def test_mode_and_positions_by_keys_reach_the_arms_and_can_be_undone() -> 
 
 
 async def test_mode_and_positions_in_the_form_the_copy_and_the_session_file() -> None:
-    app = lens_app(start="steer", open_model="demo", autosave=True)
+    app = lens_app(screen="steer", model="demo", autosave=True)
     async with app.run_test(size=(80, 24)) as pilot:
         await opened(pilot)
         await pilot.press("e", "tab", "right", "tab", "left", "enter")

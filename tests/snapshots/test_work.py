@@ -42,63 +42,63 @@ def after(*keys: str, steers: int = 2, release: int = 0) -> Before:
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 def test_generate(snap_compare: Any, size: tuple[int, int]) -> None:
-    app = lens_app(start="generate")
+    app = lens_app(screen="generate")
     assert snap_compare(app, terminal_size=size, run_before=after("r", "]", steers=4))
 
 
 def test_generate_before_the_first_run(snap_compare: Any) -> None:
-    assert snap_compare(lens_app(start="generate"), terminal_size=(80, 24), run_before=after(steers=0))
+    assert snap_compare(lens_app(screen="generate"), terminal_size=(80, 24), run_before=after(steers=0))
 
 
 def test_generate_while_it_writes(snap_compare: Any) -> None:
-    app = lens_app(FakeWorker(hold=True), start="generate")
+    app = lens_app(FakeWorker(hold=True), screen="generate")
     assert snap_compare(app, terminal_size=(120, 36), run_before=after("r", release=60))
 
 
 def test_generate_explains_a_token_in_bars(snap_compare: Any) -> None:
-    app = lens_app(start="generate")
+    app = lens_app(screen="generate")
     assert snap_compare(app, terminal_size=(120, 36), run_before=after("r", "t", "v", "]", "l", "l", "l", "l"))
 
 
 def test_generate_diff_on_paper(snap_compare: Any) -> None:
-    app = lens_app(start="generate", theme="paper")
+    app = lens_app(screen="generate", theme="paper")
     assert snap_compare(app, terminal_size=(80, 24), run_before=after("r", "]", "D"))
 
 
 def test_generate_without_colour(snap_compare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
-    assert snap_compare(lens_app(start="generate"), terminal_size=(80, 24), run_before=after("r", "l", "l"))
+    assert snap_compare(lens_app(screen="generate"), terminal_size=(80, 24), run_before=after("r", "l", "l"))
 
 
 def test_sampling_form(snap_compare: Any) -> None:
-    app = lens_app(start="generate")
+    app = lens_app(screen="generate")
     assert snap_compare(app, terminal_size=(80, 24), run_before=after("comma", "0", "enter"))
 
 
 def test_history(snap_compare: Any) -> None:
-    app = lens_app(start="generate")
+    app = lens_app(screen="generate")
     assert snap_compare(app, terminal_size=(80, 24), run_before=after("r", "r", "H"))
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 def test_features(snap_compare: Any, size: tuple[int, int]) -> None:
-    app = lens_app(start="features")
+    app = lens_app(screen="features")
     assert snap_compare(app, terminal_size=size, run_before=after("h", "j"))
 
 
 def test_features_pinned_in_digits(snap_compare: Any) -> None:
-    app = lens_app(start="features", theme="ember")
+    app = lens_app(screen="features", theme="ember")
     assert snap_compare(app, terminal_size=(120, 36), run_before=after("h", "enter", "t", "t", "h"))
 
 
 def test_features_by_strength(snap_compare: Any) -> None:
-    app = lens_app(start="features", theme="paper")
+    app = lens_app(screen="features", theme="paper")
     assert snap_compare(app, terminal_size=(120, 36), run_before=after("h", "v"))
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 def test_features_like_one(snap_compare: Any, size: tuple[int, int]) -> None:
-    app = lens_app(start="features")
+    app = lens_app(screen="features")
     assert snap_compare(app, terminal_size=size, run_before=after("h", "v", "v", "tab", "j"))
 
 
@@ -106,14 +106,14 @@ def test_features_with_nothing_loaded(snap_compare: Any) -> None:
     async def nothing(pilot: Pilot[Any]) -> None:
         await settle(pilot.app, pilot)  # type: ignore[arg-type]
 
-    assert snap_compare(lens_app(start="features"), terminal_size=(80, 24), run_before=nothing)
+    assert snap_compare(lens_app(screen="features"), terminal_size=(80, 24), run_before=nothing)
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 def test_lens(snap_compare: Any, size: tuple[int, int]) -> None:
-    assert snap_compare(lens_app(start="lens"), terminal_size=size, run_before=after("h", "j"))
+    assert snap_compare(lens_app(screen="lens"), terminal_size=size, run_before=after("h", "j"))
 
 
 def test_lens_of_a_steered_model_in_bars(snap_compare: Any) -> None:
-    app = lens_app(start="lens", theme="paper")
+    app = lens_app(screen="lens", theme="paper")
     assert snap_compare(app, terminal_size=(120, 36), run_before=after("b", "t", "v", "h"))

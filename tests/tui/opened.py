@@ -19,7 +19,7 @@ PROMPT = "Once upon a time, there was"
 
 def app_on(screen: str, **worker: Any) -> LensApp:
     """The app opening on a screen; its clock stands still."""
-    return lens_app(FakeWorker(**worker), start=screen)
+    return lens_app(FakeWorker(**worker), screen=screen)
 
 
 @asynccontextmanager

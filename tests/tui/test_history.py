@@ -109,7 +109,7 @@ async def test_runs_of_the_disk_follow_this_sessions_newest_first_and_killed_one
     database = tmp_path / "runs.db"
     kept_run(database)
     kept_run(database, "killed in the middle", owner=2**22 - 3)
-    app = lens_app(FakeWorker(), start="generate", history=database)
+    app = lens_app(FakeWorker(), screen="generate", history=database)
     async with app.run_test(size=(100, 30)) as pilot:
         fill(app)
         await settle(pilot)
@@ -124,7 +124,7 @@ async def test_filter_reaches_what_was_written_and_enter_puts_the_run_back(tmp_p
     database = tmp_path / "runs.db"
     kept_run(database)
     kept_run(database, "something else")
-    app = lens_app(FakeWorker(), start="generate", history=database)
+    app = lens_app(FakeWorker(), screen="generate", history=database)
     async with app.run_test(size=(100, 30)) as pilot:
         fill(app)
         await settle(pilot)
@@ -152,7 +152,7 @@ async def test_a_run_of_another_width_leaves_the_bench_alone(tmp_path: Path) -> 
     steer = Add(id="s", layer=0, vector=SteeringVector.of("small", np.arange(1.0, 9.0), 0), scale=2.0)
     store = RunStore(database)
     store.end(store.begin("tiny", OLD, (Arm("baseline"), Arm("small", (steer,))), Sampling()))
-    app = lens_app(FakeWorker(), start="generate", history=database)
+    app = lens_app(FakeWorker(), screen="generate", history=database)
     async with app.run_test(size=(100, 30)) as pilot:
         fill(app)
         await settle(pilot)

@@ -29,7 +29,7 @@ FIRST, SECOND = (steer.scale for steer in demo.starter().steers)
 
 async def cut_off() -> SavedSession:
     """A session as the disk has it when the app dies: the demo, one scale changed, one row off."""
-    app = lens_app(open_model="demo", start="steer", autosave=True)
+    app = lens_app(model="demo", screen="steer", autosave=True)
     async with app.run_test(size=(80, 24)) as pilot:
         await settle(pilot)
         await pilot.press("b", "j", "space")
@@ -160,7 +160,7 @@ async def test_several_are_offered_one_after_the_other_and_not_now_keeps_them(tm
 async def test_what_the_disk_says_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     paths.sessions_folder().parent.mkdir(parents=True)
     paths.sessions_folder().write_text("a file where the folder should be")
-    app = lens_app(open_model="demo", start="steer", autosave=True)
+    app = lens_app(model="demo", screen="steer", autosave=True)
     told: list[str] = []
     monkeypatch.setattr(app, "tell", told.append)
     async with app.run_test(size=(80, 24)) as pilot:
@@ -185,7 +185,7 @@ async def test_one_of_a_newer_version_is_said_and_kept(tmp_path: Path) -> None:
 
 
 async def test_a_proper_end_leaves_nothing_to_take_up() -> None:
-    app = lens_app(open_model="demo", autosave=True)
+    app = lens_app(model="demo", autosave=True)
     async with app.run_test(size=(80, 24)) as pilot:
         await settle(pilot)
         app.recovery.end(well=True)
@@ -193,7 +193,7 @@ async def test_a_proper_end_leaves_nothing_to_take_up() -> None:
 
 
 async def test_steers_survive_the_round_trip() -> None:
-    app = lens_app(open_model="demo")
+    app = lens_app(model="demo")
     async with app.run_test(size=(80, 24)) as pilot:
         await settle(pilot)
         session = app.store.session

@@ -34,7 +34,7 @@ async def choose_file(pilot: Pilot[None]) -> None:
 
 
 def steer_app() -> LensApp:
-    return lens_app(FakeWorker(), start="steer")
+    return lens_app(FakeWorker(), screen="steer")
 
 
 async def test_a_vector_of_the_folder_goes_onto_the_bench() -> None:
@@ -162,7 +162,7 @@ def test_a_session_of_before_has_nothing_measured(tmp_path: Path) -> None:
 
 
 async def test_a_refused_change_and_a_notice_are_said_and_stay_in_the_status_row() -> None:
-    app = lens_app(FakeWorker(hold=True), start="generate")
+    app = lens_app(FakeWorker(hold=True), screen="generate")
     async with app.run_test(size=(120, 30)) as pilot:
         fill(app)
         await pilot.press("r")

@@ -160,6 +160,10 @@ class GenerateScreen(LensScreen):
 
     # -- running -------------------------------------------------------------------------------------
 
+    def on_run_wanted(self) -> None:
+        """The key for it was pressed, here or on another screen."""
+        self.start_run()
+
     def start_run(self) -> None:
         """Run the session: every arm anew. A run that is going is stopped."""
         if self._rest is not None:
