@@ -30,7 +30,9 @@ from lens_tui.records import (
     SteeringVector,
     Token,
 )
+from lens_tui.records.features import Activity, FeatureExample, FeatureFacts, FoundFeature
 from lens_tui.records.fit import FitReport
+from lens_tui.records.labels import Label
 from lens_tui.records.readouts import LogitLens
 from lens_tui.records.sanitise import one_line, sanitise, sanitise_token
 from lens_tui.records.vector_formats import load_vectors
@@ -285,7 +287,7 @@ class FakeWorker:
                 self.labels[feature] = text
                 return [ev.LabelSet(number, sae, feature, text)]
             case jobs.FindFeatures(sae, words):
-                found = (ev.FoundFeature(17, f"all about {words}", "label"), ev.FoundFeature(4, "promotes ‘x’", "x"))
+                found = (FoundFeature(17, f"all about {words}", "label"), FoundFeature(4, "promotes ‘x’", "x"))
                 return [ev.FeaturesFound(number, sae, words, () if "nothing" in words else found, indexed=True)]
             case jobs.Compare() as compare:
                 return self._compare(running, compare)
@@ -398,13 +400,8 @@ class FakeWorker:
             values = np.where(self._encoded.ids == feature, self._encoded.values, 0).max(axis=1, initial=0.0)
             yield ev.FeatureActivations(number, sae, feature, values.astype(np.float32))
         vector = self._feature_vector(sae, feature)
-        yield ev.FeaturePage(
-            number, sae, feature, _weights(feature, 1), _weights(feature, -1), vector, self._extras(feature)
-        )
-
-    def _extras(self, feature: int) -> dict[str, Any]:
-        mine = self.labels.get(feature)
-        return {**_extras(feature), **({"label": mine, "label_source": "mine"} if mine else {})}
+        facts = known_facts(feature, sae=sae, label=self.labels.get(feature, ""))
+        yield ev.FeaturePage(number, sae, feature, facts, vector)
 
     def _feature_vector(self, sae: str, feature: int) -> SteeringVector:
         origin = Origin("feature", {"sae": sae, "feature": feature})
@@ -452,22 +449,41 @@ def _weights(seed: int, sign: int) -> tuple[ev.TokenWeight, ...]:
     return tuple(ev.TokenWeight(token_id(word), word, sign * round(3.0 - 0.21 * n, 3)) for n, word in enumerate(turned))
 
 
-def _extras(feature: int) -> dict[str, Any]:
-    tokens = [" The", " little", " dog", " ran", " to", " the", " park", "."]
+def known_facts(feature: int, *, sae: str = DEMO_SAE.id, label: str = "") -> FeatureFacts:
+    """What the stand-in knows of a feature; ``label`` is yours."""
+    tokens = (" The", " little", " dog", " ran", " to", " the", " park", ".")
     peak = feature % len(tokens)
-    values = [max(0.0, 9.0 - 3.5 * abs(place - peak)) for place in range(len(tokens))]
-    example = {"tokens": tokens, "values": values, "peak": peak}
-    return {
-        "label": f"things about number {feature}",
-        "density": round(0.002 + 0.03 * noise(feature, "density"), 4),
-        "max": round(4 + 20 * noise(feature), 2),
-        "hist_edges": [float(edge) for edge in range(11)],
-        "hist_counts": [512, 256, 128, 90, 64, 40, 20, 10, 4, 1],
-        "corpus": "stories",
-        "counted": 1_234_567,
-        "examples": [example] * 3,
-        "samples": [{"from": 2.0**n, "examples": [example] * 2} for n in (3, 2, 1)],
-    }
+    values = tuple(max(0.0, 9.0 - 3.5 * abs(place - peak)) for place in range(len(tokens)))
+    example = FeatureExample(0, peak, values[peak], peak, tokens, values)
+    activity = Activity(
+        "stories",
+        key="stories-0",
+        counted_tokens=1_234_567,
+        density=round(0.002 + 0.03 * noise(feature, "density"), 4),
+        max=round(4 + 20 * noise(feature), 2),
+        histogram=(512, 256, 128, 90, 64, 40, 20, 10, 4, 1),
+        edges=tuple(float(edge) for edge in range(11)),
+        examples=(example,) * 3,
+        samples=tuple((2.0**n, (example,) * 2) for n in (3, 2, 1)),
+    )
+    text, source = (label, "mine") if label else (f"things about number {feature}", "bundled")
+    return replace(
+        bare_facts(feature, sae=sae),
+        labels=(label_of(feature, text, source),),
+        promoted=_weights(feature, 1),
+        suppressed=_weights(feature, -1),
+        index=activity,
+    )
+
+
+def bare_facts(feature: int, *, sae: str = "s") -> FeatureFacts:
+    """A feature of which nothing is known."""
+    return FeatureFacts("demo", "an SAE", sae, 4, "resid_post", feature)
+
+
+def label_of(feature: int, text: str, source: str = "mine", score: float | None = None, scorer: str = "") -> Label:
+    """A label as a store gives it."""
+    return Label(0, "s", feature, text, source, "", "", "", score, scorer, "", "", "", "")
 
 
 def _scales(interventions: Iterable[Intervention]) -> tuple[tuple[str, float], ...]:

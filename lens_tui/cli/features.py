@@ -36,13 +36,13 @@ def feature(
     json: Json = False,
 ) -> None:
     """Print all that is known of one feature."""
-    from lens_tui.tasks.features import feature_page
+    from lens_tui.tasks.features import feature_facts
     from lens_tui.tasks.knowledge import index_of
 
     which, how = feature_number(number), convention_of(convention)
     with open_model(model) as lens:
         opened = open_sae(sae, model)
-        result = feature_page(
+        facts = feature_facts(
             lens,
             opened,
             which,
@@ -52,6 +52,7 @@ def feature(
             examples=examples,
             neighbours=neighbours,
         )
+    result = facts.plain()
     print_json(result) if json else _print_page(result)
 
 
@@ -140,7 +141,7 @@ def search(
     convention_of(convention)
     with open_model(model) as lens:
         info = open_sae(sae, model).info
-        result = search_features(" ".join(words), info, lens, index_of(info), convention=convention, k=k)
+        result = search_features(" ".join(words), info, lens, index_of(info), convention=convention, k=k).plain()
     print_json(result) if json else _print_search(result)
 
 
@@ -176,7 +177,6 @@ def contrast(
     """Find the features that tell texts A from texts B."""
     from lens_tui.sae.index.questions import Measure, Over
     from lens_tui.tasks.features import contrast_texts, read_texts
-    from lens_tui.tasks.knowledge import label_texts
 
     for value, choice, name in ((measure, Measure, "measure"), (over, Over, "--over")):
         if value not in get_args(choice):
@@ -189,7 +189,6 @@ def contrast(
             lens, opened, texts_a, texts_b, **options,
             progress=lambda done, total: meter.say("read", f"{done} of {total} texts", done / total),
         )  # fmt: skip
-    names = label_texts(opened.info, [row.feature for row in found])
     result = {
         "model": lens.info.name,
         "sae": opened.info.name,
@@ -197,7 +196,7 @@ def contrast(
         "texts_a": len(texts_a),
         "texts_b": len(texts_b),
         **options,
-        "features": [{**asdict(row), "label": names.get(row.feature)} for row in found],
+        "features": [asdict(row) for row in found],
     }
     print_json(result) if json else _print_contrast(result)
 

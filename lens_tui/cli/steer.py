@@ -13,6 +13,7 @@ from lens_tui.records import Intervention, LensError, SteeringVector
 from lens_tui.records.bench import amount_of, positions_text
 from lens_tui.records.measures import DEFINITIONS, MULTIPLES, OWN_KL, QUANTITIES, DoseResponse, ScaleSearch
 from lens_tui.records.sanitise import one_line
+from lens_tui.records.sites import in_residual
 
 from .output import Meter, note, print_json, say, sentences
 from .sources import ArmSpec, Json, Model, SAEName, Vectors, open_model, parse_arm, read_text
@@ -372,7 +373,7 @@ def _finish(
 
     result = {"model": lens.info.name, **vector_record(vector, ranked)}
     result["residual_norm"] = residual_norm(lens, vector.layer, site=vector.site)
-    plain = vector.d_model == lens.d_model and vector.site not in ("attn_z", "mlp_in")
+    plain = vector.d_model == lens.d_model and in_residual(vector.site)
     sides = lens.promoted(vector, 10) if plain else ((), ())
     for side, tokens in zip(("promoted", "suppressed"), sides, strict=True):
         result[side] = [{"id": token.token_id, "text": token.text, "value": token.value} for token in tokens]

@@ -26,6 +26,14 @@ SITES = (
 )
 
 
+def in_residual(site: str) -> bool:
+    """Whether a tensor at this site is in the basis of the residual stream.
+
+    What is read inside a block (``attn_z``, ``mlp_in``) is in another one: a direction there promotes no tokens.
+    """
+    return site not in ("attn_z", "mlp_in")
+
+
 @dataclass(frozen=True, slots=True)
 class Hook:
     """A hook name understood: the site (``""`` if no site of ours is that tensor), the layer (-1: none), and why."""

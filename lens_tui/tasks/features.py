@@ -2,32 +2,50 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lens_tui.records import LensError, SAEInfo
 from lens_tui.records.corpus import open_corpus
+from lens_tui.records.features import (
+    Activity,
+    CoActive,
+    ContrastedFeature,
+    FeatureExample,
+    FeatureFacts,
+    FeatureSearch,
+    FoundFeature,
+    Neighbour,
+    Promoter,
+)
+from lens_tui.records.sanitise import one_line
+from lens_tui.records.sites import in_residual
 
-from .knowledge import label_texts, labels_of, search_labels
+from .knowledge import dashboard_of, label_texts, labels_of, opened, search_labels
 
 if TYPE_CHECKING:
     from lens_tui.lens import LensModel
     from lens_tui.lens.architecture.unembed import Convention
+    from lens_tui.records import FloatArray, SteeringVector
+    from lens_tui.records.label_files import Dashboard
     from lens_tui.sae import SAE
-    from lens_tui.sae.index import Contrast, FeatureIndex, TextFeatures
+    from lens_tui.sae.index import Example, FeatureIndex, TextFeatures
     from lens_tui.sae.index.questions import Measure, Over
 
 
 TokenText = Callable[[int], str]
+_DASHBOARD_EXAMPLES = 12
+_log = logging.getLogger(__name__)
 
 
-def feature_page(
+def feature_facts(
     model: LensModel,
     sae: SAE,
     feature: int,
@@ -35,73 +53,154 @@ def feature_page(
     *,
     convention: Convention = "norm",
     tokens: int = 10,
-    examples: int = 10,
-    neighbours: int = 10,
-) -> dict[str, Any]:
-    """A feature's page as plain data, all strings safe to show.
+    examples: int = 12,
+    neighbours: int | None = 10,
+    lenient: bool = False,
+) -> FeatureFacts:
+    """The page of a feature: for the screen, the verb ``feature`` and its ``--json`` alike.
 
-    ``labels`` are all that stand (yours first); ``promoted`` and ``suppressed`` are logits per unit of the unit
-    decoder direction under ``convention`` (``norm``: the final norm's gain is folded in, ``raw``: it is not), ``None``
-    where the SAE does not write to the residual stream; ``neighbours`` are nearest by cosine of decoder directions.
-    ``index`` holds what the index says (statistics, histogram, examples) or is ``None`` without one; ``co_active``
-    is ``None`` unless the index is full. Raises ``LensError`` for a feature the SAE does not have.
+    Args:
+        model: the model, which gives tokens their texts and the unembedding.
+        sae: the SAE that the feature is of.
+        feature: its number.
+        index: the index of the SAE, ``None`` without one (see :func:`~lens_tui.tasks.knowledge.index_of`).
+        convention: how promoted tokens are found; ``norm`` folds the final norm's gain in, ``raw`` does not.
+        tokens: how many promoted and suppressed tokens.
+        examples: how many top examples, one a document.
+        neighbours: how many neighbours and co-active features; ``None`` leaves them out, and the pass over the
+            whole decoder that they need.
+        lenient: log what cannot be read of the index or the user's database and go on without it, instead of raising.
+
+    Raises:
+        LensError: for a feature that the SAE does not have, and unless ``lenient`` for what cannot be read.
     """
-    from lens_tui.sae.index import co_active, decoder_neighbours, describe
-
-    info, text = sae.info, model.tokens.display
+    info = sae.info
     direction = sae.directions([feature])[0]  # checks the id
-    near = decoder_neighbours(sae.directions, sae.d_sae, feature, k=neighbours)
-    together = co_active(index, feature, k=neighbours) if index is not None and index.full else None
-    ids = [other for other, _ in near] + [row.feature for row in together or ()]
-    names = label_texts(info, ids)
-    writes = sae.d_out == model.d_model and (info.site_out or info.site) not in ("attn_z", "mlp_in")
+    writes = sae.d_out == model.d_model and in_residual(info.site_out or info.site)
     promoted, suppressed = model.promoted(direction, tokens, convention=convention) if writes else ((), ())
-    return {
-        "model": model.info.name,
-        "sae": info.name,
-        "sae_id": info.id,
-        "layer": info.layer,
-        "site": info.site,
-        "feature": feature,
-        "labels": [asdict(label) for label in labels_of(info, feature)],
-        "description": describe(index, feature, text).text if index is not None else None,
-        "convention": convention if writes else None,
-        "promoted": [asdict(item) for item in promoted] if writes else None,
-        "suppressed": [asdict(item) for item in suppressed] if writes else None,
-        "index": None if index is None else _from_index(index, feature, text, examples),
-        "neighbours": [{"feature": f, "cosine": cosine, "label": names.get(f)} for f, cosine in near],
-        "co_active": None if together is None else [{**asdict(r), "label": names.get(r.feature)} for r in together],
-    }
+    facts = FeatureFacts(
+        model.info.name, info.name, info.id, info.layer, info.site, feature,
+        convention=convention if writes else None, promoted=promoted, suppressed=suppressed,
+    )  # fmt: skip
+    try:
+        facts = _with_index(facts, index, model.tokens.display, examples)
+    except LensError as error:
+        if not lenient or index is None:
+            raise
+        _log.warning("the index %s cannot be read: %s", index.path, error)
+        facts = replace(facts, problem=one_line(str(error), 200))
+    if neighbours is not None:
+        facts = _with_neighbours(facts, sae, index, neighbours)
+    try:
+        return _with_labels(facts, info, indexed=index is not None)
+    except LensError as error:  # a database that cannot be read must not take the page away
+        if not lenient:
+            raise
+        _log.warning("labels cannot be read: %s", error)
+        return facts
 
 
-def _from_index(index: FeatureIndex, feature: int, text: TokenText, k: int) -> dict[str, Any]:
-    numbers = asdict(index.statistics(feature))
-    return {
-        "key": index.path.name,
-        "corpus": index.identity.corpus,
-        "counted_tokens": index.n_counted,
-        "notes": list(index.notes),
-        **{name: value for name, value in numbers.items() if name != "feature"},
-        "examples": [
-            {
-                "document": example.document,
-                "offset": example.offset,
-                "value": example.value,
-                "peak": example.peak,
-                "tokens": [text(int(token)) for token in example.token_ids],
-                "values": [float(value) for value in example.values],
-            }
-            for example in index.examples(feature, k)
-        ],
-    }
+def _with_index(facts: FeatureFacts, index: FeatureIndex | None, text: TokenText, k: int) -> FeatureFacts:
+    """With what the index says."""
+    from lens_tui.sae.index import describe
+
+    if index is None:
+        return facts
+    numbers = asdict(index.statistics(facts.feature))
+    del numbers["feature"]
+    activity = Activity(
+        index.identity.corpus,
+        key=index.path.name,
+        counted_tokens=index.n_counted,
+        notes=tuple(index.notes),
+        **numbers,
+        examples=tuple(_example(example, text) for example in index.examples(facts.feature, k)),
+        samples=tuple(
+            (edge, tuple(_example(example, text) for example in drawn)) for edge, drawn in index.sample(facts.feature)
+        ),
+    )
+    return replace(facts, description=describe(index, facts.feature, text).text, index=activity)
+
+
+def _example(example: Example, text: TokenText) -> FeatureExample:
+    return FeatureExample(
+        example.document,
+        example.offset,
+        example.value,
+        example.peak,
+        tuple(text(int(token)) for token in example.token_ids),
+        tuple(0.0 if value != value else float(value) for value in example.values),  # NaN: not kept
+    )
+
+
+def _with_neighbours(facts: FeatureFacts, sae: SAE, index: FeatureIndex | None, k: int) -> FeatureFacts:
+    """With the features that are nearest by decoder direction, and those that fire on the same tokens; unnamed."""
+    from lens_tui.sae.index import co_active, decoder_neighbours
+
+    near = decoder_neighbours(sae.directions, sae.d_sae, facts.feature, k=k)
+    together = co_active(index, facts.feature, k=k) if index is not None and index.full else None
+    return replace(facts, neighbours=tuple(Neighbour(*row) for row in near), co_active=together)
+
+
+def _with_labels(facts: FeatureFacts, info: SAEInfo, *, indexed: bool) -> FeatureFacts:
+    """With what the user's database says, opened once: labels, names of neighbours, without an index a dashboard."""
+    near, together = facts.neighbours, facts.co_active
+    listed = [row.feature for row in near or ()] + [row.feature for row in together or ()]
+    with opened() as store:
+        names = label_texts(info, listed, store)
+        dashboard = None if indexed else dashboard_of(info, facts.feature, store)
+        return replace(
+            facts,
+            labels=labels_of(info, facts.feature, store),
+            neighbours=None if near is None else named(near, names),
+            co_active=None if together is None else named(together, names),
+            dashboard=None if dashboard is None else _of_another_tool(dashboard),
+        )
+
+
+def _of_another_tool(dashboard: Dashboard) -> Activity:
+    """What another tool says, by its own definitions."""
+    top = [example for example in dashboard.examples if example.tokens and example.values][:_DASHBOARD_EXAMPLES]
+    return Activity(
+        dashboard.source,
+        density=dashboard.density,
+        max=dashboard.maximum,
+        examples=tuple(
+            FeatureExample(
+                -1, -1, max(example.values), example.values.index(max(example.values)), example.tokens, example.values
+            )
+            for example in top
+        ),
+    )
+
+
+Row = TypeVar("Row", Neighbour, CoActive, Promoter, ContrastedFeature)
+
+
+def named(rows: Iterable[Row], names: Mapping[int, str]) -> tuple[Row, ...]:
+    """Rows of features, each with its label, where it has one."""
+    return tuple(replace(row, label=names.get(row.feature)) for row in rows)
+
+
+def feature_vector(sae: SAE, facts: FeatureFacts, here: FloatArray | None) -> SteeringVector:
+    """A feature's decoder direction, named by its label.
+
+    Its largest activation is that in the index or dashboard, or else ``here``: on the tokens of a text, ``(n,)``.
+    """
+    largest = facts.activity.max if facts.activity is not None else None
+    if largest is None and here is not None and here.size:
+        largest = float(here.max())
+    name = one_line(facts.label.text, 200) if facts.label is not None else ""
+    vector = sae.vector(facts.feature, max_activation=largest or None)
+    return replace(vector, name=name or f"feature {facts.feature}")
 
 
 def search_features(
     words: str, info: SAEInfo, model: LensModel, index: FeatureIndex | None, *, convention: str = "norm", k: int = 20
-) -> dict[str, Any]:
+) -> FeatureSearch:
     """Features by words: those whose labels hold all of them, and those that promote one of them as a token.
 
-    ``tokens`` are the words as single tokens (with and without a space before, in either case); a word that the
+    The words are looked for as single tokens with and without a space before, in either case; a word that the
     tokenizer splits is only looked for in labels. ``promoting`` is ``None`` without an index that has the
     token table of ``convention``. Raises ``LensError`` if there is no word to look for.
     """
@@ -113,19 +212,25 @@ def search_features(
     found = None
     if index is not None and convention in index.conventions:
         found = promoting(index, list(tokens), convention=convention, k=k)
-    names = label_texts(info, [row.feature for row in found or ()])
-    return {
-        "model": model.info.name,
-        "sae": info.name,
-        "sae_id": info.id,
-        "words": words,
-        "labels": [asdict(label) for label in search_labels(words, info.id, k)],
-        "tokens": [{"id": token, "text": text} for token, text in tokens.items()],
-        "convention": convention,
-        "promoting": None
-        if found is None
-        else [{**asdict(row), "token": tokens[row.token_id], "label": names.get(row.feature)} for row in found],
-    }
+    with opened() as store:
+        labels = search_labels(words, info.id, k, store)
+        names = label_texts(info, [row.feature for row in found or ()], store)
+    if found is not None:
+        found = named([replace(row, token=tokens[row.token_id]) for row in found], names)
+    return FeatureSearch(model.info.name, info.name, info.id, words, labels, tokens, convention, found)
+
+
+def found_features(search: FeatureSearch, k: int) -> tuple[FoundFeature, ...]:
+    """The first ``k`` features of a search, each once: those with the words in their labels, then those that promote
+    one of them."""
+    found: dict[int, FoundFeature] = {}
+    for label in search.labels:
+        found.setdefault(label.feature, FoundFeature(label.feature, one_line(label.text, 200), "label"))
+    for row in search.promoting or ():
+        why = f"promotes ‘{one_line(row.token, 30)}’"
+        name = one_line(row.label, 200) if row.label else why
+        found.setdefault(row.feature, FoundFeature(row.feature, name, why))
+    return tuple(found.values())[:k]
 
 
 def word_tokens(model: LensModel, words: str) -> dict[int, str]:
@@ -198,7 +303,7 @@ def _by_effect(
     from lens_tui.sae.index import direct_effects
 
     place = sae.info.site_out or sae.info.site
-    if sae.d_out != model.d_model or place in ("attn_z", "mlp_in"):
+    if sae.d_out != model.d_model or not in_residual(place):
         raise LensError(f"The SAE {sae.info.name} does not write to the residual stream.", "Choose another order.")
     final = np.asarray(model.residuals(list(ids), model.n_layers - 1).astype(mx.float32))
 
@@ -243,7 +348,7 @@ def contrast_texts(
     seed: int = 0,
     context: int = 512,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[Contrast, ...]:
+) -> tuple[ContrastedFeature, ...]:
     """The ``k`` features that best tell texts ``a`` from texts ``b``; see :func:`lens_tui.sae.index.questions`.
 
     Each text is read by itself, unsteered, its first ``context`` tokens; special tokens are left out. A text's value
@@ -263,7 +368,8 @@ def contrast_texts(
                 progress(done, len(a) + len(b))
         return rows
 
-    return contrast(read(a), read(b), measure=measure, both_sides=both_sides, k=k, seed=seed)
+    rows = contrast(read(a), read(b), measure=measure, both_sides=both_sides, k=k, seed=seed)
+    return named(rows, label_texts(sae.info, [row.feature for row in rows]))
 
 
 def read_text_features(

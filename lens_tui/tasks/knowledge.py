@@ -1,55 +1,63 @@
-"""Every label that stands: those in the user's database, and behind them those that come with the bundled SAEs.
+"""What is known of SAEs: their labels, what other tools' dashboards say, and the index of each.
 
-The bundled ones live in a database of their own in memory, so that words find
-them by the same rules; the user's is never written to here.
+Labels are those in the user's database, and behind them those that come with the bundled SAEs. The bundled ones
+live in a database of their own in memory, so that words find them by the same rules; the user's is never written
+to here. What asks for several things takes the database as ``store``, opened once by :func:`opened`.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, lru_cache
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from lens_tui import demo
 from lens_tui.demo.labels import bundled_labels
 from lens_tui.records import LensError, SAEInfo, paths
 from lens_tui.records.label_files import Dashboard, Dashboards
 from lens_tui.records.labels import ImportResult, Label, Labels, NewLabel
-from lens_tui.records.sanitise import one_line, sanitise_token
 from lens_tui.records.store import SHORT, Store
-from lens_tui.sae.index import Example, FeatureIndex
+from lens_tui.sae.index import FeatureIndex
 
 T = TypeVar("T")
 
 
-def labels_of(info: SAEInfo, feature: int) -> tuple[Label, ...]:
+@contextmanager
+def opened() -> Iterator[Store | None]:
+    """The user's database, to be read and closed again; ``None`` if nobody ever kept anything in it."""
+    if not paths.database_file().exists():
+        yield None
+        return
+    with Store(patience=SHORT) as store:
+        yield store
+
+
+def labels_of(info: SAEInfo, feature: int, store: Store | None = None) -> tuple[Label, ...]:
     """All labels of a feature that stand: yours first, then imported ones, then the bundled one."""
-    return (*(_stored(lambda labels: labels.of(info.id, feature)) or ()), *_plain(bundled().of(info.id, feature)))
+    stored = _stored(lambda labels: labels.of(info.id, feature), store) or ()
+    return (*stored, *_plain(bundled().of(info.id, feature)))
 
 
-def best_labels(info: SAEInfo, features: Sequence[int]) -> dict[int, Label]:
-    """The first label of each feature, as :func:`labels_of` orders them; features without one are left out."""
+def label_texts(info: SAEInfo, features: Sequence[int], store: Store | None = None) -> dict[int, str]:
+    """The text of the first label of each feature, as :func:`labels_of` orders them, where it has one."""
     if not features:
         return {}
-    found = {feature: _plain([label])[0] for feature, label in bundled().best(info.id, features).items()}
-    return found | (_stored(lambda labels: labels.best(info.id, features)) or {})
+    stored = _stored(lambda labels: labels.best(info.id, features), store) or {}
+    return {feature: label.text for feature, label in (bundled().best(info.id, features) | stored).items()}
 
 
-def label_texts(info: SAEInfo, features: Sequence[int]) -> dict[int, str]:
-    """The text of the best label of each feature that has one."""
-    return {feature: label.text for feature, label in best_labels(info, features).items()}
-
-
-def search_labels(words: str, sae: str | None, k: int = 20) -> tuple[Label, ...]:
+def search_labels(words: str, sae: str | None, k: int = 20, store: Store | None = None) -> tuple[Label, ...]:
     """Labels that hold all the words, of all SAEs if ``sae`` is ``None``; at most ``k``.
 
     Yours come first. Imported and bundled ones take turns, each kind with its best match first.
     """
-    stored = _stored(lambda labels: labels.search(words, sae=sae, k=k)) or ()
+    stored = _stored(lambda labels: labels.search(words, sae=sae, k=k), store) or ()
     mine = [label for label in stored if label.is_mine]
     imported = [label for label in stored if not label.is_mine]
     turns = zip_longest(imported, _plain(bundled().search(words, sae=sae, k=k)))
@@ -97,12 +105,12 @@ def bundled() -> Labels:
     return labels
 
 
-def _stored(ask: Callable[[Labels], T]) -> T | None:
-    """What the user's database answers; ``None`` if nobody ever kept anything in it."""
-    if not paths.database_file().exists():
-        return None
-    with Store(patience=SHORT) as store:
+def _stored(ask: Callable[[Labels], T], store: Store | None = None) -> T | None:
+    """What the user's database answers, ``store`` if it is open; ``None`` if nobody ever kept anything in it."""
+    if store is not None:
         return ask(Labels(store))
+    with opened() as found:
+        return None if found is None else ask(Labels(found))
 
 
 def _plain(labels: Sequence[Label]) -> tuple[Label, ...]:
@@ -110,66 +118,41 @@ def _plain(labels: Sequence[Label]) -> tuple[Label, ...]:
     return tuple(replace(label, id=0, created="") for label in labels)
 
 
-def sampled(index: FeatureIndex, feature: int, plain: Callable[[Example], dict[str, Any]]) -> dict[str, Any]:
-    """Plain data for ``FeaturePage.extras``.
-
-    ``counted``: tokens the index is over. ``samples``: for each octave of activation with any, strongest first,
-    ``{"from": its lower edge, "examples": [...]}`` with examples drawn at random, as ``plain`` gives them.
-    """
-    groups = index.sample(feature)
-    samples = [{"from": edge, "examples": [plain(example) for example in examples]} for edge, examples in groups]
-    return {"counted": index.n_counted, "samples": samples}
+def dashboard_of(info: SAEInfo, feature: int, store: Store | None) -> Dashboard | None:
+    """What another tool's dashboard holds of a feature, if one was imported into ``store``."""
+    return None if store is None else next(iter(Dashboards(store).of(info.id, feature)), None)
 
 
 _log = logging.getLogger(__name__)
-_EXAMPLES = 12
-
-
-def known_of(info: SAEInfo, feature: int, token_text: Callable[[int], str]) -> dict[str, Any]:
-    """Plain data for ``FeaturePage.extras``; what is not known is left out.
-
-    ``label``, ``label_source``, ``label_score`` and ``label_scorer`` (if somebody scored it), ``density``,
-    ``max``, ``mean``, ``hist_edges``, ``hist_counts``, ``corpus`` and ``examples``, each ``{"tokens", "values",
-    "peak", "value"}``. Without an index, what another tool's dashboard holds stands in, and ``corpus`` names the tool.
-    ``index_problem`` says why an index that is there says nothing. All strings are safe to show.
-    """
-    found: dict[str, Any] = {}
-    found |= _readable(lambda: _label(info, feature))
-    index = index_of(info)
-    if index is not None and 0 <= feature < index.width:
-        try:
-            found |= _indexed(index, feature, token_text)
-        except LensError as error:
-            _log.warning("the index %s cannot be read: %s", index.path, error)
-            found["index_problem"] = one_line(str(error), 200)
-    else:
-        found |= _readable(lambda: _dashboard(info, feature))
-    return found
-
-
-def _indexed(index: FeatureIndex, feature: int, token_text: Callable[[int], str]) -> dict[str, Any]:
-    numbers = index.statistics(feature)
-    return {
-        "density": numbers.density,
-        "max": numbers.max,
-        "mean": numbers.mean,
-        "hist_edges": list(numbers.edges),
-        "hist_counts": list(numbers.histogram),
-        "corpus": one_line(index.identity.corpus, 80),
-        "examples": [_example(example, token_text) for example in index.examples(feature, _EXAMPLES)],
-        **sampled(index, feature, lambda example: _example(example, token_text)),
-    }
+_SETTLED = 2.0
+"""Seconds after which a change of a folder is told from the one before by its time alone, on any file system."""
 
 
 def index_of(info: SAEInfo) -> FeatureIndex | None:
     """The newest index at hand for an SAE: bundled, or in the user's indexes folder. ``None`` if there is none."""
-    folders = (demo.model_path().parent / "index", paths.indexes_folder())
-    manifests = {manifest: _changed(manifest) for folder in folders for manifest in folder.glob("*/manifest.json")}
-    for manifest in sorted(manifests, key=manifests.__getitem__, reverse=True):
-        index = _open(manifest.parent, manifests[manifest])
+    found = [entry for folder in _index_folders() for entry in _manifests(folder)]
+    for changed, manifest in sorted(found, reverse=True):
+        index = _open(manifest.parent, changed)
         if index is not None and _is_of(index, info):
             return index
     return None
+
+
+def _index_folders() -> tuple[Path, Path]:
+    return demo.model_path().parent / "index", paths.indexes_folder()
+
+
+def _manifests(folder: Path) -> tuple[tuple[float, Path], ...]:
+    """Manifests of a folder's indexes and when they were written; listed anew when an index came or went."""
+    changed = _changed(folder)
+    # A folder that has just changed may change again at the same time, as its file system counts time.
+    listed = _listed if time.time() - changed > _SETTLED else _listed.__wrapped__
+    return listed(folder, changed)
+
+
+@lru_cache(maxsize=8)
+def _listed(folder: Path, _changed_at: float) -> tuple[tuple[float, Path], ...]:
+    return tuple((_changed(manifest), manifest) for manifest in folder.glob("*/manifest.json"))
 
 
 def _changed(file: Path) -> float:
@@ -192,58 +175,3 @@ def _open(folder: Path, changed: float) -> FeatureIndex | None:
     except LensError as error:
         _log.warning("the index %s is left out: %s", folder, error)
         return None
-
-
-def _readable(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What ``ask`` finds. A database that cannot be read must not take the page away."""
-    try:
-        return ask()
-    except LensError as error:
-        _log.warning("labels cannot be read: %s", error)
-        return {}
-
-
-def _label(info: SAEInfo, feature: int) -> dict[str, Any]:
-    label = best_labels(info, [feature]).get(feature)
-    if label is None:
-        return {}
-    facts: dict[str, Any] = {"label": one_line(label.text, 200), "label_source": one_line(label.source, 60)}
-    if label.score is not None:
-        facts |= {"label_score": label.score, "label_scorer": one_line(label.scorer, 60)}
-    return facts
-
-
-def _dashboard(info: SAEInfo, feature: int) -> dict[str, Any]:
-    """What another tool's dashboard holds of a feature, if one was imported."""
-    if not paths.database_file().exists():
-        return {}
-    with Store(patience=SHORT) as store:
-        dashboard = next(iter(Dashboards(store).of(info.id, feature)), None)
-    return {} if dashboard is None else _from_dashboard(dashboard)
-
-
-def _from_dashboard(dashboard: Dashboard) -> dict[str, Any]:
-    """What another tool says, by its own definitions; ``corpus`` names the tool."""
-    top = [example for example in dashboard.examples if example.tokens][:_EXAMPLES]
-    facts = {
-        "density": dashboard.density,
-        "max": dashboard.maximum,
-        "corpus": one_line(dashboard.source, 60),
-        "examples": [
-            {
-                "tokens": list(example.tokens),
-                "values": list(example.values),
-                "peak": max(range(len(example.values)), key=example.values.__getitem__),
-                "value": max(example.values),
-            }
-            for example in top
-            if example.values
-        ],
-    }
-    return {name: value for name, value in facts.items() if value is not None}
-
-
-def _example(example: Example, token_text: Callable[[int], str]) -> dict[str, Any]:
-    tokens = [sanitise_token(token_text(int(token))) for token in example.token_ids]
-    values = [0.0 if value != value else float(value) for value in example.values]  # NaN: not kept
-    return {"tokens": tokens, "values": values, "peak": example.peak, "value": example.value}

@@ -1,16 +1,13 @@
-"""The events that the frame of the app reads: of any job, of models and SAEs.
-
-All events are told of in :mod:`lens_tui.worker.events`, which has these too. They have a file of their own
-because the app imports them before its first frame, and making a dataclass takes half a millisecond.
-"""
+"""The events of jobs: what the worker says of its work, as plain data that is safe to show."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lens_tui.records import FloatArray, Intervention, SteeringVector
+from lens_tui.records.features import FeatureFacts, FoundFeature
 from lens_tui.records.run import Token
 from lens_tui.records.run import TokenWeight as TokenWeight
 
@@ -220,20 +217,12 @@ class FeatureActivations(Event):
 
 @dataclass(frozen=True, slots=True)
 class FeaturePage(Event):
-    """What is known of a feature.
-
-    ``promoted`` and ``suppressed`` are the unembedding of its decoder direction
-    through the final norm's gain, strongest first. ``vector`` is its unit
-    decoder direction, ready for the vector bench. ``extras`` holds what an
-    index adds (label, density, histogram, examples), as plain data.
-    """
+    """What is known of a feature, and its unit decoder direction, ready for the vector bench."""
 
     sae: str
     feature: int
-    promoted: tuple[TokenWeight, ...]
-    suppressed: tuple[TokenWeight, ...]
+    facts: FeatureFacts
     vector: SteeringVector
-    extras: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,15 +232,6 @@ class LabelSet(Event):
     sae: str
     feature: int
     label: str
-
-
-@dataclass(frozen=True, slots=True)
-class FoundFeature:
-    """A feature that was looked for: what it is called and why it was found (``label`` or ``promotes ‘sea’``)."""
-
-    feature: int
-    name: str
-    why: str
 
 
 @dataclass(frozen=True, slots=True)

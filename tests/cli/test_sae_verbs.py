@@ -15,10 +15,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from lens_tui import FeatureIndex, load_sae
+from lens_tui import FeatureIndex, LensModel, load_sae
 from lens_tui.cli.app import app
 from lens_tui.cli.output import Meter, interruptible
 from lens_tui.records import LensError
+from lens_tui.records.features import FeatureExample
+from lens_tui.tasks.features import feature_facts
+from lens_tui.tasks.knowledge import index_of
 from tests.folders import llama_folder
 
 SEA = "The ship sailed over the cold sea and the waves rose."
@@ -146,11 +149,14 @@ def test_labels_are_set_found_shown_and_written_in_other_forms(work: dict[str, A
 
 
 def test_a_dashboard_of_another_tool_stands_in_for_an_index(work: dict[str, Any], tmp_path: Path) -> None:
-    from lens_tui.tasks.knowledge import known_of
-
     example = {"bin_min": -1, "bin_max": -1, "tokens": [" a", " b"], "values": [0.5, 2.5], "qualifying_token_index": 1}
     row = {"feature_index": 7, "frac_nonzero": 0.25, "pos_str": [], "pos_values": [], "neg_str": [], "neg_values": []}
-    batch = {"model_id": "m", "layer": 1, "sae_set": "s", "features": [{**row, "activations": [example]}]}
+    batch = {
+        "model_id": "m",
+        "layer": 1,
+        "sae_set": "s",
+        "features": [{**row, "activations": [example, {**example, "tokens": [], "values": []}]}],
+    }
     (tmp_path / "batch-0.json").write_text(json.dumps(batch))
     imported = ("labels", "import", str(tmp_path), "-f", "saedashboard", *on(work))
     assert "batch-0.json is of model m, but the SAE sae is of tiny" in run(*imported, code=2)[1]
@@ -160,10 +166,12 @@ def test_a_dashboard_of_another_tool_stands_in_for_an_index(work: dict[str, Any]
     (tmp_path / "batch-0.json").write_text(json.dumps(batch | {"model_id": "other/Tiny-4bit"}))
     assert data(*imported)["dashboards"] == 1
     info = replace(load_sae(work["sae"]).info, layer=2)  # no index is of that place
-    known = known_of(info, 7, str)
-    assert (known["density"], known["max"], known["corpus"]) == (0.25, 2.5, "saedashboard")
-    assert known["examples"] == [{"tokens": [" a", " b"], "values": [0.5, 2.5], "peak": 1, "value": 2.5}]
-    assert "density" not in known_of(info, 8, str)
+    model, sae = LensModel(work["model"]), load_sae(work["sae"])
+    known = feature_facts(model, sae, 7, index_of(info)).activity
+    assert known is not None
+    assert (known.density, known.max, known.corpus) == (0.25, 2.5, "saedashboard")
+    assert known.examples == (FeatureExample(-1, -1, 2.5, 1, (" a", " b"), (0.5, 2.5)),)
+    assert feature_facts(model, sae, 8, index_of(info)).activity is None
     batch["features"] = [{**row, "feature_index": 48, "activations": []}]
     (tmp_path / "batch-0.json").write_text(json.dumps(batch))
     assert "another SAE" in run(*imported, "--anyway", code=2)[1]

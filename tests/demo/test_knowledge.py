@@ -8,7 +8,7 @@ import pytest
 
 from lens_tui import FeatureIndex, demo, sae_info
 from lens_tui.demo.labels import FILE, bundled_labels
-from lens_tui.tasks.knowledge import index_of, known_of
+from lens_tui.tasks.knowledge import index_of
 from recipes.index import CORPUS, SETTINGS
 from recipes.saes import DEPTHS
 
@@ -37,9 +37,8 @@ def test_each_bundled_sae_has_one_index_and_it_is_whole() -> None:
         assert (index.count > 0).mean() > 0.8
         assert "/" not in json.dumps(index.manifest["identity"] | {"corpus_hash": ""})
         feature = int(index.count.argmax())
-        known = known_of(info, feature, str)
-        assert len(known["examples"]) == index.settings.top_k
-        assert known["density"] > 0
+        assert len(index.examples(feature)) == index.settings.top_k
+        assert index.statistics(feature).density > 0
 
 
 @with_labels

@@ -83,11 +83,13 @@ def test_from_a_text_to_a_feature_with_a_name(tmp_path: Path, driver: Driver) ->
     driver.done(jobs.SetLabel(info.id, best.feature, "seafaring"))
     encoded = only(driver.done(jobs.Encode(info.id, sea[0])), ev.Encoded)
     assert best.feature in encoded.ids
-    page = only(driver.done(jobs.ReadFeature(info.id, best.feature)), ev.FeaturePage)
-    assert page.extras["label"] == "seafaring"
-    assert page.extras["max"] == pytest.approx(found[0].value)
-    assert [example["value"] for example in page.extras["examples"]] == [example.value for example in found]
-    assert page.extras["density"] == index.count[best.feature] / index.n_counted
+    facts = only(driver.done(jobs.ReadFeature(info.id, best.feature)), ev.FeaturePage).facts
+    assert facts.label is not None
+    assert facts.label.text == "seafaring"
+    assert facts.index is not None
+    assert facts.index.max == pytest.approx(found[0].value)
+    assert [example.value for example in facts.index.examples] == [example.value for example in found]
+    assert facts.index.density == index.count[best.feature] / index.n_counted
     words = only(driver.done(jobs.FindFeatures(info.id, "seafar")), ev.FeaturesFound)
     assert [item.feature for item in words.found][:1] == [best.feature]
     vector = only(driver.done(jobs.VectorFromFeature(info.id, best.feature)), ev.VectorMade).vector

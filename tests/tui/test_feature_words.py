@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -12,7 +13,7 @@ from lens_tui.tui.screens.features import FeaturesScreen
 from lens_tui.tui.widgets.feature_card import page_lines
 from lens_tui.worker import jobs
 from lens_tui.worker.events import FeaturePage
-from tests.fakes import DEMO_SAE, FakeWorker, unit_vector
+from tests.fakes import DEMO_SAE, FakeWorker, bare_facts, label_of, unit_vector
 
 from .opened import opened, screen_text, settle
 
@@ -83,10 +84,11 @@ async def test_the_verdict_on_the_sae_stands_beside_its_name(report: FitReport, 
 
 def test_a_label_of_another_tool_says_whose_it_is() -> None:
     for source, shown in (("neuronpedia", True), ("mine", False)):
-        page = FeaturePage(1, "s", 4, (), (), unit_vector("x"), {"label": "boats", "label_source": source})
+        facts = replace(bare_facts(4), labels=(label_of(4, "boats", source),))
+        page = FeaturePage(1, "s", 4, facts, unit_vector("x"))
         lines = [line.plain for line in page_lines(page, 40, 0.0, "off")]
         assert lines[0] == "boats"
         assert (f"says {source}" in lines) is shown
-    extras = {"label": "boats", "label_source": "bundled", "label_score": 0.9, "label_scorer": "detection"}
-    scored = page_lines(FeaturePage(1, "s", 4, (), (), unit_vector("x"), extras), 40, 0.0, "off")
+    facts = replace(bare_facts(4), labels=(label_of(4, "boats", "bundled", 0.9, "detection"),))
+    scored = page_lines(FeaturePage(1, "s", 4, facts, unit_vector("x")), 40, 0.0, "off")
     assert scored[1].plain == "comes with the SAE · detection 0.90"

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
+from lens_tui.records.features import Activity, FeatureExample
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.feature_text import features_at, next_active, rough_activations, shades, sources, strongest_token
 from lens_tui.tui.screens.features import FeaturesScreen
-from lens_tui.tui.widgets.feature_card import Extras, _around, example_lines, feature_row, page_lines, short_name
+from lens_tui.tui.widgets.feature_card import _around, example_lines, feature_row, page_lines, short_name
 from lens_tui.worker import jobs
 from lens_tui.worker.events import Encoded, FeaturePage, TokenWeight
 from lens_tui.worker.jobs import ReadNeighbours
-from tests.fakes import DEMO_SAE, TEXTS, WIDTH, FakeWorker, unit_vector
+from tests.fakes import DEMO_SAE, TEXTS, WIDTH, FakeWorker, bare_facts, label_of, unit_vector
 
 from .opened import PROMPT, opened, screen_text, settle
 
@@ -34,9 +37,19 @@ def encoded() -> Encoded:
     return Encoded(1, "s", (0, 1, 2), ("<s>", "a", "b"), (True, False, False), ids, values)
 
 
-def page(**extras: object) -> FeaturePage:
-    promoted = (TokenWeight(1, " dog", 3.0), TokenWeight(2, "\n", 2.0))
-    return FeaturePage(1, "s", 4821, promoted, (TokenWeight(3, " cat", -2.5),), unit_vector("x"), dict(extras))
+def page(label: str = "", **activity: Any) -> FeaturePage:
+    facts = replace(
+        bare_facts(4821),
+        labels=(label_of(4821, label),) if label else (),
+        promoted=(TokenWeight(1, " dog", 3.0), TokenWeight(2, "\n", 2.0)),
+        suppressed=(TokenWeight(3, " cat", -2.5),),
+        index=Activity(**{"corpus": "", **activity}) if activity else None,
+    )
+    return FeaturePage(1, "s", 4821, facts, unit_vector("x"))
+
+
+def example(tokens: Sequence[str], values: Sequence[float], peak: int) -> FeatureExample:
+    return FeatureExample(0, peak, values[peak], peak, tuple(tokens), tuple(values))
 
 
 def test_what_is_asked_of_an_encoded_text() -> None:
@@ -65,15 +78,15 @@ def test_a_page_without_an_index_still_says_what_it_promotes() -> None:
 
 
 def test_a_page_with_an_index_shows_all_it_knows() -> None:
-    extras = {
-        "label": "dogs " * 20,
-        "density": 0.0031,
-        "max": 58.1,
-        "hist_edges": [0.0, 1.0, 2.0, 3.0, 4.0],
-        "hist_counts": [8, 4, 2, 1],
-        "examples": [{"tokens": [" the", " lease", ","], "values": [0.0, 50.0, 5.0], "peak": 1}],
-    }
-    lines = page_lines(page(**extras), 40, 2.5, "bars")
+    known = page(
+        "dogs " * 20,
+        density=0.0031,
+        max=58.1,
+        edges=(0.0, 1.0, 2.0, 3.0, 4.0),
+        histogram=(8, 4, 2, 1),
+        examples=(example([" the", " lease", ","], [0.0, 50.0, 5.0], 1),),
+    )
+    lines = page_lines(known, 40, 2.5, "bars")
     text = "\n".join(line.plain for line in lines)
     assert all(line.cell_length <= 40 for line in lines)
     assert "density 0.31 %  max 58.1  here 2.5" in text
@@ -86,31 +99,24 @@ def test_a_page_with_an_index_shows_all_it_knows() -> None:
     assert any("underline" in str(span.style) for span in peak.spans)
 
 
-def test_malformed_extras_count_as_missing() -> None:
-    odd = {"label": None, "density": "x", "examples": [{}, {"tokens": ["a"], "values": [], "peak": 9}]}
-    extras = Extras.of(odd)
-    assert extras.density is None
-    assert [(example.tokens, example.values, example.peak) for example in extras.examples] == [(("a",), (0.0,), 0)]
-    assert page_lines(page(**odd), 30, 0.0, "digits")
-
-
 def test_examples_are_cut_so_that_their_peaks_stand_under_each_other() -> None:
     tokens = [f" w{n:02}" for n in range(50)]
-    items = [{"tokens": tokens, "values": [0.0] * 50, "peak": peak} for peak in (25, 1, 49)]
-    middle, early, late = Extras.of({"examples": items}).examples
-    first, last, indent = _around(middle, 40)  # 22 cells before the peak, 18 with it and behind it, tokens of 4
+    middle, early, late = (example(tokens, [0.0] * 50, peak) for peak in (25, 1, 49))
+    first, last, indent = _around(
+        middle.tokens, middle.peak, 40
+    )  # 22 cells before the peak, 18 with it and behind it, tokens of 4
     assert (first, last, indent) == (20, 29, 2)
-    shown = [example_lines(example, 40, 1.0, "tint")[0].plain for example in (middle, early, late)]
+    shown = [example_lines(one, 40, 1.0, "tint")[0].plain for one in (middle, early, late)]
     assert [text.index(f"w{peak:02}") for text, peak in zip(shown, (25, 1, 49), strict=True)] == [23, 23, 23]
     assert all(len(text) <= 40 for text in shown)
 
 
 def test_a_histogram_begins_and_ends_where_it_holds_something() -> None:
-    edges = [2.0**n for n in range(9)]
-    counts = [0, 0, 0, 16, 8, 4, 0, 0]  # from 8 to 64
+    edges = tuple(2.0**n for n in range(9))
+    counts = (0, 0, 0, 16, 8, 4, 0, 0)  # from 8 to 64
 
     def axis(here: float) -> str:
-        lines = [line.plain for line in page_lines(page(hist_edges=edges, hist_counts=counts), 30, here, "tint")]
+        lines = [line.plain for line in page_lines(page(edges=edges, histogram=counts), 30, here, "tint")]
         bars = next(place for place, line in enumerate(lines) if "█" in line)
         assert lines[bars : bars + 2] == ["█" * 10 + " " * 20, "█" * 20 + "▄" * 10]
         return lines[bars + 2]
@@ -123,21 +129,20 @@ def test_a_histogram_begins_and_ends_where_it_holds_something() -> None:
 
 
 def test_a_page_lists_what_its_section_says() -> None:
-    example = {"tokens": [" a", " b"], "values": [4.0, 0.0], "peak": 0}
-    extras = {
-        "counted": 9300, "corpus": "mix.txt", "examples": [example],
-        "samples": [{"from": 4.0, "examples": [example]}, {"from": 2.0, "examples": [example, example]}],
+    one = example([" a", " b"], [4.0, 0.0], 0)
+    known: dict[str, Any] = {
+        "counted_tokens": 9300, "corpus": "mix.txt", "examples": (one,), "samples": ((4.0, (one,)), (2.0, (one, one))),
     }  # fmt: skip
 
-    def listed(section: str, **data: object) -> list[str]:
+    def listed(section: str, **data: Any) -> list[str]:
         lines = [line.plain for line in page_lines(page(**data), 40, 1.0, "tint", section)]
         start = next(place for place, line in enumerate(lines) if f"▐{section}▌" in line)
         return [line.strip() for line in lines[start + 1 :]]
 
-    assert "in 9.3 k tokens · mix.txt" in [line.plain for line in page_lines(page(**extras), 40, 1.0, "tint")]
-    assert listed("top", **extras) == ["strongest token of each document", "a b"]
-    assert listed("sample", **extras) == ["at random from every octave", "from 4", "a b", "from 2", "a b", "a b"]
-    assert listed("near", **extras) == ["by cosine of decoder directions"]
+    assert "in 9.3 k tokens · mix.txt" in [line.plain for line in page_lines(page(**known), 40, 1.0, "tint")]
+    assert listed("top", **known) == ["strongest token of each document", "a b"]
+    assert listed("sample", **known) == ["at random from every octave", "from 4", "a b", "from 2", "a b", "a b"]
+    assert listed("near", **known) == ["by cosine of decoder directions"]
     assert listed("together") == ["by Jaccard index of their tokens"]
     assert listed("sample") == listed("top")
     assert " ".join(listed("top")) == "No index of this SAE: `mlx-lens-tui index` makes one."
@@ -145,8 +150,8 @@ def test_a_page_lists_what_its_section_says() -> None:
 
 def test_foreign_text_on_a_page_is_harmless() -> None:
     nasty = "\x1b]52;c;QQ==\x07[@click=app.quit]x[/] \u202e"
-    extras = {"label": nasty, "examples": [{"tokens": [nasty, "b"], "values": [1.0, 0.0], "peak": 0}]}
-    made = FeaturePage(1, "s", 1, (TokenWeight(1, nasty, 1.0),), (), unit_vector("x"), extras)
+    known = page(nasty, corpus=nasty, counted_tokens=1, examples=(example([nasty, "b"], [1.0, 0.0], 0),))
+    made = replace(known, facts=replace(known.facts, promoted=(TokenWeight(1, nasty, 1.0),), problem=nasty))
     for line in [*page_lines(made, 60, 1.0, "bars"), feature_row(1, 1.0, 1.0, short_name(made), 60, False)]:
         assert not any(ord(char) < 32 or char == "\u202e" for char in line.plain)
         assert not any("@click" in str(span.style) for span in line.spans)

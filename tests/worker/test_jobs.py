@@ -208,9 +208,9 @@ def test_features_are_numpys(loaded: Driver, tiny: Path, sae: Path) -> None:
     weights = load_file(tiny / "model.safetensors")
     effect = weights["model.embed_tokens.weight"] @ (page.vector.direction * weights["model.norm.weight"])
     order = np.argsort(-effect)
-    assert [weight.token_id for weight in page.promoted] == list(order[:5])
-    assert [weight.token_id for weight in page.suppressed] == list(order[::-1][:5])
-    np.testing.assert_allclose([weight.value for weight in page.promoted], effect[order[:5]], rtol=1e-4)
+    assert [weight.token_id for weight in page.facts.promoted] == list(order[:5])
+    assert [weight.token_id for weight in page.facts.suppressed] == list(order[::-1][:5])
+    np.testing.assert_allclose([weight.value for weight in page.facts.promoted], effect[order[:5]], rtol=1e-4)
     vector = only(loaded.done(jobs.VectorFromFeature(info.id, feature)), ev.VectorMade).vector
     assert vector.direction.tobytes() == page.vector.direction.tobytes()
     assert (vector.layer, vector.site, vector.origin.facts["feature"]) == (1, "resid_post", feature)

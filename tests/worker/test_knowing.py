@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from lens_tui import FeatureIndex, IndexSettings, LensModel, load_sae, sae_info
 from lens_tui.records import paths
 from lens_tui.records.labels import Labels
 from lens_tui.records.store import Store
-from lens_tui.tasks.features import contrast_texts, feature_page, read_texts, search_features, word_tokens
+from lens_tui.tasks import knowledge
+from lens_tui.tasks.features import contrast_texts, feature_facts, read_texts, search_features, word_tokens
 from lens_tui.tasks.index import index_text
 from lens_tui.tasks.train import FIT_TEXT, check_sae
 from lens_tui.worker import events as ev
@@ -102,12 +105,14 @@ def test_labels_and_words_through_the_worker(driver: Driver, tiny: Path, sae: Pa
     assert only(driver.done(jobs.SetLabel(info.id, 7, "cold water")), ev.LabelSet).label == "cold water"
     driver.done(jobs.SetLabel(info.id, 7, "the sea"))
     assert "no feature 64" in driver.failed(jobs.SetLabel(info.id, 64, "x")).message
-    page = only(driver.done(jobs.ReadFeature(info.id, 7)), ev.FeaturePage)
+    facts = only(driver.done(jobs.ReadFeature(info.id, 7)), ev.FeaturePage).facts
     numbers = index.statistics(7)
-    assert page.extras["label"] == "the sea"
-    assert page.extras["label_source"] == "mine"
-    assert (page.extras["density"], page.extras["max"]) == (numbers.density, numbers.max)
-    assert len(page.extras["examples"]) == len(index.examples(7))
+    assert facts.label is not None
+    assert facts.label.text == "the sea"
+    assert facts.label.source == "mine"
+    assert facts.index is not None
+    assert (facts.index.density, facts.index.max) == (numbers.density, numbers.max)
+    assert len(facts.index.examples) == len(index.examples(7))
     found = only(driver.done(jobs.FindFeatures(info.id, "sea")), ev.FeaturesFound)
     assert found.indexed
     assert (found.found[0].feature, found.found[0].why) == (7, "label")
@@ -126,21 +131,63 @@ def test_a_page_and_a_search_hold_what_the_index_holds(tiny: Path, sae: Path, tm
     ).indexes
     index = FeatureIndex(path)
     feature = int(index.count.argmax())
-    page = feature_page(model, loaded, feature, index, convention="raw", neighbours=4)
+    page = feature_facts(model, loaded, feature, index, convention="raw", neighbours=4)
     unit = np.asarray(loaded._weights.w_dec.array, np.float64)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     cosines = unit @ unit[feature]
     cosines[feature] = -2
-    assert [row["feature"] for row in page["neighbours"]] == np.argsort(-cosines)[:4].tolist()
+    assert [row.feature for row in page.neighbours or ()] == np.argsort(-cosines)[:4].tolist()
     from safetensors.numpy import load_file
 
     effect = load_file(tiny / "model.safetensors")["model.embed_tokens.weight"] @ unit[feature]
-    assert [item["token_id"] for item in page["promoted"]] == np.argsort(-effect)[:10].tolist()
-    assert page["index"]["count"] == index.count[feature]
-    assert page["index"]["examples"][0]["value"] == pytest.approx(float(index.max[feature]), rel=1e-6)
-    assert page["co_active"]
-    assert feature_page(model, loaded, feature, None)["index"] is None
-    assert search_features("zzzz", loaded.info, model, None)["promoting"] is None
+    assert [item.token_id for item in page.promoted] == np.argsort(-effect)[:10].tolist()
+    assert page.index is not None
+    assert page.index.count == index.count[feature]
+    assert page.index.examples[0].value == pytest.approx(float(index.max[feature]), rel=1e-6)
+    assert page.co_active
+    assert feature_facts(model, loaded, feature, None).index is None
+    assert search_features("zzzz", loaded.info, model, None).promoting is None
+
+
+def test_a_page_opens_the_database_and_the_index_once(
+    driver: Driver, tiny: Path, sae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = tmp_path / "texts.jsonl"
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    with LensModel(str(tiny)) as model:
+        index_text(model, [load_sae(sae)], corpus, settings=IndexSettings(max_active=64), context=32)
+    driver.done(jobs.LoadModel(str(tiny)))
+    info = only(driver.done(jobs.LoadSAE(str(sae), check=False)), ev.SAELoaded).info
+    driver.done(jobs.SetLabel(info.id, 7, "the sea"))
+    os.utime(paths.indexes_folder(), (1e9, 1e9))  # long since
+    read: list[str] = []
+
+    def counted(owner: type, name: str, what: str) -> None:
+        plain = getattr(owner, name)
+
+        def count(self: Any, *args: Any, **options: Any) -> Any:
+            read.append(what)
+            return plain(self, *args, **options)
+
+        monkeypatch.setattr(owner, name, count)
+
+    knowledge.bundled()
+    counted(Store, "__init__", "database")
+    counted(FeatureIndex, "__init__", "index")
+    counted(FeatureIndex, "statistics", "numbers")
+    counted(Path, "glob", "folder")
+    knowledge._listed.cache_clear()
+    knowledge._open.cache_clear()
+    driver.done(jobs.ReadFeature(info.id, 7))
+    assert sorted(read) == ["database", "folder", "folder", *["index"] * read.count("index"), "numbers"]
+    read.clear()
+    page = only(driver.done(jobs.ReadFeature(info.id, 7)), ev.FeaturePage)
+    assert sorted(read) == ["database", "numbers"]
+    assert page.vector.name == "the sea"
+    read.clear()
+    (paths.indexes_folder() / "another").mkdir()
+    driver.done(jobs.ReadFeature(info.id, 7))
+    assert sorted(read) == ["database", "folder", "numbers"]
 
 
 def test_contrast_finds_the_feature_that_tells(tiny: Path, sae: Path, tmp_path: Path) -> None:
@@ -184,13 +231,14 @@ def test_neighbours_and_a_sample_are_numpys(driver: Driver, tiny: Path, sae: Pat
     jaccard[feature] = -1
     assert read.together is not None
     assert [value for _, value in read.together] == pytest.approx(np.sort(jaccard)[::-1][:4].tolist())
-    page = only(driver.done(jobs.ReadFeature(info.id, feature)), ev.FeaturePage)
-    assert page.extras["counted"] == index.n_counted == len(active)
-    lows = [group["from"] for group in page.extras["samples"]]
+    known = only(driver.done(jobs.ReadFeature(info.id, feature)), ev.FeaturePage).facts.index
+    assert known is not None
+    assert known.counted_tokens == index.n_counted == len(active)
+    lows = [low for low, _ in known.samples]
     assert lows == sorted(lows, reverse=True)
-    for group in page.extras["samples"]:
-        assert all(group["from"] <= item["value"] < 2 * group["from"] for item in group["examples"])
-    assert sum(len(group["examples"]) for group in page.extras["samples"]) > 0
+    for low, examples in known.samples:
+        assert all(low <= item.value < 2 * low for item in examples)
+    assert sum(len(examples) for _, examples in known.samples) > 0
 
 
 def test_texts_of_a_file_end_at_its_lines_alone(tmp_path: Path) -> None:

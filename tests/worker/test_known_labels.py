@@ -16,7 +16,6 @@ from lens_tui.records import SAEInfo, paths
 from lens_tui.records.labels import Labels, NewLabel
 from lens_tui.records.store import Store
 from lens_tui.tasks import knowledge
-from lens_tui.tasks.knowledge import known_of
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from tests.worker.drive import Driver, only
@@ -63,9 +62,7 @@ def test_they_show_without_a_database_and_make_none(info: SAEInfo) -> None:
     assert knowledge.label_texts(info, [3, 4, 12]) == {3: WITH_IT[3], 12: WITH_IT[12]}
     assert [one.feature for one in knowledge.standing_labels(info)] == [3, 7, 9, 12]
     assert [one.feature for one in knowledge.search_labels("numbers", info.id)] == [12]
-    known = known_of(info, 3, str)
-    assert (known["label"], known["label_source"], known["label_score"]) == (WITH_IT[3], "bundled", 0.9)
-    assert known["label_scorer"] == "detection"
+    assert knowledge.label_texts(info, [3]) == {3: WITH_IT[3]}
     assert not paths.database_file().exists()
 
 
@@ -74,8 +71,8 @@ def test_yours_come_first_then_imported_ones(info: SAEInfo) -> None:
     _imported(info, (3, "vessels"), (9, "beaches"))
     assert [one.text for one in knowledge.labels_of(info, 3)] == ["boats", "vessels", WITH_IT[3]]
     assert knowledge.label_texts(info, [3, 9, 7]) == {3: "boats", 9: "beaches", 7: WITH_IT[7]}
-    known = known_of(info, 3, str)
-    assert (known["label"], known["label_source"], "label_score" in known) == ("boats", "mine", False)
+    first = knowledge.labels_of(info, 3)[0]
+    assert (first.text, first.source, first.score) == ("boats", "mine", None)
     texts = [one.text for one in knowledge.standing_labels(info)]
     assert texts == ["boats", "vessels", WITH_IT[3], WITH_IT[7], "beaches", WITH_IT[9], WITH_IT[12]]
     _own(info, 3, "")
@@ -128,12 +125,16 @@ def test_the_worker_shows_and_finds_them(driver: Driver, tiny: Path, sae: Path, 
     driver.done(jobs.LoadModel(str(tiny)))
     driver.done(jobs.LoadSAE(str(sae), check=False))
     page = only(driver.done(jobs.ReadFeature(info.id, 3)), ev.FeaturePage)
-    assert page.extras["label"] == WITH_IT[3]
+    label = page.facts.label
+    assert label is not None
+    assert (label.text, label.source, label.score) == (WITH_IT[3], "bundled", 0.9)
+    assert label.scorer == "detection"
     assert page.vector.name == WITH_IT[3]
     driver.done(jobs.SetLabel(info.id, 9, "coast"))
     found = only(driver.done(jobs.FindFeatures(info.id, "sea")), ev.FeaturesFound).found
     assert [(one.feature, one.name, one.why) for one in found] == [(9, WITH_IT[9], "label"), (3, WITH_IT[3], "label")]
-    assert only(driver.done(jobs.ReadFeature(info.id, 9)), ev.FeaturePage).extras["label"] == "coast"
+    (mine, *_) = only(driver.done(jobs.ReadFeature(info.id, 9)), ev.FeaturePage).facts.labels
+    assert mine.text == "coast"
 
 
 def test_the_verbs_show_find_and_export_them(info: SAEInfo, sae: Path, tmp_path: Path) -> None:

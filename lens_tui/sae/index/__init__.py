@@ -8,9 +8,6 @@ from .build import BuildResult, IndexProgress, Target, build_index, merge_parts
 from .export import upload_batches
 from .finish import add_tables
 from .questions import (
-    CoActive,
-    Contrast,
-    Promoter,
     TextFeatures,
     co_active,
     contrast,
@@ -28,8 +25,6 @@ __all__ = [
     "DEFINITIONS",
     "EDGES",
     "BuildResult",
-    "CoActive",
-    "Contrast",
     "Description",
     "Example",
     "FeatureIndex",
@@ -37,7 +32,6 @@ __all__ = [
     "Identity",
     "IndexProgress",
     "IndexSettings",
-    "Promoter",
     "Target",
     "TextFeatures",
     "TokenTable",

@@ -10,38 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lens_tui.records import LensError
+from lens_tui.records.features import CoActive, ContrastedFeature, Promoter
 
 from .read import FeatureIndex
 from .tables import as_numpy
 
 Ranking = Literal["activation", "rank"]
-
-
-@dataclass(frozen=True, slots=True)
-class CoActive:
-    """A feature that fires where another does, over the whole corpus.
-
-    ``both`` counts tokens with both, ``given`` is P(this | the other),
-    ``jaccard`` both / either, ``lift`` how many times more often than if the
-    two were independent. Estimated from ``n_used`` of the other's tokens.
-    """
-
-    feature: int
-    both: float
-    given: float
-    jaccard: float
-    lift: float
-    n_used: int
-
-
-@dataclass(frozen=True, slots=True)
-class Promoter:
-    """A feature whose decoder direction pushes a token: ``value`` logits a unit, ``place`` 0 is its strongest token."""
-
-    feature: int
-    token_id: int
-    value: float
-    place: int
 
 
 def rank_features(
@@ -177,28 +151,6 @@ class TextFeatures:
     values: NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class Contrast:
-    """How well a feature tells texts A from texts B.
-
-    ``chosen`` is its score on the half it was chosen on (optimistic: it won there),
-    ``held_out`` on the other half, which is the one to believe. Scores are the
-    AUC, P(a > b) + P(a = b) / 2 (0.5 is chance, below it the feature is stronger
-    in B), or the difference of means over the pooled standard deviation.
-    ``chance`` is the standard deviation of the held-out AUC of a feature that
-    tells nothing. Means and shares (of texts where it is active) are held out.
-    """
-
-    feature: int
-    chosen: float
-    held_out: float
-    chance: float
-    mean_a: float
-    mean_b: float
-    active_a: float
-    active_b: float
-
-
 def text_features(
     ids: NDArray[Any], values: NDArray[Any], special: NDArray[np.bool_], *, over: Over = "max"
 ) -> TextFeatures:
@@ -229,7 +181,7 @@ def contrast(
     both_sides: bool = False,
     k: int = 20,
     seed: int = 0,
-) -> tuple[Contrast, ...]:
+) -> tuple[ContrastedFeature, ...]:
     """The ``k`` features that best tell texts A from texts B, by their score on texts they were not chosen on.
 
     Each side is shuffled (``seed``) and halved; candidates are chosen on the first
@@ -262,7 +214,7 @@ def contrast(
     side = np.sign(chosen - centre) if both_sides else 1.0
     chance = ((len(right) + len(left) + 1) / (12 * len(right) * len(left))) ** 0.5
     return tuple(
-        Contrast(
+        ContrastedFeature(
             int(names[i]),
             float(chosen[i]),
             float(judged[i]),

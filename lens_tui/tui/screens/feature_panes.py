@@ -17,6 +17,7 @@ from textual.timer import Timer
 from textual.widgets import Input
 
 from lens_tui.records import FloatArray
+from lens_tui.records.sanitise import one_line
 from lens_tui.tui import clip
 from lens_tui.tui.feature_text import Source, features_at, next_active, shades, sources, strongest_token
 from lens_tui.tui.format import figure, fit
@@ -499,8 +500,8 @@ class FeaturePane(Pane):
             lens.say("Choose a feature first.")
             return
         page = self._page(feature)
-        extras = page.extras if page is not None else {}
-        mine = str(extras.get("label") or "") if extras.get("label_source") == "mine" else ""
+        label = page.facts.label if page is not None else None
+        mine = one_line(label.text, MAX_LABEL) if label is not None and label.is_mine else ""
         note = "Blank takes it away; labels before stay in the history."
 
         def done(values: dict[str, str] | None) -> None:

@@ -1,10 +1,9 @@
-"""What an index knows of a feature, read from the plain data of a page. What is malformed counts as missing. Pure."""
+"""A feature's page as lines of text, and the widget that shows it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from textual.app import RenderResult
@@ -13,6 +12,7 @@ from textual.reactive import reactive
 from textual.widget import Widget
 
 from lens_tui import demo
+from lens_tui.records.features import Activity, FeatureExample, FeatureFacts
 from lens_tui.records.sanitise import one_line, sanitise_token
 from lens_tui.tui.format import count, fit
 from lens_tui.worker.events import FeaturePage, TokenWeight
@@ -20,72 +20,8 @@ from lens_tui.worker.events import FeaturePage, TokenWeight
 from .ramps import BARS, DIGITS, bar, histogram, share_level
 from .token_layout import NEWLINE, TAB, ShadeMode, shown
 
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A stretch of text on which the feature was active, and the token where most."""
-
-    tokens: tuple[str, ...]
-    values: tuple[float, ...]
-    peak: int
-
-
-@dataclass(frozen=True, slots=True)
-class Extras:
-    """What an index knows of a feature; everything may be missing, and ``problem`` says why if it should be there.
-
-    ``samples`` are examples drawn at random from each octave of activation, by its lower edge, strongest first.
-    """
-
-    label: str = ""
-    source: str = ""
-    score: float | None = None
-    scorer: str = ""
-    density: float | None = None
-    maximum: float | None = None
-    edges: tuple[float, ...] = ()
-    counts: tuple[float, ...] = ()
-    corpus: str = ""
-    counted: int | None = None
-    examples: tuple[Example, ...] = ()
-    samples: tuple[tuple[float, tuple[Example, ...]], ...] = ()
-    problem: str = ""
-
-    @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Extras:
-        """Read a page's ``extras``; what is malformed counts as missing."""
-        return cls(
-            one_line(str(data.get("label") or ""), 200),
-            one_line(str(data.get("label_source") or ""), 60),
-            _number(data.get("label_score")),
-            one_line(str(data.get("label_scorer") or ""), 60),
-            _number(data.get("density")),
-            _number(data.get("max")),
-            tuple(float(edge) for edge in data.get("hist_edges") or ()),
-            tuple(float(count) for count in data.get("hist_counts") or ()),
-            one_line(str(data.get("corpus") or ""), 80),
-            data["counted"] if isinstance(data.get("counted"), int) else None,
-            _examples(data.get("examples")),
-            tuple((float(group["from"]), _examples(group["examples"])) for group in data.get("samples") or ()),
-            one_line(str(data.get("index_problem") or ""), 200),
-        )
-
-
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
-
-
-def _examples(items: Any) -> tuple[Example, ...]:
-    return tuple(_example(item) for item in items or () if item.get("tokens"))
-
-
-def _example(item: Mapping[str, Any]) -> Example:
-    tokens = tuple(one_row(str(token)) for token in item["tokens"])
-    values = [float(value) for value in item.get("values") or ()][: len(tokens)]
-    values += [0.0] * (len(tokens) - len(values))
-    peak = item.get("peak")
-    top = max(range(len(values)), key=values.__getitem__)
-    return Example(tokens, tuple(values), peak if isinstance(peak, int) and 0 <= peak < len(tokens) else top)
+if TYPE_CHECKING:
+    from lens_tui.records.labels import Label
 
 
 def one_row(token: str) -> str:
@@ -93,16 +29,17 @@ def one_row(token: str) -> str:
     return shown(sanitise_token(token)).replace("\n", NEWLINE).replace("\t", TAB)
 
 
-def example_lines(example: Example, width: int, maximum: float, mode: ShadeMode) -> list[Content]:
+def example_lines(example: FeatureExample, width: int, maximum: float, mode: ShadeMode) -> list[Content]:
     """One line of an example around its peak, shaded; with bars or digits, a second line under it.
 
     The peaks of all examples stand under each other. The peak is bold and underlined, so that it shows without colour.
     """
-    first, last, indent = _around(example, width)
+    tokens = [one_row(token) for token in example.tokens]
+    first, last, indent = _around(tokens, example.peak, width)
     text: list[str | tuple[str, str]] = [" " * indent]
     under: list[str | tuple[str, str]] = [" " * indent]
     for place in range(first, last):
-        token = example.tokens[place]
+        token = tokens[place]
         level = share_level(example.values[place], maximum)
         blank = " " if token.startswith(" ") and len(token) > 1 else ""
         word = token[len(blank) :]
@@ -119,16 +56,16 @@ def example_lines(example: Example, width: int, maximum: float, mode: ShadeMode)
     return lines
 
 
-def _around(example: Example, width: int) -> tuple[int, int, int]:
+def _around(tokens: Sequence[str], peak: int, width: int) -> tuple[int, int, int]:
     """The tokens that fit around the peak, first and behind the last, and the cells to leave before them."""
     column = width * 11 // 20
-    first, last = example.peak, example.peak + 1
-    before, after = 0, cell_len(example.tokens[first])
-    while first > 0 and before + cell_len(example.tokens[first - 1]) <= column:
+    first, last = peak, peak + 1
+    before, after = 0, cell_len(tokens[first])
+    while first > 0 and before + cell_len(tokens[first - 1]) <= column:
         first -= 1
-        before += cell_len(example.tokens[first])
-    while last < len(example.tokens) and after + cell_len(example.tokens[last]) <= width - column:
-        after += cell_len(example.tokens[last])
+        before += cell_len(tokens[first])
+    while last < len(tokens) and after + cell_len(tokens[last]) <= width - column:
+        after += cell_len(tokens[last])
         last += 1
     return first, last, column - before
 
@@ -147,8 +84,11 @@ _NO_LABEL = Content.styled("no label", "$muted")
 
 def short_name(page: FeaturePage) -> str:
     """A feature's label, or the tokens it promotes most where nobody labelled it."""
-    label = Extras.of({"label": page.extras.get("label")}).label
-    return label or token_names(page.promoted)
+    return _label(page.facts) or token_names(page.facts.promoted)
+
+
+def _label(facts: FeatureFacts) -> str:
+    return one_line(facts.label.text, 200) if facts.label is not None else ""
 
 
 def token_names(promoted: Sequence[TokenWeight]) -> str:
@@ -181,53 +121,61 @@ def page_lines(page: FeaturePage, width: int, here: float, mode: ShadeMode, sect
     ``here`` is its largest activation in the text shown. Of the sections ``near`` and ``together`` only the
     heading is here: their rows are a list with a cursor.
     """
-    extras = Extras.of(page.extras)
-    lines = [line.rstrip() for line in Content(extras.label).wrap(width)] if extras.label else [_NO_LABEL]
-    if extras.label and extras.source not in ("", "mine"):
-        score = "" if extras.score is None else f" · {extras.scorer or 'score'} {extras.score:.2f}"
-        whose = "comes with the SAE" if extras.source == demo.LABEL_SOURCE else f"says {extras.source}"
-        lines.append(Content.styled(f"{whose}{score}", "$muted").truncate(width))
-    lines += [Content(""), _figures(extras, here)]
-    if extras.counted:
-        over = f"in {count(extras.counted)} tokens" + (f" · {extras.corpus}" if extras.corpus else "")
+    facts = page.facts
+    label, activity = _label(facts), facts.activity
+    lines = [line.rstrip() for line in Content(label).wrap(width)] if label else [_NO_LABEL]
+    if facts.label is not None and not facts.label.is_mine:
+        lines.append(Content.styled(_says(facts.label), "$muted").truncate(width))
+    lines += [Content(""), _figures(activity, here)]
+    if activity is not None and activity.counted_tokens:
+        corpus = one_line(activity.corpus, 80)
+        over = f"in {count(activity.counted_tokens)} tokens" + (f" · {corpus}" if corpus else "")
         lines.append(Content.styled(over, "$muted").truncate(width, ellipsis=True))
-    if extras.counts:
-        lines += [Content(""), *_histogram(extras, here, width)]
-    lines += [Content(""), *_tokens(page, width)]
-    return [*lines, Content(""), *section_lines(extras, section, width, mode)]
+    if activity is not None and activity.histogram:
+        lines += [Content(""), *_histogram(activity, here, width)]
+    lines += [Content(""), *_tokens(facts, width)]
+    return [*lines, Content(""), *section_lines(facts, section, width, mode)]
 
 
-def section_lines(extras: Extras, section: str, width: int, mode: ShadeMode) -> list[Content]:
+def _says(label: Label) -> str:
+    """Who says so, and how well it did."""
+    score = "" if label.score is None else f" · {one_line(label.scorer, 60) or 'score'} {label.score:.2f}"
+    whose = "comes with the SAE" if label.source == demo.LABEL_SOURCE else f"says {one_line(label.source, 60)}"
+    return f"{whose}{score}"
+
+
+def section_lines(facts: FeatureFacts, section: str, width: int, mode: ShadeMode) -> list[Content]:
     """The names of the sections, what the chosen one is, and its examples."""
     names = [(f"▐{name}▌", "bold") if name == section else (f" {name} ", "$muted") for name in SECTIONS]
     lines = [Content.assemble(*names), Content.styled(SECTIONS[section], "$muted").truncate(width, ellipsis=True)]
-    examples = [("", extras.examples)] if section == "top" else []
+    activity = facts.activity or Activity("")
+    examples = [("", activity.examples)] if section == "top" else []
     if section == "sample":
-        examples = [(f"from {edge:.3g}", group) for edge, group in extras.samples]
+        examples = [(f"from {edge:.3g}", group) for edge, group in activity.samples]
     peak = max((max(example.values) for _, group in examples for example in group), default=0.0)
     for heading, group in examples:
         lines += [Content.styled(heading, "$muted")] if heading else []
         for example in group:
             lines += example_lines(example, width, peak, mode)
     if len(lines) == 2 and section in ("top", "sample"):
-        lines[1:] = Content.styled(extras.problem or _NO_INDEX, "$muted").wrap(width)
+        lines[1:] = Content.styled(facts.problem or _NO_INDEX, "$muted").wrap(width)
     return lines
 
 
-def _figures(extras: Extras, here: float) -> Content:
+def _figures(activity: Activity | None, here: float) -> Content:
     parts: list[str | tuple[str, str]] = []
-    if extras.density is not None:
-        parts += [("density ", "$muted"), f"{100 * extras.density:.2g} %  "]
-    if extras.maximum is not None:
-        parts += [("max ", "$muted"), f"{extras.maximum:.3g}  "]
+    if activity is not None and activity.density is not None:
+        parts += [("density ", "$muted"), f"{100 * activity.density:.2g} %  "]
+    if activity is not None and activity.max is not None:
+        parts += [("max ", "$muted"), f"{activity.max:.3g}  "]
     return Content.assemble(*parts, ("here ", "$muted"), f"{here:.3g}")
 
 
-def _histogram(extras: Extras, here: float, width: int) -> list[Content]:
+def _histogram(activity: Activity, here: float, width: int) -> list[Content]:
     """Two rows of bars over the bins between the first and the last that hold anything, and their axis."""
-    filled = [place for place, number in enumerate(extras.counts) if number > 0] or [0]
-    counts = extras.counts[filled[0] : filled[-1] + 1]
-    edges = extras.edges[filled[0] : filled[-1] + 2]
+    filled = [place for place, number in enumerate(activity.histogram) if number > 0] or [0]
+    counts = activity.histogram[filled[0] : filled[-1] + 1]
+    edges = activity.edges[filled[0] : filled[-1] + 2]
     each = max(1, min(width, 60) // len(counts))  # cells a bin
     upper, lower = histogram([number for number in counts for _ in range(each)], width)
     rows = [Content.styled(row, "$heat-5") for row in (upper, lower)]
@@ -255,11 +203,11 @@ def _axis(low: str, high: str, mark: int | None, width: int) -> str:
     return "".join(cells[:width])
 
 
-def _tokens(page: FeaturePage, width: int) -> list[Content]:
+def _tokens(facts: FeatureFacts, width: int) -> list[Content]:
     half = max(10, (width - 2) // 2)
     lines = [Content.assemble((fit("promotes", half), "$muted"), "  ", ("suppresses", "$muted"))]
-    for row in range(max(len(page.promoted), len(page.suppressed))):
-        pair = [items[row] if row < len(items) else None for items in (page.promoted, page.suppressed)]
+    for row in range(max(len(facts.promoted), len(facts.suppressed))):
+        pair = [items[row] if row < len(items) else None for items in (facts.promoted, facts.suppressed)]
         lines.append(Content("  ").join(_weight(item, half) for item in pair))
     return lines
 
@@ -296,7 +244,7 @@ class FeatureCard(Widget):
         if self.page is None:
             return 0
         width = max(24, self.size.width)
-        section = section_lines(Extras.of(self.page.extras), self.section, width, self.mode)
+        section = section_lines(self.page.facts, self.section, width, self.mode)
         return len(self._lines(width)) - len(section)
 
     def _lines(self, width: int) -> Sequence[Content]:

@@ -31,7 +31,7 @@ TABLE: dict[type[jobs.Job], str] = {
     jobs.ReadLens: "readouts:read_lens",
     jobs.SetLabel: "features:set_label",
     jobs.FindFeatures: "features:find_features",
-    jobs.VectorFromFeature: "vectors:from_feature",
+    jobs.VectorFromFeature: "features:from_feature",
     jobs.VectorFromPrompts: "vectors:from_prompts",
     jobs.VectorFromFile: "vectors:from_file",
     jobs.VectorFromToken: "vectors:from_token",

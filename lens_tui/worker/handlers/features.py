@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
 
-from lens_tui.records import FloatArray, LensError, SteeringVector
+from lens_tui.records import FloatArray, LensError
 from lens_tui.records.labels import Labels
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.store import Store
 from lens_tui.sae.index.questions import co_active, decoder_neighbours
-from lens_tui.tasks.features import search_features
-from lens_tui.tasks.knowledge import index_of, known_of
+from lens_tui.tasks.features import feature_facts, feature_vector, found_features, search_features
+from lens_tui.tasks.knowledge import index_of
 
 from .. import events as ev
 from .. import jobs
@@ -24,6 +23,7 @@ from ..events import NeighboursRead
 from ..jobs import ReadNeighbours
 from .context import Context, Reading
 from .load import open_sae
+from .vectors import made
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,22 +65,20 @@ def read_feature(control: Control, job: jobs.ReadFeature, context: Context) -> I
     if here is not None:
         yield ev.FeatureActivations(control.id, sae.info.id, job.feature, here)
     control.check()
-    vector = feature_vector(context, job.sae, job.feature)
-    promoted, suppressed = _unembedded(context.need_model(), vector, job.top_tokens)
-    extras = known_of(sae.info, job.feature, context.need_model().tokens.display)
-    yield ev.FeaturePage(control.id, sae.info.id, job.feature, promoted, suppressed, vector, extras)
+    facts = feature_facts(
+        context.need_model(), sae, job.feature, index_of(sae.info), tokens=job.top_tokens, neighbours=None, lenient=True
+    )
+    yield ev.FeaturePage(control.id, sae.info.id, job.feature, facts, feature_vector(sae, facts, here))
 
 
-def feature_vector(context: Context, sae_id: str, feature: int) -> SteeringVector:
-    """A feature's decoder direction, with the largest activation known of it: in its index, or else in the text."""
-    sae = open_sae(sae_id, context)
-    known = known_of(sae.info, feature, str)
-    largest = known.get("max")
-    if largest is None:
-        here = _over_text(sae, feature, context)
-        largest = float(here.max()) if here is not None and here.size else None
-    vector = sae.vector(feature, max_activation=largest or None)
-    return replace(vector, name=str(known.get("label") or f"feature {feature}"))
+def from_feature(control: Control, job: jobs.VectorFromFeature, context: Context) -> Iterator[ev.Event]:
+    """A feature's decoder direction."""
+    sae = open_sae(job.sae, context)
+    here = _over_text(sae, job.feature, context)
+    facts = feature_facts(
+        context.need_model(), sae, job.feature, index_of(sae.info), examples=0, neighbours=None, lenient=True
+    )
+    yield made(control, feature_vector(sae, facts, here), context)
 
 
 def _over_text(sae: SAE, feature: int, context: Context) -> FloatArray | None:
@@ -126,12 +124,6 @@ def _quality(sae: SAE, residual: mx.array, counted: Any) -> tuple[float, float]:
     return float(mx.mean(made.l0)), float("nan") if made.fvu is None else made.fvu
 
 
-def _unembedded(model: LensModel, vector: SteeringVector, k: int) -> tuple[Any, Any]:
-    if vector.d_model != model.d_model or vector.site in ("attn_z", "mlp_in"):
-        return (), ()
-    return model.promoted(vector, k)
-
-
 def set_label(control: Control, job: jobs.SetLabel, context: Context) -> Iterator[ev.Event]:
     """Write your label of a feature down."""
     info = open_sae(job.sae, context).info
@@ -145,16 +137,9 @@ def set_label(control: Control, job: jobs.SetLabel, context: Context) -> Iterato
 def find_features(control: Control, job: jobs.FindFeatures, context: Context) -> Iterator[ev.Event]:
     """Features whose labels hold the words, then those that promote one of them."""
     info = open_sae(job.sae, context).info
-    result = search_features(job.words, info, context.need_model(), index_of(info), k=job.top_k)
-    found: dict[int, ev.FoundFeature] = {}
-    for row in result["labels"]:
-        found.setdefault(row["feature"], ev.FoundFeature(row["feature"], one_line(row["text"], 200), "label"))
-    for row in result["promoting"] or ():
-        why = f"promotes ‘{one_line(row['token'], 30)}’"
-        name = one_line(row["label"], 200) if row["label"] else why
-        found.setdefault(row["feature"], ev.FoundFeature(row["feature"], name, why))
-    indexed = result["promoting"] is not None
-    yield ev.FeaturesFound(control.id, info.id, one_line(job.words, 80), tuple(found.values())[: job.top_k], indexed)
+    search = search_features(job.words, info, context.need_model(), index_of(info), k=job.top_k)
+    found = found_features(search, job.top_k)
+    yield ev.FeaturesFound(control.id, info.id, one_line(job.words, 80), found, search.promoting is not None)
 
 
 def read_neighbours(control: Control, job: ReadNeighbours, context: Context) -> Iterator[ev.Event]:

@@ -5,27 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lens_tui.records import SteeringVector
 from lens_tui.records.sanitise import one_line
+from lens_tui.records.sites import in_residual
 
 from .. import events as ev
 from .. import jobs
 from ..control import Control
 from .context import Context
 
-if TYPE_CHECKING:
-    from lens_tui.lens.model import LensModel
-
 _TOP_TOKENS = 10
-
-
-def from_feature(control: Control, job: jobs.VectorFromFeature, context: Context) -> Iterator[ev.Event]:
-    """A feature's decoder direction."""
-    from .features import feature_vector
-
-    yield made(control, feature_vector(context, job.sae, job.feature), context)
 
 
 def from_prompts(control: Control, job: jobs.VectorFromPrompts, context: Context) -> Iterator[ev.Event]:
@@ -91,13 +81,9 @@ def random_vector(control: Control, job: jobs.RandomVector, context: Context) ->
 def made(control: Control, vector: SteeringVector, context: Context) -> ev.VectorMade:
     """The event of a vector, with what it promotes and the residual norm its scale is read against."""
     model = context.need_model()
-    promoted, suppressed = model.promoted(vector, _TOP_TOKENS) if _in_residual(vector, model) else ((), ())
+    writes = vector.d_model == model.d_model and in_residual(vector.site)
+    promoted, suppressed = model.promoted(vector, _TOP_TOKENS) if writes else ((), ())
     return ev.VectorMade(control.id, vector, _norm(context, vector.layer, vector.site), promoted, suppressed)
-
-
-def _in_residual(vector: SteeringVector, model: LensModel) -> bool:
-    # What is read inside a block (attn_z) lives in another basis: it promotes no tokens by itself.
-    return vector.d_model == model.d_model and vector.site not in ("attn_z", "mlp_in")
 
 
 def _norm(context: Context, layer: int, site: str) -> float:
