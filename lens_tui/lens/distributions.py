@@ -19,3 +19,9 @@ def kl(p: mx.array, q: mx.array) -> mx.array:
     share = mx.exp(p)
     terms = mx.where(share == 0.0, 0.0, share * (p - q))
     return mx.maximum(terms.sum(axis=-1), 0.0)  # MLX's comparison and maximum keep NaN
+
+
+def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
+    """``-log p(target)`` in nats, ``(...,)``, of logits ``(..., vocabulary)`` and token ids ``(...,)``; in float32."""
+    logits = logits.astype(mx.float32)
+    return mx.logsumexp(logits, axis=-1) - mx.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]

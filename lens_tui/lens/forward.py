@@ -1,36 +1,125 @@
-"""One forward pass, and the loss, under the interventions that hold."""
+"""The whole model, run once: logits, losses and activations of texts, under the interventions that hold.
+
+Everything here goes through :meth:`.hooks.registry.Registry.forward`, the one door into a forward pass, and adds
+what is known once it is through: that what must move something did, and that what was read is finite.
+"""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from lens_tui.records import FloatArray, Intervention, LensError
+from lens_tui.records import FloatArray, Intervention, LensError, ModelInfo
 
-from .architecture.taps import first_of
-from .distributions import kl
+from .distributions import cross_entropy
 from .hooks.capture import CaptureResult
 from .hooks.dose_meter import Meter
-from .hooks.finite import check_values, explained, origin_of
-from .hooks.program import Key, Program
-from .hooks.registry import Plan, Recorder, Registry, Resume, Run, acts, check_scored, entries_of
-from .tokens import id_table
-
-if TYPE_CHECKING:
-    from .architecture.find import Decoder
-    from .core import Core
-    from .tokens import Span
-
+from .hooks.passage import captured, check_values, explained, origin_of
+from .hooks.program import Key
+from .hooks.registry import Plan, Recorder, Registry, Resume, Run
+from .hooks.steering import check_scored, entries_of
+from .tokens import Span, Tokens, id_table
 
 LOSS_BLOCK = 256
+"""Positions whose loss is computed at once."""
+
+
+class Core(Protocol):
+    """What reading, measuring and generating need of a model; :class:`~lens_tui.lens.model.LensModel` is one.
+
+    The functions of this package take a ``Core`` and never import that class, which stands above all of them.
+    """
+
+    tokens: Tokens
+    info: ModelInfo
+
+    @property
+    def registry(self) -> Registry:
+        """What is hooked, and how."""
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder blocks."""
+
+    def batch(self, tokens: Any) -> mx.array:
+        """Token ids as an array (batch, tokens), each one inside the vocabulary."""
+
+    def sites(self, layer: int) -> tuple[str, ...]:
+        """The sites that a layer has."""
+
+
+def run_through(
+    run: Run,
+    ids: mx.array,
+    cache: list[Any] | None = None,
+    *,
+    rows: Sequence[Sequence[int]] | None = None,
+    start: int = 0,
+    held: bool = False,
+) -> mx.array:
+    """Logits ``(batch, tokens, vocabulary)`` of ids under a run; with a meter, what must move them was measured to.
+
+    Args:
+        run: What acts, what is recorded, and what the forward is told.
+        ids: ``(batch, tokens)``, padded at the end.
+        cache: mlx-lm's prompt cache, which the ids are appended to; without one they are whole texts.
+        rows: The same without padding, where there is any.
+        start: Tokens that went in before these, of the row that has most.
+        held: The run's sites are proxied already.
+
+    Raises:
+        LensError: For an intervention that must move something, and touches no token or is lost in rounding.
+        NotFinite: For a residual that is not finite where it is steered.
+    """
+    logits = run.registry.forward(run, ids, cache, start=start, held=held)
+    if run.meter is not None:
+        # Of tokens that are in a cache nothing is known, so that nobody could say where it begins.
+        with nullcontext() if cache is not None else explained(run, ids if rows is None else rows):
+            check_moved(run.registry, run.plan, run.meter, touched=True)
+    return logits
+
+
+def check_moved(
+    registry: Registry,
+    plan: Plan,
+    meter: Meter,
+    name: Callable[[int], str] = lambda row: "Steering",
+    *,
+    touched: bool = False,
+) -> None:
+    """Refuse to go on where what had to move a row was measured and did not.
+
+    Args:
+        registry: What the plan is of.
+        plan: What acts on each row.
+        meter: What was measured of it so far.
+        name: What the steering of a row is called in the sentence.
+        touched: Refuse as well what has touched no token: where the whole text has been seen.
+
+    Raises:
+        LensError: With the intervention and the place.
+    """
+    meter.settle()
+    for key, program in registry.programs(plan).items():
+        for row, must in enumerate(program.must_move):
+            if not must:
+                continue
+            if touched and not meter.doses(row, [key]):
+                names = ", ".join(repr(entry.item.id) for entry in plan.rows[row] if entry.key == key)
+                raise LensError(
+                    f"{names} touches no token of the text.", "Change its positions, or give a longer text."
+                )
+            meter.check_moved(row, [key], name(row))
 
 
 def run_forward(
@@ -44,53 +133,24 @@ def run_forward(
     entries, recorders = registry.ambient()
     plan = Plan((entries,), recorders)
     start = 0 if cache is None else registry.caches.check(cache, plan.fingerprint())
-    registry.decoder.check_positions(start + ids.shape[1])
     unproved = [entry for entry in entries if entry.proved != entry.stamp]
-    meter = Meter() if unproved else None
-    run = Run(registry, plan, start + ids.shape[1] if n_prompt is None else n_prompt, None, meter)
-    with registry.running(run):
-        logits = registry.decoder.forward(ids) if cache is None else registry.decoder.root(ids, cache=cache)
-    if meter is not None:
-        ends = [n_prompt or int(ids.shape[1])] * int(ids.shape[0])
-        with nullcontext() if cache is not None else explained(registry, ids, [entries], ends):
-            check_run(registry, run)
-        for entry in unproved:
-            entry.proved = entry.stamp
-    result: mx.array = first_of(logits)
-    return result
+    end = start + ids.shape[1] if n_prompt is None else n_prompt
+    run = Run(registry, plan, end, meter=Meter() if unproved else None)
+    logits = run_through(run, ids, cache, start=start, held=True)
+    for entry in unproved:
+        entry.proved = entry.stamp
+    return logits
 
 
 def read_site(registry: Registry, ids: mx.array, key: Key, *, steered: bool) -> mx.array:
     """The tensor at one site, (batch, tokens, width), evaluated; nothing behind it is computed."""
     entries = registry.ambient()[0] if steered else ()
-    result = CaptureResult(registry, (key,), by_site=False)
-    registry.need([key])
-    try:
-        with registry.running(Run(registry, Plan((entries,), (result,)), ids.shape[1])):
-            registry.decoder.forward(ids)
-    finally:
-        registry.release([key])
-    found = result[key[0]]
-    check_values(found, f"The activations at layer {key[0]} {key[1]}", lambda: origin_of(registry, ids, entries))
-    return found
+    result = CaptureResult(registry, (key,), by_site=True)
+    registry.forward(Run(registry, Plan((entries,), (result,)), ids.shape[1]), ids)
+    return captured(result, lambda: origin_of(registry, ids, entries))[key]
 
 
-def check_run(registry: Registry, run: Run) -> None:
-    """Raise :class:`LensError` if an intervention that must move something moved nothing."""
-    assert run.meter is not None
-    run.meter.settle()
-    for key, program in registry.programs(run.plan).items():
-        if not program.must_move[0]:
-            continue
-        if not run.meter.doses(0, [key]):
-            names = ", ".join(repr(entry.item.id) for entry in run.plan.rows[0] if entry.key == key)
-            raise LensError(
-                f"{names} touches no token of this forward.", "Change its positions, or give a longer text."
-            )
-        run.meter.check_moved(0, [key], "Steering")
-
-
-def loss_of(registry: Registry, ids: mx.array) -> float:
+def mean_loss(registry: Registry, ids: mx.array) -> float:
     """Mean next-token cross-entropy in nats, float32 log-softmax, in blocks of positions.
 
     For positions every token but the first counts as generated, as in ``measures``.
@@ -106,10 +166,7 @@ def loss_of(registry: Registry, ids: mx.array) -> float:
     count = ids.shape[0] * (ids.shape[1] - 1)
     for start in range(0, ids.shape[1] - 1, LOSS_BLOCK):
         stop = min(start + LOSS_BLOCK, ids.shape[1] - 1)
-        part = logits[:, start:stop].astype(mx.float32)
-        target = ids[:, start + 1 : stop + 1, None]
-        nll = mx.logsumexp(part, axis=-1) - mx.take_along_axis(part, target, axis=-1)[..., 0]
-        total += float(nll.sum())
+        total += float(cross_entropy(logits[:, start:stop], ids[:, start + 1 : stop + 1]).sum())
     check_values(np.asarray(total), "The losses", lambda: origin_of(registry, ids, entries, n_prompt=1))
     return total / count
 
@@ -152,7 +209,8 @@ def pack(
     return batches[::-1]
 
 
-AnyIds = Sequence[int]
+Ids = Sequence[int]
+"""Token ids of one text."""
 MAX_LOGITS = 1 << 27
 """Logits of one forward, at most, unless a single row has more: 512 MB in float32."""
 MAX_ROWS = 32
@@ -160,7 +218,7 @@ MAX_ROWS = 32
 
 def forward_rows(
     lens: Core,
-    rows: Sequence[AnyIds],
+    rows: Sequence[Ids],
     plans: Sequence[Sequence[Intervention]] = ((),),
     n_prompt: Sequence[int] | None = None,
     recorders: Sequence[Recorder] = (),
@@ -171,34 +229,28 @@ def forward_rows(
 ) -> mx.array:
     """Logits ``(rows, longest, vocabulary)``, lazy; what holds in blocks around the call is left out.
 
-    ``plans`` has one sequence of interventions for every row, or one for all.
-    ``n_prompt`` says where each row's prompt ends (by default at its end), ``spans`` which chat
-    roles all rows share, ``resume`` where the forward goes on from what is known already. Raises :class:`LensError` for
-    interventions that had to move a row and did not.
+    Args:
+        lens: The model.
+        rows: Token ids of each row.
+        plans: A sequence of interventions for every row, or one for all.
+        n_prompt: Where each row's prompt ends, by default at its end.
+        recorders: What reads tensors on the way.
+        spans: The chat roles that all rows share.
+        meter: What measures the dose; one is made where there is none.
+        resume: Where the forward goes on from what is known already.
+
+    Raises:
+        LensError: For interventions that had to move a row and did not.
     """
     registry = lens.registry
-    registry.decoder.check_positions(max(map(len, rows), default=0))
     registry.between()
-    entries = [entries_of(plan, registry) for plan in plans]
-    plan = Plan(entries, recorders)
-    ids = mx.array(_padded(rows))
+    plan = Plan([entries_of(plan, registry) for plan in plans], recorders)
     ends = mx.array(np.asarray(n_prompt if n_prompt is not None else [len(row) for row in rows], np.int32))
-    meter = meter or (Meter() if any(entries) else None)
-    run = Run(registry, plan, ends, spans, meter, resume=resume)
-    keys = plan.keys if resume is None else plan.keys | {resume.key}
-    registry.need(keys)
-    try:
-        with registry.running(run):
-            logits: mx.array = registry.decoder.forward(ids)
-    finally:
-        registry.release(keys)
-    if meter is not None:
-        with explained(registry, rows, entries, n_prompt or [len(row) for row in rows]):
-            _check_moved(registry.programs(plan), meter)
-    return logits
+    meter = meter or (Meter() if any(plan.rows) else None)
+    return run_through(Run(registry, plan, ends, spans, meter, resume=resume), mx.array(_padded(rows)), rows=rows)
 
 
-def read_rows(lens: Core, rows: Sequence[AnyIds], keys: Sequence[Key]) -> Iterator[tuple[int, dict[Key, mx.array]]]:
+def read_rows(lens: Core, rows: Sequence[Ids], keys: Sequence[Key]) -> Iterator[tuple[int, dict[Key, mx.array]]]:
     """For each row its number and its unsteered activations ``(tokens, width)`` at the sites, evaluated, in batches."""
     per_token = lens.d_model * max(1, len(keys))  # what is kept of a token: all sites of a batch at once
     # A row that is there twice is read once: in a batch of another size its numbers would differ in their last bits.
@@ -210,10 +262,7 @@ def read_rows(lens: Core, rows: Sequence[AnyIds], keys: Sequence[Key]) -> Iterat
         batch = [first[at] for at in chosen]
         result = CaptureResult(lens.registry, tuple(keys), by_site=True)
         forward_rows(lens, [rows[at] for at in batch], recorders=(result,))
-        mx.eval(result.pending())
-        held = {key: result[key] for key in keys}
-        for (layer, site), values in held.items():
-            check_values(values, f"The activations at layer {layer} {site}", lambda: origin_of(lens.registry, rows))
+        held = captured(result, lambda: origin_of(lens.registry, rows))
         for place, one in enumerate(batch):
             for at in places[tuple(rows[one])]:
                 yield at, {key: held[key][place, : len(rows[at])] for key in keys}
@@ -229,19 +278,7 @@ def as_float(array: mx.array) -> FloatArray:
     return np.array(array.astype(mx.float32))
 
 
-def _check_moved(programs: Mapping[Key, Program], meter: Meter) -> None:
-    for key, program in programs.items():
-        for row, must in enumerate(program.must_move):
-            if must and not meter.doses(row, [key]):
-                raise LensError(
-                    f"A steering at layer {key[0]} {key[1]} touches no token of a text.",
-                    "Change its positions, or give longer texts.",
-                )
-            if must:
-                meter.check_moved(row, [key], "Steering")
-
-
-def _padded(rows: Sequence[AnyIds]) -> NDArray[np.int32]:
+def _padded(rows: Sequence[Ids]) -> NDArray[np.int32]:
     if not rows or not all(len(row) for row in rows):
         raise LensError("A text has no tokens.", "Leave empty texts out.")
     table = np.zeros((len(rows), max(len(row) for row in rows)), np.int32)
@@ -253,111 +290,6 @@ def _padded(rows: Sequence[AnyIds]) -> NDArray[np.int32]:
 def tolerance(dtype: mx.Dtype) -> float:
     """KL in nats between next-token distributions: rounding of the dtype, and no more."""
     return 1e-4 if dtype == mx.float32 else 0.02
-
-
-Ids = tuple[int, ...]
-MAX_BYTES = 1 << 29
-"""Residuals kept between forwards, at most: those of more text are computed again in each batch."""
-
-_known: weakref.WeakKeyDictionary[Registry, bool] = weakref.WeakKeyDictionary()
-
-
-def first_site(registry: Registry, plans: Iterable[Sequence[Intervention]]) -> Key | None:
-    """The last point of the residual stream that none of these plans reaches back behind.
-
-    ``None`` where nothing acts, where no layer lies below, or where the model cannot resume there.
-    """
-    places = [(registry.decoder.index(record.layer), record.site) for plan in plans for record in plan if acts(record)]
-    if not places:
-        return None
-    layer = min(layer for layer, _ in places)
-    sites = {site for at, site in places if at == layer}
-    if sites != {"resid_post"} and layer == 0:
-        return None
-    if not can_resume(registry):
-        return None
-    return (layer, "resid_post" if sites == {"resid_post"} else "resid_pre")
-
-
-def reaches_behind(registry: Registry, plans: Iterable[Sequence[Intervention]], key: Key) -> bool:
-    """Whether any of these plans changes what is at a point of the residual stream before it is touched there."""
-    layer, site = key
-    acting = [record for plan in plans for record in plan if acts(record)]
-    places = [(registry.decoder.index(record.layer), record.site) for record in acting]
-    return any(at < layer or (at == layer and site == "resid_post" != other) for at, other in places)
-
-
-def can_resume(registry: Registry) -> bool:
-    """Whether a forward that resumes half way up gives what a whole one gives; found out once."""
-    if registry not in _known:
-        _known[registry] = _proved(registry)
-    return _known[registry]
-
-
-@dataclass(frozen=True, eq=False)
-class Below:
-    """Residuals of texts at a site, ``(tokens, width)`` each, by the texts' token ids."""
-
-    key: Key
-    residuals: Mapping[Ids, mx.array]
-
-    def resume(self, rows: Sequence[Ids]) -> Resume:
-        """Where a forward of these rows, padded at their end, resumes."""
-        longest = max(len(row) for row in rows)
-        padded = {row: _padded_layer(self.residuals[row], longest) for row in set(rows)}
-        return Resume(self.key, mx.stack([padded[row] for row in rows]))
-
-
-def spread_over(key: Key, hidden: mx.array, distinct: Sequence[Ids], rows: Sequence[Ids]) -> Resume:
-    """Where a forward of rows resumes whose ``distinct`` texts were read side by side, ``(texts, longest, width)``."""
-    place = {row: at for at, row in enumerate(distinct)}
-    return Resume(key, hidden[mx.array(np.asarray([place[row] for row in rows], np.int32))])
-
-
-def fits(decoder: Decoder, rows: Iterable[Ids]) -> bool:
-    """Whether the residuals of these texts may be kept."""
-    return sum(map(len, rows)) * decoder.d_model * decoder.dtype.size <= MAX_BYTES
-
-
-def _padded_layer(residual: mx.array, length: int) -> mx.array:
-    """The last token's residual once more for each place of padding: nothing reads it, and it is no odd number."""
-    missing = length - residual.shape[0]
-    return residual if not missing else mx.pad(residual, [(0, missing), (0, 0)], mode="edge")
-
-
-def _proved(registry: Registry) -> bool:
-    """Two rows of a text, resumed half way up and whole: every next token's distribution agrees.
-
-    Blocks that are handed the residual normed as well round it their own way where it is put in: not the same bits.
-    Blocks that read other layers' keys need those layers run.
-    """
-    decoder = registry.decoder
-    if decoder.view is not None or decoder.shares_keys:
-        return False
-    key = (decoder.n_layers // 2, "resid_post")
-    row = tuple((7 * at + 3) % decoder.vocab_size for at in range(7))
-    read = CaptureResult(registry, (key,), by_site=False)
-    registry.need([key])
-    try:
-        with registry.running(Run(registry, Plan(recorders=(read,)), len(row))):
-            decoder.forward(mx.array([row]))
-        resumed, whole = (
-            _logprobs(Run(registry, Plan(), len(row), resume=resume), [row, row])
-            for resume in (spread_over(key, read[key[0]], [row], [row, row]), None)
-        )
-    except Exception:  # whatever a model raises that does not take it; whole forwards are always right
-        return False
-    finally:
-        registry.release([key])
-    return bool((kl(whole, resumed) < tolerance(decoder.dtype)).all())
-
-
-def _logprobs(run: Run, rows: Sequence[Ids]) -> mx.array:
-    with run.registry.running(run):
-        logits = run.registry.decoder.forward(mx.array(np.asarray(rows, np.int32))).astype(mx.float32)
-    found: mx.array = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-    mx.eval(found)
-    return found
 
 
 def one_text(lens: Core, tokens: Any) -> tuple[int, ...]:
@@ -381,24 +313,10 @@ def read_sites(
     if interventions is not None:
         entries = tuple(entries_of(interventions, registry))
     result = CaptureResult(registry, tuple(dict.fromkeys(keys)), by_site=True)
-    plan = Plan((entries,), (result,))
-    run = Run(registry, plan, len(ids), None, Meter() if entries else None)
-    needed = sorted(plan.keys)
-    registry.need(needed)
-    try:
-        with registry.running(run):
-            registry.decoder.forward(mx.array([list(ids)], dtype=mx.int32))
-    finally:
-        registry.release(needed)
-    if run.meter is not None:
-        with explained(registry, [list(ids)], [entries], [len(ids)]):
-            check_run(registry, run)
-    found = {key: result[key][0] for key in result.places}
-    for (layer, site), values in found.items():
-        check_values(
-            values, f"The activations at layer {layer} {site}", lambda: origin_of(registry, [list(ids)], entries)
-        )
-    return found
+    run = Run(registry, Plan((entries,), (result,)), len(ids), meter=Meter() if entries else None)
+    run_through(run, mx.array([list(ids)], dtype=mx.int32))
+    found = captured(result, lambda: origin_of(registry, [list(ids)], entries))
+    return {key: values[0] for key, values in found.items()}
 
 
 @contextmanager

@@ -28,24 +28,23 @@ from lens_tui.records import (
 )
 from lens_tui.records.interventions import as_number, as_positions
 
-from .architecture.dequantize import Held, check_dequantize
-from .architecture.describe import describe
 from .architecture.find import find_decoder
 from .architecture.load import load_model
 from .architecture.unembed import Convention, Unembedding, find_unembedding, readout, token_weights
+from .architecture.weights import Held, check_dequantize, check_device, describe
 from .decode.batch import BatchGeneration
 from .decode.batch_start import Prompts, check_engine, start_batch
 from .decode.compare import Comparison, Generation
-from .decode.echo import echo
 from .decode.generation import DecodeOptions, row_decoder
 from .decode.prefill import PrefixCache
 from .decode.sampling import settings_from
-from .forward import loss_of, read_site, run_forward, unhooked
+from .forward import mean_loss, read_site, run_forward, unhooked
 from .hooks.capture import CaptureResult
 from .hooks.interventions import FeatureSource
+from .hooks.passage import echo
 from .hooks.program import Hook, Item
-from .hooks.registry import Plan, Registry, as_numpy, check_device, check_vector, checked, entries_of, for_a_block
-from .hooks.steering import Steering
+from .hooks.registry import Plan, Registry
+from .hooks.steering import Steering, as_numpy, check_vector, checked, entries_of, for_a_block
 from .tokens import Prompt, Tokens, id_table
 
 Layers = int | Sequence[int]
@@ -278,7 +277,8 @@ class LensModel:
 
     def echo(self, tokens: Any, *interventions: Intervention) -> tuple[Echo, ...]:
         """How much of a change is still there behind each layer of a text: one ``records.Echo`` a layer."""
-        return echo(self, tokens, interventions)
+        rows: list[list[int]] = self.batch(tokens).tolist()  # type: ignore[assignment]
+        return echo(self._registry, rows, interventions)
 
     # -- running ---------------------------------------------------------------
 
@@ -297,7 +297,7 @@ class LensModel:
         generated, as in ``delta_loss``. Raises :class:`LensError` for an intervention that touches no token that a
         scored one follows, and ``NotFinite`` where the loss is no number.
         """
-        return loss_of(self._registry, self.batch(tokens))
+        return mean_loss(self._registry, self.batch(tokens))
 
     def stream(
         self,
@@ -412,7 +412,6 @@ class LensModel:
                 f"Token ids of shape {tuple(ids.shape)} cannot be run.", "Give (tokens,) or (batch, tokens)."
             )
         self.tokens.check([int(ids.min()), int(ids.max())])
-        self._decoder.check_positions(ids.shape[1])
         return mx.array(ids.astype(np.int32))
 
     def stream_batch(

@@ -17,9 +17,8 @@ from lens_tui.records import FloatArray, LensError, Origin, SteeringVector
 from lens_tui.records.sanitise import one_line
 
 from .architecture.unembed import Convention, Unembedding, find_unembedding
-from .forward import AnyIds as Ids
-from .forward import read_rows
-from .hooks.registry import as_numpy, check_vector
+from .forward import Ids, read_rows
+from .hooks.steering import as_numpy, check_vector
 
 if TYPE_CHECKING:
     from .model import LensModel

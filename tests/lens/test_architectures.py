@@ -16,7 +16,8 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from lens_tui import LensModel
 from lens_tui.lens.architecture.find import prove
-from lens_tui.lens.forward import first_site, forward_rows, spread_over
+from lens_tui.lens.forward import forward_rows
+from lens_tui.lens.measure.scores import first_site, spread_over
 from lens_tui.records import Add, Arm, LensError, SteeringVector, Token
 
 from . import architectures, examine, metal_kernels, tiny

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from lens_tui import LensModel
-from lens_tui.lens import forward
-from lens_tui.lens.forward import Below, can_resume, first_site, forward_rows, pack, reaches_behind
+from lens_tui.lens.forward import forward_rows, pack
 from lens_tui.lens.hooks.registry import Resume
 from lens_tui.lens.measure import measures, scores
+from lens_tui.lens.measure.scores import Below, can_resume, first_site, reaches_behind
 from lens_tui.records import Ablate, Add, Intervention, NormMatch, NotFinite, Positions, ProjectOut, SteeringVector
 
 from . import tiny
@@ -42,7 +42,7 @@ def add(layer: int, site: str = "resid_post", scale: float = 1.0) -> Add:
 
 
 def wholly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forward, "can_resume", lambda registry: False)
+    monkeypatch.setattr(scores, "can_resume", lambda registry: False)
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -134,13 +134,13 @@ def test_where_forwards_resume() -> None:
 
 def test_a_model_that_gives_something_else_is_run_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     lens = LensModel.from_model(tiny.llama())
-    wrong = forward.spread_over
+    wrong = scores.spread_over
 
     def other(*arguments: Any) -> Any:
         found = wrong(*arguments)
         return Resume(found.key, found.hidden * 2.0)
 
-    monkeypatch.setattr(forward, "spread_over", other)
+    monkeypatch.setattr(scores, "spread_over", other)
     assert not can_resume(lens.registry)
     assert first_site(lens.registry, [(add(2),)]) is None
 
@@ -148,7 +148,7 @@ def test_a_model_that_gives_something_else_is_run_whole(monkeypatch: pytest.Monk
 def test_more_residuals_than_may_be_kept_are_computed_by_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     lens = LensModel.from_model(tiny.llama())
     expected = measures.delta_losses(lens, PLANS, texts=TEXTS)
-    monkeypatch.setattr(forward, "MAX_BYTES", 4000)
+    monkeypatch.setattr(scores, "MAX_BYTES", 4000)
     assert scores.unsteered(lens, measures.items_of(lens, TEXTS, PLANS)).below is None
     for one, other in zip(measures.delta_losses(lens, PLANS, texts=TEXTS), expected, strict=True):
         np.testing.assert_allclose(one.per_text, other.per_text, atol=2e-5)

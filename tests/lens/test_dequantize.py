@@ -11,8 +11,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from lens_tui import LensError, LensModel, blas
-from lens_tui.lens.architecture.dequantize import dequantize, evaluate, float32_bytes
-from lens_tui.lens.architecture.describe import quantization
+from lens_tui.lens.architecture.weights import dequantize, evaluate, float32_bytes, quantization
 from lens_tui.lens.decode import prefill
 
 from . import architectures, tiny

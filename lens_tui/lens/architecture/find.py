@@ -404,6 +404,8 @@ def _decoder(model: Module, path: str, owners: tuple[Module, ...], layers: tuple
 def _shares_keys(model: Module, layers: Sequence[Module]) -> bool:
     """Whether a forward without a cache is not what one with an empty cache is; tried where caches are fewer."""
     called: Any = model
+    if not (hasattr(model, "make_cache") or hasattr(model, "layers")):
+        return False  # mlx-lm makes no cache for it: a wrapper that is handed its language model's
     cache = new_cache(model)
     if len(cache) >= len(layers):
         return False

@@ -29,8 +29,8 @@ from lens_tui.records.read_files import MAX_TEXT, read_json, regular_size
 from lens_tui.records.sanitise import one_line
 
 from .config import Understood, understand
-from .dequantize import Held, dequantize, evaluate
 from .taps import named
+from .weights import Held, dequantize, evaluate
 
 OPTIONS = frozenset(
     ["tokenizer_config", "model_config", "adapter_path", "lazy", "return_config", "revision", "trust_remote_code"]
@@ -52,7 +52,7 @@ class Loaded:
 def load_model(name: str, how: Dequantize = "auto", **load_kwargs: Any) -> Loaded:
     """A model by folder, hub id or ``"demo"``; ``load_kwargs`` are those of ``mlx_lm.load``.
 
-    ``how`` says how its weights are held (:mod:`.dequantize`). Raises :class:`LensError` for all that is no
+    ``how`` says how its weights are held (:mod:`.weights`). Raises :class:`LensError` for all that is no
     model, or none that mlx-lm computes.
     """
     source = str(demo.model_path()) if name == demo.NAME else name

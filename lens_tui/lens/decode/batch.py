@@ -10,15 +10,13 @@ import mlx.core as mx
 
 from lens_tui.records import ArmEnd, BatchRow, Echo, LensError, Request, Steered, Token
 
+from ..forward import check_moved
 from ..hooks.dose_meter import Meter
-from ..hooks.finite import check_chosen, origin_in
+from ..hooks.passage import check_chosen, echo_of, origin_in, steered
 from ..hooks.positions import reach
-from ..hooks.program import Key
-from ..hooks.registry import Plan, Registry, Run
-from ..hooks.steered import steered
+from ..hooks.registry import Holding, Plan, Registry, Run
 from ..tokens import EncodedPrompt, Tokens
 from .batch_rows import BatchModel, Launched, Row, RowLabels, RowPlan, Way, choose_all, way_of
-from .echo import echo_of
 from .generation import DecodeOptions, RowDecoder, mlx_lm_generate
 from .prefill import Filler, PrefixCache
 from .sampling import SideBySide
@@ -111,7 +109,6 @@ class Batch:
     prefixes: PrefixCache
     rows: list[Row] = field(default_factory=list)
     plans: dict[int, RowPlan] = field(default_factory=dict)
-    keys: set[Key] = field(default_factory=set)
     done: bool = False
     _generator: Any = None
     _uids: dict[int, int] = field(default_factory=dict)
@@ -119,6 +116,7 @@ class Batch:
 
     def __post_init__(self) -> None:
         self.model = BatchModel(self.registry, self.plans)
+        self.sites = Holding(self.registry)
 
     def join(self, row: Row) -> None:
         """A row joins, also while others are being decoded."""
@@ -251,9 +249,10 @@ class Batch:
     def _check_moved(self, row: Row, run: Run | None) -> None:
         """Refuse to go on when what had to move something was measured and did not."""
         meter = row.plan.meter if run is None else run.meter
-        for key, program in self.registry.programs(Plan((row.plan.entries,))).items():
-            if program.must_move[0] and meter is not None:
-                meter.check_moved(0, [key], f"The steering of prompt {row.index}")
+        if meter is not None:
+            check_moved(
+                self.registry, Plan((row.plan.entries,)), meter, lambda _: f"The steering of prompt {row.index}"
+            )
 
     def _settle(self, row: Row, run: Run | None = None) -> None:
         """The row has ended: its doses, and nothing kept for it any longer."""
@@ -267,9 +266,7 @@ class Batch:
 
     def _hold(self, row: Row) -> None:
         """Install what a row's sites need."""
-        keys = {entry.key for entry in row.plan.entries} - self.keys
-        self.registry.need(keys)
-        self.keys |= keys
+        self.sites.change(self.sites.keys | {entry.key for entry in row.plan.entries})
 
     def _finish(self) -> None:
         self.done = True
@@ -280,8 +277,7 @@ class Batch:
         if self._generator is not None:
             self._generator.close()
             self._generator = None
-        self.registry.release(self.keys)
-        self.keys = set()
+        self.sites.change(())
         mx.clear_cache()
 
 

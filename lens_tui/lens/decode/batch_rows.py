@@ -20,13 +20,12 @@ import numpy as np
 
 from lens_tui.records import ArmEnd, BatchRow, Candidate, Dose, Intervention, Sampling, Token
 
-from ..architecture.taps import first_of
-from ..distributions import kl
+from ..distributions import kl, log_softmax
 from ..forward import tolerance
 from ..hooks.dose_meter import Measured, Meter, Sums
+from ..hooks.passage import History, Passage
 from ..hooks.positions import Offset, follow_thinking
 from ..hooks.registry import Entry, Plan, Registry, Run
-from ..hooks.steered import History, Passage
 from ..tokens import EncodedPrompt, Tokens
 from .generation import Scales, Step, Writing, best, mlx_lm_generate, scales_of
 from .sampling import LogitsProcessor, Sampler, SideBySide
@@ -212,8 +211,8 @@ class BatchModel:
             row_spans=tuple(plan.prompt.spans for plan in plans),
             real=None if min(real) == length else _real(real, length),
         )
-        with self._registry.running(run):
-            logits = first_of(self._registry.decoder.root(inputs, cache=cache[:-1]))
+        start = max(count + some for count, some in zip(counts, real, strict=True)) - length  # padding has no place
+        logits = self._registry.forward(run, inputs, cache[:-1], start=start, held=True)
         if here.meter is not None and here.meter.pending:
             _async_eval(*here.meter.arrays())
             self._doses = ForwardDoses(here.meter, plans, here.meter.take(), [plan.stamp for plan in plans])
@@ -287,9 +286,8 @@ def _agrees(registry: Registry, way: Way) -> bool:
         return False
     limit = tolerance(registry.decoder.dtype)
     for prompt, (ids, rows) in zip(prompts, made, strict=True):
-        with registry.running(Run(registry, Plan())):
-            logits = registry.decoder.forward(mx.array([prompt + ids[:-1]]))[0, -_STEPS:].astype(mx.float32)
-        alone = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        logits = registry.forward(Run(registry, Plan()), mx.array([prompt + ids[:-1]]))
+        alone = log_softmax(logits[0, -_STEPS:])
         if not float(kl(alone, mx.stack(rows)).max()) < limit:
             return False
     return True
@@ -375,7 +373,7 @@ class Row(Writing):
         changed = logits + 0.0  # processors write in place
         for processor in self.processors:
             changed = processor(self._history, changed)
-        chosen = self.sampler(changed - mx.logsumexp(changed, axis=-1, keepdims=True))
+        chosen = self.sampler(log_softmax(changed))
         self._history = mx.concatenate([self._history, chosen.astype(mx.int32)])
         return chosen
 

@@ -19,7 +19,9 @@ import mlx.core as mx
 
 from lens_tui.records import ArmEnd, Intervention, LensError, Request, Sampling, Token
 
-from ..hooks.registry import Entry, Registry, entries_of
+from ..distributions import log_softmax
+from ..hooks.registry import Entry, Registry
+from ..hooks.steering import entries_of
 from ..tokens import Prompt, Tokens
 from .batch import Batch, BatchGeneration, BatchOptions
 from .batch_rows import BatchModel, Launched, Row, RowLabels, RowPlan
@@ -136,7 +138,7 @@ def _chooser(row: Row, model: BatchModel) -> Callable[[mx.array, mx.array], mx.a
         if row.index not in model.last:
             raise LensError(f"vllm-mlx has mixed up the rows of a batch (prompt {row.index}).", "Leave use_engine out.")
         logits = model.logits[model.last.index(row.index)][None]
-        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        logprobs = log_softmax(logits)
         chosen = row.choose(model.choosable(logits), model.choosable(logprobs))
         of_chosen = mx.take_along_axis(logprobs, chosen[:, None], axis=-1)[:, 0]
         scales = (model.scales[model.last.index(row.index)],)

@@ -8,15 +8,14 @@ from dataclasses import dataclass, field, replace
 
 from lens_tui.records import ArmEnd, Candidate, Dose, Echo, Intervention, LensError, Sampling, Steered, Token
 
+from ..forward import check_moved
 from ..hooks.capture import CaptureResult
 from ..hooks.dose_meter import Meter
-from ..hooks.finite import check_chosen, origin_in
+from ..hooks.passage import Passage, check_chosen, echo_of, origin_in, steered
 from ..hooks.positions import reach
-from ..hooks.program import Key
-from ..hooks.registry import Entry, Plan, entries_of
-from ..hooks.steered import Passage, steered
+from ..hooks.registry import Entry, Holding, Plan
+from ..hooks.steering import entries_of
 from ..tokens import Tokens
-from .echo import echo_of
 from .generation import RowDecoder, Step, Writing, writing_options
 
 
@@ -32,20 +31,15 @@ class Progress:
     tokens: Tokens
     names: tuple[str, ...]
     rows: list[Writing]
-    keys: set[Key] = field(default_factory=set)
     ended: dict[int, tuple[Dose, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.sites = Holding(self.decoder.registry)
 
     @property
     def plan(self) -> Plan:
         """What acts on each row."""
         return self.decoder.run.plan
-
-    def hold(self, keys: set[Key]) -> None:
-        """Install what the sites need, and take away what is not needed any more."""
-        registry = self.decoder.registry
-        registry.need(keys - self.keys)
-        registry.release(self.keys - keys)
-        self.keys = set(keys)
 
     def emit(self, step: Step) -> Iterator[Token | ArmEnd]:
         """A step's tokens of the rows that go on, then the ends of those that have ended with it."""
@@ -128,11 +122,8 @@ class Progress:
         if meter is None or not (meter.pending or meter.unchecked):
             return
         meter.unchecked = False
-        meter.settle()
-        for key, program in self.decoder.registry.programs(self.plan).items():
-            for row, must in enumerate(program.must_move):
-                if must:
-                    meter.check_moved(row, [key], f"The arm {self.names[row]!r}" if self.names[row] else "Steering")
+        names = [f"The arm {name!r}" if name else "Steering" for name in self.names]
+        check_moved(self.decoder.registry, self.plan, meter, names.__getitem__)
 
     def check_finite(self, step: Step) -> None:
         """Refuse to go on with a row whose logits are no numbers; raises ``NotFinite`` with where that begins."""
@@ -157,12 +148,12 @@ class Progress:
         for recorder in self.plan.recorders:
             if isinstance(recorder, CaptureResult) and longest:
                 recorder.cut(len(self.decoder.ids) + longest - 1)
-        self.hold(set())
+        self.sites.change(())
 
 
 def events_of(progress: Progress) -> Generator[Token | ArmEnd]:
     """The events of a run; proxies are up from the first request to the end, however it ends."""
-    progress.hold(progress.plan.keys)
+    progress.sites.change(progress.plan.keys)
     try:
         for step in progress.decoder.steps():
             progress.check_finite(step)
@@ -223,8 +214,8 @@ class Rows:
         progress.entries(row)
         registry = progress.decoder.registry
         progress.plan.set_row(row, entries_of(interventions, registry))
-        if progress.keys:
-            progress.hold(progress.plan.keys)
+        if progress.sites.keys:
+            progress.sites.change(progress.plan.keys)
         if progress.decoder.run.meter is None:
             progress.decoder.run.meter = Meter()
 

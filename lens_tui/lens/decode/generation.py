@@ -12,13 +12,13 @@ import mlx.core as mx
 
 from lens_tui.records import LensError, Sampling
 
-from ..architecture.taps import first_of
-from ..distributions import kl
+from ..distributions import kl, log_softmax
 from ..hooks.capture import CaptureResult
 from ..hooks.dose_meter import Measured, Meter
+from ..hooks.passage import History
 from ..hooks.positions import follow_thinking
-from ..hooks.registry import Plan, Registry, Run, acts
-from ..hooks.steered import History
+from ..hooks.program import has_effect
+from ..hooks.registry import Plan, Registry, Run
 from ..tokens import Detokenizer, EncodedPrompt, Tokens
 from .prefill import Filler, PrefixCache, add_rows, can_fork, keep_rows, piece_of, prefill_rows, spread
 from .sampling import LogitsProcessor, Sampler, make_processors, make_sampler, penalties_from
@@ -294,9 +294,8 @@ class RowDecoder:
     def _forward(self, inputs: mx.array) -> mx.array:
         """Logits of the next tokens; the cache moves on, and is quantised if that is asked for."""
         self._note_steering()
-        self._at += inputs.shape[1]
-        with self.registry.running(self.run):
-            logits: mx.array = first_of(self.registry.decoder.root(inputs, cache=self.cache))
+        start, self._at = self._at, self._at + inputs.shape[1]
+        logits = self.registry.forward(self.run, inputs, self.cache, start=start, held=True)
         if self.options.kv_bits is not None:
             quantise: Any = mlx_lm_generate().maybe_quantize_kv_cache
             quantise(self.cache, self.options.quantized_kv_start, self.options.kv_group_size, self.options.kv_bits)
@@ -313,7 +312,7 @@ class RowDecoder:
         if self.run.meter is not None:
             self.run.meter.decoding = True
         every = self._forward(fed)[:, -1, :].astype(mx.float32)
-        every_logprobs = every - mx.logsumexp(every, axis=-1, keepdims=True)
+        every_logprobs = log_softmax(every)
         logits, logprobs = every[: self.n_rows], every_logprobs[: self.n_rows]
         choosable = self.registry.decoder.choosable
         chosen = self._sample(choosable(self._processed(inputs, logits, logprobs)))
@@ -337,7 +336,7 @@ class RowDecoder:
             changed = logits[row : row + 1] + 0.0  # processors write in place
             for processor in self._processors:
                 changed = processor(history[row], changed)
-            rows.append(changed - mx.logsumexp(changed, axis=-1, keepdims=True))
+            rows.append(log_softmax(changed))
         return mx.concatenate(rows, axis=0)
 
     def _note_thinking(self, inputs: mx.array) -> None:
@@ -366,7 +365,11 @@ class RowDecoder:
         """Give every row that something acts on from now on its companion, whose cache is that of a plain row."""
         plan, joined = self.run.plan, []
         for row in range(self.n_rows):
-            if row in self.followed or row in self._alone or not any(acts(entry.item) for entry in plan.rows[row]):
+            if (
+                row in self.followed
+                or row in self._alone
+                or not any(has_effect(entry.item) for entry in plan.rows[row])
+            ):
                 continue
             source = self._plain_row(row)
             if source is None:
@@ -549,7 +552,7 @@ def row_decoder(
     n_prompt = registry.caches.check(cache, plan.fingerprint()) + len(prompt.ids)
     registry.decoder.check_positions(n_prompt + decode.sampling.max_tokens - 1)
     meter = Meter() if any(plan.rows) else None
-    run = Run(registry, plan, n_prompt, prompt.spans, meter, shown=n_rows if decode.kl else None)
+    run = Run(registry, plan, n_prompt, prompt.spans, meter, captured_rows=n_rows if decode.kl else None)
     if prompt_cache is not None or extra.get("kv_bits") is not None:
         prefixes = None
     return RowDecoder(

@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from lens_tui import blas
 from lens_tui.records import Add, Intervention, Positions, SteeringVector
 
-from ..architecture.taps import first_of, named
-from ..distributions import kl
+from ..architecture.taps import named
+from ..distributions import kl, log_softmax
 from ..forward import tolerance
 from ..hooks.dose_meter import Meter
-from ..hooks.program import Hook, Key
-from ..hooks.registry import Entry, Plan, Registry, Run, acts
+from ..hooks.program import Hook, Key, has_effect
+from ..hooks.registry import Entry, Plan, Registry, Run
+from ..hooks.steering import entries_of
 from ..tokens import EncodedPrompt
 
 PLAIN: tuple[object, ...] = ()
@@ -132,7 +133,7 @@ def _reaches(caches: Sequence[Any], done: int) -> bool:
 def first_touched(entries: Sequence[Entry], prompt: EncodedPrompt, bos: int | None) -> int:
     """The first position of the prompt that any of these acts on; its length where none does."""
     length = len(prompt.ids)
-    return min((_first(entry, prompt, bos) for entry in entries if acts(entry.item)), default=length)
+    return min((_first(entry, prompt, bos) for entry in entries if has_effect(entry.item)), default=length)
 
 
 def key_of(entries: Sequence[Entry], prompt: EncodedPrompt, bos: int | None, length: int) -> object:
@@ -143,13 +144,13 @@ def key_of(entries: Sequence[Entry], prompt: EncodedPrompt, bos: int | None, len
     parts = []
     for entry in entries:
         item = entry.item
-        if not acts(item) or _first(entry, prompt, bos) >= length:
+        if not has_effect(item) or _first(entry, prompt, bos) >= length:
             continue
         if not isinstance(item, Intervention):
             return None  # a user's function may do anything
         positions = item.positions
         relative = positions.kind in ("last", "generated", "role") or _from_end(positions)
-        parts.append((entry.print, (len(prompt.ids), prompt.spans) if relative else None))
+        parts.append((entry.fingerprint, (len(prompt.ids), prompt.spans) if relative else None))
     return tuple(parts)
 
 
@@ -347,8 +348,7 @@ class Filler:
         while group.done < end:
             size = min(self.step or piece_of(self.registry, 1), end - group.done)
             ids = mx.array([self.prompt.ids[group.done : group.done + size]], dtype=mx.int32)
-            with self.registry.running(run):
-                self.registry.decoder.root(ids, cache=cache)
+            self.registry.forward(run, ids, cache, start=group.done)
             mx.eval([item.state for item in cache], *([] if meter is None else meter.arrays()))
             group.done += size
             report(size)
@@ -424,7 +424,7 @@ _known: weakref.WeakKeyDictionary[Registry, bool] = weakref.WeakKeyDictionary()
 
 def can_fork(registry: Registry, plan: Plan) -> bool:
     """Whether a prefill under this plan may begin with one row, and whether that saves anything."""
-    items = [entry.item for row in plan.rows for entry in row if acts(entry.item)]
+    items = [entry.item for row in plan.rows for entry in row if has_effect(entry.item)]
     if len(plan.rows) < 2 or plan.recorders or any(isinstance(item, Hook) for item in items):
         return False
     if min((item.layer for item in items), default=0) == 0 or registry.decoder.passes > 1:
@@ -468,31 +468,27 @@ def _proved(registry: Registry) -> bool:
     decoder = registry.decoder
     layer = decoder.n_layers // 2
     vector = SteeringVector.of("probe", np.ones(decoder.d_model), layer)
-    entry = Entry(registry, Add(id="probe", layer=layer, vector=vector, scale=1.0))
+    (entry,) = entries_of(Add(id="probe", layer=layer, vector=vector, scale=1.0), registry)
     run = Run(registry, Plan(((), (entry,))), 7)
     ids = mx.array([[(7 * at + 3) % decoder.vocab_size for at in range(7)]] * 2)
-    registry.need([entry.key])
     try:
         forked, together = (_logprobs(run, ids, fork) for fork in (2, 0))
     except Exception:  # whatever a model raises whose layers do not take another number of rows
         return False
-    finally:
-        registry.release([entry.key])
     return bool((kl(together, forked) < tolerance(decoder.dtype)).all())
 
 
 def _logprobs(run: Run, ids: mx.array, fork: int) -> mx.array:
     from mlx_lm.models.cache import make_prompt_cache
 
-    root = run.registry.decoder.root
-    cache = make_prompt_cache(root)
-    with run.registry.running(run):
-        run.fork = fork
-        root(ids[:1, :-1] if fork else ids[:, :-1], cache=cache)
-        run.fork = 0
-        if fork:
-            spread(cache, fork)
-        logits = first_of(root(ids[:, -1:], cache=cache))[:, -1].astype(mx.float32)
-    found: mx.array = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    registry = run.registry
+    cache = make_prompt_cache(registry.decoder.root)
+    start = ids.shape[1] - 1
+    run.fork = fork
+    registry.forward(run, ids[:1, :start] if fork else ids[:, :start], cache)
+    run.fork = 0
+    if fork:
+        spread(cache, fork)
+    found = log_softmax(registry.forward(run, ids[:, start:], cache, start=start)[:, -1])
     mx.eval(found)
     return found

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
 from lens_tui.records import LensError
 
-from .registry import Recorder
-
-if TYPE_CHECKING:
-    from .program import Key
-    from .registry import Registry, Run
+from .program import Key
+from .registry import Recorder, Registry, Run
 
 
 class CaptureResult(Recorder, Mapping["int | tuple[int, str]", mx.array]):

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from lens_tui.records import Dose, LensError, NotFinite
 
 from .positions import Mask
+from .program import Key
 
-Key = tuple[int, str]
 Watcher = Callable[[mx.array, mx.array, mx.array, Mask], None]
 Sums = NDArray[np.float64]
 LIMIT = 16

@@ -46,6 +46,11 @@ class HookContext:
 Item = Intervention | Hook
 
 
+def has_effect(item: Item) -> bool:
+    """Whether an item does anything at all: switched-off records and scales of zero leave every bit as it is."""
+    return isinstance(item, Hook) or (item.enabled and getattr(item, "scale", 1.0) != 0.0)
+
+
 @dataclass(eq=False)
 class _Fused:
     """Additions on all positions, summed: ``values`` (rows, width) in float32."""
@@ -111,25 +116,26 @@ class Program:
 
 def build(key: Key, rows: Sequence[Sequence[Item]], sources: Mapping[str, FeatureSource], width: int) -> Program:
     """The program of a site from the items of each row, in order; one row stands for every row of any batch."""
+    rows = [list(filter(has_effect, items)) for items in rows]
     steps: list[_Fused | _Step | _UserStep] = []
     shared = len(rows) == 1
     for row, items in enumerate(rows):
         only = None if shared else _row_mask(len(rows), row)
-        for item in _effective(items):
+        for item in items:
             if isinstance(item, Hook):
                 steps.append(_UserStep(item, only))
             elif isinstance(item, Add) and item.positions.kind == "all":
                 _fuse(steps, item, row, len(rows), width)
             else:
                 steps.append(_Step(item, delta_of(item, sources), only))
-    flat = [item for items in rows for item in _effective(items) if isinstance(item, Intervention)]
+    flat = [item for items in rows for item in items if isinstance(item, Intervention)]
     return Program(
         key,
         tuple(steps),
         len(rows),
         any(item.precision == "float32" for item in flat),
-        tuple(any(isinstance(item, Intervention) and must_move(item) for item in _effective(items)) for items in rows),
-        () if shared else tuple(row for row, items in enumerate(rows) if _effective(items)),
+        tuple(any(isinstance(item, Intervention) and must_move(item) for item in items) for items in rows),
+        () if shared else tuple(row for row, items in enumerate(rows) if items),
     )
 
 
@@ -137,11 +143,6 @@ def _row_mask(count: int, row: int) -> mx.array:
     mask = mx.array((np.arange(count) == row)[:, None, None])
     mx.eval(mask)  # programs are shared by threads, which lazy arrays cannot cross
     return mask
-
-
-def _effective(items: Sequence[Item]) -> list[Item]:
-    """What does anything at all: switched-off records and scales of zero leave every bit as it is."""
-    return [item for item in items if isinstance(item, Hook) or (item.enabled and getattr(item, "scale", 1.0) != 0.0)]
 
 
 def _fuse(steps: list[_Fused | _Step | _UserStep], item: Add, row: int, n_rows: int, width: int) -> None:

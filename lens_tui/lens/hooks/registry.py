@@ -1,10 +1,14 @@
-"""The one registry: what is hooked on a model, and what happens in each forward.
+"""The one registry: what is hooked on a model, the door into a forward pass, and what happens in it.
 
 Two kinds of plans exist. The *ambient* one is what ``steer`` and ``capture``
 blocks of the calling context have put up; it holds for forwards that anybody
 runs on this thread. A *run* (a generation, a comparison, a loss) carries its own
 plan, taken when it was started, and each of its forwards runs under that one
 alone.
+
+Whatever this library computes with a whole model goes through :meth:`Registry.forward`:
+the positions are checked there, the sites of the run's plan are proxied for as long
+as it takes, and the run is known to all that is hooked.
 """
 
 from __future__ import annotations
@@ -14,25 +18,21 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
+from types import TracebackType
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 from mlx.nn.layers.base import Module
-from numpy.typing import NDArray
 
-from lens_tui.records import Ablate, CapProjection, ClampFeature, FloatArray, Intervention, LensError, SteeringVector
-from lens_tui.records.errors import warn
-from lens_tui.records.interventions import as_number, as_records
-from lens_tui.records.vectors import numbers
+from lens_tui.records import ClampFeature, Intervention
 
 from ..architecture.find import Decoder
-from ..architecture.taps import Call, input_of, install, named, original_class, uninstall
+from ..architecture.taps import Call, first_of, input_of, install, uninstall
 from .dose_meter import Meter
-from .interventions import FeatureSource, decoder_row
-from .positions import CacheLedger, Offset, Spans, Where, caches_of, reaches_scored
-from .program import Hook, Item, Key, Program, build
+from .interventions import FeatureSource
+from .positions import CacheLedger, Offset, Spans, Where, caches_of
+from .program import Item, Key, Program, build, has_effect
 from .sites import Point, SiteMap
 
 _stamps = itertools.count(1)
@@ -60,9 +60,9 @@ class Entry:
         return self._stamp, self.registry.source_stamp(self.item)
 
     @property
-    def print(self) -> tuple[object, int]:
+    def fingerprint(self) -> tuple[object, int]:
         """Something hashable that is equal for entries of equal effects: their ids are left out."""
-        return print_of(self.item), self.registry.source_stamp(self.item)
+        return fingerprint_of(self.item), self.registry.source_stamp(self.item)
 
     @property
     def key(self) -> Key:
@@ -92,7 +92,7 @@ class Plan:
     def __init__(self, rows: Iterable[Iterable[Entry]] = ((),), recorders: Iterable[Recorder] = ()) -> None:
         self.rows: list[list[Entry]] = [list(row) for row in rows]
         self.recorders: tuple[Recorder, ...] = tuple(recorders)
-        self._print: tuple[object, tuple[object, ...]] | None = None
+        self._fingerprint: tuple[object, tuple[object, ...]] | None = None
 
     def set_row(self, row: int, entries: Iterable[Entry]) -> None:
         """Change what acts on one row, from the next forward on."""
@@ -112,10 +112,10 @@ class Plan:
     def fingerprint(self) -> tuple[object, ...]:
         """What a KV cache filled under this plan depends on: equal for equal effects, empty for a plain model."""
         stamp = self.stamp
-        if self._print is None or self._print[0] != stamp:
-            rows = [tuple(entry.print for entry in row if acts(entry.item)) for row in self.rows]
-            self._print = stamp, tuple(rows) if any(rows) else ()
-        return self._print[1]
+        if self._fingerprint is None or self._fingerprint[0] != stamp:
+            rows = [tuple(entry.fingerprint for entry in row if has_effect(entry.item)) for row in self.rows]
+            self._fingerprint = stamp, tuple(rows) if any(rows) else ()
+        return self._fingerprint[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +134,7 @@ class Run:
     places are counted by who runs them: see :class:`~.positions.Where`. ``fork`` is
     how many rows a forward of one row becomes at the first site that is touched;
     ``resume`` what takes the place of a site's tensor, so that nothing below is computed.
-    ``shown`` is how many rows a capture sees where there are others behind them (``None``: all).
+    ``captured_rows`` is how many rows a capture sees where there are others behind them (``None``: all).
     """
 
     registry: Registry
@@ -148,7 +148,12 @@ class Run:
     real: mx.array | None = None
     fork: int = 0
     resume: Resume | None = None
-    shown: int | None = None
+    captured_rows: int | None = None
+
+    @property
+    def keys(self) -> set[Key]:
+        """Every layer and site that its forwards touch, read or resume at."""
+        return self.plan.keys if self.resume is None else self.plan.keys | {self.resume.key}
 
 
 @dataclass(eq=False)
@@ -158,12 +163,9 @@ class _Forward:
     where: Where
     programs: Mapping[Key, Program]
     recorders: tuple[Recorder, ...]
-    meter: Meter | None
+    run: Run
     called: set[Key] = field(default_factory=set)
     passes: dict[int, int] = field(default_factory=dict)
-    fork: int = 0
-    resume: Resume | None = None
-    shown: int | None = None
 
 
 _AMBIENT: ContextVar[tuple[Entry | Recorder, ...]] = ContextVar("lens_ambient", default=())
@@ -205,7 +207,7 @@ class Registry:
     def put(self, item: Entry | Recorder) -> None:
         """Make an entry or recorder part of the calling context's plan and install what it needs."""
         keys = (item.key,) if isinstance(item, Entry) else item.places
-        self.need(keys)
+        self._need(keys)
         if isinstance(item, Entry):
             with self._lock:
                 self.ambient_entries.append(item)
@@ -220,7 +222,7 @@ class Registry:
         if isinstance(item, Entry):
             with self._lock:
                 self.ambient_entries.remove(item)
-        self.release((item.key,) if isinstance(item, Entry) else item.places)
+        self._release((item.key,) if isinstance(item, Entry) else item.places)
 
     def ambient(self) -> tuple[tuple[Entry, ...], tuple[Recorder, ...]]:
         """What holds for the calling context: entries and recorders, oldest first."""
@@ -229,7 +231,7 @@ class Registry:
         recorders = tuple(item for item in mine if isinstance(item, Recorder) and item.registry is self)
         return entries, recorders
 
-    def need(self, keys: Iterable[Key]) -> None:
+    def _need(self, keys: Iterable[Key]) -> None:
         """Install proxies for sites; every site is found before the first is installed."""
         points = [(key, self.sites.point(*key)) for key in keys]
         with self._lock:
@@ -241,8 +243,8 @@ class Registry:
                 if self._needs[key] == 1:
                     self._attach(key, point)
 
-    def release(self, keys: Iterable[Key]) -> None:
-        """The opposite of :meth:`need`."""
+    def _release(self, keys: Iterable[Key]) -> None:
+        """The opposite of :meth:`_need`."""
         with self._lock:
             for key in keys:
                 self._needs[key] -= 1
@@ -280,16 +282,47 @@ class Registry:
             uninstall(point.module, tap)
             del self._taps[id(point.module)]
 
-    # -- what happens in a forward ----------------------------------------
+    # -- the door ---------------------------------------------------------
+
+    def forward(
+        self, run: Run, ids: mx.array, cache: list[Any] | None = None, *, start: int = 0, held: bool = False
+    ) -> mx.array:
+        """Logits ``(batch, tokens, vocabulary)``, lazy, of token ids under a run.
+
+        Args:
+            run: What acts, what is recorded, and what the forward is told.
+            ids: ``(batch, tokens)``.
+            cache: mlx-lm's prompt cache, which the ids are appended to; without one they are whole texts.
+            start: Tokens that went in before these, of the row that has most.
+            held: The run's sites are proxied already, by a :class:`Holding`: one token is no reason to
+                install and uninstall them.
+
+        Raises:
+            LensError: For more positions than the model has, and for a site that it does not have.
+        """
+        self.decoder.check_positions(start + ids.shape[1])
+        keys = () if held else sorted(run.keys)
+        self._need(keys)
+        try:
+            with self.running(run):
+                if cache is None:
+                    return self.decoder.forward(ids)
+                root: Any = self.decoder.root
+                logits: mx.array = first_of(root(ids, cache=cache))
+                return logits
+        finally:
+            self._release(keys)
 
     @contextmanager
     def running(self, run: Run) -> Iterator[None]:
-        """Forwards inside belong to ``run`` and run under its plan alone."""
+        """Calls of the model or its parts inside belong to ``run`` and are made under its plan alone."""
         token = _RUN.set(run)
         try:
             yield
         finally:
             _RUN.reset(token)
+
+    # -- what happens in a forward ----------------------------------------
 
     def _root(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if getattr(self._local, "forward", None) is not None:
@@ -299,7 +332,7 @@ class Registry:
             entries, recorders = self.ambient()
             own = None
         run = own or Run(self, Plan((entries,), recorders))
-        if not run.plan.keys and run.resume is None:
+        if not run.keys:
             return call(*args, **kwargs)
         forward = self._begin(run, own, args, kwargs)
         self._local.forward = forward
@@ -327,7 +360,7 @@ class Registry:
         for recorder in recorders:
             recorder.begin(own, starts=not caches or (isinstance(offset, int) and offset == 0))
         programs = self.programs(run.plan)
-        return _Forward(where, programs, recorders, run.meter, fork=run.fork, resume=run.resume, shown=run.shown)
+        return _Forward(where, programs, recorders, run)
 
     def programs(self, plan: Plan) -> dict[Key, Program]:
         """The plan's programs by site, built once for each state of the plan."""
@@ -371,27 +404,23 @@ class Registry:
         return tuple((key, point) for key, point in points.items() if key[0] // blocks == now)
 
     def _at(self, forward: _Forward, key: Key, h: mx.array) -> mx.array:
+        run = forward.run
         forward.called.add(key)
-        if forward.resume is not None and forward.resume.key == key:
-            h = forward.resume.hidden
+        if run.resume is not None and run.resume.key == key:
+            h = run.resume.hidden
         program = forward.programs.get(key)
         if program is not None and program.steps:
-            if forward.fork and h.shape[0] == 1:
-                h = mx.broadcast_to(h, (forward.fork, *h.shape[1:]))
-            h = program.run(h, forward.where, forward.meter.watcher(key, program.acting) if forward.meter else None)
+            if run.fork and h.shape[0] == 1:
+                h = mx.broadcast_to(h, (run.fork, *h.shape[1:]))
+            h = program.run(h, forward.where, run.meter.watcher(key, program.acting) if run.meter else None)
         for recorder in forward.recorders:
             if key in recorder.places:
-                seen = h if forward.shown is None else h[: forward.shown]
+                seen = h if run.captured_rows is None else h[: run.captured_rows]
                 recorder.record(key, seen.astype(h.dtype))  # an alias: models may go on to change h in place
         return h
 
 
-def acts(item: Item) -> bool:
-    """Whether an item does anything at all."""
-    return isinstance(item, Hook) or (item.enabled and getattr(item, "scale", 1.0) != 0.0)
-
-
-def print_of(item: Item) -> object:
+def fingerprint_of(item: Item) -> object:
     """A record as something hashable that is equal for equal effects; its id is left out."""
     if not isinstance(item, Intervention):
         return ("hook", id(item.fn), item.layer, item.site)
@@ -404,198 +433,29 @@ def _hashable(value: Any) -> object:
     return value.tobytes() if hasattr(value, "tobytes") else value
 
 
-def check_device(model: Module) -> None:
-    """Refuse a mixture of experts that MLX cannot compute on this device: on a CPU it takes float32 alone."""
-    if mx.default_device().type != mx.DeviceType.cpu:
-        return
-    experts = [module for _, module in named(model) if original_class(module).__name__ == "SwitchLinear"]
-    for dtype in {module.weight.dtype for module in experts} - {mx.float32}:
-        one = mx.zeros((1, 1, 1), dtype=dtype)
-        try:
-            mx.eval(mx.gather_mm(one, one, rhs_indices=mx.array([[0]])))
-        except RuntimeError:
-            raise LensError(
-                f"This mixture of experts is in {str(dtype).rpartition('.')[2]}, which MLX cannot compute on the CPU.",
-                "Load it with dequantize='always', which holds its weights in float32, or quantise it.",
-            ) from None
+class Holding:
+    """The sites that something keeps proxied while it lasts: a run, from its first forward to its last.
 
-
-def entries_of(records: Any, registry: Registry) -> list[Entry]:
-    """One intervention or several, checked, each as an entry. Raises :class:`LensError`."""
-    return [Entry(registry, checked(record, registry)) for record in as_records(records)]
-
-
-def for_a_block(records: Any, registry: Registry) -> list[Intervention]:
-    """One intervention or several, checked; in one block an id names one of them. Raises :class:`LensError`."""
-    found = [checked(record, registry) for record in as_records(records)]
-    ids = [record.id for record in found]
-    if twice := next((name for name in ids if ids.count(name) > 1), None):
-        raise LensError(f"Two interventions have the id {twice!r}.", "Give each its own.")
-    return found
-
-
-def checked(record: Intervention, registry: Registry) -> Intervention:
-    """The record with its layer counted from 0, or :class:`LensError` for the first thing that is wrong.
-
-    Warns of a vector that belongs to another layer or site.
+    Installing costs more than a token's forward does in Python, so that whoever runs forward after forward
+    holds the sites for all of them. As a context manager it lets go of them at the end.
     """
-    if not isinstance(record, Intervention):
-        raise LensError(f"An intervention is {type(record).__name__}.", "Give Add, NormMatch, ... of lens_tui.")
-    amounts = {name: as_number(value, f"The {name} of {record.id!r}") for name, value in _numbers(record)}
-    record = replace(record, layer=registry.decoder.index(record.layer), **amounts)  # type: ignore[arg-type]
-    width = registry.sites.point(record.layer, record.site).width
-    vector = getattr(record, "vector", None)
-    if isinstance(vector, SteeringVector):
-        check_vector(vector.direction, width, f"The vector {vector.name!r}")
-        if not 0.99 < (length := float(np.linalg.norm(vector.direction))) < 1.01:
-            raise LensError(
-                f"The direction of {vector.name!r} has the length {length:.3g}, not 1.",
-                "Make it with SteeringVector.of.",
-            )
-        _check_place(vector, record, registry)
-    elif hasattr(record, "vector"):
-        raise LensError(f"The vector of {record.id!r} is {vector!r}.", "Give a SteeringVector, or numbers (d_model,).")
-    _check_kind(record, registry, width)
-    _check_positions(record)
-    largest = float(np.abs(vector.direction).max()) if isinstance(vector, SteeringVector) else 1.0
-    size = largest * abs(float(getattr(record, "scale", getattr(record, "value", 0.0)) or 0.0))
-    check_overflow(size, registry.decoder.dtype, record)
-    return record
 
+    def __init__(self, registry: Registry, keys: Iterable[Key] = ()) -> None:
+        self._registry = registry
+        self.keys: set[Key] = set()
+        self.change(keys)
 
-def _numbers(record: Intervention) -> list[tuple[str, Any]]:
-    """The record's amounts that are given."""
-    named = [(name, getattr(record, name)) for name in ("scale", "value", "low", "high") if hasattr(record, name)]
-    return [(name, value) for name, value in named if value is not None or name in ("scale", "value")]
+    def change(self, keys: Iterable[Key]) -> None:
+        """Hold these sites from now on, and no others."""
+        wanted = set(keys)
+        self._registry._need(sorted(wanted - self.keys))
+        self._registry._release(self.keys - wanted)
+        self.keys = wanted
 
+    def __enter__(self) -> Holding:
+        return self
 
-def _check_place(vector: SteeringVector, record: Intervention, registry: Registry) -> None:
-    """Say where a vector is used elsewhere than where it was made for: its numbers mean little there."""
-    here, home = (record.layer, record.site), (vector.layer, vector.site)
-    if vector.origin.kind == "random" or not vector.site or _same_place(home, here, registry):
-        return
-    warn(
-        f"{vector.name!r} was made for layer {vector.layer} {vector.site} and is used at layer {record.layer} "
-        f"{record.site}: a direction means something else there."
-    )
-
-
-def _check_source(record: ClampFeature, source: FeatureSource, registry: Registry) -> None:
-    """Refuse to clamp what an SAE made for another place reads."""
-    info = getattr(source, "info", None)
-    if getattr(info, "is_transcoder", False):
-        raise LensError(
-            f"{record.sae!r} is a transcoder, which gives another tensor than it reads: {record.id!r} cannot clamp it.",
-            "Add the feature's vector at the layer that it writes to.",
-        )
-    layer, site = getattr(info, "layer", -1), getattr(info, "site", "")
-    if layer < 0 or not site or _same_place((layer, site), (record.layer, record.site), registry):
-        return
-    raise LensError(
-        f"The SAE {record.sae!r} reads layer {layer} {site}, not layer {record.layer} {record.site} "
-        f"as {record.id!r} has it.",
-        f"Clamp at layer {layer} {site}, or attach an SAE of that place.",
-    )
-
-
-def _same_place(one: tuple[int, str], other: tuple[int, str], registry: Registry) -> bool:
-    """Whether two layers and sites are one; what a block gives is what the next one takes."""
-    count = registry.decoder.n_layers
-
-    def boundary(layer: int, site: str) -> tuple[int, str]:
-        layer = layer + count if -count <= layer < 0 else layer
-        return (layer + 1, "resid_pre") if site == "resid_post" else (layer, site)
-
-    return boundary(*one) == boundary(*other)
-
-
-def check_vector(values: NDArray[Any], width: int, name: str) -> None:
-    """A vector of exactly ``(width,)``, finite."""
-    if not isinstance(values, np.ndarray):
-        raise LensError(f"{name} holds {type(values).__name__}, not a numpy array.", "Make it with SteeringVector.of.")
-    if values.shape != (width,):
-        raise LensError(f"{name} has shape {values.shape}; this model's site needs ({width},).", "Is it of this model?")
-    if not np.isfinite(values).all():
-        raise LensError(f"{name} holds NaN or infinity.", "Check how it was made.")
-
-
-def check_scored(
-    record: Item, rows: Sequence[Sequence[int]], n_prompt: int, bos: int | None, spans: Spans | None = None
-) -> None:
-    """Refuse a record that none of the scored tokens of these texts can tell of: its measure would be the plain one."""
-    positions = getattr(record, "positions", None)
-    if positions is None or not acts(record):
-        return
-    if not any(reaches_scored(positions, row, n_prompt, bos, spans) for row in rows):
-        raise LensError(
-            f"{record.id!r} touches no token that a scored one follows.", "Change its positions, or give a longer text."
-        )
-
-
-def check_overflow(size: float, dtype: mx.Dtype, record: Intervention) -> None:
-    """Refuse a change whose largest part the model's dtype cannot hold (float16 ends at 65504)."""
-    if record.precision == "float32":
-        return
-    limit = float(mx.finfo(dtype).max)
-    if size > limit:
-        raise LensError(
-            f"{record.id!r} at layer {record.layer} overflows the model's {str(dtype).rpartition('.')[2]} "
-            f"({size:.3g} is above {limit:.3g}).",
-            "Lower the scale, or use precision='float32'.",
-        )
-
-
-def as_numpy(values: Any) -> FloatArray:
-    """A list, numpy or MLX array as float32 numpy, evaluated now: nothing lazy crosses to another thread."""
-    exact = numbers(values, "The vector")
-    with np.errstate(over="ignore"):
-        made = exact.astype(np.float32)
-    if np.isfinite(exact).all() and not np.isfinite(made).all():
-        raise LensError("The vector holds numbers beyond the range of float32.", "Divide it, and raise the scale.")
-    return made
-
-
-def _check_kind(record: Intervention, registry: Registry, width: int) -> None:
-    if type(record) is Intervention:
-        raise LensError("An intervention needs a kind.", "Use Add, NormMatch, ProjectOut, ... of lens_tui.records.")
-    if record.precision not in ("model", "float32"):
-        raise LensError(f"There is no precision {record.precision!r}.", "Use 'model' or 'float32'.")
-    if (
-        isinstance(record, CapProjection)
-        and record.low is not None
-        and record.high is not None
-        and record.low > record.high
-    ):
-        raise LensError(f"The cap of {record.id!r} has low {record.low} above high {record.high}.")
-    if isinstance(record, CapProjection) and record.low is None and record.high is None:
-        raise LensError(f"The cap of {record.id!r} has no bound.", "Give low, high or both.")
-    if isinstance(record, Ablate) and record.mean is not None:
-        check_vector(np.asarray(record.mean), width, f"The mean of {record.id!r}")
-    if isinstance(record, ClampFeature):
-        if record.sae not in registry.sources:
-            known = ", ".join(registry.sources) or "none"
-            raise LensError(
-                f"The model has not been given the SAE {record.sae!r} (it has: {known}).", "Use attach_sae."
-            )
-        _check_source(record, registry.sources[record.sae], registry)
-        decoder_row(registry.sources[record.sae], record.feature)
-
-
-def _check_positions(record: Intervention) -> None:
-    positions = record.positions
-    if positions.kind not in ("all", "prompt", "generated", "last", "not_bos", "indices", "slice", "role"):
-        raise LensError(f"There is no kind of positions {positions.kind!r}.")
-    if positions.kind == "indices" and not positions.indices:
-        raise LensError(f"The positions of {record.id!r} are an empty list.", "Name at least one.")
-    start, stop = positions.start, positions.stop
-    if positions.kind == "slice" and stop is not None and (start < 0) == (stop < 0) and start >= stop:
-        raise LensError(
-            f"The positions of {record.id!r}, {start} to {stop}, are empty.", "Let it end behind its start."
-        )
-    said = {"indices": bool(positions.indices), "slice": (start, stop) != (0, None), "role": bool(positions.role)}
-    for kind, given in said.items():
-        if given and positions.kind != kind:
-            raise LensError(
-                f"The positions of {record.id!r} are {positions.kind!r}, and name what belongs to {kind!r}.",
-                f"Use Positions({kind!r}, ...).",
-            )
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.change(())

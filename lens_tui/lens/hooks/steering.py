@@ -1,4 +1,4 @@
-"""What ``steer`` and ``intervene`` give: interventions that hold for a block, and can be changed while they do."""
+"""Interventions on their way onto a model: their checks, and the blocks that ``steer`` and ``intervene`` give."""
 
 from __future__ import annotations
 
@@ -7,10 +7,29 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
-from lens_tui.records import Dose, Intervention, LensError, Positions
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
 
-from .program import Item
-from .registry import Entry, Registry, checked
+from lens_tui.records import (
+    Ablate,
+    CapProjection,
+    ClampFeature,
+    Dose,
+    FloatArray,
+    Intervention,
+    LensError,
+    Positions,
+    SteeringVector,
+)
+from lens_tui.records.errors import warn
+from lens_tui.records.interventions import as_number, as_records
+from lens_tui.records.vectors import numbers
+
+from .interventions import FeatureSource, decoder_row
+from .positions import Spans, reaches_scored
+from .program import Item, has_effect
+from .registry import Entry, Registry
 
 
 class Steering:
@@ -102,4 +121,185 @@ def _check_called(entries: Sequence[Entry]) -> None:
             raise LensError(
                 f"{item.id!r} never acted: {entry.forwards} forwards did not call layer {item.layer} {item.site}.",
                 "This way of calling the model goes around its blocks.",
+            )
+
+
+def entries_of(records: Any, registry: Registry) -> list[Entry]:
+    """One intervention or several, checked, each as an entry. Raises :class:`LensError`."""
+    return [Entry(registry, checked(record, registry)) for record in as_records(records)]
+
+
+def for_a_block(records: Any, registry: Registry) -> list[Intervention]:
+    """One intervention or several, checked; in one block an id names one of them. Raises :class:`LensError`."""
+    found = [checked(record, registry) for record in as_records(records)]
+    ids = [record.id for record in found]
+    if twice := next((name for name in ids if ids.count(name) > 1), None):
+        raise LensError(f"Two interventions have the id {twice!r}.", "Give each its own.")
+    return found
+
+
+def checked(record: Intervention, registry: Registry) -> Intervention:
+    """The record with its layer counted from 0, or :class:`LensError` for the first thing that is wrong.
+
+    Warns of a vector that belongs to another layer or site.
+    """
+    if not isinstance(record, Intervention):
+        raise LensError(f"An intervention is {type(record).__name__}.", "Give Add, NormMatch, ... of lens_tui.")
+    amounts = {name: as_number(value, f"The {name} of {record.id!r}") for name, value in _numbers(record)}
+    record = replace(record, layer=registry.decoder.index(record.layer), **amounts)  # type: ignore[arg-type]
+    width = registry.sites.point(record.layer, record.site).width
+    vector = getattr(record, "vector", None)
+    if isinstance(vector, SteeringVector):
+        check_vector(vector.direction, width, f"The vector {vector.name!r}")
+        if not 0.99 < (length := float(np.linalg.norm(vector.direction))) < 1.01:
+            raise LensError(
+                f"The direction of {vector.name!r} has the length {length:.3g}, not 1.",
+                "Make it with SteeringVector.of.",
+            )
+        _check_place(vector, record, registry)
+    elif hasattr(record, "vector"):
+        raise LensError(f"The vector of {record.id!r} is {vector!r}.", "Give a SteeringVector, or numbers (d_model,).")
+    _check_kind(record, registry, width)
+    _check_positions(record)
+    largest = float(np.abs(vector.direction).max()) if isinstance(vector, SteeringVector) else 1.0
+    size = largest * abs(float(getattr(record, "scale", getattr(record, "value", 0.0)) or 0.0))
+    check_overflow(size, registry.decoder.dtype, record)
+    return record
+
+
+def _numbers(record: Intervention) -> list[tuple[str, Any]]:
+    """The record's amounts that are given."""
+    named = [(name, getattr(record, name)) for name in ("scale", "value", "low", "high") if hasattr(record, name)]
+    return [(name, value) for name, value in named if value is not None or name in ("scale", "value")]
+
+
+def _check_place(vector: SteeringVector, record: Intervention, registry: Registry) -> None:
+    """Say where a vector is used elsewhere than where it was made for: its numbers mean little there."""
+    here, home = (record.layer, record.site), (vector.layer, vector.site)
+    if vector.origin.kind == "random" or not vector.site or _same_place(home, here, registry):
+        return
+    warn(
+        f"{vector.name!r} was made for layer {vector.layer} {vector.site} and is used at layer {record.layer} "
+        f"{record.site}: a direction means something else there."
+    )
+
+
+def _check_source(record: ClampFeature, source: FeatureSource, registry: Registry) -> None:
+    """Refuse to clamp what an SAE made for another place reads."""
+    info = getattr(source, "info", None)
+    if getattr(info, "is_transcoder", False):
+        raise LensError(
+            f"{record.sae!r} is a transcoder, which gives another tensor than it reads: {record.id!r} cannot clamp it.",
+            "Add the feature's vector at the layer that it writes to.",
+        )
+    layer, site = getattr(info, "layer", -1), getattr(info, "site", "")
+    if layer < 0 or not site or _same_place((layer, site), (record.layer, record.site), registry):
+        return
+    raise LensError(
+        f"The SAE {record.sae!r} reads layer {layer} {site}, not layer {record.layer} {record.site} "
+        f"as {record.id!r} has it.",
+        f"Clamp at layer {layer} {site}, or attach an SAE of that place.",
+    )
+
+
+def _same_place(one: tuple[int, str], other: tuple[int, str], registry: Registry) -> bool:
+    """Whether two layers and sites are one; what a block gives is what the next one takes."""
+    count = registry.decoder.n_layers
+
+    def boundary(layer: int, site: str) -> tuple[int, str]:
+        layer = layer + count if -count <= layer < 0 else layer
+        return (layer + 1, "resid_pre") if site == "resid_post" else (layer, site)
+
+    return boundary(*one) == boundary(*other)
+
+
+def check_vector(values: NDArray[Any], width: int, name: str) -> None:
+    """A vector of exactly ``(width,)``, finite."""
+    if not isinstance(values, np.ndarray):
+        raise LensError(f"{name} holds {type(values).__name__}, not a numpy array.", "Make it with SteeringVector.of.")
+    if values.shape != (width,):
+        raise LensError(f"{name} has shape {values.shape}; this model's site needs ({width},).", "Is it of this model?")
+    if not np.isfinite(values).all():
+        raise LensError(f"{name} holds NaN or infinity.", "Check how it was made.")
+
+
+def check_scored(
+    record: Item, rows: Sequence[Sequence[int]], n_prompt: int, bos: int | None, spans: Spans | None = None
+) -> None:
+    """Refuse a record that none of the scored tokens of these texts can tell of: its measure would be the plain one."""
+    positions = getattr(record, "positions", None)
+    if positions is None or not has_effect(record):
+        return
+    if not any(reaches_scored(positions, row, n_prompt, bos, spans) for row in rows):
+        raise LensError(
+            f"{record.id!r} touches no token that a scored one follows.", "Change its positions, or give a longer text."
+        )
+
+
+def check_overflow(size: float, dtype: mx.Dtype, record: Intervention) -> None:
+    """Refuse a change whose largest part the model's dtype cannot hold (float16 ends at 65504)."""
+    if record.precision == "float32":
+        return
+    limit = float(mx.finfo(dtype).max)
+    if size > limit:
+        raise LensError(
+            f"{record.id!r} at layer {record.layer} overflows the model's {str(dtype).rpartition('.')[2]} "
+            f"({size:.3g} is above {limit:.3g}).",
+            "Lower the scale, or use precision='float32'.",
+        )
+
+
+def as_numpy(values: Any) -> FloatArray:
+    """A list, numpy or MLX array as float32 numpy, evaluated now: nothing lazy crosses to another thread."""
+    exact = numbers(values, "The vector")
+    with np.errstate(over="ignore"):
+        made = exact.astype(np.float32)
+    if np.isfinite(exact).all() and not np.isfinite(made).all():
+        raise LensError("The vector holds numbers beyond the range of float32.", "Divide it, and raise the scale.")
+    return made
+
+
+def _check_kind(record: Intervention, registry: Registry, width: int) -> None:
+    if type(record) is Intervention:
+        raise LensError("An intervention needs a kind.", "Use Add, NormMatch, ProjectOut, ... of lens_tui.records.")
+    if record.precision not in ("model", "float32"):
+        raise LensError(f"There is no precision {record.precision!r}.", "Use 'model' or 'float32'.")
+    if (
+        isinstance(record, CapProjection)
+        and record.low is not None
+        and record.high is not None
+        and record.low > record.high
+    ):
+        raise LensError(f"The cap of {record.id!r} has low {record.low} above high {record.high}.")
+    if isinstance(record, CapProjection) and record.low is None and record.high is None:
+        raise LensError(f"The cap of {record.id!r} has no bound.", "Give low, high or both.")
+    if isinstance(record, Ablate) and record.mean is not None:
+        check_vector(np.asarray(record.mean), width, f"The mean of {record.id!r}")
+    if isinstance(record, ClampFeature):
+        if record.sae not in registry.sources:
+            known = ", ".join(registry.sources) or "none"
+            raise LensError(
+                f"The model has not been given the SAE {record.sae!r} (it has: {known}).", "Use attach_sae."
+            )
+        _check_source(record, registry.sources[record.sae], registry)
+        decoder_row(registry.sources[record.sae], record.feature)
+
+
+def _check_positions(record: Intervention) -> None:
+    positions = record.positions
+    if positions.kind not in ("all", "prompt", "generated", "last", "not_bos", "indices", "slice", "role"):
+        raise LensError(f"There is no kind of positions {positions.kind!r}.")
+    if positions.kind == "indices" and not positions.indices:
+        raise LensError(f"The positions of {record.id!r} are an empty list.", "Name at least one.")
+    start, stop = positions.start, positions.stop
+    if positions.kind == "slice" and stop is not None and (start < 0) == (stop < 0) and start >= stop:
+        raise LensError(
+            f"The positions of {record.id!r}, {start} to {stop}, are empty.", "Let it end behind its start."
+        )
+    said = {"indices": bool(positions.indices), "slice": (start, stop) != (0, None), "role": bool(positions.role)}
+    for kind, given in said.items():
+        if given and positions.kind != kind:
+            raise LensError(
+                f"The positions of {record.id!r} are {positions.kind!r}, and name what belongs to {kind!r}.",
+                f"Use Positions({kind!r}, ...).",
             )

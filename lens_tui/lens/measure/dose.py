@@ -17,7 +17,7 @@ from lens_tui.records.measures import Curve, DeltaLoss, DosePoint, DoseResponse,
 from ..hooks.interventions import FeatureSource
 from . import measures
 from .measures import FEW_TEXTS, degeneration
-from .scores import Plan, Score, Unsteered, score, unsteered
+from .scores import Interventions, Score, Unsteered, score, unsteered
 
 if TYPE_CHECKING:
     from ..model import LensModel
@@ -95,7 +95,7 @@ class _Run:
     ends: dict[int, ArmEnd]
 
 
-def scaled(interventions: Sequence[Intervention], factor: float) -> Plan:
+def scaled(interventions: Sequence[Intervention], factor: float) -> Interventions:
     """The records with every scale and value multiplied; those that have neither stay. Raises if none has."""
     interventions = as_records(interventions)
     if not any(hasattr(record, "scale") or hasattr(record, "value") for record in interventions):
@@ -168,7 +168,7 @@ def known_of(lens: LensModel, interventions: Sequence[Intervention], texts: Sequ
 def _generate(
     lens: LensModel,
     prompt: Prompt,
-    plans: Sequence[Plan],
+    plans: Sequence[Interventions],
     sampling: Sampling | None,
     raw: bool,
     options: dict[str, Any],
@@ -185,7 +185,7 @@ def _generate(
 
 
 def _scores(
-    lens: LensModel, prompt: Prompt, run: _Run, plans: Sequence[Plan], raw: bool
+    lens: LensModel, prompt: Prompt, run: _Run, plans: Sequence[Interventions], raw: bool
 ) -> tuple[list[Score], list[Score]]:
     """Each plan on the baseline's continuation, and each on its own."""
     items = [measures.continued(lens, prompt, run.ids[0], tuple(plans), raw=raw)]

@@ -16,13 +16,12 @@ from lens_tui.records import Ablate, Add, ClampFeature, Intervention, LensError,
 from lens_tui.records.interventions import as_records
 from lens_tui.records.measures import Controlled, Degeneration, DeltaLoss, Divergence, ReadBack
 
-from ..forward import as_float, read_rows
+from ..forward import Core, as_float, read_rows
 from ..hooks.interventions import FeatureSource
 from ..tokens import id_table
 from .scores import Item, Score, score, unsteered
 
 if TYPE_CHECKING:
-    from ..core import Core
     from ..tokens import Prompt
 
 

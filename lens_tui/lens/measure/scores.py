@@ -9,9 +9,10 @@ does not depend on the steering at all can be computed once for many calls.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -19,18 +20,21 @@ from numpy.typing import NDArray
 
 from lens_tui.records import Intervention, LensError
 
-from ..distributions import kl
-from ..forward import MAX_LOGITS, MAX_ROWS, Below, first_site, fits, forward_rows, pack, reaches_behind, spread_over
+from ..architecture.find import Decoder
+from ..distributions import kl, log_softmax
+from ..forward import MAX_LOGITS, MAX_ROWS, Core, forward_rows, pack, tolerance
 from ..hooks.capture import CaptureResult
-from ..hooks.finite import not_finite, origin_of
-from ..hooks.registry import Entry, Resume, acts, check_scored, checked
+from ..hooks.passage import not_finite, origin_of
+from ..hooks.program import Key, has_effect
+from ..hooks.registry import Plan, Registry, Resume, Run
+from ..hooks.steering import check_scored, entries_of
+from ..tokens import Span
 
-if TYPE_CHECKING:
-    from ..core import Core
-    from ..tokens import Span
-
-
-Plan = tuple[Intervention, ...]
+Interventions = tuple[Intervention, ...]
+"""The interventions that a text is scored under; none at all is the plain model."""
+Text = tuple[int, ...]
+Chosen = tuple[int, tuple[Interventions, ...]]
+"""The number of an item, and those of its plans that go into one batch."""
 Array = NDArray[np.float64]
 _BLOCK = 1 << 25
 
@@ -40,7 +44,7 @@ class Item:
     """Token ids, the steerings to score them under, and the first token that is scored (the prompt's length)."""
 
     ids: tuple[int, ...]
-    plans: tuple[Plan, ...]
+    plans: tuple[Interventions, ...]
     n_prompt: int = 1
     spans: tuple[Span, ...] | None = None
 
@@ -76,7 +80,7 @@ def score(lens: Core, items: Sequence[Item], known: Unsteered | None = None) -> 
     Where the unsteered NLL is ``known``, no unsteered rows are run and there is no KL.
     """
     known = known or Unsteered()
-    lead: list[Plan] = [()] if known.nll is None else []
+    lead: list[Interventions] = [()] if known.nll is None else []
     found: list[list[Score]] = [[] for _ in items]
     for at, item in enumerate(items):
         _check(lens, item, at)
@@ -96,7 +100,7 @@ def score(lens: Core, items: Sequence[Item], known: Unsteered | None = None) -> 
             _check_finite(lens, items[at], chosen, scores)
             # A steering of scale 0 is none, whatever the last bits of a row computed beside others say.
             found[at] += [
-                one if any(map(acts, plan)) else one.unmoved() for plan, one in zip(chosen, scores, strict=True)
+                one if any(map(has_effect, plan)) else one.unmoved() for plan, one in zip(chosen, scores, strict=True)
             ]
             start = stop
     return found
@@ -145,7 +149,9 @@ class _Reading:
                 self.nll[at] = only.nll
 
 
-def _resume(lens: Core, rows: Sequence[tuple[int, ...]], plans: Sequence[Plan], below: Below | None) -> Resume | None:
+def _resume(
+    lens: Core, rows: Sequence[tuple[int, ...]], plans: Sequence[Interventions], below: Below | None
+) -> Resume | None:
     """Where the forward of a batch resumes: what lies below is known, or computed here once for each text in it."""
     if below is not None and not reaches_behind(lens.registry, plans, below.key):
         return below.resume(rows)
@@ -167,16 +173,16 @@ def _check(lens: Core, item: Item, at: int) -> None:
                 "Positions of role 'thinking' are not known of given tokens.", "Measure with positions ALL."
             )
     # One check for all steerings with the same positions: a search tries hundreds of scales.
-    distinct = {record.positions: record for plan in item.plans for record in plan if acts(record)}
+    distinct = {record.positions: record for plan in item.plans for record in plan if has_effect(record)}
     for record in distinct.values():
         check_scored(record, [item.ids], item.n_prompt, lens.registry.bos, item.spans)
 
 
-def _batches(items: Sequence[Item], vocabulary: int, lead: int) -> Iterator[list[tuple[int, tuple[Plan, ...]]]]:
+def _batches(items: Sequence[Item], vocabulary: int, lead: int) -> Iterator[list[Chosen]]:
     """Groups of rows in batches: items of one chat layout, of similar length, plans cut where one item has too many."""
     layouts = sorted(range(len(items)), key=lambda at: repr(items[at].spans))
     for _, alike in itertools.groupby(layouts, key=lambda at: repr(items[at].spans)):
-        groups: list[tuple[int, tuple[Plan, ...]]] = []
+        groups: list[Chosen] = []
         for at in alike:
             item = items[at]
             most = max(1 + lead, min(MAX_ROWS, MAX_LOGITS // (len(item.ids) * vocabulary))) - lead
@@ -187,14 +193,14 @@ def _batches(items: Sequence[Item], vocabulary: int, lead: int) -> Iterator[list
             yield [groups[place] for place in batch]
 
 
-def _check_finite(lens: Core, item: Item, plans: Sequence[Plan], scores: Sequence[Score]) -> None:
+def _check_finite(lens: Core, item: Item, plans: Sequence[Interventions], scores: Sequence[Score]) -> None:
     """Raise ``NotFinite`` for the first steering, or the plain model, that gives no numbers on this text."""
     registry = lens.registry
     for plan, one in zip(plans, scores, strict=True):
         numbers = np.concatenate([one.base, one.nll, one.forward, one.reverse])
         if np.isnan(numbers).any():
             acting = () if np.isnan(one.base).any() else plan
-            entries = [Entry(registry, checked(record, registry)) for record in acting]
+            entries = entries_of(acting, registry)
             where = origin_of(registry, [item.ids], entries, n_prompt=item.n_prompt)
             raise not_finite("The model's logits" if not entries else "The steered model's logits", where)
 
@@ -209,8 +215,7 @@ def _scores(logits: mx.array, item: Item, base: Array | None) -> list[Score]:
     parts: list[list[Any]] = []
     for start in range(first, last, size):
         stop = min(last, start + size)
-        logprobs = logits[:, start:stop].astype(mx.float32)
-        logprobs = logprobs - mx.logsumexp(logprobs, axis=-1, keepdims=True)
+        logprobs = log_softmax(logits[:, start:stop])
         target = mx.array(np.asarray(item.ids[start + 1 : stop + 1], np.int32))[None, :, None]
         target = mx.broadcast_to(target, (logprobs.shape[0], stop - start, 1))
         block = [-mx.take_along_axis(logprobs, target, axis=-1)[..., 0]]
@@ -223,3 +228,99 @@ def _scores(logits: mx.array, item: Item, base: Array | None) -> list[Score]:
         return [Score(base, row, row[:0], row[:0]) for row in nll]
     forward, reverse = divergences
     return [Score(nll[0], nll[row], forward[row], reverse[row]) for row in range(1, nll.shape[0])]
+
+
+MAX_BYTES = 1 << 29
+"""Residuals kept between forwards, at most: those of more text are computed again in each batch."""
+
+_known: weakref.WeakKeyDictionary[Registry, bool] = weakref.WeakKeyDictionary()
+
+
+def first_site(registry: Registry, plans: Iterable[Sequence[Intervention]]) -> Key | None:
+    """The last point of the residual stream that none of these plans reaches back behind.
+
+    ``None`` where nothing acts, where no layer lies below, or where the model cannot resume there.
+    """
+    places = [
+        (registry.decoder.index(record.layer), record.site) for plan in plans for record in plan if has_effect(record)
+    ]
+    if not places:
+        return None
+    layer = min(layer for layer, _ in places)
+    sites = {site for at, site in places if at == layer}
+    if sites != {"resid_post"} and layer == 0:
+        return None
+    if not can_resume(registry):
+        return None
+    return (layer, "resid_post" if sites == {"resid_post"} else "resid_pre")
+
+
+def reaches_behind(registry: Registry, plans: Iterable[Sequence[Intervention]], key: Key) -> bool:
+    """Whether any of these plans changes what is at a point of the residual stream before it is touched there."""
+    layer, site = key
+    acting = [record for plan in plans for record in plan if has_effect(record)]
+    places = [(registry.decoder.index(record.layer), record.site) for record in acting]
+    return any(at < layer or (at == layer and site == "resid_post" != other) for at, other in places)
+
+
+def can_resume(registry: Registry) -> bool:
+    """Whether a forward that resumes half way up gives what a whole one gives; found out once."""
+    if registry not in _known:
+        _known[registry] = _proved(registry)
+    return _known[registry]
+
+
+@dataclass(frozen=True, eq=False)
+class Below:
+    """Residuals of texts at a site, ``(tokens, width)`` each, by the texts' token ids."""
+
+    key: Key
+    residuals: Mapping[Text, mx.array]
+
+    def resume(self, rows: Sequence[Text]) -> Resume:
+        """Where a forward of these rows, padded at their end, resumes."""
+        longest = max(len(row) for row in rows)
+        padded = {row: _padded_layer(self.residuals[row], longest) for row in set(rows)}
+        return Resume(self.key, mx.stack([padded[row] for row in rows]))
+
+
+def spread_over(key: Key, hidden: mx.array, distinct: Sequence[Text], rows: Sequence[Text]) -> Resume:
+    """Where a forward of rows resumes whose ``distinct`` texts were read side by side, ``(texts, longest, width)``."""
+    place = {row: at for at, row in enumerate(distinct)}
+    return Resume(key, hidden[mx.array(np.asarray([place[row] for row in rows], np.int32))])
+
+
+def fits(decoder: Decoder, rows: Iterable[Text]) -> bool:
+    """Whether the residuals of these texts may be kept."""
+    return sum(map(len, rows)) * decoder.d_model * decoder.dtype.size <= MAX_BYTES
+
+
+def _padded_layer(residual: mx.array, length: int) -> mx.array:
+    """The last token's residual once more for each place of padding: nothing reads it, and it is no odd number."""
+    missing = length - residual.shape[0]
+    return residual if not missing else mx.pad(residual, [(0, missing), (0, 0)], mode="edge")
+
+
+def _proved(registry: Registry) -> bool:
+    """Two rows of a text, resumed half way up and whole: every next token's distribution agrees.
+
+    Blocks that are handed the residual normed as well round it their own way where it is put in: not the same bits.
+    Blocks that read other layers' keys need those layers run.
+    """
+    decoder = registry.decoder
+    if decoder.view is not None or decoder.shares_keys:
+        return False
+    key = (decoder.n_layers // 2, "resid_post")
+    row = tuple((7 * at + 3) % decoder.vocab_size for at in range(7))
+    read = CaptureResult(registry, (key,), by_site=False)
+    both = mx.array([row, row])
+    try:
+        registry.forward(Run(registry, Plan(recorders=(read,)), len(row)), mx.array([row]))
+        resumed, whole = (
+            log_softmax(registry.forward(Run(registry, Plan(), len(row), resume=resume), both))
+            for resume in (spread_over(key, read[key[0]], [row], [row, row]), None)
+        )
+        agree = bool((kl(whole, resumed) < tolerance(decoder.dtype)).all())
+    except Exception:  # whatever a model raises that does not take it; whole forwards are always right
+        return False
+    return agree

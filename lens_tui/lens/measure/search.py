@@ -19,7 +19,7 @@ from ..vectors import residual_norm
 from . import measures
 from .dose import curve, scaled
 from .measures import FEW_TEXTS
-from .scores import Item, Plan, score, unsteered
+from .scores import Interventions, Item, score, unsteered
 
 if TYPE_CHECKING:
     from ..model import LensModel
@@ -209,7 +209,7 @@ def _divergences(
     for _ in batch:
         pass
 
-    def items(plans: tuple[Plan, ...]) -> list[Item]:
+    def items(plans: tuple[Interventions, ...]) -> list[Item]:
         pairs = zip(texts, batch.token_ids, strict=True)
         return [measures.continued(lens, text, after, plans, raw=raw) for text, after in pairs]
 
@@ -228,7 +228,7 @@ def _shares(lens: LensModel, interventions: Sequence[Intervention], texts: Seque
     items = measures.items_of(lens, texts, [tuple(interventions)])
     below = unsteered(lens, items, with_nll=False).below
 
-    def share(plan: Plan) -> float:
+    def share(plan: Interventions) -> float:
         total, tokens = 0.0, 0
         for item in items:
             meter, resume = Meter(), None if below is None else below.resume([item.ids])

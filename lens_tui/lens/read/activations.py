@@ -16,7 +16,8 @@ from lens_tui.records import LensError
 from lens_tui.records.activations import ActivationBlock, Place, SourceFacts, Splice
 from lens_tui.records.corpus import Corpus, open_corpus
 
-from ..hooks.finite import check_values, origin_of
+from ..distributions import cross_entropy
+from ..hooks.passage import check_values, origin_of
 from ..model import LensModel
 from ..tokens import Tokens, whole
 
@@ -380,10 +381,9 @@ class TextActivations:
         predicted = real[(real % t > 0)].astype(np.int32)
         if not len(predicted):
             return 0.0, 0
-        before = mx.take(logits.reshape(-1, logits.shape[-1]), mx.array(predicted - 1), axis=0).astype(mx.float32)
+        before = mx.take(logits.reshape(-1, logits.shape[-1]), mx.array(predicted - 1), axis=0)
         target = mx.take(ids.reshape(-1), mx.array(predicted))
-        nll = mx.logsumexp(before, axis=-1) - mx.take_along_axis(before, target[:, None], axis=-1)[:, 0]
-        total = float(np.asarray(nll, np.float64).sum())
+        total = float(np.asarray(cross_entropy(before, target), np.float64).sum())
         where = (lambda: origin_of(self._model.registry, ids)) if splice is None else (lambda: "")
         check_values(np.asarray(total), "The losses", where)
         return total, len(predicted)

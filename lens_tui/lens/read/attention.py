@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -25,12 +25,9 @@ from lens_tui.records import FloatArray, Intervention, LensError
 from lens_tui.records.readouts import AttentionPattern
 
 from ..architecture.taps import Call, input_of, install, uninstall
-from ..forward import one_text
-from ..hooks.registry import Plan, Run, entries_of
-
-if TYPE_CHECKING:
-    from ..core import Core
-
+from ..forward import Core, one_text
+from ..hooks.registry import Holding, Plan, Run
+from ..hooks.steering import entries_of
 
 VALUE_NAMES = ("v_norm", "v_proj", "wv", "c_v")
 FUSED_NAMES = ("qkv_proj", "c_attn", "query_key_value", "Wqkv", "wqkv", "W_pack", "attn_qkv_proj", "qkv")
@@ -123,18 +120,15 @@ def _run(
     entries = registry.ambient()[0]
     if interventions is not None:
         entries = tuple(entries_of(interventions, registry))
-    plan = Plan((entries,))
-    needed = sorted(plan.keys)
-    registry.need(needed)
-    try:
-        with ExitStack() as stack, registry.running(Run(registry, plan, len(ids))):
-            for probe in probes:
-                for module, tap in _taps(probe, len(ids)):
-                    install(module, tap)
-                    stack.callback(uninstall, module, tap)
-            registry.decoder.forward(mx.array([list(ids)], dtype=mx.int32))
-    finally:
-        registry.release(needed)
+    run = Run(registry, Plan((entries,)), len(ids))
+    with ExitStack() as stack:
+        # Before the probes, which so stand outside: what is steered at a site is seen by them as it goes on.
+        stack.enter_context(Holding(registry, run.keys))
+        for probe in probes:
+            for module, tap in _taps(probe, len(ids)):
+                install(module, tap)
+                stack.callback(uninstall, module, tap)
+        registry.forward(run, mx.array([list(ids)], dtype=mx.int32), held=True)
 
 
 def _taps(probe: _Probe, count: int) -> list[tuple[Module, Callable[..., Any]]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -22,12 +22,8 @@ from lens_tui.records.interventions import as_positions
 from lens_tui.records.readouts import LogitAttribution, Part
 
 from ..architecture.unembed import FinalStep, final_step, find_unembedding
-from ..forward import one_text, read_sites, target_per_position, unhooked
+from ..forward import Core, one_text, read_sites, target_per_position, unhooked
 from ..hooks.program import Key
-
-if TYPE_CHECKING:
-    from ..core import Core
-
 
 Array = NDArray[np.float64]
 Stream = dict[Key, Array]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -13,13 +13,9 @@ from lens_tui.records.readouts import LogitLens
 
 from ..architecture.find import Decoder
 from ..architecture.unembed import readout
-from ..distributions import kl
-from ..forward import one_text, read_sites, target_per_position, unhooked
-from ..hooks.finite import HEAD, not_finite
-
-if TYPE_CHECKING:
-    from ..core import Core
-
+from ..distributions import kl, log_softmax
+from ..forward import Core, one_text, read_sites, target_per_position, unhooked
+from ..hooks.passage import HEAD, not_finite
 
 LOGITS_AT_ONCE = 1 << 25
 
@@ -105,7 +101,7 @@ def _rows(
 
 def _measure(decoder: Decoder, logits: mx.array, follow: mx.array, k: int) -> dict[str, mx.array]:
     """Everything that is said of a block of logits (layers + 1, tokens, vocabulary), the last layer left out."""
-    logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    logprobs = log_softmax(logits)
     final, logits, logprobs = logprobs[-1:], logits[:-1], logprobs[:-1]
     among = decoder.choosable(logits)
     top = mx.argpartition(-among, min(k, logits.shape[-1] - 1), axis=-1)[..., :k]

@@ -38,7 +38,7 @@ def load_model(control: Control, job: jobs.LoadModel, context: Context) -> Itera
     if entry.problem:
         raise LensError(f"{entry.name} cannot be loaded.", entry.problem)
     _check_memory(entry, force=job.force)
-    from lens_tui.lens.architecture.dequantize import dequantize, evaluate, model_bytes
+    from lens_tui.lens.architecture.weights import dequantize, evaluate, model_bytes
 
     control.progress("tokenizer")
     from lens_tui.lens.architecture.load import load_folder

@@ -1,4 +1,4 @@
-"""Weights in float32 where that is faster: on a CPU whose BLAS is fast.
+"""A loaded model's weights: how they are held, and what is known of the model, as a record.
 
 MLX's products of quantised and of 16-bit weights on the CPU are its own and some 30 times slower than OpenBLAS is in
 float32. So there, if memory allows, weights are turned into float32 as a model is loaded: exactly, for what a
@@ -19,9 +19,11 @@ from mlx.utils import tree_flatten, tree_unflatten
 from lens_tui import blas
 from lens_tui.records import LensError, ModelInfo
 from lens_tui.records.info import Dequantize
+from lens_tui.records.sanitise import sanitise
 
-from .describe import quantization
-from .taps import named
+from ..tokens import Tokens
+from .find import Decoder
+from .taps import named, original_class
 
 _OF_PACKED = ("scales", "biases", "global_scale")
 _PIECE = 16 << 20  # bytes
@@ -199,3 +201,67 @@ def _weights(model: Any) -> list[mx.array]:
 
 def _get(module: Any, name: str) -> Any:
     return getattr(module, name, None)
+
+
+def check_device(model: Module) -> None:
+    """Refuse a mixture of experts that MLX cannot compute on this device: on a CPU it takes float32 alone."""
+    if mx.default_device().type != mx.DeviceType.cpu:
+        return
+    experts = [module for _, module in named(model) if original_class(module).__name__ == "SwitchLinear"]
+    for dtype in {module.weight.dtype for module in experts} - {mx.float32}:
+        one = mx.zeros((1, 1, 1), dtype=dtype)
+        try:
+            mx.eval(mx.gather_mm(one, one, rhs_indices=mx.array([[0]])))
+        except RuntimeError:
+            raise LensError(
+                f"This mixture of experts is in {str(dtype).rpartition('.')[2]}, which MLX cannot compute on the CPU.",
+                "Load it with dequantize='always', which holds its weights in float32, or quantise it.",
+            ) from None
+
+
+def describe(model: Module, decoder: Decoder, tokens: Tokens, *, name: str, path: str) -> ModelInfo:
+    """The record of a model: parameters are counted as they were before quantisation."""
+    whole: Any = model
+    arrays: Any = tree_flatten(whole.parameters())
+    return ModelInfo(
+        name=sanitise(name),
+        path=sanitise(path),
+        architecture=str(getattr(model, "model_type", "") or type(model).__module__.rpartition(".")[2]),
+        n_layers=decoder.n_layers,
+        d_model=decoder.d_model,
+        vocab_size=decoder.vocab_size,
+        n_parameters=_parameters(model),
+        dtype=str(decoder.dtype).rpartition(".")[2],
+        quantization=quantization(model),
+        nbytes=sum(array.nbytes for _, array in arrays),
+        has_chat_template=tokens.has_chat_template,
+        bos_token_id=tokens.bos,
+        device=_device(),
+    )
+
+
+def _parameters(model: Module) -> int:
+    from mlx_lm import utils
+
+    count: Any = utils.get_total_parameters
+    return int(count(model))
+
+
+def quantization(model: Module) -> str:
+    """``"4-bit, group 64"`` of the first quantised module, with "mixed" if they differ; empty if there is none."""
+    kinds: dict[str, None] = {}
+    for _, module in named(model):
+        bits: Any = getattr(module, "bits", None)
+        if isinstance(bits, int) and "scales" in module:
+            kinds[f"{bits}-bit, group {getattr(module, 'group_size', '?')}"] = None
+    return "" if not kinds else next(iter(kinds)) + (", mixed" if len(kinds) > 1 else "")
+
+
+def _device() -> str:
+    device = mx.default_device()
+    try:
+        name = str(mx.device_info().get("device_name", ""))
+    except RuntimeError:
+        name = ""
+    kind = str(device.type).rpartition(".")[2]
+    return sanitise(f"{kind} ({name})" if name else kind)
