@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lens_tui import demo
-from lens_tui.records import Arm, LensError, SAEInfo, SteeringVector, paths
+from lens_tui.records import Arm, LensError, SAEInfo, SteeringVector
 from lens_tui.records.bench import MODES, POSITIONS, Term, mode_of
-from lens_tui.records.info import split_place
 from lens_tui.records.sanitise import one_line
 
 from .output import Meter
@@ -142,9 +141,9 @@ def open_sae(name: str, model: str) -> SAE:
     For the bundled model no name stands for the default one.
     """
     from lens_tui.sae import load_sae
+    from lens_tui.tasks.models import named_sae
 
-    name, layer, site = split_place(name)
-    path = _sae_path(name, model)
+    path, layer, site = named_sae(name or _default_sae(model))
     with Meter() as meter:
         return load_sae(path, layer=layer, site=site, progress=lambda *n: meter.say(*_fetched(*n)))
 
@@ -152,25 +151,20 @@ def open_sae(name: str, model: str) -> SAE:
 def find_sae(name: str, model: str) -> SAEInfo:
     """What is known of an SAE, named as for :func:`open_sae`; one on this machine is not read for it."""
     from lens_tui.sae import sae_info
+    from lens_tui.tasks.models import named_sae
 
-    name, layer, site = split_place(name)
-    path = _sae_path(name, model)
-    return sae_info(path, layer=layer, site=site) if Path(path).expanduser().exists() else open_sae(path, model).info
+    path, layer, site = named_sae(name or _default_sae(model))
+    return sae_info(path, layer=layer, site=site) if Path(path).expanduser().exists() else open_sae(name, model).info
+
+
+def _default_sae(model: str) -> str:
+    if model != demo.NAME:
+        raise LensError(f"No SAE is named for {model!r}.", "Name one with --sae: a file or a folder.")
+    return demo.default_sae()
 
 
 def _fetched(done: int, total: int) -> tuple[str, str, float | None]:
     return "download", f"{done / 1e6:.1f} of {total / 1e6:.1f} MB", done / total if total else None
-
-
-def _sae_path(name: str, model: str) -> str:
-    bundled = demo.sae_paths()
-    if not name:
-        if model != demo.NAME:
-            raise LensError(f"No SAE is named for {model!r}.", "Name one with --sae: a file or a folder.")
-        name = demo.default_sae()
-    own = paths.saes_folder() / name
-    plain = Path(name).name == name and not Path(name).exists()
-    return str(own) if plain and own.is_dir() else str(bundled.get(name, name))
 
 
 def _vector_path(named: str, model: str) -> Path | str:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from lens_tui import blas, demo
 from lens_tui.records import LensError, paths
 from lens_tui.records.hub import CachedRepo, cached_repos, quiet_hub
-from lens_tui.records.info import Dequantize
+from lens_tui.records.info import Dequantize, split_place
 from lens_tui.records.model_folder import no_weights, read_config
 from lens_tui.records.read_files import FileAbsent, read_json
 from lens_tui.records.recent import recent_models
@@ -319,6 +319,19 @@ def list_saes(entry_or_id: str, cache_dir: Path | None = None) -> list[SAEEntry]
         return [*(SAEEntry(str(path), one_line(name), "demo", _size(path)) for name, path in bundled), *own]
     fitting = [repo for repo in _repos(cache_dir) if _same_family(repo.repo_id, entry_or_id)]
     return [*own, *(sae for repo in sorted(fitting, key=lambda repo: repo.repo_id) for sae in _scope_folders(repo))]
+
+
+def named_sae(text: str) -> tuple[str, int | None, str | None]:
+    """Where the SAE is that someone names, as path, layer and site (``None`` where they are left to its files).
+
+    A name is a path, that of an SAE trained here or of a bundled one, or ``org/name/folder`` at the hub;
+    ``@LAYER:SITE`` may follow it.
+    """
+    name, layer, site = split_place(text)
+    own = paths.saes_folder() / name
+    if Path(name).name == name and not Path(name).exists() and own.is_dir():
+        return str(own), layer, site
+    return str(demo.sae_paths().get(name, name)), layer, site
 
 
 def _trained_here(model: str) -> list[SAEEntry]:

@@ -89,6 +89,14 @@ def test_a_place_its_files_do_not_say_is_said_after_an_at(
     assert only(driver.done(jobs.Encode(info.id, "Once upon a time")), ev.Encoded).sae == info.id
 
 
+def test_an_sae_trained_here_is_found_by_its_name(driver: Driver, tiny: Path, sae: Path) -> None:
+    mine = shutil.copytree(sae, paths.saes_folder() / "mine")
+    driver.done(jobs.LoadModel(str(tiny)))
+    assert only(driver.done(jobs.LoadSAE("mine", check=False)), ev.SAELoaded).info.path == str(mine)
+    info = only(driver.done(jobs.LoadSAE("mine@1:resid_post", check=False)), ev.SAELoaded).info
+    assert (info.layer, info.path) == (1, str(mine))
+
+
 def test_labels_and_words_through_the_worker(driver: Driver, tiny: Path, sae: Path, tmp_path: Path) -> None:
     corpus = tmp_path / "texts.jsonl"
     corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))

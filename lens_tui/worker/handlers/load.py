@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 
 from lens_tui import demo
 from lens_tui.records import LensError, NotFinite, SAEInfo
-from lens_tui.records.info import split_place
 from lens_tui.records.recent import remember_model
 from lens_tui.records.sanitise import one_line
 from lens_tui.tasks.hub import cached_snapshot, download
-from lens_tui.tasks.models import ModelEntry, check_model, list_saes, machine_memory, read_model_folder
+from lens_tui.tasks.models import ModelEntry, check_model, list_saes, machine_memory, named_sae, read_model_folder
 
 from .. import events as ev
 from .. import jobs
@@ -106,12 +105,11 @@ def _is_bundled(info: SAEInfo, context: Context) -> bool:
 
 
 def open_sae(path_or_id: str, context: Context, progress: Callable[[int, int], None] | None = None) -> SAE:
-    """The SAE of this path, bundled name or id: the one that is loaded, or loaded now (``progress``: of a download)."""
+    """The SAE of this path, name or id: the one that is loaded, or loaded now (``progress``: of a download)."""
     from lens_tui.sae.load import load_sae as read_sae
 
     known = context.known.get(path_or_id)
-    name, layer, site = split_place(path_or_id)
-    path = known.path if known else str(demo.sae_paths().get(name, name))
+    path, layer, site = (known.path, None, None) if known else named_sae(path_or_id)
     for sae_id, sae in context.saes.items():
         if path_or_id == sae_id or (path == sae.info.path and layer in (None, sae.info.layer)):
             return sae
