@@ -47,7 +47,7 @@ def open_app(
 
     if sys.stdout is None or not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise LensError(
-            "The app needs a terminal, and this is none.", "Use `mlx-lens-tui compare` or `features`; see --help."
+            "The app needs a terminal, and this is not one.", "Use `mlx-lens-tui compare` or `features`; see --help."
         )
     from lens_tui.tui.run import run
     from lens_tui.worker.protocol import end_process

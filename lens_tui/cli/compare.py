@@ -295,7 +295,8 @@ def _prompt(line: str, number: int, text_key: str) -> str:
         text = None
     if not isinstance(text, str):
         raise LensError(
-            f"Line {number} of standard input is no object with a text under {text_key!r}.", "Name the key: --text-key."
+            f"Line {number} of standard input is not an object with a text under {text_key!r}.",
+            "Name the key: --text-key.",
         )
     return text
 

@@ -60,7 +60,7 @@ def feature_number(text: str) -> int:
     """``1288`` or ``f1288``. Raises :class:`LensError` for anything else."""
     match = re.fullmatch(r"[fF]?(\d{1,9})", text.strip())
     if match is None:
-        raise LensError(f"{text!r} is no feature number.", "Write it as 1288 or f1288.")
+        raise LensError(f"{text!r} is not a feature number.", "Write it as 1288 or f1288.")
     return int(match[1])
 
 
@@ -90,7 +90,7 @@ def _print_page(result: Mapping[str, Any]) -> None:
         for row in rows:
             say(f"  {row['feature']:>7}  {row[measure]:6.3f}  {row['label'] or ''}".rstrip())
     if index is None:
-        note("No index of this SAE is at hand: `mlx-lens-tui index TEXT` makes one, with examples and a histogram.")
+        note("This SAE has no index yet: `mlx-lens-tui index TEXT` makes one, with examples and a histogram.")
 
 
 def _print_index(index: Mapping[str, Any]) -> None:
@@ -150,7 +150,7 @@ def _print_search(result: Mapping[str, Any]) -> None:
     for label in result["labels"]:
         say(f"  {label['feature']:>7}  {label['text']}  ({who(label)})")
     if result["promoting"] is None:
-        note(f"No index of {result['sae']} is at hand: `mlx-lens-tui index TEXT` makes one; then promoted tokens are "
+        note(f"{result['sae']} has no index yet: `mlx-lens-tui index TEXT` makes one; then promoted tokens are "
              "searched too.")  # fmt: skip
         return
     tokens = ", ".join(repr(item["text"]) for item in result["tokens"]) or "no single token"

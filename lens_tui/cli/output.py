@@ -138,7 +138,7 @@ def _check(options: Mapping[str, Any]) -> None:
             text.encode("utf-8")
         except UnicodeEncodeError:
             raise LensError(
-                f"The argument {one_line(text, 80)!r} is not UTF-8.", "Write it in UTF-8; rename a file so called."
+                f"The argument {one_line(text, 80)!r} is not UTF-8.", "Write it in UTF-8; rename the file if it is one."
             ) from None
 
 

@@ -291,7 +291,7 @@ def _print_parts(parts: dict[str, Any]) -> None:
     say(f"  {left:+9.3f}  everything else ({max(0, len(shown) - _PARTS_SHOWN)} parts, rounding, biases)")
     whole = [part for part in parts["parts"] if part["kind"] == "block"]
     if whole:
-        note(f"{len(whole)} layers stand as one block: {whole[0]['why']}")
+        note(f"{len(whole)} layers are shown as one block: {whole[0]['why']}")
 
 
 def _p(cell: dict[str, Any]) -> str:

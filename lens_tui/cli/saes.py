@@ -110,7 +110,11 @@ def _finish_training(lens: LensModel, report: TrainReport, out: Path, status: in
         print_json({"model": lens.info.name, **asdict(report), "loss_recovered": recovered})
     if report.stopped:
         kept = (out / "training" / FILE).exists()
-        what = f"the checkpoint is in {out}. The same command goes on." if kept else "there was nothing to keep yet."
+        what = (
+            f"the checkpoint is in {out}. Run the same command to continue."
+            if kept
+            else "there was nothing to keep yet."
+        )
         note(f"mlx-lens-tui: stopped after step {report.step} of {report.config.steps}; {what}")
         raise SystemExit(status)
     if not as_json:
@@ -122,7 +126,7 @@ def prefixes(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
-        raise LensError(f"The prefixes {text!r} are no whole numbers.", "Write them as 512,2048.") from None
+        raise LensError(f"The prefixes {text!r} are not whole numbers.", "Write them as 512,2048.") from None
 
 
 def _default_folder(lens: LensModel, site: str, layer: int, config: TrainConfig) -> Path:
@@ -226,7 +230,7 @@ def index(
         print_json(facts)
     if result.stopped:
         kept = ", ".join(str(part) for part in result.parts)
-        note(f"mlx-lens-tui: stopped; what was read is in {kept}. The same command goes on.")
+        note(f"mlx-lens-tui: stopped; what was read is in {kept}. Run the same command to continue.")
         raise SystemExit(asked.status)
     if not json:
         _print_index(facts)

@@ -120,7 +120,7 @@ class Tokens:
         if isinstance(prompt, (list, tuple)) and prompt and isinstance(prompt[0], Mapping):
             if not self.has_chat_template:
                 raise LensError(
-                    "This model has no chat template: none of its files brings one.", "Give the prompt as text."
+                    "This model has no chat template: none of its files has one.", "Give the prompt as text."
                 )
             return self._chat(cast("Sequence[Message]", prompt))
         ids = id_table(prompt)
@@ -259,11 +259,11 @@ def id_table(ids: Any) -> NDArray[np.int64]:
     rows = [item.tolist() if hasattr(item, "tolist") else item for item in listed]
     if any(isinstance(row, str) for row in rows):
         raise LensError(
-            "One text is taken here, not a list of texts.", "Give them one after the other; stream_batch takes several."
+            "This takes one text, not a list of texts.", "Give them one after the other; stream_batch takes several."
         )
     if len({len(row) if isinstance(row, (list, tuple)) else -1 for row in rows}) > 1:
         raise LensError(
-            "The rows of token ids are not of one length.", "Run them one after the other; stream_batch takes any."
+            "The rows of token ids differ in length.", "Run them one after the other; stream_batch takes any."
         )
     try:
         found = np.asarray(rows) if rows else np.zeros(0, np.int64)
@@ -292,7 +292,7 @@ def _bounded() -> Iterator[None]:
         nonlocal lines
         lines += 1
         if lines > MAX_TEMPLATE_LINES:
-            raise _EndlessError("The model's chat template does not come to an end.", "Use raw=True.")
+            raise _EndlessError("The model's chat template does not terminate.", "Use raw=True.")
         return line
 
     sys.settrace(line)

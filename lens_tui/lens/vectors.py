@@ -73,7 +73,7 @@ def _same_place(first: SteeringVector, other: SteeringVector) -> None:
     if (first.layer, first.site, first.d_model) != (other.layer, other.site, other.d_model):
         raise LensError(
             f"{first.name!r} (layer {first.layer} {first.site}, width {first.d_model}) and {other.name!r} "
-            f"(layer {other.layer} {other.site}, width {other.d_model}) are not of one place.",
+            f"(layer {other.layer} {other.site}, width {other.d_model}) belong to different places.",
             "Combine vectors of the same layer and site.",
         )
     if first.model and other.model and first.model != other.model:
@@ -175,7 +175,7 @@ def cross_validated(method: str, positive: Array, negative: Array, folds: NDArra
         direction = fit(method, positive[train], negative[train])
         length = np.linalg.norm(direction)
         if length == 0:
-            raise LensError("Some pairs held out, the others do not differ at all.", "Add pairs that differ.")
+            raise LensError("With some pairs held out, the others do not differ at all.", "Add pairs that differ.")
         direction = direction / length
         middle = (positive[train].mean(axis=0) + negative[train].mean(axis=0)) / 2 @ direction
         held = ~train

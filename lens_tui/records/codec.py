@@ -154,7 +154,7 @@ def _array(value: Any, where: str) -> FloatArray:
     except (ValueError, binascii.Error):
         raise LensError(f"{where} is not an array (base64 of float32).") from None
     if array.size < 2:
-        raise LensError(f"{where} has {array.size} values, which is no direction.")
+        raise LensError(f"{where} has {array.size} values, so it is not a direction.")
     array.setflags(write=False)
     return array
 

@@ -140,7 +140,7 @@ def _files(root: Path) -> tuple[list[Path], list[str]]:
         and not any(p.startswith(".") for p in file.relative_to(root).parts)
     )
     if not found:
-        raise LensError(f"The folder {root.name} holds no .txt or .jsonl file.", "Put the texts into such files.")
+        raise LensError(f"The folder {root.name} contains no .txt or .jsonl file.", "Put the texts into such files.")
     return found, [file.relative_to(root).as_posix() for file in found]
 
 
@@ -221,7 +221,7 @@ def read_pairs(path: Path | str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     ``.jsonl`` holds an object on each line and ``.json`` a list of them, with the keys ``positive`` and
     ``negative``, or those of Anthropic's model-written evaluations and of CAA: ``question``,
     ``answer_matching_behavior`` and ``answer_not_matching_behavior``, where each text is the question with one answer.
-    Any other file has a pair on each line, the texts apart by a tab. Raises :class:`LensError` with the
+    Any other file has a pair on each line, the two texts separated by a tab. Raises :class:`LensError` with the
     number of the pair that is none.
     """
     file = Path(path).expanduser()
@@ -229,7 +229,9 @@ def read_pairs(path: Path | str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     text = read_text(file, MAX_BYTES, encoding="utf-8-sig")
     pairs = [_pair(row, f"{name}, pair {number}") for number, row in enumerate(_rows(file, text, name), 1)]
     if not pairs:
-        raise LensError(f"{name} holds no pairs.", "Write one on each line, the texts apart by a tab, or JSONL.")
+        raise LensError(
+            f"{name} contains no pairs.", "Write one on each line, the two texts separated by a tab, or JSONL."
+        )
     if len(pairs) > MAX_PAIRS:
         raise LensError(f"{name} holds more than {MAX_PAIRS} pairs.", "Sample them.")
     return tuple(one for one, _ in pairs), tuple(other for _, other in pairs)
@@ -258,11 +260,11 @@ def _pair(row: Any, where: str) -> tuple[str, str]:
     elif isinstance(row, list) and len(row) == 2:
         found = row
     elif isinstance(row, list):
-        raise LensError(f"{where} has {len(row)} texts, not two.", "Write two texts apart by a tab.")
+        raise LensError(f"{where} has {len(row)} texts, not two.", "Separate two texts by a tab.")
     else:
-        raise LensError(f"{where} has no two texts.", f"Its keys must be {_KEYS}.")
+        raise LensError(f"{where} does not have two texts.", f"Its keys must be {_KEYS}.")
     if not all(isinstance(text, str) and text.strip() for text in found):
-        raise LensError(f"{where} has a text that is empty or none.", "Give both.")
+        raise LensError(f"{where} has a text that is empty or missing.", "Give both.")
     return found[0], found[1]
 
 

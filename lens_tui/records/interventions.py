@@ -83,7 +83,9 @@ def _indices(value: Any) -> tuple[int, ...]:
     if isinstance(value, int) and not isinstance(value, bool):
         return (value,)
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
-        raise LensError(f"Positions cannot be {value!r}.", "Give Positions, whole numbers, or a name as 'generated'.")
+        raise LensError(
+            f"Positions cannot be {value!r}.", "Give Positions, whole numbers, or a name such as 'generated'."
+        )
     return tuple(_whole(item) for item in value)
 
 
@@ -93,7 +95,9 @@ def _whole(value: Any) -> int:
             raise TypeError
         return operator.index(value)
     except TypeError:
-        raise LensError(f"A position is {value!r}.", "Give whole numbers; a mask is to be given as them.") from None
+        raise LensError(
+            f"A position is {value!r}.", "Give whole numbers; write a mask as the numbers it selects."
+        ) from None
 
 
 ALL = Positions()

@@ -73,7 +73,7 @@ def read_neuronpedia(
                 )
                 yield _ours(new, ours, where) if ours else new
     if source_id is not None and not seen:
-        raise LensError(f"{Path(path).name} holds no labels of {source_id!r}.", "Check the name of the source.")
+        raise LensError(f"{Path(path).name} has no labels of {source_id!r}.", "Check the name of the source.")
 
 
 def write_neuronpedia(
@@ -131,7 +131,7 @@ def read_delphi(path: Path | str, *, module: str | None = None, sae: SAEInfo | N
             files.append((file, match["module"], int(match["feature"])))
     if not files:
         raise LensError(
-            f"{root.name} holds no delphi explanations.", "Give the folder with explanations/*_latent*.txt."
+            f"{root.name} contains no delphi explanations.", "Give the folder with explanations/*_latent*.txt."
         )
     modules = sorted({name for _, name, _ in files})
     if len(modules) > 1:
@@ -156,7 +156,7 @@ def write_delphi(labels: Iterable[Label], folder: Path | str, *, module: str, sa
     Where each came from stands in a file of our own beside them, so that :func:`read_delphi` brings it back as it was.
     """
     if "/" in module or "\\" in module or module.startswith("."):
-        raise LensError(f"{module!r} is no module name.", "Give one such as layers.4.mlp.")
+        raise LensError(f"{module!r} is not a module name.", "Give one such as layers.4.mlp.")
     done: dict[int, dict[str, Any]] = {}
     for label in labels:
         if label.feature not in done:
@@ -173,7 +173,7 @@ def _neuronpedia_files(path: Path) -> list[Path]:
     folder = path / "explanations" if (path / "explanations").is_dir() else path
     files = [*folder.glob("*.jsonl"), *folder.glob("*.jsonl.gz")] if folder.is_dir() else []
     if not files:
-        raise LensError(f"{path.name} holds no Neuronpedia labels.", "Give the folder with explanations/*.jsonl.gz.")
+        raise LensError(f"{path.name} contains no Neuronpedia labels.", "Give the folder with explanations/*.jsonl.gz.")
     return sorted(files, key=natural_order)
 
 
@@ -200,7 +200,7 @@ def check_belongs(sae: SAEInfo, model: str, layer: int | None, where: str) -> No
         return
     raise LensError(
         f"{one_line(where, 100)} is of {theirs}, but the SAE {one_line(sae.name, 60)} is of {ours}.",
-        "Choose the SAE they were made for; if it is the same in spite of that, say so with --anyway (sae=None).",
+        "Choose the SAE they were made for; if it is the right one all the same, use --anyway (sae=None).",
     )
 
 
@@ -384,7 +384,7 @@ def read_saedashboard(path: Path | str, *, sae: SAEInfo | None = None) -> Iterat
     root = Path(path)
     files = [root] if root.is_file() else sorted(root.glob("batch-*.json"), key=natural_order)
     if not files:
-        raise LensError(f"{root.name} holds no SAEDashboard batches.", "Give the folder with batch-*.json.")
+        raise LensError(f"{root.name} contains no SAEDashboard batches.", "Give the folder with batch-*.json.")
     for file in files:
         batch = read_json(file, MAX_FILE)
         rows = batch.get("features") if isinstance(batch, dict) else None
@@ -408,7 +408,7 @@ def read_neuronpedia_features(path: Path | str, *, sae: SAEInfo | None = None) -
     folder = root / "features" if (root / "features").is_dir() else root
     files = [root] if root.is_file() else [*folder.glob("batch-*.jsonl"), *folder.glob("batch-*.jsonl.gz")]
     if not files:
-        raise LensError(f"{root.name} holds no Neuronpedia features.", "Give the folder with features/*.jsonl.gz.")
+        raise LensError(f"{root.name} contains no Neuronpedia features.", "Give the folder with features/*.jsonl.gz.")
     for file in sorted(files, key=natural_order):
         for number, row in json_lines(file):
             where = f"line {number} of {file.name}"

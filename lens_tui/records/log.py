@@ -53,7 +53,7 @@ def open_for_appending(path: Path, *, afresh: bool = False) -> FileIO:
     handle = os.open(path, flags, 0o600)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise OSError(errno.EINVAL, "no regular file", str(path))
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     return open(handle, "ab", buffering=0)
 
 

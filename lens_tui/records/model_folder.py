@@ -67,7 +67,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except FileAbsent:
         if not folder.is_dir():
             raise LensError(f"{where} does not exist.", "Check the path, or give a hub id like org/name.") from None
-        raise LensError(f"{where} is no model: it has no config.json.", _no_config(folder)) from None
+        raise LensError(f"{where} is not a model: it has no config.json.", _no_config(folder)) from None
     try:
         config = _plain_floats(parse_json(read_text(file, MAX_CONFIG), "it"))
     except LensError as error:
@@ -86,7 +86,7 @@ def check_sidecars(folder: Path) -> None:
                 continue
             if file.is_symlink() and not file.exists():
                 if file.name in _OBJECTS:
-                    raise LensError(f"{shown(file)} is a link to nothing.", "Fetch the model again.")
+                    raise LensError(f"{shown(file)} is a broken link.", "Fetch the model again.")
                 continue
             limit = _MAX_LARGE if file.name in _LARGE or file.suffix == ".tiktoken" else _MAX_SMALL
             regular_size(file, limit)
@@ -137,10 +137,10 @@ def _header(file: Path) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
         size = regular_size(file)
         length = int.from_bytes(opened.read(8), "little")
         if not 2 <= length <= min(_MAX_HEADER, size - 8):
-            raise LensError(f"{shown(file)} is no safetensors file, or is cut short.", "Fetch the model again.")
+            raise LensError(f"{shown(file)} is not a safetensors file, or is cut short.", "Fetch the model again.")
         found = parse_json(opened.read(length), shown(file))
     if not isinstance(found, dict):
-        raise LensError(f"{shown(file)} is no safetensors file.", "Fetch the model again.")
+        raise LensError(f"{shown(file)} is not a safetensors file.", "Fetch the model again.")
     for name, facts in found.items():
         if name != "__metadata__":
             yield name, _tensor(file, name, facts, size - 8 - length)
@@ -158,6 +158,6 @@ def _tensor(file: Path, name: str, facts: Any, room: int) -> tuple[str, tuple[in
     except (KeyError, TypeError, ValueError):
         right = False
     if not right:
-        what = f"The tensor {one_line(name, 80)} of {shown(file)} is cut short, or not of the shape that is said."
+        what = f"The tensor {one_line(name, 80)} of {shown(file)} is cut short, or does not have the declared shape."
         raise LensError(what, "Fetch the model again.")
     return str(kind), tuple(shape)

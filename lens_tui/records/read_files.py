@@ -192,7 +192,7 @@ def read_lines(path: Path | str) -> Iterator[tuple[int, bytes]]:
     """The lines of a ``.jsonl`` or other text that are not blank, with their numbers from 1; unfolded if it is ``.gz``.
 
     Raises :class:`LensError` for a line of more than 4 MB, endless blank lines, a
-    file that unfolds to more than text can, and one that is damaged or cut short.
+    file that unpacks to more than text can, and one that is damaged or cut short.
     """
     number = total = blank = 0
     with explained(path), open_regular(path) as file:
@@ -211,7 +211,7 @@ def read_lines(path: Path | str) -> Iterator[tuple[int, bytes]]:
             if len(line) > MAX_LINE:
                 raise LensError(f"Line {number} of {shown(path)} is longer than {MAX_LINE >> 20} MB.", "Split it.")
             if zipped and total > allowed:
-                raise LensError(f"{shown(path)} unfolds to far more than it should.", AGAIN)
+                raise LensError(f"{shown(path)} unpacks to far more than it should.", AGAIN)
             if line.strip():
                 yield number, line
             elif (blank := blank + 1) > _BLANKS:
@@ -226,7 +226,7 @@ def open_zip(path: Path | str, limit: int | None = None) -> Iterator[zipfile.Zip
 
 
 def read_member(path: Path | str, archive: zipfile.ZipFile, member: zipfile.ZipInfo, limit: int) -> bytes:
-    """A member of an archive that unfolds to at most ``limit`` bytes, whatever its directory says of it."""
+    """A member of an archive that unpacks to at most ``limit`` bytes, whatever its directory says of it."""
     name = one_line(member.filename, 60)
     # Of these two, unlike the others, zipfile unfolds no more than is asked for.
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.flag_bits & 1:
@@ -237,7 +237,7 @@ def read_member(path: Path | str, archive: zipfile.ZipFile, member: zipfile.ZipI
             data += piece
     if member.file_size > limit or len(data) > limit:
         most = f"{limit / 1e6:.1f} MB" if limit >= 100_000 else f"{limit} bytes"
-        raise LensError(f"{name} in {shown(path)} unfolds to more than {most}.", AGAIN)
+        raise LensError(f"{name} in {shown(path)} unpacks to more than {most}.", AGAIN)
     return bytes(data)
 
 
@@ -290,7 +290,7 @@ def _check_cost(cost: int, where: str) -> None:
 
 def _checked(path: Path | str, facts: os.stat_result, limit: int | None) -> int:
     if not stat.S_ISREG(facts.st_mode):
-        kind = "a folder" if stat.S_ISDIR(facts.st_mode) else "no regular file but a pipe or a device"
+        kind = "a folder" if stat.S_ISDIR(facts.st_mode) else "not a regular file but a pipe or a device"
         raise LensError(f"{shown(path)} is {kind}.", "Give a file.")
     if limit is not None and facts.st_size > limit:
         raise _too_large(path, facts.st_size, limit)

@@ -61,7 +61,7 @@ def read_hook(name: str, model_name: str = "") -> Hook:
     if "|" in site:
         plain, gemma = site.split("|")
         if not model_name:
-            return Hook("", layer, f"what {name!r} is depends on the model, which is not said")
+            return Hook("", layer, f"what {name!r} is depends on the model, which is not given")
         site = gemma if norms_its_outputs(model_name) else plain
     return Hook(site, layer, name)
 

@@ -153,7 +153,7 @@ class Store:
         except sqlite3.ProgrammingError:
             raise  # a defect of ours
         except UnicodeDecodeError as error:  # the module's own, where SQLite quotes a schema of other bytes
-            raise self._damaged("it holds text that is no UTF-8") from error
+            raise self._damaged("it contains text that is not UTF-8") from error
         except sqlite3.Error as error:
             said = one_line(str(error), 120)
             if "locked" in said:
@@ -164,7 +164,7 @@ class Store:
 
     def _damaged(self, said: str) -> LensError:
         hint = "Move the file away to start a new one; `sqlite3 FILE .recover` may save what is in it."
-        return LensError(f"{self.path} is damaged or no database: {said}.", hint)
+        return LensError(f"{self.path} is damaged or not a database: {said}.", hint)
 
 
 def _prepare(path: Path) -> None:

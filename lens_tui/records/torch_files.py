@@ -112,7 +112,7 @@ def load_torch(path: Path, objects: Sequence[str] = ()) -> Any:
             if not isinstance(error.__cause__, zipfile.BadZipFile):
                 raise
             hint = "Files of torch before 1.6 must be saved again; a partial download must be fetched again."
-            raise LensError(f"{shown(path)} is not a whole torch file.", hint) from error
+            raise LensError(f"{shown(path)} is not a complete torch file.", hint) from error
 
 
 class _Reader(pickle._Unpickler):
@@ -122,9 +122,9 @@ class _Reader(pickle._Unpickler):
         members = {member.filename.split("/", 1)[-1]: member for member in archive.infolist()}
         pickled = members.get("data.pkl")
         if pickled is None:
-            raise LensError(f"{shown(path)} holds no tensors of torch.", AGAIN)
+            raise LensError(f"{shown(path)} contains no torch tensors.", AGAIN)
         if "byteorder" in members and read_member(path, archive, members["byteorder"], 64)[:8] != b"little":
-            raise LensError(f"{shown(path)} is of a big-endian machine.", "Save it again on a common one.")
+            raise LensError(f"{shown(path)} was written on a big-endian machine.", "Save it again on another machine.")
         super().__init__(io.BytesIO(read_member(path, archive, pickled, _MAX_PICKLE)), encoding="utf-8")
         self._path, self._members, self._objects = path, members, objects
         self._file = OpenFile(path)

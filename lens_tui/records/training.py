@@ -91,7 +91,7 @@ class TrainConfig:
         unknown = sorted(set(values) - {item.name for item in fields(cls)})
         if unknown:
             listed = one_line(", ".join(unknown), 200)
-            raise LensError(f"Unknown training settings: {listed}.", "It may be of another version.")
+            raise LensError(f"Unknown training settings: {listed}.", "They may be from another version.")
         with explained(what):
             for name in ("betas", "matryoshka"):
                 if name in values:

@@ -354,7 +354,7 @@ class SAE:
         info = self.info
         if info.layer_out < 0 or not info.site_out:
             raise LensError(
-                f"It is not known which layer and site {info.name or 'the SAE'} is for.", "Say it on loading."
+                f"It is not known which layer and site {info.name or 'the SAE'} is for.", "Give them when loading it."
             )
         unit = None if max_activation is None else max_activation * float(self.decoder_norms([feature])[0])
         facts = {"sae": info.id, "feature": int(feature), "format": info.format}

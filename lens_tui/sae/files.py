@@ -219,9 +219,7 @@ def read_values(path: Path) -> dict[str, Any]:
     """
     kind = container(path)
     if not kind and path.suffix != ".safetensors":
-        raise LensError(
-            f"{shown(path)} is not a weight file.", "Those that are read are safetensors, npz and torch files."
-        )
+        raise LensError(f"{shown(path)} is not a weight file.", "Supported are safetensors, npz and torch files.")
     readers = {"npz": read_npz, "torch": read_torch, "safetensors": read_safetensors}
     return dict(readers[kind or "safetensors"](path))
 
@@ -231,9 +229,7 @@ def read_safetensors(path: Path) -> dict[str, Stored]:
     file = OpenFile(path)
     length = struct.unpack("<Q", file.read(0, 8))[0] if file.size >= 8 else 0
     if not 2 <= length <= min(_MAX_HEADER, file.size - 8):
-        raise LensError(
-            f"{shown(path)} is not a whole safetensors file: its header is said to be {length} bytes.", AGAIN
-        )
+        raise LensError(f"{shown(path)} is not a complete safetensors file: its header claims {length} bytes.", AGAIN)
     try:
         header = parse_json(file.read(8, length), f"The header of {shown(path)}")
         entries = {str(name): entry for name, entry in header.items() if name != "__metadata__"}

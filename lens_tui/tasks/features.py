@@ -380,7 +380,9 @@ def read_text_features(
 
     info = sae.info
     if info.layer < 0 or not info.site:
-        raise LensError(f"The SAE {info.name!r} does not say which layer and site it reads.", "Say it on loading.")
+        raise LensError(
+            f"The SAE {info.name!r} does not say which layer and site it reads.", "Give them when loading it."
+        )
     ids = model.tokens.encode(text)[:context]
     specials = model.tokens.special_ids()
     found, values = sae.top_k(model.residuals(ids, info.layer, site=info.site), min(MAX_ACTIVE, sae.d_sae))

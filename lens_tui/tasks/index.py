@@ -99,7 +99,9 @@ def token_tables(model: LensModel, sae: SAE, conventions: Sequence[str] = ("norm
 def _place(sae: SAE) -> tuple[int, str]:
     info = sae.info
     if info.layer < 0 or not info.site:
-        raise LensError(f"{info.name or 'An SAE'} does not say which layer and site it reads.", "Say it on loading.")
+        raise LensError(
+            f"{info.name or 'An SAE'} does not say which layer and site it reads.", "Give them when loading it."
+        )
     return info.layer, info.site
 
 

@@ -62,7 +62,7 @@ def _unpaired(
 
     if positive and negative and (layer is None or method != "mean_difference"):
         raise LensError(
-            f"{len(positive)} texts toward and {len(negative)} away are no pairs.",
+            f"{len(positive)} texts toward and {len(negative)} away are not pairs.",
             "Give as many of each, or take the mean difference at one layer.",
         )
     vector = mean_difference(lens, name, positive, negative, layer or 0, over=over, raw=raw)

@@ -308,7 +308,7 @@ class _Command:
             except LensError as error:
                 self.remarks.append(str(error))
         elif vector.origin.kind == "feature":
-            self.remarks.append(f"the SAE {facts.get('sae')} is not at hand")
+            self.remarks.append(f"the SAE {facts.get('sae')} is not available")
             return f"f{facts['feature']}"
         return ""
 

@@ -270,7 +270,7 @@ def test_a_terminal_gets_one_line_with_a_bar_and_a_pipe_plain_lines(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["feature", "x"], "is no feature number"),
+        (["feature", "x"], "is not a feature number"),
         (["feature", "99"], "There is no feature 99"),
         (["feature", "1", "--convention", "both"], "Choose norm or raw"),
         (["search", "!?"], "no word to look for"),
@@ -296,5 +296,5 @@ def test_prefixes_are_numbers() -> None:
     from lens_tui.cli.saes import prefixes
 
     assert prefixes("16, 32") == (16, 32)
-    with pytest.raises(LensError, match="no whole numbers"):
+    with pytest.raises(LensError, match="not whole numbers"):
         prefixes("16;32")

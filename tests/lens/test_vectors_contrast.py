@@ -186,7 +186,7 @@ def test_arithmetic() -> None:
     other = SteeringVector.of("o", np.ones(16), 3)
     cases: tuple[tuple[Any, str], ...] = (
         (lambda: vectors.combine("c", [(1.0, a), (-1.0, a)]), "is zero"),
-        (lambda: vectors.combine("c", [(1.0, a), (1.0, other)]), "not of one place"),
+        (lambda: vectors.combine("c", [(1.0, a), (1.0, other)]), "belong to different places"),
         (lambda: vectors.without("d", a, a), "Nothing of 'a' is left"),
     )
     for call, message in cases:

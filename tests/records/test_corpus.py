@@ -91,7 +91,7 @@ def test_another_key_of_jsonl(tmp_path: Path) -> None:
         ("a.jsonl", b"[1]", "has no text under"),
         ("a.jsonl", b"[" * 100_000, "is not valid JSON"),
         ("a.txt", b"  \n ", "There is no text"),
-        ("a.md", b"hello", "holds no .txt or .jsonl"),
+        ("a.md", b"hello", "contains no .txt or .jsonl"),
     ],
 )
 def test_what_cannot_be_read_is_refused(name: str, content: bytes, message: str, tmp_path: Path) -> None:

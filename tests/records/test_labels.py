@@ -231,7 +231,7 @@ def test_delphi_round_trip_and_scores(tmp_path: Path, labels: Labels) -> None:
     with pytest.raises(LensError, match=r"holds labels of layers\.4\.mlp, layers\.5"):
         list(read_delphi(tmp_path))
     assert [new.text for new in read_delphi(tmp_path, module="layers.5")] == ["x"]
-    with pytest.raises(LensError, match="no module name"):
+    with pytest.raises(LensError, match="not a module name"):
         write_delphi([], tmp_path, module="../../etc")
 
 
@@ -301,7 +301,7 @@ def test_bad_delphi_files_are_refused(tmp_path: Path, content: str) -> None:
 
 def test_folders_without_labels_are_refused(tmp_path: Path) -> None:
     for read in (read_neuronpedia, read_delphi):
-        with pytest.raises(LensError, match="holds no"):
+        with pytest.raises(LensError, match="contains no"):
             list(read(tmp_path))
     _neuronpedia(tmp_path, [ROW])
     with pytest.raises(LensError, match="no labels of '3-x'"):

@@ -119,7 +119,7 @@ def test_a_damaged_batch_is_refused(tmp_path: Path, content: str) -> None:
 
 def test_huge_and_missing_files_are_refused(tmp_path: Path) -> None:
     for read in (read_saedashboard, read_neuronpedia_features):
-        with pytest.raises(LensError, match="holds no"):
+        with pytest.raises(LensError, match="contains no"):
             list(read(tmp_path))
     path = _batch(tmp_path, _feature())
     with path.open("r+b") as file:

@@ -37,14 +37,14 @@ def test_questions_with_two_answers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.txt", "", "holds no pairs"),
+        ("a.txt", "", "contains no pairs"),
         ("a.txt", "one\ttwo\nthree", "pair 2 has 1 texts"),
         ("a.txt", "one\t ", "pair 1 has a text that is empty"),
-        ("a.jsonl", '{"positive": "x"}', "pair 1 has no two texts"),
-        ("a.jsonl", '{"positive": "x", "negative": 3}', "pair 1 has a text that is empty or none"),
+        ("a.jsonl", '{"positive": "x"}', "pair 1 does not have two texts"),
+        ("a.jsonl", '{"positive": "x", "negative": 3}', "pair 1 has a text that is empty or missing"),
         ("a.jsonl", "{", "pair 1 is not valid JSON"),
         ("a.json", "[" * 100_000, "is not valid JSON"),
-        ("a.json", '"text"', "pair 1 has no two texts"),
+        ("a.json", '"text"', "pair 1 does not have two texts"),
     ],
 )
 def test_what_is_no_pair_is_named(tmp_path: Path, name: str, text: str, message: str) -> None:

@@ -33,8 +33,8 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for path, message in (
-        (pipe, "no regular file but a pipe"),
-        (Path("/dev/zero"), "no regular file but a pipe"),
+        (pipe, "not a regular file but a pipe"),
+        (Path("/dev/zero"), "not a regular file but a pipe"),
         (tmp_path, "is a folder"),
         (tmp_path / "none", "There is no file"),
         (Path("a\0b"), "damaged or of another kind"),
@@ -116,7 +116,7 @@ def test_lines_of_folded_files(tmp_path: Path) -> None:
     with pytest.raises(LensError, match="blank lines"):
         list(read_lines(path))
     path.write_bytes(gzip.compress((b"x" * 1000 + b"\n") * 20_000))
-    with pytest.raises(LensError, match="unfolds to far more"):
+    with pytest.raises(LensError, match="unpacks to far more"):
         list(read_lines(path))
     path.write_bytes(gzip.compress(b"x" * (5 << 20)))
     with pytest.raises(LensError, match="longer than 4 MB"):
@@ -134,7 +134,7 @@ def test_members_of_archives(tmp_path: Path) -> None:
     with open_zip(path) as archive:
         small, bomb = archive.infolist()
         assert read_member(path, archive, small, 3) == b"abc"
-        with pytest.raises(LensError, match="unfolds to more"):
+        with pytest.raises(LensError, match="unpacks to more"):
             read_member(path, archive, bomb, 1 << 20)
         bomb.file_size = 8  # the directory lies
         with pytest.raises(LensError):

@@ -175,7 +175,7 @@ def test_a_damaged_file_is_put_aside_and_said(what: str) -> None:
 def test_a_pipe_in_its_place_is_put_aside() -> None:
     own_file().parent.mkdir(parents=True)
     os.mkfifo(own_file())
-    assert "no regular file" in only().problem
+    assert "not a regular file" in only().problem
     assert interrupted_sessions() == []
 
 

@@ -116,7 +116,7 @@ def test_a_killed_writer_loses_only_what_it_had_not_committed(tmp_path: Path) ->
 def test_a_damaged_file_is_one_sentence(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "s"
     path.write_bytes(content)
-    with pytest.raises(LensError, match="damaged or no database"):
+    with pytest.raises(LensError, match="damaged or not a database"):
         Store(path)
     assert path.read_bytes() == content
 

@@ -139,7 +139,7 @@ def test_steering_vectors_objects_without_their_library(tmp_path: Path) -> None:
     path = torch_object(tmp_path / "sv.pt", {"layer_activations": ROWS, "layer_type": "mlp"})
     assert {vector.site for vector in load_vectors(path)} == {"mlp_out"}
     path = torch_object(tmp_path / "sv.pt", {"layer_activations": ROWS, "layer_type": "input_layernorm"})
-    with pytest.raises(LensError, match="no site of this library"):
+    with pytest.raises(LensError, match="not a site of this library"):
         load_vectors(path)
 
 
@@ -250,6 +250,6 @@ def test_a_frame_that_unpacks_to_more_than_it_says(tmp_path: Path) -> None:
 
 def test_unknown_and_missing_files(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_bytes(b"hello")
-    for name, message in (("x.txt", "no vector file of a known format"), ("y.gguf", "There is no file")):
+    for name, message in (("x.txt", "not a vector file of a known format"), ("y.gguf", "There is no file")):
         with pytest.raises(LensError, match=message):
             load_vectors(tmp_path / name)

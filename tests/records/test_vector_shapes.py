@@ -179,7 +179,7 @@ def test_safetensors_of_others(tmp_path: Path) -> None:
     assert [vector.layer for vector in found] == [1, 3]
     same(found[1], values["layer_3"])
     save_file({"layer_1": np.zeros(D, np.int64)}, tmp_path / "v.safetensors")
-    with pytest.raises(LensError, match="no vectors"):
+    with pytest.raises(LensError, match="not vectors"):
         load_vectors(tmp_path / "v.safetensors")
 
 

@@ -83,9 +83,9 @@ UNIT = np.full(4, 0.5, np.float32)
 @pytest.mark.parametrize(
     ("tensors", "metadata", "message"),
     [
-        ({"direction": UNIT}, None, "no vector of mlx-lens-tui"),
-        ({"direction": UNIT}, {**record(), "format": "other"}, "no vector of mlx-lens-tui"),
-        ({"other": UNIT}, record(), "no vector of mlx-lens-tui"),
+        ({"direction": UNIT}, None, "not a vector of mlx-lens-tui"),
+        ({"direction": UNIT}, {**record(), "format": "other"}, "not a vector of mlx-lens-tui"),
+        ({"other": UNIT}, record(), "not a vector of mlx-lens-tui"),
         ({"direction": UNIT * np.nan}, record(), "not a unit direction"),
         ({"direction": UNIT * 3}, record(), "not a unit direction"),
         ({"direction": UNIT[None]}, record(), "no float32 direction"),
@@ -109,7 +109,7 @@ def test_what_is_no_vector_is_refused(
 def test_damaged_files_are_one_sentence(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "v.safetensors"
     path.write_bytes(content)
-    with pytest.raises(LensError, match=r"cannot be read|no vector"):
+    with pytest.raises(LensError, match=r"cannot be read|not a vector"):
         load_vector(path)
 
 

@@ -38,7 +38,7 @@ def test_the_copied_command_says_mode_and_positions(mode: str, kind: str) -> Non
     assert (term.source, term.layer, term.mode, term.positions) == ("7", 4, mode, kind)
     assert term.scale == (0.0 if mode == "project_out" else 0.5)
     assert "# without" not in command
-    assert command.endswith("# the SAE s is not at hand")
+    assert command.endswith("# the SAE s is not available")
 
 
 def test_what_a_command_cannot_say_is_named() -> None:

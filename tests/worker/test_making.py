@@ -80,9 +80,9 @@ def test_pairs_of_a_file(loaded: Driver, tmp_path: Path) -> None:
 
 def test_sets_that_are_no_pairs(loaded: Driver) -> None:
     said = loaded.failed(jobs.VectorFromPrompts("dog", POSITIVE, NEGATIVE[:1], None))
-    assert "4 texts toward and 1 away are no pairs" in said.message
+    assert "4 texts toward and 1 away are not pairs" in said.message
     assert (
-        "no pairs" in loaded.failed(jobs.VectorFromPrompts("d", POSITIVE, NEGATIVE[:1], 1, "all", "logistic")).message
+        "not pairs" in loaded.failed(jobs.VectorFromPrompts("d", POSITIVE, NEGATIVE[:1], 1, "all", "logistic")).message
     )
     assert "no method 'sum'" in loaded.failed(jobs.VectorFromPrompts("d", POSITIVE, NEGATIVE, 1, "all", "sum")).message
     assert "over 'half'" in loaded.failed(jobs.VectorFromPrompts("d", POSITIVE, NEGATIVE, 1, "half")).message
@@ -121,4 +121,4 @@ def test_sums_and_one_without_the_others(loaded: Driver) -> None:
     np.testing.assert_allclose(left.direction, rest / np.linalg.norm(rest), atol=1e-6)
     assert "nothing to leave out" in loaded.failed(jobs.VectorFromVectors("w", terms[:1], less=True)).message
     other = ((1.0, a), (1.0, replace(b, layer=2)))
-    assert "not of one place" in loaded.failed(jobs.VectorFromVectors("s", other)).message
+    assert "belong to different places" in loaded.failed(jobs.VectorFromVectors("s", other)).message

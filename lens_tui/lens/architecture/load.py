@@ -66,7 +66,7 @@ def load_model(name: str, how: Dequantize = "auto", **load_kwargs: Any) -> Loade
         raise LensError(f"There is no folder {shown!r}.", "Check the path, or give a hub id such as 'owner/name'.")
     if not looks_local and source.count("/") != 1:
         raise LensError(
-            f"There is no model {shown!r}: it is no folder here, and no hub id.",
+            f"There is no model {shown!r}: it is neither a folder here nor a hub id.",
             "Give a folder, a hub id such as 'owner/name', or 'demo'.",
         )
     if looks_local and folder.is_file():

@@ -307,7 +307,9 @@ def _scaled(h: Array, normed: Array, gain: Array, centred: bool) -> Array:
     share = (lifted * normed).sum(axis=-1) / np.maximum((lifted * lifted).sum(axis=-1), 1e-300)
     error = np.linalg.norm(normed - share[:, None] * lifted, axis=-1)
     if (error > 1e-3 * np.linalg.norm(normed, axis=-1)).any():
-        raise LensError("The final norm of this model is no RMS or layer norm, so logits cannot be taken apart.")
+        raise LensError(
+            "The final norm of this model is neither an RMS norm nor a layer norm, so logits cannot be taken apart."
+        )
     result: Array = gain * share[:, None]
     return result
 

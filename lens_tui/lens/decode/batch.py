@@ -42,7 +42,7 @@ def _check_role(role: str, row: Row) -> None:
     spans = row.plan.prompt.spans
     if spans is None:
         raise LensError(
-            f"Positions of role {role!r} cannot be told: prompt {row.index} was not made from chat messages.",
+            f"Positions of role {role!r} cannot be determined: prompt {row.index} was not made from chat messages.",
             "Give a prompt that goes through the chat template.",
         )
     known = {name for name, _, _ in spans}

@@ -37,7 +37,7 @@ def check_sampling(sampling: Sampling) -> Sampling:
         xtc_special_tokens=_several(sampling.xtc_special_tokens, int),
     )
     if not all(isinstance(text, str) and text for text in sampling.stop):
-        raise LensError("A stop text is empty or no text.", "Give texts of at least one character.")
+        raise LensError("A stop text is empty or not a text.", "Give texts of at least one character.")
     tests = {
         "max_tokens": sampling.max_tokens >= 1,
         "temp": 0.0 <= sampling.temp < float("inf"),

@@ -49,7 +49,8 @@ def touched(positions: Positions, where: Where) -> Mask:
         return True
     if where.offset is None:
         raise LensError(
-            f"Positions {kind!r} cannot be told: the cache was filled before anything was hooked and counts no tokens.",
+            f"Positions {kind!r} cannot be determined: the cache was filled before anything was hooked "
+            "and counts no tokens.",
             "Start with an empty cache.",
         )
     if kind == "not_bos":
@@ -118,7 +119,8 @@ def _from_end(index: int, where: Where) -> Any:
 def _prompt_end(positions: Positions, where: Where) -> Any:
     if where.n_prompt is None:
         raise LensError(
-            f"Positions {positions.kind!r} cannot be told: a forward over a cache does not say where the prompt ends.",
+            f"Positions {positions.kind!r} cannot be determined: a forward over a cache does not say "
+            "where the prompt ends.",
             "Generate with this model's own generate, stream or compare, or give absolute positions from the start.",
         )
     return where.n_prompt
@@ -137,7 +139,7 @@ def _not_bos(where: Where) -> Mask:
         return True
     if where.ids is None:
         raise LensError(
-            "Positions 'not_bos' cannot be told here: the forward was given embeddings, not token ids.",
+            "Positions 'not_bos' cannot be determined here: the forward was given embeddings, not token ids.",
             "Give absolute positions instead.",
         )
     return (where.ids != where.bos)[..., None]
@@ -148,7 +150,7 @@ def _role(role: str, where: Where) -> Mask:
         return _role_by_rows(role, where, where.row_spans)
     if where.spans is None or where.n_prompt is None:
         raise LensError(
-            f"Positions of role {role!r} cannot be told: the prompt was not made from chat messages.",
+            f"Positions of role {role!r} cannot be determined: the prompt was not made from chat messages.",
             "Give generate, stream or compare a prompt that goes through the chat template.",
         )
     bounds: list[tuple[Any, Any]] = [(start, stop) for name, start, stop in where.spans if name == role]
@@ -245,8 +247,8 @@ class CacheLedger:
             raise LensError("This prompt cache does not say how many tokens it holds.", "Start with an empty cache.")
         if offset and self._marks.get(caches[0], ()) != fingerprint:
             raise LensError(
-                "The prompt cache was filled under other interventions than the ones that hold now.",
-                "Fill a new cache, or put up the same interventions as before.",
+                "The prompt cache was filled under other interventions than the ones in force now.",
+                "Fill a new cache, or apply the same interventions as before.",
             )
         return offset
 

@@ -120,7 +120,7 @@ def _check_called(entries: Sequence[Entry]) -> None:
             item = entry.item
             raise LensError(
                 f"{item.id!r} never acted: {entry.forwards} forwards did not call layer {item.layer} {item.site}.",
-                "This way of calling the model goes around its blocks.",
+                "This way of calling the model bypasses its blocks.",
             )
 
 
@@ -198,7 +198,7 @@ def _check_source(record: ClampFeature, source: FeatureSource, registry: Registr
     raise LensError(
         f"The SAE {record.sae!r} reads layer {layer} {site}, not layer {record.layer} {record.site} "
         f"as {record.id!r} has it.",
-        f"Clamp at layer {layer} {site}, or attach an SAE of that place.",
+        f"Clamp at layer {layer} {site}, or attach an SAE for that place.",
     )
 
 
@@ -293,9 +293,7 @@ def _check_positions(record: Intervention) -> None:
         raise LensError(f"The positions of {record.id!r} are an empty list.", "Name at least one.")
     start, stop = positions.start, positions.stop
     if positions.kind == "slice" and stop is not None and (start < 0) == (stop < 0) and start >= stop:
-        raise LensError(
-            f"The positions of {record.id!r}, {start} to {stop}, are empty.", "Let it end behind its start."
-        )
+        raise LensError(f"The positions of {record.id!r}, {start} to {stop}, are empty.", "Let it end after its start.")
     said = {"indices": bool(positions.indices), "slice": (start, stop) != (0, None), "role": bool(positions.role)}
     for kind, given in said.items():
         if given and positions.kind != kind:

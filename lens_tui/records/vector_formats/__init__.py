@@ -227,4 +227,4 @@ def sniff(path: Path) -> str:
         return "vllm-lens-json"
     if suffix in (".pt", ".pth", ".bin"):
         return "torch"
-    raise LensError(f"{shown(path)} is no vector file of a known format.", f"Known: {', '.join(WRITERS)}, .pt.")
+    raise LensError(f"{shown(path)} is not a vector file of a known format.", f"Known: {', '.join(WRITERS)}, .pt.")

@@ -31,7 +31,7 @@ from ..sanitise import one_line
 from ..vectors import Origin, SteeringVector
 
 MAX_BYTES = 128 << 20
-"""Of a file of vectors, and of what it unfolds to: ten times what 128 layers of the widest models take."""
+"""Of a file of vectors, and of what it unpacks to: ten times what 128 layers of the widest models take."""
 MAX_LAYERS = 4096
 _MAX_WIDTH = 1 << 18
 Row = NDArray[Any]
@@ -80,7 +80,7 @@ class Ask:
 def records(path: Path, kind: str, found: Found, ask: Ask) -> tuple[SteeringVector, ...]:
     """The records of a file, by layer. ``ask.layer`` stands in where the file names none, and picks one elsewhere."""
     if not found.entries:
-        raise LensError(f"{shown(path)} holds no vector.", AGAIN)
+        raise LensError(f"{shown(path)} contains no vector.", AGAIN)
     name, position, entries = _chosen(path, found, ask)
     rows = [row for entry in entries for row in _by_layer(path, entry, position, ask)]
     if position is not None and not any("position" in facts for _, _, facts in rows):
@@ -259,9 +259,9 @@ def by_layer(vectors: Sequence[SteeringVector], kind: str, *, sites: Sequence[st
         raise LensError("There is no vector to save.", "Give at least one.")
     layers = [vector.layer for vector in vectors]
     if len(set(layers)) != len(layers):
-        raise LensError(f"A {kind} file holds one vector a layer; layer {_twice(layers)} is there twice.")
+        raise LensError(f"A {kind} file holds one vector per layer; layer {_twice(layers)} is there twice.")
     if len({vector.d_model for vector in vectors}) > 1 or len({vector.site for vector in vectors}) > 1:
-        raise LensError(f"A {kind} file holds vectors of one width and one site.", "Save them apart.")
+        raise LensError(f"A {kind} file holds vectors of one width and one site.", "Save them separately.")
     if sites and vectors[0].site not in sites:
         raise LensError(f"A {kind} file holds vectors for {sites[0]}, not {vectors[0].site}.", "Use .safetensors.")
 

@@ -79,7 +79,7 @@ def read(path: Path) -> Found:
     except LensError:
         raise
     except (ValueError, KeyError, struct.error, OverflowError) as error:
-        raise LensError(f"{shown(path)} is no whole GGUF file ({one_line(str(error), 40)}).", AGAIN) from error
+        raise LensError(f"{shown(path)} is not a complete GGUF file ({one_line(str(error), 40)}).", AGAIN) from error
 
 
 def write(path: Path, vectors: Sequence[SteeringVector]) -> bytes:

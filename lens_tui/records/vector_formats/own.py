@@ -117,11 +117,11 @@ def _read(file: Path) -> SteeringVector:
     with explained(file), safe_open(file, framework="np") as opened:
         metadata: dict[str, str] = opened.metadata() or {}
         if metadata.get("format") != FORMAT or "direction" not in opened.keys():  # noqa: SIM118 - not a mapping
-            raise LensError(f"{shown(file)} is no vector of mlx-lens-tui.", "Import it with its own format.")
+            raise LensError(f"{shown(file)} is not a vector of mlx-lens-tui.", "Import it with its own format.")
         direction = opened.get_tensor("direction")
         record: Any = parse_json(metadata["record"], f"{shown(file)} cannot be read: its record")
     if direction.ndim != 1 or direction.dtype != np.float32 or not isinstance(record, dict):
-        raise LensError(f"{shown(file)} holds no float32 direction of shape (d_model,).")
+        raise LensError(f"{shown(file)} contains no float32 direction of shape (d_model,).")
     return vector_from_json({**record, "direction": to_json(direction)})
 
 
@@ -182,7 +182,7 @@ def write(path: Path, vectors: Sequence[SteeringVector]) -> bytes:
 def _array(path: Path, facts: Any) -> Row:
     kind, shape = _TYPES.get(facts["dtype"]), tuple(facts["shape"])
     if kind is None or len(shape) > 8:
-        raise LensError(f"{shown(path)} holds tensors that are no vectors.", "Is it a model?")
+        raise LensError(f"{shown(path)} contains tensors that are not vectors.", "Is it a model?")
     flat = np.frombuffer(facts["data"], kind, math.prod(shape))
     if facts["dtype"] == "BF16":
         flat = (flat.astype(np.uint32) << 16).view(np.float32)
@@ -191,5 +191,5 @@ def _array(path: Path, facts: Any) -> Row:
 
 def _vector(path: Path, data: Any, tensor: Any) -> SteeringVector:
     if not isinstance(data, dict) or tensor.ndim != 1 or tensor.dtype != np.float32:
-        raise LensError(f"{shown(path)} holds no float32 directions of shape (d_model,).", AGAIN)
+        raise LensError(f"{shown(path)} contains no float32 directions of shape (d_model,).", AGAIN)
     return vector_from_json({**data, "direction": to_json(tensor)})

@@ -37,7 +37,9 @@ def read(path: Path) -> Found:
     if isinstance(value, Fields):
         kind = value.values.get("layer_type", "decoder_block")
         if not isinstance(kind, str) or kind not in _SITES:
-            raise LensError(f"{shown(path)} is for {one_line(str(kind)[:60], 30)}, which is no site of this library.")
+            raise LensError(
+                f"{shown(path)} is for {one_line(str(kind)[:60], 30)}, which is not a site of this library."
+            )
         return Found(_entries(path, value.values.get("layer_activations")), site=_SITES[kind], counted=True)
     return Found(_entries(path, value))
 
@@ -60,7 +62,7 @@ def _entries(path: Path, value: Any) -> list[Entry]:
             inner = [entry_of(at, _numbers(path, part)) for at, part in item.items() if isinstance(part, TorchTensor)]
             found += [Entry(f"{key}{'.' if one.name else ''}{one.name}", one.layer, one.array) for one in inner]
     if not found:
-        raise LensError(f"{shown(path)} holds no tensor.", AGAIN)
+        raise LensError(f"{shown(path)} contains no tensor.", AGAIN)
     said = value.get("layer")
     if type(said) is int and len(found) == 1 and found[0].layer is None:
         return [Entry("", said, found[0].array)]

@@ -41,7 +41,7 @@ def read(path: Path) -> Found:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, binascii.Error) as error:
         reason = one_line(f"{type(error).__name__}: {error}", 80)
-        raise LensError(f"{shown(path)} is no vLLM-Lens vector ({reason}).", AGAIN) from error
+        raise LensError(f"{shown(path)} is not a vLLM-Lens vector ({reason}).", AGAIN) from error
     positions = data.get("position_indices")
     facts = {"scale": scale if math.isfinite(scale) else 1.0, "norm_match": data.get("norm_match") is True}
     if isinstance(positions, list):

@@ -72,7 +72,8 @@ def _kind(named: Any, tensors: dict[str, Stored], path: Path) -> tuple[str, str]
         return _KINDS[named], "config.json trainer.dict_class"
     if named:
         raise LensError(
-            f"{shown(path)} is a {one_line(str(named), 40)}, which is not read.", f"Read are {', '.join(_KINDS)}."
+            f"{shown(path)} is a {one_line(str(named), 40)}, which is not supported.",
+            f"Supported: {', '.join(_KINDS)}.",
         )
     if "r_mag" in tensors:
         return "gated", _BY_TENSORS
@@ -80,7 +81,7 @@ def _kind(named: Any, tensors: dict[str, Stored], path: Path) -> tuple[str, str]
         return "matryoshka_batchtopk", _BY_TENSORS
     if "encoder.bias" in tensors and "threshold" not in tensors:
         return "topk" if "b_dec" in tensors else "standard", _BY_TENSORS
-    raise LensError(f"{shown(path)} has no config.json that says of which class it is.", "Fetch config.json too.")
+    raise LensError(f"{shown(path)} has no config.json that names its class.", "Fetch config.json too.")
 
 
 def _definition(

@@ -32,7 +32,7 @@ def _read(source: Source) -> Parts:
     if facts.get("site") == "embedding":
         w_enc, w_dec = _for_embeddings(w_enc, w_dec)
         del facts.values["site"]
-        facts.provenance["site"] = "not known: it reads the scaled token embeddings, which is no site of a block"
+        facts.provenance["site"] = "not known: it reads the scaled token embeddings, which is not a site of a block"
     weights = Weights(
         w_enc=w_enc,
         w_dec=w_dec,
@@ -45,7 +45,7 @@ def _read(source: Source) -> Parts:
 def _for_embeddings(w_enc: Stored, w_dec: Stored) -> tuple[Stored, Stored]:
     """It was trained on embeddings before Gemma multiplies them by ``sqrt(d)``."""
     if len(w_enc.shape) != 2 or len(w_dec.shape) != 2:
-        raise LensError("The embedding SAE's weights are no matrices.", "Fetch the file again.")
+        raise LensError("The embedding SAE's weights are not matrices.", "Fetch the file again.")
     root = np.float32(w_enc.shape[0] ** 0.5)
     return Stored(w_enc.name, np.asarray(w_enc.array) / root), Stored(w_dec.name, np.asarray(w_dec.array) * root)
 

@@ -37,12 +37,14 @@ def _recognises(source: Source) -> bool:
 def _read(source: Source) -> Parts:
     if kind := _refused(source):
         raise LensError(
-            f"{shown(source.path)} is a {kind}, which reads several layers at once; that kind is not read.",
+            f"{shown(source.path)} is a {kind}, which reads several layers at once; that kind is not supported.",
             "Take an SAE or a transcoder of one layer.",
         )
     path, tensors = source.file, source.tensors
     if len(pick(tensors, path, "w_dec").shape) == 3:
-        raise LensError(f"{shown(path)} writes to several layers (a cross-layer transcoder); that kind is not read.")
+        raise LensError(
+            f"{shown(path)} writes to several layers (a cross-layer transcoder); that kind is not supported."
+        )
     config = source.config("config.json")
     if config.get("architecture", "jump_relu") not in ("jump_relu", "jumprelu"):
         raise LensError(

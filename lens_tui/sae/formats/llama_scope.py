@@ -108,10 +108,14 @@ def _threshold(config: dict[str, Any], named: str, source: Source, width: int, s
             value = np.exp(np.broadcast_to(log.reshape(-1), (width,)))
         return in_memory("threshold", value), "exp of log_jumprelu_threshold"
     if config.get("act_fn", "jumprelu") not in ("jumprelu", "topk"):
-        raise LensError(f"{shown(source.file)} is of an activation that is not read.", "Read are its JumpReLU SAEs.")
+        raise LensError(
+            f"{shown(source.file)} has an activation that is not supported.", "Supported are its JumpReLU SAEs."
+        )
     value = number(config, "jump_relu_threshold", f"{shown(source.folder)}'s {named}")
     if not 0 <= value <= 1e8:
-        raise LensError(f"jump_relu_threshold of {named} is {value:g}, which no threshold is.", "Fetch it again.")
+        raise LensError(
+            f"jump_relu_threshold of {named} is {value:g}, which is not a possible threshold.", "Fetch it again."
+        )
     return in_memory("threshold", np.full(width, value * scale)), "jump_relu_threshold times the scale of the input"
 
 

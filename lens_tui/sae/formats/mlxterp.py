@@ -37,7 +37,9 @@ def _read(source: Source) -> Parts:
     kind = _CLASSES.get(str(config.get("class")))
     if kind is None:
         name = one_line(str(config.get("class")), 40)
-        raise LensError(f"{shown(path)} is of the class {name}, which is not read.", f"Read are {', '.join(_CLASSES)}.")
+        raise LensError(
+            f"{shown(path)} is of the class {name}, which is not supported.", f"Supported: {', '.join(_CLASSES)}."
+        )
     k = whole(config, "k", f"{shown(path.parent)}/config.json")
     weights = _weights(path, source.tensors, config)
     sizes = {"d_model": weights.d_in, "d_hidden": weights.width}

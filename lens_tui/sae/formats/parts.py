@@ -224,7 +224,7 @@ def positive(value: Any, name: str, where: str, hint: str = "Fetch it again.") -
     """A scaling or a mean length: a positive number of a size that some model has. Raises ``LensError``."""
     if not _is_number(value) or not _SMALLEST <= value <= 1 / _SMALLEST:
         raise LensError(
-            f"{name} of {where} is {one_line(repr(value), 30)}, which no scaling is.",
+            f"{name} of {where} is {one_line(repr(value), 30)}, which is not a scaling.",
             hint,
         )
     return float(value)

@@ -79,13 +79,15 @@ def _definition(config: dict[str, Any], source: Source) -> Definition:
     if kind not in _ACTIVATIONS:
         known = ", ".join(_ACTIVATIONS)
         raise LensError(
-            f"{where} is of the architecture {one_line(kind, 40)}, which is not read.", f"Read are {known}."
+            f"{where} is of the architecture {one_line(kind, 40)}, which is not supported.", f"Supported: {known}."
         )
     if config.get("activation_fn") not in (None, "relu", "topk", "jumprelu"):
         name = one_line(str(config["activation_fn"]), 40)
-        raise LensError(f"{where} has the activation {name}, which is not read.", "Read are relu, topk and jumprelu.")
+        raise LensError(
+            f"{where} has the activation {name}, which is not supported.", "Supported: relu, topk and jumprelu."
+        )
     if config.get("reshape_activations") not in (None, "none", "hook_z"):
-        raise LensError(f"{where} reshapes activations in a way that is not known.", "Known are none and hook_z.")
+        raise LensError(f"{where} reshapes activations in an unknown way.", "Known: none and hook_z.")
     normalize, scale = _normalization(config, source)
     return Definition(
         activation=_ACTIVATIONS[kind],
@@ -116,7 +118,7 @@ def _normalization(config: dict[str, Any], source: Source) -> tuple[Normalizatio
             f"{shown(source.path)} expects whitened activations, and the whitening matrix is not in the file.",
             "Save it again with SAELens, which folds the whitening into the weights.",
         )
-    raise LensError(f"{shown(source.path)} normalises activations in a way that is not known.", "Update this program.")
+    raise LensError(f"{shown(source.path)} normalises activations in an unknown way.", "Update this program.")
 
 
 def _weights(definition: Definition, tensors: dict[str, Stored], path: Path, config: dict[str, Any]) -> Weights:

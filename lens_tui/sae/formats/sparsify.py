@@ -34,13 +34,13 @@ def _read(source: Source) -> Parts:
     config = source.config("cfg.json")
     where = shown(source.folder)
     if not config:
-        raise LensError(f"{where} has no cfg.json, so that its k is not known.", "Fetch cfg.json too.")
+        raise LensError(f"{where} has no cfg.json, so its k is not known.", "Fetch cfg.json too.")
     if config.get("signed"):
-        raise LensError(f"{where} has signed latents, which are not read.", "Take one without.")
+        raise LensError(f"{where} has signed latents, which are not supported.", "Take one without.")
     name = str(config.get("activation") or "topk")
     if name not in _ACTIVATIONS:
         raise LensError(
-            f"{where} has the activation {one_line(name, 40)}, which is not read.", "Read are topk and groupmax."
+            f"{where} has the activation {one_line(name, 40)}, which is not supported.", "Supported: topk and groupmax."
         )
     tensors = source.tensors
     w_enc = tensors["W_enc"] if "W_enc" in tensors else pick(tensors, path, "encoder.weight").T
@@ -76,7 +76,7 @@ def _facts(source: Source, config: dict[str, Any], activation: str, k: int, tran
     facts.say("model_name", model if isinstance(model, str) else None, "config.json of the folder above, model")
     folder = source.folder.name
     hook = read_hook(f"model.{folder}", "") if folder.startswith("layers.") else None
-    facts.provenance["site"] = f"not known: the folder's name {one_line(folder, 40)} is no module that is known"
+    facts.provenance["site"] = f"not known: the folder's name {one_line(folder, 40)} is not a known module"
     if hook is None:
         return facts
     where = f"the folder's name {folder}"

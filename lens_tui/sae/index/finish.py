@@ -294,7 +294,7 @@ def _in_order(parts: list[StoredPart]) -> list[StoredPart]:
         if part.key != parts[0].key:
             raise LensError(f"{part.folder.name} belongs to another index than {parts[0].folder.name}.")
         if not part.state.done:
-            raise LensError(f"{part.folder.name} is not finished.", "Run its `index --shard` again: it goes on.")
+            raise LensError(f"{part.folder.name} is not finished.", "Run its `index --shard` again: it continues.")
         if part.state.first != expected or part.state.total != parts[0].state.total:
             raise LensError(f"Blocks from {expected} on are missing or doubled.", "Give every shard once.")
         expected = part.state.stop

@@ -171,7 +171,7 @@ class StoredPart:
         try:
             facts = read_json(folder / "state.json", _MAX_STATE)
             if facts["format"] != FORMAT:
-                raise LensError(f"{name} was made by another version of this program.", "Build it anew.")
+                raise LensError(f"{name} was made by another version of this program.", "Build it again.")
             blocks = np.asarray(facts["blocks"], np.int64).reshape(-1, 3)
             state = PartState(**facts["state"])
             numbers = [value for value in asdict(state).values() if not isinstance(value, str)]
@@ -198,7 +198,7 @@ class StoredPart:
             return np.memmap(self.folder / name, COLUMNS[name], "r", shape=(n,))
         except (LensError, OSError, ValueError) as error:
             message = f"The file {name} of {one_line(self.folder.name, 60)} is missing or cut."
-            raise LensError(message, "Build it anew.") from error
+            raise LensError(message, "Build it again.") from error
 
     def spans(self, limit: int) -> Iterator[tuple[slice, slice]]:
         """Whole blocks in order, grouped to about ``limit`` activations: (tokens, activations) of this part."""
@@ -220,7 +220,8 @@ def writing(folder: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise LensError(
-            f"The index could not be written in {folder}: {reason}.", "Check free space and permissions; then go on."
+            f"The index could not be written in {folder}: {reason}.",
+            "Check free space and permissions; then run it again.",
         ) from error
 
 
@@ -228,7 +229,9 @@ def _open_at(path: Path, length: int) -> IO[bytes]:
     file = path.open("ab")
     if file.tell() < length:
         file.close()
-        raise LensError(f"The file {path.name} of {path.parent.name} is cut short.", "Remove the folder, build anew.")
+        raise LensError(
+            f"The file {path.name} of {path.parent.name} is cut short.", "Remove the folder and build it again."
+        )
     file.truncate(length)
     return file
 

@@ -192,7 +192,8 @@ def contrast(
         raise LensError(f"There is no measure {measure!r}.", "Choose auc or difference.")
     if min(len(a), len(b)) < 4:
         raise LensError(
-            f"There are {len(a)} texts against {len(b)}; halves to choose on and to judge on need four a side.",
+            f"There are {len(a)} texts against {len(b)}; choosing on one half and judging on the other "
+            "needs four on each side.",
             "Give more texts, for example one a line.",
         )
     rng = np.random.default_rng(seed)

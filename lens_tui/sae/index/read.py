@@ -101,7 +101,7 @@ class FeatureIndex:
             self._octaves = octaves_of(self.manifest)
         except (KeyError, TypeError, ValueError) as error:
             what = f" ({one_line(str(error), 60)})" if isinstance(error, KeyError | ValueError) else ""
-            raise LensError(f"The manifest of {called(self.path)} is damaged{what}.", "Build it anew.") from error
+            raise LensError(f"The manifest of {called(self.path)} is damaged{what}.", "Build it again.") from error
         self._open()
         self._check()
 
@@ -135,7 +135,7 @@ class FeatureIndex:
             message = (
                 f"{called(self.path).capitalize()} is damaged: a feature is active at more tokens than were counted"
             )
-            raise LensError(f"{message} ({self.n_counted}, n_counted of its manifest).", "Build it anew.")
+            raise LensError(f"{message} ({self.n_counted}, n_counted of its manifest).", "Build it again.")
         if (self.count < 0).any() or self.count.sum() != self._n_active:
             raise damaged(self.path, "count.npy")
         with np.errstate(over="ignore", invalid="ignore"):
@@ -319,7 +319,7 @@ class FeatureIndex:
             self._map(f"tokens_of/{convention}/{name}", kind, None) for name, kind in zip(FIELDS, kinds, strict=True)
         ]
         if any(array.ndim != 2 or array.shape != (self.width, arrays[0].shape[-1]) for array in arrays):
-            raise LensError(f"The token table of {called(self.path)} is damaged.", "Build it anew.")
+            raise LensError(f"The token table of {called(self.path)} is damaged.", "Build it again.")
         return arrays
 
     @cached_property
@@ -373,7 +373,7 @@ class FeatureIndex:
         for name, expected in self.manifest.get("files", {}).items():
             digest = hashlib.blake2b(digest_size=16)
             file_path = place_of(self.path, self.manifest, str(name).removesuffix(".npy"))
-            with explained(file_path, "Build it anew."), open_regular(file_path) as file:
+            with explained(file_path, "Build it again."), open_regular(file_path) as file:
                 while piece := file.read(1 << 20):
                     digest.update(piece)
             if digest.hexdigest() != expected:

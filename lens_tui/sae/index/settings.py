@@ -153,7 +153,7 @@ def called(folder: Path) -> str:
 
 def damaged(folder: Path, name: str) -> LensError:
     """What is raised for a file of an index whose numbers cannot be."""
-    return LensError(f"The file {one_line(name, 60)} of {called(folder)} is damaged.", "Build it anew.")
+    return LensError(f"The file {one_line(name, 60)} of {called(folder)} is damaged.", "Build it again.")
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -186,7 +186,7 @@ def open_array(
         array = npy_array(file, 0, file.size)
     except LensError as error:
         message = f"The file {one_line(name, 60)}.npy of {called(folder)} cannot be read."
-        raise LensError(message, "Build it anew.") from error
+        raise LensError(message, "Build it again.") from error
     good = array.dtype.kind in kind if isinstance(kind, str) else array.dtype == kind
     good &= array.dtype.name == manifest.get("types", {}).get(f"{name}.npy", array.dtype.name)
     if not good or (shape is not None and array.shape != shape):
@@ -209,14 +209,16 @@ def read_manifest(path: Path) -> dict[str, Any]:
         where = one_line(str(path), 200)
         raise LensError(f"There is no index at {where!r}.", "Make one with `mlx-lens-tui index`.") from error
     except LensError as error:
-        raise LensError(f"The manifest of {called(path)} is damaged.", "Build it anew.") from error
+        raise LensError(f"The manifest of {called(path)} is damaged.", "Build it again.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise LensError(f"{called(path).capitalize()} is of another version.", "Build it anew.")
+        raise LensError(f"{called(path).capitalize()} is of another version.", "Build it again.")
     for name in ("types", "files"):
         if not isinstance(manifest.get(name, {}), dict):
-            raise LensError(f"The manifest of {called(path)} is damaged: {name} is no object.", "Build it anew.")
+            raise LensError(f"The manifest of {called(path)} is damaged: {name} is not an object.", "Build it again.")
     if "text" in manifest and not (isinstance(manifest["text"], str) and _SHARED.fullmatch(manifest["text"])):
-        raise LensError(f"The manifest of {called(path)} is damaged: text names no folder of a text.", "Build it anew.")
+        raise LensError(
+            f"The manifest of {called(path)} is damaged: text names no folder of a text.", "Build it again."
+        )
     return manifest
 
 

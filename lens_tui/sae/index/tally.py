@@ -264,7 +264,7 @@ class Tally:
                 tally.smallest = np.float32(stored["smallest"])
         except LensError as error:
             name = one_line(path.name, 60)
-            raise LensError(f"The state of an index in {name} cannot be read.", "Build it anew.") from error
+            raise LensError(f"The state of an index in {name} cannot be read.", "Build it again.") from error
         return tally
 
 

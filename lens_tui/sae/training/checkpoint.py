@@ -152,7 +152,7 @@ def load_checkpoint(folder: Path, config: TrainConfig, facts: dict[str, Any]) ->
             if not isinstance(saved, dict) or not isinstance(then, dict):
                 raise TypeError("settings")
     except LensError as error:
-        raise LensError(f"The checkpoint in {name} cannot be read.", "Delete it to begin anew.") from error
+        raise LensError(f"The checkpoint in {name} cannot be read.", "Delete it to start over.") from error
     now = json.loads(config.to_json())
     other = [key for key in sorted(set(now) | set(saved)) if now.get(key) != saved.get(key)]
     other = [key for key in other if key not in _RESIZABLE]

@@ -64,7 +64,7 @@ def measure(
     """An :class:`Evaluation` over the first blocks of ``source`` that hold at least ``n_tokens`` positions.
 
     Also gives each latent's firing rate, ``(f,)``. The model's losses are measured over the same blocks.
-    ``pause`` is called between blocks and may raise. Raises ``LensError`` if the source holds no position to
+    ``pause`` is called between blocks and may raise. Raises ``LensError`` if the source has no position to
     measure on.
     """
     sums = _Sums(folded)
@@ -78,7 +78,7 @@ def measure(
         if sums.n >= n_tokens:
             break
     if not sums.n:
-        raise LensError("The evaluation text holds no position to measure on.", "Give more or longer documents.")
+        raise LensError("The evaluation text has no position to measure on.", "Give more or longer documents.")
     losses = []
     for splice in (None, lambda x: reconstruct(folded, x), mx.zeros_like):
         pause()

@@ -95,7 +95,7 @@ def take_rows(
         kept = np.flatnonzero(~item.special)[row:]
         barren = barren + 1 if len(kept) == 0 else 0
         if barren > max(source.n_blocks, 1):
-            raise LensError("The text holds no position to train on.", "Give more or longer documents.")
+            raise LensError("The text has no position to train on.", "Give more or longer documents.")
         used = kept[:missing]
         if len(used):
             part = mx.take(item.values[place], mx.array(used.astype(np.int32)), axis=0)
@@ -108,4 +108,4 @@ def take_rows(
             done = len(used) == len(kept)
             return values, (item.index + 1, 0) if done else (item.index, row + len(used))
         row = 0
-    raise LensError("The activations ended before training did.", "Give a source that begins again at its end.")
+    raise LensError("The activations ended before training did.", "Give a source that starts over at its end.")

@@ -251,7 +251,7 @@ class _Run:
         )
 
     def _diverged(self) -> LensError:
-        hint = "Lower the learning rate and begin in a new folder."
+        hint = "Lower the learning rate and start in a new folder."
         return LensError(f"The loss is no longer finite at step {self._step}.", hint)
 
     def _report(self, *, stopped: bool, final: Evaluation | None = None) -> TrainReport:

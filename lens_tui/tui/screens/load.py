@@ -293,7 +293,7 @@ class LoadScreen(LensScreen):
         facts = details(self.lens, entry, self.lens.catalog.memory(entry), width, narrow)
         self.query_one("#facts", Static).update(facts)
         found = self._saes.get(entry.id)
-        saes.empty = "…" if found is None else "No SAE at hand for this model."
+        saes.empty = "…" if found is None else "No SAE found for this model."
         saes.show(found or ())
 
     # ---- actions

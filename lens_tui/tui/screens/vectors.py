@@ -90,7 +90,9 @@ class VectorFileScreen(Dialog["str | None"]):
 def _word(file: VectorFile) -> str:
     if file.vector is None:
         # The whole sentence, and fields to answer it, come when it is chosen.
-        return "cannot be read" if "cannot be read" in file.problem else "of several vectors, or for a layer to be said"
+        return (
+            "cannot be read" if "cannot be read" in file.problem else "of several vectors, or for a layer to be given"
+        )
     made_for = f" of {one_line(file.vector.model, 60)}" if file.vector.model else ""
     return f"{file.vector.site} {file.vector.layer}{made_for}"
 
@@ -108,7 +110,7 @@ _NOTE = (
     "Bars: AUC of held-out pairs, the chance that a text toward lies further along the direction than one away; "
     "half is chance. d′: distance of the two means in standard deviations. Gap: distance of the means."
 )
-_NONE_HELD = "Too few pairs to hold any out: the layers stand by the gap of the means over ‖h‖, which says less."
+_NONE_HELD = "Too few pairs to hold any out: the layers are ranked by the gap of the means over ‖h‖, which says less."
 
 
 class LayersScreen(Dialog["int | None"]):

@@ -79,7 +79,7 @@ def test_text_features_leave_special_tokens_out() -> None:
 
 
 def test_too_few_texts_are_refused() -> None:
-    with pytest.raises(LensError, match="four a side"):
+    with pytest.raises(LensError, match="four on each side"):
         contrast(_texts(3, 0), _texts(10, 1))
     with pytest.raises(LensError, match="no measure"):
         contrast(_texts(4, 0), _texts(4, 1), measure="f1")  # type: ignore[arg-type]

@@ -163,7 +163,7 @@ def test_a_pickle_that_would_run_code_is_not_run(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     bare = tmp_path / "b" / "ae.pt"
     bare.write_bytes(pickle.dumps(_Runs(mark)))
-    refused(bare, "not a whole torch file")
+    refused(bare, "not a complete torch file")
     assert not mark.exists()
 
 
@@ -206,7 +206,7 @@ def test_a_torch_file_cut_short(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for size in (0, 30, len(whole) // 2, len(whole) - 30):
         path.write_bytes(whole[:size])
-        refused(path, "not a whole torch file")
+        refused(path, "not a complete torch file")
 
 
 def test_npz_files(tmp_path: Path) -> None:
