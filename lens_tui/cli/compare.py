@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from json import loads
@@ -12,8 +13,10 @@ import typer
 
 from lens_tui.records import Arm, ArmEnd, Intervention, LensError, Sampling, Token
 from lens_tui.records.bench import amount_of
+from lens_tui.tui.format import figure
+from lens_tui.tui.widgets.ramps import Trail, kl_key, kl_level, sparkline
 
-from .output import INTERRUPTED, Asked, interruptible, note, print_json, say, sentences
+from .output import INTERRUPTED, Asked, in_terminal, interruptible, note, print_json, say, say_shaded, sentences
 from .sources import Json, Model, SAEName, TextKey, Vectors, open_model, parse_arm, read_text
 
 if TYPE_CHECKING:
@@ -72,7 +75,7 @@ def compare(
     if json:
         print_json({"event": "Run", **result} if stream else result)
     else:
-        _print(result)
+        _print(result, tokens)
         if lacks:
             note("the model has no chat template: the prompt went in as it is")
     if stopped:
@@ -184,10 +187,6 @@ def _perplexity(mean_logprob: float | None) -> float | None:
     return None if mean_logprob is None else math.exp(min(700.0, -mean_logprob))
 
 
-def _number(value: float | None, places: int) -> str:
-    return "?" if value is None or value != value else f"{value:.{places}f}"
-
-
 def _parts_at(baseline: Sequence[Token], other: Sequence[Token]) -> int | None:
     """The first generated token that differs from the baseline's; None if one is a beginning of the other."""
     pairs = zip(baseline, other, strict=False)
@@ -195,28 +194,48 @@ def _parts_at(baseline: Sequence[Token], other: Sequence[Token]) -> int | None:
 
 
 def _figures_in_words(arm: dict[str, Any]) -> list[str]:
-    logprob, own = f"mean logprob {arm['mean_logprob']:.2f}", _number(arm["perplexity"], 1)
+    logprob, own = f"mean logprob {arm['mean_logprob']:.2f}", figure(arm["perplexity"], 1)
     if not arm["interventions"]:
         return [logprob, f"ppl {own}"]
-    both = f"ppl {own} to itself, {_number(arm['plain_perplexity'], 1)} to the plain model"
-    return [logprob, both, f"mean KL to plain {_number(arm['mean_kl'], 3)} nat"]
+    both = f"ppl {own} to itself, {figure(arm['plain_perplexity'], 1)} to the plain model"
+    return [logprob, both, f"mean KL to plain {figure(arm['mean_kl'], 3)} nat"]
 
 
-def _print(result: dict[str, Any]) -> None:
-    for arm in result["arms"]:
+def _print(result: dict[str, Any], tokens: Sequence[Sequence[Token]]) -> None:
+    """Each arm's figures and text; in a terminal the tokens of a steered arm are shaded by their KL, bars beside it."""
+    for arm, came in zip(result["arms"], tokens, strict=True):
         facts = [f"{len(arm['token_ids'])} tokens"]
         if arm["token_ids"]:
             facts += _figures_in_words(arm)
         if arm["interventions"]:
-            facts.append(f"moved {_number(arm['dose'], 3)} |h|")
+            facts.append(f"moved {figure(arm['dose'], 3)} |h|")
             if arm["parts_at"] is not None:
                 facts.append(f"parts at token {arm['parts_at']}")
         say(f"── {arm['name']}  ({', '.join(facts)})")
-        say(result["prompt"] + arm["text"])
+        if arm["interventions"] and in_terminal():
+            say(f"KL {_bars(came)}")
+        say_shaded([(result["prompt"], 0), *_pieces(came, arm["text"])])
         say()
     if any(arm["interventions"] for arm in result["arms"]):
-        note("KL: D(steered ‖ plain) of the next token, both on the text of the arm; the tokens' numbers: --json")
+        key = f"  {kl_key()}" if in_terminal() else ""
+        note(f"KL: D(steered ‖ plain) of the next token, both on the text of the arm; the tokens' numbers: --json{key}")
     note(f"model {result['model']}, seed {result['sampling']['seed']}, temp {result['sampling']['temp']:g}")
+
+
+def _bars(tokens: Sequence[Token]) -> str:
+    """A bar a token, the shade's twin; of a long text each is the mean of equally many tokens."""
+    trail = Trail(shutil.get_terminal_size().columns - len("KL "))
+    for token in tokens:
+        trail.append(0.0 if token.kl is None else token.kl)
+    return sparkline([kl_level(mean) for mean in trail.means()])
+
+
+def _pieces(tokens: Sequence[Token], text: str) -> Iterator[tuple[str, int]]:
+    """The tokens' texts with the levels of their KL, as far as ``text`` goes: it ends before a text to stop at."""
+    for token in tokens:
+        yield text[: len(token.text)], kl_level(token.kl)
+        text = text[len(token.text) :]
+    yield text, 0
 
 
 @verbs.command()

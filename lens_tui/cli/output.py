@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
@@ -73,6 +73,41 @@ def print_json(data: Any) -> None:
 def say(text: str = "") -> None:
     """A line for people on standard output, safe for a terminal."""
     _write(sanitise(text) + "\n")
+
+
+def in_terminal() -> bool:
+    """Whether standard output is a terminal: elsewhere nothing is written but the text itself."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def say_shaded(pieces: Sequence[tuple[str, int]]) -> None:
+    """Pieces of one text, each with a level from 0 (plain) to 7, shaded where the terminal has colours."""
+    if in_terminal():
+        from rich.console import Console
+        from rich.text import Text
+
+        console = Console(file=sys.stdout, highlight=False)
+        if console.color_system and not console.no_color:
+            colors, text = _theme_colors(), Text()
+            for piece, level in pieces:
+                text.append(
+                    sanitise(piece), f"{colors[f'heat-text-{level}']} on {colors[f'heat-{level}']}" if level else ""
+                )
+            with console.capture() as shaded:
+                console.print(text, soft_wrap=True)
+            _write(shaded.get())
+            return
+    say("".join(piece for piece, _ in pieces))
+
+
+def _theme_colors() -> Mapping[str, str]:
+    """The colours of the theme that the settings name, which suits the background of the user's terminal."""
+    from lens_tui.records import paths
+    from lens_tui.tui.preferences import preferences
+    from lens_tui.tui.themes import bundled_dir, default_variables, load_themes
+
+    theme = load_themes((bundled_dir(), paths.themes_folder()))[0].get(preferences().theme)
+    return default_variables() if theme is None else theme.variables
 
 
 def note(text: str) -> None:

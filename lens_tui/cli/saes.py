@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lens_tui.records.errors import LensError
-from lens_tui.tui.format import count, duration
+from lens_tui.tui.format import count, duration, figure
 
 from .output import Meter, interruptible, note, print_json, say, sentences
 from .sources import Json, Model, SAEName, TextKey, open_model, open_sae, read_text
@@ -346,8 +346,7 @@ def _print_fit(facts: dict[str, Any]) -> None:
     for row in facts["rows"]:
         layer, site = row["place"]
         mark = "declared" if row["place"] == facts["declared"] else "better" if row["place"] == facts["better"] else ""
-        fvu = "-" if row["fvu"] is None else f"{row['fvu']:.3f}"
-        say(f"{layer:>6}  {site:<16}{row['l0']:>8.1f}{fvu:>8}  {mark}".rstrip())
+        say(f"{layer:>6}  {site:<16}{row['l0']:>8.1f}{figure(row['fvu'], 3):>8}  {mark}".rstrip())
     declared = [
         f"{name} {value:.3g}"
         for name, value in (("L0", facts["declared_l0"]), ("FVU", facts["declared_fvu"]))

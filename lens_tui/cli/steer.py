@@ -14,6 +14,7 @@ from lens_tui.records.bench import amount_of, positions_text
 from lens_tui.records.measures import DEFINITIONS, MULTIPLES, OWN_KL, QUANTITIES, DoseResponse, ScaleSearch
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.sites import in_residual
+from lens_tui.tui.format import figure
 
 from .output import Meter, note, print_json, say, sentences
 from .sources import ArmSpec, Json, Model, SAEName, Vectors, open_model, parse_arm, read_text
@@ -151,17 +152,17 @@ def _print_dose(result: dict[str, Any]) -> None:
         loss = point["delta_loss"]
         cells = [
             f"{point['factor']:g}",
-            _number(point["scale"], 2),
-            _number(loss["delta"], 3),
+            figure(point["scale"], 2),
+            figure(loss["delta"], 3),
             f"[{loss['low']:+.3f} {loss['high']:+.3f}]",
-            _number(_mean(point["random_delta"]), 3),
-            _number(point["kl"], 3),
-            _number(_mean(point["random_kl"]), 3),
-            _number(point["kl_own"], 3),
-            _number(point["ppl_unsteered"], 1),
-            _number(point["degeneration"]["distinct_2"], 2),
-            _number(None if point["read_back"] is None else point["read_back"]["mean"], 2),
-            _number(point["dose"], 3),
+            figure(_mean(point["random_delta"]), 3),
+            figure(point["kl"], 3),
+            figure(_mean(point["random_kl"]), 3),
+            figure(point["kl_own"], 3),
+            figure(point["ppl_unsteered"], 1),
+            figure(point["degeneration"]["distinct_2"], 2),
+            figure(None if point["read_back"] is None else point["read_back"]["mean"], 2),
+            figure(point["dose"], 3),
         ]
         say(" ".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, _COLUMNS, strict=True)))
     for name, curve in result["curves"].items():
@@ -170,16 +171,12 @@ def _print_dose(result: dict[str, Any]) -> None:
         say(f"{DEFINITIONS[name][0]}: {', '.join(words) or 'no knee, does not turn back'}")
     base = result["baseline"]
     note(f"{OWN_KL} KL: the other way round, on the plain text.")
-    note(f"plain: ppl {base['ppl']:.1f}, distinct-2 {_number(base['degeneration']['distinct_2'], 2)}")
+    note(f"plain: ppl {base['ppl']:.1f}, distinct-2 {figure(base['degeneration']['distinct_2'], 2)}")
     note(f"{result['model']}, {'; '.join(result['steering'])}; definitions: docs/steering.md")
 
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def _number(value: float | None, places: int) -> str:
-    return "-" if value is None else f"{value:.{places}f}"
 
 
 @verbs.command()

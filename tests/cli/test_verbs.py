@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from lens_tui import LensModel, blas, demo, load_sae
+from tests.terminals import Terminal
 
 
 def run(*arguments: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -75,6 +77,29 @@ def test_compare_says_it_in_words_on_a_pipe_and_reads_standard_input() -> None:
     assert done.stdout.startswith("── baseline")
     assert "Once upon a time" in done.stdout
     assert "\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_a_terminal_shades_tokens_by_their_kl_with_bars_as_a_twin(
+    no_color: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    arguments = ["compare", "The old man opened the door and", "-a", "cook=f1288*22", "--max-tokens", "8"]
+    plain = run(*arguments).stdout.splitlines()
+    command = [sys.executable, "-c", "from lens_tui.cli import main; main()", *arguments]
+    with Terminal(command, tmp_path) as terminal:
+        assert terminal.end() == 0
+    shown = terminal.written.decode().splitlines()
+    bars = next(line for line in shown if line.startswith("KL ") and "plain" not in line)
+    assert len(bars) == len("KL ") + 8
+    assert set(bars.removeprefix("KL ")) <= set("▁▂▃▄▅▆▇█")
+    shown.remove(bars)
+    shaded = shown[shown.index("") + 2]
+    assert shaded.startswith("The old man opened the door and")
+    assert (shaded.count("\x1b[38;2;") > 4) == (not no_color)
+    assert [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in shown][: len(plain)] == plain
+    assert "▂0.01 ▄0.1 ▆1 █10 nat" in "".join(shown[len(plain) :])
 
 
 def test_features_are_what_the_library_gives() -> None:
