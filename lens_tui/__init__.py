@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .lens.decode.batch import BatchGeneration as BatchGeneration
     from .lens.decode.compare import Comparison as Comparison
     from .lens.decode.compare import Generation as Generation
-    from .lens.hooks.capture import CaptureResult as CaptureResult
+    from .lens.hooks.registry import CaptureResult as CaptureResult
     from .lens.hooks.steering import Steering as Steering
     from .lens.measure.dose import FeatureProbe as FeatureProbe
     from .lens.measure.dose import dose_response as dose_response
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from .lens.measure.search import find_scale as find_scale
     from .lens.model import LensModel as LensModel
     from .lens.read.attention import attention_patterns as attention_patterns
-    from .lens.read.attribution import attribute_logits as attribute_logits
-    from .lens.read.logit_lens import logit_lens as logit_lens
+    from .lens.read.logits import attribute_logits as attribute_logits
+    from .lens.read.logits import logit_lens as logit_lens
     from .lens.vectors import Contrast as Contrast
     from .lens.vectors import combine as combine
     from .lens.vectors import contrast as contrast
@@ -95,7 +95,7 @@ else:
             ".lens.model": "LensModel",
             ".lens.decode.batch": "BatchGeneration",
             ".lens.decode.compare": "Comparison Generation",
-            ".lens.hooks.capture": "CaptureResult",
+            ".lens.hooks.registry": "CaptureResult",
             ".lens.hooks.steering": "Steering",
             ".lens.vectors": (
                 "Contrast combine contrast from_array from_token mean_difference random_unit residual_norm without"
@@ -106,8 +106,7 @@ else:
             ),
             ".lens.measure.search": "find_scale",
             ".lens.read.attention": "attention_patterns",
-            ".lens.read.attribution": "attribute_logits",
-            ".lens.read.logit_lens": "logit_lens",
+            ".lens.read.logits": "attribute_logits logit_lens",
             ".records.errors": "LensError LensWarning NotFinite",
             ".records.interventions": (
                 "ALL Ablate Add Arm CapProjection ClampFeature NormMatch Positions ProjectOut SetProjection"

@@ -18,11 +18,9 @@ from numpy.typing import NDArray
 from lens_tui.records import FloatArray, Intervention, LensError, ModelInfo
 
 from .distributions import cross_entropy
-from .hooks.capture import CaptureResult
-from .hooks.dose_meter import Meter
 from .hooks.passage import captured, check_values, explained, origin_of
-from .hooks.program import Key
-from .hooks.registry import Plan, Recorder, Registry, Resume, Run
+from .hooks.program import Key, Meter
+from .hooks.registry import CaptureResult, Plan, Recorder, Registry, Resume, Run
 from .hooks.steering import check_scored, entries_of
 from .tokens import Span, Tokens, id_table
 

@@ -1,4 +1,4 @@
-"""What a model can do with many prompts at once."""
+"""``LensModel``: a model with steering, capture, generation and comparison, on top of all the other files here."""
 
 from __future__ import annotations
 
@@ -39,11 +39,10 @@ from .decode.generation import DecodeOptions, row_decoder
 from .decode.prefill import PrefixCache
 from .decode.sampling import settings_from
 from .forward import mean_loss, read_site, run_forward, unhooked
-from .hooks.capture import CaptureResult
 from .hooks.interventions import FeatureSource
 from .hooks.passage import echo
 from .hooks.program import Hook, Item
-from .hooks.registry import Plan, Registry
+from .hooks.registry import CaptureResult, Plan, Registry
 from .hooks.steering import Steering, as_numpy, check_vector, checked, entries_of, for_a_block
 from .tokens import Prompt, Tokens, id_table
 

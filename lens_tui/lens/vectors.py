@@ -1,4 +1,4 @@
-"""Steering vectors out of steering vectors: sums, multiples, and one without the other."""
+"""Steering vectors: made of texts, tokens and arrays, and put together of one another."""
 
 from __future__ import annotations
 

@@ -300,6 +300,7 @@ def _by_effect(
 ) -> list[Scored]:
     import mlx.core as mx
 
+    from lens_tui.lens.distributions import log_softmax
     from lens_tui.sae.index import direct_effects
 
     place = sae.info.site_out or sae.info.site
@@ -308,8 +309,7 @@ def _by_effect(
     final = np.asarray(model.residuals(list(ids), model.n_layers - 1).astype(mx.float32))
 
     def logprobs(residual: NDArray[np.float32]) -> mx.array:
-        logits = model.readout(mx.array(residual)[None])[0].astype(mx.float32)
-        return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        return log_softmax(model.readout(mx.array(residual)[None])[0])
 
     rows: list[Scored] = []
     for place_of, (row, value) in enumerate(zip(found, values, strict=True)):

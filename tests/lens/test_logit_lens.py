@@ -10,7 +10,7 @@ import pytest
 
 from lens_tui import LensModel
 from lens_tui import logit_lens as read
-from lens_tui.lens.read import logit_lens
+from lens_tui.lens.read import logits
 from lens_tui.records import Add, LensError, SteeringVector
 
 from . import numpy_models, tiny
@@ -88,7 +88,7 @@ def test_every_number_of_the_lens_is_that_of_a_float64_forward(
 ) -> None:
     model = make()
     p = by_hand(name, model)
-    monkeypatch.setattr(logit_lens, "LOGITS_AT_ONCE", 3 * 5 * tiny.VOCAB)  # three tokens at a time
+    monkeypatch.setattr(logits, "LOGITS_AT_ONCE", 3 * 5 * tiny.VOCAB)  # three tokens at a time
     steps: list[tuple[int, int]] = []
     found = read(LensModel.from_model(model), IDS, top_k=4, progress=lambda *step: steps.append(step))
     assert steps == [(0, 8), (3, 8), (6, 8)]

@@ -1,4 +1,4 @@
-"""Whether a prompt of a batch has what its interventions are to touch."""
+"""Prompts generated together by mlx-lm's continuous batching: rows join, finish and leave on their own."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import mlx.core as mx
 from lens_tui.records import ArmEnd, BatchRow, Echo, LensError, Request, Steered, Token
 
 from ..forward import check_moved
-from ..hooks.dose_meter import Meter
 from ..hooks.passage import check_chosen, echo_of, origin_in, steered
 from ..hooks.positions import reach
+from ..hooks.program import Meter
 from ..hooks.registry import Holding, Plan, Registry, Run
 from ..tokens import EncodedPrompt, Tokens
 from .batch_rows import BatchModel, Launched, Row, RowLabels, RowPlan, Way, choose_all, way_of

@@ -22,9 +22,9 @@ from lens_tui.records import ArmEnd, BatchRow, Candidate, Dose, Intervention, Sa
 
 from ..distributions import kl, log_softmax
 from ..forward import tolerance
-from ..hooks.dose_meter import Measured, Meter, Sums
 from ..hooks.passage import History, Passage
 from ..hooks.positions import Offset, follow_thinking
+from ..hooks.program import Measured, Meter, Sums
 from ..hooks.registry import Entry, Plan, Registry, Run
 from ..tokens import EncodedPrompt, Tokens
 from .generation import Scales, Step, Writing, best, mlx_lm_generate, scales_of

@@ -1,4 +1,4 @@
-"""A run of one or several rows in progress: its decoder, what each row has written, and the proxies it holds."""
+"""Generations and comparisons in progress: what each row has written, and the sites that are held meanwhile."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from dataclasses import dataclass, field, replace
 from lens_tui.records import ArmEnd, Candidate, Dose, Echo, Intervention, LensError, Sampling, Steered, Token
 
 from ..forward import check_moved
-from ..hooks.capture import CaptureResult
-from ..hooks.dose_meter import Meter
 from ..hooks.passage import Passage, check_chosen, echo_of, origin_in, steered
 from ..hooks.positions import reach
-from ..hooks.registry import Entry, Holding, Plan
+from ..hooks.program import Meter
+from ..hooks.registry import CaptureResult, Entry, Holding, Plan
 from ..hooks.steering import entries_of
 from ..tokens import Tokens
 from .generation import RowDecoder, Step, Writing, writing_options

@@ -1,4 +1,4 @@
-"""One step of a decoder: what every row's next token is, and what is told of it."""
+"""Decoding step by step: one prompt on several rows, what every row's next token is, when a row ends."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ import mlx.core as mx
 from lens_tui.records import LensError, Sampling
 
 from ..distributions import kl, log_softmax
-from ..hooks.capture import CaptureResult
-from ..hooks.dose_meter import Measured, Meter
 from ..hooks.passage import History
 from ..hooks.positions import follow_thinking
-from ..hooks.program import has_effect
-from ..hooks.registry import Plan, Registry, Run
+from ..hooks.program import Measured, Meter, has_effect
+from ..hooks.registry import CaptureResult, Plan, Registry, Run
 from ..tokens import Detokenizer, EncodedPrompt, Tokens
 from .prefill import Filler, PrefixCache, add_rows, can_fork, keep_rows, piece_of, prefill_rows, spread
 from .sampling import LogitsProcessor, Sampler, make_processors, make_sampler, penalties_from

@@ -4,6 +4,9 @@ The store is mlx-lm's. Its key is what acted on the tokens kept, so a plain cach
 never continued under steering that would have touched it, nor a steered one without:
 equal keys and equal tokens mean equal caches. Caches that cannot be rewound
 (recurrent layers, full sliding windows) are kept as snapshots and continued from there.
+
+Rows whose prefixes are alike are filled as one; and where nothing is kept, a prompt may begin
+with one row, which becomes as many as there are at the first layer that differs (a fork).
 """
 
 from __future__ import annotations
@@ -24,8 +27,7 @@ from lens_tui.records import Add, Intervention, Positions, SteeringVector
 from ..architecture.taps import named
 from ..distributions import kl, log_softmax
 from ..forward import tolerance
-from ..hooks.dose_meter import Meter
-from ..hooks.program import Hook, Key, has_effect
+from ..hooks.program import Hook, Key, Meter, has_effect
 from ..hooks.registry import Entry, Plan, Registry, Run
 from ..hooks.steering import entries_of
 from ..tokens import EncodedPrompt

@@ -1,4 +1,4 @@
-"""Choose next tokens for the rows of a batch from the same random numbers."""
+"""Sampling settings, and the samplers and logits processors made of them; rows of a batch share random numbers."""
 
 from __future__ import annotations
 

@@ -23,10 +23,9 @@ from numpy.typing import NDArray
 
 from lens_tui.records import Echo, FloatArray, Intervention, LensError, NotFinite, Steered
 
-from .capture import CaptureResult
 from .positions import Spans, Where, touched
 from .program import Key, has_effect
-from .registry import Entry, Plan, Recorder, Registry, Run
+from .registry import CaptureResult, Entry, Plan, Recorder, Registry, Run
 from .steering import entries_of
 
 

@@ -1,4 +1,4 @@
-"""Shapes of curves against the scale: where they bend, and where they turn back. Plain functions of numbers."""
+"""Dose-response: every measure of a steering at every scale, where the curves bend and where they turn back."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""64 short texts on which a loss is measured where no others are given: stories, facts, talk, advice, letters, code.
+"""What a steering does and costs, as numbers: loss, divergence, perplexity, repetition, and controls for them.
 
-Written for this library. Eight kinds of eight, in groups of one of each kind, so that any stretch of them is mixed.
+The 64 short texts on which a loss is measured where no others are given are written for this library: stories, facts,
+talk, advice, letters, news, reasons and code, in groups of one of each kind, so that any stretch of them is mixed.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from lens_tui.records.interventions import as_records
 from lens_tui.records.measures import FIRST, ScaleSearch
 
 from ..forward import forward_rows
-from ..hooks.dose_meter import Meter
+from ..hooks.program import Meter
 from ..vectors import residual_norm
 from . import measures
 from .dose import curve, scaled

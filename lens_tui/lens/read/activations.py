@@ -1,4 +1,4 @@
-"""A corpus as token ids, and the windows that a model reads it in."""
+"""Activations over a corpus: its token ids, the windows that a model reads it in, and what is read there."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from .context import Context
 
 def read_lens(control: Control, job: jobs.ReadLens, context: Context) -> Iterator[ev.Event]:
     """Every layer's most probable tokens at every token of the text, and where the followed token stands."""
-    from lens_tui.lens.read.logit_lens import logit_lens
+    from lens_tui.lens.read.logits import logit_lens
 
     model = context.need_model()
     ids = model.tokens.check(job.token_ids) if job.token_ids else model.tokens.encode(job.text)
