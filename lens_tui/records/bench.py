@@ -181,6 +181,11 @@ class Term:
     name: str = ""
     sae: str = ""
 
+    @property
+    def feature(self) -> int:
+        """The number of the feature that is the source."""
+        return int(self.source)
+
     def row(self, name: str, vector: SteeringVector) -> BenchRow:
         """The row of this id, its vector found."""
         layer = vector.layer if self.layer is None else self.layer

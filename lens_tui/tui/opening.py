@@ -83,7 +83,7 @@ class Opening:
             return
         steer = self._waiting.pop(0)
         file = steer.kind == "file"
-        job = VectorFromFile(steer.source) if file else VectorFromFeature(steer.sae, int(steer.source))
+        job = VectorFromFile(steer.source) if file else VectorFromFeature(steer.sae, steer.feature)
         self._app.submit(job, SLOT, lambda event: self._vector(steer, event))
 
     def _vector(self, steer: Term, event: Event) -> bool:

@@ -38,7 +38,7 @@ def _steering(term: Term) -> Intervention:
     if term.kind == "file":
         vector = load_vector(Path(term.source))
     else:
-        vector = load_sae(str(demo.sae_paths()[term.sae])).vector(int(term.source))
+        vector = load_sae(str(demo.sae_paths()[term.sae])).vector(term.feature)
     return term.row(term.name, vector).intervention()
 
 

@@ -35,7 +35,7 @@ def test_the_starter_names_bundled_saes_or_vectors_and_layers_that_exist() -> No
             continue
         config = json.loads((demo.sae_paths()[steer.sae] / "config.json").read_text(encoding="utf-8"))
         assert config["hf_hook_point_in"] == f"model.layers.{steer.layer}.output"
-        assert 0 <= int(steer.source) < config["width"]
+        assert 0 <= steer.feature < config["width"]
 
 
 def test_every_file_is_the_one_that_was_made() -> None:

@@ -61,7 +61,7 @@ def test_the_opening_shows_both_steers_at_work() -> None:
         vector = (
             load_vector(Path(steer.source))
             if steer.kind == "file"
-            else load_sae(str(demo.sae_paths()[steer.sae])).vector(int(steer.source))
+            else load_sae(str(demo.sae_paths()[steer.sae])).vector(steer.feature)
         )
         arms.append(Arm(steer.name, (steer.row(steer.name, vector).intervention(),)))
     with LensModel(demo.NAME) as lens:
