@@ -14,6 +14,15 @@ import lens_tui  # noqa: F401 - before any test imports mlx, as in a program tha
 os.environ.setdefault("TEXTUAL_ANIMATIONS", "none")
 os.environ.pop("NO_COLOR", None)
 
+LONGEST_ID = 80  # a test's id stands in the environment of every command it starts, which takes 128 kB
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Say the length of a long text or of many bytes, where pytest would write them whole into the test's name."""
+    if isinstance(val, str | bytes) and len(val) > LONGEST_ID:
+        return f"{val[:20]!r} and on, {len(val)}"
+    return None
+
 
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

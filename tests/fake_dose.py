@@ -63,7 +63,7 @@ def _point(job: jobs.MeasureDose, scale: float, share: float) -> DosePoint:
     back = ReadBack(max(0.0, 30 * share - 12 * size), 40.0, ()) if job.sae else None
     return DosePoint(
         scale,
-        abs(share) * 1.8 if scale else None,
+        abs(share) * 1.8,
         DeltaLoss(loss, loss * 0.8, loss * 1.25, 3.1, 3.1 + loss, 16, 412),
         Divergence((kl, kl), (kl * 0.8,)),
         Divergence((kl * 1.2,), (kl,)),

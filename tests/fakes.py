@@ -74,6 +74,7 @@ DEMO_SAE = SAEInfo(
     model_name="demo",
     l0=40.0,
     fvu=0.165,
+    bos=True,
 )
 
 TEXTS = (
@@ -177,6 +178,7 @@ class FakeWorker:
         self.closed = False
         self._allowed: int | None = 0 if hold else None
         self._queue: deque[_Running] = deque()
+        self._stopping: list[ev.Event] = []
         self._wake: Callable[[], None] = lambda: None
         self._armed = False
         self._words: dict[int, str] = {}
@@ -198,7 +200,10 @@ class FakeWorker:
     def stop(self, job_id: int | None = None) -> None:
         self.stopped.append(job_id)
         for running in self._queue:
-            running.stopped = running.stopped or job_id in (None, running.id)
+            if job_id in (None, running.id) and not running.stopped:
+                running.stopped = True
+                if running.events is not None:
+                    self._stopping.append(ev.Stopping(running.id))
         self._arm()
 
     def dial(self, job_id: int, arm: int, interventions: tuple[Intervention, ...]) -> None:
@@ -210,7 +215,7 @@ class FakeWorker:
 
     def drain(self) -> list[ev.Event]:
         self._armed = False
-        given: list[ev.Event] = []
+        given, self._stopping = self._stopping, []
         while self._queue and (self.per_drain is None or len(given) < self.per_drain):
             running = self._queue[0]
             if self._allowed == 0 and not running.stopped:
@@ -339,10 +344,11 @@ class FakeWorker:
     def _compare(self, running: _Running, job: jobs.Compare) -> Iterator[ev.Event]:
         number, limit = running.id, job.sampling.max_tokens
         prompt = ["<|endoftext|>", *split(job.prompt)]
-        lanes = [split(self.texts[min(arm, len(self.texts) - 1)])[:limit] for arm in range(len(job.arms))]
+        arms = job.arms or (Arm("baseline"),)
+        lanes = [split(self.texts[min(arm, len(self.texts) - 1)])[:limit] for arm in range(len(arms))]
         ids = tuple(token_id(word) for word in prompt)
-        yield ev.RunStarted(number, ids, tuple(map(sanitise_token, prompt)), tuple(arm.name for arm in job.arms))
-        acting = [arm.interventions for arm in job.arms]
+        yield ev.RunStarted(number, ids, tuple(map(sanitise_token, prompt)), tuple(arm.name for arm in arms))
+        acting = [arm.interventions for arm in arms]
         for step in range(max(map(len, lanes), default=0)):
             if running.stopped:
                 break
@@ -354,15 +360,16 @@ class FakeWorker:
                 if step < len(words):
                     token = self._token(arm, step, lanes, job.top)
                     yield ev.TokenEvent(number, replace(token, scales=_scales(acting[arm])))
+            for arm, words in enumerate(lanes):
                 if step == len(words) - 1:
                     reason = "length" if len(words) == limit else "stop"
-                    yield ev.ArmDone(number, arm, reason, len(words), _dose(job.arms[arm]))
+                    yield ev.ArmDone(number, arm, reason, len(words), _dose(arms[arm]))
             yield ev.Speed(number, 40.0 * len(lanes), step + 1, limit)
         else:
             return
         for arm, words in enumerate(lanes):
             if step < len(words):
-                yield ev.ArmDone(number, arm, "stopped", step, _dose(job.arms[arm]))
+                yield ev.ArmDone(number, arm, "stopped", step, _dose(arms[arm]))
 
     def _token(self, arm: int, step: int, lanes: list[list[str]], top: int) -> Token:
         word = lanes[arm][step]
@@ -421,6 +428,8 @@ def _contrast(number: int, job: jobs.VectorFromPrompts) -> ev.Event:
             gap=2.0 + layer,
             relative=0.05 * (1 + layer),
             auc=round(1.0 - 0.06 * abs(layer - 5), 3) if held else None,
+            accuracy=round(1.0 - 0.08 * abs(layer - 5), 3) if held else None,
+            pairs=round(1.0 - 0.07 * abs(layer - 5), 3) if held else None,
             d_prime=round(3.0 - 0.3 * abs(layer - 5), 2) if held else None,
         )
         for layer in range(8)
@@ -432,8 +441,9 @@ def _contrast(number: int, job: jobs.VectorFromPrompts) -> ev.Event:
 def _summed(name: str, terms: tuple[tuple[float, SteeringVector], ...], less: bool, unit: bool) -> SteeringVector:
     if len({vector.layer for _, vector in terms}) > 1:
         raise LensError("They are not of one place.", "Combine vectors of the same layer and site.")
+    names = [{"name": vector.name} for _, vector in terms]
     parts = [{"factor": factor, "name": vector.name} for factor, vector in terms]
-    facts: dict[str, Any] = {"of": parts[0], "without": parts[1:]} if less else {"sum": parts, "unit": unit}
+    facts: dict[str, Any] = {"of": names[0], "without": names[1:]} if less else {"sum": parts, "unit": unit}
     return unit_vector(name, terms[0][1].layer, Origin("arithmetic", facts))
 
 

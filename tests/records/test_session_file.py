@@ -70,7 +70,7 @@ def test_only_a_dead_apps_session_is_offered() -> None:
 
 
 @pytest.mark.skipif(not own_birth(), reason="the system does not say when a process began")
-@pytest.mark.parametrize("owner", [os.getpid(), os.getppid(), 1])
+@pytest.mark.parametrize("owner", [os.getpid(), os.getppid(), 1], ids=["ours", "our parent's", "the first"])
 def test_a_number_that_is_in_use_again_does_not_hide_a_crash(owner: int) -> None:
     save_session(SESSION)
     owned_by(own_file(), owner, own_birth() + "0")
