@@ -10,18 +10,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner, Result
 
 from lens_tui import LensModel, blas, demo, load_sae
+from lens_tui.cli.app import app
 from tests.terminals import Terminal
 
 
-def run(*arguments: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str) -> Result:
+    """A verb in this process, which has MLX imported by now; what it ends with is the exit's status."""
+    return CliRunner().invoke(app, arguments)
+
+
+def started(*arguments: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
+    """The command as a shell starts it."""
     command = [sys.executable, "-c", "from lens_tui.cli import main; main()", *arguments]
     return subprocess.run(command, input=given, capture_output=True, text=True, check=False, timeout=300)
 
 
 def test_compare_prints_one_json_value_with_every_arm() -> None:
-    done = run("compare", "The old man opened the door and", "-a", "cook=f1288*22", "--max-tokens", "12", "--json")
+    done = started("compare", "The old man opened the door and", "-a", "cook=f1288*22", "--max-tokens", "12", "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     base, steered = result["arms"]
@@ -72,7 +80,7 @@ def test_compare_streams_a_line_for_each_token_and_the_same_run_at_the_end() -> 
 
 
 def test_compare_says_it_in_words_on_a_pipe_and_reads_standard_input() -> None:
-    done = run("compare", "-", "--max-tokens", "5", given="Once upon a time")
+    done = started("compare", "-", "--max-tokens", "5", given="Once upon a time")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("── baseline")
     assert "Once upon a time" in done.stdout
@@ -177,15 +185,26 @@ def test_how_weights_are_held_is_the_options_or_the_settings(tmp_path: Path) -> 
         (["compare", "x", "-a", "nonsense"], "cannot be read"),
         (["features", "x", "--sae", "/nowhere/at/all"], "no SAE"),
         (["info", "--model", "/nowhere/at/all"], "/nowhere/at/all"),
-        ([], "needs a terminal"),
     ],
 )
 def test_what_cannot_be_is_one_sentence_and_status_2(arguments: list[str], words: str) -> None:
     done = run(*arguments)
-    assert done.returncode == 2
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert_refused(done.exit_code, done.stderr, words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"), [([], "needs a terminal"), (["compare", "x", "-a", "nonsense"], "cannot be read")]
+)
+def test_so_it_is_of_the_command(arguments: list[str], words: str) -> None:
+    done = started(*arguments, given="")
+    assert_refused(done.returncode, done.stderr, words)
+
+
+def assert_refused(status: int, said: str, words: str) -> None:
+    assert status == 2
+    assert words in said
+    assert "Traceback" not in said
+    assert len(said.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
