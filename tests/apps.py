@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from tests.fakes import FakeWorker
 
 NOW = 1_760_000_000.0
 MACHINE = 16 * 10**9
+PATIENCE = 60.0
+"""How many seconds a test waits for what no machine needs so long for."""
 
 MODELS = (
     ModelEntry(
@@ -91,18 +94,18 @@ def lens_app(worker: FakeWorker | None = None, **options: Any) -> LensApp:
 
 
 async def settle(pilot: Pilot[Any], until: Callable[[], bool] | None = None) -> None:
-    """Let workers, timers and repaints finish; with ``until``, wait for it, at most some seconds."""
+    """Let workers, timers and repaints finish; with ``until``, wait for it too."""
     app = pilot.app
     assert isinstance(app, LensApp)
-    for _ in range(200):
+    deadline = time.monotonic() + PATIENCE
+    while True:
         await app.workers.wait_for_complete()
         await pilot.pause(0.01)
         worker = app.worker
         idle = not isinstance(worker, FakeWorker) or worker.idle or worker.held
         if idle and (until is None or until()):
             break
-    else:
-        raise AssertionError("the app did not settle")
+        assert time.monotonic() < deadline, "the app did not settle"
     await pilot.pause()
 
 

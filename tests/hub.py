@@ -106,7 +106,7 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(data[:half])
                 self.wfile.flush()
                 if slow:
-                    hub.gate.wait(60)
+                    hub.gate.wait(300)
                     self.wfile.write(data[half:])
             except OSError:  # the client hung up
                 self.close_connection = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -46,12 +45,8 @@ def run_of(lens: LensModel, arms: dict[str, list[Intervention]], **options: Any)
 
 def words_of(command: str) -> list[str]:
     """The words as a shell hands them on."""
-    code = "import json,sys; print(json.dumps(sys.argv[1:]))"
-    done = subprocess.run(
-        ["bash", "-c", f"python3 -c {shlex.quote(code)} {command}"], capture_output=True, text=True, check=True
-    )
-    found: list[str] = json.loads(done.stdout)
-    return found
+    done = subprocess.run(["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, check=True)
+    return done.stdout.decode().split("\0")[:-1]
 
 
 def read(lens: LensModel, command: str, model: str = "") -> list[Arm]:

@@ -139,12 +139,12 @@ def test_b21_a_steer_in_one_thread_leaves_another_threads_forwards_alone(lens: L
     def steer() -> None:
         with lens.steer(1, V, 50.0), lens.capture([1]) as captured:
             entered.set()
-            done.wait(10)
+            done.wait(300)
             assert not captured._steps
 
     thread = threading.Thread(target=steer)
     thread.start()
-    entered.wait(10)
+    entered.wait(300)
     try:
         np.testing.assert_array_equal(logits(lens), plain)
         assert [token.token_id for token in lens.stream(IDS, max_tokens=3)] == _greedy(lens, 3)

@@ -243,11 +243,11 @@ def test_b21_a_steer_in_one_thread_changes_another_threads_forward(lens: Any) ->
     def steer() -> None:
         with lens.steer(1, V, 50.0):
             entered.set()
-            done.wait(10)
+            done.wait(300)
 
     thread = threading.Thread(target=steer)
     thread.start()
-    entered.wait(10)
+    entered.wait(300)
     changed = logits(lens)
     done.set()
     thread.join()
@@ -302,7 +302,7 @@ def test_b24_an_id_outside_the_sae_takes_the_process_down_or_gives_rubbish(tmp_p
         | {"threshold": mx.ones(128)},
     )
     code = f"import mlx_lens; print(mlx_lens.JumpReLUSAE.from_pretrained({str(path)!r}).directions([10**6]))"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode <= 0, "a Python error would be 1"
 
 

@@ -294,7 +294,7 @@ def test_a_folder_of_hostile_themes_is_reported_never_fatal(tmp_path: Path) -> N
     os.mkfifo(tmp_path / "pipe.toml")
     began = time.monotonic()
     themes, problems = load_themes([tmp_path])
-    assert time.monotonic() - began < 60  # a hang is what is looked for, not speed
+    assert time.monotonic() - began < 300  # a hang is what is looked for, not speed
     assert list(themes) == ["own"]
     assert len(problems) == 5
     assert all(len(problem) < 500 and problem.isprintable() for problem in problems)

@@ -82,7 +82,7 @@ def test_a_killed_run_keeps_every_finished_step(tmp_path: Path) -> None:
         "write(store, 'killed', ' one', ' two', ' three', end=False)\n"
         "os.kill(os.getpid(), 9)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, timeout=300, check=False)
     assert done.returncode == -9
     with RunStore(path).store as opened:
         store = RunStore(opened)

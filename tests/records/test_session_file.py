@@ -139,7 +139,7 @@ def test_a_killed_app_leaves_its_last_change(tmp_path: Path) -> None:
         "assert saver.flush(30)\n"
         "os.kill(os.getpid(), 9)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, timeout=300, check=False)
     assert done.returncode == -9
     assert same(only(tmp_path).session, replace(SESSION, prompt="prompt 49"))
 

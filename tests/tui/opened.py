@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from textual.pilot import Pilot
 
 from lens_tui.tui.app import LensApp
-from tests.apps import lens_app, screen_text
+from tests.apps import PATIENCE, lens_app, screen_text
 from tests.fakes import DEMO_MODEL, DEMO_SAE, FakeWorker, unit_vector
 
 __all__ = ["PROMPT", "app_on", "fill", "opened", "screen_text", "settle"]
@@ -47,13 +48,12 @@ def fill(app: LensApp, steers: int = 2) -> None:
         app.store.add_steer(unit_vector(name, **facts), scale=scale, residual_norm=40.0)
 
 
-async def settle(app: LensApp, pilot: Pilot[None], tries: int = 200) -> None:
-    """Wait until the worker has had nothing to do for a while (longer than the cursor rests)."""
+async def settle(app: LensApp, pilot: Pilot[None]) -> None:
+    """Wait until the worker has had nothing to do, or to give, for a while (longer than the cursor rests)."""
     worker = app.worker
     assert isinstance(worker, FakeWorker)
-    quiet = 0
-    for _ in range(tries):
+    quiet, deadline = 0, time.monotonic() + PATIENCE
+    while quiet < 12:
+        assert time.monotonic() < deadline, "the app did not settle"
         await pilot.pause(0.01)
-        quiet = quiet + 1 if worker.idle and not app.busy else 0
-        if quiet == 12:
-            return
+        quiet = quiet + 1 if worker.held or (worker.idle and not app.busy) else 0

@@ -44,7 +44,7 @@ finally:
 @pytest.mark.parametrize("demo", [False, True])
 def test_the_first_frame_brings_nothing_heavy(demo: bool) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", PAINT.format(demo=demo, heavy=HEAVY)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", PAINT.format(demo=demo, heavy=HEAVY)], capture_output=True, text=True, timeout=300
     )
     assert done.stdout.splitlines()[:1] == ["painted"], done.stderr
 
@@ -53,7 +53,7 @@ def test_the_first_frame_brings_nothing_heavy(demo: bool) -> None:
 def test_the_usual_starts_need_no_parser_of_options(asked: list[str], parsed: bool) -> None:
     done = subprocess.run(
         [sys.executable, "-c", COMMAND.format(asked=asked)],
-        capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode == 2
     assert "The app needs a terminal" in done.stderr

@@ -21,7 +21,7 @@ LIGHT = {"mlx", "mlx_lm", "textual", "transformers", "huggingface_hub"}
 def modules_after(statement: str) -> set[str]:
     """The top-level packages in ``sys.modules`` after ``statement`` ran in a fresh process."""
     code = f"{statement}\nimport json, sys\nprint(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -85,7 +85,7 @@ def test_every_module_can_be_imported() -> None:
 
 def test_the_package_runs_as_a_module() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "lens_tui", "--version"], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-m", "lens_tui", "--version"], capture_output=True, text=True, check=True, timeout=300
     )
     assert done.stdout == f"mlx-lens-tui {lens_tui.__version__}\n"
 
@@ -122,6 +122,6 @@ def test_the_contracts_between_rooms_are_kept() -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr

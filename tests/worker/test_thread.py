@@ -18,7 +18,7 @@ from lens_tui.worker.protocol import WorkerLike
 from lens_tui.worker.thread import Mailbox, Worker
 from tests.fakes import unit_vector
 
-PATIENCE = 20.0
+PATIENCE = 120.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -245,7 +245,7 @@ def test_a_file_that_is_cut_in_place_while_it_is_loaded_does_not_end_the_process
     names = ("w_enc", "w_dec", "b_enc", "b_dec", "threshold")
     path = write_safetensors(tmp_path / "params.safetensors", {name: w[name] for name in names})
     done = subprocess.run(
-        [sys.executable, "-c", CUT, str(path), residence], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", CUT, str(path), residence], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["told"] * (0 if residence == "memory" else 4)
