@@ -219,7 +219,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(verb, "_training_line", interrupt)
         _, said = run(*arguments, code=128 + number)
-    assert "The same command goes on" in said
+    assert "Run the same command to continue" in said
     assert not (tmp_path / "sae" / "params.safetensors").exists()
     assert data(*arguments)["final"]["fvu"] == work["report"]["final"]["fvu"]
 
