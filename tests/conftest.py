@@ -12,7 +12,8 @@ import pytest
 import lens_tui  # noqa: F401 - before any test imports mlx, as in a program that begins with lens_tui
 
 os.environ.setdefault("TEXTUAL_ANIMATIONS", "none")
-os.environ.pop("NO_COLOR", None)
+for _of_the_shell in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
+    os.environ.pop(_of_the_shell, None)
 
 LONGEST_ID = 80  # a test's id stands in the environment of every command it starts, which takes 128 kB
 
