@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from .records.vectors import SteeringVector as SteeringVector
     from .sae.base import Reconstruction as Reconstruction
     from .sae.index.questions import co_active as co_active
+    from .sae.index.questions import contrast_features as contrast_features
     from .sae.index.questions import decoder_neighbours as decoder_neighbours
     from .sae.index.questions import promoting as promoting
     from .sae.index.questions import rank_features as rank_features
@@ -117,7 +118,9 @@ else:
             ".records.vector_formats": "load_vectors save_vectors",
             ".records.vectors": "SteeringVector",
             ".sae.base": "Reconstruction",
-            ".sae.index.questions": "co_active decoder_neighbours promoting rank_features text_features",
+            ".sae.index.questions": (
+                "co_active contrast_features decoder_neighbours promoting rank_features text_features"
+            ),
             ".sae.index.read": "FeatureIndex",
             ".sae.index.settings": "IndexSettings",
             ".sae.load": "SAE GatedSAE GroupMaxSAE JumpReLUSAE StandardSAE TopKSAE load_sae sae_info",

@@ -20,7 +20,8 @@ from .output import INTERRUPTED, Asked, in_terminal, interruptible, note, print_
 from .sources import Json, Model, SAEName, TextKey, Vectors, open_model, parse_arm, read_text
 
 if TYPE_CHECKING:
-    from lens_tui.lens import Comparison, LensModel
+    from lens_tui.lens.decode.compare import Comparison
+    from lens_tui.lens.model import LensModel
 
 verbs = typer.Typer()
 

@@ -193,7 +193,7 @@ def _upload(
 ) -> list[Path]:
     """Neuronpedia's upload batches, one JSON file each, with the examples of the index."""
     from lens_tui.records import disk
-    from lens_tui.sae.index import upload_batches
+    from lens_tui.sae.index.export import upload_batches
     from lens_tui.tasks.knowledge import index_of
 
     index = index_of(info)

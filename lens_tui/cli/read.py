@@ -16,9 +16,9 @@ from .output import note, print_json, say, sentences
 from .sources import Json, Model, SAEName, Vectors, open_model, open_sae, parse_arm, read_text
 
 if TYPE_CHECKING:
-    from lens_tui.lens import LensModel
+    from lens_tui.lens.model import LensModel
     from lens_tui.records.readouts import LogitAttribution, LogitLens
-    from lens_tui.sae import SAE
+    from lens_tui.sae.load import SAE
     from lens_tui.tasks.features import Order
 
 DENSE = 0.2
@@ -169,7 +169,7 @@ def lens(
     json: Json = False,
 ) -> None:
     """Print what every layer would predict: the logit lens."""
-    from lens_tui.lens import attribute_logits, logit_lens
+    from lens_tui.lens.read.logits import attribute_logits, logit_lens
 
     words = read_text(text)
     wanted = _layers(layers)

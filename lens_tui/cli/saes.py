@@ -17,9 +17,9 @@ from .output import Meter, interruptible, note, print_json, say, sentences
 from .sources import Json, Model, SAEName, TextKey, open_model, open_sae, read_text
 
 if TYPE_CHECKING:
-    from lens_tui.lens import LensModel
+    from lens_tui.lens.model import LensModel
     from lens_tui.records.training import Evaluation, TrainConfig, TrainProgress, TrainReport
-    from lens_tui.sae.index import BuildResult, IndexProgress
+    from lens_tui.sae.index.build import BuildResult, IndexProgress
 
 verbs = typer.Typer()
 
@@ -211,7 +211,7 @@ def index(
 
     ctrl+c saves what was read, and the same command goes on from there.
     """
-    from lens_tui.sae.index import IndexSettings
+    from lens_tui.sae.index.settings import IndexSettings
     from lens_tui.tasks.index import index_text
 
     if top_k > 10_000:
@@ -246,7 +246,7 @@ def index_merge(
     json: Json = False,
 ) -> None:
     """Make one index of all shards of a pass."""
-    from lens_tui.sae.index import BuildResult
+    from lens_tui.sae.index.build import BuildResult
     from lens_tui.tasks.index import merge_index
 
     with open_model(model) as lens:
@@ -274,7 +274,7 @@ def _index_line(progress: IndexProgress) -> tuple[str, str, float | None]:
 
 
 def _facts(result: BuildResult) -> dict[str, Any]:
-    from lens_tui.sae.index import FeatureIndex
+    from lens_tui.sae.index.read import FeatureIndex
 
     indexes = []
     for path in result.indexes:

@@ -27,9 +27,9 @@ from lens_tui.records.sanitise import one_line
 from .output import Meter
 
 if TYPE_CHECKING:
-    from lens_tui.lens import LensModel
+    from lens_tui.lens.model import LensModel
     from lens_tui.records.info import Dequantize
-    from lens_tui.sae import SAE
+    from lens_tui.sae.load import SAE
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A folder, a hub id, or 'demo' for the bundled model.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON value on standard output.")]
@@ -129,7 +129,7 @@ def _standard_input() -> str:
 
 def open_model(name: str) -> LensModel:
     """The model a verb works on, its weights held as ``--dequantize`` says, or the settings."""
-    from lens_tui.lens import LensModel
+    from lens_tui.lens.model import LensModel
     from lens_tui.tui.preferences import preferences
 
     return LensModel(name, dequantize=asked_dequantize.get() or preferences().dequantize)
@@ -140,7 +140,7 @@ def open_sae(name: str, model: str) -> SAE:
 
     For the bundled model no name stands for the default one.
     """
-    from lens_tui.sae import load_sae
+    from lens_tui.sae.load import load_sae
     from lens_tui.tasks.models import named_sae
 
     path, layer, site = named_sae(name or _default_sae(model))
@@ -150,7 +150,7 @@ def open_sae(name: str, model: str) -> SAE:
 
 def find_sae(name: str, model: str) -> SAEInfo:
     """What is known of an SAE, named as for :func:`open_sae`; one on this machine is not read for it."""
-    from lens_tui.sae import sae_info
+    from lens_tui.sae.load import sae_info
     from lens_tui.tasks.models import named_sae
 
     path, layer, site = named_sae(name or _default_sae(model))

@@ -20,7 +20,8 @@ from .output import Meter, note, print_json, say, sentences
 from .sources import ArmSpec, Json, Model, SAEName, Vectors, open_model, parse_arm, read_text
 
 if TYPE_CHECKING:
-    from lens_tui.lens import FeatureProbe, LensModel
+    from lens_tui.lens.measure.dose import FeatureProbe
+    from lens_tui.lens.model import LensModel
     from lens_tui.records.vectors import RankedLayer
 
 verbs = typer.Typer()
@@ -93,7 +94,7 @@ def _factors(text: str) -> Sequence[float]:
 
 def _probe(spec: ArmSpec, vectors: Vectors) -> FeatureProbe | None:
     """The feature to read back, where the arm is one feature."""
-    from lens_tui.lens import FeatureProbe
+    from lens_tui.lens.measure.dose import FeatureProbe
 
     if len(spec.terms) != 1 or spec.terms[0].kind != "feature":
         return None
@@ -364,7 +365,7 @@ def _finish(
     lens: LensModel, vector: SteeringVector, out: str, as_json: bool, ranked: Sequence[RankedLayer] = ()
 ) -> None:
     """Save the vector and say what it is."""
-    from lens_tui.lens import residual_norm
+    from lens_tui.lens.vectors import residual_norm
     from lens_tui.records.vector_formats import save_vectors
     from lens_tui.records.vector_formats.own import save_vector
 

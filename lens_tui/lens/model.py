@@ -368,7 +368,7 @@ class LensModel:
 
         ``kl``: each arm that something acts on has a companion row in the batch, the plain model fed the arm's own
         tokens, so that a token says how far the two next-token distributions are apart *on the same text*
-        (``Token.kl``, ``reverse_kl``, ``plain_logprob``; what :func:`~lens_tui.lens.divergence` gives for the arm's
+        (``Token.kl``, ``reverse_kl``, ``plain_logprob``; what :func:`~lens_tui.divergence` gives for the arm's
         tokens). ``False`` leaves companions out, and those are ``None``.
         """
         if self._registry.ambient()[0]:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from .errors import LensError as LensError
     from .errors import LensWarning as LensWarning
     from .errors import NotFinite as NotFinite
+    from .features import CoActive as CoActive
+    from .features import ContrastedFeature as ContrastedFeature
+    from .features import Promoter as Promoter
     from .fit import FitReport as FitReport
     from .fit import SiteFit as SiteFit
     from .info import ModelInfo as ModelInfo
@@ -63,6 +66,7 @@ else:
         __name__,
         {
             ".errors": "LensError LensWarning NotFinite",
+            ".features": "CoActive ContrastedFeature Promoter",
             ".fit": "FitReport SiteFit",
             ".info": "ModelInfo SAEInfo",
             ".interventions": (

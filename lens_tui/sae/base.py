@@ -157,7 +157,7 @@ ROWS = 1024
 class SAE:
     """A sparse autoencoder (or transcoder) as its maker defined it; see :class:`Definition` for the formulas.
 
-    Use :func:`lens_tui.sae.load_sae` to get one; the subclass says how activations are made. Residuals may have
+    Use :func:`lens_tui.load_sae` to get one; the subclass says how activations are made. Residuals may have
     any number of leading axes and any float dtype.
     """
 
@@ -165,7 +165,7 @@ class SAE:
     kinds: ClassVar[dict[Activation, type[SAE]]] = {}
     """The class of each activation; a subclass enters itself."""
     opener: ClassVar[Callable[..., SAE]]
-    """What opens a file or folder: :func:`lens_tui.sae.load_sae`, which stands above this file and puts itself here."""
+    """What opens a file or folder: :func:`lens_tui.load_sae`, which stands above this file and puts itself here."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -196,7 +196,7 @@ class SAE:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options: Any) -> Self:
-        """Load an SAE from a file or folder; see :func:`lens_tui.sae.load_sae` for the options.
+        """Load an SAE from a file or folder; see :func:`lens_tui.load_sae` for the options.
 
         Raises ``LensError`` if it is of another kind than this class.
         """

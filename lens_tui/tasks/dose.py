@@ -41,7 +41,7 @@ def measure_dose(
     seed: int = 0,
     heard: Heard | None = None,
 ) -> DoseResponse:
-    """As :func:`lens_tui.lens.dose_response`, some scales at a time, the loss on the first ``n_texts`` of its 64 texts.
+    """As :func:`lens_tui.dose_response`, some scales at a time, the loss on the first ``n_texts`` of its 64 texts.
 
     ``heard(response so far, scales done, scales in all)`` is called after each block; what it
     raises ends the measuring. The random directions are the same in every block.
@@ -97,7 +97,7 @@ def find(
     *,
     heard: Callable[[dict[float, float]], None] | None = None,
 ) -> ScaleSearch:
-    """As :func:`lens_tui.lens.find_scale`, with ``quantity`` checked; ``heard`` is its ``progress``."""
+    """As :func:`lens_tui.find_scale`, with ``quantity`` checked; ``heard`` is its ``progress``."""
     from lens_tui.lens.measure.search import Quantity, find_scale
 
     check_positions(interventions)

@@ -31,13 +31,13 @@ from lens_tui.records.sites import in_residual
 from .knowledge import dashboard_of, label_texts, labels_of, opened, search_labels
 
 if TYPE_CHECKING:
-    from lens_tui.lens import LensModel
     from lens_tui.lens.architecture.unembed import Convention
+    from lens_tui.lens.model import LensModel
     from lens_tui.records import FloatArray, SteeringVector
     from lens_tui.records.label_files import Dashboard
-    from lens_tui.sae import SAE
-    from lens_tui.sae.index import Example, FeatureIndex, TextFeatures
-    from lens_tui.sae.index.questions import Measure, Over
+    from lens_tui.sae.index.questions import Measure, Over, TextFeatures
+    from lens_tui.sae.index.read import Example, FeatureIndex
+    from lens_tui.sae.load import SAE
 
 
 TokenText = Callable[[int], str]
@@ -102,7 +102,7 @@ def feature_facts(
 
 def _with_index(facts: FeatureFacts, index: FeatureIndex | None, text: TokenText, k: int) -> FeatureFacts:
     """With what the index says."""
-    from lens_tui.sae.index import describe
+    from lens_tui.sae.index.read import describe
 
     if index is None:
         return facts
@@ -135,7 +135,7 @@ def _example(example: Example, text: TokenText) -> FeatureExample:
 
 def _with_neighbours(facts: FeatureFacts, sae: SAE, index: FeatureIndex | None, k: int) -> FeatureFacts:
     """With the features that are nearest by decoder direction, and those that fire on the same tokens; unnamed."""
-    from lens_tui.sae.index import co_active, decoder_neighbours
+    from lens_tui.sae.index.questions import co_active, decoder_neighbours
 
     near = decoder_neighbours(sae.directions, sae.d_sae, facts.feature, k=k)
     together = co_active(index, facts.feature, k=k) if index is not None and index.full else None
@@ -204,7 +204,7 @@ def search_features(
     tokenizer splits is only looked for in labels. ``promoting`` is ``None`` without an index that has the
     token table of ``convention``. Raises ``LensError`` if there is no word to look for.
     """
-    from lens_tui.sae.index import promoting
+    from lens_tui.sae.index.questions import promoting
 
     if not any(character.isalnum() for character in words):
         raise LensError("There is no word to look for.", "Give some words, for example: sea ship.")
@@ -281,7 +281,7 @@ def rank_tokens(
 
 
 def _by_rank(found: NDArray[Any], values: NDArray[Any], k: int, index: FeatureIndex | None) -> list[Scored]:
-    from lens_tui.sae.index import rank_features
+    from lens_tui.sae.index.questions import rank_features
 
     if index is None:
         raise LensError("Ranks need an index of this SAE.", "Make one with `mlx-lens-tui index TEXT`.")
@@ -301,7 +301,7 @@ def _by_effect(
     import mlx.core as mx
 
     from lens_tui.lens.distributions import log_softmax
-    from lens_tui.sae.index import direct_effects
+    from lens_tui.sae.index.questions import direct_effects
 
     place = sae.info.site_out or sae.info.site
     if sae.d_out != model.d_model or not in_residual(place):
@@ -354,7 +354,7 @@ def contrast_texts(
     Each text is read by itself, unsteered, its first ``context`` tokens; special tokens are left out. A text's value
     of a feature is its ``max`` or ``mean`` over tokens. ``progress(done, total)`` counts texts.
     """
-    from lens_tui.sae.index import contrast
+    from lens_tui.sae.index.questions import contrast_features
 
     done = 0
 
@@ -368,7 +368,7 @@ def contrast_texts(
                 progress(done, len(a) + len(b))
         return rows
 
-    rows = contrast(read(a), read(b), measure=measure, both_sides=both_sides, k=k, seed=seed)
+    rows = contrast_features(read(a), read(b), measure=measure, both_sides=both_sides, k=k, seed=seed)
     return named(rows, label_texts(sae.info, [row.feature for row in rows]))
 
 
@@ -376,7 +376,7 @@ def read_text_features(
     model: LensModel, sae: SAE, text: str, *, over: Over = "max", context: int = 512
 ) -> TextFeatures:
     """One text as its features. Raises ``LensError`` for an SAE that does not say which layer and site it reads."""
-    from lens_tui.sae.index import text_features
+    from lens_tui.sae.index.questions import text_features
 
     info = sae.info
     if info.layer < 0 or not info.site:

@@ -23,7 +23,7 @@ from lens_tui.records import LensError, SAEInfo, paths
 from lens_tui.records.label_files import Dashboard, Dashboards
 from lens_tui.records.labels import ImportResult, Label, Labels, NewLabel
 from lens_tui.records.store import SHORT, Store
-from lens_tui.sae.index import FeatureIndex
+from lens_tui.sae.index.read import FeatureIndex
 
 T = TypeVar("T")
 
@@ -95,7 +95,7 @@ def _key(label: Label | NewLabel) -> tuple[int, str, str, str, str]:
 @cache
 def bundled() -> Labels:
     """The bundled labels, by the ids of their SAEs."""
-    from lens_tui.sae import sae_info
+    from lens_tui.sae.load import sae_info
 
     labels = Labels(Store(":memory:"))
     folders = demo.sae_paths()

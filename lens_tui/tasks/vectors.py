@@ -25,7 +25,7 @@ def from_pairs(
     over: str = "all",
     raw: bool = True,
 ) -> tuple[RankedLayer, ...]:
-    """Vectors of one layer, or of all, best layer first: :func:`lens_tui.lens.contrast`.
+    """Vectors of one layer, or of all, best layer first: :func:`lens_tui.contrast`.
 
     Sets of unequal size are no pairs: of them there is the mean difference at one layer, unranked.
     """
@@ -70,7 +70,7 @@ def _unpaired(
 
 
 def from_token(lens: LensModel, token: str, layer: int, kind: str = "unembedding", name: str = "") -> SteeringVector:
-    """The direction of a token, written as its text (blank and all) or ``id:17``: :func:`lens_tui.lens.from_token`."""
+    """The direction of a token, written as its text (blank and all) or ``id:17``: :func:`lens_tui.from_token`."""
     from lens_tui.lens.vectors import from_token as make
 
     kinds: dict[str, Any] = {"unembedding": "unembedding", "embedding": "embedding"}

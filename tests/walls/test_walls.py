@@ -38,8 +38,10 @@ def modules_after(statement: str) -> set[str]:
         ("lens_tui.worker.events", LIGHT | {"rich"}),
         ("lens_tui.worker.jobs", LIGHT | {"rich"}),
         ("lens_tui.tui", LIGHT - {"textual"}),
-        ("lens_tui.lens", {"textual", "rich"}),
-        ("lens_tui.sae", {"textual", "rich"}),
+        ("lens_tui.lens", LIGHT | {"rich"}),
+        ("lens_tui.lens.model", {"textual", "rich"}),
+        ("lens_tui.sae.index.questions", LIGHT | {"rich"}),
+        ("lens_tui.sae.load", {"textual", "rich"}),
     ],
 )
 def test_what_a_room_brings_with_it(room: str, never: set[str]) -> None:

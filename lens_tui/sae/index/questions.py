@@ -173,7 +173,7 @@ def text_features(
     return TextFeatures(names, result)
 
 
-def contrast(
+def contrast_features(
     a: Sequence[TextFeatures],
     b: Sequence[TextFeatures],
     *,

@@ -175,7 +175,7 @@ def test_a_broken_pass_is_taken_up_where_it_was_saved(tmp_path: Path, fail_at: i
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from lens_tui.sae.index import Target, build_index
+from lens_tui.sae.index.build import Target, build_index
 from tests.sae.index.corpora import PLACE, TinySAE, TinySource
 from tests.sae.index.test_build import SETTINGS
 

@@ -5,7 +5,7 @@ import pytest
 
 from lens_tui import text_features
 from lens_tui.records import LensError
-from lens_tui.sae.index.questions import TextFeatures, auc, contrast, standardised_difference
+from lens_tui.sae.index.questions import TextFeatures, auc, contrast_features, standardised_difference
 
 WIDTH = 50
 
@@ -26,12 +26,12 @@ def _texts(n: int, seed: int, planted: dict[int, float] | None = None) -> list[T
 
 
 def test_a_planted_feature_is_found_and_noise_is_unmasked_by_the_held_out_half() -> None:
-    found = contrast(_texts(20, 0, {7: 5.0}), _texts(20, 1), k=5)
+    found = contrast_features(_texts(20, 0, {7: 5.0}), _texts(20, 1), k=5)
     assert found[0].feature == 7
     assert found[0].held_out > 0.95
     assert found[0].mean_a > found[0].mean_b
     assert found[0].active_a == 1.0
-    nothing = contrast(_texts(16, 2), _texts(16, 3), k=8)
+    nothing = contrast_features(_texts(16, 2), _texts(16, 3), k=8)
     # Chosen for being the best of 50 on one half, they are chance on the other.
     assert np.mean([item.chosen for item in nothing]) > 0.65
     assert abs(np.mean([item.held_out for item in nothing]) - 0.5) < 3 * nothing[0].chance
@@ -40,12 +40,12 @@ def test_a_planted_feature_is_found_and_noise_is_unmasked_by_the_held_out_half()
 
 def test_both_sides_and_the_difference() -> None:
     a, b = _texts(20, 0, {7: 5.0}), _texts(20, 1, {9: 5.0})
-    one = contrast(a, b, k=2)
+    one = contrast_features(a, b, k=2)
     assert one[0].feature == 7
     assert 9 not in [item.feature for item in one]
-    both = contrast(a, b, k=2, both_sides=True, measure="difference")
+    both = contrast_features(a, b, k=2, both_sides=True, measure="difference")
     assert {item.feature: item.held_out > 0 for item in both} == {7: True, 9: False}
-    assert contrast(a, b, k=3) == contrast(a, b, k=3)
+    assert contrast_features(a, b, k=3) == contrast_features(a, b, k=3)
 
 
 def test_scores_equal_their_definitions() -> None:
@@ -73,13 +73,13 @@ def test_text_features_leave_special_tokens_out() -> None:
     assert (found.ids.tolist(), found.values.tolist()) == ([2, 5], [2.5, 1.5])
     empty = text_features(ids, values * 0, special)
     assert len(empty.ids) == 0
-    assert contrast([empty] * 4, [empty] * 4) == ()
+    assert contrast_features([empty] * 4, [empty] * 4) == ()
     with pytest.raises(LensError, match="differ in shape"):
         text_features(ids, values[:2], special)
 
 
 def test_too_few_texts_are_refused() -> None:
     with pytest.raises(LensError, match="four on each side"):
-        contrast(_texts(3, 0), _texts(10, 1))
+        contrast_features(_texts(3, 0), _texts(10, 1))
     with pytest.raises(LensError, match="no measure"):
-        contrast(_texts(4, 0), _texts(4, 1), measure="f1")  # type: ignore[arg-type]
+        contrast_features(_texts(4, 0), _texts(4, 1), measure="f1")  # type: ignore[arg-type]

@@ -221,7 +221,7 @@ CUT = """
 import os, sys
 import mlx.core as mx
 from lens_tui.records import LensError
-from lens_tui.sae import load_sae
+from lens_tui import load_sae
 
 path, residence = sys.argv[1:]
 sae = load_sae(path, residence=residence)
