@@ -22,17 +22,16 @@ from textual.reactive import reactive
 from textual.screen import Screen
 
 from lens_tui.records.sanitise import one_line
+from lens_tui.tui.bindings import bindings
+from lens_tui.tui.defects import NoControls
 from lens_tui.worker.events import Event, JobFailed, Notice
 
 from . import themes
-from .bindings import bindings
-from .catalog import Catalog, DiskCatalog
 from .defects import Defects
-from .guard import NoControls
-from .host import LensHost, RunWanted
+from .host import Catalog, LensHost, RunWanted
 from .jobs import BUSY, IDLE, Activity, Handler, JobBook, advance
 from .keys import SCREENS, by_id, check_keymap
-from .opening import Opening
+from .opening import DiskCatalog, Opening
 from .preferences import Start, remember_theme
 from .recovery import Recovery
 from .session import Session, SessionStore, absorb
@@ -101,7 +100,7 @@ class LensApp(LensHost, inherit_bindings=False):
     BINDINGS = bindings("app")
     CSS_PATH = list(_STYLES)
     ENABLE_COMMAND_PALETTE = True
-    COMMANDS: ClassVar[set[Any]] = {lambda: import_module("lens_tui.tui.palette").LensCommands}
+    COMMANDS: ClassVar[set[Any]] = {lambda: import_module("lens_tui.tui.screens.help").LensCommands}
 
     activity: reactive[Activity] = reactive(Activity(), repaint=False)
     tint: reactive[str] = reactive("tint", repaint=False)
@@ -278,7 +277,7 @@ class LensApp(LensHost, inherit_bindings=False):
 
     def action_command_palette(self) -> None:
         """Everything that can be done here, by name."""
-        from .palette import Palette
+        from lens_tui.tui.screens.help import Palette
 
         if not isinstance(self.screen, Palette):
             self.push_screen(Palette())  # without an id: the last one may still be on its way out
@@ -291,7 +290,7 @@ class LensApp(LensHost, inherit_bindings=False):
 
     def action_maximize(self) -> None:
         """Give the focused pane the whole screen, or give it back."""
-        from .widgets.pane import Pane
+        from lens_tui.tui.widgets.frame import Pane
 
         screen = self.screen
         if screen.maximized is not None:

@@ -1,12 +1,19 @@
-"""Sums of rows of the bench as a person types them: ``1 + 0.5*2 - 3``, ``1 without 2, 3``. Pure."""
+"""What the Steer screen says of a row of the bench, and of its dose-response or scale search as far as it is. Pure."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from textual.content import Content
 
 from lens_tui.records.bench import BenchRow, mode_of, positions_text
-
-from .format import signed
+from lens_tui.records.measures import DEFINITIONS, QUANTITIES, Curve, DosePoint, DoseResponse, ScaleSearch
+from lens_tui.records.sanitise import one_line
+from lens_tui.tui.format import figure, fit, signed
+from lens_tui.worker.events import DoseMeasured, Event, JobDone, JobFailed, ScaleFound, ScalesTried
 
 _TERM = re.compile(r"([+-]?)\s*(?:(\d+(?:\.\d+)?|\.\d+)\s*[*×]\s*)?(\d+)\s*")
 _WITHOUT = re.compile(r"\s*(\d+)\s+without\s+(\d+(?:\s*,\s*\d+)*)\s*$")
@@ -79,3 +86,258 @@ def acts(row: BenchRow) -> str:
     parts = [] if row.mode == "add" else [mode_of(row.mode).label]
     parts += [] if row.positions is None else [positions_text(row.positions)]
     return " · ".join(parts)
+
+
+State = Literal["running", "done", "stopped", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One measure over the scales: its name in ``DEFINITIONS``, what it is called, and a value or ``None`` a scale.
+
+    ``top`` is the value of a full bar. ``curve`` has its knee and where it turns back; a control has none.
+    """
+
+    name: str
+    label: str
+    values: tuple[float | None, ...]
+    top: float
+    places: int
+    curve: Curve | None = None
+    control: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DoseView:
+    """A dose-response. ``made_for`` is what it was measured of: a row that differs from it has another one."""
+
+    scales: tuple[float, ...]
+    made_for: tuple[Any, ...]
+    response: DoseResponse | None = None
+    state: State = "running"
+
+    @property
+    def measured(self) -> int:
+        """How many scales are there."""
+        return len(self.response.points) if self.response else 0
+
+    def point(self, place: int) -> DosePoint | None:
+        """What was measured at a scale, if it is there already."""
+        points = self.response.points if self.response else ()
+        return next((point for point in points if point.scale == self.scales[place]), None)
+
+    def series(self) -> tuple[Series, ...]:
+        """Its measures: each effect with its random control under it."""
+        points = [self.point(place) for place in range(len(self.scales))]
+        ended = self.response.curves if self.response and self.state != "running" else ()  # else knees would wander
+        curves = {curve.name: curve for curve in ended}
+        loss = [None if p is None else p.delta_loss.delta for p in points]
+        kl = [None if p is None else p.on_baseline.mean_forward for p in points]
+        found = [
+            _series("delta_loss", loss, curves, 3),
+            _control(loss, [_mean(p.random_delta) if p else None for p in points], 3),
+            _series("kl", kl, curves, 2),
+            _control(kl, [_mean(p.random_kl) if p else None for p in points], 2),
+            _series("ppl_unsteered", [None if p is None else p.ppl_unsteered for p in points], curves, 1),
+            _series("distinct_2", [None if p is None else p.degeneration.distinct_2 for p in points], curves, 2, 1.0),
+        ]
+        if self.response is not None and self.response.baseline_read_back is not None:
+            back = [None if p is None or p.read_back is None else p.read_back.mean for p in points]
+            found.append(_series("read_back", back, curves, 1))
+        return tuple(series for series in found if series is not None)
+
+    def heard(self, event: Event) -> DoseView:
+        """The view after an event of its job."""
+        match event:
+            case DoseMeasured(_, response):
+                return replace(self, response=response)
+        return replace(self, state=_ended(event, self.state))
+
+    def note(self) -> str:
+        """How far it is, for the pane's title."""
+        total = len(self.scales)
+        if self.state == "running":
+            return f"{self.measured} of {total} scales"
+        return f"{total} scales" if self.measured == total else f"{self.state} at {self.measured} of {total} scales"
+
+
+@dataclass(frozen=True, slots=True)
+class SearchView:
+    """A search for the scale that reaches a target. ``sign`` is -1 where negative scales are searched."""
+
+    quantity: str
+    target: float
+    made_for: tuple[Any, ...]
+    sign: float = 1.0
+    tried: tuple[tuple[float, float], ...] = ()
+    search: ScaleSearch | None = None
+    state: State = "running"
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """The scales tried, ascending."""
+        return tuple(sorted(self.sign * scale for scale, _ in self.tried))
+
+    @property
+    def found(self) -> float | None:
+        """The scale it ended with."""
+        return None if self.search is None else self.sign * self.search.scale
+
+    def series(self) -> tuple[Series, ...]:
+        """The one quantity that is searched by, its bars full at twice the target."""
+        values = {self.sign * scale: value for scale, value in self.tried}
+        known = [values[scale] if values[scale] - values[scale] == 0 else None for scale in self.scales]
+        return (Series(self.quantity, QUANTITIES[self.quantity][0], tuple(known), 2 * self.target, 3),)
+
+    def heard(self, event: Event) -> SearchView:
+        """The view after an event of its job."""
+        match event:
+            case ScalesTried(_, tried):
+                return replace(self, tried=tried)
+            case ScaleFound(_, search):
+                return replace(self, search=search)
+        return replace(self, state=_ended(event, self.state))
+
+    def note(self) -> str:
+        """How far it is, for the pane's title."""
+        tried = f"{len(self.tried)} scales tried"
+        return tried if self.state in ("running", "done") else f"{self.state}, {tried}"
+
+
+View = DoseView | SearchView
+
+
+def _ended(event: Event, state: State) -> State:
+    match event:
+        case JobDone(_, stopped):
+            return "stopped" if stopped else "done"
+        case JobFailed():
+            return "failed"
+    return state
+
+
+def _series(
+    name: str, values: Sequence[float | None], curves: dict[str, Curve], places: int, top: float | None = None
+) -> Series:
+    return Series(name, DEFINITIONS[name][0], tuple(values), top or _top(values), places, curves.get(name))
+
+
+def _control(effect: Sequence[float | None], values: Sequence[float | None], places: int) -> Series | None:
+    """The random directions under an effect, on the effect's own scale; nothing where none were measured."""
+    if all(value is None for value in values):
+        return None
+    label = f"  {DEFINITIONS['random'][0]}"
+    return Series("random", label, tuple(values), max(_top(effect), _top(values)), places, control=True)
+
+
+def _top(values: Sequence[float | None]) -> float:
+    return max((value for value in values if value is not None and value - value == 0), default=0.0)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+Part = str | tuple[str, str]
+
+
+def dose_lines(view: DoseView, row: BenchRow, place: int, series: Series, width: int) -> list[Content]:
+    """The scale under the cursor in numbers, its text beside the plain one, and what the chosen measure is."""
+    point, response = view.point(place), view.response
+    if point is None or response is None:
+        return [_head(row, view.scales[place], "not measured yet" if view.state == "running" else "not measured")]
+    moved = "" if point.dose is None else f"moved {point.dose:.3f} ‖h‖"
+    return [
+        _head(row, point.scale, moved),
+        Content(_measured(point, response, series)),
+        _shape(series.curve),
+        _quote("plain", response.baseline_text, width),
+        _quote(amount(row, point.scale), point.text, width),
+        Content(""),
+        _definition(series.name),
+    ]
+
+
+def _head(row: BenchRow, scale: float, more: str) -> Content:
+    parts: list[Part] = [("scale ", "$muted"), (amount(row, scale), "bold")]
+    said = [part for part in (relative(row, scale), more) if part]
+    parts += [(f"   {part}", "$muted") for part in said]
+    return Content.assemble(*parts)
+
+
+def _measured(point: DosePoint, response: DoseResponse, series: Series) -> str:
+    match series.name:
+        case "delta_loss":
+            loss = point.delta_loss
+            controls = _controls(point.random_delta, point.flipped_delta, 3)
+            return f"Δ loss {loss.delta:+.3f} nat [{loss.low:+.3f}, {loss.high:+.3f}], {loss.n_texts} texts{controls}"
+        case "kl":
+            held = point.on_baseline
+            controls = _controls(point.random_kl, point.flipped_kl, 2)
+            both = f"KL {held.mean_forward:.2f} nat, most {held.max_forward:.2f}, reverse {held.mean_reverse:.2f}"
+            return f"{both}{controls}"
+        case "ppl_unsteered":
+            both = f"{point.ppl_unsteered:.1f} to the plain model, {point.ppl_steered:.1f} to the steered"
+            return f"perplexity {both}; the plain text {response.baseline_ppl:.1f}"
+        case "distinct_2":
+            now, plain = point.degeneration, response.baseline_degeneration
+            both = f"distinct-2 {figure(now.distinct_2, 2)}, plain {figure(plain.distinct_2, 2)}"
+            return f"{both}; longest repeat {now.longest_repeat} of {now.n_tokens} tokens, zlib {now.zlib_ratio:.2f}"
+        case "read_back" if point.read_back is not None and response.baseline_read_back is not None:
+            here, there = point.read_back, response.baseline_read_back
+            return f"read-back {here.mean:.2f}, most {here.max:.1f}; plain {there.mean:.2f}, most {there.max:.1f}"
+    loss_of = ", ".join(f"{value:+.3f}" for value in point.random_delta)
+    kl_of = ", ".join(f"{value:.2f}" for value in point.random_kl)
+    return f"random directions: Δ loss {loss_of} nat; KL {kl_of} nat"
+
+
+def _controls(random: Sequence[float], turned: float | None, places: int) -> str:
+    parts = []
+    if random:
+        parts.append(f"random {sum(random) / len(random):+.{places}f}")
+    if turned is not None:
+        parts.append(f"flipped {turned:+.{places}f}")
+    return f"; {', '.join(parts)}" if parts else ""
+
+
+def _shape(curve: Curve | None) -> Content:
+    """Where a curve bends and turns back; nothing of a control."""
+    if curve is None:
+        return Content("")
+    parts = [] if curve.knee is None else [f"◆ knee at {short(curve.knee)}"]
+    if curve.reversals:
+        steps = ", ".join(f"{short(first)} to {short(second)}" for first, second in curve.reversals[:3])
+        parts.append(f"↩ turns back from {steps}")
+    return Content.styled("   ".join(parts) or "no knee, does not turn back", "$muted")
+
+
+def _quote(label: str, text: str, width: int) -> Content:
+    """One line: where the text is longer, its beginning."""
+    quoted = fit(f"“{one_line(text.strip(), 500)}”", max(20, width - 9)).rstrip()
+    return Content.assemble((f"{label:<8}", "$muted"), quoted)
+
+
+def _definition(name: str) -> Content:
+    label, words = DEFINITIONS[name]
+    return Content.assemble((f"{label}  ", "bold $muted"), (words, "$muted"))
+
+
+def search_lines(view: SearchView, row: BenchRow, place: int, take: str) -> list[Content]:
+    """The scale under the cursor, and what the search came to."""
+    label, unit, _ = QUANTITIES[view.quantity]
+    goal = f"{label} {view.target:+g} {unit}".strip()
+    lines = [Content.assemble(("target ", "$muted"), goal)]
+    if place < len(view.scales):
+        scale = view.scales[place]
+        value = dict(view.tried)[view.sign * scale]
+        lines.append(_head(row, scale, f"{label} {value:+.3f} {unit}".strip()))
+    search = view.search
+    if search is not None and view.found is not None:
+        verdict = "reached at" if search.reached else "not reached; nearest"
+        parts: list[Part] = [f"{verdict} ", (amount(row, view.found), "bold $accent"), f": {search.value:+.3f}"]
+        if search.held_out is not None:
+            parts.append(f" on half the texts, {search.held_out:+.3f} on the half held out")
+        lines += [Content(""), Content.assemble(*parts), Content.styled(f"{take} gives it to the row", "$muted")]
+        if search.curve.reversals:
+            lines.append(Content.styled("↩ the curve turns back on the way: the first crossing counts", "$muted"))
+    return [*lines, Content(""), _definition(view.quantity)]

@@ -1,8 +1,11 @@
-"""What the app does about a failure of its own: it is logged and shown, and the session goes on.
+"""What the app does about faults of its own: one is logged and shown, and the session goes on.
 
 Textual ends an app with the first exception that leaves a handler. Here the
 handlers of every widget and screen, timers and callbacks are stood around, so
 that a defect in one of them costs what that handler would have done and no more.
+And no line leaves the app with a control character or a lone surrogate in it:
+all foreign text has been through ``records.sanitise`` long before, but some text,
+one day, may not have been.
 """
 
 from __future__ import annotations
@@ -13,11 +16,18 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+from rich.segment import Segment
+from textual.color import Color
+from textual.filter import LineFilter
+
+from lens_tui.records.sanitise import sanitise_token
+
 if TYPE_CHECKING:
     from textual.message import Message
     from textual.message_pump import MessagePump
 
-    from .host import LensHost
+    from lens_tui.tui.host import LensHost
+
 
 _log = logging.getLogger(__name__)
 MOST = 12
@@ -81,3 +91,19 @@ class Defects:
             hint = "The session goes on without what this would have done."
             app.call_later(app.show_error, failure.message, hint, failure.detail)
         return True
+
+
+class NoControls(LineFilter):
+    """Replaces what a terminal would act on by something to see; clean lines pass untouched."""
+
+    def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
+        """The segments with their text made safe."""
+        if all(segment.text.isprintable() for segment in segments):
+            return segments
+        return [_safe(segment) for segment in segments]
+
+
+def _safe(segment: Segment) -> Segment:
+    if segment.control or segment.text.isprintable():
+        return segment
+    return Segment(sanitise_token(segment.text), segment.style)

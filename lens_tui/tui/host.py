@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -14,17 +16,33 @@ from textual.theme import Theme
 from lens_tui.worker.events import JobFailed
 from lens_tui.worker.protocol import WorkerLike
 
-from .catalog import Catalog
 from .jobs import Handler, JobBook
 from .session import SessionStore
 
 if TYPE_CHECKING:
     from lens_tui.records.info import Dequantize
+    from lens_tui.tasks.models import MemoryEstimate, ModelEntry, SAEEntry
     from lens_tui.worker.jobs import Job
 
 
 class RunWanted(Message):
     """The comparison is to run: to the Generate screen."""
+
+
+class Catalog(Protocol):
+    """Lists and checks; each call may take a while and is made off the screen's thread."""
+
+    def models(self) -> Sequence[ModelEntry]:
+        """Models at hand."""
+
+    def saes(self, model: str) -> Sequence[SAEEntry]:
+        """SAEs at hand for a model, by its id."""
+
+    def check(self, typed: str) -> ModelEntry:
+        """What was typed, as a model; raises ``LensError`` if it is none."""
+
+    def memory(self, entry: ModelEntry) -> MemoryEstimate:
+        """What it would need."""
 
 
 class Opens(Protocol):
@@ -73,6 +91,15 @@ class LensHost(App[None]):
     def say(self, message: str) -> None:
         """A short remark, for something that happened out of sight."""
 
+    def copy(self, text: str, what: str) -> None:
+        """Copy ``text`` through the terminal (OSC 52, over ssh too) and, where one is there, the system's own tool.
+
+        ``what`` says in the remark what it was.
+        """
+        self.copy_to_clipboard(text)
+        self.run_worker(lambda: _handed_over(text), thread=True, exit_on_error=False, group="clip")
+        self.notify(f"Copied {what} ({len(text)} characters).", markup=False, timeout=3)
+
     def tell(self, text: str) -> None:
         """Something to know that a remark would pass too quickly."""
 
@@ -101,3 +128,19 @@ class LensHost(App[None]):
 def host(node: DOMNode) -> LensHost:
     """The running app, as what it is to its screens."""
     return cast("LensHost", node.app)
+
+
+_TOOLS = (("pbcopy",), ("wl-copy",), ("xclip", "-selection", "clipboard"), ("xsel", "-ib"))
+
+
+def _handed_over(text: str) -> bool:
+    """Hand the text to the first tool there is; true if it took it."""
+    for command in _TOOLS:
+        if shutil.which(command[0]):
+            try:
+                done = subprocess.run(command, input=text.encode(), timeout=2, capture_output=True, check=False)
+            except (OSError, subprocess.TimeoutExpired):
+                continue
+            if done.returncode == 0:
+                return True
+    return False

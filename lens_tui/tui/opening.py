@@ -1,4 +1,4 @@
-"""Opening a model: load it, then what belongs to it, so that the first run is one key away.
+"""What could be loaded, and opening a model: load it, then what belongs to it, so that the first run is one key away.
 
 The bundled model comes with a prompt, an SAE and ready steers
 (``lens_tui.demo.starter``); others come as they are.
@@ -6,6 +6,7 @@ The bundled model comes with a prompt, an SAE and ready steers
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,46 @@ from lens_tui import demo
 from lens_tui.records.bench import Term
 from lens_tui.worker.events import Event, JobDone, JobFailed, ModelLoaded, Progress, VectorMade
 
+from .preferences import preferences
+
 if TYPE_CHECKING:
+    from lens_tui.records.info import Dequantize
+    from lens_tui.tasks.models import MemoryEstimate, ModelEntry, SAEEntry
+
     from .host import LensHost
 
 SLOT = "load"
+
+
+class DiskCatalog:
+    """The bundled demo, the Hugging Face cache and recent folders; ``dequantize`` is how models will be loaded."""
+
+    def __init__(self, dequantize: Dequantize = "auto") -> None:
+        self._dequantize = dequantize
+
+    def models(self) -> Sequence[ModelEntry]:
+        """Models on this disk, and in the folders that the settings name."""
+        from lens_tui.tasks.models import list_models
+
+        return list_models(folders=preferences().folders)
+
+    def saes(self, model: str) -> Sequence[SAEEntry]:
+        """SAEs on this disk that are meant for the model."""
+        from lens_tui.tasks.models import list_saes
+
+        return list_saes(model)
+
+    def check(self, typed: str) -> ModelEntry:
+        """A folder, a hub id or ``demo``."""
+        from lens_tui.tasks.models import check_model
+
+        return check_model(typed)
+
+    def memory(self, entry: ModelEntry) -> MemoryEstimate:
+        """A comparison of four arms over a thousand tokens with four layers captured."""
+        from lens_tui.tasks.models import estimate_memory
+
+        return estimate_memory(entry, tokens=1024, arms=4, captured_layers=4, dequantize=self._dequantize)
 
 
 class Opening:

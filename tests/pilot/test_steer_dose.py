@@ -11,9 +11,8 @@ from lens_tui.records import Add, Positions
 from lens_tui.records.bench import BenchRow
 from lens_tui.records.measures import DEFINITIONS, MULTIPLES
 from lens_tui.tui.app import LensApp
-from lens_tui.tui.bench_text import short
-from lens_tui.tui.dose_text import DoseView
-from lens_tui.tui.widgets.dose_chart import DoseChart
+from lens_tui.tui.bench_text import DoseView, short
+from lens_tui.tui.screens.dose_pane import DoseChart
 from lens_tui.worker import jobs
 from tests.apps import lens_app, screen_text, settle
 from tests.fakes import DEMO_SAE, FakeWorker

@@ -15,8 +15,7 @@ from lens_tui.records.session_file import read_session
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.bench_text import read_sum
 from lens_tui.tui.screens.form import FormScreen
-from lens_tui.tui.screens.steer_forms import told
-from lens_tui.tui.screens.vectors import LayersScreen
+from lens_tui.tui.screens.steer_forms import LayersScreen, told
 from lens_tui.worker import jobs
 from tests.apps import lens_app, screen_text, settle
 from tests.fakes import FakeWorker, unit_vector

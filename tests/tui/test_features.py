@@ -11,7 +11,7 @@ import pytest
 
 from lens_tui.records.features import Activity, FeatureExample
 from lens_tui.tui.app import LensApp
-from lens_tui.tui.feature_text import features_at, next_active, rough_activations, shades, sources, strongest_token
+from lens_tui.tui.reading_text import features_at, next_active, rough_activations, shades, sources, strongest_token
 from lens_tui.tui.screens.features import FeaturesScreen
 from lens_tui.tui.widgets.feature_card import _around, example_lines, feature_row, page_lines, short_name
 from lens_tui.worker import jobs

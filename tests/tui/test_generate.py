@@ -14,8 +14,7 @@ from lens_tui.tui.app import LensApp
 from lens_tui.tui.format import nats
 from lens_tui.tui.past_runs import as_command, as_markdown
 from lens_tui.tui.run_text import summary
-from lens_tui.tui.screens.generate import GenerateScreen
-from lens_tui.tui.screens.sampling import fields, parse
+from lens_tui.tui.screens.generate import GenerateScreen, read_sampling, sampling_fields
 from lens_tui.tui.widgets.lane import window
 from lens_tui.tui.widgets.ramps import kl_key
 from lens_tui.worker import jobs
@@ -305,12 +304,12 @@ def test_sampling_goes_through_the_form_unchanged() -> None:
         Sampling(max_tokens=7, seed=3, temp=0.1234567, top_p=0.9, top_k=40, min_p=0.05, repetition_penalty=1.1),
         Sampling(stop=("\n\n", "User:", " a | b ", "C:\\new")),
     ):
-        form = fields(made)
+        form = sampling_fields(made)
         assert not any(field.problem(field.value) for field in form)
-        assert parse({field.id: field.value for field in form}, Sampling(repetition_context_size=20)) == made
+        assert read_sampling({field.id: field.value for field in form}, Sampling(repetition_context_size=20)) == made
     assert summary(Sampling(seed=3, temp=0.5, repetition_penalty=1.1)) == "seed 3 · temp 0.5 · rep 1.1 · max 128"
     bad = {"top_p": "1.5", "seed": "x", "max_tokens": "0", "temp": "nan"}
-    assert all(field.problem(bad[field.id]) for field in fields(Sampling()) if field.id in bad)
+    assert all(field.problem(bad[field.id]) for field in sampling_fields(Sampling()) if field.id in bad)
 
 
 async def test_the_sampling_form_says_what_is_wrong_and_takes_what_is_right() -> None:

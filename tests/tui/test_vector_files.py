@@ -17,8 +17,7 @@ from lens_tui.tui.app import LensApp
 from lens_tui.tui.format import figure
 from lens_tui.tui.recovery import saved, steers_of
 from lens_tui.tui.screens.form import FormScreen
-from lens_tui.tui.screens.steer_forms import a_file, free
-from lens_tui.tui.screens.vectors import VectorFileScreen
+from lens_tui.tui.screens.steer_forms import VectorFileScreen, a_file, free
 from lens_tui.tui.session import Session, SessionStore
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs

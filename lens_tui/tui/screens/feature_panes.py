@@ -18,11 +18,10 @@ from textual.widgets import Input
 
 from lens_tui.records import FloatArray
 from lens_tui.records.sanitise import one_line
-from lens_tui.tui import clip
-from lens_tui.tui.feature_text import Source, features_at, next_active, shades, sources, strongest_token
 from lens_tui.tui.format import figure, fit
 from lens_tui.tui.host import LensHost, host
 from lens_tui.tui.past_runs import quoted, sae_words
+from lens_tui.tui.reading_text import Source, features_at, next_active, shades, sources, strongest_token
 from lens_tui.tui.run_text import model_source
 from lens_tui.tui.widgets import lane
 from lens_tui.tui.widgets.entry import Entry
@@ -35,7 +34,7 @@ from lens_tui.tui.widgets.feature_card import (
     short_name,
     token_names,
 )
-from lens_tui.tui.widgets.pane import Pane
+from lens_tui.tui.widgets.frame import Pane
 from lens_tui.tui.widgets.row_list import RowList
 from lens_tui.tui.widgets.token_view import TokenView
 from lens_tui.worker.events import (
@@ -157,7 +156,7 @@ class TextPane(Pane):
         if session.sae_in_use is not None and session.model is not None:
             options = ["--model", model_source(session.model), "--sae", sae_words(session.sae_in_use)]
             words = ["mlx-lens-tui", "features", *options, "--", self.source.text]
-            clip.copy(self.app, " ".join(map(quoted, words)), "the command")
+            host(self).copy(" ".join(map(quoted, words)), "the command")
 
 
 class ListPane(Pane):
@@ -490,7 +489,7 @@ class FeaturePane(Pane):
         if page is not None:
             lines = page_lines(page, 72, self.card.here, "off")
             body = "\n".join(line.plain.rstrip() for line in lines)
-            clip.copy(self.app, f"f{page.feature} of {page.sae}\n{body}", f"feature {page.feature}")
+            host(self).copy(f"f{page.feature} of {page.sae}\n{body}", f"feature {page.feature}")
 
     def label(self, feature: int | None) -> None:
         """Have a label of the person's own written for a feature."""

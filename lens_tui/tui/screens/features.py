@@ -13,7 +13,7 @@ from textual.content import Content
 from lens_tui.records import FloatArray
 from lens_tui.records.fit import FitReport
 from lens_tui.tui.bindings import bindings
-from lens_tui.tui.feature_text import rough_activations, sources
+from lens_tui.tui.reading_text import rough_activations, sources
 from lens_tui.tui.session import Session
 from lens_tui.tui.widgets.frame import Hairline
 from lens_tui.tui.widgets.lane import Line

@@ -16,8 +16,7 @@ from textual.screen import ModalScreen, Screen
 from textual.widgets import Input, Static
 
 from lens_tui.tui.format import fit
-from lens_tui.tui.widgets.entry import Entry
-from lens_tui.tui.widgets.pick import Pick
+from lens_tui.tui.widgets.entry import Entry, Pick
 from lens_tui.tui.widgets.row_list import RowList
 
 Result = TypeVar("Result")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -13,16 +15,16 @@ from textual.content import Content
 from textual.timer import Timer
 from textual.widgets import Label
 
+from lens_tui.records import Sampling
 from lens_tui.records.bench import BenchRow
-from lens_tui.tui import clip
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.run_text import MEASURE_NAMES, MEASURES, Measure, RunText, lane_names, plan, summary
+from lens_tui.tui.screens.base import LensScreen
+from lens_tui.tui.screens.form import Check, Field, number, whole
 from lens_tui.tui.session import MAX_ARMS, Session
 from lens_tui.tui.widgets.frame import Hairline
 from lens_tui.tui.widgets.lane import Lane, LaneRow, Line, strength
 from lens_tui.tui.widgets.token_view import TokenView
-
-from .base import LensScreen
 
 if TYPE_CHECKING:
     from lens_tui.tui.widgets.prompt_area import PromptArea
@@ -334,14 +336,13 @@ class GenerateScreen(LensScreen):
 
     def action_sampling(self) -> None:
         """The sampling form."""
-        from . import sampling
         from .form import FormScreen
 
         def take(values: dict[str, str] | None) -> None:
             if values is not None:
-                self.lens.store.update(sampling=sampling.parse(values, self.session.sampling))
+                self.lens.store.update(sampling=read_sampling(values, self.session.sampling))
 
-        self.app.push_screen(FormScreen("Sampling", sampling.fields(self.session.sampling)), take)
+        self.app.push_screen(FormScreen("Sampling", sampling_fields(self.session.sampling)), take)
 
     def action_history(self) -> None:
         """The runs of this session, and those kept on disk."""
@@ -372,7 +373,7 @@ class GenerateScreen(LensScreen):
         """Copy the focused lane's text."""
         lane = self.lanes.focused_lane
         if lane is not None and lane.text is not None:
-            clip.copy(self.app, lane.text.text, f"the text of {lane.text.arm.name}")
+            self.lens.copy(lane.text.text, f"the text of {lane.text.arm.name}")
 
     def action_copy_command(self) -> None:
         """Copy the command that makes this run again."""
@@ -380,7 +381,7 @@ class GenerateScreen(LensScreen):
         from lens_tui.tui.past_runs import as_command
 
         run = self.run or RunText.begin(0, self.session)
-        clip.copy(self.app, as_command(run, self.session.saes, keep_vector), "the command")
+        self.lens.copy(as_command(run, self.session.saes, keep_vector), "the command")
 
     def action_export(self) -> None:
         """Write the run as JSON and Markdown into the working folder."""
@@ -395,3 +396,54 @@ class GenerateScreen(LensScreen):
             self.lens.show_error(f"The run could not be written to {error.filename}: {error.strerror}.")
             return
         self.lens.say(f"Wrote {stem.name}.json and {stem.name}.md to {stem.parent}")
+
+
+# -- sampling settings as a form
+
+_OFF = {"temp": "0: greedy", "top_p": "off", "top_k": "off", "min_p": "off", "repetition_penalty": "off"}
+"""What an empty field means."""
+_STOP_HINT = "no text; several with | between, a line break as \\n"
+_CHECKS: dict[str, tuple[str, Check]] = {
+    "max_tokens": ("max tokens", whole(1, 1_000_000)),
+    "seed": ("seed", whole(0, 2**32 - 1)),
+    "temp": ("temperature", number(0, 100)),
+    "top_p": ("top-p", number(0, 1)),
+    "top_k": ("top-k", whole(0, 10_000_000)),
+    "min_p": ("min-p", number(0, 1)),
+    "repetition_penalty": ("rep. penalty", number(0, 100)),
+}
+
+
+def sampling_fields(sampling: Sampling) -> list[Field]:
+    """The form's fields with the settings as they are; what is off is empty."""
+    scalars = [
+        Field(name, label, _value(sampling, name), _OFF.get(name, ""), _or_empty(check) if name in _OFF else check)
+        for name, (label, check) in _CHECKS.items()
+    ]
+    return [*scalars, Field("stop", "stop at", "|".join(map(_typed, sampling.stop)), _STOP_HINT, between="|")]
+
+
+def _value(sampling: Sampling, name: str) -> str:
+    value = getattr(sampling, name)
+    return "" if name in _OFF and not value else f"{value}"
+
+
+def _typed(text: str) -> str:
+    """A stop text in one line: a backslash before a backslash, a ``|``, and the n that stands for a line break."""
+    return re.sub(r"[\\|]", r"\\\g<0>", text).replace("\n", "\\n")
+
+
+def _stops(typed: str) -> tuple[str, ...]:
+    parts = re.findall(r"(?:\\.|[^|\\])+", typed)
+    return tuple(re.sub(r"\\(.)", lambda found: "\n" if found[1] == "n" else found[1], part) for part in parts)
+
+
+def _or_empty(check: Check) -> Check:
+    return lambda text: check(text) if text.strip() else ""
+
+
+def read_sampling(values: Mapping[str, str], before: Sampling) -> Sampling:
+    """The settings that a form whose every field is right means."""
+    kinds = {name: type(getattr(before, name)) for name in _CHECKS}
+    scalars = {name: kinds[name](values[name].strip() or 0) for name in _CHECKS}
+    return replace(before, **scalars, stop=_stops(values["stop"]))

@@ -1,19 +1,24 @@
-"""The key table: what every key does here, as it is bound now, with a filter."""
+"""Everything that can be done here: the table of keys, as they are bound now, and the palette of commands."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from functools import partial
+
 from textual.app import ComposeResult
+from textual.command import CommandPalette, DiscoveryHit, Hit, Hits, Provider
 from textual.containers import Vertical
 from textual.content import Content
 from textual.screen import Screen
 from textual.widgets import Input, Static
 
 from lens_tui.tui.format import fit
+from lens_tui.tui.host import host
 from lens_tui.tui.keys import GROUPS, Key, by_id
+from lens_tui.tui.screens.form import Dialog, Once
 from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.row_list import RowList
-
-from .form import Dialog
 
 Line = tuple[str, str, str]
 """Keys, what they do and the id; a heading has only its text, first."""
@@ -89,3 +94,49 @@ def live_keys(screen: Screen[object]) -> list[tuple[Key, str]]:
         if active.binding.id in by_id():
             caps.setdefault(active.binding.id or "", []).append(screen.app.get_key_display(active.binding))
     return [(key, " ".join(caps[name])) for name, key in by_id().items() if name in caps]
+
+
+_SKIP = ("move.", "app.commands", "app.next_pane", "app.previous_pane", "app.interrupt")
+
+
+class Palette(CommandPalette, Once[None]):
+    """Textual's palette, closed once."""
+
+    def _action_command_list(self, action: str) -> None:
+        with suppress(KeyError):  # keys that come before the list has been laid out
+            super()._action_command_list(action)
+
+
+class LensCommands(Provider):
+    """Commands for where the palette was opened: what the keys do, by name, and each theme."""
+
+    def _commands(self) -> Iterator[tuple[str, str, Callable[[], object]]]:
+        app = host(self.screen)
+        seen: set[str] = set()
+        for active in self.screen.active_bindings.values():
+            key = by_id().get(active.binding.id or "")
+            if key is None or key.id in seen or key.id.startswith(_SKIP):
+                continue
+            seen.add(key.id)
+            cap = app.get_key_display(active.binding)
+            run = partial(app.run_action, active.binding.action, active.node)
+            yield f"{key.group}: {key.description}", cap, run
+        for name in app.themes:
+            yield f"Theme: {name}", "", partial(app.keep_theme, name)
+
+    async def discover(self) -> Hits:
+        """Everything, before a letter is typed."""
+        for name, cap, run in self._commands():
+            yield DiscoveryHit(_shown(Content(name), cap), run, text=name)
+
+    async def search(self, query: str) -> AsyncIterator[Hit]:
+        """What matches, best first."""
+        matcher = self.matcher(query)
+        for name, cap, run in self._commands():
+            score = matcher.match(name)
+            if score > 0:
+                yield Hit(score, _shown(matcher.highlight(name), cap), run, text=name)
+
+
+def _shown(name: Content, cap: str) -> Content:
+    return Content.assemble(name, (f"   {cap}", "$muted not bold not underline")) if cap else name

@@ -13,14 +13,12 @@ from textual.widgets import Input, Static
 from lens_tui.records import Arm
 from lens_tui.records.readouts import LogitLens
 from lens_tui.tui.bindings import bindings
-from lens_tui.tui.feature_text import Source, sources
-from lens_tui.tui.lens_text import MEASURES, cell_lines, cells
+from lens_tui.tui.reading_text import MEASURES, Source, cell_lines, cells, sources
 from lens_tui.tui.session import Session
 from lens_tui.tui.widgets.entry import Entry
-from lens_tui.tui.widgets.frame import Hairline
+from lens_tui.tui.widgets.frame import Hairline, Pane
 from lens_tui.tui.widgets.heat_grid import HeatGrid
 from lens_tui.tui.widgets.lane import Line, quoted
-from lens_tui.tui.widgets.pane import Pane
 from lens_tui.worker.events import Event, JobFailed, LensRead
 from lens_tui.worker.jobs import ReadLens
 

@@ -17,8 +17,7 @@ from lens_tui.tui.host import LensHost
 from lens_tui.tui.jobs import BUSY
 from lens_tui.tui.session import Session
 from lens_tui.tui.widgets.entry import Entry
-from lens_tui.tui.widgets.frame import Divider
-from lens_tui.tui.widgets.pane import Pane
+from lens_tui.tui.widgets.frame import Divider, Pane
 from lens_tui.tui.widgets.ramps import bar
 from lens_tui.tui.widgets.row_list import RowList
 
