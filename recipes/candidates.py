@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lens_tui import demo
+from lens_tui import demo, save_vectors
 from lens_tui.records import Origin, SteeringVector
 from lens_tui.records.vector_folder import list_vectors
-from lens_tui.records.vector_formats.own import save_vector
 from recipes.corpus import Domain
 from recipes.passages import draw
 
@@ -106,9 +105,8 @@ def from_feature(candidate: Candidate) -> SteeringVector:
 
 def save(vectors: Iterator[SteeringVector], folder: Path) -> list[Path]:
     """Write each as ``NAME_layer_L.safetensors`` as it comes."""
-    return [
-        save_vector(vector, folder / f"{file_stem(vector.name)}_layer_{vector.layer}.safetensors") for vector in vectors
-    ]
+    names = ((vector, f"{file_stem(vector.name)}_layer_{vector.layer}.safetensors") for vector in vectors)
+    return [save_vectors(vector, folder / name) for vector, name in names]
 
 
 def file_stem(name: str) -> str:

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lens_tui import save_vectors
 from lens_tui.records import Origin, SteeringVector
-from lens_tui.records.vector_formats.own import save_vector
 from recipes.candidates import Candidate, file_stem
 
 SHIPPED = ("verse", "python", "dialogue", "grown-up", "cookery")
@@ -68,7 +68,7 @@ def ship(
         measured = {key: made[key] for key in ("scale", "target", "steered", "baseline", "random", "distinct")}
         measured |= {"continuations": reports["count"], "tokens": reports["tokens"]}
         facts = {**vector.origin.facts, "measured": measured}
-        save_vector(replace(vector, origin=Origin(vector.origin.kind, facts)), out / made["file"])
+        save_vectors(replace(vector, origin=Origin(vector.origin.kind, facts)), out / made["file"])
         entries.append(made)
     (out / LIST).write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
     return entries

@@ -367,7 +367,6 @@ def _finish(
     """Save the vector and say what it is."""
     from lens_tui.lens.vectors import residual_norm
     from lens_tui.records.vector_formats import save_vectors
-    from lens_tui.records.vector_formats.own import save_vector
 
     result = {"model": lens.info.name, **vector_record(vector, ranked)}
     result["residual_norm"] = residual_norm(lens, vector.layer, site=vector.site)
@@ -375,7 +374,7 @@ def _finish(
     sides = lens.promoted(vector, 10) if plain else ((), ())
     for side, tokens in zip(("promoted", "suppressed"), sides, strict=True):
         result[side] = [{"id": token.token_id, "text": token.text, "value": token.value} for token in tokens]
-    file = save_vectors(vector, Path(out).expanduser()) if out else save_vector(vector)
+    file = save_vectors(vector, Path(out).expanduser() if out else None)
     result["file"] = str(file)
     if as_json:
         print_json(result)

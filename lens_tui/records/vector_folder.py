@@ -11,7 +11,7 @@ from . import paths
 from .errors import LensError
 from .sanitise import one_line
 from .vector_formats import SUFFIXES, load_one
-from .vector_formats.own import file_names, load_vector, save_vector
+from .vector_formats.own import file_names, read_one, write_one
 from .vectors import SteeringVector
 
 
@@ -32,9 +32,9 @@ def keep_vector(vector: SteeringVector) -> Path:
     """
     for file in file_names(paths.vectors_folder(), vector.name):
         if not file.exists():
-            return save_vector(vector, file)
+            return write_one(vector, file)
         try:
-            held = load_vector(file)
+            held = read_one(file)
         except LensError:
             continue
         if (held.layer, held.site) == (vector.layer, vector.site) and np.array_equal(held.direction, vector.direction):

@@ -12,7 +12,7 @@ import numpy as np
 from lens_tui import SAE, FeatureIndex, LensModel, demo, load_sae
 from lens_tui.records import Arm, Intervention
 from lens_tui.records.bench import Term
-from lens_tui.records.vector_formats.own import load_vector
+from lens_tui.records.vector_formats import load_one
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ def opening_texts(model: LensModel) -> tuple[str, ...]:
 
 def _steering(term: Term) -> Intervention:
     if term.kind == "file":
-        vector = load_vector(Path(term.source))
+        vector = load_one(Path(term.source))
     else:
         vector = load_sae(str(demo.sae_paths()[term.sae])).vector(term.feature)
     return term.row(term.name, vector).intervention()

@@ -10,7 +10,7 @@ import pytest
 from lens_tui import demo
 from lens_tui.cli.sources import Vectors, parse_arm
 from lens_tui.records import Add, LensError
-from lens_tui.records.vector_formats.own import load_vector, save_vector
+from lens_tui.records.vector_formats.own import read_one, write_one
 from tests.fakes import unit_vector
 
 
@@ -25,7 +25,7 @@ def test_an_arm_names_a_bundled_vector() -> None:
     for ready in demo.vectors():
         item = add(f"mine={ready.name}*{ready.scale:g}")
         assert (item.layer, item.scale) == (ready.layer, ready.scale)
-        assert np.array_equal(item.vector.direction, load_vector(ready.path).direction)
+        assert np.array_equal(item.vector.direction, read_one(ready.path).direction)
     assert add(f"{demo.vectors()[0].name}@2*3").layer == 2
 
 
@@ -33,7 +33,7 @@ def test_a_file_of_that_name_is_meant_before_it(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     name = demo.vectors()[0].name
     own = unit_vector("own", 1)
-    save_vector(own, tmp_path / name)
+    write_one(own, tmp_path / name)
     assert np.array_equal(add(f"{name}*3").vector.direction, own.direction)
 
 

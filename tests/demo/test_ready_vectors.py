@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from lens_tui import LensModel, demo, load_sae
 from lens_tui.records import Arm
-from lens_tui.records.vector_formats.own import load_vector, save_vector
+from lens_tui.records.vector_formats.own import read_one, write_one
 
 D_MODEL = json.loads((demo.model_path() / "config.json").read_text(encoding="utf-8"))["hidden_size"]
 
@@ -33,7 +33,7 @@ def test_there_are_five_and_each_has_reached_what_it_ships_for() -> None:
 
 @pytest.mark.parametrize("ready", demo.vectors(), ids=lambda ready: str(ready.name))
 def test_a_file_is_a_unit_vector_of_the_bundled_model_with_its_figures(ready: demo.ReadyVector) -> None:
-    vector = load_vector(ready.path, d_model=D_MODEL, model=demo.NAME)
+    vector = read_one(ready.path, d_model=D_MODEL, model=demo.NAME)
     assert (vector.name, vector.layer, vector.site) == (ready.name, ready.layer, "resid_post")
     assert np.linalg.norm(vector.direction.astype(np.float64)) == pytest.approx(1.0, abs=1e-6)
     facts = vector.origin.facts
@@ -49,8 +49,8 @@ def test_a_file_is_a_unit_vector_of_the_bundled_model_with_its_figures(ready: de
 
 
 def test_a_vector_that_is_copied_keeps_its_figures(tmp_path: Path) -> None:
-    first = load_vector(demo.vectors()[0].path)
-    copied = load_vector(save_vector(first, tmp_path / "copy.safetensors"))
+    first = read_one(demo.vectors()[0].path)
+    copied = read_one(write_one(first, tmp_path / "copy.safetensors"))
     assert copied.origin == first.origin
 
 
@@ -59,7 +59,7 @@ def test_the_opening_shows_both_steers_at_work() -> None:
     arms = []
     for steer in starter.steers:
         vector = (
-            load_vector(Path(steer.source))
+            read_one(Path(steer.source))
             if steer.kind == "file"
             else load_sae(str(demo.sae_paths()[steer.sae])).vector(steer.feature)
         )

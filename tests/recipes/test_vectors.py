@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from lens_tui import LensModel
 from lens_tui.records import Add, BatchRow, Sampling, SteeringVector
-from lens_tui.records.vector_formats.own import load_vector
+from lens_tui.records.vector_formats.own import read_one
 from recipes import candidates, classifier, measure_vectors, ship_vectors
 from recipes.candidates import Candidate
 from recipes.export import export
@@ -160,7 +160,7 @@ def test_what_ships_is_read_back_with_its_figures(lens: LensModel, tmp_path: Pat
         ("grown-up", 1, 24.0, "not stories"),
     ]
     assert json.loads((tmp_path / "out" / "vectors.json").read_text()) == entries
-    shipped = load_vector(tmp_path / "out" / "grown-up.safetensors")
+    shipped = read_one(tmp_path / "out" / "grown-up.safetensors")
     assert np.array_equal(shipped.direction, vectors[3].direction)
     assert shipped.origin.facts["measured"]["random"] == 0.05
     with safe_open(tmp_path / "out" / "verse.safetensors", framework="np") as file:

@@ -15,9 +15,9 @@ from lens_tui.records.vector_folder import list_vectors
 from lens_tui.records.vector_formats.own import (
     FORMAT,
     delete_vector,
-    load_vector,
+    read_one,
     rename_vector,
-    save_vector,
+    write_one,
 )
 
 VECTOR = SteeringVector.of(
@@ -32,9 +32,9 @@ VECTOR = SteeringVector.of(
 
 
 def test_a_vector_comes_back_to_the_last_bit() -> None:
-    path = save_vector(VECTOR)
+    path = write_one(VECTOR)
     assert path == paths.vectors_folder() / "dogs-cats-31m.safetensors"
-    found = load_vector(path, d_model=64, model="demo")
+    found = read_one(path, d_model=64, model="demo")
     assert found.direction.tobytes() == VECTOR.direction.tobytes()
     for name in ("name", "layer", "site", "model", "norm", "max_activation"):
         assert getattr(found, name) == getattr(VECTOR, name)
@@ -43,15 +43,15 @@ def test_a_vector_comes_back_to_the_last_bit() -> None:
 
 
 def test_any_safetensors_reader_opens_it() -> None:
-    tensors = load_file(save_vector(VECTOR))
+    tensors = load_file(write_one(VECTOR))
     assert list(tensors) == ["direction"]
     assert np.linalg.norm(tensors["direction"]) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_names_do_not_collide_and_files_are_listed() -> None:
-    first, second = save_vector(VECTOR), save_vector(VECTOR)
+    first, second = write_one(VECTOR), write_one(VECTOR)
     assert first != second
-    nameless = save_vector(rename_vector(VECTOR, "日本"))
+    nameless = write_one(rename_vector(VECTOR, "日本"))
     assert nameless.name == "vector.safetensors"
     (paths.vectors_folder() / "bad.safetensors").write_bytes(b"junk")
     listed = list_vectors()
@@ -65,11 +65,11 @@ def test_names_do_not_collide_and_files_are_listed() -> None:
 
 
 def test_another_width_or_model_is_refused() -> None:
-    path = save_vector(VECTOR)
+    path = write_one(VECTOR)
     with pytest.raises(LensError, match="has width 64; the model's residual stream has 32"):
-        load_vector(path, d_model=32)
+        read_one(path, d_model=32)
     with pytest.raises(LensError, match="was made for demo, not other"):
-        load_vector(path, model="other")
+        read_one(path, model="other")
 
 
 def record(**changes: Any) -> dict[str, str]:
@@ -102,7 +102,7 @@ def test_what_is_no_vector_is_refused(
     path = tmp_path / "v.safetensors"
     save_file(tensors, path, metadata)
     with pytest.raises(LensError, match=message):
-        load_vector(path)
+        read_one(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"\xff\xff\xff\xff\xff\xff\xff\x7f{}", b"\x02\0\0\0\0\0\0\0{}"])
@@ -110,17 +110,17 @@ def test_damaged_files_are_one_sentence(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "v.safetensors"
     path.write_bytes(content)
     with pytest.raises(LensError, match=r"cannot be read|not a vector"):
-        load_vector(path)
+        read_one(path)
 
 
 def test_a_missing_and_an_oversized_file(tmp_path: Path) -> None:
     with pytest.raises(LensError, match="There is no file"):
-        load_vector(tmp_path / "nothing")
+        read_one(tmp_path / "nothing")
     path = tmp_path / "big"
     with path.open("wb") as file:
         file.truncate(1 << 30)
     with pytest.raises(LensError, match="larger than any steering vector"):
-        load_vector(path)
+        read_one(path)
 
 
 @pytest.mark.parametrize("name", ["caf\udce9", "e\u0301 \u202e\u200d\x1b\x9b\u2028 日本"])
@@ -128,7 +128,7 @@ def test_a_name_comes_back_character_for_character(tmp_path: Path, name: str) ->
     from lens_tui.records.vector_formats import load_vectors, save_vectors
 
     one = SteeringVector.of(name, [3.0, 4.0], 2, origin=Origin("prompts", {"positive": [name], "negative": ["x"]}))
-    assert load_vector(save_vector(one)).name == name
-    assert load_vector(save_vector(one, tmp_path / "one.safetensors")).origin.facts["positive"] == [name]
+    assert read_one(write_one(one)).name == name
+    assert read_one(write_one(one, tmp_path / "one.safetensors")).origin.facts["positive"] == [name]
     several = save_vectors([one, SteeringVector.of("b", [1.0, 0.0], 3)], tmp_path / "two.safetensors")
     assert load_vectors(several)[0].name == name

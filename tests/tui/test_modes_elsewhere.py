@@ -13,7 +13,7 @@ from lens_tui.cli.sources import parse_arm
 from lens_tui.records import Origin, Positions
 from lens_tui.records.bench import MODES, POSITIONS
 from lens_tui.records.vector_formats import load_one
-from lens_tui.records.vector_formats.own import save_vector
+from lens_tui.records.vector_formats.own import write_one
 from lens_tui.tui.past_runs import as_command
 from lens_tui.tui.run_text import RunText
 from lens_tui.tui.session import SessionStore
@@ -50,7 +50,7 @@ def test_a_vector_of_a_file_is_named_by_it(tmp_path: Path) -> None:
     rows = np.eye(10, 384, dtype=np.float32)[:9]
     np.save(tmp_path / "hidden.npy", rows)
     np.savez(tmp_path / "named.npz", evil=rows[0], kind=rows[1])
-    own = save_vector(unit_vector("own", 4, origin=Origin("arithmetic", {})), tmp_path / "own.safetensors")
+    own = write_one(unit_vector("own", 4, origin=Origin("arithmetic", {})), tmp_path / "own.safetensors")
     for source, layer in ((str(own), 4), (f"{tmp_path}/hidden.npy", 4), (f"{tmp_path}/named.npz:kind", 2)):
         vector = load_one(source, layer=layer, n_layers=8)
         command = as_command(run_of("add", "all", vector.origin, vector.layer))

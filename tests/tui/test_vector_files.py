@@ -12,7 +12,7 @@ from lens_tui import demo
 from lens_tui.records import SteeringVector, TokenWeight, paths
 from lens_tui.records.session_file import read_session, save_session
 from lens_tui.records.vector_formats import load_vectors, save_vectors
-from lens_tui.records.vector_formats.own import save_vector
+from lens_tui.records.vector_formats.own import write_one
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.format import figure
 from lens_tui.tui.recovery import saved, steers_of
@@ -38,7 +38,7 @@ def steer_app() -> LensApp:
 
 async def test_a_vector_of_the_folder_goes_onto_the_bench() -> None:
     kept = unit_vector("tide", 6)
-    file = save_vector(kept)
+    file = write_one(kept)
     paths.vectors_folder().joinpath("broken.safetensors").write_bytes(b"nothing")
     app = steer_app()
     async with app.run_test(size=(100, 30)) as pilot:

@@ -32,8 +32,7 @@ from ..sanitise import one_line
 from ..vectors import Origin, SteeringVector
 from . import gguf, numpy_files, own, torch_vectors, vllm_lens
 from .common import Ask, Found, Rows, place_facts, records
-from .own import check_fit
-from .own import save_vector as _save_one
+from .own import check_fits_model, write_one
 
 OURS = "mlx-lens-tui"
 READERS: dict[str, Callable[[Path], Found]] = {
@@ -56,7 +55,6 @@ __all__ = [
     "READERS",
     "SUFFIXES",
     "WRITERS",
-    "check_fit",
     "load_one",
     "load_vectors",
     "save_vectors",
@@ -110,7 +108,7 @@ def load_vectors(
     else:
         found = _ours(file, found, ask)
     for vector in found:
-        check_fit(vector, d_model=d_model, model=model)
+        check_fits_model(vector, d_model=d_model, model=model)
         if n_layers is not None and not 0 <= vector.layer < n_layers:
             where = f"layer {vector.layer}; the model's layers are 0 to {n_layers - 1}"
             raise LensError(f"{shown(file)} is for {where}.", "Use one made for this model.")
@@ -195,7 +193,7 @@ def save_vectors(vectors: SteeringVector | Sequence[SteeringVector], path: Path 
     """
     several = [vectors] if isinstance(vectors, SteeringVector) else list(vectors)
     if path is None and len(several) == 1:
-        return _save_one(several[0])
+        return write_one(several[0])
     if path is None:
         raise LensError("Several vectors need a file.", "Give a path.")
     file = Path(path)
@@ -205,7 +203,7 @@ def save_vectors(vectors: SteeringVector | Sequence[SteeringVector], path: Path 
     if not several:
         raise LensError("There is no vector to save.", "Give at least one.")
     if file.suffix.lower() == ".safetensors" and len(several) == 1:
-        return _save_one(several[0], file)
+        return write_one(several[0], file)
     disk.write_bytes(file, WRITERS[file.suffix.lower()](file, several))
     return file
 

@@ -31,7 +31,7 @@ _MAX_BYTES = 16 << 20
 _MAX_HEADER = 4 << 20
 
 
-def save_vector(vector: SteeringVector, path: Path | None = None) -> Path:
+def write_one(vector: SteeringVector, path: Path | None = None) -> Path:
     """Write a vector; returns the file.
 
     Without ``path`` it goes to the vectors folder under a name made from its
@@ -48,7 +48,7 @@ def save_vector(vector: SteeringVector, path: Path | None = None) -> Path:
     return file
 
 
-def load_vector(path: Path | str, *, d_model: int | None = None, model: str | None = None) -> SteeringVector:
+def read_one(path: Path | str, *, d_model: int | None = None, model: str | None = None) -> SteeringVector:
     """Read one vector of our own format, its direction unchanged to the last bit and its origin as it was saved.
 
     ``vector_formats.load_vectors`` reads every format, this one too, and notes where the file is.
@@ -59,11 +59,11 @@ def load_vector(path: Path | str, *, d_model: int | None = None, model: str | No
     """
     file = Path(path)
     vector = _read(file)
-    check_fit(vector, d_model=d_model, model=model)
+    check_fits_model(vector, d_model=d_model, model=model)
     return vector
 
 
-def check_fit(vector: SteeringVector, *, d_model: int | None = None, model: str | None = None) -> None:
+def check_fits_model(vector: SteeringVector, *, d_model: int | None = None, model: str | None = None) -> None:
     """Raise :class:`LensError` if a vector does not have the residual stream's width, or names another model.
 
     The input of the attention's output projection (``attn_z``) has a width of its own, checked when it is used.
@@ -147,7 +147,7 @@ def read(path: Path) -> tuple[SteeringVector, ...] | None:
     with explained(path), safe_open(path, framework="np") as opened:
         metadata: dict[str, str] = opened.metadata() or {}
         if metadata.get("format") == FORMAT:
-            return (load_vector(path),)
+            return (read_one(path),)
         if metadata.get("format") != SEVERAL:
             return None
         described = parse_json(metadata["records"], shown(path))

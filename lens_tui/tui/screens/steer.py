@@ -505,10 +505,9 @@ class SteerScreen(LensScreen):
     @work(thread=True, exit_on_error=False, group="save")
     def _write(self, vector: SteeringVector, path: str) -> None:
         from lens_tui.records.vector_formats import save_vectors
-        from lens_tui.records.vector_formats.own import save_vector
 
         try:
-            file = save_vectors(vector, Path(path).expanduser()) if path else save_vector(vector)
+            file = save_vectors(vector, Path(path).expanduser() if path else None)
         except LensError as error:
             self.app.call_from_thread(self.lens.show_error, error.message, error.hint)
         else:
