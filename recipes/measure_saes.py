@@ -30,7 +30,7 @@ def measure_all(
     corpus: Path, tokens: int, *, model: Path | None = None, context: int = 512, rows: int = 64
 ) -> Iterator[tuple[str, Evaluation]]:
     """The name and figures of each bundled SAE over at least ``tokens`` held-out positions, or all there are."""
-    from lens_tui.lens.read.activations import Reading, text_activations
+    from lens_tui.lens.read.activations import Windowing, text_activations
     from lens_tui.sae.training.evaluate import measure
     from recipes.bundled import open_model
     from recipes.saes import DEPTHS
@@ -42,7 +42,7 @@ def measure_all(
         places,
         held_out=HELD_OUT_EVERY,
         max_tokens=10 * tokens,  # the held-out part gets a tenth
-        reading=Reading(context=context, rows=rows),
+        windowing=Windowing(context=context, rows=rows),
         model_name=demo.NAME,
     )
     if held is None:

@@ -19,7 +19,7 @@ from lens_tui.records import FloatArray, Intervention, LensError, ModelInfo
 
 from .distributions import cross_entropy
 from .hooks.passage import captured, check_values, explained, origin_of
-from .hooks.program import Key, Meter
+from .hooks.program import DoseMeter, Key
 from .hooks.registry import CaptureResult, Plan, Recorder, Registry, Resume, Run
 from .hooks.steering import check_scored, entries_of
 from .tokens import Span, Tokens, id_table
@@ -49,7 +49,7 @@ class Core(Protocol):
     def n_layers(self) -> int:
         """Number of decoder blocks."""
 
-    def batch(self, tokens: Any) -> mx.array:
+    def ids(self, tokens: Any) -> mx.array:
         """Token ids as an array (batch, tokens), each one inside the vocabulary."""
 
     def sites(self, layer: int) -> tuple[str, ...]:
@@ -90,7 +90,7 @@ def run_through(
 def check_moved(
     registry: Registry,
     plan: Plan,
-    meter: Meter,
+    meter: DoseMeter,
     name: Callable[[int], str] = lambda row: "Steering",
     *,
     touched: bool = False,
@@ -133,7 +133,7 @@ def run_forward(
     start = 0 if cache is None else registry.caches.check(cache, plan.fingerprint())
     unproved = [entry for entry in entries if entry.proved != entry.stamp]
     end = start + ids.shape[1] if n_prompt is None else n_prompt
-    run = Run(registry, plan, end, meter=Meter() if unproved else None)
+    run = Run(registry, plan, end, meter=DoseMeter() if unproved else None)
     logits = run_through(run, ids, cache, start=start, held=True)
     for entry in unproved:
         entry.proved = entry.stamp
@@ -222,7 +222,7 @@ def forward_rows(
     recorders: Sequence[Recorder] = (),
     *,
     spans: tuple[Span, ...] | None = None,
-    meter: Meter | None = None,
+    meter: DoseMeter | None = None,
     resume: Resume | None = None,
 ) -> mx.array:
     """Logits ``(rows, longest, vocabulary)``, lazy; what holds in blocks around the call is left out.
@@ -244,7 +244,7 @@ def forward_rows(
     registry.between()
     plan = Plan([entries_of(plan, registry) for plan in plans], recorders)
     ends = mx.array(np.asarray(n_prompt if n_prompt is not None else [len(row) for row in rows], np.int32))
-    meter = meter or (Meter() if any(plan.rows) else None)
+    meter = meter or (DoseMeter() if any(plan.rows) else None)
     return run_through(Run(registry, plan, ends, spans, meter, resume=resume), mx.array(_padded(rows)), rows=rows)
 
 
@@ -292,7 +292,7 @@ def tolerance(dtype: mx.Dtype) -> float:
 
 def one_text(lens: Core, tokens: Any) -> tuple[int, ...]:
     """The ids of one text or list of token ids; raises :class:`LensError` for a batch."""
-    ids = lens.batch(tokens)
+    ids = lens.ids(tokens)
     if ids.shape[0] != 1:
         raise LensError(f"A readout takes one text, not {ids.shape[0]}.", "Read them one after the other.")
     return tuple(int(token) for token in ids[0].tolist())  # type: ignore[union-attr, arg-type]
@@ -311,7 +311,7 @@ def read_sites(
     if interventions is not None:
         entries = tuple(entries_of(interventions, registry))
     result = CaptureResult(registry, tuple(dict.fromkeys(keys)), by_site=True)
-    run = Run(registry, Plan((entries,), (result,)), len(ids), meter=Meter() if entries else None)
+    run = Run(registry, Plan((entries,), (result,)), len(ids), meter=DoseMeter() if entries else None)
     run_through(run, mx.array([list(ids)], dtype=mx.int32))
     found = captured(result, lambda: origin_of(registry, [list(ids)], entries))
     return {key: values[0] for key, values in found.items()}

@@ -33,7 +33,7 @@ from .architecture.load import load_model
 from .architecture.unembed import Convention, Unembedding, find_unembedding, readout, token_weights
 from .architecture.weights import Held, check_dequantize, check_device, describe
 from .decode.batch import BatchGeneration
-from .decode.batch_start import Prompts, check_engine, start_batch
+from .decode.batch_start import Engine, Prompts, check_engine, start_batch
 from .decode.compare import Comparison, Generation
 from .decode.generation import DecodeOptions, row_decoder
 from .decode.prefill import PrefixCache
@@ -56,13 +56,12 @@ class LensModel:
     ``model_path`` is a folder, a hub id or ``"demo"`` (the bundled model);
     ``load_kwargs`` go to ``mlx_lm.load``. ``dequantize`` says whether quantised and 16-bit weights are held in float32:
     ``"auto"`` where that is faster and memory allows (a Linux CPU), ``"never"`` or ``"always"``; ``info.weights`` says
-    what was done. ``use_engine`` says who schedules
-    batches: this library (``False`` and ``True`` alike), or ``"vllm-mlx"``; results
-    are the same. Use the model on the thread that made it.
+    what was done. ``use_engine`` says who schedules batches, this library (``"built-in"``; ``False`` and ``True``
+    say the same) or ``"vllm-mlx"``; results are the same. Use the model on the thread that made it.
     """
 
     def __init__(
-        self, model_path: str, use_engine: bool | str = False, *, dequantize: str = "auto", **load_kwargs: Any
+        self, model_path: str, use_engine: Engine | bool = False, *, dequantize: str = "auto", **load_kwargs: Any
     ) -> None:
         self.engine = check_engine(use_engine)
         found = load_model(str(model_path), check_dequantize(dequantize), **load_kwargs)
@@ -78,7 +77,7 @@ class LensModel:
         *,
         name: str = "",
         path: str = "",
-        use_engine: bool | str = False,
+        use_engine: Engine | bool = False,
         window: int | None = None,
     ) -> LensModel:
         """Wrap an mlx-lm model that is in memory. Without a tokenizer, prompts are token ids.
@@ -183,12 +182,12 @@ class LensModel:
         width = self._registry.sites.point(where, site).width
         name = id or f"steer-{next(self._ids)}"
         if isinstance(vector, SteeringVector):
-            record_vector, unit = vector, 1.0
+            record_vector, norm = vector, 1.0
         else:
             values = as_numpy(vector)
             check_vector(values, width, "The vector")
             record_vector = SteeringVector.of(name, values, where, site=site, model=self.info.name)
-            unit = record_vector.norm
+            norm = record_vector.norm
         kinds: dict[str, type[Add] | type[NormMatch]] = {kind.mode: kind for kind in (Add, NormMatch)}
         if mode not in kinds:
             raise LensError(
@@ -201,10 +200,10 @@ class LensModel:
             site=site,
             positions=as_positions(positions),
             vector=record_vector,
-            scale=scale * unit,
+            scale=scale * norm,
             precision=precision,  # type: ignore[arg-type]
         )
-        return Steering(self._registry, [checked(record, self._registry)], unit)
+        return Steering(self._registry, [checked(record, self._registry)], norm)
 
     def intervene(self, *records: Intervention) -> Steering:
         """Put up any interventions inside a ``with`` block, in the order given; each has an id of its own."""
@@ -248,7 +247,7 @@ class LensModel:
         Unsteered, whatever blocks are around the call, unless ``steered``. Nothing
         behind the layer is computed.
         """
-        ids = self.batch(tokens)
+        ids = self.ids(tokens)
         if ids.shape[0] != 1:
             raise LensError(f"residuals takes one text, not {ids.shape[0]}.", "Use capture for a batch.")
         return read_site(self._registry, ids, (self._decoder.index(layer), site), steered=steered)[0]
@@ -276,7 +275,7 @@ class LensModel:
 
     def echo(self, tokens: Any, *interventions: Intervention) -> tuple[Echo, ...]:
         """How much of a change is still there behind each layer of a text: one ``records.Echo`` a layer."""
-        rows: list[list[int]] = self.batch(tokens).tolist()  # type: ignore[assignment]
+        rows: list[list[int]] = self.ids(tokens).tolist()  # type: ignore[assignment]
         return echo(self._registry, rows, interventions)
 
     # -- running ---------------------------------------------------------------
@@ -287,7 +286,7 @@ class LensModel:
         ``cache`` is one of mlx-lm's prompt caches; one that was filled under other
         interventions is refused.
         """
-        return run_forward(self._registry, self.batch(tokens), cache)
+        return run_forward(self._registry, self.ids(tokens), cache)
 
     def loss(self, tokens: Any) -> float:
         """Mean next-token cross-entropy in nats of a text, token ids or a batch, by float32 log-softmax.
@@ -296,7 +295,7 @@ class LensModel:
         generated, as in ``delta_loss``. Raises :class:`LensError` for an intervention that touches no token that a
         scored one follows, and ``NotFinite`` where the loss is no number.
         """
-        return mean_loss(self._registry, self.batch(tokens))
+        return mean_loss(self._registry, self.ids(tokens))
 
     def stream(
         self,
@@ -402,7 +401,7 @@ class LensModel:
 
     # -- helpers -----------------------------------------------------------
 
-    def batch(self, tokens: Any) -> mx.array:
+    def ids(self, tokens: Any) -> mx.array:
         """A text or token ids as an array (batch, tokens), each id inside the vocabulary. Raises :class:`LensError`."""
         ids = np.asarray(self.tokens.encode(tokens)) if isinstance(tokens, str) else id_table(tokens)
         ids = ids[None] if ids.ndim == 1 else ids

@@ -151,11 +151,11 @@ class Tokens:
         """
         if self.tokenizer is None:
             return _NoText()
-        made: Detokenizer = self.tokenizer.detokenizer
-        made.add_token(after)
-        made.finalize()
-        _ = made.last_segment
-        return made
+        detokenizer: Detokenizer = self.tokenizer.detokenizer
+        detokenizer.add_token(after)
+        detokenizer.finalize()
+        _ = detokenizer.last_segment
+        return detokenizer
 
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids as text, exactly as the tokenizer gives it."""

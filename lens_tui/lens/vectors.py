@@ -38,7 +38,7 @@ def combine(name: str, terms: Sequence[tuple[float, SteeringVector]], *, unit: b
         if not np.isfinite(factor):
             raise LensError(f"The factor of {vector.name!r} is {factor}.", "Give a finite number.")
     total = sum(factor * _values(vector, unit) for factor, vector in terms)
-    parts = [{"factor": float(factor), **_told(vector)} for factor, vector in terms]
+    parts = [{"factor": float(factor), **_description(vector)} for factor, vector in terms]
     model = next((vector.model for _, vector in terms if vector.model), "")
     origin = Origin("arithmetic", {"sum": parts, "unit": unit})
     return SteeringVector.of(name, total, first.layer, site=first.site, model=model, origin=origin)
@@ -57,7 +57,7 @@ def without(name: str, vector: SteeringVector, *others: SteeringVector) -> Steer
         values = values - basis @ (basis.T @ values)
     if np.linalg.norm(values) <= 1e-6 * vector.norm:
         raise LensError(f"Nothing of {vector.name!r} is left without the others.", "Leave one of them out.")
-    origin = Origin("arithmetic", {"of": _told(vector), "without": [_told(other) for other in others]})
+    origin = Origin("arithmetic", {"of": _description(vector), "without": [_description(other) for other in others]})
     return SteeringVector.of(name, values, vector.layer, site=vector.site, model=vector.model, origin=origin)
 
 
@@ -65,7 +65,7 @@ def _values(vector: SteeringVector, unit: bool) -> np.ndarray[tuple[int, ...], n
     return vector.direction.astype(np.float64) * (1.0 if unit else vector.norm)
 
 
-def _told(vector: SteeringVector) -> dict[str, object]:
+def _description(vector: SteeringVector) -> dict[str, object]:
     return {"name": vector.name, "norm": vector.norm, "origin": vector.origin.kind}
 
 
@@ -449,9 +449,9 @@ def from_token(
         values = np.array(lens.residuals([at], 0, site="resid_pre").astype(mx.float32))[0]
     else:
         raise LensError(f"There is no kind {kind!r} of token vector.", "Use 'unembedding' or 'embedding'.")
-    shown = lens.tokens.display(at)
-    facts = {"token": at, "text": shown, "kind": kind, "convention": convention}
-    return from_array(lens, name or f"token {shown}", values, where, site=site, origin=Origin("token", facts))
+    text = lens.tokens.display(at)
+    facts = {"token": at, "text": text, "kind": kind, "convention": convention}
+    return from_array(lens, name or f"token {text}", values, where, site=site, origin=Origin("token", facts))
 
 
 def residual_norm(

@@ -44,13 +44,13 @@ def index_text(
     made; :func:`merge_index` makes the index of all parts. Raises :class:`LensError`
     for an SAE that does not say which layer and site it reads.
     """
-    from lens_tui.lens.read.activations import Reading, text_activations
+    from lens_tui.lens.read.activations import Windowing, text_activations
     from lens_tui.sae.index.build import Target, build_index
 
     places = [_place(sae) for sae in saes]
-    reading = Reading(context=context, rows=rows, packed=False, shuffle=False)
+    windowing = Windowing(context=context, rows=rows, packed=False, shuffle=False)
     source, _ = text_activations(
-        model, text, places, max_tokens=max_tokens, text_key=text_key, reading=reading, model_name=model_name
+        model, text, places, max_tokens=max_tokens, text_key=text_key, windowing=windowing, model_name=model_name
     )
     model_hash = _hash(model.info.path)
     tables = [token_tables(model, sae, conventions) if shard[1] == 1 else () for sae in saes]

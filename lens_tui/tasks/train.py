@@ -44,10 +44,10 @@ def train_sae(
     or killed, the same call goes on with the same numbers. Raises ``LensError`` for a place the model lacks, a text
     that cannot be read, or a folder with another run in it.
     """
-    from lens_tui.lens.read.activations import Reading, text_activations
+    from lens_tui.lens.read.activations import Windowing, text_activations
     from lens_tui.sae.training.run import train
 
-    def reading(done: int, total: int) -> None:
+    def windowing(done: int, total: int) -> None:
         if progress is not None:
             progress(TrainProgress(stage="read", step=0, steps=config.steps, tokens=done, seconds_left=None))
 
@@ -58,9 +58,9 @@ def train_sae(
         held_out=held_out,
         max_tokens=max_tokens or config.tokens,
         text_key=text_key,
-        reading=Reading(context=context, rows=rows, seed=config.seed),
+        windowing=Windowing(context=context, rows=rows, seed=config.seed),
         model_name=model_name,
-        progress=reading,
+        progress=windowing,
     )
     return train(
         source,

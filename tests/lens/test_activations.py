@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lens_tui import LensModel
-from lens_tui.lens.read.activations import Reading, TextActivations, TokenStore, text_activations, tokenize
+from lens_tui.lens.read.activations import TextActivations, TokenStore, Windowing, text_activations, tokenize
 from lens_tui.records import LensError
 from lens_tui.records.activations import ActivationBlock, ActivationSource
 from lens_tui.records.corpus import open_corpus
@@ -43,9 +43,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "texts"
 
 
-def opened(model: LensModel, folder: Path, places: Any = (POST,), **reading: Any) -> TextActivations:
-    given: dict[str, Any] = {"context": 12, "rows": 3, **reading}
-    return text_activations(model, folder, places, reading=Reading(**given))[0]
+def opened(model: LensModel, folder: Path, places: Any = (POST,), **windowing: Any) -> TextActivations:
+    given: dict[str, Any] = {"context": 12, "rows": 3, **windowing}
+    return text_activations(model, folder, places, windowing=Windowing(**given))[0]
 
 
 def one_pass(source: TextActivations) -> list[ActivationBlock]:
@@ -81,7 +81,7 @@ def test_sliding_windows_without_a_tokenizer_or_bos() -> None:
     lengths = np.asarray([9, 2, 14])
     ids = np.random.default_rng(0).integers(0, tiny.VOCAB, 25).astype(np.int32)
     store = TokenStore(ids, np.cumsum(lengths) - lengths, lengths, np.asarray([4, 6, 7], np.int32), False)
-    source = TextActivations(lens, store, [POST], Reading(context=8, rows=2, packed=False, shuffle=False))
+    source = TextActivations(lens, store, [POST], Windowing(context=8, rows=2, packed=False, shuffle=False))
     blocks = one_pass(source)
     assert np.concatenate([block.token_ids for block in blocks]).tolist() == ids.tolist()
     assert np.concatenate([block.documents for block in blocks]).tolist() == [4] * 9 + [6] * 2 + [7] * 14
@@ -217,18 +217,18 @@ def _computed(array: mx.array) -> bool:
 
 def test_limits_and_held_out_documents(model: LensModel, tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("\n<|endoftext|>\n".join(f"document number {i} says {i * 7}" for i in range(40)))
-    reading = Reading(context=12, rows=4)
-    source, held = text_activations(model, tmp_path, [POST], held_out=10, reading=reading)
+    windowing = Windowing(context=12, rows=4)
+    source, held = text_activations(model, tmp_path, [POST], held_out=10, windowing=windowing)
     assert held is not None
     assert (source.facts.n_documents, held.facts.n_documents) == (36, 4)
     seen = {int(d) for block in one_pass(held) for d in block.documents}
     assert seen == set(range(4))
     assert source.facts.corpus_sha256 == held.facts.corpus_sha256 == open_corpus(tmp_path).sha256
     assert source.facts.model_name == "tiny"  # a path on this machine is nobody's business
-    few, _ = text_activations(model, tmp_path, [POST], max_tokens=60, reading=reading)
+    few, _ = text_activations(model, tmp_path, [POST], max_tokens=60, windowing=windowing)
     assert 4 < few.facts.n_documents < 15
-    same, _ = text_activations(model, tmp_path, [POST], max_tokens=60, reading=reading)
-    other, _ = text_activations(model, tmp_path, [POST], max_tokens=60, reading=replace(reading, seed=1))
+    same, _ = text_activations(model, tmp_path, [POST], max_tokens=60, windowing=windowing)
+    other, _ = text_activations(model, tmp_path, [POST], max_tokens=60, windowing=replace(windowing, seed=1))
     drawn = [np.unique(np.concatenate([b.documents for b in one_pass(s)])).tolist() for s in (few, same, other)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert isinstance(source, ActivationSource)
@@ -244,7 +244,7 @@ def test_what_cannot_be_read_is_refused(model: LensModel, folder: Path) -> None:
     with pytest.raises(LensError, match="leave nothing to read"):
         opened(model, folder, context=2)
     with pytest.raises(LensError, match="no BOS"):
-        TextActivations(LensModel.from_model(tiny.llama()), _store(), [POST], Reading(bos=True))
+        TextActivations(LensModel.from_model(tiny.llama()), _store(), [POST], Windowing(bos=True))
     with pytest.raises(LensError, match="without a tokenizer"):
         tokenize(open_corpus(folder), LensModel.from_model(tiny.llama()).tokens)
     small = LensModel.from_model(tiny.llama(vocab=50), tiny.tokenizer())

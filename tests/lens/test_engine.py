@@ -35,7 +35,7 @@ def test_an_engine_that_is_not_there_is_refused_with_the_way_to_get_it(monkeypat
         LensModel.from_model(tiny.llama(), use_engine="vllm-mlx")
     assert "--no-deps vllm-mlx" in str(refused.value)
     with pytest.raises(LensError, match="no engine 'vllm'"):
-        LensModel.from_model(tiny.llama(), use_engine="vllm")
+        LensModel.from_model(tiny.llama(), use_engine="vllm")  # type: ignore[arg-type]
     assert LensModel.from_model(tiny.llama(), use_engine=True).engine == "built-in"
 
 

@@ -135,7 +135,7 @@ def _args_class(config: Mapping[str, Any]) -> type[Any]:
     from mlx_lm import utils
 
     kind = config.get("model_type")
-    shown = one_line(str(kind), 40)
+    label = one_line(str(kind), 40)
     if not isinstance(kind, str) or not kind:
         raise LensError("config.json names no model_type.", "Fetch the model again.")
     try:
@@ -145,7 +145,7 @@ def _args_class(config: Mapping[str, Any]) -> type[Any]:
         args: type[Any] = find(dict(config))[1]
     except (ValueError, AttributeError, KeyError, TypeError, ImportError) as error:
         hint = "A newer mlx-lm may; or look for a model of an architecture in docs/architectures.md."
-        raise LensError(f"mlx-lm does not know the architecture {shown}.", hint) from error
+        raise LensError(f"mlx-lm does not know the architecture {label}.", hint) from error
     return args
 
 
@@ -153,8 +153,8 @@ def _text_class(args: type[Any], text: Mapping[str, Any]) -> type[Any] | None:
     """The class that a multimodal wrapper makes of its language model's configuration."""
     makes = re.compile(r"((?:\w+\.)?\w+)\.from_dict\(\s*(?:self|args|config)\.text_config")
     homes = [args.__module__, *_imported(args.__module__)]
-    made = [_resolve(home, place) for home in homes for place in dict.fromkeys(makes.findall(_source(home)))]
-    classes = [item for item in made if isinstance(item, type)]
+    built = [_resolve(home, place) for home in homes for place in dict.fromkeys(makes.findall(_source(home)))]
+    classes = [item for item in built if isinstance(item, type)]
     own = [item for item in classes if item.__module__.endswith(f".{text.get('model_type')}")]
     return next(iter(own or classes[::-1]), None)
 
@@ -235,10 +235,10 @@ def _defaults(reference: Any) -> Facts:
         return {}
     with _hushed():
         try:
-            made: Facts = type(reference)().to_dict()
+            usual: Facts = type(reference)().to_dict()
         except Exception:  # a class that cannot be made of nothing
             return {}
-    return made
+    return usual
 
 
 # -- values ----------------------------------------------------------------
@@ -470,30 +470,30 @@ def _rotates(part: _Part) -> bool:
 
 def _fit_scaling(part: _Part, found: Understood, scaling: Facts) -> None:
     """What mlx-lm's scaled positions leave out of ``rope_scaling``."""
-    kind, made = _kind(scaling), dict(scaling)
+    kind, rope = _kind(scaling), dict(scaling)
     where = "rope_parameters" if "rope_scaling" in found.changes else "rope_scaling"
-    if kind == "linear" and isinstance(made.get("factor"), int):
-        made["factor"] = float(made["factor"])  # Phi 3's class asks for a float
+    if kind == "linear" and isinstance(rope.get("factor"), int):
+        rope["factor"] = float(rope["factor"])  # Phi 3's class asks for a float
     if kind == "yarn":
-        if made.get("original_max_position_embeddings") is None and part.value("max_position_embeddings"):
-            made["original_max_position_embeddings"] = part.value("max_position_embeddings")
-        usual = 0.1 * math.log(max(made.get("factor") or 1.0, 1.0)) + 1.0
-        stated, whole = made.get("attention_factor"), made.get("mscale") is None
+        if rope.get("original_max_position_embeddings") is None and part.value("max_position_embeddings"):
+            rope["original_max_position_embeddings"] = part.value("max_position_embeddings")
+        usual = 0.1 * math.log(max(rope.get("factor") or 1.0, 1.0)) + 1.0
+        stated, whole = rope.get("attention_factor"), rope.get("mscale") is None
         if stated is not None and whole and abs(stated - usual) > 1e-3:
             raise part.refuse(f"{where}.attention_factor")
-        found.untruncated = made.get("truncate") is False
+        found.untruncated = rope.get("truncate") is False
     if kind in ("longrope", "su"):
-        original = made.get("original_max_position_embeddings") or part.value("original_max_position_embeddings")
+        original = rope.get("original_max_position_embeddings") or part.value("original_max_position_embeddings")
         if part.reads("original_max_position_embeddings") and "original_max_position_embeddings" not in part.given:
             found.changes["original_max_position_embeddings"] = original
-        if made.get("short_factor") != made.get("long_factor") and isinstance(original, int):
+        if rope.get("short_factor") != rope.get("long_factor") and isinstance(original, int):
             # mlx-lm has the long factors for texts of any length; the short ones belong to all but long texts.
-            made["long_factor"] = made.get("short_factor")
-            if "short_mscale" in made:
-                made["long_mscale"] = made["short_mscale"]
+            rope["long_factor"] = rope.get("short_factor")
+            if "short_mscale" in rope:
+                rope["long_mscale"] = rope["short_mscale"]
             found.narrow(original)
-    if made != scaling:
-        found.changes["rope_scaling"] = made
+    if rope != scaling:
+        found.changes["rope_scaling"] = rope
 
 
 # -- windows -----------------------------------------------------------------

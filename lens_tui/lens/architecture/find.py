@@ -177,13 +177,13 @@ def _active(block: Module) -> int | None:
 def _stub(hidden: mx.array, call: int, other: bool, stream: int | None) -> mx.array:
     """Numbers in place of what a call gave, or other ones; of several streams only the active one differs."""
 
-    def made(variant: int) -> mx.array:
+    def numbers(variant: int) -> mx.array:
         values = np.random.default_rng((call, variant)).normal(size=hidden.shape)
         return mx.array(values.astype(np.float32)).astype(hidden.dtype)
 
     if not other or stream is None:
-        return made(int(other))
-    one, two = made(0), made(1)
+        return numbers(int(other))
+    one, two = numbers(0), numbers(1)
     return mx.concatenate([one[:stream], two[stream][None], one[stream + 1 :]])
 
 
@@ -196,8 +196,8 @@ def _second_view(calls: Sequence[Seen]) -> Argument | None:
     for before, after in pairwise(calls[1:]):
         if not isinstance(before.output, (tuple, list)):
             return None
-        made = [item for item in before.output[1:] if _shape(item) == _shape(before.hidden)]
-        fresh = [item for item in made if not any(item is other for other in before.arguments.values())]
+        alike = [item for item in before.output[1:] if _shape(item) == _shape(before.hidden)]
+        fresh = [item for item in alike if not any(item is other for other in before.arguments.values())]
         for key, value in after.arguments.items():
             if any(value is item for item in fresh):
                 return key
@@ -363,8 +363,8 @@ def find_decoder(model: Module, window: int | None = None) -> Decoder:
     for path, owners, layers in _candidates(model):
         found = prove(model, layers)
         if not isinstance(found, str):
-            made = _decoder(model, path, owners, layers, found)
-            return replace(made, window=_narrower(window, _unlike_window(kind, model)))
+            decoder = _decoder(model, path, owners, layers, found)
+            return replace(decoder, window=_narrower(window, _unlike_window(kind, model)))
         reasons.append(f"{path}: {found}")
     detail = reasons[0] if reasons else "it has no list of blocks"
     raise LensError(
@@ -418,8 +418,8 @@ def new_cache(model: Module) -> list[Any]:
     """mlx-lm's own empty cache of a model."""
     from mlx_lm.models.cache import make_prompt_cache
 
-    made: list[Any] = make_prompt_cache(model)
-    return made
+    cache: list[Any] = make_prompt_cache(model)
+    return cache
 
 
 def _candidates(model: Module) -> Iterator[tuple[str, tuple[Module, ...], tuple[Module, ...]]]:

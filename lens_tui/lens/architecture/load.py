@@ -57,23 +57,23 @@ def load_model(name: str, how: Dequantize = "auto", **load_kwargs: Any) -> Loade
     """
     source = str(demo.model_path()) if name == demo.NAME else name
     folder = Path(source).expanduser()
-    shown = one_line(source, 120)
+    label = one_line(source, 120)
     try:
         looks_local = source.startswith((".", "/", "~", "\\")) or folder.exists()
     except (OSError, ValueError):  # a name that no file can have
         looks_local = False
     if looks_local and not folder.exists():
-        raise LensError(f"There is no folder {shown!r}.", "Check the path, or give a hub id such as 'owner/name'.")
+        raise LensError(f"There is no folder {label!r}.", "Check the path, or give a hub id such as 'owner/name'.")
     if not looks_local and source.count("/") != 1:
         raise LensError(
-            f"There is no model {shown!r}: it is neither a folder here nor a hub id.",
+            f"There is no model {label!r}: it is neither a folder here nor a hub id.",
             "Give a folder, a hub id such as 'owner/name', or 'demo'.",
         )
     if looks_local and folder.is_file():
         hint = "Give the folder that holds config.json and the weights."
         if folder.suffix == ".gguf":
             hint = "GGUF files are not loaded: look for a safetensors version of the model."
-        raise LensError(f"{shown} is a file.", hint)
+        raise LensError(f"{label} is a file.", hint)
     if unknown := load_kwargs.keys() - OPTIONS:
         raise LensError(
             f"There is no option {one_line(min(unknown), 60)!r} of mlx_lm.load.",
@@ -82,7 +82,7 @@ def load_model(name: str, how: Dequantize = "auto", **load_kwargs: Any) -> Loade
     revision = load_kwargs.pop("revision", None)
     where = folder if looks_local else _fetched(source, revision)
     lazy = load_kwargs.pop("lazy", False)
-    found = load_folder(where, shown=shown, path=str(folder) if looks_local else source, lazy=True, **load_kwargs)
+    found = load_folder(where, label=label, path=str(folder) if looks_local else source, lazy=True, **load_kwargs)
     held = dequantize(found.model, how)
     for _ in () if lazy else evaluate(found.model):
         pass
@@ -92,7 +92,7 @@ def load_model(name: str, how: Dequantize = "auto", **load_kwargs: Any) -> Loade
 def load_folder(
     folder: Path,
     *,
-    shown: str = "",
+    label: str = "",
     path: str = "",
     tokenizer_config: Mapping[str, Any] | None = None,
     model_config: Mapping[str, Any] | None = None,
@@ -101,10 +101,10 @@ def load_folder(
     trust_remote_code: bool = False,
     return_config: bool = False,
 ) -> Loaded:
-    """A model in a folder; the options are those of ``mlx_lm.load``. ``shown`` names it in errors."""
+    """A model in a folder; the options are those of ``mlx_lm.load``. ``label`` names it in errors."""
     del return_config  # there is no place for it in what is given back
-    shown = shown or one_line(str(folder), 120)
-    with _explained(shown):
+    label = label or one_line(str(folder), 120)
+    with _explained(label):
         config = {**read_config(folder), **(model_config or {})}
         check_sidecars(folder)
         weights = read_weights(folder)
@@ -115,7 +115,7 @@ def load_folder(
             from mlx_lm import utils
 
             build: Any = utils.load_model
-            model, made = build(
+            model, own_config = build(
                 place,
                 lazy,
                 model_config=changes,
@@ -128,7 +128,7 @@ def load_folder(
             model.eval()
         read: Any = utils.load_tokenizer
         options = {"trust_remote_code": trust_remote_code, **_chat_template(folder), **(tokenizer_config or {})}
-        tokenizer = read(folder, options, eos_token_ids=made.get("eos_token_id"))
+        tokenizer = read(folder, options, eos_token_ids=own_config.get("eos_token_id"))
     return Loaded(model, tokenizer, path or str(folder), understood.window)
 
 
@@ -141,15 +141,15 @@ def _fetched(repo: str, revision: str | None) -> Path:
     from mlx_lm import utils
 
     patterns: Any = [pattern for pattern in utils.DEFAULT_ALLOW_PATTERNS if pattern != "*.py"]
-    shown = one_line(repo, 80)
+    label = one_line(repo, 80)
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except Exception as error:
         if revision is None and (held := whole_snapshot(repo)) is not None:
             return held
         hint = "Check the id, your access to it, and the network."
-        absent = LensError(f"The model {shown} is not in the cache, and the hub did not give it.", hint)
-        raise explain_hub(error, shown, kept="what came is kept.", absent=absent) from error
+        absent = LensError(f"The model {label} is not in the cache, and the hub did not give it.", hint)
+        raise explain_hub(error, label, kept="what came is kept.", absent=absent) from error
 
 
 @contextmanager
@@ -224,12 +224,12 @@ def _check_when_read(model: Any, config: Mapping[str, Any]) -> None:
     def sanitize(weights: dict[str, mx.array]) -> dict[str, mx.array]:
         del model.sanitize
         given = set(weights)
-        made: dict[str, mx.array] = own(weights)
+        read: dict[str, mx.array] = own(weights)
         untied = config.get("tie_word_embeddings") is False and "lm_head.weight" in given
-        if untied and not any(name.endswith("lm_head.weight") for name in made):
+        if untied and not any(name.endswith("lm_head.weight") for name in read):
             raise LensError("config.json sets tie_word_embeddings (false), and mlx-lm ties them.", AGAIN)
-        _check_shapes(model, made)
-        return made
+        _check_shapes(model, read)
+        return read
 
     model.sanitize = sanitize
 
@@ -300,22 +300,22 @@ def _untruncate(model: Any, scaling: Mapping[str, Any], config: Mapping[str, Any
 
 
 @contextmanager
-def _explained(shown: str) -> Iterator[None]:
+def _explained(label: str) -> Iterator[None]:
     """Whatever mlx-lm and transformers raise is one sentence."""
     try:
         yield
     except LensError as error:
         reason = error.message[:1].lower() + error.message[1:] if error.message.startswith("It") else error.message
-        raise LensError(f"{shown} cannot be loaded: {reason}", error.hint) from error
+        raise LensError(f"{label} cannot be loaded: {reason}", error.hint) from error
     except SystemExit as error:  # mlx-lm's OLMo leaves the process if a package of its own is not there
         raise LensError(
-            f"The model {shown} cannot be loaded: mlx-lm's code for it needs a package that is not installed.",
+            f"The model {label} cannot be loaded: mlx-lm's code for it needs a package that is not installed.",
             "See what mlx-lm printed, and install that package.",
         ) from error
     except MemoryError as error:
-        raise LensError(f"{shown} cannot be loaded: it asks for more memory than there is.", AGAIN) from error
+        raise LensError(f"{label} cannot be loaded: it asks for more memory than there is.", AGAIN) from error
     except Exception as error:
-        raise LensError(f"{shown} cannot be loaded: {_plain(error)}.", AGAIN) from error
+        raise LensError(f"{label} cannot be loaded: {_plain(error)}.", AGAIN) from error
 
 
 _WORDS: tuple[tuple[str, str], ...] = (

@@ -124,8 +124,8 @@ def token_weights(
     if hidden is not None:
         order = order[~hidden[order]]
     k = min(k, len(order))
-    made = [TokenWeight(int(at), tokens.display(int(at)), float(values[at])) for at in (*order[:k], *order[::-1][:k])]
-    return tuple(made[:k]), tuple(made[k:])
+    found = [TokenWeight(int(at), tokens.display(int(at)), float(values[at])) for at in (*order[:k], *order[::-1][:k])]
+    return tuple(found[:k]), tuple(found[k:])
 
 
 def _probe(decoder: Decoder) -> mx.array:

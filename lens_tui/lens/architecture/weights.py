@@ -135,15 +135,15 @@ def _replace(model: Module) -> int:
     """Put plain modules in place of quantised ones; returns how many are of a kind that is not known."""
     found: list[tuple[str, Module]] = []
     left = 0
-    made: dict[int, Module] = {}
+    replaced: dict[int, Module] = {}
     for path, module in named(model):
         if not _is_quantized(module):
             continue
-        new = made.get(id(module)) or _plain(module)
+        new = replaced.get(id(module)) or _plain(module)
         if new is None:
             left += 1
             continue
-        made[id(module)] = new
+        replaced[id(module)] = new
         found.append((path, new))
     if found:
         whole: Any = model

@@ -13,10 +13,10 @@ from lens_tui.records import ArmEnd, BatchRow, Echo, LensError, Request, Steered
 from ..forward import check_moved
 from ..hooks.passage import check_chosen, echo_of, origin_in, steered
 from ..hooks.positions import reach
-from ..hooks.program import Meter
+from ..hooks.program import DoseMeter
 from ..hooks.registry import Holding, Plan, Registry, Run
 from ..tokens import EncodedPrompt, Tokens
-from .batch_rows import BatchModel, Launched, Row, RowLabels, RowPlan, Way, choose_all, way_of
+from .batch_rows import BatchModel, BatchStep, Row, RowLabels, RowPlan, Way, choose_all, way_of
 from .generation import DecodeOptions, RowDecoder, mlx_lm_generate
 from .prefill import Filler, PrefixCache
 from .sampling import SideBySide
@@ -169,8 +169,8 @@ class Batch:
                 row = self.rows[self._uids[response.uid]]
                 if row.reason or not row.launched:
                     continue
-                made, at = row.launched.popleft()
-                yield from self._emit(row, int(response.token), made, at)
+                chosen, at = row.launched.popleft()
+                yield from self._emit(row, int(response.token), chosen, at)
                 if row.reason and response.finish_reason is None:
                     self._generator.remove([response.uid])
 
@@ -212,7 +212,7 @@ class Batch:
             row = self._waiting.pop(0)
             self._hold(row)
             run = Run(self.registry, Plan((row.plan.entries,)), len(row.plan.prompt.ids), row.plan.prompt.spans)
-            run.meter = Meter() if row.plan.entries else None
+            run.meter = DoseMeter() if row.plan.entries else None
             options = DecodeOptions(
                 replace(row.sampling, repetition_penalty=0.0),  # it is one of the row's processors
                 top=row.top,
@@ -225,17 +225,16 @@ class Batch:
             decoder = RowDecoder(self.registry, run, prompt.ids, 1, cache, options, prompt.thinking, prompt.inside)
             decoder.histories = [row.plan.history]
             for step in decoder.steps():
-                made = Launched.of_step(step)
-                yield from self._emit(row, step.ids[0], made, 0, run)
+                yield from self._emit(row, step.ids[0], BatchStep.of_step(step), 0, run)
                 if row.reason:
                     break
 
-    def _emit(self, row: Row, token: int, made: Launched, at: int, run: Run | None = None) -> Iterator[Token | ArmEnd]:
-        made.count(at)
-        check_chosen(made.read[0][at], f"The logits of prompt {row.index}", lambda: self._origin(row))
+    def _emit(self, row: Row, token: int, step: BatchStep, at: int, run: Run | None = None) -> Iterator[Token | ArmEnd]:
+        step.count(at)
+        check_chosen(step.read()[0][at], f"The logits of prompt {row.index}", lambda: self._origin(row))
         if not row.ids:
             self._check_moved(row, run)
-        event = row.take(token, made, at, self.tokens)
+        event = row.take(token, step, at, self.tokens)
         if row.reason:
             self._settle(row, run)
         yield event

@@ -24,7 +24,7 @@ from ..distributions import kl, log_softmax
 from ..forward import tolerance
 from ..hooks.passage import History, Passage
 from ..hooks.positions import Offset, follow_thinking
-from ..hooks.program import Measured, Meter, Sums
+from ..hooks.program import DoseMeter, Measured, Sums
 from ..hooks.registry import Entry, Plan, Registry, Run
 from ..tokens import EncodedPrompt, Tokens
 from .generation import Scales, Step, Writing, best, mlx_lm_generate, scales_of
@@ -107,7 +107,7 @@ class RowPlan:
     entries: tuple[Entry, ...]
     inside: mx.array | None = None
     history: History = field(default_factory=History)
-    meter: Meter = field(default_factory=Meter)
+    meter: DoseMeter = field(default_factory=DoseMeter)
     _stamp: object = None
 
     def note(self, at: int) -> None:
@@ -135,7 +135,7 @@ class Composition:
 
     rows: tuple[int, ...]
     plan: Plan
-    meter: Meter | None
+    meter: DoseMeter | None
     stamp: object = None
 
 
@@ -143,7 +143,7 @@ class Composition:
 class ForwardDoses:
     """What was measured in one forward: for each row to count when a token of it comes from this forward."""
 
-    meter: Meter
+    meter: DoseMeter
     plans: Sequence[RowPlan]
     measured: Sequence[Measured]
     stamps: Sequence[object]
@@ -228,7 +228,7 @@ class BatchModel:
     def _composition(self, rows: tuple[int, ...]) -> Composition:
         if rows not in self.compositions:
             plan = Plan([self._plans[row].entries for row in rows])
-            self.compositions[rows] = Composition(rows, plan, Meter() if any(plan.rows) else None)
+            self.compositions[rows] = Composition(rows, plan, DoseMeter() if any(plan.rows) else None)
         here = self.compositions[rows]
         if here.meter is not None and here.stamp not in (None, here.plan.stamp):
             here.meter.restart()
@@ -281,11 +281,11 @@ def _agrees(registry: Registry, way: Way) -> bool:
     vocab = registry.decoder.vocab_size
     prompts = [[(7 * at + 3) % vocab for at in range(6)], [(5 * at + 1) % vocab for at in range(2)]]
     try:
-        made = _batch(registry, prompts, way)
+        together = _batch(registry, prompts, way)
     except Exception:  # whatever a model raises that does not know batches; row by row is always right
         return False
     limit = tolerance(registry.decoder.dtype)
-    for prompt, (ids, rows) in zip(prompts, made, strict=True):
+    for prompt, (ids, rows) in zip(prompts, together, strict=True):
         logits = registry.forward(Run(registry, Plan()), mx.array([prompt + ids[:-1]]))
         alone = log_softmax(logits[0, -_STEPS:])
         if not float(kl(alone, mx.stack(rows)).max()) < limit:
@@ -312,19 +312,26 @@ def _batch(registry: Registry, prompts: list[list[int]], way: Way) -> list[tuple
     return [found[uid] for uid in uids]
 
 
-@dataclass(eq=False)
-class Launched:
-    """What one forward chose for each of its rows, read when the first of them is asked for.
+Numbers = tuple[list[float], list[list[int]], list[list[float]]]
+"""Row by row: log-probabilities of the chosen tokens, and candidates with theirs."""
 
-    ``doses`` is what it measured, ``places`` where these rows are in that (``None``: in the same order).
+
+@dataclass(eq=False)
+class BatchStep:
+    """What one forward chose for each of its rows: on the device until the first of them is asked for.
+
+    ``logprobs`` (rows,) are those of the chosen tokens, ``top`` the candidates, ids and log-probabilities
+    (rows, count). ``doses`` is what the forward measured, ``places`` where these rows are in that (``None``: in the
+    same order).
     """
 
     rows: int
-    logprobs: mx.array
+    logprobs: mx.array | None
     top: tuple[mx.array, mx.array] | None
     scales: Scales
     doses: ForwardDoses | None = None
     places: tuple[int, ...] | None = None
+    _numbers: Numbers | None = None
 
     def count(self, at: int) -> None:
         """Count the dose of a row whose token is used."""
@@ -332,18 +339,21 @@ class Launched:
             self.doses.count(at if self.places is None else self.places[at])
 
     @classmethod
-    def of_step(cls, step: Step) -> Launched:
-        """A step of a row decoder, as if it had been a batch's."""
-        made = cls(len(step.ids), mx.zeros(0), None, step.scales)
+    def of_step(cls, step: Step) -> BatchStep:
+        """A step of a row decoder, which has been read, as if it had been a batch's."""
         empty: list[list[Any]] = [[] for _ in step.ids]
-        made.__dict__["read"] = (step.logprobs, step.top_ids or empty, step.top_logprobs or empty)
-        return made
+        numbers = (step.logprobs, step.top_ids or empty, step.top_logprobs or empty)
+        return cls(len(step.ids), None, None, step.scales, _numbers=numbers)
 
-    @cached_property
-    def read(self) -> tuple[list[float], list[list[int]], list[list[float]]]:
-        """Log-probabilities of the chosen tokens, and candidates with theirs, row by row."""
-        ids, values = self.top if self.top is not None else (mx.zeros((self.rows, 0)), mx.zeros((self.rows, 0)))
-        return self.logprobs.tolist(), ids.tolist(), values.tolist()  # type: ignore[return-value]
+    def read(self) -> Numbers:
+        """The numbers of all rows, brought to the host once."""
+        if self._numbers is None:
+            assert self.logprobs is not None
+            ids, values = self.top if self.top is not None else (mx.zeros((self.rows, 0)), mx.zeros((self.rows, 0)))
+            numbers: Any = (self.logprobs.tolist(), ids.tolist(), values.tolist())
+            self._numbers = numbers
+            return numbers  # type: ignore[no-any-return]
+        return self._numbers
 
 
 @dataclass(eq=False, kw_only=True)
@@ -361,7 +371,7 @@ class Row(Writing):
     shapes: list[int] = field(default_factory=list)
     doses: tuple[Dose, ...] = ()
     reused: int = 0
-    launched: deque[tuple[Launched, int]] = field(default_factory=deque)
+    launched: deque[tuple[BatchStep, int]] = field(default_factory=deque)
     _history: mx.array | None = None
 
     def choose(self, logits: mx.array, logprobs: mx.array) -> mx.array:
@@ -377,11 +387,11 @@ class Row(Writing):
         self._history = mx.concatenate([self._history, chosen.astype(mx.int32)])
         return chosen
 
-    def take(self, token: int, made: Launched, at: int, tokens: Tokens) -> Token:
+    def take(self, token: int, step: BatchStep, at: int, tokens: Tokens) -> Token:
         """Add a token that has come; ``reason`` is set if it was the last one."""
-        logprobs, top_ids, top_logprobs = made.read
+        logprobs, top_ids, top_logprobs = step.read()
         self.logprobs.append(logprobs[at])
-        self.shapes.append(made.rows)
+        self.shapes.append(step.rows)
         text = self.write(token)
         found = zip(top_ids[at][: self.top], top_logprobs[at][: self.top], strict=True)
         pairs = [pair for pair in found if pair[1] > -math.inf]
@@ -395,7 +405,7 @@ class Row(Writing):
             top=tuple(
                 Candidate(int(one), tokens.display(int(one)), value) for one, value in pairs if value > -math.inf
             ),
-            scales=made.scales[at],
+            scales=step.scales[at],
         )
 
     def passage(self, bos: int | None) -> Passage:
@@ -443,8 +453,8 @@ def choose_all(model: BatchModel, rows: Sequence[Row], logprobs: mx.array, besid
     of_chosen = mx.take_along_axis(logprobs, chosen[:, None], axis=-1)[:, 0]
     count = max(row.top for row in rows)
     top = best(among, count) if count else None
-    made = Launched(len(rows), of_chosen, top, model.scales, model.doses())
+    step = BatchStep(len(rows), of_chosen, top, model.scales, model.doses())
     _async_eval(chosen, of_chosen, *(top or ()))
     for at, row in enumerate(rows):
-        row.launched.append((made, at))
+        row.launched.append((step, at))
     return chosen

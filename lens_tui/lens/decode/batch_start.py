@@ -24,7 +24,7 @@ from ..hooks.registry import Entry, Registry
 from ..hooks.steering import entries_of
 from ..tokens import Prompt, Tokens
 from .batch import Batch, BatchGeneration, BatchOptions
-from .batch_rows import BatchModel, Launched, Row, RowLabels, RowPlan
+from .batch_rows import BatchModel, BatchStep, Row, RowLabels, RowPlan
 from .generation import best, writing_options
 from .prefill import PrefixCache
 from .sampling import (
@@ -40,12 +40,15 @@ from .sampling import (
 Engine = Literal["built-in", "vllm-mlx"]
 
 
-def check_engine(use_engine: bool | str) -> Engine:
-    """The engine that ``use_engine`` names, if it is installed. Raises :class:`LensError`."""
-    if isinstance(use_engine, bool):
+def check_engine(use_engine: Engine | bool) -> Engine:
+    """The engine of that name, if it is installed; ``False`` and ``True`` are the built-in one.
+
+    Raises :class:`LensError` for another name, and for one that is not installed.
+    """
+    if isinstance(use_engine, bool) or use_engine == "built-in":
         return "built-in"
     if use_engine != "vllm-mlx":
-        raise LensError(f"There is no engine {use_engine!r}.", "Use True (the built-in one) or 'vllm-mlx'.")
+        raise LensError(f"There is no engine {use_engine!r}.", "Use 'built-in' or 'vllm-mlx'.")
     if find_spec("vllm_mlx") is None:
         raise LensError(
             "vllm-mlx is not installed.",
@@ -143,8 +146,8 @@ def _chooser(row: Row, model: BatchModel) -> Callable[[mx.array, mx.array], mx.a
         of_chosen = mx.take_along_axis(logprobs, chosen[:, None], axis=-1)[:, 0]
         scales = (model.scales[model.last.index(row.index)],)
         top = best(model.choosable(logprobs), row.top) if row.top else None
-        made = Launched(len(model.last), of_chosen, top, scales, model.doses(), (model.last.index(row.index),))
-        row.launched.append((made, 0))
+        step = BatchStep(len(model.last), of_chosen, top, scales, model.doses(), (model.last.index(row.index),))
+        row.launched.append((step, 0))
         return mx.where(mx.arange(logits.shape[-1])[None] == chosen[:, None], 0.0, -mx.inf)
 
     return choose

@@ -11,7 +11,7 @@ from lens_tui.records import ArmEnd, Candidate, Dose, Echo, Intervention, LensEr
 from ..forward import check_moved
 from ..hooks.passage import Passage, check_chosen, echo_of, origin_in, steered
 from ..hooks.positions import reach
-from ..hooks.program import Meter
+from ..hooks.program import DoseMeter
 from ..hooks.registry import CaptureResult, Entry, Holding, Plan
 from ..hooks.steering import entries_of
 from ..tokens import Tokens
@@ -19,7 +19,7 @@ from .generation import RowDecoder, Step, Writing, writing_options
 
 
 @dataclass
-class Progress:
+class RowsInProgress:
     """A run in progress: its decoder, its rows, and the proxies it holds.
 
     Apart from :class:`Rows`, so that a run nobody refers to any more ends at once
@@ -150,7 +150,7 @@ class Progress:
         self.sites.change(())
 
 
-def events_of(progress: Progress) -> Generator[Token | ArmEnd]:
+def events_of(progress: RowsInProgress) -> Generator[Token | ArmEnd]:
     """The events of a run; proxies are up from the first request to the end, however it ends."""
     progress.sites.change(progress.plan.keys)
     try:
@@ -174,7 +174,7 @@ class Rows:
     def __init__(self, decoder: RowDecoder, tokens: Tokens, names: Sequence[str]) -> None:
         sampling = decoder.options.sampling
         rows = [Writing(**writing_options(tokens, sampling, decoder.ids[-1])) for _ in names]
-        self._progress = Progress(decoder, tokens, tuple(names), rows)
+        self._progress = RowsInProgress(decoder, tokens, tuple(names), rows)
         self._progress.check_reach()
         self._events = events_of(self._progress)
 
@@ -216,7 +216,7 @@ class Rows:
         if progress.sites.keys:
             progress.sites.change(progress.plan.keys)
         if progress.decoder.run.meter is None:
-            progress.decoder.run.meter = Meter()
+            progress.decoder.run.meter = DoseMeter()
 
     def put(self, row: int, record: Intervention) -> None:
         """Add an intervention to a row, or change the one of its id in its place, from the next step on."""

@@ -15,7 +15,7 @@ from lens_tui.records import LensError, Sampling
 from ..distributions import kl, log_softmax
 from ..hooks.passage import History
 from ..hooks.positions import follow_thinking
-from ..hooks.program import Measured, Meter, has_effect
+from ..hooks.program import DoseMeter, Measured, has_effect
 from ..hooks.registry import CaptureResult, Plan, Registry, Run
 from ..tokens import Detokenizer, EncodedPrompt, Tokens
 from .prefill import Filler, PrefixCache, add_rows, can_fork, keep_rows, piece_of, prefill_rows, spread
@@ -453,13 +453,13 @@ class Stops:
             return text, False
         machine = mlx_lm_generate().TextStateMachine
         self._state, segments = machine.split(self._state, text)
-        shown = segments[0][1]
+        certain = segments[0][1]
         if self._state[0] is None:
-            return shown, True
+            return certain, True
         if last:
             self._state, rest, _ = machine.flush(self._state)
-            shown += rest
-        return shown, False
+            certain += rest
+        return certain, False
 
 
 @dataclass(eq=False, kw_only=True)
@@ -549,7 +549,7 @@ def row_decoder(
     cache = prompt_cache if prompt_cache is not None else make_prompt_cache(registry.decoder.root, max_kv_size)
     n_prompt = registry.caches.check(cache, plan.fingerprint()) + len(prompt.ids)
     registry.decoder.check_positions(n_prompt + decode.sampling.max_tokens - 1)
-    meter = Meter() if any(plan.rows) else None
+    meter = DoseMeter() if any(plan.rows) else None
     run = Run(registry, plan, n_prompt, prompt.spans, meter, captured_rows=n_rows if decode.kl else None)
     if prompt_cache is not None or extra.get("kv_bits") is not None:
         prefixes = None

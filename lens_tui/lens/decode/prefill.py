@@ -27,14 +27,14 @@ from lens_tui.records import Add, Intervention, Positions, SteeringVector
 from ..architecture.taps import named
 from ..distributions import kl, log_softmax
 from ..forward import tolerance
-from ..hooks.program import Hook, Key, Meter, has_effect
+from ..hooks.program import DoseMeter, Hook, Key, has_effect
 from ..hooks.registry import Entry, Plan, Registry, Run
 from ..hooks.steering import entries_of
 from ..tokens import EncodedPrompt
 
 PLAIN: tuple[object, ...] = ()
 Sums = dict[Key, NDArray[np.float64]]
-"""A row's dose by site: sums over touched tokens (4,), as ``Meter`` keeps them."""
+"""A row's dose by site: sums over touched tokens (4,), as ``DoseMeter`` keeps them."""
 
 
 class PrefixDoses:
@@ -332,17 +332,17 @@ class Filler:
         if group.cache is None:
             group.cache = make_prompt_cache(self.registry.decoder.root, self.max_kv_size)
         if group.done < group.plain:
-            self._run(group, (), group.plain, None, report)
+            self._compute(group, (), group.plain, None, report)
             self.store.keep(self.sized(PLAIN), self.prompt.ids[: group.plain], group.cache)
         if group.done < self.total:
-            meter = Meter()
-            self._run(group, group.entries, self.total, meter, report)
+            meter = DoseMeter()
+            self._compute(group, group.entries, self.total, meter, report)
             for key, sums in meter.sums().items():
                 group.sums[key] = group.sums.get(key, 0.0) + sums[:, 0]
             self.store.keep(self.sized(group.key), self.prompt.ids[: self.total], group.cache, group.sums)
 
-    def _run(
-        self, group: Group, entries: Sequence[Entry], end: int, meter: Meter | None, report: Callable[[int], None]
+    def _compute(
+        self, group: Group, entries: Sequence[Entry], end: int, meter: DoseMeter | None, report: Callable[[int], None]
     ) -> None:
         run = Run(self.registry, Plan((entries,)), len(self.prompt.ids), self.prompt.spans, meter)
         cache: Any = group.cache

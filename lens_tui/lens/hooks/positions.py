@@ -197,8 +197,8 @@ def _column(value: Any) -> Any:
     return value[:, None] if isinstance(value, mx.array) else value
 
 
-Print = tuple[object, ...]
-MIXED: Print = ("mixed",)
+Fingerprint = tuple[object, ...]
+MIXED: Fingerprint = ("mixed",)
 """The mark of a cache that was filled under one plan after another: equal to no plan's."""
 
 
@@ -206,10 +206,10 @@ class CacheLedger:
     """Notes on the caches that forwards were seen to use; a cache is known by its first layer's object."""
 
     def __init__(self) -> None:
-        self._marks: weakref.WeakKeyDictionary[Any, Print] = weakref.WeakKeyDictionary()
+        self._marks: weakref.WeakKeyDictionary[Any, Fingerprint] = weakref.WeakKeyDictionary()
         self._counts: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
-    def begin(self, caches: Sequence[Any], length: int, fingerprint: Print) -> Offset | None:
+    def begin(self, caches: Sequence[Any], length: int, fingerprint: Fingerprint) -> Offset | None:
         """A forward of ``length`` tokens begins: where it starts, ``None`` if that cannot be known."""
         if not caches:
             return 0
@@ -234,13 +234,13 @@ class CacheLedger:
             return self._counts[caches[0]]
         return 0 if _empty(caches) else None
 
-    def note(self, caches: Sequence[Any], count: int, fingerprint: Print) -> None:
+    def note(self, caches: Sequence[Any], count: int, fingerprint: Fingerprint) -> None:
         """These caches hold ``count`` tokens that went in under these interventions."""
         if caches:
             self._marks[caches[0]] = fingerprint
             self._counts[caches[0]] = count
 
-    def check(self, caches: Sequence[Any], fingerprint: Print) -> int:
+    def check(self, caches: Sequence[Any], fingerprint: Fingerprint) -> int:
         """Tokens that a cache holds, if it was filled under these interventions. Raises :class:`LensError`."""
         offset = self.offset(caches)
         if not isinstance(offset, int):

@@ -68,7 +68,7 @@ class _Fused:
 
 
 @dataclass(frozen=True, eq=False)
-class _Step:
+class _Change:
     """One record on some rows; ``rows`` is ``None`` for all, else a bool array (rows, 1, 1)."""
 
     record: Intervention
@@ -77,7 +77,7 @@ class _Step:
 
 
 @dataclass(frozen=True, eq=False)
-class _UserStep:
+class _UserChange:
     hook: Hook
     rows: mx.array | None
 
@@ -87,7 +87,7 @@ class Program:
     """All that happens at one site in one forward; ``acting`` are the rows that interventions are on, empty for all."""
 
     key: Key
-    steps: tuple[_Fused | _Step | _UserStep, ...]
+    steps: tuple[_Fused | _Change | _UserChange, ...]
     n_rows: int
     float32: bool
     must_move: tuple[bool, ...]
@@ -106,7 +106,7 @@ class Program:
         dtype = mx.float32 if self.float32 else h.dtype
         hit: Mask = False
         for step in self.steps:
-            if isinstance(step, _UserStep):  # is given, and gives, the model's own dtype
+            if isinstance(step, _UserChange):  # is given, and gives, the model's own dtype
                 exact = _run_hook(step, exact.astype(dtype), where)
                 continue
             exact, mask = _applied(step, exact, where)
@@ -120,17 +120,17 @@ class Program:
 def build(key: Key, rows: Sequence[Sequence[Item]], sources: Mapping[str, FeatureSource], width: int) -> Program:
     """The program of a site from the items of each row, in order; one row stands for every row of any batch."""
     rows = [list(filter(has_effect, items)) for items in rows]
-    steps: list[_Fused | _Step | _UserStep] = []
+    steps: list[_Fused | _Change | _UserChange] = []
     shared = len(rows) == 1
     for row, items in enumerate(rows):
         only = None if shared else _row_mask(len(rows), row)
         for item in items:
             if isinstance(item, Hook):
-                steps.append(_UserStep(item, only))
+                steps.append(_UserChange(item, only))
             elif isinstance(item, Add) and item.positions.kind == "all":
                 _fuse(steps, item, row, len(rows), width)
             else:
-                steps.append(_Step(item, delta_of(item, sources), only))
+                steps.append(_Change(item, delta_of(item, sources), only))
     flat = [item for items in rows for item in items if isinstance(item, Intervention)]
     return Program(
         key,
@@ -148,7 +148,7 @@ def _row_mask(count: int, row: int) -> mx.array:
     return mask
 
 
-def _fuse(steps: list[_Fused | _Step | _UserStep], item: Add, row: int, n_rows: int, width: int) -> None:
+def _fuse(steps: list[_Fused | _Change | _UserChange], item: Add, row: int, n_rows: int, width: int) -> None:
     """Add to the fused step before, if that keeps the order within the row; else begin one."""
     place = len(steps) - 1
     while place >= 0 and not isinstance(steps[place], _Fused) and not _on_row(steps[place], row):
@@ -160,13 +160,13 @@ def _fuse(steps: list[_Fused | _Step | _UserStep], item: Add, row: int, n_rows: 
     step.values[row] += np.float32(item.scale) * item.vector.direction
 
 
-def _on_row(step: _Fused | _Step | _UserStep, row: int) -> bool:
+def _on_row(step: _Fused | _Change | _UserChange, row: int) -> bool:
     if isinstance(step, _Fused) or step.rows is None:
         return True
     return bool(step.rows[row, 0, 0].item())
 
 
-def _applied(step: _Fused | _Step, h: mx.array, where: Where) -> tuple[mx.array, Mask]:
+def _applied(step: _Fused | _Change, h: mx.array, where: Where) -> tuple[mx.array, Mask]:
     """The residual after a step, in float32 where it is touched at all, and which tokens are.
 
     Those that are not keep their bits: every number of a lower precision is one of float32.
@@ -180,7 +180,7 @@ def _applied(step: _Fused | _Step, h: mx.array, where: Where) -> tuple[mx.array,
     return _moved(step.delta, h.astype(mx.float32), mask), mask
 
 
-def _run_hook(step: _UserStep, h: mx.array, where: Where) -> mx.array:
+def _run_hook(step: _UserChange, h: mx.array, where: Where) -> mx.array:
     hook = step.hook
     try:
         out = hook.fn(HookContext(hook.layer, hook.site, where), h)
@@ -234,7 +234,7 @@ class Measured:
     decoding: bool
 
 
-class Meter:
+class DoseMeter:
     """Collects doses of a run: over its prompt, and over each row's first ``LIMIT`` decoding steps that touch it.
 
     ``pending`` holds what is not yet read; whoever runs the forwards evaluates it with the rest of the step and

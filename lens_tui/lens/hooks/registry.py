@@ -31,7 +31,7 @@ from ..architecture.find import Decoder
 from ..architecture.taps import Call, first_of, input_of, install, uninstall
 from .interventions import FeatureSource
 from .positions import CacheLedger, Offset, Spans, Where, caches_of
-from .program import Item, Key, Meter, Program, build, has_effect
+from .program import DoseMeter, Item, Key, Program, build, has_effect
 from .sites import Point, SiteMap
 
 _stamps = itertools.count(1)
@@ -140,7 +140,7 @@ class Run:
     plan: Plan
     n_prompt: Offset | None = None
     spans: tuple[tuple[str, int, int], ...] | None = None
-    meter: Meter | None = None
+    meter: DoseMeter | None = None
     thinking: mx.array | None = None
     offset: Offset | None = None
     row_spans: tuple[Spans | None, ...] | None = None

@@ -40,10 +40,10 @@ class Steering:
     :meth:`update`. Leaving is allowed in any order and from any thread.
     """
 
-    def __init__(self, registry: Registry, items: Sequence[Item], unit: float = 1.0) -> None:
+    def __init__(self, registry: Registry, items: Sequence[Item], vector_norm: float = 1.0) -> None:
         self._registry = registry
         self._items = tuple(items)
-        self._unit = unit
+        self._vector_norm = vector_norm
         self._entries: list[Entry] = []
         self.doses: tuple[Dose, ...] = ()
 
@@ -80,7 +80,7 @@ class Steering:
         scales = [float(item.scale) for item in self._now() if hasattr(item, "scale")]
         if not scales:
             raise LensError("Nothing in this block has a scale.", "Look at .interventions for what it holds.")
-        return scales[0] / self._unit
+        return scales[0] / self._vector_norm
 
     def update(
         self, *, scale: float | None = None, positions: Positions | None = None, enabled: bool | None = None
@@ -96,7 +96,7 @@ class Steering:
                 continue
             values: dict[str, Any] = {}
             if scale is not None and hasattr(item, "scale"):
-                values["scale"] = scale * self._unit
+                values["scale"] = scale * self._vector_norm
             if positions is not None:
                 values["positions"] = positions
             if enabled is not None:
@@ -253,10 +253,10 @@ def as_numpy(values: Any) -> FloatArray:
     """A list, numpy or MLX array as float32 numpy, evaluated now: nothing lazy crosses to another thread."""
     exact = numbers(values, "The vector")
     with np.errstate(over="ignore"):
-        made = exact.astype(np.float32)
-    if np.isfinite(exact).all() and not np.isfinite(made).all():
+        single = exact.astype(np.float32)
+    if np.isfinite(exact).all() and not np.isfinite(single).all():
         raise LensError("The vector holds numbers beyond the range of float32.", "Divide it, and raise the scale.")
-    return made
+    return single
 
 
 def _check_kind(record: Intervention, registry: Registry, width: int) -> None:

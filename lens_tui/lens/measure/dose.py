@@ -87,7 +87,7 @@ class FeatureProbe:
 
 
 @dataclass(frozen=True)
-class _Run:
+class _Generated:
     """What was generated: the baseline first, then one row a plan."""
 
     ids: tuple[tuple[int, ...], ...]
@@ -135,25 +135,25 @@ def dose_response(
     if not ordered or not all(math.isfinite(scale) for scale in ordered):
         raise LensError("A dose-response needs finite scales.", "Give at least one.")
     plans = [scaled(interventions, scale) for scale in ordered]
-    run = _generate(lens, prompt, plans, sampling, raw, options)
-    on_baseline, on_own = _scores(lens, prompt, run, plans, raw)
+    generated = _generate(lens, prompt, plans, sampling, raw, options)
+    on_baseline, on_own = _scores(lens, prompt, generated, plans, raw)
     items = measures.items_of(lens, texts, plans)
     known = known or unsteered(lens, items)
     losses = measures.losses_of(score(lens, items, known), seed)
-    backs = _read_backs(lens, prompt, run, probe, raw)
+    backs = _read_backs(lens, prompt, generated, probe, raw)
     points = [
-        _point(scale, run, row + 1, losses[row], on_baseline[row], on_own[row], backs[row + 1])
+        _point(scale, generated, row + 1, losses[row], on_baseline[row], on_own[row], backs[row + 1])
         for row, scale in enumerate(ordered)
     ]
     if controls:
-        held = _Held(lens, prompt, run, texts, known, raw, seed)
-        points = _with_controls(held, interventions, points, controls)
+        reference = _Reference(lens, prompt, generated, texts, known, raw, seed)
+        points = _with_controls(reference, interventions, points, controls)
     response = DoseResponse(
         tuple(points),
-        run.texts[0],
-        run.ids[0],
+        generated.texts[0],
+        generated.ids[0],
         float(np.exp(on_baseline[0].base.mean())),
-        degeneration(run.ids[0], run.texts[0]),
+        degeneration(generated.ids[0], generated.texts[0]),
         (),
         backs[0],
     )
@@ -172,7 +172,7 @@ def _generate(
     sampling: Sampling | None,
     raw: bool,
     options: dict[str, Any],
-) -> _Run:
+) -> _Generated:
     if sampling is None:
         options.setdefault("max_tokens", MAX_TOKENS)
         if "temperature" not in options:
@@ -181,24 +181,30 @@ def _generate(
     # KL is measured along the plain text as well, and there in one go: no companions are needed here.
     comparison = lens.compare(prompt, arms, sampling, raw=raw, kl=False, **options)
     ends = {event.arm: event for event in comparison if isinstance(event, ArmEnd)}
-    return _Run(comparison.token_ids, comparison.texts, ends)
+    return _Generated(comparison.token_ids, comparison.texts, ends)
 
 
 def _scores(
-    lens: LensModel, prompt: Prompt, run: _Run, plans: Sequence[Interventions], raw: bool
+    lens: LensModel, prompt: Prompt, generated: _Generated, plans: Sequence[Interventions], raw: bool
 ) -> tuple[list[Score], list[Score]]:
     """Each plan on the baseline's continuation, and each on its own."""
-    items = [measures.continued(lens, prompt, run.ids[0], tuple(plans), raw=raw)]
-    pairs = zip(run.ids[1:], plans, strict=True)
+    items = [measures.continued(lens, prompt, generated.ids[0], tuple(plans), raw=raw)]
+    pairs = zip(generated.ids[1:], plans, strict=True)
     items += [measures.continued(lens, prompt, ids, (plan,), raw=raw) for ids, plan in pairs]
     first, *others = score(lens, items)
     return first, [one[0] for one in others]
 
 
 def _point(
-    scale: float, run: _Run, row: int, loss: DeltaLoss, on_baseline: Score, on_own: Score, back: ReadBack | None
+    scale: float,
+    generated: _Generated,
+    row: int,
+    loss: DeltaLoss,
+    on_baseline: Score,
+    on_own: Score,
+    back: ReadBack | None,
 ) -> DosePoint:
-    end = run.ends.get(row)
+    end = generated.ends.get(row)
     return DosePoint(
         scale=scale,
         dose=end.dose if end else None,
@@ -207,30 +213,30 @@ def _point(
         on_own=measures.divergence_of(on_own),
         ppl_unsteered=float(np.exp(on_own.base.mean())),
         ppl_steered=float(np.exp(on_own.nll.mean())),
-        degeneration=degeneration(run.ids[row], run.texts[row]),
-        text=run.texts[row],
-        token_ids=run.ids[row],
+        degeneration=degeneration(generated.ids[row], generated.texts[row]),
+        text=generated.texts[row],
+        token_ids=generated.ids[row],
         reason=end.reason if end else "stopped",
         read_back=back,
     )
 
 
 def _read_backs(
-    lens: LensModel, prompt: Prompt, run: _Run, probe: FeatureProbe | None, raw: bool
+    lens: LensModel, prompt: Prompt, generated: _Generated, probe: FeatureProbe | None, raw: bool
 ) -> list[ReadBack | None]:
     if probe is None:
-        return [None] * len(run.ids)
+        return [None] * len(generated.ids)
     where = (probe.sae, probe.feature, probe.layer)
-    return [measures.read_back(lens, prompt, ids, *where, site=probe.site, raw=raw) for ids in run.ids]
+    return [measures.read_back(lens, prompt, ids, *where, site=probe.site, raw=raw) for ids in generated.ids]
 
 
 @dataclass(frozen=True, eq=False)
-class _Held:
+class _Reference:
     """What steerings are held against: the baseline's continuation, and texts with what is known of them unsteered."""
 
     lens: LensModel
     prompt: Prompt
-    run: _Run
+    generated: _Generated
     texts: Sequence[Prompt]
     known: Unsteered
     raw: bool
@@ -238,22 +244,22 @@ class _Held:
 
 
 def _with_controls(
-    held: _Held, interventions: Sequence[Intervention], points: Sequence[DosePoint], k: int
+    reference: _Reference, interventions: Sequence[Intervention], points: Sequence[DosePoint], k: int
 ) -> list[DosePoint]:
     """The points with loss and KL of the sign turned and of ``k`` random directions, the same ones at each scale."""
-    lens = held.lens
-    flipped, drawn = measures.controls(interventions, k, held.seed)
+    lens = reference.lens
+    flipped, drawn = measures.controls(interventions, k, reference.seed)
     others = [*drawn, *([flipped] if flipped is not None else [])]
     plans = [scaled(other, point.scale) for point in points for other in others]
-    scores = score(lens, measures.items_of(lens, held.texts, plans), held.known)
-    losses = [loss.delta for loss in measures.losses_of(scores, held.seed)]
-    item = measures.continued(lens, held.prompt, held.run.ids[0], tuple(plans), raw=held.raw)
+    scores = score(lens, measures.items_of(lens, reference.texts, plans), reference.known)
+    losses = [loss.delta for loss in measures.losses_of(scores, reference.seed)]
+    item = measures.continued(lens, reference.prompt, reference.generated.ids[0], tuple(plans), raw=reference.raw)
     kls = [measures.divergence_of(one).mean_forward for one in score(lens, [item])[0]]
-    made = []
+    controlled = []
     for at, point in enumerate(points):
         loss, kl = (values[at * len(others) : (at + 1) * len(others)] for values in (losses, kls))
         turned = (loss[k], kl[k]) if flipped is not None else (None, None)
-        made.append(
+        controlled.append(
             replace(
                 point,
                 random_delta=tuple(loss[:k]),
@@ -262,7 +268,7 @@ def _with_controls(
                 flipped_kl=turned[1],
             )
         )
-    return made
+    return controlled
 
 
 def curves_of(response: DoseResponse) -> tuple[Curve, ...]:

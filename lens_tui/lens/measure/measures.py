@@ -20,7 +20,7 @@ from lens_tui.records.measures import Controlled, Degeneration, DeltaLoss, Diver
 from ..forward import Core, as_float, read_rows
 from ..hooks.interventions import FeatureSource
 from ..tokens import id_table
-from .scores import Item, Score, score, unsteered
+from .scores import Score, ScoredText, score, unsteered
 
 if TYPE_CHECKING:
     from ..tokens import Prompt
@@ -229,12 +229,12 @@ def delta_losses(
     return losses_of(score(lens, items, unsteered(lens, items)), seed)
 
 
-def items_of(lens: Core, texts: Sequence[Prompt], plans: Sequence[tuple[Intervention, ...]]) -> list[Item]:
+def items_of(lens: Core, texts: Sequence[Prompt], plans: Sequence[tuple[Intervention, ...]]) -> list[ScoredText]:
     """The texts as items whose every token but the first is scored."""
     if isinstance(texts, (str, bytes)) or not len(texts):
         raise LensError("A loss needs a list of texts, at least one text.", "Give texts=[...].")
     plans = [as_records(plan) for plan in plans]
-    return [Item(lens.tokens.prompt(text, raw=True).ids, tuple(plans)) for text in texts]
+    return [ScoredText(lens.tokens.prompt(text, raw=True).ids, tuple(plans)) for text in texts]
 
 
 def losses_of(scores: Sequence[Sequence[Score]], seed: int = 0) -> list[DeltaLoss]:
@@ -365,14 +365,14 @@ def continued(
     plans: tuple[tuple[Intervention, ...], ...],
     *,
     raw: bool = False,
-) -> Item:
+) -> ScoredText:
     """A prompt with its continuation, to be scored from the first token after the prompt."""
     encoded = lens.tokens.prompt(prompt, raw=raw)
     after = id_table(continuation).reshape(-1).tolist()
     if not after:
         raise LensError("The continuation has no tokens.", "Generate at least one.")
     ids = (*encoded.ids, *lens.tokens.check(after))
-    return Item(ids, tuple(as_records(plan) for plan in plans), len(encoded.ids), encoded.spans)
+    return ScoredText(ids, tuple(as_records(plan) for plan in plans), len(encoded.ids), encoded.spans)
 
 
 def _flipped(record: Intervention) -> Intervention:

@@ -39,7 +39,7 @@ _BLOCK = 1 << 25
 
 
 @dataclass(frozen=True, eq=False)
-class Item:
+class ScoredText:
     """Token ids, the steerings to score them under, and the first token that is scored (the prompt's length)."""
 
     ids: tuple[int, ...]
@@ -73,7 +73,7 @@ class Unsteered:
     below: Below | None = None
 
 
-def score(lens: Core, items: Sequence[Item], known: Unsteered | None = None) -> list[list[Score]]:
+def score(lens: Core, items: Sequence[ScoredText], known: Unsteered | None = None) -> list[list[Score]]:
     """For each item one :class:`Score` a plan; float32 log-softmax.
 
     Where the unsteered NLL is ``known``, no unsteered rows are run and there is no KL.
@@ -105,7 +105,7 @@ def score(lens: Core, items: Sequence[Item], known: Unsteered | None = None) -> 
     return found
 
 
-def unsteered(lens: Core, items: Sequence[Item], *, with_nll: bool = True) -> Unsteered:
+def unsteered(lens: Core, items: Sequence[ScoredText], *, with_nll: bool = True) -> Unsteered:
     """What is known of items before they are scored, for as many calls of :func:`score` as there will be.
 
     Those calls may have other plans, of other scales say. Residuals too large to be kept are left out, and
@@ -114,19 +114,19 @@ def unsteered(lens: Core, items: Sequence[Item], *, with_nll: bool = True) -> Un
     key = first_site(lens.registry, (plan for item in items for plan in item.plans))
     if key is not None and not fits(lens.registry.decoder, {item.ids for item in items}):
         key = None
-    reading = _Reading(lens, key)
-    plain = [Item(item.ids, ((),), item.n_prompt, item.spans) for item in items]
+    plain_reading = _PlainReading(lens, key)
+    plain = [ScoredText(item.ids, ((),), item.n_prompt, item.spans) for item in items]
     if with_nll or key is not None:
         for at, item in enumerate(plain if with_nll else ()):
             _check(lens, item, at)
         for batch in _batches(plain, lens.registry.decoder.vocab_size, 0):
-            reading.read([(at, plain[at]) for at, _ in batch], with_nll=with_nll)
-    nll = [reading.nll[at] for at in range(len(items))] if with_nll else None
-    return Unsteered(nll, None if key is None else Below(key, reading.residuals))
+            plain_reading.read([(at, plain[at]) for at, _ in batch], with_nll=with_nll)
+    nll = [plain_reading.nll[at] for at in range(len(items))] if with_nll else None
+    return Unsteered(nll, None if key is None else Below(key, plain_reading.residuals))
 
 
 @dataclass(eq=False)
-class _Reading:
+class _PlainReading:
     """Texts read without steering, a batch at a time."""
 
     lens: Core
@@ -134,7 +134,7 @@ class _Reading:
     nll: dict[int, Array] = field(default_factory=dict)
     residuals: dict[tuple[int, ...], mx.array] = field(default_factory=dict)
 
-    def read(self, batch: Sequence[tuple[int, Item]], *, with_nll: bool) -> None:
+    def read(self, batch: Sequence[tuple[int, ScoredText]], *, with_nll: bool) -> None:
         rows = [item.ids for _, item in batch]
         recorders = () if self.key is None else (CaptureResult(self.lens.registry, (self.key,), by_site=True),)
         logits = forward_rows(self.lens, rows, recorders=recorders)
@@ -163,7 +163,7 @@ def _resume(
     return spread_over(key, read[key], distinct, rows)
 
 
-def _check(lens: Core, item: Item, at: int) -> None:
+def _check(lens: Core, item: ScoredText, at: int) -> None:
     if not 1 <= item.n_prompt < len(item.ids):
         raise LensError(f"Text {at + 1} has {len(item.ids)} tokens, of which none can be scored.", "Give a longer one.")
     for plan in item.plans:
@@ -177,7 +177,7 @@ def _check(lens: Core, item: Item, at: int) -> None:
         check_scored(record, [item.ids], item.n_prompt, lens.registry.bos, item.spans)
 
 
-def _batches(items: Sequence[Item], vocabulary: int, lead: int) -> Iterator[list[Chosen]]:
+def _batches(items: Sequence[ScoredText], vocabulary: int, lead: int) -> Iterator[list[Chosen]]:
     """Groups of rows in batches: items of one chat layout, of similar length, plans cut where one item has too many."""
     layouts = sorted(range(len(items)), key=lambda at: repr(items[at].spans))
     for _, alike in itertools.groupby(layouts, key=lambda at: repr(items[at].spans)):
@@ -192,7 +192,7 @@ def _batches(items: Sequence[Item], vocabulary: int, lead: int) -> Iterator[list
             yield [groups[place] for place in batch]
 
 
-def _check_finite(lens: Core, item: Item, plans: Sequence[Interventions], scores: Sequence[Score]) -> None:
+def _check_finite(lens: Core, item: ScoredText, plans: Sequence[Interventions], scores: Sequence[Score]) -> None:
     """Raise ``NotFinite`` for the first steering, or the plain model, that gives no numbers on this text."""
     registry = lens.registry
     for plan, one in zip(plans, scores, strict=True):
@@ -204,7 +204,7 @@ def _check_finite(lens: Core, item: Item, plans: Sequence[Interventions], scores
             raise not_finite("The model's logits" if not entries else "The steered model's logits", where)
 
 
-def _scores(logits: mx.array, item: Item, base: Array | None) -> list[Score]:
+def _scores(logits: mx.array, item: ScoredText, base: Array | None) -> list[Score]:
     """Scores of one group, logits (rows, longest, vocabulary), a block of positions at a time.
 
     The first row is the unsteered one unless ``base`` is given.

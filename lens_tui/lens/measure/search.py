@@ -14,12 +14,12 @@ from lens_tui.records.interventions import as_records
 from lens_tui.records.measures import FIRST, ScaleSearch
 
 from ..forward import forward_rows
-from ..hooks.program import Meter
+from ..hooks.program import DoseMeter
 from ..vectors import residual_norm
 from . import measures
 from .dose import curve, scaled
 from .measures import FEW_TEXTS
-from .scores import Interventions, Item, score, unsteered
+from .scores import Interventions, ScoredText, score, unsteered
 
 if TYPE_CHECKING:
     from ..model import LensModel
@@ -98,13 +98,13 @@ def find_scale(
 def _telling(evaluate: Evaluate, progress: Callable[[dict[float, float]], None]) -> Evaluate:
     tried: dict[float, float] = {}
 
-    def told(scales: Sequence[float]) -> list[float]:
+    def evaluate_and_tell(scales: Sequence[float]) -> list[float]:
         values = evaluate(scales)
         tried.update(zip(scales, values, strict=True))
         progress(dict(tried))
         return values
 
-    return told
+    return evaluate_and_tell
 
 
 def _bracket(
@@ -209,7 +209,7 @@ def _divergences(
     for _ in batch:
         pass
 
-    def items(plans: tuple[Interventions, ...]) -> list[Item]:
+    def items(plans: tuple[Interventions, ...]) -> list[ScoredText]:
         pairs = zip(texts, batch.token_ids, strict=True)
         return [measures.continued(lens, text, after, plans, raw=raw) for text, after in pairs]
 
@@ -231,7 +231,7 @@ def _shares(lens: LensModel, interventions: Sequence[Intervention], texts: Seque
     def share(plan: Interventions) -> float:
         total, tokens = 0.0, 0
         for item in items:
-            meter, resume = Meter(), None if below is None else below.resume([item.ids])
+            meter, resume = DoseMeter(), None if below is None else below.resume([item.ids])
             forward_rows(lens, [item.ids], [plan], [item.n_prompt], meter=meter, resume=resume)
             for dose in meter.doses(0)[:1]:
                 total, tokens = total + dose.relative * dose.tokens, tokens + dose.tokens
@@ -244,8 +244,8 @@ def _first_scale(lens: LensModel, interventions: Sequence[Intervention], texts: 
     """A factor at which the first steering moves the residual by about 5 % of its length."""
     for record in interventions:
         if isinstance(record, (Add, NormMatch)) and record.scale:
-            unit = 1.0
+            length = 1.0
             if isinstance(record, Add):
-                unit = residual_norm(lens, record.layer, site=record.site, texts=texts)
-            return _START * unit / abs(record.scale)
+                length = residual_norm(lens, record.layer, site=record.site, texts=texts)
+            return _START * length / abs(record.scale)
     return _START

@@ -150,7 +150,7 @@ def _store(found: list[tuple[int, NDArray[np.int32]]], separator: int | None) ->
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class Windowing:
     """How a text is cut and ordered.
 
     A window is ``context`` tokens: BOS, if ``bos`` says so (``None``: if the tokenizer has one), then text. ``packed``
@@ -170,7 +170,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Batch:
+class WindowBatch:
     """Windows padded at the end, ids ``(rows, t)``.
 
     ``real`` ``(n,)`` holds the flat places that are no padding; the others, ``(n,)``, say of
@@ -185,38 +185,39 @@ class Batch:
     special: NDArray[np.bool_]
 
 
-class Batches:
+class WindowBatches:
     """The batches of a tokenised text; batch ``i`` is the same whenever it is asked for.
 
-    Batches go on without end: number ``per_pass`` begins the second pass. Raises ``LensError`` for a reading
+    Batches go on without end: number ``per_pass`` begins the second pass. Raises ``LensError`` for a windowing
     that leaves nothing to read.
     """
 
-    def __init__(self, store: TokenStore, tokens: Tokens, reading: Reading) -> None:
-        wanted = tokens.bos is not None if reading.bos is None else reading.bos
+    def __init__(self, store: TokenStore, tokens: Tokens, windowing: Windowing) -> None:
+        wanted = tokens.bos is not None if windowing.bos is None else windowing.bos
         if wanted and tokens.bos is None:
             raise LensError("This tokenizer has no BOS token to begin windows with.", "Leave bos out.")
-        self.reading, self._store = reading, store
+        self.windowing, self._store = windowing, store
         self.bos: int | None = tokens.bos if wanted else None
-        text = reading.context - (1 if wanted else 0)
-        if text < 2 or reading.rows < 1 or not 0 <= reading.skip < reading.context:
+        text = windowing.context - (1 if wanted else 0)
+        if text < 2 or windowing.rows < 1 or not 0 <= windowing.skip < windowing.context:
             raise LensError(
-                f"{reading.rows} windows of {reading.context} tokens, {reading.skip} left out, leave nothing to read.",
+                f"{windowing.rows} windows of {windowing.context} tokens, {windowing.skip} left out, "
+                "leave nothing to read.",
                 "Use a context of 64 or more.",
             )
-        self._windows = (packed_windows if reading.packed else document_windows)(store, text)
+        self._windows = (packed_windows if windowing.packed else document_windows)(store, text)
         self._specials = np.asarray(sorted(tokens.special_ids()), np.int32)
         self._order: tuple[int, NDArray[np.int64]] | None = None
 
     @property
     def per_pass(self) -> int:
         """Batches in one pass."""
-        return -(-len(self._windows) // self.reading.rows)
+        return -(-len(self._windows) // self.windowing.rows)
 
-    def batch(self, index: int) -> Batch:
+    def batch(self, index: int) -> WindowBatch:
         """Batch ``index``."""
         number, place = divmod(index, self.per_pass)
-        rows = self.reading.rows
+        rows = self.windowing.rows
         chosen = self._pass_order(number)[place * rows : (place + 1) * rows]
         start, length = self._windows.start[chosen], self._windows.length[chosen]
         within = np.arange(int(length.max()))
@@ -229,10 +230,10 @@ class Batches:
             document = np.concatenate([document[:, :1], document], axis=1)
             offset, inside = _lead(offset, NO_DOCUMENT), _lead(inside, True)
         special = np.isin(text, self._specials) | (offset < 0)
-        special[:, : self.reading.skip] = True
+        special[:, : self.windowing.skip] = True
         ids = text.astype(np.int32)
         real = np.flatnonzero(inside).astype(np.int32)
-        return Batch(ids, real, ids[inside], document[inside], offset[inside], special[inside])
+        return WindowBatch(ids, real, ids[inside], document[inside], offset[inside], special[inside])
 
     def n_tokens(self) -> int:
         """Tokens in one pass that are not special."""
@@ -241,16 +242,16 @@ class Batches:
         if store.separated:
             special[store.starts + store.lengths] = True
         seen = np.concatenate([[0], np.cumsum(~special)])
-        begin = windows.start + max(0, self.reading.skip - (0 if self.bos is None else 1))
+        begin = windows.start + max(0, self.windowing.skip - (0 if self.bos is None else 1))
         end = windows.start + windows.length
         return int((seen[end] - seen[np.minimum(begin, end)]).sum())
 
     def _pass_order(self, number: int) -> NDArray[np.int64]:
-        number = number if self.reading.shuffle else 0
+        number = number if self.windowing.shuffle else 0
         if self._order is None or self._order[0] != number:
             n = len(self._windows)
-            generator = np.random.Generator(np.random.PCG64([self.reading.seed, number]))
-            self._order = (number, generator.permutation(n) if self.reading.shuffle else np.arange(n))
+            generator = np.random.Generator(np.random.PCG64([self.windowing.seed, number]))
+            self._order = (number, generator.permutation(n) if self.windowing.shuffle else np.arange(n))
         return self._order[1]
 
 
@@ -276,7 +277,7 @@ class TextActivations:
         model: LensModel,
         store: TokenStore,
         places: Sequence[Place],
-        reading: Reading | None = None,
+        windowing: Windowing | None = None,
         *,
         model_name: str = "",
         corpus_sha256: str = "",
@@ -288,18 +289,18 @@ class TextActivations:
         if not self._places:
             raise LensError("There is no layer and site to read.", "Name at least one.")
         self._widths = {(layer, site): model.registry.sites.point(layer, site).width for layer, site in self._places}
-        reading = reading or Reading()
-        self._batches = Batches(store, model.tokens, reading)
+        windowing = windowing or Windowing()
+        self._batches = WindowBatches(store, model.tokens, windowing)
         self._facts = SourceFacts(
             model_name=model_name or _public_name(model.info.name),
             corpus_sha256=corpus_sha256,
             n_documents=len(store.documents),
             n_tokens=self._batches.n_tokens(),
-            context=reading.context,
+            context=windowing.context,
             bos=self._batches.bos is not None,
-            skipped=reading.skip,
-            packed=reading.packed,
-            seed=reading.seed,
+            skipped=windowing.skip,
+            packed=windowing.packed,
+            seed=windowing.seed,
             extra=(("precision", model.info.quantization or model.info.dtype), *extra),
         )
 
@@ -347,7 +348,7 @@ class TextActivations:
             raise LensError("There is no predicted token to measure a loss on.", "Give a longer text.")
         return total / count
 
-    def _read(self, batch: Batch) -> dict[Place, mx.array]:
+    def _read(self, batch: WindowBatch) -> dict[Place, mx.array]:
         by_site: dict[str, list[int]] = {}
         for layer, site in self._places:
             by_site.setdefault(site, []).append(layer)
@@ -359,7 +360,7 @@ class TextActivations:
             tensors = {(layer, site): captured[site][layer, site] for layer, site in self._places}
         return {place: _rows_of(tensor, batch.real) for place, tensor in tensors.items()}
 
-    def _loss(self, batch: Batch, rows: slice, place: Place, splice: Splice | None) -> tuple[float, int]:
+    def _loss(self, batch: WindowBatch, rows: slice, place: Place, splice: Splice | None) -> tuple[float, int]:
         ids = mx.array(batch.ids[rows])
         t = ids.shape[1]
         inside = (batch.real >= rows.start * t) & (batch.real < rows.stop * t)
@@ -388,7 +389,7 @@ class TextActivations:
         check_values(np.asarray(total), "The losses", where)
         return total, len(predicted)
 
-    def _portions(self, batch: Batch) -> Iterator[slice]:
+    def _portions(self, batch: WindowBatch) -> Iterator[slice]:
         rows, t = batch.ids.shape
         step = max(1, _LOGITS_AT_ONCE // (t * self._model.tokens.vocab_size))
         for start in range(0, rows, step):
@@ -413,7 +414,7 @@ def text_activations(
     held_out: int = 0,
     max_tokens: int | None = None,
     text_key: str = "text",
-    reading: Reading | None = None,
+    windowing: Windowing | None = None,
     model_name: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[TextActivations, TextActivations | None]:
@@ -421,11 +422,11 @@ def text_activations(
 
     With ``held_out=n`` every ``n``-th document of each file is kept out of the first source and makes the
     second one. ``max_tokens`` bounds the tokens of the first (the second gets at most a tenth of it), drawn at
-    random by the seed of the reading. ``progress(done, total)`` follows the tokenising. Raises ``LensError`` where
+    random by the seed of the windowing. ``progress(done, total)`` follows the tokenising. Raises ``LensError`` where
     nothing can be read.
     """
     corpus = text if isinstance(text, Corpus) else open_corpus(text, text_key=text_key)
-    reading = reading or Reading()
+    windowing = windowing or Windowing()
     name = corpus.names[0] if len(corpus.names) == 1 else f"{len(corpus.names)} files"
     facts: dict[str, Any] = {"model_name": model_name, "corpus_sha256": corpus.sha256, "extra": (("corpus", name),)}
     held: TextActivations | None = None
@@ -433,7 +434,7 @@ def text_activations(
         corpus, rest = corpus.split(held_out, min(7, held_out - 1))
         if len(rest) and len(corpus):
             limit = None if max_tokens is None else max(max_tokens // 10, 1)
-            store = tokenize(rest, model.tokens, max_tokens=limit, seed=reading.seed)
-            held = TextActivations(model, store, places, reading, **facts)
-    store = tokenize(corpus, model.tokens, max_tokens=max_tokens, seed=reading.seed, progress=progress)
-    return TextActivations(model, store, places, reading, **facts), held
+            store = tokenize(rest, model.tokens, max_tokens=limit, seed=windowing.seed)
+            held = TextActivations(model, store, places, windowing, **facts)
+    store = tokenize(corpus, model.tokens, max_tokens=max_tokens, seed=windowing.seed, progress=progress)
+    return TextActivations(model, store, places, windowing, **facts), held

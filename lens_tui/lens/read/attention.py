@@ -87,7 +87,7 @@ def attention_patterns(
             f"The patterns of {len(where)} layers over {len(ids)} tokens take {size / 2**30:.1f} GiB.",
             "Read fewer layers or a shorter text.",
         )
-    _run(lens, ids, list(probes.values()), interventions)
+    _observe(lens, ids, list(probes.values()), interventions)
     return tuple(_pattern(lens, layer, ids, probe) for layer, probe in probes.items())
 
 
@@ -112,7 +112,7 @@ def _child(module: Module, name: str) -> Any:
     return getattr(module, name, None)
 
 
-def _run(
+def _observe(
     lens: Core, ids: Sequence[int], probes: Sequence[_Probe], interventions: Sequence[Intervention] | None
 ) -> None:
     """One forward; inside it each probed attention is called again with unit vectors for values."""
@@ -191,15 +191,15 @@ def _units(probe: _Probe, columns: Columns, count: int, start: int) -> mx.array:
     assert probe.real is not None
     given = probe.real[0].astype(mx.float32)
     width = probe.width // probe.heads
-    unit = np.zeros((1, count, width), dtype=np.float32)
+    basis = np.zeros((1, count, width), dtype=np.float32)
     inside = np.arange(start, min(start + width, count))
-    unit[0, inside, inside - start] = 1.0
-    values = mx.tile(mx.array(unit), (1, 1, max(1, len(columns) // width)))
+    basis[0, inside, inside - start] = 1.0
+    values = mx.tile(mx.array(basis), (1, 1, max(1, len(columns) // width)))
     if len(columns) == given.shape[-1]:
         return values
-    made = given + 0
-    made[..., mx.array(columns)] = values
-    return made
+    replaced = given + 0
+    replaced[..., mx.array(columns)] = values
+    return replaced
 
 
 def _pattern(lens: Core, layer: int, ids: Sequence[int], probe: _Probe) -> AttentionPattern:

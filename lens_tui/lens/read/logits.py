@@ -213,7 +213,7 @@ def _record(
         model_logits = model_logits - step.model_logits[rows, other]
     values = np.stack([(part * direction).sum(axis=-1) for part in written])
     rest = ((last - np.sum(written, axis=0)) * direction).sum(axis=-1)
-    shown = {*ids, *wanted, *(other or ())}
+    mentioned = {*ids, *wanted, *(other or ())}
     return LogitAttribution(
         model=lens.info.name,
         token_ids=ids,
@@ -227,7 +227,7 @@ def _record(
         logits=(values.sum(axis=0) + rest + constant).astype(np.float32),
         model_logits=model_logits.astype(np.float32),
         softcap=step.softcap,
-        texts={token: lens.tokens.display(token) for token in sorted(shown)},
+        texts={token: lens.tokens.display(token) for token in sorted(mentioned)},
     )
 
 

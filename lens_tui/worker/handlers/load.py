@@ -42,7 +42,7 @@ def load_model(control: Control, job: jobs.LoadModel, context: Context) -> Itera
     control.progress("tokenizer")
     from lens_tui.lens.architecture.load import load_folder
 
-    found = load_folder(folder, shown=entry.name, lazy=True)  # no code that comes with a model is run
+    found = load_folder(folder, label=entry.name, lazy=True)  # no code that comes with a model is run
     old = context.model.info.nbytes if context.model is not None else 0
     held = dequantize(found.model, job.dequantize, freed=old)
     if old and old + model_bytes(found.model) > machine_memory():
