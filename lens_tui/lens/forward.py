@@ -137,6 +137,8 @@ def run_forward(
     logits = run_through(run, ids, cache, start=start, held=True)
     for entry in unproved:
         entry.proved = entry.stamp
+    for recorder in recorders:
+        recorder.end(logits)
     return logits
 
 

@@ -403,14 +403,20 @@ class LensModel:
 
     def ids(self, tokens: Any) -> mx.array:
         """A text or token ids as an array (batch, tokens), each id inside the vocabulary. Raises :class:`LensError`."""
-        ids = np.asarray(self.tokens.encode(tokens)) if isinstance(tokens, str) else id_table(tokens)
+        ids: Any = tokens
+        if isinstance(tokens, str):
+            ids = np.asarray(self.tokens.encode(tokens))
+        elif not (isinstance(tokens, mx.array) and tokens.ndim and mx.issubdtype(tokens.dtype, mx.integer)):
+            ids = id_table(tokens)
         ids = ids[None] if ids.ndim == 1 else ids
         if ids.ndim != 2 or ids.size == 0:
             raise LensError(
                 f"Token ids of shape {tuple(ids.shape)} cannot be run.", "Give (tokens,) or (batch, tokens)."
             )
-        self.tokens.check([int(ids.min()), int(ids.max())])
-        return mx.array(ids.astype(np.int32))
+        # An array on the device stays there: read on the host, it would be brought back for every forward.
+        ends = np.array(mx.stack([ids.min(), ids.max()]) if isinstance(ids, mx.array) else [ids.min(), ids.max()])
+        self.tokens.check([int(end) for end in ends])
+        return ids.astype(mx.int32) if isinstance(ids, mx.array) else mx.array(ids.astype(np.int32))
 
     def stream_batch(
         self,

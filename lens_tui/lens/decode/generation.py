@@ -404,7 +404,7 @@ class RowDecoder:
         arrays = meter.arrays() if meter is not None else []
         for recorder in self.run.plan.recorders:
             if isinstance(recorder, CaptureResult):
-                arrays.extend(recorder.pending())
+                arrays.extend(recorder.beside_logits())
         return arrays
 
 

@@ -35,6 +35,7 @@ from .program import DoseMeter, Item, Key, Program, build, has_effect
 from .sites import Point, SiteMap
 
 _stamps = itertools.count(1)
+_async_eval: Any = mx.async_eval  # has no types
 
 
 class Entry:
@@ -83,6 +84,9 @@ class Recorder:
     def record(self, key: Key, tensor: mx.array) -> None:
         """The tensor at a site, after all interventions there."""
         raise NotImplementedError
+
+    def end(self, logits: mx.array) -> None:
+        """The forward is built: its logits, not evaluated yet."""
 
 
 class Plan:
@@ -491,6 +495,14 @@ class CaptureResult(Recorder, Mapping["int | tuple[int, str]", mx.array]):
         self._steps.setdefault(key, []).append(tensor)
         self._waiting = True
 
+    def end(self, logits: mx.array) -> None:
+        """A forward of this library ends: what it held is computed with its logits, in one go, while nobody waits."""
+        try:
+            _async_eval(logits, *self.pending())
+        except (RuntimeError, ValueError):  # inside a gradient arrays have no values: they are read as they are
+            return
+        self._waiting = False
+
     def cut(self, length: int) -> None:
         """Keep the first ``length`` tokens: what ran ahead and was never used is left out."""
         for key, steps in self._steps.items():
@@ -499,8 +511,16 @@ class CaptureResult(Recorder, Mapping["int | tuple[int, str]", mx.array]):
         self._waiting = True
 
     def pending(self) -> list[mx.array]:
-        """The newest tensors, for whoever evaluates the step."""
+        """The newest tensors of every site."""
         return [steps[-1] for steps in self._steps.values() if steps]
+
+    def beside_logits(self) -> list[mx.array]:
+        """The newest tensors that are to be evaluated beside the last position's logits.
+
+        Of a single token's forward there are none: its logits are made of all of them, and naming each of 62 layers
+        once more cost a quarter of a small model's speed.
+        """
+        return [tensor for tensor in self.pending() if tensor.shape[1] > 1]
 
     def __getitem__(self, where: int | tuple[int, str]) -> mx.array:
         key = self._key(where)
@@ -513,11 +533,12 @@ class CaptureResult(Recorder, Mapping["int | tuple[int, str]", mx.array]):
             )
         whole = _in_one(steps)
         if self._waiting:
-            # With what else is waiting: evaluated one by one, each layer would be waited for on its own.
-            mx.eval(whole, *self.pending())
+            # With what else is waiting: one by one, each layer would be waited for on its own. Nobody waits here: what
+            # comes behind the captured layers (the logits, say) is sent after them without a gap.
+            _async_eval(whole, *self.pending())
             self._waiting = False
         elif len(steps) > 1:
-            mx.eval(whole)
+            _async_eval(whole)
         self._steps[key] = [whole]
         return whole
 
