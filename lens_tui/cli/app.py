@@ -25,7 +25,7 @@ _Refused: type[Exception] = typer.BadParameter.__mro__[2]
 
 
 class _Verbs(TyperGroup):
-    """The verbs; what the parser refuses is said as a verb says it: one safe sentence, with ``--json`` as JSON too."""
+    """The verbs; what the parser refuses is reported as by a verb: one safe sentence, with ``--json`` as JSON."""
 
     def main(
         self,

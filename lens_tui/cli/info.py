@@ -1,4 +1,4 @@
-"""The verb ``info``: versions, device, folders and models at hand, or the facts of one model."""
+"""The verb ``info``: versions, device, folders and models found, or the facts of one model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ verbs = typer.Typer()
 @verbs.command()
 @sentences
 def info(model: Model = "", json: Json = False) -> None:
-    """Say what is installed and at hand, or what a model is."""
+    """Say what is installed and which models there are, or what a model is."""
     facts = _model_facts(model) if model else _machine_facts()
     if json:
         print_json(facts)

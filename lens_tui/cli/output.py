@@ -112,7 +112,7 @@ def _theme_colors() -> Mapping[str, str]:
 
 def note(text: str) -> None:
     """A line for people on standard error, so that standard output stays what was asked for."""
-    with suppress(OSError, ValueError):  # nobody can be told that nobody can be told
+    with suppress(OSError, ValueError):  # there is nowhere left to report it
         sys.stderr.write(sanitise(text) + "\n")
 
 

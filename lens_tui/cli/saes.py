@@ -60,7 +60,7 @@ def train_sae(
 ) -> None:
     """Train an SAE on a text with a model.
 
-    ctrl+c saves a checkpoint, and the same command goes on from it.
+    ctrl+c saves a checkpoint, and the same command continues from it.
     """
     from lens_tui.records.training import TrainConfig
     from lens_tui.tasks.train import train_sae as train
@@ -209,7 +209,7 @@ def index(
 ) -> None:
     """Keep what every feature does in a text.
 
-    ctrl+c saves what was read, and the same command goes on from there.
+    ctrl+c saves what was read, and the same command continues from there.
     """
     from lens_tui.sae.index.settings import IndexSettings
     from lens_tui.tasks.index import index_text

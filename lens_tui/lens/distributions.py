@@ -12,7 +12,7 @@ def log_softmax(logits: mx.array) -> mx.array:
 
 
 def kl(p: mx.array, q: mx.array) -> mx.array:
-    """D(p || q) in nats along the last axis of float32 log-probabilities; NaN where either of them is no distribution.
+    """D(p || q) in nats along the last axis of float32 log-probabilities; NaN where either is not a distribution.
 
     Never below 0 by rounding. A token that ``p`` cannot choose adds nothing: 0 log 0 = 0.
     """

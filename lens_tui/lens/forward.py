@@ -68,7 +68,7 @@ def run_through(
     """Logits ``(batch, tokens, vocabulary)`` of ids under a run; with a meter, what must move them was measured to.
 
     Args:
-        run: What acts, what is recorded, and what the forward is told.
+        run: What acts, what is recorded, and what the forward needs to know.
         ids: ``(batch, tokens)``, padded at the end.
         cache: mlx-lm's prompt cache, which the ids are appended to; without one they are whole texts.
         rows: The same without padding, where there is any.
@@ -95,7 +95,7 @@ def check_moved(
     *,
     touched: bool = False,
 ) -> None:
-    """Refuse to go on where what had to move a row was measured and did not.
+    """Refuse to continue where what had to move a row was measured and did not.
 
     Args:
         registry: What the plan is of.

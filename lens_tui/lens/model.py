@@ -142,7 +142,7 @@ class LensModel:
 
     @property
     def hooked(self) -> tuple[Item, ...]:
-        """What is put up now by ``steer``, ``intervene`` and ``hook`` blocks of any thread, oldest first."""
+        """What acts now: the records of all open ``steer``, ``intervene`` and ``hook`` blocks, oldest first."""
         return tuple(entry.item for entry in self._registry.ambient_entries)
 
     def sites(self, layer: int) -> tuple[str, ...]:
@@ -293,7 +293,7 @@ class LensModel:
 
         At least two tokens a row; the first one is not predicted. For positions every token but the first counts as
         generated, as in ``delta_loss``. Raises :class:`LensError` for an intervention that touches no token that a
-        scored one follows, and ``NotFinite`` where the loss is no number.
+        scored one follows, and ``NotFinite`` where the loss is not a number.
         """
         return mean_loss(self._registry, self.ids(tokens))
 
@@ -363,7 +363,7 @@ class LensModel:
         numbers. In a float32 model each greedy row equals what its arm gives alone;
         in lower precision a batch may round differently from a single row, which
         can change a token where two are nearly tied. ``options`` are those of
-        :meth:`stream`; a stop ends the arm that comes to it, the others go on.
+        :meth:`stream`; a stop ends the arm that reaches it, the others continue.
 
         ``kl``: each arm that something acts on has a companion row in the batch, the plain model fed the arm's own
         tokens, so that a token says how far the two next-token distributions are apart *on the same text*

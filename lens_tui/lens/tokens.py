@@ -140,7 +140,7 @@ class Tokens:
         return tuple(ids)
 
     def display(self, token: int) -> str:
-        """A token's own display form, safe to show: ``⟨f0 9f⟩`` for bytes that are no whole characters."""
+        """A token's own display form, safe to show: ``⟨f0 9f⟩`` for bytes that are not whole characters."""
         return self._display(token)
 
     def detokenizer(self, after: int) -> Detokenizer:
@@ -251,7 +251,7 @@ def whole(text: str) -> str:
 def id_table(ids: Any) -> NDArray[np.int64]:
     """Token ids in any container, of Python, numpy or MLX, as an array of whole numbers.
 
-    Raises :class:`LensError` for texts where ids are taken, rows of unequal length, and what is no whole number.
+    Raises :class:`LensError` for texts where ids are taken, rows of unequal length, and what is not a whole number.
     """
     listed = ids.tolist() if hasattr(ids, "tolist") else ids
     if isinstance(listed, (str, bytes, Mapping)) or not isinstance(listed, Iterable):

@@ -61,7 +61,7 @@ class SourceFacts:
 
 
 Splice = Callable[[Any], Any]
-"""Takes the activations ``(n, d)`` of a place, gives what the model is to go on with."""
+"""Takes the activations ``(n, d)`` of a place, gives what the model is to continue with."""
 
 
 @runtime_checkable

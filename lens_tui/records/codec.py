@@ -93,7 +93,7 @@ def positions_from_json(data: Any) -> Positions:
 
 
 def sampling_from_json(data: Any) -> Sampling:
-    """Sampling settings; what is not said keeps its default."""
+    """Sampling settings; what is missing keeps its default."""
     sampling: Sampling = _build(Sampling, _mapping(data, "Sampling"))
     return sampling
 

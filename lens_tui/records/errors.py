@@ -38,7 +38,7 @@ class NotFinite(LensError):
 class LensWarning(UserWarning):
     """Something that is done as asked, but is probably not meant; ``warnings`` hears of it.
 
-    The command line writes it to standard error, the app shows it; each text is said once a process.
+    The command line writes it to standard error, the app shows it; each text appears once per process.
     """
 
 
@@ -58,7 +58,7 @@ def warn(message: str) -> None:
 
 @contextmanager
 def heard_by(hearer: Callable[[str], None]) -> Iterator[None]:
-    """Inside, ``hearer`` is told what :func:`warn` says in this thread or task, each text once."""
+    """Inside, ``hearer`` gets what :func:`warn` says in this thread or task, each text once."""
     said: set[str] = set()
 
     def once(message: str) -> None:

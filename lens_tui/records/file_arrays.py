@@ -1,7 +1,7 @@
-"""Arrays inside files of strangers, read where they are looked at. Sizes are checked before anything is read.
+"""Arrays inside files from anywhere, read when they are looked at. Sizes are checked before anything is read.
 
 Nothing is mapped into memory: a mapped file that somebody cuts while it is in use ends the process with a signal,
-where a read that comes up short is an error that can be told.
+where a read that comes up short is an error that can be reported.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class OpenFile:
     """A file with arrays in it, read by place from any thread.
 
     It is kept open, and read on if another is put in its place; without ``keep`` it is opened for every read, for
-    readers of many files, and has to be the same then. Raises ``LensError`` for what is no regular file, and from
+    readers of many files, and has to be the same then. Raises ``LensError`` for what is not a regular file, and from
     :meth:`read` if the file has been changed.
     """
 
@@ -266,7 +266,7 @@ def npy_array(file: OpenFile, start: int, nbytes: int) -> FileArray:
 def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, whether in Fortran's order, and type of an ``.npy``; ``file`` stands at its first byte, then at its data.
 
-    Raises ``ValueError`` for all that is no header of an array of plain numbers.
+    Raises ``ValueError`` for anything but the header of an array of plain numbers.
     """
     magic = file.read(8)
     if magic[:6] != b"\x93NUMPY" or magic[6:] not in (b"\1\0", b"\2\0", b"\3\0"):
@@ -281,7 +281,7 @@ def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of headers as Python 2 wrote them
             shape, fortran, dtype = read(header)
-    except Exception as error:  # the header is evaluated as Python and meets every kind of nonsense
+    except Exception as error:  # the header is evaluated as Python, and it may be any kind of nonsense
         raise ValueError(f"{type(error).__name__} in the header") from error
     if dtype.hasobject or dtype.kind not in "biufc" or dtype.itemsize == 0:
         raise ValueError(f"it holds {str(dtype)[:40]}")

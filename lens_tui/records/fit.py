@@ -1,4 +1,4 @@
-"""Whether an SAE fits the model it is put on: what was measured, and the verdict."""
+"""Whether an SAE fits the model it is used on: what was measured, and the verdict."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Verdict = Literal["fits", "fits better elsewhere", "does not fit", "not declared
 
 @dataclass(frozen=True, slots=True)
 class SiteFit:
-    """An SAE put on one tensor: mean active latents a token, and the share of variance it leaves unexplained.
+    """An SAE measured on one tensor: mean active latents a token, and the share of variance it leaves unexplained.
 
     ``fvu`` is ``None`` where it cannot be had (a transcoder without its target, tokens that do not vary).
     """

@@ -53,9 +53,9 @@ class SAEInfo:
     guessed. A transcoder writes to ``site_out`` of ``layer_out``; for an autoencoder they are the same as what
     it reads. ``d_model`` is the width of what it reads (for ``attn_z`` that is
     heads times head size), ``d_out`` of what it gives (0: the same). ``l0`` and ``fvu`` are what its maker declares,
-    ``None`` where nothing is said; so is ``bos``, whether BOS was among the tokens it was trained on. ``k`` is
+    ``None`` where they do not say; so is ``bos``, whether BOS was among the tokens it was trained on. ``k`` is
     how many latents a TopK SAE keeps of a token (0 for others), ``context`` the training
-    length in tokens (0: not said). ``provenance`` gives for a field the file and key, the path, the rule of the
+    length in tokens (0: unknown). ``provenance`` gives for a field the file and key, the path, the rule of the
     format or the caller's own word it rests on.
     """
 
@@ -92,7 +92,7 @@ _PLACE = re.compile(r"(?P<name>.+)@(?P<layer>\d{1,4})(?::(?P<site>[a-z_]+))?")
 def split_place(text: str) -> tuple[str, int | None, str | None]:
     """``sae.pt@4:mlp_out`` as path or name, layer and site; the site is ``resid_post`` if only a layer is given.
 
-    What exists on disk under the whole text is taken as it stands. ``None`` where nothing is said.
+    What exists on disk under the whole text is taken as it stands. ``None`` where it does not say.
     """
     match = _PLACE.fullmatch(text.strip())
     if match is None or Path(text).expanduser().exists():

@@ -1,4 +1,4 @@
-"""Labels of other tools: Neuronpedia's exports and delphi's folders, read as data that anybody may have written.
+"""Labels of other tools: Neuronpedia's exports and delphi's folders, read as data that anyone may have written.
 
 A file that is cut short, too large or of the wrong form is refused in one
 sentence that names the file and the line.
@@ -334,7 +334,7 @@ class DashboardExample:
 
 @dataclass(frozen=True, slots=True)
 class Dashboard:
-    """A feature as another tool shows it; strings are safe to show, ``None`` where nothing is said.
+    """A feature as another tool shows it; strings are safe to show, ``None`` where it does not say.
 
     ``density`` is over all tokens, BOS and padding among them; ``maximum`` is over
     the stored examples only; ``promoted`` and ``suppressed`` ignore the final norm (both tools' conventions).

@@ -1,4 +1,4 @@
-"""The one door for files that anybody may have written: settings, vectors, labels, models, indexes.
+"""The one door for files that anyone may have written: settings, vectors, labels, models, indexes.
 
 Every function here reads regular files only (a pipe would hang, a device never ends), looks at the size before it
 reads, and lets nothing out but :class:`LensError`: one sentence that names the file. What unfolds (archives, ``.gz``,
@@ -55,7 +55,7 @@ def shown(path: Path | str) -> str:
 def explained(path: Path | str, hint: str = AGAIN) -> Iterator[None]:
     """Whatever is raised within is a :class:`LensError` that names the file.
 
-    For reading what strangers wrote, where every kind of nonsense raises an
+    For reading files from anywhere, where every kind of nonsense raises an
     exception of its own; a ``LensError`` goes through as it is.
     """
     try:
@@ -259,7 +259,7 @@ class _Careful(io.BufferedReader):
 _TOML_STRING = re.compile(
     r'''"""(?:[^\\]|\\.)*?(?:"""|\Z)|"(?:[^"\\\n]|\\.)*"?|#[^\n]*|''' r"""'''.*?(?:'''|\Z)|'[^'\n]*'?""", re.DOTALL
 )
-"""A string or a comment. What nothing ends goes on to the end, so that no character is looked at twice."""
+"""A string or a comment. One that is not closed runs to the end, so that no character is looked at twice."""
 _TOML_BETWEEN = re.compile(r"[=,\[\]{}\n]")
 
 

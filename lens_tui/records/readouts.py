@@ -98,7 +98,7 @@ class LogitAttribution:
 class AttentionPattern:
     """How much each token looks at each one: ``weights`` ``(heads, t, t)``, from row to column, float32.
 
-    Rows sum to 1, or to less where the layer has attention sinks that are no tokens (GPT-OSS).
+    Rows sum to 1, or to less where the layer has attention sinks that are not tokens (GPT-OSS).
     ``error`` is how far the layer's own output is from these weights times its values, as a share of its size.
     """
 

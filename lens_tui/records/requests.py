@@ -37,7 +37,7 @@ class BatchRow:
 
     ``logprobs`` are in nats, one a token, under the row's own distribution at
     temperature 1. ``reason`` is ``stop`` (end of text, or a stop of its own),
-    ``length``, ``stopped`` (by the caller), or ``""`` while it goes on.
+    ``length``, ``stopped`` (by the caller), or ``""`` while it runs.
     ``batch_rows`` says of each token how many rows the forward had that made it: in
     lower precision than float32, rows may round differently in another batch shape.
     ``reused`` is how many prompt tokens came from a prefix that was there already.

@@ -64,7 +64,7 @@ RUNS = Family(
         CREATE VIRTUAL TABLE run_text USING fts5(prompt, texts, note);
         """,
         # Until here an arm's kl was against the baseline's row, which is of the same text only up to the first token
-        # that differs: what came after it was no measure of the steering, and is forgotten.
+        # that differs: what came after it did not measure the steering, and is dropped.
         """
         ALTER TABLE run_token ADD COLUMN reverse_kl REAL;
         ALTER TABLE run_token ADD COLUMN plain_logprob REAL;

@@ -162,7 +162,7 @@ class Autosaver:
         self._thread.start()
 
     def save(self, session: SavedSession, *, in_place_of: Path | None = None) -> None:
-        """Have ``session`` written, then the file deleted whose session it goes on with; returns at once."""
+        """Have ``session`` written, then the file deleted whose session it continues; returns at once."""
         with self._changed:
             self._newest = session
             if in_place_of is not None:

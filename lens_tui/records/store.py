@@ -44,7 +44,7 @@ class Store:
 
     ``path`` defaults to the user's own; ``":memory:"`` keeps nothing;
     ``patience`` is how many seconds to wait for another process that has it
-    locked. Raises :class:`LensError` if the file is damaged, is no database, or
+    locked. Raises :class:`LensError` if the file is damaged, is not a database, or
     was written by a newer version, and :class:`Busy` if the other had no end.
     """
 
@@ -168,7 +168,7 @@ class Store:
 
 
 def _prepare(path: Path) -> None:
-    """The folder of a new file; a file that is there must be one: SQLite would wait for a pipe for ever."""
+    """The folder of a new file; a file that is there must be one: SQLite would wait for a pipe forever."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

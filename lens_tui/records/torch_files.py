@@ -102,7 +102,7 @@ def load_torch(path: Path, objects: Sequence[str] = ()) -> Any:
 
     ``objects`` are full names of classes whose instances are read as
     :class:`Fields`; no code of theirs is run. Raises ``LensError`` for a file that
-    is no zip, is cut short, or asks for anything but tensors and these.
+    is not a zip, is cut short, or asks for anything but tensors and these.
     """
     with explained(path):
         try:
@@ -160,12 +160,12 @@ class _Reader(pickle._Unpickler):
         self._put(self.pop_mark())  # type: ignore[attr-defined]
 
     def _put(self, items: list[Any]) -> None:
-        # Hashing tuples of tuples of the same tuple takes for ever.
+        # Hashing tuples of tuples of the same tuple takes forever.
         if not all(type(key) in (str, int) for key in items[::2]):
             raise ValueError("a key that is neither text nor a number")
         target = self.stack[-1]  # type: ignore[attr-defined]
         if not isinstance(target, dict):
-            raise ValueError("entries of no dictionary")
+            raise ValueError("entries without a dictionary")
         target.update(zip(items[::2], items[1::2], strict=True))
 
     def refuse(self) -> None:

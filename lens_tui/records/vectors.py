@@ -130,7 +130,7 @@ class RankedLayer:
 
     ``auc``, ``accuracy``, ``pairs`` and ``d_prime`` are those of ``lens.vectors.Separation``, ``None`` where there
     were too few pairs to hold any out. ``gap`` is the distance of the means along the vector, ``relative`` the same as
-    a share of the mean length of the activations, ``None`` for sets that are no pairs.
+    a share of the mean length of the activations, ``None`` for sets that are not pairs.
     """
 
     vector: SteeringVector

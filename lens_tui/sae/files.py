@@ -63,7 +63,7 @@ class Stored:
     def host(self, rows: Index | None = None, columns: Index | None = None, *, checked: bool = False) -> NDArray[Any]:
         """The same as :meth:`read` in NumPy, float32.
 
-        Raises ``LensError`` for NaN and for what is too large, unless it is said to have been ``checked`` before.
+        Raises ``LensError`` for NaN and for what is too large, unless it was ``checked`` before.
         """
         part = self._part(rows, columns)
         if self.bfloat16:
@@ -192,14 +192,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def container(path: Path) -> str:
-    """``safetensors``, ``npz`` or ``torch``, told by the first bytes of a file; ``""`` if it is none of them.
+    """``safetensors``, ``npz`` or ``torch``, by the first bytes of a file; ``""`` if it is none of them.
 
     Raises ``LensError`` for what cannot be read.
     """
     file = OpenFile(path)
     start = file.read(0, min(file.size, 9))
     if start[:4] == b"PK\x03\x04":
-        if path.suffix in _BY_SUFFIX:  # what is wrong with it is said by the reader of what it wants to be
+        if path.suffix in _BY_SUFFIX:  # what is wrong with it is reported by the reader of what it claims to be
             return _BY_SUFFIX[path.suffix]
         with open_zip(path) as archive:
             return "npz" if any(name.endswith(".npy") for name in archive.namelist()) else "torch"
@@ -214,7 +214,7 @@ _BY_SUFFIX = {".npz": "npz", ".pt": "torch", ".pth": "torch"}
 def read_values(path: Path) -> dict[str, Any]:
     """What a weight file holds by name, its tensors as :class:`Stored`, whatever its kind and name are.
 
-    A torch file may hold other values beside them. Raises ``LensError`` for a file that is of no kind known here,
+    A torch file may hold other values beside them. Raises ``LensError`` for a file of an unknown kind,
     is damaged, or asks for anything but tensors.
     """
     kind = container(path)

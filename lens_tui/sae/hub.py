@@ -198,7 +198,7 @@ def _configs(repo: str, folder: str, revision: str | None, cache_dir: str | Path
             try:
                 fetch_file(repo, place, revision, None, cache_dir)
             except LensError:
-                return  # no network: what is cached has to do, and what is lacking is said by the reader
+                return  # no network: what is cached has to do, and what is missing is reported by the reader
 
 
 def _join(folder: str, name: str) -> str:

@@ -26,7 +26,7 @@ def on_host() -> bool:
 
 def times(x: mx.array, w: NDArray[Any]) -> mx.array:
     """``x @ w`` in float32, computed at once; no gradient goes through it."""
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is said where results are looked at
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is reported where results are looked at
         return mx.array(np.asarray(x.astype(mx.float32)) @ w)
 
 

@@ -19,7 +19,7 @@ def splice(
     scale: Mapping[int, float] | None = None,
     keep_error: bool = True,
 ) -> Callable[[mx.array], mx.array]:
-    """A function of the residual ``(..., d)`` that gives what the model is to go on with, in the residual's dtype.
+    """A function of the residual ``(..., d)`` that gives what the model is to continue with, in the residual's dtype.
 
     ``clamp`` gives features an activation, ``scale`` multiplies the one they have (0 ablates). With
     ``keep_error`` what the SAE does not explain passes through: only the difference that the edits make is added, and

@@ -69,7 +69,7 @@ def feature_facts(
         examples: how many top examples, one a document.
         neighbours: how many neighbours and co-active features; ``None`` leaves them out, and the pass over the
             whole decoder that they need.
-        lenient: log what cannot be read of the index or the user's database and go on without it, instead of raising.
+        lenient: log what cannot be read of the index or the database and continue without it, not raise.
 
     Raises:
         LensError: for a feature that the SAE does not have, and unless ``lenient`` for what cannot be read.

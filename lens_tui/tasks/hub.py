@@ -16,7 +16,7 @@ import lens_tui
 from lens_tui.records import LensError
 from lens_tui.records.hub import quiet_hub, whole_snapshot
 
-# What mlx-lm reads of a model. Python files are left out: code of strangers is never run.
+# What mlx-lm reads of a model. Python files are left out: code that comes with a model is never run.
 MODEL_FILES = (
     "*.json",
     "model*.safetensors",

@@ -40,7 +40,7 @@ def index_text(
     Windows of ``context`` tokens of one document each, ``rows`` of them a batch,
     in the order of the corpus. ``model_name`` and ``corpus_name`` are what the index
     calls them (default: the model's id or folder, the text's file). ``out`` defaults to the user's indexes folder.
-    Stopped or killed, the same call goes on. With ``shard=(i, n)`` a part is
+    Stopped or killed, the same call continues. With ``shard=(i, n)`` a part is
     made; :func:`merge_index` makes the index of all parts. Raises :class:`LensError`
     for an SAE that does not say which layer and site it reads.
     """

@@ -125,7 +125,7 @@ def dashboard_of(info: SAEInfo, feature: int, store: Store | None) -> Dashboard 
 
 _log = logging.getLogger(__name__)
 _SETTLED = 2.0
-"""Seconds after which a change of a folder is told from the one before by its time alone, on any file system."""
+"""Seconds after which a change of a folder is distinguished from the one before by its time alone, everywhere."""
 
 
 def index_of(info: SAEInfo) -> FeatureIndex | None:
@@ -143,7 +143,7 @@ def _index_folders() -> tuple[Path, Path]:
 
 
 def _manifests(folder: Path) -> tuple[tuple[float, Path], ...]:
-    """Manifests of a folder's indexes and when they were written; listed anew when an index came or went."""
+    """Manifests of a folder's indexes and when they were written; listed again when an index came or went."""
     changed = _changed(folder)
     # A folder that has just changed may change again at the same time, as its file system counts time.
     listed = _listed if time.time() - changed > _SETTLED else _listed.__wrapped__

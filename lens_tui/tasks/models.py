@@ -78,7 +78,7 @@ class MemoryEstimate:
 
 
 def read_model_folder(folder: Path, *, model_id: str = "", source: Source = "folder") -> ModelEntry:
-    """What ``folder`` holds. Raises :class:`LensError` if it is no model mlx-lm could load.
+    """What ``folder`` holds. Raises :class:`LensError` if it is not a model mlx-lm could load.
 
     A model that is recognised but cannot be loaded (shards missing, architecture
     unknown to mlx-lm) is returned with ``problem`` set.
@@ -183,7 +183,7 @@ def machine_memory() -> int:
 
 @cache
 def supported_architectures() -> frozenset[str]:
-    """The ``model_type`` names mlx-lm knows, found without importing it; empty if that cannot be told."""
+    """The ``model_type`` names mlx-lm knows, found without importing it; empty if that is not known."""
     spec = find_spec("mlx_lm")
     if spec is None or spec.origin is None:
         return frozenset()
@@ -308,7 +308,7 @@ def check_model(typed: str) -> ModelEntry:
 
 
 def list_saes(entry_or_id: str, cache_dir: Path | None = None) -> list[SAEEntry]:
-    """SAEs at hand for a model, by its id: bundled or trained here, and Gemma Scope folders in the Hugging Face cache.
+    """SAEs available for a model, by its id: bundled or trained here, Gemma Scope folders in the Hugging Face cache.
 
     A Gemma Scope repository counts if its name contains the model's (``gemma-3-1b``
     in ``gemma-scope-2-1b-it``). Whether an SAE fits is measured after loading.

@@ -41,7 +41,7 @@ def train_sae(
     ``held_out``-th document of each file is not trained on and is what the SAE is measured on (0: none, it is
     measured on what it was trained on). ``max_tokens`` bounds the text that is kept in memory as token ids
     (by default as many as are trained on); shorter texts are read several times, in another order each time. Stopped
-    or killed, the same call goes on with the same numbers. Raises ``LensError`` for a place the model lacks, a text
+    or killed, the same call continues with the same numbers. Raises ``LensError`` for a place the model lacks, a text
     that cannot be read, or a folder with another run in it.
     """
     from lens_tui.lens.read.activations import Windowing, text_activations

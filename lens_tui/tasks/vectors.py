@@ -27,7 +27,7 @@ def from_pairs(
 ) -> tuple[RankedLayer, ...]:
     """Vectors of one layer, or of all, best layer first: :func:`lens_tui.contrast`.
 
-    Sets of unequal size are no pairs: of them there is the mean difference at one layer, unranked.
+    Sets of unequal size are not pairs: they have the mean difference at one layer, unranked.
     """
     from lens_tui.lens.vectors import METHODS, Method, Over, contrast
 

@@ -36,7 +36,7 @@ class Catalog(Protocol):
         """Models at hand."""
 
     def saes(self, model: str) -> Sequence[SAEEntry]:
-        """SAEs at hand for a model, by its id."""
+        """SAEs available for a model, by its id."""
 
     def check(self, typed: str) -> ModelEntry:
         """What was typed, as a model; raises ``LensError`` if it is none."""

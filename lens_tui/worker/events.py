@@ -181,7 +181,7 @@ class Dialed(Event):
 
 @dataclass(frozen=True, slots=True)
 class DialRefused(Event):
-    """A change of a running arm was refused, and the run goes on as it was: one sentence, and what to do."""
+    """A change of a running arm was refused, and the run continues as it was: one sentence, and what to do."""
 
     arm: int
     message: str
@@ -292,7 +292,7 @@ class NeighboursRead(Event):
     """Features like ``feature``, each as ``(feature, value)``, most alike first.
 
     ``near`` by the cosine of their decoder directions; ``together`` by the
-    Jaccard index of the tokens they are active on, over the whole corpus: ``None`` unless a full index is at hand.
+    Jaccard index of the tokens they are active on, over the whole corpus: ``None`` unless there is a full index.
     """
 
     sae: str

@@ -43,7 +43,7 @@ class LoadSAE(Job):
 
     Events: Progress, SAELoaded, SAEChecked, Notice.
 
-    Once it is ready it is put on the tensors it could be for, over one short text (``check``; a bundled SAE on
+    Once it is ready it is measured on the tensors it could be for, over one short text (``check``; a bundled SAE on
     the bundled model is not measured again). If it does not fit, a Notice says so.
     """
 

@@ -61,7 +61,7 @@ class Understood:
 
 
 def understand(config: Mapping[str, Any], weights: Weights | None = None) -> Understood:
-    """How mlx-lm is to be told of this config.json. Raises :class:`LensError` naming what it would not compute.
+    """This config.json in mlx-lm's words. Raises :class:`LensError` naming what it would not compute.
 
     ``weights`` bound the counts, so that no millions of layers are built.
     """
@@ -230,7 +230,7 @@ def _hushed() -> Iterator[None]:
 
 
 def _defaults(reference: Any) -> Facts:
-    """What transformers' class is when nothing is said."""
+    """What transformers' class assumes when config.json does not say."""
     if reference is None:
         return {}
     with _hushed():

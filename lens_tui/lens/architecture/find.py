@@ -35,7 +35,7 @@ Give = Callable[[int, mx.array], mx.array]
 class Seen:
     """A call of a block: its number in the list, the arrays it was given by place or name, its output.
 
-    ``arguments`` and ``output`` hold the very objects, ``given`` and ``hidden`` aliases: a model may go on to
+    ``arguments`` and ``output`` hold the very objects, ``given`` and ``hidden`` aliases: a model may afterwards
     change an array in place.
     """
 
@@ -190,8 +190,8 @@ def _stub(hidden: mx.array, call: int, other: bool, stream: int | None) -> mx.ar
 def _second_view(calls: Sequence[Seen]) -> Argument | None:
     """The argument in which a block is given what the one before it made of its output for it, normed for instance.
 
-    Only what every block makes anew counts; values that the first one makes and
-    the others pass on (RWKV 7) are no view of the residual.
+    Only what every block makes itself counts; values that the first one makes and
+    the others pass on (RWKV 7) are not a view of the residual.
     """
     for before, after in pairwise(calls[1:]):
         if not isinstance(before.output, (tuple, list)):
@@ -220,7 +220,7 @@ def _named(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[Argument, Any]
 
 
 def _alias(value: Any) -> Any:
-    """The same array as another object: a model may go on to change the one it holds in place."""
+    """The same array as another object: a model may afterwards change the one it holds in place."""
     return value.astype(value.dtype) if isinstance(value, mx.array) else value
 
 

@@ -1,7 +1,7 @@
 """From the residual stream to tokens: the model's own last steps, and what a direction promotes.
 
 ``readout`` puts a residual in place of the last block's output and lets the
-model go on from there, so the final norm, the unembedding, soft-capping and any
+model continue from there, so the final norm, the unembedding, soft-capping and any
 scale are the model's own on every architecture. ``token_weights`` unembeds a
 *direction*, for which the norm has no meaning of its own: its gain is folded
 into the direction and nothing else is (the logit lens of a decoder row,
@@ -207,7 +207,7 @@ def top_tokens(
 
     ``directions`` has shape ``(n, d_model)``. Strongest first. As ``unembed.token_weights``, for many at
     once: the vocabulary goes by in blocks of rows, each multiplied with all
-    directions. ``hide`` is that of the model's ``Decoder``: ids of no token.
+    directions. ``hide`` is that of the model's ``Decoder``: ids that stand for no token.
     Raises :class:`LensError` for a wrong width.
     """
     vectors = mx.array(directions).astype(mx.float32)

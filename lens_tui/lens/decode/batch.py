@@ -139,7 +139,7 @@ class Batch:
         self._settle(row)
 
     def events(self) -> Generator[Token | ArmEnd]:
-        """Tokens as they come; proxies are up from the first request to the end, however it ends."""
+        """Tokens as they come; proxies stay in place from the first request to the end, however it ends."""
         self.prefixes.follow(self.registry.decoder.root)
         try:
             yield from self._alone() if self.way == "alone" else self._together()
@@ -246,7 +246,7 @@ class Batch:
         return origin_in(self.registry, whole, row.plan.entries)
 
     def _check_moved(self, row: Row, run: Run | None) -> None:
-        """Refuse to go on when what had to move something was measured and did not."""
+        """Refuse to continue when what had to move something was measured and did not."""
         meter = row.plan.meter if run is None else run.meter
         if meter is not None:
             check_moved(
@@ -307,7 +307,7 @@ class BatchGeneration(Iterator[Token | ArmEnd]):
         return row.index
 
     def remove(self, index: int) -> None:
-        """End one prompt where it stands; the others go on."""
+        """End one prompt where it is; the others continue."""
         self._batch.leave(self._row(index))
 
     def steered(self, index: int) -> tuple[Steered, ...]:

@@ -1,6 +1,6 @@
 """A model as mlx-lm's batch generator calls it, with the interventions of whichever rows are in the call.
 
-Rows join, finish and leave inside mlx-lm. Which row is which is told by one more
+Rows join, finish and leave inside mlx-lm. Which row is which is known from one more
 cache that rides behind the layers' caches: mlx-lm merges, filters and extends it
 with the others, so that it always names the rows that a forward has.
 """
@@ -72,7 +72,7 @@ class RowLabels:
         self._left = self._padding = None
 
     def advance(self, length: int) -> list[int]:
-        """A forward of ``length`` tokens: how many of them are no padding, row by row."""
+        """A forward of ``length`` tokens: how many of them are not padding, row by row."""
         self.counts = [count + length for count in self.counts]
         if self._left is None:
             return [length] * len(self.rows)
@@ -436,7 +436,7 @@ class Row(Writing):
 
 
 def choose_all(model: BatchModel, rows: Sequence[Row], logprobs: mx.array, beside: SideBySide) -> mx.array:
-    """Choose every row's next token, each by its own settings, and note what is told of it.
+    """Choose every row's next token, each by its own settings, and note what is reported of it.
 
     Rows without processors that are all greedy, or differ in their seed alone, are done together.
     """

@@ -167,7 +167,7 @@ Prompts = Sequence[Prompt | Request]
 
 @dataclass(frozen=True, eq=False)
 class Common:
-    """What holds for every prompt that does not say otherwise."""
+    """What applies to every prompt that does not say otherwise."""
 
     entries: tuple[Entry, ...]
     sampling: Sampling

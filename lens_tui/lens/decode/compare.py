@@ -41,7 +41,7 @@ class RowsInProgress:
         return self.decoder.run.plan
 
     def emit(self, step: Step) -> Iterator[Token | ArmEnd]:
-        """A step's tokens of the rows that go on, then the ends of those that have ended with it."""
+        """A step's tokens of the rows that continue, then the ends of those that have ended with it."""
         alive = [index for index, row in enumerate(self.rows) if not row.reason]
         for index in alive:
             yield self.token(index, step, self.rows[index].write(step.ids[index]))
@@ -116,7 +116,7 @@ class RowsInProgress:
                     raise LensError(f"{name!r} touches no position of this run (0 to {last}).", "Change its positions.")
 
     def check_moved(self) -> None:
-        """Refuse to go on when what had to move something was measured and did not."""
+        """Refuse to continue when what had to move something was measured and did not."""
         meter = self.decoder.run.meter
         if meter is None or not (meter.pending or meter.unchecked):
             return
@@ -125,7 +125,7 @@ class RowsInProgress:
         check_moved(self.decoder.registry, self.plan, meter, names.__getitem__)
 
     def check_finite(self, step: Step) -> None:
-        """Refuse to go on with a row whose logits are no numbers; raises ``NotFinite`` with where that begins."""
+        """Refuse to continue with a row whose logits are not numbers; raises ``NotFinite`` with where that begins."""
         for index, row in enumerate(self.rows):
             if not row.reason:
                 name = f"The logits of the arm {self.names[index]!r}" if self.names[index] else "The model's logits"
@@ -151,7 +151,7 @@ class RowsInProgress:
 
 
 def events_of(progress: RowsInProgress) -> Generator[Token | ArmEnd]:
-    """The events of a run; proxies are up from the first request to the end, however it ends."""
+    """The events of a run; proxies stay in place from the first request to the end, however it ends."""
     progress.sites.change(progress.plan.keys)
     try:
         for step in progress.decoder.steps():
@@ -279,7 +279,7 @@ class Generation(Rows, Iterator[Token]):
 
     @property
     def reason(self) -> str | None:
-        """Why it ended: ``stop``, ``length``, ``stopped``; ``None`` while it goes on."""
+        """Why it ended: ``stop``, ``length``, ``stopped``; ``None`` while it runs."""
         return self._progress.rows[0].reason or None
 
     @property

@@ -208,7 +208,7 @@ class RowDecoder:
 
     @property
     def start(self) -> int:
-        """The absolute position of the prompt's first token: not 0 where the run goes on from a filled cache."""
+        """The absolute position of the prompt's first token: not 0 where the run continues a filled cache."""
         assert isinstance(self.run.n_prompt, int)
         return self.run.n_prompt - len(self.ids)
 
@@ -347,7 +347,7 @@ class RowDecoder:
         self.run.thinking, self._inside = follow_thinking(inputs, self._inside, self.thinking)
 
     def _note_changes(self) -> None:
-        """Count the versions of the plan; a new one is measured anew."""
+        """Count the versions of the plan; a new one is measured from the start."""
         plan = self.run.plan
         if plan.stamp == self._stamp:
             return
@@ -466,7 +466,7 @@ class Stops:
 class Writing:
     """What a row has written so far: the state that turns its token ids into text and ends it, not a token itself.
 
-    ``reason`` is ``""`` while it goes on.
+    ``reason`` is ``""`` while it runs.
     """
 
     detokenizer: Detokenizer

@@ -118,7 +118,7 @@ def _reaches(caches: Sequence[Any], done: int) -> bool:
     """Whether caches that were cut to ``done`` tokens hold what the next token reads.
 
     A chunked cache (Llama 4) has dropped its front: cut, it may hold other tokens than asked for,
-    or lack the beginning of the chunk that is gone on with.
+    or lack the beginning of the chunk that follows.
     """
     for cache in caches:
         inner = getattr(cache, "caches", None)

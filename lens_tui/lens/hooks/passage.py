@@ -2,7 +2,7 @@
 
 Which tokens an intervention touched is noted as forwards go, and worked out when it is asked for.
 
-Numbers that are not finite are found where they first come to the host, and told with the layer they begin at.
+Numbers that are not finite are found where they first come to the host, and reported with the layer they begin at.
 Looking costs nothing a token: a NaN anywhere in the logits makes the log-probability of every token NaN, the chosen
 one's too, and that one is read anyway. Only when it is found does one more forward look for the place.
 
@@ -31,7 +31,7 @@ from .steering import entries_of
 
 @dataclass(eq=False)
 class History:
-    """What acted on a row, from which absolute position on: interventions change while a run goes on."""
+    """What acted on a row, from which absolute position on: interventions change during a run."""
 
     _held: list[tuple[int, tuple[Intervention, ...]]] = field(default_factory=list)
     _stamp: tuple[object, ...] | None = None
@@ -67,7 +67,7 @@ class History:
 
 @dataclass(frozen=True, eq=False)
 class Passage:
-    """The tokens of a row that went through the model, and what positions are told from.
+    """The tokens of a row that went through the model, and what positions are found from.
 
     ``ids`` begin at the absolute position ``start`` (not 0 where the run went on from a cache); ``n_prompt`` is where
     the prompt ends, ``spans`` its roles, ``markers`` what thinking stands between, ``inside`` whether the prompt ends
@@ -131,7 +131,7 @@ HEAD = "the residual is finite at every layer, so the final norm or the unembedd
 
 
 def check_chosen(logprob: float, what: str, where: Callable[[], str]) -> None:
-    """Raise :class:`NotFinite` if the log-probability of a chosen token is no number; ``where()`` says from where on.
+    """Raise :class:`NotFinite` if the log-probability of a chosen token is not a number; ``where()`` says since where.
 
     Minus infinity is one: a sampler of the user's may choose a token of probability 0.
     """
@@ -181,7 +181,7 @@ def origin_of(registry: Registry, rows: Any, entries: Sequence[Entry] = (), *, n
 
 @contextmanager
 def explained(run: Run, rows: Any) -> Iterator[None]:
-    """A residual found not to be finite inside is told with where that begins in the texts of a run's forward."""
+    """A residual found not to be finite inside is reported with where that begins in the texts of a run's forward."""
     try:
         yield
     except NotFinite:

@@ -28,7 +28,7 @@ class Where:
     ``spans`` maps a role to half-open spans of absolute positions of the prompt;
     ``thinking`` says of each generated token, (rows, tokens), whether the model is thinking.
     Where rows are different prompts, ``row_spans`` holds each row's spans, and ``real``
-    (rows, tokens, 1) says which tokens are no padding (``None``: all of them).
+    (rows, tokens, 1) says which tokens are not padding (``None``: all of them).
     """
 
     offset: Offset | None
@@ -43,7 +43,7 @@ class Where:
 
 
 def touched(positions: Positions, where: Where) -> Mask:
-    """The tokens of this forward that ``positions`` names. Raises :class:`LensError` if it cannot be told."""
+    """The tokens of this forward that ``positions`` names. Raises :class:`LensError` if that is not known."""
     kind = positions.kind
     if kind == "all":
         return True

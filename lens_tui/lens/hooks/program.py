@@ -1,4 +1,4 @@
-"""What happens at one site: interventions put together, for every row of a batch, and how far they moved it.
+"""What happens at one site: interventions composed, for every row of a batch, and how far they moved it.
 
 Neighbouring additions on all positions are fused into one cached array
 ``(rows, 1, width)``. All that happens at a site is computed in float32 and rounded
@@ -39,7 +39,7 @@ class Hook:
 
 @dataclass(frozen=True, eq=False)
 class HookContext:
-    """What a user's hook is told: the layer, the site, and what is known of the forward."""
+    """What a user's hook gets to know: the layer, the site, and what is known of the forward."""
 
     layer: int
     site: str
@@ -239,7 +239,7 @@ class DoseMeter:
 
     ``pending`` holds what is not yet read; whoever runs the forwards evaluates it with the rest of the step and
     calls :meth:`settle`, or takes it away and calls :meth:`count` once the step is used: a step that was launched
-    ahead and that no token came from is no part of a dose. ``decoding`` is set by who runs the forwards.
+    ahead and that no token came from is not part of a dose. ``decoding`` is set by who runs the forwards.
     """
 
     def __init__(self) -> None:
@@ -251,7 +251,7 @@ class DoseMeter:
         self._looked: dict[Key, int] = {}
 
     def restart(self) -> None:
-        """Begin anew: the interventions have changed."""
+        """Start over: the interventions have changed."""
         self.pending.clear()
         self._sums.clear()
         self._seen.clear()

@@ -1,7 +1,7 @@
 """The one registry: what is hooked on a model, the door into a forward pass, and what happens in it.
 
 Two kinds of plans exist. The *ambient* one is what ``steer`` and ``capture``
-blocks of the calling context have put up; it holds for forwards that anybody
+blocks of the calling context apply; it holds for forwards that anyone
 runs on this thread. A *run* (a generation, a comparison, a loss) carries its own
 plan, taken when it was started, and each of its forwards runs under that one
 alone.
@@ -71,7 +71,7 @@ class Entry:
 
 
 class Recorder:
-    """What a capture must offer: it is told of each forward and given each tensor at its sites."""
+    """What a capture must offer: it hears of each forward and gets each tensor at its sites."""
 
     registry: Registry
     places: tuple[Key, ...] = ()
@@ -123,7 +123,7 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class Resume:
-    """Where a forward goes on from what is known: a site, and (rows, tokens, width) there before interventions."""
+    """Where a forward continues from what is known: a site, and (rows, tokens, width) there before interventions."""
 
     key: Key
     hidden: mx.array
@@ -131,7 +131,7 @@ class Resume:
 
 @dataclass(eq=False)
 class Run:
-    """A generation, comparison or loss in progress: its plan and what its forwards are told.
+    """A generation, comparison or loss in progress: its plan and what its forwards need to know.
 
     ``offset``, ``row_spans`` and ``real`` are for batches of different prompts, whose
     places are counted by who runs them: see :class:`~.positions.Where`. ``fork`` is
@@ -196,7 +196,7 @@ class Registry:
         self.ambient_entries: list[Entry] = []
 
     def attach(self, name: str, source: FeatureSource) -> None:
-        """Give records an SAE to name, also while they are up: the next forward runs under the new one."""
+        """Give records an SAE to name, also while they act: the next forward runs under the new one."""
         if self.sources.get(name) is not source:
             self.sources[name] = source
             self._source_stamps[name] = next(_stamps)
@@ -205,7 +205,7 @@ class Registry:
         """Changes when another SAE is given the name that a record names."""
         return self._source_stamps.get(item.sae, 0) if isinstance(item, ClampFeature) else 0
 
-    # -- what is put up ---------------------------------------------------
+    # -- what acts -------------------------------------------------------
 
     def put(self, item: Entry | Recorder) -> None:
         """Make an entry or recorder part of the calling context's plan and install what it needs."""
@@ -293,11 +293,11 @@ class Registry:
         """Logits ``(batch, tokens, vocabulary)``, lazy, of token ids under a run.
 
         Args:
-            run: What acts, what is recorded, and what the forward is told.
+            run: What acts, what is recorded, and what the forward needs to know.
             ids: ``(batch, tokens)``.
             cache: mlx-lm's prompt cache, which the ids are appended to; without one they are whole texts.
             start: Tokens that went in before these, of the row that has most.
-            held: The run's sites are proxied already, by a :class:`Holding`: one token is no reason to
+            held: The run's sites are proxied already, by a :class:`Holding`: one token is not a reason to
                 install and uninstall them.
 
         Raises:

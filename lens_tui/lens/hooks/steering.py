@@ -33,7 +33,7 @@ from .registry import Entry, Registry
 
 
 class Steering:
-    """Interventions put up together: a context manager, and the handle that changes them.
+    """Interventions that are applied together: a context manager, and the handle that changes them.
 
     They hold for forwards in the context (thread or task) that entered the
     block. A generation started inside keeps them to its end, and follows

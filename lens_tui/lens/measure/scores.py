@@ -58,7 +58,7 @@ class Score:
     reverse: Array
 
     def unmoved(self) -> Score:
-        """The score of no steering on the same text."""
+        """The score without steering on the same text."""
         return Score(self.base, self.base, np.zeros_like(self.forward), np.zeros_like(self.reverse))
 
 
@@ -295,7 +295,7 @@ def fits(decoder: Decoder, rows: Iterable[Text]) -> bool:
 
 
 def _padded_layer(residual: mx.array, length: int) -> mx.array:
-    """The last token's residual once more for each place of padding: nothing reads it, and it is no odd number."""
+    """The last token's residual once more for each place of padding: nothing reads it, and it is an ordinary number."""
     missing = length - residual.shape[0]
     return residual if not missing else mx.pad(residual, [(0, missing), (0, 0)], mode="edge")
 

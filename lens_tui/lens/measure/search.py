@@ -53,7 +53,7 @@ def find_scale(
     otherwise. ``kl``: mean D(base || steered) over the first 20 tokens of the unsteered greedy continuation of each
     text, 1 nat. ``relative_norm``: measured mean ``||delta h|| / ||h||``, after rounding, 0.1. Scales are doubled
     from ``start`` (by default 5 % of the residual norm), several at a time as rows of one batch, until the target is
-    passed. The bracket is then cut where a power law through its ends meets the target (in its middle, if the
+    passed. The bracket is then cut where a power law through its ends reaches the target (in its middle, if the
     last cut took less than half of it away), until it is narrower than ``tolerance`` or the value is within
     ``tolerance`` of the target. The first crossing counts: a curve that turns back is followed
     no further, and ``curve.reversals`` says where it did. With ``hold_out`` the scale is chosen on every other text

@@ -173,7 +173,7 @@ class Windowing:
 class WindowBatch:
     """Windows padded at the end, ids ``(rows, t)``.
 
-    ``real`` ``(n,)`` holds the flat places that are no padding; the others, ``(n,)``, say of
+    ``real`` ``(n,)`` holds the flat places that are not padding; the others, ``(n,)``, say of
     each: token, corpus document, offset in it (-1 for BOS and separators), whether it is special.
     """
 
@@ -188,7 +188,7 @@ class WindowBatch:
 class WindowBatches:
     """The batches of a tokenised text; batch ``i`` is the same whenever it is asked for.
 
-    Batches go on without end: number ``per_pass`` begins the second pass. Raises ``LensError`` for a windowing
+    Batches never end: number ``per_pass`` begins the second pass. Raises ``LensError`` for a windowing
     that leaves nothing to read.
     """
 
@@ -267,8 +267,8 @@ class TextActivations:
     """Blocks of activations at some layers and sites of a model over a tokenised text.
 
     The forward pass is computed only as far as the deepest place: MLX is lazy, and what lies above is never asked
-    for. Interventions that are put up on the model hold here too. Use it on the model's thread.
-    ``model_name`` is what goes on record (default: the hub id, or the name of the model's folder). Raises
+    for. Interventions that act on the model apply here too. Use it on the model's thread.
+    ``model_name`` is what is recorded (default: the hub id, or the name of the model's folder). Raises
     ``LensError`` for a place that the model does not have.
     """
 

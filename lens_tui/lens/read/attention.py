@@ -122,7 +122,7 @@ def _observe(
         entries = tuple(entries_of(interventions, registry))
     run = Run(registry, Plan((entries,)), len(ids))
     with ExitStack() as stack:
-        # Before the probes, which so stand outside: what is steered at a site is seen by them as it goes on.
+        # Before the probes, which so stand outside: what is steered at a site is seen by them as it continues.
         stack.enter_context(Holding(registry, run.keys))
         for probe in probes:
             for module, tap in _taps(probe, len(ids)):
@@ -238,7 +238,7 @@ def _rebuilt(probe: _Probe, count: int, columns: Columns, pieces: Sequence[mx.ar
 
 
 def _no_pattern(probe: _Probe, weights: FloatArray, error: float, eps: float) -> str:
-    """Why what was found is no attention pattern, as a clause; empty if it is one. ``eps`` is the dtype's."""
+    """Why what was found is not an attention pattern, as a clause; empty if it is one. ``eps`` is the dtype's."""
     if not error <= max(1e-4, 4.0 * eps):
         if probe.name in FUSED_NAMES and len(probe.places[0]) < int(probe.real[0].shape[-1] if probe.real else 0):
             return (

@@ -45,7 +45,7 @@ def logit_lens(
 ) -> LogitLens:
     """Read every layer's residual of one text (or its token ids) as a distribution over next tokens.
 
-    Each residual takes the place of the last one, and the model goes on from there: final norm, unembedding, scale
+    Each residual takes the place of the last one, and the model continues from there: final norm, unembedding, scale
     and soft-capping are its own. They are computed in float32 from the residual on, whatever the model's dtype, so
     that the last layer agrees with the model's own logits up to the rounding of the latter. ``site`` may be
     any site of width d_model. ``target`` is the token to follow (an id, a text of one token, or one id for each
@@ -112,7 +112,7 @@ def _rows(
 
 
 def _measure(decoder: Decoder, logits: mx.array, follow: mx.array, k: int) -> dict[str, mx.array]:
-    """Everything that is said of a block of logits (layers + 1, tokens, vocabulary), the last layer left out."""
+    """Everything that is reported of a block of logits (layers + 1, tokens, vocabulary), the last layer left out."""
     logprobs = log_softmax(logits)
     final, logits, logprobs = logprobs[-1:], logits[:-1], logprobs[:-1]
     among = decoder.choosable(logits)

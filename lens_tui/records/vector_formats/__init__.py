@@ -12,7 +12,7 @@ file                    read, write   layers
                                       rows of a matrix
 ======================  ============  ==============================================================
 
-What keys, rows and positions mean is told in ``common`` by the shape and the model at hand, or asked for. This is the
+What keys, rows and positions mean is found in ``common`` from the shape and the model, or asked for. This is the
 one reader of library, command line and app. No file is unpickled into anything but tensors. Formats without a unit
 direction get the vector at its own length (``direction * norm``), so that a coefficient of 1 means the same there.
 """

@@ -1,6 +1,6 @@
 """What every vector format shares: arrays with the names a file gives them, made into records of one layer each.
 
-Files hold more than vectors by layer, and few say what their axes are. Told by shape, with the model at hand:
+Files hold more than vectors by layer, and few say what their axes are. Found from the shape, given the model:
 
 - ``(d_model,)``: one vector;
 - ``(n_layers, d_model)``: row L is the output of block L;

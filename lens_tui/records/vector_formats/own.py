@@ -54,7 +54,7 @@ def read_one(path: Path | str, *, d_model: int | None = None, model: str | None 
     ``vector_formats.load_vectors`` reads every format, this one too, and notes where the file is.
 
     With ``d_model`` a vector of another width is refused, with ``model`` one that
-    was made for another model. Raises :class:`LensError` for everything that is
+    was made for another model. Raises :class:`LensError` for anything that is
     no vector of ours.
     """
     file = Path(path)
@@ -80,7 +80,7 @@ def check_fits_model(vector: SteeringVector, *, d_model: int | None = None, mode
 
 
 def delete_vector(path: Path) -> None:
-    """Delete a vector file; one that is gone already is no error."""
+    """Delete a vector file; one that is gone already is not an error."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -95,7 +95,7 @@ def rename_vector(vector: SteeringVector, name: str) -> SteeringVector:
 
 
 def check_header(path: Path, limit: int) -> None:
-    """Raise :class:`LensError` for what is no regular file of at most ``limit`` bytes, or has an endless header."""
+    """Raise :class:`LensError` for what is not a regular file of at most ``limit`` bytes, or has an endless header."""
     if regular_size(path) > limit:
         raise LensError(f"{shown(path)} is larger than any steering vector.", "Is it a model?")
     with explained(path), open_regular(path) as file:
@@ -105,7 +105,7 @@ def check_header(path: Path, limit: int) -> None:
 
 
 def kept_facts(vector: SteeringVector) -> SteeringVector:
-    """A vector as it is written: where it lay on this machine is nobody else's business."""
+    """A vector as it is written: where it was on this machine is private."""
     facts = {key: value for key, value in vector.origin.facts.items() if key != "path"}
     return replace(vector, origin=replace(vector.origin, facts=facts))
 

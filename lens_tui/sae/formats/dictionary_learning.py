@@ -109,7 +109,7 @@ def _definition(
 
 
 def _k(source: Source, trainer: dict[str, Any]) -> tuple[int, str]:
-    """How many latents a TopK SAE keeps (0: not said), and where that is from."""
+    """How many latents a TopK SAE keeps (0: unknown), and where that is from."""
     stored = source.values.get("k")
     if isinstance(stored, Stored):
         if int(np.prod(stored.shape)) != 1:

@@ -62,7 +62,7 @@ class Source:
         return found[0] if found else None
 
     def _weight_files(self) -> list[Path]:
-        """Weight files of other names; one alone is taken at its word, so that what is wrong with it is said."""
+        """Weight files of other names; a single one is taken at its word, so that what is wrong with it is reported."""
         try:
             inside = sorted(file for file in self.path.iterdir() if file.suffix in _SUFFIXES and file.is_file())
         except OSError as error:
@@ -191,7 +191,7 @@ class Format:
     recognises: Callable[[Source], bool]
     read: Reader
     usual: tuple[str, ...] = ()
-    """Names that its weight files usually have: who lacks a tensor is told by them which."""
+    """Names that its weight files usually have: a missing tensor is named by them."""
 
 
 def pick(tensors: dict[str, Stored], path: Path, *names: str) -> Stored:
@@ -246,7 +246,7 @@ def natural(value: Any) -> int | None:
 def _is_number(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return abs(value) < 1 << 1000  # a longer integer is no float, and neither is NaN smaller
+    return abs(value) < 1 << 1000  # a longer integer is not a float, and neither is NaN smaller
 
 
 def check_sizes(config: Mapping[str, Any], where: str, sizes: Mapping[str, int], unset: Iterable[Any] = ()) -> None:

@@ -93,7 +93,7 @@ def build_index(
 
     With ``shard=(i, n)`` only the i-th of n runs of blocks is read, and the
     folders ``out/<key>.part-<i>-of-<n>`` are left for :func:`merge_parts`. If
-    stopped or killed, the same call goes on from the last checkpoint (at most
+    stopped or killed, the same call continues from the last checkpoint (at most
     ``checkpoint_seconds`` are lost). An index that exists already is not built
     again. Raises :class:`LensError` for a bad shard, for residuals the SAE does
     not fit, and for a folder that holds something else.

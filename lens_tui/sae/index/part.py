@@ -166,7 +166,7 @@ class StoredPart:
 
     @classmethod
     def open(cls, folder: Path) -> StoredPart:
-        """Read ``state.json``; raises :class:`LensError` if the folder is no part of an index."""
+        """Read ``state.json``; raises :class:`LensError` if the folder is not a part of an index."""
         name = one_line(folder.name, 60)
         try:
             facts = read_json(folder / "state.json", _MAX_STATE)

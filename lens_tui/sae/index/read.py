@@ -1,6 +1,6 @@
 """An index on disk, read where it is looked at: opens at once whatever its size, needs NumPy alone, answers in 1 ms.
 
-What anybody may have written is not shown as it is: the numbers of every feature are checked when an index is opened,
+What anyone may have written is not shown unchecked: the numbers of every feature are checked when an index is opened,
 and what belongs to one feature when it is asked for.
 """
 

@@ -1,4 +1,4 @@
-"""From a block of residuals to the active features of each token: the one place of the index that meets a device."""
+"""From a block of residuals to the active features of each token: the one place of the index that uses a device."""
 
 from __future__ import annotations
 

@@ -245,7 +245,7 @@ class Tally:
         return bits.view(np.float32)
 
     def arrays(self) -> dict[str, Any]:
-        """Everything needed to go on later, as arrays."""
+        """Everything needed to continue later, as arrays."""
         self.top.flush()
         self.sample.flush()
         return {name: _reach(self, name) for name in _STATE} | {"smallest": np.asarray(self.smallest, np.float32)}

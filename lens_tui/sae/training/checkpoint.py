@@ -103,7 +103,7 @@ _RESIZABLE = ("evaluate_every",)
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Everything that a run needs to go on: state, normaliser, stream position, evaluations so far, seconds spent."""
+    """Everything that a run needs to continue: state, normaliser, stream position, evaluations, seconds spent."""
 
     state: State
     norm: Normalizer

@@ -1,6 +1,6 @@
 """Shuffled batches from a stream of activations, in bounded memory, from any point again.
 
-A pool is filled with ``pool_tokens`` positions, permuted, served, and filled anew where the
+A pool is filled with ``pool_tokens`` positions, permuted, served, and filled again where the
 stream stopped. Nothing of it is kept on disk: a position (pool number, block, row, batches served) says
 all, since the blocks and the permutation of a pool are functions of their numbers.
 """

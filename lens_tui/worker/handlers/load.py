@@ -180,7 +180,7 @@ def _warm_up(lens: LensModel) -> None:
 
 
 def _known_saes(entry: ModelEntry, context: Context) -> tuple[SAEInfo, ...]:
-    """What is said of the SAEs at hand for this model, whose weights are read only when one is used."""
+    """What is known of the SAEs available for this model, whose weights are read only when one is used."""
     known = []
     for found in list_saes(entry.id):
         try:
