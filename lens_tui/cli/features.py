@@ -37,23 +37,24 @@ def feature(
 ) -> None:
     """Print all that is known of one feature."""
     from lens_tui.tasks.features import feature_facts
-    from lens_tui.tasks.knowledge import index_of
+    from lens_tui.tasks.knowledge import dense_features, index_of
 
     which, how = feature_number(number), convention_of(convention)
     with open_model(model) as lens:
         opened = open_sae(sae, model)
+        index = index_of(opened.info)
         facts = feature_facts(
             lens,
             opened,
             which,
-            index_of(opened.info),
+            index,
             convention=how,
             tokens=tokens,
             examples=examples,
             neighbours=neighbours,
         )
     result = facts.plain()
-    print_json(result) if json else _print_page(result)
+    print_json(result) if json else _print_page(result, dense_features(index))
 
 
 def feature_number(text: str) -> int:
@@ -71,7 +72,7 @@ def convention_of(text: str) -> How:
     return cast("How", text)
 
 
-def _print_page(result: Mapping[str, Any]) -> None:
+def _print_page(result: Mapping[str, Any], dense: Mapping[int, float]) -> None:
     say(f"feature {result['feature']} of {result['sae']} ({result['site']} of layer {result['layer']})")
     for label in result["labels"]:
         say(f"  {label['text']}  ({who(label)})")
@@ -88,7 +89,7 @@ def _print_page(result: Mapping[str, Any]) -> None:
         if rows:
             say(f"{title}  ({measure})")
         for row in rows:
-            say(f"  {row['feature']:>7}  {row[measure]:6.3f}  {row['label'] or ''}".rstrip())
+            say(f"  {row['feature']:>7}  {row[measure]:6.3f}  {_named(row, dense)}".rstrip())
     if index is None:
         note("This SAE has no index yet: `mlx-lens-tui index TEXT` makes one, with examples and a histogram.")
 
@@ -116,6 +117,17 @@ def _weights(items: Sequence[Mapping[str, Any]]) -> str:
     return "  ".join(f"{item['text']!r} {item['value']:+.2f}" for item in items)
 
 
+def dense_mark(share: float) -> str:
+    """What is put before the label of a feature that is active on so large a share of all tokens."""
+    return f"≋ {share:.0%}"
+
+
+def _named(row: Mapping[str, Any], dense: Mapping[int, float]) -> str:
+    """A feature's label behind the mark of a dense one."""
+    mark = dense_mark(dense[row["feature"]]) if row["feature"] in dense else ""
+    return "  ".join(part for part in (mark, row["label"] or "") if part)
+
+
 def who(label: Mapping[str, Any]) -> str:
     """Who says so: the source, the person or model, the score."""
     parts = [label["source"], label["author"], label["explainer"]]
@@ -136,16 +148,17 @@ def search(
 ) -> None:
     """Find features by words, in labels and promoted tokens."""
     from lens_tui.tasks.features import search_features
-    from lens_tui.tasks.knowledge import index_of
+    from lens_tui.tasks.knowledge import dense_features, index_of
 
     convention_of(convention)
     with open_model(model) as lens:
         info = open_sae(sae, model).info
-        result = search_features(" ".join(words), info, lens, index_of(info), convention=convention, k=k).plain()
-    print_json(result) if json else _print_search(result)
+        index = index_of(info)
+        result = search_features(" ".join(words), info, lens, index, convention=convention, k=k).plain()
+    print_json(result) if json else _print_search(result, dense_features(index))
 
 
-def _print_search(result: Mapping[str, Any]) -> None:
+def _print_search(result: Mapping[str, Any], dense: Mapping[int, float]) -> None:
     say(f"labels  ({len(result['labels'])})")
     for label in result["labels"]:
         say(f"  {label['feature']:>7}  {label['text']}  ({who(label)})")
@@ -156,7 +169,7 @@ def _print_search(result: Mapping[str, Any]) -> None:
     tokens = ", ".join(repr(item["text"]) for item in result["tokens"]) or "no single token"
     say(f"promote {tokens}  ({result['convention']})")
     for row in result["promoting"]:
-        say(f"  {row['feature']:>7}  {row['value']:+6.2f}  {row['token']!r}  {row['label'] or ''}".rstrip())
+        say(f"  {row['feature']:>7}  {row['value']:+6.2f}  {row['token']!r}  {_named(row, dense)}".rstrip())
 
 
 @verbs.command()
@@ -177,6 +190,7 @@ def contrast(
     """Find the features that tell texts A from texts B."""
     from lens_tui.sae.index.questions import Measure, Over
     from lens_tui.tasks.features import contrast_texts, read_texts
+    from lens_tui.tasks.knowledge import dense_features, index_of
 
     for value, choice, name in ((measure, Measure, "measure"), (over, Over, "--over")):
         if value not in get_args(choice):
@@ -198,14 +212,14 @@ def contrast(
         **options,
         "features": [asdict(row) for row in found],
     }
-    print_json(result) if json else _print_contrast(result)
+    print_json(result) if json else _print_contrast(result, dense_features(index_of(opened.info)))
 
 
-def _print_contrast(result: Mapping[str, Any]) -> None:
+def _print_contrast(result: Mapping[str, Any], dense: Mapping[int, float]) -> None:
     say(f"{'feature':>9}{'held out':>10}{'chosen on':>11}{'active A':>10}{'active B':>10}  label")
     for row in result["features"]:
         numbers = f"{row['held_out']:>10.3f}{row['chosen']:>11.3f}{row['active_a']:>10.1%}{row['active_b']:>10.1%}"
-        say(f"{row['feature']:>9}{numbers}  {row['label'] or ''}".rstrip())
+        say(f"{row['feature']:>9}{numbers}  {_named(row, dense)}".rstrip())
     if result["measure"] == "auc" and result["features"]:
         chance = result["features"][0]["chance"]
         note(f"AUC: 0.5 is chance, ± {chance:.3f} (one standard deviation; {result['texts_a']} texts against "

@@ -12,6 +12,7 @@ import typer
 
 from lens_tui.records import Intervention, LensError
 
+from .features import dense_mark
 from .output import note, print_json, say, sentences
 from .sources import Json, Model, SAEName, Vectors, open_model, open_sae, parse_arm, read_text
 
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from lens_tui.sae.load import SAE
     from lens_tui.tasks.features import Order
 
-DENSE = 0.2
-"""The share of all tokens above which a feature is marked as dense."""
-DENSE_MARK = "≋"
 _CELL = 10
 _PARTS_SHOWN = 12
 
@@ -50,10 +48,7 @@ def features(
 
     with open_model(model) as lens:
         result = read(lens, open_sae(sae, model), words, top_k, order_of(by))
-    if json:
-        print_json(result)
-    else:
-        _print_features(result)
+    print_json(result) if json else _print_features(result)
 
 
 def order_of(text: str) -> Order:
@@ -95,7 +90,11 @@ def read(lens: LensModel, sae: SAE, text: str, top_k: int, by: Order = "activati
     rows = rank_tokens(lens, sae, ids, top[0], top[1], by=by, k=top_k, index=index)
     found = sorted({feature for row in rows for feature, _, _ in row})
     names = label_texts(info, found)
-    density = {feature: float(index.count[feature] / index.n_counted) for feature in found} if index else {}
+    density = (
+        {feature: float(index.count[feature] / index.n_counted) for feature in found}
+        if index and index.n_counted
+        else {}
+    )
     specials = lens.tokens.special_ids()
     special = [token in specials for token in ids]
     plain = [i for i, is_special in enumerate(special) if not is_special]
@@ -127,6 +126,8 @@ def read(lens: LensModel, sae: SAE, text: str, top_k: int, by: Order = "activati
 
 def _print_features(result: dict[str, Any]) -> None:
     """A line for each feature of a token, with its label; what is active nearly everywhere is marked as dense."""
+    from lens_tui.tasks.knowledge import DENSE
+
     places = 2 if result["by"] == "activation" else 3
     dense = False
     for token in result["tokens"]:
@@ -135,16 +136,12 @@ def _print_features(result: dict[str, Any]) -> None:
             say(before + ("(special)" if token["special"] else "(none)"))
             continue
         for item in token["features"]:
-            is_dense = (item["density"] or 0.0) > DENSE
-            dense = dense or is_dense
-            mark = f"{DENSE_MARK} {item['density']:.0%}" if is_dense else ""
-            label = item["label"] or ""
-            say(f"{before}{item['id']:>6} {item['score']:7.{places}f}  {mark:<6}  {label}".rstrip())
+            mark = dense_mark(item["density"]) if (item["density"] or 0.0) > DENSE else ""
+            dense = dense or bool(mark)
+            say(f"{before}{item['id']:>6} {item['score']:7.{places}f}  {mark:<6}  {item['label'] or ''}".rstrip())
             before = " " * len(before)
     if dense:
-        note(
-            f"{DENSE_MARK} dense: active on more than {DENSE:.0%} of the index's tokens, so it says little of one token"
-        )
+        note(f"≋ dense: active on more than {DENSE:.0%} of the index's tokens, so it says little of one token")
     fit = f"L0 {result['l0']:.1f}, FVU {result['fvu']:.3f}" if result["fvu"] is not None else "no variance to explain"
     note(f"{result['sae']} at layer {result['layer']} {result['site']}: {fit} on this text, special tokens left out")
 

@@ -77,10 +77,7 @@ def dose(
             heard=lambda _, done, total: meter.say("scales", f"{done} of {total}", done / total),
         )
     result = dose_record(text, lens.info.name, records, found)
-    if json:
-        print_json(result)
-    else:
-        _print_dose(result)
+    print_json(result) if json else _print_dose(result)
 
 
 def _factors(text: str) -> Sequence[float]:
@@ -205,10 +202,7 @@ def scale(
         records = Vectors(lens, sae, model).arm(spec).interventions
         found = find(lens, records, quantity, target, heard=lambda tried: meter.say("scales", f"{len(tried)} tried"))
     result = scale_record(lens.info.name, records, found)
-    if json:
-        print_json(result)
-    else:
-        _print_scale(result)
+    print_json(result) if json else _print_scale(result)
 
 
 def scale_record(model: str, records: Sequence[Intervention], found: ScaleSearch) -> dict[str, Any]:
@@ -376,10 +370,7 @@ def _finish(
         result[side] = [{"id": token.token_id, "text": token.text, "value": token.value} for token in tokens]
     file = save_vectors(vector, Path(out).expanduser() if out else None)
     result["file"] = str(file)
-    if as_json:
-        print_json(result)
-    else:
-        _print_vector(result)
+    print_json(result) if as_json else _print_vector(result)
 
 
 def vector_record(vector: SteeringVector, ranked: Sequence[RankedLayer] = ()) -> dict[str, Any]:

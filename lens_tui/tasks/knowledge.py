@@ -138,6 +138,18 @@ def index_of(info: SAEInfo) -> FeatureIndex | None:
     return None
 
 
+DENSE = 0.2
+"""The share of an index's tokens above which a feature is dense: it says little of any one token."""
+
+
+def dense_features(index: FeatureIndex | None) -> dict[int, float]:
+    """The dense features of an SAE, each with the share of tokens on which it is active; none without an index."""
+    if index is None or not index.n_counted:
+        return {}
+    share = index.count / index.n_counted
+    return {int(feature): float(share[feature]) for feature in (share > DENSE).nonzero()[0]}
+
+
 def _index_folders() -> tuple[Path, Path]:
     return demo.model_path().parent / "index", paths.indexes_folder()
 

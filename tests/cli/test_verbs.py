@@ -150,6 +150,8 @@ def test_features_are_printed_with_labels_and_dense_ones_are_marked() -> None:
         assert ("≋" in line) == (item["density"] > 0.2)
         assert line.endswith(item["label"] or line[-1])
     assert "≋ dense" in done.stderr
+    found = run("search", "door").stdout.splitlines()
+    assert any(line.split()[:1] == ["5327"] and line.endswith("≋ 39%") for line in found)
 
 
 def test_info_tells_of_the_machine_and_of_a_model() -> None:
