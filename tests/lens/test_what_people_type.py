@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-import lens_tui.lens
+import lens_tui
 from lens_tui import LensModel
 from lens_tui.records import (
     Ablate,
@@ -42,7 +42,7 @@ def lens() -> LensModel:
     return LensModel.from_model(tiny.llama())
 
 
-lib: Any = lens_tui.lens  # what is given here is not of its types
+lib: Any = lens_tui  # what is given here is not of its types
 AnyAdd: Any = Add
 AnyAblate: Any = Ablate
 AnyPositions: Any = Positions
