@@ -24,8 +24,7 @@ import numpy as np
 from lens_tui import SAE
 from lens_tui.records import SAEInfo
 from lens_tui.sae.base import build
-from lens_tui.sae.definition import Definition, Weights
-from lens_tui.sae.files import Stored
+from lens_tui.sae.files import Definition, Stored, Weights
 from lens_tui.sae.matrices import Residence, on_host
 
 BARE = "bare product + mx.topk"

@@ -60,13 +60,15 @@ if TYPE_CHECKING:
     from .records.interventions import Positions as Positions
     from .records.interventions import ProjectOut as ProjectOut
     from .records.interventions import SetProjection as SetProjection
-    from .records.requests import Request as Request
+    from .records.run import Request as Request
     from .records.run import Sampling as Sampling
     from .records.training import TrainConfig as TrainConfig
     from .records.vector_formats import load_vectors as load_vectors
     from .records.vector_formats import save_vectors as save_vectors
     from .records.vectors import SteeringVector as SteeringVector
     from .sae.base import Reconstruction as Reconstruction
+    from .sae.fit import splice as splice
+    from .sae.fit import spliced as spliced
     from .sae.index.questions import co_active as co_active
     from .sae.index.questions import contrast_features as contrast_features
     from .sae.index.questions import decoder_neighbours as decoder_neighbours
@@ -83,8 +85,6 @@ if TYPE_CHECKING:
     from .sae.load import TopKSAE as TopKSAE
     from .sae.load import load_sae as load_sae
     from .sae.load import sae_info as sae_info
-    from .sae.splicing import splice as splice
-    from .sae.splicing import spliced as spliced
     from .tasks.index import index_text as index_text
     from .tasks.index import merge_index as merge_index
     from .tasks.train import check_sae as check_sae
@@ -112,8 +112,7 @@ else:
             ".records.interventions": (
                 "ALL Ablate Add Arm CapProjection ClampFeature NormMatch Positions ProjectOut SetProjection"
             ),
-            ".records.requests": "Request",
-            ".records.run": "Sampling",
+            ".records.run": "Request Sampling",
             ".records.training": "TrainConfig",
             ".records.vector_formats": "load_vectors save_vectors",
             ".records.vectors": "SteeringVector",
@@ -124,7 +123,7 @@ else:
             ".sae.index.read": "FeatureIndex",
             ".sae.index.settings": "IndexSettings",
             ".sae.load": "SAE GatedSAE GroupMaxSAE JumpReLUSAE StandardSAE TopKSAE load_sae sae_info",
-            ".sae.splicing": "splice spliced",
+            ".sae.fit": "splice spliced",
             ".tasks.index": "index_text merge_index",
             ".tasks.train": "check_sae train_sae",
         },

@@ -31,7 +31,7 @@ def measure_all(
 ) -> Iterator[tuple[str, Evaluation]]:
     """The name and figures of each bundled SAE over at least ``tokens`` held-out positions, or all there are."""
     from lens_tui.lens.read.activations import Windowing, text_activations
-    from lens_tui.sae.training.evaluate import measure
+    from lens_tui.sae.training.objective import measure
     from recipes.bundled import open_model
     from recipes.saes import DEPTHS
 

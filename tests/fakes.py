@@ -31,10 +31,10 @@ from lens_tui.records import (
     Token,
 )
 from lens_tui.records.features import Activity, FeatureExample, FeatureFacts, FoundFeature
-from lens_tui.records.fit import FitReport
 from lens_tui.records.labels import Label
-from lens_tui.records.readouts import LogitLens
+from lens_tui.records.measures import LogitLens
 from lens_tui.records.sanitise import one_line, sanitise, sanitise_token
+from lens_tui.records.training import FitReport
 from lens_tui.records.vector_formats import load_vectors
 from lens_tui.records.vectors import RankedLayer
 from lens_tui.worker import events as ev

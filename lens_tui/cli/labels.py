@@ -193,8 +193,7 @@ def _upload(
 ) -> list[Path]:
     """Neuronpedia's upload batches, one JSON file each, with the examples of the index."""
     from lens_tui.records import disk
-    from lens_tui.sae.index.export import upload_batches
-    from lens_tui.tasks.knowledge import index_of
+    from lens_tui.tasks.knowledge import index_of, upload_batches
 
     index = index_of(info)
     if index is None:

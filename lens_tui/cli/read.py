@@ -18,7 +18,7 @@ from .sources import Json, Model, SAEName, Vectors, open_model, open_sae, parse_
 
 if TYPE_CHECKING:
     from lens_tui.lens.model import LensModel
-    from lens_tui.records.readouts import LogitAttribution, LogitLens
+    from lens_tui.records.measures import LogitAttribution, LogitLens
     from lens_tui.sae.load import SAE
     from lens_tui.tasks.features import Order
 

@@ -11,9 +11,9 @@ import typer
 
 from lens_tui.records import Intervention, LensError, SteeringVector
 from lens_tui.records.bench import amount_of, positions_text
+from lens_tui.records.info import in_residual
 from lens_tui.records.measures import DEFINITIONS, MULTIPLES, OWN_KL, QUANTITIES, DoseResponse, ScaleSearch
 from lens_tui.records.sanitise import one_line
-from lens_tui.records.sites import in_residual
 from lens_tui.tui.format import figure
 
 from .output import Meter, note, print_json, say, sentences
@@ -57,7 +57,7 @@ def dose(
 
     Loss, KL, repetition and read-back of a feature, with random directions as controls.
     """
-    from lens_tui.tasks.dose import measure_dose
+    from lens_tui.tasks.vectors import measure_dose
 
     text, spec, factors = read_text(prompt), parse_arm(arm), _factors(scales)
     with open_model(model) as lens, Meter() as meter:
@@ -195,7 +195,7 @@ def scale(
 
     It is found on half of the texts and measured on the other half.
     """
-    from lens_tui.tasks.dose import find
+    from lens_tui.tasks.vectors import find
 
     spec = parse_arm(arm, scale=1.0)
     with open_model(model) as lens, Meter() as meter:

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from .features import CoActive as CoActive
     from .features import ContrastedFeature as ContrastedFeature
     from .features import Promoter as Promoter
-    from .fit import FitReport as FitReport
-    from .fit import SiteFit as SiteFit
     from .info import ModelInfo as ModelInfo
     from .info import SAEInfo as SAEInfo
     from .interventions import ALL as ALL
@@ -31,6 +29,7 @@ if TYPE_CHECKING:
     from .interventions import Positions as Positions
     from .interventions import ProjectOut as ProjectOut
     from .interventions import SetProjection as SetProjection
+    from .measures import AttentionPattern as AttentionPattern
     from .measures import Controlled as Controlled
     from .measures import Curve as Curve
     from .measures import Degeneration as Degeneration
@@ -38,23 +37,24 @@ if TYPE_CHECKING:
     from .measures import Divergence as Divergence
     from .measures import DosePoint as DosePoint
     from .measures import DoseResponse as DoseResponse
+    from .measures import LogitAttribution as LogitAttribution
+    from .measures import LogitLens as LogitLens
+    from .measures import Part as Part
     from .measures import ReadBack as ReadBack
     from .measures import ScaleSearch as ScaleSearch
-    from .readouts import AttentionPattern as AttentionPattern
-    from .readouts import LogitAttribution as LogitAttribution
-    from .readouts import LogitLens as LogitLens
-    from .readouts import Part as Part
-    from .requests import BatchRow as BatchRow
-    from .requests import Request as Request
     from .run import ArmEnd as ArmEnd
+    from .run import BatchRow as BatchRow
     from .run import Candidate as Candidate
     from .run import Dose as Dose
     from .run import Echo as Echo
+    from .run import Request as Request
     from .run import Sampling as Sampling
     from .run import Steered as Steered
     from .run import Token as Token
     from .run import TokenWeight as TokenWeight
     from .training import Evaluation as Evaluation
+    from .training import FitReport as FitReport
+    from .training import SiteFit as SiteFit
     from .training import TrainConfig as TrainConfig
     from .training import TrainProgress as TrainProgress
     from .training import TrainReport as TrainReport
@@ -67,19 +67,17 @@ else:
         {
             ".errors": "LensError LensWarning NotFinite",
             ".features": "CoActive ContrastedFeature Promoter",
-            ".fit": "FitReport SiteFit",
             ".info": "ModelInfo SAEInfo",
             ".interventions": (
                 "ALL Ablate Add Arm CapProjection ClampFeature Intervention NormMatch Positions ProjectOut "
                 "SetProjection"
             ),
             ".measures": (
-                "Controlled Curve Degeneration DeltaLoss Divergence DosePoint DoseResponse ReadBack ScaleSearch"
+                "AttentionPattern Controlled Curve Degeneration DeltaLoss Divergence DosePoint DoseResponse "
+                "LogitAttribution LogitLens Part ReadBack ScaleSearch"
             ),
-            ".readouts": "AttentionPattern LogitAttribution LogitLens Part",
-            ".requests": "BatchRow Request",
-            ".run": "ArmEnd Candidate Dose Echo Sampling Steered Token TokenWeight",
-            ".training": "Evaluation TrainConfig TrainProgress TrainReport",
+            ".run": "ArmEnd BatchRow Candidate Dose Echo Request Sampling Steered Token TokenWeight",
+            ".training": "Evaluation FitReport SiteFit TrainConfig TrainProgress TrainReport",
             ".vectors": "FloatArray Origin SteeringVector",
         },
     )

@@ -12,6 +12,9 @@ from pathlib import Path
 from . import paths
 from .sanitise import sanitise
 
+_MAX_BYTES = 1 << 20
+_KEPT = 3
+
 
 class _SafeFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
@@ -29,10 +32,8 @@ class _LateHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if self._file is None:
-            from .rotating import PrivateFile
-
             try:
-                self._file = PrivateFile(str(self._path))
+                self._file = _rotating(self._path)
             except OSError:  # what has happened to the disk since must not stop what is logged
                 return
             self._file.setFormatter(self.formatter)
@@ -42,6 +43,21 @@ class _LateHandler(logging.Handler):
         if self._file is not None:
             self._file.close()
         super().close()
+
+
+def _rotating(path: Path) -> logging.Handler:
+    """A log file that rotates and that only its user may read: prompts and file names may be in tracebacks."""
+    from logging.handlers import RotatingFileHandler  # not before there is something to log
+
+    class PrivateFile(RotatingFileHandler):
+        def _open(self) -> object:  # type: ignore[override]
+            return open(self.baseFilename, self.mode, encoding="utf-8", errors="backslashreplace", opener=_private)
+
+    return PrivateFile(str(path), maxBytes=_MAX_BYTES, backupCount=_KEPT, encoding="utf-8")
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def open_for_appending(path: Path, *, afresh: bool = False) -> FileIO:

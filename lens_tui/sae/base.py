@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from lens_tui.records import LensError, Origin, SAEInfo, SteeringVector
 
-from .definition import BOUNDS, Activation, Definition, Weights, check
-from .files import in_memory
+from .files import BOUNDS, Activation, Definition, Weights, check, in_memory
 from .matrices import Decoder, Residence, make_encoder, row_chunks
 
 

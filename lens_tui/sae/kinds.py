@@ -9,7 +9,7 @@ from typing import ClassVar
 import mlx.core as mx
 
 from .base import SAE, Best, largest
-from .definition import Activation
+from .files import Activation
 from .matrices import Residence, row_chunks
 
 

@@ -12,14 +12,13 @@ import mlx.core as mx
 import numpy as np
 
 from lens_tui.records import LensError, SAEInfo
+from lens_tui.records.info import SITES
 from lens_tui.records.read_files import shown
 from lens_tui.records.sanitise import one_line
-from lens_tui.records.sites import SITES
 
 from .base import SAE as SAE
 from .base import build, with_shape
-from .definition import Definition, Weights, check
-from .files import Stored
+from .files import Definition, Stored, Weights, check
 from .formats import FORMATS
 from .formats.parts import MAX_LAYER, Facts, Parts, Source
 from .hub import Progress, fetch_sae, is_hub_id

@@ -25,8 +25,8 @@ from lens_tui.records.features import (
     Neighbour,
     Promoter,
 )
+from lens_tui.records.info import in_residual
 from lens_tui.records.sanitise import one_line
-from lens_tui.records.sites import in_residual
 
 from .knowledge import dashboard_of, label_texts, labels_of, opened, search_labels
 

@@ -1,4 +1,4 @@
-"""What a model folder says of itself, read without MLX: who it is, its shape, what it needs in memory."""
+"""Models and SAEs at hand: what their folders say of themselves, read without MLX, and what was used lately."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lens_tui import blas, demo
-from lens_tui.records import LensError, paths
+from lens_tui.records import LensError, disk, paths
 from lens_tui.records.hub import CachedRepo, cached_repos, quiet_hub
 from lens_tui.records.info import Dequantize, split_place
 from lens_tui.records.model_folder import no_weights, read_config
 from lens_tui.records.read_files import FileAbsent, read_json
-from lens_tui.records.recent import recent_models
 from lens_tui.records.sanitise import one_line
 
 Source = Literal["demo", "cache", "folder", "hub"]
@@ -407,3 +406,22 @@ def _subfolders(folder: Path) -> list[Path]:
 
 def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+
+
+_RECENT = 20
+
+
+def recent_models(path: Path | None = None) -> list[str]:
+    """What was loaded lately (hub ids, folders, ``demo``), newest first; a list that cannot be read counts as empty."""
+    try:
+        found = read_json(path or paths.recent_file())
+    except LensError:
+        return []
+    names = found.get("models") if isinstance(found, dict) else None
+    return [name for name in names if isinstance(name, str)][:_RECENT] if isinstance(names, list) else []
+
+
+def remember_model(model: str, path: Path | None = None) -> None:
+    """Put ``model`` at the head of the list."""
+    names = [model, *(name for name in recent_models(path) if name != model)]
+    disk.write_json(path or paths.recent_file(), {"models": names[:_RECENT]})

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lens_tui.records import LensError
 from lens_tui.records.activations import Place
-from lens_tui.records.fit import FitReport
-from lens_tui.records.training import TrainConfig, TrainProgress, TrainReport
+from lens_tui.records.training import FitReport, TrainConfig, TrainProgress, TrainReport
 
 if TYPE_CHECKING:
     from lens_tui.lens.model import LensModel

@@ -22,12 +22,11 @@ from textual.reactive import reactive
 from textual.screen import Screen
 
 from lens_tui.records.sanitise import one_line
-from lens_tui.tui.bindings import bindings
-from lens_tui.tui.defects import NoControls
 from lens_tui.worker.events import Event, JobFailed, Notice
 
 from . import themes
-from .defects import Defects
+from .bindings import bindings
+from .defects import Defects, NoControls
 from .host import Catalog, LensHost, RunWanted
 from .jobs import BUSY, IDLE, Activity, Handler, JobBook, advance
 from .keys import SCREENS, by_id, check_keymap
@@ -277,7 +276,7 @@ class LensApp(LensHost, inherit_bindings=False):
 
     def action_command_palette(self) -> None:
         """Everything that can be done here, by name."""
-        from lens_tui.tui.screens.help import Palette
+        from .screens.help import Palette
 
         if not isinstance(self.screen, Palette):
             self.push_screen(Palette())  # without an id: the last one may still be on its way out
@@ -290,7 +289,7 @@ class LensApp(LensHost, inherit_bindings=False):
 
     def action_maximize(self) -> None:
         """Give the focused pane the whole screen, or give it back."""
-        from lens_tui.tui.widgets.frame import Pane
+        from .widgets.frame import Pane
 
         screen = self.screen
         if screen.maximized is not None:

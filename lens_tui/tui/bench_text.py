@@ -12,8 +12,9 @@ from textual.content import Content
 from lens_tui.records.bench import BenchRow, mode_of, positions_text
 from lens_tui.records.measures import DEFINITIONS, QUANTITIES, Curve, DosePoint, DoseResponse, ScaleSearch
 from lens_tui.records.sanitise import one_line
-from lens_tui.tui.format import figure, fit, signed
 from lens_tui.worker.events import DoseMeasured, Event, JobDone, JobFailed, ScaleFound, ScalesTried
+
+from .format import figure, fit, signed
 
 _TERM = re.compile(r"([+-]?)\s*(?:(\d+(?:\.\d+)?|\.\d+)\s*[*×]\s*)?(\d+)\s*")
 _WITHOUT = re.compile(r"\s*(\d+)\s+without\s+(\d+(?:\s*,\s*\d+)*)\s*$")

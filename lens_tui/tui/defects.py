@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from textual.message import Message
     from textual.message_pump import MessagePump
 
-    from lens_tui.tui.host import LensHost
+    from .host import LensHost
 
 
 _log = logging.getLogger(__name__)

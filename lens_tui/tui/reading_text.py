@@ -9,11 +9,12 @@ import numpy as np
 from textual.content import Content
 
 from lens_tui.records import FloatArray
-from lens_tui.records.readouts import LogitLens
-from lens_tui.tui.format import fit, fit_left
-from lens_tui.tui.session import Session
-from lens_tui.tui.widgets.ramps import BARS, N_LEVELS, bar, layer_kl_level, share_level
+from lens_tui.records.measures import LogitLens
 from lens_tui.worker.events import Encoded
+
+from .format import fit, fit_left
+from .session import Session
+from .widgets.ramps import BARS, N_LEVELS, bar, layer_kl_level, share_level
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from lens_tui.worker.events import Event, ModelLoaded, ModelUnloaded, SAEChecked
 
 if TYPE_CHECKING:  # the first frame needs none of them
     from lens_tui.records import Arm, ModelInfo, Positions, SAEInfo, SteeringVector, TokenWeight
-    from lens_tui.records.fit import FitReport
+    from lens_tui.records.training import FitReport
 
 MAX_ARMS = 4
 

@@ -13,7 +13,7 @@ from lens_tui.records.run import TokenWeight as TokenWeight
 
 if TYPE_CHECKING:
     from lens_tui.records import ModelInfo, SAEInfo
-    from lens_tui.records.fit import FitReport
+    from lens_tui.records.training import FitReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +120,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from lens_tui.records.measures import DoseResponse, ScaleSearch
-    from lens_tui.records.readouts import LogitLens
+    from lens_tui.records.measures import DoseResponse, LogitLens, ScaleSearch
     from lens_tui.records.vectors import RankedLayer
 
     IntArray = NDArray[np.int32]

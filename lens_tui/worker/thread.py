@@ -18,8 +18,8 @@ from lens_tui.records import LensError
 from lens_tui.records.errors import heard_by
 from lens_tui.records.sanitise import one_line, sanitise
 
-from .control import Control, Stopped
 from .events import Event, JobDone, JobFailed, JobStarted, Notice, Stopping
+from .protocol import Control, Stopped
 
 if TYPE_CHECKING:
     from lens_tui.records import Intervention

@@ -14,7 +14,7 @@ from lens_tui import FeatureProbe, LensModel, load_sae
 from lens_tui.cli.app import app
 from lens_tui.records import Add
 from lens_tui.records.vector_formats import load_vectors
-from lens_tui.tasks import dose, vectors
+from lens_tui.tasks import vectors
 from tests.folders import llama_folder, sae_folder
 
 PROMPT = "Once upon a time"
@@ -43,7 +43,7 @@ def test_dose_is_what_the_screen_measures(model: Path, sae: Path) -> None:
     lens, features = LensModel(str(model)), load_sae(sae)
     # The screen gives a record of scale 1 and absolute scales.
     record = Add(id="x", layer=1, vector=features.vector(3), scale=1.0)
-    found = dose.measure_dose(
+    found = vectors.measure_dose(
         lens, PROMPT, [record], [-2.0, 0.0, 4.0], probe=FeatureProbe(features, 3, 1), max_tokens=5, n_texts=3
     )
     assert [point["scale"] for point in result["points"]] == [point.scale for point in found.points]

@@ -17,7 +17,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from lens_tui import LensModel
 from lens_tui.records import LensError
-from lens_tui.records.sites import SITES
+from lens_tui.records.info import SITES
 
 from . import architectures, metal_kernels, tiny
 

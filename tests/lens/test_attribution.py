@@ -10,7 +10,7 @@ import pytest
 
 from lens_tui import LensModel, attribute_logits
 from lens_tui.records import Add, LensError, SteeringVector
-from lens_tui.records.readouts import Part
+from lens_tui.records.measures import Part
 
 from . import numpy_models, tiny
 from .numpy_models import Array, weights_of

@@ -16,7 +16,7 @@ import pytest
 
 from lens_tui.records import LensError, disk, paths
 from lens_tui.records.log import start_log, stop_log
-from lens_tui.records.recent import LIMIT, forget_model, recent_models, remember_model
+from lens_tui.tasks.models import recent_models, remember_model
 
 ROOT = Path(__file__).parents[2]
 EVERY = (
@@ -131,9 +131,7 @@ def test_recent_models_are_few_and_newest_first() -> None:
         remember_model(f"m{number}")
     remember_model("m20")
     assert recent_models()[:3] == ["m20", "m29", "m28"]
-    assert len(recent_models()) == LIMIT
-    forget_model("m20")
-    assert recent_models()[0] == "m29"
+    assert len(recent_models()) == 20
     for text in ("{", "[]", '{"models": 3}', "\x00"):
         paths.recent_file().write_text(text)
         assert recent_models() == []

@@ -19,7 +19,7 @@ import zstandard
 
 from lens_tui.records import LensError, Origin, SteeringVector
 from lens_tui.records.vector_formats import load_vectors, save_vectors
-from lens_tui.records.vector_formats.torch_vectors import named
+from lens_tui.records.vector_formats.arrays import named
 from tests.sae.reading.makers import write_torch
 
 D = 48

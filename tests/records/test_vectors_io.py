@@ -12,13 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from lens_tui.records import LensError, Origin, SteeringVector, paths
 from lens_tui.records.vector_folder import list_vectors
-from lens_tui.records.vector_formats.own import (
-    FORMAT,
-    delete_vector,
-    read_one,
-    rename_vector,
-    write_one,
-)
+from lens_tui.records.vector_formats.own import FORMAT, delete_vector, read_one, rename_vector, write_one
 
 VECTOR = SteeringVector.of(
     "Dogs & cats / \x1b[31m",

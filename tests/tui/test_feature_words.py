@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from lens_tui.records.fit import FitReport, SiteFit
+from lens_tui.records.training import FitReport, SiteFit
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.screens.features import FeaturesScreen
 from lens_tui.tui.widgets.feature_card import page_lines

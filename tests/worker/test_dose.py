@@ -12,7 +12,7 @@ from lens_tui import FeatureProbe, LensModel, dose_response, find_scale, load_sa
 from lens_tui.lens.measure import measures
 from lens_tui.lens.measure.measures import LOSS_TEXTS
 from lens_tui.records import Add, LensError, Positions, SteeringVector
-from lens_tui.tasks import dose
+from lens_tui.tasks import vectors
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from lens_tui.worker.thread import Worker
@@ -35,8 +35,8 @@ def loaded(tiny: Path, home: Path) -> Iterator[Driver]:
 
 
 def test_the_scales_are_taken_from_0_outwards() -> None:
-    assert dose.blocks((4, -4, 0, 1, -1), 2) == [[0, 1], [-1, 4], [-4]]
-    assert dose.blocks((2, 2.0), 6) == [[2]]
+    assert vectors.blocks((4, -4, 0, 1, -1), 2) == [[0, 1], [-1, 4], [-4]]
+    assert vectors.blocks((2, 2.0), 6) == [[2]]
 
 
 def test_a_dose_in_pieces_is_the_librarys_in_one(loaded: Driver, tiny: Path, sae: Path) -> None:
@@ -133,4 +133,4 @@ def test_what_cannot_be_measured_says_why(loaded: Driver, tiny: Path) -> None:
     assert "no quantity 'taste'" in loaded.failed(jobs.FindScale((ADD,), "taste")).message
     assert "finite scales" in loaded.failed(jobs.MeasureDose(PROMPT, (ADD,), ())).message
     with pytest.raises(LensError, match="no quantity"):
-        dose.find(LensModel(str(tiny)), [ADD], "taste")
+        vectors.find(LensModel(str(tiny)), [ADD], "taste")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from lens_tui.records import Add, Arm, ArmEnd, Sampling, SteeringVector, Token
-from lens_tui.records.recent import recent_models
+from lens_tui.tasks.models import recent_models
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from lens_tui.worker.thread import Worker

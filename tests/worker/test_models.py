@@ -14,7 +14,6 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from lens_tui import LensModel, blas, demo
 from lens_tui.records import LensError
 from lens_tui.records.info import Dequantize
-from lens_tui.records.recent import remember_model
 from lens_tui.tasks.hub import cached_snapshot
 from lens_tui.tasks.models import (
     ModelEntry,
@@ -27,6 +26,7 @@ from lens_tui.tasks.models import (
     list_saes,
     machine_memory,
     read_model_folder,
+    remember_model,
     supported_architectures,
 )
 from tests.folders import D_MODEL, N_LAYERS, VOCAB, llama_folder, sae_folder

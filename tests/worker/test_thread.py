@@ -12,9 +12,8 @@ import pytest
 from lens_tui.records import Add, LensError
 from lens_tui.records.errors import warn
 from lens_tui.worker import events as ev
-from lens_tui.worker.control import Control, Stopped
 from lens_tui.worker.jobs import Job
-from lens_tui.worker.protocol import WorkerLike
+from lens_tui.worker.protocol import Control, Stopped, WorkerLike
 from lens_tui.worker.thread import Mailbox, Worker
 from tests.fakes import unit_vector
 

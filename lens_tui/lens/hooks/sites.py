@@ -18,7 +18,7 @@ import mlx.core as mx
 from mlx.nn.layers.base import Module
 
 from lens_tui.records import LensError
-from lens_tui.records.sites import SITES
+from lens_tui.records.info import SITES
 
 from ..architecture.find import PROBE_SHAPE, Decoder
 from ..architecture.taps import (

@@ -22,7 +22,7 @@ from mlx.nn.layers.base import Module
 from numpy.typing import NDArray
 
 from lens_tui.records import FloatArray, Intervention, LensError
-from lens_tui.records.readouts import AttentionPattern
+from lens_tui.records.measures import AttentionPattern
 
 from ..architecture.taps import Call, input_of, install, uninstall
 from ..forward import Core, one_text

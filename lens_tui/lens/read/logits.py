@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from lens_tui.records import FloatArray, Intervention, LensError
 from lens_tui.records.interventions import as_positions
-from lens_tui.records.readouts import LogitAttribution, LogitLens, Part
+from lens_tui.records.measures import LogitAttribution, LogitLens, Part
 
 from ..architecture.find import Decoder
 from ..architecture.unembed import FinalStep, final_step, find_unembedding, readout

@@ -30,7 +30,7 @@ from ..info import ModelInfo
 from ..read_files import explained, open_regular, shown
 from ..sanitise import one_line
 from ..vectors import Origin, SteeringVector
-from . import gguf, numpy_files, own, torch_vectors, vllm_lens
+from . import arrays, gguf, own, vllm_lens
 from .common import Ask, Found, Rows, place_facts, records
 from .own import check_fits_model, write_one
 
@@ -39,16 +39,16 @@ READERS: dict[str, Callable[[Path], Found]] = {
     "safetensors": own.read_others,
     "repeng-gguf": gguf.read,
     "vllm-lens-json": vllm_lens.read,
-    "npy": numpy_files.read_npy,
-    "npz": numpy_files.read_npz,
-    "torch": torch_vectors.read,
+    "npy": arrays.read_npy,
+    "npz": arrays.read_npz,
+    "torch": arrays.read_pt,
 }
 WRITERS: dict[str, Callable[[Path, Sequence[SteeringVector]], bytes]] = {
     ".safetensors": own.write,
     ".gguf": gguf.write,
     ".json": vllm_lens.write,
-    ".npy": numpy_files.write_npy,
-    ".npz": numpy_files.write_npz,
+    ".npy": arrays.write_npy,
+    ".npz": arrays.write_npz,
 }
 SUFFIXES = (*WRITERS, ".pt", ".pth")
 __all__ = [

@@ -17,8 +17,7 @@ from lens_tui.records import LensError
 from lens_tui.records.read_files import shown
 from lens_tui.records.sanitise import one_line
 
-from ..definition import Definition, Weights
-from ..files import Stored, in_memory
+from ..files import Definition, Stored, Weights, in_memory
 from .parts import Facts, Format, Parts, Source, check_sizes, natural, pick, whole
 
 _KINDS = {

@@ -13,8 +13,7 @@ import numpy as np
 from lens_tui.records import LensError
 from lens_tui.records.read_files import shown
 
-from ..definition import Definition, Weights
-from ..files import Stored
+from ..files import Definition, Stored, Weights
 from .parts import Facts, Format, Parts, Source, pick
 
 _SITES = {"res": ("resid_post", ""), "mlp": ("mlp_out_normed", ""), "att": ("attn_z", "")}

@@ -13,8 +13,7 @@ from typing import Any
 from lens_tui.records import LensError
 from lens_tui.records.read_files import shown
 
-from ..definition import Definition, Weights
-from ..files import read_json, with_scales
+from ..files import Definition, Weights, read_json, with_scales
 from .parts import Facts, Format, Parts, Source, check_sizes, natural, pick, real
 
 _SITES = {

@@ -17,8 +17,7 @@ import numpy as np
 from lens_tui.records import LensError
 from lens_tui.records.read_files import shown
 
-from ..definition import Definition, Weights
-from ..files import Stored, in_memory
+from ..files import Definition, Stored, Weights, in_memory
 from .parts import Facts, Format, Parts, Source, check_sizes, input_scale, number, pick, positive
 
 _NORM = "dataset_average_activation_norm"

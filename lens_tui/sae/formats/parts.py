@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from lens_tui.records import LensError
+from lens_tui.records.info import read_hook
 from lens_tui.records.read_files import shown
 from lens_tui.records.sanitise import one_line
-from lens_tui.records.sites import read_hook
 
-from ..definition import Definition, Weights
-from ..files import Stored, container, read_json, read_values
+from ..files import Definition, Stored, Weights, container, read_json, read_values
 
 _USUAL = (
     "params.safetensors",

@@ -12,7 +12,7 @@ import re
 from lens_tui.records import LensError
 from lens_tui.records.read_files import shown
 
-from ..definition import Definition, Weights
+from ..files import Definition, Weights
 from .parts import Facts, Format, Parts, Source, pick
 
 _FILE = re.compile(r"layer(\d{1,4})\.sae\.pt")

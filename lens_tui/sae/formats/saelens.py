@@ -16,8 +16,7 @@ from lens_tui.records import LensError
 from lens_tui.records.read_files import shown
 from lens_tui.records.sanitise import one_line
 
-from ..definition import VECTORS, Activation, Definition, Normalization, Weights
-from ..files import Stored, in_memory
+from ..files import VECTORS, Activation, Definition, Normalization, Stored, Weights, in_memory
 from .parts import Facts, Format, Parts, Source, check_sizes, input_scale, natural, pick, whole
 
 _ACTIVATIONS: dict[str, Activation] = {

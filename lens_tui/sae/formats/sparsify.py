@@ -10,12 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 from lens_tui.records import LensError
+from lens_tui.records.info import read_hook
 from lens_tui.records.read_files import shown
 from lens_tui.records.sanitise import one_line
-from lens_tui.records.sites import read_hook
 
-from ..definition import Activation, Definition, Weights
-from ..files import Stored, read_json
+from ..files import Activation, Definition, Stored, Weights, read_json
 from .parts import Facts, Format, Parts, Source, check_sizes, pick, whole
 
 _ACTIVATIONS: dict[str, Activation] = {"topk": "topk", "groupmax": "groupmax"}

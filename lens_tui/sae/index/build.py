@@ -14,9 +14,9 @@ from lens_tui.records import LensError
 from lens_tui.records.activations import ActivationSource, Place
 
 from .finish import finish, remove_leftovers
-from .part import Part
 from .settings import Identity, IndexSettings, index_key
 from .tables import Encoder, TokenTable, block_columns, encode_block
+from .tally import Part
 
 
 @dataclass(frozen=True, slots=True)

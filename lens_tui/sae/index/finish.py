@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from lens_tui.records import LensError, disk
 
-from .part import SPECIAL, START, StoredPart, writing
 from .settings import (
     DEFINITIONS,
     FORMAT,
@@ -33,7 +32,7 @@ from .settings import (
     types_of,
 )
 from .tables import TokenTable
-from .tally import NOBODY, Tally
+from .tally import NOBODY, SPECIAL, START, StoredPart, Tally, writing
 
 _ENTRY = np.dtype([("feature", np.uint32), ("token", np.uint32), ("value", np.float32)])
 

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from lens_tui.records import LensError
 from lens_tui.records.activations import ActivationBlock
 
-from .part import SPECIAL, START
 from .settings import IndexSettings, Unsigned, narrow
-from .tally import Activations
+from .tally import SPECIAL, START, Activations
 
 
 class Encoder(Protocol):

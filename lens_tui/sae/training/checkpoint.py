@@ -1,9 +1,15 @@
-"""What a finished run leaves behind: the SAE in two layouts, with its figures, and the report."""
+"""Where training stands, on disk, and the shuffled batches it goes on with: from any point again, in bounded memory.
+
+A pool is filled with ``pool_tokens`` positions, permuted, served, and filled again where the
+stream stopped. Nothing of a pool is kept on disk: a position (pool number, block, row, batches served) says
+all, since the blocks and the permutation of a pool are functions of their numbers.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lens_tui.records import LensError
-from lens_tui.records.activations import SourceFacts
+from lens_tui.records.activations import ActivationSource, Place, SourceFacts
 from lens_tui.records.disk import write_text, write_with
 from lens_tui.records.read_files import explained, regular_size
 from lens_tui.records.sanitise import one_line
@@ -20,7 +26,100 @@ from lens_tui.records.training import Evaluation, TrainConfig, TrainReport
 
 from ..formats.writers import write_gemma_scope, write_saelens
 from .objective import Normalizer, Parameters, State, flatten_state, scalar, unflatten_state
-from .pool import PoolPosition
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPosition:
+    """``block`` and ``row``: where the current pool begins in the stream; ``served``: batches taken from it."""
+
+    number: int = 0
+    block: int = 0
+    row: int = 0
+    served: int = 0
+
+    def to_dict(self) -> dict[str, int]:
+        """Plain data for a checkpoint."""
+        return asdict(self)
+
+
+class Pool:
+    """Batches ``(batch, d)`` of activations that are not special, in the model's dtype, without end."""
+
+    def __init__(
+        self,
+        source: ActivationSource,
+        place: Place,
+        batch: int,
+        pool_tokens: int,
+        seed: int,
+        position: PoolPosition | None = None,
+        pause: Callable[[], None] | None = None,
+    ) -> None:
+        self._source, self._place, self._batch, self._seed = source, place, batch, seed
+        self._pause = pause
+        self._batches = max(1, pool_tokens // batch)
+        self.position = position or PoolPosition()
+        self._next: tuple[int, int] = (0, 0)
+        self._values: Any = None
+        self._order: Any = None
+
+    def next(self) -> mx.array:
+        """The next batch. Raises ``LensError`` if the source has nothing but special positions."""
+        if self._values is None:
+            self._fill()
+        start = self.position.served * self._batch
+        chosen = mx.take(self._values, self._order[start : start + self._batch], axis=0)
+        self.position = replace(self.position, served=self.position.served + 1)
+        if self.position.served == self._batches:
+            self.position = PoolPosition(self.position.number + 1, *self._next)
+            self._values = None
+        return chosen
+
+    def _fill(self) -> None:
+        size = self._batches * self._batch
+        at = self.position
+        self._values, self._next = take_rows(self._source, self._place, size, at.block, at.row, self._pause)
+        generator = np.random.Generator(np.random.PCG64([self._seed, self.position.number]))
+        self._order = mx.array(generator.permutation(size).astype(np.int32))
+        mx.eval(self._order)
+
+
+def take_rows(
+    source: ActivationSource,
+    place: Place,
+    count: int,
+    block: int = 0,
+    row: int = 0,
+    pause: Callable[[], None] | None = None,
+) -> tuple[mx.array, tuple[int, int]]:
+    """``count`` positions that are not special, ``(count, d)``, from row ``row`` of block ``block`` on.
+
+    Also gives the block and row that come next. Blocks are evaluated one at a time;
+    ``pause`` is called before each and may raise.
+    """
+    parts: list[mx.array] = []
+    missing, barren = count, 0
+    for item in source.blocks(block):
+        if pause is not None:
+            pause()
+        kept = np.flatnonzero(~item.special)[row:]
+        barren = barren + 1 if len(kept) == 0 else 0
+        if barren > max(source.n_blocks, 1):
+            raise LensError("The text has no position to train on.", "Give more or longer documents.")
+        used = kept[:missing]
+        if len(used):
+            part = mx.take(item.values[place], mx.array(used.astype(np.int32)), axis=0)
+            mx.eval(part)
+            parts.append(part)
+            missing -= len(used)
+        if missing == 0:
+            values = mx.concatenate(parts, axis=0)
+            mx.eval(values)
+            done = len(used) == len(kept)
+            return values, (item.index + 1, 0) if done else (item.index, row + len(used))
+        row = 0
+    raise LensError("The activations ended before training did.", "Give a source that starts over at its end.")
+
 
 NEVER_FIRED = -10.0
 """``log10`` density given to latents that did not fire, as SAELens does (``log10(1e-10)``)."""

@@ -16,8 +16,16 @@ from lens_tui.records import LensError
 from lens_tui.records.activations import ActivationSource, Place
 from lens_tui.records.training import Evaluation, TrainConfig, TrainProgress, TrainReport
 
-from .checkpoint import Checkpoint, load_checkpoint, run_facts, save_checkpoint, write_outputs
-from .evaluate import measure, starting_parameters, threshold_of
+from .checkpoint import (
+    Checkpoint,
+    Pool,
+    PoolPosition,
+    load_checkpoint,
+    run_facts,
+    save_checkpoint,
+    take_rows,
+    write_outputs,
+)
 from .objective import (
     Normalizer,
     Parameters,
@@ -27,10 +35,12 @@ from .objective import (
     fold,
     initial_parameters,
     initial_state,
+    measure,
     normalizer,
     scalar,
+    starting_parameters,
+    threshold_of,
 )
-from .pool import Pool, PoolPosition, take_rows
 
 REPORT_SECONDS = 0.5
 """How often progress is reported; each report waits for the device once."""

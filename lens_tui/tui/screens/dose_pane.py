@@ -22,12 +22,13 @@ from lens_tui.tui.bench_text import DoseView, SearchView, Series, View, dose_lin
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.format import fit
 from lens_tui.tui.host import LensHost, host
-from lens_tui.tui.screens.form import Choice, ChoiceScreen, Field, FormScreen, number, whole
 from lens_tui.tui.session import Session
 from lens_tui.tui.widgets.frame import Pane
 from lens_tui.tui.widgets.ramps import BARS, share_level
 from lens_tui.worker.events import Event
 from lens_tui.worker.jobs import FindScale, MeasureDose
+
+from .form import Choice, ChoiceScreen, Field, FormScreen, number, whole
 
 LABEL, VALUE, WIDEST = 12, 6, 6
 Part = str | tuple[str, str]

@@ -48,14 +48,7 @@ from lens_tui.worker.events import (
     NeighboursRead,
     VectorMade,
 )
-from lens_tui.worker.jobs import (
-    Encode,
-    FindFeatures,
-    ReadFeature,
-    ReadNeighbours,
-    SetLabel,
-    VectorFromFeature,
-)
+from lens_tui.worker.jobs import Encode, FindFeatures, ReadFeature, ReadNeighbours, SetLabel, VectorFromFeature
 
 from .form import Field, FormScreen
 

@@ -11,7 +11,7 @@ from textual.containers import Horizontal
 from textual.content import Content
 
 from lens_tui.records import FloatArray
-from lens_tui.records.fit import FitReport
+from lens_tui.records.training import FitReport
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.reading_text import rough_activations, sources
 from lens_tui.tui.session import Session

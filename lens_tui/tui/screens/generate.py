@@ -19,12 +19,13 @@ from lens_tui.records import Sampling
 from lens_tui.records.bench import BenchRow
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.run_text import MEASURE_NAMES, MEASURES, Measure, RunText, lane_names, plan, summary
-from lens_tui.tui.screens.base import LensScreen
-from lens_tui.tui.screens.form import Check, Field, number, whole
 from lens_tui.tui.session import MAX_ARMS, Session
 from lens_tui.tui.widgets.frame import Hairline
 from lens_tui.tui.widgets.lane import Lane, LaneRow, Line, strength
 from lens_tui.tui.widgets.token_view import TokenView
+
+from .base import LensScreen
+from .form import Check, Field, number, whole
 
 if TYPE_CHECKING:
     from lens_tui.tui.widgets.prompt_area import PromptArea

@@ -16,9 +16,10 @@ from textual.widgets import Input, Static
 from lens_tui.tui.format import fit
 from lens_tui.tui.host import host
 from lens_tui.tui.keys import GROUPS, Key, by_id
-from lens_tui.tui.screens.form import Dialog, Once
 from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.row_list import RowList
+
+from .form import Dialog, Once
 
 Line = tuple[str, str, str]
 """Keys, what they do and the id; a heading has only its text, first."""

@@ -11,7 +11,7 @@ from textual.content import Content
 from textual.widgets import Input, Static
 
 from lens_tui.records import Arm
-from lens_tui.records.readouts import LogitLens
+from lens_tui.records.measures import LogitLens
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.reading_text import MEASURES, Source, cell_lines, cells, sources
 from lens_tui.tui.session import Session

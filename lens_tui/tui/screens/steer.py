@@ -20,7 +20,6 @@ from lens_tui.records.sanitise import one_line
 from lens_tui.tui.bench_text import acts, amount, relative
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.format import fit, fit_left
-from lens_tui.tui.screens.steer_forms import LayersScreen, VectorFileScreen
 from lens_tui.tui.session import MAX_ARMS, Session
 from lens_tui.tui.widgets.frame import Divider, Pane
 from lens_tui.tui.widgets.ramps import bar, nice_limit, scale_bar
@@ -32,6 +31,7 @@ from . import steer_forms as forms
 from .base import LensScreen
 from .dose_pane import DosePane
 from .form import Choice, ChoiceScreen, Field, FormScreen, filled, number, whole
+from .steer_forms import LayersScreen, VectorFileScreen
 
 Part = str | tuple[str, str]
 

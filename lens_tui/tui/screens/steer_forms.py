@@ -20,7 +20,6 @@ from lens_tui.records.sanitise import one_line
 from lens_tui.records.vectors import RankedLayer
 from lens_tui.tui.bench_text import read_sum
 from lens_tui.tui.format import figure, fit, fit_left
-from lens_tui.tui.screens.form import Check, Dialog, Field, filled, number, whole
 from lens_tui.tui.widgets.ramps import bar
 from lens_tui.tui.widgets.row_list import RowList
 from lens_tui.worker.jobs import (
@@ -32,6 +31,8 @@ from lens_tui.worker.jobs import (
     VectorFromToken,
     VectorFromVectors,
 )
+
+from .form import Check, Dialog, Field, filled, number, whole
 
 if TYPE_CHECKING:
     from lens_tui.demo import ReadyVector

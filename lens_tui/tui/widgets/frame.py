@@ -19,7 +19,8 @@ from lens_tui.tui.host import host
 from lens_tui.tui.jobs import BUSY, FAILED, Activity
 from lens_tui.tui.keys import SCREENS, by_id
 from lens_tui.tui.session import Session
-from lens_tui.tui.widgets.ramps import bar
+
+from .ramps import bar
 
 
 class Divider(Widget):

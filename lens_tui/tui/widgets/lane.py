@@ -17,8 +17,8 @@ from textual.widget import Widget
 from lens_tui.records.bench import amount_of
 from lens_tui.tui.format import fit, nats, signed
 from lens_tui.tui.run_text import ArmText, Measure, RunText, candidates, piece, token_levels
-from lens_tui.tui.widgets.frame import Pane
 
+from .frame import Pane
 from .ramps import Trail, bar, kl_key, kl_level, sparkline
 from .token_layout import NEWLINE, ShadeMode
 from .token_view import TokenView

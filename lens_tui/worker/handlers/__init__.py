@@ -11,9 +11,9 @@ from importlib import import_module
 from typing import Any
 
 from .. import jobs
-from ..control import Control
 from ..events import Event
 from ..jobs import ReadNeighbours
+from ..protocol import Control
 from .context import Context
 
 __all__ = ["TABLE", "Context", "Handlers"]
@@ -28,7 +28,7 @@ TABLE: dict[type[jobs.Job], str] = {
     jobs.Encode: "features:encode",
     jobs.ReadFeature: "features:read_feature",
     ReadNeighbours: "features:read_neighbours",
-    jobs.ReadLens: "readouts:read_lens",
+    jobs.ReadLens: "features:read_lens",
     jobs.SetLabel: "features:set_label",
     jobs.FindFeatures: "features:find_features",
     jobs.VectorFromFeature: "features:from_feature",
@@ -38,8 +38,8 @@ TABLE: dict[type[jobs.Job], str] = {
     jobs.VectorFromVectors: "vectors:from_vectors",
     jobs.VectorGiven: "vectors:given",
     jobs.RandomVector: "vectors:random_vector",
-    jobs.MeasureDose: "dose:measure_dose",
-    jobs.FindScale: "dose:find_scale",
+    jobs.MeasureDose: "vectors:measure_dose",
+    jobs.FindScale: "vectors:find_scale",
 }
 
 

@@ -13,7 +13,7 @@ from lens_tui.records.sanitise import one_line
 
 from .. import events as ev
 from .. import jobs
-from ..control import Control, Stopped
+from ..protocol import Control, Stopped
 from .context import Context, Keeper
 
 if TYPE_CHECKING:

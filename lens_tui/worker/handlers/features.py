@@ -1,4 +1,4 @@
-"""Read a text with an SAE: the features of each token, one feature over the text, the page of one feature."""
+"""Read a text: with an SAE the features of each token, one feature over it and its page; with the logit lens."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from lens_tui.tasks.knowledge import index_of
 
 from .. import events as ev
 from .. import jobs
-from ..control import Control
 from ..events import NeighboursRead
 from ..jobs import ReadNeighbours
+from ..protocol import Control
 from .context import Context, Reading
 from .load import open_sae
 from .vectors import made
@@ -157,3 +157,29 @@ def read_neighbours(control: Control, job: ReadNeighbours, context: Context) -> 
     if index is not None and index.full and job.feature < index.width:
         together = tuple((row.feature, row.jaccard) for row in co_active(index, job.feature, k=job.top_k))
     yield NeighboursRead(control.id, sae.info.id, job.feature, near, together)
+
+
+def read_lens(control: Control, job: jobs.ReadLens, context: Context) -> Iterator[ev.Event]:
+    """Every layer's most probable tokens at every token of the text, and where the followed token stands."""
+    from lens_tui.lens.read.logits import logit_lens
+
+    model = context.need_model()
+    ids = model.tokens.check(job.token_ids) if job.token_ids else model.tokens.encode(job.text)
+    if len(ids) > jobs.LENS_TOKENS:
+        raise LensError(
+            f"The text has {len(ids)} tokens; the lens reads up to {jobs.LENS_TOKENS}.", "Choose a shorter text."
+        )
+    control.progress("tokens", 0, len(ids), "tokens")
+
+    def said(done: int, total: int) -> None:
+        control.progress("tokens", done, total, "tokens")
+
+    found = logit_lens(
+        model,
+        ids,
+        target=None if job.target == "" else job.target,
+        top_k=job.top_k,
+        interventions=job.arm.interventions if job.arm else (),
+        progress=said,
+    )
+    yield ev.LensRead(control.id, found)

@@ -10,14 +10,21 @@ from typing import TYPE_CHECKING
 
 from lens_tui import demo
 from lens_tui.records import LensError, NotFinite, SAEInfo
-from lens_tui.records.recent import remember_model
 from lens_tui.records.sanitise import one_line
 from lens_tui.tasks.hub import cached_snapshot, download
-from lens_tui.tasks.models import ModelEntry, check_model, list_saes, machine_memory, named_sae, read_model_folder
+from lens_tui.tasks.models import (
+    ModelEntry,
+    check_model,
+    list_saes,
+    machine_memory,
+    named_sae,
+    read_model_folder,
+    remember_model,
+)
 
 from .. import events as ev
 from .. import jobs
-from ..control import Control
+from ..protocol import Control
 from .context import Context
 
 if TYPE_CHECKING:

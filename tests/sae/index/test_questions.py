@@ -14,12 +14,12 @@ from lens_tui.records import LensError
 from lens_tui.records.labels import Labels, NewLabel
 from lens_tui.records.store import Store
 from lens_tui.sae.index.build import Target, build_index
-from lens_tui.sae.index.export import upload_batches
 from lens_tui.sae.index.finish import add_tables
 from lens_tui.sae.index.questions import direct_effects
 from lens_tui.sae.index.read import describe
 from lens_tui.sae.index.settings import EDGES
 from lens_tui.sae.index.tables import TokenTable, token_table
+from lens_tui.tasks.knowledge import upload_batches
 
 from .corpora import D_MODEL, PLACE, TinySAE, TinySource
 

@@ -12,7 +12,7 @@ import pytest
 from lens_tui import GatedSAE, JumpReLUSAE, StandardSAE, TopKSAE, blas, load_sae
 from lens_tui.records import LensError
 from lens_tui.sae import base, matrices
-from lens_tui.sae.definition import Definition
+from lens_tui.sae.files import Definition
 
 from .makers import Array, N, cut, numbers, write_json, write_safetensors
 

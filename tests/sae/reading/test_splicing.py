@@ -11,7 +11,7 @@ import pytest
 from lens_tui import SAE, JumpReLUSAE, TopKSAE, splice, spliced
 from lens_tui.records import LensError, SAEInfo
 from lens_tui.sae.base import build
-from lens_tui.sae.definition import Definition
+from lens_tui.sae.files import Definition
 
 from .makers import Array, numbers
 

@@ -8,14 +8,16 @@ import pytest
 
 from lens_tui.records import LensError
 from lens_tui.records.training import TrainConfig
-from lens_tui.sae.training.evaluate import calibrated_threshold, measure, reconstruct
 from lens_tui.sae.training.objective import (
+    calibrated_threshold,
     encode_folded,
     fold,
     geometric_median,
     initial_parameters,
+    measure,
     normalizer,
     preactivations,
+    reconstruct,
     tangent_rows,
     unit_rows,
 )

@@ -10,7 +10,7 @@ import pytest
 
 from lens_tui.records import LensError
 from lens_tui.records.activations import ActivationBlock
-from lens_tui.sae.training.pool import Pool, take_rows
+from lens_tui.sae.training.checkpoint import Pool, take_rows
 
 from .synthetic import PLACE, Synthetic
 

@@ -12,7 +12,7 @@ import pytest
 
 from lens_tui import load_sae
 from lens_tui.records import LensError
-from lens_tui.records.sites import SITES, read_hook
+from lens_tui.records.info import SITES, read_hook
 from lens_tui.sae.formats.writers import HOOKS, write_gemma_scope, write_saelens
 
 
