@@ -104,3 +104,10 @@ def gemma3(model: Any, ids: tuple[int, ...], edit: Edit = unchanged) -> Array:
         x = x + edit(layer, "mlp_out_normed", rms(r, 1 + w[p + "post_feedforward_layernorm.weight"], eps))
         x = edit(layer, "resid_post", x)
     return rms(x, 1 + w["model.norm.weight"], eps) @ w["model.embed_tokens.weight"].T
+
+
+def log_softmax(x: Array) -> Array:
+    """In float64 if ``x`` is, over the last axis."""
+    x = x - x.max(axis=-1, keepdims=True)
+    out: Array = x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+    return out

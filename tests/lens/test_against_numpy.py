@@ -26,6 +26,7 @@ from lens_tui.records import (
 
 from . import numpy_models, tiny
 from .numpy_models import Array
+from .tiny import unit
 
 LLAMA_SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out", "attn_z", "mlp_in")
 GEMMA_SITES = (*LLAMA_SITES, "attn_out_normed", "mlp_out_normed")
@@ -59,11 +60,6 @@ class TinySAE:
 
     def decode(self, activations: mx.array) -> mx.array:
         return activations @ mx.array(self.w_dec.astype(np.float32)) + mx.array(self.b_dec.astype(np.float32))
-
-
-def unit(seed: int = 2, width: int = 64) -> Array:
-    values = np.random.default_rng(seed).normal(size=width)
-    return values / np.linalg.norm(values)
 
 
 def vector(layer: int = 0, seed: int = 2, width: int = 64) -> SteeringVector:

@@ -23,6 +23,8 @@ from lens_tui.records import Add, Arm, LensError, SteeringVector, Token
 from . import architectures, examine, metal_kernels, tiny
 from .examine import IDS, SCALE, numbers, patched, whole
 
+pytestmark = pytest.mark.usefixtures("without_compiling")
+
 DOCS = Path(__file__).parents[2] / "docs" / "architectures.md"
 REFUSED = {
     "deepseek_v41": "block 0 gives .*: several residual streams with no active one",
@@ -62,14 +64,6 @@ UNUSUAL = [
     "talkie",
 ]
 MIXTURES = ("qwen3_moe", "gpt_oss")
-
-
-@pytest.fixture(autouse=True)
-def _without_compiling() -> Iterator[None]:
-    """MLX's compiler takes seconds a function on a CPU, and the arithmetic is the same without."""
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
 
 
 @pytest.fixture

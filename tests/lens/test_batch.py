@@ -29,6 +29,7 @@ from lens_tui.records import (
 
 from . import tiny
 from .test_tokens import PLAIN, tokens
+from .tiny import add
 
 MAKERS = {
     "llama": tiny.llama,
@@ -39,11 +40,6 @@ MAKERS = {
     "qwen3_moe": tiny.qwen3_moe,
 }
 PROMPTS = (tiny.IDS, (3, 4), (9, 8, 7, 6, 5, 4, 3, 2, 1, 2, 3, 4), (50,), (11, 12, 13))
-
-
-def add(scale: float, seed: int = 2, layer: int = 1, **extra: Any) -> Add:
-    vector = SteeringVector.of(f"v{seed}", np.random.default_rng(seed).normal(size=64), layer)
-    return Add(id=f"add{seed}", layer=layer, vector=vector, scale=scale, **extra)
 
 
 def positioned(kind: Any, **extra: Any) -> Add:

@@ -17,7 +17,7 @@ from lens_tui.lens.measure import measures
 from lens_tui.records import Ablate, Add, Arm, Intervention, Positions, SteeringVector, Token
 
 from . import numpy_models, tiny
-from .numpy_models import Array
+from .numpy_models import Array, log_softmax
 from .test_steered import forced, thoughtful
 
 IDS = list(tiny.IDS)
@@ -28,12 +28,6 @@ MAKERS = {"llama": tiny.llama, "gemma3": tiny.gemma3, "rwkv7": tiny.rwkv7, "lfm2
 
 def add(scale: float, **extra: Any) -> Add:
     return Add(id="add", layer=1, vector=VECTOR, scale=scale, **extra)
-
-
-def log_softmax(x: Array) -> Array:
-    x = x - x.max(axis=-1, keepdims=True)
-    out: Array = x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
-    return out
 
 
 def divergence(p: Array, q: Array) -> Array:

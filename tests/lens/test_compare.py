@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -11,7 +9,6 @@ import pytest
 from lens_tui import LensModel
 from lens_tui.records import (
     Ablate,
-    Add,
     Arm,
     ArmEnd,
     LensError,
@@ -24,6 +21,7 @@ from lens_tui.records import (
 )
 
 from . import tiny
+from .tiny import add
 
 IDS = list(tiny.IDS)
 MAKERS = {
@@ -38,10 +36,6 @@ MAKERS = {
 
 def vector(seed: int = 2, layer: int = 1) -> SteeringVector:
     return SteeringVector.of(f"v{seed}", np.random.default_rng(seed).normal(size=64), layer)
-
-
-def add(scale: float, seed: int = 2, layer: int = 1, **extra: Any) -> Add:
-    return Add(id=f"add{seed}", layer=layer, vector=vector(seed, layer), scale=scale, **extra)
 
 
 ARMS = (

@@ -15,6 +15,7 @@ from lens_tui import LensModel
 from lens_tui.records import Add, LensError, Positions, Sampling, SteeringVector
 
 from . import tiny
+from .tiny import unit
 
 IDS = list(tiny.IDS)
 MAKERS = {
@@ -25,11 +26,6 @@ MAKERS = {
     "lfm2": tiny.lfm2,
     "qwen3_moe": tiny.qwen3_moe,
 }
-
-
-def unit(seed: int = 2) -> Any:
-    values = np.random.default_rng(seed).normal(size=64)
-    return values / np.linalg.norm(values)
 
 
 def add(scale: float = 5.0, positions: Positions | None = None, layer: int = 1, **extra: Any) -> Add:

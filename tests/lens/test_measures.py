@@ -25,7 +25,7 @@ from lens_tui.records import (
 )
 
 from . import numpy_models, tiny
-from .numpy_models import Array
+from .numpy_models import Array, log_softmax
 
 random = np.random.default_rng(3)
 TEXTS = [[1, *random.integers(10, 90, count).tolist()] for count in (9, 4, 12, 6)]
@@ -33,12 +33,6 @@ VECTOR = SteeringVector.of("v", random.normal(size=64), 1)
 ADD = Add(id="a", layer=1, vector=VECTOR, scale=6.0)
 MATCH = NormMatch(id="n", layer=2, vector=VECTOR, scale=-0.5)
 MAKERS = [(tiny.llama, numpy_models.llama), (tiny.gemma3, numpy_models.gemma3)]
-
-
-def log_softmax(x: Array) -> Array:
-    x = x - x.max(axis=-1, keepdims=True)
-    out: Array = x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
-    return out
 
 
 def as_array(logits: mx.array) -> Array:

@@ -16,7 +16,8 @@ from lens_tui.lens.measure.search import find_scale
 from lens_tui.records import Ablate, Add, LensError, NormMatch, ProjectOut, SteeringVector
 
 from . import numpy_models, tiny
-from .test_measures import TEXTS, Affine, log_softmax
+from .numpy_models import log_softmax
+from .test_measures import TEXTS, Affine
 
 VECTOR = SteeringVector.of("v", np.random.default_rng(8).normal(size=64), 1)
 ADD = Add(id="a", layer=1, vector=VECTOR, scale=1.0)

@@ -5,7 +5,7 @@ Held against other code that changes what the block gives: the same arithmetic i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -18,6 +18,8 @@ from lens_tui.records import Positions
 from . import architectures, tiny
 from .examine import IDS, numbers, patched
 from .test_against_numpy import TinySAE, cases
+
+pytestmark = pytest.mark.usefixtures("without_compiling")
 
 KINDS: dict[str, tuple[str, Callable[[], Any]]] = {
     "mixture of experts": ("qwen3_moe", tiny.qwen3_moe),
@@ -41,13 +43,6 @@ def quantised(model: Any) -> Any:
     whole: Any = getattr(nn, "quantize")  # noqa: B009 (MLX does not export it to type checkers)
     whole(model, group_size=32, bits=8)
     return model
-
-
-@pytest.fixture(autouse=True)
-def _without_compiling() -> Iterator[None]:
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
 
 
 @pytest.mark.parametrize("positions", [Positions(), LATE], ids=["all", "slice"])

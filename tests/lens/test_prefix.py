@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from lens_tui import LensModel
-from lens_tui.records import Add, Arm, ClampFeature, Positions, Request, SteeringVector, Token
+from lens_tui.records import Add, Arm, ClampFeature, Positions, Request, Token
 
 from . import tiny
+from .tiny import add
 
 MAKERS: dict[str, Callable[[], Any]] = {
     "llama": tiny.llama,
@@ -47,11 +48,6 @@ def falcon_h1() -> Any:
         tie_word_embeddings=False,
     )
     return tiny.settle(model, 8)
-
-
-def add(scale: float, seed: int = 2, layer: int = 1, **extra: Any) -> Add:
-    vector = SteeringVector.of(f"v{seed}", np.random.default_rng(seed).normal(size=64), layer)
-    return Add(id=f"add{seed}", layer=layer, vector=vector, scale=scale, **extra)
 
 
 def generated(scale: float, seed: int = 2) -> Add:

@@ -15,13 +15,9 @@ from lens_tui.records import Add, LensError, SteeringVector
 
 from . import numpy_models, tiny
 from .numpy_models import Array, rms, weights_of
+from .tiny import unit
 
 IDS = list(tiny.IDS)
-
-
-def unit(seed: int = 2) -> Array:
-    values = np.random.default_rng(seed).normal(size=64)
-    return values / np.linalg.norm(values)
 
 
 @pytest.mark.parametrize("bits", [0, 4, 8])

@@ -8,9 +8,12 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.nn.layers.base import Module
+from numpy.typing import NDArray
 
 from lens_tui import demo
+from lens_tui.records import Add, SteeringVector
 
 VOCAB = 97
 IDS = (1, 17, 5, 80, 33, 2, 64, 9)
@@ -208,3 +211,16 @@ def parameter_ids(model: Module) -> dict[str, int]:
     whole: Any = model
     flat: Any = tree_flatten(whole.parameters())
     return {name: id(value) for name, value in flat}
+
+
+def unit(seed: int = 2, width: int = 64) -> NDArray[np.float64]:
+    """A random direction of length 1."""
+    values = np.random.default_rng(seed).normal(size=width)
+    direction: NDArray[np.float64] = values / np.linalg.norm(values)
+    return direction
+
+
+def add(scale: float, seed: int = 2, layer: int = 1, **extra: Any) -> Add:
+    """A random vector added at a layer of a tiny model."""
+    vector = SteeringVector.of(f"v{seed}", np.random.default_rng(seed).normal(size=64), layer)
+    return Add(id=f"add{seed}", layer=layer, vector=vector, scale=scale, **extra)

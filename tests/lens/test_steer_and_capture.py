@@ -1,7 +1,7 @@
-"""Known faults of mlx-lens 0.1.2, B1 to B13: each test says what goes wrong there.
+"""What steering and capturing in blocks sees and leaves; numbers are those of mlx-lens's faults in ``docs/peers.md``.
 
-B14 and B18 to B26 are in ``test_bugs_running``, B15 to B17 in ``test_bugs_layers``, B24 in ``tests/sae/reading``;
-``tests/peers`` shows each of them on mlx-lens itself.
+Each test says what goes wrong there; ``tests/peers`` shows it on mlx-lens itself. Other numbers are in
+``test_generating_steered``, ``test_layers`` and ``tests/sae/reading``.
 """
 
 from __future__ import annotations
@@ -20,16 +20,6 @@ from . import tiny
 
 IDS = list(tiny.IDS)
 V = np.ones(64, dtype=np.float32)
-
-
-@pytest.fixture
-def lens() -> LensModel:
-    return LensModel.from_model(tiny.llama())
-
-
-@pytest.fixture(scope="module")
-def speaking() -> LensModel:
-    return LensModel.from_model(tiny.llama(layers=2, vocab=8192), tiny.tokenizer())
 
 
 def logits(lens: LensModel) -> Any:
