@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import mlx.core as mx
 import pytest
 
-from lens_tui.lens import LensModel
+from lens_tui import LensModel
 
 from . import tiny
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from lens_tui.worker import jobs
 from lens_tui.worker.thread import Worker
 from tests.folders import llama_folder, sae_folder
 from tests.worker.drive import Driver
@@ -37,3 +38,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LENS_TUI_HOME", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny: Path, home: Path) -> Iterator[Driver]:
+    """A worker with the small llama loaded."""
+    made = Driver(Worker())
+    made.done(jobs.LoadModel(str(tiny)))
+    yield made
+    assert made.worker.close(60)

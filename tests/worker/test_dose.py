@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from lens_tui.records import Add, LensError, Positions, SteeringVector
 from lens_tui.tasks import vectors
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
-from lens_tui.worker.thread import Worker
 from tests.folders import D_MODEL
 from tests.worker.drive import Driver, of, only
 
@@ -24,14 +22,6 @@ VECTOR = SteeringVector.of("v", np.cos(np.arange(D_MODEL)), 1)
 ADD = Add(id="a", layer=1, vector=VECTOR, scale=1.0)
 SCALES = (-4.0, 0.0, 2.0, 8.0)
 FEW = 6, 3
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny: Path, home: Path) -> Iterator[Driver]:
-    made = Driver(Worker())
-    made.done(jobs.LoadModel(str(tiny)))
-    yield made
-    assert made.worker.close(60)
 
 
 def test_the_scales_are_taken_from_0_outwards() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,14 +31,6 @@ def add(scale: float, layer: int = 1) -> Add:
 
 def arms(*scales: float) -> tuple[Arm, ...]:
     return (Arm("baseline"), *(Arm(f"v x {scale}", (add(scale),)) for scale in scales))
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny: Path, home: Path) -> Iterator[Driver]:
-    made = Driver(Worker())
-    made.done(jobs.LoadModel(str(tiny)))
-    yield made
-    assert made.worker.close(60)
 
 
 def test_loading_says_how_far_it_is_and_what_it_loaded(tiny: Path, driver: Driver) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,20 +15,11 @@ from lens_tui import LensModel, contrast
 from lens_tui.records import SteeringVector
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
-from lens_tui.worker.thread import Worker
 from tests.folders import D_MODEL, N_LAYERS
 from tests.worker.drive import Driver, only
 
 POSITIVE = ("The dog ran home.", "A dog barked at it.", "Dogs like the park.", "My dog is old.")
 NEGATIVE = ("The cat sat there.", "A cat slept on it.", "Cats like the sun.", "My cat is old.")
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny: Path, home: Path) -> Iterator[Driver]:
-    made = Driver(Worker())
-    made.done(jobs.LoadModel(str(tiny)))
-    yield made
-    assert made.worker.close(60)
 
 
 def mean_of(lens: LensModel, text: str, layer: int) -> NDArray[np.float64]:

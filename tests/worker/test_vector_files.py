@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +11,8 @@ from lens_tui.records import SteeringVector
 from lens_tui.records.vector_formats import save_vectors
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
-from lens_tui.worker.thread import Worker
 from tests.folders import D_MODEL, N_LAYERS
 from tests.worker.drive import Driver, only
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny: Path, home: Path) -> Iterator[Driver]:
-    made = Driver(Worker())
-    made.done(jobs.LoadModel(str(tiny)))
-    yield made
-    assert made.worker.close(60)
 
 
 def vector(layer: int, width: int = D_MODEL) -> SteeringVector:
