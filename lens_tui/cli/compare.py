@@ -17,7 +17,21 @@ from lens_tui.tui.format import figure
 from lens_tui.tui.widgets.ramps import Trail, kl_key, kl_level, sparkline
 
 from .output import INTERRUPTED, Asked, in_terminal, interruptible, note, print_json, say, say_shaded, sentences
-from .sources import Json, Model, SAEName, TextKey, Vectors, open_model, parse_arm, read_text
+from .sources import (
+    Json,
+    MinP,
+    Model,
+    SAEName,
+    Temp,
+    TextKey,
+    TopK,
+    TopP,
+    Vectors,
+    open_model,
+    parse_arm,
+    read_text,
+    within,
+)
 
 if TYPE_CHECKING:
     from lens_tui.lens.decode.compare import Comparison
@@ -40,13 +54,13 @@ def compare(
     ] = None,
     model: Model = "demo",
     sae: SAEName = "",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens per arm.")] = 80,
-    temp: Annotated[float, typer.Option(min=0.0, help="Temperature; 0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.0,
-    min_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.0,
-    top_k: Annotated[int, typer.Option(min=0)] = 0,
-    repetition_penalty: Annotated[float, typer.Option(min=0.0, help="Above 1 what was written is less likely.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same text again.")] = 0,
+    max_tokens: Annotated[int, within("max_tokens", "Tokens per arm.")] = 80,
+    temp: Temp = 0.0,
+    top_p: TopP = 0.0,
+    min_p: MinP = 0.0,
+    top_k: TopK = 0,
+    repetition_penalty: Annotated[float, within("repetition_penalty", "Above 1 repeating is less likely.")] = 0.0,
+    seed: Annotated[int, within("seed", "The same seed gives the same text again.")] = 0,
     stop: Annotated[
         list[str] | None, typer.Option("--stop", help="A text that ends an arm and is left out of it; may be repeated.")
     ] = None,
@@ -248,12 +262,12 @@ def generate(
     model: Model = "demo",
     sae: SAEName = "",
     arm: Annotated[str, typer.Option("--arm", "-a", help="What all are steered with: SOURCE[@LAYER]*SCALE.")] = "",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens a prompt.")] = 80,
-    temp: Annotated[float, typer.Option(min=0.0, help="Temperature; 0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.0,
-    min_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.0,
-    top_k: Annotated[int, typer.Option(min=0)] = 0,
-    seed: Annotated[int, typer.Option(help="Of every prompt: it gives the same text alone.")] = 0,
+    max_tokens: Annotated[int, within("max_tokens", "Tokens a prompt.")] = 80,
+    temp: Temp = 0.0,
+    top_p: TopP = 0.0,
+    min_p: MinP = 0.0,
+    top_k: TopK = 0,
+    seed: Annotated[int, within("seed", "Of every prompt: it gives the same text alone.")] = 0,
     stop: Annotated[
         list[str] | None, typer.Option("--stop", help="A text that ends one and is left out of it; may be repeated.")
     ] = None,

@@ -15,13 +15,14 @@ import sys
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lens_tui import demo
 from lens_tui.records import Arm, LensError, SAEInfo, SteeringVector
 from lens_tui.records.bench import MODES, POSITIONS, Term, mode_of
+from lens_tui.records.run import LIMITS
 from lens_tui.records.sanitise import one_line
 
 from .output import Meter
@@ -45,6 +46,18 @@ Convention = Annotated[
     str, typer.Option(help="How promoted tokens are found: norm (final norm's gain folded in) or raw.")
 ]
 TextKey = Annotated[str, typer.Option(help="In JSONL, the key that holds the text.")]
+
+
+def within(name: str, says: str | None = None) -> Any:
+    """An option of this sampling setting, refused outside its limits."""
+    low, high = LIMITS[name]
+    return typer.Option(min=low, max=high, help=says)
+
+
+Temp = Annotated[float, within("temp", "Temperature; 0 is greedy.")]
+TopP = Annotated[float, within("top_p")]
+MinP = Annotated[float, within("min_p")]
+TopK = Annotated[int, within("top_k")]
 
 _WORDS = rf"(?::(?:{'|'.join([mode.id for mode in MODES] + list(POSITIONS))})\b)*"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -200,7 +213,7 @@ class Vectors:
     def vector(self, term: Term) -> SteeringVector:
         """The vector that a term names, checked."""
         if term.kind == "feature":
-            return self.sae.vector(int(term.source))
+            return self.sae.vector(term.feature)
         if term.kind == "random":
             from lens_tui.lens.vectors import random_unit
 

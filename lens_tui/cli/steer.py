@@ -17,7 +17,7 @@ from lens_tui.records.sanitise import one_line
 from lens_tui.tui.format import figure
 
 from .output import Meter, note, print_json, say, sentences
-from .sources import ArmSpec, Json, Model, SAEName, Vectors, open_model, parse_arm, read_text
+from .sources import ArmSpec, Json, Model, SAEName, Vectors, open_model, parse_arm, read_text, within
 
 if TYPE_CHECKING:
     from lens_tui.lens.measure.dose import FeatureProbe
@@ -47,7 +47,7 @@ def dose(
         str, typer.Option("--scales", help="Multiples of the arm's scale, as 0,0.5,1. Default: 0 to 4 both ways.")
     ] = "",
     controls: Annotated[int, typer.Option(min=0, help="Random directions beside each scale.")] = 1,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens written at each scale.")] = 60,
+    max_tokens: Annotated[int, within("max_tokens", "Tokens written at each scale.")] = 60,
     texts: Annotated[int, typer.Option(min=0, max=64, help="Texts of the loss; 0: 16.")] = 0,
     seed: Annotated[int, typer.Option(help="Of the random directions and the bootstrap.")] = 0,
     raw: Annotated[bool, typer.Option("--raw", help="Leave the chat template out.")] = False,
@@ -98,7 +98,7 @@ def _probe(spec: ArmSpec, vectors: Vectors) -> FeatureProbe | None:
     sae = vectors.sae
     if sae.info.layer < 0 or not sae.info.site or sae.info.is_transcoder:
         return None
-    return FeatureProbe(sae, int(spec.terms[0].source), sae.info.layer, sae.info.site)
+    return FeatureProbe(sae, spec.terms[0].feature, sae.info.layer, sae.info.site)
 
 
 def dose_record(prompt: str, model: str, records: Sequence[Intervention], found: DoseResponse) -> dict[str, Any]:

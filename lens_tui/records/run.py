@@ -37,6 +37,22 @@ class Sampling:
     stop_ids: tuple[int, ...] = ()
 
 
+LIMITS: dict[str, tuple[float, float]] = {
+    "max_tokens": (1, 10**9),
+    "temp": (0.0, 1000.0),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "top_k": (0, 10**9),
+    "repetition_penalty": (0.0, 1000.0),
+    "repetition_context_size": (1, 10**9),
+    "seed": (0, 2**64 - 1),
+    "min_tokens_to_keep": (1, 10**9),
+    "xtc_probability": (0.0, 1.0),
+    "xtc_threshold": (0.0, 0.5),
+}
+"""The smallest and the largest value that each number of :class:`Sampling` can have, wherever it is asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A token that could have come next, with its log-probability (nats)."""

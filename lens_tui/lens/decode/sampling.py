@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from lens_tui.records import LensError, Sampling
+from lens_tui.records.run import LIMITS
 
 Sampler = Callable[[mx.array], mx.array]
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
@@ -38,22 +39,10 @@ def check_sampling(sampling: Sampling) -> Sampling:
     )
     if not all(isinstance(text, str) and text for text in sampling.stop):
         raise LensError("A stop text is empty or not a text.", "Give texts of at least one character.")
-    tests = {
-        "max_tokens": sampling.max_tokens >= 1,
-        "temp": 0.0 <= sampling.temp < float("inf"),
-        "top_p": 0.0 <= sampling.top_p <= 1.0,
-        "min_p": 0.0 <= sampling.min_p <= 1.0,
-        "top_k": sampling.top_k >= 0,
-        "min_tokens_to_keep": sampling.min_tokens_to_keep >= 1,
-        "xtc_probability": 0.0 <= sampling.xtc_probability <= 1.0,
-        "xtc_threshold": 0.0 <= sampling.xtc_threshold <= 0.5,
-        "repetition_penalty": 0.0 <= sampling.repetition_penalty < float("inf"),
-        "repetition_context_size": sampling.repetition_context_size >= 1,
-        "seed": 0 <= sampling.seed < 2**64,
-    }
-    for name, good in tests.items():
-        if not good:
-            raise LensError(f"The sampling option {name} cannot be {getattr(sampling, name)!r}.")
+    for name, (low, high) in LIMITS.items():
+        if not low <= getattr(sampling, name) <= high:
+            said = f"The sampling option {name} cannot be {getattr(sampling, name)!r}."
+            raise LensError(said, f"It goes from {low:,} to {high:,}.")
     return sampling
 
 

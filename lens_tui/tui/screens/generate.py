@@ -17,6 +17,7 @@ from textual.widgets import Label
 
 from lens_tui.records import Sampling
 from lens_tui.records.bench import BenchRow
+from lens_tui.records.run import LIMITS
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.run_text import MEASURE_NAMES, MEASURES, Measure, RunText, lane_names, plan, summary
 from lens_tui.tui.session import MAX_ARMS, Session
@@ -404,22 +405,27 @@ class GenerateScreen(LensScreen):
 _OFF = {"temp": "0: greedy", "top_p": "off", "top_k": "off", "min_p": "off", "repetition_penalty": "off"}
 """What an empty field means."""
 _STOP_HINT = "no text; several with | between, a line break as \\n"
-_CHECKS: dict[str, tuple[str, Check]] = {
-    "max_tokens": ("max tokens", whole(1, 1_000_000)),
-    "seed": ("seed", whole(0, 2**32 - 1)),
-    "temp": ("temperature", number(0, 100)),
-    "top_p": ("top-p", number(0, 1)),
-    "top_k": ("top-k", whole(0, 10_000_000)),
-    "min_p": ("min-p", number(0, 1)),
-    "repetition_penalty": ("rep. penalty", number(0, 100)),
+_LABELS = {
+    "max_tokens": "max tokens",
+    "seed": "seed",
+    "temp": "temperature",
+    "top_p": "top-p",
+    "top_k": "top-k",
+    "min_p": "min-p",
+    "repetition_penalty": "rep. penalty",
 }
+
+
+def _check(name: str) -> Check:
+    low, high = LIMITS[name]
+    check = whole(low, high) if isinstance(low, int) and isinstance(high, int) else number(low, high)
+    return _or_empty(check) if name in _OFF else check
 
 
 def sampling_fields(sampling: Sampling) -> list[Field]:
     """The form's fields with the settings as they are; what is off is empty."""
     scalars = [
-        Field(name, label, _value(sampling, name), _OFF.get(name, ""), _or_empty(check) if name in _OFF else check)
-        for name, (label, check) in _CHECKS.items()
+        Field(name, label, _value(sampling, name), _OFF.get(name, ""), _check(name)) for name, label in _LABELS.items()
     ]
     return [*scalars, Field("stop", "stop at", "|".join(map(_typed, sampling.stop)), _STOP_HINT, between="|")]
 
@@ -445,6 +451,6 @@ def _or_empty(check: Check) -> Check:
 
 def read_sampling(values: Mapping[str, str], before: Sampling) -> Sampling:
     """The settings that a form whose every field is right means."""
-    kinds = {name: type(getattr(before, name)) for name in _CHECKS}
-    scalars = {name: kinds[name](values[name].strip() or 0) for name in _CHECKS}
+    kinds = {name: type(getattr(before, name)) for name in _LABELS}
+    scalars = {name: kinds[name](values[name].strip() or 0) for name in _LABELS}
     return replace(before, **scalars, stop=_stops(values["stop"]))
