@@ -1,4 +1,4 @@
-"""Records to plain JSON data and back, exactly.
+"""Records to plain data (JSON, TOML) and back, exactly, by the annotations of their fields.
 
 Arrays become base64 of little-endian float32, so a vector comes back bit for
 bit. What comes in is checked: a wrong key, type or value is a
@@ -11,29 +11,18 @@ import base64
 import binascii
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
-from typing import Any, get_args, get_type_hints
-
-import numpy as np
+from types import NoneType
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from .errors import LensError
-from .interventions import (
-    Ablate,
-    Add,
-    Arm,
-    CapProjection,
-    ClampFeature,
-    Intervention,
-    NormMatch,
-    Positions,
-    ProjectOut,
-    SetProjection,
-)
-from .run import Sampling
-from .vectors import FloatArray, Origin, SteeringVector
+from .interventions import Ablate, Add, CapProjection, ClampFeature, Intervention, NormMatch, ProjectOut, SetProjection
+from .run import Candidate, TokenWeight
+from .sanitise import one_line
+from .vectors import FloatArray, SteeringVector
 
-Json = dict[str, Any]
+Record = TypeVar("Record")
 
 _MODES: dict[str, type[Intervention]] = {
     **{kind.mode: kind for kind in (Add, NormMatch, ProjectOut, SetProjection, ClampFeature, Ablate)},
@@ -41,74 +30,87 @@ _MODES: dict[str, type[Intervention]] = {
     "set_projection": SetProjection,  # so they were called in files of before
     "cap_projection": CapProjection,
 }
+_ROWS = (Candidate, TokenWeight)
+"""Records that come in their hundreds: written as their values alone, in the order of the fields."""
 _MAX_ARRAY = 1 << 24
 _UNIT_TOLERANCE = 1e-3
 
 
+class Mismatch(LensError):
+    """A value that its field cannot have. ``what`` says what it can have; ``""``: there is no such field.
+
+    ``kind`` is the type of the record, ``name`` the field's, with ``.KEY`` behind it for a value of a mapping.
+    """
+
+    def __init__(self, kind: type, name: str, value: object, what: str = "") -> None:
+        self.kind, self.name, self.value, self.what = kind, name, value, what
+        if what:
+            super().__init__(f"{kind.__name__}.{one_line(name, 80)} is {repr(value)[:40]}, which is not {what}.")
+        else:
+            known = ", ".join(field.name for field in fields(kind))
+            message = f"A record of type {kind.__name__} has an unknown key {one_line(name, 80)!r}."
+            super().__init__(message, f"Known: {known}.")
+
+
 def to_json(record: Any) -> Any:
     """``record`` as plain JSON data. An intervention carries its ``mode``."""
-    if isinstance(record, np.ndarray):
-        return base64.b64encode(record.astype("<f4").tobytes()).decode("ascii")
+    if type(record).__module__ == "numpy":  # not imported: a settings file is read before the first frame
+        return base64.b64encode(record.astype("<f4").tobytes()).decode("ascii") if record.ndim else record.item()
     if isinstance(record, tuple | list):
         return [to_json(item) for item in record]
     if isinstance(record, Mapping):
         return {str(key): to_json(value) for key, value in record.items()}
-    if isinstance(record, Intervention | Positions | SteeringVector | Origin | Sampling | Arm):
-        made = {field.name: to_json(getattr(record, field.name)) for field in fields(record)}
-        return {"mode": record.mode, **made} if isinstance(record, Intervention) else made
-    if isinstance(record, np.generic):
-        return record.item()
-    return record
+    if not is_dataclass(record):
+        return record
+    values = {field.name: to_json(getattr(record, field.name)) for field in fields(record)}
+    if isinstance(record, _ROWS):
+        return list(values.values())
+    return {"mode": record.mode, **values} if isinstance(record, Intervention) else values
 
 
-def intervention_from_json(data: Any) -> Intervention:
-    """An intervention of the kind its ``mode`` names."""
-    values = dict(_mapping(data, "An intervention"))
-    kind = _MODES.get(str(values.pop("mode", "")))
-    if kind is None:
-        raise LensError(f"An intervention has an unknown mode {data.get('mode')!r}.", f"Known: {', '.join(_MODES)}.")
-    made: Intervention = _build(kind, values)
-    return made
+def from_json(kind: type[Record], data: Any) -> Record:
+    """The record of type ``kind`` that ``data`` describes; what is missing keeps its default.
+
+    An :class:`Intervention` is of the kind its ``mode`` names. A direction is unchanged to the last bit.
+
+    Raises:
+        Mismatch: for an unknown key, or a value that its field cannot have.
+        LensError: for a missing key, or a vector that is not a unit direction.
+    """
+    return cast("Record", _record(kind, data, _title(kind)))
 
 
-def arm_from_json(data: Any) -> Arm:
-    """An arm with its interventions."""
-    arm: Arm = _build(Arm, _mapping(data, "An arm"))
-    return arm
+def _title(kind: type) -> str:
+    return f"A record of type {kind.__name__}"
 
 
-def vector_from_json(data: Any) -> SteeringVector:
-    """A steering vector, its direction unchanged to the last bit. NaN or a direction that is not unit is refused."""
-    vector: SteeringVector = _build(SteeringVector, _mapping(data, "A vector"))
-    length = float(np.linalg.norm(vector.direction.astype(np.float64)))
-    if not np.isfinite(vector.direction).all() or abs(length - 1.0) > _UNIT_TOLERANCE:
-        raise LensError(f"The vector {vector.name!r} is not a unit direction (norm {length:.4g}).", "Make it again.")
-    return vector
-
-
-def positions_from_json(data: Any) -> Positions:
-    """Token positions."""
-    positions: Positions = _build(Positions, _mapping(data, "Positions"))
-    return positions
-
-
-def sampling_from_json(data: Any) -> Sampling:
-    """Sampling settings; what is missing keeps its default."""
-    sampling: Sampling = _build(Sampling, _mapping(data, "Sampling"))
-    return sampling
-
-
-def _build(kind: Any, data: Mapping[str, Any]) -> Any:
-    hints = _hints(kind)
+def _record(kind: Any, data: Any, where: str) -> Any:
     known = {field.name: field for field in fields(kind)}
-    what = f"A record of type {kind.__name__}"
+    if kind in _ROWS and isinstance(data, list) and len(data) == len(known):
+        data = dict(zip(known, data, strict=True))
+    if not isinstance(data, Mapping):
+        raise LensError(f"{where} is {type(data).__name__}, not an object with named values.")
+    if kind is Intervention:
+        mode = data.get("mode", "")
+        if not isinstance(mode, str) or mode not in _MODES:
+            said = one_line(repr(mode), 60)
+            raise LensError(f"An intervention has an unknown mode {said}.", f"Known: {', '.join(_MODES)}.")
+        return _record(_MODES[mode], {name: value for name, value in data.items() if name != "mode"}, where)
     if unknown := sorted(set(data) - set(known)):
-        raise LensError(f"{what} has an unknown key {unknown[0]!r}.", f"Known: {', '.join(known)}.")
+        raise Mismatch(kind, unknown[0], data[unknown[0]])
     for name, field in known.items():
         if name not in data and field.default is MISSING and field.default_factory is MISSING:
-            raise LensError(f"{what} lacks the key {name!r}.")
-    values = {name: _value(hints[name], value, f"{kind.__name__}.{name}") for name, value in data.items()}
-    return kind(**values)
+            raise LensError(f"{_title(kind)} lacks the key {name!r}.")
+    hints = _hints(kind)
+    values = {name: _value(hints[name], value, kind, name) for name, value in data.items()}
+    for name, value in values.items():
+        limits = known[name].metadata.get("limits")
+        if limits and not limits[0] <= value <= limits[1]:
+            raise Mismatch(kind, name, value, "from {:,} to {:,}".format(*limits))
+    made = kind(**values)
+    if isinstance(made, SteeringVector):
+        _check_unit(made)
+    return made
 
 
 @cache
@@ -116,37 +118,50 @@ def _hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:
-    """``value`` checked against the annotation of its field and built where it is a record."""
-    if hint is SteeringVector:
-        return vector_from_json(value)
-    if hint in (Positions, Origin):
-        return _build(hint, _mapping(value, where))
-    if "FloatArray" in str(hint) or "ndarray" in str(hint):
-        return None if value is None and type(None) in get_args(hint) else _array(value, where)
-    if hint == tuple[Intervention, ...]:
-        return tuple(intervention_from_json(item) for item in _list(value, where))
-    if hint in (tuple[int, ...], tuple[str, ...]):
-        return tuple(_value(get_args(hint)[0], item, where) for item in _list(value, where))
-    if "Mapping" in str(hint):
-        return dict(_mapping(value, where))
-    return _plain(hint, value, where)
-
-
-def _plain(hint: Any, value: Any, where: str) -> Any:
-    options = get_args(hint) or (hint,)
-    if type(value) is int and float in options and int not in options:
-        value = float(value)
-    allowed = tuple(option for option in options if isinstance(option, type))
-    literal = [option for option in options if not isinstance(option, type)]
-    good = type(value) in allowed or (isinstance(value, str) and value in literal)
-    if not good or (isinstance(value, float) and not math.isfinite(value)):
-        names = " or ".join(getattr(option, "__name__", repr(option)) for option in options)
-        raise LensError(f"{where} is {repr(value)[:40]}, which is not {names}.")
+def _value(hint: Any, value: Any, kind: type, name: str) -> Any:
+    """``value`` checked against the annotation of its field, and built where that is a record."""
+    if NoneType in get_args(hint):
+        if value is None:
+            return None
+        (hint,) = (option for option in get_args(hint) if option is not NoneType)
+    if hint is FloatArray:
+        return _array(value, f"{kind.__name__}.{name}")
+    if is_dataclass(hint):
+        if not isinstance(value, Mapping | list):
+            raise Mismatch(kind, name, value, "an object with named values")
+        return _record(hint, value, f"{kind.__name__}.{name}")
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise Mismatch(kind, name, value, "a list")
+        return tuple(_value(inner[0], item, kind, name) for item in value)
+    if origin is Literal:
+        if not isinstance(value, str) or value not in inner:
+            raise Mismatch(kind, name, value, " or ".join(map(repr, inner)))
+        return value
+    if origin is not None:  # a mapping
+        if not isinstance(value, Mapping):
+            raise Mismatch(kind, name, value, "an object with named values")
+        return {key: _value(inner[1], item, kind, f"{name}.{key}") for key, item in value.items()}
+    if hint is Any:
+        return value
+    if hint is float and type(value) is int:
+        value = _as_float(value)
+    if type(value) is not hint or (hint is float and not math.isfinite(value)):
+        raise Mismatch(kind, name, value, hint.__name__)
     return value
 
 
+def _as_float(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
 def _array(value: Any, where: str) -> FloatArray:
+    import numpy as np
+
     try:
         if not isinstance(value, str) or len(value) > _MAX_ARRAY:
             raise ValueError("not base64 text")
@@ -159,13 +174,9 @@ def _array(value: Any, where: str) -> FloatArray:
     return array
 
 
-def _mapping(data: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(data, Mapping):
-        raise LensError(f"{where} is {type(data).__name__}, not an object with named values.")
-    return data
+def _check_unit(vector: SteeringVector) -> None:
+    import numpy as np
 
-
-def _list(data: Any, where: str) -> list[Any]:
-    if not isinstance(data, list):
-        raise LensError(f"{where} is {type(data).__name__}, not a list.")
-    return data
+    length = float(np.linalg.norm(vector.direction.astype(np.float64)))
+    if not np.isfinite(vector.direction).all() or abs(length - 1.0) > _UNIT_TOLERANCE:
+        raise LensError(f"The vector {vector.name!r} is not a unit direction (norm {length:.4g}).", "Make it again.")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from .codec import arm_from_json, sampling_from_json, to_json
+from .codec import from_json, to_json
 from .disk import is_alive, own_birth
 from .interventions import Arm
 from .run import Candidate, Sampling, Token
@@ -160,7 +160,7 @@ class RunStore:
         rows = [
             (
                 *(run, t.arm, t.index, t.token_id, _storable(t.token), _storable(t.text), t.logprob, t.kl),
-                _dump(_pairs(t.top)),
+                _dump(t.top),
                 _dump(t.scales),
                 t.reverse_kl,
                 t.plain_logprob,
@@ -216,7 +216,7 @@ class RunStore:
                 model=str(row["model"]),
                 prompt=str(row["prompt"]),
                 arms=tuple(self._arm(run, arm) for arm in arms),
-                sampling=sampling_from_json(json.loads(row["sampling"])),
+                sampling=from_json(Sampling, json.loads(row["sampling"])),
                 raw=bool(row["raw"]),
                 prompt_ids=tuple(int(token) for token in json.loads(row["prompt_ids"])),
                 created=float(row["created"]),
@@ -261,7 +261,7 @@ class RunStore:
             )
         )
         text = row["text"] or "".join(token.text for token in tokens)
-        return ArmRecord(arm_from_json(json.loads(row["record"])), tokens, text, row["reason"], row["dose"])
+        return ArmRecord(from_json(Arm, json.loads(row["record"])), tokens, text, row["reason"], row["dose"])
 
 
 def _token(row: Any) -> Token:
@@ -280,10 +280,6 @@ def _token(row: Any) -> Token:
         reverse_kl=row["reverse_kl"],
         plain_logprob=row["plain_logprob"],
     )
-
-
-def _pairs(top: Sequence[Candidate]) -> list[list[Any]]:
-    return [[candidate.token_id, candidate.text, candidate.logprob] for candidate in top]
 
 
 def _dump(value: Any) -> str:

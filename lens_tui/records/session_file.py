@@ -12,13 +12,13 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from . import disk, paths
 from .bench import BenchRow, mode_of
-from .codec import positions_from_json, sampling_from_json, to_json, vector_from_json
+from .codec import from_json, to_json
 from .disk import is_alive, own_birth
 from .errors import LensError
 from .read_files import FileAbsent, explained, read_json
@@ -213,63 +213,22 @@ class Autosaver:
             self._refused(self.error)
 
 
+_HEAD = ("version", "owner", "born")
+
+
 def _to_json(session: SavedSession) -> dict[str, Any]:
-    steers = [
-        {
-            "id": row.id,
-            "vector": to_json(row.vector),
-            "layer": row.layer,
-            "scale": row.scale,
-            "enabled": row.enabled,
-            "arm": row.arm,
-            "residual_norm": row.residual_norm,
-            "promoted": [[token.token_id, token.text, token.value] for token in row.promoted],
-            "suppressed": [[token.token_id, token.text, token.value] for token in row.suppressed],
-            "mode": row.mode,
-            "positions": to_json(row.positions),
-        }
-        for row in session.steers
-    ]
-    return {
-        "version": _VERSION,
-        "owner": os.getpid(),
-        "born": own_birth(),
-        "model": session.model,
-        "sae": session.sae,
-        "screen": session.screen,
-        "prompt": session.prompt,
-        "sampling": to_json(session.sampling),
-        "steers": steers,
-    }
+    return {"version": _VERSION, "owner": os.getpid(), "born": own_birth(), **to_json(session)}
 
 
 def _from_json(data: Any) -> SavedSession:
-    return SavedSession(
-        model=str(data["model"]),
-        sae=str(data["sae"]),
-        screen=str(data["screen"]),
-        prompt=str(data["prompt"]),
-        sampling=sampling_from_json(data["sampling"]),
-        steers=tuple(_row(row) for row in data["steers"]),
-    )
+    session = from_json(SavedSession, {name: value for name, value in data.items() if name not in _HEAD})
+    return replace(session, steers=tuple(map(_row, session.steers)))
 
 
-def _row(row: Any) -> BenchRow:
-    norm, positions = row.get("residual_norm"), row.get("positions")
-    return BenchRow(
-        str(row["id"]),
-        vector_from_json(row["vector"]),
-        int(row["layer"]),
-        float(row["scale"]),
-        bool(row["enabled"]),
-        int(row["arm"]),
-        None if norm is None else float(norm),
-        _tokens(row.get("promoted", ())),
-        _tokens(row.get("suppressed", ())),
-        mode_of(str(row.get("mode", "add"))).id,
-        None if positions is None else positions_from_json(positions),
-    )
+def _row(row: BenchRow) -> BenchRow:
+    mode_of(row.mode)  # refused here, not when the bench is run
+    return replace(row, promoted=_showable(row.promoted), suppressed=_showable(row.suppressed))
 
 
-def _tokens(rows: Any) -> tuple[TokenWeight, ...]:
-    return tuple(TokenWeight(int(token), sanitise_token(str(text)), float(value)) for token, text, value in rows)
+def _showable(tokens: tuple[TokenWeight, ...]) -> tuple[TokenWeight, ...]:
+    return tuple(replace(token, text=sanitise_token(token.text)) for token in tokens)

@@ -7,105 +7,101 @@ reference page and the commented file of it.
 from __future__ import annotations
 
 import re
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import PydanticUndefined
+from typing import Any, Literal, get_args, get_type_hints
 
 from . import disk, paths
+from .codec import Mismatch, from_json
 from .errors import LensError
 from .info import Dequantize
 from .read_files import MAX_TOML, FileAbsent, parse_toml, read_text
-from .run import Sampling
+from .run import LIMITS, Sampling
 from .sanitise import one_line
 
-if TYPE_CHECKING:
-    from pydantic.fields import FieldInfo
 
-_SECTION = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True)
+def _setting(default: Any, says: str, limits: tuple[float, float] | None = None) -> Any:
+    return field(default=default, metadata={"says": says, **({"limits": limits} if limits else {})})
 
 
-class Look(BaseModel):
+def _sampling(name: str, says: str) -> Any:
+    return _setting(getattr(Sampling(), name), says, LIMITS[name])
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
     """How it looks."""
 
-    model_config = _SECTION
+    theme: str = _setting(
+        "", 'Name of a theme; empty for the one that fits best. `:` and "theme" in the app shows them all, live.'
+    )
+    tint: Literal["tint", "bars", "digits", "off"] = _setting(
+        "tint",
+        "How values are shown on tokens at the start: background colour, bars under the text, digits, or not at all.",
+    )
 
-    theme: str = ""
-    """Name of a theme; empty for the one that fits best. `:` and "theme" in the app shows them all, live."""
-    tint: Literal["tint", "bars", "digits", "off"] = "tint"
-    """How values are shown on tokens at the start: background colour, bars under the text, digits, or not at all."""
 
-
-class Generate(BaseModel):
+@dataclass(frozen=True, slots=True)
+class Generate:
     """What a new comparison starts with."""
 
-    model_config = _SECTION
-
-    max_tokens: int = Field(default=128, ge=1, le=1_000_000)
-    """How many tokens each arm writes at most."""
-    temp: float = Field(default=0.0, ge=0.0, le=100.0)
-    """Temperature; 0 takes the likeliest token each time."""
-    top_p: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Nucleus sampling: the smallest set of tokens with this much probability; 0 is off."""
-    min_p: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Drop tokens less likely than this share of the likeliest; 0 is off."""
-    top_k: int = Field(default=0, ge=0)
-    """Sample among this many tokens; 0 is off."""
-    repetition_penalty: float = Field(default=0.0, ge=0.0, le=10.0)
-    """Divide the logits of tokens that came before by this; 0 is off."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of the random numbers; the same seed gives the same text."""
+    max_tokens: int = _sampling("max_tokens", "How many tokens each arm writes at most.")
+    temp: float = _sampling("temp", "Temperature; 0 takes the likeliest token each time.")
+    top_p: float = _sampling(
+        "top_p", "Nucleus sampling: the smallest set of tokens with this much probability; 0 is off."
+    )
+    min_p: float = _sampling("min_p", "Drop tokens less likely than this share of the likeliest; 0 is off.")
+    top_k: int = _sampling("top_k", "Sample among this many tokens; 0 is off.")
+    repetition_penalty: float = _sampling(
+        "repetition_penalty", "Divide the logits of tokens that came before by this; 0 is off."
+    )
+    seed: int = _sampling("seed", "Seed of the random numbers; the same seed gives the same text.")
 
     def sampling(self) -> Sampling:
         """These settings as the record that a run takes."""
-        return Sampling(
-            max_tokens=self.max_tokens,
-            temp=self.temp,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            top_k=self.top_k,
-            repetition_penalty=self.repetition_penalty,
-            seed=self.seed,
-        )
+        return Sampling(**{item.name: getattr(self, item.name) for item in fields(self)})
 
 
-class Models(BaseModel):
+@dataclass(frozen=True, slots=True)
+class Models:
     """Where models are found."""
 
-    model_config = _SECTION
+    open: str = _setting("", "A model (folder, hub id or `demo`) to load at the start; empty for none.")
+    folders: tuple[str, ...] = _setting(
+        (), "Folders whose subfolders are listed as models, besides the Hugging Face cache."
+    )
+    dequantize: Dequantize = _setting(  # noqa: RUF009
+        "auto",
+        "Hold quantised and 16-bit weights in float32: where that is faster and memory allows, never, or always.",
+    )
 
-    open: str = ""
-    """A model (folder, hub id or `demo`) to load at the start; empty for none."""
-    folders: list[str] = Field(default_factory=list)
-    """Folders whose subfolders are listed as models, besides the Hugging Face cache."""
-    dequantize: Dequantize = "auto"
-    """Hold quantised and 16-bit weights in float32: where that is faster and memory allows, never, or always."""
 
-
-class Keep(BaseModel):
+@dataclass(frozen=True, slots=True)
+class Keep:
     """What is kept on disk."""
 
-    model_config = _SECTION
-
-    history: bool = True
-    """Keep each run with its prompt, arms and tokens, to look at again."""
-    session: bool = True
-    """Keep the bench and the prompt while the app is open, to take them up again if it is killed."""
+    history: bool = _setting(True, "Keep each run with its prompt, arms and tokens, to look at again.")
+    session: bool = _setting(
+        True, "Keep the bench and the prompt while the app is open, to take them up again if it is killed."
+    )
 
 
-class Settings(BaseModel):
+@dataclass(frozen=True, slots=True)
+class Settings:
     """Everything that can be set. Every key may be left out."""
 
-    model_config = _SECTION
-
-    look: Look = Field(default_factory=Look)
-    generate: Generate = Field(default_factory=Generate)
-    models: Models = Field(default_factory=Models)
-    keep: Keep = Field(default_factory=Keep)
-    keys: dict[str, str] = Field(default_factory=dict)
-    """Keys by the id of what they do, as in `app.run = "r"`; commas divide several. `?` in the app shows the ids."""
+    look: Look = Look()
+    generate: Generate = Generate()
+    models: Models = Models()
+    keep: Keep = Keep()
+    keys: dict[str, str] = field(
+        default_factory=dict,
+        metadata={
+            "says": 'Keys by the id of what they do, as in `app.run = "r"`; commas divide several. '
+            "`?` in the app shows the ids."
+        },
+    )
 
 
 def load_settings(path: Path | None = None) -> Settings:
@@ -130,8 +126,8 @@ def parse_settings(text: str, name: str = "settings.toml") -> Settings:
     if isinstance(data.get("keys"), dict):
         data["keys"] = _flat(data["keys"])
     try:
-        return Settings.model_validate(data)
-    except ValidationError as error:
+        return from_json(Settings, data)
+    except Mismatch as error:
         raise _explained(error, text, name) from None
 
 
@@ -157,14 +153,15 @@ def set_one(section: str, key: str, value: str | int | float | bool, path: Path 
 def manual() -> str:
     """A settings file with every key at its default and what it means, as comments: the reference."""
     lines = [f"# Settings of mlx-lens-tui: {paths.APP}/settings.toml in your configuration folder.", ""]
-    for section, field in Settings.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            lines += [f"# {(kind.__doc__ or '').strip()}", f"[{section}]"]
-            for key, item in kind.model_fields.items():
-                lines += [f"# {item.description}{_bounds(item)}", f"# {key} = {_toml_value(_default(item))}"]
+    for section in fields(Settings):
+        inner = getattr(Settings(), section.name)
+        if is_dataclass(inner):
+            lines += [f"# {inner.__doc__}", f"[{section.name}]"]
+            for item in fields(inner):
+                lines += [f"# {item.metadata['says']}{_bounds(type(inner), item)}"]
+                lines += [f"# {item.name} = {_toml_value(item.default)}"]
         else:
-            lines += [f"# {field.description}", f"[{section}]"]
+            lines += [f"# {section.metadata['says']}", f"[{section.name}]"]
         lines.append("")
     return "\n".join(lines)
 
@@ -177,19 +174,20 @@ def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _explained(error: ValidationError, text: str, name: str) -> LensError:
-    first = error.errors(include_url=False)[0]
-    place = [str(part) for part in first["loc"]]
+_WORDS = {"float": "a number", "int": "a whole number", "str": "a text", "bool": "true or false"}
+
+
+def _explained(error: Mismatch, text: str, name: str) -> LensError:
+    section = [] if error.kind is Settings else [error.kind.__name__.lower()]
+    place = [*section, *error.name.split(".", 1)]
     line = _line_of(text, place)
     where = f"{name}, line {line}" if line else name
-    key = ".".join(place)
-    if first["type"] == "extra_forbidden":
-        known: Any = Settings.model_fields.get(place[0])
-        inner = getattr(getattr(known, "annotation", None), "model_fields", None) if len(place) > 1 else None
-        names = ", ".join(inner or Settings.model_fields)
-        return LensError(f"{where}: there is no setting {one_line(key, 80)}.", f"Known: {names}.")
-    reason = one_line(first["msg"], 120)
-    return LensError(f"{where}: {one_line(key, 80)} is {one_line(repr(first['input']), 60)}. {reason}.", "Correct it.")
+    key = one_line(".".join(place), 80)
+    if not error.what:
+        known = ", ".join(item.name for item in fields(error.kind))
+        return LensError(f"{where}: there is no setting {key}.", f"Known: {known}.")
+    what = _WORDS.get(error.what, error.what)
+    return LensError(f"{where}: {key} is {one_line(repr(error.value), 60)}, which is not {what}.", "Correct it.")
 
 
 def _line_of(text: str, place: list[str]) -> int:
@@ -227,8 +225,12 @@ def _with_line(text: str, section: str, key: str, new: str) -> str:
 
 def _as_toml(settings: Settings) -> str:
     lines: list[str] = []
-    for section, values in settings.model_dump(exclude_defaults=True).items():
-        lines += [f"[{section}]", *(f"{_bare(key)} = {_toml_value(value)}" for key, value in values.items()), ""]
+    for section in fields(Settings):
+        held = getattr(settings, section.name)
+        if is_dataclass(held):
+            held = {item.name: value for item in fields(held) if (value := getattr(held, item.name)) != item.default}
+        if held:
+            lines += [f"[{section.name}]", *(f"{_bare(key)} = {_toml_value(value)}" for key, value in held.items()), ""]
     return "\n".join(lines)
 
 
@@ -239,7 +241,7 @@ def _bare(key: str) -> str:
 def _toml_value(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, list):
+    if isinstance(value, tuple):
         return "[" + ", ".join(map(_toml_value, value)) + "]"
     if isinstance(value, str):
         escaped = value.replace("\\", "\\\\").replace('"', '\\"')
@@ -247,15 +249,8 @@ def _toml_value(value: object) -> str:
     return repr(value)
 
 
-def _default(field: FieldInfo) -> Any:
-    made = field.get_default(call_default_factory=True)
-    return "" if made is PydanticUndefined else made
-
-
-def _bounds(field: FieldInfo) -> str:
-    found = {type(item).__name__: item for item in field.metadata}
-    low, high = getattr(found.get("Ge"), "ge", None), getattr(found.get("Le"), "le", None)
-    if low is not None and high is not None:
-        return f" From {low:,} to {high:,}."
-    choices = getattr(field.annotation, "__args__", ())
-    return f" One of {', '.join(map(str, choices))}." if choices and isinstance(choices[0], str) else ""
+def _bounds(kind: type, item: Field[Any]) -> str:
+    if limits := item.metadata.get("limits"):
+        return " From {:,} to {:,}.".format(*limits)
+    choices = get_args(get_type_hints(kind)[item.name])
+    return f" One of {', '.join(choices)}." if choices and isinstance(choices[0], str) else ""

@@ -26,7 +26,7 @@ from lens_tui.records import (
     SetProjection,
     SteeringVector,
 )
-from lens_tui.records.codec import arm_from_json, intervention_from_json, sampling_from_json, to_json, vector_from_json
+from lens_tui.records.codec import from_json, to_json
 
 VECTOR = SteeringVector.of(
     "dogs \u202e", np.sin(np.arange(33)), 3, model="demo", origin=Origin("feature", {"f": 7}), max_activation=9.5
@@ -63,7 +63,7 @@ def same(one: Any, other: Any) -> bool:
 
 @pytest.mark.parametrize("record", EVERY, ids=lambda record: record.mode)
 def test_every_intervention_comes_back(record: Intervention) -> None:
-    assert same(intervention_from_json(through(record)), record)
+    assert same(from_json(Intervention, through(record)), record)
 
 
 def test_every_kind_is_covered() -> None:
@@ -72,7 +72,7 @@ def test_every_kind_is_covered() -> None:
 
 @pytest.mark.parametrize(("old", "record"), [("set_projection", EVERY[3]), ("cap_projection", EVERY[4])])
 def test_a_mode_is_read_by_the_name_it_had_before(old: str, record: Intervention) -> None:
-    assert same(intervention_from_json({**through(record), "mode": old}), record)
+    assert same(from_json(Intervention, {**through(record), "mode": old}), record)
 
 
 def test_a_projection_with_bounds_is_called_by_them() -> None:
@@ -80,24 +80,24 @@ def test_a_projection_with_bounds_is_called_by_them() -> None:
     for mode, (low, high) in bounds.items():
         record = CapProjection(**COMMON, vector=VECTOR, low=low, high=high)
         assert record.mode == mode
-        assert same(intervention_from_json(through(record)), record)
+        assert same(from_json(Intervention, through(record)), record)
 
 
 def test_arms_and_sampling_come_back() -> None:
     arm = Arm("all", tuple(EVERY))
-    assert same(arm_from_json(through(arm)), arm)
+    assert same(from_json(Arm, through(arm)), arm)
     sampling = Sampling(max_tokens=7, temp=0.7, seed=3, stop=("\n\n", "End"), stop_ids=(2, 9))
-    assert sampling_from_json(through(sampling)) == sampling
-    assert sampling_from_json({}) == Sampling()
+    assert from_json(Sampling, through(sampling)) == sampling
+    assert from_json(Sampling, {}) == Sampling()
 
 
 def test_settings_written_before_there_were_stops_are_read() -> None:
     old = {"max_tokens": 7, "temp": 0.5, "top_p": 0.0, "min_p": 0.0, "top_k": 0}
     old |= {"repetition_penalty": 0.0, "repetition_context_size": 20, "seed": 3}
-    assert sampling_from_json(old) == Sampling(max_tokens=7, temp=0.5, seed=3)
+    assert from_json(Sampling, old) == Sampling(max_tokens=7, temp=0.5, seed=3)
     for wrong in ("End", ["End", 3], [None]):
         with pytest.raises(LensError, match=r"Sampling\.stop"):
-            sampling_from_json({"stop": wrong})
+            from_json(Sampling, {"stop": wrong})
 
 
 @given(
@@ -105,7 +105,7 @@ def test_settings_written_before_there_were_stops_are_read() -> None:
 )
 def test_directions_are_exact(values: list[float]) -> None:
     vector = SteeringVector.of("v", values, 0)
-    assert same(vector_from_json(through(vector)), vector)
+    assert same(from_json(SteeringVector, through(vector)), vector)
 
 
 def changed(**changes: Any) -> dict[str, Any]:
@@ -136,4 +136,4 @@ def changed(**changes: Any) -> dict[str, Any]:
 )
 def test_what_is_wrong_is_named(data: Any, message: str) -> None:
     with pytest.raises(LensError, match=message.replace("(", r"\(")):
-        intervention_from_json(data)
+        from_json(Intervention, data)

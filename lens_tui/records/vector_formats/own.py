@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .. import disk, paths
-from ..codec import to_json, vector_from_json
+from ..codec import from_json, to_json
 from ..errors import LensError
 from ..read_files import AGAIN, explained, open_regular, parse_json, regular_size, shown
 from ..vectors import SteeringVector
@@ -122,7 +122,7 @@ def _read(file: Path) -> SteeringVector:
         record: Any = parse_json(metadata["record"], f"{shown(file)} cannot be read: its record")
     if direction.ndim != 1 or direction.dtype != np.float32 or not isinstance(record, dict):
         raise LensError(f"{shown(file)} contains no float32 direction of shape (d_model,).")
-    return vector_from_json({**record, "direction": to_json(direction)})
+    return from_json(SteeringVector, {**record, "direction": to_json(direction)})
 
 
 def _free_name(folder: Path, name: str) -> Path:
@@ -192,4 +192,4 @@ def _array(path: Path, facts: Any) -> Row:
 def _vector(path: Path, data: Any, tensor: Any) -> SteeringVector:
     if not isinstance(data, dict) or tensor.ndim != 1 or tensor.dtype != np.float32:
         raise LensError(f"{shown(path)} contains no float32 directions of shape (d_model,).", AGAIN)
-    return vector_from_json({**data, "direction": to_json(tensor)})
+    return from_json(SteeringVector, {**data, "direction": to_json(tensor)})
