@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, ParamSpec, Self, TypeVar
@@ -100,6 +100,7 @@ def say_shaded(pieces: Sequence[tuple[str, int]]) -> None:
     say("".join(piece for piece, _ in pieces))
 
 
+@cache
 def _theme_colors() -> Mapping[str, str]:
     """The colours of the theme that the settings name, which suits the background of the user's terminal."""
     from lens_tui.records import paths

@@ -9,11 +9,13 @@ from math import exp
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+from rich.cells import set_cell_size
 
 from lens_tui.records import Intervention, LensError
+from lens_tui.tui.widgets.ramps import share_level
 
 from .features import dense_mark
-from .output import note, print_json, say, sentences
+from .output import note, print_json, say, say_shaded, sentences
 from .sources import Json, Model, SAEName, Vectors, open_model, open_sae, parse_arm, read_text
 
 if TYPE_CHECKING:
@@ -258,18 +260,20 @@ def _target(text: str) -> int | str | None:
 
 
 def _print_grid(result: dict[str, Any]) -> None:
-    """Layers from the last to the first, tokens from left to right, in as many blocks as the width needs."""
+    """Layers from the last to the first, tokens from left to right, in as many blocks as the width needs.
+
+    In a terminal the probabilities are shaded.
+    """
     tokens, layers = result["tokens"], result["layers"][::-1]
     across = max(1, (shutil.get_terminal_size((120, 24)).columns - 5) // _CELL)
     for start in range(0, len(tokens), across):
         block = slice(start, start + across)
-        say(_line("", [_shown(token["text"]) for token in tokens[block]]))
+        _say_row("", [(_shown(token["text"]), 0) for token in tokens[block]])
         for layer in layers:
-            say(_line(f"L{layer['layer']}", [_shown(cell["top"][0]["text"]) for cell in layer["cells"][block]]))
-        say(_line("", [_shown(token["target"]["text"]) for token in tokens[block]]))
+            _say_row(f"L{layer['layer']}", [(_shown(cell["top"][0]["text"]), 0) for cell in layer["cells"][block]])
+        _say_row("", [(_shown(token["target"]["text"]), 0) for token in tokens[block]])
         for layer in layers:
-            cells = layer["cells"][block]
-            say(_line(f"L{layer['layer']}", [f"{cell['target_rank']} {_p(cell)}" for cell in cells]))
+            _say_row(f"L{layer['layer']}", [_rank(cell) for cell in layer["cells"][block]])
         say()
     steered = f", steered: {'; '.join(result['steering'])}" if result["steering"] else ""
     note(
@@ -291,14 +295,17 @@ def _print_parts(parts: dict[str, Any]) -> None:
         note(f"{len(whole)} layers are shown as one block: {whole[0]['why']}")
 
 
-def _p(cell: dict[str, Any]) -> str:
-    return f"{exp(cell['target_logprob']):.2f}".lstrip("0")
+def _rank(cell: dict[str, Any]) -> tuple[str, int]:
+    """Rank and probability of the token followed, and the level of the probability."""
+    probability = exp(cell["target_logprob"])
+    shown = f"{probability:.2f}".lstrip("0")
+    return f"{cell['target_rank']} {shown}", share_level(probability, 1.0) if probability >= 0.01 else 0
 
 
-def _line(name: str, cells: Sequence[str]) -> str:
-    from rich.cells import set_cell_size
-
-    return f"{name:<5}" + " ".join(set_cell_size(cell, _CELL - 1) for cell in cells).rstrip()
+def _say_row(name: str, cells: Sequence[tuple[str, int]]) -> None:
+    *fitted, (last, level) = [(set_cell_size(text, _CELL - 1), level) for text, level in cells]
+    between = [piece for cell in fitted for piece in (cell, (" ", 0))]
+    say_shaded([(f"{name:<5}", 0), *between, (last.rstrip(), level)])
 
 
 def _shown(text: str) -> str:
