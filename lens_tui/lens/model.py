@@ -372,7 +372,11 @@ class LensModel:
         """
         if self._registry.ambient()[0]:
             raise LensError("compare was called inside a steer block.", "Give the steering as an arm instead.")
-        named = list(arms) if any(arm.is_baseline for arm in arms) else [Arm("baseline"), *arms]
+        named = list(arms)
+        if wrong := next((arm for arm in named if not isinstance(arm, Arm)), None):
+            raise LensError(f"An arm is {type(wrong).__name__}.", "Give Arm(name, interventions).")
+        if not any(arm.is_baseline for arm in named):
+            named.insert(0, Arm("baseline"))
         settings = settings_from(sampling, options)
         rows = [entries_of(arm.interventions, self._registry) for arm in named]
         baseline = next(index for index, arm in enumerate(named) if arm.is_baseline)

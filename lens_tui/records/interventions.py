@@ -138,6 +138,15 @@ class Intervention:
             object.__setattr__(self, "mean", numbers(mean, f"The mean of {self.id!r}").astype("float32"))
 
 
+def _cut(value: Any) -> str:
+    """A value as it would be typed, at most 60 characters of it: a whole number may have any number of digits."""
+    try:
+        text = repr(value)
+    except ValueError:  # more digits than Python writes
+        return f"a {type(value).__name__} of very many digits"
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
 def as_number(value: Any, what: str) -> float:
     """A finite number as a float. Raises :class:`LensError`."""
     try:
@@ -145,7 +154,7 @@ def as_number(value: Any, what: str) -> float:
     except (TypeError, ValueError, OverflowError):
         found = float("nan")
     if not isfinite(found):
-        raise LensError(f"{what} is {value!r}.", "Give a finite number.")
+        raise LensError(f"{what} is {_cut(value)}.", "Give a finite number.")
     return found
 
 

@@ -36,7 +36,10 @@ def numbers(values: Any, what: str) -> NDArray[np.float64]:
     try:
         if isinstance(values, (str, bytes)):
             raise TypeError
-        return np.asarray(values, dtype=np.float64)
+        found = np.asarray(values)
+        if np.iscomplexobj(found):  # NumPy would drop the imaginary part
+            raise TypeError
+        return found.astype(np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise LensError(
             f"{what} cannot be made of {type(values).__name__}.", "Give numbers of shape (d_model,)."

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lens_tui.records import LensError, Origin, SAEInfo, SteeringVector
+from lens_tui.records.vectors import numbers
 
 from .files import BOUNDS, Activation, Definition, Weights, check, in_memory
 from .matrices import Decoder, Residence, make_encoder, row_chunks
@@ -429,6 +430,8 @@ class SAE:
             )
 
     def _rows(self, residual: mx.array) -> tuple[mx.array, tuple[int, ...]]:
+        if not isinstance(residual, mx.array):  # NumPy's, or lists
+            residual = mx.array(numbers(residual, "The residuals").astype(np.float32))
         d = self.d_model
         shape = tuple(residual.shape)
         if shape[-1:] != (d,) and len(shape) >= 2 and shape[-2] * shape[-1] == d:

@@ -38,7 +38,8 @@ RESTORE = (
 )
 """Everything the driver may have switched on, switched off: pastes, wrapping, resizes, mouse, keys, screen, focus."""
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-_PASTE = re.compile(rb"(\x1b\[20[01]~)")
+_PASTE, _PASTED = b"\x1b[200~", b"\x1b[201~"
+_CUT_PASTE = re.compile(rb"\x1b\[20{0,2}\Z")
 _X10_MOUSE = re.compile(rb"\x1b\[M(?:.{3}|.{0,2}\Z)", re.DOTALL)
 _EMPTY_READS = 20  # of a terminal that answers but has nothing to say, a tenth of a second apart
 
@@ -105,24 +106,40 @@ class TerminalText:
     """What a terminal sends as text: bytes that are no UTF-8 are dropped, and so are mouse reports of 1985.
 
     Those (``ESC [ M`` and three bytes, X10) come from terminals that know no newer form; past column 95 their bytes
-    are no text. What is pasted keeps all but bytes that are no UTF-8.
+    are no text. What is pasted keeps all but bytes that are no UTF-8, and comes as one piece: Textual's parser would
+    take the escape sequences in it for keys, and let them do what the keys do.
     """
 
     def __init__(self) -> None:
         self._decode = getincrementaldecoder("utf-8")("ignore").decode
         self._held = b""
-        self._pasting = False
+        self._pasted: bytearray | None = None
 
-    def feed(self, data: bytes) -> str:
-        """The text of the next bytes; an unfinished sequence waits for its end."""
-        pieces = _PASTE.split(self._held + data)
-        self._held = b""
-        for place, piece in enumerate(pieces):
-            if place % 2:
-                self._pasting = piece == b"\x1b[200~"
-            elif not self._pasting:
-                pieces[place] = _X10_MOUSE.sub(self._dropped, piece)
-        return self._decode(b"".join(pieces))
+    def feed(self, data: bytes) -> list[tuple[str, bool]]:
+        """The texts that the next bytes bring, each with whether it was pasted; the unfinished waits for its end."""
+        found: list[tuple[str, bool]] = []
+        data, self._held = self._held + data, b""
+        while data or self._pasted is not None:
+            if self._pasted is None:
+                typed, start, data = data.partition(_PASTE)
+                self._pasted = bytearray() if start else None
+                found.append((self._typed(typed, cut=not start), False))
+                continue
+            seen = max(0, len(self._pasted) - len(_PASTED))
+            self._pasted += data
+            end = self._pasted.find(_PASTED, seen)
+            if end < 0:
+                break
+            data = bytes(self._pasted[end + len(_PASTED) :])
+            found.append((self._pasted[:end].decode("utf-8", "ignore"), True))
+            self._pasted = None
+        return [(text, pasted) for text, pasted in found if text]
+
+    def _typed(self, data: bytes, *, cut: bool) -> str:
+        data = _X10_MOUSE.sub(self._dropped, data)
+        if cut and (part := _CUT_PASTE.search(data)):
+            data, self._held = data[: part.start()], part[0]
+        return self._decode(data)
 
     def _dropped(self, report: re.Match[bytes]) -> bytes:
         if len(report[0]) < 6:
@@ -271,6 +288,7 @@ def leaving_driver(base: type[Driver]) -> type[Driver]:
         def run_input_thread(self) -> None:
             """Read keys until told to stop, whatever comes; a terminal that is gone ends the app."""
             from textual._xterm_parser import XTermParser
+            from textual.events import Paste
 
             text, parser, empty = TerminalText(), XTermParser(self._debug), 0
             with selectors.SelectSelector() as selector:
@@ -288,7 +306,11 @@ def leaving_driver(base: type[Driver]) -> type[Driver]:
                         time.sleep(0.1)
                         continue
                     empty = 0
-                    parser = self._heard(parser, text.feed(data))
+                    for piece, pasted in text.feed(data):
+                        if pasted:
+                            self.process_message(Paste(piece.replace("\0", "")))
+                        else:
+                            parser = self._heard(parser, piece)
 
         def _read(self) -> bytes | None:
             """The next bytes; empty if there were none after all, ``None`` if the terminal is gone."""

@@ -100,7 +100,7 @@ def test_what_has_no_dial() -> None:
     assert scaled([project, ADD], 3.0)[0] is project
     lens = LensModel.from_model(tiny.llama())
     for scales in ([], [float("nan")]):
-        with pytest.raises(LensError, match="finite scales"):
+        with pytest.raises(LensError, match=r"finite scales|scale of the dose-response is nan"):
             dose_response(lens, PROMPT, [ADD], scales, texts=TEXTS)
 
 

@@ -241,3 +241,67 @@ def test_experts_that_the_cpu_cannot_multiply_are_refused_with_what_to_do() -> N
     lens = LensModel.from_model(tiny.finished(tiny.qwen3_moe(), mx.bfloat16, 4))
     assert np.isfinite(lens.loss(IDS))
     assert np.isfinite(LensModel.from_model(tiny.qwen3_moe()).loss(IDS))
+
+
+NO_SAMPLING: list[dict[str, Any]] = [
+    {"max_tokens": 1.5},
+    {"max_tokens": "3"},
+    {"temp": "a"},
+    {"temp": 1e-300},
+    {"temp": 1e38},
+    {"seed": 1.5},
+    {"stop": 5},
+    {"stop_ids": ["a"]},
+    {"logit_bias": {"a": 1}},
+    {"logit_bias": {10**9: 1.0}},
+    {"logit_bias": {-1: 1.0}},
+    {"logit_bias": {3: float("nan")}},
+    {"logit_bias": 5},
+    {"presence_penalty": "much"},
+    {"frequency_context_size": 0},
+    {"prefill_step_size": -5},
+    {"kv_bits": 1.5},
+]
+
+
+@pytest.mark.parametrize("options", NO_SAMPLING, ids=str)
+def test_settings_that_cannot_be_are_a_sentence(lens: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(LensError):
+        list(lens.stream(IDS, **{"max_tokens": 2, **options}))
+    with pytest.raises(LensError):
+        list(lens.stream_batch([IDS], **{"max_tokens": 2, **options}))
+
+
+def test_a_token_may_be_forbidden_and_whole_numbers_of_numpy_are_taken(lens: Any) -> None:
+    first = next(iter(lens.stream(IDS, max_tokens=np.int64(1)))).token_id
+    other = next(iter(lens.stream(IDS, max_tokens=1, logit_bias={first: float("-inf")}))).token_id
+    assert other != first
+
+
+def test_arms_that_are_none_and_scales_that_are_none_are_a_sentence(lens: Any) -> None:
+    push = Add(id="push", layer=1, vector=UNIT, scale=1.0)
+    for arms in ([push], ["a"]):
+        with pytest.raises(LensError, match="An arm is"):
+            lens.compare(IDS, arms)
+    for scales in (["x"], [10**400], None, "12"):
+        with pytest.raises(LensError, match="scale"):
+            lib.dose_response(lens, IDS, push, scales)
+    with pytest.raises(LensError) as refused:
+        read(lens, AnyAdd(id="a", layer=1, vector=UNIT, scale=10**400))
+    assert len(str(refused.value)) < 200
+    with pytest.raises(LensError, match="cannot be made of"):
+        read(lens, AnyAdd(id="a", layer=1, vector=VALUES.astype(complex), scale=1.0))
+
+
+def test_a_forward_that_memory_cannot_hold_is_refused_before_it(lens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lens_tui.lens.architecture import find
+
+    monkeypatch.setattr(find, "_SMALL", 0)
+    monkeypatch.setattr(find, "free_memory", lambda: 10_000)
+    long = [1, 2, 3] * 30  # 90 * 90 scores of 4 bytes for each head
+    for call in (lens.forward, lens.loss, lambda ids: lens.residuals(ids, 1), lambda ids: lib.logit_lens(lens, ids)):
+        with pytest.raises(LensError, match=r"One forward over 90 tokens takes .* attention scores"):
+            call(long)
+    with pytest.raises(LensError, match="attention scores"):
+        lens.stream(long, prefill_step_size=90)
+    assert len(list(lens.stream(long, prefill_step_size=4, max_tokens=1))) == 1  # in pieces it fits

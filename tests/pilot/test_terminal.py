@@ -168,7 +168,8 @@ def test_a_defect_of_every_picture_is_no_endless_loop(tmp_path: Path) -> None:
 def test_what_a_terminal_sends_as_text() -> None:
     def read(*pieces: bytes) -> str:
         text = TerminalText()
-        return "".join(map(text.feed, pieces))
+        found = [part for piece in pieces for part in text.feed(piece)]
+        return "".join(f"<{part}>" if pasted else part for part, pasted in found)
 
     report = b"\x1b[M\x43\x80\x2a"
     assert read(b"a" + report + b"b") == "ab"
@@ -177,5 +178,28 @@ def test_what_a_terminal_sends_as_text() -> None:
     assert read(b"\x1b[<0;120;30M\x1b[A") == "\x1b[<0;120;30M\x1b[A"
     assert read("dé漢".encode()[:2], "dé漢".encode()[2:]) == "dé漢"
     assert read(b"caf\xe9 \xff\xc3") == "caf "
-    assert read(b"\x1b[200~one \x1b[Mabc two\x1b[201~" + report + b"!") == "\x1b[200~one \x1b[Mabc two\x1b[201~!"
-    assert read(b"\x1b[200~half \x1b[M", b"abc\x1b[201~") == "\x1b[200~half \x1b[Mabc\x1b[201~"
+    assert read(b"\x1b[200~one \x1b[Mabc two\x1b[201~" + report + b"!") == "<one \x1b[Mabc two>!"
+    assert read(b"\x1b[200~half \x1b[M", b"abc\x1b[201~") == "<half \x1b[Mabc>"
+    whole = b"a\x1b[200~b\x1b[31mc\rd\x1b\x1b[20\x1b[200~\x1b[201~e\x1b[200~f\xc3\xa9\x1b[201~"
+    for cut in range(len(whole)):
+        if (
+            whole[cut - 1 : cut] != b"\x1b" and whole[cut - 2 : cut] != b"\x1b["
+        ):  # a key of its own, where nothing follows
+            assert read(whole[:cut], whole[cut:]) == "a<b\x1b[31mc\rd\x1b\x1b[20\x1b[200~>e<fé>"
+    assert read(*(bytes([byte]) for byte in b"\x1b[2~")) == "\x1b[2~"
+
+
+def test_escape_sequences_in_what_is_pasted_are_text_and_no_keys(tmp_path: Path) -> None:
+    with opened(tmp_path, "pass") as terminal:
+        terminal.wait_for(READY)
+        terminal.send(b"3")
+        terminal.wait_for("nothing yet")
+        terminal.send(b"i")
+        terminal.wait_for("INSERT")
+        terminal.send(b"\x1b[200~red \x1b[31mbrick\rwall\x1b[200~ here\x1b[201~")
+        terminal.wait_for("here")
+        terminal.send(b"\x1b")
+        terminal.wait_for("NORMAL")
+        os.kill(terminal.pid, signal.SIGTERM)
+        assert terminal.end() == 143
+    assert kept(tmp_path) == ["red \x1b[31mbrick\nwall\x1b[200~ here"]

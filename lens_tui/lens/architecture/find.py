@@ -9,6 +9,7 @@ one's output makes the logits.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -21,9 +22,10 @@ import mlx.core as mx
 import numpy as np
 from mlx.nn.layers.base import Module
 
+from lens_tui.blas import free_memory
 from lens_tui.records import LensError
 
-from .taps import Argument, Call, first_of, install, named, replace_first, uninstall
+from .taps import Argument, Call, first_of, install, named, original_class, replace_first, uninstall
 
 PROBE_SHAPE = (2, 3)
 STUB_SHAPE = (1, 2)
@@ -297,6 +299,7 @@ class Decoder:
 
         A model whose layers share keys gets a cache for this one forward.
         """
+        self.check_room(*ids.shape)
         root: Any = self.root
         logits: mx.array = first_of(root(ids, cache=new_cache(self.root)) if self.shares_keys else root(ids))
         return logits
@@ -313,6 +316,35 @@ class Decoder:
         """How many positions a model with learnt ones (GPT-2's ``wpe``) has; ``None`` where there is no such table."""
         tables = [module for owner in self.owners if isinstance(module := getattr(owner, "wpe", None), Module)]
         return int(tables[0].weight.shape[0]) if tables else None
+
+    @cached_property
+    def heads(self) -> int:
+        """The most query heads that an attention says it has; 0 where none says so."""
+        modules = [module for block in self.layers for _, module in named(block)]
+        kinds = [(original_class(module).__name__.lower(), module) for module in modules]
+        return max(
+            (_heads_of(module) for name, module in kinds if "attention" in name and "linear" not in name), default=0
+        )
+
+    def check_room(self, rows: int, tokens: int, total: int | None = None) -> None:
+        """Raise :class:`LensError` if the attention of ``tokens`` that look at ``total`` ones does not fit into memory.
+
+        On a CPU MLX holds the scores of all heads of a layer at once, (rows, heads, tokens, total), and crashes where
+        there is no memory for them; a GPU's kernels hold a few blocks of them.
+        """
+        total = tokens if total is None else total
+        need = rows * self.heads * tokens * total * self.dtype.size
+        if need < _SMALL or mx.default_device().type != mx.DeviceType.cpu:
+            return
+        free = free_memory()
+        if need > free:
+            most = math.isqrt(free // max(1, rows * self.heads * self.dtype.size))
+            text = f"{tokens:,} tokens" if rows == 1 else f"{rows} texts of {tokens:,} tokens"
+            raise LensError(
+                f"One forward over {text} takes {need / 1e9:,.0f} GB for the attention scores of a layer, and"
+                f" {free / 1e9:,.0f} GB of memory are free.",
+                f"Give a shorter text: at most some {most:,} tokens fit.",
+            )
 
     def check_positions(self, count: int) -> None:
         """Raise :class:`LensError` if the model's table of positions is shorter: MLX would read beyond its end."""
@@ -345,6 +377,17 @@ class Decoder:
         """One layer or several, each counted from 0, in the order given. Raises ``LensError``."""
         several = isinstance(layers, Iterable) and not isinstance(layers, str)
         return [self.index(layer) for layer in (layers if several else [layers])]
+
+
+HEAD_COUNTS = ("n_heads", "q_num_heads", "num_heads", "num_attention_heads", "n_head", "n_q_heads")
+"""What attentions call the number of their query heads."""
+_SMALL = 1 << 30
+"""Bytes of scores for which nobody asks how much memory is free."""
+
+
+def _heads_of(attention: Any) -> int:
+    """How many query heads an attention says it has; 0 if it does not."""
+    return next((n for name in HEAD_COUNTS if isinstance(n := getattr(attention, name, None), int) and n > 0), 0)
 
 
 def find_decoder(model: Module, window: int | None = None) -> Decoder:

@@ -19,7 +19,7 @@ from ..tokens import EncodedPrompt, Tokens
 from .batch_rows import BatchModel, BatchStep, Row, RowLabels, RowPlan, Way, choose_all, way_of
 from .generation import DecodeOptions, RowDecoder, mlx_lm_generate
 from .prefill import Filler, PrefixCache
-from .sampling import SideBySide
+from .sampling import SideBySide, whole_number
 
 
 def check_reach(row: Row) -> None:
@@ -91,7 +91,7 @@ class BatchOptions:
 
     def __post_init__(self) -> None:
         for name in ("completion_batch_size", "prefill_batch_size", "prefill_step_size"):
-            if getattr(self, name) < 1:
+            if whole_number(getattr(self, name), name) < 1:
                 raise LensError(f"The option {name} cannot be {getattr(self, name)!r}.", "Give 1 or more.")
 
 

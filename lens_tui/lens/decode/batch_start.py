@@ -229,7 +229,7 @@ def start_batch(
         )
     if interventions is not None:
         entries = tuple(entries_of(interventions, registry))
-    common = _common(entries, sampling, options)
+    common = _common(entries, sampling, options, registry.decoder.vocab_size)
     known = {field.name for field in fields(BatchOptions)}
     batch_options = BatchOptions(**{name: options.pop(name) for name in known & set(options)})
     if options:
@@ -257,10 +257,10 @@ def _several(prompts: Prompts) -> Prompts:
     return listed
 
 
-def _common(entries: tuple[Entry, ...], sampling: Sampling | None, options: dict[str, Any]) -> Common:
+def _common(entries: tuple[Entry, ...], sampling: Sampling | None, options: dict[str, Any], vocab_size: int) -> Common:
     """Take what every prompt shares out of the options."""
     settings = settings_from(sampling, options)
-    processors = [*penalties_from(options), *(options.pop("logits_processors", None) or ())]
+    processors = [*penalties_from(options, vocab_size), *(options.pop("logits_processors", None) or ())]
     own = {name: options.pop(name) for name in ("raw", "top", "sampler") if name in options}
     return Common(entries, settings, processors=tuple(processors), **own)
 

@@ -19,7 +19,7 @@ from ..hooks.program import DoseMeter, Measured, has_effect
 from ..hooks.registry import CaptureResult, Plan, Registry, Run
 from ..tokens import Detokenizer, EncodedPrompt, Tokens
 from .prefill import Filler, PrefixCache, add_rows, can_fork, keep_rows, piece_of, prefill_rows, spread
-from .sampling import LogitsProcessor, Sampler, make_processors, make_sampler, penalties_from
+from .sampling import LogitsProcessor, Sampler, make_processors, make_sampler, penalties_from, whole_number
 
 Scales = tuple[tuple[tuple[str, float], ...], ...]
 """For each row, ``(id, scale)`` of its records."""
@@ -542,13 +542,18 @@ def row_decoder(
 
     extra = {name: options.pop(name) for name in OPTIONS if name in options}
     max_kv_size = options.pop("max_kv_size", None)
-    if penalties := penalties_from(options):
+    if penalties := penalties_from(options, registry.decoder.vocab_size):
         extra["logits_processors"] = [*penalties, *(extra.get("logits_processors") or ())]
     if options:
         raise LensError(f"There is no option {next(iter(options))!r}.", "See the docstring of LensModel.stream.")
     cache = prompt_cache if prompt_cache is not None else make_prompt_cache(registry.decoder.root, max_kv_size)
     n_prompt = registry.caches.check(cache, plan.fingerprint()) + len(prompt.ids)
     registry.decoder.check_positions(n_prompt + decode.sampling.max_tokens - 1)
+    for name in ("prefill_step_size", "kv_bits", "kv_group_size"):  # MLX takes others for shapes
+        if extra.get(name) is not None and whole_number(extra[name], name) < 1:
+            raise LensError(f"The option {name} cannot be {extra[name]!r}.", "Give 1 or more, or leave it out.")
+    piece = min(extra.get("prefill_step_size") or piece_of(registry, len(prompt.ids)), len(prompt.ids))
+    registry.decoder.check_room(n_rows, piece, n_prompt)
     meter = DoseMeter() if any(plan.rows) else None
     run = Run(registry, plan, n_prompt, prompt.spans, meter, captured_rows=n_rows if decode.kl else None)
     if prompt_cache is not None or extra.get("kv_bits") is not None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 import mlx.core as mx
 
 from lens_tui.records import LensError, Sampling
+from lens_tui.records.interventions import as_number
 from lens_tui.records.run import LIMITS
 
 Sampler = Callable[[mx.array], mx.array]
@@ -31,23 +33,43 @@ def settings_from(sampling: Sampling | None, options: dict[str, Any]) -> Samplin
 
 def check_sampling(sampling: Sampling) -> Sampling:
     """The settings, a single stop or a list of them as a tuple, or :class:`LensError` for the first that cannot be."""
-    sampling = replace(
-        sampling,
-        stop=_several(sampling.stop, str),
-        stop_ids=_several(sampling.stop_ids, int),
-        xtc_special_tokens=_several(sampling.xtc_special_tokens, int),
-    )
+    whole = {name: whole_number(getattr(sampling, name), name) for name in _WHOLE}
+    real = {name: as_number(getattr(sampling, name), f"The sampling option {name}") for name in _REAL}
+    lists = {name: _ids(getattr(sampling, name), name) for name in ("stop_ids", "xtc_special_tokens")}
+    sampling = replace(sampling, stop=_several(sampling.stop, str, "stop"), **whole, **real, **lists)  # type: ignore[arg-type]
     if not all(isinstance(text, str) and text for text in sampling.stop):
         raise LensError("A stop text is empty or not a text.", "Give texts of at least one character.")
     for name, (low, high) in LIMITS.items():
         if not low <= getattr(sampling, name) <= high:
             said = f"The sampling option {name} cannot be {getattr(sampling, name)!r}."
             raise LensError(said, f"It goes from {low:,} to {high:,}.")
+    if 0.0 < sampling.temp < 1e-30:  # logits over it are no float32
+        raise LensError(f"The sampling option temp cannot be {sampling.temp!r}.", "Give 0 for the likeliest token.")
     return sampling
 
 
-def _several(value: Any, kind: type) -> tuple[Any, ...]:
-    return (value,) if isinstance(value, kind) else tuple(value)
+_WHOLE = ("max_tokens", "top_k", "min_tokens_to_keep", "repetition_context_size", "seed")
+_REAL = ("temp", "top_p", "min_p", "xtc_probability", "xtc_threshold", "repetition_penalty")
+
+
+def whole_number(value: Any, name: str) -> int:
+    """A whole number as an int. Raises :class:`LensError`."""
+    try:
+        return operator.index(None if isinstance(value, bool) else value)  # type: ignore[arg-type]
+    except TypeError:
+        raise LensError(f"The sampling option {name} is {value!r}.", "Give a whole number.") from None
+
+
+def _several(value: Any, kind: type, name: str) -> tuple[Any, ...]:
+    if isinstance(value, kind):
+        return (value,)
+    if not isinstance(value, Iterable):
+        raise LensError(f"The sampling option {name} is {value!r}.", "Give one, or a list.")
+    return tuple(value)
+
+
+def _ids(value: Any, name: str) -> tuple[int, ...]:
+    return tuple(whole_number(item, name) for item in _several(value, int, name))
 
 
 class Seeded:
@@ -168,11 +190,40 @@ PENALTIES = (
 """Options of mlx-lm's ``make_logits_processors`` beside the repetition penalty."""
 
 
-def penalties_from(options: dict[str, Any]) -> list[LogitsProcessor]:
-    """mlx-lm's processors for the options named in :data:`PENALTIES`; takes those out."""
+def penalties_from(options: dict[str, Any], vocab_size: int) -> list[LogitsProcessor]:
+    """mlx-lm's processors for the options named in :data:`PENALTIES`; takes those out.
+
+    Raises :class:`LensError` for what is no number, and for ids outside the vocabulary: MLX would write beyond the
+    logits.
+    """
     from mlx_lm.sample_utils import make_logits_processors
 
-    return make_logits_processors(**{name: options.pop(name) for name in PENALTIES if name in options})
+    taken = {name: options.pop(name) for name in PENALTIES if name in options}
+    given = {name: value for name, value in taken.items() if value is not None}
+    for name, value in given.items():
+        if name == "logit_bias":
+            given[name] = _biases(value, vocab_size)
+        elif name.endswith("_context_size"):
+            given[name] = whole_number(value, name)
+            if given[name] < 1:
+                raise LensError(f"The sampling option {name} cannot be {value!r}.")
+        else:
+            given[name] = as_number(value, f"The sampling option {name}")
+    return make_logits_processors(**given)
+
+
+def _biases(value: Any, vocab_size: int) -> dict[int, float]:
+    if not isinstance(value, Mapping):
+        raise LensError(f"The sampling option logit_bias is {type(value).__name__}.", "Give token ids with numbers.")
+    never = float("-inf")  # what people write who want a token never
+    found = {
+        whole_number(token, "logit_bias"): never if bias == never else as_number(bias, "A number of logit_bias")
+        for token, bias in value.items()
+    }
+    for token in found:
+        if not 0 <= token < vocab_size:
+            raise LensError(f"There is no token {token} for logit_bias: the vocabulary has {vocab_size}.")
+    return found
 
 
 def make_processors(sampling: Sampling, given: Sequence[LogitsProcessor] | None) -> list[LogitsProcessor]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from lens_tui.records import Arm, ArmEnd, Intervention, LensError, Sampling
-from lens_tui.records.interventions import as_records
+from lens_tui.records.interventions import as_number, as_records
 from lens_tui.records.measures import Curve, DeltaLoss, DosePoint, DoseResponse, ReadBack
 
 from ..hooks.interventions import FeatureSource
@@ -131,8 +130,9 @@ def dose_response(
     ``distinct_2`` and ``read_back``, each with its knee and with the steps at which it turns back.
     """
     texts = FEW_TEXTS if texts is None else texts
-    ordered = sorted({float(scale) for scale in scales})
-    if not ordered or not all(math.isfinite(scale) for scale in ordered):
+    given = scales if isinstance(scales, Iterable) and not isinstance(scales, str) else [scales]
+    ordered = sorted({as_number(scale, "A scale of the dose-response") for scale in given})
+    if not ordered:
         raise LensError("A dose-response needs finite scales.", "Give at least one.")
     plans = [scaled(interventions, scale) for scale in ordered]
     generated = _generate(lens, prompt, plans, sampling, raw, options)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from lens_tui.records import FloatArray, Intervention, LensError
 from lens_tui.records.measures import AttentionPattern
 
+from ..architecture.find import HEAD_COUNTS
 from ..architecture.taps import Call, input_of, install, uninstall
 from ..forward import Core, one_text
 from ..hooks.registry import Holding, Plan, Run
@@ -31,7 +32,6 @@ from ..hooks.steering import entries_of
 
 VALUE_NAMES = ("v_norm", "v_proj", "wv", "c_v")
 FUSED_NAMES = ("qkv_proj", "c_attn", "query_key_value", "Wqkv", "wqkv", "W_pack", "attn_qkv_proj", "qkv")
-COUNT_NAMES = ("n_heads", "q_num_heads", "num_heads", "num_attention_heads", "n_head", "n_q_heads")
 LIMIT_BYTES = 1 << 31
 Columns = NDArray[np.int64]
 
@@ -97,7 +97,7 @@ def _probe(lens: Core, layer: int) -> _Probe:
     output = sites.point(layer, "attn_z")
     names = (*VALUE_NAMES, *FUSED_NAMES)
     values = [(name, module) for name in names if isinstance(module := _child(attention, name), Module)]
-    heads = next((n for name in COUNT_NAMES if isinstance(n := getattr(attention, name, None), int) and n > 0), 0)
+    heads = next((n for name in HEAD_COUNTS if isinstance(n := getattr(attention, name, None), int) and n > 0), 0)
     if not values or not heads or output.width % heads:
         what = "projection of values (they are compressed, or other layers')" if heads else "known number of heads"
         raise LensError(
