@@ -39,7 +39,7 @@ class _Verbs(TyperGroup):
         """Read the command line and do what it says."""
         given = list(sys.argv[1:] if args is None else args)
         try:
-            status = super().main(given, prog_name, complete_var, False, windows_expand_args, **extra)
+            status = super().main(given, prog_name, complete_var, False, windows_expand_args, obj=given, **extra)
         except _Refused as error:
             if not standalone_mode:
                 raise
@@ -112,6 +112,12 @@ def open_app(
 ) -> None:
     """Open the app, unless a verb follows."""
     if context.invoked_subcommand is not None:
+        for name, given in (("--demo", demo), ("--model", model), ("--theme", theme)):
+            if given:  # left unread, the verb would answer of another model
+                verb = context.invoked_subcommand
+                hint = f"Put it behind {verb!r}." if name == "--model" else "Leave it out."
+                message = f"{name} before a verb is for the app, and {verb!r} does not read it."
+                fail(message, hint, as_json="--json" in (context.obj or ()))
         asked_dequantize.set(dequantize)
         return
     start(demo=demo, model=model, theme=theme, dequantize=dequantize)

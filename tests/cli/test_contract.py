@@ -421,3 +421,10 @@ def test_numbers_that_are_none_are_one_sentence(work: dict[str, str], number: st
         assert done.exit_code == 2, (arguments, done.output)
         assert set(json.loads(done.stdout)) == {"error"}
         assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("given", [["--model", "other"], ["--demo"], ["--theme", "dark"]], ids=str)
+def test_an_option_of_the_app_before_a_verb_is_refused_for_the_verb_does_not_read_it(given: list[str]) -> None:
+    result = CliRunner().invoke(app, [*given, "loss", "some words", "--json"])
+    assert result.exit_code == 2
+    assert f"{given[0]} before a verb" in result.output

@@ -198,8 +198,7 @@ def test_escape_sequences_in_what_is_pasted_are_text_and_no_keys(tmp_path: Path)
         terminal.wait_for("INSERT")
         terminal.send(b"\x1b[200~red \x1b[31mbrick\rwall\x1b[200~ here\x1b[201~")
         terminal.wait_for("here")
-        terminal.send(b"\x1b")
-        terminal.wait_for("NORMAL")
+        terminal.wait(lambda: any("here" in path.read_text() for path in tmp_path.rglob("sessions/*.json")), "the file")
         os.kill(terminal.pid, signal.SIGTERM)
         assert terminal.end() == 143
     assert kept(tmp_path) == ["red \x1b[31mbrick\nwall\x1b[200~ here"]

@@ -14,6 +14,7 @@ from textual.widgets import Input
 from lens_tui.records.sanitise import sanitise_token, signs
 from lens_tui.tui.past_runs import as_data
 from lens_tui.tui.run_text import RunText
+from lens_tui.tui.screens import generate
 from lens_tui.tui.screens.form import Field, FormScreen
 from lens_tui.tui.screens.steer_forms import texts
 from lens_tui.tui.widgets.entry import Entry, lines_of
@@ -77,6 +78,23 @@ async def test_a_pasted_prompt_reaches_the_model_as_it_was() -> None:
         strips = app.screen._compositor.render_strips()
         for segment in (segment for strip in strips for segment in strip):
             assert sanitise_token(segment.text) == segment.text, repr(segment.text)
+
+
+async def test_a_prompt_that_is_being_written_outlives_what_else_changes_and_is_kept(monkeypatch: Any) -> None:
+    monkeypatch.setattr(generate, "KEEP_SECONDS", 0.02)
+    async with opened("generate") as (app, pilot):
+        await pilot.press("i", "x", "y")
+        app.store.update(written=())  # as the end of a run does
+        app.store.update(written=None)
+        await pilot.pause()
+        area = app.screen.query_one(PromptArea)
+        assert area.text == PROMPT + "xy"
+        await pilot.pause(0.1)
+        assert app.store.session.prompt == PROMPT + "xy"
+        assert area.has_focus
+        app.store.update(prompt="another")
+        await pilot.pause()
+        assert area.text == "another"
 
 
 @pytest.mark.parametrize("text", [TEXT, "a\r\nb\rc\nd\n", "\u2028", "", "\n", "a\x85b\x1cc"])

@@ -299,7 +299,6 @@ class Decoder:
 
         A model whose layers share keys gets a cache for this one forward.
         """
-        self.check_room(*ids.shape)
         root: Any = self.root
         logits: mx.array = first_of(root(ids, cache=new_cache(self.root)) if self.shares_keys else root(ids))
         return logits

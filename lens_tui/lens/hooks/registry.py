@@ -304,6 +304,7 @@ class Registry:
             LensError: For more positions than the model has, and for a site that it does not have.
         """
         self.decoder.check_positions(start + ids.shape[1])
+        self.decoder.check_room(ids.shape[0], ids.shape[1], start + ids.shape[1])
         keys = () if held else sorted(run.keys)
         self._need(keys)
         try:

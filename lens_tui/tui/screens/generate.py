@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from lens_tui.worker.events import Event
 
 
+KEEP_SECONDS = 0.5
+"""After so long without a key the prompt that is being written is the session's."""
 REST = 0.3
 """Seconds of rest after a change of scale before the run is made again."""
 EMPTY = "nothing yet"
@@ -51,6 +53,7 @@ class GenerateScreen(LensScreen):
         super().__init__()
         self.lanes = LaneRow(id="lanes")
         self.prompt: PromptArea | None = None
+        self._keeping: Timer | None = None
         self.run: RunText | None = None
         self.history: list[RunText] = []
         self._job: int | None = None
@@ -93,7 +96,7 @@ class GenerateScreen(LensScreen):
 
     def session_changed(self, old: Session, new: Session) -> None:
         """Prompt, settings and lanes follow the session; a change of scale reaches what is running."""
-        if self.prompt is not None:
+        if self.prompt is not None and old.prompt != new.prompt:  # else what is being written would go
             self.prompt.show(new.prompt)
         if old.model != new.model and self.run is not None and old.model is not None:
             self._show_run(None)
@@ -230,6 +233,16 @@ class GenerateScreen(LensScreen):
         self.lens.store.update(prompt=event.prompt)
         self.lanes.focus_lane()
         self.lens.action_run()
+
+    def on_text_area_changed(self) -> None:
+        """The prompt is being written: a short while after the last key it is the session's, and so on the disk."""
+        if self._keeping is not None:
+            self._keeping.stop()
+        self._keeping = self.set_timer(KEEP_SECONDS, self._keep_prompt)
+
+    def _keep_prompt(self) -> None:
+        if self.prompt is not None and self.is_running:
+            self.lens.store.update(prompt=self.prompt.text)
 
     def on_prompt_area_left(self, event: PromptArea.Left) -> None:
         """The prompt was left: it is the session's now."""
