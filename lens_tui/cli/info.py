@@ -22,7 +22,10 @@ verbs = typer.Typer()
 @verbs.command()
 @sentences
 def info(model: Model = "", json: Json = False) -> None:
-    """Say what is installed and which models there are, or what a model is."""
+    """Say what is installed and which models and SAEs there are.
+
+    With --model: what that model is.
+    """
     facts = _model_facts(model) if model else _machine_facts()
     if json:
         print_json(facts)

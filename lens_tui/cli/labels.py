@@ -87,7 +87,7 @@ def search(
     sae: SAEName = "",
     model: Model = "demo",
     every: Annotated[bool, typer.Option("--all", help="In the labels of every SAE.")] = False,
-    k: Annotated[int, typer.Option("--top-k", "-k", min=1)] = 20,
+    k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Labels to print.")] = 20,
     json: Json = False,
 ) -> None:
     """Find labels by words."""

@@ -48,16 +48,18 @@ Convention = Annotated[
 TextKey = Annotated[str, typer.Option(help="In JSONL, the key that holds the text.")]
 
 
-def within(name: str, says: str | None = None) -> Any:
+def within(name: str, says: str) -> Any:
     """An option of this sampling setting, refused outside its limits."""
     low, high = LIMITS[name]
     return typer.Option(min=low, max=high, help=says)
 
 
 Temp = Annotated[float, within("temp", "Temperature; 0 is greedy.")]
-TopP = Annotated[float, within("top_p")]
-MinP = Annotated[float, within("min_p")]
-TopK = Annotated[int, within("top_k")]
+TopP = Annotated[float, within("top_p", "Sample among the likeliest tokens of this probability together; 0: off.")]
+MinP = Annotated[
+    float, within("min_p", "Sample among tokens of this share of the likeliest one's probability; 0: off.")
+]
+TopK = Annotated[int, within("top_k", "Sample among so many of the likeliest tokens; 0: all.")]
 
 _WORDS = rf"(?::(?:{'|'.join([mode.id for mode in MODES] + list(POSITIONS))})\b)*"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"

@@ -70,6 +70,14 @@ def test_every_verb_is_walked() -> None:
     assert set(verbs()) == set(VERBS)
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_argument_and_option_is_explained(verb: str) -> None:
+    command: Any = typer.main.get_command(app)
+    for word in verb.split():
+        command = command.commands[word]
+    assert [option.name for option in command.params if not option.help] == []
+
+
 @pytest.mark.parametrize("group", [[], ["vector"], ["labels"]])
 def test_no_line_of_the_help_is_cut(group: list[str]) -> None:
     done = CliRunner().invoke(app, [*group, "--help"], env={"COLUMNS": "80"})
