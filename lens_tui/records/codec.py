@@ -127,7 +127,7 @@ def _value(hint: Any, value: Any, kind: type, name: str) -> Any:
     if hint is FloatArray:
         return _array(value, f"{kind.__name__}.{name}")
     if is_dataclass(hint):
-        if not isinstance(value, Mapping | list):
+        if not isinstance(value, Mapping | list if hint in _ROWS else Mapping):
             raise Mismatch(kind, name, value, "an object with named values")
         return _record(hint, value, f"{kind.__name__}.{name}")
     origin, inner = get_origin(hint), get_args(hint)
