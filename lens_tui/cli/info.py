@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from lens_tui import demo
+from lens_tui import __version__, demo
 
 from .output import print_json, say, sentences
 from .sources import Json, Model, open_model
@@ -66,6 +66,8 @@ def _machine_facts() -> dict[str, Any]:
 
 
 def _version(name: str) -> str:
+    if name == "mlx-lens-tui":
+        return __version__
     try:
         return version(name)
     except PackageNotFoundError:

@@ -237,7 +237,7 @@ def forward_rows(
         recorders: What reads tensors on the way.
         spans: The chat roles that all rows share.
         meter: What measures the dose; one is made where there is none.
-        resume: Where the forward goes on from what is known already.
+        resume: Where the forward continues from what is known already.
 
     Raises:
         LensError: For interventions that had to move a row and did not.

@@ -1,6 +1,6 @@
 """How activations get from a model to what learns from them or indexes them.
 
-``lens`` makes them, ``sae`` uses them and neither knows the other: they meet in
+``lens`` makes them, ``sae`` uses them and neither knows the other: what they share is in
 these protocols. Arrays are whatever the maker uses (MLX, or NumPy in a test);
 nothing here looks into them.
 """

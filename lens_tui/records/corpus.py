@@ -222,7 +222,7 @@ def read_pairs(path: Path | str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     ``negative``, or those of Anthropic's model-written evaluations and of CAA: ``question``,
     ``answer_matching_behavior`` and ``answer_not_matching_behavior``, where each text is the question with one answer.
     Any other file has a pair on each line, the two texts separated by a tab. Raises :class:`LensError` with the
-    number of the pair that is none.
+    number of the pair that is wrong.
     """
     file = Path(path).expanduser()
     name = one_line(file.name, 80)

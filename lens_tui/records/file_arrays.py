@@ -38,7 +38,7 @@ Index = slice | NDArray[Any]
 class OpenFile:
     """A file with arrays in it, read by place from any thread.
 
-    It is kept open, and read on if another is put in its place; without ``keep`` it is opened for every read, for
+    It is kept open, and still read if another file takes its place; without ``keep`` it is opened for every read, for
     readers of many files, and has to be the same then. Raises ``LensError`` for what is not a regular file, and from
     :meth:`read` if the file has been changed.
     """

@@ -344,7 +344,7 @@ class Weights:
     w_skip: Stored | None = None
 
     def __post_init__(self) -> None:
-        """Raise ``LensError`` for matrices that are none."""
+        """Raise ``LensError`` for tensors that are not matrices."""
         for name, tensor in (("w_enc", self.w_enc), ("w_dec", self.w_dec)):
             if len(tensor.shape) != 2 or min(tensor.shape) < 1:
                 raise LensError(f"The tensor {tensor.name} has shape {tensor.shape}; {name} is a matrix.", _HINT)

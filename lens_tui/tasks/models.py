@@ -1,4 +1,4 @@
-"""Models and SAEs at hand: what their folders say of themselves, read without MLX, and what was used lately."""
+"""Models and SAEs on this machine: what their folders say of themselves, read without MLX, and what was used lately."""
 
 from __future__ import annotations
 

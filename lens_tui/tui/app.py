@@ -192,7 +192,7 @@ class LensApp(LensHost, inherit_bindings=False):
 
     @property
     def goes_on(self) -> bool:
-        """Whether the session goes on after a defect. A test without a terminal is to see it."""
+        """Whether the session continues after a defect. A test without a terminal should see it instead."""
         return not self.is_headless
 
     def _start_widget(self, parent: Widget, widget: Widget) -> None:
@@ -301,7 +301,7 @@ class LensApp(LensHost, inherit_bindings=False):
 
     def action_suspend(self) -> None:
         """Stop here and give the terminal to the shell; ``fg`` comes back."""
-        # Not Textual's own ``suspend``, which would start the driver twice when the process goes on.
+        # Not Textual's own ``suspend``, which would start the driver twice when the process continues.
         suspend = getattr(self._driver, "suspend", None)
         if suspend is None or not suspend():
             self.say("There is no shell here to go back to.")
@@ -440,7 +440,7 @@ class LensApp(LensHost, inherit_bindings=False):
             self.activity = activity
 
     def remark(self, text: str) -> None:
-        """What the status row says once the work at hand is done."""
+        """What the status row says once the current work is done."""
         self._remark = text
 
     def tell(self, text: str) -> None:

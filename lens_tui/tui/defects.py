@@ -1,4 +1,4 @@
-"""What the app does about faults of its own: one is logged and shown, and the session goes on.
+"""What the app does about faults of its own: one is logged and shown, and the session continues.
 
 Textual ends an app with the first exception that leaves a handler. Here the
 handlers of every widget and screen, timers and callbacks are stood around, so
@@ -38,7 +38,7 @@ WITHIN = 10.0
 class Defects:
     """Stands around the handlers of one app. Nothing is survived before :meth:`begin`.
 
-    Once the app is told to end it ends, and what fails on the way is for the log alone.
+    Once the app is asked to end it ends, and what fails on the way is for the log alone.
     """
 
     def __init__(self, app: LensHost) -> None:
@@ -48,7 +48,7 @@ class Defects:
         self._when: deque[float] = deque(maxlen=MOST)
 
     def begin(self) -> None:
-        """From now on the app goes on after a defect: its loop runs and there is something to look at."""
+        """From now on the app continues after a defect: its loop runs and there is something to look at."""
         self._begun = True
 
     def watch(self, pump: MessagePump) -> None:
@@ -61,7 +61,7 @@ class Defects:
         pump._dispatch_message = guarded  # type: ignore[method-assign]
 
     async def around(self, dispatch: Callable[[Message], Awaitable[Any]], message: Message) -> None:
-        """Have a message handled; what fails in it is dealt with here, or raised if the app cannot go on."""
+        """Have a message handled; what fails in it is dealt with here, or raised if the app cannot continue."""
         try:
             await dispatch(message)
         except Exception as error:
@@ -69,7 +69,7 @@ class Defects:
                 raise
 
     def survived(self, error: Exception) -> bool:
-        """Log and show a defect, each once; false if the app cannot go on after it."""
+        """Log and show a defect, each once; false if the app cannot continue after it."""
         app = self._app
         if self._begun and app._exit:
             _log.error("a defect while the app ended", exc_info=error)

@@ -3,7 +3,7 @@
 Textual's driver joins its input thread when an app ends, and that thread looks
 up only every tenth of a second, twice: 0.1 to 0.2 s after the last key for
 nothing. It ends the app when a terminal sends bytes that are no UTF-8, spins
-when the terminal is gone, and starts twice when a stopped process goes on.
+when the terminal is gone, and starts twice when a stopped process continues.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class TerminalText:
     """What a terminal sends as text: bytes that are no UTF-8 are dropped, and so are mouse reports of 1985.
 
     Those (``ESC [ M`` and three bytes, X10) come from terminals that know no newer form; past column 95 their bytes
-    are no text. What is pasted keeps all but bytes that are no UTF-8, and comes as one piece: Textual's parser would
+    are not text. What is pasted keeps all but bytes that are not UTF-8, and comes as one piece: Textual's parser would
     take the escape sequences in it for keys, and let them do what the keys do.
     """
 
@@ -195,7 +195,7 @@ def leaving_driver(base: type[Driver]) -> type[Driver]:
             guard.tell(False)
 
         def disable_input(self) -> None:
-            """Stop reading keys. Waits for the input thread only where the app goes on."""
+            """Stop reading keys. Waits for the input thread only if the app continues."""
             thread = self._key_thread
             if not self._app._exit or thread is None:
                 super().disable_input()
@@ -230,7 +230,7 @@ def leaving_driver(base: type[Driver]) -> type[Driver]:
             self._loop.call_soon_threadsafe(self.suspend)
 
         def _sigcont_application(self, *_: object) -> None:
-            # Our own stop goes on by itself; after any other the shell may have changed the terminal.
+            # Our own stop continues by itself; after any other the shell may have changed the terminal.
             self._went_on = True
             if not self._stopping:
                 self._loop.call_soon_threadsafe(self._again)
@@ -256,7 +256,7 @@ def leaving_driver(base: type[Driver]) -> type[Driver]:
             signal.signal(signal.SIGTSTP, signal.SIG_IGN)
             os.killpg(os.getpgrp(), signal.SIGTSTP)
             signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-            signal.pthread_kill(threading.get_ident(), signal.SIGTSTP)  # returns when the job goes on
+            signal.pthread_kill(threading.get_ident(), signal.SIGTSTP)  # returns when the job continues
             signal.signal(signal.SIGTSTP, self._sigtstp_application)
             for _ in range(20):  # another thread may have got the news first
                 if self._went_on:
@@ -266,7 +266,7 @@ def leaving_driver(base: type[Driver]) -> type[Driver]:
             return self._went_on
 
         def _again(self) -> None:
-            """Another's stop is over: what the terminal was told is told again."""
+            """Someone else's stop is over: set the terminal up again."""
             if self._writer_thread is None or self._app._exit or not self._in_front():
                 return
             self.suspend_application_mode()
@@ -325,7 +325,7 @@ def leaving_driver(base: type[Driver]) -> type[Driver]:
             return data
 
         def _heard(self, parser: XTermParser, text: str) -> XTermParser:
-            """Hand on what ``text`` says; returns the parser to go on with."""
+            """Hand on what ``text`` says; returns the parser to continue with."""
             try:
                 for event in parser.feed(text) if text else ():
                     self.process_message(event)

@@ -33,7 +33,7 @@ class Catalog(Protocol):
     """Lists and checks; each call may take a while and is made off the screen's thread."""
 
     def models(self) -> Sequence[ModelEntry]:
-        """Models at hand."""
+        """Models that can be loaded."""
 
     def saes(self, model: str) -> Sequence[SAEEntry]:
         """SAEs available for a model, by its id."""

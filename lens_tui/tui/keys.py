@@ -27,7 +27,7 @@ SCREENS: tuple[tuple[str, str], ...] = (
 """The screens in their order: mode name and title. Their digits are 1 to 5."""
 
 PANES: tuple[str, ...] = ("dose",)
-"""Scopes of one pane of a screen: while it has the focus, its keys go before the screen's."""
+"""Scopes of one pane of a screen: while it has the focus, its keys win over the screen's."""
 
 GROUPS = ("Everywhere", "Move", "Load", "Steer", "Generate", "Features", "Lens")
 
@@ -295,7 +295,7 @@ def _closest(name: str) -> str:
 def clashes(user: Mapping[str, str] | None = None) -> list[tuple[str, str, str]]:
     """Pairs of ids that share a key where both are live: ``(first id, second id, key)``.
 
-    Live together are ``app``, ``move`` and one screen, or one pane, which goes before its screen.
+    Live together are ``app``, ``move`` and one screen, or one pane, whose keys win over its screen's.
     """
     user = user or {}
     found: list[tuple[str, str, str]] = []

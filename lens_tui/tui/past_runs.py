@@ -322,7 +322,7 @@ class _Command:
 def as_command(run: RunText, saes: Sequence[SAEInfo] = (), keep: Callable[[SteeringVector], Path] | None = None) -> str:
     """The ``mlx-lens-tui compare`` command that makes the run again.
 
-    ``saes`` are those at hand, by whose id a feature's is known. A vector that the command line has no words for (of
+    ``saes`` are those available, by whose id a feature's is known. A vector that the command line has no words for (of
     texts, of tokens, of arithmetic, of a second SAE) is named by its file: the one it was read from, or the one that
     ``keep`` writes. What is left then is named in a comment at the end.
     """
@@ -339,7 +339,7 @@ def as_command(run: RunText, saes: Sequence[SAEInfo] = (), keep: Callable[[Steer
 
 
 def sae_words(sae: SAEInfo) -> str:
-    """How the command line finds an SAE: its bundled name or its path, and the place it reads where it was told."""
+    """How the command line finds an SAE: its bundled name or its path, and the place it reads if that was given."""
     path = Path(sae.path)
     bundled = next((name for name, place in demo.sae_paths().items() if place == path), None)
     given = "given by the caller" in (sae.provenance.get("layer"), sae.provenance.get("site"))

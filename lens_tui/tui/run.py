@@ -31,7 +31,7 @@ MAX_STDERR = 1 << 20
 ENDINGS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGINT)
 """What ends the app from outside, the session kept; the exit status is 128 and the signal's number."""
 END_PATIENCE = 5.0
-"""Seconds that an app that is told to end may take; after them the process ends without it."""
+"""Seconds that an app that was asked to end may take; after them the process ends without it."""
 
 
 def run(

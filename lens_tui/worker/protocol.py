@@ -54,7 +54,7 @@ class WorkerLike(Protocol):
     def close(self, timeout: float = 0.15) -> bool:
         """Stop everything and end. True if the thread ended within ``timeout`` seconds.
 
-        False is no harm: the process can exit regardless.
+        False does no harm: the process can exit regardless.
         """
 
 

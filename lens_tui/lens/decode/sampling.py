@@ -43,7 +43,7 @@ def check_sampling(sampling: Sampling) -> Sampling:
         if not low <= getattr(sampling, name) <= high:
             said = f"The sampling option {name} cannot be {getattr(sampling, name)!r}."
             raise LensError(said, f"It goes from {low:,} to {high:,}.")
-    if 0.0 < sampling.temp < 1e-30:  # logits over it are no float32
+    if 0.0 < sampling.temp < 1e-30:  # logits divided by it do not fit float32
         raise LensError(f"The sampling option temp cannot be {sampling.temp!r}.", "Give 0 for the likeliest token.")
     return sampling
 
@@ -193,7 +193,7 @@ PENALTIES = (
 def penalties_from(options: dict[str, Any], vocab_size: int) -> list[LogitsProcessor]:
     """mlx-lm's processors for the options named in :data:`PENALTIES`; takes those out.
 
-    Raises :class:`LensError` for what is no number, and for ids outside the vocabulary: MLX would write beyond the
+    Raises :class:`LensError` for what is not a number, and for ids outside the vocabulary: MLX would write beyond the
     logits.
     """
     from mlx_lm.sample_utils import make_logits_processors

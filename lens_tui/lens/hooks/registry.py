@@ -420,7 +420,7 @@ class Registry:
         for recorder in forward.recorders:
             if key in recorder.places:
                 seen = h if run.captured_rows is None else h[: run.captured_rows]
-                recorder.record(key, seen.astype(h.dtype))  # an alias: models may go on to change h in place
+                recorder.record(key, seen.astype(h.dtype))  # an alias: models may change h in place afterwards
         return h
 
 

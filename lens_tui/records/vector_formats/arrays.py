@@ -1,7 +1,7 @@
 """NumPy's and torch's files, without pickle: ``.npy`` of one array, ``.npz`` and ``.pt`` of one a layer or a name.
 
 The names of an ``.npz`` end in the layer's number (``12``, ``layer_12``, ``direction.12``); an array of another
-name takes the layer that is asked for. What the axes of an array are is told in ``common``.
+name takes the layer that is asked for. What the axes of an array are is found in ``common``.
 """
 
 from __future__ import annotations

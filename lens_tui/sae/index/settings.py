@@ -162,7 +162,7 @@ def inside(folder: Path, name: str) -> Path:
         path = folder / name
         if path.resolve().is_relative_to(folder.resolve()):
             return path
-    except (OSError, ValueError, RuntimeError):  # a name that is none, links in a circle
+    except (OSError, ValueError, RuntimeError):  # an impossible name, links in a circle
         pass
     raise LensError(f"The manifest of {called(folder)} names a file outside it.", "Do not use it.")
 

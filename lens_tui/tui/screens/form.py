@@ -123,7 +123,7 @@ def whole(low: int, high: int | None = None) -> Check:
 
 
 def number(low: float | None = None, high: float | None = None) -> Check:
-    """A check for finite numbers, bounded on either side if told so."""
+    """A check for finite numbers, bounded on either side if asked."""
 
     def check(text: str) -> str:
         try:

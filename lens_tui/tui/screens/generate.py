@@ -75,7 +75,7 @@ class GenerateScreen(LensScreen):
         self.lens.after_first_frame(self._mount_prompt)
 
     def _mount_prompt(self) -> None:
-        """A text area is the dearest widget there is, and until something is written in it, it is blank."""
+        """A text area is the most expensive widget to build, and blank until something is written in it."""
         from lens_tui.tui.widgets.prompt_area import PromptArea
 
         self.prompt = PromptArea(id="prompt")
@@ -172,7 +172,7 @@ class GenerateScreen(LensScreen):
         self.start_run()
 
     def start_run(self) -> None:
-        """Run the session: every arm anew. A run that is going is stopped."""
+        """Run the session: every arm from the start. A run in progress is stopped."""
         if self._rest is not None:
             self._rest.stop()
             self._rest = None

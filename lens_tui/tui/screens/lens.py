@@ -114,7 +114,7 @@ class ReadoutScreen(LensScreen):
             if first:
                 self.grid.move_to(len(event.lens.layers) - 1, len(event.lens.token_ids) - 1)
         elif isinstance(event, JobFailed):
-            # A token that is none is put right by typing another: the text is read as before.
+            # A wrong token is corrected by typing another: the text is read as before.
             self.target, self._asked = "", None
         return None
 

@@ -70,7 +70,7 @@ class Entry(Input):
         left_out = len(lines) - 1 if self._between is None else 0
         lines = lines[: len(lines) - left_out]
         sign = (self._between or "").strip()
-        if sign and len(lines) > 1:  # the lines' own separators are no separators
+        if sign and len(lines) > 1:  # separators inside the lines do not count
             lines = [line.replace(sign, f"\\{sign}") for line in lines]
         self._put((self._between or "").join(lines))
         if left_out:

@@ -47,7 +47,7 @@ class SeriesStrip(Widget):
     def configure(self, label: str, level: Level, empty: str = "", short: str = "") -> None:
         """Start over: what the series is called, how a value becomes a level, what to say while there is none.
 
-        ``short`` is said where ``empty`` does not fit.
+        ``short`` is shown where ``empty`` does not fit.
         """
         self._label, self._level, self._empty, self._short = label, level, empty, short
         self._values, self._mean = [], ""

@@ -100,7 +100,7 @@ class RowList(ScrollView, Generic[Row], can_focus=True):
         return self._rows[self.cursor] if 0 <= self.cursor < len(self._rows) else None
 
     def show(self, rows: Sequence[Row], cursor: int | None = None) -> None:
-        """Show these rows; the cursor stays where it is unless told, and within them."""
+        """Show these rows; the cursor stays where it is unless moved, and within them."""
         self._rows = rows
         target = max(0, min(self.cursor if cursor is None else cursor, len(rows) - 1))
         self.virtual_size = Size(0, max(1, len(rows)) * self.row_height)

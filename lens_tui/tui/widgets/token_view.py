@@ -104,7 +104,7 @@ class TokenView(ScrollView, can_focus=True):
         self._refresh_text_lines(dirty, len(self._layout_of.lines))
 
     def set_levels(self, levels: Sequence[int]) -> None:
-        """Shade the tokens anew."""
+        """Shade the tokens again."""
         self._levels = _padded(levels, len(self._tokens))
         self._repaint()
 
