@@ -123,10 +123,18 @@ def check_moved(
 def run_forward(
     registry: Registry, ids: mx.array, cache: list[Any] | None = None, *, n_prompt: int | None = None
 ) -> mx.array:
-    """Logits of ids (batch, tokens), under the calling context's plan; the prompt ends behind ``n_prompt`` tokens,
-    by default behind all of them.
+    """Logits of token ids under the calling context's plan.
 
     The first forward under an intervention measures that it moves something.
+
+    Args:
+        registry: What is hooked.
+        ids: ``(batch, tokens)``.
+        cache: mlx-lm's prompt cache, filled under the same interventions.
+        n_prompt: Where the prompt ends, by default at the end.
+
+    Returns:
+        ``(batch, tokens, vocabulary)``, lazy.
     """
     entries, recorders = registry.ambient()
     plan = Plan((entries,), recorders)
@@ -143,7 +151,17 @@ def run_forward(
 
 
 def read_site(registry: Registry, ids: mx.array, key: Key, *, steered: bool) -> mx.array:
-    """The tensor at one site, (batch, tokens, width), evaluated; nothing behind it is computed."""
+    """The tensor at one site, evaluated; nothing behind it is computed.
+
+    Args:
+        registry: What is hooked.
+        ids: ``(batch, tokens)``.
+        key: The layer and site.
+        steered: Under what holds in the calling context, or of the plain model.
+
+    Returns:
+        ``(batch, tokens, width)``.
+    """
     entries = registry.ambient()[0] if steered else ()
     result = CaptureResult(registry, (key,), by_site=True)
     registry.forward(Run(registry, Plan((entries,), (result,)), ids.shape[1]), ids)
@@ -181,9 +199,18 @@ def pack(
 ) -> list[list[int]]:
     """Places in batches, each of similar lengths, so that all the forwards together cost least.
 
-    Place ``i`` stands for ``rows[i]`` rows of ``lengths[i]`` tokens. A batch costs ``overhead`` and all its rows at
-    the length of its longest one; it has at most ``most_rows`` rows and ``most_tokens`` tokens, padding included,
-    unless a single place has more. The best cut of the places in order of length is found by dynamic programming.
+    A batch costs ``overhead`` and all its rows at the length of its longest one. The best cut of the places in order
+    of length is found by dynamic programming.
+
+    Args:
+        lengths: Tokens of a row at each place.
+        rows: How many rows each place stands for.
+        most_rows: Rows of a batch, at most, unless a single place has more.
+        most_tokens: Tokens of a batch, padding included, at most, unless a single place has more.
+        overhead: What a batch costs beside its tokens, in tokens; by default that of the device.
+
+    Returns:
+        The places of each batch.
     """
     order = sorted(range(len(lengths)), key=lambda at: (lengths[at], at))
     fixed = OVERHEAD["gpu" if mx.default_device().type == mx.gpu else "cpu"] if overhead is None else overhead
@@ -303,10 +330,17 @@ def one_text(lens: Core, tokens: Any) -> tuple[int, ...]:
 def read_sites(
     lens: Core, ids: Sequence[int], keys: Sequence[Key], interventions: Sequence[Intervention] | None
 ) -> dict[Key, mx.array]:
-    """The tensors ``(tokens, width)`` at sites of one text, evaluated, after all interventions there.
+    """The tensors at sites of one text, evaluated, after all interventions there.
 
-    ``interventions`` replace those of the blocks around the call, which hold if it is ``None``. That they move
-    something is measured.
+    Args:
+        lens: The model.
+        ids: The text's token ids.
+        keys: Layers and sites.
+        interventions: Replace those of the blocks around the call, which hold if it is ``None``. That they move
+            something is measured.
+
+    Returns:
+        ``(tokens, width)`` by layer and site.
     """
     registry = lens.registry
     entries = registry.ambient()[0]

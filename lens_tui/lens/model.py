@@ -80,9 +80,18 @@ class LensModel:
         use_engine: Engine | bool = False,
         window: int | None = None,
     ) -> LensModel:
-        """Wrap an mlx-lm model that is in memory. Without a tokenizer, prompts are token ids.
+        """Wrap an mlx-lm model that is in memory.
 
-        Texts longer than ``window`` are refused: where mlx-lm computes such a model right up to there only.
+        Args:
+            model: The model, as ``mlx_lm.load`` gives it.
+            tokenizer: mlx-lm's tokenizer; without one, prompts are token ids.
+            name: What the model is called in records; by default its architecture.
+            path: Where it was read from, for the record.
+            use_engine: Who schedules batches, as for the class.
+            window: Texts of more tokens are refused: where mlx-lm computes the model right up to there only.
+
+        Raises:
+            LensError: For a model whose decoder blocks cannot be proved, or that MLX cannot compute on this device.
         """
         self = cls.__new__(cls)
         self.engine = check_engine(use_engine)
@@ -172,11 +181,22 @@ class LensModel:
     ) -> Steering:
         """Steer inside a ``with`` block: add ``scale * vector`` at a site, by default the output of a layer.
 
-        ``vector`` has shape ``(d_model,)`` exactly: a list, numpy or MLX array,
-        whose own length counts, or a :class:`SteeringVector`, which is a unit
-        direction. ``mode`` ``"norm_match"`` multiplies by each token's own norm.
-        ``layer`` may be negative. ``precision`` ``"float32"`` keeps the stream in
-        float32 from there on. Raises :class:`LensError` for anything that cannot be.
+        Args:
+            layer: Counted from 0; negative numbers count from the end.
+            vector: ``(d_model,)`` exactly: a list, numpy or MLX array, whose own length counts, or a
+                :class:`SteeringVector`, which is a unit direction.
+            scale: How much of it; with ``norm_match`` a share of each token's own norm.
+            site: One of ``sites(layer)``.
+            positions: Which tokens; :class:`Positions`, the name of a kind, a number or a list.
+            mode: ``"add"``, or ``"norm_match"``, which multiplies by each token's own norm.
+            precision: ``"float32"`` keeps the stream in float32 from there on.
+            id: A name for it, which errors and records say.
+
+        Returns:
+            The block, which also changes what it steers by while it holds.
+
+        Raises:
+            LensError: For anything that cannot be.
         """
         where = self._decoder.index(layer)
         width = self._registry.sites.point(where, site).width
@@ -242,10 +262,20 @@ class LensModel:
     # -- reading ---------------------------------------------------------------
 
     def residuals(self, tokens: Any, layer: int, *, site: str = "resid_post", steered: bool = False) -> mx.array:
-        """The activations ``(tokens, width)`` of one text or its token ids at a site, evaluated.
+        """The activations of one text at a site, evaluated; nothing behind the layer is computed.
 
-        Unsteered, whatever blocks are around the call, unless ``steered``. Nothing
-        behind the layer is computed.
+        Args:
+            tokens: A text, or its token ids.
+            layer: Counted from 0; negative numbers count from the end.
+            site: One of ``sites(layer)``.
+            steered: Under the blocks around the call; by default of the plain model, whatever they are.
+
+        Returns:
+            ``(tokens, width)`` in the model's dtype.
+
+        Raises:
+            LensError: For several texts, and for a layer or site that the model does not have.
+            NotFinite: With the layer from which on the residual is not finite.
         """
         ids = self.ids(tokens)
         if ids.shape[0] != 1:
@@ -308,17 +338,25 @@ class LensModel:
         prompt_cache: list[Any] | None = None,
         **options: Any,
     ) -> Generation:
-        """Generate token by token: an iterator of :class:`~lens_tui.records.Token`.
+        """Generate token by token.
 
-        ``prompt`` is a text (through the chat template if there is one, unless
-        ``raw``), chat messages or token ids. ``options`` are mlx-lm's sampling
-        options by name (``max_tokens``, ``temp`` or ``temperature``, ``top_p``,
-        ``min_p``, ``top_k``, ``seed``, the penalties and ``logit_bias``), ``stop`` (a text,
-        or several, that end it and are left out of it), ``stop_ids`` (token ids), ``sampler``,
-        ``logits_processors``, ``max_kv_size``, ``kv_bits``, ``prefill_step_size`` and
-        ``progress(done, total)``.
-        ``interventions`` replace those of the blocks around the call, which hold
-        otherwise. ``top`` asks for that many candidates a token.
+        Args:
+            prompt: A text (through the chat template if there is one, unless ``raw``), chat messages or token ids.
+            sampling: The settings; single ones among ``options`` go before its fields.
+            interventions: Replace those of the blocks around the call, which hold otherwise.
+            raw: Leave the chat template out.
+            top: Candidates that each token carries.
+            prompt_cache: One of mlx-lm's, to continue from; it is refused if it was filled under other interventions.
+            options: mlx-lm's sampling options by name (``max_tokens``, ``temp`` or ``temperature``, ``top_p``,
+                ``min_p``, ``top_k``, ``seed``, the penalties and ``logit_bias``), ``stop`` (a text, or several, that
+                end it and are left out of it), ``stop_ids`` (token ids), ``sampler``, ``logits_processors``,
+                ``max_kv_size``, ``kv_bits``, ``prefill_step_size`` and ``progress(done, total)``.
+
+        Returns:
+            An iterator of :class:`~lens_tui.records.Token`; nothing is computed before the first one is asked for.
+
+        Raises:
+            LensError: For an option that does not exist, and for more tokens than the model has positions.
         """
         settings = settings_from(sampling, options)
         encoded = self.tokens.prompt(prompt, raw=raw)
@@ -356,19 +394,29 @@ class LensModel:
         kl: bool = True,
         **options: Any,
     ) -> Comparison:
-        """Generate every arm in lock step, one batch row each: an iterator of tokens and arm ends.
+        """Generate every arm in lock step, one batch row each.
 
-        The first arm without interventions is the baseline; if there is none, one
-        is put in front. All arms see the same prompt and draw from the same random
-        numbers. In a float32 model each greedy row equals what its arm gives alone;
-        in lower precision a batch may round differently from a single row, which
-        can change a token where two are nearly tied. ``options`` are those of
-        :meth:`stream`; a stop ends the arm that reaches it, the others continue.
+        All arms see the same prompt and draw from the same random numbers. In a float32 model each greedy row equals
+        what its arm gives alone; in lower precision a batch may round differently from a single row, which can change
+        a token where two are nearly tied. A stop ends the arm that comes to it, the others continue.
 
-        ``kl``: each arm that something acts on has a companion row in the batch, the plain model fed the arm's own
-        tokens, so that a token says how far the two next-token distributions are apart *on the same text*
-        (``Token.kl``, ``reverse_kl``, ``plain_logprob``; what :func:`~lens_tui.divergence` gives for the arm's
-        tokens). ``False`` leaves companions out, and those are ``None``.
+        Args:
+            prompt: A text, chat messages or token ids.
+            arms: The first one without interventions is the baseline; if there is none, one is put in front.
+            sampling: The settings of all arms.
+            raw: Leave the chat template out.
+            top: Candidates that each token carries.
+            kl: Give each arm that something acts on a companion row, the plain model fed the arm's own tokens, so
+                that a token says how far the two next-token distributions are apart *on the same text* (``Token.kl``,
+                ``reverse_kl``, ``plain_logprob``; what ``divergence`` gives for the arm's tokens). Else those are
+                ``None``.
+            options: As of :meth:`stream`.
+
+        Returns:
+            An iterator of tokens, step by step, and of the arms' ends.
+
+        Raises:
+            LensError: Inside a ``steer`` block, and for what :meth:`stream` refuses.
         """
         if self._registry.ambient()[0]:
             raise LensError("compare was called inside a steer block.", "Give the steering as an arm instead.")
@@ -430,17 +478,26 @@ class LensModel:
         interventions: Sequence[Intervention] | None = None,
         **options: Any,
     ) -> BatchGeneration:
-        """Generate many prompts together by mlx-lm's continuous batching: an iterator of tokens and prompt ends.
+        """Generate many prompts together by mlx-lm's continuous batching.
 
-        Each prompt is a text, chat messages, token ids, or a
-        :class:`~lens_tui.records.Request` with interventions, sampling and stops of its
-        own; for the others those given here hold, and those of the ``steer`` blocks
-        around the call. ``options`` are mlx-lm's sampling options and the stops as for
-        :meth:`stream`, ``raw``, ``top``, ``sampler``, ``logits_processors``, ``completion_batch_size``,
-        ``prefill_batch_size``, ``prefill_step_size`` and ``max_kv_size``. A prompt's
-        result is what it gives alone, its seed included, in float32; in lower precision
-        a batch may round differently. Models that mlx-lm cannot batch rightly are run row
-        by row; that is found out by a tiny batch before the first one.
+        A prompt's result is what it gives alone, its seed included, in float32; in lower precision a batch may round
+        differently. Models that mlx-lm cannot batch rightly are run row by row; that is found out by a tiny batch
+        before the first one.
+
+        Args:
+            prompts: Texts, chat messages, token ids, or :class:`~lens_tui.records.Request` records with
+                interventions, sampling and stops of their own.
+            sampling: The settings of the prompts that have none.
+            interventions: Those of the prompts that have none; by default those of the blocks around the call.
+            options: mlx-lm's sampling options and the stops as for :meth:`stream`, ``raw``, ``top``, ``sampler``,
+                ``logits_processors``, ``completion_batch_size``, ``prefill_batch_size``, ``prefill_step_size`` and
+                ``max_kv_size``.
+
+        Returns:
+            An iterator of tokens and prompt ends, which prompts can join and leave.
+
+        Raises:
+            LensError: For no prompts, an option that does not exist, or inside a ``capture`` block.
         """
         return start_batch(
             self._registry,

@@ -165,8 +165,16 @@ def separation(positive: Array, negative: Array, midpoint: float = 0.0) -> Separ
 def cross_validated(method: str, positive: Array, negative: Array, folds: NDArray[np.int64]) -> Separation:
     """Separation of pairs by the directions that were fitted without them.
 
-    ``folds`` (pairs,) numbers the fold of each pair. Projections are on unit
-    directions, measured from the midpoint of the training means, so that folds can be pooled.
+    Projections are on unit directions, measured from the midpoint of the training means, so that folds can be pooled.
+
+    Args:
+        method: How a direction is fitted.
+        positive: ``(pairs, width)``.
+        negative: ``(pairs, width)``.
+        folds: ``(pairs,)``, the number of each pair's fold.
+
+    Raises:
+        LensError: Where the pairs that are left do not differ.
     """
     plus: list[Array] = []
     minus: list[Array] = []
@@ -262,15 +270,28 @@ def contrast(
 ) -> Contrast:
     """Steering vectors from pairs: ``positive[i]`` and ``negative[i]`` differ in what the vector is to say.
 
-    Prompts are texts (through the chat template unless ``raw``), chat messages or
-    token ids; ``over`` takes the last token's activation, or the mean over all but special ones.
-    ``layers`` is one layer, several, or ``None`` for all. Methods: ``mean_difference``
-    (ActAdd, Turner et al. 2023, 2308.10248; CAA, Panickssery et al. 2023, 2312.06681); ``pca_diff``, the first
-    principal component of the pairs' differences, centred, and ``pca_center``, of the
-    texts around their pair's middle, both with the sign that repeng gives them (Zou et al. 2023, 2310.01405);
-    ``logistic``, regression with an L2 penalty. ``norm`` is the length of the
-    mean difference, 1 for the others. Layers are ranked by the AUC and then d' of pairs held out in
-    ``folds``-fold cross-validation; the vectors themselves are made from all pairs.
+    Args:
+        lens: The model.
+        name: Of the vectors.
+        positive: Texts (through the chat template unless ``raw``), chat messages or token ids.
+        negative: As many.
+        layers: One layer, several, or ``None`` for all.
+        method: ``mean_difference`` (ActAdd, Turner et al. 2023, 2308.10248; CAA, Panickssery et al. 2023,
+            2312.06681); ``pca_diff``, the first principal component of the pairs' differences, centred, and
+            ``pca_center``, of the texts around their pair's middle, both with the sign that repeng gives them (Zou et
+            al. 2023, 2310.01405); ``logistic``, regression with an L2 penalty.
+        site: Where activations are read.
+        over: ``"last"``: the last token's activation; ``"all"``: the mean over all but special ones.
+        raw: Leave the chat template out.
+        folds: Of the cross-validation by which layers are ranked.
+        seed: Which pairs are in which fold.
+
+    Returns:
+        A vector for each layer, made from all pairs (``norm`` is the length of the mean difference, 1 for the other
+        methods), and the layers ranked by the AUC and then d' of held-out pairs.
+
+    Raises:
+        LensError: For unequal or too few pairs, and for pairs that do not differ.
     """
     _check(positive, negative, method)
     decoder = lens.registry.decoder
@@ -370,11 +391,24 @@ def mean_difference(
 ) -> SteeringVector:
     """Mean activation over ``positive`` minus mean over ``negative``, as a unit vector.
 
-    Each text counts once: the activation at its last token (``over="last"``), or
-    the mean over all its tokens but special ones. Difference of means is the
-    method of ActAdd (Turner et al. 2023, 2308.10248) and CAA (Panickssery et al.
-    2023, 2312.06681). ``norm`` of the result is the length of the difference:
-    steering by it moves one mean onto the other.
+    Each text counts once. Difference of means is the method of ActAdd (Turner et al. 2023, 2308.10248) and CAA
+    (Panickssery et al. 2023, 2312.06681).
+
+    Args:
+        lens: The model.
+        name: Of the vector.
+        positive: Texts, chat messages or token ids.
+        negative: The same, as many as there are.
+        layer: Counted from 0; negative numbers count from the end.
+        site: Where activations are read.
+        over: ``"last"``: the activation at a text's last token; ``"all"``: the mean over all but special ones.
+        raw: Leave the chat template out.
+
+    Returns:
+        The vector; its ``norm`` is the length of the difference: steering by it moves one mean onto the other.
+
+    Raises:
+        LensError: For no texts on one of the sides, and for means that are equal.
     """
     if not positive or not negative:
         raise LensError("A mean difference needs texts on both sides.", "Give at least one text to each.")
@@ -392,7 +426,15 @@ def mean_difference(
 
 
 def random_unit(lens: LensModel, name: str, layer: int, *, seed: int = 0, site: str = "resid_post") -> SteeringVector:
-    """A direction drawn uniformly from the sphere: the control that an effect is held against."""
+    """A direction drawn uniformly from the sphere: the control that an effect is held against.
+
+    Args:
+        lens: The model.
+        name: Of the vector.
+        layer: Counted from 0; negative numbers count from the end.
+        seed: Of the draw.
+        site: Whose width it has.
+    """
     where = lens.registry.decoder.index(layer)
     width = lens.registry.sites.point(where, site).width
     values = np.random.default_rng(seed).normal(size=width)
@@ -410,10 +452,19 @@ def from_array(
     origin: Origin | None = None,
     max_activation: float | None = None,
 ) -> SteeringVector:
-    """Numbers of shape ``(d_model,)``, checked and made unit; their length is kept as ``norm``.
+    """A vector from numbers, checked and made unit; their length is kept as ``norm``.
 
-    For a row of an SAE's decoder give ``Origin("feature", {"sae": ..., "feature": ...})`` and the
-    largest activation seen.
+    Args:
+        lens: The model.
+        name: Of the vector.
+        values: ``(width of the site,)``.
+        layer: Counted from 0; negative numbers count from the end.
+        site: Where it belongs.
+        origin: Where it is from: ``Origin("feature", {"sae": ..., "feature": ...})`` for a row of an SAE's decoder.
+        max_activation: For such a row, the largest activation seen.
+
+    Raises:
+        LensError: For another shape, numbers that are not finite, or nothing but zeros.
     """
     where = lens.registry.decoder.index(layer)
     array = as_numpy(values)
@@ -435,11 +486,19 @@ def from_token(
 ) -> SteeringVector:
     """The direction of one token: its row of the unembedding, or what it puts into the residual stream.
 
-    ``unembedding`` rows are multiplied by the final norm's gain unless ``convention`` is
-    ``"raw"``: adding the direction to the last residual then raises the token's own logit most for its length,
-    up to the norm's division. ``embedding`` is the token's residual before the first block, with the
-    model's embedding scale (and its first position's embedding, where it has such). ``token`` is an id,
-    or a text that is one token. Raises :class:`LensError` for any other text.
+    Args:
+        lens: The model.
+        token: An id, or a text that is one token.
+        layer: Where the vector will be used.
+        name: By default the token's text.
+        kind: ``"unembedding"``: adding it to the last residual raises the token's own logit most for its length, up
+            to the norm's division. ``"embedding"``: the token's residual before the first block, with the model's
+            embedding scale (and its first position's embedding, where it has such).
+        convention: ``"norm"`` multiplies unembedding rows by the final norm's gain, ``"raw"`` does not.
+        site: Where the vector will be used.
+
+    Raises:
+        LensError: For a text of no or several tokens, and where the unembedding cannot be proved.
     """
     where = lens.registry.decoder.index(layer)
     at = _token_id(lens, token)
@@ -459,7 +518,11 @@ def residual_norm(
 ) -> float:
     """The median of ``||h||`` over the texts' tokens, special ones left out: what scales are compared with.
 
-    Texts are ``SAMPLE_TEXTS`` by default.
+    Args:
+        lens: The model.
+        layer: Counted from 0; negative numbers count from the end.
+        site: Where activations are read.
+        texts: ``SAMPLE_TEXTS`` by default.
     """
     texts = SAMPLE_TEXTS if texts is None else texts
     if not texts:

@@ -76,7 +76,11 @@ def observe(
 ) -> Observation:
     """Run a tiny forward pass, unevaluated, and note each call of a block with its input and output.
 
-    ``give(call, hidden)`` replaces the hidden state that the call with this number gave. ``shape`` is (batch, tokens).
+    Args:
+        model: The model.
+        layers: The blocks.
+        give: ``give(call, hidden)`` replaces the hidden state that the call with this number gave.
+        shape: (batch, tokens) of the ids, all 0.
     """
     seen = Observation()
     with ExitStack() as stack:
@@ -113,11 +117,14 @@ def _objection(seen: Observation, layers: Sequence[Module]) -> str | None:
     count, order = len(layers), [call.index for call in seen.calls]
     if not order:
         return f"a forward pass never calls the {count} blocks themselves, at most their parts"
+    # A model may go through its blocks several times (looped transformers), but only in order: layer L of the model is
+    # then block L % count of pass L // count.
     if order != list(range(count)) * (len(order) // count):
         return f"a forward pass calls the {count} blocks {len(order)} times, but not all in order"
     shapes = [_shape(call.hidden) for call in seen.calls]
     stream = _active(layers[0])
     for number, shape in enumerate(shapes):
+        # AltUp (Gemma 3n) hands on several streams; the one that attention and MLP read is the residual.
         if len(shape) == 4 and stream is not None and shape[1:3] == PROBE_SHAPE and 0 <= stream < shape[0]:
             continue
         if len(shape) == 4:
@@ -139,8 +146,13 @@ def _chained(model: Module, layers: Sequence[Module], seen: Observation) -> Proo
     def run(other: Callable[[int], bool]) -> Observation:
         return observe(model, layers, lambda call, hidden: _stub(hidden, call, other(call), stream), STUB_SHAPE)
 
+    # Three passes in which every block's output is replaced by noise: the same noise in all calls (first), other noise
+    # from all blocks but the last (second), other noise from the last one alone (third). What differs between two of
+    # them can only have come by way of the blocks whose noise differs.
     first, second, third = run(lambda _: False), run(lambda call: call < last), run(lambda call: call == last)
     shape = first.calls[0].hidden.shape
+    # The residual is the argument that changes with the block before, by the same place or name in every block:
+    # masks and positions stay, so that they drop out here, however they are called.
     common = {key for key, array in first.calls[0].given.items() if array.shape == shape}
     for number in range(1, last + 1):
         common = _changed(first.calls[number], second.calls[number], common)
@@ -148,8 +160,12 @@ def _chained(model: Module, layers: Sequence[Module], seen: Observation) -> Proo
             return f"block {seen.calls[number].index} does not read what the block before it gives"
     if not common:
         return "the one block is given no residual"
+    # Other noise from the last block alone has to reach the logits: else these are not the decoder's blocks (a vision
+    # tower's, or an encoder's, chain just as well).
     if bool(mx.array_equal(first.logits, third.logits)):
         return "the logits do not depend on what the last block gives"
+    # A block may be handed the residual twice, the second time normed by the block before it. A change of the first
+    # would not reach that. Where the first block does without it, it may be left out: every block then norms itself.
     view = _second_view(seen.calls)
     if view is not None and seen.calls[0].arguments.get(view) is not None:
         return f"the blocks hand on a second view of the residual ({view}), which a change would not reach"
@@ -163,6 +179,7 @@ def _chained(model: Module, layers: Sequence[Module], seen: Observation) -> Proo
         stream=stream,
         argument=min(common, key=str),
         view=view,
+        # The last residual says all of the logits if other noise further down does not change them.
         closed=stream is None and bool(mx.array_equal(first.logits, second.logits, equal_nan=True)),
     )
 

@@ -101,7 +101,22 @@ def load_folder(
     trust_remote_code: bool = False,
     return_config: bool = False,
 ) -> Loaded:
-    """A model in a folder; the options are those of ``mlx_lm.load``. ``label`` names it in errors."""
+    """A model in a folder; the options from ``tokenizer_config`` on are those of ``mlx_lm.load``.
+
+    Args:
+        folder: Where ``config.json`` and the weights are.
+        label: What the model is called in errors; by default the folder.
+        path: What goes on record.
+        tokenizer_config: Goes before what the folder says.
+        model_config: Goes before ``config.json``.
+        adapter_path: A folder of LoRA weights.
+        lazy: Leave the weights unevaluated.
+        trust_remote_code: Run code that lies in the folder.
+        return_config: Taken, and of no effect.
+
+    Raises:
+        LensError: For all that is no model, or none that mlx-lm computes.
+    """
     del return_config  # there is no place for it in what is given back
     label = label or one_line(str(folder), 120)
     with _explained(label):

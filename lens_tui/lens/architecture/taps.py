@@ -114,7 +114,14 @@ def replace_first(value: Any, new: Any) -> Any:
 def replace_input(
     args: tuple[Any, ...], kwargs: dict[str, Any], new: Any, argument: Argument = 0
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The call's arguments with one of them, by default the first, replaced."""
+    """The arguments of a call with one of them replaced.
+
+    Args:
+        args: Those by position.
+        kwargs: Those by name.
+        new: What takes its place.
+        argument: Which one: its place or its name.
+    """
     if isinstance(argument, int) and args:
         return (*args[:argument], new, *args[argument + 1 :]), kwargs
     name = argument if isinstance(argument, str) else next(iter(kwargs))

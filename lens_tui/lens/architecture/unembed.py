@@ -117,7 +117,18 @@ def find_unembedding(decoder: Decoder) -> Unembedding:
 def token_weights(
     unembedding: Unembedding, tokens: Tokens, direction: FloatArray, k: int, convention: Convention = "norm"
 ) -> tuple[tuple[TokenWeight, ...], tuple[TokenWeight, ...]]:
-    """The ``k`` tokens that a direction promotes most and the ``k`` that it suppresses most, strongest first."""
+    """The tokens that a direction promotes and suppresses most.
+
+    Args:
+        unembedding: The model's.
+        tokens: Names them, and says which ids stand for none.
+        direction: ``(d_model,)``.
+        k: How many of each.
+        convention: Whether the final norm's gain is folded in.
+
+    Returns:
+        Those promoted and those suppressed, strongest first.
+    """
     values = unembedding.weights(direction, convention)
     hidden = tokens.hidden
     order = np.argsort(-values, kind="stable")
@@ -203,12 +214,22 @@ def _blocks(head: Module) -> Iterator[mx.array]:
 def top_tokens(
     unembedding: Unembedding, directions: Any, k: int, convention: Convention = "norm", hide: mx.array | None = None
 ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
-    """Ids and values of the ``k`` tokens each direction promotes most, then of those it suppresses most, ``(n, k)``.
+    """The tokens that each of many directions promotes and suppresses most: :func:`token_weights` of many at once.
 
-    ``directions`` has shape ``(n, d_model)``. Strongest first. As ``unembed.token_weights``, for many at
-    once: the vocabulary goes by in blocks of rows, each multiplied with all
-    directions. ``hide`` is that of the model's ``Decoder``: ids that stand for no token.
-    Raises :class:`LensError` for a wrong width.
+    The vocabulary goes by in blocks of rows, each multiplied with all directions.
+
+    Args:
+        unembedding: The model's.
+        directions: ``(n, d_model)``.
+        k: How many of each.
+        convention: Whether the final norm's gain is folded in.
+        hide: That of the model's ``Decoder``: ids that stand for no token.
+
+    Returns:
+        Ids and values of those promoted, then of those suppressed, ``(n, k)`` each, strongest first.
+
+    Raises:
+        LensError: For directions of another width.
     """
     vectors = mx.array(directions).astype(mx.float32)
     gain = mx.array(unembedding.gain)

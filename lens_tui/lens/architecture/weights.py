@@ -220,7 +220,15 @@ def check_device(model: Module) -> None:
 
 
 def describe(model: Module, decoder: Decoder, tokens: Tokens, *, name: str, path: str) -> ModelInfo:
-    """The record of a model: parameters are counted as they were before quantisation."""
+    """The record of a model: parameters are counted as they were before quantisation.
+
+    Args:
+        model: The model.
+        decoder: Its blocks.
+        tokens: Its tokenizer.
+        name: What it is called.
+        path: Where it was read from.
+    """
     whole: Any = model
     arrays: Any = tree_flatten(whole.parameters())
     return ModelInfo(

@@ -27,7 +27,7 @@ from ..hooks.positions import Offset, follow_thinking
 from ..hooks.program import DoseMeter, Measured, Sums
 from ..hooks.registry import Entry, Plan, Registry, Run
 from ..tokens import EncodedPrompt, Tokens
-from .generation import Scales, Step, Writing, best, mlx_lm_generate, scales_of
+from .generation import DecodeStep, Scales, Writing, best, mlx_lm_generate, scales_of
 from .sampling import LogitsProcessor, Sampler, SideBySide
 
 _async_eval: Any = mx.async_eval  # has no types
@@ -339,7 +339,7 @@ class BatchStep:
             self.doses.count(at if self.places is None else self.places[at])
 
     @classmethod
-    def of_step(cls, step: Step) -> BatchStep:
+    def of_step(cls, step: DecodeStep) -> BatchStep:
         """A step of a row decoder, which has been read, as if it had been a batch's."""
         empty: list[list[Any]] = [[] for _ in step.ids]
         numbers = (step.logprobs, step.top_ids or empty, step.top_logprobs or empty)
@@ -388,7 +388,14 @@ class Row(Writing):
         return chosen
 
     def take(self, token: int, step: BatchStep, at: int, tokens: Tokens) -> Token:
-        """Add a token that has come; ``reason`` is set if it was the last one."""
+        """Add a token that has come; ``reason`` is set if it was the last one.
+
+        Args:
+            token: Its id.
+            step: The step that it was chosen in.
+            at: The row's place in that step.
+            tokens: Gives its display form.
+        """
         logprobs, top_ids, top_logprobs = step.read()
         self.logprobs.append(logprobs[at])
         self.shapes.append(step.rows)
@@ -436,9 +443,18 @@ class Row(Writing):
 
 
 def choose_all(model: BatchModel, rows: Sequence[Row], logprobs: mx.array, beside: SideBySide) -> mx.array:
-    """Choose every row's next token, each by its own settings, and note what is reported of it.
+    """Choose every row's next token, each by its own settings, and note what goes into its event.
 
     Rows without processors that are all greedy, or differ in their seed alone, are done together.
+
+    Args:
+        model: What has just run: its logits, before the log-softmax.
+        rows: The rows of that forward, in order.
+        logprobs: ``(rows, vocabulary)``.
+        beside: The random states of rows that draw side by side.
+
+    Returns:
+        Token ids ``(rows,)``.
     """
     plain = not any(row.processors for row in rows)
     logits, among = model.choosable(model.logits), model.choosable(logprobs)

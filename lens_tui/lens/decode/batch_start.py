@@ -219,7 +219,21 @@ def start_batch(
     prefixes: PrefixCache,
     engine: Engine = "built-in",
 ) -> BatchGeneration:
-    """A batch of these prompts; ``options`` are those of ``LensModel.stream_batch``."""
+    """A batch of prompts, of which nothing has been computed yet.
+
+    Args:
+        registry: What is hooked.
+        tokens: The model's tokenizer.
+        prompts: At least one.
+        sampling: The settings of the prompts that have none.
+        interventions: Those of the prompts that have none; ``None`` for those of the blocks around the call.
+        options: Those of ``LensModel.stream_batch``.
+        prefixes: What is kept of prompts.
+        engine: Who schedules the rows.
+
+    Raises:
+        LensError: For the first thing that is wrong with a prompt or an option, and inside a capture block.
+    """
     requests = [as_request(prompt) for prompt in _several(prompts)]
     entries, recorders = registry.ambient()
     if recorders:

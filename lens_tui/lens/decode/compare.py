@@ -15,7 +15,7 @@ from ..hooks.program import DoseMeter
 from ..hooks.registry import CaptureResult, Entry, Holding, Plan
 from ..hooks.steering import entries_of
 from ..tokens import Tokens
-from .generation import RowDecoder, Step, Writing, writing_options
+from .generation import DecodeStep, RowDecoder, Writing, writing_options
 
 
 @dataclass
@@ -40,8 +40,10 @@ class RowsInProgress:
         """What acts on each row."""
         return self.decoder.run.plan
 
-    def emit(self, step: Step) -> Iterator[Token | ArmEnd]:
+    def emit(self, step: DecodeStep) -> Iterator[Token | ArmEnd]:
         """A step's tokens of the rows that continue, then the ends of those that have ended with it."""
+        # Rows continue in lock step: one that has ended is still computed beside the others, without events.
+        # To take it out of the batch would change its shape, and with that the others' last bits.
         alive = [index for index, row in enumerate(self.rows) if not row.reason]
         for index in alive:
             yield self.token(index, step, self.rows[index].write(step.ids[index]))
@@ -51,7 +53,7 @@ class RowsInProgress:
                 self.ended[index] = self.doses(index)
                 yield ArmEnd(index, row.reason, len(row.ids), row.text, self.ended[index])
 
-    def token(self, index: int, step: Step, text: str) -> Token:
+    def token(self, index: int, step: DecodeStep, text: str) -> Token:
         """One row's token of a step, which has been written already."""
         token = step.ids[index]
         plain = step.plain[index] if step.plain is not None else None
@@ -124,7 +126,7 @@ class RowsInProgress:
         names = [f"The arm {name!r}" if name else "Steering" for name in self.names]
         check_moved(self.decoder.registry, self.plan, meter, names.__getitem__)
 
-    def check_finite(self, step: Step) -> None:
+    def check_finite(self, step: DecodeStep) -> None:
         """Refuse to continue with a row whose logits are not numbers; raises ``NotFinite`` with where that begins."""
         for index, row in enumerate(self.rows):
             if not row.reason:

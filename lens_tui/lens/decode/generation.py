@@ -39,7 +39,7 @@ class AgainstPlain:
 
 
 @dataclass(frozen=True)
-class Step:
+class DecodeStep:
     """One forward's choice for every arm, read back in columns: a list of one value an arm, not a record a token.
 
     Without text, which only the arm's :class:`Writing` knows; together they make the :class:`~lens_tui.records.Token`s.
@@ -78,9 +78,9 @@ class LaunchedStep:
         every = (self.chosen, self.logprobs, self.plain, self.top_ids, self.top_logprobs)
         return [array for array in every if array is not None]
 
-    def read(self) -> Step:
+    def read(self) -> DecodeStep:
         """The step in Python's numbers."""
-        return Step(
+        return DecodeStep(
             self.chosen.tolist(),  # type: ignore[arg-type]
             self.logprobs.tolist(),  # type: ignore[arg-type]
             self._against_plain(),
@@ -186,9 +186,11 @@ class RowDecoder:
         self.histories = self.histories or [History() for _ in range(self.n_rows)]
         self._sample = self.options.sampler or make_sampler(self.options.sampling, self.registry.decoder.vocab_size)
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> Iterator[DecodeStep]:
         """Token after token of all rows, up to ``max_tokens``; whoever reads decides when rows have ended."""
         with wired():
+            # One step ahead: the device computes the next token while the last one is read, written and drawn. The step
+            # under way when a row ends is thrown away, which is why doses are counted only once a step is used.
             launched = self._launch(self._prefill())
             count = self.options.sampling.max_tokens
             for index in range(count):
@@ -305,6 +307,7 @@ class RowDecoder:
 
     def _launch(self, inputs: mx.array) -> LaunchedStep:
         self._note_changes()
+        # Companions stand behind the rows, and choose nothing: they are fed what the row that they follow has chosen.
         fed = mx.concatenate([inputs, inputs[mx.array(self.followed)]]) if self.followed else inputs
         self._note_thinking(fed)
         if self.run.meter is not None:
@@ -361,6 +364,10 @@ class RowDecoder:
 
     def _join_companions(self) -> None:
         """Give every row that something acts on from now on its companion, whose cache is that of a plain row."""
+        # A companion is fed its arm's tokens and steered by nothing: its distribution is the plain model's on the arm's
+        # own text. It needs the plain model's cache of what was read so far, which only a row that nothing has acted on
+        # can give; once an arm has been steered for a while there may be none, and it stays alone (its KL is ``None``).
+        # Rows that nothing acts on are their own companions, and join once something does.
         plan, joined = self.run.plan, []
         for row in range(self.n_rows):
             if (
@@ -531,12 +538,21 @@ def row_decoder(
     prompt_cache: list[Any] | None = None,
     prefixes: PrefixCache | None = None,
 ) -> RowDecoder:
-    """A decoder of ``n_rows`` rows over a fresh cache, or over one that was filled under the same plan.
+    """A decoder of several rows over a fresh cache, or over one that was filled under the same plan.
 
-    ``prefixes`` are used and added to where the cache is a fresh one, not quantised.
+    Args:
+        registry: What is hooked.
+        prompt: What all rows begin with.
+        plan: What acts on each row.
+        n_rows: How many there are.
+        decode: How they are decoded.
+        options: More of that by name, mlx-lm's names; all are taken out.
+        prompt_cache: A cache to continue from.
+        prefixes: Used and added to where the cache is a fresh one, not quantised.
 
-    Raises :class:`LensError` for an option that does not exist, for a cache that was filled under
-    other interventions, and for more tokens than a model with learnt positions has places for.
+    Raises:
+        LensError: For an option that does not exist, for a cache that was filled under other interventions, and for
+            more tokens than a model with learnt positions has places for.
     """
     from mlx_lm.models.cache import make_prompt_cache
 

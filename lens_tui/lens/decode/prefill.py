@@ -107,7 +107,14 @@ class PrefixCache:
         return found[:-1], done, found[-1].sums
 
     def keep(self, key: object, ids: Sequence[int], cache: Sequence[Any], sums: Sums | None = None) -> None:
-        """Keep the caches of a prefix of one row; they are copied, what is done to ``cache`` later changes nothing."""
+        """Keep the caches of a prefix of one row; they are copied, what is done to ``cache`` later changes nothing.
+
+        Args:
+            key: What the caches depend on beside the tokens.
+            ids: The tokens that they hold.
+            cache: One for each layer.
+            sums: The dose that they were given.
+        """
         from copy import deepcopy
 
         if self.enabled and len(ids) >= self.min_tokens:
@@ -139,9 +146,14 @@ def first_touched(entries: Sequence[Entry], prompt: EncodedPrompt, bos: int | No
 
 
 def key_of(entries: Sequence[Entry], prompt: EncodedPrompt, bos: int | None, length: int) -> object:
-    """What the first ``length`` tokens' cache depends on beside the tokens; ``None``: on things that have no name.
+    """What the cache of a prompt's first tokens depends on beside the tokens; ``None``: on things that have no name.
 
-    Positions that are counted from the end of the prompt, or by role, name the prompt's length and roles too.
+    Args:
+        entries: What acts on the row.
+        prompt: The prompt. Positions that are counted from its end, or by role, put its length and roles into the
+            key.
+        bos: The id of the BOS token.
+        length: How many tokens the cache is to hold; what acts behind them is left out.
     """
     parts = []
     for entry in entries:
@@ -305,6 +317,7 @@ class Filler:
 
         ``None`` if one depends on a user's function, or if one row's precision would be every row's.
         """
+        # A record in float32 lifts the whole tensor, all rows of it: filled apart, the others would be rounded.
         precise = any(getattr(entry.item, "precision", "") == "float32" for entries in rows for entry in entries)
         if precise and len(rows) > 1:
             return None
@@ -313,6 +326,8 @@ class Filler:
             key = key_of(entries, self.prompt, self.registry.bos, self.total)
             if key is None:
                 return None
+            # Up to the first token that anything acts on, the cache is the plain model's, whatever comes behind: that
+            # part is shared by all groups. Least plain first, so that each group finds what those before it have kept.
             first = first_touched(entries, self.prompt, self.registry.bos)
             group = found.setdefault(key, Group(key, tuple(entries), [], min(first, self.total)))
             group.rows.append(row)
@@ -321,6 +336,8 @@ class Filler:
     def fetch(self, group: Group) -> None:
         """Take the longest kept prefix: one under the group's own key, or the plain part before its steering."""
         ids = self.prompt.ids
+        # Under its own key the whole prefix may be there, or that of a text that begins alike; plain, only what comes
+        # before the steering may be used. The longer one saves more.
         own = self.store.fetch(self.sized(group.key), ids[: self.total])
         plain = self.store.fetch(self.sized(PLAIN), ids[: group.plain])
         group.cache, group.done, group.sums = max(own, plain, key=lambda found: found[1])
@@ -331,6 +348,8 @@ class Filler:
 
         if group.cache is None:
             group.cache = make_prompt_cache(self.registry.decoder.root, self.max_kv_size)
+        # Cut at the first steered token, even where nothing is kept yet: the plain part then serves other steerings
+        # of this prompt.
         if group.done < group.plain:
             self._compute(group, (), group.plain, None, report)
             self.store.keep(self.sized(PLAIN), self.prompt.ids[: group.plain], group.cache)
@@ -346,11 +365,14 @@ class Filler:
     ) -> None:
         run = Run(self.registry, Plan((entries,)), len(self.prompt.ids), self.prompt.spans, meter)
         cache: Any = group.cache
+        # It may have been filled plain, and continues steered. The ledger is told that this is right: nothing that it
+        # holds would have been touched.
         self.registry.caches.note(cache, group.done, run.plan.fingerprint())
         while group.done < end:
             size = min(self.step or piece_of(self.registry, 1), end - group.done)
             ids = mx.array([self.prompt.ids[group.done : group.done + size]], dtype=mx.int32)
             self.registry.forward(run, ids, cache, start=group.done)
+            # Evaluated piece by piece: the graph of a long prompt would hold every layer's activations at once.
             mx.eval([item.state for item in cache], *([] if meter is None else meter.arrays()))
             group.done += size
             report(size)
@@ -362,9 +384,17 @@ class Filler:
 
 
 def prefill_rows(filler: Filler, run: Run, cache: list[Any], report: Callable[[int, int], None]) -> int:
-    """Fill ``cache`` with every row's prefix if that saves work; how many tokens of a row were kept already.
+    """Fill a cache with every row's prefix, if that saves work.
 
-    -1 if it was not worth it and nothing was done: then all rows are to be filled together.
+    Args:
+        filler: What fills prefixes of the prompt.
+        run: Whose rows are filled; its meter is given what was measured.
+        cache: One for each layer, replaced by those of all rows.
+        report: ``report(done, total)`` in tokens of one row.
+
+    Returns:
+        How many tokens of a row were kept already; -1 if it was not worth it, or the plan has changed meanwhile: then
+        nothing was done, and all rows are to be filled together.
     """
     plan, total = run.plan, filler.total
     stamp = plan.stamp
@@ -373,6 +403,7 @@ def prefill_rows(filler: Filler, run: Run, cache: list[Any], report: Callable[[i
         return -1
     for group in groups:
         filler.fetch(group)
+    # One row after another is slower a token than all rows at once: it pays only where enough is kept or shared.
     if _work(groups, total) > WORTH * len(plan.rows) * total and len(plan.rows) > 1:
         return -1
     reused = min(group.done for group in groups)
@@ -383,7 +414,7 @@ def prefill_rows(filler: Filler, run: Run, cache: list[Any], report: Callable[[i
         report(done[0] * total // (len(groups) * total), total + 1)
 
     for group in groups:
-        if not group.done:
+        if not group.done:  # a group before may just have kept the plain part that this one begins with
             filler.fetch(group)
         filler.fill(group, count)
     caches: list[Any] = [group.cache for row in range(len(plan.rows)) for group in groups if row in group.rows]
@@ -414,6 +445,7 @@ def keep_rows(filler: Filler, run: Run, cache: list[Any]) -> None:
 
 def _work(groups: Sequence[Group], total: int) -> int:
     """Tokens to compute if each group is filled as one row, each plain part once."""
+    # Groups come least plain first, so that ``plain`` is how far those before have filled the plain prefix.
     work, plain = 0, 0
     for group in groups:
         work += total - max(group.done, min(plain, group.plain))
@@ -426,6 +458,9 @@ _known: weakref.WeakKeyDictionary[Registry, bool] = weakref.WeakKeyDictionary()
 
 def can_fork(registry: Registry, plan: Plan) -> bool:
     """Whether a prefill under this plan may begin with one row, and whether that saves anything."""
+    # Below the first layer that anything acts on, rows of one prompt are one row: it is computed once, and made into
+    # as many at that layer (``Run.fork``). Caches below hold one row until :func:`spread`. A user's function may count
+    # its calls or look at the batch, and a capture must see every row; looped models pass the layer more than once.
     items = [entry.item for row in plan.rows for entry in row if has_effect(entry.item)]
     if len(plan.rows) < 2 or plan.recorders or any(isinstance(item, Hook) for item in items):
         return False
@@ -467,6 +502,8 @@ def _spread(state: Any, n_rows: int) -> Any:
 
 def _proved(registry: Registry) -> bool:
     """Two rows, one of them steered half way up, both ways: the next tokens' distributions agree."""
+    # Found out by trying, not by the architecture's name: blocks may carry a state of a fixed number of rows, or read
+    # what a block further down has left. KL and not equality, for a batch of another size rounds otherwise.
     decoder = registry.decoder
     layer = decoder.n_layers // 2
     vector = SteeringVector.of("probe", np.ones(decoder.d_model), layer)

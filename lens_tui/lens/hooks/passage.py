@@ -173,7 +173,14 @@ def _origin(registry: Registry, passage: Passage, entries: Sequence[Entry]) -> s
 
 
 def origin_of(registry: Registry, rows: Any, entries: Sequence[Entry] = (), *, n_prompt: int | None = None) -> str:
-    """The same for texts, ids (rows, tokens) or lists of them: what is found in the first that has such a place."""
+    """As :func:`origin_in`, for several texts: what is found in the first that has such a place.
+
+    Args:
+        registry: What is hooked.
+        rows: Token ids ``(rows, tokens)``, or a list of them for each text.
+        entries: What acts on them.
+        n_prompt: Where the prompts end, by default at the texts' ends.
+    """
     listed: Any = rows.tolist() if isinstance(rows, mx.array) else rows
     passages = (Passage(tuple(row), n_prompt or len(row), bos=registry.bos) for row in listed)
     return next(filter(None, (origin_in(registry, passage, entries) for passage in passages)), "")

@@ -90,7 +90,15 @@ def reach(positions: Positions, n_prompt: int, last: int) -> bool:
 def reaches_scored(
     positions: Positions, ids: Sequence[int], n_prompt: int, bos: int | None, spans: Spans | None = None
 ) -> bool:
-    """Whether any token is touched that a scored one follows: what the last one gives predicts nothing of the text."""
+    """Whether any token is touched that a scored one follows: what the last one gives predicts nothing of the text.
+
+    Args:
+        positions: Which tokens are touched.
+        ids: The text.
+        n_prompt: Where the prompt ends and scoring begins.
+        bos: The id of the BOS token.
+        spans: The chat roles of the prompt.
+    """
     mask = touched(positions, Where(0, len(ids) - 1, mx.array([list(ids[:-1])]), n_prompt, bos, spans))
     return mask if isinstance(mask, bool) else bool(mask.any().item())
 

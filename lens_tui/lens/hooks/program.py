@@ -102,6 +102,8 @@ class Program:
                 f"The interventions are for {self.n_rows} rows, but the forward has {h.shape[0]}.",
                 "Give as many sequences as there are rows.",
             )
+        # ``exact`` is in float32 from the first step that touches anything, and rounded once at the end, so that two
+        # steerings are the same numbers as their sum, and the meter can tell what was asked from what was delivered.
         before, exact = h, h
         dtype = mx.float32 if self.float32 else h.dtype
         hit: Mask = False
@@ -112,13 +114,23 @@ class Program:
             exact, mask = _applied(step, exact, where)
             hit = _either(hit, mask)
         h = exact if exact.dtype == dtype else exact.astype(dtype)
+        # The dose is of the tokens that any step touched, padding left out.
         if watch is not None and hit is not False:
             watch(before, exact, h, _both(hit, where.real))
         return h
 
 
 def build(key: Key, rows: Sequence[Sequence[Item]], sources: Mapping[str, FeatureSource], width: int) -> Program:
-    """The program of a site from the items of each row, in order; one row stands for every row of any batch."""
+    """The program of a site from the items of each row, in order.
+
+    Args:
+        key: The layer and site.
+        rows: The items of each row; one row stands for every row of any batch.
+        sources: The SAEs that records may name.
+        width: Of the tensor there.
+    """
+    # Rows of a batch have interventions of their own, and one tensor. Every record becomes a step that knows its rows,
+    # row after row: records of different rows do not touch each other, and within a row the order is kept.
     rows = [list(filter(has_effect, items)) for items in rows]
     steps: list[_Fused | _Change | _UserChange] = []
     shared = len(rows) == 1
@@ -128,6 +140,8 @@ def build(key: Key, rows: Sequence[Sequence[Item]], sources: Mapping[str, Featur
             if isinstance(item, Hook):
                 steps.append(_UserChange(item, only))
             elif isinstance(item, Add) and item.positions.kind == "all":
+                # The common case, and the one that costs most often: additions commute, so that those of all rows are
+                # one array, made once, and a step adds it once however many arms there are.
                 _fuse(steps, item, row, len(rows), width)
             else:
                 steps.append(_Change(item, delta_of(item, sources), only))
@@ -150,6 +164,7 @@ def _row_mask(count: int, row: int) -> mx.array:
 
 def _fuse(steps: list[_Fused | _Change | _UserChange], item: Add, row: int, n_rows: int, width: int) -> None:
     """Add to the fused step before, if that keeps the order within the row; else begin one."""
+    # Steps that are on other rows alone are passed over: moving an addition before them changes nothing.
     place = len(steps) - 1
     while place >= 0 and not isinstance(steps[place], _Fused) and not _on_row(steps[place], row):
         place -= 1

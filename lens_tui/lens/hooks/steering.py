@@ -226,7 +226,18 @@ def check_vector(values: NDArray[Any], width: int, name: str) -> None:
 def check_scored(
     record: Item, rows: Sequence[Sequence[int]], n_prompt: int, bos: int | None, spans: Spans | None = None
 ) -> None:
-    """Refuse a record that none of the scored tokens of these texts can tell of: its measure would be the plain one."""
+    """Refuse a record that none of the scored tokens of these texts can tell of: its measure would be the plain one.
+
+    Args:
+        record: The intervention, or a hook, which is never refused.
+        rows: Token ids of each text.
+        n_prompt: Where the prompts end and scoring begins.
+        bos: The id of the BOS token.
+        spans: The chat roles of the prompts.
+
+    Raises:
+        LensError: With the record's id.
+    """
     positions = getattr(record, "positions", None)
     if positions is None or not has_effect(record):
         return

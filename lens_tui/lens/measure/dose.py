@@ -31,11 +31,18 @@ _BEND = 0.1
 
 
 def curve(name: str, scales: Sequence[float], values: Sequence[float], origin: float, shape: Shape = "away") -> Curve:
-    """The curve of one quantity; ``origin`` is its value without steering, at scale 0.
+    """The curve of one quantity.
 
-    A reversal is a step against the expected shape of more than 2 % of the curve's range (and 0.001).
-    The knee is found as by Kneedle (Satopaa et al. 2011): the inner point furthest from the chord
-    between a branch's ends, both axes scaled to 1, if that is more than 0.1.
+    A reversal is a step against the expected shape of more than 2 % of the curve's range (and 0.001). The knee is
+    found as by Kneedle (Satopaa et al. 2011): the inner point furthest from the chord between a branch's ends, both
+    axes scaled to 1, if that is more than 0.1.
+
+    Args:
+        name: What the values are of.
+        scales: In any order.
+        values: One for each scale.
+        origin: The value without steering, at scale 0.
+        shape: What is expected.
     """
     given = sorted(zip(map(float, scales), map(float, values), strict=True))
     pairs = given
@@ -119,15 +126,29 @@ def dose_response(
 ) -> DoseResponse:
     """Every measure at every scale: what a steering does, what it costs, and where that turns.
 
-    ``scales`` multiply the scales (or values) of the records: give records of scale 1
-    to have absolute ones. All scales and the baseline are generated in lock step as rows of one batch, greedily
-    unless ``sampling`` or ``options`` (as of ``stream``) say otherwise, 60 tokens at most. Each
-    point holds what :class:`~lens_tui.records.measures.DosePoint` names; ``texts`` are for the loss (16 by
-    default; ``measures_texts.LOSS_TEXTS`` has 64).
-    ``controls`` adds so many random directions of the same length, and the sign turned, for loss and KL.
-    ``known`` is what :func:`known_of` gave for the same interventions and texts: for several calls in a row.
-    Curves: ``delta_loss``, ``kl`` (mean D(base || steered) of the baseline's first 20 tokens), ``ppl_unsteered``,
-    ``distinct_2`` and ``read_back``, each with its knee and with the steps at which it turns back.
+    All scales and the baseline are generated in lock step as rows of one batch. Curves: ``delta_loss``, ``kl`` (mean
+    D(base || steered) of the baseline's first 20 tokens), ``ppl_unsteered``, ``distinct_2`` and ``read_back``, each
+    with its knee and with the steps at which it turns back.
+
+    Args:
+        lens: The model.
+        prompt: What is continued: a text, chat messages or token ids.
+        interventions: Records of scale 1 make the scales absolute.
+        scales: Multiply the scales (or values) of the records.
+        texts: For the loss; by default 16 of ``LOSS_TEXTS``, which has 64.
+        controls: So many random directions of the same length, and the sign turned, for loss and KL.
+        probe: A feature to read back from what was written.
+        sampling: By default greedy, 60 tokens at most.
+        raw: Leave the chat template out.
+        seed: Of the random directions and of the intervals.
+        known: What :func:`known_of` gave for the same interventions and texts: for several calls in a row.
+        options: As of ``LensModel.stream``.
+
+    Returns:
+        A :class:`~lens_tui.records.measures.DosePoint` for each scale, in order, and the curves.
+
+    Raises:
+        LensError: For no scales or one that is not finite, and for records that have neither scale nor value.
     """
     texts = FEW_TEXTS if texts is None else texts
     given = scales if isinstance(scales, Iterable) and not isinstance(scales, str) else [scales]
@@ -136,19 +157,29 @@ def dose_response(
         raise LensError("A dose-response needs finite scales.", "Give at least one.")
     plans = [scaled(interventions, scale) for scale in ordered]
     generated = _generate(lens, prompt, plans, sampling, raw, options)
+    known = known or unsteered(lens, measures.items_of(lens, texts, plans))
+    reference = _Reference(lens, prompt, generated, texts, known, raw, seed)
+    response = _response(reference, ordered, plans, probe)
+    if controls:
+        points = _with_controls(reference, interventions, response.points, controls)
+        response = replace(response, points=tuple(points))
+    return replace(response, curves=curves_of(response))
+
+
+def _response(
+    reference: _Reference, scales: Sequence[float], plans: Sequence[Interventions], probe: FeatureProbe | None
+) -> DoseResponse:
+    """What was generated at each scale, measured; without controls and curves."""
+    lens, prompt, generated, raw = reference.lens, reference.prompt, reference.generated, reference.raw
     on_baseline, on_own = _scores(lens, prompt, generated, plans, raw)
-    items = measures.items_of(lens, texts, plans)
-    known = known or unsteered(lens, items)
-    losses = measures.losses_of(score(lens, items, known), seed)
+    scores = score(lens, measures.items_of(lens, reference.texts, plans), reference.known)
+    losses = measures.losses_of(scores, reference.seed)
     backs = _read_backs(lens, prompt, generated, probe, raw)
     points = [
         _point(scale, generated, row + 1, losses[row], on_baseline[row], on_own[row], backs[row + 1])
-        for row, scale in enumerate(ordered)
+        for row, scale in enumerate(scales)
     ]
-    if controls:
-        reference = _Reference(lens, prompt, generated, texts, known, raw, seed)
-        points = _with_controls(reference, interventions, points, controls)
-    response = DoseResponse(
+    return DoseResponse(
         tuple(points),
         generated.texts[0],
         generated.ids[0],
@@ -157,7 +188,6 @@ def dose_response(
         (),
         backs[0],
     )
-    return replace(response, curves=curves_of(response))
 
 
 def known_of(lens: LensModel, interventions: Sequence[Intervention], texts: Sequence[Prompt]) -> Unsteered:

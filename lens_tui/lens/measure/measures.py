@@ -205,11 +205,20 @@ def delta_loss(
 ) -> DeltaLoss:
     """How much worse a steering predicts a text set: mean next-token NLL, steered minus unsteered, in nats a token.
 
-    The mean is over all predicted tokens of all texts (the first of each is not
-    predicted). The interval is the percentile bootstrap over texts, 2000 resamples of whole texts, since the tokens
-    of one text are not independent. Texts (by default ``measures_texts.LOSS_TEXTS``, 64 of many kinds) are
-    raw, special tokens as the tokenizer puts them; for positions,
-    each counts as generated from its first token on.
+    The mean is over all predicted tokens of all texts (the first of each is not predicted). The interval is the
+    percentile bootstrap over texts, 2000 resamples of whole texts, since the tokens of one text are not independent.
+
+    Args:
+        lens: The model.
+        interventions: The steering.
+        texts: By default ``LOSS_TEXTS``, 64 of many kinds; raw, special tokens as the tokenizer puts them. For
+            positions, each counts as generated from its first token on.
+        seed: Of the resamples.
+
+    Raises:
+        LensError: For a text without a token to predict, and for a steering that touches none that a scored one
+            follows.
+        NotFinite: For a loss that is not a number, with the layer where that begins.
     """
     return delta_losses(lens, [tuple(interventions)], texts=texts, seed=seed)[0]
 
@@ -224,6 +233,15 @@ def delta_losses(
     """As :func:`delta_loss`, for several steerings in the rows of the same batches.
 
     The layers below the first one that any of them acts at are computed once a text.
+
+    Args:
+        lens: The model.
+        plans: The steerings.
+        texts: By default ``LOSS_TEXTS``.
+        seed: Of the resamples.
+
+    Returns:
+        One record a steering, in their order.
     """
     items = items_of(lens, LOSS_TEXTS if texts is None else texts, plans)
     return losses_of(score(lens, items, unsteered(lens, items)), seed)
@@ -255,7 +273,18 @@ def loss_of(scores: Sequence[Score], seed: int = 0) -> DeltaLoss:
 def bootstrap(
     sums: Any, counts: Any, seed: int = 0, resamples: int = RESAMPLES, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile interval of ``sum(sums) / sum(counts)`` when whole texts are drawn again with replacement."""
+    """Percentile interval of ``sum(sums) / sum(counts)`` when whole texts are drawn again with replacement.
+
+    Args:
+        sums: ``(texts,)``.
+        counts: ``(texts,)``.
+        seed: Of the resamples.
+        resamples: How many.
+        confidence: Share of the resamples inside the interval.
+
+    Returns:
+        Its two ends.
+    """
     sums, counts = np.asarray(sums, np.float64), np.asarray(counts, np.float64)
     drawn = np.random.default_rng(seed).integers(0, len(sums), (resamples, len(sums)))
     values = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
@@ -269,9 +298,19 @@ def divergence(
 ) -> Divergence:
     """KL of next-token distributions at each token of a continuation, both ways, in nats.
 
-    ``D(base || steered) = sum p_base (log p_base - log p_steered)`` over the whole vocabulary at temperature 1; the
-    first value is for the distribution that the first continuation token is drawn from. Call it once with the
-    baseline's continuation and once with the steered one.
+    ``D(base || steered) = sum p_base (log p_base - log p_steered)`` over the whole vocabulary at temperature 1. Call
+    it once with the baseline's continuation and once with the steered one.
+
+    Args:
+        lens: The model.
+        prompt: A text, chat messages or token ids.
+        continuation: Token ids.
+        interventions: The steering.
+        raw: Leave the chat template out.
+
+    Returns:
+        Both ways, a value for each token of the continuation: the first is for the distribution that it is drawn
+        from.
     """
     return divergence_of(_continued(lens, prompt, continuation, interventions, raw))
 
@@ -284,10 +323,19 @@ def divergence_of(one: Score) -> Divergence:
 def perplexity(
     lens: Core, prompt: Prompt, continuation: Sequence[int], *interventions: Intervention, raw: bool = False
 ) -> tuple[float, float]:
-    """Perplexity of a continuation, its own tokens only: under the unsteered model, and under the steered one.
+    """Perplexity of a continuation, its own tokens only: ``exp`` of their mean NLL given the prompt.
 
-    ``exp`` of the mean NLL of the continuation's tokens given the prompt. Beside the baseline's own it
-    tells broken text; the steered model finds its own broken text likely.
+    Beside the baseline's own it tells broken text; the steered model finds its own broken text likely.
+
+    Args:
+        lens: The model.
+        prompt: A text, chat messages or token ids.
+        continuation: Token ids.
+        interventions: The steering.
+        raw: Leave the chat template out.
+
+    Returns:
+        Under the unsteered model, and under the steered one.
     """
     one = _continued(lens, prompt, continuation, interventions, raw)
     return float(np.exp(one.base.mean())), float(np.exp(one.nll.mean()))
@@ -306,8 +354,24 @@ def read_back(
 ) -> ReadBack:
     """A feature's activations on a continuation that the unsteered model reads again.
 
-    Read with steering on, a feature that is added to the residual is seen at once, whatever the text says;
-    read again without, it is there only if the text is about it.
+    Read with steering on, a feature that is added to the residual is seen at once, whatever the text says; read again
+    without, it is there only if the text is about it.
+
+    Args:
+        lens: The model.
+        prompt: A text, chat messages or token ids.
+        continuation: Token ids.
+        sae: The feature's SAE.
+        feature: Its number.
+        layer: The layer that the SAE reads.
+        site: The site that it reads.
+        raw: Leave the chat template out.
+
+    Returns:
+        Mean, maximum, and each token's activation.
+
+    Raises:
+        LensError: For a feature that the SAE does not have.
     """
     ids = lens.tokens.prompt(prompt, raw=raw).ids
     key = (lens.registry.decoder.index(layer), site)
@@ -343,7 +407,18 @@ def controlled(
     k: int = 3,
     seed: int = 0,
 ) -> Controlled:
-    """Any measure of a steering with its controls: ``measure(interventions)`` gives one number."""
+    """Any measure of a steering with its controls.
+
+    Args:
+        measure: ``measure(interventions)`` gives one number.
+        interventions: The steering.
+        k: Random directions of the same length.
+        seed: Of these directions.
+
+    Returns:
+        The number of the steering, of its sign turned (``None`` where no record has one), and of each random
+        direction.
+    """
     flipped, drawn = controls(interventions, k, seed)
     return Controlled(
         measure(tuple(interventions)),
@@ -366,7 +441,15 @@ def continued(
     *,
     raw: bool = False,
 ) -> ScoredText:
-    """A prompt with its continuation, to be scored from the first token after the prompt."""
+    """A prompt with its continuation, to be scored from the first token after the prompt.
+
+    Args:
+        lens: The model.
+        prompt: A text, chat messages or token ids.
+        continuation: Token ids, at least one.
+        plans: The steerings to score it under.
+        raw: Leave the chat template out.
+    """
     encoded = lens.tokens.prompt(prompt, raw=raw)
     after = id_table(continuation).reshape(-1).tolist()
     if not after:

@@ -284,7 +284,14 @@ class Below:
 
 
 def spread_over(key: Key, hidden: mx.array, distinct: Sequence[Text], rows: Sequence[Text]) -> Resume:
-    """Where a forward of rows resumes whose ``distinct`` texts were read side by side, ``(texts, longest, width)``."""
+    """Where a forward of rows resumes whose texts were read side by side.
+
+    Args:
+        key: The layer and site.
+        hidden: ``(texts, longest, width)`` there.
+        distinct: The texts that were read, each once.
+        rows: The texts of the forward's rows.
+    """
     place = {row: at for at, row in enumerate(distinct)}
     return Resume(key, hidden[mx.array(np.asarray([place[row] for row in rows], np.int32))])
 
@@ -309,6 +316,9 @@ def _proved(registry: Registry) -> bool:
     decoder = registry.decoder
     if decoder.view is not None or decoder.shares_keys:
         return False
+    # The same residual is put in where it was read, half way up, and the rest computed: a model whose upper blocks use
+    # nothing else from below gives what the whole forward gives. Half way, because what fails at one layer (values
+    # handed on from the first block, say) fails there too.
     key = (decoder.n_layers // 2, "resid_post")
     row = tuple((7 * at + 3) % decoder.vocab_size for at in range(7))
     read = CaptureResult(registry, (key,), by_site=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 import mlx.core as mx
@@ -47,47 +48,81 @@ def find_scale(
 ) -> ScaleSearch:
     """The factor on the interventions' scales at which a quantity reaches its target.
 
-    ``progress(tried)`` hears of all values so far, by scale, after each batch; what it raises ends the search.
+    Scales are doubled from ``start``, several at a time as rows of one batch, until the target is passed. The bracket
+    is then cut where a power law through its ends meets the target (in its middle, if the last cut took less than
+    half of it away). The first crossing counts: a curve that turns back is followed no further, and
+    ``curve.reversals`` says where. Layers below the first steered one are computed once, not once a scale.
 
-    ``delta_loss``: steered minus unsteered mean NLL of ``texts`` (16 by default), +0.3 nat unless ``target`` says
-    otherwise. ``kl``: mean D(base || steered) over the first 20 tokens of the unsteered greedy continuation of each
-    text, 1 nat. ``relative_norm``: measured mean ``||delta h|| / ||h||``, after rounding, 0.1. Scales are doubled
-    from ``start`` (by default 5 % of the residual norm), several at a time as rows of one batch, until the target is
-    passed. The bracket is then cut where a power law through its ends reaches the target (in its middle, if the
-    last cut took less than half of it away), until it is narrower than ``tolerance`` or the value is within
-    ``tolerance`` of the target. The first crossing counts: a curve that turns back is followed
-    no further, and ``curve.reversals`` says where it did. With ``hold_out`` the scale is chosen on every other text
-    and the value on the rest reported. A target that no scale up to ``limit`` reaches, or that the smallest is
-    above already, gives ``reached=False``, not an error. Records of scale 1 make the factor absolute; a negative
-    scale searches the other direction. Layers below the first steered one are computed once, not once a scale.
+    Args:
+        lens: The model.
+        interventions: Records of scale 1 make the factor absolute; a negative scale searches the other direction.
+        quantity: ``delta_loss``: steered minus unsteered mean NLL of the texts, in nats. ``kl``: mean D(base ||
+            steered) over the first 20 tokens of the unsteered greedy continuation of each text, in nats.
+            ``relative_norm``: measured mean ``||delta h|| / ||h||``, after rounding.
+        target: By default 0.3 nat, 1 nat and 0.1.
+        texts: By default 16 of ``LOSS_TEXTS``.
+        start: The first factor; by default one that moves the residual by 5 % of its norm.
+        limit: The largest factor to try; by default ``2 ** 14`` times the first.
+        tolerance: The bracket's relative width, or the value's relative distance from the target, that is enough.
+        hold_out: Choose the scale on every other text, and report the value on the rest as well.
+        raw: Leave the chat template out.
+        progress: ``progress(tried)`` hears of all values so far, by scale, after each batch; what it raises ends it.
+
+    Returns:
+        The scale with its value and the curve. A target that no scale up to ``limit`` reaches, or that the smallest
+        is above already, gives ``reached=False``, not an error.
+
+    Raises:
+        LensError: For an unknown quantity, no texts, or bounds that are not positive.
     """
+    records = as_records(interventions)
+    texts = FEW_TEXTS if texts is None else texts
+    bounds = _bounds(lens, records, quantity, texts, (target, start, limit))
+    chosen, rest = (texts[::2], texts[1::2]) if hold_out and len(texts) > 1 else (texts, ())
+    evaluate = _evaluator(lens, records, quantity, chosen, raw)
+    found = _search(_telling(evaluate, progress) if progress is not None else evaluate, quantity, bounds, tolerance)
+    if not rest:
+        return found
+    return replace(found, held_out=_evaluator(lens, records, quantity, rest, raw)([found.scale])[0])
+
+
+def _bounds(
+    lens: LensModel,
+    interventions: Sequence[Intervention],
+    quantity: str,
+    texts: Sequence[Prompt],
+    given: tuple[float | None, float | None, float | None],
+) -> tuple[float, float, float]:
+    """The target, the first and the largest factor, where they are not given by default. Raises ``LensError``."""
     if quantity not in get_args(Quantity):
         raise LensError(f"There is no quantity {quantity!r} to search for.", f"Use one of {', '.join(TARGETS)}.")
-    interventions = as_records(interventions)
-    texts = FEW_TEXTS if texts is None else texts
     if isinstance(texts, (str, bytes)) or not len(texts):
         raise LensError("A search needs texts in a list.", "Give texts=[...], at least one.")
+    target, start, limit = given
     goal = TARGETS[quantity] if target is None else float(target)
     first = _first_scale(lens, interventions, texts) if start is None else float(start)
     last = first * 2.0**14 if limit is None else float(limit)
     if not (goal > 0 and first > 0 and last > 0 and math.isfinite(goal + first + last)):
         raise LensError("A search needs a positive target, start and limit.", "Check the arguments.")
-    split = hold_out and len(texts) > 1
-    evaluate = _evaluator(lens, interventions, quantity, texts[::2] if split else texts, raw)
+    return goal, first, last
+
+
+def _search(
+    evaluate: Evaluate, quantity: Quantity, bounds: tuple[float, float, float], tolerance: float
+) -> ScaleSearch:
+    goal, first, last = bounds
     seen: dict[float, float] = {}
-    evaluate = _telling(evaluate, progress) if progress is not None else evaluate
     bracket = _bracket(evaluate, goal, min(first, last), last, seen)
     if bracket is not None:
         bracket = _narrow(evaluate, goal, bracket, tolerance, seen)
     scale = last if bracket is None else min(bracket, key=lambda at: abs(seen[at] - goal))
     known = {at: value for at, value in seen.items() if math.isfinite(value)}
-    held_out = _evaluator(lens, interventions, quantity, texts[1::2], raw)([scale])[0] if split else None
     return ScaleSearch(
         quantity=quantity,
         target=goal,
         scale=scale,
         value=seen[scale],
-        held_out=held_out,
+        held_out=None,
         bracket=bracket or (last, last),
         curve=curve(quantity, list(known), list(known.values()), 0.0),
         reached=bracket is not None and bracket[0] < bracket[1],

@@ -66,10 +66,17 @@ def tokenize(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> TokenStore:
-    """Tokenise a corpus without special tokens; with ``max_tokens``, documents drawn at random until there are as many.
+    """Tokenise a corpus without special tokens.
 
-    What is drawn depends on ``seed`` only, and stands in corpus order. ``progress(done, total)`` counts documents
-    (or tokens, with ``max_tokens``).
+    Args:
+        corpus: The documents.
+        tokens: The model's tokenizer.
+        max_tokens: Draw documents at random until there are as many tokens; they stand in corpus order.
+        seed: What is drawn depends on it only.
+        progress: ``progress(done, total)`` counts documents, or tokens with ``max_tokens``.
+
+    Raises:
+        LensError: For a corpus without a token.
     """
     order: NDArray[Any] = np.arange(len(corpus))
     if max_tokens is not None:
@@ -119,6 +126,8 @@ def encode_batch(tokens: Tokens, texts: Sequence[str]) -> Iterator[NDArray[np.in
 
 def packed_windows(store: TokenStore, length: int) -> Windows:
     """Windows of exactly ``length`` tokens through all documents, one after the other; a shorter rest is left out."""
+    # Windows run on over the ends of documents: none is wasted on padding, and what begins in the middle of a text is
+    # what a model sees in training as well. A text shorter than one window still makes one.
     count = max(1, len(store.ids) // length)
     start = np.arange(count, dtype=np.int64) * length
     return Windows(start, np.minimum(length, len(store.ids) - start))
@@ -126,6 +135,8 @@ def packed_windows(store: TokenStore, length: int) -> Windows:
 
 def document_windows(store: TokenStore, length: int) -> Windows:
     """Windows of at most ``length`` tokens, each of one document."""
+    # For all documents at once: each has as many pieces as it takes, numbered within it (``piece``) by taking away
+    # the number of the document's first one.
     pieces = -(-store.lengths // length)
     document = np.repeat(np.arange(len(pieces)), pieces)
     piece = np.arange(len(document)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
@@ -218,6 +229,8 @@ class WindowBatches:
         """Batch ``index``."""
         number, place = divmod(index, self.per_pass)
         rows = self.windowing.rows
+        # A batch is a function of its number alone, so that an interrupted training continues with the next one,
+        # and nothing but the order of the windows has to be known of a pass.
         chosen = self._pass_order(number)[place * rows : (place + 1) * rows]
         start, length = self._windows.start[chosen], self._windows.length[chosen]
         within = np.arange(int(length.max()))
@@ -229,6 +242,7 @@ class WindowBatches:
             text = _lead(text, self.bos)
             document = np.concatenate([document[:, :1], document], axis=1)
             offset, inside = _lead(offset, NO_DOCUMENT), _lead(inside, True)
+        # By the ids for special tokens within a text, by the offset for BOS and separators, which no document has.
         special = np.isin(text, self._specials) | (offset < 0)
         special[:, : self.windowing.skip] = True
         ids = text.astype(np.int32)
@@ -241,6 +255,7 @@ class WindowBatches:
         special = np.isin(store.ids, self._specials)
         if store.separated:
             special[store.starts + store.lengths] = True
+        # Counted without a pass over the windows: sums up to each place, taken at both ends of every window.
         seen = np.concatenate([[0], np.cumsum(~special)])
         begin = windows.start + max(0, self.windowing.skip - (0 if self.bos is None else 1))
         end = windows.start + windows.length
@@ -418,12 +433,25 @@ def text_activations(
     model_name: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[TextActivations, TextActivations | None]:
-    """Open a text folder, ``.txt`` or ``.jsonl`` file for training: ``(source, held_out_source)``.
+    """Open a text folder, ``.txt`` or ``.jsonl`` file for training.
 
-    With ``held_out=n`` every ``n``-th document of each file is kept out of the first source and makes the
-    second one. ``max_tokens`` bounds the tokens of the first (the second gets at most a tenth of it), drawn at
-    random by the seed of the windowing. ``progress(done, total)`` follows the tokenising. Raises ``LensError`` where
-    nothing can be read.
+    Args:
+        model: The model.
+        text: The path, or a corpus that is open.
+        places: Layers and sites to read.
+        held_out: Keep every ``n``-th document of each file out of the first source; they make the second one.
+        max_tokens: Bounds the tokens of the first source (the second gets at most a tenth of it), drawn at random by
+            the seed of the windowing.
+        text_key: The field of a JSON line that has the text.
+        windowing: How the text is cut and ordered.
+        model_name: What goes on record, by default the model's own name.
+        progress: ``progress(done, total)`` follows the tokenising.
+
+    Returns:
+        The source, and the held-out one (``None`` where nothing is held out).
+
+    Raises:
+        LensError: Where nothing can be read.
     """
     corpus = text if isinstance(text, Corpus) else open_corpus(text, text_key=text_key)
     windowing = windowing or Windowing()

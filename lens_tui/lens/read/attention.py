@@ -66,15 +66,24 @@ def attention_patterns(
     *,
     interventions: Sequence[Intervention] | None = None,
 ) -> tuple[AttentionPattern, ...]:
-    """How much each head of some layers looks from each token of a text (or its ids) to each one.
+    """How much each head of some layers looks from each token of a text to each one.
 
     Costs one forward and, for each layer, one more pass of its attention per ``head_dim`` tokens.
-    ``interventions`` replace those of the blocks around the call, which hold otherwise.
 
-    Raises :class:`LensError` with the reason where a layer has no pattern that can be read so: no attention (state
-    space, convolution, linear attention), compressed values (multi-head latent attention), an output that is gated
-    (Qwen 3 Next), or one projection of queries, keys and values whose parts cannot be told apart; and
-    where the patterns would take more than 2 GiB.
+    Args:
+        lens: The model.
+        text: A text, or its token ids.
+        layers: One or several; negative ones count from the end.
+        interventions: Replace those of the blocks around the call, which hold otherwise.
+
+    Returns:
+        For each layer the weights (heads, tokens, tokens).
+
+    Raises:
+        LensError: With the reason where a layer has no pattern that can be read so: no attention (state space,
+            convolution, linear attention), compressed values (multi-head latent attention), an output that is gated
+            (Qwen 3 Next), or one projection of queries, keys and values whose parts cannot be told apart; and where
+            the patterns would take more than 2 GiB.
     """
     ids = one_text(lens, text)
     where = list(dict.fromkeys(lens.registry.decoder.indices(layers)))

@@ -43,19 +43,30 @@ def logit_lens(
     interventions: Sequence[Intervention] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> LogitLens:
-    """Read every layer's residual of one text (or its token ids) as a distribution over next tokens.
+    """Read every layer's residual of one text as a distribution over next tokens.
 
     Each residual takes the place of the last one, and the model continues from there: final norm, unembedding, scale
     and soft-capping are its own. They are computed in float32 from the residual on, whatever the model's dtype, so
-    that the last layer agrees with the model's own logits up to the rounding of the latter. ``site`` may be
-    any site of width d_model. ``target`` is the token to follow (an id, a text of one token, or one id for each
-    position); by default it is the token that comes next in the text, and at the last position the one that the
-    last layer thinks most probable. ``interventions`` replace those of the blocks around the call, which hold
-    otherwise. Tokens are read in blocks: at most ``LOGITS_AT_ONCE`` logits, or those of one token at all layers.
-    ``progress(done, total)`` is called between blocks with tokens; what it raises ends the reading.
+    that the last layer agrees with the model's own logits up to the rounding of the latter. Tokens are read in
+    blocks: at most ``LOGITS_AT_ONCE`` logits, or those of one token at all layers.
 
-    Raises :class:`LensError` where a residual alone has no logits (Gemma 3n), and for a layer, site or token that
-    does not exist.
+    Args:
+        lens: The model.
+        text: A text, or its token ids.
+        layers: By default all of them.
+        site: Any site of width d_model.
+        target: The token to follow: an id, a text of one token, or one id for each position. By default the one that
+            comes next in the text, and at the last position the one that the last layer thinks most probable.
+        top_k: Most probable tokens of each layer and position.
+        interventions: Replace those of the blocks around the call, which hold otherwise.
+        progress: ``progress(done, total)`` is called between blocks with tokens; what it raises ends the reading.
+
+    Returns:
+        Arrays (layers, tokens, ...): the most probable tokens, the target's rank and log-probability, entropy, and KL
+        from the last layer, in nats.
+
+    Raises:
+        LensError: Where a residual alone has no logits (Gemma 3n), and for an unknown layer, site or token.
     """
     ids = one_text(lens, text)
     last = lens.n_layers - 1
@@ -162,16 +173,26 @@ def attribute_logits(
     positions: Sequence[int] | None = None,
     interventions: Sequence[Intervention] | None = None,
 ) -> LogitAttribution:
-    """Take the logit of ``target`` apart into embedding, attention and MLP of every layer.
+    """Take the logit of a token apart into embedding, attention and MLP of every layer.
 
-    ``positions`` of one text or its token ids are read (default: the last; negative ones count from the end);
-    ``target`` is a token id, a text of one token, or one id for each position, by default the model's most probable
-    token there. With ``against`` the difference of two logits is taken apart. A layer's parts are accepted only if
-    together they are what the layer adds to the residual; else the layer stands as one ``block`` that says why.
-    ``interventions`` replace those of the blocks around the call, which hold otherwise; what they add to the residual
-    itself is a part of its own (``steer``; in a layer that stands as one block it is within that).
+    A layer's parts are accepted only if together they are what the layer adds to the residual; else the layer stands
+    as one ``block`` that says why. What interventions add to the residual itself is a part of its own (``steer``; in
+    a layer that stands as one block it is within that).
 
-    Raises :class:`LensError` where the final norm and unembedding cannot be proved, or a residual has no logits.
+    Args:
+        lens: The model.
+        text: A text, or its token ids.
+        target: A token id, a text of one token, or one id for each position; by default the model's most probable
+            token there.
+        against: Another token: the difference of the two logits is taken apart.
+        positions: Where to read, by default at the last one; negative ones count from the end.
+        interventions: Replace those of the blocks around the call, which hold otherwise.
+
+    Returns:
+        Values (parts, positions) of each part, with what is left over, the constant and the model's own logits.
+
+    Raises:
+        LensError: Where the final norm and unembedding cannot be proved, or a residual has no logits.
     """
     ids = one_text(lens, text)
     at = _positions(positions, len(ids))
