@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Literal
 
 from .vectors import FloatArray
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    IntArray = NDArray[np.int32]
+else:
+    IntArray = Any
 
 FIRST = 20
 """Tokens of a continuation over which a mean KL is taken."""
@@ -255,7 +260,6 @@ MULTIPLES = (-4.0, -2.0, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 """The scales of a dose-response where none are named, as multiples of the reference."""
 
 
-IntArray = NDArray[np.int32]
 PartKind = Literal["embed", "attn", "mlp", "block", "steer"]
 
 
@@ -287,6 +291,8 @@ class LogitLens:
     @property
     def target_probabilities(self) -> FloatArray:
         """Probability of the followed token, ``(n, t)``."""
+        import numpy as np
+
         return np.exp(self.target_logprobs)
 
 
@@ -331,6 +337,8 @@ class LogitAttribution:
 
     def by_layer(self) -> FloatArray:
         """Attention and MLP of each layer together, ``(n_layers, p)``; the embedding is left out."""
+        import numpy as np
+
         count = 1 + max((part.layer for part in self.parts), default=-1)
         total = np.zeros((count, self.values.shape[1]), dtype=np.float32)
         for part, row in zip(self.parts, self.values, strict=True):
