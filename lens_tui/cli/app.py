@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from . import open_app as start
 from .compare import verbs as compare
+from .config import verbs as config
 from .features import verbs as features
 from .info import verbs as info
 from .labels import verbs as labels
@@ -72,7 +73,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for verbs in (compare, read, features, steer, saes, info):
+for verbs in (compare, read, features, steer, saes, info, config):
     app.add_typer(verbs)
 app.add_typer(labels, name="labels")
 

@@ -105,7 +105,6 @@ class RunRecord:
     prompt_ids: tuple[int, ...] = ()
     created: float = 0.0
     state: State = "done"
-    note: str = ""
     id: int = 0
 
 
@@ -119,7 +118,6 @@ class RunSummary:
     prompt: str
     state: State
     arms: tuple[str, ...]
-    note: str
 
 
 class RunStore:
@@ -221,12 +219,11 @@ class RunStore:
                 prompt_ids=tuple(int(token) for token in json.loads(row["prompt_ids"])),
                 created=float(row["created"]),
                 state=row["state"],
-                note=str(row["note"]),
                 id=run,
             )
 
     def list(self, words: str = "", limit: int = 100) -> list[RunSummary]:
-        """The newest runs, or those whose prompt, texts or note hold all the words."""
+        """The newest runs, or those whose prompt, or texts hold all the words."""
         query = fts_query(words)
         found = "WHERE id IN (SELECT rowid FROM run_text WHERE run_text MATCH ?)" if query else ""
         rows = self.store.all(
@@ -234,24 +231,12 @@ class RunStore:
         )
         return [self._summary(row) for row in rows]
 
-    def annotate(self, run: int, note: str) -> None:
-        """Give a run a note, which is searched too."""
-        with self.store.write() as connection:
-            connection.execute("UPDATE run SET note = ? WHERE id = ?", (_storable(note), run))
-            connection.execute("UPDATE run_text SET note = ? WHERE rowid = ?", (_storable(note), run))
-
-    def delete(self, run: int) -> None:
-        """Forget a run."""
-        with self.store.write() as connection:
-            connection.execute("DELETE FROM run_text WHERE rowid = ?", (run,))
-            connection.execute("DELETE FROM run WHERE id = ?", (run,))
-
     def _summary(self, row: Any) -> RunSummary:
         arms = self.store.all("SELECT record FROM run_arm WHERE run = ? ORDER BY arm", (row["id"],))
         with self.store.reading():
             names = tuple(str(json.loads(arm["record"])["name"]) for arm in arms)
-            model, prompt, note = (str(row[name]) for name in ("model", "prompt", "note"))
-            return RunSummary(int(row["id"]), float(row["created"]), model, prompt, row["state"], names, note)
+            model, prompt = str(row["model"]), str(row["prompt"])
+            return RunSummary(int(row["id"]), float(row["created"]), model, prompt, row["state"], names)
 
     def _arm(self, run: int, row: Any) -> ArmRecord:
         tokens = tuple(

@@ -1,7 +1,7 @@
 """The user's settings: one TOML file, checked, each error with its key and line.
 
 The text under each field is its documentation: :func:`manual` makes the
-reference page and the commented file of it.
+commented file of it that ``mlx-lens-tui config --explain`` prints.
 """
 
 from __future__ import annotations
@@ -131,11 +131,6 @@ def parse_settings(text: str, name: str = "settings.toml") -> Settings:
         raise _explained(error, text, name) from None
 
 
-def save_settings(settings: Settings, path: Path | None = None) -> None:
-    """Write the settings that differ from the defaults, keeping nothing else of the file. See also :func:`set_one`."""
-    disk.write_text(path or paths.settings_file(), _as_toml(settings))
-
-
 def set_one(section: str, key: str, value: str | int | float | bool, path: Path | None = None) -> Settings:
     """Change one key in the user's file, leaving every other line and comment as it is; returns the settings."""
     file = path or paths.settings_file()
@@ -147,6 +142,38 @@ def set_one(section: str, key: str, value: str | int | float | bool, path: Path 
     settings = parse_settings(new, str(file))
     disk.write_text(file, new)
     return settings
+
+
+def changed(settings: Settings) -> list[str]:
+    """The settings that are not at their defaults, as ``section.key``, and the ids of keys as ``keys.id``."""
+    sections = (section.name for section in fields(Settings))
+    return [
+        f"{section}.{key}"
+        for section in sections
+        for key, value, default in _held(settings, section)
+        if value != default
+    ]
+
+
+def as_toml(settings: Settings) -> str:
+    """A file of these settings, with every key; beside what is not at its default stands the default."""
+    lines: list[str] = []
+    for section in fields(Settings):
+        if held := _held(settings, section.name):
+            lines.append(f"[{section.name}]")
+            for key, value, default in held:
+                beside = "" if value == default or default is None else f"  # default: {_toml_value(default)}"
+                lines.append(f"{_bare(key)} = {_toml_value(value)}{beside}")
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _held(settings: Settings, section: str) -> list[tuple[str, Any, Any]]:
+    """Key, value and default of a section; a key of the app has no default here."""
+    held = getattr(settings, section)
+    if is_dataclass(held):
+        return [(item.name, getattr(held, item.name), item.default) for item in fields(held)]
+    return [(key, value, None) for key, value in held.items()]
 
 
 @cache
@@ -221,17 +248,6 @@ def _with_line(text: str, section: str, key: str, new: str) -> str:
             return "\n".join([*lines, ""])
     lines.insert(start + 1, new)
     return "\n".join([*lines, ""])
-
-
-def _as_toml(settings: Settings) -> str:
-    lines: list[str] = []
-    for section in fields(Settings):
-        held = getattr(settings, section.name)
-        if is_dataclass(held):
-            held = {item.name: value for item in fields(held) if (value := getattr(held, item.name)) != item.default}
-        if held:
-            lines += [f"[{section.name}]", *(f"{_bare(key)} = {_toml_value(value)}" for key, value in held.items()), ""]
-    return "\n".join(lines)
 
 
 def _bare(key: str) -> str:

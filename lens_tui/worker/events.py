@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -279,11 +278,6 @@ class ScaleFound(Event):
     """A search ended."""
 
     search: ScaleSearch
-
-
-def last_of(events: Sequence[Event], kind: type[Event]) -> Event | None:
-    """The last event of a kind, or ``None``: drains often care only for the newest."""
-    return next((event for event in reversed(events) if isinstance(event, kind)), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ def test_a_run_comes_back_whole() -> None:
     assert store.get(run + 1) is None
 
 
-def test_runs_are_listed_searched_annotated_and_forgotten() -> None:
+def test_runs_are_listed_and_searched() -> None:
     store = RunStore(":memory:")
     first, second = write(store, "about dogs", " bark"), write(store, "about cats", " purr")
     assert [line.id for line in store.list()] == [second, first]
@@ -66,12 +66,6 @@ def test_runs_are_listed_searched_annotated_and_forgotten() -> None:
     assert [line.id for line in store.list("bar")] == [first]
     assert [line.id for line in store.list("about")] == [second, first]
     assert store.list('dogs" OR') == []
-    store.annotate(second, "a good one")
-    assert [line.note for line in store.list("good")] == ["a good one"]
-    store.delete(second)
-    assert store.get(second) is None
-    assert store.list("good") == []
-    assert store.store.all("SELECT * FROM run_token WHERE run = ?", (second,)) == []
 
 
 def test_a_killed_run_keeps_every_finished_step(tmp_path: Path) -> None:

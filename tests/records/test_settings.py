@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lens_tui.records import LensError, Sampling, paths
-from lens_tui.records.settings import Settings, load_settings, manual, parse_settings, save_settings, set_one
+from lens_tui.records import LensError, Sampling, disk, paths
+from lens_tui.records.settings import Settings, as_toml, changed, load_settings, manual, parse_settings, set_one
 
 
 def test_no_file_means_the_defaults() -> None:
@@ -24,16 +24,15 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     text = '[look]\ntheme = "nord \\"x\\""\n[generate]\ntemp = 1\nseed = 3\n[keys]\n"lane.next" = "j,down"\n'
     settings = parse_settings(text)
     assert (settings.generate.temp, settings.keys) == (1.0, {"lane.next": "j,down"})
-    save_settings(settings, path)
+    disk.write_text(path, as_toml(settings))
     assert load_settings(path) == settings
+    assert changed(settings) == ["look.theme", "generate.temp", "generate.seed", "keys.lane.next"]
 
 
 @given(st.dictionaries(st.text(), st.text(st.characters(codec="utf-8"))))
 def test_any_key_and_value_survive(keys: dict[str, str]) -> None:
-    from lens_tui.records.settings import _as_toml
-
     settings = Settings(keys={name: value for name, value in keys.items() if name.isprintable()})
-    assert parse_settings(_as_toml(settings)) == settings
+    assert parse_settings(as_toml(settings)) == settings
 
 
 @pytest.mark.parametrize(

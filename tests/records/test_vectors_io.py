@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from lens_tui.records import LensError, Origin, SteeringVector, paths
 from lens_tui.records.vector_folder import list_vectors
-from lens_tui.records.vector_formats.own import FORMAT, delete_vector, read_one, rename_vector, write_one
+from lens_tui.records.vector_formats.own import FORMAT, read_one, write_one
 
 VECTOR = SteeringVector.of(
     "Dogs & cats / \x1b[31m",
@@ -45,17 +46,12 @@ def test_any_safetensors_reader_opens_it() -> None:
 def test_names_do_not_collide_and_files_are_listed() -> None:
     first, second = write_one(VECTOR), write_one(VECTOR)
     assert first != second
-    nameless = write_one(rename_vector(VECTOR, "日本"))
+    nameless = write_one(replace(VECTOR, name="日本"))
     assert nameless.name == "vector.safetensors"
     (paths.vectors_folder() / "bad.safetensors").write_bytes(b"junk")
     listed = list_vectors()
     assert [file.vector is None for file in listed] == [True, False, False, False]
     assert "cannot be read" in listed[0].problem
-    delete_vector(first)
-    delete_vector(first)
-    assert len(list_vectors()) == 3
-    with pytest.raises(LensError, match="needs a name"):
-        rename_vector(VECTOR, "  ")
 
 
 def test_another_width_or_model_is_refused() -> None:

@@ -28,7 +28,6 @@ from lens_tui.records import (
 )
 
 Delta = Callable[[mx.array], mx.array]
-UserHook = Callable[..., "mx.array | None"]
 
 
 class FeatureSource(Protocol):

@@ -79,21 +79,6 @@ def check_fits_model(vector: SteeringVector, *, d_model: int | None = None, mode
         )
 
 
-def delete_vector(path: Path) -> None:
-    """Delete a vector file; one that is gone already is not an error."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise LensError(f"Could not delete {path}: {error.strerror}.", "Check permissions.") from error
-
-
-def rename_vector(vector: SteeringVector, name: str) -> SteeringVector:
-    """The same vector under another name."""
-    if not name.strip():
-        raise LensError("A vector needs a name.", "Type at least one character.")
-    return replace(vector, name=name.strip())
-
-
 def check_header(path: Path, limit: int) -> None:
     """Raise :class:`LensError` for what is not a regular file of at most ``limit`` bytes, or has an endless header."""
     if regular_size(path) > limit:

@@ -209,11 +209,6 @@ ShadeMode = Literal["tint", "bars", "digits", "off"]
 SHADE_MODES: tuple[ShadeMode, ...] = ("tint", "bars", "digits", "off")
 
 
-def next_mode(mode: ShadeMode) -> ShadeMode:
-    """The mode that ``t`` goes to from here."""
-    return SHADE_MODES[(SHADE_MODES.index(mode) + 1) % len(SHADE_MODES)]
-
-
 @dataclass(frozen=True, slots=True)
 class TokenStyles:
     """Ready Rich styles: nothing is parsed while painting.

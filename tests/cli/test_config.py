@@ -1,0 +1,82 @@
+"""The verbs ``config`` and ``keys``: what is in force, where it comes from, what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner
+
+from lens_tui.cli.app import app
+from lens_tui.records import paths
+from lens_tui.records.settings import Settings, manual, parse_settings
+from lens_tui.tui.keys import KEYS
+
+
+def run(*arguments: str, code: int = 0) -> tuple[str, str]:
+    done = CliRunner().invoke(app, list(arguments))
+    assert done.exit_code == code, (done.output, done.exception)
+    return done.stdout, done.stderr
+
+
+def data(*arguments: str, code: int = 0) -> Any:
+    return json.loads(run(*arguments, "--json", code=code)[0])
+
+
+def written(text: str) -> Path:
+    file = paths.settings_file()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    return file
+
+
+def test_without_a_file_the_defaults_are_in_force() -> None:
+    said = run("config")[0]
+    assert said.startswith(f"# There is no {paths.settings_file()}.\n")
+    assert parse_settings(said) == Settings()
+    found = data("config")
+    assert (found["file"], found["changed"], found["problems"], found["manual"]) == (None, [], [], None)
+    assert found["settings"]["generate"]["max_tokens"] == Settings().generate.max_tokens
+
+
+def test_what_a_file_says_is_in_force_and_told_from_the_defaults() -> None:
+    file = written('[look]\ntint = "bars"\n[keys]\n"app.run" = "R"\n')
+    said = run("config")[0]
+    assert said.startswith(f"# {file}\n")
+    assert 'tint = "bars"  # default: "tint"' in said
+    assert parse_settings(said) == parse_settings(file.read_text())
+    assert data("config")["changed"] == ["look.tint", "keys.app.run"]
+
+
+def test_a_file_is_checked_before_it_is_used(tmp_path: Path) -> None:
+    file = tmp_path / "new.toml"
+    file.write_text("[generate]\ntemp = 0.5\n")
+    assert data("config", "--check", str(file))["changed"] == ["generate.temp"]
+    file.write_text('[look]\n\ntint = "loud"\n')
+    assert "line 3: look.tint" in run("config", "--check", str(file), code=2)[1]
+    file.write_text('[keys]\n"app.ran" = "R"\n')
+    assert "did you mean app.run" in data("config", "--check", str(file), code=2)["error"]["message"]
+    assert "There is no file" in run("config", "--check", str(tmp_path / "none.toml"), code=2)[1]
+    assert not paths.settings_file().exists()
+
+
+def test_the_manual_is_printed() -> None:
+    assert run("config", "--explain")[0].rstrip() == manual().rstrip()
+    assert data("config", "--explain")["manual"] == manual()
+
+
+def test_the_keys_are_those_of_the_app_and_yours_are_marked() -> None:
+    plain = data("keys")
+    assert [row["id"] for row in plain["keys"]] == [key.id for key in KEYS]
+    assert all(row["keys"] == row["default"] for row in plain["keys"])
+    assert plain["file"] is None
+    written('[keys]\n"app.run" = "f5"\n"app.stop" = "ctrl+m"\n')
+    rows = {row["id"]: row for row in data("keys")["keys"]}
+    assert (rows["app.run"]["keys"], rows["app.run"]["default"]) == (["f5"], ["r"])
+    said, noted = run("keys")
+    (line,) = [line for line in said.split("\n") if " app.run " in line]
+    assert line.split()[0] == "f5"
+    assert line.endswith("(yours)")
+    assert "keys.app.stop: terminals send ctrl+m as enter" in noted
+    assert data("keys")["problems"] == [noted.removeprefix("mlx-lens-tui: ").rstrip()]
