@@ -40,7 +40,7 @@ def details(app: LensHost, entry: ModelEntry, memory: MemoryEstimate, width: int
     else:
         parts += ["\n", *memory_rows(memory, width), "\n"]
     parts += _loading(app, entry)
-    parts += [("SAEs at hand", "$muted" if narrow else "bold $muted")]
+    parts += [("SAEs for this model", "$muted" if narrow else "bold $muted")]
     return Content.assemble(*parts)
 
 
