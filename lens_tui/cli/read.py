@@ -19,6 +19,8 @@ from .output import note, print_json, say, say_shaded, sentences
 from .sources import Json, Model, SAEName, Vectors, open_model, open_sae, parse_arm, read_text
 
 if TYPE_CHECKING:
+    import mlx.core as mx
+
     from lens_tui.lens.model import LensModel
     from lens_tui.records.measures import LogitAttribution, LogitLens
     from lens_tui.sae.load import SAE
@@ -75,17 +77,8 @@ def read(lens: LensModel, sae: SAE, text: str, top_k: int, by: Order = "activati
     from lens_tui.tasks.knowledge import index_of, label_texts
 
     info = sae.info
-    if info.layer < 0 or not info.site:
-        raise LensError(f"The SAE {info.name!r} does not say which layer and site it reads.")
     ids = lens.tokens.encode(text)
-    with lens.capture([info.layer], site=info.site) as captured:
-        lens.forward(list(ids))
-    residual = captured[info.layer][0]
-    if residual.shape[-1] != sae.d_model:
-        raise LensError(
-            f"The SAE {info.name!r} reads width {sae.d_model}; this model's {info.site} has {residual.shape[-1]}.",
-            "Choose an SAE that was trained on this model.",
-        )
+    residual = _residual(lens, sae, ids)
     pool = top_k if by == "activation" else max(POOL, top_k)
     top = [np.array(part) for part in sae.top_k(residual, min(pool, sae.d_sae))]
     index = index_of(info)
@@ -124,6 +117,20 @@ def read(lens: LensModel, sae: SAE, text: str, top_k: int, by: Order = "activati
             for i, token in enumerate(ids)
         ],
     }
+
+
+def _residual(lens: LensModel, sae: SAE, ids: Sequence[int]) -> mx.array:
+    """What the SAE reads at each token, ``(n, d)``, unsteered."""
+    info = sae.info
+    if info.layer < 0 or not info.site:
+        raise LensError(f"The SAE {info.name!r} does not say which layer and site it reads.")
+    residual = lens.residuals(ids, info.layer, site=info.site)
+    if residual.shape[-1] != sae.d_model:
+        raise LensError(
+            f"The SAE {info.name!r} reads width {sae.d_model}; this model's {info.site} has {residual.shape[-1]}.",
+            "Choose an SAE that was trained on this model.",
+        )
+    return residual
 
 
 def _print_features(result: dict[str, Any]) -> None:
