@@ -67,7 +67,7 @@ def train(
     rows: int = 128,
     progress: Callable[[TrainProgress], None] | None = None,
 ) -> TrainReport:
-    """Train the SAE of a depth with ``lens_tui.worker.train_sae`` into ``out`` and write what ships to ``out/ship``.
+    """Train the SAE of a depth with ``lens_tui.train_sae`` into ``out`` and write what ships to ``out/ship``.
 
     ``model`` is the bfloat16 export: the shipped 8-bit copy computes in float32, which is slower on a GPU and
     gives nearly the same activations. ``corpus`` is the folder or archive that the model was trained on.

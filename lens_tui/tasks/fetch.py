@@ -1,6 +1,6 @@
 """Fetch a repository's files from the Hugging Face hub; run as a process of its own.
 
-``python -m lens_tui.worker.fetch REPO REVISION PATTERN...`` prints JSON lines:
+``python -m lens_tui.tasks.fetch REPO REVISION PATTERN...`` prints JSON lines:
 ``{"done": bytes, "total": bytes}`` while it works, then ``{"path": folder}`` or
 ``{"message": ..., "hint": ...}``. It ends when its standard input closes, so it
 never outlives the app. A process can be stopped at once, in mid-transfer, which

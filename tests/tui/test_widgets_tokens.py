@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from rich.cells import cell_len
 from textual.app import App, ComposeResult
 from textual.strip import Strip
 
-from lens_tui.tui.widgets.token_layout import SHADE_MODES, ShadeMode, TokenLayout
+from lens_tui.tui.widgets.token_layout import ShadeMode, TokenLayout
 from lens_tui.tui.widgets.token_view import TokenView
 
 TOKENS = ["Money", " is", " a", " med", "ium", " of", " exchange", ".", "\n", " People", " use", " it"]
@@ -94,7 +96,7 @@ async def test_the_cursor_moves_by_token_and_line_and_tells() -> None:
 async def test_hostile_tokens_keep_their_cells_and_send_nothing() -> None:
     app = Host(HOSTILE)
     async with app.run_test(size=(30, 20)) as pilot:
-        for mode in SHADE_MODES:
+        for mode in get_args(ShadeMode):
             app.view.mode = mode
             await pilot.pause()
             for y in range(20):

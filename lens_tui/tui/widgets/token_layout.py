@@ -206,7 +206,6 @@ class TokenLayout:
 PEN = "▏"
 
 ShadeMode = Literal["tint", "bars", "digits", "off"]
-SHADE_MODES: tuple[ShadeMode, ...] = ("tint", "bars", "digits", "off")
 
 
 @dataclass(frozen=True, slots=True)
