@@ -1,6 +1,6 @@
 """The user's settings: one TOML file, checked, each error with its key and line.
 
-The text under each field is its documentation: :func:`manual` makes the
+The text in each field is its documentation: :func:`manual` makes the
 commented file of it that ``mlx-lens-tui config --explain`` prints.
 """
 

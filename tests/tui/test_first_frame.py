@@ -8,6 +8,7 @@ import sys
 import pytest
 from textual.css.stylesheet import Stylesheet
 
+from lens_tui.records import paths
 from lens_tui.tui.app import LensApp
 from tests.fakes import FakeWorker
 
@@ -42,9 +43,13 @@ finally:
 
 
 @pytest.mark.parametrize("demo", [False, True])
-def test_the_first_frame_brings_nothing_heavy(demo: bool) -> None:
+@pytest.mark.parametrize("settings", ["", "[generate]\ntemp = 0.5\n"])
+def test_the_first_frame_brings_nothing_heavy(demo: bool, settings: str) -> None:
+    if settings:
+        paths.settings_file().parent.mkdir(parents=True)
+        paths.settings_file().write_text(settings)
     done = subprocess.run(
-        [sys.executable, "-c", PAINT.format(demo=demo, heavy=HEAVY)], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", PAINT.format(demo=demo, heavy=HEAVY)], capture_output=True, text=True, timeout=60
     )
     assert done.stdout.splitlines()[:1] == ["painted"], done.stderr
 
