@@ -28,7 +28,7 @@ from . import themes
 from .bindings import bindings
 from .defects import Defects, NoControls
 from .host import Catalog, LensHost, RunWanted
-from .jobs import BUSY, IDLE, Activity, Handler, JobBook, advance
+from .job_book import BUSY, IDLE, Activity, Handler, JobBook, advance
 from .keys import SCREENS, by_id, check_keymap
 from .opening import DiskCatalog, Opening
 from .preferences import Start, remember_theme
@@ -99,7 +99,7 @@ class LensApp(LensHost, inherit_bindings=False):
     BINDINGS = bindings("app")
     CSS_PATH = list(_STYLES)
     ENABLE_COMMAND_PALETTE = True
-    COMMANDS: ClassVar[set[Any]] = {lambda: import_module("lens_tui.tui.screens.help").LensCommands}
+    COMMANDS: ClassVar[set[Any]] = {lambda: import_module("lens_tui.tui.screens.everywhere").LensCommands}
 
     activity: reactive[Activity] = reactive(Activity(), repaint=False)
     tint: reactive[str] = reactive("tint", repaint=False)
@@ -270,20 +270,20 @@ class LensApp(LensHost, inherit_bindings=False):
 
     def action_theme(self) -> None:
         """Choose a theme."""
-        from .screens.themes import ThemeScreen
+        from lens_tui.tui.screens.everywhere import ThemeScreen
 
         self.push_screen(ThemeScreen())
 
     def action_command_palette(self) -> None:
         """Everything that can be done here, by name."""
-        from .screens.help import Palette
+        from lens_tui.tui.screens.everywhere import Palette
 
         if not isinstance(self.screen, Palette):
             self.push_screen(Palette())  # without an id: the last one may still be on its way out
 
     def action_keys(self) -> None:
         """Show every key that works here."""
-        from .screens.help import HelpScreen
+        from lens_tui.tui.screens.everywhere import HelpScreen
 
         self.push_screen(HelpScreen(self.screen))
 

@@ -13,10 +13,10 @@ from textual.dom import DOMNode
 from textual.message import Message
 from textual.theme import Theme
 
+from lens_tui.tui.job_book import Handler, JobBook
 from lens_tui.worker.events import JobFailed
 from lens_tui.worker.protocol import WorkerLike
 
-from .jobs import Handler, JobBook
 from .session import SessionStore
 
 if TYPE_CHECKING:

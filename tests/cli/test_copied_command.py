@@ -20,7 +20,7 @@ from lens_tui.records import Add, Arm, Intervention, LensError, Positions, Sampl
 from lens_tui.records.bench import BenchRow, amount_of
 from lens_tui.records.vector_folder import keep_vector, list_vectors
 from lens_tui.records.vector_formats import load_one
-from lens_tui.tui.past_runs import as_command, quoted, sae_words
+from lens_tui.tui.run_export import as_command, quoted, sae_words
 from lens_tui.tui.run_text import ArmText, RunText, model_source
 from tests.folders import llama_folder, sae_folder
 

@@ -127,7 +127,7 @@ async def test_stage_names_and_titles_stay_tame() -> None:
     app = lens_app()
     async with app.run_test(size=(80, 24)) as pilot:
         await settle(pilot)
-        from lens_tui.tui.jobs import Activity, advance
+        from lens_tui.tui.job_book import Activity, advance
 
         for text in HOSTILE:
             activity = advance(Activity(), ev.JobStarted(1, text), 0.0)

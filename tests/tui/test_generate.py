@@ -12,7 +12,7 @@ import pytest
 from lens_tui.records import Add, LensError, Sampling
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.format import nats
-from lens_tui.tui.past_runs import as_command, as_markdown
+from lens_tui.tui.run_export import as_command, as_markdown
 from lens_tui.tui.run_text import summary
 from lens_tui.tui.screens.generate import GenerateScreen, read_sampling, sampling_fields
 from lens_tui.tui.widgets.lane import window

@@ -12,7 +12,7 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from lens_tui.records.sanitise import sanitise_token, signs
-from lens_tui.tui.past_runs import as_data
+from lens_tui.tui.run_export import as_data
 from lens_tui.tui.run_text import RunText
 from lens_tui.tui.screens import generate
 from lens_tui.tui.screens.form import Field, FormScreen

@@ -20,8 +20,8 @@ from lens_tui.records import FloatArray
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.format import figure, fit
 from lens_tui.tui.host import LensHost, host
-from lens_tui.tui.past_runs import quoted, sae_words
 from lens_tui.tui.reading_text import Source, features_at, next_active, shades, sources, strongest_token
+from lens_tui.tui.run_export import quoted, sae_words
 from lens_tui.tui.run_text import model_source
 from lens_tui.tui.widgets import lane
 from lens_tui.tui.widgets.entry import Entry

@@ -393,14 +393,14 @@ class GenerateScreen(LensScreen):
     def action_copy_command(self) -> None:
         """Copy the command that makes this run again."""
         from lens_tui.records.vector_folder import keep_vector
-        from lens_tui.tui.past_runs import as_command
+        from lens_tui.tui.run_export import as_command
 
         run = self.run or RunText.begin(0, self.session)
         self.lens.copy(as_command(run, self.session.saes, keep_vector), "the command")
 
     def action_export(self) -> None:
         """Write the run as JSON and Markdown into the working folder."""
-        from lens_tui.tui.past_runs import write
+        from lens_tui.tui.run_export import write
 
         if self.run is None:
             self.lens.say("Nothing has run yet.")

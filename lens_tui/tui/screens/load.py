@@ -14,7 +14,7 @@ from lens_tui.records import LensError
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.format import ago, count, fit, fit_end, fit_left, size
 from lens_tui.tui.host import LensHost
-from lens_tui.tui.jobs import BUSY
+from lens_tui.tui.job_book import BUSY
 from lens_tui.tui.session import Session
 from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.frame import Divider, Pane

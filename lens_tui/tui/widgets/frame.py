@@ -16,7 +16,7 @@ from textual.widgets import Input
 
 from lens_tui.tui.format import fit, size
 from lens_tui.tui.host import host
-from lens_tui.tui.jobs import BUSY, FAILED, Activity
+from lens_tui.tui.job_book import BUSY, FAILED, Activity
 from lens_tui.tui.keys import SCREENS, by_id
 from lens_tui.tui.session import Session
 

@@ -1,4 +1,4 @@
-"""Everything that can be done here: the table of keys, as they are bound now, and the palette of commands."""
+"""What can be called up on every screen: the table of keys, the palette of commands, and the themes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from textual.widgets import Input, Static
 from lens_tui.tui.format import fit
 from lens_tui.tui.host import host
 from lens_tui.tui.keys import GROUPS, Key, by_id
+from lens_tui.tui.screens.form import Dialog, Once
+from lens_tui.tui.themes import HEAT_STEPS, SIGN_STEPS
 from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.row_list import RowList
-
-from .form import Dialog, Once
 
 Line = tuple[str, str, str]
 """Keys, what they do and the id; a heading has only its text, first."""
@@ -141,3 +141,52 @@ class LensCommands(Provider):
 
 def _shown(name: Content, cap: str) -> Content:
     return Content.assemble(name, (f"   {cap}", "$muted not bold not underline")) if cap else name
+
+
+class ThemeScreen(Dialog[None]):
+    """Move to preview, enter to keep, escape to go back to the theme before."""
+
+    BINDINGS = [("escape,q", "cancel", "cancel"), ("enter", "keep", "keep")]
+    DEFAULT_CSS = """
+    ThemeScreen { align: right top; background: transparent; }
+    ThemeScreen .dialog { width: 50; margin: 2 2; }
+    ThemeScreen RowList { height: auto; max-height: 12; }
+    """
+
+    def compose(self) -> ComposeResult:
+        """The themes and the ramps of the one shown."""
+        self._before = self.app.theme
+        with Vertical(classes="dialog"):
+            yield Static("Theme", classes="dialog-title")
+            yield RowList[str](self._draw, id="themes")
+            yield Static(Content.assemble("\n", ("⏎", "bold"), " keep   ", ("esc", "bold"), " back"), classes="muted")
+
+    def _draw(self, name: str, width: int) -> list[Content]:
+        variables = host(self).themes[name].variables
+        heat = [("  ", f"on {variables[f'heat-{step}']}") for step in range(HEAT_STEPS)]
+        sign = [(" ", f"on {variables[f'sign-{step}']}") for step in range(SIGN_STEPS)]
+        return [Content.assemble(f"{name:<12}", *heat, " ", *sign)]
+
+    def on_mount(self) -> None:
+        """Start at the theme that is on."""
+        names = list(host(self).themes)
+        themes = self.query_one("#themes", RowList)
+        themes.show(names, names.index(self._before) if self._before in names else 0)
+        themes.styles.height = min(len(names), 12)
+        themes.focus()
+
+    def on_row_list_moved(self, event: RowList.Moved) -> None:
+        """Show the theme under the cursor."""
+        name = event.row_list.row
+        if isinstance(name, str):
+            self.app.theme = name
+
+    def action_keep(self) -> None:
+        """Keep the theme that shows."""
+        host(self).keep_theme(self.app.theme)
+        self.dismiss()
+
+    def action_cancel(self) -> None:
+        """Go back to the theme before."""
+        self.app.theme = self._before
+        self.dismiss()
