@@ -12,17 +12,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from textual.app import App
 from textual.binding import Binding
+from textual.driver import Driver
 from textual.filter import LineFilter
 from textual.message import Message
 from textual.reactive import reactive
 from textual.screen import Screen
+from textual.theme import Theme
+from textual.widget import Widget
 
 from lens_tui.records.sanitise import one_line
+from lens_tui.tui.widgets.frame import Pane
 from lens_tui.worker.events import Event, JobFailed, Notice
+from lens_tui.worker.jobs import Job
+from lens_tui.worker.protocol import WorkerLike
 
 from . import themes
 from .bindings import bindings
@@ -34,17 +40,7 @@ from .opening import DiskCatalog, Opening
 from .preferences import Start, remember_theme
 from .recovery import Recovery
 from .session import Session, SessionStore, absorb
-
-if TYPE_CHECKING:
-    from textual.driver import Driver
-    from textual.theme import Theme
-    from textual.widget import Widget
-
-    from lens_tui.worker.jobs import Job
-    from lens_tui.worker.protocol import WorkerLike
-
-    from .widgets.entry import Entry
-
+from .widgets.entry import Entry
 
 FRAME = 1 / 30
 
@@ -289,7 +285,6 @@ class LensApp(LensHost, inherit_bindings=False):
 
     def action_maximize(self) -> None:
         """Give the focused pane the whole screen, or give it back."""
-        from .widgets.frame import Pane
 
         screen = self.screen
         if screen.maximized is not None:

@@ -14,20 +14,17 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.segment import Segment
 from textual.color import Color
 from textual.filter import LineFilter
+from textual.message import Message
+from textual.message_pump import MessagePump
 
 from lens_tui.records.sanitise import sanitise_token
 
-if TYPE_CHECKING:
-    from textual.message import Message
-    from textual.message_pump import MessagePump
-
-    from .host import LensHost
-
+from .host import LensHost
 
 _log = logging.getLogger(__name__)
 MOST = 12

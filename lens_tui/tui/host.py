@@ -13,16 +13,16 @@ from textual.dom import DOMNode
 from textual.message import Message
 from textual.theme import Theme
 
+from lens_tui.records.info import Dequantize
 from lens_tui.tui.job_book import Handler, JobBook
 from lens_tui.worker.events import JobFailed
+from lens_tui.worker.jobs import Job
 from lens_tui.worker.protocol import WorkerLike
 
 from .session import SessionStore
 
 if TYPE_CHECKING:
-    from lens_tui.records.info import Dequantize
     from lens_tui.tasks.models import MemoryEstimate, ModelEntry, SAEEntry
-    from lens_tui.worker.jobs import Job
 
 
 class RunWanted(Message):

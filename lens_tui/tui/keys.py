@@ -13,6 +13,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 
 from lens_tui.records.sanitise import one_line
@@ -287,7 +288,6 @@ def _entry_problem(name: str, value: object) -> str:
 
 
 def _closest(name: str) -> str:
-    from difflib import get_close_matches
 
     return next(iter(get_close_matches(name, by_id(), 1)), "")
 

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING
 
 from lens_tui import demo
 from lens_tui.records.bench import Term
+from lens_tui.records.info import Dequantize
 from lens_tui.worker.events import Event, JobDone, JobFailed, ModelLoaded, Progress, VectorMade
+from lens_tui.worker.jobs import LoadModel, LoadSAE, UnloadModel, VectorFromFeature, VectorFromFile
 
+from .host import LensHost
 from .preferences import preferences
 
 if TYPE_CHECKING:
-    from lens_tui.records.info import Dequantize
     from lens_tui.tasks.models import MemoryEstimate, ModelEntry, SAEEntry
 
-    from .host import LensHost
 
 SLOT = "load"
 
@@ -76,7 +77,6 @@ class Opening:
         if model == demo.NAME and not self._app.store.session.prompt:
             starter = demo.starter()
             self._app.store.update(prompt=starter.prompt, sampling=starter.sampling)
-        from lens_tui.worker.jobs import LoadModel
 
         self._app.submit(
             LoadModel(model, dequantize=self._app.dequantize), SLOT, lambda event: self._model(model, event)
@@ -84,13 +84,11 @@ class Opening:
 
     def load_sae(self, path: str) -> None:
         """Load an SAE beside the model."""
-        from lens_tui.worker.jobs import LoadSAE
 
         self._app.submit(LoadSAE(path), SLOT, self._sae)
 
     def unload(self) -> None:
         """Free the model and its SAEs."""
-        from lens_tui.worker.jobs import UnloadModel
 
         self.model = self.wanted_sae = ""
         self._app.submit(UnloadModel(), SLOT, lambda event: False)
@@ -113,7 +111,6 @@ class Opening:
         return self._failed(event)
 
     def _next_steer(self) -> None:
-        from lens_tui.worker.jobs import VectorFromFeature, VectorFromFile
 
         if not self._waiting:
             self._finish()

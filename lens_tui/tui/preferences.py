@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lens_tui.records import LensError, Sampling, paths
+from lens_tui.records.info import Dequantize
 
 if TYPE_CHECKING:
-    from lens_tui.records.info import Dequantize
     from lens_tui.records.session_file import CutOff
 
 _log = logging.getLogger(__name__)

@@ -7,18 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lens_tui.records import LensError
 from lens_tui.records.bench import BenchRow
 from lens_tui.records.sanitise import one_line
 
 from .format import ago
+from .host import LensHost
 from .keys import SCREENS
 from .session import Session
 
 if TYPE_CHECKING:
-    from lens_tui.records import LensError
     from lens_tui.records.session_file import Autosaver, CutOff, SavedSession
-
-    from .host import LensHost
 
 
 def saved(session: Session, model: str, screen: str, wanted_sae: str = "") -> SavedSession:

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from lens_tui.records import Sampling, paths
+from lens_tui.records.info import Dequantize
 from lens_tui.records.log import open_for_appending, start_log
+from lens_tui.worker.protocol import WorkerLike
 
 from .preferences import Start, preferences
 
 if TYPE_CHECKING:
-    from lens_tui.records.info import Dequantize
     from lens_tui.records.session_file import CutOff
-    from lens_tui.worker.protocol import WorkerLike
 
     from .app import LensApp
 

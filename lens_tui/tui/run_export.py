@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lens_tui import demo
 from lens_tui.records import Arm, Intervention, LensError, SAEInfo, Sampling, SteeringVector
@@ -17,10 +17,6 @@ from lens_tui.records.codec import to_json
 from lens_tui.records.sanitise import json_escaped, one_line, sanitise
 
 from .run_text import ArmText, RunText
-
-if TYPE_CHECKING:
-    pass
-
 
 SCHEMA = "mlx-lens-tui/run/2"
 

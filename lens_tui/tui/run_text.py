@@ -6,16 +6,14 @@ import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from lens_tui.records import Arm, Candidate, Intervention, ModelInfo, Sampling, Token
 from lens_tui.records.bench import BenchRow
+from lens_tui.worker.events import ArmDone, Dialed, Event, JobDone, JobFailed, RunKept, RunStarted, Speed, TokenEvent
 
 from .session import Session, Written
 from .widgets.ramps import kl_level, surprisal_level
-
-if TYPE_CHECKING:  # the first frame needs none of them
-    from lens_tui.records import Arm, Candidate, Intervention, ModelInfo, Sampling, Token
-    from lens_tui.worker.events import Event
 
 Measure = Literal["surprise", "kl", "diff"]
 MEASURES: tuple[Measure, ...] = ("surprise", "kl", "diff")
@@ -212,7 +210,6 @@ class RunText:
 
     def apply(self, event: Event) -> None:
         """Take an event of this run's job."""
-        from lens_tui.worker.events import ArmDone, Dialed, JobDone, JobFailed, RunKept, RunStarted, Speed, TokenEvent
 
         match event:
             case RunStarted():

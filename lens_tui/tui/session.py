@@ -10,12 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from lens_tui.records import Sampling
+from lens_tui.records import Arm, ModelInfo, Positions, SAEInfo, Sampling, SteeringVector, TokenWeight
 from lens_tui.records.bench import BenchRow
 from lens_tui.worker.events import Event, ModelLoaded, ModelUnloaded, SAEChecked, SAELoaded
 
 if TYPE_CHECKING:  # the first frame needs none of them
-    from lens_tui.records import Arm, ModelInfo, Positions, SAEInfo, SteeringVector, TokenWeight
     from lens_tui.records.training import FitReport
 
 MAX_ARMS = 4
@@ -65,7 +64,6 @@ class Session:
 
     def arms(self) -> tuple[Arm, ...]:
         """The baseline, then one arm for each arm number with an enabled row, in order."""
-        from lens_tui.records import Arm
 
         arms = [Arm("baseline")]
         for number in sorted({row.arm for row in self.steers if row.enabled}):

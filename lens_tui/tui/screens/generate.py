@@ -24,13 +24,14 @@ from lens_tui.tui.session import MAX_ARMS, Session
 from lens_tui.tui.widgets.frame import Hairline
 from lens_tui.tui.widgets.lane import Lane, LaneRow, Line, strength
 from lens_tui.tui.widgets.token_view import TokenView
+from lens_tui.worker.events import DialRefused, Event, JobDone, JobFailed
+from lens_tui.worker.jobs import Compare
 
 from .base import LensScreen
-from .form import Check, Field, number, whole
+from .form import Check, Field, FormScreen, number, whole
 
 if TYPE_CHECKING:
     from lens_tui.tui.widgets.prompt_area import PromptArea
-    from lens_tui.worker.events import Event
 
 
 KEEP_SECONDS = 0.5
@@ -188,14 +189,12 @@ class GenerateScreen(LensScreen):
             self.run.state = "stopped"
         run = RunText.begin(len(self.history) + 1, self.session)
         self.history.append(run)
-        from lens_tui.worker.jobs import Compare
 
         job = Compare(run.prompt, tuple(text.arm for text in run.arms), run.sampling, run.raw)
         self._job = self.lens.submit(job, "run", lambda event: self._take(run, event))
         self._show_run(run)
 
     def _take(self, run: RunText, event: Event) -> None:
-        from lens_tui.worker.events import DialRefused, JobDone, JobFailed
 
         run.apply(event)
         if isinstance(event, DialRefused):
@@ -351,7 +350,6 @@ class GenerateScreen(LensScreen):
 
     def action_sampling(self) -> None:
         """The sampling form."""
-        from .form import FormScreen
 
         def take(values: dict[str, str] | None) -> None:
             if values is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from math import exp
 
 from textual.app import RenderResult
 from textual.containers import Horizontal
@@ -14,6 +14,7 @@ from textual.reactive import reactive
 from textual.timer import Timer
 from textual.widget import Widget
 
+from lens_tui.records import Add, Candidate, Intervention, Token
 from lens_tui.records.bench import amount_of
 from lens_tui.tui.format import fit, nats, signed
 from lens_tui.tui.run_text import ArmText, Measure, RunText, candidates, piece, token_levels
@@ -22,10 +23,6 @@ from .frame import Pane
 from .ramps import Trail, bar, kl_key, kl_level, sparkline
 from .token_layout import NEWLINE, ShadeMode
 from .token_view import TokenView
-
-if TYPE_CHECKING:
-    from lens_tui.records import Candidate, Intervention, Token
-
 
 Level = Callable[[float], int]
 MEAN = 10
@@ -123,7 +120,6 @@ class Candidates(Widget):
 
 def candidate_row(item: Candidate, width: int, chosen: bool) -> Content:
     """``▸ ·Paris  .61 ██████``: a candidate, its probability, and that as a bar."""
-    from math import exp
 
     share = exp(min(0.0, item.logprob))
     name_width = max(6, min(18, width - 16))
@@ -152,7 +148,6 @@ def strength(interventions: Sequence[Intervention]) -> str:
     live = [item for item in interventions if item.enabled]
     if not live:
         return ""
-    from lens_tui.records import Add
 
     scales = [_amount(item) for item in live]
     peak = getattr(getattr(live[0], "vector", None), "max_activation", None) if len(live) == 1 else None

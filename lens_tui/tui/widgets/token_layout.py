@@ -19,6 +19,7 @@ from rich.style import Style
 from textual.color import Color
 
 from lens_tui.records.sanitise import sanitise
+from lens_tui.tui.themes import default_variables
 
 from .ramps import BARS, DIGITS, N_LEVELS
 
@@ -253,7 +254,6 @@ class TokenStyles:
 
 
 def _fallback() -> dict[str, str]:
-    from lens_tui.tui.themes import default_variables
 
     return {"foreground": "#d5d9e0", "background": "#0f1115", "accent": "#7fb4e6", **default_variables()}
 
