@@ -451,12 +451,12 @@ class LensApp(LensHost, inherit_bindings=False):
         if owned is None:
             return Activity() if activity.state == BUSY and not self.book.busy else activity
         absorb(self.store, event)
-        shown = owned.handler(event)
+        was_shown = owned.handler(event)
         if isinstance(event, Notice):
             said = " ".join(part for part in (event.message, event.hint) if part)
             self.notify(said, markup=False, timeout=12)
             self.remark(said)
-        if isinstance(event, JobFailed) and shown is not True:
+        if isinstance(event, JobFailed) and was_shown is not True:
             self.show_error(event.message, event.hint, event.detail)
         return advance(activity, event, self.clock())
 

@@ -82,7 +82,7 @@ def relative(row: BenchRow, scale: float | None = None) -> str:
     return " ".join(parts)
 
 
-def acts(row: BenchRow) -> str:
+def mode_and_positions(row: BenchRow) -> str:
     """Mode and positions in a few words; nothing for what a row usually does: add, at all tokens."""
     parts = [] if row.mode == "add" else [mode_of(row.mode).label]
     parts += [] if row.positions is None else [positions_text(row.positions)]
@@ -147,7 +147,7 @@ class DoseView:
             found.append(_series("read_back", back, curves, 1))
         return tuple(series for series in found if series is not None)
 
-    def heard(self, event: Event) -> DoseView:
+    def after(self, event: Event) -> DoseView:
         """The view after an event of its job."""
         match event:
             case DoseMeasured(_, response):
@@ -190,7 +190,7 @@ class SearchView:
         known = [values[scale] if values[scale] - values[scale] == 0 else None for scale in self.scales]
         return (Series(self.quantity, QUANTITIES[self.quantity][0], tuple(known), 2 * self.target, 3),)
 
-    def heard(self, event: Event) -> SearchView:
+    def after(self, event: Event) -> SearchView:
         """The view after an event of its job."""
         match event:
             case ScalesTried(_, tried):

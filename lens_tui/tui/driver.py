@@ -52,48 +52,48 @@ class Guard:
     """
 
     def __init__(self) -> None:
-        self._told: int | None = None
+        self._pipe: int | None = None
 
     def __enter__(self) -> None:
         with contextlib.suppress(OSError, ValueError, AttributeError, termios.error):
             fileno = sys.__stdin__.fileno()  # type: ignore[union-attr]
             before = termios.tcgetattr(fileno)
-            ended, told = os.pipe()
+            reading, writing = os.pipe()
             try:
                 child = os.fork()
             except OSError:
-                os.close(ended)
-                os.close(told)
+                os.close(reading)
+                os.close(writing)
                 return
             if child == 0:
-                os.close(told)
-                _guard(ended, fileno, before)
-            os.close(ended)
-            self._told = told
+                os.close(writing)
+                _guard(reading, fileno, before)
+            os.close(reading)
+            self._pipe = writing
 
     def __exit__(self, *_error: object) -> None:
-        if self._told is not None:
-            os.close(self._told)
-            self._told = None
+        if self._pipe is not None:
+            os.close(self._pipe)
+            self._pipe = None
 
     def tell(self, taken: bool) -> None:
         """Whether the terminal is the app's from now on."""
-        if self._told is not None:
+        if self._pipe is not None:
             with contextlib.suppress(OSError):
-                os.write(self._told, b"1" if taken else b"0")
+                os.write(self._pipe, b"1" if taken else b"0")
 
 
 guard = Guard()
 
 
-def _guard(ended: int, fileno: int, before: list[Any]) -> NoReturn:
+def _guard(reading: int, fileno: int, before: list[Any]) -> NoReturn:
     """The child's whole life."""
     try:
         for number in (*_ENDINGS, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU):
             signal.signal(number, signal.SIG_IGN)
         taken = b"0"
-        while said := os.read(ended, 64):
-            taken = said[-1:]
+        while news := os.read(reading, 64):
+            taken = news[-1:]
         if taken == b"1":
             os.write(fileno, RESTORE.encode())
             if os.tcgetpgrp(fileno) == os.getpgrp():  # else a shell has it, with modes of its own

@@ -87,7 +87,7 @@ class Recovery:
         from .screens.form import Choice, ChoiceScreen
 
         newest, more = self._waiting[0], len(self._waiting) - 1
-        what = f"{_told(newest)} · {ago(newest.changed, self._app.wall())}" if newest.changed else _told(newest)
+        what = f"{_summary(newest)} · {ago(newest.changed, self._app.wall())}" if newest.changed else _summary(newest)
         choices = [
             Choice("take", "take it up", what),
             Choice("forget", "start afresh", "and forget it"),
@@ -141,7 +141,7 @@ def forget(path: Path) -> None:
     forget_session(path)
 
 
-def _told(item: CutOff) -> str:
+def _summary(item: CutOff) -> str:
     """What a session was about, in a few words."""
     session = item.session
     if session is None:

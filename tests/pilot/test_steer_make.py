@@ -15,7 +15,7 @@ from lens_tui.records.session_file import read_session
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.bench_text import read_sum
 from lens_tui.tui.screens.form import FormScreen
-from lens_tui.tui.screens.steer_forms import LayersScreen, told
+from lens_tui.tui.screens.steer_forms import LayersScreen, name_of_sum
 from lens_tui.worker import jobs
 from tests.apps import lens_app, screen_text, settle
 from tests.fakes import FakeWorker, unit_vector
@@ -168,8 +168,8 @@ def test_sums_are_read() -> None:
     assert read_sum("2 without 1, 3", 3) == ([(1.0, 1), (1.0, 0), (1.0, 2)], True)
     for wrong in ("", "0", "4", "1 2", "1 +", "1 + 1", "a", "1 without", "1 without 1", "1*2*3"):
         assert read_sum(wrong, 3) is None, wrong
-    assert told([(-1.0, 1), (2.0, 0)], False, ["a", "b"]) == "-b + 2 a"
-    assert told([(1.0, 1), (1.0, 0)], True, ["a", "b"]) == "b without a"
+    assert name_of_sum([(-1.0, 1), (2.0, 0)], False, ["a", "b"]) == "-b + 2 a"
+    assert name_of_sum([(1.0, 1), (1.0, 0)], True, ["a", "b"]) == "b without a"
 
 
 async def test_mode_and_positions_by_keys_reach_the_arms_and_can_be_undone() -> None:

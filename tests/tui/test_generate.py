@@ -188,7 +188,7 @@ async def test_the_token_under_the_cursor_is_explained_in_every_lane() -> None:
         run = screen_of(app).run
         assert run is not None
         for lane, arm in zip(lanes, run.arms, strict=True):
-            token, others = lane.inspector.shown
+            token, others = lane.inspector.step
             assert token is arm.tokens[2]
             assert {item.token_id for item in others} == {item.token_id for item in arm.tokens[2].top}
         assert "“ dog”" in screen_text(app)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from lens_tui.tui.widgets import ramps
-from lens_tui.tui.widgets.token_layout import TokenLayout, shown, take_cells
+from lens_tui.tui.widgets.token_layout import TokenLayout, standalone, take_cells
 
 
 def test_levels_rise_with_the_value_and_use_all_eight_steps() -> None:
@@ -142,5 +142,5 @@ def test_take_cells_loses_nothing(text: str, cells: int) -> None:
 
 
 def test_shown_leaves_plain_text_alone() -> None:
-    assert shown(" plain") == " plain"
-    assert shown("naïve") == "naïve"
+    assert standalone(" plain") == " plain"
+    assert standalone("naïve") == "naïve"

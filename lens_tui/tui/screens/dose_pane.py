@@ -150,8 +150,8 @@ class DoseChart(Widget, can_focus=True):
             tone = "bold $accent" if column == self.column else "$muted" if series.control else "$heat-5"
             parts += [(self._bar(series, value), tone), (self._flag(series, column), "$muted")]
         value = series.values[self.column] if self.column < len(series.values) else None
-        shown = "" if value is None else f"{value:.{series.places}f}" if abs(value) < 10_000 else f"{value:.0e}"
-        parts.append((f"{shown:>{VALUE}}", style))
+        value_text = "" if value is None else f"{value:.{series.places}f}" if abs(value) < 10_000 else f"{value:.0e}"
+        parts.append((f"{value_text:>{VALUE}}", style))
         return Content.assemble(*parts)
 
     def _bar(self, series: Series, value: float | None) -> str:
@@ -326,7 +326,7 @@ class DosePane(Pane):
             **options,
         )
         self._begin(row, DoseView(ordered, self._made_for(row)))
-        self._lens.submit(job, SLOT, lambda event: self._heard(row.id, event))
+        self._lens.submit(job, SLOT, lambda event: self._take(row.id, event))
         return True
 
     def find(self, row: BenchRow) -> None:
@@ -371,7 +371,7 @@ class DosePane(Pane):
         sign = -1.0 if row.scale < 0 else 1.0
         self._begin(row, SearchView(quantity, target, self._made_for(row), sign))
         job = FindScale((row.intervention(sign),), quantity, target)
-        self._lens.submit(job, SLOT, lambda event: self._heard(row.id, event))
+        self._lens.submit(job, SLOT, lambda event: self._take(row.id, event))
         self._turn(row, True)
 
     def _begin(self, row: BenchRow, view: View) -> None:
@@ -381,11 +381,11 @@ class DosePane(Pane):
         self._under_way = row.id
         self._views[row.id] = view
 
-    def _heard(self, row_id: str, event: Event) -> None:
+    def _take(self, row_id: str, event: Event) -> None:
         view = self._views.get(row_id)
         if view is None:
             return
-        self._views[row_id] = new = view.heard(event)
+        self._views[row_id] = new = view.after(event)
         if self._row is not None and self._row.id == row_id and new is not view:
             found = new.found if isinstance(new, SearchView) else None
             self._show(found if found is not None and new.state == "running" else None)

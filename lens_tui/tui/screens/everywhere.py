@@ -128,7 +128,7 @@ class LensCommands(Provider):
     async def discover(self) -> Hits:
         """Everything, before a letter is typed."""
         for name, cap, run in self._commands():
-            yield DiscoveryHit(_shown(Content(name), cap), run, text=name)
+            yield DiscoveryHit(_with_key(Content(name), cap), run, text=name)
 
     async def search(self, query: str) -> AsyncIterator[Hit]:
         """What matches, best first."""
@@ -136,10 +136,10 @@ class LensCommands(Provider):
         for name, cap, run in self._commands():
             score = matcher.match(name)
             if score > 0:
-                yield Hit(score, _shown(matcher.highlight(name), cap), run, text=name)
+                yield Hit(score, _with_key(matcher.highlight(name), cap), run, text=name)
 
 
-def _shown(name: Content, cap: str) -> Content:
+def _with_key(name: Content, cap: str) -> Content:
     return Content.assemble(name, (f"   {cap}", "$muted not bold not underline")) if cap else name
 
 

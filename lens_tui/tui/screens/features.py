@@ -78,19 +78,19 @@ class FeaturesScreen(LensScreen):
         if old.sae != new.sae:
             self.list.forget()
         if old.fits != new.fits:
-            self._say_which()
+            self._show_which()
         if (old.sae, old.prompt, old.written, old.saes) != (new.sae, new.prompt, new.written, new.saes):
             self.text.place = min(self.text.place, len(sources(new)) - 1)
             if self.is_current:
                 self.text.read()
-            self._say_which()
+            self._show_which()
 
     def on_screen_resume(self) -> None:
         """Read what changed while the screen was away."""
         self.text.read()
-        self._say_which()
+        self._show_which()
 
-    def _say_which(self) -> None:
+    def _show_which(self) -> None:
         sae = self.session.sae_in_use
         parts: list[str | tuple[str, str]] = []
         for place, source in enumerate(sources(self.session)):
@@ -159,7 +159,7 @@ class FeaturesScreen(LensScreen):
     def action_source(self, step: int) -> None:
         """The text before or after."""
         self.text.go_to(self.text.place + step)
-        self._say_which()
+        self._show_which()
 
     def action_sae(self, step: int) -> None:
         """Load the SAE before or after."""

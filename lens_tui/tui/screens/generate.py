@@ -148,9 +148,9 @@ class GenerateScreen(LensScreen):
             stale = stale or run.prompt != self.session.prompt or run.sampling != self.session.sampling
             stale = stale or len(run.arms) != max(1, len(arms))
         self._stale = stale
-        self._say_settings()
+        self._show_settings()
 
-    def _say_settings(self) -> None:
+    def _show_settings(self) -> None:
         key = self.lens.key_text
         parts: list[str | tuple[str, str]] = [(summary(self.session.sampling), "")]
         if self.session.model is not None and self.session.model.lacks_template:
@@ -291,7 +291,7 @@ class GenerateScreen(LensScreen):
         self.measure = wanted  # type: ignore[assignment]
         for lane in self.lanes.lanes:
             lane.measure = self.measure
-        self._say_settings()
+        self._show_settings()
 
     def action_prompt(self) -> None:
         """Write the prompt."""

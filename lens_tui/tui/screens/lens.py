@@ -88,12 +88,12 @@ class ReadoutScreen(LensScreen):
         if (old.model, old.prompt, old.written, old.steers) != (new.model, new.prompt, new.written, new.steers):
             if self.is_current:
                 self.read()
-            self._say_which()
+            self._show_which()
 
     def on_screen_resume(self) -> None:
         """Read what changed while the screen was away."""
         self.read()
-        self._say_which()
+        self._show_which()
 
     def read(self) -> None:
         """Have the text read, unless it already is."""
@@ -135,7 +135,7 @@ class ReadoutScreen(LensScreen):
         heads = [lens.texts[token] for token in lens.token_ids]
         self.grid.show(heads, [f"L{layer}" for layer in lens.layers], cells(lens, self.measure))
 
-    def _say_which(self) -> None:
+    def _show_which(self) -> None:
         parts: list[str | tuple[str, str]] = []
         for name, here in [
             *((source.name, source == self.source) for source in sources(self.session)),
@@ -170,7 +170,7 @@ class ReadoutScreen(LensScreen):
         """The text before or after."""
         self._place = (self._place + step) % len(sources(self.session))
         self.read()
-        self._say_which()
+        self._show_which()
 
     def action_flip(self) -> None:
         """The next arm: baseline and steered grids in the same place."""
@@ -179,7 +179,7 @@ class ReadoutScreen(LensScreen):
             return
         self._arm = (min(self._arm, len(self.arms) - 1) + 1) % len(self.arms)
         self.read()
-        self._say_which()
+        self._show_which()
 
     def action_measure(self) -> None:
         """Another meaning of the shade."""

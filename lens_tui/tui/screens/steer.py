@@ -17,7 +17,7 @@ from lens_tui import demo
 from lens_tui.records import ALL, LensError, Positions, SAEInfo, SteeringVector
 from lens_tui.records.bench import MODES, POSITIONS, BenchRow, mode_of, positions_of, positions_text
 from lens_tui.records.sanitise import one_line
-from lens_tui.tui.bench_text import acts, amount, relative
+from lens_tui.tui.bench_text import amount, mode_and_positions, relative
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.format import fit, fit_left
 from lens_tui.tui.session import MAX_ARMS, Session
@@ -39,14 +39,14 @@ Part = str | tuple[str, str]
 def bench_row(row: BenchRow, width: int) -> list[Content]:
     """Two lines: what, how, where, how much; and the scale as a slider."""
     tone = "" if row.enabled else "$muted"
-    how = acts(row)
-    how_width = min(len(how) + 2, max(0, width - 2 - 16 - 7 - 5 - 9)) if how else 0
-    name_width = max(8, width - 2 - how_width - 7 - 5 - 9)
+    manner = mode_and_positions(row)
+    manner_width = min(len(manner) + 2, max(0, width - 2 - 16 - 7 - 5 - 9)) if manner else 0
+    name_width = max(8, width - 2 - manner_width - 7 - 5 - 9)
     has_scale = mode_of(row.mode).amount != ""
     first = Content.assemble(
         ("■ " if row.enabled else "□ ", "$accent" if row.enabled else "$muted"),
         (fit(row.vector.name, name_width), tone),
-        (fit(how, how_width), "$muted"),
+        (fit(manner, manner_width), "$muted"),
         (fit(f"arm {row.arm}", 7), tone or "$muted"),
         (fit(f"L{row.layer}", 5), tone),
         (fit_left(amount(row) if has_scale else "–", 9), tone),
@@ -124,7 +124,7 @@ def direction(row: BenchRow, width: int, narrow: bool, saes: Sequence[SAEInfo] =
     place = f"{row.vector.site} of layer {row.layer}"
     if row.layer != row.vector.layer:
         place += f" (made at layer {row.vector.layer})"
-    facts = [acts(row), *norms(row)] if acts(row) else norms(row)
+    facts = [mode_and_positions(row), *norms(row)] if mode_and_positions(row) else norms(row)
     parts += [place, ("  " + " · ".join(facts), "$muted"), "\n"] if narrow else [place, "\n"]
     if not narrow:
         parts += [f"{mode_of(row.mode).does}\n", (f"positions: {positions_text(row.positions or ALL)}\n\n", "$muted")]

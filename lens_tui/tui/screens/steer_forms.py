@@ -162,7 +162,7 @@ def arithmetic(rows: Sequence[BenchRow]) -> Form:
         assert found is not None  # the form has checked it
         terms, less = found
         vectors = tuple((factor, replace(rows[at].vector, layer=rows[at].layer)) for factor, at in terms)
-        name = values["name"].strip() or told(terms, less, [row.vector.name for row in rows])
+        name = values["name"].strip() or name_of_sum(terms, less, [row.vector.name for row in rows])
         return VectorFromVectors(one_line(name, 60), vectors, less, LENGTHS[values["unit"]])
 
     listed = "\n".join(f"{at}  {fit(row.vector.name, 40)}  layer {row.layer}" for at, row in enumerate(rows[:9], 1))
@@ -170,7 +170,7 @@ def arithmetic(rows: Sequence[BenchRow]) -> Form:
     return Form("From rows of the bench", fields, note, job)
 
 
-def told(terms: Sequence[tuple[float, int]], less: bool, names: Sequence[str]) -> str:
+def name_of_sum(terms: Sequence[tuple[float, int]], less: bool, names: Sequence[str]) -> str:
     """A sum in the rows' names: ``cookery - 0.5 scripture``, ``cookery without scripture``."""
     if less:
         first, *others = [names[at] for _, at in terms]
@@ -291,10 +291,10 @@ class VectorFileScreen(Dialog["str | None"]):
 
     def _show(self, rows: list[Row]) -> None:
         if self.is_mounted:
-            shown = [*rows, ("", "another file …", "type its path")]
+            listing = [*rows, ("", "another file …", "type its path")]
             listed = self.query_one(RowList)
-            listed.styles.height = min(len(shown), 18)
-            listed.show(shown, 0)
+            listed.styles.height = min(len(listing), 18)
+            listed.show(listing, 0)
 
     def on_row_list_chosen(self) -> None:
         """A click chooses."""

@@ -18,7 +18,7 @@ from lens_tui.tui.format import count, fit
 from lens_tui.worker.events import FeaturePage, TokenWeight
 
 from .ramps import BARS, DIGITS, bar, histogram, share_level
-from .token_layout import NEWLINE, TAB, ShadeMode, shown
+from .token_layout import NEWLINE, TAB, ShadeMode, standalone
 
 if TYPE_CHECKING:
     from lens_tui.records.labels import Label
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def one_row(token: str) -> str:
     """A token's text safe and in one row, its line breaks and tabs as marks."""
-    return shown(sanitise_token(token)).replace("\n", NEWLINE).replace("\t", TAB)
+    return standalone(sanitise_token(token)).replace("\n", NEWLINE).replace("\t", TAB)
 
 
 def example_lines(example: FeatureExample, width: int, maximum: float, mode: ShadeMode) -> list[Content]:

@@ -106,14 +106,14 @@ class HeatGrid(Widget, can_focus=True):
             return Content.styled(self.empty, "$muted")
         self._left = _window(self._left, self.column, self.across, len(self._heads))
         self._low = _window(self._low, self.row, self.down, len(self._names))
-        shown = range(self._left, min(self._left + self.across, len(self._heads)))
+        columns = range(self._left, min(self._left + self.across, len(self._heads)))
         parts: list[Span] = [" " * NAME]
-        for column in shown:
+        for column in columns:
             style = "bold" if column == self.column else "$muted"
             parts += [(fit(_dotted(self._heads[column]), CELL - 1), style), " "]
         for row in reversed(range(self._low, min(self._low + self.down, len(self._names)))):
             parts += ["\n", (fit(self._names[row], NAME), "bold" if row == self.row else "$muted")]
-            for column in shown:
+            for column in columns:
                 parts += [self._cell(row, column), " "]
         return Content.assemble(*parts)
 
@@ -122,11 +122,11 @@ class HeatGrid(Widget, can_focus=True):
         here = row == self.row and column == self.column
         if self.mode in ("bars", "digits"):
             glyph = (BARS if self.mode == "bars" else DIGITS)[level]
-            shown, style = fit(_dotted(text), CELL - 2) + glyph, ""
+            cell, style = fit(_dotted(text), CELL - 2) + glyph, ""
         else:
-            shown = fit(_dotted(text), CELL - 1)
+            cell = fit(_dotted(text), CELL - 1)
             style = f"$heat-text-{level} on $heat-{level}" if level and self.mode == "tint" else ""
-        return (shown, "bold reverse" if here else style) if here or style else shown
+        return (cell, "bold reverse" if here else style) if here or style else cell
 
     def action_cursor_up(self) -> None:
         """A layer later: later layers stand above."""

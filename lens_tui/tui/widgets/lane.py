@@ -100,11 +100,11 @@ class Candidates(Widget):
 
     DEFAULT_CSS = f"Candidates {{ height: {N_CANDIDATES + 2}; display: none; }}"
 
-    shown: reactive[tuple[Token | None, tuple[Candidate, ...]]] = reactive((None, ()))
+    step: reactive[tuple[Token | None, tuple[Candidate, ...]]] = reactive((None, ()))
 
     def render(self) -> RenderResult:
         """The token and its KL, both models' log-probability, then a row for each candidate of the arm's own model."""
-        token, others = self.shown
+        token, others = self.step
         width = self.size.width
         if token is None:
             return Content.styled("this arm wrote no token here", "$muted").truncate(width, ellipsis=True)
@@ -225,8 +225,8 @@ class Lane(Pane):
         self.number = number
         self.text: ArmText | None = None
         self._run: RunText | None = None
-        self._shown = 0
-        self._told = 0
+        self._in_view = 0
+        self._in_strip = 0
         self._step: int | None = None
         self._facts_due: Timer | None = None
 
@@ -243,23 +243,25 @@ class Lane(Pane):
 
     def follow(self, run: RunText | None, text: ArmText | None) -> None:
         """Show an arm of a run from its beginning, or nothing."""
-        self._run, self.text, self._shown, self._told = run, text, 0, 0
+        self._run, self.text, self._in_view, self._in_strip = run, text, 0, 0
         self.view.streaming = bool(text and run and run.going and not text.reason)
         self.view.set_tokens([])
         self.inspect(None)
         self._configure_strip()
-        self._say_facts()
+        self._show_facts()
         self.sync()
 
     def sync(self) -> None:
         """Show what has come since the last time."""
         run, text = self._run, self.text
         if run is None or text is None:
-            self._say_facts()
+            self._show_facts()
             return
-        fresh = text.tokens[self._shown :]
-        self.view.append([piece(token) for token in fresh], token_levels(text, self.measure, run.baseline, self._shown))
-        self._shown = len(text.tokens)
+        fresh = text.tokens[self._in_view :]
+        self.view.append(
+            [piece(token) for token in fresh], token_levels(text, self.measure, run.baseline, self._in_view)
+        )
+        self._in_view = len(text.tokens)
         ended = bool(text.reason) or not run.going
         if ended and self.view.streaming:
             self.view.streaming = False
@@ -267,9 +269,9 @@ class Lane(Pane):
                 self._shade_again()
         self.view.mark = text.parted if text.parted is not None and text.parted < len(text.tokens) else None
         if ended:
-            self._say_facts()
+            self._show_facts()
         elif self._facts_due is None:
-            self._facts_due = self.set_timer(FACTS, self._say_facts)
+            self._facts_due = self.set_timer(FACTS, self._show_facts)
 
     def watch_measure(self) -> None:
         """Shade by something else."""
@@ -301,23 +303,23 @@ class Lane(Pane):
 
     # -- facts -------------------------------------------------------------------------------------
 
-    def _say_facts(self) -> None:
+    def _show_facts(self) -> None:
         """Counts, means and the strip: numbers that change thirty times a second cannot be read."""
         if self._facts_due is not None:
             self._facts_due.stop()
             self._facts_due = None
         text, run = self.text, self._run
         if text is not None:
-            self.strip.extend(self._series(text.tokens[self._told : self._shown]), self._mean())
-            self._told = self._shown
+            self.strip.extend(self._series(text.tokens[self._in_strip : self._in_view]), self._mean())
+            self._in_strip = self._in_view
         if text is None or run is None or not (text.tokens or text.reason):
             self.stats.content = Content.styled("waiting" if run is not None and run.going else "", "$muted")
             self.foot.content = Content("")
             return
         self.stats.content = Content.styled(stats(text, run.sampling.max_tokens, self.size.width - 1), "$muted")
-        self._say_foot()
+        self._show_foot()
 
-    def _say_foot(self) -> None:
+    def _show_foot(self) -> None:
         if self.text is not None and (self.text.tokens or self.text.reason):
             self.foot.content = Content.styled(" · ".join(self._foot_facts(self.text)), "$muted")
 
@@ -339,9 +341,9 @@ class Lane(Pane):
         """Explain the token of one step, or close the explanation."""
         self.set_class(index is not None, "-inspecting")
         if index is not None:
-            self.inspector.shown = candidates(self.text, index)
+            self.inspector.step = candidates(self.text, index)
         self._step = index
-        self._say_foot()
+        self._show_foot()
         here = index is not None and self.text is not None and index < len(self.text.tokens)
         if self.view.cursor != (index if here else None):
             self.view.move_to(index if here else None)
@@ -440,9 +442,9 @@ class LaneRow(Horizontal):
         self._show()
 
     def _show(self) -> None:
-        self._start, shown = window(len(self.lanes), self.position, room_for(self.size.width), self._start)
+        self._start, visible_lanes = window(len(self.lanes), self.position, room_for(self.size.width), self._start)
         for place, lane in enumerate(self.lanes):
-            lane.set_class(place not in shown, "-away")
+            lane.set_class(place not in visible_lanes, "-away")
         for lane in self.lanes:
-            hidden = len(self.lanes) - len(shown)
+            hidden = len(self.lanes) - len(visible_lanes)
             lane.set_class(hidden > 0, "-paged")

@@ -33,7 +33,7 @@ _JOINERS = frozenset("‍︎️")
 _PLACEHOLDER = "◌"
 
 
-def shown(token: str) -> str:
+def standalone(token: str) -> str:
     """The token as it can stand alone between others, as wide as what it is measured to be.
 
     A mark that would melt into the character before it (a combining accent, a
@@ -56,7 +56,7 @@ def _spell_flags(token: str) -> str:
 
 
 def _at_line_start(text: str) -> str:
-    return shown(text[1:]) if text[0] == " " and len(text) > 1 else text
+    return standalone(text[1:]) if text[0] == " " and len(text) > 1 else text
 
 
 def width_of(text: str) -> int:
@@ -107,14 +107,14 @@ class TokenLayout:
         index = len(self.first_line)
         self.first_line.append(-1)
         if "\n" not in text:
-            self._place(index, shown(text))
+            self._place(index, standalone(text))
             return
         *broken, rest = text.split("\n")
         for part in broken:
-            self._place(index, (shown(part) if part else "") + NEWLINE)
+            self._place(index, (standalone(part) if part else "") + NEWLINE)
             self._new_line()
         if rest:
-            self._place(index, shown(rest))
+            self._place(index, standalone(rest))
 
     def _place(self, index: int, text: str) -> None:
         if " " not in text[1:]:

@@ -160,8 +160,8 @@ class TokenView(ScrollView, can_focus=True):
             self._resize_virtual()
             self.scroll_to(y=max(0, self._rows - height), animate=False, force=True)
             return
-        shown = self.scroll_offset.y + height
-        self._resize_virtual(reserve=max(0, min(self.virtual_size.height, shown) - self._rows))
+        bottom = self.scroll_offset.y + height
+        self._resize_virtual(reserve=max(0, min(self.virtual_size.height, bottom) - self._rows))
 
     def on_resize(self) -> None:
         """Wrap again for a new width."""
