@@ -14,10 +14,10 @@ sys.path.insert(0, str(HERE.parent))
 
 HEAD = """# Architectures
 
-Written by `docs/make_architectures.py` from mlx-lm {version}; `tests/lens/test_architectures.py` checks every line on a
-tiny random model of the architecture: at each layer the captured residual equals what the block was given and gave, a
-steered forward equals one in which other code adds the vector, the unsteered model is untouched, and steered
-generation equals the same steps over mlx-lm's own cache with that other code.
+Written by `docs/make_architectures.py` from mlx-lm {version}; `tests/lens/architecture/test_architectures.py` checks
+every line on a tiny random model of the architecture: at each layer the captured residual equals what the block was
+given and gave, a steered forward equals one in which other code adds the vector, the unsteered model is untouched,
+and steered generation equals the same steps over mlx-lm's own cache with that other code.
 
 - *steers*: steering, capture and generation at `resid_pre` and `resid_post` of every layer.
 - *blocks at*: where the decoder blocks are in the module tree.

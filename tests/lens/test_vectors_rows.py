@@ -14,9 +14,9 @@ from lens_tui.lens.forward import as_float, forward_rows, in_batches, read_rows
 from lens_tui.lens.measure import measures
 from lens_tui.records import Add, LensError, NormMatch, Positions, SteeringVector
 from lens_tui.records.vector_formats import load_vectors, save_vectors
+from tests.lens.test_tokens import PLAIN, tokens
 
 from . import tiny
-from .test_tokens import PLAIN, tokens
 
 ROWS = [[1, 17, 5, 80, 33, 2, 64, 9], [1, 44], [7, 8, 9, 10, 11]]
 VECTOR = SteeringVector.of("v", np.random.default_rng(2).normal(size=64), 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from lens_tui.records.corpus import Corpus, open_corpus
 
 from ..distributions import cross_entropy
 from ..hooks.passage import check_values, origin_of
+from ..hooks.registry import CaptureResult
 from ..model import LensModel
 from ..tokens import Tokens, whole
 
@@ -278,6 +278,13 @@ def _lead(table: NDArray[Any], value: int) -> NDArray[Any]:
 _LOGITS_AT_ONCE = 1 << 27
 
 
+class _Alone(CaptureResult):
+    """A capture whose forward goes no further than its sites: the logits are of no use here."""
+
+    def end(self, logits: mx.array) -> None:
+        """Nothing is computed until it is read, and then only what it is made of."""
+
+
 class TextActivations:
     """Blocks of activations at some layers and sites of a model over a tokenised text.
 
@@ -364,16 +371,14 @@ class TextActivations:
         return total / count
 
     def _read(self, batch: WindowBatch) -> dict[Place, mx.array]:
-        by_site: dict[str, list[int]] = {}
-        for layer, site in self._places:
-            by_site.setdefault(site, []).append(layer)
-        with ExitStack() as stack:
-            captured = {
-                site: stack.enter_context(self._model.capture(layers, site=[site])) for site, layers in by_site.items()
-            }
+        registry = self._model.registry
+        held = _Alone(registry, tuple(self._places), by_site=True)
+        registry.put(held)
+        try:
             self._model.forward(mx.array(batch.ids))
-            tensors = {(layer, site): captured[site][layer, site] for layer, site in self._places}
-        return {place: _rows_of(tensor, batch.real) for place, tensor in tensors.items()}
+            return {place: _rows_of(held[place], batch.real) for place in self._places}
+        finally:
+            registry.take(held)
 
     def _loss(self, batch: WindowBatch, rows: slice, place: Place, splice: Splice | None) -> tuple[float, int]:
         ids = mx.array(batch.ids[rows])
