@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from rich.cells import set_cell_size
 
-from lens_tui.records import Intervention, LensError
+from lens_tui.records import Intervention, LensError, SAEInfo
 from lens_tui.tui.widgets.ramps import share_level
 
 from .features import dense_mark
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from lens_tui.lens.model import LensModel
     from lens_tui.records.measures import LogitAttribution, LogitLens
+    from lens_tui.sae.index.read import FeatureIndex
     from lens_tui.sae.load import SAE
     from lens_tui.tasks.features import Order
 
@@ -66,15 +67,15 @@ def read(lens: LensModel, sae: SAE, text: str, top_k: int, by: Order = "activati
     """The text's tokens with their top features, and how well the SAE fits this text.
 
     ``by`` is the order, see :func:`lens_tui.tasks.features.rank_tokens`; each feature has its activation, its ``score``
-    in that order, its label, and its density: the share of the index's tokens on which it is active. ``l0`` and ``fvu``
-    leave special tokens (such as BOS) out. Raises ``LensError`` if the SAE is not of this model's width or does not say
-    which layer and site it reads.
+    in that order, its label or else what the index describes it by, and its density: the share of the index's tokens on
+    which it is active. ``l0`` and ``fvu`` leave special tokens (such as BOS) out. Raises ``LensError`` if the SAE is
+    not of this model's width or does not say which layer and site it reads.
     """
     import mlx.core as mx
     import numpy as np
 
     from lens_tui.tasks.features import POOL, rank_tokens
-    from lens_tui.tasks.knowledge import index_of, label_texts
+    from lens_tui.tasks.knowledge import index_of
 
     info = sae.info
     ids = lens.tokens.encode(text)
@@ -83,13 +84,7 @@ def read(lens: LensModel, sae: SAE, text: str, top_k: int, by: Order = "activati
     top = [np.array(part) for part in sae.top_k(residual, min(pool, sae.d_sae))]
     index = index_of(info)
     rows = rank_tokens(lens, sae, ids, top[0], top[1], by=by, k=top_k, index=index)
-    found = sorted({feature for row in rows for feature, _, _ in row})
-    names = label_texts(info, found)
-    density = (
-        {feature: float(index.count[feature] / index.n_counted) for feature in found}
-        if index and index.n_counted
-        else {}
-    )
+    known = _known(lens, info, index, sorted({feature for row in rows for feature, _, _ in row}))
     specials = lens.tokens.special_ids()
     special = [token in specials for token in ids]
     plain = [i for i, is_special in enumerate(special) if not is_special]
@@ -109,14 +104,28 @@ def read(lens: LensModel, sae: SAE, text: str, top_k: int, by: Order = "activati
                 "id": token,
                 "text": lens.tokens.display(token),
                 "special": special[i],
-                "features": [
-                    {"id": f, "activation": value, "score": score, "label": names.get(f), "density": density.get(f)}
-                    for f, value, score in rows[i]
-                ],
+                "features": [{"id": f, "activation": value, "score": score, **known[f]} for f, value, score in rows[i]],
             }
             for i, token in enumerate(ids)
         ],
     }
+
+
+def _known(
+    lens: LensModel, info: SAEInfo, index: FeatureIndex | None, features: Sequence[int]
+) -> dict[int, dict[str, Any]]:
+    """Each feature's label; where it has none what the index describes it by; and its density in the index."""
+    from lens_tui.sae.index.read import describe
+    from lens_tui.tasks.knowledge import label_texts
+
+    names = label_texts(info, features)
+    known: dict[int, dict[str, Any]] = {}
+    for feature in features:
+        label = names.get(feature)
+        described = describe(index, feature, lens.tokens.display).text if index and label is None else None
+        density = float(index.count[feature] / index.n_counted) if index and index.n_counted else None
+        known[feature] = {"label": label, "description": described, "density": density}
+    return known
 
 
 def _residual(lens: LensModel, sae: SAE, ids: Sequence[int]) -> mx.array:
@@ -147,7 +156,8 @@ def _print_features(result: dict[str, Any]) -> None:
         for item in token["features"]:
             mark = dense_mark(item["density"]) if (item["density"] or 0.0) > DENSE else ""
             dense = dense or bool(mark)
-            say(f"{before}{item['id']:>6} {item['score']:7.{places}f}  {mark:<6}  {item['label'] or ''}".rstrip())
+            name = item["label"] or item["description"] or ""
+            say(f"{before}{item['id']:>6} {item['score']:7.{places}f}  {mark:<6}  {name}".rstrip())
             before = " " * len(before)
     if dense:
         note(f"≋ dense: active on more than {DENSE:.0%} of the index's tokens, so it says little of one token")

@@ -148,7 +148,8 @@ def test_features_are_printed_with_labels_and_dense_ones_are_marked() -> None:
     for line, item in zip(lines, items, strict=True):
         assert f"{item['id']:>6} {item['score']:7.2f}" in line
         assert ("≋" in line) == (item["density"] > 0.2)
-        assert line.endswith(item["label"] or line[-1])
+        assert (item["label"] is None) == (item["description"] is not None)
+        assert line.endswith(item["label"] or item["description"])
     assert "≋ dense" in done.stderr
     found = run("search", "door").stdout.splitlines()
     assert any(line.split()[:1] == ["5327"] and line.endswith("≋ 39%") for line in found)
