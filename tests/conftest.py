@@ -8,12 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import lens_tui  # noqa: F401 - before any test imports mlx, as in a program that begins with lens_tui
 
 os.environ.setdefault("TEXTUAL_ANIMATIONS", "none")
 for _of_the_shell in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
     os.environ.pop(_of_the_shell, None)
+
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 LONGEST_ID = 80  # a test's id stands in the environment of every command it starts, which takes 128 kB
 

@@ -114,7 +114,7 @@ def test_tokens_never_melt_into_each_other(tokens: list[str]) -> None:
 ALPHABET = st.sampled_from("ab ,.\n漢é́‍️👨🏽🇫⟨␛한ा")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.text(ALPHABET, max_size=6), max_size=40), st.integers(4, 30), st.integers(1, 7))
 def test_layout_keeps_every_token_within_the_width(tokens: list[str], width: int, chunk: int) -> None:
     whole, grown = TokenLayout(width), TokenLayout(width)
