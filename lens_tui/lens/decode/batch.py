@@ -12,9 +12,9 @@ from lens_tui.records import ArmEnd, BatchRow, Echo, LensError, Request, Steered
 
 from ..forward import check_moved
 from ..hooks.passage import check_chosen, echo_of, origin_in, steered
-from ..hooks.positions import reach
 from ..hooks.program import DoseMeter
 from ..hooks.registry import Holding, Plan, Registry, Run
+from ..hooks.steering import check_reach
 from ..tokens import EncodedPrompt, Tokens
 from .batch_rows import BatchModel, BatchStep, Row, RowLabels, RowPlan, Way, choose_all, way_of
 from .generation import DecodeOptions, RowDecoder, mlx_lm_generate
@@ -22,19 +22,13 @@ from .prefill import Filler, PrefixCache
 from .sampling import SideBySide, whole_number
 
 
-def check_reach(row: Row) -> None:
+def check_positions(row: Row) -> None:
     """Refuse positions that no token of the row can have."""
     prompt = row.plan.prompt
-    last = len(prompt.ids) + row.sampling.max_tokens - 2
+    check_reach(row.plan.entries, len(prompt.ids), len(prompt.ids) + row.sampling.max_tokens - 2, f"prompt {row.index}")
     for entry in row.plan.entries:
         positions = getattr(entry.item, "positions", None)
-        if positions is None:
-            continue
-        if not reach(positions, len(prompt.ids), last):
-            raise LensError(
-                f"{entry.item.id!r} touches no position of prompt {row.index} (0 to {last}).", "Change its positions."
-            )
-        if positions.kind == "role":
+        if positions is not None and positions.kind == "role":
             _check_role(positions.role, row)
 
 
@@ -120,7 +114,7 @@ class Batch:
 
     def join(self, row: Row) -> None:
         """A row joins, also while others are being decoded."""
-        check_reach(row)
+        check_positions(row)
         self.registry.decoder.check_positions(len(row.plan.prompt.ids) + row.sampling.max_tokens - 1)
         self.rows.append(row)
         self.plans[row.index] = row.plan

@@ -7,8 +7,6 @@ with the others, so that it always names the rows that a forward has.
 
 from __future__ import annotations
 
-import math
-import weakref
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +16,7 @@ from typing import Any, Literal
 import mlx.core as mx
 import numpy as np
 
-from lens_tui.records import ArmEnd, BatchRow, Candidate, Dose, Intervention, Sampling, Token
+from lens_tui.records import ArmEnd, BatchRow, Dose, Intervention, Sampling, Token
 
 from ..distributions import kl, log_softmax
 from ..forward import tolerance
@@ -27,8 +25,8 @@ from ..hooks.positions import Offset, follow_thinking
 from ..hooks.program import DoseMeter, Measured, Sums
 from ..hooks.registry import Entry, Plan, Registry, Run
 from ..tokens import EncodedPrompt, Tokens
-from .generation import DecodeStep, Scales, Writing, best, mlx_lm_generate, scales_of
-from .sampling import LogitsProcessor, Sampler, SideBySide
+from .generation import DecodeStep, Scales, Writing, mlx_lm_generate, scales_of
+from .sampling import LogitsProcessor, Sampler, SideBySide, best, candidates
 
 _async_eval: Any = mx.async_eval  # has no types
 
@@ -264,16 +262,17 @@ def _real(real: Sequence[int], length: int) -> mx.array:
 Way = Literal["padded", "joined", "alone"]
 """Prompts padded to one length and prefilled together; prefilled one by one and decoded together; one by one."""
 
-_known: weakref.WeakKeyDictionary[Registry, Way] = weakref.WeakKeyDictionary()
 _STEPS = 3
 
 
 def way_of(registry: Registry) -> Way:
     """The best way that is right for this model."""
-    if registry not in _known:
-        ways: tuple[Way, ...] = ("padded", "joined")
-        _known[registry] = next((way for way in ways if _agrees(registry, way)), "alone")
-    return _known[registry]
+    return registry.once(_right_way)
+
+
+def _right_way(registry: Registry) -> Way:
+    ways: tuple[Way, ...] = ("padded", "joined")
+    return next((way for way in ways if _agrees(registry, way)), "alone")
 
 
 def _agrees(registry: Registry, way: Way) -> bool:
@@ -400,8 +399,6 @@ class Row(Writing):
         self.logprobs.append(logprobs[at])
         self.shapes.append(step.rows)
         text = self.write(token)
-        found = zip(top_ids[at][: self.top], top_logprobs[at][: self.top], strict=True)
-        pairs = [pair for pair in found if pair[1] > -math.inf]
         return Token(
             index=len(self.ids) - 1,
             token_id=token,
@@ -409,9 +406,7 @@ class Row(Writing):
             text=text,
             logprob=logprobs[at],
             arm=self.index,
-            top=tuple(
-                Candidate(int(one), tokens.display(int(one)), value) for one, value in pairs if value > -math.inf
-            ),
+            top=candidates(tokens, top_ids[at][: self.top], top_logprobs[at][: self.top]),
             scales=step.scales[at],
         )
 

@@ -25,11 +25,12 @@ from ..hooks.steering import entries_of
 from ..tokens import Prompt, Tokens
 from .batch import Batch, BatchGeneration, BatchOptions
 from .batch_rows import BatchModel, BatchStep, Row, RowLabels, RowPlan
-from .generation import best, writing_options
+from .generation import writing_options
 from .prefill import PrefixCache
 from .sampling import (
     LogitsProcessor,
     Sampler,
+    best,
     check_sampling,
     make_processors,
     make_sampler,

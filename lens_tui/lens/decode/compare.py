@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -10,12 +9,12 @@ from lens_tui.records import ArmEnd, Candidate, Dose, Echo, Intervention, LensEr
 
 from ..forward import check_moved
 from ..hooks.passage import Passage, check_chosen, echo_of, origin_in, steered
-from ..hooks.positions import reach
 from ..hooks.program import DoseMeter
 from ..hooks.registry import CaptureResult, Entry, Holding, Plan
-from ..hooks.steering import entries_of
+from ..hooks.steering import check_reach, entries_of
 from ..tokens import Tokens
 from .generation import DecodeStep, RowDecoder, Writing, writing_options
+from .sampling import candidates
 
 
 @dataclass
@@ -59,9 +58,7 @@ class RowsInProgress:
         plain = step.plain[index] if step.plain is not None else None
         top: tuple[Candidate, ...] = ()
         if step.top_ids is not None and step.top_logprobs is not None:
-            found = zip(step.top_ids[index], step.top_logprobs[index], strict=True)
-            pairs = [pair for pair in found if pair[1] > -math.inf]
-            top = tuple(Candidate(at, self.tokens.display(at), value) for at, value in pairs)
+            top = candidates(self.tokens, step.top_ids[index], step.top_logprobs[index])
         return Token(
             index=len(self.rows[index].ids) - 1,
             token_id=token,
@@ -111,11 +108,7 @@ class RowsInProgress:
         assert isinstance(n_prompt, int)
         last = n_prompt + self.decoder.options.sampling.max_tokens - 2
         for row in self.plan.rows:
-            for entry in row:
-                positions = getattr(entry.item, "positions", None)
-                if positions is not None and not reach(positions, n_prompt, last):
-                    name = entry.item.id
-                    raise LensError(f"{name!r} touches no position of this run (0 to {last}).", "Change its positions.")
+            check_reach(row, n_prompt, last, "this run")
 
     def check_moved(self) -> None:
         """Refuse to continue when what had to move something was measured and did not."""

@@ -19,7 +19,7 @@ from ..hooks.program import DoseMeter, Measured, has_effect
 from ..hooks.registry import CaptureResult, Plan, Registry, Run
 from ..tokens import Detokenizer, EncodedPrompt, Tokens
 from .prefill import Filler, PrefixCache, add_rows, can_fork, keep_rows, piece_of, prefill_rows, spread
-from .sampling import LogitsProcessor, Sampler, make_processors, make_sampler, penalties_from, whole_number
+from .sampling import LogitsProcessor, Sampler, best, make_processors, make_sampler, penalties_from, whole_number
 
 Scales = tuple[tuple[tuple[str, float], ...], ...]
 """For each row, ``(id, scale)`` of its records."""
@@ -115,15 +115,6 @@ def against_plain(logprobs: mx.array, plain: mx.array, chosen: mx.array) -> mx.a
     """What :class:`AgainstPlain` holds, (3, arms), of log-probabilities (arms, vocabulary) and chosen ids (arms,)."""
     of_chosen = mx.take_along_axis(plain, chosen[:, None], axis=-1)[:, 0]
     return mx.stack([kl(logprobs, plain), kl(plain, logprobs), of_chosen])
-
-
-def best(logprobs: mx.array, count: int) -> tuple[mx.array, mx.array]:
-    """The ``count`` most likely tokens of each row, best first: ids and log-probabilities (rows, count)."""
-    count = min(count, logprobs.shape[-1])
-    some = mx.argpartition(-logprobs, kth=count - 1, axis=-1)[:, :count]
-    values = mx.take_along_axis(logprobs, some, axis=-1)
-    order = mx.argsort(-values, axis=-1)
-    return mx.take_along_axis(some, order, axis=-1), mx.take_along_axis(values, order, axis=-1)
 
 
 _async_eval: Any = mx.async_eval  # has no types

@@ -11,7 +11,6 @@ with one row, which becomes as many as there are at the first layer that differs
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -453,9 +452,6 @@ def _work(groups: Sequence[Group], total: int) -> int:
     return work
 
 
-_known: weakref.WeakKeyDictionary[Registry, bool] = weakref.WeakKeyDictionary()
-
-
 def can_fork(registry: Registry, plan: Plan) -> bool:
     """Whether a prefill under this plan may begin with one row, and whether that saves anything."""
     # Below the first layer that anything acts on, rows of one prompt are one row: it is computed once, and made into
@@ -466,9 +462,7 @@ def can_fork(registry: Registry, plan: Plan) -> bool:
         return False
     if min((item.layer for item in items), default=0) == 0 or registry.decoder.passes > 1:
         return False
-    if registry not in _known:
-        _known[registry] = _proved(registry)
-    return _known[registry]
+    return registry.once(_forks)
 
 
 def spread(cache: Sequence[Any], n_rows: int) -> None:
@@ -500,7 +494,7 @@ def _spread(state: Any, n_rows: int) -> Any:
     return state
 
 
-def _proved(registry: Registry) -> bool:
+def _forks(registry: Registry) -> bool:
     """Two rows, one of them steered half way up, both ways: the next tokens' distributions agree."""
     # Found out by trying, not by the architecture's name: blocks may carry a state of a fixed number of rows, or read
     # what a block further down has left. KL and not equality, for a batch of another size rounds otherwise.

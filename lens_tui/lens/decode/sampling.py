@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -9,9 +10,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from lens_tui.records import LensError, Sampling
+from lens_tui.records import Candidate, LensError, Sampling
 from lens_tui.records.interventions import as_number
 from lens_tui.records.run import LIMITS
+
+from ..tokens import Tokens
 
 Sampler = Callable[[mx.array], mx.array]
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
@@ -178,6 +181,21 @@ def _without_top_choices(logprobs: mx.array, sampling: Sampling, key: mx.array) 
     taken = apply_xtc(logprobs, 1.0, sampling.xtc_threshold, list(sampling.xtc_special_tokens))
     drawn = mx.random.uniform(key=mx.random.split(key)[0])
     return mx.where(drawn < sampling.xtc_probability, taken, logprobs)
+
+
+def best(logprobs: mx.array, count: int) -> tuple[mx.array, mx.array]:
+    """The ``count`` most likely tokens of each row, best first: ids and log-probabilities (rows, count)."""
+    count = min(count, logprobs.shape[-1])
+    some = mx.argpartition(-logprobs, kth=count - 1, axis=-1)[:, :count]
+    values = mx.take_along_axis(logprobs, some, axis=-1)
+    order = mx.argsort(-values, axis=-1)
+    return mx.take_along_axis(some, order, axis=-1), mx.take_along_axis(values, order, axis=-1)
+
+
+def candidates(tokens: Tokens, ids: Sequence[int], logprobs: Sequence[float]) -> tuple[Candidate, ...]:
+    """A token's candidates as records, those that cannot come left out."""
+    pairs = zip(ids, logprobs, strict=True)
+    return tuple(Candidate(int(at), tokens.display(int(at)), value) for at, value in pairs if value > -math.inf)
 
 
 PENALTIES = (

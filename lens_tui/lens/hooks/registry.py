@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
@@ -34,6 +34,7 @@ from .positions import CacheLedger, Offset, Spans, Where, caches_of
 from .program import DoseMeter, Item, Key, Program, build, has_effect
 from .sites import Point, SiteMap
 
+Found = TypeVar("Found")
 _stamps = itertools.count(1)
 _async_eval: Any = mx.async_eval  # has no types
 
@@ -192,6 +193,7 @@ class Registry:
         self._needs: dict[Key, int] = {}
         self._taps: dict[int, tuple[Callable[..., Any], dict[Key, Point]]] = {}
         self._programs: dict[object, dict[Key, Program]] = {}
+        self._found: dict[Any, Any] = {}
         self.caches = CacheLedger()
         self.ambient_entries: list[Entry] = []
 
@@ -204,6 +206,13 @@ class Registry:
     def source_stamp(self, item: Item) -> int:
         """Changes when another SAE is given the name that a record names."""
         return self._source_stamps.get(item.sae, 0) if isinstance(item, ClampFeature) else 0
+
+    def once(self, find: Callable[[Registry], Found]) -> Found:
+        """What a function finds out about the model, by forwards of its own, the first time it is asked for."""
+        if find not in self._found:
+            self._found[find] = find(self)
+        found: Found = self._found[find]
+        return found
 
     # -- what acts -------------------------------------------------------
 

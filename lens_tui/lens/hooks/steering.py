@@ -27,7 +27,7 @@ from lens_tui.records.interventions import as_number, as_records
 from lens_tui.records.vectors import numbers
 
 from .interventions import FeatureSource, decoder_row
-from .positions import Spans, reaches_scored
+from .positions import Spans, reach, reaches_scored
 from .program import Item, has_effect
 from .registry import Entry, Registry
 
@@ -245,6 +245,24 @@ def check_scored(
         raise LensError(
             f"{record.id!r} touches no token that a scored one follows.", "Change its positions, or give a longer text."
         )
+
+
+def check_reach(entries: Sequence[Entry], n_prompt: int, last: int, text: str) -> None:
+    """Refuse positions that no token can have.
+
+    Args:
+        entries: What acts on the row.
+        n_prompt: Where its prompt ends.
+        last: The position of the last token that will go in.
+        text: What it is called in the sentence.
+
+    Raises:
+        LensError: With the id of the first that touches nothing.
+    """
+    for entry in entries:
+        positions = getattr(entry.item, "positions", None)
+        if positions is not None and not reach(positions, n_prompt, last):
+            raise LensError(f"{entry.item.id!r} touches no position of {text} (0 to {last}).", "Change its positions.")
 
 
 def check_overflow(size: float, dtype: mx.Dtype, record: Intervention) -> None:

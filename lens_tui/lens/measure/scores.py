@@ -9,7 +9,6 @@ does not depend on the steering at all can be computed once for many calls.
 from __future__ import annotations
 
 import itertools
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -232,8 +231,6 @@ def _scores(logits: mx.array, item: ScoredText, base: Array | None) -> list[Scor
 MAX_BYTES = 1 << 29
 """Residuals kept between forwards, at most: those of more text are computed again in each batch."""
 
-_known: weakref.WeakKeyDictionary[Registry, bool] = weakref.WeakKeyDictionary()
-
 
 def first_site(registry: Registry, plans: Iterable[Sequence[Intervention]]) -> Key | None:
     """The last point of the residual stream that none of these plans reaches back behind.
@@ -264,9 +261,7 @@ def reaches_behind(registry: Registry, plans: Iterable[Sequence[Intervention]], 
 
 def can_resume(registry: Registry) -> bool:
     """Whether a forward that resumes half way up gives what a whole one gives; found out once."""
-    if registry not in _known:
-        _known[registry] = _proved(registry)
-    return _known[registry]
+    return registry.once(_resumes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -307,7 +302,7 @@ def _padded_layer(residual: mx.array, length: int) -> mx.array:
     return residual if not missing else mx.pad(residual, [(0, missing), (0, 0)], mode="edge")
 
 
-def _proved(registry: Registry) -> bool:
+def _resumes(registry: Registry) -> bool:
     """Two rows of a text, resumed half way up and whole: every next token's distribution agrees.
 
     Blocks that are handed the residual normed as well round it their own way where it is put in: not the same bits.
