@@ -104,11 +104,11 @@ def open_app(
     dequantize: Annotated[
         Literal["auto", "never", "always"] | None,
         typer.Option(
-            help="Before a verb too: hold quantised and 16-bit weights in float32 (auto: where that is faster)."
+            help="Hold quantised and 16-bit weights in float32 (auto: where that is faster); also before a verb."
         ),
     ] = None,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Open the app, unless a verb follows."""

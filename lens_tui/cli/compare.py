@@ -92,7 +92,7 @@ def compare(
     else:
         _print(result, tokens)
         if lacks:
-            note("the model has no chat template: the prompt went in as it is")
+            note("the model has no chat template: the prompt was used as it is")
     if stopped:
         raise SystemExit(asked.status)
 
@@ -257,19 +257,21 @@ def _pieces(tokens: Sequence[Token], text: str) -> Iterator[tuple[str, int]]:
 @sentences
 def generate(
     prompts: Annotated[
-        str, typer.Argument(help="A file with a prompt a line, or .jsonl; '-' reads such lines from standard input.")
+        str,
+        typer.Argument(help="A file with one prompt per line, or .jsonl; '-' reads such lines from standard input."),
     ],
     model: Model = "demo",
     sae: SAEName = "",
-    arm: Annotated[str, typer.Option("--arm", "-a", help="What all are steered with: SOURCE[@LAYER]*SCALE.")] = "",
+    arm: Annotated[str, typer.Option("--arm", "-a", help="Steer them all: SOURCE[@LAYER]*SCALE.")] = "",
     max_tokens: Annotated[int, within("max_tokens", "Tokens a prompt.")] = 80,
     temp: Temp = 0.0,
     top_p: TopP = 0.0,
     min_p: MinP = 0.0,
     top_k: TopK = 0,
-    seed: Annotated[int, within("seed", "Of every prompt: it gives the same text alone.")] = 0,
+    seed: Annotated[int, within("seed", "The seed of every prompt; each gives the same text as it does alone.")] = 0,
     stop: Annotated[
-        list[str] | None, typer.Option("--stop", help="A text that ends one and is left out of it; may be repeated.")
+        list[str] | None,
+        typer.Option("--stop", help="A text that ends a continuation and is left out of it; may be repeated."),
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Prompts a forward pass.")] = 32,
     raw: Annotated[bool, typer.Option("--raw", help="Leave the chat template out.")] = False,
@@ -380,7 +382,7 @@ def loss(
     text: Annotated[str, typer.Argument(help="The text; '-' reads standard input.")],
     model: Model = "demo",
     sae: SAEName = "",
-    arm: Annotated[str, typer.Option("--arm", "-a", help="Beside it the steered model's: SOURCE[@LAYER]*SCALE.")] = "",
+    arm: Annotated[str, typer.Option("--arm", "-a", help="Measure the steered model too: SOURCE[@LAYER]*SCALE.")] = "",
     json: Json = False,
 ) -> None:
     """Measure how well a text is predicted, plain and steered.

@@ -175,7 +175,7 @@ def _print_search(result: Mapping[str, Any], dense: Mapping[int, float]) -> None
 @verbs.command()
 @sentences
 def contrast(
-    a: Annotated[Path, typer.Argument(help="Texts A: one a line, or JSONL, or documents split by <|endoftext|>.")],
+    a: Annotated[Path, typer.Argument(help="Texts A: one per line, or JSONL, or documents split by <|endoftext|>.")],
     b: Annotated[Path, typer.Argument(help="Texts B, likewise.")],
     model: Model = "demo",
     sae: SAEName = "",

@@ -33,7 +33,7 @@ Number = Annotated[str, typer.Argument(metavar="ID", help="The feature's number,
 @sentences
 def set_label(
     number: Number,
-    text: Annotated[str, typer.Argument(help="Your label; '' takes it away. The one before stays in the history.")],
+    text: Annotated[str, typer.Argument(help="Your label; '' removes it. Earlier ones stay in the history.")],
     sae: SAEName = "",
     model: Model = "demo",
     author: Annotated[str, typer.Option(help="Who says so.")] = "",
@@ -83,10 +83,10 @@ def show(
 @verbs.command("search")
 @sentences
 def search(
-    words: Annotated[list[str], typer.Argument(help="Words that a label must hold; the last may be unfinished.")],
+    words: Annotated[list[str], typer.Argument(help="Words that a label must contain; the last may be unfinished.")],
     sae: SAEName = "",
     model: Model = "demo",
-    every: Annotated[bool, typer.Option("--all", help="In the labels of every SAE.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Search the labels of every SAE.")] = False,
     k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Labels to print.")] = 20,
     json: Json = False,
 ) -> None:
@@ -225,7 +225,7 @@ def _within(labels: Iterable[Any], info: SAEInfo) -> Iterator[Any]:
     for label in labels:
         if label.feature >= info.width:
             raise LensError(
-                f"There is something of feature {label.feature}, but {info.name} has {info.width} features.",
+                f"There is a label of feature {label.feature}, but {info.name} has {info.width} features.",
                 "They are labels of another SAE.",
             )
         yield label

@@ -180,7 +180,7 @@ def lens(
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Tokens in each cell (with --json).")] = 5,
     attribute: Annotated[
         bool,
-        typer.Option("--attribute", help="Say what each attention and MLP adds to the logit after the last token."),
+        typer.Option("--attribute", help="Show what each attention and MLP adds to the logit after the last token."),
     ] = False,
     json: Json = False,
 ) -> None:

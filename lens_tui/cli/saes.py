@@ -25,8 +25,10 @@ verbs = typer.Typer()
 
 Text = Annotated[Path, typer.Argument(help="A .txt or .jsonl file, or a folder of them.")]
 Context = Annotated[int, typer.Option(min=8, help="Window length in tokens.")]
-Rows = Annotated[int, typer.Option(min=1, help="Windows a forward pass; more is faster on a GPU.")]
-MaxTokens = Annotated[int, typer.Option(min=0, help="Read at most so many tokens of the text (0: all that is needed).")]
+Rows = Annotated[int, typer.Option(min=1, help="Windows per forward pass; more is faster on a GPU.")]
+MaxTokens = Annotated[
+    int, typer.Option(min=0, help="Read at most this many tokens of the text (0: all that is needed).")
+]
 IndexFolder = Annotated[
     Path | None, typer.Option("--out", "-o", help="The folder of indexes (default: where the app looks).")
 ]
@@ -42,7 +44,7 @@ def train_sae(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The SAE's folder; a run in it is resumed.")] = None,
     arch: Annotated[str, typer.Option(help="batchtopk, topk or jumprelu.")] = "batchtopk",
     width: Annotated[int, typer.Option(min=0, help="Features (0: 16 times the width of what is read).")] = 0,
-    k: Annotated[int, typer.Option("-k", "--k", min=1, help="Active features a token to aim at (L0).")] = 32,
+    k: Annotated[int, typer.Option("-k", "--k", min=1, help="Active features per token to aim for (L0).")] = 32,
     tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="Tokens to train on.")] = 50_000_000,
     batch: Annotated[int, typer.Option(min=1, help="Tokens a step.")] = 4096,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate of Adam.")] = 4e-4,
@@ -51,8 +53,8 @@ def train_sae(
     context: Context = 256,
     rows: Rows = 32,
     max_tokens: MaxTokens = 0,
-    held_out: Annotated[int, typer.Option(min=0, help="Keep every n-th document for the measuring (0: none).")] = 40,
-    evaluate_every: Annotated[int, typer.Option(min=0, help="Measure every so many steps (0: at the end).")] = 0,
+    held_out: Annotated[int, typer.Option(min=0, help="Hold out every n-th document for measuring (0: none).")] = 40,
+    evaluate_every: Annotated[int, typer.Option(min=0, help="Steps between measurements (0: only at the end).")] = 0,
     checkpoint: Annotated[float, typer.Option(min=0.0, help="Seconds between checkpoints.")] = 60.0,
     text_key: TextKey = "text",
     seed: Annotated[int, typer.Option(help="The same seed gives the same SAE again.")] = 0,
@@ -215,7 +217,7 @@ def index(
     from lens_tui.tasks.index import index_text
 
     if top_k > 10_000:
-        raise LensError(f"{top_k} examples a feature were asked for.", "At most 10000 are kept.")
+        raise LensError(f"{top_k} examples per feature were asked for.", "At most 10000 are kept.")
     settings = IndexSettings(top_k=top_k, max_active=max_active, include_special=include_special, full=full, seed=seed)
     part = read_shard(shard)
     with open_model(model) as lens, interruptible() as asked, Meter() as meter:
@@ -239,7 +241,7 @@ def index(
 @verbs.command("index-merge")
 @sentences
 def index_merge(
-    parts: Annotated[list[Path], typer.Argument(help="The folders that every `index --shard` left.")],
+    parts: Annotated[list[Path], typer.Argument(help="The folders left by each `index --shard`.")],
     model: Model = "demo",
     sae: SAEName = "",
     out: IndexFolder = None,

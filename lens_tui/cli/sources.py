@@ -59,7 +59,7 @@ TopP = Annotated[float, within("top_p", "Sample among the likeliest tokens of th
 MinP = Annotated[
     float, within("min_p", "Sample among tokens of this share of the likeliest one's probability; 0: off.")
 ]
-TopK = Annotated[int, within("top_k", "Sample among so many of the likeliest tokens; 0: all.")]
+TopK = Annotated[int, within("top_k", "Sample among this many of the likeliest tokens; 0: all.")]
 
 _WORDS = rf"(?::(?:{'|'.join([mode.id for mode in MODES] + list(POSITIONS))})\b)*"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"

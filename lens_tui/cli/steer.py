@@ -44,12 +44,12 @@ def dose(
     model: Model = "demo",
     sae: SAEName = "",
     scales: Annotated[
-        str, typer.Option("--scales", help="Multiples of the arm's scale, as 0,0.5,1. Default: 0 to 4 both ways.")
+        str, typer.Option("--scales", help="Multiples of the arm's scale, such as 0,0.5,1. Default: 0 to 4 both ways.")
     ] = "",
     controls: Annotated[int, typer.Option(min=0, help="Random directions beside each scale.")] = 1,
     max_tokens: Annotated[int, within("max_tokens", "Tokens written at each scale.")] = 60,
-    texts: Annotated[int, typer.Option(min=0, max=64, help="Texts of the loss; 0: 16.")] = 0,
-    seed: Annotated[int, typer.Option(help="Of the random directions and the bootstrap.")] = 0,
+    texts: Annotated[int, typer.Option(min=0, max=64, help="Texts to measure the loss on (0: 16).")] = 0,
+    seed: Annotated[int, typer.Option(help="The seed of the random directions and the bootstrap.")] = 0,
     raw: Annotated[bool, typer.Option("--raw", help="Leave the chat template out.")] = False,
     json: Json = False,
 ) -> None:
@@ -232,7 +232,10 @@ def _print_scale(result: dict[str, Any]) -> None:
 def contrast(
     name: Annotated[str, typer.Argument(help="What the direction stands for.")],
     pairs: Annotated[
-        str, typer.Option("--pairs", help="A file of pairs: JSONL (positive, negative) or two texts a line, by a tab.")
+        str,
+        typer.Option(
+            "--pairs", help="A file of pairs: JSONL (positive, negative) or two texts per line, separated by a tab."
+        ),
     ] = "",
     positive: Annotated[list[str] | None, typer.Option("--positive", "-p", help="A text with it; repeat.")] = None,
     negative: Annotated[list[str] | None, typer.Option("--negative", "-n", help="A text without it; repeat.")] = None,

@@ -116,7 +116,7 @@ async def test_runs_of_the_disk_follow_this_sessions_newest_first_and_killed_one
         await settle(pilot)
         screen = await history(pilot)
         assert prompts(screen)[1:] == ["killed in the middle", OLD]
-        assert "killed: what came is kept" in screen_text(app)
+        assert "killed: what had come is kept" in screen_text(app)
 
 
 async def test_filter_reaches_what_was_written_and_enter_puts_the_run_back(tmp_path: Path) -> None:

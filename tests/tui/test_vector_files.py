@@ -172,7 +172,7 @@ async def test_a_refused_change_and_a_notice_are_said_and_stay_in_the_status_row
             app._deliver(ev.DialRefused(number, 1, "There is no layer 99.", "Use 0 to 7."), app.activity)
         await pilot.pause()
         assert any("There is no layer 99. Use 0 to 7." in said.message for said in app._notifications)
-        assert app._remark.startswith("dogs goes on as it was.")
+        assert app._remark.startswith("dogs continues as it was.")
         app._deliver(ev.Notice(number, "The history cannot be written.", "Free some space."), app.activity)
         assert app._remark == "The history cannot be written. Free some space."
         assert isinstance(app.worker, FakeWorker)

@@ -476,4 +476,4 @@ def _scales(text: str) -> str:
     except ValueError:
         found = []
     good = 0 < len(found) <= MOST and all(scale - scale == 0 for scale in found)
-    return "" if good else f"1 to {MOST} numbers apart by blanks"
+    return "" if good else f"1 to {MOST} numbers separated by spaces"

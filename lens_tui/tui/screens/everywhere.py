@@ -45,7 +45,7 @@ class HelpScreen(Dialog[None]):
         with Vertical(classes="dialog"):
             yield Static("Keys that work here", classes="dialog-title")
             yield Entry(placeholder="type to filter", id="filter", between=" ")
-            yield RowList[Line](self._draw, empty="No key says that.", caret=False, id="keys")
+            yield RowList[Line](self._draw, empty="No key matches.", caret=False, id="keys")
             yield Static(
                 Content.assemble(
                     ("esc", "bold"), " close   every id can be given other keys under [keys] in the settings"

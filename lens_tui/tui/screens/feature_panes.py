@@ -494,7 +494,7 @@ class FeaturePane(Pane):
         page = self._page(feature)
         label = page.facts.label if page is not None else None
         mine = one_line(label.text, MAX_LABEL) if label is not None and label.is_mine else ""
-        note = "Blank takes it away; labels before stay in the history."
+        note = "Empty removes it; earlier labels stay in the history."
 
         def done(values: dict[str, str] | None) -> None:
             if values is not None:

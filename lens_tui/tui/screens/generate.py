@@ -198,7 +198,7 @@ class GenerateScreen(LensScreen):
 
         run.apply(event)
         if isinstance(event, DialRefused):
-            refused = f"{run.arms[event.arm].arm.name} goes on as it was. {event.message} {event.hint}".strip()
+            refused = f"{run.arms[event.arm].arm.name} continues as it was. {event.message} {event.hint}".strip()
             self.lens.say(refused)
             self.lens.remark(refused)
         if isinstance(event, JobDone | JobFailed):
@@ -327,7 +327,7 @@ class GenerateScreen(LensScreen):
         taken = {row.arm for row in self.session.steers}
         if not rows or len(taken) >= MAX_ARMS:
             if rows:
-                self.lens.say(f"{MAX_ARMS} arms beside the baseline are the most.")
+                self.lens.say(f"There can be at most {MAX_ARMS} arms beside the baseline.")
             return
         free = self.session.free_arm()
         for row in rows:

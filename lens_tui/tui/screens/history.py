@@ -82,7 +82,7 @@ def from_disk(database: Path, words: str = "", without: Sequence[int] = ()) -> l
 
 def _of_disk(row: RunSummary) -> PastRun:
     arms = ", ".join(one_line(name, 60) for name in row.arms[1:]) or "baseline alone"
-    ended = {"killed": "killed: what came is kept", "running": "running elsewhere"}.get(row.state, row.state)
+    ended = {"killed": "killed: what had come is kept", "running": "running elsewhere"}.get(row.state, row.state)
     return PastRun(one_line(row.prompt), arms, f"{one_line(row.model, 60)} · {ended}", row.id, row.created)
 
 
@@ -214,7 +214,7 @@ class HistoryScreen(Dialog[RunText | None]):
 
     def _fill(self) -> None:
         found = [*of_session(self._runs, self._asked), *self._kept]
-        self._rows.empty = "no run holds these words" if self._asked else "nothing has run yet"
+        self._rows.empty = "no run has these words" if self._asked else "nothing has run yet"
         self._rows.styles.height = min(2 * max(1, len(found)), 18)
         self._rows.show(found)
 
@@ -292,7 +292,7 @@ class HistoryScreen(Dialog[RunText | None]):
 
     def _loaded(self, run: RunText | None) -> None:
         if run is None:
-            self.notify("That run is not there any more.", markup=False)
+            self.notify("That run no longer exists.", markup=False)
         elif self.is_current:
             self.dismiss(run)
 

@@ -104,7 +104,7 @@ def pairs_file(model: ModelInfo) -> Form:
         named = {**values, "name": values["name"].strip() or Path(path).stem}
         return replace(_contrast(named, (), ()), path=path)
 
-    note = "On each line two texts apart by a tab; or JSON with positive and negative."
+    note = "Two texts on each line, separated by a tab; or JSON with positive and negative."
     return Form("From a file of pairs", fields, note, job)
 
 
