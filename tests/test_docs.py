@@ -77,3 +77,15 @@ def test_links_lead_somewhere() -> None:
     heads = {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in re.findall(r"^#+ (.+)$", PAGE, re.M)}
     for target in re.findall(r"\]\(([^)]+)\)", PAGE):
         assert target[1:] in heads if target.startswith("#") else (docs / target).exists(), target
+
+
+def test_the_files_named_in_contributing_are_there() -> None:
+    root = Path(__file__).parents[1]
+    paths = [
+        path.as_posix()
+        for folder in ("lens_tui", "tests", "docs", "screenshots", "examples")
+        for path in (root / folder).rglob("*.*")
+    ]
+    named = re.findall(r"`([\w/]+\.(?:py|tcss|md))`", (root / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    assert named
+    assert [name for name in named if not any(path.endswith(f"/{name}") for path in paths)] == []
