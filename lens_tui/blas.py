@@ -96,7 +96,8 @@ def in_float32(how: str, nbytes: int, free: int) -> bool:
 
 
 def free_memory() -> int:
-    """Bytes that can be had on this machine without another having to give any, within the container's limit."""
+    """Bytes that can be had here without another having to give any, within the container's and the process's limit."""
+    import resource
     from pathlib import Path
 
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -110,6 +111,13 @@ def free_memory() -> int:
         total = min(total, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
     except (OSError, ValueError):
         pass  # no limit
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if most != resource.RLIM_INFINITY:
+        try:
+            taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, ValueError, IndexError):
+            taken = 0  # no Linux
+        total = min(total, most - taken)
     return max(total, 0)
 
 

@@ -70,11 +70,12 @@ def show(
         raise LensError("The history is of one feature.", "Name it.")
     if not number:
         info = find_sae(sae, model)
-        _show(standing_labels(info), _of(info, model), json)
+        _show(standing_labels(info, raw=json), _of(info, model), json)
         return
     feature, info = _feature(number, sae, model)
     if not history:
-        _show(labels_of(info, feature), _of(info, model), json)
+        as_given = (label for label in standing_labels(info, raw=True) if label.feature == feature)
+        _show(tuple(as_given) if json else labels_of(info, feature), _of(info, model), json)
         return
     with Store() as store:
         _show(Labels(store).history(info.id, feature), _of(info, model), json)

@@ -72,7 +72,10 @@ def merge_index(
 ) -> Path:
     """The index of all shards of a pass, with the token tables; equal to the bit to that of one pass."""
     from lens_tui.sae.index.build import merge_parts
+    from lens_tui.sae.index.tally import StoredPart
 
+    for part in parts:
+        StoredPart.open(Path(part))  # what is no part is said before the tables, which take their time
     return merge_parts(parts, out or paths.indexes_folder(), tables=token_tables(model, sae, conventions))
 
 

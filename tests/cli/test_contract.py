@@ -442,3 +442,7 @@ def test_an_option_of_the_app_before_a_verb_is_refused_for_the_verb_does_not_rea
     result = CliRunner().invoke(app, [*given, "loss", "some words", "--json"])
     assert result.exit_code == 2
     assert f"{given[0]} before a verb" in result.output
+
+
+def test_labels_in_json_are_the_text_that_was_given(walked: dict[str, Any]) -> None:
+    assert NASTY in [label["text"] for label in json.loads(walked["labels show"].stdout)["labels"]]

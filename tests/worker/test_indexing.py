@@ -135,3 +135,12 @@ def test_an_sae_that_says_no_layer_is_refused(tmp_path: Path) -> None:
     sae.info = replace(sae.info, layer=-1)
     with pytest.raises(LensError, match="does not say which layer"):
         index_text(model, [sae], _corpus(tmp_path), tmp_path)
+
+
+def test_a_folder_that_is_no_part_is_refused_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lens_tui.tasks.index.token_tables", lambda *_: pytest.fail("computed"))
+    unused: Any = None
+    with pytest.raises(LensError, match="is not a part of an index"):
+        merge_index(unused, unused, [tmp_path])

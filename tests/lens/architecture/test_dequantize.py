@@ -159,3 +159,10 @@ def test_pieces_of_a_prompt_are_larger_where_products_are_fast(
     registry = LensModel.from_model(tiny.llama(bits=bits)).registry
     monkeypatch.setattr(prefill, "SPEED", {"cpu": 2 * prefill.work_of(registry) * 64, "openblas": 1e30})
     assert prefill.piece_of(registry, 1) == {"cpu": 64, "openblas": prefill.MOST}[kind]
+
+
+def test_free_memory_ends_where_the_process_may_take_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1 << 20, 1 << 20))
+    assert blas.free_memory() <= 1 << 20
