@@ -341,3 +341,13 @@ async def test_the_features_before_and_after_by_number() -> None:
         assert screen.list.chosen == WIDTH - 2
         assert screen.page.card.page is not None
         assert screen.page.card.page.feature == WIDTH - 2
+
+
+async def test_keys_that_come_at_once_mean_the_feature_chosen_by_then() -> None:
+    async with opened("features") as (app, pilot):
+        screen = screen_of(app)
+        second = screen.list.list.rows[1][0]
+        for key in ("j", "s"):
+            app.simulate_key(key)
+        await settle(app, pilot)
+        assert app.store.session.steers[-1].vector.origin.facts["feature"] == second

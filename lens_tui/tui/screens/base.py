@@ -2,7 +2,8 @@
 
 A screen is one file here with a ``.tcss`` of the same name beside it. It
 subclasses :class:`LensScreen`, sets ``mode``, yields its panes from ``body``
-and, where it cares, overrides ``session_changed``. It asks for work with
+and, where it cares, overrides ``session_changed``. A pane with a state of its own
+is a widget that keeps it; the screen takes messages from one pane to another. It asks for work with
 ``self.lens.submit(job, slot, handler)``; the handler gets that job's events
 until the job ends or another job takes its slot.
 """

@@ -21,8 +21,6 @@ from lens_tui.records.measures import MULTIPLES, QUANTITIES
 from lens_tui.tui.bench_text import DoseView, SearchView, Series, View, dose_lines, search_lines, short
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.format import fit
-from lens_tui.tui.host import LensHost, host
-from lens_tui.tui.session import Session
 from lens_tui.tui.widgets.frame import Pane
 from lens_tui.tui.widgets.ramps import BARS, share_level
 from lens_tui.worker.events import Event
@@ -246,17 +244,9 @@ class DosePane(Pane):
         self._views: dict[str, View] = {}
         self._under_way = ""
 
-    @property
-    def _lens(self) -> LensHost:
-        return host(self)
-
-    @property
-    def _session(self) -> Session:
-        return host(self).store.session
-
     def _made_for(self, row: BenchRow) -> tuple[Any, ...]:
         """What a measurement depends on besides the scale."""
-        return (row.vector, row.layer, row.mode, row.positions, self._session.prompt)
+        return (row.vector, row.layer, row.mode, row.positions, self.session.prompt)
 
     # ---- asking
 
@@ -296,18 +286,18 @@ class DosePane(Pane):
 
     def _can_measure(self, row: BenchRow) -> bool:
         problem = ""
-        if self._session.model is None:
+        if self.session.model is None:
             problem = "Load a model first."
         elif not mode_of(row.mode).measured:
             problem = (
-                f"“{mode_of(row.mode).label}” has no scale to multiply: {self._lens.key_text('steer.mode')} changes it."
+                f"“{mode_of(row.mode).label}” has no scale to multiply: {self.lens.key_text('steer.mode')} changes it."
             )
         elif row.positions is not None and row.positions.kind == "prompt":
             problem = "The loss is of texts that count as generated: prompt-only steering does not touch them."
-        elif not self._session.prompt.strip():
-            problem = f"Write a prompt first: {self._lens.key_text('app.generate')} goes to Generate."
+        elif not self.session.prompt.strip():
+            problem = f"Write a prompt first: {self.lens.key_text('app.generate')} goes to Generate."
         if problem:
-            self._lens.say(problem)
+            self.lens.say(problem)
         return not problem
 
     def _measure(self, row: BenchRow, scales: list[float], **options: int) -> bool:
@@ -315,10 +305,10 @@ class DosePane(Pane):
             return False
         ordered = tuple(sorted({round(scale, 9) for scale in scales}))
         facts = row.vector.origin.facts if row.vector.origin.kind == "feature" else {}
-        known = {name for sae in self._session.saes for name in (sae.id, sae.path)}
+        known = {name for sae in self.session.saes for name in (sae.id, sae.path)}
         sae = str(facts.get("sae", "")) if facts.get("sae") in known else ""
         job = MeasureDose(
-            self._session.prompt,
+            self.session.prompt,
             (row.intervention(1.0),),
             ordered,
             sae=sae,
@@ -326,16 +316,16 @@ class DosePane(Pane):
             **options,
         )
         self._begin(row, DoseView(ordered, self._made_for(row)))
-        self._lens.submit(job, SLOT, lambda event: self._take(row.id, event))
+        self.lens.submit(job, SLOT, lambda event: self._take(row.id, event))
         return True
 
     def find(self, row: BenchRow) -> None:
         """Have a target chosen and search the scale that reaches it."""
-        if self._session.model is None:
-            self._lens.say("Load a model first.")
+        if self.session.model is None:
+            self.lens.say("Load a model first.")
             return
         if not mode_of(row.mode).grows or (row.positions is not None and row.positions.kind == "prompt"):
-            self._lens.say(
+            self.lens.say(
                 "A search needs a push that grows with its scale, on more than the prompt: add or norm-match."
             )
             return
@@ -371,7 +361,7 @@ class DosePane(Pane):
         sign = -1.0 if row.scale < 0 else 1.0
         self._begin(row, SearchView(quantity, target, self._made_for(row), sign))
         job = FindScale((row.intervention(sign),), quantity, target)
-        self._lens.submit(job, SLOT, lambda event: self._take(row.id, event))
+        self.lens.submit(job, SLOT, lambda event: self._take(row.id, event))
         self._turn(row, True)
 
     def _begin(self, row: BenchRow, view: View) -> None:
@@ -427,7 +417,7 @@ class DosePane(Pane):
             self._show_facts(None)
             return
         self.title = f"{'Dose of' if isinstance(view, DoseView) else 'Search of'} {row.vector.name}"
-        again = f" · changed since: {self._lens.key_text('steer.dose')} measures it"
+        again = f" · changed since: {self.lens.key_text('steer.dose')} measures it"
         self.note = view.note() + (again if view.made_for != self._made_for(row) else "")
         scales = view.scales
         column = None if at is None or not scales else min(range(len(scales)), key=lambda i: abs(scales[i] - at))
@@ -436,7 +426,7 @@ class DosePane(Pane):
 
     def _show_facts(self, view: View | None) -> None:
         chart, row = self.chart, self._row
-        key = self._lens.key_text
+        key = self.lens.key_text
         if view is None or row is None:
             hint = f"{key('steer.dose')} measures this row, {key('steer.find')} finds a scale for it."
             lines = [Content.styled(hint, "$muted")]
@@ -455,9 +445,9 @@ class DosePane(Pane):
         """The row gets the scale."""
         row = self._row
         if row is not None:
-            self._lens.store.edit_steer(row.id, scale=float(f"{event.scale:.4g}"))
-            self._lens.say(
-                f"{row.vector.name} is at {event.scale:+.4g}; {self._lens.key_text('app.undo')} takes it back."
+            self.lens.store.edit_steer(row.id, scale=float(f"{event.scale:.4g}"))
+            self.lens.say(
+                f"{row.vector.name} is at {event.scale:+.4g}; {self.lens.key_text('app.undo')} takes it back."
             )
 
 

@@ -19,7 +19,7 @@ from textual.widgets import Input
 from lens_tui.records import FloatArray
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.format import figure, fit
-from lens_tui.tui.host import LensHost, host
+from lens_tui.tui.host import LensHost
 from lens_tui.tui.reading_text import Source, features_at, next_active, shades, sources, strongest_token
 from lens_tui.tui.run_export import quoted, sae_words
 from lens_tui.tui.run_text import model_source
@@ -94,25 +94,25 @@ class TextPane(Pane):
     @property
     def source(self) -> Source:
         """The text in use."""
-        every = sources(host(self).store.session)
+        every = sources(self.session)
         return every[min(self.place, len(every) - 1)]
 
     def go_to(self, place: int) -> None:
         """Take another text, by its place among all."""
-        self.place = place % len(sources(host(self).store.session))
+        self.place = place % len(sources(self.session))
         self.view.cursor = None
         self.read()
 
     def read(self) -> None:
         """Have the text encoded, unless it already is."""
-        sae, source = host(self).store.session.sae_in_use, self.source
+        sae, source = self.session.sae_in_use, self.source
         if sae is None or source.blank:
             self._asked = None
-            self.view.empty = missing(host(self))
+            self.view.empty = missing(self.lens)
             self._show(None)
         elif self._asked != (sae.id, source):
             self._asked = (sae.id, source)
-            host(self).submit(Encode(sae.id, source.text, source.token_ids), "encode", self._take_encoded)
+            self.lens.submit(Encode(sae.id, source.text, source.token_ids), "encode", self._take_encoded)
 
     def _take_encoded(self, event: Event) -> None:
         if isinstance(event, Encoded):
@@ -139,17 +139,17 @@ class TextPane(Pane):
         """Go to the next token on which the feature is active; ``step`` -1 goes to the one before."""
         token = next_active(self.values, self.view.cursor or 0, step) if len(self.values) else None
         if token is None:
-            host(self).say("The feature is active nowhere in this text.")
+            self.lens.say("The feature is active nowhere in this text.")
         else:
             self.view.move_to(token)
 
     def copy_command(self) -> None:
         """Copy the command that shows the features of this text."""
-        session = host(self).store.session
+        session = self.session
         if session.sae_in_use is not None and session.model is not None:
             options = ["--model", model_source(session.model), "--sae", sae_words(session.sae_in_use)]
             words = ["mlx-lens-tui", "features", *options, "--", self.source.text]
-            host(self).copy(" ".join(map(quoted, words)), "the command")
+            self.lens.copy(" ".join(map(quoted, words)), "the command")
 
 
 class ListPane(Pane):
@@ -248,8 +248,8 @@ class ListPane(Pane):
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Go to the feature of that number, or look for features by those words."""
-        lens, text = host(self), event.value.strip()
-        number, sae = text.lstrip("fF"), lens.store.session.sae_in_use
+        lens, text = self.lens, event.value.strip()
+        number, sae = text.lstrip("fF"), self.session.sae_in_use
         if sae is None:
             lens.say(missing(lens))
         elif not (number.isascii() and number.isdecimal()):
@@ -271,7 +271,7 @@ class ListPane(Pane):
             self._show_rows("Found", words, [(item.feature, 0.0) for item in event.found])
             return
         without = "" if event.indexed else " There is no index of this SAE: only labels were searched."
-        host(self).say(f"No feature is labelled with “{fit(event.words, 40).rstrip()}” or promotes it.{without}")
+        self.lens.say(f"No feature is labelled with “{fit(event.words, 40).rstrip()}” or promotes it.{without}")
 
 
 class FeaturePane(Pane):
@@ -310,7 +310,7 @@ class FeaturePane(Pane):
         self._rest: Timer | None = None
 
     def _page(self, feature: int | None) -> FeaturePage | None:
-        return self.pages.get((host(self).store.session.sae or "", -1 if feature is None else feature))
+        return self.pages.get((self.session.sae or "", -1 if feature is None else feature))
 
     def name_of(self, feature: int) -> str:
         """What a feature is called, where its page was read."""
@@ -323,7 +323,7 @@ class FeaturePane(Pane):
         """Show a feature's page if it is known, and read it after a rest; ``None`` shows nothing."""
         if self._rest is not None:
             self._rest.stop()
-        sae = host(self).store.session.sae_in_use
+        sae = self.session.sae_in_use
         self.feature, self._pinned = (feature if sae is not None else None), pinned
         if self.feature is None:
             self.card.page = None
@@ -334,9 +334,9 @@ class FeaturePane(Pane):
         self._rest = self.set_timer(REST, self._ask)
 
     def _ask(self) -> None:
-        sae = host(self).store.session.sae_in_use
+        sae = self.session.sae_in_use
         if sae is not None and self.feature is not None:
-            host(self).submit(ReadFeature(sae.id, self.feature), "feature", self._take_feature)
+            self.lens.submit(ReadFeature(sae.id, self.feature), "feature", self._take_feature)
             self._show_near(ask=True)
 
     def _take_feature(self, event: Event) -> None:
@@ -365,14 +365,13 @@ class FeaturePane(Pane):
 
     def _read_names(self) -> None:
         """One after the other, name the features of the lists that have no name yet."""
-        lens = host(self)
-        sae = lens.store.session.sae_in_use
-        if sae is None or not self.screen.is_current or lens.book.in_slot("names") is not None:
+        sae = self.session.sae_in_use
+        if sae is None or not self.screen.is_current or self.lens.book.in_slot("names") is not None:
             return
         listed = (*self._listed(), *self.near_features)
         nameless = next((feature for feature in listed if (sae.id, feature) not in self.pages), None)
         if nameless is not None:
-            lens.submit(ReadFeature(sae.id, nameless), "names", self._take_name)
+            self.lens.submit(ReadFeature(sae.id, nameless), "names", self._take_name)
 
     def _take_name(self, event: Event) -> None:
         if isinstance(event, FeaturePage):
@@ -400,7 +399,7 @@ class FeaturePane(Pane):
 
     def _show_near(self, *, ask: bool = False) -> None:
         """List the features like the chosen one, as far as they are known; ``ask`` for them if they are not."""
-        sae, feature, section = host(self).store.session.sae_in_use, self.feature, self.card.section
+        sae, feature, section = self.session.sae_in_use, self.feature, self.card.section
         wanted = section in LISTED and sae is not None and feature is not None
         self.near.set_class(not wanted, "-closed")
         self._scroll.can_focus = not wanted  # the list moves the page
@@ -409,7 +408,7 @@ class FeaturePane(Pane):
             return
         known = self._like.get((sae.id, feature))
         if known is None and ask:
-            host(self).submit(ReadNeighbours(sae.id, feature), "near", self._take_near)
+            self.lens.submit(ReadNeighbours(sae.id, feature), "near", self._take_near)
         rows = None if known is None else known.near if section == "near" else known.together
         needs = "Needs an index made with --full." if known is not None else "…"
         self.near.empty = "None." if rows is not None else needs
@@ -451,8 +450,8 @@ class FeaturePane(Pane):
 
     def send(self, feature: int | None) -> None:
         """Put a feature's direction on the bench, as a new arm at twice the largest activation in this text."""
-        lens = host(self)
-        sae, here = lens.store.session.sae_in_use, self.card.here
+        lens = self.lens
+        sae, here = self.session.sae_in_use, self.card.here
         if feature is None or sae is None:
             lens.say("Choose a feature first.")
             return
@@ -482,12 +481,12 @@ class FeaturePane(Pane):
         if page is not None:
             lines = page_lines(page, 72, self.card.here, "off")
             body = "\n".join(line.plain.rstrip() for line in lines)
-            host(self).copy(f"f{page.feature} of {page.sae}\n{body}", f"feature {page.feature}")
+            self.lens.copy(f"f{page.feature} of {page.sae}\n{body}", f"feature {page.feature}")
 
     def label(self, feature: int | None) -> None:
         """Have a label of the person's own written for a feature."""
-        lens = host(self)
-        sae = lens.store.session.sae_in_use
+        lens = self.lens
+        sae = self.session.sae_in_use
         if feature is None or sae is None:
             lens.say("Choose a feature first.")
             return
@@ -506,7 +505,7 @@ class FeaturePane(Pane):
     def _take_label(self, event: Event) -> None:
         if isinstance(event, LabelSet):
             self.pages.pop((event.sae, event.feature), None)
-            host(self).say(f"f{event.feature}: {event.label or 'no label of yours'}")
+            self.lens.say(f"f{event.feature}: {event.label or 'no label of yours'}")
             self.post_message(self.Named())
             if event.feature == self.feature:
                 self.show(event.feature, pinned=self._pinned)

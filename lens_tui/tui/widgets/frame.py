@@ -15,7 +15,7 @@ from textual.widget import Widget
 from textual.widgets import Input
 
 from lens_tui.tui.format import fit, size
-from lens_tui.tui.host import host
+from lens_tui.tui.host import LensHost, host
 from lens_tui.tui.job_book import BUSY, FAILED, Activity
 from lens_tui.tui.keys import SCREENS, by_id
 from lens_tui.tui.session import Session
@@ -240,8 +240,8 @@ class PaneTitle(Widget):
 class Pane(Vertical):
     """A titled part of a screen.
 
-    ``title`` and ``note`` may be set at any time. Give the widgets inside to the
-    constructor, or subclass and yield them from ``compose_body``.
+    ``title`` and ``note`` may be set at any time. A subclass keeps what it shows, asks for
+    work through ``lens`` and posts messages about what concerns other panes.
     """
 
     ALLOW_MAXIMIZE = True
@@ -259,6 +259,16 @@ class Pane(Vertical):
         self._heading.set_reactive(PaneTitle.text, title)
         self._heading.set_reactive(PaneTitle.note, note)
         super().__init__(self._heading, *children, id=id)
+
+    @property
+    def lens(self) -> LensHost:
+        """The app, typed."""
+        return host(self)
+
+    @property
+    def session(self) -> Session:
+        """The session as it is now."""
+        return host(self).store.session
 
     @property
     def title(self) -> str:
