@@ -96,10 +96,19 @@ class SteeringVector:
         origin: Origin | None = None,
         max_activation: float | None = None,
     ) -> SteeringVector:
-        """Check ``values`` (shape ``(d_model,)``), make it unit and wrap it.
+        """A steering vector from numbers: checked, made unit, its length kept as ``norm``.
 
-        Raises :class:`LensError` if it is not one-dimensional, holds NaN or
-        infinity, is zero, or longer than a float64 can say.
+        Args:
+            name: what it is called.
+            values: an array of shape ``(d_model,)``.
+            layer: the decoder block it belongs to, from 0.
+            site: the tensor of the block.
+            model: the model it was made for, "" if any.
+            origin: how it was made.
+            max_activation: the feature's maximum activation, of a vector from an SAE.
+
+        Raises:
+            LensError: if it is not one-dimensional, holds NaN or infinity, is zero, or longer than a float64 can hold.
         """
         import numpy as np
 

@@ -219,9 +219,18 @@ class SAE:
         w_skip: Any = None,
         **vectors: Any,
     ) -> Self:
-        """Make an SAE of arrays: ``w_enc (d_in, width)``, ``w_dec (width, d_out)``, ``b_dec (d_out,)``.
+        """Make an SAE of arrays.
 
-        ``vectors`` are those its activation needs (``b_enc``, ``threshold``, ...), each ``(width,)``.
+        Args:
+            w_enc: the encoder, ``(d_in, width)``.
+            w_dec: the decoder, ``(width, d_out)``.
+            b_dec: the decoder's bias, ``(d_out,)``.
+            definition: how activations are made; by default that of the class.
+            w_skip: the skip connection of a transcoder, ``(d_in, d_out)``.
+            **vectors: those that its activation needs (``b_enc``, ``threshold``, ...), each ``(width,)``.
+
+        Raises:
+            LensError: for a definition of another class, and shapes that do not fit.
         """
         definition = definition or Definition(activation=cls.activation)
         if not issubclass(SAE.kinds[definition.activation], cls):

@@ -25,12 +25,16 @@ def splice(
 ) -> Callable[[mx.array], mx.array]:
     """A function of the residual ``(..., d)`` that gives what the model is to continue with, in the residual's dtype.
 
-    ``clamp`` gives features an activation, ``scale`` multiplies the one they have (0 ablates). With
-    ``keep_error`` what the SAE does not explain passes through: only the difference that the edits make is added, and
-    without edits nothing changes, to the bit. Without it the residual is replaced by the reconstruction,
-    through which no gradient goes.
+    Args:
+        sae: an SAE that gives what it reads; for a transcoder see :func:`spliced`.
+        clamp: features by id, and the activation each is set to.
+        scale: features by id, and what the activation each has is multiplied by (0 ablates).
+        keep_error: let what the SAE does not explain pass through. Only the difference that the edits make is added
+            then, and without edits nothing changes, to the bit. Without it the reconstruction takes the residual's
+            place, and no gradient goes through it.
 
-    Raises ``LensError`` for a transcoder (see :func:`spliced`) and for feature ids that do not exist.
+    Raises:
+        LensError: for a transcoder, and for feature ids that do not exist.
     """
     if sae.info.is_transcoder or sae.d_model != sae.d_out:
         raise LensError(
@@ -50,9 +54,18 @@ def spliced(
     scale: Mapping[int, float] | None = None,
     keep_error: bool = True,
 ) -> mx.array:
-    """:func:`splice` on arrays: ``output`` is the tensor to change, ``source`` what a transcoder reads.
+    """:func:`splice` on arrays.
 
-    Raises ``LensError`` if a transcoder is given no source.
+    Args:
+        sae: an SAE or a transcoder.
+        output: the tensor to change, ``(..., d_out)``.
+        source: what a transcoder reads, ``(..., d_model)``; by default ``output``.
+        clamp: as for :func:`splice`.
+        scale: as for :func:`splice`.
+        keep_error: as for :func:`splice`.
+
+    Raises:
+        LensError: if a transcoder is given no source, and for feature ids that do not exist.
     """
     if source is None and (sae.info.is_transcoder or sae.d_model != sae.d_out):
         raise LensError("A transcoder needs the tensor that it reads.", "Give source=.")

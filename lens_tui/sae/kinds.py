@@ -50,14 +50,23 @@ class JumpReLUSAE(SAE):
     ) -> JumpReLUSAE:
         """Load a Gemma Scope 2 SAE or transcoder, fetching its two files if they are not in the hub's cache.
 
-        ``model_id`` is the repository (``google/gemma-scope-2-{270m,1b,4b,12b,27b}-{pt,it}``), ``width`` one of
-        ``16k``, ``65k``, ``262k``, ``1m``, ``variant`` one of ``l0_small``, ``l0_medium``, ``l0_big`` (with ``_affine``
-        for a transcoder with a skip connection), ``site`` one of ``resid_post``, ``mlp_out``, ``attn_out``,
-        ``transcoder``. Four layers of each model have folders of their own; for what is not in those, the folder
-        ``{site}_all`` is used. ``info.provenance["folder"]`` says which.
-        ``progress(done, total)`` is called with bytes while weights are fetched.
+        Four layers of each model have folders of their own; for what is not in those, the folder ``{site}_all`` is
+        used. ``info.provenance["folder"]`` says which.
 
-        Raises ``LensError`` for a repository, layer, width or variant that does not exist, naming those that do.
+        Args:
+            model_id: the repository, ``google/gemma-scope-2-{270m,1b,4b,12b,27b}-{pt,it}``.
+            layer: the decoder block, from 0.
+            width: ``16k``, ``65k``, ``262k`` or ``1m``.
+            variant: ``l0_small``, ``l0_medium`` or ``l0_big``; with ``_affine`` a transcoder with a skip connection.
+            site: ``resid_post``, ``mlp_out``, ``attn_out`` or ``transcoder``.
+            revision: the hub's branch, tag or commit.
+            progress: called with the bytes fetched and their total.
+            residence: as for :func:`lens_tui.load_sae`.
+            dtype: as for :func:`lens_tui.load_sae`.
+            cache_dir: the hub's cache; by default the usual one.
+
+        Raises:
+            LensError: for a repository, layer, width or variant that does not exist, naming those that do.
         """
         from .hub import fetch
 

@@ -73,22 +73,28 @@ def load_sae(
     progress: Progress | None = None,
     extra_provenance: Mapping[str, str] | None = None,
 ) -> SAE:
-    """Load an SAE or transcoder from a folder or weight file, or from the hub by ``org/name/folder``.
+    """Load an SAE or transcoder from a folder or weight file, or from the hub.
 
-    From the hub, only its weights and configuration are fetched (of ``revision``, with ``progress(done, total)`` in
-    bytes), and nothing if they are in the hub's cache.
+    The format is recognised by the tensors and the configuration beside them, whatever the file and its folders are
+    called. What the SAE reads, from which model and layer, is taken from its configuration or, where that does not
+    say, from the names of its folders; ``info.provenance`` says which.
 
-    The format is recognised by the tensors and the configuration beside them, whatever the names of the file and its
-    folders are. What the SAE reads, from which model and layer, is taken from its configuration or, where it has
-    none, from the names of its folders; ``info.provenance`` says which. ``site``, ``layer`` and ``model_name`` say it
-    for files that do not; a site or layer that contradicts the file is refused.
+    Args:
+        path: a folder, a weight file, or ``org/name/folder`` at the hub, of which only the weights and the
+            configuration are fetched, and nothing that is in the hub's cache.
+        site: the tensor it reads, for files that do not say; one that contradicts the file is refused.
+        layer: the block it reads, from 0; likewise.
+        model_name: the model it was trained on; likewise.
+        residence: where the encoder is kept: in ``"memory"``, on ``"disk"`` (read again for every block of tokens),
+            or in memory in ``"8bit"`` (not exact); by default in memory if under a quarter of the machine's.
+        dtype: that of the weights in memory and of the matrix products; biases and activations are float32.
+        input_scale: what activations are multiplied by, for files that leave it open.
+        revision: the hub's branch, tag or commit.
+        progress: called with the bytes fetched and their total.
+        extra_provenance: facts to add to ``info.provenance``.
 
-    ``residence`` keeps the encoder in ``"memory"``, on ``"disk"`` (read again for every block of tokens), or in memory
-    in ``"8bit"`` (not exact); by default in memory if that takes less than a quarter of the machine's.
-    ``input_scale`` is what activations are multiplied by, for files that leave it open.
-    ``dtype`` is that of the weights in memory and of the matrix products; biases and activations are float32.
-
-    Raises ``LensError`` for whatever is wrong with the path, the file or its contents.
+    Raises:
+        LensError: for whatever is wrong with the path, the file or its contents.
     """
     extra = dict(extra_provenance or {})
     place = _place(path)
@@ -116,7 +122,15 @@ def sae_info(
     model_name: str | None = None,
     input_scale: float | None = None,
 ) -> SAEInfo:
-    """What :func:`load_sae` would say of an SAE; its weights are not read, but for the few rows its id is made of."""
+    """What :func:`load_sae` would say of an SAE, without reading its weights but for the few rows its id is made of.
+
+    Args:
+        path: as for :func:`load_sae`, but not at the hub.
+        site: the tensor it reads, for files that do not say.
+        layer: the block it reads, from 0, for files that do not say.
+        model_name: the model it was trained on, for files that do not say.
+        input_scale: what activations are multiplied by, for files that leave it open.
+    """
     parts, info = _open(path, site, layer, model_name, input_scale, {})
     return with_shape(info, parts.weights)
 

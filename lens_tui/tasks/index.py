@@ -35,14 +35,29 @@ def index_text(
     progress: Callable[[IndexProgress], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> BuildResult:
-    """One pass of a text folder, ``.txt`` or ``.jsonl`` file through a model, indexed for each SAE.
+    """One pass of a text through a model, indexed for each SAE.
 
-    Windows of ``context`` tokens of one document each, ``rows`` of them a batch,
-    in the order of the corpus. ``model_name`` and ``corpus_name`` are what the index
-    calls them (default: the model's id or folder, the text's file). ``out`` defaults to the user's indexes folder.
-    Stopped or killed, the same call continues. With ``shard=(i, n)`` a part is
-    made; :func:`merge_index` makes the index of all parts. Raises :class:`LensError`
-    for an SAE that does not say which layer and site it reads.
+    Windows are of one document each, in the order of the corpus. Stopped or killed, the same call continues.
+
+    Args:
+        model: the model.
+        saes: the SAEs to index, each of which says its layer and site.
+        text: a folder, a ``.txt`` or a ``.jsonl`` file.
+        out: the folder of indexes; by default the user's.
+        settings: what is kept; ``IndexSettings(full=True)`` keeps every activation.
+        context: tokens in a window.
+        rows: windows in a forward pass.
+        max_tokens: read at most this many tokens of the text.
+        text_key: in JSONL, the key that holds the text.
+        conventions: the token tables to make.
+        model_name: what the index calls the model; by default its id or folder.
+        corpus_name: what the index calls the text; by default its file.
+        shard: ``(i, n)`` makes part i of n, which :func:`merge_index` puts together.
+        progress: called as it goes.
+        should_stop: asked between batches.
+
+    Raises:
+        LensError: for an SAE that does not say which layer and site it reads, and a text that cannot be read.
     """
     from lens_tui.lens.read.activations import Windowing, text_activations
     from lens_tui.sae.index.build import Target, build_index
@@ -70,7 +85,18 @@ def merge_index(
     *,
     conventions: Sequence[str] = ("norm", "raw"),
 ) -> Path:
-    """The index of all shards of a pass, with the token tables; equal to the bit to that of one pass."""
+    """The index of all shards of a pass, with the token tables; equal to the bit to that of one pass.
+
+    Args:
+        model: the model that read the text.
+        sae: the SAE that the parts are of.
+        parts: the folders that :func:`index_text` made with ``shard``.
+        out: the folder of indexes; by default the user's.
+        conventions: the token tables to make.
+
+    Returns:
+        the folder of the index.
+    """
     from lens_tui.sae.index.build import merge_parts
     from lens_tui.sae.index.tally import StoredPart
 

@@ -34,14 +34,31 @@ def train_sae(
     should_stop: Callable[[], bool] | None = None,
     checkpoint_seconds: float = 60.0,
 ) -> TrainReport:
-    """Train an SAE at a layer and site on a text folder, ``.txt`` or ``.jsonl`` file, and write it to ``out``.
+    """Train an SAE at a layer and site on a text, and write it to ``out``.
 
-    The text is read in windows of ``context`` tokens, ``rows`` of them a forward pass (more is faster on a GPU). Every
-    ``held_out``-th document of each file is not trained on and is what the SAE is measured on (0: none, it is
-    measured on what it was trained on). ``max_tokens`` bounds the text that is kept in memory as token ids
-    (by default as many as are trained on); shorter texts are read several times, in another order each time. Stopped
-    or killed, the same call continues with the same numbers. Raises ``LensError`` for a place the model lacks, a text
-    that cannot be read, or a folder with another run in it.
+    Stopped or killed, the same call continues with the same numbers. Texts shorter than the training are read several
+    times, in another order each time.
+
+    Args:
+        model: the model.
+        text: a folder, a ``.txt`` or a ``.jsonl`` file.
+        out: the folder to write to.
+        config: the SAE's kind and size, and how it is trained.
+        layer: the decoder block to read, from 0; -1 is the last.
+        site: the tensor of the block.
+        context: tokens in a window.
+        rows: windows in a forward pass; more is faster on a GPU.
+        held_out: every ``held_out``-th document of each file is not trained on and is what the SAE is measured on (0:
+            none, it is measured on what it was trained on).
+        max_tokens: tokens of the text that are kept in memory, as ids, at most; by default as many as are trained on.
+        text_key: in JSONL, the key that holds the text.
+        model_name: what the SAE calls the model; by default its id or folder.
+        progress: called as it goes.
+        should_stop: asked between steps.
+        checkpoint_seconds: seconds between checkpoints.
+
+    Raises:
+        LensError: for a place the model lacks, a text that cannot be read, or a folder with another run in it.
     """
     from lens_tui.lens.read.activations import Windowing, text_activations
     from lens_tui.sae.training.run import train

@@ -21,12 +21,21 @@ Ranking = Literal["activation", "rank"]
 def rank_features(
     index: FeatureIndex, ids: NDArray[Any], values: NDArray[Any], *, by: Ranking = "activation", k: int = 10
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The top features of one token, from its active features: ids and scores, best first.
+    """The top features of one token, from its active features.
 
-    ``by="activation"``: the value itself. ``by="rank"``: the share of the
-    feature's own active tokens in the corpus that are weaker (0 to 1), which
-    puts a feature near its maximum before a dense one that is merely large.
-    Features that never fired in the corpus rank 1. See :func:`direct_effects` for the third way.
+    See :func:`direct_effects` for a third way to rank them.
+
+    Args:
+        index: the SAE's index.
+        ids: the token's features, ``(n,)``.
+        values: their activations, ``(n,)``; those not above 0 are left out.
+        by: ``"activation"``, the value itself; or ``"rank"``, the share (0 to 1) of the feature's own active tokens in
+            the corpus that are weaker, which puts a feature near its maximum before a dense one that is merely
+            large. Features that never fired in the corpus rank 1.
+        k: how many to give.
+
+    Returns:
+        ids and scores, best first.
     """
     ids, values = index.check_all(ids), np.asarray(values, np.float64)
     if ids.shape != values.shape or ids.ndim != 1:
@@ -66,10 +75,17 @@ def direct_effects(
 
 
 def co_active(index: FeatureIndex, feature: int, *, k: int = 10, limit: int = 50_000) -> tuple[CoActive, ...]:
-    """The features that fire at the same tokens, by Jaccard index. Needs a full index.
+    """The features that fire at the same tokens, by Jaccard index, highest first.
 
-    Exact for features with at most ``limit`` active tokens; of others ``limit``
-    tokens, evenly spaced over the corpus, are used and counts scaled up.
+    Args:
+        index: a full index (``IndexSettings(full=True)``).
+        feature: the feature to start from.
+        k: how many to give.
+        limit: exact for features with at most this many active tokens; of others this many tokens, evenly spaced over
+            the corpus, are used and counts scaled up.
+
+    Raises:
+        LensError: for an index that is not full, and a feature that it does not have.
     """
     tokens, _ = index.everywhere(feature)
     total = len(tokens)
@@ -104,7 +120,15 @@ def decoder_neighbours(
 ) -> tuple[tuple[int, float], ...]:
     """The features whose unit decoder directions are nearest: (feature, cosine), nearest first, itself left out.
 
-    ``directions(ids)`` gives unit rows ``(n, d)``; memory stays near one block.
+    Args:
+        directions: gives the unit decoder rows ``(n, d)`` of feature ids ``(n,)``, as :meth:`SAE.directions` does.
+        width: the number of features.
+        feature: the feature to start from.
+        k: how many to give.
+        block: how many rows are held in memory at a time.
+
+    Raises:
+        LensError: for a feature outside the width.
     """
     if not 0 <= feature < width:
         raise LensError(f"There is no feature {feature}.", f"The SAE has features 0..{width - 1}.")
@@ -128,7 +152,18 @@ def promoting(
     suppressing: bool = False,
     k: int = 20,
 ) -> tuple[Promoter, ...]:
-    """The features that list any of some tokens among those they promote (or suppress), strongest push first."""
+    """The features that list any of some tokens among those they promote, strongest push first.
+
+    Args:
+        index: the SAE's index, with its token tables.
+        token_ids: the tokens to look for.
+        convention: which token table: ``"norm"`` (the final norm's gain folded in) or ``"raw"``.
+        suppressing: look among the tokens that features suppress instead.
+        k: how many to give.
+
+    Raises:
+        LensError: for a token table that the index does not have.
+    """
     table = index.table(convention)
     ids = table.suppressed_ids if suppressing else table.promoted_ids
     values = table.suppressed_values if suppressing else table.promoted_values
@@ -154,10 +189,17 @@ class TextFeatures:
 def text_features(
     ids: NDArray[Any], values: NDArray[Any], special: NDArray[np.bool_], *, over: Over = "max"
 ) -> TextFeatures:
-    """One text's features from those of its tokens: ``ids`` and ``values`` ``(n, k)``, ``special`` ``(n,)``.
+    """One text's features from those of its tokens.
 
-    ``max`` is each feature's strongest token, ``mean`` its mean over all tokens
-    that are not special (silent ones count as 0).
+    Args:
+        ids: the features of each token, ``(n, k)``.
+        values: their activations, ``(n, k)``.
+        special: which tokens are special and do not count, ``(n,)``.
+        over: ``"max"``, each feature's strongest token; or ``"mean"``, its mean over all tokens that count (silent
+            ones as 0).
+
+    Raises:
+        LensError: for shapes that differ.
     """
     ids, values = np.asarray(ids, np.int64), np.asarray(values, np.float32)
     if ids.shape != values.shape or ids.ndim != 2 or len(special) != len(ids):
@@ -182,11 +224,20 @@ def contrast_features(
     k: int = 20,
     seed: int = 0,
 ) -> tuple[ContrastedFeature, ...]:
-    """The ``k`` features that best tell texts A from texts B, by their score on texts they were not chosen on.
+    """The features that best tell texts A from texts B, by their score on texts they were not chosen on.
 
-    Each side is shuffled (``seed``) and halved; candidates are chosen on the first
-    halves and ordered by the second. ``both_sides`` also finds features that are
-    stronger in B. Raises :class:`LensError` below four texts a side.
+    Each side is shuffled and halved; candidates are chosen on the first halves and ordered by the second.
+
+    Args:
+        a: the features of each text of side A, from :func:`text_features`.
+        b: those of side B.
+        measure: ``"auc"``, P(a > b) + P(a = b) / 2; or ``"difference"``, of means over the pooled standard deviation.
+        both_sides: also find features that are stronger in B.
+        k: how many to give.
+        seed: of the shuffle.
+
+    Raises:
+        LensError: for fewer than four texts on a side, and an unknown measure.
     """
     if measure not in ("auc", "difference"):
         raise LensError(f"There is no measure {measure!r}.", "Choose auc or difference.")
