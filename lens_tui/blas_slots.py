@@ -1,7 +1,7 @@
 """Give MLX another BLAS when it is loaded already: the addresses in its library's table of functions are changed.
 
 A library calls the functions of others through a table of addresses (the global offset table), one a function, filled
-in when it is loaded. What each is for stands in its file. Only the entries that are named for the functions wanted
+in when it is loaded. What each is for is in its file. Only the entries that are named for the functions wanted
 are changed, and only where that memory may be written to. 64-bit Linux; :mod:`lens_tui.blas` proves afterwards that
 MLX computes what the library does.
 """

@@ -1,4 +1,4 @@
-"""All verbs of ``mlx-lens-tui``, and what stands before them. A verb's options and what it does are in one file."""
+"""All verbs of ``mlx-lens-tui``, and the options before them. A verb's options and what it does are in one file."""
 
 from __future__ import annotations
 

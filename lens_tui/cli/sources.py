@@ -121,7 +121,7 @@ def _source(source: str, layer: int | None, scale: float, whole: str) -> Term:
 
 
 asked_dequantize: ContextVar[Dequantize | None] = ContextVar("asked_dequantize", default=None)
-"""What ``--dequantize`` says, which stands before the verb."""
+"""What ``--dequantize`` says, which comes before the verb."""
 
 
 def read_text(argument: str) -> str:

@@ -1,6 +1,6 @@
 """The bundled model, its SAEs and vectors, and how they are found.
 
-Everything that is particular to the bundled model stands in ``demo.json`` beside
+Everything that is particular to the bundled model is in ``demo.json`` beside
 this file: its SAEs, known feature names, and what ``--demo`` opens with. Nothing
 else in the package knows those facts.
 """

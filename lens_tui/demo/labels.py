@@ -1,4 +1,4 @@
-"""Labels that come with the bundled SAEs. They are read, never written; people's own stand before them."""
+"""Labels that come with the bundled SAEs. They are read, never written; people's own come before them."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ LOSS_BLOCK = 256
 class Core(Protocol):
     """What reading, measuring and generating need of a model; :class:`~lens_tui.lens.model.LensModel` is one.
 
-    The functions of this package take a ``Core`` and never import that class, which stands above all of them.
+    The functions of this package take a ``Core`` and never import that class, which is built on all of them.
     """
 
     tokens: Tokens

@@ -44,7 +44,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents in a fixed order (files by name, then as they stand in the file).
+    """Documents in a fixed order (files by name, then in the order of the file).
 
     ``files`` are the paths, ``names`` the same relative to what was opened,
     ``spans`` has shape ``(n, 4)``: file number, number in the file, first byte,

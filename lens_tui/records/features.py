@@ -147,7 +147,7 @@ class FeatureSearch:
 class FeatureFacts:
     """Everything known of one feature. All strings are safe to show.
 
-    ``labels`` are all that stand, yours first. ``promoted`` and ``suppressed`` are logits per unit of the unit decoder
+    ``labels`` are all valid ones, yours first. ``promoted`` and ``suppressed`` are logits per unit of the unit decoder
     direction under ``convention`` (``norm``: the final norm's gain is folded in, ``raw``: it is not), which is ``None``
     where the SAE does not write to the residual stream. ``index`` is what the index says; without one, ``dashboard`` is
     what another tool's dashboard says, if one was imported. ``neighbours`` are ``None`` where they were not asked for,

@@ -81,7 +81,7 @@ def write_neuronpedia(
 ) -> list[Path]:
     """Write labels as ``explanations/batch-N.jsonl.gz`` (1,024 a file), the form :func:`read_neuronpedia` reads.
 
-    Where a label came from, its score and the SAE's id stand under a key of our own, which others leave alone.
+    Where a label came from, its score and the SAE's id are under a key of our own, which others leave alone.
     """
     paths: list[Path] = []
     rows: list[dict[str, Any]] = []
@@ -153,7 +153,7 @@ def read_delphi(path: Path | str, *, module: str | None = None, sae: SAEInfo | N
 def write_delphi(labels: Iterable[Label], folder: Path | str, *, module: str, sae_id: str = "") -> int:
     """Write the first label of each feature as ``explanations/{module}_latent{i}.txt``; returns how many.
 
-    Where each came from stands in a file of our own beside them, so that :func:`read_delphi` brings it back as it was.
+    Where each came from is in a file of our own beside them, so that :func:`read_delphi` brings it back as it was.
     """
     if "/" in module or "\\" in module or module.startswith("."):
         raise LensError(f"{module!r} is not a module name.", "Give one such as layers.4.mlp.")

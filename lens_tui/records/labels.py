@@ -1,6 +1,6 @@
 """What people and other tools say features mean: several labels a feature, each with where it came from.
 
-Your own label of a feature has a history; labels of other tools stand beside
+Your own label of a feature has a history; labels of other tools are kept beside
 it with their provenance. Words in them are searched with SQLite's FTS5.
 """
 
@@ -63,7 +63,7 @@ class NewLabel:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A label of a feature, safe to show. ``ended`` is empty while it stands; times are UTC, ISO 8601.
+    """A label of a feature, safe to show. ``ended`` is empty while it is valid; times are UTC, ISO 8601.
 
     ``origin`` names the file or folder it was imported from.
     """
@@ -128,7 +128,7 @@ class Labels:
         return next((label for label in self.of(sae, feature) if label.is_mine), None)
 
     def of(self, sae: str, feature: int) -> tuple[Label, ...]:
-        """The labels of a feature that stand: yours first, then by score, then the oldest."""
+        """The valid labels of a feature: yours first, then by score, then the oldest."""
         rows = self.store.all(
             "SELECT * FROM label WHERE sae = ? AND feature = ? AND ended IS NULL" + _BEST_FIRST, (sae, feature)
         )
@@ -171,7 +171,7 @@ class Labels:
         """Import labels, all of them or (if one is bad) none; those known already are counted, their score renewed.
 
         A label that is its exporter's own (``source`` :data:`MINE`) becomes yours where you have none; where you
-        have, yours stays and it stands beside it as one of another's.
+        have, yours stays and it is kept beside it as someone else's.
         """
         added = seen = changed = 0
         now = _now()
@@ -193,7 +193,7 @@ class Labels:
         return ImportResult(added, seen - added, changed)
 
     def standing(self, sae: str, *, source: str | None = None, raw: bool = False) -> Iterator[Label]:
-        """All labels of an SAE that stand, feature by feature, the best of each feature first.
+        """All valid labels of an SAE, feature by feature, the best of each feature first.
 
         ``raw`` gives their texts as they were given, for files: not to be shown.
         """
@@ -216,7 +216,7 @@ class Labels:
             last = int(following["last"])
 
     def count(self, sae: str) -> dict[str, int]:
-        """How many labels of an SAE stand, by source."""
+        """How many valid labels an SAE has, by source."""
         rows = self.store.all(
             "SELECT source, count(*) AS n FROM label WHERE sae = ? AND ended IS NULL GROUP BY source ORDER BY source",
             (sae,),

@@ -58,7 +58,7 @@ class Weights:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json. Raises :class:`LensError` in one sentence for whatever stands in its place."""
+    """config.json. Raises :class:`LensError` in one sentence for whatever is there instead."""
     where = one_line(str(folder), 120)
     file = folder / "config.json"
     try:

@@ -156,7 +156,7 @@ def changed(settings: Settings) -> list[str]:
 
 
 def as_toml(settings: Settings) -> str:
-    """A file of these settings, with every key; beside what is not at its default stands the default."""
+    """A file of these settings, with every key; what is not at its default has the default beside it."""
     lines: list[str] = []
     for section in fields(Settings):
         if held := _held(settings, section.name):

@@ -1,6 +1,6 @@
 """The one SQLite file of people's work: opening it, its tables' versions, safe writing.
 
-Each family of tables (runs, labels, ...) stands in a file of its own and brings
+Each family of tables (runs, labels, ...) is defined in a file of its own and brings
 a :class:`Family` with its migrations; this module knows none of them. The
 file is in WAL mode, so an app, a script and a notebook can use it at once.
 """

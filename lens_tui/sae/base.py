@@ -165,7 +165,7 @@ class SAE:
     kinds: ClassVar[dict[Activation, type[SAE]]] = {}
     """The class of each activation; a subclass enters itself."""
     opener: ClassVar[Callable[..., SAE]]
-    """What opens a file or folder: :func:`lens_tui.load_sae`, which stands above this file and puts itself here."""
+    """What opens a file or folder: :func:`lens_tui.load_sae`, which imports this file and puts itself here."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

@@ -265,7 +265,7 @@ def _get(
     try:
         return fetch_file(model_id, name, revision, progress, cache_dir)
     except LensError:
-        # Without a network, what the hub said before stands.
+        # Without a network, what the hub said before still counts.
         if cached == "absent":
             return None
         raise

@@ -42,7 +42,7 @@ def opened() -> Iterator[Store | None]:
 
 
 def labels_of(info: SAEInfo, feature: int, store: Store | None = None) -> tuple[Label, ...]:
-    """All labels of a feature that stand: yours first, then imported ones, then the bundled one."""
+    """All valid labels of a feature: yours first, then imported ones, then the bundled one."""
     stored = _stored(lambda labels: labels.of(info.id, feature), store) or ()
     return (*stored, *_plain(bundled().of(info.id, feature)))
 

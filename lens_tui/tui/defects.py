@@ -1,7 +1,7 @@
 """What the app does about faults of its own: one is logged and shown, and the session continues.
 
 Textual ends an app with the first exception that leaves a handler. Here the
-handlers of every widget and screen, timers and callbacks are stood around, so
+handlers of every widget and screen, timers and callbacks are guarded, so
 that a defect in one of them costs what that handler would have done and no more.
 And no line leaves the app with a control character or a lone surrogate in it:
 all foreign text has been through ``records.sanitise`` long before, but some text,

@@ -54,7 +54,7 @@ class Key:
 
     @property
     def group(self) -> str:
-        """The heading it stands under in the key table."""
+        """The heading it is under in the key table."""
         return {"app": "Everywhere", "dose": "Steer"}.get(self.scope, self.scope.capitalize())
 
 

@@ -121,7 +121,7 @@ class _Command:
     remarks: list[str] = field(default_factory=list)
 
     def arm(self, number: int, arm: ArmText) -> list[str]:
-        """``--arm`` and what stands behind it; nothing where nothing of the arm can be said."""
+        """``--arm`` and its value; nothing where the arm cannot be written as one."""
         terms = [self._term(item) for item in arm.arm.interventions if item.enabled]
         if arm.dials:
             self.left_out.append(f"what was dialled in {arm.arm.name}")

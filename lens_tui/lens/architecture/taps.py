@@ -1,4 +1,4 @@
-"""Layer proxies: stand in front of a module without moving it.
+"""Layer proxies: put in front of a module without moving it.
 
 A proxy is installed by giving the module *instance* a subclass of its own class
 whose ``__call__`` goes through taps. The object stays the same object in the

@@ -49,7 +49,7 @@ def readout(decoder: Decoder, residual: mx.array) -> mx.array:
     """The model's logits ``(batch, tokens, vocabulary)`` for a last-layer residual ``(batch, tokens, d_model)``.
 
     Nothing before the last block is computed: the forward pass that carries the
-    residual is lazy, and what the replaced output stands on is never evaluated.
+    residual is lazy, and what the replaced output depends on is never evaluated.
     Raises :class:`LensError` where the logits depend on more than this residual.
     """
     if not decoder.closed:

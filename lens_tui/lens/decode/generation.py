@@ -298,7 +298,7 @@ class RowDecoder:
 
     def _launch(self, inputs: mx.array) -> LaunchedStep:
         self._note_changes()
-        # Companions stand behind the rows, and choose nothing: they are fed what the row that they follow has chosen.
+        # Companions come after the rows, and choose nothing: they are fed what the row that they follow has chosen.
         fed = mx.concatenate([inputs, inputs[mx.array(self.followed)]]) if self.followed else inputs
         self._note_thinking(fed)
         if self.run.meter is not None:

@@ -150,7 +150,7 @@ def load_one(
 
 
 def vector_file(path: Path | str) -> tuple[Path, tuple[str, ...]]:
-    """A file, and what stands after it: ``FILE``, ``FILE:NAME``, ``FILE:POSITION`` or ``FILE:NAME:POSITION``."""
+    """A file, and what follows it: ``FILE``, ``FILE:NAME``, ``FILE:POSITION`` or ``FILE:NAME:POSITION``."""
     whole = rest = os.fspath(path)
     words: list[str] = []
     for _ in range(2):

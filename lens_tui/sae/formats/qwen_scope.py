@@ -1,7 +1,7 @@
 """Qwen Scope: ``layerN.sae.pt`` with ``W_enc (n, d)``, ``W_dec (d, n)``, ``b_enc``, ``b_dec``; TopK on the residual
 stream.
 
-``k`` and the model stand in the repository's name only, ``SAE-Res-{model}-W{width}K-L0_{k}``. ``b_dec`` is not
+``k`` and the model are in the repository's name only, ``SAE-Res-{model}-W{width}K-L0_{k}``. ``b_dec`` is not
 subtracted.
 """
 

@@ -61,7 +61,7 @@ def direct_effects(
 
     ``log p(next | r) - log p(next | r - c_i)``, where ``r`` is the final
     residual ``(d,)`` of the token and ``c_i`` a feature's contribution to it: its
-    activation times its decoder row as it stands (not made unit), ``(k, d)``.
+    activation times its decoder row as it is (not made unit), ``(k, d)``.
     ``logprobs`` maps ``(n, d)`` through final norm and unembedding to ``(n, vocabulary)``.
     *Direct*: later layers are not run again (as sae_vis' loss effect, with the real norm).
     """

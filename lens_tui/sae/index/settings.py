@@ -142,7 +142,7 @@ def kind_for(largest: int) -> np.dtype[Unsigned]:
 
 
 def nobody(kind: np.dtype[Any]) -> int:
-    """What stands in a free place among token numbers: all bits set, which no token has as its number."""
+    """What fills a free place among token numbers: all bits set, which no token has as its number."""
     return int(np.iinfo(kind).max)
 
 

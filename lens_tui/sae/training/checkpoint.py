@@ -1,4 +1,4 @@
-"""Where training stands, on disk, and the shuffled batches it continues with: from any point again, in bounded memory.
+"""The state of training on disk, and the shuffled batches it continues with: from any point again, in bounded memory.
 
 A pool is filled with ``pool_tokens`` positions, permuted, served, and filled again where the
 stream stopped. Nothing of a pool is kept on disk: a position (pool number, block, row, batches served) says

@@ -242,7 +242,7 @@ class SteerScreen(LensScreen):
         self.dose.show(self._row)
 
     def on_resize(self) -> None:
-        """The columns follow the width; rows stand apart where there is room."""
+        """The columns follow the width; rows have space between them where there is room."""
         self._rows.row_height = 3 if self.app.size.height >= 30 else 2
         self.call_after_refresh(self._show_direction)
         self.call_after_refresh(lambda: self.dose.show(self._row))

@@ -53,7 +53,7 @@ KINDS = {"unembedding (raises its logit)": "unembedding", "embedding (what readi
 LENGTHS = {"each at length 1": True, "each at its own length": False}
 ALL = "all"
 BETWEEN = " | "
-"""What stands between several texts of one field."""
+"""What separates several texts of one field."""
 
 
 @dataclass(frozen=True, slots=True)

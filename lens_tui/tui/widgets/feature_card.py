@@ -32,7 +32,7 @@ def one_row(token: str) -> str:
 def example_lines(example: FeatureExample, width: int, maximum: float, mode: ShadeMode) -> list[Content]:
     """One line of an example around its peak, shaded; with bars or digits, a second line under it.
 
-    The peaks of all examples stand under each other. The peak is bold and underlined, so that it shows without colour.
+    The peaks of all examples are aligned. The peak is bold and underlined, so that it shows without colour.
     """
     tokens = [one_row(token) for token in example.tokens]
     first, last, indent = _around(tokens, example.peak, width)
@@ -240,7 +240,7 @@ class FeatureCard(Widget):
 
     @property
     def section_row(self) -> int:
-        """The row on which the names of the sections stand."""
+        """The row with the names of the sections."""
         if self.page is None:
             return 0
         width = max(24, self.size.width)

@@ -281,7 +281,7 @@ class Pane(Vertical):
 
     @property
     def note(self) -> str:
-        """What stands at the right end of the title row."""
+        """What is at the right end of the title row."""
         return self._heading.note
 
     @note.setter

@@ -129,7 +129,7 @@ class HeatGrid(Widget, can_focus=True):
         return (cell, "bold reverse" if here else style) if here or style else cell
 
     def action_cursor_up(self) -> None:
-        """A layer later: later layers stand above."""
+        """A layer later: later layers are above."""
         self.row += 1
 
     def action_cursor_down(self) -> None:

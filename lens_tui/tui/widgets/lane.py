@@ -291,7 +291,7 @@ class Lane(Pane):
 
     @property
     def _steered(self) -> bool:
-        """Whether what it shows is an arm's: the baseline may stand in an arm's place."""
+        """Whether what it shows is an arm's: the baseline may be shown in an arm's place."""
         return bool(self.number if self.text is None else self.text.number)
 
     def _series(self, tokens: Sequence[Token]) -> list[float]:

@@ -195,7 +195,7 @@ class TokenLayout:
         return line, x
 
     def lines_of(self, token: int) -> Iterator[int]:
-        """Every line a token stands on."""
+        """Every line a token is on."""
         line = self.first_line[token]
         while line < len(self.lines) and (
             any(p[0] == token for p in self.lines[line]) or (line == self.first_line[token])

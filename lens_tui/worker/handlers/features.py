@@ -160,7 +160,7 @@ def read_neighbours(control: Control, job: ReadNeighbours, context: Context) -> 
 
 
 def read_lens(control: Control, job: jobs.ReadLens, context: Context) -> Iterator[ev.Event]:
-    """Every layer's most probable tokens at every token of the text, and where the followed token stands."""
+    """Every layer's most probable tokens at every token of the text, and the rank of the followed token."""
     from lens_tui.lens.read.logits import logit_lens
 
     model = context.need_model()
