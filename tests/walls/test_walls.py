@@ -80,6 +80,11 @@ def test_types_are_checked_of_the_names_that_are_there(package: str) -> None:
     assert checked == {(module, name, name) for module, names in homes.items() for name in names.split()}
 
 
+@pytest.mark.parametrize("package", ["lens", "sae", "sae.index", "sae.training", "tasks", "worker"])
+def test_what_is_public_is_in_one_place(package: str) -> None:
+    assert not hasattr(import_module(f"lens_tui.{package}"), "__all__")
+
+
 def test_every_module_can_be_imported() -> None:
     for item in pkgutil.walk_packages(lens_tui.__path__, "lens_tui."):
         import_module(item.name)
