@@ -30,7 +30,7 @@ from lens_tui.records import (
     SteeringVector,
     Token,
 )
-from lens_tui.records.features import Activity, FeatureExample, FeatureFacts, FoundFeature
+from lens_tui.records.features import FeatureActivity, FeatureExample, FeatureFacts, FoundFeature
 from lens_tui.records.labels import Label
 from lens_tui.records.measures import LogitLens
 from lens_tui.records.sanitise import one_line, sanitise, sanitise_token
@@ -465,7 +465,7 @@ def known_facts(feature: int, *, sae: str = DEMO_SAE.id, label: str = "") -> Fea
     peak = feature % len(tokens)
     values = tuple(max(0.0, 9.0 - 3.5 * abs(place - peak)) for place in range(len(tokens)))
     example = FeatureExample(0, peak, values[peak], peak, tokens, values)
-    activity = Activity(
+    activity = FeatureActivity(
         "stories",
         key="stories-0",
         counted_tokens=1_234_567,

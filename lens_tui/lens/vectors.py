@@ -294,11 +294,7 @@ def contrast(
         LensError: For unequal or too few pairs, and for pairs that do not differ.
     """
     _check(positive, negative, method)
-    decoder = lens.registry.decoder
-    asked = range(decoder.n_layers) if layers is None else layers
-    keys = tuple(dict.fromkeys((layer, site) for layer in decoder.indices(asked)))
-    if not keys:
-        raise LensError("There is no layer to make a vector for.", "Name at least one.")
+    keys = _keys(lens, layers, site)
     rows = [lens.tokens.prompt(text, raw=raw).ids for text in (*positive, *negative)]
     read = _pair_activations(lens, rows, keys, over)
     n = len(positive)
@@ -315,6 +311,15 @@ def contrast(
         held_out = cross_validated(method, plus, minus, fold) if n >= _needed(method) else None
         scores.append(LayerScore(layer, held_out, gap, gap / size))
     return Contrast(tuple(vectors), tuple(sorted(scores, key=_rank)))
+
+
+def _keys(lens: LensModel, layers: int | Sequence[int] | None, site: str) -> tuple[tuple[int, str], ...]:
+    decoder = lens.registry.decoder
+    asked = range(decoder.n_layers) if layers is None else layers
+    keys = tuple(dict.fromkeys((layer, site) for layer in decoder.indices(asked)))
+    if not keys:
+        raise LensError("There is no layer to make a vector for.", "Name at least one.")
+    return keys
 
 
 def _check(positive: Sequence[Any], negative: Sequence[Any], method: str) -> None:

@@ -27,7 +27,7 @@ class FeatureExample:
 
 
 @dataclass(frozen=True, slots=True)
-class Activity:
+class FeatureActivity:
     """Where and how strongly a feature is active in a corpus.
 
     An index says it all, and ``key`` names the index. What another tool's dashboard says has no ``key``, names the tool
@@ -165,10 +165,10 @@ class FeatureFacts:
     convention: str | None = None
     promoted: tuple[TokenWeight, ...] = ()
     suppressed: tuple[TokenWeight, ...] = ()
-    index: Activity | None = None
+    index: FeatureActivity | None = None
     neighbours: tuple[Neighbour, ...] | None = None
     co_active: tuple[CoActive, ...] | None = None
-    dashboard: Activity | None = None
+    dashboard: FeatureActivity | None = None
     problem: str = ""
 
     @property
@@ -177,7 +177,7 @@ class FeatureFacts:
         return self.labels[0] if self.labels else None
 
     @property
-    def activity(self) -> Activity | None:
+    def activity(self) -> FeatureActivity | None:
         """Where it is active, by the index or else by another tool."""
         return self.index or self.dashboard
 

@@ -130,7 +130,7 @@ def in_residual(site: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Hook:
+class HookName:
     """A hook name understood: the site (``""`` if no site of ours is that tensor), the layer (-1: none), and why."""
 
     site: str
@@ -138,7 +138,7 @@ class Hook:
     why: str
 
 
-def read_hook(name: str, model_name: str = "") -> Hook:
+def read_hook(name: str, model_name: str = "") -> HookName:
     """The site of a Hugging Face (``model.layers.4.output``) or TransformerLens (``blocks.4.hook_resid_post``) hook.
 
     What a name means may depend on the model: Gemma 2 and 3 norm what attention and MLP give, and
@@ -147,18 +147,18 @@ def read_hook(name: str, model_name: str = "") -> Hook:
     """
     found = re.search(r"(?:^|\.)(?:layers|h|blocks)\.(\d{1,4})(?:\.(.*))?$", name)
     if found is None:
-        return Hook("", -1, f"{name!r} names no layer")
+        return HookName("", -1, f"{name!r} names no layer")
     layer, part = int(found[1]), found[2] or "output"
     table = _TRANSFORMER_LENS if "hook_" in part else _HUGGING_FACE
     site = table.get(part, "")
     if not site:
-        return Hook("", layer, f"no site is known for {name!r}")
+        return HookName("", layer, f"no site is known for {name!r}")
     if "|" in site:
         plain, gemma = site.split("|")
         if not model_name:
-            return Hook("", layer, f"what {name!r} is depends on the model, which is not given")
+            return HookName("", layer, f"what {name!r} is depends on the model, which is not given")
         site = gemma if norms_its_outputs(model_name) else plain
-    return Hook(site, layer, name)
+    return HookName(site, layer, name)
 
 
 def norms_its_outputs(model_name: str) -> bool:

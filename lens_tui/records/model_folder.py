@@ -41,7 +41,7 @@ _TYPES = {
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightHeaders:
     """What the headers of a model's weights say: each tensor's type and shape by its name."""
 
     tensors: Mapping[str, tuple[str, tuple[int, ...]]]
@@ -94,7 +94,7 @@ def check_sidecars(folder: Path) -> None:
                 check_json_object(file, limit)
 
 
-def read_weights(folder: Path) -> Weights:
+def read_weights(folder: Path) -> WeightHeaders:
     """The headers of ``model*.safetensors``. Raises :class:`LensError` for none, and for a file that is cut short."""
     files = sorted(folder.glob(WEIGHTS))
     if not files:
@@ -102,7 +102,7 @@ def read_weights(folder: Path) -> Weights:
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     for file in files:
         tensors.update(_header(file))
-    return Weights(tensors)
+    return WeightHeaders(tensors)
 
 
 def no_weights(folder: Path) -> str:

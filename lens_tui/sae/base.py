@@ -16,7 +16,7 @@ from lens_tui.records import LensError, Origin, SAEInfo, SteeringVector
 from lens_tui.records.vectors import numbers
 
 from .files import BOUNDS, Activation, Definition, Weights, check, in_memory
-from .matrices import Decoder, Residence, make_encoder, row_chunks
+from .matrices import DecoderMatrix, Residence, make_encoder, row_chunks
 
 
 def applied(definition: Definition, x: mx.array) -> mx.array:
@@ -191,7 +191,7 @@ class SAE:
         self._b_dec = weights.b_dec.read()
         bounds = {name: BOUNDS.get(name, float(np.finfo(np.float32).max)) for name in weights.vectors}
         self._vectors = {name: replace(t, bound=bounds[name]).read() for name, t in weights.vectors.items()}
-        self._decoder = Decoder(weights.w_dec, self.residence, dtype, unit_rows=definition.scale_by_norm)
+        self._decoder = DecoderMatrix(weights.w_dec, self.residence, dtype, unit_rows=definition.scale_by_norm)
         self._w_skip = None if weights.w_skip is None else weights.w_skip.read(dtype=dtype)
 
     @classmethod

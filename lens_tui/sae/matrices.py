@@ -48,7 +48,7 @@ def row_chunks(n: int, rows: int = 1024) -> Iterator[slice]:
         yield slice(start, min(start + rows, n))
 
 
-class Encoder:
+class EncoderMatrix:
     """``x @ w_enc`` for a block of latents at a time; ``w_enc`` has shape ``(d_in, width)``.
 
     ``residence`` ``memory`` keeps all blocks, ``disk`` reads a block each time it is used. :meth:`product` is an MLX
@@ -118,7 +118,7 @@ class Encoder:
         return read
 
 
-class EightBitEncoder(Encoder):
+class EightBitEncoder(EncoderMatrix):
     """Blocks quantised to 8 bits in groups along ``d_in``: about 9 bits a weight. Activations are not exact."""
 
     def __init__(self, w_enc: Stored) -> None:
@@ -132,13 +132,13 @@ class EightBitEncoder(Encoder):
         self._quantized = [self._quantize(span) for span in self.spans]
 
     def product(self, x: mx.array, block: int) -> mx.array:
-        """As of :class:`Encoder`."""
+        """As of :class:`EncoderMatrix`."""
         w, scales, biases = self._quantized[block]
         x = x.astype(mx.float32)
         return mx.quantized_matmul(x, w, scales, biases, transpose=True, group_size=self.group, bits=8)
 
     def now(self, x: mx.array, block: int) -> mx.array:
-        """As of :class:`Encoder`."""
+        """As of :class:`EncoderMatrix`."""
         return self.product(x, block)
 
     def columns(self, ids: Places) -> mx.array:
@@ -153,12 +153,12 @@ class EightBitEncoder(Encoder):
         return w, scales, biases
 
 
-def make_encoder(w_enc: Stored, residence: Residence, dtype: mx.Dtype) -> Encoder:
+def make_encoder(w_enc: Stored, residence: Residence, dtype: mx.Dtype) -> EncoderMatrix:
     """The encoder kept where ``residence`` says."""
-    return EightBitEncoder(w_enc) if residence == "8bit" else Encoder(w_enc, residence, dtype)
+    return EightBitEncoder(w_enc) if residence == "8bit" else EncoderMatrix(w_enc, residence, dtype)
 
 
-class Decoder:
+class DecoderMatrix:
     """``a @ w_dec`` for ``w_dec (width, d_out)``; with ``unit_rows`` its rows are divided by their lengths first.
 
     The matrix is kept in memory from the first product on if ``residence`` is ``memory``; else it stays on disk.

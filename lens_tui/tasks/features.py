@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from lens_tui.records import LensError, SAEInfo
 from lens_tui.records.corpus import open_corpus
 from lens_tui.records.features import (
-    Activity,
     CoActive,
     ContrastedFeature,
+    FeatureActivity,
     FeatureExample,
     FeatureFacts,
     FeatureSearch,
@@ -108,7 +108,7 @@ def _with_index(facts: FeatureFacts, index: FeatureIndex | None, text: TokenText
         return facts
     numbers = asdict(index.statistics(facts.feature))
     del numbers["feature"]
-    activity = Activity(
+    activity = FeatureActivity(
         index.identity.corpus,
         key=index.path.name,
         counted_tokens=index.n_counted,
@@ -158,10 +158,10 @@ def _with_labels(facts: FeatureFacts, info: SAEInfo, *, indexed: bool) -> Featur
         )
 
 
-def _of_another_tool(dashboard: Dashboard) -> Activity:
+def _of_another_tool(dashboard: Dashboard) -> FeatureActivity:
     """What another tool says, by its own definitions."""
     top = [example for example in dashboard.examples if example.tokens and example.values][:_DASHBOARD_EXAMPLES]
-    return Activity(
+    return FeatureActivity(
         dashboard.source,
         density=dashboard.density,
         max=dashboard.maximum,

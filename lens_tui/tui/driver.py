@@ -19,14 +19,16 @@ import termios
 import threading
 import time
 from codecs import getincrementaldecoder
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
-from textual.driver import Driver
+from textual._xterm_parser import XTermParser
+from textual.drivers.linux_driver import LinuxDriver
+from textual.events import Paste
 
 if TYPE_CHECKING:
-    from textual._xterm_parser import XTermParser
     from textual.app import App
+    from textual.driver import Driver
 
 _log = logging.getLogger(__name__)
 
@@ -163,183 +165,176 @@ class _Lasting:
             self._file.flush()
 
 
-@cache
-def leaving_driver(base: type[Driver]) -> type[Driver]:
-    """``base``, made to leave at once if it is Textual's driver for Linux and macOS; any other as it is."""
-    if base.__module__ != "textual.drivers.linux_driver":
-        return base
-    from textual.drivers.linux_driver import LinuxDriver
+class LeavingDriver(LinuxDriver):
+    """See the module. ``suspend`` is what ctrl+z does; ``restore_now`` is for a process that ends this moment."""
 
-    class LeavingDriver(LinuxDriver):
-        """See the module. ``suspend`` is what ctrl+z does; ``restore_now`` is for a process that ends this moment."""
+    def __init__(
+        self, app: App[object], *, debug: bool = False, mouse: bool = True, size: tuple[int, int] | None = None
+    ) -> None:
+        self._no_shell = signal.getsignal(signal.SIGTSTP) is signal.SIG_IGN
+        super().__init__(app, debug=debug, mouse=mouse, size=size)
+        self._out = _Lasting(cast("TextIO", sys.__stderr__))
+        self._file = cast("Any", self._out)
+        self._stopping = self._went_on = False
 
-        def __init__(
-            self, app: App[object], *, debug: bool = False, mouse: bool = True, size: tuple[int, int] | None = None
-        ) -> None:
-            self._no_shell = signal.getsignal(signal.SIGTSTP) is signal.SIG_IGN
-            super().__init__(app, debug=debug, mouse=mouse, size=size)
-            self._out = _Lasting(cast("TextIO", sys.__stderr__))
-            self._file = cast("Any", self._out)
-            self._stopping = self._went_on = False
+    # ---- leaving
 
-        # ---- leaving
+    def start_application_mode(self) -> None:
+        """Take the terminal."""
+        guard.tell(True)
+        super().start_application_mode()  # type: ignore[no-untyped-call]
 
-        def start_application_mode(self) -> None:
-            """Take the terminal."""
-            guard.tell(True)
-            super().start_application_mode()  # type: ignore[no-untyped-call]
+    def close(self) -> None:
+        """Write what is left to be written."""
+        super().close()
+        guard.tell(False)
 
-        def close(self) -> None:
-            """Write what is left to be written."""
-            super().close()
+    def disable_input(self) -> None:
+        """Stop reading keys. Waits for the input thread only if the app continues."""
+        thread = self._key_thread
+        if not self._app._exit or thread is None:
+            super().disable_input()
+            return
+        self._key_thread = None
+        super().disable_input()
+        # The base class clears the event after its join; without one the thread has not seen it yet.
+        self.exit_event.set()
+
+    def _disable_mouse_support(self) -> None:
+        super()._disable_mouse_support()
+        if self._mouse_pixels:
+            self.write("\x1b[?1016l")
+
+    def restore_now(self) -> None:
+        """Give the terminal back without the threads and the loop; never waits for a terminal that is full."""
+        if self._writer_thread is None:
+            return
+        with contextlib.suppress(OSError, ValueError, termios.error):
+            if self.attrs_before is not None:
+                termios.tcsetattr(self.fileno, termios.TCSANOW, self.attrs_before)
+                termios.tcflush(self.fileno, termios.TCIFLUSH)
+            out = self._out.fileno()
+            os.set_blocking(out, False)
+            os.write(out, RESTORE.encode())
+            os.set_blocking(out, True)
             guard.tell(False)
 
-        def disable_input(self) -> None:
-            """Stop reading keys. Waits for the input thread only if the app continues."""
-            thread = self._key_thread
-            if not self._app._exit or thread is None:
-                super().disable_input()
-                return
-            self._key_thread = None
-            super().disable_input()
-            # The base class clears the event after its join; without one the thread has not seen it yet.
-            self.exit_event.set()
+    # ---- suspending
 
-        def _disable_mouse_support(self) -> None:
-            super()._disable_mouse_support()
-            if self._mouse_pixels:
-                self.write("\x1b[?1016l")
+    def _sigtstp_application(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self.suspend)
 
-        def restore_now(self) -> None:
-            """Give the terminal back without the threads and the loop; never waits for a terminal that is full."""
-            if self._writer_thread is None:
-                return
-            with contextlib.suppress(OSError, ValueError, termios.error):
-                if self.attrs_before is not None:
-                    termios.tcsetattr(self.fileno, termios.TCSANOW, self.attrs_before)
-                    termios.tcflush(self.fileno, termios.TCIFLUSH)
-                out = self._out.fileno()
-                os.set_blocking(out, False)
-                os.write(out, RESTORE.encode())
-                os.set_blocking(out, True)
-                guard.tell(False)
+    def _sigcont_application(self, *_: object) -> None:
+        # Our own stop continues by itself; after any other the shell may have changed the terminal.
+        self._went_on = True
+        if not self._stopping:
+            self._loop.call_soon_threadsafe(self._again)
 
-        # ---- suspending
-
-        def _sigtstp_application(self, *_: object) -> None:
-            self._loop.call_soon_threadsafe(self.suspend)
-
-        def _sigcont_application(self, *_: object) -> None:
-            # Our own stop continues by itself; after any other the shell may have changed the terminal.
-            self._went_on = True
-            if not self._stopping:
-                self._loop.call_soon_threadsafe(self._again)
-
-        def suspend(self) -> bool:
-            """Give the terminal back, stop the job and come back; false if there is no shell to go back to."""
-            if self._no_shell or self._writer_thread is None:
-                return False
-            self._app.app_suspend_signal.publish(self._app)
-            self.suspend_application_mode()
+    def suspend(self) -> bool:
+        """Give the terminal back, stop the job and come back; false if there is no shell to go back to."""
+        if self._no_shell or self._writer_thread is None:
+            return False
+        self._app.app_suspend_signal.publish(self._app)
+        self.suspend_application_mode()
+        stopped = self._stop()
+        while stopped and not self._in_front():
             stopped = self._stop()
-            while stopped and not self._in_front():
-                stopped = self._stop()
-            self.resume_application_mode()
-            self._app.app_resume_signal.publish(self._app)
-            self._redraw()
-            return stopped
+        self.resume_application_mode()
+        self._app.app_resume_signal.publish(self._app)
+        self._redraw()
+        return stopped
 
-        def _stop(self) -> bool:
-            """Stop here as the terminal's ctrl+z would; false if the kernel sees nobody who could start us again."""
-            self._stopping, self._went_on = True, False
-            # The others of the job first (a launcher waits for us in it), without stopping before our turn.
-            signal.signal(signal.SIGTSTP, signal.SIG_IGN)
-            os.killpg(os.getpgrp(), signal.SIGTSTP)
-            signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-            signal.pthread_kill(threading.get_ident(), signal.SIGTSTP)  # returns when the job continues
-            signal.signal(signal.SIGTSTP, self._sigtstp_application)
-            for _ in range(20):  # another thread may have got the news first
-                if self._went_on:
-                    break
-                time.sleep(0.005)
-            self._stopping = False
-            return self._went_on
+    def _stop(self) -> bool:
+        """Stop here as the terminal's ctrl+z would; false if the kernel sees nobody who could start us again."""
+        self._stopping, self._went_on = True, False
+        # The others of the job first (a launcher waits for us in it), without stopping before our turn.
+        signal.signal(signal.SIGTSTP, signal.SIG_IGN)
+        os.killpg(os.getpgrp(), signal.SIGTSTP)
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        signal.pthread_kill(threading.get_ident(), signal.SIGTSTP)  # returns when the job continues
+        signal.signal(signal.SIGTSTP, self._sigtstp_application)
+        for _ in range(20):  # another thread may have got the news first
+            if self._went_on:
+                break
+            time.sleep(0.005)
+        self._stopping = False
+        return self._went_on
 
-        def _again(self) -> None:
-            """Someone else's stop is over: set the terminal up again."""
-            if self._writer_thread is None or self._app._exit or not self._in_front():
-                return
-            self.suspend_application_mode()
-            self.resume_application_mode()
-            self._redraw()
+    def _again(self) -> None:
+        """Someone else's stop is over: set the terminal up again."""
+        if self._writer_thread is None or self._app._exit or not self._in_front():
+            return
+        self.suspend_application_mode()
+        self.resume_application_mode()
+        self._redraw()
 
-        def _redraw(self) -> None:
-            self._app.refresh(layout=True)
-            self._app.screen.refresh(layout=True)
+    def _redraw(self) -> None:
+        self._app.refresh(layout=True)
+        self._app.screen.refresh(layout=True)
 
-        def _in_front(self) -> bool:
-            try:
-                return os.tcgetpgrp(self.fileno) == os.getpgrp()
-            except OSError:
-                return True  # not our terminal to ask: go on
+    def _in_front(self) -> bool:
+        try:
+            return os.tcgetpgrp(self.fileno) == os.getpgrp()
+        except OSError:
+            return True  # not our terminal to ask: go on
 
-        # ---- reading
+    # ---- reading
 
-        def run_input_thread(self) -> None:
-            """Read keys until told to stop, whatever comes; a terminal that is gone ends the app."""
-            from textual._xterm_parser import XTermParser
-            from textual.events import Paste
-
-            text, parser, empty = TerminalText(), XTermParser(self._debug), 0
-            with selectors.SelectSelector() as selector:
-                selector.register(self.fileno, selectors.EVENT_READ)
-                while not self.exit_event.is_set():
-                    if not selector.select(0.1):
-                        parser = self._heard(parser, "")
-                        continue
-                    data = self._read()
-                    if data is None or empty >= _EMPTY_READS:
-                        self._loop.call_soon_threadsafe(partial(self._app.exit, return_code=HANGUP))
-                        return
-                    if not data:
-                        empty += 1
-                        time.sleep(0.1)
-                        continue
-                    empty = 0
-                    for piece, pasted in text.feed(data):
-                        if pasted:
-                            self.process_message(Paste(piece.replace("\0", "")))
-                        else:
-                            parser = self._heard(parser, piece)
-
-        def _read(self) -> bytes | None:
-            """The next bytes; empty if there were none after all, ``None`` if the terminal is gone."""
-            try:
-                data = os.read(self.fileno, 4096)
+    def run_input_thread(self) -> None:
+        """Read keys until told to stop, whatever comes; a terminal that is gone ends the app."""
+        text, parser, empty = TerminalText(), XTermParser(self._debug), 0
+        with selectors.SelectSelector() as selector:
+            selector.register(self.fileno, selectors.EVENT_READ)
+            while not self.exit_event.is_set():
+                if not selector.select(0.1):
+                    parser = self._heard(parser, "")
+                    continue
+                data = self._read()
+                if data is None or empty >= _EMPTY_READS:
+                    self._loop.call_soon_threadsafe(partial(self._app.exit, return_code=HANGUP))
+                    return
                 if not data:
-                    termios.tcgetattr(self.fileno)
-            except (BlockingIOError, InterruptedError):
-                return b""
-            except (OSError, termios.error):
-                return None
-            return data
+                    empty += 1
+                    time.sleep(0.1)
+                    continue
+                empty = 0
+                for piece, pasted in text.feed(data):
+                    if pasted:
+                        self.process_message(Paste(piece.replace("\0", "")))
+                    else:
+                        parser = self._heard(parser, piece)
 
-        def _heard(self, parser: XTermParser, text: str) -> XTermParser:
-            """Hand on what ``text`` says; returns the parser to continue with."""
-            try:
-                for event in parser.feed(text) if text else ():
-                    self.process_message(event)
-                for event in parser.tick():
-                    self.process_message(event)
-            except Exception:
-                if self._loop.is_closed():
-                    self.exit_event.set()
-                    return parser
-                _log.warning("what the terminal sent was not understood: %r", text[:200], exc_info=True)
-                return _as_new(parser)
-            return parser
+    def _read(self) -> bytes | None:
+        """The next bytes; empty if there were none after all, ``None`` if the terminal is gone."""
+        try:
+            data = os.read(self.fileno, 4096)
+            if not data:
+                termios.tcgetattr(self.fileno)
+        except (BlockingIOError, InterruptedError):
+            return b""
+        except (OSError, termios.error):
+            return None
+        return data
 
-    return LeavingDriver
+    def _heard(self, parser: XTermParser, text: str) -> XTermParser:
+        """Hand on what ``text`` says; returns the parser to continue with."""
+        try:
+            for event in parser.feed(text) if text else ():
+                self.process_message(event)
+            for event in parser.tick():
+                self.process_message(event)
+        except Exception:
+            if self._loop.is_closed():
+                self.exit_event.set()
+                return parser
+            _log.warning("what the terminal sent was not understood: %r", text[:200], exc_info=True)
+            return _as_new(parser)
+        return parser
+
+
+def leaving_driver(base: type[Driver]) -> type[Driver]:
+    """Textual's driver for Linux and macOS made to leave at once; any other as it is."""
+    return LeavingDriver if base is LinuxDriver else base
 
 
 def _as_new(parser: XTermParser) -> XTermParser:

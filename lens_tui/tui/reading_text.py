@@ -18,7 +18,7 @@ from .widgets.ramps import BARS, N_LEVELS, bar, layer_kl_level, share_level
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ReadingText:
     """A text to look at: the prompt as written, or prompt and output of an arm as the model saw it."""
 
     name: str
@@ -31,11 +31,11 @@ class Source:
         return not self.text and not self.token_ids
 
 
-def sources(session: Session) -> tuple[Source, ...]:
+def sources(session: Session) -> tuple[ReadingText, ...]:
     """The texts of a session: the prompt, then what each arm of the last run wrote."""
     return (
-        Source("prompt", text=session.prompt),
-        *(Source(item.name, token_ids=item.token_ids) for item in session.written),
+        ReadingText("prompt", text=session.prompt),
+        *(ReadingText(item.name, token_ids=item.token_ids) for item in session.written),
     )
 
 

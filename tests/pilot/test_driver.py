@@ -14,4 +14,4 @@ def test_only_the_terminal_driver_is_changed() -> None:
     assert issubclass(quick, LinuxDriver)
     assert quick is not LinuxDriver
     assert leaving_driver(HeadlessDriver) is HeadlessDriver
-    assert leaving_driver(Driver) is Driver
+    assert leaving_driver(Driver) is Driver  # type: ignore[type-abstract]

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from lens_tui.records.features import Activity, FeatureExample
+from lens_tui.records.features import FeatureActivity, FeatureExample
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.reading_text import features_at, next_active, rough_activations, shades, sources, strongest_token
 from lens_tui.tui.screens.features import FeaturesScreen
@@ -43,7 +43,7 @@ def page(label: str = "", **activity: Any) -> FeaturePage:
         labels=(label_of(4821, label),) if label else (),
         promoted=(TokenWeight(1, " dog", 3.0), TokenWeight(2, "\n", 2.0)),
         suppressed=(TokenWeight(3, " cat", -2.5),),
-        index=Activity(**{"corpus": "", **activity}) if activity else None,
+        index=FeatureActivity(**{"corpus": "", **activity}) if activity else None,
     )
     return FeaturePage(1, "s", 4821, facts, unit_vector("x"))
 

@@ -16,6 +16,7 @@ import pytest
 import lens_tui
 
 LIGHT = {"mlx", "mlx_lm", "textual", "transformers", "huggingface_hub"}
+SOURCES = {path: path.read_text(encoding="utf8") for path in sorted(Path(lens_tui.__file__).parent.rglob("*.py"))}
 
 
 def modules_after(statement: str) -> set[str]:
@@ -121,6 +122,34 @@ def test_no_file_imports_itself_by_way_of_others() -> None:
     below = {name: path for name, path in files.items() if path.name != "__init__.py"}
     graph = {name: internal_imports(name, path) & below.keys() - {name} for name, path in below.items()}
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_a_file_is_one_subject_and_a_function_fits_on_a_screen() -> None:
+    assert len(SOURCES) <= 200
+    assert {path.name: n for path, text in SOURCES.items() if (n := len(text.splitlines())) > 600} == {}
+    functions = [
+        node
+        for text in SOURCES.values()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    lengths = [(node.name, _lines(node)) for node in functions]
+    assert [item for item in lengths if item[1] > 60] == []
+
+
+def _lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """How long a function is, with its decorators and its docstring."""
+    first = min([function.lineno, *(decorator.lineno for decorator in function.decorator_list)])
+    return (function.end_lineno or first) - first + 1
+
+
+def test_a_public_class_has_its_name_alone() -> None:
+    places: dict[str, list[str]] = {}
+    for path, text in SOURCES.items():
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(path.name)
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
 
 
 def test_the_contracts_between_rooms_are_kept() -> None:

@@ -22,7 +22,7 @@ from types import UnionType
 from typing import Any
 
 from lens_tui.records import LensError
-from lens_tui.records.model_folder import Weights
+from lens_tui.records.model_folder import WeightHeaders
 from lens_tui.records.sanitise import one_line
 
 Facts = dict[str, Any]
@@ -60,7 +60,7 @@ class Understood:
         self.window = window if self.window is None else min(self.window, window)
 
 
-def understand(config: Mapping[str, Any], weights: Weights | None = None) -> Understood:
+def understand(config: Mapping[str, Any], weights: WeightHeaders | None = None) -> Understood:
     """This config.json in mlx-lm's words. Raises :class:`LensError` naming what it would not compute.
 
     ``weights`` bound the counts, so that no millions of layers are built.
@@ -94,7 +94,7 @@ class _Part:
     given: Mapping[str, Any]
     args: type[Any]
     reference: Any
-    weights: Weights | None
+    weights: WeightHeaders | None
     prefix: str
 
     @property
@@ -525,9 +525,7 @@ def _sliding(part: _Part, found: Understood) -> None:
     if both and "fa_idx" in _source(part.args.__module__):  # it needs a layer of full attention
         if "layer_types" in part.given:
             found.changes["layer_types"] = None
-    elif any(
-        part.reads(name) for name in ("sliding_window", "attention_window_size", "window_size", "sliding_window_size")
-    ):
+    elif any(part.reads(name) for name in WINDOWS):
         return
     found.narrow(max(1, window))
 

@@ -23,7 +23,7 @@ from ..forward import tolerance
 from ..hooks.passage import History, Passage
 from ..hooks.positions import Offset, follow_thinking
 from ..hooks.program import DoseMeter, Measured, Sums
-from ..hooks.registry import Entry, Plan, Registry, Run
+from ..hooks.registry import Plan, PlanEntry, Registry, Run
 from ..tokens import EncodedPrompt, Tokens
 from .generation import DecodeStep, Scales, Writing, mlx_lm_generate, scales_of
 from .sampling import LogitsProcessor, Sampler, SideBySide, best, candidates
@@ -102,7 +102,7 @@ class RowPlan:
     """What is one row's own: its prompt and its interventions."""
 
     prompt: EncodedPrompt
-    entries: tuple[Entry, ...]
+    entries: tuple[PlanEntry, ...]
     inside: mx.array | None = None
     history: History = field(default_factory=History)
     meter: DoseMeter = field(default_factory=DoseMeter)

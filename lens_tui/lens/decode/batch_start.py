@@ -20,7 +20,7 @@ import mlx.core as mx
 from lens_tui.records import ArmEnd, Intervention, LensError, Request, Sampling, Token
 
 from ..distributions import log_softmax
-from ..hooks.registry import Entry, Registry
+from ..hooks.registry import PlanEntry, Registry
 from ..hooks.steering import entries_of
 from ..tokens import Prompt, Tokens
 from .batch import Batch, BatchGeneration, BatchOptions
@@ -170,7 +170,7 @@ Prompts = Sequence[Prompt | Request]
 class Common:
     """What applies to every prompt that does not say otherwise."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[PlanEntry, ...]
     sampling: Sampling
     raw: bool = False
     top: int = 0
@@ -272,7 +272,9 @@ def _several(prompts: Prompts) -> Prompts:
     return listed
 
 
-def _common(entries: tuple[Entry, ...], sampling: Sampling | None, options: dict[str, Any], vocab_size: int) -> Common:
+def _common(
+    entries: tuple[PlanEntry, ...], sampling: Sampling | None, options: dict[str, Any], vocab_size: int
+) -> Common:
     """Take what every prompt shares out of the options."""
     settings = settings_from(sampling, options)
     processors = [*penalties_from(options, vocab_size), *(options.pop("logits_processors", None) or ())]

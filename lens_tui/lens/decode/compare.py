@@ -10,7 +10,7 @@ from lens_tui.records import ArmEnd, Candidate, Dose, Echo, Intervention, LensEr
 from ..forward import check_moved
 from ..hooks.passage import Passage, check_chosen, echo_of, origin_in, steered
 from ..hooks.program import DoseMeter
-from ..hooks.registry import CaptureResult, Entry, Holding, Plan
+from ..hooks.registry import CaptureResult, Holding, Plan, PlanEntry
 from ..hooks.steering import check_reach, entries_of
 from ..tokens import Tokens
 from .generation import DecodeStep, RowDecoder, Writing, writing_options
@@ -82,7 +82,7 @@ class RowsInProgress:
         keys = [entry.key for entry in self.entries(row) if getattr(entry.item, "enabled", True)]
         return meter.doses(row, keys) if meter is not None and keys else ()
 
-    def entries(self, row: int) -> list[Entry]:
+    def entries(self, row: int) -> list[PlanEntry]:
         """What acts on a row now. Raises :class:`LensError` for a row that there is not."""
         if not 0 <= row < len(self.rows):
             raise LensError(f"There is no arm {row}: the run has {len(self.rows)}.")

@@ -27,7 +27,7 @@ from ..architecture.taps import named
 from ..distributions import kl, log_softmax
 from ..forward import tolerance
 from ..hooks.program import DoseMeter, Hook, Key, has_effect
-from ..hooks.registry import Entry, Plan, Registry, Run
+from ..hooks.registry import Plan, PlanEntry, Registry, Run
 from ..hooks.steering import entries_of
 from ..tokens import EncodedPrompt
 
@@ -138,13 +138,13 @@ def _reaches(caches: Sequence[Any], done: int) -> bool:
     return True
 
 
-def first_touched(entries: Sequence[Entry], prompt: EncodedPrompt, bos: int | None) -> int:
+def first_touched(entries: Sequence[PlanEntry], prompt: EncodedPrompt, bos: int | None) -> int:
     """The first position of the prompt that any of these acts on; its length where none does."""
     length = len(prompt.ids)
     return min((_first(entry, prompt, bos) for entry in entries if has_effect(entry.item)), default=length)
 
 
-def key_of(entries: Sequence[Entry], prompt: EncodedPrompt, bos: int | None, length: int) -> object:
+def key_of(entries: Sequence[PlanEntry], prompt: EncodedPrompt, bos: int | None, length: int) -> object:
     """What the cache of a prompt's first tokens depends on beside the tokens; ``None``: on things that have no name.
 
     Args:
@@ -167,7 +167,7 @@ def key_of(entries: Sequence[Entry], prompt: EncodedPrompt, bos: int | None, len
     return tuple(parts)
 
 
-def _first(entry: Entry, prompt: EncodedPrompt, bos: int | None) -> int:
+def _first(entry: PlanEntry, prompt: EncodedPrompt, bos: int | None) -> int:
     positions: Positions | None = getattr(entry.item, "positions", None)
     length = len(prompt.ids)
     if positions is None or positions.kind in ("all", "prompt"):
@@ -286,7 +286,7 @@ class Group:
     """Rows with one prefix: its key, how much of it is plain, and how far it is filled."""
 
     key: object
-    entries: tuple[Entry, ...]
+    entries: tuple[PlanEntry, ...]
     rows: list[int]
     plain: int
     cache: list[Any] | None = None
@@ -311,7 +311,7 @@ class Filler:
         longest = len(self.prompt.ids) - 1
         return longest if self.limit is None else min(self.limit, longest)
 
-    def groups(self, rows: Sequence[Sequence[Entry]]) -> list[Group] | None:
+    def groups(self, rows: Sequence[Sequence[PlanEntry]]) -> list[Group] | None:
         """The rows by what their prefix depends on, least plain first.
 
         ``None`` if one depends on a user's function, or if one row's precision would be every row's.
@@ -360,7 +360,12 @@ class Filler:
             self.store.keep(self.sized(group.key), self.prompt.ids[: self.total], group.cache, group.sums)
 
     def _compute(
-        self, group: Group, entries: Sequence[Entry], end: int, meter: DoseMeter | None, report: Callable[[int], None]
+        self,
+        group: Group,
+        entries: Sequence[PlanEntry],
+        end: int,
+        meter: DoseMeter | None,
+        report: Callable[[int], None],
     ) -> None:
         run = Run(self.registry, Plan((entries,)), len(self.prompt.ids), self.prompt.spans, meter)
         cache: Any = group.cache

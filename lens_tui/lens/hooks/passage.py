@@ -25,7 +25,7 @@ from lens_tui.records import Echo, FloatArray, Intervention, LensError, NotFinit
 
 from .positions import Spans, Where, touched
 from .program import Key, has_effect
-from .registry import CaptureResult, Entry, Plan, Recorder, Registry, Run
+from .registry import CaptureResult, Plan, PlanEntry, Recorder, Registry, Run
 from .steering import entries_of
 
 
@@ -36,7 +36,7 @@ class History:
     _held: list[tuple[int, tuple[Intervention, ...]]] = field(default_factory=list)
     _stamp: tuple[object, ...] | None = None
 
-    def note(self, at: int, entries: Sequence[Entry]) -> None:
+    def note(self, at: int, entries: Sequence[PlanEntry]) -> None:
         """A forward begins at a position under these entries."""
         stamp: tuple[object, ...] = tuple(entry.stamp for entry in entries)
         if stamp == self._stamp:
@@ -154,7 +154,7 @@ def not_finite(what: str, where: str = "") -> NotFinite:
     )
 
 
-def origin_in(registry: Registry, passage: Passage, entries: Sequence[Entry] = ()) -> str:
+def origin_in(registry: Registry, passage: Passage, entries: Sequence[PlanEntry] = ()) -> str:
     """Where numbers cease to be finite in one text under these interventions, as a clause: found by one forward."""
     try:
         return "" if passage.start else _origin(registry, passage, entries)  # tokens in a cache are not known
@@ -162,7 +162,7 @@ def origin_in(registry: Registry, passage: Passage, entries: Sequence[Entry] = (
         return ""  # positions of chat roles, say, where only ids are known
 
 
-def _origin(registry: Registry, passage: Passage, entries: Sequence[Entry]) -> str:
+def _origin(registry: Registry, passage: Passage, entries: Sequence[PlanEntry]) -> str:
     watch = _Watch(registry)
     logits = passage.forward(registry, Plan((entries,), (watch,)))
     if layer := watch.first():
@@ -172,7 +172,7 @@ def _origin(registry: Registry, passage: Passage, entries: Sequence[Entry]) -> s
     return HEAD if (mx.isnan(logits) | mx.isposinf(logits)).any().item() else ""
 
 
-def origin_of(registry: Registry, rows: Any, entries: Sequence[Entry] = (), *, n_prompt: int | None = None) -> str:
+def origin_of(registry: Registry, rows: Any, entries: Sequence[PlanEntry] = (), *, n_prompt: int | None = None) -> str:
     """As :func:`origin_in`, for several texts: what is found in the first that has such a place.
 
     Args:
@@ -243,7 +243,7 @@ def echo(registry: Registry, rows: Sequence[Sequence[int]], interventions: Seque
     return _echoes(registry, parts, entries)
 
 
-def echo_of(registry: Registry, passage: Passage, entries: Sequence[Entry]) -> tuple[Echo, ...]:
+def echo_of(registry: Registry, passage: Passage, entries: Sequence[PlanEntry]) -> tuple[Echo, ...]:
     """The same of a run: over its prompt and its text, with the positions that its tokens have there.
 
     Raises :class:`LensError` for a run that went on from a cache, whose tokens are not known.
@@ -254,14 +254,14 @@ def echo_of(registry: Registry, passage: Passage, entries: Sequence[Entry]) -> t
 
 
 def _changes(
-    registry: Registry, passage: Passage, entries: Sequence[Entry]
+    registry: Registry, passage: Passage, entries: Sequence[PlanEntry]
 ) -> tuple[list[FloatArray], list[FloatArray]]:
     """``resid_post`` of every layer, plain and changed, ``(tokens, d_model)`` each: two forwards over the same ids."""
     plain, changed = (_stack(registry, passage, rows) for rows in ((), entries))
     return plain, changed
 
 
-def _stack(registry: Registry, passage: Passage, entries: Sequence[Entry]) -> list[FloatArray]:
+def _stack(registry: Registry, passage: Passage, entries: Sequence[PlanEntry]) -> list[FloatArray]:
     keys = tuple((layer, "resid_post") for layer in range(registry.decoder.n_layers))
     result = CaptureResult(registry, keys, by_site=True)
     passage.forward(registry, Plan((entries,), (result,)))
@@ -270,7 +270,7 @@ def _stack(registry: Registry, passage: Passage, entries: Sequence[Entry]) -> li
 
 
 def _echoes(
-    registry: Registry, parts: Sequence[tuple[list[FloatArray], list[FloatArray]]], entries: Sequence[Entry]
+    registry: Registry, parts: Sequence[tuple[list[FloatArray], list[FloatArray]]], entries: Sequence[PlanEntry]
 ) -> tuple[Echo, ...]:
     vector = next((entry.item.vector for entry in entries if hasattr(entry.item, "vector")), None)
     direction = None if vector is None else vector.direction

@@ -39,7 +39,7 @@ _stamps = itertools.count(1)
 _async_eval: Any = mx.async_eval  # has no types
 
 
-class Entry:
+class PlanEntry:
     """One item under an id: what it is now, and a stamp that changes when it does, or when the SAE it names does."""
 
     def __init__(self, registry: Registry, item: Item) -> None:
@@ -93,12 +93,12 @@ class Recorder:
 class Plan:
     """The items of a run, row by row. One row stands for every row of any batch."""
 
-    def __init__(self, rows: Iterable[Iterable[Entry]] = ((),), recorders: Iterable[Recorder] = ()) -> None:
-        self.rows: list[list[Entry]] = [list(row) for row in rows]
+    def __init__(self, rows: Iterable[Iterable[PlanEntry]] = ((),), recorders: Iterable[Recorder] = ()) -> None:
+        self.rows: list[list[PlanEntry]] = [list(row) for row in rows]
         self.recorders: tuple[Recorder, ...] = tuple(recorders)
         self._fingerprint: tuple[object, tuple[object, ...]] | None = None
 
-    def set_row(self, row: int, entries: Iterable[Entry]) -> None:
+    def set_row(self, row: int, entries: Iterable[PlanEntry]) -> None:
         """Change what acts on one row, from the next forward on."""
         self.rows[row] = list(entries)
 
@@ -172,7 +172,7 @@ class _Forward:
     passes: dict[int, int] = field(default_factory=dict)
 
 
-_AMBIENT: ContextVar[tuple[Entry | Recorder, ...]] = ContextVar("lens_ambient", default=())
+_AMBIENT: ContextVar[tuple[PlanEntry | Recorder, ...]] = ContextVar("lens_ambient", default=())
 _RUN: ContextVar[Run | None] = ContextVar("lens_run", default=None)
 
 
@@ -195,7 +195,7 @@ class Registry:
         self._programs: dict[object, dict[Key, Program]] = {}
         self._found: dict[Any, Any] = {}
         self.caches = CacheLedger()
-        self.ambient_entries: list[Entry] = []
+        self.ambient_entries: list[PlanEntry] = []
 
     def attach(self, name: str, source: FeatureSource) -> None:
         """Give records an SAE to name, also while they act: the next forward runs under the new one."""
@@ -216,30 +216,30 @@ class Registry:
 
     # -- what acts -------------------------------------------------------
 
-    def put(self, item: Entry | Recorder) -> None:
+    def put(self, item: PlanEntry | Recorder) -> None:
         """Make an entry or recorder part of the calling context's plan and install what it needs."""
-        keys = (item.key,) if isinstance(item, Entry) else item.places
+        keys = (item.key,) if isinstance(item, PlanEntry) else item.places
         self._need(keys)
-        if isinstance(item, Entry):
+        if isinstance(item, PlanEntry):
             with self._lock:
                 self.ambient_entries.append(item)
         _AMBIENT.set((*_AMBIENT.get(), item))
 
-    def take(self, item: Entry | Recorder) -> None:
+    def take(self, item: PlanEntry | Recorder) -> None:
         """End an entry or recorder, in any order and from any thread; what nobody needs is uninstalled."""
         if not item.active:
             return
         item.active = False
         _AMBIENT.set(tuple(other for other in _AMBIENT.get() if other is not item))
-        if isinstance(item, Entry):
+        if isinstance(item, PlanEntry):
             with self._lock:
                 self.ambient_entries.remove(item)
-        self._release((item.key,) if isinstance(item, Entry) else item.places)
+        self._release((item.key,) if isinstance(item, PlanEntry) else item.places)
 
-    def ambient(self) -> tuple[tuple[Entry, ...], tuple[Recorder, ...]]:
+    def ambient(self) -> tuple[tuple[PlanEntry, ...], tuple[Recorder, ...]]:
         """What holds for the calling context: entries and recorders, oldest first."""
         mine = [item for item in _AMBIENT.get() if item.active]
-        entries = tuple(item for item in mine if isinstance(item, Entry) and item.registry is self)
+        entries = tuple(item for item in mine if isinstance(item, PlanEntry) and item.registry is self)
         recorders = tuple(item for item in mine if isinstance(item, Recorder) and item.registry is self)
         return entries, recorders
 

@@ -29,7 +29,7 @@ from lens_tui.records.vectors import numbers
 from .interventions import FeatureSource, decoder_row
 from .positions import Spans, reach, reaches_scored
 from .program import Item, has_effect
-from .registry import Entry, Registry
+from .registry import PlanEntry, Registry
 
 
 class Steering:
@@ -44,14 +44,14 @@ class Steering:
         self._registry = registry
         self._items = tuple(items)
         self._vector_norm = vector_norm
-        self._entries: list[Entry] = []
+        self._entries: list[PlanEntry] = []
         self.doses: tuple[Dose, ...] = ()
 
     def __enter__(self) -> Steering:
         if self._entries:
             raise LensError("This steering has been entered already.", "Make another with steer().")
         for item in self._items:
-            entry = Entry(self._registry, item)
+            entry = PlanEntry(self._registry, item)
             self._registry.put(entry)
             self._entries.append(entry)
         return self
@@ -113,7 +113,7 @@ class Steering:
             self._items = (*self._items[:index], item, *self._items[index + 1 :])
 
 
-def _check_called(entries: Sequence[Entry]) -> None:
+def _check_called(entries: Sequence[PlanEntry]) -> None:
     """A block whose forwards never came past the site has steered nothing: say so."""
     for entry in entries:
         if entry.forwards and not entry.calls:
@@ -124,9 +124,9 @@ def _check_called(entries: Sequence[Entry]) -> None:
             )
 
 
-def entries_of(records: Any, registry: Registry) -> list[Entry]:
+def entries_of(records: Any, registry: Registry) -> list[PlanEntry]:
     """One intervention or several, checked, each as an entry. Raises :class:`LensError`."""
-    return [Entry(registry, checked(record, registry)) for record in as_records(records)]
+    return [PlanEntry(registry, checked(record, registry)) for record in as_records(records)]
 
 
 def for_a_block(records: Any, registry: Registry) -> list[Intervention]:
@@ -247,7 +247,7 @@ def check_scored(
         )
 
 
-def check_reach(entries: Sequence[Entry], n_prompt: int, last: int, text: str) -> None:
+def check_reach(entries: Sequence[PlanEntry], n_prompt: int, last: int, text: str) -> None:
     """Refuse positions that no token can have.
 
     Args:

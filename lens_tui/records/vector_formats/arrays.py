@@ -22,12 +22,12 @@ from ..read_files import AGAIN, open_zip, read_member, regular_size, shown
 from ..sanitise import one_line
 from ..torch_files import Fields, TorchTensor, load_torch
 from ..vectors import SteeringVector
-from .common import MAX_BYTES, Entry, Found, Row, by_layer, entry_of, raw, read_whole
+from .common import MAX_BYTES, Found, NamedArray, Row, by_layer, entry_of, raw, read_whole
 
 
 def read_npy(path: Path) -> Found:
     """One array, of any shape that :mod:`.common` knows."""
-    return Found([Entry("", None, _array(path, read_whole(path)))])
+    return Found([NamedArray("", None, _array(path, read_whole(path)))])
 
 
 def read_npz(path: Path) -> Found:
@@ -40,7 +40,7 @@ def read_npz(path: Path) -> Found:
                 left -= len(data)
                 entries.append(entry_of(member.filename.removesuffix(".npy"), _array(path, data)))
     if len(entries) == 1 and entries[0].layer is None:
-        entries = [Entry("", None, entries[0].array)]
+        entries = [NamedArray("", None, entries[0].array)]
     return Found(entries)
 
 
@@ -91,7 +91,7 @@ def read_pt(path: Path) -> Found:
         layer, model = named(path.stem)
         facts = {"model_hint": model} if model else {}
         site = "resid_pre" if path.stem == "mean_diffs" and len(value.array.shape) == 3 else "resid_post"
-        return Found([Entry("", layer, _numbers(path, value))], site=site, counted=True, facts=facts)
+        return Found([NamedArray("", layer, _numbers(path, value))], site=site, counted=True, facts=facts)
     if isinstance(value, Fields):
         kind = value.values.get("layer_type", "decoder_block")
         if not isinstance(kind, str) or kind not in _SITES:
@@ -108,7 +108,7 @@ def named(stem: str) -> tuple[int | None, str]:
     return (int(found[1]), one_line(found[2] or "", 80)) if found else (None, "")
 
 
-def _entries(path: Path, value: Any) -> list[Entry]:
+def _entries(path: Path, value: Any) -> list[NamedArray]:
     """The tensors of a dictionary, or of the dictionaries in it by their names."""
     if not isinstance(value, Mapping):
         raise LensError(f"{shown(path)} holds a {type(value).__name__}, not vectors by layer or name.", AGAIN)
@@ -118,12 +118,12 @@ def _entries(path: Path, value: Any) -> list[Entry]:
             found.append(entry_of(key, _numbers(path, item)))
         elif isinstance(item, Mapping):
             inner = [entry_of(at, _numbers(path, part)) for at, part in item.items() if isinstance(part, TorchTensor)]
-            found += [Entry(f"{key}{'.' if one.name else ''}{one.name}", one.layer, one.array) for one in inner]
+            found += [NamedArray(f"{key}{'.' if one.name else ''}{one.name}", one.layer, one.array) for one in inner]
     if not found:
         raise LensError(f"{shown(path)} contains no tensor.", AGAIN)
     said = value.get("layer")
     if type(said) is int and len(found) == 1 and found[0].layer is None:
-        return [Entry("", said, found[0].array)]
+        return [NamedArray("", said, found[0].array)]
     return found
 
 

@@ -40,7 +40,7 @@ _HIDDEN_STATES = re.compile(r"_(?:response_avg|prompt_avg|prompt_last)_diff$")
 
 
 @dataclass(frozen=True, eq=False)
-class Entry:
+class NamedArray:
     """An array of a file: its name and its layer, ``""`` and ``None`` where the file gives none."""
 
     name: str
@@ -56,7 +56,7 @@ class Found:
     from 1. ``facts`` are what else it says, as plain JSON data.
     """
 
-    entries: Sequence[Entry]
+    entries: Sequence[NamedArray]
     site: str = "resid_post"
     model: str = ""
     counted: bool = False
@@ -119,17 +119,17 @@ def place_facts(path: Path, row: Row) -> dict[str, str]:
     return {"file": one_line(path.name, 120), "path": os.path.abspath(path), "sha256": digest}
 
 
-def entry_of(key: Any, array: Row) -> Entry:
+def entry_of(key: Any, array: Row) -> NamedArray:
     """An array by its key in a dictionary: ``12``, ``layer_12``, ``blocks.12``, ``evil_layer_12``, or a name."""
     if type(key) is int:
-        return Entry("", key, array)
+        return NamedArray("", key, array)
     text = str(key)
     if re.fullmatch(r"[0-9]{1,5}", text):
-        return Entry("", int(text), array)
+        return NamedArray("", int(text), array)
     found = _LAYER.fullmatch(text)
     if found is None:
-        return Entry(text, None, array)
-    return Entry(found["name"].strip(" ._-/"), int(found["layer"]), array)
+        return NamedArray(text, None, array)
+    return NamedArray(found["name"].strip(" ._-/"), int(found["layer"]), array)
 
 
 _LAYER = re.compile(
@@ -138,7 +138,7 @@ _LAYER = re.compile(
 )
 
 
-def _chosen(path: Path, found: Found, ask: Ask) -> tuple[str, int | None, list[Entry]]:
+def _chosen(path: Path, found: Found, ask: Ask) -> tuple[str, int | None, list[NamedArray]]:
     """The name and the position that are asked for, and the entries of that name."""
     known = list(dict.fromkeys(entry.name for entry in found.entries))
     name, position = None, None
@@ -165,7 +165,7 @@ def _listed(names: Sequence[str]) -> str:
 Layered = list[tuple[int | None, Row, dict[str, Any]]]
 
 
-def _by_layer(path: Path, entry: Entry, position: int | None, ask: Ask) -> Layered:
+def _by_layer(path: Path, entry: NamedArray, position: int | None, ask: Ask) -> Layered:
     """The vectors of an entry with their layers, as the file counts them."""
     array, facts = entry.array, {}
     shape = array.shape

@@ -23,7 +23,7 @@ from ..errors import LensError
 from ..read_files import AGAIN, shown
 from ..sanitise import one_line
 from ..vectors import SteeringVector
-from .common import Entry, Found, by_layer, raw, read_whole
+from .common import Found, NamedArray, by_layer, raw, read_whole
 
 MAGIC = b"GGUF"
 _ALIGN = 32
@@ -115,7 +115,7 @@ def _parse(path: Path, cursor: _Cursor) -> Found:
         raise ValueError("alignment")
     base = cursor.at + -cursor.at % align
     entries = [
-        Entry("", _layer(path, name), _tensor(cursor.data, base, shape, code, offset))
+        NamedArray("", _layer(path, name), _tensor(cursor.data, base, shape, code, offset))
         for name, shape, code, offset in infos
         if name.startswith("direction.")
     ]

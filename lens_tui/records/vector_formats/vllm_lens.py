@@ -23,7 +23,7 @@ from ..errors import LensError
 from ..read_files import AGAIN, parse_json, shown
 from ..sanitise import one_line
 from ..vectors import SteeringVector
-from .common import MAX_BYTES, Entry, Found, by_layer, raw, read_whole
+from .common import MAX_BYTES, Found, NamedArray, by_layer, raw, read_whole
 
 _DTYPES = {"float32": "<f4", "float16": "<f2", "float64": "<f8", "int16": "<i2"}
 
@@ -46,7 +46,7 @@ def read(path: Path) -> Found:
     facts = {"scale": scale if math.isfinite(scale) else 1.0, "norm_match": data.get("norm_match") is True}
     if isinstance(positions, list):
         facts["positions"] = [at for at in positions if type(at) is int]  # type: ignore[assignment]
-    entries = [Entry("", layer, row) for layer, row in zip(layers, rows, strict=True)]
+    entries = [NamedArray("", layer, row) for layer, row in zip(layers, rows, strict=True)]
     return Found(entries, counted=True, facts=facts)
 
 

@@ -16,7 +16,7 @@ from lens_tui.records.activations import ActivationSource, Place
 from .finish import finish, remove_leftovers
 from .settings import Identity, IndexSettings, index_key
 from .tables import Encoder, TokenTable, block_columns, encode_block
-from .tally import Part
+from .tally import IndexPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ def build_index(
     parts = {key: root / (f"{key}.part-{number}-of-{of}") for key in todo}
     with ExitStack() as stack:
         open_parts = [
-            (todo[key][0], stack.enter_context(Part(folder, todo[key][1], settings, span)))
+            (todo[key][0], stack.enter_context(IndexPart(folder, todo[key][1], settings, span)))
             for key, folder in parts.items()
         ]
         complete = _read(source, open_parts, _Clock(span[1], progress), should_stop, checkpoint_seconds)
@@ -175,7 +175,7 @@ def _corpus_hash(facts: Any, n_blocks: int) -> str:
 
 def _read(
     source: ActivationSource,
-    parts: Sequence[tuple[Target, Part]],
+    parts: Sequence[tuple[Target, IndexPart]],
     clock: _Clock,
     should_stop: Callable[[], bool],
     checkpoint_seconds: float,
@@ -205,7 +205,7 @@ def _read(
     return all(part.state.done for _, part in parts)
 
 
-def _take(block: Any, target: Target, part: Part) -> None:
+def _take(block: Any, target: Target, part: IndexPart) -> None:
     residual = block.values[target.place]
     found, counted, overflowed = encode_block(block, residual, target.encoder, target.width, part.settings)
     part.add(found, block_columns(block), counted, overflowed)

@@ -71,7 +71,7 @@ PENDING = 4_000_000
 """Entries that wait in memory before they are sorted in."""
 
 
-class Keeper:
+class SmallestKeeper:
     """Keeps the ``k`` entries of smallest ``(rank, address)`` in each of ``n_groups`` groups.
 
     An entry is a group, a ``rank`` (uint32), an ``address`` (uint64, unique in
@@ -105,7 +105,7 @@ class Keeper:
         if self._waiting >= self._pending_limit:
             self.flush()
 
-    def merge(self, other: Keeper) -> None:
+    def merge(self, other: SmallestKeeper) -> None:
         """Take up everything another keeper of the same shape holds."""
         other.flush()
         step = max(1, self._pending_limit // max(1, other.k))
@@ -190,8 +190,8 @@ class Tally:
         self.sumsq = ExactSum(width)
         self.max: NDArray[np.float32] = np.zeros(width, np.float32)
         self.histogram: NDArray[np.uint32] = np.zeros((width, N_BINS), np.uint32)
-        self.top = Keeper(width, settings.top_k, distinct=True)
-        self.sample = Keeper(width * N_OCTAVES, settings.sample_per_bin, distinct=False)
+        self.top = SmallestKeeper(width, settings.top_k, distinct=True)
+        self.sample = SmallestKeeper(width * N_OCTAVES, settings.sample_per_bin, distinct=False)
         self.smallest = np.float32(np.inf)
 
     def update(self, found: Activations) -> None:
@@ -355,7 +355,7 @@ class PartState:
         return self.next == self.stop
 
 
-class Part:
+class IndexPart:
     """A part being built. Use as a context manager: it holds a lock and open files."""
 
     def __init__(self, folder: Path, identity: Identity, settings: IndexSettings, span: tuple[int, int, int]) -> None:
@@ -377,7 +377,7 @@ class Part:
         if not (folder / "state.json").exists():
             self.checkpoint()
 
-    def __enter__(self) -> Part:
+    def __enter__(self) -> IndexPart:
         return self
 
     def __exit__(self, *_: object) -> None:

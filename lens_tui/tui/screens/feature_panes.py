@@ -20,7 +20,7 @@ from lens_tui.records import FloatArray
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.format import figure, fit
 from lens_tui.tui.host import LensHost
-from lens_tui.tui.reading_text import Source, features_at, next_active, shades, sources, strongest_token
+from lens_tui.tui.reading_text import ReadingText, features_at, next_active, shades, sources, strongest_token
 from lens_tui.tui.run_export import quoted, sae_words
 from lens_tui.tui.run_text import model_source
 from lens_tui.tui.widgets import lane
@@ -89,10 +89,10 @@ class TextPane(Pane):
         self.encoded: Encoded | None = None
         self.values: FloatArray = np.zeros(0, np.float32)
         self.place = 0
-        self._asked: tuple[str, Source] | None = None
+        self._asked: tuple[str, ReadingText] | None = None
 
     @property
-    def source(self) -> Source:
+    def source(self) -> ReadingText:
         """The text in use."""
         every = sources(self.session)
         return every[min(self.place, len(every) - 1)]

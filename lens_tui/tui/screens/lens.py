@@ -13,7 +13,7 @@ from textual.widgets import Input, Static
 from lens_tui.records import Arm
 from lens_tui.records.measures import LogitLens
 from lens_tui.tui.bindings import bindings
-from lens_tui.tui.reading_text import MEASURES, Source, cell_lines, cells, sources
+from lens_tui.tui.reading_text import MEASURES, ReadingText, cell_lines, cells, sources
 from lens_tui.tui.session import Session
 from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.frame import Hairline, Pane
@@ -76,7 +76,7 @@ class ReadoutScreen(LensScreen):
         return self.arms[min(self._arm, len(self.arms) - 1)]
 
     @property
-    def source(self) -> Source:
+    def source(self) -> ReadingText:
         """The text that is read."""
         every = sources(self.session)
         return every[min(self._place, len(every) - 1)]

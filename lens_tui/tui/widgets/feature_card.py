@@ -12,7 +12,7 @@ from textual.reactive import reactive
 from textual.widget import Widget
 
 from lens_tui import demo
-from lens_tui.records.features import Activity, FeatureExample, FeatureFacts
+from lens_tui.records.features import FeatureActivity, FeatureExample, FeatureFacts
 from lens_tui.records.sanitise import one_line, sanitise_token
 from lens_tui.tui.format import count, fit
 from lens_tui.worker.events import FeaturePage, TokenWeight
@@ -148,7 +148,7 @@ def section_lines(facts: FeatureFacts, section: str, width: int, mode: ShadeMode
     """The names of the sections, what the chosen one is, and its examples."""
     names = [(f"▐{name}▌", "bold") if name == section else (f" {name} ", "$muted") for name in SECTIONS]
     lines = [Content.assemble(*names), Content.styled(SECTIONS[section], "$muted").truncate(width, ellipsis=True)]
-    activity = facts.activity or Activity("")
+    activity = facts.activity or FeatureActivity("")
     examples = [("", activity.examples)] if section == "top" else []
     if section == "sample":
         examples = [(f"from {edge:.3g}", group) for edge, group in activity.samples]
@@ -162,7 +162,7 @@ def section_lines(facts: FeatureFacts, section: str, width: int, mode: ShadeMode
     return lines
 
 
-def _figures(activity: Activity | None, here: float) -> Content:
+def _figures(activity: FeatureActivity | None, here: float) -> Content:
     parts: list[str | tuple[str, str]] = []
     if activity is not None and activity.density is not None:
         parts += [("density ", "$muted"), f"{100 * activity.density:.2g} %  "]
@@ -171,7 +171,7 @@ def _figures(activity: Activity | None, here: float) -> Content:
     return Content.assemble(*parts, ("here ", "$muted"), f"{here:.3g}")
 
 
-def _histogram(activity: Activity, here: float, width: int) -> list[Content]:
+def _histogram(activity: FeatureActivity, here: float, width: int) -> list[Content]:
     """Two rows of bars over the bins between the first and the last that hold anything, and their axis."""
     filled = [place for place, number in enumerate(activity.histogram) if number > 0] or [0]
     counts = activity.histogram[filled[0] : filled[-1] + 1]
