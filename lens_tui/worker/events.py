@@ -24,7 +24,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class JobStarted(Event):
-    """The worker took the job up."""
+    """The worker took the job up, or up again after a run that it gave way to."""
 
     title: str
 

@@ -7,6 +7,7 @@ on the MLX thread only.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from lens_tui.records import Arm, Intervention, Sampling, SteeringVector
 from lens_tui.records.info import Dequantize
@@ -14,7 +15,15 @@ from lens_tui.records.info import Dequantize
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A piece of work for the MLX thread."""
+    """A piece of work for the MLX thread.
+
+    One that ``overtakes`` goes before all that wait but those that keep their ``place``, as what changes the model
+    does, and one that ``gives_way`` pauses for it between two forwards.
+    """
+
+    overtakes: ClassVar[bool] = False
+    gives_way: ClassVar[bool] = False
+    place: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +36,7 @@ class LoadModel(Job):
     in float32, as of ``LensModel``.
     """
 
+    place: ClassVar[bool] = True
     model: str
     force: bool = False
     dequantize: Dequantize = "auto"
@@ -35,6 +45,8 @@ class LoadModel(Job):
 @dataclass(frozen=True, slots=True)
 class UnloadModel(Job):
     """Free the model, its SAEs and MLX's cache of buffers. Events: ModelUnloaded."""
+
+    place: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +59,7 @@ class LoadSAE(Job):
     the bundled model is not measured again). If it does not fit, a Notice says so.
     """
 
+    gives_way: ClassVar[bool] = True
     path: str
     check: bool = True
 
@@ -59,6 +72,7 @@ class Compare(Job):
     ``top``: how many candidates each token event carries.
     """
 
+    overtakes: ClassVar[bool] = True
     prompt: str
     arms: tuple[Arm, ...]
     sampling: Sampling = field(default_factory=Sampling)
@@ -70,6 +84,7 @@ class Compare(Job):
 class Encode(Job):
     """Encode a text with a loaded SAE, unsteered. Events: Encoded. ``token_ids`` wins over ``text``."""
 
+    gives_way: ClassVar[bool] = True
     sae: str
     text: str = ""
     token_ids: tuple[int, ...] = ()
@@ -97,6 +112,7 @@ class ReadLens(Job):
     that comes next.
     """
 
+    gives_way: ClassVar[bool] = True
     text: str = ""
     token_ids: tuple[int, ...] = ()
     arm: Arm | None = None
@@ -140,6 +156,7 @@ class VectorFromPrompts(Job):
     ``over="all"``. Unless ``raw``, texts go through the chat template.
     """
 
+    gives_way: ClassVar[bool] = True
     name: str
     positive: tuple[str, ...]
     negative: tuple[str, ...]
@@ -209,6 +226,7 @@ class MeasureDose(Job):
     beside each scale. With an ``sae`` its ``feature`` is read back from what is written.
     """
 
+    gives_way: ClassVar[bool] = True
     prompt: str
     interventions: tuple[Intervention, ...]
     scales: tuple[float, ...]
@@ -227,6 +245,7 @@ class FindScale(Job):
     ``interventions`` have a scale of 1, or of -1 to search the other way. Events: Progress, ScalesTried, ScaleFound.
     """
 
+    gives_way: ClassVar[bool] = True
     interventions: tuple[Intervention, ...]
     quantity: str = "delta_loss"
     target: float | None = None
@@ -236,6 +255,7 @@ class FindScale(Job):
 class ReadNeighbours(Job):
     """The features nearest to one by decoder direction, and those active on the same tokens. Events: NeighboursRead."""
 
+    gives_way: ClassVar[bool] = True
     sae: str
     feature: int
     top_k: int = 8

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 class WorkerLike(Protocol):
     """Takes jobs, gives events. Every method returns at once and may be called from any thread.
 
-    Jobs run one at a time in the order they came. Each job ends with exactly one
-    ``JobDone`` or ``JobFailed``, also when it was stopped before it began.
+    Jobs run one at a time in the order they came; but a run goes before all that it does not depend on, and long
+    readings and measures pause for it between two forwards (``Job.overtakes``, ``gives_way``). Each job ends with
+    exactly one ``JobDone`` or ``JobFailed``, also when it was stopped before it began.
     """
 
     def start(self, wake: Callable[[], None]) -> None:
@@ -86,18 +87,30 @@ class Stopped(Exception):
 class Control:
     """What a handler holds besides its job.
 
-    ``report`` sends an event from inside a callback, where a handler cannot yield.
+    ``report`` sends an event from inside a callback, where a handler cannot yield. ``pause`` does what may not wait
+    for this job, if there is anything; called at each :meth:`check`.
     """
 
     id: int
     job: Job
     report: Callable[[Event], None]
     stop: threading.Event = field(default_factory=threading.Event)
+    pause: Callable[[], None] = lambda: None
+    _pausing: bool = False
     _dials: dict[int, tuple[Intervention, ...]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def check(self) -> None:
-        """Raise :class:`Stopped` if the user asked to stop."""
+        """Let a job that may not wait go first; raise :class:`Stopped` if the user asked to stop."""
+        if self._pausing:  # asked from inside the other job: a stop of this one is not that one's
+            return
+        if self.stop.is_set():
+            raise Stopped
+        self._pausing = True
+        try:
+            self.pause()
+        finally:
+            self._pausing = False
         if self.stop.is_set():
             raise Stopped
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import contextvars
 import logging
-import queue
 import sys
 import threading
 import traceback
@@ -147,12 +147,13 @@ class Worker:
         self._make_runner = runner or (lambda: _handlers(history))
         self._runner: Runner | None = None
         self._mailbox = Mailbox()
-        self._queue: queue.SimpleQueue[Control | None] = queue.SimpleQueue()
         self._lock = threading.RLock()  # a wake may come back with another stop
+        self._waiting: deque[Control] = deque()
+        self._come = threading.Condition(self._lock)
         self._open: dict[int, Control] = {}
         self._next = 1
         self._closing = False
-        self._at_work = 0
+        self._at_work: list[int] = []  # those that have given way first
         self._thread = threading.Thread(target=self._main, name="mlx", daemon=True)
 
     def start(self, wake: Callable[[], None]) -> None:
@@ -168,7 +169,8 @@ class Worker:
             self._next += 1
             if not self._closing:
                 self._open[control.id] = control
-                self._queue.put(control)
+                self._waiting.append(control)
+                self._come.notify()
                 return control.id
         self._mailbox.put(JobDone(control.id, stopped=True))
         return control.id
@@ -178,7 +180,7 @@ class Worker:
         with self._lock:
             for control in self._open.values():
                 if job_id in (None, control.id) and not control.stop.is_set():
-                    if control.id == self._at_work:
+                    if control.id in self._at_work:
                         self._mailbox.put(Stopping(control.id))
                     control.stop.set()
 
@@ -200,10 +202,9 @@ class Worker:
         it; a process that will not wait leaves with ``os._exit``.
         """
         with self._lock:
-            first, self._closing = not self._closing, True
+            self._closing = True
+            self._come.notify()
         self.stop()
-        if first:
-            self._queue.put(None)
         if self._thread.ident is None:
             return True
         self._thread.join(timeout)
@@ -218,22 +219,53 @@ class Worker:
     def _main(self) -> None:
         try:
             with heard_by(self._notice):
-                while (control := self._queue.get()) is not None:
-                    with self._lock:
-                        self._at_work = 0 if control.stop.is_set() else control.id
+                home = contextvars.copy_context()
+                while (control := self._next_job()) is not None:
+                    if control.job.gives_way:
+                        control.pause = self._pause_of(control, home)
                     self._do(control)
         finally:
             self._release()
 
+    def _next_job(self) -> Control | None:
+        """The job whose turn it is, waited for; ``None`` once there will be none."""
+        with self._lock:
+            self._come.wait_for(lambda: self._waiting or self._closing)
+            return self._overtaking() or (self._waiting.popleft() if self._waiting else None)
+
+    def _pause_of(self, control: Control, home: contextvars.Context) -> Callable[[], None]:
+        """What a job calls between two forwards: the runs that came meanwhile are made there, inside of it."""
+
+        def pause() -> None:
+            while (urgent := self._overtaking()) is not None:
+                # In the context that every job begins in: what the paused one has opened is not the run's.
+                home.copy().run(self._do, urgent)
+                self._mailbox.put(JobStarted(control.id, type(control.job).__name__))
+
+        return pause
+
+    def _overtaking(self) -> Control | None:
+        """The first run that waits for nothing that keeps its place."""
+        if not self._waiting:  # asked before every forward: no lock for the usual case
+            return None
+        with self._lock:
+            first = next((one for one in self._waiting if one.job.overtakes or one.job.place), None)
+            if first is None or first.job.place:
+                return None
+            self._waiting.remove(first)
+            return first
+
     def _notice(self, message: str) -> None:
         """The library says that something is probably not meant."""
-        self._mailbox.put(Notice(self._at_work, message))
+        self._mailbox.put(Notice(self._at_work[-1] if self._at_work else 0, message))
 
     def _do(self, control: Control) -> None:
         put = self._mailbox.put
         try:
-            if control.stop.is_set():
-                return self._end(JobDone(control.id, stopped=True))
+            with self._lock:
+                if control.stop.is_set():
+                    return self._end(JobDone(control.id, stopped=True))
+                self._at_work.append(control.id)
             put(JobStarted(control.id, type(control.job).__name__))
             for event in _until_stopped(self._ready()(control), control):
                 put(event)
@@ -249,7 +281,8 @@ class Worker:
     def _end(self, event: JobDone | JobFailed) -> None:
         """A job's last event: none of it comes later, whoever stops it now."""
         with self._lock:
-            self._at_work = 0
+            if event.job in self._at_work:
+                self._at_work.remove(event.job)
             self._open.pop(event.job, None)
             self._mailbox.put(event)
 

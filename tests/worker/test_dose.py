@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,13 @@ import pytest
 from lens_tui import FeatureProbe, LensModel, dose_response, find_scale, load_sae
 from lens_tui.lens.measure import measures
 from lens_tui.lens.measure.measures import LOSS_TEXTS
-from lens_tui.records import Add, LensError, Positions, SteeringVector
+from lens_tui.records import Add, Arm, LensError, Positions, Sampling, SteeringVector
 from lens_tui.tasks import vectors
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
+from lens_tui.worker.protocol import Control
 from tests.folders import D_MODEL
-from tests.worker.drive import Driver, of, only
+from tests.worker.drive import PATIENCE, Driver, of, only
 
 PROMPT = "Once upon a time"
 VECTOR = SteeringVector.of("v", np.cos(np.arange(D_MODEL)), 1)
@@ -77,6 +79,85 @@ def test_a_dose_is_stopped_between_two_forwards_and_keeps_what_it_has(loaded: Dr
     assert events[-1] == ev.JobDone(job, stopped=True)
     assert 1 <= len(of(events, ev.DoseMeasured)) < 12
     loaded.done(jobs.RandomVector("r", 1))  # the model is whole, and nothing asks it to stop any more
+
+
+RUN = jobs.Compare(PROMPT, (Arm("baseline"), Arm("steered", (ADD,))), Sampling(max_tokens=5, temp=0.0))
+LONG = {
+    "dose": jobs.MeasureDose(PROMPT, (ADD,), SCALES, 1, "", 0, *FEW),
+    "search": jobs.FindScale((ADD,), "kl", 0.05),
+    "pairs": jobs.VectorFromPrompts("p", ("I love it", "so good"), ("I hate it", "so bad"), layer=None),
+}
+
+
+def _facts(events: list[ev.Event]) -> list[str]:
+    """What a job said, without its number and the pauses it made."""
+    kept = [event for event in events if not isinstance(event, ev.JobStarted | ev.Speed)]
+    return [repr(replace(event, job=0)) for event in kept]
+
+
+@pytest.mark.parametrize(("name", "forward"), [("dose", 1), ("dose", 5), ("search", 1), ("search", 5), ("pairs", 1)])
+def test_a_run_is_made_in_a_pause_of_a_long_job_which_loses_nothing(
+    loaded: Driver, monkeypatch: pytest.MonkeyPatch, name: str, forward: int
+) -> None:
+    alone, run_alone = loaded.done(LONG[name]), loaded.done(RUN)
+    asked, ids = [0], []
+    check = Control.check
+
+    def counted(control: Control) -> None:
+        if control.job is LONG[name]:
+            asked[0] += 1
+            if asked[0] == forward + 1:  # the first look is before any forward
+                ids.append(loaded.worker.submit(RUN))
+        check(control)
+
+    monkeypatch.setattr(Control, "check", counted)
+    seen: list[ev.Event] = []
+    job = loaded.worker.submit(LONG[name])
+    while not any(isinstance(event, ev.JobDone | ev.JobFailed) and event.job == job for event in seen):
+        assert loaded.bell.acquire(timeout=PATIENCE)
+        seen += loaded.worker.drain()
+    (run,) = ids
+    first, last = ([at for at, event in enumerate(seen) if event.job == run][place] for place in (0, -1))
+    assert seen[last] == ev.JobDone(run)
+    assert {event.job for event in seen[first : last + 1]} == {run}  # and the other went on after it
+    assert seen[last + 1] == ev.JobStarted(job, type(LONG[name]).__name__)
+    assert _facts([event for event in seen if event.job == run if not isinstance(event, ev.Progress)]) == _facts(
+        [event for event in run_alone if not isinstance(event, ev.Progress)]
+    )
+    assert _facts([event for event in seen if event.job == job]) == _facts(alone)
+
+
+@pytest.mark.parametrize(("name", "at"), [("dose", 4), ("search", 4), ("pairs", 2)])
+def test_a_long_job_is_stopped_at_whatever_forward_it_is(
+    loaded: Driver, monkeypatch: pytest.MonkeyPatch, name: str, at: int
+) -> None:
+    looks = [0]
+    check = Control.check
+
+    def counted(control: Control) -> None:
+        looks[0] += 1
+        if looks[0] == at:
+            loaded.worker.stop(control.id)
+        check(control)
+
+    monkeypatch.setattr(Control, "check", counted)
+    events = loaded.run(LONG[name])
+    assert events[-1] == ev.JobDone(events[-1].job, stopped=True)
+    assert looks == [at]
+
+
+def test_a_dose_looks_for_a_stop_at_each_token_that_it_writes(tiny: Path) -> None:
+    lens, counts = LensModel(str(tiny)), []
+    for tokens in (3, 9):
+        looks = [0]
+
+        def look(looks: list[int] = looks) -> None:
+            looks[0] += 1
+
+        lens.registry.between = look
+        dose_response(lens, PROMPT, [ADD], SCALES, texts=LOSS_TEXTS[:3], max_tokens=tokens)
+        counts.append(looks[0])
+    assert counts[1] >= counts[0] + 6
 
 
 def test_what_is_raised_between_two_forwards_ends_a_measure(tiny: Path) -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 
@@ -43,6 +44,8 @@ class Speaker:
             for step in range(job.n):
                 if job.gate is not None and step:
                     assert job.gate.acquire(timeout=PATIENCE)
+                if job.gives_way:
+                    control.check()
                 for arm, interventions in control.take_dials().items():
                     yield ev.Dialed(control.id, arm, step, interventions)
                 yield ev.Speed(control.id, 1.0, step, job.n)
@@ -108,6 +111,49 @@ def test_jobs_run_in_order_on_one_thread_that_is_not_ours(reader: Reader) -> Non
     assert [event.job for event in reader.events] == sorted(event.job for event in reader.events)
     assert len(reader.speaker.threads) == 1
     assert threading.get_ident() not in reader.speaker.threads
+
+
+class Urgent(Say):
+    overtakes: ClassVar[bool] = True
+
+
+class Placed(Say):
+    place: ClassVar[bool] = True
+
+
+class Patient(Say):
+    gives_way: ClassVar[bool] = True
+
+
+def test_a_run_goes_before_what_waits_but_not_before_another_model(reader: Reader) -> None:
+    gate = threading.Semaphore(0)
+    submit = reader.worker.submit
+    first = submit(Say(2, gate=gate))
+    reader.seen(ev.Speed, first)
+    waiting = submit(Patient(1)), submit(Say(1)), submit(Urgent(1)), submit(Placed(1)), submit(Urgent(1))
+    one, other, run, model, late = waiting
+    gate.release()
+    for job in waiting:
+        reader.end_of(job)
+    ends = [event.job for event in reader.events if isinstance(event, ev.JobDone)]
+    assert ends == [first, run, one, other, model, late]
+
+
+def test_stopping_all_ends_the_run_and_the_job_that_it_paused(reader: Reader) -> None:
+    gate, inside = threading.Semaphore(0), threading.Semaphore(0)
+    job = reader.worker.submit(Patient(1000, gate=gate))
+    reader.seen(ev.Speed, job)
+    run = reader.worker.submit(Urgent(1000, gate=inside))
+    gate.release()
+    reader.seen(ev.Speed, run)
+    reader.worker.stop()
+    gate.release(1000)
+    inside.release(1000)
+    assert reader.end_of(job)[-1] == ev.JobDone(job, stopped=True)
+    assert reader.end_of(run)[-1] == ev.JobDone(run, stopped=True)
+    assert {event.job for event in reader.events if isinstance(event, ev.Stopping)} == {job, run}
+    ends = [event.job for event in reader.events if isinstance(event, ev.JobDone)]
+    assert ends == [run, job]
 
 
 def test_stop_takes_at_most_one_more_event(reader: Reader) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -209,8 +210,15 @@ def _generate(
             options.setdefault("temp", 0.0)
     arms = [Arm("baseline"), *(Arm(f"scale {at}", plan) for at, plan in enumerate(plans))]
     # KL is measured along the plain text as well, and there in one go: no companions are needed here.
+    between = lens.registry.between
+    options.setdefault("progress", lambda done, total: between())
     comparison = lens.compare(prompt, arms, sampling, raw=raw, kl=False, **options)
-    ends = {event.arm: event for event in comparison if isinstance(event, ArmEnd)}
+    ends: dict[int, ArmEnd] = {}
+    with closing(comparison):
+        for event in comparison:
+            between()
+            if isinstance(event, ArmEnd):
+                ends[event.arm] = event
     return _Generated(comparison.token_ids, comparison.texts, ends)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -241,8 +242,9 @@ def _divergences(
     lens: LensModel, interventions: Sequence[Intervention], texts: Sequence[Prompt], raw: bool
 ) -> Evaluate:
     batch = lens.stream_batch(list(texts), raw=raw, interventions=(), max_tokens=FIRST, temp=0.0)
-    for _ in batch:
-        pass
+    with closing(batch):
+        for _ in batch:
+            lens.registry.between()
 
     def items(plans: tuple[Interventions, ...]) -> list[ScoredText]:
         pairs = zip(texts, batch.token_ids, strict=True)

@@ -36,16 +36,17 @@ def from_prompts(control: Control, job: jobs.VectorFromPrompts, context: Context
 
     positive, negative = read_pairs(job.path) if job.path else (job.positive, job.negative)
     control.progress("texts", 0, len(positive) + len(negative))
-    ranked = from_pairs(
-        context.need_model(),
-        job.name,
-        positive,
-        negative,
-        layer=job.layer,
-        method=job.method,
-        over=job.over,
-        raw=job.raw,
-    )
+    with _stoppable(context, control) as model:
+        ranked = from_pairs(
+            model,
+            job.name,
+            positive,
+            negative,
+            layer=job.layer,
+            method=job.method,
+            over=job.over,
+            raw=job.raw,
+        )
     if job.layer is None:
         yield ev.LayersRanked(control.id, ranked, len(positive))
     else:
