@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,10 +64,6 @@ def train_sae(
     from lens_tui.lens.read.activations import Windowing, text_activations
     from lens_tui.sae.training.run import train
 
-    def windowing(done: int, total: int) -> None:
-        if progress is not None:
-            progress(TrainProgress(stage="read", step=0, steps=config.steps, tokens=done, seconds_left=None))
-
     source, held = text_activations(
         model,
         text,
@@ -76,17 +73,15 @@ def train_sae(
         text_key=text_key,
         windowing=Windowing(context=context, rows=rows, seed=config.seed),
         model_name=model_name,
-        progress=windowing,
+        progress=partial(_tell_reading, progress, config.steps),
     )
-    return train(
-        source,
-        config,
-        out,
-        evaluation=held,
-        progress=progress,
-        should_stop=should_stop,
-        checkpoint_seconds=checkpoint_seconds,
-    )
+    run = partial(train, source, config, out, evaluation=held, checkpoint_seconds=checkpoint_seconds)
+    return run(progress=progress, should_stop=should_stop)
+
+
+def _tell_reading(progress: Callable[[TrainProgress], None] | None, steps: int, done: int, _total: int) -> None:
+    if progress is not None:
+        progress(TrainProgress(stage="read", step=0, steps=steps, tokens=done, seconds_left=None))
 
 
 FIT_TEXT = (

@@ -239,14 +239,7 @@ def contrast_features(
     Raises:
         LensError: for fewer than four texts on a side, and an unknown measure.
     """
-    if measure not in ("auc", "difference"):
-        raise LensError(f"There is no measure {measure!r}.", "Choose auc or difference.")
-    if min(len(a), len(b)) < 4:
-        raise LensError(
-            f"There are {len(a)} texts against {len(b)}; choosing on one half and judging on the other "
-            "needs four on each side.",
-            "Give more texts, for example one a line.",
-        )
+    _check_contrast(a, b, measure)
     rng = np.random.default_rng(seed)
     order_a, order_b = rng.permutation(len(a)), rng.permutation(len(b))
     choose_a, judge_a = order_a[: len(a) // 2], order_a[len(a) // 2 :]
@@ -278,6 +271,17 @@ def contrast_features(
         )
         for i in np.lexsort((names, -(judged - centre) * side))
     )
+
+
+def _check_contrast(a: Sequence[TextFeatures], b: Sequence[TextFeatures], measure: str) -> None:
+    if measure not in ("auc", "difference"):
+        raise LensError(f"There is no measure {measure!r}.", "Choose auc or difference.")
+    if min(len(a), len(b)) < 4:
+        raise LensError(
+            f"There are {len(a)} texts against {len(b)}; choosing on one half and judging on the other "
+            "needs four on each side.",
+            "Give more texts, for example one a line.",
+        )
 
 
 def auc(a: Matrix, b: Matrix) -> NDArray[np.float64]:
