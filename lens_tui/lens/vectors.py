@@ -276,10 +276,10 @@ def contrast(
         positive: Texts (through the chat template unless ``raw``), chat messages or token ids.
         negative: As many.
         layers: One layer, several, or ``None`` for all.
-        method: ``mean_difference`` (ActAdd, Turner et al. 2023, 2308.10248; CAA, Panickssery et al. 2023,
-            2312.06681); ``pca_diff``, the first principal component of the pairs' differences, centred, and
-            ``pca_center``, of the texts around their pair's middle, both with the sign that repeng gives them (Zou et
-            al. 2023, 2310.01405); ``logistic``, regression with an L2 penalty.
+        method: ``mean_difference``, whose ``norm`` is the length of the difference, 1 for the others (ActAdd, Turner et
+            al. 2023, 2308.10248; CAA, Panickssery et al. 2023, 2312.06681); ``pca_diff``, the first principal component
+            of the pairs' differences, centred, and ``pca_center``, of the texts around their pair's middle, both with
+            repeng's sign (Zou et al. 2023, 2310.01405); ``logistic``, regression with an L2 penalty.
         site: Where activations are read.
         over: ``"last"``: the last token's activation; ``"all"``: the mean over all but special ones.
         raw: Leave the chat template out.
@@ -287,8 +287,7 @@ def contrast(
         seed: Which pairs are in which fold.
 
     Returns:
-        A vector for each layer, made from all pairs (``norm`` is the length of the mean difference, 1 for the other
-        methods), and the layers ranked by the AUC and then d' of held-out pairs.
+        A vector for each layer, made from all pairs, and the layers ranked by the AUC and then d' of held-out pairs.
 
     Raises:
         LensError: For unequal or too few pairs, and for pairs that do not differ.

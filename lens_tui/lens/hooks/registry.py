@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from types import TracebackType
@@ -314,17 +314,12 @@ class Registry:
         """
         self.decoder.check_positions(start + ids.shape[1])
         self.decoder.check_room(ids.shape[0], ids.shape[1], start + ids.shape[1])
-        keys = () if held else sorted(run.keys)
-        self._need(keys)
-        try:
-            with self.running(run):
-                if cache is None:
-                    return self.decoder.forward(ids)
-                root: Any = self.decoder.root
-                logits: mx.array = first_of(root(ids, cache=cache))
-                return logits
-        finally:
-            self._release(keys)
+        with nullcontext() if held else Holding(self, run.keys), self.running(run):
+            if cache is None:
+                return self.decoder.forward(ids)
+            root: Any = self.decoder.root
+            logits: mx.array = first_of(root(ids, cache=cache))
+            return logits
 
     @contextmanager
     def running(self, run: Run) -> Iterator[None]:
