@@ -68,7 +68,7 @@ class JumpReLUSAE(SAE):
         Raises:
             LensError: for a repository, layer, width or variant that does not exist, naming those that do.
         """
-        from .hub import fetch
+        from .from_hub import fetch
 
         folder, facts = fetch(model_id, layer, width, variant, site, revision, progress, cache_dir)
         return cls.from_pretrained(folder, residence=residence, dtype=dtype, extra_provenance=facts)

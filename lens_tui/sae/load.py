@@ -21,7 +21,7 @@ from .base import build, with_shape
 from .files import Definition, Stored, Weights, check
 from .formats import FORMATS
 from .formats.parts import MAX_LAYER, Facts, Parts, Source
-from .hub import Progress, fetch_sae, is_hub_id
+from .from_hub import Progress, fetch_sae, is_hub_id
 from .kinds import GatedSAE as GatedSAE
 from .kinds import GroupMaxSAE as GroupMaxSAE
 from .kinds import JumpReLUSAE as JumpReLUSAE

@@ -14,7 +14,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from lens_tui import LensModel, blas, demo
 from lens_tui.records import LensError
 from lens_tui.records.info import Dequantize
-from lens_tui.tasks.hub import cached_snapshot
+from lens_tui.tasks.download import cached_snapshot
 from lens_tui.tasks.models import (
     ModelEntry,
     cached_models,

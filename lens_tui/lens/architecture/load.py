@@ -28,7 +28,7 @@ from lens_tui.records.model_folder import check_sidecars, read_config, read_weig
 from lens_tui.records.read_files import MAX_TEXT, read_json, regular_size
 from lens_tui.records.sanitise import one_line
 
-from .config import Understood, understand
+from .model_config import Understood, understand
 from .taps import named
 from .weights import Held, dequantize, evaluate
 

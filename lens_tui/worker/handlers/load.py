@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lens_tui import demo
 from lens_tui.records import LensError, NotFinite, SAEInfo
 from lens_tui.records.sanitise import one_line
-from lens_tui.tasks.hub import cached_snapshot, download
+from lens_tui.tasks.download import cached_snapshot, download
 from lens_tui.tasks.models import (
     ModelEntry,
     check_model,

@@ -14,8 +14,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from lens_tui import LensError, LensModel
-from lens_tui.lens.architecture.config import _args_class, _text_class, understand
 from lens_tui.lens.architecture.load import load_folder
+from lens_tui.lens.architecture.model_config import _args_class, _text_class, understand
 from tests.folders import D_MODEL, HEADS, N_LAYERS, llama_folder
 from tests.lens import architectures
 from tests.lens.numpy_models import _heads, attend, rms, rope

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lens_tui.records import LensError, Sampling
-from lens_tui.tasks.hub import download
+from lens_tui.tasks.download import download
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from lens_tui.worker.protocol import Stopped
