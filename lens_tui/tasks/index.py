@@ -101,7 +101,7 @@ def merge_index(
     from lens_tui.sae.index.tally import StoredPart
 
     for part in parts:
-        StoredPart.open(Path(part))  # what is no part is said before the tables, which take their time
+        StoredPart.open(Path(part))  # what is not a part is refused before the tables, which take time
     return merge_parts(parts, out or paths.indexes_folder(), tables=token_tables(model, sae, conventions))
 
 

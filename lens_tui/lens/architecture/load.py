@@ -115,7 +115,7 @@ def load_folder(
         return_config: Taken, and of no effect.
 
     Raises:
-        LensError: For all that is no model, or none that mlx-lm computes.
+        LensError: For anything that is not a model, or not one that mlx-lm computes.
     """
     del return_config  # there is no place for it in what is given back
     label = label or one_line(str(folder), 120)
