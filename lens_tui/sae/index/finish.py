@@ -237,22 +237,6 @@ def remove_leftovers(out: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def add_tables(path: Path | str, tables: Sequence[TokenTable]) -> None:
-    """Add token tables to an index that was made without them. One that is there already is left as it is."""
-    folder = Path(path)
-    manifest = read_manifest(folder)
-    _check_tables(tables, manifest["identity"]["width"])
-    for table in tables:
-        if table.convention not in manifest["conventions"]:
-            place = folder / "tokens_of" / table.convention
-            with writing(folder):
-                table.save(place)
-            manifest["conventions"].append(table.convention)
-            manifest["files"] |= {p.relative_to(folder).as_posix(): _checksum(p) for p in sorted(place.glob("*.npy"))}
-            manifest["types"] = manifest.get("types", {}) | types_of(folder)
-    disk.write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
-
-
 def share_text(indexes: Sequence[Path]) -> Path:
     """Keep the text of indexes over the same one once, in a folder ``text-<hash>`` beside them; returns that folder.
 
@@ -278,12 +262,6 @@ def share_text(indexes: Sequence[Path]) -> Path:
             for file in own.values():
                 file.unlink()
     return home
-
-
-def _check_tables(tables: Sequence[TokenTable], width: int) -> None:
-    for table in tables:
-        if len(table.promoted_ids) != width:
-            raise LensError(f"A token table has {len(table.promoted_ids)} rows; the SAE has {width} features.")
 
 
 def _in_order(parts: list[StoredPart]) -> list[StoredPart]:

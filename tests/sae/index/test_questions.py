@@ -14,7 +14,6 @@ from lens_tui.records import LensError
 from lens_tui.records.labels import Labels, NewLabel
 from lens_tui.records.store import Store
 from lens_tui.sae.index.build import Target, build_index
-from lens_tui.sae.index.finish import add_tables
 from lens_tui.sae.index.questions import direct_effects
 from lens_tui.sae.index.read import describe
 from lens_tui.sae.index.settings import EDGES
@@ -80,20 +79,15 @@ def slim(tmp_path_factory: pytest.TempPathFactory) -> FeatureIndex:
     return FeatureIndex(build_index(TinySource(), [target], tmp_path_factory.mktemp("slim")).indexes[0])
 
 
-def test_token_tables_can_be_added_later(tmp_path: Path, index: FeatureIndex) -> None:
-    path = build_index(TinySource(), [Target(TinySAE(), PLACE, 24, "tiny")], tmp_path, SETTINGS).indexes[0]
+def test_an_index_without_token_tables_says_so_and_one_of_another_width_is_refused(
+    tmp_path: Path, slim: FeatureIndex
+) -> None:
     with pytest.raises(LensError, match="It has: none"):
-        FeatureIndex(path).table()
-    add_tables(path, [_table("raw")])
-    add_tables(path, [_table("raw"), _table("norm")])
-    again = FeatureIndex(path)
-    again.verify()
-    assert again.conventions == index.conventions
-    assert np.array_equal(again.table("norm").suppressed_values, index.table("norm").suppressed_values)
+        slim.table()
     ids, values = np.zeros((3, 2), np.uint32), np.zeros((3, 2), np.float32)
-    short = TokenTable("raw", ids, values, ids, values)
+    target = Target(TinySAE(), PLACE, 24, "tiny", tables=(TokenTable("raw", ids, values, ids, values),))
     with pytest.raises(LensError, match="3 rows"):
-        add_tables(path, [short])
+        build_index(TinySource(), [target], tmp_path, SETTINGS)
 
 
 def test_quantiles_follow_the_feature_s_own_distribution(index: FeatureIndex, slim: FeatureIndex) -> None:

@@ -13,7 +13,6 @@ import pytest
 from lens_tui import FeatureIndex
 from lens_tui.records import LensError
 from lens_tui.sae.index.build import Target, build_index
-from lens_tui.sae.index.finish import add_tables
 from lens_tui.sae.index.settings import N_BINS, N_OCTAVES, kind_for, narrow, nobody
 from lens_tui.sae.index.tables import TokenTable
 
@@ -145,10 +144,9 @@ def test_a_type_that_is_not_the_manifests_is_damage(tmp_path: Path) -> None:
             FeatureIndex(path)
 
 
-def test_a_table_added_later_says_its_types(tmp_path: Path) -> None:
-    path = build_index(TinySource(), [Target(TinySAE(), PLACE, 24, "tiny")], tmp_path, SETTINGS).indexes[0]
-    add_tables(path, [_table(400)])
-    index = FeatureIndex(path)
+def test_a_table_says_its_types(tmp_path: Path) -> None:
+    target = Target(TinySAE(), PLACE, 24, "tiny", tables=(_table(400),))
+    index = FeatureIndex(build_index(TinySource(), [target], tmp_path, SETTINGS).indexes[0])
     index.verify()
     assert index.manifest["types"]["tokens_of/norm/promoted_ids.npy"] in ("uint8", "uint16")
     assert index.table().promoted_ids.tolist() == _table(400).promoted_ids.tolist()
