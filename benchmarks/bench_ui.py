@@ -110,7 +110,7 @@ def stream_child(rate: float, lanes: int, seconds: float) -> dict[str, float]:
 
     from lens_tui.records import Sampling, SteeringVector
     from lens_tui.tui.app import LensApp
-    from lens_tui.tui.screens.generate import GenerateScreen
+    from lens_tui.tui.screens.generate_screen import GenerateScreen
 
     out: dict[str, float] = {}
 
@@ -221,16 +221,16 @@ def frame_child(which: str, result: Path) -> None:
         Empty().run()
     else:
         from lens_tui.cli import main as command
-        from lens_tui.tui import run
+        from lens_tui.tui import start
 
-        make = run.make_app
+        make = start.make_app
 
         def measured(*arguments: Any, **options: Any) -> Any:
             app = make(*arguments, **options)
             app.after_first_frame(lambda: first_frame(app))
             return app
 
-        run.make_app = measured
+        start.make_app = measured
         sys.argv = ["mlx-lens-tui", *(["--demo"] if which == "demo" else [])]
         command()
 

@@ -90,7 +90,7 @@ def themes_scene(theme: str) -> Scene:
 
 async def play(scene: Scene, size: tuple[int, int], theme: str | None = None) -> None:
     """Run one scene in a fresh app with a fresh worker."""
-    from lens_tui.tui.run import make_app
+    from lens_tui.tui.start import make_app
     from lens_tui.worker.thread import Worker
 
     worker = Worker()

@@ -35,7 +35,7 @@ def app_code(body: str = "pass", before: str = "", run: str = "run()") -> str:
     """Python that opens the real app, runs ``body`` at the end of ``on_ready`` and exits with its status."""
     return f"""
 import os, signal, sys, threading, time
-from lens_tui.tui import run as runner
+from lens_tui.tui import start as runner
 from lens_tui.tui.app import LensApp
 {before}
 ready = LensApp.on_ready
@@ -43,7 +43,7 @@ def on_ready(self):
     ready(self)
     {body}
 LensApp.on_ready = on_ready
-from lens_tui.tui.run import run
+from lens_tui.tui.start import run
 from lens_tui.worker.protocol import end_process
 end_process({run})
 """

@@ -59,11 +59,11 @@ TINTS = ("tint", "bars", "digits", "off")
 _log = logging.getLogger(__name__)
 
 _CLASSES = {
-    "load": "load:LoadScreen",
-    "steer": "steer:SteerScreen",
-    "generate": "generate:GenerateScreen",
-    "features": "features:FeaturesScreen",
-    "lens": "lens:ReadoutScreen",
+    "load": "load_screen:LoadScreen",
+    "steer": "steer_screen:SteerScreen",
+    "generate": "generate_screen:GenerateScreen",
+    "features": "features_screen:FeaturesScreen",
+    "lens": "lens_screen:ReadoutScreen",
 }
 _HERE = Path(__file__).parent
 # The screens' sheets with the app's: one read when a screen opens would parse every sheet again.

@@ -9,7 +9,7 @@ import pytest
 from lens_tui.records import LensError
 from lens_tui.tasks.models import MemoryEstimate, ModelEntry
 from lens_tui.tui.screens.form import ErrorScreen
-from lens_tui.tui.screens.load import fit_glyph, matching
+from lens_tui.tui.screens.load_screen import fit_glyph, matching
 from lens_tui.worker import jobs
 from tests.apps import MODELS, FakeCatalog, lens_app, screen_text, settle
 from tests.fakes import FakeWorker

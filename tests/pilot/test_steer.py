@@ -13,8 +13,8 @@ from lens_tui.records.bench import BenchRow
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.bench_text import relative
 from lens_tui.tui.screens.form import FormScreen, number, whole
-from lens_tui.tui.screens.steer import bench_row
 from lens_tui.tui.screens.steer_forms import texts
+from lens_tui.tui.screens.steer_screen import bench_row
 from lens_tui.worker import jobs
 from tests.apps import lens_app, screen_text, settle
 from tests.fakes import FakeWorker, unit_vector

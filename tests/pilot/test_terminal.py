@@ -122,7 +122,7 @@ BROKEN = """
 from lens_tui.tui.app import LensApp
 def broken(self): raise KeyError("of a key")
 LensApp.action_tint = broken
-from lens_tui.tui.screens.load import LoadScreen
+from lens_tui.tui.screens.load_screen import LoadScreen
 def sorts(self): raise ZeroDivisionError("of a screen")
 LoadScreen.action_sort = sorts
 pop = LensApp.pop_screen

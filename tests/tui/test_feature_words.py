@@ -9,7 +9,7 @@ import pytest
 
 from lens_tui.records.training import FitReport, SiteFit
 from lens_tui.tui.app import LensApp
-from lens_tui.tui.screens.features import FeaturesScreen
+from lens_tui.tui.screens.features_screen import FeaturesScreen
 from lens_tui.tui.widgets.feature_card import page_lines
 from lens_tui.worker import jobs
 from lens_tui.worker.events import FeaturePage

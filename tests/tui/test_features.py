@@ -12,7 +12,7 @@ import pytest
 from lens_tui.records.features import FeatureActivity, FeatureExample
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.reading_text import features_at, next_active, rough_activations, shades, sources, strongest_token
-from lens_tui.tui.screens.features import FeaturesScreen
+from lens_tui.tui.screens.features_screen import FeaturesScreen
 from lens_tui.tui.widgets.feature_card import _around, example_lines, feature_row, page_lines, short_name
 from lens_tui.worker import jobs
 from lens_tui.worker.events import Encoded, FeaturePage, TokenWeight

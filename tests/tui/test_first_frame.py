@@ -18,7 +18,7 @@ HEAVY = (
 )
 PAINT = """
 import asyncio, sys
-from lens_tui.tui.run import make_app
+from lens_tui.tui.start import make_app
 from lens_tui.worker.thread import Worker
 
 async def main():

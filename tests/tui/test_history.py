@@ -11,8 +11,8 @@ from textual.pilot import Pilot
 
 from lens_tui.records import Add, Arm, Candidate, Origin, Sampling, Token
 from lens_tui.records.run_store import RunStore
-from lens_tui.tui.screens.generate import GenerateScreen
-from lens_tui.tui.screens.history import HistoryScreen, load, of_session, run_text
+from lens_tui.tui.screens.generate_screen import GenerateScreen
+from lens_tui.tui.screens.history_screen import HistoryScreen, load, of_session, run_text
 from lens_tui.tui.widgets.row_list import RowList
 from tests.apps import lens_app, screen_text, settle
 from tests.fakes import FakeWorker, unit_vector

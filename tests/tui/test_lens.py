@@ -9,7 +9,7 @@ import pytest
 
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.reading_text import cell_lines, cells, rank_level
-from lens_tui.tui.screens.lens import ReadoutScreen
+from lens_tui.tui.screens.lens_screen import ReadoutScreen
 from lens_tui.tui.widgets.heat_grid import _window
 from lens_tui.worker.jobs import ReadLens
 from tests.fakes import FakeWorker, fake_lens

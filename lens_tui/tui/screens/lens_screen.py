@@ -14,6 +14,7 @@ from lens_tui.records import Arm
 from lens_tui.records.measures import LogitLens
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.reading_text import MEASURES, ReadingText, cell_lines, cells, sources
+from lens_tui.tui.screens.lens_base import LensScreen
 from lens_tui.tui.session import Session
 from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.frame import Hairline, Pane
@@ -22,14 +23,12 @@ from lens_tui.tui.widgets.lane import Line, quoted
 from lens_tui.worker.events import Event, JobFailed, LensRead
 from lens_tui.worker.jobs import ReadLens
 
-from .base import LensScreen
-
 
 class ReadoutScreen(LensScreen):
     """The grid of layers and tokens, and the cell under the cursor."""
 
     mode: ClassVar[str] = "lens"
-    CSS_PATH = "lens.tcss"
+    CSS_PATH = "lens_screen.tcss"
     AUTO_FOCUS = ""
     BINDINGS = bindings("lens")
 

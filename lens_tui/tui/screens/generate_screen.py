@@ -20,6 +20,7 @@ from lens_tui.records.bench import BenchRow
 from lens_tui.records.run import LIMITS
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.run_text import MEASURE_NAMES, MEASURES, Measure, RunText, lane_names, plan, summary
+from lens_tui.tui.screens.lens_base import LensScreen
 from lens_tui.tui.session import MAX_ARMS, Session
 from lens_tui.tui.widgets.frame import Hairline
 from lens_tui.tui.widgets.lane import Lane, LaneRow, Line, strength
@@ -27,7 +28,6 @@ from lens_tui.tui.widgets.token_view import TokenView
 from lens_tui.worker.events import DialRefused, Event, JobDone, JobFailed
 from lens_tui.worker.jobs import Compare
 
-from .base import LensScreen
 from .form import Check, Field, FormScreen, number, whole
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class GenerateScreen(LensScreen):
     """Prompt, settings, lanes. The bench in the session says which lanes there are."""
 
     mode: ClassVar[str] = "generate"
-    CSS_PATH = "generate.tcss"
+    CSS_PATH = "generate_screen.tcss"
     AUTO_FOCUS = ""  # None would mean the app's, which is the first widget: the prompt
     BINDINGS = bindings("generate")
     measure: Measure = "surprise"
@@ -359,7 +359,7 @@ class GenerateScreen(LensScreen):
 
     def action_history(self) -> None:
         """The runs of this session, and those kept on disk."""
-        from .history import HistoryScreen
+        from lens_tui.tui.screens.history_screen import HistoryScreen
 
         self.app.push_screen(HistoryScreen(self.history, self.lens.history), self._restore)
 

@@ -20,6 +20,7 @@ from lens_tui.records.sanitise import one_line
 from lens_tui.tui.bench_text import amount, mode_and_positions, relative
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.format import fit, fit_left
+from lens_tui.tui.screens.lens_base import LensScreen
 from lens_tui.tui.session import MAX_ARMS, Session
 from lens_tui.tui.widgets.frame import Divider, Pane
 from lens_tui.tui.widgets.ramps import bar, nice_limit, scale_bar
@@ -28,7 +29,6 @@ from lens_tui.worker.events import Event, JobFailed, LayersRanked, TokenWeight, 
 from lens_tui.worker.jobs import Job, VectorFromFile, VectorGiven
 
 from . import steer_forms as forms
-from .base import LensScreen
 from .dose_pane import DosePane
 from .form import Choice, ChoiceScreen, Field, FormScreen, filled, number, whole
 from .steer_forms import LayersScreen, VectorFileScreen
@@ -180,7 +180,7 @@ class SteerScreen(LensScreen):
     """The rows of the bench on the left, the direction under the cursor on the right, its dose-response below."""
 
     mode: ClassVar[str] = "steer"
-    CSS_PATH = "steer.tcss"
+    CSS_PATH = "steer_screen.tcss"
     BINDINGS = bindings("steer")
 
     def __init__(self) -> None:

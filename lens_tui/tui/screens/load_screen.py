@@ -15,13 +15,12 @@ from lens_tui.tui.bindings import bindings
 from lens_tui.tui.format import ago, count, fit, fit_end, fit_left, size
 from lens_tui.tui.host import LensHost
 from lens_tui.tui.job_book import BUSY
+from lens_tui.tui.screens.lens_base import LensScreen
 from lens_tui.tui.session import Session
 from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.frame import Divider, Pane
 from lens_tui.tui.widgets.ramps import bar
 from lens_tui.tui.widgets.row_list import RowList
-
-from .base import LensScreen
 
 if TYPE_CHECKING:
     from lens_tui.tasks.models import MemoryEstimate, ModelEntry, SAEEntry
@@ -154,7 +153,7 @@ class LoadScreen(LensScreen):
     """Choose a model, see what it needs, load it; then an SAE beside it."""
 
     mode: ClassVar[str] = "load"
-    CSS_PATH = "load.tcss"
+    CSS_PATH = "load_screen.tcss"
     BINDINGS = bindings("load")
 
     def __init__(self) -> None:

@@ -14,11 +14,11 @@ from lens_tui.records import FloatArray
 from lens_tui.records.training import FitReport
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.reading_text import rough_activations, sources
+from lens_tui.tui.screens.lens_base import LensScreen
 from lens_tui.tui.session import Session
 from lens_tui.tui.widgets.frame import Hairline
 from lens_tui.tui.widgets.lane import Line
 
-from .base import LensScreen
 from .feature_panes import FeaturePane, ListPane, TextPane
 
 
@@ -40,7 +40,7 @@ class FeaturesScreen(LensScreen):
     """
 
     mode: ClassVar[str] = "features"
-    CSS_PATH = "features.tcss"
+    CSS_PATH = "features_screen.tcss"
     AUTO_FOCUS = ""
     BINDINGS = [
         *bindings("features"),
