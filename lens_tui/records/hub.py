@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 from .errors import LensError
 from .read_files import read_json, read_text
@@ -14,6 +16,33 @@ def quiet_hub() -> None:
     """Tell the hub's client to send no telemetry and draw no bars; the user's own settings win."""
     for name in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_UPDATE_CHECK"):
         os.environ.setdefault(name, "1")
+
+
+class SilentBar:
+    """Stands in for tqdm in the hub's client: counts in ``n`` and draws nothing."""
+
+    def __init__(self, iterable: Iterable[Any] = (), **options: Any) -> None:
+        self._iterable = iterable
+        self.total = int(options.get("total") or 0)
+        self.n = int(options.get("initial") or 0)
+
+    def update(self, n: float | None = 1) -> None:
+        """Add ``n`` bytes or files."""
+        self.n += int(n or 0)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._iterable)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def __getattr__(self, name: str) -> Any:
+        # tqdm's other methods only draw.
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *_, **__: None
 
 
 @dataclass(frozen=True, slots=True)

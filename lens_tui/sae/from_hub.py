@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from lens_tui.records import LensError
-from lens_tui.records.hub import explain_hub, quiet_hub
+from lens_tui.records.hub import SilentBar, explain_hub, quiet_hub
 from lens_tui.records.sanitise import one_line
 
 Progress = Callable[[int, int], None]
@@ -89,30 +89,17 @@ def cached_file(
     return "unknown" if found is None else "absent"
 
 
-def _bar(progress: Progress, raised: list[BaseException]) -> Any:
-    """A stand-in for tqdm that reports bytes, and notes what the report raises."""
+def _bar(progress: Progress, raised: list[BaseException]) -> type[SilentBar]:
+    """A bar that reports bytes, and notes what the report raises."""
 
-    class Bar:
-        def __init__(self, *_: Any, **options: Any) -> None:
-            self.total, self.n = int(options.get("total") or 0), int(options.get("initial") or 0)
-
+    class Bar(SilentBar):
         def update(self, n: float | None = 1) -> None:
-            self.n += int(n or 0)
+            super().update(n)
             try:
                 progress(self.n, max(self.total, self.n))
             except BaseException as error:
                 raised.append(error)
                 raise
-
-        def __enter__(self) -> Bar:
-            return self
-
-        def __exit__(self, *_: object) -> None: ...
-
-        def __getattr__(self, name: str) -> Any:
-            if name.startswith("__"):
-                raise AttributeError(name)
-            return lambda *_, **__: None
 
     return Bar
 

@@ -16,12 +16,12 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from lens_tui.records import LensError
-from lens_tui.records.hub import explain_hub
+from lens_tui.records.hub import SilentBar, explain_hub
 
 _EVERY = 0.1  # seconds between two lines of progress
 _PATIENCE = 20.0  # seconds for the hub's first answer
@@ -56,37 +56,21 @@ def _explained(error: Exception, repo_id: str) -> LensError:
     return explain_hub(error, repo_id, kept=kept, absent=away if offline else None)
 
 
-class Bar:
-    """Stands in for tqdm and draws nothing; ``done`` is the bytes of all files that are on the disk."""
+class Bar(SilentBar):
+    """Its class's ``done`` is the bytes of all files that are on the disk."""
 
     done = 0
 
     def __init__(self, iterable: Iterable[Any] = (), **options: Any) -> None:
-        self._iterable = iterable
-        self.total = options.get("total") or 0
-        self.n = options.get("initial") or 0
+        super().__init__(iterable, **options)
         # The hub keeps a second bar for bytes on the wire; what is on the disk is the one that counts.
         self._counts = options.get("unit") == "B" and "Downloading" not in str(options.get("desc"))
 
     def update(self, n: float | None = 1) -> None:
         """Add ``n`` bytes (or files, which do not count)."""
-        self.n += int(n or 0)
+        super().update(n)
         if self._counts:
             Bar.done = self.n
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._iterable)
-
-    def __enter__(self) -> Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def __getattr__(self, name: str) -> Any:
-        # tqdm's other methods only draw.
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return lambda *_, **__: None
 
 
 def say(**values: object) -> None:
