@@ -345,20 +345,22 @@ class Decoder:
     def check_room(self, rows: int, tokens: int, total: int | None = None) -> None:
         """Raise :class:`LensError` if the attention of ``tokens`` that look at ``total`` ones does not fit into memory.
 
-        On a CPU MLX holds the scores of all heads of a layer at once, (rows, heads, tokens, total), and crashes where
-        there is no memory for them; a GPU's kernels hold a few blocks of them.
+        On a CPU MLX holds the scores of all heads of a layer at once, (rows, heads, tokens, total), with the weights
+        made of them and the mask beside them, and crashes where there is no memory for them or where there are more
+        than its 32-bit places; a GPU's kernels hold a few blocks of them.
         """
         total = tokens if total is None else total
-        need = rows * self.heads * tokens * total * self.dtype.size
+        each = 3 * rows * self.heads * self.dtype.size
+        need = each * tokens * total
         if need < _SMALL or mx.default_device().type != mx.DeviceType.cpu:
             return
-        free = free_memory()
+        free = min(free_memory(), 3 * self.dtype.size * _PLACES)
         if need > free:
-            most = math.isqrt(free // max(1, rows * self.heads * self.dtype.size))
+            most = math.isqrt(free // max(1, each))
             text = f"{tokens:,} tokens" if rows == 1 else f"{rows} texts of {tokens:,} tokens"
             raise LensError(
                 f"One forward over {text} takes {need / 1e9:,.0f} GB for the attention scores of a layer, and"
-                f" {free / 1e9:,.0f} GB of memory are free.",
+                f" {free / 1e9:,.0f} GB can be had.",
                 f"Give a shorter text: at most some {most:,} tokens fit.",
             )
 
@@ -398,6 +400,7 @@ class Decoder:
 HEAD_COUNTS = ("n_heads", "q_num_heads", "num_heads", "num_attention_heads", "n_head", "n_q_heads")
 """What attentions call the number of their query heads."""
 _SMALL = 1 << 30
+_PLACES = 2**31 - 1
 """Bytes of scores for which nobody asks how much memory is free."""
 
 
