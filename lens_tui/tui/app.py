@@ -226,7 +226,7 @@ class LensApp(LensHost, inherit_bindings=False):
 
     def action_run(self) -> None:
         """Run the comparison, on the Generate screen; if the model is still loading, as soon as it is there."""
-        if self.store.session.model is not None and not self.opening.going:
+        if self.store.session.model is not None and not self.opening.arming:
             self.action_show("generate")
             # Not to ``self.screen``: a key that came with the one for the run may have put another on top.
             self.call_after_refresh(lambda: self.get_screen_stack("generate")[0].post_message(RunWanted()))
@@ -239,9 +239,13 @@ class LensApp(LensHost, inherit_bindings=False):
 
     def opened(self, ready: bool) -> None:
         """A model and all it opens with are there, or, if not ``ready``, could not be loaded."""
+        self._run_when_ready = False
         self.recovery.opened(ready)
+
+    def armed(self) -> None:
+        """A model's weights and the bench it opens with are there: a run that was asked for begins."""
         wanted, self._run_when_ready = self._run_when_ready, False
-        if wanted and ready:
+        if wanted:
             self.action_run()
 
     def action_stop(self) -> None:

@@ -50,6 +50,7 @@ class Opens(Protocol):
 
     model: str
     wanted_sae: str
+    arming: bool
     going: bool
     failure: JobFailed | None
     stages: list[str]
@@ -114,6 +115,9 @@ class LensHost(App[None]):
 
     def after_first_frame(self, callback: Callable[[], object]) -> None:
         """Call it once the first frame is up."""
+
+    def armed(self) -> None:
+        """A model's weights and the bench it opens with are there: a run that was asked for begins."""
 
     def opened(self, ready: bool) -> None:
         """A model and all it opens with are there, or could not be loaded."""

@@ -58,12 +58,16 @@ class DiskCatalog:
 
 
 class Opening:
-    """Loads models and SAEs for the app. ``going`` is true until all that belongs to a model is there."""
+    """Loads models and SAEs for the app.
+
+    ``arming`` is true until weights and bench are there, which a run waits for, and ``going`` until all that belongs
+    to the model is: its SAE comes behind.
+    """
 
     def __init__(self, app: LensHost) -> None:
         self._app = app
         self._waiting: list[Term] = []
-        self.going = False
+        self.going = self.arming = False
         self.failure: JobFailed | None = None
         self.model = ""
         self.stages: list[str] = []
@@ -73,7 +77,8 @@ class Opening:
     def load(self, model: str, sae: str = "") -> None:
         """Load a model by ``"demo"``, a folder or a hub id, and then, if one is named, an SAE by its path."""
         self.wanted_sae = sae or (demo.default_sae() if model == demo.NAME else "")
-        self.model, self.going, self.failure, self.stages, self._waiting = model, True, None, [], []
+        self.model, self.failure, self.stages, self._waiting = model, None, [], []
+        self.going = self.arming = True
         if model == demo.NAME and not self._app.store.session.prompt:
             starter = demo.starter()
             self._app.store.update(prompt=starter.prompt, sampling=starter.sampling)
@@ -99,21 +104,20 @@ class Opening:
         if isinstance(event, ModelLoaded) and name == demo.NAME:
             self._waiting = list(demo.starter().steers) if not self._app.store.session.steers else []
         if isinstance(event, JobDone):
-            if self.wanted_sae and not event.stopped:
-                self.load_sae(self.wanted_sae)
-            else:
+            if event.stopped:
                 self._finish()
+            else:
+                self._next_steer()
         return self._failed(event)
 
     def _sae(self, event: Event) -> bool:
-        if isinstance(event, JobDone):
-            self._next_steer()
+        if isinstance(event, JobDone) and self.going:
+            self._finish()
         return self._failed(event)
 
     def _next_steer(self) -> None:
-
         if not self._waiting:
-            self._finish()
+            self._armed()
             return
         steer = self._waiting.pop(0)
         file = steer.kind == "file"
@@ -140,9 +144,21 @@ class Opening:
             self._finish()
         return False
 
-    def _finish(self) -> None:
-        self.going, self._waiting = False, []
+    def _armed(self) -> None:
+        """Weights and bench are there: a run may begin, and the SAE is loaded behind it."""
+        self.arming = False
         self._app.store.forget_edits()
+        if self._app.store.session.model is not None:
+            self._app.armed()
+        if self.wanted_sae:
+            self.load_sae(self.wanted_sae)
+        else:
+            self._finish()
+
+    def _finish(self) -> None:
+        if self.arming:
+            self._app.store.forget_edits()
+        self.going, self.arming, self._waiting = False, False, []
         ready = self.failure is None and self._app.store.session.model is not None
         if ready:
             self._app.remark(f"{self.model} is ready · {self._app.key_text('app.run')} runs the comparison")

@@ -46,7 +46,7 @@ async def test_opening_the_demo_loads_model_sae_prompt_and_two_arms() -> None:
         assert [arm.name for arm in session.arms()] == ["baseline", "cookery", "dialogue"]
         assert not app.store.undo(), "what a model opens with is no edit to undo"
         kinds = [type(job) for job in app.worker.submitted[:4]]  # type: ignore[attr-defined]
-        assert kinds == [jobs.LoadModel, jobs.LoadSAE, jobs.VectorFromFeature, jobs.VectorFromFile]
+        assert kinds == [jobs.LoadModel, jobs.VectorFromFeature, jobs.VectorFromFile, jobs.LoadSAE]
 
 
 async def test_run_pressed_while_loading_runs_when_ready() -> None:
@@ -58,6 +58,29 @@ async def test_run_pressed_while_loading_runs_when_ready() -> None:
         assert worker.job_ids(jobs.Compare) == []
         worker.release()
         await settle(pilot, lambda: bool(worker.job_ids(jobs.Compare)))
+
+
+async def test_a_run_waits_for_the_weights_and_the_arms_but_not_for_the_sae() -> None:
+    worker = FakeWorker(hold=True)
+    app = lens_app(worker, model="demo", screen="generate")
+    async with app.run_test(size=(120, 36)) as pilot:
+        while not worker.job_ids(jobs.LoadSAE):
+            assert app.opening.arming
+            worker.release(1)
+            await settle(pilot)
+        assert app.opening.going
+        assert not app.opening.arming
+        assert app.store.session.sae is None
+        assert [arm.name for arm in app.store.session.arms()] == ["baseline", "cookery", "dialogue"]
+        assert "cookery" in screen_text(app)
+        assert not app.store.undo()
+        await pilot.press("r")
+        await settle(pilot, lambda: bool(worker.job_ids(jobs.Compare)))
+        app.store.update(prompt="Another")
+        worker.release()
+        await settle(pilot)
+        assert not app.opening.going
+        assert app.store.session.sae == "layer_4_width_8k_l0_medium"
 
 
 async def test_run_without_a_model_leads_to_load() -> None:

@@ -224,7 +224,7 @@ class SteerScreen(LensScreen):
         rows.empty = self._nothing()
         if old.steers != new.steers or old.model != new.model:
             added = [row.id for row in new.steers if row.id not in {known.id for known in old.steers}]
-            begins = self.lens.opening.going or not old.steers
+            begins = self.lens.opening.arming or not old.steers
             cursor = 0 if begins else len(new.steers) - 1 if added else None
             rows.show(new.steers, cursor)
             arms = len(new.arms()) - 1
