@@ -12,8 +12,10 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from lens_tui.lens.decode import prefill
 from lens_tui.records import Add, Arm, ArmEnd, Sampling, SteeringVector, Token
 from lens_tui.tasks.models import recent_models
+from lens_tui.tui.job_book import Activity, advance
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from lens_tui.worker.thread import Worker
@@ -96,6 +98,25 @@ def test_a_run_begins_with_its_prompt(loaded: Driver) -> None:
     prompt = [event for event in of(events, ev.Progress) if event.stage == "prompt"]
     assert prompt[0].total == len(started.prompt_ids)
     assert isinstance(events[-1], ev.JobDone)
+
+
+@pytest.mark.parametrize("scales", [(), (1.0, 2.0)])
+def test_progress_moves_inside_a_long_prompt(
+    loaded: Driver, monkeypatch: pytest.MonkeyPatch, scales: tuple[float, ...]
+) -> None:
+    monkeypatch.setattr(prefill, "SPEED", dict.fromkeys(prefill.SPEED, 1.0))  # pieces as short as they come
+    events = loaded.done(jobs.Compare(PROMPT * 12, arms(*scales), Sampling(max_tokens=2)))
+    n_prompt = len(only(events, ev.RunStarted).prompt_ids)
+    prompt = [event for event in of(events, ev.Progress) if event.stage == "prompt"]
+    done = [event.done for event in prompt]
+    assert done == sorted(done)
+    assert len(set(done)) >= n_prompt // prefill.FEWEST
+    assert {(event.total, event.unit) for event in prompt} == {(n_prompt, "tokens")}
+    activity, shown = Activity(), []
+    for event in prompt:
+        activity = advance(activity, event, 0.0)
+        shown.append(activity.facts())
+    assert shown == [f"{at}/{n_prompt} tok" for at in done]
 
 
 def test_a_stop_takes_at_most_one_more_step(loaded: Driver) -> None:
