@@ -146,7 +146,7 @@ def run_forward(
     for entry in unproved:
         entry.proved = entry.stamp
     for recorder in recorders:
-        recorder.end(logits)
+        recorder.end()
     return logits
 
 

@@ -86,8 +86,8 @@ class Recorder:
         """The tensor at a site, after all interventions there."""
         raise NotImplementedError
 
-    def end(self, logits: mx.array) -> None:
-        """The forward is built: its logits, not evaluated yet."""
+    def end(self) -> None:
+        """A forward of this library is built; nothing of it is evaluated yet."""
 
 
 class Plan:
@@ -500,10 +500,13 @@ class CaptureResult(Recorder, Mapping["int | tuple[int, str]", mx.array]):
         self._steps.setdefault(key, []).append(tensor)
         self._waiting = True
 
-    def end(self, logits: mx.array) -> None:
-        """A forward of this library ends: what it held is computed with its logits, in one go, while nobody waits."""
+    def end(self) -> None:
+        """A forward of this library is built: what it holds is sent to be computed in one go, and nobody waits.
+
+        The logits are not: who captures may not want them, and over a long text they are large.
+        """
         try:
-            _async_eval(logits, *self.pending())
+            _async_eval(*self.pending())
         except (RuntimeError, ValueError):  # inside a gradient arrays have no values: they are read as they are
             return
         self._waiting = False

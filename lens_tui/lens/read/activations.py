@@ -278,13 +278,6 @@ def _lead(table: NDArray[Any], value: int) -> NDArray[Any]:
 _LOGITS_AT_ONCE = 1 << 27
 
 
-class _Alone(CaptureResult):
-    """A capture whose forward goes no further than its sites: the logits are of no use here."""
-
-    def end(self, logits: mx.array) -> None:
-        """Nothing is computed until it is read, and then only what it is made of."""
-
-
 class TextActivations:
     """Blocks of activations at some layers and sites of a model over a tokenised text.
 
@@ -372,7 +365,7 @@ class TextActivations:
 
     def _read(self, batch: WindowBatch) -> dict[Place, mx.array]:
         registry = self._model.registry
-        held = _Alone(registry, tuple(self._places), by_site=True)
+        held = CaptureResult(registry, tuple(self._places), by_site=True)
         registry.put(held)
         try:
             self._model.forward(mx.array(batch.ids))
