@@ -110,6 +110,7 @@ def stream_child(rate: float, lanes: int, seconds: float) -> dict[str, float]:
 
     from lens_tui.records import Sampling, SteeringVector
     from lens_tui.tui.app import LensApp
+    from lens_tui.tui.preferences import Start
     from lens_tui.tui.screens.generate_screen import GenerateScreen
 
     out: dict[str, float] = {}
@@ -143,7 +144,7 @@ def stream_child(rate: float, lanes: int, seconds: float) -> dict[str, float]:
             self.exit()
 
     worker = SteadyWorker(rate)
-    app = Measured(worker, start="generate")
+    app = Measured(worker, Start(screen="generate"))
     app.run()
     return out
 
