@@ -22,7 +22,8 @@ Pair = tuple[LensModel, Any]
 def pair(kind: str) -> Pair:
     """The bundled model as it is (8-bit weights, float32 stream) or in bfloat16, in both libraries."""
     if kind == "as shipped":
-        return LensModel("demo"), mlx_lens.LensModel(str(demo.model_path()))
+        # As its weights lie in the files: by itself this library may hold them in float32.
+        return LensModel("demo", dequantize="never"), mlx_lens.LensModel(str(demo.model_path()))
     models = []
     for _ in range(2):
         model, tokenizer = load(str(demo.model_path()))[:2]
@@ -65,18 +66,30 @@ def test_plain_logits_losses_and_captures_are_the_same(both: Pair, ids: list[int
 
 
 def test_a_vector_of_the_streams_dtype_steers_the_same(both: Pair, ids: list[int]) -> None:
+    """In bfloat16 they differ where a sum lies in the middle of two numbers.
+
+    A vector is kept here as direction and length, whose product may differ from it in the last bit of float32, and
+    the sum is rounded once; so a tie may fall to the other side.
+    """
     ours, theirs = both
     v = vector(ours)
     plain = numbers(ours.forward(ids))
-    # A vector is kept here as direction and length, which may differ from it in the last bit of float32.
-    atol = 1e-4 if v.dtype == mx.float32 else 0
+
+    def same(mine: np.ndarray[Any, Any], other: np.ndarray[Any, Any], *, steered_here: bool) -> None:
+        if v.dtype == mx.float32:
+            np.testing.assert_allclose(mine, other, rtol=0, atol=1e-4)
+        elif steered_here:
+            np.testing.assert_allclose(mine, other, rtol=2.0**-7, atol=1e-6)  # one step of bfloat16
+        else:
+            assert np.linalg.norm(mine - other) < 0.02 * np.linalg.norm(other)
+
     for layer in (0, 4, 7):
         with ours.steer(layer, v, 64.0), ours.capture([layer, 7]) as mine:
             logits = numbers(ours.forward(ids))
         with theirs.steer(layer, v, 64.0), theirs.capture([layer, 7] if layer != 7 else [7]) as other:
-            np.testing.assert_allclose(logits, numbers(theirs.forward(ids)), rtol=0, atol=atol)
-        np.testing.assert_allclose(numbers(mine[layer]), numbers(other[layer]), rtol=0, atol=atol)
-        np.testing.assert_allclose(numbers(mine[7]), numbers(other[7]), rtol=0, atol=atol)
+            same(logits, numbers(theirs.forward(ids)), steered_here=False)
+        same(numbers(mine[layer]), numbers(other[layer]), steered_here=True)
+        same(numbers(mine[7]), numbers(other[7]), steered_here=False)
         assert not np.array_equal(logits, plain)
 
 
