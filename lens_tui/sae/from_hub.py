@@ -31,6 +31,7 @@ def fetch_file(
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    _reach(repo_id, name, revision)
     mine: list[BaseException] = []
     options: dict[str, Any] = {} if progress is None else {"tqdm_class": _bar(progress, mine)}
     try:
@@ -42,6 +43,22 @@ def fetch_file(
     except Exception as error:
         if error in mine:
             raise
+        raise _explained(error, repo_id) from error
+
+
+def _reach(repo_id: str, name: str, revision: str | None) -> None:
+    """Ask the hub for a file once. Raises ``LensError`` if there is no network.
+
+    The client's downloads and listings try again for half a minute before they say so.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        get_hf_file_metadata(hf_hub_url(repo_id, name, revision=revision))
+    except (HfHubHTTPError, ValueError, OSError):
+        return  # it answers, or is not to be asked: the download says what is wrong
+    except Exception as error:
         raise _explained(error, repo_id) from error
 
 
@@ -141,10 +158,14 @@ def fetch_sae(text: str, revision: str | None, progress: Progress | None, cache_
         home = PurePosixPath(inner).parent.as_posix()
         _configs(repo, "" if home == "." else home, revision, cache_dir)
         return found
-    listed = list_files(repo, revision, inner)
-    weights = _take(repo, [_join(inner, name) for name in _WEIGHTS], revision, progress, cache_dir, listed)
+    names = [_join(inner, name) for name in _WEIGHTS]
+    weights = _take(repo, names, revision, progress, cache_dir, [])  # of the cache
     if weights is None:
-        raise LensError(f"{one_line(text, 120)} has no weights under a usual name.", _others(repo, inner, listed))
+        _reach(repo, names[0], revision)
+        listed = list_files(repo, revision, inner)
+        weights = _take(repo, names, revision, progress, cache_dir, listed)
+        if weights is None:
+            raise LensError(f"{one_line(text, 120)} has no weights under a usual name.", _others(repo, inner, listed))
     _configs(repo, inner, revision, cache_dir)
     # Llama Scope's weights are in a folder below that of its configuration.
     return weights.parents[1] if weights.name == "final.safetensors" else weights.parent

@@ -173,3 +173,27 @@ def test_weights_of_another_name_are_named(hub: FakeHub, tmp_path: Path) -> None
     ):
         load_sae("someone/saes/one")
     assert load_sae("someone/saes/one/ae1.pt").info.format == "dictionary_learning"
+
+
+def test_without_a_network_it_is_said_at_once_and_what_is_cached_loads(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not after the half minute of new tries that the hub's client makes."""
+    w = numbers()
+    names = ("w_enc", "w_dec", "b_enc", "b_dec", "threshold")
+    made = write_safetensors(tmp_path / "made" / "params.safetensors", {name: w[name] for name in names})
+    folder = "gemma-scope-2-270m-pt/resid_post/layer_3_width_16k_l0_small"
+    hub.repos["org/x"] = {f"{folder}/params.safetensors": made.read_bytes()}
+    first = load_sae(f"org/x/{folder}")
+
+    slept: list[float] = []
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", slept.append)
+    for name in ("constants.HUGGINGFACE_CO_URL_TEMPLATE", "file_download.HUGGINGFACE_CO_URL_TEMPLATE"):
+        monkeypatch.setattr(f"huggingface_hub.{name}", "http://127.0.0.1:9" + TEMPLATE, raising=False)
+    for name in ("constants.ENDPOINT", "hf_api.ENDPOINT"):
+        monkeypatch.setattr(f"huggingface_hub.{name}", "http://127.0.0.1:9", raising=False)
+    for wanted in ("org/y", "org/y/file.safetensors", "org/x/another"):
+        with pytest.raises(LensError, match="The hub could not be reached"):
+            load_sae(wanted)
+    assert load_sae(f"org/x/{folder}").info.id == first.info.id
+    assert slept == []
