@@ -126,6 +126,24 @@ def threads() -> int:
     return int(_call("get_num_threads")()) if _library is not None else 0
 
 
+def threads_for(cores: int) -> int:
+    """How many threads products use on a machine of so many cores: half of them, and at least one.
+
+    Measured on 16 free cores, one against eight: a token of the bundled model 34 and 10 ms, of a model of 1.3 billion
+    weights 564 and 134 ms; fifteen gained a few per cent more. A thread that waits for others spins, so the cores that
+    other work needs must stay free: on two busy cores two threads were up to 20 times as slow as one.
+    """
+    return max(1, cores // 2)
+
+
+def _cores() -> int:
+    """The cores that this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):
+        return os.cpu_count() or 1
+
+
 def set_threads(count: int) -> None:
     """Let products use ``count`` threads, in the whole process. Nothing happens if MLX's own BLAS is in use."""
     if _library is not None:
@@ -145,8 +163,7 @@ def _loaded() -> Blas:
         _take_over(library)
     global _library
     _library = library
-    # One: products of small models end before other threads have woken, and the screen needs a core.
-    set_threads(1)
+    set_threads(threads_for(_cores()))
     return Blas(True, _name())
 
 
@@ -284,7 +301,10 @@ def _name() -> str:
     words = bytes(config()).decode("ascii", "replace").split()
     core = _call("get_corename")
     core.restype = ctypes.c_char_p
-    return f"{' '.join(words[:2])} ({bytes(core()).decode('ascii', 'replace')}), 1 thread"
+    count = threads()
+    return (
+        f"{' '.join(words[:2])} ({bytes(core()).decode('ascii', 'replace')}), {count} thread{'s' if count > 1 else ''}"
+    )
 
 
 def _version(package: str) -> str:

@@ -186,13 +186,15 @@ def test_with_cuda_or_on_a_mac_nothing_is_done_and_nothing_said(fresh: pytest.Mo
 
 
 @linux
-def test_threads_are_one_until_asked_for() -> None:
-    assert blas.threads() == 1
+def test_threads_are_half_of_the_cores_until_asked_for() -> None:
+    assert [blas.threads_for(cores) for cores in (1, 2, 3, 4, 16)] == [1, 1, 1, 2, 8]
+    usual = blas.threads()
+    assert usual == blas.threads_for(len(os.sched_getaffinity(0)))
     try:
         blas.set_threads(2)
         assert blas.threads() == 2
     finally:
-        blas.set_threads(1)
+        blas.set_threads(usual)
 
 
 KINDS = [(mx.float32, np.float32, 2e-6), (mx.float64, np.float64, 1e-14), (mx.complex64, np.complex64, 2e-6)]
