@@ -38,6 +38,15 @@ def is_alive(process: int, born: str = "") -> bool:
     return not born or birth(process) in ("", born)
 
 
+def is_owner_alive(owner: int, born: str) -> bool:
+    """Whether the process that wrote a record of its number and birth runs.
+
+    This version always writes its birth, so a record of our number without one was left by an older version whose
+    process had the same number: in a container every one has.
+    """
+    return born == own_birth() if owner == os.getpid() else is_alive(owner, born)
+
+
 def birth(process: int) -> str:
     """When a process began, in the words of the system, the boot of the machine with it; empty if it does not say."""
     try:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .codec import from_json, to_json
-from .disk import is_alive, own_birth
+from .disk import is_owner_alive, own_birth
 from .interventions import Arm
 from .run import Candidate, Sampling, Token
 from .store import Family, Store, fts_query
@@ -198,7 +198,7 @@ class RunStore:
         """Runs whose process died under them, newest first. They are closed as ``killed`` and keep what came."""
         rows = self.store.all("SELECT id, owner, born FROM run WHERE state = 'running' ORDER BY id DESC")
         with self.store.reading():
-            dead = [int(row["id"]) for row in rows if not is_alive(int(row["owner"]), str(row["born"]))]
+            dead = [int(row["id"]) for row in rows if not is_owner_alive(int(row["owner"]), str(row["born"]))]
         for run in dead:
             self.end(run, "killed")
         return dead

@@ -19,7 +19,7 @@ from typing import Any
 from . import disk, paths
 from .bench import BenchRow, mode_of
 from .codec import from_json, to_json
-from .disk import is_alive, own_birth
+from .disk import is_owner_alive, own_birth
 from .errors import LensError
 from .read_files import FileAbsent, explained, read_json
 from .run import Sampling, TokenWeight
@@ -123,9 +123,7 @@ def _cut_off(file: Path) -> CutOff | None:
         except OSError:
             aside = file
         return CutOff(aside, changed, problem=f"{error.message} It is kept as {aside}.")
-    if owner == os.getpid() and born in ("", own_birth()):
-        return None
-    return None if is_alive(owner, born) else CutOff(file, changed, session)
+    return None if is_owner_alive(owner, born) else CutOff(file, changed, session)
 
 
 def _read(file: Path) -> tuple[SavedSession, int, str]:

@@ -104,11 +104,12 @@ def test_runs_of_processes_that_live_are_not_broken(owner: int) -> None:
 
 
 @pytest.mark.skipif(not own_birth(), reason="the system does not say when a process began")
-def test_a_number_that_is_in_use_again_does_not_keep_a_run_running() -> None:
+@pytest.mark.parametrize("born", [own_birth() + "0", ""], ids=["another birth", "an older version's"])
+def test_a_number_that_is_in_use_again_does_not_keep_a_run_running(born: str) -> None:
     store = RunStore(":memory:")
     run = write(store, "x", " y", end=False)
     with store.store.write() as connection:
-        connection.execute("UPDATE run SET born = ? WHERE id = ?", (own_birth() + "0", run))
+        connection.execute("UPDATE run SET born = ? WHERE id = ?", (born, run))
     assert store.broken() == [run]
 
 

@@ -79,6 +79,14 @@ def test_a_number_that_is_in_use_again_does_not_hide_a_crash(owner: int) -> None
     assert interrupted_sessions() == []
 
 
+@pytest.mark.skipif(not own_birth(), reason="the system does not say when a process began")
+def test_a_session_of_an_older_version_with_our_number_is_not_ours() -> None:
+    """In a container every app has the same number; older versions wrote no birth."""
+    save_session(SESSION)
+    owned_by(own_file(), os.getpid(), None)
+    assert same(only().session, SESSION)
+
+
 def test_two_at_once_never_lose_each_others(tmp_path: Path) -> None:
     code = (
         "import sys; from tests.records.test_session_file import *\n"
