@@ -15,6 +15,8 @@ from lens_tui.records import LensError
 from lens_tui.records.hub import SilentBar, explain_hub, quiet_hub
 from lens_tui.records.sanitise import one_line
 
+from .formats.parts import SUFFIXES, USUAL_NAMES
+
 Progress = Callable[[int, int], None]
 """``progress(done, total)`` in bytes."""
 
@@ -129,16 +131,6 @@ def _explained(error: BaseException, repo_id: str) -> LensError:
 
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}(/[^\\]*)?")
-_WEIGHTS = (
-    "params.safetensors",
-    "params.npz",
-    "sae.safetensors",
-    "sae_weights.safetensors",
-    "checkpoints/final.safetensors",
-    "ae.pt",
-    "weights.safetensors",
-)
-_SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
 _CONFIGS = ("config.json", "cfg.json", "hyperparams.json", "../config.json")
 
 
@@ -151,14 +143,14 @@ def fetch_sae(text: str, revision: str | None, progress: Progress | None, cache_
     """The local file or folder of an SAE at the hub, fetched as far as it is not cached. Raises ``LensError``."""
     parts = text.rstrip("/").split("/")
     repo, inner = "/".join(parts[:2]), "/".join(parts[2:])
-    if PurePosixPath(inner).suffix in _SUFFIXES:
+    if PurePosixPath(inner).suffix in SUFFIXES:
         found = _take(repo, [inner], revision, progress, cache_dir, None)
         if found is None:
             raise LensError(f"{one_line(repo, 80)} has no file {one_line(inner, 80)}.", "Check the name.")
         home = PurePosixPath(inner).parent.as_posix()
         _configs(repo, "" if home == "." else home, revision, cache_dir)
         return found
-    names = [_join(inner, name) for name in _WEIGHTS]
+    names = [_join(inner, name) for name in USUAL_NAMES]
     weights = _take(repo, names, revision, progress, cache_dir, [])  # of the cache
     if weights is None:
         _reach(repo, names[0], revision)
@@ -216,9 +208,9 @@ def _join(folder: str, name: str) -> str:
 def _others(repo: str, inner: str, listed: list[str] | None) -> str:
     """What to give instead: a weight file of another name in the folder, or one of the folders below it."""
     home = PurePosixPath(inner or ".")
-    files = [name for name in listed or [] if PurePosixPath(name).suffix in _SUFFIXES]
+    files = [name for name in listed or [] if PurePosixPath(name).suffix in SUFFIXES]
     here = [f"{repo}/{name}" for name in files if PurePosixPath(name).parent == home]
-    found = sorted({PurePosixPath(name).parent.as_posix() for name in files if name.endswith(_WEIGHTS)})
+    found = sorted({PurePosixPath(name).parent.as_posix() for name in files if name.endswith(USUAL_NAMES)})
     if not found and not here:
         return "Give the folder or file of one SAE: org/name/folder."
     some = found or sorted(here)

@@ -23,12 +23,10 @@ from ..forward import tolerance
 from ..hooks.passage import History, Passage
 from ..hooks.positions import Offset, follow_thinking
 from ..hooks.program import DoseMeter, Measured, Sums
-from ..hooks.registry import Plan, PlanEntry, Registry, Run
+from ..hooks.registry import Plan, PlanEntry, Registry, Run, async_eval
 from ..tokens import EncodedPrompt, Tokens
 from .generation import DecodeStep, Scales, Writing, mlx_lm_generate, scales_of
 from .sampling import LogitsProcessor, Sampler, SideBySide, best, candidates
-
-_async_eval: Any = mx.async_eval  # has no types
 
 
 class RowLabels:
@@ -212,7 +210,7 @@ class BatchModel:
         start = max(count + some for count, some in zip(counts, real, strict=True)) - length  # padding has no place
         logits = self._registry.forward(run, inputs, cache[:-1], start=start, held=True)
         if here.meter is not None and here.meter.pending:
-            _async_eval(*here.meter.arrays())
+            async_eval(*here.meter.arrays())
             self._doses = ForwardDoses(here.meter, plans, here.meter.take(), [plan.stamp for plan in plans])
         self.last, self.scales = rows, tuple(scales_of(here.plan, row) for row in range(len(rows)))
         result: mx.array = logits[:, -1:].astype(mx.float32)
@@ -465,7 +463,7 @@ def choose_all(model: BatchModel, rows: Sequence[Row], logprobs: mx.array, besid
     count = max(row.top for row in rows)
     top = best(among, count) if count else None
     step = BatchStep(len(rows), of_chosen, top, model.scales, model.doses())
-    _async_eval(chosen, of_chosen, *(top or ()))
+    async_eval(chosen, of_chosen, *(top or ()))
     for at, row in enumerate(rows):
         row.launched.append((step, at))
     return chosen

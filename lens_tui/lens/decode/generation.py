@@ -16,7 +16,7 @@ from ..distributions import kl, log_softmax
 from ..hooks.passage import History
 from ..hooks.positions import follow_thinking
 from ..hooks.program import DoseMeter, Measured, has_effect
-from ..hooks.registry import CaptureResult, Plan, Registry, Run
+from ..hooks.registry import CaptureResult, Plan, Registry, Run, async_eval
 from ..tokens import Detokenizer, EncodedPrompt, Tokens
 from .prefill import Filler, PrefixCache, add_rows, can_fork, keep_rows, piece_of, prefill_rows, spread
 from .sampling import LogitsProcessor, Sampler, best, make_processors, make_sampler, penalties_from, whole_number
@@ -115,9 +115,6 @@ def against_plain(logprobs: mx.array, plain: mx.array, chosen: mx.array) -> mx.a
     """What :class:`AgainstPlain` holds, (3, arms), of log-probabilities (arms, vocabulary) and chosen ids (arms,)."""
     of_chosen = mx.take_along_axis(plain, chosen[:, None], axis=-1)[:, 0]
     return mx.stack([kl(logprobs, plain), kl(plain, logprobs), of_chosen])
-
-
-_async_eval: Any = mx.async_eval  # has no types
 
 
 @dataclass(frozen=True)
@@ -313,7 +310,7 @@ class RowDecoder:
         top_ids, top_logprobs = best(choosable(logprobs), self.options.top) if self.options.top else (None, None)
         alone = frozenset(self._alone)
         launched = LaunchedStep(chosen, of_chosen, plain, top_ids, top_logprobs, self._version, self._scales, alone)
-        _async_eval(*launched.arrays(), *self._extras())
+        async_eval(*launched.arrays(), *self._extras())
         if self.run.meter is not None:
             launched.measured = self.run.meter.take()
         return launched

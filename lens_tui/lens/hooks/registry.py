@@ -36,7 +36,8 @@ from .sites import Point, SiteMap
 
 Found = TypeVar("Found")
 _stamps = itertools.count(1)
-_async_eval: Any = mx.async_eval  # has no types
+async_eval: Any = mx.async_eval
+"""MLX's own, which has no types."""
 
 
 class PlanEntry:
@@ -506,7 +507,7 @@ class CaptureResult(Recorder, Mapping["int | tuple[int, str]", mx.array]):
         The logits are not: who captures may not want them, and over a long text they are large.
         """
         try:
-            _async_eval(*self.pending())
+            async_eval(*self.pending())
         except (RuntimeError, ValueError):  # inside a gradient arrays have no values: they are read as they are
             return
         self._waiting = False
@@ -543,10 +544,10 @@ class CaptureResult(Recorder, Mapping["int | tuple[int, str]", mx.array]):
         if self._waiting:
             # With what else is waiting: one by one, each layer would be waited for on its own. Nobody waits here: what
             # comes behind the captured layers (the logits, say) is sent after them without a gap.
-            _async_eval(whole, *self.pending())
+            async_eval(whole, *self.pending())
             self._waiting = False
         elif len(steps) > 1:
-            _async_eval(whole)
+            async_eval(whole)
         self._steps[key] = [whole]
         return whole
 

@@ -16,7 +16,7 @@ from lens_tui.records.sanitise import one_line
 
 from ..files import Definition, Stored, Weights, container, read_json, read_values
 
-_USUAL = (
+USUAL_NAMES = (
     "params.safetensors",
     "params.npz",
     "sae.safetensors",
@@ -26,7 +26,7 @@ _USUAL = (
     "weights.safetensors",
 )
 """The names that weight files usually have, in the order in which a folder is searched for them."""
-_SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
+SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
 _ENCODERS = ("w_enc", "encoder.weight")
 MAX_LAYER = 10_000
 
@@ -50,7 +50,7 @@ class Source:
         """
         if self.path.is_file():
             return self.path
-        usual = next((self.path / name for name in _USUAL if (self.path / name).is_file()), None)
+        usual = next((self.path / name for name in USUAL_NAMES if (self.path / name).is_file()), None)
         if usual is not None:
             return usual
         files = self._weight_files()
@@ -63,7 +63,7 @@ class Source:
     def _weight_files(self) -> list[Path]:
         """Weight files of other names; a single one is taken at its word, so that what is wrong with it is reported."""
         try:
-            inside = sorted(file for file in self.path.iterdir() if file.suffix in _SUFFIXES and file.is_file())
+            inside = sorted(file for file in self.path.iterdir() if file.suffix in SUFFIXES and file.is_file())
         except OSError as error:
             raise LensError(f"{shown(self.path)} cannot be read: {error.strerror}.", "Check permissions.") from error
         return inside[:100]
