@@ -52,7 +52,7 @@ def opened(mode: str) -> Any:
 
 def text_of(folder: Path) -> Path:
     """A corpus of some 8,000 tokens: the texts that losses are measured on."""
-    from lens_tui.lens.measure.measures import LOSS_TEXTS
+    from lens_tui.lens.measure.effects import LOSS_TEXTS
 
     file = folder / "texts.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in LOSS_TEXTS))

@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from .lens.hooks.steering import Steering as Steering
     from .lens.measure.dose import FeatureProbe as FeatureProbe
     from .lens.measure.dose import dose_response as dose_response
-    from .lens.measure.measures import LOSS_TEXTS as LOSS_TEXTS
-    from .lens.measure.measures import controlled as controlled
-    from .lens.measure.measures import controls as controls
-    from .lens.measure.measures import degeneration as degeneration
-    from .lens.measure.measures import delta_loss as delta_loss
-    from .lens.measure.measures import delta_losses as delta_losses
-    from .lens.measure.measures import divergence as divergence
-    from .lens.measure.measures import perplexity as perplexity
-    from .lens.measure.measures import read_back as read_back
+    from .lens.measure.effects import LOSS_TEXTS as LOSS_TEXTS
+    from .lens.measure.effects import controlled as controlled
+    from .lens.measure.effects import controls as controls
+    from .lens.measure.effects import degeneration as degeneration
+    from .lens.measure.effects import delta_loss as delta_loss
+    from .lens.measure.effects import delta_losses as delta_losses
+    from .lens.measure.effects import divergence as divergence
+    from .lens.measure.effects import perplexity as perplexity
+    from .lens.measure.effects import read_back as read_back
     from .lens.measure.search import find_scale as find_scale
     from .lens.model import LensModel as LensModel
     from .lens.read.attention import attention_patterns as attention_patterns
@@ -62,29 +62,29 @@ if TYPE_CHECKING:
     from .records.interventions import SetProjection as SetProjection
     from .records.run import Request as Request
     from .records.run import Sampling as Sampling
+    from .records.steering_vector import SteeringVector as SteeringVector
     from .records.training import TrainConfig as TrainConfig
     from .records.vector_formats import load_vectors as load_vectors
     from .records.vector_formats import save_vectors as save_vectors
-    from .records.vectors import SteeringVector as SteeringVector
     from .sae.base import Reconstruction as Reconstruction
     from .sae.fit import splice as splice
     from .sae.fit import spliced as spliced
+    from .sae.index.index_reader import FeatureIndex as FeatureIndex
+    from .sae.index.index_settings import IndexSettings as IndexSettings
     from .sae.index.questions import co_active as co_active
     from .sae.index.questions import contrast_features as contrast_features
     from .sae.index.questions import decoder_neighbours as decoder_neighbours
     from .sae.index.questions import promoting as promoting
     from .sae.index.questions import rank_features as rank_features
     from .sae.index.questions import text_features as text_features
-    from .sae.index.read import FeatureIndex as FeatureIndex
-    from .sae.index.settings import IndexSettings as IndexSettings
-    from .sae.load import SAE as SAE
-    from .sae.load import GatedSAE as GatedSAE
-    from .sae.load import GroupMaxSAE as GroupMaxSAE
-    from .sae.load import JumpReLUSAE as JumpReLUSAE
-    from .sae.load import StandardSAE as StandardSAE
-    from .sae.load import TopKSAE as TopKSAE
-    from .sae.load import load_sae as load_sae
-    from .sae.load import sae_info as sae_info
+    from .sae.load_sae import SAE as SAE
+    from .sae.load_sae import GatedSAE as GatedSAE
+    from .sae.load_sae import GroupMaxSAE as GroupMaxSAE
+    from .sae.load_sae import JumpReLUSAE as JumpReLUSAE
+    from .sae.load_sae import StandardSAE as StandardSAE
+    from .sae.load_sae import TopKSAE as TopKSAE
+    from .sae.load_sae import load_sae as load_sae
+    from .sae.load_sae import sae_info as sae_info
     from .tasks.index import index_text as index_text
     from .tasks.index import merge_index as merge_index
     from .tasks.train import check_sae as check_sae
@@ -102,7 +102,7 @@ else:
                 "Contrast combine contrast from_array from_token mean_difference random_unit residual_norm without"
             ),
             ".lens.measure.dose": "FeatureProbe dose_response",
-            ".lens.measure.measures": (
+            ".lens.measure.effects": (
                 "LOSS_TEXTS controlled controls degeneration delta_loss delta_losses divergence perplexity read_back"
             ),
             ".lens.measure.search": "find_scale",
@@ -115,14 +115,14 @@ else:
             ".records.run": "Request Sampling",
             ".records.training": "TrainConfig",
             ".records.vector_formats": "load_vectors save_vectors",
-            ".records.vectors": "SteeringVector",
+            ".records.steering_vector": "SteeringVector",
             ".sae.base": "Reconstruction",
             ".sae.index.questions": (
                 "co_active contrast_features decoder_neighbours promoting rank_features text_features"
             ),
-            ".sae.index.read": "FeatureIndex",
-            ".sae.index.settings": "IndexSettings",
-            ".sae.load": "SAE GatedSAE GroupMaxSAE JumpReLUSAE StandardSAE TopKSAE load_sae sae_info",
+            ".sae.index.index_reader": "FeatureIndex",
+            ".sae.index.index_settings": "IndexSettings",
+            ".sae.load_sae": "SAE GatedSAE GroupMaxSAE JumpReLUSAE StandardSAE TopKSAE load_sae sae_info",
             ".sae.fit": "splice spliced",
             ".tasks.index": "index_text merge_index",
             ".tasks.train": "check_sae train_sae",

@@ -16,7 +16,7 @@ from lens_tui.records.measures import (
     ReadBack,
     ScaleSearch,
 )
-from lens_tui.tasks.vectors import blocks
+from lens_tui.tasks.make_vectors import blocks
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 

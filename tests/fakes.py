@@ -34,9 +34,9 @@ from lens_tui.records.features import FeatureActivity, FeatureExample, FeatureFa
 from lens_tui.records.labels import Label
 from lens_tui.records.measures import LogitLens
 from lens_tui.records.sanitise import one_line, sanitise, sanitise_token
+from lens_tui.records.steering_vector import RankedLayer
 from lens_tui.records.training import FitReport
 from lens_tui.records.vector_formats import load_vectors
-from lens_tui.records.vectors import RankedLayer
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from lens_tui.worker.events import NeighboursRead

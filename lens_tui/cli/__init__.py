@@ -27,7 +27,7 @@ def main() -> None:
         # As it is mostly opened: the parser of options is left out, for it would hold up the first frame.
         sentences(open_app)(demo=bool(asked))
         return
-    from .app import run
+    from .command import run
 
     run()
 

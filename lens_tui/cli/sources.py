@@ -30,7 +30,7 @@ from .output import Meter
 if TYPE_CHECKING:
     from lens_tui.lens.model import LensModel
     from lens_tui.records.info import Dequantize
-    from lens_tui.sae.load import SAE
+    from lens_tui.sae.load_sae import SAE
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A folder, a hub id, or 'demo' for the bundled model.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON value on standard output.")]
@@ -155,7 +155,7 @@ def open_sae(name: str, model: str) -> SAE:
 
     For the bundled model no name stands for the default one.
     """
-    from lens_tui.sae.load import load_sae
+    from lens_tui.sae.load_sae import load_sae
     from lens_tui.tasks.models import named_sae
 
     path, layer, site = named_sae(name or _default_sae(model))
@@ -165,7 +165,7 @@ def open_sae(name: str, model: str) -> SAE:
 
 def find_sae(name: str, model: str) -> SAEInfo:
     """What is known of an SAE, named as for :func:`open_sae`; one on this machine is not read for it."""
-    from lens_tui.sae.load import sae_info
+    from lens_tui.sae.load_sae import sae_info
     from lens_tui.tasks.models import named_sae
 
     path, layer, site = named_sae(name or _default_sae(model))

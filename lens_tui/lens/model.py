@@ -29,7 +29,7 @@ from lens_tui.records import (
 from lens_tui.records.interventions import as_number, as_positions
 
 from .architecture.find import find_decoder
-from .architecture.load import load_model
+from .architecture.load_model import load_model
 from .architecture.unembed import Convention, Unembedding, find_unembedding, readout, token_weights
 from .architecture.weights import Held, check_dequantize, check_device, describe
 from .decode.batch import BatchGeneration
@@ -39,7 +39,7 @@ from .decode.generation import DecodeOptions, row_decoder
 from .decode.prefill import PrefixCache
 from .decode.sampling import settings_from
 from .forward import mean_loss, read_site, run_forward, unhooked
-from .hooks.interventions import FeatureSource
+from .hooks.formulas import FeatureSource
 from .hooks.passage import echo
 from .hooks.program import Hook, Item
 from .hooks.registry import CaptureResult, Plan, Registry

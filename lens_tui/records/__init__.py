@@ -52,15 +52,15 @@ if TYPE_CHECKING:
     from .run import Steered as Steered
     from .run import Token as Token
     from .run import TokenWeight as TokenWeight
+    from .steering_vector import FloatArray as FloatArray
+    from .steering_vector import Origin as Origin
+    from .steering_vector import SteeringVector as SteeringVector
     from .training import Evaluation as Evaluation
     from .training import FitReport as FitReport
     from .training import SiteFit as SiteFit
     from .training import TrainConfig as TrainConfig
     from .training import TrainProgress as TrainProgress
     from .training import TrainReport as TrainReport
-    from .vectors import FloatArray as FloatArray
-    from .vectors import Origin as Origin
-    from .vectors import SteeringVector as SteeringVector
 else:
     __all__, __getattr__, __dir__ = lazy(
         __name__,
@@ -78,6 +78,6 @@ else:
             ),
             ".run": "ArmEnd BatchRow Candidate Dose Echo Request Sampling Steered Token TokenWeight",
             ".training": "Evaluation FitReport SiteFit TrainConfig TrainProgress TrainReport",
-            ".vectors": "FloatArray Origin SteeringVector",
+            ".steering_vector": "FloatArray Origin SteeringVector",
         },
     )

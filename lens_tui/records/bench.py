@@ -24,7 +24,7 @@ from .interventions import (
     SetProjection,
 )
 from .run import TokenWeight
-from .vectors import SteeringVector
+from .steering_vector import SteeringVector
 
 
 @dataclass(frozen=True, slots=True)

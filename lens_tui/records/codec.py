@@ -20,7 +20,7 @@ from .errors import LensError
 from .interventions import Ablate, Add, CapProjection, ClampFeature, Intervention, NormMatch, ProjectOut, SetProjection
 from .run import Candidate, TokenWeight
 from .sanitise import one_line
-from .vectors import FloatArray, SteeringVector
+from .steering_vector import FloatArray, SteeringVector
 
 Record = TypeVar("Record")
 

@@ -1,7 +1,7 @@
 """Interventions: what is changed, where, by how much, on which positions.
 
 These are plain frozen records. What each does to a residual stream is written
-in ``lens_tui.lens.hooks.interventions``, one function a record.
+in ``lens_tui.lens.hooks.formulas``, one function a record.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from math import isfinite
 from typing import Any, ClassVar, Literal
 
 from .errors import LensError
-from .vectors import FloatArray, SteeringVector, numbers
+from .steering_vector import FloatArray, SteeringVector, numbers
 
 PositionKind = Literal["all", "prompt", "generated", "last", "not_bos", "indices", "slice", "role"]
 Precision = Literal["model", "float32"]

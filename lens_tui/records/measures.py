@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from .vectors import FloatArray
+from .steering_vector import FloatArray
 
 if TYPE_CHECKING:
     import numpy as np

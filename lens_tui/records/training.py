@@ -6,10 +6,10 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from .activations import Place
 from .errors import LensError
 from .read_files import AGAIN, explained, parse_json
 from .sanitise import one_line
+from .token_activations import Place
 
 Architecture = Literal["topk", "batchtopk", "jumprelu"]
 Normalization = Literal["centered", "norm", "none"]

@@ -10,9 +10,9 @@ import numpy as np
 from . import paths
 from .errors import LensError
 from .sanitise import one_line
+from .steering_vector import SteeringVector
 from .vector_formats import SUFFIXES, load_one
 from .vector_formats.own import file_names, read_one, write_one
-from .vectors import SteeringVector
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lens_tui.records import LensError, Origin, SAEInfo, SteeringVector
-from lens_tui.records.vectors import numbers
+from lens_tui.records.steering_vector import numbers
 
 from .files import BOUNDS, Activation, Definition, Weights, check, in_memory
 from .matrices import DecoderMatrix, Residence, make_encoder, row_chunks

@@ -12,9 +12,9 @@ from lens_tui.records.disk import fingerprint
 if TYPE_CHECKING:
     from lens_tui.lens.model import LensModel
     from lens_tui.sae.index.build import BuildResult, IndexProgress
-    from lens_tui.sae.index.settings import IndexSettings
+    from lens_tui.sae.index.index_settings import IndexSettings
     from lens_tui.sae.index.tables import TokenTable
-    from lens_tui.sae.load import SAE
+    from lens_tui.sae.load_sae import SAE
 
 
 def index_text(

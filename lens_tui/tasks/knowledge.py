@@ -20,13 +20,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lens_tui import demo
-from lens_tui.demo.labels import bundled_labels
+from lens_tui.demo.bundled_labels import bundled_labels
 from lens_tui.records import LensError, SAEInfo, paths
 from lens_tui.records.label_files import Dashboard, Dashboards
 from lens_tui.records.labels import ImportResult, Label, Labels, NewLabel
 from lens_tui.records.store import SHORT, Store
-from lens_tui.sae.index.read import Example, FeatureIndex
-from lens_tui.sae.index.settings import EDGES
+from lens_tui.sae.index.index_reader import Example, FeatureIndex
+from lens_tui.sae.index.index_settings import EDGES
 
 T = TypeVar("T")
 
@@ -98,7 +98,7 @@ def _key(label: Label | NewLabel) -> tuple[int, str, str, str, str]:
 @cache
 def bundled() -> Labels:
     """The bundled labels, by the ids of their SAEs."""
-    from lens_tui.sae.load import sae_info
+    from lens_tui.sae.load_sae import sae_info
 
     labels = Labels(Store(":memory:"))
     folders = demo.sae_paths()

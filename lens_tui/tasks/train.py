@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lens_tui.records import LensError
-from lens_tui.records.activations import Place
+from lens_tui.records.token_activations import Place
 from lens_tui.records.training import FitReport, TrainConfig, TrainProgress, TrainReport
 
 if TYPE_CHECKING:
     from lens_tui.lens.model import LensModel
-    from lens_tui.sae.load import SAE
+    from lens_tui.sae.load_sae import SAE
 
 
 def train_sae(
@@ -62,7 +62,7 @@ def train_sae(
         LensError: for a place the model lacks, a text that cannot be read, or a folder with another run in it.
     """
     from lens_tui.lens.read.activations import Windowing, text_activations
-    from lens_tui.sae.training.run import train
+    from lens_tui.sae.training.trainer import train
 
     source, held = text_activations(
         model,

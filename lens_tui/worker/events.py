@@ -120,7 +120,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lens_tui.records.measures import DoseResponse, LogitLens, ScaleSearch
-    from lens_tui.records.vectors import RankedLayer
+    from lens_tui.records.steering_vector import RankedLayer
 
     IntArray = NDArray[np.int32]
 else:  # only ever an annotation

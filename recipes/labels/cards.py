@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lens_tui.sae.index.read import Example
+from lens_tui.sae.index.index_reader import Example
 from recipes.labels.choose import Candidate, domain_profile
 from recipes.labels.material import AFTER, BEFORE, Material
 from recipes.labels.windows import LENGTH, LEVEL, pick

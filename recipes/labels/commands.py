@@ -52,7 +52,7 @@ def seen(
 ) -> None:
     """Write into OUT which features without a label stand among the strongest of any token of texts, for `--also`."""
     from lens_tui import demo, load_sae
-    from lens_tui.demo import labels
+    from lens_tui.demo import bundled_labels as labels
     from recipes.bundled import open_model, sae_folders
     from recipes.labels import seen as first
 

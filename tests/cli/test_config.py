@@ -8,7 +8,7 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-from lens_tui.cli.app import app
+from lens_tui.cli.command import app
 from lens_tui.records import paths
 from lens_tui.records.settings import Settings, manual, parse_settings
 from lens_tui.tui.keys import KEYS

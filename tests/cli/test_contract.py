@@ -16,7 +16,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from lens_tui.cli.app import app
+from lens_tui.cli.command import app
 from lens_tui.records.sanitise import sanitise_token
 from tests.folders import llama_folder, sae_folder
 
@@ -226,7 +226,7 @@ def test_standard_input_is_taken_byte_for_byte_and_must_be_utf8(work: dict[str, 
 
 @pytest.mark.usefixtures("shell_signals")
 def test_ctrl_c_prints_what_came_so_far(work: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from lens_tui.cli import compare as verb
+    from lens_tui.cli import compare_verbs as verb
     from lens_tui.records import Token
 
     arguments = ["compare", "the cat", "-a", "random:0@1*2", "-m", work["MODEL"], "--max-tokens", "40"]
@@ -265,7 +265,7 @@ def test_ctrl_c_prints_what_came_so_far(work: dict[str, str], monkeypatch: pytes
 def test_ctrl_c_before_there_is_anything_is_an_error_of_status_130(
     work: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lens_tui.cli import read as verb
+    from lens_tui.cli import read_verbs as verb
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -277,7 +277,7 @@ def test_ctrl_c_before_there_is_anything_is_an_error_of_status_130(
 
 
 def test_a_defect_is_no_refusal(work: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from lens_tui.cli import read as verb
+    from lens_tui.cli import read_verbs as verb
 
     def broken(*_: object) -> None:
         raise TypeError("\x1b[31mboom")

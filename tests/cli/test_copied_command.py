@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lens_tui import LensModel, demo, load_sae
-from lens_tui.cli.app import app
+from lens_tui.cli.command import app
 from lens_tui.cli.sources import Vectors, parse_arm
 from lens_tui.lens.vectors import from_array, from_token, mean_difference, random_unit
 from lens_tui.records import Add, Arm, Intervention, LensError, Positions, Sampling, SteeringVector

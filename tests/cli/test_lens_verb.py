@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lens_tui import LensModel, attribute_logits, demo, load_sae, logit_lens
-from lens_tui.cli.app import app
+from lens_tui.cli.command import app
 from lens_tui.records import Add
 
 TEXT = "The old man opened the door and"

@@ -16,11 +16,11 @@ import pytest
 from typer.testing import CliRunner
 
 from lens_tui import FeatureIndex, LensModel, load_sae
-from lens_tui.cli.app import app
+from lens_tui.cli.command import app
 from lens_tui.cli.output import Meter, interruptible
 from lens_tui.records import LensError
 from lens_tui.records.features import FeatureExample
-from lens_tui.tasks.features import feature_facts
+from lens_tui.tasks.feature_page import feature_facts
 from lens_tui.tasks.knowledge import index_of
 from tests.folders import llama_folder
 
@@ -209,7 +209,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
 ) -> None:
     out = str(tmp_path / "sae")
     arguments = ["train-sae", str(work["text"]), "-m", work["model"], "-o", out, *TRAIN]
-    from lens_tui.cli import saes as verb
+    from lens_tui.cli import sae_verbs as verb
 
     def interrupt(progress: Any) -> tuple[str, str]:
         if progress.stage == "train" and progress.step >= 1:
@@ -293,7 +293,7 @@ def test_what_cannot_be_is_one_sentence_and_status_2(work: dict[str, Any], argum
 
 
 def test_prefixes_are_numbers() -> None:
-    from lens_tui.cli.saes import prefixes
+    from lens_tui.cli.sae_verbs import prefixes
 
     assert prefixes("16, 32") == (16, 32)
     with pytest.raises(LensError, match="not whole numbers"):

@@ -11,10 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from lens_tui import FeatureProbe, LensModel, load_sae
-from lens_tui.cli.app import app
+from lens_tui.cli.command import app
 from lens_tui.records import Add
 from lens_tui.records.vector_formats import load_vectors
-from lens_tui.tasks import vectors
+from lens_tui.tasks import make_vectors
 from tests.folders import llama_folder, sae_folder
 
 PROMPT = "Once upon a time"
@@ -43,7 +43,7 @@ def test_dose_is_what_the_screen_measures(model: Path, sae: Path) -> None:
     lens, features = LensModel(str(model)), load_sae(sae)
     # The screen gives a record of scale 1 and absolute scales.
     record = Add(id="x", layer=1, vector=features.vector(3), scale=1.0)
-    found = vectors.measure_dose(
+    found = make_vectors.measure_dose(
         lens, PROMPT, [record], [-2.0, 0.0, 4.0], probe=FeatureProbe(features, 3, 1), max_tokens=5, n_texts=3
     )
     assert [point["scale"] for point in result["points"]] == [point.scale for point in found.points]
@@ -92,7 +92,7 @@ def test_vectors_from_pairs_with_the_layers_ranked(model: Path, tmp_path: Path) 
     out = tmp_path / "dog.safetensors"
     result = json.loads(run("vector", "contrast", "dog", "--pairs", pairs, "-m", model, "-o", out, "--json"))
     lens = LensModel(str(model))
-    ranked = vectors.from_pairs(lens, "dog", ("The dog ran.", "A dog barked."), ("The cat sat.", "A cat slept."))
+    ranked = make_vectors.from_pairs(lens, "dog", ("The dog ran.", "A dog barked."), ("The cat sat.", "A cat slept."))
     assert [row["layer"] for row in result["layers"]] == [row.vector.layer for row in ranked]
     assert [row["auc"] for row in result["layers"]] == [row.auc for row in ranked]
     (saved,) = load_vectors(out)

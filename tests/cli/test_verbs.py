@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from lens_tui import LensModel, blas, demo, load_sae
-from lens_tui.cli.app import app
+from lens_tui.cli.command import app
 from tests.terminals import Terminal
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from lens_tui import FeatureIndex, demo, sae_info
-from lens_tui.demo.labels import FILE, bundled_labels
+from lens_tui.demo.bundled_labels import FILE, bundled_labels
 from lens_tui.tasks.knowledge import index_of
 from recipes.index import CORPUS, SETTINGS
 from recipes.saes import DEPTHS

@@ -12,7 +12,7 @@ import pytest
 
 from lens_tui import FeatureIndex, IndexSettings, LensModel, demo, load_sae
 from lens_tui.records.training import TrainConfig
-from lens_tui.tasks.features import contrast_texts
+from lens_tui.tasks.feature_page import contrast_texts
 from lens_tui.tasks.index import index_text
 from lens_tui.tasks.train import train_sae
 from lens_tui.worker import events as ev

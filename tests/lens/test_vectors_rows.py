@@ -11,7 +11,7 @@ import pytest
 
 from lens_tui import LensModel
 from lens_tui.lens.forward import as_float, forward_rows, in_batches, read_rows
-from lens_tui.lens.measure import measures
+from lens_tui.lens.measure import effects
 from lens_tui.records import Add, LensError, NormMatch, Positions, SteeringVector
 from lens_tui.records.vector_formats import load_vectors, save_vectors
 from tests.lens.test_tokens import PLAIN, tokens
@@ -55,7 +55,7 @@ def test_steering_that_moves_nothing_is_an_error() -> None:
     model = LensModel.from_model(tiny.llama(dtype=mx.bfloat16))
     lost = Add(id="a", layer=1, vector=VECTOR, scale=1e-6)
     with pytest.raises(LensError, match="lost in the rounding"):
-        measures.delta_loss(model, lost, texts=ROWS)
+        effects.delta_loss(model, lost, texts=ROWS)
 
 
 def test_roles_of_a_chat_hold_on_given_tokens() -> None:
@@ -67,11 +67,11 @@ def test_roles_of_a_chat_hold_on_given_tokens() -> None:
     by_role = Add(id="a", layer=1, vector=vector, scale=30.0, positions=Positions("role", role="assistant"))
     start = min(begin for role, begin, _ in ids.spans if role == "assistant")
     by_place = Add(id="a", layer=1, vector=vector, scale=30.0, positions=Positions("slice", start=start))
-    found = measures.divergence(model, prompt, after, by_role)
-    np.testing.assert_allclose(found.forward, measures.divergence(model, prompt, after, by_place).forward, atol=1e-5)
+    found = effects.divergence(model, prompt, after, by_role)
+    np.testing.assert_allclose(found.forward, effects.divergence(model, prompt, after, by_place).forward, atol=1e-5)
     thinking = Add(id="a", layer=1, vector=vector, scale=30.0, positions=Positions("role", role="thinking"))
     with pytest.raises(LensError, match="thinking"):
-        measures.divergence(model, prompt, after, thinking)
+        effects.divergence(model, prompt, after, thinking)
 
 
 def test_files_are_checked_against_the_model(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lens_tui import demo
-from lens_tui.demo import labels as bundled
+from lens_tui.demo import bundled_labels as bundled
 from recipes.__main__ import app
 from recipes.labels import score
 from recipes.saes import DEPTHS

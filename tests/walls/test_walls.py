@@ -7,6 +7,7 @@ import json
 import pkgutil
 import subprocess
 import sys
+from collections import Counter
 from graphlib import TopologicalSorter
 from importlib import import_module
 from pathlib import Path
@@ -42,7 +43,7 @@ def modules_after(statement: str) -> set[str]:
         ("lens_tui.lens", LIGHT | {"rich"}),
         ("lens_tui.lens.model", {"textual", "rich"}),
         ("lens_tui.sae.index.questions", LIGHT | {"rich"}),
-        ("lens_tui.sae.load", {"textual", "rich"}),
+        ("lens_tui.sae.load_sae", {"textual", "rich"}),
     ],
 )
 def test_what_a_room_brings_with_it(room: str, never: set[str]) -> None:
@@ -125,7 +126,7 @@ def test_no_file_imports_itself_by_way_of_others() -> None:
 
 
 def test_a_file_is_one_subject_and_a_function_fits_on_a_screen() -> None:
-    assert len(SOURCES) <= 200
+    assert len(SOURCES) <= 260  # 186 before prompt sets, chat, causes and the server; a newcomer must still find things
     assert {path.name: n for path, text in SOURCES.items() if (n := len(text.splitlines())) > 600} == {}
     functions = [
         node
@@ -141,6 +142,12 @@ def _lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     """How long a function is, with its decorators and its docstring."""
     first = min([function.lineno, *(decorator.lineno for decorator in function.decorator_list)])
     return (function.end_lineno or first) - first + 1
+
+
+def test_a_file_is_found_by_its_name_alone() -> None:
+    """Two files of one name in different rooms are told apart by more than their folder."""
+    names = Counter(path.name for path in SOURCES if path.name != "__init__.py")
+    assert {name: n for name, n in names.items() if n > 1} == {}
 
 
 def test_a_public_class_has_its_name_alone() -> None:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from lens_tui import FeatureProbe, LensModel, dose_response, find_scale, load_sae
-from lens_tui.lens.measure import measures
-from lens_tui.lens.measure.measures import LOSS_TEXTS
+from lens_tui.lens.measure import effects
+from lens_tui.lens.measure.effects import LOSS_TEXTS
 from lens_tui.records import Add, Arm, LensError, Positions, Sampling, SteeringVector
-from lens_tui.tasks import vectors
+from lens_tui.tasks import make_vectors
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from lens_tui.worker.protocol import Control
@@ -27,8 +27,8 @@ FEW = 6, 3
 
 
 def test_the_scales_are_taken_from_0_outwards() -> None:
-    assert vectors.blocks((4, -4, 0, 1, -1), 2) == [[0, 1], [-1, 4], [-4]]
-    assert vectors.blocks((2, 2.0), 6) == [[2]]
+    assert make_vectors.blocks((4, -4, 0, 1, -1), 2) == [[0, 1], [-1, 4], [-4]]
+    assert make_vectors.blocks((2, 2.0), 6) == [[2]]
 
 
 def test_a_dose_in_pieces_is_the_librarys_in_one(loaded: Driver, tiny: Path, sae: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_search_is_the_librarys_and_says_what_it_tried(
     if quantity == "delta_loss":
         texts = LOSS_TEXTS[:16:2]
         plan = Add(id="a", layer=1, vector=VECTOR, scale=found.scale)
-        assert found.value == pytest.approx(measures.delta_loss(lens, plan, texts=texts).delta, abs=1e-5)
+        assert found.value == pytest.approx(effects.delta_loss(lens, plan, texts=texts).delta, abs=1e-5)
 
 
 def test_what_cannot_be_measured_says_why(loaded: Driver, tiny: Path) -> None:
@@ -204,4 +204,4 @@ def test_what_cannot_be_measured_says_why(loaded: Driver, tiny: Path) -> None:
     assert "no quantity 'taste'" in loaded.failed(jobs.FindScale((ADD,), "taste")).message
     assert "finite scales" in loaded.failed(jobs.MeasureDose(PROMPT, (ADD,), ())).message
     with pytest.raises(LensError, match="no quantity"):
-        vectors.find(LensModel(str(tiny)), [ADD], "taste")
+        make_vectors.find(LensModel(str(tiny)), [ADD], "taste")

@@ -303,7 +303,7 @@ def test_loading_another_frees_the_first_and_unloading_frees_all(tiny: Path, tmp
 def test_a_model_larger_than_memory_is_refused_unless_forced(
     tiny: Path, driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lens_tui.worker.handlers.load.machine_memory", lambda: 1000)
+    monkeypatch.setattr("lens_tui.worker.handlers.load_jobs.machine_memory", lambda: 1000)
     failed = driver.failed(jobs.LoadModel(str(tiny)))
     assert "GB of weights" in failed.message
     driver.done(jobs.LoadModel(str(tiny), force=True))

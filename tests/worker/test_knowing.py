@@ -16,7 +16,7 @@ from lens_tui.records import paths
 from lens_tui.records.labels import Labels
 from lens_tui.records.store import Store
 from lens_tui.tasks import knowledge
-from lens_tui.tasks.features import contrast_texts, feature_facts, read_texts, search_features, word_tokens
+from lens_tui.tasks.feature_page import contrast_texts, feature_facts, read_texts, search_features, word_tokens
 from lens_tui.tasks.index import index_text
 from lens_tui.tasks.train import FIT_TEXT, check_sae
 from lens_tui.worker import events as ev
@@ -250,7 +250,7 @@ def test_neighbours_and_a_sample_are_numpys(driver: Driver, tiny: Path, sae: Pat
 
 
 def test_texts_of_a_file_end_at_its_lines_alone(tmp_path: Path) -> None:
-    from lens_tui.tasks.features import read_texts
+    from lens_tui.tasks.feature_page import read_texts
 
     file = tmp_path / "a.txt"
     file.write_bytes("one \u2028 \x85 \x0b two\r\n\nthree\n".encode())

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from lens_tui import demo, sae_info
-from lens_tui.cli.app import app
-from lens_tui.demo import labels as bundled
+from lens_tui.cli.command import app
+from lens_tui.demo import bundled_labels as bundled
 from lens_tui.records import SAEInfo, paths
 from lens_tui.records.labels import Labels, NewLabel
 from lens_tui.records.store import Store

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from lens_tui import FeatureIndex, IndexSettings, LensModel, load_sae
 from lens_tui.records import LensError
-from lens_tui.tasks.features import rank_tokens
+from lens_tui.tasks.feature_page import rank_tokens
 from lens_tui.tasks.index import index_text
 
 TEXT = "The old man opened the door and saw the sea."

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from lens_tui.records import Add, Dose, Intervention, LensError, NotFinite
 
-from .interventions import Delta, FeatureSource, delta_of, must_move
+from .formulas import Delta, FeatureSource, delta_of, must_move
 from .positions import Mask, Where, touched
 
 Key = tuple[int, str]

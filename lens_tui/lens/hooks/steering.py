@@ -24,9 +24,9 @@ from lens_tui.records import (
 )
 from lens_tui.records.errors import warn
 from lens_tui.records.interventions import as_number, as_records
-from lens_tui.records.vectors import numbers
+from lens_tui.records.steering_vector import numbers
 
-from .interventions import FeatureSource, decoder_row
+from .formulas import FeatureSource, decoder_row
 from .positions import Spans, reach, reaches_scored
 from .program import Item, has_effect
 from .registry import PlanEntry, Registry

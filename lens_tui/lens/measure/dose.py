@@ -14,9 +14,9 @@ from lens_tui.records import Arm, ArmEnd, Intervention, LensError, Sampling
 from lens_tui.records.interventions import as_number, as_records
 from lens_tui.records.measures import Curve, DeltaLoss, DosePoint, DoseResponse, ReadBack
 
-from ..hooks.interventions import FeatureSource
-from . import measures
-from .measures import FEW_TEXTS, degeneration
+from ..hooks.formulas import FeatureSource
+from . import effects
+from .effects import FEW_TEXTS, degeneration
 from .scores import Interventions, Score, Unsteered, score, unsteered
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def dose_response(
         raise LensError("A dose-response needs finite scales.", "Give at least one.")
     plans = [scaled(interventions, scale) for scale in ordered]
     generated = _generate(lens, prompt, plans, sampling, raw, options)
-    known = known or unsteered(lens, measures.items_of(lens, texts, plans))
+    known = known or unsteered(lens, effects.items_of(lens, texts, plans))
     reference = _Reference(lens, prompt, generated, texts, known, raw, seed)
     response = _response(reference, ordered, plans, probe)
     if controls:
@@ -173,8 +173,8 @@ def _response(
     """What was generated at each scale, measured; without controls and curves."""
     lens, prompt, generated, raw = reference.lens, reference.prompt, reference.generated, reference.raw
     on_baseline, on_own = _scores(lens, prompt, generated, plans, raw)
-    scores = score(lens, measures.items_of(lens, reference.texts, plans), reference.known)
-    losses = measures.losses_of(scores, reference.seed)
+    scores = score(lens, effects.items_of(lens, reference.texts, plans), reference.known)
+    losses = effects.losses_of(scores, reference.seed)
     backs = _read_backs(lens, prompt, generated, probe, raw)
     points = [
         _point(scale, generated, row + 1, losses[row], on_baseline[row], on_own[row], backs[row + 1])
@@ -193,7 +193,7 @@ def _response(
 
 def known_of(lens: LensModel, interventions: Sequence[Intervention], texts: Sequence[Prompt]) -> Unsteered:
     """What of the texts does not depend on the scale: computed once for several calls of :func:`dose_response`."""
-    return unsteered(lens, measures.items_of(lens, texts, [tuple(interventions)]))
+    return unsteered(lens, effects.items_of(lens, texts, [tuple(interventions)]))
 
 
 def _generate(
@@ -226,9 +226,9 @@ def _scores(
     lens: LensModel, prompt: Prompt, generated: _Generated, plans: Sequence[Interventions], raw: bool
 ) -> tuple[list[Score], list[Score]]:
     """Each plan on the baseline's continuation, and each on its own."""
-    items = [measures.continued(lens, prompt, generated.ids[0], tuple(plans), raw=raw)]
+    items = [effects.continued(lens, prompt, generated.ids[0], tuple(plans), raw=raw)]
     pairs = zip(generated.ids[1:], plans, strict=True)
-    items += [measures.continued(lens, prompt, ids, (plan,), raw=raw) for ids, plan in pairs]
+    items += [effects.continued(lens, prompt, ids, (plan,), raw=raw) for ids, plan in pairs]
     first, *others = score(lens, items)
     return first, [one[0] for one in others]
 
@@ -247,8 +247,8 @@ def _point(
         scale=scale,
         dose=end.dose if end else None,
         delta_loss=loss,
-        on_baseline=measures.divergence_of(on_baseline),
-        on_own=measures.divergence_of(on_own),
+        on_baseline=effects.divergence_of(on_baseline),
+        on_own=effects.divergence_of(on_own),
         ppl_unsteered=float(np.exp(on_own.base.mean())),
         ppl_steered=float(np.exp(on_own.nll.mean())),
         degeneration=degeneration(generated.ids[row], generated.texts[row]),
@@ -265,7 +265,7 @@ def _read_backs(
     if probe is None:
         return [None] * len(generated.ids)
     where = (probe.sae, probe.feature, probe.layer)
-    return [measures.read_back(lens, prompt, ids, *where, site=probe.site, raw=raw) for ids in generated.ids]
+    return [effects.read_back(lens, prompt, ids, *where, site=probe.site, raw=raw) for ids in generated.ids]
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,13 +286,13 @@ def _with_controls(
 ) -> list[DosePoint]:
     """The points with loss and KL of the sign turned and of ``k`` random directions, the same ones at each scale."""
     lens = reference.lens
-    flipped, drawn = measures.controls(interventions, k, reference.seed)
+    flipped, drawn = effects.controls(interventions, k, reference.seed)
     others = [*drawn, *([flipped] if flipped is not None else [])]
     plans = [scaled(other, point.scale) for point in points for other in others]
-    scores = score(lens, measures.items_of(lens, reference.texts, plans), reference.known)
-    losses = [loss.delta for loss in measures.losses_of(scores, reference.seed)]
-    item = measures.continued(lens, reference.prompt, reference.generated.ids[0], tuple(plans), raw=reference.raw)
-    kls = [measures.divergence_of(one).mean_forward for one in score(lens, [item])[0]]
+    scores = score(lens, effects.items_of(lens, reference.texts, plans), reference.known)
+    losses = [loss.delta for loss in effects.losses_of(scores, reference.seed)]
+    item = effects.continued(lens, reference.prompt, reference.generated.ids[0], tuple(plans), raw=reference.raw)
+    kls = [effects.divergence_of(one).mean_forward for one in score(lens, [item])[0]]
     controlled = []
     for at, point in enumerate(points):
         loss, kl = (values[at * len(others) : (at + 1) * len(others)] for values in (losses, kls))

@@ -18,9 +18,9 @@ from lens_tui.records.measures import FIRST, ScaleSearch
 from ..forward import forward_rows
 from ..hooks.program import DoseMeter
 from ..vectors import residual_norm
-from . import measures
+from . import effects
 from .dose import curve, scaled
-from .measures import FEW_TEXTS
+from .effects import FEW_TEXTS
 from .scores import Interventions, ScoredText, score, unsteered
 
 if TYPE_CHECKING:
@@ -227,11 +227,9 @@ def _evaluator(
 
         def losses(scales: Sequence[float]) -> list[float]:
             plans = [scaled(interventions, at) for at in scales]
-            return [
-                loss.delta for loss in measures.losses_of(score(lens, measures.items_of(lens, texts, plans), known))
-            ]
+            return [loss.delta for loss in effects.losses_of(score(lens, effects.items_of(lens, texts, plans), known))]
 
-        known = unsteered(lens, measures.items_of(lens, texts, [tuple(interventions)]))
+        known = unsteered(lens, effects.items_of(lens, texts, [tuple(interventions)]))
         return losses
     if quantity == "kl":
         return _divergences(lens, interventions, texts, raw)
@@ -248,13 +246,13 @@ def _divergences(
 
     def items(plans: tuple[Interventions, ...]) -> list[ScoredText]:
         pairs = zip(texts, batch.token_ids, strict=True)
-        return [measures.continued(lens, text, after, plans, raw=raw) for text, after in pairs]
+        return [effects.continued(lens, text, after, plans, raw=raw) for text, after in pairs]
 
     known = unsteered(lens, items((tuple(interventions),)), with_nll=False)
 
     def divergences(scales: Sequence[float]) -> list[float]:
         scores = score(lens, items(tuple(scaled(interventions, at) for at in scales)), known)
-        found = [[measures.divergence_of(one).mean_forward for one in per_text] for per_text in scores]
+        found = [[effects.divergence_of(one).mean_forward for one in per_text] for per_text in scores]
         return [float(value) for value in np.mean(found, axis=0)]
 
     return divergences
@@ -262,7 +260,7 @@ def _divergences(
 
 def _shares(lens: LensModel, interventions: Sequence[Intervention], texts: Sequence[Prompt]) -> Evaluate:
     """Mean ``||delta h|| / ||h||`` delivered on the texts' tokens, after rounding, at the first steered site."""
-    items = measures.items_of(lens, texts, [tuple(interventions)])
+    items = effects.items_of(lens, texts, [tuple(interventions)])
     below = unsteered(lens, items, with_nll=False).below
 
     def share(plan: Interventions) -> float:

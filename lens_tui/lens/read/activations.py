@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lens_tui.records import LensError
-from lens_tui.records.activations import ActivationBlock, Place, SourceFacts, Splice
 from lens_tui.records.corpus import Corpus, open_corpus
+from lens_tui.records.token_activations import ActivationBlock, Place, SourceFacts, Splice
 
 from ..distributions import cross_entropy
 from ..hooks.passage import check_values, origin_of

@@ -29,7 +29,7 @@ from ..errors import LensError
 from ..info import ModelInfo
 from ..read_files import explained, open_regular, shown
 from ..sanitise import one_line
-from ..vectors import Origin, SteeringVector
+from ..steering_vector import Origin, SteeringVector
 from . import arrays, gguf, own, vllm_lens
 from .common import Ask, Found, Rows, place_facts, records
 from .own import check_fits_model, write_one

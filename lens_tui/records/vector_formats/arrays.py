@@ -20,8 +20,8 @@ from ..errors import LensError
 from ..file_arrays import npy_header
 from ..read_files import AGAIN, open_zip, read_member, regular_size, shown
 from ..sanitise import one_line
+from ..steering_vector import SteeringVector
 from ..torch_files import Fields, TorchTensor, load_torch
-from ..vectors import SteeringVector
 from .common import MAX_BYTES, Found, NamedArray, Row, by_layer, entry_of, raw, read_whole
 
 

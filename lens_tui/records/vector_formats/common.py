@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from ..errors import LensError
 from ..read_files import AGAIN, read_bytes, shown
 from ..sanitise import one_line
-from ..vectors import Origin, SteeringVector
+from ..steering_vector import Origin, SteeringVector
 
 MAX_BYTES = 128 << 20
 """Of a file of vectors, and of what it unpacks to: ten times what 128 layers of the widest models take."""

@@ -22,7 +22,7 @@ import numpy as np
 from ..errors import LensError
 from ..read_files import AGAIN, shown
 from ..sanitise import one_line
-from ..vectors import SteeringVector
+from ..steering_vector import SteeringVector
 from .common import Found, NamedArray, by_layer, raw, read_whole
 
 MAGIC = b"GGUF"

@@ -21,7 +21,7 @@ from .. import disk, paths
 from ..codec import from_json, to_json
 from ..errors import LensError
 from ..read_files import AGAIN, explained, open_regular, parse_json, regular_size, shown
-from ..vectors import SteeringVector
+from ..steering_vector import SteeringVector
 from .common import MAX_BYTES, MAX_LAYERS, Found, Row, entry_of, read_whole
 
 FORMAT = "mlx-lens-tui.vector"

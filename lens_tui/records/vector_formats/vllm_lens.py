@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ..errors import LensError
 from ..read_files import AGAIN, parse_json, shown
 from ..sanitise import one_line
-from ..vectors import SteeringVector
+from ..steering_vector import SteeringVector
 from .common import MAX_BYTES, Found, NamedArray, by_layer, raw, read_whole
 
 _DTYPES = {"float32": "<f4", "float16": "<f2", "float64": "<f8", "int16": "<i2"}

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from lens_tui.records import LensError
-from lens_tui.records.activations import ActivationSource, Place
+from lens_tui.records.token_activations import ActivationSource, Place
 
 from .finish import finish, remove_leftovers
-from .settings import Identity, IndexSettings, index_key
+from .index_settings import Identity, IndexSettings, index_key
 from .tables import Encoder, TokenTable, block_columns, encode_block
 from .tally import IndexPart
 

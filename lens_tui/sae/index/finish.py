@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from lens_tui.records import LensError, disk
 
-from .settings import (
+from .index_settings import (
     DEFINITIONS,
     FORMAT,
     N_OCTAVES,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lens_tui.records import LensError
 from lens_tui.records.features import CoActive, ContrastedFeature, Promoter
 
-from .read import FeatureIndex
+from .index_reader import FeatureIndex
 from .tables import as_numpy
 
 Ranking = Literal["activation", "rank"]

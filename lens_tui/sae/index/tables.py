@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lens_tui.records import LensError
-from lens_tui.records.activations import ActivationBlock
+from lens_tui.records.token_activations import ActivationBlock
 
-from .settings import IndexSettings, Unsigned, narrow
+from .index_settings import IndexSettings, Unsigned, narrow
 from .tally import SPECIAL, START, Activations
 
 

@@ -17,7 +17,7 @@ from lens_tui.records import LensError, disk
 from lens_tui.records.read_files import explained, open_regular, read_json, regular_size
 from lens_tui.records.sanitise import one_line
 
-from .settings import FORMAT, N_BINS, N_OCTAVES, Identity, IndexSettings, bin_of, index_key
+from .index_settings import FORMAT, N_BINS, N_OCTAVES, Identity, IndexSettings, bin_of, index_key
 
 _ONE = 1 << 32
 

@@ -17,7 +17,7 @@ from textual.widgets import Static
 from lens_tui.records import ModelInfo, SAEInfo
 from lens_tui.records.bench import BenchRow
 from lens_tui.records.sanitise import one_line
-from lens_tui.records.vectors import RankedLayer
+from lens_tui.records.steering_vector import RankedLayer
 from lens_tui.tui.bench_text import read_sum
 from lens_tui.tui.format import figure, fit, fit_left
 from lens_tui.tui.widgets.ramps import bar

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lens_tui.lens.decode.compare import Comparison
     from lens_tui.lens.model import LensModel
     from lens_tui.records.run_store import RunStore, State
-    from lens_tui.sae.load import SAE
+    from lens_tui.sae.load_sae import SAE
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from lens_tui import LensError, LensModel
-from lens_tui.lens.architecture.load import load_folder
+from lens_tui.lens.architecture.load_model import load_folder
 from lens_tui.lens.architecture.model_config import _args_class, _text_class, understand
 from tests.folders import D_MODEL, HEADS, N_LAYERS, llama_folder
 from tests.lens import architectures
@@ -249,7 +249,7 @@ def test_long_rope_is_that_of_short_texts_up_to_their_length() -> None:
 
 def test_yarn_without_truncation_has_the_frequencies_of_the_paper() -> None:
     """gpt-oss: the ramp between YaRN's bounds (Peng et al. 2023, arXiv:2309.00071) as they are."""
-    from lens_tui.lens.architecture.load import _untruncate
+    from lens_tui.lens.architecture.load_model import _untruncate
 
     model = architectures.make("gpt_oss")
     from mlx_lm.models.rope_utils import YarnRoPE

@@ -202,7 +202,7 @@ def test_a_tokenizer_that_fails_on_a_text_says_so(tmp_path: Path) -> None:
 def test_the_lack_of_a_chat_template_is_said_under_the_lanes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from lens_tui.cli.compare import compare
+    from lens_tui.cli.compare_verbs import compare
 
     for name, said in (("tiny-instruct", True), ("tiny-base", False)):
         compare("hi", model=str(llama_folder(tmp_path / name)), max_tokens=2)

@@ -13,7 +13,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from lens_tui import LensModel
 from lens_tui.lens.decode.generation import against_plain
 from lens_tui.lens.distributions import kl
-from lens_tui.lens.measure import measures
+from lens_tui.lens.measure import effects
 from lens_tui.records import Ablate, Add, Arm, Intervention, Positions, SteeringVector, Token
 from tests.lens import numpy_models, tiny
 from tests.lens.hooks.test_steered import forced, thoughtful
@@ -85,7 +85,7 @@ def test_lanes_agree_with_divergence(name: str) -> None:
     run = lens.compare(IDS, arms, max_tokens=8, temp=1.0, seed=3)
     tokens = rows(list(run), 4)
     for row, arm in zip(tokens, arms, strict=True):
-        held = measures.divergence(lens, IDS, [token.token_id for token in row], *arm.interventions)
+        held = effects.divergence(lens, IDS, [token.token_id for token in row], *arm.interventions)
         np.testing.assert_allclose(values(row, "kl"), held.reverse, atol=1e-3)
         np.testing.assert_allclose(values(row, "reverse_kl"), held.forward, atol=1e-3)
     assert run.batch_rows == 6  # what does nothing needs no companion
@@ -236,7 +236,7 @@ def test_companions_of_arms_that_are_steered_while_they_think() -> None:
     n_prompt = len(run.prompt_ids)
     for row, first in ((tokens[1], 2), (tokens[2], 3)):
         pushed = push(Positions("slice", start=n_prompt + first, stop=n_prompt + 5))
-        held = measures.divergence(lens, run.prompt_ids, script, pushed)
+        held = effects.divergence(lens, run.prompt_ids, script, pushed)
         np.testing.assert_allclose(values(row, "kl"), held.reverse, atol=1e-4)
         # Rows of a batch may round differently by their place in it.
         assert (values(row, "kl") > 1e-4).tolist() == [False] * (first + 1) + [True] * (7 - first)

@@ -12,7 +12,7 @@ import pytest
 from lens_tui import LensModel
 from lens_tui.lens.forward import forward_rows, pack
 from lens_tui.lens.hooks.registry import Resume
-from lens_tui.lens.measure import measures, scores
+from lens_tui.lens.measure import effects, scores
 from lens_tui.lens.measure.scores import Below, can_resume, first_site, reaches_behind
 from lens_tui.records import Ablate, Add, Intervention, NormMatch, NotFinite, Positions, ProjectOut, SteeringVector
 from tests.lens import tiny
@@ -48,7 +48,7 @@ def wholly(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_measures_are_those_of_whole_forwards(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lens = LensModel.from_model(MAKERS[name]())
     assert can_resume(lens.registry)
-    items = measures.items_of(lens, TEXTS, PLANS)
+    items = effects.items_of(lens, TEXTS, PLANS)
     found = scores.score(lens, items)
     known = scores.unsteered(lens, items)
     assert known.below is not None
@@ -71,9 +71,9 @@ def test_low_precision_follows_whole_forwards_closely(
     dtype: mx.Dtype, bits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lens = LensModel.from_model(tiny.llama(dtype=dtype, bits=bits))
-    found = measures.delta_losses(lens, PLANS, texts=TEXTS)
+    found = effects.delta_losses(lens, PLANS, texts=TEXTS)
     wholly(monkeypatch)
-    whole = measures.delta_losses(lens, PLANS, texts=TEXTS)
+    whole = effects.delta_losses(lens, PLANS, texts=TEXTS)
     for here, other in zip(found, whole, strict=True):
         np.testing.assert_allclose(here.per_text, other.per_text, atol=0.02)
     assert np.abs(whole[0].per_text).max() > 0.05
@@ -82,7 +82,7 @@ def test_low_precision_follows_whole_forwards_closely(
 def test_layers_below_are_not_computed_again() -> None:
     model = tiny.llama()
     lens = LensModel.from_model(model)
-    items = measures.items_of(lens, TEXTS, PLANS[:1])
+    items = effects.items_of(lens, TEXTS, PLANS[:1])
     known = scores.unsteered(lens, items)
     expected = scores.score(lens, items, known)
     # With these weights gone, whatever still used them would have no number.
@@ -96,8 +96,8 @@ def test_layers_below_are_not_computed_again() -> None:
 
 def test_plans_that_reach_behind_what_is_known_get_whole_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
     lens = LensModel.from_model(tiny.llama())
-    known = scores.unsteered(lens, measures.items_of(lens, TEXTS, [(add(2),)]))
-    deeper = measures.items_of(lens, TEXTS, [(add(1, scale=5.0),), (add(2, "attn_out", 5.0),)])
+    known = scores.unsteered(lens, effects.items_of(lens, TEXTS, [(add(2),)]))
+    deeper = effects.items_of(lens, TEXTS, [(add(1, scale=5.0),), (add(2, "attn_out", 5.0),)])
     found = scores.score(lens, deeper, known)
     wholly(monkeypatch)
     for here, whole in zip(found, scores.score(lens, deeper), strict=True):
@@ -146,10 +146,10 @@ def test_a_model_that_gives_something_else_is_run_whole(monkeypatch: pytest.Monk
 
 def test_more_residuals_than_may_be_kept_are_computed_by_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     lens = LensModel.from_model(tiny.llama())
-    expected = measures.delta_losses(lens, PLANS, texts=TEXTS)
+    expected = effects.delta_losses(lens, PLANS, texts=TEXTS)
     monkeypatch.setattr(scores, "MAX_BYTES", 4000)
-    assert scores.unsteered(lens, measures.items_of(lens, TEXTS, PLANS)).below is None
-    for one, other in zip(measures.delta_losses(lens, PLANS, texts=TEXTS), expected, strict=True):
+    assert scores.unsteered(lens, effects.items_of(lens, TEXTS, PLANS)).below is None
+    for one, other in zip(effects.delta_losses(lens, PLANS, texts=TEXTS), expected, strict=True):
         np.testing.assert_allclose(one.per_text, other.per_text, atol=2e-5)
 
 

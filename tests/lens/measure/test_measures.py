@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from lens_tui import LensModel
-from lens_tui.lens.measure import measures
-from lens_tui.lens.measure.measures import FEW_TEXTS, LOSS_TEXTS
+from lens_tui.lens.measure import effects
+from lens_tui.lens.measure.effects import FEW_TEXTS, LOSS_TEXTS
 from lens_tui.records import (
     Ablate,
     Add,
@@ -60,7 +60,7 @@ def numpy_scores(reference: Any, model: Any, ids: list[int], start: int = 1) -> 
 def test_delta_loss_and_its_interval(make: Any, reference: Any) -> None:
     model = make()
     lens = LensModel.from_model(model)
-    found = measures.delta_loss(lens, ADD, MATCH, texts=TEXTS, seed=5)
+    found = effects.delta_loss(lens, ADD, MATCH, texts=TEXTS, seed=5)
     each = [numpy_scores(reference, model, ids) for ids in TEXTS]
     base, after = np.concatenate([e[0] for e in each]), np.concatenate([e[1] for e in each])
     assert found.base == pytest.approx(base.mean(), rel=1e-5)
@@ -83,12 +83,12 @@ def test_kl_both_ways_and_perplexity_of_the_continuation_alone(make: Any, refere
     lens = LensModel.from_model(model)
     prompt, after = TEXTS[0][:4], TEXTS[2]
     base, nll, forward, reverse = numpy_scores(reference, model, prompt + after, start=4)
-    found = measures.divergence(lens, prompt, after, ADD, MATCH)
+    found = effects.divergence(lens, prompt, after, ADD, MATCH)
     np.testing.assert_allclose(found.forward, forward, atol=1e-5)
     np.testing.assert_allclose(found.reverse, reverse, atol=1e-5)
     assert found.mean_forward == pytest.approx(forward[:20].mean(), abs=1e-5)
     assert (found.max_forward, found.max_reverse) == (max(found.forward), max(found.reverse))
-    unsteered, own = measures.perplexity(lens, prompt, after, ADD, MATCH)
+    unsteered, own = effects.perplexity(lens, prompt, after, ADD, MATCH)
     assert unsteered == pytest.approx(np.exp(base.mean()), rel=1e-5)
     assert own == pytest.approx(np.exp(nll.mean()), rel=1e-5)
 
@@ -96,7 +96,7 @@ def test_kl_both_ways_and_perplexity_of_the_continuation_alone(make: Any, refere
 @pytest.mark.parametrize("bits", [0, 4])
 def test_low_precision_equals_one_text_at_a_time(bits: int) -> None:
     lens = LensModel.from_model(tiny.llama(bits=bits, dtype=mx.bfloat16))
-    found = measures.delta_loss(lens, ADD, texts=TEXTS)
+    found = effects.delta_loss(lens, ADD, texts=TEXTS)
     losses = []
     for scale in (0.0, 6.0):
         with lens.steer(1, VECTOR, scale):
@@ -108,7 +108,7 @@ def test_low_precision_equals_one_text_at_a_time(bits: int) -> None:
     plain = log_softmax(as_array(lens.forward(prompt + after)))[3:-1]
     with lens.intervene(ADD):
         other = log_softmax(as_array(lens.forward(prompt + after)))[3:-1]
-    kl = measures.divergence(lens, prompt, after, ADD)
+    kl = effects.divergence(lens, prompt, after, ADD)
     np.testing.assert_allclose(kl.forward, (np.exp(plain) * (plain - other)).sum(-1), rtol=0.05, atol=0.01)
     np.testing.assert_allclose(kl.reverse, (np.exp(other) * (other - plain)).sum(-1), rtol=0.05, atol=0.01)
     assert kl.max_forward > 0.1
@@ -117,9 +117,9 @@ def test_low_precision_equals_one_text_at_a_time(bits: int) -> None:
 def test_many_steerings_share_batches_and_blocks_around_the_call_do_not_count() -> None:
     lens = LensModel.from_model(tiny.llama())
     plans = [(Add(id="a", layer=1, vector=VECTOR, scale=float(scale)),) for scale in range(1, 41)]
-    together = measures.delta_losses(lens, plans, texts=TEXTS)
+    together = effects.delta_losses(lens, plans, texts=TEXTS)
     with lens.steer(0, np.ones(64), 9.0):
-        alone = [measures.delta_loss(lens, *plan, texts=TEXTS) for plan in (plans[0], plans[39])]
+        alone = [effects.delta_loss(lens, *plan, texts=TEXTS) for plan in (plans[0], plans[39])]
         lens.forward(TEXTS[0])
     assert together[0].delta == pytest.approx(alone[0].delta, abs=1e-5)
     assert together[39].delta == pytest.approx(alone[1].delta, abs=1e-5)
@@ -132,12 +132,12 @@ def test_positions_hold_in_batches_of_different_prompts() -> None:
     for prompt, after in ((TEXTS[0][:4], TEXTS[2]), (TEXTS[1], TEXTS[3])):
         from_end = Add(id="a", layer=1, vector=VECTOR, scale=6.0, positions=Positions("slice", start=len(prompt) - 1))
         np.testing.assert_allclose(
-            measures.divergence(lens, prompt, after, generated).forward,
-            measures.divergence(lens, prompt, after, from_end).forward,
+            effects.divergence(lens, prompt, after, generated).forward,
+            effects.divergence(lens, prompt, after, from_end).forward,
             atol=1e-6,
         )
     with pytest.raises(LensError, match="touches no token"):
-        measures.delta_loss(
+        effects.delta_loss(
             lens, Add(id="a", layer=1, vector=VECTOR, scale=6.0, positions=Positions("prompt")), texts=TEXTS
         )
 
@@ -171,16 +171,16 @@ def test_read_back_is_with_steering_off() -> None:
     numpy_models.llama(model, tuple(prompt + after), keep)
     expected = np.maximum(seen[2][4:] @ sae.w[:, 5] - 1.0, 0)
     with lens.steer(1, VECTOR, 20.0):
-        found = measures.read_back(lens, prompt, after, sae, 5, 2)
+        found = effects.read_back(lens, prompt, after, sae, 5, 2)
         lens.forward(prompt)
     np.testing.assert_allclose(found.per_token, expected, atol=1e-4)
     np.testing.assert_allclose([found.mean, found.max], [expected.mean(), expected.max()], atol=1e-4)
     with pytest.raises(LensError, match="no feature 12"):
-        measures.read_back(lens, prompt, after, sae, 12, 2)
+        effects.read_back(lens, prompt, after, sae, 12, 2)
 
 
 def test_controls_keep_length_and_place() -> None:
-    flipped, drawn = measures.controls([ADD, MATCH], k=3, seed=1)
+    flipped, drawn = effects.controls([ADD, MATCH], k=3, seed=1)
     assert flipped is not None
     assert [getattr(record, "scale", None) for record in flipped] == [-6.0, 0.5]
     assert len(drawn) == 3
@@ -190,26 +190,26 @@ def test_controls_keep_length_and_place() -> None:
         assert np.linalg.norm(direction) == pytest.approx(1.0, abs=1e-6)
         assert abs(float(direction @ VECTOR.direction)) < 0.6
     assert [(record.layer, record.id) for record in drawn[0]] == [(1, "a"), (2, "n")]
-    again = measures.controls([ADD, MATCH], k=3, seed=1)[1]
+    again = effects.controls([ADD, MATCH], k=3, seed=1)[1]
     assert all(
         a.vector.direction.tobytes() == b.vector.direction.tobytes()  # type: ignore[attr-defined]
         for left, right in zip(drawn, again, strict=True)
         for a, b in zip(left, right, strict=True)
     )
-    assert measures.controls([ProjectOut(id="p", layer=1, vector=VECTOR)], k=1)[0] is None
-    assert measures.controls([ClampFeature(id="c", layer=1, sae="s", feature=1, value=2.0)], k=0) == (None, [])
+    assert effects.controls([ProjectOut(id="p", layer=1, vector=VECTOR)], k=1)[0] is None
+    assert effects.controls([ClampFeature(id="c", layer=1, sae="s", feature=1, value=2.0)], k=0) == (None, [])
     with pytest.raises(LensError, match="no direction"):
-        measures.controls([Ablate(id="z", layer=1)], k=1)
+        effects.controls([Ablate(id="z", layer=1)], k=1)
 
 
 def test_controlled_measures_the_same_thing_under_each() -> None:
     lens = LensModel.from_model(tiny.llama())
 
     def measure(plan: tuple[Intervention, ...]) -> float:
-        return measures.delta_loss(lens, *plan, texts=TEXTS).delta
+        return effects.delta_loss(lens, *plan, texts=TEXTS).delta
 
-    found = measures.controlled(measure, [ADD], k=2, seed=0)
-    flipped, drawn = measures.controls([ADD], 2, 0)
+    found = effects.controlled(measure, [ADD], k=2, seed=0)
+    flipped, drawn = effects.controls([ADD], 2, 0)
     assert flipped is not None
     assert (found.effect, found.flipped) == (measure((ADD,)), measure(flipped))
     assert found.random == tuple(measure(plan) for plan in drawn)
@@ -241,25 +241,25 @@ def test_repetition_by_brute_force() -> None:
     cases = [[], [1], [1, 2, 3], [1, 1], [1, 2, 1, 2, 1], [5, 1, 2, 3, 1, 2, 3, 1, 9, 1, 2]]
     cases += [np.random.default_rng(n).integers(0, 3, 14).tolist() for n in range(12)]
     for ids in cases:
-        assert (measures.longest_repeat(ids), measures.repeat_run(ids)) == by_brute_force(ids), ids
-    found = measures.degeneration([1, 2, 1, 2, 1, 7], "ab ab ab")
+        assert (effects.longest_repeat(ids), effects.repeat_run(ids)) == by_brute_force(ids), ids
+    found = effects.degeneration([1, 2, 1, 2, 1, 7], "ab ab ab")
     assert (found.distinct_1, found.distinct_2, found.distinct_3) == (3 / 6, 3 / 5, 3 / 4)
-    assert measures.distinct([1], 2) is None
+    assert effects.distinct([1], 2) is None
     text = "la la " * 50
-    assert measures.ratio(text) == len(text) / len(zlib.compress(text.encode(), 9))
-    assert (measures.ratio(""), measures.ratio(text) > 10) == (1.0, True)
+    assert effects.ratio(text) == len(text) / len(zlib.compress(text.encode(), 9))
+    assert (effects.ratio(""), effects.ratio(text) > 10) == (1.0, True)
 
 
 def test_texts_that_cannot_be_scored() -> None:
     lens = LensModel.from_model(tiny.llama())
     with pytest.raises(LensError, match="none can be scored"):
-        measures.delta_loss(lens, ADD, texts=[[1]])
+        effects.delta_loss(lens, ADD, texts=[[1]])
     with pytest.raises(LensError, match="at least one text"):
-        measures.delta_loss(lens, ADD, texts=[])
+        effects.delta_loss(lens, ADD, texts=[])
     with pytest.raises(LensError, match="has no tokens"):
-        measures.divergence(lens, [1, 2], [], ADD)
+        effects.divergence(lens, [1, 2], [], ADD)
     with pytest.raises(LensError, match="no token 97"):
-        measures.divergence(lens, [1, 2], [97], ADD)
+        effects.divergence(lens, [1, 2], [97], ADD)
 
 
 def test_the_texts_of_the_library_are_64_and_differ() -> None:
@@ -267,6 +267,6 @@ def test_the_texts_of_the_library_are_64_and_differ() -> None:
     assert all(20 < len(text) < 200 for text in LOSS_TEXTS)
     assert LOSS_TEXTS[:16] == FEW_TEXTS
     lens = LensModel.from_model(tiny.llama(vocab=8192, layers=2), tiny.tokenizer())
-    found = measures.delta_loss(lens, Add(id="a", layer=1, vector=VECTOR, scale=6.0))
+    found = effects.delta_loss(lens, Add(id="a", layer=1, vector=VECTOR, scale=6.0))
     assert found.n_texts == 64
     assert found.n_tokens > 1000

@@ -10,7 +10,7 @@ import pytest
 
 from lens_tui import LensModel
 from lens_tui.lens import vectors
-from lens_tui.lens.measure import measures
+from lens_tui.lens.measure import effects
 from lens_tui.lens.measure.dose import FeatureProbe, curve, dose_response, knee, scaled
 from lens_tui.lens.measure.search import find_scale
 from lens_tui.records import Ablate, Add, LensError, NormMatch, ProjectOut, SteeringVector
@@ -37,22 +37,22 @@ def test_a_dose_response_is_made_of_the_measures(make: Any) -> None:
         plan = scaled([ADD], point.scale)
         with lens.steer(1, VECTOR, point.scale):
             assert point.token_ids == tuple(token.token_id for token in lens.stream(PROMPT, max_tokens=12))
-        assert point.delta_loss.delta == pytest.approx(measures.delta_loss(lens, *plan, texts=TEXTS).delta, abs=1e-5)
+        assert point.delta_loss.delta == pytest.approx(effects.delta_loss(lens, *plan, texts=TEXTS).delta, abs=1e-5)
         for held, ids in ((point.on_baseline, found.baseline_ids), (point.on_own, point.token_ids)):
-            alone = measures.divergence(lens, PROMPT, ids, *plan)
+            alone = effects.divergence(lens, PROMPT, ids, *plan)
             np.testing.assert_allclose(held.forward, alone.forward, atol=1e-5)
             np.testing.assert_allclose(held.reverse, alone.reverse, atol=1e-5)
-        both = measures.perplexity(lens, PROMPT, point.token_ids, *plan)
+        both = effects.perplexity(lens, PROMPT, point.token_ids, *plan)
         np.testing.assert_allclose([point.ppl_unsteered, point.ppl_steered], both, rtol=1e-5)
-        assert point.read_back == measures.read_back(lens, PROMPT, point.token_ids, sae, 3, 2)
+        assert point.read_back == effects.read_back(lens, PROMPT, point.token_ids, sae, 3, 2)
         assert len(point.random_delta) == len(point.random_kl) == 2
-        turned = measures.delta_loss(lens, *scaled([ADD], -point.scale), texts=TEXTS).delta
+        turned = effects.delta_loss(lens, *scaled([ADD], -point.scale), texts=TEXTS).delta
         assert point.flipped_delta == pytest.approx(turned, abs=1e-5)
-    own, drawn = found.points[3], measures.controls([ADD], 2)[1]
+    own, drawn = found.points[3], effects.controls([ADD], 2)[1]
     for at in range(2):
         other = scaled(drawn[at], 8)
-        assert own.random_delta[at] == pytest.approx(measures.delta_loss(lens, *other, texts=TEXTS).delta, abs=1e-5)
-        kl = measures.divergence(lens, PROMPT, found.baseline_ids, *other).mean_forward
+        assert own.random_delta[at] == pytest.approx(effects.delta_loss(lens, *other, texts=TEXTS).delta, abs=1e-5)
+        kl = effects.divergence(lens, PROMPT, found.baseline_ids, *other).mean_forward
         assert own.random_kl[at] == pytest.approx(kl, abs=1e-5)
     assert found.points[1].delta_loss.delta == 0.0
     assert found.points[1].on_baseline.max_forward == pytest.approx(0.0, abs=1e-6)
@@ -182,7 +182,7 @@ def test_scale_search_to_kl_and_to_a_share_of_the_norm() -> None:
     kls = []
     for text in TEXTS[:2]:
         after = [token.token_id for token in lens.stream(text, raw=True, max_tokens=20)]
-        kls.append(measures.divergence(lens, text, after, *scaled([ADD], found.scale), raw=True).mean_forward)
+        kls.append(effects.divergence(lens, text, after, *scaled([ADD], found.scale), raw=True).mean_forward)
     assert found.value == pytest.approx(np.mean(kls), abs=1e-4)
     lens = LensModel.from_model(tiny.llama(dtype=mx.bfloat16))
     share = find_scale(

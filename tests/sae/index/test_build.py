@@ -13,7 +13,7 @@ from lens_tui import FeatureIndex, IndexSettings
 from lens_tui.records import LensError
 from lens_tui.sae.index.build import IndexProgress, Target, build_index, merge_parts
 from lens_tui.sae.index.finish import share_text
-from lens_tui.sae.index.settings import EDGES, TEXT, bin_of
+from lens_tui.sae.index.index_settings import EDGES, TEXT, bin_of
 
 from .corpora import PLACE, TinySAE, TinySource
 

@@ -18,7 +18,7 @@ import pytest
 from lens_tui import FeatureIndex, co_active, promoting
 from lens_tui.records import LensError
 from lens_tui.sae.index.build import Target, build_index, merge_parts
-from lens_tui.sae.index.read import describe
+from lens_tui.sae.index.index_reader import describe
 from lens_tui.tasks.knowledge import upload_batches
 
 from .corpora import PLACE, TinySAE, TinySource

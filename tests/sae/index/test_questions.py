@@ -14,9 +14,9 @@ from lens_tui.records import LensError
 from lens_tui.records.labels import Labels, NewLabel
 from lens_tui.records.store import Store
 from lens_tui.sae.index.build import Target, build_index
+from lens_tui.sae.index.index_reader import describe
+from lens_tui.sae.index.index_settings import EDGES
 from lens_tui.sae.index.questions import direct_effects
-from lens_tui.sae.index.read import describe
-from lens_tui.sae.index.settings import EDGES
 from lens_tui.sae.index.tables import TokenTable, token_table
 from lens_tui.tasks.knowledge import upload_batches
 

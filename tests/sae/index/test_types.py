@@ -13,7 +13,7 @@ import pytest
 from lens_tui import FeatureIndex
 from lens_tui.records import LensError
 from lens_tui.sae.index.build import Target, build_index
-from lens_tui.sae.index.settings import N_BINS, N_OCTAVES, kind_for, narrow, nobody
+from lens_tui.sae.index.index_settings import N_BINS, N_OCTAVES, kind_for, narrow, nobody
 from lens_tui.sae.index.tables import TokenTable
 
 from .corpora import PLACE, TinySAE, TinySource

@@ -17,7 +17,7 @@ from lens_tui.records import LensError
 from lens_tui.records.training import TrainConfig, TrainProgress
 from lens_tui.sae.training.checkpoint import FILE, load_checkpoint
 from lens_tui.sae.training.objective import Step, initial_parameters, initial_state, normalizer, scalar
-from lens_tui.sae.training.run import train
+from lens_tui.sae.training.trainer import train
 
 from .synthetic import PLACE, Synthetic, mean_max_cosine
 
@@ -170,7 +170,7 @@ def test_dead_latents_come_back() -> None:
 
 
 def test_progress_tells_speed_time_left_and_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lens_tui.sae.training.run.REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("lens_tui.sae.training.trainer.REPORT_SECONDS", 0.0)
     seen: list[TrainProgress] = []
     train(Synthetic(), replace(SMALL, tokens=256 * 10, evaluate_every=5), tmp_path, progress=seen.append)
     steps = [item for item in seen if item.stage == "train" and item.fvu is not None]

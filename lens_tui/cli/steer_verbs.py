@@ -22,7 +22,7 @@ from .sources import ArmSpec, Json, Model, SAEName, Vectors, open_model, parse_a
 if TYPE_CHECKING:
     from lens_tui.lens.measure.dose import FeatureProbe
     from lens_tui.lens.model import LensModel
-    from lens_tui.records.vectors import RankedLayer
+    from lens_tui.records.steering_vector import RankedLayer
 
 verbs = typer.Typer()
 vector_verbs = typer.Typer(no_args_is_help=True, help="Make a steering vector and save it.")
@@ -57,7 +57,7 @@ def dose(
 
     Loss, KL, repetition and read-back of a feature, with random directions as controls.
     """
-    from lens_tui.tasks.vectors import measure_dose
+    from lens_tui.tasks.make_vectors import measure_dose
 
     text, spec, factors = read_text(prompt), parse_arm(arm), _factors(scales)
     with open_model(model) as lens, Meter() as meter:
@@ -195,7 +195,7 @@ def scale(
 
     It is found on half of the texts and measured on the other half.
     """
-    from lens_tui.tasks.vectors import find
+    from lens_tui.tasks.make_vectors import find
 
     spec = parse_arm(arm, scale=1.0)
     with open_model(model) as lens, Meter() as meter:
@@ -252,7 +252,7 @@ def contrast(
     With all layers, they are ranked on held-out pairs and the best is saved.
     """
     from lens_tui.records.corpus import read_pairs
-    from lens_tui.tasks.vectors import from_pairs
+    from lens_tui.tasks.make_vectors import from_pairs
 
     if pairs and (positive or negative):
         raise LensError("Both a file of pairs and texts are given.", "Give one of the two.")
@@ -278,7 +278,7 @@ def token(
 
     Its row of the unembedding, or its embedding.
     """
-    from lens_tui.tasks.vectors import from_token
+    from lens_tui.tasks.make_vectors import from_token
 
     with open_model(model) as lens:
         _finish(lens, from_token(lens, token, layer, kind, name), out, json)
@@ -332,7 +332,7 @@ def total(
     json: Json = False,
 ) -> None:
     """A weighted sum of others, or one without the others."""
-    from lens_tui.tasks.vectors import from_terms
+    from lens_tui.tasks.make_vectors import from_terms
 
     specs = [spec for text in terms for spec in parse_arm(text, scale=1.0).terms]
     with open_model(model) as lens:

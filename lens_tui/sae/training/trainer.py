@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lens_tui.records import LensError
-from lens_tui.records.activations import ActivationSource, Place
+from lens_tui.records.token_activations import ActivationSource, Place
 from lens_tui.records.training import Evaluation, TrainConfig, TrainProgress, TrainReport
 
 from .checkpoint import (

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from lens_tui.lens.model import LensModel
     from lens_tui.records import FloatArray, SteeringVector
     from lens_tui.records.label_files import Dashboard
+    from lens_tui.sae.index.index_reader import Example, FeatureIndex
     from lens_tui.sae.index.questions import Measure, Over, TextFeatures
-    from lens_tui.sae.index.read import Example, FeatureIndex
-    from lens_tui.sae.load import SAE
+    from lens_tui.sae.load_sae import SAE
 
 
 TokenText = Callable[[int], str]
@@ -102,7 +102,7 @@ def feature_facts(
 
 def _with_index(facts: FeatureFacts, index: FeatureIndex | None, text: TokenText, k: int) -> FeatureFacts:
     """With what the index says."""
-    from lens_tui.sae.index.read import describe
+    from lens_tui.sae.index.index_reader import describe
 
     if index is None:
         return facts

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lens_tui.records import Intervention, LensError, SteeringVector
 from lens_tui.records.measures import DoseResponse, ScaleSearch
-from lens_tui.records.vectors import RankedLayer
+from lens_tui.records.steering_vector import RankedLayer
 
 if TYPE_CHECKING:
     from lens_tui.lens.measure.dose import FeatureProbe
@@ -143,7 +143,7 @@ def measure_dose(
     Raises :class:`LensError` for positions that the loss cannot be measured at.
     """
     from lens_tui.lens.measure.dose import curves_of, dose_response, known_of
-    from lens_tui.lens.measure.measures import LOSS_TEXTS
+    from lens_tui.lens.measure.effects import LOSS_TEXTS
 
     check_positions(interventions)
     found: DoseResponse | None = None

@@ -12,7 +12,7 @@ import typer
 
 from lens_tui.records.errors import LensError
 
-from .features import feature_number, who
+from .feature_verbs import feature_number, who
 from .output import print_json, say, sentences
 from .sources import Json, SAEName, find_sae, open_model
 

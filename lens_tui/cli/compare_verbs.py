@@ -315,7 +315,7 @@ def read_prompts(prompts: str, text_key: str) -> list[str]:
     Raises :class:`LensError` where there is none.
     """
     if prompts != "-":
-        from lens_tui.tasks.features import read_texts
+        from lens_tui.tasks.feature_page import read_texts
 
         return read_texts(prompts, text_key=text_key)
     lines = [line.removesuffix("\r") for line in read_text("-").split("\n")]

@@ -13,7 +13,7 @@ from lens_tui.records.labels import Labels
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.store import Store
 from lens_tui.sae.index.questions import co_active, decoder_neighbours
-from lens_tui.tasks.features import feature_facts, feature_vector, found_features, search_features
+from lens_tui.tasks.feature_page import feature_facts, feature_vector, found_features, search_features
 from lens_tui.tasks.knowledge import index_of
 
 from .. import events as ev
@@ -22,14 +22,14 @@ from ..events import NeighboursRead
 from ..jobs import ReadNeighbours
 from ..protocol import Control
 from .context import Context, Reading
-from .load import open_sae
-from .vectors import made
+from .load_jobs import open_sae
+from .vector_jobs import made
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lens_tui.lens.model import LensModel
-    from lens_tui.sae.load import SAE
+    from lens_tui.sae.load_sae import SAE
 
 
 _BLOCK = 512  # tokens between two looks at the stop flag

@@ -213,7 +213,7 @@ def index(
 
     ctrl+c saves what was read, and the same command continues from there.
     """
-    from lens_tui.sae.index.settings import IndexSettings
+    from lens_tui.sae.index.index_settings import IndexSettings
     from lens_tui.tasks.index import index_text
 
     if top_k > 10_000:
@@ -276,7 +276,7 @@ def _index_line(progress: IndexProgress) -> tuple[str, str, float | None]:
 
 
 def _facts(result: BuildResult) -> dict[str, Any]:
-    from lens_tui.sae.index.read import FeatureIndex
+    from lens_tui.sae.index.index_reader import FeatureIndex
 
     indexes = []
     for path in result.indexes:

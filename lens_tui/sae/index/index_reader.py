@@ -22,7 +22,7 @@ from lens_tui.records.file_arrays import FileArray
 from lens_tui.records.read_files import explained, open_regular
 from lens_tui.records.sanitise import one_line, sanitise_token
 
-from .settings import (
+from .index_settings import (
     EDGES,
     N_BINS,
     WHOLE,

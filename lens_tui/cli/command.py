@@ -10,16 +10,16 @@ import typer
 from typer.core import TyperGroup
 
 from . import open_app as start
-from .compare import verbs as compare
-from .config import verbs as config
-from .features import verbs as features
-from .info import verbs as info
-from .labels import verbs as labels
+from .compare_verbs import verbs as compare
+from .config_verbs import verbs as config
+from .feature_verbs import verbs as features
+from .info_verbs import verbs as info
+from .label_verbs import verbs as labels
 from .output import INTERRUPTED, USER_ERROR, fail, note, say, sentences
-from .read import verbs as read
-from .saes import verbs as saes
+from .read_verbs import verbs as read
+from .sae_verbs import verbs as saes
 from .sources import asked_dequantize
-from .steer import verbs as steer
+from .steer_verbs import verbs as steer
 
 # Typer brings its own click or uses the one installed: the class of what it refuses is known by a child.
 _Refused: type[Exception] = typer.BadParameter.__mro__[2]

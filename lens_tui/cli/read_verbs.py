@@ -14,7 +14,7 @@ from rich.cells import set_cell_size
 from lens_tui.records import Intervention, LensError, SAEInfo
 from lens_tui.tui.widgets.ramps import share_level
 
-from .features import dense_mark
+from .feature_verbs import dense_mark
 from .output import note, print_json, say, say_shaded, sentences
 from .sources import Json, Model, SAEName, Vectors, open_model, open_sae, parse_arm, read_text
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from lens_tui.lens.model import LensModel
     from lens_tui.records.measures import LogitAttribution, LogitLens
-    from lens_tui.sae.index.read import FeatureIndex
-    from lens_tui.sae.load import SAE
-    from lens_tui.tasks.features import Order
+    from lens_tui.sae.index.index_reader import FeatureIndex
+    from lens_tui.sae.load_sae import SAE
+    from lens_tui.tasks.feature_page import Order
 
 _CELL = 10
 _PARTS_SHOWN = 12
@@ -66,15 +66,17 @@ def order_of(text: str) -> Order:
 def read(lens: LensModel, sae: SAE, text: str, top_k: int, by: Order = "activation") -> dict[str, Any]:
     """The text's tokens with their top features, and how well the SAE fits this text.
 
-    ``by`` is the order, see :func:`lens_tui.tasks.features.rank_tokens`; each feature has its activation, its ``score``
-    in that order, its label or else what the index describes it by, and its density: the share of the index's tokens on
-    which it is active. ``l0`` and ``fvu`` leave special tokens (such as BOS) out. Raises ``LensError`` if the SAE is
-    not of this model's width or does not say which layer and site it reads.
+    ``by`` is the order, see :func:`~lens_tui.tasks.feature_page.rank_tokens`; each feature has its activation,
+    its ``score`` in that order, its label or else what the index describes it by, and its density: the share of the
+    index's tokens on which it is active. ``l0`` and ``fvu`` leave special tokens (such as BOS) out.
+
+    Raises:
+        LensError: the SAE is not of this model's width or does not say which layer and site it reads.
     """
     import mlx.core as mx
     import numpy as np
 
-    from lens_tui.tasks.features import POOL, rank_tokens
+    from lens_tui.tasks.feature_page import POOL, rank_tokens
     from lens_tui.tasks.knowledge import index_of
 
     info = sae.info
@@ -115,7 +117,7 @@ def _known(
     lens: LensModel, info: SAEInfo, index: FeatureIndex | None, features: Sequence[int]
 ) -> dict[int, dict[str, Any]]:
     """Each feature's label; where it has none what the index describes it by; and its density in the index."""
-    from lens_tui.sae.index.read import describe
+    from lens_tui.sae.index.index_reader import describe
     from lens_tui.tasks.knowledge import label_texts
 
     names = label_texts(info, features)

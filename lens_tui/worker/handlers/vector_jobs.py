@@ -12,14 +12,14 @@ from lens_tui.records import SteeringVector
 from lens_tui.records.info import in_residual
 from lens_tui.records.measures import DoseResponse
 from lens_tui.records.sanitise import one_line, sanitise
-from lens_tui.tasks.vectors import find
-from lens_tui.tasks.vectors import measure_dose as measure
+from lens_tui.tasks.make_vectors import find
+from lens_tui.tasks.make_vectors import measure_dose as measure
 
 from .. import events as ev
 from .. import jobs
 from ..protocol import Control
 from .context import Context
-from .load import open_sae
+from .load_jobs import open_sae
 
 if TYPE_CHECKING:
     from lens_tui.lens.measure.dose import FeatureProbe
@@ -32,7 +32,7 @@ _TOP_TOKENS = 10
 def from_prompts(control: Control, job: jobs.VectorFromPrompts, context: Context) -> Iterator[ev.Event]:
     """A vector that tells texts apart, or one for each layer with how well it does."""
     from lens_tui.records.corpus import read_pairs
-    from lens_tui.tasks.vectors import from_pairs
+    from lens_tui.tasks.make_vectors import from_pairs
 
     positive, negative = read_pairs(job.path) if job.path else (job.positive, job.negative)
     control.progress("texts", 0, len(positive) + len(negative))
@@ -55,7 +55,7 @@ def from_prompts(control: Control, job: jobs.VectorFromPrompts, context: Context
 
 def from_token(control: Control, job: jobs.VectorFromToken, context: Context) -> Iterator[ev.Event]:
     """The direction of a token."""
-    from lens_tui.tasks.vectors import from_token as make
+    from lens_tui.tasks.make_vectors import from_token as make
 
     vector = make(context.need_model(), job.token, job.layer, job.kind, job.name)
     yield made(control, replace(vector, name=one_line(vector.name, 60)), context)
@@ -63,7 +63,7 @@ def from_token(control: Control, job: jobs.VectorFromToken, context: Context) ->
 
 def from_vectors(control: Control, job: jobs.VectorFromVectors, context: Context) -> Iterator[ev.Event]:
     """A direction out of others."""
-    from lens_tui.tasks.vectors import from_terms
+    from lens_tui.tasks.make_vectors import from_terms
 
     vector = from_terms(context.need_model(), job.name, job.terms, less=job.less, unit=job.unit)
     yield made(control, vector, context)

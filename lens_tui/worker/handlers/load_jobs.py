@@ -28,9 +28,9 @@ from ..protocol import Control
 from .context import Context
 
 if TYPE_CHECKING:
-    from lens_tui.lens.architecture.load import Loaded
+    from lens_tui.lens.architecture.load_model import Loaded
     from lens_tui.lens.model import LensModel
-    from lens_tui.sae.load import SAE
+    from lens_tui.sae.load_sae import SAE
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def load_model(control: Control, job: jobs.LoadModel, context: Context) -> Itera
     from lens_tui.lens.architecture.weights import dequantize, evaluate, model_bytes
 
     control.progress("tokenizer")
-    from lens_tui.lens.architecture.load import load_folder
+    from lens_tui.lens.architecture.load_model import load_folder
 
     found = load_folder(folder, label=entry.name, lazy=True)  # no code that comes with a model is run
     old = context.model.info.nbytes if context.model is not None else 0
@@ -113,7 +113,7 @@ def _is_bundled(info: SAEInfo, context: Context) -> bool:
 
 def open_sae(path_or_id: str, context: Context, progress: Callable[[int, int], None] | None = None) -> SAE:
     """The SAE of this path, name or id: the one that is loaded, or loaded now (``progress``: of a download)."""
-    from lens_tui.sae.load import load_sae as read_sae
+    from lens_tui.sae.load_sae import load_sae as read_sae
 
     known = context.known.get(path_or_id)
     path, layer, site = (known.path, None, None) if known else named_sae(path_or_id)
@@ -202,7 +202,7 @@ def _known_saes(entry: ModelEntry, context: Context) -> tuple[SAEInfo, ...]:
 
 
 def _read_info(path: str) -> SAEInfo:
-    from lens_tui.sae.load import sae_info
+    from lens_tui.sae.load_sae import sae_info
 
     return sae_info(path)
 

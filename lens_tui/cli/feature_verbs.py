@@ -36,7 +36,7 @@ def feature(
     json: Json = False,
 ) -> None:
     """Print all that is known of one feature."""
-    from lens_tui.tasks.features import feature_facts
+    from lens_tui.tasks.feature_page import feature_facts
     from lens_tui.tasks.knowledge import dense_features, index_of
 
     which, how = feature_number(number), convention_of(convention)
@@ -147,7 +147,7 @@ def search(
     json: Json = False,
 ) -> None:
     """Find features by words, in labels and promoted tokens."""
-    from lens_tui.tasks.features import search_features
+    from lens_tui.tasks.feature_page import search_features
     from lens_tui.tasks.knowledge import dense_features, index_of
 
     convention_of(convention)
@@ -189,7 +189,7 @@ def contrast(
 ) -> None:
     """Find the features that tell texts A from texts B."""
     from lens_tui.sae.index.questions import Measure, Over
-    from lens_tui.tasks.features import contrast_texts, read_texts
+    from lens_tui.tasks.feature_page import contrast_texts, read_texts
     from lens_tui.tasks.knowledge import dense_features, index_of
 
     for value, choice, name in ((measure, Measure, "measure"), (over, Over, "--over")):
