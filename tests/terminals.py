@@ -44,7 +44,7 @@ def on_ready(self):
     {body}
 LensApp.on_ready = on_ready
 from lens_tui.tui.start import run
-from lens_tui.worker.protocol import end_process
+from lens_tui.worker.thread import end_process
 end_process({run})
 """
 

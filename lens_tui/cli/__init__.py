@@ -50,6 +50,6 @@ def open_app(
             "The app needs a terminal, and this is not one.", "Use `mlx-lens-tui compare` or `features`; see --help."
         )
     from lens_tui.tui.start import run
-    from lens_tui.worker.protocol import end_process
+    from lens_tui.worker.thread import end_process
 
     end_process(run(demo=demo, model=model, theme=theme, dequantize=dequantize))

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lens_tui.records import Arm, ArmEnd, Intervention, LensError, Sampling, Token
-from lens_tui.records.bench import amount_of
-from lens_tui.tui.format import figure
-from lens_tui.tui.widgets.ramps import Trail, kl_key, kl_level, sparkline
+from lens_tui.records.interventions import amount_of
+from lens_tui.tui.format import Trail, figure, kl_key, kl_level, sparkline
 
 from .output import INTERRUPTED, Asked, in_terminal, interruptible, note, print_json, say, say_shaded, sentences
 from .sources import (

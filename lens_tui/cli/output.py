@@ -255,7 +255,7 @@ class Meter:
         if not self._live:
             note(f"{stage}  {rest}".rstrip())
             return
-        shown = "" if share is None else f"{bar(share, _BAR)}▏ "
+        shown = "" if share is None else f"{bar(share, _BAR).ljust(_BAR)}▏ "
         line = f"{stage}  {shown}{rest}".rstrip()[: shutil.get_terminal_size().columns - 1]
         with suppress(OSError):  # the terminal may be gone; the work is not for it alone
             sys.stderr.write("\r" + line.ljust(self._width))

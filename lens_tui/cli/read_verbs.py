@@ -12,7 +12,7 @@ import typer
 from rich.cells import set_cell_size
 
 from lens_tui.records import Intervention, LensError, SAEInfo
-from lens_tui.tui.widgets.ramps import share_level
+from lens_tui.tui.format import share_level
 
 from .feature_verbs import dense_mark
 from .output import note, print_json, say, say_shaded, sentences

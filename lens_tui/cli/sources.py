@@ -5,7 +5,7 @@ layer after ``@`` and a scale after ``*``. A source is a feature id of the SAE
 (``f2666`` or ``2666``), ``random:SEED``, the path of a vector file, or the name of a
 bundled vector. After the scale may come a mode and positions, each after a colon:
 ``f2666*0.5:norm_match``, ``f75:project_out``, ``f2666*22:generated``. They are those
-of ``records.bench``.
+of ``records.interventions``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import typer
 
 from lens_tui import demo
 from lens_tui.records import Arm, LensError, SAEInfo, SteeringVector
-from lens_tui.records.bench import MODES, POSITIONS, Term, mode_of
+from lens_tui.records.interventions import MODES, POSITIONS, Term, mode_of
 from lens_tui.records.run import LIMITS
 from lens_tui.records.sanitise import one_line
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lens_tui.records import Intervention, LensError, SteeringVector
-from lens_tui.records.bench import amount_of, positions_text
 from lens_tui.records.info import in_residual
+from lens_tui.records.interventions import amount_of, positions_text
 from lens_tui.records.measures import DEFINITIONS, MULTIPLES, OWN_KL, QUANTITIES, DoseResponse, ScaleSearch
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.format import figure

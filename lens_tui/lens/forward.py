@@ -6,7 +6,7 @@ what is known once it is through: that what must move something did, and that wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from numbers import Integral
 from typing import Any, Protocol
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from lens_tui.records import FloatArray, Intervention, LensError, ModelInfo
 
-from .distributions import cross_entropy
-from .hooks.passage import captured, check_values, explained, origin_of
+from .decode.sampling import cross_entropy
+from .hooks.passage import captured, check_moved, check_values, explained, origin_of
 from .hooks.program import DoseMeter, Key
 from .hooks.registry import CaptureResult, Plan, Recorder, Registry, Resume, Run
 from .hooks.steering import check_scored, entries_of
@@ -85,39 +85,6 @@ def run_through(
         with nullcontext() if cache is not None else explained(run, ids if rows is None else rows):
             check_moved(run.registry, run.plan, run.meter, touched=True)
     return logits
-
-
-def check_moved(
-    registry: Registry,
-    plan: Plan,
-    meter: DoseMeter,
-    name: Callable[[int], str] = lambda row: "Steering",
-    *,
-    touched: bool = False,
-) -> None:
-    """Refuse to continue where what had to move a row was measured and did not.
-
-    Args:
-        registry: What the plan is of.
-        plan: What acts on each row.
-        meter: What was measured of it so far.
-        name: What the steering of a row is called in the sentence.
-        touched: Refuse as well what has touched no token: where the whole text has been seen.
-
-    Raises:
-        LensError: With the intervention and the place.
-    """
-    meter.settle()
-    for key, program in registry.programs(plan).items():
-        for row, must in enumerate(program.must_move):
-            if not must:
-                continue
-            if touched and not meter.doses(row, [key]):
-                names = ", ".join(repr(entry.item.id) for entry in plan.rows[row] if entry.key == key)
-                raise LensError(
-                    f"{names} touches no token of the text.", "Change its positions, or give a longer text."
-                )
-            meter.check_moved(row, [key], name(row))
 
 
 def run_forward(

@@ -51,10 +51,10 @@ if TYPE_CHECKING:
     from .run import Sampling as Sampling
     from .run import Steered as Steered
     from .run import Token as Token
-    from .run import TokenWeight as TokenWeight
     from .steering_vector import FloatArray as FloatArray
     from .steering_vector import Origin as Origin
     from .steering_vector import SteeringVector as SteeringVector
+    from .steering_vector import TokenWeight as TokenWeight
     from .training import Evaluation as Evaluation
     from .training import FitReport as FitReport
     from .training import SiteFit as SiteFit
@@ -76,8 +76,8 @@ else:
                 "AttentionPattern Controlled Curve Degeneration DeltaLoss Divergence DosePoint DoseResponse "
                 "LogitAttribution LogitLens Part ReadBack ScaleSearch"
             ),
-            ".run": "ArmEnd BatchRow Candidate Dose Echo Request Sampling Steered Token TokenWeight",
+            ".run": "ArmEnd BatchRow Candidate Dose Echo Request Sampling Steered Token",
             ".training": "Evaluation FitReport SiteFit TrainConfig TrainProgress TrainReport",
-            ".steering_vector": "FloatArray Origin SteeringVector",
+            ".steering_vector": "FloatArray Origin SteeringVector TokenWeight",
         },
     )

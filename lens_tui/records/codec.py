@@ -18,9 +18,9 @@ from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_h
 
 from .errors import LensError
 from .interventions import Ablate, Add, CapProjection, ClampFeature, Intervention, NormMatch, ProjectOut, SetProjection
-from .run import Candidate, TokenWeight
+from .run import Candidate
 from .sanitise import one_line
-from .steering_vector import FloatArray, SteeringVector
+from .steering_vector import FloatArray, SteeringVector, TokenWeight
 
 Record = TypeVar("Record")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from .run import TokenWeight
+from .steering_vector import TokenWeight
 
 if TYPE_CHECKING:
     from .labels import Label

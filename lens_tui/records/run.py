@@ -144,15 +144,6 @@ class Steered:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenWeight:
-    """A token and how strongly a direction promotes (positive) or suppresses it."""
-
-    token_id: int
-    text: str
-    value: float
-
-
-@dataclass(frozen=True, slots=True)
 class Echo:
     """What a change leaves in the residual stream behind a layer, averaged over tokens.
 

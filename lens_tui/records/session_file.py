@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from . import disk, paths
-from .bench import BenchRow, mode_of
 from .codec import from_json, to_json
 from .disk import is_owner_alive, own_birth
 from .errors import LensError
+from .interventions import BenchRow, mode_of
 from .read_files import FileAbsent, explained, read_json
-from .run import Sampling, TokenWeight
+from .run import Sampling
 from .sanitise import sanitise_token
+from .steering_vector import TokenWeight
 
 _VERSION = 1
 _MAX_BYTES = 256 << 20

@@ -152,3 +152,12 @@ class RankedLayer:
     accuracy: float | None = None
     pairs: float | None = None
     d_prime: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenWeight:
+    """A token and how strongly a direction promotes (positive) or suppresses it."""
+
+    token_id: int
+    text: str
+    value: float

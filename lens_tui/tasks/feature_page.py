@@ -300,7 +300,7 @@ def _by_effect(
 ) -> list[Scored]:
     import mlx.core as mx
 
-    from lens_tui.lens.distributions import log_softmax
+    from lens_tui.lens.decode.sampling import log_softmax
     from lens_tui.sae.index.questions import direct_effects
 
     place = sae.info.site_out or sae.info.site

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from textual.content import Content
 
-from lens_tui.records.bench import BenchRow, mode_of, positions_text
+from lens_tui.records.interventions import BenchRow, mode_of, positions_text
 from lens_tui.records.measures import DEFINITIONS, QUANTITIES, Curve, DosePoint, DoseResponse, ScaleSearch
 from lens_tui.records.sanitise import one_line
 from lens_tui.worker.events import DoseMeasured, Event, JobDone, JobFailed, ScaleFound, ScalesTried

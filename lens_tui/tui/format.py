@@ -1,12 +1,169 @@
-"""How numbers look, on the screen and on the command line: pure functions, the same everywhere."""
+"""How numbers look, on the screen and on the command line: as text, as a shade, a bar or a digit. Pure.
+
+A level is an integer from 0 (nothing worth showing) to 7 (full). Every widget that shows a number by colour takes
+levels, so colour and its glyph twin can never disagree.
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from datetime import datetime
 
 from rich.cells import cell_len, set_cell_size
 
-_EIGHTHS = " ▏▎▍▌▋▊▉"
+N_LEVELS = 8
+BARS = "▁▂▃▄▅▆▇█"
+DIGITS = "01234567"
+_EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
+
+SURPRISAL_STEPS = (3.0, 4.0, 5.0, 6.0, 7.0, 8.5, 10.0)
+"""Lower bounds of levels 1 to 7 for ``-logprob`` in nats.
+
+A token likelier than 1 in 20 stays plain: shading what is common would shade nearly every token of ordinary text.
+"""
+
+KL_STEPS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+"""Lower bounds of levels 1 to 7 for the KL of a steering, in nats: two steps a decade.
+
+Steering that leaves a text sound moves the next token by hundredths of a nat, strong steering by one or more.
+"""
+
+LAYER_KL_STEPS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+"""Lower bounds of levels 1 to 7 for the KL of a layer's readout from the last layer's, in nats: each step doubles."""
+
+
+def step_level(value: float | None, steps: Sequence[float]) -> int:
+    """The level of a value on a fixed scale of seven rising lower bounds; NaN and ``None`` give 0."""
+    if value is None or value != value:
+        return 0
+    return bisect_right(steps, value)
+
+
+def kl_level(value: float | None) -> int:
+    """The level of a steering's KL in nats."""
+    return step_level(value, KL_STEPS)
+
+
+def layer_kl_level(value: float | None) -> int:
+    """The level of a layer's KL from the last one, in nats."""
+    return step_level(value, LAYER_KL_STEPS)
+
+
+def kl_key() -> str:
+    """What the bars of :func:`kl_level` stand for: ``▂0.01 ▄0.1 ▆1 █10 nat``."""
+    return " ".join(f"{BARS[level]}{KL_STEPS[level - 1]:g}" for level in (1, 3, 5, 7)) + " nat"
+
+
+def surprisal_level(logprob: float | None) -> int:
+    """The level of a log-probability (nats): 0 for a sure token, 7 from 10 nats of surprise."""
+    return 0 if logprob is None else step_level(-logprob, SURPRISAL_STEPS)
+
+
+def share_level(value: float, maximum: float) -> int:
+    """The level of a value as a share of a maximum; anything above zero is at least 1."""
+    if not value > 0.0 or not maximum > 0.0:
+        return 0
+    return min(N_LEVELS - 1, 1 + int((N_LEVELS - 1) * value / maximum))
+
+
+def bar(share: float, width: int) -> str:
+    """A horizontal bar, in eighths of a cell, of ``share`` (0 to 1) of ``width`` cells. Not padded."""
+    if not share > 0.0 or width <= 0:
+        return ""
+    eighths = max(1, round(min(1.0, share) * width * 8))
+    whole, rest = divmod(eighths, 8)
+    return "█" * whole + _EIGHTHS[rest]
+
+
+def sparkline(levels: Sequence[int]) -> str:
+    """Levels as a row of bars, one cell each."""
+    return "".join(BARS[level] for level in levels)
+
+
+def histogram(counts: Sequence[float], width: int) -> tuple[str, str]:
+    """Two rows of bars (upper, lower) for a histogram, sixteen heights; a non-zero count always shows.
+
+    More bins than cells are summed into neighbours, fewer are drawn one cell each.
+    """
+    bins = _rebin(counts, width)
+    top = max(bins, default=0.0)
+    upper, lower = [], []
+    for count in bins:
+        height = 0 if top <= 0 or count <= 0 else max(1, round(16 * count / top))
+        lower.append(" " if height == 0 else BARS[min(height, 8) - 1])
+        upper.append(" " if height <= 8 else BARS[height - 9])
+    return "".join(upper), "".join(lower)
+
+
+def _rebin(counts: Sequence[float], width: int) -> list[float]:
+    if width <= 0 or not counts:
+        return []
+    if len(counts) <= width:
+        return [float(count) for count in counts]
+    bins = [0.0] * width
+    for index, count in enumerate(counts):
+        bins[index * width // len(counts)] += float(count)
+    return bins
+
+
+class Trail:
+    """A growing series squeezed into a fixed number of cells, each the mean of equally many values.
+
+    Appending costs the same however long the series is: when the cells are
+    full, neighbours are merged and each cell holds twice as many values.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = max(2, capacity)
+        self.per_cell = 1
+        self._sums: list[float] = []
+        self._counts: list[int] = []
+
+    def append(self, value: float) -> None:
+        """Add one value at the end."""
+        if not self._counts or self._counts[-1] >= self.per_cell:
+            if len(self._sums) == self.capacity:
+                self._halve()
+            if not self._counts or self._counts[-1] >= self.per_cell:
+                self._sums.append(0.0)
+                self._counts.append(0)
+        self._sums[-1] += value
+        self._counts[-1] += 1
+
+    def means(self) -> list[float]:
+        """The mean of each cell, oldest first."""
+        return [total / count for total, count in zip(self._sums, self._counts, strict=True)]
+
+    def _halve(self) -> None:
+        self._sums = [sum(self._sums[i : i + 2]) for i in range(0, len(self._sums), 2)]
+        self._counts = [sum(self._counts[i : i + 2]) for i in range(0, len(self._counts), 2)]
+        self.per_cell *= 2
+
+
+def scale_bar(value: float, limit: float, width: int) -> str:
+    """A slider of ``width`` cells from ``-limit`` to ``+limit``: ``┼`` zero, ``●`` the value, ``◀ ▶`` beyond the ends.
+
+    The cells between zero and the value are drawn heavy, so that the size is
+    seen without colour.
+    """
+    width = max(5, width | 1)
+    middle = width // 2
+    cells = ["─"] * width
+    cells[middle] = "┼"
+    share = max(-1.0, min(1.0, value / limit)) if limit > 0 else 0.0
+    knob = middle + round(share * middle)
+    for place in range(min(knob, middle) + 1, max(knob, middle)):
+        cells[place] = "━"
+    beyond = abs(value) > limit > 0
+    cells[knob] = ("▶" if value > 0 else "◀") if beyond else "●"
+    return "".join(cells)
+
+
+def nice_limit(unit: float, values: tuple[float, ...] = ()) -> float:
+    """The end of a slider: twice the unit, or as far as the largest value needs, in whole units."""
+    steps = max([2.0, *(abs(value) / unit for value in values)]) if unit > 0 else 2.0
+    return unit * (2 if steps <= 2 else -(-steps // 1))
 
 
 def size(nbytes: float) -> str:
@@ -56,14 +213,6 @@ def ago(then: float, now: float) -> str:
     if past < 30 * 86400:
         return f"{past / 86400:.0f} days ago"
     return datetime.fromtimestamp(then).strftime("%-d %b %Y")
-
-
-def bar(fraction: float, width: int) -> str:
-    """A horizontal bar of exactly ``width`` cells, filled to the eighth of a cell."""
-    eighths = round(min(1.0, max(0.0, fraction)) * width * 8)
-    full, part = divmod(eighths, 8)
-    text = "█" * full + (_EIGHTHS[part] if part else "")
-    return text.ljust(width)
 
 
 def signed(value: float, places: int = 1) -> str:

@@ -12,9 +12,8 @@ from lens_tui.records import FloatArray
 from lens_tui.records.measures import LogitLens
 from lens_tui.worker.events import Encoded
 
-from .format import fit, fit_left
+from .format import BARS, N_LEVELS, bar, fit, fit_left, layer_kl_level, share_level
 from .session import Session
-from .widgets.ramps import BARS, N_LEVELS, bar, layer_kl_level, share_level
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from typing import Any
 
 from lens_tui import demo
 from lens_tui.records import Arm, Intervention, LensError, SAEInfo, Sampling, SteeringVector
-from lens_tui.records.bench import POSITIONS, amount_of, mode_of
 from lens_tui.records.codec import to_json
+from lens_tui.records.interventions import POSITIONS, amount_of, mode_of
 from lens_tui.records.sanitise import json_escaped, one_line, sanitise
 
 from .run_text import ArmText, RunText

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lens_tui.records import Arm, Candidate, Intervention, ModelInfo, Sampling, Token
-from lens_tui.records.bench import BenchRow
+from lens_tui.records.interventions import BenchRow
 from lens_tui.worker.events import ArmDone, Dialed, Event, JobDone, JobFailed, RunKept, RunStarted, Speed, TokenEvent
 
+from .format import kl_level, surprisal_level
 from .session import Session, Written
-from .widgets.ramps import kl_level, surprisal_level
 
 Measure = Literal["surprise", "kl", "diff"]
 MEASURES: tuple[Measure, ...] = ("surprise", "kl", "diff")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from lens_tui.records import Arm, ModelInfo, Positions, SAEInfo, Sampling, SteeringVector, TokenWeight
-from lens_tui.records.bench import BenchRow
+from lens_tui.records.interventions import BenchRow
 from lens_tui.worker.events import Event, ModelLoaded, ModelUnloaded, SAEChecked, SAELoaded
 
 if TYPE_CHECKING:  # the first frame needs none of them

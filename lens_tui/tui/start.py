@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TextIO
 from lens_tui.records import Sampling, paths
 from lens_tui.records.info import Dequantize
 from lens_tui.records.log import open_for_appending, start_log
-from lens_tui.worker.protocol import WorkerLike
+from lens_tui.worker.thread import WorkerLike
 
 from .preferences import Start, preferences
 
@@ -170,7 +170,7 @@ def ended_by_signals(app: LensApp) -> Iterator[None]:
 
 def _end_without(app: LensApp, status: int) -> None:
     """End the process around an app that does not."""
-    from lens_tui.worker.protocol import end_process
+    from lens_tui.worker.thread import end_process
 
     app.recovery.end(well=False)
     if (restore := getattr(app._driver, "restore_now", None)) is not None:

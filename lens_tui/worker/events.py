@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lens_tui.records import FloatArray, Intervention, SteeringVector
 from lens_tui.records.features import FeatureFacts, FoundFeature
 from lens_tui.records.run import Token
-from lens_tui.records.run import TokenWeight as TokenWeight
+from lens_tui.records.steering_vector import TokenWeight as TokenWeight
 
 if TYPE_CHECKING:
     from lens_tui.records import ModelInfo, SAEInfo

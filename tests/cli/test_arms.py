@@ -4,7 +4,7 @@ import pytest
 
 from lens_tui.cli.sources import ArmSpec, parse_arm
 from lens_tui.records import LensError
-from lens_tui.records.bench import Term
+from lens_tui.records.interventions import Term
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from lens_tui.cli.command import app
 from lens_tui.cli.sources import Vectors, parse_arm
 from lens_tui.lens.vectors import from_array, from_token, mean_difference, random_unit
 from lens_tui.records import Add, Arm, Intervention, LensError, Positions, Sampling, SteeringVector
-from lens_tui.records.bench import BenchRow, amount_of
+from lens_tui.records.interventions import BenchRow, amount_of
 from lens_tui.records.vector_folder import keep_vector, list_vectors
 from lens_tui.records.vector_formats import load_one
 from lens_tui.tui.run_export import as_command, quoted, sae_words

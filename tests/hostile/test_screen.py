@@ -14,8 +14,7 @@ from textual.screen import Screen
 from lens_tui.records import LensError
 from lens_tui.records.sanitise import one_line, sanitise_token
 from lens_tui.tasks.models import ModelEntry, SAEEntry
-from lens_tui.tui.app import LensApp
-from lens_tui.tui.defects import NoControls
+from lens_tui.tui.app import LensApp, NoControls
 from lens_tui.tui.keys import SCREENS
 from lens_tui.tui.screens.form import Choice, ChoiceScreen, ErrorScreen, Field, FormScreen
 from lens_tui.worker import events as ev
@@ -127,7 +126,7 @@ async def test_stage_names_and_titles_stay_tame() -> None:
     app = lens_app()
     async with app.run_test(size=(80, 24)) as pilot:
         await settle(pilot)
-        from lens_tui.tui.job_book import Activity, advance
+        from lens_tui.tui.host import Activity, advance
 
         for text in HOSTILE:
             activity = advance(Activity(), ev.JobStarted(1, text), 0.0)

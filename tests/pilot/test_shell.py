@@ -10,12 +10,11 @@ from textual.pilot import Pilot
 
 from lens_tui.records import LensError
 from lens_tui.tui.app import FRAME
-from lens_tui.tui.job_book import BUSY, FAILED
+from lens_tui.tui.host import BUSY, FAILED
 from lens_tui.tui.keys import KEYS, SCREENS, by_id
 from lens_tui.tui.screens.everywhere import HelpScreen, ThemeScreen
 from lens_tui.tui.screens.form import ErrorScreen
-from lens_tui.tui.screens.lens_base import LensScreen
-from lens_tui.tui.widgets.frame import takes_text
+from lens_tui.tui.widgets.frame import LensScreen, takes_text
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from tests.apps import lens_app, screen_text, settle

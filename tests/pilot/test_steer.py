@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from textual.pilot import Pilot
 
 from lens_tui import demo
-from lens_tui.records.bench import BenchRow
+from lens_tui.records.interventions import BenchRow
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.bench_text import relative
 from lens_tui.tui.screens.form import FormScreen, number, whole

@@ -8,7 +8,7 @@ import pytest
 from textual.pilot import Pilot
 
 from lens_tui.records import Add, Positions
-from lens_tui.records.bench import BenchRow
+from lens_tui.records.interventions import BenchRow
 from lens_tui.records.measures import DEFINITIONS, MULTIPLES
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.bench_text import DoseView, short

@@ -10,7 +10,7 @@ import pytest
 from textual.pilot import Pilot
 
 from lens_tui.records import Add, LensError, NormMatch, Positions, ProjectOut
-from lens_tui.records.bench import BenchRow
+from lens_tui.records.interventions import BenchRow
 from lens_tui.records.session_file import read_session
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.bench_text import read_sum
@@ -222,7 +222,7 @@ async def test_mode_and_positions_in_the_form_the_copy_and_the_session_file() ->
 def test_each_mode_becomes_its_record_at_the_vectors_own_site() -> None:
     from dataclasses import replace
 
-    from lens_tui.records.bench import MODES, amount_of
+    from lens_tui.records.interventions import MODES, amount_of
 
     vector = replace(unit_vector("v"), site="attn_out")
     for mode in MODES:

@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 
 from lens_tui.records import Arm, LensError, Positions, Sampling, SteeringVector, Token
-from lens_tui.records.bench import BenchRow
 from lens_tui.records.corpus import open_corpus, read_pairs
 from lens_tui.records.disk import fingerprint
+from lens_tui.records.interventions import BenchRow
 from lens_tui.records.label_files import (
     Dashboards,
     read_delphi,

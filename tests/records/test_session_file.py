@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from lens_tui.records import LensError, Sampling, SteeringVector, paths
-from lens_tui.records.bench import BenchRow
 from lens_tui.records.disk import birth, own_birth
+from lens_tui.records.interventions import BenchRow
 from lens_tui.records.session_file import (
     MOST_KEPT,
     Autosaver,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from lens_tui.tui import format as fmt
-from lens_tui.tui.widgets.ramps import nice_limit, scale_bar
+from lens_tui.tui.format import nice_limit, scale_bar
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,11 @@ import pytest
 
 from lens_tui.records import Add, LensError, Sampling
 from lens_tui.tui.app import LensApp
-from lens_tui.tui.format import nats
+from lens_tui.tui.format import kl_key, nats
 from lens_tui.tui.run_export import as_command, as_markdown
 from lens_tui.tui.run_text import summary
 from lens_tui.tui.screens.generate_screen import GenerateScreen, read_sampling, sampling_fields
 from lens_tui.tui.widgets.lane import window
-from lens_tui.tui.widgets.ramps import kl_key
 from lens_tui.worker import jobs
 from tests.fakes import DEMO_SAE, TEXTS, FakeWorker, split, unit_vector
 

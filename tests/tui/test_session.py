@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lens_tui.records import SteeringVector
-from lens_tui.records.bench import BenchRow
-from lens_tui.tui.job_book import BUSY, FAILED, IDLE, Activity, JobBook, advance
+from lens_tui.records.interventions import BenchRow
+from lens_tui.tui.host import BUSY, FAILED, IDLE, Activity, JobBook, advance
 from lens_tui.tui.session import MAX_ARMS, Session, SessionStore, absorb
 from lens_tui.worker import events as ev
 from tests.fakes import DEMO_MODEL, DEMO_SAE, unit_vector

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from lens_tui.tui.widgets import ramps
+from lens_tui.tui import format as ramps
 from lens_tui.tui.widgets.token_layout import TokenLayout, standalone, take_cells
 
 

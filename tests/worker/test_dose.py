@@ -15,7 +15,7 @@ from lens_tui.records import Add, Arm, LensError, Positions, Sampling, SteeringV
 from lens_tui.tasks import make_vectors
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
-from lens_tui.worker.protocol import Control
+from lens_tui.worker.thread import Control
 from tests.folders import D_MODEL
 from tests.worker.drive import PATIENCE, Driver, of, only
 

@@ -13,7 +13,7 @@ from lens_tui.records import LensError, Sampling
 from lens_tui.tasks.download import download
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
-from lens_tui.worker.protocol import Stopped
+from lens_tui.worker.thread import Stopped
 from tests.hub import FakeHub
 from tests.worker.drive import Driver, of, only
 

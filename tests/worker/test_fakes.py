@@ -5,7 +5,7 @@ from __future__ import annotations
 from lens_tui.records import Add, Arm, LensError, Sampling
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
-from lens_tui.worker.protocol import WorkerLike
+from lens_tui.worker.thread import WorkerLike
 from tests.fakes import FakeWorker, unit_vector
 
 ARMS = (Arm("baseline"), Arm("dog", (Add(id="a", layer=4, vector=unit_vector("dog"), scale=8.0),)))

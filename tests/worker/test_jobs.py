@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from lens_tui.lens.decode import prefill
 from lens_tui.records import Add, Arm, ArmEnd, Sampling, SteeringVector, Token
 from lens_tui.tasks.models import recent_models
-from lens_tui.tui.job_book import Activity, advance
+from lens_tui.tui.host import Activity, advance
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from lens_tui.worker.thread import Worker

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 BUSY = """
 import sys, threading
 from lens_tui.worker import events as ev, jobs
-from lens_tui.worker.protocol import leave
+from lens_tui.worker.thread import leave
 from lens_tui.worker.thread import Worker
 
 class Busy:
@@ -116,7 +116,7 @@ def test_quitting_while_the_real_model_writes(tiny: Path, tmp_path: Path) -> Non
 import threading
 from lens_tui.records import Sampling
 from lens_tui.worker import events as ev, jobs
-from lens_tui.worker.protocol import leave
+from lens_tui.worker.thread import leave
 from lens_tui.worker.thread import Worker
 bell = threading.Semaphore(0)
 worker = Worker()

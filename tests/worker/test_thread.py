@@ -14,8 +14,7 @@ from lens_tui.records import Add, LensError
 from lens_tui.records.errors import warn
 from lens_tui.worker import events as ev
 from lens_tui.worker.jobs import Job
-from lens_tui.worker.protocol import Control, Stopped, WorkerLike
-from lens_tui.worker.thread import Mailbox, Worker
+from lens_tui.worker.thread import Control, Mailbox, Stopped, Worker, WorkerLike
 from tests.fakes import unit_vector
 
 PATIENCE = 120.0

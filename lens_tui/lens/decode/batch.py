@@ -10,8 +10,7 @@ import mlx.core as mx
 
 from lens_tui.records import ArmEnd, BatchRow, Echo, LensError, Request, Steered, Token
 
-from ..forward import check_moved
-from ..hooks.passage import check_chosen, echo_of, origin_in, steered
+from ..hooks.passage import check_chosen, check_moved, echo_of, origin_in, steered
 from ..hooks.program import DoseMeter
 from ..hooks.registry import Holding, Plan, Registry, Run
 from ..hooks.steering import check_reach

@@ -18,15 +18,14 @@ import numpy as np
 
 from lens_tui.records import ArmEnd, BatchRow, Dose, Intervention, Sampling, Token
 
-from ..distributions import kl, log_softmax
 from ..forward import tolerance
 from ..hooks.passage import History, Passage
-from ..hooks.positions import Offset, follow_thinking
+from ..hooks.places import Offset, follow_thinking
 from ..hooks.program import DoseMeter, Measured, Sums
 from ..hooks.registry import Plan, PlanEntry, Registry, Run, async_eval
 from ..tokens import EncodedPrompt, Tokens
 from .generation import DecodeStep, Scales, Writing, mlx_lm_generate, scales_of
-from .sampling import LogitsProcessor, Sampler, SideBySide, best, candidates
+from .sampling import LogitsProcessor, Sampler, SideBySide, best, candidates, kl, log_softmax
 
 
 class RowLabels:

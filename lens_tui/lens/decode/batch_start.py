@@ -19,7 +19,6 @@ import mlx.core as mx
 
 from lens_tui.records import ArmEnd, Intervention, LensError, Request, Sampling, Token
 
-from ..distributions import log_softmax
 from ..hooks.registry import PlanEntry, Registry
 from ..hooks.steering import entries_of
 from ..tokens import Prompt, Tokens
@@ -32,6 +31,7 @@ from .sampling import (
     Sampler,
     best,
     check_sampling,
+    log_softmax,
     make_processors,
     make_sampler,
     penalties_from,

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from lens_tui.records import ArmEnd, Candidate, Dose, Echo, Intervention, LensError, Sampling, Steered, Token
 
-from ..forward import check_moved
-from ..hooks.passage import Passage, check_chosen, echo_of, origin_in, steered
+from ..hooks.passage import Passage, check_chosen, check_moved, echo_of, origin_in, steered
 from ..hooks.program import DoseMeter
 from ..hooks.registry import CaptureResult, Holding, Plan, PlanEntry
 from ..hooks.steering import check_reach, entries_of

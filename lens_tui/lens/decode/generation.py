@@ -12,14 +12,23 @@ import mlx.core as mx
 
 from lens_tui.records import LensError, Sampling
 
-from ..distributions import kl, log_softmax
 from ..hooks.passage import History
-from ..hooks.positions import follow_thinking
+from ..hooks.places import follow_thinking
 from ..hooks.program import DoseMeter, Measured, has_effect
 from ..hooks.registry import CaptureResult, Plan, Registry, Run, async_eval
 from ..tokens import Detokenizer, EncodedPrompt, Tokens
 from .prefill import Filler, PrefixCache, add_rows, can_fork, keep_rows, piece_of, prefill_rows, spread
-from .sampling import LogitsProcessor, Sampler, best, make_processors, make_sampler, penalties_from, whole_number
+from .sampling import (
+    LogitsProcessor,
+    Sampler,
+    best,
+    kl,
+    log_softmax,
+    make_processors,
+    make_sampler,
+    penalties_from,
+    whole_number,
+)
 
 Scales = tuple[tuple[tuple[str, float], ...], ...]
 """For each row, ``(id, scale)`` of its records."""

@@ -24,12 +24,12 @@ from lens_tui import blas
 from lens_tui.records import Add, Intervention, Positions, SteeringVector
 
 from ..architecture.taps import named
-from ..distributions import kl, log_softmax
 from ..forward import tolerance
 from ..hooks.program import DoseMeter, Hook, Key, has_effect
 from ..hooks.registry import Plan, PlanEntry, Registry, Run
 from ..hooks.steering import entries_of
 from ..tokens import EncodedPrompt
+from .sampling import kl, log_softmax
 
 PLAIN: tuple[object, ...] = ()
 Sums = dict[Key, NDArray[np.float64]]

@@ -1,4 +1,8 @@
-"""Sampling settings, and the samplers and logits processors made of them; rows of a batch share random numbers."""
+"""From logits to tokens: distributions over the vocabulary, and the samplers made of sampling settings.
+
+Log-probabilities, KL and cross-entropy are in float32 and have their one place here. Rows of a batch share random
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -258,3 +262,25 @@ def _entropy() -> bytes:
     import secrets
 
     return secrets.token_bytes(4)
+
+
+def log_softmax(logits: mx.array) -> mx.array:
+    """Log-probabilities in float32 of logits along the last axis."""
+    logits = logits.astype(mx.float32)
+    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+
+
+def kl(p: mx.array, q: mx.array) -> mx.array:
+    """D(p || q) in nats along the last axis of float32 log-probabilities; NaN where either is not a distribution.
+
+    Never below 0 by rounding. A token that ``p`` cannot choose adds nothing: 0 log 0 = 0.
+    """
+    share = mx.exp(p)
+    terms = mx.where(share == 0.0, 0.0, share * (p - q))
+    return mx.maximum(terms.sum(axis=-1), 0.0)  # MLX's comparison and maximum keep NaN
+
+
+def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
+    """``-log p(target)`` in nats, ``(...,)``, of logits ``(..., vocabulary)`` and token ids ``(...,)``; in float32."""
+    logits = logits.astype(mx.float32)
+    return mx.logsumexp(logits, axis=-1) - mx.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]

@@ -1,4 +1,4 @@
-"""What is found out of tokens that went through a model: which were steered, where numbers end, what a change leaves.
+"""What is found out of tokens that went through a model: which were steered, what moved, where numbers end, the echo.
 
 Which tokens an intervention touched is noted as forwards go, and worked out when it is asked for.
 
@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from lens_tui.records import Echo, FloatArray, Intervention, LensError, NotFinite, Steered
 
-from .positions import Spans, Where, touched
-from .program import Key, has_effect
+from .places import Spans, Where, touched
+from .program import DoseMeter, Key, has_effect
 from .registry import CaptureResult, Plan, PlanEntry, Recorder, Registry, Run
 from .steering import entries_of
 
@@ -125,6 +125,39 @@ def steered(history: History, passage: Passage, display: Callable[[int], str]) -
         Steered(*key, tuple(found), tuple(display(passage.ids[at - passage.start]) for at in found))
         for key, found in places.items()
     )
+
+
+def check_moved(
+    registry: Registry,
+    plan: Plan,
+    meter: DoseMeter,
+    name: Callable[[int], str] = lambda row: "Steering",
+    *,
+    touched: bool = False,
+) -> None:
+    """Refuse to continue where what had to move a row was measured and did not.
+
+    Args:
+        registry: What the plan is of.
+        plan: What acts on each row.
+        meter: What was measured of it so far.
+        name: What the steering of a row is called in the sentence.
+        touched: Refuse as well what has touched no token: where the whole text has been seen.
+
+    Raises:
+        LensError: With the intervention and the place.
+    """
+    meter.settle()
+    for key, program in registry.programs(plan).items():
+        for row, must in enumerate(program.must_move):
+            if not must:
+                continue
+            if touched and not meter.doses(row, [key]):
+                names = ", ".join(repr(entry.item.id) for entry in plan.rows[row] if entry.key == key)
+                raise LensError(
+                    f"{names} touches no token of the text.", "Change its positions, or give a longer text."
+                )
+            meter.check_moved(row, [key], name(row))
 
 
 HEAD = "the residual is finite at every layer, so the final norm or the unembedding is not"

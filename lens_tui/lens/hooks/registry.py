@@ -29,10 +29,8 @@ from lens_tui.records import ClampFeature, Intervention, LensError
 
 from ..architecture.find import Decoder
 from ..architecture.taps import Call, first_of, input_of, install, uninstall
-from .formulas import FeatureSource
-from .positions import CacheLedger, Offset, Spans, Where, caches_of
-from .program import DoseMeter, Item, Key, Program, build, has_effect
-from .sites import Point, SiteMap
+from .places import CacheLedger, Offset, Point, SiteMap, Spans, Where, caches_of
+from .program import DoseMeter, FeatureSource, Item, Key, Program, build, has_effect
 
 Found = TypeVar("Found")
 _stamps = itertools.count(1)

@@ -26,9 +26,8 @@ from lens_tui.records.errors import warn
 from lens_tui.records.interventions import as_number, as_records
 from lens_tui.records.steering_vector import numbers
 
-from .formulas import FeatureSource, decoder_row
-from .positions import Spans, reach, reaches_scored
-from .program import Item, has_effect
+from .places import Spans, reach, reaches_scored
+from .program import FeatureSource, Item, decoder_row, has_effect
 from .registry import PlanEntry, Registry
 
 

@@ -18,7 +18,7 @@ from lens_tui.records.interventions import as_records
 from lens_tui.records.measures import Controlled, Degeneration, DeltaLoss, Divergence, ReadBack
 
 from ..forward import Core, as_float, read_rows
-from ..hooks.formulas import FeatureSource
+from ..hooks.program import FeatureSource
 from ..tokens import id_table
 from .scores import Score, ScoredText, score, unsteered
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from lens_tui.records import Intervention, LensError
 
 from ..architecture.find import Decoder
-from ..distributions import kl, log_softmax
+from ..decode.sampling import kl, log_softmax
 from ..forward import MAX_LOGITS, MAX_ROWS, Core, forward_rows, pack, tolerance
 from ..hooks.passage import not_finite, origin_of
 from ..hooks.program import Key, has_effect

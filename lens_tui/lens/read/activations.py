@@ -15,7 +15,7 @@ from lens_tui.records import LensError
 from lens_tui.records.corpus import Corpus, open_corpus
 from lens_tui.records.token_activations import ActivationBlock, Place, SourceFacts, Splice
 
-from ..distributions import cross_entropy
+from ..decode.sampling import cross_entropy
 from ..hooks.passage import check_values, origin_of
 from ..hooks.registry import CaptureResult
 from ..model import LensModel

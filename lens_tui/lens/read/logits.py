@@ -24,7 +24,7 @@ from lens_tui.records.measures import LogitAttribution, LogitLens, Part
 
 from ..architecture.find import Decoder
 from ..architecture.unembed import FinalStep, final_step, find_unembedding, readout
-from ..distributions import kl, log_softmax
+from ..decode.sampling import kl, log_softmax
 from ..forward import Core, one_text, read_sites, target_per_position, unhooked
 from ..hooks.passage import HEAD, not_finite
 from ..hooks.program import Key

@@ -16,13 +16,12 @@ from textual.reactive import reactive
 from textual.widget import Widget
 from textual.widgets import Static
 
-from lens_tui.records.bench import BenchRow, mode_of
+from lens_tui.records.interventions import BenchRow, mode_of
 from lens_tui.records.measures import MULTIPLES, QUANTITIES
 from lens_tui.tui.bench_text import DoseView, SearchView, Series, View, dose_lines, search_lines, short
 from lens_tui.tui.bindings import bindings
-from lens_tui.tui.format import fit
+from lens_tui.tui.format import BARS, fit, share_level
 from lens_tui.tui.widgets.frame import Pane
-from lens_tui.tui.widgets.ramps import BARS, share_level
 from lens_tui.worker.events import Event
 from lens_tui.worker.jobs import FindScale, MeasureDose
 

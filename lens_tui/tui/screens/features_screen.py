@@ -14,9 +14,8 @@ from lens_tui.records import FloatArray
 from lens_tui.records.training import FitReport
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.reading_text import rough_activations, sources
-from lens_tui.tui.screens.lens_base import LensScreen
 from lens_tui.tui.session import Session
-from lens_tui.tui.widgets.frame import Hairline
+from lens_tui.tui.widgets.frame import Hairline, LensScreen
 from lens_tui.tui.widgets.lane import Line
 
 from .feature_panes import FeaturePane, ListPane, TextPane

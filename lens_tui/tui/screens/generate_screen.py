@@ -16,13 +16,12 @@ from textual.timer import Timer
 from textual.widgets import Label
 
 from lens_tui.records import Sampling
-from lens_tui.records.bench import BenchRow
+from lens_tui.records.interventions import BenchRow
 from lens_tui.records.run import LIMITS
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.run_text import MEASURE_NAMES, MEASURES, Measure, RunText, lane_names, plan, summary
-from lens_tui.tui.screens.lens_base import LensScreen
 from lens_tui.tui.session import MAX_ARMS, Session
-from lens_tui.tui.widgets.frame import Hairline
+from lens_tui.tui.widgets.frame import Hairline, LensScreen
 from lens_tui.tui.widgets.lane import Lane, LaneRow, Line, strength
 from lens_tui.tui.widgets.token_view import TokenView
 from lens_tui.worker.events import DialRefused, Event, JobDone, JobFailed

@@ -14,7 +14,7 @@ from textual.content import Content
 from textual.widgets import Input, Static
 
 from lens_tui.records import ALL, Intervention, LensError, Token
-from lens_tui.records.bench import BenchRow, amount_of
+from lens_tui.records.interventions import BenchRow, amount_of
 from lens_tui.records.sanitise import one_line, sanitise_token
 from lens_tui.tui.format import ago, fit
 from lens_tui.tui.host import host

@@ -14,10 +14,9 @@ from lens_tui.records import Arm
 from lens_tui.records.measures import LogitLens
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.reading_text import MEASURES, ReadingText, cell_lines, cells, sources
-from lens_tui.tui.screens.lens_base import LensScreen
 from lens_tui.tui.session import Session
 from lens_tui.tui.widgets.entry import Entry
-from lens_tui.tui.widgets.frame import Hairline, Pane
+from lens_tui.tui.widgets.frame import Hairline, LensScreen, Pane
 from lens_tui.tui.widgets.heat_grid import HeatGrid
 from lens_tui.tui.widgets.lane import Line, quoted
 from lens_tui.worker.events import Event, JobFailed, LensRead

@@ -12,14 +12,11 @@ from textual.widgets import Input, Static
 
 from lens_tui.records import LensError
 from lens_tui.tui.bindings import bindings
-from lens_tui.tui.format import ago, count, fit, fit_end, fit_left, size
-from lens_tui.tui.host import LensHost
-from lens_tui.tui.job_book import BUSY
-from lens_tui.tui.screens.lens_base import LensScreen
+from lens_tui.tui.format import ago, bar, count, fit, fit_end, fit_left, size
+from lens_tui.tui.host import BUSY, LensHost
 from lens_tui.tui.session import Session
 from lens_tui.tui.widgets.entry import Entry
-from lens_tui.tui.widgets.frame import Divider, Pane
-from lens_tui.tui.widgets.ramps import bar
+from lens_tui.tui.widgets.frame import Divider, LensScreen, Pane
 from lens_tui.tui.widgets.row_list import RowList
 
 if TYPE_CHECKING:

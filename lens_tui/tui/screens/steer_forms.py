@@ -15,12 +15,11 @@ from textual.content import Content
 from textual.widgets import Static
 
 from lens_tui.records import ModelInfo, SAEInfo
-from lens_tui.records.bench import BenchRow
+from lens_tui.records.interventions import BenchRow
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.steering_vector import RankedLayer
 from lens_tui.tui.bench_text import read_sum
-from lens_tui.tui.format import figure, fit, fit_left
-from lens_tui.tui.widgets.ramps import bar
+from lens_tui.tui.format import bar, figure, fit, fit_left
 from lens_tui.tui.widgets.row_list import RowList
 from lens_tui.worker.jobs import (
     Job,

@@ -15,15 +15,13 @@ from textual.widgets import Static
 
 from lens_tui import demo
 from lens_tui.records import ALL, LensError, Positions, SAEInfo, SteeringVector
-from lens_tui.records.bench import MODES, POSITIONS, BenchRow, mode_of, positions_of, positions_text
+from lens_tui.records.interventions import MODES, POSITIONS, BenchRow, mode_of, positions_of, positions_text
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.bench_text import amount, mode_and_positions, relative
 from lens_tui.tui.bindings import bindings
-from lens_tui.tui.format import fit, fit_left
-from lens_tui.tui.screens.lens_base import LensScreen
+from lens_tui.tui.format import bar, fit, fit_left, nice_limit, scale_bar
 from lens_tui.tui.session import MAX_ARMS, Session
-from lens_tui.tui.widgets.frame import Divider, Pane
-from lens_tui.tui.widgets.ramps import bar, nice_limit, scale_bar
+from lens_tui.tui.widgets.frame import Divider, LensScreen, Pane
 from lens_tui.tui.widgets.row_list import RowList
 from lens_tui.worker.events import Event, JobFailed, LayersRanked, TokenWeight, VectorMade
 from lens_tui.worker.jobs import Job, VectorFromFile, VectorGiven

@@ -14,10 +14,9 @@ from textual.widget import Widget
 from lens_tui import demo
 from lens_tui.records.features import FeatureActivity, FeatureExample, FeatureFacts
 from lens_tui.records.sanitise import one_line, sanitise_token
-from lens_tui.tui.format import count, fit
+from lens_tui.tui.format import BARS, DIGITS, bar, count, fit, histogram, share_level
 from lens_tui.worker.events import FeaturePage, TokenWeight
 
-from .ramps import BARS, DIGITS, bar, histogram, share_level
 from .token_layout import NEWLINE, TAB, ShadeMode, standalone
 
 if TYPE_CHECKING:

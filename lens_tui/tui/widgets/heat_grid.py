@@ -13,9 +13,7 @@ from textual.reactive import reactive
 from textual.widget import Widget
 
 from lens_tui.tui.bindings import bindings
-from lens_tui.tui.format import fit
-
-from .ramps import BARS, DIGITS
+from lens_tui.tui.format import BARS, DIGITS, fit
 
 CELL = 9
 """Cells to a column, the gap after it included."""

@@ -15,12 +15,11 @@ from textual.timer import Timer
 from textual.widget import Widget
 
 from lens_tui.records import Add, Candidate, Intervention, Token
-from lens_tui.records.bench import amount_of
-from lens_tui.tui.format import fit, nats, signed
+from lens_tui.records.interventions import amount_of
+from lens_tui.tui.format import Trail, bar, fit, kl_key, kl_level, nats, signed, sparkline
 from lens_tui.tui.run_text import ArmText, Measure, RunText, candidates, piece, token_levels
 
 from .frame import Pane
-from .ramps import Trail, bar, kl_key, kl_level, sparkline
 from .token_layout import NEWLINE, ShadeMode
 from .token_view import TokenView
 

@@ -21,7 +21,7 @@ from textual.color import Color
 from lens_tui.records.sanitise import sanitise
 from lens_tui.tui.themes import default_variables
 
-from .ramps import BARS, DIGITS, N_LEVELS
+from ..format import BARS, DIGITS, N_LEVELS
 
 Piece = tuple[int, str, int]
 """A stretch of one token on one line: token index, text, width in cells."""

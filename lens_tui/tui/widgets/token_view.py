@@ -21,7 +21,7 @@ RESERVED_PAGES = 4
 
 
 class TokenView(ScrollView, can_focus=True):
-    """Tokens wrapped by cells, each shaded by its level (0 to 7, see ``ramps``).
+    """Tokens wrapped by cells, each shaded by its level (0 to 7, see ``tui.format``).
 
     ``mode`` says how a level looks: as the colour behind the token, as a bar or
     a digit under it, or not at all. A token cursor moves with ``h j k l`` or a

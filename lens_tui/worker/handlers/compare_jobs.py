@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lens_tui.records import ArmEnd, Intervention, LensError, Token
+from lens_tui.records import Arm, ArmEnd, Intervention, LensError, Token
 from lens_tui.records.sanitise import one_line
 
 from .. import events as ev
 from .. import jobs
-from ..protocol import Control, Stopped
-from .context import Context, Keeper
+from ..thread import Control, Stopped
+from . import Context
 
 if TYPE_CHECKING:
     from lens_tui.lens.decode.compare import Comparison
-    from lens_tui.records.run_store import State
+    from lens_tui.records.run_store import RunStore, State
 
 _SPEED_EVERY = 0.2  # seconds
 Change = tuple[int, tuple[Intervention, ...]]
@@ -125,3 +126,79 @@ class _Run:
         after_first = sum(self.counts.values()) - len(self.counts)
         seconds = now - self.began
         return ev.Speed(self.control.id, after_first / seconds if seconds > 0 else 0.0, self.steps, self.max_steps)
+
+
+_log = logging.getLogger(__name__)
+_AGAIN = 2.0
+"""Seconds until a history that was in use is tried again."""
+
+
+class Keeper:
+    """One run's way into the history. ``run`` is its number there, 0 while none is kept; ``problem`` why not.
+
+    No token waits for the disk: while another process has the history locked,
+    what is to be written stays here, and at the end of the run there is time to wait.
+    """
+
+    def __init__(self, context: Context, job: jobs.Compare, model: str, comparison: Comparison) -> None:
+        self.run = 0
+        self.problem = ""
+        self._tokens: list[Token] = []
+        self._acts: deque[Callable[[RunStore], object]] = deque()
+        self._context = context
+        self._not_before = 0.0
+        if context.history is None:
+            return
+        # The library puts a baseline in front where the job has none.
+        arms = job.arms if len(job.arms) == len(comparison.arms) else (Arm(comparison.arms[0]), *job.arms)
+        ids, settings = comparison.prompt_ids, job.sampling
+
+        def begin(store: RunStore) -> None:
+            self.run = store.begin(model, job.prompt, arms, settings, raw=job.raw, prompt_ids=ids)
+
+        self._do(begin)
+
+    def add(self, token: Token) -> None:
+        """Keep a token; written with the others of its step."""
+        self._tokens.append(token)
+
+    def flush(self) -> None:
+        """Write the step that is complete."""
+        if tokens := self._tokens:
+            self._tokens = []
+            self._do(lambda store: store.add(self.run, tokens))
+
+    def end_arm(self, arm: int, reason: str, dose: float | None) -> None:
+        """Say how an arm ended."""
+        self._do(lambda store: store.end_arm(self.run, arm, reason, dose))
+
+    def end(self, state: State) -> None:
+        """Close the run; waits for a history that is in use."""
+        self.flush()
+        self._do(lambda store: store.end(self.run, state), patient=True)
+
+    def _do(self, act: Callable[[RunStore], object], *, patient: bool = False) -> None:
+        """Do what waits and then ``act``, in this order, as far as the disk lets us."""
+        from lens_tui.records.store import PATIENCE, SHORT, Busy
+
+        if self._context.history is None or self.problem:
+            return
+        self._acts.append(act)
+        if not patient and time.monotonic() < self._not_before:
+            return
+        try:
+            store = self._context.runs(PATIENCE if patient else SHORT)
+            while self._acts:
+                self._acts[0](store)
+                self._acts.popleft()
+        except Busy as error:
+            self._not_before = time.monotonic() + _AGAIN
+            if patient:
+                self._give_up(error)
+        except LensError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: LensError) -> None:
+        _log.warning("the run is not kept: %s", error)
+        self.problem = str(error)
+        self._acts.clear()

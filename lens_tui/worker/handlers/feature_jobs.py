@@ -20,8 +20,8 @@ from .. import events as ev
 from .. import jobs
 from ..events import NeighboursRead
 from ..jobs import ReadNeighbours
-from ..protocol import Control
-from .context import Context, Reading
+from ..thread import Control
+from . import Context, Reading
 from .load_jobs import open_sae
 from .vector_jobs import made
 

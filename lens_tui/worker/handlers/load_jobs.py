@@ -24,8 +24,8 @@ from lens_tui.tasks.models import (
 
 from .. import events as ev
 from .. import jobs
-from ..protocol import Control
-from .context import Context
+from ..thread import Control
+from . import Context
 
 if TYPE_CHECKING:
     from lens_tui.lens.architecture.load_model import Loaded

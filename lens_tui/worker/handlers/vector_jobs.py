@@ -17,8 +17,8 @@ from lens_tui.tasks.make_vectors import measure_dose as measure
 
 from .. import events as ev
 from .. import jobs
-from ..protocol import Control
-from .context import Context
+from ..thread import Control
+from . import Context
 from .load_jobs import open_sae
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from lens_tui import LensModel
 from lens_tui.lens.decode.generation import against_plain
-from lens_tui.lens.distributions import kl
+from lens_tui.lens.decode.sampling import kl
 from lens_tui.lens.measure import effects
 from lens_tui.records import Ablate, Add, Arm, Intervention, Positions, SteeringVector, Token
 from tests.lens import numpy_models, tiny
