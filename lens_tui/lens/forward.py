@@ -2,6 +2,8 @@
 
 Everything here goes through :meth:`.hooks.registry.Registry.forward`, the one door into a forward pass, and adds
 what is known once it is through: that what must move something did, and that what was read is finite.
+
+The downstream echo is how much of a change at one layer is still there at the layers behind it.
 """
 
 from __future__ import annotations
@@ -15,13 +17,22 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from lens_tui.records import FloatArray, Intervention, LensError, ModelInfo
+from lens_tui.records import Echo, FloatArray, Intervention, LensError, ModelInfo
 
 from .decode.sampling import cross_entropy
-from .hooks.passage import captured, check_moved, check_values, explained, origin_of
 from .hooks.program import DoseMeter, Key
-from .hooks.registry import CaptureResult, Plan, Recorder, Registry, Resume, Run
-from .hooks.steering import check_scored, entries_of
+from .hooks.registry import CaptureResult, Plan, PlanEntry, Recorder, Registry, Resume, Run
+from .hooks.steering import (
+    Passage,
+    captured,
+    check_moved,
+    check_scored,
+    check_values,
+    entries_of,
+    explained,
+    origin_in,
+    origin_of,
+)
 from .tokens import Span, Tokens, id_table
 
 LOSS_BLOCK = 256
@@ -347,3 +358,59 @@ def single_token(lens: Core, text: str) -> int:
         parts = " + ".join(repr(tokens.display(token)) for token in ids) or "nothing"
         raise LensError(f"{text!r} is not one token but {parts}.", "Give the token's id, or another text.")
     return ids[0]
+
+
+def echo(registry: Registry, rows: Sequence[Sequence[int]], interventions: Sequence[Intervention]) -> tuple[Echo, ...]:
+    """What interventions leave in ``resid_post`` of every layer, averaged over the tokens of texts (their ids)."""
+    entries = tuple(entries_of(interventions, registry))
+    parts = [_changes(registry, Passage(tuple(row), len(row), bos=registry.bos), entries) for row in rows]
+    return _echoes(registry, parts, entries)
+
+
+def echo_of(registry: Registry, passage: Passage, entries: Sequence[PlanEntry]) -> tuple[Echo, ...]:
+    """The same of a run: over its prompt and its text, with the positions that its tokens have there.
+
+    Raises :class:`LensError` for a run that went on from a cache, whose tokens are not known.
+    """
+    if passage.start:
+        raise LensError("The run went on from a prompt cache, whose tokens are not known.", "Use echo(tokens, ...).")
+    return _echoes(registry, [_changes(registry, passage, entries)], entries)
+
+
+def _changes(
+    registry: Registry, passage: Passage, entries: Sequence[PlanEntry]
+) -> tuple[list[FloatArray], list[FloatArray]]:
+    """``resid_post`` of every layer, plain and changed, ``(tokens, d_model)`` each: two forwards over the same ids."""
+    plain, changed = (_stack(registry, passage, rows) for rows in ((), entries))
+    return plain, changed
+
+
+def _stack(registry: Registry, passage: Passage, entries: Sequence[PlanEntry]) -> list[FloatArray]:
+    keys = tuple((layer, "resid_post") for layer in range(registry.decoder.n_layers))
+    result = CaptureResult(registry, keys, by_site=True)
+    passage.forward(registry, Plan((entries,), (result,)))
+    found = captured(result, lambda: origin_in(registry, passage, entries))
+    return [np.array(values.astype(mx.float32))[0] for values in found.values()]
+
+
+def _echoes(
+    registry: Registry, parts: Sequence[tuple[list[FloatArray], list[FloatArray]]], entries: Sequence[PlanEntry]
+) -> tuple[Echo, ...]:
+    vector = next((entry.item.vector for entry in entries if hasattr(entry.item, "vector")), None)
+    direction = None if vector is None else vector.direction
+    echoes = []
+    for layer in range(registry.decoder.n_layers):
+        before, after = (np.concatenate([part[side][layer] for part in parts]) for side in (0, 1))
+        echoes.append(_compare(layer, before, after, direction))
+    return tuple(echoes)
+
+
+def _compare(layer: int, before: FloatArray, after: FloatArray, direction: FloatArray | None) -> Echo:
+    change = after - before
+    moved = np.linalg.norm(change, axis=-1)
+    length = np.maximum(np.linalg.norm(before, axis=-1), 1e-30)
+    # Lengths of the residual differ by layer; a direction that is of another width has no projection here.
+    along = (
+        float((change @ direction).mean()) if direction is not None and direction.shape == change.shape[-1:] else None
+    )
+    return Echo(layer, float(moved.mean()), float((moved / length).mean()), along)

@@ -38,8 +38,7 @@ from .decode.compare import Comparison, Generation
 from .decode.generation import DecodeOptions, row_decoder
 from .decode.prefill import PrefixCache
 from .decode.sampling import settings_from
-from .forward import mean_loss, read_site, run_forward, unhooked
-from .hooks.passage import echo
+from .forward import echo, mean_loss, read_site, run_forward, unhooked
 from .hooks.program import FeatureSource, Hook, Item
 from .hooks.registry import CaptureResult, Plan, Registry
 from .hooks.steering import Steering, as_numpy, check_vector, checked, entries_of, for_a_block

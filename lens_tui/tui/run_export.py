@@ -16,7 +16,7 @@ from lens_tui.records.codec import to_json
 from lens_tui.records.interventions import POSITIONS, amount_of, mode_of
 from lens_tui.records.sanitise import json_escaped, one_line, sanitise
 
-from .run_text import ArmText, RunText
+from .session import ArmText, RunText
 
 SCHEMA = "mlx-lens-tui/run/2"
 

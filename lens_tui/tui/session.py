@@ -1,21 +1,52 @@
-"""What the app is about right now, as one frozen record, and the store that changes it.
+"""What the app is about right now, as one frozen record, the store that changes it, and a run as the screens know it.
 
 Screens read the session and ask the store for changes; nothing else holds
-state that two screens need. Every edit of the steers can be undone.
+state that two screens need. Every edit of the steers can be undone. A run is its
+arms and what they have written so far, reduced from events. No Textual.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from lens_tui.records import Arm, ModelInfo, Positions, SAEInfo, Sampling, SteeringVector, TokenWeight
+from lens_tui.records import (
+    Arm,
+    Candidate,
+    Intervention,
+    ModelInfo,
+    Positions,
+    SAEInfo,
+    Sampling,
+    SteeringVector,
+    Token,
+    TokenWeight,
+)
 from lens_tui.records.interventions import BenchRow
-from lens_tui.worker.events import Event, ModelLoaded, ModelUnloaded, SAEChecked, SAELoaded
+from lens_tui.worker.events import (
+    ArmDone,
+    Dialed,
+    Event,
+    JobDone,
+    JobFailed,
+    ModelLoaded,
+    ModelUnloaded,
+    RunKept,
+    RunStarted,
+    SAEChecked,
+    SAELoaded,
+    Speed,
+    TokenEvent,
+)
 
-if TYPE_CHECKING:  # the first frame needs none of them
+from .format import kl_level, surprisal_level
+
+if TYPE_CHECKING:
     from lens_tui.records.training import FitReport
+
 
 MAX_ARMS = 4
 
@@ -191,3 +222,279 @@ def absorb(store: SessionStore, event: Event) -> None:
             store.update(saes=(*known, info), sae=info.id)
         case SAEChecked(_, sae, report):
             store.update(fits=(*(item for item in session.fits if item[0] != sae), (sae, report)))
+
+
+Measure = Literal["surprise", "kl", "diff"]
+MEASURES: tuple[Measure, ...] = ("surprise", "kl", "diff")
+MEASURE_NAMES = {
+    "surprise": "own surprise, −logp from 3 nats",
+    "kl": "KL to plain, 0.01 to 10 nats",
+    "diff": "not in the baseline",
+}
+
+
+def plan(session: Session) -> tuple[tuple[int, Arm], ...]:
+    """The arms a run would have now, each with its number on the bench; the baseline is 0."""
+    numbers = sorted({row.arm for row in session.steers if row.enabled})
+    return tuple(zip((0, *numbers), session.arms(), strict=True))
+
+
+def lane_names(session: Session) -> tuple[tuple[int, str], ...]:
+    """The lanes of :func:`plan`, by number and name. An empty bench costs no import: the first frame shows one."""
+    return tuple((number, arm.name) for number, arm in plan(session)) if session.steers else ((0, "baseline"),)
+
+
+@dataclass(slots=True, eq=False)
+class Mean:
+    """A running mean of the values that are known."""
+
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, value: float | None) -> None:
+        """Take a value; ``None`` does not count."""
+        if value is not None:
+            self.total += value
+            self.count += 1
+
+    @property
+    def value(self) -> float | None:
+        """The mean, ``None`` of nothing."""
+        return self.total / self.count if self.count else None
+
+
+@dataclass(slots=True, eq=False)
+class ArmText:
+    """One arm of a run and what it wrote.
+
+    ``number`` is its place on the bench (0: baseline). ``dials`` are changes made
+    while it wrote: the first token made under them, and what they were.
+    ``parted`` is the first token that is not the baseline's.
+    """
+
+    number: int
+    arm: Arm
+    tokens: list[Token] = field(default_factory=list)
+    dials: list[tuple[int, tuple[Intervention, ...]]] = field(default_factory=list)
+    reason: str = ""
+    dose: float | None = None
+    parted: int | None = None
+    _logprob: Mean = field(default_factory=Mean)
+    _kl: Mean = field(default_factory=Mean)
+    _reverse_kl: Mean = field(default_factory=Mean)
+    _plain: Mean = field(default_factory=Mean)
+    _agreed: int = 0
+
+    @property
+    def interventions(self) -> tuple[Intervention, ...]:
+        """What is done to it now."""
+        return self.dials[-1][1] if self.dials else self.arm.interventions
+
+    @property
+    def text(self) -> str:
+        """The readable text so far."""
+        return "".join(token.text for token in self.tokens)
+
+    @property
+    def pieces(self) -> list[str]:
+        """What each token shows: its text, or its own form where it adds none (part of a character)."""
+        return [piece(token) for token in self.tokens]
+
+    @property
+    def mean_logprob(self) -> float | None:
+        """Mean log-probability a token (nats) under the arm's own distribution."""
+        return self._logprob.value
+
+    @property
+    def perplexity(self) -> float | None:
+        """``exp`` of minus the mean log-probability: of the arm's text, to the model that wrote it."""
+        return _perplexity(self.mean_logprob)
+
+    @property
+    def plain_perplexity(self) -> float | None:
+        """Perplexity of the arm's text to the plain model: high beside a low own one is confidently broken text."""
+        return _perplexity(self._plain.value)
+
+    @property
+    def mean_kl(self) -> float | None:
+        """Mean D(arm || plain) a token (nats), both models on the arm's own text; of the tokens where it is known."""
+        return self._kl.value
+
+    @property
+    def mean_reverse_kl(self) -> float | None:
+        """Mean D(plain || arm) a token (nats), in the same way."""
+        return self._reverse_kl.value
+
+    def add(self, token: Token) -> None:
+        """Take the next token."""
+        self.tokens.append(token)
+        self._logprob.add(token.logprob)
+        self._kl.add(token.kl)
+        self._reverse_kl.add(token.reverse_kl)
+        self._plain.add(token.plain_logprob)
+
+    def compare_with(self, baseline: ArmText) -> None:
+        """Look for the first token that is not the baseline's, from where we last agreed."""
+        if self.parted is not None or baseline is self:
+            return
+        shared = min(len(self.tokens), len(baseline.tokens))
+        while self._agreed < shared:
+            if self.tokens[self._agreed].token_id != baseline.tokens[self._agreed].token_id:
+                self.parted = self._agreed
+                return
+            self._agreed += 1
+        if (baseline.reason and len(self.tokens) > shared) or (self.reason and len(baseline.tokens) > shared):
+            self.parted = shared
+
+
+def _perplexity(mean_logprob: float | None) -> float | None:
+    return None if mean_logprob is None else math.exp(min(700.0, -mean_logprob))
+
+
+def piece(token: Token) -> str:
+    """What a token shows in a text: what it adds, or its own form where it adds nothing."""
+    return token.text or token.token
+
+
+@dataclass(slots=True, eq=False)
+class RunText:
+    """A run: what was asked, under which settings, and what came out so far.
+
+    ``steers`` is the bench as it was, so that the run can be put back; ``source``
+    is what the model can be loaded by again; ``kept`` is its number in the history on disk, 0 where none is kept.
+    """
+
+    number: int
+    prompt: str
+    sampling: Sampling
+    arms: tuple[ArmText, ...]
+    steers: tuple[BenchRow, ...] = ()
+    model: str = ""
+    source: str = ""
+    raw: bool = False
+    prompt_ids: tuple[int, ...] = ()
+    prompt_tokens: tuple[str, ...] = ()
+    tokens_per_s: float | None = None
+    kept: int = 0
+    state: Literal["waiting", "running", "done", "stopped", "failed"] = "waiting"
+
+    @classmethod
+    def begin(cls, number: int, session: Session) -> RunText:
+        """A run of the session as it is now."""
+        return cls(
+            number,
+            session.prompt,
+            session.sampling,
+            tuple(ArmText(place, arm) for place, arm in plan(session)),
+            session.steers,
+            session.model.name if session.model else "",
+            model_source(session.model),
+        )
+
+    @property
+    def going(self) -> bool:
+        """Whether tokens may still come."""
+        return self.state in ("waiting", "running")
+
+    @property
+    def baseline(self) -> ArmText:
+        """The arm nothing is done to."""
+        return self.arms[0]
+
+    def arm_of(self, number: int) -> ArmText | None:
+        """The arm with that number on the bench."""
+        return next((arm for arm in self.arms if arm.number == number), None)
+
+    def index_of(self, number: int) -> int | None:
+        """The place in the job's arms of the arm with that number."""
+        return next((index for index, arm in enumerate(self.arms) if arm.number == number), None)
+
+    def written(self) -> tuple[Written, ...]:
+        """Prompt and output of every arm that wrote something."""
+        return tuple(
+            Written(arm.arm.name, (*self.prompt_ids, *(token.token_id for token in arm.tokens)))
+            for arm in self.arms
+            if arm.tokens
+        )
+
+    def apply(self, event: Event) -> None:
+        """Take an event of this run's job."""
+
+        match event:
+            case RunStarted():
+                self.state, self.kept = "running", event.run
+                self.prompt_ids, self.prompt_tokens = event.prompt_ids, event.prompt_tokens
+            case RunKept():
+                self.kept = event.run
+            case TokenEvent():
+                arm = self.arms[event.token.arm]
+                arm.add(event.token)
+                arm.compare_with(self.baseline)
+            case Dialed():
+                self.arms[event.arm].dials.append((event.index, event.interventions))
+            case ArmDone():
+                arm = self.arms[event.arm]
+                arm.reason, arm.dose = event.reason, event.dose
+                for other in self.arms:
+                    other.compare_with(self.baseline)
+            case Speed():
+                self.tokens_per_s = event.tokens_per_s
+            case JobDone():
+                self.state = "stopped" if event.stopped else "done"
+            case JobFailed():
+                self.state = "failed"
+
+
+def model_source(model: ModelInfo | None) -> str:
+    """The name of the bundled model or a hub id; else the folder."""
+    if model is None:
+        return ""
+    return model.name if model.name == "demo" or "/" in model.name else model.path
+
+
+def summary(sampling: Sampling) -> str:
+    """The settings in one line: ``seed 7 · greedy · max 200``."""
+    parts = [f"seed {sampling.seed}", f"temp {sampling.temp:g}" if sampling.temp else "greedy"]
+    parts += [
+        f"{label} {getattr(sampling, name):g}"
+        for name, label in (("top_p", "top-p"), ("top_k", "top-k"), ("min_p", "min-p"), ("repetition_penalty", "rep"))
+        if getattr(sampling, name)
+    ]
+    return " · ".join([*parts, f"max {sampling.max_tokens}"])
+
+
+def token_levels(arm: ArmText, measure: Measure, baseline: ArmText, start: int = 0) -> list[int]:
+    """The shade of each token of an arm from ``start`` on.
+
+    ``diff`` marks (7) the tokens that the longest common run of tokens with the
+    baseline leaves over; while text still comes, those that differ place by place.
+    """
+    tokens = arm.tokens[start:]
+    if measure == "kl":
+        return [kl_level(token.kl) for token in tokens]
+    if measure == "surprise":
+        return [surprisal_level(token.logprob) for token in tokens]
+    if arm.reason and baseline.reason:
+        return changed_levels(_ids(baseline), _ids(arm))[start:]
+    other = _ids(baseline)
+    return [0 if n < len(other) and t.token_id == other[n] else 7 for n, t in enumerate(tokens, start)]
+
+
+def changed_levels(before: Sequence[int], after: Sequence[int]) -> list[int]:
+    """7 for each item of ``after`` that an alignment with ``before`` leaves over, else 0."""
+    levels = [7] * len(after)
+    for block in difflib.SequenceMatcher(None, before, after, autojunk=False).get_matching_blocks():
+        levels[block.b : block.b + block.size] = [0] * block.size
+    return levels
+
+
+def _ids(arm: ArmText) -> list[int]:
+    return [token.token_id for token in arm.tokens]
+
+
+def candidates(arm: ArmText | None, index: int) -> tuple[Token | None, tuple[Candidate, ...]]:
+    """The token an arm wrote at a step, and what else it could have written, likeliest first."""
+    if arm is None or not 0 <= index < len(arm.tokens):
+        return None, ()
+    token = arm.tokens[index]
+    return token, tuple(sorted(token.top, key=lambda candidate: -candidate.logprob))

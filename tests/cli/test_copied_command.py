@@ -21,7 +21,7 @@ from lens_tui.records.interventions import BenchRow, amount_of
 from lens_tui.records.vector_folder import keep_vector, list_vectors
 from lens_tui.records.vector_formats import load_one
 from lens_tui.tui.run_export import as_command, quoted, sae_words
-from lens_tui.tui.run_text import ArmText, RunText, model_source
+from lens_tui.tui.session import ArmText, RunText, model_source
 from tests.folders import llama_folder, sae_folder
 
 PROMPT = 'it\'s \n"the" $HOME `x` \\ \u202ecat\x1b[31m e\u0301 日本'

@@ -13,8 +13,8 @@ from lens_tui.records import Add, LensError, Sampling
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.format import kl_key, nats
 from lens_tui.tui.run_export import as_command, as_markdown
-from lens_tui.tui.run_text import summary
 from lens_tui.tui.screens.generate_screen import GenerateScreen, read_sampling, sampling_fields
+from lens_tui.tui.session import summary
 from lens_tui.tui.widgets.lane import window
 from lens_tui.worker import jobs
 from tests.fakes import DEMO_SAE, TEXTS, FakeWorker, split, unit_vector
@@ -385,7 +385,7 @@ def test_the_command_is_one_that_the_command_line_reads() -> None:
 
     from lens_tui.cli.sources import parse_arm
     from lens_tui.records import Arm, Origin
-    from lens_tui.tui.run_text import ArmText, RunText
+    from lens_tui.tui.session import ArmText, RunText
 
     sae = replace(DEMO_SAE, path="/saes/mine")
     feature = unit_vector("x", origin=Origin("feature", {"feature": 1288, "sae": sae.id}))

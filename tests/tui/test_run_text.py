@@ -6,8 +6,7 @@ import math
 from dataclasses import replace
 
 from lens_tui.records import Arm, Sampling, Token
-from lens_tui.tui.run_text import ArmText, RunText, changed_levels, plan, token_levels
-from lens_tui.tui.session import Session, SessionStore
+from lens_tui.tui.session import ArmText, RunText, Session, SessionStore, changed_levels, plan, token_levels
 from lens_tui.worker import events as ev
 from tests.fakes import unit_vector
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from lens_tui import blas
 from lens_tui.records import FloatArray, LensError, TokenWeight
 
-from ..hooks.passage import HEAD, not_finite
+from ..hooks.steering import HEAD, not_finite
 from ..tokens import Tokens
 from .find import Decoder
 from .taps import Call, install, replace_first, uninstall

@@ -10,10 +10,10 @@ import mlx.core as mx
 
 from lens_tui.records import ArmEnd, BatchRow, Echo, LensError, Request, Steered, Token
 
-from ..hooks.passage import check_chosen, check_moved, echo_of, origin_in, steered
+from ..forward import echo_of
 from ..hooks.program import DoseMeter
 from ..hooks.registry import Holding, Plan, Registry, Run
-from ..hooks.steering import check_reach
+from ..hooks.steering import check_chosen, check_moved, check_reach, origin_in, steered
 from ..tokens import EncodedPrompt, Tokens
 from .batch_rows import BatchModel, BatchStep, Row, RowLabels, RowPlan, Way, choose_all, way_of
 from .generation import DecodeOptions, RowDecoder, mlx_lm_generate

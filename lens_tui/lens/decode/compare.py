@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 
 from lens_tui.records import ArmEnd, Candidate, Dose, Echo, Intervention, LensError, Sampling, Steered, Token
 
-from ..hooks.passage import Passage, check_chosen, check_moved, echo_of, origin_in, steered
+from ..forward import echo_of
 from ..hooks.program import DoseMeter
 from ..hooks.registry import CaptureResult, Holding, Plan, PlanEntry
-from ..hooks.steering import check_reach, entries_of
+from ..hooks.steering import Passage, check_chosen, check_moved, check_reach, entries_of, origin_in, steered
 from ..tokens import Tokens
 from .generation import DecodeStep, RowDecoder, Writing, writing_options
 from .sampling import candidates

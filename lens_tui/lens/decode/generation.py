@@ -12,10 +12,10 @@ import mlx.core as mx
 
 from lens_tui.records import LensError, Sampling
 
-from ..hooks.passage import History
 from ..hooks.places import follow_thinking
 from ..hooks.program import DoseMeter, Measured, has_effect
 from ..hooks.registry import CaptureResult, Plan, Registry, Run, async_eval
+from ..hooks.steering import History
 from ..tokens import Detokenizer, EncodedPrompt, Tokens
 from .prefill import Filler, PrefixCache, add_rows, can_fork, keep_rows, piece_of, prefill_rows, spread
 from .sampling import (

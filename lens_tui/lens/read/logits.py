@@ -26,8 +26,8 @@ from ..architecture.find import Decoder
 from ..architecture.unembed import FinalStep, final_step, find_unembedding, readout
 from ..decode.sampling import kl, log_softmax
 from ..forward import Core, one_text, read_sites, target_per_position, unhooked
-from ..hooks.passage import HEAD, not_finite
 from ..hooks.program import Key
+from ..hooks.steering import HEAD, not_finite
 
 LOGITS_AT_ONCE = 1 << 25
 

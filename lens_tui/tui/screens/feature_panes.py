@@ -22,7 +22,7 @@ from lens_tui.tui.format import figure, fit
 from lens_tui.tui.host import LensHost
 from lens_tui.tui.reading_text import ReadingText, features_at, next_active, shades, sources, strongest_token
 from lens_tui.tui.run_export import quoted, sae_words
-from lens_tui.tui.run_text import model_source
+from lens_tui.tui.session import model_source
 from lens_tui.tui.widgets import lane
 from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.feature_card import (

@@ -19,8 +19,7 @@ from lens_tui.records import Sampling
 from lens_tui.records.interventions import BenchRow
 from lens_tui.records.run import LIMITS
 from lens_tui.tui.bindings import bindings
-from lens_tui.tui.run_text import MEASURE_NAMES, MEASURES, Measure, RunText, lane_names, plan, summary
-from lens_tui.tui.session import MAX_ARMS, Session
+from lens_tui.tui.session import MAX_ARMS, MEASURE_NAMES, MEASURES, Measure, RunText, Session, lane_names, plan, summary
 from lens_tui.tui.widgets.frame import Hairline, LensScreen
 from lens_tui.tui.widgets.lane import Lane, LaneRow, Line, strength
 from lens_tui.tui.widgets.token_view import TokenView

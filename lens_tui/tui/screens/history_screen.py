@@ -18,8 +18,8 @@ from lens_tui.records.interventions import BenchRow, amount_of
 from lens_tui.records.sanitise import one_line, sanitise_token
 from lens_tui.tui.format import ago, fit
 from lens_tui.tui.host import host
-from lens_tui.tui.run_text import ArmText, RunText
 from lens_tui.tui.screens.form import Dialog
+from lens_tui.tui.session import ArmText, RunText
 from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.lane import strength
 from lens_tui.tui.widgets.row_list import RowList
