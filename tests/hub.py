@@ -9,12 +9,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+import pytest
+
+
+def use_hub(monkeypatch: pytest.MonkeyPatch, url: str, cache: Path | None = None) -> None:
+    """Have the hub's client, here and in processes of ours, ask ``url`` and keep what comes in ``cache``."""
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+    if cache is not None:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
 
 
 @dataclass
 class FakeHub:
     """Repositories by id: file name -> bytes. ``status`` answers every request for a repository with an error.
+    Files of weights are LFS files, as at the hub: their ETag is their SHA-256.
 
     With ``gate`` cleared, the body of a ``.safetensors`` file stops after its first
     half until it is set. ``asked`` lists the requests as ``(method, path, range)``.
@@ -77,7 +90,7 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 return self._file(files, "/".join(parts[4:]), body)
             if "tree" in parts:
                 return self._send(200, json.dumps([_entry(n, d) for n, d in files.items()]).encode(), {}, body)
-            siblings = [{"rfilename": name, "size": len(data), "blobId": _etag(data)} for name, data in files.items()]
+            siblings = [{"rfilename": name, "blobId": "b" * 40, **_facts(name, data)} for name, data in files.items()]
             info = {"id": repo, "modelId": repo, "sha": hub.commit, "siblings": siblings, "tags": []}
             return self._send(200, json.dumps(info).encode(), {}, body)
 
@@ -85,7 +98,7 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             if name not in files:
                 return self._send(404, b"", {"X-Error-Code": "EntryNotFound"}, body)
             data, start = files[name], 0
-            headers = {"ETag": f'"{_etag(data)}"', "X-Repo-Commit": hub.commit, "Accept-Ranges": "bytes"}
+            headers = {"ETag": f'"{_etag(name, data)}"', "X-Repo-Commit": hub.commit, "Accept-Ranges": "bytes"}
             wanted = self.headers.get("Range", "")
             if wanted.startswith("bytes=") and body:
                 start = int(wanted[6:].split("-")[0])
@@ -114,9 +127,19 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def _etag(data: bytes) -> str:
+def _etag(name: str, data: bytes) -> str:
+    if name.endswith(".safetensors"):
+        return hashlib.sha256(data).hexdigest()
     return hashlib.sha1(data, usedforsecurity=False).hexdigest()
 
 
+def _facts(name: str, data: bytes) -> dict[str, object]:
+    """A file's size and hash as the hub's JSON has them."""
+    etag, size = _etag(name, data), len(data)
+    if name.endswith(".safetensors"):
+        return {"size": size, "lfs": {"sha256": etag, "oid": etag, "size": size, "pointerSize": 134}}
+    return {"size": size, "blobId": etag}
+
+
 def _entry(name: str, data: bytes) -> dict[str, object]:
-    return {"type": "file", "path": name, "size": len(data), "oid": _etag(data)}
+    return {"type": "file", "path": name, "oid": _etag(name, data), **_facts(name, data)}

@@ -3,46 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
 
 from .errors import LensError
 from .read_files import read_json, read_text
 
 
 def quiet_hub() -> None:
-    """Tell the hub's client to send no telemetry and draw no bars; the user's own settings win."""
-    for name in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_UPDATE_CHECK"):
+    """Tell the hub's client to send no telemetry; the user's own settings win."""
+    for name in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_UPDATE_CHECK"):
         os.environ.setdefault(name, "1")
-
-
-class SilentBar:
-    """Stands in for tqdm in the hub's client: counts in ``n`` and draws nothing."""
-
-    def __init__(self, iterable: Iterable[Any] = (), **options: Any) -> None:
-        self._iterable = iterable
-        self.total = int(options.get("total") or 0)
-        self.n = int(options.get("initial") or 0)
-
-    def update(self, n: float | None = 1) -> None:
-        """Add ``n`` bytes or files."""
-        self.n += int(n or 0)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._iterable)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def __getattr__(self, name: str) -> Any:
-        # tqdm's other methods only draw.
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return lambda *_, **__: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +49,10 @@ def _snapshot(folder: Path) -> Path | None:
         main = folder / "snapshots" / read_text(folder / "refs" / "main", 1024).strip()
     except LensError:
         main = None
-    if main in snapshots and _whole(main):
+    if main in snapshots and is_whole(main):
         return main
     newest = sorted(snapshots, key=_changed)
-    whole = [place for place in newest if _whole(place)]
+    whole = [place for place in newest if is_whole(place)]
     return whole[-1] if whole else main if main in snapshots else newest[-1] if newest else None
 
 
@@ -110,17 +81,15 @@ def _last_read(snapshot: Path) -> float:
 
 
 def whole_snapshot(repo_id: str, cache: Path | None = None) -> Path | None:
-    """A whole snapshot of a model in the hub's cache, ``main``'s or else the newest; ``None`` without one.
-
-    Whole is a config.json, and every file of weights that its index names, links to something.
-    """
+    """A whole snapshot of a model in the hub's cache, ``main``'s or else the newest; ``None`` without one."""
     from huggingface_hub import constants
 
     found = _snapshot((cache or Path(constants.HF_HUB_CACHE)) / f"models--{repo_id.replace('/', '--')}")
-    return found if found is not None and _whole(found) else None
+    return found if found is not None and is_whole(found) else None
 
 
-def _whole(snapshot: Path) -> bool:
+def is_whole(snapshot: Path) -> bool:
+    """Whether a model's config.json, and every file of weights that its index names, link to something."""
     wanted = {file.name for file in snapshot.glob("model*.safetensors")}
     index = snapshot / "model.safetensors.index.json"
     if index.exists():
@@ -132,13 +101,8 @@ def _whole(snapshot: Path) -> bool:
     return bool(wanted) and all(file.is_file() for file in files)
 
 
-def explain_hub(error: BaseException, repo: str, *, kept: str, absent: LensError | None = None) -> LensError:
-    """What the hub's client raised, in one sentence.
-
-    ``repo`` is safe to show. ``kept`` says what a transfer that broke off leaves
-    behind; ``absent`` is what to say where the cache lacks the file and the hub is
-    not asked or not reached, ``None`` to treat that as any other trouble with the network.
-    """
+def explain_hub(error: BaseException, repo: str) -> LensError:
+    """What the hub's client raised, in one sentence. ``repo`` is safe to show."""
     from huggingface_hub import errors
 
     match error:
@@ -152,10 +116,9 @@ def explain_hub(error: BaseException, repo: str, *, kept: str, absent: LensError
             return LensError(f"{repo} has no such revision.", "Check the branch, tag or commit.")
         case errors.HFValidationError():
             return LensError(f"{repo} is not a hub id.", "A hub id looks like org/name.")
-        case errors.OfflineModeIsEnabled() | errors.LocalEntryNotFoundError() if absent is not None:
-            return absent
         case errors.HfHubHTTPError() if error.response is not None:
             return LensError(f"The hub answered {error.response.status_code} for {repo}.", "Try again later.")
         case OSError() if error.errno is not None and error.strerror:
             return LensError(f"Fetching {repo} failed: {error.strerror}.", "Check free space and permissions.")
-    return LensError(f"The hub could not be reached for {repo} ({type(error).__name__}).", f"Check the network; {kept}")
+    hint = "Check the network; what came so far is kept."
+    return LensError(f"The hub could not be reached for {repo} ({type(error).__name__}).", hint)

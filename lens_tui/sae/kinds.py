@@ -68,9 +68,9 @@ class JumpReLUSAE(SAE):
         Raises:
             LensError: for a repository, layer, width or variant that does not exist, naming those that do.
         """
-        from .from_hub import fetch
+        from .from_hub import fetch_gemma_scope
 
-        folder, facts = fetch(model_id, layer, width, variant, site, revision, progress, cache_dir)
+        folder, facts = fetch_gemma_scope(model_id, layer, width, variant, site, revision, progress, cache_dir)
         return cls.from_pretrained(folder, residence=residence, dtype=dtype, extra_provenance=facts)
 
     def _activate(self, product: mx.array, columns: slice | mx.array) -> mx.array:

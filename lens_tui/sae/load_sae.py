@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from lens_tui.records import LensError, SAEInfo
+from lens_tui.records.hub_fetch import Progress
 from lens_tui.records.info import SITES
 from lens_tui.records.read_files import shown
 from lens_tui.records.sanitise import one_line
@@ -21,7 +22,7 @@ from .base import build, with_shape
 from .files import Definition, Stored, Weights, check
 from .formats import FORMATS
 from .formats.parts import MAX_LAYER, Facts, Parts, Source
-from .from_hub import Progress, fetch_sae, is_hub_id
+from .from_hub import fetch_sae, is_hub_id
 from .kinds import GatedSAE as GatedSAE
 from .kinds import GroupMaxSAE as GroupMaxSAE
 from .kinds import JumpReLUSAE as JumpReLUSAE
@@ -90,7 +91,8 @@ def load_sae(
         dtype: that of the weights in memory and of the matrix products; biases and activations are float32.
         input_scale: what activations are multiplied by, for files that leave it open.
         revision: the hub's branch, tag or commit.
-        progress: called with the bytes fetched and their total.
+        progress: called with the bytes fetched and their total, also while nothing arrives; what it raises ends the
+            transfer. By default a bar is drawn.
         extra_provenance: facts to add to ``info.provenance``.
 
     Raises:

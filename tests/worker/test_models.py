@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from huggingface_hub.errors import LocalEntryNotFoundError
 
 from lens_tui import LensModel, blas, demo
 from lens_tui.records import LensError
+from lens_tui.records.hub_fetch import cached_snapshot
 from lens_tui.records.info import Dequantize
-from lens_tui.tasks.download import cached_snapshot
 from lens_tui.tasks.models import (
     ModelEntry,
     cached_models,
@@ -316,10 +315,7 @@ def test_snapshots_whose_ref_moved_on_and_broken_links_are_listed_and_loaded(
     assert all(entry.path.endswith("a" * 40) and not entry.problem for entry in entries.values())
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
 
-    def offline(*_: object, **__: object) -> None:
-        raise LocalEntryNotFoundError("no")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for name in entries:
         assert cached_snapshot(name) == Path(entries[name].path)
         assert LensModel(name).loss([1, 2, 3]) > 0

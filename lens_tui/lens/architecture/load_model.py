@@ -22,7 +22,7 @@ from mlx.nn.layers.base import Module
 
 from lens_tui import demo
 from lens_tui.records import LensError
-from lens_tui.records.hub import explain_hub, whole_snapshot
+from lens_tui.records.hub_fetch import model_from_hub
 from lens_tui.records.info import Dequantize
 from lens_tui.records.model_folder import check_sidecars, read_config, read_weights
 from lens_tui.records.read_files import MAX_TEXT, read_json, regular_size
@@ -80,7 +80,7 @@ def load_model(name: str, how: Dequantize = "auto", **load_kwargs: Any) -> Loade
             f"There are {', '.join(sorted(OPTIONS))}.",
         )
     revision = load_kwargs.pop("revision", None)
-    where = folder if looks_local else _fetched(source, revision)
+    where = folder if looks_local else model_from_hub(source, revision=revision)
     lazy = load_kwargs.pop("lazy", False)
     found = load_folder(where, label=label, path=str(folder) if looks_local else source, lazy=True, **load_kwargs)
     held = dequantize(found.model, how)
@@ -145,26 +145,6 @@ def load_folder(
         options = {"trust_remote_code": trust_remote_code, **_chat_template(folder), **(tokenizer_config or {})}
         tokenizer = read(folder, options, eos_token_ids=own_config.get("eos_token_id"))
     return Loaded(model, tokenizer, path or str(folder), understood.window)
-
-
-# -- finding it ------------------------------------------------------------
-
-
-def _fetched(repo: str, revision: str | None) -> Path:
-    """The folder of a hub id: fetched, or the whole snapshot in the cache where the hub is not reached."""
-    from huggingface_hub import snapshot_download
-    from mlx_lm import utils
-
-    patterns: Any = [pattern for pattern in utils.DEFAULT_ALLOW_PATTERNS if pattern != "*.py"]
-    label = one_line(repo, 80)
-    try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
-    except Exception as error:
-        if revision is None and (held := whole_snapshot(repo)) is not None:
-            return held
-        hint = "Check the id, your access to it, and the network."
-        absent = LensError(f"The model {label} is not in the cache, and the hub did not give it.", hint)
-        raise explain_hub(error, label, kept="what came is kept.", absent=absent) from error
 
 
 @contextmanager

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lens_tui import demo
 from lens_tui.records import LensError, NotFinite, SAEInfo
+from lens_tui.records.hub_fetch import model_from_hub
 from lens_tui.records.sanitise import one_line
-from lens_tui.tasks.download import cached_snapshot, download
 from lens_tui.tasks.models import (
     ModelEntry,
     check_model,
@@ -146,16 +145,11 @@ def _local_folder(entry: ModelEntry, control: Control) -> Path:
         folder = Path(entry.path)
         if entry.source != "cache" or not entry.problem:
             return folder
-    if (folder_found := cached_snapshot(entry.id)) is not None and not read_model_folder(folder_found).problem:
-        return folder_found
-    control.progress("download")
-    begun = time.monotonic()
-
-    def on_bytes(done: int, total: int) -> None:
-        stage = f"download {done / 1e6 / max(time.monotonic() - begun, 0.1):.1f} MB/s"
-        control.report(ev.Progress(control.id, stage, done, total, "bytes"))
-
-    return download(entry.id, on_bytes, control.check)
+    return model_from_hub(
+        entry.id,
+        progress=lambda done, total: control.report(ev.Progress(control.id, "download", done, total, "bytes")),
+        check=control.check,
+    )
 
 
 def _check_memory(entry: ModelEntry, *, force: bool) -> None:

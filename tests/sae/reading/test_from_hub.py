@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from lens_tui import JumpReLUSAE, load_sae
 from lens_tui.records import LensError
-from tests.hub import FakeHub
+from tests.hub import FakeHub, use_hub
 
 from .makers import numbers, write_json, write_safetensors, write_torch
 
@@ -20,18 +23,8 @@ REPO = "google/gemma-scope-2-270m-it"
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     with FakeHub().serve() as served:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", served.url)
-        monkeypatch.setattr("huggingface_hub.hf_api.ENDPOINT", served.url, raising=False)
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", served.url + TEMPLATE)
-        monkeypatch.setattr(
-            "huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", served.url + TEMPLATE, raising=False
-        )
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path / "cache"), raising=False)
+        use_hub(monkeypatch, served.url, tmp_path / "cache")
         yield served
-
-
-TEMPLATE = "/{repo_id}/resolve/{revision}/{filename}"
 
 
 def gemma(folder: str, tmp_path: Path, seed: int = 0, config: bool = True) -> dict[str, bytes]:
@@ -186,14 +179,22 @@ def test_without_a_network_it_is_said_at_once_and_what_is_cached_loads(
     hub.repos["org/x"] = {f"{folder}/params.safetensors": made.read_bytes()}
     first = load_sae(f"org/x/{folder}")
 
-    slept: list[float] = []
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", slept.append)
-    for name in ("constants.HUGGINGFACE_CO_URL_TEMPLATE", "file_download.HUGGINGFACE_CO_URL_TEMPLATE"):
-        monkeypatch.setattr(f"huggingface_hub.{name}", "http://127.0.0.1:9" + TEMPLATE, raising=False)
-    for name in ("constants.ENDPOINT", "hf_api.ENDPOINT"):
-        monkeypatch.setattr(f"huggingface_hub.{name}", "http://127.0.0.1:9", raising=False)
-    for wanted in ("org/y", "org/y/file.safetensors", "org/x/another"):
-        with pytest.raises(LensError, match="The hub could not be reached"):
-            load_sae(wanted)
-    assert load_sae(f"org/x/{folder}").info.id == first.info.id
-    assert slept == []
+    tries: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as closing:
+
+        def close() -> None:
+            with suppress(OSError):  # until the test closes it
+                while True:
+                    closing.accept()[0].close()
+                    tries.append("")
+
+        thread = threading.Thread(target=close)
+        thread.start()
+        use_hub(monkeypatch, f"http://127.0.0.1:{closing.getsockname()[1]}")
+        for wanted in ("org/y", "org/y/file.safetensors", "org/x/another"):
+            with pytest.raises(LensError, match="The hub could not be reached"):
+                load_sae(wanted)
+        assert load_sae(f"org/x/{folder}").info.id == first.info.id
+        assert len(tries) == 3  # once each, and not for what is cached
+        closing.shutdown(socket.SHUT_RDWR)
+        thread.join()
