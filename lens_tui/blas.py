@@ -8,7 +8,7 @@ given out: libraries that share the process with MLX keep their own LAPACK and B
 package, the addresses that it calls are changed instead (:mod:`lens_tui.blas_slots`).
 
 Where anything of this cannot be, MLX runs as it came and :func:`state` says why. Nothing is done on a Mac or where
-MLX's package for CUDA is installed. This module imports neither MLX nor NumPy.
+MLX's package for CUDA is installed. Importing this module imports neither MLX nor NumPy.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    import mlx.core as mx
+    from numpy.typing import NDArray
 
 PRODUCTS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")
 """What MLX's library calls of a BLAS."""
@@ -84,6 +87,22 @@ def is_slow() -> bool:
     MLX's packages for Linux have the reference BLAS, if none was loaded before it; macOS has Accelerate.
     """
     return sys.platform == "linux" and not state().fast
+
+
+def on_host() -> bool:
+    """Whether products that need no gradient are better left to NumPy: on the CPU, where MLX's are slow."""
+    import mlx.core as mx
+
+    return mx.default_device().type == mx.DeviceType.cpu and is_slow()
+
+
+def times(x: mx.array, w: NDArray[Any]) -> mx.array:
+    """``x @ w`` in float32 by NumPy, computed at once; no gradient goes through it."""
+    import mlx.core as mx
+    import numpy as np
+
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is reported where results are looked at
+        return mx.array(np.asarray(x.astype(mx.float32)) @ w)
 
 
 def in_float32(how: str, nbytes: int, free: int) -> bool:

@@ -12,25 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lens_tui.records import Arm, ArmEnd, Intervention, LensError, Sampling, Token
+from lens_tui.records.arm_syntax import parse_arm
 from lens_tui.records.interventions import amount_of
 from lens_tui.tui.format import Trail, figure, kl_key, kl_level, sparkline
 
 from .output import INTERRUPTED, Asked, in_terminal, interruptible, note, print_json, say, say_shaded, sentences
-from .sources import (
-    Json,
-    MinP,
-    Model,
-    SAEName,
-    Temp,
-    TextKey,
-    TopK,
-    TopP,
-    Vectors,
-    open_model,
-    parse_arm,
-    read_text,
-    within,
-)
+from .sources import Json, MinP, Model, SAEName, Temp, TextKey, TopK, TopP, Vectors, open_model, read_text, within
 
 if TYPE_CHECKING:
     from lens_tui.lens.decode.compare import Comparison

@@ -12,11 +12,12 @@ import typer
 from rich.cells import set_cell_size
 
 from lens_tui.records import Intervention, LensError, SAEInfo
+from lens_tui.records.arm_syntax import parse_arm
 from lens_tui.tui.format import share_level
 
 from .feature_verbs import dense_mark
 from .output import note, print_json, say, say_shaded, sentences
-from .sources import Json, Model, SAEName, Vectors, open_model, open_sae, parse_arm, read_text
+from .sources import Json, Model, SAEName, Vectors, open_model, open_sae, read_text
 
 if TYPE_CHECKING:
     import mlx.core as mx

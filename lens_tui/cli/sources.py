@@ -1,19 +1,9 @@
-"""Arms written on the command line: ``cookery=f2666*22``, ``f7*20+f9*-4``, ``random:3@5*12``, ``verse.safetensors*8``.
-
-An arm is one or more terms joined by ``+``; a term is a source, an optional
-layer after ``@`` and a scale after ``*``. A source is a feature id of the SAE
-(``f2666`` or ``2666``), ``random:SEED``, the path of a vector file, or the name of a
-bundled vector. After the scale may come a mode and positions, each after a colon:
-``f2666*0.5:norm_match``, ``f75:project_out``, ``f2666*22:generated``. They are those
-of ``records.interventions``.
-"""
+"""What the arguments of a verb name: a model, an SAE, a text, the vectors of an arm."""
 
 from __future__ import annotations
 
-import re
 import sys
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +11,7 @@ import typer
 
 from lens_tui import demo
 from lens_tui.records import Arm, LensError, SAEInfo, SteeringVector
-from lens_tui.records.interventions import MODES, POSITIONS, Term, mode_of
+from lens_tui.records.arm_syntax import ArmSpec, Term
 from lens_tui.records.run import LIMITS
 from lens_tui.records.sanitise import one_line
 
@@ -60,65 +50,6 @@ MinP = Annotated[
     float, within("min_p", "Sample among tokens of this share of the likeliest one's probability; 0: off.")
 ]
 TopK = Annotated[int, within("top_k", "Sample among this many of the likeliest tokens; 0: all.")]
-
-_WORDS = rf"(?::(?:{'|'.join([mode.id for mode in MODES] + list(POSITIONS))})\b)*"
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-_TERM = re.compile(rf"^(?P<source>.+?)(?:@(?P<layer>-?[0-9]{{1,9}}))?(?:\*(?P<scale>{_NUMBER}))?(?P<words>{_WORDS})$")
-_BETWEEN = re.compile(rf"(?<=\*)({_NUMBER}{_WORDS})\s*\+\s*|(?<=:project_out)()\s*\+\s*")
-_NAME = re.compile(r"^(?P<name>[^=*@]+)=(?P<rest>.+)$")
-
-_HELP = "Write it as [NAME=]SOURCE[@LAYER]*SCALE, for example f2666*22, kjv=f75*22+f2666*5 or random:0@4*22."
-
-
-@dataclass(frozen=True, slots=True)
-class ArmSpec:
-    """An arm as written: its name and its terms, in order."""
-
-    name: str
-    terms: tuple[Term, ...]
-
-
-def parse_arm(text: str, scale: float | None = None) -> ArmSpec:
-    """Read one ``--arm``; raises :class:`LensError` with the form that is expected.
-
-    ``scale`` is that of a term which has none written; without it, such a term is refused.
-    """
-    named = _NAME.match(text.strip())
-    name, body = (named["name"].strip(), named["rest"]) if named else ("", text.strip())
-    terms = tuple(_term(part, text, scale) for part in _split(body))
-    return ArmSpec(name or text.strip(), terms)
-
-
-def _split(body: str) -> list[str]:
-    # A '+' ends a term only right after its scale, so that paths and exponents may hold one.
-    parts = [part or "" for part in _BETWEEN.split(body)]
-    return ["".join(parts[i : i + 3]) for i in range(0, len(parts), 3)]
-
-
-def _term(part: str, whole: str, default: float | None) -> Term:
-    match = _TERM.match(part.strip())
-    words = match["words"].split(":")[1:] if match else []
-    modes, places = [word for word in words if word not in POSITIONS], [word for word in words if word in POSITIONS]
-    mode = modes[0] if modes else "add"
-    if mode_of(mode).amount == "":
-        default = 0.0
-    scale = float(match["scale"]) if match and match["scale"] else default
-    if match is None or scale is None or len(modes) > 1 or len(places) > 1:
-        why = ": it has no scale" if match is not None and scale is None else ""
-        raise LensError(f"The arm {whole!r} cannot be read at {part.strip()!r}{why}.", _HELP)
-    term = _source(match["source"].strip(), int(match["layer"]) if match["layer"] else None, scale, whole)
-    return replace(term, mode=mode, positions=places[0] if places else "all")
-
-
-def _source(source: str, layer: int | None, scale: float, whole: str) -> Term:
-    if re.fullmatch(r"f?[0-9]{1,9}", source):
-        return Term("feature", source.lstrip("f"), layer, scale)
-    if source.startswith("random:"):
-        if not re.fullmatch(r"random:[0-9]{1,18}", source):
-            raise LensError(f"The arm {whole!r} names a random vector without a seed.", "Write random:0.")
-        return Term("random", source.removeprefix("random:"), layer, scale)
-    return Term("file", source, layer, scale)
-
 
 asked_dequantize: ContextVar[Dequantize | None] = ContextVar("asked_dequantize", default=None)
 """What ``--dequantize`` says, which comes before the verb."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lens_tui.records import Intervention, LensError, SteeringVector
+from lens_tui.records.arm_syntax import ArmSpec, parse_arm
 from lens_tui.records.info import in_residual
 from lens_tui.records.interventions import amount_of, positions_text
 from lens_tui.records.measures import DEFINITIONS, MULTIPLES, OWN_KL, QUANTITIES, DoseResponse, ScaleSearch
@@ -17,7 +18,7 @@ from lens_tui.records.sanitise import one_line
 from lens_tui.tui.format import figure
 
 from .output import Meter, note, print_json, say, sentences
-from .sources import ArmSpec, Json, Model, SAEName, Vectors, open_model, parse_arm, read_text, within
+from .sources import Json, Model, SAEName, Vectors, open_model, read_text, within
 
 if TYPE_CHECKING:
     from lens_tui.lens.measure.dose import FeatureProbe

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lens_tui.records import Sampling
-from lens_tui.records.interventions import Term
+from lens_tui.records.arm_syntax import Term
 
 NAME = "demo"
 LABEL_SOURCE = "bundled"

@@ -415,35 +415,6 @@ class BenchRow:
         return replace(self, scale=round((round(self.scale / self.step) + steps) * self.step, 6))
 
 
-@dataclass(frozen=True, slots=True)
-class Term:
-    """A row as it is written down, before its vector is found: on the command line, or in the bundled comparison.
-
-    ``source`` is the number of a feature (of ``sae``, where one is named), a seed, or a file's path. ``layer`` ``None``
-    is that of the vector. ``positions`` is one of ``POSITIONS``.
-    """
-
-    kind: Literal["feature", "random", "file"]
-    source: str
-    layer: int | None
-    scale: float
-    mode: str = "add"
-    positions: str = "all"
-    name: str = ""
-    sae: str = ""
-
-    @property
-    def feature(self) -> int:
-        """The number of the feature that is the source."""
-        return int(self.source)
-
-    def row(self, name: str, vector: SteeringVector) -> BenchRow:
-        """The row of this id, its vector found."""
-        layer = vector.layer if self.layer is None else self.layer
-        positions = positions_of(self.positions)
-        return BenchRow(name, vector, layer, self.scale, mode=self.mode, positions=positions)
-
-
 def amount_of(record: Intervention) -> float | None:
     """The number of a record that a bench row can make, 0 where its mode has none; ``None`` for every other record."""
     match record:

@@ -1,7 +1,6 @@
-"""Matrix products by NumPy where MLX is slow at them: on a Linux CPU without OpenBLAS (:mod:`lens_tui.blas`).
+"""An SAE's matrices, kept in memory, on disk or in 8 bits, and their products by whichever of MLX and NumPy is faster.
 
-The reference BLAS of MLX's packages is some 20 times slower than the one that NumPy brings. Where MLX has OpenBLAS, on
-macOS and on a GPU nothing here is used.
+On a Linux CPU without OpenBLAS that is NumPy (:func:`lens_tui.blas.on_host`).
 """
 
 from __future__ import annotations
@@ -17,18 +16,6 @@ from lens_tui import blas
 from lens_tui.records import LensError
 
 from .files import Stored
-
-
-def on_host() -> bool:
-    """Whether products that need no gradient are better left to NumPy."""
-    return mx.default_device().type == mx.DeviceType.cpu and blas.is_slow()
-
-
-def times(x: mx.array, w: NDArray[Any]) -> mx.array:
-    """``x @ w`` in float32, computed at once; no gradient goes through it."""
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is reported where results are looked at
-        return mx.array(np.asarray(x.astype(mx.float32)) @ w)
-
 
 Residence = Literal["memory", "disk", "8bit"]
 Places = NDArray[np.int64]
@@ -78,7 +65,7 @@ class EncoderMatrix:
         """The same at once. No gradient goes through it."""
         if x.shape[0] < 4 or not self._uses_host():
             return self.product(x, block)
-        return times(x, self._host_block(block))
+        return blas.times(x, self._host_block(block))
 
     def columns(self, ids: Places) -> mx.array:
         """The columns of some latents, ``(d_in, len(ids))``, in the encoder's dtype."""
@@ -95,7 +82,7 @@ class EncoderMatrix:
         return mx.take(self._block(block), mx.array(places.astype(np.int32)), axis=1)
 
     def _uses_host(self) -> bool:
-        return self._dtype == mx.float32 and on_host()
+        return self._dtype == mx.float32 and blas.on_host()
 
     def _block(self, block: int) -> mx.array:
         held = self._blocks[block]
@@ -194,11 +181,11 @@ class DecoderMatrix:
 
     def now(self, z: mx.array, span: slice) -> mx.array:
         """As :meth:`partial`, but at once, by whichever way is fastest; no gradient goes through it."""
-        if z.shape[0] < 4 or self._dtype != mx.float32 or not on_host():
+        if z.shape[0] < 4 or self._dtype != mx.float32 or not blas.on_host():
             return self.partial(z, span)
         if self.norms is not None:
             z = z / _or_one(self.norms[span])
-        return times(z, self._host_rows(span))
+        return blas.times(z, self._host_rows(span))
 
     def sparse(self, ids: mx.array, values: mx.array) -> mx.array:
         """``(n, d_out)`` from ids and activations ``(n, k)``; places with activation 0 are left out, whatever their id.
@@ -215,7 +202,7 @@ class DecoderMatrix:
         z = mx.zeros((ids.shape[0], len(used)))
         # Inactive places all point at one row and add 0 there; putting instead of adding could overwrite it.
         z = z.at[mx.arange(ids.shape[0])[:, None], places].add(mx.maximum(values, 0))
-        out = times(z, np.asarray(rows)) if on_host() else z @ rows
+        out = blas.times(z, np.asarray(rows)) if blas.on_host() else z @ rows
         mx.eval(out)
         return out
 

@@ -6,14 +6,15 @@ import json
 import os
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lens_tui import demo
 from lens_tui.records import Arm, Intervention, LensError, SAEInfo, Sampling, SteeringVector
+from lens_tui.records.arm_syntax import Term, exact, written_arm
 from lens_tui.records.codec import to_json
-from lens_tui.records.interventions import POSITIONS, amount_of, mode_of
+from lens_tui.records.interventions import POSITIONS, amount_of
 from lens_tui.records.sanitise import json_escaped, one_line, sanitise
 
 from .session import ArmText, RunText
@@ -125,45 +126,40 @@ class _Command:
         terms = [self._term(item) for item in arm.arm.interventions if item.enabled]
         if arm.dials:
             self.left_out.append(f"what was dialled in {arm.arm.name}")
-        known = "+".join(term for term in terms if term)
-        if not known:
-            return []
-        name = arm.arm.name
-        plain = name.strip() and not set("=*@") & set(name)
-        # Without a name the first '=' of a path would end one.
-        named = f"{name}={known}" if plain else f"arm {number}={known}" if "=" in known else known
-        return ["--arm", named]
+        known = [term for term in terms if term is not None]
+        return ["--arm", written_arm(arm.arm.name, known, f"arm {number}")] if known else []
 
-    def _term(self, item: Intervention) -> str:
-        amount, vector = amount_of(item), getattr(item, "vector", None)
-        source = ""
-        if amount is not None and vector is not None and item.positions.kind in POSITIONS:
-            source = self._source(vector, item.layer)
-        if not source or amount is None:
-            self.left_out.append(getattr(vector, "name", item.id))
-            return ""
-        where = f"@{item.layer}" + (f"*{_number(amount)}" if mode_of(item.mode).amount else "")
-        where += f":{item.mode}" if item.mode != "add" else ""
-        return source + where + (f":{item.positions.kind}" if item.positions.kind != "all" else "")
+    def _term(self, item: Intervention) -> Term | None:
+        amount, vector, kind = amount_of(item), getattr(item, "vector", None), item.positions.kind
+        if (
+            amount is not None
+            and vector is not None
+            and kind in POSITIONS
+            and (term := self._source(vector, item.layer))
+        ):
+            return replace(term, scale=amount, mode=item.mode, positions=kind)
+        self.left_out.append(getattr(vector, "name", item.id))
+        return None
 
-    def _source(self, vector: SteeringVector, layer: int) -> str:
+    def _source(self, vector: SteeringVector, layer: int) -> Term | None:
         """How the command line finds this vector: a feature, a seed, a file that is there or is written for it."""
         facts = vector.origin.facts
+        feature = Term("feature", str(facts.get("feature", "")), layer, 0.0)
         if vector.origin.kind == "feature" and self._is_of(facts.get("sae")):
-            return f"f{facts['feature']}"
+            return feature
         if vector.origin.kind == "random" and "seed" in facts and vector.site == "resid_post":
-            return f"random:{facts['seed']}"
+            return Term("random", str(facts["seed"]), layer, 0.0)
         if file := _file_of(vector, layer, self.model):
-            return file
+            return Term("file", file, layer, 0.0)
         if self.keep is not None:
             try:
-                return str(self.keep(vector))
+                return Term("file", str(self.keep(vector)), layer, 0.0)
             except LensError as error:
                 self.remarks.append(str(error))
         elif vector.origin.kind == "feature":
             self.remarks.append(f"the SAE {facts.get('sae')} is not available")
-            return f"f{facts['feature']}"
-        return ""
+            return feature
+        return None
 
     def _is_of(self, sae: object) -> bool:
         """Whether a feature of this SAE can be named: a command has one SAE, the first that it needs."""
@@ -227,19 +223,13 @@ def _file_of(vector: SteeringVector, layer: int, model: str) -> str:
     return ":".join([path, *words])
 
 
-def _number(value: float) -> str:
-    """As short as can be and exactly this number."""
-    short = f"{value:g}"
-    return short if float(short) == value else repr(float(value))
-
-
 def _options(sampling: Sampling) -> list[str]:
     plain = Sampling()
     out = ["--max-tokens", str(sampling.max_tokens), "--seed", str(sampling.seed)]
     for name in ("temp", "top_p", "min_p", "top_k", "repetition_penalty"):
         value = getattr(sampling, name)
         if value != getattr(plain, name):
-            out += [f"--{name.replace('_', '-')}", _number(value)]
+            out += [f"--{name.replace('_', '-')}", exact(value)]
     return out + [word for text in sampling.stop for word in ("--stop", text)]
 
 

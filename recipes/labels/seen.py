@@ -11,7 +11,7 @@ import numpy as np
 
 from lens_tui import SAE, FeatureIndex, LensModel, demo, load_sae
 from lens_tui.records import Arm, Intervention
-from lens_tui.records.interventions import Term
+from lens_tui.records.arm_syntax import Term
 from lens_tui.records.vector_formats import load_one
 
 

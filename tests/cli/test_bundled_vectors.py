@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from lens_tui import demo
-from lens_tui.cli.sources import Vectors, parse_arm
+from lens_tui.cli.sources import Vectors
 from lens_tui.records import Add, LensError
+from lens_tui.records.arm_syntax import parse_arm
 from lens_tui.records.vector_formats.own import read_one, write_one
 from tests.fakes import unit_vector
 

@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 
 from lens_tui import LensModel, demo, load_sae
 from lens_tui.cli.command import app
-from lens_tui.cli.sources import Vectors, parse_arm
+from lens_tui.cli.sources import Vectors
 from lens_tui.lens.vectors import from_array, from_token, mean_difference, random_unit
 from lens_tui.records import Add, Arm, Intervention, LensError, Positions, Sampling, SteeringVector
+from lens_tui.records.arm_syntax import parse_arm
 from lens_tui.records.interventions import BenchRow, amount_of
 from lens_tui.records.vector_folder import keep_vector, list_vectors
 from lens_tui.records.vector_formats import load_one

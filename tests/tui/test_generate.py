@@ -383,8 +383,8 @@ async def test_hostile_text_stays_text() -> None:
 def test_the_command_is_one_that_the_command_line_reads() -> None:
     import shlex
 
-    from lens_tui.cli.sources import parse_arm
     from lens_tui.records import Arm, Origin
+    from lens_tui.records.arm_syntax import parse_arm
     from lens_tui.tui.session import ArmText, RunText
 
     sae = replace(DEMO_SAE, path="/saes/mine")

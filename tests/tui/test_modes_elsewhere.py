@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from lens_tui import demo
-from lens_tui.cli.sources import parse_arm
 from lens_tui.records import Origin, Positions
+from lens_tui.records.arm_syntax import parse_arm
 from lens_tui.records.interventions import MODES, POSITIONS
 from lens_tui.records.vector_formats import load_one
 from lens_tui.records.vector_formats.own import write_one

@@ -240,7 +240,7 @@ def top_tokens(
     worst: list[tuple[mx.array, mx.array]] = []
     start = 0
     for rows in unembedding.rows():
-        weights = _product(folded, rows)
+        weights = blas.times(folded, np.asarray(rows).T) if blas.on_host() else folded @ rows.T
         ids = mx.broadcast_to(mx.arange(start, start + rows.shape[0]), weights.shape)
         down = 0.0 if hide is None else hide[start : start + rows.shape[0]]
         best = [_select([*best, (ids, weights + down)], k, lambda values: -values)]
@@ -248,13 +248,6 @@ def top_tokens(
         mx.eval(best, worst)
         start += int(rows.shape[0])
     return (*best[0], *worst[0])
-
-
-def _product(a: mx.array, b: mx.array) -> mx.array:
-    """``a @ b.T``; by NumPy where MLX's own product is slow (:mod:`lens_tui.blas`)."""
-    if mx.default_device().type == mx.DeviceType.cpu and blas.is_slow():
-        return mx.array(np.array(a) @ np.array(b).T)
-    return a @ b.T
 
 
 def _select(

@@ -38,9 +38,7 @@ def jumprelu(w: dict[str, Array]) -> JumpReLUSAE:
 @pytest.fixture(params=["numpy", "mlx"])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Products by NumPy, as on a Linux CPU, and by MLX, as everywhere else."""
-    for module in (matrices, "lens_tui.sae.matrices"):
-        place = module if isinstance(module, str) else module.__name__
-        monkeypatch.setattr(f"{place}.on_host", lambda: request.param == "numpy")
+    monkeypatch.setattr(blas, "on_host", lambda: request.param == "numpy")
     return str(request.param)
 
 
@@ -236,4 +234,4 @@ def test_numpy_is_used_on_a_linux_cpu_without_openblas_alone(monkeypatch: pytest
     for system, fast, used in (("darwin", False, False), ("linux", True, False), ("linux", False, on_cpu)):
         monkeypatch.setattr("sys.platform", system)
         monkeypatch.setattr(blas, "state", lambda fast=fast: blas.Blas(fast, ""))
-        assert matrices.on_host() == used
+        assert blas.on_host() == used

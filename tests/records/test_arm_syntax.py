@@ -1,10 +1,16 @@
+"""An arm in words: read, refused with the form that is expected, and written so that it is read again."""
+
 from __future__ import annotations
 
-import pytest
+from typing import Literal
 
-from lens_tui.cli.sources import ArmSpec, parse_arm
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from lens_tui.records import LensError
-from lens_tui.records.interventions import Term
+from lens_tui.records.arm_syntax import ArmSpec, Term, parse_arm, written_arm
+from lens_tui.records.interventions import MODES, POSITIONS, mode_of
 
 
 @pytest.mark.parametrize(
@@ -78,3 +84,25 @@ def test_an_arm_without_a_scale_says_so(text: str) -> None:
         assert parse_arm(text, scale=1.0).terms[1].scale == 1.0
     with pytest.raises(LensError, match="it has no scale"):
         parse_arm(text)
+
+
+SOURCES: st.SearchStrategy[tuple[Literal["feature", "random", "file"], str]] = st.one_of(
+    st.tuples(st.just("feature"), st.integers(0, 10**9 - 1).map(str)),
+    st.tuples(st.just("random"), st.integers(0, 10**18 - 1).map(str)),
+    st.tuples(st.just("file"), st.sampled_from(["king.gguf", "a+b/verse.safetensors", "run=3/v.npz", "f1.gguf:name"])),
+)
+
+
+@st.composite
+def terms(draw: st.DrawFn) -> Term:
+    (kind, source), mode = draw(SOURCES), draw(st.sampled_from([mode.id for mode in MODES]))
+    scale = draw(st.floats(allow_nan=False, allow_infinity=False)) if mode_of(mode).amount else 0.0
+    layer = draw(st.one_of(st.none(), st.integers(-99, 99)))
+    return Term(kind, source, layer, scale, mode, draw(st.sampled_from(list(POSITIONS))))
+
+
+@given(st.sampled_from(["", "cook", "a=b", "at@3", "x*2"]), st.lists(terms(), min_size=1, max_size=3))
+def test_what_is_written_is_read_again(name: str, written: list[Term]) -> None:
+    read = parse_arm(written_arm(name, written, "arm 1"))
+    assert read.terms == tuple(written)
+    assert name != "cook" or read.name == name

@@ -1,0 +1,130 @@
+"""Arms as they are written: ``cookery=f2666*22``, ``f7*20+f9*-4``, ``random:3@5*12``, ``verse.safetensors*8``.
+
+An arm is one or more terms joined by ``+``; a term is a source, an optional
+layer after ``@`` and a scale after ``*``. A source is a feature id of the SAE
+(``f2666`` or ``2666``), ``random:SEED``, the path of a vector file, or the name of a
+bundled vector. After the scale may come a mode and positions, each after a colon:
+``f2666*0.5:norm_match``, ``f75:project_out``, ``f2666*22:generated``. They are those
+of ``records.interventions``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from .errors import LensError
+from .interventions import MODES, POSITIONS, BenchRow, mode_of, positions_of
+from .steering_vector import SteeringVector
+
+_WORDS = rf"(?::(?:{'|'.join([mode.id for mode in MODES] + list(POSITIONS))})\b)*"
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_TERM = re.compile(rf"^(?P<source>.+?)(?:@(?P<layer>-?[0-9]{{1,9}}))?(?:\*(?P<scale>{_NUMBER}))?(?P<words>{_WORDS})$")
+_BETWEEN = re.compile(rf"(?<=\*)({_NUMBER}{_WORDS})\s*\+\s*|(:project_out{_WORDS})\s*\+\s*")
+_NAME = re.compile(r"^(?P<name>[^=*@]+)=(?P<rest>.+)$")
+
+_HELP = "Write it as [NAME=]SOURCE[@LAYER]*SCALE, for example f2666*22, kjv=f75*22+f2666*5 or random:0@4*22."
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A row as it is written down, before its vector is found: on the command line, or in the bundled comparison.
+
+    ``source`` is the number of a feature (of ``sae``, where one is named), a seed, or a file's path. ``layer`` ``None``
+    is that of the vector. ``positions`` is one of ``POSITIONS``.
+    """
+
+    kind: Literal["feature", "random", "file"]
+    source: str
+    layer: int | None
+    scale: float
+    mode: str = "add"
+    positions: str = "all"
+    name: str = ""
+    sae: str = ""
+
+    @property
+    def feature(self) -> int:
+        """The number of the feature that is the source."""
+        return int(self.source)
+
+    @property
+    def written(self) -> str:
+        """The term as :func:`parse_arm` reads it."""
+        source = {"feature": "f", "random": "random:"}.get(self.kind, "") + self.source
+        where = "" if self.layer is None else f"@{self.layer}"
+        amount = f"*{exact(self.scale)}" if mode_of(self.mode).amount else ""
+        words = [word for word, usual in ((self.mode, "add"), (self.positions, "all")) if word != usual]
+        return ":".join([source + where + amount, *words])
+
+    def row(self, name: str, vector: SteeringVector) -> BenchRow:
+        """The row of this id, its vector found."""
+        layer = vector.layer if self.layer is None else self.layer
+        positions = positions_of(self.positions)
+        return BenchRow(name, vector, layer, self.scale, mode=self.mode, positions=positions)
+
+
+@dataclass(frozen=True, slots=True)
+class ArmSpec:
+    """An arm as written: its name and its terms, in order."""
+
+    name: str
+    terms: tuple[Term, ...]
+
+
+def parse_arm(text: str, scale: float | None = None) -> ArmSpec:
+    """Read one ``--arm``; raises :class:`LensError` with the form that is expected.
+
+    ``scale`` is that of a term which has none written; without it, such a term is refused.
+    """
+    named = _NAME.match(text.strip())
+    name, body = (named["name"].strip(), named["rest"]) if named else ("", text.strip())
+    terms = tuple(_term(part, text, scale) for part in _split(body))
+    return ArmSpec(name or text.strip(), terms)
+
+
+def _split(body: str) -> list[str]:
+    # A '+' ends a term only right after its scale, so that paths and exponents may hold one.
+    parts = [part or "" for part in _BETWEEN.split(body)]
+    return ["".join(parts[i : i + 3]) for i in range(0, len(parts), 3)]
+
+
+def _term(part: str, whole: str, default: float | None) -> Term:
+    match = _TERM.match(part.strip())
+    words = match["words"].split(":")[1:] if match else []
+    modes, places = [word for word in words if word not in POSITIONS], [word for word in words if word in POSITIONS]
+    mode = modes[0] if modes else "add"
+    if mode_of(mode).amount == "":
+        default = 0.0
+    scale = float(match["scale"]) if match and match["scale"] else default
+    if match is None or scale is None or len(modes) > 1 or len(places) > 1:
+        why = ": it has no scale" if match is not None and scale is None else ""
+        raise LensError(f"The arm {whole!r} cannot be read at {part.strip()!r}{why}.", _HELP)
+    term = _source(match["source"].strip(), int(match["layer"]) if match["layer"] else None, scale, whole)
+    return replace(term, mode=mode, positions=places[0] if places else "all")
+
+
+def _source(source: str, layer: int | None, scale: float, whole: str) -> Term:
+    if re.fullmatch(r"f?[0-9]{1,9}", source):
+        return Term("feature", source.lstrip("f"), layer, scale)
+    if source.startswith("random:"):
+        if not re.fullmatch(r"random:[0-9]{1,18}", source):
+            raise LensError(f"The arm {whole!r} names a random vector without a seed.", "Write random:0.")
+        return Term("random", source.removeprefix("random:"), layer, scale)
+    return Term("file", source, layer, scale)
+
+
+def written_arm(name: str, terms: Sequence[Term], unnamed: str) -> str:
+    """An arm as :func:`parse_arm` reads it; ``unnamed`` is for a name that cannot be written but is needed."""
+    body = "+".join(term.written for term in terms)
+    if name.strip() and not set("=*@") & set(name):
+        return f"{name}={body}"
+    return f"{unnamed}={body}" if "=" in body else body  # without a name the first '=' of a path would end one
+
+
+def exact(value: float) -> str:
+    """A number as short as can be and exactly this one."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(float(value))
