@@ -61,19 +61,25 @@ class Stored:
             return self.array.turned
         return self.array.ndim == 2 and self.array.strides[0] < self.array.strides[1]
 
-    def host(self, rows: Index | None = None, columns: Index | None = None, *, checked: bool = False) -> NDArray[Any]:
-        """The same as :meth:`read` in NumPy, float32.
-
-        Raises ``LensError`` for NaN and for what is too large, unless it was ``checked`` before.
-        """
+    def host(self, rows: Index | None = None, columns: Index | None = None) -> NDArray[Any]:
+        """The same as :meth:`read` in NumPy, float32."""
         part = self._part(rows, columns)
+        self._check(part)
         if self.bfloat16:
-            part = (part.astype(np.uint32) << 16).view(np.float32)
-        with np.errstate(over="ignore"):
-            part = part.astype(np.float32, copy=False)
-        if not checked and part.size and not max(float(part.max()), -float(part.min())) <= self.bound:
-            raise self._wrong(bool(np.isfinite(part).all()))
-        return part
+            bits: NDArray[np.uint32] = np.left_shift(part, 16, dtype=np.uint32)
+            return bits.view(np.float32)
+        return part.astype(np.float32, copy=False)
+
+    def fill(self, out: NDArray[np.float32], columns: slice) -> None:
+        """Some columns of a matrix as :meth:`host` gives them, in memory that is there.
+
+        It is fastest where the file has float32 and ``out`` lies as it does (:attr:`turned`).
+        """
+        if isinstance(self.array, FileArray) and self.array.dtype == np.float32 and self.scales is None:
+            self.array.fill(out, columns)
+            self._check(out)
+        else:
+            np.copyto(out, self.host(columns=columns))
 
     def read(
         self, rows: Index | None = None, columns: Index | None = None, *, dtype: mx.Dtype = mx.float32
@@ -83,19 +89,25 @@ class Stored:
         Raises ``LensError`` for NaN, and for numbers that are too large for a weight or for ``dtype``.
         """
         part = self._part(rows, columns)
+        self._check(part)
         # What lies turned in the file is copied as it lies, and turned afterwards.
         turned = part.ndim == 2 and part.strides[0] < part.strides[1]
         part = np.ascontiguousarray(part.T if turned else part)
         if part.dtype == np.float64:
-            with np.errstate(over="ignore"):
-                part = part.astype(np.float32)
+            part = part.astype(np.float32)
         value = mx.array(part)
         value = (value.view(mx.bfloat16) if self.bfloat16 else value).astype(dtype)
         value = value.T if turned else value
         mx.eval(value)
-        if value.size and not bool(mx.all(mx.abs(value) <= self.bound).item()):
-            raise self._wrong(bool(mx.all(mx.isfinite(value)).item()))
+        if dtype == mx.float16 and not bool(mx.all(mx.isfinite(value)).item()):
+            raise self._wrong(finite=False)
         return value
+
+    def _check(self, part: NDArray[Any]) -> None:
+        """Raise ``LensError`` for NaN and what is too large; on a CPU NumPy finds out ten times as fast as MLX."""
+        most = _largest(part, bfloat16=self.bfloat16)
+        if not most <= self.bound:
+            raise self._wrong(finite=bool(np.isfinite(most)))
 
     def _part(self, rows: Index | None, columns: Index | None) -> NDArray[Any]:
         part = _cut(self.array, rows, columns)
@@ -106,10 +118,22 @@ class Stored:
             made: NDArray[Any] = part * _cut(self.scales, None if tall == 1 else rows, None if wide == 1 else columns)
         return made
 
-    def _wrong(self, finite: bool) -> LensError:
+    def _wrong(self, *, finite: bool) -> LensError:
         if finite:
             return LensError(f"The tensor {self.name} holds numbers beyond {self.bound:g}.", "Fetch the file again.")
         return LensError(f"The tensor {self.name} holds NaN or infinity.", "Fetch the file again.")
+
+
+def _largest(part: NDArray[Any], *, bfloat16: bool) -> float:
+    """The largest size among numbers; NaN if one of them is."""
+    if not part.size:
+        return 0.0
+    if not bfloat16 and part.dtype != np.float16:
+        return max(float(part.max()), -float(part.min()))
+    # Among floats of one sign the bits, as whole numbers, stand in the order of the sizes, with infinity and NaN last.
+    positive, negative = int(part.view(np.int16).max()), int(part.view(np.uint16).max()) - (1 << 15)
+    bits = np.array([max(positive, negative, 0)], np.uint16)
+    return float(((bits.astype(np.uint32) << 16).view(np.float32) if bfloat16 else bits.view(np.float16))[0])
 
 
 def _cut(array: NDArray[Any] | FileArray, rows: Index | None, columns: Index | None) -> NDArray[Any]:

@@ -41,6 +41,30 @@ def test_every_cut_is_that_of_numpy(tmp_path: Path, shape: tuple[int, int], kind
     assert found.take().dtype.isnative
 
 
+@pytest.mark.parametrize("columns", [slice(0, 9), slice(2, 7), slice(8, 20), slice(3, 3)])
+@pytest.mark.parametrize("kind", ["<f4", ">f4"])
+def test_columns_are_read_into_memory_that_is_there(tmp_path: Path, columns: slice, kind: str) -> None:
+    array = np.random.default_rng(0).normal(size=(7, 9)).astype(kind)
+    found, expected = stored(tmp_path / "x", array), array[:, columns]
+    place = np.full(expected.shape, np.nan, np.float32)
+    found.fill(place, columns)
+    assert np.array_equal(place, expected)
+    turned = np.full((5, 9), np.nan, np.float32).T
+    found.T.fill(turned, slice(0, 5))
+    assert np.array_equal(turned, array.T[:, :5])
+
+
+def test_a_place_that_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    found = stored(tmp_path / "x", np.ones((7, 9), np.float32))
+    for place in (np.zeros((7, 8), np.float32), np.zeros((7, 9), np.float64), np.zeros((9, 7), np.float32).T):
+        with pytest.raises(ValueError, match="not a place"):
+            found.fill(place, slice(0, 9))
+        assert not place.any()
+    os.truncate(tmp_path / "x", 40)
+    with pytest.raises(LensError, match="has changed on disk"):
+        found.fill(np.zeros((7, 9), np.float32), slice(0, 9))
+
+
 def test_columns_far_apart(tmp_path: Path) -> None:
     array = np.arange(4 * 40_000, dtype=np.float32).reshape(4, 40_000)
     found = stored(tmp_path / "x", array)
