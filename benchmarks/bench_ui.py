@@ -126,11 +126,11 @@ def stream_child(rate: float, lanes: int, seconds: float) -> dict[str, float]:
                 vector = SteeringVector.of(f"v{lane}", np.arange(1.0, 9.0), 0)
                 self.store.add_steer(vector, scale=float(lane))
             await asyncio.sleep(0.5)
-            out.update(_tail("idle", await _lags(seconds / 4)))
+            out.update(tail("idle", await _lags(seconds / 4)))
             self.action_run()
             await asyncio.sleep(1.0)
             made, cpu, start = worker.made, time.process_time(), time.perf_counter()
-            out.update(_tail("lag", await _lags(seconds)))
+            out.update(tail("lag", await _lags(seconds)))
             wall = time.perf_counter() - start
             screen = self.screen
             assert isinstance(screen, GenerateScreen)
@@ -140,7 +140,7 @@ def stream_child(rate: float, lanes: int, seconds: float) -> dict[str, float]:
                 made_per_s=(worker.made - made) / wall,
                 behind_tokens=worker.made - shown,
             )
-            out.update(_tail("key", await _presses(self, int(seconds * 5))))
+            out.update(tail("key", await presses(self, int(seconds * 5))))
             self.exit()
 
     worker = SteadyWorker(rate)
@@ -160,7 +160,7 @@ async def _lags(seconds: float) -> list[float]:
     return sorted(lags)
 
 
-async def _presses(app: Any, count: int) -> list[float]:
+async def presses(app: Any, count: int) -> list[float]:
     """Seconds from a key that shades every lane anew to the next frame handed to the terminal, ``count`` times."""
     import asyncio
 
@@ -189,7 +189,7 @@ async def _presses(app: Any, count: int) -> list[float]:
     return sorted(waits)
 
 
-def _tail(name: str, lags: list[float]) -> dict[str, float]:
+def tail(name: str, lags: list[float]) -> dict[str, float]:
     pick = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
     return {f"{name} {key}": 1000 * lags[min(len(lags) - 1, int(share * len(lags)))] for key, share in pick.items()}
 
@@ -236,21 +236,26 @@ def frame_child(which: str, result: Path) -> None:
         command()
 
 
-def in_terminal(*arguments: str, byte_code: str = "") -> dict[str, float]:
-    """Run this file again with ``arguments`` on a pseudo terminal; returns what it wrote to its result file.
+def in_terminal(
+    *arguments: str, script: str = __file__, byte_code: str = "", root: Path | None = None, home: str = ""
+) -> dict[str, float]:
+    """Run ``script`` with ``arguments`` on a pseudo terminal; returns what it wrote to its result file.
 
-    ``byte_code`` is a folder that keeps compiled modules from one run to the next.
+    ``byte_code`` is a folder that keeps compiled modules from one run to the next, ``home`` one for the app's own
+    files (by default a new one); ``root`` is the checkout whose package runs.
     """
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         begin = time.time()
         pid, master = pty.fork()
         if pid == 0:
-            os.environ |= {"TERM": "xterm-256color", "COLORTERM": "truecolor", "LENS_TUI_HOME": folder}
+            os.environ |= {"TERM": "xterm-256color", "COLORTERM": "truecolor", "LENS_TUI_HOME": home or folder}
+            if root is not None:
+                os.environ["PYTHONPATH"] = str(root)
             if byte_code:
                 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
                 os.environ["PYTHONPYCACHEPREFIX"] = byte_code
-            os.execv(sys.executable, [sys.executable, __file__, "--child", str(result), *arguments])
+            os.execv(sys.executable, [sys.executable, script, "--child", str(result), *arguments])
         fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", *SIZE, 0, 0))
         written = _swallow(master)
         _, status = os.waitpid(pid, 0)

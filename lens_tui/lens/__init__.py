@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from . import names_kept
+
 
 def _with_few_files() -> None:
     """Import mlx-lm where fewer than 4096 files may be open: it asks for that many on import, and fails if refused."""
@@ -27,4 +29,5 @@ def _with_few_files() -> None:
         resource.setrlimit = ask
 
 
+names_kept.watch()
 _with_few_files()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,12 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from lens_tui.lens.decode import prefill
-from lens_tui.records import Add, Arm, ArmEnd, Sampling, SteeringVector, Token
+from lens_tui.records import Add, Arm, ArmEnd, LensError, Sampling, SteeringVector, Token
 from lens_tui.tasks.models import recent_models
 from lens_tui.tui.host import Activity, advance
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
+from lens_tui.worker.handlers import load_jobs
 from lens_tui.worker.thread import Worker
 from tests.folders import D_MODEL, N_LAYERS, llama_folder, sae_folder
 from tests.worker.drive import Driver, of, only, tokens_of
@@ -45,6 +48,36 @@ def test_loading_says_how_far_it_is_and_what_it_loaded(tiny: Path, driver: Drive
     assert (weights[0].done, weights[-1].done) == (0, info.nbytes)
     assert {event.unit for event in weights} == {"bytes"}
     assert recent_models()[0] == str(tiny)
+
+
+def test_collections_go_on_after_a_load_and_leave_what_it_brought_alone_until_that_is_freed(
+    tiny: Path, tmp_path: Path, driver: Driver
+) -> None:
+    gc.unfreeze()
+    driver.done(jobs.LoadModel(str(tiny)))
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > 0
+    driver.failed(jobs.LoadModel(str(tmp_path)))
+    assert gc.isenabled()
+    driver.done(jobs.UnloadModel())
+    assert gc.get_freeze_count() == 0
+
+
+def test_a_model_whose_load_failed_does_not_outlive_the_next_load(
+    tiny: Path, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[weakref.ref[Any]] = []
+
+    def broken(lens: Any) -> None:
+        lens.in_a_circle = lens
+        left.append(weakref.ref(lens))
+        raise LensError("It gives NaN.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(load_jobs, "_warm_up", broken)
+        driver.failed(jobs.LoadModel(str(tiny)))
+    driver.done(jobs.LoadModel(str(tiny)))
+    assert left[0]() is None
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ class Context:
     reading: Reading | None = None
     norms: dict[tuple[int, str], float] = field(default_factory=dict)
     history: Path | None = None
+    littered: bool = False
     _runs: RunStore | None = None
 
     def need_model(self) -> LensModel:
@@ -77,6 +78,7 @@ class Context:
 
     def forget(self) -> None:
         """Drop everything; memory comes back when Python and MLX see fit."""
+        gc.unfreeze()  # what a load took out of the collections
         self.model = None
         self.saes.clear()
         self.known.clear()
@@ -95,7 +97,7 @@ class Context:
         if model is not None:
             model.close()
             del model
-        gc.collect()  # a model and its layers refer to each other
+            gc.collect()  # a model and its layers refer to each other
         mx.clear_cache()
 
 

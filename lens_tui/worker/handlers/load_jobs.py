@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +38,31 @@ _log = logging.getLogger(__name__)
 
 def load_model(control: Control, job: jobs.LoadModel, context: Context) -> Iterator[ev.Event]:
     """Find it, fetch it if need be, lay it out lazily, then read the weights piece by piece."""
+    with _uncollected(context):
+        yield from _load(control, job, context)
+
+
+@contextmanager
+def _uncollected(context: Context) -> Iterator[None]:
+    """No collection of garbage while modules and weights come in: nearly all of it stays, and is looked at each time.
+
+    What is there afterwards is taken out of later collections, which would hold up the screen and the tokens alike;
+    :meth:`Context.forget` puts it back. What a load that failed has left is collected before the next one.
+    """
+    if context.littered:
+        gc.collect()
+    collects, context.littered = gc.isenabled(), True
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+        context.littered = False
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _load(control: Control, job: jobs.LoadModel, context: Context) -> Iterator[ev.Event]:
     control.progress("config")
     entry = check_model(job.model)
     folder = _local_folder(entry, control)

@@ -1,0 +1,230 @@
+"""The app on the bundled model: start to first token, tokens/s against the library alone, keys while the model runs.
+
+    python benchmarks/bench_app.py [--repeats 5] [--runs 6] [--tokens 120] [--before FOLDER] [--only start|stream]
+
+Every app runs in a fresh process on a pseudo terminal of 120x36, as in ``bench_ui.py``.
+
+Start: ``--demo``, and ``r`` pressed as soon as the first frame is up; the seconds from the start of the process until
+the frame with the first token has been painted, and the process's CPU seconds by then. With ``--before`` in turns with
+the package as it is in that checkout.
+
+Streaming: four arms (the baseline and three steered), the same run in turns as the app shows it and as the library
+makes it, on the app's own MLX thread, for nobody. Of the app: tokens painted after the first frame that shows any,
+over the time until the last has been painted. Then runs in which keys go to the app meanwhile, each timed until the
+frame that shows what it did has been painted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench_ui import in_terminal, presses, tail
+
+HERE = Path(__file__).parents[1]
+LANES = 4
+LAYER, SCALE = 4, 6.0
+
+
+def start_child(result: Path) -> None:
+    """Open the app on the bundled model, run at once, leave when a token has been painted."""
+    from lens_tui.cli import main as command
+
+    try:
+        from lens_tui.tui import start
+    except ImportError:  # a checkout of before it was called so
+        from lens_tui.tui import run as start  # type: ignore[attr-defined,no-redef]
+
+    make, figures = start.make_app, {}
+
+    def shown(app: Any, display: Callable[..., None], *arguments: Any) -> None:
+        display(*arguments)
+        if "token" not in figures and any(lane.view.tokens for lane in app.screen.lanes.lanes):
+            figures.update(token=time.time(), cpu=time.process_time())
+            result.write_text(json.dumps(figures))
+            app.exit()
+
+    def pressed(app: Any) -> None:
+        figures.update(frame=time.time(), frame_cpu=time.process_time())
+        app.simulate_key("r")
+
+    def measured(*arguments: Any, **options: Any) -> Any:
+        app = make(*arguments, **options)
+        display = app._display
+        app._display = lambda *shown_: shown(app, display, *shown_)
+        app.after_first_frame(lambda: pressed(app))
+        return app
+
+    start.make_app = measured
+    sys.argv = ["mlx-lens-tui", "--demo"]
+    command()
+
+
+def stream_child(runs: int, tokens: int) -> dict[str, Any]:
+    """The app and the library in turns, then the app under keys."""
+    from lens_tui.records import LensError, Token
+    from lens_tui.tui.app import LensApp
+    from lens_tui.tui.preferences import Start
+    from lens_tui.worker import jobs
+    from lens_tui.worker.events import JobDone, JobFailed
+    from lens_tui.worker.handlers import Context, Handlers
+    from lens_tui.worker.thread import Worker
+
+    out: dict[str, Any] = {"app": [], "library": [], "cpu": [], "key": []}
+    vectors = _vectors()
+
+    @dataclass(frozen=True, slots=True)
+    class Alone(jobs.Job):
+        """The run without the app."""
+
+    class Runner(Handlers):
+        def __call__(self, control: Any) -> Iterator[Any]:
+            return self._alone() if isinstance(control.job, Alone) else super().__call__(control)
+
+        def _alone(self) -> Iterator[Any]:
+            model = context.model
+            if model is None:
+                raise LensError("no model")
+            session = app.store.session
+            items = model.compare(session.prompt, session.arms(), session.sampling)
+            times = [time.perf_counter() for item in items if isinstance(item, Token)]
+            out["library"].append((len(times) - LANES) / (times[-1] - times[LANES - 1]))
+            yield from ()
+
+    class Measured(LensApp):
+        def on_ready(self) -> None:
+            self.run_worker(self._measure(), exit_on_error=True)
+
+        async def _measure(self) -> None:
+            import asyncio
+            from dataclasses import replace
+
+            while self.opening.going or self.store.session.model is None:  # noqa: ASYNC110 - the app has no event for it
+                await asyncio.sleep(0.05)
+            sampling = replace(self.store.session.sampling, max_tokens=tokens, temp=1.0)
+            self.store.update(steers=(), sampling=sampling)
+            for vector in vectors:
+                self.store.add_steer(vector, scale=SCALE)
+            await asyncio.sleep(0.5)
+            for turn in range(runs + 1):  # the first warms both
+                await self._alone()
+                await self._shown()
+                if not turn:
+                    out.update(app=[], library=[], cpu=[])
+            self.store.update(sampling=replace(sampling, max_tokens=100 * tokens))
+            self.action_run()
+            await asyncio.sleep(1.0)
+            out["key"] = await presses(self, 100)
+            self.exit()
+
+        async def _alone(self) -> None:
+            import asyncio
+
+            done = asyncio.Event()
+            self.submit(Alone(), "run", lambda event: done.set() if isinstance(event, JobDone | JobFailed) else None)
+            await done.wait()
+            await asyncio.sleep(0.3)
+
+        async def _shown(self) -> None:
+            import asyncio
+
+            seen: list[tuple[float, int]] = []
+            screen, display, cpu = self.screen, self._display, time.process_time()
+
+            def shown(*arguments: Any) -> None:
+                display(*arguments)
+                count = sum(len(lane.view.tokens) for lane in screen.lanes.lanes)
+                if count and (not seen or count > seen[-1][1]):
+                    seen.append((time.perf_counter(), count))
+
+            old = screen.run
+            self._display = shown  # type: ignore[method-assign]
+            self.action_run()
+            while screen.run is old or screen.run.going:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+            await asyncio.sleep(0.3)
+            self._display = display  # type: ignore[method-assign]
+            out["cpu"].append(time.process_time() - cpu)
+            (begin, first), (end, last) = seen[0], seen[-1]
+            out["app"].append((last - first) / (end - begin))
+
+    context = Context()
+    app = Measured(Worker(lambda: Runner(context)), Start(screen="generate", model="demo"))
+    app.run()
+    return out
+
+
+def _vectors() -> list[Any]:
+    import numpy as np
+
+    from lens_tui.records import SteeringVector
+
+    draw = np.random.default_rng(7)
+    return [SteeringVector.of(f"v{lane}", draw.normal(size=384), LAYER) for lane in range(1, LANES)]
+
+
+def starts(repeats: int, before: Path | None) -> None:
+    """Print the seconds to the first token, now and before in turns; a round before the first fills every cache."""
+    import tempfile
+
+    modes = {"now": HERE} | ({"before": before.resolve()} if before else {})
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in modes}
+    with tempfile.TemporaryDirectory() as kept:
+        for turn in range(repeats + 1):
+            for name, root in modes.items():
+                codes, home = f"{kept}/{name}/codes", f"{kept}/{name}/home"
+                figures = in_terminal("--what", "start", script=__file__, byte_code=codes, root=root, home=home)
+                found[name] += [figures] if turn else []
+    for name, runs in found.items():
+        wall = [run["token"] - run["begin"] for run in runs]
+        frame = [run["frame"] - run["begin"] for run in runs]
+        cpu, frame_cpu = [run["cpu"] for run in runs], [run["frame_cpu"] for run in runs]
+        print(
+            f"start to first token, {name:<6}  {median(wall):.2f} s (least {min(wall):.2f}), CPU {median(cpu):.2f} s"
+            f" (least {min(cpu):.2f}); first frame at {median(frame):.2f} s, CPU {median(frame_cpu):.2f} s"
+        )
+
+
+def main() -> None:
+    """Parse, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=6)
+    parser.add_argument("--tokens", type=int, default=120)
+    parser.add_argument("--before", type=Path)
+    parser.add_argument("--only", choices=("start", "stream"))
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--what", default="", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.child:
+        result = Path(asked.child)
+        if asked.what == "start":
+            start_child(result)
+        else:
+            result.write_text(json.dumps(stream_child(asked.runs, asked.tokens)))
+        return
+    if asked.only != "stream":
+        starts(asked.repeats, asked.before)
+    if asked.only != "start":
+        options = ["--runs", str(asked.runs), "--tokens", str(asked.tokens)]
+        ran: dict[str, Any] = in_terminal("--what", "stream", *options, script=__file__, root=HERE)
+        shares = [shown / alone for shown, alone in zip(ran["app"], ran["library"], strict=True)]
+        each = " ".join(f"{share:.2f}" for share in shares)
+        print(
+            f"{LANES} arms x {asked.tokens} tokens, tokens/s: in the app {median(ran['app']):.0f}, the library alone"
+            f" {median(ran['library']):.0f}; app / library, run by run: {each}, median {median(shares):.2f}, best"
+            f" against best {max(ran['app']) / max(ran['library']):.2f}"
+        )
+        keys = "  ".join(f"{name.split()[1]} {ms:.1f}" for name, ms in tail("key", ran["key"]).items())
+        print(f"key to painted frame meanwhile, in ms: {keys}")
+
+
+if __name__ == "__main__":
+    main()
