@@ -7,8 +7,8 @@ loaded just before the first import of ``mlx.core``, wherever that is (:func:`wa
 given out: libraries that share the process with MLX keep their own LAPACK and BLAS. If MLX was imported before this
 package, the addresses that it calls are changed instead (:mod:`lens_tui.blas_slots`).
 
-Where anything of this cannot be, MLX runs as it came and :func:`state` says why. Nothing is done on a Mac or where
-MLX's package for CUDA is installed. Importing this module imports neither MLX nor NumPy.
+Where any of this is impossible, MLX runs as it is installed and :func:`state` says why. Nothing is done on a Mac or
+where MLX's package for CUDA is installed. Importing this module imports neither MLX nor NumPy.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Blas(NamedTuple):
 
 
 class _Absent(Exception):
-    """Why there is none, in a few words."""
+    """Why there is no fast BLAS, in a few words."""
 
 
 _state: Blas | None = None

@@ -48,9 +48,9 @@ def compare(
     repetition_penalty: Annotated[float, within("repetition_penalty", "Above 1 repeating is less likely.")] = 0.0,
     seed: Annotated[int, within("seed", "The same seed gives the same text again.")] = 0,
     stop: Annotated[
-        list[str] | None, typer.Option("--stop", help="A text that ends an arm and is left out of it; may be repeated.")
+        list[str] | None, typer.Option("--stop", help="A text that ends an arm and is not part of it; may be repeated.")
     ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Leave the chat template out.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Do not apply the chat template.")] = False,
     json: Json = False,
     stream: Annotated[
         bool, typer.Option("--stream", help="With --json: a line of JSON for each token as it comes.")
@@ -257,10 +257,10 @@ def generate(
     seed: Annotated[int, within("seed", "The seed of every prompt; each gives the same text as it does alone.")] = 0,
     stop: Annotated[
         list[str] | None,
-        typer.Option("--stop", help="A text that ends a continuation and is left out of it; may be repeated."),
+        typer.Option("--stop", help="A text that ends a continuation and is not part of it; may be repeated."),
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Prompts a forward pass.")] = 32,
-    raw: Annotated[bool, typer.Option("--raw", help="Leave the chat template out.")] = False,
+    rows: Annotated[int, typer.Option(min=1, help="Prompts per forward pass.")] = 32,
+    raw: Annotated[bool, typer.Option("--raw", help="Do not apply the chat template.")] = False,
     text_key: TextKey = "prompt",
     json: Annotated[bool, typer.Option("--json", help="A line of JSON for each prompt, in their order.")] = False,
 ) -> None:

@@ -36,7 +36,7 @@ def config(
     settings = load_settings(file)
     problems = check_keymap(settings.keys)[1]
     if check is not None and problems:
-        raise LensError(problems[0], f"Of {len(problems)} entries like it, this is the first.")
+        raise LensError(problems[0], f"This is the first of {len(problems)} such entries.")
     if json:
         print_json(
             {

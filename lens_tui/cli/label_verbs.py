@@ -67,7 +67,7 @@ def show(
     from lens_tui.tasks.knowledge import labels_of, standing_labels
 
     if history and not number:
-        raise LensError("The history is of one feature.", "Name it.")
+        raise LensError("The history shows one feature at a time.", "Give its number.")
     if not number:
         info = find_sae(sae, model)
         _show(standing_labels(info, raw=json), _of(info, model), json)
@@ -107,10 +107,10 @@ def import_labels(
     ] = "neuronpedia",
     sae: SAEName = "",
     model: Model = "demo",
-    source_id: Annotated[str, typer.Option(help="Of a Neuronpedia export of several sources, the one to take.")] = "",
-    module: Annotated[str, typer.Option(help="Of a delphi folder of several modules, the one to take.")] = "",
+    source_id: Annotated[str, typer.Option(help="The source to take, where a Neuronpedia export has several.")] = "",
+    module: Annotated[str, typer.Option(help="The module to take, where a delphi folder has several.")] = "",
     anyway: Annotated[
-        bool, typer.Option("--anyway", help="Take them even if they say they are of another model or layer.")
+        bool, typer.Option("--anyway", help="Take them even if they name another model or layer.")
     ] = False,
     json: Json = False,
 ) -> None:

@@ -168,7 +168,7 @@ def _explain(error: Exception, as_json: bool) -> NoReturn:
 
 def _check(options: Mapping[str, Any]) -> None:
     if sys.stdout is None:
-        raise LensError("Standard output is closed.", "Give it somewhere to go, if only /dev/null.")
+        raise LensError("Standard output is closed.", "Redirect it, for example to /dev/null.")
     for text in _texts(options.values()):
         try:
             text.encode("utf-8")

@@ -51,7 +51,7 @@ def dose(
     max_tokens: Annotated[int, within("max_tokens", "Tokens written at each scale.")] = 60,
     texts: Annotated[int, typer.Option(min=0, max=64, help="Texts to measure the loss on (0: 16).")] = 0,
     seed: Annotated[int, typer.Option(help="The seed of the random directions and the bootstrap.")] = 0,
-    raw: Annotated[bool, typer.Option("--raw", help="Leave the chat template out.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Do not apply the chat template.")] = False,
     json: Json = False,
 ) -> None:
     """Measure what a steering does and costs at many scales.
@@ -75,7 +75,7 @@ def dose(
             n_texts=texts or None,
             raw=raw,
             seed=seed,
-            heard=lambda _, done, total: meter.say("scales", f"{done} of {total}", done / total),
+            progress=lambda _, done, total: meter.say("scales", f"{done} of {total}", done / total),
         )
     result = dose_record(text, lens.info.name, records, found)
     print_json(result) if json else _print_dose(result)
@@ -201,7 +201,7 @@ def scale(
     spec = parse_arm(arm, scale=1.0)
     with open_model(model) as lens, Meter() as meter:
         records = Vectors(lens, sae, model).arm(spec).interventions
-        found = find(lens, records, quantity, target, heard=lambda tried: meter.say("scales", f"{len(tried)} tried"))
+        found = find(lens, records, quantity, target, progress=lambda tried: meter.say("scales", f"{len(tried)} tried"))
     result = scale_record(lens.info.name, records, found)
     print_json(result) if json else _print_scale(result)
 
@@ -238,8 +238,12 @@ def contrast(
             "--pairs", help="A file of pairs: JSONL (positive, negative) or two texts per line, separated by a tab."
         ),
     ] = "",
-    positive: Annotated[list[str] | None, typer.Option("--positive", "-p", help="A text with it; repeat.")] = None,
-    negative: Annotated[list[str] | None, typer.Option("--negative", "-n", help="A text without it; repeat.")] = None,
+    positive: Annotated[
+        list[str] | None, typer.Option("--positive", "-p", help="A text that has it; may be repeated.")
+    ] = None,
+    negative: Annotated[
+        list[str] | None, typer.Option("--negative", "-n", help="A text that does not have it; may be repeated.")
+    ] = None,
     layer: Annotated[str, typer.Option("--layer", "-l", help="A layer, or 'all': the best on held-out pairs.")] = "all",
     method: Annotated[str, typer.Option(help="mean_difference, pca_diff, pca_center or logistic.")] = "mean_difference",
     over: Annotated[str, typer.Option(help="Activations of the 'last' token or of 'all' but special ones.")] = "all",
@@ -267,7 +271,7 @@ def contrast(
 @vector_verbs.command("token")
 @sentences
 def token(
-    token: Annotated[str, typer.Argument(help="A text that is one token, with its blank: ' door'; or id:17.")],
+    token: Annotated[str, typer.Argument(help="A text that is one token, with its leading space: ' door'; or id:17.")],
     layer: Layer,
     kind: Annotated[str, typer.Option(help="unembedding or embedding.")] = "unembedding",
     name: Annotated[str, typer.Option(help="What it is called.")] = "",
@@ -323,7 +327,9 @@ def total(
     terms: Annotated[
         list[str], typer.Argument(help="SOURCE[@LAYER][*FACTOR], each a feature, random:SEED or a vector file.")
     ],
-    without: Annotated[bool, typer.Option("--without", help="The first without what lies along the others.")] = False,
+    without: Annotated[
+        bool, typer.Option("--without", help="The first vector, its components along the others removed.")
+    ] = False,
     own_length: Annotated[
         bool, typer.Option("--own-length", help="Each vector at the length it was made with, not at length 1.")
     ] = False,

@@ -342,7 +342,7 @@ class LensModel:
             prompt: A text (through the chat template if there is one, unless ``raw``), chat messages or token ids.
             sampling: The settings; single ones among ``options`` go before its fields.
             interventions: Replace those of the blocks around the call, which hold otherwise.
-            raw: Leave the chat template out.
+            raw: Do not apply the chat template.
             top: Candidates that each token carries.
             prompt_cache: One of mlx-lm's, to continue from; it is refused if it was filled under other interventions.
             options: mlx-lm's sampling options by name (``max_tokens``, ``temp`` or ``temperature``, ``top_p``,
@@ -402,7 +402,7 @@ class LensModel:
             prompt: A text, chat messages or token ids.
             arms: The first one without interventions is the baseline; if there is none, one is put in front.
             sampling: The settings of all arms.
-            raw: Leave the chat template out.
+            raw: Do not apply the chat template.
             top: Candidates that each token carries.
             kl: Give each arm that something acts on a companion row, the plain model fed the arm's own tokens, so
                 that a token says how far the two next-token distributions are apart *on the same text* (``Token.kl``,
@@ -420,7 +420,7 @@ class LensModel:
             raise LensError("compare was called inside a steer block.", "Give the steering as an arm instead.")
         named = list(arms)
         if wrong := next((arm for arm in named if not isinstance(arm, Arm)), None):
-            raise LensError(f"An arm is {type(wrong).__name__}.", "Give Arm(name, interventions).")
+            raise LensError(f"An arm cannot be {type(wrong).__name__}.", "Give Arm(name, interventions).")
         if not any(arm.is_baseline for arm in named):
             named.insert(0, Arm("baseline"))
         settings = settings_from(sampling, options)

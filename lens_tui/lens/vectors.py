@@ -56,7 +56,9 @@ def without(name: str, vector: SteeringVector, *others: SteeringVector) -> Steer
         basis, _ = np.linalg.qr(np.stack([other.direction.astype(np.float64) for other in others], axis=1))
         values = values - basis @ (basis.T @ values)
     if np.linalg.norm(values) <= 1e-6 * vector.norm:
-        raise LensError(f"Nothing of {vector.name!r} is left without the others.", "Leave one of them out.")
+        raise LensError(
+            f"Nothing of {vector.name!r} is left once the others are taken out of it.", "Leave one of them out."
+        )
     origin = Origin("arithmetic", {"of": _description(vector), "without": [_description(other) for other in others]})
     return SteeringVector.of(name, values, vector.layer, site=vector.site, model=vector.model, origin=origin)
 
@@ -282,7 +284,7 @@ def contrast(
             repeng's sign (Zou et al. 2023, 2310.01405); ``logistic``, regression with an L2 penalty.
         site: Where activations are read.
         over: ``"last"``: the last token's activation; ``"all"``: the mean over all but special ones.
-        raw: Leave the chat template out.
+        raw: Do not apply the chat template.
         folds: Of the cross-validation by which layers are ranked.
         seed: Which pairs are in which fold.
 
@@ -406,7 +408,7 @@ def mean_difference(
         layer: Counted from 0; negative numbers count from the end.
         site: Where activations are read.
         over: ``"last"``: the activation at a text's last token; ``"all"``: the mean over all but special ones.
-        raw: Leave the chat template out.
+        raw: Do not apply the chat template.
 
     Returns:
         The vector; its ``norm`` is the length of the difference: steering by it moves one mean onto the other.

@@ -27,7 +27,7 @@ Record = TypeVar("Record")
 _MODES: dict[str, type[Intervention]] = {
     **{kind.mode: kind for kind in (Add, NormMatch, ProjectOut, SetProjection, ClampFeature, Ablate)},
     **dict.fromkeys(("at_most", "at_least", "between"), CapProjection),
-    "set_projection": SetProjection,  # so they were called in files of before
+    "set_projection": SetProjection,  # the names that older files have
     "cap_projection": CapProjection,
 }
 _ROWS = (Candidate, TokenWeight)

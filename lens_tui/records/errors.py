@@ -36,20 +36,20 @@ class NotFinite(LensError):
 
 
 class LensWarning(UserWarning):
-    """Something that is done as asked, but is probably not meant; ``warnings`` hears of it.
+    """Something that is done as asked, but is probably not meant; passed to ``warnings``.
 
     The command line writes it to standard error, the app shows it; each text appears once per process.
     """
 
 
-_hearer: ContextVar[Callable[[str], None] | None] = ContextVar("lens_hearer", default=None)
+_listener: ContextVar[Callable[[str], None] | None] = ContextVar("lens_listener", default=None)
 
 
 def warn(message: str) -> None:
-    """Say that something asked for is probably not meant: to ``warnings``, or to who hears it in this thread."""
-    hearer = _hearer.get()
-    if hearer is not None:
-        hearer(_sentence(message))
+    """Say that something asked for is probably not meant: to ``warnings``, or to the listener of this thread."""
+    listener = _listener.get()
+    if listener is not None:
+        listener(_sentence(message))
         return
     import warnings
 
@@ -57,20 +57,20 @@ def warn(message: str) -> None:
 
 
 @contextmanager
-def heard_by(hearer: Callable[[str], None]) -> Iterator[None]:
-    """Inside, ``hearer`` gets what :func:`warn` says in this thread or task, each text once."""
+def warnings_to(listener: Callable[[str], None]) -> Iterator[None]:
+    """Inside, ``listener`` gets what :func:`warn` says in this thread or task, each text once."""
     said: set[str] = set()
 
     def once(message: str) -> None:
         if message not in said:
             said.add(message)
-            hearer(message)
+            listener(message)
 
-    token = _hearer.set(once)
+    token = _listener.set(once)
     try:
         yield
     finally:
-        _hearer.reset(token)
+        _listener.reset(token)
 
 
 def _sentence(text: str) -> str:

@@ -172,7 +172,7 @@ def _go_on(repo_id: str, commit: str, file: _File) -> None:
         out.flush()
         if begun and file.sha256 and _sha256(file.part) != file.sha256:
             file.part.unlink()
-            raise LensError(f"{file.name} of {repo_id} arrived damaged.", "Fetch it again: it begins anew.")
+            raise LensError(f"{file.name} of {repo_id} arrived damaged.", "Fetch it again: the download starts over.")
         file.part.replace(file.blob)
 
 

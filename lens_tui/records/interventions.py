@@ -100,7 +100,7 @@ def _whole(value: Any) -> int:
         return operator.index(value)
     except TypeError:
         raise LensError(
-            f"A position is {value!r}.", "Give whole numbers; write a mask as the numbers it selects."
+            f"A position cannot be {value!r}.", "Give whole numbers; write a mask as the numbers it selects."
         ) from None
 
 
@@ -255,7 +255,9 @@ def as_records(records: Any) -> tuple[Intervention, ...]:
     found: tuple[Intervention, ...] = tuple(records)
     for record in found:
         if not isinstance(record, Intervention):
-            raise LensError(f"An intervention is {type(record).__name__}.", "Give Add, NormMatch, ... of lens_tui.")
+            raise LensError(
+                f"An intervention cannot be {type(record).__name__}.", "Give Add, NormMatch, ... of lens_tui."
+            )
     return found
 
 

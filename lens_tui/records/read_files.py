@@ -68,7 +68,7 @@ def explained(path: Path | str, hint: str = AGAIN) -> Iterator[None]:
         reason = one_line(error.strerror or str(error), 100)
         raise LensError(f"{shown(path)} cannot be read: {reason}.", "Check the path and permissions.") from error
     except MemoryError as error:
-        raise LensError(f"{shown(path)} asks for more memory than there is.", hint) from error
+        raise LensError(f"{shown(path)} needs more memory than there is.", hint) from error
     except Exception as error:
         reason = one_line(f"{type(error).__name__}: {error}".rstrip(": ."), 100)
         raise LensError(f"{shown(path)} cannot be read: it is damaged or of another kind ({reason}).", hint) from error

@@ -84,7 +84,7 @@ def read_session(path: Path | None = None) -> SavedSession | None:
 def interrupted_sessions(folder: Path | None = None) -> list[CutOff]:
     """Every session that was cut off, newest first: of apps that neither ended well nor still run.
 
-    One that cannot be read is put aside under another name, which its
+    One that cannot be read is moved aside under another name, which its
     ``problem`` says; one of a newer version is left as it is. At most
     ``MOST_KEPT`` are kept: older ones are deleted.
     """

@@ -178,7 +178,7 @@ def _with_given(facts: Facts, site: str | None, layer: int | None, model_name: s
             where = facts.provenance[name]
             raise LensError(
                 f"{shown(place)} says its {name} is {known} ({where}), not {value}.",
-                f"Leave {name} out to take its word.",
+                f"Leave {name} out to use what the file says.",
             )
     for name, given in (("site", site), ("layer", layer), ("model_name", model_name)):
         if given is not None:

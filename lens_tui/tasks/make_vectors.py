@@ -113,7 +113,7 @@ ON_CPU, ON_GPU = 2, 6
 """Scales measured at once: a batch costs a GPU little more than one row, a CPU as much as its rows."""
 N_TEXTS = 16
 """Texts of the loss where no number is given: they are most of the work."""
-Heard = Callable[[DoseResponse, int, int], None]
+DoseProgress = Callable[[DoseResponse, int, int], None]
 
 
 def blocks(scales: Sequence[float], size: int) -> list[list[float]]:
@@ -134,11 +134,11 @@ def measure_dose(
     n_texts: int | None = None,
     raw: bool = False,
     seed: int = 0,
-    heard: Heard | None = None,
+    progress: DoseProgress | None = None,
 ) -> DoseResponse:
     """As :func:`lens_tui.dose_response`, some scales at a time, the loss on the first ``n_texts`` of its 64 texts.
 
-    ``heard(response so far, scales done, scales in all)`` is called after each block; what it
+    ``progress(response so far, scales done, scales in all)`` is called after each block; what it
     raises ends the measuring. The random directions are the same in every block.
     Raises :class:`LensError` for positions that the loss cannot be measured at.
     """
@@ -169,8 +169,8 @@ def measure_dose(
         points = (*(found.points if found else ()), *more.points)
         found = replace(more, points=tuple(sorted(points, key=lambda point: point.scale)))
         found = replace(found, curves=curves_of(found))
-        if heard is not None:
-            heard(found, len(found.points), total)
+        if progress is not None:
+            progress(found, len(found.points), total)
     assert found is not None
     return found
 
@@ -190,13 +190,13 @@ def find(
     quantity: str = "delta_loss",
     target: float | None = None,
     *,
-    heard: Callable[[dict[float, float]], None] | None = None,
+    progress: Callable[[dict[float, float]], None] | None = None,
 ) -> ScaleSearch:
-    """As :func:`lens_tui.find_scale`, with ``quantity`` checked; ``heard`` is its ``progress``."""
+    """As :func:`lens_tui.find_scale`, with ``quantity`` checked."""
     from lens_tui.lens.measure.search import Quantity, find_scale
 
     check_positions(interventions)
     known: dict[str, Any] = {name: name for name in get_args(Quantity)}
     if quantity not in known:
         raise LensError(f"There is no quantity {quantity!r} to search for.", f"Use one of {', '.join(known)}.")
-    return find_scale(lens, *interventions, quantity=known[quantity], target=target, progress=heard)
+    return find_scale(lens, *interventions, quantity=known[quantity], target=target, progress=progress)

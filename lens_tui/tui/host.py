@@ -35,7 +35,7 @@ Handler = Callable[[Event], object]
 
 @dataclass(frozen=True, slots=True)
 class Owned:
-    """A job that still counts: its id, its slot and who hears of it."""
+    """A job that still counts: its id, its slot and who gets its events."""
 
     id: int
     slot: str
@@ -68,7 +68,7 @@ class JobBook:
         return next((job.id for job in self._jobs.values() if job.slot == slot), None)
 
     def take(self, event: Event) -> Owned | None:
-        """Who hears of an event; ``None`` if its job no longer counts. A job's last event closes it."""
+        """Who gets an event; ``None`` if its job no longer counts. A job's last event closes it."""
         owned = self._jobs.get(event.job)
         if owned is not None and isinstance(event, JobDone | JobFailed):
             del self._jobs[event.job]
@@ -110,7 +110,7 @@ class Activity:
 
     ``since`` is when the stage began and ``base`` what was done by then, so that
     speed and time left speak of this stage alone. ``note`` is what an idle app
-    has to say: what was done last, or the error. ``stopping``: the user's stop was heard.
+    has to say: what was done last, or the error. ``stopping``: the user's stop was received.
     """
 
     state: str = IDLE

@@ -31,7 +31,7 @@ class JobStarted(Event):
 
 @dataclass(frozen=True, slots=True)
 class Stopping(Event):
-    """The user's stop of the job at work has been heard: it ends with the step, or the piece of the prompt, in hand."""
+    """The user's stop of the job at work has been received: it ends with this step or piece of the prompt."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from lens_tui.records.info import Dequantize
 class Job:
     """A piece of work for the MLX thread.
 
-    One that ``overtakes`` goes before all that wait but those that keep their ``place``, as what changes the model
+    One that ``overtakes`` runs before all that wait but those that keep their ``place``, as what changes the model
     does, and one that ``gives_way`` pauses for it between two forwards.
     """
 

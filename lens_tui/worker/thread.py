@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from lens_tui.records import LensError
-from lens_tui.records.errors import heard_by
+from lens_tui.records.errors import warnings_to
 from lens_tui.records.sanitise import one_line, sanitise
 
 from .events import Event, JobDone, JobFailed, JobStarted, Notice, Progress, Stopping
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 class WorkerLike(Protocol):
     """Takes jobs, gives events. Every method returns at once and may be called from any thread.
 
-    Jobs run one at a time in the order they came; but a run goes before all that it does not depend on, and long
+    Jobs run one at a time in the order they came; but a run overtakes all that it does not depend on, and long
     readings and measures pause for it between two forwards (``Job.overtakes``, ``gives_way``). Each job ends with
     exactly one ``JobDone`` or ``JobFailed``, also when it was stopped before it began.
     """
@@ -337,7 +337,7 @@ class Worker:
 
     def _main(self) -> None:
         try:
-            with heard_by(self._notice):
+            with warnings_to(self._notice):
                 home = contextvars.copy_context()
                 while (control := self._next_job()) is not None:
                     if control.job.gives_way:
@@ -433,12 +433,12 @@ def _handlers(history: Path | None) -> Runner:
 
 
 def _until_stopped(events: Iterator[Event], control: Control) -> Iterator[Event]:
-    """The handler's events; once stopped, ``Stopped`` is thrown in so that it can say its last words."""
-    told = False
+    """The handler's events; once stopped, ``Stopped`` is thrown in so that it can give its last events."""
+    thrown = False
     while True:
         try:
-            if control.stop.is_set() and not told and hasattr(events, "throw"):
-                told = True
+            if control.stop.is_set() and not thrown and hasattr(events, "throw"):
+                thrown = True
                 event = events.throw(Stopped())
             else:
                 event = next(events)

@@ -360,8 +360,8 @@ class Decoder:
             text = f"{tokens:,} tokens" if rows == 1 else f"{rows} texts of {tokens:,} tokens"
             raise LensError(
                 f"One forward over {text} takes {need / 1e9:,.0f} GB for the attention scores of a layer, and"
-                f" {free / 1e9:,.0f} GB can be had.",
-                f"Give a shorter text: at most some {most:,} tokens fit.",
+                f" {free / 1e9:,.0f} GB are free.",
+                f"Give a shorter text: at most about {most:,} tokens fit.",
             )
 
     def check_positions(self, count: int) -> None:
@@ -383,7 +383,7 @@ class Decoder:
         try:
             layer = operator.index(None if isinstance(layer, bool) else layer)  # type: ignore[arg-type]
         except TypeError:
-            raise LensError(f"The layer is {layer!r}.", "Give a whole number.") from None
+            raise LensError(f"A layer cannot be {layer!r}.", "Give a whole number.") from None
         if not -self.n_layers <= layer < self.n_layers:
             raise LensError(
                 f"There is no layer {layer}: this model has {self.n_layers} decoder blocks.",

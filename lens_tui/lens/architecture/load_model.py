@@ -247,7 +247,7 @@ def _check_shapes(model: Any, weights: Mapping[str, mx.array]) -> None:
             raise LensError(
                 f"config.json does not fit the weights: {one_line(name, 80)} has shape {value.shape}"
                 f" where it asks for {mine.shape}.",
-                "One of the two is of another model; fetch it again.",
+                "One of the two belongs to another model; fetch it again.",
             )
         elif mx.issubdtype(mine.dtype, mx.floating) and not mx.issubdtype(value.dtype, mx.floating):
             kind = str(value.dtype).rpartition(".")[2]
@@ -265,7 +265,7 @@ def _check_packed(name: str, value: mx.array, scales: mx.array, mine: mx.array) 
         raise LensError(
             f"config.json does not fit the weights: {one_line(name, 80)} is quantised for {value.shape[:-1]} rows"
             f" of {groups} groups where it asks for {mine.shape}.",
-            "One of the two is of another model; fetch it again.",
+            "One of the two belongs to another model; fetch it again.",
         )
 
 
@@ -308,7 +308,7 @@ def _explained(label: str) -> Iterator[None]:
             "See what mlx-lm printed, and install that package.",
         ) from error
     except MemoryError as error:
-        raise LensError(f"{label} cannot be loaded: it asks for more memory than there is.", AGAIN) from error
+        raise LensError(f"{label} cannot be loaded: it needs more memory than there is.", AGAIN) from error
     except Exception as error:
         raise LensError(f"{label} cannot be loaded: {_plain(error)}.", AGAIN) from error
 

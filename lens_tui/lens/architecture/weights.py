@@ -45,7 +45,7 @@ def check_dequantize(how: str) -> Dequantize:
     """``how`` if it is one of the words; raises :class:`LensError` if not."""
     known: dict[str, Dequantize] = {word: word for word in get_args(Dequantize)}
     if how not in known:
-        raise LensError(f"There is no dequantize={how!r}.", "Use 'auto', 'never' or 'always'.")
+        raise LensError(f"dequantize cannot be {how!r}.", "Use 'auto', 'never' or 'always'.")
     return known[how]
 
 

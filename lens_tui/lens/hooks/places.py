@@ -5,7 +5,7 @@ not taken from names alone: a tiny forward pass (never evaluated) notes every
 call inside a block, and a site is accepted only if its module is called exactly
 once and the tensors are the same objects where the definition says so (the
 post-attention norm of Gemma takes the very array that attention gave; Llama's
-module of the same name does not, and is none).
+module of the same name does not, and is not a site).
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class PlanEntry:
 
 
 class Recorder:
-    """What a capture must offer: it hears of each forward and gets each tensor at its sites."""
+    """What a capture must offer: it learns of each forward and gets each tensor at its sites."""
 
     registry: Registry
     places: tuple[Key, ...] = ()

@@ -154,7 +154,7 @@ def checked(record: Intervention, registry: Registry) -> Intervention:
     Warns of a vector that belongs to another layer or site.
     """
     if not isinstance(record, Intervention):
-        raise LensError(f"An intervention is {type(record).__name__}.", "Give Add, NormMatch, ... of lens_tui.")
+        raise LensError(f"An intervention cannot be {type(record).__name__}.", "Give Add, NormMatch, ... of lens_tui.")
     amounts = {name: as_number(value, f"The {name} of {record.id!r}") for name, value in _numbers(record)}
     record = replace(record, layer=registry.decoder.index(record.layer), **amounts)  # type: ignore[arg-type]
     width = registry.sites.point(record.layer, record.site).width
@@ -228,7 +228,9 @@ def check_vector(values: NDArray[Any], width: int, name: str) -> None:
     if not isinstance(values, np.ndarray):
         raise LensError(f"{name} holds {type(values).__name__}, not a numpy array.", "Make it with SteeringVector.of.")
     if values.shape != (width,):
-        raise LensError(f"{name} has shape {values.shape}; this model's site needs ({width},).", "Is it of this model?")
+        raise LensError(
+            f"{name} has shape {values.shape}; this model's site needs ({width},).", "Was it made for this model?"
+        )
     if not np.isfinite(values).all():
         raise LensError(f"{name} holds NaN or infinity.", "Check how it was made.")
 
@@ -236,7 +238,7 @@ def check_vector(values: NDArray[Any], width: int, name: str) -> None:
 def check_scored(
     record: Item, rows: Sequence[Sequence[int]], n_prompt: int, bos: int | None, spans: Spans | None = None
 ) -> None:
-    """Refuse a record that none of the scored tokens of these texts can tell of: its measure would be the plain one.
+    """Refuse a record that no scored token of these texts depends on: its measure would be the plain one.
 
     Args:
         record: The intervention, or a hook, which is never refused.

@@ -140,7 +140,7 @@ def dose_response(
         controls: So many random directions of the same length, and the sign turned, for loss and KL.
         probe: A feature to read back from what was written.
         sampling: By default greedy, 60 tokens at most.
-        raw: Leave the chat template out.
+        raw: Do not apply the chat template.
         seed: Of the random directions and of the intervals.
         known: What :func:`known_of` gave for the same interventions and texts: for several calls in a row.
         options: As of ``LensModel.stream``.

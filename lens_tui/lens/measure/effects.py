@@ -306,7 +306,7 @@ def divergence(
         prompt: A text, chat messages or token ids.
         continuation: Token ids.
         interventions: The steering.
-        raw: Leave the chat template out.
+        raw: Do not apply the chat template.
 
     Returns:
         Both ways, a value for each token of the continuation: the first is for the distribution that it is drawn
@@ -332,7 +332,7 @@ def perplexity(
         prompt: A text, chat messages or token ids.
         continuation: Token ids.
         interventions: The steering.
-        raw: Leave the chat template out.
+        raw: Do not apply the chat template.
 
     Returns:
         Under the unsteered model, and under the steered one.
@@ -365,7 +365,7 @@ def read_back(
         feature: Its number.
         layer: The layer that the SAE reads.
         site: The site that it reads.
-        raw: Leave the chat template out.
+        raw: Do not apply the chat template.
 
     Returns:
         Mean, maximum, and each token's activation.
@@ -448,7 +448,7 @@ def continued(
         prompt: A text, chat messages or token ids.
         continuation: Token ids, at least one.
         plans: The steerings to score it under.
-        raw: Leave the chat template out.
+        raw: Do not apply the chat template.
     """
     encoded = lens.tokens.prompt(prompt, raw=raw)
     after = id_table(continuation).reshape(-1).tolist()

@@ -66,8 +66,8 @@ def find_scale(
         limit: The largest factor to try; by default ``2 ** 14`` times the first.
         tolerance: The bracket's relative width, or the value's relative distance from the target, that is enough.
         hold_out: Choose the scale on every other text, and report the value on the rest as well.
-        raw: Leave the chat template out.
-        progress: ``progress(tried)`` hears of all values so far, by scale, after each batch; what it raises ends it.
+        raw: Do not apply the chat template.
+        progress: ``progress(tried)`` gets all values so far, by scale, after each batch; an exception ends it.
 
     Returns:
         The scale with its value and the curve. A target that no scale up to ``limit`` reaches, or that the smallest

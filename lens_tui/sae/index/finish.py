@@ -273,7 +273,7 @@ def _in_order(parts: list[StoredPart]) -> list[StoredPart]:
         if not part.state.done:
             raise LensError(f"{part.folder.name} is not finished.", "Run its `index --shard` again: it continues.")
         if part.state.first != expected or part.state.total != parts[0].state.total:
-            raise LensError(f"Blocks from {expected} on are missing or doubled.", "Give every shard once.")
+            raise LensError(f"Blocks from {expected} on are missing or duplicated.", "Give every shard once.")
         expected = part.state.stop
     if expected != parts[-1].state.total:
         raise LensError(f"Blocks from {expected} on are missing.", "Give every shard once.")

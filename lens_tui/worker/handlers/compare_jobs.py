@@ -62,7 +62,7 @@ class _Run:
     counts: dict[int, int] = field(default_factory=dict)
     ended: set[int] = field(default_factory=set)
     version: int = 0
-    # A change is heard one step before the first token made under it comes out.
+    # A change is received one step before the first token made under it comes out.
     waiting: deque[list[Change]] = field(default_factory=deque)
     began: float = 0.0
     spoke: float = 0.0
@@ -105,15 +105,15 @@ class _Run:
         elif now - self.spoke >= _SPEED_EVERY:
             self.spoke = now
             yield self._speed(now)
-        heard: list[Change] = []
+        received: list[Change] = []
         for arm, interventions in self.control.take_dials().items():
             try:
                 self.comparison.dial(arm, interventions)
-                heard.append((arm, interventions))
+                received.append((arm, interventions))
             except LensError as error:
                 yield ev.DialRefused(self.control.id, arm, one_line(error.message), one_line(error.hint))
-        if heard:
-            self.waiting.append(heard)
+        if received:
+            self.waiting.append(received)
 
     def _changes(self, token: Token) -> Iterator[ev.Event]:
         while self.version < token.version and self.waiting:

@@ -110,7 +110,7 @@ def _norm(context: Context, layer: int, site: str) -> float:
 def measure_dose(control: Control, job: jobs.MeasureDose, context: Context) -> Iterator[ev.Event]:
     """The curves, some scales at a time; stopped between two forwards, what is there stays."""
 
-    def heard(found: DoseResponse, done: int, total: int) -> None:
+    def progress(found: DoseResponse, done: int, total: int) -> None:
         control.report(ev.DoseMeasured(control.id, shown(found), done, total))
         control.progress("scales", done, total, "scales")
 
@@ -127,7 +127,7 @@ def measure_dose(control: Control, job: jobs.MeasureDose, context: Context) -> I
             max_tokens=job.max_tokens,
             n_texts=job.n_texts or None,
             seed=job.seed,
-            heard=heard,
+            progress=progress,
         )
     yield from ()
 
@@ -135,13 +135,13 @@ def measure_dose(control: Control, job: jobs.MeasureDose, context: Context) -> I
 def find_scale(control: Control, job: jobs.FindScale, context: Context) -> Iterator[ev.Event]:
     """The search, batch of scales by batch; stopped between two forwards."""
 
-    def heard(tried: dict[float, float]) -> None:
+    def progress(tried: dict[float, float]) -> None:
         control.report(ev.ScalesTried(control.id, tuple(sorted(tried.items()))))
         control.progress("scales", len(tried), 0, "scales")
 
     control.progress("scales", 0, 0, "scales")
     with _stoppable(context, control) as model:
-        search = find(model, job.interventions, job.quantity, job.target, heard=heard)
+        search = find(model, job.interventions, job.quantity, job.target, progress=progress)
     yield ev.ScaleFound(control.id, search)
 
 

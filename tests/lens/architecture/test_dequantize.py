@@ -138,7 +138,7 @@ def test_a_model_by_name_says_what_was_done() -> None:
     ours, theirs = (numbers(lens.forward(prompt)) for lens in (turned, kept))
     np.testing.assert_allclose(ours, theirs, atol=1e-3)
     assert turned.generate(prompt, max_tokens=12) == kept.generate(prompt, max_tokens=12)
-    with pytest.raises(LensError, match="no dequantize='sometimes'"):
+    with pytest.raises(LensError, match="dequantize cannot be 'sometimes'"):
         LensModel("demo", dequantize="sometimes")
 
 

@@ -26,7 +26,7 @@ from lens_tui.records import (
     SAEInfo,
     SteeringVector,
 )
-from lens_tui.records.errors import heard_by
+from lens_tui.records.errors import warnings_to
 from tests.lens import tiny
 from tests.lens.test_same_everywhere import _SAE
 
@@ -203,7 +203,7 @@ def test_a_vector_at_another_place_than_its_own_is_said(lens: Any) -> None:
     with pytest.warns(LensWarning, match=r"'v' was made for layer 1 resid_post and is used at layer 2 resid_post"):
         lens.steer(2, UNIT, 1.0)
     heard: list[str] = []
-    with heard_by(heard.append):
+    with warnings_to(heard.append):
         lens.intervene(_add(layer=1, site="attn_out"))
         lens.intervene(_add(layer=1, site="attn_out"))
         lens.stream(IDS, interventions=[_add(layer=3)])
@@ -280,7 +280,7 @@ def test_a_token_may_be_forbidden_and_whole_numbers_of_numpy_are_taken(lens: Any
 def test_arms_that_are_none_and_scales_that_are_none_are_a_sentence(lens: Any) -> None:
     push = Add(id="push", layer=1, vector=UNIT, scale=1.0)
     for arms in ([push], ["a"]):
-        with pytest.raises(LensError, match="An arm is"):
+        with pytest.raises(LensError, match="An arm cannot be"):
             lens.compare(IDS, arms)
     for scales in (["x"], [10**400], None, "12"):
         with pytest.raises(LensError, match="scale"):

@@ -307,7 +307,7 @@ def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     other = build(1, IndexSettings(top_k=5))
     with pytest.raises(LensError, match="missing"):
         merge_parts([first], tmp_path / "out")
-    with pytest.raises(LensError, match="doubled"):
+    with pytest.raises(LensError, match="duplicated"):
         merge_parts([first, first, second], tmp_path / "out")
     with pytest.raises(LensError, match="belongs to another index"):
         merge_parts([first, other], tmp_path / "out")
