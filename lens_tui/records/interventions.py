@@ -413,8 +413,8 @@ class BenchRow:
         return power * min((1, 2, 5, 10), key=lambda digit: abs(digit * power - exact))
 
     def moved(self, steps: int) -> BenchRow:
-        """The row with its scale moved by whole steps, landing on multiples of the step."""
-        return replace(self, scale=round((round(self.scale / self.step) + steps) * self.step, 6))
+        """The row with its scale moved by whole steps: so many the other way lead back to where it was."""
+        return replace(self, scale=round(self.scale + steps * self.step, 6))
 
 
 def amount_of(record: Intervention) -> float | None:

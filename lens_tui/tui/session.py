@@ -405,6 +405,12 @@ class RunText:
         """The arm with that number on the bench."""
         return next((arm for arm in self.arms if arm.number == number), None)
 
+    def arm_now(self, number: int, session: Session) -> ArmText | None:
+        """The arm of that number, unless another has taken its place on the bench since: no row of it is there."""
+        before = {row.id for row in self.steers if row.arm == number}
+        now = {row.id for row in session.steers if row.arm == number}
+        return None if before and not before & now else self.arm_of(number)
+
     def index_of(self, number: int) -> int | None:
         """The place in the job's arms of the arm with that number."""
         return next((index for index, arm in enumerate(self.arms) if arm.number == number), None)

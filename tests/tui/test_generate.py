@@ -75,7 +75,7 @@ async def test_the_plain_text_in_an_arms_place_has_no_kl_and_a_step_after_the_pa
         await pilot.press("r")
         await settle(app, pilot)
         lane = screen_of(app).lanes.lanes[1]
-        await pilot.press("right_square_bracket", "l", "l", "l", "l")
+        await pilot.press("l", "l", "l", "l")
         await pilot.pause()
         assert lane.view.cursor is not None
         assert lane.text is not None
@@ -104,7 +104,7 @@ async def test_a_scale_changed_while_it_writes_is_dialled_live() -> None:
         before = len(screen.lanes.lanes[1].view.tokens)
         assert 0 < before < len(split(TEXTS[1]))
         assert screen.lanes.lanes[1].view.streaming
-        await pilot.press("right_square_bracket", "plus")
+        await pilot.press("plus")
         ((_, arm, interventions),) = worker_of(app).dialled
         assert arm == 1
         assert isinstance(interventions[0], Add)
@@ -119,7 +119,7 @@ async def test_a_scale_changed_at_rest_runs_again_once() -> None:
     async with opened("generate") as (app, pilot):
         await pilot.press("r")
         await settle(app, pilot)
-        await pilot.press("right_square_bracket", "plus", "plus", "equals_sign", "minus")
+        await pilot.press("plus", "plus", "equals_sign", "minus")
         assert "+24.0 → +30.0 · 2.5×max" in screen_text(app)
         await pilot.pause(0.5)
         await settle(app, pilot)
@@ -221,7 +221,7 @@ async def test_flip_shows_the_baseline_in_place() -> None:
     async with opened("generate") as (app, pilot):
         await pilot.press("r")
         await settle(app, pilot)
-        await pilot.press("right_square_bracket", "b")
+        await pilot.press("b")
         lane = screen_of(app).lanes.lanes[1]
         assert "".join(lane.view.tokens) == TEXTS[0]
         await pilot.press("b")
@@ -230,13 +230,14 @@ async def test_flip_shows_the_baseline_in_place() -> None:
 
 async def test_arms_are_added_and_taken_away() -> None:
     async with opened("generate") as (app, pilot):
-        await pilot.press("right_square_bracket", "a")
+        await pilot.press("a")
         assert [lane.number for lane in screen_of(app).lanes.lanes] == [0, 1, 2, 3]
         assert app.store.session.steers[-1].scale == 29.0
         await pilot.press("a", "a")
         assert len(app.store.session.steers) == 4
+        assert [row.scale for row in app.store.session.steers] == [24.0, 8.0, 29.0, 34.0]  # each higher than the last
         await pilot.press("d")
-        assert [lane.number for lane in screen_of(app).lanes.lanes] == [0, 2, 3, 4]
+        assert [lane.number for lane in screen_of(app).lanes.lanes] == [0, 1, 2, 3]
         await pilot.press("u")
         assert len(screen_of(app).lanes.lanes) == 5
 
@@ -273,6 +274,40 @@ async def test_every_arm_can_be_reached_at_any_size(size: tuple[int, int]) -> No
             assert lane.view.size.height >= 1
             seen.add(lane.number)
         assert seen == {0, 1, 2, 3, 4}
+
+
+async def test_lanes_out_of_sight_are_counted_and_a_scale_never_gives_way_to_a_name() -> None:
+    async with opened("generate", (80, 24), steers=3) as (app, pilot):
+        app.store.edit_steer("s1", vector=unit_vector("a name that is longer than any lane", max_activation=12.0))
+        await pilot.press("r")
+        await settle(app, pilot)
+        lane = screen_of(app).lanes.lanes[1]
+        assert (lane.away, str(lane.note)) == ((0, 2), "+24.0 2▸ · 2.0×max")
+        assert "+24.0 2▸" in screen_text(app)
+        await pilot.press("right_square_bracket", "right_square_bracket")
+        assert screen_of(app).lanes.lanes[3].away == (2, 0)
+        assert "+5.0 ◂2" in screen_text(app)
+
+
+async def test_an_arm_in_the_place_of_a_deleted_one_is_not_a_change_of_it() -> None:
+    async with opened("generate") as (app, pilot):
+        await pilot.press("r")
+        await settle(app, pilot)
+        await pilot.press("d")
+        app.store.add_steer(unit_vector("verse"), scale=5.0)
+        await pilot.pause()
+        lane = screen_of(app).lanes.lanes[1]
+        assert (lane.number, lane.title, lane.does, lane.text) == (1, "verse", "+5.0", None)
+        assert "→" not in screen_text(app)
+
+
+async def test_keys_act_on_the_first_arm_and_one_step_back_is_where_it_was() -> None:
+    async with opened("generate") as (app, pilot):
+        app.store.edit_steer("s1", scale=19.0)
+        await pilot.press("plus")
+        assert app.store.session.steers[0].scale == 20.0
+        await pilot.press("minus")
+        assert app.store.session.steers[0].scale == 19.0
 
 
 async def test_a_live_resize_keeps_text_and_focus() -> None:
@@ -332,7 +367,7 @@ async def test_a_run_leaves_as_text_json_markdown_and_a_command(
         app.store.add_steer(unit_vector("hand made"), scale=2.0, arm=2)
         await pilot.press("r")
         await settle(app, pilot)
-        await pilot.press("right_square_bracket", "y")
+        await pilot.press("y")
         assert app.clipboard == TEXTS[1]
         await pilot.press("e")
         run = screen_of(app).run

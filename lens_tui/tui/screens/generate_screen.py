@@ -105,10 +105,12 @@ class GenerateScreen(LensScreen):
         self._headings()
 
     def _arrange(self) -> None:
-        before = set(self.lanes.lanes)
         self.lanes.set_lanes(lane_names(self.session), self.measure, self.lens.tint, EMPTY)
         for lane in self.lanes.lanes:
-            if lane not in before and self.run is not None:
+            # A new lane, or one whose arm is another one's since, in either way.
+            shown = lane.text is not None and lane.text.number == lane.number
+            wanted = self.run.arm_now(lane.number, self.session) is not None if self.run is not None else False
+            if self.run is not None and shown != wanted and not (lane.number and lane.text is self.run.baseline):
                 self._follow(lane)
 
     def _after_edit(self, old: Session, new: Session) -> None:
@@ -121,7 +123,7 @@ class GenerateScreen(LensScreen):
         if run.going and self._job is not None:
             for number in changed:
                 index = run.index_of(number)
-                if index is not None:
+                if index is not None and run.arm_now(number, new) is not None:
                     self.lens.worker.dial(self._job, index, after[number].interventions)
         elif changed and self.is_current:
             self._rest = self._restarted(self._rest)
@@ -137,10 +139,10 @@ class GenerateScreen(LensScreen):
         arms = dict(plan(self.session)) if self.session.steers else {}
         for lane in self.lanes.lanes:
             now = strength(arms[lane.number].interventions) if lane.number in arms else ""
-            text = run.arm_of(lane.number) if run is not None else None
+            text = run.arm_now(lane.number, self.session) if run is not None else None
             ran = strength(text.interventions) if text is not None else now
             in_place = bool(lane.number and lane.text is not None and not lane.text.number)
-            lane.note = "" if in_place else now if now == ran else f"{ran.partition(' · ')[0]} → {now}"
+            lane.does = "" if in_place else now if now == ran else f"{ran.partition(' · ')[0]} → {now}"
             stale = stale or now != ran or (run is not None and text is None)
         if run is not None:
             stale = stale or run.prompt != self.session.prompt or run.sampling != self.session.sampling
@@ -223,7 +225,7 @@ class GenerateScreen(LensScreen):
         self._headings()
 
     def _follow(self, lane: Lane) -> None:
-        lane.follow(self.run, self.run.arm_of(lane.number) if self.run is not None else None)
+        lane.follow(self.run, self.run.arm_now(lane.number, self.session) if self.run is not None else None)
 
     def on_prompt_area_run(self, event: PromptArea.Run) -> None:
         """Enter in the prompt."""
@@ -339,6 +341,7 @@ class GenerateScreen(LensScreen):
                 mode=row.mode,
                 positions=row.positions,
             )
+        self.lanes.focus_arm(free)  # the next one added is higher again
 
     def action_delete_arm(self) -> None:
         """Take the focused lane's rows off the bench; undo brings them back."""

@@ -224,8 +224,18 @@ def footer_keys(screen: Screen[Any], inserting: bool) -> tuple[list[tuple[str, s
     return [(" ".join(keys), word) for word, keys in [*pairs, *words.items()]], tail
 
 
+NAME = 4
+"""Cells of a title that are left before a note gives way too, where the title gives way first."""
+
+
 class PaneTitle(Widget):
-    """The title on the left, a note on the right. Both are plain text, never markup."""
+    """The title on the left, a note on the right. Both are plain text, never markup.
+
+    Where there is no room for both the note goes; with ``keeps_note`` the title is cut for it, and of the note what
+    comes after the first ``·``.
+    """
+
+    keeps_note = False
 
     DEFAULT_CSS = "PaneTitle { height: 1; }"
 
@@ -233,13 +243,17 @@ class PaneTitle(Widget):
     text: reactive[str] = reactive("")
 
     def render(self) -> RenderResult:
-        """Title and note in one row; the note goes first when there is no room."""
+        """Title and note in one row, or as much of them as there is room for."""
         width = self.size.width
-        title = Content(self.text)
-        note = Content.styled(self.note, "$muted not bold") if self.note else Content("")
+        title, said = Content(self.text), self.note
+        if self.keeps_note and said:
+            if width - cell_len(said) - 1 < min(NAME, title.cell_length):
+                said = said.partition(" · ")[0]
+            title = title.truncate(max(0, width - cell_len(said) - 1), ellipsis=True)
+        note = Content.styled(said, "$muted not bold") if said else Content("")
         gap = width - title.cell_length - note.cell_length
         if gap < 1:
-            return title.truncate(width, ellipsis=True)
+            return (note if self.keeps_note and said else title).truncate(width, ellipsis=True)
         return Content.assemble(title, " " * gap, note)
 
 
@@ -247,10 +261,12 @@ class Pane(Vertical):
     """A titled part of a screen.
 
     ``title`` and ``note`` may be set at any time. A subclass keeps what it shows, asks for
-    work through ``lens`` and posts messages about what concerns other panes.
+    work through ``lens`` and posts messages about what concerns other panes. ``keeps_note``: where there is no room
+    for title and note, the title gives way.
     """
 
     ALLOW_MAXIMIZE = True
+    keeps_note: ClassVar[bool] = False
     DEFAULT_CSS = """
     Pane {
         border-left: blank; padding: 0 1 0 0;
@@ -264,6 +280,7 @@ class Pane(Vertical):
         self._heading = PaneTitle()
         self._heading.set_reactive(PaneTitle.text, title)
         self._heading.set_reactive(PaneTitle.note, note)
+        self._heading.keeps_note = self.keeps_note
         super().__init__(self._heading, *children, id=id)
 
     @property

@@ -196,8 +196,13 @@ def stats(text: ArmText, max_tokens: int, width: int) -> str:
 
 
 class Lane(Pane):
-    """A lane. ``number`` is the arm's place on the bench, 0 for the baseline."""
+    """A lane. ``number`` is the arm's place on the bench, 0 for the baseline.
 
+    Of its head the name gives way before ``does``, what is done to the arm, and that before ``away``: how many lanes
+    are out of sight on its left and on its right.
+    """
+
+    keeps_note = True
     DEFAULT_CSS = """
     Lane { width: 1fr; height: 1fr; }
     Lane > PaneTitle, Lane > Line, Lane > SeriesStrip, Lane > Candidates { padding: 0 0 0 1; }
@@ -207,6 +212,8 @@ class Lane(Pane):
 
     measure: reactive[Measure] = reactive[Measure]("surprise", init=False)
     shade: reactive[ShadeMode] = reactive[ShadeMode]("tint", init=False)
+    does: reactive[str] = reactive("", init=False)
+    away: reactive[tuple[int, int]] = reactive((0, 0), init=False)
 
     @dataclass
     class Focused(Message):
@@ -237,6 +244,21 @@ class Lane(Pane):
     def on_descendant_focus(self) -> None:
         """Tell the screen which lane is meant."""
         self.post_message(self.Focused(self))
+
+    def watch_does(self) -> None:
+        """Something else is done to it."""
+        self._show_head()
+
+    def watch_away(self) -> None:
+        """Other lanes are out of sight."""
+        self._show_head()
+
+    def _show_head(self) -> None:
+        left, right = self.away
+        signs = " ".join([*([f"◂{left}"] if left else []), *([f"{right}▸"] if right else [])])
+        strong, _, rest = self.does.partition(" · ")
+        head = f"{strong} {signs}".strip()
+        self.note = f"{head} · {rest}" if rest else head
 
     # -- following a run ---------------------------------------------------------------------------
 
@@ -385,6 +407,7 @@ class LaneRow(Horizontal):
         self.lanes: list[Lane] = []
         self.position = 0
         self._start = 1
+        self._chosen = False
 
     @property
     def focused_lane(self) -> Lane | None:
@@ -408,7 +431,8 @@ class LaneRow(Horizontal):
                 if lane.parent is None:
                     self.mount(lane, before=0) if before is None else self.mount(lane, after=before)
             kept = focused.number if focused is not None and focused.number in numbers else numbers[-1]
-            self.position = numbers.index(kept)
+            # Nobody chose the baseline: keys act on the first arm, on which they have something to act.
+            self.position = numbers.index(kept) if self._chosen or len(numbers) == 1 else 1
             self._show()
             if had_focus:
                 self.focus_lane()
@@ -428,13 +452,22 @@ class LaneRow(Horizontal):
         if not self.lanes:
             return
         self.position = (self.position + step) % len(self.lanes)
+        self._chosen = self._chosen or step != 0
         self._show()
         self.lanes[self.position].view.focus()
 
     def on_lane_focused(self, event: Lane.Focused) -> None:
         """The focus came by another way."""
         if event.lane in self.lanes:
-            self.position = self.lanes.index(event.lane)
+            place = self.lanes.index(event.lane)
+            self._chosen = self._chosen or place != self.position
+            self.position = place
+
+    def focus_arm(self, number: int) -> None:
+        """Focus the lane of the arm of that number, if there is one."""
+        place = next((at for at, lane in enumerate(self.lanes) if lane.number == number), None)
+        if place is not None:
+            self.focus_lane(place - self.position)
 
     def on_resize(self) -> None:
         """More or fewer lanes fit."""
@@ -444,6 +477,7 @@ class LaneRow(Horizontal):
         self._start, visible_lanes = window(len(self.lanes), self.position, room_for(self.size.width), self._start)
         for place, lane in enumerate(self.lanes):
             lane.set_class(place not in visible_lanes, "-away")
-        for lane in self.lanes:
-            hidden = len(self.lanes) - len(visible_lanes)
-            lane.set_class(hidden > 0, "-paged")
+            lane.set_class(len(visible_lanes) < len(self.lanes), "-paged")
+        for before, place in zip([-1, *visible_lanes], visible_lanes, strict=False):
+            last = place == visible_lanes[-1]  # what is between two lanes that show is said by the second of them
+            self.lanes[place].away = (place - before - 1, len(self.lanes) - 1 - place if last else 0)
