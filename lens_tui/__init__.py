@@ -60,6 +60,10 @@ if TYPE_CHECKING:
     from .records.interventions import Positions as Positions
     from .records.interventions import ProjectOut as ProjectOut
     from .records.interventions import SetProjection as SetProjection
+    from .records.prompt_set import PromptItem as PromptItem
+    from .records.prompt_set import PromptSet as PromptSet
+    from .records.prompt_set import SetCell as SetCell
+    from .records.prompt_set import read_prompt_set as read_prompt_set
     from .records.run import Request as Request
     from .records.run import Sampling as Sampling
     from .records.steering_vector import SteeringVector as SteeringVector
@@ -87,6 +91,9 @@ if TYPE_CHECKING:
     from .sae.load_sae import sae_info as sae_info
     from .tasks.index import index_text as index_text
     from .tasks.index import merge_index as merge_index
+    from .tasks.prompt_sets import SetComparison as SetComparison
+    from .tasks.prompt_sets import compare_prompts as compare_prompts
+    from .tasks.prompt_sets import sweep as sweep
     from .tasks.train import check_sae as check_sae
     from .tasks.train import train_sae as train_sae
 else:
@@ -112,6 +119,7 @@ else:
             ".records.interventions": (
                 "ALL Ablate Add Arm CapProjection ClampFeature NormMatch Positions ProjectOut SetProjection"
             ),
+            ".records.prompt_set": "PromptItem PromptSet SetCell read_prompt_set",
             ".records.run": "Request Sampling",
             ".records.training": "TrainConfig",
             ".records.vector_formats": "load_vectors save_vectors",
@@ -125,6 +133,7 @@ else:
             ".sae.load_sae": "SAE GatedSAE GroupMaxSAE JumpReLUSAE StandardSAE TopKSAE load_sae sae_info",
             ".sae.fit": "splice spliced",
             ".tasks.index": "index_text merge_index",
+            ".tasks.prompt_sets": "SetComparison compare_prompts sweep",
             ".tasks.train": "check_sae train_sae",
         },
     )

@@ -82,7 +82,7 @@ def figures(classifier: Classifier, candidate: Candidate, rows: Sequence[BatchRo
 
     A text without a known word counts as in no target.
     """
-    from lens_tui.lens.measure.effects import distinct
+    from lens_tui.records.measures import distinct
 
     found = [classifier.domain(row.text) for row in rows]
     hits = [name != "" and (name == candidate.domain) != candidate.away for name in found]

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from json import loads
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lens_tui.records import Arm, ArmEnd, Intervention, LensError, Sampling, Token
-from lens_tui.records.arm_syntax import parse_arm
+from lens_tui.records import Arm, ArmEnd, Intervention, Sampling, Token
+from lens_tui.records.arm_syntax import ArmSpec, parse_arm
 from lens_tui.records.interventions import amount_of
+from lens_tui.records.prompt_set import parse_prompts, perplexity_of
 from lens_tui.tui.format import Trail, figure, kl_key, kl_level, sparkline
 
+from . import prompt_table as sets
 from .output import INTERRUPTED, Asked, in_terminal, interruptible, note, print_json, say, say_shaded, sentences
+from .prompt_table import figures, intervention_in_words
 from .sources import Json, MinP, Model, SAEName, Temp, TextKey, TopK, TopP, Vectors, open_model, read_text, within
 
 if TYPE_CHECKING:
@@ -26,18 +27,25 @@ if TYPE_CHECKING:
 verbs = typer.Typer()
 
 
+Arms = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--arm",
+        "-a",
+        help="[NAME=]SOURCE[@LAYER]*SCALE[:MODE][:POSITIONS], e.g. f2666*22 or random:0@4*22; terms joined by '+'.",
+    ),
+]
+Stop = Annotated[
+    list[str] | None, typer.Option("--stop", help="A text that ends an arm and is not part of it; may be repeated.")
+]
+Raw = Annotated[bool, typer.Option("--raw", help="Do not apply the chat template.")]
+
+
 @verbs.command()
 @sentences
 def compare(
-    prompt: Annotated[str, typer.Argument(help="The prompt; '-' reads standard input.")],
-    arm: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--arm",
-            "-a",
-            help="[NAME=]SOURCE[@LAYER]*SCALE[:MODE][:POSITIONS], e.g. f2666*22 or random:0@4*22; terms joined by '+'.",
-        ),
-    ] = None,
+    prompt: Annotated[str, typer.Argument(help="The prompt; '-' reads standard input.", show_default=False)] = "",
+    arm: Arms = None,
     model: Model = "demo",
     sae: SAEName = "",
     max_tokens: Annotated[int, within("max_tokens", "Tokens per arm.")] = 80,
@@ -47,23 +55,49 @@ def compare(
     top_k: TopK = 0,
     repetition_penalty: Annotated[float, within("repetition_penalty", "Above 1 repeating is less likely.")] = 0.0,
     seed: Annotated[int, within("seed", "The same seed gives the same text again.")] = 0,
-    stop: Annotated[
-        list[str] | None, typer.Option("--stop", help="A text that ends an arm and is not part of it; may be repeated.")
-    ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Do not apply the chat template.")] = False,
+    stop: Stop = None,
+    raw: Raw = False,
     json: Json = False,
     stream: Annotated[
         bool, typer.Option("--stream", help="With --json: a line of JSON for each token as it comes.")
     ] = False,
+    prompts: sets.Prompts = "",
+    text_key: TextKey = "prompt",
+    first: sets.First = None,
+    scales: sets.Scales = "",
+    seeds: sets.Seeds = "",
+    read_back: sets.ReadBackOf = "",
+    column: sets.Column = "mean_kl",
+    texts: sets.Texts = False,
+    rows: sets.Rows = 32,
 ) -> None:
-    """Write on from a prompt, plain and under every arm.
+    """Write on from a prompt, or a set of them, plain and steered.
 
-    All are written in lock step and printed one below the other, with what the steering cost.
+    All are written in lock step and printed one below the other, with what the steering cost. With --prompts, or
+    --scales or --seeds, a table of every prompt under every arm.
     """
-    text = read_text(prompt)
     sampling = Sampling(max_tokens, temp, top_p, min_p, top_k, repetition_penalty, seed=seed, stop=tuple(stop or ()))
-    specs = [parse_arm(item) for item in arm or []]
+    specs = [parse_arm(item, 0.0 if scales else None) for item in arm or []]
+    if prompts or scales or seeds:
+        asked = sets.AskedSet(prompts, prompt, text_key, first, scales, seeds, read_back, column, texts, rows)
+        sets.compare_set(asked, specs, model, sae, sampling, raw=raw, json=json, stream=stream)
+    else:
+        sets.check_prompt(prompt)
+        _compare_one(read_text(prompt), specs, model, sae, sampling, raw=raw, json=json, stream=stream)
 
+
+def _compare_one(
+    text: str,
+    specs: Sequence[ArmSpec],
+    model: str,
+    sae: str,
+    sampling: Sampling,
+    *,
+    raw: bool,
+    json: bool,
+    stream: bool,
+) -> None:
+    """One prompt under every arm."""
     with open_model(model) as lens:
         vectors = Vectors(lens, sae, model)
         named = [Arm("baseline"), *(vectors.arm(spec) for spec in specs)]
@@ -138,54 +172,17 @@ def record(
         "arms": [
             {
                 "name": arm.name,
-                "interventions": [_intervention(item) for item in arm.interventions],
+                "interventions": [intervention_in_words(item) for item in arm.interventions],
                 "text": ends[index].text,
                 "reason": ends[index].reason,
                 "token_ids": [token.token_id for token in tokens[index]],
-                **_figures(tokens[index]),
+                **figures(tokens[index]),
                 "parts_at": _parts_at(tokens[0], tokens[index]) if index else None,
                 "dose": ends[index].dose,
             }
             for index, arm in enumerate(arms)
         ],
     }
-
-
-def _figures(tokens: Sequence[Token]) -> dict[str, Any]:
-    logprobs, plain = [token.logprob for token in tokens], [token.plain_logprob for token in tokens]
-    forward, reverse = [token.kl for token in tokens], [token.reverse_kl for token in tokens]
-    return {
-        "logprobs": logprobs,
-        "plain_logprobs": plain,
-        "kl": forward,
-        "reverse_kl": reverse,
-        "mean_logprob": _mean(logprobs),
-        "perplexity": _perplexity(_mean(logprobs)),
-        "plain_perplexity": _perplexity(_mean(plain)),
-        "mean_kl": _mean(forward),
-        "mean_reverse_kl": _mean(reverse),
-    }
-
-
-def _intervention(item: Any) -> dict[str, Any]:
-    return {
-        "mode": item.mode,
-        "layer": item.layer,
-        "site": item.site,
-        "vector": item.vector.name,
-        "origin": {"kind": item.vector.origin.kind, **item.vector.origin.facts},
-        "scale": amount_of(item),
-        "positions": item.positions.kind,
-    }
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
-def _perplexity(mean_logprob: float | None) -> float | None:
-    return None if mean_logprob is None else math.exp(min(700.0, -mean_logprob))
 
 
 def _parts_at(baseline: Sequence[Token], other: Sequence[Token]) -> int | None:
@@ -304,23 +301,7 @@ def read_prompts(prompts: str, text_key: str) -> list[str]:
         from lens_tui.tasks.feature_page import read_texts
 
         return read_texts(prompts, text_key=text_key)
-    lines = [line.removesuffix("\r") for line in read_text("-").split("\n")]
-    return [_prompt(line, number, text_key) for number, line in enumerate(lines, 1) if line.strip()]
-
-
-def _prompt(line: str, number: int, text_key: str) -> str:
-    if not line.startswith("{"):
-        return line
-    try:
-        text = loads(line)[text_key]
-    except (ValueError, KeyError, RecursionError):
-        text = None
-    if not isinstance(text, str):
-        raise LensError(
-            f"Line {number} of standard input is not an object with a text under {text_key!r}.",
-            "Name the key: --text-key.",
-        )
-    return text
+    return [item.text for item in parse_prompts(read_text("-"), "standard input", key=text_key).items]
 
 
 def _steering(lens: LensModel, arm: str, sae: str, model: str) -> tuple[Intervention, ...]:
@@ -401,9 +382,9 @@ def measured(lens: LensModel, text: str, steering: Sequence[Intervention]) -> di
         "model": lens.info.name,
         "n_tokens": len(ids) - 1,
         "loss": plain,
-        "perplexity": _perplexity(-plain),
+        "perplexity": perplexity_of(-plain),
         "steering": list(_words(steering)),
         "steered_loss": steered,
-        "steered_perplexity": _perplexity(None if steered is None else -steered),
+        "steered_perplexity": perplexity_of(None if steered is None else -steered),
         "delta": None if steered is None else steered - plain,
     }

@@ -63,6 +63,11 @@ def model_path() -> Path:
     return _HERE / "model"
 
 
+def prompts_path() -> Path:
+    """The file of the bundled set of prompts."""
+    return _HERE / "prompts.jsonl"
+
+
 def sae_paths() -> dict[str, Path]:
     """The bundled SAEs by name: folders in Gemma Scope 2's layout."""
     return {path.name: path for path in sorted((_HERE / "sae").glob("*/layer_*")) if (path / "config.json").exists()}

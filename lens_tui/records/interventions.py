@@ -429,3 +429,15 @@ def amount_of(record: Intervention) -> float | None:
         case CapProjection() if record.low is None or record.high is None:
             return record.high if record.low is None else record.low
     return None
+
+
+def at_amount(record: Intervention, amount: float) -> Intervention:
+    """A record of :func:`amount_of` with another number. Raises :class:`LensError` for one that has none."""
+    match record:
+        case Add() | NormMatch():
+            return replace(record, scale=amount)
+        case SetProjection():
+            return replace(record, value=amount)
+        case CapProjection() if record.low is None or record.high is None:
+            return replace(record, high=amount) if record.low is None else replace(record, low=amount)
+    raise LensError(f"{record.id!r} has no number that could be another.", "Use a mode that has a scale.")

@@ -209,6 +209,12 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
+def distinct(ids: Sequence[int], n: int) -> float | None:
+    """Different n-grams over all n-grams (Li et al. 2016, 1510.03055); ``None`` for fewer than n tokens."""
+    grams = [tuple(ids[at : at + n]) for at in range(len(ids) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else None
+
+
 DEFINITIONS: dict[str, tuple[str, str]] = {
     "delta_loss": (
         "Δ loss",

@@ -165,7 +165,7 @@ class Request:
     ``prompt`` is a text (through the chat template if there is one, unless ``raw``),
     chat messages or token ids. What is ``None`` is as the batch has it. ``stop`` and
     ``stop_ids`` go before those of ``sampling``; where neither says any, those of the
-    batch hold, and an empty tuple here means none.
+    batch hold, and an empty tuple here means none. ``name`` is what errors call it, by default its number.
     """
 
     prompt: str | Sequence[int] | Sequence[Mapping[str, str]]
@@ -174,6 +174,7 @@ class Request:
     stop: tuple[str, ...] | None = None
     stop_ids: tuple[int, ...] | None = None
     raw: bool | None = None
+    name: str = ""
 
     def __post_init__(self) -> None:
         if self.interventions is not None:

@@ -24,7 +24,7 @@ from .sampling import SideBySide, whole_number
 def check_positions(row: Row) -> None:
     """Refuse positions that no token of the row can have."""
     prompt = row.plan.prompt
-    check_reach(row.plan.entries, len(prompt.ids), len(prompt.ids) + row.sampling.max_tokens - 2, f"prompt {row.index}")
+    check_reach(row.plan.entries, len(prompt.ids), len(prompt.ids) + row.sampling.max_tokens - 2, row.name)
     for entry in row.plan.entries:
         positions = getattr(entry.item, "positions", None)
         if positions is not None and positions.kind == "role":
@@ -35,12 +35,12 @@ def _check_role(role: str, row: Row) -> None:
     spans = row.plan.prompt.spans
     if spans is None:
         raise LensError(
-            f"Positions of role {role!r} cannot be determined: prompt {row.index} was not made from chat messages.",
+            f"Positions of role {role!r} cannot be determined: {row.name} was not made from chat messages.",
             "Give a prompt that goes through the chat template.",
         )
     known = {name for name, _, _ in spans}
     if role not in known | {"assistant", "thinking"}:
-        raise LensError(f"Prompt {row.index} has no {role!r} part.", f"It has: {', '.join(sorted(known))}.")
+        raise LensError(f"There is no {role!r} part in {row.name}.", f"It has: {', '.join(sorted(known))}.")
 
 
 def share(plans: Sequence[RowPlan], filler: Callable[[EncodedPrompt, int], Filler]) -> None:
@@ -224,7 +224,7 @@ class Batch:
 
     def _emit(self, row: Row, token: int, step: BatchStep, at: int, run: Run | None = None) -> Iterator[Token | ArmEnd]:
         step.count(at)
-        check_chosen(step.read()[0][at], f"The logits of prompt {row.index}", lambda: self._origin(row))
+        check_chosen(step.read()[0][at], f"The logits of {row.name}", lambda: self._origin(row))
         if not row.ids:
             self._check_moved(row, run)
         event = row.take(token, step, at, self.tokens)
@@ -242,9 +242,7 @@ class Batch:
         """Refuse to continue when what had to move something was measured and did not."""
         meter = row.plan.meter if run is None else run.meter
         if meter is not None:
-            check_moved(
-                self.registry, Plan((row.plan.entries,)), meter, lambda _: f"The steering of prompt {row.index}"
-            )
+            check_moved(self.registry, Plan((row.plan.entries,)), meter, lambda _: f"The steering of {row.name}")
 
     def _settle(self, row: Row, run: Run | None = None) -> None:
         """The row has ended: its doses, and nothing kept for it any longer."""

@@ -363,6 +363,7 @@ class Row(Writing):
     processors: Sequence[LogitsProcessor]
     interventions: tuple[Intervention, ...]
     top: int = 0
+    name: str = ""
     logprobs: list[float] = field(default_factory=list)
     shapes: list[int] = field(default_factory=list)
     doses: tuple[Dose, ...] = ()

@@ -205,6 +205,7 @@ class RowMaker:
             processors=make_processors(sampling, common.processors),
             interventions=tuple(entry.item for entry in entries if isinstance(entry.item, Intervention)),
             top=common.top,
+            name=request.name or f"prompt {index}",
             **writing_options(self.tokens, sampling, prompt.ids[-1]),
         )
 

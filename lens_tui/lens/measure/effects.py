@@ -15,7 +15,7 @@ import numpy as np
 
 from lens_tui.records import Ablate, Add, ClampFeature, Intervention, LensError, NormMatch, Origin, SteeringVector
 from lens_tui.records.interventions import as_records
-from lens_tui.records.measures import Controlled, Degeneration, DeltaLoss, Divergence, ReadBack
+from lens_tui.records.measures import Controlled, Degeneration, DeltaLoss, Divergence, ReadBack, distinct
 
 from ..forward import Core, as_float, read_rows
 from ..hooks.program import FeatureSource
@@ -146,12 +146,6 @@ def degeneration(ids: Sequence[int], text: str) -> Degeneration:
         repeat_run(ids),
         ratio(text),
     )
-
-
-def distinct(ids: Sequence[int], n: int) -> float | None:
-    """Different n-grams over all n-grams (Li et al. 2016, 1510.03055); ``None`` for fewer than n tokens."""
-    grams = [tuple(ids[at : at + n]) for at in range(len(ids) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else None
 
 
 def longest_repeat(ids: Sequence[int]) -> int:
@@ -373,15 +367,39 @@ def read_back(
     Raises:
         LensError: For a feature that the SAE does not have.
     """
+    after = lens.tokens.check(id_table(continuation).reshape(-1).tolist())
     ids = lens.tokens.prompt(prompt, raw=raw).ids
+    return read_back_of(lens, [(ids, after)], sae, feature, layer, site=site)[0]
+
+
+def read_back_of(
+    lens: Core,
+    texts: Sequence[tuple[Sequence[int], Sequence[int]]],
+    sae: FeatureSource,
+    feature: int,
+    layer: int,
+    *,
+    site: str = "resid_post",
+) -> list[ReadBack]:
+    """As :func:`read_back`, for several texts side by side.
+
+    Args:
+        lens: The model.
+        texts: Of each the token ids of its prompt and of what follows.
+        sae: The feature's SAE.
+        feature: Its number.
+        layer: The layer that the SAE reads.
+        site: The site that it reads.
+    """
     key = (lens.registry.decoder.index(layer), site)
-    whole = (*ids, *lens.tokens.check(id_table(continuation).reshape(-1).tolist()))
-    ((_, read),) = read_rows(lens, [whole], [key])
-    values = sae.encode(read[key][len(ids) :])
-    if not 0 <= feature < values.shape[-1]:
-        raise LensError(f"There is no feature {feature}: this SAE has {values.shape[-1]}.")
-    found = as_float(values[:, feature])
-    return ReadBack(float(found.mean()), float(found.max()), tuple(map(float, found)))
+    found: dict[int, ReadBack] = {}
+    for at, read in read_rows(lens, [(*ids, *after) for ids, after in texts], [key]):
+        values = sae.encode(read[key][len(texts[at][0]) :])
+        if not 0 <= feature < values.shape[-1]:
+            raise LensError(f"There is no feature {feature}: this SAE has {values.shape[-1]}.")
+        one = as_float(values[:, feature])
+        found[at] = ReadBack(float(one.mean()), float(one.max()), tuple(map(float, one)))
+    return [found[at] for at in range(len(texts))]
 
 
 def controls(

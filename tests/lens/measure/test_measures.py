@@ -23,6 +23,7 @@ from lens_tui.records import (
     ProjectOut,
     SteeringVector,
 )
+from lens_tui.records.measures import distinct
 from tests.lens import numpy_models, tiny
 from tests.lens.numpy_models import Array, log_softmax
 
@@ -244,7 +245,7 @@ def test_repetition_by_brute_force() -> None:
         assert (effects.longest_repeat(ids), effects.repeat_run(ids)) == by_brute_force(ids), ids
     found = effects.degeneration([1, 2, 1, 2, 1, 7], "ab ab ab")
     assert (found.distinct_1, found.distinct_2, found.distinct_3) == (3 / 6, 3 / 5, 3 / 4)
-    assert effects.distinct([1], 2) is None
+    assert distinct([1], 2) is None
     text = "la la " * 50
     assert effects.ratio(text) == len(text) / len(zlib.compress(text.encode(), 9))
     assert (effects.ratio(""), effects.ratio(text) > 10) == (1.0, True)
