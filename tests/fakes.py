@@ -30,7 +30,7 @@ from lens_tui.records import (
     SteeringVector,
     Token,
 )
-from lens_tui.records.features import FeatureActivity, FeatureExample, FeatureFacts, FoundFeature
+from lens_tui.records.features import ContrastedFeature, FeatureActivity, FeatureExample, FeatureFacts, FoundFeature
 from lens_tui.records.labels import Label
 from lens_tui.records.measures import LogitLens
 from lens_tui.records.sanitise import one_line, sanitise, sanitise_token
@@ -169,7 +169,9 @@ class FakeWorker:
         failures: Mapping[type[jobs.Job], Exception] | None = None,
         model: ModelInfo = DEMO_MODEL,
         saes: tuple[SAEInfo, ...] = (DEMO_SAE,),
+        dense: Mapping[int, float] | None = None,
     ) -> None:
+        self.dense = tuple((dense or {}).items())
         self.per_drain, self.texts, self.model, self.saes = per_drain, texts, model, saes
         self.failures = dict(failures or {})
         self.submitted: list[jobs.Job] = []
@@ -294,6 +296,10 @@ class FakeWorker:
             case jobs.FindFeatures(sae, words):
                 found = (FoundFeature(17, f"all about {words}", "label"), FoundFeature(4, "promotes ‘x’", "x"))
                 return [ev.FeaturesFound(number, sae, words, () if "nothing" in words else found, indexed=True)]
+            case jobs.ContrastTexts() as contrast:
+                return [fake_contrast(number, contrast)]
+            case jobs.ExportFeatures(path=path, features=features):
+                return [ev.FeaturesExported(number, path, len(features))]
             case jobs.Compare() as compare:
                 return self._compare(running, compare)
             case jobs.Encode() as encode:
@@ -396,7 +402,16 @@ class FakeWorker:
         special = tuple(word.startswith("<|") for word in words)
         tokens = tuple(map(sanitise_token, words))
         self._encoded = ev.Encoded(
-            number, job.sae, tuple(map(token_id, words)), tokens, special, ids, values, l0=41.3, fvu=0.165
+            number,
+            job.sae,
+            tuple(map(token_id, words)),
+            tokens,
+            special,
+            ids,
+            values,
+            l0=41.3,
+            fvu=0.165,
+            dense=self.dense,
         )
         yield self._encoded
 
@@ -413,6 +428,17 @@ class FakeWorker:
     def _feature_vector(self, sae: str, feature: int) -> SteeringVector:
         origin = Origin("feature", {"sae": sae, "feature": feature})
         return unit_vector(f"feature {feature}", 4, origin, max_activation=round(4 + 20 * noise(feature), 2))
+
+
+def fake_contrast(number: int, job: jobs.ContrastTexts) -> ev.Event:
+    """Five features that tell the texts apart, each worse than the one before."""
+    if min(len(job.a), len(job.b)) < 4 and not (job.path_a and job.path_b):
+        raise LensError(f"There are {len(job.a)} texts against {len(job.b)}.", "Give four on each side.")
+    found = tuple(
+        ContrastedFeature(100 + n, 1.0, 1 - n / 10, 0.1, 3.0, 1.0, 1.0, 0.2, 1 - n / 10, 2.5 - n, 0.001 * 9**n, 0.9)
+        for n in range(4)
+    )
+    return ev.Contrasted(number, job.sae, found, len(job.a) or 8, len(job.b) or 8)
 
 
 def _contrast(number: int, job: jobs.VectorFromPrompts) -> ev.Event:

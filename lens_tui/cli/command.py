@@ -15,6 +15,7 @@ from .config_verbs import verbs as config
 from .feature_verbs import verbs as features
 from .info_verbs import verbs as info
 from .label_verbs import verbs as labels
+from .list_verbs import verbs as lists
 from .output import INTERRUPTED, USER_ERROR, fail, note, say, sentences
 from .read_verbs import verbs as read
 from .sae_verbs import verbs as saes
@@ -76,6 +77,7 @@ app = typer.Typer(
 for verbs in (compare, read, features, steer, saes, info, config):
     app.add_typer(verbs)
 app.add_typer(labels, name="labels")
+app.add_typer(lists, name="lists")
 
 
 @sentences

@@ -216,11 +216,14 @@ def contrast(
 
 
 def _print_contrast(result: Mapping[str, Any], dense: Mapping[int, float]) -> None:
-    say(f"{'feature':>9}{'held out':>10}{'chosen on':>11}{'active A':>10}{'active B':>10}  label")
+    say(f"{'feature':>9}{'AUC':>8}{'d':>8}{'p':>8}{'chosen on':>11}{'active A':>10}{'active B':>10}  label")
     for row in result["features"]:
-        numbers = f"{row['held_out']:>10.3f}{row['chosen']:>11.3f}{row['active_a']:>10.1%}{row['active_b']:>10.1%}"
+        scores = f"{row['auc']:>8.3f}{row['effect']:>+8.2f}{row['p']:>8.3f}{row['chosen']:>11.3f}"
+        numbers = f"{scores}{row['active_a']:>10.1%}{row['active_b']:>10.1%}"
         say(f"{row['feature']:>9}{numbers}  {_named(row, dense)}".rstrip())
-    if result["measure"] == "auc" and result["features"]:
-        chance = result["features"][0]["chance"]
-        note(f"AUC: 0.5 is chance, ± {chance:.3f} (one standard deviation; {result['texts_a']} texts against "
-             f"{result['texts_b']}, half of them held out)")  # fmt: skip
+    if result["features"]:
+        best = result["features"][0]
+        note(f"held-out AUC (0.5 is chance, ± {best['chance']:.3f}) and difference d in standard deviations; "
+             f"{result['texts_a']} texts against {result['texts_b']}, half of them held out")  # fmt: skip
+        note(f"p: how often the best of these does as well where the held-out texts are dealt at random; "
+             f"it reaches {best['null']:.3f} in one deal of twenty")  # fmt: skip

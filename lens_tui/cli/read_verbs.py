@@ -47,13 +47,16 @@ def features(
             help="activation; rank in the feature's own activations (needs an index); effect on the next token."
         ),
     ] = "activation",
+    hide_dense: Annotated[
+        bool, typer.Option("--hide-dense", help="Leave out features active on over 20 % of the index's tokens.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Print the top SAE features of every token of a text."""
     words = read_text(text)
 
     with open_model(model) as lens:
-        result = read(lens, open_sae(sae, model), words, top_k, order_of(by))
+        result = read(lens, open_sae(sae, model), words, top_k, order_of(by), hide_dense=hide_dense)
     print_json(result) if json else _print_features(result)
 
 
@@ -64,12 +67,15 @@ def order_of(text: str) -> Order:
     return cast("Order", text)
 
 
-def read(lens: LensModel, sae: SAE, text: str, top_k: int, by: Order = "activation") -> dict[str, Any]:
+def read(
+    lens: LensModel, sae: SAE, text: str, top_k: int, by: Order = "activation", *, hide_dense: bool = False
+) -> dict[str, Any]:
     """The text's tokens with their top features, and how well the SAE fits this text.
 
     ``by`` is the order, see :func:`~lens_tui.tasks.feature_page.rank_tokens`; each feature has its activation,
     its ``score`` in that order, its label or else what the index describes it by, and its density: the share of the
-    index's tokens on which it is active. ``l0`` and ``fvu`` leave special tokens (such as BOS) out.
+    index's tokens on which it is active. ``hide_dense`` leaves dense features out of the lists (those of an SAE
+    without an index are not known, and refused); ``l0`` and ``fvu`` leave special tokens (such as BOS) out.
 
     Raises:
         LensError: the SAE is not of this model's width or does not say which layer and site it reads.
@@ -78,14 +84,19 @@ def read(lens: LensModel, sae: SAE, text: str, top_k: int, by: Order = "activati
     import numpy as np
 
     from lens_tui.tasks.feature_page import POOL, rank_tokens
-    from lens_tui.tasks.knowledge import index_of
+    from lens_tui.tasks.knowledge import dense_features, index_of
 
     info = sae.info
+    index = index_of(info)
+    if hide_dense and index is None:
+        raise LensError(f"Which features of {info.name} are dense is not known.", "Make an index of it first.")
+    dense = list(dense_features(index)) if hide_dense else []
     ids = lens.tokens.encode(text)
     residual = _residual(lens, sae, ids)
-    pool = top_k if by == "activation" else max(POOL, top_k)
+    pool = (top_k if by == "activation" else max(POOL, top_k)) + len(dense)
     top = [np.array(part) for part in sae.top_k(residual, min(pool, sae.d_sae))]
-    index = index_of(info)
+    if dense:
+        top[1][np.isin(top[0], dense)] = 0.0
     rows = rank_tokens(lens, sae, ids, top[0], top[1], by=by, k=top_k, index=index)
     known = _known(lens, info, index, sorted({feature for row in rows for feature, _, _ in row}))
     specials = lens.tokens.special_ids()
@@ -99,6 +110,7 @@ def read(lens: LensModel, sae: SAE, text: str, top_k: int, by: Order = "activati
         "layer": info.layer,
         "site": info.site,
         "by": by,
+        "hide_dense": hide_dense,
         "l0": float(np.array(whole.l0).mean()) if whole else None,
         "fvu": whole.fvu if whole else None,
         "tokens": [
@@ -147,7 +159,7 @@ def _residual(lens: LensModel, sae: SAE, ids: Sequence[int]) -> mx.array:
 
 def _print_features(result: dict[str, Any]) -> None:
     """A line for each feature of a token, with its label; what is active nearly everywhere is marked as dense."""
-    from lens_tui.tasks.knowledge import DENSE
+    from lens_tui.records.features import DENSE
 
     places = 2 if result["by"] == "activation" else 3
     dense = False
@@ -162,6 +174,8 @@ def _print_features(result: dict[str, Any]) -> None:
             name = item["label"] or item["description"] or ""
             say(f"{before}{item['id']:>6} {item['score']:7.{places}f}  {mark:<6}  {name}".rstrip())
             before = " " * len(before)
+    if result["hide_dense"]:
+        note(f"dense features left out: those active on more than {DENSE:.0%} of the index's tokens")
     if dense:
         note(f"≋ dense: active on more than {DENSE:.0%} of the index's tokens, so it says little of one token")
     fit = f"L0 {result['l0']:.1f}, FVU {result['fvu']:.3f}" if result["fvu"] is not None else "no variance to explain"

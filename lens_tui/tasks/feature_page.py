@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +17,7 @@ from numpy.typing import NDArray
 
 from lens_tui.records import LensError, SAEInfo
 from lens_tui.records.corpus import open_corpus
+from lens_tui.records.disk import write_text
 from lens_tui.records.features import (
     CoActive,
     ContrastedFeature,
@@ -370,6 +374,25 @@ def contrast_texts(
 
     rows = contrast_features(read(a), read(b), measure=measure, both_sides=both_sides, k=k, seed=seed)
     return named(rows, label_texts(sae.info, [row.feature for row in rows]))
+
+
+def export_list(info: SAEInfo, name: str, features: Sequence[int], path: Path) -> Path:
+    """Write a list of features with the first label of each to ``path``: CSV if it ends in ``.csv``, else JSON.
+
+    Raises ``LensError`` where it cannot be written.
+    """
+    labels = label_texts(info, features)
+    if path.suffix.lower() == ".csv":
+        page = io.StringIO()
+        writer = csv.writer(page, lineterminator="\n")
+        writer.writerows([("feature", "label"), *((feature, labels.get(feature, "")) for feature in features)])
+        text = page.getvalue()
+    else:
+        rows = [{"feature": feature, "label": labels.get(feature)} for feature in features]
+        whole = {"name": name, "sae": info.name, "sae_id": info.id, "features": rows}
+        text = json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
+    write_text(path, text.encode("utf-8", "replace").decode("utf-8"))
+    return path
 
 
 def read_text_features(

@@ -22,6 +22,7 @@ import numpy as np
 from lens_tui import demo
 from lens_tui.demo.bundled_labels import bundled_labels
 from lens_tui.records import LensError, SAEInfo, paths
+from lens_tui.records.features import DENSE
 from lens_tui.records.label_files import Dashboard, Dashboards
 from lens_tui.records.labels import ImportResult, Label, Labels, NewLabel
 from lens_tui.records.store import SHORT, Store
@@ -139,10 +140,6 @@ def index_of(info: SAEInfo) -> FeatureIndex | None:
         if index is not None and _is_of(index, info):
             return index
     return None
-
-
-DENSE = 0.2
-"""The share of an index's tokens above which a feature is dense: it says little of any one token."""
 
 
 def dense_features(index: FeatureIndex | None) -> dict[int, float]:

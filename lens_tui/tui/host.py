@@ -89,6 +89,8 @@ TITLES = {
     "Compare": "comparing",
     "Encode": "reading features",
     "ReadFeature": "reading a feature",
+    "ContrastTexts": "contrasting",
+    "ExportFeatures": "writing the list",
     "ReadNeighbours": "looking for neighbours",
     "ReadLens": "reading the layers",
     "VectorFromFeature": "making the vector",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lens_tui.records import FloatArray, Intervention, SteeringVector
-from lens_tui.records.features import FeatureFacts, FoundFeature
+from lens_tui.records.features import ContrastedFeature, FeatureFacts, FoundFeature
 from lens_tui.records.run import Token
 from lens_tui.records.steering_vector import TokenWeight as TokenWeight
 
@@ -191,7 +191,8 @@ class Encoded(Event):
     """The top features of every token of a text under one SAE.
 
     ``ids`` and ``values`` have shape ``(n_tokens, k)``, strongest first; unused
-    places hold id -1 and value 0. ``special`` marks BOS and other special tokens.
+    places hold id -1 and value 0. ``special`` marks BOS and other special tokens. ``dense`` are the SAE's dense
+    features with the share of its index's tokens on which they are active; none where there is no index.
     """
 
     sae: str
@@ -202,6 +203,7 @@ class Encoded(Event):
     values: FloatArray
     l0: float = 0.0
     fvu: float = 0.0
+    dense: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +242,24 @@ class FeaturesFound(Event):
     words: str
     found: tuple[FoundFeature, ...]
     indexed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Contrasted(Event):
+    """The features that tell texts A from texts B, best on the held-out half first; how many texts there were."""
+
+    sae: str
+    found: tuple[ContrastedFeature, ...]
+    texts_a: int
+    texts_b: int
+
+
+@dataclass(frozen=True, slots=True)
+class FeaturesExported(Event):
+    """A list of features was written to this file."""
+
+    path: str
+    count: int
 
 
 @dataclass(frozen=True, slots=True)

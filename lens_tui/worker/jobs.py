@@ -139,6 +139,36 @@ class FindFeatures(Job):
 
 
 @dataclass(frozen=True, slots=True)
+class ContrastTexts(Job):
+    """The features that tell texts ``a`` from ``b``, as of ``tasks.feature_page.contrast_texts``. Events: Contrasted.
+
+    A side that names a file in ``path_a`` or ``path_b`` has the file's texts instead.
+    """
+
+    gives_way: ClassVar[bool] = True
+    sae: str
+    a: tuple[str, ...] = ()
+    b: tuple[str, ...] = ()
+    path_a: str = ""
+    path_b: str = ""
+    measure: str = "auc"
+    over: str = "max"
+    both_sides: bool = False
+    top_k: int = 20
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ExportFeatures(Job):
+    """Write features with their labels to a file, JSON or CSV by its ending. Events: FeaturesExported."""
+
+    sae: str
+    name: str
+    features: tuple[int, ...]
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class VectorFromFeature(Job):
     """A feature's decoder direction as a steering vector. Events: VectorMade."""
 

@@ -155,6 +155,23 @@ def test_features_are_printed_with_labels_and_dense_ones_are_marked() -> None:
     assert any(line.split()[:1] == ["5327"] and line.endswith("≋ 39%") for line in found)
 
 
+def test_dense_features_can_be_left_out() -> None:
+    text = "The old man opened the door"
+    every, some = (
+        json.loads(run("features", text, "-k", "4", "--json", *more).stdout) for more in ((), ("--hide-dense",))
+    )
+    assert (every["hide_dense"], some["hide_dense"]) == (False, True)
+    hidden = 0
+    for all_of, left in zip(every["tokens"], some["tokens"], strict=True):
+        kept = [item["id"] for item in all_of["features"] if item["density"] <= 0.2]
+        hidden += len(all_of["features"]) - len(kept)
+        assert [item["id"] for item in left["features"]][: len(kept)] == kept
+        assert len(left["features"]) == len(all_of["features"]) == 4
+        assert all(item["density"] <= 0.2 for item in left["features"])
+    assert hidden
+    assert "dense features left out" in run("features", text, "--hide-dense").stderr
+
+
 def test_info_tells_of_the_machine_and_of_a_model() -> None:
     machine = json.loads(run("info", "--json").stdout)
     assert machine["versions"]["mlx-lens-tui"]

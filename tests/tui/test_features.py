@@ -13,7 +13,7 @@ from lens_tui.records.features import FeatureActivity, FeatureExample
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.reading_text import features_at, next_active, rough_activations, shades, sources, strongest_token
 from lens_tui.tui.screens.features_screen import FeaturesScreen
-from lens_tui.tui.widgets.feature_card import _around, example_lines, feature_row, page_lines, short_name
+from lens_tui.tui.widgets.feature_card import _around, example_lines, feature_row, page_lines, page_name, short_name
 from lens_tui.worker import jobs
 from lens_tui.worker.events import Encoded, FeaturePage, TokenWeight
 from lens_tui.worker.jobs import ReadNeighbours
@@ -75,6 +75,8 @@ def test_a_page_without_an_index_still_says_what_it_promotes() -> None:
     assert "·cat" in lines[5]
     assert "⏎" in lines[6]
     assert short_name(page()) == "dog, ␣"
+    assert page_name(page()).plain == "→ dog, ␣"  # not to be taken for a label
+    assert page_name(page("dogs")).plain == "dogs"
 
 
 def test_a_page_with_an_index_shows_all_it_knows() -> None:
@@ -152,7 +154,7 @@ def test_foreign_text_on_a_page_is_harmless() -> None:
     nasty = "\x1b]52;c;QQ==\x07[@click=app.quit]x[/] \u202e"
     known = page(nasty, corpus=nasty, counted_tokens=1, examples=(example([nasty, "b"], [1.0, 0.0], 0),))
     made = replace(known, facts=replace(known.facts, promoted=(TokenWeight(1, nasty, 1.0),), problem=nasty))
-    for line in [*page_lines(made, 60, 1.0, "bars"), feature_row(1, 1.0, 1.0, short_name(made), 60, False)]:
+    for line in [*page_lines(made, 60, 1.0, "bars"), feature_row(1, 1.0, 1.0, page_name(made), 60)]:
         assert not any(ord(char) < 32 or char == "\u202e" for char in line.plain)
         assert not any("@click" in str(span.style) for span in line.spans)
 

@@ -1,11 +1,11 @@
-"""The three panes of Features: a text as an SAE reads it, a list of features, and the page of one.
+"""Two panes of Features: a text as an SAE reads it, and the page of one feature; the list is in ``feature_list_pane``.
 
 Each keeps what it shows and says in messages what another pane needs to know; the screen takes those across.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,23 +14,20 @@ from textual.content import Content
 from textual.geometry import Region
 from textual.message import Message
 from textual.timer import Timer
-from textual.widgets import Input
 
 from lens_tui.records import FloatArray
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.format import figure, fit
 from lens_tui.tui.host import LensHost
-from lens_tui.tui.reading_text import ReadingText, features_at, next_active, shades, sources, strongest_token
+from lens_tui.tui.reading_text import ReadingText, next_active, shades, sources, strongest_token
 from lens_tui.tui.run_export import quoted, sae_words
 from lens_tui.tui.session import model_source
-from lens_tui.tui.widgets import lane
-from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.feature_card import (
     SECTIONS,
     FeatureCard,
-    feature_row,
     near_row,
     page_lines,
+    page_name,
     short_name,
     token_names,
 )
@@ -42,13 +39,12 @@ from lens_tui.worker.events import (
     Event,
     FeatureActivations,
     FeaturePage,
-    FeaturesFound,
     JobDone,
     LabelSet,
     NeighboursRead,
     VectorMade,
 )
-from lens_tui.worker.jobs import Encode, FindFeatures, ReadFeature, ReadNeighbours, SetLabel, VectorFromFeature
+from lens_tui.worker.jobs import Encode, ReadFeature, ReadNeighbours, SetLabel, VectorFromFeature
 
 from .form import Field, FormScreen
 
@@ -98,8 +94,12 @@ class TextPane(Pane):
         return every[min(self.place, len(every) - 1)]
 
     def go_to(self, place: int) -> None:
-        """Take another text, by its place among all."""
-        self.place = place % len(sources(self.session))
+        """Take another text, by its place among all; says so where there is no other."""
+        every = len(sources(self.session))
+        if place % every == self.place:
+            self.lens.say(f"There is no other text: {self.lens.key_text('app.run')} on Generate writes some.")
+            return
+        self.place = place % every
         self.view.cursor = None
         self.read()
 
@@ -152,128 +152,6 @@ class TextPane(Pane):
             self.lens.copy(" ".join(map(quoted, words)), "the command")
 
 
-class ListPane(Pane):
-    """The features of a token, or those found by words, and which feature is chosen.
-
-    ``name_of`` says what a feature is called, as far as that is known.
-    """
-
-    class Changed(Message):
-        """Another feature may be chosen, or it was pinned or let go."""
-
-    def __init__(self, name_of: Callable[[int], str]) -> None:
-        self.find = Entry(placeholder="words, or a feature's number", id="find", classes="-closed", between=" ")
-        self.list: RowList[Row] = RowList(self._draw_row, empty="no feature is active here", id="features")
-        super().__init__("Top features", self.find, self.list, id="list-pane")
-        self.pinned: int | None = None
-        self.results: FeaturesFound | None = None
-        self._gone_to: int | None = None
-        self._at_token: tuple[str, list[Row]] = ("", [])
-        self._name_of = name_of
-
-    @property
-    def chosen(self) -> int | None:
-        """The feature to show: pinned, gone to, or under the list's cursor."""
-        if self.pinned is not None:
-            return self.pinned
-        if self._gone_to is not None:
-            return self._gone_to
-        return self.list.row[0] if self.list.row is not None else None
-
-    def _draw_row(self, row: Row, width: int) -> list[Content]:
-        feature, value = row
-        found = self.results.found if self.results is not None else ()
-        name = self._name_of(feature) or next((item.name for item in found if item.feature == feature), "")
-        strongest = self.list.rows[0][1] if self.list.rows else 0.0
-        return [feature_row(feature, value, strongest, name, width, feature == self.pinned)]
-
-    def show_token(self, encoded: Encoded | None, token: int | None) -> None:
-        """List the features of a token, at once or when what was found is let go."""
-        self._at_token = ("", [])
-        if encoded is not None and token is not None:
-            words = fit(f"@ {token} {lane.quoted(encoded.tokens[token])}", 22).rstrip()
-            self._at_token = (words, features_at(encoded, token))
-        if self.results is None:
-            self._show_rows("Top features", *self._at_token)
-
-    def _show_rows(self, title: str, note: str, rows: Sequence[Row]) -> None:
-        self.title, self.note = title, note
-        self.list.show(rows, 0)
-
-    def on_row_list_moved(self) -> None:
-        """Another feature under the cursor; where a person moved it, that is the one to show."""
-        if self.list.has_focus:
-            self._gone_to = None
-        self.post_message(self.Changed())
-
-    def _choose(self, pinned: int | None, gone_to: int | None) -> None:
-        self.pinned, self._gone_to = pinned, gone_to
-        self.list.refresh()
-        self.post_message(self.Changed())
-
-    def go(self, feature: int) -> None:
-        """Choose a feature wherever it comes from; escape goes back to the one under the cursor."""
-        self._choose(None, feature)
-
-    def pin(self) -> None:
-        """Keep the chosen feature while the cursor moves, or let it go."""
-        self._choose(self.chosen if self.pinned is None else None, self._gone_to)
-
-    def let_go(self) -> bool:
-        """Close the field, or let go of what was found, pinned or gone to; false if there was nothing."""
-        if self.find.has_focus:
-            self._close_find()
-        elif self.results is not None:
-            self.results = None
-            self._show_rows("Top features", *self._at_token)
-        elif self.pinned is not None or self._gone_to is not None:
-            self._choose(None, None)
-        else:
-            return False
-        return True
-
-    def forget(self) -> None:
-        """Another SAE: nothing is pinned, gone to or found any more."""
-        self.pinned = self._gone_to = self.results = None
-
-    def ask(self) -> None:
-        """Have words typed, or a feature's number."""
-        self.find.remove_class("-closed")
-        self.find.value = ""
-        self.find.focus()
-
-    def _close_find(self) -> None:
-        self.find.add_class("-closed")
-        self.screen.set_focus(self.list)
-
-    def on_input_submitted(self, event: Input.Submitted) -> None:
-        """Go to the feature of that number, or look for features by those words."""
-        lens, text = self.lens, event.value.strip()
-        number, sae = text.lstrip("fF"), self.session.sae_in_use
-        if sae is None:
-            lens.say(missing(lens))
-        elif not (number.isascii() and number.isdecimal()):
-            if text:
-                self._close_find()
-                lens.submit(FindFeatures(sae.id, text), "find", self._take_found)
-        elif len(number) > 9 or int(number) >= sae.width:
-            lens.say(f"Type a number from 0 to {sae.width - 1}, or words.")
-        else:
-            self._close_find()
-            self.go(int(number))
-
-    def _take_found(self, event: Event) -> None:
-        if not isinstance(event, FeaturesFound):
-            return
-        if event.found:
-            self.results, self.pinned, self._gone_to = event, None, None
-            words = fit(f"“{event.words}”", 22).rstrip()
-            self._show_rows("Found", words, [(item.feature, 0.0) for item in event.found])
-            return
-        without = "" if event.indexed else " There is no index of this SAE: only labels were searched."
-        self.lens.say(f"No feature is labelled with “{fit(event.words, 40).rstrip()}” or promotes it.{without}")
-
-
 class FeaturePane(Pane):
     """The page of one feature and the features like it; asked for after a rest, and kept.
 
@@ -312,10 +190,10 @@ class FeaturePane(Pane):
     def _page(self, feature: int | None) -> FeaturePage | None:
         return self.pages.get((self.session.sae or "", -1 if feature is None else feature))
 
-    def name_of(self, feature: int) -> str:
-        """What a feature is called, where its page was read."""
+    def name_of(self, feature: int) -> Content:
+        """What a feature is called, where its page was read: a label, or promoted tokens behind an arrow."""
         page = self._page(feature)
-        return short_name(page) if page is not None else ""
+        return page_name(page) if page is not None else Content("")
 
     # -- the page
 
@@ -351,7 +229,9 @@ class FeaturePane(Pane):
                 self._read_names()
 
     def _show_page(self, page: FeaturePage) -> None:
-        self.card.page = page
+        before, self.card.page = self.card.page, page
+        if before is None or (before.sae, before.feature) != (page.sae, page.feature):
+            self._scroll.scroll_home(animate=False)  # what a feature is called stands at the top
         self.title = f"Feature {page.feature}"
         self.note = "◆ pinned" if self._pinned else ""
         self._show_near()
@@ -459,7 +339,8 @@ class FeaturePane(Pane):
         def take(event: Event) -> None:
             if not isinstance(event, VectorMade):
                 return
-            name = self.name_of(feature) if self._page(feature) is not None else token_names(event.promoted)
+            page = self._page(feature)
+            name = short_name(page) if page is not None else token_names(event.promoted)
             vector = replace(event.vector, name=fit(f"f{feature} {name}".strip(), 28).rstrip())
             if vector.max_activation is None and here > 0:
                 vector = replace(vector, max_activation=here)
@@ -474,6 +355,19 @@ class FeaturePane(Pane):
             lens.say(f"f{feature} is on the bench as arm {row.arm} at {row.scale:+g}: {go} shows it.")
 
         lens.submit(VectorFromFeature(sae.id, feature), "send", take)
+
+    def scale(self, feature: int | None, steps: int) -> None:
+        """Scale of the bench's rows that are this feature's direction, by steps; says where there is none."""
+        lens, sae = self.lens, self.session.sae_in_use
+        of = {"sae": sae.id if sae is not None else "", "feature": feature}
+        rows = self.session.steers
+        mine = {row.id: row.moved(steps) for row in rows if of.items() <= row.vector.origin.facts.items()}
+        if feature is None or not mine:
+            lens.say(f"This feature is not on the bench: {lens.key_text('features.steer')} sends it there.")
+            return
+        lens.store.update(steers=tuple(mine.get(row.id, row) for row in rows))
+        scales = ", ".join(f"{row.scale:+g}" for row in mine.values())
+        lens.say(f"f{feature} on the bench: {scales}.")
 
     def copy(self) -> None:
         """Copy the page as text."""

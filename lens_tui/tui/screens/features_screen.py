@@ -18,7 +18,9 @@ from lens_tui.tui.session import Session
 from lens_tui.tui.widgets.frame import Hairline, LensScreen
 from lens_tui.tui.widgets.lane import Line
 
-from .feature_panes import FeaturePane, ListPane, TextPane
+from .feature_list_pane import ListPane
+from .feature_lists_screen import ask_contrast, ask_name, open_lists
+from .feature_panes import FeaturePane, TextPane
 
 
 def fit_words(report: FitReport | None) -> list[tuple[str, str]]:
@@ -49,7 +51,7 @@ class FeaturesScreen(LensScreen):
     def __init__(self) -> None:
         super().__init__()
         self.text = TextPane()
-        self.page = FeaturePane(lambda: tuple(feature for feature, _ in self.list.list.rows))
+        self.page = FeaturePane(lambda: self.list.features)
         self.list = ListPane(self.page.name_of)
 
     def body(self) -> ComposeResult:
@@ -195,6 +197,30 @@ class FeaturesScreen(LensScreen):
     def action_steer(self) -> None:
         """Put the chosen feature's direction on the bench."""
         self.page.send(self.list.chosen)
+
+    def action_scale(self, steps: int) -> None:
+        """Scale of the chosen feature on the bench, by steps."""
+        self.page.scale(self.list.chosen, steps)
+
+    def action_mark(self) -> None:
+        """Mark the chosen feature, or take its mark away."""
+        self.list.mark()
+
+    def action_dense(self) -> None:
+        """Leave dense features out of the list, or show them."""
+        self.list.toggle_dense()
+
+    def action_contrast(self) -> None:
+        """Ask for two sets of texts, and list the features that tell them apart."""
+        ask_contrast(self.list)
+
+    def action_keep(self) -> None:
+        """Keep the marked features as a list, by name."""
+        ask_name(self.list)
+
+    def action_lists(self) -> None:
+        """The lists that were kept."""
+        open_lists(self.list)
 
     def action_label(self) -> None:
         """Write your label of the chosen feature."""

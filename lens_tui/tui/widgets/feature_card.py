@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
@@ -12,9 +13,9 @@ from textual.reactive import reactive
 from textual.widget import Widget
 
 from lens_tui import demo
-from lens_tui.records.features import FeatureActivity, FeatureExample, FeatureFacts
+from lens_tui.records.features import ContrastedFeature, FeatureActivity, FeatureExample, FeatureFacts
 from lens_tui.records.sanitise import one_line, sanitise_token
-from lens_tui.tui.format import BARS, DIGITS, bar, count, fit, histogram, share_level
+from lens_tui.tui.format import BARS, DIGITS, bar, count, figure, fit, histogram, share_level, signed
 from lens_tui.worker.events import FeaturePage, TokenWeight
 
 from .token_layout import NEWLINE, TAB, ShadeMode, standalone
@@ -81,6 +82,18 @@ _NO_INDEX = "No index of this SAE: `mlx-lens-tui index` makes one."
 _NO_LABEL = Content.styled("no label", "$muted")
 
 
+def page_name(page: FeaturePage) -> Content:
+    """What a list calls a feature: its label, or behind an arrow the tokens it promotes where nobody labelled it."""
+    label = _label(page.facts)
+    return Content(label) if label else promoted_name(page.facts.promoted)
+
+
+def promoted_name(promoted: Sequence[TokenWeight]) -> Content:
+    """The tokens a feature promotes in the place of a label, so that it cannot be taken for one."""
+    names = token_names(promoted)
+    return Content.styled(f"→ {names}", "$muted italic") if names else Content("")
+
+
 def short_name(page: FeaturePage) -> str:
     """A feature's label, or the tokens it promotes most where nobody labelled it."""
     return _label(page.facts) or token_names(page.facts.promoted)
@@ -95,23 +108,59 @@ def token_names(promoted: Sequence[TokenWeight]) -> str:
     return ", ".join(one_line(item.text, 20) or "␣" for item in promoted[:4])
 
 
-def feature_row(feature: int, value: float, maximum: float, name: str, width: int, pinned: bool) -> Content:
-    """One line of the feature list: id, activation, bar, name."""
-    bar_width = 10 if width >= 44 else 6
-    head = f"{feature:>6} {value:>6.2f} "
+@dataclass(frozen=True, slots=True)
+class FeatureMarks:
+    """What stands before a feature's name: pinned, marked, and the share of tokens of a dense one."""
+
+    pinned: bool = False
+    marked: bool = False
+    dense: float | None = None
+
+    def content(self) -> Content:
+        """Three cells, and the share behind its sign."""
+        share = f"≋{self.dense:.0%} " if self.dense is not None else ""
+        return Content.assemble(
+            ("✓" if self.marked else " ", "$accent"), ("◆" if self.pinned else " ", "$accent"), " ", (share, "$muted")
+        )
+
+
+def _with_name(head: Content, name: Content, width: int, marks: FeatureMarks) -> Content:
+    """The figures of a row, its marks, and as much of the name as there is room for."""
+    before = Content.assemble(head, marks.content())
+    return Content.assemble(before, name.truncate(max(0, width - before.cell_length), ellipsis=True, pad=True))
+
+
+def feature_row(
+    feature: int, value: float, maximum: float, name: Content, width: int, marks: FeatureMarks | None = None
+) -> Content:
+    """One line of a token's features: id, activation, its bar as a share of ``maximum``, name."""
+    bar_width = 10 if width >= 44 else 4
     filled = bar(value / maximum if maximum > 0 else 0.0, bar_width)
-    room = max(0, width - len(head) - bar_width - 2)
-    return Content.assemble(
-        head,
-        (filled.ljust(bar_width), "$heat-5"),
-        (" ◆" if pinned else "  ", "$accent"),
-        fit(name, room),
-    )
+    head = Content.assemble(f"{feature:>6} {value:>6.2f} ", (filled.ljust(bar_width), "$heat-5"))
+    return _with_name(head, name, width, marks or FeatureMarks())
 
 
-def near_row(feature: int, value: float, name: str, width: int) -> Content:
+def named_row(feature: int, name: Content, width: int, marks: FeatureMarks | None = None) -> Content:
+    """One line of features that have no value here: id and name."""
+    return _with_name(Content(f"{feature:>6}"), name, width, marks or FeatureMarks())
+
+
+CONTRAST_HEAD = "       id  AUC     d     p"
+"""The columns of :func:`contrast_row`, behind the list's caret."""
+
+
+def contrast_row(row: ContrastedFeature, name: Content, width: int, marks: FeatureMarks | None = None) -> Content:
+    """One line of a contrast: id, held-out AUC, standardised difference, p against relabelled texts, name."""
+    p = "<.001" if row.p < 0.001 else f"{row.p:.3f}".lstrip("0") if row.p < 1 else "1"
+    effect = signed(row.effect) if abs(row.effect) < 100 else ("+∞" if row.effect > 0 else "-∞")
+    figures = f"{figure(row.auc, 2):>4} {effect:>5} {p:>5}"
+    return _with_name(Content.assemble(f"{row.feature:>6} ", figures), name, width, marks or FeatureMarks())
+
+
+def near_row(feature: int, value: float, name: Content, width: int) -> Content:
     """One line of those like a feature: id, how alike, name."""
-    return Content.assemble(f"{feature:>6} ", (f"{value:>5.2f}  ", "$muted"), fit(name, max(0, width - 14)))
+    head = Content.assemble(f"{feature:>6} ", (f"{value:>5.2f}  ", "$muted"))
+    return Content.assemble(head, name.truncate(max(0, width - 14), ellipsis=True, pad=True))
 
 
 def page_lines(page: FeaturePage, width: int, here: float, mode: ShadeMode, section: str = "top") -> list[Content]:

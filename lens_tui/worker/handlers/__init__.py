@@ -113,6 +113,8 @@ TABLE: dict[type[jobs.Job], str] = {
     ReadNeighbours: "feature_jobs:read_neighbours",
     jobs.ReadLens: "feature_jobs:read_lens",
     jobs.SetLabel: "feature_jobs:set_label",
+    jobs.ContrastTexts: "feature_jobs:contrast",
+    jobs.ExportFeatures: "feature_jobs:export",
     jobs.FindFeatures: "feature_jobs:find_features",
     jobs.VectorFromFeature: "feature_jobs:from_feature",
     jobs.VectorFromPrompts: "vector_jobs:from_prompts",

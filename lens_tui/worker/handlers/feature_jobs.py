@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
 import numpy as np
@@ -13,8 +15,15 @@ from lens_tui.records.labels import Labels
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.store import Store
 from lens_tui.sae.index.questions import co_active, decoder_neighbours
-from lens_tui.tasks.feature_page import feature_facts, feature_vector, found_features, search_features
-from lens_tui.tasks.knowledge import index_of
+from lens_tui.tasks.feature_page import (
+    contrast_texts,
+    feature_facts,
+    feature_vector,
+    found_features,
+    read_texts,
+    search_features,
+)
+from lens_tui.tasks.knowledge import dense_features, index_of
 
 from .. import events as ev
 from .. import jobs
@@ -29,6 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lens_tui.lens.model import LensModel
+    from lens_tui.sae.index.questions import Measure, Over
     from lens_tui.sae.load_sae import SAE
 
 
@@ -55,7 +65,8 @@ def encode(control: Control, job: jobs.Encode, context: Context) -> Iterator[ev.
     found[~counted], strengths[~counted] = -1, 0.0
     l0, fvu = _quality(sae, residual, counted)
     tokens = tuple(model.tokens.display(token) for token in ids)
-    yield ev.Encoded(control.id, sae.info.id, ids, tokens, special, found, strengths, l0, fvu)
+    dense = tuple(dense_features(index_of(sae.info)).items())
+    yield ev.Encoded(control.id, sae.info.id, ids, tokens, special, found, strengths, l0, fvu, dense)
 
 
 def read_feature(control: Control, job: jobs.ReadFeature, context: Context) -> Iterator[ev.Event]:
@@ -140,6 +151,37 @@ def find_features(control: Control, job: jobs.FindFeatures, context: Context) ->
     search = search_features(job.words, info, context.need_model(), index_of(info), k=job.top_k)
     found = found_features(search, job.top_k)
     yield ev.FeaturesFound(control.id, info.id, one_line(job.words, 80), found, search.promoting is not None)
+
+
+def contrast(control: Control, job: jobs.ContrastTexts, context: Context) -> Iterator[ev.Event]:
+    """Text by text, looking at the stop flag between two; the same call as the verb's."""
+    sae = open_sae(job.sae, context)
+    a = read_texts(Path(job.path_a).expanduser()) if job.path_a else list(job.a)
+    b = read_texts(Path(job.path_b).expanduser()) if job.path_b else list(job.b)
+    control.progress("texts", 0, len(a) + len(b), "texts")
+    found = contrast_texts(
+        context.need_model(),
+        sae,
+        a,
+        b,
+        measure=cast("Measure", job.measure),
+        over=cast("Over", job.over),
+        both_sides=job.both_sides,
+        k=job.top_k,
+        seed=job.seed,
+        progress=lambda done, total: control.progress("texts", done, total, "texts"),
+    )
+    rows = tuple(replace(row, label=one_line(row.label, 200) if row.label else None) for row in found)
+    yield ev.Contrasted(control.id, sae.info.id, rows, len(a), len(b))
+
+
+def export(control: Control, job: jobs.ExportFeatures, context: Context) -> Iterator[ev.Event]:
+    """A list of features as a file."""
+    from lens_tui.tasks.feature_page import export_list
+
+    info = open_sae(job.sae, context).info
+    written = export_list(info, job.name, job.features, Path(job.path).expanduser())
+    yield ev.FeaturesExported(control.id, one_line(str(written), 300), len(job.features))
 
 
 def read_neighbours(control: Control, job: ReadNeighbours, context: Context) -> Iterator[ev.Event]:

@@ -83,3 +83,47 @@ def test_too_few_texts_are_refused() -> None:
         contrast_features(_texts(3, 0), _texts(10, 1))
     with pytest.raises(LensError, match="no measure"):
         contrast_features(_texts(4, 0), _texts(4, 1), measure="f1")  # type: ignore[arg-type]
+
+
+def _held_out(side: list[TextFeatures], seed: int, other: int, first: bool) -> list[TextFeatures]:
+    """The half that is judged, by the documented shuffle."""
+    rng = np.random.default_rng(seed)
+    orders = [rng.permutation(len(side) if first else other), rng.permutation(other if first else len(side))]
+    order = orders[0] if first else orders[1]
+    return [side[i] for i in order[len(order) // 2 :]]
+
+
+@pytest.mark.parametrize("measure", ["auc", "difference"])
+@pytest.mark.parametrize("both_sides", [False, True])
+def test_the_null_is_that_of_relabelled_texts(measure: str, both_sides: bool) -> None:
+    a, b = _texts(24, 0, {7: 1.0}), _texts(16, 1, {9: 1.5})
+    found = contrast_features(a, b, measure=measure, both_sides=both_sides, k=4, seed=3)  # type: ignore[arg-type]
+    names = [row.feature for row in found]
+
+    def matrix(texts: list[TextFeatures]) -> np.ndarray:
+        rows = [dict(zip(text.ids.tolist(), text.values.tolist(), strict=True)) for text in texts]
+        return np.array([[row.get(name, 0.0) for name in names] for row in rows], np.float32)
+
+    right, left = matrix(_held_out(a, 3, 16, True)), matrix(_held_out(b, 3, 24, False))
+    assert [row.auc for row in found] == pytest.approx(auc(right, left))
+    assert [row.effect for row in found] == pytest.approx(standardised_difference(right, left))
+    centre = 0.5 if measure == "auc" else 0.0
+    score = auc if measure == "auc" else standardised_difference
+    side = np.array([1.0 if row.chosen >= centre else -1.0 for row in found])
+    both, rng, best = np.concatenate([right, left]), np.random.default_rng(99), []
+    for _ in range(4000):  # dealt one by one, by the definition
+        order = rng.permutation(len(both))
+        best.append(((score(both[order[:12]], both[order[12:]]) - centre) * side).max())
+    own = (np.array([row.held_out for row in found]) - centre) * side
+    expected = [(np.array(best) >= value - 1e-9).mean() for value in own]
+    assert [row.p for row in found] == pytest.approx(expected, abs=0.06)
+    assert abs(found[0].null - centre) == pytest.approx(np.quantile(best, 0.95), rel=0.12)
+
+
+def test_p_is_small_for_what_is_there_and_large_for_what_is_not() -> None:
+    assert contrast_features(_texts(20, 0, {7: 5.0}), _texts(20, 1), k=5)[0].p == pytest.approx(0.001)
+    nothing = contrast_features(_texts(16, 2), _texts(16, 3), k=8)
+    assert all(row.p > 0.02 for row in nothing)
+    same = [TextFeatures(np.array([4]), np.array([1.0], np.float32))] * 8
+    (row,) = contrast_features(same, same, k=1)
+    assert (row.auc, row.effect, row.p) == (0.5, 0.0, 1.0)
