@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 
 
 MAX_ARMS = 4
+MOST_UNDONE = 500
+"""Edits that can be taken back: each keeps the vectors that were on the bench."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +115,8 @@ class SessionStore:
     def __init__(self, session: Session | None = None) -> None:
         self.session = session or Session()
         self._listeners: list[Listener] = []
-        self._undo: list[tuple[BenchRow, ...]] = []
-        self._redo: list[tuple[BenchRow, ...]] = []
+        self._undo: deque[tuple[BenchRow, ...]] = deque(maxlen=MOST_UNDONE)
+        self._redo: deque[tuple[BenchRow, ...]] = deque(maxlen=MOST_UNDONE)
         self._made = 0
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
@@ -189,7 +192,7 @@ class SessionStore:
         """Do again what was undone; false if there is nothing."""
         return self._swap(self._redo, self._undo)
 
-    def _swap(self, source: list[tuple[BenchRow, ...]], target: list[tuple[BenchRow, ...]]) -> bool:
+    def _swap(self, source: deque[tuple[BenchRow, ...]], target: deque[tuple[BenchRow, ...]]) -> bool:
         if not source:
             return False
         target.append(self.session.steers)

@@ -30,8 +30,8 @@ class Job:
 class LoadModel(Job):
     """Load a model by ``"demo"``, a folder or a hub id. Events: Progress, ModelUnloaded, ModelLoaded.
 
-    A hub id that is not in the cache is downloaded. The model before is freed
-    once the new one is known to be loadable, and stays usable if it is not.
+    A hub id that is not in the cache is downloaded. The weights of the model before are given back ahead of reading
+    those of the new one, and are read again if it turns out to be of no use.
     ``force`` loads a model that is larger than the machine's memory. ``dequantize`` says whether its weights are held
     in float32, as of ``LensModel``.
     """

@@ -509,17 +509,17 @@ def _modules(value: Any) -> tuple[Module, ...]:
 
 
 def _lists(model: Module) -> list[tuple[Module, ...]]:
-    found: list[tuple[Module, ...]] = []
+    return sorted(_lists_in(model, 0), key=lambda item: -len(item))
 
-    def visit(module: Module, depth: int) -> None:
-        for value in module.values():
-            if isinstance(value, Module) and depth < 4:
-                visit(value, depth + 1)
-            else:
-                found.append(_modules(value))
 
-    visit(model, 0)
-    return sorted(found, key=lambda item: -len(item))
+def _lists_in(module: Module, depth: int) -> Iterator[tuple[Module, ...]]:
+    # Not a function within a function: one that calls itself is in a circle with what it has found, and the blocks
+    # would outlive their model until Python next looks for circles.
+    for value in module.values():
+        if isinstance(value, Module) and depth < 4:
+            yield from _lists_in(value, depth + 1)
+        else:
+            yield _modules(value)
 
 
 def _owners(model: Module, layers: Sequence[Module]) -> tuple[Module, ...]:

@@ -49,17 +49,16 @@ def check_dequantize(how: str) -> Dequantize:
     return known[how]
 
 
-def dequantize(model: Module, how: Dequantize, *, freed: int = 0) -> Held:
+def dequantize(model: Module, how: Dequantize) -> Held:
     """Turn quantised and 16-bit weights into float32, lazily: they are computed when first used or evaluated.
 
     ``auto`` does it where MLX runs on a CPU with a fast BLAS and the weights take at most half of the memory that is
-    free (:func:`lens_tui.blas.in_float32`), ``freed`` bytes of a model that will go included. Modules of a kind that
-    is not known stay as they are.
+    free (:func:`lens_tui.blas.in_float32`). Modules of a kind that is not known stay as they are.
     """
     before = quantization(model)
     if not (before or _has_half(model)) or (how == "auto" and mx.default_device().type != mx.DeviceType.cpu):
         return Held(before)
-    size, free = float32_bytes(model), blas.free_memory() + freed
+    size, free = float32_bytes(model), blas.free_memory()
     if not blas.in_float32(how, size, free):
         little = how == "auto" and blas.state().fast
         room = f"{size / 1e9:.1f} GB of {free / 1e9:.1f} GB free"

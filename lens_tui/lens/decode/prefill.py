@@ -114,10 +114,29 @@ class PrefixCache:
             cache: One for each layer.
             sums: The dose that they were given.
         """
-        from copy import deepcopy
+        if not self.enabled or len(ids) < self.min_tokens:
+            return
+        self._store.insert_cache(key, list(ids), [*_compact(cache), PrefixDoses(dict(sums or {}))])
+        # mlx-lm forgets the tokens of what leaves, but not its key: a dial that is turned makes a new one each time.
+        tries = self._store._trie._trie
+        for stale in [known for known, held in tries.items() if not held]:
+            del tries[stale]
 
-        if self.enabled and len(ids) >= self.min_tokens:
-            self._store.insert_cache(key, list(ids), [*deepcopy(list(cache)), PrefixDoses(dict(sums or {}))])
+
+def _compact(caches: Sequence[Any]) -> list[Any]:
+    """Copies of caches without what they hold beyond their tokens: room for the next ones, other rows of a batch."""
+    from copy import deepcopy
+
+    from mlx_lm.models.cache import KVCache, RotatingKVCache
+
+    copies = deepcopy(list(caches))
+    plain = [item for item in copies if type(item) in (KVCache, RotatingKVCache) and not item.empty()]
+    for item in plain:
+        # A window that has gone round holds its tokens in another order, and has no room left.
+        end = item.offset if getattr(item, "_idx", item.offset) == item.offset else item.keys.shape[2]
+        item.keys, item.values = (mx.contiguous(part[..., :end, :]) for part in (item.keys, item.values))
+    mx.eval([(item.keys, item.values) for item in plain])
+    return copies
 
 
 def _reaches(caches: Sequence[Any], done: int) -> bool:
@@ -192,11 +211,10 @@ def _from_end(positions: Positions) -> bool:
 
 def join_rows(caches: Sequence[Sequence[Any]]) -> list[Any] | None:
     """Caches of one row each and of equal length, as caches of one batch; ``None`` where their arrays do not fit."""
-    from copy import deepcopy
-
-    joined = deepcopy(list(caches[0]))
+    rows = [_compact(row) for row in caches]  # one that was kept has no room for tokens to come, a new one has
+    joined = rows[0]
     for layer, cache in enumerate(joined):
-        states = [row[layer].state for row in caches]
+        states = [row[layer].state for row in rows]
         merged = _joined(states)
         if merged is _MISFIT:
             return None
@@ -234,7 +252,8 @@ def _joined(states: Sequence[Any]) -> Any:
 def _row(state: Any, row: int) -> Any:
     if isinstance(state, (list, tuple)):
         return type(state)(_row(part, row) for part in state)
-    return state[row : row + 1] if isinstance(state, mx.array) else state
+    # A slice alone would keep every row's memory.
+    return mx.contiguous(state[row : row + 1]) if isinstance(state, mx.array) else state
 
 
 MOST = 2048

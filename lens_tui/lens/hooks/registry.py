@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
+from hashlib import blake2b
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -437,7 +438,10 @@ def fingerprint_of(item: Item) -> object:
 
 def _hashable(value: Any) -> object:
     value = getattr(value, "direction", value)
-    return value.tobytes() if hasattr(value, "tobytes") else value
+    if not hasattr(value, "tobytes"):
+        return value
+    # A digest: fingerprints are kept with every prefix, and a vector is as long as the residual stream is wide.
+    return blake2b(value.tobytes(), digest_size=16).digest()
 
 
 class Holding:

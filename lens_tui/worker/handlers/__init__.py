@@ -24,11 +24,13 @@ from ..thread import Control
 
 if TYPE_CHECKING:
     from lens_tui.lens.model import LensModel
+    from lens_tui.records.info import Dequantize
     from lens_tui.records.run_store import RunStore
     from lens_tui.sae.load_sae import SAE
+    from lens_tui.tasks.models import ModelEntry
 
 
-__all__ = ["TABLE", "Context", "Handlers", "Reading"]
+__all__ = ["TABLE", "Context", "Handlers", "ModelOrigin", "Reading"]
 
 
 @dataclass(slots=True)
@@ -39,11 +41,21 @@ class Reading:
     residuals: dict[tuple[int, str], Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class ModelOrigin:
+    """Where the loaded model was read from and how its weights are held, to read it once more."""
+
+    entry: ModelEntry
+    folder: Path
+    dequantize: Dequantize
+
+
 @dataclass(slots=True)
 class Context:
     """Held on the MLX thread alone."""
 
     model: LensModel | None = None
+    origin: ModelOrigin | None = None
     saes: dict[str, SAE] = field(default_factory=dict)
     known: dict[str, SAEInfo] = field(default_factory=dict)
     reading: Reading | None = None
@@ -79,7 +91,7 @@ class Context:
     def forget(self) -> None:
         """Drop everything; memory comes back when Python and MLX see fit."""
         gc.unfreeze()  # what a load took out of the collections
-        self.model = None
+        self.model = self.origin = None
         self.saes.clear()
         self.known.clear()
         self.norms.clear()
@@ -90,15 +102,22 @@ class Context:
 
     def free(self) -> None:
         """Drop the model, its SAEs and what was read with them, and give their memory back now."""
+        self.set_aside()
+        self.forget()
+
+    def set_aside(self) -> ModelOrigin | None:
+        """Give the model's memory back now, and say where it can be read again; what is known of it stays."""
         import mlx.core as mx
 
-        model = self.model
-        self.forget()
+        model, origin = self.model, self.origin
+        self.model = self.origin = None
         if model is not None:
             model.close()
             del model
-            gc.collect()  # a model and its layers refer to each other
+            gc.unfreeze()
+            gc.collect()
         mx.clear_cache()
+        return origin
 
 
 Handler = Callable[[Control, Any, Context], Iterable[Event]]

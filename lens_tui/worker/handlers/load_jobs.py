@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ from lens_tui.tasks.models import (
 from .. import events as ev
 from .. import jobs
 from ..thread import Control
-from . import Context
+from . import Context, ModelOrigin
 
 if TYPE_CHECKING:
     from lens_tui.lens.architecture.load_model import Loaded
@@ -70,29 +71,67 @@ def _load(control: Control, job: jobs.LoadModel, context: Context) -> Iterator[e
     if entry.problem:
         raise LensError(f"{entry.name} cannot be loaded.", entry.problem)
     _check_memory(entry, force=job.force)
-    from lens_tui.lens.architecture.weights import dequantize, evaluate, model_bytes
-
-    control.progress("tokenizer")
     from lens_tui.lens.architecture.load_model import load_folder
 
+    control.progress("tokenizer")
     found = load_folder(folder, label=entry.name, lazy=True)  # no code that comes with a model is run
-    old = context.model.info.nbytes if context.model is not None else 0
-    held = dequantize(found.model, job.dequantize, freed=old)
-    if old and old + model_bytes(found.model) > machine_memory():
-        context.free()
-        yield ev.ModelUnloaded(control.id)
-    for done, total in evaluate(found.model):
-        control.progress("weights", done, total, "bytes")
-    control.progress("warm-up")
-    lens = _wrap(found, entry, folder)
-    lens.info = held.noted(lens.info)
+    # What can be known of a model without its weights is known. They are never in memory beside those of the one
+    # before, which comes back from its files where this one proves to be of no use.
+    before = context.set_aside()
+    origin = ModelOrigin(entry, folder, job.dequantize)
+    try:
+        lens = _read(origin, found, control.progress)
+    except BaseException as error:
+        del found
+        _let_go(error)
+        if before is not None:
+            _come_back(before, control, context)
+        raise
     del found
-    _warm_up(lens)
     context.free()
-    context.model = lens
+    context.model, context.origin = lens, origin
     saes = _known_saes(entry, context)
     _remember(entry)
     yield ev.ModelLoaded(control.id, lens.info, saes)
+
+
+def _read(origin: ModelOrigin, found: Loaded, progress: Callable[[str, int, int, str], None]) -> LensModel:
+    """A model that is laid out lazily, its weights read and tried."""
+    from lens_tui.lens.architecture.weights import dequantize, evaluate
+
+    held = dequantize(found.model, origin.dequantize)
+    for done, total in evaluate(found.model):
+        progress("weights", done, total, "bytes")
+    progress("warm-up", 0, 0, "")
+    lens = _wrap(found, origin.entry, origin.folder)
+    lens.info = held.noted(lens.info)
+    _warm_up(lens)
+    return lens
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Empty the frames that an error and what led to it came through: they hold the weights."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def _come_back(origin: ModelOrigin, control: Control, context: Context) -> None:
+    """Load the model before this one again, as it was; without it there is none."""
+    from lens_tui.lens.architecture.load_model import load_folder
+
+    def said(stage: str, done: int, total: int, unit: str) -> None:
+        # Not by the control: its job may just have been stopped.
+        control.report(ev.Progress(control.id, stage, done, total, unit))
+
+    gc.collect()
+    try:
+        context.model = _read(origin, load_folder(origin.folder, label=origin.entry.name, lazy=True), said)
+        context.origin = origin
+    except Exception:  # its files are gone, say: what is to be told is why the other one could not be loaded
+        _log.warning("%s could not be loaded again", origin.entry.name, exc_info=True)
+        context.free()
+        control.report(ev.ModelUnloaded(control.id))
 
 
 def unload_model(control: Control, job: jobs.UnloadModel, context: Context) -> Iterator[ev.Event]:

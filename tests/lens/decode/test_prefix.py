@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lens_tui import LensModel
+from lens_tui.lens.hooks.registry import Registry
 from lens_tui.records import Add, Arm, ClampFeature, Positions, Request, Token
 from tests.lens import tiny
 from tests.lens.tiny import add
@@ -59,6 +60,35 @@ def model(name: str = "llama", *, keep: bool = True) -> LensModel:
     lens.prefixes.min_tokens = 2
     lens.prefixes.enabled = keep
     return lens
+
+
+@pytest.mark.parametrize("where", ["generated", "all from layer 2 on", "all"])
+@pytest.mark.parametrize(("name", "length"), [("llama", 2000), ("gemma3", 300), ("lfm2", 300), ("quantised", 300)])
+def test_a_long_prompt_goes_through_once_for_eight_arms_and_their_companions(
+    name: str, length: int, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lens = model(name)
+    prompt = [2 + at * 7 % (tiny.VOCAB - 3) for at in range(length)]
+    layer, positions = (0 if where == "all" else 2), Positions("generated" if where == "generated" else "all")
+    arms = [Arm("baseline")] + [Arm(f"{at}", (add(3.0 + at, at, layer, positions=positions),)) for at in range(1, 8)]
+    list(lens.compare(tiny.IDS, arms, max_tokens=2))  # what is found out about the model once
+    lens.prefixes.clear()
+    seen: list[tuple[int, int]] = []
+    forward = Registry.forward
+
+    def watched(self: Registry, run: Any, ids: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+        seen.append(ids.shape)  # type: ignore[arg-type]
+        return forward(self, run, ids, *args, **kwargs)
+
+    monkeypatch.setattr(Registry, "forward", watched)
+    run = lens.compare(prompt, arms, max_tokens=3, prefill_step_size=128)
+    tokens = [event for event in run if isinstance(event, Token)]
+    assert len(tokens) == 3 * 8
+    assert all(token.kl is not None for token in tokens)
+    pieces, steps = [shape for shape in seen if shape[1] > 1], [shape for shape in seen if shape[1] == 1]
+    assert sum(tokens for _, tokens in pieces) == length - 1
+    assert {rows for rows, _ in pieces} == {8 if where == "all" else 1}
+    assert steps == [(15, 1)] * 3  # eight arms, and a companion of each that is steered
 
 
 @contextmanager
