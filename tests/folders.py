@@ -1,4 +1,4 @@
-"""Small models and SAEs as folders on disk, written with NumPy alone."""
+"""Small models and SAEs as folders on disk, written with NumPy alone; and the saved session as it lies there."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from lens_tui import demo
+from lens_tui.records import session_file
+from lens_tui.records.read_files import FileAbsent
 
 D_MODEL, N_LAYERS, HEADS, D_MLP, VOCAB = 48, 3, 4, 96, 8192
 
@@ -80,3 +82,11 @@ def sae_folder(folder: Path, *, layer: int = 1, width: int = 64, d_model: int = 
     }
     (folder / "config.json").write_text(json.dumps(facts))
     return folder
+
+
+def read_session(path: Path | None = None) -> session_file.SavedSession | None:
+    """The session last written, or ``None`` if there is none. Raises ``LensError`` if the file is damaged."""
+    try:
+        return session_file._read(path or session_file.own_file())[0]
+    except FileAbsent:
+        return None

@@ -112,7 +112,9 @@ def dose_record(prompt: str, model: str, records: Sequence[Intervention], found:
     return {
         "model": model,
         "prompt": prompt,
-        "steering": [f"{item.mode} at layer {item.layer} {item.site}, {_where(item)}" for item in records],
+        "steering": [
+            f"{item.mode} at layer {item.layer} {item.site}, {positions_text(item.positions)}" for item in records
+        ],
         "baseline": {
             "text": found.baseline_text,
             "token_ids": list(found.baseline_ids),
@@ -139,10 +141,6 @@ def dose_record(prompt: str, model: str, records: Sequence[Intervention], found:
             for curve in found.curves
         },
     }
-
-
-def _where(item: Intervention) -> str:
-    return positions_text(item.positions)
 
 
 def _print_dose(result: dict[str, Any]) -> None:

@@ -72,15 +72,6 @@ def save_session(session: SavedSession, path: Path | None = None) -> None:
     disk.write_text(path or own_file(), text + "\n")
 
 
-def read_session(path: Path | None = None) -> SavedSession | None:
-    """The session last written, or ``None`` if there is none. Raises :class:`LensError` if the file is damaged."""
-    file = path or own_file()
-    try:
-        return _read(file)[0]
-    except FileAbsent:
-        return None
-
-
 def interrupted_sessions(folder: Path | None = None) -> list[CutOff]:
     """Every session that was cut off, newest first: of apps that neither ended well nor still run.
 

@@ -256,6 +256,8 @@ def _character_names() -> frozenset[str]:
 def check_keymap(user: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     """What of a user's map can be used (id to keys), and a sentence for each part that cannot.
 
+    ``App.set_keymap`` of Textual applies what is good. It checks nothing itself: an unknown id or key is passed over,
+    and of two actions on one key one is lost without a word.
     Refused: an id that does not exist, a key that is not one or that terminals
     cannot send, a key that would do two things in one place, and leaving
     quitting, help or the palette without a key.

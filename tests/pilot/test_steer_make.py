@@ -11,7 +11,6 @@ from textual.pilot import Pilot
 
 from lens_tui.records import Add, LensError, NormMatch, Positions, ProjectOut
 from lens_tui.records.interventions import BenchRow
-from lens_tui.records.session_file import read_session
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.bench_text import read_sum
 from lens_tui.tui.screens.form import FormScreen
@@ -19,6 +18,7 @@ from lens_tui.tui.screens.steer_forms import LayersScreen, name_of_sum
 from lens_tui.worker import jobs
 from tests.apps import lens_app, screen_text, settle
 from tests.fakes import FakeWorker, unit_vector
+from tests.folders import read_session
 
 Run = tuple[LensApp, FakeWorker]
 

@@ -35,7 +35,7 @@ from lens_tui.records.label_files import (
 from lens_tui.records.labels import Labels, NewLabel
 from lens_tui.records.read_files import read_text
 from lens_tui.records.run_store import RunStore
-from lens_tui.records.session_file import SavedSession, interrupted_sessions, read_session, save_session
+from lens_tui.records.session_file import SavedSession, interrupted_sessions, save_session
 from lens_tui.records.settings import load_settings
 from lens_tui.records.store import Store
 from lens_tui.records.training import TrainConfig
@@ -43,6 +43,7 @@ from lens_tui.records.vector_folder import list_vectors
 from lens_tui.records.vector_formats import load_vectors, save_vectors
 from lens_tui.tasks.models import recent_models, remember_model
 from lens_tui.tui.themes import bundled_dir, load_themes, read_theme
+from tests.folders import read_session
 from tests.sae.reading.makers import write_torch
 
 SEEDS = range(60)

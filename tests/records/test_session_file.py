@@ -24,9 +24,9 @@ from lens_tui.records.session_file import (
     forget_session,
     interrupted_sessions,
     own_file,
-    read_session,
     save_session,
 )
+from tests.folders import read_session
 
 ROOT = Path(__file__).parents[2]
 STEER = BenchRow("s1", SteeringVector.of("dog", np.arange(1, 40), 3), 3, -2.5, enabled=False, arm=2)

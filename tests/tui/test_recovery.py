@@ -14,7 +14,6 @@ from lens_tui.records.session_file import (
     forget_session,
     interrupted_sessions,
     own_file,
-    read_session,
     save_session,
 )
 from lens_tui.tui.preferences import Preferences, preferences, remember_theme
@@ -23,6 +22,7 @@ from lens_tui.tui.screens.form import ChoiceScreen
 from lens_tui.worker import jobs
 from tests.apps import NOW, lens_app, screen_text, settle
 from tests.fakes import DEMO_SAE, FakeWorker
+from tests.folders import read_session
 
 FIRST, SECOND = (steer.scale for steer in demo.starter().steers)
 

@@ -10,7 +10,7 @@ from textual.pilot import Pilot
 
 from lens_tui import demo
 from lens_tui.records import SteeringVector, TokenWeight, paths
-from lens_tui.records.session_file import read_session, save_session
+from lens_tui.records.session_file import save_session
 from lens_tui.records.vector_formats import load_vectors, save_vectors
 from lens_tui.records.vector_formats.own import write_one
 from lens_tui.tui.app import LensApp
@@ -23,6 +23,7 @@ from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from tests.apps import lens_app, screen_text, settle
 from tests.fakes import DEMO_MODEL, FakeWorker, unit_vector
+from tests.folders import read_session
 from tests.tui.opened import fill
 
 

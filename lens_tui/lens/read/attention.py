@@ -105,7 +105,7 @@ def _probe(lens: Core, layer: int) -> _Probe:
     attention = sites.point(layer, "attn_out").module
     output = sites.point(layer, "attn_z")
     names = (*VALUE_NAMES, *FUSED_NAMES)
-    values = [(name, module) for name in names if isinstance(module := _child(attention, name), Module)]
+    values = [(name, module) for name in names if isinstance(module := getattr(attention, name, None), Module)]
     heads = next((n for name in HEAD_COUNTS if isinstance(n := getattr(attention, name, None), int) and n > 0), 0)
     if not values or not heads or output.width % heads:
         what = "projection of values (they are compressed, or other layers')" if heads else "known number of heads"
@@ -115,10 +115,6 @@ def _probe(lens: Core, layer: int) -> _Probe:
         )
     name, module = values[0]
     return _Probe(attention, module, output.module, heads, output.width, name, normed=name == VALUE_NAMES[0])
-
-
-def _child(module: Module, name: str) -> Any:
-    return getattr(module, name, None)
 
 
 def _observe(

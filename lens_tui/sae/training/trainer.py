@@ -76,7 +76,7 @@ def train(
     place = place or _only_place(source)
     if place not in source.places:
         raise LensError(f"The source has no activations of layer {place[0]}, {place[1]}.", "Read that place.")
-    hooks = _Hooks(progress or _silent, should_stop or _never, checkpoint_seconds)
+    hooks = _Hooks(progress or (lambda _: None), should_stop or (lambda: False), checkpoint_seconds)
     return _Run(source, evaluation or source, config, place, Path(folder), hooks).go()
 
 
@@ -293,11 +293,3 @@ def _only_place(source: ActivationSource) -> Place:
 def _start(*arrays: Any) -> None:
     run: Any = mx.async_eval
     run(*arrays)
-
-
-def _silent(progress: TrainProgress) -> None:
-    pass
-
-
-def _never() -> bool:
-    return False

@@ -26,7 +26,11 @@ Line = tuple[str, str, str]
 
 
 class HelpScreen(Dialog[None]):
-    """Every key that works on the screen below, in the key table's groups. Typing filters."""
+    """Every key that works on the screen below, in the key table's groups. Typing filters.
+
+    Textual's ``HelpPanel`` takes a third of the width, follows the focused widget alone, and has neither a filter nor
+    the ids that a user's ``[keys]`` table names.
+    """
 
     BINDINGS = [("escape", "dismiss", "close"), ("down", "move(1)", "down"), ("up", "move(-1)", "up"),
                 ("pagedown", "move(10)", "page down"), ("pageup", "move(-10)", "page up")]  # fmt: skip
