@@ -66,6 +66,7 @@ class FakeCatalog:
     def __init__(self, models: Sequence[ModelEntry] = MODELS) -> None:
         self.entries = list(models)
         self.checked: list[str] = []
+        self.removed: list[str] = []
 
     def models(self) -> Sequence[ModelEntry]:
         return self.entries
@@ -73,6 +74,11 @@ class FakeCatalog:
     def saes(self, model: str) -> Sequence[SAEEntry]:
         name = "layer_4_width_8k_l0_medium"
         return [SAEEntry(name, name, "demo", 12_617_984)] if model == "demo" else []
+
+    def remove(self, entry: ModelEntry | SAEEntry) -> int:
+        self.removed.append(entry.path)
+        self.entries = [other for other in self.entries if other is not entry]
+        return 0 if entry.source == "folder" else entry.nbytes
 
     def check(self, typed: str) -> ModelEntry:
         self.checked.append(typed)

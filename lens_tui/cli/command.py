@@ -16,6 +16,7 @@ from .feature_verbs import verbs as features
 from .info_verbs import verbs as info
 from .label_verbs import verbs as labels
 from .list_verbs import verbs as lists
+from .model_verbs import verbs as models
 from .output import INTERRUPTED, USER_ERROR, fail, note, say, sentences
 from .read_verbs import verbs as read
 from .sae_verbs import verbs as saes
@@ -78,6 +79,7 @@ for verbs in (compare, read, features, steer, saes, info, config):
     app.add_typer(verbs)
 app.add_typer(labels, name="labels")
 app.add_typer(lists, name="lists")
+app.add_typer(models, name="models")
 
 
 @sentences

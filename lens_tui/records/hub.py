@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import LensError
 from .read_files import read_json, read_text
+from .sanitise import one_line
 
 
 def quiet_hub() -> None:
@@ -18,11 +21,19 @@ def quiet_hub() -> None:
 
 @dataclass(frozen=True, slots=True)
 class CachedRepo:
-    """A model repository in the hub's cache: the snapshot to use, and when it was last read."""
+    """A model repository in the hub's cache.
+
+    Args:
+        repo_id: ``org/name``.
+        snapshot: the snapshot to use.
+        used: when its weights were last read, in seconds since 1970.
+        partial: bytes of a download that broke off.
+    """
 
     repo_id: str
     snapshot: Path
     used: float
+    partial: int = 0
 
 
 def cached_repos(cache: Path | None = None) -> list[CachedRepo]:
@@ -39,8 +50,51 @@ def cached_repos(cache: Path | None = None) -> list[CachedRepo]:
         snapshot = _snapshot(folder) if folder.name.startswith("models--") else None
         if snapshot is not None:
             repo_id = f"{owner}/{name.replace('--', '/')}" if name else owner
-            found.append(CachedRepo(repo_id, snapshot, _last_read(snapshot)))
+            partial = sum(_size(file) for file in (folder / "blobs").glob("*.incomplete"))
+            found.append(CachedRepo(repo_id, snapshot, _last_read(snapshot), partial))
     return found
+
+
+def remove_repo(repo_id: str, cache: Path | None = None) -> int:
+    """Take a model repository out of the hub's cache, all its revisions, and return the bytes that are free by it.
+
+    Raises :class:`LensError` if it is not there or may not be removed.
+    """
+    from huggingface_hub import constants
+
+    home = cache or Path(constants.HF_HUB_CACHE)
+    folder = home / f"models--{repo_id.replace('/', '--')}"
+    if "/" not in repo_id or folder.parent != home or not folder.is_dir():
+        raise LensError(f"{one_line(repo_id, 80)} is not in the cache.", f"The cache is {home}.")
+    freed = sum(_size(file) for file in folder.rglob("*") if not file.is_symlink())
+    going = folder.with_name(f".removing-{os.getpid()}-{folder.name}")
+    try:
+        folder.rename(going)  # gone as a whole: what is cut off half way is not taken for a model
+        shutil.rmtree(going)
+        shutil.rmtree(home / ".locks" / folder.name, ignore_errors=True)
+    except OSError as error:
+        raise LensError(f"{folder} could not be removed: {error.strerror}.", "Check its permissions.") from error
+    return freed
+
+
+def remove_files(files: Iterable[Path]) -> int:
+    """Take single files out of the hub's cache, links with what they link to; the bytes that are free by it."""
+    freed = 0
+    for file in files:
+        for place in {file.resolve(), file}:
+            try:
+                freed += 0 if place.is_symlink() else _size(place)
+                place.unlink(missing_ok=True)
+            except OSError as error:
+                raise LensError(f"{place} could not be removed: {error.strerror}.", "Check its permissions.") from error
+    return freed
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size if file.is_file() else 0
+    except OSError:
+        return 0
 
 
 def _snapshot(folder: Path) -> Path | None:
@@ -72,7 +126,7 @@ def _changed(place: Path) -> float:
 
 def _last_read(snapshot: Path) -> float:
     used = [_changed(snapshot)]
-    for file in _entries(snapshot):
+    for file in snapshot.glob("model*.safetensors"):  # config.json is read by whoever lists the models
         try:
             used.append(file.stat().st_atime)
         except OSError:

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from lens_tui.records import LensError
 from lens_tui.records.hub_fetch import NotInRepository, Progress, cached_file, first_file
+from lens_tui.records.known_saes import GEMMA_SCOPE_2
 from lens_tui.records.sanitise import one_line
 
 from .formats.parts import SUFFIXES, USUAL_NAMES
@@ -78,14 +79,6 @@ def _others(repo: str, inner: str, listed: Sequence[str]) -> str:
     return f"Give one of its {'folders' if found else 'files'}: {one_line(', '.join(some[:5]), 300)}{more}."
 
 
-LAYERS = {
-    "270m": (5, 9, 12, 15),
-    "1b": (7, 13, 17, 22),
-    "4b": (9, 17, 22, 29),
-    "12b": (12, 24, 31, 41),
-    "27b": (16, 31, 40, 53),
-}
-"""The four layers of each model that have folders outside ``_all``, as published."""
 DEPTHS = {"270m": 18, "1b": 26, "4b": 34, "12b": 48, "27b": 62}
 SITES = ("resid_post", "mlp_out", "attn_out", "transcoder")
 _REPO = re.compile(r"google/gemma-scope-2-(270m|1b|4b|12b|27b)-(pt|it)")
@@ -130,7 +123,7 @@ def _check(model_id: str, layer: int, site: str) -> None:
         raise LensError(f"Gemma Scope 2 has no site {site!r}.", f"Its sites are {', '.join(SITES)}.")
     known = _REPO.fullmatch(model_id)
     if known is None and model_id.startswith("google/gemma-scope-2"):
-        names = ", ".join(LAYERS)
+        names = ", ".join(GEMMA_SCOPE_2)
         raise LensError(
             f"There is no Gemma Scope 2 repository {one_line(model_id, 80)}.",
             f"They are google/gemma-scope-2-SIZE-pt and -it, where SIZE is one of {names}.",
@@ -143,7 +136,7 @@ def _check(model_id: str, layer: int, site: str) -> None:
 def _homes(model_id: str, layer: int, site: str) -> tuple[str, ...]:
     """The folders to look in, in order. The four-layer set is the better trained one where it exists."""
     known = _REPO.fullmatch(model_id)
-    if known is not None and layer not in LAYERS[known[1]]:
+    if known is not None and layer not in GEMMA_SCOPE_2[known[1]]:
         return (f"{site}_all",)
     return (site, f"{site}_all")
 

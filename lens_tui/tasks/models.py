@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 from lens_tui import blas, demo
 from lens_tui.records import LensError, disk, paths
-from lens_tui.records.hub import CachedRepo, cached_repos, quiet_hub
+from lens_tui.records.hub import CachedRepo, cached_repos, is_whole, quiet_hub, remove_files, remove_repo
 from lens_tui.records.info import Dequantize, split_place
+from lens_tui.records.known_saes import families_of
 from lens_tui.records.model_folder import no_weights, read_config
 from lens_tui.records.read_files import FileAbsent, read_json
 from lens_tui.records.sanitise import one_line
@@ -34,7 +35,8 @@ class ModelEntry:
     loaded, and is empty if nothing is known against it. ``kv_bytes`` is what one
     token of one sequence takes in the KV cache, an upper bound for models with
     sliding windows or shared caches. ``float32_bytes`` is what the weights would
-    take in float32, 0 if they are so already or it is not known.
+    take in float32, 0 if they are so already or it is not known. ``partial`` is how
+    many bytes came of a download that broke off and will be gone on with.
     """
 
     id: str
@@ -52,6 +54,7 @@ class ModelEntry:
     problem: str = ""
     used: float = 0.0
     float32_bytes: int = 0
+    partial: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +310,7 @@ def check_model(typed: str) -> ModelEntry:
 
 
 def list_saes(entry_or_id: str, cache_dir: Path | None = None) -> list[SAEEntry]:
-    """SAEs available for a model, by its id: bundled or trained here, Gemma Scope folders in the Hugging Face cache.
+    """SAEs on this disk for a model, by its id: bundled or trained here, those of known families in the hub's cache.
 
     A Gemma Scope repository counts if its name contains the model's (``gemma-3-1b``
     in ``gemma-scope-2-1b-it``). Whether an SAE fits is measured after loading.
@@ -316,8 +319,39 @@ def list_saes(entry_or_id: str, cache_dir: Path | None = None) -> list[SAEEntry]
     if entry_or_id == demo.NAME:
         bundled = demo.sae_paths().items()
         return [*(SAEEntry(str(path), one_line(name), "demo", _size(path)) for name, path in bundled), *own]
-    fitting = [repo for repo in _repos(cache_dir) if _same_family(repo.repo_id, entry_or_id)]
-    return [*own, *(sae for repo in sorted(fitting, key=lambda repo: repo.repo_id) for sae in _scope_folders(repo))]
+    known = {family.repo for family in families_of(entry_or_id)}
+    repos = sorted(_repos(cache_dir), key=lambda repo: repo.repo_id)
+    fitting = [repo for repo in repos if repo.repo_id in known or _same_family(repo.repo_id, entry_or_id)]
+    return [*own, *(sae for repo in fitting for sae in _cached_saes(repo))]
+
+
+def saes_at_hub(model: str, here: Sequence[SAEEntry] = ()) -> list[SAEEntry]:
+    """SAEs that the hub has for a model of a known family, less those that are ``here``. The hub is not asked."""
+    places = (f"{family.repo}/{place}" for family in families_of(model) for place in family.places)
+    names = {sae.name for sae in here}
+    return [SAEEntry(place, place, "hub") for place in places if place not in names]
+
+
+def remove(entry: ModelEntry | SAEEntry) -> int:
+    """Take a model or SAE off this disk or, if it is a folder of the user's, off the list; the bytes that are free.
+
+    Raises :class:`LensError` for what is not in the hub's cache and not on the list of recent models.
+    """
+    if isinstance(entry, SAEEntry):
+        if entry.source != "cache":
+            raise LensError(f"{entry.name} is not in the hub's cache.", "Only what was fetched is removed here.")
+        place = Path(entry.path)
+        return remove_files([place] if place.is_file() else [file for file in place.rglob("*") if not file.is_dir()])
+    if entry.source == "demo":
+        raise LensError("The bundled model is part of the app.", "Nothing was removed.")
+    if entry.source != "folder":
+        forget_model(entry.id)
+        return remove_repo(entry.id)
+    if not forget_model(entry.id):
+        raise LensError(
+            f"{entry.name} is in a folder that your settings name.", "Take that folder out of the settings."
+        )
+    return 0
 
 
 def named_sae(text: str) -> tuple[str, int | None, str | None]:
@@ -354,13 +388,18 @@ def _repos(cache_dir: Path | None) -> list[CachedRepo]:
     return cached_repos(cache_dir)
 
 
-def _scope_folders(repo: CachedRepo) -> list[SAEEntry]:
-    snapshot = repo.snapshot
-    weights = sorted({*snapshot.glob("**/params.safetensors"), *snapshot.glob("**/params.npz")})
-    names = [(file.parent, file.parent.relative_to(snapshot).as_posix()) for file in weights]
-    return [
-        SAEEntry(str(folder), one_line(f"{repo.repo_id}/{name}", 120), "cache", _size(folder)) for folder, name in names
-    ]
+_SAE_WEIGHTS = ("params.safetensors", "params.npz", "sae.safetensors", "final.safetensors", "*.sae.pt")
+
+
+def _cached_saes(repo: CachedRepo) -> list[SAEEntry]:
+    found = []
+    for file in sorted({file for name in _SAE_WEIGHTS for file in repo.snapshot.glob(f"**/{name}") if file.is_file()}):
+        place = file if file.suffix == ".pt" else file.parent
+        if file.name == "final.safetensors":  # Llama Scope's are in a folder below that of the SAE
+            place = file.parents[1]
+        name = place.relative_to(repo.snapshot).as_posix()
+        found.append(SAEEntry(str(place), one_line(f"{repo.repo_id}/{name}", 120), "cache", _size(file.parent)))
+    return found
 
 
 def _same_family(repo_id: str, model: str) -> bool:
@@ -376,13 +415,20 @@ def _same_family(repo_id: str, model: str) -> bool:
 
 
 def _cached_model(repo: CachedRepo) -> ModelEntry | None:
-    if not any(repo.snapshot.glob("model*.safetensors")):
+    weights = list(repo.snapshot.glob("model*.safetensors"))
+    if not weights and not repo.partial:
         return None
     try:
         entry = read_model_folder(repo.snapshot, model_id=repo.repo_id, source="cache")
     except LensError:
         return None
-    return replace(entry, used=repo.used) if entry.architecture else None
+    if not entry.architecture:
+        return None
+    if not is_whole(repo.snapshot):  # what is lacking is fetched when it is loaded
+        came = entry.nbytes + repo.partial
+        entry = replace(entry, source="hub", path="", nbytes=0, float32_bytes=0, partial=came)
+        entry = replace(entry, problem=_unsupported(entry.architecture, {}))
+    return replace(entry, used=repo.used)
 
 
 def _folders(recent: Path | None, folders: Sequence[str | Path]) -> list[ModelEntry]:
@@ -419,6 +465,14 @@ def recent_models(path: Path | None = None) -> list[str]:
         return []
     names = found.get("models") if isinstance(found, dict) else None
     return [name for name in names if isinstance(name, str)][:_RECENT] if isinstance(names, list) else []
+
+
+def forget_model(model: str, path: Path | None = None) -> bool:
+    """Take ``model`` off the list; whether it was on it."""
+    names = recent_models(path)
+    if model in names:
+        disk.write_json(path or paths.recent_file(), {"models": [name for name in names if name != model]})
+    return model in names
 
 
 def remember_model(model: str, path: Path | None = None) -> None:

@@ -206,7 +206,10 @@ class Catalog(Protocol):
         """Models that can be loaded."""
 
     def saes(self, model: str) -> Sequence[SAEEntry]:
-        """SAEs available for a model, by its id."""
+        """SAEs available for a model, by its id: those on this disk, then those at the hub that are known."""
+
+    def remove(self, entry: ModelEntry | SAEEntry) -> int:
+        """Take it off this disk; the bytes that are free by it. Raises ``LensError``."""
 
     def check(self, typed: str) -> ModelEntry:
         """What was typed, as a model; raises ``LensError`` if it is none."""

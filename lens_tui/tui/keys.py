@@ -97,7 +97,9 @@ _LOAD = (
     Key("load.filter", "/", "filter", "filter the list", "filter"),
     Key("load.add", "a", "add", "type a folder or a Hugging Face id", "add"),
     Key("load.sort", "o", "sort", "change the order of the list", "sort"),
+    Key("load.remove", "d", "remove", "take the model or SAE off this disk (asks)", "remove"),
     Key("load.rescan", "R", "rescan", "look for models again"),
+    Key("load.copy", "y", "copy", "copy the path of the row"),
     Key("load.unload", "D", "unload", "free the loaded model", "unload"),
 )
 

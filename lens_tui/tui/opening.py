@@ -39,10 +39,17 @@ class DiskCatalog:
         return list_models(folders=preferences().folders)
 
     def saes(self, model: str) -> Sequence[SAEEntry]:
-        """SAEs on this disk that are meant for the model."""
-        from lens_tui.tasks.models import list_saes
+        """SAEs that are meant for the model: on this disk, then those at the hub that are known."""
+        from lens_tui.tasks.models import list_saes, saes_at_hub
 
-        return list_saes(model)
+        here = list_saes(model)
+        return [*here, *saes_at_hub(model, here)]
+
+    def remove(self, entry: ModelEntry | SAEEntry) -> int:
+        """Take it out of the hub's cache, or off the list of recent folders."""
+        from lens_tui.tasks.models import remove
+
+        return remove(entry)
 
     def check(self, typed: str) -> ModelEntry:
         """A folder, a hub id or ``demo``."""

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from lens_tui.cli.command import app
 from lens_tui.records.sanitise import sanitise_token
 from tests.folders import llama_folder, sae_folder
+from tests.hub import FakeHub, use_hub
 
 # Text with all that a terminal would act on, and a file name of it.
 NASTY = "the \u202ecat\u2066 \x9b31m\x7f \u2028\u2029\u200b\u200d\ufeff sat"
@@ -57,11 +58,14 @@ VERBS: dict[str, list[str]] = {
     "labels search": ["sat", "SAE"],
     "labels export": ["FOLDER", "-f", "delphi", "SAE"],
     "labels import": ["FOLDER", "-f", "delphi", "SAE"],
+    "models fetch": ["org/tiny"],
+    "models list": [],
+    "models remove": ["org/tiny", "--yes"],
 }
 """Every verb with arguments that it can do something with, in an order in which each finds what it needs."""
 
 MAY_NOT_FIT = {"check-sae": 1}
-WITHOUT_A_MODEL = ("config", "keys")
+WITHOUT_A_MODEL = ("config", "keys", "models fetch", "models list", "models remove")
 
 
 def verbs(group: Any = None, before: str = "") -> Iterator[str]:
@@ -86,7 +90,7 @@ def test_every_argument_and_option_is_explained(verb: str) -> None:
     assert [option.name for option in command.params if not option.help] == []
 
 
-@pytest.mark.parametrize("group", [[], ["vector"], ["labels"]])
+@pytest.mark.parametrize("group", [[], ["vector"], ["labels"], ["models"]])
 def test_no_line_of_the_help_is_cut(group: list[str]) -> None:
     done = CliRunner().invoke(app, [*group, "--help"], env={"COLUMNS": "80"})
     assert done.exit_code == 0
@@ -132,8 +136,10 @@ def invoke(arguments: list[str]) -> Any:
 def walked(work: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What each verb says with ``--json``, one after the other."""
     said: dict[str, Any] = {}
-    with pytest.MonkeyPatch.context() as patch:
+    tiny = {file.name: file.read_bytes() for file in Path(work["MODEL"]).iterdir()}
+    with pytest.MonkeyPatch.context() as patch, FakeHub({"org/tiny": tiny}).serve() as hub:
         patch.setenv("LENS_TUI_HOME", work["home"])
+        use_hub(patch, hub.url, tmp_path_factory.mktemp("hub"))
         shards = ["", ""]
         for verb in VERBS:
             out = str(tmp_path_factory.mktemp("out") / "made")

@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 
 from lens_tui.records import LensError
-from lens_tui.tasks.models import MemoryEstimate, ModelEntry
+from lens_tui.tasks.models import MemoryEstimate, ModelEntry, SAEEntry
+from lens_tui.tui.app import LensApp
 from lens_tui.tui.screens.form import ErrorScreen
 from lens_tui.tui.screens.load_screen import fit_glyph, matching
+from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from tests.apps import MODELS, FakeCatalog, lens_app, screen_text, settle
 from tests.fakes import FakeWorker
@@ -190,6 +192,127 @@ async def test_unloading_frees_the_model() -> None:
         await settle(pilot)
         assert app.store.session.model is None
         assert "no model" in screen_text(app).splitlines()[0]
+
+
+PARTIAL = replace(MODELS[1], source="hub", path="", nbytes=0, partial=300_000_000, problem="")
+
+
+async def test_a_download_that_broke_off_says_what_came_and_goes_on_with_enter() -> None:
+    worker = FakeWorker()
+    app = lens_app(worker, catalog=FakeCatalog((MODELS[0], PARTIAL)))
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(pilot)
+        await pilot.press("j")
+        await settle(pilot)
+        text = screen_text(app)
+        assert "300 MB of it are here" in text
+        assert "goes on where it broke off" in text
+        assert "paused" in next(
+            line for line in text.splitlines() if "4bit" in line and "│" in line and "FIT" not in line
+        )
+        await pilot.press("enter")
+        await settle(pilot)
+        assert worker.submitted == [jobs.LoadModel(PARTIAL.id)]
+
+
+async def test_a_download_shows_bytes_speed_and_time_left_and_is_looked_at_again_when_it_stops() -> None:
+    now, catalog = [0.0], FakeCatalog()
+    app = lens_app(FakeWorker(hold=True), catalog=catalog, clock=lambda: now[0])
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(pilot)
+        await pilot.press("a", *"org/name", "enter")
+        await settle(pilot)
+        job = app.book.in_slot("load")
+        assert job is not None
+        deliver(app, ev.JobStarted(job, "LoadModel"), ev.Progress(job, "download", 100_000_000, 731_000_000, "bytes"))
+        now[0] = 2.0
+        deliver(app, ev.Progress(job, "download", 176_000_000, 731_000_000, "bytes"))
+        await settle(pilot)
+        assert screen_text(app).count("176 MB of 731 MB · 38.0 MB/s · 15 s left") == 2  # status row and details
+        assert "x stops it; what came is kept." in screen_text(app)
+        catalog.entries = [*catalog.entries, replace(PARTIAL, id="org/name", name="org/name")]
+        deliver(app, ev.JobDone(job, stopped=True))
+        await settle(pilot)
+        assert "goes on where it broke off" in screen_text(app)
+
+
+def said(app: LensApp) -> str:
+    """The last remark."""
+    return [note.message for note in app._notifications][-1]
+
+
+def deliver(app: LensApp, *events: ev.Event) -> None:
+    for event in events:
+        app.activity = app._deliver(event, app.activity)
+
+
+async def test_removing_asks_and_takes_it_off_the_list() -> None:
+    catalog = FakeCatalog()
+    app = lens_app(catalog=catalog)
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(pilot)
+        await pilot.press("j", "d")
+        await settle(pilot)
+        assert "frees 731 MB" in screen_text(app)
+        await pilot.press("escape")
+        await settle(pilot)
+        assert catalog.removed == []
+        await pilot.press("d", "2")
+        await settle(pilot)
+        assert catalog.removed == ["/m/1b"]
+        assert shown(screen_text(app)) == ["demo", "gemma-3-27b", "own"]
+
+
+async def test_what_is_loaded_or_bundled_is_not_removed() -> None:
+    catalog = FakeCatalog()
+    app = lens_app(catalog=catalog)
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(pilot)
+        await pilot.press("d")
+        await settle(pilot)
+        assert said(app) == "demo is part of the app."
+        await pilot.press("enter")
+        await settle(pilot)
+        await pilot.press("d")
+        await settle(pilot)
+        assert said(app) == "demo is loaded: D frees it first."
+        assert catalog.removed == []
+
+
+async def test_a_refused_removal_is_one_sentence() -> None:
+    class Refusing(FakeCatalog):
+        def remove(self, entry: ModelEntry | SAEEntry) -> int:
+            raise LensError("/m/1b could not be removed: Permission denied.", "Check its permissions.")
+
+    app = lens_app(catalog=Refusing())
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(pilot)
+        await pilot.press("j", "d", "2")
+        await settle(pilot)
+        assert isinstance(app.screen, ErrorScreen)
+        assert "Permission denied" in screen_text(app)
+
+
+async def test_looking_again_says_so_and_finds_what_is_new() -> None:
+    catalog = FakeCatalog(MODELS[:1])
+    app = lens_app(catalog=catalog)
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(pilot)
+        catalog.entries = list(MODELS)
+        await pilot.press("R")
+        await settle(pilot)
+        assert said(app) == "Looked again: 4 models, 3 of them new."
+        assert shown(screen_text(app)) == ["demo", "gemma-3-1b", "gemma-3-27b", "own"]
+
+
+@pytest.mark.parametrize(("keys", "path"), [(["j"], "/m/1b"), (["tab"], "layer_4_width_8k_l0_medium")])
+async def test_y_copies_the_path_of_the_row(keys: list[str], path: str) -> None:
+    app = lens_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        await pilot.press(*keys, "y")
+        await settle(pilot)
+        assert app.clipboard == path
 
 
 async def test_no_models_at_all_names_the_next_key() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,6 +17,7 @@ from lens_tui.records.hub_fetch import cached_snapshot
 from lens_tui.records.info import Dequantize
 from lens_tui.tasks.models import (
     ModelEntry,
+    SAEEntry,
     cached_models,
     check_model,
     describe_quantization,
@@ -25,7 +27,10 @@ from lens_tui.tasks.models import (
     list_saes,
     machine_memory,
     read_model_folder,
+    recent_models,
     remember_model,
+    remove,
+    saes_at_hub,
     supported_architectures,
 )
 from tests.folders import D_MODEL, N_LAYERS, VOCAB, llama_folder, sae_folder
@@ -321,3 +326,91 @@ def test_snapshots_whose_ref_moved_on_and_broken_links_are_listed_and_loaded(
         assert LensModel(name).loss([1, 2, 3]) > 0
     with pytest.raises(LensError, match="not in the cache"):
         LensModel("org/none")
+
+
+def test_a_download_that_broke_off_is_listed_with_what_came(cache: Path, tmp_path: Path) -> None:
+    snapshot = put(cache, "org/model", llama_folder(tmp_path / "m"))
+    (snapshot / "model.safetensors").unlink()
+    assert cached_models(cache) == []  # a model of another kind, as far as one can tell
+    (cache / "models--org--model" / "blobs" / "abc.lens-tui.incomplete").write_bytes(b"x" * 1000)
+    (entry,) = cached_models(cache)
+    assert (entry.source, entry.partial, entry.nbytes, entry.problem, entry.path) == ("hub", 1000, 0, "", "")
+    assert entry.n_layers == N_LAYERS
+    (snapshot / "model-00001-of-00002.safetensors").write_bytes(b"y" * 50)
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert [entry.partial for entry in cached_models(cache)] == [1050]
+
+
+def test_a_model_is_removed_from_the_cache_whole_and_nothing_else(cache: Path, tmp_path: Path) -> None:
+    folder = llama_folder(tmp_path / "m")
+    put(cache, "org/model", folder)
+    put(cache, "org/model", folder, "b" * 40, main=False)
+    put(cache, "org/other", folder)
+    remember_model("org/model")
+    size = sum(file.stat().st_size for file in (cache / "models--org--model").rglob("*") if file.is_file())
+    (entry,) = (entry for entry in cached_models(cache) if entry.id == "org/model")
+    assert remove(entry) == size > 0
+    assert [place.name for place in cache.iterdir()] == ["models--org--other"]
+    assert recent_models() == []
+    with pytest.raises(LensError, match="org/model is not in the cache"):
+        remove(entry)
+    for name in ("", "..", "org/../..", "org"):
+        with pytest.raises(LensError, match="not in the cache"):
+            remove(replace(entry, id=name))
+    assert (cache / "models--org--other").is_dir()
+
+
+def test_a_folder_only_leaves_the_list_and_the_bundled_model_stays(cache: Path, tmp_path: Path) -> None:
+    folder = llama_folder(tmp_path / "m")
+    remember_model(str(folder))
+    entry = check_model(str(folder))
+    assert remove(entry) == 0
+    assert recent_models() == []
+    assert (folder / "config.json").exists()
+    with pytest.raises(LensError, match="your settings name"):
+        remove(entry)
+    with pytest.raises(LensError, match="part of the app"):
+        remove(check_model("demo"))
+
+
+def test_an_sae_is_removed_with_what_its_links_name_and_the_others_stay(cache: Path, tmp_path: Path) -> None:
+    scope = tmp_path / "scope"
+    for layer in (7, 13):
+        sae_folder(scope / "resid_post" / f"layer_{layer}_width_16k_l0_medium", seed=layer)
+    snapshot = put(cache, "google/gemma-scope-2-1b-it", scope)
+    blobs = cache / "models--google--gemma-scope-2-1b-it" / "blobs"
+    for number, file in enumerate(sorted(file for file in snapshot.rglob("*") if file.is_file())):
+        file.rename(blobs / str(number))
+        file.symlink_to(blobs / str(number))
+    first, second = list_saes("google/gemma-3-1b-it", cache)
+    assert remove(first) == first.nbytes > 0
+    assert list_saes("google/gemma-3-1b-it", cache) == [second]
+    assert len(list(blobs.iterdir())) == len(list(Path(second.path).iterdir()))
+
+
+@pytest.mark.parametrize(
+    ("model", "repo", "one"),
+    [
+        ("mlx-community/gemma-3-1b-it-4bit", "google/gemma-scope-2-1b-it", "resid_post/layer_13_width_16k_l0_medium"),
+        ("google/gemma-3-4b-pt", "google/gemma-scope-2-4b-pt", "resid_post/layer_9_width_16k_l0_medium"),
+        ("google/gemma-3-270m", "google/gemma-scope-2-270m-pt", "resid_post/layer_5_width_16k_l0_medium"),
+        ("mlx-community/gemma-2-2b-it-4bit", "google/gemma-scope-2b-pt-res", "layer_20/width_16k/average_l0_71"),
+        ("google/gemma-2-9b-it", "google/gemma-scope-9b-it-res", "layer_20/width_16k/average_l0_91"),
+        ("google/gemma-2-9b", "google/gemma-scope-9b-pt-res", "layer_20/width_16k/average_l0_68"),
+        ("mlx-community/Meta-Llama-3.1-8B-4bit", "fnlp/Llama3_1-8B-Base-LXR-8x", "Llama3_1-8B-Base-L15R-8x"),
+        ("/models/Meta-Llama-3-8B", "EleutherAI/sae-llama-3-8b-32x-v2", "layers.23"),
+        ("Qwen/Qwen3-8B-Base", "Qwen/SAE-Res-Qwen3-8B-Base-W64K-L0_50", "layer24.sae.pt"),
+    ],
+)
+def test_saes_at_the_hub_of_known_families(model: str, repo: str, one: str) -> None:
+    found = [sae.path for sae in saes_at_hub(model)]
+    assert f"{repo}/{one}" in found
+    assert {"/".join(path.split("/")[:2]) for path in found} - {repo} <= {"EleutherAI/sae-llama-3.1-8b-64x"}
+    here = [SAEEntry("/x", f"{repo}/{one}", "cache")]
+    assert f"{repo}/{one}" not in [sae.path for sae in saes_at_hub(model, here)]
+
+
+@pytest.mark.parametrize("model", ["demo", "org/gemma-3-1bit", "Qwen/Qwen3-80B", "meta-llama/Llama-3.2-1B", ""])
+def test_models_of_no_known_family_have_none(model: str) -> None:
+    assert saes_at_hub(model) == []

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, ClassVar
 from textual import work
 from textual.app import ComposeResult
 from textual.content import Content
+from textual.screen import Screen
 from textual.widgets import Input, Static
 
 from lens_tui.records import LensError
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.format import ago, bar, count, fit, fit_end, fit_left, size
-from lens_tui.tui.host import BUSY, LensHost
+from lens_tui.tui.host import BUSY, Activity, LensHost
 from lens_tui.tui.session import Session
 from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.frame import Divider, LensScreen, Pane
@@ -35,6 +36,8 @@ def details(app: LensHost, entry: ModelEntry, memory: MemoryEstimate, width: int
         parts += [(memory_line(memory), "$muted"), "\n"]
     else:
         parts += ["\n", *memory_rows(memory, width), "\n"]
+        if entry.path and entry.source != "demo":
+            parts += [(fit_end(entry.path, width), "$muted"), "\n"]
     parts += _loading(app, entry)
     parts += [("SAEs for this model", "$muted" if narrow else "bold $muted")]
     return Content.assemble(*parts)
@@ -50,7 +53,7 @@ def shape(entry: ModelEntry) -> str:
     if entry.vocab_size:
         facts.append(f"vocab {count(entry.vocab_size)}")
     if entry.source == "hub":
-        facts.append("not downloaded yet")
+        facts.append(f"{size(entry.partial)} of it are here" if entry.partial else "not downloaded yet")
     return " · ".join(fact for fact in facts if fact)
 
 
@@ -102,7 +105,7 @@ def _fit(app: LensHost) -> list[Part]:
 def _loading(app: LensHost, entry: ModelEntry) -> list[Part]:
     opening = app.opening
     if opening.model != entry.id:
-        return []
+        return _paused(app, entry)
     if opening.failure is not None:
         failure = opening.failure
         return [("✗ ", "$error"), (failure.message, "$error"), (f" {failure.hint}\n\n", "")]
@@ -110,14 +113,29 @@ def _loading(app: LensHost, entry: ModelEntry) -> list[Part]:
         keys = f"{app.key_text('app.generate')} Generate · {app.key_text('app.steer')} Steer"
         ready: list[Part] = [("✓ ", "$success"), "ready  ", (keys, "$muted"), "\n"]
         model = app.store.session.model
-        if model is not None and model.weights:
+        if model is None:
+            return _paused(app, entry)
+        if model.weights:
             ready += [(f"Weights: {model.weights}", "$muted"), "\n"]
-        return [*ready, *_fit(app), "\n"] if model else []
+        machine = app.catalog.memory(entry).machine
+        held = f"{size(model.nbytes)} of {size(machine)} held ({model.nbytes / machine:.0%})"
+        return [*ready, (held, "$muted"), "\n", *_fit(app), "\n"]
     parts: list[Part] = []
     for stage in opening.stages:
         current = stage == app.activity.stage and app.activity.state == BUSY
         parts += [("● " if current else "✓ ", "$accent"), (stage + "  ", "" if current else "$muted")]
+    if app.activity.stage == "download" and app.activity.state == BUSY:
+        stop = app.key_text("app.stop")
+        parts += ["\n", (app.activity.facts(), "$muted"), "\n", (f"{stop} stops it; what came is kept.", "$muted")]
     return [*parts, "\n\n"] if parts else []
+
+
+def _paused(app: LensHost, entry: ModelEntry) -> list[Part]:
+    """What to do about a download that broke off."""
+    if not entry.partial:
+        return []
+    key = app.key_text("load.open")
+    return [("◐ ", "$warning"), f"paused: {key} goes on where it broke off", "\n\n"]
 
 
 ORDERS: dict[str, Callable[[ModelEntry], object]] = {
@@ -144,6 +162,18 @@ def matching(entries: Sequence[ModelEntry], words: str, order: str) -> list[Mode
         if all(word in f"{entry.name} {entry.architecture} {entry.quantization}".lower() for word in wanted)
     ]
     return sorted(found, key=ORDERS[order])  # type: ignore[arg-type]
+
+
+def _question(row: ModelEntry | SAEEntry) -> Screen[str | None]:
+    """Whether to take it off this disk, or a folder off the list."""
+    from lens_tui.tui.screens.form import Choice, ChoiceScreen
+
+    amount = getattr(row, "partial", 0) or row.nbytes
+    if row.source == "folder":
+        choice = Choice("remove", "take it off the list", "its files stay")
+    else:
+        choice = Choice("remove", "remove it", f"frees {size(amount)}; it can be fetched again")
+    return ChoiceScreen(f"Remove {fit_end(row.name, min(50, len(row.name)))}?", (Choice("keep", "keep it"), choice))
 
 
 class LoadScreen(LensScreen):
@@ -181,8 +211,8 @@ class LoadScreen(LensScreen):
     def on_mount(self) -> None:
         """Look for models without holding up the screen."""
         super().on_mount()
-        self.watch(self.app, "activity", self._show_details, init=False)
-        self.lens.after_first_frame(self.action_rescan)  # it imports the hub library, which takes a while
+        self.watch(self.app, "activity", self._work_went_on, init=False)
+        self.lens.after_first_frame(self._look)  # it imports the hub library, which takes a while
 
     # ---- the lists
 
@@ -190,17 +220,36 @@ class LoadScreen(LensScreen):
     def _list(self) -> RowList[ModelEntry]:
         return self.query_one("#list", RowList)
 
-    @work(thread=True, exit_on_error=False, group="catalog", exclusive=True)
-    def action_rescan(self) -> None:
-        """Look for models again."""
-        entries = list(self.lens.catalog.models())
-        self.app.call_from_thread(self._found, entries)
+    def _work_went_on(self, old: Activity, new: Activity) -> None:
+        if old.stage == "download" and (new.state, new.stage) != (BUSY, "download"):
+            self._look()  # what came is in the cache now, whole or not
+            self._saes.clear()
+        self._show_details()
 
-    def _found(self, entries: list[ModelEntry]) -> None:
-        added = [entry for entry in self._entries if entry.source == "hub"]
+    def action_rescan(self) -> None:
+        """Look for models and SAEs again, and say so."""
+        self.query_one("#models", Pane).note = "looking …"
+        self._saes.clear()
+        self._look(say=True)
+
+    @work(thread=True, exit_on_error=False, group="catalog", exclusive=True)
+    def _look(self, say: bool = False) -> None:
+        try:
+            entries = list(self.lens.catalog.models())
+        except LensError as error:
+            self.app.call_from_thread(self.lens.show_error, error.message, error.hint)
+        else:
+            self.app.call_from_thread(self._found, entries, say)
+
+    def _found(self, entries: list[ModelEntry], say: bool) -> None:
+        added = [entry for entry in self._entries if entry.source == "hub" and not entry.partial]
         known = {entry.id for entry in entries}
+        before = {entry.id for entry in self._entries}
         self._entries = [*entries, *(entry for entry in added if entry.id not in known)]
         self._refill()
+        if say:
+            new = len(known - before)
+            self.lens.say(f"Looked again: {len(entries)} models, {new or 'none'} of them new.")
 
     def _refill(self, select: str | None = None) -> None:
         rows = matching(self._entries, self._words, self._order)
@@ -221,7 +270,7 @@ class LoadScreen(LensScreen):
         self.call_after_refresh(self._show_columns)
 
     def _show_columns(self) -> None:
-        name, used = self._columns(self._list.size.width - 2)
+        name, used = self._columns(self._list.scrollable_content_region.width - 2)
         text = fit("NAME", name) + fit("QUANT", 10) + fit_left("SIZE", 10) + "  FIT" + ("  USED" if used else "")
         self.query_one("#columns", Static).update(Content(text))
 
@@ -230,14 +279,14 @@ class LoadScreen(LensScreen):
         loaded = self.session.model is not None and self.session.model.name == entry.name
         quantization = entry.quantization.partition(",")[0] or ("" if not entry.nbytes else "none")
         when = "bundled" if entry.source == "demo" else ago(entry.used, self.lens.wall()) if entry.used else "—"
-        when = "on the hub" if entry.source == "hub" else when
+        when = ("paused" if entry.partial else "on the hub") if entry.source == "hub" else when
         style = "$muted" if entry.problem else ""
         return [
             Content.assemble(
                 ("● " if loaded else "", style),
                 (fit_end(entry.name, name_width - 1 - (2 if loaded else 0)) + " ", style),
                 (fit(quantization, 10), "$muted"),
-                (fit_left(size(entry.nbytes) if entry.nbytes else "—", 10), ""),
+                (fit_left(size(entry.nbytes or entry.partial) if entry.nbytes or entry.partial else "—", 10), ""),
                 "  ",
                 (fit_glyph(self.lens.catalog.memory(entry)), "$muted"),
                 (fit("  " + when, 14) if used else "", "$muted"),
@@ -247,9 +296,9 @@ class LoadScreen(LensScreen):
     def _draw_sae(self, sae: SAEEntry, width: int) -> list[Content]:
         loaded = any(sae.path in (one.path, one.id) and one.id == self.session.sae for one in self.session.saes)
         mark = "● " if loaded else "  "
-        return [
-            Content.assemble((mark, "$accent"), fit(sae.name, width - 12), (fit_left(size(sae.nbytes), 10), "$muted"))
-        ]
+        where = "⇣ hub" if sae.source == "hub" else size(sae.nbytes)
+        name = fit_end(sae.name, width - 3 - len(where)) + " "
+        return [Content.assemble((mark, "$accent"), (name, ""), (where, "$muted"))]
 
     # ---- what is under the cursor
 
@@ -328,6 +377,59 @@ class LoadScreen(LensScreen):
         """Free the loaded model."""
         if self.session.model is not None:
             self.lens.opening.unload()
+
+    def _pointed(self) -> ModelEntry | SAEEntry | None:
+        """What the cursor of the list in use is on."""
+        saes = self.query_one("#saes", RowList)
+        return saes.row if self.focused is saes else self._list.row
+
+    def action_copy(self) -> None:
+        """Copy the path of the row: of what is at the hub, its id there."""
+        row = self._pointed()
+        if row is not None:
+            self.lens.copy(row.path or getattr(row, "id", ""), "the path")
+
+    def action_remove(self) -> None:
+        """Ask whether to take the row off this disk."""
+        row = self._pointed()
+        if row is None:
+            return
+        if self._in_use(row):
+            self.lens.say(f"{row.name} is loaded: {self.lens.key_text('load.unload')} frees it first.")
+        elif row.source == "hub" and not getattr(row, "partial", 0):
+            self._entries = [entry for entry in self._entries if entry is not row]
+            self._refill()
+            self.lens.say(f"Nothing of {row.name} is on this disk.")
+        elif row.source in ("demo", "own"):
+            kept = "is part of the app" if row.source == "demo" else f"was trained here; its files are in {row.path}"
+            self.lens.say(f"{row.name} {kept}.")
+        else:
+
+            def answered(answer: str | None) -> None:
+                if answer == "remove":
+                    self._remove(row)
+
+            self.app.push_screen(_question(row), answered)
+
+    def _in_use(self, row: ModelEntry | SAEEntry) -> bool:
+        if row.path and any(row.path == sae.path for sae in self.session.saes):
+            return True
+        model = self.session.model
+        named = getattr(row, "id", None)
+        loading = self.lens.opening.going and self.lens.opening.model == named
+        return named is not None and (loading or (model is not None and named in (model.name, model.path)))
+
+    @work(thread=True, exit_on_error=False, group="remove")
+    def _remove(self, row: ModelEntry | SAEEntry) -> None:
+        try:
+            freed = self.lens.catalog.remove(row)
+        except LensError as error:
+            self.app.call_from_thread(self.lens.show_error, error.message, error.hint)
+            return
+        self._saes.clear()
+        said = f"{size(freed)} are free." if freed else "Its files stay."
+        self.app.call_from_thread(self.lens.say, f"Removed {row.name}. {said}")
+        self.app.call_from_thread(self._look)
 
     def action_filter(self) -> None:
         """Type a filter."""

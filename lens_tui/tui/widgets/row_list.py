@@ -145,7 +145,7 @@ class RowList(ScrollView, Generic[Row], can_focus=True):
 
     def render_line(self, y: int) -> Strip:
         """One line of one row."""
-        width = self.size.width
+        width = self.scrollable_content_region.width  # what a scrollbar leaves
         index, part = divmod(y + self.scroll_offset.y, self.row_height)
         if not self._rows and y == 0:
             return self._strip(Content.styled(self.empty, "$muted"), width)
