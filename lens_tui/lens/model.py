@@ -40,7 +40,7 @@ from .decode.prefill import PrefixCache
 from .decode.sampling import settings_from
 from .forward import echo, mean_loss, read_site, run_forward, unhooked
 from .hooks.program import FeatureSource, Hook, Item
-from .hooks.registry import CaptureResult, Plan, Registry
+from .hooks.registry import CaptureResult, Plan, Registry, async_eval
 from .hooks.steering import Steering, as_numpy, check_vector, checked, entries_of, for_a_block
 from .tokens import Prompt, Tokens, id_table
 
@@ -314,7 +314,10 @@ class LensModel:
         ``cache`` is one of mlx-lm's prompt caches; one that was filled under other
         interventions is refused.
         """
-        return run_forward(self._registry, self.ids(tokens), cache)
+        ids, check = self._ids_and_check(tokens)
+        logits = run_forward(self._registry, ids, cache)
+        check()  # now that the forward is built, the device has long answered
+        return logits
 
     def loss(self, tokens: Any) -> float:
         """Mean next-token cross-entropy in nats of a text, token ids or a batch, by float32 log-softmax.
@@ -453,6 +456,16 @@ class LensModel:
 
     def ids(self, tokens: Any) -> mx.array:
         """A text or token ids as an array (batch, tokens), each id inside the vocabulary. Raises :class:`LensError`."""
+        ids, check = self._ids_and_check(tokens)
+        check()
+        return ids
+
+    def _ids_and_check(self, tokens: Any) -> tuple[mx.array, Callable[[], None]]:
+        """The ids, forced into the vocabulary, and what refuses them if they were not in it.
+
+        Of an array on the device the answer takes a while to come: whoever has something else to do asks for it later.
+        Foreign memory is read in no case.
+        """
         ids: Any = tokens
         if isinstance(tokens, str):
             ids = np.asarray(self.tokens.encode(tokens))
@@ -463,10 +476,19 @@ class LensModel:
             raise LensError(
                 f"Token ids of shape {tuple(ids.shape)} cannot be run.", "Give (tokens,) or (batch, tokens)."
             )
+        if not isinstance(ids, mx.array):
+            self.tokens.check([int(ids.min()), int(ids.max())])
+            return mx.array(ids.astype(np.int32)), lambda: None
         # An array on the device stays there: read on the host, it would be brought back for every forward.
-        ends = np.array(mx.stack([ids.min(), ids.max()]) if isinstance(ids, mx.array) else [ids.min(), ids.max()])
-        self.tokens.check([int(end) for end in ends])
-        return ids.astype(mx.int32) if isinstance(ids, mx.array) else mx.array(ids.astype(np.int32))
+        ends = mx.stack([ids.min(), ids.max()])
+        async_eval(ends)
+        wide = ids if ids.dtype.size >= 4 else ids.astype(mx.int32)  # one byte cannot hold the vocabulary's size
+        inside = mx.clip(wide, 0, self.tokens.vocab_size - 1).astype(mx.int32)
+
+        def check() -> None:
+            self.tokens.check([int(end) for end in np.array(ends)])
+
+        return inside, check
 
     def stream_batch(
         self,

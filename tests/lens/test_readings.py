@@ -237,3 +237,13 @@ def test_what_a_capture_holds_can_be_read_on_another_thread_also_after_a_cut() -
     other.start()
     other.join()
     assert np.array_equal(found[0], whole[:, :5])
+
+
+@pytest.mark.parametrize("dtype", [mx.uint8, mx.int16, mx.int32, mx.uint32, mx.int64])
+def test_ids_of_every_integer_type_are_the_same_tokens_and_foreign_ones_are_refused(dtype: mx.Dtype) -> None:
+    lens = LensModel.from_model(tiny.llama())
+    expected = np.array(lens.forward(IDS))
+    assert np.array_equal(np.array(lens.forward(mx.array([IDS], dtype=dtype))), expected)
+    wrong = mx.array([[*IDS, lens.info.vocab_size]], dtype=dtype)
+    with pytest.raises(LensError, match="There is no token"), lens.capture([0]):
+        lens.forward(wrong)

@@ -30,18 +30,28 @@ _PROXIES: dict[type[Module], type[Module]] = {}
 
 def install(module: Module, tap: Tap) -> None:
     """Put ``tap`` around every call of ``module``; the tap installed last is outermost."""
-    _TAPS[id(module)] = (*taps_of(module), tap)
-    module.__class__ = _proxy_of(original_class(module))
+    kind = type(module)
+    if "_lens_original" in kind.__dict__:
+        _TAPS[id(module)] = (*_TAPS[id(module)], tap)
+        return
+    _TAPS[id(module)] = (tap,)
+    _set_class(module, _PROXIES.get(kind) or _proxy_of(kind))
 
 
 def uninstall(module: Module, tap: Tap) -> None:
     """Take ``tap`` away, in any order; without taps the module is of its original class again."""
-    taps = tuple(item for item in taps_of(module) if item != tap)
+    held = taps_of(module)
+    taps = tuple([item for item in held if item != tap])
     if taps:
         _TAPS[id(module)] = taps
-    else:
-        module.__class__ = original_class(module)
-        _TAPS.pop(id(module), None)
+    elif held:
+        del _TAPS[id(module)]
+        _set_class(module, original_class(module))
+
+
+def _set_class(module: Module, kind: type[Module]) -> None:
+    # By object's own setter: MLX's looks through parameters first, which costs as much as all the rest.
+    object.__setattr__(module, "__class__", kind)
 
 
 def taps_of(module: Module) -> tuple[Tap, ...]:

@@ -166,7 +166,7 @@ class _Forward:
 
     where: Where
     programs: Mapping[Key, Program]
-    recorders: tuple[Recorder, ...]
+    recorders: tuple[tuple[Recorder, frozenset[Key]], ...]
     run: Run
     called: set[Key] = field(default_factory=set)
     passes: dict[int, int] = field(default_factory=dict)
@@ -191,6 +191,7 @@ class Registry:
         self._local = threading.local()
         self._lock = threading.RLock()
         self._needs: dict[Key, int] = {}
+        self._points: dict[Key, Point] = {}
         self._taps: dict[int, tuple[Callable[..., Any], dict[Key, Point]]] = {}
         self._programs: dict[object, dict[Key, Program]] = {}
         self._found: dict[Any, Any] = {}
@@ -247,25 +248,29 @@ class Registry:
         """Install proxies for sites; every site is found before the first is installed."""
         points = [(key, self.sites.point(*key)) for key in keys]
         with self._lock:
+            if points and not self._needs:
+                for owner in self._owners():
+                    install(owner, self._root)
             for key, point in points:
-                if not self._needs:
-                    for owner in self._owners():
-                        install(owner, self._root)
-                self._needs[key] = self._needs.get(key, 0) + 1
-                if self._needs[key] == 1:
+                needed = self._needs.get(key, 0)
+                self._needs[key] = needed + 1
+                if not needed:
                     self._attach(key, point)
 
     def _release(self, keys: Iterable[Key]) -> None:
         """The opposite of :meth:`_need`."""
         with self._lock:
+            had = bool(self._needs)
             for key in keys:
-                self._needs[key] -= 1
-                if self._needs[key] == 0:
+                needed = self._needs[key] - 1
+                if needed:
+                    self._needs[key] = needed
+                else:
                     del self._needs[key]
-                    self._detach(key, self.sites.point(*key))
-                if not self._needs:
-                    for owner in self._owners():
-                        uninstall(owner, self._root)
+                    self._detach(key)
+            if had and not self._needs:
+                for owner in self._owners():
+                    uninstall(owner, self._root)
 
     @property
     def installed(self) -> tuple[Key, ...]:
@@ -276,6 +281,7 @@ class Registry:
         return self.decoder.owners
 
     def _attach(self, key: Key, point: Point) -> None:
+        self._points[key] = point
         if id(point.module) in self._taps:
             self._taps[id(point.module)][1][key] = point
             return
@@ -287,7 +293,8 @@ class Registry:
         self._taps[id(point.module)] = (tap, points)
         install(point.module, tap)
 
-    def _detach(self, key: Key, point: Point) -> None:
+    def _detach(self, key: Key) -> None:
+        point = self._points.pop(key)
         tap, points = self._taps[id(point.module)]
         del points[key]
         if not points:
@@ -368,7 +375,7 @@ class Registry:
         for recorder in recorders:
             recorder.begin(own, starts=not caches or (isinstance(offset, int) and offset == 0))
         programs = self.programs(run.plan)
-        return _Forward(where, programs, recorders, run)
+        return _Forward(where, programs, tuple((item, frozenset(item.places)) for item in recorders), run)
 
     def programs(self, plan: Plan) -> dict[Key, Program]:
         """The plan's programs by site, built once for each state of the plan."""
@@ -388,7 +395,9 @@ class Registry:
         forward: _Forward | None = getattr(self._local, "forward", None)
         if forward is None:
             return call(*args, **kwargs)
-        here = tuple(points.items()) if self.decoder.passes == 1 else self._in_this_pass(forward, points)
+        here: Iterable[tuple[Key, Point]] = points.items()
+        if self.decoder.passes > 1:
+            here = self._in_this_pass(forward, points)
         for key, point in here:
             if point.port == "input":
                 hidden = point.read(input_of(args, kwargs, point.argument))
@@ -421,8 +430,8 @@ class Registry:
             if run.fork and h.shape[0] == 1:
                 h = mx.broadcast_to(h, (run.fork, *h.shape[1:]))
             h = program.run(h, forward.where, run.meter.watcher(key, program.acting) if run.meter else None)
-        for recorder in forward.recorders:
-            if key in recorder.places:
+        for recorder, places in forward.recorders:
+            if key in places:
                 seen = h if run.captured_rows is None else h[: run.captured_rows]
                 recorder.record(key, seen.astype(h.dtype))  # an alias: models may change h in place afterwards
         return h
@@ -535,10 +544,10 @@ class CaptureResult(Recorder, Mapping["int | tuple[int, str]", mx.array]):
 
     def __getitem__(self, where: int | tuple[int, str]) -> mx.array:
         key = self._key(where)
-        if key not in self.places:
-            raise KeyError(f"{where!r} is not captured; captured: {list(self)}")
         steps = self._steps.get(key)
         if not steps:
+            if key not in self.places:
+                raise KeyError(f"{where!r} is not captured; captured: {list(self)}")
             raise LensError(
                 f"Layer {key[0]} {key[1]} has seen no forward pass yet.", "Run the model inside the block first."
             )
