@@ -72,6 +72,7 @@ def stream_child(runs: int, tokens: int) -> dict[str, Any]:
     from lens_tui.records import LensError, Token
     from lens_tui.tui.app import LensApp
     from lens_tui.tui.preferences import Start
+    from lens_tui.tui.start import rare_collections
     from lens_tui.worker import jobs
     from lens_tui.worker.events import JobDone, JobFailed
     from lens_tui.worker.handlers import Context, Handlers
@@ -157,7 +158,9 @@ def stream_child(runs: int, tokens: int) -> dict[str, Any]:
 
     context = Context()
     app = Measured(Worker(lambda: Runner(context)), Start(screen="generate", model="demo"))
-    app.run()
+    with rare_collections() as app_is_up:  # as the command starts it
+        app.after_first_frame(app_is_up)
+        app.run()
     return out
 
 

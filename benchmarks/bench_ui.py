@@ -112,6 +112,7 @@ def stream_child(rate: float, lanes: int, seconds: float) -> dict[str, float]:
     from lens_tui.tui.app import LensApp
     from lens_tui.tui.preferences import Start
     from lens_tui.tui.screens.generate_screen import GenerateScreen
+    from lens_tui.tui.start import rare_collections
 
     out: dict[str, float] = {}
 
@@ -145,7 +146,9 @@ def stream_child(rate: float, lanes: int, seconds: float) -> dict[str, float]:
 
     worker = SteadyWorker(rate)
     app = Measured(worker, Start(screen="generate"))
-    app.run()
+    with rare_collections() as app_is_up:  # as the command starts it
+        app.after_first_frame(app_is_up)
+        app.run()
     return out
 
 
