@@ -29,12 +29,23 @@ SHAPES = {
 }
 
 
+VOCABULARY = 262_144
+
+
+def nbytes_of(shape: str) -> int:
+    """Bytes of the weights in bf16, near enough to say whether they fit."""
+    one = SHAPES[shape]
+    d, heads, keys = one["hidden_size"], one["num_attention_heads"], one["num_key_value_heads"]
+    block = d * (2 * heads + 2 * keys) * one["head_dim"] + 3 * d * one["intermediate_size"]
+    return 2 * (one["num_hidden_layers"] * block + VOCABULARY * d)
+
+
 def random_network(shape: str) -> Any:
     """An mlx-lm model of a shape, evaluated."""
     from mlx.utils import tree_map
     from mlx_lm.models import gemma3_text
 
-    args = gemma3_text.ModelArgs.from_dict({"model_type": "gemma3_text", "vocab_size": 262_144, **SHAPES[shape]})
+    args = gemma3_text.ModelArgs.from_dict({"model_type": "gemma3_text", "vocab_size": VOCABULARY, **SHAPES[shape]})
     model = gemma3_text.Model(args)
     model.update(tree_map(lambda w: (mx.random.normal(w.shape) * 0.02).astype(mx.bfloat16), model.parameters()))
     mx.eval(model.parameters())

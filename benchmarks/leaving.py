@@ -1,25 +1,24 @@
 """How long the app takes to leave: ctrl+q in the middle of a comparison on the bundled model, in a pseudo-terminal.
 
-    python benchmarks/bench_quit.py [--times 20]
-
-Measures from the key press to the end of the process, and counts exit statuses. The peer is a Textual app with one
-Static that is told to quit the same way.
+From the key press to the end of the process; the peer is a Textual app with one Static that is told to quit alike.
 """
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import os
 import pty
 import select
-import statistics
 import struct
 import sys
 import tempfile
 import termios
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+from .machine import Options
+from .report import Row, of_times
+from .turns import medians
 
 EMPTY = (
     "from textual.app import App\nfrom textual.widgets import Static\n"
@@ -65,8 +64,8 @@ class Terminal:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
-def leave(command: Sequence[str], home: str, *, busy: bool) -> tuple[float, int]:
-    """Seconds from ctrl+q to the end, and the exit status."""
+def leave(command: Sequence[str], home: str, *, busy: bool) -> float:
+    """Seconds from ctrl+q to the end. Raises ``RuntimeError`` if that was no orderly one."""
     terminal = Terminal(command, home)
     if busy:
         terminal.press(b"r")
@@ -78,27 +77,21 @@ def leave(command: Sequence[str], home: str, *, busy: bool) -> tuple[float, int]
     start = time.perf_counter()
     terminal.press(b"\x11")
     status = terminal.ended()
+    found = time.perf_counter() - start
     os.close(terminal.master)
-    return time.perf_counter() - start, status
+    if status:
+        raise RuntimeError(f"the app ended with status {status}")
+    return found
 
 
-def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--times", type=int, default=20)
-    args = parser.parse_args()
+def rows(options: Options) -> Iterator[Row]:
+    """Leaving in mid-generation, and leaving an empty app."""
     with tempfile.TemporaryDirectory() as home:
-        for name, command, busy in (
-            ("an empty app", ["-c", EMPTY], False),
-            ("ours, mid-generation", ["-c", OURS, "--demo"], True),
-        ):
-            runs = [leave(command, home, busy=busy) for _ in range(args.times)]
-            times = sorted(seconds for seconds, _ in runs)
-            print(
-                f"{name:<22} median {statistics.median(times):.3f} s, max {times[-1]:.3f} s, "
-                f"exit 0 in {sum(status == 0 for _, status in runs)} of {len(runs)}"
-            )
-
-
-if __name__ == "__main__":
-    main()
+        found = medians(
+            {
+                "empty": lambda: leave(["-c", EMPTY], home, busy=False),
+                "ours": lambda: leave(["-c", OURS, "--demo"], home, busy=True),
+            },
+            options.repeats(6),
+        )
+    yield of_times("ctrl+q in mid-generation to the end", found["ours"], found["empty"], "an empty Textual app")

@@ -1,12 +1,7 @@
 """The app on the bundled model: start to first token, tokens/s against the library alone, keys while the model runs.
 
-    python benchmarks/bench_app.py [--repeats 5] [--runs 6] [--tokens 120] [--before FOLDER] [--only start|stream]
-
-Every app runs in a fresh process on a pseudo terminal of 120x36, as in ``bench_ui.py``.
-
 Start: ``--demo``, and ``r`` pressed as soon as the first frame is up; the seconds from the start of the process until
-the frame with the first token has been painted, and the process's CPU seconds by then. With ``--before`` in turns with
-the package as it is in that checkout.
+the frame with the first token has been painted, against that first frame.
 
 Streaming: four arms (the baseline and three steered), the same run in turns as the app shows it and as the library
 makes it, on the app's own MLX thread, for nobody. Of the app: tokens painted after the first frame that shows any,
@@ -19,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,9 +22,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench_ui import in_terminal, presses, tail
+from .app import in_terminal, presses, tail
+from .machine import Options
+from .report import Row, at_least, at_most, of_speeds, of_times
 
-HERE = Path(__file__).parents[1]
 LANES = 4
 LAYER, SCALE = 4, 6.0
 
@@ -36,11 +33,7 @@ LAYER, SCALE = 4, 6.0
 def start_child(result: Path) -> None:
     """Open the app on the bundled model, run at once, leave when a token has been painted."""
     from lens_tui.cli import main as command
-
-    try:
-        from lens_tui.tui import start
-    except ImportError:  # a checkout of before it was called so
-        from lens_tui.tui import run as start  # type: ignore[attr-defined,no-redef]
+    from lens_tui.tui import start
 
     make, figures = start.make_app, {}
 
@@ -173,60 +166,41 @@ def _vectors() -> list[Any]:
     return [SteeringVector.of(f"v{lane}", draw.normal(size=384), LAYER) for lane in range(1, LANES)]
 
 
-def starts(repeats: int, before: Path | None) -> None:
-    """Print the seconds to the first token, now and before in turns; a round before the first fills every cache."""
-    import tempfile
-
-    modes = {"now": HERE} | ({"before": before.resolve()} if before else {})
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in modes}
+def rows(options: Options) -> Iterator[Row]:
+    """Start to first token, and the app beside the library."""
+    starts: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as kept:
-        for turn in range(repeats + 1):
-            for name, root in modes.items():
-                codes, home = f"{kept}/{name}/codes", f"{kept}/{name}/home"
-                figures = in_terminal("--what", "start", script=__file__, byte_code=codes, root=root, home=home)
-                found[name] += [figures] if turn else []
-    for name, runs in found.items():
-        wall = [run["token"] - run["begin"] for run in runs]
-        frame = [run["frame"] - run["begin"] for run in runs]
-        cpu, frame_cpu = [run["cpu"] for run in runs], [run["frame_cpu"] for run in runs]
-        print(
-            f"start to first token, {name:<6}  {median(wall):.2f} s (least {min(wall):.2f}), CPU {median(cpu):.2f} s"
-            f" (least {min(cpu):.2f}); first frame at {median(frame):.2f} s, CPU {median(frame_cpu):.2f} s"
-        )
+        for _ in range(options.repeats(5) + 1):
+            home = f"{kept}/home"
+            starts.append(in_terminal("--what", "start", module=MODULE, byte_code=f"{kept}/codes", home=home))
+    token, frame = (median(run[at] - run["begin"] for run in starts[1:]) for at in ("token", "frame"))
+    yield of_times("start to first token, r pressed at the first frame", token, frame, "the first frame")
+    sizes = ["--runs", str(options.repeats(6)), "--tokens", "120"]
+    ran: dict[str, Any] = in_terminal("--what", "stream", *sizes, module=MODULE)
+    app, library = median(ran["app"]), median(ran["library"])
+    yield of_speeds(f"{LANES} arms x 120 tokens seen in the app", app, library, "the library alone", at_least(0.97))
+    for name, value in tail("key", ran["key"]).items():
+        if name in ("key p50", "key p95"):
+            bound = at_most(60) if name == "key p95" else None
+            what = f"key to painted frame while the model writes, {name.split()[1]}"
+            yield Row(what, f"{value:.1f} ms", "", value, bound, "ms")
+
+
+MODULE = "benchmarks.app_on_model"
 
 
 def main() -> None:
-    """Parse, run, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--runs", type=int, default=6)
-    parser.add_argument("--tokens", type=int, default=120)
-    parser.add_argument("--before", type=Path)
-    parser.add_argument("--only", choices=("start", "stream"))
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--what", default="", help=argparse.SUPPRESS)
+    """Be one measured app, as :func:`rows` asks, and write what was found."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--runs", type=int)
+    parser.add_argument("--tokens", type=int)
+    parser.add_argument("--child", type=Path, required=True)
+    parser.add_argument("--what", required=True)
     asked = parser.parse_args()
-    if asked.child:
-        result = Path(asked.child)
-        if asked.what == "start":
-            start_child(result)
-        else:
-            result.write_text(json.dumps(stream_child(asked.runs, asked.tokens)))
-        return
-    if asked.only != "stream":
-        starts(asked.repeats, asked.before)
-    if asked.only != "start":
-        options = ["--runs", str(asked.runs), "--tokens", str(asked.tokens)]
-        ran: dict[str, Any] = in_terminal("--what", "stream", *options, script=__file__, root=HERE)
-        shares = [shown / alone for shown, alone in zip(ran["app"], ran["library"], strict=True)]
-        each = " ".join(f"{share:.2f}" for share in shares)
-        print(
-            f"{LANES} arms x {asked.tokens} tokens, tokens/s: in the app {median(ran['app']):.0f}, the library alone"
-            f" {median(ran['library']):.0f}; app / library, run by run: {each}, median {median(shares):.2f}, best"
-            f" against best {max(ran['app']) / max(ran['library']):.2f}"
-        )
-        keys = "  ".join(f"{name.split()[1]} {ms:.1f}" for name, ms in tail("key", ran["key"]).items())
-        print(f"key to painted frame meanwhile, in ms: {keys}")
+    if asked.what == "start":
+        start_child(asked.child)
+    else:
+        asked.child.write_text(json.dumps(stream_child(asked.runs, asked.tokens)))
 
 
 if __name__ == "__main__":

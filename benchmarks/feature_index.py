@@ -1,6 +1,4 @@
-"""Feature index at 262,144 features: build speed, and feature -> top examples against SQLite in the same run.
-
-    python benchmarks/bench_index.py [--tokens 200000] [--width 262144]
+"""The feature index at 262,144 features: a feature's examples and other questions, and its build, against SQLite.
 
 The activations are synthetic (64 features a token, drawn from a skewed
 distribution as in a real SAE), so that the index alone is measured and no model
@@ -11,10 +9,7 @@ this question. Caches are warm for both; each query asks for another feature.
 
 from __future__ import annotations
 
-import argparse
-import json
 import resource
-import shutil
 import sqlite3
 import sys
 import tempfile
@@ -28,6 +23,9 @@ import numpy as np
 from lens_tui import FeatureIndex, IndexSettings, co_active, rank_features
 from lens_tui.records.token_activations import ActivationBlock, SourceFacts
 from lens_tui.sae.index.build import IndexProgress, Target, build_index
+
+from .machine import Options
+from .report import Row, at_most, duration, of_times
 
 PLACE = (0, "resid_post")
 L0 = 64
@@ -108,22 +106,33 @@ def sqlite_peer(index: FeatureIndex, path: Path) -> sqlite3.Connection:
     return peer
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, default=200_000)
-    parser.add_argument("--width", type=int, default=262_144)
-    parser.add_argument("--queries", type=int, default=5000)
-    options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp())
-    try:
-        print(json.dumps(measure(options, folder), indent=1))
-    finally:
-        shutil.rmtree(folder)
+def rows(options: Options) -> Iterator[Row]:
+    """The index of a synthetic text, and the same examples in SQLite."""
+    width, tokens, queries = (32_768, 40_000, 1000) if options.quick else (262_144, 100_000, 5000)
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(width, tokens, queries, Path(folder))
+    ours, theirs = found["examples"], found["examples_sqlite"]
+    what = f"a feature's examples among {width} features"
+    for figure in ("own_p50_ms", "own_p99_ms"):
+        name = f"{what}, {figure[4:7]} of CPU time"
+        yield of_times(name, ours[figure] / 1e3, theirs[figure] / 1e3, "SQLite")
+    yield Row(f"{what}, p99", duration(ours["p99_ms"] / 1e3), "", ours["p99_ms"], at_most(1), "ms")
+    for question in ("statistics", "token_by_rank", "co_active"):
+        p99 = found[question]["p99_ms"]
+        yield Row(f"{question.replace('_', ' ')} among {width} features, p99", duration(p99 / 1e3), "", p99, None, "ms")
+    speed = found["build_tokens_per_s_without_model"]
+    yield Row("building it, without the model", f"{speed} tokens/s", "", speed, None, "tokens/s")
+    yield of_sizes("size on disk", found["index_mb"], found["peer_mb"], "SQLite")
 
 
-def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    source = Synthetic(options.tokens)
-    target = Target(Encoder(options.width), PLACE, options.width, "synthetic")
+def of_sizes(what: str, ours: float, peer: float, name: str) -> Row:
+    """A row of two sizes in MB."""
+    return Row(what, f"{ours:.0f} MB", f"{name}: {peer:.0f} MB", ours / peer)
+
+
+def measure(width: int, n_tokens: int, queries: int, folder: Path) -> dict[str, Any]:
+    source = Synthetic(n_tokens)
+    target = Target(Encoder(width), PLACE, width, "synthetic")
     stages: dict[str, float] = {}
     last: list[float] = []
     begin, own_begin = time.perf_counter(), time.process_time()
@@ -146,7 +155,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     begin = time.perf_counter()
     index = FeatureIndex(path)
     open_ms = (time.perf_counter() - begin) * 1e3
-    features = np.random.default_rng(0).permutation(np.flatnonzero(index.count > 0))[: options.queries]
+    features = np.random.default_rng(0).permutation(np.flatnonzero(index.count > 0))[:queries]
     for feature in features:
         index.examples(int(feature))  # warm
     peer = sqlite_peer(index, folder / "peer.sqlite")
@@ -156,7 +165,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     tokens = np.random.default_rng(1).integers(1, index.n_tokens, 500)
     scale = 1 if sys.platform == "darwin" else 1024
     return {
-        "width": options.width,
+        "width": width,
         "tokens": index.n_tokens,
         "activations": index.manifest["n_active"],
         "build_tokens_per_s_without_model": round(last[-1]),
@@ -173,7 +182,3 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "token_by_rank": latency(lambda t: rank_features(index, *index.at_token(t), by="rank"), tokens),
         "co_active": latency(lambda f: co_active(index, f), features[:500]),
     }
-
-
-if __name__ == "__main__":
-    main()

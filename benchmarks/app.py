@@ -1,6 +1,4 @@
-"""The app's own cost: first frame against an empty Textual app, and the event loop while four lanes stream.
-
-    python benchmarks/bench_ui.py [--seconds 20] [--rate 60] [--lanes 4] [--repeats 7]
+"""The app's own cost: first frame against an empty Textual app, the event loop while four lanes stream, and leaving.
 
 Every app runs in a fresh process on a pseudo terminal of 120x36 whose output is read and thrown
 away, so layout, painting and writing are all in the figures; no model is loaded.
@@ -22,18 +20,27 @@ import fcntl
 import json
 import os
 import pty
+import resource
 import select
 import struct
+import subprocess
 import sys
 import tempfile
 import termios
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from threading import Event, Thread
 from typing import Any
+
+from . import leaving
+from .machine import Options
+from .report import Bound, Row, at_most, duration, of_times
+from .serving import ROOT
+from .turns import medians
 
 SIZE = (36, 120)
 WORDS = (" the", " little", " dog", " ran", " to", " exchange", ",", " medi", "um", " of", ".", "\n")
@@ -240,12 +247,12 @@ def frame_child(which: str, result: Path) -> None:
 
 
 def in_terminal(
-    *arguments: str, script: str = __file__, byte_code: str = "", root: Path | None = None, home: str = ""
+    *arguments: str, module: str = "benchmarks.app", byte_code: str = "", home: str = ""
 ) -> dict[str, float]:
-    """Run ``script`` with ``arguments`` on a pseudo terminal; returns what it wrote to its result file.
+    """Run a ``module`` of this package on a pseudo terminal; returns what it wrote to its result file.
 
     ``byte_code`` is a folder that keeps compiled modules from one run to the next, ``home`` one for the app's own
-    files (by default a new one); ``root`` is the checkout whose package runs.
+    files (by default a new one).
     """
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
@@ -253,17 +260,16 @@ def in_terminal(
         pid, master = pty.fork()
         if pid == 0:
             os.environ |= {"TERM": "xterm-256color", "COLORTERM": "truecolor", "LENS_TUI_HOME": home or folder}
-            if root is not None:
-                os.environ["PYTHONPATH"] = str(root)
             if byte_code:
                 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
                 os.environ["PYTHONPYCACHEPREFIX"] = byte_code
-            os.execv(sys.executable, [sys.executable, script, "--child", str(result), *arguments])
+            os.chdir(ROOT)
+            os.execv(sys.executable, [sys.executable, "-m", module, "--child", str(result), *arguments])
         fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", *SIZE, 0, 0))
         written = _swallow(master)
         _, status = os.waitpid(pid, 0)
         if os.waitstatus_to_exitcode(status) or not result.exists():
-            raise SystemExit(f"the measured app failed: {' '.join(arguments)}")
+            raise RuntimeError(f"the measured app failed: {' '.join(arguments)}")
         figures: dict[str, float] = json.loads(result.read_text())
         return figures | {"begin": begin, "bytes": written}
 
@@ -282,54 +288,64 @@ def _swallow(master: int) -> int:
         count += len(data)
 
 
-def first_frames(repeats: int) -> dict[str, list[dict[str, float]]]:
-    """What each app's first frame took, the apps in turn; a round before the first makes the byte code."""
-    frames: dict[str, list[dict[str, float]]] = {"empty": [], "load": [], "demo": []}
+LANES, RATE = 4, 60.0
+
+
+def rows(options: Options) -> Iterator[Row]:
+    """First frames, ``--help``, and the app while it streams."""
     with tempfile.TemporaryDirectory() as folder:
-        for round_ in range(repeats + 1):
-            for which, runs in frames.items():
-                figures = in_terminal("--what", which, byte_code=folder)
-                runs += [figures] if round_ else []
-    return frames
+        runs = {which: partial(in_terminal, "--what", which, byte_code=folder) for which in ("empty", "load", "demo")}
+        cpu: dict[str, list[float]] = {which: [] for which in runs}
+
+        def framed(which: str) -> float:
+            found = runs[which]()
+            cpu[which].append(found["cpu"])
+            return found["at"] - found["begin"]
+
+        found = medians({which: partial(framed, which) for which in runs}, options.repeats(7))
+    for which, said in (("load", "on Load"), ("demo", "with --demo")):
+        yield of_times(f"first frame {said}", found[which], found["empty"], "an empty Textual app", at_most(2.0))
+        # The first was the round that makes the byte code.
+        ours, empty = (median(cpu[each][1:]) for each in (which, "empty"))
+        yield of_times(f"first frame {said}, CPU", ours, empty, "an empty Textual app")
+    spent = medians({"help": _cpu_of_help}, options.repeats(5))["help"]
+    yield Row("--help, CPU", duration(spent), "", spent, at_most(0.25), "s")
+    seconds = 5.0 if options.quick else 15.0
+    ran = in_terminal("--what", "stream", "--rate", str(RATE), "--lanes", str(LANES), "--seconds", str(seconds))
+    lanes = f"{LANES} lanes of {RATE:g} tokens/s"
+    yield _milliseconds(f"event loop late while {lanes} stream, p95", ran["lag p95"], f"idle: {ran['idle p95']:.1f} ms")
+    yield _milliseconds(f"event loop late while {lanes} stream, p99", ran["lag p99"], f"idle: {ran['idle p99']:.1f} ms")
+    yield _milliseconds("key to painted frame meanwhile, p50", ran["key p50"])
+    yield _milliseconds("key to painted frame meanwhile, p95", ran["key p95"], bound=at_most(60))
+    yield from leaving.rows(options)
+
+
+def _milliseconds(what: str, value: float, peer: str = "", bound: Bound | None = None) -> Row:
+    return Row(what, f"{value:.1f} ms", peer, value, bound, "ms")
+
+
+def _cpu_of_help() -> float:
+    """CPU seconds of ``mlx-lens-tui --help`` in a process of its own."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = "import sys; from lens_tui.cli import main; sys.argv = ['mlx-lens-tui', '--help']; main()"
+    subprocess.run([sys.executable, "-c", command], stdout=subprocess.DEVNULL, check=True, cwd=ROOT)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def main() -> None:
-    """Parse, run, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=20)
-    parser.add_argument("--rate", type=float, default=60)
-    parser.add_argument("--lanes", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--what", default="", help=argparse.SUPPRESS)
+    """Be one measured app, as :func:`in_terminal` asks, and write what was found."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--child", type=Path, required=True)
+    parser.add_argument("--what", required=True)
+    parser.add_argument("--seconds", type=float)
+    parser.add_argument("--rate", type=float)
+    parser.add_argument("--lanes", type=int)
     asked = parser.parse_args()
-    if asked.child:
-        if asked.what == "stream":
-            Path(asked.child).write_text(json.dumps(stream_child(asked.rate, asked.lanes, asked.seconds)))
-        else:
-            frame_child(asked.what, Path(asked.child))
-        return
-    frames = first_frames(asked.repeats)
-    empty = _median(frames["empty"])
-    for which, runs in frames.items():
-        wall, cpu = _median(runs)
-        print(f"first frame, {which:<5}  {wall:.2f} s ({wall / empty[0]:.2f}), CPU {cpu:.2f} s ({cpu / empty[1]:.2f})")
-    options = ["--rate", str(asked.rate), "--lanes", str(asked.lanes), "--seconds", str(asked.seconds)]
-    ran = in_terminal("--what", "stream", *options)
-    print(f"{asked.lanes} lanes x {asked.rate:g} tok/s for {asked.seconds:g} s, event loop late by, in ms:")
-    named = {"idle": "before, app idle", "lag": "while streaming", "key": "key to frame"}
-    for name, said in named.items():
-        tail = "  ".join(f"{key.split()[1]} {ran[key]:.1f}" for key in ran if key.startswith(f"{name} "))
-        print(f"  {said:<16}  {tail}")
-    print(
-        f"  {100 * ran['cpu_share']:.0f} % of one core, {ran['made_per_s']:.0f} tokens/s, "
-        f"{ran['behind_tokens']:.0f} tokens not yet shown at the end, {ran['bytes'] / 1000:.0f} kB written"
-    )
-
-
-def _median(runs: list[dict[str, float]]) -> tuple[float, float]:
-    """Median seconds from the start of the process to its first frame, on the clock and of CPU."""
-    return median(run["at"] - run["begin"] for run in runs), median(run["cpu"] for run in runs)
+    if asked.what == "stream":
+        asked.child.write_text(json.dumps(stream_child(asked.rate, asked.lanes, asked.seconds)))
+    else:
+        frame_child(asked.what, asked.child)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """Whether memory stays: two hundred runs in one process, and twenty models loaded one after the other.
 
-    python benchmarks/bench_memory.py [--runs 200] [--loads 20]
-
 On the bundled model, by the app's worker. Each run is a comparison of four arms with their companions under another
 prompt and another dial, kept in a history; the first 40 fill what is bounded (kept prefixes), and growth is what the
 rest add to the process's resident memory and to what MLX holds. The peer of the loads is the same model loaded once:
@@ -10,19 +8,23 @@ MLX's peak over all of them against its peak over that one.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 
 from lens_tui.records import Add, Arm, Sampling, SteeringVector
 from lens_tui.worker import jobs
 from lens_tui.worker.events import JobDone, JobFailed
 from lens_tui.worker.thread import Worker
+
+from .machine import Options
+from .report import Row, at_most
 
 FILLING = 40
 WORDS = "the old man opened the door and saw that the sea had come up to the house in the night "
@@ -54,8 +56,6 @@ class Jobs:
 
 def held() -> tuple[float, float]:
     """Megabytes: the process's resident memory, and what MLX holds."""
-    import mlx.core as mx
-
     gc.collect()
     mx.clear_cache()
     try:
@@ -76,38 +76,39 @@ def run(made: Jobs, number: int) -> None:
     made.do(jobs.Compare(f"{number}: {WORDS * 3}", arms, Sampling(max_tokens=12, seed=number)))
 
 
-def main() -> None:
-    """Run, load, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=200)
-    parser.add_argument("--loads", type=int, default=20)
-    asked = parser.parse_args()
-    import mlx.core as mx
-
+def rows(options: Options) -> Iterator[Row]:
+    """Run, and load; without a word about the runs that only fill."""
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["LENS_TUI_HOME"] = folder
         made = Jobs(Path(folder))
-        made.do(jobs.LoadModel("demo"))
-        for number in range(FILLING):
-            run(made, number)
-        before = held()
-        for number in range(FILLING, FILLING + asked.runs):
-            run(made, number)
-        after = held()
-        for name, old, new in zip(("resident", "MLX"), before, after, strict=True):
-            print(f"{name:<9} {old:7.1f} MB, after {asked.runs} runs {new:7.1f} MB: {100 * (new / old - 1):+.2f} %")
+        try:
+            made.do(jobs.LoadModel("demo"))
+            yield from of_runs(made, 40 if options.quick else 200)
+            yield from of_loads(made, 4 if options.quick else 20)
+        finally:
+            made.close()
+
+
+def of_runs(made: Jobs, runs: int) -> Iterator[Row]:
+    """What the process holds after many runs, against what it held after the first."""
+    for number in range(FILLING):
+        run(made, number)
+    before = held()
+    for number in range(FILLING, FILLING + runs):
+        run(made, number)
+    for name, old, new in zip(("resident memory", "what MLX holds"), before, held(), strict=True):
+        peer = f"after {FILLING} runs: {old:.1f} MB"
+        yield Row(f"{name} after {runs} more runs", f"{new:.1f} MB", peer, new / old, at_most(1.02))
+
+
+def of_loads(made: Jobs, loads: int) -> Iterator[Row]:
+    """The peak of many loads, against that of one."""
+    made.do(jobs.UnloadModel())
+    base, peaks = held()[1], []
+    for count in (1, loads):
         made.do(jobs.UnloadModel())
-        base = held()[1]
-        peaks = []
-        for loads in (1, asked.loads):
-            made.do(jobs.UnloadModel())
-            mx.reset_peak_memory()
-            for _ in range(loads):
-                made.do(jobs.LoadModel("demo"))
-            peaks.append(mx.get_peak_memory() / 1e6 - base)
-        print(f"peak of {asked.loads} loads {peaks[1]:.1f} MB, of one {peaks[0]:.1f} MB: {peaks[1] / peaks[0]:.3f}")
-        made.close()
-
-
-if __name__ == "__main__":
-    main()
+        mx.reset_peak_memory()
+        for _ in range(count):
+            made.do(jobs.LoadModel("demo"))
+        peaks.append(mx.get_peak_memory() / 1e6 - base)
+    peer = f"of one: {peaks[0]:.1f} MB"
+    yield Row(f"peak of {loads} loads", f"{peaks[1]:.1f} MB", peer, peaks[1] / peaks[0], at_most(1.1))
