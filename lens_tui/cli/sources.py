@@ -76,8 +76,13 @@ def _standard_input() -> str:
 def open_model(name: str) -> LensModel:
     """The model a verb works on, its weights held as ``--dequantize`` says, or the settings."""
     from lens_tui.lens.model import LensModel
+    from lens_tui.records.hub_fetch import model_from_hub
+    from lens_tui.sae.from_hub import is_hub_id
     from lens_tui.tui.preferences import preferences
 
+    if name.count("/") == 1 and is_hub_id(name) and not Path(name).exists():
+        with Meter() as meter:  # the library would draw a bar of its own
+            model_from_hub(name, progress=lambda *n: meter.say(*_fetched(*n)))
     return LensModel(name, dequantize=asked_dequantize.get() or preferences().dequantize)
 
 

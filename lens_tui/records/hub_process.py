@@ -32,6 +32,7 @@ _PATIENCE = 20.0  # seconds for the hub's first answer
 _LARGE = 8 << 20  # bytes from which a file that broke off is worth going on with
 _LARGEST = 50_000_000_000  # what the hub gives over plain HTTP; the client has another way for more
 _AT_ONCE = 4
+_CHUNK = 1 << 20  # the client's own 10 MiB are lost whenever a transfer is stopped, and progress goes in jumps
 PART = ".lens-tui.incomplete"
 """The end of the name of a file that broke off; the client's own listing knows it as one by the last part."""
 
@@ -212,6 +213,9 @@ def _end_with_parent() -> None:
 
 def main() -> None:
     """The process: see the module's docstring."""
+    from huggingface_hub import constants
+
+    constants.DOWNLOAD_CHUNK_SIZE = _CHUNK
     threading.Thread(target=_end_with_parent, daemon=True).start()
     wish = Wish(**json.loads(sys.argv[1]))
     try:

@@ -279,6 +279,18 @@ async def test_what_is_loaded_or_bundled_is_not_removed() -> None:
         assert catalog.removed == []
 
 
+async def test_the_details_follow_the_size_of_the_terminal() -> None:
+    app = lens_app(model="demo")
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(pilot)
+        assert "Memory  of 16.0 GB" in screen_text(app)
+        assert "18.4 MB of 16.0 GB held" in screen_text(app)
+        await pilot.resize_terminal(80, 24)
+        await settle(pilot)
+        assert "needs 94.4 MB of 16.0 GB (1%) for four arms" in screen_text(app)
+        assert "layer_4_width_8k_l0_medium" in screen_text(app)
+
+
 async def test_a_refused_removal_is_one_sentence() -> None:
     class Refusing(FakeCatalog):
         def remove(self, entry: ModelEntry | SAEEntry) -> int:

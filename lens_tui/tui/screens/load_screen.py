@@ -37,7 +37,7 @@ def details(app: LensHost, entry: ModelEntry, memory: MemoryEstimate, width: int
     else:
         parts += ["\n", *memory_rows(memory, width), "\n"]
         if entry.path and entry.source != "demo":
-            parts += [(fit_end(entry.path, width), "$muted"), "\n"]
+            parts += [(fit_end(entry.path, width), "$muted"), "\n\n"]
     parts += _loading(app, entry)
     parts += [("SAEs for this model", "$muted" if narrow else "bold $muted")]
     return Content.assemble(*parts)
@@ -266,8 +266,9 @@ class LoadScreen(LensScreen):
         return max(10, width - (10 + 10 + 5 + (14 if used else 0))), used
 
     def on_resize(self) -> None:
-        """The headings follow the columns."""
+        """The headings follow the columns, and the details the room there is."""
         self.call_after_refresh(self._show_columns)
+        self.call_after_refresh(self._show_details)
 
     def _show_columns(self) -> None:
         name, used = self._columns(self._list.scrollable_content_region.width - 2)
