@@ -19,6 +19,8 @@ from .list_verbs import verbs as lists
 from .model_verbs import verbs as models
 from .output import INTERRUPTED, USER_ERROR, fail, note, say, sentences
 from .read_verbs import verbs as read
+from .run_verbs import runs
+from .run_verbs import verbs as replay
 from .sae_verbs import verbs as saes
 from .sources import asked_dequantize
 from .steer_verbs import verbs as steer
@@ -75,11 +77,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for verbs in (compare, read, features, steer, saes, info, config):
+for verbs in (compare, read, features, steer, replay, saes, info, config):
     app.add_typer(verbs)
 app.add_typer(labels, name="labels")
 app.add_typer(lists, name="lists")
 app.add_typer(models, name="models")
+app.add_typer(runs, name="runs")
 
 
 @sentences

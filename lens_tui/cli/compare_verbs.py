@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lens_tui.records import Arm, ArmEnd, Intervention, Sampling, Token
+from lens_tui.records import Arm, ArmEnd, Intervention, SAEInfo, Sampling, Token
 from lens_tui.records.arm_syntax import ArmSpec, parse_arm
-from lens_tui.records.interventions import amount_of
-from lens_tui.records.prompt_set import parse_prompts, perplexity_of
-from lens_tui.tui.format import Trail, figure, kl_key, kl_level, sparkline
+from lens_tui.records.interventions import acting_words
+from lens_tui.records.prompt_set import parse_prompts
+from lens_tui.records.run_record import figures, first_difference, kl_level, perplexity_of
+from lens_tui.tui.format import Trail, figure, kl_key, sparkline
 
 from . import prompt_table as sets
 from .output import INTERRUPTED, Asked, in_terminal, interruptible, note, print_json, say, say_shaded, sentences
-from .prompt_table import figures, intervention_in_words
+from .prompt_table import intervention_in_words
 from .sources import Json, MinP, Model, SAEName, Temp, TextKey, TopK, TopP, Vectors, open_model, read_text, within
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def compare(
     seed: Annotated[int, within("seed", "The same seed gives the same text again.")] = 0,
     stop: Stop = None,
     raw: Raw = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the run in the history, for `runs` and `replay`.")] = False,
     json: Json = False,
     stream: Annotated[
         bool, typer.Option("--stream", help="With --json: a line of JSON for each token as it comes.")
@@ -83,7 +85,7 @@ def compare(
         sets.compare_set(asked, specs, model, sae, sampling, raw=raw, json=json, stream=stream)
     else:
         sets.check_prompt(prompt)
-        _compare_one(read_text(prompt), specs, model, sae, sampling, raw=raw, json=json, stream=stream)
+        _compare_one(read_text(prompt), specs, model, sae, sampling, raw=raw, keep=keep, json=json, stream=stream)
 
 
 def _compare_one(
@@ -94,6 +96,7 @@ def _compare_one(
     sampling: Sampling,
     *,
     raw: bool,
+    keep: bool,
     json: bool,
     stream: bool,
 ) -> None:
@@ -107,12 +110,16 @@ def _compare_one(
             tokens, ends = _collect(run, stream=json and stream, stop=asked)
         stopped = any(end.reason == "stopped" for end in ends.values())
         result = {**record(text, lens.info.name, sampling, named, run, tokens, ends), "stopped": stopped}
+        if keep:
+            result["run"] = _keep(lens, text, named, run, raw=raw, tokens=tokens, ends=ends, saes=vectors.opened)
     if json:
         print_json({"event": "Run", **result} if stream else result)
     else:
         _print(result, tokens)
         if lacks:
             note("the model has no chat template: the prompt was used as it is")
+        if keep:
+            note(f"kept as run {result['run']}")
     if stopped:
         raise SystemExit(asked.status)
 
@@ -139,6 +146,23 @@ def _collect(run: Comparison, *, stream: bool, stop: Callable[[], bool]) -> tupl
         if arm not in ends:
             hear(ArmEnd(arm, "stopped", len(came), "".join(token.text for token in came), run.doses(arm)))
     return tokens, ends
+
+
+def _keep(
+    lens: LensModel,
+    prompt: str,
+    arms: Sequence[Arm],
+    run: Comparison,
+    *,
+    raw: bool,
+    tokens: list[list[Token]],
+    ends: dict[int, ArmEnd],
+    saes: Sequence[SAEInfo],
+) -> int:
+    from lens_tui.records.run_store import RunStore
+    from lens_tui.tasks.replay import Gathered
+
+    return RunStore().keep(Gathered(prompt, arms, run, raw, tokens, ends).record(lens, saes))
 
 
 def _go_on(asked: Asked) -> None:
@@ -177,18 +201,12 @@ def record(
                 "reason": ends[index].reason,
                 "token_ids": [token.token_id for token in tokens[index]],
                 **figures(tokens[index]),
-                "parts_at": _parts_at(tokens[0], tokens[index]) if index else None,
+                "parts_at": first_difference(tokens[index], tokens[0]) if index else None,
                 "dose": ends[index].dose,
             }
             for index, arm in enumerate(arms)
         ],
     }
-
-
-def _parts_at(baseline: Sequence[Token], other: Sequence[Token]) -> int | None:
-    """The first generated token that differs from the baseline's; None if one is a beginning of the other."""
-    pairs = zip(baseline, other, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a.token_id != b.token_id), None)
 
 
 def _figures_in_words(arm: dict[str, Any]) -> list[str]:
@@ -326,7 +344,7 @@ def _show(
                 "reason": end.reason,
                 "token_ids": [token.token_id for token in tokens],
                 "logprobs": [token.logprob for token in tokens],
-                "steering": list(_words(steering)),
+                "steering": acting_words(steering),
                 "dose": end.dose,
             }
         )
@@ -334,13 +352,6 @@ def _show(
     say(f"── {end.arm}  ({len(tokens)} tokens)")
     say(prompt + end.text)
     say()
-
-
-def _words(steering: Sequence[Intervention]) -> Iterator[str]:
-    for item in steering:
-        amount = amount_of(item)
-        scale = "" if amount is None else f" {amount:g}"
-        yield f"{item.mode}{scale} at layer {item.layer} {item.site}, {item.positions.kind}"
 
 
 @verbs.command()
@@ -383,7 +394,7 @@ def measured(lens: LensModel, text: str, steering: Sequence[Intervention]) -> di
         "n_tokens": len(ids) - 1,
         "loss": plain,
         "perplexity": perplexity_of(-plain),
-        "steering": list(_words(steering)),
+        "steering": acting_words(steering),
         "steered_loss": steered,
         "steered_perplexity": perplexity_of(None if steered is None else -steered),
         "delta": None if steered is None else steered - plain,

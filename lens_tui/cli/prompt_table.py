@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lens_tui.records import Arm, LensError, Sampling, Token
+from lens_tui.records import Arm, LensError, Sampling
 from lens_tui.records.arm_syntax import ArmSpec
 from lens_tui.records.interventions import amount_of
 from lens_tui.records.prompt_set import (
@@ -20,13 +20,12 @@ from lens_tui.records.prompt_set import (
     SetCell,
     SetColumn,
     column_of,
-    mean,
     parse_prompts,
-    perplexity_of,
     read_prompt_set,
     typed_prompts,
 )
 from lens_tui.records.run import LIMITS
+from lens_tui.records.run_record import figures
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.format import figure, fit, fit_left
 
@@ -223,23 +222,6 @@ def _cell(cell: SetCell, run: SetComparison) -> dict[str, Any]:
         "distinct_2": cell.distinct_2,
         "read_back": cell.read_back,
         "dose": cell.dose,
-    }
-
-
-def figures(tokens: Sequence[Token]) -> dict[str, Any]:
-    """The numbers of one text, each of its tokens and their means, in nats; see :func:`.compare_verbs.record`."""
-    logprobs, plain = [token.logprob for token in tokens], [token.plain_logprob for token in tokens]
-    forward, reverse = [token.kl for token in tokens], [token.reverse_kl for token in tokens]
-    return {
-        "logprobs": logprobs,
-        "plain_logprobs": plain,
-        "kl": forward,
-        "reverse_kl": reverse,
-        "mean_logprob": mean(logprobs),
-        "perplexity": perplexity_of(mean(logprobs)),
-        "plain_perplexity": perplexity_of(mean(plain)),
-        "mean_kl": mean(forward),
-        "mean_reverse_kl": mean(reverse),
     }
 
 

@@ -166,6 +166,11 @@ class Vectors:
         return load_one(path, layer=layer, elsewhere=True, d_model=self._lens.d_model, n_layers=n_layers)
 
     @property
+    def opened(self) -> list[SAEInfo]:
+        """The SAE that features are of, if one was asked for."""
+        return [] if self._sae is None else [self._sae.info]
+
+    @property
     def sae(self) -> SAE:
         """The SAE that features are of."""
         if self._sae is None:

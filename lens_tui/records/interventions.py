@@ -441,3 +441,13 @@ def at_amount(record: Intervention, amount: float) -> Intervention:
         case CapProjection() if record.low is None or record.high is None:
             return replace(record, high=amount) if record.low is None else replace(record, low=amount)
     raise LensError(f"{record.id!r} has no number that could be another.", "Use a mode that has a scale.")
+
+
+def acting_words(interventions: Iterable[Intervention]) -> list[str]:
+    """What each of these does, as ``add 22 at layer 4 resid_post, generated``."""
+    found = []
+    for item in interventions:
+        amount = amount_of(item)
+        scale = "" if amount is None else f" {amount:g}"
+        found.append(f"{item.mode}{scale} at layer {item.layer} {item.site}, {item.positions.kind}")
+    return found

@@ -60,6 +60,16 @@ def indexes_folder() -> Path:
     return folder("data") / "indexes"
 
 
+def exports_folder() -> Path:
+    """Where runs are exported to unless another folder is named."""
+    return folder("data") / "exports"
+
+
+def copied_file() -> Path:
+    """The text last copied, where no clipboard is known to have taken it."""
+    return folder("state") / "copied.txt"
+
+
 def database_file() -> Path:
     """Runs and labels, SQLite."""
     return folder("data") / "lens.sqlite3"

@@ -13,6 +13,7 @@ from typing import Any
 from .errors import LensError
 from .read_files import parse_json, read_text
 from .run import Token
+from .run_record import mean, perplexity_of
 from .sanitise import one_line
 
 MAX_PROMPTS = 100_000
@@ -144,17 +145,6 @@ class SetCell:
     def mean_reverse_kl(self) -> float | None:
         """Mean D(plain || arm) a token (nats), both models on the arm's own text."""
         return mean(token.reverse_kl for token in self.tokens)
-
-
-def mean(values: Iterable[float | None]) -> float | None:
-    """The mean of those that are known, ``None`` of nothing."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
-def perplexity_of(mean_logprob: float | None) -> float | None:
-    """``exp`` of minus a mean log-probability (nats), at most ``exp(700)``."""
-    return None if mean_logprob is None else math.exp(min(700.0, -mean_logprob))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,17 +11,16 @@ import json
 import os
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from .codec import from_json, to_json
 from .disk import is_owner_alive, own_birth
 from .interventions import Arm
 from .run import Candidate, Sampling, Token
+from .run_record import ArmRecord, MadeWith, RunRecord, State
 from .store import Family, Store, fts_query
-
-State = Literal["running", "done", "stopped", "failed", "killed"]
 
 RUNS = Family(
     "runs",
@@ -78,34 +77,9 @@ RUNS = Family(
         WHERE run_token.run = parted.run AND run_token.arm = parted.arm AND run_token.place > parted.place;
         """,
         "ALTER TABLE run ADD COLUMN born TEXT NOT NULL DEFAULT '';",
+        "ALTER TABLE run ADD COLUMN made TEXT NOT NULL DEFAULT '{}';",
     ),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class ArmRecord:
-    """One arm of a kept run: what it was, what came out, how it ended (``""``: it did not)."""
-
-    arm: Arm
-    tokens: tuple[Token, ...] = ()
-    text: str = ""
-    reason: str = ""
-    dose: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RunRecord:
-    """A kept run. ``created`` is seconds since 1970 (UTC); ``id`` 0 means not stored."""
-
-    model: str
-    prompt: str
-    arms: tuple[ArmRecord, ...]
-    sampling: Sampling = field(default_factory=Sampling)
-    raw: bool = False
-    prompt_ids: tuple[int, ...] = ()
-    created: float = 0.0
-    state: State = "done"
-    id: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +110,16 @@ class RunStore:
         *,
         raw: bool = False,
         prompt_ids: Sequence[int] = (),
+        made: MadeWith | None = None,
     ) -> int:
         """Write down a run that begins; returns its id."""
         owner, settings, ids = (os.getpid(), own_birth()), _dump(sampling), _dump(list(prompt_ids))
-        values = (time.time(), *owner, "running", _storable(model), _storable(prompt), raw, settings, ids)
+        named = ("running", _storable(model), _storable(prompt), raw)
+        values = (time.time(), *owner, *named, settings, ids, _dump(made or MadeWith()))
         with self.store.write() as connection:
             cursor = connection.execute(
-                "INSERT INTO run (created, owner, born, state, model, prompt, raw, sampling, prompt_ids) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO run (created, owner, born, state, model, prompt, raw, sampling, prompt_ids, made) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 values,
             )
             run = int(cursor.lastrowid or 0)
@@ -194,6 +170,18 @@ class RunStore:
                 ("\n".join(texts), run),
             )
 
+    def keep(self, run: RunRecord) -> int:
+        """Write down a run that is over; returns its id."""
+        arms, made = [kept.arm for kept in run.arms], run.made
+        number = self.begin(
+            run.model, run.prompt, arms, run.sampling, raw=run.raw, prompt_ids=run.prompt_ids, made=made
+        )
+        for place, kept in enumerate(run.arms):
+            self.add(number, kept.tokens)
+            self.end_arm(number, place, kept.reason, kept.dose)
+        self.end(number, run.state)
+        return number
+
     def broken(self) -> list[int]:
         """Runs whose process died under them, newest first. They are closed as ``killed`` and keep what came."""
         rows = self.store.all("SELECT id, owner, born FROM run WHERE state = 'running' ORDER BY id DESC")
@@ -220,6 +208,7 @@ class RunStore:
                 created=float(row["created"]),
                 state=row["state"],
                 id=run,
+                made=from_json(MadeWith, json.loads(row["made"])),
             )
 
     def list(self, words: str = "", limit: int = 100) -> list[RunSummary]:

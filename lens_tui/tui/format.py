@@ -6,11 +6,12 @@ levels, so colour and its glyph twin can never disagree.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from datetime import datetime
 
 from rich.cells import cell_len, set_cell_size
+
+from lens_tui.records.run_record import KL_STEPS, step_level
 
 N_LEVELS = 8
 BARS = "▁▂▃▄▅▆▇█"
@@ -23,26 +24,8 @@ SURPRISAL_STEPS = (3.0, 4.0, 5.0, 6.0, 7.0, 8.5, 10.0)
 A token likelier than 1 in 20 stays plain: shading what is common would shade nearly every token of ordinary text.
 """
 
-KL_STEPS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-"""Lower bounds of levels 1 to 7 for the KL of a steering, in nats: two steps a decade.
-
-Steering that leaves a text sound moves the next token by hundredths of a nat, strong steering by one or more.
-"""
-
 LAYER_KL_STEPS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Lower bounds of levels 1 to 7 for the KL of a layer's readout from the last layer's, in nats: each step doubles."""
-
-
-def step_level(value: float | None, steps: Sequence[float]) -> int:
-    """The level of a value on a fixed scale of seven rising lower bounds; NaN and ``None`` give 0."""
-    if value is None or value != value:
-        return 0
-    return bisect_right(steps, value)
-
-
-def kl_level(value: float | None) -> int:
-    """The level of a steering's KL in nats."""
-    return step_level(value, KL_STEPS)
 
 
 def layer_kl_level(value: float | None) -> int:

@@ -18,6 +18,7 @@ from textual.message import Message
 from textual.theme import Theme
 
 from lens_tui.records.info import Dequantize
+from lens_tui.records.sanitise import one_line
 from lens_tui.worker.events import Event, JobDone, JobFailed, JobStarted, Progress, Speed, Stopping
 from lens_tui.worker.jobs import Job
 from lens_tui.worker.thread import WorkerLike
@@ -268,11 +269,18 @@ class LensHost(App[None]):
     def copy(self, text: str, what: str) -> None:
         """Copy ``text`` through the terminal (OSC 52, over ssh too) and, where one is there, the system's own tool.
 
-        ``what`` says in the remark what it was.
+        ``what`` says in the remark what it was. A terminal does not say whether it took it: where no tool did, the text
+        is written to a file as well.
         """
         self.copy_to_clipboard(text)
-        self.run_worker(lambda: _handed_over(text), thread=True, exit_on_error=False, group="clip")
-        self.notify(f"Copied {what} ({len(text)} characters).", markup=False, timeout=3)
+        self.run_worker(lambda: self._hand_over(text, what), thread=True, exit_on_error=False, group="clip")
+
+    def _hand_over(self, text: str, what: str) -> None:
+        length = f"{len(text)} characters"
+        said, seconds = f"Copied {what} ({length}).", 3.0
+        if not _handed_over(text):
+            said, seconds = f"Sent {what} ({length}) to the terminal's clipboard; {_written(text)}.", 6.0
+        self.call_from_thread(self.notify, said, markup=False, timeout=seconds)
 
     def tell(self, text: str) -> None:
         """Something to know that a remark would pass too quickly."""
@@ -315,9 +323,30 @@ def _handed_over(text: str) -> bool:
     for command in _TOOLS:
         if shutil.which(command[0]):
             try:
-                done = subprocess.run(command, input=text.encode(), timeout=2, capture_output=True, check=False)
+                # Not captured: what holds a selection stays behind, with the pipes it was given.
+                done = subprocess.run(
+                    command,
+                    input=text.encode(),
+                    timeout=2,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    check=False,
+                )
             except (OSError, subprocess.TimeoutExpired):
                 continue
             if done.returncode == 0:
                 return True
     return False
+
+
+def _written(text: str) -> str:
+    """Write what was copied to its file; says where it is, or why it is not there."""
+    from lens_tui.records import LensError, paths
+    from lens_tui.records.disk import write_text
+
+    place = paths.copied_file()
+    try:
+        write_text(place, text)
+    except LensError as error:
+        return f"no file holds it ({error.message.rstrip('.')})"
+    return f"it is in {one_line(str(place))} too"

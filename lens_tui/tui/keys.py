@@ -145,7 +145,7 @@ _GENERATE = (
     Key("generate.history", "H", "history", "the runs of this session and those kept", "history"),
     Key("generate.copy", "y", "copy", "copy the text of this lane"),
     Key("generate.copy_command", "Y", "copy_command", "copy the command that makes this run"),
-    Key("generate.export", "e", "export", "write the run as JSON and Markdown"),
+    Key("generate.export", "e", "export", "export the run: JSON, Markdown, CSV, SVG, Python (asks where)"),
 )
 
 _FEATURES = (

@@ -8,7 +8,6 @@ arms and what they have written so far, reduced from events. No Textual.
 from __future__ import annotations
 
 import difflib
-import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ from lens_tui.records import (
     TokenWeight,
 )
 from lens_tui.records.interventions import BenchRow
+from lens_tui.records.run_record import ArmRecord, MadeWith, RunRecord, State, kl_level, perplexity_of
 from lens_tui.worker.events import (
     ArmDone,
     Dialed,
@@ -43,7 +43,7 @@ from lens_tui.worker.events import (
     TokenEvent,
 )
 
-from .format import kl_level, surprisal_level
+from .format import surprisal_level
 
 if TYPE_CHECKING:
     from lens_tui.records.training import FitReport
@@ -311,12 +311,12 @@ class ArmText:
     @property
     def perplexity(self) -> float | None:
         """``exp`` of minus the mean log-probability: of the arm's text, to the model that wrote it."""
-        return _perplexity(self.mean_logprob)
+        return perplexity_of(self.mean_logprob)
 
     @property
     def plain_perplexity(self) -> float | None:
         """Perplexity of the arm's text to the plain model: high beside a low own one is confidently broken text."""
-        return _perplexity(self._plain.value)
+        return perplexity_of(self._plain.value)
 
     @property
     def mean_kl(self) -> float | None:
@@ -350,10 +350,6 @@ class ArmText:
             self.parted = shared
 
 
-def _perplexity(mean_logprob: float | None) -> float | None:
-    return None if mean_logprob is None else math.exp(min(700.0, -mean_logprob))
-
-
 def piece(token: Token) -> str:
     """What a token shows in a text: what it adds, or its own form where it adds nothing."""
     return token.text or token.token
@@ -380,18 +376,38 @@ class RunText:
     tokens_per_s: float | None = None
     kept: int = 0
     state: Literal["waiting", "running", "done", "stopped", "failed"] = "waiting"
+    made: MadeWith = field(default_factory=MadeWith)
+    created: float = 0.0
 
     @classmethod
     def begin(cls, number: int, session: Session) -> RunText:
         """A run of the session as it is now."""
-        return cls(
-            number,
-            session.prompt,
-            session.sampling,
-            tuple(ArmText(place, arm) for place, arm in plan(session)),
-            session.steers,
-            session.model.name if session.model else "",
-            model_source(session.model),
+        arms = plan(session)
+        made = MadeWith()
+        if session.model is not None:
+            from lens_tui.tasks.made_with import made_with  # not before the first run
+
+            made = made_with(session.model, [arm for _, arm in arms], session.saes)
+        texts = tuple(ArmText(place, arm) for place, arm in arms)
+        name = session.model.name if session.model else ""
+        run = cls(number, session.prompt, session.sampling, texts, session.steers, name, made.source)
+        run.made = made
+        return run
+
+    def record(self) -> RunRecord:
+        """The run as far as it has come, as it is kept and exported."""
+        state: State = "running" if self.state in ("waiting", "running") else self.state  # type: ignore[assignment]
+        return RunRecord(
+            self.model,
+            self.prompt,
+            tuple(ArmRecord(arm.arm, tuple(arm.tokens), arm.text, arm.reason, arm.dose) for arm in self.arms),
+            self.sampling,
+            self.raw,
+            self.prompt_ids,
+            self.created,
+            state,
+            self.kept,
+            self.made,
         )
 
     @property
@@ -433,6 +449,8 @@ class RunText:
             case RunStarted():
                 self.state, self.kept = "running", event.run
                 self.prompt_ids, self.prompt_tokens = event.prompt_ids, event.prompt_tokens
+                if event.made.version:  # an SAE that only the kept run's record names stays named
+                    self.made = replace(event.made, saes={**self.made.saes, **event.made.saes})
             case RunKept():
                 self.kept = event.run
             case TokenEvent():
@@ -452,13 +470,6 @@ class RunText:
                 self.state = "stopped" if event.stopped else "done"
             case JobFailed():
                 self.state = "failed"
-
-
-def model_source(model: ModelInfo | None) -> str:
-    """The name of the bundled model or a hub id; else the folder."""
-    if model is None:
-        return ""
-    return model.name if model.name == "demo" or "/" in model.name else model.path
 
 
 def summary(sampling: Sampling) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lens_tui.records import FloatArray, Intervention, SteeringVector
 from lens_tui.records.features import ContrastedFeature, FeatureFacts, FoundFeature
 from lens_tui.records.run import Token
+from lens_tui.records.run_record import MadeWith
 from lens_tui.records.steering_vector import TokenWeight as TokenWeight
 
 if TYPE_CHECKING:
@@ -131,13 +132,14 @@ else:  # only ever an annotation
 class RunStarted(Event):
     """A comparison begins: the prompt as the model sees it, token by token.
 
-    ``run`` is its number in the history, 0 where none is kept.
+    ``run`` is its number in the history, 0 where none is kept; ``made`` is what it rests on beside what was asked.
     """
 
     prompt_ids: tuple[int, ...]
     prompt_tokens: tuple[str, ...]
     arms: tuple[str, ...]
     run: int = 0
+    made: MadeWith = field(default_factory=MadeWith)
 
 
 @dataclass(frozen=True, slots=True)

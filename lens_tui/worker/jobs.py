@@ -69,7 +69,8 @@ class Compare(Job):
     """Generate every arm in lock step. Events: Progress, RunStarted, TokenEvent, Speed, ArmDone.
 
     ``raw``: the prompt goes in as it is, even if the model has a chat template.
-    ``top``: how many candidates each token event carries.
+    ``top``: how many candidates each token event carries. ``changes`` are made while it writes, as in a kept run that
+    is run again: the arm, the first token under the change, and what acts from there on.
     """
 
     overtakes: ClassVar[bool] = True
@@ -78,6 +79,7 @@ class Compare(Job):
     sampling: Sampling = field(default_factory=Sampling)
     raw: bool = False
     top: int = 5
+    changes: tuple[tuple[int, int, tuple[Intervention, ...]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,12 @@ NASTY = "the \u202ecat\u2066 \x9b31m\x7f \u2028\u2029\u200b\u200d\ufeff sat"
 TRAIN = ["--layer", "1", "--width", "16", "-k", "2", "-n", "256", "--batch", "64", "--rows", "4", "--context", "24"]
 
 VERBS: dict[str, list[str]] = {
-    "compare": [NASTY, "-a", "f3*2", "--max-tokens", "2", "SAE"],
+    "compare": [NASTY, "-a", "f3*2", "--max-tokens", "2", "--keep", "SAE"],
+    "runs list": [],
+    "runs show": ["1"],
+    "runs export": ["1", "-o", "OUT"],
+    "runs tally": [],
+    "replay": ["1"],
     "features": [NASTY, "-k", "2", "SAE"],
     "info": [],
     "config": ["--check", "SETTINGS"],
@@ -65,7 +70,8 @@ VERBS: dict[str, list[str]] = {
 """Every verb with arguments that it can do something with, in an order in which each finds what it needs."""
 
 MAY_NOT_FIT = {"check-sae": 1}
-WITHOUT_A_MODEL = ("config", "keys", "models fetch", "models list", "models remove")
+WITHOUT_A_MODEL = ("config", "keys", "models fetch", "models list", "models remove", "runs list", "runs tally")
+OF_A_RUN = ("runs show", "runs export")
 
 
 def verbs(group: Any = None, before: str = "") -> Iterator[str]:
@@ -90,7 +96,7 @@ def test_every_argument_and_option_is_explained(verb: str) -> None:
     assert [option.name for option in command.params if not option.help] == []
 
 
-@pytest.mark.parametrize("group", [[], ["vector"], ["labels"], ["models"]])
+@pytest.mark.parametrize("group", [[], ["vector"], ["labels"], ["models"], ["runs"]])
 def test_no_line_of_the_help_is_cut(group: list[str]) -> None:
     done = CliRunner().invoke(app, [*group, "--help"], env={"COLUMNS": "80"})
     assert done.exit_code == 0
@@ -143,7 +149,7 @@ def walked(work: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> di
         shards = ["", ""]
         for verb in VERBS:
             out = str(tmp_path_factory.mktemp("out") / "made")
-            model = [] if verb in WITHOUT_A_MODEL else ["-m", work["MODEL"]]
+            model = [] if verb in (*WITHOUT_A_MODEL, *OF_A_RUN) else ["-m", work["MODEL"]]
             words = [*typed(verb, work, OUT=out, SHARD=shards[0], OTHER=shards[1]), *model, "--json"]
             said[verb] = invoke(words)
             if verb == "index":

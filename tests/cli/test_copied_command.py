@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from lens_tui import LensModel, demo, load_sae
 from lens_tui.cli.command import app
 from lens_tui.cli.sources import Vectors
 from lens_tui.lens.vectors import from_array, from_token, mean_difference, random_unit
-from lens_tui.records import Add, Arm, Intervention, LensError, Positions, Sampling, SteeringVector
+from lens_tui.records import Add, Arm, Intervention, LensError, Positions, SAEInfo, Sampling, SteeringVector
 from lens_tui.records.arm_syntax import parse_arm
 from lens_tui.records.interventions import BenchRow, amount_of
+from lens_tui.records.run_record import ArmRecord, RunRecord
 from lens_tui.records.vector_folder import keep_vector, list_vectors
 from lens_tui.records.vector_formats import load_one
-from lens_tui.tui.run_export import as_command, quoted, sae_words
-from lens_tui.tui.session import ArmText, RunText, model_source
+from lens_tui.tasks.made_with import made_with, sae_words
+from lens_tui.tasks.run_command import as_command, quoted
 from tests.folders import llama_folder, sae_folder
 
 PROMPT = 'it\'s \n"the" $HOME `x` \\ \u202ecat\x1b[31m e\u0301 日本'
@@ -38,10 +40,13 @@ def sae(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return load_sae(sae_folder(tmp_path_factory.mktemp("saes") / "layer_1_width_64"))
 
 
-def run_of(lens: LensModel, arms: dict[str, list[Intervention]], **options: Any) -> RunText:
-    texts = [ArmText(0, Arm("baseline"))]
-    texts += [ArmText(number, Arm(name, tuple(items))) for number, (name, items) in enumerate(arms.items(), 1)]
-    return RunText(1, PROMPT, Sampling(**options), tuple(texts), (), lens.info.name, model_source(lens.info))
+def run_of(
+    lens: LensModel, arms: dict[str, list[Intervention]], saes: Sequence[SAEInfo] = (), **options: Any
+) -> RunRecord:
+    """A run with these arms beside the baseline, as a screen or the history hands it to the exporter."""
+    named = [Arm("baseline"), *(Arm(name, tuple(items)) for name, items in arms.items())]
+    texts = tuple(ArmRecord(arm) for arm in named)
+    return RunRecord(lens.info.name, PROMPT, texts, Sampling(**options), made=made_with(lens.info, named, saes))
 
 
 def words_of(command: str) -> list[str]:
@@ -97,10 +102,10 @@ def test_every_kind_of_vector_is_found_again(lens: LensModel, sae: Any) -> None:
     arms: dict[str, list[Intervention]] = {
         name: [acting("add", "x", vector, vector.layer, 0.1 + 1 / 3)] for name, vector in vectors_of(lens, sae).items()
     }
-    command = as_command(run_of(lens, arms), [sae.info], keep_vector)
+    command = as_command(run_of(lens, arms, [sae.info]), keep_vector)
     assert "#" not in command
     assert_same(read(lens, command), arms)
-    assert as_command(run_of(lens, arms), [sae.info], keep_vector) == command
+    assert as_command(run_of(lens, arms, [sae.info]), keep_vector) == command
     assert len(list_vectors()) == 5  # what has words of its own is not written, and nothing is written twice
 
 
@@ -113,7 +118,7 @@ def test_modes_positions_sums_and_another_layer(lens: LensModel, sae: Any) -> No
             acting("at_most", "z", vectors["noise"], 1, 1e-7),
         ]
     }
-    assert_same(read(lens, as_command(run_of(lens, arms), [sae.info], keep_vector)), arms)
+    assert_same(read(lens, as_command(run_of(lens, arms, [sae.info]), keep_vector)), arms)
 
 
 def test_features_of_a_second_sae_and_of_one_that_is_gone(lens: LensModel, sae: Any, tmp_path: Path) -> None:
@@ -121,10 +126,10 @@ def test_features_of_a_second_sae_and_of_one_that_is_gone(lens: LensModel, sae: 
     arms: dict[str, list[Intervention]] = {
         "two": [acting("add", "x", sae.vector(3), 1, 2.0), acting("add", "y", other.vector(4), 2, 3.0)]
     }
-    command = as_command(run_of(lens, arms), [sae.info, other.info], keep_vector)
+    command = as_command(run_of(lens, arms, [sae.info, other.info]), keep_vector)
     assert command.count("--sae") == 1
     assert_same(read(lens, command), arms)
-    assert_same(read(lens, as_command(run_of(lens, arms), [], keep_vector)), arms)
+    assert_same(read(lens, as_command(run_of(lens, arms), keep_vector)), arms)
 
 
 def test_an_sae_whose_place_was_told_is_named_with_it(sae: Any) -> None:
@@ -144,7 +149,7 @@ def test_ready_vectors_and_bundled_features_are_named_as_the_command_line_knows_
         "ready": [Add(id="x", layer=held.layer, vector=held, scale=ready.scale)],
         "cookery": [Add(id="y", layer=4, vector=sae.vector(2666), scale=22.0)],
     }
-    command = as_command(run_of(lens, arms), [sae.info], keep_vector)
+    command = as_command(run_of(lens, arms, [sae.info]), keep_vector)
     assert f"'ready={ready.name}@" in command
     assert f"--sae {demo.default_sae()} " in command
     assert_same(read(lens, command, "demo"), arms)
@@ -158,7 +163,7 @@ def test_the_command_runs(lens: LensModel, sae: Any) -> None:
         "feature": [acting("add", "x", vectors["feature"], 1, 2.0)],
     }
     options = {"max_tokens": 3, "seed": 4, "temp": 0.7, "repetition_penalty": 1.25, "stop": ("\x1b", "| x")}
-    command = as_command(run_of(lens, arms, **options), [sae.info], keep_vector)
+    command = as_command(run_of(lens, arms, [sae.info], **options), keep_vector)
     done = CliRunner().invoke(app, [*words_of(command)[1:-2], "--json", "--", PROMPT])
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
@@ -174,10 +179,10 @@ def test_what_cannot_be_kept_is_named(lens: LensModel) -> None:
     arms: dict[str, list[Intervention]] = {
         "t": [Add(id="x", layer=1, vector=from_token(lens, 7, 1, name="it"), scale=2.0)]
     }
-    assert as_command(run_of(lens, arms), [], refuse).endswith("  # without it; The disk is full.")
+    assert as_command(run_of(lens, arms), refuse).endswith("  # without it; The disk is full.")
     places = Positions("indices", indices=(1,))
     arms = {"t": [Add(id="x", layer=1, positions=places, vector=from_token(lens, 7, 1, name="it"), scale=2.0)]}
-    assert as_command(run_of(lens, arms), [], keep_vector).endswith("  # without it")
+    assert as_command(run_of(lens, arms), keep_vector).endswith("  # without it")
 
 
 @pytest.mark.parametrize("word", [PROMPT, "plain", "", "it's", "\x9b\u202e\u2028'\\n", "\udce9", "a\x7f1f"])

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from lens_tui.records import Add, LensError, Sampling
+from lens_tui.records import Add, LensError, Sampling, paths
+from lens_tui.records.run_record import MadeWith
+from lens_tui.tasks.run_command import as_command
+from lens_tui.tasks.run_export import FORMATS, as_markdown
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.format import kl_key, nats
-from lens_tui.tui.run_export import as_command, as_markdown
 from lens_tui.tui.screens.generate_screen import GenerateScreen, read_sampling, sampling_fields
 from lens_tui.tui.session import summary
 from lens_tui.tui.widgets.lane import window
@@ -370,18 +373,25 @@ async def test_a_run_leaves_as_text_json_markdown_and_a_command(
         await pilot.press("y")
         assert app.clipboard == TEXTS[1]
         await pilot.press("e")
+        await pilot.pause()
+        assert os.listdir(tmp_path) == ["lens-home"]  # nothing is written before it was asked where
+        await pilot.press("tab", "ctrl+u", *"mine", "enter")
+        await settle(app, pilot)
         run = screen_of(app).run
         assert run is not None
-        data: dict[str, Any] = json.loads((tmp_path / "lens-run-1.json").read_text())
+        folder = paths.exports_folder()
+        assert sorted(os.listdir(folder)) == [f"mine.{kind}" for kind in sorted(FORMATS)]
+        assert os.listdir(tmp_path) == ["lens-home"]
+        data: dict[str, Any] = json.loads((folder / "mine.json").read_text())
         assert [arm["text"] for arm in data["arms"]] == list(TEXTS[:3])
         assert data["arms"][1]["interventions"][0]["scale"] == 24.0
         told, kept = data["arms"][1]["tokens"][2], run.arms[1].tokens[2]
         assert (told["kl"], told["reverse_kl"]) == (kept.kl, kept.reverse_kl)
         assert (told["logprob"], told["plain_logprob"]) == (kept.logprob, kept.plain_logprob)
-        assert (data["arms"][1]["mean_reverse_kl"], data["schema"][-2:]) == (run.arms[1].mean_reverse_kl, "/2")
-        assert "both models on the arm's own text" in as_markdown(run)
-        assert (tmp_path / "lens-run-1.md").read_text() == as_markdown(run)
-        assert "hand made" in as_command(run)
+        assert (data["arms"][1]["mean_reverse_kl"], data["schema"][-2:]) == (run.arms[1].mean_reverse_kl, "/3")
+        assert "both models on the arm's own text" in as_markdown(run.record())
+        assert (folder / "mine.md").read_text() == as_markdown(run.record())
+        assert "hand made" in as_command(run.record())
         await pilot.press("Y")
         assert app.clipboard.startswith("mlx-lens-tui compare")
 
@@ -428,7 +438,10 @@ def test_the_command_is_one_that_the_command_line_reads() -> None:
     items = (Add(id="a", layer=4, vector=feature, scale=22.0), Add(id="b", layer=5, vector=noise, scale=-4.5))
     sampling = Sampling(max_tokens=9, temp=0.7, seed=7, top_k=40)
     arms = (ArmText(0, Arm("baseline")), ArmText(1, Arm("x + y", items)))
-    words = shlex.split(as_command(RunText(1, "it's \n--raw", sampling, arms, model="demo"), [sae]))
+    run = RunText(
+        1, "it's \n--raw", sampling, arms, model="demo", made=MadeWith(source="demo", saes={sae.id: "/saes/mine"})
+    )
+    words = shlex.split(as_command(run.record()))
     assert words[:4] == ["mlx-lens-tui", "compare", "--model", "demo"]
     assert words[-2:] == ["--", "it's \n--raw"]
     spec = parse_arm(words[words.index("--arm") + 1])

@@ -3,45 +3,50 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lens_tui import demo
-from lens_tui.records import Origin, Positions
+from lens_tui.records import Origin, Positions, SteeringVector
 from lens_tui.records.arm_syntax import parse_arm
 from lens_tui.records.interventions import MODES, POSITIONS
 from lens_tui.records.vector_formats import load_one
 from lens_tui.records.vector_formats.own import write_one
-from lens_tui.tui.run_export import as_command
+from lens_tui.tasks.run_command import as_command
 from lens_tui.tui.session import RunText, SessionStore
 from lens_tui.tui.widgets.lane import strength
 from tests.fakes import DEMO_MODEL, unit_vector
 
 
-def run_of(mode: str, kind: str, origin: Origin, layer: int = 4) -> RunText:
+def run_of(mode: str, kind: str, origin: Origin, layer: int = 4, vector: SteeringVector | None = None) -> RunText:
     store = SessionStore()
     store.update(model=DEMO_MODEL, prompt="Once")
     positions = None if kind == "all" else Positions(kind)  # type: ignore[arg-type]
-    store.add_steer(unit_vector("v", layer, origin=origin), scale=0.5, mode=mode, positions=positions)
+    vector = vector or unit_vector("v", layer, origin=origin)
+    store.add_steer(vector, scale=0.5, mode=mode, positions=positions)
     return RunText.begin(1, store.session)
 
 
 @pytest.mark.parametrize("mode", [mode.id for mode in MODES])
 @pytest.mark.parametrize("kind", POSITIONS)
 def test_the_copied_command_says_mode_and_positions(mode: str, kind: str) -> None:
-    command = as_command(run_of(mode, kind, Origin("feature", {"sae": "s", "feature": 7})))
-    arm = command.split("--arm ")[1].split(" --max-tokens")[0].strip("'")
+    run = run_of(mode, kind, Origin("feature", {"sae": "s", "feature": 7}))
+    assert as_command(run.record()).endswith("# without v; the SAE s is not available")
+    run.made = replace(run.made, saes={"s": "/saes/s"})
+    command = as_command(run.record())
+    assert "--sae /saes/s" in command
+    arm = command.split("--arm ")[1].split(" --sae")[0].strip("'")
     (term,) = parse_arm(arm).terms
     assert (term.source, term.layer, term.mode, term.positions) == ("7", 4, mode, kind)
     assert term.scale == (0.0 if mode == "project_out" else 0.5)
-    assert "# without" not in command
-    assert command.endswith("# the SAE s is not available")
+    assert "#" not in command
 
 
 def test_what_a_command_cannot_say_is_named() -> None:
-    command = as_command(run_of("norm_match", "all", Origin("arithmetic", {})))
+    command = as_command(run_of("norm_match", "all", Origin("arithmetic", {})).record())
     assert command.endswith("# without v")
 
 
@@ -52,20 +57,22 @@ def test_a_vector_of_a_file_is_named_by_it(tmp_path: Path) -> None:
     own = write_one(unit_vector("own", 4, origin=Origin("arithmetic", {})), tmp_path / "own.safetensors")
     for source, layer in ((str(own), 4), (f"{tmp_path}/hidden.npy", 4), (f"{tmp_path}/named.npz:kind", 2)):
         vector = load_one(source, layer=layer, n_layers=8)
-        command = as_command(run_of("add", "all", vector.origin, vector.layer))
+        command = as_command(run_of("add", "all", Origin(), vector=vector).record())
         assert "# without" not in command
         (term,) = parse_arm(shlex.split(command)[5].split("=")[-1]).terms
         assert (term.source, term.layer, term.scale) == (source, layer, 0.5)
         again = load_one(term.source, layer=term.layer, n_layers=8)
         assert np.array_equal(again.direction, vector.direction)
+    other = unit_vector("other", 4, origin=Origin("file", {"path": str(own)}))
+    assert as_command(run_of("add", "all", Origin(), vector=other).record()).endswith("# without other")
     own.unlink()
-    assert as_command(run_of("add", "all", Origin("arithmetic", {"path": str(own)}))).endswith("# without v")
+    assert as_command(run_of("add", "all", Origin("arithmetic", {"path": str(own)})).record()).endswith("# without v")
 
 
 def test_a_bundled_vector_is_named() -> None:
     ready = demo.vectors()[0]
     vector = load_one(ready.path)
-    command = as_command(run_of("add", "all", Origin("prompts", vector.origin.facts), vector.layer))
+    command = as_command(run_of("add", "all", Origin("prompts", vector.origin.facts), vector.layer).record())
     assert f"{ready.name}@{vector.layer}*0.5" in command
 
 

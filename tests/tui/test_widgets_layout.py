@@ -9,18 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
+from lens_tui.records.run_record import KL_STEPS, kl_level
 from lens_tui.tui import format as ramps
 from lens_tui.tui.widgets.token_layout import TokenLayout, standalone, take_cells
 
 
 def test_levels_rise_with_the_value_and_use_all_eight_steps() -> None:
-    values = [0.0, *(step * 1.01 for step in ramps.KL_STEPS)]
-    assert [ramps.kl_level(value) for value in values] == list(range(8))
-    assert ramps.kl_level(None) == ramps.kl_level(math.nan) == ramps.kl_level(-1.0) == 0
-    assert ramps.kl_level(math.inf) == ramps.layer_kl_level(16.5) == 7
+    values = [0.0, *(step * 1.01 for step in KL_STEPS)]
+    assert [kl_level(value) for value in values] == list(range(8))
+    assert kl_level(None) == kl_level(math.nan) == kl_level(-1.0) == 0
+    assert kl_level(math.inf) == ramps.layer_kl_level(16.5) == 7
     assert ramps.kl_key() == "▂0.01 ▄0.1 ▆1 █10 nat"
     for step, bar in zip((0.01, 0.1, 1.0, 10.0), "▂▄▆█", strict=True):
-        assert ramps.BARS[ramps.kl_level(step)] == bar
+        assert ramps.BARS[kl_level(step)] == bar
     assert [ramps.surprisal_level(-value) for value in (2.9, 3.1, 9.0, 11.0)] == [0, 1, 6, 7]
     assert ramps.share_level(0.0, 1.0) == 0
     assert ramps.share_level(1e-9, 1.0) == 1

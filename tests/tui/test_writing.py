@@ -12,7 +12,7 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from lens_tui.records.sanitise import sanitise_token, signs
-from lens_tui.tui.run_export import as_data
+from lens_tui.tasks.run_export import as_data
 from lens_tui.tui.screens import generate_screen
 from lens_tui.tui.screens.form import Field, FormScreen
 from lens_tui.tui.screens.steer_forms import texts
@@ -234,6 +234,6 @@ def test_a_run_is_exported_with_its_true_prompt() -> None:
     from lens_tui.tui.session import ArmText
 
     run = RunText(1, TEXT, Sampling(), (ArmText(0, Arm("baseline")),))
-    written = json_escaped(json.dumps(as_data(run), ensure_ascii=False, indent=1))
+    written = json_escaped(json.dumps(as_data(run.record()), ensure_ascii=False, indent=1))
     assert json.loads(written)["prompt"] == TEXT
     assert sanitise_token(written.replace("\n", "")) == written.replace("\n", "")

@@ -20,8 +20,6 @@ from lens_tui.records.sanitise import one_line
 from lens_tui.tui.format import figure, fit
 from lens_tui.tui.host import LensHost
 from lens_tui.tui.reading_text import ReadingText, next_active, shades, sources, strongest_token
-from lens_tui.tui.run_export import quoted, sae_words
-from lens_tui.tui.session import model_source
 from lens_tui.tui.widgets.feature_card import (
     SECTIONS,
     FeatureCard,
@@ -147,6 +145,9 @@ class TextPane(Pane):
         """Copy the command that shows the features of this text."""
         session = self.session
         if session.sae_in_use is not None and session.model is not None:
+            from lens_tui.tasks.made_with import model_source, sae_words
+            from lens_tui.tasks.run_command import quoted
+
             options = ["--model", model_source(session.model), "--sae", sae_words(session.sae_in_use)]
             words = ["mlx-lens-tui", "features", *options, "--", self.source.text]
             self.lens.copy(" ".join(map(quoted, words)), "the command")

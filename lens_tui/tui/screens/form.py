@@ -16,6 +16,7 @@ from textual.screen import ModalScreen, Screen
 from textual.widgets import Input, Static
 
 from lens_tui.tui.format import fit
+from lens_tui.tui.host import host
 from lens_tui.tui.widgets.entry import Entry, Pick
 from lens_tui.tui.widgets.row_list import RowList
 
@@ -78,8 +79,7 @@ class ErrorScreen(Dialog[None]):
     def action_copy(self) -> None:
         """Copy message, hint and details."""
         text = "\n".join(part for part in (self.message, self.hint, self.detail) if part)
-        self.app.copy_to_clipboard(text)
-        self.notify("Copied.", markup=False, timeout=2)
+        host(self).copy(text, "the message")
 
 
 Check = Callable[[str], str]

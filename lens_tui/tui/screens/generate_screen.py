@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import events
@@ -391,25 +390,19 @@ class GenerateScreen(LensScreen):
 
     def action_copy_command(self) -> None:
         """Copy the command that makes this run again."""
-        from lens_tui.records.vector_folder import keep_vector
-        from lens_tui.tui.run_export import as_command
+        from lens_tui.tui.screens.export_form import command_of
 
         run = self.run or RunText.begin(0, self.session)
-        self.lens.copy(as_command(run, self.session.saes, keep_vector), "the command")
+        self.lens.copy(command_of(run), "the command")
 
     def action_export(self) -> None:
-        """Write the run as JSON and Markdown into the working folder."""
-        from lens_tui.tui.run_export import write
+        """Ask where, and write the run as JSON, Markdown, CSV, SVG and Python."""
+        from lens_tui.tui.screens.export_form import ask_export
 
         if self.run is None:
             self.lens.say("Nothing has run yet.")
             return
-        try:
-            stem = write(self.run, Path.cwd())
-        except OSError as error:
-            self.lens.show_error(f"The run could not be written to {error.filename}: {error.strerror}.")
-            return
-        self.lens.say(f"Wrote {stem.name}.json and {stem.name}.md to {stem.parent}")
+        ask_export(self.lens, self.run)
 
 
 # -- sampling settings as a form

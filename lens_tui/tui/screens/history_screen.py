@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from textual import work
 from textual.app import ComposeResult
@@ -13,7 +13,7 @@ from textual.containers import Vertical
 from textual.content import Content
 from textual.widgets import Input, Static
 
-from lens_tui.records import ALL, Intervention, LensError, Token
+from lens_tui.records import ALL, LensError, Token
 from lens_tui.records.interventions import BenchRow, amount_of
 from lens_tui.records.sanitise import one_line, sanitise_token
 from lens_tui.tui.format import ago, fit
@@ -25,10 +25,10 @@ from lens_tui.tui.widgets.lane import strength
 from lens_tui.tui.widgets.row_list import RowList
 
 if TYPE_CHECKING:
-    from lens_tui.records.run_store import ArmRecord, RunRecord, RunSummary
+    from lens_tui.records.run_record import ArmRecord, RunRecord
+    from lens_tui.records.run_store import RunSummary
 
 
-Interventions = tuple[Intervention, ...]
 MOST = 200
 """How many runs of the disk are listed; a filter finds older ones."""
 
@@ -103,7 +103,9 @@ def run_text(record: RunRecord) -> RunText:
     for arm in arms:
         arm.compare_with(arms[0])
     model = one_line(record.model)
-    made = RunText(0, record.prompt, record.sampling, arms, _steers(record), model, model, record.raw)
+    source = one_line(record.made.source, 4096) or model
+    made = RunText(0, record.prompt, record.sampling, arms, _steers(record), model, source, record.raw)
+    made.made, made.created = record.made, record.created
     made.state = _STATES.get(record.state, "stopped")
     made.prompt_ids, made.kept = record.prompt_ids, record.id
     return made
@@ -114,7 +116,7 @@ _STATES: dict[str, Literal["done", "stopped", "failed"]] = {"done": "done", "fai
 
 def _arm(number: int, kept: ArmRecord) -> ArmText:
     arm = replace(kept.arm, name=one_line(kept.arm.name, 80))
-    text = ArmText(number, arm, dials=_dials(arm.interventions, kept.tokens), reason=kept.reason, dose=kept.dose)
+    text = ArmText(number, arm, dials=kept.changes, reason=kept.reason, dose=kept.dose)
     for token in kept.tokens:
         text.add(_showable(token))
     return text
@@ -124,28 +126,6 @@ def _showable(token: Token) -> Token:
     """A token of the disk with its display forms made safe; its text stays as it came."""
     top = tuple(replace(item, text=sanitise_token(item.text)) for item in token.top)
     return replace(token, token=sanitise_token(token.token), top=top)
-
-
-def _dials(interventions: Interventions, tokens: Sequence[Token]) -> list[tuple[int, Interventions]]:
-    """The changes of scale while an arm wrote, from what each token was computed under."""
-    dials: list[tuple[int, Interventions]] = []
-    now = interventions
-    for token in tokens:
-        scales = dict(token.scales)
-        new = tuple(_at(item, scales[item.id]) if item.id in scales else item for item in now)
-        if _scales(new) != _scales(now):
-            dials.append((token.index, new))
-        now = new
-    return dials
-
-
-def _at(item: Intervention, amount: float) -> Intervention:
-    changes: dict[str, Any] = {name: amount for name in ("scale", "value") if hasattr(item, name)}
-    return replace(item, **changes)
-
-
-def _scales(interventions: Interventions) -> list[float]:
-    return [getattr(item, "scale", getattr(item, "value", 0.0)) for item in interventions]
 
 
 def _steers(record: RunRecord) -> tuple[BenchRow, ...]:

@@ -16,7 +16,8 @@ from textual.widget import Widget
 
 from lens_tui.records import Add, Candidate, Intervention, Token
 from lens_tui.records.interventions import amount_of
-from lens_tui.tui.format import Trail, bar, fit, kl_key, kl_level, nats, signed, sparkline
+from lens_tui.records.run_record import kl_level
+from lens_tui.tui.format import Trail, bar, fit, kl_key, nats, signed, sparkline
 from lens_tui.tui.session import ArmText, Measure, RunText, candidates, piece, token_levels
 
 from .frame import Pane

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from lens_tui.records import Arm, ArmEnd, Intervention, LensError, Token
 from lens_tui.records.sanitise import one_line
+from lens_tui.tasks.made_with import made_with
+from lens_tui.tasks.replay import Changes, attach
 
 from .. import events as ev
 from .. import jobs
@@ -19,7 +21,8 @@ from . import Context
 
 if TYPE_CHECKING:
     from lens_tui.lens.decode.compare import Comparison
-    from lens_tui.records.run_store import RunStore, State
+    from lens_tui.records.run_record import MadeWith, State
+    from lens_tui.records.run_store import RunStore
 
 _SPEED_EVERY = 0.2  # seconds
 Change = tuple[int, tuple[Intervention, ...]]
@@ -32,11 +35,14 @@ def compare(control: Control, job: jobs.Compare, context: Context) -> Iterator[e
     def on_prefill(done: int, total: int) -> None:
         control.progress("prompt", done, total, "tokens")
 
+    attach(model, job.arms, context.saes.get)
     comparison = model.compare(job.prompt, job.arms, job.sampling, raw=job.raw, top=job.top, progress=on_prefill)
     names = tuple(one_line(name, 80) for name in comparison.arms)
-    keeper = Keeper(context, job, model.info.name, comparison)
-    yield ev.RunStarted(control.id, comparison.prompt_ids, comparison.prompt_tokens, names, keeper.run)
-    run, began = _Run(control, comparison, job.sampling.max_tokens, keeper), keeper.run
+    made = made_with(model.info, job.arms, context.known.values(), comparison.batch_rows)
+    keeper = Keeper(context, job, model.info.name, comparison, made)
+    yield ev.RunStarted(control.id, comparison.prompt_ids, comparison.prompt_tokens, names, keeper.run, made)
+    changes = {(arm, index): items for arm, index, items in job.changes}
+    run, began = _Run(control, comparison, job.sampling.max_tokens, keeper, changes), keeper.run
     state: State = "failed"
     try:
         yield from run.events()
@@ -59,6 +65,7 @@ class _Run:
     comparison: Comparison
     max_steps: int
     keeper: Keeper
+    planned: Changes = field(default_factory=dict)
     counts: dict[int, int] = field(default_factory=dict)
     ended: set[int] = field(default_factory=set)
     version: int = 0
@@ -106,7 +113,9 @@ class _Run:
             self.spoke = now
             yield self._speed(now)
         received: list[Change] = []
-        for arm, interventions in self.control.take_dials().items():
+        # Planned changes fall to the token behind the one that is under way.
+        planned = {arm: items for (arm, index), items in self.planned.items() if index == self.steps + 1}
+        for arm, interventions in {**planned, **self.control.take_dials()}.items():
             try:
                 self.comparison.dial(arm, interventions)
                 received.append((arm, interventions))
@@ -140,7 +149,7 @@ class Keeper:
     what is to be written stays here, and at the end of the run there is time to wait.
     """
 
-    def __init__(self, context: Context, job: jobs.Compare, model: str, comparison: Comparison) -> None:
+    def __init__(self, context: Context, job: jobs.Compare, model: str, comparison: Comparison, made: MadeWith) -> None:
         self.run = 0
         self.problem = ""
         self._tokens: list[Token] = []
@@ -154,7 +163,7 @@ class Keeper:
         ids, settings = comparison.prompt_ids, job.sampling
 
         def begin(store: RunStore) -> None:
-            self.run = store.begin(model, job.prompt, arms, settings, raw=job.raw, prompt_ids=ids)
+            self.run = store.begin(model, job.prompt, arms, settings, raw=job.raw, prompt_ids=ids, made=made)
 
         self._do(begin)
 

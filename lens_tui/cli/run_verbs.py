@@ -1,0 +1,293 @@
+"""The verbs of kept runs: ``runs list``, ``show``, ``export`` and ``tally``, and ``replay``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lens_tui.records import LensError, Token, paths
+from lens_tui.records.run_record import figures
+from lens_tui.records.sanitise import one_line
+from lens_tui.tui.format import figure
+
+from .output import Asked, interruptible, note, print_json, say, sentences
+from .sources import Json, asked_dequantize, open_sae
+
+if TYPE_CHECKING:
+    from lens_tui.lens.model import LensModel
+    from lens_tui.records.judgements import Contest, Judgement
+    from lens_tui.records.run_record import RunRecord
+    from lens_tui.records.run_store import RunStore
+    from lens_tui.sae.load_sae import SAE
+    from lens_tui.tasks.replay import Replay
+
+verbs = typer.Typer()
+runs = typer.Typer(help="Runs that were kept: list, show, export and tally them.", no_args_is_help=True)
+
+Run = Annotated[str, typer.Argument(help="The number of a kept run, or a file it was exported to as JSON.")]
+
+
+def _store() -> RunStore:
+    from lens_tui.records.run_store import RunStore
+
+    if not paths.database_file().exists():
+        raise LensError("No run has been kept yet.", "The app keeps every run, and so does `compare --keep`.")
+    return RunStore()
+
+
+def open_run(named: str) -> RunRecord:
+    """A run by its number in the history or by its file. Raises :class:`LensError` where there is none."""
+    if not named.isdecimal() or len(named) > 18:
+        from lens_tui.tasks.run_export import read_run
+
+        return read_run(named)
+    found = _store().get(int(named))
+    if found is None:
+        raise LensError(f"There is no run {named} in the history.", "`mlx-lens-tui runs list` lists them.")
+    return found
+
+
+@runs.command("list")
+@sentences
+def list_runs(
+    words: Annotated[str, typer.Argument(help="Only runs whose prompt or texts hold these words.")] = "",
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many, newest first.")] = 50,
+    json: Json = False,
+) -> None:
+    """List the runs that were kept, newest first."""
+    store = _store()
+    store.broken()
+    found = store.list(words, limit)
+    if json:
+        print_json({"model": None, "runs": [asdict(row) for row in found]})
+        return
+    for row in found:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.created))
+        arms = ", ".join(one_line(name, 40) for name in row.arms[1:]) or "baseline alone"
+        say(f"{row.id:>6}  {when}  {row.state:<7}  {one_line(row.model, 40)}  {arms}  {one_line(row.prompt, 60)!r}")
+    if not found:
+        note("No run has these words." if words else "No run has been kept yet.")
+
+
+@runs.command()
+@sentences
+def show(run: Run, json: Json = False) -> None:
+    """Show a run: prompt, texts, figures, judgements."""
+    from lens_tui.tasks.run_export import as_data
+
+    record = open_run(run)
+    judged = _judged(record.id)
+    if json:
+        print_json({**as_data(record), "judgements": [asdict(item) for item in judged]})
+        return
+    made, sampling = record.made, record.sampling
+    say(f"run {record.id or run}  {record.state}  {record.model}")
+    say(f"seed {sampling.seed}, temp {sampling.temp:g}, at most {sampling.max_tokens} tokens{', raw' * record.raw}")
+    if made.version:
+        say(f"mlx-lens-tui {made.version}, MLX {made.mlx}, {made.device}, {made.weights or made.dtype}")
+    say()
+    for kept in record.arms:
+        found = figures(kept.tokens)
+        facts = [f"{len(kept.tokens)} tokens", *_facts(found, steered=not kept.arm.is_baseline)]
+        say(f"── {kept.arm.name}  ({', '.join(facts)})")
+        say(record.prompt + kept.text)
+        say()
+    for item in judged:
+        say(f"judged blind: {'a tie' if item.chosen is None else record.arms[item.chosen].arm.name + ' preferred'}")
+
+
+def _facts(found: dict[str, Any], *, steered: bool) -> list[str]:
+    if found["perplexity"] is None:
+        return []
+    own = f"ppl {figure(found['perplexity'], 1)}"
+    if not steered or found["mean_kl"] is None:
+        return [own]
+    return [f"{own} to itself, {figure(found['plain_perplexity'], 1)} to the plain model",
+            f"mean KL to plain {figure(found['mean_kl'], 3)} nat"]  # fmt: skip
+
+
+def _judged(run: int) -> list[Judgement]:
+    from lens_tui.records.judgements import JudgementStore
+
+    return JudgementStore(_store()).list(run) if run else []
+
+
+@runs.command()
+@sentences
+def export(
+    run: Run,
+    out: Annotated[
+        str, typer.Option("--out", "-o", help="The folder to write into; '-' prints one format.", show_default=False)
+    ] = "",
+    formats: Annotated[str, typer.Option("--format", "-f", help="Which of json, md, csv, svg and py.")] = "",
+    name: Annotated[str, typer.Option(help="The files' name, without suffix.")] = "",
+    json: Json = False,
+) -> None:
+    """Write a run as JSON, Markdown, CSV, SVG and Python.
+
+    The JSON can be replayed; the Python makes the run again and compares the tokens. Without --out the files go to the
+    folder of exports among the app's data.
+    """
+    from lens_tui.tasks.run_export import FORMATS, formats_of, write
+
+    record, asked = open_run(run), formats_of(formats or " ".join(FORMATS))
+    if out == "-":
+        if len(asked) != 1 or json:
+            raise LensError("Standard output takes one format.", "Name it: --format py.")
+        say(FORMATS[asked[0]](record).removesuffix("\n"))
+        return
+    files = write(record, Path(out).expanduser() if out else paths.exports_folder(), name, asked)
+    if json:
+        print_json({"model": record.model, "run": record.id, "files": [str(file) for file in files]})
+        return
+    for file in files:
+        say(str(file))
+
+
+@runs.command("tally")
+@sentences
+def tally_runs(
+    run: Annotated[list[str] | None, typer.Argument(help="Only judgements of these runs, by number.")] = None,
+    json: Json = False,
+) -> None:
+    """Count the blind judgements of each arm.
+
+    How often each was preferred, with the 95 % interval (Wilson).
+    """
+    from lens_tui.records.judgements import JudgementStore, tally
+
+    store = _store()
+    wanted = {open_run(named).id for named in run or ()}
+    judged = [item for item in JudgementStore(store).list() if not wanted or item.run in wanted]
+    records = {number: store.get(number) for number in {item.run for item in judged}}
+    pairs = ((record, item) for item in judged if (record := records[item.run]) is not None)
+    contests = tally(pairs)
+    if json:
+        print_json({"model": None, "contests": [{**asdict(one), "chance": one.chance} for one in contests]})
+        return
+    for contest in contests:
+        _say_contest(contest)
+    if not contests:
+        note("Nothing has been judged yet: B on Generate shows lanes without their names.")
+
+
+def _say_contest(contest: Contest) -> None:
+    seen = f"{contest.prompts} prompts, {contest.seeds} seeds"
+    say(f"── {contest.model}: {contest.judged} judgements, {contest.ties} ties, {seen}")
+    width = max(len(one_line(arm.name, 40)) for arm in contest.arms)
+    for arm in contest.arms:
+        share = "" if arm.share is None else f"{arm.share:6.1%}  [{arm.low:.1%}, {arm.high:.1%}]"
+        say(f"{one_line(arm.name, 40):<{width}}  {arm.preferred:>4}  {share}  {'; '.join(arm.acts)}".rstrip())
+    note(f"share of judgements that were no tie, 95 % interval after Wilson (1927); by chance {contest.chance:.1%}")
+    say()
+
+
+@verbs.command()
+@sentences
+def replay(
+    run: Run,
+    model: Annotated[str, typer.Option("--model", "-m", help="Another model, or another place of the same.")] = "",
+    json: Json = False,
+) -> None:
+    """Make a run again and say whether the tokens are the same.
+
+    Where they are not: the first token that differs, and what may be the cause. The exit status is 1 then.
+    """
+    from lens_tui.tasks.replay import held_against, run_again
+
+    record = open_run(run)
+    with _model_of(record, model) as lens, interruptible() as asked:
+        again = run_again(
+            lens,
+            record,
+            lambda name: _sae_of(record, name),
+            heard=lambda _: not asked(),
+            progress=lambda *_: _go_on(asked),
+        )
+    found = held_against(record, again)
+    if json:
+        print_json(_result(record, again, found))
+    else:
+        _print(record, again, found)
+    if asked.status:
+        raise SystemExit(asked.status)
+    if not found.same:
+        raise SystemExit(1)
+
+
+def _go_on(asked: Asked) -> None:
+    """Nothing is there to be printed before the first token."""
+    if asked():
+        raise SystemExit(asked.status)
+
+
+def _model_of(record: RunRecord, model: str) -> LensModel:
+    """The model of a run, its weights held as they were then unless ``--dequantize`` says otherwise."""
+    from lens_tui.lens.model import LensModel
+    from lens_tui.tasks.made_with import held_as
+
+    source = model or record.made.source or record.model
+    if not source:
+        raise LensError("The run does not say which model made it.", "Name it: --model.")
+    return LensModel(source, dequantize=asked_dequantize.get() or held_as(record.made))
+
+
+def _sae_of(record: RunRecord, name: str) -> SAE:
+    if name not in record.made.saes:
+        raise LensError(f"The run does not say where its SAE {one_line(name, 60)!r} is.", "It cannot be made again.")
+    return open_sae(record.made.saes[name], record.model)
+
+
+def _result(record: RunRecord, again: RunRecord, found: Replay) -> dict[str, Any]:
+    return {
+        "model": again.model,
+        "run": record.id or None,
+        "same": found.same,
+        "sentence": found.sentence(),
+        "tokens": found.n_tokens,
+        "prompt_at": found.prompt_at,
+        "differences": [
+            {
+                "arm": item.arm,
+                "index": item.index,
+                "was": _of_token(item.was),
+                "now": _of_token(item.now),
+                "margin": item.margin,
+            }
+            for item in found.differences
+        ],
+        "causes": list(found.causes),
+        "made_with": asdict(record.made),
+        "now_with": asdict(again.made),
+        "arms": [
+            {"name": kept.arm.name, "text": kept.text, "token_ids": [token.token_id for token in kept.tokens]}
+            for kept in again.arms
+        ],
+        "stopped": again.state != "done",
+    }
+
+
+def _of_token(token: Token | None) -> dict[str, Any] | None:
+    return None if token is None else {"id": token.token_id, "token": token.token, "logprob": token.logprob}
+
+
+def _print(record: RunRecord, again: RunRecord, found: Replay) -> None:
+    places: dict[str, int] = {item.arm: item.index for item in found.differences}
+    for kept in again.arms:
+        at = places.get(kept.arm.name)
+        how = "the same" if at is None else f"differs from token {at}"
+        say(f"── {kept.arm.name}  ({len(kept.tokens)} tokens, {how})")
+        say(again.prompt + kept.text)
+        say()
+    say(found.sentence())
+    _more(found.causes[2:])
+
+
+def _more(causes: Sequence[str]) -> None:
+    for cause in causes:
+        say(cause)

@@ -1,0 +1,177 @@
+"""The command that makes a run again: ``mlx-lens-tui compare`` where it has words for every arm, else ``replay``."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from lens_tui import demo
+from lens_tui.records import Arm, Intervention, LensError, Sampling, SteeringVector
+from lens_tui.records.arm_syntax import Term, exact, written_arm
+from lens_tui.records.interventions import POSITIONS, amount_of
+from lens_tui.records.run_record import ArmRecord, MadeWith, RunRecord
+from lens_tui.records.sanitise import one_line, sanitise
+
+KeepVector = Callable[[SteeringVector], Path]
+KeepRun = Callable[[RunRecord], Path]
+
+
+@dataclass
+class _Command:
+    """A ``mlx-lens-tui compare`` as it is put together: the SAE its features are of, and what it cannot say."""
+
+    source: str
+    made: MadeWith
+    keep: KeepVector | None
+    sae: str = ""
+    left_out: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    def arm(self, number: int, kept: ArmRecord) -> list[str]:
+        """``--arm`` and its value; nothing where the arm cannot be written as one."""
+        arm: Arm = kept.arm
+        terms = [self._term(item) for item in arm.interventions if item.enabled]
+        if kept.changes:
+            self.left_out.append(f"what was dialled in {arm.name}")
+        if not terms:
+            self.left_out.append(f"the arm {arm.name}")
+        known = [term for term in terms if term is not None]
+        return ["--arm", written_arm(arm.name, known, f"arm {number}")] if known else []
+
+    def _term(self, item: Intervention) -> Term | None:
+        amount, vector, kind = amount_of(item), getattr(item, "vector", None), item.positions.kind
+        sayable = kind in POSITIONS and item.precision == "model" and amount is not None
+        if vector is not None and sayable and item.site == vector.site:
+            term = self._source(vector, item.layer)
+            if term is not None and amount is not None:
+                return replace(term, scale=amount, mode=item.mode, positions=kind)
+        self.left_out.append(getattr(vector, "name", item.id))
+        return None
+
+    def _source(self, vector: SteeringVector, layer: int) -> Term | None:
+        """How the command line finds this vector: a feature, a seed, a file that is there or is written for it."""
+        facts = vector.origin.facts
+        if vector.origin.kind == "feature" and self._is_of(str(facts.get("sae"))):
+            return Term("feature", str(facts["feature"]), layer, 0.0)
+        if vector.origin.kind == "random" and "seed" in facts and vector.site == "resid_post":
+            return Term("random", str(facts["seed"]), layer, 0.0)
+        if file := _file_of(vector, layer, self.source):
+            return Term("file", file, layer, 0.0)
+        if self.keep is not None:
+            try:
+                return Term("file", str(self.keep(vector)), layer, 0.0)
+            except LensError as error:
+                self.remarks.append(str(error))
+        elif vector.origin.kind == "feature":
+            self.remarks.append(f"the SAE {facts.get('sae')} is not available")
+        return None
+
+    def _is_of(self, sae: str) -> bool:
+        """Whether a feature of this SAE can be named: a command has one SAE, the first that it needs."""
+        if not self.sae and sae in self.made.saes:
+            self.sae = sae
+        return bool(sae) and self.sae == sae
+
+
+def as_command(run: RunRecord, keep: KeepVector | None = None, keep_run: KeepRun | None = None) -> str:
+    """The command that makes the run again.
+
+    It is a ``compare`` that says all of it where it can. A vector that the command line has no words for (of texts, of
+    tokens, of arithmetic, of a second SAE) is named by its file: the one it was read from, or the one that ``keep``
+    writes. A run with something else (a scale that was dialled while it was written, positions by number, an ablation)
+    is named by its number in the history, or by the file that ``keep_run`` writes: ``mlx-lens-tui replay``. What
+    cannot be kept either is named in a comment at the end.
+    """
+    source = run.made.source or run.model or demo.NAME
+    made = _Command(source, run.made, keep)
+    words = ["mlx-lens-tui", "compare", "--model", source]
+    for number, kept in enumerate(run.arms):
+        if number or not kept.arm.is_baseline or kept.changes:
+            words += made.arm(number, kept)
+    made.left_out += _unsayable(run.sampling)
+    if made.left_out and (named := _replay_words(run, keep_run, made.remarks)):
+        return " ".join(map(quoted, named))
+    if made.sae:
+        words += ["--sae", run.made.saes[made.sae]]
+    words += _options(run.sampling) + (["--raw"] if run.raw else [])
+    remarks = ([f"without {', '.join(made.left_out)}"] if made.left_out else []) + made.remarks
+    command = " ".join(map(quoted, [*words, "--", run.prompt]))
+    return command + (f"  # {one_line('; '.join(remarks), 400)}" if remarks else "")
+
+
+def _replay_words(run: RunRecord, keep_run: KeepRun | None, remarks: list[str]) -> list[str]:
+    if run.id:
+        return ["mlx-lens-tui", "replay", str(run.id)]
+    if keep_run is None:
+        return []
+    try:
+        return ["mlx-lens-tui", "replay", str(keep_run(run))]
+    except LensError as error:
+        remarks.append(str(error))
+        return []
+
+
+def quoted(word: str) -> str:
+    """A word for a shell, in plain characters alone: what acts on a terminal or hides is ``$'\\xNN'``."""
+    if sanitise(word) == word:
+        return shlex.quote(word)
+    shown = (
+        "\\" + letter if letter in "\\'" else letter if sanitise(letter) == letter else _bytes_in_shell(letter)
+        for letter in word
+    )
+    return f"$'{''.join(shown)}'"
+
+
+def _bytes_in_shell(letter: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in letter.encode("utf-8", "surrogateescape"))
+
+
+def _file_of(vector: SteeringVector, layer: int, model: str) -> str:
+    """The bundled vector's name or the file that a vector is from, as ``--arm`` names it; ``""`` if there is none."""
+    facts = vector.origin.facts
+    path = str(facts.get("path", ""))
+    if (ready := demo.ready_vector(path)) is not None and model == demo.NAME:
+        return ready.name
+    words = [str(facts[key]) for key in ("name", "position") if facts.get(key) is not None]
+    # Of a file with several layers @LAYER picks: a row that was moved to another layer has to be written by itself.
+    if (
+        not _holds(path, words, vector)
+        or (layer != vector.layer and "row" in facts)
+        or any(":" in word for word in words)
+    ):
+        return ""
+    return ":".join([path, *words])
+
+
+def _holds(path: str, words: list[str], vector: SteeringVector) -> bool:
+    """Whether the file is there and has not been written over with another vector, as far as it says so by itself."""
+    import numpy as np
+
+    from lens_tui.records.vector_formats import load_one
+
+    if not Path(path).is_file():
+        return False
+    try:
+        held = load_one(":".join([path, *words]), layer=vector.layer, elsewhere=True, d_model=vector.d_model)
+    except LensError:  # what its rows are depends on the model; the command asks it
+        return True
+    return np.array_equal(held.direction, vector.direction)
+
+
+def _unsayable(sampling: Sampling) -> list[str]:
+    """Settings that are not at their defaults and for which ``compare`` has no option."""
+    plain = Sampling()
+    names = ("repetition_context_size", "min_tokens_to_keep", "xtc_probability", "stop_ids")
+    return [name for name in names if getattr(sampling, name) != getattr(plain, name)]
+
+
+def _options(sampling: Sampling) -> list[str]:
+    plain = Sampling()
+    out = ["--max-tokens", str(sampling.max_tokens), "--seed", str(sampling.seed)]
+    for name in ("temp", "top_p", "min_p", "top_k", "repetition_penalty"):
+        value = getattr(sampling, name)
+        if value != getattr(plain, name):
+            out += [f"--{name.replace('_', '-')}", exact(value)]
+    return out + [word for text in sampling.stop for word in ("--stop", text)]

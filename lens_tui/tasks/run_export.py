@@ -1,0 +1,253 @@
+"""A run for elsewhere: JSON data (which can be replayed), Markdown, CSV, a picture, Python. And back from JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lens_tui.records import Arm, LensError, Sampling, Token
+from lens_tui.records.codec import from_json, to_json
+from lens_tui.records.disk import write_text
+from lens_tui.records.read_files import read_json
+from lens_tui.records.run_record import ArmRecord, MadeWith, RunRecord, figures, parts_at
+from lens_tui.records.sanitise import json_escaped, one_line, sanitise
+
+from .run_picture import as_svg
+from .run_script import as_python
+
+SCHEMA = "mlx-lens-tui/run/3"
+_MOST = 1 << 29  # bytes of a file that is read back
+
+KL_WORDS = (
+    "logp and ppl: to the arm's own model; plain ppl: to the plain model. "
+    "KL: D(arm ‖ plain) of the next token, both models on the arm's own text."
+)
+
+
+def as_data(run: RunRecord) -> dict[str, Any]:
+    """The whole run as JSON data: prompt, settings, what it was made with, and every token with its figures.
+
+    ``kl`` is D(arm || plain) and ``reverse_kl`` D(plain || arm) of the next token in nats, both models on the arm's own
+    text; ``logprob`` and ``perplexity`` are to the arm's own model, those with ``plain_`` to the plain model.
+    Directions are base64 of little-endian float32.
+    """
+    return {
+        "schema": SCHEMA,
+        "id": run.id,
+        "created": run.created,
+        "model": run.model,
+        "made_with": to_json(run.made),
+        "prompt": run.prompt,
+        "raw": run.raw,
+        "prompt_ids": list(run.prompt_ids),
+        "sampling": to_json(run.sampling),
+        "state": run.state,
+        "arms": [_arm_data(arm, run.arms[0]) for arm in run.arms],
+    }
+
+
+def _arm_data(kept: ArmRecord, baseline: ArmRecord) -> dict[str, Any]:
+    found, changes = figures(kept.tokens), kept.changes
+    means = {name: found[name] for name in ("mean_logprob", "perplexity", "plain_perplexity")}
+    means |= {name: found[name] for name in ("mean_kl", "mean_reverse_kl")}
+    return {
+        "name": kept.arm.name,
+        "interventions": to_json(kept.arm)["interventions"],
+        "changed_while_running": [
+            {"from_token": index, "interventions": to_json(Arm(kept.arm.name, items))["interventions"]}
+            for index, items in changes
+        ],
+        "text": kept.text,
+        "finish_reason": kept.reason,
+        "dose": kept.dose,
+        **means,
+        "parts_at": _parts_at(kept, baseline),
+        "tokens": [_token_data(token, scales=bool(changes)) for token in kept.tokens],
+    }
+
+
+def _token_data(token: Token, *, scales: bool) -> dict[str, Any]:
+    return {
+        "id": token.token_id,
+        "token": token.token,
+        "text": token.text,
+        "logprob": token.logprob,
+        "plain_logprob": token.plain_logprob,
+        "kl": token.kl,
+        "reverse_kl": token.reverse_kl,
+        **({"scales": to_json(token.scales)} if scales else {}),
+    }
+
+
+def _parts_at(kept: ArmRecord, baseline: ArmRecord) -> int | None:
+    if kept is baseline:
+        return None
+    return parts_at(kept.tokens, bool(kept.reason), baseline.tokens, bool(baseline.reason))
+
+
+def from_data(data: Any, what: str = "The run") -> RunRecord:
+    """A run from :func:`as_data`. Raises :class:`LensError` for what is not one, saying what is wrong with it."""
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        said = one_line(repr(data.get("schema") if isinstance(data, dict) else type(data).__name__), 60)
+        raise LensError(f"{what} is not an exported run ({SCHEMA}): its schema is {said}.", "Export it again as JSON.")
+    try:
+        sampling = data["sampling"]
+        return RunRecord(
+            model=str(data["model"]),
+            prompt=str(data["prompt"]),
+            arms=tuple(_arm_of(number, arm) for number, arm in enumerate(data["arms"])),
+            sampling=from_json(Sampling, sampling),
+            raw=bool(data["raw"]),
+            prompt_ids=tuple(int(token) for token in data["prompt_ids"]),
+            created=float(data["created"]),
+            state=data["state"],
+            made=from_json(MadeWith, data["made_with"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        said = one_line(f"{type(error).__name__}: {error}", 120)
+        raise LensError(f"{what} lacks something or holds what cannot be ({said}).", "Export it again.") from error
+
+
+def _arm_of(number: int, data: Any) -> ArmRecord:
+    arm = from_json(Arm, {"name": data["name"], "interventions": data["interventions"]})
+    tokens = tuple(_token_of(number, place, token) for place, token in enumerate(data["tokens"]))
+    return ArmRecord(arm, tokens, str(data["text"]), str(data["finish_reason"]), data["dose"])
+
+
+def _token_of(arm: int, place: int, data: Any) -> Token:
+    scales = tuple((str(name), float(scale)) for name, scale in data.get("scales", ()))
+    kl, reverse, plain = (_number(data[name]) for name in ("kl", "reverse_kl", "plain_logprob"))
+    return Token(
+        place,
+        int(data["id"]),
+        str(data["token"]),
+        str(data["text"]),
+        float(data["logprob"]),
+        arm,
+        kl,
+        scales=scales,
+        reverse_kl=reverse,
+        plain_logprob=plain,
+    )
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def read_run(path: Path | str) -> RunRecord:
+    """A run from a JSON file that was exported. Raises :class:`LensError`."""
+    place = Path(path).expanduser()
+    return from_data(read_json(place, _MOST), one_line(str(place), 120))
+
+
+def as_json(run: RunRecord) -> str:
+    """:func:`as_data` as text that is safe in a terminal."""
+    return json_escaped(json.dumps(as_data(run), ensure_ascii=False, indent=1)) + "\n"
+
+
+def as_csv(run: RunRecord) -> str:
+    """A row for each token of each arm; tokens in the form that is safe to show."""
+    out = io.StringIO()
+    names = ("arm", "index", "id", "token", "logprob", "plain_logprob", "kl", "reverse_kl")
+    rows = csv.writer(out, lineterminator="\n")
+    rows.writerow(names)
+    for kept in run.arms:
+        for t in kept.tokens:
+            shown = (sanitise(kept.arm.name), t.index, t.token_id, one_line(t.token, 400))
+            rows.writerow((*shown, t.logprob, t.plain_logprob, t.kl, t.reverse_kl))
+    return out.getvalue()
+
+
+def as_markdown(run: RunRecord) -> str:
+    """The run to be read: a table of figures, then every arm's text."""
+    sampling = run.sampling
+    lines = [
+        f"# {run.model or 'model'}: {len(run.arms)} arms",
+        "",
+        f"Seed {sampling.seed}, temperature {sampling.temp:g}, at most {sampling.max_tokens} tokens.",
+        "",
+        "Prompt:",
+        "",
+        *_quote(run.prompt),
+        "",
+        "| arm | tokens | mean logp | ppl | plain ppl | mean KL (nat) | moved | parts at |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for kept in run.arms:
+        found, parted = figures(kept.tokens), _parts_at(kept, run.arms[0])
+        to_plain = (found["plain_perplexity"], found["mean_kl"]) if not kept.arm.is_baseline else (None, None)
+        values = (found["mean_logprob"], found["perplexity"], *to_plain, kept.dose)
+        cells = [
+            sanitise(kept.arm.name).replace("|", "\\|"),
+            str(len(kept.tokens)),
+            *("" if value is None else f"{value:.3f}" for value in values),
+        ]
+        lines.append(f"| {' | '.join(cells)} | {'' if parted is None else parted} |")
+    lines += ["", KL_WORDS]
+    for kept in run.arms:
+        lines += ["", f"## {sanitise(kept.arm.name)}", "", *_quote(kept.text)]
+    return "\n".join(lines) + "\n"
+
+
+def _quote(text: str) -> list[str]:
+    return [f"> {line}".rstrip() for line in sanitise(text).split("\n")]
+
+
+FORMATS: dict[str, Callable[[RunRecord], str]] = {
+    "json": as_json,
+    "md": as_markdown,
+    "csv": as_csv,
+    "svg": as_svg,
+    "py": as_python,
+}
+"""What a run can be written as, by the file's suffix."""
+
+
+def formats_of(text: str) -> tuple[str, ...]:
+    """Formats from what was typed: suffixes with commas or blanks between; raises :class:`LensError` for others."""
+    asked = tuple(dict.fromkeys(re.findall(r"[^\s,]+", text.lower())))
+    wrong = [name for name in asked if name not in FORMATS]
+    if wrong or not asked:
+        said = f"no format {one_line(repr(wrong[0]), 40)}" if wrong else "no format named"
+        raise LensError(f"There is {said}.", f"Use {', '.join(FORMATS)}.")
+    return asked
+
+
+def default_name(run: RunRecord) -> str:
+    """What an export is called: after the run's number in the history, else the time."""
+    when = time.strftime("%Y-%m-%d-%H%M%S", time.localtime(run.created or time.time()))
+    return f"lens-run-{run.id}" if run.id else f"lens-run-{when}"
+
+
+def write(run: RunRecord, folder: Path, name: str = "", formats: Sequence[str] = tuple(FORMATS)) -> list[Path]:
+    """Write a run into a folder, which is made if it is not there; nothing that is there is written over.
+
+    Args:
+        run: The run.
+        folder: Where.
+        name: The files' name without suffix; by default :func:`default_name`. A number follows if it is taken.
+        formats: Keys of ``FORMATS``.
+
+    Returns:
+        The files, in the order of ``formats``.
+
+    Raises:
+        LensError: if the disk refuses.
+    """
+    texts = {suffix: FORMATS[suffix](run) for suffix in formats}
+    stem = re.sub(r"[^\w.-]+", "-", name.strip() or default_name(run)).strip("-.")[:120] or "lens-run"
+    for number in range(1, 10_000):
+        numbered = f"{stem}-{number}" if number > 1 else stem
+        files = [folder / f"{numbered}.{suffix}" for suffix in formats]
+        if not any(file.exists() for file in files):
+            break
+    for file, text in zip(files, texts.values(), strict=True):
+        write_text(file, text)
+    return files
