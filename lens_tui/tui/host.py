@@ -90,6 +90,7 @@ TITLES = {
     "Compare": "comparing",
     "Encode": "reading features",
     "ReadFeature": "reading a feature",
+    "ReadWritten": "reading what was written",
     "ContrastTexts": "contrasting",
     "ExportFeatures": "writing the list",
     "ReadNeighbours": "looking for neighbours",

@@ -257,6 +257,33 @@ class Contrasted(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ArmFeatures(Event):
+    """The top features of tokens that an arm of a run wrote, from ``start`` on, under what steered it.
+
+    ``ids`` and ``values`` have shape ``(n, k)``, strongest first; unused places hold id -1 and value 0. ``names`` are
+    ``(feature, name, whether that is a label)`` of features not named before in this job, ``dense`` as of Encoded.
+    """
+
+    sae: str
+    arm: int
+    start: int
+    ids: IntArray
+    values: FloatArray
+    names: tuple[tuple[int, str, bool], ...] = ()
+    dense: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ArmActivation(Event):
+    """One feature's activation on every token that an arm of a run wrote, ``(n,)``, under what steered it."""
+
+    sae: str
+    feature: int
+    arm: int
+    values: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
 class FeaturesExported(Event):
     """A list of features was written to this file."""
 

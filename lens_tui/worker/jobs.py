@@ -70,7 +70,8 @@ class Compare(Job):
 
     ``raw``: the prompt goes in as it is, even if the model has a chat template.
     ``top``: how many candidates each token event carries. ``changes`` are made while it writes, as in a kept run that
-    is run again: the arm, the first token under the change, and what acts from there on.
+    is run again: the arm, the first token under the change, and what acts from there on. ``sae``: the SAE whose
+    features are read from what is written, from the arms' own activations (ArmFeatures); none if empty.
     """
 
     overtakes: ClassVar[bool] = True
@@ -80,6 +81,7 @@ class Compare(Job):
     raw: bool = False
     top: int = 5
     changes: tuple[tuple[int, int, tuple[Intervention, ...]], ...] = ()
+    sae: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,23 @@ class Encode(Job):
     text: str = ""
     token_ids: tuple[int, ...] = ()
     top_k: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ReadWritten(Job):
+    """The features of what the arms of a run wrote. Events: ArmFeatures, or with a ``feature`` ArmActivation.
+
+    ``run`` is the id of the ``Compare`` that wrote it: what it kept of its own activations is used. Else each arm's
+    text is read under the interventions that stand with its token ids in ``arms``.
+    """
+
+    gives_way: ClassVar[bool] = True
+    sae: str
+    run: int
+    prompt: str
+    arms: tuple[tuple[tuple[Intervention, ...], tuple[int, ...]], ...]
+    raw: bool = False
+    feature: int = -1
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,7 +191,7 @@ class RowDecoder:
             launched = self._launch(self._prefill())
             count = self.options.sampling.max_tokens
             for index in range(count):
-                ahead = self._launch(launched.chosen[:, None]) if index + 1 < count else None
+                ahead = self._launch(launched.chosen[:, None]) if index + 1 < count or self._reads_last() else None
                 self._count(launched)
                 yield launched.read()
                 if ahead is None:
@@ -199,6 +199,16 @@ class RowDecoder:
                 if index % 256 == 0:
                     mx.clear_cache()
                 launched = ahead
+
+    def _reads_last(self) -> bool:
+        """Whether the last token goes into the model too, for what reads the written ones; where there is a place."""
+        if all(recorder.whole for recorder in self.run.plan.recorders):
+            return False
+        try:
+            self.registry.decoder.check_positions(self.start + len(self.ids) + self.options.sampling.max_tokens)
+        except LensError:
+            return False
+        return True
 
     def _count(self, launched: LaunchedStep) -> None:
         """What was measured in a step counts once it is used, unless the interventions have changed since."""
@@ -282,7 +292,9 @@ class RowDecoder:
 
     def _filler(self) -> Filler | None:
         """What forks and keeps prefixes, where that is allowed: a capture must see every forward itself."""
-        if self.prefixes is None or not self.prefixes.enabled or self.run.plan.recorders:
+        if self.prefixes is None or not self.prefixes.enabled:
+            return None
+        if any(recorder.whole for recorder in self.run.plan.recorders):
             return None
         self.prefixes.follow(self.registry.decoder.root)
         prompt = EncodedPrompt(self.ids, self.run.spans, self.thinking, self.inside)
@@ -307,6 +319,7 @@ class RowDecoder:
         # Companions come after the rows, and choose nothing: they are fed what the row that they follow has chosen.
         fed = mx.concatenate([inputs, inputs[mx.array(self.followed)]]) if self.followed else inputs
         self._note_thinking(fed)
+        self.run.writing = True
         if self.run.meter is not None:
             self.run.meter.decoding = True
         every = self._forward(fed)[:, -1, :].astype(mx.float32)

@@ -482,7 +482,8 @@ def can_fork(registry: Registry, plan: Plan) -> bool:
     # as many at that layer (``Run.fork``). Caches below hold one row until :func:`spread`. A user's function may count
     # its calls or look at the batch, and a capture must see every row; looped models pass the layer more than once.
     items = [entry.item for row in plan.rows for entry in row if has_effect(entry.item)]
-    if len(plan.rows) < 2 or plan.recorders or any(isinstance(item, Hook) for item in items):
+    seen = any(recorder.whole for recorder in plan.recorders)
+    if len(plan.rows) < 2 or seen or any(isinstance(item, Hook) for item in items):
         return False
     if min((item.layer for item in items), default=0) == 0 or registry.decoder.passes > 1:
         return False

@@ -74,6 +74,7 @@ class PlanEntry:
 class Recorder:
     """What a capture must offer: it learns of each forward and gets each tensor at its sites."""
 
+    whole: bool = True  # else it needs the tokens that a run writes alone: the prompt may come from what was kept
     registry: Registry
     places: tuple[Key, ...] = ()
     active: bool = True
@@ -138,6 +139,7 @@ class Run:
     places are counted by who runs them: see :class:`~.positions.Where`. ``fork`` is
     how many rows a forward of one row becomes at the first site that is touched;
     ``resume`` what takes the place of a site's tensor, so that nothing below is computed.
+    ``writing``: the prompt is behind it.
     ``captured_rows`` is how many rows a capture sees where there are others behind them (``None``: all).
     """
 
@@ -153,6 +155,7 @@ class Run:
     fork: int = 0
     resume: Resume | None = None
     captured_rows: int | None = None
+    writing: bool = False
 
     @property
     def keys(self) -> set[Key]:

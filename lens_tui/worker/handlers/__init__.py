@@ -51,6 +51,15 @@ class ModelOrigin:
 
 
 @dataclass(slots=True)
+class WrittenActivations:
+    """What a run wrote as its site had it: the job, layer and site, and (tokens, width) for each arm."""
+
+    job: int
+    place: tuple[int, str]
+    arms: dict[int, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class Context:
     """Held on the MLX thread alone."""
 
@@ -59,6 +68,7 @@ class Context:
     saes: dict[str, SAE] = field(default_factory=dict)
     known: dict[str, SAEInfo] = field(default_factory=dict)
     reading: Reading | None = None
+    written: WrittenActivations | None = None
     norms: dict[tuple[int, str], float] = field(default_factory=dict)
     history: Path | None = None
     littered: bool = False
@@ -95,7 +105,7 @@ class Context:
         self.saes.clear()
         self.known.clear()
         self.norms.clear()
-        self.reading = None
+        self.reading = self.written = None
         if self._runs is not None:
             self._runs.store.close()
             self._runs = None
@@ -132,6 +142,7 @@ TABLE: dict[type[jobs.Job], str] = {
     ReadNeighbours: "feature_jobs:read_neighbours",
     jobs.ReadLens: "feature_jobs:read_lens",
     jobs.SetLabel: "feature_jobs:set_label",
+    jobs.ReadWritten: "written_jobs:read_written",
     jobs.ContrastTexts: "feature_jobs:contrast",
     jobs.ExportFeatures: "feature_jobs:export",
     jobs.FindFeatures: "feature_jobs:find_features",

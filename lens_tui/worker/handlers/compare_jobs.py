@@ -18,6 +18,7 @@ from .. import events as ev
 from .. import jobs
 from ..thread import Control, Stopped
 from . import Context
+from .written_jobs import WrittenReader, followed
 
 if TYPE_CHECKING:
     from lens_tui.lens.decode.compare import Comparison
@@ -29,7 +30,12 @@ Change = tuple[int, tuple[Intervention, ...]]
 
 
 def compare(control: Control, job: jobs.Compare, context: Context) -> Iterator[ev.Event]:
-    """Every arm of ``job`` until all have ended or the user stops."""
+    """Every arm of ``job`` until all have ended or the user stops; with an SAE, the features of what they write."""
+    with followed(control, job, context) as reader:
+        yield from _compare(control, job, context, reader)
+
+
+def _compare(control: Control, job: jobs.Compare, context: Context, reader: WrittenReader | None) -> Iterator[ev.Event]:
     model = context.need_model()
 
     def on_prefill(done: int, total: int) -> None:
@@ -42,7 +48,7 @@ def compare(control: Control, job: jobs.Compare, context: Context) -> Iterator[e
     keeper = Keeper(context, job, model.info.name, comparison, made)
     yield ev.RunStarted(control.id, comparison.prompt_ids, comparison.prompt_tokens, names, keeper.run, made)
     changes = {(arm, index): items for arm, index, items in job.changes}
-    run, began = _Run(control, comparison, job.sampling.max_tokens, keeper, changes), keeper.run
+    run, began = _Run(control, comparison, job.sampling.max_tokens, keeper, changes, reader), keeper.run
     state: State = "failed"
     try:
         yield from run.events()
@@ -53,6 +59,8 @@ def compare(control: Control, job: jobs.Compare, context: Context) -> Iterator[e
     finally:
         comparison.close()
         keeper.end(state)
+    if reader is not None:
+        yield from reader.rest(context)
     if keeper.problem:
         yield ev.Notice(control.id, f"This run is not in the history: {one_line(keeper.problem)}")
     elif keeper.run != began:
@@ -66,6 +74,7 @@ class _Run:
     max_steps: int
     keeper: Keeper
     planned: Changes = field(default_factory=dict)
+    reader: WrittenReader | None = None
     counts: dict[int, int] = field(default_factory=dict)
     ended: set[int] = field(default_factory=set)
     version: int = 0
@@ -85,6 +94,8 @@ class _Run:
             if item.index == self.steps:
                 yield from self._step()
             self.keeper.add(item)
+            if self.reader is not None:
+                self.reader.add(item)
             yield from self._changes(item)
             self.counts[item.arm] = item.index + 1
             yield ev.TokenEvent(self.control.id, item)
@@ -106,6 +117,8 @@ class _Run:
         """Between two steps: say the speed, and hand on what was dialled."""
         self.keeper.flush()
         self.steps += 1
+        if self.reader is not None:
+            yield from self.reader.ready()
         now = time.monotonic()
         if self.steps == 1:
             self.began = self.spoke = now
