@@ -30,7 +30,7 @@ def rows(options: Options) -> Iterator[Row]:
 
     def dose() -> None:
         start, heard = time.perf_counter(), []
-        measure_dose(lens, PROMPT, [record], SCALES, heard=lambda *_: heard.append(time.perf_counter() - start))
+        measure_dose(lens, PROMPT, [record], SCALES, progress=lambda *_: heard.append(time.perf_counter() - start))
         firsts.append(heard[0])
 
     contenders = {"dose": timed(dose), "search": timed(lambda: find(lens, [record], "delta_loss", 0.3))}
