@@ -143,6 +143,7 @@ _GENERATE = (
     Key("generate.measure", "v", "measure", "what the shade says: surprise, KL, difference", "shade"),
     Key("generate.sampling", "comma", "sampling", "seed, temperature, length and the rest", "sampling"),
     Key("generate.history", "H", "history", "the runs of this session and those kept", "history"),
+    Key("generate.blind", "B", "blind", "judge the arms blind: shuffled, unnamed, with a tally", ""),
     Key("generate.copy", "y", "copy", "copy the text of this lane"),
     Key("generate.copy_command", "Y", "copy_command", "copy the command that makes this run"),
     Key("generate.export", "e", "export", "export the run: JSON, Markdown, CSV, SVG, Python (asks where)"),

@@ -394,6 +394,11 @@ class RunText:
         run.made = made
         return run
 
+    def is_of(self, other: RunText) -> bool:
+        """Whether it is of the same prompt, settings and arms as another, and they were not changed meanwhile."""
+        mine, others = ([arm.interventions for arm in run.arms] for run in (self, other))
+        return (self.prompt, self.sampling, mine) == (other.prompt, other.sampling, others)
+
     def record(self) -> RunRecord:
         """The run as far as it has come, as it is kept and exported."""
         state: State = "running" if self.state in ("waiting", "running") else self.state  # type: ignore[assignment]

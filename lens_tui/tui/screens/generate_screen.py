@@ -380,6 +380,18 @@ class GenerateScreen(LensScreen):
             self._rest.stop()
         self._show_run(run)
 
+    def action_blind(self) -> None:
+        """Judge the arms without knowing which is which."""
+        from lens_tui.tui.screens.blind_screen import BlindScreen
+
+        session = self.session
+        if session.model is None or not session.prompt or len(plan(session)) < 2:
+            self.lens.say("A blind judgement needs a model, a prompt and something that is steered.")
+            return
+        run, now = self.run, RunText.begin(0, session)
+        first = run if run is not None and run.state == "done" and run.is_of(now) else None
+        self.app.push_screen(BlindScreen(session, self.history, self.lens.history, first), lambda _: self._headings())
+
     # -- actions: taking it elsewhere ------------------------------------------------------------------------
 
     def action_copy(self) -> None:

@@ -1,0 +1,291 @@
+"""Blind judgement: the arms side by side, shuffled and without their names; a key prefers one, and a tally reveals."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from textual import work
+from textual.app import ComposeResult
+from textual.containers import Horizontal, Vertical
+from textual.content import Content
+from textual.widgets import Static
+
+from lens_tui.records import LensError
+from lens_tui.records.judgements import Contest, Judgement, JudgementStore, tally
+from lens_tui.records.sanitise import one_line
+from lens_tui.tui.format import fit
+from lens_tui.tui.host import LensHost, host
+from lens_tui.tui.session import RunText, Session, plan
+from lens_tui.tui.widgets.frame import Pane
+from lens_tui.tui.widgets.lane import strength
+from lens_tui.tui.widgets.token_view import TokenView
+from lens_tui.worker.events import Event, JobDone, JobFailed
+from lens_tui.worker.jobs import Compare
+
+from .form import Dialog, Field, FormScreen, filled
+
+LETTERS = "ABCDE"
+NARROW = 34
+"""Columns below which lanes stand below each other."""
+
+
+class BlindLane(Pane):
+    """A text without a name, a figure or a shade."""
+
+    DEFAULT_CSS = "BlindLane { width: 1fr; height: 1fr; } BlindLane > TokenView { margin: 1 0 0 1; }"
+
+    def __init__(self, letter: str) -> None:
+        self.view = TokenView(empty="being written")
+        self.view.mode = "off"
+        super().__init__(letter, self.view)
+
+
+class BlindScreen(Dialog[None]):
+    """Trials of the session's arms: each is run, shown in an order of its own, and judged before the next one.
+
+    ``runs`` are this session's, to which the trials are added; ``database`` is where runs and judgements are kept,
+    ``None`` where none are. ``run`` is the first trial if it is one of the arms as they are and has ended.
+    """
+
+    BINDINGS = [
+        *((f"{number}", f"prefer({number})", "prefer") for number in range(1, len(LETTERS) + 1)),
+        ("0,equals_sign", "prefer(0)", "tie"),
+        ("n", "next", "next seed"),
+        ("i,p", "prompt", "prompt"),
+        ("u", "undo", "undo"),
+        ("v", "reveal", "reveal"),
+        ("escape,q", "dismiss", "back"),
+    ]
+    DEFAULT_CSS = """
+    BlindScreen .dialog { width: 100%; max-width: 100%; height: 100%; max-height: 100%; padding: 1 1 0 1; }
+    BlindScreen #blind-lanes { height: 1fr; }
+    BlindScreen #blind-lanes.-stacked { layout: vertical; }
+    BlindScreen #blind-asked { height: 1; color: $muted; }
+    BlindScreen #blind-tally { height: auto; margin-top: 1; }
+    BlindScreen #blind-keys { height: 1; margin-top: 1; color: $muted; }
+    """
+
+    def __init__(
+        self, session: Session, runs: list[RunText], database: Path | None, run: RunText | None = None
+    ) -> None:
+        super().__init__()
+        self._session, self._runs, self._database = session, runs, database
+        self._lanes = [BlindLane(letter) for letter in LETTERS[: len(plan(session))]]
+        self._first = run
+        self._run: RunText | None = None
+        self._order: list[int] = []
+        self._judged: list[tuple[RunText, Judgement]] = []
+        self._revealed = False
+        self._chance = random.SystemRandom()
+
+    @property
+    def lens(self) -> LensHost:
+        """The app, typed."""
+        return host(self)
+
+    def compose(self) -> ComposeResult:
+        """What is asked, the lanes, the tally, the keys."""
+        with Vertical(classes="dialog"):
+            yield Static("Which do you prefer?", classes="dialog-title")
+            yield Static("", id="blind-asked")
+            yield Horizontal(*self._lanes, id="blind-lanes")
+            yield Static("", id="blind-tally")
+            yield Static("", id="blind-keys")
+
+    def on_mount(self) -> None:
+        """The run that is there is the first trial, else one is made."""
+        if self._first is not None:
+            self._show(self._first)
+        else:
+            self._make(self._session.prompt, self._session.sampling.seed)
+
+    def on_resize(self) -> None:
+        """Lanes that would be too narrow stand below each other."""
+        narrow = self.size.width // max(1, len(self._lanes)) < NARROW
+        self.query_one("#blind-lanes").set_class(narrow, "-stacked")
+
+    # -- trials
+
+    def _make(self, prompt: str, seed: int) -> None:
+        sampling = replace(self._session.sampling, seed=seed)
+        self._session = replace(self._session, prompt=prompt, sampling=sampling)
+        run = RunText.begin(len(self._runs) + 1, self._session)
+        self._runs.append(run)
+        job = Compare(run.prompt, tuple(text.arm for text in run.arms), run.sampling, run.raw)
+        self.lens.submit(job, "run", lambda event: self._take(run, event))
+        self._show(run)
+
+    def _take(self, run: RunText, event: Event) -> None:
+        run.apply(event)
+        if isinstance(event, JobDone | JobFailed) and run is self._run and self.is_mounted:
+            self._fill()
+
+    def _show(self, run: RunText) -> None:
+        """A trial in an order of its own, which nothing on the screen tells."""
+        self._run, self._revealed = run, False
+        self._order = list(range(len(run.arms)))
+        self._chance.shuffle(self._order)
+        for lane, letter in zip(self._lanes, LETTERS, strict=False):
+            lane.title, lane.note = letter, ""
+            lane.view.set_tokens([])
+        self._fill()
+
+    def _fill(self) -> None:
+        """Texts come when all have ended: that one ends before the others is no hint."""
+        run = self._run
+        if run is not None and not run.going:
+            for lane, arm in zip(self._lanes, self._order, strict=True):
+                lane.view.set_tokens(run.arms[arm].pieces)
+        self._say()
+
+    # -- judging
+
+    @property
+    def _open(self) -> bool:
+        """Whether there is a trial to be judged."""
+        run = self._run
+        return run is not None and run.state in ("done", "stopped") and not self._revealed and not self._is_judged
+
+    @property
+    def _is_judged(self) -> bool:
+        return bool(self._judged) and self._judged[-1][0] is self._run
+
+    def action_prefer(self, place: int) -> None:
+        """Prefer the lane at a place, counted from 1; 0 is a tie. The next seed follows where there is chance."""
+        if place > len(self._lanes):
+            return
+        if not self._open or self._run is None:
+            self._remind()
+            return
+        chosen = self._order[place - 1] if place else None
+        judgement = Judgement(self._run.kept, tuple(self._order), chosen)
+        self._judged.append((self._run, judgement))
+        if self._run.kept and self._database is not None:
+            self._keep(len(self._judged) - 1, judgement)
+        if self._session.sampling.temp:
+            self.action_next()
+        else:
+            self._say()
+
+    @work(thread=True, exit_on_error=False, group="judge")
+    def _keep(self, place: int, judgement: Judgement) -> None:
+        from lens_tui.records.run_store import RunStore
+
+        assert self._database is not None
+        try:
+            kept = JudgementStore(RunStore(self._database)).add(judgement.run, judgement.shown, judgement.chosen)
+        except LensError as error:
+            self.app.call_from_thread(self.lens.say, f"This judgement is not kept: {error.message}")
+        else:
+            self.app.call_from_thread(self._kept, place, judgement, kept)
+
+    def _kept(self, place: int, judgement: Judgement, number: int) -> None:
+        if place < len(self._judged) and self._judged[place][1] is judgement:
+            self._judged[place] = (self._judged[place][0], replace(judgement, id=number))
+        else:  # it was taken back while it was being written
+            self._forget(number)
+
+    def action_undo(self) -> None:
+        """Take the last judgement back and show its trial again, in another order."""
+        if not self._judged:
+            return
+        run, judgement = self._judged.pop()
+        if judgement.id:
+            self._forget(judgement.id)
+        self._show(run)
+
+    @work(thread=True, exit_on_error=False, group="judge")
+    def _forget(self, number: int) -> None:
+        from lens_tui.records.run_store import RunStore
+
+        assert self._database is not None
+        try:
+            JudgementStore(RunStore(self._database)).remove(number)
+        except LensError as error:
+            self.app.call_from_thread(self.lens.say, f"It is still in the history: {error.message}")
+
+    def action_next(self) -> None:
+        """The same prompt with the next seed."""
+        if self._run is not None and self._run.going:
+            self._remind()
+        elif self._session.sampling.temp:
+            self._make(self._session.prompt, self._session.sampling.seed + 1)
+        else:
+            self.lens.say("Greedy: another seed writes the same texts. i takes another prompt.")
+
+    def action_prompt(self) -> None:
+        """Another prompt for the next trials."""
+
+        def take(values: dict[str, str] | None) -> None:
+            if values is not None:
+                self._make(values["prompt"], self._session.sampling.seed)
+
+        field = Field("prompt", "prompt", self._session.prompt, "what the arms write on from", filled)
+        self.app.push_screen(FormScreen("Another prompt", [field]), take)
+
+    def action_reveal(self) -> None:
+        """Say which lane is which, and count."""
+        run = self._run
+        if run is None or run.going:
+            self._remind()
+            return
+        self._revealed = True
+        for lane, letter, arm in zip(self._lanes, LETTERS, self._order, strict=False):
+            lane.title = f"{letter}  {one_line(run.arms[arm].arm.name, 60)}"
+            lane.note = strength(run.arms[arm].interventions)
+        self._say()
+
+    # -- words
+
+    def _remind(self) -> None:
+        run = self._run
+        if run is not None and run.going:
+            self.lens.say("The texts are still being written.")
+        elif self._is_judged or self._revealed:
+            self.lens.say("This one is judged, or known: n or i make the next.")
+
+    def _say(self) -> None:
+        run, session = self._run, self._session
+        count, ties = len(self._judged), sum(item.chosen is None for _, item in self._judged)
+        asked = f"seed {session.sampling.seed} · {one_line(session.prompt, 200)}"
+        self.query_one("#blind-asked", Static).update(Content(fit(asked, max(10, self.size.width - 8)).rstrip()))
+        counted: Content = Content.styled(f"{count} judged, {ties} ties", "$muted")
+        if self._revealed and self._judged:
+            counted = _lines(tally((judged.record(), item) for judged, item in self._judged))
+        elif run is not None and run.state == "failed":
+            counted = Content.styled("This run failed: n or i make another.", "$warning")
+        self.query_one("#blind-tally", Static).update(counted)
+        last = f"1-{len(self._lanes)}"
+        keys = [(last, " prefer"), ("0", " tie"), ("n", " next seed"), ("i", " prompt"), ("u", " undo")]
+        keys += [("v", " reveal"), ("esc", " back")]
+        parts = [part for key, word in keys for part in ((key, "bold"), (f"{word}   ", ""))]
+        self.query_one("#blind-keys", Static).update(Content.assemble(*parts))
+
+
+def interval_bar(low: float, share: float | None, high: float, width: int) -> str:
+    """An interval of shares as a row of cells: ``──┣━●━┫──``, the dot where the share is."""
+    first, last = round(low * (width - 1)), round(high * (width - 1))
+    cells = ["━" if first <= place <= last else "─" for place in range(width)]
+    cells[first], cells[last] = "┣", "┫"
+    if share is not None:
+        cells[round(share * (width - 1))] = "●"
+    return "".join(cells)
+
+
+def _lines(contests: Sequence[Contest]) -> Content:
+    """A row an arm: how often it was preferred, its share with the interval, and that as a bar."""
+    rows: list[Content] = []
+    for contest in contests:
+        for arm in contest.arms:
+            share = "  –  " if arm.share is None else f"{arm.share:5.0%}"
+            facts = f"{arm.preferred:>3}  {share}  {arm.low:4.0%} to {arm.high:4.0%}  "
+            bar = interval_bar(arm.low, arm.share, arm.high, 24)
+            rows.append(Content.assemble((fit(one_line(arm.name), 24), "bold"), facts, (bar, "$heat-5")))
+        said = (
+            f"share of {contest.judged - contest.ties} that were no tie, 95 % interval; by chance {contest.chance:.0%}"
+        )
+        rows.append(Content.styled(said, "$muted"))
+    return Content("\n").join(rows)

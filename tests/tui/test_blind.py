@@ -1,0 +1,128 @@
+"""Blind judgement on Generate: no lane says which it is, a key prefers one, the tally reveals and is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from textual.pilot import Pilot
+
+from lens_tui.records import Arm, Sampling
+from lens_tui.records.judgements import JudgementStore
+from lens_tui.records.run_store import RunStore
+from lens_tui.tui.app import LensApp
+from lens_tui.tui.screens.blind_screen import BlindScreen, interval_bar
+from lens_tui.worker import jobs
+from lens_tui.worker.events import RunKept
+from tests.tui.opened import opened, screen_text, settle
+
+NAMES = ("dogs", "sadness", "baseline")
+
+
+def blind(app: LensApp) -> BlindScreen:
+    assert isinstance(app.screen, BlindScreen)
+    return app.screen
+
+
+async def start(app: LensApp, pilot: Pilot[None], **sampling: float) -> BlindScreen:
+    app.store.update(sampling=Sampling(max_tokens=20, **sampling))  # type: ignore[arg-type]
+    await pilot.press("B")
+    await settle(app, pilot)
+    return blind(app)
+
+
+def shown(screen: BlindScreen) -> list[str]:
+    return ["".join(lane.view.tokens) for lane in screen._lanes]
+
+
+@pytest.mark.parametrize("size", [(120, 36), (80, 24)])
+async def test_nothing_on_the_screen_says_which_lane_is_which(size: tuple[int, int]) -> None:
+    async with opened("generate", size=size) as (app, pilot):
+        screen = await start(app, pilot, temp=0.7)
+        run = screen._run
+        assert run is not None
+        assert sorted(shown(screen)) == sorted(arm.text for arm in run.arms)
+        said = screen_text(app)
+        assert not any(name in said for name in (*NAMES, "24.0", "ppl", "KL"))
+        assert [lane.title for lane in screen._lanes] == ["A", "B", "C"]
+
+
+async def test_the_order_is_drawn_anew_for_every_trial() -> None:
+    async with opened("generate") as (app, pilot):
+        screen = await start(app, pilot, temp=0.7)
+        seen = set()
+        for _ in range(12):
+            seen.add(tuple(screen._order))
+            await pilot.press("n")
+            await settle(app, pilot)
+        assert len(seen) > 1
+
+
+async def test_a_preference_counts_for_the_arm_that_stood_there_and_the_next_seed_follows() -> None:
+    async with opened("generate") as (app, pilot):
+        screen = await start(app, pilot, temp=0.7, seed=5)
+        first = screen._order[1]
+        await pilot.press("2")
+        await settle(app, pilot)
+        assert screen._session.sampling.seed == 6
+        await pilot.press("0")
+        await settle(app, pilot)
+        assert [item.chosen for _, item in screen._judged] == [first, None]
+        assert "2 judged, 1 ties" in screen_text(app)
+        assert not any(name in screen_text(app) for name in NAMES)
+        await pilot.press("u")
+        assert [item.chosen for _, item in screen._judged] == [first]
+        await pilot.press("v")
+        await pilot.pause()
+        said = screen_text(app)
+        assert all(name in said for name in NAMES)
+        assert "21% to 100%" in said  # Wilson of 1 in 1
+        await pilot.press("1")  # what is known cannot be judged
+        assert len(screen._judged) == 1
+        compares = [job for job in app.worker.submitted if isinstance(job, jobs.Compare)]  # type: ignore[attr-defined]
+        assert [job.sampling.seed for job in compares] == [5, 6, 7]
+
+
+async def test_greedy_texts_are_judged_once_a_prompt() -> None:
+    async with opened("generate") as (app, pilot):
+        screen = await start(app, pilot)
+        await pilot.press("1", "1")
+        await settle(app, pilot)
+        assert len(screen._judged) == 1
+        await pilot.press("i", "ctrl+u", *"Sea", "enter")
+        await settle(app, pilot)
+        assert blind(app)._session.prompt == "Sea"
+        await pilot.press("escape")
+        assert not isinstance(app.screen, BlindScreen)
+
+
+async def test_judgements_are_kept_beside_their_runs(tmp_path: Path) -> None:
+    async with opened("generate") as (app, pilot):
+        database = tmp_path / "runs.db"
+        app.history = database
+        screen = await start(app, pilot)
+        run = screen._run
+        assert run is not None
+        number = RunStore(database).begin("demo", "p", [Arm("baseline"), Arm("a"), Arm("b")], Sampling())
+        run.apply(RunKept(0, number))
+        wanted = screen._order[2]
+        await pilot.press("3")
+        await app.workers.wait_for_complete()
+        (kept,) = JudgementStore(RunStore(database)).list(number)
+        assert (kept.chosen, kept.shown) == (wanted, tuple(screen._order))
+        await pilot.pause()
+        await pilot.press("u")
+        await app.workers.wait_for_complete()
+        assert JudgementStore(RunStore(database)).list() == []
+
+
+async def test_without_a_steered_lane_there_is_nothing_to_judge() -> None:
+    async with opened("generate", steers=0) as (app, pilot):
+        await pilot.press("B")
+        await pilot.pause()
+        assert not isinstance(app.screen, BlindScreen)
+
+
+def test_the_bar_of_an_interval() -> None:
+    assert interval_bar(0.0, 0.5, 1.0, 9) == "┣━━━●━━━┫"
+    assert interval_bar(0.25, None, 0.75, 9) == "──┣━━━┫──"
