@@ -33,6 +33,7 @@ from lens_tui.records import (
 from lens_tui.records.features import ContrastedFeature, FeatureActivity, FeatureExample, FeatureFacts, FoundFeature
 from lens_tui.records.labels import Label
 from lens_tui.records.measures import LogitLens
+from lens_tui.records.prompt_set import PromptItem, SetCell
 from lens_tui.records.sanitise import one_line, sanitise, sanitise_token
 from lens_tui.records.steering_vector import RankedLayer
 from lens_tui.records.training import FitReport
@@ -86,6 +87,7 @@ TEXTS = (
     "The dark clouds did not go away, and she cried.",
     " a big shiny sea. The fish swam and swam, and the waves were blue and blue and blue.",
 )
+PROMPTS = ("Once upon a time, there was", "The captain looked at the sea and said", "First, mix the flour with")
 OTHERS = (" the", " and", " a", " was", " to", " he", ".")
 STOPWORDS = frozenset({" the", " a", " and", " to", " in"})
 
@@ -302,6 +304,8 @@ class FakeWorker:
                 return [ev.FeaturesExported(number, path, len(features))]
             case jobs.Compare() as compare:
                 return self._compare(running, compare)
+            case jobs.ComparePrompts() as asked:
+                return self._compare_set(running, asked)
             case jobs.Encode() as encode:
                 return self._encode(number, encode)
             case jobs.ReadLens() as lens:
@@ -376,6 +380,37 @@ class FakeWorker:
         for arm, words in enumerate(lanes):
             if step < len(words):
                 yield ev.ArmDone(number, arm, "stopped", step, _dose(arms[arm]))
+
+    def _compare_set(self, running: _Running, job: jobs.ComparePrompts) -> Iterator[ev.Event]:
+        number, limit = running.id, job.sampling.max_tokens
+        if job.path and job.path != "bundled":
+            raise LensError(f"There is no file {one_line(job.path, 60)}.", "Check the path.")
+        given = job.prompts or tuple(PromptItem(f"p{n}", f"{PROMPTS[n]}") for n in range(len(PROMPTS)))
+        prompts = given[: job.first]
+        arms = job.arms if any(arm.is_baseline for arm in job.arms) else (Arm("baseline"), *job.arms)
+        seeds = job.seeds or (job.sampling.seed,)
+        yield ev.SetStarted(number, job.path or "typed", prompts, arms, seeds)
+        lanes = [split(self.texts[min(arm, len(self.texts) - 1)])[:limit] for arm in range(len(arms))]
+        for place, item in enumerate(prompts):
+            words = ["<|endoftext|>", *split(item.text)]
+            yield ev.SetPrompt(number, place, tuple(map(token_id, words)), tuple(map(sanitise_token, words)))
+        rows = [(p, arm, seed) for p in range(len(prompts)) for arm in range(len(arms)) for seed in range(len(seeds))]
+        came: dict[tuple[int, int, int], list[Token]] = {}
+        for step in range(max(map(len, lanes))):
+            for place, arm, seed in rows:
+                if step < len(lanes[arm]) and not running.stopped:
+                    token = self._token(arm, step, lanes, job.top)
+                    kl = round((token.kl or 0.0) * (1 + noise(prompts[place].text, arm, seed)), 4)
+                    came.setdefault((place, arm, seed), []).append(replace(token, kl=kl))
+                    plain = replace(token, kl=None, reverse_kl=None, plain_logprob=None)
+                    yield ev.SetTokenCame(number, place, seed, plain)
+        for (place, arm, seed), tokens in came.items():
+            reason = "stopped" if running.stopped else "length" if len(tokens) == limit else "stop"
+            text = "".join(token.text for token in tokens)
+            back = None if not job.sae or running.stopped else round(5 * noise(prompts[place].text, arm), 3)
+            yield ev.SetCellDone(
+                number, SetCell(place, arm, seed, tuple(tokens), text, reason, _dose(arms[arm]), 0.9, back)
+            )
 
     def _token(self, arm: int, step: int, lanes: list[list[str]], top: int) -> Token:
         word = lanes[arm][step]

@@ -111,6 +111,12 @@ class SetComparison(Iterator[SetEvent]):
         begun = (place for place, tokens in self._written.items() if tokens and place not in self.cells)
         return tuple(self._cell(place, self._written[place]) for place in begun)
 
+    @property
+    def group_rows(self) -> int:
+        """Rows of a whole group."""
+        each = len(self.arms) * len(self.seeds)
+        return each * min(len(self.prompts), max(1, self._rows // each))
+
     # -- running
 
     def _run(self) -> Generator[SetEvent]:

@@ -88,6 +88,7 @@ TITLES = {
     "UnloadModel": "unloading",
     "LoadSAE": "loading the SAE",
     "Compare": "comparing",
+    "ComparePrompts": "comparing over the set",
     "Encode": "reading features",
     "ReadFeature": "reading a feature",
     "ReadWritten": "reading what was written",

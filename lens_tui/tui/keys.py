@@ -27,7 +27,7 @@ SCREENS: tuple[tuple[str, str], ...] = (
 )
 """The screens in their order: mode name and title. Their digits are 1 to 5."""
 
-PANES: tuple[str, ...] = ("dose",)
+PANES: tuple[str, ...] = ("dose", "set")
 """Scopes of one pane of a screen: while it has the focus, its keys win over the screen's."""
 
 GROUPS = ("Everywhere", "Move", "Load", "Steer", "Generate", "Features", "Lens")
@@ -55,7 +55,7 @@ class Key:
     @property
     def group(self) -> str:
         """The heading it is under in the key table."""
-        return {"app": "Everywhere", "dose": "Steer"}.get(self.scope, self.scope.capitalize())
+        return {"app": "Everywhere", "dose": "Steer", "set": "Generate"}.get(self.scope, self.scope.capitalize())
 
 
 _APP = (
@@ -142,6 +142,9 @@ _GENERATE = (
     Key("generate.diff", "D", "measure('diff')", "shade what is not in the baseline", "diff"),
     Key("generate.measure", "v", "measure", "what the shade says: surprise, KL, difference", "shade"),
     Key("generate.sampling", "comma", "sampling", "seed, temperature, length and the rest", "sampling"),
+    Key("generate.set", "S", "prompt_set", "a set of prompts under every arm; scales and seeds swept", "set"),
+    Key("generate.next", "n", "page(1)", "the lanes of the set's next prompt"),
+    Key("generate.previous", "N", "page(-1)", "of the one before"),
     Key("generate.history", "H", "history", "the runs of this session and those kept", "history"),
     Key("generate.blind", "B", "blind", "judge the arms blind: shuffled, unnamed, with a tally", ""),
     Key("generate.copy", "y", "copy", "copy the text of this lane"),
@@ -186,7 +189,14 @@ _LENS = (
 
 _DOSE = (Key("dose.take", "enter", "take", "give the row the scale under the cursor (u takes it back)", "take"),)
 
-KEYS: tuple[Key, ...] = (*_APP, *_MOVE, *_LOAD, *_DOSE, *_STEER, *_GENERATE, *_FEATURES, *_LENS)
+_SET = (
+    Key("set.next", "n", "page(1)", "the next prompt of the set, in table and lanes", "page"),
+    Key("set.previous", "p,N", "page(-1)", "the prompt before", "page"),
+    Key("set.column", "v", "column(1)", "what the table shows: KL, perplexity, distinct-2, read-back, moved", "column"),
+    Key("set.column_back", "V", "column(-1)", "the column before"),
+)
+
+KEYS: tuple[Key, ...] = (*_APP, *_MOVE, *_LOAD, *_DOSE, *_STEER, *_SET, *_GENERATE, *_FEATURES, *_LENS)
 
 
 @cache

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lens_tui.records import FloatArray, Intervention, SteeringVector
+from lens_tui.records import Arm, FloatArray, Intervention, SteeringVector
 from lens_tui.records.features import ContrastedFeature, FeatureFacts, FoundFeature
+from lens_tui.records.prompt_set import PromptItem, SetCell
 from lens_tui.records.run import Token
 from lens_tui.records.run_record import MadeWith
 from lens_tui.records.steering_vector import TokenWeight as TokenWeight
@@ -186,6 +187,50 @@ class DialRefused(Event):
     arm: int
     message: str
     hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SetStarted(Event):
+    """A set of prompts begins. Its name and the ids of its prompts are safe to show; the texts are as they came."""
+
+    name: str
+    prompts: tuple[PromptItem, ...]
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SetPrompt(Event):
+    """A prompt of the set is about to be written on: its place, and its tokens as the model sees them."""
+
+    prompt: int
+    token_ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SetTokenCame(Event):
+    """The next token of a cell of a set; ``prompt`` and ``seed`` are places."""
+
+    prompt: int
+    seed: int
+    token: Token
+
+
+@dataclass(frozen=True, slots=True)
+class SetCellDone(Event):
+    """A cell of a set is measured, or was stopped."""
+
+    cell: SetCell
+
+
+@dataclass(frozen=True, slots=True)
+class SetKept(Event):
+    """What was written on a prompt from a seed is in the history, as the run of this number."""
+
+    prompt: int
+    seed: int
+    run: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from lens_tui.records import Arm, Intervention, Sampling, SteeringVector
 from lens_tui.records.info import Dequantize
+from lens_tui.records.prompt_set import PromptItem
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,27 @@ class Compare(Job):
     top: int = 5
     changes: tuple[tuple[int, int, tuple[Intervention, ...]], ...] = ()
     sae: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ComparePrompts(Job):
+    """Every arm on every prompt of a set, from every seed, as ``tasks.prompt_sets`` does it.
+
+    ``path`` is a file of prompts, or ``"bundled"``, read in place of ``prompts``; of either the ``first`` so many. A
+    ``feature`` of ``sae`` is read back from what is written.
+    Events: Progress, SetStarted, SetPrompt, SetTokenCame, SetCellDone, SetKept, Notice.
+    """
+
+    gives_way: ClassVar[bool] = True
+    arms: tuple[Arm, ...]
+    prompts: tuple[PromptItem, ...] = ()
+    path: str = ""
+    first: int | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    seeds: tuple[int, ...] = ()
+    sae: str = ""
+    feature: int = 0
+    top: int = 5
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,25 @@ def test_generate_without_colour(snap_compare: Any, monkeypatch: pytest.MonkeyPa
     assert snap_compare(lens_app(screen="generate"), terminal_size=(80, 24), run_before=after("r", "l", "l"))
 
 
+SET = ("r", "S", "down", "down", "down", "9", "space", "1", "9", "enter", "n", "]")
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_a_set_of_prompts(snap_compare: Any, size: tuple[int, int]) -> None:
+    app = lens_app(screen="generate")
+    assert snap_compare(app, terminal_size=size, run_before=after(*SET))
+
+
+def test_a_set_without_colour(snap_compare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert snap_compare(lens_app(screen="generate"), terminal_size=(80, 24), run_before=after(*SET))
+
+
+def test_set_form(snap_compare: Any) -> None:
+    app = lens_app(screen="generate")
+    assert snap_compare(app, terminal_size=(80, 24), run_before=after("S"))
+
+
 def test_sampling_form(snap_compare: Any) -> None:
     app = lens_app(screen="generate")
     assert snap_compare(app, terminal_size=(80, 24), run_before=after("comma", "0", "enter"))

@@ -16,7 +16,8 @@ from lens_tui.tasks.run_command import as_command
 from lens_tui.tasks.run_export import FORMATS, as_markdown
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.format import kl_key, nats
-from lens_tui.tui.screens.generate_screen import GenerateScreen, read_sampling, sampling_fields
+from lens_tui.tui.screens.generate_screen import GenerateScreen
+from lens_tui.tui.screens.sampling_form import read_sampling, sampling_fields
 from lens_tui.tui.session import summary
 from lens_tui.tui.widgets.lane import window
 from lens_tui.worker import jobs

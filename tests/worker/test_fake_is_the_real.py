@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from lens_tui.records import Add, Arm, Sampling
+from lens_tui.records.prompt_set import PromptItem
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from lens_tui.worker.thread import Worker
@@ -30,6 +31,10 @@ JOBS: dict[str, jobs.Job] = {
     "an SAE": jobs.LoadSAE(SAE),
     "two arms": jobs.Compare(PROMPT, ARMS, Sampling(max_tokens=STEPS)),
     "no arm": jobs.Compare(PROMPT, (), Sampling(max_tokens=STEPS)),
+    "a set": jobs.ComparePrompts(
+        ARMS, path="bundled", first=2, sampling=Sampling(max_tokens=STEPS), sae=SAE, feature=17
+    ),
+    "a typed set": jobs.ComparePrompts(ARMS[1:], (PromptItem("1", PROMPT),), sampling=Sampling(max_tokens=STEPS)),
     "a text": jobs.Encode(SAE, PROMPT),
     "tokens": jobs.Encode(SAE, token_ids=(0, 17, 18)),
     "a feature": jobs.ReadFeature(SAE, 2666),

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
+from rich.cells import cell_len
 from textual import events
 from textual.app import ComposeResult
 from textual.containers import Horizontal
@@ -14,18 +13,22 @@ from textual.content import Content
 from textual.timer import Timer
 from textual.widgets import Label
 
-from lens_tui.records import Sampling
+from lens_tui.records import LensError
 from lens_tui.records.interventions import BenchRow
-from lens_tui.records.run import LIMITS
+from lens_tui.records.sanitise import one_line
 from lens_tui.tui.bindings import bindings
+from lens_tui.tui.format import fit
 from lens_tui.tui.session import MAX_ARMS, MEASURE_NAMES, MEASURES, Measure, RunText, Session, lane_names, plan, summary
-from lens_tui.tui.widgets.frame import Hairline, LensScreen
+from lens_tui.tui.set_text import SetText, asked_set
+from lens_tui.tui.widgets.frame import Hairline, LensScreen, takes_text
 from lens_tui.tui.widgets.lane import Lane, LaneRow, Line, strength
 from lens_tui.tui.widgets.token_view import TokenView
-from lens_tui.worker.events import DialRefused, Event, JobDone, JobFailed
-from lens_tui.worker.jobs import Compare
+from lens_tui.worker.events import DialRefused, Event, JobDone, JobFailed, SetCellDone, SetStarted
+from lens_tui.worker.jobs import Compare, ComparePrompts
 
-from .form import Check, Field, FormScreen, number, whole
+from .form import FormScreen
+from .sampling_form import read_sampling, sampling_fields
+from .set_pane import SetPane, set_form
 
 if TYPE_CHECKING:
     from lens_tui.tui.widgets.prompt_area import PromptArea
@@ -58,6 +61,10 @@ class GenerateScreen(LensScreen):
         self._rest: Timer | None = None
         self._stale = False
         self._due = False
+        self.table: SetPane | None = None
+        self.set: SetText | None = None
+        self._sets: list[SetText] = []
+        self._asked: dict[str, str] = {}
 
     def body(self) -> ComposeResult:
         """Prompt, settings, lanes."""
@@ -66,6 +73,7 @@ class GenerateScreen(LensScreen):
         yield Line(id="settings")
         yield Hairline()
         yield self.lanes
+        yield Hairline(id="set-rule")
 
     def on_mount(self) -> None:
         """Follow the way values are shown."""
@@ -97,6 +105,7 @@ class GenerateScreen(LensScreen):
         if self.prompt is not None and old.prompt != new.prompt:  # else what is being written would go
             self.prompt.show(new.prompt)
         if old.model != new.model and self.run is not None and old.model is not None:
+            self._close_set()
             self._show_run(None)
         self._arrange()
         if old.steers != new.steers:
@@ -104,7 +113,9 @@ class GenerateScreen(LensScreen):
         self._headings()
 
     def _arrange(self) -> None:
-        self.lanes.set_lanes(lane_names(self.session), self.measure, self.lens.tint, EMPTY)
+        run = self.run if self.set is not None else None
+        names = [(arm.number, arm.arm.name) for arm in run.arms] if run is not None else lane_names(self.session)
+        self.lanes.set_lanes(names, self.measure, self.lens.tint, EMPTY)
         for lane in self.lanes.lanes:
             # A new lane, or one whose arm is another one's since, in either way.
             shown = lane.text is not None and lane.text.number == lane.number
@@ -116,7 +127,7 @@ class GenerateScreen(LensScreen):
         """Hand a change to the run that is going, or make the run again after a rest."""
         run = self.run
         before, after = dict(plan(old)), dict(plan(new))
-        if run is None or before.keys() != after.keys():
+        if run is None or self.set is not None or before.keys() != after.keys():
             return
         changed = [number for number, arm in after.items() if arm.interventions != before[number].interventions]
         if run.going and self._job is not None:
@@ -136,6 +147,8 @@ class GenerateScreen(LensScreen):
         """What is done in each lane, what it was when it ran, and whether the shown run is this session's."""
         run, stale = self.run, False
         arms = dict(plan(self.session)) if self.session.steers else {}
+        if self.set is not None and run is not None:  # its lanes are what they were, whatever the bench says now
+            arms = {arm.number: arm.arm for arm in run.arms}
         for lane in self.lanes.lanes:
             now = strength(arms[lane.number].interventions) if lane.number in arms else ""
             text = run.arm_now(lane.number, self.session) if run is not None else None
@@ -143,7 +156,7 @@ class GenerateScreen(LensScreen):
             in_place = bool(lane.number and lane.text is not None and not lane.text.number)
             lane.does = "" if in_place else now if now == ran else f"{ran.partition(' · ')[0]} → {now}"
             stale = stale or now != ran or (run is not None and text is None)
-        if run is not None:
+        if run is not None and self.set is None:
             stale = stale or run.prompt != self.session.prompt or run.sampling != self.session.sampling
             stale = stale or len(run.arms) != max(1, len(arms))
         self._stale = stale
@@ -151,6 +164,13 @@ class GenerateScreen(LensScreen):
 
     def _show_settings(self) -> None:
         key = self.lens.key_text
+        if self.set is not None and self.run is not None and self.table is not None:
+            place = self.table.table.row or (0, 0)
+            prompt = f"prompt {place[0] + 1} of {len(self.set.prompts)} “{one_line(self.run.prompt)}”"
+            facts = f" · {summary(self.run.sampling)}"
+            room = max(8, self.size.width - 2 - cell_len(facts))
+            self.query_one("#settings", Line).content = Content.assemble(fit(prompt, room).rstrip(), (facts, "$muted"))
+            return
         parts: list[str | tuple[str, str]] = [(summary(self.session.sampling), "")]
         if self.session.model is not None and self.session.model.lacks_template:
             parts.append((" · no chat template", "$warning"))
@@ -184,6 +204,7 @@ class GenerateScreen(LensScreen):
         if not self.session.prompt:
             self.lens.say(f"Write a prompt first: {self.lens.key_text('generate.prompt')}.")
             return
+        self._close_set()
         if self.run is not None and self.run.going:
             self.run.state = "stopped"
         run = RunText.begin(len(self.history) + 1, self.session)
@@ -215,6 +236,8 @@ class GenerateScreen(LensScreen):
             return
         for lane in self.lanes.lanes:
             lane.sync()
+        if self.set is not None and self.table is not None:
+            self.table.sync()
 
     def _show_run(self, run: RunText | None) -> None:
         self.run = run
@@ -258,10 +281,16 @@ class GenerateScreen(LensScreen):
             lane.inspect(event.index)
 
     def on_key(self, event: events.Key) -> None:
-        """Escape closes the explanation first."""
+        """Escape closes the explanation first, then the set."""
         if event.key == "escape" and any(lane.view.cursor is not None for lane in self.lanes.lanes):
             for lane in self.lanes.lanes:
                 lane.inspect(None)
+            event.stop()
+            event.prevent_default()
+        elif event.key == "escape" and self.set is not None and not takes_text(self.focused):
+            self._close_set()
+            self._show_run(self.history[-1] if self.history else None)
+            self.lanes.focus_lane()
             event.stop()
             event.prevent_default()
 
@@ -270,6 +299,7 @@ class GenerateScreen(LensScreen):
     def action_lane(self, step: int) -> None:
         """The lane before or after."""
         self.lanes.focus_lane(step)
+        self._mark_arm()
 
     def action_flip(self) -> None:
         """Baseline and steered text in the same place."""
@@ -279,8 +309,7 @@ class GenerateScreen(LensScreen):
         steered = self.run.arm_of(lane.number)
         flipped = lane.text is not None and lane.text is not self.run.baseline
         lane.follow(self.run, self.run.baseline if flipped else steered)
-        arms = dict(plan(self.session))
-        lane.title = "baseline, in place" if flipped else arms[lane.number].name
+        lane.title = "baseline, in place" if flipped or steered is None else steered.arm.name
         self._headings()
 
     def action_measure(self, name: str = "") -> None:
@@ -299,6 +328,11 @@ class GenerateScreen(LensScreen):
 
     def _rows(self) -> list[BenchRow]:
         """The rows of the bench that act in the focused lane; says so if there are none."""
+        if self.set is not None:
+            self.lens.say(
+                f"These lanes are a set's: esc goes back to the bench, {self.lens.key_text('app.run')} runs it."
+            )
+            return []
         lane = self.lanes.focused_lane
         rows = [row for row in self.session.steers if lane is not None and row.arm == lane.number and row.enabled]
         if not rows:
@@ -361,11 +395,14 @@ class GenerateScreen(LensScreen):
         """The runs of this session, and those kept on disk."""
         from lens_tui.tui.screens.history_screen import HistoryScreen
 
-        self.app.push_screen(HistoryScreen(self.history, self.lens.history), self._restore)
+        self.app.push_screen(HistoryScreen(self.history, self.lens.history, self._sets), self._restore)
 
-    def _restore(self, run: RunText | None) -> None:
-        if run is None:
+    def _restore(self, run: RunText | SetText | None) -> None:
+        if isinstance(run, SetText):
+            self.show_set(run)
+        if run is None or isinstance(run, SetText):
             return
+        self._close_set()
         model, changes = self.session.model, {"prompt": run.prompt, "sampling": run.sampling, "written": run.written()}
         if run not in self.history:
             run.number = len(self.history) + 1
@@ -388,9 +425,105 @@ class GenerateScreen(LensScreen):
         if session.model is None or not session.prompt or len(plan(session)) < 2:
             self.lens.say("A blind judgement needs a model, a prompt and something that is steered.")
             return
-        run, now = self.run, RunText.begin(0, session)
+        run, now = self.run if self.set is None else None, RunText.begin(0, session)
         first = run if run is not None and run.state == "done" and run.is_of(now) else None
         self.app.push_screen(BlindScreen(session, self.history, self.lens.history, first), lambda _: self._headings())
+
+    # -- a set of prompts -------------------------------------------------------------------------------------
+
+    def action_prompt_set(self) -> None:
+        """Ask for a set, and run it."""
+        self._ask_set("")
+
+    def _ask_set(self, problem: str) -> None:
+        if self.session.model is None:
+            self.lens.say("Load a model first.")
+            return
+        if self.prompt is not None:
+            self.lens.store.update(prompt=self.prompt.text)
+        lane = self.lanes.focused_lane
+        acting = [row for row in self.session.steers if row.enabled and lane is not None and row.arm == lane.number]
+        row = acting[0] if len(acting) == 1 else None
+
+        def take(values: dict[str, str] | None) -> None:
+            if values is None:
+                return
+            self._asked = values
+            try:
+                job = asked_set(values, self.session, row, self._arm_names())
+            except LensError as error:
+                self._ask_set(f"{error.message} {error.hint}".strip())
+            else:
+                self.start_set(job)
+
+        self.app.push_screen(set_form(self.session, row, self._asked, problem), take)
+
+    def _arm_names(self) -> list[str]:
+        """What the arms of the bench are called in a table: with their scales."""
+        amounts = ((arm, strength(arm.interventions).partition(" · ")[0]) for _, arm in plan(self.session))
+        return [f"{arm.name} {amount}".strip() for arm, amount in amounts]
+
+    def start_set(self, job: ComparePrompts) -> None:
+        """Run a set; the one before is stopped, and kept."""
+        made = SetText.begin(len(self._sets) + 1, job, self.session)
+        self._sets.append(made)
+        self.lens.submit(job, "set", lambda event: self._take_set(made, event))
+        self.show_set(made)
+
+    def show_set(self, shown: SetText) -> None:
+        """Show a set: its table, and the lanes of its first prompt."""
+        if self.table is None:
+            self.table = SetPane(id="set")
+            self.query_one("#body").mount(self.table)
+        self.set = shown
+        self.set_class(True, "-set")
+        self.run = None
+        self.table.show(shown)
+        self._mark_arm()
+        self.call_after_refresh(self.table.table.focus)
+
+    def _close_set(self) -> None:
+        if self.set is not None:
+            self.set = None
+            self.run = None
+            self.set_class(False, "-set")
+
+    def _take_set(self, made: SetText, event: Event) -> None:
+        row = made.apply(event)
+        if made is not self.set or self.table is None:
+            return
+        if isinstance(event, SetStarted):
+            self.table.sync()
+        run = made.runs.get(row) if row is not None else None
+        if isinstance(event, SetCellDone) and run is not None and run is self.run:
+            for lane in self.lanes.lanes:
+                if lane.number == event.cell.arm:
+                    lane.follow(run, run.arm_of(lane.number))
+        if not self._due:  # once for all events of a drain
+            self._due = True
+            self.call_next(self._sync)
+
+    def on_set_pane_turned(self, event: SetPane.Turned) -> None:
+        """Another prompt: the lanes show what was written on it."""
+        if self.set is not None and (run := self.set.runs.get(event.row)) is not None and run is not self.run:
+            self._show_run(run)
+
+    def on_lane_focused(self) -> None:
+        """The table marks the column of the lane."""
+        self._mark_arm()
+
+    def _mark_arm(self) -> None:
+        lane = self.lanes.focused_lane
+        if self.table is not None and self.set is not None and lane is not None:
+            self.table.arm = lane.number
+            self.table.sync()
+
+    def action_page(self, step: int) -> None:
+        """The lanes of the set's next prompt."""
+        if self.set is None or self.table is None:
+            self.lens.say(f"There is no set of prompts: {self.lens.key_text('generate.set')} runs one.")
+        else:
+            self.table.table.action_page(step)
 
     # -- actions: taking it elsewhere ------------------------------------------------------------------------
 
@@ -415,59 +548,3 @@ class GenerateScreen(LensScreen):
             self.lens.say("Nothing has run yet.")
             return
         ask_export(self.lens, self.run)
-
-
-# -- sampling settings as a form
-
-_OFF = {"temp": "0: greedy", "top_p": "off", "top_k": "off", "min_p": "off", "repetition_penalty": "off"}
-"""What an empty field means."""
-_STOP_HINT = "no text; several with | between, a line break as \\n"
-_LABELS = {
-    "max_tokens": "max tokens",
-    "seed": "seed",
-    "temp": "temperature",
-    "top_p": "top-p",
-    "top_k": "top-k",
-    "min_p": "min-p",
-    "repetition_penalty": "rep. penalty",
-}
-
-
-def _check(name: str) -> Check:
-    low, high = LIMITS[name]
-    check = whole(low, high) if isinstance(low, int) and isinstance(high, int) else number(low, high)
-    return _or_empty(check) if name in _OFF else check
-
-
-def sampling_fields(sampling: Sampling) -> list[Field]:
-    """The form's fields with the settings as they are; what is off is empty."""
-    scalars = [
-        Field(name, label, _value(sampling, name), _OFF.get(name, ""), _check(name)) for name, label in _LABELS.items()
-    ]
-    return [*scalars, Field("stop", "stop at", "|".join(map(_typed, sampling.stop)), _STOP_HINT, between="|")]
-
-
-def _value(sampling: Sampling, name: str) -> str:
-    value = getattr(sampling, name)
-    return "" if name in _OFF and not value else f"{value}"
-
-
-def _typed(text: str) -> str:
-    """A stop text in one line: a backslash before a backslash, a ``|``, and the n that stands for a line break."""
-    return re.sub(r"[\\|]", r"\\\g<0>", text).replace("\n", "\\n")
-
-
-def _stops(typed: str) -> tuple[str, ...]:
-    parts = re.findall(r"(?:\\.|[^|\\])+", typed)
-    return tuple(re.sub(r"\\(.)", lambda found: "\n" if found[1] == "n" else found[1], part) for part in parts)
-
-
-def _or_empty(check: Check) -> Check:
-    return lambda text: check(text) if text.strip() else ""
-
-
-def read_sampling(values: Mapping[str, str], before: Sampling) -> Sampling:
-    """The settings that a form whose every field is right means."""
-    kinds = {name: type(getattr(before, name)) for name in _LABELS}
-    scalars = {name: kinds[name](values[name].strip() or 0) for name in _LABELS}
-    return replace(before, **scalars, stop=_stops(values["stop"]))

@@ -20,6 +20,7 @@ from lens_tui.tui.format import ago, fit
 from lens_tui.tui.host import host
 from lens_tui.tui.screens.form import Dialog
 from lens_tui.tui.session import ArmText, RunText
+from lens_tui.tui.set_text import SetText
 from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.lane import strength
 from lens_tui.tui.widgets.row_list import RowList
@@ -35,7 +36,7 @@ MOST = 200
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PastRun:
-    """A line of the history. ``run`` is there for runs of this session, ``kept`` is the number on disk (0: none).
+    """A line of the history. ``run`` is there for runs and sets of this session, ``kept`` the number on disk (0: none).
 
     ``created`` is seconds since 1970, ``None`` for this session's. Strings are safe to show.
     """
@@ -45,7 +46,24 @@ class PastRun:
     facts: str
     kept: int = 0
     created: float | None = None
-    run: RunText | None = None
+    run: RunText | SetText | None = None
+
+
+def of_sets(sets: Sequence[SetText], words: str = "") -> list[PastRun]:
+    """This session's sets of prompts, newest first; with ``words``, those that hold them all."""
+    wanted = words.lower().split()
+    return [_of_set(made) for made in reversed(sets) if all(word in _searched_set(made) for word in wanted)]
+
+
+def _searched_set(made: SetText) -> str:
+    return "\n".join([made.name, *map(_searched, made.runs.values())]).lower()
+
+
+def _of_set(made: SetText) -> PastRun:
+    arms = ", ".join(one_line(arm.name, 60) for arm in made.arms[1:]) or "baseline alone"
+    facts = f"{len(made.cells)} of {len(made.runs) * len(made.arms)} texts · {made.state}"
+    name = f"set {made.name}: {len(made.prompts)} prompts, {len(made.seeds)} seed{'s' * (len(made.seeds) > 1)}"
+    return PastRun(name, arms, facts, 0, None, made)
 
 
 def of_session(runs: Sequence[RunText], words: str = "") -> list[PastRun]:
@@ -150,7 +168,7 @@ def _steers(record: RunRecord) -> tuple[BenchRow, ...]:
     )
 
 
-class HistoryScreen(Dialog[RunText | None]):
+class HistoryScreen(Dialog["RunText | SetText | None"]):
     """Newest first, this session's before those of the disk; enter puts a run back with its prompt, settings, bench.
 
     ``database`` is where runs are kept, ``None`` where none are.
@@ -167,9 +185,9 @@ class HistoryScreen(Dialog[RunText | None]):
     HistoryScreen Input { width: 1fr; height: 1; margin-bottom: 1; display: none; &.-open { display: block; } }
     """
 
-    def __init__(self, runs: Sequence[RunText], database: Path | None = None) -> None:
+    def __init__(self, runs: Sequence[RunText], database: Path | None = None, sets: Sequence[SetText] = ()) -> None:
         super().__init__()
-        self._runs, self._database = runs, database
+        self._runs, self._database, self._sets = runs, database, sets
         self._kept: list[PastRun] = []
         self._asked = ""
 
@@ -193,7 +211,7 @@ class HistoryScreen(Dialog[RunText | None]):
         return self.query_one(RowList)
 
     def _fill(self) -> None:
-        found = [*of_session(self._runs, self._asked), *self._kept]
+        found = [*of_sets(self._sets, self._asked), *of_session(self._runs, self._asked), *self._kept]
         self._rows.empty = "no run has these words" if self._asked else "nothing has run yet"
         self._rows.styles.height = min(2 * max(1, len(found)), 18)
         self._rows.show(found)
@@ -202,8 +220,9 @@ class HistoryScreen(Dialog[RunText | None]):
     def _read(self, words: str) -> None:
         if self._database is None:
             return
+        here = [*self._runs, *(run for made in self._sets for run in tuple(made.runs.values()))]
         try:
-            found = from_disk(self._database, words, [run.kept for run in self._runs if run.kept])
+            found = from_disk(self._database, words, [run.kept for run in here if run.kept])
         except LensError as error:
             self.app.call_from_thread(self._broken, error)
         else:

@@ -437,6 +437,7 @@ class LaneRow(Horizontal):
             self._show()
             if had_focus:
                 self.focus_lane()
+                self.call_after_refresh(self.focus_lane)  # a lane that was only now mounted takes no focus yet
         for (_, name), lane in zip(wanted, self.lanes, strict=True):
             lane.title = name
 

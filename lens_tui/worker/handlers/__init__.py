@@ -137,6 +137,7 @@ TABLE: dict[type[jobs.Job], str] = {
     jobs.UnloadModel: "load_jobs:unload_model",
     jobs.LoadSAE: "load_jobs:load_sae",
     jobs.Compare: "compare_jobs:compare",
+    jobs.ComparePrompts: "set_jobs:compare_set",
     jobs.Encode: "feature_jobs:encode",
     jobs.ReadFeature: "feature_jobs:read_feature",
     ReadNeighbours: "feature_jobs:read_neighbours",

@@ -36,7 +36,7 @@ def from_prompts(control: Control, job: jobs.VectorFromPrompts, context: Context
 
     positive, negative = read_pairs(job.path) if job.path else (job.positive, job.negative)
     control.progress("texts", 0, len(positive) + len(negative))
-    with _stoppable(context, control) as model:
+    with stoppable(context, control) as model:
         ranked = from_pairs(
             model,
             job.name,
@@ -116,7 +116,7 @@ def measure_dose(control: Control, job: jobs.MeasureDose, context: Context) -> I
 
     control.progress("scales", 0, len(job.scales), "scales")
     probe = _probe(job, context)
-    with _stoppable(context, control) as model:
+    with stoppable(context, control) as model:
         measure(
             model,
             job.prompt,
@@ -140,13 +140,13 @@ def find_scale(control: Control, job: jobs.FindScale, context: Context) -> Itera
         control.progress("scales", len(tried), 0, "scales")
 
     control.progress("scales", 0, 0, "scales")
-    with _stoppable(context, control) as model:
+    with stoppable(context, control) as model:
         search = find(model, job.interventions, job.quantity, job.target, progress=progress)
     yield ev.ScaleFound(control.id, search)
 
 
 @contextmanager
-def _stoppable(context: Context, control: Control) -> Iterator[LensModel]:
+def stoppable(context: Context, control: Control) -> Iterator[LensModel]:
     """The model, asked between the forwards of a measure whether to stop."""
     model = context.need_model()
     before, model.registry.between = model.registry.between, control.check

@@ -1,0 +1,157 @@
+"""The table of a set of prompts: a row a prompt, a column an arm, the number of your choice; and the form for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from textual.content import Content
+from textual.message import Message
+
+from lens_tui.records.interventions import BenchRow
+from lens_tui.records.prompt_set import COLUMNS, SetColumn
+from lens_tui.tui.bindings import bindings
+from lens_tui.tui.session import Session
+from lens_tui.tui.set_text import (
+    SOURCES,
+    Row,
+    SetText,
+    TableShape,
+    head_line,
+    numbers_problem,
+    row_line,
+    seeds_problem,
+    shape,
+)
+from lens_tui.tui.widgets.frame import Pane
+from lens_tui.tui.widgets.lane import Line
+from lens_tui.tui.widgets.row_list import CURSOR, RowList
+
+from .form import Check, Field, FormScreen, whole
+
+
+class SetTable(RowList[Row]):
+    """The rows of the table; its keys go on and back, and change the column."""
+
+    BINDINGS = bindings("set")
+
+    @dataclass
+    class ColumnWanted(Message):
+        """Another column, so many further on."""
+
+        step: int
+
+    def action_page(self, step: int) -> None:
+        """The next prompt, or the one before."""
+        self.cursor += step
+
+    def action_column(self, step: int) -> None:
+        """What the table shows."""
+        self.post_message(self.ColumnWanted(step))
+
+
+class SetPane(Pane):
+    """A set as a table. Posts :class:`Turned` when another row is chosen; ``arm`` is the arm that a lane has."""
+
+    DEFAULT_CSS = """
+    SetPane > SetTable { height: 1fr; }
+    """
+
+    @dataclass
+    class Turned(Message):
+        """The lanes are to show this row."""
+
+        row: Row
+
+    def __init__(self, id: str | None = None) -> None:  # noqa: A002
+        self.head, self.means, self.about = Line(), Line(), Line()
+        self.table = SetTable(self._draw, empty="reading the prompts")
+        self.about.add_class("about")
+        super().__init__("set", self.head, self.table, self.means, self.about, id=id)
+        self.shown: SetText | None = None
+        self.column: SetColumn = COLUMNS[0]
+        self.arm = 0
+
+    def show(self, shown: SetText | None) -> None:
+        """Show a set from its first row."""
+        self.shown = shown
+        self.table.show(shown.rows if shown is not None else (), 0)
+        self.sync()
+
+    def sync(self) -> None:
+        """Show what has come since."""
+        shown = self.shown
+        if shown is None:
+            return
+        if len(self.table.rows) != len(shown.rows):
+            self.table.show(shown.rows, 0)
+        at = self._shape
+        self.title = f"{shown.name or 'set'}: {len(shown.prompts)} prompts" + (
+            f" × {len(shown.seeds)} seeds" if len(shown.seeds) > 1 else ""
+        )
+        unit = f", {self.column.unit}" if self.column.unit else ""
+        of = f" of feature {shown.feature}" if self.column.id == "read_back" and shown.feature >= 0 else ""
+        self.note = f"{self.column.label}{of}{unit}"
+        self.head.content = Content.styled(" " * len(CURSOR) + head_line(shown, at), "$muted")
+        self.means.content = Content.assemble(" " * len(CURSOR), *self._cells(None, at))
+        said = self.column.says
+        if self.column.id == "read_back" and shown.feature < 0:
+            said = "No arm steers with a feature, so that none is read back."
+        self.about.content = Content.styled(f"{' ' * len(CURSOR)}{said}", "$muted")
+        self.table.refresh()
+
+    def on_resize(self) -> None:
+        """Columns have another width."""
+        self.sync()
+
+    @property
+    def _shape(self) -> TableShape:
+        arms = len(self.shown.arms) if self.shown is not None else 1
+        return shape(max(1, self.table.size.width - len(CURSOR) - 1), arms, self.arm)  # 1: a scroll bar, sometimes
+
+    def _draw(self, row: Row, width: int) -> list[Content]:
+        return [Content.assemble(*self._cells(row, self._shape))]
+
+    def _cells(self, row: Row | None, at: TableShape) -> list[tuple[str, str]]:
+        assert self.shown is not None
+        name, *numbers = row_line(self.shown, self.column, at, row)
+        return [
+            (name, "" if row is not None else "$muted"),
+            *((text, "bold $accent" if arm == self.arm else "") for arm, text in zip(at.arms, numbers, strict=True)),
+        ]
+
+    def on_row_list_moved(self, event: RowList.Moved) -> None:
+        """Another prompt: its lanes."""
+        event.stop()
+        if (row := self.table.row) is not None:
+            self.post_message(self.Turned(row))
+
+    def on_row_list_chosen(self, event: RowList.Chosen) -> None:
+        """A click where the cursor is changes nothing."""
+        event.stop()
+
+    def on_set_table_column_wanted(self, event: SetTable.ColumnWanted) -> None:
+        """The next measure."""
+        event.stop()
+        self.column = COLUMNS[(COLUMNS.index(self.column) + event.step) % len(COLUMNS)]
+        self.sync()
+
+
+def set_form(session: Session, row: BenchRow | None, before: dict[str, str], problem: str = "") -> FormScreen:
+    """The form that asks for a set, filled as it was ``before``."""
+    arms = max(1, len({item.arm for item in session.steers if item.enabled}))
+    swept = f"none: the {arms} arm{'s' * (arms > 1)} of the bench" if session.steers else "none: the baseline alone"
+    value = before.get
+    fields: Sequence[Field] = (
+        Field("source", "prompts", value("source", SOURCES[0]), options=SOURCES),
+        Field("prompts", "which", value("prompts", ""), "of a file its path; typed ones with | between", between="|"),
+        Field("first", "how many", value("first", ""), "all of them", _or_nothing(whole(1))),
+        Field("scales", "scales", value("scales", ""), swept, numbers_problem),
+        Field("seeds", "seeds", value("seeds", ""), f"{session.sampling.seed}, as it is set", seeds_problem),
+    )
+    about = f"Scales are of {row.vector.name} (now {row.scale:g}), as 9.5 19 38." if row is not None else ""
+    return FormScreen("A set of prompts", fields, about, problem)
+
+
+def _or_nothing(check: Check) -> Check:
+    return lambda text: check(text) if text.strip() else ""

@@ -1,0 +1,170 @@
+"""A set of prompts on Generate: the form, the table as it fills, the lanes of a prompt, the way back."""
+
+from __future__ import annotations
+
+import pytest
+
+from lens_tui.records import Arm, LensError, Sampling
+from lens_tui.records.prompt_set import COLUMNS, column_of
+from lens_tui.tui.app import LensApp
+from lens_tui.tui.screens.generate_screen import GenerateScreen
+from lens_tui.tui.set_text import asked_set, head_line, row_line, shape, split_typed
+from lens_tui.worker import jobs
+from tests.fakes import PROMPTS, TEXTS, unit_vector
+
+from .opened import PROMPT, opened, screen_text, settle
+from .test_generate import worker_of
+
+SWEEP = ("S", "down", "down", "3", "down", "9", "space", "1", "9", "space", "3", "8", "enter")
+
+
+def screen_of(app: LensApp) -> GenerateScreen:
+    assert isinstance(app.screen, GenerateScreen)
+    return app.screen
+
+
+def sets(app: LensApp) -> list[jobs.ComparePrompts]:
+    return [job for job in worker_of(app).submitted if isinstance(job, jobs.ComparePrompts)]
+
+
+@pytest.mark.parametrize("size", [(120, 36), (80, 24)])
+async def test_three_scales_on_the_bundled_prompts_take_thirteen_keys(size: tuple[int, int]) -> None:
+    async with opened("generate", size) as (app, pilot):
+        await pilot.press(*SWEEP)
+        await settle(app, pilot)
+        (job,) = sets(app)
+        assert (job.path, job.first, [arm.name for arm in job.arms]) == (
+            "bundled",
+            3,
+            ["baseline", "dogs 9", "dogs 19", "dogs 38"],
+        )
+        made = screen_of(app).set
+        assert made is not None
+        shown = screen_text(app)
+        for column in range(len(COLUMNS)):
+            for arm in range(4):
+                for row in made.rows:
+                    value = made.value(COLUMNS[column], arm, row)
+                    assert value is None or f"{value:.{COLUMNS[column].places}f}" in shown, (COLUMNS[column].id, row)
+            await pilot.press("v")
+            await pilot.pause()
+            shown = screen_text(app)
+        cells = [cell for cell in made.cells.values() if cell.arm == 3]
+        mean = sum(cell.mean_kl or 0.0 for cell in cells) / len(cells)
+        assert f"{mean:.3f}" in shown
+
+
+async def test_the_keys_of_the_table_page_through_the_lanes() -> None:
+    async with opened("generate") as (app, pilot):
+        await pilot.press(*SWEEP)
+        await settle(app, pilot)
+        screen = screen_of(app)
+        assert [lane.number for lane in screen.lanes.lanes] == [0, 1, 2, 3]
+        assert "".join(screen.lanes.lanes[1].view.tokens) == TEXTS[1]
+        assert screen.lanes.lanes[1].text is not None
+        assert screen.lanes.lanes[1].text.mean_kl is not None
+        for key, at in (("n", 1), ("n", 2), ("p", 1), ("N", 0), ("j", 1)):
+            await pilot.press(key)
+            await pilot.pause()
+            assert screen.run is not None
+            assert screen.run.prompt == PROMPTS[at]
+            assert f"prompt {at + 1} of 3 “{PROMPTS[at]}”" in screen_text(app)
+        screen.lanes.focus_lane()
+        await pilot.press("n", "right_square_bracket")
+        await pilot.pause()
+        assert screen.run is not None
+        assert screen.run.prompt == PROMPTS[2]
+        assert screen.table is not None
+        assert screen.table.arm == screen.lanes.lanes[screen.lanes.position].number
+
+
+async def test_the_bench_is_left_alone_and_escape_goes_back_to_it() -> None:
+    async with opened("generate") as (app, pilot):
+        await pilot.press("r")
+        await settle(app, pilot)
+        before = app.store.session
+        await pilot.press(*SWEEP)
+        await settle(app, pilot)
+        await pilot.press("plus", "d")
+        assert app.store.session.steers == before.steers
+        await pilot.press("escape")
+        await settle(app, pilot)
+        screen = screen_of(app)
+        assert (screen.set, screen.run) == (None, screen.history[0])
+        assert [lane.title for lane in screen.lanes.lanes] == ["baseline", "dogs", "sadness"]
+        await pilot.press("H")
+        await pilot.pause()
+        assert "set bundled: 3 prompts" in screen_text(app)
+        await pilot.press("enter")
+        await settle(app, pilot)
+        assert screen.set is not None
+        assert "dogs 38" in screen_text(app)
+
+
+async def test_a_stopped_set_keeps_what_came_and_the_table_fills_meanwhile() -> None:
+    async with opened("generate", hold=True) as (app, pilot):
+        await pilot.press(*SWEEP)
+        worker_of(app).release(30)
+        await pilot.pause(0.3)
+        screen = screen_of(app)
+        assert screen.set is not None
+        assert "…" in screen_text(app)
+        assert screen.lanes.lanes[1].view.streaming
+        await pilot.press("x")
+        await settle(app, pilot)
+        assert screen.set.state == "stopped"
+        assert {cell.reason for cell in screen.set.cells.values()} == {"stopped"}
+        assert not screen.lanes.lanes[1].view.streaming
+
+
+async def test_what_cannot_be_is_said_in_the_form_with_what_was_typed_kept() -> None:
+    async with opened("generate") as (app, pilot):
+        await pilot.press("S", "down", "down", "down", "down", "1", "space", "2", "enter")
+        await pilot.pause()
+        assert "At temperature 0 every seed gives the same text." in screen_text(app)
+        assert "1 2" in screen_text(app)
+        assert not sets(app)
+        await pilot.press("escape")
+        app.store.update(sampling=Sampling(temp=0.8))
+        await pilot.press("S", "enter")
+        await settle(app, pilot)
+        assert sets(app)[0].seeds == (1, 2)
+        assert "seed 2" in screen_text(app)
+        assert [arm.name for arm in sets(app)[0].arms] == ["baseline", "dogs +24.0", "sadness +8.0"]
+
+
+async def test_a_file_that_is_not_there_is_an_error_and_the_screen_lives_on() -> None:
+    async with opened("generate") as (app, pilot):
+        await pilot.press("S", "right", "right", "down", *"nowhere", "enter")
+        await settle(app, pilot)
+        assert "There is no file" in screen_text(app)
+        await pilot.press("escape", "escape")
+        await settle(app, pilot)
+        assert screen_of(app).set is None
+
+
+async def test_a_name_is_cut_before_its_scale_and_arms_without_room_are_counted() -> None:
+    async with opened("generate") as (app, pilot):
+        app.store.edit_steer("s1", vector=unit_vector("a name that is longer than any column"))
+        await pilot.press(*SWEEP)
+        await settle(app, pilot)
+        made = screen_of(app).set
+        assert made is not None
+        at = shape(40, 4, 3)
+        assert (list(at.arms), at.away) == ([2, 3], 2)
+        assert head_line(made, at).split()[-2:] == ["38", "+2"]
+        assert len("".join(row_line(made, column_of("mean_kl"), at, (0, 0)))) == 40 - 3
+
+
+def test_typed_prompts_and_this_one_reach_the_model_exactly() -> None:
+    from lens_tui.tui.session import Session
+
+    assert split_typed(r" a |b\\|c\|d| | ") == [" a ", "b\\", "c|d"]
+    session = Session(prompt=PROMPT + " ")
+    values = {"source": "this prompt", "prompts": "", "first": "", "scales": "", "seeds": ""}
+    job = asked_set(values, session, None, ["baseline"])
+    assert ([item.text for item in job.prompts], job.arms) == ([PROMPT + " "], (Arm("baseline"),))
+    refused = (({"source": "typed"}, "no prompts"), ({"source": "file"}, "No file"), ({"scales": "1"}, "lane"))
+    for changes, says in refused:
+        with pytest.raises(LensError, match=says):
+            asked_set(values | changes, session, None, ["baseline"])
