@@ -114,32 +114,6 @@ def in_float32(how: str, nbytes: int, free: int) -> bool:
     return how == "always" or (how == "auto" and nbytes <= free // 2 and state().fast)
 
 
-def free_memory() -> int:
-    """Bytes that can be had here without another having to give any, within the container's and the process's limit."""
-    import resource
-    from pathlib import Path
-
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        found = Path("/proc/meminfo").read_text().partition("MemAvailable:")[2].split()
-        total = min(total, int(found[0]) * 1024)
-    except (OSError, ValueError, IndexError):
-        pass  # no Linux
-    try:
-        group = Path("/sys/fs/cgroup")
-        total = min(total, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):
-        pass  # no limit
-    most = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if most != resource.RLIM_INFINITY:
-        try:
-            taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        except (OSError, ValueError, IndexError):
-            taken = 0  # no Linux
-        total = min(total, most - taken)
-    return max(total, 0)
-
-
 def threads() -> int:
     """How many threads a product may use; 0 if MLX's own BLAS is in use."""
     return int(_call("get_num_threads")()) if _library is not None else 0

@@ -78,7 +78,7 @@ def show(
         _show(tuple(as_given) if json else labels_of(info, feature), _of(info, model), json)
         return
     with Store() as store:
-        _show(Labels(store).history(info.id, feature), _of(info, model), json)
+        _show(Labels(store).history(info.id, feature, raw=json), _of(info, model), json)
 
 
 @verbs.command("search")
@@ -95,7 +95,8 @@ def search(
     from lens_tui.tasks.knowledge import search_labels
 
     info = None if every else find_sae(sae, model)
-    _show(search_labels(" ".join(words), info.id if info else None, k), _of(info, model), json)
+    found = search_labels(" ".join(words), info.id if info else None, k, raw=json)
+    _show(found, _of(info, model), json)
 
 
 @verbs.command("import")

@@ -50,7 +50,7 @@ def list_all(json: bool) -> None:
     catalog = DiskCatalog(asked_dequantize.get() or preferences().dequantize)
     rows = [_facts(entry, catalog) for entry in catalog.models()]
     if json:
-        from lens_tui.tasks.models import machine_memory
+        from lens_tui.records.machine import machine_memory
 
         print_json({"model": None, "machine": machine_memory(), "cache": _cache(), "models": rows})
         return

@@ -33,6 +33,7 @@ from .hooks.steering import (
     origin_in,
     origin_of,
 )
+from .room import check_forward
 from .tokens import Span, Tokens, id_table
 
 LOSS_BLOCK = 256
@@ -90,6 +91,8 @@ def run_through(
         LensError: For an intervention that must move something, and touches no token or is lost in rounding.
         NotFinite: For a residual that is not finite where it is steered.
     """
+    if cache is None:
+        check_forward(run.registry, run, *ids.shape)
     logits = run.registry.forward(run, ids, cache, start=start, held=held)
     if run.meter is not None:
         # Of tokens that are in a cache nothing is known, so that nobody could say where it begins.
@@ -142,7 +145,9 @@ def read_site(registry: Registry, ids: mx.array, key: Key, *, steered: bool) -> 
     """
     entries = registry.ambient()[0] if steered else ()
     result = CaptureResult(registry, (key,), by_site=True)
-    registry.forward(Run(registry, Plan((entries,), (result,)), ids.shape[1]), ids)
+    run = Run(registry, Plan((entries,), (result,)), ids.shape[1])
+    check_forward(registry, run, *ids.shape)
+    registry.forward(run, ids)
     return captured(result, lambda: origin_of(registry, ids, entries))[key]
 
 

@@ -134,12 +134,12 @@ class Labels:
         )
         return self._labels(rows)
 
-    def history(self, sae: str, feature: int) -> tuple[Label, ...]:
-        """Every label you ever gave a feature, the newest first."""
+    def history(self, sae: str, feature: int, *, raw: bool = False) -> tuple[Label, ...]:
+        """Every label you ever gave a feature, the newest first; ``raw``: as stored, not as it is safe to show."""
         rows = self.store.all(
             "SELECT * FROM label WHERE sae = ? AND feature = ? AND source = 'mine' ORDER BY id DESC", (sae, feature)
         )
-        return self._labels(rows)
+        return self._labels(rows, raw)
 
     def best(self, sae: str, features: Sequence[int]) -> dict[int, Label]:
         """The first label of each of many features, as :meth:`of` orders them; features without one are left out."""
@@ -155,8 +155,11 @@ class Labels:
                 found.setdefault(label.feature, label)
         return found
 
-    def search(self, words: str, *, sae: str | None = None, k: int = 20) -> tuple[Label, ...]:
-        """Standing labels that hold all the words (the last may be unfinished), best match (bm25) first."""
+    def search(self, words: str, *, sae: str | None = None, k: int = 20, raw: bool = False) -> tuple[Label, ...]:
+        """Standing labels that hold all the words (the last may be unfinished), best match (bm25) first.
+
+        ``raw``: as stored, not as it is safe to show.
+        """
         query = fts_query(words)
         if not query or k < 1:
             return ()
@@ -165,7 +168,7 @@ class Labels:
             "WHERE label_words MATCH ? AND (? IS NULL OR label.sae = ?) ORDER BY bm25(label_words), label.id LIMIT ?",
             (query, sae, sae, k),
         )
-        return self._labels(rows)
+        return self._labels(rows, raw)
 
     def take(self, sae: str, labels: Iterable[NewLabel], *, origin: str) -> ImportResult:
         """Import labels, all of them or (if one is bad) none; those known already are counted, their score renewed.

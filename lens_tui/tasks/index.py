@@ -57,12 +57,14 @@ def index_text(
         should_stop: asked between batches.
 
     Raises:
-        LensError: for an SAE that does not say which layer and site it reads, and a text that cannot be read.
+        LensError: for an SAE without its layer and site, a text that cannot be read, and what memory cannot hold.
     """
     from lens_tui.lens.read.activations import Windowing, text_activations
     from lens_tui.sae.index.build import Target, build_index
+    from lens_tui.sae.index.index_settings import IndexSettings
 
     places = [_place(sae) for sae in saes]
+    _check_memory(model, saes, places, settings or IndexSettings(), rows * context)
     windowing = Windowing(context=context, rows=rows, packed=False, shuffle=False)
     source, _ = text_activations(
         model, text, places, max_tokens=max_tokens, text_key=text_key, windowing=windowing, model_name=model_name
@@ -132,6 +134,24 @@ def _place(sae: SAE) -> tuple[int, str]:
             f"{info.name or 'An SAE'} does not say which layer and site it reads.", "Give them when loading it."
         )
     return info.layer, info.site
+
+
+def _check_memory(
+    model: LensModel, saes: Sequence[SAE], places: Sequence[tuple[int, str]], settings: IndexSettings, tokens: int
+) -> None:
+    """What is counted of every feature, and the activations of one forward: neither can be done without."""
+    from lens_tui.lens.room import memory_left, refuse_above
+    from lens_tui.sae.index.tally import bytes_per_feature
+
+    registry = model.registry
+    read = sum(registry.sites.point(registry.decoder.index(layer), site).width for layer, site in set(places))
+    features = sum(sae.d_sae for sae in saes)
+    refuse_above(
+        memory_left,
+        features * bytes_per_feature(settings) + tokens * read * registry.decoder.dtype.size,
+        f"An index of {features:,} features over {tokens:,} tokens at a time",
+        "Lower rows, top_k or sample_per_bin, or index fewer SAEs at once.",
+    )
 
 
 def _hash(path: str) -> str:

@@ -56,15 +56,18 @@ def label_texts(info: SAEInfo, features: Sequence[int], store: Store | None = No
     return {feature: label.text for feature, label in (bundled().best(info.id, features) | stored).items()}
 
 
-def search_labels(words: str, sae: str | None, k: int = 20, store: Store | None = None) -> tuple[Label, ...]:
+def search_labels(
+    words: str, sae: str | None, k: int = 20, store: Store | None = None, *, raw: bool = False
+) -> tuple[Label, ...]:
     """Labels that hold all the words, of all SAEs if ``sae`` is ``None``; at most ``k``.
 
-    Yours come first. Imported and bundled ones take turns, each kind with its best match first.
+    ``raw``: as stored, not as it is safe to show. Yours come first. Imported and bundled ones take turns, each kind
+    with its best match first.
     """
-    stored = _stored(lambda labels: labels.search(words, sae=sae, k=k), store) or ()
+    stored = _stored(lambda labels: labels.search(words, sae=sae, k=k, raw=raw), store) or ()
     mine = [label for label in stored if label.is_mine]
     imported = [label for label in stored if not label.is_mine]
-    turns = zip_longest(imported, _plain(bundled().search(words, sae=sae, k=k)))
+    turns = zip_longest(imported, _plain(bundled().search(words, sae=sae, k=k, raw=raw)))
     return tuple([*mine, *(label for turn in turns for label in turn if label is not None)][: max(k, 0)])
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -18,6 +16,7 @@ from lens_tui.records import LensError, disk, paths
 from lens_tui.records.hub import CachedRepo, cached_repos, is_whole, quiet_hub, remove_files, remove_repo
 from lens_tui.records.info import Dequantize, split_place
 from lens_tui.records.known_saes import families_of
+from lens_tui.records.machine import free_memory, machine_memory
 from lens_tui.records.model_folder import no_weights, read_config
 from lens_tui.records.read_files import FileAbsent, read_json
 from lens_tui.records.sanitise import one_line
@@ -147,7 +146,7 @@ def estimate_memory(
     """
     capture = captured_layers * tokens * arms * entry.d_model * 4
     logits = arms * entry.vocab_size * 4 * 4  # logits, log-softmax and the sampler's working copies, float32
-    wide = bool(entry.float32_bytes) and blas.in_float32(dequantize, entry.float32_bytes, blas.free_memory())
+    wide = bool(entry.float32_bytes) and blas.in_float32(dequantize, entry.float32_bytes, free_memory())
     weights, kv_bytes = (entry.float32_bytes, 2 * entry.kv_bytes) if wide else (entry.nbytes, entry.kv_bytes)
     return MemoryEstimate(weights, kv_bytes * tokens * arms, capture, logits, machine_memory(), wide)
 
@@ -166,21 +165,6 @@ def _float32_bytes(config: Mapping[str, Any], text: Mapping[str, Any], nbytes: i
     group = quantized.get("group_size", 64)
     bits = quantized["bits"] + scales / group if isinstance(group, int) and group > 0 else quantized["bits"]
     return int(nbytes * 32 / bits) if bits > 0 else 0
-
-
-@cache
-def machine_memory() -> int:
-    """Bytes MLX may use here: the machine's memory or the container's limit; on macOS three quarters of it.
-
-    Metal lets a process wire about three quarters of unified memory.
-    """
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if sys.platform == "darwin":
-        return total * 3 // 4
-    try:
-        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):
-        return total
 
 
 @cache

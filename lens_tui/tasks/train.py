@@ -49,8 +49,7 @@ def train_sae(
         site: the tensor of the block.
         context: tokens in a window.
         rows: windows in a forward pass; more is faster on a GPU.
-        held_out: every ``held_out``-th document of each file is not trained on and is what the SAE is measured on (0:
-            none, it is measured on what it was trained on).
+        held_out: every ``held_out``-th document of each file is measured on and not trained on (0: none is held out).
         max_tokens: tokens of the text that are kept in memory, as ids, at most; by default as many as are trained on.
         text_key: in JSONL, the key that holds the text.
         model_name: what the SAE calls the model; by default its id or folder.
@@ -59,11 +58,12 @@ def train_sae(
         checkpoint_seconds: seconds between checkpoints.
 
     Raises:
-        LensError: for a place the model lacks, a text that cannot be read, or a folder with another run in it.
+        LensError: for a place the model lacks, an unreadable text, another run's folder, and what memory cannot hold.
     """
     from lens_tui.lens.read.activations import Windowing, text_activations
     from lens_tui.sae.training.trainer import train
 
+    _check_memory(model, config, (layer, site))
     source, held = text_activations(
         model,
         text,
@@ -75,8 +75,25 @@ def train_sae(
         model_name=model_name,
         progress=partial(_tell_reading, progress, config.steps),
     )
-    run = partial(train, source, config, out, evaluation=held, checkpoint_seconds=checkpoint_seconds)
-    return run(progress=progress, should_stop=should_stop)
+    hooks: dict[str, Any] = {"progress": progress, "should_stop": should_stop}
+    return train(source, config, out, evaluation=held, checkpoint_seconds=checkpoint_seconds, **hooks)
+
+
+def _check_memory(model: LensModel, config: TrainConfig, place: Place) -> None:
+    """The weights with Adam's two moments of each, the pool and the sample, and one batch of pre-activations."""
+    from lens_tui.lens.room import memory_left, refuse_above
+
+    registry = model.registry
+    d, size = registry.sites.point(registry.decoder.index(place[0]), place[1]).width, registry.decoder.dtype.size
+    weights = 3 * (2 * d + 1) * config.width * 4
+    rows = (max(config.pool_tokens, config.batch) + config.calibration_tokens) * d * size
+    batch = config.batch * config.width * (4 if config.compute == "float32" else 2)
+    refuse_above(
+        memory_left,
+        weights + rows + batch,
+        f"Training {config.width:,} features of width {d:,} in batches of {config.batch:,} tokens",
+        "Lower width, batch or pool_tokens.",
+    )
 
 
 def _tell_reading(progress: Callable[[TrainProgress], None] | None, steps: int, done: int, _total: int) -> None:

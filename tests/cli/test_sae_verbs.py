@@ -177,6 +177,19 @@ def test_a_dashboard_of_another_tool_stands_in_for_an_index(work: dict[str, Any]
     assert "another SAE" in run(*imported, "--anyway", code=2)[1]
 
 
+def test_labels_in_json_are_as_stored_and_in_words_safe_to_show(work: dict[str, Any]) -> None:
+    hostile = "red \x1b[31mink\u202e"
+    told = ("labels", "show", "11", "--history", *on(work))
+    run("labels", "set", "11", hostile, *on(work))
+    assert [row["text"] for row in data("labels", "search", "red", *on(work))["labels"]] == [hostile]
+    run("labels", "set", "11", "ink", *on(work))
+    assert [row["text"] for row in data(*told)["labels"]] == ["ink", hostile]
+    shown = run(*told)[0]
+    assert "ink" in shown
+    assert not {"\x1b", "\u202e"} & set(shown)
+    run("labels", "set", "11", "", *on(work))
+
+
 def test_contrast_reads_lines_and_judges_held_out(work: dict[str, Any], tmp_path: Path) -> None:
     for name, line in (("a", SEA), ("b", FOOD)):
         (tmp_path / f"{name}.txt").write_text("\n".join([line] * 8))
@@ -185,7 +198,7 @@ def test_contrast_reads_lines_and_judges_held_out(work: dict[str, Any], tmp_path
     assert (result["texts_a"], result["texts_b"]) == (8, 8)
     best = result["features"][0]
     assert (best["held_out"], best["active_a"]) == (1.0, 1.0)
-    assert "held out" in run("contrast", *files, *on(work), "--over", "mean")[0]
+    assert "chosen on" in run("contrast", *files, *on(work), "--over", "mean")[0]
 
 
 def test_check_says_what_was_measured_and_its_status_is_the_verdict(work: dict[str, Any]) -> None:
@@ -277,7 +290,7 @@ def test_a_terminal_gets_one_line_with_a_bar_and_a_pipe_plain_lines(
         (["labels", "set", "48", "x"], "features 0 to 47"),
         (["labels", "import", "/nowhere"], "There is no file"),
         (["labels", "import", ".", "-f", "csv"], "Choose from neuronpedia"),
-        (["labels", "show", "--history"], "Name it"),
+        (["labels", "show", "--history"], "Give its number"),
         (["contrast", "TEXT", "TEXT", "--measure", "x"], "Choose auc or difference"),
         (["index", "TEXT", "--shard", "one"], "Write i/n"),
         (["index", "TEXT", "--shard", "2/2"], "no shard 2 of 2"),

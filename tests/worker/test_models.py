@@ -15,6 +15,8 @@ from lens_tui import LensModel, blas, demo
 from lens_tui.records import LensError
 from lens_tui.records.hub_fetch import cached_snapshot
 from lens_tui.records.info import Dequantize
+from lens_tui.records.machine import machine_memory
+from lens_tui.tasks import models
 from lens_tui.tasks.models import (
     ModelEntry,
     SAEEntry,
@@ -25,7 +27,6 @@ from lens_tui.tasks.models import (
     kv_bytes_per_token,
     list_models,
     list_saes,
-    machine_memory,
     read_model_folder,
     recent_models,
     remember_model,
@@ -246,7 +247,7 @@ def test_weights_in_float32_are_estimated_where_they_will_be_so(monkeypatch: pyt
     assert found["always"].cache == 2 * found["never"].cache
     monkeypatch.setattr(blas, "state", lambda: blas.Blas(True, ""))
     assert estimate_memory(entry).float32
-    monkeypatch.setattr(blas, "free_memory", lambda: 2 * entry.float32_bytes - 1)
+    monkeypatch.setattr(models, "free_memory", lambda: 2 * entry.float32_bytes - 1)
     assert not estimate_memory(entry).float32
 
 

@@ -22,8 +22,8 @@ import mlx.core as mx
 import numpy as np
 from mlx.nn.layers.base import Module
 
-from lens_tui.blas import free_memory
 from lens_tui.records import LensError
+from lens_tui.records.machine import free_memory
 
 from .taps import Argument, Call, first_of, install, named, original_class, replace_first, uninstall
 

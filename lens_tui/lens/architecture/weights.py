@@ -17,7 +17,7 @@ from mlx.nn.layers.base import Module
 from mlx.utils import tree_flatten, tree_unflatten
 
 from lens_tui import blas
-from lens_tui.records import LensError, ModelInfo
+from lens_tui.records import LensError, ModelInfo, machine
 from lens_tui.records.info import Dequantize
 from lens_tui.records.sanitise import sanitise
 
@@ -58,7 +58,7 @@ def dequantize(model: Module, how: Dequantize) -> Held:
     before = quantization(model)
     if not (before or _has_half(model)) or (how == "auto" and mx.default_device().type != mx.DeviceType.cpu):
         return Held(before)
-    size, free = float32_bytes(model), blas.free_memory()
+    size, free = float32_bytes(model), machine.free_memory()
     if not blas.in_float32(how, size, free):
         little = how == "auto" and blas.state().fast
         room = f"{size / 1e9:.1f} GB of {free / 1e9:.1f} GB free"

@@ -21,6 +21,7 @@ from lens_tui.records import ArmEnd, Intervention, LensError, Request, Sampling,
 
 from ..hooks.registry import PlanEntry, Registry
 from ..hooks.steering import entries_of
+from ..room import check_run
 from ..tokens import Prompt, Tokens
 from .batch import Batch, BatchGeneration, BatchOptions
 from .batch_rows import BatchModel, BatchStep, Row, RowLabels, RowPlan
@@ -253,8 +254,19 @@ def start_batch(
     make_row = RowMaker(registry, tokens, common, make_sampler(Sampling(), registry.decoder.vocab_size))
     kind = EngineBatch if engine == "vllm-mlx" else Batch
     batch = kind(registry, tokens, batch_options, prefixes)
-    for index, request in enumerate(requests):
-        batch.join(make_row(index, request))
+    rows = [make_row(index, request) for index, request in enumerate(requests)]
+    together = max(batch_options.completion_batch_size, batch_options.prefill_batch_size)
+    sizes = sorted(((len(row.plan.prompt.ids), row.sampling.max_tokens) for row in rows), key=sum, reverse=True)
+    check_run(
+        registry,
+        sizes[:together],
+        f"The {len(sizes[:together])} longest prompts with all that they may write, side by side,",
+        "Lower max_tokens or completion_batch_size, or give shorter prompts.",
+        together=False,
+        window=batch_options.max_kv_size,
+    )
+    for row in rows:
+        batch.join(row)
     return BatchGeneration(batch, make_row)
 
 

@@ -16,6 +16,7 @@ from ..hooks.places import follow_thinking
 from ..hooks.program import DoseMeter, Measured, has_effect
 from ..hooks.registry import CaptureResult, Plan, Registry, Run, async_eval
 from ..hooks.steering import History
+from ..room import check_arms
 from ..tokens import Detokenizer, EncodedPrompt, Tokens
 from .prefill import Filler, PrefixCache, add_rows, can_fork, keep_rows, piece_of, prefill_rows, spread
 from .sampling import (
@@ -561,8 +562,8 @@ def row_decoder(
         prefixes: Used and added to where the cache is a fresh one, not quantised.
 
     Raises:
-        LensError: For an option that does not exist, for a cache that was filled under other interventions, and for
-            more tokens than a model with learnt positions has places for.
+        LensError: For an option that does not exist, a cache filled under other interventions, and more tokens than a
+            model with learnt positions has places for or than fit into memory.
     """
     from mlx_lm.models.cache import make_prompt_cache
 
@@ -580,19 +581,12 @@ def row_decoder(
             raise LensError(f"The option {name} cannot be {extra[name]!r}.", "Give 1 or more, or leave it out.")
     piece = min(extra.get("prefill_step_size") or piece_of(registry, len(prompt.ids)), len(prompt.ids))
     registry.decoder.check_room(n_rows, piece, n_prompt)
+    bounds = {"window": max_kv_size, "bits": extra.get("kv_bits")}
+    check_arms(registry, plan, n_rows, (n_prompt, decode.sampling.max_tokens), kl=decode.kl, **bounds)
     meter = DoseMeter() if any(plan.rows) else None
     run = Run(registry, plan, n_prompt, prompt.spans, meter, captured_rows=n_rows if decode.kl else None)
+    options_of = replace(decode, **extra)
     if prompt_cache is not None or extra.get("kv_bits") is not None:
         prefixes = None
-    return RowDecoder(
-        registry,
-        run,
-        prompt.ids,
-        n_rows,
-        cache,
-        replace(decode, **extra),
-        prompt.thinking,
-        prompt.inside,
-        prefixes,
-        max_kv_size,
-    )
+    ends = prompt.thinking, prompt.inside
+    return RowDecoder(registry, run, prompt.ids, n_rows, cache, options_of, *ends, prefixes, max_kv_size)

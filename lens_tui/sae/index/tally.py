@@ -174,12 +174,19 @@ class Activations:
     offset: NDArray[np.uint32]
 
 
+def bytes_per_feature(settings: IndexSettings) -> int:
+    """What a :class:`Tally` takes in memory for each feature, at least."""
+    entry = 4 + 8 + 4  # rank, address and extra of a keeper
+    sums = 8 + 2 * 16 + 4  # count, the two exact sums, the maximum
+    return sums + 4 * N_BINS + entry * (settings.top_k + N_OCTAVES * settings.sample_per_bin)
+
+
 class Tally:
     """Count, sums, maximum, histogram, top examples and a sample for each of ``width`` features.
 
     Everything in it is associative: ``merge`` of the tallies of any split of a
-    corpus gives the arrays of one pass, to the bit. Takes about
-    ``200 + 16 * top_k + 320 * sample_per_bin`` bytes a feature.
+    corpus gives the arrays of one pass, to the bit. Takes
+    :func:`bytes_per_feature` of memory a feature.
     """
 
     def __init__(self, width: int, settings: IndexSettings) -> None:

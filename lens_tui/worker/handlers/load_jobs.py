@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 from lens_tui import demo
 from lens_tui.records import LensError, NotFinite, SAEInfo
 from lens_tui.records.hub_fetch import model_from_hub
+from lens_tui.records.machine import machine_memory
 from lens_tui.records.sanitise import one_line
 from lens_tui.tasks.models import (
     ModelEntry,
     check_model,
     list_saes,
-    machine_memory,
     named_sae,
     read_model_folder,
     remember_model,

@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 from lens_tui import LensError, LensModel, blas
 from lens_tui.lens.architecture.weights import dequantize, evaluate, float32_bytes, quantization
 from lens_tui.lens.decode import prefill
+from lens_tui.records import machine
 from tests.lens import architectures, tiny
 from tests.lens.architecture.test_architectures import quantize as in_groups_of_32
 
@@ -105,7 +106,7 @@ def test_a_float32_model_and_never_change_nothing() -> None:
 @pytest.mark.parametrize(("fast", "free", "says"), [(True, 1 << 40, "float32, dequ"), (False, 1 << 40, "")])
 def test_auto_is_for_a_fast_cpu(fast: bool, free: int, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blas, "state", lambda: blas.Blas(fast, ""))
-    monkeypatch.setattr(blas, "free_memory", lambda: free)
+    monkeypatch.setattr(machine, "free_memory", lambda: free)
     if mx.default_device() != mx.Device(mx.cpu):
         pytest.skip("auto leaves weights alone on a GPU")
     assert bool(says) == bool(dequantize(tiny.llama(bits=4), "auto").says)
@@ -115,18 +116,18 @@ def test_auto_leaves_half_of_the_memory_and_says_so(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(blas, "state", lambda: blas.Blas(True, ""))
     model = tiny.llama(bits=4)
     size = float32_bytes(model)
-    monkeypatch.setattr(blas, "free_memory", lambda: 2 * size - 1)
+    monkeypatch.setattr(machine, "free_memory", lambda: 2 * size - 1)
     if mx.default_device() != mx.Device(mx.cpu):
         pytest.skip("auto leaves weights alone on a GPU")
     said = dequantize(model, "auto").says
     assert said == "as in the files; in float32, which is faster, they would take 0.0 GB of 0.0 GB free"
     assert quantization(model)
-    monkeypatch.setattr(blas, "free_memory", lambda: 2 * size)
+    monkeypatch.setattr(machine, "free_memory", lambda: 2 * size)
     assert dequantize(model, "auto").says.startswith("float32")
 
 
 def test_the_memory_of_this_machine_is_some() -> None:
-    assert 1 << 20 < blas.free_memory() < 1 << 50
+    assert 1 << 20 < machine.free_memory() < 1 << 50
 
 
 def test_a_model_by_name_says_what_was_done() -> None:
@@ -166,4 +167,4 @@ def test_free_memory_ends_where_the_process_may_take_no_more(monkeypatch: pytest
     import resource
 
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (1 << 20, 1 << 20))
-    assert blas.free_memory() <= 1 << 20
+    assert machine.free_memory() <= 1 << 20

@@ -1,0 +1,63 @@
+"""How much memory there is: all that MLX may use here, and what can be had now."""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+_GROUP = Path("/sys/fs/cgroup")
+
+
+@cache
+def machine_memory() -> int:
+    """Bytes MLX may use here: the machine's memory or the container's limit; on macOS three quarters of it.
+
+    Metal lets a process wire about three quarters of unified memory.
+    """
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if sys.platform == "darwin":
+        return total * 3 // 4
+    try:
+        return min(total, int((_GROUP / "memory.max").read_text()))
+    except (OSError, ValueError):
+        return total
+
+
+def free_memory() -> int:
+    """Bytes that can be had here without another having to give any, within the container's and the process's limit.
+
+    Files that the kernel keeps in memory for no one count as free: it drops them when asked.
+    """
+    import resource
+
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        found = Path("/proc/meminfo").read_text().partition("MemAvailable:")[2].split()
+        total = min(total, int(found[0]) * 1024)
+    except (OSError, ValueError, IndexError):
+        pass  # no Linux
+    try:
+        most, taken = (int((_GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        total = min(total, most - taken + _droppable())
+    except (OSError, ValueError):
+        pass  # no limit
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if most != resource.RLIM_INFINITY:
+        try:
+            taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, ValueError, IndexError):
+            taken = 0  # no Linux
+        total = min(total, most - taken)
+    return max(total, 0)
+
+
+def _droppable() -> int:
+    """Bytes of files that a container's kernel holds for it, and counts as taken."""
+    try:
+        words = (_GROUP / "memory.stat").read_text().split()
+        return sum(int(count) for name, count in pairwise(words) if name == "inactive_file")
+    except (OSError, ValueError):
+        return 0
