@@ -361,6 +361,7 @@ class RunText:
 
     ``steers`` is the bench as it was, so that the run can be put back; ``source``
     is what the model can be loaded by again; ``kept`` is its number in the history on disk, 0 where none is kept.
+    ``again`` is the run that this one repeats, token for token.
     """
 
     number: int
@@ -378,6 +379,7 @@ class RunText:
     state: Literal["waiting", "running", "done", "stopped", "failed"] = "waiting"
     made: MadeWith = field(default_factory=MadeWith)
     created: float = 0.0
+    again: RunText | None = None
 
     @classmethod
     def begin(cls, number: int, session: Session) -> RunText:
@@ -392,6 +394,14 @@ class RunText:
         name = session.model.name if session.model else ""
         run = cls(number, session.prompt, session.sampling, texts, session.steers, name, made.source)
         run.made = made
+        return run
+
+    def repeat(self) -> RunText:
+        """This run to be made again, from its record: arms as they were, as many tokens as came if it was cut off."""
+        arms = tuple(ArmText(text.number, text.arm) for text in self.arms)
+        sampling = self.record().sampling_again
+        run = RunText(0, self.prompt, sampling, arms, self.steers, self.model, self.source, self.raw)
+        run.again, run.made = self, self.made
         return run
 
     def is_of(self, other: RunText) -> bool:

@@ -214,9 +214,32 @@ class GenerateScreen(LensScreen):
         self._job = self.lens.submit(job, "run", lambda event: self._take(run, event))
         self._show_run(run)
 
+    def _repeat(self, run: RunText, old: RunText) -> None:
+        """Make a run again as it was, changes of scale included, and say whether it has the same tokens."""
+        from lens_tui.tasks.replay import changes_of
+
+        if self.session.model is None:
+            self.lens.say("Load a model first.")
+            return
+        run.number, run.model = len(self.history) + 1, self.session.model.name
+        self.history.append(run)
+        changes = tuple((arm, index, items) for (arm, index), items in changes_of(old.record()).items())
+        job = Compare(run.prompt, tuple(text.arm for text in run.arms), run.sampling, run.raw, changes=changes)
+        self._job = self.lens.submit(job, "run", lambda event: self._take(run, event))
+        self._show_run(run)
+
+    def _held_against(self, run: RunText, old: RunText) -> None:
+        from lens_tui.tasks.replay import held_against
+
+        found = held_against(old.record(), run.record())
+        said = one_line(found.sentence(), 400)
+        self.lens.say(said) if found.same else self.lens.tell(said)
+
     def _take(self, run: RunText, event: Event) -> None:
 
         run.apply(event)
+        if isinstance(event, JobDone) and run.again is not None:
+            self._held_against(run, run.again)
         if isinstance(event, DialRefused):
             refused = f"{run.arms[event.arm].arm.name} continues as it was. {event.message} {event.hint}".strip()
             self.lens.say(refused)
@@ -400,6 +423,10 @@ class GenerateScreen(LensScreen):
     def _restore(self, run: RunText | SetText | None) -> None:
         if isinstance(run, SetText):
             self.show_set(run)
+        elif run is not None and run.again is not None and run.state == "waiting":
+            self._restore(run.again)
+            self._repeat(run, run.again)
+            return
         if run is None or isinstance(run, SetText):
             return
         self._close_set()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -179,6 +179,8 @@ class HistoryScreen(Dialog["RunText | SetText | None"]):
         ("q", "dismiss", "cancel"),
         ("enter", "choose", "restore"),
         ("slash", "find", "filter"),
+        ("r", "again", "run again"),
+        ("space", "mark", "side by side"),
     ]
     DEFAULT_CSS = """
     HistoryScreen RowList { height: auto; max-height: 18; }
@@ -190,6 +192,7 @@ class HistoryScreen(Dialog["RunText | SetText | None"]):
         self._runs, self._database, self._sets = runs, database, sets
         self._kept: list[PastRun] = []
         self._asked = ""
+        self._marked: RunText | None = None
 
     def compose(self) -> ComposeResult:
         """Filter, list, keys."""
@@ -197,7 +200,8 @@ class HistoryScreen(Dialog["RunText | SetText | None"]):
             yield Static("Runs", classes="dialog-title")
             yield Entry(placeholder="words of the prompt, the arms or what was written", between=" ")
             yield RowList[PastRun](self._draw, row_height=2, empty="nothing has run yet")
-            keys = [("⏎", " restore   "), ("/", " filter   "), ("esc", " back")]
+            keys = [("⏎", " restore   "), ("r", " again   "), ("space", " beside   ")]
+            keys += [("/", " filter   "), ("esc", " back")]
             yield Static(Content.assemble("\n", *(part for key, word in keys for part in ((key, "bold"), word))))
 
     def on_mount(self) -> None:
@@ -269,17 +273,55 @@ class HistoryScreen(Dialog["RunText | SetText | None"]):
     def action_choose(self) -> None:
         """Give back the run under the cursor."""
         row = self._rows.row
-        if row is None or row.run is not None:
+        if row is None or isinstance(row.run, SetText):
             self.dismiss(row.run if row is not None else None)
         else:
-            self._load(row.kept)
+            self._with_run(self.dismiss)
+
+    def action_again(self) -> None:
+        """Give back the run under the cursor to be made again, token for token."""
+
+        def again(run: RunText) -> None:
+            if run.going:
+                self.notify("That run is still being written.", markup=False)
+            else:
+                self.dismiss(run.repeat())
+
+        self._with_run(again)
+
+    def action_mark(self) -> None:
+        """Take the run under the cursor; the second one opens beside the first."""
+
+        def mark(run: RunText) -> None:
+            from lens_tui.tui.screens.two_runs_screen import TwoRunsScreen
+
+            first, self._marked = self._marked, None
+            if first is None:
+                self._marked = run
+                self.notify("Taken: space on another run shows both side by side.", markup=False, timeout=4)
+            elif first is not run:
+                self.app.push_screen(TwoRunsScreen(first, run))
+
+        self._with_run(mark)
+
+    def _with_run(self, then: Callable[[RunText], object]) -> None:
+        """Do it with the run under the cursor, read from the disk if it is not of this session."""
+        row = self._rows.row
+        if row is None:
+            return
+        if isinstance(row.run, SetText):
+            self.notify("That is a set of prompts: take one of its runs.", markup=False, timeout=4)
+        elif row.run is not None:
+            then(row.run)
+        else:
+            self._load(row.kept, then)
 
     def on_row_list_chosen(self) -> None:
         """A click on the row under the cursor."""
         self.action_choose()
 
     @work(thread=True, exclusive=True, group="load", exit_on_error=False)
-    def _load(self, kept: int) -> None:
+    def _load(self, kept: int, then: Callable[[RunText], object]) -> None:
         if self._database is None:
             return
         try:
@@ -287,13 +329,13 @@ class HistoryScreen(Dialog["RunText | SetText | None"]):
         except LensError as error:
             self.app.call_from_thread(self._broken, error)
         else:
-            self.app.call_from_thread(self._loaded, run)
+            self.app.call_from_thread(self._loaded, run, then)
 
-    def _loaded(self, run: RunText | None) -> None:
+    def _loaded(self, run: RunText | None, then: Callable[[RunText], object]) -> None:
         if run is None:
             self.notify("That run no longer exists.", markup=False)
         elif self.is_current:
-            self.dismiss(run)
+            then(run)
 
     def _draw(self, row: PastRun, width: int) -> list[Content]:
         number = f"{row.run.number:>3}  " if row.run is not None else "     "
