@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -312,6 +313,25 @@ async def test_keys_act_on_the_first_arm_and_one_step_back_is_where_it_was() -> 
         assert app.store.session.steers[0].scale == 20.0
         await pilot.press("minus")
         assert app.store.session.steers[0].scale == 19.0
+
+
+async def test_a_tall_terminal_has_the_measures_of_all_arms_side_by_side() -> None:
+    async with opened("generate") as (app, pilot):
+        await pilot.press("r")
+        await settle(app, pilot)
+        run = screen_of(app).run
+        assert run is not None
+        rows = [line.split() for line in screen_text(app).splitlines() if line.strip().startswith(("dogs", "sadness"))]
+        for arm, row in zip(run.arms[1:], rows[-2:], strict=True):
+            ids = [token.token_id for token in arm.tokens]
+            pairs = list(pairwise(ids))
+            assert row[:3] == [arm.arm.name, str(len(ids)), nats(arm.mean_kl)]
+            assert row[3] == nats(arm.mean_reverse_kl)
+            assert row[6] == f"{len(set(pairs)) / len(pairs):.2f}"
+            assert row[7:] == ["0.31", str(arm.parted)]
+        await pilot.resize_terminal(80, 24)
+        await pilot.pause()
+        assert not screen_of(app).measures.display
 
 
 async def test_a_live_resize_keeps_text_and_focus() -> None:

@@ -22,8 +22,9 @@ from lens_tui.tui.session import MAX_ARMS, MEASURE_NAMES, MEASURES, Measure, Run
 from lens_tui.tui.set_text import SetText, asked_set
 from lens_tui.tui.widgets.frame import Hairline, LensScreen, takes_text
 from lens_tui.tui.widgets.lane import Lane, LaneRow, Line, strength
+from lens_tui.tui.widgets.measures_table import MeasuresTable
 from lens_tui.tui.widgets.token_view import TokenView
-from lens_tui.worker.events import DialRefused, Event, JobDone, JobFailed, SetCellDone, SetStarted
+from lens_tui.worker.events import ArmDone, DialRefused, Event, JobDone, JobFailed, SetCellDone, SetStarted
 from lens_tui.worker.jobs import Compare, ComparePrompts
 
 from .form import FormScreen
@@ -53,6 +54,7 @@ class GenerateScreen(LensScreen):
     def __init__(self) -> None:
         super().__init__()
         self.lanes = LaneRow(id="lanes")
+        self.measures = MeasuresTable(id="measures")
         self.prompt: PromptArea | None = None
         self._keeping: Timer | None = None
         self.run: RunText | None = None
@@ -73,6 +75,7 @@ class GenerateScreen(LensScreen):
         yield Line(id="settings")
         yield Hairline()
         yield self.lanes
+        yield self.measures
         yield Hairline(id="set-rule")
 
     def on_mount(self) -> None:
@@ -244,6 +247,8 @@ class GenerateScreen(LensScreen):
             refused = f"{run.arms[event.arm].arm.name} continues as it was. {event.message} {event.hint}".strip()
             self.lens.say(refused)
             self.lens.remark(refused)
+        if isinstance(event, ArmDone) and run is self.run:
+            self.measures.show(run)
         if isinstance(event, JobDone | JobFailed):
             self._job = None
             self._headings()
@@ -267,6 +272,7 @@ class GenerateScreen(LensScreen):
         self._arrange()
         for lane in self.lanes.lanes:
             self._follow(lane)
+        self.measures.show(run if self.set is None else None)
         self._headings()
 
     def _follow(self, lane: Lane) -> None:
@@ -505,6 +511,7 @@ class GenerateScreen(LensScreen):
         self.set = shown
         self.set_class(True, "-set")
         self.run = None
+        self.measures.show(None)
         self.table.show(shown)
         self._mark_arm()
         self.call_after_refresh(self.table.table.focus)
