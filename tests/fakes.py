@@ -298,6 +298,8 @@ class FakeWorker:
             case jobs.FindFeatures(sae, words):
                 found = (FoundFeature(17, f"all about {words}", "label"), FoundFeature(4, "promotes ‘x’", "x"))
                 return [ev.FeaturesFound(number, sae, words, () if "nothing" in words else found, indexed=True)]
+            case jobs.ReadWritten() as written:
+                return self._written(number, written)
             case jobs.ContrastTexts() as contrast:
                 return [fake_contrast(number, contrast)]
             case jobs.ExportFeatures(path=path, features=features):
@@ -371,6 +373,8 @@ class FakeWorker:
                     token = self._token(arm, step, lanes, job.top)
                     yield ev.TokenEvent(number, replace(token, scales=_scales(acting[arm])))
             for arm, words in enumerate(lanes):
+                if job.sae and step < len(words):
+                    yield self._arm_features(number, job.sae, arm, step, [lanes[arm][step]])
                 if step == len(words) - 1:
                     reason = "length" if len(words) == limit else "stop"
                     yield ev.ArmDone(number, arm, reason, len(words), _dose(arms[arm]))
@@ -411,6 +415,22 @@ class FakeWorker:
             yield ev.SetCellDone(
                 number, SetCell(place, arm, seed, tuple(tokens), text, reason, _dose(arms[arm]), 0.9, back)
             )
+
+    def _arm_features(self, number: int, sae: str, arm: int, start: int, words: Sequence[str]) -> ev.ArmFeatures:
+        """Two features of each word: one of its own, and feature 7, which is active wherever a word has an “o”."""
+        ids = np.array([[zlib.crc32(word.encode()) % WIDTH, 7 if "o" in word else -1] for word in words], np.int32)
+        values = np.array([[3.0, 4.0 + arm if "o" in word else 0.0] for word in words], np.float32)
+        names = tuple((int(f), f"things about {f}", f != 7) for f in np.unique(ids) if f >= 0)
+        return ev.ArmFeatures(number, sae, arm, start, ids, values, names, self.dense)
+
+    def _written(self, number: int, job: jobs.ReadWritten) -> Iterator[ev.Event]:
+        for arm, (_, ids) in enumerate(job.arms):
+            words = [self._words.get(token, "?") for token in ids]
+            if job.feature < 0:
+                yield self._arm_features(number, job.sae, arm, 0, words)
+            else:
+                values = np.array([4.0 + arm if "o" in word else 0.0 for word in words], np.float32)
+                yield ev.ArmActivation(number, job.sae, job.feature, arm, values)
 
     def _token(self, arm: int, step: int, lanes: list[list[str]], top: int) -> Token:
         word = lanes[arm][step]

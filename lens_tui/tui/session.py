@@ -170,6 +170,19 @@ class SessionStore:
         self.update(steers=(*self.session.steers, row))
         return row
 
+    def add_like(self, row: BenchRow, scale: float, arm: int) -> BenchRow:
+        """Put another row like this one on the bench, at a scale of its own in that arm."""
+        return self.add_steer(
+            row.vector,
+            scale=scale,
+            arm=arm,
+            residual_norm=row.residual_norm,
+            promoted=row.promoted,
+            suppressed=row.suppressed,
+            mode=row.mode,
+            positions=row.positions,
+        )
+
     def edit_steer(self, steer_id: str, **changes: Any) -> None:
         """Change fields of one row; nothing happens if the row is gone."""
         rows = self.session.steers
@@ -227,12 +240,13 @@ def absorb(store: SessionStore, event: Event) -> None:
             store.update(fits=(*(item for item in session.fits if item[0] != sae), (sae, report)))
 
 
-Measure = Literal["surprise", "kl", "diff"]
+Measure = Literal["surprise", "kl", "diff", "feature"]
 MEASURES: tuple[Measure, ...] = ("surprise", "kl", "diff")
 MEASURE_NAMES = {
     "surprise": "own surprise, −logp from 3 nats",
     "kl": "KL to plain, 0.01 to 10 nats",
     "diff": "not in the baseline",
+    "feature": "a feature, as a share of its largest",
 }
 
 
@@ -272,7 +286,8 @@ class ArmText:
 
     ``number`` is its place on the bench (0: baseline). ``dials`` are changes made
     while it wrote: the first token made under them, and what they were.
-    ``parted`` is the first token that is not the baseline's.
+    ``parted`` is the first token that is not the baseline's. ``shade`` are the levels of the chosen feature, as far as
+    they were read.
     """
 
     number: int
@@ -282,6 +297,7 @@ class ArmText:
     reason: str = ""
     dose: float | None = None
     parted: int | None = None
+    shade: list[int] = field(default_factory=list)
     _logprob: Mean = field(default_factory=Mean)
     _kl: Mean = field(default_factory=Mean)
     _reverse_kl: Mean = field(default_factory=Mean)
@@ -376,6 +392,7 @@ class RunText:
     prompt_tokens: tuple[str, ...] = ()
     tokens_per_s: float | None = None
     kept: int = 0
+    job: int = 0
     state: Literal["waiting", "running", "done", "stopped", "failed"] = "waiting"
     made: MadeWith = field(default_factory=MadeWith)
     created: float = 0.0
@@ -498,6 +515,23 @@ def summary(sampling: Sampling) -> str:
     return " · ".join([*parts, f"max {sampling.max_tokens}"])
 
 
+def settings_parts(
+    session: Session, run: RunText | None, runs: int, stale: bool, shade: str, key: Callable[[str], str]
+) -> list[tuple[str, str]]:
+    """The line under the prompt, as texts and styles: the settings, the shade, which run it is and what to press."""
+    parts = [(summary(session.sampling), "")]
+    if session.model is not None and session.model.lacks_template:
+        parts.append((" · no chat template", "$warning"))
+    parts.append((f" · shade: {shade}", "$muted"))
+    if run is None:
+        parts.append((f" · {key('app.run')} runs, {key('generate.prompt')} writes the prompt", "$muted"))
+        return parts if session.steers else [*parts, (f", {key('app.steer')} makes a vector", "$muted")]
+    parts.append((f" · run {run.number} of {runs}", "$muted"))
+    if stale and not run.going:
+        parts.append((f" · changed since: {key('app.run')} runs it", "$accent"))
+    return parts
+
+
 def token_levels(arm: ArmText, measure: Measure, baseline: ArmText, start: int = 0) -> list[int]:
     """The shade of each token of an arm from ``start`` on.
 
@@ -505,6 +539,8 @@ def token_levels(arm: ArmText, measure: Measure, baseline: ArmText, start: int =
     baseline leaves over; while text still comes, those that differ place by place.
     """
     tokens = arm.tokens[start:]
+    if measure == "feature":
+        return [*arm.shade[start:], *([0] * len(tokens))][: len(tokens)]
     if measure == "kl":
         return [kl_level(token.kl) for token in tokens]
     if measure == "surprise":

@@ -136,3 +136,16 @@ def test_lens(snap_compare: Any, size: tuple[int, int]) -> None:
 def test_lens_of_a_steered_model_in_bars(snap_compare: Any) -> None:
     app = lens_app(screen="lens", theme="paper")
     assert snap_compare(app, terminal_size=(120, 36), run_before=after("b", "t", "v", "h"))
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_generate_lists_features_and_shades_by_one(snap_compare: Any, size: tuple[int, int]) -> None:
+    app = lens_app(screen="generate")
+    assert snap_compare(app, terminal_size=size, run_before=after("F", "r", "]", "right_curly_bracket"))
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_features_contrast(snap_compare: Any, size: tuple[int, int]) -> None:
+    app = lens_app(screen="features")
+    keys = ("D", *"a|b|c|d", "tab", "tab", *"e|f|g|h", "enter", "space", "j")
+    assert snap_compare(app, terminal_size=size, run_before=after(*keys))

@@ -18,16 +18,17 @@ from lens_tui.records.interventions import BenchRow
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.format import fit
-from lens_tui.tui.session import MAX_ARMS, MEASURE_NAMES, MEASURES, Measure, RunText, Session, lane_names, plan, summary
+from lens_tui.tui.session import MAX_ARMS, MEASURES, Measure, RunText, Session, lane_names, plan, summary
 from lens_tui.tui.set_text import SetText, asked_set
 from lens_tui.tui.widgets.frame import Hairline, LensScreen, takes_text
 from lens_tui.tui.widgets.lane import Lane, LaneRow, Line, strength
 from lens_tui.tui.widgets.measures_table import MeasuresTable
 from lens_tui.tui.widgets.token_view import TokenView
 from lens_tui.worker.events import ArmDone, DialRefused, Event, JobDone, JobFailed, SetCellDone, SetStarted
-from lens_tui.worker.jobs import Compare, ComparePrompts
+from lens_tui.worker.jobs import ComparePrompts
 
 from .form import FormScreen
+from .generate_features import FeatureFollower
 from .sampling_form import read_sampling, sampling_fields
 from .set_pane import SetPane, set_form
 
@@ -67,6 +68,7 @@ class GenerateScreen(LensScreen):
         self.set: SetText | None = None
         self._sets: list[SetText] = []
         self._asked: dict[str, str] = {}
+        self.features = FeatureFollower(self.lanes)
 
     def body(self) -> ComposeResult:
         """Prompt, settings, lanes."""
@@ -166,7 +168,6 @@ class GenerateScreen(LensScreen):
         self._show_settings()
 
     def _show_settings(self) -> None:
-        key = self.lens.key_text
         if self.set is not None and self.run is not None and self.table is not None:
             place = self.table.table.row or (0, 0)
             prompt = f"prompt {place[0] + 1} of {len(self.set.prompts)} “{one_line(self.run.prompt)}”"
@@ -174,18 +175,7 @@ class GenerateScreen(LensScreen):
             room = max(8, self.size.width - 2 - cell_len(facts))
             self.query_one("#settings", Line).content = Content.assemble(fit(prompt, room).rstrip(), (facts, "$muted"))
             return
-        parts: list[str | tuple[str, str]] = [(summary(self.session.sampling), "")]
-        if self.session.model is not None and self.session.model.lacks_template:
-            parts.append((" · no chat template", "$warning"))
-        parts.append((f" · shade: {MEASURE_NAMES[self.measure]}", "$muted"))
-        if self.run is None:
-            parts.append((f" · {key('app.run')} runs, {key('generate.prompt')} writes the prompt", "$muted"))
-            if not self.session.steers:
-                parts.append((f", {key('app.steer')} makes a vector", "$muted"))
-        else:
-            parts.append((f" · run {self.run.number} of {len(self.history)}", "$muted"))
-            if self._stale and not self.run.going:
-                parts.append((f" · changed since: {key('app.run')} runs it", "$accent"))
+        parts = self.features.settings(self.lens, self.run, len(self.history), self._stale, self.measure)
         self.query_one("#settings", Line).content = Content.assemble(*parts)
 
     # -- running -------------------------------------------------------------------------------------
@@ -213,8 +203,8 @@ class GenerateScreen(LensScreen):
         run = RunText.begin(len(self.history) + 1, self.session)
         self.history.append(run)
 
-        job = Compare(run.prompt, tuple(text.arm for text in run.arms), run.sampling, run.raw)
-        self._job = self.lens.submit(job, "run", lambda event: self._take(run, event))
+        job = self.features.job(self.lens, run)
+        run.job = self._job = self.lens.submit(job, "run", lambda event: self._take(run, event))
         self._show_run(run)
 
     def _repeat(self, run: RunText, old: RunText) -> None:
@@ -227,8 +217,8 @@ class GenerateScreen(LensScreen):
         run.number, run.model = len(self.history) + 1, self.session.model.name
         self.history.append(run)
         changes = tuple((arm, index, items) for (arm, index), items in changes_of(old.record()).items())
-        job = Compare(run.prompt, tuple(text.arm for text in run.arms), run.sampling, run.raw, changes=changes)
-        self._job = self.lens.submit(job, "run", lambda event: self._take(run, event))
+        job = self.features.job(self.lens, run, changes)
+        run.job = self._job = self.lens.submit(job, "run", lambda event: self._take(run, event))
         self._show_run(run)
 
     def _held_against(self, run: RunText, old: RunText) -> None:
@@ -239,7 +229,8 @@ class GenerateScreen(LensScreen):
         self.lens.say(said) if found.same else self.lens.tell(said)
 
     def _take(self, run: RunText, event: Event) -> None:
-
+        if self.features.take(self.lens, run, event):
+            return
         run.apply(event)
         if isinstance(event, JobDone) and run.again is not None:
             self._held_against(run, run.again)
@@ -254,6 +245,7 @@ class GenerateScreen(LensScreen):
             self._headings()
             if run is self.run:
                 self.lens.store.update(written=run.written())
+                self.features.follow(self.lens, run)
         if run is self.run and not self._due:  # once for all events of a drain
             self._due = True
             self.call_next(self._sync)
@@ -274,6 +266,7 @@ class GenerateScreen(LensScreen):
             self._follow(lane)
         self.measures.show(run if self.set is None else None)
         self._headings()
+        self.features.follow(self.lens, run)
 
     def _follow(self, lane: Lane) -> None:
         lane.follow(self.run, self.run.arm_now(lane.number, self.session) if self.run is not None else None)
@@ -308,12 +301,14 @@ class GenerateScreen(LensScreen):
             return
         for lane in self.lanes.lanes:
             lane.inspect(event.index)
+        self.features.show(self.lens, self.run)
 
     def on_key(self, event: events.Key) -> None:
         """Escape closes the explanation first, then the set."""
         if event.key == "escape" and any(lane.view.cursor is not None for lane in self.lanes.lanes):
             for lane in self.lanes.lanes:
                 lane.inspect(None)
+            self.features.show(self.lens, self.run)
             event.stop()
             event.prevent_default()
         elif event.key == "escape" and self.set is not None and not takes_text(self.focused):
@@ -343,12 +338,36 @@ class GenerateScreen(LensScreen):
 
     def action_measure(self, name: str = "") -> None:
         """What the shade says: KL, surprise, or what is not in the baseline."""
-        following = MEASURES[(MEASURES.index(self.measure) + 1) % len(MEASURES)]
+        place = MEASURES.index(self.measure) if self.measure in MEASURES else -1
+        following = MEASURES[(place + 1) % len(MEASURES)]
         wanted = following if not name else "surprise" if self.measure == name else name
         self.measure = wanted  # type: ignore[assignment]
         for lane in self.lanes.lanes:
             lane.measure = self.measure
         self._show_settings()
+
+    def action_features(self) -> None:
+        """List the features of what the arms write under each lane, or no more."""
+        self.features.toggle(self.lens, self.run)
+        if not self.features.on and self.measure == "feature":
+            self.action_measure("surprise")
+
+    def action_feature(self, step: int) -> None:
+        """Shade the lanes by the next of the features listed, or the one before."""
+        if self.features.pick(self.lens, self.run, step):
+            self._shade_by_feature()
+
+    def _shade_by_feature(self) -> None:
+        self.measure = "surprise"  # asked for again, the feature would be let go
+        self.action_measure("feature")
+
+    def action_find(self) -> None:
+        """Type the number of a feature to shade the lanes by."""
+        self.features.ask(self.lens, self.run, self._shade_by_feature)
+
+    def action_dense(self) -> None:
+        """Leave dense features out of the lists, or show them."""
+        self.features.toggle_dense(self.lens, self.run)
 
     def action_prompt(self) -> None:
         """Write the prompt."""
@@ -393,16 +412,7 @@ class GenerateScreen(LensScreen):
             return
         free = self.session.free_arm()
         for row in rows:
-            self.lens.store.add_steer(
-                row.vector,
-                scale=row.moved(5).scale,
-                arm=free,
-                residual_norm=row.residual_norm,
-                promoted=row.promoted,
-                suppressed=row.suppressed,
-                mode=row.mode,
-                positions=row.positions,
-            )
+            self.lens.store.add_like(row, row.moved(5).scale, free)
         self.lanes.focus_arm(free)  # the next one added is higher again
 
     def action_delete_arm(self) -> None:

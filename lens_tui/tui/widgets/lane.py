@@ -196,6 +196,18 @@ def stats(text: ArmText, max_tokens: int, width: int) -> str:
     return line
 
 
+class LaneFeatures(Widget):
+    """The features of a lane's tokens, as they are listed for it."""
+
+    DEFAULT_CSS = "LaneFeatures { height: 6; display: none; }"
+
+    content: reactive[Content] = reactive(Content(""))
+
+    def render(self) -> RenderResult:
+        """The lines."""
+        return self.content
+
+
 class Lane(Pane):
     """A lane. ``number`` is the arm's place on the bench, 0 for the baseline.
 
@@ -208,7 +220,8 @@ class Lane(Pane):
     Lane { width: 1fr; height: 1fr; }
     Lane > PaneTitle, Lane > Line, Lane > SeriesStrip, Lane > Candidates { padding: 0 0 0 1; }
     Lane > TokenView { margin: 1 0; }
-    Lane.-inspecting > Candidates { display: block; }
+    Lane > LaneFeatures { padding: 0 0 0 1; }
+    Lane.-inspecting > Candidates, Lane.-features > LaneFeatures { display: block; }
     """
 
     measure: reactive[Measure] = reactive[Measure]("surprise", init=False)
@@ -228,7 +241,8 @@ class Lane(Pane):
         self.strip = SeriesStrip()
         self.foot = Line()
         self.inspector = Candidates()
-        super().__init__(name, self.stats, self.view, self.strip, self.foot, self.inspector)
+        self.features = LaneFeatures()
+        super().__init__(name, self.stats, self.view, self.features, self.strip, self.foot, self.inspector)
         self.number = number
         self.text: ArmText | None = None
         self._run: RunText | None = None
@@ -288,7 +302,7 @@ class Lane(Pane):
         if ended and self.view.streaming:
             self.view.streaming = False
             if self.measure == "diff":
-                self._shade_again()
+                self.shade_again()
         self.view.mark = text.parted if text.parted is not None and text.parted < len(text.tokens) else None
         if ended:
             self._show_facts()
@@ -297,13 +311,14 @@ class Lane(Pane):
 
     def watch_measure(self) -> None:
         """Shade by something else."""
-        self._shade_again()
+        self.shade_again()
 
     def watch_shade(self, shade: ShadeMode) -> None:
         """Show levels another way."""
         self.view.mode = shade
 
-    def _shade_again(self) -> None:
+    def shade_again(self) -> None:
+        """The levels of all tokens anew."""
         if self.text is not None and self._run is not None:
             self.view.set_levels(token_levels(self.text, self.measure, self._run.baseline))
 
@@ -358,6 +373,11 @@ class Lane(Pane):
             facts.append(f"{', '.join(map(_amount, items)) or 'off'} from {index}")
         facts += {"stop": ["ended"], "length": ["full length"], "stopped": ["stopped"]}.get(text.reason, [])
         return facts
+
+    @property
+    def step(self) -> int | None:
+        """The token that is explained, if one is."""
+        return self._step
 
     def inspect(self, index: int | None) -> None:
         """Explain the token of one step, or close the explanation."""
