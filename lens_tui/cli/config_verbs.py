@@ -1,14 +1,16 @@
-"""The verbs ``config`` and ``keys``: the settings and the keys in force, and what is wrong with a file of them."""
+"""The verbs that explain: ``config`` and ``keys`` (what is in force, what is wrong with it) and ``glossary``."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from shutil import get_terminal_size
+from textwrap import fill
 from typing import Annotated
 
 import typer
 
-from lens_tui.records import LensError, paths
+from lens_tui.records import LensError, glossary, paths
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.keys import GROUPS, KEYS, check_keymap, split
 
@@ -87,6 +89,32 @@ def keys(json: Json = False) -> None:
                 mark = "" if row["keys"] == row["default"] else "  (yours)"
                 say(f"  {', '.join(row['keys']) or '-':<20}  {row['id']:<22}  {row['description']}{mark}")
     _warn(problems)
+
+
+@verbs.command("glossary")
+@sentences
+def glossary_verb(
+    term: Annotated[
+        list[str] | None, typer.Argument(metavar="[TERM]", help="A number, such as FVU; all of them if left out.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Say what a number is: its definition, unit and source."""
+    words = " ".join(term or ())
+    found = glossary.find(words) if words.strip() else list(glossary.TERMS)
+    if not found:
+        raise LensError(
+            f"The glossary has no {one_line(words, 60)!r}.", "`mlx-lens-tui glossary` prints all that it has."
+        )
+    if json:
+        rows = [asdict(item) for item in found]
+        print_json({"model": None, "terms": rows})
+        return
+    width = min(100, get_terminal_size().columns)
+    for item in found:
+        say(f"{item.name}  ({item.id}; {', '.join(item.where)})")
+        for line in (item.means, item.unit_and_source):
+            say(fill(line, width, initial_indent="  ", subsequent_indent="  "))
 
 
 def _warn(problems: list[str]) -> None:

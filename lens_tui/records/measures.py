@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from .glossary import by_id
 from .steering_vector import FloatArray
 
 if TYPE_CHECKING:
@@ -215,42 +216,8 @@ def distinct(ids: Sequence[int], n: int) -> float | None:
     return len(set(grams)) / len(grams) if grams else None
 
 
-DEFINITIONS: dict[str, tuple[str, str]] = {
-    "delta_loss": (
-        "Δ loss",
-        "Mean next-token loss of unrelated texts, steered minus plain, in nats a token; "
-        "in brackets the 95 % bootstrap interval over texts.",
-    ),
-    "kl": (
-        "KL",
-        "Mean D(plain ‖ steered) on the first 20 tokens of the plain text, in nats (lanes: D(steered ‖ plain) on their "
-        "own). Past 1 text often comes apart.",
-    ),
-    "ppl_unsteered": (
-        "perplexity",
-        "Of what the steered model wrote, under the plain model. High here and low under the steered one: "
-        "confidently broken text.",
-    ),
-    "distinct_2": (
-        "distinct-2",
-        "Share of the token pairs of what was written that are different: it falls when text repeats itself.",
-    ),
-    "read_back": (
-        "read-back",
-        "Mean activation of the feature on what was written, read again by the plain model: "
-        "high only if the text is about it.",
-    ),
-    "random": (
-        "random",
-        "The same measure with random directions of the same length in its place: what any push does. "
-        "Flipped: the sign turned.",
-    ),
-    "relative_norm": ("‖Δh‖/‖h‖", "Mean length of the change over the length of the residual, after rounding."),
-    "knee": (
-        "knee",
-        "The scale where the curve bends most: the point furthest from the straight line between its ends.",
-    ),
-}
+_MEASURED = ("delta_loss", "kl", "ppl_unsteered", "distinct_2", "read_back", "random", "relative_norm", "knee")
+DEFINITIONS: dict[str, tuple[str, str]] = {name: (by_id(name).name, by_id(name).means) for name in _MEASURED}
 """By the name of the curve: what it is called on the screen, and what it is."""
 
 OWN_KL = "KL own: mean D(steered ‖ plain) over the first 20 tokens of the steered text, in nats, as in compare."

@@ -102,7 +102,7 @@ class LensApp(LensHost, inherit_bindings=False):
     BINDINGS = bindings("app")
     CSS_PATH = list(_STYLES)
     ENABLE_COMMAND_PALETTE = True
-    COMMANDS: ClassVar[set[Any]] = {lambda: import_module("lens_tui.tui.screens.everywhere").LensCommands}
+    COMMANDS: ClassVar[set[Any]] = {lambda: import_module("lens_tui.tui.screens.palette").AppCommands}
 
     activity: reactive[Activity] = reactive(Activity(), repaint=False)
     tint: reactive[str] = reactive("tint", repaint=False)
@@ -283,7 +283,7 @@ class LensApp(LensHost, inherit_bindings=False):
 
     def action_command_palette(self) -> None:
         """Everything that can be done here, by name."""
-        from lens_tui.tui.screens.everywhere import Palette
+        from lens_tui.tui.screens.palette import Palette
 
         if not isinstance(self.screen, Palette):
             self.push_screen(Palette())  # without an id: the last one may still be on its way out

@@ -73,7 +73,7 @@ _APP = (
     Key("app.tint", "t", "tint", "how values show: tint, bars, digits, off"),
     Key("app.theme", "T", "theme", "choose a theme, with a live preview"),
     Key("app.maximize", "m", "maximize", "give the pane the whole screen, or give it back"),
-    Key("app.help", "?", "keys", "this table of keys", "keys"),
+    Key("app.help", "?", "keys", "these keys, and what every number on the screen is", "keys"),
     Key("app.commands", ":,ctrl+p", "command_palette", "command palette", "commands"),
     Key("app.interrupt", "ctrl+c", "interrupt", "copy a selection; twice: quit"),
     Key("app.quit_idle", "q", "quit_idle", "quit, when nothing runs"),

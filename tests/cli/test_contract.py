@@ -36,6 +36,7 @@ VERBS: dict[str, list[str]] = {
     "info": [],
     "config": ["--check", "SETTINGS"],
     "keys": [],
+    "glossary": ["fvu"],
     "lens": [NASTY, "--attribute"],
     "loss": [NASTY, "-a", "f3*2", "SAE"],
     "generate": ["PROMPT", "-a", "f3*2", "--max-tokens", "2", "SAE"],
@@ -70,7 +71,16 @@ VERBS: dict[str, list[str]] = {
 """Every verb with arguments that it can do something with, in an order in which each finds what it needs."""
 
 MAY_NOT_FIT = {"check-sae": 1}
-WITHOUT_A_MODEL = ("config", "keys", "models fetch", "models list", "models remove", "runs list", "runs tally")
+WITHOUT_A_MODEL = (
+    "config",
+    "keys",
+    "glossary",
+    "models fetch",
+    "models list",
+    "models remove",
+    "runs list",
+    "runs tally",
+)
 OF_A_RUN = ("runs show", "runs export")
 
 

@@ -12,7 +12,7 @@ from lens_tui.records import LensError
 from lens_tui.tui.app import FRAME
 from lens_tui.tui.host import BUSY, FAILED
 from lens_tui.tui.keys import KEYS, SCREENS, by_id
-from lens_tui.tui.screens.everywhere import HelpScreen, ThemeScreen
+from lens_tui.tui.screens.everywhere import ThemeScreen
 from lens_tui.tui.screens.form import ErrorScreen
 from lens_tui.tui.widgets.frame import LensScreen, takes_text
 from lens_tui.worker import events as ev
@@ -314,21 +314,6 @@ async def test_a_run_begins_whatever_key_came_with_the_one_that_asked_for_it(nex
         assert any(isinstance(job, jobs.Compare) for job in app.worker.submitted)  # type: ignore[attr-defined]
 
 
-async def test_help_lists_live_keys_and_filters() -> None:
-    app = lens_app(screen="steer", model="demo", keys={"steer.zero": "Z"})
-    async with app.run_test(size=(120, 36)) as pilot:
-        await settle(pilot)
-        await pilot.press("?")
-        await settle(pilot)
-        assert isinstance(app.screen, HelpScreen)
-        await pilot.press(*"scale to zero")
-        await settle(pilot)
-        text = screen_text(app)
-        line = next(line for line in text.splitlines() if "steer.zero" in line)
-        assert " Z " in line
-        assert "app.run" not in text
-
-
 async def test_a_users_keys_replace_ours_and_trade_places() -> None:
     trade = {"app.undo": "U", "app.redo": "u"}
     app = lens_app(screen="steer", model="demo", keys={**trade, "steer.delete": "X", "steer.dose": "Z"})
@@ -371,18 +356,6 @@ async def test_themes_preview_and_escape_goes_back() -> None:
         await pilot.press("j", "enter")
         await settle(pilot)
         assert app.theme == "paper"
-
-
-async def test_the_palette_finds_commands_by_name_and_runs_them() -> None:
-    app = lens_app(screen="steer", model="demo")
-    async with app.run_test(size=(120, 36)) as pilot:
-        await settle(pilot)
-        await pilot.press(":")
-        await pilot.pause()
-        await pilot.press(*"go to feat")
-        await pilot.pause(0.3)
-        await pilot.press("enter")
-        await settle(pilot, lambda: app.current_mode == "features")
 
 
 async def test_tint_goes_round_and_no_color_begins_with_bars(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,95 +1,179 @@
-"""What can be called up on every screen: the table of keys, the palette of commands, and the themes."""
+"""What can be called up on every screen: the table of keys with what the numbers are, and the themes."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
-from functools import partial
+from textwrap import wrap
+from typing import Any, NamedTuple
 
 from textual.app import ComposeResult
-from textual.command import CommandPalette, DiscoveryHit, Hit, Hits, Provider
+from textual.binding import Binding
 from textual.containers import Vertical
 from textual.content import Content
 from textual.screen import Screen
 from textual.widgets import Input, Static
 
+from lens_tui.records import glossary
 from lens_tui.tui.format import fit
 from lens_tui.tui.host import host
-from lens_tui.tui.keys import GROUPS, Key, by_id
-from lens_tui.tui.screens.form import Dialog, Once
+from lens_tui.tui.keys import GROUPS, SCREENS, Key, by_id
+from lens_tui.tui.screens.form import Dialog
 from lens_tui.tui.themes import HEAT_STEPS, SIGN_STEPS
 from lens_tui.tui.widgets.entry import Entry
-from lens_tui.tui.widgets.row_list import RowList
+from lens_tui.tui.widgets.row_list import NO_CURSOR, RowList
 
-Line = tuple[str, str, str]
-"""Keys, what they do and the id; a heading has only its text, first."""
+
+class SheetLine(NamedTuple):
+    """One line of the sheet: what is in its first column, its text, and what stands muted at its right end.
+
+    A heading has only a ``head``; a line that goes on has none.
+    """
+
+    head: str = ""
+    text: str = ""
+    end: str = ""
+    muted: bool = False
+
+
+HEAD = 16
+"""Cells of the first column: keys, or the name of a number."""
+ID = 24
+"""Cells of a key's id, where there is room for it."""
+PAGES = ("Keys", "Numbers")
 
 
 class HelpScreen(Dialog[None]):
-    """Every key that works on the screen below, in the key table's groups. Typing filters.
+    """Two pages: every key that works on the screen below, and what every number on it is. Typing filters both.
 
     Textual's ``HelpPanel`` takes a third of the width, follows the focused widget alone, and has neither a filter nor
     the ids that a user's ``[keys]`` table names.
+
+    Args:
+        below: the screen that is explained.
+        words: what is filtered by at first; with it the page of numbers shows.
     """
 
-    BINDINGS = [("escape", "dismiss", "close"), ("down", "move(1)", "down"), ("up", "move(-1)", "up"),
-                ("pagedown", "move(10)", "page down"), ("pageup", "move(-10)", "page up")]  # fmt: skip
+    BINDINGS = [
+        Binding("escape", "dismiss", "close"),
+        Binding("down", "move(1)", "down"),
+        Binding("up", "move(-1)", "up"),
+        Binding("pagedown", "move(10)", "page down"),
+        Binding("pageup", "move(-10)", "page up"),
+        Binding("tab,shift+tab", "turn", "the other page"),
+    ]
     DEFAULT_CSS = """
-    HelpScreen .dialog { height: 90%; }
+    HelpScreen .dialog { width: 96%; max-width: 104; height: 90%; }
     HelpScreen Input { margin-bottom: 1; }
     HelpScreen RowList { height: 1fr; }
     """
 
-    def __init__(self, below: Screen[object]) -> None:
+    def __init__(self, below: Screen[Any], words: str = "") -> None:
         super().__init__()
         self._keys = live_keys(below)
+        self._where = dict(SCREENS).get(str(getattr(below, "mode", "")), "")
+        self._page, self._words = PAGES[1] if words else PAGES[0], words
 
     def compose(self) -> ComposeResult:
-        """Filter and table."""
+        """Pages, filter and table."""
         with Vertical(classes="dialog"):
-            yield Static("Keys that work here", classes="dialog-title")
-            yield Entry(placeholder="type to filter", id="filter", between=" ")
-            yield RowList[Line](self._draw, empty="No key matches.", caret=False, id="keys")
-            yield Static(
-                Content.assemble(
-                    ("esc", "bold"), " close   every id can be given other keys under [keys] in the settings"
-                ),
-                classes="muted",
-            )
+            yield Static("", id="pages", classes="dialog-title")
+            yield Entry(self._words, placeholder="type to filter", id="filter", between=" ")
+            yield RowList[SheetLine](self._draw, empty="Nothing matches.", caret=False, id="keys")
+            yield Static("", id="hint", classes="muted")
 
     def on_mount(self) -> None:
         """Show all of them."""
         self.query_one(RowList).can_focus = False
-        self._fill("")
         self.query_one(Input).focus()
+        self._fill()
+
+    def on_resize(self) -> None:
+        """Lines are as long as there is room."""
+        self.call_after_refresh(self._fill)
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        """Filter by key, description or id."""
-        self._fill(event.value.strip().lower())
+        """Filter by key, description or id; numbers by name, other names or definition."""
+        self._words = event.value
+        self._fill()
 
-    def _fill(self, words: str) -> None:
-        lines: list[Line] = []
-        for group in GROUPS:
+    def action_turn(self) -> None:
+        """The other page."""
+        self._page = PAGES[1 - PAGES.index(self._page)]
+        self._fill()
+
+    def _fill(self) -> None:
+        words, table = self._words.strip().casefold(), self.query_one(RowList)
+        width = (table.scrollable_content_region.width or 60) - len(NO_CURSOR) - 1  # the scroll bar, come or not
+        makers = {"Keys": self._key_lines, "Numbers": self._number_lines}
+        order = [self._page, *(page for page in PAGES if page != self._page and words)]
+        parts = [part for page in order if (part := makers[page](words, width))]
+        lines: list[SheetLine] = []
+        for part in parts:
+            lines += [SheetLine(), *part] if lines else part
+        table.show(lines, 0)
+        table.scroll_home(animate=False)
+        names = [(f"▐{name}▌" if name == self._page else f" {name} ", "" if name == self._page else "$muted")
+                 for name in PAGES]  # fmt: skip
+        self.query_one("#pages", Static).update(Content.assemble(*names, (f"  {self._where}", "$muted")))
+        says = {
+            "Keys": "ids are for [keys] in the settings" if _has_ids(width) else "`mlx-lens-tui keys` has their ids",
+            "Numbers": "all of them: `mlx-lens-tui glossary`",
+        }[self._page]
+        self.query_one("#hint", Static).update(
+            Content.assemble(("esc", "bold"), " close   ", ("tab", "bold"), f" the other page   {says}")
+        )
+
+    def _key_lines(self, words: str, width: int) -> list[SheetLine]:
+        lines: list[SheetLine] = []
+        for group in (*GROUPS[2:], *GROUPS[1::-1]):  # what works everywhere is known soonest: it is last
             found = [
-                (keys, key.description, key.id)
+                line
                 for key, keys in self._keys
-                if key.group == group and (not words or words in f"{keys} {key.description} {key.id}".lower())
+                if key.group == group and (not words or words in f"{keys} {key.description} {key.id}".casefold())
+                for line in _wrapped(keys, key.description, key.id if _has_ids(width) else "", width)
             ]
             if found:
-                lines += [("", "", ""), (group, "", "")] if lines else [(group, "", "")]
+                lines += [SheetLine(), SheetLine(group)] if lines else [SheetLine(group)]
                 lines += found
-        self.query_one(RowList).show(lines, 0)
+        return lines
 
-    def _draw(self, line: Line, width: int) -> list[Content]:
-        keys, text, key_id = line
-        if not text:
-            return [Content.styled(keys, "bold $accent")]
-        room = max(10, width - 18 - 24)
-        return [Content.assemble((fit(keys, 18), "bold"), fit(text, room), (fit(key_id, 24), "$muted"))]
+    def _number_lines(self, words: str, width: int) -> list[SheetLine]:
+        terms = glossary.find(words) if words else glossary.on_screen(self._where)
+        lines: list[SheetLine] = []
+        for term in terms:
+            lines += [SheetLine()] if lines else []
+            named = _wrapped(term.name, term.means, "", width)
+            unit = wrap(term.unit_and_source, max(20, width - HEAD)) or [""]
+            lines += [*named, *(SheetLine("", part, muted=True) for part in unit)]
+        if not terms and not words:
+            lines.append(SheetLine("", "This screen has no numbers of its own; type one to look it up."))
+        return lines
+
+    def _draw(self, line: SheetLine, width: int) -> list[Content]:
+        if not line.text:
+            return [Content.styled(line.head, "bold $accent")]
+        room = max(10, width - HEAD - (ID if _has_ids(width) and line.end else 0))
+        text = (fit(line.text, room), "$muted" if line.muted else "")
+        return [Content.assemble((fit(line.head, HEAD), "bold"), text, (line.end, "$muted"))]
 
     def action_move(self, rows: int) -> None:
         """Scroll the table while the filter has the focus."""
         self.query_one(RowList).scroll_relative(y=rows, animate=False)
+
+
+def _has_ids(width: int) -> bool:
+    """Whether there is room for the keys' ids beside what they do."""
+    return width >= HEAD + ID + 44
+
+
+def _wrapped(head: str, text: str, end: str, width: int) -> list[SheetLine]:
+    """A head and its text in as many lines as they need; ``end`` is in the first of them."""
+    texts = wrap(text, max(20, width - HEAD - (ID if end else 0) - 1)) or [""]
+    heads = wrap(head, HEAD - 1) or [""]
+    rows = range(max(len(texts), len(heads)))
+    return [
+        SheetLine(heads[at] if at < len(heads) else "", texts[at] if at < len(texts) else " ", end if at == 0 else "")
+        for at in rows
+    ]
 
 
 def live_keys(screen: Screen[object]) -> list[tuple[Key, str]]:
@@ -99,52 +183,6 @@ def live_keys(screen: Screen[object]) -> list[tuple[Key, str]]:
         if active.binding.id in by_id():
             caps.setdefault(active.binding.id or "", []).append(screen.app.get_key_display(active.binding))
     return [(key, " ".join(caps[name])) for name, key in by_id().items() if name in caps]
-
-
-_SKIP = ("move.", "app.commands", "app.next_pane", "app.previous_pane", "app.interrupt")
-
-
-class Palette(CommandPalette, Once[None]):
-    """Textual's palette, closed once."""
-
-    def _action_command_list(self, action: str) -> None:
-        with suppress(KeyError):  # keys that come before the list has been laid out
-            super()._action_command_list(action)
-
-
-class LensCommands(Provider):
-    """Commands for where the palette was opened: what the keys do, by name, and each theme."""
-
-    def _commands(self) -> Iterator[tuple[str, str, Callable[[], object]]]:
-        app = host(self.screen)
-        seen: set[str] = set()
-        for active in self.screen.active_bindings.values():
-            key = by_id().get(active.binding.id or "")
-            if key is None or key.id in seen or key.id.startswith(_SKIP):
-                continue
-            seen.add(key.id)
-            cap = app.get_key_display(active.binding)
-            run = partial(app.run_action, active.binding.action, active.node)
-            yield f"{key.group}: {key.description}", cap, run
-        for name in app.themes:
-            yield f"Theme: {name}", "", partial(app.keep_theme, name)
-
-    async def discover(self) -> Hits:
-        """Everything, before a letter is typed."""
-        for name, cap, run in self._commands():
-            yield DiscoveryHit(_with_key(Content(name), cap), run, text=name)
-
-    async def search(self, query: str) -> AsyncIterator[Hit]:
-        """What matches, best first."""
-        matcher = self.matcher(query)
-        for name, cap, run in self._commands():
-            score = matcher.match(name)
-            if score > 0:
-                yield Hit(score, _with_key(matcher.highlight(name), cap), run, text=name)
-
-
-def _with_key(name: Content, cap: str) -> Content:
-    return Content.assemble(name, (f"   {cap}", "$muted not bold not underline")) if cap else name
 
 
 class ThemeScreen(Dialog[None]):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import ClassVar
 
 from textual import events
@@ -159,8 +161,7 @@ class FeaturesScreen(LensScreen):
 
     def action_source(self, step: int) -> None:
         """The text before or after."""
-        self.text.go_to(self.text.place + step)
-        self._show_which()
+        self._go_to(self.text.place + step)
 
     def action_sae(self, step: int) -> None:
         """Load the SAE before or after."""
@@ -170,6 +171,17 @@ class FeaturesScreen(LensScreen):
             return
         place = saes.index(sae) + step if sae is not None else 0
         self.lens.opening.load_sae(saes[place % len(saes)].path)
+
+    def offers(self) -> Iterator[tuple[str, Callable[[], object]]]:
+        """Each SAE beside the model can be read with, and each text read."""
+        for sae in self.session.saes:
+            yield f"Read with the SAE {sae.name}", partial(self.lens.opening.load_sae, sae.path)
+        for place, source in enumerate(sources(self.session)):
+            yield f"Read the text: {source.name}", partial(self._go_to, place)
+
+    def _go_to(self, place: int) -> None:
+        self.text.go_to(place)
+        self._show_which()
 
     def action_active(self, step: int) -> None:
         """The next token on which the chosen feature is active."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import work
@@ -367,6 +368,13 @@ class LoadScreen(LensScreen):
             self.lens.say("Load the model first: an SAE is read beside it.")
         else:
             self.lens.opening.load_sae(sae.path)
+
+    def offers(self) -> Iterator[tuple[str, Callable[[], object]]]:
+        """Each model can be loaded, and each SAE of the one under the cursor."""
+        for entry in self._entries:
+            yield f"Load the model {entry.name}", partial(self._open_model, entry)
+        for sae in self.query_one("#saes", RowList).rows:
+            yield f"Load the SAE {sae.name}", partial(self._open_sae, sae)
 
     def action_sort(self) -> None:
         """The next order: recent, name, size."""

@@ -10,6 +10,8 @@ until the job ends or another job takes its slot.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any, ClassVar
 
 from rich.cells import cell_len
@@ -324,6 +326,7 @@ class LensScreen(Screen[None], inherit_bindings=False):
     """
 
     mode: ClassVar[str] = ""
+    COMMANDS: ClassVar[set[Any]] = {lambda: import_module("lens_tui.tui.screens.palette").ScreenCommands}
     AUTO_FOCUS: ClassVar[str | None] = None
     HORIZONTAL_BREAKPOINTS = [
         (0, "-tiny-w"),
@@ -375,6 +378,10 @@ class LensScreen(Screen[None], inherit_bindings=False):
 
     def body(self) -> ComposeResult:
         """The panes of the screen."""
+        yield from ()
+
+    def offers(self) -> Iterator[tuple[str, Callable[[], object]]]:
+        """What the screen can do by a name that is not a key's, for the palette: names and what they do."""
         yield from ()
 
     def on_mount(self) -> None:

@@ -1,0 +1,411 @@
+"""What every number of the app and of the command line is: the one glossary, plain data.
+
+``?`` on a screen, the verb ``glossary`` and ``docs/glossary.md`` show these entries and have no words of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class GlossaryTerm:
+    """One number or sign.
+
+    Args:
+        id: what ``glossary`` and other code name it by.
+        name: how it is written where it is shown.
+        means: what it is, in a sentence or two.
+        unit: what it is counted in.
+        source: the paper or the place of our own definition.
+        where: the titles of the screens it is shown on.
+        also: other ways it is written, for looking it up.
+    """
+
+    id: str
+    name: str
+    means: str
+    unit: str
+    source: str
+    where: tuple[str, ...]
+    also: tuple[str, ...] = ()
+
+    @property
+    def unit_and_source(self) -> str:
+        """Its unit and its source, the second of the two lines it is explained in."""
+        return f"unit: {self.unit} · {self.source}"
+
+
+_OURS = "our definition"
+_STEERING = "docs/steering.md"
+_SAES = "docs/saes.md"
+
+TERMS: tuple[GlossaryTerm, ...] = (
+    # Load
+    GlossaryTerm(
+        "fit",
+        "FIT ███",
+        "How well a comparison of four arms fits in memory: ███ up to 60 % of the machine's, ██░ to 85 %, █░░ to "
+        "100 %, ░░░ beyond.",
+        "share of memory",
+        _OURS,
+        ("Load",),
+        ("memory",),
+    ),
+    GlossaryTerm(
+        "reads",
+        "+ reads",
+        "Memory for what is read while arms run: the captured residuals and the logits. Each bar counts the rows above "
+        "it too.",
+        "bytes",
+        _OURS,
+        ("Load",),
+        ("+ cache", "capture"),
+    ),
+    # Steer, Generate
+    GlossaryTerm(
+        "h",
+        "‖h‖",
+        "The length of the residual stream at a layer; a row's ‖h‖ is the median over ordinary tokens of a set of "
+        "texts.",
+        "units of the residual",
+        _STEERING,
+        ("Steer", "Generate"),
+        ("|h|", "residual norm", "median ‖h‖"),
+    ),
+    GlossaryTerm(
+        "scale",
+        "scale",
+        "The coefficient on the unit direction that is added to the residual: the length of the push. In norm-match "
+        "it is a share of each token's ‖h‖.",
+        "units of the residual",
+        "Turner et al. 2023, arXiv 2308.10248",
+        ("Steer", "Generate"),
+        ("coefficient", "+8.0"),
+    ),
+    GlossaryTerm(
+        "x_max",
+        "×max",
+        "The scale over the feature's largest activation in the texts of its index (without an index: in the text "
+        "it was sent from).",
+        "ratio",
+        "Templeton et al. 2024, Scaling Monosemanticity",
+        ("Steer", "Generate"),
+        ("x max", "× max", "max activation"),
+    ),
+    GlossaryTerm(
+        "norm",
+        "norm",
+        "The length of the vector as it was made or read. Steering uses its direction at length 1, so this does not "
+        "change a scale's effect.",
+        "units of the residual",
+        _STEERING,
+        ("Steer",),
+        ("unit norm", "norm 1", "norm 4.14"),
+    ),
+    GlossaryTerm(
+        "moved",
+        "moved",
+        "Mean ‖Δh‖/‖h‖ as delivered: the length of the change a steering made, after rounding, over the residual's "
+        "own.",
+        "ratio",
+        _STEERING,
+        ("Steer", "Generate"),
+        ("dose", "moved 0.57 ‖h‖"),
+    ),
+    GlossaryTerm(
+        "relative_norm",
+        "‖Δh‖/‖h‖",
+        "Mean length of the change over the length of the residual, after rounding.",
+        "ratio",
+        _STEERING,
+        ("Steer",),
+    ),
+    GlossaryTerm(
+        "promoted",
+        "promotes, suppresses",
+        "What one unit along the direction adds to a token's logit, the final norm's gain folded in and its division "
+        "left out.",
+        "logits per unit of scale",
+        "nostalgebraist 2020, the logit lens; docs/saes.md",
+        ("Steer", "Features"),
+        ("promoted", "suppressed", "+0.59"),
+    ),
+    GlossaryTerm(
+        "delta_loss",
+        "Δ loss",
+        "Mean next-token loss of unrelated texts, steered minus plain, in nats a token; "
+        "in brackets the 95 % bootstrap interval over texts.",
+        "nats a token",
+        _STEERING,
+        ("Steer",),
+        ("loss",),
+    ),
+    GlossaryTerm(
+        "kl",
+        "KL",
+        "Mean D(plain ‖ steered) on the first 20 tokens of the plain text, in nats (lanes: D(steered ‖ plain) on their "
+        "own). Past 1 text often comes apart.",
+        "nats a token",
+        "Kullback and Leibler 1951; docs/steering.md",
+        ("Steer",),
+        ("divergence",),
+    ),
+    GlossaryTerm(
+        "kl_own",
+        "KL of a lane",
+        "D(steered ‖ plain) of the next token, both models on the lane's own text, whole vocabulary at temperature 1. "
+        "The figure is the mean over tokens, not the sum.",
+        "nats a token",
+        "Kullback and Leibler 1951; docs/steering.md",
+        ("Generate",),
+        ("KL", "KL to plain", "mean KL"),
+    ),
+    GlossaryTerm(
+        "ppl",
+        "ppl",
+        "exp of the mean −logp of a lane's text. “own”: to the steered model that wrote it; “plain”: of the same text "
+        "to the plain model.",
+        "effective choices a token",
+        "Jelinek et al. 1977; docs/steering.md",
+        ("Generate",),
+        ("perplexity", "own", "plain"),
+    ),
+    GlossaryTerm(
+        "ppl_unsteered",
+        "perplexity",
+        "Of what the steered model wrote, under the plain model. High here and low under the steered one: "
+        "confidently broken text.",
+        "effective choices a token",
+        "Jelinek et al. 1977; docs/steering.md",
+        ("Steer",),
+    ),
+    GlossaryTerm(
+        "logp",
+        "logp",
+        "The natural logarithm of a token's probability, to the model that wrote it; over a text the mean.",
+        "nats",
+        _STEERING,
+        ("Generate",),
+        ("logprob", "surprise", "−logp"),
+    ),
+    GlossaryTerm(
+        "distinct_2",
+        "distinct-2",
+        "Share of the token pairs of what was written that are different: it falls when text repeats itself.",
+        "share, 0 to 1",
+        "Li et al. 2016, arXiv 1510.03055",
+        ("Steer",),
+    ),
+    GlossaryTerm(
+        "read_back",
+        "read-back",
+        "Mean activation of the feature on what was written, read again by the plain model: "
+        "high only if the text is about it.",
+        "activation",
+        _STEERING,
+        ("Steer",),
+    ),
+    GlossaryTerm(
+        "random",
+        "random",
+        "The same measure with random directions of the same length in its place: what any push does. "
+        "Flipped: the sign turned.",
+        "as the measure",
+        _STEERING,
+        ("Steer",),
+        ("flipped", "control"),
+    ),
+    GlossaryTerm(
+        "knee",
+        "knee",
+        "The scale where the curve bends most: the point furthest from the straight line between its ends.",
+        "scale",
+        "after Satopää et al. 2011, Kneedle",
+        ("Steer",),
+        ("◆", "turns back"),
+    ),
+    # Features
+    GlossaryTerm(
+        "activation",
+        "activation",
+        "How strongly a feature is on at a token, as its SAE defines it; above 0 it is active. “here” is the largest "
+        "in the text shown.",
+        "units of the residual",
+        "Bricken et al. 2023, Towards Monosemanticity",
+        ("Features",),
+        ("here", "max", "active"),
+    ),
+    GlossaryTerm(
+        "l0",
+        "L0",
+        "Mean number of features active on a token, special tokens left out.",
+        "features a token",
+        "Bricken et al. 2023, Towards Monosemanticity",
+        ("Features",),
+        ("l0",),
+    ),
+    GlossaryTerm(
+        "fvu",
+        "FVU",
+        "Fraction of variance unexplained: squared error of the reconstruction over the squared distance from the "
+        "text's mean. 0 is perfect.",
+        "share, 0 up",
+        "Gao et al. 2024, arXiv 2406.04093; docs/saes.md",
+        ("Features",),
+        ("fraction of variance unexplained",),
+    ),
+    GlossaryTerm(
+        "density",
+        "density, ≋",
+        "Share of the index's tokens on which the feature is active. ≋ marks a dense one "
+        "(over 20 %): it says little of one token.",
+        "%",
+        "Bricken et al. 2023; docs/saes.md",
+        ("Features",),
+        ("dense", "≋"),
+    ),
+    GlossaryTerm(
+        "histogram",
+        "histogram",
+        "How often each activation comes in the index: across, activation in half octaves (a logarithmic axis, its "
+        "ends in figures, ▲ this text); up, tokens.",
+        "tokens",
+        _SAES,
+        ("Features",),
+        ("▲",),
+    ),
+    GlossaryTerm(
+        "detection",
+        "detection",
+        "Score of a label: balanced accuracy of a judge who sees only the label and says which held-out passages "
+        "activate the feature. 0.5 is chance.",
+        "share, 0 to 1",
+        "Paulo et al. 2024, arXiv 2410.13928",
+        ("Features",),
+        ("fuzz", "score"),
+    ),
+    GlossaryTerm(
+        "near",
+        "near",
+        "Cosine of two features' decoder directions: 1 the same direction, 0 unrelated.",
+        "cosine, −1 to 1",
+        _SAES,
+        ("Features",),
+        ("neighbours", "cosine"),
+    ),
+    GlossaryTerm(
+        "together",
+        "together",
+        "Jaccard index of two features' active tokens in the index: tokens with both over tokens with either.",
+        "share, 0 to 1",
+        "Jaccard 1901; docs/saes.md",
+        ("Features",),
+        ("jaccard", "co-active"),
+    ),
+    GlossaryTerm(
+        "auc",
+        "AUC, d, p",
+        "On held-out texts: the chance that a text of A is above one of B; d, the difference of means in standard "
+        "deviations; p, against texts dealt at random.",
+        "share; deviations; share",
+        "Hanley and McNeil 1982; docs/saes.md",
+        ("Features",),
+        ("d", "p", "contrast", "held out"),
+    ),
+    GlossaryTerm(
+        "feature_rank",
+        "rank of a feature",
+        "At a token: the share of the feature's own active tokens in the index that are as strong or weaker.",
+        "share, 0 to 1",
+        _SAES,
+        ("Features",),
+        ("--by rank",),
+    ),
+    # Lens
+    GlossaryTerm(
+        "p",
+        "p",
+        "Probability of a token if the model's final norm and unembedding were applied to this layer's output.",
+        "share, 0 to 1",
+        "nostalgebraist 2020, the logit lens",
+        ("Lens",),
+        ("probability",),
+    ),
+    GlossaryTerm(
+        "rank",
+        "rank",
+        "Place of the followed token in a layer's order of probability, counted from 0: 0 is the best. The bars are "
+        "logarithmic, full for 0.",
+        "tokens above it",
+        "docs/library.md",
+        ("Lens",),
+        ("rank 0", "target_rank"),
+    ),
+    GlossaryTerm(
+        "entropy",
+        "entropy",
+        "How undecided a layer's readout is: 0 is certain of one token, ln of the vocabulary's size knows nothing.",
+        "nats",
+        "Shannon 1948",
+        ("Lens",),
+    ),
+    GlossaryTerm(
+        "layer_kl",
+        "KL from the last layer",
+        "D(last layer ‖ this layer) of their next-token distributions: how far the readout still is from what the "
+        "model says.",
+        "nats",
+        "Belrose et al. 2023, arXiv 2303.08112",
+        ("Lens",),
+        ("KL",),
+    ),
+)
+"""In the order of the screens."""
+
+
+def by_id(name: str) -> GlossaryTerm:
+    """The entry of that id. Raises ``KeyError`` where there is none."""
+    return {term.id: term for term in TERMS}[name]
+
+
+def on_screen(title: str) -> tuple[GlossaryTerm, ...]:
+    """The entries for the numbers of a screen, by its title."""
+    return tuple(term for term in TERMS if title in term.where)
+
+
+def find(words: str) -> list[GlossaryTerm]:
+    """The entries that ``words`` name, best first: by id or name, then by another way of writing, then by any part."""
+    wanted = words.strip().casefold()
+    ranked = [(rank, place, term) for place, term in enumerate(TERMS) if (rank := _rank(term, wanted)) is not None]
+    best = min((rank for rank, _, _ in ranked), default=None)
+    named = best is not None and best < 2
+    return [term for rank, _, term in sorted(ranked, key=lambda item: item[:2]) if rank < 2 or not named]
+
+
+def _rank(term: GlossaryTerm, wanted: str) -> int | None:
+    if wanted in (term.id, term.name.casefold()):
+        return 0
+    if wanted in (other.casefold() for other in term.also):
+        return 1
+    if wanted and wanted in " ".join((term.id, term.name, *term.also)).casefold():
+        return 2
+    return 3 if wanted and wanted in term.means.casefold() else None
+
+
+def as_markdown() -> str:
+    """The glossary as ``docs/glossary.md`` has it."""
+    lines = [
+        "# Glossary",
+        "",
+        "Every number that the app and the command line show. `?` on a screen lists those of that screen, "
+        "`mlx-lens-tui glossary TERM` prints one. Written by `docs/make_glossary.py` from "
+        "`lens_tui/records/glossary.py`.",
+    ]
+    for title in dict.fromkeys(term.where[0] for term in TERMS):
+        lines += ["", f"## {title}", "", "| number | what it is | unit | source |", "|---|---|---|---|"]
+        for term in TERMS:
+            if term.where[0] == title:
+                cells = (f"**{term.name}** (`{term.id}`)", term.means, term.unit, term.source)
+                lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(lines) + "\n"
