@@ -12,7 +12,7 @@ from lens_tui.tui.set_text import asked_set, head_line, row_line, shape, split_t
 from lens_tui.worker import jobs
 from tests.fakes import PROMPTS, TEXTS, unit_vector
 
-from .opened import PROMPT, opened, screen_text, settle
+from .opened import PROMPT, app_on, fill, opened, screen_text, settle
 from .test_generate import worker_of
 
 SWEEP = ("S", "down", "down", "3", "down", "9", "space", "1", "9", "space", "3", "8", "enter")
@@ -52,6 +52,18 @@ async def test_three_scales_on_the_bundled_prompts_take_thirteen_keys(size: tupl
         cells = [cell for cell in made.cells.values() if cell.arm == 3]
         mean = sum(cell.mean_kl or 0.0 for cell in cells) / len(cells)
         assert f"{mean:.3f}" in shown
+
+
+async def test_arms_that_come_as_the_screen_opens_are_what_keys_act_on() -> None:
+    app = app_on("generate")
+    async with app.run_test(size=(120, 36)) as pilot:
+        fill(app)  # at once, before the focus has come to rest
+        await pilot.pause(0.05)
+        await pilot.press("plus")
+        assert app.store.session.steers[0].scale == 25.0
+        lane = screen_of(app).lanes.focused_lane
+        assert lane is not None
+        assert (lane.number, lane.has_focus_within) == (1, True)
 
 
 async def test_the_keys_of_the_table_page_through_the_lanes() -> None:

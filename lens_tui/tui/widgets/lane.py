@@ -429,6 +429,7 @@ class LaneRow(Horizontal):
         self.position = 0
         self._start = 1
         self._chosen = False
+        self._settling = False
 
     @property
     def focused_lane(self) -> Lane | None:
@@ -457,7 +458,9 @@ class LaneRow(Horizontal):
             self._show()
             if had_focus:
                 self.focus_lane()
-                self.call_after_refresh(self.focus_lane)  # a lane that was only now mounted takes no focus yet
+            if not self._chosen:  # a lane that was only now mounted takes no focus yet
+                self._settling = True
+                self.call_after_refresh(self._settled, had_focus)
         for (_, name), lane in zip(wanted, self.lanes, strict=True):
             lane.title = name
 
@@ -480,10 +483,16 @@ class LaneRow(Horizontal):
 
     def on_lane_focused(self, event: Lane.Focused) -> None:
         """The focus came by another way."""
-        if event.lane in self.lanes:
+        if event.lane in self.lanes and not self._settling:  # else of a focus from before the lanes changed
             place = self.lanes.index(event.lane)
             self._chosen = self._chosen or place != self.position
             self.position = place
+
+    def _settled(self, had_focus: bool) -> None:
+        """The lanes that were added are there."""
+        self._settling = False
+        if had_focus or any(lane.has_focus_within for lane in self.lanes):
+            self.focus_lane()
 
     def focus_arm(self, number: int) -> None:
         """Focus the lane of the arm of that number, if there is one."""
