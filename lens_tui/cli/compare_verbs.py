@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +20,21 @@ from lens_tui.tui.format import Trail, figure, kl_key, sparkline
 from . import prompt_table as sets
 from .output import INTERRUPTED, Asked, in_terminal, interruptible, note, print_json, say, say_shaded, sentences
 from .prompt_table import intervention_in_words
-from .sources import Json, MinP, Model, SAEName, Temp, TextKey, TopK, TopP, Vectors, open_model, read_text, within
+from .sources import (
+    Json,
+    MinP,
+    Model,
+    SAEName,
+    Temp,
+    TextKey,
+    TopK,
+    TopP,
+    Vectors,
+    open_model,
+    open_sae,
+    read_text,
+    within,
+)
 
 if TYPE_CHECKING:
     from lens_tui.lens.decode.compare import Comparison
@@ -59,6 +74,9 @@ def compare(
     stop: Stop = None,
     raw: Raw = False,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the run in the history, for `runs` and `replay`.")] = False,
+    features: Annotated[
+        int, typer.Option(min=0, max=256, help="SAE features of every token, as the arm had them (with --json).")
+    ] = 0,
     json: Json = False,
     stream: Annotated[
         bool, typer.Option("--stream", help="With --json: a line of JSON for each token as it comes.")
@@ -85,7 +103,8 @@ def compare(
         sets.compare_set(asked, specs, model, sae, sampling, raw=raw, json=json, stream=stream)
     else:
         sets.check_prompt(prompt)
-        _compare_one(read_text(prompt), specs, model, sae, sampling, raw=raw, keep=keep, json=json, stream=stream)
+        text = read_text(prompt)
+        _compare_one(text, specs, model, sae, sampling, raw=raw, keep=keep, features=features, json=json, stream=stream)
 
 
 def _compare_one(
@@ -97,6 +116,7 @@ def _compare_one(
     *,
     raw: bool,
     keep: bool,
+    features: int,
     json: bool,
     stream: bool,
 ) -> None:
@@ -105,11 +125,14 @@ def _compare_one(
         vectors = Vectors(lens, sae, model)
         named = [Arm("baseline"), *(vectors.arm(spec) for spec in specs)]
         lacks = lens.info.lacks_template and not raw
-        with interruptible() as asked:
+        with interruptible() as asked, _watched(lens, sae, model, features) as read:
             run = lens.compare(text, named, sampling, raw=raw, progress=lambda *_: _go_on(asked))
             tokens, ends = _collect(run, stream=json and stream, stop=asked)
+            of_arms = read([[token.token_id for token in came] for came in tokens])
         stopped = any(end.reason == "stopped" for end in ends.values())
         result = {**record(text, lens.info.name, sampling, named, run, tokens, ends), "stopped": stopped}
+        for row, found in zip(result["arms"], of_arms, strict=False):
+            row["features"] = found
         if keep:
             result["run"] = _keep(lens, text, named, run, raw=raw, tokens=tokens, ends=ends, saes=vectors.opened)
     if json:
@@ -122,6 +145,19 @@ def _compare_one(
             note(f"kept as run {result['run']}")
     if stopped:
         raise SystemExit(asked.status)
+
+
+@contextmanager
+def _watched(lens: LensModel, sae: str, model: str, k: int) -> Iterator[Callable[[list[list[int]]], list[Any]]]:
+    """What gives, of a run made inside, the ``k`` top features of every token of each arm; with 0 nothing."""
+    if not k:
+        yield lambda texts: []
+        return
+    from lens_tui.tasks.run_features import features_read, watching
+
+    opened = open_sae(sae, model)
+    with watching(lens, opened, k) as watch:
+        yield lambda texts: features_read(lens, opened, watch, texts)
 
 
 def _collect(run: Comparison, *, stream: bool, stop: Callable[[], bool]) -> tuple[list[list[Token]], dict[int, ArmEnd]]:

@@ -68,6 +68,24 @@ def silenced(
     return np.where(kept, found, -1).astype(np.int32), np.where(kept, values, 0).astype(np.float32)
 
 
+def features_read(
+    model: LensModel, sae: SAE, watch: Watch[Any], texts: Sequence[Sequence[int]]
+) -> list[list[list[dict[str, Any]]]]:
+    """What a watch has read of a run that has ended: for each arm and token its features, strongest first, as data."""
+    batches = [(start, np.array(ids), np.array(values)) for start, (ids, values) in watch.rest()]
+    arms: list[list[list[dict[str, Any]]]] = []
+    for arm, text in enumerate(texts):
+        rows: list[list[dict[str, Any]]] = []
+        for start, ids, values in batches:
+            tokens = text[start : start + len(ids)]
+            of_arm = ids[: len(tokens), arm], values[: len(tokens), arm]
+            for found, strengths in zip(*silenced(model, sae, tokens, *of_arm), strict=True):
+                pairs = zip(found.tolist(), strengths.tolist(), strict=True)
+                rows.append([{"id": f, "activation": value} for f, value in pairs if f >= 0 and value > 0])
+        arms.append(rows)
+    return arms
+
+
 def feature_values(model: LensModel, sae: SAE, ids: Sequence[int], activations: mx.array, feature: int) -> FloatArray:
     """One feature's activation on tokens, ``(n,)``, from the activations of its site ``(n, width)``."""
     values = np.array(sae.encode_features(activations, [feature])[:, 0], np.float32)

@@ -238,3 +238,20 @@ def test_help_and_version_import_neither_mlx_nor_textual(option: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "mlx-lens-tui" in done.stdout
+
+
+def test_compare_gives_the_features_of_what_each_arm_wrote() -> None:
+    result = json.loads(
+        run("compare", "The old man", "-a", "f2666*22", "--max-tokens", "11", "--features", "3", "--json").stdout
+    )
+    lens, sae = LensModel("demo"), load_sae(str(demo.sae_paths()[demo.default_sae()]))
+    plain = result["arms"][0]
+    with lens.capture([4]) as captured:
+        lens.forward([*result["prompt_ids"], *plain["token_ids"]])
+        hidden = captured[4][0, len(result["prompt_ids"]) :]
+    every = np.array(sae.encode(hidden))
+    assert len(plain["features"]) == 11
+    for row, token in zip(every, plain["features"], strict=True):
+        assert [item["activation"] for item in token] == pytest.approx(sorted(row)[::-1][:3], rel=1e-3)
+        assert [row[item["id"]] for item in token] == pytest.approx([item["activation"] for item in token], rel=1e-3)
+    assert any(item["id"] == 2666 for token in result["arms"][1]["features"] for item in token)
