@@ -44,7 +44,7 @@ def of_width(width: int, folder: Path, options: Options) -> Iterator[Row]:
     w = weights.w_enc.read()
     works = {"bare": on_device(lambda: mx.eval(mx.topk(x @ w, K, axis=-1)))}
     works |= {each: on_device(partial(sae_of(weights, each).top_k, x, K)) for each in RESIDENCES}
-    found = medians(works, options.repeats(7))
+    found = medians(works, options.repeats(7), unmeasured=2)
     for each in RESIDENCES:
         bound = at_most(1.2) if each != "8bit" else None
         what = f"{K} strongest features, {D} x {width}, {TOKENS} tokens, encoder {SAID[each]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import time
@@ -37,6 +38,7 @@ def device() -> Device:
 
 def fresh() -> None:
     """Nothing is still computing, and no memory is at hand that others left."""
+    gc.collect()
     mx.synchronize()
     mx.clear_cache()
 

@@ -47,9 +47,16 @@ def random_network(shape: str) -> Any:
 
     args = gemma3_text.ModelArgs.from_dict({"model_type": "gemma3_text", "vocab_size": VOCABULARY, **SHAPES[shape]})
     model = gemma3_text.Model(args)
-    model.update(tree_map(lambda w: (mx.random.normal(w.shape) * 0.02).astype(mx.bfloat16), model.parameters()))
-    mx.eval(model.parameters())
+    model.update(tree_map(_random, model.parameters()))
     return model
+
+
+def _random(weight: mx.array) -> mx.array:
+    """Made at once: the float32 it comes from would else be there for all weights together."""
+    made = (mx.random.normal(weight.shape) * 0.02).astype(mx.bfloat16)
+    mx.eval(made)
+    mx.clear_cache()
+    return made
 
 
 def random_model(shape: str) -> LensModel:

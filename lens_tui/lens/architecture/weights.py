@@ -53,21 +53,68 @@ def dequantize(model: Module, how: Dequantize) -> Held:
     """Turn quantised and 16-bit weights into float32, lazily: they are computed when first used or evaluated.
 
     ``auto`` does it where MLX runs on a CPU with a fast BLAS and the weights take at most half of the memory that is
-    free (:func:`lens_tui.blas.in_float32`). Modules of a kind that is not known stay as they are.
+    free (:func:`lens_tui.blas.in_float32`), and on a GPU where MLX has no product for them as they are packed. Modules
+    of a kind that is not known stay as they are.
+
+    Raises:
+        LensError: For ``never`` where MLX cannot compute them packed.
     """
     before = quantization(model)
-    if not (before or _has_half(model)) or (how == "auto" and mx.default_device().type != mx.DeviceType.cpu):
+    if not (before or _has_half(model)):
         return Held(before)
+    if how != "always" and mx.default_device().type != mx.DeviceType.cpu:
+        return _as_the_device_can(model, how, before)
     size, free = float32_bytes(model), machine.free_memory()
     if not blas.in_float32(how, size, free):
         little = how == "auto" and blas.state().fast
         room = f"{size / 1e9:.1f} GB of {free / 1e9:.1f} GB free"
         return Held(before, f"as in the files; in float32, which is faster, they would take {room}" if little else "")
+    return _in_float32(model, before)
+
+
+def _in_float32(model: Module, before: str, why: str = "") -> Held:
     left = _replace(model)
     model.set_dtype(mx.float32)
     _lay_turned(model)
     rest = f"; {left} of them as in the files" if left else ""
-    return Held(before, f"float32, {'dequantised' if before else 'from 16 bits'} on loading{rest}")
+    return Held(before, f"float32, {'dequantised' if before else 'from 16 bits'} on loading{rest}{why}")
+
+
+def _as_the_device_can(model: Module, how: Dequantize, before: str) -> Held:
+    """On a GPU weights stay packed where MLX has a product for them; in CUDA it has none for some that Metal has."""
+    kind = next(filter(None, (_without_product(module) for module in _one_of_each_kind(model))), "")
+    if not kind:
+        return Held(before)
+    if how == "never":
+        raise LensError(f"MLX cannot multiply {kind} on this device.", "Load it with dequantize='auto'.")
+    return _in_float32(model, before, f": MLX cannot multiply {kind} on this device")
+
+
+def _one_of_each_kind(model: Module) -> Iterator[Any]:
+    """A quantised linear layer of each kind that the model has."""
+    from mlx.nn.layers.quantized import QuantizedLinear
+
+    seen: set[object] = set()
+    for _, module in named(model):
+        if type(module) is QuantizedLinear:
+            linear: Any = module
+            kind = linear.bits, linear.group_size, getattr(linear, "mode", "affine"), linear["scales"].dtype
+            if kind not in seen:
+                seen.add(kind)
+                yield linear
+
+
+def _without_product(linear: Any) -> str:
+    """A layer's kind, in words, if MLX fails at products of few or of many rows with its weights; else nothing."""
+    width = linear["scales"].shape[-1] * linear.group_size
+    mode = getattr(linear, "mode", "affine")
+    dtype = linear["scales"].dtype if mode == "affine" else mx.bfloat16
+    try:
+        for rows in (1, 64, 512):  # each has a kernel of its own
+            mx.eval(linear(mx.zeros((1, rows, width), dtype=dtype)))
+    except RuntimeError:
+        return f"{linear.bits}-bit weights in groups of {linear.group_size} with {str(dtype).rpartition('.')[2]}"
+    return ""
 
 
 def evaluate(model: Module) -> Iterator[tuple[int, int]]:

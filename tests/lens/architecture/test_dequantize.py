@@ -11,6 +11,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from lens_tui import LensError, LensModel, blas
+from lens_tui.lens.architecture import weights
 from lens_tui.lens.architecture.weights import dequantize, evaluate, float32_bytes, quantization
 from lens_tui.lens.decode import prefill
 from lens_tui.records import machine
@@ -168,3 +169,38 @@ def test_free_memory_ends_where_the_process_may_take_no_more(monkeypatch: pytest
 
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (1 << 20, 1 << 20))
     assert machine.free_memory() <= 1 << 20
+
+
+def test_a_device_finds_out_whether_it_can_multiply_what_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLX's CUDA back end has no product of many rows with, say, 8-bit weights in groups of 128 in float32."""
+    import mlx.nn as nn
+
+    whole: Any = getattr(nn, "quantize")  # noqa: B009 (MLX does not export it to type checkers)
+    model = tiny.llama()
+    whole(model, bits=8)
+    layers = list(weights._one_of_each_kind(model))
+    assert [weights._without_product(layer) for layer in layers] == [""]
+    real = mx.quantized_matmul
+
+    def few_rows_only(x: mx.array, *args: Any, **options: Any) -> mx.array:
+        if x.shape[-2] > 32:
+            raise RuntimeError("invalid argument")
+        return real(x, *args, **options)
+
+    monkeypatch.setattr(mx, "quantized_matmul", few_rows_only)
+    assert weights._without_product(layers[0]).startswith("8-bit weights in groups of ")
+    with pytest.raises(LensError, match=r"cannot multiply 8-bit weights .* dequantize='auto'"):
+        weights._as_the_device_can(model, "never", "8-bit")
+    expected = numbers(model(IDS))
+    held = weights._as_the_device_can(model, "auto", "8-bit")
+    assert "dequantised on loading: MLX cannot multiply 8-bit" in held.says
+    assert not quantization(model)
+    np.testing.assert_allclose(numbers(model(IDS)), expected, atol=2e-4)
+
+
+def test_a_device_that_can_multiply_what_is_packed_leaves_it_so() -> None:
+    model = tiny.gemma3(bits=4, dtype=mx.bfloat16)
+    before = {name: array.dtype for name, array in arrays(model).items()}
+    assert weights._as_the_device_can(model, "auto", "4-bit").says == ""
+    assert weights._as_the_device_can(model, "never", "4-bit").says == ""
+    assert {name: array.dtype for name, array in arrays(model).items()} == before
