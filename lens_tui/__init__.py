@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .lens.measure.search import find_scale as find_scale
     from .lens.model import LensModel as LensModel
     from .lens.read.attention import attention_patterns as attention_patterns
+    from .lens.read.heads import head_outputs as head_outputs
     from .lens.read.logits import attribute_logits as attribute_logits
     from .lens.read.logits import logit_lens as logit_lens
     from .lens.vectors import Contrast as Contrast
@@ -114,6 +115,7 @@ else:
             ),
             ".lens.measure.search": "find_scale",
             ".lens.read.attention": "attention_patterns",
+            ".lens.read.heads": "head_outputs",
             ".lens.read.logits": "attribute_logits logit_lens",
             ".records.errors": "LensError LensWarning NotFinite",
             ".records.interventions": (

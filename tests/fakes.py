@@ -9,7 +9,6 @@ mid-generation.
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,7 +31,6 @@ from lens_tui.records import (
 )
 from lens_tui.records.features import ContrastedFeature, FeatureActivity, FeatureExample, FeatureFacts, FoundFeature
 from lens_tui.records.labels import Label
-from lens_tui.records.measures import LogitLens
 from lens_tui.records.prompt_set import PromptItem, SetCell
 from lens_tui.records.sanitise import one_line, sanitise, sanitise_token
 from lens_tui.records.steering_vector import RankedLayer
@@ -43,9 +41,10 @@ from lens_tui.worker import jobs
 from lens_tui.worker.events import NeighboursRead
 from lens_tui.worker.jobs import ReadNeighbours
 from tests.fake_dose import fake_dose, fake_search
+from tests.fake_lens import fake_lens, fake_parts, fake_pattern
+from tests.fake_words import OTHERS, STOPWORDS, VOCAB, noise, split, token_id
 
 D_MODEL = 384
-VOCAB = 8192
 WIDTH = 8192
 
 DEMO_MODEL = ModelInfo(
@@ -88,62 +87,12 @@ TEXTS = (
     " a big shiny sea. The fish swam and swam, and the waves were blue and blue and blue.",
 )
 PROMPTS = ("Once upon a time, there was", "The captain looked at the sea and said", "First, mix the flour with")
-OTHERS = (" the", " and", " a", " was", " to", " he", ".")
-STOPWORDS = frozenset({" the", " a", " and", " to", " in"})
-
-
-def split(text: str) -> list[str]:
-    """Words with the blank before them, newlines on their own: stands in for a tokenizer."""
-    return re.findall(r"\n| ?[^\s\w]| ?\w+|\s", text)
-
-
-def token_id(text: str) -> int:
-    return 1 + zlib.crc32(text.encode("utf-8", "surrogatepass")) % (VOCAB - 1)
-
-
-def noise(*what: object) -> float:
-    """A number in [0, 1) that depends on its arguments alone."""
-    return zlib.crc32(repr(what).encode()) / 2**32
 
 
 def unit_vector(name: str, layer: int = 4, origin: Origin | None = None, **facts: Any) -> SteeringVector:
     """A direction that depends on its name alone."""
     values = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(D_MODEL)
     return SteeringVector.of(name, values, layer, model="demo", origin=origin or Origin(), **facts)
-
-
-def fake_lens(job: jobs.ReadLens, layers: int = 8) -> LogitLens:
-    """A logit lens that grows surer from layer to layer: the same words in, the same numbers out."""
-    words = ["<s>", *split(job.text)] if not job.token_ids else [f" w{token}" for token in job.token_ids]
-    ids = [token_id(word) for word in words]
-    wanted = job.target if isinstance(job.target, int) else token_id(job.target or " the")
-    if isinstance(job.target, str) and len(split(job.target)) > 1:
-        raise LensError(f"{job.target!r} is not one token.", "Give another text.")
-    follow = [*ids[1:], wanted] if job.target == "" else [wanted] * len(ids)
-    texts = {wanted: str(job.target) or " the"} | {token_id(word): word for word in (*OTHERS, *words)}
-    steered = job.arm.name if job.arm else ""
-    shape = (layers, len(ids))
-    sure = np.array([[0.05 + 0.9 * noise(steered, i, w) * (i + 1) / layers for w in words] for i in range(layers)])
-    top = np.zeros((*shape, 4), np.int32)
-    for layer in range(layers):
-        for at in range(len(ids)):
-            others = [token_id(OTHERS[(layer + at + k) % len(OTHERS)]) for k in range(4)]
-            top[layer, at] = [follow[at], *others[:3]] if layer > 4 else others
-    chances = sure[..., None] * np.array([1.0, 0.3, 0.1, 0.03])
-    return LogitLens(
-        "demo",
-        "resid_post",
-        tuple(range(layers)),
-        tuple(ids),
-        top,
-        np.log(chances).astype(np.float32),
-        np.array(follow, np.int32),
-        np.array([[0 if i > 4 else 400 >> i for _ in ids] for i in range(layers)], np.int32),
-        np.log(sure * [[1.0] if i > 4 else [0.01] for i in range(layers)]).astype(np.float32),
-        np.full(shape, 3.0, np.float32),
-        np.array([[float(layers - 1 - i) for _ in ids] for i in range(layers)], np.float32),
-        texts,
-    )
 
 
 @dataclass
@@ -312,6 +261,10 @@ class FakeWorker:
                 return self._encode(number, encode)
             case jobs.ReadLens() as lens:
                 return [ev.LensRead(number, fake_lens(lens))]
+            case jobs.ReadParts() as parts:
+                return [ev.PartsRead(number, fake_parts(parts))]
+            case jobs.ReadPattern() as pattern:
+                return [ev.PatternRead(number, fake_pattern(pattern))]
             case jobs.ReadFeature(sae, feature):
                 return self._read(number, sae, feature)
             case ReadNeighbours(sae, feature, top):

@@ -15,6 +15,7 @@ from .config_verbs import verbs as config
 from .feature_verbs import verbs as features
 from .info_verbs import verbs as info
 from .label_verbs import verbs as labels
+from .lens_verbs import verbs as lens
 from .list_verbs import verbs as lists
 from .model_verbs import verbs as models
 from .output import INTERRUPTED, USER_ERROR, fail, note, say, sentences
@@ -77,7 +78,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for verbs in (compare, read, features, steer, replay, saes, info, config):
+for verbs in (compare, read, lens, features, steer, replay, saes, info, config):
     app.add_typer(verbs)
 app.add_typer(labels, name="labels")
 app.add_typer(lists, name="lists")

@@ -284,13 +284,30 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class HeadAttribution:
+    """What each head of a layer's attention adds to the logit of a token, at ``p`` positions, in float32.
+
+    ``values`` ``(heads, p)`` with ``bias`` ``(p,)`` (of the output projection, which is no head's) and ``rest``
+    ``(p,)`` (rounding, and what steering adds behind the heads) sum to the layer's ``attn`` part. Where the heads
+    cannot be told apart ``why`` says so, and ``values`` has no rows.
+    """
+
+    layer: int
+    values: FloatArray
+    bias: FloatArray
+    rest: FloatArray
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class LogitAttribution:
     """What each part of a model adds to the logit of a token, at ``p`` positions of a text, in float32.
 
     ``values`` ``(parts, p)`` with ``rest`` ``(p,)`` and ``constant`` ``(p,)`` sum to ``logits`` ``(p,)``. ``rest`` is
     what the stream's rounding added and no part did (0 up to float32 in a float32 model), ``constant`` comes from
     biases of the final norm and the unembedding. ``logits`` are before soft-capping, ``model_logits`` are the model's
-    own, after it; ``softcap`` is 0 without one. With ``against_ids`` all of them are differences of two logits: that of
+    own, after it; ``softcap`` is 0 without one. ``heads`` takes the ``attn`` part of each layer apart, where that was
+    asked for. With ``against_ids`` all of them are differences of two logits: that of
     the target less that of the other token (``softcap`` still says what ``model_logits`` went through).
     """
 
@@ -307,6 +324,7 @@ class LogitAttribution:
     model_logits: FloatArray
     softcap: float = 0.0
     texts: dict[int, str] = field(default_factory=dict)
+    heads: tuple[HeadAttribution, ...] = ()
 
     def by_layer(self) -> FloatArray:
         """Attention and MLP of each layer together, ``(n_layers, p)``; the embedding is left out."""

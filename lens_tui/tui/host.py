@@ -96,6 +96,8 @@ TITLES = {
     "ExportFeatures": "writing the list",
     "ReadNeighbours": "looking for neighbours",
     "ReadLens": "reading the layers",
+    "ReadParts": "taking the logit apart",
+    "ReadPattern": "reading attention",
     "VectorFromFeature": "making the vector",
     "VectorFromPrompts": "making the vector",
     "VectorFromFile": "reading the vector",

@@ -121,7 +121,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from lens_tui.records.measures import DoseResponse, LogitLens, ScaleSearch
+    from lens_tui.records.measures import AttentionPattern, DoseResponse, LogitAttribution, LogitLens, ScaleSearch
     from lens_tui.records.steering_vector import RankedLayer
 
     IntArray = NDArray[np.int32]
@@ -341,6 +341,20 @@ class LensRead(Event):
     """What every layer would predict at every token of a text; its ``texts`` are safe to show."""
 
     lens: LogitLens
+
+
+@dataclass(frozen=True, slots=True)
+class PartsRead(Event):
+    """What adds to a token's logit at one position, by layer, part and head."""
+
+    parts: LogitAttribution
+
+
+@dataclass(frozen=True, slots=True)
+class PatternRead(Event):
+    """Where the heads of one layer look."""
+
+    pattern: AttentionPattern
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,6 +164,35 @@ class ReadLens(Job):
 
 
 @dataclass(frozen=True, slots=True)
+class ReadParts(Job):
+    """What each layer's attention, its heads and its MLP add to a token's logit, at one position. Events: PartsRead.
+
+    ``token_ids``, ``text`` and ``arm`` as of ReadLens. ``target`` is the token's id.
+    """
+
+    gives_way: ClassVar[bool] = True
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    arm: Arm | None = None
+    target: int = 0
+    position: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPattern(Job):
+    """How much each head of a layer looks from each token to each one. Events: PatternRead.
+
+    ``token_ids``, ``text`` and ``arm`` as of ReadLens.
+    """
+
+    gives_way: ClassVar[bool] = True
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    arm: Arm | None = None
+    layer: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class SetLabel(Job):
     """Give a feature your label; blank text takes it away, the one before stays in the history. Events: LabelSet."""
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from lens_tui import LensModel, attribute_logits, demo, load_sae, logit_lens
+from lens_tui import LensModel, attention_patterns, attribute_logits, demo, load_sae, logit_lens
 from lens_tui.cli.command import app
 from lens_tui.records import Add
 
@@ -35,11 +35,44 @@ def test_json_holds_the_librarys_grid_and_attribution() -> None:
         expected = getattr(grid, {"target_logprob": "target_logprobs"}.get(name, name))
         np.testing.assert_allclose([[cell[name] for cell in row] for row in cells], expected, atol=1e-5)
     np.testing.assert_array_equal([[cell["target_rank"] for cell in row] for row in cells], grid.target_ranks)
-    parts = attribute_logits(lens, TEXT, " door")
+    parts = attribute_logits(lens, TEXT, " door", heads=True)
     found = result["attribution"]
     np.testing.assert_allclose([part["value"] for part in found["parts"]], parts.values[:, 0], atol=1e-5)
+    for item, heads in zip(found["heads"], parts.heads, strict=True):
+        np.testing.assert_allclose(item["values"], heads.values[:, 0], atol=1e-5)
+        attention = next(p["value"] for p in found["parts"] if (p["kind"], p["layer"]) == ("attn", item["layer"]))
+        assert sum(item["values"]) + item["bias"] + item["rest"] == pytest.approx(attention, abs=1e-4)
     total = sum(part["value"] for part in found["parts"]) + found["rest"] + found["constant"]
     assert total == pytest.approx(found["model_logit"], abs=1e-4)
+
+
+def test_attribution_and_attention_are_of_the_token_that_is_named() -> None:
+    result = json.loads(run(TEXT, "--at", "3", "--attribute", "--heads", "--layers", "2,5", "--json"))
+    lens = LensModel("demo")
+    ids = lens.tokens.encode(TEXT)
+    parts, found = attribute_logits(lens, TEXT, ids[4], positions=[3]), result["attribution"]
+    assert (found["position"], found["target"]["id"]) == (3, ids[4])
+    np.testing.assert_allclose([part["value"] for part in found["parts"]], parts.values[:, 0], atol=1e-5)
+    assert [item["layer"] for item in result["attention"]] == [2, 5]
+    for item, pattern in zip(result["attention"], attention_patterns(lens, TEXT, [2, 5]), strict=True):
+        np.testing.assert_allclose(item["weights"], pattern.weights[:, 3, :4], atol=1e-6)
+        assert (item["position"], item["why"], item["error"]) == (3, "", pytest.approx(pattern.error, abs=1e-6))
+
+
+def test_words_name_the_heads_that_add_most_and_where_each_looks() -> None:
+    lines = run(TEXT, "--attribute", "--heads", "--layers", "5").splitlines()
+    lens = LensModel("demo")
+    ids = lens.tokens.encode(TEXT)
+    heads = attribute_logits(lens, TEXT, heads=True).heads
+    values = {f"L{item.layer} H{head}": value for item in heads for head, value in enumerate(item.values[:, 0])}
+    best = max(values, key=lambda name: abs(values[name]))
+    assert lines[lines.index("the heads that add most") + 1].split() == [f"{values[best]:+.3f}", *best.split()]
+    (pattern,) = attention_patterns(lens, TEXT, 5)
+    row = pattern.weights[0, -1]
+    source = int(row.argmax())
+    first = next(line for line in lines if line.startswith("  L5 H0"))
+    text = lens.tokens.display(ids[source]).replace(" ", "·")
+    assert first.split()[2:5] == [str(source), text, f"{row[source]:.2f}"]
 
 
 def test_an_arm_reads_the_steered_model() -> None:
@@ -77,6 +110,7 @@ def test_words_have_a_line_for_each_layer_the_last_one_first() -> None:
         (["--target", "id:x"], "names no token"),
         (["--target", " incomprehensible unutterable"], "not one token"),
         (["--layers", "99"], "no layer 99"),
+        (["--heads", "--at", "99"], "no token 99"),
     ],
 )
 def test_what_cannot_be_read_is_said_in_a_sentence(arguments: list[str], words: str) -> None:

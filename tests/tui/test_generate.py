@@ -22,7 +22,8 @@ from lens_tui.tui.screens.sampling_form import read_sampling, sampling_fields
 from lens_tui.tui.session import summary
 from lens_tui.tui.widgets.lane import window
 from lens_tui.worker import jobs
-from tests.fakes import DEMO_SAE, TEXTS, FakeWorker, split, unit_vector
+from tests.fake_words import split
+from tests.fakes import DEMO_SAE, TEXTS, FakeWorker, unit_vector
 
 from .opened import PROMPT, opened, screen_text, settle
 

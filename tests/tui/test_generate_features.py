@@ -9,7 +9,8 @@ import pytest
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.screens.generate_screen import GenerateScreen
 from lens_tui.worker import jobs
-from tests.fakes import DEMO_SAE, TEXTS, FakeWorker, split
+from tests.fake_words import split
+from tests.fakes import DEMO_SAE, TEXTS, FakeWorker
 
 from .opened import opened, screen_text, settle
 

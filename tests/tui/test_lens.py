@@ -12,7 +12,8 @@ from lens_tui.tui.reading_text import cell_lines, cells, rank_level
 from lens_tui.tui.screens.lens_screen import ReadoutScreen
 from lens_tui.tui.widgets.heat_grid import _window
 from lens_tui.worker.jobs import ReadLens
-from tests.fakes import FakeWorker, fake_lens
+from tests.fake_lens import fake_lens
+from tests.fakes import FakeWorker
 
 from .opened import PROMPT, opened, screen_text, settle
 

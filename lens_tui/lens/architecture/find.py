@@ -339,7 +339,7 @@ class Decoder:
         modules = [module for block in self.layers for _, module in named(block)]
         kinds = [(original_class(module).__name__.lower(), module) for module in modules]
         return max(
-            (_heads_of(module) for name, module in kinds if "attention" in name and "linear" not in name), default=0
+            (heads_of(module) for name, module in kinds if "attention" in name and "linear" not in name), default=0
         )
 
     def check_room(self, rows: int, tokens: int, total: int | None = None) -> None:
@@ -404,7 +404,7 @@ _PLACES = 2**31 - 1
 """Bytes of scores for which nobody asks how much memory is free."""
 
 
-def _heads_of(attention: Any) -> int:
+def heads_of(attention: Any) -> int:
     """How many query heads an attention says it has; 0 if it does not."""
     return next((n for name in HEAD_COUNTS if isinstance(n := getattr(attention, name, None), int) and n > 0), 0)
 

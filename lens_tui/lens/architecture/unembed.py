@@ -107,7 +107,7 @@ def find_unembedding(decoder: Decoder) -> Unembedding:
             except (ValueError, TypeError, AttributeError, RuntimeError):
                 continue
             if ours.shape == target.shape and _same_direction(ours, target, decoder):
-                gain = _gain(norm, decoder.d_model)
+                gain = gain_of(norm, decoder.d_model)
                 return Unembedding(gain, lambda head=head: _blocks(head), norm, head)  # type: ignore[misc]
     raise LensError(
         "The final norm and unembedding of this model cannot be proved, so directions cannot be unembedded."
@@ -180,7 +180,7 @@ def softcap_of(decoder: Decoder) -> float:
     return 0.0
 
 
-def _gain(norm: Module, width: int) -> FloatArray:
+def gain_of(norm: Module, width: int) -> FloatArray:
     """What the norm multiplies each component by: read off its output on a vector of ±1, whatever form it has.
 
     The vector has mean 0 and mean square 1 (d_model is even), so neither RMS nor
@@ -286,7 +286,7 @@ class FinalStep:
 
     def directions(self, targets: Sequence[int]) -> tuple[Array, Array]:
         """For one target token at each position the direction ``(p, d_model)`` and the constant ``(p,)``."""
-        rows, bias = _rows(self.unembedding.head, targets)
+        rows, bias = weight_rows(self.unembedding.head, targets)
         direction = self.factor * rows * self.scaled
         if self.centred:
             direction = direction - direction.mean(axis=-1, keepdims=True)
@@ -302,7 +302,7 @@ def final_step(decoder: Decoder, unembedding: Unembedding, residual: mx.array) -
     shift = _numbers(norm(zero))[0]
     level = _numbers(norm(one))[0] - shift
     centred = bool(np.abs(level).max() < 1e-3 * max(np.abs(unembedding.gain).max(), 1e-30))
-    scaled = _scaled(_numbers(h), _numbers(normed) - shift, unembedding.gain.astype(np.float64), centred)
+    scaled = gain_over_denominator(_numbers(h), _numbers(normed) - shift, unembedding.gain.astype(np.float64), centred)
     ours, theirs = _numbers(apply_head(unembedding.head, normed)), _numbers(readout(decoder, h))
     cap = softcap_of(decoder)
     factor = _factor(ours, theirs, cap)
@@ -315,14 +315,14 @@ def final_step(decoder: Decoder, unembedding: Unembedding, residual: mx.array) -
     return FinalStep(unembedding, logits, theirs, cap, scaled, centred, shift, factor)
 
 
-def _scaled(h: Array, normed: Array, gain: Array, centred: bool) -> Array:
+def gain_over_denominator(h: Array, normed: Array, gain: Array, centred: bool) -> Array:
     """The norm's gain over its denominator at each position, the denominator read off what the norm gave."""
     lifted = gain * (h - h.mean(axis=-1, keepdims=True) if centred else h)
     share = (lifted * normed).sum(axis=-1) / np.maximum((lifted * lifted).sum(axis=-1), 1e-300)
     error = np.linalg.norm(normed - share[:, None] * lifted, axis=-1)
     if (error > 1e-3 * np.linalg.norm(normed, axis=-1)).any():
         raise LensError(
-            "The final norm of this model is neither an RMS norm nor a layer norm, so logits cannot be taken apart."
+            "A norm of this model is neither an RMS norm nor a layer norm, so logits cannot be taken apart."
         )
     result: Array = gain * share[:, None]
     return result
@@ -339,8 +339,8 @@ def _factor(ours: Array, theirs: Array, cap: float) -> float:
     return 1.0 if abs(factor - 1.0) < 1e-3 else factor
 
 
-def _rows(head: Module, tokens: Sequence[int]) -> tuple[Array, Array]:
-    """Rows of the unembedding (p, d_model) and its bias (p,), in float32 also where the layer is quantised."""
+def weight_rows(head: Module, tokens: Sequence[int]) -> tuple[Array, Array]:
+    """Rows of a linear layer or embedding (p, width) and its bias (p,), in float32 also where it is quantised."""
     at = mx.array(list(tokens))
     rows = head["weight"][at]
     if "scales" in head:

@@ -11,16 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from numpy.typing import NDArray
 
 from lens_tui.records import FloatArray, Intervention, LensError
 from lens_tui.records.interventions import as_positions
-from lens_tui.records.measures import LogitAttribution, LogitLens, Part
+from lens_tui.records.measures import HeadAttribution, LogitAttribution, LogitLens, Part
 
 from ..architecture.find import Decoder
 from ..architecture.unembed import FinalStep, final_step, find_unembedding, readout
@@ -28,6 +27,7 @@ from ..decode.sampling import kl, log_softmax
 from ..forward import Core, one_text, read_sites, target_per_position, unhooked
 from ..hooks.program import Key
 from ..hooks.steering import HEAD, not_finite
+from .heads import Array, AttentionWrote, Stream, head_attribution, no_heads
 
 LOGITS_AT_ONCE = 1 << 25
 
@@ -147,8 +147,6 @@ def _expected(logprobs: mx.array, values: mx.array) -> mx.array:
     return mx.where(p > 0, p * values, 0.0).sum(axis=-1)
 
 
-Array = NDArray[np.float64]
-Stream = dict[Key, Array]
 Targets = int | str | Sequence[int]
 RESIDUAL = ("resid_pre", "resid_post")
 WRITERS = ("attn_out", "attn_out_normed", "mlp_out", "mlp_out_normed")
@@ -172,6 +170,7 @@ def attribute_logits(
     against: Targets | None = None,
     positions: Sequence[int] | None = None,
     interventions: Sequence[Intervention] | None = None,
+    heads: bool = False,
 ) -> LogitAttribution:
     """Take the logit of a token apart into embedding, attention and MLP of every layer.
 
@@ -187,6 +186,7 @@ def attribute_logits(
         against: Another token: the difference of the two logits is taken apart.
         positions: Where to read, by default at the last one; negative ones count from the end.
         interventions: Replace those of the blocks around the call, which hold otherwise.
+        heads: Take each attention apart as well, into its heads.
 
     Returns:
         Values (parts, positions) of each part, with what is left over, the constant and the model's own logits.
@@ -196,7 +196,7 @@ def attribute_logits(
     """
     ids = one_text(lens, text)
     at = _positions(positions, len(ids))
-    available = [(layer, site) for layer in range(lens.n_layers) for site in _sites(lens, layer)]
+    available = [(layer, site) for layer in range(lens.n_layers) for site in _sites(lens, layer, heads)]
     before = _streams(lens, ids, at, available, ())
     steered = _steered(lens, interventions)
     after = _streams(lens, ids, at, available, interventions) if steered else before
@@ -211,7 +211,39 @@ def attribute_logits(
     wanted = target_per_position(lens, chosen, len(at))
     other = None if against is None else target_per_position(lens, against, len(at))
     parts, written = _parts(before[0, "resid_pre"], after, splits, {key[0] for key in steered if key[1] in RESIDUAL})
-    return _record(lens, ids, at, step, (wanted, other), parts, written, last)
+    whole = _record(lens, ids, at, step, (wanted, other), parts, written, last)
+    if not heads:
+        return whole
+    direction = _direction(step, (wanted, other))[0]
+    return replace(whole, heads=_heads(lens, before, after, splits, direction))
+
+
+def _heads(
+    lens: Core, before: Stream, after: Stream, splits: Sequence[_Split], direction: Array
+) -> tuple[HeadAttribution, ...]:
+    """Each layer's attention by head, with the reason where the layer or its attention cannot be taken apart."""
+    found = []
+    with unhooked(lens):
+        for layer, split in enumerate(splits):
+            if split.why:
+                found.append(no_heads(layer, len(direction), split.why))
+            else:
+                wrote = AttentionWrote(before, after, split.attn, split.factor, direction)
+                found.append(head_attribution(lens, layer, wrote))
+    return tuple(found)
+
+
+Tokens = tuple[list[int], list[int] | None]
+
+
+def _direction(step: FinalStep, tokens: Tokens) -> tuple[Array, Array]:
+    """What the logit, or the difference of two, is along: directions ``(p, d_model)`` and constants ``(p,)``."""
+    wanted, other = tokens
+    direction, constant = step.directions(wanted)
+    if other is not None:
+        minus, less = step.directions(other)
+        direction, constant = direction - minus, constant - less
+    return direction, constant
 
 
 def _record(
@@ -219,18 +251,16 @@ def _record(
     ids: tuple[int, ...],
     at: Sequence[int],
     step: FinalStep,
-    tokens: tuple[list[int], list[int] | None],
+    tokens: Tokens,
     parts: list[Part],
     written: list[Array],
     last: Array,
 ) -> LogitAttribution:
     wanted, other = tokens
-    direction, constant = step.directions(wanted)
+    direction, constant = _direction(step, tokens)
     rows = np.arange(len(at))
     model_logits = step.model_logits[rows, wanted]
     if other is not None:
-        minus, less = step.directions(other)
-        direction, constant = direction - minus, constant - less
         model_logits = model_logits - step.model_logits[rows, other]
     values = np.stack([(part * direction).sum(axis=-1) for part in written])
     rest = ((last - np.sum(written, axis=0)) * direction).sum(axis=-1)
@@ -307,10 +337,10 @@ def _streams(
     return {key: np.array(tensor[chosen].astype(mx.float32), dtype=np.float64) for key, tensor in found.items()}
 
 
-def _sites(lens: Core, layer: int) -> list[str]:
+def _sites(lens: Core, layer: int, heads: bool) -> list[str]:
     points = {site: lens.registry.sites.point(layer, site) for site in lens.sites(layer)}
     writers = [site for site in WRITERS if site in points and points[site].width == lens.d_model]
-    return [*RESIDUAL, *writers]
+    return [*RESIDUAL, *writers, *(["attn_z"] if heads and "attn_z" in points else [])]
 
 
 def _steered(lens: Core, interventions: Sequence[Intervention] | None) -> set[Key]:

@@ -199,29 +199,3 @@ def read_neighbours(control: Control, job: ReadNeighbours, context: Context) -> 
     if index is not None and index.full and job.feature < index.width:
         together = tuple((row.feature, row.jaccard) for row in co_active(index, job.feature, k=job.top_k))
     yield NeighboursRead(control.id, sae.info.id, job.feature, near, together)
-
-
-def read_lens(control: Control, job: jobs.ReadLens, context: Context) -> Iterator[ev.Event]:
-    """Every layer's most probable tokens at every token of the text, and the rank of the followed token."""
-    from lens_tui.lens.read.logits import logit_lens
-
-    model = context.need_model()
-    ids = model.tokens.check(job.token_ids) if job.token_ids else model.tokens.encode(job.text)
-    if len(ids) > jobs.LENS_TOKENS:
-        raise LensError(
-            f"The text has {len(ids)} tokens; the lens reads up to {jobs.LENS_TOKENS}.", "Choose a shorter text."
-        )
-    control.progress("tokens", 0, len(ids), "tokens")
-
-    def said(done: int, total: int) -> None:
-        control.progress("tokens", done, total, "tokens")
-
-    found = logit_lens(
-        model,
-        ids,
-        target=None if job.target == "" else job.target,
-        top_k=job.top_k,
-        interventions=job.arm.interventions if job.arm else (),
-        progress=said,
-    )
-    yield ev.LensRead(control.id, found)

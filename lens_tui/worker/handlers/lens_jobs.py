@@ -1,0 +1,74 @@
+"""Readouts of a text: every layer as a distribution, what adds to a token's logit, and where the heads look."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from lens_tui.records import LensError
+
+from .. import events as ev
+from .. import jobs
+from ..thread import Control
+from . import Context
+
+if TYPE_CHECKING:
+    from lens_tui.lens.model import LensModel
+    from lens_tui.records import Intervention
+
+Reading = jobs.ReadLens | jobs.ReadParts | jobs.ReadPattern
+
+
+def read_lens(control: Control, job: jobs.ReadLens, context: Context) -> Iterator[ev.Event]:
+    """Every layer's most probable tokens at every token of the text, and the rank of the followed token."""
+    from lens_tui.lens.read.logits import logit_lens
+
+    model = context.need_model()
+    ids = _ids(job, model)
+    control.progress("tokens", 0, len(ids), "tokens")
+
+    def said(done: int, total: int) -> None:
+        control.progress("tokens", done, total, "tokens")
+
+    found = logit_lens(
+        model,
+        ids,
+        target=None if job.target == "" else job.target,
+        top_k=job.top_k,
+        interventions=_steering(job),
+        progress=said,
+    )
+    yield ev.LensRead(control.id, found)
+
+
+def read_parts(control: Control, job: jobs.ReadParts, context: Context) -> Iterator[ev.Event]:
+    """What each layer's attention, its heads and its MLP add to the logit."""
+    from lens_tui.lens.read.logits import attribute_logits
+
+    model = context.need_model()
+    found = attribute_logits(
+        model, _ids(job, model), job.target, positions=[job.position], interventions=_steering(job), heads=True
+    )
+    yield ev.PartsRead(control.id, found)
+
+
+def read_pattern(control: Control, job: jobs.ReadPattern, context: Context) -> Iterator[ev.Event]:
+    """The attention of one layer."""
+    from lens_tui.lens.read.attention import attention_patterns
+
+    model = context.need_model()
+    (found,) = attention_patterns(model, _ids(job, model), job.layer, interventions=_steering(job))
+    yield ev.PatternRead(control.id, found)
+
+
+def _ids(job: Reading, model: LensModel) -> tuple[int, ...]:
+    ids = tuple(model.tokens.check(job.token_ids) if job.token_ids else model.tokens.encode(job.text))
+    if len(ids) > jobs.LENS_TOKENS:
+        raise LensError(
+            f"The text has {len(ids)} tokens; the lens reads up to {jobs.LENS_TOKENS}.", "Choose a shorter text."
+        )
+    return ids
+
+
+def _steering(job: Reading) -> tuple[Intervention, ...]:
+    return job.arm.interventions if job.arm else ()
