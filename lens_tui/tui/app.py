@@ -294,6 +294,12 @@ class LensApp(LensHost, inherit_bindings=False):
 
         self.push_screen(HelpScreen(self.screen))
 
+    def action_jump(self) -> None:
+        """Letters on the panes and rows in sight; typing one goes there."""
+        from lens_tui.tui.screens.jump_screen import JumpScreen
+
+        self.push_screen(JumpScreen(self.screen))
+
     def action_maximize(self) -> None:
         """Give the focused pane the whole screen, or give it back."""
 

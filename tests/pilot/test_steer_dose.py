@@ -166,7 +166,7 @@ async def test_what_cannot_be_measured_says_why() -> None:
         asked = len(worker.submitted)
         said: list[str] = []
         app.say = said.append  # type: ignore[method-assign, assignment]
-        await press(pilot, "M", "M", "v", "f")
+        await press(pilot, "M", "M", "v", "F")
         await press(pilot, "M", "P", "v")
         app.store.edit_steer(rows(app)[0].id, positions=Positions("all"))
         app.store.update(prompt="")
@@ -182,7 +182,7 @@ async def test_a_scale_is_found_shown_and_taken() -> None:
     app = dose_app()
     async with app.run_test(size=(120, 36)) as pilot:
         _, worker = await opened(pilot)
-        await press(pilot, "f", "2")
+        await press(pilot, "F", "2")
         job = worker.submitted[-1]
         assert isinstance(job, jobs.FindScale)
         assert (job.quantity, job.target) == ("kl", 1.0)
@@ -202,7 +202,7 @@ async def test_another_target_and_the_other_direction() -> None:
     app = dose_app()
     async with app.run_test(size=(120, 36)) as pilot:
         _, worker = await opened(pilot)
-        await press(pilot, "b", "f", "4")
+        await press(pilot, "b", "F", "4")
         await press(pilot, "right", "right", "tab", *"0.25", "enter")
         job = worker.submitted[-1]
         assert isinstance(job, jobs.FindScale)

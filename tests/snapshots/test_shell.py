@@ -86,7 +86,7 @@ def test_dose_without_colour(snap_compare: Any, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 def test_search(snap_compare: Any, size: tuple[int, int]) -> None:
     app = lens_app(screen="steer", model="demo", theme="paper")
-    assert snap_compare(app, terminal_size=size, run_before=after("f", "1"))
+    assert snap_compare(app, terminal_size=size, run_before=after("F", "1"))
 
 
 def test_modes(snap_compare: Any) -> None:

@@ -12,6 +12,7 @@ from lens_tui.records import FloatArray, Intervention
 from lens_tui.records.features import DENSE
 from lens_tui.tui.format import fit, share_level
 from lens_tui.tui.host import LensHost
+from lens_tui.tui.reading_text import next_active
 from lens_tui.tui.session import MEASURE_NAMES, Measure, RunText, settings_parts
 from lens_tui.tui.widgets.feature_card import FeatureMarks, feature_row
 from lens_tui.tui.widgets.lane import Lane, LaneRow, quoted
@@ -173,6 +174,23 @@ class FeatureFollower:
             known.feature, known.exact = feature, {}
             self.read(lens, run, feature)
             self.show(lens, run)
+
+    def go_on(self, lens: LensHost, run: RunText | None, step: int) -> None:
+        """Go to the next token of the lane where the chosen feature is active; ``step`` -1 goes to the one before."""
+        known, lane = self.of(lens, run), self.lanes.focused_lane
+        if known is None or known.feature is None or run is None or lane is None:
+            key = lens.key_text
+            find, many = key("generate.find"), key("generate.set")
+            lens.say(f"There is nothing to go on to: {find} shades by a feature, {many} runs a set of prompts.")
+            return
+        values = known.values(self._arm(run, lane))
+        here = lane.view.cursor if lane.view.cursor is not None else (-1 if step > 0 else len(values))
+        token = next_active(values, here, step) if len(values) else None
+        if token is None:
+            lens.say("The feature is active nowhere in this lane.")
+        else:
+            lane.view.focus()
+            lane.view.move_to(token)
 
     def shade_name(self, lens: LensHost, run: RunText | None, measure: Measure) -> str:
         """What the shade says: the measure, or the chosen feature by its name."""

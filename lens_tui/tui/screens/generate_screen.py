@@ -563,9 +563,9 @@ class GenerateScreen(LensScreen):
             self.table.sync()
 
     def action_page(self, step: int) -> None:
-        """The lanes of the set's next prompt."""
+        """The lanes of the set's next prompt; without one, the next token where the shaded feature is active."""
         if self.set is None or self.table is None:
-            self.lens.say(f"There is no set of prompts: {self.lens.key_text('generate.set')} runs one.")
+            self.features.go_on(self.lens, self.run, step)
         else:
             self.table.table.action_page(step)
 

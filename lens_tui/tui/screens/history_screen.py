@@ -179,6 +179,8 @@ class HistoryScreen(Dialog["RunText | SetText | None"]):
         ("q", "dismiss", "cancel"),
         ("enter", "choose", "restore"),
         ("slash", "find", "filter"),
+        ("n", "match(1)", "the next that was found"),
+        ("N", "match(-1)", "the one before"),
         ("r", "again", "run again"),
         ("space", "mark", "side by side"),
     ]
@@ -257,6 +259,10 @@ class HistoryScreen(Dialog["RunText | SetText | None"]):
     def on_input_submitted(self) -> None:
         """Back to the list with what was found."""
         self._rows.focus()
+
+    def action_match(self, step: int) -> None:
+        """The next of what was found, or the one before, going round."""
+        self._rows.go_round(step)
 
     def action_back(self) -> None:
         """Escape takes the filter away first."""

@@ -200,6 +200,19 @@ class ReadoutScreen(LensScreen):
         self.target = "" if self.target == best else best
         self.read()
 
+    def action_match(self, step: int) -> None:
+        """The next cell, in reading order, whose best token is the one that is followed; or the one before."""
+        lens, grid = self.read_out, self.grid
+        if lens is None or grid.blank:
+            return
+        hits = [divmod(at, len(lens.token_ids)) for at, rank in enumerate(lens.target_ranks.flat) if rank == 0]
+        here = (grid.row, grid.column)
+        after = [hit for hit in hits if (hit > here if step > 0 else hit < here)] or hits
+        if not after:
+            self.lens.say("The token that is followed is no cell's best.")
+        else:
+            grid.move_to(*(after[0] if step > 0 else after[-1]))
+
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Follow that token; nothing typed: the one that comes next."""
         self.target = event.value

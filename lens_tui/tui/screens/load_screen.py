@@ -444,6 +444,14 @@ class LoadScreen(LensScreen):
         """Type a filter."""
         self._ask("filter", self._words, "part of a name, architecture or quantisation")
 
+    def action_match(self, step: int) -> None:
+        """The next of what the filter found, or the one before, going round."""
+        if not self._words:
+            self.lens.say(f"There is no filter: {self.lens.key_text('load.filter')} types one.")
+        else:
+            self._list.focus()
+            self._list.go_round(step)
+
     def action_add(self) -> None:
         """Type a folder or a hub id."""
         self._ask("add", "", "a folder, or a Hugging Face id such as mlx-community/gemma-3-1b-it-4bit")

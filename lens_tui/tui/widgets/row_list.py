@@ -172,6 +172,11 @@ class RowList(ScrollView, Generic[Row], can_focus=True):
         """One row up."""
         self.cursor -= 1
 
+    def go_round(self, step: int) -> None:
+        """The next row, or the one before with ``step`` -1; after the last comes the first."""
+        if self._rows:
+            self.cursor = (self.cursor + step) % len(self._rows)
+
     def action_first(self) -> None:
         """The first row."""
         self.cursor = 0
