@@ -131,26 +131,6 @@ def run_forward(
     return logits
 
 
-def read_site(registry: Registry, ids: mx.array, key: Key, *, steered: bool) -> mx.array:
-    """The tensor at one site, evaluated; nothing behind it is computed.
-
-    Args:
-        registry: What is hooked.
-        ids: ``(batch, tokens)``.
-        key: The layer and site.
-        steered: Under what holds in the calling context, or of the plain model.
-
-    Returns:
-        ``(batch, tokens, width)``.
-    """
-    entries = registry.ambient()[0] if steered else ()
-    result = CaptureResult(registry, (key,), by_site=True)
-    run = Run(registry, Plan((entries,), (result,)), ids.shape[1])
-    check_forward(registry, run, *ids.shape)
-    registry.forward(run, ids)
-    return captured(result, lambda: origin_of(registry, ids, entries))[key]
-
-
 def mean_loss(registry: Registry, ids: mx.array) -> float:
     """Mean next-token cross-entropy in nats, float32 log-softmax, in blocks of positions.
 
@@ -257,30 +237,8 @@ def forward_rows(
     plan = Plan([entries_of(plan, registry) for plan in plans], recorders)
     ends = mx.array(np.asarray(n_prompt if n_prompt is not None else [len(row) for row in rows], np.int32))
     meter = meter or (DoseMeter() if any(plan.rows) else None)
-    return run_through(Run(registry, plan, ends, spans, meter, resume=resume), mx.array(_padded(rows)), rows=rows)
-
-
-def read_rows(lens: Core, rows: Sequence[Ids], keys: Sequence[Key]) -> Iterator[tuple[int, dict[Key, mx.array]]]:
-    """For each row its number and its unsteered activations ``(tokens, width)`` at the sites, evaluated, in batches."""
-    per_token = lens.d_model * max(1, len(keys))  # what is kept of a token: all sites of a batch at once
-    # A row that is there twice is read once: in a batch of another size its numbers would differ in their last bits.
-    places: dict[tuple[int, ...], list[int]] = {}
-    for at, row in enumerate(rows):
-        places.setdefault(tuple(row), []).append(at)
-    first = [found[0] for found in places.values()]
-    for chosen in in_batches([len(rows[at]) for at in first], per_token):
-        batch = [first[at] for at in chosen]
-        result = CaptureResult(lens.registry, tuple(keys), by_site=True)
-        forward_rows(lens, [rows[at] for at in batch], recorders=(result,))
-        held = captured(result, lambda: origin_of(lens.registry, rows))
-        for place, one in enumerate(batch):
-            for at in places[tuple(rows[one])]:
-                yield at, {key: held[key][place, : len(rows[at])] for key in keys}
-
-
-def in_batches(lengths: Sequence[int], per_token: int, *, most: int = MAX_LOGITS) -> Iterator[list[int]]:
-    """Row numbers in batches of similar length: little is padded, and no forward holds more than ``most`` numbers."""
-    yield from pack(lengths, [1] * len(lengths), most_rows=MAX_ROWS, most_tokens=most // per_token)
+    run = Run(registry, plan, ends, spans, meter, resume=resume, real=real_of(rows))
+    return run_through(run, mx.array(padded(rows)), rows=rows)
 
 
 def as_float(array: mx.array) -> FloatArray:
@@ -288,7 +246,16 @@ def as_float(array: mx.array) -> FloatArray:
     return np.array(array.astype(mx.float32))
 
 
-def _padded(rows: Sequence[Ids]) -> NDArray[np.int32]:
+def real_of(rows: Sequence[Ids]) -> mx.array | None:
+    """Which tokens of padded rows are theirs, ``(rows, longest, 1)``; ``None`` where all are of one length."""
+    lengths = np.asarray([len(row) for row in rows])
+    if (lengths == lengths.max()).all():
+        return None
+    return mx.array(np.arange(int(lengths.max())) < lengths[:, None])[..., None]
+
+
+def padded(rows: Sequence[Ids]) -> NDArray[np.int32]:
+    """Rows of ids ``(rows, longest)``, padded at the end. Raises :class:`LensError` for one without tokens."""
     if not rows or not all(len(row) for row in rows):
         raise LensError("A text has no tokens.", "Leave empty texts out.")
     table = np.zeros((len(rows), max(len(row) for row in rows)), np.int32)

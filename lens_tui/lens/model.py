@@ -38,10 +38,11 @@ from .decode.compare import Comparison, Generation
 from .decode.generation import DecodeOptions, row_decoder
 from .decode.prefill import PrefixCache
 from .decode.sampling import settings_from
-from .forward import echo, mean_loss, read_site, run_forward, unhooked
+from .forward import Ids, echo, mean_loss, run_forward, unhooked
 from .hooks.program import FeatureSource, Hook, Item
 from .hooks.registry import CaptureResult, Plan, Registry, async_eval
 from .hooks.steering import Steering, as_numpy, check_vector, checked, entries_of, for_a_block
+from .texts import read_table, text_logits, text_losses, text_residuals, texts_in
 from .tokens import Prompt, Tokens, id_table
 
 Layers = int | Sequence[int]
@@ -260,25 +261,28 @@ class LensModel:
     # -- reading ---------------------------------------------------------------
 
     def residuals(self, tokens: Any, layer: int, *, site: str = "resid_post", steered: bool = False) -> mx.array:
-        """The activations of one text at a site, evaluated; nothing behind the layer is computed.
+        """The activations of one text or several at a site, evaluated; nothing behind the layer is computed.
 
         Args:
-            tokens: A text, or its token ids.
+            tokens: A text or its token ids; or a list of these, of any lengths (:meth:`rows` says how long they are).
             layer: Counted from 0; negative numbers count from the end.
             site: One of ``sites(layer)``.
             steered: Under the blocks around the call; by default of the plain model, whatever they are.
 
         Returns:
-            ``(tokens, width)`` in the model's dtype.
+            ``(tokens, width)`` in the model's dtype; of several texts ``(texts, longest, width)``, zero behind the end
+            of a text.
 
         Raises:
-            LensError: For several texts, and for a layer or site that the model does not have.
+            LensError: For a layer or site that the model does not have.
             NotFinite: With the layer from which on the residual is not finite.
         """
+        key = self._decoder.index(layer), site
+        if (rows := texts_in(self.tokens, tokens)) is not None:
+            return text_residuals(self._registry, rows, key, steered=steered)
         ids = self.ids(tokens)
-        if ids.shape[0] != 1:
-            raise LensError(f"residuals takes one text, not {ids.shape[0]}.", "Use capture for a batch.")
-        return read_site(self._registry, ids, (self._decoder.index(layer), site), steered=steered)[0]
+        found = read_table(self._registry, ids, [key], self._registry.ambient()[0] if steered else ())[key]
+        return found[0] if ids.shape[0] == 1 else found
 
     def readout(self, residual: mx.array) -> mx.array:
         """The model's own logits for a last-layer residual ``(batch, tokens, d_model)``: norm, head, soft-capping."""
@@ -309,24 +313,38 @@ class LensModel:
     # -- running ---------------------------------------------------------------
 
     def forward(self, tokens: Any, cache: list[Any] | None = None) -> mx.array:
-        """Logits ``(batch, tokens, vocabulary)`` of a text, token ids, or a batch of ids of equal length.
+        """Logits ``(batch, tokens, vocabulary)`` of a text, token ids, or several texts of any lengths.
 
-        ``cache`` is one of mlx-lm's prompt caches; one that was filled under other
+        Several texts, or lists of ids that differ in length, go in groups of similar length that bound the memory; what
+        comes out is that of each text alone, and zero behind its end (:meth:`rows` says where that is), here and in
+        what a ``capture`` block around the call holds. Positions count each text's own end as the prompt's.
+        ``cache`` is one of mlx-lm's prompt caches, for ids of one length; one that was filled under other
         interventions is refused.
         """
+        if (rows := texts_in(self.tokens, tokens)) is not None:
+            if cache is not None:
+                raise LensError("A prompt cache cannot continue several texts.", "Leave it out, or give ids.")
+            return text_logits(self._registry, rows)
         ids, check = self._ids_and_check(tokens)
         logits = run_forward(self._registry, ids, cache)
         check()  # now that the forward is built, the device has long answered
         return logits
 
     def loss(self, tokens: Any) -> float:
-        """Mean next-token cross-entropy in nats of a text, token ids or a batch, by float32 log-softmax.
+        """Mean next-token cross-entropy in nats of a text, token ids or several texts, by float32 log-softmax.
 
-        At least two tokens a row; the first one is not predicted. For positions every token but the first counts as
+        Of several, of any lengths, the mean over all their predicted tokens; :meth:`losses` gives each text's own.
+        At least two tokens a text; the first one is not predicted. For positions every token but the first counts as
         generated, as in ``delta_loss``. Raises :class:`LensError` for an intervention that touches no token that a
         scored one follows, and ``NotFinite`` where the loss is not a number.
         """
+        if (rows := texts_in(self.tokens, tokens)) is not None:
+            return float(np.average(text_losses(self._registry, rows), weights=[len(row) - 1 for row in rows]))
         return mean_loss(self._registry, self.ids(tokens))
+
+    def losses(self, tokens: Any) -> tuple[float, ...]:
+        """The mean next-token cross-entropy in nats of each of several texts, as :meth:`loss` gives it for one."""
+        return tuple(text_losses(self._registry, self.rows(tokens)).tolist())
 
     def stream(
         self,
@@ -459,6 +477,11 @@ class LensModel:
         ids, check = self._ids_and_check(tokens)
         check()
         return ids
+
+    def rows(self, tokens: Any) -> tuple[Ids, ...]:
+        """The token ids of each text: of one, of several of any lengths, or of a table of ids. Raises ``LensError``."""
+        rows = texts_in(self.tokens, tokens)
+        return rows if rows is not None else tuple(tuple(row) for row in self.ids(tokens).tolist())  # type: ignore[union-attr, arg-type]
 
     def _ids_and_check(self, tokens: Any) -> tuple[mx.array, Callable[[], None]]:
         """The ids, forced into the vocabulary, and what refuses them if they were not in it.

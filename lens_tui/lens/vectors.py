@@ -17,8 +17,9 @@ from lens_tui.records import FloatArray, LensError, Origin, SteeringVector
 from lens_tui.records.sanitise import one_line
 
 from .architecture.unembed import Convention, Unembedding, find_unembedding
-from .forward import Ids, read_rows
+from .forward import Ids
 from .hooks.steering import as_numpy, check_vector
+from .texts import read_rows
 
 if TYPE_CHECKING:
     from .model import LensModel

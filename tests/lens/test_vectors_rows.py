@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from lens_tui import LensModel
-from lens_tui.lens.forward import as_float, forward_rows, in_batches, read_rows
+from lens_tui.lens.forward import as_float, forward_rows
 from lens_tui.lens.measure import effects
+from lens_tui.lens.texts import groups_of, read_rows
 from lens_tui.records import Add, LensError, NormMatch, Positions, SteeringVector
 from lens_tui.records.vector_formats import load_vectors, save_vectors
 from tests.lens.test_tokens import PLAIN, tokens
@@ -45,7 +46,7 @@ def test_rows_side_by_side_equal_rows_alone(make: Any) -> None:
 
 def test_batches_hold_every_row_once_and_no_more_logits_than_asked() -> None:
     lengths = np.random.default_rng(0).integers(1, 200, 100).tolist()
-    batches = list(in_batches(lengths, 1000, most=1_000_000))
+    batches = groups_of(LensModel.from_model(tiny.llama()).registry, lengths, 1000, most=1_000_000)
     assert sorted(at for batch in batches for at in batch) == list(range(100))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[at] for at in batch) * 1000 <= 1_000_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import threading
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,8 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from lens_tui.lens.decode import prefill
+from lens_tui.lens import pieces
+from lens_tui.lens.hooks.registry import Registry
 from lens_tui.records import Add, Arm, ArmEnd, LensError, Sampling, SteeringVector, Token
 from lens_tui.tasks.models import recent_models
 from lens_tui.tui.host import Activity, advance
@@ -133,17 +135,43 @@ def test_a_run_begins_with_its_prompt(loaded: Driver) -> None:
     assert isinstance(events[-1], ev.JobDone)
 
 
+def test_reading_a_long_text_stops_between_two_pieces(
+    loaded: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = only(loaded.done(jobs.LoadSAE(str(sae_folder(tmp_path / "sae")))), ev.SAELoaded).info
+    text = PROMPT * 12
+    whole = only(loaded.done(jobs.Encode(info.id, text, top_k=4)), ev.Encoded)
+    monkeypatch.setattr(pieces, "SPEED", dict.fromkeys(pieces.SPEED, 1.0))
+    cut = only(loaded.done(jobs.Encode(info.id, text, top_k=4)), ev.Encoded)
+    np.testing.assert_allclose(cut.values, whole.values, atol=1e-4)
+    pieces_read, submitted = 0, threading.Event()
+    forward = Registry.forward
+
+    def stopping(self: Registry, *arguments: Any, **options: Any) -> Any:
+        nonlocal pieces_read
+        pieces_read += 1
+        submitted.wait(60)
+        loaded.worker.stop(job)
+        return forward(self, *arguments, **options)
+
+    monkeypatch.setattr(Registry, "forward", stopping)
+    job = loaded.worker.submit(jobs.Encode(info.id, text, top_k=4))
+    submitted.set()
+    assert loaded.follow(job, lambda _: None)[-1] == ev.JobDone(job, stopped=True)
+    assert pieces_read == 1
+
+
 @pytest.mark.parametrize("scales", [(), (1.0, 2.0)])
 def test_progress_moves_inside_a_long_prompt(
     loaded: Driver, monkeypatch: pytest.MonkeyPatch, scales: tuple[float, ...]
 ) -> None:
-    monkeypatch.setattr(prefill, "SPEED", dict.fromkeys(prefill.SPEED, 1.0))  # pieces as short as they come
+    monkeypatch.setattr(pieces, "SPEED", dict.fromkeys(pieces.SPEED, 1.0))  # pieces as short as they come
     events = loaded.done(jobs.Compare(PROMPT * 12, arms(*scales), Sampling(max_tokens=2)))
     n_prompt = len(only(events, ev.RunStarted).prompt_ids)
     prompt = [event for event in of(events, ev.Progress) if event.stage == "prompt"]
     done = [event.done for event in prompt]
     assert done == sorted(done)
-    assert len(set(done)) >= n_prompt // prefill.FEWEST
+    assert len(set(done)) >= n_prompt // pieces.FEWEST
     assert {(event.total, event.unit) for event in prompt} == {(n_prompt, "tokens")}
     activity, shown = Activity(), []
     for event in prompt:

@@ -16,9 +16,10 @@ from ..hooks.places import follow_thinking
 from ..hooks.program import DoseMeter, Measured, has_effect
 from ..hooks.registry import CaptureResult, Plan, Registry, Run, async_eval
 from ..hooks.steering import History
+from ..pieces import piece_of
 from ..room import check_arms
 from ..tokens import Detokenizer, EncodedPrompt, Tokens
-from .prefill import Filler, PrefixCache, add_rows, can_fork, keep_rows, piece_of, prefill_rows, spread
+from .prefill import Filler, PrefixCache, add_rows, can_fork, keep_rows, prefill_rows, spread
 from .sampling import (
     LogitsProcessor,
     Sampler,

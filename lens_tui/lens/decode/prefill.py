@@ -17,17 +17,15 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.nn.layers.base import Module
 from numpy.typing import NDArray
 
-from lens_tui import blas
 from lens_tui.records import Add, Intervention, Positions, SteeringVector
 
-from ..architecture.taps import named
 from ..forward import tolerance
 from ..hooks.program import DoseMeter, Hook, Key, has_effect
 from ..hooks.registry import Plan, PlanEntry, Registry, Run
 from ..hooks.steering import entries_of
+from ..pieces import piece_of
 from ..tokens import EncodedPrompt
 from .sampling import kl, log_softmax
 
@@ -256,48 +254,8 @@ def _row(state: Any, row: int) -> Any:
     return mx.contiguous(state[row : row + 1]) if isinstance(state, mx.array) else state
 
 
-MOST = 2048
-"""Tokens of a prompt in one piece, at most: mlx-lm's own number."""
-FEWEST = 16
-SPEED = {"cpu": 2e9, "openblas": 2e10, "metal": 2e12, "gpu": 2e13}
-"""Floating-point operations in a piece: well under a second's on a small machine of each kind."""
 WORTH = 0.67
 """Rows are filled one group after another if that is at most this share of filling all of them together."""
-
-
-def piece_of(registry: Registry, n_rows: int) -> int:
-    """Tokens a row of one piece of a prompt, so that a stop between two pieces does not have to be waited for.
-
-    By the model's size and the kind of device alone, never by a clock: the same prompt is cut in the same places each
-    time, and rounds the same.
-    """
-    most = SPEED[_kind(registry)] / max(1, 2 * work_of(registry) * n_rows)
-    return min(MOST, max(FEWEST, 1 << int(most).bit_length() - 1)) if most >= 1 else FEWEST
-
-
-def _kind(registry: Registry) -> str:
-    if mx.default_device().type != mx.DeviceType.cpu:
-        return "metal" if mx.metal.is_available() else "gpu"
-    weights = [module["weight"] for _, module in named(registry.decoder.layers[0]) if "weight" in module]
-    plain = all(weight.dtype == mx.float32 for weight in weights)
-    return "openblas" if plain and blas.state().fast else "cpu"
-
-
-def work_of(registry: Registry) -> int:
-    """About how many weights of the blocks a token is multiplied with; of a mixture those of eight experts."""
-    if registry.weights_per_token is None:
-        blocks = registry.decoder.layers
-        registry.weights_per_token = sum(_weights(module) for block in blocks for _, module in named(block))
-    return registry.weights_per_token
-
-
-def _weights(module: Module) -> int:
-    weight = module.get("weight")
-    if not isinstance(weight, mx.array):
-        return 0
-    packed = 32 // int(module.bits) if "scales" in module and weight.dtype == mx.uint32 else 1
-    experts = weight.shape[0] if weight.ndim == 3 else 1
-    return weight.size * packed * min(experts, 8) // experts
 
 
 @dataclass(eq=False)

@@ -32,7 +32,7 @@ from ..jobs import ReadNeighbours
 from ..thread import Control
 from . import Context, Reading
 from .load_jobs import open_sae
-from .vector_jobs import made
+from .vector_jobs import made, stoppable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,7 +52,7 @@ def encode(control: Control, job: jobs.Encode, context: Context) -> Iterator[ev.
     ids = model.tokens.check(job.token_ids) if job.token_ids else model.tokens.encode(job.text)
     context.reading = Reading(ids)
     control.progress("tokens", 0, len(ids), "tokens")
-    residual = _residual(context, sae)
+    residual = _residual(control, context, sae)
     special, counted = _special(model, sae, ids)
     k = min(job.top_k, sae.d_sae)
     places, values = [], []
@@ -72,7 +72,7 @@ def encode(control: Control, job: jobs.Encode, context: Context) -> Iterator[ev.
 def read_feature(control: Control, job: jobs.ReadFeature, context: Context) -> Iterator[ev.Event]:
     """A feature over the text last encoded, and everything known of it."""
     sae = open_sae(job.sae, context)
-    here = _over_text(sae, job.feature, context)
+    here = _over_text(control, sae, job.feature, context)
     if here is not None:
         yield ev.FeatureActivations(control.id, sae.info.id, job.feature, here)
     control.check()
@@ -85,26 +85,27 @@ def read_feature(control: Control, job: jobs.ReadFeature, context: Context) -> I
 def from_feature(control: Control, job: jobs.VectorFromFeature, context: Context) -> Iterator[ev.Event]:
     """A feature's decoder direction."""
     sae = open_sae(job.sae, context)
-    here = _over_text(sae, job.feature, context)
+    here = _over_text(control, sae, job.feature, context)
     facts = feature_facts(
         context.need_model(), sae, job.feature, index_of(sae.info), examples=0, neighbours=None, lenient=True
     )
     yield made(control, feature_vector(sae, facts, here), context)
 
 
-def _over_text(sae: SAE, feature: int, context: Context) -> FloatArray | None:
+def _over_text(control: Control, sae: SAE, feature: int, context: Context) -> FloatArray | None:
     """A feature's activation on each token of the text last encoded, ``None`` if there is no such text."""
     if context.reading is None or context.model is None:
         # The id is checked all the same: there is no feature -1 whatever was read.
         sae.directions([feature])
         return None
-    values: FloatArray = np.array(sae.encode_features(_residual(context, sae), [feature])[:, 0], dtype=np.float32)
+    residual = _residual(control, context, sae)
+    values: FloatArray = np.array(sae.encode_features(residual, [feature])[:, 0], dtype=np.float32)
     _, counted = _special(context.model, sae, context.reading.token_ids)
     return np.where(counted, values, np.float32(0.0)).astype(np.float32)
 
 
-def _residual(context: Context, sae: SAE) -> mx.array:
-    """The activations of the text at the SAE's place, computed once for each place."""
+def _residual(control: Control, context: Context, sae: SAE) -> mx.array:
+    """The activations of the text at the SAE's place, computed once for each place; it may stop between two pieces."""
     reading, info = context.reading, sae.info
     assert reading is not None
     if info.layer < 0 or not info.site:
@@ -113,7 +114,8 @@ def _residual(context: Context, sae: SAE) -> mx.array:
         )
     place = (info.layer, info.site)
     if place not in reading.residuals:
-        reading.residuals[place] = context.need_model().residuals(reading.token_ids, info.layer, site=info.site)
+        with stoppable(context, control) as model:
+            reading.residuals[place] = model.residuals(reading.token_ids, info.layer, site=info.site)
     found: mx.array = reading.residuals[place]
     return found
 

@@ -141,7 +141,7 @@ REFUSED: dict[str, Callable[[Any], Any]] = {
     "an arm of words": lambda lens: AnyArm("a", "add"),
     "a request of words": lambda lens: AnyRequest(IDS, interventions="add"),
     "a list of texts": lambda lens: lens.loss(["a", "b"]),
-    "uneven rows": lambda lens: lens.forward([[1, 2], [3]]),
+    "uneven rows": lambda lens: lens.ids([[1, 2], [3]]),
     "ids and rows": lambda lens: lens.forward([1, [2, 3]]),
     "half a token": lambda lens: lens.forward([1.5, 2.0]),
     "tokens that are true": lambda lens: lens.forward([True, False]),
