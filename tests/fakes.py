@@ -189,6 +189,10 @@ class FakeWorker:
         self._queue.clear()
         return True
 
+    def hold(self) -> None:
+        """From now on give nothing, as with ``hold=True`` from the start."""
+        self._allowed = 0
+
     def release(self, n: int | None = None) -> None:
         """Let ``n`` more events through, or all that come."""
         self._allowed = None if n is None else (self._allowed or 0) + n

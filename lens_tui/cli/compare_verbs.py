@@ -260,7 +260,7 @@ def _print(result: dict[str, Any], tokens: Sequence[Sequence[Token]]) -> None:
         if arm["token_ids"]:
             facts += _figures_in_words(arm)
         if arm["interventions"]:
-            facts.append(f"moved {figure(arm['dose'], 3)} |h|")
+            facts.append(f"moved {figure(arm['dose'], 3)} ‖h‖")
             if arm["parts_at"] is not None:
                 facts.append(f"parts at token {arm['parts_at']}")
         say(f"── {arm['name']}  ({', '.join(facts)})")

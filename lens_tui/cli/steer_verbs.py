@@ -183,10 +183,10 @@ def scale(
     model: Model = "demo",
     sae: SAEName = "",
     quantity: Annotated[
-        str, typer.Option("--by", help="delta_loss (nats a token), kl (nats) or relative_norm (share of |h|).")
+        str, typer.Option("--by", help="delta_loss (nats a token), kl (nats) or relative_norm (share of ‖h‖).")
     ] = "delta_loss",
     target: Annotated[
-        float | None, typer.Option("--target", "-t", help="Default: 0.3 nat of loss, 1 nat of KL, 0.1 |h|.")
+        float | None, typer.Option("--target", "-t", help="Default: 0.3 nat of loss, 1 nat of KL, 0.1 ‖h‖.")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -409,9 +409,9 @@ def vector_record(vector: SteeringVector, ranked: Sequence[RankedLayer] = ()) ->
 def _print_vector(result: dict[str, Any]) -> None:
     for row in result["layers"] if len(result["layers"]) > 1 else ():
         held = "" if row["auc"] is None else f"  AUC {row['auc']:.3f}  d' {row['d_prime']:.2f}"
-        say(f"layer {row['layer']:3d}{held}  gap {row['gap']:.3g} ({row['relative']:.3f} of |h|)")
+        say(f"layer {row['layer']:3d}{held}  gap {row['gap']:.3g} ({row['relative']:.3f} of ‖h‖)")
     say(f"{one_line(result['name'], 60)}: {result['site']} of layer {result['layer']}, norm {result['norm']:.4g}")
     for side in ("promoted", "suppressed"):
         shown = "  ".join(f"{token['text'].replace(' ', '·')} {token['value']:+.2f}" for token in result[side])
         say(f"{side}: {shown}" if shown else f"{side}: not known")
-    note(f"median |h| {result['residual_norm']:.4g}; saved to {result['file']}")
+    note(f"median ‖h‖ {result['residual_norm']:.4g}; saved to {result['file']}")

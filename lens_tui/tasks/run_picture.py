@@ -65,7 +65,7 @@ def _facts(kept: ArmRecord) -> str:
         plain = "" if found["plain_perplexity"] is None else f"plain ppl {found['plain_perplexity']:.1f} · "
         facts.append(f"{plain}mean KL {found['mean_kl']:.3f} nat")
     if kept.dose is not None:
-        facts.append(f"moved {kept.dose:.2f} |h|")
+        facts.append(f"moved {kept.dose:.2f} ‖h‖")
     return " · ".join(facts)
 
 

@@ -50,6 +50,8 @@ from .session import Session, SessionStore, absorb
 from .widgets.entry import Entry
 
 FRAME = 1 / 30
+NEWS = 30.0
+"""Seconds after which the status row drops what was done last."""
 
 
 class WorkerWake(Message):
@@ -58,6 +60,10 @@ class WorkerWake(Message):
 
 class FrameDue(Message):
     """A frame has passed since the last drain, and events wait."""
+
+
+class NewsPast(Message):
+    """What was done last is news no more."""
 
 
 TINTS = ("tint", "bars", "digits", "off")
@@ -228,6 +234,8 @@ class LensApp(LensHost, inherit_bindings=False):
         """Go to a screen."""
         if self._exit or not self._running:  # a key that came with the one to quit
             return
+        if mode != self.current_mode:
+            self.drop_news()
         self.switch_mode(mode)
         self.call_after_refresh(self.refresh_bindings)
 
@@ -398,6 +406,7 @@ class LensApp(LensHost, inherit_bindings=False):
         self.book = JobBook()
         self._last_drain = 0.0
         self._remark = ""
+        self._news: asyncio.TimerHandle | None = None
 
     def submit(self, job: Job, slot: str, handler: Handler) -> int:
         """Ask the worker for a job. ``handler`` gets its events until it ends or ``slot`` is taken by another.
@@ -454,6 +463,26 @@ class LensApp(LensHost, inherit_bindings=False):
     def remark(self, text: str) -> None:
         """What the status row says once the current work is done."""
         self._remark = text
+
+    def watch_activity(self, old: Activity, new: Activity) -> None:
+        """What was done last is news for a while, on the screen where it was done."""
+        if (new.note, new.state) == (old.note, old.state):
+            return
+        if self._news is not None:
+            self._news.cancel()
+        worth = new.note and new.state != BUSY
+        # Not set_timer: a timer of Textual's is a task that wakes up as long as it lasts.
+        loop = asyncio.get_running_loop()
+        self._news = loop.call_later(NEWS, self.post_message, NewsPast()) if worth else None
+
+    def on_news_past(self) -> None:
+        """The news have been there for long enough."""
+        self.drop_news()
+
+    def drop_news(self) -> None:
+        """Say no more what was done last."""
+        if self.activity.state != BUSY and self.activity.note:
+            self.activity = Activity()
 
     def tell(self, text: str) -> None:
         """Say something that should not be missed: for some seconds over the screen, then in the status row."""

@@ -82,6 +82,25 @@ def relative(row: BenchRow, scale: float | None = None) -> str:
     return " ".join(parts)
 
 
+MOST_LENGTHS = 10.0
+"""A push of more than so many times the residual's length is asked back: far less makes noise of a text."""
+
+
+def too_strong(row: BenchRow) -> str:
+    """What is to be thought of before a row gets a scale beyond reason; nothing of any other.
+
+    Without a known ‖h‖ it is held against a hundred times the row's unit.
+    """
+    size = abs(row.scale)
+    if mode_of(row.mode).amount == "":
+        return ""
+    if row.mode == "norm_match" or row.residual_norm:
+        lengths = size if row.mode == "norm_match" else size / (row.residual_norm or 1.0)
+        return f"{row.scale:g} is {lengths:,.0f} × ‖h‖: nothing of the text is left there." * (lengths > MOST_LENGTHS)
+    much = size > 10 * MOST_LENGTHS * row.unit
+    return f"{row.scale:g} is {size / row.unit:,.0f} × {row.unit:g}: nothing of the text is left there." * much
+
+
 def mode_and_positions(row: BenchRow) -> str:
     """Mode and positions in a few words; nothing for what a row usually does: add, at all tokens."""
     parts = [] if row.mode == "add" else [mode_of(row.mode).label]

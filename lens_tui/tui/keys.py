@@ -126,6 +126,8 @@ _STEER = (
     Key("steer.mode", "M", "mode", "next mode: add, norm-match, project out, set, at most, at least"),
     Key("steer.positions", "P", "positions", "next positions: all, prompt, generated, last, all but BOS"),
     Key("steer.copy", "c", "copy", "copy the row into the next free arm"),
+    Key("steer.row", "/", "row", "go to a row by a part of its name"),
+    Key("steer.copy_text", "y", "copy_text", "copy what is known of the direction"),
     Key("steer.save", "w", "save", "save the vector to a file"),
     Key("steer.delete", "d", "delete", "delete the row (u brings it back)", "delete"),
 )
@@ -196,10 +198,16 @@ _LENS = (
     Key("lens.find", "/", "find", "type a token to follow", "find"),
     Key("lens.next", "n", "match(1)", "the next cell that predicts the followed token first"),
     Key("lens.previous", "N", "match(-1)", "the one before"),
+    Key("lens.steer", "s", "steer", "send the followed token, or the cell's best, to the bench at this layer", "steer"),
     Key("lens.flip", "b", "flip", "the next arm: baseline and steered grid in the same place", "flip"),
     Key("lens.measure", "v", "measure", "what the shade says: probability, followed token, KL", "shade"),
     Key("lens.text_left", "left_square_bracket", "source(-1)", "the text before: prompt or an arm's", "text"),
     Key("lens.text_right", "right_square_bracket", "source(1)", "the text after", "text"),
+    Key("lens.layer_down", "less_than_sign", "layer(-1)", "one layer earlier", "layer"),
+    Key("lens.layer_up", "greater_than_sign", "layer(1)", "one layer later", "layer"),
+    Key("lens.scale_up", "plus", "scale(1)", "scale of the arm that is read up one step, and read again"),
+    Key("lens.scale_down", "minus", "scale(-1)", "scale of the arm that is read down one step"),
+    Key("lens.copy", "y", "copy", "copy what the cell says"),
 )
 
 _DOSE = (Key("dose.take", "enter", "take", "give the row the scale under the cursor (u takes it back)", "take"),)

@@ -119,14 +119,15 @@ def cell_lines(lens: LogitLens, row: int, column: int, width: int, vocabulary: i
     ]
     followed = int(lens.target_ids[column])
     rank, logprob = int(lens.target_ranks[row, column]), float(lens.target_logprobs[row, column])
-    facts = f"rank {rank}   p {_percent(exp(logprob))}"
+    facts = f"rank {rank}{' (0 is best)' if width >= 28 else ''}   p {_percent(exp(logprob))}"
+    last = "KL from the last layer " if width >= 33 else "KL from last "
     lines += [
         Content.assemble(("followed ", "$muted"), fit(_quoted(texts[followed]), max(4, width - 10)).rstrip()),
         Content(facts),
         *_through(lens, row, column, width, vocabulary),
         Content(""),
         Content.assemble(("entropy ", "$muted"), f"{lens.entropy[row, column]:.2f} nats"),
-        Content.assemble(("KL from the last layer ", "$muted"), f"{lens.kl[row, column]:.2f} nats"),
+        Content.assemble((last, "$muted"), f"{lens.kl[row, column]:.2f} nats"),
     ]
     return lines
 

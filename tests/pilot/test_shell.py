@@ -14,7 +14,7 @@ from lens_tui.tui.host import BUSY, FAILED
 from lens_tui.tui.keys import KEYS, SCREENS, by_id
 from lens_tui.tui.screens.everywhere import ThemeScreen
 from lens_tui.tui.screens.form import ErrorScreen
-from lens_tui.tui.widgets.frame import LensScreen, takes_text
+from lens_tui.tui.widgets.frame import LensScreen, Status, takes_text
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from tests.apps import lens_app, screen_text, settle
@@ -312,6 +312,20 @@ async def test_a_run_begins_whatever_key_came_with_the_one_that_asked_for_it(nex
         app.simulate_key(next_key)
         await settle(pilot)
         assert any(isinstance(job, jobs.Compare) for job in app.worker.submitted)  # type: ignore[attr-defined]
+
+
+async def test_what_was_done_last_is_news_for_a_while_and_on_one_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = lens_app(screen="steer", model="demo")
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(pilot)
+        assert "demo is ready" in screen_text(app)
+        await pilot.press("1")
+        await settle(pilot)
+        assert app.screen.query_one(Status).render().plain.strip() == "○ idle"  # type: ignore[union-attr]
+        monkeypatch.setattr("lens_tui.tui.app.NEWS", 0.05)
+        app.tell("Something was done.")
+        assert app.activity.note == "Something was done."
+        await settle(pilot, lambda: not app.activity.note)
 
 
 async def test_a_users_keys_replace_ours_and_trade_places() -> None:

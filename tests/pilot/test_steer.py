@@ -7,17 +7,21 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 from textual.pilot import Pilot
+from textual.widgets import Input
 
 from lens_tui import demo
 from lens_tui.records.interventions import BenchRow
 from lens_tui.tui.app import LensApp
-from lens_tui.tui.bench_text import relative
-from lens_tui.tui.screens.form import FormScreen, number, whole
+from lens_tui.tui.bench_text import relative, too_strong
+from lens_tui.tui.screens.form import ChoiceScreen, FormScreen, number, whole
 from lens_tui.tui.screens.steer_forms import texts
 from lens_tui.tui.screens.steer_screen import bench_row
+from lens_tui.tui.widgets.row_list import RowList
 from lens_tui.worker import jobs
 from tests.apps import lens_app, screen_text, settle
 from tests.fakes import FakeWorker, unit_vector
+from tests.tui.opened import opened
+from tests.tui.opened import settle as settle_opened
 
 
 def rows(app: LensApp) -> tuple[BenchRow, ...]:
@@ -207,3 +211,59 @@ def test_checks_say_what_is_needed() -> None:
     assert whole(0, 7)("7") == ""
     assert number()("inf") == "a finite number"
     assert number(0, 1)("2") == "0 to 1"
+
+
+@pytest.mark.parametrize(("answer", "scale"), [("1", 24.0), ("2", 1e9)])
+async def test_a_scale_beyond_reason_is_asked_back(answer: str, scale: float) -> None:
+    async with opened("steer") as (app, pilot):
+        app.screen.query_one("#rows", RowList).cursor = 0
+        await pilot.press("enter")
+        await settle_opened(app, pilot)
+        await pilot.press("ctrl+u", *"1e9", "enter")
+        for _ in range(6):
+            if isinstance(app.screen, FormScreen):
+                await pilot.press("enter")
+        await settle_opened(app, pilot)
+        assert isinstance(app.screen, ChoiceScreen)
+        assert "25,000,000 × ‖h‖" in screen_text(app)
+        await pilot.press(answer)
+        await settle_opened(app, pilot)
+        assert app.store.session.steers[0].scale == scale
+        if answer == "1":
+            assert isinstance(app.screen, FormScreen)
+            assert app.screen.query_one("#scale", Input).value == "1e9"
+
+
+@pytest.mark.parametrize(
+    ("scale", "changes", "asked"),
+    [
+        (400.0, {"residual_norm": 40.0}, False),
+        (-401.0, {"residual_norm": 40.0}, True),
+        (9.0, {"mode": "norm_match"}, False),
+        (11.0, {"mode": "norm_match"}, True),
+        (1e9, {"mode": "project_out"}, False),
+        (1e9, {}, True),
+        (900.0, {}, False),
+    ],
+)
+def test_what_is_beyond_reason_is_told_by_the_residuals_length(
+    scale: float, changes: dict[str, Any], asked: bool
+) -> None:
+    assert bool(too_strong(BenchRow("", unit_vector("x"), 4, scale, **changes))) is asked
+
+
+async def test_a_row_is_found_by_a_part_of_its_name_and_copied_as_text() -> None:
+    async with opened("steer", steers=4) as (app, pilot):
+        bench = app.screen.query_one("#rows", RowList)
+        await pilot.press("/", *"ers")
+        await settle_opened(app, pilot)
+        assert bench.row is not None
+        assert bench.row.vector.name == "verse"
+        await pilot.press("enter", "y")
+        await settle_opened(app, pilot)
+        assert app.focused is bench
+        assert "■ verse" in app.clipboard
+        assert "median ‖h‖ 40" in app.clipboard
+        await pilot.press("/", "escape")
+        await settle_opened(app, pilot)
+        assert app.focused is bench

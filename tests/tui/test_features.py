@@ -353,3 +353,28 @@ async def test_keys_that_come_at_once_mean_the_feature_chosen_by_then() -> None:
             app.simulate_key(key)
         await settle(app, pilot)
         assert app.store.session.steers[-1].vector.origin.facts["feature"] == second
+
+
+async def test_text_and_page_of_before_are_marked_until_the_new_ones_are_there() -> None:
+    async with opened("features") as (app, pilot):
+        screen, worker = app.screen, app.worker
+        assert isinstance(screen, FeaturesScreen)
+        assert isinstance(worker, FakeWorker)
+        card = screen.page.card
+        assert card.page is not None
+        shown, here = card.page.feature, card.here
+        worker.hold()
+        await pilot.press("right_curly_bracket")  # its page was not read with the names
+        await pilot.pause(0.2)
+        assert screen.list.chosen != shown
+        assert (card.page.feature, card.here) == (shown, here), "figures of two features on one page"
+        assert f"Feature {shown} · {screen.list.chosen} is being read" in screen_text(app)
+        assert card.has_class("-before")
+        app.store.update(prompt="A ship came over the sea")
+        await pilot.pause(0.2)
+        assert "Text · as of before: reading" in screen_text(app)
+        worker.release()
+        await settle(app, pilot)
+        assert "as of before" not in screen_text(app)
+        assert "is being read" not in screen_text(app)
+        assert not card.has_class("-before")

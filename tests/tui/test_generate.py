@@ -56,7 +56,7 @@ async def test_a_run_streams_every_arm_and_says_where_they_part() -> None:
         assert [lane.view.mark for lane in screen.lanes.lanes] == [None, 2, words.index(" She") + 1]
         shown = screen_text(app)
         assert "parts at 2 “ dog”" in shown
-        assert " · 0.31 |h|" in shown
+        assert " · 0.31 ‖h‖" in shown
         assert "+24.0 · 2.0×max" in shown
         assert f"{len(words)}/128" in shown
 

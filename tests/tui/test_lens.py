@@ -7,11 +7,12 @@ from typing import cast
 import numpy as np
 import pytest
 
+from lens_tui.records.interventions import amount_of
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.reading_text import cell_lines, cells, rank_level
 from lens_tui.tui.screens.lens_screen import ReadoutScreen
 from lens_tui.tui.widgets.heat_grid import _window
-from lens_tui.worker.jobs import ReadLens
+from lens_tui.worker.jobs import ReadLens, VectorFromToken
 from tests.fake_lens import fake_lens
 from tests.fakes import FakeWorker
 
@@ -125,6 +126,85 @@ async def test_a_token_is_followed_by_key_or_by_name_and_let_go() -> None:
         await settle(app, pilot)
         assert "is not one token" in screen_text(app)
         assert screen.target == ""
+
+
+async def test_no_line_of_a_cell_is_wrapped_in_a_narrow_terminal() -> None:
+    async with opened("lens", size=(80, 24)) as (app, pilot):
+        screen = screen_of(app)
+        lens = screen.read_out
+        assert lens is not None
+        await pilot.resize_terminal(80, 18)  # now the cell has a scroll bar
+        await settle(app, pilot)
+        lines = str(screen.cell.content).splitlines()
+        assert screen.cell.size.height == len(lines)
+        assert max(map(len, lines)) <= screen.cell.size.width
+        assert any(line.startswith("·the") and line.rstrip().endswith(".448") for line in lines)
+
+
+async def test_numbers_of_before_are_marked_until_the_new_ones_are_there() -> None:
+    async with opened("lens") as (app, pilot):
+        screen, worker = screen_of(app), cast("FakeWorker", app.worker)
+        worker.hold()
+        await pilot.press("b")
+        await pilot.pause()
+        assert "as of before: reading" in screen_text(app)
+        assert screen.grid.has_class("-before")
+        worker.release()
+        await settle(app, pilot)
+        assert "as of before" not in screen_text(app)
+        assert not screen.grid.has_class("-before")
+
+
+async def test_s_sends_the_cells_best_token_at_its_layer_and_the_followed_one_instead() -> None:
+    async with opened("lens") as (app, pilot):
+        screen = screen_of(app)
+        lens = screen.read_out
+        assert lens is not None
+        await pilot.press("<", "<")
+        assert screen.grid.row == 5
+        await pilot.press(">")
+        best = int(lens.top_ids[6, screen.grid.column, 0])
+        await pilot.press("s")
+        await settle(app, pilot)
+        jobs = [job for job in cast("FakeWorker", app.worker).submitted if isinstance(job, VectorFromToken)]
+        assert (jobs[-1].token, jobs[-1].layer, jobs[-1].kind) == (f"id:{best}", 6, "unembedding")
+        assert len(app.store.session.steers) == 3
+        await pilot.press("/", "c", "a", "t", "enter")
+        await settle(app, pilot)
+        await pilot.press("s")
+        await settle(app, pilot)
+        assert screen.read_out is not None
+        followed = int(screen.read_out.target_ids[screen.grid.column])
+        jobs = [job for job in cast("FakeWorker", app.worker).submitted if isinstance(job, VectorFromToken)]
+        assert jobs[-1].token == f"id:{followed}"
+
+
+async def test_plus_and_minus_are_the_scale_of_the_arm_that_is_read() -> None:
+    async with opened("lens") as (app, pilot):
+        await pilot.press("+")
+        await settle(app, pilot)
+        assert [row.scale for row in app.store.session.steers] == [24.0, 8.0]
+        await pilot.press("b", "+")
+        await settle(app, pilot)
+        first = app.store.session.steers[0]
+        assert (first.scale, app.store.session.steers[1].scale) == (24.0 + first.step, 8.0)
+        arm = asked(app)[-1].arm
+        assert arm is not None
+        assert amount_of(arm.interventions[0]) == first.scale
+        await pilot.press("-")
+        await settle(app, pilot)
+        assert app.store.session.steers[0].scale == 24.0
+
+
+async def test_y_copies_the_cell_with_its_place() -> None:
+    async with opened("lens") as (app, pilot):
+        await pilot.press("y")
+        await settle(app, pilot)
+        lens = screen_of(app).read_out
+        assert lens is not None
+        assert app.clipboard.startswith(f"baseline, layer 7, token {len(lens.token_ids) - 1} ")
+        assert "KL from the last layer 0.00 nats" in app.clipboard
+        assert "rank 0 (0 is best)" in app.clipboard
 
 
 async def test_shades_have_twins_and_three_meanings() -> None:

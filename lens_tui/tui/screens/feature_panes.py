@@ -110,10 +110,20 @@ class TextPane(Pane):
             self._show(None)
         elif self._asked != (sae.id, source):
             self._asked = (sae.id, source)
+            self._mark("reading …")
             self.lens.submit(Encode(sae.id, source.text, source.token_ids), "encode", self._take_encoded)
 
+    def _mark(self, why: str) -> None:
+        """Say that the text that shows is the one of before, and why it still is; or no more."""
+        before = bool(why) and self.encoded is not None
+        self.title = f"Text · as of before: {why}" if before else "Text"
+        self.view.set_class(before, "-before")
+
     def _take_encoded(self, event: Event) -> None:
-        if isinstance(event, Encoded):
+        if isinstance(event, JobDone) and self.view.has_class("-before"):
+            self._asked = None
+            self._mark("stopped")
+        elif isinstance(event, Encoded):
             self._show(event)
             token = strongest_token(event)
             if self.view.cursor is None and token is not None:
@@ -121,6 +131,7 @@ class TextPane(Pane):
 
     def _show(self, encoded: Encoded | None) -> None:
         self.encoded = encoded
+        self._mark("")
         self.view.set_tokens(encoded.tokens if encoded is not None else [])
         self.note = ""
         if encoded is not None:
@@ -186,6 +197,7 @@ class FeaturePane(Pane):
         self._like: dict[tuple[str, int], NeighboursRead] = {}
         self._listed = listed
         self._pinned = False
+        self._here = (-1, 0.0)
         self._rest: Timer | None = None
 
     def _page(self, feature: int | None) -> FeaturePage | None:
@@ -208,8 +220,12 @@ class FeaturePane(Pane):
             self.card.page = None
             return
         page = self._page(feature)
+        shown = self.card.page
         if page is not None:
             self._show_page(page)
+        elif shown is not None and shown.feature != feature:
+            self.title = f"Feature {shown.feature} · {feature} is being read"
+            self.card.add_class("-before")
         self._rest = self.set_timer(REST, self._ask)
 
     def _ask(self) -> None:
@@ -231,11 +247,23 @@ class FeaturePane(Pane):
 
     def _show_page(self, page: FeaturePage) -> None:
         before, self.card.page = self.card.page, page
+        self.card.remove_class("-before")
+        self._show_here()
         if before is None or (before.sae, before.feature) != (page.sae, page.feature):
             self._scroll.scroll_home(animate=False)  # what a feature is called stands at the top
         self.title = f"Feature {page.feature}"
         self.note = "◆ pinned" if self._pinned else ""
         self._show_near()
+
+    def set_here(self, feature: int, largest: float) -> None:
+        """A feature's largest activation in the text; the page of another one does not show it."""
+        self._here = (feature, largest)
+        self._show_here()
+
+    def _show_here(self) -> None:
+        page = self.card.page
+        if page is not None and page.feature == self._here[0]:
+            self.card.here = self._here[1]
 
     def _keep(self, page: FeaturePage) -> None:
         self.pages[page.sae, page.feature] = page
@@ -332,7 +360,7 @@ class FeaturePane(Pane):
     def send(self, feature: int | None) -> None:
         """Put a feature's direction on the bench, as a new arm at twice the largest activation in this text."""
         lens = self.lens
-        sae, here = self.session.sae_in_use, self.card.here
+        sae, here = self.session.sae_in_use, self._here[1] if self._here[0] == feature else 0.0
         if feature is None or sae is None:
             lens.say("Choose a feature first.")
             return

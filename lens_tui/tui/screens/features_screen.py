@@ -129,17 +129,17 @@ class FeaturesScreen(LensScreen):
         """Shade the text by the chosen feature at once, by what is known; the page reads the rest after a rest."""
         feature, encoded = self.list.chosen, self.text.encoded
         if feature is not None and encoded is not None:
-            self._shade(rough_activations(encoded, feature))
+            self._shade(feature, rough_activations(encoded, feature))
         self.page.show(feature if encoded is not None else None, pinned=self.list.pinned is not None)
 
     def on_feature_pane_activations(self, event: FeaturePane.Activations) -> None:
         """The chosen feature's activations, exactly."""
         if event.feature == self.list.chosen:
-            self._shade(event.values)
+            self._shade(event.feature, event.values)
 
-    def _shade(self, values: FloatArray) -> None:
+    def _shade(self, feature: int, values: FloatArray) -> None:
         self.text.shade(values)
-        self.page.card.here = float(values.max(initial=0.0))
+        self.page.set_here(feature, float(values.max(initial=0.0)))
 
     def on_feature_pane_named(self) -> None:
         """Names came: show them in the list."""

@@ -12,15 +12,16 @@ from textual.widgets import Input, Static
 
 from lens_tui.records import Arm
 from lens_tui.records.measures import LogitLens
+from lens_tui.records.sanitise import one_line
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.reading_text import MEASURES, ReadingText, cell_lines, cells, sources
-from lens_tui.tui.session import Session
+from lens_tui.tui.session import Session, plan
 from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.frame import Hairline, LensScreen, Pane
 from lens_tui.tui.widgets.heat_grid import HeatGrid
 from lens_tui.tui.widgets.lane import Line, quoted
-from lens_tui.worker.events import Event, JobFailed, LensRead
-from lens_tui.worker.jobs import ReadLens
+from lens_tui.worker.events import Event, JobDone, JobFailed, LensRead, VectorMade
+from lens_tui.worker.jobs import ReadLens, VectorFromToken
 
 
 class ReadoutScreen(LensScreen):
@@ -40,6 +41,7 @@ class ReadoutScreen(LensScreen):
         self.measure = MEASURES[0]
         self.target: int | str = ""
         self._asked: ReadLens | None = None
+        self._came = True
         self._place = self._arm = 0
 
     def body(self) -> ComposeResult:
@@ -102,11 +104,23 @@ class ReadoutScreen(LensScreen):
             return
         job = ReadLens(source.text, source.token_ids, None if self.arm.is_baseline else self.arm, self.target)
         if job != self._asked:
-            self._asked = job
+            self._asked, self._came = job, False
             self.lens.submit(job, "lens", self._take)
+            self._mark("reading …")
+
+    def _mark(self, why: str) -> None:
+        """Say of the numbers that show that they are of what was read before, and why they still are; or no more."""
+        before = bool(why) and self.read_out is not None
+        self.query_one("#grid-pane", Pane).title = f"Logit lens · as of before: {why}" if before else "Logit lens"
+        for shown in (self.grid, self.cell):
+            shown.set_class(before, "-before")
 
     def _take(self, event: Event) -> bool | None:
-        if isinstance(event, LensRead):
+        if isinstance(event, JobDone) and not self._came:
+            self._asked = None
+            self._mark("stopped")
+        elif isinstance(event, LensRead):
+            self._came = True
             first = self.read_out is None
             self._show(event.lens)
             if first:
@@ -114,11 +128,14 @@ class ReadoutScreen(LensScreen):
         elif isinstance(event, JobFailed):
             # A wrong token is corrected by typing another: the text is read as before.
             self.target, self._asked = "", None
+            self._mark("it failed")
         return None
 
     def _show(self, lens: LogitLens | None) -> None:
         self.read_out = lens
         pane = self.query_one("#grid-pane", Pane)
+        if lens is None or self._came:
+            self._mark("")
         if lens is None:
             key = self.lens.key_text
             no_model = f"No model: {key('app.load')} goes to Load."
@@ -155,7 +172,7 @@ class ReadoutScreen(LensScreen):
             return
         row, column = self.grid.row, self.grid.column
         pane.note = f"L{lens.layers[row]} @ {column} {quoted(lens.texts[lens.token_ids[column]])}"
-        width = max(20, self.cell.size.width)
+        width = max(16, self.cell.size.width)
         self.cell.update(Content("\n").join(cell_lines(lens, row, column, width, model.vocab_size)))
 
     def on_resize(self) -> None:
@@ -212,6 +229,55 @@ class ReadoutScreen(LensScreen):
             self.lens.say("The token that is followed is no cell's best.")
         else:
             grid.move_to(*(after[0] if step > 0 else after[-1]))
+
+    def action_layer(self, step: int) -> None:
+        """The cursor one layer earlier or later."""
+        self.grid.row += step
+
+    def action_scale(self, steps: int) -> None:
+        """Scale of the rows that act in the arm that is read, by steps; it is read again."""
+        number = plan(self.session)[self.arms.index(self.arm)][0]
+        rows = {row.id: row.moved(steps) for row in self.session.steers if row.arm == number and row.enabled}
+        if not rows:
+            self.lens.say(f"Nothing is steered in this arm: {self.lens.key_text('lens.flip')} reads the next one.")
+            return
+        self.lens.store.update(steers=tuple(rows.get(row.id, row) for row in self.session.steers))
+
+    def action_steer(self) -> None:
+        """Put the followed token's unembedding row, or that of the cell's best, on the bench at its layer."""
+        lens = self.read_out
+        if lens is None or self.grid.blank:
+            self.lens.say("There is no cell to take a token from.")
+            return
+        row, column = self.grid.row, self.grid.column
+        token = int(lens.target_ids[column] if self.target != "" else lens.top_ids[row, column, 0])
+        name = f"{one_line(lens.texts[token].strip(), 24) or '␣'} L{lens.layers[row]}"
+
+        def take(event: Event) -> None:
+            if isinstance(event, VectorMade):
+                made = self.lens.store.add_steer(
+                    event.vector,
+                    residual_norm=event.residual_norm,
+                    promoted=event.promoted,
+                    suppressed=event.suppressed,
+                )
+                go = self.lens.key_text("app.generate")
+                self.lens.say(f"{name} is on the bench as arm {made.arm} at {made.scale:+g}: {go} shows it.")
+
+        self.lens.submit(VectorFromToken(f"id:{token}", lens.layers[row], name=name), "send", take)
+
+    def action_copy(self) -> None:
+        """Copy what the cell says, with where it is."""
+        lens, model = self.read_out, self.session.model
+        if lens is None or model is None or self.grid.blank:
+            self.lens.say("There is no cell to copy.")
+            return
+        row, column = self.grid.row, self.grid.column
+        where = (
+            f"{self.arm.name}, layer {lens.layers[row]}, token {column} {quoted(lens.texts[lens.token_ids[column]])}"
+        )
+        lines = [line.plain.rstrip() for line in cell_lines(lens, row, column, 60, model.vocab_size)]
+        self.lens.copy("\n".join([where, "", *lines]), "the cell")
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Follow that token; nothing typed: the one that comes next."""

@@ -14,12 +14,13 @@ from textual.containers import Vertical
 from textual.content import Content
 from textual.widgets import Static
 
-from lens_tui.records import ModelInfo, SAEInfo
-from lens_tui.records.interventions import BenchRow
+from lens_tui.records import ModelInfo, Positions, SAEInfo
+from lens_tui.records.interventions import MODES, POSITIONS, BenchRow, mode_of, positions_of, positions_text
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.steering_vector import RankedLayer
 from lens_tui.tui.bench_text import read_sum
 from lens_tui.tui.format import bar, figure, fit, fit_left
+from lens_tui.tui.session import MAX_ARMS
 from lens_tui.tui.widgets.row_list import RowList
 from lens_tui.worker.jobs import (
     Job,
@@ -64,6 +65,40 @@ class Form:
     note: str
     job: Callable[[Values], Job]
     scale: Callable[[Values], float | None] = lambda values: None
+
+
+def row_fields(row: BenchRow, last_layer: int | None) -> list[Field]:
+    """What can be edited of a row, as it is now."""
+    where = positions_text(row.positions) if row.positions else POSITIONS["all"]
+    places = tuple(POSITIONS.values())
+    return [
+        Field("scale", "scale", f"{row.scale:g}", check=number()),
+        Field("mode", "mode", mode_of(row.mode).label, options=tuple(mode.label for mode in MODES)),
+        Field("positions", "positions", where, options=places if where in places else (*places, where)),
+        Field("layer", "layer", str(row.layer), check=whole(0, last_layer)),
+        Field("arm", "arm", str(row.arm), check=whole(1, MAX_ARMS)),
+        Field("name", "name", row.vector.name, check=filled),
+    ]
+
+
+def edited(row: BenchRow, values: Values) -> BenchRow:
+    """The row with the values of :func:`row_fields`; a scale that was not typed over follows the mode."""
+    turned = row.turned_to({mode.label: mode.id for mode in MODES}[values["mode"]])
+    kinds = {words: kind for kind, words in POSITIONS.items()}
+    kind = kinds.get(values["positions"])
+    return replace(
+        turned,
+        vector=replace(row.vector, name=one_line(values["name"], 60)),
+        scale=float(values["scale"]) if values["scale"] != f"{row.scale:g}" else turned.scale,
+        positions=positions_or_all(kind) if kind is not None else row.positions,
+        layer=int(values["layer"]),
+        arm=int(values["arm"]),
+    )
+
+
+def positions_or_all(kind: str) -> Positions | None:
+    """Positions as a row has them: ``None`` for all."""
+    return None if kind == "all" else positions_of(kind)
 
 
 def feature(sae: SAEInfo) -> Form:

@@ -11,16 +11,17 @@ from textual import events, work
 from textual.app import ComposeResult
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
-from textual.widgets import Static
+from textual.widgets import Input, Static
 
 from lens_tui import demo
-from lens_tui.records import ALL, LensError, Positions, SAEInfo, SteeringVector
-from lens_tui.records.interventions import MODES, POSITIONS, BenchRow, mode_of, positions_of, positions_text
+from lens_tui.records import ALL, LensError, SAEInfo, SteeringVector
+from lens_tui.records.interventions import MODES, POSITIONS, BenchRow, mode_of, positions_text
 from lens_tui.records.sanitise import one_line
-from lens_tui.tui.bench_text import amount, mode_and_positions, relative
+from lens_tui.tui.bench_text import amount, mode_and_positions, relative, too_strong
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.format import bar, fit, fit_left, nice_limit, scale_bar
 from lens_tui.tui.session import MAX_ARMS, Session
+from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.frame import Divider, LensScreen, Pane
 from lens_tui.tui.widgets.row_list import RowList
 from lens_tui.worker.events import Event, JobFailed, LayersRanked, TokenWeight, VectorMade
@@ -28,7 +29,7 @@ from lens_tui.worker.jobs import Job, VectorFromFile, VectorGiven
 
 from . import steer_forms as forms
 from .dose_pane import DosePane
-from .form import Choice, ChoiceScreen, Field, FormScreen, filled, number, whole
+from .form import Choice, ChoiceScreen, Field, FormScreen
 from .steer_forms import LayersScreen, VectorFileScreen
 
 Part = str | tuple[str, str]
@@ -188,7 +189,8 @@ class SteerScreen(LensScreen):
     def body(self) -> ComposeResult:
         """Bench, dose and direction."""
         with Vertical(id="left"):
-            yield Pane("Vectors", RowList[BenchRow](bench_row, row_height=2, id="rows"), id="bench")
+            rows = RowList[BenchRow](bench_row, row_height=2, id="rows")
+            yield Pane("Vectors", rows, Entry(placeholder="a part of a row's name", id="find"), id="bench")
             yield Divider(id="dose-rule")
             yield self.dose
         yield Divider(id="rule")
@@ -337,48 +339,54 @@ class SteerScreen(LensScreen):
             kinds = list(POSITIONS)
             now = self._row.positions.kind if self._row.positions else "all"
             at = kinds.index(now) if now in kinds else -1
-            self._edit(positions=_positions(kinds[(at + 1) % len(kinds)]))
+            self._edit(positions=forms.positions_or_all(kinds[(at + 1) % len(kinds)]))
 
     def _replace(self, row: BenchRow) -> None:
         self.lens.store.edit_steer(row.id, mode=row.mode, scale=row.scale)
 
     def action_edit(self) -> None:
         """Type scale, layer, arm and name, choose mode and positions."""
-        row, model = self._row, self.session.model
-        if row is None:
-            return
-        last = model.n_layers - 1 if model else None
-        modes = {mode.label: mode.id for mode in MODES}
-        places = {words: kind for kind, words in POSITIONS.items()}
-        where = positions_text(row.positions) if row.positions else POSITIONS["all"]
-        options = tuple(places) if where in places else (*places, where)
+        if self._row is not None:
+            self._ask_row(self._row, {})
+
+    def _ask_row(self, row: BenchRow, typed: Mapping[str, str]) -> None:
+        """The form of a row, with what was typed in it before; a scale beyond reason is asked back."""
+        model = self.session.model
         fields = [
-            Field("scale", "scale", f"{row.scale:g}", check=number()),
-            Field("mode", "mode", mode_of(row.mode).label, options=tuple(modes)),
-            Field("positions", "positions", where, options=options),
-            Field("layer", "layer", str(row.layer), check=whole(0, last)),
-            Field("arm", "arm", str(row.arm), check=whole(1, MAX_ARMS)),
-            Field("name", "name", row.vector.name, check=filled),
+            replace(field, value=typed.get(field.id, field.value))
+            for field in forms.row_fields(row, model.n_layers - 1 if model else None)
         ]
 
         def done(values: dict[str, str] | None) -> None:
-            if values is not None:
-                turned = row.turned_to(modes[values["mode"]])
-                typed = values["scale"] != f"{row.scale:g}"
-                chosen = values["positions"]
-                self.lens.store.edit_steer(
-                    row.id,
-                    vector=replace(row.vector, name=one_line(values["name"], 60)),
-                    scale=float(values["scale"]) if typed else turned.scale,
-                    mode=turned.mode,
-                    positions=_positions(places[chosen]) if chosen in places else row.positions,
-                    layer=int(values["layer"]),
-                    arm=int(values["arm"]),
-                )
+            if values is None:
+                return
+            edited = forms.edited(row, values)
+
+            def keep() -> None:
+                rows = self.session.steers
+                self.lens.store.update(steers=tuple(edited if known.id == row.id else known for known in rows))
+
+            doubt = too_strong(edited) if edited.scale != row.scale else ""
+            self._doubted(doubt, keep, lambda: self._ask_row(row, values))
 
         amount = mode_of(row.mode).amount or "not used"
         note = f"The scale is {amount}; one step of + is {row.step:g}."
         self.app.push_screen(FormScreen(row.vector.name, fields, note), done)
+
+    def _doubted(self, doubt: str, keep: Callable[[], object], again: Callable[[], object]) -> None:
+        """Do it, or where there is a doubt ask before; ``again`` is for another number."""
+        if not doubt:
+            keep()
+            return
+        choices = [Choice("again", "type another scale"), Choice("keep", "use it all the same")]
+
+        def answered(answer: str | None) -> None:
+            if answer == "keep":
+                keep()
+            elif answer == "again":
+                again()
+
+        self.app.push_screen(ChoiceScreen(doubt, choices), answered)
 
     def action_dose(self) -> None:
         """Measure the row, or show what was measured; in the pane: close it."""
@@ -460,13 +468,8 @@ class SteerScreen(LensScreen):
     def _make(self, job: Job, scale: float | None = None, again: Again | None = None) -> None:
         def handle(event: Event) -> bool:
             if isinstance(event, VectorMade):
-                self.lens.store.add_steer(
-                    event.vector,
-                    scale=scale,
-                    residual_norm=event.residual_norm,
-                    promoted=event.promoted,
-                    suppressed=event.suppressed,
-                )
+                asked = BenchRow("", event.vector, event.vector.layer, scale or 0.0, residual_norm=event.residual_norm)
+                self._doubted(too_strong(asked), lambda: self._add(event, scale), lambda: again("") if again else None)
             elif isinstance(event, LayersRanked):
                 self._choose_layer(event, again)
             elif isinstance(event, JobFailed) and again is not None and self.is_current:
@@ -476,6 +479,15 @@ class SteerScreen(LensScreen):
 
         self.lens.submit(job, SLOT, handle)
 
+    def _add(self, made: VectorMade, scale: float | None) -> None:
+        self.lens.store.add_steer(
+            made.vector,
+            scale=scale,
+            residual_norm=made.residual_norm,
+            promoted=made.promoted,
+            suppressed=made.suppressed,
+        )
+
     def _choose_layer(self, ranked: LayersRanked, again: Again | None) -> None:
         def done(place: int | None) -> None:
             if place is not None:
@@ -484,6 +496,38 @@ class SteerScreen(LensScreen):
                 again("")
 
         self.app.push_screen(LayersScreen(ranked.layers[0].vector.name, ranked.layers, ranked.n_pairs), done)
+
+    def action_copy_text(self) -> None:
+        """Copy what is known of the direction: the row, its origin, and the tokens it moves."""
+        row = self._row
+        if row is not None:
+            first = [line.plain.strip() for line in bench_row(row, 72)]
+            known = direction(row, 72, False, self.session.saes).plain.split("\n")
+            self.lens.copy("\n".join([*first, "", *(line.rstrip() for line in known)]), row.vector.name)
+
+    def action_row(self) -> None:
+        """Type a part of a row's name; the cursor goes there."""
+        find = self.query_one("#find", Entry)
+        find.value = ""
+        find.add_class("-open")
+        find.focus()
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """Go to the first row whose name has what is typed."""
+        words = event.value.casefold()
+        names = [row.vector.name.casefold() for row in self._rows.rows]
+        found = next((place for place, name in enumerate(names) if words and words in name), None)
+        if found is not None:
+            self._rows.cursor = found
+
+    def on_input_submitted(self) -> None:
+        """Stay at the row that was found."""
+        self.leave_text()
+
+    def leave_text(self) -> None:
+        """Close the field."""
+        self.query_one("#find", Entry).remove_class("-open")
+        self.set_focus(self._rows)
 
     def action_save(self) -> None:
         """Save the row's vector to a file."""
@@ -510,8 +554,3 @@ class SteerScreen(LensScreen):
             self.app.call_from_thread(self.lens.show_error, error.message, error.hint)
         else:
             self.app.call_from_thread(self.lens.say, f"Saved to {one_line(str(file))}")
-
-
-def _positions(kind: str) -> Positions | None:
-    """Positions as a row has them: ``None`` for all."""
-    return None if kind == "all" else positions_of(kind)

@@ -175,7 +175,7 @@ def stats(text: ArmText, max_tokens: int, width: int) -> str:
 
     As much of it as the width holds; the perplexity of a steered arm always says whose it is.
     """
-    moved = "" if text.dose is None else f"{text.dose:.2f} |h|"
+    moved = "" if text.dose is None else f"{text.dose:.2f} ‖h‖"
     own = "" if text.perplexity is None else f"ppl {text.perplexity:.1f}" + (" own" if text.number else "")
     plain = text.plain_perplexity if text.number else None
     both = own if plain is None else f"{own}, {plain:.1f} plain"
