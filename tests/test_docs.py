@@ -83,7 +83,7 @@ def test_the_files_named_in_contributing_are_there() -> None:
     root = Path(__file__).parents[1]
     paths = [
         path.as_posix()
-        for folder in ("lens_tui", "tests", "docs", "screenshots", "examples")
+        for folder in ("lens_tui", "tests", "docs", "screenshots", "examples", "benchmarks")
         for path in (root / folder).rglob("*.*")
     ]
     named = re.findall(r"`([\w/]+\.(?:py|tcss|md))`", (root / "CONTRIBUTING.md").read_text(encoding="utf-8"))

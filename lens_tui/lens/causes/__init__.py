@@ -1,0 +1,1 @@
+"""Which part of a model did it: patching, tracing and gradients."""
