@@ -112,9 +112,16 @@ class SiteMap:
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
         self._inside: list[list[_Seen]] | None = None
+        self._points: dict[tuple[int, str], Point] = {}
 
     def point(self, layer: int, site: str) -> Point:
         """The module call that is ``site`` of block ``layer``. Raises :class:`LensError` where there is none."""
+        found = self._points.get((layer, site))
+        if found is None:
+            found = self._points[layer, site] = self._find(layer, site)
+        return found
+
+    def _find(self, layer: int, site: str) -> Point:
         if site not in SITES:
             raise LensError(f"There is no site {site!r}.", f"The sites are {', '.join(SITES)}.")
         block = self._decoder.layers[layer]

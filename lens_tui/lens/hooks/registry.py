@@ -1,20 +1,18 @@
 """The one registry: what is hooked on a model, the door into a forward pass, and what happens in it.
 
-Two kinds of plans exist. The *ambient* one is what ``steer`` and ``capture``
-blocks of the calling context apply; it holds for forwards that anyone
-runs on this thread. A *run* (a generation, a comparison, a loss) carries its own
-plan, taken when it was started, and each of its forwards runs under that one
-alone.
+Two kinds of plans exist. The *ambient* one is what ``steer`` and ``capture`` blocks of the calling context apply; it
+holds for forwards that anyone runs on this thread. A *run* (a generation, a comparison, a loss) carries its own plan,
+taken when it was started, and each of its forwards runs under that one alone.
 
-Whatever this library computes with a whole model goes through :meth:`Registry.forward`:
-the positions are checked there, the sites of the run's plan are proxied for as long
-as it takes, and the run is known to all that is hooked.
+Whatever this library computes with a whole model goes through :meth:`Registry.forward`: the positions are checked
+there, the sites of the run's plan are proxied for as long as it takes, and the run is known to all that is hooked.
 """
 
 from __future__ import annotations
 
 import itertools
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -29,7 +27,7 @@ from mlx.nn.layers.base import Module
 from lens_tui.records import ClampFeature, Intervention, LensError
 
 from ..architecture.find import Decoder
-from ..architecture.taps import Call, first_of, input_of, install, uninstall
+from ..architecture.taps import Call, Tap, first_of, input_of, install, uninstall
 from .places import CacheLedger, Offset, Point, SiteMap, Spans, Where, caches_of
 from .program import DoseMeter, FeatureSource, Item, Key, Program, build, has_effect
 
@@ -194,8 +192,7 @@ class Registry:
         self._local = threading.local()
         self._lock = threading.RLock()
         self._needs: dict[Key, int] = {}
-        self._points: dict[Key, Point] = {}
-        self._taps: dict[int, tuple[Callable[..., Any], dict[Key, Point]]] = {}
+        self._taps: dict[int, tuple[Tap, dict[Key, Point]]] = {}
         self._programs: dict[object, dict[Key, Program]] = {}
         self._found: dict[Any, Any] = {}
         self.caches = CacheLedger()
@@ -249,16 +246,16 @@ class Registry:
 
     def _need(self, keys: Iterable[Key]) -> None:
         """Install proxies for sites; every site is found before the first is installed."""
-        points = [(key, self.sites.point(*key)) for key in keys]
+        keys = [key for key in keys if self.sites.point(*key)]
         with self._lock:
-            if points and not self._needs:
-                for owner in self._owners():
+            if keys and not self._needs:
+                for owner in self.decoder.owners:
                     install(owner, self._root)
-            for key, point in points:
+            for key in keys:
                 needed = self._needs.get(key, 0)
                 self._needs[key] = needed + 1
                 if not needed:
-                    self._attach(key, point)
+                    self._attach(key)
 
     def _release(self, keys: Iterable[Key]) -> None:
         """The opposite of :meth:`_need`."""
@@ -272,7 +269,7 @@ class Registry:
                     del self._needs[key]
                     self._detach(key)
             if had and not self._needs:
-                for owner in self._owners():
+                for owner in self.decoder.owners:
                     uninstall(owner, self._root)
 
     @property
@@ -280,29 +277,30 @@ class Registry:
         """The sites that carry a proxy now."""
         return tuple(sorted(self._needs))
 
-    def _owners(self) -> tuple[Module, ...]:
-        return self.decoder.owners
-
-    def _attach(self, key: Key, point: Point) -> None:
-        self._points[key] = point
-        if id(point.module) in self._taps:
-            self._taps[id(point.module)][1][key] = point
-            return
-        points = {key: point}
-
-        def tap(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return self._visit(points, call, args, kwargs)
-
-        self._taps[id(point.module)] = (tap, points)
-        install(point.module, tap)
+    def _attach(self, key: Key) -> None:
+        point = self.sites.point(*key)
+        tap, points = self._taps.get(id(point.module)) or self._tap(point.module)
+        if not points:
+            install(point.module, tap)
+        points[key] = point
 
     def _detach(self, key: Key) -> None:
-        point = self._points.pop(key)
-        tap, points = self._taps[id(point.module)]
+        module = self.sites.point(*key).module
+        tap, points = self._taps[id(module)]
         del points[key]
         if not points:
-            uninstall(point.module, tap)
-            del self._taps[id(point.module)]
+            uninstall(module, tap)
+
+    def _tap(self, module: Module) -> tuple[Tap, dict[Key, Point]]:
+        """A module's tap, made once: what a capture makes anew for each layer, Python's collector goes through."""
+        me, points = weakref.ref(self), dict[Key, Point]()  # weak, or only the collector could free a model
+
+        def tap(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            registry = me()
+            return call(*args, **kwargs) if registry is None else registry._visit(points, call, args, kwargs)
+
+        self._taps[id(module)] = tap, points
+        return tap, points
 
     # -- the door ---------------------------------------------------------
 
