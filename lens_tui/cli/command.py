@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from . import open_app as start
+from .capture_verbs import verbs as capture
 from .compare_verbs import verbs as compare
 from .config_verbs import verbs as config
 from .feature_verbs import verbs as features
@@ -78,7 +79,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for verbs in (compare, read, lens, features, steer, replay, saes, info, config):
+for verbs in (compare, read, lens, features, steer, replay, saes, capture, info, config):
     app.add_typer(verbs)
 app.add_typer(labels, name="labels")
 app.add_typer(lists, name="lists")

@@ -6,15 +6,18 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from math import fsum
+from operator import mul
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lens_tui.records import Arm, ArmEnd, Intervention, SAEInfo, Sampling, Token
+from lens_tui.records import Arm, ArmEnd, Intervention, LensError, SAEInfo, Sampling, Token
 from lens_tui.records.arm_syntax import ArmSpec, parse_arm
 from lens_tui.records.interventions import acting_words
 from lens_tui.records.prompt_set import parse_prompts
 from lens_tui.records.run_record import figures, first_difference, kl_level, perplexity_of
+from lens_tui.records.sanitise import one_line
 from lens_tui.tui.format import Trail, figure, kl_key, sparkline
 
 from . import prompt_table as sets
@@ -393,23 +396,33 @@ def _show(
 @verbs.command()
 @sentences
 def loss(
-    text: Annotated[str, typer.Argument(help="The text; '-' reads standard input.")],
+    text: Annotated[str, typer.Argument(help="The text; '-' reads standard input.", show_default=False)] = "",
     model: Model = "demo",
     sae: SAEName = "",
     arm: Annotated[str, typer.Option("--arm", "-a", help="Measure the steered model too: SOURCE[@LAYER]*SCALE.")] = "",
+    texts: Annotated[
+        str,
+        typer.Option("--texts", help="Many texts instead: a file with one per line, or .jsonl; each has its own loss."),
+    ] = "",
+    text_key: TextKey = "text",
     json: Json = False,
 ) -> None:
     """Measure how well a text is predicted, plain and steered.
 
-    The mean loss of the next token in nats.
+    The mean loss of the next token in nats; of several texts the mean over all their predicted tokens.
     """
-    words = read_text(text)
+    if bool(text) == bool(texts):
+        raise LensError("The loss is of a text or of a file of --texts.", "Give one of the two.")
+    words = read_prompts(texts, text_key) if texts else [read_text(text)]
     with open_model(model) as lens:
         steering = _steering(lens, arm, sae, model)
         result = measured(lens, words, steering)
     if json:
         print_json(result)
         return
+    for item in result["texts"] if texts else ():
+        steered = "" if item["delta"] is None else f"  {item['delta']:+.4f}"
+        say(f"{item['loss']:8.4f}{steered}  {one_line(words[item['index']], 60)}")
     say(f"loss {result['loss']:.4f} nats a token, perplexity {result['perplexity']:.2f}, {result['n_tokens']} tokens")
     if steering:
         say(f"steered {result['steered_loss']:.4f}, perplexity {result['steered_perplexity']:.2f}: "
@@ -417,21 +430,35 @@ def loss(
     note(f"{result['model']}, {'; '.join(result['steering']) or 'not steered'}; the first token is not predicted")
 
 
-def measured(lens: LensModel, text: str, steering: Sequence[Intervention]) -> dict[str, Any]:
-    """The loss in nats a predicted token; ``n_tokens`` are those predicted, all but the first."""
-    ids = list(lens.tokens.encode(text))
-    plain = lens.loss(ids)
-    steered = None
+def measured(lens: LensModel, texts: Sequence[str], steering: Sequence[Intervention]) -> dict[str, Any]:
+    """The loss in nats a predicted token, over all of them and of each text; ``n_tokens`` are those predicted."""
+    rows = lens.rows(list(texts))
+    counts = [len(row) - 1 for row in rows]
+    plain, steered = lens.losses(rows), None
     if steering:
         with lens.intervene(*steering):
-            steered = lens.loss(ids)
+            steered = lens.losses(rows)
+    each = [
+        _of_one(count, loss, None if steered is None else steered[at])
+        for at, (count, loss) in enumerate(zip(counts, plain, strict=True))
+    ]
+    total = sum(counts)
+    means = [None if some is None else fsum(map(mul, counts, some)) / total for some in (plain, steered)]
+    assert means[0] is not None
     return {
         "model": lens.info.name,
-        "n_tokens": len(ids) - 1,
-        "loss": plain,
-        "perplexity": perplexity_of(-plain),
+        **_of_one(total, means[0], means[1]),
         "steering": acting_words(steering),
+        "texts": [{"index": at, **item} for at, item in enumerate(each)],
+    }
+
+
+def _of_one(count: int, loss: float, steered: float | None) -> dict[str, Any]:
+    return {
+        "n_tokens": count,
+        "loss": loss,
+        "perplexity": perplexity_of(-loss),
         "steered_loss": steered,
         "steered_perplexity": perplexity_of(None if steered is None else -steered),
-        "delta": None if steered is None else steered - plain,
+        "delta": None if steered is None else steered - loss,
     }

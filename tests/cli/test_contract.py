@@ -43,6 +43,7 @@ VERBS: dict[str, list[str]] = {
     "feature": ["3", "SAE"],
     "search": ["sea", "SAE"],
     "contrast": ["LINES", "LINES", "SAE"],
+    "capture": ["LINES", "-o", "OUT", "-l", "1", "-a", "f3*2", "SAE"],
     "train-sae": ["LINES", "-o", "OUT", *TRAIN],
     "index": ["LINES", "-o", "OUT", "--shard", "0/2", "--context", "24", "SAE"],
     "index-merge": ["SHARD", "OTHER", "-o", "OUT", "SAE"],
@@ -180,7 +181,7 @@ def test_json_is_one_safe_object_with_its_model(verb: str, walked: dict[str, Any
     assert result["model"] in ((None,) if verb in WITHOUT_A_MODEL else (work["MODEL"], Path(work["MODEL"]).name))
     assert "error" not in result
     if "SAE" in VERBS[verb] and not verb.startswith(
-        ("index", "vector", "compare", "dose", "scale", "loss", "generate")
+        ("index", "vector", "compare", "dose", "scale", "loss", "generate", "capture")
     ):
         assert result["sae_id"].startswith("sae-")
         assert result["sae"]

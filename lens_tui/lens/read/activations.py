@@ -368,10 +368,17 @@ class TextActivations:
         held = CaptureResult(registry, tuple(self._places), by_site=True)
         registry.put(held)
         try:
-            self._model.forward(mx.array(batch.ids))
+            self._model.forward(self._rows(batch))
             return {place: _rows_of(held[place], batch.real) for place in self._places}
         finally:
             registry.take(held)
+
+    def _rows(self, batch: WindowBatch) -> Any:
+        """The windows as a table; each at its own length where something acts, which may count from a window's end."""
+        lengths = np.bincount(batch.real // batch.ids.shape[1], minlength=len(batch.ids))
+        if not self._model.hooked or (lengths == lengths.max()).all():
+            return mx.array(batch.ids)
+        return [row[:length].tolist() for row, length in zip(batch.ids, lengths, strict=True)]
 
     def _loss(self, batch: WindowBatch, rows: slice, place: Place, splice: Splice | None) -> tuple[float, int]:
         ids = mx.array(batch.ids[rows])

@@ -1,0 +1,244 @@
+"""Capture a data set: activations of every token of a text on disk, in shards, in bounded memory, resumable.
+
+The folder holds ``capture.json`` and ``shard-00000.safetensors``, ``shard-00001.safetensors`` and so on. A shard has,
+token after token, ``token_ids``, ``documents`` (the number of the text), ``offsets`` (the place in that text, -1 for
+BOS), ``special`` (BOS and other special tokens), and for each layer and site ``layer.4.resid_post``
+``(tokens, width)`` in the model's dtype. Runs on the model's thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lens_tui.records import Intervention, LensError
+from lens_tui.records.codec import to_json
+from lens_tui.records.disk import remove_leftovers, write_json, write_with
+from lens_tui.records.read_files import FileAbsent, read_json
+from lens_tui.records.sanitise import one_line
+from lens_tui.records.token_activations import ActivationBlock, Place
+
+if TYPE_CHECKING:
+    from lens_tui.lens.model import LensModel
+    from lens_tui.lens.read.activations import TextActivations
+
+FORMAT = 1
+MANIFEST = "capture.json"
+SHARD_BYTES = 1 << 28
+"""Bytes of activations of a shard: it is written once it holds as many."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureProgress:
+    """How far it is: windows read so far and in all, tokens kept, tokens a second of this sitting."""
+
+    block: int
+    n_blocks: int
+    n_tokens: int
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureReport:
+    """What is in the folder; ``stopped``: it goes on from there when asked again.
+
+    ``shards`` are the files in order, ``tensors`` the names of what they hold of each token, ``n_tokens`` counts BOS
+    and other special tokens too.
+    """
+
+    folder: str
+    shards: tuple[str, ...]
+    tensors: tuple[str, ...]
+    n_tokens: int
+    stopped: bool
+
+
+def capture_texts(
+    model: LensModel,
+    text: str | Path,
+    out: str | Path,
+    places: Sequence[Place],
+    *,
+    interventions: Sequence[Intervention] = (),
+    context: int = 256,
+    rows: int = 32,
+    max_tokens: int | None = None,
+    text_key: str = "text",
+    shard_bytes: int = SHARD_BYTES,
+    progress: Callable[[CaptureProgress], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> CaptureReport:
+    """Write the activations of every token of a text to a folder.
+
+    Windows are of one document each, in the order of the corpus. Stopped or killed, the same call goes on behind the
+    last shard that was written; of one that is finished nothing is computed again.
+
+    Args:
+        model: the model.
+        text: a folder, a ``.txt`` or a ``.jsonl`` file.
+        out: the folder to write to.
+        places: layers (negative ones count from the end) and sites.
+        interventions: what acts while it reads; positions count from the end of each window.
+        context: tokens in a window, BOS included.
+        rows: windows in a forward pass.
+        max_tokens: read about this many tokens of the text, documents drawn at random; by default all.
+        text_key: in JSONL, the key that holds the text.
+        shard_bytes: bytes of activations that a shard holds before it is written.
+        progress: called as it goes.
+        should_stop: asked between forward passes.
+
+    Raises:
+        LensError: for a place the model lacks, a text that cannot be read, a folder with another capture in it, and
+            what memory cannot hold.
+    """
+    from lens_tui.lens.read.activations import Windowing, text_activations
+
+    _check_memory(model, places, rows * context, shard_bytes)
+    windowing = Windowing(context=context, rows=rows, packed=False, shuffle=False)
+    source, _ = text_activations(model, text, places, max_tokens=max_tokens, text_key=text_key, windowing=windowing)
+    folder = Path(out)
+    facts = _facts(source, model, interventions, rows, shard_bytes)
+    held = _taken_up(folder, facts)
+    with model.intervene(*interventions):
+        stopped = _read(source, folder, held, shard_bytes, progress, should_stop)
+    shards = tuple(str(folder / shard["file"]) for shard in held["shards"])
+    names = ("token_ids", "documents", "offsets", "special", *(name_of(place) for place in source.places))
+    return CaptureReport(str(folder), shards, names, _tokens(held), stopped)
+
+
+def name_of(place: Place) -> str:
+    """What a shard calls the activations of a layer and site."""
+    return f"layer.{place[0]}.{place[1]}"
+
+
+def _read(
+    source: TextActivations,
+    folder: Path,
+    held: dict[str, Any],
+    shard_bytes: int,
+    progress: Callable[[CaptureProgress], None] | None,
+    should_stop: Callable[[], bool],
+) -> bool:
+    """Read on from where the manifest ends, shard by shard; whether it was stopped before the end."""
+    begun, before = time.monotonic(), _tokens(held)
+    first = sum(shard["blocks"] for shard in held["shards"])
+    waiting: list[ActivationBlock] = []
+    size = seen = 0
+    for block in source.blocks(first, source.n_blocks) if first < source.n_blocks else ():
+        waiting.append(_on_host(block))
+        size += sum(values.nbytes for values in waiting[-1].values.values())
+        seen += len(block.token_ids)
+        if progress:
+            rate = seen / max(time.monotonic() - begun, 1e-9)
+            progress(CaptureProgress(block.index + 1, source.n_blocks, before + seen, rate))
+        stop = should_stop()
+        if size >= shard_bytes or stop or block.index + 1 == source.n_blocks:
+            _write(folder, held, waiting)
+            waiting, size = [], 0
+        if stop:
+            return block.index + 1 < source.n_blocks
+    return False
+
+
+def _on_host(block: ActivationBlock) -> ActivationBlock:
+    """The block with its activations computed, so that nothing of the forward that made them is held."""
+    import mlx.core as mx
+
+    mx.eval(list(block.values.values()))
+    return block
+
+
+def _write(folder: Path, held: dict[str, Any], blocks: Sequence[ActivationBlock]) -> None:
+    """A shard, then the manifest that names it: killed in between, the shard is written again."""
+    import mlx.core as mx
+
+    name = f"shard-{len(held['shards']):05d}.safetensors"
+    arrays = {
+        part: mx.array(np.concatenate([getattr(block, part) for block in blocks]))
+        for part in ("token_ids", "documents", "offsets", "special")
+    }
+    for place in blocks[0].values:
+        arrays[name_of(place)] = mx.concatenate([block.values[place] for block in blocks])
+    write_with(folder / name, lambda file: mx.save_safetensors(file, arrays))
+    tokens = sum(len(block.token_ids) for block in blocks)
+    held["shards"].append({"file": name, "blocks": len(blocks), "tokens": tokens})
+    write_json(folder / MANIFEST, held)
+
+
+def _tokens(held: Mapping[str, Any]) -> int:
+    return sum(shard["tokens"] for shard in held["shards"])
+
+
+def _facts(
+    source: TextActivations, model: LensModel, interventions: Sequence[Intervention], rows: int, shard_bytes: int
+) -> dict[str, Any]:
+    """What decides every number of the capture; the same call gives the same."""
+    facts = source.facts
+    return {
+        "format": FORMAT,
+        "model": facts.model_name,
+        "precision": model.info.quantization or model.info.dtype,
+        "weights": model.info.weights,
+        "places": [
+            {"layer": layer, "site": site, "width": source.d_model((layer, site)), "tensor": name_of((layer, site))}
+            for layer, site in source.places
+        ],
+        "interventions": to_json(tuple(interventions)),
+        "corpus": dict(facts.extra).get("corpus", ""),
+        "corpus_sha256": facts.corpus_sha256,
+        "documents": facts.n_documents,
+        "context": facts.context,
+        "bos": facts.bos,
+        "rows": rows,
+        "blocks": source.n_blocks,
+        "shard_bytes": shard_bytes,
+    }
+
+
+def _taken_up(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of the folder, whose shards are all there, or a new one."""
+    try:
+        found = read_json(folder / MANIFEST)
+    except FileAbsent:
+        if folder.exists() and any(folder.glob("*.safetensors")):
+            raise LensError(f"{one_line(folder.name, 80)} holds other files.", "Give a new folder.") from None
+        return {**facts, "shards": []}
+    name = one_line(str(folder), 120)
+    if not isinstance(found, dict) or not isinstance(shards := found.pop("shards", None), list):
+        raise LensError(f"{MANIFEST} in {name} is damaged.", "Give a new folder.")
+    if found != facts:
+        wrong = next((key for key in facts if found.get(key) != facts[key]), "more than it should")
+        raise LensError(f"{name} holds a capture with another {wrong}.", "Give a new folder.")
+    remove_leftovers(folder)
+    return {**facts, "shards": list(_whole(folder, shards))}
+
+
+def _whole(folder: Path, shards: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    """The shards up to the first one that is not there."""
+    for number, shard in enumerate(shards):
+        good = isinstance(shard, dict) and shard.get("file") == f"shard-{number:05d}.safetensors"
+        counts = [shard.get(key) for key in ("blocks", "tokens")] if good else []
+        if not good or not all(type(count) is int and count > 0 for count in counts):
+            raise LensError(f"{MANIFEST} in {one_line(str(folder), 120)} is damaged.", "Give a new folder.")
+        if not (folder / shard["file"]).is_file():
+            return
+        yield shard
+
+
+def _check_memory(model: LensModel, places: Sequence[Place], tokens: int, shard_bytes: int) -> None:
+    """The activations of one forward, and twice a shard: the blocks that wait, and what is written of them."""
+    from lens_tui.lens.room import memory_left, refuse_above
+
+    registry = model.registry
+    read = sum(registry.sites.point(registry.decoder.index(layer), site).width for layer, site in set(places))
+    refuse_above(
+        memory_left,
+        tokens * read * registry.decoder.dtype.size + 2 * shard_bytes,
+        f"A capture of {len(set(places))} places over {tokens:,} tokens at a time, in shards of {shard_bytes:,} bytes,",
+        "Lower rows or shard_bytes, or capture fewer layers.",
+    )
