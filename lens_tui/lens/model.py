@@ -502,14 +502,17 @@ class LensModel:
         if not isinstance(ids, mx.array):
             self.tokens.check([int(ids.min()), int(ids.max())])
             return mx.array(ids.astype(np.int32)), lambda: None
-        # An array on the device stays there: read on the host, it would be brought back for every forward.
-        ends = mx.stack([ids.min(), ids.max()])
-        async_eval(ends)
-        wide = ids if ids.dtype.size >= 4 else ids.astype(mx.int32)  # one byte cannot hold the vocabulary's size
-        inside = mx.clip(wide, 0, self.tokens.vocab_size - 1).astype(mx.int32)
+        # An array on the device stays there: read on the host, it would be brought back for every forward. As a number
+        # without a sign a negative id is a very large one, so that the largest says it all, in one reduction.
+        narrow = mx.clip(ids, -1, self.tokens.vocab_size) if ids.dtype.size > 4 else ids
+        unsigned = narrow.astype(mx.int32).view(mx.uint32)
+        largest = unsigned.max()
+        async_eval(largest)
+        inside = mx.minimum(unsigned, self.tokens.vocab_size - 1).view(mx.int32)
 
         def check() -> None:
-            self.tokens.check([int(end) for end in np.array(ends)])
+            if int(np.array(largest)) >= self.tokens.vocab_size:
+                self.tokens.check([int(np.array(end)) for end in (ids.min(), ids.max())])
 
         return inside, check
 
