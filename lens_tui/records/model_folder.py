@@ -33,6 +33,8 @@ _MAX_SMALL = 16 << 20
 _MAX_HEADER = 100_000_000  # as safetensors itself
 _SIDECARS = ("*.json", "*.model", "*.txt", "*.jsonl", "*.jinja", "*.tiktoken", "additional_chat_templates/*")
 _OBJECTS = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json")
+_KEYS = {"tokenizer.json": ("model", "vocab")}
+"""What a tokenizer of any kind has: without it the libraries would parse all of the file, for seconds, to no end."""
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d{1,9})(?:\.|$)")
 _TYPES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2,
@@ -91,7 +93,7 @@ def check_sidecars(folder: Path) -> None:
             limit = _MAX_LARGE if file.name in _LARGE or file.suffix == ".tiktoken" else _MAX_SMALL
             regular_size(file, limit)
             if file.name in _OBJECTS:
-                check_json_object(file, limit)
+                check_json_object(file, limit, _KEYS.get(file.name, ()))
 
 
 def read_weights(folder: Path) -> WeightHeaders:

@@ -132,16 +132,24 @@ def read_json(path: Path | str, limit: int = MAX_TEXT) -> Any:
     return parse_json(b"".join(pieces), where)
 
 
-def check_json_object(path: Path | str, limit: int = MAX_TEXT) -> None:
-    """Raise :class:`LensError` if a file that another library will parse is no JSON object or would take all memory."""
-    cost, begun = 0, b""
+def check_json_object(path: Path | str, limit: int = MAX_TEXT, keys: tuple[str, ...] = ()) -> None:
+    """Raise :class:`LensError` if a file that another library will parse is no JSON object or would take all memory.
+
+    ``keys`` have to stand somewhere in it: what is of another kind is refused before anyone parses it.
+    """
+    cost, begun, before = 0, b"", b""
+    missing = {f'"{key}"'.encode() for key in keys}
     with explained(path), open_regular(path, limit) as file:
         while piece := file.read(_PIECE):
             begun = begun or piece.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
             cost += _cost(piece)
             _check_cost(cost, shown(path))
+            missing = {key for key in missing if key not in before + piece}
+            before = piece[-64:]  # a key may begin in one piece and end in the next
     if begun != b"{":
         raise LensError(f"{shown(path)} is not a JSON object.", AGAIN)
+    if missing:
+        raise LensError(f"{shown(path)} has no {min(missing).decode()}, which every such file has.", AGAIN)
 
 
 def parse_json(data: bytes | str, where: str) -> Any:

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mlx_lm import utils
 
 from lens_tui import LensError, LensModel
-from lens_tui.records import Request
+from lens_tui.records import Request, read_files
 from lens_tui.records.model_folder import check_sidecars, read_config, read_weights
 from tests.folders import llama_folder
 from tests.lens import tiny
@@ -121,6 +122,33 @@ def test_what_is_no_file_is_not_opened(tmp_path: Path, name: str, place: Callabl
         return  # a folder hides nothing: what is missing is said on loading
     with pytest.raises(LensError):
         {"config.json": read_config, "model.safetensors": read_weights}.get(name, check_sidecars)(tmp_path)
+
+
+def test_a_tokenizer_of_another_kind_is_refused_before_anyone_parses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = llama_folder(tmp_path / "m")
+    file = folder / "tokenizer.json"
+    whole = json.loads(file.read_text())
+    monkeypatch.setattr(utils, "load_tokenizer", lambda *_, **__: pytest.fail("parsed"))
+    monkeypatch.setattr(utils, "load_model", lambda *_, **__: pytest.fail("built"))
+    other = ",".join(f'"{number}":1' for number in range(300_000))
+    for text, lacks in (
+        ("{" + other + "}", '"model"'),
+        ('{"model":{' + other + "}}", '"vocab"'),
+        (json.dumps({**whole, "model": None}), '"vocab"'),
+    ):
+        file.write_text(text)
+        assert f"tokenizer.json has no {lacks}" in refused(folder)
+
+
+def test_a_key_is_found_where_two_pieces_of_a_file_meet(tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    for first in range(read_files._PIECE - 12, read_files._PIECE + 3):
+        head = '{"a":"'
+        file.write_text(head + "x" * (first - len(head) - 2) + '","model":{"vocab":{}}}')
+        assert file.read_bytes().index(b'"model"') == first
+        check_sidecars(tmp_path)
 
 
 @pytest.mark.parametrize(
