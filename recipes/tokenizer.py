@@ -48,6 +48,19 @@ def train_tokenizer(
     return tokenizer
 
 
+DIALOGUE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ 'User: ' + message['content'] | trim + '\n' }}"
+    "{% elif message['role'] == 'assistant' %}{{ 'Assistant: ' + message['content'] | trim + '\n' }}"
+    "{% else %}{{ raise_exception('the dialogues it was trained on have turns of user and assistant only') }}"
+    "{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+"""The form of the dialogues in the training text. It is not the default template: other texts go in as they are."""
+
+
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
     """Write ``tokenizer.json`` and ``tokenizer_config.json``."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,6 +71,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
         "eos_token": SEPARATOR,
         "model_max_length": context,
         "clean_up_tokenization_spaces": False,
+        "chat_template": [{"name": "dialogue", "template": DIALOGUE}],
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 

@@ -14,6 +14,7 @@ import typer
 
 from lens_tui.records import Arm, ArmEnd, Intervention, LensError, SAEInfo, Sampling, Token
 from lens_tui.records.arm_syntax import ArmSpec, parse_arm
+from lens_tui.records.chat import Turn, as_prompt, last_words, parse_chats, read_chats
 from lens_tui.records.interventions import acting_words
 from lens_tui.records.prompt_set import parse_prompts
 from lens_tui.records.run_record import figures, first_difference, kl_level, perplexity_of
@@ -24,6 +25,7 @@ from . import prompt_table as sets
 from .output import INTERRUPTED, Asked, in_terminal, interruptible, note, print_json, say, say_shaded, sentences
 from .prompt_table import intervention_in_words
 from .sources import (
+    Chat,
     Json,
     MinP,
     Model,
@@ -35,6 +37,7 @@ from .sources import (
     Vectors,
     open_model,
     open_sae,
+    read_conversation,
     read_text,
     within,
 )
@@ -76,6 +79,7 @@ def compare(
     seed: Annotated[int, within("seed", "The same seed gives the same text again.")] = 0,
     stop: Stop = None,
     raw: Raw = False,
+    chat: Chat = "",
     keep: Annotated[bool, typer.Option("--keep", help="Keep the run in the history, for `runs` and `replay`.")] = False,
     features: Annotated[
         int, typer.Option(min=0, max=256, help="SAE features of every token, as the arm had them (with --json).")
@@ -94,24 +98,32 @@ def compare(
     texts: sets.Texts = False,
     rows: sets.Rows = 32,
 ) -> None:
-    """Write on from a prompt, or a set of them, plain and steered.
+    """Write on from a prompt, a conversation or a set of prompts, plain and steered.
 
     All are written in lock step and printed one below the other, with what the steering cost. With --prompts, or
     --scales or --seeds, a table of every prompt under every arm.
     """
     sampling = Sampling(max_tokens, temp, top_p, min_p, top_k, repetition_penalty, seed=seed, stop=tuple(stop or ()))
     specs = [parse_arm(item, 0.0 if scales else None) for item in arm or []]
+    turns: tuple[Turn, ...] = ()
+    if chat:
+        if prompts or scales or seeds:
+            raise LensError("A set of prompts is of texts, not of --chat.", "Leave out one.")
+        turns = read_conversation(chat, prompt)
     if prompts or scales or seeds:
         asked = sets.AskedSet(prompts, prompt, text_key, first, scales, seeds, read_back, column, texts, rows)
         sets.compare_set(asked, specs, model, sae, sampling, raw=raw, json=json, stream=stream)
     else:
-        sets.check_prompt(prompt)
-        text = read_text(prompt)
-        _compare_one(text, specs, model, sae, sampling, raw=raw, keep=keep, features=features, json=json, stream=stream)
+        if not turns:
+            sets.check_prompt(prompt)
+        text = last_words(turns) if turns else read_text(prompt)
+        options: dict[str, Any] = {"raw": raw, "keep": keep, "features": features, "json": json, "stream": stream}
+        _compare_one(text, turns, specs, model, sae, sampling, **options)
 
 
 def _compare_one(
     text: str,
+    turns: tuple[Turn, ...],
     specs: Sequence[ArmSpec],
     model: str,
     sae: str,
@@ -123,21 +135,23 @@ def _compare_one(
     json: bool,
     stream: bool,
 ) -> None:
-    """One prompt under every arm."""
+    """One prompt, or the conversation of ``turns``, under every arm."""
     with open_model(model) as lens:
         vectors = Vectors(lens, sae, model)
         named = [Arm("baseline"), *(vectors.arm(spec) for spec in specs)]
         lacks = lens.info.lacks_template and not raw
         with interruptible() as asked, _watched(lens, sae, model, features) as read:
-            run = lens.compare(text, named, sampling, raw=raw, progress=lambda *_: _go_on(asked))
+            run = lens.compare(as_prompt(text, turns), named, sampling, raw=raw, progress=lambda *_: _go_on(asked))
             tokens, ends = _collect(run, stream=json and stream, stop=asked)
             of_arms = read([[token.token_id for token in came] for came in tokens])
         stopped = any(end.reason == "stopped" for end in ends.values())
-        result = {**record(text, lens.info.name, sampling, named, run, tokens, ends), "stopped": stopped}
+        result = {**record(text, lens.info.name, run.sampling, named, run, tokens, ends), "stopped": stopped}
+        if turns:
+            result["messages"] = as_prompt(text, turns)
         for row, found in zip(result["arms"], of_arms, strict=False):
             row["features"] = found
         if keep:
-            result["run"] = _keep(lens, text, named, run, raw=raw, tokens=tokens, ends=ends, saes=vectors.opened)
+            result["run"] = _keep(lens, text, turns, named, run, raw=raw, tokens=tokens, ends=ends, saes=vectors.opened)
     if json:
         print_json({"event": "Run", **result} if stream else result)
     else:
@@ -190,6 +204,7 @@ def _collect(run: Comparison, *, stream: bool, stop: Callable[[], bool]) -> tupl
 def _keep(
     lens: LensModel,
     prompt: str,
+    turns: tuple[Turn, ...],
     arms: Sequence[Arm],
     run: Comparison,
     *,
@@ -201,7 +216,7 @@ def _keep(
     from lens_tui.records.run_store import RunStore
     from lens_tui.tasks.replay import Gathered
 
-    return RunStore().keep(Gathered(prompt, arms, run, raw, tokens, ends).record(lens, saes))
+    return RunStore().keep(Gathered(prompt, arms, run, raw, turns, tokens, ends).record(lens, saes))
 
 
 def _go_on(asked: Asked) -> None:
@@ -269,7 +284,7 @@ def _print(result: dict[str, Any], tokens: Sequence[Sequence[Token]]) -> None:
         say(f"── {arm['name']}  ({', '.join(facts)})")
         if arm["interventions"] and in_terminal():
             say(f"KL {_bars(came)}")
-        say_shaded([(result["prompt"], 0), *_pieces(came, arm["text"])])
+        say_shaded([("" if "messages" in result else result["prompt"], 0), *_pieces(came, arm["text"])])
         say()
     if any(arm["interventions"] for arm in result["arms"]):
         key = f"  {kl_key()}" if in_terminal() else ""
@@ -298,8 +313,11 @@ def _pieces(tokens: Sequence[Token], text: str) -> Iterator[tuple[str, int]]:
 def generate(
     prompts: Annotated[
         str,
-        typer.Argument(help="A file with one prompt per line, or .jsonl; '-' reads such lines from standard input."),
-    ],
+        typer.Argument(
+            help="A file with one prompt per line, or .jsonl; '-' reads such lines from standard input.",
+            show_default=False,
+        ),
+    ] = "",
     model: Model = "demo",
     sae: SAEName = "",
     arm: Annotated[str, typer.Option("--arm", "-a", help="Steer them all: SOURCE[@LAYER]*SCALE.")] = "",
@@ -316,14 +334,20 @@ def generate(
     rows: Annotated[int, typer.Option(min=1, help="Prompts per forward pass.")] = 32,
     raw: Annotated[bool, typer.Option("--raw", help="Do not apply the chat template.")] = False,
     text_key: TextKey = "prompt",
+    chat: Annotated[
+        str,
+        typer.Option("--chat", help="In place of them a JSON file of messages, or a conversation a line (JSONL)."),
+    ] = "",
     json: Annotated[bool, typer.Option("--json", help="A line of JSON for each prompt, in their order.")] = False,
 ) -> None:
-    """Write on from many prompts, plain or steered."""
+    """Write on from many prompts or conversations, plain or steered."""
     sampling = Sampling(max_tokens, temp, top_p, min_p, top_k, seed=seed, stop=tuple(stop or ()))
-    texts = read_prompts(prompts, text_key)
+    chats = _read_chats(chat, prompts)
+    texts = [last_words(turns) for turns in chats] or read_prompts(prompts, text_key)
+    given = [as_prompt("", turns) for turns in chats] or texts
     with open_model(model) as lens, interruptible() as asked:
         steering = _steering(lens, arm, sae, model)
-        batch = lens.stream_batch(texts, sampling=sampling, interventions=steering, raw=raw, completion_batch_size=rows)
+        batch = lens.stream_batch(given, sampling=sampling, interventions=steering, raw=raw, completion_batch_size=rows)
         came: list[list[Token]] = [[] for _ in texts]
         ends: dict[int, ArmEnd] = {}
         printed, stopped = 0, False
@@ -333,7 +357,7 @@ def generate(
             else:
                 ends[event.arm] = event
             while printed in ends:
-                _show(lens, texts[printed], came[printed], ends[printed], steering, json)
+                _show(lens, given[printed], came[printed], ends[printed], steering, json)
                 printed += 1
             if asked():
                 stopped = True
@@ -343,10 +367,21 @@ def generate(
             if came[at]:
                 text = "".join(token.text for token in came[at])
                 end = ends.get(at, ArmEnd(at, "stopped", len(came[at]), text))
-                _show(lens, texts[at], came[at], end, steering, json)
+                _show(lens, given[at], came[at], end, steering, json)
     if stopped:
         note(f"mlx-lens-tui: stopped; {len(ends)} of {len(texts)} prompts have ended.")
         raise SystemExit(asked.status)
+
+
+def _read_chats(chat: str, prompts: str) -> list[tuple[Turn, ...]]:
+    """The conversations of ``--chat``. Raises :class:`LensError` where prompts are given too, or neither."""
+    if bool(chat) == bool(prompts):
+        raise LensError(
+            "Prompts and --chat were both given." if chat else "There are no prompts.", "Name a file of one of them."
+        )
+    if not chat:
+        return []
+    return parse_chats(read_text("-"), "standard input") if chat == "-" else read_chats(chat)
 
 
 def read_prompts(prompts: str, text_key: str) -> list[str]:
@@ -367,7 +402,7 @@ def _steering(lens: LensModel, arm: str, sae: str, model: str) -> tuple[Interven
 
 def _show(
     lens: LensModel,
-    prompt: str,
+    asked: str | list[dict[str, str]],
     tokens: Sequence[Token],
     end: ArmEnd,
     steering: Sequence[Intervention],
@@ -378,7 +413,7 @@ def _show(
             {
                 "model": lens.info.name,
                 "index": end.arm,
-                "prompt": prompt,
+                **({"prompt": asked} if isinstance(asked, str) else {"messages": asked}),
                 "text": end.text,
                 "reason": end.reason,
                 "token_ids": [token.token_id for token in tokens],
@@ -389,7 +424,7 @@ def _show(
         )
         return
     say(f"── {end.arm}  ({len(tokens)} tokens)")
-    say(prompt + end.text)
+    say((asked if isinstance(asked, str) else "") + end.text)
     say()
 
 

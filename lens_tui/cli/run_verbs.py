@@ -91,11 +91,13 @@ def show(run: Run, json: Json = False) -> None:
     if made.version:
         say(f"mlx-lens-tui {made.version}, MLX {made.mlx}, {made.device}, {made.weights or made.dtype}")
     say()
+    for turn in record.turns:
+        say(f"{turn.role}: {turn.content}\n")
     for kept in record.arms:
         found = figures(kept.tokens)
         facts = [f"{len(kept.tokens)} tokens", *_facts(found, steered=not kept.arm.is_baseline)]
         say(f"── {kept.arm.name}  ({', '.join(facts)})")
-        say(record.prompt + kept.text)
+        say(record.before + kept.text)
         say()
     for item in judged:
         say(f"judged blind: {'a tie' if item.chosen is None else record.arms[item.chosen].arm.name + ' preferred'}")
@@ -282,7 +284,7 @@ def _print(record: RunRecord, again: RunRecord, found: Replay) -> None:
         at = places.get(kept.arm.name)
         how = "the same" if at is None else f"differs from token {at}"
         say(f"── {kept.arm.name}  ({len(kept.tokens)} tokens, {how})")
-        say(again.prompt + kept.text)
+        say(again.before + kept.text)
         say()
     say(found.sentence())
     _more(found.causes[2:])

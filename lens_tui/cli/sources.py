@@ -12,6 +12,7 @@ import typer
 from lens_tui import demo
 from lens_tui.records import Arm, LensError, SAEInfo, SteeringVector
 from lens_tui.records.arm_syntax import ArmSpec, Term
+from lens_tui.records.chat import Turn, parse_chat, read_chat
 from lens_tui.records.run import LIMITS
 from lens_tui.records.sanitise import one_line
 
@@ -35,6 +36,13 @@ SAEName = Annotated[
 Convention = Annotated[
     str, typer.Option(help="How promoted tokens are found: norm (final norm's gain folded in) or raw.")
 ]
+Chat = Annotated[
+    str,
+    typer.Option(
+        "--chat",
+        help='A JSON file of messages, [{"role": "user", "content": ...}, ...]; a prompt beside it is said next.',
+    ),
+]
 TextKey = Annotated[str, typer.Option(help="In JSONL, the key that holds the text.")]
 
 
@@ -53,6 +61,19 @@ TopK = Annotated[int, within("top_k", "Sample among this many of the likeliest t
 
 asked_dequantize: ContextVar[Dequantize | None] = ContextVar("asked_dequantize", default=None)
 """What ``--dequantize`` says, which comes before the verb."""
+
+
+def read_conversation(file: str, prompt: str = "") -> tuple[Turn, ...]:
+    """The conversation of ``--chat``, with what the user says next if a prompt is given beside it.
+
+    Raises :class:`LensError` for a file that is not one, and where nobody asks anything.
+    """
+    turns = parse_chat(read_text("-"), "standard input") if file == "-" else read_chat(file)
+    if prompt:
+        turns = (*turns, Turn("user", read_text(prompt)))
+    if turns[-1].role == "assistant":
+        raise LensError("The conversation ends with the assistant.", "Give what the user says next as the prompt.")
+    return turns
 
 
 def read_text(argument: str) -> str:

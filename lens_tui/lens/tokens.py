@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from lens_tui.records import LensError
 from lens_tui.records.sanitise import one_line, sanitise_token
 
+from .chat_layout import between_turns, characters_of, contents_in, template_tokens
+
 Message = Mapping[str, str]
 Prompt = str | Sequence[int] | Sequence[Message]
 Span = tuple[str, int, int]
@@ -26,13 +28,16 @@ class EncodedPrompt:
     """Token ids of a prompt, and the spans of its chat roles where it went through a template.
 
     ``thinking`` are the ids of the markers that thinking stands between, if the
-    model has single-token ones; ``inside`` whether the prompt ends between them.
+    model has single-token ones; ``inside`` whether the prompt ends between them. Among ``spans`` are those of
+    ``thinking``, and as ``template`` the tokens that hold nothing of a message's content. ``stop`` are texts that end
+    an answer where none of the model's own stops does: what the template puts behind it.
     """
 
     ids: tuple[int, ...]
     spans: tuple[Span, ...] | None = None
     thinking: tuple[int, int] | None = None
     inside: bool = False
+    stop: tuple[str, ...] = ()
 
 
 class Detokenizer(Protocol):
@@ -85,7 +90,29 @@ class Tokens:
     @property
     def has_chat_template(self) -> bool:
         """Whether prompts go through a chat template unless ``raw`` is asked for."""
+        return self.takes_chat and self._template_name is None
+
+    @property
+    def takes_chat(self) -> bool:
+        """Whether chat messages can be given: there is a template, be it one that is only for them."""
         return self.tokenizer is not None and bool(self.tokenizer.has_chat_template)
+
+    @cached_property
+    def _template_name(self) -> str | None:
+        """The template's name where there are several and none is the default: texts then go in as they are."""
+        several = getattr(self.tokenizer, "chat_template", None)
+        return next(iter(several)) if isinstance(several, Mapping) and several and "default" not in several else None
+
+    @cached_property
+    def chat_stop(self) -> tuple[str, ...]:
+        """The text that ends an answer in a template that sets turns apart by plain text; else nothing."""
+        between = between_turns(lambda messages: self._text(messages, reply=False)).rstrip(" ")
+        special = {*getattr(self.tokenizer, "all_special_tokens", ()), *self._added()}
+        return (between,) if between.strip() and not any(name in between for name in special) else ()
+
+    def _added(self) -> Iterable[str]:
+        added: Any = getattr(self.tokenizer, "get_added_vocab", None)
+        return added() if added is not None else ()
 
     def special_ids(self) -> frozenset[int]:
         """BOS, end of text and the tokenizer's other special tokens."""
@@ -118,7 +145,7 @@ class Tokens:
                 return EncodedPrompt(self.encode(prompt))
             return self._chat([{"role": "user", "content": prompt}])
         if isinstance(prompt, (list, tuple)) and prompt and isinstance(prompt[0], Mapping):
-            if not self.has_chat_template:
+            if not self.takes_chat:
                 raise LensError(
                     "This model has no chat template: none of its files has one.", "Give the prompt as text."
                 )
@@ -167,12 +194,18 @@ class Tokens:
         return self.check(ids)
 
     def _render(self, messages: Sequence[Message], *, reply: bool) -> tuple[int, ...]:
+        return self._one_bos([int(token) for token in self._apply(messages, tokenize=True, reply=reply)])
+
+    def _text(self, messages: Sequence[Message], *, reply: bool) -> str:
+        return str(self._apply(messages, tokenize=False, reply=reply))
+
+    def _apply(self, messages: Sequence[Message], *, tokenize: bool, reply: bool) -> Any:
         assert self.tokenizer is not None
+        named = {"chat_template": self._template_name} if self._template_name is not None else {}
         with _bounded():
-            ids = self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages], tokenize=True, add_generation_prompt=reply
+            return self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages], tokenize=tokenize, add_generation_prompt=reply, **named
             )
-        return self._one_bos([int(token) for token in ids])
 
     def _chat(self, messages: Sequence[Message]) -> EncodedPrompt:
         for message in messages:
@@ -188,7 +221,22 @@ class Tokens:
             ) from error
         markers = self._markers()
         thoughts, inside = _thoughts(ids, markers)
-        return EncodedPrompt(ids, (*self._spans(messages, ids), *thoughts), markers, inside)
+        own = self._templates(messages, ids, [(start, stop) for _, start, stop in thoughts])
+        return EncodedPrompt(ids, (*self._spans(messages, ids), *thoughts, *own), markers, inside, self.chat_stop)
+
+    def _templates(
+        self, messages: Sequence[Message], ids: tuple[int, ...], thinking: list[tuple[int, int]]
+    ) -> list[Span]:
+        """The spans that the template put around the contents; none where that cannot be told."""
+        try:
+            text, contents = contents_in(messages, lambda some: self._text(some, reply=True))
+        except Exception:  # a template that gives ids and no text
+            return []
+        fast = getattr(self.tokenizer, "_tokenizer", self.tokenizer)
+        reach = characters_of(fast, text, ids) if contents is not None else None
+        if reach is None or contents is None:
+            return []
+        return [("template", start, stop) for start, stop in template_tokens(reach, contents, thinking)]
 
     def _markers(self) -> tuple[int, int] | None:
         start, end = (getattr(self.tokenizer, name, None) for name in ("think_start_tokens", "think_end_tokens"))

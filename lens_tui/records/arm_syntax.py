@@ -4,8 +4,8 @@ An arm is one or more terms joined by ``+``; a term is a source, an optional
 layer after ``@`` and a scale after ``*``. A source is a feature id of the SAE
 (``f2666`` or ``2666``), ``random:SEED``, the path of a vector file, or the name of a
 bundled vector. After the scale may come a mode and positions, each after a colon:
-``f2666*0.5:norm_match``, ``f75:project_out``, ``f2666*22:generated``. They are those
-of ``records.interventions``.
+``f2666*0.5:norm_match``, ``f75:project_out``, ``f2666*22:generated``, and in a chat
+``f2666*22:user``. They are those of ``records.interventions``.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from .errors import LensError
-from .interventions import MODES, POSITIONS, BenchRow, mode_of, positions_of
+from .interventions import MODES, POSITIONS, ROLES, BenchRow, mode_of, positions_of
 from .steering_vector import SteeringVector
 
-_WORDS = rf"(?::(?:{'|'.join([mode.id for mode in MODES] + list(POSITIONS))})\b)*"
+_WORDS = rf"(?::(?:{'|'.join([mode.id for mode in MODES] + [*POSITIONS, *ROLES])})\b)*"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _TERM = re.compile(rf"^(?P<source>.+?)(?:@(?P<layer>-?[0-9]{{1,9}}))?(?:\*(?P<scale>{_NUMBER}))?(?P<words>{_WORDS})$")
 _BETWEEN = re.compile(rf"(?<=\*)({_NUMBER}{_WORDS})\s*\+\s*|(:project_out{_WORDS})\s*\+\s*")
@@ -33,7 +33,7 @@ class Term:
     """A row as it is written down, before its vector is found: on the command line, or in the bundled comparison.
 
     ``source`` is the number of a feature (of ``sae``, where one is named), a seed, or a file's path. ``layer`` ``None``
-    is that of the vector. ``positions`` is one of ``POSITIONS``.
+    is that of the vector. ``positions`` is one of ``POSITIONS`` or ``ROLES``.
     """
 
     kind: Literal["feature", "random", "file"]
@@ -94,7 +94,8 @@ def _split(body: str) -> list[str]:
 def _term(part: str, whole: str, default: float | None) -> Term:
     match = _TERM.match(part.strip())
     words = match["words"].split(":")[1:] if match else []
-    modes, places = [word for word in words if word not in POSITIONS], [word for word in words if word in POSITIONS]
+    known = {mode.id for mode in MODES}
+    modes, places = [word for word in words if word in known], [word for word in words if word not in known]
     mode = modes[0] if modes else "add"
     if mode_of(mode).amount == "":
         default = 0.0

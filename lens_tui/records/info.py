@@ -29,6 +29,8 @@ class ModelInfo:
     """A loaded model: who it is and its shape. Sizes are bytes.
 
     ``quantization`` is that of its files; ``weights`` says how they are held if not so ("": as in the files).
+    ``has_chat_template``: texts go through the chat template; ``takes_chat``: conversations can be given, be it
+    through a template that is only for them.
     """
 
     name: str
@@ -45,6 +47,7 @@ class ModelInfo:
     bos_token_id: int | None
     device: str
     weights: str = ""
+    takes_chat: bool = False
 
     @property
     def lacks_template(self) -> bool:

@@ -34,8 +34,9 @@ class Positions:
     first generated token. ``last`` is the last prompt position alone; of a text
     that nothing is generated from, its last position. ``indices`` holds absolute
     positions (a negative one counts from the end of the prompt), ``start`` and
-    ``stop`` bound a slice, ``role`` names a role of the chat template (``system``,
-    ``user``, ``assistant``, ``thinking``; generated tokens are the assistant's).
+    ``stop`` bound a slice, ``role`` names a role of the chat template: ``system``, ``user`` and ``assistant`` are the
+    whole turns of those (generated tokens are the assistant's), ``thinking`` what stands between the markers of
+    thinking, ``template`` the tokens that the template puts around the contents, in every turn.
     ``not_bos`` is every position whose token is not BOS.
 
     Where positions are taken, the name of a kind that needs nothing else (``"generated"``), a number, a list or
@@ -315,6 +316,15 @@ POSITIONS: dict[PositionKind, str] = {
 }
 """The kinds of positions that need nothing else said, and what they are called."""
 
+ROLES: dict[str, str] = {
+    "system": "the system's turn",
+    "user": "the user's turns",
+    "assistant": "the assistant's turns",
+    "thinking": "the thinking",
+    "template": "the template's own tokens",
+}
+"""The roles that positions can be of where the prompt is a chat, and what they are called."""
+
 
 def mode_of(name: str) -> Mode:
     """The mode of that id. Raises :class:`LensError` with those there are."""
@@ -325,20 +335,29 @@ def mode_of(name: str) -> Mode:
 
 
 def positions_of(name: str) -> Positions:
-    """Positions by the name of their kind. Raises :class:`LensError` with those there are."""
+    """Positions by the name of their kind, or of a chat's role. Raises :class:`LensError` with those there are."""
+    if name in ROLES:
+        return Positions("role", role=name)
     if name not in POSITIONS:
-        raise LensError(f"There are no positions {name!r}.", f"Use one of {', '.join(POSITIONS)}.")
+        raise LensError(f"There are no positions {name!r}.", f"Use one of {', '.join([*POSITIONS, *ROLES])}.")
     return Positions(next(kind for kind in get_args(PositionKind) if kind == name))
 
 
+def positions_name(positions: Positions) -> str:
+    """The name that :func:`positions_of` takes for these positions; ``""`` where they have none."""
+    if positions.kind in POSITIONS:
+        return positions.kind
+    return positions.role if positions.kind == "role" and positions.role in ROLES else ""
+
+
 def positions_text(positions: Positions) -> str:
-    """Positions in words: ``generated only``, ``tokens 3, 5``, ``tokens 2 to 8``, ``the user's``."""
+    """Positions in words: ``generated only``, ``tokens 3, 5``, ``tokens 2 to 8``, ``the user's turns``."""
     if positions.kind in POSITIONS:
         return POSITIONS[positions.kind]
     if positions.kind == "indices":
         return f"tokens {', '.join(map(str, positions.indices))}"
     if positions.kind == "role":
-        return f"the {positions.role}'s"
+        return ROLES.get(positions.role, f"the {positions.role}'s turns")
     return f"tokens {positions.start} to {'the end' if positions.stop is None else positions.stop}"
 
 
@@ -449,5 +468,6 @@ def acting_words(interventions: Iterable[Intervention]) -> list[str]:
     for item in interventions:
         amount = amount_of(item)
         scale = "" if amount is None else f" {amount:g}"
-        found.append(f"{item.mode}{scale} at layer {item.layer} {item.site}, {item.positions.kind}")
+        where = positions_name(item.positions) or item.positions.kind
+        found.append(f"{item.mode}{scale} at layer {item.layer} {item.site}, {where}")
     return found

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from .chat import Turn, as_prompt
 from .interventions import Arm, Intervention
 from .run import Sampling, Token
 
@@ -74,7 +75,10 @@ def _scales(interventions: Sequence[Intervention]) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A kept run. ``created`` is seconds since 1970 (UTC); ``id`` 0 means not stored."""
+    """A kept run. ``created`` is seconds since 1970 (UTC); ``id`` 0 means not stored.
+
+    ``turns`` are the conversation that the arms answer, of which ``prompt`` is then what the user said last.
+    """
 
     model: str
     prompt: str
@@ -86,6 +90,17 @@ class RunRecord:
     state: State = "done"
     id: int = 0
     made: MadeWith = field(default_factory=MadeWith)
+    turns: tuple[Turn, ...] = ()
+
+    @property
+    def asked(self) -> str | list[dict[str, str]]:
+        """What the model was given: a text, or chat messages."""
+        return as_prompt(self.prompt, self.turns)
+
+    @property
+    def before(self) -> str:
+        """What a text is shown after, to be read as one with it: the prompt, but not what was said in a chat."""
+        return "" if self.turns else self.prompt
 
     @property
     def is_whole(self) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .chat import Turn
 from .codec import from_json, to_json
 from .disk import is_owner_alive, own_birth
 from .interventions import Arm
@@ -78,6 +79,7 @@ RUNS = Family(
         """,
         "ALTER TABLE run ADD COLUMN born TEXT NOT NULL DEFAULT '';",
         "ALTER TABLE run ADD COLUMN made TEXT NOT NULL DEFAULT '{}';",
+        "ALTER TABLE run ADD COLUMN turns TEXT NOT NULL DEFAULT '[]';",
     ),
 )
 
@@ -111,15 +113,16 @@ class RunStore:
         raw: bool = False,
         prompt_ids: Sequence[int] = (),
         made: MadeWith | None = None,
+        turns: Sequence[Turn] = (),
     ) -> int:
         """Write down a run that begins; returns its id."""
         owner, settings, ids = (os.getpid(), own_birth()), _dump(sampling), _dump(list(prompt_ids))
         named = ("running", _storable(model), _storable(prompt), raw)
-        values = (time.time(), *owner, *named, settings, ids, _dump(made or MadeWith()))
+        values = (time.time(), *owner, *named, settings, ids, _dump(made or MadeWith()), _dump(list(turns)))
         with self.store.write() as connection:
             cursor = connection.execute(
-                "INSERT INTO run (created, owner, born, state, model, prompt, raw, sampling, prompt_ids, made) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO run (created, owner, born, state, model, prompt, raw, sampling, prompt_ids, made, turns) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 values,
             )
             run = int(cursor.lastrowid or 0)
@@ -173,9 +176,8 @@ class RunStore:
     def keep(self, run: RunRecord) -> int:
         """Write down a run that is over; returns its id."""
         arms, made = [kept.arm for kept in run.arms], run.made
-        number = self.begin(
-            run.model, run.prompt, arms, run.sampling, raw=run.raw, prompt_ids=run.prompt_ids, made=made
-        )
+        facts: dict[str, Any] = {"raw": run.raw, "prompt_ids": run.prompt_ids, "made": made, "turns": run.turns}
+        number = self.begin(run.model, run.prompt, arms, run.sampling, **facts)
         for place, kept in enumerate(run.arms):
             self.add(number, kept.tokens)
             self.end_arm(number, place, kept.reason, kept.dose)
@@ -209,6 +211,7 @@ class RunStore:
                 state=row["state"],
                 id=run,
                 made=from_json(MadeWith, json.loads(row["made"])),
+                turns=tuple(from_json(Turn, turn) for turn in json.loads(row["turns"])),
             )
 
     def list(self, words: str = "", limit: int = 100) -> list[RunSummary]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from . import disk, paths
+from .chat import Turn
 from .codec import from_json, to_json
 from .disk import is_owner_alive, own_birth
 from .errors import LensError
@@ -34,7 +35,10 @@ MOST_KEPT = 20
 
 @dataclass(frozen=True, slots=True)
 class SavedSession:
-    """The parts of a session that are worth taking up again. ``model`` and ``sae`` are ids to load by."""
+    """The parts of a session that are worth taking up again. ``model`` and ``sae`` are ids to load by.
+
+    ``turns`` are the conversation before the prompt; ``chat`` whether prompts go in as one, ``None`` as is usual.
+    """
 
     model: str = ""
     sae: str = ""
@@ -42,6 +46,8 @@ class SavedSession:
     prompt: str = ""
     sampling: Sampling = field(default_factory=Sampling)
     steers: tuple[BenchRow, ...] = ()
+    turns: tuple[Turn, ...] = ()
+    chat: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lens_tui.records import Arm, ArmEnd, ClampFeature, Intervention, LensError, Token
+from lens_tui.records.chat import Turn
 from lens_tui.records.run_record import ArmRecord, RunRecord, first_difference
 
 from .made_with import made_with
@@ -193,6 +194,7 @@ class Gathered:
     arms: Sequence[Arm]
     comparison: Comparison
     raw: bool = False
+    turns: tuple[Turn, ...] = ()
     tokens: list[list[Token]] = field(default_factory=list)
     ends: dict[int, ArmEnd] = field(default_factory=dict)
 
@@ -222,6 +224,7 @@ class Gathered:
             prompt_ids=self.comparison.prompt_ids,
             state="done" if whole else "stopped",
             made=made_with(lens.info, self.arms, saes, self.comparison.batch_rows),
+            turns=self.turns,
         )
 
 
@@ -252,8 +255,8 @@ def run_again(
     arms = [kept.arm for kept in run.arms]
     saes = attach(lens, arms, find)
     changes = changes_of(run)
-    comparison = lens.compare(run.prompt, arms, run.sampling_again, raw=run.raw, top=5, progress=progress)
-    gathered = Gathered(run.prompt, arms, comparison, run.raw)
+    comparison = lens.compare(run.asked, arms, run.sampling_again, raw=run.raw, top=5, progress=progress)
+    gathered = Gathered(run.prompt, arms, comparison, run.raw, run.turns)
     for event in comparison:
         gathered.take(event)
         follow(comparison, changes, event)

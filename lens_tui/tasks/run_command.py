@@ -10,7 +10,7 @@ from pathlib import Path
 from lens_tui import demo
 from lens_tui.records import Arm, Intervention, LensError, Sampling, SteeringVector
 from lens_tui.records.arm_syntax import Term, exact, written_arm
-from lens_tui.records.interventions import POSITIONS, amount_of
+from lens_tui.records.interventions import amount_of, positions_name
 from lens_tui.records.run_record import ArmRecord, MadeWith, RunRecord
 from lens_tui.records.sanitise import one_line, sanitise
 
@@ -41,12 +41,12 @@ class _Command:
         return ["--arm", written_arm(arm.name, known, f"arm {number}")] if known else []
 
     def _term(self, item: Intervention) -> Term | None:
-        amount, vector, kind = amount_of(item), getattr(item, "vector", None), item.positions.kind
-        sayable = kind in POSITIONS and item.precision == "model" and amount is not None
+        amount, vector, where = amount_of(item), getattr(item, "vector", None), positions_name(item.positions)
+        sayable = bool(where) and item.precision == "model" and amount is not None
         if vector is not None and sayable and item.site == vector.site:
             term = self._source(vector, item.layer)
             if term is not None and amount is not None:
-                return replace(term, scale=amount, mode=item.mode, positions=kind)
+                return replace(term, scale=amount, mode=item.mode, positions=where)
         self.left_out.append(getattr(vector, "name", item.id))
         return None
 
@@ -90,7 +90,7 @@ def as_command(run: RunRecord, keep: KeepVector | None = None, keep_run: KeepRun
     for number, kept in enumerate(run.arms):
         if number or not kept.arm.is_baseline or kept.changes:
             words += made.arm(number, kept)
-    made.left_out += _unsayable(run.sampling)
+    made.left_out += _unsayable(run.sampling) + (["the turns before"] if run.turns else [])
     if made.left_out and (named := _replay_words(run, keep_run, made.remarks)):
         return " ".join(map(quoted, named))
     if made.sae:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lens_tui.records import Arm, LensError, Sampling, Token
+from lens_tui.records.chat import Turn
 from lens_tui.records.codec import from_json, to_json
 from lens_tui.records.disk import write_text
 from lens_tui.records.read_files import read_json
@@ -44,6 +45,7 @@ def as_data(run: RunRecord) -> dict[str, Any]:
         "model": run.model,
         "made_with": to_json(run.made),
         "prompt": run.prompt,
+        "messages": to_json(run.turns),
         "raw": run.raw,
         "prompt_ids": list(run.prompt_ids),
         "sampling": to_json(run.sampling),
@@ -108,6 +110,7 @@ def from_data(data: Any, what: str = "The run") -> RunRecord:
             created=float(data["created"]),
             state=data["state"],
             made=from_json(MadeWith, data["made_with"]),
+            turns=tuple(from_json(Turn, turn) for turn in data.get("messages", ())),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         said = one_line(f"{type(error).__name__}: {error}", 120)
@@ -165,6 +168,14 @@ def as_csv(run: RunRecord) -> str:
     return out.getvalue()
 
 
+def _asked(run: RunRecord) -> list[str]:
+    """The prompt, or the conversation turn by turn."""
+    if not run.turns:
+        return ["Prompt:", "", *_quote(run.prompt)]
+    parts = [[f"{one_line(turn.role, 40)}:", "", *_quote(turn.content), ""] for turn in run.turns]
+    return [line for part in parts for line in part][:-1]
+
+
 def as_markdown(run: RunRecord) -> str:
     """The run to be read: a table of figures, then every arm's text."""
     sampling = run.sampling
@@ -173,9 +184,7 @@ def as_markdown(run: RunRecord) -> str:
         "",
         f"Seed {sampling.seed}, temperature {sampling.temp:g}, at most {sampling.max_tokens} tokens.",
         "",
-        "Prompt:",
-        "",
-        *_quote(run.prompt),
+        *_asked(run),
         "",
         "| arm | tokens | mean logp | ppl | plain ppl | mean KL (nat) | moved | parts at |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",

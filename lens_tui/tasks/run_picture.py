@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 from lens_tui.records import Token
+from lens_tui.records.chat import Turn
 from lens_tui.records.run_record import KL_STEPS, ArmRecord, RunRecord, figures, kl_level
 from lens_tui.records.sanitise import sanitise
 
@@ -38,7 +39,8 @@ def as_svg(run: RunRecord) -> str:
     sampling = run.sampling
     settings = f"seed {sampling.seed} · temperature {sampling.temp:g} · at most {sampling.max_tokens} tokens"
     lines: list[list[_Piece]] = [[_words(run.model or "model", "b")], [_words(settings, "m")], []]
-    lines += [*_flow([(run.prompt, 0)], "m"), []]
+    for turn in run.turns or (Turn("", run.prompt),):
+        lines += [*_flow([(f"{turn.role}: {turn.content}" if turn.role else turn.content, 0)], "m"), []]
     for kept in run.arms:
         lines += [[_words(kept.arm.name, "b")], [_words(_facts(kept), "m")], *_arm_lines(kept), []]
     steps = " · ".join(f"{step:g}" for step in KL_STEPS)

@@ -147,7 +147,7 @@ def _asked(run: RunRecord) -> list[str]:
     rows = [_numbers([token.token_id for token in kept.tokens], "    ") for kept in run.arms]
     return [
         "",
-        f"PROMPT = {run.prompt!r}",
+        f"PROMPT = {run.asked!r}",
         f"PROMPT_IDS = {_numbers(run.prompt_ids)}",
         "EXPECTED = [",
         *(f"    {row}," for row in rows),
@@ -245,7 +245,7 @@ def _loop(*, changes: bool, whole: bool) -> list[str]:
         "    same = True",
         "    for name, text, came, expected in zip(run.arms, run.texts, run.token_ids, EXPECTED, strict=True):",
         "        ids = list(came)",
-        '        print(sanitise(f"── {name}\\n{PROMPT}{text}\\n"))',
+        '        print(sanitise(f"── {name}\\n{text if isinstance(PROMPT, list) else PROMPT + text}\\n"))',
         *cut,
         "        if ids != expected:",
         "            pairs = zip(ids, expected, strict=False)",

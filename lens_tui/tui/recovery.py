@@ -28,7 +28,9 @@ def saved(session: Session, model: str, screen: str, wanted_sae: str = "") -> Sa
     from lens_tui.records.session_file import SavedSession
 
     sae = next((sae.path for sae in session.saes if sae.id == session.sae), wanted_sae)
-    return SavedSession(model, sae, screen, session.prompt, session.sampling, session.steers)
+    return SavedSession(
+        model, sae, screen, session.prompt, session.sampling, session.steers, session.turns, session.chat
+    )
 
 
 def steers_of(session: SavedSession) -> tuple[BenchRow, ...]:
@@ -114,7 +116,8 @@ class Recovery:
         if session is None:
             return
         self._taking = item
-        app.store.update(prompt=session.prompt, sampling=session.sampling, steers=steers_of(session))
+        asked = {"prompt": session.prompt, "turns": session.turns, "chat": session.chat}
+        app.store.update(**asked, sampling=session.sampling, steers=steers_of(session))
         app.store.forget_edits()
         if session.screen in dict(SCREENS):
             app.action_show(session.screen)

@@ -25,6 +25,7 @@ from lens_tui.records import (
     Token,
     TokenWeight,
 )
+from lens_tui.records.chat import Turn
 from lens_tui.records.interventions import BenchRow
 from lens_tui.records.run_record import ArmRecord, MadeWith, RunRecord, State, kl_level, perplexity_of
 from lens_tui.worker.events import (
@@ -66,7 +67,8 @@ class Written:
 class Session:
     """The model, its SAEs, the bench, the prompt, the sampling settings, and what the last run wrote.
 
-    ``fits`` says of SAEs that were measured whether they fit the model, by their id.
+    ``fits`` says of SAEs that were measured whether they fit the model, by their id. ``turns`` are the conversation
+    before the prompt; ``chat`` whether the prompt goes in as one, ``None`` as is usual for the model.
     """
 
     model: ModelInfo | None = None
@@ -77,6 +79,24 @@ class Session:
     sampling: Sampling = field(default_factory=Sampling)
     written: tuple[Written, ...] = ()
     fits: tuple[tuple[str, FitReport], ...] = ()
+    turns: tuple[Turn, ...] = ()
+    chat: bool | None = None
+
+    @property
+    def chatting(self) -> bool:
+        """Whether the prompt is what a user says in a conversation."""
+        model = self.model
+        if model is None or not model.takes_chat:
+            return False
+        return model.has_chat_template if self.chat is None else self.chat
+
+    @property
+    def question(self) -> tuple[str, tuple[Turn, ...], bool]:
+        """What a run would ask: the prompt, the conversation it is the end of, and whether it goes in as it is."""
+        usual = self.model is not None and self.model.has_chat_template
+        if self.chatting and (self.turns or not usual):
+            return self.prompt, (*self.turns, Turn("user", self.prompt)), False
+        return self.prompt, (), usual and self.chat is False
 
     @property
     def sae_in_use(self) -> SAEInfo | None:
@@ -110,13 +130,13 @@ Listener = Callable[[Session, Session], None]
 
 
 class SessionStore:
-    """Holds the session, tells listeners of each change, and remembers steers for undo."""
+    """Holds the session, tells listeners of each change, and remembers steers and turns for undo."""
 
     def __init__(self, session: Session | None = None) -> None:
         self.session = session or Session()
         self._listeners: list[Listener] = []
-        self._undo: deque[tuple[BenchRow, ...]] = deque(maxlen=MOST_UNDONE)
-        self._redo: deque[tuple[BenchRow, ...]] = deque(maxlen=MOST_UNDONE)
+        self._undo: deque[dict[str, Any]] = deque(maxlen=MOST_UNDONE)
+        self._redo: deque[dict[str, Any]] = deque(maxlen=MOST_UNDONE)
         self._made = 0
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
@@ -131,9 +151,17 @@ class SessionStore:
         if new == old:
             return
         if new.steers != old.steers:
-            self._undo.append(old.steers)
-            self._redo.clear()
+            self._remember("steers")
         self._set(new)
+
+    def speak(self, turns: tuple[Turn, ...], prompt: str) -> None:
+        """Go on in a conversation, or elsewhere in it, which can be undone."""
+        self._remember("turns", "prompt")
+        self._set(replace(self.session, turns=turns, prompt=prompt))
+
+    def _remember(self, *names: str) -> None:
+        self._undo.append({name: getattr(self.session, name) for name in names})
+        self._redo.clear()
 
     def add_steer(
         self,
@@ -198,18 +226,19 @@ class SessionStore:
         self._redo.clear()
 
     def undo(self) -> bool:
-        """Take back the last edit of the steers; false if there is none."""
+        """Take back the last edit of the steers, or turn of the conversation; false if there is none."""
         return self._swap(self._undo, self._redo)
 
     def redo(self) -> bool:
         """Do again what was undone; false if there is nothing."""
         return self._swap(self._redo, self._undo)
 
-    def _swap(self, source: deque[tuple[BenchRow, ...]], target: deque[tuple[BenchRow, ...]]) -> bool:
+    def _swap(self, source: deque[dict[str, Any]], target: deque[dict[str, Any]]) -> bool:
         if not source:
             return False
-        target.append(self.session.steers)
-        self._set(replace(self.session, steers=source.pop()))
+        before = source.pop()
+        target.append({name: getattr(self.session, name) for name in before})
+        self._set(replace(self.session, **before))
         return True
 
     def _set(self, new: Session) -> None:
@@ -377,7 +406,7 @@ class RunText:
 
     ``steers`` is the bench as it was, so that the run can be put back; ``source``
     is what the model can be loaded by again; ``kept`` is its number in the history on disk, 0 where none is kept.
-    ``again`` is the run that this one repeats, token for token.
+    ``again`` is the run that this one repeats, token for token; ``turns`` the conversation that it answers.
     """
 
     number: int
@@ -397,6 +426,7 @@ class RunText:
     made: MadeWith = field(default_factory=MadeWith)
     created: float = 0.0
     again: RunText | None = None
+    turns: tuple[Turn, ...] = ()
 
     @classmethod
     def begin(cls, number: int, session: Session) -> RunText:
@@ -409,22 +439,28 @@ class RunText:
             made = made_with(session.model, [arm for _, arm in arms], session.saes)
         texts = tuple(ArmText(place, arm) for place, arm in arms)
         name = session.model.name if session.model else ""
-        run = cls(number, session.prompt, session.sampling, texts, session.steers, name, made.source)
-        run.made = made
+        prompt, turns, raw = session.question
+        run = cls(number, prompt, session.sampling, texts, session.steers, name, made.source, raw)
+        run.made, run.turns = made, turns
         return run
+
+    @property
+    def question(self) -> tuple[str, tuple[Turn, ...], bool]:
+        """What it asks, as of :attr:`Session.question`."""
+        return self.prompt, self.turns, self.raw
 
     def repeat(self) -> RunText:
         """This run to be made again, from its record: arms as they were, as many tokens as came if it was cut off."""
         arms = tuple(ArmText(text.number, text.arm) for text in self.arms)
         sampling = self.record().sampling_again
         run = RunText(0, self.prompt, sampling, arms, self.steers, self.model, self.source, self.raw)
-        run.again, run.made = self, self.made
+        run.again, run.made, run.turns = self, self.made, self.turns
         return run
 
     def is_of(self, other: RunText) -> bool:
         """Whether it is of the same prompt, settings and arms as another, and they were not changed meanwhile."""
         mine, others = ([arm.interventions for arm in run.arms] for run in (self, other))
-        return (self.prompt, self.sampling, mine) == (other.prompt, other.sampling, others)
+        return (self.question, self.sampling, mine) == (other.question, other.sampling, others)
 
     def record(self) -> RunRecord:
         """The run as far as it has come, as it is kept and exported."""
@@ -440,6 +476,7 @@ class RunText:
             state,
             self.kept,
             self.made,
+            self.turns,
         )
 
     @property
@@ -513,23 +550,6 @@ def summary(sampling: Sampling) -> str:
         if getattr(sampling, name)
     ]
     return " · ".join([*parts, f"max {sampling.max_tokens}"])
-
-
-def settings_parts(
-    session: Session, run: RunText | None, runs: int, stale: bool, shade: str, key: Callable[[str], str]
-) -> list[tuple[str, str]]:
-    """The line under the prompt, as texts and styles: the settings, the shade, which run it is and what to press."""
-    parts = [(summary(session.sampling), "")]
-    if session.model is not None and session.model.lacks_template:
-        parts.append((" · no chat template", "$warning"))
-    parts.append((f" · shade: {shade}", "$muted"))
-    if run is None:
-        parts.append((f" · {key('app.run')} runs, {key('generate.prompt')} writes the prompt", "$muted"))
-        return parts if session.steers else [*parts, (f", {key('app.steer')} makes a vector", "$muted")]
-    parts.append((f" · run {run.number} of {runs}", "$muted"))
-    if stale and not run.going:
-        parts.append((f" · changed since: {key('app.run')} runs it", "$accent"))
-    return parts
 
 
 def token_levels(arm: ArmText, measure: Measure, baseline: ArmText, start: int = 0) -> list[int]:

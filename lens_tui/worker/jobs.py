@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from lens_tui.records import Arm, Intervention, Sampling, SteeringVector
+from lens_tui.records.chat import Turn
 from lens_tui.records.info import Dequantize
 from lens_tui.records.prompt_set import PromptItem
 
@@ -69,7 +70,8 @@ class LoadSAE(Job):
 class Compare(Job):
     """Generate every arm in lock step. Events: Progress, RunStarted, TokenEvent, Speed, ArmDone.
 
-    ``raw``: the prompt goes in as it is, even if the model has a chat template.
+    ``raw``: the prompt goes in as it is, even if the model has a chat template. ``turns``: the conversation that is
+    answered in place of the prompt, which is then what it is called by.
     ``top``: how many candidates each token event carries. ``changes`` are made while it writes, as in a kept run that
     is run again: the arm, the first token under the change, and what acts from there on. ``sae``: the SAE whose
     features are read from what is written, from the arms' own activations (ArmFeatures); none if empty.
@@ -83,6 +85,7 @@ class Compare(Job):
     top: int = 5
     changes: tuple[tuple[int, int, tuple[Intervention, ...]], ...] = ()
     sae: str = ""
+    turns: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +135,7 @@ class ReadWritten(Job):
     arms: tuple[tuple[tuple[Intervention, ...], tuple[int, ...]], ...]
     raw: bool = False
     feature: int = -1
+    turns: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
@@ -73,19 +74,20 @@ def test_the_spans_of_a_conversation_are_its_messages_in_order(template: str) ->
     made = tokens(template)
     prompt = made.prompt(CONVERSATION)
     assert prompt.spans is not None
-    assert [span[0] for span in prompt.spans] == ["system", "user", "assistant", "user", "assistant"]
-    assert prompt.spans[0][1] == 0
-    assert prompt.spans[-1][2] == len(prompt.ids)
-    for before, after in zip(prompt.spans, prompt.spans[1:], strict=False):
+    turns = [span for span in prompt.spans if span[0] != "template"]
+    assert [span[0] for span in turns] == ["system", "user", "assistant", "user", "assistant"]
+    assert turns[0][1] == 0
+    assert turns[-1][2] == len(prompt.ids)
+    for before, after in pairwise(turns):
         assert before[2] == after[1]
-    texts = [made.decode(prompt.ids[start:stop]) for _, start, stop in prompt.spans]
+    texts = [made.decode(prompt.ids[start:stop]) for _, start, stop in turns]
     for text, message in zip(texts, CONVERSATION, strict=False):
         assert message["content"].split()[-1] in text
     assert "money" not in texts[0] + texts[2]
     assert texts[-1] == "<assistant>"
 
 
-@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+@pytest.mark.parametrize("role", ["system", "user", "assistant", "template"])
 def test_a_role_is_steered_where_its_tokens_are(role: str) -> None:
     made = tokens(PLAIN)
     lens = LensModel.from_model(tiny.llama(layers=2, vocab=8192), made.tokenizer)

@@ -289,6 +289,7 @@ def describe(model: Module, decoder: Decoder, tokens: Tokens, *, name: str, path
         quantization=quantization(model),
         nbytes=sum(array.nbytes for _, array in arrays),
         has_chat_template=tokens.has_chat_template,
+        takes_chat=tokens.takes_chat,
         bos_token_id=tokens.bos,
         device=_device(),
     )

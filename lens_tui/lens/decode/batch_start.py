@@ -194,6 +194,8 @@ class RowMaker:
         sampling = _own(request, common.sampling)
         raw = common.raw if request.raw is None else request.raw
         prompt = self.tokens.prompt(request.prompt, raw=raw)
+        if request.stop is None and not sampling.stop:
+            sampling = replace(sampling, stop=prompt.stop)
         entries = common.entries
         if request.interventions is not None:
             entries = tuple(entries_of(request.interventions, self.registry))

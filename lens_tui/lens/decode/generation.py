@@ -587,6 +587,8 @@ def row_decoder(
     meter = DoseMeter() if any(plan.rows) else None
     run = Run(registry, plan, n_prompt, prompt.spans, meter, captured_rows=n_rows if decode.kl else None)
     options_of = replace(decode, **extra)
+    if prompt.stop and not decode.sampling.stop:
+        options_of = replace(options_of, sampling=replace(decode.sampling, stop=prompt.stop))
     if prompt_cache is not None or extra.get("kv_bits") is not None:
         prefixes = None
     ends = prompt.thinking, prompt.inside

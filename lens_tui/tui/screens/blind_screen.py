@@ -114,7 +114,7 @@ class BlindScreen(Dialog[None]):
         self._session = replace(self._session, prompt=prompt, sampling=sampling)
         run = RunText.begin(len(self._runs) + 1, self._session)
         self._runs.append(run)
-        job = Compare(run.prompt, tuple(text.arm for text in run.arms), run.sampling, run.raw)
+        job = Compare(run.prompt, tuple(text.arm for text in run.arms), run.sampling, run.raw, turns=run.turns)
         self.lens.submit(job, "run", lambda event: self._take(run, event))
         self._show(run)
 

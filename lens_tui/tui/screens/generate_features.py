@@ -13,7 +13,8 @@ from lens_tui.records.features import DENSE
 from lens_tui.tui.format import fit, share_level
 from lens_tui.tui.host import LensHost
 from lens_tui.tui.reading_text import next_active
-from lens_tui.tui.session import MEASURE_NAMES, Measure, RunText, settings_parts
+from lens_tui.tui.run_line import settings_parts
+from lens_tui.tui.session import MEASURE_NAMES, Measure, RunText
 from lens_tui.tui.widgets.feature_card import FeatureMarks, feature_row
 from lens_tui.tui.widgets.lane import Lane, LaneRow, quoted
 from lens_tui.worker.events import ArmActivation, ArmFeatures, Event
@@ -93,8 +94,8 @@ class FeatureFollower:
     def job(self, lens: LensHost, run: RunText, changes: Changes = ()) -> Compare:
         """The job that writes a run, and reads its features while they are listed."""
         sae = lens.store.session.sae_in_use if self.on else None
-        arms = tuple(text.arm for text in run.arms)
-        return Compare(run.prompt, arms, run.sampling, run.raw, changes=changes, sae=sae.id if sae is not None else "")
+        arms, used = tuple(text.arm for text in run.arms), sae.id if sae is not None else ""
+        return Compare(run.prompt, arms, run.sampling, run.raw, changes=changes, sae=used, turns=run.turns)
 
     def follow(self, lens: LensHost, run: RunText | None) -> None:
         """Another run shows, or it has ended: what is not known of it yet is read."""
@@ -124,7 +125,8 @@ class FeatureFollower:
             lens.say("This run was changed while it wrote: its features are read by running it again.")
             return
         arms = tuple((arm.arm.interventions, tuple(token.token_id for token in arm.tokens)) for arm in run.arms)
-        job = ReadWritten(known.sae, run.job, run.prompt, arms, run.raw, -1 if feature is None else feature)
+        wanted = -1 if feature is None else feature
+        job = ReadWritten(known.sae, run.job, run.prompt, arms, run.raw, wanted, run.turns)
         lens.submit(job, "written", lambda event: self.take(lens, run, event))
 
     def take(self, lens: LensHost, run: RunText, event: Event) -> bool:

@@ -125,7 +125,7 @@ def run_text(record: RunRecord) -> RunText:
     made = RunText(0, record.prompt, record.sampling, arms, _steers(record), model, source, record.raw)
     made.made, made.created = record.made, record.created
     made.state = _STATES.get(record.state, "stopped")
-    made.prompt_ids, made.kept = record.prompt_ids, record.id
+    made.prompt_ids, made.kept, made.turns = record.prompt_ids, record.id, record.turns
     return made
 
 

@@ -7,9 +7,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lens_tui.records import Arm, ArmEnd, Intervention, LensError, Token
+from lens_tui.records.chat import as_prompt
 from lens_tui.records.sanitise import one_line
 from lens_tui.tasks.made_with import made_with
 from lens_tui.tasks.replay import Changes, attach
@@ -42,7 +43,9 @@ def _compare(control: Control, job: jobs.Compare, context: Context, reader: Writ
         control.progress("prompt", done, total, "tokens")
 
     attach(model, job.arms, context.saes.get)
-    comparison = model.compare(job.prompt, job.arms, job.sampling, raw=job.raw, top=job.top, progress=on_prefill)
+    comparison = model.compare(
+        as_prompt(job.prompt, job.turns), job.arms, job.sampling, raw=job.raw, top=job.top, progress=on_prefill
+    )
     names = tuple(one_line(name, 80) for name in comparison.arms)
     made = made_with(model.info, job.arms, context.known.values(), comparison.batch_rows)
     keeper = Keeper(context, job, model.info.name, comparison, made)
@@ -176,7 +179,8 @@ class Keeper:
         ids, settings = comparison.prompt_ids, job.sampling
 
         def begin(store: RunStore) -> None:
-            self.run = store.begin(model, job.prompt, arms, settings, raw=job.raw, prompt_ids=ids, made=made)
+            asked: dict[str, Any] = {"raw": job.raw, "turns": job.turns}
+            self.run = store.begin(model, job.prompt, arms, settings, prompt_ids=ids, made=made, **asked)
 
         self._do(begin)
 

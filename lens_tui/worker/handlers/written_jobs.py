@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lens_tui.records import Token
+from lens_tui.records.chat import as_prompt
 from lens_tui.records.sanitise import one_line
 from lens_tui.tasks.knowledge import dense_features, index_of
 from lens_tui.tasks.run_features import TOP, feature_names, feature_values, place_of, silenced, top_features, watching
@@ -104,7 +105,8 @@ def read_written(control: Control, job: jobs.ReadWritten, context: Context) -> I
         if not ids:
             continue
         if arm not in kept.arms or len(kept.arms[arm]) != len(ids):
-            kept.arms[arm] = written_activations(model, job.prompt, ids, interventions, layer, site=site, raw=job.raw)
+            asked = as_prompt(job.prompt, job.turns)
+            kept.arms[arm] = written_activations(model, asked, ids, interventions, layer, site=site, raw=job.raw)
         if job.feature < 0:
             yield teller.told(arm, 0, *top_features(model, sae, ids, kept.arms[arm], TOP))
         else:

@@ -1,0 +1,24 @@
+"""The line under the prompt: how a run is made, and what to press."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .session import RunText, Session, summary
+
+
+def settings_parts(
+    session: Session, run: RunText | None, runs: int, stale: bool, shade: str, key: Callable[[str], str]
+) -> list[tuple[str, str]]:
+    """The line under the prompt, as texts and styles: the settings, the shade, which run it is and what to press."""
+    parts = [(summary(session.sampling), "")]
+    if session.model is not None and session.model.lacks_template:
+        parts.append((" · no chat template", "$warning"))
+    parts.append((f" · shade: {shade}", "$muted"))
+    if run is None:
+        parts.append((f" · {key('app.run')} runs, {key('generate.prompt')} writes the prompt", "$muted"))
+        return parts if session.steers else [*parts, (f", {key('app.steer')} makes a vector", "$muted")]
+    parts.append((f" · run {run.number} of {runs}", "$muted"))
+    if stale and not run.going:
+        parts.append((f" · changed since: {key('app.run')} runs it", "$accent"))
+    return parts
