@@ -98,7 +98,7 @@ def compare(
     texts: sets.Texts = False,
     rows: sets.Rows = 32,
 ) -> None:
-    """Write on from a prompt, a conversation or a set of prompts, plain and steered.
+    """Write on from a prompt, or a set of them, plain and steered.
 
     All are written in lock step and printed one below the other, with what the steering cost. With --prompts, or
     --scales or --seeds, a table of every prompt under every arm.
