@@ -342,13 +342,11 @@ def generate(
 ) -> None:
     """Write on from many prompts or conversations, plain or steered."""
     sampling = Sampling(max_tokens, temp, top_p, min_p, top_k, seed=seed, stop=tuple(stop or ()))
-    chats = _read_chats(chat, prompts)
-    texts = [last_words(turns) for turns in chats] or read_prompts(prompts, text_key)
-    given = [as_prompt("", turns) for turns in chats] or texts
+    given = _read_chats(chat, prompts) or read_prompts(prompts, text_key)
     with open_model(model) as lens, interruptible() as asked:
         steering = _steering(lens, arm, sae, model)
         batch = lens.stream_batch(given, sampling=sampling, interventions=steering, raw=raw, completion_batch_size=rows)
-        came: list[list[Token]] = [[] for _ in texts]
+        came: list[list[Token]] = [[] for _ in given]
         ends: dict[int, ArmEnd] = {}
         printed, stopped = 0, False
         for event in batch:
@@ -363,25 +361,26 @@ def generate(
                 stopped = True
                 batch.close()
                 break
-        for at in range(printed, len(texts) if stopped else printed):
+        for at in range(printed, len(given) if stopped else printed):
             if came[at]:
                 text = "".join(token.text for token in came[at])
                 end = ends.get(at, ArmEnd(at, "stopped", len(came[at]), text))
                 _show(lens, given[at], came[at], end, steering, json)
     if stopped:
-        note(f"mlx-lens-tui: stopped; {len(ends)} of {len(texts)} prompts have ended.")
+        note(f"mlx-lens-tui: stopped; {len(ends)} of {len(given)} prompts have ended.")
         raise SystemExit(asked.status)
 
 
-def _read_chats(chat: str, prompts: str) -> list[tuple[Turn, ...]]:
-    """The conversations of ``--chat``. Raises :class:`LensError` where prompts are given too, or neither."""
+def _read_chats(chat: str, prompts: str) -> list[Any]:
+    """The conversations of ``--chat``, as chat messages. Raises :class:`LensError` where prompts are given too, or neither."""
     if bool(chat) == bool(prompts):
         raise LensError(
             "Prompts and --chat were both given." if chat else "There are no prompts.", "Name a file of one of them."
         )
     if not chat:
         return []
-    return parse_chats(read_text("-"), "standard input") if chat == "-" else read_chats(chat)
+    chats = parse_chats(read_text("-"), "standard input") if chat == "-" else read_chats(chat)
+    return [as_prompt("", turns) for turns in chats]
 
 
 def read_prompts(prompts: str, text_key: str) -> list[str]:
