@@ -363,8 +363,7 @@ def generate(
                 break
         for at in range(printed, len(given) if stopped else printed):
             if came[at]:
-                text = "".join(token.text for token in came[at])
-                end = ends.get(at, ArmEnd(at, "stopped", len(came[at]), text))
+                end = ends.get(at, ArmEnd(at, "stopped", len(came[at]), "".join(token.text for token in came[at])))
                 _show(lens, given[at], came[at], end, steering, json)
     if stopped:
         note(f"mlx-lens-tui: stopped; {len(ends)} of {len(given)} prompts have ended.")
@@ -372,7 +371,7 @@ def generate(
 
 
 def _read_chats(chat: str, prompts: str) -> list[Any]:
-    """The conversations of ``--chat``, as chat messages. Raises :class:`LensError` where prompts are given too, or neither."""
+    """The chat messages of ``--chat``. Raises :class:`LensError` where prompts are given too, or neither."""
     if bool(chat) == bool(prompts):
         raise LensError(
             "Prompts and --chat were both given." if chat else "There are no prompts.", "Name a file of one of them."
