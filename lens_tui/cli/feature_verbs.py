@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 import typer
 
 from lens_tui.records import LensError
+from lens_tui.tui.format import share_level
 
-from .output import Meter, note, print_json, say, sentences
+from .output import Meter, note, print_json, say, say_shaded, sentences
 from .sources import Convention, Json, Model, SAEName, TextKey, open_model, open_sae
 
 if TYPE_CHECKING:
@@ -105,12 +106,14 @@ def _print_index(index: Mapping[str, Any]) -> None:
     if index["examples"]:
         say("top examples  (one a document)")
     for example in index["examples"]:
-        say(f"  {example['value']:8.2f}  {_context(example['tokens'], example['peak'])}")
+        say_shaded([(f"  {example['value']:8.2f}  ", 0), *_context(example, index["max"])])
 
 
-def _context(tokens: Sequence[str], peak: int) -> str:
-    words = [f"«{token}»" if place == peak else token for place, token in enumerate(tokens)]
-    return "".join(words).replace("\n", "⏎").replace("\t", "⇥")
+def _context(example: Mapping[str, Any], most: float) -> Iterator[tuple[str, int]]:
+    """The tokens of an example, its peak between marks, each with the level of its activation."""
+    for place, (token, value) in enumerate(zip(example["tokens"], example["values"], strict=True)):
+        word = f"«{token}»" if place == example["peak"] else token
+        yield word.replace("\n", "⏎").replace("\t", "⇥"), share_level(value, most)
 
 
 def _weights(items: Sequence[Mapping[str, Any]]) -> str:

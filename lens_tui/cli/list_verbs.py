@@ -42,7 +42,7 @@ def show(
     model: Model = "demo",
     json: Json = False,
 ) -> None:
-    """Print the lists of an SAE, or one with its features and their labels."""
+    """Print the lists of an SAE, or the features of one."""
     info = find_sae(sae, model)
     with _opened() as lists:
         found = [lists.get(info.id, name)] if name else list(lists.all(info.id))
@@ -58,7 +58,10 @@ def keep(
     model: Model = "demo",
     json: Json = False,
 ) -> None:
-    """Keep features as a list; one of the same name is replaced and can be restored."""
+    """Keep features as a list.
+
+    One of the same name is replaced and can be restored.
+    """
     info, features = find_sae(sae, model), [feature_number(number) for number in numbers]
     if wrong := [feature for feature in features if feature >= info.width]:
         raise LensError(f"There is no feature {wrong[0]}.", f"{info.name} has features 0 to {info.width - 1}.")

@@ -80,6 +80,11 @@ def in_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
 
 
+def terminal_width() -> int:
+    """The columns of the terminal that standard output is, 0 where it is none."""
+    return shutil.get_terminal_size().columns if in_terminal() else 0
+
+
 def say_shaded(pieces: Sequence[tuple[str, int]]) -> None:
     """Pieces of one text, each with a level from 0 (plain) to 7, shaded where the terminal has colours."""
     if in_terminal():

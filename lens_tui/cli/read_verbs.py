@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from lens_tui.records import LensError, SAEInfo
+from lens_tui.tui.format import bar, fit
 
 from .feature_verbs import dense_mark
-from .output import note, print_json, say, sentences
+from .output import note, print_json, say, sentences, terminal_width
 from .sources import Json, Model, SAEName, open_model, open_sae, read_text
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from lens_tui.sae.index.index_reader import FeatureIndex
     from lens_tui.sae.load_sae import SAE
     from lens_tui.tasks.feature_page import Order
+
+_METER = 8
 
 verbs = typer.Typer()
 
@@ -152,6 +155,8 @@ def _print_features(result: dict[str, Any]) -> None:
     from lens_tui.records.features import DENSE
 
     places = 2 if result["by"] == "activation" else 3
+    scores = [item["score"] for token in result["tokens"] if not token["special"] for item in token["features"]]
+    width, most = terminal_width(), max(scores, default=0.0)
     dense = False
     for token in result["tokens"]:
         before = f"{token['position']:>4}  {token['text']!r:<16} "
@@ -162,11 +167,14 @@ def _print_features(result: dict[str, Any]) -> None:
             mark = dense_mark(item["density"]) if (item["density"] or 0.0) > DENSE else ""
             dense = dense or bool(mark)
             name = item["label"] or item["description"] or ""
-            say(f"{before}{item['id']:>6} {item['score']:7.{places}f}  {mark:<6}  {name}".rstrip())
+            # Only in a terminal: what is piped has every letter of a label, and no picture of a number.
+            meter = f"{bar(item['score'] / most if most > 0 else 0.0, _METER):<{_METER}}  " if width else ""
+            line = f"{before}{item['id']:>6} {item['score']:7.{places}f}  {meter}{mark:<6}  {name}".rstrip()
+            say(fit(line, width).rstrip() if width else line)
             before = " " * len(before)
     if result["hide_dense"]:
         note(f"dense features left out: those active on more than {DENSE:.0%} of the index's tokens")
     if dense:
         note(f"≋ dense: active on more than {DENSE:.0%} of the index's tokens, so it says little of one token")
-    fit = f"L0 {result['l0']:.1f}, FVU {result['fvu']:.3f}" if result["fvu"] is not None else "no variance to explain"
-    note(f"{result['sae']} at layer {result['layer']} {result['site']}: {fit} on this text, special tokens left out")
+    fits = f"L0 {result['l0']:.1f}, FVU {result['fvu']:.3f}" if result["fvu"] is not None else "no variance to explain"
+    note(f"{result['sae']} at layer {result['layer']} {result['site']}: {fits} on this text, special tokens left out")

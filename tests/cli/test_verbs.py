@@ -110,6 +110,46 @@ def test_a_terminal_shades_tokens_by_their_kl_with_bars_as_a_twin(
     assert "▂0.01 ▄0.1 ▆1 █10 nat" in "".join(shown[len(plain) :])
 
 
+def shown_in_a_terminal(arguments: list[str], home: Path) -> list[str]:
+    """The lines that a verb writes to a terminal of 100 columns."""
+    with Terminal([sys.executable, "-c", "from lens_tui.cli import main; main()", *arguments], home) as terminal:
+        assert terminal.end() == 0
+    return terminal.written.decode().replace("\r", "").split("\n")
+
+
+def test_a_terminal_has_a_bar_for_each_activation_and_no_line_is_wrapped(tmp_path: Path) -> None:
+    arguments = ["features", "Stir the soup", "-k", "3"]
+    piped = run(*arguments).stdout.splitlines()
+    shown = shown_in_a_terminal(arguments, tmp_path)
+    data = json.loads(run(*arguments, "--json").stdout)
+    items = [
+        (token["position"], item) for token in data["tokens"] if not token["special"] for item in token["features"]
+    ]
+    most = max(item["score"] for _, item in items)
+    rows = [line for line in shown if re.search(r" \d+ +\d+\.\d\d ", line)]
+    assert len(rows) == len(items)
+    for line, (_, item) in zip(rows, items, strict=True):
+        assert len(line) <= 100
+        whole, part = divmod(round(8 * 8 * item["score"] / most), 8)
+        assert line.count("█") == whole
+        assert len(re.findall("[▏▎▍▌▋▊▉]", line)) == bool(part)
+    assert not re.search("[█▏▎▍▌▋▊▉]", "".join(piped))
+    assert any(len(line) > 100 for line in piped), "a pipe has every letter"
+
+
+def test_a_terminal_shades_examples_by_activation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    arguments = ["feature", "2666", "-k", "2"]
+    piped = run(*arguments).stdout.splitlines()
+    shown = shown_in_a_terminal(arguments, tmp_path)
+    examples = [line for line in shown if "«" in line]
+    assert len(examples) == 2
+    assert all("\x1b[38;2;" in line for line in examples)
+    bare = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in examples]
+    assert bare == [line for line in piped if "«" in line]
+
+
 def test_features_are_what_the_library_gives() -> None:
     text = "Stir the soup and add salt."
     result = json.loads(run("features", text, "-k", "3", "--json").stdout)

@@ -140,7 +140,7 @@ def test_bytes_that_are_no_text_bunched_keys_and_defects_do_not_end_it(tmp_path:
         mouse = b"\x1b[M\x43" + bytes([96 + 32]) + b"\x2a"
         shut = tmp_path / "state" / "stderr.log"
         for number, (keys, seen) in enumerate(
-            ((mouse + b"\xe9 \xff\xfet", "of a key"), (b"o", "of a screen"), (b"?", "this table of keys")), 1
+            ((mouse + b"\xe9 \xff\xfet", "of a key"), (b"o", "of a screen"), (b"?", "type to filter")), 1
         ):
             terminal.send(b"\x1b")
             terminal.wait(lambda: shut.read_bytes().count(b"SHUT") == number, "the dialogue to close")  # noqa: B023
