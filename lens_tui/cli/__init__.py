@@ -33,7 +33,12 @@ def main() -> None:
 
 
 def open_app(
-    *, demo: bool, model: str | None = None, theme: str | None = None, dequantize: Dequantize | None = None
+    *,
+    demo: bool,
+    model: str | None = None,
+    theme: str | None = None,
+    dequantize: Dequantize | None = None,
+    resume: bool = False,
 ) -> NoReturn:
     """Run the app and end the process with its status. Raises ``LensError`` without a terminal.
 
@@ -41,6 +46,7 @@ def open_app(
         demo: Open on Generate with the bundled model.
         model: A folder or hub id to load at once.
         theme: A theme by name.
+        resume: Take up the newest session, cut off or not.
         dequantize: How weights are held; by default as the settings say.
     """
     from lens_tui.records.errors import LensError
@@ -52,4 +58,4 @@ def open_app(
     from lens_tui.tui.start import run
     from lens_tui.worker.thread import end_process
 
-    end_process(run(demo=demo, model=model, theme=theme, dequantize=dequantize))
+    end_process(run(demo=demo, model=model, theme=theme, dequantize=dequantize, resume=resume))

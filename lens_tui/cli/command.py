@@ -116,13 +116,16 @@ def open_app(
             help="Hold quantised and 16-bit weights in float32 (auto: where that is faster); also before a verb."
         ),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where the app was left, by ctrl+q or by a crash, without asking.")
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Open the app, unless a verb follows."""
     if context.invoked_subcommand is not None:
-        for name, given in (("--demo", demo), ("--model", model), ("--theme", theme)):
+        for name, given in (("--demo", demo), ("--model", model), ("--theme", theme), ("--resume", resume)):
             if given:  # left unread, the verb would answer of another model
                 verb = context.invoked_subcommand
                 hint = f"Put it behind {verb!r}." if name == "--model" else "Leave it out."
@@ -130,4 +133,6 @@ def open_app(
                 fail(message, hint, as_json="--json" in (context.obj or ()))
         asked_dequantize.set(dequantize)
         return
-    start(demo=demo, model=model, theme=theme, dequantize=dequantize)
+    if resume and (demo or model):
+        fail("--resume opens the model of the session that is taken up.", "Leave --demo and --model out.")
+    start(demo=demo, model=model, theme=theme, dequantize=dequantize, resume=resume)

@@ -18,11 +18,14 @@ from contextlib import contextmanager, suppress
 from functools import cache, wraps
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Self, TypeVar
 
 from lens_tui.records.errors import LensError, LensWarning
 from lens_tui.records.sanitise import json_escaped, one_line, sanitise
 from lens_tui.tui.format import bar
+
+if TYPE_CHECKING:
+    from rich.style import Style
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -95,9 +98,7 @@ def say_shaded(pieces: Sequence[tuple[str, int]]) -> None:
         if console.color_system and not console.no_color:
             colors, text = _theme_colors(), Text()
             for piece, level in pieces:
-                text.append(
-                    sanitise(piece), f"{colors[f'heat-text-{level}']} on {colors[f'heat-{level}']}" if level else ""
-                )
+                text.append(sanitise(piece), colors[level] if level else "")
             with console.capture() as shaded:
                 console.print(text, soft_wrap=True)
             _write(shaded.get())
@@ -106,14 +107,19 @@ def say_shaded(pieces: Sequence[tuple[str, int]]) -> None:
 
 
 @cache
-def _theme_colors() -> Mapping[str, str]:
-    """The colours of the theme that the settings name, which suits the background of the user's terminal."""
+def _theme_colors() -> list[Style]:
+    """The steps of the theme that the settings name, which suits the background of the user's terminal."""
+    from rich.style import Style
+    from textual.color import Color
+
     from lens_tui.records import paths
     from lens_tui.tui.preferences import preferences
-    from lens_tui.tui.themes import bundled_dir, default_variables, load_themes
+    from lens_tui.tui.themes import HEAT_STEPS, bundled_dir, default_variables, load_themes
 
     theme = load_themes((bundled_dir(), paths.themes_folder()))[0].get(preferences().theme)
-    return default_variables() if theme is None else theme.variables
+    colors = default_variables() if theme is None else theme.variables
+    shown = {name: Color.parse(color).rich_color for name, color in colors.items() if name.startswith("heat-")}
+    return [Style(color=shown[f"heat-text-{step}"], bgcolor=shown[f"heat-{step}"]) for step in range(HEAT_STEPS)]
 
 
 def note(text: str) -> None:

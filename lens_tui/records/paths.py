@@ -85,6 +85,11 @@ def session_file() -> Path:
     return folder("state") / "session.json"
 
 
+def last_session_file() -> Path:
+    """What was on the screen of the app that ended well last, for ``--resume``."""
+    return folder("state") / "last-session.json"
+
+
 def recent_file() -> Path:
     """Model folders and ids used lately."""
     return folder("state") / "recent.json"

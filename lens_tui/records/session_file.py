@@ -97,13 +97,26 @@ def interrupted_sessions(folder: Path | None = None) -> list[CutOff]:
     return [item for item in found if item not in readable[MOST_KEPT:]]
 
 
+def resumable_sessions() -> list[CutOff]:
+    """Those that were cut off and the one of the app that ended well last, newest first."""
+    last = _cut_off(paths.last_session_file(), ended=True)
+    found = [*interrupted_sessions(), *([last] if last is not None else [])]
+    return sorted(found, key=lambda item: item.changed, reverse=True)
+
+
+def end_session() -> None:
+    """The app ended well: its session is the last one, and is offered to nobody who does not ask for it."""
+    with contextlib.suppress(OSError):
+        own_file().replace(paths.last_session_file())
+
+
 def forget_session(path: Path | None = None) -> None:
     """The app ended well, or nobody wants it: there is nothing to take up."""
     with contextlib.suppress(OSError):
         (path or own_file()).unlink()
 
 
-def _cut_off(file: Path) -> CutOff | None:
+def _cut_off(file: Path, *, ended: bool = False) -> CutOff | None:
     try:
         changed = file.lstat().st_mtime
     except OSError:
@@ -121,7 +134,7 @@ def _cut_off(file: Path) -> CutOff | None:
         except OSError:
             aside = file
         return CutOff(aside, changed, problem=f"{error.message} It is kept as {aside}.")
-    return None if is_owner_alive(owner, born) else CutOff(file, changed, session)
+    return None if not ended and is_owner_alive(owner, born) else CutOff(file, changed, session)
 
 
 def _read(file: Path) -> tuple[SavedSession, int, str]:

@@ -34,11 +34,17 @@ class Look:
     """How it looks."""
 
     theme: str = _setting(
-        "", 'Name of a theme; empty for the one that fits best. `:` and "theme" in the app shows them all, live.'
+        "",
+        "Name of a theme; `auto` or empty follows the terminal, `ink` in a dark one and `paper` in a light one; "
+        "`terminal` uses its own 16 colours. `T` in the app shows them all, live.",
     )
     tint: Literal["tint", "bars", "digits", "off"] = _setting(
         "tint",
         "How values are shown on tokens at the start: background colour, bars under the text, digits, or not at all.",
+    )
+    motion: Literal["full", "reduced"] = _setting(
+        "full",
+        "`reduced`: nothing slides, fades or blinks. The variable LENS_TUI_REDUCED_MOTION=1 does the same.",
     )
 
 
@@ -83,7 +89,8 @@ class Keep:
 
     history: bool = _setting(True, "Keep each run with its prompt, arms and tokens, to look at again.")
     session: bool = _setting(
-        True, "Keep the bench and the prompt while the app is open, to take them up again if it is killed."
+        True,
+        "Keep the bench and the prompt while the app is open, to take them up again if it is killed or with --resume.",
     )
 
 

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from rich.segment import Segment
-from textual.app import App
 from textual.binding import Binding
 from textual.color import Color
+from textual.dom import DOMNode
 from textual.driver import Driver
 from textual.filter import LineFilter
 from textual.message import Message
@@ -33,7 +33,7 @@ from textual.screen import Screen
 from textual.theme import Theme
 from textual.widget import Widget
 
-from lens_tui.records.sanitise import one_line, sanitise_token
+from lens_tui.records.sanitise import sanitise_token
 from lens_tui.tui.widgets.frame import Pane
 from lens_tui.worker.events import Event, JobFailed, Notice
 from lens_tui.worker.jobs import Job
@@ -43,8 +43,9 @@ from . import themes
 from .bindings import bindings
 from .host import BUSY, IDLE, Activity, Catalog, Handler, JobBook, LensHost, RunWanted, advance
 from .keys import SCREENS, by_id, check_keymap
+from .looks import Looks
 from .opening import DiskCatalog, Opening
-from .preferences import Start, remember_theme
+from .preferences import Start
 from .recovery import Recovery
 from .session import Session, SessionStore, absorb
 from .widgets.entry import Entry
@@ -110,6 +111,7 @@ class LensApp(LensHost, inherit_bindings=False):
     ENABLE_COMMAND_PALETTE = True
     COMMANDS: ClassVar[set[Any]] = {lambda: import_module("lens_tui.tui.screens.palette").AppCommands}
 
+    looks: Looks
     activity: reactive[Activity] = reactive(Activity(), repaint=False)
     tint: reactive[str] = reactive("tint", repaint=False)
 
@@ -138,8 +140,12 @@ class LensApp(LensHost, inherit_bindings=False):
         self._after_first_frame: list[Callable[[], object]] = []
         self.problems = list(start.problems)
         self.last_words = ""
-        self.use_themes(start.theme or themes.DEFAULT_THEME, start.theme_folders)
+        self.looks = Looks(self, start.theme_folders)
+        self.problems += self.looks.begin(start.theme)
         self.use_keymap(start.keys)
+        self.reduced_motion = start.reduced_motion
+        if start.reduced_motion:
+            self.animation_level = "none"
         self.set_reactive(LensApp.tint, "bars" if self.no_color and start.tint == "tint" else start.tint)
 
     # ---- start and end
@@ -157,6 +163,7 @@ class LensApp(LensHost, inherit_bindings=False):
             waiting()
         start = self.start_with
         self.worker.start(self.wake)
+        self.looks.watch()
         if self.problems:
             self.call_after_refresh(self.show_problems)
         if start.model:
@@ -165,7 +172,10 @@ class LensApp(LensHost, inherit_bindings=False):
             self.recovery.follow()
         if start.notices:
             self.call_after_refresh(self.tell, " ".join(start.notices))
-        if found := start.cut_off():
+        found = start.cut_off()
+        if start.resume:
+            self.recovery.resume(found)
+        elif found:
             self.recovery.offer(found)
         if self.goes_on:
             self.call_later(self.defects.begin)
@@ -203,6 +213,13 @@ class LensApp(LensHost, inherit_bindings=False):
     def goes_on(self) -> bool:
         """Whether the session continues after a defect. A test without a terminal should see it instead."""
         return not self.is_headless
+
+    def _register_child(self, parent: DOMNode, child: Widget, before: int | None, after: int | None) -> None:
+        if child not in self._registry:
+            self.defects.watch(child)
+            if self.reduced_motion and hasattr(type(child), "cursor_blink"):
+                child.cursor_blink = False  # type: ignore[attr-defined]
+        super()._register_child(parent, child, before, after)
 
     def _start_widget(self, parent: Widget, widget: Widget) -> None:
         self.defects.watch(widget)
@@ -351,25 +368,6 @@ class LensApp(LensHost, inherit_bindings=False):
         self._defaults = themes.default_variables()
         self.themes: dict[str, Theme] = {}
 
-    def use_themes(self, theme: str, folders: tuple[Path, ...]) -> None:
-        """Know the app's and the user's themes and begin with one; what cannot be used joins the problems."""
-        self.themes, problems = themes.load_themes((themes.bundled_dir(), *folders))
-        for found in self.themes.values():
-            self.register_theme(found)
-        if theme not in self.themes:
-            problems.append(f"There is no theme {one_line(theme, 60)!r}; there are {', '.join(self.themes)}.")
-            theme = themes.DEFAULT_THEME
-        self._begin_with(theme)
-        self.problems += problems
-
-    def _begin_with(self, theme: str) -> None:
-        """Have the theme before anything is parsed: set as usual, it has every sheet parsed a second time."""
-        self.set_reactive(App.theme, theme)
-        dark = self.themes[theme].dark
-        self.set_class(dark, "-dark-mode", update=False)
-        self.set_class(not dark, "-light-mode", update=False)
-        self.stylesheet.set_variables(self.get_css_variables())
-
     def use_keymap(self, user: Mapping[str, str]) -> None:
         """Take the user's keys; what of them cannot be used joins the problems."""
         good, problems = check_keymap(user)
@@ -381,15 +379,14 @@ class LensApp(LensHost, inherit_bindings=False):
         """Our own variables, for a theme that does not set them."""
         return self._defaults
 
+    def terminal_is(self, dark: bool) -> None:
+        """The terminal says whether its background is dark."""
+        if not self._exit:
+            self.looks.terminal_is(dark)
+
     def keep_theme(self, name: str) -> None:
-        """Use a theme and remember it in the settings."""
-        self.theme = name
-
-        def remember() -> None:
-            if refused := remember_theme(name):
-                self.call_later(self.tell, refused)
-
-        self.run_worker(remember, thread=True, exit_on_error=False, group="settings")
+        """Use a theme, or ``auto``, and remember it in the settings."""
+        self.looks.keep(name)
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         """Textual's filters and, last of all, ours."""

@@ -19,6 +19,7 @@ import termios
 import threading
 import time
 from codecs import getincrementaldecoder
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
@@ -35,7 +36,7 @@ _log = logging.getLogger(__name__)
 HANGUP = 128 + signal.SIGHUP
 """The exit status of an app whose terminal is gone."""
 RESTORE = (
-    "\x1b[?2004l\x1b[?7h\x1b[?2048l\x1b[?1000l\x1b[?1003l\x1b[?1015l\x1b[?1006l\x1b[?1016l\x1b[<u\x1b[?1049l"
+    "\x1b[?2031l\x1b[?2004l\x1b[?7h\x1b[?2048l\x1b[?1000l\x1b[?1003l\x1b[?1015l\x1b[?1006l\x1b[?1016l\x1b[<u\x1b[?1049l"
     "\x1b[?25h\x1b[?1004l"
 )
 """Everything the driver may have switched on, switched off: pastes, wrapping, resizes, mouse, keys, screen, focus."""
@@ -43,6 +44,15 @@ _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _PASTE, _PASTED = b"\x1b[200~", b"\x1b[201~"
 _CUT_PASTE = re.compile(rb"\x1b\[20{0,2}\Z")
 _X10_MOUSE = re.compile(rb"\x1b\[M(?:.{3}|.{0,2}\Z)", re.DOTALL)
+_BACKGROUND = re.compile(
+    rb"\x1b\]11;rgba?:([0-9a-fA-F]{1,4})/([0-9a-fA-F]{1,4})/([0-9a-fA-F]{1,4})(?:/[0-9a-fA-F]{1,4})?(?:\x07|\x1b\\)"
+)
+_SCHEME = re.compile(rb"\x1b\[\?997;([12])n")
+_CUT_ANSWER = re.compile(rb"(?:\x1b\]11(?:;[rgba:0-9a-fA-F/]{0,32}\x1b?)?|\x1b\[\?9(?:97?(?:;[12]?)?)?)\Z")
+ASK_BACKGROUND = "\x1b]11;?\x1b\\\x1b[?2031h"
+"""What is the background, and tell when the terminal turns dark or light."""
+ANSWER_PATIENCE = 3.0
+"""Seconds in which an answer of the terminal is acted on; a later one is not taken for keys either."""
 _EMPTY_READS = 20  # of a terminal that answers but has nothing to say, a tenth of a second apart
 
 
@@ -107,15 +117,17 @@ def _guard(reading: int, fileno: int, before: list[Any]) -> NoReturn:
 class TerminalText:
     """What a terminal sends as text: bytes that are no UTF-8 are dropped, and so are mouse reports of 1985.
 
+    What it says of its background is no text: ``dark`` gets whether that is dark, and whether it was an answer.
     Those (``ESC [ M`` and three bytes, X10) come from terminals that know no newer form; past column 95 their bytes
     are not text. What is pasted keeps all but bytes that are not UTF-8, and comes as one piece: Textual's parser would
     take the escape sequences in it for keys, and let them do what the keys do.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dark: Callable[[bool, bool], object] = lambda dark, asked: None) -> None:
         self._decode = getincrementaldecoder("utf-8")("ignore").decode
         self._held = b""
         self._pasted: bytearray | None = None
+        self._dark = dark
 
     def feed(self, data: bytes) -> list[tuple[str, bool]]:
         """The texts that the next bytes bring, each with whether it was pasted; the unfinished waits for its end."""
@@ -138,10 +150,26 @@ class TerminalText:
         return [(text, pasted) for text, pasted in found if text]
 
     def _typed(self, data: bytes, *, cut: bool) -> str:
+        if b"\x1b" in data:
+            data = _SCHEME.sub(self._turned, _BACKGROUND.sub(self._answered, data))
         data = _X10_MOUSE.sub(self._dropped, data)
-        if cut and (part := _CUT_PASTE.search(data)):
+        if cut and (part := _CUT_PASTE.search(data) or _CUT_ANSWER.search(data)):
             data, self._held = data[: part.start()], part[0]
         return self._decode(data)
+
+    def rest(self) -> str:
+        """What was held for an end that did not come: it was typed."""
+        held, self._held = self._held, b""
+        return self._decode(held)
+
+    def _answered(self, answer: re.Match[bytes]) -> bytes:
+        red, green, blue = (int(part, 16) / (16 ** len(part) - 1) for part in answer.groups())
+        self._dark(0.299 * red + 0.587 * green + 0.114 * blue < 0.5, True)
+        return b""
+
+    def _turned(self, report: re.Match[bytes]) -> bytes:
+        self._dark(report[1] == b"1", False)
+        return b""
 
     def _dropped(self, report: re.Match[bytes]) -> bytes:
         if len(report[0]) < 6:
@@ -176,6 +204,7 @@ class LeavingDriver(LinuxDriver):
         self._out = _Lasting(cast("TextIO", sys.__stderr__))
         self._file = cast("Any", self._out)
         self._stopping = self._went_on = False
+        self._asked = float("-inf")
 
     # ---- leaving
 
@@ -183,6 +212,21 @@ class LeavingDriver(LinuxDriver):
         """Take the terminal."""
         guard.tell(True)
         super().start_application_mode()  # type: ignore[no-untyped-call]
+        if self.input_tty:
+            self._asked = time.monotonic()
+            self.write(ASK_BACKGROUND)
+            self.flush()
+
+    def stop_application_mode(self) -> None:
+        """Give the terminal back."""
+        self.write("\x1b[?2031l")
+        super().stop_application_mode()
+
+    def _background(self, dark: bool, asked: bool) -> None:
+        """The terminal said whether it is dark; called on the input thread."""
+        told = getattr(self._app, "terminal_is", None)
+        if told is not None and not (asked and time.monotonic() - self._asked > ANSWER_PATIENCE):
+            self._loop.call_soon_threadsafe(told, dark)
 
     def close(self) -> None:
         """Write what is left to be written."""
@@ -282,12 +326,12 @@ class LeavingDriver(LinuxDriver):
 
     def run_input_thread(self) -> None:
         """Read keys until told to stop, whatever comes; a terminal that is gone ends the app."""
-        text, parser, empty = TerminalText(), XTermParser(self._debug), 0
+        text, parser, empty = TerminalText(self._background), XTermParser(self._debug), 0
         with selectors.SelectSelector() as selector:
             selector.register(self.fileno, selectors.EVENT_READ)
             while not self.exit_event.is_set():
                 if not selector.select(0.1):
-                    parser = self._heard(parser, "")
+                    parser = self._heard(parser, text.rest())
                     continue
                 data = self._read()
                 if data is None or empty >= _EMPTY_READS:

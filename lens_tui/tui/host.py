@@ -243,6 +243,26 @@ class Opens(Protocol):
         """Free the model and its SAEs."""
 
 
+class Choices(Protocol):
+    """The themes that can be chosen. ``auto`` is one of them, and follows the terminal."""
+
+    following: bool
+
+    @property
+    def names(self) -> list[str]:
+        """What can be chosen."""
+
+    @property
+    def chosen(self) -> str:
+        """What is chosen now."""
+
+    def theme_of(self, name: str) -> str:
+        """The theme that a choice shows now."""
+
+    def show(self, name: str) -> None:
+        """Show a choice without keeping it."""
+
+
 class LensHost(App[None]):
     """The app as its screens, panes and widgets see it: what they may read, and what :class:`LensApp` does for them."""
 
@@ -254,6 +274,7 @@ class LensHost(App[None]):
     activity: Any
     tint: Any
     themes: dict[str, Theme]
+    looks: Choices
     history: Path | None
     dequantize: Dequantize
     clock: Callable[[], float]

@@ -32,6 +32,8 @@ class Start:
         keys: the user's ``[keys]``.
         problems: sentences to show at the start, before those about theme and keys.
         notices: things to know from the start on.
+        reduced_motion: nothing moves or blinks by itself.
+        resume: take up the newest session that is found, without asking.
         cut_off: finds the sessions that were cut off, to be offered.
         autosave: whether this session is kept on disk while it runs.
         history: the database that runs are kept in.
@@ -48,6 +50,8 @@ class Start:
     keys: Mapping[str, str] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
+    reduced_motion: bool = False
+    resume: bool = False
     cut_off: Callable[[], Sequence[CutOff]] = tuple
     autosave: bool = False
     history: Path | None = None
@@ -60,6 +64,7 @@ class Preferences:
 
     theme: str = ""
     tint: str = "tint"
+    motion: str = "full"
     keys: Mapping[str, str] = field(default_factory=dict)
     sampling: Sampling | None = None
     model: str = ""
@@ -83,6 +88,7 @@ def preferences() -> Preferences:
     return Preferences(
         settings.look.theme,
         settings.look.tint,
+        settings.look.motion,
         settings.keys,
         settings.generate.sampling(),
         settings.models.open,

@@ -1,4 +1,4 @@
-"""The session on disk: saved at each change, offered again after a crash, forgotten after a proper end."""
+"""The session on disk: saved at each change, offered again after a crash, after a proper end only on demand."""
 
 from __future__ import annotations
 
@@ -70,11 +70,15 @@ class Recovery:
         self._app.call_later(self._app.tell, f"This session is not being kept. {error}")
 
     def end(self, *, well: bool) -> None:
-        """The app ends; if ``well``, there is nothing to take up."""
+        """The app ends; if ``well``, there is nothing to offer at the next start."""
         self._open = False
         if self._saver is not None:
-            self._saver.close(forget=well)
+            self._saver.close(forget=False)
             self._saver = None
+            if well:
+                from lens_tui.records.session_file import end_session
+
+                end_session()
 
     def offer(self, found: Sequence[CutOff]) -> None:
         """Ask whether to take up the newest session that was cut off; say which ones cannot be read."""
@@ -82,6 +86,16 @@ class Recovery:
             self._app.call_after_refresh(self._app.tell, " ".join(problems))
         self._waiting = [item for item in found if item.session is not None]
         self._offer_next()
+
+    def resume(self, found: Sequence[CutOff]) -> None:
+        """Take up the newest session that can be read, unasked; say so if there is none."""
+        usable = [item for item in found if item.session is not None]
+        if usable:
+            self.take_up(usable[0])
+            self._app.call_after_refresh(self._app.tell, f"Taken up: {_summary(usable[0])}.")
+        else:
+            why = "".join(f" {item.problem}" for item in found if item.problem)
+            self._app.call_after_refresh(self._app.tell, f"There is no session to take up.{why}")
 
     def _offer_next(self) -> None:
         if not self._waiting:

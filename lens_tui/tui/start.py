@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from .app import LensApp
 
+REDUCED_MOTION = "LENS_TUI_REDUCED_MOTION"
 CLOSE_PATIENCE = 0.15
 MAX_STDERR = 1 << 20
 ENDINGS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGINT)
@@ -42,12 +43,14 @@ def run(
     theme: str | None = None,
     keymap: Mapping[str, str] | None = None,
     dequantize: Dequantize | None = None,
+    resume: bool = False,
 ) -> int:
     """Open the app on a terminal and return the exit status.
 
     ``demo`` opens on Generate with the bundled model; ``model`` (a folder, a hub
     id or ``"demo"``) is loaded at once. ``theme``, ``keymap`` and ``dequantize`` win over the
-    settings. Whatever C code writes to file descriptor 2 goes to the log.
+    settings. ``resume`` takes up the newest session, cut off or not.
+    Whatever C code writes to file descriptor 2 goes to the log.
     """
     from .driver import guard
 
@@ -68,6 +71,7 @@ def run(
                 log_path=log_path,
                 unkept=lost,
                 dequantize=dequantize,
+                resume=resume,
             )
             app.after_first_frame(app_is_up)
             with ended_by_signals(app):
@@ -91,6 +95,7 @@ def make_app(
     log_path: Path | None = None,
     unkept: Mapping[str, str] | None = None,
     dequantize: Dequantize | None = None,
+    resume: bool = False,
 ) -> LensApp:
     """The app as :func:`run` opens it, not yet running; ``unkept`` as the function of that name says it."""
     from .app import LensApp
@@ -104,11 +109,13 @@ def make_app(
         theme_folders=(paths.themes_folder(),),
         keys={**user.keys, **(keymap or {})},
         tint=user.tint,
+        reduced_motion=user.motion == "reduced" or os.environ.get(REDUCED_MOTION, "") not in ("", "0"),
+        resume=resume,
         sampling=user.sampling or Sampling(),
         problems=user.problems,
         log_path=log_path,
         notices=tuple(lost.values()),
-        cut_off=_cut_off,
+        cut_off=_resumable if resume else _cut_off,
         autosave=user.keep_session and "state" not in lost,
         history=paths.database_file() if user.keep_history and "data" not in lost else None,
         dequantize=dequantize or user.dequantize,
@@ -135,6 +142,12 @@ def _cut_off() -> Sequence[CutOff]:
     from lens_tui.records.session_file import interrupted_sessions
 
     return interrupted_sessions()
+
+
+def _resumable() -> Sequence[CutOff]:
+    from lens_tui.records.session_file import resumable_sessions
+
+    return resumable_sessions()
 
 
 GARBAGE = (5_000, 10, 50)

@@ -8,11 +8,15 @@ CSS and widgets read: ``$muted``, ``$hairline``, ``$accent``, ``$heat-0`` to
 ``$heat-7`` with ``$heat-text-0`` to ``-7`` (text that reads on that step), and
 ``$sign-0`` to ``$sign-8`` with ``$sign-text-0`` to ``-8``. ``$sign-neg`` and
 ``$sign-pos`` are the two ends.
+
+A colour is written as ``#rrggbb`` or as one of the terminal's own 16: ``ansi_default``, ``ansi_red``,
+``ansi_bright_blue``. What those look like nobody knows here, so a theme that has any gives its ramps a list ``text``
+as well: the colour of the text on each step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +27,7 @@ from lens_tui.records import LensError
 from lens_tui.records.read_files import explained, read_toml
 from lens_tui.records.sanitise import one_line
 
-DEFAULT_THEME = "ink"
+DEFAULT_THEME, LIGHT_THEME = "ink", "paper"
 HEAT_STEPS = 8
 SIGN_STEPS = 9
 _MAX_NAME = 60
@@ -56,8 +60,17 @@ def theme_from(data: Mapping[str, Any], source: str) -> Theme:
     if not isinstance(name, str) or len(name) > _MAX_NAME or not name.replace("-", "").isalnum():
         raise LensError(f"The theme {source} has no usable name.", 'Give it one, for example name = "dusk".')
     colors = {key: _color(data.get("colors", {}), key, source) for key in _COLORS}
-    heat = _ramp(data, "heat", HEAT_STEPS, source)
-    sign = _ramp(data, "sign", SIGN_STEPS, source)
+    ramps = {
+        name: (_ramp(data, name, "steps", count, source), _texts(data, name, count, source))
+        for name, count in (("heat", HEAT_STEPS), ("sign", SIGN_STEPS))
+    }
+    every = (*colors.values(), *ramps["heat"][0], *ramps["sign"][0])
+    native = any(color.startswith("ansi_") for color in every)
+    if native and not all(texts for _, texts in ramps.values()):
+        raise LensError(
+            f"The theme {source} uses the terminal's own colours and lacks heat.text or sign.text.",
+            "Add the colour of the text on each step.",
+        )
     return Theme(
         name=name,
         primary=colors["accent"],
@@ -71,13 +84,19 @@ def theme_from(data: Mapping[str, Any], source: str) -> Theme:
         surface=colors["surface"],
         panel=colors["panel"],
         dark=bool(data.get("dark", True)),
-        variables=variables(colors, heat, sign),
+        variables=variables(colors, ramps),
+        ansi=native,
     )
 
 
-def variables(colors: Mapping[str, str], heat: Iterable[str], sign: Iterable[str]) -> dict[str, str]:
-    """The CSS variables of a theme beyond Textual's own."""
+Ramp = tuple[Sequence[str], Sequence[str]]
+"""The steps, and the text on each; the latter empty where it is to be found by contrast."""
+
+
+def variables(colors: Mapping[str, str], ramps: Mapping[str, Ramp]) -> dict[str, str]:
+    """The CSS variables of a theme beyond Textual's own; ``ramps`` are ``heat`` and ``sign``."""
     ends = (colors["background"], colors["foreground"])
+    accent = colors["accent"]
     out = {
         "muted": colors["muted"],
         "hairline": colors["hairline"],
@@ -88,7 +107,7 @@ def variables(colors: Mapping[str, str], heat: Iterable[str], sign: Iterable[str
         "block-cursor-blurred-foreground": colors["foreground"],
         "block-cursor-blurred-text-style": "none",
         "block-hover-background": colors["surface"],
-        "input-selection-background": f"{colors['accent']} 30%",
+        "input-selection-background": accent if accent.startswith("ansi_") else f"{accent} 30%",
         "input-cursor-background": colors["foreground"],
         "input-cursor-foreground": colors["background"],
         "scrollbar": colors["hairline"],
@@ -99,10 +118,12 @@ def variables(colors: Mapping[str, str], heat: Iterable[str], sign: Iterable[str
         "scrollbar-background-active": colors["background"],
         "scrollbar-corner-color": colors["background"],
     }
-    for prefix, steps in (("heat", tuple(heat)), ("sign", tuple(sign))):
+    if colors["background"].startswith("ansi_"):
+        out |= {"ansi-background": colors["background"], "ansi-foreground": colors["foreground"]}
+    for prefix, (steps, texts) in ramps.items():
         for index, step in enumerate(steps):
             out[f"{prefix}-{index}"] = step
-            out[f"{prefix}-text-{index}"] = readable_on(step, ends)
+            out[f"{prefix}-text-{index}"] = texts[index] if texts else readable_on(step, ends)
     out["sign-neg"], out["sign-pos"] = out["sign-0"], out[f"sign-{SIGN_STEPS - 1}"]
     return out
 
@@ -157,17 +178,24 @@ def _color(table: object, key: str, source: str) -> str:
     return _checked(value, f"colors.{key}", source)
 
 
-def _ramp(data: Mapping[str, Any], name: str, count: int, source: str) -> list[str]:
+def _ramp(data: Mapping[str, Any], name: str, part: str, count: int, source: str) -> list[str]:
     table = data.get(name)
-    steps = table.get("steps") if isinstance(table, Mapping) else None
+    steps = table.get(part) if isinstance(table, Mapping) else None
     if not isinstance(steps, list) or len(steps) != count or not all(isinstance(step, str) for step in steps):
-        raise LensError(f"The theme {source} needs {name}.steps: a list of {count} colours.")
-    return [_checked(step, f"{name}.steps", source) for step in steps]
+        raise LensError(f"The theme {source} needs {name}.{part}: a list of {count} colours.")
+    return [_checked(step, f"{name}.{part}", source) for step in steps]
+
+
+def _texts(data: Mapping[str, Any], name: str, count: int, source: str) -> list[str]:
+    """The text on each step of a ramp, if the file gives it."""
+    table = data.get(name)
+    given = isinstance(table, Mapping) and "text" in table
+    return _ramp(data, name, "text", count, source) if given else []
 
 
 def _checked(value: str, where: str, source: str) -> str:
     try:
-        return Color.parse(value[: _MAX_NAME + 1]).hex  # no colour is that long
+        return Color.parse(value[: _MAX_NAME + 1]).hex  # no colour is that long; one of the terminal's keeps its name
     except Exception as error:
         named = one_line(repr(value[:_MAX_NAME]), _MAX_NAME)
         raise LensError(f"The theme {source} has no colour {named} at {where}.", "Write it as #rrggbb.") from error

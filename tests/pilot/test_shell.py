@@ -9,12 +9,13 @@ import pytest
 from textual.pilot import Pilot
 
 from lens_tui.records import LensError
-from lens_tui.tui.app import FRAME
+from lens_tui.tui.app import FRAME, LensApp
 from lens_tui.tui.host import BUSY, FAILED
 from lens_tui.tui.keys import KEYS, SCREENS, by_id
 from lens_tui.tui.screens.everywhere import ThemeScreen
 from lens_tui.tui.screens.form import ErrorScreen
 from lens_tui.tui.widgets.frame import LensScreen, Status, takes_text
+from lens_tui.tui.widgets.row_list import RowList
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from tests.apps import lens_app, screen_text, settle
@@ -361,7 +362,7 @@ async def test_themes_preview_and_escape_goes_back() -> None:
         await pilot.press("T")
         await settle(pilot)
         assert isinstance(app.screen, ThemeScreen)
-        await pilot.press("k")
+        await pilot.press("j", "j")
         await pilot.pause()
         assert app.theme == "ember"
         await pilot.press("escape")
@@ -369,7 +370,7 @@ async def test_themes_preview_and_escape_goes_back() -> None:
         await pilot.press("T")
         await pilot.press("j", "enter")
         await settle(pilot)
-        assert app.theme == "paper"
+        assert app.theme == "contrast"
 
 
 async def test_tint_goes_round_and_no_color_begins_with_bars(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -417,3 +418,31 @@ async def test_maximize_and_back() -> None:
 def test_every_footer_word_belongs_to_keys_that_stand_together() -> None:
     words = [key.footer for key in by_id().values() if key.footer]
     assert all(len(word) <= 12 for word in words)
+
+
+async def test_a_widget_whose_handler_broke_handles_the_next_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LensApp, "goes_on", True)
+    app = lens_app()
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(pilot)
+        models = app.screen.query_one("#list", RowList)
+
+        def broken() -> None:
+            raise ZeroDivisionError("a defect")
+
+        monkeypatch.setattr(models, "action_last", broken)
+        monkeypatch.setattr(models, "on_blur", broken)
+        await pilot.press("G")
+        await settle(pilot)
+        assert isinstance(app.screen, ErrorScreen)
+        await pilot.press("escape")
+        await pilot.press("tab", "shift+tab")
+        await settle(pilot)
+        while isinstance(app.screen, ErrorScreen):
+            await pilot.press("escape")
+            await settle(pilot)
+        models.focus()
+        before = models.cursor
+        await pilot.press("j")
+        await settle(pilot)
+        assert models.cursor == before + 1

@@ -14,6 +14,7 @@ from lens_tui.records.session_file import (
     forget_session,
     interrupted_sessions,
     own_file,
+    resumable_sessions,
     save_session,
 )
 from lens_tui.tui.preferences import Preferences, preferences, remember_theme
@@ -217,3 +218,38 @@ def test_preferences_come_from_the_settings_and_say_what_is_wrong() -> None:
     assert preferences().keys == found.keys
     paths.settings_file().write_text("[look]\nthem = 3\n")
     assert "there is no setting look.them" in preferences().problems[0]
+
+
+async def test_resume_takes_up_the_newest_unasked(tmp_path: Path) -> None:
+    session = await cut_off()
+    worker = FakeWorker()
+    path = tmp_path / "cut-off.json"
+    save_session(session, path)
+    found = [CutOff(path, NOW - 3600, session), CutOff(tmp_path / "older.json", NOW - 7200, session)]
+    app = lens_app(worker, cut_off=lambda: found, resume=True)
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await settle(pilot)
+        assert not isinstance(app.screen, ChoiceScreen)
+        assert "Taken up: demo, 2 vectors" in screen_text(app)
+        assert worker.submitted == [jobs.LoadModel("demo"), jobs.LoadSAE(DEMO_SAE.path)]
+        assert [row.scale for row in app.store.session.steers] == [-FIRST, SECOND]
+
+
+async def test_resume_without_a_session_says_so() -> None:
+    app = lens_app(resume=True)
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await settle(pilot)
+        assert "There is no session to take up." in screen_text(app)
+
+
+async def test_a_proper_end_is_resumed_only_on_demand() -> None:
+    app = lens_app(model="demo", screen="steer", autosave=True)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        await pilot.press("b")
+        await settle(pilot)
+        app.recovery.end(well=True)
+    assert interrupted_sessions() == []
+    (last,) = resumable_sessions()
+    assert last.session is not None
+    assert [row.scale for row in last.session.steers] == [-FIRST, SECOND]

@@ -1,4 +1,4 @@
-"""Theme files: the four that come with the app, and what is refused."""
+"""Theme files: the five that come with the app, and what is refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from lens_tui.records.sanitise import sanitise_token
 from lens_tui.tui import themes
 
 FILES = sorted(themes.bundled_dir().glob("*.toml"))
-ALL = [themes.read_theme(path) for path in FILES]
+EVERY = [themes.read_theme(path) for path in FILES]
+ALL = [theme for theme in EVERY if not theme.ansi]
+"""Those whose colours are known; what the terminal's own look like, the terminal knows."""
 
 
 def ramp(theme: object, name: str, steps: int) -> list[str]:
@@ -22,8 +24,8 @@ def ramp(theme: object, name: str, steps: int) -> list[str]:
     return [variables[f"{name}-{step}"] for step in range(steps)]
 
 
-def test_there_are_four_and_one_is_light() -> None:
-    assert [theme.name for theme in ALL] == ["contrast", "ember", "ink", "paper"]
+def test_there_are_five_and_one_is_light() -> None:
+    assert [theme.name for theme in EVERY] == ["contrast", "ember", "ink", "paper", "terminal"]
     assert [theme.name for theme in ALL if not theme.dark] == ["paper"]
     assert themes.DEFAULT_THEME in {theme.name for theme in ALL}
 
@@ -79,7 +81,7 @@ def test_a_users_theme_wins_and_a_bad_one_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.toml").write_text("name = ")
     found, problems = themes.load_themes((themes.bundled_dir(), tmp_path))
     assert found["ink"].accent == "#123456"
-    assert len(found) == 4
+    assert len(found) == 5
     assert len(problems) == 1
     assert "broken.toml" in problems[0]
 

@@ -197,21 +197,22 @@ class ThemeScreen(Dialog[None]):
 
     def compose(self) -> ComposeResult:
         """The themes and the ramps of the one shown."""
-        self._before = self.app.theme
+        self._looks = host(self).looks
+        self._before = self._looks.chosen
         with Vertical(classes="dialog"):
             yield Static("Theme", classes="dialog-title")
             yield RowList[str](self._draw, id="themes")
             yield Static(Content.assemble("\n", ("⏎", "bold"), " keep   ", ("esc", "bold"), " back"), classes="muted")
 
     def _draw(self, name: str, width: int) -> list[Content]:
-        variables = host(self).themes[name].variables
+        variables = host(self).themes[self._looks.theme_of(name)].variables
         heat = [("  ", f"on {variables[f'heat-{step}']}") for step in range(HEAT_STEPS)]
         sign = [(" ", f"on {variables[f'sign-{step}']}") for step in range(SIGN_STEPS)]
         return [Content.assemble(f"{name:<12}", *heat, " ", *sign)]
 
     def on_mount(self) -> None:
         """Start at the theme that is on."""
-        names = list(host(self).themes)
+        names = self._looks.names
         themes = self.query_one("#themes", RowList)
         themes.show(names, names.index(self._before) if self._before in names else 0)
         themes.styles.height = min(len(names), 12)
@@ -221,14 +222,14 @@ class ThemeScreen(Dialog[None]):
         """Show the theme under the cursor."""
         name = event.row_list.row
         if isinstance(name, str):
-            self.app.theme = name
+            self._looks.show(name)
 
     def action_keep(self) -> None:
         """Keep the theme that shows."""
-        host(self).keep_theme(self.app.theme)
+        host(self).keep_theme(self._looks.chosen)
         self.dismiss()
 
     def action_cancel(self) -> None:
         """Go back to the theme before."""
-        self.app.theme = self._before
+        self._looks.show(self._before)
         self.dismiss()

@@ -129,7 +129,7 @@ class AppCommands(_Commands):
         for key in KEYS:
             if key.scope in modes:
                 yield Command(_named(key), _words(key), "", partial(_elsewhere, app, key), 1)
-        for name in app.themes:
+        for name in app.looks.names:
             yield Command(f"Theme: {name}", "colours", "", partial(app.keep_theme, name), 2)
         for term in glossary.TERMS:
             show = partial(_explain, app, self.screen, term)

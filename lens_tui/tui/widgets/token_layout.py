@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rich.cells import cell_len
+from rich.color import Color as RichColor
 from rich.segment import Segment
 from rich.style import Style
 from textual.color import Color
@@ -231,8 +232,8 @@ class TokenStyles:
         """Build from theme variables (``heat-0`` .. ``heat-7`` and their texts) over a widget's base style."""
         variables = variables if "heat-7" in variables else {**_fallback(), **variables}
 
-        def color(name: str) -> str:
-            return Color.parse(variables[name]).hex6
+        def color(name: str) -> RichColor:
+            return Color.parse(variables[name]).rich_color
 
         heat = tuple(
             base + Style(color=color(f"heat-text-{level}"), bgcolor=color(f"heat-{level}"))

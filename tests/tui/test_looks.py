@@ -1,0 +1,190 @@
+"""Which theme shows: following the terminal, the terminal's own colours, a user's theme saved anew; reduced motion."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from textual.widgets import Input
+
+from lens_tui.records import paths
+from lens_tui.records.settings import load_settings
+from lens_tui.tui import themes
+from lens_tui.tui.driver import TerminalText
+from lens_tui.tui.preferences import Start
+from lens_tui.tui.start import make_app
+from lens_tui.tui.themes import bundled_dir
+from tests.apps import lens_app, painted, screen_text, settle
+from tests.fakes import FakeWorker
+
+LIGHT, DARK = b"\x1b]11;rgb:ffff/ffff/eeee\x1b\\", b"\x1b]11;rgb:1c1c/1c1c/1c1c\x07"
+
+
+@pytest.mark.parametrize(
+    ("reads", "typed", "heard"),
+    [
+        ([LIGHT], "", [(False, True)]),
+        ([b"a" + DARK + b"b"], "ab", [(True, True)]),
+        ([b"a" + LIGHT[:4], LIGHT[4:9], LIGHT[9:] + b"b"], "ab", [(False, True)]),
+        ([LIGHT[:-1], LIGHT[-1:] + b"q"], "q", [(False, True)]),
+        ([b"\x1b]11;rgba:0/0/0/f\x07x"], "x", [(True, True)]),
+        ([b"\x1b[?997;2n", b"j\x1b[?997;1nk"], "jk", [(False, False), (True, False)]),
+        ([b"\x1b[?99", b"7;2nj"], "j", [(False, False)]),
+        ([b"\x1b]", b"j"], "\x1b]j", []),
+        ([b"\x1b[A\x1b[?1;2c"], "\x1b[A\x1b[?1;2c", []),
+    ],
+)
+def test_what_the_terminal_says_of_its_background_is_heard_and_no_key_is_lost(
+    reads: list[bytes], typed: str, heard: list[tuple[bool, bool]]
+) -> None:
+    said: list[tuple[bool, bool]] = []
+    text = TerminalText(lambda dark, asked: said.append((dark, asked)))
+    assert "".join(piece for read in reads for piece, _ in text.feed(read)) == typed
+    assert said == heard
+
+
+def test_what_only_looked_like_an_answer_was_typed() -> None:
+    text = TerminalText()
+    assert text.feed(b"\x1b]11;rg") == []
+    assert text.rest() == "\x1b]11;rg"
+    assert text.rest() == ""
+
+
+async def test_without_a_choice_the_theme_follows_the_terminal() -> None:
+    app = lens_app()
+    async with app.run_test() as pilot:
+        await settle(pilot)
+        assert app.theme == "ink"
+        for dark, name in ((False, "paper"), (True, "ink"), (False, "paper")):
+            app.terminal_is(dark)
+            await settle(pilot)
+            assert app.theme == name
+        app.looks.show("ember")
+        app.terminal_is(True)
+        assert app.theme == "ember"
+        app.looks.show("auto")
+        assert app.theme == "ink"
+
+
+async def test_a_theme_by_name_does_not_follow() -> None:
+    app = lens_app(theme="ember")
+    async with app.run_test() as pilot:
+        await settle(pilot)
+        app.terminal_is(False)
+        await settle(pilot)
+        assert app.theme == "ember"
+
+
+async def test_following_is_a_choice_that_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LENS_TUI_HOME", str(tmp_path))
+    app = lens_app(theme="ember")
+    async with app.run_test() as pilot:
+        await settle(pilot)
+        await pilot.press("T", "g", "enter")
+        await settle(pilot)
+        assert app.theme == "ink"
+        assert load_settings().look.theme == "auto"
+
+
+async def test_the_terminals_colours_reach_it_as_they_are() -> None:
+    app = lens_app(screen="steer", model="demo", theme="terminal")
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(pilot)
+        colors = {
+            color
+            for strip in painted(app)
+            for segment in strip
+            if segment.style is not None
+            for color in (segment.style.color if segment.text.strip() else None, segment.style.bgcolor)
+            if color is not None
+        }
+        assert colors
+        assert all(color.triplet is None for color in colors), colors
+        assert {color.number for color in colors} > {None, 4, 8}
+
+
+@pytest.mark.parametrize("size", [(120, 36), (80, 24)])
+async def test_every_theme_can_be_looked_at(size: tuple[int, int]) -> None:
+    app = lens_app(screen="steer", model="demo")
+    async with app.run_test(size=size) as pilot:
+        await settle(pilot)
+        await pilot.press("T")
+        seen = set()
+        for _ in app.looks.names:
+            await settle(pilot)
+            seen.add(app.theme)
+            await pilot.press("j")
+        assert seen == set(app.themes)
+        await pilot.press("escape")
+        await settle(pilot)
+        assert app.looks.following
+
+
+def write(path: Path, accent: str) -> None:
+    """A theme file, saved later than the one before by any clock."""
+    text = (bundled_dir() / "ink.toml").read_text().replace('name = "ink"', 'name = "mine"').replace("#7fb4e6", accent)
+    before = path.stat().st_mtime_ns if path.exists() else 0
+    path.write_text(text)
+    os.utime(path, ns=(before + 10**9, before + 10**9))
+
+
+async def test_a_users_theme_shows_as_soon_as_it_is_saved_and_an_error_in_it_is_one_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    write(file, "#123456")
+    app = lens_app(theme="mine", theme_folders=(tmp_path,))
+    async with app.run_test(size=(120, 36), notifications=True) as pilot:
+        await settle(pilot)
+        assert app.theme_variables["accent"].lower() == "#123456"
+        write(file, "#abcdef")
+        await settle(pilot, lambda: app.theme_variables["accent"].lower() == "#abcdef")
+        write(file, "no colour at all")
+        await settle(pilot, lambda: "mine.toml has no colour" in screen_text(app).replace("\n", " "))
+        assert app.theme_variables["accent"].lower() == "#abcdef"
+        write(file, "#fedcba")
+        await settle(pilot, lambda: app.theme_variables["accent"].lower() == "#fedcba")
+
+
+async def test_only_a_users_theme_is_watched(tmp_path: Path) -> None:
+    write(tmp_path / "mine.toml", "#123456")
+    app = lens_app(theme_folders=(tmp_path,))
+    async with app.run_test() as pilot:
+        await settle(pilot)
+        assert not list(app._timers)
+        app.looks.show("mine")
+        assert len(list(app._timers)) == 1
+        app.looks.show("ink")
+        await settle(pilot)
+        assert not list(app._timers)
+
+
+def test_a_theme_of_the_terminals_colours_says_what_text_goes_on_them(tmp_path: Path) -> None:
+    text = (bundled_dir() / "terminal.toml").read_text()
+    (tmp_path / "x.toml").write_text("\n".join(line for line in text.split("\n") if not line.startswith("text")))
+    found, problems = themes.load_themes((tmp_path,))
+    assert not found
+    assert "heat.text" in problems[0]
+
+
+async def test_with_reduced_motion_nothing_slides_or_blinks() -> None:
+    for reduced in (False, True):
+        app = lens_app(reduced_motion=reduced)
+        async with app.run_test() as pilot:
+            await settle(pilot)
+            await pilot.press("slash")
+            await settle(pilot)
+            assert app.query_one("#entry", Input).cursor_blink is not reduced
+            assert (app.animation_level == "none") is reduced
+
+
+def test_reduced_motion_is_a_setting_and_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LENS_TUI_HOME", str(tmp_path))
+    wanted: list[Start] = []
+    for variable in ("", "0", "1"):
+        monkeypatch.setenv("LENS_TUI_REDUCED_MOTION", variable)
+        wanted.append(make_app(FakeWorker()).start_with)
+    monkeypatch.delenv("LENS_TUI_REDUCED_MOTION")
+    paths.settings_file().parent.mkdir(parents=True, exist_ok=True)
+    paths.settings_file().write_text('[look]\nmotion = "reduced"\n')
+    wanted.append(make_app(FakeWorker()).start_with)
+    assert [start.reduced_motion for start in wanted] == [False, False, True, True]
