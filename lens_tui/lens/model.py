@@ -260,7 +260,15 @@ class LensModel:
 
     # -- reading ---------------------------------------------------------------
 
-    def residuals(self, tokens: Any, layer: int, *, site: str = "resid_post", steered: bool = False) -> mx.array:
+    def residuals(
+        self,
+        tokens: Any,
+        layer: int,
+        *,
+        site: str = "resid_post",
+        steered: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> mx.array:
         """The activations of one text or several at a site, evaluated; nothing behind the layer is computed.
 
         Args:
@@ -268,6 +276,8 @@ class LensModel:
             layer: Counted from 0; negative numbers count from the end.
             site: One of ``sites(layer)``.
             steered: Under the blocks around the call; by default of the plain model, whatever they are.
+            progress: ``progress(done, total)`` counts the tokens of one text behind each of the pieces that a long one
+                goes in; what it raises ends the reading.
 
         Returns:
             ``(tokens, width)`` in the model's dtype; of several texts ``(texts, longest, width)``, zero behind the end
@@ -281,7 +291,8 @@ class LensModel:
         if (rows := texts_in(self.tokens, tokens)) is not None:
             return text_residuals(self._registry, rows, key, steered=steered)
         ids = self.ids(tokens)
-        found = read_table(self._registry, ids, [key], self._registry.ambient()[0] if steered else ())[key]
+        entries = self._registry.ambient()[0] if steered else ()
+        found = read_table(self._registry, ids, [key], entries, progress=progress)[key]
         return found[0] if ids.shape[0] == 1 else found
 
     def readout(self, residual: mx.array) -> mx.array:

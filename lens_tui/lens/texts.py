@@ -8,7 +8,7 @@ does not have to be waited for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -28,6 +28,7 @@ from .tokens import Tokens, id_table
 
 Rows = Sequence[Ids]
 Entries = Sequence[PlanEntry]
+Progress = Callable[[int, int], None]
 
 
 def texts_in(tokens: Tokens, given: Any) -> tuple[Ids, ...] | None:
@@ -103,6 +104,7 @@ def read_table(
     keys: Sequence[Key],
     entries: Entries = (),
     rows: Rows | None = None,
+    progress: Progress | None = None,
 ) -> dict[Key, mx.array]:
     """The tensors at sites, evaluated; nothing behind the last of them is computed.
 
@@ -112,6 +114,7 @@ def read_table(
         keys: Layers and sites.
         entries: What acts.
         rows: The same without padding, where there is any.
+        progress: ``progress(done, total)`` counts a row's tokens, behind each piece of a long one.
 
     Returns:
         ``(rows, tokens, width)`` by layer and site.
@@ -129,11 +132,11 @@ def read_table(
         registry.between()
         registry.forward(run, table)
     else:
-        _in_pieces(run, table, result)
+        _in_pieces(run, table, result, progress)
     return captured(result, lambda: origin_of(registry, table if rows is None else rows, entries))
 
 
-def _in_pieces(run: Run, table: mx.array, result: CaptureResult) -> None:
+def _in_pieces(run: Run, table: mx.array, result: CaptureResult, progress: Progress | None) -> None:
     """Rows of ids through the model piece by piece, over a cache that is filled as far as the deepest layer read."""
     from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 
@@ -150,6 +153,8 @@ def _in_pieces(run: Run, table: mx.array, result: CaptureResult) -> None:
         registry.forward(run, piece, cache, start=start)
         mx.eval(result.pending())
         start += piece.shape[1]
+        if progress is not None:
+            progress(start, length)
         for item in unread:
             # What lies behind is never computed: left alone, it would hold on to all that it could be computed from.
             item.keys, item.values = (mx.zeros(part.shape, part.dtype) for part in (item.keys, item.values))

@@ -142,7 +142,11 @@ def test_reading_a_long_text_stops_between_two_pieces(
     text = PROMPT * 12
     whole = only(loaded.done(jobs.Encode(info.id, text, top_k=4)), ev.Encoded)
     monkeypatch.setattr(pieces, "SPEED", dict.fromkeys(pieces.SPEED, 1.0))
-    cut = only(loaded.done(jobs.Encode(info.id, text, top_k=4)), ev.Encoded)
+    events = loaded.done(jobs.Encode(info.id, text, top_k=4))
+    cut = only(events, ev.Encoded)
+    total = len(cut.token_ids)
+    read = [(event.done, event.total) for event in of(events, ev.Progress) if event.stage == "read"]
+    assert read == [(min(done, total), total) for done in range(16, total + 16, 16)]
     np.testing.assert_allclose(cut.values, whole.values, atol=1e-4)
     pieces_read, submitted = 0, threading.Event()
     forward = Registry.forward

@@ -115,7 +115,12 @@ def _residual(control: Control, context: Context, sae: SAE) -> mx.array:
     place = (info.layer, info.site)
     if place not in reading.residuals:
         with stoppable(context, control) as model:
-            reading.residuals[place] = model.residuals(reading.token_ids, info.layer, site=info.site)
+            reading.residuals[place] = model.residuals(
+                reading.token_ids,
+                info.layer,
+                site=info.site,
+                progress=lambda done, total: control.progress("read", done, total, "tokens"),
+            )
     found: mx.array = reading.residuals[place]
     return found
 
