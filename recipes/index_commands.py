@@ -13,7 +13,7 @@ from recipes.options import BundledModel, Corpus, SAEs
 
 def register(app: typer.Typer) -> None:
     """Add the commands to an application."""
-    for command in (texts, index):
+    for command in (texts, index, co_active):
         app.command()(command)
 
 
@@ -50,3 +50,23 @@ def index(
         print(f"{one.depth:8}{one.folder.name}{one.nbytes / 1e6:7.2f} MB{one.tokens:>9} tokens", end="")
         print(f"{one.live:>6} of {one.width} features active")
     print(f"in all {size(out) / 1e6:.2f} MB with the text, which is kept once")
+
+
+def co_active(
+    out: Annotated[Path, typer.Option(help="Folder of `index`; each SAE's index in it gets the table.", exists=True)],
+    model: BundledModel = None,
+    saes: SAEs = None,
+    rows: int = 16,
+) -> None:
+    """Add to the indexes which features are active on the same tokens, from the text that they hold."""
+    from lens_tui import FeatureIndex, load_sae
+    from recipes.bundled import open_model, sae_folders
+    from recipes.co_active import add
+
+    lens = open_model(model)
+    folders = {FeatureIndex(found.parent).identity.sae: found.parent for found in sorted(out.glob("*/manifest.json"))}
+    for name, (_, folder) in sae_folders(saes).items():
+        sae = load_sae(folder)
+        if sae.info.id in folders:
+            differs = add(lens, sae, folders[sae.info.id], rows=rows)
+            print(f"{name:8}{folders[sae.info.id].name}  {differs:.1e} of the activations differ")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,8 +38,12 @@ IndexFolder = Annotated[
 @sentences
 def train_sae(
     text: Text,
-    layer: Annotated[int, typer.Option("--layer", "-l", help="The layer to read, from 0; -1 is the last.")],
+    layer: Annotated[
+        str, typer.Option("--layer", "-l", help="The layer to read, from 0; -1 is the last. Transcoders: 0-3,6 or all.")
+    ],
     model: Model = "demo",
+    kind: Annotated[str, typer.Option(help="sae, or transcoder: from an MLP's input to its output.")] = "sae",
+    skip: Annotated[bool, typer.Option("--skip", help="Give a transcoder a linear skip connection.")] = False,
     site: Annotated[str, typer.Option(help="The tensor to read, such as resid_pre or mlp_out.")] = "resid_post",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The SAE's folder; a run in it is resumed.")] = None,
     arch: Annotated[str, typer.Option(help="batchtopk, topk or jumprelu.")] = "batchtopk",
@@ -60,67 +64,115 @@ def train_sae(
     seed: Annotated[int, typer.Option(help="The same seed gives the same SAE again.")] = 0,
     json: Json = False,
 ) -> None:
-    """Train an SAE on a text with a model.
+    """Train an SAE, or transcoders of MLPs, on a text with a model.
 
     ctrl+c saves a checkpoint, and the same command continues from it.
     """
-    from lens_tui.records.training import TrainConfig
+    from lens_tui.tasks.train import MLP, small_run, trained_folder
     from lens_tui.tasks.train import train_sae as train
 
     with open_model(model) as lens, interruptible() as asked, Meter() as meter:
-        at = lens.registry.decoder.index(layer)
-        config = TrainConfig(
-            architecture=arch,  # type: ignore[arg-type]
-            width=width or 16 * lens.registry.sites.point(at, site).width,
-            k=k,
-            tokens=tokens,
-            batch=batch,
-            learning_rate=learning_rate,
-            normalize=normalize,  # type: ignore[arg-type]
-            matryoshka=prefixes(matryoshka),
-            evaluate_every=evaluate_every,
-            seed=seed,
-            **_measured_on(max(batch, tokens // 8)),
-        )
-        out = out or _default_folder(lens, site, at, config)
-        report = train(
-            lens, text, out, config, layer=at, site=site, context=context, rows=rows, held_out=held_out,
-            max_tokens=max_tokens or None, text_key=text_key, checkpoint_seconds=checkpoint, should_stop=asked,
-            progress=lambda progress: meter.say(*_training_line(progress)),
+        where = read_layers(layer, lens.n_layers)
+        read = MLP[0] if kind == "transcoder" else site
+        width = width or 16 * lens.registry.sites.point(where[0], read).width
+        config = small_run(
+            kind=kind, skip=skip, architecture=arch, width=width, k=k, tokens=tokens, batch=batch,
+            learning_rate=learning_rate, normalize=normalize, matryoshka=prefixes(matryoshka),
+            evaluate_every=evaluate_every, seed=seed,
         )  # fmt: skip
+        out = out or trained_folder(lens.info.name, config, where, site)
+        options: dict[str, Any] = {
+            "context": context, "rows": rows, "held_out": held_out, "max_tokens": max_tokens or None,
+            "text_key": text_key, "checkpoint_seconds": checkpoint, "should_stop": asked,
+        }  # fmt: skip
+        if len(where) > 1:
+            _train_set(lens, text, out, config, where, meter, asked, options, as_json=json)
+            return
+        report = train(lens, text, out, config, layer=where[0], site=site,
+                       progress=lambda progress: meter.say(*_training_line(progress)), **options)  # fmt: skip
     _finish_training(lens, report, out, asked.status, as_json=json)
 
 
-def _measured_on(some: int) -> dict[str, Any]:
-    """The tokens of the pool and of the measuring, fewer where ``some``, an eighth of a run, is little."""
-    from lens_tui.records.training import TrainConfig
+def _train_set(
+    lens: LensModel,
+    text: Path,
+    out: Path,
+    config: TrainConfig,
+    layers: Sequence[int],
+    meter: Meter,
+    asked: Any,
+    options: dict[str, Any],
+    *,
+    as_json: bool,
+) -> None:
+    """Transcoders of several layers, and what is lost with all of them in place."""
+    from lens_tui.tasks.transcoders import train_transcoders
 
-    usual = TrainConfig(width=1, k=1)
-    return {
-        "pool_tokens": min(usual.pool_tokens, 2 * some),
-        "calibration_tokens": min(usual.calibration_tokens, some),
-        "evaluation_tokens": min(usual.evaluation_tokens, some),
-    }
+    if config.kind != "transcoder":
+        raise LensError("Several layers at once are for transcoders.", "Add --kind transcoder, or name one layer.")
+
+    def said(layer: int, progress: TrainProgress) -> None:
+        stage, facts, share = _training_line(progress)
+        meter.say(f"layer {layer}: {stage}", facts, share)
+
+    made = train_transcoders(lens, text, out, config, layers, progress=said, **options)
+    if as_json:
+        replaced = None if made.loss is None else {**asdict(made.loss), "recovered": made.loss.recovered}
+        reports = [{**asdict(report), "loss_recovered": _recovered(report)} for report in made.reports]
+        print_json({"model": lens.info.name, "folder": str(out), "layers": reports, "replaced_loss": replaced})
+    if made.loss is None:
+        _say_stopped(made.reports[-1], Path(made.reports[-1].folder))
+        raise SystemExit(asked.status)
+    if not as_json:
+        for report in made.reports:
+            _print_training(report)
+        loss = made.loss
+        share = "" if loss.recovered is None else f", {loss.recovered:.4f} recovered"
+        say(f"all {len(loss.layers)} MLPs replaced: {loss.every:.3f} nats a token ({loss.clean:.3f} as it is, "
+            f"{loss.zero:.3f} zeroed{share})")  # fmt: skip
+        say(f"as circuit-tracer reads a set: {out / 'circuit_tracer'}")
+
+
+def read_layers(text: str, n_layers: int) -> tuple[int, ...]:
+    """``4``, ``-1``, ``0-3,6`` or ``all`` as layers from 0, rising. Raises :class:`LensError` for anything else."""
+    if text.strip() == "all":
+        return tuple(range(n_layers))
+    found: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(-?\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
+        if match is None:
+            raise LensError(f"The layers {text!r} cannot be read.", "Write 4, -1, 0-3,6 or all.")
+        low = int(match[1])
+        found.update(range(low, int(match[2]) + 1) if match[2] else [low])
+    wrong = [layer for layer in found if not -n_layers <= layer < n_layers]
+    if wrong or not found:
+        raise LensError(f"There is no layer {wrong[0] if wrong else text!r}.", f"Layers are 0 to {n_layers - 1}.")
+    return tuple(sorted({layer % n_layers for layer in found}))
 
 
 def _finish_training(lens: LensModel, report: TrainReport, out: Path, status: int, *, as_json: bool) -> None:
     """Print the report; a run that was stopped ends the process with ``status``."""
-    from lens_tui.sae.training.checkpoint import FILE
-
     if as_json:
-        recovered = report.final.loss_recovered if report.final else None
-        print_json({"model": lens.info.name, **asdict(report), "loss_recovered": recovered})
+        print_json({"model": lens.info.name, **asdict(report), "loss_recovered": _recovered(report)})
     if report.stopped:
-        kept = (out / "training" / FILE).exists()
-        what = (
-            f"the checkpoint is in {out}. Run the same command to continue."
-            if kept
-            else "there was nothing to keep yet."
-        )
-        note(f"mlx-lens-tui: stopped after step {report.step} of {report.config.steps}; {what}")
+        _say_stopped(report, out)
         raise SystemExit(status)
     if not as_json:
         _print_training(report)
+
+
+def _recovered(report: TrainReport) -> float | None:
+    return report.final.loss_recovered if report.final else None
+
+
+def _say_stopped(report: TrainReport, out: Path) -> None:
+    from lens_tui.sae.training.checkpoint import FILE
+
+    kept = (out / "training" / FILE).exists()
+    what = (
+        f"the checkpoint is in {out}. Run the same command to continue." if kept else "there was nothing to keep yet."
+    )
+    note(f"mlx-lens-tui: stopped after step {report.step} of {report.config.steps}; {what}")
 
 
 def prefixes(text: str) -> tuple[int, ...]:
@@ -129,13 +181,6 @@ def prefixes(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise LensError(f"The prefixes {text!r} are not whole numbers.", "Write them as 512,2048.") from None
-
-
-def _default_folder(lens: LensModel, site: str, layer: int, config: TrainConfig) -> Path:
-    from lens_tui.records import paths
-
-    model = Path(lens.info.name).name or "model"
-    return paths.saes_folder() / f"{model}-{site}-{layer}-{config.architecture}-{config.width}"
 
 
 def _training_line(progress: TrainProgress) -> tuple[str, str, float | None]:
@@ -160,7 +205,9 @@ def _training_line(progress: TrainProgress) -> tuple[str, str, float | None]:
 
 def _print_training(report: TrainReport) -> None:
     config = report.config
-    say(f"{config.architecture} SAE, {config.width} features, {report.site} of layer {report.layer}")
+    what = "skip transcoder" if config.skip else "transcoder" if report.site_out else "SAE"
+    to = f" to {report.site_out}" if report.site_out else ""
+    say(f"{config.architecture} {what}, {config.width} features, {report.site}{to} of layer {report.layer}")
     say(f"trained on {count(report.tokens)} tokens in {duration(report.seconds)}")
     if report.final is not None:
         for line in _figures(report.final):
@@ -269,7 +316,11 @@ def read_shard(text: str) -> tuple[int, int]:
 
 def _index_line(progress: IndexProgress) -> tuple[str, str, float | None]:
     if progress.stage != "read":
-        return "writing the index", "", None
+        return (
+            {"tokens": "reading the text", "tables": "token tables"}.get(progress.stage, "writing the index"),
+            "",
+            None,
+        )
     speed = f"{count(progress.tokens_per_s)} tokens/s · {duration(progress.seconds_left)} left"
     done = f"block {progress.block} of {progress.n_blocks} · {count(progress.n_tokens)} tokens · {speed}"
     return "read", done, progress.block / progress.n_blocks

@@ -31,6 +31,10 @@ class LensError(ValueError):
         return f"{self.message} {self.hint}".strip() if self.hint else self.message
 
 
+class AskedToStop(Exception):
+    """Raised between two steps of long work when no more of it is wanted; what began the work catches it."""
+
+
 class NotFinite(LensError):
     """NaN or infinity where there should be numbers: a model, a steering or a file that overflows."""
 

@@ -192,4 +192,6 @@ _TRANSFORMER_LENS = {
     "hook_mlp_out": "mlp_out|mlp_out_normed",
     "attn.hook_z": "attn_z",
     "ln2.hook_normalized": "mlp_in",
+    "mlp.hook_in": "mlp_in",
+    "mlp.hook_out": "mlp_out",
 }

@@ -91,10 +91,10 @@ class ActivationSource(Protocol):
         """Blocks ``start``, ``start + 1``, ... without end (or up to ``stop``)."""
         ...
 
-    def loss_with(self, place: Place, splice: Splice | None, blocks: int) -> float:
+    def loss_with(self, place: Place, splice: Splice | None, blocks: int, *, read: Place | None = None) -> float:
         """Mean cross-entropy (nats a token) over the first ``blocks`` blocks.
 
         ``splice`` replaces the activations of the positions that are not special;
-        ``None`` leaves the model as it is.
+        ``None`` leaves the model as it is. It is given what stands at ``place``, or at ``read``, which comes before it.
         """
         ...

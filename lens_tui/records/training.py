@@ -12,12 +12,16 @@ from .sanitise import one_line
 from .token_activations import Place
 
 Architecture = Literal["topk", "batchtopk", "jumprelu"]
+Kind = Literal["sae", "transcoder"]
 Normalization = Literal["centered", "norm", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """How to train an SAE. Losses and thresholds are in normalised units (see ``normalize``).
+    """How to train an SAE or a transcoder. Losses and thresholds are in normalised units (see ``normalize``).
+
+    ``kind``: an ``sae`` gives what it reads; a ``transcoder`` (Dunefsky et al. 2024, arXiv:2406.11944) reads an MLP's
+    input and gives its output, with ``skip`` by a linear map beside the latents (Paulo et al. 2025, arXiv:2501.18823).
 
     ``architecture``: ``topk`` keeps the ``k`` largest latents of each token (Gao et
     al. 2024, arXiv:2406.04093), ``batchtopk`` the ``k * batch`` largest of a batch
@@ -43,6 +47,8 @@ class TrainConfig:
 
     width: int
     k: int = 32
+    kind: Kind = "sae"
+    skip: bool = False
     architecture: Architecture = "batchtopk"
     tokens: int = 50_000_000
     batch: int = 4096
@@ -103,6 +109,10 @@ class TrainConfig:
 def _problem(c: TrainConfig) -> tuple[str, str] | None:
     if c.architecture not in get_args(Architecture):
         return f"There is no SAE architecture {c.architecture!r} to train.", "Choose topk, batchtopk or jumprelu."
+    if c.kind not in get_args(Kind):
+        return f"There is no kind {c.kind!r} to train.", "Choose sae or transcoder."
+    if c.skip and c.kind != "transcoder":
+        return "A skip connection belongs to a transcoder.", "Leave skip out, or train a transcoder."
     if c.normalize not in get_args(Normalization):
         return f"There is no normalisation {c.normalize!r}.", "Choose centered, norm or none."
     if c.compute not in ("float32", "bfloat16"):
@@ -127,7 +137,8 @@ class Evaluation:
     """How good an SAE is on ``n_tokens`` positions it was not trained on.
 
     ``l0``: mean number of latents that fire. ``fvu``: ``sum |x - x_hat|^2 / sum |x - mean x|^2`` in raw
-    units. ``loss_clean``, ``loss_spliced``, ``loss_zero``: the model's cross-entropy (nats a token)
+    units, of a transcoder with the MLP's output for ``x``. ``loss_clean``, ``loss_spliced``, ``loss_zero``: the model's
+    cross-entropy (nats a token)
     as it is, with the reconstruction in place of the activations, with zeros in
     their place; ``None`` where it was not measured. ``dead``: share of latents that did not fire on these tokens;
     ``dense``: share that fired on more than 10 % of them. ``density_counts`` is a histogram of ``log10``
@@ -176,7 +187,10 @@ class TrainProgress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainReport:
-    """What a training run made. ``stopped``: it was stopped before its end and can be resumed; nothing was exported."""
+    """What a training run made. ``stopped``: it was stopped before its end and can be resumed; nothing was exported.
+
+    A transcoder reads ``site`` and gives ``site_out``, both of ``layer``; for an SAE ``site_out`` is ``""``.
+    """
 
     config: TrainConfig
     layer: int
@@ -192,6 +206,7 @@ class TrainReport:
     final: Evaluation | None = None
     history: tuple[Evaluation, ...] = field(default=())
     folder: str = ""
+    site_out: str = ""
 
 
 Verdict = Literal["fits", "fits better elsewhere", "does not fit", "not declared"]

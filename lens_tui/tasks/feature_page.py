@@ -142,7 +142,7 @@ def _with_neighbours(facts: FeatureFacts, sae: SAE, index: FeatureIndex | None, 
     from lens_tui.sae.index.questions import co_active, decoder_neighbours
 
     near = decoder_neighbours(sae.directions, sae.d_sae, facts.feature, k=k)
-    together = co_active(index, facts.feature, k=k) if index is not None and index.full else None
+    together = co_active(index, facts.feature, k=k) if index is not None and index.knows_co_active else None
     return replace(facts, neighbours=tuple(Neighbour(*row) for row in near), co_active=together)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lens_tui.records import LensError, paths
 from lens_tui.records.disk import fingerprint
+from lens_tui.records.errors import AskedToStop
 
 if TYPE_CHECKING:
     from lens_tui.lens.model import LensModel
@@ -53,30 +56,46 @@ def index_text(
         model_name: what the index calls the model; by default its id or folder.
         corpus_name: what the index calls the text; by default its file.
         shard: ``(i, n)`` makes part i of n, which :func:`merge_index` puts together.
-        progress: called as it goes.
-        should_stop: asked between batches.
+        progress: called as it goes; stages: ``tokens`` (the text is read), ``tables``, ``read``, ``write``.
+        should_stop: asked between two forwards, and as often while text and token tables are made.
 
     Raises:
         LensError: for an SAE without its layer and site, a text that cannot be read, and what memory cannot hold.
     """
     from lens_tui.lens.read.activations import Windowing, text_activations
-    from lens_tui.sae.index.build import Target, build_index
-    from lens_tui.sae.index.index_settings import IndexSettings
+    from lens_tui.sae.index.build import BuildResult, Target, build_index, check_shard
 
-    places = [_place(sae) for sae in saes]
-    _check_memory(model, saes, places, settings or IndexSettings(), rows * context)
+    check_shard(shard)
+    places, hooks = [_place(sae) for sae in saes], _Hooks(progress, should_stop)
+    _check_memory(model, saes, places, settings, rows * context)
     windowing = Windowing(context=context, rows=rows, packed=False, shuffle=False)
-    source, _ = text_activations(
-        model, text, places, max_tokens=max_tokens, text_key=text_key, windowing=windowing, model_name=model_name
-    )
-    model_hash = _hash(model.info.path)
-    tables = [token_tables(model, sae, conventions) if shard[1] == 1 else () for sae in saes]
-    targets = [
-        Target(sae, place, sae.d_sae, sae.info.id, model_hash=model_hash, corpus=corpus_name, tables=made)
-        for sae, place, made in zip(saes, places, tables, strict=True)
-    ]
-    folder = out or paths.indexes_folder()
-    return build_index(source, targets, folder, settings, shard=shard, progress=progress, should_stop=should_stop)
+    try:
+        source, _ = text_activations(model, text, places, max_tokens=max_tokens, text_key=text_key, windowing=windowing,
+                                     model_name=model_name, progress=partial(hooks.said, "tokens"))  # fmt: skip
+        tables = [token_tables(model, sae, conventions, hooks.said) if shard[1] == 1 else () for sae in saes]
+    except AskedToStop:
+        return BuildResult(stopped=True)
+    named = {"model_hash": _hash(model.info.path), "corpus": corpus_name}
+    targets = [Target(sae, place, sae.d_sae, sae.info.id, tables=made, **named)
+               for sae, place, made in zip(saes, places, tables, strict=True)]  # fmt: skip
+    return build_index(source, targets, out or paths.indexes_folder(), settings,
+                       shard=shard, progress=progress, should_stop=should_stop)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Hooks:
+    """What is told, and asked, while a text and the token tables are made."""
+
+    progress: Callable[[IndexProgress], None] | None
+    should_stop: Callable[[], bool]
+
+    def said(self, stage: str, done: int, total: int) -> None:
+        from lens_tui.sae.index.build import IndexProgress
+
+        if self.progress is not None:
+            self.progress(IndexProgress(stage, done, total, 0, 0.0, None))
+        if self.should_stop():
+            raise AskedToStop
 
 
 def merge_index(
@@ -107,10 +126,16 @@ def merge_index(
     return merge_parts(parts, out or paths.indexes_folder(), tables=token_tables(model, sae, conventions))
 
 
-def token_tables(model: LensModel, sae: SAE, conventions: Sequence[str] = ("norm", "raw")) -> tuple[TokenTable, ...]:
+def token_tables(
+    model: LensModel,
+    sae: SAE,
+    conventions: Sequence[str] = ("norm", "raw"),
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> tuple[TokenTable, ...]:
     """Promoted and suppressed tokens of every feature under each convention; none if it does not write to the residual.
 
-    An SAE of ``attn_z`` or of another width has no decoder row that the unembedding could read.
+    ``progress("tables", done, total)`` counts features and may raise. An SAE of ``attn_z`` or of another width has no
+    decoder row that the unembedding could read.
     """
     from lens_tui.lens.architecture.unembed import find_unembedding, top_tokens
     from lens_tui.sae.index.tables import token_table
@@ -121,7 +146,11 @@ def token_tables(model: LensModel, sae: SAE, conventions: Sequence[str] = ("norm
 
     def table(convention: Any) -> TokenTable:
         return token_table(
-            sae.directions, sae.d_sae, lambda rows, k: top_tokens(unembedding, rows, k, convention, hide), convention
+            sae.directions,
+            sae.d_sae,
+            lambda rows, k: top_tokens(unembedding, rows, k, convention, hide),
+            convention,
+            progress=partial(progress, "tables"),
         )
 
     return tuple(table(convention) for convention in conventions)
@@ -137,10 +166,15 @@ def _place(sae: SAE) -> tuple[int, str]:
 
 
 def _check_memory(
-    model: LensModel, saes: Sequence[SAE], places: Sequence[tuple[int, str]], settings: IndexSettings, tokens: int
+    model: LensModel,
+    saes: Sequence[SAE],
+    places: Sequence[tuple[int, str]],
+    settings: IndexSettings | None,
+    tokens: int,
 ) -> None:
     """What is counted of every feature, and the activations of one forward: neither can be done without."""
     from lens_tui.lens.room import memory_left, refuse_above
+    from lens_tui.sae.index.index_settings import IndexSettings
     from lens_tui.sae.index.tally import bytes_per_feature
 
     registry = model.registry
@@ -148,7 +182,7 @@ def _check_memory(
     features = sum(sae.d_sae for sae in saes)
     refuse_above(
         memory_left,
-        features * bytes_per_feature(settings) + tokens * read * registry.decoder.dtype.size,
+        features * bytes_per_feature(settings or IndexSettings()) + tokens * read * registry.decoder.dtype.size,
         f"An index of {features:,} features over {tokens:,} tokens at a time",
         "Lower rows, top_k or sample_per_bin, or index fewer SAEs at once.",
     )

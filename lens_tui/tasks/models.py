@@ -346,7 +346,8 @@ def named_sae(text: str) -> tuple[str, int | None, str | None]:
     """
     name, layer, site = split_place(text)
     own = paths.saes_folder() / name
-    if Path(name).name == name and not Path(name).exists() and own.is_dir():
+    inside = bool(name) and not Path(name).is_absolute() and ".." not in Path(name).parts
+    if inside and not Path(name).exists() and own.is_dir():
         return str(own), layer, site
     return str(demo.sae_paths().get(name, name)), layer, site
 
@@ -355,14 +356,17 @@ def _trained_here(model: str) -> list[SAEEntry]:
     """The SAEs in the user's folder that say they were trained on this model."""
     names = {model, Path(model).name}
     found = []
-    for file in sorted(paths.saes_folder().glob("*/config.json")):
+    folder = paths.saes_folder()
+    # The transcoders of a set are each in a folder of its layer.
+    for file in sorted([*folder.glob("*/config.json"), *folder.glob("*/layer_*/config.json")]):
         try:
             config = read_json(file)
         except LensError:
             continue
         says = config.get("model_name") if isinstance(config, dict) else None
         if isinstance(says, str) and says in names and (file.parent / "params.safetensors").is_file():
-            found.append(SAEEntry(str(file.parent), one_line(file.parent.name, 120), "own", _size(file.parent)))
+            name = one_line(file.parent.relative_to(folder).as_posix(), 120)
+            found.append(SAEEntry(str(file.parent), name, "own", _size(file.parent)))
     return found
 
 

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lens_tui.records import LensError
+from lens_tui.records import LensError, paths
+from lens_tui.records.errors import AskedToStop
 from lens_tui.records.token_activations import Place
 from lens_tui.records.training import FitReport, TrainConfig, TrainProgress, TrainReport
 
@@ -35,9 +36,10 @@ def train_sae(
     should_stop: Callable[[], bool] | None = None,
     checkpoint_seconds: float = 60.0,
 ) -> TrainReport:
-    """Train an SAE at a layer and site on a text, and write it to ``out``.
+    """Train an SAE at a layer and site on a text, and write it to ``out``; or a transcoder of the layer's MLP.
 
-    Stopped or killed, the same call continues with the same numbers. Texts shorter than the training are read several
+    A transcoder (``config.kind``) reads the MLP's input and gives its output, before any norm behind it. Stopped or
+    killed, the same call continues with the same numbers. Texts shorter than the training are read several
     times, in another order each time.
 
     Args:
@@ -46,7 +48,7 @@ def train_sae(
         out: the folder to write to.
         config: the SAE's kind and size, and how it is trained.
         layer: the decoder block to read, from 0; -1 is the last.
-        site: the tensor of the block.
+        site: the tensor of the block; of a transcoder it is ``mlp_in`` whatever is given.
         context: tokens in a window.
         rows: windows in a forward pass; more is faster on a GPU.
         held_out: every ``held_out``-th document of each file is measured on and not trained on (0: none is held out).
@@ -54,7 +56,7 @@ def train_sae(
         text_key: in JSONL, the key that holds the text.
         model_name: what the SAE calls the model; by default its id or folder.
         progress: called as it goes.
-        should_stop: asked between steps.
+        should_stop: asked between two steps and two forwards, and while the text is read.
         checkpoint_seconds: seconds between checkpoints.
 
     Raises:
@@ -63,30 +65,50 @@ def train_sae(
     from lens_tui.lens.read.activations import Windowing, text_activations
     from lens_tui.sae.training.trainer import train
 
-    _check_memory(model, config, (layer, site))
-    source, held = text_activations(
-        model,
-        text,
-        [(layer, site)],
-        held_out=held_out,
-        max_tokens=max_tokens or config.tokens,
-        text_key=text_key,
-        windowing=Windowing(context=context, rows=rows, seed=config.seed),
-        model_name=model_name,
-        progress=partial(_tell_reading, progress, config.steps),
-    )
+    layer = model.registry.decoder.index(layer)
+    place, place_out = ((layer, MLP[0]), (layer, MLP[1])) if config.kind == "transcoder" else ((layer, site), None)
+    places = [place] if place_out is None else [place, place_out]
+    _check_memory(model, config, places)
     hooks: dict[str, Any] = {"progress": progress, "should_stop": should_stop}
+    source, held = text_activations(
+        model, text, places, held_out=held_out, max_tokens=max_tokens or config.tokens, text_key=text_key,
+        windowing=Windowing(context=context, rows=rows, seed=config.seed), model_name=model_name,
+        progress=partial(_read, config.steps, progress, should_stop), pause=partial(_pause, should_stop),
+    )  # fmt: skip
+    hooks |= {"place": place, "place_out": place_out}
     return train(source, config, out, evaluation=held, checkpoint_seconds=checkpoint_seconds, **hooks)
 
 
-def _check_memory(model: LensModel, config: TrainConfig, place: Place) -> None:
+def _pause(should_stop: Callable[[], bool] | None) -> None:
+    if should_stop is not None and should_stop():
+        raise AskedToStop
+
+
+def _read(
+    steps: int,
+    progress: Callable[[TrainProgress], None] | None,
+    should_stop: Callable[[], bool] | None,
+    done: int,
+    _total: int,
+) -> None:
+    if progress is not None:
+        progress(TrainProgress(stage="read", step=0, steps=steps, tokens=done, seconds_left=None))
+    _pause(should_stop)
+
+
+MLP = ("mlp_in", "mlp_out")
+"""What a transcoder reads and what it gives."""
+
+
+def _check_memory(model: LensModel, config: TrainConfig, places: Sequence[Place]) -> None:
     """The weights with Adam's two moments of each, the pool and the sample, and one batch of pre-activations."""
     from lens_tui.lens.room import memory_left, refuse_above
 
     registry = model.registry
-    d, size = registry.sites.point(registry.decoder.index(place[0]), place[1]).width, registry.decoder.dtype.size
-    weights = 3 * (2 * d + 1) * config.width * 4
-    rows = (max(config.pool_tokens, config.batch) + config.calibration_tokens) * d * size
+    widths = [registry.sites.point(registry.decoder.index(layer), site).width for layer, site in places]
+    d, size = widths[0], registry.decoder.dtype.size
+    weights = 3 * ((d + widths[-1] + 1) * config.width + config.skip * d * widths[-1]) * 4
+    rows = (max(config.pool_tokens, config.batch) + config.calibration_tokens) * sum(widths) * size
     batch = config.batch * config.width * (4 if config.compute == "float32" else 2)
     refuse_above(
         memory_left,
@@ -96,9 +118,38 @@ def _check_memory(model: LensModel, config: TrainConfig, place: Place) -> None:
     )
 
 
-def _tell_reading(progress: Callable[[TrainProgress], None] | None, steps: int, done: int, _total: int) -> None:
-    if progress is not None:
-        progress(TrainProgress(stage="read", step=0, steps=steps, tokens=done, seconds_left=None))
+def small_run(**settings: Any) -> TrainConfig:
+    """Settings with the tokens of the pool and of the measuring fewer where an eighth of the run is little.
+
+    Args:
+        **settings: those of ``TrainConfig``.
+
+    Raises:
+        LensError: for settings that cannot be.
+    """
+    usual = TrainConfig(width=1, k=1)
+    some = max(settings.get("batch", usual.batch), settings.get("tokens", usual.tokens) // 8)
+    fewer = {
+        "pool_tokens": min(usual.pool_tokens, 2 * some),
+        "calibration_tokens": min(usual.calibration_tokens, some),
+        "evaluation_tokens": min(usual.evaluation_tokens, some),
+    }
+    return TrainConfig(**{**fewer, **settings})
+
+
+def trained_folder(model: str, config: TrainConfig, layers: Sequence[int], site: str = "resid_post") -> Path:
+    """Where what is trained goes unless another folder is named: the user's folder of SAEs.
+
+    Args:
+        model: the model's id or folder.
+        config: what is trained.
+        layers: the layers that are read; a set of transcoders has one folder for all.
+        site: the tensor an SAE reads.
+    """
+    kind = site if config.kind == "sae" else "skip-transcoder" if config.skip else "transcoder"
+    where = [str(layers[0])] if len(layers) == 1 else []
+    name = Path(model).name or "model"
+    return paths.saes_folder() / "-".join([name, kind, *where, config.architecture, str(config.width)])
 
 
 FIT_TEXT = (

@@ -311,3 +311,15 @@ def test_prefixes_are_numbers() -> None:
     assert prefixes("16, 32") == (16, 32)
     with pytest.raises(LensError, match="not whole numbers"):
         prefixes("16;32")
+
+
+def test_layers_are_read_as_they_are_written() -> None:
+    from lens_tui.cli.sae_verbs import read_layers
+
+    assert read_layers("4", 8) == (4,)
+    assert read_layers("-1", 8) == (7,)
+    assert read_layers("0-2, 6,-1", 8) == (0, 1, 2, 6, 7)
+    assert read_layers("all", 3) == (0, 1, 2)
+    for wrong in ("", "x", "1-", "3-1", "8", "-9", "0-8"):
+        with pytest.raises(LensError, match="layer"):
+            read_layers(wrong, 8)

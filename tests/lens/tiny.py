@@ -60,7 +60,7 @@ def llama(
     return finished(settle(model, seed), dtype, bits)
 
 
-def gemma3(*, layers: int = 4, dtype: mx.Dtype = mx.float32, bits: int = 0, seed: int = 1) -> Any:
+def gemma3(*, layers: int = 4, dtype: mx.Dtype = mx.float32, bits: int = 0, seed: int = 1, vocab: int = VOCAB) -> Any:
     """4 layers alternating a window of 4 with full attention, d_model 64, post-norms, tied head."""
     model = _model(
         "gemma3_text",
@@ -71,7 +71,7 @@ def gemma3(*, layers: int = 4, dtype: mx.Dtype = mx.float32, bits: int = 0, seed
         num_key_value_heads=2,
         head_dim=16,
         query_pre_attn_scalar=16,
-        vocab_size=VOCAB,
+        vocab_size=vocab,
         sliding_window=4,
         sliding_window_pattern=2,
     )

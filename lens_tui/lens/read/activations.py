@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -283,8 +285,8 @@ class TextActivations:
 
     The forward pass is computed only as far as the deepest place: MLX is lazy, and what lies above is never asked
     for. Interventions that act on the model apply here too. Use it on the model's thread.
-    ``model_name`` is what is recorded (default: the hub id, or the name of the model's folder). Raises
-    ``LensError`` for a place that the model does not have.
+    ``model_name`` is what is recorded (default: the hub id, or the name of the model's folder); ``pause`` is called
+    before each forward pass and may raise. Raises ``LensError`` for a place that the model does not have.
     """
 
     def __init__(
@@ -297,9 +299,10 @@ class TextActivations:
         model_name: str = "",
         corpus_sha256: str = "",
         extra: tuple[tuple[str, str], ...] = (),
+        pause: Callable[[], None] = lambda: None,
     ) -> None:
         decoder = model.registry.decoder
-        self._model = model
+        self._model, self._pause = model, pause
         self._places = tuple(dict.fromkeys((decoder.index(layer), site) for layer, site in places))
         if not self._places:
             raise LensError("There is no layer and site to read.", "Name at least one.")
@@ -338,6 +341,10 @@ class TextActivations:
         """Blocks in one pass."""
         return self._batches.per_pass
 
+    def counted(self, index: int) -> int:
+        """The positions of block ``index`` that are not special."""
+        return int((~self._batches.batch(index).special).sum())
+
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[ActivationBlock]:
         """Blocks from ``start`` on, pass after pass, lazily. Values have shape ``(n, d)`` in the model's dtype."""
         index = start
@@ -347,17 +354,25 @@ class TextActivations:
             yield ActivationBlock(index, batch.token_ids, batch.documents, batch.offsets, batch.special, values)
             index += 1
 
-    def loss_with(self, place: Place, splice: Splice | None, blocks: int) -> float:
+    def loss_with(self, place: Place, splice: Splice | None, blocks: int, *, read: Place | None = None) -> float:
         """Mean cross-entropy (nats a predicted token) over the first ``blocks`` blocks, with a splice or without.
 
         The splice gets the activations of all positions of a block that are not special, ``(n, d)``; what it gives is
-        put in their place in the model's dtype.
+        put in their place in the model's dtype. With ``read`` it gets those of that place, which the model has to
+        reach before ``place``, as a transcoder does.
+        """
+        return self.loss_with_all([] if splice is None else [(read or place, place, splice)], blocks)
+
+    def loss_with_all(self, splices: Sequence[tuple[Place, Place, Splice]], blocks: int) -> float:
+        """As :meth:`loss_with` with several splices at once, each as ``(read, place, splice)``.
+
+        What a later one reads is what the model makes of the earlier ones.
         """
         total, count = 0.0, 0
         for index in range(blocks):
             batch = self._batches.batch(index)
             for rows in self._portions(batch):
-                loss, n = self._loss(batch, rows, place, splice)
+                loss, n = self._loss(batch, rows, splices)
                 total, count = total + loss, count + n
         if not count:
             raise LensError("There is no predicted token to measure a loss on.", "Give a longer text.")
@@ -366,6 +381,7 @@ class TextActivations:
     def _read(self, batch: WindowBatch) -> dict[Place, mx.array]:
         registry = self._model.registry
         held = CaptureResult(registry, tuple(self._places), by_site=True)
+        self._pause()
         registry.put(held)
         try:
             self._model.forward(self._rows(batch))
@@ -380,32 +396,27 @@ class TextActivations:
             return mx.array(batch.ids)
         return [row[:length].tolist() for row, length in zip(batch.ids, lengths, strict=True)]
 
-    def _loss(self, batch: WindowBatch, rows: slice, place: Place, splice: Splice | None) -> tuple[float, int]:
+    def _loss(
+        self, batch: WindowBatch, rows: slice, splices: Sequence[tuple[Place, Place, Splice]]
+    ) -> tuple[float, int]:
+        self._pause()
         ids = mx.array(batch.ids[rows])
         t = ids.shape[1]
         inside = (batch.real >= rows.start * t) & (batch.real < rows.stop * t)
         real = batch.real[inside] - rows.start * t
         kept = mx.array(real[~batch.special[inside]])
 
-        def put(_: Any, h: mx.array) -> mx.array:
-            if splice is None or kept.size == 0:
-                return h
-            flat = h.reshape(-1, h.shape[-1])
-            flat[kept] = splice(mx.take(flat, kept, axis=0)).astype(h.dtype)
-            return flat.reshape(h.shape)
-
-        if splice is None:
+        with ExitStack() as stack:
+            for read, place, splice in splices if kept.size else ():
+                _splice(self._model, stack, read, place, partial(_spliced, splice, kept))
             logits = self._model.forward(ids)
-        else:
-            with self._model.hook(place[0], put, site=place[1]):
-                logits = self._model.forward(ids)
         predicted = real[(real % t > 0)].astype(np.int32)
         if not len(predicted):
             return 0.0, 0
         before = mx.take(logits.reshape(-1, logits.shape[-1]), mx.array(predicted - 1), axis=0)
         target = mx.take(ids.reshape(-1), mx.array(predicted))
         total = float(np.asarray(cross_entropy(before, target), np.float64).sum())
-        where = (lambda: origin_of(self._model.registry, ids)) if splice is None else (lambda: "")
+        where = (lambda: origin_of(self._model.registry, ids)) if not splices else (lambda: "")
         check_values(np.asarray(total), "The losses", where)
         return total, len(predicted)
 
@@ -414,6 +425,29 @@ class TextActivations:
         step = max(1, _LOGITS_AT_ONCE // (t * self._model.tokens.vocab_size))
         for start in range(0, rows, step):
             yield slice(start, min(start + step, rows))
+
+
+def _spliced(splice: Splice, kept: mx.array, read: mx.array, h: mx.array) -> mx.array:
+    """``h`` with what the splice makes of the kept rows of ``read``."""
+    flat = h.reshape(-1, h.shape[-1])
+    flat[kept] = splice(mx.take(read.reshape(-1, read.shape[-1]), kept, axis=0)).astype(h.dtype)
+    return flat.reshape(h.shape)
+
+
+def _splice(
+    model: LensModel, stack: ExitStack, read: Place, place: Place, put: Callable[[mx.array, mx.array], mx.array]
+) -> None:
+    """Hook ``put(what is read, what is there)`` into the model until the stack is left."""
+    if read == place:
+        stack.enter_context(model.hook(place[0], lambda _, h: put(h, h), site=place[1]))
+        return
+    held: list[mx.array] = []
+
+    def keep(_: Any, h: mx.array) -> None:
+        held[:] = [h]
+
+    stack.enter_context(model.hook(read[0], keep, site=read[1]))
+    stack.enter_context(model.hook(place[0], lambda _, h: put(held[0], h), site=place[1]))
 
 
 def _public_name(name: str) -> str:
@@ -437,6 +471,7 @@ def text_activations(
     windowing: Windowing | None = None,
     model_name: str = "",
     progress: Callable[[int, int], None] | None = None,
+    pause: Callable[[], None] = lambda: None,
 ) -> tuple[TextActivations, TextActivations | None]:
     """Open a text folder, ``.txt`` or ``.jsonl`` file for training.
 
@@ -451,6 +486,7 @@ def text_activations(
         windowing: How the text is cut and ordered.
         model_name: What goes on record, by default the model's own name.
         progress: ``progress(done, total)`` follows the tokenising.
+        pause: Called before each forward pass; what it raises ends the reading.
 
     Returns:
         The source, and the held-out one (``None`` where nothing is held out).
@@ -461,7 +497,12 @@ def text_activations(
     corpus = text if isinstance(text, Corpus) else open_corpus(text, text_key=text_key)
     windowing = windowing or Windowing()
     name = corpus.names[0] if len(corpus.names) == 1 else f"{len(corpus.names)} files"
-    facts: dict[str, Any] = {"model_name": model_name, "corpus_sha256": corpus.sha256, "extra": (("corpus", name),)}
+    facts: dict[str, Any] = {
+        "model_name": model_name,
+        "corpus_sha256": corpus.sha256,
+        "extra": (("corpus", name),),
+        "pause": pause,
+    }
     held: TextActivations | None = None
     if held_out:
         corpus, rest = corpus.split(held_out, min(7, held_out - 1))

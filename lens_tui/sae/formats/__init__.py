@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from . import dictionary_learning, gemma_scope_1, gemma_scope_2, llama_scope, mlxterp, qwen_scope, saelens, sparsify
+from . import (
+    circuit_tracer,
+    dictionary_learning,
+    gemma_scope_1,
+    gemma_scope_2,
+    llama_scope,
+    mlxterp,
+    qwen_scope,
+    saelens,
+    sparsify,
+)
 from .parts import Format
 
 FORMATS: tuple[Format, ...] = (
@@ -10,6 +20,7 @@ FORMATS: tuple[Format, ...] = (
     gemma_scope_1.FORMAT,
     sparsify.FORMAT,
     saelens.FORMAT,
+    circuit_tracer.FORMAT,
     llama_scope.FORMAT,
     qwen_scope.FORMAT,
     dictionary_learning.FORMAT,

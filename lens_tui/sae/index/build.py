@@ -42,7 +42,10 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class IndexProgress:
-    """How far the pass is: tokens seen now, tokens a second, seconds left (``None``: not known yet)."""
+    """How far the pass is: tokens seen now, tokens a second, seconds left (``None``: not known yet).
+
+    ``total_tokens`` counts the tokens of a whole pass that are not special.
+    """
 
     stage: str
     block: int
@@ -50,6 +53,7 @@ class IndexProgress:
     n_tokens: int
     tokens_per_s: float
     seconds_left: float | None
+    total_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,7 @@ class BuildResult:
 class _Clock:
     total: int
     report: Callable[[IndexProgress], None] | None
+    total_tokens: int = 0
     begun: float = field(default_factory=time.monotonic)
     tokens: int = 0
     blocks: int = 0
@@ -75,7 +80,11 @@ class _Clock:
         seconds = max(time.monotonic() - self.begun, 1e-9)
         left = (self.total - block - 1) * seconds / self.blocks
         if self.report:
-            self.report(IndexProgress("read", block + 1, self.total, self.tokens, self.tokens / seconds, left))
+            self.report(
+                IndexProgress(
+                    "read", block + 1, self.total, self.tokens, self.tokens / seconds, left, self.total_tokens
+                )
+            )
 
 
 def build_index(
@@ -99,9 +108,7 @@ def build_index(
     not fit, and for a folder that holds something else.
     """
     settings = settings or IndexSettings()
-    number, of = shard
-    if not 0 <= number < of:
-        raise LensError(f"There is no shard {number} of {of}.", "Shards count from 0: give 0 <= i < n.")
+    number, of = check_shard(shard)
     if not targets:
         raise LensError("There is no SAE to index.", "Give at least one.")
     total = source.n_blocks
@@ -118,7 +125,9 @@ def build_index(
             (todo[key][0], stack.enter_context(IndexPart(folder, todo[key][1], settings, span)))
             for key, folder in parts.items()
         ]
-        complete = _read(source, open_parts, _Clock(span[1], progress), should_stop, checkpoint_seconds)
+        complete = _read(
+            source, open_parts, _Clock(span[1], progress, source.facts.n_tokens), should_stop, checkpoint_seconds
+        )
         if not complete or of > 1:
             return BuildResult(not complete, (), tuple(parts.values()))
         for key, folder in parts.items():  # the parts are still locked: nobody else finishes them
@@ -128,6 +137,14 @@ def build_index(
             finish([folder], root / key, todo[key][0].tables)
             shutil.rmtree(folder)
     return BuildResult(False, tuple(root / key for key in folders))
+
+
+def check_shard(shard: tuple[int, int]) -> tuple[int, int]:
+    """Part i of n, if there is such a part; raises :class:`LensError` if not."""
+    number, of = shard
+    if not 0 <= number < of:
+        raise LensError(f"There is no shard {number} of {of}.", "Shards count from 0: give 0 <= i < n.")
+    return shard
 
 
 def merge_parts(

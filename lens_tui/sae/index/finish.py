@@ -401,7 +401,7 @@ def _write_manifest(
             settings.include_special, facts["n_tokens"] - n_counted, overflowed, n_counted, settings.max_active
         ),
         "conventions": [table.convention for table in tables],
-        "files": {path.relative_to(work).as_posix(): _checksum(path) for path in sorted(work.rglob("*.npy"))},
+        "files": {path.relative_to(work).as_posix(): checksum(path) for path in sorted(work.rglob("*.npy"))},
         "types": types_of(work),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -432,7 +432,8 @@ def _new(work: Path, name: str, kind: Any, n: int) -> NDArray[Any]:
     return np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=(n,))
 
 
-def _checksum(path: Path) -> str:
+def checksum(path: Path) -> str:
+    """The BLAKE2b sum of a file, as a manifest lists it."""
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         while piece := file.read(1 << 20):

@@ -99,6 +99,7 @@ class FeatureIndex:
             self.notes = tuple(one_line(str(note), 300) for note in self.manifest["notes"])
             self.conventions = tuple(name for name in [*self.manifest["conventions"]] if name in CONVENTIONS)
             self._octaves = octaves_of(self.manifest)
+            self._n_co_active = _whole(self.manifest, "co_active", self.width) if "co_active" in self.manifest else 0
         except (KeyError, TypeError, ValueError) as error:
             what = f" ({one_line(str(error), 60)})" if isinstance(error, KeyError | ValueError) else ""
             raise LensError(f"The manifest of {called(self.path)} is damaged{what}.", "Build it again.") from error
@@ -126,6 +127,9 @@ class FeatureIndex:
             raise damaged(self.path, "sequence_starts.npy")
         self._documents = self._map("sequence_documents", "u", self._stored_starts.shape)
         self._offsets = self._map("sequence_offsets", np.int64, self._stored_starts.shape)
+        if self._n_co_active:
+            shape = (width, self._n_co_active)
+            self._co_active = self._map("co_active_ids", "u", shape), self._map("co_active_counts", "u", shape)
         self._open_full()
 
     def _check(self) -> None:
@@ -177,8 +181,13 @@ class FeatureIndex:
 
     @property
     def full(self) -> bool:
-        """Whether every activation was kept, so that co-activation and whole tokens can be asked for."""
+        """Whether every activation was kept, so that whole tokens can be asked for."""
         return self.settings.full
+
+    @property
+    def knows_co_active(self) -> bool:
+        """Whether it can say which features fire together: it is full, or the best of each feature were kept."""
+        return self.full or self._n_co_active > 0
 
     @cached_property
     def density(self) -> NDArray[np.float64]:
@@ -352,6 +361,25 @@ class FeatureIndex:
         self._needs_full()
         tokens, values = self._of_feature(self.check(feature))
         return tokens.astype(np.uint32), values.astype(np.float32)
+
+    def kept_co_active(self, feature: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of an index with a table of them: the features that fire with one, and the tokens at which both are active.
+
+        Highest Jaccard index first. Raises :class:`LensError` where there is no such table.
+        """
+        if not self._n_co_active:
+            raise LensError(
+                f"{called(self.path).capitalize()} did not keep every activation.", "Build it with full=True."
+            )
+        f = self.check(feature)
+        ids, counts = (array[f] for array in self._co_active)
+        taken = ids != nobody(ids.dtype)
+        ids, counts = ids[taken].astype(np.int64), counts[taken].astype(np.int64)
+        if len(ids) and (ids.max() >= self.width or (ids == f).any()):
+            raise damaged(self.path, "co_active_ids.npy")
+        if ((counts < 1) | (counts > np.minimum(self.count[ids], self.count[f]))).any():
+            raise damaged(self.path, "co_active_counts.npy")
+        return ids, counts
 
     def features_at(self, tokens: NDArray[Any]) -> NDArray[np.uint32]:
         """Of a full index: the active features of many tokens, one after the other."""

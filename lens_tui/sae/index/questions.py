@@ -78,27 +78,30 @@ def co_active(index: FeatureIndex, feature: int, *, k: int = 10, limit: int = 50
     """The features that fire at the same tokens, by Jaccard index, highest first.
 
     Args:
-        index: a full index (``IndexSettings(full=True)``).
+        index: a full index (``IndexSettings(full=True)``), or one that kept a table of them: as many as it kept.
         feature: the feature to start from.
         k: how many to give.
         limit: exact for features with at most this many active tokens; of others this many tokens, evenly spaced over
-            the corpus, are used and counts scaled up.
+            the corpus, are used and counts scaled up. A table is exact for all.
 
     Raises:
-        LensError: for an index that is not full, and a feature that it does not have.
+        LensError: for an index that is neither, and a feature that it does not have.
     """
-    tokens, _ = index.everywhere(feature)
-    total = len(tokens)
+    total = used = int(index.count[index.check(feature)])
     if total == 0:
         return ()
-    tokens = np.sort(tokens)
-    if total > limit:
-        tokens = tokens[np.linspace(0, total - 1, limit).astype(np.int64)]
-    used = len(tokens)
-    hits = np.bincount(index.features_at(tokens), minlength=index.width).astype(np.float64)
-    hits[feature] = 0
-    ids = np.flatnonzero(hits)
-    both = hits[ids] * (total / used)
+    if index.full:
+        tokens = np.sort(index.everywhere(feature)[0])
+        if total > limit:
+            tokens = tokens[np.linspace(0, total - 1, limit).astype(np.int64)]
+        used = len(tokens)
+        hits = np.bincount(index.features_at(tokens), minlength=index.width).astype(np.float64)
+        hits[feature] = 0
+        ids = np.flatnonzero(hits)
+        both = hits[ids] * (total / used)
+    else:
+        ids, counts = index.kept_co_active(feature)
+        both = counts.astype(np.float64)
     count = np.asarray(index.count[ids], np.float64)
     jaccard = both / np.maximum(count + total - both, 1.0)
     order = np.lexsort((ids, -jaccard))[: max(k, 0)]

@@ -8,7 +8,7 @@ all, since the blocks and the permutation of a pool are functions of their numbe
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from lens_tui.records.sanitise import one_line
 from lens_tui.records.token_activations import ActivationSource, Place, SourceFacts
 from lens_tui.records.training import Evaluation, TrainConfig, TrainReport
 
-from ..formats.writers import write_gemma_scope, write_saelens
+from ..formats.writers import write_circuit_tracer, write_gemma_scope, write_saelens
 from .objective import Normalizer, Parameters, State, flatten_state, scalar, unflatten_state
 
 
@@ -43,19 +43,22 @@ class PoolPosition:
 
 
 class Pool:
-    """Batches ``(batch, d)`` of activations that are not special, in the model's dtype, without end."""
+    """Batches ``(batch, d)`` of activations that are not special, in the model's dtype, without end.
+
+    Those of several ``places`` stand side by side in a row.
+    """
 
     def __init__(
         self,
         source: ActivationSource,
-        place: Place,
+        places: Sequence[Place],
         batch: int,
         pool_tokens: int,
         seed: int,
         position: PoolPosition | None = None,
         pause: Callable[[], None] | None = None,
     ) -> None:
-        self._source, self._place, self._batch, self._seed = source, place, batch, seed
+        self._source, self._places, self._batch, self._seed = source, tuple(places), batch, seed
         self._pause = pause
         self._batches = max(1, pool_tokens // batch)
         self.position = position or PoolPosition()
@@ -78,7 +81,7 @@ class Pool:
     def _fill(self) -> None:
         size = self._batches * self._batch
         at = self.position
-        self._values, self._next = take_rows(self._source, self._place, size, at.block, at.row, self._pause)
+        self._values, self._next = take_rows(self._source, self._places, size, at.block, at.row, self._pause)
         generator = np.random.Generator(np.random.PCG64([self._seed, self.position.number]))
         self._order = mx.array(generator.permutation(size).astype(np.int32))
         mx.eval(self._order)
@@ -86,7 +89,7 @@ class Pool:
 
 def take_rows(
     source: ActivationSource,
-    place: Place,
+    places: Sequence[Place],
     count: int,
     block: int = 0,
     row: int = 0,
@@ -94,7 +97,8 @@ def take_rows(
 ) -> tuple[mx.array, tuple[int, int]]:
     """``count`` positions that are not special, ``(count, d)``, from row ``row`` of block ``block`` on.
 
-    Also gives the block and row that come next. Blocks are evaluated one at a time;
+    The activations of several places stand side by side. Also gives the block and row that come next. Blocks are
+    evaluated one at a time;
     ``pause`` is called before each and may raise.
     """
     parts: list[mx.array] = []
@@ -108,7 +112,8 @@ def take_rows(
             raise LensError("The text has no position to train on.", "Give more or longer documents.")
         used = kept[:missing]
         if len(used):
-            part = mx.take(item.values[place], mx.array(used.astype(np.int32)), axis=0)
+            rows = mx.array(used.astype(np.int32))
+            part = mx.concatenate([mx.take(item.values[place], rows, axis=0) for place in places], axis=1)
             mx.eval(part)
             parts.append(part)
             missing -= len(used)
@@ -134,9 +139,10 @@ def write_outputs(
     trained_on: SourceFacts,
     measured_on: SourceFacts,
 ) -> None:
-    """Write the SAE and the report into ``folder``; ``density (f,)`` is each latent's firing rate."""
+    """Write the SAE or transcoder and the report into ``folder``; ``density (f,)`` is each latent's firing rate."""
     facts = training_facts(report, norm, trained_on, measured_on)
     place: dict[str, Any] = {"layer": report.layer, "site": report.site, "model_name": report.model_name}
+    place["site_out"] = report.site_out
     l0 = report.final.l0 if report.final else float(report.config.k)
     log_density = np.where(density > 0, np.log10(np.maximum(density, 1e-10)), NEVER_FIRED).astype(np.float32)
     write_saelens(
@@ -148,6 +154,8 @@ def write_outputs(
         log_density=mx.array(log_density),
         facts=facts,
     )
+    if report.site_out:
+        write_circuit_tracer(folder / "circuit_tracer", folded, layer=report.layer, model_name=report.model_name)
     write_text(folder / "training" / "report.json", json.dumps(asdict(report), indent=1) + "\n")
     write_gemma_scope(folder, folded, **place, l0=round(l0, 3), facts=facts)
 
@@ -198,6 +206,8 @@ FILE = "checkpoint.safetensors"
 _VERSION = 1
 _RESIZABLE = ("evaluate_every",)
 """Settings that may differ between a run and its resumption: they change no number."""
+_BEFORE: dict[str, Any] = {"kind": "sae", "skip": False}
+"""Settings that checkpoints made before they existed do not name, as they were then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +225,8 @@ def save_checkpoint(folder: Path, point: Checkpoint, config: TrainConfig, facts:
     """Replace the run's checkpoint. ``facts`` say what it learns from, see ``run_facts``."""
     arrays = {f"state.{name}": value for name, value in flatten_state(point.state).items()}
     arrays |= {"norm.mean": point.norm.mean, "norm.scale": point.norm.scale}
+    if point.norm.out is not None:
+        arrays |= {"norm.out_mean": point.norm.out.mean, "norm.out_scale": point.norm.out.scale}
     mx.eval(arrays)
     metadata = {
         "version": str(_VERSION),
@@ -247,12 +259,14 @@ def load_checkpoint(folder: Path, config: TrainConfig, facts: dict[str, Any]) ->
             history = tuple(_evaluation(item) for item in json.loads(metadata["history"]))
             seconds = float(metadata["seconds"])
             state = unflatten_state({n.removeprefix("state."): a for n, a in arrays.items() if n.startswith("state.")})
-            norm = Normalizer(arrays["norm.mean"], arrays["norm.scale"])
+            out = Normalizer(arrays["norm.out_mean"], arrays["norm.out_scale"]) if "norm.out_mean" in arrays else None
+            norm = Normalizer(arrays["norm.mean"], arrays["norm.scale"], out)
             if not isinstance(saved, dict) or not isinstance(then, dict):
                 raise TypeError("settings")
     except LensError as error:
         raise LensError(f"The checkpoint in {name} cannot be read.", "Delete it to start over.") from error
     now = json.loads(config.to_json())
+    saved = _BEFORE | saved
     other = [key for key in sorted(set(now) | set(saved)) if now.get(key) != saved.get(key)]
     other = [key for key in other if key not in _RESIZABLE]
     if other:
@@ -264,9 +278,10 @@ def load_checkpoint(folder: Path, config: TrainConfig, facts: dict[str, Any]) ->
     return Checkpoint(state, norm, position, history, seconds)
 
 
-def run_facts(facts: SourceFacts, layer: int, site: str) -> dict[str, Any]:
-    """What decides the activations of a run, as plain data."""
-    return {**asdict(facts), "layer": layer, "site": site}
+def run_facts(facts: SourceFacts, layer: int, site: str, place_out: Place | None = None) -> dict[str, Any]:
+    """What decides the activations of a run, as plain data; ``place_out`` is what a transcoder learns to give."""
+    apart = {} if place_out is None else {"layer_out": place_out[0], "site_out": place_out[1]}
+    return {**asdict(facts), "layer": layer, "site": site, **apart}
 
 
 def _evaluation(item: dict[str, Any]) -> Evaluation:

@@ -4,6 +4,11 @@ In training an SAE sees ``x_n = (x - mean) / scale``. Weights are a plain dict o
 arrays: ``w_enc (d, f)``, ``w_dec (f, d)`` with unit rows, ``b_enc (f,)``, ``b_dec (d,)`` and, for
 JumpReLU, ``log_threshold (f,)``. The pre-activation is ``(x_n - b_dec) @ w_enc + b_enc``. At the end
 normalisation is folded into them.
+
+A transcoder gives ``y`` for ``x``, each with a normaliser of its own. Its bias of the output is named ``b_out
+(d_out,)``
+and not subtracted from what it reads, ``w_dec`` is ``(f, d_out)``, and with a skip connection ``x_n @ w_skip``,
+``(d_in, d_out)``, is added to the output.
 """
 
 from __future__ import annotations
@@ -26,14 +31,29 @@ Parameters = dict[str, mx.array]
 
 @dataclass(frozen=True, slots=True)
 class Normalizer:
-    """``x_n = (x - mean) / scale``: ``mean`` has shape ``(d,)``, ``scale`` is a scalar array, both float32."""
+    """``x_n = (x - mean) / scale``: ``mean`` has shape ``(d,)``, ``scale`` is a scalar array, both float32.
+
+    ``out`` is that of a transcoder's output.
+    """
 
     mean: mx.array
     scale: mx.array
+    out: Normalizer | None = None
 
     def __call__(self, x: mx.array) -> mx.array:
         """Normalised float32 activations."""
         return (x.astype(mx.float32) - self.mean) * (1.0 / self.scale)
+
+    def pair(self, rows: mx.array) -> tuple[mx.array, mx.array]:
+        """What is read and what is to be given, normalised, of rows from the pool: see :func:`halves`."""
+        x, y = halves(rows, None if self.out is None else self.mean.shape[0])
+        x_n = self(x)
+        return x_n, x_n if self.out is None else self.out(y)
+
+
+def halves(rows: mx.array, d_in: int | None) -> tuple[mx.array, mx.array]:
+    """Input ``(n, d_in)`` and output of rows in which they stand side by side; the rows twice without ``d_in``."""
+    return (rows, rows) if d_in is None else (rows[:, :d_in], rows[:, d_in:])
 
 
 def scalar(x: mx.array) -> float:
@@ -78,11 +98,45 @@ def normalizer(sample: mx.array, config: TrainConfig) -> tuple[Normalizer, mx.ar
     return Normalizer(centre, scale), (median - centre) / scale
 
 
+def pair_normalizer(sample: mx.array, config: TrainConfig, d_in: int) -> tuple[Normalizer, mx.array]:
+    """As :func:`normalizer` for a transcoder, of rows with ``d_in`` columns of input; gives the first ``b_out``."""
+    x, y = halves(sample, d_in)
+    norm, _ = normalizer(x, config)
+    out, b_out = normalizer(y, config)
+    return Normalizer(norm.mean, norm.scale, out), b_out
+
+
+def initial_transcoder(config: TrainConfig, b_out: mx.array, x: mx.array, y: mx.array) -> Parameters:
+    """Random unit encoder columns; decoder rows where the best linear map of ``x (n, d_in)`` to ``y`` takes them.
+
+    Without it the decoder, whose rows have the length 1, would begin in directions that have nothing to do with what
+    its latents read. The map is by least squares with a ridge of a thousandth of the mean variance.
+    """
+    d = x.shape[-1]
+    columns = unit_rows(mx.random.normal((config.width, d), key=mx.random.key(config.seed)))
+    gram, cross = (np.array(part, np.float64) for part in (x.T @ x, x.T @ (y - b_out)))
+    ridge = 1e-3 * np.trace(gram) / d
+    linear = mx.array(np.linalg.solve(gram + ridge * np.eye(d), cross).astype(np.float32))
+    p = {
+        "w_enc": columns.T,
+        "w_dec": unit_rows(columns @ linear),
+        "b_enc": mx.zeros((config.width,)),
+        "b_out": b_out,
+    }
+    if config.skip:
+        p["w_skip"] = mx.zeros((d, y.shape[-1]))
+    return _with_thresholds(p, config)
+
+
 def initial_parameters(config: TrainConfig, b_dec: mx.array) -> Parameters:
     """Random unit decoder rows, the encoder their transpose, and the given ``b_dec``."""
     d = b_dec.shape[0]
     w_dec = unit_rows(mx.random.normal((config.width, d), key=mx.random.key(config.seed)))
     p = {"w_enc": w_dec.T, "w_dec": w_dec, "b_enc": mx.zeros((config.width,)), "b_dec": b_dec}
+    return _with_thresholds(p, config)
+
+
+def _with_thresholds(p: Parameters, config: TrainConfig) -> Parameters:
     if config.architecture == "jumprelu":
         p["log_threshold"] = mx.full((config.width,), mx.log(mx.array(config.initial_threshold or 1.0)))
     return {name: mx.contiguous(value) for name, value in p.items()}
@@ -99,9 +153,12 @@ def tangent_rows(gradient: mx.array, w: mx.array) -> mx.array:
 
 
 def preactivations(p: Parameters, x: mx.array, dtype: mx.Dtype = mx.float32) -> mx.array:
-    """``(x - b_dec) @ w_enc + b_enc`` for normalised ``x (n, d)``; the product is computed in ``dtype``."""
+    """``(x - b_dec) @ w_enc + b_enc`` for normalised ``x (n, d)``; the product is computed in ``dtype``.
+
+    Of a transcoder, which has no ``b_dec``, ``x @ w_enc + b_enc``.
+    """
     # Taking b_dec through the encoder once is cheaper than a gradient of every row of x.
-    bias = p["b_enc"] - p["b_dec"] @ p["w_enc"]
+    bias = p["b_enc"] - p["b_dec"] @ p["w_enc"] if "b_dec" in p else p["b_enc"]
     return x.astype(dtype) @ p["w_enc"].astype(dtype) + bias.astype(dtype)
 
 
@@ -109,8 +166,11 @@ def fold(p: Parameters, norm: Normalizer, threshold: mx.array) -> Parameters:
     """The same SAE for raw activations, as a JumpReLU SAE: ``relu(x @ w_enc + b_enc)`` where above ``threshold``.
 
     ``threshold`` is normalised, a scalar or ``(f,)``. Activations come out multiplied by ``norm.scale``,
-    so that they are in residual-stream units on unit decoder rows.
+    so that they are in residual-stream units on unit decoder rows. A transcoder's come out multiplied by the scale of
+    its output.
     """
+    if norm.out is not None:
+        return _fold_transcoder(p, norm, norm.out, threshold)
     b_dec = p["b_dec"] * norm.scale + norm.mean
     return {
         "w_enc": p["w_enc"],
@@ -121,15 +181,32 @@ def fold(p: Parameters, norm: Normalizer, threshold: mx.array) -> Parameters:
     }
 
 
+def _fold_transcoder(p: Parameters, norm: Normalizer, out: Normalizer, threshold: mx.array) -> Parameters:
+    gain = out.scale / norm.scale
+    w_enc = p["w_enc"] * gain
+    folded = {
+        "w_enc": w_enc,
+        "w_dec": p["w_dec"],
+        "b_enc": p["b_enc"] * out.scale - norm.mean @ w_enc,
+        "b_dec": p["b_out"] * out.scale + out.mean,
+        "threshold": mx.broadcast_to(threshold * out.scale, p["b_enc"].shape) + 0.0,
+    }
+    if "w_skip" in p:
+        folded["w_skip"] = p["w_skip"] * gain
+        folded["b_dec"] = folded["b_dec"] - norm.mean @ folded["w_skip"]
+    return folded
+
+
 def encode_folded(folded: Parameters, x: mx.array) -> mx.array:
     """Activations ``(n, f)`` of raw ``x (n, d)`` under folded weights, float32."""
     pre = x.astype(mx.float32) @ folded["w_enc"] + folded["b_enc"]
     return mx.where(pre > folded["threshold"], mx.maximum(pre, 0), 0)
 
 
-def decode_folded(folded: Parameters, z: mx.array) -> mx.array:
-    """The reconstruction ``(n, d)`` in raw units."""
-    return z @ folded["w_dec"] + folded["b_dec"]
+def decode_folded(folded: Parameters, z: mx.array, x: mx.array) -> mx.array:
+    """The reconstruction ``(n, d_out)`` in raw units of what was encoded from raw ``x (n, d_in)``."""
+    made = z @ folded["w_dec"] + folded["b_dec"]
+    return made + x.astype(mx.float32) @ folded["w_skip"] if "w_skip" in folded else made
 
 
 _TINY = 1e-6
@@ -189,10 +266,17 @@ def activations(p: Parameters, pre: mx.array, config: TrainConfig) -> tuple[mx.a
     return pre * gate, gate
 
 
-def reconstruction_errors(p: Parameters, x: mx.array, z: mx.array, prefixes: Sequence[int]) -> list[mx.array]:
-    """``x_hat - x``, ``(n, d)`` float32, of the first ``m`` latents for each ``m`` in ``prefixes``, then of all."""
+def reconstruction_errors(
+    p: Parameters, x: mx.array, y: mx.array, z: mx.array, prefixes: Sequence[int]
+) -> list[mx.array]:
+    """``y_hat - y``, ``(n, d)`` float32, of the first ``m`` latents for each ``m`` in ``prefixes``, then of all.
+
+    ``y`` is what is to be given: for an SAE ``x``.
+    """
     ends = [*prefixes, z.shape[1]]
-    total = p["b_dec"] - x
+    total = (p["b_out"] if "b_out" in p else p["b_dec"]) - y
+    if "w_skip" in p:
+        total = total + x @ p["w_skip"]
     errors = []
     for start, end in zip([0, *prefixes], ends, strict=True):
         part = z[:, start:end] @ p["w_dec"][start:end].astype(z.dtype)
@@ -204,8 +288,8 @@ def reconstruction_errors(p: Parameters, x: mx.array, z: mx.array, prefixes: Seq
 def auxiliary_loss(p: Parameters, x: mx.array, error: mx.array, idle: mx.array, config: TrainConfig) -> mx.array:
     """AuxK (Gao et al. 2024, appendix A.2): how badly the dead latents explain what is left over.
 
-    ``error`` is ``x_hat - x``; ``idle`` ``(f,)`` counts the tokens since each latent
-    fired. The longest dead latents, at most ``aux_slots`` of them, reconstruct ``x - x_hat`` with the ``aux_k`` of
+    ``error`` is ``y_hat - y``; ``idle`` ``(f,)`` counts the tokens since each latent
+    fired. The longest dead latents, at most ``aux_slots`` of them, reconstruct ``y - y_hat`` with the ``aux_k`` of
     them that are largest on each token. Zero when none is dead.
     """
     width, d = p["w_dec"].shape
@@ -216,8 +300,9 @@ def auxiliary_loss(p: Parameters, x: mx.array, error: mx.array, idle: mx.array, 
     part: Parameters = {
         "w_enc": mx.take(p["w_enc"], chosen, axis=1),
         "b_enc": mx.take(p["b_enc"], chosen),
-        "b_dec": mx.stop_gradient(p["b_dec"]),
     }
+    if "b_dec" in p:
+        part["b_dec"] = mx.stop_gradient(p["b_dec"])
     pre = mx.where(dead, mx.maximum(preactivations(part, x), 0), 0)
     z = pre * (pre >= mx.maximum(topk_threshold(mx.stop_gradient(pre), k), _TINY)) if k < slots else pre
     left = mx.stop_gradient(error) + z @ mx.take(p["w_dec"], chosen, axis=0)
@@ -232,12 +317,17 @@ def sparsity_loss(l0: mx.array, config: TrainConfig, ramp: mx.array) -> mx.array
     return ramp * config.l0_coefficient * (share if config.l0_linear else mx.square(share - 1.0))
 
 
-def losses(p: Parameters, x: mx.array, idle: mx.array, ramp: mx.array, config: TrainConfig) -> Losses:
-    """Everything that one batch of normalised ``x (n, d)`` has to say. Differentiable in ``p``."""
+def losses(
+    p: Parameters, x: mx.array, idle: mx.array, ramp: mx.array, config: TrainConfig, y: mx.array | None = None
+) -> Losses:
+    """Everything that one batch of normalised ``x (n, d)`` has to say. Differentiable in ``p``.
+
+    ``y (n, d_out)`` is what a transcoder should give, normalised; an SAE gives ``x``.
+    """
     dtype = mx.bfloat16 if config.compute == "bfloat16" else mx.float32
     pre = preactivations(p, x, dtype)
     z, gate = activations(p, pre, config)
-    errors = reconstruction_errors(p, x, z, config.matryoshka)
+    errors = reconstruction_errors(p, x, x if y is None else y, z, config.matryoshka)
     squared = [mx.mean(mx.square(error)) for error in errors]
     l0 = mx.mean(mx.sum(gate.astype(mx.float32), axis=-1))  # bfloat16 cannot count past 256
     total = sum(squared[1:], squared[0]) / len(squared) + sparsity_loss(l0, config, ramp)
@@ -315,7 +405,10 @@ def adam(
 
 
 class Step:
-    """``state, figures = step(state, x)`` for a batch ``(n, d)`` of raw activations. Lazy; changes nothing in place."""
+    """``state, figures = step(state, rows)`` for a batch of raw activations. Lazy; changes nothing in place.
+
+    Rows are ``(n, d)``; for a transcoder ``(n, d_in + d_out)``.
+    """
 
     def __init__(self, config: TrainConfig, norm: Normalizer, compiled: bool | None = None) -> None:
         self._config, self._norm = config, norm
@@ -331,18 +424,18 @@ class Step:
 
     def _advance(self, state: State, raw: mx.array) -> tuple[State, tuple[mx.array, ...]]:
         config, p, idle = self._config, state["parameters"], state["idle"]
-        x = self._norm(raw)
+        x, y = self._norm.pair(raw)
         ramp = sparsity_ramp(config, state["step"])
 
         def objective(weights: Parameters) -> tuple[mx.array, ...]:
-            return tuple(losses(weights, x, idle, ramp, config))
+            return tuple(losses(weights, x, idle, ramp, config, y))
 
         (_, error, l0, fired), gradient = mx.value_and_grad(objective)(p)
         gradient = {**gradient, "w_dec": tangent_rows(gradient["w_dec"], p["w_dec"])}
         p, m, v = adam(p, gradient, state["m"], state["v"], state["step"], config)
         p = {**p, "w_dec": unit_rows(p["w_dec"])}
         idle = mx.where(fired, 0, mx.minimum(idle + raw.shape[0], _IDLE_LIMIT))
-        variance = mx.mean(mx.square(x - mx.mean(x, axis=0)))
+        variance = mx.mean(mx.square(y - mx.mean(y, axis=0)))
         new = {"parameters": p, "m": m, "v": v, "idle": idle, "step": state["step"] + 1}
         return new, (error, variance, l0)
 
@@ -364,7 +457,7 @@ def calibrated_threshold(p: Parameters, norm: Normalizer, sample: mx.array, k: i
     keep = min(width, 8 * k)
     tops = []
     for rows in _chunks(sample, width):
-        top = mx.topk(preactivations(p, norm(rows)), keep, axis=-1)
+        top = mx.topk(preactivations(p, norm.pair(rows)[0]), keep, axis=-1)
         mx.eval(top)
         tops.append(top)
     values = mx.concatenate(tops).reshape(-1)
@@ -393,10 +486,12 @@ def measure(
     n_tokens: int,
     step: int,
     pause: Callable[[], None] = lambda: None,
+    place_out: Place | None = None,
 ) -> tuple[Evaluation, NDArray[np.float64]]:
     """An :class:`Evaluation` over the first blocks of ``source`` that hold at least ``n_tokens`` positions.
 
-    Also gives each latent's firing rate, ``(f,)``. The model's losses are measured over the same blocks.
+    ``place_out`` is what a transcoder gives; its reconstruction and zeros are put there. Also gives each latent's
+    firing rate, ``(f,)``. The model's losses are measured over the same blocks.
     ``pause`` is called between blocks and may raise. Raises ``LensError`` if the source has no position to
     measure on.
     """
@@ -407,22 +502,25 @@ def measure(
         kept = np.flatnonzero(~block.special).astype(np.int32)
         blocks += 1
         if len(kept):
-            sums.add(mx.take(block.values[place], mx.array(kept), axis=0))
+            rows = [mx.take(block.values[one], mx.array(kept), axis=0) for one in (place, place_out or place)]
+            sums.add(*rows)
         if sums.n >= n_tokens:
             break
     if not sums.n:
         raise LensError("The evaluation text has no position to measure on.", "Give more or longer documents.")
     losses = []
-    for splice in (None, lambda x: reconstruct(folded, x), mx.zeros_like):
+    apart: dict[str, Any] = {} if place_out is None else {"read": place}
+    width = folded["w_dec"].shape[1]
+    for splice in (None, lambda x: reconstruct(folded, x), lambda x: mx.zeros((x.shape[0], width))):
         pause()
-        losses.append(source.loss_with(place, splice, blocks))
+        losses.append(source.loss_with(place_out or place, splice, blocks, **apart))
     return sums.result(step, losses), sums.density
 
 
 def reconstruct(folded: Parameters, x: mx.array) -> mx.array:
     """Encode and decode raw ``x (n, d)``, in blocks of rows, float32."""
     width = folded["b_enc"].shape[0]
-    return mx.concatenate([decode_folded(folded, encode_folded(folded, rows)) for rows in _chunks(x, width)])
+    return mx.concatenate([decode_folded(folded, encode_folded(folded, rows), rows) for rows in _chunks(x, width)])
 
 
 def threshold_of(p: Parameters, norm: Normalizer, sample: mx.array, config: TrainConfig) -> mx.array:
@@ -439,7 +537,7 @@ def _chunks(x: mx.array, width: int) -> Iterator[mx.array]:
 
 
 class _Sums:
-    """Running sums in float64: tokens, fired counts, moments of ``x - b_dec``, squared error."""
+    """Running sums in float64: tokens, fired counts, moments of ``y - b_dec``, squared error."""
 
     def __init__(self, folded: Parameters) -> None:
         width, d = folded["w_dec"].shape
@@ -450,12 +548,13 @@ class _Sums:
         self._square = 0.0
         self._error = 0.0
 
-    def add(self, x: mx.array) -> None:
-        for rows in _chunks(x, len(self._fired)):
+    def add(self, x: mx.array, y: mx.array) -> None:
+        width = len(self._fired)
+        for rows, wanted in zip(_chunks(x, width), _chunks(y, width), strict=True):
             z = encode_folded(self._folded, rows)
-            raw = rows.astype(mx.float32)
+            raw = wanted.astype(mx.float32)
             shifted = raw - self._folded["b_dec"]  # keeps the moments small where the mean is large
-            error = mx.sum(mx.square(raw - decode_folded(self._folded, z)), axis=-1)
+            error = mx.sum(mx.square(raw - decode_folded(self._folded, z, rows)), axis=-1)
             fired = mx.sum((z > 0).astype(mx.int32), axis=0)
             total, square = mx.sum(shifted, axis=0), mx.sum(mx.square(shifted), axis=-1)
             mx.eval(error, fired, total, square)

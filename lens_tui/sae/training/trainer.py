@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lens_tui.records import LensError
+from lens_tui.records.errors import AskedToStop
 from lens_tui.records.token_activations import ActivationSource, Place
 from lens_tui.records.training import Evaluation, TrainConfig, TrainProgress, TrainReport
 
@@ -35,8 +36,10 @@ from .objective import (
     fold,
     initial_parameters,
     initial_state,
+    initial_transcoder,
     measure,
     normalizer,
+    pair_normalizer,
     scalar,
     starting_parameters,
     threshold_of,
@@ -53,35 +56,37 @@ def train(
     *,
     evaluation: ActivationSource | None = None,
     place: Place | None = None,
+    place_out: Place | None = None,
     progress: Callable[[TrainProgress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     checkpoint_seconds: float = 60.0,
 ) -> TrainReport:
-    """Train an SAE on ``source`` and write it to ``folder``.
+    """Train an SAE or a transcoder on ``source`` and write it to ``folder``.
 
     The folder gets the SAE in Gemma Scope 2's layout (``config.json``, ``params.safetensors``), in SAELens' layout
-    under ``sae_lens/``, and under ``training/`` the report and the checkpoint. A folder
+    under ``sae_lens/``, a transcoder in circuit-tracer's under ``circuit_tracer/``, and under ``training/`` the report
+    and the checkpoint. A folder
     with a checkpoint of the same settings and source is taken up where it stopped, with the
     same numbers as an unbroken run (bitwise on one machine and MLX version); a kill loses at most
     ``checkpoint_seconds``.
 
-    ``place`` (layer and site) may be left out if the source has one only. ``evaluation`` is text that is held
+    ``place`` (layer and site) may be left out if the source has one only; a transcoder is to give ``place_out`` for
+    it, which the source has too. ``evaluation`` is text that is held
     out; without it the figures are on the training text. ``progress`` is called a few times a second,
-    ``should_stop`` before every step and every block of activations: when it says so, a checkpoint is
-    written and the report says ``stopped``.
+    ``should_stop`` before every step and every block of activations: when it says so, or the source raises
+    ``AskedToStop``, a checkpoint is written and the report says ``stopped``.
 
     Raises ``LensError`` for settings that do not fit the source or an earlier run in the folder, and when the
     loss stops being finite.
     """
     place = place or _only_place(source)
-    if place not in source.places:
-        raise LensError(f"The source has no activations of layer {place[0]}, {place[1]}.", "Read that place.")
+    for needed in (place, *([] if place_out is None else [place_out])):
+        if needed not in source.places:
+            raise LensError(f"The source has no activations of layer {needed[0]}, {needed[1]}.", "Read that place.")
+    if (place_out is not None) != (config.kind == "transcoder"):
+        raise LensError(f"The kind to train is {config.kind}.", "Give place_out for a transcoder, and for it alone.")
     hooks = _Hooks(progress or (lambda _: None), should_stop or (lambda: False), checkpoint_seconds)
-    return _Run(source, evaluation or source, config, place, Path(folder), hooks).go()
-
-
-class _Stopped(Exception):
-    """The caller wants no more."""
+    return _Run(source, evaluation or source, config, (place, place_out), Path(folder), hooks).go()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +118,15 @@ class _Run:
         source: ActivationSource,
         evaluation: ActivationSource,
         config: TrainConfig,
-        place: Place,
+        places: tuple[Place, Place | None],
         folder: Path,
         hooks: _Hooks,
     ) -> None:
-        self._source, self._evaluation, self._config, self._place = source, evaluation, config, place
+        self._source, self._evaluation, self._config = source, evaluation, config
+        self._place, self._place_out = places
+        self._places = [place for place in places if place is not None]
         self._folder, self._hooks = folder, hooks
-        self._facts = run_facts(source.facts, *place)
+        self._facts = run_facts(source.facts, *self._place, self._place_out)
         self._begun = time.monotonic()
         self._spent, self._step = 0.0, 0
         self._history: tuple[Evaluation, ...] = ()
@@ -139,7 +146,7 @@ class _Run:
             self._loop()
             self._save()
             return self._finish()
-        except _Stopped:
+        except AskedToStop:
             if self._state:
                 self._save()
             return self._report(stopped=True)
@@ -149,7 +156,7 @@ class _Run:
         if point is not None:
             self._adopt(point)
         self._say("prepare")
-        self._sample, _ = take_rows(self._source, self._place, self._config.calibration_tokens, pause=self._pause)
+        self._sample, _ = take_rows(self._source, self._places, self._config.calibration_tokens, pause=self._pause)
         if point is None:
             self._adopt(self._fresh())
 
@@ -158,13 +165,13 @@ class _Run:
         self._state, self._norm, self._history, self._spent = point.state, point.norm, point.history, point.seconds
         self._step = int(scalar(point.state["step"]))
         self._pool = Pool(
-            self._source, self._place, config.batch, config.pool_tokens, config.seed, point.position, self._pause
+            self._source, self._places, config.batch, config.pool_tokens, config.seed, point.position, self._pause
         )
 
     def _pause(self) -> None:
         """Called wherever the run may be interrupted: between steps and between blocks of activations."""
         if self._hooks.should_stop():
-            raise _Stopped
+            raise AskedToStop
 
     def _finish(self) -> TrainReport:
         folded, final, density = self._evaluate()
@@ -203,8 +210,12 @@ class _Run:
         return every > 0 and step > 0 and step % every == 0 and not done
 
     def _fresh(self) -> Checkpoint:
-        norm, b_dec = normalizer(self._sample, self._config)
-        p = initial_parameters(self._config, b_dec)
+        if self._place_out is None:
+            norm, b_dec = normalizer(self._sample, self._config)
+            p = initial_parameters(self._config, b_dec)
+        else:
+            norm, b_out = pair_normalizer(self._sample, self._config, self._source.d_model(self._place))
+            p = initial_transcoder(self._config, b_out, *norm.pair(self._sample))
         state = initial_state(starting_parameters(p, norm, self._sample, self._config))
         mx.eval(state)
         return Checkpoint(state, norm, PoolPosition(), (), 0.0)
@@ -218,7 +229,9 @@ class _Run:
     def _evaluate(self) -> tuple[Parameters, Evaluation, NDArray[np.float64]]:
         self._say("evaluate")
         folded, tokens = self._folded(), self._config.evaluation_tokens
-        result, density = measure(folded, self._evaluation, self._place, tokens, self._step, self._pause)
+        result, density = measure(
+            folded, self._evaluation, self._place, tokens, self._step, self._pause, self._place_out
+        )
         if not self._history or self._history[-1].step != self._step:
             self._history = (*self._history, result)
         self._say("train", evaluation=result)
@@ -281,6 +294,7 @@ class _Run:
             final=final,
             history=self._history,
             folder=str(self._folder),
+            site_out="" if self._place_out is None else self._place_out[1],
         )
 
 

@@ -203,6 +203,6 @@ def read_neighbours(control: Control, job: ReadNeighbours, context: Context) -> 
     near = decoder_neighbours(directions, sae.d_sae, job.feature, k=job.top_k)
     index = index_of(sae.info)
     together = None
-    if index is not None and index.full and job.feature < index.width:
+    if index is not None and index.knows_co_active and job.feature < index.width:
         together = tuple((row.feature, row.jaccard) for row in co_active(index, job.feature, k=job.top_k))
     yield NeighboursRead(control.id, sae.info.id, job.feature, near, together)

@@ -51,7 +51,7 @@ class TinySource:
                 raise RuntimeError("the power went")
             yield block
 
-    def loss_with(self, place: Place, splice: Splice | None, blocks: int) -> float:
+    def loss_with(self, place: Place, splice: Splice | None, blocks: int, *, read: Place | None = None) -> float:
         raise NotImplementedError
 
 

@@ -71,7 +71,7 @@ class Synthetic:
             yield ActivationBlock(index, flat, flat, flat, special, {PLACE: mx.array(values)})
             index += 1
 
-    def loss_with(self, place: Place, splice: Splice | None, blocks: int) -> float:
+    def loss_with(self, place: Place, splice: Splice | None, blocks: int, *, read: Place | None = None) -> float:
         """A stand-in for a model's loss: 1 plus the share of the variance that the splice loses."""
         x = np.concatenate([self.values(i)[~self.special()] for i in range(blocks)])
         given: Any = mx.array(x) if splice is None else splice(mx.array(x))

@@ -16,7 +16,7 @@ from .synthetic import PLACE, Synthetic
 
 
 def pool(**settings: object) -> Pool:
-    return Pool(Synthetic(rows=100), PLACE, 32, 128, 0, **settings)  # type: ignore[arg-type]
+    return Pool(Synthetic(rows=100), [PLACE], 32, 128, 0, **settings)  # type: ignore[arg-type]
 
 
 def test_every_position_is_served_once_in_another_order() -> None:
@@ -46,10 +46,10 @@ def test_rows_come_with_where_the_next_ones_are() -> None:
     source = Synthetic(rows=100)  # 96 positions a block
     whole = np.concatenate([source.values(i)[~source.special()] for i in range(3)])
     for count, after in ((50, (0, 50)), (96, (1, 0)), (150, (1, 54))):
-        rows, follows = take_rows(source, PLACE, count)
+        rows, follows = take_rows(source, [PLACE], count)
         assert follows == after
         assert np.array_equal(np.asarray(rows), whole[:count])
-    rows, follows = take_rows(source, PLACE, 100, 1, 20)
+    rows, follows = take_rows(source, [PLACE], 100, 1, 20)
     assert follows == (2, 24)
     assert np.array_equal(np.asarray(rows), whole[116:216])
 
@@ -60,7 +60,7 @@ def test_a_text_of_special_positions_only_is_refused() -> None:
             return np.ones(100, np.bool_)
 
     with pytest.raises(LensError, match="no position to train on"):
-        take_rows(Barren(rows=100), PLACE, 5)
+        take_rows(Barren(rows=100), [PLACE], 5)
 
 
 def test_the_model_s_dtype_is_kept() -> None:
@@ -70,4 +70,4 @@ def test_the_model_s_dtype_is_kept() -> None:
                 block.values[PLACE] = block.values[PLACE].astype(mx.bfloat16)
                 yield block
 
-    assert Pool(Half(rows=100), PLACE, 8, 32, 0).next().dtype == mx.bfloat16
+    assert Pool(Half(rows=100), [PLACE], 8, 32, 0).next().dtype == mx.bfloat16

@@ -1,0 +1,217 @@
+"""Transcoders of several layers: trained one after another, and what is lost with all of them in the MLPs' place."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lens_tui.records import LensError
+from lens_tui.records.disk import write_text
+from lens_tui.records.errors import AskedToStop
+from lens_tui.records.token_activations import Splice
+from lens_tui.records.training import TrainConfig, TrainProgress, TrainReport
+
+from .train import MLP, train_sae
+
+if TYPE_CHECKING:
+    from lens_tui.lens.model import LensModel
+    from lens_tui.lens.read.activations import TextActivations
+    from lens_tui.sae.load_sae import SAE
+
+
+@dataclass(frozen=True, slots=True)
+class ReplacedLoss:
+    """A model's cross-entropy (nats a predicted token) over one text with transcoders in the place of its MLPs.
+
+    ``layers`` are those that have a transcoder. ``clean`` is the model as it is; ``each`` has one loss a layer, with
+    that layer's MLP alone replaced; ``every`` is with all of them replaced at once, where each reads what the model
+    makes of the ones before; ``zero`` with all these MLPs' outputs zero. Special positions keep the MLP. ``n_tokens``
+    are the positions that are replaced.
+    """
+
+    layers: tuple[int, ...]
+    clean: float
+    each: tuple[float, ...]
+    every: float
+    zero: float
+    n_tokens: int
+
+    @property
+    def recovered(self) -> float | None:
+        """``(zero - every) / (zero - clean)``, 1.0 when nothing is lost; ``None`` where zeroing costs nothing."""
+        gap = self.zero - self.clean
+        return (self.zero - self.every) / gap if gap else None
+
+
+@dataclass(frozen=True, slots=True)
+class TranscoderSet:
+    """What training several layers made: a report a layer, and the losses once all are there."""
+
+    reports: tuple[TrainReport, ...]
+    loss: ReplacedLoss | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was stopped before its end; the same call continues."""
+        return self.loss is None
+
+
+def replaced_loss(
+    model: LensModel,
+    transcoders: Sequence[SAE],
+    text: str | Path,
+    *,
+    tokens: int = 65_536,
+    context: int = 256,
+    rows: int = 32,
+    held_out: int = 0,
+    text_key: str = "text",
+    seed: int = 0,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> ReplacedLoss:
+    """The model's loss with transcoders in the place of its MLPs: each alone, and all at once.
+
+    Args:
+        model: the model.
+        transcoders: at most one a layer, each of an MLP's input and output.
+        text: a folder, a ``.txt`` or a ``.jsonl`` file.
+        tokens: measure on at least so many positions, if the text has them.
+        context: tokens in a window.
+        rows: windows in a forward pass.
+        held_out: measure on every ``held_out``-th document of each file alone, those that training with this setting
+            holds out (0: on the whole text).
+        text_key: in JSONL, the key that holds the text.
+        seed: of the order of the windows.
+        should_stop: asked between two forwards; ``AskedToStop`` is raised when it says so.
+
+    Raises:
+        LensError: for two of one layer, what is not a transcoder of an MLP, and a text that cannot be read.
+    """
+    from lens_tui.lens.read.activations import Windowing, text_activations
+
+    by_layer = {_layer(one): one for one in transcoders}
+    if len(by_layer) < len(transcoders) or not by_layer:
+        raise LensError("Losses are measured with one transcoder a layer.", "Give each layer's once.")
+
+    def pause() -> None:
+        if should_stop():
+            raise AskedToStop
+
+    whole, held = text_activations(
+        model, text, [(min(by_layer), MLP[0])], held_out=held_out, text_key=text_key, max_tokens=20 * tokens,
+        windowing=Windowing(context=context, rows=rows, seed=seed), pause=pause,
+    )  # fmt: skip
+    return _losses(held or whole, by_layer, tokens)
+
+
+def _losses(source: TextActivations, by_layer: dict[int, SAE], tokens: int) -> ReplacedLoss:
+    blocks = seen = 0
+    while seen < tokens and blocks < source.n_blocks:
+        seen += source.counted(blocks)
+        blocks += 1
+    layers = tuple(sorted(by_layer))
+    put = [((at, MLP[0]), (at, MLP[1]), _given(by_layer[at])) for at in layers]
+    zeros = [((at, MLP[0]), (at, MLP[1]), _nothing(by_layer[at].d_out)) for at in layers]
+    each = tuple(source.loss_with_all([one], blocks) for one in put)
+    clean, every, zero = (source.loss_with_all(some, blocks) for some in ([], put, zeros))
+    return ReplacedLoss(layers, clean, each, every, zero, seen)
+
+
+def _given(one: SAE) -> Splice:
+    return lambda x: one.reconstruct(x).output
+
+
+def _nothing(width: int) -> Splice:
+    import mlx.core as mx
+
+    return lambda x: mx.zeros((x.shape[0], width))
+
+
+def _layer(one: SAE) -> int:
+    info = one.info
+    if (info.site, info.site_out) != MLP or info.layer < 0 or info.layer != info.layer_out:
+        raise LensError(
+            f"{info.name or 'An SAE'} does not read an MLP's input and give its output.",
+            "Give transcoders of one layer each.",
+        )
+    return info.layer
+
+
+def train_transcoders(
+    model: LensModel,
+    text: str | Path,
+    out: str | Path,
+    config: TrainConfig,
+    layers: Sequence[int],
+    *,
+    progress: Callable[[int, TrainProgress], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    context: int = 256,
+    rows: int = 32,
+    held_out: int = 40,
+    text_key: str = "text",
+    **options: Any,
+) -> TranscoderSet:
+    """Train a transcoder for each of some layers, one after another, and measure all of them together.
+
+    Layer N's is in ``out/layer_N``, all of them as circuit-tracer reads a set in ``out/circuit_tracer``, and the losses
+    in ``out/replaced_loss.json``. Stopped or killed, the same call continues: layers that are done are not trained
+    again.
+
+    Args:
+        model: the model.
+        text: a folder, a ``.txt`` or a ``.jsonl`` file.
+        out: the folder of the set.
+        config: the transcoders' size, and how they are trained.
+        layers: decoder blocks, from 0; negative ones count from the end.
+        progress: ``progress(layer, how far its training is)``.
+        should_stop: asked between two steps and two forwards.
+        context, rows, held_out, text_key, **options: of :func:`lens_tui.tasks.train.train_sae`.
+
+    Raises:
+        LensError: as of :func:`lens_tui.tasks.train.train_sae`.
+    """
+    from lens_tui.sae.load_sae import load_sae
+
+    config = replace(config, kind="transcoder")
+    folder = Path(out)
+    where = sorted({model.registry.decoder.index(layer) for layer in layers})
+    reading: dict[str, Any] = {"context": context, "rows": rows, "held_out": held_out, "text_key": text_key}
+    reports = []
+    for layer in where:
+        report = train_sae(
+            model, text, folder / f"layer_{layer}", config, layer=layer, should_stop=should_stop,
+            progress=None if progress is None else _of_layer(progress, layer), **reading, **options,
+        )  # fmt: skip
+        reports.append(report)
+        if report.stopped:
+            return TranscoderSet(tuple(reports))
+        _into_set(folder, layer)
+    made = [load_sae(folder / f"layer_{layer}") for layer in where]
+    measured: dict[str, Any] = {"tokens": config.evaluation_tokens, "seed": config.seed, "should_stop": should_stop}
+    try:
+        loss = replaced_loss(model, made, text, **measured, **reading)
+    except AskedToStop:
+        return TranscoderSet(tuple(reports))
+    write_text(
+        folder / "replaced_loss.json", json.dumps({**asdict(loss), "recovered": loss.recovered}, indent=1) + "\n"
+    )
+    return TranscoderSet(tuple(reports), loss)
+
+
+def _of_layer(progress: Callable[[int, TrainProgress], None], layer: int) -> Callable[[TrainProgress], None]:
+    return lambda report: progress(layer, report)
+
+
+def _into_set(folder: Path, layer: int) -> None:
+    """Copy a layer's file into the folder of the set, beside the one configuration."""
+    home = folder / "circuit_tracer"
+    home.mkdir(parents=True, exist_ok=True)
+    for name in (f"layer_{layer}.safetensors", "config.yaml"):
+        own = folder / f"layer_{layer}" / "circuit_tracer" / name
+        shutil.copyfile(own, home / f".{name}.part")
+        (home / f".{name}.part").replace(home / name)
