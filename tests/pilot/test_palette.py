@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from textual.command import CommandPalette
+from textual.command import CommandList, CommandPalette
 from textual.pilot import Pilot
 from textual.widgets import Static
 
@@ -71,6 +71,21 @@ async def test_of_two_matches_the_nearer_and_the_whole_word_come_first() -> None
     assert rank("find", here) > rank("find", there) > rank("find", part) > 0
     assert rank("find token", part) == 0
     assert rank("export", Command("Generate: write the run", "generate export", "", int)) > 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_before_a_letter_is_typed_the_screens_own_commands_are_first(mode: str) -> None:
+    app = lens_app(screen=mode, model="demo")
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(pilot)
+        here = [command.name for command in ScreenCommands(app.screen).commands()]
+        await pilot.press("colon")
+        await settle(pilot)
+        await pilot.pause(0.3)
+        options = app.screen.query_one(CommandList).options
+        shown = [option.hit.text for option in options]  # type: ignore[attr-defined]
+        assert shown[: len(here)] == here
+        assert len(shown) > len(here)
 
 
 async def test_a_command_of_another_screen_goes_there_and_is_done() -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
 from textual.content import Content
 
 from lens_tui.records import FloatArray, Intervention
 from lens_tui.records.features import DENSE
 from lens_tui.tui.format import fit, share_level
 from lens_tui.tui.host import LensHost
-from lens_tui.tui.reading_text import next_active
 from lens_tui.tui.run_line import settings_parts
 from lens_tui.tui.session import MEASURE_NAMES, Measure, RunText
 from lens_tui.tui.widgets.feature_card import FeatureMarks, feature_row
@@ -69,6 +67,8 @@ class RunFeatures:
             max((value for f, value in zip(*token, strict=True) if f == self.feature), default=0.0)
             for token in self.arms.get(arm, [])
         ]
+        import numpy as np  # not before the first frame, which has no features
+
         return np.array(found, np.float32)
 
 
@@ -179,6 +179,8 @@ class FeatureFollower:
 
     def go_on(self, lens: LensHost, run: RunText | None, step: int) -> None:
         """Go to the next token of the lane where the chosen feature is active; ``step`` -1 goes to the one before."""
+        from lens_tui.tui.reading_text import next_active  # it brings NumPy, which the first frame does without
+
         known, lane = self.of(lens, run), self.lanes.focused_lane
         if known is None or known.feature is None or run is None or lane is None:
             key = lens.key_text

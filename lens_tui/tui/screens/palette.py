@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from textual.command import CommandPalette, DiscoveryHit, Hit, Hits, Provider
+from textual.command import CommandPalette, Hit, Hits, Provider
 from textual.content import Content
 from textual.screen import Screen
 
@@ -87,9 +87,11 @@ class _Commands(Provider):
         yield from ()
 
     async def discover(self) -> Hits:
-        """Everything, before a letter is typed."""
+        """Everything, before a letter is typed: what is here first, for Textual asks its providers in any order."""
         for command in self.commands():
-            yield DiscoveryHit(_with_key(Content(command.name), command.cap), command.run, text=command.name)
+            yield Hit(
+                1 / (1 + command.distance), _with_key(Content(command.name), command.cap), command.run, command.name
+            )
 
     async def search(self, query: str) -> AsyncIterator[Hit]:
         """What matches, with how well it does."""
