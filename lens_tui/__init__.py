@@ -17,12 +17,15 @@ from .lazy import lazy
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
+    from .lens.causes.direct_paths import patch_edges as patch_edges
+    from .lens.causes.direct_paths import path_patch as path_patch
     from .lens.causes.gradients import gradients as gradients
     from .lens.causes.gradients import integrated_gradients as integrated_gradients
     from .lens.causes.metrics import Metric as Metric
     from .lens.causes.metrics import log_probability as log_probability
     from .lens.causes.metrics import logit_difference as logit_difference
     from .lens.causes.patching import patch as patch
+    from .lens.causes.tracing import causal_trace as causal_trace
     from .lens.decode.batch import BatchGeneration as BatchGeneration
     from .lens.decode.compare import Comparison as Comparison
     from .lens.decode.compare import Generation as Generation
@@ -68,6 +71,8 @@ if TYPE_CHECKING:
     from .records.interventions import ProjectOut as ProjectOut
     from .records.interventions import SetProjection as SetProjection
     from .records.patch_grid import PromptPair as PromptPair
+    from .records.patch_grid import Receiver as Receiver
+    from .records.patch_grid import Sender as Sender
     from .records.patch_grid import agreement as agreement
     from .records.prompt_set import PromptItem as PromptItem
     from .records.prompt_set import PromptSet as PromptSet
@@ -113,6 +118,8 @@ else:
             ".lens.causes.gradients": "gradients integrated_gradients",
             ".lens.causes.metrics": "Metric log_probability logit_difference",
             ".lens.causes.patching": "patch",
+            ".lens.causes.direct_paths": "patch_edges path_patch",
+            ".lens.causes.tracing": "causal_trace",
             ".lens.decode.batch": "BatchGeneration",
             ".lens.decode.compare": "Comparison Generation",
             ".lens.hooks.registry": "CaptureResult",
@@ -132,7 +139,7 @@ else:
             ".records.interventions": (
                 "ALL Ablate Add Arm CapProjection ClampFeature NormMatch Positions ProjectOut SetProjection"
             ),
-            ".records.patch_grid": "PromptPair agreement",
+            ".records.patch_grid": "PromptPair Receiver Sender agreement",
             ".records.prompt_set": "PromptItem PromptSet SetCell read_prompt_set",
             ".records.run": "Request Sampling",
             ".records.training": "TrainConfig",

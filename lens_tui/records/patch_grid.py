@@ -190,15 +190,22 @@ class CausalTrace:
 
 @dataclass(frozen=True, slots=True)
 class Receiver:
-    """What a path ends at: the input of an attention or MLP (before its norm), or the ``logits``."""
+    """What a path ends at: what an attention or MLP reads (before its norm), or the final residual (``logits``).
 
-    kind: Literal["attn", "mlp", "logits"]
+    ``q``, ``k`` and ``v`` are the queries, keys and values that a layer's attention makes of what it reads, of one
+    ``head`` (of keys and values those that heads share count once) or of all (-1).
+    """
+
+    kind: Literal["attn", "mlp", "logits", "q", "k", "v"]
     layer: int = -1
+    head: int = -1
 
     @property
     def label(self) -> str:
-        """As ``attn 3``, ``mlp 3``, ``logits``."""
-        return self.kind if self.kind == "logits" else f"{self.kind} {self.layer}"
+        """As ``attn 3``, ``q 3.1``, ``logits``."""
+        if self.kind == "logits":
+            return self.kind
+        return f"{self.kind} {self.layer}" + (f".{self.head}" if self.head >= 0 else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,11 +225,29 @@ class Sender:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class PathEffects:
+    """What the direct paths from each sender to a set of receivers, all at once, carry of a metric.
+
+    ``raw`` (senders,) is the change of the metric; ``effect`` is ``(base + raw - corrupted) / (clean - corrupted)``.
+    """
+
+    model: str
+    metric: str
+    direction: Direction
+    senders: tuple[Sender, ...]
+    receivers: tuple[Receiver, ...]
+    raw: Doubles
+    effect: Doubles
+    clean: float
+    corrupted: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class EdgeGrid:
     """What each edge from a sender to a receiver carries of a metric: (senders, receivers), NaN where there is no edge.
 
-    ``raw`` is the change of the metric when that edge alone carries the other run's value; ``effect`` is ``(base + raw
-    - corrupted) / (clean - corrupted)``, 0 the corrupted run and 1 the clean one.
+    ``raw`` is the change of the metric when that edge alone carries the other run's value, or an estimate of it;
+    ``effect`` is ``(base + raw - corrupted) / (clean - corrupted)``, 0 the corrupted run and 1 the clean one.
     """
 
     model: str

@@ -1,7 +1,8 @@
 """Llama and Gemma 3 forward passes written out in numpy float64, with a word at every site.
 
 Independent of MLX's arithmetic and of the library: the reference that captures and
-interventions are held against. ``edit(layer, site, x)`` may change a tensor.
+interventions are held against. ``edit(layer, site, x)`` may change a tensor; ``read_q``, ``read_k``, ``read_v`` and
+``read_mlp`` are what a part reads of the stream, before its norm.
 """
 
 from __future__ import annotations
@@ -62,17 +63,21 @@ def _heads(x: Array, count: int) -> Array:
 def llama(model: Any, ids: tuple[int, ...], edit: Edit = unchanged) -> Array:
     """Logits (tokens, vocabulary) of ``tiny.llama``."""
     w, a = weights_of(model), model.args
+    n: Any
     x = w["model.embed_tokens.weight"][list(ids)]
     for layer in range(a.num_hidden_layers):
         p = f"model.layers.{layer}."
         x = edit(layer, "resid_pre", x)
-        n = rms(x, w[p + "input_layernorm.weight"], a.rms_norm_eps)
-        q, k, v = (n @ w[p + f"self_attn.{name}_proj.weight"].T for name in "qkv")
+        n = {
+            name: rms(edit(layer, f"read_{name}", x), w[p + "input_layernorm.weight"], a.rms_norm_eps) for name in "qkv"
+        }
+        q, k, v = (n[name] @ w[p + f"self_attn.{name}_proj.weight"].T for name in "qkv")
         heads = (_heads(q, a.num_attention_heads), _heads(k, a.num_key_value_heads), _heads(v, a.num_key_value_heads))
         z = attend(rope(heads[0], a.rope_theta), rope(heads[1], a.rope_theta), heads[2], 16**-0.5, None)
         z = edit(layer, "attn_z", z.transpose(1, 0, 2).reshape(len(ids), -1))
         x = x + edit(layer, "attn_out", z @ w[p + "self_attn.o_proj.weight"].T)
-        n = edit(layer, "mlp_in", rms(x, w[p + "post_attention_layernorm.weight"], a.rms_norm_eps))
+        read = edit(layer, "read_mlp", x)
+        n = edit(layer, "mlp_in", rms(read, w[p + "post_attention_layernorm.weight"], a.rms_norm_eps))
         gate, up = n @ w[p + "mlp.gate_proj.weight"].T, n @ w[p + "mlp.up_proj.weight"].T
         x = x + edit(layer, "mlp_out", (gate / (1 + np.exp(-gate)) * up) @ w[p + "mlp.down_proj.weight"].T)
         x = edit(layer, "resid_post", x)
@@ -83,21 +88,23 @@ def gemma3(model: Any, ids: tuple[int, ...], edit: Edit = unchanged) -> Array:
     """Logits (tokens, vocabulary) of ``tiny.gemma3``."""
     w, a = weights_of(model), model.args
     eps = a.rms_norm_eps
+    n: Any
     x = w["model.embed_tokens.weight"][list(ids)] * 8.0  # sqrt(64)
     for layer in range(a.num_hidden_layers):
         p = f"model.layers.{layer}."
         window = a.sliding_window if (layer + 1) % a.sliding_window_pattern else None
         base = a.rope_local_base_freq if window else a.rope_theta
         x = edit(layer, "resid_pre", x)
-        n = rms(x, 1 + w[p + "input_layernorm.weight"], eps)
-        q, k, v = (n @ w[p + f"self_attn.{name}_proj.weight"].T for name in "qkv")
+        n = {name: rms(edit(layer, f"read_{name}", x), 1 + w[p + "input_layernorm.weight"], eps) for name in "qkv"}
+        q, k, v = (n[name] @ w[p + f"self_attn.{name}_proj.weight"].T for name in "qkv")
         q = rms(_heads(q, 4), 1 + w[p + "self_attn.q_norm.weight"], eps)
         k = rms(_heads(k, 2), 1 + w[p + "self_attn.k_norm.weight"], eps)
         z = attend(rope(q, base), rope(k, base), _heads(v, 2), 16**-0.5, window)
         z = edit(layer, "attn_z", z.transpose(1, 0, 2).reshape(len(ids), -1))
         r = edit(layer, "attn_out", z @ w[p + "self_attn.o_proj.weight"].T)
         x = x + edit(layer, "attn_out_normed", rms(r, 1 + w[p + "post_attention_layernorm.weight"], eps))
-        n = edit(layer, "mlp_in", rms(x, 1 + w[p + "pre_feedforward_layernorm.weight"], eps))
+        read = edit(layer, "read_mlp", x)
+        n = edit(layer, "mlp_in", rms(read, 1 + w[p + "pre_feedforward_layernorm.weight"], eps))
         gate, up = n @ w[p + "mlp.gate_proj.weight"].T, n @ w[p + "mlp.up_proj.weight"].T
         gelu = 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
         r = edit(layer, "mlp_out", (gelu * up) @ w[p + "mlp.down_proj.weight"].T)

@@ -8,14 +8,17 @@ unembedded.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
+from mlx.nn.layers.base import Module
 
 from lens_tui.records import FloatArray, LensError, NotFinite
 
 from ..architecture.find import HEAD_COUNTS
+from ..architecture.taps import Tap, install, uninstall
 from ..forward import Core, run_through
 from ..hooks.program import Hook, HookContext, Key
 from ..hooks.registry import Plan, PlanEntry, Recorder, Registry, Resume, Run
@@ -179,16 +182,25 @@ def _forward(lens: Core, base: TextRun, rows: Sequence[Change], metric: Metric) 
 
 
 def metric_of_run(
-    lens: Core, ids: mx.array, hooks: Sequence[Hook], metric: Metric, resume: Resume | None = None
+    lens: Core,
+    ids: mx.array,
+    hooks: Sequence[Hook],
+    metric: Metric,
+    resume: Resume | None = None,
+    taps: Sequence[tuple[Module, Tap]] = (),
 ) -> mx.array:
-    """The metric ``(rows,)``, lazy, of a forward of ids ``(rows, tokens)`` under hooks."""
+    """The metric ``(rows,)``, lazy, of a forward of ids ``(rows, tokens)`` under hooks and taps."""
     registry = lens.registry
     decoder = registry.decoder
     last = (decoder.n_layers - 1, "resid_post")
     reads = metric.reads if metric.reads is not None else (last if decoder.closed else None)
     kept = Kept(registry, () if reads is None else (reads,))
     plan = Plan(([PlanEntry(registry, hook) for hook in hooks],), (kept,))
-    logits = run_through(Run(registry, plan, ids.shape[1], resume=resume), ids)
+    with ExitStack() as stack:
+        for module, tap in taps:
+            install(module, tap)
+            stack.callback(uninstall, module, tap)
+        logits = run_through(Run(registry, plan, ids.shape[1], resume=resume), ids)
     if reads is None:
         return measured(metric, logits)
     return measured(metric, kept.tensors[reads]) if metric.reads else from_residual(lens, metric, kept.tensors[last])

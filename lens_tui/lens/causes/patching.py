@@ -270,13 +270,7 @@ def _run_both(lens: Core, aligned: Aligned, grid: _Grid, measure: Measure, direc
     needed = [*needed_for(lens, keys), last]
     clean, corrupted = (read_run(lens, ids, needed) for ids in (aligned.clean, aligned.corrupted))
     metric = metric_of(lens, measure, aligned.pair, lambda: final_logits(lens, clean))
-    values = [_of_text(lens, run, metric) for run in (clean, corrupted)]
-    if not np.isfinite(values).all() or abs(values[0] - values[1]) <= 1e-6 * max(1.0, *map(abs, values)):
-        raise LensError(
-            f"The metric {metric.name!r} is {values[0]:.6g} for the clean prompt and {values[1]:.6g} for the corrupted "
-            "one, so there is no effect to be measured.",
-            "Choose prompts that the model answers differently, or another metric.",
-        )
+    values = check_gap(lens, metric, clean, corrupted)
     base, source = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
     return _Ready(aligned, base, source, metric, *values)
 
@@ -293,8 +287,19 @@ def final_logits(lens: Core, run: TextRun) -> mx.array:
     return found[0]
 
 
-def _of_text(lens: Core, run: TextRun, metric: Metric) -> float:
-    return float(metric_of_run(lens, mx.array([list(run.ids)], dtype=mx.int32), (), metric)[0])
+def check_gap(lens: Core, metric: Metric, clean: TextRun, corrupted: TextRun) -> tuple[float, float]:
+    """The metric in both runs. Raises :class:`LensError` where it is the same, or no number."""
+    first, second = (
+        float(metric_of_run(lens, mx.array([list(run.ids)], dtype=mx.int32), (), metric)[0])
+        for run in (clean, corrupted)
+    )
+    if not np.isfinite([first, second]).all() or abs(first - second) <= 1e-6 * max(1.0, abs(first), abs(second)):
+        raise LensError(
+            f"The metric {metric.name!r} is {first:.6g} for the clean prompt and {second:.6g} for the corrupted one, "
+            "so there is no effect to be measured.",
+            "Choose prompts that the model answers differently, or another metric.",
+        )
+    return first, second
 
 
 def _cells(

@@ -106,6 +106,18 @@ class _Seen:
     output: Any
 
 
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """Of one block, the modules whose input is the residual that attention and MLP read: their norms, or themselves.
+
+    ``parallel``: both read the same, so that the attention is not part of what the MLP reads.
+    """
+
+    attention: Module
+    mlp: Module
+    parallel: bool
+
+
 class SiteMap:
     """The sites of every block of a decoder; looked at once, when a site inside a block is first asked for."""
 
@@ -139,6 +151,19 @@ class SiteMap:
     def available(self, layer: int) -> tuple[str, ...]:
         """The sites that block ``layer`` has."""
         return tuple(site for site in SITES if self._has(layer, site))
+
+    def entries(self, layer: int) -> Entries:
+        """Where the attention and the MLP of a block read the residual stream. Raises :class:`LensError`."""
+        self.point(layer, "attn_out"), self.point(layer, "mlp_out")
+        assert self._inside is not None
+        calls = self._inside[layer]
+        attention, mlp = (_entry(calls, names) for names in (ATTENTION_NAMES, MLP_NAMES))
+        for found in (attention, mlp):
+            if isinstance(found, str):
+                raise LensError(f"The reads of layer {layer} cannot be told apart: {found}.")
+        assert isinstance(attention, _Seen)
+        assert isinstance(mlp, _Seen)
+        return Entries(attention.module, mlp.module, attention.given is mlp.given)
 
     def _has(self, layer: int, site: str) -> bool:
         try:
@@ -217,6 +242,22 @@ def _named_as(call: _Seen, paths: tuple[str, ...]) -> bool:
         is_mlp = type(call.module).__name__.lower().endswith(("mlp", "moe"))
         return is_mlp == (paths == MLP_NAMES)
     return call.path in paths
+
+
+def _entry(calls: list[_Seen], names: tuple[str, ...]) -> _Seen | str:
+    """The call that takes the residual into an attention or MLP, or why there is none of its own."""
+    main = _only(calls, names)
+    if isinstance(main, str):
+        return main
+    before = [call for call in calls if call.output is main.given and "." not in call.path and _is_norm(call)]
+    if len(before) != 1:
+        return main
+    others = [call.path for call in calls if call.given is before[0].output and not _inside_of(call, main)]
+    return f"{before[0].path} is read by {others[0]} as well" if others else before[0]
+
+
+def _inside_of(call: _Seen, main: _Seen) -> bool:
+    return call.path == main.path or call.path.startswith(f"{main.path}.")
 
 
 def _is_norm(call: _Seen) -> bool:

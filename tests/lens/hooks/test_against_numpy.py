@@ -77,7 +77,8 @@ def test_capture_at_every_site_of_every_layer_agrees(name: str) -> None:
     seen: dict[tuple[int, str], Array] = {}
 
     def note(layer: int, site: str, x: Array) -> Array:
-        seen[layer, site] = x
+        if not site.startswith("read_"):  # what a part reads of the stream is no site
+            seen[layer, site] = x
         return x
 
     expected = reference(model, tiny.IDS, note)
