@@ -51,7 +51,8 @@ def open_app(
     """
     from lens_tui.records.errors import LensError
 
-    if sys.stdout is None or not (sys.stdin.isatty() and sys.stdout.isatty()):
+    in_browser = os.environ.get("TEXTUAL_DRIVER", "").startswith("textual.drivers.web_driver:")
+    if sys.stdout is None or not (in_browser or (sys.stdin.isatty() and sys.stdout.isatty())):
         raise LensError(
             "The app needs a terminal, and this is not one.", "Use `mlx-lens-tui compare` or `features`; see --help."
         )

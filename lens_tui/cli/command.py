@@ -26,6 +26,7 @@ from .run_verbs import verbs as replay
 from .sae_verbs import verbs as saes
 from .sources import asked_dequantize
 from .steer_verbs import verbs as steer
+from .web_app import PORT, serve_app
 
 # Typer brings its own click or uses the one installed: the class of what it refuses is known by a child.
 _Refused: type[Exception] = typer.BadParameter.__mro__[2]
@@ -119,14 +120,24 @@ def open_app(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where the app was left, by ctrl+q or by a crash, without asking.")
     ] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Open the app in a browser on this machine (needs the extra `serve`).")
+    ] = False,
+    port: Annotated[int, typer.Option("--port", help="Where --serve listens, on 127.0.0.1.", min=1, max=65535)] = PORT,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Open the app, unless a verb follows."""
     if context.invoked_subcommand is not None:
-        for name, given in (("--demo", demo), ("--model", model), ("--theme", theme), ("--resume", resume)):
-            if given:  # left unread, the verb would answer of another model
+        for name, asked in (
+            ("--demo", demo),
+            ("--model", model),
+            ("--theme", theme),
+            ("--resume", resume),
+            ("--serve", serve),
+        ):
+            if asked:  # left unread, the verb would answer of another model
                 verb = context.invoked_subcommand
                 hint = f"Put it behind {verb!r}." if name == "--model" else "Leave it out."
                 message = f"{name} before a verb is for the app, and {verb!r} does not read it."
@@ -135,4 +146,9 @@ def open_app(
         return
     if resume and (demo or model):
         fail("--resume opens the model of the session that is taken up.", "Leave --demo and --model out.")
+    if serve:
+        options = [("--model", model), ("--theme", theme), ("--dequantize", dequantize)]
+        given = [part for name, value in options if value is not None for part in (name, value)]
+        serve_app([*given, *(["--demo"] if demo else []), *(["--resume"] if resume else [])], port)
+        return
     start(demo=demo, model=model, theme=theme, dequantize=dequantize, resume=resume)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from difflib import get_close_matches
 from pathlib import Path
 from shutil import get_terminal_size
 from textwrap import fill
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lens_tui.records import LensError, glossary, paths
 from lens_tui.records.sanitise import one_line
-from lens_tui.tui.keys import GROUPS, KEYS, check_keymap, split
+from lens_tui.tui.keys import GROUPS, KEYS, Key, check_keymap, normal, split
 
 from .output import note, print_json, say, sentences
 from .sources import Json
+
+if TYPE_CHECKING:
+    from lens_tui.records.settings import Settings
 
 verbs = typer.Typer()
 
@@ -23,20 +27,26 @@ verbs = typer.Typer()
 @verbs.command()
 @sentences
 def config(
+    setting: Annotated[
+        str | None, typer.Argument(metavar="[SETTING]", help="Explain one setting, such as look.theme.")
+    ] = None,
     check: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Check this file instead of reading yours.")
     ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print what every setting means and may be.")] = False,
     json: Json = False,
 ) -> None:
-    """Print the settings in force and the file they come from."""
+    """Print the settings in force and the file they come from, or explain one of them."""
     from lens_tui.records.settings import as_toml, changed, load_settings, manual
 
     file = paths.settings_file() if check is None else check.expanduser()
     if check is not None and not file.exists():
         raise LensError(f"There is no file {one_line(str(file), 200)}.", "Give a settings file, such as settings.toml.")
     settings = load_settings(file)
-    problems = check_keymap(settings.keys)[1]
+    problems = [*check_keymap(settings.keys)[1], *_theme_problems(settings.look.theme)]
+    if setting is not None:
+        _explain_setting(setting, settings, json)
+        return
     if check is not None and problems:
         raise LensError(problems[0], f"This is the first of {len(problems)} such entries.")
     if json:
@@ -60,9 +70,48 @@ def config(
     _warn(problems)
 
 
+def _theme_problems(theme: str) -> list[str]:
+    """Whether there is such a theme."""
+    from lens_tui.tui.looks import FOLLOW
+    from lens_tui.tui.themes import bundled_dir, load_themes
+
+    found, problems = load_themes((bundled_dir(), paths.themes_folder()))
+    if theme not in ("", FOLLOW, *found):
+        known = ", ".join((FOLLOW, *found))
+        problems.append(f"look.theme: there is no theme {one_line(theme, 60)!r}; there are {known}.")
+    return problems
+
+
+def _explain_setting(name: str, settings: Settings, json: bool) -> None:
+    """Print what one setting is now, was made as, means and may be."""
+    from lens_tui.records.settings import explained_settings, value_of
+
+    every = explained_settings()
+    if name not in every:
+        close = get_close_matches(name, every, 1, 0.4)
+        hint = f"Did you mean {close[0]}?" if close else "`mlx-lens-tui config --explain` has all of them."
+        raise LensError(f"There is no setting {one_line(name, 60)}.", hint)
+    found = every[name]
+    value = value_of(settings, name)
+    if json:
+        print_json({"model": None, "setting": name, "value": value, **found})
+        return
+    say(f"{name} = {value!r}  (default: {found['default']!r})")
+    for text in (found["says"], found["may_be"]):
+        if text:
+            say(fill(text, min(100, get_terminal_size().columns), initial_indent="  ", subsequent_indent="  "))
+
+
 @verbs.command()
 @sentences
-def keys(json: Json = False) -> None:
+def keys(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[WORDS]", help="Only those with these words, or this key.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="End with status 2 if one cannot be used.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Print them as [keys] of the settings, to edit.")] = False,
+    json: Json = False,
+) -> None:
     """Print the keys of the app, as your settings have them."""
     from lens_tui.records.settings import load_settings
 
@@ -77,17 +126,30 @@ def keys(json: Json = False) -> None:
             "description": key.description,
         }
         for key in KEYS
+        if _has_words(key, yours.get(key.id, key.keys), words or [])
     ]
+    if check and problems:
+        raise LensError(problems[0], f"This is the first of {len(problems)} such entries.")
+    if not rows:
+        raise LensError(f"No key has {one_line(' '.join(words or []), 60)!r}.", "`mlx-lens-tui keys` prints them all.")
     if json:
         exists = file.exists()
         print_json({"model": None, "file": str(file) if exists else None, "keys": rows, "problems": problems})
         return
+    if explain:
+        say("[keys]")
+        for key in KEYS:
+            if any(row["id"] == key.id for row in rows):
+                say(f'# {key.description}\n"{key.id}" = "{yours.get(key.id, key.keys)}"')
+        _warn(problems)
+        return
     for group in GROUPS:
-        say(group)
-        for row in rows:
-            if row["group"] == group:
-                mark = "" if row["keys"] == row["default"] else "  (yours)"
-                say(f"  {', '.join(row['keys']) or '-':<20}  {row['id']:<22}  {row['description']}{mark}")
+        mine = [row for row in rows if row["group"] == group]
+        if mine:
+            say(group)
+        for row in mine:
+            mark = "" if row["keys"] == row["default"] else "  (yours)"
+            say(f"  {', '.join(row['keys']) or '-':<20}  {row['id']:<22}  {row['description']}{mark}")
     _warn(problems)
 
 
@@ -115,6 +177,12 @@ def glossary_verb(
         say(f"{item.name}  ({item.id}; {', '.join(item.where)})")
         for line in (item.means, item.unit_and_source):
             say(fill(line, width, initial_indent="  ", subsequent_indent="  "))
+
+
+def _has_words(key: Key, keys: str, words: list[str]) -> bool:
+    """Whether a key is one of those asked for: every word in its id or description, or the key itself."""
+    text = f"{key.id} {key.description} {key.group}".casefold()
+    return all(word.casefold() in text or normal(word) in split(keys) for word in words)
 
 
 def _warn(problems: list[str]) -> None:

@@ -200,6 +200,31 @@ def manual() -> str:
     return "\n".join(lines)
 
 
+def explained_settings() -> dict[str, dict[str, Any]]:
+    """Every setting by ``section.key``: what it says, its default and, where it has bounds or choices, those."""
+    found: dict[str, dict[str, Any]] = {}
+    for section in fields(Settings):
+        inner = getattr(Settings(), section.name)
+        if not is_dataclass(inner):
+            found[section.name] = {"says": section.metadata["says"], "default": None, "may_be": ""}
+            continue
+        for item in fields(inner):
+            may_be = _bounds(type(inner), item).strip()
+            found[f"{section.name}.{item.name}"] = {
+                "says": item.metadata["says"],
+                "default": item.default,
+                "may_be": may_be,
+            }
+    return found
+
+
+def value_of(settings: Settings, name: str) -> Any:
+    """The value of ``section.key`` (or of ``keys``, all of them) in these settings."""
+    section, _, key = name.partition(".")
+    held = getattr(settings, section)
+    return getattr(held, key) if key else held
+
+
 def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """``steer.zero = "0"`` is a table in a table to TOML; here it is the id ``steer.zero``."""
     flat: dict[str, Any] = {}

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from lens_tui.cli.command import app
 from lens_tui.records import paths
-from lens_tui.records.settings import Settings, manual, parse_settings
-from lens_tui.tui.keys import KEYS
+from lens_tui.records.settings import Settings, explained_settings, manual, parse_settings
+from lens_tui.tui.keys import KEYS, check_keymap, split
 
 
 def run(*arguments: str, code: int = 0) -> tuple[str, str]:
@@ -80,3 +80,48 @@ def test_the_keys_are_those_of_the_app_and_yours_are_marked() -> None:
     assert line.endswith("(yours)")
     assert "keys.app.stop: terminals send ctrl+m as enter" in noted
     assert data("keys")["problems"] == [noted.removeprefix("mlx-lens-tui: ").rstrip()]
+
+
+def test_one_setting_is_explained_with_its_value() -> None:
+    written("[generate]\ntemp = 0.25\n")
+    said = run("config", "generate.temp")[0]
+    assert said.startswith("generate.temp = 0.25  (default: 0.0)")
+    assert "Temperature" in said
+    found = data("config", "look.motion")
+    assert (found["value"], found["default"], found["may_be"]) == ("full", "full", "One of full, reduced.")
+    assert "Did you mean look.theme?" in run("config", "look.them", code=2)[1]
+
+
+def test_every_setting_of_the_manual_can_be_explained() -> None:
+    text = manual()
+    for name, found in explained_settings().items():
+        assert found["says"] in text
+        assert data("config", name)["says"] == found["says"]
+
+
+def test_a_theme_that_is_not_there_is_a_problem() -> None:
+    file = written('[look]\ntheme = "wallpaper"\n')
+    assert "no theme 'wallpaper'" in data("config")["problems"][0]
+    assert "auto, contrast" in run("config", "--check", str(file), code=2)[1]
+
+
+def test_keys_are_found_by_words_or_by_the_key() -> None:
+    assert {row["id"] for row in data("keys", "export")["keys"]} >= {"generate.export"}
+    assert {row["id"] for row in data("keys", "+")["keys"]} >= {"steer.scale_up", "generate.scale_up"}
+    assert all("scale" in row["id"] + row["description"] for row in data("keys", "scale", "up")["keys"])
+    assert "No key has" in run("keys", "wibble", code=2)[1]
+
+
+def test_keys_are_checked_and_printed_as_settings() -> None:
+    run("keys", "--check")
+    text = run("keys", "--explain")[0]
+    table = parse_settings(text).keys
+    assert table == {key.id: key.keys for key in KEYS}
+    assert check_keymap(table) == ({name: ",".join(split(keys)) for name, keys in table.items()}, [])
+    written('[keys]\n"app.run" = "j"\n')
+    assert "already belongs to move.down" in run("keys", "--check", code=2)[1]
+
+
+def test_the_page_of_settings_is_the_manual() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
+    assert page.split("```toml\n")[1].split("```")[0].rstrip() == manual().rstrip()
