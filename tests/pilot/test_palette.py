@@ -8,15 +8,21 @@ from typing import Any
 import pytest
 from textual.command import CommandList, CommandPalette
 from textual.pilot import Pilot
+from textual.widget import Widget
 from textual.widgets import Static
 
 from lens_tui.records import glossary
 from lens_tui.tui.keys import SCREENS, by_id
+from lens_tui.tui.screens.dose_pane import DosePane
 from lens_tui.tui.screens.everywhere import HelpScreen
+from lens_tui.tui.screens.feature_panes import FeaturePane, TextPane
 from lens_tui.tui.screens.history_screen import HistoryScreen
 from lens_tui.tui.screens.palette import WITHOUT_CURSOR, AppCommands, Command, ScreenCommands, rank
+from lens_tui.tui.widgets.frame import Pane
 from lens_tui.tui.widgets.row_list import RowList
 from tests.apps import lens_app, screen_text, settle
+from tests.tui.opened import opened
+from tests.tui.opened import settle as settle_opened
 
 MODES = [mode for mode, _ in SCREENS]
 SIZES = [(120, 36), (80, 24)]
@@ -205,3 +211,42 @@ async def test_the_palette_explains_a_number() -> None:
         await settle(pilot, lambda: isinstance(app.screen, HelpScreen))
         assert "▐Numbers▌" in str(app.screen.query_one("#pages", Static).content)
         assert "unit: effective choices" in screen_text(app)
+
+
+async def test_the_numbers_begin_with_those_of_the_pane_that_has_the_focus() -> None:
+    async with opened("features") as (app, pilot):
+        for pane in ("text-pane", "card-pane"):
+            within = app.screen.query_one(f"#{pane}", Pane)
+            widget = next(node for node in within.walk_children(Widget) if node.focusable)
+            app.screen.set_focus(widget)
+            await pilot.pause()
+            await pilot.press("?", "tab")
+            await settle_opened(app, pilot)
+            names = [line.head for line in app.screen.query_one("#keys", RowList).rows if line.head]
+            assert within.explains
+            assert names[0] == glossary.by_id(within.explains[0]).name
+            await pilot.press("escape")
+            await settle_opened(app, pilot)
+
+
+async def test_the_measure_under_the_doses_cursor_is_explained_first() -> None:
+    app = lens_app(screen="steer", model="demo")
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(pilot)
+        await pilot.press("v")
+        await settle(pilot)
+        await pilot.press("j", "j")
+        await settle(pilot)
+        dose = app.screen.query_one(DosePane)
+        measure = dose.chart.series[dose.chart.row].name
+        await pilot.press("?", "tab")
+        await settle(pilot)
+        table = app.screen.query_one("#keys", RowList)
+        assert table.rows[0].head == glossary.by_id(measure).name
+
+
+def test_what_panes_explain_is_in_the_glossary() -> None:
+    for pane in (TextPane(), FeaturePane(lambda: ()), DosePane()):
+        assert pane.explains
+        for name in pane.explains:
+            assert glossary.by_id(name).means

@@ -243,6 +243,13 @@ class DosePane(Pane):
         self._views: dict[str, View] = {}
         self._under_way = ""
 
+    @property
+    def explains(self) -> tuple[str, ...]:
+        """The measure under the cursor, then what is common to all."""
+        chart = self.chart
+        here = (chart.series[chart.row].name,) if chart.row < len(chart.series) else ()
+        return (*here, "knee", "moved", "scale")
+
     def _made_for(self, row: BenchRow) -> tuple[Any, ...]:
         """What a measurement depends on besides the scale."""
         return (row.vector, row.layer, row.mode, row.positions, self.session.prompt)

@@ -19,6 +19,7 @@ from lens_tui.tui.keys import GROUPS, SCREENS, Key, by_id
 from lens_tui.tui.screens.form import Dialog
 from lens_tui.tui.themes import HEAT_STEPS, SIGN_STEPS
 from lens_tui.tui.widgets.entry import Entry
+from lens_tui.tui.widgets.frame import Pane
 from lens_tui.tui.widgets.row_list import NO_CURSOR, RowList
 
 
@@ -69,6 +70,7 @@ class HelpScreen(Dialog[None]):
     def __init__(self, below: Screen[Any], words: str = "") -> None:
         super().__init__()
         self._keys = live_keys(below)
+        self._here = _explained(below)
         self._where = dict(SCREENS).get(str(getattr(below, "mode", "")), "")
         self._page, self._words = PAGES[1] if words else PAGES[0], words
 
@@ -137,7 +139,7 @@ class HelpScreen(Dialog[None]):
         return lines
 
     def _number_lines(self, words: str, width: int) -> list[SheetLine]:
-        terms = glossary.find(words) if words else glossary.on_screen(self._where)
+        terms = glossary.find(words) if words else self._terms()
         lines: list[SheetLine] = []
         for term in terms:
             lines += [SheetLine()] if lines else []
@@ -147,6 +149,11 @@ class HelpScreen(Dialog[None]):
         if not terms and not words:
             lines.append(SheetLine("", "This screen has no numbers of its own; type one to look it up."))
         return lines
+
+    def _terms(self) -> list[glossary.GlossaryTerm]:
+        """What the screen's numbers are: those of the pane with the focus first."""
+        here = [glossary.by_id(name) for name in self._here]
+        return [*here, *(term for term in glossary.on_screen(self._where) if term not in here)]
 
     def _draw(self, line: SheetLine, width: int) -> list[Content]:
         if not line.text:
@@ -158,6 +165,13 @@ class HelpScreen(Dialog[None]):
     def action_move(self, rows: int) -> None:
         """Scroll the table while the filter has the focus."""
         self.query_one(RowList).scroll_relative(y=rows, animate=False)
+
+
+def _explained(below: Screen[Any]) -> tuple[str, ...]:
+    """The numbers of the pane with the focus, by their ids in the glossary."""
+    around = below.focused.ancestors_with_self if below.focused is not None else ()
+    pane = next((node for node in around if isinstance(node, Pane)), None)
+    return () if pane is None else tuple(dict.fromkeys(pane.explains))
 
 
 def _has_ids(width: int) -> bool:

@@ -86,6 +86,11 @@ class TextPane(Pane):
         self._asked: tuple[str, ReadingText] | None = None
 
     @property
+    def explains(self) -> tuple[str, ...]:
+        """How much is active, how well the SAE fits, and the shade."""
+        return ("l0", "fvu", "activation")
+
+    @property
     def source(self) -> ReadingText:
         """The text in use."""
         every = sources(self.session)
@@ -199,6 +204,12 @@ class FeaturePane(Pane):
         self._pinned = False
         self._here = (-1, 0.0)
         self._rest: Timer | None = None
+
+    @property
+    def explains(self) -> tuple[str, ...]:
+        """The list that shows, where it has a measure, and what stands above it."""
+        listed = (self.card.section,) if self.card.section in LISTED else ()
+        return (*listed, "density", "activation", "histogram", "promoted", "detection")
 
     def _page(self, feature: int | None) -> FeaturePage | None:
         return self.pages.get((self.session.sae or "", -1 if feature is None else feature))

@@ -278,6 +278,11 @@ class Pane(Vertical):
     }
     """
 
+    @property
+    def explains(self) -> tuple[str, ...]:
+        """The glossary's ids of the numbers in this pane, those under its cursor first: ``?`` begins with them."""
+        return ()
+
     def __init__(self, title: str, *children: Widget, note: str = "", id: str | None = None) -> None:  # noqa: A002
         self._heading = PaneTitle()
         self._heading.set_reactive(PaneTitle.text, title)
