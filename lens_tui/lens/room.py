@@ -105,7 +105,7 @@ def check_arms(
         registry: What is hooked.
         plan: What acts on each arm, and what is captured.
         n_rows: How many arms there are.
-        texts: Tokens of the prompt, and of what may be written.
+        texts: Tokens of the prompt that are not in a cache yet, and of what may be written.
         kl: Arms that something acts on have companions.
         window: Tokens that a cache keeps, at most.
         bits: Of the KV cache, where it is quantised.

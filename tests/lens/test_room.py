@@ -76,6 +76,17 @@ def test_only_the_prompts_must_fit_into_what_is_free_now(monkeypatch: pytest.Mon
     list(lens.stream_batch([IDS] * 3, max_tokens=40))  # rows that come and go: one prompt alone is certain
 
 
+def test_what_a_prompt_cache_holds_already_is_not_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.llama()
+    lens = LensModel.from_model(model)
+    cache = make_prompt_cache(model)
+    lens.forward([*IDS, *IDS, *IDS], cache)
+    of(monkeypatch, bytes_of(model, len(IDS) + 4) + tiny.VOCAB * 16)
+    list(lens.stream(IDS, prompt_cache=cache, max_tokens=4))
+    with pytest.raises(LensError, match="One row over 8 tokens of prompt and up to 5 more"):
+        lens.stream(IDS, max_tokens=5)
+
+
 def test_a_batch_counts_the_rows_that_run_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.llama()
     lens = LensModel.from_model(model)

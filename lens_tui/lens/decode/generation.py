@@ -583,7 +583,7 @@ def row_decoder(
     piece = min(extra.get("prefill_step_size") or piece_of(registry, len(prompt.ids)), len(prompt.ids))
     registry.decoder.check_room(n_rows, piece, n_prompt)
     bounds = {"window": max_kv_size, "bits": extra.get("kv_bits")}
-    check_arms(registry, plan, n_rows, (n_prompt, decode.sampling.max_tokens), kl=decode.kl, **bounds)
+    check_arms(registry, plan, n_rows, (len(prompt.ids), decode.sampling.max_tokens), kl=decode.kl, **bounds)
     meter = DoseMeter() if any(plan.rows) else None
     run = Run(registry, plan, n_prompt, prompt.spans, meter, captured_rows=n_rows if decode.kl else None)
     options_of = replace(decode, **extra)

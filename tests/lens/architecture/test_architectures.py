@@ -15,6 +15,7 @@ import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
 from lens_tui import LensModel
+from lens_tui.lens import pieces
 from lens_tui.lens.architecture.find import prove
 from lens_tui.lens.forward import forward_rows
 from lens_tui.lens.measure.scores import first_site, spread_over
@@ -268,7 +269,9 @@ def drawn(length: int, seed: int = 0) -> list[int]:
 
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("name", WORKING)
-def test_what_is_read_at_once_is_what_generation_reads_piece_by_piece(name: str) -> None:
+def test_what_is_read_at_once_is_what_generation_reads_piece_by_piece(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = architectures.make(name)
     lens = LensModel.from_model(model)
     ids = drawn(min(24, lens.registry.decoder.window or 24))
@@ -280,6 +283,17 @@ def test_what_is_read_at_once_is_what_generation_reads_piece_by_piece(name: str)
         start += size
     atol = 2e-4 * max(1.0, float(np.abs(at_once).max()))
     np.testing.assert_allclose(np.concatenate(parts, axis=1), at_once, rtol=1e-3, atol=atol)
+    layers = (0, lens.n_layers // 2, lens.n_layers - 1)
+    whole = {layer: numbers(lens.residuals(ids, layer)) for layer in layers}
+    short = numbers(lens.residuals(ids[:9], layers[-1]))
+    monkeypatch.setattr(pieces, "SPEED", dict.fromkeys(pieces.SPEED, 1.0))
+    monkeypatch.setattr(pieces, "FEWEST", 5)
+    for layer in layers:
+        atol = 2e-4 * max(1.0, float(np.abs(whole[layer]).max()))
+        np.testing.assert_allclose(numbers(lens.residuals(ids, layer)), whole[layer], rtol=1e-3, atol=atol)
+    together = numbers(lens.residuals([ids, ids[:9]], layers[-1]))
+    np.testing.assert_allclose(together[0], whole[layers[-1]], rtol=1e-3, atol=atol)
+    np.testing.assert_allclose(together[1, :9], short, rtol=1e-3, atol=atol)
 
 
 @pytest.mark.usefixtures("kernels")
