@@ -20,6 +20,7 @@ from .lens_verbs import verbs as lens
 from .list_verbs import verbs as lists
 from .model_verbs import verbs as models
 from .output import INTERRUPTED, USER_ERROR, fail, note, say, sentences
+from .patch_verbs import verbs as patching
 from .read_verbs import verbs as read
 from .run_verbs import runs
 from .run_verbs import verbs as replay
@@ -80,7 +81,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for verbs in (compare, read, lens, features, steer, replay, saes, capture, info, config):
+for verbs in (compare, read, lens, patching, features, steer, replay, saes, capture, info, config):
     app.add_typer(verbs)
 app.add_typer(labels, name="labels")
 app.add_typer(lists, name="lists")

@@ -65,7 +65,7 @@ def lens(
     spec = parse_arm(arm) if arm else None
     with open_model(model) as opened:
         steering = Vectors(opened, sae, model).arm(spec).interventions if spec else ()
-        follow = _target(target)
+        follow = read_target(target)
         found = logit_lens(opened, words, layers=wanted, target=follow, top_k=top_k, interventions=steering)
         place = _place(at, len(found.token_ids))
         parts = looks = None
@@ -178,7 +178,7 @@ def read_layers(text: str) -> list[int] | None:
         raise LensError(f"The layers {text!r} cannot be read.", "Write whole numbers, such as 0,4,-1.") from None
 
 
-def _target(text: str) -> int | str | None:
+def read_target(text: str) -> int | str | None:
     """A target as written: ``id:17`` or a text of one token; nothing means the token that comes next."""
     if not text:
         return None

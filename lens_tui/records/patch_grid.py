@@ -83,17 +83,20 @@ class PatchGrid:
     n_pairs: int = 1
 
     @property
+    def start(self) -> float:
+        """The effect of patching nothing: 0 where the corrupted run is patched, 1 where the clean one is."""
+        return 0.0 if self.direction == "denoise" else 1.0
+
+    @property
     def noise_floor(self) -> float | None:
         """The largest move of the random patches from where the patched run stands: what chance alone does."""
         if self.random is None or not self.random.size:
             return None
-        start = 0.0 if self.direction == "denoise" else 1.0
-        return float(abs(self.random - start).max())
+        return float(abs(self.random - self.start).max())
 
     def strongest(self, k: int = 10) -> list[tuple[int, int]]:
         """Row and column of the ``k`` cells that move the metric most from where the patched run stands."""
-        start = 0.0 if self.direction == "denoise" else 1.0
-        moved = abs(self.effect - start).reshape(-1)
+        moved = abs(self.effect - self.start).reshape(-1)
         order = moved.argsort(kind="stable")[::-1][:k]
         width = self.effect.shape[1]
         return [(int(at) // width, int(at) % width) for at in order]

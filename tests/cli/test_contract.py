@@ -38,6 +38,7 @@ VERBS: dict[str, list[str]] = {
     "keys": [],
     "glossary": ["fvu"],
     "lens": [NASTY, "--attribute"],
+    "patch": ["the cat sat", "the dog sat", "--metric", "kl", "-l", "1"],
     "loss": [NASTY, "-a", "f3*2", "SAE"],
     "generate": ["PROMPT", "-a", "f3*2", "--max-tokens", "2", "SAE"],
     "feature": ["3", "SAE"],
