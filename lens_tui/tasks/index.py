@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lens_tui.records import LensError, paths
 from lens_tui.records.disk import fingerprint
 from lens_tui.records.errors import AskedToStop
+from lens_tui.records.machine import free_memory
 
 if TYPE_CHECKING:
     from lens_tui.lens.model import LensModel
@@ -172,7 +173,7 @@ def _check_memory(
     settings: IndexSettings | None,
     tokens: int,
 ) -> None:
-    """What is counted of every feature, and the activations of one forward: neither can be done without."""
+    """What is counted of every feature, on the machine; the activations of a forward, where MLX computes."""
     from lens_tui.lens.room import memory_left, refuse_above
     from lens_tui.sae.index.index_settings import IndexSettings
     from lens_tui.sae.index.tally import bytes_per_feature
@@ -180,12 +181,12 @@ def _check_memory(
     registry = model.registry
     read = sum(registry.sites.point(registry.decoder.index(layer), site).width for layer, site in set(places))
     features = sum(sae.d_sae for sae in saes)
-    refuse_above(
-        memory_left,
-        features * bytes_per_feature(settings or IndexSettings()) + tokens * read * registry.decoder.dtype.size,
-        f"An index of {features:,} features over {tokens:,} tokens at a time",
-        "Lower rows, top_k or sample_per_bin, or index fewer SAEs at once.",
-    )
+    counted = features * bytes_per_feature(settings or IndexSettings())
+    hint = "Lower top_k, or index fewer SAEs at once."
+    refuse_above(free_memory, counted, f"An index of {features:,} features", hint)
+    size = tokens * read * registry.decoder.dtype.size
+    hint = "Lower rows or context, or index fewer SAEs at once."
+    refuse_above(memory_left, size, f"Activations of {tokens:,} tokens at a time", hint)
 
 
 def _hash(path: str) -> str:

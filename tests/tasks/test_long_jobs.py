@@ -15,6 +15,7 @@ from lens_tui.records.training import TrainConfig
 from lens_tui.sae.index.index_settings import IndexSettings
 from lens_tui.sae.index.tally import Tally, bytes_per_feature
 from lens_tui.sae.load_sae import load_sae
+from lens_tui.tasks import index
 from lens_tui.tasks.index import index_text
 from lens_tui.tasks.train import train_sae
 from tests.folders import sae_folder
@@ -40,16 +41,21 @@ def test_a_tally_takes_what_is_said(settings: IndexSettings) -> None:
     assert nbytes(Tally(100, settings)) == 100 * bytes_per_feature(settings)
 
 
-def test_an_index_is_refused_by_its_features_and_its_forward(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_index_is_refused_by_its_features_and_by_its_forward(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     lens = LensModel.from_model(tiny.llama())
     sae = load_sae(sae_folder(tmp_path / "sae", d_model=64))
-    need = sae.d_sae * bytes_per_feature(IndexSettings()) + 4 * 32 * sae.d_model * 4
-    of(monkeypatch, need - 1)
-    with pytest.raises(LensError, match=r"An index of [\d,]+ features over 128 tokens .*0\.0 GB can be had.*top_k"):
-        index_text(lens, [sae], tmp_path / "none.txt", tmp_path, rows=4, context=32)
-    of(monkeypatch, need)
-    with pytest.raises(LensError, match=r"no file or folder"):
-        index_text(lens, [sae], tmp_path / "none.txt", tmp_path, rows=4, context=32)
+    counted, read = sae.d_sae * bytes_per_feature(IndexSettings()), 4 * 32 * sae.d_model * 4
+    for free, left, says in (
+        (counted - 1, read, r"An index of 64 features would take .*0\.0 GB can be had.*top_k"),
+        (counted, read - 1, r"Activations of 128 tokens at a time would take .*Lower rows"),
+        (counted, read, "no file or folder"),
+    ):
+        of(monkeypatch, left)
+        monkeypatch.setattr(index, "free_memory", lambda free=free: free)
+        with pytest.raises(LensError, match=says):
+            index_text(lens, [sae], tmp_path / "none.txt", tmp_path, rows=4, context=32)
 
 
 def test_a_training_is_refused_by_its_weights_its_pool_and_a_batch(
