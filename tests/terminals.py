@@ -52,7 +52,9 @@ end_process({run})
 class Terminal:
     """A process on a pseudo-terminal of its own, the leader of its session."""
 
-    def __init__(self, argv: Sequence[str], home: Path, ignored: Sequence[int] = ()) -> None:
+    def __init__(
+        self, argv: Sequence[str], home: Path, ignored: Sequence[int] = (), size: tuple[int, int] = (100, 30)
+    ) -> None:
         env = {**os.environ, "LENS_TUI_HOME": str(home), "TERM": "xterm-256color", "HF_HUB_CACHE": str(home / "hub")}
         env |= {"PYTHONPATH": str(ROOT), "PS1": "$ ", "HISTFILE": ""}
         env.pop("COLUMNS", None)
@@ -68,7 +70,7 @@ class Terminal:
                 os.execvpe(argv[0], list(argv), env)
             finally:
                 os._exit(127)
-        ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+        ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
         self.before = self.attributes()
 
     def __enter__(self) -> Terminal:
