@@ -79,7 +79,9 @@ def fake_parts(job: jobs.ReadParts, layers: int = 8, heads: int = 6) -> LogitAtt
 
 
 def fake_pattern(job: jobs.ReadPattern, heads: int = 6) -> AttentionPattern:
-    """Each head of a layer looks mostly at a token some places back."""
+    """Each head of a layer looks mostly at a token some places back; layer 1 has none."""
+    if job.layer == 1:
+        raise LensError("The attention of layer 1 (Fake) has no pattern that can be read.")
     count = 1 + len(split(job.text)) if not job.token_ids else len(job.token_ids)
     ids = tuple(token_id(w) for w in ["<s>", *split(job.text)]) if not job.token_ids else job.token_ids
     weights = np.zeros((heads, count, count), np.float32)

@@ -345,7 +345,8 @@ TERMS: tuple[GlossaryTerm, ...] = (
     GlossaryTerm(
         "entropy",
         "entropy",
-        "How undecided a layer's readout is: 0 is certain of one token, ln of the vocabulary's size knows nothing.",
+        "How undecided a layer's readout is, or a head's look: 0 is certain of one token, ln of how many there are "
+        "knows nothing.",
         "nats",
         "Shannon 1948",
         ("Lens",),
@@ -359,6 +360,36 @@ TERMS: tuple[GlossaryTerm, ...] = (
         "Belrose et al. 2023, arXiv 2303.08112",
         ("Lens",),
         ("KL",),
+    ),
+    GlossaryTerm(
+        "attribution",
+        "attention, MLP, steering, layer",
+        "What that part adds to the logit of the followed token, the final norm's denominator kept as it is. The "
+        "parts, embedding, biases and rounding sum to the logit before soft-capping.",
+        "logits",
+        "Elhage et al. 2021, A mathematical framework for transformer circuits",
+        ("Lens",),
+        ("adds to the logit", "logit attribution", "--attribute"),
+    ),
+    GlossaryTerm(
+        "head_attribution",
+        "H3 +0.41",
+        "What one attention head adds to the logit of the followed token. Heads, the output projection's bias and the "
+        "rest (rounding, later steering) sum to the layer's attention.",
+        "logits",
+        "Elhage et al. 2021, A mathematical framework for transformer circuits",
+        ("Lens",),
+        ("heads of", "adds to"),
+    ),
+    GlossaryTerm(
+        "attention_weight",
+        "looks at",
+        "The weight a head gives a token when it looks from another, after the model's masks, window and cap. Those of "
+        "one look sum to 1, or to less with sinks.",
+        "share, 0 to 1",
+        "Vaswani et al. 2017, arXiv 1706.03762; read off the layer itself",
+        ("Lens",),
+        ("share of the look", "attention pattern", "--heads"),
     ),
 )
 """In the order of the screens."""

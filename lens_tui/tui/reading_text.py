@@ -91,6 +91,14 @@ def cells(lens: LogitLens, measure: str) -> list[list[tuple[str, int]]]:
     ]
 
 
+def details(lens: LogitLens, measure: str) -> list[list[str]]:
+    """The number that the shade of each cell is of, ``[layer][token]``."""
+    if measure == "KL":
+        return [[f"{value:.2f} nat" for value in row] for row in lens.kl.tolist()]
+    logprobs = lens.target_logprobs if measure == "target" else lens.top_logprobs[:, :, 0]
+    return [[_percent(p) for p in row] for row in np.exp(logprobs).tolist()]
+
+
 def _levels(lens: LogitLens, measure: str) -> list[list[int]]:
     if measure == "KL":
         return [[layer_kl_level(value) for value in row] for row in lens.kl.tolist()]

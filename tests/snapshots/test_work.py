@@ -133,6 +133,13 @@ def test_lens(snap_compare: Any, size: tuple[int, int]) -> None:
     assert snap_compare(lens_app(screen="lens"), terminal_size=size, run_before=after("h", "j"))
 
 
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("keys", ["V", "bV", "VVj"], ids=["parts", "steered parts", "heads"])
+def test_lens_views(snap_compare: Any, size: tuple[int, int], keys: str) -> None:
+    app = lens_app(screen="lens")
+    assert snap_compare(app, terminal_size=size, run_before=after("h", "j", *keys))
+
+
 def test_lens_of_a_steered_model_in_bars(snap_compare: Any) -> None:
     app = lens_app(screen="lens", theme="paper")
     assert snap_compare(app, terminal_size=(120, 36), run_before=after("b", "t", "v", "h"))

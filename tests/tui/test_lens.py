@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from lens_tui.records.interventions import amount_of
+from lens_tui.records.measures import Part
 from lens_tui.tui.app import LensApp
-from lens_tui.tui.reading_text import cell_lines, cells, rank_level
+from lens_tui.tui.format import signed
+from lens_tui.tui.parts_text import columns_of, layer_parts, logit_lines, look_cells, look_lines, signed_bar
+from lens_tui.tui.reading_text import cell_lines, cells, details, rank_level
 from lens_tui.tui.screens.lens_screen import ReadoutScreen
 from lens_tui.tui.widgets.heat_grid import _window
-from lens_tui.worker.jobs import ReadLens, VectorFromToken
-from tests.fake_lens import fake_lens
+from lens_tui.worker.jobs import ReadLens, ReadParts, ReadPattern, VectorFromToken
+from tests.fake_lens import fake_lens, fake_parts, fake_pattern
 from tests.fakes import FakeWorker
 
 from .opened import PROMPT, opened, screen_text, settle
@@ -60,6 +63,64 @@ def test_a_cells_lines_say_best_tokens_and_the_followed_one_by_layer() -> None:
     ranks = next(line for line in lines if line.startswith("rank "[:5]) and "█" in line)
     assert ranks.endswith("███")
     assert len(ranks) == 5 + 8
+
+
+def test_a_cells_second_line_is_the_number_of_its_shade() -> None:
+    lens = fake_lens(ReadLens(PROMPT))
+    row, column = 6, 2
+    best, followed, kl = (details(lens, measure)[row][column] for measure in ("probability", "target", "KL"))
+    assert best == f"{float(np.exp(lens.top_logprobs[row, column, 0])):.3f}".lstrip("0")
+    assert followed == f"{float(lens.target_probabilities[row, column]):.3f}".lstrip("0")
+    assert kl == "1.00 nat"
+
+
+@pytest.mark.parametrize(
+    ("value", "drawn"),
+    [
+        (1.0, "    │████"),
+        (0.5, "    │██  "),
+        (-1.0, "████│    "),
+        (-0.6, " ▐██│    "),
+        (0.0, "    │    "),
+        (9, "    │████"),
+    ],
+)
+def test_a_bar_goes_right_for_more_and_left_for_less(value: float, drawn: str) -> None:
+    assert signed_bar(value, 1.0, 9) == drawn
+    assert signed_bar(value, 1.0, 4) == "    "
+
+
+def test_a_layers_row_has_its_parts_and_their_sum() -> None:
+    parts = fake_parts(ReadParts(PROMPT, target=5))
+    values = dict(zip(parts.parts, parts.values[:, 0].tolist(), strict=True))
+    rows = layer_parts(parts)
+    assert [row.layer for row in rows] == list(range(8))
+    assert rows[3].values == {
+        "attn": values[Part("attn", 3)],
+        "mlp": values[Part("mlp", 3)],
+        "layer": pytest.approx(values[Part("attn", 3)] + values[Part("mlp", 3)]),
+    }
+    assert columns_of(rows, 90) == ["attn", "mlp", "layer"]
+
+
+def test_a_logits_lines_have_the_heads_of_the_layer_and_stay_within_their_width() -> None:
+    parts = fake_parts(ReadParts(PROMPT, target=5))
+    lines = [line.plain for line in logit_lines(parts, 2, 26)]
+    assert all(len(line) <= 26 for line in lines)
+    place = lines.index("heads of L2")
+    shown = [line.split()[1] for line in lines[place + 1 : place + 7]]
+    assert shown == [signed(float(value), 2) for value in parts.heads[2].values[:, 0]]
+
+
+def test_a_look_says_where_most_of_it_goes_and_what_the_head_adds() -> None:
+    pattern, parts = fake_pattern(ReadPattern(PROMPT, layer=2)), fake_parts(ReadParts(PROMPT, target=5, position=4))
+    texts = fake_lens(ReadLens(PROMPT)).texts
+    lines = [line.plain for line in look_lines(pattern, texts, (1, 4, 1), parts, 30)]
+    assert all(len(line) <= 30 for line in lines)
+    assert lines[0].endswith(".80")  # three places back: a quarter over five tokens, and the rest there
+    assert lines[3].startswith("1 Once")
+    assert lines[-1].endswith(signed(float(parts.heads[2].values[1, 0]), 3))
+    assert [cell[0] for cell in look_cells(pattern, 4)[-2]] == [".05", ".80", ".05", ".05", ".05"]
 
 
 @pytest.mark.parametrize("size", [(120, 36), (80, 24)])
@@ -227,3 +288,128 @@ async def test_without_model_or_text_it_says_what_to_do() -> None:
         app.store.update(model=None)
         await settle(app, pilot)
         assert "No model" in screen_text(app)
+
+
+def of(app: LensApp, kind: type) -> list[Any]:
+    return [job for job in cast("FakeWorker", app.worker).submitted if isinstance(job, kind)]
+
+
+@pytest.mark.parametrize("size", [(120, 36), (80, 24)])
+async def test_the_views_are_of_the_grids_place(size: tuple[int, int]) -> None:
+    async with opened("lens", size=size) as (app, pilot):
+        screen = screen_of(app)
+        lens = screen.read_out
+        assert lens is not None
+        assert not of(app, ReadParts)
+        await pilot.press("V", "j", "h")
+        await settle(app, pilot)
+        last = len(lens.token_ids) - 1
+        assert (screen.grid.row, screen.grid.column) == (6, last - 1)
+        (job,) = of(app, ReadParts)[-1:]
+        assert (job.text, job.position, job.target) == (PROMPT, last - 1, int(lens.target_ids[last - 1]))
+        expected = fake_parts(job)
+        text = screen_text(app)
+        for value in (expected.values[1, 0], expected.heads[6].values[2, 0]):
+            assert signed(float(value), 2) in text
+        assert "▸L6" in text
+        assert "heads of L6" in text
+        await pilot.press("V")
+        await settle(app, pilot)
+        assert of(app, ReadPattern)[-1] == ReadPattern(PROMPT, layer=6)
+        assert "Heads of L6 looking from" in screen_text(app)
+        await pilot.press("<", "{")
+        await settle(app, pilot)
+        assert (screen.grid.row, screen.grid.column) == (5, last - 2)
+        assert of(app, ReadPattern)[-1].layer == 5
+        assert "Heads of L5 looking from" in screen_text(app)
+        await pilot.press("V", "}", ">")
+        await settle(app, pilot)
+        assert screen.focused is screen.grid
+        assert (screen.grid.row, screen.grid.column) == (6, last - 1)
+
+
+async def test_a_head_is_chosen_by_moving_and_says_what_it_adds() -> None:
+    async with opened("lens") as (app, pilot):
+        screen = screen_of(app)
+        await pilot.press("V", "V")
+        await settle(app, pilot)
+        assert screen.heads.head == 0
+        await pilot.press("j", "j")
+        await settle(app, pilot)
+        assert screen.heads.head == 2
+        parts = fake_parts(of(app, ReadParts)[-1])
+        assert signed(float(parts.heads[7].values[2, 0]), 3) in screen_text(app)
+
+
+async def test_steering_is_a_part_under_an_arm_that_acts_at_the_layer() -> None:
+    async with opened("lens") as (app, pilot):
+        await pilot.press("V", "b")
+        await settle(app, pilot)
+        assert of(app, ReadParts)[-1].arm.name == "dogs"
+        text = screen_text(app)
+        assert "steering" in text
+        assert "+1.50" in text
+
+
+async def test_a_direction_is_sent_to_the_bench_from_a_cell() -> None:
+    async with opened("lens") as (app, pilot):
+        screen = screen_of(app)
+        lens = screen.read_out
+        assert lens is not None
+        await pilot.press("j", "h", "s")
+        await settle(app, pilot)
+        job = of(app, VectorFromToken)[-1]
+        place = screen.grid.row, screen.grid.column
+        assert (job.token, job.layer, job.kind) == (f"id:{int(lens.top_ids[(*place, 0)])}", 6, "unembedding")
+        row = app.store.session.steers[-1]
+        assert (row.layer, row.arm) == (6, 3)
+        assert row.scale == pytest.approx(42.5 / 2, rel=0.01)
+        assert any("The unembedding row of" in note.message for note in app._notifications)
+        await pilot.press("V", "s")
+        await settle(app, pilot)
+        assert of(app, VectorFromToken)[-1].token == f"id:{int(lens.target_ids[place[1]])}"
+
+
+async def test_a_layer_without_a_pattern_says_why() -> None:
+    async with opened("lens") as (app, pilot):
+        screen = screen_of(app)
+        await pilot.press("V", "V")
+        await settle(app, pilot)
+        await pilot.press(*["<"] * 6)
+        await settle(app, pilot)
+        assert screen.grid.row == 1
+        assert "has no pattern that can be read" in screen_text(app)
+        await pilot.press("{", ">")
+        await settle(app, pilot)
+        assert "Heads of L2 looking" in screen_text(app)
+
+
+async def test_the_grid_fills_its_pane_and_a_click_finds_its_cell() -> None:
+    async with opened("lens") as (app, pilot):
+        screen = screen_of(app)
+        assert screen.grid.tall == 3
+        assert screen.grid.cell_width * len(screen.read_out.token_ids if screen.read_out else ()) > 70
+        await pilot.click(screen.grid, offset=(5 + screen.grid.cell_width + 1, 1 + 2 * 3 + 1))
+        await settle(app, pilot)
+        assert (screen.grid.row, screen.grid.column) == (5, 1)
+
+
+async def test_parts_of_before_are_marked_and_what_was_stopped_is_asked_again() -> None:
+    async with opened("lens") as (app, pilot):
+        screen, worker = screen_of(app), cast("FakeWorker", app.worker)
+        await pilot.press("V")
+        await settle(app, pilot)
+        worker.hold()
+        await pilot.press("{")
+        await settle(app, pilot)
+        assert "as of before: reading" in screen_text(app)
+        asked_before = len(of(app, ReadParts))
+        await pilot.press("x")
+        worker.release()
+        await settle(app, pilot)
+        assert "as of before: stopped" in screen_text(app)
+        await pilot.press("{")
+        await settle(app, pilot)
+        assert len(of(app, ReadParts)) == asked_before + 1
+        assert "as of before" not in screen_text(app)
+        assert not screen.parts.bars.has_class("-before")

@@ -1,7 +1,13 @@
-"""Lens: what every layer would predict at every token, and where a token that is followed comes up."""
+"""Lens: what every layer would predict at every token, and where a token that is followed comes up.
+
+Two more views are of the grid's place: what each layer adds to the followed token's logit there, and where the heads
+of its layer look from its token.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import ClassVar
 
 from textual import events
@@ -14,18 +20,25 @@ from lens_tui.records import Arm
 from lens_tui.records.measures import LogitLens
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.bindings import bindings
-from lens_tui.tui.reading_text import MEASURES, ReadingText, cell_lines, cells, sources
+from lens_tui.tui.parts_text import logit_lines, look_lines
+from lens_tui.tui.reading_text import MEASURES, ReadingText, cell_lines, cells, details, sources
 from lens_tui.tui.session import Session, plan
 from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.frame import Hairline, LensScreen, Pane
 from lens_tui.tui.widgets.heat_grid import HeatGrid
 from lens_tui.tui.widgets.lane import Line, quoted
+from lens_tui.tui.widgets.part_bars import PartBars
 from lens_tui.worker.events import Event, JobDone, JobFailed, LensRead, VectorMade
-from lens_tui.worker.jobs import ReadLens, VectorFromToken
+from lens_tui.worker.jobs import ReadLens, ReadParts, ReadPattern, VectorFromToken
+
+from .lens_panes import HeadsPane, PartsPane, PlaceRead
+
+VIEWS = {"grid": "logit lens", "parts": "what adds to the logit", "heads": "attention heads"}
+"""The views in the order that a key goes through them, and what they are called."""
 
 
 class ReadoutScreen(LensScreen):
-    """The grid of layers and tokens, and the cell under the cursor."""
+    """The grid of layers and tokens, and the cell under the cursor, whose layer and token the other views are of."""
 
     mode: ClassVar[str] = "lens"
     CSS_PATH = "lens_screen.tcss"
@@ -36,6 +49,8 @@ class ReadoutScreen(LensScreen):
         super().__init__()
         self.grid = HeatGrid(empty="no text yet", id="grid")
         self.cell = Static(id="cell")
+        self.parts, self.heads = PartsPane(), HeadsPane()
+        self.view = "grid"
         self.token = Entry(placeholder="a token, with its leading space", id="token", classes="-closed")
         self.read_out: LogitLens | None = None
         self.measure = MEASURES[0]
@@ -50,18 +65,21 @@ class ReadoutScreen(LensScreen):
         yield Hairline()
         with Horizontal(id="panes"):
             yield Pane("Logit lens", self.grid, id="grid-pane")
+            yield self.parts
+            yield self.heads
             yield Pane("Cell", self.token, VerticalScroll(self.cell, id="cell-scroll", can_focus=False), id="cell-pane")
 
     def on_mount(self) -> None:
         """Follow the way values are shown."""
         self.watch(self.lens, "tint", self._tint_changed, init=True)
+        self._turn("grid")
 
     def focus_first(self) -> None:
-        """Begin in the grid."""
-        self.set_focus(self.grid)
+        """Begin in what the view is of."""
+        self.set_focus({"grid": self.grid, "parts": self.parts.bars, "heads": self.heads.grid}[self.view])
 
     def _tint_changed(self, tint: str) -> None:
-        self.grid.mode = tint
+        self.grid.mode = self.heads.grid.mode = tint
 
     # -- what is read ------------------------------------------------------------------------------------
 
@@ -143,12 +161,15 @@ class ReadoutScreen(LensScreen):
             self.grid.empty = no_model if self.session.model is None else no_text
             pane.note = ""
             self.grid.show([], [], [])
+            self._ask_views()
             return
         pane.note = (
             f"best next token · shade: {self.measure} · {len(lens.layers)} layers × {len(lens.token_ids)} tokens"
         )
         heads = [lens.texts[token] for token in lens.token_ids]
-        self.grid.show(heads, [f"L{layer}" for layer in lens.layers], cells(lens, self.measure))
+        names = [f"L{layer}" for layer in lens.layers]
+        self.grid.show(heads, names, cells(lens, self.measure), details(lens, self.measure))
+        self._ask_views()
 
     def _show_which(self) -> None:
         parts: list[str | tuple[str, str]] = []
@@ -160,8 +181,33 @@ class ReadoutScreen(LensScreen):
         self.query_one("#which", Line).content = Content.assemble(*parts)
 
     def on_heat_grid_moved(self, event: HeatGrid.Moved) -> None:
-        """Another cell."""
+        """Another cell: the other views are of its layer and token."""
+        if event.grid is self.grid:
+            self._ask_views()
         self._show_cell()
+
+    def on_part_bars_step(self, event: PartBars.Step) -> None:
+        """The bars say where the cursor goes."""
+        self.action_go(event.layers, event.tokens)
+
+    def on_place_read(self, event: PlaceRead) -> None:
+        """The parts or heads of the place are there."""
+        self._show_cell()
+
+    def _ask_views(self) -> None:
+        """Have read what the view shows of the grid's place; a view that is not seen reads nothing."""
+        lens, job = self.read_out, self._asked
+        if lens is None or job is None or self.grid.blank or self.view == "grid":
+            if lens is None:
+                self.parts.want(None)
+                self.heads.want(None, None, 0)
+            return
+        row, at = self.grid.row, self.grid.column
+        self.parts.bars.row = lens.layers[row]
+        text = job.text, job.token_ids, job.arm
+        self.parts.want(ReadParts(*text, int(lens.target_ids[at]), at))
+        if self.view == "heads":
+            self.heads.want(ReadPattern(*text, lens.layers[row]), lens, at)
 
     def _show_cell(self) -> None:
         pane = self.query_one("#cell-pane", Pane)
@@ -171,9 +217,23 @@ class ReadoutScreen(LensScreen):
             self.cell.update("")
             return
         row, column = self.grid.row, self.grid.column
-        pane.note = f"L{lens.layers[row]} @ {column} {quoted(lens.texts[lens.token_ids[column]])}"
         width = max(16, self.cell.size.width)
+        if self.view != "grid":
+            pane.note = ""
+            self.cell.update(Content("\n").join(self._view_lines(lens, row, column, width)))
+            return
+        pane.note = f"L{lens.layers[row]} @ {column} {quoted(lens.texts[lens.token_ids[column]])}"
         self.cell.update(Content("\n").join(cell_lines(lens, row, column, width, model.vocab_size)))
+
+    def _view_lines(self, lens: LogitLens, row: int, column: int, width: int) -> list[Content]:
+        """What the other views say of the layer and token."""
+        parts, heads = self.parts.parts, self.heads
+        if self.view == "parts":
+            return logit_lines(parts, lens.layers[row], width) if parts is not None else []
+        if heads.pattern is None or heads.grid.blank:
+            return []
+        place = (heads.head, column, min(heads.grid.column, column))
+        return look_lines(heads.pattern, lens.texts, place, parts, width)
 
     def on_resize(self) -> None:
         """The cell's bars follow the width."""
@@ -186,6 +246,34 @@ class ReadoutScreen(LensScreen):
         self._place = (self._place + step) % len(sources(self.session))
         self.read()
         self._show_which()
+
+    def action_view(self) -> None:
+        """The next view of the same place."""
+        names = list(VIEWS)
+        self._turn(names[(names.index(self.view) + 1) % len(names)])
+        self.focus_first()
+
+    def _turn(self, view: str) -> None:
+        self.view = view
+        for name, pane in (("grid", self.query_one("#grid-pane", Pane)), ("parts", self.parts), ("heads", self.heads)):
+            pane.display = name == view
+        self.query_one("#cell-pane", Pane).title = {"grid": "Cell", "parts": "Logit", "heads": "Head"}[view]
+        self._ask_views()
+        self._show_cell()
+
+    def offers(self) -> Iterator[tuple[str, Callable[[], object]]]:
+        """Each view, by name."""
+        for view, name in VIEWS.items():
+            yield f"Show {name}", partial(self._go_to, view)
+
+    def _go_to(self, view: str) -> None:
+        self._turn(view)
+        self.focus_first()
+
+    def action_go(self, layers: int, tokens: int) -> None:
+        """So many layers up and tokens to the right: the place that every view is of."""
+        if not self.grid.blank:
+            self.grid.move_to(self.grid.row + layers, self.grid.column + tokens)
 
     def action_flip(self) -> None:
         """The next arm: baseline and steered grids in the same place."""
@@ -244,13 +332,17 @@ class ReadoutScreen(LensScreen):
         self.lens.store.update(steers=tuple(rows.get(row.id, row) for row in self.session.steers))
 
     def action_steer(self) -> None:
-        """Put the followed token's unembedding row, or that of the cell's best, on the bench at its layer."""
+        """Put a token's row of the unembedding on the bench, at the cell's layer.
+
+        Of the grid that is the followed token, or the cell's best; of the other views the one whose logit they are of.
+        """
         lens = self.read_out
         if lens is None or self.grid.blank:
             self.lens.say("There is no cell to take a token from.")
             return
         row, column = self.grid.row, self.grid.column
-        token = int(lens.target_ids[column] if self.target != "" else lens.top_ids[row, column, 0])
+        of_logit = self.target != "" or self.view != "grid"
+        token = int(lens.target_ids[column] if of_logit else lens.top_ids[row, column, 0])
         name = f"{one_line(lens.texts[token].strip(), 24) or '␣'} L{lens.layers[row]}"
 
         def take(event: Event) -> None:
@@ -262,7 +354,8 @@ class ReadoutScreen(LensScreen):
                     suppressed=event.suppressed,
                 )
                 go = self.lens.key_text("app.generate")
-                self.lens.say(f"{name} is on the bench as arm {made.arm} at {made.scale:+g}: {go} shows it.")
+                what = f"The unembedding row of {name}"
+                self.lens.say(f"{what} is on the bench as arm {made.arm} at {made.scale:+g}: {go} shows it.")
 
         self.lens.submit(VectorFromToken(f"id:{token}", lens.layers[row], name=name), "send", take)
 
@@ -276,7 +369,10 @@ class ReadoutScreen(LensScreen):
         where = (
             f"{self.arm.name}, layer {lens.layers[row]}, token {column} {quoted(lens.texts[lens.token_ids[column]])}"
         )
-        lines = [line.plain.rstrip() for line in cell_lines(lens, row, column, 60, model.vocab_size)]
+        shown = self._view_lines(lens, row, column, 60)
+        if self.view == "grid":
+            shown = cell_lines(lens, row, column, 60, model.vocab_size)
+        lines = [line.plain.rstrip() for line in shown]
         self.lens.copy("\n".join([where, "", *lines]), "the cell")
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
@@ -287,13 +383,13 @@ class ReadoutScreen(LensScreen):
 
     def _close_token(self) -> None:
         self.token.add_class("-closed")
-        self.set_focus(self.grid)
+        self.focus_first()
 
     def on_key(self, event: events.Key) -> None:
         """Escape closes the field, then lets the followed token go."""
         if event.key != "escape":
             return
-        if self.target != "" and self.focused is self.grid and self.maximized is None:
+        if self.target != "" and self.focused is not self.token and self.maximized is None:
             event.stop()
             event.prevent_default()
             self.target = ""

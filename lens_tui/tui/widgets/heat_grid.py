@@ -15,8 +15,10 @@ from textual.widget import Widget
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.format import BARS, DIGITS, fit
 
-CELL = 9
-"""Cells to a column, the gap after it included."""
+CELL, WIDEST = 9, 19
+"""Cells to a column at least and at most, the gap after it included."""
+TALLEST = 3
+"""Rows of the screen to a row of the grid at most."""
 NAME = 5
 
 Span = str | tuple[str, str]
@@ -26,7 +28,8 @@ class HeatGrid(Widget, can_focus=True):
     """Cells of ``(text, level)`` under a row of column heads, with a cursor.
 
     Row 0 is at the bottom, as layers are read. Posts :class:`Moved` when the cursor goes to another cell, also when
-    :meth:`show` puts other cells under it. ``mode`` is how levels show: ``tint``, ``bars``, ``digits`` or ``off``.
+    :meth:`show` puts other cells under it. Where there is room, columns are wider and rows have a second line, for
+    details, and a third, for calm. ``mode`` is how levels show: ``tint``, ``bars``, ``digits`` or ``off``.
     """
 
     BINDINGS = bindings("move")
@@ -54,6 +57,7 @@ class HeatGrid(Widget, can_focus=True):
         self._heads: Sequence[str] = ()
         self._names: Sequence[str] = ()
         self._cells: Sequence[Sequence[tuple[str, int]]] = ()
+        self._details: Sequence[Sequence[str]] = ()
         self._left = self._low = 0
 
     @property
@@ -61,9 +65,22 @@ class HeatGrid(Widget, can_focus=True):
         """Whether there is nothing to show."""
         return not self._names or not self._heads
 
-    def show(self, heads: Sequence[str], names: Sequence[str], cells: Sequence[Sequence[tuple[str, int]]]) -> None:
-        """Show a grid of ``cells[row][column]``; the cursor stays where it is, and within it."""
-        self._heads, self._names, self._cells = heads, names, cells
+    def show(
+        self,
+        heads: Sequence[str],
+        names: Sequence[str],
+        cells: Sequence[Sequence[tuple[str, int]]],
+        details: Sequence[Sequence[str]] = (),
+    ) -> None:
+        """Show a grid of ``cells[row][column]``; the cursor stays where it is, and within it.
+
+        Args:
+            heads: What is above each column.
+            names: What is before each row.
+            cells: Text and level of each cell.
+            details: A text for the second line of each cell, where there is room for one.
+        """
+        self._heads, self._names, self._cells, self._details = heads, names, cells, details
         self.row, self.column = self.row, self.column  # within the new bounds
         self.refresh()
         self.post_message(self.Moved(self))
@@ -94,9 +111,22 @@ class HeatGrid(Widget, can_focus=True):
         return max(1, (self.size.width - NAME) // CELL)
 
     @property
+    def cell_width(self) -> int:
+        """Cells to a column: all that there is for the columns that show, within bounds."""
+        shown = max(1, min(self.across, len(self._heads)))
+        return max(CELL, min(WIDEST, (self.size.width - NAME) // shown))
+
+    @property
+    def tall(self) -> int:
+        """Rows of the screen to a row of the grid: more than one only where all of them fit."""
+        if not self._details or not self._names:
+            return 1
+        return max(1, min(TALLEST, (self.size.height - 1) // len(self._names)))
+
+    @property
     def down(self) -> int:
         """How many rows fit below the heads."""
-        return max(1, self.size.height - 1)
+        return max(1, (self.size.height - 1) // self.tall)
 
     def render(self) -> RenderResult:
         """The part of the grid around the cursor."""
@@ -108,21 +138,25 @@ class HeatGrid(Widget, can_focus=True):
         parts: list[Span] = [" " * NAME]
         for column in columns:
             style = "bold" if column == self.column else "$muted"
-            parts += [(fit(_dotted(self._heads[column]), CELL - 1), style), " "]
+            parts += [(fit(_dotted(self._heads[column]), self.cell_width - 1), style), " "]
         for row in reversed(range(self._low, min(self._low + self.down, len(self._names)))):
-            parts += ["\n", (fit(self._names[row], NAME), "bold" if row == self.row else "$muted")]
-            for column in columns:
-                parts += [self._cell(row, column), " "]
+            for line in range(self.tall):
+                name = self._names[row] if line == 0 else ""
+                parts += ["\n", (fit(name, NAME), "bold" if row == self.row else "$muted")]
+                for column in columns:
+                    parts += [self._cell(row, column, line), " "]
         return Content.assemble(*parts)
 
-    def _cell(self, row: int, column: int) -> Span:
+    def _cell(self, row: int, column: int, line: int) -> Span:
         text, level = self._cells[row][column]
         here = row == self.row and column == self.column
-        if self.mode in ("bars", "digits"):
+        if line:
+            text = self._details[row][column] if line == 1 else ""
+        if self.mode in ("bars", "digits") and line == 0:
             glyph = (BARS if self.mode == "bars" else DIGITS)[level]
-            cell, style = fit(_dotted(text), CELL - 2) + glyph, ""
+            cell, style = fit(_dotted(text), self.cell_width - 2) + glyph, ""
         else:
-            cell = fit(_dotted(text), CELL - 1)
+            cell = fit(_dotted(text), self.cell_width - 1)
             style = f"$heat-text-{level} on $heat-{level}" if level and self.mode == "tint" else ""
         return (cell, "bold reverse" if here else style) if here or style else cell
 
@@ -162,8 +196,9 @@ class HeatGrid(Widget, can_focus=True):
         """A click goes to the cell under it."""
         if not self.blank and event.y >= 1 and event.x >= NAME:
             rows = min(self.down, len(self._names) - self._low)
-            if event.y <= rows:
-                self.move_to(self._low + rows - event.y, self._left + (event.x - NAME) // CELL)
+            below = (event.y - 1) // self.tall
+            if below < rows:
+                self.move_to(self._low + rows - 1 - below, self._left + (event.x - NAME) // self.cell_width)
 
 
 def _window(start: int, cursor: int, room: int, count: int) -> int:
