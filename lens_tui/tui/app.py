@@ -48,6 +48,7 @@ from .opening import DiskCatalog, Opening
 from .preferences import Start
 from .recovery import Recovery
 from .session import Session, SessionStore, absorb
+from .tour import Tour
 from .widgets.entry import Entry
 
 FRAME = 1 / 30
@@ -114,6 +115,7 @@ class LensApp(LensHost, inherit_bindings=False):
     looks: Looks
     activity: reactive[Activity] = reactive(Activity(), repaint=False)
     tint: reactive[str] = reactive("tint", repaint=False)
+    tour_step: reactive[int] = reactive(-1, repaint=False)
 
     def __init__(
         self,
@@ -136,6 +138,7 @@ class LensApp(LensHost, inherit_bindings=False):
         self.store = SessionStore(Session(sampling=start.sampling))
         self.opening = Opening(self)
         self.recovery = Recovery(self)
+        self.tour = Tour(self, start.tour)
         self._first_frame = False
         self._after_first_frame: list[Callable[[], object]] = []
         self.problems = list(start.problems)
@@ -164,6 +167,7 @@ class LensApp(LensHost, inherit_bindings=False):
         start = self.start_with
         self.worker.start(self.wake)
         self.looks.watch()
+        self.tour.invite()
         if self.problems:
             self.call_after_refresh(self.show_problems)
         if start.model:
@@ -255,6 +259,7 @@ class LensApp(LensHost, inherit_bindings=False):
             self.drop_news()
         self.switch_mode(mode)
         self.call_after_refresh(self.refresh_bindings)
+        self.tour.went(mode)
 
     def action_run(self) -> None:
         """Run the comparison, on the Generate screen; if the model is still loading, as soon as it is there."""
@@ -318,6 +323,10 @@ class LensApp(LensHost, inherit_bindings=False):
         from lens_tui.tui.screens.everywhere import HelpScreen
 
         self.push_screen(HelpScreen(self.screen))
+
+    def action_tour(self) -> None:
+        """Begin the tour, leave it, or go on with it."""
+        self.tour.toggle()
 
     def action_jump(self) -> None:
         """Letters on the panes and rows in sight; typing one goes there."""

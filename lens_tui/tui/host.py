@@ -272,6 +272,7 @@ class LensHost(App[None]):
     catalog: Catalog
     book: JobBook
     activity: Any
+    tour_step: Any
     tint: Any
     themes: dict[str, Theme]
     looks: Choices

@@ -73,6 +73,7 @@ _APP = (
     Key("app.jump", "f", "jump", "letters on panes and rows: type one to go there"),
     Key("app.tint", "t", "tint", "how values show: tint, bars, digits, off"),
     Key("app.theme", "T", "theme", "choose a theme, with a live preview"),
+    Key("app.tour", "ctrl+t", "tour", "the tour of five steps: begin, leave, go on"),
     Key("app.maximize", "m", "maximize", "give the pane the whole screen, or give it back"),
     Key("app.help", "?", "keys", "these keys, and what every number on the screen is", "keys"),
     Key("app.commands", ":,ctrl+p", "command_palette", "command palette", "commands"),

@@ -32,6 +32,7 @@ class Start:
         keys: the user's ``[keys]``.
         problems: sentences to show at the start, before those about theme and keys.
         notices: things to know from the start on.
+        tour: the file that keeps how far the tour is; ``None`` keeps nothing.
         reduced_motion: nothing moves or blinks by itself.
         resume: take up the newest session that is found, without asking.
         cut_off: finds the sessions that were cut off, to be offered.
@@ -50,6 +51,7 @@ class Start:
     keys: Mapping[str, str] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
+    tour: Path | None = None
     reduced_motion: bool = False
     resume: bool = False
     cut_off: Callable[[], Sequence[CutOff]] = tuple

@@ -111,6 +111,7 @@ def make_app(
         tint=user.tint,
         reduced_motion=user.motion == "reduced" or os.environ.get(REDUCED_MOTION, "") not in ("", "0"),
         resume=resume,
+        tour=None if "state" in lost else paths.folder("state") / "tour",
         sampling=user.sampling or Sampling(),
         problems=user.problems,
         log_path=log_path,

@@ -29,6 +29,7 @@ from lens_tui.tui.format import bar, fit, size
 from lens_tui.tui.host import BUSY, FAILED, Activity, LensHost, host
 from lens_tui.tui.keys import SCREENS, by_id
 from lens_tui.tui.session import Session
+from lens_tui.tui.widgets.tour_line import TourLine
 
 
 class Divider(Widget):
@@ -339,7 +340,7 @@ class LensScreen(Screen[None], inherit_bindings=False):
         (100, "-wide"),
     ]
     VERTICAL_BREAKPOINTS = [(0, "-tiny-h"), (MIN_HEIGHT, "-flat"), (22, "-short"), (30, "-tall")]
-    ALLOW_IN_MAXIMIZED_VIEW = "Header, Status, Footer, Hairline, TooSmall"
+    ALLOW_IN_MAXIMIZED_VIEW = "Header, Status, Footer, Hairline, TooSmall, TourLine"
     DEFAULT_CSS = """
     LensScreen {
         background: $background; color: $foreground; layers: base;
@@ -377,6 +378,7 @@ class LensScreen(Screen[None], inherit_bindings=False):
         with Container(id="body"):
             yield from self.body()
         yield Hairline()
+        yield TourLine()
         yield Status()
         yield Footer()
         yield TooSmall()
