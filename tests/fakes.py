@@ -29,6 +29,7 @@ from lens_tui.records import (
     SteeringVector,
     Token,
 )
+from lens_tui.records.chat import Turn
 from lens_tui.records.features import ContrastedFeature, FeatureActivity, FeatureExample, FeatureFacts, FoundFeature
 from lens_tui.records.labels import Label
 from lens_tui.records.prompt_set import PromptItem, SetCell
@@ -257,6 +258,8 @@ class FakeWorker:
                 return [fake_contrast(number, contrast)]
             case jobs.ExportFeatures(path=path, features=features):
                 return [ev.FeaturesExported(number, path, len(features))]
+            case jobs.ReadPrompt(prompt, turns):
+                return [_prompt_read(number, prompt, turns)]
             case jobs.Compare() as compare:
                 return self._compare(running, compare)
             case jobs.ComparePrompts() as asked:
@@ -540,3 +543,19 @@ def _scales(interventions: Iterable[Intervention]) -> tuple[tuple[str, float], .
 
 def _dose(arm: Arm) -> float | None:
     return None if arm.is_baseline else 0.31
+
+
+def _prompt_read(number: int, prompt: str, turns: Sequence[Turn]) -> ev.PromptRead:
+    """A prompt, or a conversation in the form of the bundled model's dialogues."""
+    tokens, spans = ["<|endoftext|>"], []
+    for turn in turns:
+        head, said = [turn.role.capitalize(), ":"], split(f" {turn.content.strip()}")
+        spans.append(("template", len(tokens) if spans else 0, len(tokens) + 2))
+        spans.append((turn.role, len(tokens), len(tokens) + len(said) + 3))
+        tokens += [*head, *said, "\n"]
+        spans.append(("template", len(tokens) - 1, len(tokens)))
+    if turns:
+        spans.append(("template", len(tokens), len(tokens) + 2))
+    tokens += ["Assistant", ":"] if turns else split(prompt)
+    shown = tuple(map(sanitise_token, tokens))
+    return ev.PromptRead(number, tuple(map(token_id, tokens)), shown, tuple(spans) if turns else None)

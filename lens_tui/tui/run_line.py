@@ -12,6 +12,9 @@ def settings_parts(
 ) -> list[tuple[str, str]]:
     """The line under the prompt, as texts and styles: the settings, the shade, which run it is and what to press."""
     parts = [(summary(session.sampling), "")]
+    if session.model is not None and session.model.takes_chat:
+        chat, plain = ("●", "○") if session.chatting else ("○", "●")
+        parts.insert(0, (f"{chat} chat {plain} raw {key('generate.chat')} · ", "$accent"))
     if session.model is not None and session.model.lacks_template:
         parts.append((" · no chat template", "$warning"))
     parts.append((f" · shade: {shade}", "$muted"))

@@ -234,6 +234,18 @@ class SetKept(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class PromptRead(Event):
+    """A prompt as the model reads it: ids, display forms, and the roles as ``(role, start, stop)``.
+
+    ``spans`` is ``None`` of a prompt that is not a chat.
+    """
+
+    token_ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    spans: tuple[tuple[str, int, int], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Encoded(Event):
     """The top features of every token of a text under one SAE.
 

@@ -89,6 +89,19 @@ class Compare(Job):
 
 
 @dataclass(frozen=True, slots=True)
+class ReadPrompt(Job):
+    """The tokens that a prompt, or the conversation of ``turns``, goes in as, and whose they are. Events: PromptRead.
+
+    ``raw`` as of :class:`Compare`.
+    """
+
+    overtakes: ClassVar[bool] = True
+    prompt: str
+    turns: tuple[Turn, ...] = ()
+    raw: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ComparePrompts(Job):
     """Every arm on every prompt of a set, from every seed, as ``tasks.prompt_sets`` does it.
 

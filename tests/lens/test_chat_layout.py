@@ -99,6 +99,25 @@ def test_thinking_that_a_template_drops_moves_no_content() -> None:
     assert own(made, prompt) == by_hand(made, prompt.ids, text, ["Two and two?", "Four.", "And three?"])
 
 
+def test_after_a_rewritten_turn_a_kept_prefix_goes_only_as_far_as_it_is_the_same() -> None:
+    made = tokens(FORGETFUL)
+    model = tiny.llama(layers=2, vocab=8192)
+    talk = [
+        {"role": "user", "content": "Two and two?"},
+        {"role": "assistant", "content": "<think>\nIt is four.\n</think>\n\nFour."},
+    ]
+    after = [*talk, {"role": "user", "content": "And three?"}]
+    lens = LensModel.from_model(model, made.tokenizer)
+    list(lens.stream(talk, max_tokens=4))
+    used = lens.stream(after, max_tokens=8, top=3)
+    fresh = LensModel.from_model(model, made.tokenizer).stream(after, max_tokens=8, top=3)
+    seen, wanted = list(used), list(fresh)
+    assert used.prompt_ids == fresh.prompt_ids
+    assert [token.token_id for token in seen] == [token.token_id for token in wanted]
+    for mine, theirs in zip(seen, wanted, strict=True):
+        assert mine.logprob == pytest.approx(theirs.logprob, abs=1e-4)
+
+
 def test_where_a_template_looks_into_contents_nothing_is_claimed() -> None:
     made = tokens(LOOKS_INSIDE)
     prompt = made.prompt([{"role": "user", "content": "What is money?"}])

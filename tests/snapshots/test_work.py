@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from textual.pilot import Pilot
 
 from tests.apps import lens_app
-from tests.fakes import FakeWorker
+from tests.fakes import DEMO_MODEL, FakeWorker
 from tests.tui.opened import fill, settle
 
 pytestmark = [pytest.mark.usefixtures("still_cursor")]
@@ -156,3 +157,29 @@ def test_features_contrast(snap_compare: Any, size: tuple[int, int]) -> None:
     app = lens_app(screen="features")
     keys = ("D", *"a|b|c|d", "tab", "tab", *"e|f|g|h", "enter", "space", "j")
     assert snap_compare(app, terminal_size=size, run_before=after(*keys))
+
+
+TALKER = replace(DEMO_MODEL, takes_chat=True)
+THOUGHT = "<think>\nIt is about a dog .\n</think>\n\nA dog , I should think ."
+
+
+def talking(*keys: str) -> Before:
+    """A conversation of which one answer was thought about, gone on with."""
+
+    async def run(pilot: Pilot[Any]) -> None:
+        fill(pilot.app, 2)  # type: ignore[arg-type]
+        pilot.app.store.update(model=TALKER, chat=True, prompt="Who was there?")  # type: ignore[attr-defined]
+        await after("r", "enter", *"And", "space", *"why?", "enter", *keys, steers=0)(pilot)
+
+    return run
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_generate_in_a_conversation(snap_compare: Any, size: tuple[int, int]) -> None:
+    app = lens_app(FakeWorker(texts=(THOUGHT,)), screen="generate")
+    assert snap_compare(app, terminal_size=size, run_before=talking())
+
+
+def test_generate_with_the_prompt_as_the_model_reads_it(snap_compare: Any) -> None:
+    app = lens_app(FakeWorker(texts=(THOUGHT,)), screen="generate")
+    assert snap_compare(app, terminal_size=(120, 36), run_before=talking("c", "O"))

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, ClassVar
 from rich.cells import cell_len
 from textual import events
 from textual.app import ComposeResult
-from textual.containers import Horizontal
 from textual.content import Content
 from textual.timer import Timer
-from textual.widgets import Label
 
 from lens_tui.records import LensError
-from lens_tui.records.interventions import BenchRow
+from lens_tui.records.interventions import ALL, BenchRow, next_positions, positions_text
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.format import fit
@@ -24,9 +22,10 @@ from lens_tui.tui.widgets.frame import Hairline, LensScreen, takes_text
 from lens_tui.tui.widgets.lane import Lane, LaneRow, Line, strength
 from lens_tui.tui.widgets.measures_table import MeasuresTable
 from lens_tui.tui.widgets.token_view import TokenView
-from lens_tui.worker.events import ArmDone, DialRefused, Event, JobDone, JobFailed, SetCellDone, SetStarted
+from lens_tui.worker.events import ArmDone, DialRefused, Event, JobDone, JobFailed, RunStarted, SetCellDone, SetStarted
 from lens_tui.worker.jobs import ComparePrompts
 
+from .chat_pane import ChatPane
 from .form import FormScreen
 from .generate_features import FeatureFollower
 from .sampling_form import read_sampling, sampling_fields
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
     from lens_tui.tui.widgets.prompt_area import PromptArea
 
 
-KEEP_SECONDS = 0.5
-"""After so long without a key the prompt that is being written is the session's."""
 REST = 0.3
 """Seconds of rest after a change of scale before the run is made again."""
 EMPTY = "nothing yet"
@@ -54,10 +51,9 @@ class GenerateScreen(LensScreen):
 
     def __init__(self) -> None:
         super().__init__()
+        self.talk = ChatPane(id="talk")
         self.lanes = LaneRow(id="lanes")
         self.measures = MeasuresTable(id="measures")
-        self.prompt: PromptArea | None = None
-        self._keeping: Timer | None = None
         self.run: RunText | None = None
         self.history: list[RunText] = []
         self._job: int | None = None
@@ -72,8 +68,7 @@ class GenerateScreen(LensScreen):
 
     def body(self) -> ComposeResult:
         """Prompt, settings, lanes."""
-        with Horizontal(id="prompt-row"):
-            yield Label("prompt ▏", id="prompt-label")
+        yield self.talk
         yield Line(id="settings")
         yield Hairline()
         yield self.lanes
@@ -83,17 +78,11 @@ class GenerateScreen(LensScreen):
     def on_mount(self) -> None:
         """Follow the way values are shown."""
         self.watch(self.lens, "tint", self._tint_changed, init=True)
-        self.lens.after_first_frame(self._mount_prompt)
 
-    def _mount_prompt(self) -> None:
-        """A text area is the most expensive widget to build, and blank until something is written in it."""
-        from lens_tui.tui.widgets.prompt_area import PromptArea
-
-        self.prompt = PromptArea(id="prompt")
-        self.prompt.show(self.session.prompt)
-        row = self.query_one("#prompt-row")
-        if row.is_attached:  # not if the app is leaving
-            row.mount(self.prompt)
+    @property
+    def prompt(self) -> PromptArea | None:
+        """Where the prompt is written, once it is there."""
+        return self.talk.area
 
     def focus_first(self) -> None:
         """The screen begins in its lanes, not in the prompt: letters are keys here."""
@@ -107,11 +96,13 @@ class GenerateScreen(LensScreen):
 
     def session_changed(self, old: Session, new: Session) -> None:
         """Prompt, settings and lanes follow the session; a change of scale reaches what is running."""
-        if self.prompt is not None and old.prompt != new.prompt:  # else what is being written would go
-            self.prompt.show(new.prompt)
+        self.talk.follow(old, new)
         if old.model != new.model and self.run is not None and old.model is not None:
             self._close_set()
             self._show_run(None)
+        elif old.turns != new.turns and self.set is None:  # elsewhere in the conversation: what was answered there
+            asked = (run for run in reversed(self.history) if run.question == new.question)
+            self._show_run(next(asked, None))
         self._arrange()
         if old.steers != new.steers:
             self._after_edit(old, new)
@@ -162,7 +153,7 @@ class GenerateScreen(LensScreen):
             lane.does = "" if in_place else now if now == ran else f"{ran.partition(' · ')[0]} → {now}"
             stale = stale or now != ran or (run is not None and text is None)
         if run is not None and self.set is None:
-            stale = stale or run.prompt != self.session.prompt or run.sampling != self.session.sampling
+            stale = stale or run.question != self.session.question or run.sampling != self.session.sampling
             stale = stale or len(run.arms) != max(1, len(arms))
         self._stale = stale
         self._show_settings()
@@ -189,13 +180,7 @@ class GenerateScreen(LensScreen):
         if self._rest is not None:
             self._rest.stop()
             self._rest = None
-        if self.prompt is not None:
-            self.lens.store.update(prompt=self.prompt.text)
-        if self.session.model is None:
-            self.lens.say("Load a model first.")
-            return
-        if not self.session.prompt:
-            self.lens.say(f"Write a prompt first: {self.lens.key_text('generate.prompt')}.")
+        if not self.talk.is_ready():
             return
         self._close_set()
         if self.run is not None and self.run.going:
@@ -232,6 +217,8 @@ class GenerateScreen(LensScreen):
         if self.features.take(self.lens, run, event):
             return
         run.apply(event)
+        if isinstance(event, RunStarted):
+            self.talk.check_start(run)
         if isinstance(event, JobDone) and run.again is not None:
             self._held_against(run, run.again)
         if isinstance(event, DialRefused):
@@ -276,16 +263,6 @@ class GenerateScreen(LensScreen):
         self.lens.store.update(prompt=event.prompt)
         self.lanes.focus_lane()
         self.lens.action_run()
-
-    def on_text_area_changed(self) -> None:
-        """The prompt is being written: a short while after the last key it is the session's, and so on the disk."""
-        if self._keeping is not None:
-            self._keeping.stop()
-        self._keeping = self.set_timer(KEEP_SECONDS, self._keep_prompt)
-
-    def _keep_prompt(self) -> None:
-        if self.prompt is not None and self.is_running:
-            self.lens.store.update(prompt=self.prompt.text)
 
     def on_prompt_area_left(self, event: PromptArea.Left) -> None:
         """The prompt was left: it is the session's now."""
@@ -371,8 +348,37 @@ class GenerateScreen(LensScreen):
 
     def action_prompt(self) -> None:
         """Write the prompt."""
-        if self.prompt is not None:
-            self.prompt.focus()
+        self.talk.focus_area()
+
+    def action_go_on(self) -> None:
+        """Go on with the answer in the focused lane."""
+        lane = self.lanes.focused_lane
+        self.talk.go_on(self.run if self.set is None else None, lane.text if lane is not None else None)
+
+    def action_chat(self) -> None:
+        """Prompts are turns of a chat, or not."""
+        self.talk.switch()
+
+    def action_talk(self) -> None:
+        """The system prompt, and a new conversation."""
+        self.talk.edit()
+
+    def action_template(self) -> None:
+        """The prompt token by token."""
+        self.talk.toggle_template()
+
+    def action_thinking(self) -> None:
+        """Open or fold what was thought."""
+        unfolded = self.talk.fold()
+        for lane in self.lanes.lanes:
+            lane.unfolded = unfolded
+
+    def action_positions(self) -> None:
+        """The next positions for what steers the focused lane."""
+        if rows := self._rows():
+            positions = next_positions(rows[0].positions, by_role=self.session.chatting)
+            self._replace([replace(row, positions=positions) for row in rows])
+            self.lens.say(f"Steered: {positions_text(positions or ALL)}.")
 
     def _rows(self) -> list[BenchRow]:
         """The rows of the bench that act in the focused lane; says so if there are none."""
@@ -446,7 +452,8 @@ class GenerateScreen(LensScreen):
         if run is None or isinstance(run, SetText):
             return
         self._close_set()
-        model, changes = self.session.model, {"prompt": run.prompt, "sampling": run.sampling, "written": run.written()}
+        model, changes = self.session.model, self.talk.asked(run)
+        changes |= {"sampling": run.sampling, "written": run.written()}
         if run not in self.history:
             run.number = len(self.history) + 1
             self.history.append(run)
@@ -482,8 +489,7 @@ class GenerateScreen(LensScreen):
         if self.session.model is None:
             self.lens.say("Load a model first.")
             return
-        if self.prompt is not None:
-            self.lens.store.update(prompt=self.prompt.text)
+        self.talk.keep()
         lane = self.lanes.focused_lane
         acting = [row for row in self.session.steers if row.enabled and lane is not None and row.arm == lane.number]
         row = acting[0] if len(acting) == 1 else None

@@ -15,7 +15,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from lens_tui.records import ModelInfo, Positions, SAEInfo
-from lens_tui.records.interventions import MODES, POSITIONS, BenchRow, mode_of, positions_of, positions_text
+from lens_tui.records.interventions import MODES, POSITIONS, ROLES, BenchRow, mode_of, positions_of, positions_text
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.steering_vector import RankedLayer
 from lens_tui.tui.bench_text import read_sum
@@ -70,7 +70,7 @@ class Form:
 def row_fields(row: BenchRow, last_layer: int | None) -> list[Field]:
     """What can be edited of a row, as it is now."""
     where = positions_text(row.positions) if row.positions else POSITIONS["all"]
-    places = tuple(POSITIONS.values())
+    places = (*POSITIONS.values(), *ROLES.values())
     return [
         Field("scale", "scale", f"{row.scale:g}", check=number()),
         Field("mode", "mode", mode_of(row.mode).label, options=tuple(mode.label for mode in MODES)),
@@ -84,7 +84,7 @@ def row_fields(row: BenchRow, last_layer: int | None) -> list[Field]:
 def edited(row: BenchRow, values: Values) -> BenchRow:
     """The row with the values of :func:`row_fields`; a scale that was not typed over follows the mode."""
     turned = row.turned_to({mode.label: mode.id for mode in MODES}[values["mode"]])
-    kinds = {words: kind for kind, words in POSITIONS.items()}
+    kinds: dict[str, str] = {words: name for name, words in [*POSITIONS.items(), *ROLES.items()]}
     kind = kinds.get(values["positions"])
     return replace(
         turned,

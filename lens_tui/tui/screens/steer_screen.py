@@ -15,7 +15,7 @@ from textual.widgets import Input, Static
 
 from lens_tui import demo
 from lens_tui.records import ALL, LensError, SAEInfo, SteeringVector
-from lens_tui.records.interventions import MODES, POSITIONS, BenchRow, mode_of, positions_text
+from lens_tui.records.interventions import MODES, BenchRow, mode_of, next_positions, positions_text
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.bench_text import amount, mode_and_positions, relative, too_strong
 from lens_tui.tui.bindings import bindings
@@ -336,10 +336,7 @@ class SteerScreen(LensScreen):
     def action_positions(self) -> None:
         """The next positions."""
         if self._row is not None:
-            kinds = list(POSITIONS)
-            now = self._row.positions.kind if self._row.positions else "all"
-            at = kinds.index(now) if now in kinds else -1
-            self._edit(positions=forms.positions_or_all(kinds[(at + 1) % len(kinds)]))
+            self._edit(positions=next_positions(self._row.positions, by_role=self.session.chatting))
 
     def _replace(self, row: BenchRow) -> None:
         self.lens.store.edit_steer(row.id, mode=row.mode, scale=row.scale)

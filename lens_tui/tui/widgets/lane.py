@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import exp
+from typing import TypeVar
 
 from textual.app import RenderResult
 from textual.containers import Horizontal
@@ -17,6 +18,7 @@ from textual.widget import Widget
 from lens_tui.records import Add, Candidate, Intervention, Token
 from lens_tui.records.interventions import amount_of
 from lens_tui.records.run_record import kl_level
+from lens_tui.tui.chat_text import OPEN, Thinking, folded, opens_thinking, thinking_in
 from lens_tui.tui.format import Trail, bar, fit, kl_key, nats, signed, sparkline
 from lens_tui.tui.session import ArmText, Measure, RunText, candidates, piece, token_levels
 
@@ -25,6 +27,7 @@ from .token_layout import NEWLINE, ShadeMode
 from .token_view import TokenView
 
 Level = Callable[[float], int]
+Value = TypeVar("Value")
 MEAN = 10
 """Cells kept for the mean and its unit."""
 
@@ -227,6 +230,7 @@ class Lane(Pane):
     measure: reactive[Measure] = reactive[Measure]("surprise", init=False)
     shade: reactive[ShadeMode] = reactive[ShadeMode]("tint", init=False)
     does: reactive[str] = reactive("", init=False)
+    unfolded: reactive[bool] = reactive(False, init=False)
     away: reactive[tuple[int, int]] = reactive((0, 0), init=False)
 
     @dataclass
@@ -249,6 +253,7 @@ class Lane(Pane):
         self._in_view = 0
         self._in_strip = 0
         self._step: int | None = None
+        self._folded: Thinking | None = None
         self._facts_due: Timer | None = None
 
     def on_mount(self) -> None:
@@ -280,6 +285,7 @@ class Lane(Pane):
     def follow(self, run: RunText | None, text: ArmText | None) -> None:
         """Show an arm of a run from its beginning, or nothing."""
         self._run, self.text, self._in_view, self._in_strip = run, text, 0, 0
+        self._folded = None
         self.view.streaming = bool(text and run and run.going and not text.reason)
         self.view.set_tokens([])
         self.inspect(None)
@@ -293,17 +299,14 @@ class Lane(Pane):
         if run is None or text is None:
             self._show_facts()
             return
-        fresh = text.tokens[self._in_view :]
-        self.view.append(
-            [piece(token) for token in fresh], token_levels(text, self.measure, run.baseline, self._in_view)
-        )
-        self._in_view = len(text.tokens)
+        self._append(run, text)
         ended = bool(text.reason) or not run.going
         if ended and self.view.streaming:
             self.view.streaming = False
             if self.measure == "diff":
                 self.shade_again()
-        self.view.mark = text.parted if text.parted is not None and text.parted < len(text.tokens) else None
+        parted = text.parted if text.parted is not None and text.parted < len(text.tokens) else None
+        self.view.mark = None if parted is None else self._seen(parted)
         if ended:
             self._show_facts()
         elif self._facts_due is None:
@@ -320,7 +323,7 @@ class Lane(Pane):
     def shade_again(self) -> None:
         """The levels of all tokens anew."""
         if self.text is not None and self._run is not None:
-            self.view.set_levels(token_levels(self.text, self.measure, self._run.baseline))
+            self.view.set_levels(self._shown(token_levels(self.text, self.measure, self._run.baseline), 0))
 
     def _configure_strip(self) -> None:
         key = ("", "") if self._steered else (f"KL to plain: {kl_key()}", kl_key())
@@ -387,8 +390,59 @@ class Lane(Pane):
         self._step = index
         self._show_foot()
         here = index is not None and self.text is not None and index < len(self.text.tokens)
-        if self.view.cursor != (index if here else None):
-            self.view.move_to(index if here else None)
+        seen = self._seen(index) if here and index is not None else None
+        if self.view.cursor != seen:
+            self.view.move_to(seen)
+
+    # -- thinking ----------------------------------------------------------------------------------
+
+    def watch_unfolded(self) -> None:
+        """The thinking is opened, or folded into a line."""
+        step = self._step
+        self.follow(self._run, self.text)
+        if step is not None:
+            self.inspect(step)
+
+    def _append(self, run: RunText, text: ArmText) -> None:
+        """Show the tokens that came; those of the thinking as one, unless it is open."""
+        now = self._folded
+        if not self.unfolded and (now is None or not now.ended) and self._thinks(run, text):
+            now = thinking_in(text.pieces, opens_thinking(run))
+        if now is not None and now != self._folded and (self._folded is None or now.ended):
+            self._in_view = 0
+            self.view.set_tokens([])
+        self._folded = now
+        start = self._in_view
+        pieces = self._shown([piece(token) for token in text.tokens[start:]], start)
+        if now is not None and start <= now.start < len(text.tokens):
+            pieces[now.start - start] = folded(now)
+        self.view.append(pieces, self._shown(token_levels(text, self.measure, run.baseline, start), start))
+        self._in_view = len(text.tokens)
+
+    @staticmethod
+    def _thinks(run: RunText, text: ArmText) -> bool:
+        """Whether a text begins by thinking."""
+        return "".join(map(piece, text.tokens[:8])).lstrip().startswith(OPEN) or opens_thinking(run)
+
+    def _shown(self, values: Sequence[Value], start: int) -> list[Value]:
+        """Of values a token from ``start`` on, those of the tokens that show: of the thinking its first one."""
+        hidden = range(0) if self._folded is None else range(self._folded.start + 1, self._folded.stop)
+        return [value for step, value in enumerate(values, start) if step not in hidden]
+
+    def _seen(self, step: int) -> int:
+        """The place in the view of a token: of a folded one, that of the line it is folded into."""
+        if self._folded is None or step <= self._folded.start:
+            return step
+        return max(self._folded.start, step - max(0, self._folded.stop - self._folded.start - 1))
+
+    def _step_at(self, place: int) -> int:
+        if self._folded is None or place <= self._folded.start:
+            return place
+        return place + max(0, self._folded.stop - self._folded.start - 1)
+
+    def on_token_view_cursor_moved(self, event: TokenView.CursorMoved) -> None:
+        """Say which token it is, where the view shows fewer."""
+        event.index = None if event.index is None else self._step_at(event.index)
 
 
 MIN_LANE = 36

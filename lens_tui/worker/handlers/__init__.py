@@ -146,6 +146,7 @@ TABLE: dict[type[jobs.Job], str] = {
     jobs.ReadPattern: "lens_jobs:read_pattern",
     jobs.SetLabel: "feature_jobs:set_label",
     jobs.ReadWritten: "written_jobs:read_written",
+    jobs.ReadPrompt: "compare_jobs:read_prompt",
     jobs.ContrastTexts: "feature_jobs:contrast",
     jobs.ExportFeatures: "feature_jobs:export",
     jobs.FindFeatures: "feature_jobs:find_features",

@@ -36,6 +36,13 @@ def compare(control: Control, job: jobs.Compare, context: Context) -> Iterator[e
         yield from _compare(control, job, context, reader)
 
 
+def read_prompt(control: Control, job: jobs.ReadPrompt, context: Context) -> Iterator[ev.Event]:
+    """The prompt's tokens, and whose they are in a chat."""
+    tokens = context.need_model().tokens
+    read = tokens.prompt(as_prompt(job.prompt, job.turns), raw=job.raw)
+    yield ev.PromptRead(control.id, read.ids, tuple(map(tokens.display, read.ids)), read.spans)
+
+
 def _compare(control: Control, job: jobs.Compare, context: Context, reader: WrittenReader | None) -> Iterator[ev.Event]:
     model = context.need_model()
 
