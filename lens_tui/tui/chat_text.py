@@ -51,7 +51,7 @@ def thinking_in(pieces: Sequence[str], opened: bool = False) -> Thinking | None:
         after = at + len(piece)
         if after > begin and start == len(pieces):
             start = place
-        if close >= 0 and at >= end:
+        if close >= 0 and at >= end and piece.strip():  # the blank lines behind it go with it
             stop = place
             break
         at = after

@@ -92,6 +92,7 @@ TITLES = {
     "Encode": "reading features",
     "ReadFeature": "reading a feature",
     "ReadWritten": "reading what was written",
+    "ReadPrompt": "reading the prompt",
     "ContrastTexts": "contrasting",
     "ExportFeatures": "writing the list",
     "ReadNeighbours": "looking for neighbours",

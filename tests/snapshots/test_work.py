@@ -167,9 +167,13 @@ def talking(*keys: str) -> Before:
     """A conversation of which one answer was thought about, gone on with."""
 
     async def run(pilot: Pilot[Any]) -> None:
-        fill(pilot.app, 2)  # type: ignore[arg-type]
+        await after("r")(pilot)
         pilot.app.store.update(model=TALKER, chat=True, prompt="Who was there?")  # type: ignore[attr-defined]
-        await after("r", "enter", *"And", "space", *"why?", "enter", *keys, steers=0)(pilot)
+        for key in ("r", "enter", *"And", "space", *"why?", "enter", *keys):
+            await pilot.press(key)
+            await settle(pilot.app, pilot)  # type: ignore[arg-type]
+        pilot.app.clear_notifications()
+        await pilot.pause(0.05)
 
     return run
 

@@ -164,7 +164,7 @@ async def test_thinking_is_one_line_that_opens_and_the_cursor_knows_the_tokens_b
         shown = list(lane.view.tokens)
         assert shown[0].startswith("▸ thinking, ")
         assert "It is a dog" not in screen_text(app)
-        behind = next(step for step in range(len(pieces)) if "".join(pieces[:step]).endswith("</think>"))
+        behind = next(step for step in range(len(pieces)) if "".join(pieces[:step]).endswith("</think>\n\n"))
         assert shown[1:] == pieces[behind:]
         await press(app, pilot, "[", "l", "l")
         assert lane.step == behind

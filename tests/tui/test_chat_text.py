@@ -20,7 +20,7 @@ from lens_tui.tui.chat_text import (
 @pytest.mark.parametrize(
     ("pieces", "opened", "wanted"),
     [
-        (["<think>", "\n", "It", " is", "</think>", "\n\n", "Four"], False, Thinking(0, 5, True)),
+        (["<think>", "\n", "It", " is", "</think>", "\n\n", "Four"], False, Thinking(0, 6, True)),
         (["<th", "ink>", " so", "</thi", "nk>", " Four"], False, Thinking(0, 5, True)),
         (["\n", "<think>", "a", "</think>"], False, Thinking(1, 4, True)),
         (["<think>", "It"], False, Thinking(0, 2, False)),
