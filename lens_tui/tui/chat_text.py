@@ -15,6 +15,7 @@ from .session import ArmText, RunText, Session
 
 OPEN, CLOSE = "<think>", "</think>"
 FOLDED, UNFOLDED = "▸", "▾"
+NEWLINE = "⏎"
 LABEL = 9
 """Cells of the column that says who speaks."""
 TAIL = 4
@@ -65,7 +66,7 @@ def folded(thinking: Thinking) -> str:
 
 def opens_thinking(run: RunText) -> bool:
     """Whether the prompt of a run ends with the marker that thinking begins with."""
-    return "".join(run.prompt_tokens[-4:]).rstrip("\n ⏎").endswith(OPEN)
+    return "".join(run.prompt_tokens[-4:]).rstrip(f"\n {NEWLINE}").endswith(OPEN)
 
 
 def spoken(content: str) -> tuple[str, str]:
@@ -114,7 +115,7 @@ def as_read(tokens: Sequence[str], spans: Spans | None, width: int) -> list[Cont
     own = {at for role, start, stop in spans or () if role == "template" for at in range(start, stop)}
     parts: list[Content] = []
     for at, token in enumerate(tokens):
-        text = token.replace("\n", "⏎\n")
+        text = token.replace("\n", NEWLINE).replace(NEWLINE, f"{NEWLINE}\n")
         if at not in own:
             parts.append(Content(text))
             continue

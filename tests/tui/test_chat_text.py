@@ -80,6 +80,8 @@ def test_the_template_s_tokens_stand_between_marks() -> None:
     head, *lines = [line.plain.rstrip() for line in as_read(tokens, spans, 60)]
     assert head == "as the model reads it: 7 tokens, the template's 6 between ‹ ›"
     assert lines == ["‹<s>User:› Hi‹⏎", "Bot:›"]
+    shown = as_read(["User", ":", " Hi", "⏎", "Bot", ":"], (("template", 0, 2), ("template", 3, 6)), 60)
+    assert [line.plain.rstrip() for line in shown][1:] == ["‹User:› Hi‹⏎", "Bot:›"]
     raw = as_read(["Once", " upon"], None, 60)
     assert [line.plain for line in raw] == ["as the model reads it: 2 tokens", "Once upon"]
     unknown = as_read(["Once"], (("user", 0, 1),), 80)
