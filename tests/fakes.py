@@ -547,7 +547,8 @@ def _dose(arm: Arm) -> float | None:
 
 def _prompt_read(number: int, prompt: str, turns: Sequence[Turn]) -> ev.PromptRead:
     """A prompt, or a conversation in the form of the bundled model's dialogues."""
-    tokens, spans = ["<|endoftext|>"], []
+    tokens: list[str] = ["<|endoftext|>"]
+    spans: list[tuple[str, int, int]] = []
     for turn in turns:
         head, said = [turn.role.capitalize(), ":"], split(f" {turn.content.strip()}")
         spans.append(("template", len(tokens) if spans else 0, len(tokens) + 2))
