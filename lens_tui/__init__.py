@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from .records.errors import NotFinite as NotFinite
     from .records.interventions import ALL as ALL
     from .records.interventions import Ablate as Ablate
+    from .records.interventions import AblateHeads as AblateHeads
     from .records.interventions import Add as Add
     from .records.interventions import Arm as Arm
     from .records.interventions import CapProjection as CapProjection
@@ -137,7 +138,7 @@ else:
             ".lens.read.logits": "attribute_logits logit_lens",
             ".records.errors": "LensError LensWarning NotFinite",
             ".records.interventions": (
-                "ALL Ablate Add Arm CapProjection ClampFeature NormMatch Positions ProjectOut SetProjection"
+                "ALL Ablate AblateHeads Add Arm CapProjection ClampFeature NormMatch Positions ProjectOut SetProjection"
             ),
             ".records.patch_grid": "PromptPair Receiver Sender agreement",
             ".records.prompt_set": "PromptItem PromptSet SetCell read_prompt_set",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .info import SAEInfo as SAEInfo
     from .interventions import ALL as ALL
     from .interventions import Ablate as Ablate
+    from .interventions import AblateHeads as AblateHeads
     from .interventions import Add as Add
     from .interventions import Arm as Arm
     from .interventions import CapProjection as CapProjection
@@ -69,7 +70,7 @@ else:
             ".features": "CoActive ContrastedFeature Promoter",
             ".info": "ModelInfo SAEInfo",
             ".interventions": (
-                "ALL Ablate Add Arm CapProjection ClampFeature Intervention NormMatch Positions ProjectOut "
+                "ALL Ablate AblateHeads Add Arm CapProjection ClampFeature Intervention NormMatch Positions ProjectOut "
                 "SetProjection"
             ),
             ".measures": (

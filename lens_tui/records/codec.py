@@ -17,7 +17,17 @@ from types import NoneType
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from .errors import LensError
-from .interventions import Ablate, Add, CapProjection, ClampFeature, Intervention, NormMatch, ProjectOut, SetProjection
+from .interventions import (
+    Ablate,
+    AblateHeads,
+    Add,
+    CapProjection,
+    ClampFeature,
+    Intervention,
+    NormMatch,
+    ProjectOut,
+    SetProjection,
+)
 from .run import Candidate
 from .sanitise import one_line
 from .steering_vector import FloatArray, SteeringVector, TokenWeight
@@ -25,7 +35,7 @@ from .steering_vector import FloatArray, SteeringVector, TokenWeight
 Record = TypeVar("Record")
 
 _MODES: dict[str, type[Intervention]] = {
-    **{kind.mode: kind for kind in (Add, NormMatch, ProjectOut, SetProjection, ClampFeature, Ablate)},
+    **{kind.mode: kind for kind in (Add, NormMatch, ProjectOut, SetProjection, ClampFeature, Ablate, AblateHeads)},
     **dict.fromkeys(("at_most", "at_least", "between"), CapProjection),
     "set_projection": SetProjection,  # the names that older files have
     "cap_projection": CapProjection,

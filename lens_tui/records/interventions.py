@@ -247,6 +247,27 @@ class Ablate(Intervention):
     mean: FloatArray | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AblateHeads(Intervention):
+    """What some heads hand on is replaced by zero, or by ``mean``; all other heads stay.
+
+    Heads are the equal parts of ``attn_z`` (heads concatenated), those of queries where keys and values are shared.
+    ``mean`` holds ``len(heads) * head_dim`` values, head after head in the order of ``heads``: a mean over texts, or
+    one token's values of another run, with the position they belong to in ``positions``. ``count``, how many heads
+    the layer has, is filled in by a model.
+    """
+
+    mode: ClassVar[str] = "ablate_heads"
+    site: str = "attn_z"
+    heads: tuple[int, ...]
+    mean: FloatArray | None = None
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        Intervention.__post_init__(self)
+        object.__setattr__(self, "heads", _indices(self.heads))
+
+
 def as_records(records: Any) -> tuple[Intervention, ...]:
     """Interventions as a tuple: of one, or of several in any container. Raises :class:`LensError` for others."""
     if isinstance(records, Intervention):

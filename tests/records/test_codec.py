@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lens_tui.records import (
     Ablate,
+    AblateHeads,
     Add,
     Arm,
     CapProjection,
@@ -41,6 +42,7 @@ EVERY: list[Intervention] = [
     ClampFeature(**COMMON, sae="s", feature=12, value=0.0),
     Ablate(**COMMON, mean=np.linspace(-1, 1, 17, dtype=np.float32)),
     Ablate(id="b", layer=0),
+    AblateHeads(id="h", layer=1, heads=(2, 0), mean=np.linspace(-1, 1, 8, dtype=np.float32)),
 ]
 
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from lens_tui.records import (
     Ablate,
+    AblateHeads,
     Add,
     CapProjection,
     ClampFeature,
@@ -37,6 +38,7 @@ from lens_tui.records import (
     SteeringVector,
 )
 
+from .head_records import ablate_heads
 from .places import Mask, Where, touched
 
 Delta = Callable[[mx.array], mx.array]
@@ -124,7 +126,7 @@ def decoder_row(source: FeatureSource, feature: int) -> mx.array:
     return row
 
 
-def delta_of(record: Intervention, sources: Mapping[str, FeatureSource]) -> Delta:
+def delta_of(record: Intervention, sources: Mapping[str, FeatureSource], width: int) -> Delta:
     """The function of a record. Raises :class:`LensError` for an SAE or a kind that is not known."""
     match record:
         case Add():
@@ -139,6 +141,8 @@ def delta_of(record: Intervention, sources: Mapping[str, FeatureSource]) -> Delt
             return cap_projection(as_array(record.vector), record.low, record.high)
         case ClampFeature():
             return clamp_feature(_source(record, sources), record.feature, record.value)
+        case AblateHeads():
+            return ablate_heads(record, width)
         case Ablate():
             return ablate(None if record.mean is None else _evaluated(np.asarray(record.mean, dtype=np.float32)))
     raise LensError(f"Nothing is known of an intervention of kind {type(record).__name__}.")
@@ -148,7 +152,7 @@ def must_move(record: Intervention) -> bool:
     """Whether the record is an error when it moves nothing (a cap that does not bind is none)."""
     if isinstance(record, (Add, NormMatch)):
         return record.scale != 0.0
-    return isinstance(record, (ProjectOut, Ablate))
+    return isinstance(record, (ProjectOut, Ablate, AblateHeads))
 
 
 def as_array(vector: SteeringVector) -> mx.array:
@@ -292,7 +296,7 @@ def build(key: Key, rows: Sequence[Sequence[Item]], sources: Mapping[str, Featur
                 # one array, made once, and a step adds it once however many arms there are.
                 _fuse(steps, item, row, len(rows), width)
             else:
-                steps.append(_Change(item, delta_of(item, sources), only))
+                steps.append(_Change(item, delta_of(item, sources, width), only))
     flat = [item for items in rows for item in items if isinstance(item, Intervention)]
     return Program(
         key,

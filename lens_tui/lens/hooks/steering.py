@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from lens_tui.records import (
     Ablate,
+    AblateHeads,
     CapProjection,
     ClampFeature,
     Dose,
@@ -37,6 +38,7 @@ from lens_tui.records.errors import warn
 from lens_tui.records.interventions import as_number, as_records
 from lens_tui.records.steering_vector import numbers
 
+from .head_records import checked_heads
 from .places import Spans, Where, reach, reaches_scored, touched
 from .program import DoseMeter, FeatureSource, Item, Key, decoder_row, has_effect
 from .registry import CaptureResult, Plan, PlanEntry, Recorder, Registry, Run
@@ -169,6 +171,8 @@ def checked(record: Intervention, registry: Registry) -> Intervention:
         _check_place(vector, record, registry)
     elif hasattr(record, "vector"):
         raise LensError(f"The vector of {record.id!r} is {vector!r}.", "Give a SteeringVector, or numbers (d_model,).")
+    if isinstance(record, AblateHeads):
+        record = checked_heads(record, registry.sites, width)
     _check_kind(record, registry, width)
     _check_positions(record)
     largest = float(np.abs(vector.direction).max()) if isinstance(vector, SteeringVector) else 1.0
