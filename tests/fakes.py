@@ -35,7 +35,7 @@ from lens_tui.records.labels import Label
 from lens_tui.records.prompt_set import PromptItem, SetCell
 from lens_tui.records.sanitise import one_line, sanitise, sanitise_token
 from lens_tui.records.steering_vector import RankedLayer
-from lens_tui.records.training import FitReport
+from lens_tui.records.training import FitReport, TrainProgress
 from lens_tui.records.vector_formats import load_vectors
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
@@ -256,6 +256,8 @@ class FakeWorker:
                 return self._written(number, written)
             case jobs.ContrastTexts() as contrast:
                 return [fake_contrast(number, contrast)]
+            case jobs.IndexText() | jobs.TrainSAE() as work:
+                return self._long(running, work)
             case jobs.ExportFeatures(path=path, features=features):
                 return [ev.FeaturesExported(number, path, len(features))]
             case jobs.ReadPrompt(prompt, turns):
@@ -302,6 +304,22 @@ class FakeWorker:
                 return [_made(number, unit_vector(name, layer, Origin("random", {"seed": seed})))]
             case other:
                 raise LensError(f"The fake worker does not know {type(other).__name__}.", "Teach it in tests/fakes.py.")
+
+    def _long(self, running: _Running, job: jobs.IndexText | jobs.TrainSAE) -> Iterator[ev.Event]:
+        number = running.id
+        for done in range(0, 1000, 100):
+            if running.stopped:
+                return
+            if isinstance(job, jobs.TrainSAE):
+                at = TrainProgress(stage="train", step=done, steps=1000, tokens=done, fvu=0.25, l0=32.0, dead=0.01)
+                yield ev.TrainingAt(number, job.layers[0], at)
+            yield ev.Progress(
+                number, "training" if isinstance(job, jobs.TrainSAE) else "indexing", done, 1000, "tokens"
+            )
+        if isinstance(job, jobs.IndexText):
+            yield ev.TextIndexed(number, job.saes, ("/indexes/0",), 1000)
+        else:
+            yield ev.SAETrained(number, ("/saes/0",), "L0 32.0, FVU 0.250")
 
     def _load(self, number: int, name: str) -> Iterator[ev.Event]:
         if "missing" in name:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lens_tui.records.errors import LensError
+from lens_tui.records.training import read_layers
 from lens_tui.tui.format import count, duration, figure
 
 from .output import Meter, interruptible, note, print_json, say, sentences
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 verbs = typer.Typer()
 
-Text = Annotated[Path, typer.Argument(help="A .txt or .jsonl file, or a folder of them.")]
+Text = Annotated[Path, typer.Argument(help="A .txt or .jsonl file, a folder of them, or bundled.")]
 Context = Annotated[int, typer.Option(min=8, help="Window length in tokens.")]
 Rows = Annotated[int, typer.Option(min=1, help="Windows per forward pass; more is faster on a GPU.")]
 MaxTokens = Annotated[
@@ -68,9 +69,11 @@ def train_sae(
 
     ctrl+c saves a checkpoint, and the same command continues from it.
     """
+    from lens_tui.tasks.text_source import text_source
     from lens_tui.tasks.train import MLP, small_run, trained_folder
     from lens_tui.tasks.train import train_sae as train
 
+    text = text_source(text)
     with open_model(model) as lens, interruptible() as asked, Meter() as meter:
         where = read_layers(layer, lens.n_layers)
         read = MLP[0] if kind == "transcoder" else site
@@ -131,23 +134,6 @@ def _train_set(
         say(f"all {len(loss.layers)} MLPs replaced: {loss.every:.3f} nats a token ({loss.clean:.3f} as it is, "
             f"{loss.zero:.3f} zeroed{share})")  # fmt: skip
         say(f"as circuit-tracer reads a set: {out / 'circuit_tracer'}")
-
-
-def read_layers(text: str, n_layers: int) -> tuple[int, ...]:
-    """``4``, ``-1``, ``0-3,6`` or ``all`` as layers from 0, rising. Raises :class:`LensError` for anything else."""
-    if text.strip() == "all":
-        return tuple(range(n_layers))
-    found: set[int] = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(-?\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
-        if match is None:
-            raise LensError(f"The layers {text!r} cannot be read.", "Write 4, -1, 0-3,6 or all.")
-        low = int(match[1])
-        found.update(range(low, int(match[2]) + 1) if match[2] else [low])
-    wrong = [layer for layer in found if not -n_layers <= layer < n_layers]
-    if wrong or not found:
-        raise LensError(f"There is no layer {wrong[0] if wrong else text!r}.", f"Layers are 0 to {n_layers - 1}.")
-    return tuple(sorted({layer % n_layers for layer in found}))
 
 
 def _finish_training(lens: LensModel, report: TrainReport, out: Path, status: int, *, as_json: bool) -> None:
@@ -262,11 +248,12 @@ def index(
     """
     from lens_tui.sae.index.index_settings import IndexSettings
     from lens_tui.tasks.index import index_text
+    from lens_tui.tasks.text_source import text_source
 
     if top_k > 10_000:
         raise LensError(f"{top_k} examples per feature were asked for.", "At most 10000 are kept.")
     settings = IndexSettings(top_k=top_k, max_active=max_active, include_special=include_special, full=full, seed=seed)
-    part = read_shard(shard)
+    part, text = read_shard(shard), text_source(text)
     with open_model(model) as lens, interruptible() as asked, Meter() as meter:
         opened = [open_sae(name, model) for name in sae or [""]]
         result = index_text(

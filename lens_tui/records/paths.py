@@ -90,6 +90,11 @@ def last_session_file() -> Path:
     return folder("state") / "last-session.json"
 
 
+def unfinished_file() -> Path:
+    """Indexes and trainings that were begun and are not done."""
+    return folder("state") / "unfinished.json"
+
+
 def recent_file() -> Path:
     """Model folders and ids used lately."""
     return folder("state") / "recent.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -207,6 +208,23 @@ class TrainReport:
     history: tuple[Evaluation, ...] = field(default=())
     folder: str = ""
     site_out: str = ""
+
+
+def read_layers(text: str, n_layers: int) -> tuple[int, ...]:
+    """``4``, ``-1``, ``0-3,6`` or ``all`` as layers from 0, rising. Raises :class:`LensError` for anything else."""
+    if text.strip() == "all":
+        return tuple(range(n_layers))
+    found: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(-?\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
+        if match is None:
+            raise LensError(f"The layers {text!r} cannot be read.", "Write 4, -1, 0-3,6 or all.")
+        low = int(match[1])
+        found.update(range(low, int(match[2]) + 1) if match[2] else [low])
+    wrong = [layer for layer in found if not -n_layers <= layer < n_layers]
+    if wrong or not found:
+        raise LensError(f"There is no layer {wrong[0] if wrong else text!r}.", f"Layers are 0 to {n_layers - 1}.")
+    return tuple(sorted({layer % n_layers for layer in found}))
 
 
 Verdict = Literal["fits", "fits better elsewhere", "does not fit", "not declared"]

@@ -108,6 +108,8 @@ TITLES = {
     "RandomVector": "making the vector",
     "MeasureDose": "measuring the dose",
     "FindScale": "searching a scale",
+    "IndexText": "indexing",
+    "TrainSAE": "training",
 }
 """What a job is called while it runs, by the name of its record."""
 

@@ -103,6 +103,7 @@ _LOAD = (
     Key("load.sort", "o", "sort", "change the order of the list", "sort"),
     Key("load.remove", "d", "remove", "take the model or SAE off this disk (asks)", "remove"),
     Key("load.rescan", "R", "rescan", "look for models again"),
+    Key("load.work", "I", "work", "index a text, train an SAE or transcoders, or go on with it", "index"),
     Key("load.copy", "y", "copy", "copy the path of the row"),
     Key("load.unload", "D", "unload", "free the loaded model", "unload"),
 )
@@ -190,6 +191,7 @@ _FEATURES = (
     Key("features.dense", "z", "dense", "leave dense features out of the list, or show them"),
     Key("features.contrast", "D", "contrast", "find the features that tell two sets of texts apart", "contrast"),
     Key("features.keep", "w", "keep", "keep the marked features as a list, by name"),
+    Key("features.work", "I", "work", "index a text, train an SAE or transcoders, or go on with it"),
     Key("features.lists", "W", "lists", "open, delete or export a kept list", "lists"),
     Key("features.scale_up", "plus", "scale(1)", "scale of this feature on the bench up one step"),
     Key("features.scale_down", "minus", "scale(-1)", "scale of this feature on the bench down one step"),

@@ -68,7 +68,8 @@ class Session:
     """The model, its SAEs, the bench, the prompt, the sampling settings, and what the last run wrote.
 
     ``fits`` says of SAEs that were measured whether they fit the model, by their id. ``turns`` are the conversation
-    before the prompt; ``chat`` whether the prompt goes in as one, ``None`` as is usual for the model.
+    before the prompt; ``chat`` whether the prompt goes in as one, ``None`` as is usual for the model. ``work`` says how
+    far a training is, and ``made`` counts the indexes and SAEs that were made, each of which screens look at again.
     """
 
     model: ModelInfo | None = None
@@ -81,6 +82,8 @@ class Session:
     fits: tuple[tuple[str, FitReport], ...] = ()
     turns: tuple[Turn, ...] = ()
     chat: bool | None = None
+    work: str = ""
+    made: int = 0
 
     @property
     def chatting(self) -> bool:

@@ -14,7 +14,7 @@ from lens_tui.records.steering_vector import TokenWeight as TokenWeight
 
 if TYPE_CHECKING:
     from lens_tui.records import ModelInfo, SAEInfo
-    from lens_tui.records.training import FitReport
+    from lens_tui.records.training import FitReport, TrainProgress
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,3 +412,28 @@ class NeighboursRead(Event):
     feature: int
     near: tuple[tuple[int, float], ...]
     together: tuple[tuple[int, float], ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class TextIndexed(Event):
+    """The indexes of some SAEs, by their ids, are in these folders: the pages of their features can be read again."""
+
+    saes: tuple[str, ...]
+    folders: tuple[str, ...]
+    n_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingAt(Event):
+    """How far the training of a layer is, with the figures of its last batch."""
+
+    layer: int
+    progress: TrainProgress
+
+
+@dataclass(frozen=True, slots=True)
+class SAETrained(Event):
+    """What was trained is in these folders, one a layer; ``sentence`` is how good it is, safe to show."""
+
+    folders: tuple[str, ...]
+    sentence: str

@@ -378,3 +378,37 @@ class ReadNeighbours(Job):
     sae: str
     feature: int
     top_k: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class IndexText(Job):
+    """Index a text (a file, a folder or ``bundled``) for some SAEs, as of ``tasks.index.index_text``.
+
+    ``full`` keeps every activation. Asked for again after a stop, it goes on. Events: Progress, TextIndexed.
+    """
+
+    gives_way: ClassVar[bool] = True
+    saes: tuple[str, ...]
+    text: str
+    full: bool = False
+    max_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSAE(Job):
+    """Train an SAE, or transcoders of the MLPs of ``layers``, on a text, as of ``tasks.train`` and its settings.
+
+    ``width`` 0 is 16 times the width of what is read. Asked for again after a stop, it goes on. Events: Progress,
+    TrainingAt, SAETrained.
+    """
+
+    gives_way: ClassVar[bool] = True
+    text: str
+    layers: tuple[int, ...]
+    kind: str = "sae"
+    skip: bool = False
+    site: str = "resid_post"
+    architecture: str = "batchtopk"
+    width: int = 0
+    k: int = 32
+    tokens: int = 50_000_000

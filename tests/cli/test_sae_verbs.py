@@ -314,7 +314,7 @@ def test_prefixes_are_numbers() -> None:
 
 
 def test_layers_are_read_as_they_are_written() -> None:
-    from lens_tui.cli.sae_verbs import read_layers
+    from lens_tui.records.training import read_layers
 
     assert read_layers("4", 8) == (4,)
     assert read_layers("-1", 8) == (7,)

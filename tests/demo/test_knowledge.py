@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
-from lens_tui import FeatureIndex, demo, sae_info
+from lens_tui import FeatureIndex, co_active, demo, sae_info
 from lens_tui.demo.bundled_labels import FILE, bundled_labels
 from lens_tui.tasks.knowledge import index_of
 from recipes.index import CORPUS, SETTINGS
@@ -39,6 +40,23 @@ def test_each_bundled_sae_has_one_index_and_it_is_whole() -> None:
         feature = int(index.count.argmax())
         assert len(index.examples(feature)) == index.settings.top_k
         assert index.statistics(feature).density > 0
+
+
+@with_index
+def test_the_page_of_every_common_feature_says_which_fire_with_it() -> None:
+    """Kept as a table, whose counts are those of an index of the bundled text: no tab of the tour is empty."""
+    for depth in DEPTHS:
+        index = index_of(sae_info(demo.sae_paths()[DEPTHS[depth].folder]))
+        assert index is not None
+        assert index.knows_co_active
+        for feature in np.flatnonzero(index.count >= 20)[::29]:
+            found = co_active(index, int(feature), k=8)
+            assert found
+            scores = [row.jaccard for row in found]
+            assert scores == sorted(scores, reverse=True)
+            for row in found:
+                either = index.count[feature] + index.count[row.feature] - row.both
+                assert row.jaccard == pytest.approx(row.both / either)
 
 
 @with_labels

@@ -239,6 +239,13 @@ class FeaturePane(Pane):
             self.card.add_class("-before")
         self._rest = self.set_timer(REST, self._ask)
 
+    def read_again(self) -> None:
+        """Forget what was read of features: an index came. The page that shows is read once more."""
+        self.pages.clear()
+        self._like.clear()
+        if self.feature is not None:
+            self.show(self.feature, pinned=self._pinned)
+
     def _ask(self) -> None:
         sae = self.session.sae_in_use
         if sae is not None and self.feature is not None:

@@ -82,6 +82,8 @@ class FeaturesScreen(LensScreen):
             self.list.forget()
         if old.fits != new.fits:
             self._show_which()
+        if old.made != new.made:
+            self.page.read_again()
         if (old.sae, old.prompt, old.written, old.saes) != (new.sae, new.prompt, new.written, new.saes):
             self.text.place = min(self.text.place, len(sources(new)) - 1)
             if self.is_current:
@@ -229,6 +231,12 @@ class FeaturesScreen(LensScreen):
     def action_keep(self) -> None:
         """Keep the marked features as a list, by name."""
         ask_name(self.list)
+
+    def action_work(self) -> None:
+        """Index a text, train, or go on with either."""
+        from .work_forms import ask_work
+
+        ask_work(self.lens)
 
     def action_lists(self) -> None:
         """The lists that were kept."""

@@ -40,6 +40,8 @@ def details(app: LensHost, entry: ModelEntry, memory: MemoryEstimate, width: int
         if entry.path and entry.source != "demo":
             parts += [(fit_end(entry.path, width), "$muted"), "\n\n"]
     parts += _loading(app, entry)
+    if app.store.session.work:
+        parts += [("● ", "$accent"), (fit_end(app.store.session.work, width - 2), ""), "\n\n"]
     parts += [("SAEs for this model", "$muted" if narrow else "bold $muted")]
     return Content.assemble(*parts)
 
@@ -323,6 +325,12 @@ class LoadScreen(LensScreen):
 
     def session_changed(self, old: Session, new: Session) -> None:
         """A model or SAE came or went."""
+        if old.made != new.made:
+            self._saes.clear()
+            if self._list.row is not None:
+                self._look_for_saes(self._list.row.id)
+        if old.work != new.work:
+            self._show_details()
         if (old.model, old.saes, old.sae, old.fits) != (new.model, new.saes, new.sae, new.fits):
             self._list.refresh()
             self._show_details()
@@ -381,6 +389,12 @@ class LoadScreen(LensScreen):
         orders = list(ORDERS)
         self._order = orders[(orders.index(self._order) + 1) % len(orders)]
         self._refill()
+
+    def action_work(self) -> None:
+        """Index a text, train, or go on with either."""
+        from .work_forms import ask_work
+
+        ask_work(self.lens)
 
     def action_unload(self) -> None:
         """Free the loaded model."""

@@ -25,7 +25,7 @@ from lens_tui.tui.screens.form import Once
 
 _SKIP = ("move.", "app.commands", "app.next_pane", "app.previous_pane", "app.interrupt")
 _WITHOUT_CURSOR = {
-    "load": "filter add sort rescan unload",
+    "load": "filter add sort rescan unload work",
     "steer": "add",
     "generate": "prompt diff measure sampling set blind history copy_command export",
     "features": "find contrast lists",

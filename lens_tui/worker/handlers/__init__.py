@@ -159,6 +159,8 @@ TABLE: dict[type[jobs.Job], str] = {
     jobs.RandomVector: "vector_jobs:random_vector",
     jobs.MeasureDose: "vector_jobs:measure_dose",
     jobs.FindScale: "vector_jobs:find_scale",
+    jobs.IndexText: "long_jobs:index_text",
+    jobs.TrainSAE: "long_jobs:train",
 }
 
 
