@@ -137,8 +137,12 @@ def kl_level(value: float | None) -> int:
 
 def mean(values: Iterable[float | None]) -> float | None:
     """The mean of the values that are known, ``None`` of nothing."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    # Added up one by one, as a run does while it is written: from Python 3.12 on ``sum`` rounds in another way.
+    total, count = 0.0, 0
+    for value in values:
+        if value is not None:
+            total, count = total + value, count + 1
+    return total / count if count else None
 
 
 def perplexity_of(mean_logprob: float | None) -> float | None:

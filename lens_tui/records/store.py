@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -57,6 +58,8 @@ class Store:
             self._connection = sqlite3.connect(
                 self.path, timeout=patience, isolation_level=None, check_same_thread=False
             )
+        # Python 3.13 and later warn of a connection that is dropped open.
+        weakref.finalize(self, self._connection.close).atexit = False
         self._connection.row_factory = sqlite3.Row
         self._connection.text_factory = _text
         try:
