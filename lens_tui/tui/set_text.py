@@ -74,7 +74,7 @@ def asked_set(
         raise LensError("At temperature 0 every seed gives the same text.", "Set one with , or give one seed.")
     first = int(values["first"]) if values["first"].strip() else None
     sae, feature = feature_of(arms, session)
-    return ComparePrompts(arms, prompts, path, first, session.sampling, seeds, sae, feature)
+    return ComparePrompts(arms, prompts, path, first, session.sampling, seeds, sae, feature, raw=session.question[2])
 
 
 def split_typed(text: str) -> list[str]:

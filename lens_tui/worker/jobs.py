@@ -106,7 +106,7 @@ class ComparePrompts(Job):
     """Every arm on every prompt of a set, from every seed, as ``tasks.prompt_sets`` does it.
 
     ``path`` is a file of prompts, or ``"bundled"``, read in place of ``prompts``; of either the ``first`` so many. A
-    ``feature`` of ``sae`` is read back from what is written.
+    ``feature`` of ``sae`` is read back from what is written. ``raw`` as of :class:`Compare`.
     Events: Progress, SetStarted, SetPrompt, SetTokenCame, SetCellDone, SetKept, Notice.
     """
 
@@ -120,6 +120,7 @@ class ComparePrompts(Job):
     sae: str = ""
     feature: int = 0
     top: int = 5
+    raw: bool = False
 
 
 @dataclass(frozen=True, slots=True)

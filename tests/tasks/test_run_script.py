@@ -14,9 +14,11 @@ import pytest
 
 from lens_tui import LensModel, load_sae
 from lens_tui.records import Add, Arm, Sampling, Token
+from lens_tui.records.chat import Turn, as_prompt
 from lens_tui.records.run_record import ArmRecord, RunRecord
-from lens_tui.tasks.replay import held_against, run_again
-from lens_tui.tasks.run_export import read_run, write
+from lens_tui.tasks.replay import Gathered, held_against, run_again
+from lens_tui.tasks.run_command import as_command
+from lens_tui.tasks.run_export import as_data, as_markdown, from_data, read_run, write
 from lens_tui.tasks.run_script import as_python
 from tests.folders import sae_folder
 from tests.hub import FakeHub, use_hub
@@ -53,6 +55,22 @@ def test_a_run_of_the_bundled_model_is_made_again(bundled: RunRecord, tmp_path: 
     assert (status, said.splitlines()[-1]) == (0, "The tokens are the same.")
     for kept in bundled.arms:
         assert kept.text.splitlines()[0] in said
+
+
+def test_a_conversation_is_made_again_with_all_of_its_turns(tmp_path: Path) -> None:
+    lens = LensModel("demo")
+    arms, saes = demo_arms(lens)
+    turns = (Turn("user", 'Book "a table".\nFor two.'), Turn("assistant", " When?"), Turn("user", "At seven."))
+    comparison = lens.compare(as_prompt("", turns), arms, Sampling(max_tokens=8), top=5)
+    gathered = Gathered("At seven.", [Arm("baseline"), *arms][-len(comparison.arms) :], comparison, turns=turns)
+    for event in comparison:
+        gathered.take(event)
+    kept = gathered.record(lens, saes)
+    status, said = run_script(as_python(kept), tmp_path)
+    assert (status, said.splitlines()[-1]) == (0, "The tokens are the same.")
+    assert as_command(replace(kept, id=7)) == "mlx-lens-tui replay 7"
+    assert from_data(as_data(kept)).turns == turns
+    assert "assistant:" in as_markdown(kept)
 
 
 def test_a_token_that_differs_is_named(bundled: RunRecord, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from lens_tui.records.chat import Turn
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.recovery import saved
 from lens_tui.tui.screens.generate_screen import GenerateScreen
+from lens_tui.tui.set_text import asked_set
 from lens_tui.worker import jobs
 from tests.fakes import DEMO_MODEL, TEXTS, FakeWorker
 
@@ -125,6 +126,15 @@ async def test_a_tuned_model_chats_from_the_start_and_raw_reaches_the_job() -> N
         assert "assistant" not in [
             turn.role for turn in app.store.session.turns
         ]  # it is a raw text that was gone on with
+
+
+async def test_a_set_of_prompts_goes_in_as_the_prompt_does() -> None:
+    form = {"source": "this prompt", "prompts": "", "first": "", "scales": "", "seeds": ""}
+    async with chatting(TUNED) as (app, _pilot):
+        for raw in (False, True):
+            app.store.update(chat=not raw)
+            job = asked_set(form, app.store.session, None, ["baseline", "a", "b"])
+            assert job.raw is raw
 
 
 async def test_a_system_prompt_and_a_new_conversation() -> None:

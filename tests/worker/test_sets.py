@@ -53,7 +53,7 @@ def test_each_prompt_is_a_run_of_the_history(tiny: Path, tmp_path: Path) -> None
         driver = Driver(worker)
         driver.done(jobs.LoadModel(str(tiny)))
         events = driver.done(
-            jobs.ComparePrompts(ARMS, PROMPTS, sampling=Sampling(max_tokens=3, temp=0.8), seeds=(1, 2))
+            jobs.ComparePrompts(ARMS, PROMPTS, sampling=Sampling(max_tokens=3, temp=0.8), seeds=(1, 2), raw=True)
         )
         kept = of(events, ev.SetKept)
         assert [(event.prompt, event.seed) for event in kept] == [(0, 0), (0, 1), (1, 0), (1, 1)]
@@ -61,6 +61,7 @@ def test_each_prompt_is_a_run_of_the_history(tiny: Path, tmp_path: Path) -> None
         for event in kept:
             run = RunStore(tmp_path / "h.sqlite").get(event.run)
             assert run is not None
+            assert run.raw is True
             assert (run.prompt, run.sampling.seed, run.state) == (PROMPTS[event.prompt].text, event.seed + 1, "done")
             for place, arm in enumerate(run.arms):
                 cell = cells[event.prompt, event.seed, place]

@@ -32,13 +32,19 @@ def compare_set(control: Control, job: jobs.ComparePrompts, context: Context) ->
     prompts = _prompts(job)
     with stoppable(context, control) as model:
         run = compare_prompts(
-            model, prompts, job.arms, job.sampling, seeds=job.seeds, probe=_probe(job, context), top=job.top
+            model,
+            prompts,
+            job.arms,
+            job.sampling,
+            seeds=job.seeds,
+            probe=_probe(job, context),
+            top=job.top,
+            raw=job.raw,
         )
         shown = tuple(PromptItem(one_line(item.id, 40), item.text) for item in run.prompts)
         yield ev.SetStarted(control.id, one_line(prompts.name, 80), shown, run.arms, run.seeds)
-        keeper = _SetKeeper(
-            context, model.info.name, run, made_with(model.info, run.arms, context.known.values(), run.group_rows)
-        )
+        made = made_with(model.info, run.arms, context.known.values(), run.group_rows)
+        keeper = _SetKeeper(context, model.info.name, run, made, job.raw)
         at_work = _Writing(control, run)
         try:
             for event in run:
@@ -105,6 +111,7 @@ class _SetKeeper:
     model: str
     run: SetComparison
     made: MadeWith
+    raw: bool = False
     ids: dict[int, tuple[int, ...]] = field(default_factory=dict)
     problem: str = ""
     _cells: dict[tuple[int, int], dict[int, SetCell]] = field(default_factory=dict)
@@ -135,7 +142,7 @@ class _SetKeeper:
         sampling = replace(run.sampling, seed=run.seeds[seed])
         ids = self.ids.get(prompt, ())
         record = RunRecord(
-            self.model, run.prompts[prompt].text, arms, sampling, prompt_ids=ids, state=state, made=self.made
+            self.model, run.prompts[prompt].text, arms, sampling, self.raw, ids, state=state, made=self.made
         )
         try:
             number = self.context.runs(PATIENCE).keep(record)
