@@ -49,6 +49,7 @@ ALL = (
     Benchmark("memory", "memory"),
     Benchmark("mlx-lens", "mlx_lens"),
     Benchmark("transformer-lens", "torch_peers", ("cpu",)),
+    Benchmark("patching", "patch_speed", ("cpu",)),
 )
 
 

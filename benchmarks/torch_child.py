@@ -1,6 +1,6 @@
 """What the peers on torch do, in a Python that has them: TransformerLens' model, or SAELens' SAE, from a folder.
 
-    PEERS_PYTHON -m benchmarks.torch_child transformer_lens|sae_lens FOLDER
+    PEERS_PYTHON -m benchmarks.torch_child transformer_lens|sae_lens|patching FOLDER
 
 The folder has the weights that both sides load and gets ``*.npy`` of what came out, for comparison.
 """
@@ -69,6 +69,49 @@ def transformer_lens(folder: Path) -> tuple[dict[str, Callable[[], object]], dic
     return tasks, {name: version(name) for name in ("transformer-lens", "transformers")} | {"cached": whole}
 
 
+def patching(folder: Path) -> tuple[dict[str, Callable[[], object]], dict[str, Any]]:
+    """Activation patching by layer and position and by head, and attribution patching, by its own functions."""
+    import torch
+    from transformer_lens import patching as patches
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformer_lens.tools.analysis.attribution_patching import attribution_patch
+    from transformers import AutoModelForCausalLM
+
+    plan = json.loads((folder / "plan.json").read_text())
+    network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = TransformerBridge.boot_transformers(str(folder), hf_model=network, device="cpu", dtype=torch.float32)
+    clean, corrupted = (torch.tensor([plan[name]]) for name in ("clean", "corrupted"))
+    with torch.no_grad():
+        _, cache = model.run_with_cache(clean)
+
+    def metric(logits: Any) -> Any:
+        return logits[0, -1, plan["answer"]] - logits[0, -1, plan["wrong"]]
+
+    def exact(function: Any) -> Any:
+        with torch.no_grad():
+            return function(model, corrupted, cache, metric)
+
+    def positions() -> Any:
+        return exact(patches.get_act_patch_resid_pre)
+
+    def heads() -> Any:
+        return exact(patches.get_act_patch_attn_head_out_all_pos)
+
+    def attribution() -> Any:
+        return attribution_patch(model, clean, corrupted, metric)
+
+    np.save(folder / "positions.npy", positions().numpy())
+    np.save(folder / "heads.npy", heads().numpy())
+    n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
+    estimates = np.zeros((n_layers, n_heads, clean.shape[1]), np.float32)
+    for node, score in attribution().node_scores.items():
+        if node.kind == "attn_head_out":
+            estimates[node.layer, node.head, node.position] = score
+    np.save(folder / "estimates.npy", estimates.reshape(n_layers * n_heads, -1))
+    tasks = {"positions": positions, "heads": heads, "attribution": attribution}
+    return tasks, {"transformer-lens": version("transformer-lens")}
+
+
 def sae_lens(folder: Path) -> tuple[dict[str, Callable[[], object]], dict[str, Any]]:
     """Encode a block of residuals and take the strongest features."""
     import torch
@@ -89,5 +132,7 @@ def sae_lens(folder: Path) -> tuple[dict[str, Callable[[], object]], dict[str, A
 if __name__ == "__main__":
     import torch
 
-    works, versions = {"transformer_lens": transformer_lens, "sae_lens": sae_lens}[sys.argv[1]](Path(sys.argv[2]))
+    works, versions = {"transformer_lens": transformer_lens, "sae_lens": sae_lens, "patching": patching}[sys.argv[1]](
+        Path(sys.argv[2])
+    )
     serve(works, {**versions, "torch": version("torch"), "threads": torch.get_num_threads()}, wall)

@@ -113,8 +113,10 @@ def of_model(python: str, folder: Path, options: Options) -> Iterator[Row]:
     with Served(python, "benchmarks.torch_child", "transformer_lens", str(folder), also=OFFLINE) as peer:
         name = f"TransformerLens {peer.hello['transformer-lens']}, torch {peer.hello['torch']}"
         logits, residuals = captured(max(LENGTHS))
-        _same("residuals", np.stack([np.asarray(each).reshape(-1, D) for each in residuals]), folder / "residuals.npy")
-        _same("logits", np.asarray(logits), folder / "logits.npy")
+        same_within(
+            "residuals", np.stack([np.asarray(each).reshape(-1, D) for each in residuals]), folder / "residuals.npy"
+        )
+        same_within("logits", np.asarray(logits), folder / "logits.npy")
         if generate() != np.load(folder / "generated.npy").tolist():
             raise AssertionError("the steered generations differ")
         for length in LENGTHS:
@@ -139,7 +141,7 @@ def of_sae(python: str, folder: Path, options: Options) -> Iterator[Row]:
     sae, x = load_sae(folder, residence="memory"), mx.array(np.load(folder / "residuals.npy"))
     with Served(python, "benchmarks.torch_child", "sae_lens", str(folder), also=OFFLINE) as peer:
         name = f"SAELens {peer.hello['sae-lens']}, torch {peer.hello['torch']}"
-        _same("activations", np.asarray(sae.top_k(x, K)[1]), folder / "values.npy")
+        same_within("activations", np.asarray(sae.top_k(x, K)[1]), folder / "values.npy")
         works: dict[str, Any] = {"encode": lambda: mx.eval(sae.encode(x)), "top-k": lambda: mx.eval(sae.top_k(x, K))}
         said = {"encode": "encode", "top-k": f"the {K} strongest features"}
         for task, work in works.items():
@@ -177,7 +179,8 @@ def write_sae(folder: Path) -> None:
     np.save(folder / "residuals.npy", rng.standard_normal((TOKENS, D)).astype(np.float32))
 
 
-def _same(what: str, ours: np.ndarray[Any, Any], file: Path) -> None:
+def same_within(what: str, ours: np.ndarray[Any, Any], file: Path) -> None:
+    """Raise :class:`AssertionError` unless ours is the peer's within 1e-3 of its largest number."""
     theirs = np.load(file)
     gap = float(np.abs(ours.reshape(theirs.shape) - theirs).max()) / float(np.abs(theirs).max())
     if not gap < 1e-3:
