@@ -5,7 +5,9 @@ A site is a place of a decoder block where a tensor can be read or changed:
 - ``resid_pre``, ``resid_post``: input and output of the block;
 - ``attn_out``, ``mlp_out``: outputs of the attention and the MLP module themselves;
 - ``attn_out_normed``, ``mlp_out_normed``: the same after the block's own norm of them (Gemma 2 and 3);
-- ``attn_z``: input of the attention's output projection, heads concatenated;
+- ``attn_q``, ``attn_k``, ``attn_v``: outputs of the attention's projections of queries, keys and values, before norms
+  and rotary embedding: heads concatenated, each ``head_dim`` wide, of keys and values as many as the model has;
+- ``attn_z``: input of the attention's output projection, query heads concatenated;
 - ``mlp_in``: input of the MLP, after its norm.
 """
 
@@ -119,6 +121,9 @@ SITES = (
     "mlp_out",
     "attn_out_normed",
     "mlp_out_normed",
+    "attn_q",
+    "attn_k",
+    "attn_v",
     "attn_z",
     "mlp_in",
 )

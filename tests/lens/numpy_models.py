@@ -71,7 +71,7 @@ def llama(model: Any, ids: tuple[int, ...], edit: Edit = unchanged) -> Array:
         n = {
             name: rms(edit(layer, f"read_{name}", x), w[p + "input_layernorm.weight"], a.rms_norm_eps) for name in "qkv"
         }
-        q, k, v = (n[name] @ w[p + f"self_attn.{name}_proj.weight"].T for name in "qkv")
+        q, k, v = (edit(layer, f"attn_{m}", n[m] @ w[p + f"self_attn.{m}_proj.weight"].T) for m in "qkv")
         heads = (_heads(q, a.num_attention_heads), _heads(k, a.num_key_value_heads), _heads(v, a.num_key_value_heads))
         z = attend(rope(heads[0], a.rope_theta), rope(heads[1], a.rope_theta), heads[2], 16**-0.5, None)
         z = edit(layer, "attn_z", z.transpose(1, 0, 2).reshape(len(ids), -1))
@@ -96,7 +96,7 @@ def gemma3(model: Any, ids: tuple[int, ...], edit: Edit = unchanged) -> Array:
         base = a.rope_local_base_freq if window else a.rope_theta
         x = edit(layer, "resid_pre", x)
         n = {name: rms(edit(layer, f"read_{name}", x), 1 + w[p + "input_layernorm.weight"], eps) for name in "qkv"}
-        q, k, v = (n[name] @ w[p + f"self_attn.{name}_proj.weight"].T for name in "qkv")
+        q, k, v = (edit(layer, f"attn_{m}", n[m] @ w[p + f"self_attn.{m}_proj.weight"].T) for m in "qkv")
         q = rms(_heads(q, 4), 1 + w[p + "self_attn.q_norm.weight"], eps)
         k = rms(_heads(k, 2), 1 + w[p + "self_attn.k_norm.weight"], eps)
         z = attend(rope(q, base), rope(k, base), _heads(v, 2), 16**-0.5, window)

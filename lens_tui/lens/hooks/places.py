@@ -22,7 +22,7 @@ from mlx.nn.layers.base import Module
 from lens_tui.records import LensError, Positions
 from lens_tui.records.info import SITES
 
-from ..architecture.find import PROBE_SHAPE, Decoder
+from ..architecture.find import PROBE_SHAPE, Decoder, heads_of
 from ..architecture.taps import (
     Argument,
     Call,
@@ -52,6 +52,11 @@ ATTENTION_NAMES = (
     "time_mixer",
 )
 MLP_NAMES = ("mlp", "feed_forward", "block_sparse_moe", "ffn", "moe", "mlp_block", "channel_mixer", "feedforward")
+HEAD_INPUTS = {
+    "attn_q": ("q_proj", "wq", "c_q", "query"),
+    "attn_k": ("k_proj", "wk", "c_k", "key"),
+    "attn_v": ("v_proj", "wv", "c_v", "value"),
+}
 PROJECTION_NAMES = ("o_proj", "out_proj", "wo", "dense", "c_proj", "proj_out", "attn_out", "output_proj")
 
 
@@ -218,6 +223,8 @@ def _resolve(site: str, calls: list[_Seen]) -> Point | str:
         return _point(main.module, "output", main.output)
     if site == "mlp_in":
         return _point(main.module, "input", main.given)
+    if site in HEAD_INPUTS:
+        return _head_input(site, main, calls)
     if site == "attn_z":
         projection = _only(calls, tuple(f"{main.path}.{name}" for name in PROJECTION_NAMES))
         return projection if isinstance(projection, str) else _point(projection.module, "input", projection.given)
@@ -225,6 +232,25 @@ def _resolve(site: str, calls: list[_Seen]) -> Point | str:
     if len(after) != 1:
         return f"nothing in the block norms the output of {main.path}"
     return _point(after[0].module, "output", after[0].output)
+
+
+def _head_input(site: str, main: _Seen, calls: list[_Seen]) -> Point | str:
+    """The projection of queries, keys or values, whose columns are whole heads of the size that the output takes."""
+    found = _only(calls, tuple(f"{main.path}.{name}" for name in HEAD_INPUTS[site]))
+    output = _resolve("attn_z", calls)
+    if isinstance(found, str) or isinstance(output, str):
+        return found if isinstance(found, str) else output
+    point, heads = _point(found.module, "output", found.output), heads_of(main.module)
+    if isinstance(point, str):
+        return point
+    if not heads or output.width % heads:
+        return f"{main.path} does not say how many heads it has"
+    size = output.width // heads
+    # A gate beside the queries (Qwen 3 Next), or compressed keys, are not heads one after the other.
+    whole = point.width == output.width if site == "attn_q" else point.width % size == 0 <= output.width - point.width
+    return (
+        point if whole else f"what {found.path} gives, {point.width} wide, is not heads of {size} one after the other"
+    )
 
 
 def _only(calls: list[_Seen], paths: tuple[str, ...]) -> _Seen | str:

@@ -66,9 +66,13 @@ def read_one(path: Path | str, *, d_model: int | None = None, model: str | None 
 def check_fits_model(vector: SteeringVector, *, d_model: int | None = None, model: str | None = None) -> None:
     """Raise :class:`LensError` if a vector does not have the residual stream's width, or names another model.
 
-    The input of the attention's output projection (``attn_z``) has a width of its own, checked when it is used.
+    The heads' sites (``attn_q`` to ``attn_z``) have widths of their own, checked when they are used.
     """
-    if d_model is not None and vector.site != "attn_z" and vector.d_model != d_model:
+    if (
+        d_model is not None
+        and vector.site not in ("attn_q", "attn_k", "attn_v", "attn_z")
+        and vector.d_model != d_model
+    ):
         raise LensError(
             f"The vector {vector.name!r} has width {vector.d_model}; the model's residual stream has {d_model}.",
             "Use one made for this model.",
