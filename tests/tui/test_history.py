@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def kept_run(database: Path, prompt: str = OLD, *, owner: int | None = None) -> 
         store.end_arm(run, 1, "length", 0.4)
         store.end(run, "done")
     else:
-        with sqlite3.connect(database) as connection:
+        with closing(sqlite3.connect(database)) as connection, connection:
             connection.execute("UPDATE run SET owner = ? WHERE id = ?", (owner, run))
     return run
 
