@@ -288,6 +288,8 @@ class LensApp(LensHost, inherit_bindings=False):
     def action_stop(self) -> None:
         """Stop what runs and what waits."""
         self._run_when_ready = False
+        if not self.busy:
+            self.say("Nothing is running.")
         self.worker.stop()
 
     def action_undo(self) -> None:

@@ -129,6 +129,8 @@ _STEER = (
     Key("steer.positions", "P", "positions", "next positions: all, prompt, ..., all but BOS; in a chat by role"),
     Key("steer.copy", "c", "copy", "copy the row into the next free arm"),
     Key("steer.row", "/", "row", "go to a row by a part of its name"),
+    Key("steer.next", "n", "match(1)", "the next row whose name has what was typed"),
+    Key("steer.previous", "N", "match(-1)", "the one before"),
     Key("steer.copy_text", "y", "copy_text", "copy what is known of the direction"),
     Key("steer.save", "w", "save", "save the vector to a file"),
     Key("steer.delete", "d", "delete", "delete the row (u brings it back)", "delete"),

@@ -14,7 +14,7 @@ from lens_tui.tui.host import BUSY, FAILED
 from lens_tui.tui.keys import KEYS, SCREENS, by_id
 from lens_tui.tui.screens.everywhere import ThemeScreen
 from lens_tui.tui.screens.form import ErrorScreen
-from lens_tui.tui.widgets.frame import LensScreen, Status, takes_text
+from lens_tui.tui.widgets.frame import LensScreen, Status, footer_keys, takes_text
 from lens_tui.tui.widgets.row_list import RowList
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
@@ -258,10 +258,11 @@ LEAVE = ("app.quit", "app.interrupt")
 ELSEWHERE = ("show(", "theme", "keys", "command_palette")
 
 
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("mode", [mode for mode, _ in SCREENS])
-async def test_pressing_every_key_breaks_nothing(mode: str) -> None:
+async def test_pressing_every_key_breaks_nothing_and_the_footer_stays_true(mode: str, size: tuple[int, int]) -> None:
     app = lens_app(model="demo", screen=mode)
-    async with app.run_test(size=(80, 24)) as pilot:
+    async with app.run_test(size=size) as pilot:
         await settle(pilot)
         for key, active in list(app.screen.active_bindings.items()):
             action = active.binding.action.rpartition(".")[2]
@@ -269,8 +270,20 @@ async def test_pressing_every_key_breaks_nothing(mode: str) -> None:
                 continue
             await pilot.press(key)
             await back_to(mode, pilot)
+            assert footer_words(app) <= live_words(app)
         await settle(pilot)
         assert app.is_running
+
+
+def footer_words(app: LensApp) -> set[str]:
+    """The keys that the footer shows."""
+    pairs, tail = footer_keys(app.screen, takes_text(app.screen.focused))
+    return {cap for caps, _ in [*pairs, *tail] for cap in caps.split()} - {"⏎", "esc"}
+
+
+def live_words(app: LensApp) -> set[str]:
+    """The caps of the keys that work."""
+    return {app.get_key_display(active.binding) for active in app.screen.active_bindings.values() if active.enabled}
 
 
 async def back_to(mode: str, pilot: Pilot[Any]) -> None:

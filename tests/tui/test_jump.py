@@ -124,3 +124,20 @@ async def test_n_goes_to_the_next_token_where_the_shaded_feature_is_active() -> 
         assert sorted(seen) == active
         await pilot.press("N")
         assert lane.view.cursor == seen[-2] if len(active) > 1 else seen[-1]
+
+
+async def test_n_goes_through_the_rows_of_the_bench_with_what_was_typed() -> None:
+    async with opened("steer", steers=4) as (app, pilot):
+        rows = app.screen.query_one("#rows", RowList)
+        before = rows.cursor
+        await pilot.press("n")
+        await settle(app, pilot)
+        assert rows.cursor == before
+        await pilot.press("/", *"s", "enter")  # dogs, sadness, verse, sea
+        await settle(app, pilot)
+        assert rows.cursor == 0
+        seen = []
+        for key in ("n", "n", "N", "N", "N"):
+            await pilot.press(key)
+            seen.append(rows.cursor)
+        assert seen == [1, 2, 1, 0, 3]

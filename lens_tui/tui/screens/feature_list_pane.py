@@ -122,6 +122,7 @@ class ListPane(Pane):
 
     def _show(self, cursor: int | None = None) -> None:
         title, note, rows = "Top features", *self._at_token
+        self.list.empty = f"no feature is active here: {self.lens.key_text('features.find')} finds them by words"
         if (listing := self.listing) is not None:
             title, note = listing.title, listing.note
             rows = [(feature, 0.0) for feature in listing.features]

@@ -164,7 +164,9 @@ class FeatureListsScreen(Dialog["FeatureList | None"]):
         keys = [("⏎", " open   "), ("d", " delete   "), ("u", " undo   "), ("e", " export   "), ("esc", " back")]
         with Vertical(classes="dialog"):
             yield Static(Content(f"Lists of {self._sae.name}"), classes="dialog-title")
-            yield RowList["FeatureList"](self._draw, empty="none yet: mark features and keep them")
+            key = host(self).key_text
+            empty = f"none yet: {key('features.mark')} marks features, {key('features.keep')} keeps the marked ones"
+            yield RowList["FeatureList"](self._draw, empty=empty)
             yield Static(Content.assemble("\n", *(part for key, word in keys for part in ((key, "bold"), word))))
 
     def on_mount(self) -> None:

@@ -78,7 +78,7 @@ class TextPane(Pane):
         encoded: Encoded | None
 
     def __init__(self) -> None:
-        self.view = TokenView(empty="no text yet")
+        self.view = TokenView(empty="no text yet: write a prompt on Generate")
         super().__init__("Text", self.view, id="text-pane")
         self.encoded: Encoded | None = None
         self.values: FloatArray = np.zeros(0, np.float32)

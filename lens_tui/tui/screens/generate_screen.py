@@ -111,7 +111,7 @@ class GenerateScreen(LensScreen):
     def _arrange(self) -> None:
         run = self.run if self.set is not None else None
         names = [(arm.number, arm.arm.name) for arm in run.arms] if run is not None else lane_names(self.session)
-        self.lanes.set_lanes(names, self.measure, self.lens.tint, EMPTY)
+        self.lanes.set_lanes(names, self.measure, self.lens.tint, f"{EMPTY}: {self.lens.key_text('app.run')} runs it")
         for lane in self.lanes.lanes:
             # A new lane, or one whose arm is another one's since, in either way.
             shown = lane.text is not None and lane.text.number == lane.number

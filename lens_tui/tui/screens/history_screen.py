@@ -218,7 +218,9 @@ class HistoryScreen(Dialog["RunText | SetText | None"]):
 
     def _fill(self) -> None:
         found = [*of_sets(self._sets, self._asked), *of_session(self._runs, self._asked), *self._kept]
-        self._rows.empty = "no run has these words" if self._asked else "nothing has run yet"
+        self._rows.empty = (
+            "no run has these words" if self._asked else f"nothing has run yet: {host(self).key_text('app.run')} runs"
+        )
         self._rows.styles.height = min(2 * max(1, len(found)), 18)
         self._rows.show(found)
 

@@ -185,6 +185,7 @@ class SteerScreen(LensScreen):
     def __init__(self) -> None:
         super().__init__()
         self.dose = DosePane()
+        self._words = ""
 
     def body(self) -> ComposeResult:
         """Bench, dose and direction."""
@@ -511,11 +512,23 @@ class SteerScreen(LensScreen):
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Go to the first row whose name has what is typed."""
-        words = event.value.casefold()
-        names = [row.vector.name.casefold() for row in self._rows.rows]
-        found = next((place for place, name in enumerate(names) if words and words in name), None)
-        if found is not None:
-            self._rows.cursor = found
+        self._words = event.value.casefold()
+        if found := self._found_rows():
+            self._rows.cursor = found[0]
+
+    def _found_rows(self) -> list[int]:
+        """The places of the rows whose names have what was typed last."""
+        names = (row.vector.name.casefold() for row in self._rows.rows)
+        return [place for place, name in enumerate(names) if self._words and self._words in name]
+
+    def action_match(self, step: int) -> None:
+        """The next row whose name has what was typed last, or the one before, going round."""
+        found, here = self._found_rows(), self._rows.cursor
+        if not found:
+            self.lens.say(f"No row is searched for: {self.lens.key_text('steer.row')} finds one by its name.")
+            return
+        after = [place for place in found if (place > here if step > 0 else place < here)] or found
+        self._rows.cursor = after[0] if step > 0 else after[-1]
 
     def on_input_submitted(self) -> None:
         """Stay at the row that was found."""
