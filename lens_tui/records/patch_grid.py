@@ -20,7 +20,6 @@ else:
 Direction = Literal["denoise", "noise"]
 """Which run is patched into: the corrupted one with clean activations (denoise), or the other way round (noise)."""
 By = Literal["layer", "position", "layer-position", "head", "head-position", "feature", "feature-position"]
-BYS: tuple[By, ...] = ("layer", "position", "layer-position", "head", "head-position", "feature", "feature-position")
 Method = Literal["exact", "attribution"]
 Text = str | Sequence[int]
 Span = tuple[int, int] | str
