@@ -340,7 +340,7 @@ def generate(
     ] = "",
     json: Annotated[bool, typer.Option("--json", help="A line of JSON for each prompt, in their order.")] = False,
 ) -> None:
-    """Write on from many prompts or conversations, plain or steered."""
+    """Write on from many prompts or conversations."""
     sampling = Sampling(max_tokens, temp, top_p, min_p, top_k, seed=seed, stop=tuple(stop or ()))
     given = _read_chats(chat, prompts) or read_prompts(prompts, text_key)
     with open_model(model) as lens, interruptible() as asked:

@@ -36,7 +36,7 @@ def config(
     explain: Annotated[bool, typer.Option("--explain", help="Print what every setting means and may be.")] = False,
     json: Json = False,
 ) -> None:
-    """Print the settings in force and the file they come from, or explain one of them."""
+    """Print the settings in force and their file, or explain one."""
     from lens_tui.records.settings import as_toml, changed, load_settings, manual
 
     file = paths.settings_file() if check is None else check.expanduser()

@@ -52,7 +52,7 @@ def patch(
     seed: Annotated[int, typer.Option(help="Of random patches and intervals.")] = 0,
     json: Json = False,
 ) -> None:
-    """Put activations of one prompt into another: what brings the answer back."""
+    """Patch activations of one prompt into another: what matters."""
     asked = _pairs(clean, corrupted, answer, wrong, pairs)
     options: dict[str, Any] = {"site": site, "by": by, "direction": direction, "seed": seed, "controls": controls}
     options["layers"] = read_layers(layers)
