@@ -1,4 +1,4 @@
-"""Make the pictures of the README from the real app, the real worker and the bundled model.
+"""Make the pictures of the pages from the real app, the real worker and the bundled model.
 
     python screenshots/make.py            # writes screenshots/*.svg
 
@@ -16,6 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from screenshots.jobs import JOBS, Job  # noqa: E402
+
 WIDE, NARROW = (120, 36), (80, 24)
 
 if TYPE_CHECKING:
@@ -46,26 +50,23 @@ async def press(pilot: Pilot[None], *keys: str) -> None:
     await idle(pilot)
 
 
-async def tour(pilot: Pilot[None], shoot: Shoot) -> None:
-    """The README's first five minutes."""
+def job_scene(job: Job) -> Scene:
+    """A job of the pages, done by its keys; what is typed comes in one go."""
+
+    async def scene(pilot: Pilot[None], shoot: Shoot) -> None:
+        await idle(pilot)
+        for part in job.parts:
+            await press(pilot, *part)
+        shoot(job.picture)
+
+    return scene
+
+
+async def help_page(pilot: Pilot[None], shoot: Shoot) -> None:
+    """The table of keys."""
     await idle(pilot)
-    await press(pilot, "r")
-    shoot("generate")
-    await press(pilot, "4", "right_square_bracket", "right_square_bracket")
-    await press(pilot, *["l"] * 3)
-    shoot("features")
-    await press(pilot, "s", "2")
-    shoot("steer")
-    await press(pilot, "k", "k", "v")
-    shoot("dose")
-    await press(pilot, "v")
-    await press(pilot, "5")
-    shoot("lens")
-    await press(pilot, "1")
-    shoot("load")
     await press(pilot, "question_mark")
     shoot("keys")
-    await press(pilot, "escape")
 
 
 async def small(pilot: Pilot[None], shoot: Shoot) -> None:
@@ -73,7 +74,8 @@ async def small(pilot: Pilot[None], shoot: Shoot) -> None:
     await idle(pilot)
     await press(pilot, "r")
     shoot("generate-80x24")
-    await press(pilot, "4", "l", "l", "l")
+    await press(pilot, "4")
+    await press(pilot, "l", "l", "l")
     shoot("features-80x24")
 
 
@@ -111,17 +113,20 @@ def main() -> None:
     """Make every picture."""
     from lens_tui.tui.themes import DEFAULT_THEME
 
+    scenes: list[tuple[Scene, tuple[int, int], str | None]] = [(help_page, WIDE, None), (small, NARROW, None)]
     others = sorted(path.stem for path in (HERE.parent / "themes").glob("*.toml") if path.stem != DEFAULT_THEME)
-    asyncio.run(play(tour, WIDE))
-    asyncio.run(play(small, NARROW))
-    for theme in others:
-        asyncio.run(play(themes_scene(theme), WIDE, theme))
+    scenes += [(themes_scene(theme), WIDE, theme) for theme in others]
+    for job in JOBS:
+        if job.picture:
+            scenes.append((job_scene(job), WIDE, None))
+    for scene, size, theme in scenes:
+        # Settings, history and the session of whoever runs this stay out of the pictures, and of each other's.
+        with tempfile.TemporaryDirectory() as home:
+            os.environ["LENS_TUI_HOME"] = home
+            asyncio.run(play(scene, size, theme))
 
 
 if __name__ == "__main__":
     os.environ.pop("NO_COLOR", None)
     os.environ["COLORTERM"] = "truecolor"
-    with tempfile.TemporaryDirectory() as home:
-        # Settings, history and the session of whoever runs this stay out of the pictures.
-        os.environ["LENS_TUI_HOME"] = home
-        main()
+    main()
