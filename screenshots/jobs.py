@@ -66,6 +66,12 @@ JOBS: tuple[Job, ...] = (
         "generate-set",
     ),
     Job("generate", "Judge the arms blind, twice, and see the tally", ("B", "1", "2", "v"), "generate-blind"),
+    Job(
+        "generate",
+        "Talk to the model, and see the prompt as it reads it",
+        ("C", "i", "ctrl+u", "'I need a train to Leeds.", "enter", "c"),
+        "generate-chat",
+    ),
     Job("features", "The top features of a token", ("4",)),
     Job(
         "features",
@@ -83,6 +89,8 @@ JOBS: tuple[Job, ...] = (
     Job("features", "Mark two features and keep them as a list", ("4", "space", "j", "space", "w", "'doors", "enter")),
     Job("features", "Write your label of a feature", ("4", "L", "'doors", "enter")),
     Job("lens", "What each layer would say", ("5",), "lens"),
+    Job("lens", "What each layer and part adds to the logit", ("5", "V"), "lens-adds"),
+    Job("lens", "Where the heads of a layer look", ("5", "V", "V"), "lens-heads"),
     Job("lens", "Follow a token through the layers, and steer by it there", ("5", "k", "enter", "s")),
     Job("history", "Make a run again, token for token", ("r", "H", "r")),
     Job("history", "Two runs side by side", ("r", "plus", "r", "H", "space", "j", "space"), "history-two"),

@@ -91,4 +91,4 @@ def test_a_label_of_another_tool_says_whose_it_is() -> None:
         assert (f"says {source}" in lines) is shown
     facts = replace(bare_facts(4), labels=(label_of(4, "boats", "bundled", 0.9, "detection"),))
     scored = page_lines(FeaturePage(1, "s", 4, facts, unit_vector("x")), 40, 0.0, "off")
-    assert scored[1].plain == "comes with the SAE · detection 0.90"
+    assert scored[1].plain == "bundled · detection 0.90"

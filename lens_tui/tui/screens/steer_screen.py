@@ -44,7 +44,7 @@ def bench_row(row: BenchRow, width: int) -> list[Content]:
     has_scale = mode_of(row.mode).amount != ""
     first = Content.assemble(
         ("■ " if row.enabled else "□ ", "$accent" if row.enabled else "$muted"),
-        (fit(row.vector.name, name_width), tone),
+        (fit(row.vector.name, name_width - 1) + " ", tone),
         (fit(manner, manner_width), "$muted"),
         (fit(f"arm {row.arm}", 7), tone or "$muted"),
         (fit(f"L{row.layer}", 5), tone),

@@ -188,7 +188,7 @@ def page_lines(page: FeaturePage, width: int, here: float, mode: ShadeMode, sect
 def _says(label: Label) -> str:
     """Who says so, and how well it did."""
     score = "" if label.score is None else f" · {one_line(label.scorer, 60) or 'score'} {label.score:.2f}"
-    whose = "comes with the SAE" if label.source == demo.LABEL_SOURCE else f"says {one_line(label.source, 60)}"
+    whose = "bundled" if label.source == demo.LABEL_SOURCE else f"says {one_line(label.source, 60)}"
     return f"{whose}{score}"
 
 

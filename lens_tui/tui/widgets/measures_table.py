@@ -20,7 +20,7 @@ NAME = 24
 class MeasuresTable(Widget):
     """What the lanes say, in columns: of each arm that has ended."""
 
-    DEFAULT_CSS = "MeasuresTable { height: auto; padding: 0 1; }"
+    DEFAULT_CSS = "MeasuresTable { height: auto; padding: 0 1; margin-top: 1; }"
 
     run: reactive[RunText | None] = reactive["RunText | None"](None, layout=True)
 
