@@ -1,6 +1,7 @@
 """Make the pictures of the pages from the real app, the real worker and the bundled model.
 
-    python screenshots/make.py            # writes screenshots/*.svg
+    python screenshots/make.py                    # writes screenshots/*.svg
+    python screenshots/make.py lens history-two   # only those of these jobs
 
 A picture is taken when the worker is idle, so that two runs on one machine give the same text.
 """
@@ -11,7 +12,7 @@ import asyncio
 import os
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,15 +110,17 @@ async def play(scene: Scene, size: tuple[int, int], theme: str | None = None) ->
         worker.close(10.0)
 
 
-def main() -> None:
-    """Make every picture."""
+def main(wanted: Sequence[str]) -> None:
+    """Make every picture, or those of the jobs that are named."""
     from lens_tui.tui.themes import DEFAULT_THEME
 
     scenes: list[tuple[Scene, tuple[int, int], str | None]] = [(help_page, WIDE, None), (small, NARROW, None)]
     others = sorted(path.stem for path in (HERE.parent / "themes").glob("*.toml") if path.stem != DEFAULT_THEME)
     scenes += [(themes_scene(theme), WIDE, theme) for theme in others]
+    if wanted:
+        scenes.clear()
     for job in JOBS:
-        if job.picture:
+        if job.picture in wanted or (job.picture and not wanted):
             scenes.append((job_scene(job), WIDE, None))
     for scene, size, theme in scenes:
         # Settings, history and the session of whoever runs this stay out of the pictures, and of each other's.
@@ -129,4 +132,4 @@ def main() -> None:
 if __name__ == "__main__":
     os.environ.pop("NO_COLOR", None)
     os.environ["COLORTERM"] = "truecolor"
-    main()
+    main(sys.argv[1:])

@@ -53,8 +53,9 @@ SESSION = (
     Step("mlx-lens-tui --demo", "--demo", 1.2, "", "a clone, one install, nothing to download", 8),
     Step("\r", "dialogue", 1.6, "", "the bundled model, with two arms ready: a feature and a vector", 3),
     Step("r", "tok/s", 5.0, "r", "three lanes in lock step: the baseline and two steered arms", 16),
-    Step("+++", "+25.0", 1.6, "+ + +", "a stronger push on cookery", 3),
-    Step("r", "tok/s", 3.0, "r", "the same seed again", 10),
+    Step(
+        "+++", "tok/s", 4.5, "+ + +", "a stronger push on cookery: the arms are written again, from the same seed", 14
+    ),
     Step("4", "Top features", 1.5, "4", "which features are active on each token", 1),
     Step("]]", "density", 1.4, "] ]", "of the text that an arm wrote", 2),
     Step("hhh", "density", 1.5, "h h h", "token by token", 3),

@@ -20,7 +20,7 @@ NAME = 24
 class MeasuresTable(Widget):
     """What the lanes say, in columns: of each arm that has ended."""
 
-    DEFAULT_CSS = "MeasuresTable { height: auto; padding: 0 1; margin-top: 1; }"
+    DEFAULT_CSS = "MeasuresTable { height: auto; padding: 0 1; }"
 
     run: reactive[RunText | None] = reactive["RunText | None"](None, layout=True)
 
@@ -32,8 +32,8 @@ class MeasuresTable(Widget):
             self.refresh()
 
     def get_content_height(self, container: object, viewport: object, width: int) -> int:
-        """A line of heads, and one an arm."""
-        return 0 if self.run is None else 1 + len(self.run.arms)
+        """An empty line, one of heads, and one an arm."""
+        return 0 if self.run is None else 2 + len(self.run.arms)
 
     def render(self) -> RenderResult:
         """The heads and the rows."""
@@ -49,7 +49,7 @@ class MeasuresTable(Widget):
             )
             for arm in self.run.arms
         ]
-        return Content("\n").join([Content.styled(head, "$muted"), *rows])
+        return Content("\n").join([Content(""), Content.styled(head, "$muted"), *rows])
 
 
 def cells(arm: ArmText) -> tuple[str, ...]:
