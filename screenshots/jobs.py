@@ -91,7 +91,7 @@ JOBS: tuple[Job, ...] = (
     Job("lens", "What each layer would say", ("5",), "lens"),
     Job("lens", "What each layer and part adds to the logit", ("5", "V"), "lens-adds"),
     Job("lens", "Where the heads of a layer look", ("5", "V", "V"), "lens-heads"),
-    Job("lens", "Follow a token through the layers, and steer by it there", ("5", "k", "enter", "s")),
+    Job("lens", "Follow a token through the layers, and steer by it there", ("5", "j", "enter", "s")),
     Job("history", "Make a run again, token for token", ("r", "H", "r")),
     Job("history", "Two runs side by side", ("r", "plus", "H", "space", "j", "space"), "history-two"),
     Job("history", "See the runs", ("r", "plus", "H"), "history"),
