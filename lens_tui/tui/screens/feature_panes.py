@@ -376,7 +376,10 @@ class FeaturePane(Pane):
     # -- what can be done with it
 
     def send(self, feature: int | None) -> None:
-        """Put a feature's direction on the bench, as a new arm at twice the largest activation in this text."""
+        """Put a feature's direction on the bench, as a new arm.
+
+        Its scale is twice the largest activation in this text, and at least the largest that is known.
+        """
         lens = self.lens
         sae, here = self.session.sae_in_use, self._here[1] if self._here[0] == feature else 0.0
         if feature is None or sae is None:
@@ -393,7 +396,7 @@ class FeaturePane(Pane):
                 vector = replace(vector, max_activation=here)
             row = lens.store.add_steer(
                 vector,
-                scale=2 * here if here > 0 else None,
+                scale=max(2 * here, event.vector.max_activation or 0.0) or None,
                 residual_norm=event.residual_norm,
                 promoted=event.promoted,
                 suppressed=event.suppressed,
