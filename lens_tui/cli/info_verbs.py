@@ -80,4 +80,4 @@ def _lines(name: str, value: Any) -> list[str]:
         return [name, *(f"  {key:<{width}}  {item}" for key, item in value.items())]
     if isinstance(value, list):
         return [name, *(f"  {item}" for item in value)] if value else [f"{name}  (none)"]
-    return [f"{name:<18}{value}"]
+    return [f"{name:<18}{value if value or name != 'weights' else 'as in the files'}"]

@@ -208,7 +208,7 @@ async def test_mode_and_positions_in_the_form_the_copy_and_the_session_file() ->
         await pilot.press("e", "tab", "right", "tab", "left", "enter")
         await settle(pilot)
         row = rows(app)[0]
-        assert (row.mode, row.positions) == ("norm_match", Positions("not_bos"))
+        assert (row.mode, row.positions) == ("norm_match", Positions("role", role="template"))
         await pilot.press("c")
         assert (rows(app)[-1].mode, rows(app)[-1].positions) == (row.mode, row.positions)
         await settle(pilot)
