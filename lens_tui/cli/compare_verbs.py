@@ -271,6 +271,10 @@ def _figures_in_words(arm: dict[str, Any]) -> list[str]:
     return [logprob, both, f"mean KL to plain {figure(arm['mean_kl'], 3)} nat"]
 
 
+BEYOND_REASON = 10.0
+"""A dose, as a share of the residual's length, that nobody means: the app asks back above it."""
+
+
 def _print(result: dict[str, Any], tokens: Sequence[Sequence[Token]]) -> None:
     """Each arm's figures and text; in a terminal the tokens of a steered arm are shaded by their KL, bars beside it."""
     for arm, came in zip(result["arms"], tokens, strict=True):
@@ -289,6 +293,9 @@ def _print(result: dict[str, Any], tokens: Sequence[Sequence[Token]]) -> None:
     if any(arm["interventions"] for arm in result["arms"]):
         key = f"  {kl_key()}" if in_terminal() else ""
         note(f"KL: D(steered ‖ plain) of the next token, both on the text of the arm; the tokens' numbers: --json{key}")
+    for arm in result["arms"]:
+        if (arm["dose"] or 0.0) > BEYOND_REASON:
+            note(f"{arm['name']} moves the residual by {arm['dose']:.3g} times its own length: is its scale meant?")
     note(f"model {result['model']}, seed {result['sampling']['seed']}, temp {result['sampling']['temp']:g}")
 
 

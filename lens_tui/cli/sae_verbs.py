@@ -28,7 +28,10 @@ Text = Annotated[Path, typer.Argument(help="A .txt or .jsonl file, a folder of t
 Context = Annotated[int, typer.Option(min=8, help="Window length in tokens.")]
 Rows = Annotated[int, typer.Option(min=1, help="Windows per forward pass; more is faster on a GPU.")]
 MaxTokens = Annotated[
-    int, typer.Option(min=0, help="Read at most this many tokens of the text (0: all that is needed).")
+    int,
+    typer.Option(
+        min=0, help="Take no more documents of the text once there are this many tokens (0: all that is needed)."
+    ),
 ]
 IndexFolder = Annotated[
     Path | None, typer.Option("--out", "-o", help="The folder of indexes (default: where the app looks).")

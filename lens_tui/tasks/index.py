@@ -51,7 +51,7 @@ def index_text(
         settings: what is kept; ``IndexSettings(full=True)`` keeps every activation.
         context: tokens in a window.
         rows: windows in a forward pass.
-        max_tokens: read at most this many tokens of the text.
+        max_tokens: draw whole documents at random until there are as many tokens.
         text_key: in JSONL, the key that holds the text.
         conventions: the token tables to make.
         model_name: what the index calls the model; by default its id or folder.
