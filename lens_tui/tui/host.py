@@ -11,11 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
+from weakref import WeakKeyDictionary
 
+from textual import events
 from textual.app import App
 from textual.dom import DOMNode
 from textual.message import Message
+from textual.screen import Screen
 from textual.theme import Theme
+from textual.widget import Widget
 
 from lens_tui.records.info import Dequantize
 from lens_tui.records.sanitise import one_line
@@ -266,6 +270,11 @@ class Choices(Protocol):
         """Show a choice without keeping it."""
 
 
+def focus_now(widget: Widget) -> None:
+    """Give a widget the focus at once. Textual's ``focus()`` does it behind the keys that have come already."""
+    widget.screen.set_focus(widget)
+
+
 class LensHost(App[None]):
     """The app as its screens, panes and widgets see it: what they may read, and what :class:`LensApp` does for them."""
 
@@ -283,6 +292,27 @@ class LensHost(App[None]):
     dequantize: Dequantize
     clock: Callable[[], float]
     wall: Callable[[], float]
+
+    def __init__(self) -> None:
+        self._sent_to: WeakKeyDictionary[events.Key, Widget | Screen[Any]] = WeakKeyDictionary()
+        super().__init__()
+
+    async def on_event(self, event: events.Event) -> None:
+        """Note whom a key goes to: by the time that it comes back unused, another widget may have the focus."""
+        if isinstance(event, events.Key) and not event.is_forwarded:
+            self._sent_to[event] = self.focused or self.screen
+        await super().on_event(event)
+
+    async def _on_key(self, event: events.Key) -> None:
+        """A key that came in one burst with the key that opened a field is for that field, and no command."""
+        sent, now = self._sent_to.pop(event, None), self.focused or self.screen
+        if sent is None or sent is now:
+            return  # Textual's own handler looks for a binding
+        event.prevent_default()
+        again = events.Key(event.key, event.character)
+        if not await self._check_bindings(again.key, priority=True):
+            self._sent_to[again] = now
+            now._forward_event(again)
 
     def submit(self, job: Job, slot: str, handler: Handler) -> int:
         """Ask the worker for something; ``handler`` gets its events. A slot holds one job: a new one stops the old."""

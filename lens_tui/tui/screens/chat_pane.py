@@ -15,7 +15,7 @@ from textual.widgets import Label
 from lens_tui.records.chat import Turn
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.chat_text import LABEL, Spans, answered, as_read, rewritten_at, system_of, transcript, with_system
-from lens_tui.tui.host import LensHost, host
+from lens_tui.tui.host import LensHost, focus_now, host
 from lens_tui.tui.session import ArmText, RunText, Session
 from lens_tui.worker.events import Event, JobFailed, PromptRead
 from lens_tui.worker.jobs import ReadPrompt
@@ -247,7 +247,7 @@ class ChatPane(Vertical):
     def focus_area(self) -> None:
         """Write the prompt."""
         if self.area is not None:
-            self.area.focus()
+            focus_now(self.area)
 
     def check_start(self, run: RunText) -> None:
         """A run has begun: say so if its template shows the model earlier turns otherwise than they were."""

@@ -11,6 +11,7 @@ from textual.widgets import Input
 
 from lens_tui.records.features import DENSE, ContrastedFeature
 from lens_tui.tui.format import fit
+from lens_tui.tui.host import focus_now
 from lens_tui.tui.reading_text import features_at
 from lens_tui.tui.widgets import lane
 from lens_tui.tui.widgets.entry import Entry
@@ -212,7 +213,7 @@ class ListPane(Pane):
         """Have words typed, or a feature's number."""
         self.find.remove_class("-closed")
         self.find.value = ""
-        self.find.focus()
+        focus_now(self.find)
 
     def _close_find(self) -> None:
         self.find.add_class("-closed")

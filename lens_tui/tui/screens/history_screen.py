@@ -17,7 +17,7 @@ from lens_tui.records import ALL, LensError, Token
 from lens_tui.records.interventions import BenchRow, amount_of
 from lens_tui.records.sanitise import one_line, sanitise_token
 from lens_tui.tui.format import ago, fit
-from lens_tui.tui.host import host
+from lens_tui.tui.host import focus_now, host
 from lens_tui.tui.screens.form import Dialog
 from lens_tui.tui.session import ArmText, RunText
 from lens_tui.tui.set_text import SetText
@@ -250,7 +250,7 @@ class HistoryScreen(Dialog["RunText | SetText | None"]):
         """Type words that a run must hold."""
         entry = self.query_one(Input)
         entry.add_class("-open")
-        entry.focus()
+        focus_now(entry)
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Filter while it is typed."""

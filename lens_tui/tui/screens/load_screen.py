@@ -15,7 +15,7 @@ from textual.widgets import Input, Static
 from lens_tui.records import LensError
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.format import ago, bar, count, fit, fit_end, fit_left, size
-from lens_tui.tui.host import BUSY, Activity, LensHost
+from lens_tui.tui.host import BUSY, Activity, LensHost, focus_now
 from lens_tui.tui.session import Session
 from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.frame import Divider, LensScreen, Pane
@@ -475,7 +475,7 @@ class LoadScreen(LensScreen):
         entry = self.query_one("#entry", Input)
         entry.placeholder, entry.value = hint, value
         entry.add_class("-open")
-        entry.focus()
+        focus_now(entry)
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """The filter works while it is typed."""

@@ -20,6 +20,7 @@ from lens_tui.records.sanitise import one_line
 from lens_tui.tui.bench_text import amount, mode_and_positions, relative, too_strong
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.format import bar, fit, fit_left, nice_limit, scale_bar
+from lens_tui.tui.host import focus_now
 from lens_tui.tui.session import MAX_ARMS, Session
 from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.frame import Divider, LensScreen, Pane
@@ -508,7 +509,7 @@ class SteerScreen(LensScreen):
         find = self.query_one("#find", Entry)
         find.value = ""
         find.add_class("-open")
-        find.focus()
+        focus_now(find)
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Go to the first row whose name has what is typed."""

@@ -1,0 +1,34 @@
+"""A key that opens a field and what is typed into it, in one burst: nothing of it is taken for commands."""
+
+from __future__ import annotations
+
+import pytest
+from textual.widgets import TextArea
+
+from tests.apps import lens_app, settle
+
+
+@pytest.mark.parametrize("words", ["hello", "rxad", "1245"])
+async def test_what_follows_the_key_that_opens_the_prompt_is_the_prompt(words: str) -> None:
+    app = lens_app(model="demo", screen="generate")
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        before = app.store.session.prompt
+        for key in ["i", *words]:
+            app.simulate_key(key)
+        await settle(pilot)
+        area = app.screen.query_one(TextArea)
+        assert area.text == before + words
+        assert app.focused is area
+
+
+async def test_what_follows_a_search_key_is_searched() -> None:
+    app = lens_app(model="demo", screen="steer")
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settle(pilot)
+        before = app.store.session.arms()
+        for key in ["slash", "a", "d", "d"]:
+            app.simulate_key(key)
+        await settle(pilot)
+        assert app.store.session.arms() == before
+        assert getattr(app.focused, "value", "") == "add"
