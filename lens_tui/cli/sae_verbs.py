@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lens_tui.records.errors import LensError
-from lens_tui.records.training import read_layers
 from lens_tui.tui.format import count, duration, figure
 
 from .output import Meter, interruptible, note, print_json, say, sentences
@@ -72,13 +71,13 @@ def train_sae(
 
     ctrl+c saves a checkpoint, and the same command continues from it.
     """
+    from lens_tui.records.training import read_layers
     from lens_tui.tasks.text_source import text_source
     from lens_tui.tasks.train import MLP, small_run, trained_folder
     from lens_tui.tasks.train import train_sae as train
 
-    text = text_source(text)
     with open_model(model) as lens, interruptible() as asked, Meter() as meter:
-        where = read_layers(layer, lens.n_layers)
+        text, where = text_source(text), read_layers(layer, lens.n_layers)
         read = MLP[0] if kind == "transcoder" else site
         width = width or 16 * lens.registry.sites.point(where[0], read).width
         config = small_run(

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from textual import constants
 from textual.widgets import Input
 
 from lens_tui.records import paths
@@ -174,7 +175,7 @@ async def test_with_reduced_motion_nothing_slides_or_blinks() -> None:
             await pilot.press("slash")
             await settle(pilot)
             assert app.query_one("#entry", Input).cursor_blink is not reduced
-            assert (app.animation_level == "none") is reduced
+            assert app.animation_level == ("none" if reduced else constants.TEXTUAL_ANIMATIONS)
 
 
 def test_reduced_motion_is_a_setting_and_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from textual.widgets import Input
 
 from lens_tui.records.sanitise import sanitise_token, signs
 from lens_tui.tasks.run_export import as_data
-from lens_tui.tui.screens import generate_screen
+from lens_tui.tui.screens import chat_pane
 from lens_tui.tui.screens.form import Field, FormScreen
 from lens_tui.tui.screens.steer_forms import texts
 from lens_tui.tui.session import RunText
@@ -81,7 +81,7 @@ async def test_a_pasted_prompt_reaches_the_model_as_it_was() -> None:
 
 
 async def test_a_prompt_that_is_being_written_outlives_what_else_changes_and_is_kept(monkeypatch: Any) -> None:
-    monkeypatch.setattr(generate_screen, "KEEP_SECONDS", 0.02)
+    monkeypatch.setattr(chat_pane, "KEEP_SECONDS", 0.02)
     async with opened("generate") as (app, pilot):
         await pilot.press("i", "x", "y")
         app.store.update(written=())  # as the end of a run does
