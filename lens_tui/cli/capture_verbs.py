@@ -11,7 +11,7 @@ import typer
 from lens_tui.records.arm_syntax import parse_arm
 from lens_tui.tui.format import count
 
-from .lens_verbs import read_layers
+from .lens_verbs import whole_numbers
 from .output import Meter, interruptible, note, print_json, say, sentences
 from .sae_verbs import Context, MaxTokens, Rows, Text
 from .sources import Json, Model, SAEName, TextKey, Vectors, open_model
@@ -47,7 +47,7 @@ def capture(
     """
     from lens_tui.tasks.capture import capture_texts
 
-    wanted, spec = read_layers(layers), parse_arm(arm) if arm else None
+    wanted, spec = whole_numbers(layers), parse_arm(arm) if arm else None
     with open_model(model) as lens, interruptible() as asked, Meter() as meter:
         steering = Vectors(lens, sae, model).arm(spec).interventions if spec else ()
         at = lens.registry.decoder.indices(range(lens.n_layers) if wanted is None else wanted)

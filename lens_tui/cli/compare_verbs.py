@@ -16,6 +16,7 @@ from lens_tui.records import Arm, ArmEnd, Intervention, LensError, SAEInfo, Samp
 from lens_tui.records.arm_syntax import ArmSpec, parse_arm
 from lens_tui.records.chat import Turn, as_prompt, last_words, parse_chats, read_chats
 from lens_tui.records.interventions import acting_words
+from lens_tui.records.measures import MOST_LENGTHS
 from lens_tui.records.prompt_set import parse_prompts
 from lens_tui.records.run_record import figures, first_difference, kl_level, perplexity_of
 from lens_tui.records.sanitise import one_line
@@ -271,10 +272,6 @@ def _figures_in_words(arm: dict[str, Any]) -> list[str]:
     return [logprob, both, f"mean KL to plain {figure(arm['mean_kl'], 3)} nat"]
 
 
-BEYOND_REASON = 10.0
-"""A dose, as a share of the residual's length, that nobody means: the app asks back above it."""
-
-
 def _print(result: dict[str, Any], tokens: Sequence[Sequence[Token]]) -> None:
     """Each arm's figures and text; in a terminal the tokens of a steered arm are shaded by their KL, bars beside it."""
     for arm, came in zip(result["arms"], tokens, strict=True):
@@ -294,7 +291,7 @@ def _print(result: dict[str, Any], tokens: Sequence[Sequence[Token]]) -> None:
         key = f"  {kl_key()}" if in_terminal() else ""
         note(f"KL: D(steered ‖ plain) of the next token, both on the text of the arm; the tokens' numbers: --json{key}")
     for arm in result["arms"]:
-        if (arm["dose"] or 0.0) > BEYOND_REASON:
+        if (arm["dose"] or 0.0) > MOST_LENGTHS:
             note(f"{arm['name']} moves the residual by {arm['dose']:.3g} times its own length: is its scale meant?")
     note(f"model {result['model']}, seed {result['sampling']['seed']}, temp {result['sampling']['temp']:g}")
 

@@ -61,7 +61,7 @@ def lens(
     from lens_tui.tasks.layer_patterns import patterns
 
     words = read_text(text)
-    wanted = read_layers(layers)
+    wanted = whole_numbers(layers)
     spec = parse_arm(arm) if arm else None
     with open_model(model) as opened:
         steering = Vectors(opened, sae, model).arm(spec).interventions if spec else ()
@@ -168,7 +168,7 @@ def _token(texts: dict[int, str], token: Any) -> dict[str, Any]:
     return {"id": int(token), "text": texts[int(token)]}
 
 
-def read_layers(text: str) -> list[int] | None:
+def whole_numbers(text: str) -> list[int] | None:
     """Layers written as ``0,4,-1``; nothing means all."""
     if not text.strip():
         return None

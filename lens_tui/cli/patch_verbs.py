@@ -16,7 +16,7 @@ from lens_tui.records.read_files import parse_json, read_lines
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.format import share_level, signed
 
-from .lens_verbs import read_layers, read_target
+from .lens_verbs import read_target, whole_numbers
 from .output import Meter, note, print_json, say, say_shaded, sentences
 from .sources import Json, Model, SAEName, open_model, open_sae, read_text
 
@@ -55,10 +55,10 @@ def patch(
     """Patch activations of one prompt into another: what matters."""
     asked = _pairs(clean, corrupted, answer, wrong, pairs)
     options: dict[str, Any] = {"site": site, "by": by, "direction": direction, "seed": seed, "controls": controls}
-    options["layers"] = read_layers(layers)
+    options["layers"] = whole_numbers(layers)
     with open_model(model) as lens:
         if by.startswith("feature"):
-            options |= {"sae": open_sae(sae, model), "features": read_layers(features)}
+            options |= {"sae": open_sae(sae, model), "features": whole_numbers(features)}
         grid, check = patched(lens, asked, metric, method, options)
     print_json(grid_record(grid, check)) if json else _print_grid(grid, check)
 

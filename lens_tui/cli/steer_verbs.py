@@ -14,6 +14,7 @@ from lens_tui.records.arm_syntax import ArmSpec, parse_arm
 from lens_tui.records.info import in_residual
 from lens_tui.records.interventions import amount_of, positions_text
 from lens_tui.records.measures import DEFINITIONS, MULTIPLES, OWN_KL, QUANTITIES, DoseResponse, ScaleSearch
+from lens_tui.records.run_record import mean
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.format import figure
 
@@ -152,9 +153,9 @@ def _print_dose(result: dict[str, Any]) -> None:
             figure(point["scale"], 2),
             figure(loss["delta"], 3),
             f"[{loss['low']:+.3f} {loss['high']:+.3f}]",
-            figure(_mean(point["random_delta"]), 3),
+            figure(mean(point["random_delta"]), 3),
             figure(point["kl"], 3),
-            figure(_mean(point["random_kl"]), 3),
+            figure(mean(point["random_kl"]), 3),
             figure(point["kl_own"], 3),
             figure(point["ppl_unsteered"], 1),
             figure(point["degeneration"]["distinct_2"], 2),
@@ -170,10 +171,6 @@ def _print_dose(result: dict[str, Any]) -> None:
     note(f"{OWN_KL} KL: the other way round, on the plain text.")
     note(f"plain: ppl {base['ppl']:.1f}, distinct-2 {figure(base['degeneration']['distinct_2'], 2)}")
     note(f"{result['model']}, {'; '.join(result['steering'])}; definitions: docs/steering.md")
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 @verbs.command()

@@ -10,7 +10,7 @@ from sqlite3 import Connection, Row
 from .errors import LensError
 from .labels import MAX_FEATURE
 from .sanitise import one_line
-from .store import Family, Store
+from .store import Family, Store, storable
 
 MAX_NAME = 80
 MAX_FEATURES = 100_000
@@ -127,7 +127,7 @@ def _end(connection: Connection, sae: str, name: str) -> None:
 
 def _name(name: str) -> str:
     """A name as it is kept: in one line and safe to show, so that what is shown finds it again."""
-    clean = one_line(name.encode("utf-8", "replace").decode("utf-8"), MAX_NAME + 1).strip()
+    clean = one_line(storable(name), MAX_NAME + 1).strip()
     if not clean:
         raise LensError("A list needs a name.", "Give it a word.")
     if len(clean) > MAX_NAME:

@@ -14,7 +14,7 @@ from sqlite3 import Connection, Row
 
 from .errors import LensError
 from .sanitise import sanitise
-from .store import Family, Store, fts_query
+from .store import Family, Store, fts_query, storable
 
 MINE = "mine"
 ANOTHERS = "mlx-lens-tui"
@@ -114,7 +114,7 @@ class Labels:
 
         Raises :class:`LensError` for a negative feature and for text of more than 20,000 characters.
         """
-        text = _storable(text.strip())
+        text = storable(text.strip())
         _check(feature, text)
         now = _now()
         with self.store.write() as connection:
@@ -184,14 +184,14 @@ class Labels:
                 seen += 1
                 if label.source == MINE:
                     mine = connection.execute(_MY_TEXT, (sae, label.feature)).fetchone()
-                    if mine is not None and mine["text"] == _storable(label.text):
+                    if mine is not None and mine["text"] == storable(label.text):
                         continue
                     label = replace(label, source=MINE if mine is None else ANOTHERS)
                 if _insert(connection, _values(sae, label, origin, now)):
                     added += 1
                 elif label.score is not None:
-                    names = [_storable(text) for text in (label.source, label.method, label.explainer, label.text)]
-                    score = (label.score, _storable(label.scorer))
+                    names = [storable(text) for text in (label.source, label.method, label.explainer, label.text)]
+                    score = (label.score, storable(label.scorer))
                     changed += connection.execute(_RESCORE, (*score, sae, label.feature, *names, *score)).rowcount
         return ImportResult(added, seen - added, changed)
 
@@ -263,9 +263,9 @@ def _forget_words(connection: Connection, where: str, values: tuple[object, ...]
 
 def _values(sae: str, label: NewLabel, origin: str, now: str) -> tuple[object, ...]:
     texts = (label.text, label.source, label.author, label.method, label.explainer)
-    safe = [_storable(text) for text in texts]
-    last = (_storable(label.scorer), _storable(label.external_id), _storable(origin), now)
-    return (_storable(sae), label.feature, *safe, label.score, *last)
+    safe = [storable(text) for text in texts]
+    last = (storable(label.scorer), storable(label.external_id), storable(origin), now)
+    return (storable(sae), label.feature, *safe, label.score, *last)
 
 
 def _label(row: Row, raw: bool = False) -> Label:
@@ -280,11 +280,6 @@ def _check(feature: int, text: str) -> None:
         raise LensError(f"There is no feature {feature}.", f"Feature numbers lie in 0..{MAX_FEATURE}.")
     if len(text) > MAX_TEXT:
         raise LensError(f"The label of feature {feature} has {len(text)} characters.", f"At most {MAX_TEXT} are kept.")
-
-
-def _storable(text: str) -> str:
-    """SQLite stores UTF-8; a lone surrogate from a JSON escape is not."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _now() -> str:

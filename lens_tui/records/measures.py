@@ -206,6 +206,10 @@ class ScaleSearch:
     notes: tuple[str, ...] = field(default=())
 
 
+MOST_LENGTHS = 10.0
+"""A push of more than so many times the residual's length is asked back: far less makes noise of a text."""
+
+
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 

@@ -21,7 +21,7 @@ from .disk import is_owner_alive, own_birth
 from .interventions import Arm
 from .run import Candidate, Sampling, Token
 from .run_record import ArmRecord, MadeWith, RunRecord, State
-from .store import Family, Store, fts_query
+from .store import Family, Store, fts_query, storable
 
 RUNS = Family(
     "runs",
@@ -117,7 +117,7 @@ class RunStore:
     ) -> int:
         """Write down a run that begins; returns its id."""
         owner, settings, ids = (os.getpid(), own_birth()), _dump(sampling), _dump(list(prompt_ids))
-        named = ("running", _storable(model), _storable(prompt), raw)
+        named = ("running", storable(model), storable(prompt), raw)
         values = (time.time(), *owner, *named, settings, ids, _dump(made or MadeWith()), _dump(list(turns)))
         with self.store.write() as connection:
             cursor = connection.execute(
@@ -136,7 +136,7 @@ class RunStore:
         """Add tokens to a run, in one transaction."""
         rows = [
             (
-                *(run, t.arm, t.index, t.token_id, _storable(t.token), _storable(t.text), t.logprob, t.kl),
+                *(run, t.arm, t.index, t.token_id, storable(t.token), storable(t.text), t.logprob, t.kl),
                 _dump(t.top),
                 _dump(t.scales),
                 t.reverse_kl,
@@ -260,9 +260,4 @@ def _token(row: Any) -> Token:
 
 
 def _dump(value: Any) -> str:
-    return _storable(json.dumps(to_json(value), ensure_ascii=False, separators=(",", ":")))
-
-
-def _storable(text: str) -> str:
-    # SQLite takes UTF-8; a lone surrogate has none.
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return storable(json.dumps(to_json(value), ensure_ascii=False, separators=(",", ":")))

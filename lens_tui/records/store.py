@@ -185,13 +185,18 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8", "replace")
 
 
+def storable(text: str) -> str:
+    """A text as SQLite takes it: in UTF-8, which a lone surrogate (from a JSON escape, say) is not."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def fts_query(words: str) -> str:
     """What someone typed as an FTS5 query: every word must occur, the last may be the beginning of one.
 
     Quotes and operators lose their meaning, so nothing typed is a syntax error.
     Empty if there is nothing to look for.
     """
-    words = words.replace("\0", " ").encode("utf-8", "replace").decode("utf-8")
+    words = storable(words.replace("\0", " "))
     quoted = ['"' + word.replace('"', '""') + '"' for word in words.split() if any(map(str.isalnum, word))]
     return " ".join(quoted) + "*" if quoted else ""
 

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from textual.content import Content
 
 from lens_tui.records.interventions import BenchRow, mode_of, positions_text
-from lens_tui.records.measures import DEFINITIONS, QUANTITIES, Curve, DosePoint, DoseResponse, ScaleSearch
+from lens_tui.records.measures import DEFINITIONS, MOST_LENGTHS, QUANTITIES, Curve, DosePoint, DoseResponse, ScaleSearch
+from lens_tui.records.run_record import mean
 from lens_tui.records.sanitise import one_line
 from lens_tui.worker.events import DoseMeasured, Event, JobDone, JobFailed, ScaleFound, ScalesTried
 
@@ -82,10 +83,6 @@ def relative(row: BenchRow, scale: float | None = None) -> str:
     return " ".join(parts)
 
 
-MOST_LENGTHS = 10.0
-"""A push of more than so many times the residual's length is asked back: far less makes noise of a text."""
-
-
 def too_strong(row: BenchRow) -> str:
     """What is to be thought of before a row gets a scale beyond reason; nothing of any other.
 
@@ -155,9 +152,9 @@ class DoseView:
         kl = [None if p is None else p.on_baseline.mean_forward for p in points]
         found = [
             _series("delta_loss", loss, curves, 3),
-            _control(loss, [_mean(p.random_delta) if p else None for p in points], 3),
+            _control(loss, [mean(p.random_delta) if p else None for p in points], 3),
             _series("kl", kl, curves, 2),
-            _control(kl, [_mean(p.random_kl) if p else None for p in points], 2),
+            _control(kl, [mean(p.random_kl) if p else None for p in points], 2),
             _series("ppl_unsteered", [None if p is None else p.ppl_unsteered for p in points], curves, 1),
             _series("distinct_2", [None if p is None else p.degeneration.distinct_2 for p in points], curves, 2, 1.0),
         ]
@@ -252,10 +249,6 @@ def _control(effect: Sequence[float | None], values: Sequence[float | None], pla
 
 def _top(values: Sequence[float | None]) -> float:
     return max((value for value in values if value is not None and value - value == 0), default=0.0)
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 Part = str | tuple[str, str]

@@ -400,8 +400,8 @@ class Decoder:
 HEAD_COUNTS = ("n_heads", "q_num_heads", "num_heads", "num_attention_heads", "n_head", "n_q_heads")
 """What attentions call the number of their query heads."""
 _SMALL = 1 << 30
-_PLACES = 2**31 - 1
 """Bytes of scores for which nobody asks how much memory is free."""
+_PLACES = 2**31 - 1
 
 
 def heads_of(attention: Any) -> int:

@@ -153,11 +153,6 @@ def float32_bytes(model: Module) -> int:
     return total
 
 
-def model_bytes(model: Module) -> int:
-    """What the weights take as they are."""
-    return sum(array.nbytes for array in _weights(model))
-
-
 def _is_quantized(module: Any) -> bool:
     return isinstance(getattr(module, "bits", None), int) and "scales" in module
 

@@ -17,7 +17,7 @@ from mlx.nn.layers.base import Module
 
 from lens_tui.records import FloatArray, LensError, NotFinite
 
-from ..architecture.find import HEAD_COUNTS
+from ..architecture.find import heads_of
 from ..architecture.taps import Tap, install, uninstall
 from ..forward import Core, run_through
 from ..hooks.program import Hook, HookContext, Key
@@ -85,7 +85,7 @@ def heads_at(lens: Core, layer: int) -> int:
     sites = lens.registry.sites
     attention = sites.point(layer, "attn_out").module
     width = sites.point(layer, "attn_z").width
-    count = next((n for name in HEAD_COUNTS if isinstance(n := getattr(attention, name, None), int) and n > 0), 0)
+    count = heads_of(attention)
     if not count or width % count:
         raise LensError(f"The attention of layer {layer} does not say how many heads it has, so none can be patched.")
     return count

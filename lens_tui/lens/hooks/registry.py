@@ -246,7 +246,9 @@ class Registry:
 
     def _need(self, keys: Iterable[Key]) -> None:
         """Install proxies for sites; every site is found before the first is installed."""
-        keys = [key for key in keys if self.sites.point(*key)]
+        keys = tuple(keys)
+        for key in keys:
+            self.sites.point(*key)
         with self._lock:
             if keys and not self._needs:
                 for owner in self.decoder.owners:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from lens_tui.records import FloatArray, Intervention, LensError
 from lens_tui.records.measures import AttentionPattern
 
-from ..architecture.find import HEAD_COUNTS
+from ..architecture.find import heads_of
 from ..architecture.taps import Call, input_of, install, uninstall
 from ..forward import Core, one_text
 from ..hooks.registry import Holding, Plan, Run
@@ -106,7 +106,7 @@ def _probe(lens: Core, layer: int) -> _Probe:
     output = sites.point(layer, "attn_z")
     names = (*VALUE_NAMES, *FUSED_NAMES)
     values = [(name, module) for name in names if isinstance(module := getattr(attention, name, None), Module)]
-    heads = next((n for name in HEAD_COUNTS if isinstance(n := getattr(attention, name, None), int) and n > 0), 0)
+    heads = heads_of(attention)
     if not values or not heads or output.width % heads:
         what = "projection of values (they are compressed, or other layers')" if heads else "known number of heads"
         raise LensError(

@@ -144,6 +144,11 @@ def filled(text: str) -> str:
     return "" if text.strip() else "some text"
 
 
+def optional(check: Check) -> Check:
+    """A check for a field that may stay empty."""
+    return lambda text: check(text) if text.strip() else ""
+
+
 class FormScreen(Dialog["dict[str, str] | None"]):
     """Asks for the fields; dismisses with what was typed by field id, or ``None`` on escape.
 

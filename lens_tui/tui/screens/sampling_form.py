@@ -9,7 +9,7 @@ from dataclasses import replace
 from lens_tui.records import Sampling
 from lens_tui.records.run import LIMITS
 
-from .form import Check, Field, number, whole
+from .form import Check, Field, number, optional, whole
 
 _OFF = {"temp": "0: greedy", "top_p": "off", "top_k": "off", "min_p": "off", "repetition_penalty": "off"}
 """What an empty field means."""
@@ -28,7 +28,7 @@ _LABELS = {
 def _check(name: str) -> Check:
     low, high = LIMITS[name]
     check = whole(low, high) if isinstance(low, int) and isinstance(high, int) else number(low, high)
-    return _or_empty(check) if name in _OFF else check
+    return optional(check) if name in _OFF else check
 
 
 def sampling_fields(sampling: Sampling) -> list[Field]:
@@ -52,10 +52,6 @@ def _typed(text: str) -> str:
 def _stops(typed: str) -> tuple[str, ...]:
     parts = re.findall(r"(?:\\.|[^|\\])+", typed)
     return tuple(re.sub(r"\\(.)", lambda found: "\n" if found[1] == "n" else found[1], part) for part in parts)
-
-
-def _or_empty(check: Check) -> Check:
-    return lambda text: check(text) if text.strip() else ""
 
 
 def read_sampling(values: Mapping[str, str], before: Sampling) -> Sampling:

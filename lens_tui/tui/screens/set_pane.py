@@ -27,7 +27,7 @@ from lens_tui.tui.widgets.frame import Pane
 from lens_tui.tui.widgets.lane import Line
 from lens_tui.tui.widgets.row_list import CURSOR, RowList
 
-from .form import Check, Field, FormScreen, whole
+from .form import Field, FormScreen, optional, whole
 
 
 class SetTable(RowList[Row]):
@@ -145,13 +145,9 @@ def set_form(session: Session, row: BenchRow | None, before: dict[str, str], pro
     fields: Sequence[Field] = (
         Field("source", "prompts", value("source", SOURCES[0]), options=SOURCES),
         Field("prompts", "which", value("prompts", ""), "of a file its path; typed ones with | between", between="|"),
-        Field("first", "how many", value("first", ""), "all of them", _or_nothing(whole(1))),
+        Field("first", "how many", value("first", ""), "all of them", optional(whole(1))),
         Field("scales", "scales", value("scales", ""), swept, numbers_problem),
         Field("seeds", "seeds", value("seeds", ""), f"{session.sampling.seed}, as it is set", seeds_problem),
     )
     about = f"Scales are of {row.vector.name} (now {row.scale:g}), as 9.5 19 38." if row is not None else ""
     return FormScreen("A set of prompts", fields, about, problem)
-
-
-def _or_nothing(check: Check) -> Check:
-    return lambda text: check(text) if text.strip() else ""

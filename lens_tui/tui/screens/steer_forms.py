@@ -32,7 +32,7 @@ from lens_tui.worker.jobs import (
     VectorFromVectors,
 )
 
-from .form import Check, Dialog, Field, filled, number, whole
+from .form import Check, Dialog, Field, filled, number, optional, whole
 
 if TYPE_CHECKING:
     from lens_tui.demo import ReadyVector
@@ -223,7 +223,7 @@ def random(model: ModelInfo, row: BenchRow | None) -> Form:
     fields = (
         Field("layer", "layer", str(layer), check=whole(0, model.n_layers - 1)),
         Field("seed", "seed", "0", check=whole(0)),
-        Field("scale", "scale", f"{row.scale:g}" if row else "", hint="empty: half of ‖h‖", check=_maybe(number())),
+        Field("scale", "scale", f"{row.scale:g}" if row else "", hint="empty: half of ‖h‖", check=optional(number())),
     )
 
     def job(values: Values) -> Job:
@@ -237,7 +237,7 @@ def vector_file() -> Form:
     """From a vector file that is elsewhere."""
     fields = (
         Field("path", "file", hint=".safetensors .gguf .npy .npz .json .pt; FILE:NAME of several", check=a_vector_file),
-        Field("layer", "layer", hint="empty: what the file says", check=_maybe(whole(0))),
+        Field("layer", "layer", hint="empty: what the file says", check=optional(whole(0))),
     )
 
     def job(values: Values) -> Job:
@@ -271,10 +271,6 @@ def free(text: str) -> str:
     if not text.strip():
         return ""
     return "" if path.parent.is_dir() and not path.exists() else "a new name in a folder that is there"
-
-
-def _maybe(check: Check) -> Check:
-    return lambda text: check(text) if text.strip() else ""
 
 
 def _layer_or_all(n_layers: int) -> Check:
