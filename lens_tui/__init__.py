@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .lens.decode.batch import BatchGeneration as BatchGeneration
     from .lens.decode.compare import Comparison as Comparison
     from .lens.decode.compare import Generation as Generation
-    from .lens.hooks.registry import CaptureResult as CaptureResult
+    from .lens.hooks.capture_result import CaptureResult as CaptureResult
     from .lens.hooks.steering import Steering as Steering
     from .lens.measure.dose import FeatureProbe as FeatureProbe
     from .lens.measure.dose import dose_response as dose_response
@@ -123,7 +123,7 @@ else:
             ".lens.causes.tracing": "causal_trace",
             ".lens.decode.batch": "BatchGeneration",
             ".lens.decode.compare": "Comparison Generation",
-            ".lens.hooks.registry": "CaptureResult",
+            ".lens.hooks.capture_result": "CaptureResult",
             ".lens.hooks.steering": "Steering",
             ".lens.vectors": (
                 "Contrast combine contrast from_array from_token mean_difference random_unit residual_norm without"

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from lens_tui.records import Echo, FloatArray, Intervention, LensError, ModelInfo
 
 from .decode.sampling import cross_entropy
+from .hooks.capture_result import CaptureResult
 from .hooks.program import DoseMeter, Key
-from .hooks.registry import CaptureResult, Plan, PlanEntry, Recorder, Registry, Resume, Run
+from .hooks.registry import Plan, PlanEntry, Recorder, Registry, Resume, Run
 from .hooks.steering import (
     Passage,
     captured,

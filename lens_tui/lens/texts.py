@@ -19,8 +19,9 @@ from lens_tui.records import LensError
 
 from .decode.sampling import cross_entropy, kl, log_softmax
 from .forward import LOSS_BLOCK, MAX_LOGITS, MAX_ROWS, Core, Ids, pack, padded, real_of, tolerance
+from .hooks.capture_result import CaptureResult
 from .hooks.program import DoseMeter, Key
-from .hooks.registry import CaptureResult, Plan, PlanEntry, Registry, Run
+from .hooks.registry import Plan, PlanEntry, Registry, Run
 from .hooks.steering import captured, check_moved, check_scored, check_values, explained, origin_of
 from .pieces import FEWEST, piece_of
 from .room import check_forward

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from lens_tui.records import ArmEnd, Candidate, Dose, Echo, Intervention, LensError, Sampling, Steered, Token
 
 from ..forward import echo_of
+from ..hooks.capture_result import CaptureResult
 from ..hooks.program import DoseMeter
-from ..hooks.registry import CaptureResult, Holding, Plan, PlanEntry
+from ..hooks.registry import Holding, Plan, PlanEntry
 from ..hooks.steering import Passage, check_chosen, check_moved, check_reach, entries_of, origin_in, steered
 from ..tokens import Tokens
 from .generation import DecodeStep, RowDecoder, Writing, writing_options

@@ -38,10 +38,11 @@ from lens_tui.records.errors import warn
 from lens_tui.records.interventions import as_number, as_records
 from lens_tui.records.steering_vector import numbers
 
+from .capture_result import CaptureResult
 from .head_records import checked_heads
 from .places import Spans, Where, reach, reaches_scored, touched
 from .program import DoseMeter, FeatureSource, Item, Key, decoder_row, has_effect
-from .registry import CaptureResult, Plan, PlanEntry, Recorder, Registry, Run
+from .registry import Plan, PlanEntry, Recorder, Registry, Run
 
 
 class Steering:

@@ -22,8 +22,9 @@ from lens_tui.records import Intervention, LensError
 from ..architecture.find import Decoder
 from ..decode.sampling import kl, log_softmax
 from ..forward import MAX_LOGITS, MAX_ROWS, Core, forward_rows, pack, tolerance
+from ..hooks.capture_result import CaptureResult
 from ..hooks.program import Key, has_effect
-from ..hooks.registry import CaptureResult, Plan, Registry, Resume, Run
+from ..hooks.registry import Plan, Registry, Resume, Run
 from ..hooks.steering import check_scored, entries_of, not_finite, origin_of
 from ..tokens import Span
 

@@ -18,7 +18,7 @@ from lens_tui.records.corpus import Corpus, open_corpus
 from lens_tui.records.token_activations import ActivationBlock, Place, SourceFacts, Splice
 
 from ..decode.sampling import cross_entropy
-from ..hooks.registry import CaptureResult
+from ..hooks.capture_result import CaptureResult
 from ..hooks.steering import check_values, origin_of
 from ..model import LensModel
 from ..tokens import Tokens, whole

@@ -1,0 +1,128 @@
+"""What a ``capture`` block holds: the tensors of the last sequence at each of its sites."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import mlx.core as mx
+
+from lens_tui.records import LensError
+
+from .program import Key
+from .registry import Recorder, Registry, Run, async_eval
+
+
+class CaptureResult(Recorder, Mapping["int | tuple[int, str]", mx.array]):
+    """What was captured, by layer (counted from 0), or by ``(layer, site)`` if several sites were asked for.
+
+    ``result[layer]`` has shape (batch, tokens, width) in the residual's dtype
+    and can be read at once, also inside the block. It holds the last sequence:
+    a forward that begins a sequence begins a new one, forwards that continue it
+    over a KV cache are appended. For a generation of this library that is the
+    prompt and every generated token that went into the model: the last one
+    returned did not, nor does the step run ahead of the reader count. Forwards
+    over a cache by other code are appended as they come.
+    """
+
+    def __init__(self, registry: Registry, keys: tuple[Key, ...], by_site: bool) -> None:
+        self.registry = registry
+        self.places = keys
+        self._by_site = by_site
+        self._steps: dict[Key, list[mx.array]] = {}
+        self._run: Run | None = None
+        self._waiting = False
+
+    def begin(self, run: Run | None, starts: bool) -> None:
+        """A forward begins; ``starts`` or another run than before: what was held is dropped."""
+        if starts or run is not self._run:
+            self._steps = {}
+        self._run = run
+
+    def record(self, key: Key, tensor: mx.array) -> None:
+        """Append a tensor."""
+        self._steps.setdefault(key, []).append(tensor)
+        self._waiting = True
+
+    def end(self) -> None:
+        """A forward of this library is built: what it holds is sent to be computed in one go, and nobody waits.
+
+        The logits are not: who captures may not want them, and over a long text they are large.
+        """
+        try:
+            async_eval(*self.pending())
+        except (RuntimeError, ValueError):  # inside a gradient arrays have no values: they are read as they are
+            return
+        self._waiting = False
+
+    def cut(self, length: int) -> None:
+        """Keep the first ``length`` tokens: what ran ahead and was never used is left out."""
+        for key, steps in self._steps.items():
+            whole = _in_one(steps)
+            self._steps[key] = [whole[:, :length]] if whole.shape[1] > length else [whole]
+        self._waiting = True
+
+    def pending(self) -> list[mx.array]:
+        """The newest tensors of every site."""
+        return [steps[-1] for steps in self._steps.values() if steps]
+
+    def beside_logits(self) -> list[mx.array]:
+        """The newest tensors that are to be evaluated beside the last position's logits.
+
+        Of a single token's forward there are none: its logits are made of all of them, and naming each of 62 layers
+        once more cost a quarter of a small model's speed.
+        """
+        return [tensor for tensor in self.pending() if tensor.shape[1] > 1]
+
+    def __getitem__(self, where: int | tuple[int, str]) -> mx.array:
+        key = self._key(where)
+        steps = self._steps.get(key)
+        if not steps:
+            if key not in self.places:
+                raise KeyError(f"{where!r} is not captured; captured: {list(self)}")
+            raise LensError(
+                f"Layer {key[0]} {key[1]} has seen no forward pass yet.", "Run the model inside the block first."
+            )
+        whole = _in_one(steps)
+        if self._waiting:
+            # With what else is waiting: one by one, each layer would be waited for on its own. Nobody waits here: what
+            # comes behind the captured layers (the logits, say) is sent after them without a gap.
+            async_eval(whole, *self.pending())
+            self._waiting = False
+        elif len(steps) > 1:
+            async_eval(whole)
+        self._steps[key] = [whole]
+        return whole
+
+    def __iter__(self) -> Iterator[int | tuple[int, str]]:
+        return iter(key if self._by_site else key[0] for key in self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __contains__(self, where: object) -> bool:
+        try:
+            return self._key(where) in self.places  # type: ignore[arg-type]
+        except (LensError, TypeError, ValueError):
+            return False
+
+    def __repr__(self) -> str:
+        parts = []
+        for where in self:
+            steps = self._steps.get(self._key(where))
+            shape = _shape(steps) if steps else "nothing yet"
+            parts.append(f"{where}: {shape}")
+        return f"CaptureResult({{{', '.join(parts)}}})"
+
+    def _key(self, where: int | tuple[int, str]) -> Key:
+        if isinstance(where, tuple):
+            return self.registry.decoder.index(where[0]), where[1]
+        return self.registry.decoder.index(where), self.places[0][1]
+
+
+def _in_one(steps: list[mx.array]) -> mx.array:
+    return steps[0] if len(steps) == 1 else mx.concatenate(steps, axis=1)
+
+
+def _shape(steps: list[mx.array]) -> tuple[int, ...]:
+    batch, _, width = steps[0].shape
+    return batch, sum(step.shape[1] for step in steps), width
