@@ -2,10 +2,7 @@
 
 Events are drained thirty times a second while there are any, and nothing is done when there are none.
 
-Textual ends an app with the first exception that leaves a handler. Here the handlers of every widget and screen,
-timers and callbacks are guarded: a defect in one of them is logged and shown, and costs what that handler would have
-done and no more. And no line leaves the app with a control character or a lone surrogate in it: all foreign text has
-been through ``records.sanitise`` long before, but some text, one day, may not have been.
+A defect in a handler does not end the session (``defects.py``); no control character leaves it (``no_controls.py``).
 """
 
 from __future__ import annotations
@@ -13,27 +10,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-from rich.segment import Segment
 from textual.binding import Binding
-from textual.color import Color
 from textual.dom import DOMNode
 from textual.driver import Driver
 from textual.filter import LineFilter
 from textual.message import Message
-from textual.message_pump import MessagePump
 from textual.reactive import reactive
 from textual.screen import Screen
 from textual.theme import Theme
 from textual.widget import Widget
 
-from lens_tui.records.sanitise import sanitise_token
 from lens_tui.tui.widgets.frame import Pane
 from lens_tui.worker.events import Event, JobFailed, Notice
 from lens_tui.worker.jobs import Job
@@ -41,9 +33,11 @@ from lens_tui.worker.thread import WorkerLike
 
 from . import themes
 from .bindings import bindings
+from .defects import Defects
 from .host import BUSY, IDLE, Activity, Catalog, Handler, JobBook, LensHost, RunWanted, advance
 from .keys import SCREENS, by_id, check_keymap
 from .looks import Looks
+from .no_controls import NoControls
 from .opening import DiskCatalog, Opening
 from .preferences import Start
 from .recovery import Recovery
@@ -518,82 +512,3 @@ class LensApp(LensHost, inherit_bindings=False):
     def busy(self) -> bool:
         """Whether the worker has anything to do for us."""
         return self.book.busy
-
-
-MOST = 12
-"""So many defects ``WITHIN`` seconds are one that comes again with every picture: the app ends."""
-WITHIN = 10.0
-
-
-class Defects:
-    """Stands around the handlers of one app. Nothing is survived before :meth:`begin`.
-
-    Once the app is asked to end it ends, and what fails on the way is for the log alone.
-    """
-
-    def __init__(self, app: LensHost) -> None:
-        self._app = app
-        self._begun = False
-        self._shown: set[str] = set()
-        self._when: deque[float] = deque(maxlen=MOST)
-
-    def begin(self) -> None:
-        """From now on the app continues after a defect: its loop runs and there is something to look at."""
-        self._begun = True
-
-    def watch(self, pump: MessagePump) -> None:
-        """Stand around the handlers of a widget or screen that has not started yet."""
-        dispatch = pump._dispatch_message  # every way into a handler goes through this, and nothing public does
-
-        async def guarded(message: Message) -> None:
-            await self.around(dispatch, message)
-
-        pump._dispatch_message = guarded  # type: ignore[method-assign]
-
-    async def around(self, dispatch: Callable[[Message], Awaitable[Any]], message: Message) -> None:
-        """Have a message handled; what fails in it is dealt with here, or raised if the app cannot continue."""
-        try:
-            await dispatch(message)
-        except Exception as error:
-            if not self.survived(error):
-                raise
-
-    def survived(self, error: Exception) -> bool:
-        """Log and show a defect, each once; false if the app cannot continue after it."""
-        app = self._app
-        if self._begun and app._exit:
-            _log.error("a defect while the app ended", exc_info=error)
-            return True
-        if not self._begun or app._closing or app._closed:
-            return False
-        now = time.monotonic()
-        if len(self._when) == MOST and now - self._when[0] < WITHIN:
-            self._begun = False
-            return False
-        self._when.append(now)
-        _log.error("a defect; the session goes on", exc_info=error)
-        from lens_tui.worker.thread import explain
-
-        failure = explain(error)
-        place = f"{type(error).__name__} {failure.detail.rpartition('File ')[2].partition(', in')[0]}"
-        if place not in self._shown:
-            self._shown.add(place)
-            hint = "The session goes on without what this would have done."
-            app.call_later(app.show_error, failure.message, hint, failure.detail)
-        return True
-
-
-class NoControls(LineFilter):
-    """Replaces what a terminal would act on by something to see; clean lines pass untouched."""
-
-    def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
-        """The segments with their text made safe."""
-        if all(segment.text.isprintable() for segment in segments):
-            return segments
-        return [_safe(segment) for segment in segments]
-
-
-def _safe(segment: Segment) -> Segment:
-    if segment.control or segment.text.isprintable():
-        return segment
-    return Segment(sanitise_token(segment.text), segment.style)
