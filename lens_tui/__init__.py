@@ -60,6 +60,8 @@ if TYPE_CHECKING:
     from .records.errors import LensError as LensError
     from .records.errors import LensWarning as LensWarning
     from .records.errors import NotFinite as NotFinite
+    from .records.gates import Gate as Gate
+    from .records.gates import Monitor as Monitor
     from .records.interventions import ALL as ALL
     from .records.interventions import Ablate as Ablate
     from .records.interventions import AblateHeads as AblateHeads
@@ -137,6 +139,7 @@ else:
             ".lens.read.heads": "head_outputs",
             ".lens.read.logits": "attribute_logits logit_lens",
             ".records.errors": "LensError LensWarning NotFinite",
+            ".records.gates": "Gate Monitor",
             ".records.interventions": (
                 "ALL Ablate AblateHeads Add Arm CapProjection ClampFeature NormMatch Positions ProjectOut SetProjection"
             ),

@@ -21,10 +21,10 @@ from lens_tui.records import Echo, FloatArray, Intervention, LensError, ModelInf
 
 from .decode.sampling import cross_entropy
 from .hooks.capture_result import CaptureResult
+from .hooks.passage import Passage
 from .hooks.program import DoseMeter, Key
 from .hooks.registry import Plan, PlanEntry, Recorder, Registry, Resume, Run
 from .hooks.steering import (
-    Passage,
     captured,
     check_moved,
     check_scored,

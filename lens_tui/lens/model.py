@@ -40,7 +40,8 @@ from .decode.prefill import PrefixCache
 from .decode.sampling import settings_from
 from .forward import Ids, echo, mean_loss, run_forward, unhooked
 from .hooks.capture_result import CaptureResult
-from .hooks.program import FeatureSource, Hook, Item
+from .hooks.program import Hook, Item
+from .hooks.readings import FeatureSource
 from .hooks.registry import Plan, Registry, async_eval
 from .hooks.steering import Steering, as_numpy, check_vector, checked, entries_of, for_a_block
 from .texts import read_table, text_logits, text_losses, text_residuals, texts_in

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .features import CoActive as CoActive
     from .features import ContrastedFeature as ContrastedFeature
     from .features import Promoter as Promoter
+    from .gates import Gate as Gate
+    from .gates import Monitor as Monitor
     from .info import ModelInfo as ModelInfo
     from .info import SAEInfo as SAEInfo
     from .interventions import ALL as ALL
@@ -68,6 +70,7 @@ else:
         {
             ".errors": "LensError LensWarning NotFinite",
             ".features": "CoActive ContrastedFeature Promoter",
+            ".gates": "Gate Monitor",
             ".info": "ModelInfo SAEInfo",
             ".interventions": (
                 "ALL Ablate AblateHeads Add Arm CapProjection ClampFeature Intervention NormMatch Positions ProjectOut "

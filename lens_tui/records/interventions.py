@@ -17,6 +17,7 @@ from math import floor, isfinite, log10
 from typing import Any, ClassVar, Literal, get_args
 
 from .errors import LensError
+from .gates import Gate, gate_text
 from .steering_vector import FloatArray, SteeringVector, TokenWeight, numbers
 
 PositionKind = Literal["all", "prompt", "generated", "last", "not_bos", "indices", "slice", "role"]
@@ -117,6 +118,7 @@ class Intervention:
     ``precision`` ``"model"`` keeps the residual in the model's own dtype: what is
     delivered is what survives its rounding. ``"float32"`` keeps the stream in
     float32 from this site on, for every row of the batch, at twice the memory.
+    ``gate`` lets it act on those of its positions alone at which a monitor reads enough.
 
     A direction may be given as a list, numpy or MLX array: its own length then counts, so that the scale of
     ``Add`` and ``NormMatch`` becomes the scale given times that length, on the unit direction.
@@ -129,6 +131,7 @@ class Intervention:
     positions: Positions = field(default=ALL)
     enabled: bool = True
     precision: Precision = "model"
+    gate: Gate | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "positions", as_positions(self.positions))
@@ -498,5 +501,6 @@ def acting_words(interventions: Iterable[Intervention]) -> list[str]:
         amount = amount_of(item)
         scale = "" if amount is None else f" {amount:g}"
         where = positions_name(item.positions) or item.positions.kind
-        found.append(f"{item.mode}{scale} at layer {item.layer} {item.site}, {where}")
+        gate = "" if item.gate is None else f", {gate_text(item.gate)}"
+        found.append(f"{item.mode}{scale} at layer {item.layer} {item.site}, {where}{gate}")
     return found

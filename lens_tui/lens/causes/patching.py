@@ -17,7 +17,8 @@ from lens_tui.records import FloatArray, LensError
 from lens_tui.records.patch_grid import By, Direction, Doubles, Method, PatchGrid, PromptPair
 
 from ..forward import Core
-from ..hooks.program import FeatureSource, Key, decoder_row
+from ..hooks.program import Key
+from ..hooks.readings import FeatureSource, decoder_row
 from ..measure.effects import bootstrap
 from .cells import (
     Change,

@@ -11,9 +11,10 @@ import mlx.core as mx
 from lens_tui.records import ArmEnd, BatchRow, Echo, LensError, Request, Steered, Token
 
 from ..forward import echo_of
+from ..hooks.passage import steered
 from ..hooks.program import DoseMeter
 from ..hooks.registry import Holding, Plan, Registry, Run
-from ..hooks.steering import check_chosen, check_moved, check_reach, origin_in, steered
+from ..hooks.steering import check_chosen, check_moved, check_reach, origin_in
 from ..tokens import EncodedPrompt, Tokens
 from .batch_rows import BatchModel, BatchStep, Row, RowLabels, RowPlan, Way, choose_all, way_of
 from .generation import DecodeOptions, RowDecoder, mlx_lm_generate
@@ -256,7 +257,7 @@ class Batch:
 
     def _hold(self, row: Row) -> None:
         """Install what a row's sites need."""
-        self.sites.change(self.sites.keys | {entry.key for entry in row.plan.entries})
+        self.sites.change(self.sites.keys | {key for entry in row.plan.entries for key in entry.keys})
 
     def _finish(self) -> None:
         self.done = True
@@ -304,7 +305,7 @@ class BatchGeneration(Iterator[Token | ArmEnd]):
     def steered(self, index: int) -> tuple[Steered, ...]:
         """Which tokens of a prompt and its text each intervention touched."""
         row, tokens = self._row(index), self._batch.tokens
-        return steered(row.plan.history, row.passage(self._batch.registry.bos), tokens.display)
+        return steered(row.plan.history, row.passage(self._batch.registry.bos), tokens.display, self._batch.registry)
 
     def echo(self, index: int) -> tuple[Echo, ...]:
         """How much of a prompt's interventions is still there behind each layer, over its tokens so far."""

@@ -19,10 +19,10 @@ import numpy as np
 from lens_tui.records import ArmEnd, BatchRow, Dose, Intervention, Sampling, Token
 
 from ..forward import tolerance
+from ..hooks.passage import History, Passage
 from ..hooks.places import Offset, follow_thinking
 from ..hooks.program import DoseMeter, Measured, Sums
 from ..hooks.registry import Plan, PlanEntry, Registry, Run, async_eval
-from ..hooks.steering import History, Passage
 from ..tokens import EncodedPrompt, Tokens
 from .generation import DecodeStep, Scales, Writing, mlx_lm_generate, scales_of
 from .sampling import LogitsProcessor, Sampler, SideBySide, best, candidates, kl, log_softmax

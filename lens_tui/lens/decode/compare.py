@@ -9,9 +9,10 @@ from lens_tui.records import ArmEnd, Candidate, Dose, Echo, Intervention, LensEr
 
 from ..forward import echo_of
 from ..hooks.capture_result import CaptureResult
+from ..hooks.passage import Passage, steered
 from ..hooks.program import DoseMeter
 from ..hooks.registry import Holding, Plan, PlanEntry
-from ..hooks.steering import Passage, check_chosen, check_moved, check_reach, entries_of, origin_in, steered
+from ..hooks.steering import check_chosen, check_moved, check_reach, entries_of, origin_in
 from ..tokens import Tokens
 from .generation import DecodeStep, RowDecoder, Writing, writing_options
 from .sampling import candidates
@@ -240,7 +241,8 @@ class Rows:
         """Which tokens of the prompt and of a row's text each intervention touched, whenever it held."""
         progress = self._progress
         progress.entries(row)
-        return steered(progress.decoder.histories[row], progress.passage(row), progress.tokens.display)
+        registry, display = progress.decoder.registry, progress.tokens.display
+        return steered(progress.decoder.histories[row], progress.passage(row), display, registry)
 
     def echo_in(self, row: int) -> tuple[Echo, ...]:
         """What a row's interventions, as they are now, leave behind each layer, over its prompt and its text so far."""

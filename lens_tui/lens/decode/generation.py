@@ -13,10 +13,10 @@ import mlx.core as mx
 from lens_tui.records import LensError, Sampling
 
 from ..hooks.capture_result import CaptureResult
+from ..hooks.passage import History
 from ..hooks.places import follow_thinking
 from ..hooks.program import DoseMeter, Measured, has_effect
 from ..hooks.registry import Plan, Registry, Run, async_eval
-from ..hooks.steering import History
 from ..pieces import piece_of
 from ..room import check_arms
 from ..tokens import Detokenizer, EncodedPrompt, Tokens

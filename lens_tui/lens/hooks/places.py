@@ -13,13 +13,14 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
 from lens_tui.records import LensError, Positions
+from lens_tui.records.gates import Monitor
 from lens_tui.records.info import SITES
 
 from ..architecture.find import PROBE_SHAPE, Decoder, heads_of
@@ -314,7 +315,9 @@ class Where:
     ``spans`` maps a role to half-open spans of absolute positions of the prompt;
     ``thinking`` says of each generated token, (rows, tokens), whether the model is thinking.
     Where rows are different prompts, ``row_spans`` holds each row's spans, and ``real``
-    (rows, tokens, 1) says which tokens are not padding (``None``: all of them).
+    (rows, tokens, 1) says which tokens are not padding (``None``: all of them). ``readings`` are those of monitors,
+    as the forward comes to them; ``opened``, where it is asked for, is given the mask of each gated record, by its id,
+    layer and site.
     """
 
     offset: Offset | None
@@ -326,6 +329,8 @@ class Where:
     thinking: mx.array | None = None
     row_spans: tuple[Spans | None, ...] | None = None
     real: mx.array | None = None
+    readings: dict[Monitor, mx.array] = field(default_factory=dict)
+    opened: dict[tuple[str, int, str], mx.array] | None = None
 
 
 def touched(positions: Positions, where: Where) -> Mask:

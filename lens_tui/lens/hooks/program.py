@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -28,34 +28,32 @@ from lens_tui.records import (
     CapProjection,
     ClampFeature,
     Dose,
-    FloatArray,
     Intervention,
     LensError,
     NormMatch,
     NotFinite,
     ProjectOut,
     SetProjection,
-    SteeringVector,
 )
+from lens_tui.records.gates import Monitor
 
 from .head_records import ablate_heads
 from .places import Mask, Where, touched
+from .readings import (
+    FeatureSource,
+    Opening,
+    Reading,
+    activation_of,
+    as_array,
+    decoder_row,
+    evaluated,
+    opening_of,
+    project,
+    reading_of,
+    source_named,
+)
 
 Delta = Callable[[mx.array], mx.array]
-
-
-class FeatureSource(Protocol):
-    """What is asked of an SAE here: features in, reconstruction out, both affine in the features."""
-
-    @property
-    def d_model(self) -> int:
-        """Width of what it reads."""
-
-    def encode(self, residual: mx.array) -> mx.array:
-        """Activations ``(..., width)`` of a residual ``(..., d_model)``."""
-
-    def decode(self, activations: mx.array) -> mx.array:
-        """The reconstruction ``(..., d_model)``."""
 
 
 def add(direction: mx.array, scale: float) -> Delta:
@@ -92,38 +90,15 @@ def clamp_feature(source: FeatureSource, feature: int, value: float) -> Delta:
     direction = decoder_row(source, feature)
 
     def delta(h: mx.array) -> mx.array:
-        now = _activation(source, h, feature).astype(mx.float32)
+        now = activation_of(source, h, feature).astype(mx.float32)
         return (value - now) * direction
 
     return delta
 
 
-def _activation(source: FeatureSource, h: mx.array, feature: int) -> mx.array:
-    """One feature's activation (..., 1), not computed yet; an SAE of ours reads that feature alone for it."""
-    alone: Callable[[mx.array, Sequence[int]], mx.array] | None = getattr(source, "encode_features", None)
-    return source.encode(h)[..., feature : feature + 1] if alone is None else alone(h, [feature])
-
-
 def ablate(mean: mx.array | None) -> Delta:
     """``mean - h``, or ``-h``: what is left is the mean, or nothing."""
     return lambda h: -h if mean is None else mean - h
-
-
-def project(h: mx.array, direction: mx.array) -> mx.array:
-    """``h . direction`` for a unit direction, shape (..., 1)."""
-    return mx.sum(h * direction, axis=-1, keepdims=True)
-
-
-def decoder_row(source: FeatureSource, feature: int) -> mx.array:
-    """What one unit of a feature adds to the reconstruction, shape (d_model,), float32."""
-    width = source.encode(mx.zeros((1, source.d_model))).shape[-1]
-    if not 0 <= feature < width:
-        raise LensError(f"There is no feature {feature}: this SAE has {width}.", f"Choose 0 to {width - 1}.")
-    none = mx.zeros((1, width))
-    one = mx.array(np.eye(1, width, feature, dtype=np.float32))
-    row = (source.decode(one) - source.decode(none))[0].astype(mx.float32)
-    mx.eval(row)
-    return row
 
 
 def delta_of(record: Intervention, sources: Mapping[str, FeatureSource], width: int) -> Delta:
@@ -140,39 +115,21 @@ def delta_of(record: Intervention, sources: Mapping[str, FeatureSource], width: 
         case CapProjection():
             return cap_projection(as_array(record.vector), record.low, record.high)
         case ClampFeature():
-            return clamp_feature(_source(record, sources), record.feature, record.value)
+            return clamp_feature(source_named(record.sae, sources), record.feature, record.value)
         case AblateHeads():
             return ablate_heads(record, width)
         case Ablate():
-            return ablate(None if record.mean is None else _evaluated(np.asarray(record.mean, dtype=np.float32)))
+            return ablate(None if record.mean is None else evaluated(np.asarray(record.mean, dtype=np.float32)))
     raise LensError(f"Nothing is known of an intervention of kind {type(record).__name__}.")
 
 
 def must_move(record: Intervention) -> bool:
-    """Whether the record is an error when it moves nothing (a cap that does not bind is none)."""
+    """Whether the record is an error when it moves nothing (a cap that does not bind, or a shut gate, is none)."""
+    if record.gate is not None:
+        return False
     if isinstance(record, (Add, NormMatch)):
         return record.scale != 0.0
     return isinstance(record, (ProjectOut, Ablate, AblateHeads))
-
-
-def as_array(vector: SteeringVector) -> mx.array:
-    """The unit direction as an evaluated float32 array, which any thread may use."""
-    return _evaluated(vector.direction)
-
-
-def _evaluated(values: FloatArray) -> mx.array:
-    array = mx.array(np.ascontiguousarray(values, dtype=np.float32))
-    mx.eval(array)
-    return array
-
-
-def _source(record: ClampFeature, sources: Mapping[str, FeatureSource]) -> FeatureSource:
-    if record.sae not in sources:
-        known = ", ".join(sources) or "none"
-        raise LensError(
-            f"The model has not been given the SAE {record.sae!r} (it has: {known}).", "Use attach_sae first."
-        )
-    return sources[record.sae]
 
 
 Key = tuple[int, str]
@@ -226,6 +183,7 @@ class _Change:
     record: Intervention
     delta: Delta
     rows: mx.array | None
+    opening: Opening | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,7 +194,10 @@ class _UserChange:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """All that happens at one site in one forward; ``acting`` are the rows that interventions are on, empty for all."""
+    """All that happens at one site in one forward; ``acting`` are the rows that interventions are on, empty for all.
+
+    ``reads`` are the monitors here whose gates are on records further on.
+    """
 
     key: Key
     steps: tuple[_Fused | _Change | _UserChange, ...]
@@ -244,6 +205,7 @@ class Program:
     float32: bool
     must_move: tuple[bool, ...]
     acting: tuple[int, ...] = ()
+    reads: tuple[tuple[Monitor, Reading], ...] = ()
 
     def run(
         self, h: mx.array, where: Where, watch: Callable[[mx.array, mx.array, mx.array, Mask], None] | None
@@ -272,7 +234,13 @@ class Program:
         return h
 
 
-def build(key: Key, rows: Sequence[Sequence[Item]], sources: Mapping[str, FeatureSource], width: int) -> Program:
+def build(
+    key: Key,
+    rows: Sequence[Sequence[Item]],
+    sources: Mapping[str, FeatureSource],
+    width: int,
+    monitors: Sequence[Monitor] = (),
+) -> Program:
     """The program of a site from the items of each row, in order.
 
     Args:
@@ -280,6 +248,7 @@ def build(key: Key, rows: Sequence[Sequence[Item]], sources: Mapping[str, Featur
         rows: The items of each row; one row stands for every row of any batch.
         sources: The SAEs that records may name.
         width: Of the tensor there.
+        monitors: What is read there for gates further on.
     """
     # Rows of a batch have interventions of their own, and one tensor. Every record becomes a step that knows its rows,
     # row after row: records of different rows do not touch each other, and within a row the order is kept.
@@ -291,12 +260,13 @@ def build(key: Key, rows: Sequence[Sequence[Item]], sources: Mapping[str, Featur
         for item in items:
             if isinstance(item, Hook):
                 steps.append(_UserChange(item, only))
-            elif isinstance(item, Add) and item.positions.kind == "all":
+            elif isinstance(item, Add) and item.positions.kind == "all" and item.gate is None:
                 # The common case, and the one that costs most often: additions commute, so that those of all rows are
                 # one array, made once, and a step adds it once however many arms there are.
                 _fuse(steps, item, row, len(rows), width)
             else:
-                steps.append(_Change(item, delta_of(item, sources, width), only))
+                opening = None if item.gate is None else opening_of(item.gate, key, sources)
+                steps.append(_Change(item, delta_of(item, sources, width), only, opening))
     flat = [item for items in rows for item in items if isinstance(item, Intervention)]
     return Program(
         key,
@@ -305,6 +275,7 @@ def build(key: Key, rows: Sequence[Sequence[Item]], sources: Mapping[str, Featur
         any(item.precision == "float32" for item in flat),
         tuple(any(isinstance(item, Intervention) and must_move(item) for item in items) for items in rows),
         () if shared else tuple(row for row, items in enumerate(rows) if items),
+        tuple((monitor, reading_of(monitor, sources)) for monitor in monitors),
     )
 
 
@@ -344,6 +315,10 @@ def _applied(step: _Fused | _Change, h: mx.array, where: Where) -> tuple[mx.arra
     if mask is False:
         return h, False
     mask = _both(mask, step.rows)
+    if step.opening is not None:
+        mask = _both(mask, step.opening(h, where))
+        if where.opened is not None and not isinstance(mask, bool):
+            where.opened[step.record.id, step.record.layer, step.record.site] = mask
     return _moved(step.delta, h.astype(mx.float32), mask), mask
 
 

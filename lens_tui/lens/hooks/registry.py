@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from hashlib import blake2b
 from types import TracebackType
 from typing import Any, TypeVar
@@ -25,11 +25,13 @@ import mlx.core as mx
 from mlx.nn.layers.base import Module
 
 from lens_tui.records import ClampFeature, Intervention
+from lens_tui.records.gates import Gate, Monitor
 
 from ..architecture.find import Decoder
 from ..architecture.taps import Call, Tap, first_of, input_of, install, uninstall
 from .places import CacheLedger, Offset, Point, SiteMap, Spans, Where, caches_of
-from .program import DoseMeter, FeatureSource, Item, Key, Program, build, has_effect
+from .program import DoseMeter, Hook, Item, Key, Program, build, has_effect
+from .readings import FeatureSource
 
 Found = TypeVar("Found")
 _stamps = itertools.count(1)
@@ -67,6 +69,18 @@ class PlanEntry:
     def key(self) -> Key:
         """Layer and site."""
         return self.item.layer, self.item.site
+
+    @property
+    def monitor(self) -> Monitor | None:
+        """What its gate reads."""
+        gate = None if isinstance(self.item, Hook) else self.item.gate
+        return None if gate is None else gate.monitor
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """What is touched, and where its gate is read, if it has one."""
+        monitor = self.monitor
+        return (self.key,) if monitor is None else (self.key, (monitor.layer, monitor.site))
 
 
 class Recorder:
@@ -109,7 +123,7 @@ class Plan:
     @property
     def keys(self) -> set[Key]:
         """Every layer and site that is touched or read."""
-        written = {entry.key for row in self.rows for entry in row}
+        written = {key for row in self.rows for entry in row for key in entry.keys}
         return written | {key for recorder in self.recorders for key in recorder.places}
 
     def fingerprint(self) -> tuple[object, ...]:
@@ -138,6 +152,7 @@ class Run:
     how many rows a forward of one row becomes at the first site that is touched;
     ``resume`` what takes the place of a site's tensor, so that nothing below is computed.
     ``writing``: the prompt is behind it.
+    ``opened`` is given where the gates of a forward are open.
     ``captured_rows`` is how many rows a capture sees where there are others behind them (``None``: all).
     """
 
@@ -154,6 +169,7 @@ class Run:
     resume: Resume | None = None
     captured_rows: int | None = None
     writing: bool = False
+    opened: dict[tuple[str, int, str], mx.array] | None = None
 
     @property
     def keys(self) -> set[Key]:
@@ -205,8 +221,11 @@ class Registry:
             self._source_stamps[name] = next(_stamps)
 
     def source_stamp(self, item: Item) -> int:
-        """Changes when another SAE is given the name that a record names."""
-        return self._source_stamps.get(item.sae, 0) if isinstance(item, ClampFeature) else 0
+        """Changes when another SAE is given a name that a record, or its gate, names."""
+        named = [item.sae] if isinstance(item, ClampFeature) else []
+        if not isinstance(item, Hook) and item.gate is not None:
+            named.append(item.gate.monitor.sae)
+        return sum(self._source_stamps.get(name, 0) for name in named)
 
     def once(self, find: Callable[[Registry], Found]) -> Found:
         """What a function finds out about the model, by forwards of its own, the first time it is asked for."""
@@ -219,7 +238,7 @@ class Registry:
 
     def put(self, item: PlanEntry | Recorder) -> None:
         """Make an entry or recorder part of the calling context's plan and install what it needs."""
-        keys = (item.key,) if isinstance(item, PlanEntry) else item.places
+        keys = item.keys if isinstance(item, PlanEntry) else item.places
         self._need(keys)
         if isinstance(item, PlanEntry):
             with self._lock:
@@ -235,7 +254,7 @@ class Registry:
         if isinstance(item, PlanEntry):
             with self._lock:
                 self.ambient_entries.remove(item)
-        self._release((item.key,) if isinstance(item, PlanEntry) else item.places)
+        self._release(item.keys if isinstance(item, PlanEntry) else item.places)
 
     def ambient(self) -> tuple[tuple[PlanEntry, ...], tuple[Recorder, ...]]:
         """What holds for the calling context: entries and recorders, oldest first."""
@@ -374,6 +393,7 @@ class Registry:
         if n_prompt is None and not caches:
             n_prompt = length
         where = Where(offset, length, ids, n_prompt, self.bos, run.spans, run.thinking, run.row_spans, run.real)
+        where = replace(where, opened=run.opened) if run.opened is not None else where
         recorders = tuple(recorder for recorder in run.plan.recorders if recorder.active)
         for recorder in recorders:
             recorder.begin(own, starts=not caches or (isinstance(offset, int) and offset == 0))
@@ -386,13 +406,15 @@ class Registry:
         if stamp not in self._programs:
             while len(self._programs) >= 8:
                 self._programs.pop(next(iter(self._programs)))
-            keys = {entry.key for row in plan.rows for entry in row}
+            keys = {key for row in plan.rows for entry in row for key in entry.keys}
             self._programs[stamp] = {key: self._build(plan, key) for key in keys}
         return self._programs[stamp]
 
     def _build(self, plan: Plan, key: Key) -> Program:
         rows: Sequence[Sequence[Item]] = [[entry.item for entry in row if entry.key == key] for row in plan.rows]
-        return build(key, rows, self.sources, self.sites.point(*key).width)
+        found = {entry.monitor for row in plan.rows for entry in row if entry.key != key}
+        monitors = [monitor for monitor in found if monitor is not None and (monitor.layer, monitor.site) == key]
+        return build(key, rows, self.sources, self.sites.point(*key).width, monitors)
 
     def _visit(self, points: dict[Key, Point], call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         forward: _Forward | None = getattr(self._local, "forward", None)
@@ -433,6 +455,8 @@ class Registry:
             if run.fork and h.shape[0] == 1:
                 h = mx.broadcast_to(h, (run.fork, *h.shape[1:]))
             h = program.run(h, forward.where, run.meter.watcher(key, program.acting) if run.meter else None)
+        for monitor, read in program.reads if program is not None else ():
+            forward.where.readings[monitor] = read(h)
         for recorder, places in forward.recorders:
             if key in places:
                 seen = h if run.captured_rows is None else h[: run.captured_rows]
@@ -449,6 +473,8 @@ def fingerprint_of(item: Item) -> object:
 
 
 def _hashable(value: Any) -> object:
+    if isinstance(value, (Gate, Monitor)):
+        return tuple(_hashable(getattr(value, field.name)) for field in fields(value))
     value = getattr(value, "direction", value)
     if not hasattr(value, "tobytes"):
         return value

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -31,17 +31,19 @@ from lens_tui.records import (
     LensError,
     NotFinite,
     Positions,
-    Steered,
     SteeringVector,
 )
 from lens_tui.records.errors import warn
+from lens_tui.records.gates import Gate, Monitor
 from lens_tui.records.interventions import as_number, as_records
 from lens_tui.records.steering_vector import numbers
 
 from .capture_result import CaptureResult
 from .head_records import checked_heads
-from .places import Spans, Where, reach, reaches_scored, touched
-from .program import DoseMeter, FeatureSource, Item, Key, decoder_row, has_effect
+from .passage import Passage
+from .places import Spans, reach, reaches_scored
+from .program import DoseMeter, Item, Key, has_effect
+from .readings import FeatureSource, decoder_row, source_named
 from .registry import Plan, PlanEntry, Recorder, Registry, Run
 
 
@@ -176,6 +178,8 @@ def checked(record: Intervention, registry: Registry) -> Intervention:
         record = checked_heads(record, registry.sites, width)
     _check_kind(record, registry, width)
     _check_positions(record)
+    if record.gate is not None:
+        record = replace(record, gate=checked_gate(record.gate, (record.layer, record.site), record.id, registry))
     largest = float(np.abs(vector.direction).max()) if isinstance(vector, SteeringVector) else 1.0
     size = largest * abs(float(getattr(record, "scale", getattr(record, "value", 0.0)) or 0.0))
     check_overflow(size, registry.decoder.dtype, record)
@@ -201,20 +205,65 @@ def _check_place(vector: SteeringVector, record: Intervention, registry: Registr
 
 def _check_source(record: ClampFeature, source: FeatureSource, registry: Registry) -> None:
     """Refuse to clamp what an SAE made for another place reads."""
-    info = getattr(source, "info", None)
-    if getattr(info, "is_transcoder", False):
+    if getattr(getattr(source, "info", None), "is_transcoder", False):
         raise LensError(
             f"{record.sae!r} is a transcoder, which gives another tensor than it reads: {record.id!r} cannot clamp it.",
             "Add the feature's vector at the layer that it writes to.",
         )
+    _check_reads(record.sae, source, (record.layer, record.site), record.id, registry)
+
+
+def _check_reads(sae: str, source: FeatureSource, here: tuple[int, str], name: str, registry: Registry) -> None:
+    """Refuse an SAE that was made to read another place than it is used at."""
+    info = getattr(source, "info", None)
     layer, site = getattr(info, "layer", -1), getattr(info, "site", "")
-    if layer < 0 or not site or _same_place((layer, site), (record.layer, record.site), registry):
+    if layer < 0 or not site or _same_place((layer, site), here, registry):
         return
     raise LensError(
-        f"The SAE {record.sae!r} reads layer {layer} {site}, not layer {record.layer} {record.site} "
-        f"as {record.id!r} has it.",
-        f"Clamp at layer {layer} {site}, or attach an SAE for that place.",
+        f"The SAE {sae!r} reads layer {layer} {site}, not layer {here[0]} {here[1]} as {name!r} has it.",
+        f"Use it at layer {layer} {site}, or attach an SAE for that place.",
     )
+
+
+def checked_monitor(monitor: Monitor, registry: Registry) -> Monitor:
+    """The monitor with its layer counted from 0, or :class:`LensError` for the first thing that is wrong."""
+    if not isinstance(monitor, Monitor):
+        raise LensError(f"A monitor cannot be {type(monitor).__name__}.", "Give Monitor, or a probe's monitor().")
+    scale, bias = (as_number(getattr(monitor, part), f"The {part} of {monitor.name!r}") for part in ("scale", "bias"))
+    monitor = replace(monitor, layer=registry.decoder.index(monitor.layer), scale=scale, bias=bias)
+    width = registry.sites.point(monitor.layer, monitor.site).width
+    if monitor.vector is not None:
+        check_vector(monitor.vector.direction, width, f"The vector of the monitor {monitor.name!r}")
+        return monitor
+    source = source_named(monitor.sae, registry.sources)
+    _check_reads(monitor.sae, source, (monitor.layer, monitor.site), monitor.name, registry)
+    if source.d_model != width:
+        raise LensError(f"The SAE {monitor.sae!r} reads width {source.d_model}; layer {monitor.layer} has {width}.")
+    decoder_row(source, monitor.feature)
+    return monitor
+
+
+ORDER = (
+    "resid_pre", "attn_q", "attn_k", "attn_v", "attn_z", "attn_out", "attn_out_normed", "mlp_in", "mlp_out",
+    "mlp_out_normed", "resid_post",
+)  # fmt: skip
+"""The sites of a block as they are computed."""
+
+
+def checked_gate(gate: Gate, here: tuple[int, str], name: str, registry: Registry) -> Gate:
+    """A gate of the record ``name`` at a layer and site, its monitor checked and read in time. Raises ``LensError``."""
+    if not isinstance(gate, Gate):
+        raise LensError(f"The gate of {name!r} is {type(gate).__name__}.", "Give Gate(monitor, threshold).")
+    if gate.side not in ("above", "below"):
+        raise LensError(f"There is no side {gate.side!r} of a gate.", "Use 'above' or 'below'.")
+    monitor, threshold = checked_monitor(gate.monitor, registry), as_number(gate.threshold, f"The gate of {name!r}")
+    if (monitor.layer, ORDER.index(monitor.site)) > (here[0], ORDER.index(here[1])):
+        raise LensError(
+            f"The gate of {name!r} reads layer {monitor.layer} {monitor.site}, which is computed after layer {here[0]} "
+            f"{here[1]}, where it acts: a token's reading would come too late for it.",
+            "Read at an earlier layer, or steer at a later one.",
+        )
+    return Gate(monitor, threshold, gate.side)
 
 
 def _same_place(one: tuple[int, str], other: tuple[int, str], registry: Registry) -> bool:
@@ -347,104 +396,6 @@ def _check_positions(record: Intervention) -> None:
                 f"The positions of {record.id!r} are {positions.kind!r}, and name what belongs to {kind!r}.",
                 f"Use Positions({kind!r}, ...).",
             )
-
-
-@dataclass(eq=False)
-class History:
-    """What acted on a row, from which absolute position on: interventions change during a run."""
-
-    _held: list[tuple[int, tuple[Intervention, ...]]] = field(default_factory=list)
-    _stamp: tuple[object, ...] | None = None
-
-    def note(self, at: int, entries: Sequence[PlanEntry]) -> None:
-        """A forward begins at a position under these entries."""
-        stamp: tuple[object, ...] = tuple(entry.stamp for entry in entries)
-        if stamp == self._stamp:
-            return
-        self._stamp = stamp
-        if self._held and self._held[-1][0] == at:
-            self._held.pop()
-        items = (entry.item for entry in entries)
-        self._held.append((at, tuple(item for item in items if isinstance(item, Intervention) and has_effect(item))))
-
-    @property
-    def plain(self) -> bool:
-        """Whether nothing has acted on the row so far."""
-        return not any(items for _, items in self._held)
-
-    def restart(self) -> None:
-        """The prompt begins again."""
-        self._held.clear()
-        self._stamp = None
-
-    def parts(self, start: int, stop: int) -> list[tuple[int, int, tuple[Intervention, ...]]]:
-        """Half-open ranges of positions with the interventions that held there."""
-        ends = [at for at, _ in self._held[1:]] + [stop]
-        begins = [start, *(at for at, _ in self._held[1:])]
-        pairs = zip(begins, ends, self._held, strict=True) if self._held else ()
-        return [(begin, min(end, stop), items) for begin, end, (_, items) in pairs if begin < min(end, stop)]
-
-
-@dataclass(frozen=True, eq=False)
-class Passage:
-    """The tokens of a row that went through the model, and what positions are found from.
-
-    ``ids`` begin at the absolute position ``start`` (not 0 where the run went on from a cache); ``n_prompt`` is where
-    the prompt ends, ``spans`` its roles, ``markers`` what thinking stands between, ``inside`` whether the prompt ends
-    between them.
-    """
-
-    ids: tuple[int, ...]
-    n_prompt: int
-    start: int = 0
-    bos: int | None = None
-    spans: Spans | None = None
-    markers: tuple[int, int] | None = None
-    inside: bool = False
-
-    def where(self) -> Where:
-        """All of it as one forward."""
-        ids = mx.array([self.ids])
-        return Where(
-            self.start, len(self.ids), ids, self.n_prompt, self.bos, self.spans, mx.array(self.thinking()[None])
-        )
-
-    def forward(self, registry: Registry, plan: Plan) -> mx.array:
-        """Logits of all of it, lazy, in one forward under a plan, as if it were a text of its own."""
-        where = self.where()
-        assert where.ids is not None
-        run = Run(registry, plan, self.n_prompt, self.spans, thinking=where.thinking)
-        return registry.forward(run, where.ids)
-
-    def thinking(self) -> NDArray[np.bool_]:
-        """Which tokens are between the thinking markers: those of the prompt by its spans, then one by one."""
-        found = np.zeros(len(self.ids), dtype=np.bool_)
-        for role, begin, end in self.spans or ():
-            if role == "thinking":
-                found[max(0, begin - self.start) : max(0, end - self.start)] = True
-        if self.markers is not None:
-            inside = self.inside
-            for at in range(self.n_prompt - self.start, len(self.ids)):
-                opens, closes = (self.ids[at] == marker for marker in self.markers)
-                found[at] = inside and not opens and not closes
-                inside = (inside or opens) and not closes
-        return found
-
-
-def steered(history: History, passage: Passage, display: Callable[[int], str]) -> tuple[Steered, ...]:
-    """For each intervention that acted, the tokens it touched, in the order in which they first acted."""
-    where, stop = passage.where(), passage.start + len(passage.ids)
-    places: dict[tuple[str, int, str], list[int]] = {}
-    for begin, end, items in history.parts(passage.start, stop):
-        for item in items:
-            mask = touched(item.positions, where)
-            hit = np.full(len(passage.ids), mask) if isinstance(mask, bool) else np.array(mask)[0, :, 0]
-            mine = places.setdefault((item.id, item.layer, item.site), [])
-            mine += [at for at in range(begin, end) if hit[at - passage.start]]
-    return tuple(
-        Steered(*key, tuple(found), tuple(display(passage.ids[at - passage.start]) for at in found))
-        for key, found in places.items()
-    )
 
 
 def check_moved(

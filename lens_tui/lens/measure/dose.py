@@ -14,7 +14,7 @@ from lens_tui.records import Arm, ArmEnd, Intervention, LensError, Sampling
 from lens_tui.records.interventions import as_number, as_records
 from lens_tui.records.measures import Curve, DeltaLoss, DosePoint, DoseResponse, ReadBack
 
-from ..hooks.program import FeatureSource
+from ..hooks.readings import FeatureSource
 from . import effects
 from .effects import FEW_TEXTS, degeneration
 from .scores import Interventions, Score, Unsteered, score, unsteered

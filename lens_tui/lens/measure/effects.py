@@ -18,7 +18,7 @@ from lens_tui.records.interventions import as_records
 from lens_tui.records.measures import Controlled, Degeneration, DeltaLoss, Divergence, ReadBack, distinct
 
 from ..forward import Core, as_float
-from ..hooks.program import FeatureSource
+from ..hooks.readings import FeatureSource
 from ..texts import read_rows
 from ..tokens import id_table
 from .scores import Score, ScoredText, score, unsteered

@@ -10,9 +10,10 @@ import mlx.core as mx
 from lens_tui.records import Intervention
 
 from ..hooks.capture_result import CaptureResult
+from ..hooks.passage import Passage
 from ..hooks.program import Key
 from ..hooks.registry import Plan, Recorder, Registry, Run, async_eval
-from ..hooks.steering import Passage, captured, entries_of, origin_in
+from ..hooks.steering import captured, entries_of, origin_in
 
 if TYPE_CHECKING:
     from ..model import LensModel
