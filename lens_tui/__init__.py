@@ -87,6 +87,8 @@ if TYPE_CHECKING:
     from .records.training import TrainConfig as TrainConfig
     from .records.vector_formats import load_vectors as load_vectors
     from .records.vector_formats import save_vectors as save_vectors
+    from .records.vector_sets import load_vector_set as load_vector_set
+    from .records.vector_sets import set_interventions as set_interventions
     from .sae.base import Reconstruction as Reconstruction
     from .sae.fit import splice as splice
     from .sae.fit import spliced as spliced
@@ -147,6 +149,7 @@ else:
             ".records.prompt_set": "PromptItem PromptSet SetCell read_prompt_set",
             ".records.run": "Request Sampling",
             ".records.training": "TrainConfig",
+            ".records.vector_sets": "load_vector_set set_interventions",
             ".records.vector_formats": "load_vectors save_vectors",
             ".records.steering_vector": "SteeringVector",
             ".sae.base": "Reconstruction",

@@ -13,6 +13,7 @@ import typer
 
 from lens_tui.records import Arm, LensError, Sampling
 from lens_tui.records.arm_syntax import ArmSpec
+from lens_tui.records.gates import Gate
 from lens_tui.records.interventions import amount_of
 from lens_tui.records.prompt_set import (
     COLUMNS,
@@ -235,7 +236,16 @@ def intervention_in_words(item: Any) -> dict[str, Any]:
         "origin": {"kind": item.vector.origin.kind, **item.vector.origin.facts},
         "scale": amount_of(item),
         "positions": item.positions.kind,
+        "gate": None if item.gate is None else gate_in_words(item.gate),
     }
+
+
+def gate_in_words(gate: Gate) -> dict[str, Any]:
+    """A gate as plain data."""
+    read = gate.monitor
+    source = {"feature": read.feature, "sae": read.sae} if read.vector is None else {"vector": read.vector.name}
+    place = {"name": read.name, "layer": read.layer, "site": read.site}
+    return {**place, **source, "threshold": gate.threshold, "side": gate.side}
 
 
 # -- for people

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import sys
 from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lens_tui import demo
-from lens_tui.records import Arm, LensError, SAEInfo, SteeringVector
-from lens_tui.records.arm_syntax import ArmSpec, Term
+from lens_tui.records import Arm, Intervention, LensError, SAEInfo, SteeringVector
+from lens_tui.records.arm_syntax import ArmSpec, GateTerm, Term
 from lens_tui.records.chat import Turn, parse_chat, read_chat
+from lens_tui.records.gates import Gate, Monitor, monitor_of
+from lens_tui.records.interventions import positions_of
 from lens_tui.records.run import LIMITS
 from lens_tui.records.sanitise import one_line
+from lens_tui.records.vector_sets import load_vector_set, set_interventions
 
 from .output import Meter
 
@@ -166,8 +170,29 @@ class Vectors:
 
     def arm(self, spec: ArmSpec) -> Arm:
         """The arm that ``spec`` describes, its vectors found and checked."""
-        rows = (term.row(f"{spec.name}:{i}", self.vector(term)) for i, term in enumerate(spec.terms))
-        return Arm(spec.name, tuple(row.intervention() for row in rows))
+        found = (self._records(f"{spec.name}:{i}", term) for i, term in enumerate(spec.terms))
+        return Arm(spec.name, tuple(record for records in found for record in records))
+
+    def _records(self, name: str, term: Term) -> tuple[Intervention, ...]:
+        """What a term does: one record, or one for each layer of a set."""
+        gate = None if term.gate is None else self.gate(term.gate)
+        if not term.every:
+            return (term.row(name, self.vector(term), gate).intervention(),)
+        path = _vector_path(term.source, self._model)
+        vectors = load_vector_set(path, d_model=self._lens.d_model, n_layers=self._lens.n_layers)
+        positions = positions_of(term.positions)
+        return set_interventions(name, vectors, term.scale, mode=term.mode, positions=positions, gate=gate)
+
+    def gate(self, written: GateTerm) -> Gate:
+        """The gate of a term; the SAE of a feature that it reads is given to the model."""
+        if written.kind == "feature":
+            info, feature = self.sae.info, int(written.source)
+            self._lens.attach_sae(info.id, self.sae)
+            layer = info.layer if written.layer is None else written.layer
+            return written.gate(Monitor(f"f{feature}", layer, info.site, sae=info.id, feature=feature))
+        vector = self.vector(Term(written.kind, written.source, written.layer, 0.0))
+        layer = vector.layer if written.layer is None else written.layer
+        return written.gate(replace(monitor_of(vector), layer=layer))
 
     def vector(self, term: Term) -> SteeringVector:
         """The vector that a term names, checked."""

@@ -5,7 +5,10 @@ layer after ``@`` and a scale after ``*``. A source is a feature id of the SAE
 (``f2666`` or ``2666``), ``random:SEED``, the path of a vector file, or the name of a
 bundled vector. After the scale may come a mode and positions, each after a colon:
 ``f2666*0.5:norm_match``, ``f75:project_out``, ``f2666*22:generated``, and in a chat
-``f2666*22:user``. They are those of ``records.interventions``.
+``f2666*22:user``. They are those of ``records.interventions``. Last may come a gate:
+``f2666*22?f75>1.5`` acts where feature 75 reads more than 1.5, ``verse*8?probe.safetensors<0`` where that probe
+scores below 0; its source is one of those of a term, its layer by default the source's own. ``king.gguf@all*0.5``
+is a set: the vectors of every layer in a file, or in a folder of files, at half of the lengths they were made with.
 """
 
 from __future__ import annotations
@@ -16,16 +19,45 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from .errors import LensError
+from .gates import Gate, Monitor, Side
 from .interventions import MODES, POSITIONS, ROLES, BenchRow, mode_of, positions_of
 from .steering_vector import SteeringVector
 
 _WORDS = rf"(?::(?:{'|'.join([mode.id for mode in MODES] + [*POSITIONS, *ROLES])})\b)*"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-_TERM = re.compile(rf"^(?P<source>.+?)(?:@(?P<layer>-?[0-9]{{1,9}}))?(?:\*(?P<scale>{_NUMBER}))?(?P<words>{_WORDS})$")
-_BETWEEN = re.compile(rf"(?<=\*)({_NUMBER}{_WORDS})\s*\+\s*|(:project_out{_WORDS})\s*\+\s*")
+_GATE = rf"(?:\?[^?<>]+[<>]{_NUMBER})?"
+_TERM = re.compile(
+    rf"^(?P<source>.+?)(?:@(?P<layer>-?[0-9]{{1,9}}|all))?(?:\*(?P<scale>{_NUMBER}))?(?P<words>{_WORDS})(?P<gate>{_GATE})$"
+)
+_GATED = re.compile(rf"^\?(?P<source>[^?<>]+?)(?:@(?P<layer>-?[0-9]{{1,9}}))?(?P<side>[<>])(?P<threshold>{_NUMBER})$")
+_BETWEEN = re.compile(rf"(?<=\*)({_NUMBER}{_WORDS}{_GATE})\s*\+\s*|(:project_out{_WORDS}{_GATE})\s*\+\s*")
 _NAME = re.compile(r"^(?P<name>[^=*@]+)=(?P<rest>.+)$")
 
 _HELP = "Write it as [NAME=]SOURCE[@LAYER]*SCALE, for example f2666*22, kjv=f75*22+f2666*5 or random:0@4*22."
+Kind = Literal["feature", "random", "file"]
+_SIDES: dict[str, Side] = {">": "above", "<": "below"}
+
+
+@dataclass(frozen=True, slots=True)
+class GateTerm:
+    """A gate as it is written: what is read, by a source as in :class:`Term`, and the threshold."""
+
+    kind: Kind
+    source: str
+    layer: int | None
+    threshold: float
+    side: Side = "above"
+
+    @property
+    def written(self) -> str:
+        """The gate as :func:`parse_arm` reads it."""
+        source = {"feature": "f", "random": "random:"}.get(self.kind, "") + self.source
+        where = "" if self.layer is None else f"@{self.layer}"
+        return f"?{source}{where}{'>' if self.side == 'above' else '<'}{exact(self.threshold)}"
+
+    def gate(self, monitor: Monitor) -> Gate:
+        """The gate, its monitor found."""
+        return Gate(monitor, self.threshold, self.side)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +65,11 @@ class Term:
     """A row as it is written down, before its vector is found: on the command line, or in the bundled comparison.
 
     ``source`` is the number of a feature (of ``sae``, where one is named), a seed, or a file's path. ``layer`` ``None``
-    is that of the vector. ``positions`` is one of ``POSITIONS`` or ``ROLES``.
+    is that of the vector; ``every``: it is a set, of all layers there are. ``positions`` is one of ``POSITIONS`` or
+    ``ROLES``.
     """
 
-    kind: Literal["feature", "random", "file"]
+    kind: Kind
     source: str
     layer: int | None
     scale: float
@@ -44,6 +77,8 @@ class Term:
     positions: str = "all"
     name: str = ""
     sae: str = ""
+    gate: GateTerm | None = None
+    every: bool = False
 
     @property
     def feature(self) -> int:
@@ -54,16 +89,16 @@ class Term:
     def written(self) -> str:
         """The term as :func:`parse_arm` reads it."""
         source = {"feature": "f", "random": "random:"}.get(self.kind, "") + self.source
-        where = "" if self.layer is None else f"@{self.layer}"
+        where = "@all" if self.every else "" if self.layer is None else f"@{self.layer}"
         amount = f"*{exact(self.scale)}" if mode_of(self.mode).amount else ""
         words = [word for word, usual in ((self.mode, "add"), (self.positions, "all")) if word != usual]
-        return ":".join([source + where + amount, *words])
+        return ":".join([source + where + amount, *words]) + ("" if self.gate is None else self.gate.written)
 
-    def row(self, name: str, vector: SteeringVector) -> BenchRow:
-        """The row of this id, its vector found."""
+    def row(self, name: str, vector: SteeringVector, gate: Gate | None = None) -> BenchRow:
+        """The row of this id, its vector and what its gate reads found."""
         layer = vector.layer if self.layer is None else self.layer
         positions = positions_of(self.positions)
-        return BenchRow(name, vector, layer, self.scale, mode=self.mode, positions=positions)
+        return BenchRow(name, vector, layer, self.scale, mode=self.mode, positions=positions, gate=gate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,18 +138,35 @@ def _term(part: str, whole: str, default: float | None) -> Term:
     if match is None or scale is None or len(modes) > 1 or len(places) > 1:
         why = ": it has no scale" if match is not None and scale is None else ""
         raise LensError(f"The arm {whole!r} cannot be read at {part.strip()!r}{why}.", _HELP)
-    term = _source(match["source"].strip(), int(match["layer"]) if match["layer"] else None, scale, whole)
-    return replace(term, mode=mode, positions=places[0] if places else "all")
+    kind, source = _source(match["source"].strip(), whole)
+    every = match["layer"] == "all"
+    if every and kind != "file":
+        raise LensError(f"The arm {whole!r} has @all behind what is no file.", "Name a file or folder of vectors.")
+    term = Term(kind, source, int(match["layer"]) if match["layer"] and not every else None, scale, every=every)
+    return replace(term, mode=mode, positions=places[0] if places else "all", gate=_gate(match["gate"], whole))
 
 
-def _source(source: str, layer: int | None, scale: float, whole: str) -> Term:
+def _gate(written: str, whole: str) -> GateTerm | None:
+    if not written:
+        return None
+    match = _GATED.match(written)
+    if match is None:
+        raise LensError(
+            f"The gate of the arm {whole!r} cannot be read at {written!r}.", "Write ?SOURCE[@LAYER]>NUMBER."
+        )
+    kind, source = _source(match["source"].strip(), whole)
+    layer = int(match["layer"]) if match["layer"] else None
+    return GateTerm(kind, source, layer, float(match["threshold"]), _SIDES[match["side"]])
+
+
+def _source(source: str, whole: str) -> tuple[Kind, str]:
     if re.fullmatch(r"f?[0-9]{1,9}", source):
-        return Term("feature", source.lstrip("f"), layer, scale)
+        return "feature", source.lstrip("f")
     if source.startswith("random:"):
         if not re.fullmatch(r"random:[0-9]{1,18}", source):
             raise LensError(f"The arm {whole!r} names a random vector without a seed.", "Write random:0.")
-        return Term("random", source.removeprefix("random:"), layer, scale)
-    return Term("file", source, layer, scale)
+        return "random", source.removeprefix("random:")
+    return "file", source
 
 
 def written_arm(name: str, terms: Sequence[Term], unnamed: str) -> str:

@@ -43,6 +43,14 @@ class Gate:
     side: Side = "above"
 
 
+def monitor_of(vector: SteeringVector) -> Monitor:
+    """What a saved vector reads at its own place: of a probe its score, else the projection on the unit direction."""
+    if vector.origin.kind != "probe":
+        return Monitor(vector.name, vector.layer, vector.site, vector)
+    bias = vector.origin.facts.get("bias", 0.0)
+    return Monitor(vector.name, vector.layer, vector.site, vector, vector.norm, float(bias))
+
+
 def gate_text(gate: Gate) -> str:
     """A gate in words: ``where verse is above 0.5 at layer 2``."""
     return f"where {gate.monitor.name} is {gate.side} {gate.threshold:g} at layer {gate.monitor.layer}"

@@ -399,8 +399,9 @@ class BenchRow:
 
     ``arm`` counts from 1; rows with the same arm act together. ``mode`` is one of ``MODES`` and says what ``scale``
     means: for ``add`` it is absolute, in residual-stream units on the unit direction. ``positions`` ``None`` are all
-    tokens. ``residual_norm`` is the median ``||h||`` where the vector was made, ``None`` where it was not measured;
-    ``promoted`` and ``suppressed`` are the tokens the direction moves most.
+    tokens; with a ``gate`` it acts on those alone at which a monitor reads enough. ``residual_norm`` is the median
+    ``||h||`` where the vector was made, ``None`` where it was not measured; ``promoted`` and ``suppressed`` are the
+    tokens the direction moves most.
     """
 
     id: str
@@ -414,6 +415,7 @@ class BenchRow:
     suppressed: tuple[TokenWeight, ...] = ()
     mode: str = "add"
     positions: Positions | None = None
+    gate: Gate | None = None
 
     @property
     def unit(self) -> float:
@@ -431,7 +433,12 @@ class BenchRow:
 
         Raises :class:`LensError` for a mode that there is not.
         """
-        amount, vector, layer, site = self.scale if scale is None else scale, self.vector, self.layer, self.vector.site
+        made = self._acting(self.scale if scale is None else scale)
+        return made if self.gate is None else replace(made, gate=self.gate)
+
+    def _acting(self, amount: float) -> Intervention:
+        """What the row does where it acts."""
+        vector, layer, site = self.vector, self.layer, self.vector.site
         positions, name = self.positions or ALL, self.id
         match mode_of(self.mode).id:
             case "norm_match":

@@ -46,7 +46,7 @@ def numbers(values: Any, what: str) -> NDArray[np.float64]:
         ) from error
 
 
-OriginKind = Literal["feature", "prompts", "token", "random", "file", "arithmetic", "given"]
+OriginKind = Literal["feature", "prompts", "token", "random", "file", "arithmetic", "given", "probe"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from lens_tui import __version__, demo
-from lens_tui.records import Arm, Intervention, ModelInfo, SAEInfo
+from lens_tui.records import Arm, ClampFeature, Intervention, ModelInfo, SAEInfo
 from lens_tui.records.info import Dequantize
 from lens_tui.records.run_record import MadeWith
 
@@ -25,7 +25,8 @@ def made_with(
         saes: The SAEs at hand.
         batch_rows: Rows of each forward.
     """
-    named = {sae for arm in arms for item in arm.interventions if (sae := sae_of(item))}
+    items = [item for arm in arms for item in arm.interventions]
+    named = {sae for item in items for sae in (sae_of(item), *attached_saes(item)) if sae}
     return MadeWith(
         version=__version__,
         mlx=package_version("mlx"),
@@ -53,6 +54,13 @@ def sae_of(item: Intervention) -> str:
     vector = getattr(item, "vector", None)
     facts: Mapping[str, object] = vector.origin.facts if vector is not None and vector.origin.kind == "feature" else {}
     return str(getattr(item, "sae", "") or facts.get("sae", ""))
+
+
+def attached_saes(item: Intervention) -> tuple[str, ...]:
+    """The ids of the SAEs that the model must have been given for it: of what it clamps, and of what its gate reads."""
+    clamped = item.sae if isinstance(item, ClampFeature) else ""
+    read = "" if item.gate is None else item.gate.monitor.sae
+    return tuple(dict.fromkeys(name for name in (clamped, read) if name))
 
 
 def held_as(made: MadeWith) -> Dequantize:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lens_tui.records import Arm, ArmEnd, ClampFeature, Intervention, LensError, Token
+from lens_tui.records import Arm, ArmEnd, Gate, Intervention, LensError, Token
 from lens_tui.records.chat import Turn
 from lens_tui.records.run_record import ArmRecord, RunRecord, first_difference
 
-from .made_with import made_with
+from .made_with import attached_saes, made_with
 
 if TYPE_CHECKING:
     from lens_tui.lens.decode.compare import Comparison
@@ -155,9 +155,17 @@ def _acts(run: RunRecord) -> list[list[tuple[object, ...]]]:
         vector = getattr(item, "vector", None)
         direction = vector.direction.tobytes() if vector is not None else getattr(item, "feature", b"")
         amount = tuple(getattr(item, name, None) for name in ("scale", "value", "low", "high"))
-        return (item.mode, item.layer, item.site, item.positions, item.precision, direction, amount)
+        return (item.mode, item.layer, item.site, item.positions, item.precision, direction, amount, *_gate(item.gate))
 
     return [[facts(item) for item in kept.arm.interventions if item.enabled] for kept in run.arms]
+
+
+def _gate(gate: Gate | None) -> tuple[object, ...]:
+    if gate is None:
+        return ()
+    read = gate.monitor
+    direction = b"" if read.vector is None else read.vector.direction.tobytes()
+    return (read.layer, read.site, direction, read.scale, read.bias, read.sae, read.feature, gate.threshold, gate.side)
 
 
 def changes_of(run: RunRecord) -> Changes:
@@ -172,15 +180,15 @@ def follow(comparison: Comparison, changes: Changes, event: Token | ArmEnd) -> N
 
 
 def attach(lens: LensModel, arms: Sequence[Arm], find: Callable[[str], SAE | None]) -> list[SAE]:
-    """Give the model the SAEs whose features are clamped in these arms; returns them.
+    """Give the model the SAEs whose features are clamped in these arms, or read by their gates; returns them.
 
     Raises :class:`LensError` naming one that ``find`` does not have.
     """
     found = []
-    for name in dict.fromkeys(i.sae for arm in arms for i in arm.interventions if isinstance(i, ClampFeature)):
+    for name in dict.fromkeys(name for arm in arms for item in arm.interventions for name in attached_saes(item)):
         sae = find(name)
         if sae is None:
-            raise LensError(f"An arm clamps a feature of the SAE {name!r}, which is not loaded.", "Load it first.")
+            raise LensError(f"An arm needs a feature of the SAE {name!r}, which is not loaded.", "Load it first.")
         lens.attach_sae(name, sae)
         found.append(sae)
     return found

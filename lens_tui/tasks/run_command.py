@@ -9,7 +9,8 @@ from pathlib import Path
 
 from lens_tui import demo
 from lens_tui.records import Arm, Intervention, LensError, Sampling, SteeringVector
-from lens_tui.records.arm_syntax import Term, exact, written_arm
+from lens_tui.records.arm_syntax import GateTerm, Term, exact, written_arm
+from lens_tui.records.gates import Gate, monitor_of
 from lens_tui.records.interventions import amount_of, positions_name
 from lens_tui.records.run_record import ArmRecord, MadeWith, RunRecord
 from lens_tui.records.sanitise import one_line, sanitise
@@ -44,11 +45,28 @@ class _Command:
         amount, vector, where = amount_of(item), getattr(item, "vector", None), positions_name(item.positions)
         sayable = bool(where) and item.precision == "model" and amount is not None
         if vector is not None and sayable and item.site == vector.site:
-            term = self._source(vector, item.layer)
-            if term is not None and amount is not None:
-                return replace(term, scale=amount, mode=item.mode, positions=where)
+            term, gate = self._source(vector, item.layer), self._gate(item.gate)
+            if term is not None and amount is not None and (gate is not None or item.gate is None):
+                return replace(term, scale=amount, mode=item.mode, positions=where, gate=gate)
         self.left_out.append(getattr(vector, "name", item.id))
         return None
+
+    def _gate(self, gate: Gate | None) -> GateTerm | None:
+        """How the command line writes a gate: of a feature of the command's SAE, or of a vector that it can name."""
+        if gate is None:
+            return None
+        read = gate.monitor
+        if read.vector is None:
+            if not self._is_of(read.sae):
+                return None
+            return GateTerm("feature", str(read.feature), read.layer, gate.threshold, gate.side)
+        plain = monitor_of(read.vector)
+        if (read.site, read.scale, read.bias) != (plain.site, plain.scale, plain.bias):
+            return None
+        term = self._source(read.vector, read.layer)
+        if term is None or set("?<>") & set(term.source):
+            return None
+        return GateTerm(term.kind, term.source, read.layer, gate.threshold, gate.side)
 
     def _source(self, vector: SteeringVector, layer: int) -> Term | None:
         """How the command line finds this vector: a feature, a seed, a file that is there or is written for it."""

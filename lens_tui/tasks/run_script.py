@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from lens_tui import demo
-from lens_tui.records import ALL, ClampFeature, Intervention, Positions, Sampling, SteeringVector
+from lens_tui.records import ALL, Gate, Intervention, Positions, Sampling, SteeringVector
 from lens_tui.records.info import split_place
 from lens_tui.records.run_record import RunRecord
 from lens_tui.records.sanitise import one_line
 
-from .made_with import held_as
+from .made_with import attached_saes, held_as
 
 _WIDTH = 96
 
@@ -84,15 +84,28 @@ class _Script:
                     yield f"positions={_call('Positions', value, Positions())}"
             elif isinstance(value, SteeringVector):
                 yield f"vector={self.vector(value)}"
+            elif isinstance(value, Gate):
+                yield f"gate={self._gate(value)}"
             elif each.name == "mean" and value is not None:
                 self.needs.add("array")
                 data = base64.b64encode(value.astype("<f4").tobytes()).decode("ascii")
                 yield f"mean=numbers(\n                {_pieces(data, 16)}\n            )"
             elif value is not None and (each.name, value) not in _PLAIN:
                 yield f"{each.name}={value!r}"
-        if isinstance(item, ClampFeature):
-            self.sae(item.sae)
-            self.attached += [] if item.sae in self.attached else [item.sae]
+        for name in attached_saes(item):
+            self.sae(name)
+            self.attached += [] if name in self.attached else [name]
+
+    def _gate(self, gate: Gate) -> str:
+        """The call that makes a gate."""
+        self.imports |= {"Gate", "Monitor"}
+        read = gate.monitor
+        place = f"{read.name!r}, {read.layer}, {read.site!r}"
+        if read.vector is None:
+            made = f"Monitor({place}, sae={read.sae!r}, feature={read.feature})"
+        else:
+            made = f"Monitor({place}, {self.vector(read.vector)}, {read.scale!r}, {read.bias!r})"
+        return f"Gate({made}, {gate.threshold!r}, {gate.side!r})"
 
     def items(self, interventions: Sequence[Intervention]) -> str:
         """A tuple of records: those that act."""

@@ -26,6 +26,7 @@ from lens_tui.records import (
     TokenWeight,
 )
 from lens_tui.records.chat import Turn
+from lens_tui.records.gates import Gate
 from lens_tui.records.interventions import BenchRow
 from lens_tui.records.run_record import ArmRecord, MadeWith, RunRecord, State, kl_level, perplexity_of
 from lens_tui.worker.events import (
@@ -177,6 +178,7 @@ class SessionStore:
         suppressed: tuple[TokenWeight, ...] = (),
         mode: str = "add",
         positions: Positions | None = None,
+        gate: Gate | None = None,
     ) -> BenchRow:
         """Put a vector on the bench as a new row, in the next free arm unless one is named.
 
@@ -197,6 +199,7 @@ class SessionStore:
             suppressed=suppressed,
             mode=mode,
             positions=positions,
+            gate=gate,
         )
         self.update(steers=(*self.session.steers, row))
         return row
@@ -212,6 +215,7 @@ class SessionStore:
             suppressed=row.suppressed,
             mode=row.mode,
             positions=row.positions,
+            gate=row.gate,
         )
 
     def edit_steer(self, steer_id: str, **changes: Any) -> None:

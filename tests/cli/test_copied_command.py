@@ -17,7 +17,18 @@ from lens_tui import LensModel, demo, load_sae
 from lens_tui.cli.command import app
 from lens_tui.cli.sources import Vectors
 from lens_tui.lens.vectors import from_array, from_token, mean_difference, random_unit
-from lens_tui.records import Add, Arm, Intervention, LensError, Positions, SAEInfo, Sampling, SteeringVector
+from lens_tui.records import (
+    Add,
+    Arm,
+    Gate,
+    Intervention,
+    LensError,
+    Monitor,
+    Positions,
+    SAEInfo,
+    Sampling,
+    SteeringVector,
+)
 from lens_tui.records.arm_syntax import parse_arm
 from lens_tui.records.interventions import BenchRow, amount_of
 from lens_tui.records.run_record import ArmRecord, RunRecord
@@ -119,6 +130,34 @@ def test_modes_positions_sums_and_another_layer(lens: LensModel, sae: Any) -> No
         ]
     }
     assert_same(read(lens, as_command(run_of(lens, arms, [sae.info]), keep_vector)), arms)
+
+
+def test_gates_of_features_vectors_and_seeds(lens: LensModel, sae: Any) -> None:
+    vectors = vectors_of(lens, sae)
+    read_by = [
+        Monitor("f3", 1, sae=sae.info.id, feature=3),
+        Monitor("given", 0, vector=vectors["given"]),
+        Monitor("noise", 1, vector=vectors["noise"]),
+    ]
+    lens.attach_sae(sae.info.id, sae)
+    arms: dict[str, list[Intervention]] = {
+        monitor.name: [replace(acting("add", "x", vectors["token"], 2, 4.0), gate=Gate(monitor, -0.5, "below"))]
+        for monitor in read_by
+    }
+    command = as_command(run_of(lens, arms, [sae.info]), keep_vector)
+    made = read(lens, command)
+    assert_same(made, arms)
+    for arm, monitor in zip(made, read_by, strict=True):
+        gate = arm.interventions[0].gate
+        assert gate is not None
+        assert (gate.threshold, gate.side) == (-0.5, "below")
+        mine = gate.monitor
+        assert (mine.layer, mine.site, mine.feature) == (monitor.layer, monitor.site, monitor.feature)
+        if monitor.vector is not None:
+            assert mine.vector is not None
+            np.testing.assert_array_equal(mine.vector.direction, monitor.vector.direction)
+    scaled = replace(acting("add", "x", vectors["token"], 2, 4.0), gate=Gate(replace(read_by[1], scale=2.0), 1.0))
+    assert "replay" in as_command(replace(run_of(lens, {"x": [scaled]}), id=4), keep_vector)
 
 
 def test_features_of_a_second_sae_and_of_one_that_is_gone(lens: LensModel, sae: Any, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lens_tui.records import LensError
-from lens_tui.records.arm_syntax import ArmSpec, Term, parse_arm, written_arm
+from lens_tui.records.arm_syntax import ArmSpec, GateTerm, Term, parse_arm, written_arm
 from lens_tui.records.interventions import MODES, POSITIONS, mode_of
 
 
@@ -43,6 +43,27 @@ from lens_tui.records.interventions import MODES, POSITIONS, mode_of
                 ),
             ),
         ),
+        (
+            "x=f1*2:last?f75>1.5+f9@3*-4?a+b/p.safetensors@-2<-.5",
+            ArmSpec(
+                "x",
+                (
+                    Term("feature", "1", None, 2.0, "add", "last", gate=GateTerm("feature", "75", None, 1.5)),
+                    Term("feature", "9", 3, -4.0, gate=GateTerm("file", "a+b/p.safetensors", -2, -0.5, "below")),
+                ),
+            ),
+        ),
+        (
+            "k.gguf@all*.5:last",
+            ArmSpec("k.gguf@all*.5:last", (Term("file", "k.gguf", None, 0.5, "add", "last", every=True),)),
+        ),
+        (
+            "f1:project_out?random:0@2>0",
+            ArmSpec(
+                "f1:project_out?random:0@2>0",
+                (Term("feature", "1", None, 0.0, "project_out", gate=GateTerm("random", "0", 2, 0.0)),),
+            ),
+        ),
     ],
 )
 def test_an_arm_is_read(text: str, expected: ArmSpec) -> None:
@@ -65,6 +86,12 @@ def test_an_arm_is_read(text: str, expected: ArmSpec) -> None:
         "f1*2:add:set",
         "f1*2:all:last",
         "f1:generated",
+        "f1*2?f3",
+        "f1@all*2",
+        "f1*2?f3>",
+        "f1*2?>1",
+        "f1*2?f3>1?f4>2",
+        "f1*2?random:x@2>1",
     ],
 )
 def test_what_is_no_arm_is_refused_with_the_form(text: str) -> None:
@@ -93,12 +120,23 @@ SOURCES: st.SearchStrategy[tuple[Literal["feature", "random", "file"], str]] = s
 )
 
 
+LAYERS = st.one_of(st.none(), st.integers(-99, 99))
+
+
+@st.composite
+def gates(draw: st.DrawFn) -> GateTerm:
+    (kind, source), threshold = draw(SOURCES), draw(st.floats(allow_nan=False, allow_infinity=False))
+    return GateTerm(kind, source, draw(LAYERS), threshold, draw(st.sampled_from(["above", "below"])))
+
+
 @st.composite
 def terms(draw: st.DrawFn) -> Term:
     (kind, source), mode = draw(SOURCES), draw(st.sampled_from([mode.id for mode in MODES]))
     scale = draw(st.floats(allow_nan=False, allow_infinity=False)) if mode_of(mode).amount else 0.0
-    layer = draw(st.one_of(st.none(), st.integers(-99, 99)))
-    return Term(kind, source, layer, scale, mode, draw(st.sampled_from(list(POSITIONS))))
+    layer = draw(LAYERS)
+    gate = draw(st.one_of(st.none(), gates()))
+    every = kind == "file" and layer is None and draw(st.booleans())
+    return Term(kind, source, layer, scale, mode, draw(st.sampled_from(list(POSITIONS))), gate=gate, every=every)
 
 
 @given(st.sampled_from(["", "cook", "a=b", "at@3", "x*2"]), st.lists(terms(), min_size=1, max_size=3))

@@ -18,7 +18,9 @@ from lens_tui.records import (
     Arm,
     CapProjection,
     ClampFeature,
+    Gate,
     Intervention,
+    Monitor,
     NormMatch,
     Positions,
     ProjectOut,
@@ -81,6 +83,25 @@ def demo_arms(lens: LensModel) -> tuple[list[Arm], list[SAEInfo]]:
         Arm("feature", (Add(id="a", layer=4, vector=feature, scale=22.0),)),
         Arm("out", (ProjectOut(id="b", layer=4, vector=feature),)),
         Arm("clamped", (ClampFeature(id="c", layer=4, sae=sae.info.id, feature=2666, value=20.0),)),
+        Arm(
+            "gated",
+            (
+                Add(
+                    id="g",
+                    layer=4,
+                    vector=feature,
+                    scale=22.0,
+                    gate=Gate(Monitor("f75", 4, sae=sae.info.id, feature=75), 0.5, "below"),
+                ),
+                Add(
+                    id="h",
+                    layer=5,
+                    vector=feature,
+                    scale=5.0,
+                    gate=Gate(Monitor(held.name, held.layer, held.site, held), 1.25),
+                ),
+            ),
+        ),
         Arm(
             "several",
             (

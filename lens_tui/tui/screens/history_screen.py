@@ -163,6 +163,7 @@ def _steers(record: RunRecord) -> tuple[BenchRow, ...]:
             number,
             mode=item.mode,
             positions=None if item.positions == ALL else item.positions,
+            gate=item.gate,
         )
         for place, (number, item, vector, amount) in enumerate(found)
     )

@@ -326,6 +326,7 @@ class SteerScreen(LensScreen):
                 suppressed=row.suppressed,
                 mode=row.mode,
                 positions=row.positions,
+                gate=row.gate,
             )
 
     def action_mode(self) -> None:
