@@ -51,6 +51,21 @@ class GraphNode:
     influence: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class LogitTarget:
+    """What a graph is to explain: a token's logit, by its text or id; that less another one's (``minus``); a direction.
+
+    ``direction`` ``(d_model,)`` is multiplied with what the final norm gives. ``weight`` is what the target counts for
+    among several (by default a token's probability, else 1), ``name`` its label.
+    """
+
+    token: int | str | None = None
+    minus: int | str | None = None
+    direction: FloatArray | None = field(default=None, hash=False, compare=False)
+    name: str = ""
+    weight: float | None = None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class GraphSums:
     """What each node's value is made of, for those that were targets; NaN for the others; ``(nodes,)`` each.

@@ -224,3 +224,58 @@ def add(scale: float, seed: int = 2, layer: int = 1, **extra: Any) -> Add:
     """A random vector added at a layer of a tiny model."""
     vector = SteeringVector.of(f"v{seed}", np.random.default_rng(seed).normal(size=64), layer)
     return Add(id=f"add{seed}", layer=layer, vector=vector, scale=scale, **extra)
+
+
+def qwen2() -> Any:
+    """4 layers, d_model 64: queries, keys and values with biases; tied head."""
+    model = _model(
+        "qwen2",
+        hidden_size=64,
+        num_hidden_layers=4,
+        intermediate_size=128,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        rms_norm_eps=1e-5,
+        vocab_size=VOCAB,
+        rope_theta=10000.0,
+        tie_word_embeddings=True,
+    )
+    return settle(model, 8)
+
+
+def qwen3(*, dtype: mx.Dtype = mx.float32, bits: int = 0) -> Any:
+    """4 layers, d_model 64: norms of queries and keys; tied head."""
+    model = _model(
+        "qwen3",
+        hidden_size=64,
+        num_hidden_layers=4,
+        intermediate_size=128,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=512,
+        rms_norm_eps=1e-5,
+        vocab_size=VOCAB,
+        rope_theta=10000.0,
+        tie_word_embeddings=True,
+    )
+    return finished(settle(model, 9), dtype, bits)
+
+
+def gemma2() -> Any:
+    """4 layers, d_model 64: post-norms, soft-capped scores and logits, tied head."""
+    model = _model(
+        "gemma2",
+        hidden_size=64,
+        num_hidden_layers=4,
+        intermediate_size=128,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        rms_norm_eps=1e-5,
+        vocab_size=VOCAB,
+        query_pre_attn_scalar=16,
+        attn_logit_softcapping=5.0,
+        final_logit_softcapping=3.0,
+    )
+    return settle(model, 10)

@@ -296,13 +296,8 @@ class FinalStep:
 def final_step(decoder: Decoder, unembedding: Unembedding, residual: mx.array) -> FinalStep:
     """The step at residuals ``(p, d_model)``; raises :class:`LensError` where it is not what it seems."""
     h = residual.astype(mx.float32)[None]
-    norm = unembedding.norm
-    normed = norm(h)
-    zero, one = mx.zeros((1, 1, decoder.d_model)), mx.ones((1, 1, decoder.d_model))
-    shift = _numbers(norm(zero))[0]
-    level = _numbers(norm(one))[0] - shift
-    centred = bool(np.abs(level).max() < 1e-3 * max(np.abs(unembedding.gain).max(), 1e-30))
-    scaled = gain_over_denominator(_numbers(h), _numbers(normed) - shift, unembedding.gain.astype(np.float64), centred)
+    normed = unembedding.norm(h)
+    held = held_norm(unembedding.norm, h, unembedding.gain)
     ours, theirs = _numbers(apply_head(unembedding.head, normed)), _numbers(readout(decoder, h))
     cap = softcap_of(decoder)
     factor = _factor(ours, theirs, cap)
@@ -312,7 +307,33 @@ def final_step(decoder: Decoder, unembedding: Unembedding, residual: mx.array) -
         raise LensError(
             "The model's logits are not its final norm and unembedding alone, so they cannot be taken apart."
         )
-    return FinalStep(unembedding, logits, theirs, cap, scaled, centred, shift, factor)
+    return FinalStep(unembedding, logits, theirs, cap, held.scale, held.centred, held.shift, factor)
+
+
+@dataclass(frozen=True, eq=False)
+class HeldNorm:
+    """A norm with its denominators as they were at ``p`` residuals: linear but for its ``shift`` ``(d_model,)``.
+
+    ``scale`` ``(p, d_model)`` is the gain over the denominator; ``centred`` says that the mean is taken away first.
+    """
+
+    scale: Array
+    centred: bool
+    shift: Array
+
+
+def held_norm(norm: Module, h: mx.array, gain: FloatArray) -> HeldNorm:
+    """The norm at residuals ``(1, p, width)``, float32, whose gain is known (:func:`gain_of`).
+
+    Raises :class:`LensError` for what is neither an RMS norm nor a layer norm.
+    """
+    called: Any = norm
+    zero, one = mx.zeros((1, 1, h.shape[-1])), mx.ones((1, 1, h.shape[-1]))
+    shift = _numbers(called(zero))[0]
+    level = _numbers(called(one))[0] - shift
+    centred = bool(np.abs(level).max() < 1e-3 * max(np.abs(gain).max(), 1e-30))
+    scale = gain_over_denominator(_numbers(h), _numbers(called(h)) - shift, gain.astype(np.float64), centred)
+    return HeldNorm(scale, centred, shift)
 
 
 def gain_over_denominator(h: Array, normed: Array, gain: Array, centred: bool) -> Array:
