@@ -65,6 +65,14 @@ JOBS: tuple[Job, ...] = (
         ("S", "down", "down", "'5", "down", "'9 19 38", "enter"),
         "generate-set",
     ),
+    Job(
+        "generate",
+        "The same on five prompts of your own",
+        (
+            *("S", "down", "'The king", "enter", "'The sea", "enter", "'We met", "enter", "'Rain fell", "enter"),
+            *("'She said", "down", "down", "'9 19 38", "enter"),
+        ),
+    ),
     Job("generate", "Judge the arms blind, twice, and see the tally", ("B", "1", "2", "v"), "generate-blind"),
     Job(
         "generate",

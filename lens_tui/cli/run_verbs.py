@@ -43,9 +43,16 @@ def _store() -> RunStore:
 def open_run(named: str) -> RunRecord:
     """A run by its number in the history or by its file. Raises :class:`LensError` where there is none."""
     if not named.isdecimal() or len(named) > 18:
+        from lens_tui.records.read_files import FileAbsent
         from lens_tui.tasks.run_export import read_run
 
-        return read_run(named)
+        try:
+            return read_run(named)
+        except FileAbsent as error:
+            raise LensError(
+                f"There is no run and no file {one_line(repr(named), 120)}.",
+                "`mlx-lens-tui runs list` lists the runs by number; a file is one that `runs export` wrote as JSON.",
+            ) from error
     found = _store().get(int(named))
     if found is None:
         raise LensError(f"There is no run {named} in the history.", "`mlx-lens-tui runs list` lists them.")
@@ -124,7 +131,13 @@ def _judged(run: int) -> list[Judgement]:
 def export(
     run: Run,
     out: Annotated[
-        str, typer.Option("--out", "-o", help="The folder to write into; '-' prints one format.", show_default=False)
+        str,
+        typer.Option(
+            "--out",
+            "-o",
+            help="The folder to write into, or a file such as run.md; '-' prints one format.",
+            show_default=False,
+        ),
     ] = "",
     formats: Annotated[str, typer.Option("--format", "-f", help="Which of json, md, csv, svg and py.")] = "",
     name: Annotated[str, typer.Option(help="The files' name, without suffix.")] = "",
@@ -133,17 +146,25 @@ def export(
     """Write a run as JSON, Markdown, CSV, SVG and Python.
 
     The JSON can be replayed; the Python makes the run again and compares the tokens. Without --out the files go to the
-    folder of exports among the app's data.
+    folder of exports among the app's data; an --out that ends in .json, .md, .csv, .svg or .py is that one file.
     """
-    from lens_tui.tasks.run_export import FORMATS, formats_of, write
+    from lens_tui.tasks.run_export import FORMATS, file_format, formats_of, write, write_file
 
-    record, asked = open_run(run), formats_of(formats or " ".join(FORMATS))
+    place = Path(out).expanduser()
+    single = file_format(place)
+    record, asked = open_run(run), formats_of(formats or single or " ".join(FORMATS))
+    if single and (asked != (single,) or name):
+        said = f"--name {one_line(name, 60)}" if name else f"--format {' '.join(asked)}"
+        raise LensError(f"--out {one_line(out, 120)} is one {single} file, and {said} says otherwise.", "Give one.")
     if out == "-":
         if len(asked) != 1 or json:
             raise LensError("Standard output takes one format.", "Name it: --format py.")
         say(FORMATS[asked[0]](record).removesuffix("\n"))
         return
-    files = write(record, Path(out).expanduser() if out else paths.exports_folder(), name, asked)
+    if single:
+        files = [write_file(record, place)]
+    else:
+        files = write(record, place if out else paths.exports_folder(), name, asked)
     if json:
         print_json({"model": record.model, "run": record.id, "files": [str(file) for file in files]})
         return

@@ -260,3 +260,23 @@ def write(run: RunRecord, folder: Path, name: str = "", formats: Sequence[str] =
     for file, text in zip(files, texts.values(), strict=True):
         write_text(file, text)
     return files
+
+
+def file_format(path: Path) -> str:
+    """The format that a file's name asks for, ``""`` for a name that asks for none, or a folder's."""
+    suffix = path.suffix.lower().removeprefix(".")
+    return suffix if suffix in FORMATS and not path.is_dir() else ""
+
+
+def write_file(run: RunRecord, file: Path) -> Path:
+    """Write a run into one file, in the format that its name asks for; what is there is written over.
+
+    Raises:
+        LensError: for a name that asks for no format, and if the disk refuses.
+    """
+    if not (form := file_format(file)):
+        raise LensError(
+            f"{one_line(str(file), 120)} does not say in which format.", f"End it in one of .{', .'.join(FORMATS)}."
+        )
+    write_text(file, FORMATS[form](run))
+    return file

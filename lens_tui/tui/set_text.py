@@ -30,7 +30,8 @@ from lens_tui.worker.jobs import ComparePrompts
 
 from .session import ArmText, RunText, Session, plan
 
-SOURCES = ("bundled", "this prompt", "file", "typed")
+FILE, TYPED = "file", "typed"
+SOURCES = ("bundled", "this prompt", FILE, TYPED)
 MAX_SCALES = 12
 Row = tuple[int, int]
 """A prompt and a seed by their places: a row of the table."""
@@ -53,11 +54,11 @@ def asked_set(
     source, typed = values["source"], values["prompts"]
     prompts: tuple[PromptItem, ...] = ()
     path = "bundled" if source == "bundled" else ""
-    if source == "file":
+    if source == FILE:
         path = typed.strip()
         if not path:
             raise LensError("No file is named.", "Type its path.")
-    elif source == "typed":
+    elif source == TYPED:
         prompts = typed_prompts(split_typed(typed)).items
     elif source == "this prompt":
         prompts = typed_prompts([session.prompt]).items

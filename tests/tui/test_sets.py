@@ -145,6 +145,31 @@ async def test_what_cannot_be_is_said_in_the_form_with_what_was_typed_kept() -> 
         assert [arm.name for arm in sets(app)[0].arms] == ["baseline", "dogs +24.0", "sadness +8.0"]
 
 
+async def test_enter_begins_the_next_prompt_and_behind_an_empty_one_starts() -> None:
+    async with opened("generate") as (app, pilot):
+        await pilot.press("S", "down", *"a b", "enter", *"c ", "enter")
+        await pilot.pause()
+        assert not sets(app)
+        assert "starts the set" in screen_text(app)
+        assert "typed" in screen_text(app)
+        await pilot.press("enter")
+        await settle(app, pilot)
+        (job,) = sets(app)
+        assert [item.text for item in job.prompts] == ["a b", "c "]
+
+
+async def test_three_scales_on_five_prompts_of_ones_own_take_nine_keys_besides_the_text() -> None:
+    async with opened("generate") as (app, pilot):
+        keys = ["S", "down", *"a", "enter", *"b", "enter", *"c", "enter", *"d", "enter", *"e", "down", "down"]
+        keys += [*("9 19 38".replace(" ", "_")), "enter"]
+        await pilot.press(*("space" if key == "_" else key for key in keys))
+        await settle(app, pilot)
+        (job,) = sets(app)
+        assert [item.text for item in job.prompts] == list("abcde")
+        assert [arm.name for arm in job.arms] == ["baseline", "dogs 9", "dogs 19", "dogs 38"]
+        assert len([key for key in keys if key in ("S", "down", "enter")]) == 9
+
+
 async def test_a_file_that_is_not_there_is_an_error_and_the_screen_lives_on() -> None:
     async with opened("generate") as (app, pilot):
         await pilot.press("S", "right", "right", "down", *"nowhere", "enter")

@@ -153,7 +153,7 @@ class FormScreen(Dialog["dict[str, str] | None"]):
     """Asks for the fields; dismisses with what was typed by field id, or ``None`` on escape.
 
     Enter goes to the next field that is not right yet and commits when all are. ``problem`` is what was wrong with what
-    was typed before, said until something is typed.
+    was typed before, said until something is typed; ``done`` what enter does when all is right, in a word or a sentence.
     """
 
     BINDINGS = [("escape", "cancel", "cancel"), ("down", "app.focus_next", ""), ("up", "app.focus_previous", "")]
@@ -169,9 +169,12 @@ class FormScreen(Dialog["dict[str, str] | None"]):
     FormScreen #problem { height: auto; min-height: 1; max-height: 3; color: $warning; }
     """
 
-    def __init__(self, title: str, fields: Sequence[Field], note: str = "", problem: str = "") -> None:
+    def __init__(
+        self, title: str, fields: Sequence[Field], note: str = "", problem: str = "", done: str = "next, or done"
+    ) -> None:
         super().__init__()
         self._title, self._fields, self._note, self._problem = title, tuple(fields), note, problem
+        self._done = done
 
     def compose(self) -> ComposeResult:
         """Title, note, one row for each field, what is wrong, the keys."""
@@ -187,7 +190,7 @@ class FormScreen(Dialog["dict[str, str] | None"]):
                     else:
                         yield Entry(item.value, placeholder=item.hint, id=item.id, between=item.between)
             yield Static(Content(self._problem), id="problem")
-            keys = [("⏎", " next, or done   "), ("↑ ↓", " fields   "), ("esc", " leave it")]
+            keys = [("⏎", f" {self._done}   "), ("↑ ↓", " fields   "), ("esc", " leave it")]
             if any(item.options for item in self._fields):
                 keys.insert(2, ("← →", " choose   "))
             yield Static(

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 
 from textual.content import Content
 from textual.message import Message
+from textual.widgets import Input
 
 from lens_tui.records.interventions import BenchRow
 from lens_tui.records.prompt_set import COLUMNS, SetColumn
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.session import Session
 from lens_tui.tui.set_text import (
+    FILE,
     SOURCES,
+    TYPED,
     Row,
     SetText,
     TableShape,
@@ -23,6 +26,7 @@ from lens_tui.tui.set_text import (
     seeds_problem,
     shape,
 )
+from lens_tui.tui.widgets.entry import Pick
 from lens_tui.tui.widgets.frame import Pane
 from lens_tui.tui.widgets.lane import Line
 from lens_tui.tui.widgets.row_list import CURSOR, RowList
@@ -137,6 +141,29 @@ class SetPane(Pane):
         self.sync()
 
 
+class SetForm(FormScreen):
+    """Asks for a set. What is typed as its prompts is meant: where none are typed otherwise, the source becomes that."""
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """Prompts that are typed, or pasted, are the set."""
+        given = event.value.strip() and event.value != self._field(event.input.id).value
+        if event.input.id == "prompts" and given and self._source.value not in (FILE, TYPED):
+            self._source.place = self._source.options.index(TYPED)
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """Enter behind a typed prompt begins the next one."""
+        entry, ended = event.input, event.value.endswith("|") and not event.value.endswith("\\|")
+        if entry.id == "prompts" and self._source.value == TYPED and event.value.strip() and not ended:
+            event.prevent_default()  # the form's own handler, which would start
+            event.stop()
+            entry.value += "|"
+            entry.cursor_position = len(entry.value)
+
+    @property
+    def _source(self) -> Pick:
+        return self.query_one("#source", Pick)
+
+
 def set_form(session: Session, row: BenchRow | None, before: dict[str, str], problem: str = "") -> FormScreen:
     """The form that asks for a set, filled as it was ``before``."""
     arms = max(1, len({item.arm for item in session.steers if item.enabled}))
@@ -144,10 +171,12 @@ def set_form(session: Session, row: BenchRow | None, before: dict[str, str], pro
     value = before.get
     fields: Sequence[Field] = (
         Field("source", "prompts", value("source", SOURCES[0]), options=SOURCES),
-        Field("prompts", "which", value("prompts", ""), "of a file its path; typed ones with | between", between="|"),
+        Field("prompts", "which", value("prompts", ""), "type prompts; or a file's path", between="|"),
         Field("first", "how many", value("first", ""), "all of them", optional(whole(1))),
         Field("scales", "scales", value("scales", ""), swept, numbers_problem),
         Field("seeds", "seeds", value("seeds", ""), f"{session.sampling.seed}, as it is set", seeds_problem),
     )
-    about = f"Scales are of {row.vector.name} (now {row.scale:g}), as 9.5 19 38." if row is not None else ""
-    return FormScreen("A set of prompts", fields, about, problem)
+    about = "⏎ after a typed prompt begins the next one; after an empty one, or in another field, it starts the set."
+    if row is not None:
+        about += f" Scales are of {row.vector.name} (now {row.scale:g}), as 9.5 19 38."
+    return SetForm("A set of prompts", fields, about, problem, "next prompt, or start")
