@@ -185,3 +185,33 @@ def parts_at(tokens: Sequence[Token], ended: bool, baseline: Sequence[Token], ba
     shared = min(len(tokens), len(baseline))
     longer = (baseline_ended and len(tokens) > shared) or (ended and len(baseline) > shared)
     return shared if longer else None
+
+
+END = "∎"
+"""What stands for a token that ended a text and is no part of it."""
+
+
+def pieces(tokens: Sequence[Token], reason: str, *, ends: bool = False) -> list[str]:
+    """What each token shows in its text, in the order of the tokens.
+
+    A token that adds nothing shows its own form if it is a part of a character. One whose text was held back, because a
+    stop text may begin with it, shows that text, and the token with which it was let go only what is its own. The
+    tokens that ended the text are no part of it: each is :data:`END` unless ``ends``.
+
+    Args:
+        tokens: What was written.
+        reason: Why it ended, ``""`` while it is written: what is held back at the end is left out then.
+        ends: Show the tokens that ended the text in their own form.
+    """
+    out: list[str] = []
+    held: list[str] = []
+    for token in tokens:
+        if not token.text:
+            held.append(token.token)
+            continue
+        before, text = "".join(held), token.text
+        out += [*held, text.removeprefix(before) or text]
+        held = []
+    if reason:
+        out += [END] * len(held) if reason == "stop" and not ends else held
+    return out

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
-from lens_tui.records import Token
 from lens_tui.records.chat import Turn
-from lens_tui.records.run_record import KL_STEPS, ArmRecord, RunRecord, figures, kl_level
+from lens_tui.records.run_record import END, KL_STEPS, ArmRecord, RunRecord, figures, kl_level, pieces
 from lens_tui.records.sanitise import sanitise
 
 _COLUMNS = 108
@@ -73,11 +72,13 @@ def _facts(kept: ArmRecord) -> str:
 
 def _arm_lines(kept: ArmRecord) -> list[list[_Piece]]:
     steered = not kept.arm.is_baseline or bool(kept.changes)
-    return _flow([(token.text or _shown(token), kl_level(token.kl) if steered else 0) for token in kept.tokens])
-
-
-def _shown(token: Token) -> str:
-    return "" if token.token.startswith("<") else token.token
+    shown = pieces(kept.tokens, kept.reason or "stopped")
+    levels = [kl_level(token.kl) if steered else 0 for token in kept.tokens]
+    added = [
+        "" if not token.text and (text == END or text.startswith("<")) else text
+        for token, text in zip(kept.tokens, shown, strict=True)
+    ]
+    return _flow(list(zip(added, levels, strict=True)))
 
 
 def _words(text: str, style: str = "") -> _Piece:

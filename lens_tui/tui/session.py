@@ -28,7 +28,7 @@ from lens_tui.records import (
 from lens_tui.records.chat import Turn
 from lens_tui.records.gates import Gate
 from lens_tui.records.interventions import BenchRow
-from lens_tui.records.run_record import ArmRecord, MadeWith, RunRecord, State, kl_level, perplexity_of
+from lens_tui.records.run_record import ArmRecord, MadeWith, RunRecord, State, kl_level, perplexity_of, pieces
 from lens_tui.worker.events import (
     ArmDone,
     Dialed,
@@ -352,8 +352,8 @@ class ArmText:
 
     @property
     def pieces(self) -> list[str]:
-        """What each token shows: its text, or its own form where it adds none (part of a character)."""
-        return [piece(token) for token in self.tokens]
+        """What each token shows; see :func:`~lens_tui.records.run_record.pieces`."""
+        return pieces(self.tokens, self.reason)
 
     @property
     def mean_logprob(self) -> float | None:
@@ -400,11 +400,6 @@ class ArmText:
             self._agreed += 1
         if (baseline.reason and len(self.tokens) > shared) or (self.reason and len(baseline.tokens) > shared):
             self.parted = shared
-
-
-def piece(token: Token) -> str:
-    """What a token shows in a text: what it adds, or its own form where it adds nothing."""
-    return token.text or token.token
 
 
 @dataclass(slots=True, eq=False)

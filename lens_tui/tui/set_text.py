@@ -133,7 +133,8 @@ State = Literal["waiting", "running", "done", "stopped", "failed"]
 class SetText:
     """A set that runs or ran: what was asked, its prompts, arms and seeds, and what came so far.
 
-    ``runs`` has one for each prompt and seed, as if it had been made alone. ``feature`` is what is read back, ``-1``
+    ``runs`` has one for each prompt and seed, as if it had been made alone; ``id_width`` are the cells of a column of
+    the prompts' ids, 0 where they are numbers. ``feature`` is what is read back, ``-1``
     without one.
     """
 
@@ -148,6 +149,7 @@ class SetText:
     runs: dict[Row, RunText] = field(default_factory=dict)
     cells: dict[tuple[int, int, int], SetCell] = field(default_factory=dict)
     state: State = "waiting"
+    id_width: int = 0
 
     @classmethod
     def begin(cls, number: int, job: ComparePrompts, session: Session) -> SetText:
@@ -184,6 +186,8 @@ class SetText:
             case SetStarted():
                 self.name, self.prompts, self.arms, self.seeds = event.name, event.prompts, event.arms, event.seeds
                 self.runs = {row: self._run(row) for row in self.rows}
+                named = not all(item.id.isdigit() for item in self.prompts)
+                self.id_width = min(ID, max(cell_len(one_line(item.id)) for item in self.prompts)) if named else 0
                 self.state = "running"
             case SetPrompt():
                 for seed in range(len(self.seeds)):
@@ -237,14 +241,18 @@ class SetText:
         return column.over(here)
 
     def label(self, row: Row) -> str:
-        """What a row is called: the prompt's id unless that is a number, its text; the seed if there are several."""
+        """What a row is called: the seed if there are several, the prompt's id unless all are numbers, its text.
+
+        Ids have a column, as wide as the longest of them, up to ``ID`` cells.
+        """
         item = self.prompts[row[0]]
-        name = "" if item.id.isdigit() else f"{item.id}  "
-        seed = f"seed {self.seeds[row[1]]}  " if len(self.seeds) > 1 else ""
+        name = f"{fit_end(one_line(item.id), self.id_width)}  " if self.id_width else ""
+        long = max(len(str(seed)) for seed in self.seeds)
+        seed = f"seed {self.seeds[row[1]]:<{long}}  " if len(self.seeds) > 1 else ""
         return f"{seed}{name}{one_line(item.text)}"
 
 
-NAME, NARROW, WIDE = 16, 8, 12
+NAME, NARROW, WIDE, ID = 16, 8, 12, 12
 
 
 @dataclass(frozen=True, slots=True)

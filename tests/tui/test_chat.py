@@ -277,3 +277,36 @@ async def test_a_long_conversation_leaves_the_lanes_their_room(size: tuple[int, 
         await press(app, pilot, "r")
         assert screen_of(app).lanes.size.height >= 6
         assert "line 19" in screen_text(app)
+
+
+async def test_tokens_that_end_an_answer_are_no_text_of_it_until_the_template_is_asked_for() -> None:
+    async with chatting() as (app, pilot):
+        await press(app, pilot, "r")
+        screen = screen_of(app)
+        assert screen.run is not None
+        for form in ("<|im_end|>", "User", ":"):
+            arm = screen.run.arms[1]
+            arm.add(replace(arm.tokens[-1], index=len(arm.tokens), token=form, text=""))
+        screen.run.arms[1].reason = "stop"
+        screen._show_run(screen.run)
+        await settle(app, pilot)
+        lane = screen.lanes.lanes[1]
+        assert list(lane.view.tokens[-3:]) == ["∎"] * 3
+        assert "<|im_end|>" not in screen_text(app)
+        lane.view.focus()
+        await press(app, pilot, "G", "h")
+        assert "“User”" in screen_text(app)  # the explanation says which token it is
+        await press(app, pilot, "escape", "c")
+        assert list(lane.view.tokens[-3:]) == ["<|im_end|>", "User", ":"]
+        await press(app, pilot, "c")
+        assert list(lane.view.tokens[-3:]) == ["∎"] * 3
+
+
+async def test_the_switch_says_what_becomes_of_what_is_written() -> None:
+    async with chatting() as (app, pilot):
+        await press(app, pilot, "C", "C")
+        raw, chat = [notice.message for notice in app._notifications][-2:]
+        assert raw.startswith("The prompt goes in as it is")
+        assert chat.startswith("What is written is what the user says next")
+        assert app.store.session.prompt == PROMPT
+        assert turns_of(app) == []

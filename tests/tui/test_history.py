@@ -170,3 +170,28 @@ def test_words_choose_among_this_sessions_runs() -> None:
     assert [row.prompt for row in of_session(runs)] == ["two cats", "one dog"]
     assert [row.prompt for row in of_session(runs, "DOG one")] == ["one dog"]
     assert of_session(runs, "dog cats") == []
+
+
+async def test_runs_have_the_numbers_they_are_named_by_and_each_is_listed_once(tmp_path: Path) -> None:
+    database = tmp_path / "runs.db"
+    kept = [kept_run(database), kept_run(database, "another")]
+    app = lens_app(FakeWorker(), screen="generate", history=database)
+    async with app.run_test(size=(100, 30)) as pilot:
+        fill(app)
+        await settle(pilot)
+        screen = await history(pilot)
+        shown = screen_text(app)
+        assert "by number, for `mlx-lens-tui replay`" in shown
+        for number, prompt in zip(kept, (OLD, "another"), strict=True):
+            assert f"{number:>5} {prompt}" in shown
+        late = load(database, kept[0])
+        assert late is not None
+        assert isinstance(app.screen_stack[-2], GenerateScreen)
+        app.screen_stack[-2].history.append(late)  # it was kept after the disk was read
+        screen._fill()
+        await settle(pilot)
+        assert prompts(screen) == [OLD, "another"]
+        await pilot.press("escape", "S", "enter")
+        await settle(pilot)
+        await history(pilot)
+        assert "set 1 bundled:" in screen_text(app)

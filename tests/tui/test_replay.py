@@ -72,7 +72,10 @@ async def test_two_runs_stand_side_by_side(size: tuple[int, int]) -> None:
         assert isinstance(screen, GenerateScreen)
         first = screen.history[0]
         first.arms[1].tokens[2] = replace(first.arms[1].tokens[2], token_id=999)
-        await pilot.press("H", "space", "j", "space")
+        await pilot.press("H", "space")
+        await pilot.pause()
+        assert "◆ is taken: space on another shows both" in screen_text(app)
+        await pilot.press("j", "space")
         await settle(app, pilot)
         both = app.screen
         assert isinstance(both, TwoRunsScreen)

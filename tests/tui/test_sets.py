@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lens_tui.records import Arm, LensError, Sampling
-from lens_tui.records.prompt_set import COLUMNS, column_of
+from lens_tui.records.prompt_set import COLUMNS, PromptItem, column_of
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.screens.generate_screen import GenerateScreen
 from lens_tui.tui.set_text import asked_set, head_line, row_line, shape, split_typed
@@ -106,7 +106,7 @@ async def test_the_bench_is_left_alone_and_escape_goes_back_to_it() -> None:
         assert [lane.title for lane in screen.lanes.lanes] == ["baseline", "dogs", "sadness"]
         await pilot.press("H")
         await pilot.pause()
-        assert "set bundled: 3 prompts" in screen_text(app)
+        assert "set 1 bundled: 3 prompts" in screen_text(app)
         await pilot.press("enter")
         await settle(app, pilot)
         assert screen.set is not None
@@ -205,3 +205,20 @@ def test_typed_prompts_and_this_one_reach_the_model_exactly() -> None:
     for changes, says in refused:
         with pytest.raises(LensError, match=says):
             asked_set(values | changes, session, None, ["baseline"])
+
+
+def test_ids_of_prompts_have_a_column_and_texts_begin_below_each_other() -> None:
+    from lens_tui.tui.session import Session
+    from lens_tui.tui.set_text import SetText
+    from lens_tui.worker.events import SetStarted
+
+    ids = ("a", "tale-7", "an id that is far too long for a column")
+    items = tuple(PromptItem(name, f"text of {place}") for place, name in enumerate(ids))
+    made = SetText.begin(1, jobs.ComparePrompts((Arm("baseline"),), items), Session())
+    made.apply(SetStarted(1, "mine", items, (Arm("baseline"),), (7,)))
+    labels = [made.label(row) for row in made.rows]
+    assert len({label.index("text of") for label in labels}) == 1
+    assert labels[2].startswith("…")
+    numbered = tuple(PromptItem(str(place), "text") for place in range(2))
+    made.apply(SetStarted(1, "mine", numbered, (Arm("baseline"),), (7, 12)))
+    assert [made.label(row) for row in made.rows[:2]] == ["seed 7   text", "seed 12  text"]

@@ -20,7 +20,7 @@ from lens_tui.tui.session import RunText
 from lens_tui.tui.widgets.entry import Entry, lines_of
 from lens_tui.tui.widgets.prompt_area import PromptArea, PromptDocument
 
-from .opened import PROMPT, opened, settle
+from .opened import PROMPT, opened, screen_text, settle
 from .test_generate import compares
 
 # Hebrew with marks of direction, an override, NFD accents, CJK with its own blank, a family, a flag, a separator,
@@ -237,3 +237,45 @@ def test_a_run_is_exported_with_its_true_prompt() -> None:
     written = json_escaped(json.dumps(as_data(run.record()), ensure_ascii=False, indent=1))
     assert json.loads(written)["prompt"] == TEXT
     assert sanitise_token(written.replace("\n", "")) == written.replace("\n", "")
+
+
+@pytest.mark.parametrize("size", [(120, 36), (80, 24)])
+async def test_a_long_prompt_shows_its_first_line_and_how_many_there_are(size: tuple[int, int]) -> None:
+    async with opened("generate", size) as (app, pilot):
+        app.store.update(prompt="\n".join(f"line {number} of it" for number in range(1, 13)))
+        await settle(app, pilot)
+        shown = screen_text(app)
+        assert "line 1 of it" in shown
+        assert "12 lines" in shown
+        await pilot.press("i")
+        await settle(app, pilot)
+        assert "line 12 of it" in screen_text(app)
+        await pilot.press("ctrl+j")
+        await settle(app, pilot)
+        assert "13 lines" in screen_text(app)
+        await pilot.press("escape")
+        await settle(app, pilot)
+        assert "line 1 of it" in screen_text(app)
+        app.store.update(prompt="one")
+        await settle(app, pilot)
+        assert " lines" not in screen_text(app)
+
+
+async def test_what_is_pasted_among_the_lanes_goes_into_the_prompt() -> None:
+    async with opened("generate") as (app, pilot):
+        assert not isinstance(app.focused, PromptArea)
+        (app.focused or app.screen).post_message(events.Paste(" and\r\x1b[31mso\r\non"))
+        await settle(app, pilot)
+        assert isinstance(app.focused, PromptArea)
+        assert app.focused.text == f"{PROMPT} and\n\x1b[31mso\non"
+        assert "3 lines" in screen_text(app)
+        await pilot.press("enter")
+        await settle(app, pilot)
+        assert compares(app)[-1].prompt == f"{PROMPT} and\n\x1b[31mso\non"
+
+
+async def test_what_is_pasted_where_nothing_is_written_is_told() -> None:
+    async with opened("steer") as (app, pilot):
+        (app.focused or app.screen).post_message(events.Paste("x"))
+        await settle(app, pilot)
+        assert "let go" in [notice.message for notice in app._notifications][-1]

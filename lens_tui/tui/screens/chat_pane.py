@@ -17,6 +17,7 @@ from lens_tui.tui.bindings import bindings
 from lens_tui.tui.chat_text import LABEL, Spans, answered, as_read, rewritten_at, system_of, transcript, with_system
 from lens_tui.tui.host import LensHost, focus_now, host
 from lens_tui.tui.session import ArmText, RunText, Session
+from lens_tui.tui.widgets.entry import lines_of
 from lens_tui.worker.events import Event, JobFailed, PromptRead
 from lens_tui.worker.jobs import ReadPrompt
 
@@ -142,6 +143,7 @@ class ChatPane(Vertical):
 
     def on_text_area_changed(self) -> None:
         """The prompt is being written: a short while after the last key it is the session's, and so on the disk."""
+        self._show_label()
         if self._keeping is not None:
             self._keeping.stop()
         self._keeping = self.set_timer(KEEP_SECONDS, self.keep)
@@ -160,15 +162,32 @@ class ChatPane(Vertical):
             self.lens.say(f"Write a prompt first: {self.lens.key_text('generate.prompt')}.")
         return self.session.model is not None and bool(self.session.prompt)
 
+    def _show_label(self) -> None:
+        """Who speaks, and of how many lines, where there are several: fewer may be in sight."""
+        chatting, text = self.session.chatting, self.session.prompt if self.area is None else self.area.text
+        label, lines = self.query_one("#prompt-label", Label), text.count("\n") + 1
+        width = LABEL + 1 if chatting else len("prompt")
+        said = f"{'user' if chatting else 'prompt':>{width}} ▏"
+        if lines > 1:
+            said += f"\n{f'{lines} ln' if lines > 999 else f'{lines} lines':>{max(width, 7)}}"
+        label.update(Content(said))
+        label.styles.width = LABEL + 4 if chatting else None
+
+    def paste(self, text: str) -> None:
+        """What was pasted while nothing was being written is the prompt, or goes into it."""
+        if self.area is None:
+            self.lens.store.update(prompt=self.session.prompt + "\n".join(lines_of(text)))
+            return
+        self.focus_area()
+        self.area.put(text)
+
     # -- the conversation
 
     def follow(self, old: Session, new: Session) -> None:
         """Show the session's prompt and turns."""
         if self.area is not None and old.prompt != new.prompt:  # else what is being written would go
             self.area.show(new.prompt)
-        label = self.query_one("#prompt-label", Label)
-        label.update(Content(f"{'user':>{LABEL + 1}} ▏" if new.chatting else "prompt ▏"))
-        label.styles.width = LABEL + 4 if new.chatting else None
+        self._show_label()
         if self.template and old.question != new.question:
             self._read()
         if (old.turns, old.chatting) != (new.turns, new.chatting) or new.turns != self.lines.turns:
@@ -264,6 +283,10 @@ class ChatPane(Vertical):
             return
         self.keep()
         self.lens.store.update(chat=not self.session.chatting)
+        if self.session.chatting:
+            self.lens.say("What is written is what the user says next, in the template; the turns so far go before it.")
+        else:
+            self.lens.say("The prompt goes in as it is, without the template and without turns before it.")
 
     def edit(self) -> None:
         """Ask for the system prompt, and whether to begin anew."""

@@ -153,7 +153,7 @@ class FormScreen(Dialog["dict[str, str] | None"]):
     """Asks for the fields; dismisses with what was typed by field id, or ``None`` on escape.
 
     Enter goes to the next field that is not right yet and commits when all are. ``problem`` is what was wrong with what
-    was typed before, said until something is typed; ``done`` what enter does when all is right, in a word or a sentence.
+    was typed before, said until something is typed; ``done`` what enter does, in a few words.
     """
 
     BINDINGS = [("escape", "cancel", "cancel"), ("down", "app.focus_next", ""), ("up", "app.focus_previous", "")]

@@ -84,6 +84,7 @@ class GenerateLanes(LensScreen):
         names = [(arm.number, arm.arm.name) for arm in run.arms] if run is not None else lane_names(self.session)
         self.lanes.set_lanes(names, self.measure, self.lens.tint, f"{EMPTY}: {self.lens.key_text('app.run')} runs it")
         for lane in self.lanes.lanes:
+            lane.ends = self.talk.template
             # A new lane, or one whose arm is another one's since, in either way.
             shown = lane.text is not None and lane.text.number == lane.number
             wanted = self.run.arm_now(lane.number, self.session) is not None if self.run is not None else False

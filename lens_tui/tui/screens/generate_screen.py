@@ -23,6 +23,10 @@ class GenerateScreen(GenerateRuns, GenerateSets, GenerateArms):
         """Write the prompt."""
         self.talk.focus_area()
 
+    def paste(self, text: str) -> None:
+        """A paste among the lanes goes into the prompt, which is then being written."""
+        self.talk.paste(text)
+
     def action_go_on(self) -> None:
         """Go on with the answer in the focused lane."""
         lane = self.lanes.focused_lane
@@ -39,6 +43,8 @@ class GenerateScreen(GenerateRuns, GenerateSets, GenerateArms):
     def action_template(self) -> None:
         """The prompt token by token."""
         self.talk.toggle_template()
+        for lane in self.lanes.lanes:
+            lane.ends = self.talk.template
 
     def action_thinking(self) -> None:
         """Open or fold what was thought."""

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from lens_tui.records.run_store import RunSummary
 
 
+NUMBER = 7
+"""Cells of the column with a run's number, or a set's."""
 MOST = 200
 """How many runs of the disk are listed; a filter finds older ones."""
 
@@ -62,7 +64,7 @@ def _searched_set(made: SetText) -> str:
 def _of_set(made: SetText) -> PastRun:
     arms = ", ".join(one_line(arm.name, 60) for arm in made.arms[1:]) or "baseline alone"
     facts = f"{len(made.cells)} of {len(made.runs) * len(made.arms)} texts · {made.state}"
-    name = f"set {made.name}: {len(made.prompts)} prompts, {len(made.seeds)} seed{'s' * (len(made.seeds) > 1)}"
+    name = f"{made.name or 'set'}: {len(made.prompts)} prompts, {len(made.seeds)} seed{'s' * (len(made.seeds) > 1)}"
     return PastRun(name, arms, facts, 0, None, made)
 
 
@@ -200,7 +202,7 @@ class HistoryScreen(Dialog["RunText | SetText | None"]):
     def compose(self) -> ComposeResult:
         """Filter, list, keys."""
         with Vertical(classes="dialog"):
-            yield Static("Runs", classes="dialog-title")
+            yield Static(self._heading(), classes="dialog-title")
             yield Entry(placeholder="words of the prompt, the arms or what was written", between=" ")
             yield RowList[PastRun](self._draw, row_height=2, empty="nothing has run yet")
             keys = [("⏎", " restore   "), ("r", " again   "), ("space", " beside   ")]
@@ -217,8 +219,17 @@ class HistoryScreen(Dialog["RunText | SetText | None"]):
     def _rows(self) -> RowList[PastRun]:
         return self.query_one(RowList)
 
+    def _heading(self) -> Content:
+        """What is listed; once a run is taken, what to do next."""
+        if self._marked is not None:
+            return Content.assemble("Runs", ("  ◆ is taken: space on another shows both", "$accent"))
+        kept = "  by number, for `mlx-lens-tui replay`" if self._database is not None else ""
+        return Content.assemble("Runs", (kept, "$muted"))
+
     def _fill(self) -> None:
-        found = [*of_sets(self._sets, self._asked), *of_session(self._runs, self._asked), *self._kept]
+        here = [*of_sets(self._sets, self._asked), *of_session(self._runs, self._asked)]
+        known = {run.kept for run in self._here()}  # one that was kept while the disk was read is listed once
+        found = [*here, *(row for row in self._kept if row.kept not in known)]
         self._rows.empty = (
             "no run has these words" if self._asked else f"nothing has run yet: {host(self).key_text('app.run')} runs"
         )
@@ -229,13 +240,16 @@ class HistoryScreen(Dialog["RunText | SetText | None"]):
     def _read(self, words: str) -> None:
         if self._database is None:
             return
-        here = [*self._runs, *(run for made in self._sets for run in tuple(made.runs.values()))]
         try:
-            found = from_disk(self._database, words, [run.kept for run in here if run.kept])
+            found = from_disk(self._database, words, [run.kept for run in self._here() if run.kept])
         except LensError as error:
             self.app.call_from_thread(self._broken, error)
         else:
             self.app.call_from_thread(self._found, words, found)
+
+    def _here(self) -> list[RunText]:
+        """This session's runs, those of its sets among them."""
+        return [*self._runs, *(run for made in self._sets for run in tuple(made.runs.values()))]
 
     def _found(self, words: str, found: list[PastRun]) -> None:
         if self.is_mounted and words == self._asked:
@@ -307,9 +321,10 @@ class HistoryScreen(Dialog["RunText | SetText | None"]):
             first, self._marked = self._marked, None
             if first is None:
                 self._marked = run
-                self.notify("Taken: space on another run shows both side by side.", markup=False, timeout=4)
-            elif first is not run:
+            elif first is not run and not (first.kept and first.kept == run.kept):
                 self.app.push_screen(TwoRunsScreen(first, run))
+            self.query_one(".dialog-title", Static).update(self._heading())
+            self._rows.refresh()
 
         self._with_run(mark)
 
@@ -347,8 +362,19 @@ class HistoryScreen(Dialog["RunText | SetText | None"]):
             then(run)
 
     def _draw(self, row: PastRun, width: int) -> list[Content]:
-        number = f"{row.run.number:>3}  " if row.run is not None else "     "
+        first = self._marked
+        taken = first is not None and (row.run is first or bool(row.kept and row.kept == first.kept))
+        number = Content.assemble(("◆" if taken else " ", "$accent"), (f"{self._number(row):>{NUMBER - 2}} ", "$muted"))
         when = f"{ago(row.created, host(self).wall())} · " if row.created is not None else ""
-        head = Content.assemble((number, "$muted"), fit(row.prompt, max(8, width - 5)))
+        head = Content.assemble(number, fit(row.prompt, max(8, width - NUMBER)))
         style = "$warning" if "killed" in row.facts else "$muted"
-        return [head, Content.styled(fit(f"     {when}{row.arms} · {row.facts}", width), style)]
+        return [head, Content.styled(fit(f"{' ' * NUMBER}{when}{row.arms} · {row.facts}", width), style)]
+
+    def _number(self, row: PastRun) -> str:
+        """A set's number in this session; a run's on disk, by which it can be named elsewhere, if it is kept."""
+        if isinstance(row.run, SetText):
+            return f"set {row.run.number}"
+        kept = row.kept or (row.run.kept if row.run is not None else 0)
+        if kept or row.run is None:
+            return str(kept)
+        return "–" if self._database is not None else str(row.run.number)

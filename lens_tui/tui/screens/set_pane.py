@@ -142,7 +142,7 @@ class SetPane(Pane):
 
 
 class SetForm(FormScreen):
-    """Asks for a set. What is typed as its prompts is meant: where none are typed otherwise, the source becomes that."""
+    """Asks for a set. Prompts that are typed are the set, whatever was chosen, but where a file's path is typed."""
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Prompts that are typed, or pasted, are the set."""

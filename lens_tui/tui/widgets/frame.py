@@ -422,6 +422,15 @@ class LensScreen(Screen[None], inherit_bindings=False):
         else:
             self.focus_first()
 
+    def on_paste(self, event: events.Paste) -> None:
+        """What is pasted while no text is being written: no field has taken it."""
+        event.stop()
+        self.paste(event.text)
+
+    def paste(self, text: str) -> None:
+        """Take what was pasted, or say that nothing here takes text now."""
+        self.lens.say("Nothing here is being written, so that what was pasted is let go.")
+
     def leave_text(self) -> None:
         """Escape was pressed in a text field."""
         self.focus_first()

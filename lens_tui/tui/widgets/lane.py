@@ -17,10 +17,10 @@ from textual.widget import Widget
 
 from lens_tui.records import Add, Candidate, Intervention, Token
 from lens_tui.records.interventions import amount_of
-from lens_tui.records.run_record import kl_level
+from lens_tui.records.run_record import kl_level, pieces
 from lens_tui.tui.chat_text import OPEN, Thinking, folded, opens_thinking, thinking_in
 from lens_tui.tui.format import Trail, bar, fit, kl_key, nats, signed, sparkline
-from lens_tui.tui.session import ArmText, Measure, RunText, candidates, piece, token_levels
+from lens_tui.tui.session import ArmText, Measure, RunText, candidates, token_levels
 
 from .frame import Pane
 from .token_layout import NEWLINE, ShadeMode
@@ -231,6 +231,7 @@ class Lane(Pane):
     shade: reactive[ShadeMode] = reactive[ShadeMode]("tint", init=False)
     does: reactive[str] = reactive("", init=False)
     unfolded: reactive[bool] = reactive(False, init=False)
+    ends: reactive[bool] = reactive(False, init=False)
     away: reactive[tuple[int, int]] = reactive((0, 0), init=False)
 
     @dataclass
@@ -389,15 +390,22 @@ class Lane(Pane):
             self.inspector.step = candidates(self.text, index)
         self._step = index
         self._show_foot()
-        here = index is not None and self.text is not None and index < len(self.text.tokens)
+        here = index is not None and self.text is not None and index < self._in_view
         seen = self._seen(index) if here and index is not None else None
         if self.view.cursor != seen:
             self.view.move_to(seen)
 
     # -- thinking ----------------------------------------------------------------------------------
 
+    def watch_ends(self) -> None:
+        """The tokens that end texts show as they are, or as a sign."""
+        self._show_anew()
+
     def watch_unfolded(self) -> None:
         """The thinking is opened, or folded into a line."""
+        self._show_anew()
+
+    def _show_anew(self) -> None:
         step = self._step
         self.follow(self._run, self.text)
         if step is not None:
@@ -413,16 +421,19 @@ class Lane(Pane):
             self.view.set_tokens([])
         self._folded = now
         start = self._in_view
-        pieces = self._shown([piece(token) for token in text.tokens[start:]], start)
-        if now is not None and start <= now.start < len(text.tokens):
-            pieces[now.start - start] = folded(now)
-        self.view.append(pieces, self._shown(token_levels(text, self.measure, run.baseline, start), start))
-        self._in_view = len(text.tokens)
+        ended = text.reason or ("" if run.going else run.state)
+        new = pieces(text.tokens[start:], ended, ends=self.ends)
+        count, shown = len(new), self._shown(new, start)
+        if now is not None and start <= now.start < start + count:
+            shown[now.start - start] = folded(now)
+        levels = token_levels(text, self.measure, run.baseline, start)[:count]
+        self.view.append(shown, self._shown(levels, start))
+        self._in_view = start + count
 
     @staticmethod
     def _thinks(run: RunText, text: ArmText) -> bool:
         """Whether a text begins by thinking."""
-        return "".join(map(piece, text.tokens[:8])).lstrip().startswith(OPEN) or opens_thinking(run)
+        return "".join(text.pieces[:8]).lstrip().startswith(OPEN) or opens_thinking(run)
 
     def _shown(self, values: Sequence[Value], start: int) -> list[Value]:
         """Of values a token from ``start`` on, those of the tokens that show: of the thinking its first one."""

@@ -111,6 +111,21 @@ class PromptArea(TextArea):
         if prompt != self.text:
             self.text = prompt
             self.move_cursor(self.document.end)
+        if not self.has_focus:
+            self.call_after_refresh(self._to_the_beginning)
+
+    def _to_the_beginning(self) -> None:
+        """Whoever only reads begins at the first line."""
+        if not self.has_focus:
+            self.scroll_home(animate=False, force=True)
+
+    def on_focus(self) -> None:
+        """Whoever writes is where the cursor is."""
+        self.call_after_refresh(self.scroll_cursor_visible)
+
+    def put(self, text: str) -> None:
+        """Put what was pasted elsewhere where the cursor is."""
+        self._put("\n".join(lines_of(text)))
 
     async def _on_key(self, event: events.Key) -> None:
         match event.key:
@@ -138,8 +153,9 @@ class PromptArea(TextArea):
     def _on_paste(self, event: events.Paste) -> None:  # type: ignore[override]
         event.stop()
         event.prevent_default()
-        self._put("\n".join(lines_of(event.text)))
+        self.put(event.text)
 
     def on_blur(self) -> None:
         """Whoever leaves has said what they wanted."""
         self.post_message(self.Left(self.text))
+        self.call_after_refresh(self._to_the_beginning)
