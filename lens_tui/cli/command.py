@@ -25,6 +25,7 @@ from .read_verbs import verbs as read
 from .run_verbs import runs
 from .run_verbs import verbs as replay
 from .sae_verbs import verbs as saes
+from .server_verbs import verbs as servers
 from .sources import asked_dequantize
 from .steer_verbs import verbs as steer
 from .web_app import PORT, serve_app
@@ -81,7 +82,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for verbs in (compare, read, lens, patching, features, steer, replay, saes, capture, info, config):
+for verbs in (compare, read, lens, patching, features, steer, replay, saes, capture, servers, info, config):
     app.add_typer(verbs)
 app.add_typer(labels, name="labels")
 app.add_typer(lists, name="lists")

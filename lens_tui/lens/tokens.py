@@ -170,6 +170,10 @@ class Tokens:
         """A token's own display form, safe to show: ``⟨f0 9f⟩`` for bytes that are not whole characters."""
         return self._display(token)
 
+    def bytes_of(self, token: int) -> bytes:
+        """The bytes that a token stands for, with its leading space; none without a tokenizer."""
+        return b"" if self.tokenizer is None else _bytes_of(self.tokenizer, token)
+
     def detokenizer(self, after: int) -> Detokenizer:
         """A fresh streaming detokenizer for what comes after the token ``after``.
 

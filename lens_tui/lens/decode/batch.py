@@ -101,7 +101,7 @@ class Batch:
     tokens: Tokens
     options: BatchOptions
     prefixes: PrefixCache
-    rows: list[Row] = field(default_factory=list)
+    rows: dict[int, Row] = field(default_factory=dict)
     plans: dict[int, RowPlan] = field(default_factory=dict)
     done: bool = False
     _generator: Any = None
@@ -116,7 +116,7 @@ class Batch:
         """A row joins, also while others are being decoded."""
         check_positions(row)
         self.registry.decoder.check_positions(len(row.plan.prompt.ids) + row.sampling.max_tokens - 1)
-        self.rows.append(row)
+        self.rows[row.index] = row
         self.plans[row.index] = row.plan
         self._waiting.append(row)
 
@@ -146,16 +146,7 @@ class Batch:
         return way_of(self.registry)
 
     def _together(self) -> Iterator[Token | ArmEnd]:
-        beside = SideBySide()
-        self._generator = mlx_lm_generate().BatchGenerator(
-            self.model,
-            sampler=lambda logprobs: choose_all(
-                self.model, [self.rows[at] for at in self.model.last], logprobs, beside
-            ),
-            completion_batch_size=max(self.options.completion_batch_size, self._prefill_rows),
-            prefill_batch_size=self._prefill_rows,
-            prefill_step_size=self.options.prefill_step_size,
-        )
+        self._open()
         while self._unfinished():
             self._insert()
             _, responses = self._generator.next()
@@ -168,12 +159,25 @@ class Batch:
                 if row.reason and response.finish_reason is None:
                     self._generator.remove([response.uid])
 
+    def _open(self) -> None:
+        """Make mlx-lm's generator, with no rows yet."""
+        beside = SideBySide()
+        self._generator = mlx_lm_generate().BatchGenerator(
+            self.model,
+            sampler=lambda logprobs: choose_all(
+                self.model, [self.rows[at] for at in self.model.last], logprobs, beside
+            ),
+            completion_batch_size=max(self.options.completion_batch_size, self._prefill_rows),
+            prefill_batch_size=self._prefill_rows,
+            prefill_step_size=self.options.prefill_step_size,
+        )
+
     @property
     def _prefill_rows(self) -> int:
         return min(self.options.prefill_batch_size, self.options.completion_batch_size) if self.way == "padded" else 1
 
     def _unfinished(self) -> bool:
-        return any(not row.reason for row in self.rows)
+        return any(not row.reason for row in self.rows.values())
 
     def _insert(self) -> None:
         """Hand over the rows that have joined since the last step."""
@@ -182,15 +186,18 @@ class Batch:
         if self._waiting:
             share([row.plan for row in self._waiting], self._filler)
         for row in self._waiting:
-            cache, row.reused = begin(row.plan, self._filler)
-            (uid,) = self._generator.insert(
-                [list(row.plan.prompt.ids[row.reused :])],
-                [row.sampling.max_tokens],
-                caches=[[*cache, RowLabels([row.index], [row.reused])]],
-                stop_sequences=[mlx_lm_generate().StopSequences([(stop,) for stop in row.stop_ids])],
-            )
-            self._uids[uid] = row.index
+            self._insert_row(row)
         self._waiting.clear()
+
+    def _insert_row(self, row: Row) -> None:
+        cache, row.reused = begin(row.plan, self._filler)
+        (uid,) = self._generator.insert(
+            [list(row.plan.prompt.ids[row.reused :])],
+            [row.sampling.max_tokens],
+            caches=[[*cache, RowLabels([row.index], [row.reused])]],
+            stop_sequences=[mlx_lm_generate().StopSequences([(stop,) for stop in row.stop_ids])],
+        )
+        self._uids[uid] = row.index
 
     def _filler(self, prompt: EncodedPrompt, limit: int | None = None) -> Filler:
         """What computes and finds kept prefixes of a prompt."""
@@ -200,28 +207,30 @@ class Batch:
 
     def _alone(self) -> Iterator[Token | ArmEnd]:
         """Row after row, for models that mlx-lm cannot batch."""
+        while self._waiting:
+            yield from self._row_alone(self._waiting.pop(0))
+
+    def _row_alone(self, row: Row) -> Iterator[Token | ArmEnd]:
         from mlx_lm.models.cache import make_prompt_cache
 
-        while self._waiting:
-            row = self._waiting.pop(0)
-            self._hold(row)
-            run = Run(self.registry, Plan((row.plan.entries,)), len(row.plan.prompt.ids), row.plan.prompt.spans)
-            run.meter = DoseMeter() if row.plan.entries else None
-            options = DecodeOptions(
-                replace(row.sampling, repetition_penalty=0.0),  # it is one of the row's processors
-                top=row.top,
-                prefill_step_size=self.options.prefill_step_size,
-                sampler=row.sampler,
-                logits_processors=row.processors,
-            )
-            cache = make_prompt_cache(self.registry.decoder.root, self.options.max_kv_size)
-            prompt = row.plan.prompt
-            decoder = RowDecoder(self.registry, run, prompt.ids, 1, cache, options, prompt.thinking, prompt.inside)
-            decoder.histories = [row.plan.history]
-            for step in decoder.steps():
-                yield from self._emit(row, step.ids[0], BatchStep.of_step(step), 0, run)
-                if row.reason:
-                    break
+        self._hold(row)
+        run = Run(self.registry, Plan((row.plan.entries,)), len(row.plan.prompt.ids), row.plan.prompt.spans)
+        run.meter = DoseMeter() if row.plan.entries else None
+        options = DecodeOptions(
+            replace(row.sampling, repetition_penalty=0.0),  # it is one of the row's processors
+            top=row.top,
+            prefill_step_size=self.options.prefill_step_size,
+            sampler=row.sampler,
+            logits_processors=row.processors,
+        )
+        cache = make_prompt_cache(self.registry.decoder.root, self.options.max_kv_size)
+        prompt = row.plan.prompt
+        decoder = RowDecoder(self.registry, run, prompt.ids, 1, cache, options, prompt.thinking, prompt.inside)
+        decoder.histories = [row.plan.history]
+        for step in decoder.steps():
+            yield from self._emit(row, step.ids[0], BatchStep.of_step(step), 0, run)
+            if row.reason:
+                break
 
     def _emit(self, row: Row, token: int, step: BatchStep, at: int, run: Run | None = None) -> Iterator[Token | ArmEnd]:
         step.count(at)
@@ -261,7 +270,7 @@ class Batch:
 
     def _finish(self) -> None:
         self.done = True
-        for row in self.rows:
+        for row in self.rows.values():
             if not row.reason:
                 row.reason = "stopped"
                 self._settle(row)
@@ -313,7 +322,7 @@ class BatchGeneration(Iterator[Token | ArmEnd]):
         return echo_of(registry, row.passage(registry.bos), row.plan.entries)
 
     def _row(self, index: int) -> Row:
-        if not 0 <= index < len(self._batch.rows):
+        if index not in self._batch.rows:
             raise LensError(f"There is no prompt {index}: the batch has {len(self._batch.rows)}.")
         return self._batch.rows[index]
 
@@ -326,14 +335,14 @@ class BatchGeneration(Iterator[Token | ArmEnd]):
     @property
     def texts(self) -> tuple[str, ...]:
         """Each prompt's text so far."""
-        return tuple(row.text for row in self._batch.rows)
+        return tuple(row.text for row in self._batch.rows.values())
 
     @property
     def token_ids(self) -> tuple[tuple[int, ...], ...]:
         """Each prompt's generated token ids so far."""
-        return tuple(tuple(row.ids) for row in self._batch.rows)
+        return tuple(tuple(row.ids) for row in self._batch.rows.values())
 
     @property
     def records(self) -> tuple[BatchRow, ...]:
         """Each prompt's record as it stands."""
-        return tuple(row.record() for row in self._batch.rows)
+        return tuple(row.record() for row in self._batch.rows.values())

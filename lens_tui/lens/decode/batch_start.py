@@ -22,7 +22,7 @@ from lens_tui.records import ArmEnd, Intervention, LensError, Request, Sampling,
 from ..hooks.registry import PlanEntry, Registry
 from ..hooks.steering import entries_of
 from ..room import check_run
-from ..tokens import Prompt, Tokens
+from ..tokens import EncodedPrompt, Prompt, Tokens
 from .batch import Batch, BatchGeneration, BatchOptions
 from .batch_rows import BatchModel, BatchStep, Row, RowLabels, RowPlan
 from .generation import writing_options
@@ -188,12 +188,15 @@ class RowMaker:
     common: Common
     greedy: Sampler
 
-    def __call__(self, index: int, request: Request) -> Row:
-        """A row, or :class:`LensError` for the first thing that is wrong with its request."""
+    def __call__(self, index: int, request: Request, encoded: EncodedPrompt | None = None) -> Row:
+        """A row, or :class:`LensError` for the first thing that is wrong with its request.
+
+        ``encoded`` is its prompt as token ids, where that is known already.
+        """
         common = self.common
         sampling = _own(request, common.sampling)
         raw = common.raw if request.raw is None else request.raw
-        prompt = self.tokens.prompt(request.prompt, raw=raw)
+        prompt = encoded or self.tokens.prompt(request.prompt, raw=raw)
         if request.stop is None and not sampling.stop:
             sampling = replace(sampling, stop=prompt.stop)
         entries = common.entries

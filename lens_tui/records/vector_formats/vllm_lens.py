@@ -30,9 +30,13 @@ _DTYPES = {"float32": "<f4", "float16": "<f2", "float64": "<f8", "int16": "<i2"}
 
 def read(path: Path) -> Found:
     """The vectors of a vLLM-Lens file; ``scale`` and ``norm_match`` are kept among the facts."""
+    return parse(parse_json(read_whole(path), shown(path)), shown(path))
+
+
+def parse(data: Any, where: str) -> Found:
+    """As :func:`read`, of the JSON value itself; ``where`` names it in errors."""
     try:
-        data = parse_json(read_whole(path), shown(path))
-        rows = _activations(path, data["activations"])
+        rows = _activations(data["activations"])
         layers = data["layer_indices"]
         if not isinstance(layers, list) or not all(type(at) is int for at in layers) or len(layers) != len(rows):
             raise ValueError("layer_indices do not fit the activations")
@@ -41,7 +45,7 @@ def read(path: Path) -> Found:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, binascii.Error) as error:
         reason = one_line(f"{type(error).__name__}: {error}", 80)
-        raise LensError(f"{shown(path)} is not a vLLM-Lens vector ({reason}).", AGAIN) from error
+        raise LensError(f"{where} is not a vLLM-Lens vector ({reason}).", AGAIN) from error
     positions = data.get("position_indices")
     facts = {"scale": scale if math.isfinite(scale) else 1.0, "norm_match": data.get("norm_match") is True}
     if isinstance(positions, list):
@@ -71,7 +75,7 @@ def write(path: Path, vectors: Sequence[SteeringVector]) -> bytes:
     return (json.dumps(data, allow_nan=False) + "\n").encode()
 
 
-def _activations(path: Path, entry: dict[str, Any]) -> NDArray[Any]:
+def _activations(entry: dict[str, Any]) -> NDArray[Any]:
     shape, dtype = entry["shape"], entry["dtype"]
     if dtype not in _DTYPES or not isinstance(shape, list) or len(shape) not in (2, 3):
         raise ValueError(f"dtype {dtype}, shape {shape}")

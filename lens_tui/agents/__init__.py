@@ -1,0 +1,1 @@
+"""The verbs as tools of agents, over the Model Context Protocol."""

@@ -1,0 +1,320 @@
+"""The one thread of the server that runs MLX: it takes orders, decodes them in one open batch and says what comes.
+
+Orders come from the threads of HTTP by a queue and are looked at between two steps; what comes of them is handed to a
+function of theirs, on this thread. An order that is wrong, or fails, ends by itself.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+
+from lens_tui.lens.decode.batch import BatchOptions
+from lens_tui.lens.decode.batch_rows import Row
+from lens_tui.lens.decode.batch_start import Common, RowMaker
+from lens_tui.lens.decode.open_batch import BatchEvent, OpenBatch, RowFailed, StepFailed
+from lens_tui.lens.decode.sampling import make_sampler, penalties_from
+from lens_tui.lens.hooks.steering import entries_of
+from lens_tui.lens.model import LensModel
+from lens_tui.lens.tokens import EncodedPrompt
+from lens_tui.records import ArmEnd, Intervention, LensError, LensWarning, ModelInfo, Request, Sampling, SteeringVector
+from lens_tui.records import Token as GeneratedToken
+from lens_tui.records.errors import warnings_to
+from lens_tui.records.sanitise import one_line
+from lens_tui.sae.load_sae import SAE
+
+from .deliveries import Begun, Delivery, Ended, Failed, Piece, ScoredToken
+from .limits import Refused, ServeLimits
+from .row_readings import Readings, sae_named
+from .wire_request import Order
+from .wire_steering import FeatureTerm
+
+
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """What the server has: its model, and by name the vectors and SAEs it was started with."""
+
+    name: str
+    lens: LensModel
+    vectors: Mapping[str, SteeringVector] = field(default_factory=dict)
+    saes: Mapping[str, SAE] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Ticket:
+    """An order on its way through the engine, as whoever has given it holds it."""
+
+    order: Order
+    deliver: Callable[[Delivery], None]
+    left: int
+    ended: bool = False
+    prompts: list[EncodedPrompt] = field(default_factory=list)
+    interventions: tuple[Intervention, ...] = ()
+    readings: Readings | None = None
+
+
+class Engine:
+    """The thread. ``opened`` makes the catalogue on it, since a model belongs to the thread that has loaded it.
+
+    Args:
+        opened: What opens the model.
+        limits: What orders may ask for.
+    """
+
+    def __init__(self, opened: Callable[[], Catalogue], limits: ServeLimits) -> None:
+        self.limits = limits
+        self._opened = opened
+        self._mail: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._held = 0
+        self._closing = False
+        self._cancelled: set[Ticket] = set()
+        self._waiting: deque[tuple[Ticket, int]] = deque()
+        self._rows: dict[int, tuple[Ticket, int, Row]] = {}
+        self._ready: queue.SimpleQueue[Catalogue | BaseException] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="mlx-serve", daemon=True)
+        self.catalogue: Catalogue
+        self.info: ModelInfo
+
+    def start(self) -> None:
+        """Load the model; what its loading raises is raised here."""
+        self._thread.start()
+        found = self._ready.get()
+        if isinstance(found, BaseException):
+            raise found
+        self.catalogue, self.info = found, found.lens.info
+
+    # -- from any thread -----------------------------------------------------
+
+    @property
+    def held(self) -> int:
+        """Rows that are being decoded or wait."""
+        return self._held
+
+    def submit(self, order: Order, deliver: Callable[[Delivery], None]) -> Ticket:
+        """Give an order; ``deliver`` is called on the engine's thread with what comes of it.
+
+        Raises:
+            Refused: Where as many wait as may, and while the server ends.
+        """
+        with self._lock:
+            if self._closing:
+                raise Refused("The server is ending.", "Ask another.", status=503, kind="server_error")
+            if self._held + order.rows > self.limits.rows + self.limits.queue:
+                said = f"{self._held} answers are being written or wait, and this would be {order.rows} more."
+                raise Refused(said, "Ask again later.", status=429, kind="rate_limit_error")
+            self._held += order.rows
+        ticket = Ticket(order, deliver, order.rows)
+        self._mail.put(ticket)
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Nobody wants this order any longer: its rows end before the next step."""
+        if not ticket.ended:
+            with self._lock:
+                self._cancelled.add(ticket)
+            self._mail.put(None)
+
+    def close(self, seconds: float = 30.0) -> None:
+        """Finish what has been accepted, for so long; then end the thread."""
+        with self._lock:
+            self._closing = True
+        self._mail.put(None)
+        self._thread.join(seconds)
+
+    # -- on the thread ---------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            catalogue = self._opened()
+            self._batch = _open_batch(catalogue.lens, self.limits)
+            _ = self._batch.way  # found out by a tiny batch, before anybody waits
+        except BaseException as error:
+            self._ready.put(error)
+            return
+        self.catalogue = catalogue
+        self._ready.put(catalogue)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LensWarning)  # each is said to the one who asked
+            going = True
+            while going:
+                try:
+                    going = self._turn()
+                except Exception as error:  # a defect: whoever is being answered is told, and the others go on
+                    self._begin_again(error)
+        self._batch.close()
+        catalogue.lens.close()
+
+    def _turn(self) -> bool:
+        """Look at the mail and take a step; whether to go on."""
+        idle = self._batch.idle and not self._waiting
+        if idle and self._closing:
+            return False
+        self._take_mail(wait=idle)
+        for ticket in self._taken_back():
+            self._end(ticket)
+        while self._waiting and len(self._rows) < self.limits.rows:
+            self._begin(*self._waiting.popleft())
+        for event in self._batch.step():
+            self._heard(event)
+        if self._batch.idle and not idle:
+            mx.clear_cache()
+        return True
+
+    def _begin_again(self, error: Exception) -> None:
+        for ticket in {known[0] for known in self._rows.values()}:
+            self._fail(ticket, error)
+        self._rows.clear()
+        with suppress(Exception):
+            self._batch.close()
+        self._batch = _open_batch(self.catalogue.lens, self.limits)
+
+    def _take_mail(self, *, wait: bool) -> None:
+        try:
+            mail = self._mail.get(block=wait)
+            while True:
+                if mail is not None:
+                    self._prepare(mail)
+                mail = self._mail.get(block=False)
+        except queue.Empty:
+            return
+
+    def _taken_back(self) -> set[Ticket]:
+        with self._lock:
+            found, self._cancelled = self._cancelled, set()
+        return found
+
+    def _prepare(self, ticket: Ticket) -> None:
+        """Find out whether an order can be done, and put its rows into the line."""
+        order, lens = ticket.order, self.catalogue.lens
+        said: list[str] = []
+        try:
+            with warnings_to(said.append):
+                records = [self._record(item) for item in order.steering]
+                ticket.interventions = tuple(records)
+                entries_of(records, lens.registry)
+            for prompt in order.prompts:
+                encoded = lens.tokens.prompt(prompt, raw=order.kind == "text")
+                if len(encoded.ids) > self.limits.prompt_tokens:
+                    most = f"{self.limits.prompt_tokens:,} are allowed"
+                    raise Refused(f"The prompt has {len(encoded.ids):,} tokens; {most}.", "Send less.")
+                ticket.prompts.append(encoded)
+            if order.readings is not None:
+                readings = Readings(lens, order.readings, self.catalogue.vectors, self.catalogue.saes)
+                longest = max(len(encoded.ids) for encoded in ticket.prompts)
+                readings.check_size(longest, order.sampling.max_tokens, self.limits)
+                ticket.readings = readings
+        except Exception as error:
+            self._fail(ticket, error)
+            return
+        ticket.deliver(Begun(sum(len(encoded.ids) for encoded in ticket.prompts), tuple(said)))
+        self._waiting.extend((ticket, answer) for answer in range(order.rows))
+
+    def _record(self, item: Intervention | FeatureTerm) -> Intervention:
+        if isinstance(item, FeatureTerm):
+            return item.intervention(sae_named(self.catalogue.saes, item.sae).vector(item.feature))
+        return item
+
+    def _begin(self, ticket: Ticket, answer: int) -> None:
+        if ticket.ended:
+            return
+        order, lens = ticket.order, self.catalogue.lens
+        number, nth = divmod(answer, order.n)
+        try:
+            processors = penalties_from(dict(_penalties(order)), lens.registry.decoder.vocab_size)
+            request = Request(
+                order.prompts[number],
+                interventions=ticket.interventions,
+                sampling=order.sampling_of(nth),
+                raw=order.kind == "text",
+                name="this request",
+            )
+            row = self._batch.enter(request, ticket.prompts[number], top=order.top, processors=processors)
+        except Exception as error:
+            self._fail(ticket, error)
+            return
+        self._rows[row.index] = ticket, answer, row
+
+    def _heard(self, event: BatchEvent) -> None:
+        known = self._rows.get(event.arm)
+        if known is None:
+            return
+        ticket, answer, row = known
+        if isinstance(event, RowFailed):
+            self._fail(ticket, event.error)
+        elif isinstance(event, ArmEnd):
+            del self._rows[event.arm]
+            self._ended(ticket, answer, row, event)
+        else:
+            ticket.deliver(Piece(answer, event.text, self._scored(ticket.order, row, event)))
+
+    def _ended(self, ticket: Ticket, answer: int, row: Row, end: ArmEnd) -> None:
+        try:
+            found = ticket.readings.of(row) if ticket.readings is not None else None
+        except Exception as error:
+            self._let_go(ticket, 1)
+            self._fail(ticket, error)
+            return
+        self._let_go(ticket, 1)
+        ticket.ended = ticket.left == 0
+        ticket.deliver(Ended(answer, "length" if end.reason == "length" else "stop", end.n_tokens, found))
+
+    def _scored(self, order: Order, row: Row, token: GeneratedToken) -> ScoredToken | None:
+        if not order.logprobs or token.token_id in row.stop_ids:
+            return None
+        data = self.catalogue.lens.tokens.bytes_of
+        top = tuple((data(other.token_id), other.logprob) for other in token.top)
+        return ScoredToken(data(token.token_id), token.logprob, top)
+
+    def _fail(self, ticket: Ticket, error: Exception) -> None:
+        if ticket.ended:
+            return
+        self._end(ticket)
+        if isinstance(error, StepFailed):
+            error = Refused(error.message, error.hint, status=500, kind="server_error")
+        if not isinstance(error, LensError):
+            reason = one_line(f"{type(error).__name__}: {error}", 200).rstrip(".")
+            error = Refused(f"The server could not do this ({reason}).", status=500, kind="server_error")
+        ticket.deliver(Failed(error))
+
+    def _end(self, ticket: Ticket) -> None:
+        """Free all that an order holds."""
+        if ticket.ended:
+            return
+        ticket.ended = True
+        for index in [index for index, known in self._rows.items() if known[0] is ticket]:
+            self._batch.drop(index)
+            del self._rows[index]
+        self._let_go(ticket, ticket.left)
+
+    def _let_go(self, ticket: Ticket, rows: int) -> None:
+        ticket.left -= rows
+        with self._lock:
+            self._held -= rows
+
+
+def _penalties(order: Order) -> Mapping[str, Any]:
+    """mlx-lm's options: a biased token is a number there, a text in JSON."""
+    found = dict(order.penalties)
+    biases = found.get("logit_bias")
+    if isinstance(biases, Mapping):
+        numbers = {int(token): bias for token, bias in biases.items() if str(token).isdecimal()}
+        if len(numbers) != len(biases):
+            raise Refused("logit_bias has a key that is no token id.", param="logit_bias")
+        found["logit_bias"] = numbers
+    return found
+
+
+def _open_batch(lens: LensModel, limits: ServeLimits) -> OpenBatch:
+    registry, vocab = lens.registry, lens.registry.decoder.vocab_size
+    maker = RowMaker(registry, lens.tokens, Common((), Sampling()), make_sampler(Sampling(), vocab))
+    options = BatchOptions(completion_batch_size=limits.rows)
+    return OpenBatch(registry, lens.tokens, options, lens.prefixes, make_row=maker)

@@ -1,0 +1,287 @@
+"""Bodies of completions and chat completions as orders for the model's thread, checked field by field."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from lens_tui.records import Sampling, SteeringVector
+from lens_tui.records.sanitise import one_line
+
+from .limits import Refused, ServeLimits
+from .wire_steering import Asked, read_steering
+
+Kind = Literal["chat", "text"]
+ReadOver = Literal["generated", "prompt", "all"]
+_IGNORED = {
+    "model",
+    "user",
+    "store",
+    "metadata",
+    "service_tier",
+    "parallel_tool_calls",
+    "safety_identifier",
+    "prompt_cache_key",
+}
+_BOTH = _IGNORED | {
+    "n", "stream", "stream_options", "stop", "seed", "temperature", "top_p", "top_k", "min_p", "max_tokens",
+    "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs",
+    "steering", "vllm_xargs", "lens",
+}  # fmt: skip
+_OWN: dict[Kind, set[str]] = {
+    "chat": {"messages", "max_completion_tokens", "top_logprobs", "response_format", "tools", "tool_choice"},
+    "text": {"prompt", "echo", "best_of", "suffix"},
+}
+_ROLES = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant"}
+_MAX_TOP = 20
+_MAX_MESSAGES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Monitor:
+    """What is followed over the tokens: a feature of an SAE, or the projection on a named vector."""
+
+    vector: str = ""
+    sae: str = ""
+    feature: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingsAsk:
+    """What is read of a text when it has ended: activations, top features, monitors, KL against the plain model."""
+
+    layers: tuple[int, ...] = ()
+    site: str = "resid_post"
+    features: int = 0
+    sae: str = ""
+    monitors: tuple[Monitor, ...] = ()
+    kl: bool = False
+    over: ReadOver = "generated"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A request: its prompts (texts, messages or token ids), ``n`` answers of each, and all that is its own."""
+
+    kind: Kind
+    prompts: tuple[Any, ...]
+    sampling: Sampling
+    n: int = 1
+    penalties: tuple[tuple[str, Any], ...] = ()
+    logprobs: bool = False
+    top: int = 0
+    steering: tuple[Asked, ...] = ()
+    readings: ReadingsAsk | None = None
+    stream: bool = False
+    usage: bool = False
+
+    @property
+    def rows(self) -> int:
+        """How many rows it takes."""
+        return self.n * len(self.prompts)
+
+    def sampling_of(self, answer: int) -> Sampling:
+        """The settings of one of the ``n`` answers to a prompt: each draws by a seed of its own."""
+        return replace(self.sampling, seed=(self.sampling.seed + answer) % 2**64)
+
+
+def read_order(body: Any, kind: Kind, vectors: Mapping[str, SteeringVector], limits: ServeLimits) -> Order:
+    """The order that a body is.
+
+    Args:
+        body: The JSON value.
+        kind: Of which endpoint.
+        vectors: The server's, by name.
+        limits: What may be asked for.
+
+    Raises:
+        LensError: For the first thing that is wrong or not offered.
+    """
+    if not isinstance(body, Mapping):
+        raise Refused("The body is not a JSON object.", "Send one with named values.")
+    if unknown := sorted(map(str, set(body) - _BOTH - _OWN[kind])):
+        raise Refused(f"There is no parameter {one_line(unknown[0], 60)!r}.", "See docs/serve.md.", param=None)
+    _check_offered(body)
+    prompts = (_messages(body, limits),) if kind == "chat" else _prompts(body, limits)
+    n = _whole(body, "n", 1, 1, limits.choices)
+    if kind == "text" and body.get("best_of") not in (None, n):
+        raise Refused("best_of is not offered.", "Use n.", param="best_of")
+    if n * len(prompts) > limits.rows:
+        asked = f"{len(prompts)} prompts with {n} answers each"
+        raise Refused(f"{asked} are more than {limits.rows} rows.", "Send fewer at once.", param="n")
+    logprobs, top = _logprobs(body, kind)
+    stream = _flag(body, "stream")
+    options = _mapping(body, "stream_options")
+    return Order(
+        kind,
+        prompts,
+        _sampling(body, limits),
+        n,
+        tuple((name, body[name]) for name in _PENALTIES if body.get(name) not in (None, 0, 0.0, {})),
+        logprobs,
+        top,
+        tuple(read_steering(body, vectors, limits)),
+        _readings(body, vectors),
+        stream,
+        stream and _flag(options, "include_usage"),
+    )
+
+
+_PENALTIES = ("presence_penalty", "frequency_penalty", "logit_bias")
+
+
+def _check_offered(body: Mapping[str, Any]) -> None:
+    """Refuse what is not offered, unless it is asked for in the way that asks for nothing."""
+    form = body.get("response_format")
+    if form is not None and not (isinstance(form, Mapping) and form.get("type") == "text"):
+        raise Refused("Only response_format of type 'text' is offered.", "Leave it out.", param="response_format")
+    if body.get("tools") or body.get("tool_choice") not in (None, "none", "auto"):
+        raise Refused("Tools are not offered.", "Leave tools and tool_choice out.", param="tools")
+    for name in ("echo", "suffix"):
+        if body.get(name):
+            raise Refused(f"{name} is not offered.", "Leave it out.", param=name)
+
+
+def _sampling(body: Mapping[str, Any], limits: ServeLimits) -> Sampling:
+    given = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
+    temp, top_p = _real(body, "temperature", 1.0, 0.0, 2.0), _real(body, "top_p", 1.0, 0.0, 1.0)
+    seed = body.get("seed")
+    stop = body.get("stop") or ()
+    stop = (stop,) if isinstance(stop, str) else stop
+    if not isinstance(stop, list | tuple) or len(stop) > 16 or not all(isinstance(s, str) and s for s in stop):
+        raise Refused("stop is not a text or up to 16 texts.", param="stop")
+    if any(len(text) > 1000 for text in stop):
+        raise Refused("A text of stop is longer than 1,000 characters.", param="stop")
+    return Sampling(
+        max_tokens=_whole(body, given, limits.default_tokens, 1, limits.max_tokens),
+        temp=0.0 if top_p == 0.0 else temp,  # of no probability at all: the likeliest token
+        top_p=0.0 if top_p == 1.0 else top_p,
+        min_p=_real(body, "min_p", 0.0, 0.0, 1.0),
+        top_k=_whole(body, "top_k", 0, -1, 10**6) if body.get("top_k") != -1 else 0,
+        repetition_penalty=_real(body, "repetition_penalty", 0.0, 0.0, 1000.0),
+        seed=secrets.randbits(32) if seed is None else _whole(body, "seed", 0, -(2**63), 2**63 - 1) % 2**64,
+        stop=tuple(stop),
+    )
+
+
+def _messages(body: Mapping[str, Any], limits: ServeLimits) -> list[dict[str, str]]:
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not 1 <= len(messages) <= _MAX_MESSAGES:
+        raise Refused(f"messages is not a list of 1 to {_MAX_MESSAGES:,} messages.", param="messages")
+    found = []
+    for at, message in enumerate(messages):
+        role = message.get("role") if isinstance(message, Mapping) else None
+        if not isinstance(role, str) or role not in _ROLES:
+            raise Refused(f"messages[{at}] has no role of {', '.join(_ROLES)}.", param="messages")
+        content = message.get("content")
+        if isinstance(content, list):
+            if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content):
+                raise Refused(f"messages[{at}] has parts that are not text.", "Send text alone.", param="messages")
+            content = "".join(part["text"] for part in content)
+        if not isinstance(content, str):
+            raise Refused(f"messages[{at}] has no text as its content.", param="messages")
+        found.append({"role": _ROLES[role], "content": content})
+    _check_length(sum(len(message["content"]) for message in found), limits, "messages")
+    return found
+
+
+def _prompts(body: Mapping[str, Any], limits: ServeLimits) -> tuple[Any, ...]:
+    given = body.get("prompt")
+    if isinstance(given, str) or (isinstance(given, list) and given and type(given[0]) is int):
+        given = [given]
+    if not isinstance(given, list) or not given:
+        raise Refused("prompt is not a text, token ids or a list of these.", param="prompt")
+    for prompt in given:
+        ids = isinstance(prompt, list) and bool(prompt) and all(type(token) is int for token in prompt)
+        if not ids and not (isinstance(prompt, str) and prompt):
+            raise Refused("prompt holds what is no text and no list of token ids, or is empty.", param="prompt")
+        _check_length(len(prompt), limits, "prompt", ids=ids)
+    return tuple(given)
+
+
+def _check_length(length: int, limits: ServeLimits, param: str, *, ids: bool = False) -> None:
+    most = limits.prompt_tokens if ids else limits.prompt_characters
+    if length > most:
+        of = "tokens" if ids else "characters"
+        raise Refused(f"The prompt has {length:,} {of}; {most:,} are allowed.", "Send less.", param=param)
+
+
+def _logprobs(body: Mapping[str, Any], kind: Kind) -> tuple[bool, int]:
+    if kind == "text":
+        given = body.get("logprobs")
+        if given is None or given is False:
+            return False, 0
+        return True, _whole(body, "logprobs", 0, 0, _MAX_TOP)
+    wanted, top = _flag(body, "logprobs"), _whole(body, "top_logprobs", 0, 0, _MAX_TOP)
+    if top and not wanted:
+        raise Refused("top_logprobs needs logprobs.", "Send logprobs: true with it.", param="top_logprobs")
+    return wanted, top
+
+
+def _readings(body: Mapping[str, Any], vectors: Mapping[str, SteeringVector]) -> ReadingsAsk | None:
+    asked = _mapping(body, "lens")
+    if not asked:
+        return None
+    if unknown := sorted(map(str, set(asked) - {"capture", "features", "monitors", "kl", "over"})):
+        raise Refused(f"lens has an unknown key {one_line(unknown[0], 60)!r}.", "See docs/serve.md.", param="lens")
+    capture, features = _mapping(asked, "capture"), _mapping(asked, "features")
+    layers, over = capture.get("layers", []), asked.get("over", "generated")
+    layers = [layers] if type(layers) is int else layers
+    if not isinstance(layers, list) or not all(type(at) is int for at in layers) or len(layers) > 256:
+        raise Refused("lens.capture.layers is not a list of layers.", param="lens")
+    if over not in ("generated", "prompt", "all"):
+        raise Refused("lens.over is not generated, prompt or all.", param="lens")
+    site, sae = capture.get("site", "resid_post"), features.get("sae", "")
+    if not isinstance(site, str) or not isinstance(sae, str):
+        raise Refused("The site or the SAE in lens is not a name.", param="lens")
+    monitors = asked.get("monitors") or []
+    if not isinstance(monitors, list) or len(monitors) > 64:
+        raise Refused("lens.monitors is not a list of up to 64.", param="lens")
+    k = _whole(features, "k", 10, 1, 256) if "features" in asked else 0
+    found = tuple(_monitor(item, vectors) for item in monitors)
+    return ReadingsAsk(tuple(dict.fromkeys(layers)), site, k, sae, found, _flag(asked, "kl"), over)
+
+
+def _monitor(item: Any, vectors: Mapping[str, SteeringVector]) -> Monitor:
+    if isinstance(item, Mapping):
+        vector, feature, sae = item.get("vector"), item.get("feature"), item.get("sae", "")
+        if isinstance(vector, str) and vector in vectors and set(item) == {"vector"}:
+            return Monitor(vector=vector)
+        if type(feature) is int and feature >= 0 and isinstance(sae, str) and set(item) <= {"feature", "sae"}:
+            return Monitor(sae=sae, feature=feature)
+    known = ", ".join(vectors) or "none"
+    raise Refused("A monitor is neither a feature nor one of the server's vectors.", f"Vectors: {known}.", param="lens")
+
+
+def _mapping(body: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = body.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise Refused(f"{name} is not an object with named values.", param=name)
+    return value
+
+
+def _flag(body: Mapping[str, Any], name: str) -> bool:
+    value = body.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise Refused(f"{name} is not true or false.", param=name)
+    return bool(value)
+
+
+def _whole(body: Mapping[str, Any], name: str, usual: int, low: int, high: int) -> int:
+    value = body.get(name)
+    value = usual if value is None else value
+    if type(value) is not int or not low <= value <= high:
+        raise Refused(f"{name} is not a whole number from {low:,} to {high:,}.", param=name)
+    return value
+
+
+def _real(body: Mapping[str, Any], name: str, usual: float, low: float, high: float) -> float:
+    value = body.get(name)
+    value = usual if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise Refused(f"{name} is not a number from {low:g} to {high:g}.", param=name)
+    return float(value)

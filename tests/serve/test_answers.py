@@ -1,0 +1,167 @@
+"""Answers of the server: by OpenAI's own client, and equal to what the library gives alone."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from lens_tui import LensModel
+from lens_tui.records import Add, Positions, ProjectOut
+from lens_tui.records.codec import to_json
+from lens_tui.records.vector_formats import save_vectors
+from lens_tui.serve.run_server import LensServer
+
+from .servers import catalogue, client, direction, gemma, llama, post, serving
+
+ADD = Add(id="push", layer=2, vector=direction(1, 2), scale=6.0, positions=Positions("generated"))
+OUT = ProjectOut(id="out", layer=1, vector=direction(2))
+GREEDY: dict[str, Any] = {"model": "tiny", "temperature": 0, "max_tokens": 8}
+
+
+@pytest.fixture(scope="module", params=[llama, gemma])
+def pair(request: pytest.FixtureRequest) -> Iterator[tuple[LensServer, LensModel]]:
+    with serving(lambda: catalogue(request.param)) as server:
+        yield server, request.param()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LensServer]:
+    with serving() as one:
+        yield one
+
+
+def ask(server: LensServer, prompt: Any = "the cat", **more: Any) -> Any:
+    extra = {name: more.pop(name) for name in ("steering", "vllm_xargs", "lens") if name in more}
+    return client(server).completions.create(prompt=prompt, **{**GREEDY, **more}, extra_body=extra)
+
+
+def test_steered_tokens_are_those_of_generate(pair: tuple[LensServer, LensModel]) -> None:
+    server, lens = pair
+    texts = []
+    for records in ((), (ADD,), (OUT, ADD)):
+        done = ask(server, steering=[to_json(record) for record in records], logprobs=2)
+        tokens = list(lens.stream("the cat", interventions=records, raw=True, max_tokens=8, top=2))
+        assert done.choices[0].text == "".join(token.text for token in tokens)
+        got = done.choices[0].logprobs
+        np.testing.assert_allclose(got.token_logprobs, [token.logprob for token in tokens], atol=2e-4)
+        best = [max(place.values()) for place in got.top_logprobs]
+        np.testing.assert_allclose(best, [token.top[0].logprob for token in tokens], atol=2e-4)
+        assert (done.usage.prompt_tokens, done.usage.completion_tokens) == (len(lens.tokens.encode("the cat")), 8)
+        texts.append(done.choices[0].text)
+    assert len(set(texts)) == 3
+
+
+def test_chat_goes_through_the_template_and_streams_the_same(pair: tuple[LensServer, LensModel]) -> None:
+    server, lens = pair
+    messages: Any = [{"role": "developer", "content": "Be kind."}, {"role": "user", "content": "Hi there"}]
+    said = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi there"}]
+    want = lens.generate(said, interventions=[ADD], max_tokens=8)
+    extra = {"steering": [to_json(ADD)]}
+    chat = client(server).chat.completions
+    done = chat.create(messages=messages, **GREEDY, logprobs=True, top_logprobs=3, extra_body=extra)
+    assert done.choices[0].message.content == want
+    assert done.choices[0].finish_reason == "length"
+    scored = done.choices[0].logprobs.content
+    assert b"".join(bytes(token.bytes) for token in scored).decode("utf-8", "replace").strip() == want.strip()
+    assert all(token.top_logprobs[0].logprob == pytest.approx(token.logprob) for token in scored)
+    options: Any = {"include_usage": True}
+    chunks = list(chat.create(messages=messages, **GREEDY, stream=True, stream_options=options, extra_body=extra))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == want
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "length"
+    assert chunks[-1].usage == done.usage
+
+
+def test_the_forms_of_steering_are_one(server: LensServer, tmp_path: Any) -> None:
+    vector = direction()
+    numbers = [float(value) for value in vector.direction]
+    record = Add(id="a", layer=vector.layer, vector=vector, scale=6.0, positions=Positions("generated"))
+    want = ask(server, steering=[to_json(record)]).choices[0].text
+    assert want != ask(server).choices[0].text
+    named = {"vector": "v", "scale": 6.0, "positions": "generated"}
+    raw = {"vector": [2 * value for value in numbers], "layer": 1, "scale": 3.0, "positions": {"kind": "generated"}}
+    for form in (named, raw):
+        assert ask(server, steering=[form]).choices[0].text == want
+        assert ask(server, steering=form).choices[0].text == want
+    everywhere = ask(server, steering=[{"vector": "v", "scale": 6.0}]).choices[0].text
+    path = save_vectors(vector, tmp_path / "v.json")
+    wire = {**json.loads(path.read_text()), "scale": 6.0 / vector.norm}
+    for given in (wire, [wire], json.dumps([wire]), [json.dumps(wire)]):
+        assert ask(server, vllm_xargs={"apply_steering_vectors": given}).choices[0].text == everywhere
+    at_last = {**wire, "position_indices": [0]}
+    indexed = {"vector": "v", "scale": 6.0, "positions": [0]}
+    first = ask(server, vllm_xargs={"apply_steering_vectors": [at_last]}).choices[0].text
+    assert first == ask(server, steering=[indexed]).choices[0].text
+
+
+def test_seeds_make_a_text_again_and_answers_differ(server: LensServer) -> None:
+    one, again = (ask(server, temperature=1.5, seed=7, n=3) for _ in range(2))
+    assert [choice.text for choice in one.choices] == [choice.text for choice in again.choices]
+    assert len({choice.text for choice in one.choices}) == 3
+    lens = llama()
+    for at, choice in enumerate(one.choices):
+        assert choice.text == lens.generate("the cat", raw=True, max_tokens=8, temp=1.5, seed=7 + at)
+
+
+def test_several_prompts_stops_and_ids(server: LensServer) -> None:
+    lens = llama()
+    texts = [lens.generate(prompt, raw=True, max_tokens=8) for prompt in ("the cat", "a dog")]
+    done = ask(server, ["the cat", "a dog"])
+    assert [choice.text for choice in done.choices] == texts
+    ids = list(lens.tokens.encode("a dog"))
+    assert ask(server, ids).choices[0].text == texts[1]
+    stop = texts[0][3:6]
+    ended = ask(server, stop=stop)
+    assert ended.choices[0].text == texts[0][: texts[0].index(stop)]
+    assert ended.choices[0].finish_reason == "stop"
+    biased = ask(server, logit_bias={"5": 100.0}, max_tokens=3, logprobs=0)
+    assert biased.choices[0].text == lens.generate("the cat", raw=True, max_tokens=3, logit_bias={5: 100.0})
+
+
+def test_readings_are_those_of_the_steered_text(server: LensServer) -> None:
+    lens = llama()
+    asked = {"capture": {"layers": [0, -1]}, "monitors": [{"vector": "v"}], "kl": True, "over": "all"}
+    done = ask(server, steering=[to_json(ADD)], lens=asked)
+    found = done.choices[0].model_extra["lens"]
+    records = list(lens.stream("the cat", interventions=[ADD], raw=True, max_tokens=8))
+    ids = [*lens.tokens.encode("the cat"), *(token.token_id for token in records)]
+    n = len(ids) - 8
+
+    # The same by hand: what 'generated' steers is the last prompt token and all behind it.
+    def push(_: Any, h: mx.array) -> mx.array:
+        moved = np.array(h)
+        moved[:, n - 1 :] += 6.0 * ADD.vector.direction
+        return mx.array(moved)
+
+    with lens.hook(2, push), lens.capture([0, 1, 3]) as seen:
+        steered = np.array(lens.forward(mx.array([ids])))[0]
+    plain = np.array(lens.forward(mx.array([ids])))[0]
+    for entry, layer in zip(found["capture"], (0, 3), strict=True):
+        values = np.frombuffer(base64.b64decode(entry["data"]), "<f4").reshape(entry["shape"])
+        np.testing.assert_allclose(values, np.array(seen[layer])[0], atol=1e-4)
+        assert entry["layer"] == layer
+    projection = np.array(seen[1])[0] @ direction().direction
+    np.testing.assert_allclose(found["monitors"][0]["values"], projection, atol=1e-4)
+
+    def log(x: Any) -> Any:
+        return x - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True)) - x.max(-1, keepdims=True)
+
+    p, q = log(steered[n - 1 : -1]), log(plain[n - 1 : -1])
+    np.testing.assert_allclose(found["kl"]["kl"], (np.exp(p) * (p - q)).sum(-1), atol=1e-4)
+    np.testing.assert_allclose(found["kl"]["reverse_kl"], (np.exp(q) * (q - p)).sum(-1), atol=1e-4)
+    chunks = list(ask(server, steering=[to_json(ADD)], lens=asked, stream=True))
+    assert chunks[-1].choices[0].model_extra["lens"] == found
+
+
+def test_models_says_what_there_is(server: LensServer) -> None:
+    (model,) = client(server).models.list().data
+    assert model.id == "tiny"
+    assert model.model_extra is not None
+    assert model.model_extra["lens"]["vectors"] == [{"name": "v", "layer": 1, "site": "resid_post"}]
+    assert post(server, "/v1/nothing", {})[0] == 404
