@@ -12,7 +12,8 @@ import numpy as np
 
 from lens_tui.lens.decode.batch_rows import Row
 from lens_tui.lens.decode.sampling import kl, log_softmax
-from lens_tui.lens.hooks.registry import CaptureResult, Plan
+from lens_tui.lens.hooks.capture_result import CaptureResult
+from lens_tui.lens.hooks.registry import Plan
 from lens_tui.lens.hooks.steering import captured, origin_in
 from lens_tui.lens.model import LensModel
 from lens_tui.records import LensError, SteeringVector
