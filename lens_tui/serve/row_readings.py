@@ -21,7 +21,7 @@ from lens_tui.records.sanitise import one_line
 from lens_tui.sae.load_sae import SAE
 
 from .limits import Refused, ServeLimits
-from .wire_request import Monitor, ReadingsAsk, ReadOver
+from .wire_request import ReadingsAsk, ReadOver, WatchAsk
 
 Key = tuple[int, str]
 
@@ -115,7 +115,7 @@ class Readings:
             found["monitors"] = [self._followed(monitor, tensors) for monitor in self._ask.monitors]
         return found
 
-    def _followed(self, monitor: Monitor, tensors: Mapping[Key, mx.array]) -> dict[str, Any]:
+    def _followed(self, monitor: WatchAsk, tensors: Mapping[Key, mx.array]) -> dict[str, Any]:
         h = tensors[self._of_monitor(monitor)]
         if monitor.vector:
             direction = mx.array(self._vectors[monitor.vector].direction)
@@ -125,7 +125,7 @@ class Readings:
         values = _listed(sae.encode_features(h, [monitor.feature])[:, 0])
         return {"feature": monitor.feature, "sae": sae.info.name, **_summary(values)}
 
-    def _of_monitor(self, monitor: Monitor) -> Key:
+    def _of_monitor(self, monitor: WatchAsk) -> Key:
         if monitor.vector:
             vector = self._vectors[monitor.vector]
             return self._lens.registry.decoder.index(vector.layer), vector.site

@@ -40,7 +40,7 @@ _MAX_MESSAGES = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Monitor:
+class WatchAsk:
     """What is followed over the tokens: a feature of an SAE, or the projection on a named vector."""
 
     vector: str = ""
@@ -56,7 +56,7 @@ class ReadingsAsk:
     site: str = "resid_post"
     features: int = 0
     sae: str = ""
-    monitors: tuple[Monitor, ...] = ()
+    monitors: tuple[WatchAsk, ...] = ()
     kl: bool = False
     over: ReadOver = "generated"
 
@@ -244,13 +244,13 @@ def _readings(body: Mapping[str, Any], vectors: Mapping[str, SteeringVector]) ->
     return ReadingsAsk(tuple(dict.fromkeys(layers)), site, k, sae, found, _flag(asked, "kl"), over)
 
 
-def _monitor(item: Any, vectors: Mapping[str, SteeringVector]) -> Monitor:
+def _monitor(item: Any, vectors: Mapping[str, SteeringVector]) -> WatchAsk:
     if isinstance(item, Mapping):
         vector, feature, sae = item.get("vector"), item.get("feature"), item.get("sae", "")
         if isinstance(vector, str) and vector in vectors and set(item) == {"vector"}:
-            return Monitor(vector=vector)
+            return WatchAsk(vector=vector)
         if type(feature) is int and feature >= 0 and isinstance(sae, str) and set(item) <= {"feature", "sae"}:
-            return Monitor(sae=sae, feature=feature)
+            return WatchAsk(sae=sae, feature=feature)
     known = ", ".join(vectors) or "none"
     raise Refused("A monitor is neither a feature nor one of the server's vectors.", f"Vectors: {known}.", param="lens")
 
