@@ -25,6 +25,10 @@ else:
     Places = Doubles = Any
 
 NodeKind = Literal["feature", "error", "embedding", "logit", "other"]
+Reads = Literal["mlp_in", "mlp_normed", "resid_mid"]
+"""What transcoders read: the MLP's input, the same without its norm's gain, or the stream before that norm."""
+Writes = Literal["mlp_out", "mlp_added"]
+"""What they give: the MLP's output, or what is added to the stream, which some models norm first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -261,6 +261,18 @@ class SAE:
     def d_sae(self) -> int:
         """Number of latents."""
         return self._weights.width
+
+    @property
+    def tensors(self) -> Mapping[str, mx.array]:
+        """The small tensors by name: ``b_dec``, those of the activation, and where there are any ``w_skip`` and the
+        ``norms`` of decoder rows that activations are multiplied by."""
+        more = {"w_skip": self._w_skip, "norms": self._decoder.norms}
+        known = {name: tensor for name, tensor in more.items() if tensor is not None}
+        return {"b_dec": self._b_dec, **self._vectors, **known}
+
+    def encoder_columns(self, ids: Ids) -> mx.array:
+        """The encoder of some features as it is stored, ``(d_model, len(ids))`` float32."""
+        return self._encoder.columns(self._ids(ids)).astype(mx.float32)
 
     def encode(self, residual: mx.array) -> mx.array:
         """Activations ``(..., d_sae)`` of residuals ``(..., d_model)``, all of them, mostly zeros.

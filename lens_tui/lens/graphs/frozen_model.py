@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import mlx.core as mx
 
 from lens_tui.records import LensError, NotFinite
+from lens_tui.records.attribution_graph import Reads, Writes
 
 from ..architecture.taps import Call, input_of, install, uninstall
 from ..causes.cells import Kept
@@ -26,10 +27,6 @@ from ..hooks.registry import Plan, Run
 from ..read.attention import attention_patterns
 from .frozen_parts import FrozenAttention, FrozenNorm, frozen_norm
 
-Reads = Literal["mlp_in", "mlp_normed", "resid_mid"]
-"""What a transcoder reads: the MLP's input, the same without its norm's gain, or the stream before that norm."""
-Writes = Literal["mlp_out", "mlp_out_normed"]
-"""What it gives: the MLP's output, or that after the norm that some models have behind it."""
 _CLOSE = 1e-4
 _NORMED = {"attn_out": "attn_out_normed", "mlp_out": "mlp_out_normed"}
 

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lens_tui.records import FloatArray, LensError
+from lens_tui.records.attribution_graph import Reads, Writes
 
-from .frozen_model import FrozenModel, Reads, Writes
+from .frozen_model import FrozenModel
 
 Ints = NDArray[np.int64]
 Found = tuple[Ints, Ints, FloatArray]

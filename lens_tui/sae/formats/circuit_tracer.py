@@ -7,6 +7,7 @@ block that every layer reads and writes, and may say ``activation: topk`` with i
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]  # comes with huggingface-hub, which needs it
@@ -58,10 +59,18 @@ def _read(source: Source) -> Parts:
     return Parts(definition, weights, _facts(source, config, definition, skip=skip is not None))
 
 
+def set_config(folder: Path) -> dict[str, Any]:
+    """The ``config.yaml`` of a set; nothing where there is none. Raises ``LensError`` where it is not YAML."""
+    path = folder / "config.yaml"
+    return _read_config(path) if path.is_file() else {}
+
+
 def _config(source: Source) -> dict[str, Any]:
     path = source.config_file("config.yaml")
-    if path is None:
-        return {}
+    return {} if path is None else _read_config(path)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(read_text(path, _LIMIT))
     except (yaml.YAMLError, RecursionError, ValueError) as error:

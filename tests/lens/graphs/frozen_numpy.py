@@ -11,9 +11,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from lens_tui.lens.graphs.frozen_model import Reads, Writes
 from lens_tui.lens.graphs.replacement import Found, Ints
 from lens_tui.records import FloatArray
+from lens_tui.records.attribution_graph import Reads, Writes
 from tests.lens.numpy_models import Array, rms, rope, weights_of
 
 HEADS, GROUPS, SIZE, EPS = 4, 2, 16, 1e-5

@@ -25,9 +25,9 @@ CASES: list[Any] = [
     pytest.param(tiny.llama, {"only": (1, 2)}, id="llama-two-layers"),
     pytest.param(tiny.qwen2, {"reads": "mlp_normed"}, id="qwen2"),
     pytest.param(tiny.qwen3, {}, id="qwen3"),
-    pytest.param(tiny.gemma2, {"writes": "mlp_out_normed", "reads": "mlp_normed"}, id="gemma2"),
+    pytest.param(tiny.gemma2, {"writes": "mlp_added", "reads": "mlp_normed"}, id="gemma2"),
     pytest.param(tiny.gemma3, {}, id="gemma3"),
-    pytest.param(tiny.gemma3, {"crosses": True, "writes": "mlp_out_normed"}, id="gemma3-cross-layer"),
+    pytest.param(tiny.gemma3, {"crosses": True, "writes": "mlp_added"}, id="gemma3-cross-layer"),
 ]
 
 
@@ -62,7 +62,7 @@ def errors_of(at: Held, made: RandomTranscoders, graph: AttributionGraph) -> lis
     counted = (np.arange(len(IDS)) >= 1)[:, None]
     for layer in range(graph.n_layers):
         wanted = at.mlp_out[layer]
-        if at.gemma and made.writes == "mlp_out_normed":
+        if at.gemma and made.writes == "mlp_added":
             wanted = wanted * at.scales[layer]["mlp_post"]
         if layer in made.layers:
             skipped = read(at, made, layer, at.middle[layer]) @ made.w_skip[layer]
