@@ -74,6 +74,7 @@ JOBS: tuple[Job, ...] = (
         ),
     ),
     Job("generate", "Judge the arms blind, twice, and see the tally", ("B", "1", "2", "v"), "generate-blind"),
+    Job("generate", "Judge them blind on three prompts of a set", ("S", "down", "down", "'3", "enter", "B", "'121")),
     Job(
         "generate",
         "Talk to the model, and see the prompt as it reads it",

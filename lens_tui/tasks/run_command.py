@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lens_tui import demo
 from lens_tui.records import Arm, Intervention, LensError, Sampling, SteeringVector
 from lens_tui.records.arm_syntax import GateTerm, Term, exact, written_arm
+from lens_tui.records.chat import Turn
 from lens_tui.records.gates import Gate, monitor_of
 from lens_tui.records.interventions import amount_of, positions_name
 from lens_tui.records.run_record import ArmRecord, MadeWith, RunRecord
@@ -17,6 +18,7 @@ from lens_tui.records.sanitise import one_line, sanitise
 
 KeepVector = Callable[[SteeringVector], Path]
 KeepRun = Callable[[RunRecord], Path]
+KeepChat = Callable[[Sequence[Turn]], Path]
 
 
 @dataclass
@@ -93,14 +95,19 @@ class _Command:
         return bool(sae) and self.sae == sae
 
 
-def as_command(run: RunRecord, keep: KeepVector | None = None, keep_run: KeepRun | None = None) -> str:
+def as_command(
+    run: RunRecord,
+    keep: KeepVector | None = None,
+    keep_run: KeepRun | None = None,
+    keep_chat: KeepChat | None = None,
+) -> str:
     """The command that makes the run again.
 
     It is a ``compare`` that says all of it where it can. A vector that the command line has no words for (of texts, of
     tokens, of arithmetic, of a second SAE) is named by its file: the one it was read from, or the one that ``keep``
-    writes. A run with something else (a scale that was dialled while it was written, positions by number, an ablation)
-    is named by its number in the history, or by the file that ``keep_run`` writes: ``mlx-lens-tui replay``. What
-    cannot be kept either is named in a comment at the end.
+    writes, and a conversation by the file that ``keep_chat`` writes. A run with something else (a scale that was
+    dialled while it was written, positions by number, an ablation) is named by its number in the history, or by the
+    file that ``keep_run`` writes: ``mlx-lens-tui replay``. What cannot be kept either is named in a comment at the end.
     """
     source = run.made.source or run.model or demo.NAME
     made = _Command(source, run.made, keep)
@@ -108,15 +115,28 @@ def as_command(run: RunRecord, keep: KeepVector | None = None, keep_run: KeepRun
     for number, kept in enumerate(run.arms):
         if number or not kept.arm.is_baseline or kept.changes:
             words += made.arm(number, kept)
-    made.left_out += _unsayable(run.sampling) + (["the turns before"] if run.turns else [])
+    made.left_out += _unsayable(run.sampling)
+    said = _said(run, made, keep_chat)
     if made.left_out and (named := _replay_words(run, keep_run, made.remarks)):
         return " ".join(map(quoted, named))
     if made.sae:
         words += ["--sae", run.made.saes[made.sae]]
     words += _options(run.sampling) + (["--raw"] if run.raw else [])
     remarks = ([f"without {', '.join(made.left_out)}"] if made.left_out else []) + made.remarks
-    command = " ".join(map(quoted, [*words, "--", run.prompt]))
+    command = " ".join(map(quoted, [*words, *said]))
     return command + (f"  # {one_line('; '.join(remarks), 400)}" if remarks else "")
+
+
+def _said(run: RunRecord, made: _Command, keep_chat: KeepChat | None) -> list[str]:
+    """The prompt as words of the command, or the file of the conversation that it is the end of."""
+    if run.turns and keep_chat is not None:
+        try:
+            return ["--chat", str(keep_chat(run.turns))]
+        except LensError as error:
+            made.remarks.append(str(error))
+    if run.turns:
+        made.left_out.append("the turns before")
+    return ["--", run.prompt]
 
 
 def _replay_words(run: RunRecord, keep_run: KeepRun | None, remarks: list[str]) -> list[str]:

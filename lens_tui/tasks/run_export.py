@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lens_tui.records import Arm, LensError, Sampling, Token
-from lens_tui.records.chat import Turn
+from lens_tui.records.chat import Turn, as_prompt
 from lens_tui.records.codec import from_json, to_json
 from lens_tui.records.disk import write_text
 from lens_tui.records.read_files import read_json
@@ -279,4 +280,17 @@ def write_file(run: RunRecord, file: Path) -> Path:
             f"{one_line(str(file), 120)} does not say in which format.", f"End it in one of .{', .'.join(FORMATS)}."
         )
     write_text(file, FORMATS[form](run))
+    return file
+
+
+def write_chat(turns: Sequence[Turn], folder: Path) -> Path:
+    """The file of a folder that holds this conversation, as ``--chat`` reads it; it is written if there is none.
+
+    Raises:
+        LensError: if the disk refuses.
+    """
+    text = json_escaped(json.dumps(as_prompt("", turns), ensure_ascii=False, indent=1)) + "\n"
+    file = folder / f"chat-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+    if not file.exists():
+        write_text(file, text)
     return file

@@ -165,7 +165,7 @@ _GENERATE = (
     ),
     Key("generate.previous", "N", "page(-1)", "of the one before"),
     Key("generate.history", "H", "history", "the runs of this session and those kept", "history"),
-    Key("generate.blind", "B", "blind", "judge the arms blind: shuffled, unnamed, with a tally", ""),
+    Key("generate.blind", "B", "blind", "judge the arms blind, also over a set: shuffled, unnamed, with a tally", ""),
     Key("generate.go_on", "enter", "go_on", "go on with this lane's answer; u goes back to before it"),
     Key("generate.chat", "C", "chat", "prompts are turns of a chat, or go in as they are"),
     Key("generate.talk", "I", "talk", "the chat's system prompt; begin a new conversation"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from lens_tui import LensModel, load_sae
+from lens_tui.cli.command import app
 from lens_tui.records import Add, Arm, Sampling, Token
-from lens_tui.records.chat import Turn, as_prompt
+from lens_tui.records.chat import Turn, as_prompt, read_chat
 from lens_tui.records.run_record import ArmRecord, RunRecord
 from lens_tui.tasks.replay import Gathered, held_against, run_again
 from lens_tui.tasks.run_command import as_command
-from lens_tui.tasks.run_export import as_data, as_markdown, from_data, read_run, write
+from lens_tui.tasks.run_export import as_data, as_markdown, from_data, read_run, write, write_chat
 from lens_tui.tasks.run_script import as_python
 from tests.folders import sae_folder
 from tests.hub import FakeHub, use_hub
@@ -55,6 +59,28 @@ def test_a_run_of_the_bundled_model_is_made_again(bundled: RunRecord, tmp_path: 
     assert (status, said.splitlines()[-1]) == (0, "The tokens are the same.")
     for kept in bundled.arms:
         assert kept.text.splitlines()[0] in said
+
+
+def test_the_command_of_a_conversation_names_its_file_and_gives_the_same_tokens(tmp_path: Path) -> None:
+    lens = LensModel("demo")
+    arms, saes = demo_arms(lens)
+    turns = (Turn("user", 'Book "a table".\nFor \u202etwo.'), Turn("assistant", " When?"), Turn("user", "At seven."))
+    comparison = lens.compare(as_prompt("", turns), arms[:2], Sampling(max_tokens=8))
+    gathered = Gathered("At seven.", arms[:2], comparison, turns=turns)
+    for event in comparison:
+        gathered.take(event)
+    kept = gathered.record(lens, saes)
+    words = shlex.split(as_command(kept, keep_chat=lambda some: write_chat(some, tmp_path)))
+    assert words[:2] == ["mlx-lens-tui", "compare"]
+    file = Path(words[words.index("--chat") + 1])
+    assert read_chat(file) == turns
+    assert write_chat(turns, tmp_path) == file  # asked again: no second file
+    assert write_chat(turns[:1], tmp_path) != file
+    done = CliRunner().invoke(app, [*words[1:], "--json"])
+    assert done.exit_code == 0, done.output
+    again = json.loads(done.stdout)
+    assert again["prompt_ids"] == list(kept.prompt_ids)
+    assert [arm["token_ids"] for arm in again["arms"]] == [[t.token_id for t in arm.tokens] for arm in kept.arms]
 
 
 def test_a_conversation_is_made_again_with_all_of_its_turns(tmp_path: Path) -> None:

@@ -8,12 +8,14 @@ import pytest
 from textual.pilot import Pilot
 
 from lens_tui.records import Arm, Sampling
-from lens_tui.records.judgements import JudgementStore
+from lens_tui.records.judgements import JudgementStore, wilson
 from lens_tui.records.run_store import RunStore
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.screens.blind_screen import BlindScreen, interval_bar
+from lens_tui.tui.screens.generate_screen import GenerateScreen
 from lens_tui.worker import jobs
 from lens_tui.worker.events import RunKept
+from tests.fakes import PROMPTS
 from tests.tui.opened import opened, screen_text, settle
 
 NAMES = ("dogs", "sadness", "baseline")
@@ -126,3 +128,61 @@ async def test_without_a_steered_lane_there_is_nothing_to_judge() -> None:
 def test_the_bar_of_an_interval() -> None:
     assert interval_bar(0.0, 0.5, 1.0, 9) == "┣━━━●━━━┫"
     assert interval_bar(0.25, None, 0.75, 9) == "──┣━━━┫──"
+
+
+@pytest.mark.parametrize("size", [(120, 36), (80, 24)])
+async def test_a_set_is_judged_one_trial_a_prompt_with_a_tally_over_all(size: tuple[int, int]) -> None:
+    async with opened("generate", size=size) as (app, pilot):
+        await pilot.press("S", "down", "down", "3", "enter")
+        await settle(app, pilot)
+        asked = len(app.worker.submitted)  # type: ignore[attr-defined]
+        await pilot.press("B")
+        await settle(app, pilot)
+        screen = blind(app)
+        assert f"trial 1 of 3 · seed 0 · {PROMPTS[0]}"[:50] in screen_text(app)
+        assert sorted(shown(screen)) == sorted(arm.text for arm in screen._trials[0].arms)
+        await pilot.press("n")
+        assert screen._run is screen._trials[1]  # not judged for now
+        wanted = []
+        for trial in (1, 2, 0):
+            assert screen._run is screen._trials[trial]
+            assert not any(name in screen_text(app) for name in NAMES)
+            wanted.append(screen._order.index(0))
+            await pilot.press(str(wanted[-1] + 1))
+            await settle(app, pilot)
+        assert screen._revealed
+        said = screen_text(app)
+        assert "share of 3 that were no tie over 3 prompts" in said
+        low, high = wilson(3, 3)
+        assert f"{low:.0%} to {high:.0%}" in said
+        assert [item.chosen for _, item in screen._judged] == [0, 0, 0]
+        await pilot.press("1", "n", "i")
+        assert len(screen._judged) == 3
+        await pilot.press("u")
+        await settle(app, pilot)
+        assert screen._run is screen._trials[0]
+        assert len(screen._judged) == 2
+        assert len(app.worker.submitted) == asked  # type: ignore[attr-defined]
+        await pilot.press("escape")
+        await settle(app, pilot)
+        assert isinstance(app.screen, GenerateScreen)
+        assert app.screen.set is not None
+
+
+async def test_a_set_that_is_written_or_has_too_many_arms_is_not_judged_and_says_why() -> None:
+    async with opened("generate", hold=True) as (app, pilot):
+        await pilot.press("S", "down", "down", "3", "enter")
+        await pilot.pause()
+        await pilot.press("B")
+        await pilot.pause()
+        assert "not all there" in [notice.message for notice in app._notifications][-1]
+    async with opened("generate") as (app, pilot):
+        await pilot.press(
+            "S", "down", "down", "1", "down", *"1", "space", "2", "space", "3", "space", "4", "space", "5"
+        )
+        await pilot.press("enter")
+        await settle(app, pilot)
+        await pilot.press("B")
+        await settle(app, pilot)
+        assert isinstance(app.screen, GenerateScreen)
+        assert "at most 5 texts; this set has 6" in [notice.message for notice in app._notifications][-1]

@@ -288,11 +288,12 @@ async def test_lanes_out_of_sight_are_counted_and_a_scale_never_gives_way_to_a_n
         await pilot.press("r")
         await settle(app, pilot)
         lane = screen_of(app).lanes.lanes[1]
-        assert (lane.away, str(lane.note)) == ((0, 2), "+24.0 2▸ · 2.0×max")
-        assert "+24.0 2▸" in screen_text(app)
+        assert (lane.away, str(lane.note)) == ((0, 2), "+24.0 · 2.0×max")
+        assert "+24.0 · 2.0×max 2▸" in screen_text(app)
         await pilot.press("right_square_bracket", "right_square_bracket")
         assert screen_of(app).lanes.lanes[3].away == (2, 0)
-        assert "+5.0 ◂2" in screen_text(app)
+        assert "◂2 verse" in screen_text(app)
+        assert "+5.0" in screen_text(app)
 
 
 async def test_an_arm_in_the_place_of_a_deleted_one_is_not_a_change_of_it() -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 import pytest
+from rich.cells import cell_len
+from textual.content import Content
 
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.screens.generate_screen import GenerateScreen
+from lens_tui.tui.widgets.feature_card import FeatureMarks
+from lens_tui.tui.widgets.lane_features import ListedFeature, feature_lines
 from lens_tui.worker import jobs
 from tests.fake_words import split
 from tests.fakes import DEMO_SAE, TEXTS, FakeWorker
@@ -34,7 +39,9 @@ async def test_a_run_reads_its_features_while_it_writes(size: tuple[int, int]) -
         assert job.sae == DEMO_SAE.id
         assert not sent(app, jobs.ReadWritten)  # all of it came while it was written
         assert "features of the last 8 tokens" in screen_text(app)
-        assert "7   5.00 ████   → things" in screen_text(app)
+        figures = f"7   5.00 {'█' * 20}" if size[1] > 30 else "7  5.0 █ → things"
+        assert figures in screen_text(app)
+        assert "→ things about 7" in screen_text(app)
         for lane in screen_of(app).lanes.lanes:
             if not lane.has_class("-away"):
                 assert lane.view.size.height >= 2
@@ -103,3 +110,45 @@ async def test_without_an_sae_the_key_says_where_one_is() -> None:
         await pilot.press("F", "}", "/", "z")
         await settle(app, pilot)
         assert not screen_of(app).features.on
+
+
+LABEL = "'little' before a name of an animal"
+
+
+@pytest.mark.parametrize("size", [(120, 36), (115, 40), (80, 36), (160, 36), (200, 36)])
+async def test_no_label_is_cut_in_five_lanes_where_there_are_rows_for_it(size: tuple[int, int]) -> None:
+    async with opened("generate", size, steers=4) as (app, pilot):
+        await pilot.press("F", "r")
+        await settle(app, pilot)
+        text = screen_text(app)
+        lanes = [lane for lane in screen_of(app).lanes.lanes if not lane.has_class("-away")]
+        for lane in lanes:
+            _, rows, _ = lane.features.listed
+            assert rows
+            for row in rows:
+                if cell_len(row.name.plain) + 2 <= lane.features.content_size.width:
+                    assert row.name.plain in text, (row.name.plain, lane.size)
+            assert lane.view.size.height >= 2
+
+
+@pytest.mark.parametrize("width", [20, 22, 37, 38, 43, 44, 60])
+@pytest.mark.parametrize("height", [24, 36])
+@pytest.mark.parametrize("name", [LABEL, "[red]x[/]", "\u65e5\u672c\u8a9e" * 20, ""])
+def test_lines_of_features_stay_in_their_width(width: int, height: int, name: str) -> None:
+    marks = FeatureMarks(True, True, 0.72)
+    rows = tuple(ListedFeature(place * 999, 20.0 - 6 * place, Content(name), marks) for place in range(1, 4))
+    lines = feature_lines("features of the last 8 tokens", rows, "none", width, height)
+    assert all(line.cell_length <= width for line in lines)
+    assert len(lines) == 1 + (2 if width < 44 and height >= 34 else 1) * len(rows)
+    assert all(str(row.feature) in "".join(line.plain for line in lines) for row in rows)
+    if name == LABEL and width == 38:
+        shown = "\n".join(
+            line.plain for line in feature_lines("", (replace(rows[0], marks=FeatureMarks()),), "", 38, height)
+        )
+        assert (name if height >= 34 else name[:24]) in shown
+
+
+def test_a_list_without_features_says_so_within_its_width() -> None:
+    lines = feature_lines("features of the last 8 tokens", (), "none is active, or they are being read", 22, 24)
+    assert lines[0].plain == "last 8 tokens"
+    assert all(line.cell_length <= 22 for line in lines)

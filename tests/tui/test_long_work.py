@@ -94,6 +94,8 @@ async def test_what_was_stopped_is_gone_on_with_after_a_restart() -> None:
         worker_of(app).release(6)
         await settle(app, pilot)
         assert app.activity.stage == "indexing"
+        (going,) = unfinished("demo")
+        assert 0 < going.share < 1  # noted while it goes: whoever is killed notes nothing at the end
         await pilot.press("x")
         worker_of(app).release()
         await settle(app, pilot)

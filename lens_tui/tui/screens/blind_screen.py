@@ -47,7 +47,8 @@ class BlindScreen(Dialog[None]):
     """Trials of the session's arms: each is run, shown in an order of its own, and judged before the next one.
 
     ``runs`` are this session's, to which the trials are added; ``database`` is where runs and judgements are kept,
-    ``None`` where none are. ``run`` is the first trial if it is one of the arms as they are and has ended.
+    ``None`` where none are. ``run`` is the first trial if it is one of the arms as they are and has ended. ``trials``
+    are those of a set of prompts, which are judged in their order, each once, and no other is made.
     """
 
     BINDINGS = [
@@ -69,12 +70,18 @@ class BlindScreen(Dialog[None]):
     """
 
     def __init__(
-        self, session: Session, runs: list[RunText], database: Path | None, run: RunText | None = None
+        self,
+        session: Session,
+        runs: list[RunText],
+        database: Path | None,
+        run: RunText | None = None,
+        trials: Sequence[RunText] = (),
     ) -> None:
         super().__init__()
-        self._session, self._runs, self._database = session, runs, database
-        self._lanes = [BlindLane(letter) for letter in LETTERS[: len(plan(session))]]
-        self._first = run
+        self._session, self._runs, self._database, self._trials = session, runs, database, tuple(trials)
+        count = len(self._trials[0].arms) if self._trials else len(plan(session))
+        self._lanes = [BlindLane(letter) for letter in LETTERS[:count]]
+        self._first = self._trials[0] if self._trials else run
         self._run: RunText | None = None
         self._order: list[int] = []
         self._judged: list[tuple[RunText, Judgement]] = []
@@ -165,7 +172,9 @@ class BlindScreen(Dialog[None]):
         self._judged.append((self._run, judgement))
         if self._run.kept and self._database is not None:
             self._keep(len(self._judged) - 1, judgement)
-        if self._session.sampling.temp:
+        if self._trials:
+            self._go_on()
+        elif self._session.sampling.temp:
             self.action_next()
         else:
             self._say()
@@ -207,9 +216,27 @@ class BlindScreen(Dialog[None]):
         except LensError as error:
             self.app.call_from_thread(self.lens.say, f"It is still in the history: {error.message}")
 
+    def _go_on(self) -> None:
+        """The next prompt of the set that is not judged; behind the last one the tally, where each is judged."""
+        judged = {id(run) for run, _ in self._judged}
+        here = self._place()
+        following = [*self._trials[here + 1 :], *self._trials[:here]]
+        open_ones = [run for run in following if id(run) not in judged]
+        if open_ones:
+            self._show(open_ones[0])
+        elif id(self._run) in judged:
+            self.action_reveal()
+        else:
+            self.lens.say("This is the last one that is not judged.")
+
+    def _place(self) -> int:
+        return next((at for at, run in enumerate(self._trials) if run is self._run), 0)
+
     def action_next(self) -> None:
-        """The same prompt with the next seed."""
-        if self._run is not None and self._run.going:
+        """The same prompt with the next seed; of a set the next prompt, this one not judged for now."""
+        if self._trials:
+            self._go_on()
+        elif self._run is not None and self._run.going:
             self._remind()
         elif self._session.sampling.temp:
             self._make(self._session.prompt, self._session.sampling.seed + 1)
@@ -218,6 +245,9 @@ class BlindScreen(Dialog[None]):
 
     def action_prompt(self) -> None:
         """Another prompt for the next trials."""
+        if self._trials:
+            self.lens.say(f"These are the prompts of a set: {len(self._trials)} trials, n goes to the next.")
+            return
 
         def take(values: dict[str, str] | None) -> None:
             if values is not None:
@@ -245,12 +275,18 @@ class BlindScreen(Dialog[None]):
         if run is not None and run.going:
             self.lens.say("The texts are still being written.")
         elif self._is_judged or self._revealed:
-            self.lens.say("This one is judged, or known: n or i make the next.")
+            then = "n goes to the next." if self._trials else "n or i make the next."
+            self.lens.say(f"This one is judged, or known: {then}")
 
     def _say(self) -> None:
         run, session = self._run, self._session
         count, ties = len(self._judged), sum(item.chosen is None for _, item in self._judged)
-        asked = f"seed {session.sampling.seed} · {one_line(session.prompt, 200)}"
+        seed, prompt = session.sampling.seed, session.prompt
+        if self._trials and run is not None:
+            seed, prompt = run.sampling.seed, run.prompt
+        asked = f"seed {seed} · {one_line(prompt, 200)}"
+        if self._trials:
+            asked = f"trial {self._place() + 1} of {len(self._trials)} · {asked}"
         self.query_one("#blind-asked", Static).update(Content(fit(asked, max(10, self.size.width - 8)).rstrip()))
         counted: Content = Content.styled(f"{count} judged, {ties} ties", "$muted")
         if self._revealed and self._judged:
@@ -259,7 +295,8 @@ class BlindScreen(Dialog[None]):
             counted = Content.styled("This run failed: n or i make another.", "$warning")
         self.query_one("#blind-tally", Static).update(counted)
         last = f"1-{len(self._lanes)}"
-        keys = [(last, " prefer"), ("0", " tie"), ("n", " next seed"), ("i", " prompt"), ("u", " undo")]
+        keys = [(last, " prefer"), ("0", " tie"), ("n", " next prompt" if self._trials else " next seed")]
+        keys += [*([] if self._trials else [("i", " prompt")]), ("u", " undo")]
         keys += [("v", " reveal"), ("esc", " back")]
         parts = [part for key, word in keys for part in ((key, "bold"), (f"{word}   ", ""))]
         self.query_one("#blind-keys", Static).update(Content.assemble(*parts))
@@ -284,8 +321,8 @@ def _lines(contests: Sequence[Contest]) -> Content:
             facts = f"{arm.preferred:>3}  {share}  {arm.low:4.0%} to {arm.high:4.0%}  "
             bar = interval_bar(arm.low, arm.share, arm.high, 24)
             rows.append(Content.assemble((fit(one_line(arm.name), 24), "bold"), facts, (bar, "$heat-5")))
-        said = (
-            f"share of {contest.judged - contest.ties} that were no tie, 95 % interval; by chance {contest.chance:.0%}"
-        )
+        over = f" over {contest.prompts} prompts" if contest.prompts > 1 else ""
+        count = contest.judged - contest.ties
+        said = f"share of {count} that were no tie{over}, 95 % interval; by chance {contest.chance:.0%}"
         rows.append(Content.styled(said, "$muted"))
     return Content("\n").join(rows)

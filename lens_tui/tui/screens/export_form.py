@@ -10,7 +10,7 @@ from lens_tui.records.run_record import RunRecord
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.vector_folder import keep_vector
 from lens_tui.tasks.run_command import as_command
-from lens_tui.tasks.run_export import FORMATS, default_name, formats_of, write
+from lens_tui.tasks.run_export import FORMATS, default_name, formats_of, write, write_chat
 from lens_tui.tui.host import LensHost
 from lens_tui.tui.session import RunText
 
@@ -19,7 +19,7 @@ from .form import Field, FormScreen, filled
 
 def command_of(run: RunText) -> str:
     """The command that makes a run again; the files that it names are written."""
-    return as_command(run.record(), keep_vector, _kept)
+    return as_command(run.record(), keep_vector, _kept, lambda turns: write_chat(turns, paths.exports_folder()))
 
 
 def _kept(run: RunRecord) -> Path:

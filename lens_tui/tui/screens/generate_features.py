@@ -13,8 +13,9 @@ from lens_tui.tui.format import fit, share_level
 from lens_tui.tui.host import LensHost
 from lens_tui.tui.run_line import settings_parts
 from lens_tui.tui.session import MEASURE_NAMES, Measure, RunText
-from lens_tui.tui.widgets.feature_card import FeatureMarks, feature_row
+from lens_tui.tui.widgets.feature_card import FeatureMarks
 from lens_tui.tui.widgets.lane import Lane, LaneRow, quoted
+from lens_tui.tui.widgets.lane_features import ROWS, ListedFeature
 from lens_tui.worker.events import ArmActivation, ArmFeatures, Event
 from lens_tui.worker.jobs import Compare, ReadWritten
 
@@ -23,7 +24,6 @@ from .form import Field, FormScreen, whole
 Changes = tuple[tuple[int, int, tuple[Intervention, ...]], ...]
 LAST = 8
 """Tokens at the end of a text whose features are listed while no token is explained."""
-ROWS = 5
 
 
 @dataclass(eq=False)
@@ -232,13 +232,12 @@ class FeatureFollower:
         for lane in self.lanes.lanes:
             lane.set_class(known is not None, "-features")
             if known is not None and run is not None:
-                lane.features.content = self._listed(known, run, lane)
+                lane.features.listed = self._listed(known, run, lane)
             if lane.measure == "feature":
                 lane.shade_again()
 
-    def _listed(self, known: RunFeatures, run: RunText, lane: Lane) -> Content:
-        arm, step, width = self._arm(run, lane), lane.step, max(20, lane.size.width - 2)
-        rows = known.top(arm, step, hide_dense=self.hide_dense)
+    def _listed(self, known: RunFeatures, run: RunText, lane: Lane) -> tuple[str, tuple[ListedFeature, ...], str]:
+        arm, step = self._arm(run, lane), lane.step
         tokens = run.arms[arm].tokens if arm >= 0 else []
         if step is None:
             heading = f"features of the last {LAST} tokens"
@@ -246,13 +245,10 @@ class FeatureFollower:
             heading = f"features of {step} {quoted(tokens[step].token)}"
         else:
             heading = "no token here"
-        strongest = rows[0][1] if rows else 0.0
-        lines = [Content.styled(heading, "$muted").truncate(width, ellipsis=True)]
-        for feature, value in rows:
+        rows = []
+        for feature, value in known.top(arm, step, hide_dense=self.hide_dense):
             text, label = known.names.get(feature, ("", True))
             name = Content(text) if label else Content.styled(f"→ {text}", "$muted italic")
             marks = FeatureMarks(feature == known.feature, False, known.dense.get(feature))
-            lines.append(feature_row(feature, value, strongest, name, width, marks))
-        if not rows:
-            lines.append(Content.styled("none is active, or they are being read", "$muted"))
-        return Content("\n").join(lines)
+            rows.append(ListedFeature(feature, value, name, marks))
+        return heading, tuple(rows), "none is active, or they are being read"

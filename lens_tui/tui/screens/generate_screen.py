@@ -95,10 +95,19 @@ class GenerateScreen(GenerateRuns, GenerateSets, GenerateArms):
         self._show_run(run)
 
     def action_blind(self) -> None:
-        """Judge the arms without knowing which is which."""
-        from lens_tui.tui.screens.blind_screen import BlindScreen
+        """Judge the arms without knowing which is which; of a set that shows, one trial for each prompt."""
+        from lens_tui.tui.screens.blind_screen import LETTERS, BlindScreen
 
         session = self.session
+        if self.set is not None and len(self.set.arms) > 1:
+            trials = [run for _, run in sorted(self.set.runs.items()) if run.state == "done"]
+            if self.set.going or not trials:
+                self.lens.say(f"The texts of the set are not all there: {self.lens.key_text('app.stop')} stops it.")
+            elif len(self.set.arms) > len(LETTERS):
+                self.lens.say(f"A blind trial shows at most {len(LETTERS)} texts; this set has {len(self.set.arms)}.")
+            else:
+                self.app.push_screen(BlindScreen(session, self.history, self.lens.history, trials=trials))
+            return
         if session.model is None or not session.prompt or len(plan(session)) < 2:
             self.lens.say("A blind judgement needs a model, a prompt and something that is steered.")
             return

@@ -186,11 +186,16 @@ def _note(act: Callable[[Unfinished], None], work: Unfinished) -> None:
         _log.warning("unfinished work is not noted", exc_info=True)
 
 
+NOTED = 0.01
+"""The share of a work after which it is noted again how far it is."""
+
+
 class Following:
     """Follows a long job: what is said while it goes, what is noted of it, and what its end means to the screens."""
 
     def __init__(self, lens: LensHost, work: Unfinished) -> None:
         self._lens, self._work, self._ended = lens, work, False
+        self._noted = work.share
 
     def take(self, event: Event) -> bool:
         """Take an event of the job."""
@@ -198,6 +203,9 @@ class Following:
         match event:
             case Progress(_, stage, done, total) if stage.startswith(("indexing", "training")) and total:
                 self._work = replace(self._work, share=done / total)
+                if abs(self._work.share - self._noted) >= NOTED:  # whoever is killed says nothing at the end
+                    self._noted = self._work.share
+                    _note(begin, self._work)
             case TrainingAt(_, layer, progress):
                 lens.store.update(work=training_line(layer, progress))
             case TextIndexed(_, saes, _, n_tokens):

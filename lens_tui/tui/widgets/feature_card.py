@@ -118,10 +118,17 @@ class FeatureMarks:
 
     def content(self) -> Content:
         """Three cells, and the share behind its sign."""
-        share = f"≋{self.dense:.0%} " if self.dense is not None else ""
         return Content.assemble(
-            ("✓" if self.marked else " ", "$accent"), ("◆" if self.pinned else " ", "$accent"), " ", (share, "$muted")
+            ("✓" if self.marked else " ", "$accent"), ("◆" if self.pinned else " ", "$accent"), " ", self._share()
         )
+
+    def short(self) -> Content:
+        """The signs that are set, with a blank behind each."""
+        signs = ("✓ " if self.marked else "") + ("◆ " if self.pinned else "")
+        return Content.assemble((signs, "$accent"), self._share())
+
+    def _share(self) -> Content:
+        return Content.styled("" if self.dense is None else f"≋{self.dense:.0%} ", "$muted")
 
 
 def _with_name(head: Content, name: Content, width: int, marks: FeatureMarks) -> Content:

@@ -235,7 +235,7 @@ class PaneTitle(Widget):
     """The title on the left, a note on the right. Both are plain text, never markup.
 
     Where there is no room for both the note goes; with ``keeps_note`` the title is cut for it, and of the note what
-    comes after the first ``·``.
+    comes after the first ``·``. ``edges`` stand before and behind both, whatever room there is.
     """
 
     keeps_note = False
@@ -244,10 +244,20 @@ class PaneTitle(Widget):
 
     note: reactive[str] = reactive("")
     text: reactive[str] = reactive("")
+    edges: reactive[tuple[str, str]] = reactive(("", ""))
 
     def render(self) -> RenderResult:
-        """Title and note in one row, or as much of them as there is room for."""
-        width = self.size.width
+        """Title and note in one row, or as much of them as there is room for, between the edges."""
+        left, right = self.edges
+        before, behind = (f"{left} " if left else ""), (f" {right}" if right else "")
+        inner = self._inner(self.size.width - cell_len(before) - cell_len(behind), bool(right))
+        return Content.assemble((before, "$muted not bold"), inner, (behind, "$muted not bold"))
+
+    def _inner(self, width: int, filled: bool) -> Content:
+        content = self._title_and_note(width)
+        return content.pad_right(max(0, width - content.cell_length)) if filled else content
+
+    def _title_and_note(self, width: int) -> Content:
         title, said = Content(self.text), self.note
         if self.keeps_note and said:
             if width - cell_len(said) - 1 < min(NAME, title.cell_length):
@@ -309,6 +319,15 @@ class Pane(Vertical):
     @title.setter
     def title(self, value: str) -> None:
         self._heading.text = value
+
+    @property
+    def edges(self) -> tuple[str, str]:
+        """What stands at the two ends of the title row."""
+        return self._heading.edges
+
+    @edges.setter
+    def edges(self, value: tuple[str, str]) -> None:
+        self._heading.edges = value
 
     @property
     def note(self) -> str:

@@ -23,6 +23,7 @@ from lens_tui.tui.format import Trail, bar, fit, kl_key, nats, signed, sparkline
 from lens_tui.tui.session import ArmText, Measure, RunText, candidates, token_levels
 
 from .frame import Pane
+from .lane_features import LaneFeatures
 from .token_layout import NEWLINE, ShadeMode
 from .token_view import TokenView
 
@@ -199,18 +200,6 @@ def stats(text: ArmText, max_tokens: int, width: int) -> str:
     return line
 
 
-class LaneFeatures(Widget):
-    """The features of a lane's tokens, as they are listed for it."""
-
-    DEFAULT_CSS = "LaneFeatures { height: 6; display: none; }"
-
-    content: reactive[Content] = reactive(Content(""))
-
-    def render(self) -> RenderResult:
-        """The lines."""
-        return self.content
-
-
 class Lane(Pane):
     """A lane. ``number`` is the arm's place on the bench, 0 for the baseline.
 
@@ -223,7 +212,6 @@ class Lane(Pane):
     Lane { width: 1fr; height: 1fr; }
     Lane > PaneTitle, Lane > Line, Lane > SeriesStrip, Lane > Candidates { padding: 0 0 0 1; }
     Lane > TokenView { margin: 1 0; }
-    Lane > LaneFeatures { padding: 0 0 0 1; }
     Lane.-inspecting > Candidates, Lane.-features > LaneFeatures { display: block; }
     """
 
@@ -276,10 +264,8 @@ class Lane(Pane):
 
     def _show_head(self) -> None:
         left, right = self.away
-        signs = " ".join([*([f"◂{left}"] if left else []), *([f"{right}▸"] if right else [])])
-        strong, _, rest = self.does.partition(" · ")
-        head = f"{strong} {signs}".strip()
-        self.note = f"{head} · {rest}" if rest else head
+        self.edges = (f"◂{left}" if left else "", f"{right}▸" if right else "")
+        self.note = self.does
 
     # -- following a run ---------------------------------------------------------------------------
 

@@ -1,0 +1,104 @@
+"""The features of a lane's tokens, in whatever width the lane has: a label is cut only where no row is left for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from textual.app import RenderResult
+from textual.content import Content
+from textual.geometry import Size
+from textual.reactive import reactive
+from textual.widget import Widget
+
+from lens_tui.tui.format import BARS, bar, share_level
+
+from .feature_card import FeatureMarks, feature_row
+
+ROWS = 5
+"""Features that are listed."""
+WIDE = 44
+"""Cells from which id, activation, bar and label stand in one row."""
+TALL = 34
+"""Rows of a terminal from which a label has a row of its own in a lane that is not wide."""
+SHORT = 30
+_FEW = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ListedFeature:
+    """A feature with its largest activation among the tokens that are listed, and what it is called."""
+
+    feature: int
+    value: float
+    name: Content
+    marks: FeatureMarks = field(default_factory=FeatureMarks)
+
+
+class LaneFeatures(Widget):
+    """A heading and the strongest features. Its height depends on the room alone, so that nothing moves as they change.
+
+    ``listed`` is the heading, the features, strongest first, and what is said where there are none.
+    """
+
+    DEFAULT_CSS = "LaneFeatures { height: auto; display: none; padding: 0 0 0 1; }"
+
+    listed: reactive[tuple[str, tuple[ListedFeature, ...], str]] = reactive(("", (), ""))
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """A row for the heading, and one or two for each feature."""
+        if viewport.height < SHORT:
+            return 1 + _FEW
+        return 1 + (2 * ROWS if self._doubled(width, viewport.height) else ROWS)
+
+    @staticmethod
+    def _doubled(width: int, height: int) -> bool:
+        return width < WIDE and height >= TALL
+
+    def render(self) -> RenderResult:
+        """The lines."""
+        heading, rows, said = self.listed
+        return Content("\n").join(feature_lines(heading, rows, said, self.content_size.width, self.app.size.height))
+
+
+def feature_lines(
+    heading: str, rows: tuple[ListedFeature, ...], said: str, width: int, terminal_height: int
+) -> list[Content]:
+    """The lines of a list, each within ``width`` cells.
+
+    Args:
+        heading: Of which tokens they are.
+        rows: The features, strongest first.
+        said: What stands there without one.
+        width: Cells of a line.
+        terminal_height: Rows of the terminal, which say whether a label has a row of its own.
+    """
+    head = heading if len(heading) <= width else heading.removeprefix("features of ").removeprefix("the ")
+    lines = [Content.styled(head, "$muted").truncate(width, ellipsis=True)]
+    if not rows:
+        return [*lines, *Content.styled(said, "$muted").wrap(max(8, width))]
+    strongest, ids = rows[0].value, max(len(str(row.feature)) for row in rows)
+    for row in rows:
+        if width >= WIDE:
+            lines.append(feature_row(row.feature, row.value, strongest, row.name, width, row.marks))
+        elif terminal_height >= TALL:
+            lines += _two_rows(row, strongest, ids, width)
+        else:
+            lines.append(_one_row(row, strongest, ids, width))
+    return lines
+
+
+def _two_rows(row: ListedFeature, strongest: float, ids: int, width: int) -> list[Content]:
+    """``1736  15.28 ████``, and under it the label in all of the width."""
+    figures = f"{row.feature:>{ids}} {row.value:>6.2f} "
+    room = max(0, min(20, width - len(figures)))
+    filled = bar(row.value / strongest if strongest > 0 else 0.0, room)
+    head = Content.assemble(figures, (filled, "$heat-5")).truncate(width)
+    name = Content.assemble(" ", row.marks.short(), row.name)
+    return [head, name.truncate(width, ellipsis=True)]
+
+
+def _one_row(row: ListedFeature, strongest: float, ids: int, width: int) -> Content:
+    """``1736 15.3 ▇ label``: the bar is a cell, and the rest is the label's."""
+    level = BARS[share_level(row.value, strongest)] if row.value > 0 else " "
+    head = Content.assemble(f"{row.feature:>{ids}} {row.value:>4.1f} ", (level, "$heat-5"), " ", row.marks.short())
+    return Content.assemble(head, row.name).truncate(width, ellipsis=True)
