@@ -1,4 +1,4 @@
-"""The verbs that stay: a server of steered completions (``serve``)."""
+"""The verbs that stay: a server of steered completions (``serve``), and the tools of an agent (``mcp``)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lens_tui.records.arm_syntax import ArmSpec, parse_arm
 from lens_tui.records.sanitise import one_line
 
 from .output import note, sentences
-from .sources import Model, Vectors, open_model, open_sae
+from .sources import Model, SAEName, Vectors, open_model, open_sae
 
 if TYPE_CHECKING:
     from lens_tui.sae.load_sae import SAE
@@ -63,6 +63,20 @@ def serve(
     note(f"{one_line(here.name)} is at {server.url}/v1 (ctrl+c ends it){known}")
     server.run()
     end_process(0)  # tearing MLX down with the interpreter may abort
+
+
+@verbs.command()
+@sentences
+def mcp(model: Model = "demo", sae: SAEName = "") -> None:
+    """Give an agent the verbs as tools (MCP on stdio)."""
+    if find_spec("mcp") is None:
+        raise LensError("The tools of an agent need the package mcp.", "pip install 'mlx-lens-tui[mcp]'")
+    from lens_tui.worker.thread import end_process
+
+    from .agent_server import run_stdio
+
+    run_stdio(model, sae)
+    end_process(0)
 
 
 def _named(text: str) -> ArmSpec:

@@ -96,7 +96,7 @@ def verbs(group: Any = None, before: str = "") -> Iterator[str]:
             yield f"{before}{name}"
 
 
-STAY = {"serve"}
+STAY = {"serve", "mcp"}
 """Verbs that answer others until they are ended, and have tests of their own."""
 
 

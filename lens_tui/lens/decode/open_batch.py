@@ -211,7 +211,8 @@ class OpenBatch(Batch):
             del self._uids[uid]
         for rows in [rows for rows in self.model.compositions if row.index in rows]:
             del self.model.compositions[rows]
-        self.sites.change({entry.key for each in self.rows.values() for entry in each.plan.entries})
+        live = [entry for each in self.rows.values() for entry in each.plan.entries]
+        self.sites.change({key for entry in live for key in entry.keys})
 
 
 def _as_sentence(error: Exception) -> LensError:

@@ -1,1 +1,0 @@
-"""The verbs as tools of agents, over the Model Context Protocol."""
