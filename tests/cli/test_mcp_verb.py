@@ -131,8 +131,8 @@ async def test_progress_is_told_and_a_call_can_be_given_up(folders: tuple[str, s
         told: list[tuple[float, float | None]] = []
         begun = asyncio.Event()
 
-        async def hear(done: float, total: float | None, message: str | None) -> None:
-            told.append((done, total))
+        async def hear(progress: float, total: float | None, message: str | None) -> None:
+            told.append((progress, total))
             begun.set()
 
         arguments = {"prompts": ["the cat"], "max_tokens": 12}
