@@ -70,7 +70,7 @@ class CompareResult(TypedDict):
     warnings: NotRequired[list[str]]
 
 
-class Written(TypedDict):
+class TextWritten(TypedDict):
     """What was written to a prompt."""
 
     prompt: str
@@ -84,7 +84,7 @@ class GenerateResult(TypedDict):
 
     model: str
     does: list[str]
-    texts: list[Written]
+    texts: list[TextWritten]
     warnings: NotRequired[list[str]]
 
 
@@ -232,7 +232,7 @@ def generated(work: Work, prompts: Sequence[str], arm: str, sampling: Sampling, 
     finally:
         batch.close()
     rows = [
-        Written(prompt=prompt, text=row.text, reason=row.reason, n_tokens=len(row.token_ids))
+        TextWritten(prompt=prompt, text=row.text, reason=row.reason, n_tokens=len(row.token_ids))
         for prompt, row in zip(prompts, batch.records, strict=True)
     ]
     does = acting_words(records)
