@@ -255,6 +255,24 @@ class SetText:
 NAME, NARROW, WIDE, ID = 16, 8, 12, 12
 
 
+def has_amount(name: str, amount: str) -> bool:
+    """Whether an arm's name ends in its scale, as those of a set do: ``dogs +24.0``, or ``dogs 24`` of a sweep."""
+    return _without(name, amount) != name
+
+
+def bare_name(name: str, amount: str) -> str:
+    """The name of a set's arm without the scale, for where the scale stands beside it."""
+    return _without(name, amount).rstrip()
+
+
+def _without(name: str, amount: str) -> str:
+    plain = amount.removeprefix("+")
+    for end in (amount, plain, plain.rstrip("0").removesuffix(".") if "." in plain else plain):
+        if end and name.endswith(f" {end}"):
+            return name.removesuffix(end)
+    return name
+
+
 @dataclass(frozen=True, slots=True)
 class TableShape:
     """How wide a table's parts are: the rows' names, a column, and how many arms have one. ``away`` have none."""
@@ -265,9 +283,15 @@ class TableShape:
     away: int
 
 
-def shape(width: int, arms: int, focused: int) -> TableShape:
-    """The shape of a table of ``arms`` columns, that of ``focused`` among those that fit."""
-    column = max(NARROW, min(WIDE, (width - NAME) // max(1, arms)))
+def shape(width: int, arms: int, focused: int, longest: int = 0) -> TableShape:
+    """The shape of a table of ``arms`` columns, that of ``focused`` among those that fit.
+
+    ``longest`` are the cells of the longest arm's name: columns are as wide while the rows' names keep a third.
+    """
+    room = (width - NAME) // max(1, arms)
+    if longest + 2 > WIDE:
+        room = max(min(room, WIDE), min(longest + 2, (width - max(NAME, width // 3)) // max(1, arms)))
+    column = max(NARROW, min(max(WIDE, longest + 2), room))
     room = max(1, (width - NAME) // column)
     if room >= arms:
         return TableShape(width - arms * column, column, range(arms), 0)

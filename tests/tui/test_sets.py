@@ -8,7 +8,7 @@ from lens_tui.records import Arm, LensError, Sampling
 from lens_tui.records.prompt_set import COLUMNS, PromptItem, column_of
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.screens.generate_screen import GenerateScreen
-from lens_tui.tui.set_text import asked_set, head_line, row_line, shape, split_typed
+from lens_tui.tui.set_text import asked_set, bare_name, has_amount, head_line, row_line, shape, split_typed
 from lens_tui.worker import jobs
 from tests.fakes import PROMPTS, TEXTS, unit_vector
 
@@ -222,3 +222,41 @@ def test_ids_of_prompts_have_a_column_and_texts_begin_below_each_other() -> None
     numbered = tuple(PromptItem(str(place), "text") for place in range(2))
     made.apply(SetStarted(1, "mine", numbered, (Arm("baseline"),), (7, 12)))
     assert [made.label(row) for row in made.rows[:2]] == ["seed 7   text", "seed 12  text"]
+
+
+@pytest.mark.parametrize(
+    ("name", "amount", "bare"),
+    [
+        ("dogs +24.0", "+24.0", "dogs"),
+        ("dogs 24", "+24.0", "dogs"),
+        ("dogs -9.5", "-9.5", "dogs"),
+        ("dogs 100", "+100.0", "dogs"),
+        ("model 12", "+24.0", "model 12"),
+        ("baseline", "", "baseline"),
+    ],
+)
+def test_a_scale_that_stands_beside_a_name_is_not_in_it_too(name: str, amount: str, bare: str) -> None:
+    assert bare_name(name, amount) == bare
+    assert has_amount(name, amount) == (name != bare)
+
+
+async def test_heads_are_whole_where_there_is_room_and_lanes_say_a_scale_once() -> None:
+    async with opened("generate", steers=3) as (app, pilot):
+        await pilot.press("S", "enter")
+        await settle(app, pilot)
+        shown = screen_text(app)
+        assert "sadness +8.0" in shown  # over its column
+        assert "+8.0  +8.0" not in shown
+        assert [lane.title for lane in screen_of(app).lanes.lanes] == ["baseline", "dogs", "sadness", "verse"]
+
+
+@pytest.mark.parametrize("width", [60, 77, 117, 200])
+@pytest.mark.parametrize("arms", [1, 2, 5, 13])
+@pytest.mark.parametrize("longest", [0, 8, 13, 40])
+def test_a_table_is_as_wide_as_it_may_be(width: int, arms: int, longest: int) -> None:
+    for focused in range(arms):
+        at = shape(width, arms, focused, longest)
+        assert focused in at.arms
+        assert at.column >= 8
+        assert at.name >= 13
+        assert at.name + len(at.arms) * at.column + (3 if at.away else 0) == width

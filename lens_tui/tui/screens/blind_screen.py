@@ -19,6 +19,7 @@ from lens_tui.records.sanitise import one_line
 from lens_tui.tui.format import fit
 from lens_tui.tui.host import LensHost, host
 from lens_tui.tui.session import RunText, Session, plan
+from lens_tui.tui.set_text import bare_name
 from lens_tui.tui.widgets.frame import Pane
 from lens_tui.tui.widgets.lane import strength
 from lens_tui.tui.widgets.token_view import TokenView
@@ -264,8 +265,9 @@ class BlindScreen(Dialog[None]):
             return
         self._revealed = True
         for lane, letter, arm in zip(self._lanes, LETTERS, self._order, strict=False):
-            lane.title = f"{letter}  {one_line(run.arms[arm].arm.name, 60)}"
             lane.note = strength(run.arms[arm].interventions)
+            name = bare_name(run.arms[arm].arm.name, lane.note.partition(" · ")[0])
+            lane.title = f"{letter}  {one_line(name, 60)}"
         self._say()
 
     # -- words

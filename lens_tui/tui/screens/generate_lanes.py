@@ -13,7 +13,7 @@ from lens_tui.records.sanitise import one_line
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.format import fit
 from lens_tui.tui.session import MEASURES, Measure, RunText, lane_names, plan, summary
-from lens_tui.tui.set_text import SetText
+from lens_tui.tui.set_text import SetText, bare_name
 from lens_tui.tui.widgets.frame import Hairline, LensScreen, takes_text
 from lens_tui.tui.widgets.lane import Lane, LaneRow, Line, strength
 from lens_tui.tui.widgets.measures_table import MeasuresTable
@@ -81,7 +81,11 @@ class GenerateLanes(LensScreen):
 
     def _arrange(self) -> None:
         run = self.run if self.set is not None else None
-        names = [(arm.number, arm.arm.name) for arm in run.arms] if run is not None else lane_names(self.session)
+        names = list(lane_names(self.session))
+        if run is not None:
+            amounts = [strength(arm.interventions).partition(" · ")[0] for arm in run.arms]
+            pairs = zip(run.arms, amounts, strict=True)
+            names = [(arm.number, bare_name(arm.arm.name, amount)) for arm, amount in pairs]
         self.lanes.set_lanes(names, self.measure, self.lens.tint, f"{EMPTY}: {self.lens.key_text('app.run')} runs it")
         for lane in self.lanes.lanes:
             lane.ends = self.talk.template

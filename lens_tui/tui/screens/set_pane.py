@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich.cells import cell_len
 from textual.content import Content
 from textual.message import Message
 from textual.widgets import Input
 
 from lens_tui.records.interventions import BenchRow
 from lens_tui.records.prompt_set import COLUMNS, SetColumn
+from lens_tui.records.sanitise import one_line
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.session import Session
 from lens_tui.tui.set_text import (
@@ -110,8 +112,9 @@ class SetPane(Pane):
 
     @property
     def _shape(self) -> TableShape:
-        arms = len(self.shown.arms) if self.shown is not None else 1
-        return shape(max(1, self.table.size.width - len(CURSOR) - 1), arms, self.arm)  # 1: a scroll bar, sometimes
+        names = [one_line(arm.name) for arm in self.shown.arms] if self.shown is not None else [""]
+        width = max(1, self.table.size.width - len(CURSOR) - 1)  # 1: a scroll bar, sometimes
+        return shape(width, len(names), self.arm, max(map(cell_len, names), default=0))
 
     def _draw(self, row: Row, width: int) -> list[Content]:
         return [Content.assemble(*self._cells(row, self._shape))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.cells import cell_len
 from textual.app import RenderResult
 from textual.content import Content
 from textual.reactive import reactive
@@ -11,6 +12,9 @@ from lens_tui.records.measures import distinct
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.format import figure, fit, fit_left, nats
 from lens_tui.tui.session import ArmText, RunText
+from lens_tui.tui.set_text import has_amount
+
+from .lane import strength
 
 HEADS = ("tokens", "KL nat", "reverse", "ppl plain", "ppl own", "distinct-2", "moved ‖h‖", "parts at")
 COLUMN = 11
@@ -44,12 +48,19 @@ class MeasuresTable(Widget):
         head = fit("measures", name) + "".join(fit_left(word, COLUMN) for word in HEADS[:room])
         rows = [
             Content.assemble(
-                (fit(one_line(arm.arm.name), name - 1) + " ", "$muted"),
+                (fit(one_line(arm.arm.name), max(0, name - 1 - cell_len(amount))) + amount + " ", "$muted"),
                 "".join(fit_left(cell, COLUMN) for cell in cells(arm)[:room]),
             )
             for arm in self.run.arms
+            for amount in [amount_of_arm(arm)]
         ]
         return Content("\n").join([Content(""), Content.styled(head, "$muted"), *rows])
+
+
+def amount_of_arm(arm: ArmText) -> str:
+    """The scale of an arm behind a blank, by which arms of one vector are told apart; nothing where its name has it."""
+    amount = strength(arm.interventions).partition(" · ")[0]
+    return f" {amount}" if amount and not has_amount(arm.arm.name, amount) else ""
 
 
 def cells(arm: ArmText) -> tuple[str, ...]:
