@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from .lens.measure.effects import read_back as read_back
     from .lens.measure.search import find_scale as find_scale
     from .lens.model import LensModel as LensModel
+    from .lens.probes.probe_texts import sparse_probe as sparse_probe
+    from .lens.probes.probe_texts import train_probes as train_probes
     from .lens.read.attention import attention_patterns as attention_patterns
     from .lens.read.heads import head_outputs as head_outputs
     from .lens.read.logits import attribute_logits as attribute_logits
@@ -77,6 +79,10 @@ if TYPE_CHECKING:
     from .records.patch_grid import Receiver as Receiver
     from .records.patch_grid import Sender as Sender
     from .records.patch_grid import agreement as agreement
+    from .records.probe import Probe as Probe
+    from .records.probe import ProbeReport as ProbeReport
+    from .records.probe import load_probe as load_probe
+    from .records.probe import save_probe as save_probe
     from .records.prompt_set import PromptItem as PromptItem
     from .records.prompt_set import PromptSet as PromptSet
     from .records.prompt_set import SetCell as SetCell
@@ -137,6 +143,7 @@ else:
                 "LOSS_TEXTS controlled controls degeneration delta_loss delta_losses divergence perplexity read_back"
             ),
             ".lens.measure.search": "find_scale",
+            ".lens.probes.probe_texts": "sparse_probe train_probes",
             ".lens.read.attention": "attention_patterns",
             ".lens.read.heads": "head_outputs",
             ".lens.read.logits": "attribute_logits logit_lens",
@@ -146,6 +153,7 @@ else:
                 "ALL Ablate AblateHeads Add Arm CapProjection ClampFeature NormMatch Positions ProjectOut SetProjection"
             ),
             ".records.patch_grid": "PromptPair Receiver Sender agreement",
+            ".records.probe": "Probe ProbeReport load_probe save_probe",
             ".records.prompt_set": "PromptItem PromptSet SetCell read_prompt_set",
             ".records.run": "Request Sampling",
             ".records.training": "TrainConfig",

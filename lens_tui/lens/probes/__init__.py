@@ -1,0 +1,1 @@
+"""Probes: what is linearly readable of activations, layer by layer, and how sure that is."""
