@@ -64,32 +64,29 @@ def train_probes(
 ) -> ProbeReport:
     """A linear probe at each layer, with its score on examples that were held out and on labels dealt at random.
 
-    Probes are those of Alain and Bengio (2016, 1610.01644); the control by random labels is a permutation test, which
-    refits every fold. The same texts, labels and seed give the same probes.
+    Probes are those of Alain and Bengio (2016, 1610.01644); the null is a permutation test that refits every fold.
 
     Args:
         lens: The model, which is read plain.
         name: What the probes are called.
         texts: Texts (through the chat template unless ``raw``), chat messages or token ids.
-        labels: One for each text: 0 and 1 (or ``False`` and ``True``), for ``ridge`` any numbers. Or, for labelled
-            tokens, a list for each text with a label for each of its token ids; ``over`` is then ``"every"``.
+        labels: One for each text: 0 and 1 (or ``False`` and ``True``), for ``ridge`` any numbers. Or a list for each
+            text with a label for each of its token ids; ``over`` is then ``"every"``.
         kind: ``mean_difference``, ``logistic`` (L2 penalty) or ``ridge`` (linear regression with an L2 penalty).
         layers: One, several, or ``None`` for all.
         site: Where activations are read.
-        over: ``"last"``: a text's last token; ``"mean"``: the mean over its tokens that are not special; ``"every"``:
-            each token that is not special is an example, at most ``MOST`` of all, drawn by the seed.
-        groups: What each text belongs to: texts of one group (a pair, a topic) are held out together. By default each
-            is on its own.
+        over: ``"last"``: a text's last token; ``"mean"``: the mean over those that are not special; ``"every"``: each
+            that is not special is an example, at most ``MOST`` of all, drawn by the seed.
+        groups: What each text belongs to (a pair, a topic): one group is held out together. By default its own.
         raw: Do not apply the chat template.
         folds: Of the cross-validation, stratified by label.
-        permutations: Of the labels, for the null; 0 leaves it out. In groups that hold several labels they are dealt
-            within the group, else whole groups' labels are.
+        permutations: Of the labels, for the null: within groups that hold several labels, else of whole groups.
         l2: The penalty, on activations of mean 0 and root mean square length 1.
         seed: Of folds, permutations and draws.
         progress: ``progress(done, total)`` counts layers; what it raises ends it.
 
     Returns:
-        A probe for each layer, fitted to all examples.
+        A probe for each layer, fitted to all examples; the same texts, labels and seed give the same.
 
     Raises:
         LensError: For labels that do not fit, too few examples, and what memory does not hold.
