@@ -98,17 +98,24 @@ def train_probes(
     fold_of = stratified(examples.labels, examples.groups, folds, seed, classes=classes)
     columns = _columns(examples.labels, examples.groups, permutations, seed)
     found = []
-    for done, (layer, at) in enumerate(keys):
+    for done, key in enumerate(sorted(keys)):
         if progress is not None:
             progress(done, len(keys))
-        x = np.asarray(examples.read[layer, at], dtype=np.float64)
+        x = np.asarray(examples.read[key], dtype=np.float64)
         held_out = _held_out(x, columns, fold_of, examples.groups, _linear(kind, l2), classes=classes)
-        weights, biases = fit_many(kind, Reduced.of(x), examples.labels[:, None], l2)
-        bias = float(biases[0])
-        origin = Origin("probe", probe_facts(facts, bias, held_out))
-        vector = SteeringVector.of(name, weights[0], layer, site=at, model=lens.info.name, origin=origin)
-        found.append(Probe(vector, bias, held_out))
-    return ProbeReport(name, lens.info.name, tuple(sorted(found, key=lambda probe: probe.layer)), facts)
+        found.append(_fitted((name, lens.info.name, key), x, examples.labels, held_out, facts))
+    return ProbeReport(name, lens.info.name, tuple(found), facts)
+
+
+def _fitted(
+    named: tuple[str, str, tuple[int, str]], x: Array, labels: Array, held_out: HeldOut, facts: dict[str, Any]
+) -> Probe:
+    """The probe of a name, a model and a place, fitted to all examples."""
+    name, model, (layer, site) = named
+    weights, biases = fit_many(facts["probe"], Reduced.of(x), labels[:, None], facts["l2"])
+    origin = Origin("probe", probe_facts(facts, float(biases[0]), held_out))
+    vector = SteeringVector.of(name, weights[0], layer, site=site, model=model, origin=origin)
+    return Probe(vector, float(biases[0]), held_out)
 
 
 def sparse_probe(
