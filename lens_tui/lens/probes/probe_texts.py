@@ -70,23 +70,23 @@ def train_probes(
         lens: The model, which is read plain.
         name: What the probes are called.
         texts: Texts (through the chat template unless ``raw``), chat messages or token ids.
-        labels: One for each text: 0 and 1 (or ``False`` and ``True``), for ``ridge`` any numbers. Or a list for each
+        labels: One for each: 0 and 1 (or ``False`` and ``True``), for ``ridge`` any numbers. Or a list for each
             text with a label for each of its token ids; ``over`` is then ``"every"``.
         kind: ``mean_difference``, ``logistic`` (L2 penalty) or ``ridge`` (linear regression with an L2 penalty).
         layers: One, several, or ``None`` for all.
-        site: Where activations are read.
+        site: Where they are read.
         over: ``"last"``: a text's last token; ``"mean"``: the mean over those that are not special; ``"every"``: each
             that is not special is an example, at most ``MOST`` of all, drawn by the seed.
         groups: What each text belongs to (a pair, a topic): one group is held out together. By default its own.
         raw: Do not apply the chat template.
         folds: Of the cross-validation, stratified by label.
-        permutations: Of the labels, for the null: within groups that hold several labels, else of whole groups.
+        permutations: Of labels for the null: within groups that hold several, else of whole groups.
         l2: The penalty, on activations of mean 0 and root mean square length 1.
-        seed: Of folds, permutations and draws.
+        seed: Of folds, permutations and draws: the same inputs and seed give the same probes.
         progress: ``progress(done, total)`` counts layers; what it raises ends it.
 
     Returns:
-        A probe for each layer, fitted to all examples; the same texts, labels and seed give the same.
+        A probe for each layer, fitted to all examples.
 
     Raises:
         LensError: For labels that do not fit, too few examples, and what memory does not hold.
@@ -99,12 +99,15 @@ def train_probes(
     columns = _columns(examples.labels, examples.groups, permutations, seed)
     found = []
     for done, key in enumerate(sorted(keys)):
-        if progress is not None:
-            progress(done, len(keys))
+        (progress or _unheard)(done, len(keys))
         x = np.asarray(examples.read[key], dtype=np.float64)
         held_out = _held_out(x, columns, fold_of, examples.groups, _linear(kind, l2), classes=classes)
         found.append(_fitted((name, lens.info.name, key), x, examples.labels, held_out, facts))
     return ProbeReport(name, lens.info.name, tuple(found), facts)
+
+
+def _unheard(done: int, total: int) -> None:
+    """Nobody counts."""
 
 
 def _fitted(
