@@ -13,10 +13,10 @@ from lens_tui import LensModel, demo
 from recipes.saes import DEPTHS, Depth
 
 
-def open_model(folder: Path | None = None) -> LensModel:
-    """The bundled model (or an exported one), its stored weights turned into float32 matrices.
+def open_model(folder: Path | None = None, dtype: mx.Dtype = mx.float32) -> LensModel:
+    """The bundled model (or an exported one), its stored weights turned into matrices of ``dtype``.
 
-    The function is the same as that of the 8-bit weights with float32 scales. Plain matrices run wherever
+    In float32 the function is the same as that of the 8-bit weights with float32 scales. Plain matrices run wherever
     MLX does, and large batches run faster on them.
     """
     from mlx_lm.utils import dequantize_model, load_tokenizer
@@ -26,6 +26,7 @@ def open_model(folder: Path | None = None) -> LensModel:
     folder = folder or demo.model_path()
     with mx.stream(mx.cpu):  # once, and not every device has the kernels
         network: Any = dequantize_model(load_float32(folder))
+        network.set_dtype(dtype)
         mx.eval(network.parameters())
     network.eval()
     tokenizer: Any = load_tokenizer(folder)  # type: ignore[no-untyped-call]

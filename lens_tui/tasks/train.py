@@ -15,7 +15,10 @@ from lens_tui.records.training import FitReport, TrainConfig, TrainProgress, Tra
 
 if TYPE_CHECKING:
     from lens_tui.lens.model import LensModel
+    from lens_tui.lens.read.activations import TextActivations
     from lens_tui.sae.load_sae import SAE
+
+    Texts = tuple[TextActivations, TextActivations | None]
 
 
 def train_sae(
@@ -62,21 +65,62 @@ def train_sae(
     Raises:
         LensError: for a place the model lacks, an unreadable text, another run's folder, and what memory cannot hold.
     """
-    from lens_tui.lens.read.activations import Windowing, text_activations
-    from lens_tui.sae.training.trainer import train
-
     layer = model.registry.decoder.index(layer)
-    place, place_out = ((layer, MLP[0]), (layer, MLP[1])) if config.kind == "transcoder" else ((layer, site), None)
-    places = [place] if place_out is None else [place, place_out]
-    _check_memory(model, config, places)
-    hooks: dict[str, Any] = {"progress": progress, "should_stop": should_stop}
-    source, held = text_activations(
+    place, place_out = mlp_of(layer) if config.kind == "transcoder" else ((layer, site), None)
+    texts = read_texts(
+        model, text, [place] if place_out is None else [place, place_out], config, context=context, rows=rows,
+        held_out=held_out, max_tokens=max_tokens, text_key=text_key, model_name=model_name, progress=progress,
+        should_stop=should_stop,
+    )  # fmt: skip
+    return train_on(
+        model, texts, out, config, place, place_out,
+        progress=progress, should_stop=should_stop, checkpoint_seconds=checkpoint_seconds,
+    )  # fmt: skip
+
+
+def read_texts(
+    model: LensModel,
+    text: str | Path,
+    places: Sequence[Place],
+    config: TrainConfig,
+    *,
+    context: int,
+    rows: int,
+    held_out: int,
+    max_tokens: int | None = None,
+    text_key: str = "text",
+    model_name: str = "",
+    progress: Callable[[TrainProgress], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Texts:
+    """The text to train on and that to measure on, tokenised once for all ``places``; the rest as :func:`train_sae`."""
+    from lens_tui.lens.read.activations import Windowing, text_activations
+
+    _check_memory(model, config, places[:2])
+    return text_activations(
         model, text, places, held_out=held_out, max_tokens=max_tokens or config.tokens, text_key=text_key,
         windowing=Windowing(context=context, rows=rows, seed=config.seed), model_name=model_name,
         progress=partial(_read, config.steps, progress, should_stop), pause=partial(_pause, should_stop),
     )  # fmt: skip
-    hooks |= {"place": place, "place_out": place_out}
-    return train(source, config, out, evaluation=held, checkpoint_seconds=checkpoint_seconds, **hooks)
+
+
+def train_on(
+    model: LensModel,
+    texts: Texts,
+    out: str | Path,
+    config: TrainConfig,
+    place: Place,
+    place_out: Place | None = None,
+    **hooks: Any,
+) -> TrainReport:
+    """Train on what :func:`read_texts` has read, at one of its places; the rest as :func:`train_sae`."""
+    from lens_tui.sae.training.trainer import train
+
+    places = [place] if place_out is None else [place, place_out]
+    _check_memory(model, config, places)
+    source, held = (None if each is None else each.at(places) for each in texts)
+    assert source is not None
+    return train(source, config, out, evaluation=held, place=place, place_out=place_out, **hooks)
 
 
 def _pause(should_stop: Callable[[], bool] | None) -> None:
@@ -98,6 +142,11 @@ def _read(
 
 MLP = ("mlp_in", "mlp_out")
 """What a transcoder reads and what it gives."""
+
+
+def mlp_of(layer: int) -> tuple[Place, Place]:
+    """The two places of a layer's transcoder."""
+    return (layer, MLP[0]), (layer, MLP[1])
 
 
 def _check_memory(model: LensModel, config: TrainConfig, places: Sequence[Place]) -> None:

@@ -9,15 +9,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lens_tui.records import LensError
 from lens_tui.records.disk import write_text
 from lens_tui.records.errors import AskedToStop
 from lens_tui.records.token_activations import Splice
 from lens_tui.records.training import TrainConfig, TrainProgress, TrainReport
 
-from .train import MLP, train_sae
+from .train import MLP, mlp_of, read_texts, train_on
 
 if TYPE_CHECKING:
+    import mlx.core as mx
+
     from lens_tui.lens.model import LensModel
     from lens_tui.lens.read.activations import TextActivations
     from lens_tui.sae.load_sae import SAE
@@ -29,8 +33,9 @@ class ReplacedLoss:
 
     ``layers`` are those that have a transcoder. ``clean`` is the model as it is; ``each`` has one loss a layer, with
     that layer's MLP alone replaced; ``every`` is with all of them replaced at once, where each reads what the model
-    makes of the ones before; ``zero`` with all these MLPs' outputs zero. Special positions keep the MLP. ``n_tokens``
-    are the positions that are replaced.
+    makes of the ones before; ``zero`` with all these MLPs' outputs zero, ``mean`` with each at its mean over the
+    replaced positions of the model as it is. Special positions keep the MLP. ``n_tokens`` are the positions that are
+    replaced.
     """
 
     layers: tuple[int, ...]
@@ -38,6 +43,7 @@ class ReplacedLoss:
     each: tuple[float, ...]
     every: float
     zero: float
+    mean: float
     n_tokens: int
 
     @property
@@ -102,33 +108,52 @@ def replaced_loss(
             raise AskedToStop
 
     whole, held = text_activations(
-        model, text, [(min(by_layer), MLP[0])], held_out=held_out, text_key=text_key, max_tokens=20 * tokens,
+        model, text, [mlp_of(at)[1] for at in by_layer], held_out=held_out, text_key=text_key, max_tokens=20 * tokens,
         windowing=Windowing(context=context, rows=rows, seed=seed), pause=pause,
     )  # fmt: skip
     return _losses(held or whole, by_layer, tokens)
 
 
 def _losses(source: TextActivations, by_layer: dict[int, SAE], tokens: int) -> ReplacedLoss:
+    import mlx.core as mx
+
     blocks = seen = 0
     while seen < tokens and blocks < source.n_blocks:
         seen += source.counted(blocks)
         blocks += 1
     layers = tuple(sorted(by_layer))
-    put = [((at, MLP[0]), (at, MLP[1]), _given(by_layer[at])) for at in layers]
-    zeros = [((at, MLP[0]), (at, MLP[1]), _nothing(by_layer[at].d_out)) for at in layers]
+    put = [(*mlp_of(at), _given(by_layer[at])) for at in layers]
+    zeros = [(*mlp_of(at), _always(mx.zeros((by_layer[at].d_out,)))) for at in layers]
+    means = _mean_outputs(source, layers, blocks)
+    mean = [(*mlp_of(at), _always(means[at])) for at in layers]
     each = tuple(source.loss_with_all([one], blocks) for one in put)
-    clean, every, zero = (source.loss_with_all(some, blocks) for some in ([], put, zeros))
-    return ReplacedLoss(layers, clean, each, every, zero, seen)
+    clean, every, zero, level = (source.loss_with_all(some, blocks) for some in ([], put, zeros, mean))
+    return ReplacedLoss(layers, clean, each, every, zero, level, seen)
+
+
+def _mean_outputs(source: TextActivations, layers: Sequence[int], blocks: int) -> dict[int, mx.array]:
+    """The mean output of each layer's MLP over the positions of some blocks that are not special, ``(d_out,)``."""
+    import mlx.core as mx
+
+    sums: dict[int, Any] = dict.fromkeys(layers, 0.0)
+    count = 0
+    for block in source.at([mlp_of(at)[1] for at in layers]).blocks(0, blocks):
+        kept = mx.array(np.flatnonzero(~block.special).astype(np.int32))
+        totals = {at: mx.sum(mx.take(block.values[mlp_of(at)[1]], kept, axis=0).astype(mx.float32), 0) for at in layers}
+        mx.eval(totals)
+        sums = {at: sums[at] + np.asarray(totals[at], np.float64) for at in layers}
+        count += kept.size
+    return {at: mx.array((sums[at] / max(count, 1)).astype(np.float32)) for at in layers}
 
 
 def _given(one: SAE) -> Splice:
     return lambda x: one.reconstruct(x).output
 
 
-def _nothing(width: int) -> Splice:
+def _always(row: mx.array) -> Splice:
     import mlx.core as mx
 
-    return lambda x: mx.zeros((x.shape[0], width))
+    return lambda x: mx.broadcast_to(row, (x.shape[0], row.shape[0]))
 
 
 def _layer(one: SAE) -> int:
@@ -153,14 +178,16 @@ def train_transcoders(
     context: int = 256,
     rows: int = 32,
     held_out: int = 40,
+    max_tokens: int | None = None,
     text_key: str = "text",
-    **options: Any,
+    model_name: str = "",
+    checkpoint_seconds: float = 60.0,
 ) -> TranscoderSet:
     """Train a transcoder for each of some layers, one after another, and measure all of them together.
 
-    Layer N's is in ``out/layer_N``, all of them as circuit-tracer reads a set in ``out/circuit_tracer``, and the losses
-    in ``out/replaced_loss.json``. Stopped or killed, the same call continues: layers that are done are not trained
-    again.
+    The text is tokenised once. Layer N's is in ``out/layer_N``, all of them as circuit-tracer reads a set in
+    ``out/circuit_tracer``, and the losses in ``out/replaced_loss.json``. Stopped or killed, the same call continues:
+    layers that are done are not trained again.
 
     Args:
         model: the model.
@@ -170,7 +197,8 @@ def train_transcoders(
         layers: decoder blocks, from 0; negative ones count from the end.
         progress: ``progress(layer, how far its training is)``.
         should_stop: asked between two steps and two forwards.
-        context, rows, held_out, text_key, **options: of :func:`lens_tui.tasks.train.train_sae`.
+        context, rows, held_out, max_tokens, text_key, model_name, checkpoint_seconds: of
+            :func:`lens_tui.tasks.train.train_sae`.
 
     Raises:
         LensError: as of :func:`lens_tui.tasks.train.train_sae`.
@@ -180,21 +208,24 @@ def train_transcoders(
     config = replace(config, kind="transcoder")
     folder = Path(out)
     where = sorted({model.registry.decoder.index(layer) for layer in layers})
-    reading: dict[str, Any] = {"context": context, "rows": rows, "held_out": held_out, "text_key": text_key}
+    texts = read_texts(
+        model, text, [place for layer in where for place in mlp_of(layer)], config, context=context, rows=rows,
+        held_out=held_out, max_tokens=max_tokens, text_key=text_key, model_name=model_name, should_stop=should_stop,
+        progress=None if progress is None else _of_layer(progress, where[0]),
+    )  # fmt: skip
     reports = []
     for layer in where:
-        report = train_sae(
-            model, text, folder / f"layer_{layer}", config, layer=layer, should_stop=should_stop,
-            progress=None if progress is None else _of_layer(progress, layer), **reading, **options,
+        report = train_on(
+            model, texts, folder / f"layer_{layer}", config, *mlp_of(layer), should_stop=should_stop,
+            progress=None if progress is None else _of_layer(progress, layer), checkpoint_seconds=checkpoint_seconds,
         )  # fmt: skip
         reports.append(report)
         if report.stopped:
             return TranscoderSet(tuple(reports))
         _into_set(folder, layer)
-    made = [load_sae(folder / f"layer_{layer}") for layer in where]
-    measured: dict[str, Any] = {"tokens": config.evaluation_tokens, "seed": config.seed, "should_stop": should_stop}
+    made = {layer: load_sae(folder / f"layer_{layer}") for layer in where}
     try:
-        loss = replaced_loss(model, made, text, **measured, **reading)
+        loss = _losses(texts[1] or texts[0], made, config.evaluation_tokens)
     except AskedToStop:
         return TranscoderSet(tuple(reports))
     write_text(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -331,6 +332,20 @@ class TextActivations:
     def facts(self) -> SourceFacts:
         """What this source is."""
         return self._facts
+
+    def at(self, places: Sequence[Place]) -> TextActivations:
+        """The same text in the same windows, read at some of its places; nothing is tokenised again.
+
+        Raises ``LensError`` for a place that is none of its own.
+        """
+        decoder = self._model.registry.decoder
+        wanted = tuple(dict.fromkeys((decoder.index(layer), site) for layer, site in places))
+        for layer, site in wanted:
+            if (layer, site) not in self._widths:
+                raise LensError(f"The text is not read at layer {layer}, {site}.", "Name it among the places.")
+        made = copy.copy(self)
+        made._places = wanted or self._places
+        return made
 
     def d_model(self, place: Place) -> int:
         """The width of the activations at a place (not the model's at ``attn_z``)."""
