@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from recipes import index_commands, vector_commands
+from recipes import index_commands, transcoder_commands, vector_commands
 from recipes.labels import commands as label_commands
 from recipes.options import Corpus
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
-for module in (vector_commands, index_commands, label_commands):
+for module in (vector_commands, index_commands, transcoder_commands, label_commands):
     module.register(app)
 
 Tokens = Annotated[Path, typer.Option(help="Folder of `prepare`.")]

@@ -10,10 +10,12 @@ from typing import Any
 import mlx.core as mx
 
 from lens_tui import demo
-from lens_tui.records.training import TrainConfig, TrainProgress
-from lens_tui.tasks.transcoders import TranscoderSet, train_transcoders
+from lens_tui.records.training import Evaluation, TrainConfig, TrainProgress
+from lens_tui.tasks.train import mlp_of
+from lens_tui.tasks.transcoders import ReplacedLoss, TranscoderSet, replaced_loss, train_transcoders
 from recipes.bundled import open_model
 from recipes.corpus import HELD_OUT_EVERY
+from recipes.measure_saes import weights
 from recipes.saes import ship, unpacked
 
 LAYERS = tuple(range(8))
@@ -45,7 +47,7 @@ def settings(**changes: Any) -> TrainConfig:
 
 def folder_of(layer: int) -> str:
     """The name of a shipped transcoder's folder."""
-    return f"layer_{layer}"
+    return f"layer_{layer}_transcoder_2k"
 
 
 def train(
@@ -80,3 +82,41 @@ def train(
         for report in made.reports:
             ship(Path(report.folder), out / "ship" / folder_of(report.layer))
     return made
+
+
+def measure_shipped(
+    corpus: Path, tokens: int, *, model: Path | None = None, context: int = 512, rows: int = 64
+) -> tuple[dict[int, Evaluation], ReplacedLoss]:
+    """The figures of each bundled transcoder by layer, and the losses of all, over ``tokens`` held-out positions."""
+    from lens_tui import load_sae
+    from lens_tui.lens.read.activations import Windowing, text_activations
+    from lens_tui.sae.training.objective import measure
+
+    lens = open_model(model)
+    folders = demo.transcoder_paths()
+    _, held = text_activations(
+        lens,
+        corpus,
+        [place for layer in LAYERS for place in mlp_of(layer)],
+        held_out=HELD_OUT_EVERY,
+        max_tokens=10 * tokens,  # the held-out part gets a tenth
+        windowing=Windowing(context=context, rows=rows),
+        model_name=demo.NAME,
+    )
+    if held is None:
+        raise ValueError(f"{corpus} has no held-out documents")
+    each = {}
+    for layer, folder in zip(LAYERS, folders, strict=True):
+        place, place_out = mlp_of(layer)
+        each[layer], _ = measure(
+            weights(folder), held.at([place, place_out]), place, tokens, SETTINGS.steps, place_out=place_out
+        )
+    saes = [load_sae(folder) for folder in folders]
+    loss = replaced_loss(lens, saes, corpus, tokens=tokens, context=context, rows=rows, held_out=HELD_OUT_EVERY)
+    return each, loss
+
+
+def loss_figures(loss: ReplacedLoss) -> str:
+    """One line of the losses in nats a token."""
+    all_of = f"all {len(loss.layers)} MLPs replaced {loss.every:.4f}"
+    return f"as it is {loss.clean:.4f}  {all_of}  at their means {loss.mean:.4f}  zero {loss.zero:.4f}"

@@ -69,8 +69,18 @@ def prompts_path() -> Path:
 
 
 def sae_paths() -> dict[str, Path]:
-    """The bundled SAEs by name: folders in Gemma Scope 2's layout."""
+    """The bundled SAEs and transcoders by name: folders in Gemma Scope 2's layout."""
     return {path.name: path for path in sorted((_HERE / "sae").glob("*/layer_*")) if (path / "config.json").exists()}
+
+
+def transcoders_path() -> Path:
+    """The folder of the bundled set of transcoders: one of each layer's MLP."""
+    return _HERE / str(_facts()["transcoders"])
+
+
+def transcoder_paths() -> tuple[Path, ...]:
+    """The bundled transcoders, from layer 0 on."""
+    return tuple(sorted(transcoders_path().glob("layer_*")))
 
 
 def default_sae() -> str:

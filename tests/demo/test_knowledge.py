@@ -19,8 +19,8 @@ with_index = pytest.mark.skipif(not INDEXES.exists(), reason="this copy has no b
 with_labels = pytest.mark.skipif(not FILE.exists(), reason="this copy has no bundled labels")
 
 
-def test_everything_bundled_is_under_48_megabytes() -> None:
-    assert sum(file.stat().st_size for file in DEMO.rglob("*") if file.suffix not in (".py", ".pyc")) < 48e6
+def test_everything_bundled_is_under_64_megabytes() -> None:
+    assert sum(file.stat().st_size for file in DEMO.rglob("*") if file.suffix not in (".py", ".pyc")) < 64e6
 
 
 @with_index

@@ -60,8 +60,13 @@ def by_numpy(folder: Path, x: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.asarray(z @ w["w_dec"] + w["b_dec"] + x @ w["affine_skip_connection"])
 
 
-def loss_by_hand(model: LensModel, folder: Path, ids: list[int], layers: list[int]) -> float:
-    """Cross-entropy of one window, each layer's MLP replaced at all positions but the first, layer by layer."""
+def loss_by_hand(
+    model: LensModel, folder: Path, ids: list[int], layers: list[int], means: list[NDArray[np.float32]] | None = None
+) -> float:
+    """Cross-entropy of one window, each layer's MLP replaced at all positions but the first, layer by layer.
+
+    With ``means``, one a layer, they are put there.
+    """
     put: dict[int, mx.array] = {}
 
     def use(layer: int) -> Any:
@@ -75,7 +80,7 @@ def loss_by_hand(model: LensModel, folder: Path, ids: list[int], layers: list[in
                 model.forward(mx.array([ids]))
                 x = np.array(held[layer, "mlp_in"][0].astype(mx.float32))
                 y = np.array(held[layer, "mlp_out"][0].astype(mx.float32))
-        y[1:] = by_numpy(folder / f"layer_{layer}", x)[1:]
+        y[1:] = by_numpy(folder / f"layer_{layer}", x)[1:] if means is None else means[layer]
         put[layer] = mx.array(y)[None]
     with ExitStack() as stack:
         for layer in put:
@@ -110,6 +115,11 @@ def test_losses_with_each_and_with_all_mlps_replaced(tmp_path: Path, kind: str) 
     assert found.each[1] == pytest.approx(loss_by_hand(model, tmp_path / "set", window, [1]), abs=loose)
     assert found.every == pytest.approx(loss_by_hand(model, tmp_path / "set", window, [0, 1]), abs=loose)
     assert found.n_tokens == len(window) - 2
+    with model.capture([0, 1], site=["mlp_out"]) as held:
+        model.forward(mx.array([window]))
+        # The first position and the separator at the end are left out.
+        means = [np.array(held[layer, "mlp_out"][0, 1:-1].astype(mx.float32)).mean(0) for layer in (0, 1)]
+    assert found.mean == pytest.approx(loss_by_hand(model, tmp_path / "set", window, [0, 1], means), abs=loose)
 
 
 def test_a_set_is_taken_up_again_and_lies_as_circuit_tracer_reads_it(tmp_path: Path) -> None:
