@@ -80,7 +80,7 @@ def build(
 
 
 def build_transcoders(
-    out: Path, *, model: Path | None = None, rows: int = 16, progress: Callable[[IndexProgress], None] | None = None
+    out: Path, *, model: Path | None = None, rows: int = 8, progress: Callable[[IndexProgress], None] | None = None
 ) -> list[Made]:
     """Index the bundled transcoders over the text that the indexes in ``out`` hold, and share it with them."""
     others = [manifest.parent for manifest in sorted(out.glob("*/manifest.json"))]

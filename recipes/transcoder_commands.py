@@ -68,7 +68,7 @@ def measure_transcoders(corpus: Corpus, out: Path, tokens: int = 300_000, contex
 def index_transcoders(
     out: Annotated[Path, typer.Option(help="Folder of `index`, whose text is read again.", exists=True)],
     model: BundledModel = None,
-    rows: int = 16,
+    rows: int = 8,
 ) -> None:
     """Index the transcoders over the text of the bundled index, which they then share."""
     from recipes.index import build_transcoders, size

@@ -203,39 +203,43 @@ def train_transcoders(
     Raises:
         LensError: as of :func:`lens_tui.tasks.train.train_sae`.
     """
-    from lens_tui.sae.load_sae import load_sae
-
-    config = replace(config, kind="transcoder")
-    folder = Path(out)
+    config, folder = replace(config, kind="transcoder"), Path(out)
     where = sorted({model.registry.decoder.index(layer) for layer in layers})
+    places = [place for layer in where for place in mlp_of(layer)]
     texts = read_texts(
-        model, text, [place for layer in where for place in mlp_of(layer)], config, context=context, rows=rows,
-        held_out=held_out, max_tokens=max_tokens, text_key=text_key, model_name=model_name, should_stop=should_stop,
-        progress=None if progress is None else _of_layer(progress, where[0]),
+        model, text, places, config, context=context, rows=rows, held_out=held_out, max_tokens=max_tokens,
+        text_key=text_key, model_name=model_name, should_stop=should_stop, progress=_of_layer(progress, where[0]),
     )  # fmt: skip
     reports = []
     for layer in where:
         report = train_on(
             model, texts, folder / f"layer_{layer}", config, *mlp_of(layer), should_stop=should_stop,
-            progress=None if progress is None else _of_layer(progress, layer), checkpoint_seconds=checkpoint_seconds,
+            progress=_of_layer(progress, layer), checkpoint_seconds=checkpoint_seconds,
         )  # fmt: skip
         reports.append(report)
         if report.stopped:
             return TranscoderSet(tuple(reports))
         _into_set(folder, layer)
-    made = {layer: load_sae(folder / f"layer_{layer}") for layer in where}
     try:
-        loss = _losses(texts[1] or texts[0], made, config.evaluation_tokens)
+        return TranscoderSet(tuple(reports), _set_loss(folder, where, texts[1] or texts[0], config.evaluation_tokens))
     except AskedToStop:
         return TranscoderSet(tuple(reports))
-    write_text(
-        folder / "replaced_loss.json", json.dumps({**asdict(loss), "recovered": loss.recovered}, indent=1) + "\n"
-    )
-    return TranscoderSet(tuple(reports), loss)
 
 
-def _of_layer(progress: Callable[[int, TrainProgress], None], layer: int) -> Callable[[TrainProgress], None]:
-    return lambda report: progress(layer, report)
+def _set_loss(folder: Path, layers: Sequence[int], source: TextActivations, tokens: int) -> ReplacedLoss:
+    """The losses of a set that is trained, written beside it."""
+    from lens_tui.sae.load_sae import load_sae
+
+    loss = _losses(source, {layer: load_sae(folder / f"layer_{layer}") for layer in layers}, tokens)
+    said = {**asdict(loss), "recovered": loss.recovered}
+    write_text(folder / "replaced_loss.json", json.dumps(said, indent=1) + "\n")
+    return loss
+
+
+def _of_layer(
+    progress: Callable[[int, TrainProgress], None] | None, layer: int
+) -> Callable[[TrainProgress], None] | None:
+    return None if progress is None else lambda report: progress(layer, report)
 
 
 def _into_set(folder: Path, layer: int) -> None:

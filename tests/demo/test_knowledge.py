@@ -10,7 +10,7 @@ import pytest
 from lens_tui import FeatureIndex, co_active, demo, sae_info
 from lens_tui.demo.bundled_labels import FILE, bundled_labels
 from lens_tui.tasks.knowledge import index_of
-from recipes.index import CORPUS, SETTINGS
+from recipes.index import CORPUS, SETTINGS, TRANSCODERS
 from recipes.saes import DEPTHS
 
 DEMO = demo.model_path().parent
@@ -27,7 +27,8 @@ def test_everything_bundled_is_under_64_megabytes() -> None:
 def test_each_bundled_sae_has_one_index_and_it_is_whole() -> None:
     found = [FeatureIndex(manifest.parent) for manifest in INDEXES.glob("*/manifest.json")]
     infos = {depth: sae_info(demo.sae_paths()[DEPTHS[depth].folder]) for depth in DEPTHS}
-    assert sorted(index.identity.sae for index in found) == sorted(info.id for info in infos.values())
+    everything = [sae_info(path).id for path in demo.sae_paths().values()]
+    assert sorted(index.identity.sae for index in found) == sorted(everything)
     for depth, info in infos.items():
         index = index_of(info)
         assert index is not None
@@ -40,6 +41,24 @@ def test_each_bundled_sae_has_one_index_and_it_is_whole() -> None:
         feature = int(index.count.argmax())
         assert len(index.examples(feature)) == index.settings.top_k
         assert index.statistics(feature).density > 0
+
+
+@with_index
+def test_the_transcoders_indexes_are_whole_and_share_the_text() -> None:
+    (text,) = INDEXES.glob("text-*")
+    for layer, path in enumerate(demo.transcoder_paths()):
+        index = index_of(sae_info(path))
+        assert index is not None
+        index.verify()
+        assert index.settings == TRANSCODERS
+        assert (index.identity.layer, index.identity.site, index.width) == (layer, "mlp_in", 2048)
+        assert (index.identity.model, index.identity.corpus) == (demo.NAME, CORPUS)
+        assert (index.manifest["text"], index.n_counted) == (text.name, 235_907)
+        assert (index.count > 0).all()
+        assert index.count.sum() / index.n_counted == pytest.approx(32, abs=2)
+        assert "/" not in json.dumps(index.manifest["identity"] | {"corpus_hash": ""})
+        for example in index.examples(7):
+            assert example.values[example.peak] == pytest.approx(example.value, rel=1e-3)
 
 
 @with_index
