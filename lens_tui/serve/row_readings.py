@@ -17,6 +17,7 @@ from lens_tui.lens.hooks.registry import Plan
 from lens_tui.lens.hooks.steering import captured, origin_in
 from lens_tui.lens.model import LensModel
 from lens_tui.records import LensError, SteeringVector
+from lens_tui.records.gates import monitor_of
 from lens_tui.records.sanitise import one_line
 from lens_tui.sae.load_sae import SAE
 
@@ -118,8 +119,9 @@ class Readings:
     def _followed(self, monitor: WatchAsk, tensors: Mapping[Key, mx.array]) -> dict[str, Any]:
         h = tensors[self._of_monitor(monitor)]
         if monitor.vector:
+            read = monitor_of(self._vectors[monitor.vector])
             direction = mx.array(self._vectors[monitor.vector].direction)
-            values = _listed((h.astype(mx.float32) @ direction[:, None])[:, 0])
+            values = _listed(read.scale * (h.astype(mx.float32) @ direction[:, None])[:, 0] + read.bias)
             return {"vector": monitor.vector, **_summary(values)}
         sae = sae_named(self._saes, monitor.sae)
         values = _listed(sae.encode_features(h, [monitor.feature])[:, 0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 
 from lens_tui import LensModel
-from lens_tui.records import Add, Positions, ProjectOut
+from lens_tui.records import Add, Origin, Positions, ProjectOut, SteeringVector
 from lens_tui.records.codec import to_json
+from lens_tui.records.gates import Gate, monitor_of
 from lens_tui.records.vector_formats import save_vectors
 from lens_tui.serve.run_server import LensServer
 
@@ -157,6 +159,22 @@ def test_readings_are_those_of_the_steered_text(server: LensServer) -> None:
     np.testing.assert_allclose(found["kl"]["reverse_kl"], (np.exp(q) * (q - p)).sum(-1), atol=1e-4)
     chunks = list(ask(server, steering=[to_json(ADD)], lens=asked, stream=True))
     assert chunks[-1].choices[0].model_extra["lens"] == found
+
+
+def test_a_probe_reads_its_score_and_a_gate_lets_a_request_steer_where_it_is_open() -> None:
+    probe = SteeringVector.of("p", 3.0 * direction(4, 0).direction, 0, origin=Origin("probe", {"bias": 0.5}))
+    gated = replace(ADD, gate=Gate(monitor_of(probe), threshold=0.5))
+    lens = llama()
+    with serving(lambda: replace(catalogue(), vectors={"p": probe})) as server:
+        asked = {"capture": {"layers": [0]}, "monitors": [{"vector": "p"}]}
+        done = ask(server, steering=[to_json(gated)], lens=asked).choices[0]
+        assert done.text == lens.generate("the cat", raw=True, max_tokens=8, interventions=[gated])
+        found = done.model_extra["lens"]
+        values = np.frombuffer(base64.b64decode(found["capture"][0]["data"]), "<f4").reshape(-1, 64)
+        scores = 3.0 * values @ direction(4, 0).direction + 0.5
+        np.testing.assert_allclose(found["monitors"][0]["values"], scores, atol=1e-4)
+        assert min(scores) < 0.5 < max(scores)  # open at some tokens and shut at others
+        assert server.engine._batch.sites.keys == set()
 
 
 def test_models_says_what_there_is(server: LensServer) -> None:
