@@ -134,6 +134,12 @@ class AttributionGraph:
         """How many edges there are."""
         return len(self.weights)
 
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The prompt's token ids, as its embeddings say them."""
+        found = sorted((node.position, node.feature) for node in self.nodes if node.kind == "embedding")
+        return tuple(token for _, token in found)
+
     @cached_property
     def places(self) -> Mapping[str, int]:
         """The place of each node by its id."""
@@ -210,11 +216,11 @@ class EdgeCheck:
     """What a source's change really does to targets, beside what the graph says it does.
 
     ``source`` is a node, ``factor`` what its contribution was multiplied by (0 removes it). For each of ``targets``
-    ``predicted`` is the graph's direct effect times ``factor - 1``; ``frozen`` is the measured change of the target's
-    value with attention patterns, norms' denominators and all features behind the source held as they were, which is
-    the same up to rounding; ``free`` is the measured change where everything behind it is computed anew, so that it
-    holds indirect effects too. ``total`` is what the graph predicts for that: direct and indirect effects, as long as
-    patterns, denominators and the set of active features stay.
+    ``predicted`` is the graph's direct effect times ``factor - 1``, and ``frozen`` the change of the target's value
+    where attention patterns, norms' denominators and all MLPs behind the source are held as they were: the same up to
+    rounding. ``total`` is what the graph predicts of direct and indirect effects together, as long as patterns,
+    denominators and the set of active features stay; ``held`` the measured change where only the patterns do, and
+    ``free`` that of the model itself, where nothing is held.
     """
 
     source: str
@@ -223,6 +229,7 @@ class EdgeCheck:
     predicted: tuple[float, ...]
     frozen: tuple[float, ...]
     total: tuple[float, ...]
+    held: tuple[float, ...]
     free: tuple[float, ...]
 
 

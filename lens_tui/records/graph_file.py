@@ -7,6 +7,7 @@ What is beyond their format is under ``metadata.info``, which they pass over.
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,10 @@ def feature_id(layer: int, feature: int, position: int) -> str:
     return f"{layer}_{feature}_{position}"
 
 
-def error_id(layer: int, position: int) -> str:
-    """The id of an MLP's error."""
-    return f"0_{layer}_{position}"
+def error_id(layer: int, position: int, taken: Container[str] = ()) -> str:
+    """The id of an MLP's error; it has one of its own where the usual one is that of a feature of layer 0."""
+    usual = f"0_{layer}_{position}"
+    return f"error_{usual}" if usual in taken else usual
 
 
 def embedding_id(token: int, position: int) -> str:
@@ -87,23 +89,21 @@ def graph_json(graph: AttributionGraph) -> dict[str, Any]:
     if graph.node_threshold is not None:
         metadata["node_threshold"] = graph.node_threshold
         metadata["pruning_settings"] = {"node_threshold": graph.node_threshold, "edge_threshold": graph.edge_threshold}
-    names = _ids(graph)
-    given = dict(zip((node.id for node in graph.nodes), names, strict=True))
+    names = [node.id for node in graph.nodes]
+    if len(set(names)) < len(names):
+        raise LensError("Two nodes of this graph have one id.", "It cannot be written.")
     first = next((at for at, node in enumerate(graph.nodes) if node.kind == "logit"), -1)
-    groups = [[group.name, *(given[name] for name in group.nodes)] for group in graph.supernodes]
+    groups = [[group.name, *group.nodes] for group in graph.supernodes]
     return {
         "metadata": metadata,
         "qParams": {
-            "pinnedIds": [given[name] for name in graph.pinned],
+            "pinnedIds": list(graph.pinned),
             "supernodes": groups,
             "linkType": "both",
             "clickedId": "",
             "sg_pos": "",
         },
-        "nodes": [
-            _node_json(graph, node, name, at == first)
-            for at, (node, name) in enumerate(zip(graph.nodes, names, strict=True))
-        ],
+        "nodes": [_node_json(graph, node, at == first) for at, node in enumerate(graph.nodes)],
         "links": [
             {"source": names[source], "target": names[target], "weight": weight}
             for source, target, weight in zip(
@@ -119,16 +119,7 @@ def _generator(said: str) -> dict[str, str]:
     return {"name": name, "version": version} | ({"url": _URL} if name == "mlx-lens-tui" else {})
 
 
-def _ids(graph: AttributionGraph) -> list[str]:
-    """The nodes' ids; an error whose usual one is a feature's of layer 0 as well has its own."""
-    taken = {node.id for node in graph.nodes if node.kind != "error"}
-    names = [f"error_{node.id}" if node.kind == "error" and node.id in taken else node.id for node in graph.nodes]
-    if len(set(names)) < len(names):
-        raise LensError("Two nodes of this graph have one id.", "It cannot be written.")
-    return names
-
-
-def _node_json(graph: AttributionGraph, node: GraphNode, name: str, first: bool) -> dict[str, Any]:
+def _node_json(graph: AttributionGraph, node: GraphNode, first: bool) -> dict[str, Any]:
     layer, feature, script = str(node.layer), node.feature, f"{node.layer}_{node.feature}-0"
     if node.kind == "feature":
         feature = paired(node.layer, node.feature)
@@ -139,7 +130,7 @@ def _node_json(graph: AttributionGraph, node: GraphNode, name: str, first: bool)
     elif node.kind == "logit":
         layer, script = str(graph.n_layers + 1), f"L_{node.feature}-{node.position}"
     made: dict[str, Any] = {
-        "node_id": name,
+        "node_id": node.id,
         "feature": feature,
         "layer": layer,
         "ctx_idx": node.position,

@@ -12,7 +12,7 @@ import pytest
 
 from lens_tui.records import LensError
 from lens_tui.records.attribution_graph import AttributionGraph, GraphNode, GraphSums, Supernode
-from lens_tui.records.graph_file import graph_json, paired, read_graph, unpaired, write_graph
+from lens_tui.records.graph_file import error_id, graph_json, paired, read_graph, unpaired, write_graph
 from lens_tui.records.graph_influence import (
     cumulative,
     graph_scores,
@@ -198,14 +198,12 @@ def test_the_file_is_what_other_tools_read() -> None:
 
 
 def test_an_error_never_takes_the_id_of_a_feature() -> None:
+    assert error_id(2, 1, {"0_2_2"}) == "0_2_1"
+    assert error_id(2, 1, {"0_2_1"}) == "error_0_2_1"
     graph = small_graph()
-    first = replace(graph.nodes[0], id="0_2_1", feature=2, position=1)
-    names = [
-        node["node_id"] for node in graph_json(replace(graph, nodes=(first, *graph.nodes[1:]), supernodes=()))["nodes"]
-    ]
-    assert len(set(names)) == len(names)
-    assert names[0] == "0_2_1"
-    assert "error_0_2_1" in names
+    twice = replace(graph, nodes=(replace(graph.nodes[0], id="0_2_1"), *graph.nodes[1:]))
+    with pytest.raises(LensError, match="Two nodes of this graph have one id"):
+        graph_json(twice)
 
 
 def test_cantor_numbers_go_both_ways() -> None:

@@ -33,7 +33,22 @@ _PHASES = 8
 Progress = Callable[[int, int], None]
 
 
-def attribution_graph(
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """A graph with what it was made of: enough to check its edges (:func:`~.edge_checks.check_nodes`)."""
+
+    lens: Core
+    graph: AttributionGraph
+    sources: Sources
+    ends: Ends
+
+
+def attribution_graph(lens: Core, prompt: Any, replacement: Replacement, **options: Any) -> AttributionGraph:
+    """The graph alone of :func:`attribute`, whose arguments and errors these are."""
+    return attribute(lens, prompt, replacement, **options).graph
+
+
+def attribute(
     lens: Core,
     prompt: Any,
     replacement: Replacement,
@@ -44,7 +59,7 @@ def attribution_graph(
     most_features: int = MOST_ROWS,
     ignored: int | None = None,
     progress: Progress | None = None,
-) -> AttributionGraph:
+) -> Attribution:
     """The graph of direct effects on the next token's logits and on the features behind them, not pruned.
 
     Args:
@@ -60,7 +75,7 @@ def attribution_graph(
         progress: Called with (rows done, rows in all) after each batch; what it raises ends the computation.
 
     Returns:
-        The graph, with the sums that prove it.
+        The graph, with the sums that prove it, and what it was made of.
 
     Raises:
         LensError: For a model or transcoders of which no such graph can be made, with the reason: among them one whose
@@ -77,7 +92,7 @@ def attribution_graph(
     rows = min(most_features, max(64, ROW_BYTES // (4 * sources.count)), sources.n_features)
     job.compute(np.arange(len(ends.tokens)) + sources.n_features, rows + len(ends.tokens))
     _choose(job, rows)
-    return _graph(job, prompt if isinstance(prompt, str) else "", first)
+    return Attribution(lens, _graph(job, prompt if isinstance(prompt, str) else "", first), sources, ends)
 
 
 def _special(lens: Core, ids: Sequence[int]) -> int:
@@ -237,10 +252,11 @@ def _nodes(lens: Core, sources: Sources, ends: Ends, features: Ints) -> list[Gra
         layer, at, feature = (int(part[number]) for part in (sources.layer, sources.position, sources.feature))
         value = float(sources.activation[number])
         nodes.append(GraphNode(feature_id(layer, feature, at), "feature", layer, at, feature, activation=value))
+    taken = {node.id for node in nodes}
     texts = [token_text(lens, token) for token in ids]
     for layer in range(n_layers):
         nodes += [
-            GraphNode(error_id(layer, at), "error", layer, at, label=f'Err: mlp "{text}"')
+            GraphNode(error_id(layer, at, taken), "error", layer, at, label=f'Err: mlp "{text}"')
             for at, text in enumerate(texts)
         ]
     nodes += [

@@ -25,11 +25,13 @@ from .replacement import Ints, Sources
 class Ends:
     """The logits of a graph: their cotangents at the last residual ``(n, d_model)``, and what they are.
 
-    ``value`` is each one's number in the model's own forward, before soft-capping; ``constant`` what the unembedding
-    adds whatever the residual is. ``tokens`` are ids, beyond the vocabulary for what is no single token.
+    ``rows`` ``(n, d_model)`` are their directions behind the final norm. ``value`` is each one's number in the model's
+    own forward, before soft-capping; ``constant`` what the unembedding adds whatever the residual is. ``tokens`` are
+    ids, beyond the vocabulary for what is no single token.
     """
 
     vectors: mx.array
+    rows: mx.array
     value: Doubles
     constant: Doubles
     tokens: tuple[int, ...]
@@ -77,7 +79,8 @@ def find_ends(lens: Core, frozen: FrozenModel, wanted: Sequence[LogitTarget], *,
     held = mx.array(vectors.astype(np.float32))
     normed = np.array(unembedding.norm(frozen.last[None, -1:]).astype(mx.float32), np.float64)[0, 0]
     value = step.factor * (table @ normed + np.array(biases))
-    return Ends(held, value, constant, tuple(tokens), tuple(labels), np.array(weights, np.float32))
+    behind = mx.array((step.factor * table).astype(np.float32))
+    return Ends(held, behind, value, constant, tuple(tokens), tuple(labels), np.array(weights, np.float32))
 
 
 def token_text(lens: Core, token: int) -> str:

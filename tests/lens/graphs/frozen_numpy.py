@@ -44,15 +44,25 @@ class Held:
 EPS_OF = {False: EPS, True: EPS}
 
 
-def held(model: Any, ids: tuple[int, ...]) -> Held:
-    """Run a tiny model and keep all that a graph holds fixed."""
+def held(
+    model: Any, ids: tuple[int, ...], known: list[Array] | None = None, added: dict[int, Array] | None = None
+) -> Held:
+    """Run a tiny model and keep all that a graph holds fixed.
+
+    Args:
+        model: The model.
+        ids: The prompt.
+        known: Patterns of each layer that are used instead of its own.
+        added: What is added to the stream behind some layers (-1: the embedding).
+    """
+    added = added or {}
     w, a = weights_of(model), model.args
     kind = a.model_type
     gemma = kind.startswith("gemma")
     eps = a.rms_norm_eps
     EPS_OF[gemma] = eps
     embed = w["model.embed_tokens.weight"]
-    start = x = embed[list(ids)] * (8.0 if gemma else 1.0)
+    start = x = embed[list(ids)] * (8.0 if gemma else 1.0) + added.get(-1, 0.0)
     patterns, scales, middles, reads, given = [], [], [], [], []
 
     def norm(name: str, x: Array, into: dict[str, Array], key: str) -> Array:
@@ -72,6 +82,7 @@ def held(model: Any, ids: tuple[int, ...]) -> Held:
         if kind == "gemma3_text" and (layer + 1) % a.sliding_window_pattern:
             window, base = a.sliding_window, a.rope_local_base_freq
         pattern = _pattern(rope(q, base), rope(k, base), window, 5.0 if kind == "gemma2" else 0.0)
+        pattern = pattern if known is None else known[layer]
         patterns.append(pattern)
         z = (pattern @ np.repeat(v, HEADS // GROUPS, axis=0)).transpose(1, 0, 2).reshape(len(ids), -1)
         r = _project(w, p + "self_attn.o_proj", z)
@@ -84,6 +95,7 @@ def held(model: Any, ids: tuple[int, ...]) -> Held:
         r = ((act if gemma else gate / (1 + np.exp(-gate))) * up) @ w[p + "mlp.down_proj.weight"].T
         given.append(r)
         x = x + (norm(p + "post_feedforward_layernorm.weight", r, s, "mlp_post") if gemma else r)
+        x = x + added.get(layer, 0.0)
         scales.append(s)
     final: dict[str, Array] = {}
     head = w.get("lm_head.weight", embed)

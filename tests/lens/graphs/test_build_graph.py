@@ -95,6 +95,8 @@ def test_every_edge_is_the_frozen_model_written_out(make: Callable[[], Any], how
     graph = attribution_graph(LensModel.from_model(model), IDS, made, ignored=1, most_logits=3)
     at = held(model, IDS)
     assert graph.n_active > 60
+    assert len({node.id for node in graph.nodes}) == len(graph.nodes)
+    assert graph.token_ids == IDS
     chosen = [n for n, node in enumerate(graph.nodes) if node.kind != "logit"]
     matrix = np.zeros((len(graph.nodes), len(graph.nodes)))
     matrix[graph.targets, graph.sources] = graph.weights
