@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from .lens.decode.batch import BatchGeneration as BatchGeneration
     from .lens.decode.compare import Comparison as Comparison
     from .lens.decode.compare import Generation as Generation
+    from .lens.graphs.build_graph import Attribution as Attribution
+    from .lens.graphs.build_graph import attribute as attribute
+    from .lens.graphs.build_graph import attribution_graph as attribution_graph
+    from .lens.graphs.edge_checks import check_nodes as check_nodes
     from .lens.hooks.capture_result import CaptureResult as CaptureResult
     from .lens.hooks.steering import Steering as Steering
     from .lens.measure.dose import FeatureProbe as FeatureProbe
@@ -59,11 +63,17 @@ if TYPE_CHECKING:
     from .lens.vectors import random_unit as random_unit
     from .lens.vectors import residual_norm as residual_norm
     from .lens.vectors import without as without
+    from .records.attribution_graph import LogitTarget as LogitTarget
     from .records.errors import LensError as LensError
     from .records.errors import LensWarning as LensWarning
     from .records.errors import NotFinite as NotFinite
     from .records.gates import Gate as Gate
     from .records.gates import Monitor as Monitor
+    from .records.graph_file import read_graph as read_graph
+    from .records.graph_file import write_graph as write_graph
+    from .records.graph_influence import graph_scores as graph_scores
+    from .records.graph_influence import node_influence as node_influence
+    from .records.graph_influence import prune_graph as prune_graph
     from .records.interventions import ALL as ALL
     from .records.interventions import Ablate as Ablate
     from .records.interventions import AblateHeads as AblateHeads
@@ -114,6 +124,7 @@ if TYPE_CHECKING:
     from .sae.load_sae import TopKSAE as TopKSAE
     from .sae.load_sae import load_sae as load_sae
     from .sae.load_sae import sae_info as sae_info
+    from .sae.load_sets import load_transcoders as load_transcoders
     from .tasks.index import index_text as index_text
     from .tasks.index import merge_index as merge_index
     from .tasks.prompt_sets import SetComparison as SetComparison
@@ -133,6 +144,8 @@ else:
             ".lens.causes.tracing": "causal_trace",
             ".lens.decode.batch": "BatchGeneration",
             ".lens.decode.compare": "Comparison Generation",
+            ".lens.graphs.build_graph": "Attribution attribute attribution_graph",
+            ".lens.graphs.edge_checks": "check_nodes",
             ".lens.hooks.capture_result": "CaptureResult",
             ".lens.hooks.steering": "Steering",
             ".lens.vectors": (
@@ -147,6 +160,9 @@ else:
             ".lens.read.attention": "attention_patterns",
             ".lens.read.heads": "head_outputs",
             ".lens.read.logits": "attribute_logits logit_lens",
+            ".records.attribution_graph": "LogitTarget",
+            ".records.graph_file": "read_graph write_graph",
+            ".records.graph_influence": "graph_scores node_influence prune_graph",
             ".records.errors": "LensError LensWarning NotFinite",
             ".records.gates": "Gate Monitor",
             ".records.interventions": (
@@ -168,6 +184,7 @@ else:
             ".sae.index.index_settings": "IndexSettings",
             ".sae.load_sae": "SAE GatedSAE GroupMaxSAE JumpReLUSAE StandardSAE TopKSAE load_sae sae_info",
             ".sae.fit": "splice spliced",
+            ".sae.load_sets": "load_transcoders",
             ".tasks.index": "index_text merge_index",
             ".tasks.prompt_sets": "SetComparison compare_prompts sweep",
             ".tasks.train": "check_sae train_sae",

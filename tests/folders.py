@@ -57,6 +57,27 @@ def llama_folder(folder: Path, seed: int = 0, **config: Any) -> Path:
     return folder
 
 
+def transcoder_folder(
+    folder: Path, *, n_layers: int = N_LAYERS, width: int = 40, d_model: int = D_MODEL, scan: str = "a-set"
+) -> Path:
+    """Random ReLU transcoders of all layers in circuit-tracer's layout."""
+    folder.mkdir(parents=True)
+    hooks = "feature_input_hook: mlp.hook_in\nfeature_output_hook: mlp.hook_out"
+    (folder / "config.yaml").write_text(f"model_kind: transcoder_set\n{hooks}\nscan: {scan}\n")
+    for layer in range(n_layers):
+        rng = np.random.default_rng(layer)
+        tensors = {
+            "W_enc": rng.standard_normal((width, d_model)) / np.sqrt(d_model),
+            "W_dec": rng.standard_normal((width, d_model)) * 0.3,
+            "b_enc": rng.standard_normal(width) * 0.1 - 1.2,
+            "b_dec": rng.standard_normal(d_model) * 0.1,
+        }
+        save_file(
+            {name: value.astype(np.float32) for name, value in tensors.items()}, folder / f"layer_{layer}.safetensors"
+        )
+    return folder
+
+
 def sae_folder(folder: Path, *, layer: int = 1, width: int = 64, d_model: int = D_MODEL, seed: int = 5) -> Path:
     """A random JumpReLU SAE in Gemma Scope 2's layout."""
     folder.mkdir(parents=True)

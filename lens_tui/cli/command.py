@@ -14,6 +14,7 @@ from .capture_verbs import verbs as capture
 from .compare_verbs import verbs as compare
 from .config_verbs import verbs as config
 from .feature_verbs import verbs as features
+from .graph_verbs import verbs as graphs
 from .info_verbs import verbs as info
 from .label_verbs import verbs as labels
 from .lens_verbs import verbs as lens
@@ -82,7 +83,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for verbs in (compare, read, lens, patching, features, steer, replay, saes, capture, servers, info, config):
+for verbs in (compare, read, lens, patching, graphs, features, steer, replay, saes, capture, servers, info, config):
     app.add_typer(verbs)
 app.add_typer(labels, name="labels")
 app.add_typer(lists, name="lists")

@@ -114,7 +114,7 @@ def with_influence(graph: AttributionGraph) -> AttributionGraph:
     return replace(graph, nodes=nodes)
 
 
-def pruned(
+def prune_graph(
     graph: AttributionGraph, nodes: float = NODES, edges: float = EDGES, keep: frozenset[str] = frozenset()
 ) -> AttributionGraph:
     """The part of a graph that carries most of the influence on its logits.

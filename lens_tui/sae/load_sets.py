@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lens_tui import demo
 from lens_tui.records import LensError, SAEInfo
 from lens_tui.records.attribution_graph import Reads, Writes
 from lens_tui.records.file_arrays import FileArray
@@ -47,13 +48,15 @@ def load_transcoders(
         path: A folder, or the files and folders of single layers. A folder is a set of circuit-tracer's
             (``config.yaml`` beside ``layer_N.safetensors``, or beside ``W_enc_N`` and ``W_dec_N``), Gemma Scope 2's
             cross-layer one (``params_layer_N.safetensors``), or has a folder for each layer, as this program, SAELens
-            and Gemma Scope write them.
+            and Gemma Scope write them. ``demo`` is the bundled model's.
         name: What the set is called in records and graphs, by default its own name or that of its folder.
         progress: Called with (layers opened, layers in all).
 
     Raises:
         LensError: For what is no set, and for files of it that are damaged or of another kind.
     """
+    if path == demo.NAME:
+        path = _bundled()
     if not isinstance(path, str | Path):
         return _layers(None, list(path), name or "transcoders", progress)
     home = Path(path).expanduser()
@@ -74,6 +77,14 @@ def load_transcoders(
     if not folders:
         raise LensError(f"{shown(home)} has no transcoders.", "Give the folder that has those of each layer in it.")
     return _layers(None, folders, called, progress)
+
+
+def _bundled() -> Path:
+    """The folder of the bundled set: of the transcoders among the bundled SAEs."""
+    found = {place.parent for place in demo.sae_paths().values() if place.parent.name == "transcoder"}
+    if not found:
+        raise LensError("There is no bundled set of transcoders.", "Name one: train-sae --kind transcoder makes it.")
+    return found.pop()
 
 
 def config_sites(config: Mapping[str, Any], home: Path) -> tuple[Reads, Writes]:

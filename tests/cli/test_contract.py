@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from lens_tui.cli.command import app
 from lens_tui.records.sanitise import sanitise_token
-from tests.folders import llama_folder, sae_folder
+from tests.folders import llama_folder, sae_folder, transcoder_folder
 from tests.hub import FakeHub, use_hub
 
 # Text with all that a terminal would act on, and a file name of it.
@@ -39,6 +39,7 @@ VERBS: dict[str, list[str]] = {
     "glossary": ["fvu"],
     "lens": [NASTY, "--attribute"],
     "patch": ["the cat sat", "the dog sat", "--metric", "kl", "-l", "1"],
+    "graph": [NASTY, "-t", "TRANSCODERS", "--check", "1"],
     "loss": [NASTY, "-a", "f3*2", "SAE"],
     "generate": ["PROMPT", "-a", "f3*2", "--max-tokens", "2", "SAE"],
     "feature": ["3", "SAE"],
@@ -130,6 +131,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     names = {
         "MODEL": str(llama_folder(root / "tiny")),
         "SAE": str(sae_folder(root / "layer_1_width_64")),
+        "TRANSCODERS": str(transcoder_folder(root / "transcoders")),
         "LINES": str(lines),
         "PROMPT": str(prompt),
         "FOLDER": str(root / "labels"),

@@ -18,7 +18,7 @@ from lens_tui.records.graph_influence import (
     graph_scores,
     least_kept,
     node_influence,
-    pruned,
+    prune_graph,
     with_influence,
 )
 
@@ -103,7 +103,7 @@ def test_pruning_is_the_definition_written_out() -> None:
             if (left == kept).all():
                 break
             kept = left
-        small = pruned(graph, 0.6, 0.9)
+        small = prune_graph(graph, 0.6, 0.9)
         assert [node.id for node in small.nodes] == [
             node.id for node, keep in zip(graph.nodes, kept, strict=True) if keep
         ]
@@ -114,14 +114,14 @@ def test_pruning_is_the_definition_written_out() -> None:
 
 def test_pruning_keeps_what_is_asked_for_and_says_how() -> None:
     graph = small_graph()
-    hard = pruned(graph, 0.1, 0.5)
+    hard = prune_graph(graph, 0.1, 0.5)
     assert "1_4_2" not in hard.places
     assert hard.pinned == ()
-    held = pruned(graph, 0.1, 0.5, keep=frozenset({"1_4_2"}))
+    held = prune_graph(graph, 0.1, 0.5, keep=frozenset({"1_4_2"}))
     assert "1_4_2" in held.places
     assert (held.node_threshold, held.edge_threshold, held.pinned) == (0.1, 0.5, ("1_4_2",))
     with pytest.raises(LensError, match=r"pruned at 1\.5"):
-        pruned(graph, 1.5)
+        prune_graph(graph, 1.5)
 
 
 def test_cumulative_and_floor() -> None:
@@ -170,7 +170,7 @@ def test_sums_edges_and_neighbours() -> None:
 
 
 def test_a_graph_comes_back_from_its_file(tmp_path: Path) -> None:
-    graph = pruned(small_graph(), 0.9, 0.95, keep=frozenset({"1_4_2", "0_7_1"}))
+    graph = prune_graph(small_graph(), 0.9, 0.95, keep=frozenset({"1_4_2", "0_7_1"}))
     write_graph(graph, tmp_path / "g.json")
     back = read_graph(tmp_path / "g.json")
     assert back.nodes == graph.nodes

@@ -13,7 +13,7 @@ from lens_tui import LensModel
 from lens_tui.lens.graphs.build_graph import attribution_graph
 from lens_tui.records import LensError
 from lens_tui.records.attribution_graph import AttributionGraph, LogitTarget
-from lens_tui.records.graph_influence import node_influence, pruned
+from lens_tui.records.graph_influence import node_influence, prune_graph
 from tests.lens import tiny
 from tests.lens.graphs.frozen_numpy import Held, RandomTranscoders, attended, given, held, propagated, read
 from tests.lens.numpy_models import Array
@@ -215,7 +215,7 @@ def test_a_long_prompt_is_computed_in_bounded_memory(monkeypatch: pytest.MonkeyP
     assert 64 <= features <= max(64, (2 << 20) // (4 * graph.n_active)) < graph.n_active
     assert np.nanmax(np.abs(graph.sum_errors())) < 1e-4
     assert mx.get_peak_memory() < 400 << 20
-    assert len(pruned(graph).nodes) < len(graph.nodes)
+    assert len(prune_graph(graph).nodes) < len(graph.nodes)
 
 
 def test_what_cannot_be_made_is_refused_with_the_reason() -> None:

@@ -1,0 +1,229 @@
+"""The verb that draws what led to the next token: ``graph``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lens_tui import demo
+from lens_tui.records import LensError
+from lens_tui.records.attribution_graph import AttributionGraph, EdgeCheck, GraphNode, LogitTarget
+from lens_tui.records.graph_file import read_graph, write_graph
+from lens_tui.records.graph_influence import EDGES, NODES, graph_scores, node_influence, prune_graph
+from lens_tui.records.sanitise import one_line
+from lens_tui.tui.format import figure, fit, signed
+
+from .lens_verbs import read_target
+from .output import Meter, note, print_json, say, sentences, terminal_width
+from .sources import Json, Model, open_model, read_text
+
+if TYPE_CHECKING:
+    from lens_tui.lens.graphs.build_graph import Attribution
+
+_NODES, _EDGES, _PLACE = 16, 8, 24
+verbs = typer.Typer()
+
+
+@verbs.command()
+@sentences
+def graph(
+    prompt: Annotated[str, typer.Argument(help="The prompt; '-' reads standard input.")] = "",
+    model: Model = demo.NAME,
+    transcoders: Annotated[
+        str, typer.Option("--transcoders", "-t", help="A folder of transcoders, or 'demo' for the bundled ones.")
+    ] = "",
+    out: Annotated[str, typer.Option("--out", "-o", help="Write the graph here, as Neuronpedia reads it.")] = "",
+    target: Annotated[
+        list[str] | None, typer.Option("--target", help="Explain this token (' door', id:17). Default: the likeliest.")
+    ] = None,
+    minus: Annotated[str, typer.Option(help="Explain the one target less this token.")] = "",
+    nodes: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of influence that nodes keep.")] = NODES,
+    edges: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of influence that edges keep.")] = EDGES,
+    features: Annotated[int, typer.Option(min=1, help="Features that get a node, at most.")] = 4096,
+    node: Annotated[str, typer.Option(help="Show the edges of this node (its id). Default: the first logit.")] = "",
+    check: Annotated[int, typer.Option(min=0, help="Remove so many of the top features and measure.")] = 0,
+    factor: Annotated[float, typer.Option(help="What --check multiplies them by; 0 removes.")] = 0.0,
+    read: Annotated[str, typer.Option("--read", help="Show the graph of this file instead of making one.")] = "",
+    json: Json = False,
+) -> None:
+    """Draw what led to the next token: an attribution graph."""
+    checks: tuple[EdgeCheck, ...] = ()
+    facts: dict[str, Any] = {}
+    if read:
+        if prompt or check:
+            raise LensError("A graph that is read needs no prompt and cannot be checked.", "Leave them out.")
+        shown = read_graph(Path(read).expanduser())
+    else:
+        wanted = _targets(target or [], minus)
+        made = _made(read_text(prompt), model, transcoders, wanted, features)
+        shown = prune_graph(made.graph, nodes, edges)
+        checks = _checked(made, shown, check, factor)
+        facts = _facts(made)
+    if out:
+        write_graph(shown, Path(out).expanduser())
+        note(f"{len(shown.nodes)} nodes and {shown.n_edges} edges are in {one_line(out, 120)}")
+    chosen = _chosen(shown, node)
+    if json:
+        print_json(_record(shown, facts, checks))
+    else:
+        _print(shown, chosen, facts, checks)
+
+
+def _targets(texts: list[str], minus: str) -> list[LogitTarget]:
+    wanted = [LogitTarget(read_target(text)) for text in texts]
+    if not minus:
+        return wanted
+    if len(wanted) != 1:
+        raise LensError("A difference is of one target less another.", "Give one --target and --minus.")
+    return [LogitTarget(wanted[0].token, read_target(minus))]
+
+
+def _made(text: str, model: str, name: str, targets: list[LogitTarget], features: int) -> Attribution:
+    from lens_tui.tasks.graphs import make_graph, open_transcoders
+
+    if not name and model != demo.NAME:
+        raise LensError(f"No transcoders are named for {one_line(model, 80)!r}.", "Name a set with --transcoders.")
+    lens = open_model(model)
+    with Meter() as meter:
+        found = open_transcoders(
+            name or demo.NAME, lambda n, total: meter.say("opening", f"{n} of {total} layers", n / total)
+        )
+        return make_graph(
+            lens, text, found, targets, most_features=features,
+            progress=lambda n, total: meter.say("tracing", f"{n:,} of {total:,} rows", n / total),
+        )  # fmt: skip
+
+
+def _checked(made: Attribution, shown: AttributionGraph, count: int, factor: float) -> tuple[EdgeCheck, ...]:
+    """Checks of the features with the most influence."""
+    from lens_tui.lens.graphs.edge_checks import check_nodes
+
+    if not count:
+        return ()
+    best = [node.id for node, _ in _by_share(shown) if node.kind == "feature"][:count]
+    return check_nodes(made, best, factor=factor)
+
+
+def _facts(made: Attribution) -> dict[str, Any]:
+    import numpy as np
+
+    scores = graph_scores(made.graph)
+    return {
+        "n_active": made.graph.n_active,
+        "n_nodes_unpruned": len(made.graph.nodes),
+        "sum_error": float(np.nanmax(np.abs(made.graph.sum_errors()))),
+        "replacement": scores.replacement,
+        "completeness": scores.completeness,
+    }
+
+
+def _by_share(graph: AttributionGraph) -> list[tuple[GraphNode, float]]:
+    """Nodes that are no logits with their share of all influence in the graph as it is shown, the largest first."""
+    scores = node_influence(graph)
+    total = float(scores.sum()) or 1.0
+    pairs = [(node, float(score) / total) for node, score in zip(graph.nodes, scores, strict=True)]
+    return sorted((pair for pair in pairs if pair[0].kind != "logit"), key=lambda pair: -pair[1])
+
+
+def _chosen(graph: AttributionGraph, name: str) -> int | None:
+    if name:
+        if name not in graph.places:
+            raise LensError(f"There is no node {one_line(name, 60)!r} in this graph.", "Give an id of its list.")
+        return graph.places[name]
+    return next((at for at, node in enumerate(graph.nodes) if node.kind == "logit"), None)
+
+
+def _record(graph: AttributionGraph, facts: dict[str, Any], checks: tuple[EdgeCheck, ...]) -> dict[str, Any]:
+    return {
+        **{name: getattr(graph, name) for name in ("model", "scan", "prompt", "n_layers", "generator")},
+        "tokens": list(graph.tokens),
+        "node_threshold": graph.node_threshold,
+        "edge_threshold": graph.edge_threshold,
+        **{name: facts.get(name) for name in ("n_active", "sum_error", "replacement", "completeness")},
+        "nodes": [{**asdict(node), "share": share} for node, share in _with_logits(graph)],
+        "edges": [
+            {"source": graph.nodes[source].id, "target": graph.nodes[target].id, "weight": weight}
+            for source, target, weight in zip(
+                graph.sources.tolist(), graph.targets.tolist(), graph.weights.tolist(), strict=True
+            )
+        ],
+        "checks": [asdict(check) for check in checks],
+    }
+
+
+def _with_logits(graph: AttributionGraph) -> list[tuple[GraphNode, float | None]]:
+    logits: list[tuple[GraphNode, float | None]] = [(node, None) for node in graph.nodes if node.kind == "logit"]
+    return [*logits, *_by_share(graph)]
+
+
+def _print(graph: AttributionGraph, chosen: int | None, facts: dict[str, Any], checks: tuple[EdgeCheck, ...]) -> None:
+    for at, token in enumerate(graph.nodes):
+        if token.kind == "logit":
+            say(f"{figure(token.probability, 3):>7}  {_place(graph, graph.nodes[at])}  {_words(graph, token)}")
+    say()
+    say(f"{'share':>7}  {'node':<{_PLACE}}  {'active':>7}  what it is")
+    for node, share in _by_share(graph)[:_NODES]:
+        text = f"{share:>7.1%}  {_place(graph, node)}  {figure(node.activation, 2):>7}  {_words(graph, node)}"
+        _say(text)
+    if chosen is not None:
+        _print_edges(graph, chosen)
+    for check in checks:
+        _print_check(graph, check)
+    kinds = [node.kind for node in graph.nodes]
+    note(
+        f"{one_line(graph.model, 60)} with {one_line(graph.scan, 60)}: {kinds.count('feature')} features, "
+        f"{kinds.count('error')} errors, {kinds.count('embedding')} tokens, {graph.n_edges} edges are shown or kept"
+    )
+    if facts:
+        note(
+            f"of {facts['n_active']:,} active features; effects and biases add up within {facts['sum_error']:.1e}; "
+            f"replacement {facts['replacement']:.2f}, completeness {facts['completeness']:.2f}"
+        )
+
+
+def _print_edges(graph: AttributionGraph, chosen: int) -> None:
+    node = graph.nodes[chosen]
+    for title, found in (("from", graph.into(chosen, _EDGES)), ("to", graph.out_of(chosen, _EDGES))):
+        if not found:
+            continue
+        say()
+        say(f"{title:>7}  {_place(graph, node)}  {_words(graph, node)}")
+        for other, weight in found:
+            end = graph.nodes[other]
+            _say(f"{signed(weight, 2):>7}  {_place(graph, end)}  {_words(graph, end)}")
+
+
+def _print_check(graph: AttributionGraph, check: EdgeCheck) -> None:
+    """One node's effects: what the graph says, and what was measured."""
+    places = {node.id: node for node in graph.nodes}
+    what = "removed" if check.factor == 0 else f"times {check.factor:g}"
+    say()
+    _say(f"{what}: {_place(graph, places[check.source]).strip()}  {_words(graph, places[check.source])}")
+    say(f"{'direct':>8}{'frozen':>8}{'total':>8}{'held':>8}{'free':>8}  on")
+    for at, name in enumerate(check.targets):
+        values = (check.predicted, check.frozen, check.total, check.held, check.free)
+        row = "".join(f"{signed(part[at], 2):>8}" for part in values)
+        end = places.get(name)
+        words = name if end is None else f"{_place(graph, end).strip()}  {_words(graph, end)}"
+        _say(f"{row}  {words}")
+
+
+def _say(text: str) -> None:
+    """A line, cut to the terminal's width in one."""
+    width = terminal_width()
+    say(fit(text, width) if width else text)
+
+
+def _place(graph: AttributionGraph, node: GraphNode) -> str:
+    """Where a node is, in a column of its own: ``L3 #1204 @5``, its token behind it."""
+    names = {"embedding": "token", "logit": "logit", "error": f"L{node.layer} error"}
+    name = names.get(node.kind, f"L{node.layer} #{node.feature}")
+    token = graph.tokens[node.position] if node.position < len(graph.tokens) else ""
+    return fit(f"{name} @{node.position} {one_line(token, 12)}", _PLACE).ljust(_PLACE)
+
+
+def _words(graph: AttributionGraph, node: GraphNode) -> str:
+    return one_line(node.label, 100) or node.id

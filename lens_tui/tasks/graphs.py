@@ -1,0 +1,93 @@
+"""Attribution graphs as people ask for them: a prompt, a set of transcoders by name, and labels in words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lens_tui import __version__
+from lens_tui.records import paths as folders
+from lens_tui.records.attribution_graph import AttributionGraph, LogitTarget
+
+from .knowledge import label_texts
+
+if TYPE_CHECKING:
+    from lens_tui.lens.graphs.build_graph import Attribution
+    from lens_tui.lens.model import LensModel
+    from lens_tui.records.store import Store
+    from lens_tui.sae.transcoder_sets import CrossLayerTranscoders, LayerTranscoders
+
+    Transcoders = LayerTranscoders | CrossLayerTranscoders
+else:
+    Transcoders = Any
+
+GENERATOR = f"mlx-lens-tui {__version__}"
+
+
+def open_transcoders(name: str, progress: Callable[[int, int], None] | None = None) -> Transcoders:
+    """The set that someone names: a folder, the name of a set trained here, or ``demo`` for the bundled one.
+
+    Args:
+        name: What is named.
+        progress: Called with (layers opened, layers in all).
+
+    Raises:
+        LensError: For what is no set.
+    """
+    from lens_tui.sae.load_sets import load_transcoders
+
+    own = folders.saes_folder() / name
+    inside = bool(name) and not Path(name).is_absolute() and ".." not in Path(name).parts
+    if inside and not Path(name).expanduser().exists() and own.is_dir():
+        return load_transcoders(own, name=name, progress=progress)
+    return load_transcoders(name, progress=progress)
+
+
+def make_graph(
+    lens: LensModel,
+    prompt: str | Sequence[int],
+    transcoders: Transcoders,
+    targets: Sequence[LogitTarget] = (),
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    store: Store | None = None,
+    **options: Any,
+) -> Attribution:
+    """The attribution graph of a prompt with labels of its features, and what it takes to check its edges.
+
+    Args:
+        lens: The model.
+        prompt: A text, raw, or token ids.
+        transcoders: What stands in for its MLPs.
+        targets: What is explained; by default the most probable next tokens.
+        progress: Called with (rows done, rows in all).
+        store: The user's database with labels, where it is open already.
+        **options: The others of :func:`lens_tui.lens.graphs.build_graph.attribute`.
+
+    Raises:
+        LensError: As of that function.
+    """
+    from lens_tui.lens.graphs.build_graph import attribute
+
+    made = attribute(lens, prompt, transcoders, targets=targets, progress=progress, **options)
+    graph = named_graph(made.graph, transcoders, store)
+    return replace(made, graph=replace(graph, generator=GENERATOR, slug=slug_of(graph)))
+
+
+def named_graph(graph: AttributionGraph, transcoders: Transcoders, store: Store | None = None) -> AttributionGraph:
+    """The graph with the labels that are known of its features: yours first, then imported and bundled ones."""
+    labels: dict[tuple[int, int], str] = {}
+    for layer, sae in getattr(transcoders, "saes", {}).items():
+        features = sorted({node.feature for node in graph.nodes if node.kind == "feature" and node.layer == layer})
+        found = label_texts(sae.info, features, store)
+        labels |= {(layer, feature): text for feature, text in found.items()}
+    return graph.labelled(labels)
+
+
+def slug_of(graph: AttributionGraph) -> str:
+    """A name for a graph's file and address, of the model and the prompt's first words."""
+    words = re.findall(r"[a-z0-9]+", f"{Path(graph.model).name} {graph.prompt}".lower())
+    return "-".join(words)[:60].strip("-") or "graph"
