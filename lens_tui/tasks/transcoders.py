@@ -250,3 +250,42 @@ def _into_set(folder: Path, layer: int) -> None:
         own = folder / f"layer_{layer}" / "circuit_tracer" / name
         shutil.copyfile(own, home / f".{name}.part")
         (home / f".{name}.part").replace(home / name)
+
+
+def write_circuit_tracer_set(transcoders: Sequence[SAE], out: str | Path) -> Path:
+    """Write transcoders of single layers as circuit-tracer reads a set: float32, whatever they are stored in.
+
+    Args:
+        transcoders: at most one a layer, each of an MLP's input and output; circuit-tracer asks for every layer from 0.
+        out: the folder of the set: ``config.yaml`` and a ``layer_N.safetensors`` each.
+
+    Returns:
+        the folder.
+
+    Raises:
+        LensError: for what is not a transcoder of an MLP, and for one that is more than ReLU or JumpReLU features of
+            its plain input.
+    """
+    from lens_tui.sae.formats.writers import write_circuit_tracer
+
+    folder = Path(out)
+    for one in transcoders:
+        write_circuit_tracer(folder, _plain_weights(one), layer=_layer(one), model_name=one.info.model_name)
+    return folder
+
+
+def _plain_weights(one: SAE) -> dict[str, mx.array]:
+    """The five arrays of a layout, and the skip connection. Raises :class:`LensError` where they would not say all."""
+    import mlx.core as mx
+
+    how = one.definition
+    scaled = (how.normalize, how.input_scale, how.output_scale) != ("none", 1.0, 1.0)
+    if how.activation not in ("relu", "jumprelu") or scaled or how.subtract_b_dec or how.scale_by_norm:
+        raise LensError(
+            f"{one.info.name} does more than ReLU or JumpReLU features of its plain input.",
+            "circuit-tracer's layout cannot say that.",
+        )
+    every = np.arange(one.d_sae)
+    small = dict(one.tensors)
+    small.setdefault("threshold", mx.zeros((one.d_sae,)))
+    return {"w_enc": one.encoder_columns(every), "w_dec": one.effects(every), **small}

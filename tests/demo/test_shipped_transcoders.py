@@ -6,15 +6,22 @@ import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
 from lens_tui import LensModel, demo, load_sae
+from lens_tui.records import LensError, SAEInfo
+from lens_tui.sae.base import build
+from lens_tui.sae.files import Definition, Weights, in_memory
+from lens_tui.sae.load_sets import load_transcoders
 from lens_tui.tasks.models import list_saes, named_sae
+from lens_tui.tasks.transcoders import write_circuit_tracer_set
 from tests.demo.test_shipped_figures import SAMPLE
 
 Array = NDArray[np.float64]
@@ -137,3 +144,39 @@ def test_the_set_is_whole_and_found_by_its_name() -> None:
         facts = json.loads((path / "config.json").read_text(encoding="utf-8"))
         assert facts["hf_hook_point_in"] == f"model.layers.{layer}.mlp.input"
         assert facts["dead_share"] == 0
+
+
+def test_the_set_goes_to_circuit_tracer_and_comes_back(tmp_path: Path) -> None:
+    saes = [load_sae(demo.transcoder_paths()[layer]) for layer in (0, 5)]
+    folder = write_circuit_tracer_set(saes, tmp_path / "set")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.yaml",
+        "layer_0.safetensors",
+        "layer_5.safetensors",
+    ]
+    x = np.random.default_rng(0).normal(size=(20, 384))
+    for layer in (0, 5):
+        stored = load_file(folder / f"layer_{layer}.safetensors")
+        assert {array.dtype for array in stored.values()} == {np.dtype(np.float32)}
+        pre = x @ stored["W_enc"].T + stored["b_enc"]
+        z = np.where(pre > stored["activation_function.threshold"], np.maximum(pre, 0), 0)
+        assert z @ stored["W_dec"] + stored["b_dec"] == pytest.approx(given(layer, x)[0], abs=1e-5)
+        back = load_sae(folder / f"layer_{layer}.safetensors")
+        assert (back.info.layer, back.info.site, back.info.site_out) == (layer, "mlp_in", "mlp_out")
+
+
+def test_the_set_opens_as_one_for_graphs() -> None:
+    found = load_transcoders(demo.transcoders_path())
+    assert tuple(found.layers) == tuple(LAYERS)
+    assert (found.reads, found.writes) == ("mlp_in", "mlp_out")
+
+
+def test_what_circuit_tracers_layout_cannot_say_is_refused(tmp_path: Path) -> None:
+    info = SAEInfo("", "top", "", "topk_transcoder", "mlp_in", 0, 0, 0, "", site_out="mlp_out", layer_out=0, k=2)
+    weights = Weights(
+        w_enc=in_memory("w_enc", np.eye(4)), w_dec=in_memory("w_dec", np.eye(4)), b_dec=in_memory("b_dec", np.zeros(4)),
+        vectors={"b_enc": in_memory("b_enc", np.zeros(4))},
+    )  # fmt: skip
+    one = build(Definition(activation="topk", k=2), weights, info)
+    with pytest.raises(LensError, match="more than ReLU"):
+        write_circuit_tracer_set([one], tmp_path)
