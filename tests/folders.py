@@ -12,10 +12,29 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from lens_tui import demo
-from lens_tui.records import session_file
+from lens_tui.records import paths, session_file
 from lens_tui.records.read_files import FileAbsent
 
+_CACHE = paths.folder("cache")
 D_MODEL, N_LAYERS, HEADS, D_MLP, VOCAB = 48, 3, 4, 96, 8192
+
+
+def lens_home(folder: Path) -> Path:
+    """A ``LENS_TUI_HOME`` in which nothing was done yet, but what any first start makes is there.
+
+    A process that finds neither the BLAS (:mod:`lens_tui.blas`) nor transformers' table
+    (:mod:`lens_tui.lens.names_kept`) takes half as long again; these are made once for all tests, and linked.
+    """
+    (folder / "cache").mkdir(parents=True, exist_ok=True)
+    for made in _made():
+        link = folder / "cache" / made.name
+        if not link.exists():
+            link.symlink_to(made)
+    return folder
+
+
+def _made() -> list[Path]:
+    return [file for pattern in ("openblas-*.so", "transformers-*.json") for file in _CACHE.glob(pattern)]
 
 
 def llama_folder(folder: Path, seed: int = 0, **config: Any) -> Path:

@@ -20,6 +20,8 @@ from fcntl import ioctl
 from pathlib import Path
 from typing import Any
 
+from tests.folders import lens_home
+
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 120.0
 _MODES = re.compile(rb"\x1b\[\?([0-9;]+)([hl])")
@@ -55,8 +57,8 @@ class Terminal:
     def __init__(
         self, argv: Sequence[str], home: Path, ignored: Sequence[int] = (), size: tuple[int, int] = (100, 30)
     ) -> None:
-        env = {**os.environ, "LENS_TUI_HOME": str(home), "TERM": "xterm-256color", "HF_HUB_CACHE": str(home / "hub")}
-        env |= {"PYTHONPATH": str(ROOT), "PS1": "$ ", "HISTFILE": ""}
+        env = {**os.environ, "LENS_TUI_HOME": str(lens_home(home)), "HF_HUB_CACHE": str(home / "hub")}
+        env |= {"TERM": "xterm-256color", "PYTHONPATH": str(ROOT), "PS1": "$ ", "HISTFILE": ""}
         env.pop("COLUMNS", None)
         env.pop("LINES", None)
         self.written = b""

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from lens_tui import LensModel, blas, demo, load_sae
 from lens_tui.cli.command import app
+from lens_tui.records import paths
 from tests.terminals import Terminal
 
 
@@ -224,9 +225,9 @@ def test_info_tells_of_the_machine_and_of_a_model() -> None:
         assert model["weights"] == "float32, dequantised on loading"
 
 
-def test_how_weights_are_held_is_the_options_or_the_settings(tmp_path: Path) -> None:
+def test_how_weights_are_held_is_the_options_or_the_settings() -> None:
     arguments = ("info", "--model", "demo", "--json")
-    file = tmp_path / "lens-home" / "config" / "settings.toml"
+    file = paths.folder("config") / "settings.toml"
     file.parent.mkdir(parents=True)
     file.write_text('[models]\ndequantize = "never"\n')
     assert json.loads(run(*arguments).stdout)["weights"] == ""

@@ -397,14 +397,15 @@ async def test_a_run_leaves_as_text_json_markdown_and_a_command(
         assert app.clipboard == TEXTS[1]
         await pilot.press("e")
         await pilot.pause()
-        assert os.listdir(tmp_path) == ["lens-home"]  # nothing is written before it was asked where
+        assert os.listdir(tmp_path) == []  # nothing is written before it was asked where
+        assert not paths.exports_folder().exists()
         await pilot.press("tab", "ctrl+u", *"mine", "enter")
         await settle(app, pilot)
         run = screen_of(app).run
         assert run is not None
         folder = paths.exports_folder()
         assert sorted(os.listdir(folder)) == [f"mine.{kind}" for kind in sorted(FORMATS)]
-        assert os.listdir(tmp_path) == ["lens-home"]
+        assert os.listdir(tmp_path) == []
         data: dict[str, Any] = json.loads((folder / "mine.json").read_text())
         assert [arm["text"] for arm in data["arms"]] == list(TEXTS[:3])
         assert data["arms"][1]["interventions"][0]["scale"] == 24.0

@@ -7,7 +7,7 @@ import pytest
 
 from lens_tui.worker import jobs
 from lens_tui.worker.thread import Worker
-from tests.folders import llama_folder, sae_folder
+from tests.folders import lens_home, llama_folder, sae_folder
 from tests.worker.drive import Driver
 
 
@@ -34,7 +34,7 @@ def driver() -> Iterator[Driver]:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Nothing of the user's is touched."""
-    folder = tmp_path_factory.mktemp("home")
+    folder = lens_home(tmp_path_factory.mktemp("home"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LENS_TUI_HOME", str(folder))
         yield folder

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.folders import lens_home
+
 ROOT = Path(__file__).parents[2]
 
 # Evaluates MLX graphs all the time, as a generation does, without the seconds that importing a tokenizer costs.
@@ -52,7 +54,7 @@ ENDINGS = {
 
 
 def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "LENS_TUI_HOME": str(folder)}
+    environment = {**os.environ, "LENS_TUI_HOME": str(lens_home(folder))}
     return subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
