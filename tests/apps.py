@@ -13,6 +13,9 @@ from lens_tui.tasks.models import MemoryEstimate, ModelEntry, SAEEntry
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.preferences import Start
 from tests.fakes import FakeWorker
+from tests.quick_pilot import ask_only_the_busy
+
+ask_only_the_busy()
 
 NOW = 1_760_000_000.0
 MACHINE = 16 * 10**9
