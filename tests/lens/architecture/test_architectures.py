@@ -72,6 +72,17 @@ def kernels() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", params=WORKING)
+def working(request: pytest.FixtureRequest) -> tuple[str, Any, LensModel]:
+    """An architecture's name, its model and the library on it, made once for all tests that take it."""
+    mx.disable_compile()
+    with metal_kernels.stand_ins():
+        model = architectures.make(request.param)
+        lens = LensModel.from_model(model)
+    mx.enable_compile()
+    return request.param, model, lens
+
+
 def rows_of_the_table() -> dict[str, str]:
     return {match[1]: line for line in DOCS.read_text().splitlines() if (match := re.match(r"\| (\S+) \|", line))}
 
@@ -88,12 +99,10 @@ def test_every_architecture_has_its_line_in_the_table() -> None:
 
 
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("name", WORKING)
-def test_it_steers_captures_and_restores_exactly(name: str) -> None:
-    model = architectures.make(name)
+def test_it_steers_captures_and_restores_exactly(working: tuple[str, Any, LensModel]) -> None:
+    name, model, lens = working
     with patched(name, model) as seen:
         plain = whole(model)
-    lens = LensModel.from_model(model)
     assert lens.n_layers == len(seen.after) >= len(model.layers)
     assert lens.d_model == seen.after[0].shape[-1]
     classes = [type(module) for _, module in model.named_modules()]
@@ -157,10 +166,8 @@ def check_steering(
 
 
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("name", WORKING)
-def test_it_generates_steered_with_its_own_cache(name: str) -> None:
-    model = architectures.make(name)
-    lens = LensModel.from_model(model)
+def test_it_generates_steered_with_its_own_cache(working: tuple[str, Any, LensModel]) -> None:
+    name, model, lens = working
     layer, unit = lens.n_layers // 2, vector(lens.d_model)
     with lens.steer(layer, unit, SCALE):
         tokens = list(lens.stream(list(IDS), max_tokens=3))
@@ -268,12 +275,10 @@ def drawn(length: int, seed: int = 0) -> list[int]:
 
 
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("name", WORKING)
 def test_what_is_read_at_once_is_what_generation_reads_piece_by_piece(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    working: tuple[str, Any, LensModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = architectures.make(name)
-    lens = LensModel.from_model(model)
+    _, model, lens = working
     ids = drawn(min(24, lens.registry.decoder.window or 24))
     at_once = numbers(lens.forward(ids))
     cache, parts, start = make_prompt_cache(model), [], 0
@@ -297,12 +302,13 @@ def test_what_is_read_at_once_is_what_generation_reads_piece_by_piece(
 
 
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("name", WORKING)
-def test_a_kept_prefix_goes_on_exactly(name: str) -> None:
+def test_a_kept_prefix_goes_on_exactly(working: tuple[str, Any, LensModel], monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a longer prompt has filled a window or dropped its front: cut there, the rest is not enough."""
-    lens = LensModel.from_model(architectures.make(name))
-    lens.prefixes.min_tokens = 2
-    most = min(40, (lens.registry.decoder.window or 99) - 2)
+    _, _, lens = working
+    lens.prefixes.clear()
+    monkeypatch.setattr(lens.prefixes, "min_tokens", 2)
+    monkeypatch.setattr(lens.prefixes, "enabled", True)
+    most = min(22, (lens.registry.decoder.window or 99) - 2)  # windows here are of 4 to 16
     long = drawn(most)
     shorter = [[*long[:at], 5, 6] for at in ((most - 3, most - 5, most // 2) if most > 8 else (most - 1,))]
     asked = [long, *shorter, [*long, 7, 8]]
