@@ -17,6 +17,7 @@ from lens_tui.tasks.run_command import as_command
 from lens_tui.tasks.run_export import FORMATS, as_markdown
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.format import kl_key, nats
+from lens_tui.tui.screens import generate_runs
 from lens_tui.tui.screens.generate_screen import GenerateScreen
 from lens_tui.tui.screens.sampling_form import read_sampling, sampling_fields
 from lens_tui.tui.session import summary
@@ -121,13 +122,14 @@ async def test_a_scale_changed_while_it_writes_is_dialled_live() -> None:
         assert "+25.0 from " in screen_text(app)
 
 
-async def test_a_scale_changed_at_rest_runs_again_once() -> None:
+async def test_a_scale_changed_at_rest_runs_again_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate_runs, "REST", 1.0)  # no machine takes so long from key to key
     async with opened("generate") as (app, pilot):
         await pilot.press("r")
         await settle(app, pilot)
         await pilot.press("plus", "plus", "equals_sign", "minus")
         assert "+24.0 → +30.0 · 2.5×max" in screen_text(app)
-        await pilot.pause(0.5)
+        await pilot.pause(1.5)
         await settle(app, pilot)
         assert len(compares(app)) == 2
         (item,) = compares(app)[1].arms[1].interventions
