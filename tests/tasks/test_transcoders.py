@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -42,14 +43,15 @@ def text_file(folder: Path) -> Path:
     return path
 
 
-def models() -> dict[str, LensModel]:
-    return {
-        "llama": LensModel.from_model(tiny.llama(vocab=8192, layers=2), tiny.tokenizer(), name="llama"),
-        "llama-8bit": LensModel.from_model(tiny.llama(vocab=8192, layers=2, bits=8), tiny.tokenizer(), name="llama"),
-        "llama-bf16": LensModel.from_model(
-            tiny.llama(vocab=8192, layers=2, dtype=mx.bfloat16), tiny.tokenizer(), name="llama"
-        ),
-    }
+def model_of(kind: str) -> LensModel:
+    dtype = mx.float32 if kind == "llama" else mx.bfloat16
+    model = tiny.llama(vocab=8192, layers=2, dtype=dtype)
+    if kind == "llama-8bit":  # its blocks: MLX takes seconds for this vocabulary in 8 bits on a CPU
+        quantize: Any = getattr(nn, "quantize")  # noqa: B009 (MLX does not export it to type checkers)
+        inside = lambda path, module: ".layers." in path and hasattr(module, "to_quantized")  # noqa: E731
+        quantize(model, group_size=32, bits=8, class_predicate=inside)
+        assert isinstance(model.model.layers[1].mlp.down_proj, nn.QuantizedLinear)
+    return LensModel.from_model(model, tiny.tokenizer(), name="llama")
 
 
 def by_numpy(folder: Path, x: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -93,7 +95,7 @@ def loss_by_hand(
 
 @pytest.mark.parametrize("kind", ["llama", "llama-8bit", "llama-bf16"])
 def test_losses_with_each_and_with_all_mlps_replaced(tmp_path: Path, kind: str) -> None:
-    model, text = models()[kind], text_file(tmp_path)
+    model, text = model_of(kind), text_file(tmp_path)
     made = train_transcoders(model, text, tmp_path / "set", CONFIG, [0, -1], held_out=0, **READING)
     assert made.loss is not None
     assert made.loss.layers == (0, 1)
@@ -123,7 +125,7 @@ def test_losses_with_each_and_with_all_mlps_replaced(tmp_path: Path, kind: str) 
 
 
 def test_a_set_is_taken_up_again_and_lies_as_circuit_tracer_reads_it(tmp_path: Path) -> None:
-    model, text = models()["llama"], text_file(tmp_path)
+    model, text = model_of("llama"), text_file(tmp_path)
     calls = iter(range(100_000))
     stopped = train_transcoders(
         model, text, tmp_path / "set", CONFIG, [0, 1], should_stop=lambda: next(calls) > 150, **READING
@@ -177,7 +179,7 @@ def test_the_figures_are_those_of_the_mlps_own_input_and_output(tmp_path: Path, 
 def test_what_is_no_transcoder_of_an_mlp_is_refused(tmp_path: Path) -> None:
     from tests.folders import sae_folder
 
-    model = models()["llama"]
+    model = model_of("llama")
     with pytest.raises(LensError, match="does not read an MLP's input"):
         replaced_loss(model, [load_sae(sae_folder(tmp_path / "layer_1_width_64", d_model=64))], text_file(tmp_path))
     with pytest.raises(LensError, match="one transcoder a layer"):
