@@ -25,6 +25,8 @@ def lens_home(folder: Path) -> Path:
     A process that finds neither the BLAS (:mod:`lens_tui.blas`) nor transformers' table
     (:mod:`lens_tui.lens.names_kept`) takes half as long again; these are made once for all tests, and linked.
     """
+    if folder.is_file():  # a home that cannot be one
+        return folder
     (folder / "cache").mkdir(parents=True, exist_ok=True)
     for made in _made():
         link = folder / "cache" / made.name
