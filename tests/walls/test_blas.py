@@ -101,8 +101,9 @@ def test_two_processes_that_make_the_library_at_once(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """As in a process where MLX is not imported and the system has no OpenBLAS."""
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """As in a process where MLX is not imported, nothing was made yet, and the system has no OpenBLAS."""
+    monkeypatch.setenv("LENS_TUI_HOME", str(tmp_path / "empty"))
     monkeypatch.setattr(blas, "_state", None)
     monkeypatch.setattr(blas, "_library", None)
     monkeypatch.setattr(blas, "_SYSTEM", ())
