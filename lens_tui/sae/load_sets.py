@@ -56,7 +56,7 @@ def load_transcoders(
         LensError: For what is no set, and for files of it that are damaged or of another kind.
     """
     if path == demo.NAME:
-        path = _bundled()
+        path, name = demo.transcoders_path(), name or "demo-transcoders"
     if not isinstance(path, str | Path):
         return _layers(None, list(path), name or "transcoders", progress)
     home = Path(path).expanduser()
@@ -77,14 +77,6 @@ def load_transcoders(
     if not folders:
         raise LensError(f"{shown(home)} has no transcoders.", "Give the folder that has those of each layer in it.")
     return _layers(None, folders, called, progress)
-
-
-def _bundled() -> Path:
-    """The folder of the bundled set: of the transcoders among the bundled SAEs."""
-    found = {place.parent for place in demo.sae_paths().values() if place.parent.name == "transcoder"}
-    if not found:
-        raise LensError("There is no bundled set of transcoders.", "Name one: train-sae --kind transcoder makes it.")
-    return found.pop()
 
 
 def config_sites(config: Mapping[str, Any], home: Path) -> tuple[Reads, Writes]:
