@@ -161,7 +161,8 @@ class CausalTrace:
     ``clean`` and ``noised`` are the probabilities of the answer without and with noise on the subject's embeddings;
     ``values`` (layers, tokens) those with the state of that layer and token restored (for ``attn_out`` and ``mlp_out``
     of a ``window`` of layers around it), means over ``samples`` of the noise; ``per_sample`` (samples, layers, tokens).
-    ``sigma`` is the noise's standard deviation in the embedding's units.
+    ``sigma`` is the noise's standard deviation in the embedding's units. ``random`` is as ``values``, of a step as long
+    as the one to the clean state in a random direction at each token (``None`` where it was not measured).
     """
 
     model: str
@@ -178,6 +179,12 @@ class CausalTrace:
     sigma: float
     samples: int
     window: int
+    random: Doubles | None = None
+
+    @property
+    def noise_floor(self) -> float | None:
+        """The largest move of the random restorations from the noised run: what chance alone does."""
+        return None if self.random is None else float(abs(self.random - self.noised).max())
 
     @property
     def total_effect(self) -> float:

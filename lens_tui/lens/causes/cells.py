@@ -131,7 +131,13 @@ def needed_for(lens: Core, keys: Sequence[Key]) -> list[Key]:
 
 
 def judged(
-    lens: Core, base: TextRun, changes: Sequence[Change], metric: Metric, *, progress: Progress | None = None
+    lens: Core,
+    base: TextRun,
+    changes: Sequence[Change],
+    metric: Metric,
+    *,
+    progress: Progress | None = None,
+    so_far: Callable[[FloatArray], None] | None = None,
 ) -> FloatArray:
     """The metric under each change of a run, ``(changes,)``.
 
@@ -141,11 +147,12 @@ def judged(
         changes: Each one is a row.
         metric: What is read.
         progress: Is called with (rows done, rows in all) after each batch.
+        so_far: Is called after each batch with the values as far as they are, NaN where they are not.
 
     Raises:
         NotFinite: For a metric that is not a number.
     """
-    values = np.zeros(len(changes), np.float32)
+    values = np.full(len(changes), np.nan, np.float32)
     done = 0
     for batch in _batches(changes, len(base.ids)):
         lens.registry.between()
@@ -156,6 +163,8 @@ def judged(
             raise NotFinite(f"The metric {metric.name!r} is not finite with layer {bad.layer} patched.")
         values[batch] = found
         done += len(batch)
+        if so_far is not None:
+            so_far(values.copy())
         if progress is not None:
             progress(done, len(changes))
     return values

@@ -6,7 +6,7 @@ way round (what is necessary for it): Heimersheim and Nanda 2024 (2404.15255), Z
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -97,6 +97,7 @@ def patch(
     features: Sequence[int] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    partial: Callable[[PatchGrid], None] | None = None,
 ) -> PatchGrid:
     """Patch activations of one prompt into a run of the other, one place at a time.
 
@@ -123,6 +124,8 @@ def patch(
         features: Which of them, by default the 20 whose activation differs most between the prompts.
         seed: Of the random patches and the intervals.
         progress: Is called with (patches done, patches in all).
+        partial: Is called after each batch with the grid as far as it is: NaN where it is not, the mean over the pairs
+            that are done (of the first one while it is under way), without intervals.
 
     Raises:
         LensError: For prompts that cannot be aligned, a metric that is the same in both runs, and for a site, layer,
@@ -136,10 +139,18 @@ def patch(
     grid = _lay_out(lens, aligned[0], by, site, layers, wanted)
     _check_columns(aligned, by, direction)
     ready = [_run_both(lens, each, grid, metric, direction) for each in aligned]
+    _check_gaps(ready)
     kinds = _kinds(ready, controls=controls and method == "exact")
+    said = (site, by, direction, method)
+
+    def tell(found: dict[str, Doubles], pairs: int) -> None:
+        if partial is not None and abs(sum(one.gap for one in ready[:pairs])) > 0:
+            partial(_gathered(lens, grid, ready[:pairs], found, said, None))
+
     count = _Count(len(grid.cells) * len(ready) * len(kinds), progress)
-    found = {kind: _judge(lens, ready, grid, wanted, (kind, seed, method), count) for kind in kinds}
-    return _gathered(lens, grid, ready, found, (site, by, direction, method), seed)
+    watch = _Watch((len(ready), len(grid.rows), len(grid.columns)), tell if partial is not None else None)
+    found = {kind: _judge(lens, ready, grid, wanted, (kind, seed, method), count, watch) for kind in kinds}
+    return _gathered(lens, grid, ready, found, said, seed)
 
 
 def _aligned(lens: Core, pairs: PromptPair | Sequence[PromptPair]) -> list[Aligned]:
@@ -164,9 +175,13 @@ def _judge(
     wanted: _Features | None,
     how: tuple[str, int, Method],
     count: _Count,
+    watch: _Watch,
 ) -> Doubles:
     """The metric of every pair and cell, (pairs, rows, columns)."""
-    found = [_cells(lens, one, ready[(at + 1) % len(ready)], grid, wanted, *how, count) for at, one in enumerate(ready)]
+    found = []
+    for at, one in enumerate(ready):
+        watch.at(how[0], at)
+        found.append(_cells(lens, one, ready[(at + 1) % len(ready)], grid, wanted, *how, count, watch))
     cells: Doubles = np.stack(found).astype(np.float64)
     return cells.reshape(len(ready), len(grid.rows), len(grid.columns))
 
@@ -192,6 +207,27 @@ class _Count:
             self._progress(self._before + done, max(self.total, self._before + of))
         if done == of:
             self._before += of
+
+
+class _Watch:
+    """Holds what several batches of patches have found so far, and tells it: what there is, and of how many pairs."""
+
+    def __init__(self, shape: tuple[int, int, int], tell: Callable[[dict[str, Doubles], int], None] | None) -> None:
+        self._shape, self._tell = shape, tell
+        self._found: dict[str, Doubles] = {}
+        self._kind, self._pair = "", 0
+
+    def at(self, kind: str, pair: int) -> None:
+        """What comes next is of this kind of patch and this pair."""
+        self._kind, self._pair = kind, pair
+        self._found.setdefault(kind, np.full(self._shape, np.nan))
+
+    def __call__(self, values: FloatArray) -> None:
+        self._found[self._kind][self._pair] = values.reshape(self._shape[1:])
+        if self._tell is not None:
+            whole = int(np.isfinite(self._found["source"]).all(axis=(1, 2)).sum())
+            pairs = max(1, whole)
+            self._tell({kind: of[:pairs] for kind, of in self._found.items()}, pairs)
 
 
 def _features(
@@ -313,6 +349,7 @@ def _cells(
     seed: int,
     method: Method,
     count: _Count,
+    watch: _Watch,
 ) -> FloatArray:
     """The metric of one pair for every cell."""
     source = other.source if kind == "shuffled" else one.source
@@ -333,7 +370,7 @@ def _cells(
         for keys, head, feature, at in grid.cells
     ]
     if method == "exact":
-        return judged(lens, one.base, changes, one.metric, progress=count)
+        return judged(lens, one.base, changes, one.metric, progress=count, so_far=watch)
     start = one.corrupted if direction == "denoise" else one.clean
     return start + estimated(lens, one.base, changes, one.metric)
 
@@ -379,18 +416,23 @@ def estimated(lens: Core, base: TextRun, changes: Sequence[Change], metric: Metr
     return np.array(mx.stack(found))
 
 
+def _check_gaps(ready: Sequence[_Ready]) -> None:
+    gaps = np.array([one.gap for one in ready])
+    if abs(gaps.sum()) <= 1e-6 * np.abs(gaps).sum():
+        raise LensError("The pairs' metrics cancel: what is clean in one is corrupted in another.", "Turn some round.")
+
+
 def _gathered(
     lens: Core,
     grid: _Grid,
     ready: Sequence[_Ready],
     found: dict[str, Doubles],
     said: tuple[str, By, Direction, Method],
-    seed: int,
+    seed: int | None,
 ) -> PatchGrid:
+    """The grid of what was found; with a seed and several pairs with its intervals."""
     values = found["source"]
     corrupted, gaps = np.array([one.corrupted for one in ready]), np.array([one.gap for one in ready])
-    if abs(gaps.sum()) <= 1e-6 * np.abs(gaps).sum():
-        raise LensError("The pairs' metrics cancel: what is clean in one is corrupted in another.", "Turn some round.")
 
     def effect(of: Doubles | None) -> Doubles | None:
         if of is None:
@@ -399,7 +441,7 @@ def _gathered(
         return shares
 
     low = high = None
-    if len(ready) > 1:
+    if len(ready) > 1 and seed is not None:
         moved = values - corrupted[:, None, None]
         ends = [[bootstrap(moved[:, i, j], gaps, seed) for j in range(values.shape[2])] for i in range(values.shape[1])]
         low, high = np.array(ends)[..., 0], np.array(ends)[..., 1]

@@ -5,7 +5,8 @@ Meng et al. 2022 (2202.05262), section 2.1 and appendix B.1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -35,7 +36,9 @@ def causal_trace(
     noise: float = 3.0,
     samples: int = 10,
     seed: int = 0,
+    controls: bool = True,
     progress: Progress | None = None,
+    partial: Callable[[CausalTrace], None] | None = None,
 ) -> CausalTrace:
     """Trace one prompt: noise the subject's embeddings, restore single states, read the answer's probability.
 
@@ -52,8 +55,11 @@ def causal_trace(
         window: For sites that only add to the stream, how many layers around one are restored together.
         noise: Its standard deviation, in that of the numbers in the subject's embeddings.
         samples: How many times noise is drawn.
-        seed: Of the noise.
+        seed: Of the noise and of the random restorations.
+        controls: Restore at random too: a step as long as that to the clean state, in a random direction. Twice the
+            work.
         progress: Is called with (restorations done, in all).
+        partial: Is called with the trace of the samples that are done, after each one.
 
     Raises:
         LensError: For a subject that is not in the prompt, and for numbers below what makes sense.
@@ -72,16 +78,33 @@ def causal_trace(
     embedded = clean.hidden[EMBEDDING].astype(mx.float32)
     sigma = noise * float(np.array(embedded)[list(where)].std())
     changes = [Change(group, ((at,), (at,)), clean) for group in keys for at in range(len(ids))]
+    turned = [replace(change, random=seed) for change in changes] if controls else []
     rng = np.random.default_rng(seed)
     starts = [_noised(embedded, where, sigma, rng) for _ in range(samples)]
-    found, noised = _sampled(lens, clean, starts, changes, (metric, needed, progress))
-    values = found.reshape(samples, len(chosen), len(ids))
     whole = float(judged(lens, clean, [_nothing(clean)], metric)[0])
     texts, shown = tuple(map(lens.tokens.display, ids)), lens.tokens.display(token)
-    return CausalTrace(
+    trace = CausalTrace(
         lens.info.name, site, token, shown, texts, (where[0], where[-1] + 1), chosen,
-        whole, float(np.mean(noised)), values.mean(axis=0), values, sigma, samples, max(map(len, keys)),
+        whole, 0.0, np.zeros(0), np.zeros(0), sigma, samples, max(map(len, keys)),
     )  # fmt: skip
+    tell = None if partial is None else lambda found, noised: partial(_with(trace, found, noised))
+    found, noised = _sampled(lens, clean, starts, [*changes, *turned], (metric, needed, progress), tell)
+    return _with(trace, found, noised)
+
+
+def _with(trace: CausalTrace, found: Doubles, noised: Sequence[float]) -> CausalTrace:
+    """A trace with its numbers: the states restored, then (twice as many columns) those restored at random."""
+    size = len(trace.layers) * len(trace.tokens)
+    shape = (len(found), len(trace.layers), len(trace.tokens))
+    values, at_random = found[:, :size].reshape(shape), found[:, size:]
+    return replace(
+        trace,
+        noised=float(np.mean(noised)),
+        values=values.mean(axis=0),
+        per_sample=values,
+        samples=len(values),
+        random=at_random.reshape(shape).mean(axis=0) if at_random.size else None,
+    )
 
 
 def _sampled(
@@ -90,17 +113,20 @@ def _sampled(
     starts: Sequence[mx.array],
     changes: Sequence[Change],
     how: tuple[Metric, list[Key], Progress | None],
+    tell: Callable[[Doubles, Sequence[float]], None] | None,
 ) -> tuple[Doubles, list[float]]:
     """For each noised run the metric under every restoration, (samples, changes), and without any."""
     metric, needed, progress = how
-    found, noised = [], []
+    found: list[Doubles] = []
+    noised: list[float] = []
     for sample, start in enumerate(starts):
         base = read_run(lens, clean.ids, needed, start.astype(clean.hidden[EMBEDDING].dtype))
         noised.append(float(judged(lens, base, [_nothing(clean)], metric)[0]))
         told = _from(progress, sample * len(changes), len(starts) * len(changes))
-        found.append(judged(lens, base, changes, metric, progress=told))
-    values: Doubles = np.array(found, np.float64)
-    return values, noised
+        found.append(judged(lens, base, changes, metric, progress=told).astype(np.float64))
+        if tell is not None:
+            tell(np.stack(found), noised)
+    return np.stack(found), noised
 
 
 def _nothing(run: TextRun) -> Change:
