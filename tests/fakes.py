@@ -41,6 +41,7 @@ from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from lens_tui.worker.events import NeighboursRead
 from lens_tui.worker.jobs import ReadNeighbours
+from tests.fake_causes import fake_patch, patch_origin
 from tests.fake_dose import fake_dose, fake_search
 from tests.fake_lens import fake_lens, fake_parts, fake_pattern
 from tests.fake_words import OTHERS, STOPWORDS, VOCAB, noise, split, token_id
@@ -272,6 +273,11 @@ class FakeWorker:
                 return [ev.LensRead(number, fake_lens(lens))]
             case jobs.ReadParts() as parts:
                 return [ev.PartsRead(number, fake_parts(parts))]
+            case jobs.Patch() as patch:
+                return fake_patch(number, patch)
+            case jobs.VectorFromPatch() as patched:
+                origin, site = patch_origin(patched)
+                return [_made(number, unit_vector(patched.name, patched.layer, origin, site=site))]
             case jobs.ReadPattern() as pattern:
                 return [ev.PatternRead(number, fake_pattern(pattern))]
             case jobs.ReadFeature(sae, feature):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Sequence
 from math import exp
@@ -13,6 +12,7 @@ from rich.cells import set_cell_size
 
 from lens_tui.records import Intervention, LensError
 from lens_tui.records.arm_syntax import parse_arm
+from lens_tui.records.written_token import read_token
 from lens_tui.tui.format import share_level
 
 from .output import note, print_json, say, say_shaded, sentences
@@ -65,7 +65,7 @@ def lens(
     spec = parse_arm(arm) if arm else None
     with open_model(model) as opened:
         steering = Vectors(opened, sae, model).arm(spec).interventions if spec else ()
-        follow = read_target(target)
+        follow = read_token(target)
         found = logit_lens(opened, words, layers=wanted, target=follow, top_k=top_k, interventions=steering)
         place = _place(at, len(found.token_ids))
         parts = looks = None
@@ -176,17 +176,6 @@ def whole_numbers(text: str) -> list[int] | None:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise LensError(f"The layers {text!r} cannot be read.", "Write whole numbers, such as 0,4,-1.") from None
-
-
-def read_target(text: str) -> int | str | None:
-    """A target as written: ``id:17`` or a text of one token; nothing means the token that comes next."""
-    if not text:
-        return None
-    if text.startswith("id:"):
-        if not re.fullmatch(r"[0-9]{1,18}", text[3:]):
-            raise LensError(f"The target {text!r} names no token.", "Write id: and a number, such as id:17.")
-        return int(text[3:])
-    return text
 
 
 def _print_grid(result: dict[str, Any]) -> None:

@@ -391,6 +391,66 @@ TERMS: tuple[GlossaryTerm, ...] = (
         ("Lens",),
         ("share of the look", "attention pattern", "--heads"),
     ),
+    # Causes
+    GlossaryTerm(
+        "patch_effect",
+        "effect",
+        "(value − corrupted) / (clean − corrupted): 0 is the corrupted run, 1 the clean one, in both directions; of "
+        "several pairs the ratio of the sums.",
+        "share of clean − corrupted",
+        "Heimersheim and Nanda 2024, arXiv 2404.15255",
+        ("Causes",),
+        ("normalised effect", "denoise", "noise"),
+    ),
+    GlossaryTerm(
+        "patch_value",
+        "value",
+        "The metric under the patch, after the last token: logit of the answer less the wrong one's, its "
+        "log-probability, probability or rank, or the KL from the clean run.",
+        "logits, nats, share or tokens",
+        "Zhang and Nanda 2023, arXiv 2309.16042",
+        ("Causes",),
+        ("metric", "logit-difference", "clean", "corrupted"),
+    ),
+    GlossaryTerm(
+        "patch_random",
+        "random",
+        "The effect of a patch of the same length in a random direction: what chance alone does there. “random at "
+        "most” is the largest move of them all.",
+        "share of clean − corrupted",
+        "docs/causes.md",
+        ("Causes",),
+        ("noise floor", "random ≤", "random at most"),
+    ),
+    GlossaryTerm(
+        "patch_shuffled",
+        "shuffled",
+        "The effect of the same place taken from another pair's run; only where there are several pairs.",
+        "share of clean − corrupted",
+        "docs/causes.md",
+        ("Causes",),
+        ("shuffled pairs",),
+    ),
+    GlossaryTerm(
+        "patch_estimate",
+        "estimate",
+        "The effect by one backward pass: the change that the patch makes, times the metric's gradient. r and rank r "
+        "are its correlations with the patched effects.",
+        "share of clean − corrupted",
+        "Nanda 2023; Syed et al. 2023, arXiv 2310.10348",
+        ("Causes",),
+        ("estimates r", "rank r", "attribution patching", "one backward pass"),
+    ),
+    GlossaryTerm(
+        "indirect_effect",
+        "effect of a trace",
+        "What one restored state gives back of the answer's probability where the subject is noised: (restored − "
+        "noised) / (clean − noised), mean over the noised runs.",
+        "share of clean − noised",
+        "Meng et al. 2022, arXiv 2202.05262",
+        ("Causes",),
+        ("causal tracing", "indirect effect", "noised"),
+    ),
 )
 """In the order of the screens."""
 

@@ -331,6 +331,22 @@ MODES: tuple[Mode, ...] = (
 )
 """Those of one direction and one number, in the order in which a key goes through them."""
 
+HEADS_OFF = Mode("ablate_heads", "heads off", "puts zero in the place of what the heads hand on", "")
+"""Of a vector that is what heads write (its origin names them): the heads themselves are taken away."""
+
+
+def modes_of(vector: SteeringVector) -> tuple[Mode, ...]:
+    """The modes that a bench row of this vector can have."""
+    return (HEADS_OFF, *MODES) if heads_of_vector(vector) else MODES
+
+
+def heads_of_vector(vector: SteeringVector) -> tuple[int, ...]:
+    """The heads, all of the vector's own layer, whose writing it is; none of other vectors."""
+    heads = vector.origin.facts.get("heads", ())
+    good = isinstance(heads, (list, tuple)) and all(type(head) is int and head >= 0 for head in heads)
+    return tuple(heads) if good else ()
+
+
 POSITIONS: dict[PositionKind, str] = {
     "all": "all tokens",
     "prompt": "prompt only",
@@ -352,7 +368,7 @@ ROLES: dict[str, str] = {
 
 def mode_of(name: str) -> Mode:
     """The mode of that id. Raises :class:`LensError` with those there are."""
-    for mode in MODES:
+    for mode in (*MODES, HEADS_OFF):
         if mode.id == name:
             return mode
     raise LensError(f"There is no mode {name!r} of steering.", f"Use one of {', '.join(mode.id for mode in MODES)}.")
@@ -441,6 +457,8 @@ class BenchRow:
         vector, layer, site = self.vector, self.layer, self.vector.site
         positions, name = self.positions or ALL, self.id
         match mode_of(self.mode).id:
+            case "ablate_heads":
+                return AblateHeads(id=name, layer=layer, positions=positions, heads=heads_of_vector(vector))
             case "norm_match":
                 return NormMatch(id=name, layer=layer, site=site, positions=positions, vector=vector, scale=amount)
             case "project_out":

@@ -49,7 +49,8 @@ class PatchGrid:
     """What each patch does to a metric, rows x columns, averaged over pairs.
 
     ``rows`` and ``columns`` are labels; ``layers``, ``heads`` and ``features`` say what a row or column is (empty
-    where it is not one), ``tokens`` are those of the first pair's patched prompt. ``values`` is the metric under
+    where it is not one), ``tokens`` are those of the first pair's patched prompt, ``other_tokens`` those of the prompt
+    that its activations come from. ``values`` is the metric under
     each patch, ``clean`` and ``corrupted`` what it is in the two runs. ``effect`` is ``(value - corrupted) / (clean -
     corrupted)``: 0 is the corrupted run, 1 the clean one, whichever run was patched; ``low`` and ``high`` bound its
     95 % percentile bootstrap interval over pairs (``None`` for one pair). ``random`` is the effect of the
@@ -80,6 +81,7 @@ class PatchGrid:
     features: tuple[int, ...] = ()
     tokens: tuple[str, ...] = ()
     n_pairs: int = 1
+    other_tokens: tuple[str, ...] = ()
 
     @property
     def start(self) -> float:

@@ -73,6 +73,7 @@ _CLASSES = {
     "generate": "generate_screen:GenerateScreen",
     "features": "features_screen:FeaturesScreen",
     "lens": "lens_screen:ReadoutScreen",
+    "causes": "causes_screen:CausesScreen",
 }
 _HERE = Path(__file__).parent
 # The screens' sheets with the app's: one read when a screen opens would parse every sheet again.

@@ -103,6 +103,8 @@ TITLES = {
     "ReadLens": "reading the layers",
     "ReadParts": "taking the logit apart",
     "ReadPattern": "reading attention",
+    "Patch": "patching",
+    "VectorFromPatch": "making the vector",
     "VectorFromFeature": "making the vector",
     "VectorFromPrompts": "making the vector",
     "VectorFromFile": "reading the vector",

@@ -24,13 +24,14 @@ SCREENS: tuple[tuple[str, str], ...] = (
     ("generate", "Generate"),
     ("features", "Features"),
     ("lens", "Lens"),
+    ("causes", "Causes"),
 )
-"""The screens in their order: mode name and title. Their digits are 1 to 5."""
+"""The screens in their order: mode name and title. Their digits are 1 to 6."""
 
 PANES: tuple[str, ...] = ("dose", "set")
 """Scopes of one pane of a screen: while it has the focus, its keys win over the screen's."""
 
-GROUPS = ("Everywhere", "Move", "Load", "Steer", "Generate", "Features", "Lens")
+GROUPS = ("Everywhere", "Move", "Load", "Steer", "Generate", "Features", "Lens", "Causes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ _APP = (
     Key("app.generate", "3", "show('generate')", "go to Generate"),
     Key("app.features", "4", "show('features')", "go to Features"),
     Key("app.lens", "5", "show('lens')", "go to Lens"),
+    Key("app.causes", "6", "show('causes')", "go to Causes"),
     Key("app.run", "r", "run", "run the comparison", "run"),
     Key("app.stop", "x", "stop", "stop what is running (at most one more token)"),
     Key("app.undo", "u", "undo", "undo the last steering edit, or turn of a chat"),
@@ -224,6 +226,24 @@ _LENS = (
     Key("lens.copy", "y", "copy", "copy what the cell says"),
 )
 
+_CAUSES = (
+    Key("causes.patch", "enter", "patch", "compute the map: patch, or trace", "patch"),
+    Key("causes.ask", "i", "ask", "write the prompts; choose site, direction and metric", "ask"),
+    Key("causes.view", "V", "view", "next map: patching by token, by head, causal tracing", "map"),
+    Key("causes.shade", "v", "shade", "what figures and shade say: effect, controls, estimate, value", "shade"),
+    Key("causes.site_left", "left_square_bracket", "site(-1)", "the site before", "site"),
+    Key("causes.site_right", "right_square_bracket", "site(1)", "the next site: resid_pre, attn_out, ...", "site"),
+    Key("causes.metric", "M", "metric", "the next metric", "metric"),
+    Key("causes.flip", "b", "flip", "the other direction: clean into corrupted, or corrupted into clean", "flip"),
+    Key("causes.next", "n", "strongest(1)", "the cell that comes next in strength"),
+    Key("causes.previous", "N", "strongest(-1)", "the one before"),
+    Key("causes.steer", "s", "steer", "send the cell to the bench: a head taken away, or what a patch adds", "steer"),
+    Key("causes.maps", "H", "maps", "the maps computed before"),
+    Key("causes.copy", "y", "copy", "copy what the cell says"),
+    Key("causes.copy_command", "Y", "copy_command", "copy the command that gives the same numbers"),
+    Key("causes.export", "e", "export", "export the map: JSON, CSV (asks where)"),
+)
+
 _DOSE = (Key("dose.take", "enter", "take", "give the row the scale under the cursor (u takes it back)", "take"),)
 
 _SET = (
@@ -233,7 +253,7 @@ _SET = (
     Key("set.column_back", "V", "column(-1)", "the column before"),
 )
 
-KEYS: tuple[Key, ...] = (*_APP, *_MOVE, *_LOAD, *_DOSE, *_STEER, *_SET, *_GENERATE, *_FEATURES, *_LENS)
+KEYS: tuple[Key, ...] = (*_APP, *_MOVE, *_LOAD, *_DOSE, *_STEER, *_SET, *_GENERATE, *_FEATURES, *_LENS, *_CAUSES)
 
 
 @cache

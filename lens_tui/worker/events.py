@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lens_tui.records import Arm, FloatArray, Intervention, SteeringVector
 from lens_tui.records.features import ContrastedFeature, FeatureFacts, FoundFeature
+from lens_tui.records.patch_plan import PatchFound
 from lens_tui.records.prompt_set import PromptItem, SetCell
 from lens_tui.records.run import Token
 from lens_tui.records.run_record import MadeWith
@@ -367,6 +368,14 @@ class PatternRead(Event):
     """Where the heads of one layer look."""
 
     pattern: AttentionPattern
+
+
+@dataclass(frozen=True, slots=True)
+class Patched(Event):
+    """What patches found; NaN where they are under way (``whole`` is false). Its texts are safe to show."""
+
+    found: PatchFound
+    whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)

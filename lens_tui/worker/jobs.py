@@ -12,6 +12,7 @@ from typing import ClassVar
 from lens_tui.records import Arm, Intervention, Sampling, SteeringVector
 from lens_tui.records.chat import Turn
 from lens_tui.records.info import Dequantize
+from lens_tui.records.patch_plan import PatchPlan
 from lens_tui.records.prompt_set import PromptItem
 
 
@@ -208,6 +209,24 @@ class ReadPattern(Job):
     token_ids: tuple[int, ...] = ()
     arm: Arm | None = None
     layer: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Patch(Job):
+    """Answer a question of cause, by ``tasks.causes.answer``. Events: Progress, Patched (first as far as it is)."""
+
+    gives_way: ClassVar[bool] = True
+    plan: PatchPlan
+
+
+@dataclass(frozen=True, slots=True)
+class VectorFromPatch(Job):
+    """The clean activation less the corrupted one at a layer and column of a plan's grid. Events: VectorMade."""
+
+    plan: PatchPlan
+    layer: int
+    column: int
+    name: str
 
 
 @dataclass(frozen=True, slots=True)

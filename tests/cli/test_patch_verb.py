@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from lens_tui import LensModel, PromptPair, patch
+from lens_tui import LensModel, PromptPair, causal_trace, patch
 from lens_tui.cli.command import app
+from lens_tui.records.patch_plan import EXAMPLE, PatchPlan
+from lens_tui.tasks.causes import answer, command_of
 
 CLEAN = "Lily saw a red ball. She wanted to play with the red"
 CORRUPTED = "Lily saw a red car. She wanted to play with the red"
@@ -73,3 +77,41 @@ def test_pairs_come_from_a_file_with_intervals(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_patched_is_one_sentence(arguments: list[str], sentence: str) -> None:
     assert sentence in " ".join(run(*arguments, status=2).split())
+
+
+def test_a_trace_is_the_librarys_and_has_its_control() -> None:
+    arguments = [CLEAN, "--trace", "ball", "--samples", "2", "--seed", "3", "-a", " ball"]
+    result = json.loads(run(*arguments, "--json"))
+    found = causal_trace(LensModel("demo"), CLEAN, "ball", answer=" ball", samples=2, seed=3)
+    assert found.random is not None
+    for name in ("values", "indirect_effect", "random"):
+        np.testing.assert_allclose(result[name], getattr(found, name), atol=1e-4)
+    assert (result["subject"], result["layers"], result["samples"]) == ([5, 6], list(range(8)), 2)
+    assert result["total_effect"] == pytest.approx(found.clean - found.noised, abs=1e-4)
+    shown = run(*arguments)
+    assert shown.splitlines()[1].split()[0] == "L7"
+    assert "L7 13 red  random" in shown
+    assert "one prompt" in run(CLEAN, CORRUPTED, "--trace", "ball", status=2)
+
+
+@pytest.mark.parametrize(
+    "plan", [EXAMPLE, replace(EXAMPLE, by="head", direction="noise"), replace(EXAMPLE, by="trace")]
+)
+def test_the_screens_command_gives_the_screens_numbers(plan: PatchPlan) -> None:
+    plan = replace(plan, samples=2, metric="logit-difference", seed=5)
+    words = shlex.split(command_of(plan, "demo"))
+    assert words[:2] == ["mlx-lens-tui", "patch"]
+    result = json.loads(run("--json", *words[2:]))
+    found = answer(LensModel("demo"), plan)
+    if found.trace is not None:
+        np.testing.assert_allclose(result["values"], found.trace.values, atol=1e-4)
+        return
+    assert found.grid is not None
+    assert found.check is not None
+    assert found.estimate is not None
+    assert found.grid.random is not None
+    np.testing.assert_allclose(result["effect"], found.grid.effect, atol=1e-4)
+    np.testing.assert_allclose(result["random"], found.grid.random, atol=1e-4)
+    np.testing.assert_allclose(result["estimate"], found.estimate.effect, atol=1e-4)
+    assert result["agreement"]["pearson"] == pytest.approx(found.check.pearson, abs=1e-4)
+    assert result["other_tokens"] == list(found.grid.other_tokens)

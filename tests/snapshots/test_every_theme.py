@@ -20,7 +20,9 @@ from tests.tui.opened import opened, settle
 
 pytestmark = [pytest.mark.usefixtures("still_cursor")]
 SIZES = {"wide": (120, 36), "narrow": (80, 24)}
-KEYS = {"generate": ("r", "]"), "steer": ("j",), "features": ("h", "j"), "lens": ("h", "j"), "load": ("j",)}
+KEYS = {"generate": ("r", "]"), "steer": ("j",), "features": ("h", "j"), "lens": ("h", "j"), "load": ("j",)} | {
+    "causes": ("enter", "j")
+}
 THEMES = ("contrast", "ember", "ink", "paper", "terminal")
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lens_tui.records import Add, Arm, Sampling
+from lens_tui.records.patch_plan import EXAMPLE
 from lens_tui.records.prompt_set import PromptItem
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
@@ -44,6 +46,11 @@ JOBS: dict[str, jobs.Job] = {
     "parts": jobs.ReadParts(PROMPT, target=17, position=2),
     "parts under an arm": jobs.ReadParts(PROMPT, arm=ARMS[1], target=17),
     "attention": jobs.ReadPattern(PROMPT, layer=3),
+    "patches": jobs.Patch(EXAMPLE),
+    "patches of heads into the clean run": jobs.Patch(replace(EXAMPLE, by="head", direction="noise")),
+    "a trace": jobs.Patch(replace(EXAMPLE, by="trace", samples=1)),
+    "a patch's vector": jobs.VectorFromPatch(EXAMPLE, 2, 5, "L2"),
+    "a head's vector": jobs.VectorFromPatch(replace(EXAMPLE, by="head"), 7, 4, "L7 H4"),
     "a label": jobs.SetLabel(SAE, 17, "dogs"),
     "words": jobs.FindFeatures(SAE, "dog"),
     "words of nothing": jobs.FindFeatures(SAE, "nothing zzqx"),
@@ -68,6 +75,8 @@ REFUSED: dict[str, jobs.Job] = {
     "no pairs": jobs.VectorFromPrompts("p", PAIRS[0], PAIRS[1][:1], layer=None),
     "no token": jobs.VectorFromToken("a b c d", 4),
     "no target": jobs.ReadLens(PROMPT, target=" the dog ran"),
+    "no pair": jobs.Patch(replace(EXAMPLE, corrupted="Lily")),
+    "no subject": jobs.Patch(replace(EXAMPLE, by="trace", subject="xyzzy")),
     "no sum": jobs.VectorFromVectors("sum", ((1.0, ONE), (1.0, unit_vector("elsewhere", 5)))),
     "no file": jobs.VectorFromFile("/nowhere/vector.npz"),
 }

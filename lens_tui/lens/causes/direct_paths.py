@@ -226,11 +226,15 @@ def _delta(lens: Core, sender: Sender, base: TextRun, source: TextRun) -> mx.arr
     count = heads_at(lens, layer)
     if not 0 <= sender.head < count:
         raise LensError(f"Layer {layer} has no head {sender.head}: it has {count}.", f"Choose 0 to {count - 1}.")
-    width = base.hidden[layer, "attn_z"].shape[-1]
-    mine = mx.array((np.arange(width) // (width // count) == sender.head)[None])
+    return head_output(lens, layer, sender.head, change((layer, "attn_z")).astype(base.hidden[layer, "attn_z"].dtype))
+
+
+def head_output(lens: Core, layer: int, head: int, handed_on: mx.array) -> mx.array:
+    """What a head's part of ``attn_z`` (tokens, width) becomes in the output projection, (tokens, d_model), float32."""
+    width = handed_on.shape[-1]
+    mine = mx.array((np.arange(width) // (width // heads_at(lens, layer)) == head)[None])
     module: Any = lens.registry.sites.point(layer, "attn_z").module
-    dtype = base.hidden[layer, "attn_z"].dtype
-    moved = mx.where(mine, change((layer, "attn_z")), 0.0).astype(dtype)[None]
+    moved = mx.where(mine, handed_on, 0.0).astype(handed_on.dtype)[None]
     with unhooked(lens):  # the projection is linear but for its bias, which is that of nothing
         found: mx.array = (module(moved) - module(mx.zeros_like(moved)))[0].astype(mx.float32)
     mx.eval(found)

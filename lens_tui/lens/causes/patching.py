@@ -141,15 +141,28 @@ def patch(
     ready = [_run_both(lens, each, grid, metric, direction) for each in aligned]
     _check_gaps(ready)
     kinds = _kinds(ready, controls=controls and method == "exact")
-    said = (site, by, direction, method)
+    return _answered(lens, ready, (grid, wanted), kinds, (site, by, direction, method), seed, (progress, partial))
 
-    def tell(found: dict[str, Doubles], pairs: int) -> None:
+
+def _answered(
+    lens: Core,
+    ready: Sequence[_Ready],
+    what: tuple[_Grid, _Features | None],
+    kinds: Sequence[str],
+    said: tuple[str, By, Direction, Method],
+    seed: int,
+    tell: tuple[Progress | None, Callable[[PatchGrid], None] | None],
+) -> PatchGrid:
+    """The grid of every kind of patch, told as it fills."""
+    (grid, wanted), (progress, partial) = what, tell
+
+    def so_far(found: dict[str, Doubles], pairs: int) -> None:
         if partial is not None and abs(sum(one.gap for one in ready[:pairs])) > 0:
             partial(_gathered(lens, grid, ready[:pairs], found, said, None))
 
     count = _Count(len(grid.cells) * len(ready) * len(kinds), progress)
-    watch = _Watch((len(ready), len(grid.rows), len(grid.columns)), tell if partial is not None else None)
-    found = {kind: _judge(lens, ready, grid, wanted, (kind, seed, method), count, watch) for kind in kinds}
+    watch = _Watch((len(ready), len(grid.rows), len(grid.columns)), None if partial is None else so_far)
+    found = {kind: _judge(lens, ready, grid, wanted, (kind, seed, said[3]), count, watch) for kind in kinds}
     return _gathered(lens, grid, ready, found, said, seed)
 
 
@@ -454,5 +467,5 @@ def _gathered(
         lens.info.name, site, by, direction, method, first.metric.name, grid.rows, grid.columns,
         float(np.mean([one.clean for one in ready])), float(corrupted.mean()),
         values.mean(axis=0), whole, values, low, high, effect(found.get("random")), effect(found.get("shuffled")),
-        grid.layers, grid.heads, grid.features, shown, len(ready),
+        grid.layers, grid.heads, grid.features, shown, len(ready), tuple(map(lens.tokens.display, first.source.ids)),
     )  # fmt: skip

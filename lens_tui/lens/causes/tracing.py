@@ -56,8 +56,7 @@ def causal_trace(
         noise: Its standard deviation, in that of the numbers in the subject's embeddings.
         samples: How many times noise is drawn.
         seed: Of the noise and of the random restorations.
-        controls: Restore at random too: a step as long as that to the clean state, in a random direction. Twice the
-            work.
+        controls: Take steps as long as those to the clean state in random directions too: twice the work.
         progress: Is called with (restorations done, in all).
         partial: Is called with the trace of the samples that are done, after each one.
 
@@ -71,8 +70,7 @@ def causal_trace(
     where = places_of(lens, ids, prompt, subject, "the subject")
     chosen = layers_with(lens, site, layers)
     keys = [_window(lens, layer, site, window) for layer in chosen]
-    needed = [*needed_for(lens, [key for group in keys for key in group]), EMBEDDING]
-    clean = read_run(lens, ids, needed)
+    clean = read_run(lens, ids, needed := [*needed_for(lens, [key for group in keys for key in group]), EMBEDDING])
     token = int(mx.argmax(final_logits(lens, clean))) if answer is None else token_of(lens, answer, "trace", "answer")
     metric = probability(token)
     embedded = clean.hidden[EMBEDDING].astype(mx.float32)
@@ -82,14 +80,28 @@ def causal_trace(
     rng = np.random.default_rng(seed)
     starts = [_noised(embedded, where, sigma, rng) for _ in range(samples)]
     whole = float(judged(lens, clean, [_nothing(clean)], metric)[0])
-    texts, shown = tuple(map(lens.tokens.display, ids)), lens.tokens.display(token)
-    trace = CausalTrace(
-        lens.info.name, site, token, shown, texts, (where[0], where[-1] + 1), chosen,
-        whole, 0.0, np.zeros(0), np.zeros(0), sigma, samples, max(map(len, keys)),
-    )  # fmt: skip
+    trace = _unanswered(lens, clean, site, token, where, chosen, (whole, sigma, samples, max(map(len, keys))))
     tell = None if partial is None else lambda found, noised: partial(_with(trace, found, noised))
     found, noised = _sampled(lens, clean, starts, [*changes, *turned], (metric, needed, progress), tell)
     return _with(trace, found, noised)
+
+
+def _unanswered(
+    lens: Core,
+    clean: TextRun,
+    site: str,
+    token: int,
+    where: Sequence[int],
+    layers: tuple[int, ...],
+    figures: tuple[float, float, int, int],
+) -> CausalTrace:
+    """A trace without what the restorations gave."""
+    whole, sigma, samples, window = figures
+    texts, shown = tuple(map(lens.tokens.display, clean.ids)), lens.tokens.display(token)
+    return CausalTrace(
+        lens.info.name, site, token, shown, texts, (where[0], where[-1] + 1), layers,
+        whole, 0.0, np.zeros(0), np.zeros(0), sigma, samples, window,
+    )  # fmt: skip
 
 
 def _with(trace: CausalTrace, found: Doubles, noised: Sequence[float]) -> CausalTrace:

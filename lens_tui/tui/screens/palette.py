@@ -30,6 +30,7 @@ _WITHOUT_CURSOR = {
     "generate": "prompt diff measure sampling set blind history copy_command export",
     "features": "find contrast lists",
     "lens": "find measure",
+    "causes": "patch ask maps",
 }
 WITHOUT_CURSOR = frozenset(f"{scope}.{name}" for scope, names in _WITHOUT_CURSOR.items() for name in names.split())
 """Commands that can be done from another screen, for they act on nothing that only a look at theirs would show."""

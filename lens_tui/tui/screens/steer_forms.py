@@ -15,7 +15,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from lens_tui.records import ModelInfo, Positions, SAEInfo
-from lens_tui.records.interventions import MODES, POSITIONS, ROLES, BenchRow, mode_of, positions_of, positions_text
+from lens_tui.records.interventions import POSITIONS, ROLES, BenchRow, mode_of, modes_of, positions_of, positions_text
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.steering_vector import RankedLayer
 from lens_tui.tui.bench_text import read_sum
@@ -73,7 +73,7 @@ def row_fields(row: BenchRow, last_layer: int | None) -> list[Field]:
     places = (*POSITIONS.values(), *ROLES.values())
     return [
         Field("scale", "scale", f"{row.scale:g}", check=number()),
-        Field("mode", "mode", mode_of(row.mode).label, options=tuple(mode.label for mode in MODES)),
+        Field("mode", "mode", mode_of(row.mode).label, options=tuple(mode.label for mode in modes_of(row.vector))),
         Field("positions", "positions", where, options=places if where in places else (*places, where)),
         Field("layer", "layer", str(row.layer), check=whole(0, last_layer)),
         Field("arm", "arm", str(row.arm), check=whole(1, MAX_ARMS)),
@@ -83,7 +83,7 @@ def row_fields(row: BenchRow, last_layer: int | None) -> list[Field]:
 
 def edited(row: BenchRow, values: Values) -> BenchRow:
     """The row with the values of :func:`row_fields`; a scale that was not typed over follows the mode."""
-    turned = row.turned_to({mode.label: mode.id for mode in MODES}[values["mode"]])
+    turned = row.turned_to({mode.label: mode.id for mode in modes_of(row.vector)}[values["mode"]])
     kinds: dict[str, str] = {words: name for name, words in [*POSITIONS.items(), *ROLES.items()]}
     kind = kinds.get(values["positions"])
     return replace(

@@ -15,7 +15,7 @@ from textual.widgets import Input, Static
 
 from lens_tui import demo
 from lens_tui.records import ALL, LensError, SAEInfo, SteeringVector
-from lens_tui.records.interventions import MODES, BenchRow, mode_of, next_positions, positions_text
+from lens_tui.records.interventions import BenchRow, mode_of, modes_of, next_positions, positions_text
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.bench_text import amount, mode_and_positions, relative, too_strong
 from lens_tui.tui.bindings import bindings
@@ -333,7 +333,7 @@ class SteerScreen(LensScreen):
         """The next way to act."""
         row = self._row
         if row is not None:
-            names = [mode.id for mode in MODES]
+            names = [mode.id for mode in modes_of(row.vector)]
             self._replace(row.turned_to(names[(names.index(row.mode) + 1) % len(names)]))
 
     def action_positions(self) -> None:

@@ -29,7 +29,8 @@ class HeatGrid(Widget, can_focus=True):
 
     Row 0 is at the bottom, as layers are read. Posts :class:`Moved` when the cursor goes to another cell, also when
     :meth:`show` puts other cells under it. Where there is room, columns are wider and rows have a second line, for
-    details, and a third, for calm. ``mode`` is how levels show: ``tint``, ``bars``, ``digits`` or ``off``.
+    details, and a third, for calm. ``cell`` is the least width of a column with the gap after it.
+    ``mode`` is how levels show: ``tint``, ``bars``, ``digits`` or ``off``.
     """
 
     BINDINGS = bindings("move")
@@ -51,8 +52,9 @@ class HeatGrid(Widget, can_focus=True):
             """The grid."""
             return self.grid
 
-    def __init__(self, *, empty: str = "", id: str | None = None) -> None:  # noqa: A002
+    def __init__(self, *, empty: str = "", cell: int = CELL, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
+        self._cell_least = cell
         self.set_reactive(HeatGrid.empty, empty)
         self._heads: Sequence[str] = ()
         self._names: Sequence[str] = ()
@@ -108,13 +110,13 @@ class HeatGrid(Widget, can_focus=True):
     @property
     def across(self) -> int:
         """How many columns fit."""
-        return max(1, (self.size.width - NAME) // CELL)
+        return max(1, (self.size.width - NAME) // self._cell_least)
 
     @property
     def cell_width(self) -> int:
         """Cells to a column: all that there is for the columns that show, within bounds."""
         shown = max(1, min(self.across, len(self._heads)))
-        return max(CELL, min(WIDEST, (self.size.width - NAME) // shown))
+        return max(self._cell_least, min(WIDEST, (self.size.width - NAME) // shown))
 
     @property
     def tall(self) -> int:

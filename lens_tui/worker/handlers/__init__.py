@@ -144,6 +144,8 @@ TABLE: dict[type[jobs.Job], str] = {
     jobs.ReadLens: "lens_jobs:read_lens",
     jobs.ReadParts: "lens_jobs:read_parts",
     jobs.ReadPattern: "lens_jobs:read_pattern",
+    jobs.Patch: "causes_jobs:patch",
+    jobs.VectorFromPatch: "causes_jobs:from_patch",
     jobs.SetLabel: "feature_jobs:set_label",
     jobs.ReadWritten: "written_jobs:read_written",
     jobs.ReadPrompt: "compare_jobs:read_prompt",

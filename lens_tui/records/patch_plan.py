@@ -1,0 +1,90 @@
+"""A question to be answered by patching, as it is asked on the screen and on the command line, and its answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from .patch_grid import Agreement, By, CausalTrace, Direction, Doubles, PatchGrid
+
+PlanBy = Literal["trace"] | By
+"""What one patch is; ``trace`` restores single states of a run whose subject is noised."""
+SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out")
+METRICS = ("logit-difference", "log-probability", "probability", "kl", "rank")
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
+UNITS = {"logit-difference": "logits", "log-probability": "nats", "kl": "nats", "rank": "tokens above it"}
+
+
+@dataclass(frozen=True, slots=True)
+class PatchPlan:
+    """What is patched and how it is judged.
+
+    ``answer`` and ``wrong`` are tokens as they are written (``records.written_token``). ``pairs`` is a file of pairs
+    that takes the place of the prompts. ``subject`` are the words whose embeddings a causal trace noises, in
+    ``samples`` runs; it is of ``clean`` and ``answer`` alone.
+    """
+
+    clean: str = ""
+    corrupted: str = ""
+    answer: str = ""
+    wrong: str = ""
+    pairs: str = ""
+    by: PlanBy = "layer-position"
+    site: str = "resid_pre"
+    metric: str = "logit-difference"
+    direction: Direction = "denoise"
+    subject: str = ""
+    noise: float = 3.0
+    samples: int = 10
+    window: int = 10
+    seed: int = 0
+
+    @property
+    def unit(self) -> str:
+        """What the metric is counted in."""
+        return "share" if self.by == "trace" else UNITS.get(self.metric, "share")
+
+
+EXAMPLE = PatchPlan(
+    "Lily saw a red ball. She wanted to play with the red",
+    "Lily saw a red car. She wanted to play with the red",
+    " ball",
+    " car",
+    subject="ball",
+)
+"""Copying a noun that was seen before: the bundled model does it by induction heads (docs/causes.md)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PatchFound:
+    """What a plan has found, or has found so far: a grid of patches, or a trace.
+
+    ``estimate`` is the same grid by attribution patching and ``check`` how well it agrees; ``why`` says why there is
+    none.
+    """
+
+    plan: PatchPlan
+    grid: PatchGrid | None = None
+    trace: CausalTrace | None = None
+    estimate: PatchGrid | None = None
+    check: Agreement | None = None
+    why: str = ""
+
+    @property
+    def effect(self) -> Doubles | None:
+        """The normalised effects, (rows, columns): 0 the corrupted (or noised) run, 1 the clean one."""
+        if self.grid is not None:
+            return self.grid.effect
+        return None if self.trace is None else self._share(self.trace.values)
+
+    @property
+    def random(self) -> Doubles | None:
+        """The effects of the random patches."""
+        if self.grid is not None:
+            return self.grid.random
+        return None if self.trace is None or self.trace.random is None else self._share(self.trace.random)
+
+    def _share(self, values: Doubles) -> Doubles:
+        assert self.trace is not None
+        found: Doubles = (values - self.trace.noised) / (self.trace.clean - self.trace.noised)
+        return found

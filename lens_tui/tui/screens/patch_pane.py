@@ -1,0 +1,237 @@
+"""The maps of patching: by layer and token, by head, and of a causal trace; asked, shown as they fill, kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from textual.content import Content
+from textual.message import Message
+from textual.widgets import Static
+
+from lens_tui.records.patch_plan import EXAMPLE, METRICS, SITES, PatchFound, PatchPlan, PlanBy
+from lens_tui.tui.causes_text import SHADES, CauseMap, cell_lines, cells, details, legend, map_of
+from lens_tui.tui.widgets.frame import Pane
+from lens_tui.tui.widgets.heat_grid import HeatGrid
+from lens_tui.worker.events import Event, JobDone, JobFailed, Patched
+from lens_tui.worker.jobs import Patch
+
+from .form import Choice, ChoiceScreen
+from .patch_form import ask_plan
+
+VIEWS: dict[PlanBy, str] = {
+    "layer-position": "patching by token",
+    "head": "patching by head",
+    "trace": "causal tracing",
+}
+"""The maps in the order that a key goes through them, and what they are called."""
+FIGURE = 7
+"""Cells of a column: a figure, and its glyph where shades are bars or digits."""
+MOST = 9
+"""Maps of the history that can be chosen from: a digit each."""
+
+
+class PatchPane(Pane):
+    """One question, and its map in each view. Posts :class:`Turned` when there is something else to be said of it."""
+
+    keeps_note: ClassVar[bool] = True
+
+    @dataclass
+    class Turned(Message):
+        """The question, the view, the map or the cell under the cursor is another one."""
+
+    def __init__(self) -> None:
+        self.grid, self._legend = HeatGrid(cell=FIGURE, id="causes-grid"), Static("", id="legend")
+        super().__init__("Patching", self.grid, self._legend, id="patch-pane")
+        self.plan = EXAMPLE
+        self.shade = SHADES[0]
+        self.found: dict[PlanBy, PatchFound] = {}
+        self.shown: CauseMap | None = None
+        self.kept: list[PatchFound] = []
+        self._state: dict[PlanBy, str] = {}
+
+    @property
+    def here(self) -> PatchFound | None:
+        """What was found in the view that shows."""
+        return self.found.get(self.plan.by)
+
+    @property
+    def stale(self) -> bool:
+        """Whether the map is of another question than the one above it."""
+        return self.here is not None and self.here.plan != self.plan
+
+    @property
+    def explains(self) -> tuple[str, ...]:
+        """The number that shows, then those beside it."""
+        first = {"effect": "patch_effect", "random": "patch_random", "shuffled": "patch_shuffled"}
+        mine = first.get(self.shade, "patch_estimate" if self.shade == "estimate" else "patch_value")
+        if self.plan.by == "trace" and self.shade == "effect":
+            mine = "indirect_effect"
+        every = ("patch_effect", "patch_value", "patch_random", "patch_shuffled", "patch_estimate", "indirect_effect")
+        return (mine, *(name for name in every if name != mine))
+
+    # -- asking ------------------------------------------------------------------------------------------
+
+    def forget(self) -> None:
+        """Another model: nothing is known of it."""
+        self.found, self.kept, self._state = {}, [], {}
+        self.refresh_map()
+
+    def ask(self) -> None:
+        """Have the question written, and answer it."""
+        ask_plan(self.lens, self.plan, self._asked)
+
+    def _asked(self, plan: PatchPlan) -> None:
+        self.plan = plan
+        self.patch()
+
+    def patch(self) -> None:
+        """Compute the map of the view that shows."""
+        if self.session.model is None:
+            self.lens.say("Load a model first.")
+            return
+        if self.plan.by == "trace" and not self.plan.subject.strip():
+            self.lens.say(f"Name a subject first: {self.lens.key_text('causes.ask')} asks for it.")
+            return
+        plan = self.plan
+        self._state[plan.by] = "patching …"
+        self.lens.submit(Patch(plan), "patch", lambda event: self._take(plan, event))
+        self.refresh_map()
+
+    def _take(self, plan: PatchPlan, event: Event) -> None:
+        by = plan.by
+        if isinstance(event, Patched):
+            fresh = by not in self.found or self.found[by].plan != plan
+            self.found[by] = event.found
+            self._state[by] = "" if event.whole else "patching …"
+            if event.whole:
+                self.kept = [event.found, *(old for old in self.kept if old.plan != plan)][:MOST]
+            self.refresh_map()
+            if by == self.plan.by and self.shown is not None and (fresh or event.whole) and self.shown.strongest():
+                self.grid.move_to(*self.shown.strongest()[0])
+        elif isinstance(event, JobFailed):
+            self._state[by] = f"{event.message} {event.hint}".strip()
+            self.refresh_map()
+        elif isinstance(event, JobDone) and event.stopped:
+            self._state[by] = "stopped"
+            self.refresh_map()
+
+    # -- showing -----------------------------------------------------------------------------------------
+
+    def refresh_map(self) -> None:
+        """Show the map of the view, or say how there comes to be one."""
+        found, plan = self.here, self.plan
+        self.title = _titled(plan)
+        state = self._state.get(plan.by, "")
+        self.shown = shown = None if found is None else map_of(found)
+        if shown is None or found is None:
+            self.note = ""
+            self.grid.empty = self._empty(state)
+            self.grid.show([], [], [])
+            self._legend.update("")
+        else:
+            if self.shade not in shown.figures:
+                self.shade = SHADES[0]
+            self.note = self._noted(found, shown, state)
+            heads = list(shown.tokens) or list(shown.columns)
+            self.grid.show(heads, list(shown.rows), cells(shown, self.shade), details(shown, self.shade))
+            self._legend.update(legend(shown, self.shade, max(20, self._legend.size.width)))
+        for widget in (self.grid, self._legend):
+            widget.set_class(self.stale, "-before")
+        self.post_message(self.Turned())
+
+    def _empty(self, state: str) -> str:
+        key = self.lens.key_text
+        if self.session.model is None:
+            return f"No model: {key('app.load')} goes to Load."
+        if state and state != "stopped":
+            return state
+        what = {
+            "layer-position": f"{self.plan.site} of every layer at every token",
+            "head": "every head of every layer",
+        }.get(self.plan.by, "every layer's state at every token, the subject noised")
+        does = "traces" if self.plan.by == "trace" else "patches"
+        said = f"{key('causes.patch')} {does} {what}; {key('causes.ask')} writes prompts of your own."
+        return f"Stopped. {said}" if state else said
+
+    def _noted(self, found: PatchFound, shown: CauseMap, state: str) -> str:
+        if self.stale:
+            return f"as of before: {self.lens.key_text('causes.patch')} computes it anew"
+        parts = [f"{shown.done}/{shown.size}"] if shown.done < shown.size else []
+        parts += [state] if state else []
+        if found.trace is not None:
+            parts.append(f"{found.trace.samples} of {found.plan.samples} noised runs")
+        check = found.check
+        if check is not None and check.pearson is not None:
+            parts.append(f"estimates r {check.pearson:.2f}")
+        if found.grid is not None and found.grid.n_pairs > 1:
+            parts.append(f"{found.grid.n_pairs} pairs")
+        return " · ".join([*parts, f"shade: {self.shade}"])
+
+    def lines(self, width: int) -> list[Content]:
+        """What is known of the cell under the cursor."""
+        if self.shown is None or self.here is None or self.grid.blank:
+            return []
+        return cell_lines(self.here, self.shown, self.grid.row, self.grid.column, width)
+
+    def on_resize(self) -> None:
+        """The legend is as long as there is room."""
+        self.call_after_refresh(self.refresh_map)
+
+    # -- turning -----------------------------------------------------------------------------------------
+
+    def change(self, **parts: object) -> None:
+        """Ask something else: the map stays until it is computed anew, and says so."""
+        self.plan = replace(self.plan, **parts)  # type: ignore[arg-type]
+        self.refresh_map()
+
+    def turn(self, by: PlanBy) -> None:
+        """Another view of the same question."""
+        self.change(by=by)
+
+    def step(self, what: str, by: int) -> None:
+        """The next site or metric, or the one before."""
+        every, now = (SITES, self.plan.site) if what == "site" else (METRICS, self.plan.metric)
+        value = every[(every.index(now) + by) % len(every)] if now in every else every[0]
+        self.change(**{what: value})
+
+    def next_shade(self) -> None:
+        """Another meaning of figures and shade, of those there are."""
+        known = [name for name in SHADES if self.shown is None or name in self.shown.figures]
+        self.shade = known[(known.index(self.shade) + 1) % len(known)] if self.shade in known else known[0]
+        self.refresh_map()
+
+    def go_to_strongest(self, step: int) -> None:
+        """The cell that moves the metric next less, or next more; after the last comes the first."""
+        if self.shown is None or not (order := self.shown.strongest()):
+            return
+        here = (self.grid.row, self.grid.column)
+        at = order.index(here) if here in order else -1 if step > 0 else 0
+        self.grid.move_to(*order[(at + step) % len(order)])
+
+    def choose_kept(self) -> None:
+        """Go back to a map that was computed before."""
+        if not self.kept:
+            self.lens.say(f"No map yet: {self.lens.key_text('causes.patch')} computes one.")
+            return
+        choices = [Choice(str(at), _titled(old.plan), _of(old.plan)) for at, old in enumerate(self.kept)]
+
+        def take(which: str | None) -> None:
+            if which is not None:
+                found = self.kept[int(which)]
+                self.plan, self.found[found.plan.by] = found.plan, found
+                self._state[found.plan.by] = ""
+                self.refresh_map()
+
+        self.app.push_screen(ChoiceScreen("Maps of this session", choices), take)
+
+
+def _titled(plan: PatchPlan) -> str:
+    if plan.by == "trace":
+        return f"Causal trace · {plan.site}"
+    what = "heads" if plan.by == "head" else plan.site
+    return f"Patching · {what} · {plan.direction} · {plan.metric}"
+
+
+def _of(plan: PatchPlan) -> str:
+    return plan.pairs or plan.clean
