@@ -14,12 +14,12 @@ from lens_tui.records.glossary import find
 from lens_tui.records.interventions import acting_words
 from lens_tui.records.patch_grid import PromptPair
 from lens_tui.records.run_record import figures, first_difference
+from lens_tui.records.written_token import read_token
+from lens_tui.tasks.causes import grid_record
 
 from .agent_desk import Work, limited
 from .compare_verbs import measured
 from .feature_verbs import feature_number
-from .lens_verbs import read_target
-from .patch_verbs import grid_record
 from .read_verbs import read
 from .steer_verbs import dose_record, vector_record
 
@@ -347,7 +347,7 @@ def patched_between(
     if by not in ("layer-position", "layer", "head"):
         raise LensError(f"There is no way {by!r} of patching here.", "Use layer-position, layer or head.")
     ways: Any = by
-    pair = PromptPair(clean, corrupted, read_target(answer), read_target(wrong))
+    pair = PromptPair(clean, corrupted, read_token(answer), read_token(wrong))
     grid = patch(
         work.lens,
         [pair],
