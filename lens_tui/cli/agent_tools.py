@@ -13,8 +13,8 @@ from lens_tui.records.arm_syntax import parse_arm
 from lens_tui.records.glossary import find
 from lens_tui.records.interventions import acting_words
 from lens_tui.records.patch_grid import PromptPair
+from lens_tui.records.patch_plan import read_token
 from lens_tui.records.run_record import figures, first_difference
-from lens_tui.records.written_token import read_token
 from lens_tui.tasks.causes import grid_record
 
 from .agent_desk import Work, limited

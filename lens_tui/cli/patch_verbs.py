@@ -9,8 +9,7 @@ import typer
 
 from lens_tui.records import LensError
 from lens_tui.records.patch_grid import Agreement, By, Direction, PatchGrid, PromptPair, agreement
-from lens_tui.records.patch_plan import PatchPlan
-from lens_tui.records.written_token import read_token
+from lens_tui.records.patch_plan import PatchPlan, read_token
 from lens_tui.tasks.causes import answer as answer_plan
 from lens_tui.tasks.causes import grid_record, read_pairs, trace_record
 

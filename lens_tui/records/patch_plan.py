@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from .errors import LensError
 from .patch_grid import Agreement, By, CausalTrace, Direction, Doubles, PatchGrid
 
 PlanBy = Literal["trace"] | By
@@ -19,7 +21,7 @@ UNITS = {"logit-difference": "logits", "log-probability": "nats", "kl": "nats", 
 class PatchPlan:
     """What is patched and how it is judged.
 
-    ``answer`` and ``wrong`` are tokens as they are written (``records.written_token``). ``pairs`` is a file of pairs
+    ``answer`` and ``wrong`` are tokens as they are written (:func:`read_token`). ``pairs`` is a file of pairs
     that takes the place of the prompts. ``subject`` are the words whose embeddings a causal trace noises, in
     ``samples`` runs; it is of ``clean`` and ``answer`` alone.
     """
@@ -88,3 +90,17 @@ class PatchFound:
         assert self.trace is not None
         found: Doubles = (values - self.trace.noised) / (self.trace.clean - self.trace.noised)
         return found
+
+
+def read_token(text: str) -> int | str | None:
+    """``id:17`` or a text of one token, blank and all; nothing where nothing is written.
+
+    Raises :class:`LensError` for an ``id:`` without a number.
+    """
+    if not text:
+        return None
+    if text.startswith("id:"):
+        if not re.fullmatch(r"[0-9]{1,18}", text[3:]):
+            raise LensError(f"The target {text!r} names no token.", "Write id: and a number, such as id:17.")
+        return int(text[3:])
+    return text

@@ -14,10 +14,9 @@ import numpy as np
 from lens_tui.records import LensError, Origin, SteeringVector
 from lens_tui.records.disk import write_json, write_text
 from lens_tui.records.patch_grid import Agreement, CausalTrace, PatchGrid, PromptPair, agreement
-from lens_tui.records.patch_plan import PatchFound, PatchPlan
+from lens_tui.records.patch_plan import PatchFound, PatchPlan, read_token
 from lens_tui.records.read_files import parse_json, read_lines
 from lens_tui.records.sanitise import one_line
-from lens_tui.records.written_token import read_token
 
 from .run_command import quoted
 
