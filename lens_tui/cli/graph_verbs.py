@@ -13,10 +13,10 @@ from lens_tui.records import LensError
 from lens_tui.records.attribution_graph import AttributionGraph, EdgeCheck, GraphNode, LogitTarget
 from lens_tui.records.graph_file import read_graph, write_graph
 from lens_tui.records.graph_influence import EDGES, NODES, graph_scores, node_influence, prune_graph
+from lens_tui.records.patch_plan import read_token
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.format import figure, fit, signed
 
-from .lens_verbs import read_target
 from .output import Meter, note, print_json, say, sentences, terminal_width
 from .sources import Json, Model, open_model, read_text
 
@@ -73,12 +73,12 @@ def graph(
 
 
 def _targets(texts: list[str], minus: str) -> list[LogitTarget]:
-    wanted = [LogitTarget(read_target(text)) for text in texts]
+    wanted = [LogitTarget(read_token(text)) for text in texts]
     if not minus:
         return wanted
     if len(wanted) != 1:
         raise LensError("A difference is of one target less another.", "Give one --target and --minus.")
-    return [LogitTarget(wanted[0].token, read_target(minus))]
+    return [LogitTarget(wanted[0].token, read_token(minus))]
 
 
 def _made(text: str, model: str, name: str, targets: list[LogitTarget], features: int) -> Attribution:

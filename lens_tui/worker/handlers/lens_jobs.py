@@ -1,4 +1,4 @@
-"""Readouts of a text: every layer as a distribution, what adds to a token's logit, and where the heads look."""
+"""Readouts of a text (each layer as a distribution, what adds to a logit, where heads look) and patches between two."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from lens_tui.records import LensError
+from lens_tui.records.patch_plan import PatchFound
 
 from .. import events as ev
 from .. import jobs
 from ..thread import Control
 from . import Context
+from .vector_jobs import made, stoppable
 
 if TYPE_CHECKING:
     from lens_tui.lens.model import LensModel
@@ -59,6 +61,30 @@ def read_pattern(control: Control, job: jobs.ReadPattern, context: Context) -> I
     model = context.need_model()
     (found,) = attention_patterns(model, _ids(job, model), job.layer, interventions=_steering(job))
     yield ev.PatternRead(control.id, found)
+
+
+def patch(control: Control, job: jobs.Patch, context: Context) -> Iterator[ev.Event]:
+    """The grid or trace, told after each batch; stopped between two forwards, what is there stays."""
+    from lens_tui.tasks.causes import answer
+
+    def progress(done: int, total: int) -> None:
+        control.progress("patches", done, total)
+
+    def partial(found: PatchFound) -> None:
+        control.report(ev.Patched(control.id, found, whole=False))
+
+    control.progress("patches")
+    with stoppable(context, control) as model:
+        found = answer(model, job.plan, progress=progress, partial=partial)
+    yield ev.Patched(control.id, found)
+
+
+def from_patch(control: Control, job: jobs.VectorFromPatch, context: Context) -> Iterator[ev.Event]:
+    """The direction from the corrupted to the clean activation."""
+    from lens_tui.tasks.causes import direction_of
+
+    vector = direction_of(context.need_model(), job.plan, job.layer, job.column, job.name)
+    yield made(control, vector, context)
 
 
 def _ids(job: Reading, model: LensModel) -> tuple[int, ...]:
