@@ -50,11 +50,16 @@ class Catalogue:
 
 @dataclass(eq=False)
 class Ticket:
-    """An order on its way through the engine, as whoever has given it holds it."""
+    """An order on its way through the engine, as whoever has given it holds it.
+
+    ``come`` is handed over once a step, or of an order that does not stream when an answer ends: every time, the loop
+    of HTTP is woken, and takes its part of the interpreter from the thread that decodes.
+    """
 
     order: Order
-    deliver: Callable[[Delivery], None]
+    deliver: Callable[[list[Delivery]], None]
     left: int
+    come: list[Delivery] = field(default_factory=list)
     ended: bool = False
     prompts: list[EncodedPrompt] = field(default_factory=list)
     interventions: tuple[Intervention, ...] = ()
@@ -99,8 +104,8 @@ class Engine:
         """Rows that are being decoded or wait."""
         return self._held
 
-    def submit(self, order: Order, deliver: Callable[[Delivery], None]) -> Ticket:
-        """Give an order; ``deliver`` is called on the engine's thread with what comes of it.
+    def submit(self, order: Order, deliver: Callable[[list[Delivery]], None]) -> Ticket:
+        """Give an order; ``deliver`` is called on the engine's thread with what comes of it, in order.
 
         Raises:
             Refused: Where as many wait as may, and while the server ends.
@@ -163,8 +168,9 @@ class Engine:
             self._end(ticket)
         while self._waiting and len(self._rows) < self.limits.rows:
             self._begin(*self._waiting.popleft())
-        for event in self._batch.step():
-            self._heard(event)
+        heard = [self._heard(event) for event in self._batch.step()]
+        for ticket in dict.fromkeys(found for found in heard if found is not None and found.order.stream):
+            _hand_over(ticket)
         if self._batch.idle and not idle:
             mx.clear_cache()
         return True
@@ -215,7 +221,7 @@ class Engine:
         except Exception as error:
             self._fail(ticket, error)
             return
-        ticket.deliver(Begun(sum(len(encoded.ids) for encoded in ticket.prompts), tuple(said)))
+        _hand_over(ticket, Begun(sum(len(encoded.ids) for encoded in ticket.prompts), tuple(said)))
         self._waiting.extend((ticket, answer) for answer in range(order.rows))
 
     def _record(self, item: Intervention | FeatureTerm) -> Intervention:
@@ -243,10 +249,11 @@ class Engine:
             return
         self._rows[row.index] = ticket, answer, row
 
-    def _heard(self, event: BatchEvent) -> None:
+    def _heard(self, event: BatchEvent) -> Ticket | None:
+        """Note what has come of a row; whose it is."""
         known = self._rows.get(event.arm)
         if known is None:
-            return
+            return None
         ticket, answer, row = known
         if isinstance(event, RowFailed):
             self._fail(ticket, event.error)
@@ -254,7 +261,8 @@ class Engine:
             del self._rows[event.arm]
             self._ended(ticket, answer, row, event)
         else:
-            ticket.deliver(Piece(answer, event.text, self._scored(ticket.order, row, event)))
+            ticket.come.append(Piece(answer, event.text, self._scored(ticket.order, row, event)))
+        return ticket
 
     def _ended(self, ticket: Ticket, answer: int, row: Row, end: ArmEnd) -> None:
         try:
@@ -265,7 +273,7 @@ class Engine:
             return
         self._let_go(ticket, 1)
         ticket.ended = ticket.left == 0
-        ticket.deliver(Ended(answer, "length" if end.reason == "length" else "stop", end.n_tokens, found))
+        _hand_over(ticket, Ended(answer, "length" if end.reason == "length" else "stop", end.n_tokens, found))
 
     def _scored(self, order: Order, row: Row, token: GeneratedToken) -> ScoredToken | None:
         if not order.logprobs or token.token_id in row.stop_ids:
@@ -283,7 +291,7 @@ class Engine:
         if not isinstance(error, LensError):
             reason = one_line(f"{type(error).__name__}: {error}", 200).rstrip(".")
             error = Refused(f"The server could not do this ({reason}).", status=500, kind="server_error")
-        ticket.deliver(Failed(error))
+        _hand_over(ticket, Failed(error))
 
     def _end(self, ticket: Ticket) -> None:
         """Free all that an order holds."""
@@ -299,6 +307,12 @@ class Engine:
         ticket.left -= rows
         with self._lock:
             self._held -= rows
+
+
+def _hand_over(ticket: Ticket, *last: Delivery) -> None:
+    events, ticket.come = [*ticket.come, *last], []
+    if events:
+        ticket.deliver(events)
 
 
 def _penalties(order: Order) -> Mapping[str, Any]:

@@ -166,9 +166,13 @@ class _Asked:
         self._reply = Reply(order, engine.catalogue.name)
         self._ticket: Ticket = engine.submit(order, self._deliver)
 
-    def _deliver(self, event: Delivery) -> None:
+    def _deliver(self, events: list[Delivery]) -> None:
         with suppress(RuntimeError):  # the loop has ended, and nobody waits
-            self._loop.call_soon_threadsafe(self._came.put_nowait, event)
+            self._loop.call_soon_threadsafe(self._put, events)
+
+    def _put(self, events: list[Delivery]) -> None:
+        for event in events:
+            self._came.put_nowait(event)
 
     def give_up(self) -> None:
         self._engine.cancel(self._ticket)
