@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -116,4 +117,5 @@ def _catalogue(model: str, named: Sequence[ArmSpec], saes: Sequence[str]) -> Cat
         vector = Vectors(lens, saes[0] if saes else "", model).vector(term)
         layer = vector.layer if term.layer is None else term.layer
         found[spec.name] = replace(vector, layer=lens.registry.decoder.index(layer))
-    return Catalogue(model, lens, found, opened)
+    folder = Path(model).expanduser()
+    return Catalogue(folder.resolve().name if folder.exists() else model, lens, found, opened)

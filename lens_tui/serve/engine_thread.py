@@ -301,6 +301,8 @@ class Engine:
         for index in [index for index, known in self._rows.items() if known[0] is ticket]:
             self._batch.drop(index)
             del self._rows[index]
+        if any(waits is ticket for waits, _ in self._waiting):
+            self._waiting = deque(pair for pair in self._waiting if pair[0] is not ticket)
         self._let_go(ticket, ticket.left)
 
     def _let_go(self, ticket: Ticket, rows: int) -> None:

@@ -23,7 +23,7 @@ from lens_tui.records.sanitise import one_line
 from .deliveries import Begun, Delivery, Failed
 from .engine_thread import Engine, Ticket
 from .limits import Refused, ServeLimits, error_body, status_of
-from .wire_answer import DONE, Reply, as_json, failure, model_list
+from .wire_answer import DONE, Reply, as_json, failure
 from .wire_request import Kind, Order, read_order
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -91,6 +91,7 @@ def make_app(engine: Engine, door: Door) -> ASGIApp:
     face = _Face(engine)
     routes = [
         Route("/v1/models", face.models),
+        Route("/v1/models/{name:path}", face.model),
         Route("/v1/completions", face.completions, methods=["POST"]),
         Route("/v1/chat/completions", face.chat, methods=["POST"]),
         Route("/health", face.health),
@@ -107,6 +108,10 @@ class _Face:
         self._created = int(time.time())
 
     async def models(self, _: Request) -> Response:
+        return Response(as_json({"object": "list", "data": [self._facts()]}), media_type=_JSON)
+
+    def _facts(self) -> dict[str, Any]:
+        """The one model, with what it and the server have."""
         here, info = self._engine.catalogue, self._engine.info
         vectors = [{"name": name, "layer": vector.layer, "site": vector.site} for name, vector in here.vectors.items()]
         saes = [
@@ -114,9 +119,16 @@ class _Face:
             for name, sae in here.saes.items()
         ]
         facts = {"n_layers": info.n_layers, "d_model": info.d_model, "chat": info.takes_chat}
-        return Response(
-            model_list(here.name, self._created, {**facts, "vectors": vectors, "saes": saes}), media_type=_JSON
-        )
+        lens = {**facts, "vectors": vectors, "saes": saes}
+        one = {"id": here.name, "object": "model", "created": self._created, "owned_by": "mlx-lens-tui"}
+        return {**one, "lens": lens}
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name != self._engine.catalogue.name:
+            said = f"There is no model {one_line(name, 60)!r}."
+            return _refuse(Refused(said, f"This is {self._engine.catalogue.name}.", status=404, param="model"))
+        return Response(as_json(self._facts()), media_type=_JSON)
 
     async def health(self, _: Request) -> Response:
         return Response(as_json({"status": "ok", "rows": self._engine.held}), media_type=_JSON)

@@ -165,9 +165,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def model_list(name: str, created: int, facts: Mapping[str, Any]) -> bytes:
-    """``/v1/models``: the one model, with what it and the server have."""
-    one = {"id": name, "object": "model", "created": created, "owned_by": "mlx-lens-tui", "lens": dict(facts)}
-    return as_json({"object": "list", "data": [one]})

@@ -11,13 +11,18 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from openai import NotFoundError
+from safetensors.numpy import load_file
 
 from lens_tui import LensModel
-from lens_tui.records import Add, Origin, Positions, ProjectOut, SteeringVector
+from lens_tui.records import Add, ClampFeature, Origin, Positions, ProjectOut, SteeringVector
 from lens_tui.records.codec import to_json
 from lens_tui.records.gates import Gate, monitor_of
 from lens_tui.records.vector_formats import save_vectors
+from lens_tui.sae.load_sae import load_sae
+from lens_tui.serve.engine_thread import Catalogue
 from lens_tui.serve.run_server import LensServer
+from tests.folders import sae_folder
 
 from .servers import catalogue, client, direction, gemma, llama, post, serving
 
@@ -180,6 +185,39 @@ def test_a_probe_reads_its_score_and_a_gate_lets_a_request_steer_where_it_is_ope
 def test_models_says_what_there_is(server: LensServer) -> None:
     (model,) = client(server).models.list().data
     assert model.id == "tiny"
+    assert client(server).models.retrieve("tiny") == model
+    with pytest.raises(NotFoundError, match="There is no model 'other'"):
+        client(server).models.retrieve("other")
     assert model.model_extra is not None
     assert model.model_extra["lens"]["vectors"] == [{"name": "v", "layer": 1, "site": "resid_post"}]
     assert post(server, "/v1/nothing", {})[0] == 404
+
+
+def test_features_steer_and_are_read_as_numpy_has_them(tmp_path: Any) -> None:
+    folder = sae_folder(tmp_path / "sae", d_model=64)
+    arrays = load_file(folder / "params.safetensors")
+    sae = load_sae(folder)
+
+    def opened() -> Catalogue:
+        made = replace(catalogue(), saes={"s": sae})
+        made.lens.attach_sae("s", sae)
+        return made
+
+    lens = llama()
+    lens.attach_sae("s", sae)
+    by_hand = Add(id="f", layer=1, vector=arrays["w_dec"][3] / np.linalg.norm(arrays["w_dec"][3]), scale=5.0)
+    clamp = ClampFeature(id="c", layer=1, sae="s", feature=3, value=4.0)
+    with serving(opened) as server:
+        asked = {"capture": {"layers": [1]}, "features": {"k": 4}, "monitors": [{"feature": 9, "sae": "s"}]}
+        done = ask(server, steering=[{"feature": 3, "scale": 5.0}], lens=asked).choices[0]
+        assert done.text == lens.generate("the cat", raw=True, max_tokens=8, interventions=[by_hand])
+        clamped = ask(server, steering=[to_json(clamp)]).choices[0].text
+        assert clamped == lens.generate("the cat", raw=True, max_tokens=8, interventions=[clamp])
+    found = done.model_extra["lens"]
+    h = np.frombuffer(base64.b64decode(found["capture"][0]["data"]), "<f4").reshape(-1, 64)
+    before = h @ arrays["w_enc"] + arrays["b_enc"]
+    active = np.where(before > arrays["threshold"], before, 0.0)
+    np.testing.assert_allclose(found["monitors"][0]["values"], active[:, 9], atol=1e-3)
+    for row, listed in zip(active, found["features"]["tokens"], strict=True):
+        assert [item["feature"] for item in listed] == list(np.argsort(-row, kind="stable")[:4])
+        np.testing.assert_allclose([item["activation"] for item in listed], np.sort(row)[::-1][:4], rtol=1e-3)
