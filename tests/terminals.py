@@ -72,7 +72,7 @@ class Terminal:
                 os.execvpe(argv[0], list(argv), env)
             finally:
                 os._exit(127)
-        ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
+        self.resize(size)
         self.before = self.attributes()
 
     def __enter__(self) -> Terminal:
@@ -88,6 +88,10 @@ class Terminal:
     def attributes(self) -> list[Any]:
         """What ``stty`` says of the terminal."""
         return termios.tcgetattr(self.fd)
+
+    def resize(self, size: tuple[int, int]) -> None:
+        """Columns and rows from now on; the kernel tells the process."""
+        ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
 
     def hang_up(self) -> None:
         """Close the terminal's own end."""
