@@ -17,11 +17,11 @@ def settings_parts(
         parts.insert(0, (f"{chat} chat {plain} raw {key('generate.chat')} · ", "$accent"))
     if session.model is not None and session.model.lacks_template:
         parts.append((" · no chat template", "$warning"))
-    parts.append((f" · shade: {shade}", "$muted"))
+    said = (f" · shade: {shade}", "$muted")  # last of a run's: where there is no room it can go
     if run is None:
-        parts.append((f" · {key('app.run')} runs, {key('generate.prompt')} writes the prompt", "$muted"))
+        parts += [said, (f" · {key('app.run')} runs, {key('generate.prompt')} writes the prompt", "$muted")]
         return parts if session.steers else [*parts, (f", {key('app.steer')} makes a vector", "$muted")]
     parts.append((f" · run {run.number} of {runs}", "$muted"))
     if stale and not run.going:
         parts.append((f" · changed since: {key('app.run')} runs it", "$accent"))
-    return parts
+    return [*parts, said]

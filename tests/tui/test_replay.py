@@ -91,3 +91,17 @@ async def test_two_runs_stand_side_by_side(size: tuple[int, int]) -> None:
         assert [column.title for column in both.columns] == ["sadness", "sadness"]
         await pilot.press("escape")
         assert isinstance(app.screen, HistoryScreen)
+
+
+async def test_runs_that_were_asked_different_things_are_not_held_against_each_other() -> None:
+    async with opened("generate") as (app, pilot):
+        await pilot.press("r")
+        await settle(app, pilot)
+        app.store.update(prompt="Something else")
+        await pilot.press("r")
+        await settle(app, pilot)
+        await pilot.press("H", "space", "j", "space")
+        await settle(app, pilot)
+        assert isinstance(app.screen, TwoRunsScreen)
+        assert "They were asked different things (prompts)" in screen_text(app)
+        assert "tokenizer" not in screen_text(app)

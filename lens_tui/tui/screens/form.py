@@ -153,7 +153,8 @@ class FormScreen(Dialog["dict[str, str] | None"]):
     """Asks for the fields; dismisses with what was typed by field id, or ``None`` on escape.
 
     Enter goes to the next field that is not right yet and commits when all are. ``problem`` is what was wrong with what
-    was typed before, said until something is typed; ``done`` what enter does, in a few words.
+    was typed before, said until something is typed; ``done`` what enter does, in a few words: by default done,
+    or the next field first where one is not right as it begins.
     """
 
     BINDINGS = [("escape", "cancel", "cancel"), ("down", "app.focus_next", ""), ("up", "app.focus_previous", "")]
@@ -169,12 +170,11 @@ class FormScreen(Dialog["dict[str, str] | None"]):
     FormScreen #problem { height: auto; min-height: 1; max-height: 3; color: $warning; }
     """
 
-    def __init__(
-        self, title: str, fields: Sequence[Field], note: str = "", problem: str = "", done: str = "next, or done"
-    ) -> None:
+    def __init__(self, title: str, fields: Sequence[Field], note: str = "", problem: str = "", done: str = "") -> None:
         super().__init__()
         self._title, self._fields, self._note, self._problem = title, tuple(fields), note, problem
-        self._done = done
+        right = not any(item.problem(item.value) for item in self._fields)
+        self._done = done or ("done" if right else "next, or done")
 
     def compose(self) -> ComposeResult:
         """Title, note, one row for each field, what is wrong, the keys."""

@@ -334,7 +334,7 @@ class HistoryScreen(Dialog["RunText | SetText | None"]):
         if row is None:
             return
         if isinstance(row.run, SetText):
-            self.notify("That is a set of prompts: take one of its runs.", markup=False, timeout=4)
+            self.notify("That is a set of prompts: enter opens its table of runs.", markup=False, timeout=4)
         elif row.run is not None:
             then(row.run)
         else:

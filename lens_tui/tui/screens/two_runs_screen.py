@@ -89,7 +89,11 @@ class TwoRunsScreen(Dialog[None]):
         self.columns[0].view.focus()
 
     def _found(self) -> str:
-        old, new = (column.run.record() for column in self.columns)
+        first, second = (column.run for column in self.columns)
+        if first.question != second.question:
+            how = "prompts" if first.prompt != second.prompt else "conversations, or one of them raw"
+            return f"They were asked different things ({how}): that their tokens differ needs no other cause."
+        old, new = first.record(), second.record()
         try:
             found = held_against(old, new)
         except LensError as error:
