@@ -96,7 +96,7 @@ async def test_live_features(size: tuple[int, int]) -> None:
     async with generated(size, "F", "r") as (app, pilot):
         screen = screen_of(app)
         assert screen.run is not None
-        ids = np.arange(len(HOSTILE))[None].repeat(8, 0)
+        ids = np.arange(len(HOSTILE), dtype=np.int32)[None].repeat(8, 0)
         for labelled in (True, False):
             names = tuple((place, text, labelled) for place, text in enumerate(HOSTILE))
             for arm in range(3):

@@ -245,7 +245,8 @@ async def test_a_long_prompt_shows_its_first_line_and_how_many_there_are(size: t
         app.store.update(prompt="\n".join(f"line {number} of it" for number in range(1, 13)))
         await settle(app, pilot)
         shown = screen_text(app)
-        assert "line 1 of it" in shown
+        for number in range(1, 5 if size[1] > 30 else 3):
+            assert f"line {number} of it" in shown
         assert "12 lines" in shown
         await pilot.press("i")
         await settle(app, pilot)
