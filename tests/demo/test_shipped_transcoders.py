@@ -19,7 +19,7 @@ from lens_tui import LensModel, demo, load_sae
 from lens_tui.records import LensError, SAEInfo
 from lens_tui.sae.base import build
 from lens_tui.sae.files import Definition, Weights, in_memory
-from lens_tui.sae.load_sets import load_transcoders
+from lens_tui.tasks.graphs import open_transcoders
 from lens_tui.tasks.models import list_saes, named_sae
 from lens_tui.tasks.transcoders import write_circuit_tracer_set
 from tests.demo.test_shipped_figures import SAMPLE
@@ -166,7 +166,8 @@ def test_the_set_goes_to_circuit_tracer_and_comes_back(tmp_path: Path) -> None:
 
 
 def test_the_set_opens_as_one_for_graphs() -> None:
-    found = load_transcoders(demo.transcoders_path())
+    found = open_transcoders(demo.NAME)
+    assert found.name == demo.NAME
     assert tuple(found.layers) == tuple(LAYERS)
     assert (found.reads, found.writes) == ("mlp_in", "mlp_out")
 

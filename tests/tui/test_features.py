@@ -148,6 +148,8 @@ def test_a_page_lists_what_its_section_says() -> None:
     assert listed("together") == ["by Jaccard index of their tokens"]
     assert listed("sample") == listed("top")
     assert " ".join(listed("top")) == "No index of this SAE: `mlx-lens-tui index` makes one."
+    without = {**known, "samples": ()}
+    assert " ".join(listed("sample", **without)) == "The index of this SAE keeps no sample of weaker activations."
 
 
 def test_foreign_text_on_a_page_is_harmless() -> None:

@@ -79,6 +79,7 @@ SECTIONS = {
 """What the lower half of a page can list, and what that is."""
 
 _NO_INDEX = "No index of this SAE: `mlx-lens-tui index` makes one."
+_NO_SAMPLE = "The index of this SAE keeps no sample of weaker activations."
 _NO_LABEL = Content.styled("no label", "$muted")
 
 
@@ -213,7 +214,8 @@ def section_lines(facts: FeatureFacts, section: str, width: int, mode: ShadeMode
         for example in group:
             lines += example_lines(example, width, peak, mode)
     if len(lines) == 2 and section in ("top", "sample"):
-        lines[1:] = Content.styled(facts.problem or _NO_INDEX, "$muted").wrap(width)
+        why = facts.problem or (_NO_SAMPLE if activity.examples else _NO_INDEX)
+        lines[1:] = Content.styled(why, "$muted").wrap(width)
     return lines
 
 
