@@ -326,13 +326,13 @@ async def test_a_tall_terminal_has_the_measures_of_all_arms_side_by_side() -> No
         run = screen_of(app).run
         assert run is not None
         rows = [line.split() for line in screen_text(app).splitlines() if line.strip().startswith(("dogs", "sadness"))]
-        for arm, row in zip(run.arms[1:], rows[-2:], strict=True):
+        for arm, (name, scale, *row) in zip(run.arms[1:], rows[-2:], strict=True):
             ids = [token.token_id for token in arm.tokens]
             pairs = list(pairwise(ids))
-            assert row[:3] == [arm.arm.name, str(len(ids)), nats(arm.mean_kl)]
-            assert row[3] == nats(arm.mean_reverse_kl)
-            assert row[6] == f"{len(set(pairs)) / len(pairs):.2f}"
-            assert row[7:] == ["0.31", str(arm.parted)]
+            assert (name, scale) == (arm.arm.name, {"dogs": "+24.0", "sadness": "+8.0"}[name])
+            assert row[:3] == [str(len(ids)), nats(arm.mean_kl), nats(arm.mean_reverse_kl)]
+            assert row[5] == f"{len(set(pairs)) / len(pairs):.2f}"
+            assert row[6:] == ["0.31", str(arm.parted)]
         await pilot.resize_terminal(80, 24)
         await pilot.pause()
         assert not screen_of(app).measures.display

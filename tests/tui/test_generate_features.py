@@ -152,3 +152,15 @@ def test_a_list_without_features_says_so_within_its_width() -> None:
     lines = feature_lines("features of the last 8 tokens", (), "none is active, or they are being read", 22, 24)
     assert lines[0].plain == "last 8 tokens"
     assert all(line.cell_length <= 22 for line in lines)
+
+
+async def test_a_feature_that_is_typed_before_any_is_listed_shades_and_lists_them_all() -> None:
+    async with opened("generate") as (app, pilot):
+        await pilot.press("r")
+        await settle(app, pilot)
+        await pilot.press("/", "7", "enter")
+        await settle(app, pilot)
+        assert {job.feature for job in sent(app, jobs.ReadWritten) if isinstance(job, jobs.ReadWritten)} == {-1, 7}
+        assert all(lane.features.listed[1] for lane in screen_of(app).lanes.lanes)
+        assert "none is active" not in screen_text(app)
+        assert any(max(lane.view._levels) for lane in screen_of(app).lanes.lanes)

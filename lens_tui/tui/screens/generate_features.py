@@ -127,7 +127,8 @@ class FeatureFollower:
         arms = tuple((arm.arm.interventions, tuple(token.token_id for token in arm.tokens)) for arm in run.arms)
         wanted = -1 if feature is None else feature
         job = ReadWritten(known.sae, run.job, run.prompt, arms, run.raw, wanted, run.turns)
-        lens.submit(job, "written", lambda event: self.take(lens, run, event))
+        slot = "written" if feature is None else "shade"  # one does not take the place of the other
+        lens.submit(job, slot, lambda event: self.take(lens, run, event))
 
     def take(self, lens: LensHost, run: RunText, event: Event) -> bool:
         """Take what was read of a run; true if it shows."""
