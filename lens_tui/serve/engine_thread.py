@@ -37,6 +37,9 @@ from .row_readings import Readings, sae_named
 from .wire_request import Order
 from .wire_steering import FeatureTerm
 
+_CLEAR = 256
+"""Steps after which MLX gives back the memory that it keeps for the next ones."""
+
 
 @dataclass(frozen=True, eq=False)
 class Catalogue:
@@ -81,6 +84,7 @@ class Engine:
         self._lock = threading.Lock()
         self._held = 0
         self._closing = False
+        self._steps = 0
         self._cancelled: set[Ticket] = set()
         self._waiting: deque[tuple[Ticket, int]] = deque()
         self._rows: dict[int, tuple[Ticket, int, Row]] = {}
@@ -171,8 +175,9 @@ class Engine:
         heard = [self._heard(event) for event in self._batch.step()]
         for ticket in dict.fromkeys(found for found in heard if found is not None and found.order.stream):
             _hand_over(ticket)
-        if self._batch.idle and not idle:
-            mx.clear_cache()
+        self._steps += 1
+        if self._steps % _CLEAR == 0 or (self._batch.idle and not idle):
+            mx.clear_cache()  # batches of ever other shapes leave buffers that fit no later one
         return True
 
     def _begin_again(self, error: Exception) -> None:

@@ -61,6 +61,14 @@ def test_what_cannot_be_served_is_one_sentence(arguments: list[str], says: str) 
     assert says in done.stderr
 
 
+@pytest.mark.parametrize("verb", ["serve", "mcp"])
+def test_without_its_packages_a_verb_says_what_to_install(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lens_tui.cli.server_verbs.find_spec", lambda name: None)
+    done = CliRunner().invoke(app, [verb])
+    assert done.exit_code == 2
+    assert f"pip install 'mlx-lens-tui[{verb}]'" in done.stderr
+
+
 def test_a_port_that_is_taken_is_said() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = CliRunner().invoke(app, ["serve", "-p", str(taken.getsockname()[1])])
