@@ -18,7 +18,6 @@ from lens_tui.records.gates import Gate, Monitor, monitor_of
 from lens_tui.records.interventions import positions_of
 from lens_tui.records.run import LIMITS
 from lens_tui.records.sanitise import one_line
-from lens_tui.records.vector_sets import load_vector_set, set_interventions
 
 from .output import Meter
 
@@ -178,6 +177,8 @@ class Vectors:
         gate = None if term.gate is None else self.gate(term.gate)
         if not term.every:
             return (term.row(name, self.vector(term), gate).intervention(),)
+        from lens_tui.records.vector_sets import load_vector_set, set_interventions
+
         path = _vector_path(term.source, self._model)
         vectors = load_vector_set(path, d_model=self._lens.d_model, n_layers=self._lens.n_layers)
         positions = positions_of(term.positions)

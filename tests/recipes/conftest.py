@@ -23,9 +23,12 @@ WORDS = {
 }
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _uncompiled() -> Iterator[None]:
-    """Compiling one step for a CPU takes half a minute; the arithmetic is the same without."""
+    """Compiling one step for a CPU takes half a minute; the arithmetic is the same without.
+
+    For a module and what is made for it, which is what takes longest.
+    """
     mx.disable_compile()
     yield
     mx.enable_compile()
