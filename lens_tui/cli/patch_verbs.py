@@ -14,8 +14,6 @@ from lens_tui.records import LensError
 from lens_tui.records.patch_grid import Agreement, By, CausalTrace, Direction, Doubles, PatchGrid, PromptPair, agreement
 from lens_tui.records.patch_plan import PatchFound, PatchPlan, read_token
 from lens_tui.records.sanitise import one_line
-from lens_tui.tasks.causes import answer as answer_plan
-from lens_tui.tasks.causes import grid_record, read_pairs, trace_record
 from lens_tui.tui.format import share_level, signed
 
 from .lens_verbs import whole_numbers
@@ -78,6 +76,8 @@ def patch(
     json: Json = False,
 ) -> None:
     """Patch activations of one prompt into another: what matters."""
+    from lens_tui.tasks.causes import grid_record
+
     if trace:
         _only_one(corrupted, pairs, wrong)
         plan = PatchPlan(read_text(clean), answer=answer, by="trace", site=site or "resid_post", subject=trace)
@@ -99,6 +99,9 @@ def _only_one(corrupted: str, pairs: str, wrong: str) -> None:
 
 
 def _trace(model: str, plan: PatchPlan, *, json: bool) -> None:
+    from lens_tui.tasks.causes import answer as answer_plan
+    from lens_tui.tasks.causes import trace_record
+
     with open_model(model) as lens, Meter() as meter:
 
         def progress(done: int, total: int) -> None:
@@ -144,6 +147,8 @@ def _pairs(clean: str, corrupted: str, answer: str, wrong: str, file: str) -> li
         return [PromptPair(read_text(clean), corrupted, read_token(answer), read_token(wrong))]
     if clean or corrupted or answer or wrong:
         raise LensError("Prompts were given beside a file of pairs.", "Give one or the other.")
+    from lens_tui.tasks.causes import read_pairs
+
     return read_pairs(file)
 
 
