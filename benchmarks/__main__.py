@@ -50,6 +50,7 @@ ALL = (
     Benchmark("mlx-lens", "mlx_lens"),
     Benchmark("transformer-lens", "torch_peers", ("cpu",)),
     Benchmark("patching", "patch_speed", ("cpu",)),
+    Benchmark("graphs", "graph_speed", ("cpu",)),
     Benchmark("server", "serving_http"),
 )
 

@@ -112,6 +112,48 @@ def patching(folder: Path) -> tuple[dict[str, Callable[[], object]], dict[str, A
     return tasks, {"transformer-lens": version("transformer-lens")}
 
 
+def graphs(folder: Path) -> tuple[dict[str, Callable[[], object]], dict[str, Any]]:
+    """Attribution graphs by circuit-tracer, on TransformerLens' own llama with the same weights."""
+    import torch
+    from circuit_tracer.attribution.attribute import attribute
+    from circuit_tracer.replacement_model.replacement_model_transformerlens import TransformerLensReplacementModel
+    from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder, TranscoderSet
+    from safetensors.torch import load_file
+    from transformer_lens import HookedTransformerConfig
+    from transformer_lens.pretrained.weight_conversions import convert_llama_weights
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    plan = json.loads((folder / "plan.json").read_text())
+    c, cpu = plan["config"], torch.device("cpu")
+    n_layers, width, heads = c["num_hidden_layers"], c["hidden_size"], c["num_attention_heads"]
+    made = {}
+    for layer in range(n_layers):
+        tensors = load_file(str(folder / "set" / f"layer_{layer}.safetensors"))
+        size, relu = len(tensors["b_enc"]), torch.nn.functional.relu
+        made[layer] = SingleLayerTranscoder(width, size, relu, layer, device=cpu, dtype=torch.float32)
+        made[layer].load_state_dict(tensors)
+    config = HookedTransformerConfig(
+        n_layers=n_layers, d_model=width, d_head=width // heads, n_heads=heads, n_ctx=c["max_position_embeddings"],
+        n_key_value_heads=c["num_key_value_heads"], d_mlp=c["intermediate_size"], d_vocab=c["vocab_size"],
+        eps=c["rms_norm_eps"], act_fn="silu", normalization_type="RMS", positional_embedding_type="rotary",
+        rotary_dim=width // heads, rotary_base=int(c["rope_theta"]), rotary_adjacent_pairs=False, gated_mlp=True,
+        final_rms=True, original_architecture="LlamaForCausalLM", model_name="small-llama", device="cpu",
+        dtype=torch.float32,
+    )  # fmt: skip
+    network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = TransformerLensReplacementModel(config, tokenizer=AutoTokenizer.from_pretrained(folder))
+    plain = dict.fromkeys(("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"), False)
+    model.load_and_process_state_dict(convert_llama_weights(network, config), **plain)
+    model._configure_replacement_model(TranscoderSet(made, "mlp.hook_in", "mlp.hook_out", scan="random"))
+    ids = torch.tensor(plan["ids"])
+
+    def graph() -> Any:
+        return attribute(ids, model, max_n_logits=plan["logits"], desired_logit_prob=1.0, batch_size=64)
+
+    np.save(folder / "effects.npy", graph().adjacency_matrix.numpy())
+    return {"graph": graph}, {"circuit-tracer": version("circuit-tracer")}
+
+
 def sae_lens(folder: Path) -> tuple[dict[str, Callable[[], object]], dict[str, Any]]:
     """Encode a block of residuals and take the strongest features."""
     import torch
@@ -132,7 +174,10 @@ def sae_lens(folder: Path) -> tuple[dict[str, Callable[[], object]], dict[str, A
 if __name__ == "__main__":
     import torch
 
-    works, versions = {"transformer_lens": transformer_lens, "sae_lens": sae_lens, "patching": patching}[sys.argv[1]](
-        Path(sys.argv[2])
-    )
+    works, versions = {
+        "transformer_lens": transformer_lens,
+        "sae_lens": sae_lens,
+        "patching": patching,
+        "graphs": graphs,
+    }[sys.argv[1]](Path(sys.argv[2]))
     serve(works, {**versions, "torch": version("torch"), "threads": torch.get_num_threads()}, wall)
