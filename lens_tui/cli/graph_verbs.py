@@ -22,6 +22,7 @@ from .sources import Json, Model, open_model, read_text
 
 if TYPE_CHECKING:
     from lens_tui.lens.graphs.build_graph import Attribution
+    from lens_tui.tasks.graphs import Transcoders
 
 _NODES, _EDGES, _PLACE = 16, 8, 24
 verbs = typer.Typer()
@@ -58,8 +59,8 @@ def graph(
         shown = read_graph(Path(read).expanduser())
     else:
         wanted = _targets(target or [], minus)
-        made = _made(read_text(prompt), model, transcoders, wanted, features)
-        shown = prune_graph(made.graph, nodes, edges)
+        made, found = _made(read_text(prompt), model, transcoders, wanted, features)
+        shown = _worded(made, prune_graph(made.graph, nodes, edges), found)
         checks = _checked(made, shown, check, factor)
         facts = _facts(made)
     if out:
@@ -81,7 +82,9 @@ def _targets(texts: list[str], minus: str) -> list[LogitTarget]:
     return [LogitTarget(wanted[0].token, read_token(minus))]
 
 
-def _made(text: str, model: str, name: str, targets: list[LogitTarget], features: int) -> Attribution:
+def _made(
+    text: str, model: str, name: str, targets: list[LogitTarget], features: int
+) -> tuple[Attribution, Transcoders]:
     from lens_tui.tasks.graphs import make_graph, open_transcoders
 
     if not name and model != demo.NAME:
@@ -91,10 +94,19 @@ def _made(text: str, model: str, name: str, targets: list[LogitTarget], features
         found = open_transcoders(
             name or demo.NAME, lambda n, total: meter.say("opening", f"{n} of {total} layers", n / total)
         )
-        return make_graph(
+        made = make_graph(
             lens, text, found, targets, most_features=features,
             progress=lambda n, total: meter.say("tracing", f"{n:,} of {total:,} rows", n / total),
         )  # fmt: skip
+
+    return made, found
+
+
+def _worded(made: Attribution, shown: AttributionGraph, found: Transcoders) -> AttributionGraph:
+    from lens_tui.tasks.graphs import with_promoted
+
+    lens: Any = made.lens
+    return with_promoted(lens, shown, found)
 
 
 def _checked(made: Attribution, shown: AttributionGraph, count: int, factor: float) -> tuple[EdgeCheck, ...]:

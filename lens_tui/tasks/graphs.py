@@ -89,6 +89,41 @@ def named_graph(graph: AttributionGraph, transcoders: Transcoders, store: Store 
     return graph.labelled(labels)
 
 
+def with_promoted(
+    lens: LensModel, graph: AttributionGraph, transcoders: Transcoders, most: int = 400, k: int = 3
+) -> AttributionGraph:
+    """The graph whose features without a label say which tokens their decoder rows promote most.
+
+    Args:
+        lens: The model.
+        graph: Its graph, pruned: the vocabulary is gone through for every such feature.
+        transcoders: Those of the graph.
+        most: So many features, those with the most influence.
+        k: Tokens of each.
+    """
+    import mlx.core as mx
+    import numpy as np
+
+    from lens_tui.lens.architecture.unembed import find_unembedding, top_tokens
+    from lens_tui.lens.forward import unhooked
+
+    bare = [node for node in graph.nodes if node.kind == "feature" and not node.label]
+    bare.sort(key=lambda node: 1.0 if node.influence is None else node.influence)
+    pairs = sorted(list(dict.fromkeys((node.layer, node.feature) for node in bare))[:most])
+    if not pairs:
+        return graph
+    rows = []
+    for layer in sorted({layer for layer, _ in pairs}):
+        mine = np.array([feature for at, feature in pairs if at == layer])
+        rows.append(transcoders.decoder(layer, lens.n_layers - 1 if transcoders.crosses else layer, mine))
+    decoder = lens.registry.decoder
+    with unhooked(lens):
+        directions = mx.concatenate([part.astype(mx.float32) for part in rows])
+        ids = np.array(top_tokens(find_unembedding(decoder), directions, k, hide=decoder.hide)[0])
+    words = [" ".join(f"“{lens.tokens.decode([int(token)])}”" for token in some) for some in ids]
+    return graph.labelled({pair: f"promotes {text}" for pair, text in zip(pairs, words, strict=True)})
+
+
 def slug_of(graph: AttributionGraph) -> str:
     """A name for a graph's file and address, of the model and the prompt's first words."""
     words = re.findall(r"[a-z0-9]+", f"{Path(graph.model).name} {graph.prompt}".lower())

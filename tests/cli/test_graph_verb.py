@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from lens_tui import LensModel
@@ -16,6 +18,7 @@ from lens_tui.lens.graphs.build_graph import attribution_graph
 from lens_tui.records.graph_file import read_graph, write_graph
 from lens_tui.records.graph_influence import prune_graph
 from lens_tui.sae.load_sets import load_transcoders
+from lens_tui.tasks.graphs import with_promoted
 from tests.folders import llama_folder, transcoder_folder
 from tests.records.test_attribution_graph import small_graph
 
@@ -42,6 +45,7 @@ def test_json_and_the_file_hold_the_librarys_graph(places: tuple[str, str], tmp_
     assert result["prompt"] == PROMPT
     assert (result["scan"], result["n_active"], result["n_layers"]) == ("a-set", whole.n_active, 3)
     assert {node["id"] for node in result["nodes"]} == {node.id for node in graph.nodes}
+    assert all(node["label"].startswith("promotes “") for node in result["nodes"] if node["kind"] == "feature")
     edges = {(edge["source"], edge["target"]): edge["weight"] for edge in result["edges"]}
     for source, target, weight in zip(graph.sources, graph.targets, graph.weights, strict=True):
         assert edges[graph.nodes[source].id, graph.nodes[target].id] == pytest.approx(float(weight), abs=1e-5)
@@ -50,10 +54,22 @@ def test_json_and_the_file_hold_the_librarys_graph(places: tuple[str, str], tmp_
     assert 0 < result["replacement"] < 1
     assert sum(node["share"] or 0 for node in result["nodes"]) == pytest.approx(1.0)
     kept = read_graph(out)
-    assert kept.nodes == graph.nodes
+    assert [replace(node, label="") for node in kept.nodes] == [replace(node, label="") for node in graph.nodes]
     np.testing.assert_allclose(np.sort(kept.weights), np.sort(graph.weights), atol=1e-5)
     assert kept.generator.startswith("mlx-lens-tui ")
     assert kept.slug == "tiny-the-old-man-opened-the-door-and"
+
+
+def test_a_feature_without_a_label_says_what_it_promotes(places: tuple[str, str]) -> None:
+    lens, found = LensModel(places[0]), load_transcoders(places[1])
+    graph = with_promoted(lens, prune_graph(attribution_graph(lens, PROMPT, found)), found, most=5, k=1)
+    named = [node for node in graph.nodes if node.label.startswith("promotes")]
+    assert len({(node.layer, node.feature) for node in named}) == 5
+    weights = load_file(Path(places[0]) / "model.safetensors")
+    head, gain = weights["model.embed_tokens.weight"], weights["model.norm.weight"]
+    for node in named:
+        row = load_file(Path(places[1]) / f"layer_{node.layer}.safetensors")["W_dec"][node.feature]
+        assert node.label == f"promotes “{lens.tokens.decode([int(np.argmax(head @ (row * gain)))])}”"
 
 
 def test_checks_are_of_the_features_with_the_most_influence(places: tuple[str, str]) -> None:

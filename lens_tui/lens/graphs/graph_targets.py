@@ -11,7 +11,6 @@ import numpy as np
 from lens_tui.records import FloatArray, LensError
 from lens_tui.records.attribution_graph import LogitTarget
 from lens_tui.records.patch_grid import Doubles
-from lens_tui.records.sanitise import one_line
 
 from ..architecture.unembed import Unembedding, final_step, find_unembedding, weight_rows
 from ..decode.sampling import log_softmax
@@ -119,10 +118,10 @@ def _end(
         raise LensError("A target is neither a token nor a direction.", "Give LogitTarget(' door').")
     ids = [_id(lens, each) for each in (target.token, target.minus) if each is not None]
     rows, bias = weight_rows(unembedding.head, ids)
-    texts = [one_line(token_text(lens, each), 60) for each in ids]
+    texts = [token_text(lens, each) for each in ids]
     if len(ids) == 1:
         chance = float(chances[ids[0]])
-        label = target.name or f'Output "{token_text(lens, ids[0])}" (p={chance:.3f})'
+        label = target.name or f'Output "{texts[0]}" (p={chance:.3f})'
         return rows[0] - mean[0], float(bias[0]) - mean[1], ids[0], label, chance
     name = target.name or f'Output "{texts[0]}" - "{texts[1]}"'
     return rows[0] - rows[1], float(bias[0] - bias[1]), None, name, 1.0
