@@ -134,9 +134,11 @@ class AppCommands(_Commands):
                 yield Command(_named(key), _words(key), "", partial(_elsewhere, app, key), 1)
         for name in app.looks.names:
             yield Command(f"Theme: {name}", "colours", "", partial(app.keep_theme, name), 2)
+        names = [term.name for term in glossary.TERMS]
         for term in glossary.TERMS:
             show = partial(_explain, app, self.screen, term)
-            yield Command(f"What is {term.name}?", f"glossary {' '.join((term.id, *term.also))}", "", show, 3)
+            where = f" ({term.where[0]})" if names.count(term.name) > 1 and term.where else ""
+            yield Command(f"What is {term.name}{where}?", f"glossary {' '.join((term.id, *term.also))}", "", show, 3)
 
 
 def _named(key: Key) -> str:
