@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lens_tui import __version__, demo
+from lens_tui import __version__
 from lens_tui.records import paths as folders
 from lens_tui.records.attribution_graph import AttributionGraph, LogitTarget
 
@@ -43,8 +43,6 @@ def open_transcoders(name: str, progress: Callable[[int, int], None] | None = No
     inside = bool(name) and not Path(name).is_absolute() and ".." not in Path(name).parts
     if inside and not Path(name).expanduser().exists() and own.is_dir():
         return load_transcoders(own, name=name, progress=progress)
-    if name == demo.NAME and not Path(name).exists():
-        return load_transcoders(demo.transcoders_path(), name=name, progress=progress)
     return load_transcoders(name, progress=progress)
 
 
