@@ -13,13 +13,11 @@ from typing import Any
 import mlx.core as mx
 
 from lens_tui.records import LensError
-from lens_tui.records.machine import free_memory, machine_memory
+from lens_tui.records.machine import SMALL, free_memory, machine_memory
 
 from .hooks.program import has_effect
 from .hooks.registry import Plan, Registry, Run
 
-SMALL = 1 << 30
-"""Bytes for which nobody asks how much memory is free."""
 _COPIES = 4
 """Arrays of the size of the logits that a step has at once: they, their log-softmax, the sampler's working copies."""
 _PROBE = 4

@@ -8,6 +8,8 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
+SMALL = 1 << 30
+"""Bytes for which nobody asks how much memory is free."""
 _GROUP = Path("/sys/fs/cgroup")
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from mlx.nn.layers.base import Module
 
 from lens_tui.records import LensError
-from lens_tui.records.machine import free_memory
+from lens_tui.records.machine import SMALL, free_memory
 
 from .taps import Argument, Call, first_of, install, named, original_class, replace_first, uninstall
 
@@ -352,7 +352,7 @@ class Decoder:
         total = tokens if total is None else total
         each = 3 * rows * self.heads * self.dtype.size
         need = each * tokens * total
-        if need < _SMALL or mx.default_device().type != mx.DeviceType.cpu:
+        if need < SMALL or mx.default_device().type != mx.DeviceType.cpu:
             return
         free = min(free_memory(), 3 * self.dtype.size * _PLACES)
         if need > free:
@@ -399,8 +399,6 @@ class Decoder:
 
 HEAD_COUNTS = ("n_heads", "q_num_heads", "num_heads", "num_attention_heads", "n_head", "n_q_heads")
 """What attentions call the number of their query heads."""
-_SMALL = 1 << 30
-"""Bytes of scores for which nobody asks how much memory is free."""
 _PLACES = 2**31 - 1
 
 

@@ -295,7 +295,7 @@ def test_arms_that_are_none_and_scales_that_are_none_are_a_sentence(lens: Any) -
 def test_a_forward_that_memory_cannot_hold_is_refused_before_it(lens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from lens_tui.lens.architecture import find
 
-    monkeypatch.setattr(find, "_SMALL", 0)
+    monkeypatch.setattr(find, "SMALL", 0)
     monkeypatch.setattr(find, "free_memory", lambda: 30_000)
     long = [1, 2, 3] * 30  # three times 90 * 90 scores of 4 bytes for each head
     for call in (lens.forward, lens.loss, lambda ids: lens.residuals(ids, 1), lambda ids: lib.logit_lens(lens, ids)):
