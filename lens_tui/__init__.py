@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from .lens.measure.effects import read_back as read_back
     from .lens.measure.search import find_scale as find_scale
     from .lens.model import LensModel as LensModel
+    from .lens.probes.probe_texts import evaluate_probe as evaluate_probe
     from .lens.probes.probe_texts import sparse_probe as sparse_probe
     from .lens.probes.probe_texts import train_probes as train_probes
     from .lens.read.attention import attention_patterns as attention_patterns
@@ -156,7 +157,7 @@ else:
                 "LOSS_TEXTS controlled controls degeneration delta_loss delta_losses divergence perplexity read_back"
             ),
             ".lens.measure.search": "find_scale",
-            ".lens.probes.probe_texts": "sparse_probe train_probes",
+            ".lens.probes.probe_texts": "evaluate_probe sparse_probe train_probes",
             ".lens.read.attention": "attention_patterns",
             ".lens.read.heads": "head_outputs",
             ".lens.read.logits": "attribute_logits logit_lens",

@@ -22,6 +22,7 @@ from .list_verbs import verbs as lists
 from .model_verbs import verbs as models
 from .output import INTERRUPTED, USER_ERROR, fail, note, say, sentences
 from .patch_verbs import verbs as patching
+from .probe_verbs import verbs as probes
 from .read_verbs import verbs as read
 from .run_verbs import runs
 from .run_verbs import verbs as replay
@@ -88,6 +89,7 @@ for verbs in (compare, read, lens, patching, graphs, features, steer, replay, sa
 app.add_typer(labels, name="labels")
 app.add_typer(lists, name="lists")
 app.add_typer(models, name="models")
+app.add_typer(probes, name="probe")
 app.add_typer(runs, name="runs")
 
 

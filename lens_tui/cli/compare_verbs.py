@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lens_tui.records import Arm, ArmEnd, Intervention, LensError, SAEInfo, Sampling, Token
-from lens_tui.records.arm_syntax import ArmSpec, parse_arm
+from lens_tui.records.arm_syntax import ArmSpec, GateTerm, parse_arm, parse_monitor
 from lens_tui.records.chat import Turn, as_prompt, last_words, parse_chats, read_chats
 from lens_tui.records.interventions import acting_words
 from lens_tui.records.measures import MOST_LENGTHS
@@ -61,6 +61,10 @@ Arms = Annotated[
 Stop = Annotated[
     list[str] | None, typer.Option("--stop", help="A text that ends an arm and is not part of it; may be repeated.")
 ]
+Monitors = Annotated[
+    list[str] | None,
+    typer.Option("--monitor", help="Read every token: a feature, or a probe's or vector's file, SOURCE[@LAYER]."),
+]
 Raw = Annotated[bool, typer.Option("--raw", help="Do not apply the chat template.")]
 
 
@@ -98,6 +102,7 @@ def compare(
     column: sets.Column = "mean_kl",
     texts: sets.Texts = False,
     rows: sets.Rows = 32,
+    monitor: Monitors = None,
 ) -> None:
     """Write on from a prompt, or a set of them, plain and steered.
 
@@ -119,6 +124,7 @@ def compare(
             sets.check_prompt(prompt)
         text = last_words(turns) if turns else read_text(prompt)
         options: dict[str, Any] = {"raw": raw, "keep": keep, "features": features, "json": json, "stream": stream}
+        options["monitors"] = [parse_monitor(item) for item in monitor or []]
         _compare_one(text, turns, specs, model, sae, sampling, **options)
 
 
@@ -135,6 +141,7 @@ def _compare_one(
     features: int,
     json: bool,
     stream: bool,
+    monitors: Sequence[GateTerm] = (),
 ) -> None:
     """One prompt, or the conversation of ``turns``, under every arm."""
     with open_model(model) as lens:
@@ -142,7 +149,9 @@ def _compare_one(
         named = [Arm("baseline"), *(vectors.arm(spec) for spec in specs)]
         lacks = lens.info.lacks_template and not raw
         with interruptible() as asked, _watched(lens, sae, model, features) as read:
-            run = lens.compare(as_prompt(text, turns), named, sampling, raw=raw, progress=lambda *_: _go_on(asked))
+            watched = [vectors.monitor(item) for item in monitors]
+            heard: dict[str, Any] = {"monitors": watched, "progress": lambda *_: _go_on(asked)}
+            run = lens.compare(as_prompt(text, turns), named, sampling, raw=raw, **heard)
             tokens, ends = _collect(run, stream=json and stream, stop=asked)
             of_arms = read([[token.token_id for token in came] for came in tokens])
         stopped = any(end.reason == "stopped" for end in ends.values())
@@ -151,6 +160,10 @@ def _compare_one(
             result["messages"] = as_prompt(text, turns)
         for row, found in zip(result["arms"], of_arms, strict=False):
             row["features"] = found
+        if monitors:
+            result["monitors"] = [item.name for item in run.monitors]
+            for at, row in enumerate(result["arms"]):
+                row["readings"] = run.readings(at).tolist()
         if keep:
             result["run"] = _keep(lens, text, turns, named, run, raw=raw, tokens=tokens, ends=ends, saes=vectors.opened)
     if json:
@@ -282,6 +295,9 @@ def _print(result: dict[str, Any], tokens: Sequence[Sequence[Token]]) -> None:
             facts.append(f"moved {figure(arm['dose'], 3)} ‖h‖")
             if arm["parts_at"] is not None:
                 facts.append(f"parts at token {arm['parts_at']}")
+        for name, values in zip(result.get("monitors", ()), arm.get("readings", ()), strict=True):
+            written = values[len(result["prompt_ids"]) :]
+            facts.append(f"{name} {figure(fsum(written) / len(written), 2) if written else 'unread'}")
         say(f"── {arm['name']}  ({', '.join(facts)})")
         if arm["interventions"] and in_terminal():
             say(f"KL {_bars(came)}")

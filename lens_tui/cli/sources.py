@@ -185,15 +185,19 @@ class Vectors:
         return set_interventions(name, vectors, term.scale, mode=term.mode, positions=positions, gate=gate)
 
     def gate(self, written: GateTerm) -> Gate:
-        """The gate of a term; the SAE of a feature that it reads is given to the model."""
+        """The gate of a term."""
+        return written.gate(self.monitor(written))
+
+    def monitor(self, written: GateTerm) -> Monitor:
+        """What a gate, or ``--monitor``, reads; the SAE of a feature that is read is given to the model."""
         if written.kind == "feature":
             info, feature = self.sae.info, int(written.source)
             self._lens.attach_sae(info.id, self.sae)
             layer = info.layer if written.layer is None else written.layer
-            return written.gate(Monitor(f"f{feature}", layer, info.site, sae=info.id, feature=feature))
+            return Monitor(f"f{feature}", layer, info.site, sae=info.id, feature=feature)
         vector = self.vector(Term(written.kind, written.source, written.layer, 0.0))
         layer = vector.layer if written.layer is None else written.layer
-        return written.gate(replace(monitor_of(vector), layer=layer))
+        return replace(monitor_of(vector), layer=layer)
 
     def vector(self, term: Term) -> SteeringVector:
         """The vector that a term names, checked."""

@@ -382,7 +382,8 @@ class LensModel:
             options: mlx-lm's sampling options by name (``max_tokens``, ``temp`` or ``temperature``, ``top_p``,
                 ``min_p``, ``top_k``, ``seed``, the penalties and ``logit_bias``), ``stop`` (a text, or several, that
                 end it and are left out of it), ``stop_ids`` (token ids), ``sampler``, ``logits_processors``,
-                ``max_kv_size``, ``kv_bits``, ``prefill_step_size`` and ``progress(done, total)``.
+                ``max_kv_size``, ``kv_bits``, ``prefill_step_size``, ``progress(done, total)`` and ``monitors``,
+                which read every token (``readings`` of the run and of each token).
 
         Returns:
             An iterator of :class:`~lens_tui.records.Token`; nothing is computed before the first one is asked for.

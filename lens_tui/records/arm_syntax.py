@@ -146,6 +146,13 @@ def _term(part: str, whole: str, default: float | None) -> Term:
     return replace(term, mode=mode, positions=places[0] if places else "all", gate=_gate(match["gate"], whole))
 
 
+def parse_monitor(text: str) -> GateTerm:
+    """Read what a gate reads, without a threshold: ``f75``, ``probe.safetensors@3``. Raises :class:`LensError`."""
+    found = _gate(f"?{text.strip()}>0", text)
+    assert found is not None
+    return found
+
+
 def _gate(written: str, whole: str) -> GateTerm | None:
     if not written:
         return None

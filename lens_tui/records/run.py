@@ -74,9 +74,9 @@ class Token:
     D(arm || plain) of the next token in nats, ``reverse_kl`` D(plain || arm), and
     ``plain_logprob`` the plain model's log-probability of this token: the plain model
     reads the arm's own tokens. They are 0, 0 and ``logprob`` where nothing acts on the arm, and
-    ``None`` outside comparisons and in those without KL. ``version`` counts the changes of
-    the run's interventions and ``scales`` lists ``(id, scale)`` as they stood
-    when this token was computed.
+    ``None`` outside comparisons and in those without KL. ``version`` counts the changes of the run's interventions and
+    ``scales`` lists ``(id, scale)`` as they stood when this token was computed. ``readings`` are what each monitor of
+    the run read at the token before this one, which it was chosen from; the run's own are of every token itself.
     """
 
     index: int
@@ -91,6 +91,7 @@ class Token:
     scales: tuple[tuple[str, float], ...] = ()
     reverse_kl: float | None = None
     plain_logprob: float | None = None
+    readings: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,10 @@ VERBS: dict[str, list[str]] = {
     "vector token": ["id:7", "-l", "1", "-o", "VECTOR"],
     "vector feature": ["3", "-o", "VECTOR", "SAE"],
     "vector sum": [NASTY, "f3", "random:0@1*0.5", "-o", "VECTOR", "SAE"],
+    "probe train": ["LABELLED", "-n", NASTY, "-l", "1", "--permutations", "2", "-o", "PROBE"],
+    "probe evaluate": ["PROBE", "LABELLED"],
+    "probe apply": ["PROBE", NASTY],
+    "probe list": [],
     "lists keep": ["a list", "3", "f5", "SAE"],
     "lists show": ["a list", "SAE"],
     "lists export": ["a list", "-o", "OUT", "SAE"],
@@ -113,7 +117,7 @@ def test_every_argument_and_option_is_explained(verb: str) -> None:
     assert [option.name for option in command.params if not option.help] == []
 
 
-@pytest.mark.parametrize("group", [[], ["vector"], ["labels"], ["models"], ["runs"]])
+@pytest.mark.parametrize("group", [[], ["vector"], ["labels"], ["models"], ["probe"], ["runs"]])
 def test_no_line_of_the_help_is_cut(group: list[str]) -> None:
     done = CliRunner().invoke(app, [*group, "--help"], env={"COLUMNS": "80"})
     assert done.exit_code == 0
@@ -128,6 +132,10 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (root / "settings.toml").write_text('[look]\ntint = "bars"\n')
     prompt = root / "prompt.txt"
     prompt.write_text(NASTY + "\n", encoding="utf-8")
+    labelled = root / "labelled.jsonl"
+    labelled.write_text(
+        "".join(f'{{"text": "{"the cat" if at % 2 else "a dog"} {at}", "label": {at % 2}}}\n' for at in range(8))
+    )
     names = {
         "MODEL": str(llama_folder(root / "tiny")),
         "SAE": str(sae_folder(root / "layer_1_width_64")),
@@ -135,6 +143,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "LINES": str(lines),
         "PROMPT": str(prompt),
         "FOLDER": str(root / "labels"),
+        "LABELLED": str(labelled),
+        "PROBE": str(root / "probe.safetensors"),
         "VECTOR": str(root / "vector.safetensors"),
         "SETTINGS": str(root / "settings.toml"),
         "home": str(root / "home"),

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from lens_tui.records import ArmEnd, Candidate, Dose, Echo, Intervention, LensError, Sampling, Steered, Token
+import numpy as np
+from numpy.typing import NDArray
+
+from lens_tui.records import ArmEnd, Candidate, Dose, Echo, Intervention, LensError, Monitor, Sampling, Steered, Token
 
 from ..forward import echo_of
 from ..hooks.capture_result import CaptureResult
@@ -14,7 +17,8 @@ from ..hooks.program import DoseMeter
 from ..hooks.registry import Holding, Plan, PlanEntry
 from ..hooks.steering import check_chosen, check_moved, check_reach, entries_of, origin_in
 from ..tokens import Tokens
-from .generation import DecodeStep, RowDecoder, Writing, writing_options
+from .generation import DecodeStep, RowDecoder
+from .row_text import Writing, writing_options
 from .sampling import candidates
 
 
@@ -73,6 +77,7 @@ class RowsInProgress:
             scales=step.scales[index],
             reverse_kl=None if plain is None else plain.reverse_kl,
             plain_logprob=None if plain is None else plain.logprob,
+            readings=() if step.readings is None else tuple(step.readings[index]),
         )
 
     def doses(self, row: int) -> tuple[Dose, ...]:
@@ -244,6 +249,22 @@ class Rows:
         registry, display = progress.decoder.registry, progress.tokens.display
         return steered(progress.decoder.histories[row], progress.passage(row), display, registry)
 
+    @property
+    def monitors(self) -> tuple[Monitor, ...]:
+        """What reads the run, as it was asked for."""
+        reader = self._progress.decoder.monitors
+        return () if reader is None else reader.monitors
+
+    def readings_in(self, row: int) -> NDArray[np.float32]:
+        """What each monitor read of a row's tokens, of the prompt and behind it the text: ``(monitors, tokens)``.
+
+        Of a run that ended at the last place that the model has, the last token did not go in and has none.
+        """
+        progress = self._progress
+        progress.entries(row)
+        reader, count = progress.decoder.monitors, len(progress.decoder.ids) + len(progress.rows[row].ids)
+        return np.zeros((0, count), dtype=np.float32) if reader is None else reader.readings(row, count)
+
     def echo_in(self, row: int) -> tuple[Echo, ...]:
         """What a row's interventions, as they are now, leave behind each layer, over its prompt and its text so far."""
         progress = self._progress
@@ -305,6 +326,11 @@ class Generation(Rows, Iterator[Token]):
     def steered(self) -> tuple[Steered, ...]:
         """Which tokens of the prompt and the text each intervention touched, whenever it held."""
         return self.steered_in(0)
+
+    @property
+    def readings(self) -> NDArray[np.float32]:
+        """What each monitor read of every token, of the prompt and behind it the text: ``(monitors, tokens)``."""
+        return self.readings_in(0)
 
     def echo(self) -> tuple[Echo, ...]:
         """What the interventions, as they are now, leave behind each layer, over the prompt and the text so far."""
@@ -369,6 +395,10 @@ class Comparison(Rows, Iterator[Token | ArmEnd]):
     def steered(self, arm: int) -> tuple[Steered, ...]:
         """Which tokens of the prompt and of one arm's text each intervention touched, whenever it held."""
         return self.steered_in(arm)
+
+    def readings(self, arm: int) -> NDArray[np.float32]:
+        """What each monitor read of every token of an arm, of the prompt and behind it the text: (monitors, tokens)."""
+        return self.readings_in(arm)
 
     def echo(self, arm: int) -> tuple[Echo, ...]:
         """What one arm's interventions leave behind each layer, over the prompt and its text so far."""

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from typing import Any
 
 import mlx.core as mx
 
 from lens_tui.records import LensError, Sampling
 
-from ..hooks.capture_result import CaptureResult
 from ..hooks.passage import History
 from ..hooks.places import follow_thinking
 from ..hooks.program import DoseMeter, Measured, has_effect
 from ..hooks.registry import Plan, Registry, Run, async_eval
 from ..pieces import piece_of
+from ..read.monitored import MonitorReader, reader_of
 from ..room import check_arms
-from ..tokens import Detokenizer, EncodedPrompt, Tokens
+from ..tokens import EncodedPrompt
 from .prefill import Filler, PrefixCache, add_rows, can_fork, keep_rows, prefill_rows, spread
+from .row_text import mlx_lm_generate
 from .sampling import (
     LogitsProcessor,
     Sampler,
@@ -66,6 +66,7 @@ class DecodeStep:
     top_logprobs: list[list[float]] | None
     version: int
     scales: Scales
+    readings: list[list[float]] | None = None
 
 
 @dataclass
@@ -84,10 +85,11 @@ class LaunchedStep:
     scales: Scales
     alone: frozenset[int] = frozenset()
     measured: list[Measured] = field(default_factory=list)
+    readings: mx.array | None = None
 
     def arrays(self) -> list[mx.array]:
         """What is to be evaluated."""
-        every = (self.chosen, self.logprobs, self.plain, self.top_ids, self.top_logprobs)
+        every = (self.chosen, self.logprobs, self.plain, self.top_ids, self.top_logprobs, self.readings)
         return [array for array in every if array is not None]
 
     def read(self) -> DecodeStep:
@@ -100,6 +102,7 @@ class LaunchedStep:
             None if self.top_logprobs is None else self.top_logprobs.tolist(),  # type: ignore[arg-type]
             self.version,
             self.scales,
+            None if self.readings is None else self.readings.tolist(),  # type: ignore[arg-type]
         )
 
     def _against_plain(self) -> list[AgainstPlain | None] | None:
@@ -170,6 +173,7 @@ class RowDecoder:
     prefixes: PrefixCache | None = None
     max_kv_size: int | None = None
     reused: int = 0
+    monitors: MonitorReader | None = None
     histories: list[History] = field(default_factory=list)
     followed: list[int] = field(default_factory=list)
     _alone: set[int] = field(default_factory=set)
@@ -205,7 +209,7 @@ class RowDecoder:
 
     def _reads_last(self) -> bool:
         """Whether the last token goes into the model too, for what reads the written ones; where there is a place."""
-        if all(recorder.whole for recorder in self.run.plan.recorders):
+        if not any(recorder.reads_last or not recorder.whole for recorder in self.run.plan.recorders):
             return False
         try:
             self.registry.decoder.check_positions(self.start + len(self.ids) + self.options.sampling.max_tokens)
@@ -334,7 +338,9 @@ class RowDecoder:
         plain = against_plain(logprobs, every_logprobs[self._plain_rows()], chosen) if self.options.kl else None
         top_ids, top_logprobs = best(choosable(logprobs), self.options.top) if self.options.top else (None, None)
         alone = frozenset(self._alone)
+        read = None if self.monitors is None else self.monitors.newest()
         launched = LaunchedStep(chosen, of_chosen, plain, top_ids, top_logprobs, self._version, self._scales, alone)
+        launched.readings = read
         async_eval(*launched.arrays(), *self._extras())
         if self.run.meter is not None:
             launched.measured = self.run.meter.take()
@@ -423,14 +429,8 @@ class RowDecoder:
         meter = self.run.meter
         arrays = meter.arrays() if meter is not None else []
         for recorder in self.run.plan.recorders:
-            if isinstance(recorder, CaptureResult):
-                arrays.extend(recorder.beside_logits())
+            arrays.extend(recorder.beside_logits())
         return arrays
-
-
-def mlx_lm_generate() -> Any:
-    """The module ``mlx_lm.generate``, which the function of that name hides."""
-    return import_module("mlx_lm.generate")
 
 
 _wired_depth = [0]
@@ -450,83 +450,6 @@ def wired() -> Iterator[None]:
         if old is not None:
             mx.synchronize()
             mx.set_wired_limit(old)
-
-
-@dataclass(eq=False)
-class Stops:
-    """Texts that end a row; what may be the beginning of one is held back until it is known not to be.
-
-    The texts are looked for in what is written, however it is cut into tokens.
-    """
-
-    texts: tuple[str, ...]
-    _state: Any = None
-
-    def __post_init__(self) -> None:
-        if self.texts:
-            machine = mlx_lm_generate().TextStateMachine
-            self._state = machine({"normal": [(text, None) for text in self.texts]}).make_state()
-
-    def feed(self, text: str, last: bool) -> tuple[str, bool]:
-        """What may be shown of the text so far that was not yet, and whether a stop text is complete."""
-        if not self.texts:
-            return text, False
-        machine = mlx_lm_generate().TextStateMachine
-        self._state, segments = machine.split(self._state, text)
-        certain = segments[0][1]
-        if self._state[0] is None:
-            return certain, True
-        if last:
-            self._state, rest, _ = machine.flush(self._state)
-            certain += rest
-        return certain, False
-
-
-@dataclass(eq=False, kw_only=True)
-class Writing:
-    """What a row has written so far: the state that turns its token ids into text and ends it, not a token itself.
-
-    ``reason`` is ``""`` while it runs.
-    """
-
-    detokenizer: Detokenizer
-    stops: Stops
-    stop_ids: frozenset[int]
-    max_tokens: int
-    ids: list[int] = field(default_factory=list)
-    text: str = ""
-    reason: str = ""
-
-    def write(self, token: int) -> str:
-        """Add a token; returns what it adds to the text. ``reason`` is set if it was the last one.
-
-        A token that ends the row adds only what the detokenizer held back.
-        """
-        self.ids.append(token)
-        stop = token in self.stop_ids
-        last = stop or len(self.ids) >= self.max_tokens
-        if not stop:
-            self.detokenizer.add_token(token)
-        if last:
-            self.detokenizer.finalize()
-        text, stopped = self.stops.feed(self.detokenizer.last_segment, last)
-        self.text += text
-        if last or stopped:
-            self.reason = "stop" if stop or stopped else "length"
-        return text
-
-
-def writing_options(tokens: Tokens, sampling: Sampling, last_prompt_id: int) -> dict[str, Any]:
-    """What a :class:`Writing` is made of. Raises :class:`LensError` for stops that this model cannot have."""
-    if sampling.stop and tokens.tokenizer is None:
-        raise LensError("This model was given without a tokenizer, so it makes no text to stop at.", "Use stop_ids.")
-    own = frozenset(tokens.check(sampling.stop_ids)) if sampling.stop_ids else frozenset()
-    return {
-        "detokenizer": tokens.detokenizer(last_prompt_id),
-        "stops": Stops(sampling.stop),
-        "stop_ids": tokens.stops | own,
-        "max_tokens": sampling.max_tokens,
-    }
 
 
 OPTIONS = (
@@ -571,6 +494,9 @@ def row_decoder(
 
     extra = {name: options.pop(name) for name in OPTIONS if name in options}
     max_kv_size = options.pop("max_kv_size", None)
+    monitors = reader_of(registry, options.pop("monitors", ()))
+    if monitors is not None:
+        plan.recorders = (*plan.recorders, monitors)
     if penalties := penalties_from(options, registry.decoder.vocab_size):
         extra["logits_processors"] = [*penalties, *(extra.get("logits_processors") or ())]
     if options:
@@ -593,4 +519,6 @@ def row_decoder(
     if prompt_cache is not None or extra.get("kv_bits") is not None:
         prefixes = None
     ends = prompt.thinking, prompt.inside
-    return RowDecoder(registry, run, prompt.ids, n_rows, cache, options_of, *ends, prefixes, max_kv_size)
+    return RowDecoder(
+        registry, run, prompt.ids, n_rows, cache, options_of, *ends, prefixes, max_kv_size, monitors=monitors
+    )

@@ -86,6 +86,7 @@ class PlanEntry:
 class Recorder:
     """What a capture must offer: it learns of each forward and gets each tensor at its sites."""
 
+    reads_last: bool = False  # it needs the last token that a run writes to go in, where there is a place
     whole: bool = True  # else it needs the tokens that a run writes alone: the prompt may come from what was kept
     registry: Registry
     places: tuple[Key, ...] = ()
@@ -98,6 +99,10 @@ class Recorder:
     def record(self, key: Key, tensor: mx.array) -> None:
         """The tensor at a site, after all interventions there."""
         raise NotImplementedError
+
+    def beside_logits(self) -> list[mx.array]:
+        """What is to be evaluated beside the last position's logits in a forward of a run."""
+        return []
 
     def end(self) -> None:
         """A forward of this library is built; nothing of it is evaluated yet."""

@@ -168,6 +168,37 @@ def sparse_probe(
     return SparseProbe(tuple(map(int, chosen)), tuple(map(float, weights)), bias, held_out)
 
 
+def evaluate_probe(lens: LensModel, probe: Probe, texts: Sequence[Prompt], labels: Any) -> tuple[list[float], float]:
+    """A probe's scores of labelled texts, and the AUC or R2 of these: what it does on texts it was not fitted to.
+
+    Texts are read as the probe's own were: their last token, their mean, or every token.
+
+    Args:
+        lens: The model.
+        probe: The probe.
+        texts: Texts, chat messages or token ids.
+        labels: One for each, or lists of one for each token.
+
+    Raises:
+        LensError: For labels that do not fit.
+    """
+    facts, key = probe.vector.origin.facts, (probe.layer, probe.vector.site)
+    over, classes = str(facts.get("over", "last")), probe.held_out.metric == "auc"
+    raw, kind = bool(facts.get("raw", True)), str(facts.get("probe", "logistic"))
+    _checked(lens, texts, labels, kind, key[0], key[1], over, None)
+    given = _examples(lens, texts, labels, [key], over, None, raw=raw, seed=0, classes=classes)
+    scores = probe.scores(given.read[key]).astype(np.float64)
+    value = (auc_of if classes else r2_of)(scores[:, None], given.labels[:, None])[0]
+    return [float(score) for score in scores], float(value)
+
+
+def token_scores(lens: LensModel, probe: Probe, text: Prompt, *, raw: bool = True) -> tuple[Ids, list[float]]:
+    """The token ids of a text, and a probe's score at each of them."""
+    ids = lens.tokens.prompt(text, raw=raw).ids
+    h = np.array(lens.residuals(ids, probe.layer, site=probe.vector.site).astype(mx.float32))
+    return ids, [float(score) for score in probe.scores(h)]
+
+
 def _sparse(x: Array, y: Array, k: int, l2: float) -> tuple[NDArray[Any], Array, float]:
     chosen = strongest(x, y, k)
     few = x[:, chosen]

@@ -1,0 +1,90 @@
+"""``mlx-lens-tui probe``: the numbers are the library's, and what is kept is read, steered and gated with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from lens_tui import LensModel, load_probe, train_probes
+from lens_tui.cli.command import app
+from lens_tui.records.labelled_texts import read_labelled
+
+FILE = str(Path(__file__).parents[2] / "examples" / "dialogue_or_story.jsonl")
+
+
+def run(*arguments: str, status: int = 0) -> str:
+    done = CliRunner().invoke(app, list(arguments))
+    assert done.exit_code == status, done.output
+    return done.stdout if not status else done.output
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path / "p.safetensors"
+    options = ["--layers", "2,4", "--over", "mean", "--permutations", "20", "--seed", "1", "-n", "talk", "-o", str(out)]
+    return out, json.loads(run("probe", "train", FILE, *options, "--json"))
+
+
+def test_a_probe_is_trained_evaluated_applied_and_read_in_a_run(kept: tuple[Path, dict[str, Any]]) -> None:
+    file, result = kept
+    lens, given = LensModel("demo"), read_labelled(FILE)
+    options: dict[str, Any] = {"layers": [2, 4], "over": "mean", "permutations": 20, "seed": 1}
+    report = train_probes(lens, "talk", given.texts, given.labels, **options)
+    assert [row["value"] for row in result["layers"]] == [probe.held_out.value for probe in report.probes]
+    assert (result["best"], result["sha256"], result["path"]) == (report.best.layer, report.facts["sha256"], str(file))
+    probe = load_probe(file)
+    np.testing.assert_allclose(probe.vector.direction, report.best.vector.direction, atol=1e-6)
+    scores = json.loads(run("probe", "evaluate", str(file), FILE, "--json"))
+    assert (scores["metric"], scores["n"]) == ("auc", 32)
+    assert scores["value"] == 1.0
+    text = "Lily saw a ball."
+    applied = json.loads(run("probe", "apply", str(file), text, "--json"))
+    h = np.array(lens.residuals(text, probe.layer))
+    np.testing.assert_allclose(applied["scores"], probe.scores(h), atol=1e-3)
+    arm = f"far=f2666*22?{file}>1000"
+    shown = json.loads(run("compare", text, "-a", arm, "--monitor", str(file), "--max-tokens", "3", "--json"))
+    assert shown["monitors"] == ["talk"]
+    plain, gated = shown["arms"]
+    assert gated["token_ids"] == plain["token_ids"]
+    assert gated["dose"] is None
+    ids = [*shown["prompt_ids"], *plain["token_ids"]]
+    np.testing.assert_allclose(
+        plain["readings"][0], probe.scores(np.array(lens.residuals(ids, probe.layer))), atol=1e-3
+    )
+    assert "talk " in run("compare", text, "--monitor", str(file), "--max-tokens", "3")
+
+
+def test_features_of_an_sae_are_probed_sparsely() -> None:
+    found = json.loads(run("probe", "train", FILE, "--sparse", "2", "--over", "mean", "--permutations", "10", "--json"))
+    assert len(found["features"]) == 2
+    assert found["held_out"]["value"] > 0.8
+
+
+def test_probes_that_are_kept_are_listed() -> None:
+    assert json.loads(run("probe", "list", "--json")) == {"model": None, "probes": []}
+    run("probe", "train", FILE, "-l", "1", "--permutations", "0", "-n", "mine")
+    run("vector", "random", "-l", "1")
+    (row,) = json.loads(run("probe", "list", "--json"))["probes"]
+    assert (row["name"], row["layer"], row["probe"], row["metric"]) == ("mine", 1, "logistic", "auc")
+    assert "no probe 'other'" in run("probe", "apply", "other", "Lily", status=2)
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        ("", "has no labelled texts"),
+        ('{"text": "a"}', "Line 1 of t.jsonl is not an object with a text and a label"),
+        ('{"text": "a", "label": 1}\n{"text": "b", "label": 0, "group": "x"}', "Some lines"),
+        ('{"text": "a", "label": 1}\n{"text": "b", "label": 0}', "too few examples"),
+        ('{"text": "a", "label": 3}\n{"text": "b", "label": 0}', "not all 0 or 1"),
+    ],
+)
+def test_what_cannot_be_probed_is_one_sentence(tmp_path: Path, lines: str, sentence: str) -> None:
+    file = tmp_path / "t.jsonl"
+    file.write_text(lines)
+    assert sentence in " ".join(run("probe", "train", str(file), status=2).split())
