@@ -20,7 +20,7 @@ from .sources import Json, Model, SAEName, open_model, open_sae, read_text
 if TYPE_CHECKING:
     from lens_tui.records.probe import HeldOut, Probe
 
-verbs = typer.Typer(no_args_is_help=True, help="Read what is linear in activations: train, evaluate, apply, list.")
+verbs = typer.Typer(no_args_is_help=True, help="Probes of activations: train, apply, list.")
 
 Labelled = Annotated[
     str,

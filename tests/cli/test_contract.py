@@ -79,6 +79,7 @@ VERBS: dict[str, list[str]] = {
 
 MAY_NOT_FIT = {"check-sae": 1}
 WITHOUT_A_MODEL = (
+    "probe list",
     "config",
     "keys",
     "glossary",
@@ -394,6 +395,7 @@ ROWS = re.findall(r"^\| (`[a-z].*?) \| (.*) \|$", PAGE, re.MULTILINE)
 OTHER_FORMS = {
     "config": {"setting", "value", "default", "says", "may_be"},  # of one setting, by name
     "train-sae": {"layers", "replaced_loss"},  # of several layers
+    "probe train": {"sae", "features", "weights", "bias", "held_out"},  # with --sparse
 }
 KEYS = {verb: re.findall(r"`(\w+)`", keys) for verbs, keys in ROWS for verb in re.findall(r"`([a-z -]+)", verbs)}
 
