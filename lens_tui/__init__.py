@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .lens.hooks.capture_result import CaptureResult as CaptureResult
     from .lens.hooks.steering import Steering as Steering
     from .lens.measure.dose import FeatureProbe as FeatureProbe
+    from .lens.measure.dose import behaviour as behaviour
     from .lens.measure.dose import dose_response as dose_response
     from .lens.measure.effects import LOSS_TEXTS as LOSS_TEXTS
     from .lens.measure.effects import controlled as controlled
@@ -152,7 +153,7 @@ else:
             ".lens.vectors": (
                 "Contrast combine contrast from_array from_token mean_difference random_unit residual_norm without"
             ),
-            ".lens.measure.dose": "FeatureProbe dose_response",
+            ".lens.measure.dose": "FeatureProbe behaviour dose_response",
             ".lens.measure.effects": (
                 "LOSS_TEXTS controlled controls degeneration delta_loss delta_losses divergence perplexity read_back"
             ),

@@ -1,25 +1,30 @@
-"""The verb that keeps activations on disk: ``capture``."""
+"""What is kept and read of activations: ``capture``, and ``probe train``, ``evaluate``, ``apply`` and ``list``."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from lens_tui.records import LensError
 from lens_tui.records.arm_syntax import parse_arm
-from lens_tui.tui.format import count
+from lens_tui.records.sanitise import one_line, sanitise_token
+from lens_tui.tui.format import count, figure
 
 from .lens_verbs import whole_numbers
 from .output import Meter, interruptible, note, print_json, say, sentences
 from .sae_verbs import Context, MaxTokens, Rows, Text
-from .sources import Json, Model, SAEName, TextKey, Vectors, open_model
+from .sources import Json, Model, SAEName, TextKey, Vectors, open_model, open_sae, read_text
 
 if TYPE_CHECKING:
+    from lens_tui.records.probe import HeldOut, Probe
     from lens_tui.tasks.capture import CaptureProgress
 
 verbs = typer.Typer()
+probe_verbs = typer.Typer(no_args_is_help=True, help="Probes of activations: train, apply, list.")
 
 
 @verbs.command()
@@ -71,3 +76,179 @@ def capture(
 def _line(progress: CaptureProgress) -> tuple[str, str, float | None]:
     done = f"block {progress.block} of {progress.n_blocks} · {count(progress.n_tokens)} tokens"
     return "capture", f"{done} · {count(progress.tokens_per_s)} tokens/s", progress.block / progress.n_blocks
+
+
+Labelled = Annotated[
+    str,
+    typer.Argument(help="JSONL with text and label (0, 1 or a number) on each line; group: what is held out together."),
+]
+ProbeFile = Annotated[str, typer.Argument(help="A probe's file, or its name in the vectors folder.")]
+
+
+@probe_verbs.command("train")
+@sentences
+def train(
+    texts: Labelled,
+    name: Annotated[str, typer.Option("--name", "-n", help="What it is called.")] = "probe",
+    kind: Annotated[
+        Literal["mean_difference", "logistic", "ridge"], typer.Option(help="ridge is for labels that are any numbers.")
+    ] = "logistic",
+    over: Annotated[Literal["last", "mean", "every"], typer.Option(help="The token or tokens that are read.")] = "last",
+    layers: Annotated[str, typer.Option("--layers", "-l", help="Layers, as 0,4,-1. Default: all.")] = "",
+    site: Annotated[str, typer.Option(help="Where activations are read.")] = "resid_post",
+    folds: Annotated[int, typer.Option(min=2, help="Of the cross-validation.")] = 5,
+    permutations: Annotated[int, typer.Option(min=0, help="Labels dealt at random, for the null.")] = 100,
+    k: Annotated[int, typer.Option("--sparse", min=0, help="Probe so many features of --sae instead.")] = 0,
+    sae: SAEName = "",
+    seed: Annotated[int, typer.Option(min=0, help="Of folds and permutations.")] = 0,
+    model: Model = "demo",
+    out: Annotated[str, typer.Option("--out", "-o", help="The best layer's file; default: the vectors folder.")] = "",
+    json: Json = False,
+) -> None:
+    """Fit a probe at each layer; the best one is saved."""
+    from lens_tui.lens.probes.probe_texts import train_probes
+    from lens_tui.records.corpus import read_labelled
+    from lens_tui.records.probe import save_probe
+
+    given = read_labelled(texts)
+    shared: dict[str, Any] = {"groups": given.groups, "folds": folds, "permutations": permutations, "seed": seed}
+    with open_model(model) as lens, Meter() as meter:
+        if k:
+            from lens_tui.tasks.make_vectors import probe_features
+
+            opened = open_sae(sae, model)
+            found = probe_features(lens, opened, given.texts, given.labels, k, over=over, **shared)
+            result = {"model": lens.info.name, "sae": opened.info.name, **asdict(found)}
+            print_json(result) if json else _print_sparse(result)
+            return
+        report = train_probes(
+            lens, name, given.texts, given.labels, kind=kind, over=over, layers=whole_numbers(layers), site=site,
+            progress=lambda done, total: meter.say("layers", f"{done} of {total}", done / total), **shared,
+        )  # fmt: skip
+    best = report.best
+    path = save_probe(best, out or None)
+    rows = [_row(probe) for probe in report.probes]
+    result = {
+        "model": report.model,
+        "name": name,
+        **report.facts,
+        "layers": rows,
+        "best": best.layer,
+        "path": str(path),
+    }
+    print_json(result) if json else _print_layers(result)
+
+
+@probe_verbs.command("evaluate")
+@sentences
+def evaluate(probe: ProbeFile, texts: Labelled, model: Model = "demo", json: Json = False) -> None:
+    """Score labelled texts that a probe has not seen: AUC, or R2."""
+    from lens_tui.lens.probes.probe_texts import evaluate_probe
+    from lens_tui.records.corpus import read_labelled
+
+    held, given = _open(probe), read_labelled(texts)
+    with open_model(model) as lens:
+        scores, value = evaluate_probe(lens, held, given.texts, given.labels)
+        result = {"model": lens.info.name, "name": held.vector.name, "layer": held.layer,
+                  "metric": held.held_out.metric, "value": value, "n": len(scores), "scores": scores}  # fmt: skip
+    if json:
+        print_json(result)
+    else:
+        say(f"{result['metric']} {figure(value, 3)} on {len(scores)} examples (held out in training: "
+            f"{figure(held.held_out.value, 3)})")  # fmt: skip
+
+
+@probe_verbs.command("apply")
+@sentences
+def apply(
+    probe: ProbeFile,
+    text: Annotated[str, typer.Argument(help="The text; '-' reads standard input.")],
+    model: Model = "demo",
+    json: Json = False,
+) -> None:
+    """A probe's score at every token of a text."""
+    from lens_tui.lens.probes.probe_texts import token_scores
+
+    held = _open(probe)
+    with open_model(model) as lens:
+        ids, scores = token_scores(lens, held, read_text(text))
+        tokens = [sanitise_token(lens.tokens.display(token)) for token in ids]
+        result = {"model": lens.info.name, "name": held.vector.name, "layer": held.layer, "token_ids": list(ids),
+                  "tokens": tokens, "scores": scores}  # fmt: skip
+    if json:
+        print_json(result)
+    else:
+        for token, score in zip(tokens, scores, strict=True):
+            say(f"{figure(score, 3):>9}  {token}")
+        note(f"{held.vector.name} at layer {held.layer} {held.vector.site}")
+
+
+@probe_verbs.command("list")
+@sentences
+def listed(json: Json = False) -> None:
+    """The probes in the vectors folder."""
+    rows = [{"path": str(path), **_row(probe)} for path, probe in _kept()]
+    if json:
+        print_json({"model": None, "probes": rows})
+        return
+    for row in rows:
+        say(f"{row['name']}  layer {row['layer']} {row['site']}, {row['probe']}: {_words(row)}  {row['path']}")
+    if not rows:
+        note("there are no probes yet: `mlx-lens-tui probe train FILE` makes one")
+
+
+def _kept() -> list[tuple[Path, Probe]]:
+    from lens_tui.records import paths
+    from lens_tui.records.probe import load_probe
+
+    found = []
+    for path in sorted(paths.vectors_folder().glob("*.safetensors")):
+        try:
+            found.append((path, load_probe(path)))
+        except LensError:  # a vector that is no probe
+            continue
+    return found
+
+
+def _open(named: str) -> Probe:
+    """A probe by its file, or by its name among those that were kept."""
+    from lens_tui.records.probe import load_probe
+
+    path = Path(named).expanduser()
+    if path.exists():
+        return load_probe(path)
+    for kept, probe in _kept():
+        if named in (probe.vector.name, kept.stem):
+            return probe
+    raise LensError(f"There is no probe {one_line(named, 80)!r}.", "`mlx-lens-tui probe list` names those there are.")
+
+
+def _row(probe: Probe) -> dict[str, Any]:
+    vector = probe.vector
+    facts = {"name": vector.name, "layer": vector.layer, "site": vector.site, "norm": vector.norm, "bias": probe.bias}
+    return {**facts, "probe": vector.origin.facts.get("probe", ""), **asdict(probe.held_out)}
+
+
+def _words(row: dict[str, Any] | HeldOut) -> str:
+    held: Any = row if isinstance(row, dict) else asdict(row)
+    text = f"{held['metric']} {figure(held['value'], 3)}"
+    if held["p"] is None:
+        return text
+    null = f"{figure(held['null_mean'], 3)} (95 %: {figure(held['null_high'], 3)})"
+    return f"{text}, at random {null}, p {figure(held['p'], 3)}"
+
+
+def _print_layers(result: dict[str, Any]) -> None:
+    for row in result["layers"]:
+        say(f"layer {row['layer']:>3}  {_words(row)}" + ("  <- best" if row["layer"] == result["best"] else ""))
+    first: dict[str, Any] = result["layers"][0]
+    note(f"{first['n']} examples in {first['n_groups']} groups, {len(first['folds'])} folds, seed {result['seed']}")
+    note(f"layer {result['best']} is kept as {result['path']}")
+
+
+def _print_sparse(result: dict[str, Any]) -> None:
+    pairs: Sequence[tuple[int, float]] = list(zip(result["features"], result["weights"], strict=True))
+    for feature, weight in pairs:
+        say(f"f{feature}  weight {figure(weight, 3)}")
+    say(_words(result["held_out"]))
+    note(f"features of {result['sae']}, {result['held_out']['n']} examples")

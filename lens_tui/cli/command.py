@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from . import open_app as start
+from .capture_verbs import probe_verbs as probes
 from .capture_verbs import verbs as capture
 from .compare_verbs import verbs as compare
 from .config_verbs import verbs as config
@@ -22,7 +23,6 @@ from .list_verbs import verbs as lists
 from .model_verbs import verbs as models
 from .output import INTERRUPTED, USER_ERROR, fail, note, say, sentences
 from .patch_verbs import verbs as patching
-from .probe_verbs import verbs as probes
 from .read_verbs import verbs as read
 from .run_verbs import runs
 from .run_verbs import verbs as replay

@@ -1,4 +1,4 @@
-"""The verbs of the steering bench: ``dose``, ``scale`` and ``vector``."""
+"""The verbs of the steering bench: ``dose``, ``scale``, ``behaviour`` and ``vector``."""
 
 from __future__ import annotations
 
@@ -221,6 +221,38 @@ def _print_scale(result: dict[str, Any]) -> None:
     held = "" if result["held_out"] is None else f", {result['held_out']:+.4f} on the texts held out"
     say(f"{label} {result['target']:+g} {unit} {verdict} at {shown:.4g}: {result['value']:+.4f}{held}")
     note(f"{result['model']}, {result['evaluations']} scales tried")
+
+
+@verbs.command()
+@sentences
+def behaviour(
+    questions: Annotated[str, typer.Argument(help="JSON or JSONL as CAA has it: question and two answers.")],
+    arm: Annotated[str, typer.Option("--arm", "-a", help="Steer: SOURCE[@LAYER]*SCALE.")] = "",
+    scales: Annotated[str, typer.Option("--scales", help="Multiples of the arm's scale, as -1,0,1.")] = "1",
+    raw: Annotated[bool, typer.Option("--raw", help="Do not apply the chat template.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the intervals.")] = 0,
+    model: Model = "demo",
+    sae: SAEName = "",
+    json: Json = False,
+) -> None:
+    """How likely answers that show a behaviour are, by scale."""
+    from lens_tui.lens.measure.dose import behaviour as measure
+    from lens_tui.records.corpus import read_questions
+
+    factors = _factors(scales)
+    given = read_questions(questions)
+    with open_model(model) as lens:
+        acting = Vectors(lens, sae, model).arm(parse_arm(arm)).interventions if arm else ()
+        found = measure(lens, given, acting, factors, raw=raw, seed=seed)
+        points = [{"factor": point.scale, **asdict(point.behaviour)} for point in found.points]
+        result: dict[str, Any] = {"model": lens.info.name, "plain": asdict(found.plain), "points": points}
+    if json:
+        print_json(result)
+        return
+    for name, row in [("plain", result["plain"]), *((f"x{row['factor']:g}", row) for row in points)]:
+        say(f"{name:>6}  {row['difference']:+.3f} nat [{row['low']:+.3f} {row['high']:+.3f}]  share "
+            f"{figure(row['share'], 3)}  chosen {figure(row['chosen'], 2)}")  # fmt: skip
+    note(f"log p(matching) - log p(other), mean and 95 % interval over {result['plain']['n']} questions")
 
 
 @vector_verbs.command("contrast")

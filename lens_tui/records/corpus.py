@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import LensError
-from .read_files import explained, open_regular, parse_json, read_text
+from .read_files import explained, open_regular, parse_json, read_lines, read_text
 from .sanitise import one_line
 
 SEPARATOR = "<|endoftext|>"
@@ -272,3 +272,66 @@ def _answered(question: Any, answer: Any) -> Any:
     if not isinstance(question, str) or not isinstance(answer, str):
         return None
     return question + ("" if question[-1:].isspace() or answer[:1].isspace() else " ") + answer
+
+
+def read_questions(path: Path | str) -> tuple[tuple[str, str, str], ...]:
+    """Questions with the answer that shows a behaviour and the one that does not.
+
+    ``.json`` holds a list and ``.jsonl`` an object on each line, with CAA's keys ``question``,
+    ``answer_matching_behavior`` and ``answer_not_matching_behavior``. Raises :class:`LensError` with the number of the
+    question that is wrong.
+    """
+    file = Path(path).expanduser()
+    name = one_line(file.name, 80)
+    rows = _rows(file, read_text(file, MAX_BYTES, encoding="utf-8-sig"), name)
+    if not rows:
+        raise LensError(f"{name} contains no questions.", f"Write objects with {', '.join(_ASKED)}.")
+    return tuple(_question(row, f"{name}, question {number}") for number, row in enumerate(rows[:MAX_PAIRS], 1))
+
+
+_ASKED = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
+
+
+def _question(row: Any, where: str) -> tuple[str, str, str]:
+    found = [row.get(key) if isinstance(row, dict) else None for key in _ASKED]
+    if not all(isinstance(text, str) and text.strip() for text in found):
+        raise LensError(f"{where} has not all of {', '.join(_ASKED)}.", "Give each as a text.")
+    question, matching, other = found
+    return str(question), str(matching), str(other)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledTexts:
+    """Texts, a label for each, and what each belongs to (``None`` where the file names no groups)."""
+
+    texts: tuple[str, ...]
+    labels: tuple[float, ...]
+    groups: tuple[str, ...] | None = None
+
+
+def read_labelled(path: Path | str) -> LabelledTexts:
+    """Read JSONL with ``text`` and ``label`` (a number, ``true`` or ``false``), and ``group`` on every line or none.
+
+    Raises :class:`LensError` with the number of the line that is wrong.
+    """
+    file = Path(path).expanduser()
+    name = one_line(file.name, 80)
+    rows = [_labelled(line, f"Line {number} of {name}") for number, line in read_lines(file) if line.strip()]
+    if not rows:
+        raise LensError(f"{name} has no labelled texts.", 'Write {"text": ..., "label": 1} on each line.')
+    groups = [group for *_, group in rows]
+    if any(group is None for group in groups) and any(group is not None for group in groups):
+        raise LensError(f"Some lines of {name} have a group and others have none.", "Give every line one, or none.")
+    named = None if groups[0] is None else tuple(str(group) for group in groups)
+    return LabelledTexts(tuple(text for text, *_ in rows), tuple(label for _, label, _ in rows), named)
+
+
+def _labelled(line: bytes, where: str) -> tuple[str, float, Any]:
+    row = parse_json(line, where)
+    text, label = (row.get("text"), row.get("label")) if isinstance(row, dict) else (None, None)
+    if not isinstance(text, str) or not text or not isinstance(label, (int, float)):
+        raise LensError(f"{where} is not an object with a text and a label.", 'Write {"text": ..., "label": 1}.')
+    group = row.get("group")
+    if group is not None and not isinstance(group, (str, int)):
+        raise LensError(f"{where} has a group that is neither a text nor a number.")
+    return text, float(label), group

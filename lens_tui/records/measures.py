@@ -355,3 +355,37 @@ class AttentionPattern:
     token_ids: tuple[int, ...]
     weights: FloatArray
     error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """What a model answers to questions with two answers each, of which one shows the behaviour.
+
+    ``difference`` is the mean over questions of ``log p(matching) - log p(other)`` in nats, at the first token in which
+    the two answers differ; ``low`` and ``high`` bound its 95 % percentile bootstrap interval over questions. ``share``
+    is the mean of ``p(matching) / (p(matching) + p(other))``, ``chosen`` the share of questions at which the matching
+    answer is the likelier one (a tie counts half). ``n`` counts questions.
+    """
+
+    difference: float
+    low: float
+    high: float
+    share: float
+    chosen: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class BehaviourPoint:
+    """The behaviour at one multiple of a steering's scale."""
+
+    scale: float
+    behaviour: Behaviour
+
+
+@dataclass(frozen=True, slots=True)
+class BehaviourReport:
+    """The behaviour of the plain model, and under a steering at each scale, in order."""
+
+    plain: Behaviour
+    points: tuple[BehaviourPoint, ...] = ()

@@ -57,6 +57,7 @@ VERBS: dict[str, list[str]] = {
     "vector token": ["id:7", "-l", "1", "-o", "VECTOR"],
     "vector feature": ["3", "-o", "VECTOR", "SAE"],
     "vector sum": [NASTY, "f3", "random:0@1*0.5", "-o", "VECTOR", "SAE"],
+    "behaviour": ["ASKED", "-a", "f3*2", "SAE"],
     "probe train": ["LABELLED", "-n", NASTY, "-l", "1", "--permutations", "2", "-o", "PROBE"],
     "probe evaluate": ["PROBE", "LABELLED"],
     "probe apply": ["PROBE", NASTY],
@@ -79,10 +80,10 @@ VERBS: dict[str, list[str]] = {
 
 MAY_NOT_FIT = {"check-sae": 1}
 WITHOUT_A_MODEL = (
-    "probe list",
     "config",
     "keys",
     "glossary",
+    "probe list",
     "models fetch",
     "models list",
     "models remove",
@@ -137,6 +138,10 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     labelled.write_text(
         "".join(f'{{"text": "{"the cat" if at % 2 else "a dog"} {at}", "label": {at % 2}}}\n' for at in range(8))
     )
+    asked = root / "asked.jsonl"
+    asked.write_text(
+        json.dumps({"question": "Is it?", "answer_matching_behavior": " yes", "answer_not_matching_behavior": " no"})
+    )
     names = {
         "MODEL": str(llama_folder(root / "tiny")),
         "SAE": str(sae_folder(root / "layer_1_width_64")),
@@ -145,6 +150,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "PROMPT": str(prompt),
         "FOLDER": str(root / "labels"),
         "LABELLED": str(labelled),
+        "ASKED": str(asked),
         "PROBE": str(root / "probe.safetensors"),
         "VECTOR": str(root / "vector.safetensors"),
         "SETTINGS": str(root / "settings.toml"),

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from lens_tui import LensModel, load_probe, train_probes
 from lens_tui.cli.command import app
-from lens_tui.records.labelled_texts import read_labelled
+from lens_tui.records.corpus import read_labelled
 
 FILE = str(Path(__file__).parents[2] / "examples" / "dialogue_or_story.jsonl")
 

@@ -17,9 +17,8 @@ from ..hooks.registry import Holding, Plan, Registry, Run
 from ..hooks.steering import check_chosen, check_moved, check_reach, origin_in
 from ..tokens import EncodedPrompt, Tokens
 from .batch_rows import BatchModel, BatchStep, Row, RowLabels, RowPlan, Way, choose_all, way_of
-from .generation import DecodeOptions, RowDecoder
+from .generation import DecodeOptions, RowDecoder, mlx_lm_generate
 from .prefill import Filler, PrefixCache
-from .row_text import mlx_lm_generate
 from .sampling import SideBySide, whole_number
 
 

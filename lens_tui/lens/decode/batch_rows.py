@@ -24,8 +24,8 @@ from ..hooks.places import Offset, follow_thinking
 from ..hooks.program import DoseMeter, Measured, Sums
 from ..hooks.registry import Plan, PlanEntry, Registry, Run, async_eval
 from ..tokens import EncodedPrompt, Tokens
-from .generation import DecodeStep, Scales, scales_of
-from .row_text import Writing, mlx_lm_generate
+from .compare import Writing
+from .generation import DecodeStep, Scales, mlx_lm_generate, scales_of
 from .sampling import LogitsProcessor, Sampler, SideBySide, best, candidates, kl, log_softmax
 
 

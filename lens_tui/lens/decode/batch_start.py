@@ -25,8 +25,8 @@ from ..room import check_run
 from ..tokens import EncodedPrompt, Prompt, Tokens
 from .batch import Batch, BatchGeneration, BatchOptions
 from .batch_rows import BatchModel, BatchStep, Row, RowLabels, RowPlan
+from .compare import writing_options
 from .prefill import PrefixCache
-from .row_text import writing_options
 from .sampling import (
     LogitsProcessor,
     Sampler,

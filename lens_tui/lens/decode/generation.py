@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import Any
 
 import mlx.core as mx
 
 from lens_tui.records import LensError, Sampling
 
+from ..hooks.capture_result import MonitorReader
 from ..hooks.passage import History
 from ..hooks.places import follow_thinking
 from ..hooks.program import DoseMeter, Measured, has_effect
 from ..hooks.registry import Plan, Registry, Run, async_eval
+from ..hooks.steering import reader_of
 from ..pieces import piece_of
-from ..read.monitored import MonitorReader, reader_of
 from ..room import check_arms
 from ..tokens import EncodedPrompt
 from .prefill import Filler, PrefixCache, add_rows, can_fork, keep_rows, prefill_rows, spread
-from .row_text import mlx_lm_generate
 from .sampling import (
     LogitsProcessor,
     Sampler,
@@ -431,6 +432,11 @@ class RowDecoder:
         for recorder in self.run.plan.recorders:
             arrays.extend(recorder.beside_logits())
         return arrays
+
+
+def mlx_lm_generate() -> Any:
+    """The module ``mlx_lm.generate``, which the function of that name hides."""
+    return import_module("mlx_lm.generate")
 
 
 _wired_depth = [0]

@@ -1,14 +1,17 @@
-"""What a ``capture`` block holds: the tensors of the last sequence at each of its sites."""
+"""What is kept of a run: the tensors of a ``capture`` block, and the readings of monitors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
 
-from lens_tui.records import LensError
+from lens_tui.records import LensError, Monitor
 
 from .program import Key
+from .readings import reading_of
 from .registry import Recorder, Registry, Run, async_eval
 
 
@@ -126,3 +129,46 @@ def _in_one(steps: list[mx.array]) -> mx.array:
 def _shape(steps: list[mx.array]) -> tuple[int, ...]:
     batch, _, width = steps[0].shape
     return batch, sum(step.shape[1] for step in steps), width
+
+
+class MonitorReader(Recorder):
+    """Keeps the readings of some monitors, after all that acts at their sites: one number a token, row and monitor.
+
+    A reading depends on its token alone, so that it is the same over a cache, in pieces and beside other rows.
+    """
+
+    reads_last = True
+
+    def __init__(self, registry: Registry, monitors: Sequence[Monitor]) -> None:
+        self.registry = registry
+        self.monitors = tuple(monitors)
+        self._keys = [(monitor.layer, monitor.site) for monitor in self.monitors]
+        self.places = tuple(dict.fromkeys(self._keys))
+        self._reads = [reading_of(monitor, registry.sources) for monitor in self.monitors]
+        self._steps: list[list[mx.array]] = [[] for _ in self.monitors]
+
+    def begin(self, run: Run | None, starts: bool) -> None:
+        """A forward begins; one that begins the sequence drops what was read."""
+        if starts:
+            self._steps = [[] for _ in self.monitors]
+
+    def record(self, key: tuple[int, str], tensor: mx.array) -> None:
+        """The tensor at a site: those that read there read it now."""
+        for own, read, steps in zip(self._keys, self._reads, self._steps, strict=True):
+            if own == key:
+                steps.append(read(tensor)[..., 0])
+
+    def beside_logits(self) -> list[mx.array]:
+        """The newest readings, which are evaluated with the step they belong to."""
+        return [steps[-1] for steps in self._steps if steps]
+
+    def newest(self) -> mx.array:
+        """What was read at the last token of the newest forward, ``(rows, monitors)``, lazy."""
+        return mx.stack([steps[-1][:, -1] for steps in self._steps], axis=1)
+
+    def readings(self, row: int, count: int) -> NDArray[np.float32]:
+        """What was read of a row's first ``count`` tokens, as many of them as have gone in: ``(monitors, tokens)``."""
+        if not all(self._steps):
+            return np.zeros((len(self.monitors), 0), dtype=np.float32)
+        found = [np.concatenate([np.array(step[row]) for step in steps])[:count] for steps in self._steps]
+        return np.asarray(np.stack(found), dtype=np.float32)

@@ -38,7 +38,7 @@ from lens_tui.records.gates import Gate, Monitor
 from lens_tui.records.interventions import as_number, as_records
 from lens_tui.records.steering_vector import numbers
 
-from .capture_result import CaptureResult
+from .capture_result import CaptureResult, MonitorReader
 from .head_records import checked_heads
 from .passage import Passage
 from .places import Spans, reach, reaches_scored
@@ -241,6 +241,16 @@ def checked_monitor(monitor: Monitor, registry: Registry) -> Monitor:
         raise LensError(f"The SAE {monitor.sae!r} reads width {source.d_model}; layer {monitor.layer} has {width}.")
     decoder_row(source, monitor.feature)
     return monitor
+
+
+def reader_of(registry: Registry, monitors: Any) -> MonitorReader | None:
+    """The reader of a run's monitors; ``None`` where there are none. Raises :class:`LensError` for what is none."""
+    given = (monitors,) if isinstance(monitors, Monitor) else tuple(monitors or ())
+    names = [monitor.name for monitor in given if isinstance(monitor, Monitor)]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise LensError(f"Two monitors have the name {twice!r}.", "Give each its own.")
+    checks = [checked_monitor(monitor, registry) for monitor in given]
+    return MonitorReader(registry, checks) if checks else None
 
 
 ORDER = (

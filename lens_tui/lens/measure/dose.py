@@ -1,4 +1,4 @@
-"""Dose-response: every measure of a steering at every scale, where the curves bend and where they turn back."""
+"""Dose-response: every measure of a steering at every scale, where the curves bend, and the answers that are given."""
 
 from __future__ import annotations
 
@@ -9,15 +9,25 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lens_tui.records import Arm, ArmEnd, Intervention, LensError, Sampling
 from lens_tui.records.interventions import as_number, as_records
-from lens_tui.records.measures import Curve, DeltaLoss, DosePoint, DoseResponse, ReadBack
+from lens_tui.records.measures import (
+    Behaviour,
+    BehaviourPoint,
+    BehaviourReport,
+    Curve,
+    DeltaLoss,
+    DosePoint,
+    DoseResponse,
+    ReadBack,
+)
 
 from ..hooks.readings import FeatureSource
 from . import effects
-from .effects import FEW_TEXTS, degeneration
-from .scores import Interventions, Score, Unsteered, score, unsteered
+from .effects import FEW_TEXTS, bootstrap, degeneration
+from .scores import Interventions, Score, ScoredText, Unsteered, score, unsteered
 
 if TYPE_CHECKING:
     from ..model import LensModel
@@ -336,3 +346,86 @@ def _scaled(record: Intervention, factor: float) -> Intervention:
             changes: dict[str, Any] = {name: getattr(record, name) * factor}
             return replace(record, **changes)
     return record
+
+
+Question = tuple[str, str, str]
+"""A question, the answer that shows the behaviour, and the other one."""
+
+
+def behaviour(
+    lens: LensModel,
+    questions: Sequence[Question],
+    interventions: Sequence[Intervention] = (),
+    scales: Sequence[float] = (1.0,),
+    *,
+    raw: bool = False,
+    seed: int = 0,
+) -> BehaviourReport:
+    """How likely the answers are that show a behaviour, plain and under a steering at each of some scales.
+
+    What contrastive activation addition is judged by (Panickssery et al. 2023, 2312.06681).
+
+    Answers are compared at the first token in which they differ, behind the question and what they have in common.
+
+    Args:
+        lens: The model.
+        questions: As :func:`lens_tui.records.corpus.read_questions` gives them, from CAA's files for example.
+        interventions: What acts; none asks the plain model alone. Positions count the question as the prompt.
+        scales: Multiply their scales (or values).
+        raw: The answer follows the question as text; else the question goes through the chat template, if there is one.
+        seed: Of the intervals.
+
+    Raises:
+        LensError: For no questions, and answers that do not differ.
+    """
+    if not questions:
+        raise LensError("There are no questions.", "Give (question, matching answer, other answer) for each.")
+    records = as_records(interventions)
+    ordered = [as_number(scale, "A scale of the behaviour") for scale in scales] if records else []
+    plans: tuple[Interventions, ...] = tuple(scaled(records, scale) for scale in ordered) or ((),)
+    items = [item for at, question in enumerate(questions, 1) for item in _items(lens, question, plans, raw, at)]
+    scores = score(lens, items)
+    logprobs = np.array([[[-one.base[-1], -one.nll[-1]] for one in of_item] for of_item in scores])
+    gaps = logprobs[0::2] - logprobs[1::2]  # (questions, plans, plain or steered)
+    plain = _behaviour(gaps[:, 0, 0], seed)
+    points = [BehaviourPoint(scale, _behaviour(gaps[:, at, 1], seed)) for at, scale in enumerate(ordered)]
+    return BehaviourReport(plain, tuple(points))
+
+
+def _items(
+    lens: LensModel, question: Question, plans: tuple[Interventions, ...], raw: bool, number: int
+) -> tuple[ScoredText, ScoredText]:
+    """The text up to and with the first token in which the answers differ, once for each answer."""
+    asked, *answers = question
+    encoded = lens.tokens.prompt(asked, raw=raw)
+    if encoded.spans is None:  # plain text: a tokenizer may join the question's end with the answer's beginning
+        rows = [tuple(lens.tokens.prompt(_joined(asked, answer), raw=True).ids) for answer in answers]
+    else:
+        special = lens.tokens.special_ids()
+        written = [
+            [token for token in lens.tokens.encode(answer.strip()) if token not in special] for answer in answers
+        ]
+        rows = [(*encoded.ids, *ids) for ids in written]
+    same = _common(*rows)
+    if same == min(map(len, rows)):
+        raise LensError(f"The answers to question {number} do not differ.", "Give two that part at some token.")
+    start = min(_common(encoded.ids, rows[0]), same)
+    one, other = (ScoredText(row[: same + 1], plans, start, encoded.spans) for row in rows)
+    return one, other
+
+
+def _joined(question: str, answer: str) -> str:
+    return question + ("" if question[-1:].isspace() or answer[:1].isspace() else " ") + answer
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two rows begin with in common."""
+    pairs = zip(one, other, strict=False)
+    return next((at for at, (mine, theirs) in enumerate(pairs) if mine != theirs), min(len(one), len(other)))
+
+
+def _behaviour(gaps: NDArray[Any], seed: int) -> Behaviour:
+    low, high = bootstrap(gaps, np.ones(len(gaps)), seed)
+    share = 1 / (1 + np.exp(-np.clip(gaps, -700, 700)))
+    chosen = (gaps > 0) + 0.5 * (gaps == 0)
+    return Behaviour(float(gaps.mean()), low, high, float(share.mean()), float(chosen.mean()), len(gaps))
