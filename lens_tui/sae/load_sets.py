@@ -56,7 +56,7 @@ def load_transcoders(
         LensError: For what is no set, and for files of it that are damaged or of another kind.
     """
     if path == demo.NAME:
-        path, name = demo.transcoders_path(), name or "demo-transcoders"
+        path, name = demo.transcoders_path(), name or demo.NAME
     if not isinstance(path, str | Path):
         return _layers(None, list(path), name or "transcoders", progress)
     home = Path(path).expanduser()

@@ -62,7 +62,7 @@ def test_json_and_the_file_hold_the_librarys_graph(places: tuple[str, str], tmp_
 
 def test_a_feature_without_a_label_says_what_it_promotes(places: tuple[str, str]) -> None:
     lens, found = LensModel(places[0]), load_transcoders(places[1])
-    graph = with_promoted(lens, prune_graph(attribution_graph(lens, PROMPT, found)), found, most=5, k=1)
+    graph = with_promoted(lens, attribution_graph(lens, PROMPT, found), found, most=5, k=1)
     named = [node for node in graph.nodes if node.label.startswith("promotes")]
     assert len({(node.layer, node.feature) for node in named}) == 5
     weights = load_file(Path(places[0]) / "model.safetensors")

@@ -15,7 +15,7 @@ def test_the_openings_graph_adds_up_and_is_made_of_features() -> None:
     """Two seconds: it is the one test of the whole way on the bundled model."""
     made = make_graph(LensModel("demo"), demo.starter().prompt, open_transcoders("demo"))
     graph = made.graph
-    assert graph.scan == "demo-transcoders"
+    assert graph.scan == demo.NAME
     assert graph.n_active == pytest.approx(2075, abs=10)
     assert np.nanmax(np.abs(graph.sum_errors())) < 1e-4
     scores = graph_scores(graph)
