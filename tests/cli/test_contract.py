@@ -205,7 +205,7 @@ def test_json_is_one_safe_object_with_its_model(verb: str, walked: dict[str, Any
     assert result["model"] in ((None,) if verb in WITHOUT_A_MODEL else (work["MODEL"], Path(work["MODEL"]).name))
     assert "error" not in result
     if "SAE" in VERBS[verb] and not verb.startswith(
-        ("index", "vector", "compare", "dose", "scale", "loss", "generate", "capture")
+        ("index", "vector", "compare", "dose", "behaviour", "scale", "loss", "generate", "capture")
     ):
         assert result["sae_id"].startswith("sae-")
         assert result["sae"]
