@@ -228,12 +228,14 @@ def _cell(cell: SetCell, run: SetComparison) -> dict[str, Any]:
 
 def intervention_in_words(item: Any) -> dict[str, Any]:
     """An intervention as plain data."""
+    vector = getattr(item, "vector", None)
+    origin = None if vector is None else {"kind": vector.origin.kind, **vector.origin.facts}
+    what = {"heads": list(item.heads)} if vector is None else {"vector": vector.name, "origin": origin}
     return {
         "mode": item.mode,
         "layer": item.layer,
         "site": item.site,
-        "vector": item.vector.name,
-        "origin": {"kind": item.vector.origin.kind, **item.vector.origin.facts},
+        **what,
         "scale": amount_of(item),
         "positions": item.positions.kind,
         "gate": None if item.gate is None else gate_in_words(item.gate),

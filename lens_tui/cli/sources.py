@@ -175,6 +175,8 @@ class Vectors:
     def _records(self, name: str, term: Term) -> tuple[Intervention, ...]:
         """What a term does: one record, or one for each layer of a set."""
         gate = None if term.gate is None else self.gate(term.gate)
+        if term.kind == "head":
+            return (term.heads_off(name, gate),)
         if not term.every:
             return (term.row(name, self.vector(term), gate).intervention(),)
         from lens_tui.records.vector_sets import load_vector_set, set_interventions
@@ -201,6 +203,8 @@ class Vectors:
 
     def vector(self, term: Term) -> SteeringVector:
         """The vector that a term names, checked."""
+        if term.kind == "head":
+            raise LensError(f"head:{term.source} is no vector.", "Name heads in --arm, to take them away.")
         if term.kind == "feature":
             return self.sae.vector(term.feature)
         if term.kind == "random":

@@ -9,6 +9,8 @@ bundled vector. After the scale may come a mode and positions, each after a colo
 ``f2666*22?f75>1.5`` acts where feature 75 reads more than 1.5, ``verse*8?probe.safetensors<0`` where that probe
 scores below 0; its source is one of those of a term, its layer by default the source's own. ``king.gguf@all*0.5``
 is a set: the vectors of every layer in a file, or in a folder of files, at half of the lengths they were made with.
+``head:7.4`` (layer 7, head 4; ``head:7.4,5`` two of them) puts zero in the place of what heads hand on; it may have
+positions and a gate, but no scale.
 """
 
 from __future__ import annotations
@@ -20,21 +22,22 @@ from typing import Literal
 
 from .errors import LensError
 from .gates import Gate, Monitor, Side
-from .interventions import MODES, POSITIONS, ROLES, BenchRow, mode_of, positions_of
+from .interventions import HEADS_OFF, MODES, POSITIONS, ROLES, AblateHeads, BenchRow, mode_of, positions_of
 from .steering_vector import SteeringVector
 
 _WORDS = rf"(?::(?:{'|'.join([mode.id for mode in MODES] + [*POSITIONS, *ROLES])})\b)*"
+_HEAD = r"(?<![^\s=+])head:\d{1,9}\.\d{1,9}(?:,\d{1,9})*"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _GATE = rf"(?:\?[^?<>]+[<>]{_NUMBER})?"
 _TERM = re.compile(
     rf"^(?P<source>.+?)(?:@(?P<layer>-?[0-9]{{1,9}}|all))?(?:\*(?P<scale>{_NUMBER}))?(?P<words>{_WORDS})(?P<gate>{_GATE})$"
 )
 _GATED = re.compile(rf"^\?(?P<source>[^?<>]+?)(?:@(?P<layer>-?[0-9]{{1,9}}))?(?P<side>[<>])(?P<threshold>{_NUMBER})$")
-_BETWEEN = re.compile(rf"(?<=\*)({_NUMBER}{_WORDS}{_GATE})\s*\+\s*|(:project_out{_WORDS}{_GATE})\s*\+\s*")
+_BETWEEN = re.compile(rf"(?<=\*)({_NUMBER}{_WORDS}{_GATE})\s*\+\s*|((?::project_out|{_HEAD}){_WORDS}{_GATE})\s*\+\s*")
 _NAME = re.compile(r"^(?P<name>[^=*@]+)=(?P<rest>.+)$")
 
 _HELP = "Write it as [NAME=]SOURCE[@LAYER]*SCALE, for example f2666*22, kjv=f75*22+f2666*5 or random:0@4*22."
-Kind = Literal["feature", "random", "file"]
+Kind = Literal["feature", "random", "file", "head"]
 _SIDES: dict[str, Side] = {">": "above", "<": "below"}
 
 
@@ -88,11 +91,18 @@ class Term:
     @property
     def written(self) -> str:
         """The term as :func:`parse_arm` reads it."""
-        source = {"feature": "f", "random": "random:"}.get(self.kind, "") + self.source
+        source = {"feature": "f", "random": "random:", "head": "head:"}.get(self.kind, "") + self.source
         where = "@all" if self.every else "" if self.layer is None else f"@{self.layer}"
         amount = f"*{exact(self.scale)}" if mode_of(self.mode).amount else ""
-        words = [word for word, usual in ((self.mode, "add"), (self.positions, "all")) if word != usual]
+        mode = "add" if self.kind == "head" else self.mode  # a head has no other
+        words = [word for word, usual in ((mode, "add"), (self.positions, "all")) if word != usual]
         return ":".join([source + where + amount, *words]) + ("" if self.gate is None else self.gate.written)
+
+    def heads_off(self, name: str, gate: Gate | None = None) -> AblateHeads:
+        """What takes the heads of a term of heads away."""
+        layer, _, heads = self.source.partition(".")
+        numbers = tuple(int(head) for head in heads.split(","))
+        return AblateHeads(id=name, layer=int(layer), heads=numbers, positions=positions_of(self.positions), gate=gate)
 
     def row(self, name: str, vector: SteeringVector, gate: Gate | None = None) -> BenchRow:
         """The row of this id, its vector and what its gate reads found."""
@@ -130,6 +140,8 @@ def _term(part: str, whole: str, default: float | None) -> Term:
     match = _TERM.match(part.strip())
     words = match["words"].split(":")[1:] if match else []
     known = {mode.id for mode in MODES}
+    if match is not None and re.fullmatch(_HEAD, match["source"].strip()):
+        return _heads(match, words, whole)
     modes, places = [word for word in words if word in known], [word for word in words if word not in known]
     mode = modes[0] if modes else "add"
     if mode_of(mode).amount == "":
@@ -151,6 +163,14 @@ def parse_monitor(text: str) -> GateTerm:
     found = _gate(f"?{text.strip()}>0", text)
     assert found is not None
     return found
+
+
+def _heads(match: re.Match[str], words: Sequence[str], whole: str) -> Term:
+    places = [word for word in words if word in POSITIONS or word in ROLES]
+    if match["scale"] or match["layer"] or len(places) > 1 or len(places) < len(words):
+        raise LensError(f"The arm {whole!r} gives heads more than positions.", "Write head:LAYER.HEAD, as head:7.4.")
+    source, where = match["source"].strip().removeprefix("head:"), places[0] if places else "all"
+    return Term("head", source, None, 0.0, HEADS_OFF.id, where, gate=_gate(match["gate"], whole))
 
 
 def _gate(written: str, whole: str) -> GateTerm | None:

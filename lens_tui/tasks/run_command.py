@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lens_tui import demo
-from lens_tui.records import Arm, Intervention, LensError, Sampling, SteeringVector
+from lens_tui.records import AblateHeads, Arm, Intervention, LensError, Sampling, SteeringVector
 from lens_tui.records.arm_syntax import GateTerm, Term, exact, written_arm
 from lens_tui.records.chat import Turn
 from lens_tui.records.gates import Gate, monitor_of
-from lens_tui.records.interventions import amount_of, positions_name
+from lens_tui.records.interventions import HEADS_OFF, amount_of, positions_name
 from lens_tui.records.run_record import ArmRecord, MadeWith, RunRecord
 from lens_tui.records.sanitise import one_line, sanitise
 
@@ -45,6 +45,10 @@ class _Command:
 
     def _term(self, item: Intervention) -> Term | None:
         amount, vector, where = amount_of(item), getattr(item, "vector", None), positions_name(item.positions)
+        if isinstance(item, AblateHeads) and item.mean is None and where and item.precision == "model":
+            gate, source = self._gate(item.gate), f"{item.layer}.{','.join(map(str, item.heads))}"
+            if gate is not None or item.gate is None:
+                return Term("head", source, None, 0.0, HEADS_OFF.id, where, gate=gate)
         sayable = bool(where) and item.precision == "model" and amount is not None
         if vector is not None and sayable and item.site == vector.site:
             term, gate = self._source(vector, item.layer), self._gate(item.gate)

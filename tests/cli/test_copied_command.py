@@ -18,6 +18,7 @@ from lens_tui.cli.command import app
 from lens_tui.cli.sources import Vectors
 from lens_tui.lens.vectors import from_array, from_token, mean_difference, random_unit
 from lens_tui.records import (
+    AblateHeads,
     Add,
     Arm,
     Gate,
@@ -230,3 +231,11 @@ def test_a_word_goes_through_a_shell(word: str) -> None:
     assert all(letter.isprintable() or letter == "\n" for letter in typed)
     done = subprocess.run(["bash", "-c", f"printf %s {typed}"], capture_output=True, check=True)
     assert done.stdout == word.encode("utf-8", "surrogateescape")
+
+
+def test_heads_that_are_taken_away_are_said(lens: LensModel) -> None:
+    off = AblateHeads(id="x", layer=1, heads=(0, 1), positions=Positions("generated"))
+    command = as_command(run_of(lens, {"off": [off]}))
+    assert "--arm off=head:1.0,1:generated" in command
+    (record,) = Vectors(lens, "", "demo").arm(parse_arm("off=head:1.0,1:generated")).interventions
+    assert replace(record, id="x") == off

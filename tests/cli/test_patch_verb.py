@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from lens_tui import LensModel, PromptPair, causal_trace, patch
 from lens_tui.cli.command import app
+from lens_tui.records import AblateHeads, Arm, Sampling, Token
 from lens_tui.records.patch_plan import EXAMPLE, PatchPlan
 from lens_tui.tasks.causes import answer, command_of
 
@@ -115,3 +116,15 @@ def test_the_screens_command_gives_the_screens_numbers(plan: PatchPlan) -> None:
     np.testing.assert_allclose(result["estimate"], found.estimate.effect, atol=1e-4)
     assert result["agreement"]["pearson"] == pytest.approx(found.check.pearson, abs=1e-4)
     assert result["other_tokens"] == list(found.grid.other_tokens)
+
+
+def test_heads_off_in_an_arm_are_the_librarys_ablation() -> None:
+    lens = LensModel("demo")
+    done = CliRunner().invoke(app, ["compare", CLEAN, "-a", "off=head:7.4,5", "--max-tokens", "4", "--json"])
+    assert done.exit_code == 0, done.output
+    arm = json.loads(done.stdout)["arms"][1]
+    off = Arm("off", (AblateHeads(id="x", layer=7, heads=(4, 5)),))
+    tokens = [event for event in lens.compare(CLEAN, [Arm("baseline"), off], Sampling(4)) if isinstance(event, Token)]
+    assert arm["token_ids"] == [token.token_id for token in tokens if token.arm == 1]
+    assert arm["mean_kl"] == pytest.approx(np.mean([token.kl for token in tokens if token.arm == 1]), abs=1e-3)
+    assert arm["mean_kl"] > 0

@@ -144,3 +144,32 @@ def test_what_is_written_is_read_again(name: str, written: list[Term]) -> None:
     read = parse_arm(written_arm(name, written, "arm 1"))
     assert read.terms == tuple(written)
     assert name != "cook" or read.name == name
+
+
+@pytest.mark.parametrize(
+    ("written", "layer", "heads", "positions"),
+    [
+        ("head:7.4", 7, (4,), "all"),
+        ("head:0.4,5:generated", 0, (4, 5), "generated"),
+        ("off=head:12.0:user", 12, (0,), "role"),
+    ],
+)
+def test_heads_are_taken_away_by_their_numbers(
+    written: str, layer: int, heads: tuple[int, ...], positions: str
+) -> None:
+    (term,) = parse_arm(written).terms
+    record = term.heads_off("x")
+    assert (record.layer, record.heads, record.positions.kind, record.mean) == (layer, heads, positions, None)
+    assert parse_arm(term.written).terms == (term,)
+
+
+def test_heads_stand_beside_other_terms_and_have_no_scale() -> None:
+    terms = parse_arm("both=head:7.4+f2666*22+head:6.5:generated+random:0@4*2").terms
+    assert [term.kind for term in terms] == ["head", "feature", "head", "random"]
+    assert [term.source for term in terms] == ["7.4", "2666", "6.5", "0"]
+    gated = parse_arm("head:7.4?f75>1.5").terms[0]
+    assert gated.gate is not None
+    assert gated.written == "head:7.4?f75>1.5"
+    for wrong in ("head:7.4*3", "head:7.4@2", "head:7.4:set"):
+        with pytest.raises(LensError, match="heads"):
+            parse_arm(wrong)
