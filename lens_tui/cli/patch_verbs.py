@@ -11,8 +11,19 @@ import typer
 from rich.cells import set_cell_size
 
 from lens_tui.records import LensError
-from lens_tui.records.patch_grid import Agreement, By, CausalTrace, Direction, Doubles, PatchGrid, PromptPair, agreement
-from lens_tui.records.patch_plan import PatchFound, PatchPlan, read_token
+from lens_tui.records.patch_grid import (
+    Agreement,
+    By,
+    CausalTrace,
+    Direction,
+    Doubles,
+    EdgeGrid,
+    PatchGrid,
+    PathEffects,
+    PromptPair,
+    agreement,
+)
+from lens_tui.records.patch_plan import PatchFound, PatchPlan, read_receiver, read_token
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.format import share_level, signed
 
@@ -23,6 +34,13 @@ from .sources import Json, Model, SAEName, open_model, open_sae, read_text
 if TYPE_CHECKING:
     from lens_tui.lens.model import LensModel
 
+To = Annotated[
+    list[str] | None,
+    typer.Option("--to", help="Direct paths from every head, MLP and the embedding to logits, attn:6, mlp:6, q:6.1."),
+]
+Edges = Annotated[
+    bool, typer.Option("--edges", help="Every edge between parts, each patched alone; --method attribution estimates.")
+]
 CELL, NAME, LISTED = 8, 10, 8
 verbs = typer.Typer()
 
@@ -72,6 +90,8 @@ def patch(
     noise: Noise = 3.0,
     samples: Samples = 10,
     window: Window = 10,
+    to: To = None,
+    edges: Edges = False,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -84,6 +104,9 @@ def patch(
         _trace(model, replace(plan, noise=noise, samples=samples, window=window, seed=seed), json=json)
         return
     asked = _pairs(clean, corrupted, answer, wrong, pairs)
+    if to or edges:
+        _paths(model, asked, metric, direction, (to or [], method, controls, seed), json=json)
+        return
     options: dict[str, Any] = {"site": site, "by": by, "direction": direction, "seed": seed, "controls": controls}
     options["layers"] = whole_numbers(layers)
     with open_model(model) as lens:
@@ -91,6 +114,59 @@ def patch(
             options |= {"sae": open_sae(sae, model), "features": whole_numbers(features)}
         grid, quick, check = patched(lens, asked, metric, method, options)
     print_json(grid_record(grid, check, quick)) if json else print_grid(grid, check)
+
+
+def _paths(
+    model: str,
+    pairs: list[PromptPair],
+    metric: str,
+    direction: Direction,
+    how: tuple[list[str], str, bool, int],
+    *,
+    json: bool,
+) -> None:
+    """Paths to some receivers, or every edge."""
+    from lens_tui.lens.causes.direct_paths import patch_edges, path_patch
+    from lens_tui.tasks.causes import edges_record, paths_record
+
+    to, method, controls, seed = how
+    ends = [read_receiver(text) for text in to]
+    with open_model(model) as lens:
+        if ends:
+            paths = path_patch(lens, pairs, metric, receivers=ends, direction=direction, controls=controls, seed=seed)
+            print_json(paths_record(paths)) if json else _print_paths(paths)
+            return
+        if len(pairs) > 1:
+            raise LensError("Edges are of one pair of prompts.", "Give one, or --to for paths of several.")
+        way: Any = "attribution" if method == "attribution" else "exact"
+        found = patch_edges(lens, pairs[0], metric, method=way, direction=direction)
+    print_json(edges_record(found)) if json else _print_edges(found)
+
+
+def _print_paths(found: PathEffects) -> None:
+    """The senders whose paths carry most, with their controls."""
+    order = (-abs(found.effect - found.start)).argsort(kind="stable")[: 2 * LISTED].tolist()
+    for at in order:
+        parts = [f"{signed(float(found.effect[at]), 3):>7}  {found.senders[at].label:<10}"]
+        parts.append(f"raw {signed(float(found.raw[at]), 3)}")
+        if found.low is not None and found.high is not None:
+            parts.append(f"[{signed(float(found.low[at]), 3)}, {signed(float(found.high[at]), 3)}]")
+        parts += [] if found.random is None else [f"random {signed(float(found.random[at]), 3)}"]
+        say("  ".join(parts))
+    ends = ", ".join(end.label for end in found.receivers)
+    many = f"{found.n_pairs} pairs, " if found.n_pairs > 1 else ""
+    note(
+        f"{found.model}, direct paths to {ends}, {found.direction}, {many}{found.metric}: clean {found.clean:.3f}, "
+        f"corrupted {found.corrupted:.3f}; effect 0 is the corrupted run, 1 the clean one"
+    )
+
+
+def _print_edges(found: EdgeGrid) -> None:
+    """The edges that carry most."""
+    for sender, receiver, value in found.strongest(2 * LISTED):
+        say(f"{signed(value, 3):>7}  {sender.label} → {receiver.label}")
+    how = "first-order estimates" if found.method == "attribution" else "each patched alone"
+    note(f"{found.model}, every edge, {how}: change of {found.metric}, {found.clean - found.corrupted:.3f} in all")
 
 
 def _only_one(corrupted: str, pairs: str, wrong: str) -> None:

@@ -240,6 +240,8 @@ class PathEffects:
     """What the direct paths from each sender to a set of receivers, all at once, carry of a metric.
 
     ``raw`` (senders,) is the change of the metric; ``effect`` is ``(base + raw - corrupted) / (clean - corrupted)``.
+    ``random`` is the effect of changes as long in random directions; of several pairs ``raw`` is the mean, the effects
+    are ratios of sums, ``low`` and ``high`` bound the 95 % percentile bootstrap interval of ``effect``.
     """
 
     model: str
@@ -251,6 +253,15 @@ class PathEffects:
     effect: Doubles
     clean: float
     corrupted: float
+    random: Doubles | None = None
+    low: Doubles | None = None
+    high: Doubles | None = None
+    n_pairs: int = 1
+
+    @property
+    def start(self) -> float:
+        """The effect of patching nothing: 0 where the corrupted run is patched, 1 where the clean one is."""
+        return 0.0 if self.direction == "denoise" else 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from .errors import LensError
-from .patch_grid import Agreement, By, CausalTrace, Direction, Doubles, PatchGrid
+from .patch_grid import Agreement, By, CausalTrace, Direction, Doubles, PatchGrid, Receiver
 
 PlanBy = Literal["trace"] | By
 """What one patch is; ``trace`` restores single states of a run whose subject is noised."""
@@ -104,3 +104,17 @@ def read_token(text: str) -> int | str | None:
             raise LensError(f"The target {text!r} names no token.", "Write id: and a number, such as id:17.")
         return int(text[3:])
     return text
+
+
+def read_receiver(text: str) -> Receiver:
+    """What a path ends at, as written: ``logits``, ``attn:6``, ``mlp:6``, ``q:6.1`` (``k``, ``v``), ``q:6``.
+
+    Raises :class:`LensError`.
+    """
+    match = re.fullmatch(r"(attn|mlp|q|k|v):(-?[0-9]{1,6})(?:\.([0-9]{1,6}))?", text.strip())
+    if text.strip() == "logits":
+        return Receiver("logits")
+    if match is None or (match[3] is not None and match[1] in ("attn", "mlp")):
+        raise LensError(f"The receiver {text!r} cannot be read.", "Write logits, attn:6, mlp:6 or q:6.1 (k, v).")
+    kinds: dict[str, Any] = {kind: kind for kind in ("attn", "mlp", "q", "k", "v")}
+    return Receiver(kinds[match[1]], int(match[2]), -1 if match[3] is None else int(match[3]))

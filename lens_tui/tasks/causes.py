@@ -13,7 +13,7 @@ import numpy as np
 
 from lens_tui.records import LensError, Origin, SteeringVector
 from lens_tui.records.disk import write_json, write_text
-from lens_tui.records.patch_grid import Agreement, CausalTrace, PatchGrid, PromptPair, agreement
+from lens_tui.records.patch_grid import Agreement, CausalTrace, EdgeGrid, PatchGrid, PathEffects, PromptPair, agreement
 from lens_tui.records.patch_plan import PatchFound, PatchPlan, read_token
 from lens_tui.records.read_files import parse_json, read_lines
 from lens_tui.records.sanitise import one_line
@@ -211,6 +211,28 @@ def trace_record(trace: CausalTrace) -> dict[str, Any]:
         **{name: getattr(trace, name) for name in (*names, "sigma", "samples", "window")},
         **{name: list(getattr(trace, name)) for name in ("tokens", "subject", "layers")},
         **{name: _table(getattr(trace, name)) for name in ("values", "indirect_effect", "random")},
+    }
+
+
+def paths_record(found: PathEffects) -> dict[str, Any]:
+    """Paths as plain data."""
+    lists = ("raw", "effect", "random", "low", "high")
+    return {
+        **{name: getattr(found, name) for name in ("model", "metric", "direction", "n_pairs", "clean", "corrupted")},
+        "senders": [sender.label for sender in found.senders],
+        "receivers": [end.label for end in found.receivers],
+        **{name: None if getattr(found, name) is None else getattr(found, name).tolist() for name in lists},
+    }
+
+
+def edges_record(found: EdgeGrid) -> dict[str, Any]:
+    """Edges as plain data: tables of senders by receivers, ``null`` where there is no edge."""
+    return {
+        **{name: getattr(found, name) for name in ("model", "metric", "direction", "method", "clean", "corrupted")},
+        "senders": [sender.label for sender in found.senders],
+        "receivers": [end.label for end in found.receivers],
+        "raw": _table(found.raw),
+        "effect": _table(found.effect),
     }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from lens_tui import LensModel, PromptPair, causal_trace, patch
+from lens_tui import LensModel, PromptPair, Receiver, causal_trace, patch, patch_edges, path_patch
 from lens_tui.cli.command import app
 from lens_tui.records import AblateHeads, Arm, Sampling, Token
 from lens_tui.records.patch_plan import EXAMPLE, PatchPlan
@@ -128,3 +128,26 @@ def test_heads_off_in_an_arm_are_the_librarys_ablation() -> None:
     assert arm["token_ids"] == [token.token_id for token in tokens if token.arm == 1]
     assert arm["mean_kl"] == pytest.approx(np.mean([token.kl for token in tokens if token.arm == 1]), abs=1e-3)
     assert arm["mean_kl"] > 0
+
+
+def test_paths_and_edges_are_the_librarys() -> None:
+    lens, pair = LensModel("demo"), PromptPair(CLEAN, CORRUPTED, " ball", " car")
+    ends = ["--to", "logits", "--to", "q:7.4"]
+    result = json.loads(run(CLEAN, CORRUPTED, *TOKENS, *ends, "--seed", "2", "--json"))
+    found = path_patch(lens, pair, receivers=[Receiver("logits"), Receiver("q", 7, 4)], seed=2)
+    for name in ("raw", "effect", "random"):
+        np.testing.assert_allclose(result[name], getattr(found, name), atol=1e-4)
+    assert (result["receivers"], result["senders"][:2]) == (["logits", "q 7.4"], ["embed", "head 0.0"])
+    assert found.random is not None
+    assert abs(found.random).max() < abs(found.effect).max()
+    shown = run(CLEAN, CORRUPTED, *TOKENS, "--to", "logits").splitlines()
+    assert "head 7.4" in shown[0]
+    assert "random" in shown[0]
+    edges = json.loads(run(CLEAN, CORRUPTED, *TOKENS, "--edges", "--method", "attribution", "--json"))
+    expected = patch_edges(lens, pair)
+    assert np.shape(edges["raw"]) == expected.raw.shape
+    at = edges["senders"].index("head 7.4"), edges["receivers"].index("logits")
+    assert edges["raw"][at[0]][at[1]] == pytest.approx(expected.raw[at], abs=1e-3)
+    assert edges["raw"][-1][0] is None
+    for wrong in ("attn", "mlp:1.2", "w:3"):
+        assert "cannot be read" in run(CLEAN, CORRUPTED, *TOKENS, "--to", wrong, status=2)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -23,6 +23,7 @@ from ..architecture.taps import Call, Tap, input_of, install, replace_input, uni
 from ..forward import Core, unhooked
 from ..hooks.program import Hook, Key
 from ..hooks.registry import Plan, Resume, Run
+from ..measure.effects import bootstrap
 from ..measure.scores import can_resume
 from .cells import MOST_ROWS, MOST_TOKENS, Kept, TextRun, heads_at, metric_of_run, read_run
 from .gradients import differentiated
@@ -52,12 +53,14 @@ class _Both:
 
 def path_patch(
     lens: Core,
-    pair: PromptPair,
+    pairs: PromptPair | Sequence[PromptPair],
     metric: Measure = "logit-difference",
     *,
     receivers: Receiver | Sequence[Receiver],
     senders: Sequence[Sender] | None = None,
     direction: Direction = "denoise",
+    controls: bool = True,
+    seed: int = 0,
 ) -> PathEffects:
     """Patch the direct paths from each sender to some receivers, all of these at once, and see what that does.
 
@@ -66,11 +69,13 @@ def path_patch(
 
     Args:
         lens: The model; what holds in blocks around the call is left out.
-        pair: Two prompts of the same number of tokens.
+        pairs: Two prompts of the same number of tokens, or several such pairs.
         metric: As for :func:`~.patching.patch`.
         receivers: ``Receiver("attn", 5)``, ``("mlp", 5)``, ``("q", 5, 2)`` or ``("logits")``.
         senders: By default every head, MLP and the embedding; those behind a receiver send it nothing.
         direction: Which run is patched.
+        controls: Send changes of the same length at each token in random directions too: twice the work.
+        seed: Of these and of the intervals.
 
     Raises:
         LensError: For a block whose parts do not add up to the stream, or read it through a shared norm; for heads
@@ -80,12 +85,54 @@ def path_patch(
     if not ends:
         raise LensError("There is no receiver.", "Give one, such as Receiver('logits').")
     ends = tuple(_checked(lens, each) for each in ends)
-    ready = _run_both(lens, pair, metric, direction, heads=True, chosen=senders)
-    raw = _exact(lens, ready, ends, range(len(ready.senders)))
-    effect = (ready.start + raw - ready.corrupted) / (ready.clean - ready.corrupted)
+    several = [pairs] if isinstance(pairs, PromptPair) else list(pairs)
+    if not several:
+        raise LensError("There is no pair of prompts.", "Give at least one PromptPair.")
+    found, at_random, ready = [], [], None
+    figures: list[tuple[float, float, float]] = []
+    for pair in several:
+        ready = _run_both(lens, pair, metric, direction, heads=True, chosen=senders)
+        rows = range(len(ready.senders))
+        found.append(_exact(lens, ready, ends, rows))
+        figures.append((ready.start, ready.clean, ready.corrupted))
+        if controls:
+            at_random.append(_exact(lens, replace(ready, deltas=_turned(ready.deltas, seed)), ends, rows))
+    assert ready is not None
+    return _summed(lens, (ready.metric.name, direction, ready.senders, ends), found, at_random, figures, seed)
+
+
+def _summed(
+    lens: Core,
+    said: tuple[str, Direction, tuple[Sender, ...], tuple[Receiver, ...]],
+    found: Sequence[Doubles],
+    at_random: Sequence[Doubles],
+    figures: Sequence[tuple[float, float, float]],
+    seed: int,
+) -> PathEffects:
+    """What the paths of all pairs carry: the ratio of sums over pairs, with its interval."""
+    start, clean, corrupted = np.array(figures).T
+    gaps = clean - corrupted
+    if abs(gaps.sum()) <= 1e-6 * np.abs(gaps).sum():
+        raise LensError("The pairs' metrics cancel: what is clean in one is corrupted in another.", "Turn some round.")
+    moved = np.stack(found) + (start - corrupted)[:, None]
+    low = high = random = None
+    if len(found) > 1:
+        ends = np.array([bootstrap(moved[:, at], gaps, seed) for at in range(moved.shape[1])]).reshape(-1, 2)
+        low, high = ends[:, 0], ends[:, 1]
+    if at_random:
+        random = (np.stack(at_random) + (start - corrupted)[:, None]).sum(axis=0) / gaps.sum()
+    raw = np.stack(found).mean(axis=0)
     return PathEffects(
-        lens.info.name, ready.metric.name, direction, ready.senders, ends, raw, effect, ready.clean, ready.corrupted
-    )
+        lens.info.name, *said, raw, moved.sum(axis=0) / gaps.sum(), float(clean.mean()), float(corrupted.mean()),
+        random, low, high, len(found),
+    )  # fmt: skip
+
+
+def _turned(deltas: mx.array, seed: int) -> mx.array:
+    """Changes (senders, tokens, d_model) in random directions, as long at each token as they are."""
+    noise = np.random.default_rng(seed).standard_normal(deltas.shape).astype(np.float32)
+    noise /= np.linalg.norm(noise, axis=-1, keepdims=True)
+    return mx.array(noise) * mx.linalg.norm(deltas, axis=-1, keepdims=True)
 
 
 def patch_edges(

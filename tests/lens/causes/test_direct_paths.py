@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from lens_tui import LensModel
+from lens_tui.lens.causes import direct_paths
 from lens_tui.lens.causes.direct_paths import patch_edges, path_patch
+from lens_tui.lens.measure.effects import RESAMPLES
 from lens_tui.records import LensError
 from lens_tui.records.patch_grid import PromptPair, Receiver, Sender, agreement
 from tests.lens import numpy_models, tiny
@@ -177,3 +179,38 @@ def test_senders_to_the_final_residual_in_a_parallel_block_sum_up() -> None:
         with pytest.raises(LensError, match=sentence):
             call()
     assert not lens.registry.installed
+
+
+def test_paths_of_several_pairs_are_the_ratio_of_sums_with_its_interval() -> None:
+    lens = LensModel.from_model(tiny.llama())
+    other = PromptPair(PAIR.corrupted, PAIR.clean, 11, 23)
+    pairs = [PromptPair(PAIR.clean, PAIR.corrupted, 5, 9), other]
+    senders = [Sender("embed"), Sender("head", 1, 0), Sender("mlp", 2)]
+    alone = [path_patch(lens, pair, receivers=Receiver("logits"), senders=senders) for pair in pairs]
+    both = path_patch(lens, pairs, receivers=Receiver("logits"), senders=senders)
+    gap = sum(one.clean - one.corrupted for one in alone)
+    np.testing.assert_allclose(both.effect, sum(one.raw for one in alone) / gap, atol=1e-5)
+    np.testing.assert_allclose(both.raw, np.mean([one.raw for one in alone], axis=0), atol=1e-6)
+    assert both.low is not None
+    assert both.high is not None
+    assert both.n_pairs == 2
+    raw, gaps = np.stack([one.raw for one in alone]), np.array([one.clean - one.corrupted for one in alone])
+    drawn = np.random.default_rng(0).integers(0, 2, (RESAMPLES, 2))
+    ratios = raw[drawn].sum(axis=1) / gaps[drawn].sum(axis=1)[:, None]
+    np.testing.assert_allclose(both.low, np.quantile(ratios, 0.025, axis=0), atol=1e-6)
+    np.testing.assert_allclose(both.high, np.quantile(ratios, 0.975, axis=0), atol=1e-6)
+
+
+def test_random_paths_are_as_long_at_every_token_and_cost_nothing_else() -> None:
+    import mlx.core as mx
+
+    deltas = mx.array(np.random.default_rng(0).standard_normal((3, 5, 8)).astype(np.float32))
+    turned = direct_paths._turned(deltas, 4)
+    lengths = [np.linalg.norm(np.array(each), axis=-1) for each in (deltas, turned)]
+    np.testing.assert_allclose(lengths[0], lengths[1], rtol=1e-5)
+    assert abs(float((deltas * turned).sum() / (deltas * deltas).sum())) < 0.6
+    lens = LensModel.from_model(tiny.llama())
+    with_, without = (path_patch(lens, PAIR, receivers=Receiver("logits"), controls=on) for on in (True, False))
+    np.testing.assert_allclose(with_.raw, without.raw, atol=1e-6)
+    assert with_.random is not None
+    assert without.random is None
