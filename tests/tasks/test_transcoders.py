@@ -184,3 +184,17 @@ def test_what_is_no_transcoder_of_an_mlp_is_refused(tmp_path: Path) -> None:
         replaced_loss(model, [load_sae(sae_folder(tmp_path / "layer_1_width_64", d_model=64))], text_file(tmp_path))
     with pytest.raises(LensError, match="one transcoder a layer"):
         replaced_loss(model, [], text_file(tmp_path))
+
+
+def test_a_text_that_is_read_is_read_at_some_of_its_places(tmp_path: Path) -> None:
+    model, text = models()["llama"], text_file(tmp_path)
+    places = [(layer, site) for layer in (0, 1) for site in ("mlp_in", "mlp_out")]
+    source, _ = text_activations(model, text, places, windowing=Windowing(**READING))
+    some = source.at([(-1, "mlp_out")])
+    (whole,), (part,) = source.blocks(0, 1), some.blocks(0, 1)
+    assert (some.places, part.values.keys()) == (((1, "mlp_out"),), {(1, "mlp_out")})
+    assert np.array_equal(np.array(part.values[1, "mlp_out"]), np.array(whole.values[1, "mlp_out"]))
+    assert np.array_equal(part.token_ids, whole.token_ids)
+    assert source.places == tuple(places)
+    with pytest.raises(LensError, match="not read at layer 0, resid_post"):
+        source.at([(0, "resid_post")])
