@@ -187,7 +187,7 @@ def test_what_is_no_transcoder_of_an_mlp_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_text_that_is_read_is_read_at_some_of_its_places(tmp_path: Path) -> None:
-    model, text = models()["llama"], text_file(tmp_path)
+    model, text = LensModel.from_model(tiny.llama(vocab=8192, layers=2), tiny.tokenizer()), text_file(tmp_path)
     places = [(layer, site) for layer in (0, 1) for site in ("mlp_in", "mlp_out")]
     source, _ = text_activations(model, text, places, windowing=Windowing(**READING))
     some = source.at([(-1, "mlp_out")])
