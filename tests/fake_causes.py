@@ -100,4 +100,4 @@ def patch_origin(job: jobs.VectorFromPatch) -> tuple[Origin, str]:
     }
     of_head = job.plan.by == "head"
     facts |= {"heads": [job.column]} if of_head else {"token": job.column}
-    return Origin("prompts", facts), "attn_out" if of_head else job.plan.site
+    return Origin("given", facts), "attn_out" if of_head else job.plan.site

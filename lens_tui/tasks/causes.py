@@ -167,7 +167,7 @@ def direction_of(lens: LensModel, plan: PatchPlan, layer: int, column: int, name
     facts: dict[str, Any] = {"patch": "clean less corrupted", "clean": plan.clean, "corrupted": plan.corrupted}
     facts |= {"heads": [column]} if of_head else {"token": ends[0]}
     site = "attn_out" if of_head else plan.site
-    made = Origin("prompts", facts)
+    made = Origin("given", facts)
     return SteeringVector.of(name, clean - corrupted, layer, model=lens.info.name, site=site, origin=made)
 
 
