@@ -17,6 +17,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lens_tui.records.wording import many
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
@@ -295,9 +297,7 @@ def _name() -> str:
     core = _call("get_corename")
     core.restype = ctypes.c_char_p
     count = threads()
-    return (
-        f"{' '.join(words[:2])} ({bytes(core()).decode('ascii', 'replace')}), {count} thread{'s' if count > 1 else ''}"
-    )
+    return f"{' '.join(words[:2])} ({bytes(core()).decode('ascii', 'replace')}), {many(count, 'thread')}"
 
 
 def _version(package: str) -> str:

@@ -12,6 +12,7 @@ import typer
 from lens_tui.records import LensError
 from lens_tui.records.arm_syntax import parse_arm
 from lens_tui.records.sanitise import one_line, sanitise_token
+from lens_tui.records.wording import many
 from lens_tui.tui.format import count, figure
 
 from .lens_verbs import whole_numbers
@@ -66,7 +67,8 @@ def capture(
     if json:
         print_json(facts)
     else:
-        say(f"{count(report.n_tokens)} tokens in {len(report.shards)} shards, each with {', '.join(report.tensors)}")
+        tokens, shards = many(report.n_tokens, "token", count(report.n_tokens)), many(len(report.shards), "shard")
+        say(f"{tokens} in {shards}, each with {', '.join(report.tensors)}")
         say(f"written to {report.folder}")
     if report.stopped:
         note("mlx-lens-tui: stopped. Run the same command to continue.")

@@ -20,6 +20,7 @@ from lens_tui.records.measures import MOST_LENGTHS
 from lens_tui.records.prompt_set import parse_prompts
 from lens_tui.records.run_record import figures, first_difference, kl_level, perplexity_of
 from lens_tui.records.sanitise import one_line
+from lens_tui.records.wording import many
 from lens_tui.tui.format import Trail, figure, kl_key, sparkline
 
 from . import prompt_table as sets
@@ -288,7 +289,7 @@ def _figures_in_words(arm: dict[str, Any]) -> list[str]:
 def _print(result: dict[str, Any], tokens: Sequence[Sequence[Token]]) -> None:
     """Each arm's figures and text; in a terminal the tokens of a steered arm are shaded by their KL, bars beside it."""
     for arm, came in zip(result["arms"], tokens, strict=True):
-        facts = [f"{len(arm['token_ids'])} tokens"]
+        facts = [many(len(arm["token_ids"]), "token")]
         if arm["token_ids"]:
             facts += _figures_in_words(arm)
         if arm["interventions"]:
@@ -441,7 +442,7 @@ def _show(
             }
         )
         return
-    say(f"── {end.arm}  ({len(tokens)} tokens)")
+    say(f"── {end.arm}  ({many(len(tokens), 'token')})")
     say((asked if isinstance(asked, str) else "") + end.text)
     say()
 
@@ -476,7 +477,8 @@ def loss(
     for item in result["texts"] if texts else ():
         steered = "" if item["delta"] is None else f"  {item['delta']:+.4f}"
         say(f"{item['loss']:8.4f}{steered}  {one_line(words[item['index']], 60)}")
-    say(f"loss {result['loss']:.4f} nats a token, perplexity {result['perplexity']:.2f}, {result['n_tokens']} tokens")
+    tokens = many(result["n_tokens"], "token")
+    say(f"loss {result['loss']:.4f} nats a token, perplexity {result['perplexity']:.2f}, {tokens}")
     if steering:
         say(f"steered {result['steered_loss']:.4f}, perplexity {result['steered_perplexity']:.2f}: "
             f"{result['delta']:+.4f}")  # fmt: skip

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 import typer
 
 from lens_tui.records import LensError
+from lens_tui.records.wording import many
 from lens_tui.tui.format import share_level
 
 from .output import Meter, note, print_json, say, say_shaded, sentences
@@ -96,7 +97,7 @@ def _print_page(result: Mapping[str, Any], dense: Mapping[int, float]) -> None:
 
 
 def _print_index(index: Mapping[str, Any]) -> None:
-    say(f"{index['corpus'] or 'the corpus'}: active on {index['count']} of {index['counted_tokens']} tokens "
+    say(f"{index['corpus'] or 'the corpus'}: active on {index['count']} of {many(index['counted_tokens'], 'token')} "
         f"({index['density']:.4%}), max {index['max']:.3g}, mean {index['mean']:.3g} where active")  # fmt: skip
     filled = [place for place, n in enumerate(index["histogram"]) if n]
     most = max(index["histogram"], default=0)
@@ -204,7 +205,7 @@ def contrast(
         opened = open_sae(sae, model)
         found = contrast_texts(
             lens, opened, texts_a, texts_b, **options,
-            progress=lambda done, total: meter.say("read", f"{done} of {total} texts", done / total),
+            progress=lambda done, total: meter.say("read", f"{done} of {many(total, 'text')}", done / total),
         )  # fmt: skip
     result = {
         "model": lens.info.name,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lens_tui.records.errors import LensError
+from lens_tui.records.wording import many
 
 from .feature_verbs import feature_number, who
 from .output import print_json, say, sentences
@@ -187,7 +188,7 @@ def export_labels(
     if json:
         print_json({**_of(info, model), **facts})
     else:
-        say(f"{facts['written']} labels of {info.name} written to {folder}")
+        say(f"{many(facts['written'], 'label')} of {info.name} written to {folder}")
 
 
 def _upload(

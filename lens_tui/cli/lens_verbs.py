@@ -13,6 +13,7 @@ from rich.cells import set_cell_size
 from lens_tui.records import Intervention, LensError
 from lens_tui.records.arm_syntax import parse_arm
 from lens_tui.records.patch_plan import read_token
+from lens_tui.records.wording import many
 from lens_tui.tui.format import share_level
 
 from .output import note, print_json, say, say_shaded, sentences
@@ -211,7 +212,7 @@ def _print_parts(parts: dict[str, Any]) -> None:
     say(f"  {left:+9.3f}  everything else ({max(0, len(shown) - _PARTS_SHOWN)} parts, rounding, biases)")
     whole = [part for part in parts["parts"] if part["kind"] == "block"]
     if whole:
-        note(f"{len(whole)} layers are shown as one block: {whole[0]['why']}")
+        note(f"{many(len(whole), 'layer')} shown as one block: {whole[0]['why']}")
 
     ranked = [
         (value, f"L{item['layer']} H{head}") for item in parts["heads"] for head, value in enumerate(item["values"])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lens_tui.records.errors import LensError
+from lens_tui.records.wording import many
 
 from .feature_verbs import feature_number
 from .label_verbs import Model
@@ -109,7 +110,7 @@ def export(
     if json:
         print_json({**_of(info, model), "file": str(written), "count": len(found.features)})
     else:
-        say(f"{len(found.features)} features written to {written}")
+        say(f"{many(len(found.features), 'feature')} written to {written}")
 
 
 def _of(info: SAEInfo, model: str) -> dict[str, Any]:
@@ -134,6 +135,6 @@ def _print(info: SAEInfo, model: str, lists: list[FeatureList], json: bool, *, l
     if not lists:
         say(f"no list of {info.name} yet: `mlx-lens-tui lists keep NAME ID...` keeps one")
     for item in lists:
-        say(f"{item.name}  ({len(item.features)} features)")
+        say(f"{item.name}  ({many(len(item.features), 'feature')})")
         for feature in item.features if labelled else ():
             say(f"  {feature:>7}  {names.get(feature, '')}".rstrip())

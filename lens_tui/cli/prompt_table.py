@@ -28,6 +28,7 @@ from lens_tui.records.prompt_set import (
 from lens_tui.records.run import LIMITS
 from lens_tui.records.run_record import figures
 from lens_tui.records.sanitise import one_line
+from lens_tui.records.wording import many
 from lens_tui.tui.format import figure, fit, fit_left
 
 from .output import Asked, Meter, in_terminal, interruptible, note, print_json, say
@@ -283,8 +284,9 @@ def _print(
             say(run.prompts[cell.prompt].text + cell.text)
     of = f" Feature {probe.feature}." if probe is not None and column.id == "read_back" else ""
     note(f"{column.label}: {column.says}{of} Other columns: --column; all numbers: --json")
-    seeds = f"seed{'s' * (len(run.seeds) > 1)} {', '.join(map(str, run.seeds))}"
-    note(f"{len(run.prompts)} prompts, {seeds}, temp {run.sampling.temp:g}, at most {run.sampling.max_tokens} tokens")
+    seeds = f"{'seed' if len(run.seeds) == 1 else 'seeds'} {', '.join(map(str, run.seeds))}"
+    most = many(run.sampling.max_tokens, "token")
+    note(f"{many(len(run.prompts), 'prompt')}, {seeds}, temp {run.sampling.temp:g}, at most {most}")
 
 
 def _numbers(cells: Sequence[SetCell], column: SetColumn, run: SetComparison, prompt: int | None = None) -> list[str]:

@@ -13,6 +13,7 @@ import typer
 from lens_tui.records import LensError, Token, paths
 from lens_tui.records.run_record import figures
 from lens_tui.records.sanitise import one_line
+from lens_tui.records.wording import many
 from lens_tui.tui.format import figure
 
 from .output import Asked, interruptible, note, print_json, say, sentences
@@ -94,7 +95,8 @@ def show(run: Run, json: Json = False) -> None:
         return
     made, sampling = record.made, record.sampling
     say(f"run {record.id or run}  {record.state}  {record.model}")
-    say(f"seed {sampling.seed}, temp {sampling.temp:g}, at most {sampling.max_tokens} tokens{', raw' * record.raw}")
+    most = many(sampling.max_tokens, "token")
+    say(f"seed {sampling.seed}, temp {sampling.temp:g}, at most {most}{', raw' * record.raw}")
     if made.version:
         say(f"mlx-lens-tui {made.version}, MLX {made.mlx}, {made.device}, {made.weights or made.dtype}")
     say()
@@ -102,7 +104,7 @@ def show(run: Run, json: Json = False) -> None:
         say(f"{turn.role}: {turn.content}\n")
     for kept in record.arms:
         found = figures(kept.tokens)
-        facts = [f"{len(kept.tokens)} tokens", *_facts(found, steered=not kept.arm.is_baseline)]
+        facts = [many(len(kept.tokens), "token"), *_facts(found, steered=not kept.arm.is_baseline)]
         say(f"── {kept.arm.name}  ({', '.join(facts)})")
         say(record.before + kept.text)
         say()
@@ -200,7 +202,7 @@ def tally_runs(
 
 
 def _say_contest(contest: Contest) -> None:
-    seen = f"{contest.prompts} prompts, {contest.seeds} seeds"
+    seen = f"{many(contest.prompts, 'prompt')}, {many(contest.seeds, 'seed')}"
     say(f"── {contest.model}: {contest.judged} judgements, {contest.ties} ties, {seen}")
     width = max(len(one_line(arm.name, 40)) for arm in contest.arms)
     for arm in contest.arms:
@@ -304,7 +306,7 @@ def _print(record: RunRecord, again: RunRecord, found: Replay) -> None:
     for kept in again.arms:
         at = places.get(kept.arm.name)
         how = "the same" if at is None else f"differs from token {at}"
-        say(f"── {kept.arm.name}  ({len(kept.tokens)} tokens, {how})")
+        say(f"── {kept.arm.name}  ({many(len(kept.tokens), 'token')}, {how})")
         say(again.before + kept.text)
         say()
     say(found.sentence())

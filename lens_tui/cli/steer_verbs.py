@@ -16,6 +16,7 @@ from lens_tui.records.interventions import amount_of, positions_text
 from lens_tui.records.measures import DEFINITIONS, MULTIPLES, OWN_KL, QUANTITIES, DoseResponse, ScaleSearch
 from lens_tui.records.run_record import mean
 from lens_tui.records.sanitise import one_line
+from lens_tui.records.wording import many
 from lens_tui.tui.format import figure
 
 from .output import Meter, note, print_json, say, sentences
@@ -220,7 +221,7 @@ def _print_scale(result: dict[str, Any]) -> None:
     verdict = "reached" if result["reached"] else "not reached; the nearest is"
     held = "" if result["held_out"] is None else f", {result['held_out']:+.4f} on the texts held out"
     say(f"{label} {result['target']:+g} {unit} {verdict} at {shown:.4g}: {result['value']:+.4f}{held}")
-    note(f"{result['model']}, {result['evaluations']} scales tried")
+    note(f"{result['model']}, {many(result['evaluations'], 'scale')} tried")
 
 
 @verbs.command()

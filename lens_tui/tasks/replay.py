@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lens_tui.records import Arm, ArmEnd, Gate, Intervention, LensError, Token
 from lens_tui.records.chat import Turn
 from lens_tui.records.run_record import ArmRecord, RunRecord, first_difference
+from lens_tui.records.wording import many
 
 from .made_with import attached_saes, made_with
 
@@ -58,7 +59,8 @@ class Replay:
     def sentence(self) -> str:
         """What came of it, in words; names and tokens are not made safe."""
         if self.same:
-            return f"The same {self.n_tokens} tokens." if self.n_tokens else "There were no tokens to compare with."
+            same = many(self.n_tokens, "token")
+            return f"The same {same}." if self.n_tokens else "There were no tokens to compare with."
         if self.prompt_at is not None:
             found = f"The prompt has become other tokens, the first at place {self.prompt_at}."
         else:
@@ -76,7 +78,8 @@ def held_against(old: RunRecord, new: RunRecord) -> Replay:
     they have not as many arms.
     """
     if len(old.arms) != len(new.arms):
-        raise LensError(f"The one run has {len(old.arms)} arms and the other {len(new.arms)}.", "Compare them by eye.")
+        arms = many(len(old.arms), "arm")
+        raise LensError(f"The one run has {arms} and the other {len(new.arms)}.", "Compare them by eye.")
     prompt_at = None
     if old.prompt_ids != new.prompt_ids:
         pairs = enumerate(zip(old.prompt_ids, new.prompt_ids, strict=False))

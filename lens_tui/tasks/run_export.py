@@ -19,6 +19,7 @@ from lens_tui.records.disk import write_text
 from lens_tui.records.read_files import read_json
 from lens_tui.records.run_record import ArmRecord, MadeWith, RunRecord, figures, parts_at
 from lens_tui.records.sanitise import json_escaped, one_line, sanitise
+from lens_tui.records.wording import many
 
 from .run_picture import as_svg
 from .run_script import as_python
@@ -181,9 +182,9 @@ def as_markdown(run: RunRecord) -> str:
     """The run to be read: a table of figures, then every arm's text."""
     sampling = run.sampling
     lines = [
-        f"# {run.model or 'model'}: {len(run.arms)} arms",
+        f"# {run.model or 'model'}: {many(len(run.arms), 'arm')}",
         "",
-        f"Seed {sampling.seed}, temperature {sampling.temp:g}, at most {sampling.max_tokens} tokens.",
+        f"Seed {sampling.seed}, temperature {sampling.temp:g}, at most {many(sampling.max_tokens, 'token')}.",
         "",
         *_asked(run),
         "",

@@ -10,6 +10,7 @@ from xml.sax.saxutils import escape
 from lens_tui.records.chat import Turn
 from lens_tui.records.run_record import END, KL_STEPS, ArmRecord, RunRecord, figures, kl_level, pieces
 from lens_tui.records.sanitise import sanitise
+from lens_tui.records.wording import many
 
 _COLUMNS = 108
 _CELL, _LINE = 8.0, 24.0  # pixels
@@ -36,7 +37,7 @@ class _Piece:
 def as_svg(run: RunRecord) -> str:
     """The run as an SVG picture, its text selectable; it refers to nothing outside of itself."""
     sampling = run.sampling
-    settings = f"seed {sampling.seed} · temperature {sampling.temp:g} · at most {sampling.max_tokens} tokens"
+    settings = f"seed {sampling.seed} · temperature {sampling.temp:g} · at most {many(sampling.max_tokens, 'token')}"
     lines: list[list[_Piece]] = [[_words(run.model or "model", "b")], [_words(settings, "m")], []]
     for turn in run.turns or (Turn("", run.prompt),):
         lines += [*_flow([(f"{turn.role}: {turn.content}" if turn.role else turn.content, 0)], "m"), []]
@@ -59,7 +60,7 @@ def as_svg(run: RunRecord) -> str:
 
 def _facts(kept: ArmRecord) -> str:
     found = figures(kept.tokens)
-    facts = [f"{len(kept.tokens)} tokens"]
+    facts = [many(len(kept.tokens), "token")]
     if found["perplexity"] is not None:
         facts.append(f"ppl {found['perplexity']:.1f}")
     if not kept.arm.is_baseline and found["mean_kl"] is not None:

@@ -14,6 +14,7 @@ from lens_tui.records.interventions import BenchRow, mode_of, positions_text
 from lens_tui.records.measures import DEFINITIONS, MOST_LENGTHS, QUANTITIES, Curve, DosePoint, DoseResponse, ScaleSearch
 from lens_tui.records.run_record import mean
 from lens_tui.records.sanitise import one_line
+from lens_tui.records.wording import many
 from lens_tui.worker.events import DoseMeasured, Event, JobDone, JobFailed, ScaleFound, ScalesTried
 
 from .format import figure, fit, signed
@@ -174,10 +175,10 @@ class DoseView:
 
     def note(self) -> str:
         """How far it is, for the pane's title."""
-        total = len(self.scales)
+        total = many(len(self.scales), "scale")
         if self.state == "running":
-            return f"{self.measured} of {total} scales"
-        return f"{total} scales" if self.measured == total else f"{self.state} at {self.measured} of {total} scales"
+            return f"{self.measured} of {total}"
+        return total if self.measured == len(self.scales) else f"{self.state} at {self.measured} of {total}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +220,7 @@ class SearchView:
 
     def note(self) -> str:
         """How far it is, for the pane's title."""
-        tried = f"{len(self.tried)} scales tried"
+        tried = f"{many(len(self.tried), 'scale')} tried"
         return tried if self.state in ("running", "done") else f"{self.state}, {tried}"
 
 
@@ -285,7 +286,8 @@ def _measured(point: DosePoint, response: DoseResponse, series: Series) -> str:
         case "delta_loss":
             loss = point.delta_loss
             controls = _controls(point.random_delta, point.flipped_delta, 3)
-            return f"Δ loss {loss.delta:+.3f} nat [{loss.low:+.3f}, {loss.high:+.3f}], {loss.n_texts} texts{controls}"
+            texts = f"{many(loss.n_texts, 'text')}{controls}"
+            return f"Δ loss {loss.delta:+.3f} nat [{loss.low:+.3f}, {loss.high:+.3f}], {texts}"
         case "kl":
             held = point.on_baseline
             controls = _controls(point.random_kl, point.flipped_kl, 2)
@@ -297,7 +299,8 @@ def _measured(point: DosePoint, response: DoseResponse, series: Series) -> str:
         case "distinct_2":
             now, plain = point.degeneration, response.baseline_degeneration
             both = f"distinct-2 {figure(now.distinct_2, 2)}, plain {figure(plain.distinct_2, 2)}"
-            return f"{both}; longest repeat {now.longest_repeat} of {now.n_tokens} tokens, zlib {now.zlib_ratio:.2f}"
+            repeat = f"longest repeat {now.longest_repeat} of {many(now.n_tokens, 'token')}"
+            return f"{both}; {repeat}, zlib {now.zlib_ratio:.2f}"
         case "read_back" if point.read_back is not None and response.baseline_read_back is not None:
             here, there = point.read_back, response.baseline_read_back
             return f"read-back {here.mean:.2f}, most {here.max:.1f}; plain {there.mean:.2f}, most {there.max:.1f}"

@@ -9,6 +9,7 @@ from textual.content import Content
 
 from lens_tui.records.chat import Turn
 from lens_tui.records.sanitise import one_line, sanitise
+from lens_tui.records.wording import many
 
 from .format import fit
 from .session import ArmText, RunText, Session
@@ -61,7 +62,8 @@ def thinking_in(pieces: Sequence[str], opened: bool = False) -> Thinking | None:
 
 def folded(thinking: Thinking) -> str:
     """The one line that stands for what was thought."""
-    return f"{FOLDED} thinking, {thinking.stop - thinking.start} tokens\n" if thinking.ended else f"{FOLDED} thinking …"
+    tokens = many(thinking.stop - thinking.start, "token")
+    return f"{FOLDED} thinking, {tokens}\n" if thinking.ended else f"{FOLDED} thinking …"
 
 
 def opens_thinking(run: RunText) -> bool:
@@ -123,7 +125,7 @@ def as_read(tokens: Sequence[str], spans: Spans | None, width: int) -> list[Cont
         line_end = text.endswith("\n") and ends
         text = f"{'‹' if begins else ''}{text[:-1] if line_end else text}{'›' if ends else ''}"
         parts.append(Content.styled(text + ("\n" if line_end else ""), "$muted"))
-    counted = f"{len(tokens)} tokens" + (f", the template's {len(own)} between ‹ ›" if own else "")
+    counted = many(len(tokens), "token") + (f", the template's {len(own)} between ‹ ›" if own else "")
     head = Content.styled(f"as the model reads it: {counted}", "$muted")
     if spans and not own:
         head = Content.styled(f"as the model reads it: {counted}; which are the template's cannot be told", "$muted")

@@ -23,6 +23,7 @@ from textual.widget import Widget
 
 from lens_tui.records.info import Dequantize
 from lens_tui.records.sanitise import one_line
+from lens_tui.records.wording import many
 from lens_tui.worker.events import Event, JobDone, JobFailed, JobStarted, Progress, Speed, Stopping
 from lens_tui.worker.jobs import Job
 from lens_tui.worker.thread import WorkerLike
@@ -205,7 +206,7 @@ def _closing(activity: Activity, stopped: bool, now: float) -> str:
     if stopped:
         return f"{activity.title or 'job'}: stopped"
     if activity.unit == "tokens" and activity.tokens_per_s:
-        return f"{activity.done} tokens each · {activity.tokens_per_s:.0f} tok/s"
+        return f"{many(activity.done, 'token')} each · {activity.tokens_per_s:.0f} tok/s"
     return f"{activity.title}: done{f' in {spent}' if spent else ''}" if activity.title else ""
 
 
@@ -337,7 +338,7 @@ class LensHost(App[None]):
         self.run_worker(lambda: self._hand_over(text, what), thread=True, exit_on_error=False, group="clip")
 
     def _hand_over(self, text: str, what: str) -> None:
-        length = f"{len(text)} characters"
+        length = many(len(text), "character")
         said, seconds = f"Copied {what} ({length}).", 3.0
         if not _handed_over(text):
             said, seconds = f"Sent {what} ({length}) to the terminal's clipboard; {_written(text)}.", 6.0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lens_tui.records import LensError
 from lens_tui.records.interventions import BenchRow
 from lens_tui.records.sanitise import one_line
+from lens_tui.records.wording import many
 
 from .format import ago
 from .host import LensHost
@@ -164,5 +165,5 @@ def _summary(item: CutOff) -> str:
     if session is None:
         return ""
     arms = len({row.arm for row in session.steers})
-    bench = f", {len(session.steers)} vectors in {arms} arms" if arms else ""
+    bench = f", {many(len(session.steers), 'vector')} in {many(arms, 'arm')}" if arms else ""
     return one_line(f"{session.model or 'no model'}{bench}", 60)

@@ -10,6 +10,7 @@ from textual.message import Message
 from textual.widgets import Input
 
 from lens_tui.records.features import DENSE, ContrastedFeature
+from lens_tui.records.wording import many
 from lens_tui.tui.format import fit
 from lens_tui.tui.host import focus_now
 from lens_tui.tui.reading_text import features_at
@@ -118,7 +119,7 @@ class ListPane(Pane):
         """The features that tell two sets of texts apart."""
         names = {row.feature: row.label or "" for row in event.found}
         rows = {row.feature: row for row in event.found}
-        note = f"{event.texts_a} against {event.texts_b} texts"
+        note = f"{event.texts_a} against {many(event.texts_b, 'text')}"
         self.show_listing(Listing("Contrast", note, tuple(rows), names, rows))
 
     def _show(self, cursor: int | None = None) -> None:

@@ -14,6 +14,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from lens_tui.records import LensError, SAEInfo
+from lens_tui.records.wording import many
 from lens_tui.tui.format import ago, fit
 from lens_tui.tui.host import host
 from lens_tui.tui.widgets.row_list import RowList
@@ -125,7 +126,7 @@ def _keep(pane: ListPane, sae: SAEInfo, name: str, features: tuple[int, ...]) ->
         return
     pane.forget_marks()
     opens = pane.lens.key_text("features.lists")
-    pane.lens.say(f"Kept {len(kept.features)} features as “{kept.name}”: {opens} opens it.")
+    pane.lens.say(f"Kept {many(len(kept.features), 'feature')} as “{kept.name}”: {opens} opens it.")
 
 
 def open_lists(pane: ListPane) -> None:
@@ -242,7 +243,7 @@ class FeatureListsScreen(Dialog["FeatureList | None"]):
 
     def _take(self, event: Event) -> None:
         if isinstance(event, FeaturesExported):
-            host(self).say(f"Wrote {event.count} features to {event.path}.")
+            host(self).say(f"Wrote {many(event.count, 'feature')} to {event.path}.")
 
     def action_cancel(self) -> None:
         """Open none."""

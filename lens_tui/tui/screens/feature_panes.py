@@ -17,6 +17,7 @@ from textual.timer import Timer
 
 from lens_tui.records import FloatArray
 from lens_tui.records.sanitise import one_line
+from lens_tui.records.wording import many
 from lens_tui.tui.format import figure, fit
 from lens_tui.tui.host import LensHost
 from lens_tui.tui.reading_text import ReadingText, next_active, shades, sources, strongest_token
@@ -141,7 +142,7 @@ class TextPane(Pane):
         self.note = ""
         if encoded is not None:
             l0, fvu = figure(encoded.l0, 1), figure(encoded.fvu, 3)
-            self.note = f"{len(encoded.tokens)} tokens · L0 {l0} · FVU {fvu}"
+            self.note = f"{many(len(encoded.tokens), 'token')} · L0 {l0} · FVU {fvu}"
         self.post_message(self.Read(encoded))
 
     def shade(self, values: FloatArray) -> None:

@@ -14,6 +14,7 @@ from textual.content import Content
 
 from lens_tui.records import FloatArray
 from lens_tui.records.training import FitReport
+from lens_tui.records.wording import many
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.reading_text import rough_activations, sources
 from lens_tui.tui.session import Session
@@ -102,7 +103,7 @@ class FeaturesScreen(LensScreen):
             here = place == self.text.place
             parts.append((f"▐{source.name}▌" if here else f" {source.name} ", "bold" if here else "$muted"))
         if sae is not None:
-            facts = f"   SAE {sae.name} · {sae.site} {sae.layer} · {sae.width} features"
+            facts = f"   SAE {sae.name} · {sae.site} {sae.layer} · {many(sae.width, 'feature')}"
             parts.append((facts, "$muted"))
             parts += fit_words(self.session.fit(sae.id))
         if self.text.place:

@@ -16,6 +16,7 @@ from textual.widgets import Input, Static
 from lens_tui.records import ALL, LensError, Token
 from lens_tui.records.interventions import BenchRow, amount_of
 from lens_tui.records.sanitise import one_line, sanitise_token
+from lens_tui.records.wording import many
 from lens_tui.tui.format import ago, fit
 from lens_tui.tui.host import focus_now, host
 from lens_tui.tui.screens.form import Dialog
@@ -64,7 +65,7 @@ def _searched_set(made: SetText) -> str:
 def _of_set(made: SetText) -> PastRun:
     arms = ", ".join(one_line(arm.name, 60) for arm in made.arms[1:]) or "baseline alone"
     facts = f"{len(made.cells)} of {len(made.runs) * len(made.arms)} texts · {made.state}"
-    name = f"{made.name or 'set'}: {len(made.prompts)} prompts, {len(made.seeds)} seed{'s' * (len(made.seeds) > 1)}"
+    name = f"{made.name or 'set'}: {many(len(made.prompts), 'prompt')}, {many(len(made.seeds), 'seed')}"
     return PastRun(name, arms, facts, 0, None, made)
 
 
@@ -82,7 +83,7 @@ def _searched(run: RunText) -> str:
 def _of_session(run: RunText) -> PastRun:
     arms = ", ".join(f"{arm.arm.name} {strength(arm.interventions)}" for arm in run.arms[1:]) or "baseline alone"
     most = max((len(arm.tokens) for arm in run.arms), default=0)
-    facts = f"{most} tokens · seed {run.sampling.seed} · {run.state}"
+    facts = f"{many(most, 'token')} · seed {run.sampling.seed} · {run.state}"
     return PastRun(one_line(run.prompt), arms, facts, run.kept, None, run)
 
 

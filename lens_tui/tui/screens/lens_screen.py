@@ -19,6 +19,7 @@ from textual.widgets import Input, Static
 from lens_tui.records import Arm
 from lens_tui.records.measures import LogitLens
 from lens_tui.records.sanitise import one_line
+from lens_tui.records.wording import many
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.parts_text import logit_lines, look_lines
 from lens_tui.tui.reading_text import MEASURES, ReadingText, cell_lines, cells, details, sources
@@ -163,9 +164,8 @@ class ReadoutScreen(LensScreen):
             self.grid.show([], [], [])
             self._ask_views()
             return
-        pane.note = (
-            f"best next token · shade: {self.measure} · {len(lens.layers)} layers × {len(lens.token_ids)} tokens"
-        )
+        shape = f"{many(len(lens.layers), 'layer')} × {many(len(lens.token_ids), 'token')}"
+        pane.note = f"best next token · shade: {self.measure} · {shape}"
         heads = [lens.texts[token] for token in lens.token_ids]
         names = [f"L{layer}" for layer in lens.layers]
         self.grid.show(heads, names, cells(lens, self.measure), details(lens, self.measure))

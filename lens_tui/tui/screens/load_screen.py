@@ -13,6 +13,7 @@ from textual.screen import Screen
 from textual.widgets import Input, Static
 
 from lens_tui.records import LensError
+from lens_tui.records.wording import many
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.format import ago, bar, count, fit, fit_end, fit_left, size
 from lens_tui.tui.host import BUSY, Activity, LensHost, focus_now
@@ -50,7 +51,7 @@ def shape(entry: ModelEntry) -> str:
     """Architecture and sizes in one line, what is known of them."""
     facts = [entry.architecture]
     if entry.n_layers:
-        facts.append(f"{entry.n_layers} layers")
+        facts.append(many(entry.n_layers, "layer"))
     if entry.d_model:
         facts.append(f"d_model {entry.d_model}")
     if entry.vocab_size:
@@ -252,7 +253,7 @@ class LoadScreen(LensScreen):
         self._refill()
         if say:
             new = len(known - before)
-            self.lens.say(f"Looked again: {len(entries)} models, {new or 'none'} of them new.")
+            self.lens.say(f"Looked again: {many(len(entries), 'model')}, {new or 'none'} of them new.")
 
     def _refill(self, select: str | None = None) -> None:
         rows = matching(self._entries, self._words, self._order)

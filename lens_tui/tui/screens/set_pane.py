@@ -13,6 +13,7 @@ from textual.widgets import Input
 from lens_tui.records.interventions import BenchRow
 from lens_tui.records.prompt_set import COLUMNS, SetColumn
 from lens_tui.records.sanitise import one_line
+from lens_tui.records.wording import many
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.session import Session
 from lens_tui.tui.set_text import (
@@ -92,8 +93,8 @@ class SetPane(Pane):
         if len(self.table.rows) != len(shown.rows):
             self.table.show(shown.rows, 0)
         at = self._shape
-        self.title = f"{shown.name or 'set'}: {len(shown.prompts)} prompts" + (
-            f" × {len(shown.seeds)} seeds" if len(shown.seeds) > 1 else ""
+        self.title = f"{shown.name or 'set'}: {many(len(shown.prompts), 'prompt')}" + (
+            f" × {many(len(shown.seeds), 'seed')}" if len(shown.seeds) > 1 else ""
         )
         unit = f", {self.column.unit}" if self.column.unit else ""
         of = f" of feature {shown.feature}" if self.column.id == "read_back" and shown.feature >= 0 else ""
@@ -170,7 +171,7 @@ class SetForm(FormScreen):
 def set_form(session: Session, row: BenchRow | None, before: dict[str, str], problem: str = "") -> FormScreen:
     """The form that asks for a set, filled as it was ``before``."""
     arms = max(1, len({item.arm for item in session.steers if item.enabled}))
-    swept = f"none: the {arms} arm{'s' * (arms > 1)} of the bench" if session.steers else "none: the baseline alone"
+    swept = f"none: the {many(arms, 'arm')} of the bench" if session.steers else "none: the baseline alone"
     value = before.get
     fields: Sequence[Field] = (
         Field("source", "prompts", value("source", SOURCES[0]), options=SOURCES),

@@ -18,6 +18,7 @@ from lens_tui.records import ModelInfo, Positions, SAEInfo
 from lens_tui.records.interventions import POSITIONS, ROLES, BenchRow, mode_of, modes_of, positions_of, positions_text
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.steering_vector import RankedLayer
+from lens_tui.records.wording import many
 from lens_tui.tui.bench_text import read_sum
 from lens_tui.tui.format import bar, figure, fit, fit_left
 from lens_tui.tui.session import MAX_ARMS
@@ -388,7 +389,7 @@ class LayersScreen(Dialog["int | None"]):
 
     def compose(self) -> ComposeResult:
         """What the numbers are, the layers, the keys."""
-        pairs = f"{self._n} pair{'s' if self._n != 1 else ''}"
+        pairs = many(self._n, "pair")
         with Vertical(classes="dialog"):
             yield Static(Content(f"{self._name}: which layer?  ({pairs})"), classes="dialog-title")
             yield Static(Content(_NOTE if self._held else _NONE_HELD), classes="note")

@@ -17,6 +17,7 @@ from lens_tui import demo
 from lens_tui.records import ALL, LensError, SAEInfo, SteeringVector
 from lens_tui.records.interventions import BenchRow, mode_of, modes_of, next_positions, positions_text
 from lens_tui.records.sanitise import one_line
+from lens_tui.records.wording import many
 from lens_tui.tui.bench_text import amount, mode_and_positions, relative, too_strong
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.format import bar, fit, fit_left, nice_limit, scale_bar
@@ -230,7 +231,7 @@ class SteerScreen(LensScreen):
             cursor = 0 if begins else len(new.steers) - 1 if added else None
             rows.show(new.steers, cursor)
             arms = len(new.arms()) - 1
-            note = f"{arms} arm{'s' if arms != 1 else ''} against the baseline" if arms else "baseline only"
+            note = f"{many(arms, 'arm')} against the baseline" if arms else "baseline only"
             self.query_one("#bench", Pane).note = note if new.steers else ""
             self._show_direction()
         if old.model != new.model:

@@ -11,6 +11,7 @@ from lens_tui.records import LensError, ModelInfo, SAEInfo
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.training import TrainProgress, read_layers
 from lens_tui.records.unfinished import Unfinished, begin, finish, unfinished
+from lens_tui.records.wording import many
 from lens_tui.tui.format import count
 from lens_tui.tui.host import LensHost
 from lens_tui.worker.events import Event, JobDone, JobFailed, Progress, SAETrained, TextIndexed, TrainingAt
@@ -209,7 +210,7 @@ class Following:
             case TrainingAt(_, layer, progress):
                 lens.store.update(work=training_line(layer, progress))
             case TextIndexed(_, saes, _, n_tokens):
-                self._finished(f"Indexed {count(n_tokens)} tokens for {len(saes)} SAE{'s' * (len(saes) > 1)}.")
+                self._finished(f"Indexed {many(n_tokens, 'token', count(n_tokens))} for {many(len(saes), 'SAE')}.")
             case SAETrained(_, folders, sentence):
                 self._finished(f"Trained: {sentence}. {lens.key_text('app.load')} Load lists {len(folders)} of it.")
             case JobDone() | JobFailed():

@@ -15,6 +15,7 @@ from textual.widget import Widget
 from lens_tui import demo
 from lens_tui.records.features import ContrastedFeature, FeatureActivity, FeatureExample, FeatureFacts
 from lens_tui.records.sanitise import one_line, sanitise_token
+from lens_tui.records.wording import many
 from lens_tui.tui.format import BARS, DIGITS, bar, count, figure, fit, histogram, share_level, signed
 from lens_tui.worker.events import FeaturePage, TokenWeight
 
@@ -185,7 +186,8 @@ def page_lines(page: FeaturePage, width: int, here: float, mode: ShadeMode, sect
     lines += [Content(""), _figures(activity, here)]
     if activity is not None and activity.counted_tokens:
         corpus = one_line(activity.corpus, 80)
-        over = f"in {count(activity.counted_tokens)} tokens" + (f" · {corpus}" if corpus else "")
+        tokens = many(activity.counted_tokens, "token", count(activity.counted_tokens))
+        over = f"in {tokens}" + (f" · {corpus}" if corpus else "")
         lines.append(Content.styled(over, "$muted").truncate(width, ellipsis=True))
     if activity is not None and activity.histogram:
         lines += [Content(""), *_histogram(activity, here, width)]

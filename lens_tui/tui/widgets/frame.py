@@ -25,6 +25,7 @@ from textual.timer import Timer
 from textual.widget import Widget
 from textual.widgets import Input, Static
 
+from lens_tui.records.wording import many
 from lens_tui.tui.format import bar, fit, size
 from lens_tui.tui.host import BUSY, FAILED, Activity, LensHost, host
 from lens_tui.tui.keys import SCREENS, by_id
@@ -92,9 +93,9 @@ class Header(Widget):
         model = session.model
         if model is None:
             return [("no model", "$muted")]
-        facts = [f"{model.n_layers} layers", f"d {model.d_model}", size(model.nbytes)]
+        facts = [many(model.n_layers, "layer"), f"d {model.d_model}", size(model.nbytes)]
         if session.saes:
-            facts.append(f"{len(session.saes)} SAE{'s' if len(session.saes) > 1 else ''}")
+            facts.append(many(len(session.saes), "SAE"))
         while facts and cell_len(" · ".join([model.name, *facts])) > room:
             facts.pop()
         return [(model.name, ""), ("".join(f" · {fact}" for fact in facts), "$muted")]

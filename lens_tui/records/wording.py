@@ -1,0 +1,19 @@
+"""How counts read: one place says where a plural is due."""
+
+from __future__ import annotations
+
+__all__ = ["many"]
+
+
+def many(number: int, noun: str, shown: str = "") -> str:
+    """A count with its noun: ``1 model``, ``3 models``, ``0 models``.
+
+    Args:
+        number: how many there are.
+        noun: the singular, of a noun whose plural ends in ``s``.
+        shown: the number as it is written, where that is not its digits (``18.4 M``).
+
+    Returns:
+        The number and the noun, in the plural unless there is exactly one.
+    """
+    return f"{shown or number} {noun}{'' if number == 1 else 's'}"
