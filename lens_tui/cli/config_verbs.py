@@ -28,7 +28,7 @@ verbs = typer.Typer()
 @sentences
 def config(
     setting: Annotated[
-        str | None, typer.Argument(metavar="[SETTING]", help="Explain one setting, such as look.theme.")
+        str | None, typer.Argument(metavar="SETTING", help="Explain one setting, such as look.theme.")
     ] = None,
     check: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Check this file instead of reading yours.")
@@ -106,7 +106,7 @@ def _explain_setting(name: str, settings: Settings, json: bool) -> None:
 @sentences
 def keys(
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="[WORDS]", help="Only those with these words, or this key.")
+        list[str] | None, typer.Argument(metavar="WORDS", help="Only those with these words, or this key.")
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="End with status 2 if one cannot be used.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Print them as [keys] of the settings, to edit.")] = False,
@@ -157,7 +157,7 @@ def keys(
 @sentences
 def glossary_verb(
     term: Annotated[
-        list[str] | None, typer.Argument(metavar="[TERM]", help="A number, such as FVU; all of them if left out.")
+        list[str] | None, typer.Argument(metavar="TERM", help="A number, such as FVU; all of them if left out.")
     ] = None,
     json: Json = False,
 ) -> None:

@@ -56,7 +56,7 @@ def set_label(
 @verbs.command("show")
 @sentences
 def show(
-    number: Annotated[str, typer.Argument(metavar="[ID]", help="A feature's number; all labels if left out.")] = "",
+    number: Annotated[str, typer.Argument(metavar="ID", help="A feature's number; all labels if left out.")] = "",
     sae: SAEName = "",
     model: Model = "demo",
     history: Annotated[bool, typer.Option("--history", help="Every label you ever gave the feature.")] = False,

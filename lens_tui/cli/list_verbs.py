@@ -1,4 +1,4 @@
-"""The verbs of ``lists``: lists of features kept by name, ``show``, ``keep``, ``delete``, ``restore``, ``export``."""
+"""The verbs of ``lists``, the lists of features kept by name: see them, keep, delete, restore and export one."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.cells import cell_len
 
 from lens_tui.records.errors import LensError
 from lens_tui.records.wording import many
+from lens_tui.tui.format import fit
 
 from .feature_verbs import feature_number
 from .label_verbs import Model
@@ -35,10 +37,26 @@ def _opened() -> Iterator[FeatureLists]:
         yield FeatureLists(store)
 
 
+@verbs.command("list")
+@sentences
+def all_lists(json: Json = False) -> None:
+    """Print every list that is kept, of every SAE."""
+    with _opened() as lists:
+        found = list(lists.all())
+    if json:
+        print_json({"lists": [_facts(item) for item in found]})
+        return
+    if not found:
+        say(f"no list yet: {_KEEPS}")
+    width = max((cell_len(item.name) for item in found), default=0)
+    for item in found:
+        say(f"{fit(item.name, width)}  {many(len(item.features), 'feature'):>12}  {item.created[:10]}  {item.sae}")
+
+
 @verbs.command("show")
 @sentences
 def show(
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="The list to print; all names if left out.")] = "",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The list to print; all names if left out.")] = "",
     sae: SAEName = "",
     model: Model = "demo",
     json: Json = False,
@@ -113,6 +131,13 @@ def export(
         say(f"{many(len(found.features), 'feature')} written to {written}")
 
 
+_KEEPS = "`mlx-lens-tui lists keep NAME ID ID` keeps one"
+
+
+def _facts(item: FeatureList) -> dict[str, Any]:
+    return {"sae_id": item.sae, "name": item.name, "created": item.created, "features": list(item.features)}
+
+
 def _of(info: SAEInfo, model: str) -> dict[str, Any]:
     return {"model": model, "sae": info.name, "sae_id": info.id}
 
@@ -133,7 +158,7 @@ def _print(info: SAEInfo, model: str, lists: list[FeatureList], json: bool, *, l
         print_json({**_of(info, model), "lists": rows})
         return
     if not lists:
-        say(f"no list of {info.name} yet: `mlx-lens-tui lists keep NAME ID...` keeps one")
+        say(f"no list of {info.name} yet: {_KEEPS}")
     for item in lists:
         say(f"{item.name}  ({many(len(item.features), 'feature')})")
         for feature in item.features if labelled else ():

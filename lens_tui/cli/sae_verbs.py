@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lens_tui.records.errors import LensError
+from lens_tui.records.wording import many
 from lens_tui.tui.format import count, duration, figure
 
 from .output import Meter, interruptible, note, print_json, say, sentences
@@ -133,7 +134,7 @@ def _train_set(
             _print_training(report)
         loss = made.loss
         share = "" if loss.recovered is None else f", {loss.recovered:.4f} recovered"
-        say(f"all {len(loss.layers)} MLPs replaced: {loss.every:.3f} nats a token ({loss.clean:.3f} as it is, "
+        say(f"all {many(len(loss.layers), 'MLP')} replaced: {loss.every:.3f} nats a token ({loss.clean:.3f} as it is, "
             f"{loss.zero:.3f} zeroed{share})")  # fmt: skip
         say(f"as circuit-tracer reads a set: {out / 'circuit_tracer'}")
 

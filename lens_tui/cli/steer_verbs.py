@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,9 +18,9 @@ from lens_tui.records.measures import DEFINITIONS, MULTIPLES, OWN_KL, QUANTITIES
 from lens_tui.records.run_record import mean
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
-from lens_tui.tui.format import figure
+from lens_tui.tui.format import BARS, figure, share_level
 
-from .output import Meter, note, print_json, say, sentences
+from .output import Meter, note, print_json, say, sentences, terminal_width
 from .sources import Json, Model, SAEName, Vectors, open_model, read_text, within
 
 if TYPE_CHECKING:
@@ -36,7 +37,10 @@ Out = Annotated[str, typer.Option("--out", "-o", help="The file; default: the ve
 Layer = Annotated[int, typer.Option("--layer", "-l", help="The layer it acts at; negative counts from the end.")]
 
 _COLUMNS = (("x", 6), ("scale", 9), ("dloss", 8), ("95 %", 17), ("random", 8), ("KL", 7), ("random", 7), ("KL own", 7),
-            ("ppl", 8), ("dist-2", 7), ("readback", 9), ("moved", 7))  # fmt: skip  # fmt: skip
+            ("ppl", 8), ("dist-2", 7), ("readback", 9), ("moved", 7))  # fmt: skip
+_HEADS = [name for name, _ in _COLUMNS]
+_LEAST_NEEDED = {3: "95 %", 6: "KL of random", 4: "loss of random", 7: "KL own", 11: "moved", 9: "dist-2"}
+"""The columns that go first where there is no room for all, and what they are called when it is said."""
 
 
 @verbs.command()
@@ -145,29 +149,71 @@ def dose_record(prompt: str, model: str, records: Sequence[Intervention], found:
     }
 
 
+def _dose_cells(point: dict[str, Any]) -> list[str]:
+    """A point as the cells of ``_COLUMNS``."""
+    loss = point["delta_loss"]
+    return [
+        f"{point['factor']:g}",
+        figure(point["scale"], 2),
+        figure(loss["delta"], 3),
+        f"[{loss['low']:+.3f} {loss['high']:+.3f}]",
+        figure(mean(point["random_delta"]), 3),
+        figure(point["kl"], 3),
+        figure(mean(point["random_kl"]), 3),
+        figure(point["kl_own"], 3),
+        figure(point["ppl_unsteered"], 1),
+        figure(point["degeneration"]["distinct_2"], 2),
+        figure(None if point["read_back"] is None else point["read_back"]["mean"], 2),
+        figure(point["dose"], 3),
+    ]
+
+
+def _columns_that_fit(rows: Sequence[Sequence[str]], width: int) -> tuple[list[int], list[str]]:
+    """The columns that ``width`` cells have room for, and the names of those left out, the least needed first."""
+    kept, gone = list(range(len(_COLUMNS))), []
+    for at in _LEAST_NEEDED:
+        if sum(max(len(row[column]) for row in [_HEADS, *rows]) + 1 for column in kept) - 1 <= width:
+            break
+        kept.remove(at)
+        gone.append(_LEAST_NEEDED[at])
+    return kept, gone
+
+
+_CURVES: dict[str, Callable[[dict[str, Any]], float | None]] = {
+    "delta_loss": lambda point: point["delta_loss"]["delta"],
+    "kl": lambda point: point["kl"],
+    "ppl_unsteered": lambda point: point["ppl_unsteered"],
+    "distinct_2": lambda point: point["degeneration"]["distinct_2"],
+    "read_back": lambda point: None if point["read_back"] is None else point["read_back"]["mean"],
+}
+"""What a curve is of, by its name."""
+
+
+def _drawn(values: Sequence[float | None]) -> str:
+    """A curve over the scales, a cell for each, as high as the chart of Steer draws it."""
+    known = [abs(value) for value in values if value is not None and math.isfinite(value)]
+    top = max(known, default=0.0)
+    return "".join(
+        "·" if value is None else BARS[share_level(abs(value), top)] if math.isfinite(value) else "×"
+        for value in values
+    )
+
+
 def _print_dose(result: dict[str, Any]) -> None:
-    say(" ".join(f"{name:>{width}}" for name, width in _COLUMNS))
-    for point in result["points"]:
-        loss = point["delta_loss"]
-        cells = [
-            f"{point['factor']:g}",
-            figure(point["scale"], 2),
-            figure(loss["delta"], 3),
-            f"[{loss['low']:+.3f} {loss['high']:+.3f}]",
-            figure(mean(point["random_delta"]), 3),
-            figure(point["kl"], 3),
-            figure(mean(point["random_kl"]), 3),
-            figure(point["kl_own"], 3),
-            figure(point["ppl_unsteered"], 1),
-            figure(point["degeneration"]["distinct_2"], 2),
-            figure(None if point["read_back"] is None else point["read_back"]["mean"], 2),
-            figure(point["dose"], 3),
-        ]
-        say(" ".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, _COLUMNS, strict=True)))
+    rows = [_dose_cells(point) for point in result["points"]]
+    width = terminal_width()
+    columns, left_out = _columns_that_fit(rows, width) if width else (list(range(len(_COLUMNS))), [])
+    widths = [max(len(row[at]) for row in [_HEADS, *rows]) if width else _COLUMNS[at][1] for at in range(len(_COLUMNS))]
+    for row in [_HEADS, *rows]:
+        say(" ".join(f"{row[at]:>{widths[at]}}" for at in columns))
     for name, curve in result["curves"].items():
         words = [] if curve["knee"] is None else [f"knee at x{curve['knee']:g}"]
         words += [f"turns back from x{first:g} to x{second:g}" for first, second in curve["reversals"]]
-        say(f"{DEFINITIONS[name][0]}: {', '.join(words) or 'no knee, does not turn back'}")
+        drawn = f"{_drawn([_CURVES[name](point) for point in result['points']])}  " if width else ""
+        label = f"{DEFINITIONS[name][0]}: "
+        say(f"{label:<{12 if width else 0}}{drawn}{', '.join(words) or 'no knee, does not turn back'}")
+    if left_out:
+        note(f"Left out at {width} columns: {', '.join(left_out)}; a wider terminal, a pipe and --json have them.")
     base = result["baseline"]
     note(f"{OWN_KL} KL: the other way round, on the plain text.")
     note(f"plain: ppl {base['ppl']:.1f}, distinct-2 {figure(base['degeneration']['distinct_2'], 2)}")

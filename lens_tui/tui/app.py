@@ -26,7 +26,7 @@ from textual.screen import Screen
 from textual.theme import Theme
 from textual.widget import Widget
 
-from lens_tui.tui.widgets.frame import Pane
+from lens_tui.tui.widgets.frame import LensScreen, Pane
 from lens_tui.worker.events import Event, JobFailed, Notice
 from lens_tui.worker.jobs import Job
 from lens_tui.worker.thread import WorkerLike
@@ -247,7 +247,13 @@ class LensApp(LensHost, inherit_bindings=False):
         self.say(event.said)
 
     def action_show(self, mode: str) -> None:
-        """Go to a screen."""
+        """Go to a screen; on it already, say so."""
+        if mode == self.current_mode and self._running and not self._exit:
+            self.say(f"This is {dict(SCREENS)[mode]}.")
+        self.go_to(mode)
+
+    def go_to(self, mode: str) -> None:
+        """Show a screen, or stay on it."""
         if self._exit or not self._running:  # a key that came with the one to quit
             return
         if mode != self.current_mode:
@@ -259,14 +265,14 @@ class LensApp(LensHost, inherit_bindings=False):
     def action_run(self) -> None:
         """Run the comparison, on the Generate screen; if the model is still loading, as soon as it is there."""
         if self.store.session.model is not None and not self.opening.arming:
-            self.action_show("generate")
+            self.go_to("generate")
             # Not to ``self.screen``: a key that came with the one for the run may have put another on top.
             self.call_after_refresh(lambda: self.get_screen_stack("generate")[0].post_message(RunWanted()))
         elif self.busy:
             self._run_when_ready = True
             self.say("It runs as soon as the model is ready.")
         else:
-            self.action_show("load")
+            self.go_to("load")
             self.say("Load a model first.")
 
     def opened(self, ready: bool) -> None:
@@ -289,13 +295,31 @@ class LensApp(LensHost, inherit_bindings=False):
 
     def action_undo(self) -> None:
         """Take back the last steering edit."""
-        if not self.store.undo():
-            self.say("Nothing to undo.")
+        self._edited(self.store.undo(), "Undone", "Nothing to undo.")
 
     def action_redo(self) -> None:
         """Do the last undone edit again."""
-        if not self.store.redo():
-            self.say("Nothing to redo.")
+        self._edited(self.store.redo(), "Done again", "Nothing to redo.")
+
+    def _edited(self, done: bool, what: str, none: str) -> None:
+        """Say what became of the bench where it cannot be seen."""
+        if not done:
+            self.say(none)
+        elif self.current_mode not in ("steer", "generate"):
+            self.say(f"{what}, on the bench: {self.key_text('app.steer')} shows it.")
+
+    def action_focus_next(self) -> None:
+        """The next pane."""
+        self._focus(self.screen.focus_next)
+
+    def action_focus_previous(self) -> None:
+        """The pane before."""
+        self._focus(self.screen.focus_previous)
+
+    def _focus(self, move: Callable[[], Widget | None]) -> None:
+        before = self.screen.focused
+        if move() is before and isinstance(self.screen, LensScreen):
+            self.say("There is no other pane here.")
 
     def action_tint(self) -> None:
         """The next way of showing values."""

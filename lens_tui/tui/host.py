@@ -366,7 +366,10 @@ class LensHost(App[None]):
         """A model and all it opens with are there, or could not be loaded."""
 
     def action_show(self, mode: str) -> None:
-        """Go to a screen."""
+        """Go to a screen; on it already, say so."""
+
+    def go_to(self, mode: str) -> None:
+        """Show a screen, or stay on it."""
 
     def action_run(self) -> None:
         """Run the comparison."""

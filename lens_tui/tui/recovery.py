@@ -135,7 +135,7 @@ class Recovery:
         app.store.update(**asked, sampling=session.sampling, steers=steers_of(session))
         app.store.forget_edits()
         if session.screen in dict(SCREENS):
-            app.action_show(session.screen)
+            app.go_to(session.screen)
         if session.model:
             app.opening.load(session.model, sae=session.sae)
         else:

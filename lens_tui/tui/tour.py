@@ -104,7 +104,7 @@ class Tour:
         self._next = self._left_at() % len(STEPS)
         if app.store.session.model is None and not app.book.busy:
             app.opening.load("demo")
-        app.action_show("generate")
+        app.go_to("generate")
         self._leave = app.store.subscribe(self._changed)
         app.tour_step = self._next
 

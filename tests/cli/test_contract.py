@@ -63,6 +63,7 @@ VERBS: dict[str, list[str]] = {
     "probe apply": ["PROBE", NASTY],
     "probe list": [],
     "lists keep": ["a list", "3", "f5", "SAE"],
+    "lists list": [],
     "lists show": ["a list", "SAE"],
     "lists export": ["a list", "-o", "OUT", "SAE"],
     "lists delete": ["a list", "SAE"],

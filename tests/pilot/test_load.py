@@ -14,7 +14,7 @@ from lens_tui.tui.screens.load_screen import fit_glyph, matching
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from tests.apps import MODELS, FakeCatalog, lens_app, screen_text, settle
-from tests.fakes import FakeWorker
+from tests.fakes import DEMO_MODEL, FakeWorker
 
 
 def shown(text: str) -> list[str]:
@@ -346,3 +346,33 @@ def test_an_unknown_size_says_nothing_of_fit() -> None:
 def test_matching_wants_every_word() -> None:
     assert [entry.name for entry in matching(MODELS, "gemma 4-bit 1b", "name")] == ["mlx-community/gemma-3-1b-it-4bit"]
     assert matching(MODELS, "gemma demo", "name") == []
+
+
+async def test_a_folder_of_the_command_line_has_a_row_once_it_is_loaded() -> None:
+    class Folder(FakeCatalog):
+        def check(self, typed: str) -> ModelEntry:
+            self.checked.append(typed)
+            return replace(MODELS[3], id="/there/mine", name="mine", path="/there/mine", problem="")
+
+    catalog = Folder()
+    worker = FakeWorker()
+    worker.model = replace(DEMO_MODEL, name="../there/mine", path="/there/mine")
+    app = lens_app(worker, catalog=catalog, model="../there/mine", screen="load")
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(pilot, lambda: "mine" in screen_text(app))
+        text = screen_text(app)
+        assert "▸ ● mine" in text
+        assert "✓ ready" in text
+        assert catalog.checked == ["/there/mine"]
+        await pilot.press("d")
+        await settle(pilot)
+        assert catalog.removed == []
+
+
+async def test_a_loaded_model_that_is_listed_is_not_looked_for_again() -> None:
+    catalog = FakeCatalog()
+    app = lens_app(catalog=catalog, model="demo", screen="load")
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(pilot)
+        assert "● demo" in screen_text(app)
+        assert catalog.checked == []

@@ -211,8 +211,9 @@ class DoseChart(Widget, can_focus=True):
         self.column = len(self.scales) - 1
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """There are no pages; there is nothing to take before there is a scale."""
-        return action not in ("page_down", "page_up") and (action != "take" or bool(self.scales))
+        """There are no pages; there is nowhere to go and nothing to take before there is a scale."""
+        here = action == "take" or action.startswith("cursor_") or action in ("first", "last")
+        return action not in ("page_down", "page_up") and (not here or bool(self.scales))
 
     def action_take(self) -> None:
         """Ask for the scale under the cursor."""

@@ -162,6 +162,9 @@ class ListPane(Pane):
 
     def pin(self) -> None:
         """Keep the chosen feature while the cursor moves, or let it go."""
+        if self.chosen is None:
+            self.lens.say("Choose a feature first.")
+            return
         self._choose(self.chosen if self.pinned is None else None, self._gone_to)
 
     def mark(self) -> None:

@@ -155,6 +155,8 @@ class TextPane(Pane):
         token = next_active(self.values, self.view.cursor or 0, step) if len(self.values) else None
         if token is None:
             self.lens.say("The feature is active nowhere in this text.")
+        elif token == self.view.cursor:
+            self.lens.say("The feature is active on this token alone.")
         else:
             self.view.move_to(token)
 
@@ -168,6 +170,8 @@ class TextPane(Pane):
             options = ["--model", model_source(session.model), "--sae", sae_words(session.sae_in_use)]
             words = ["mlx-lens-tui", "features", *options, "--", self.source.text]
             self.lens.copy(" ".join(map(quoted, words)), "the command")
+        else:
+            self.lens.say(missing(self.lens))
 
 
 class FeaturePane(Pane):
@@ -427,6 +431,8 @@ class FeaturePane(Pane):
             lines = page_lines(page, 72, self.card.here, "off")
             body = "\n".join(line.plain.rstrip() for line in lines)
             self.lens.copy(f"f{page.feature} of {page.sae}\n{body}", f"feature {page.feature}")
+        else:
+            self.lens.say("There is no page to copy: choose a feature first.")
 
     def label(self, feature: int | None) -> None:
         """Have a label of the person's own written for a feature."""

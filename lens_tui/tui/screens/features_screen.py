@@ -199,6 +199,8 @@ class FeaturesScreen(LensScreen):
         feature, sae = self.list.chosen, self.session.sae_in_use
         if feature is not None and sae is not None:
             self.list.go((feature + step) % sae.width)
+        else:
+            self.lens.say("Choose a feature first.")
 
     def action_pin(self) -> None:
         """Keep the chosen feature while the cursor moves, or let it go; among those like it, go to the one there."""

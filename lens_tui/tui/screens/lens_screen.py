@@ -27,7 +27,7 @@ from lens_tui.tui.session import Session, plan
 from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.frame import Hairline, LensScreen, Pane
 from lens_tui.tui.widgets.heat_grid import HeatGrid
-from lens_tui.tui.widgets.lane import Line, quoted
+from lens_tui.tui.widgets.lane import Line, quoted, strength
 from lens_tui.tui.widgets.part_bars import PartBars
 from lens_tui.worker.events import Event, JobDone, JobFailed, LensRead, VectorMade
 from lens_tui.worker.jobs import ReadLens, ReadParts, ReadPattern, VectorFromToken
@@ -175,7 +175,7 @@ class ReadoutScreen(LensScreen):
         parts: list[str | tuple[str, str]] = []
         for name, here in [
             *((source.name, source == self.source) for source in sources(self.session)),
-            *((f"read {arm.name}", arm == self.arm) for arm in self.arms),
+            *((f"read {arm.name} {strength(arm.interventions)}".rstrip(), arm == self.arm) for arm in self.arms),
         ]:
             parts.append((f"▐{name}▌" if here else f" {name} ", "bold" if here else "$muted"))
         self.query_one("#which", Line).content = Content.assemble(*parts)
@@ -243,6 +243,9 @@ class ReadoutScreen(LensScreen):
 
     def action_source(self, step: int) -> None:
         """The text before or after."""
+        if len(sources(self.session)) == 1:
+            self.lens.say(f"There is no other text: {self.lens.key_text('app.run')} on Generate writes some.")
+            return
         self._place = (self._place + step) % len(sources(self.session))
         self.read()
         self._show_which()
@@ -272,8 +275,11 @@ class ReadoutScreen(LensScreen):
 
     def action_go(self, layers: int, tokens: int) -> None:
         """So many layers up and tokens to the right: the place that every view is of."""
+        before = self.grid.row, self.grid.column
         if not self.grid.blank:
             self.grid.move_to(self.grid.row + layers, self.grid.column + tokens)
+        if before == (self.grid.row, self.grid.column):
+            self.lens.say("There is nothing to go to on that side.")
 
     def action_flip(self) -> None:
         """The next arm: baseline and steered grids in the same place."""
@@ -300,6 +306,7 @@ class ReadoutScreen(LensScreen):
         """Follow the best token of the cell, or again the one that comes next."""
         lens = self.read_out
         if lens is None or self.grid.blank:
+            self.lens.say("There is no cell to take a token from.")
             return
         best = int(lens.top_ids[self.grid.row, self.grid.column, 0])
         self.target = "" if self.target == best else best
@@ -309,6 +316,7 @@ class ReadoutScreen(LensScreen):
         """The next cell, in reading order, whose best token is the one that is followed; or the one before."""
         lens, grid = self.read_out, self.grid
         if lens is None or grid.blank:
+            self.lens.say("There is no cell to go to.")
             return
         hits = [divmod(at, len(lens.token_ids)) for at, rank in enumerate(lens.target_ranks.flat) if rank == 0]
         here = (grid.row, grid.column)
@@ -320,7 +328,10 @@ class ReadoutScreen(LensScreen):
 
     def action_layer(self, step: int) -> None:
         """The cursor one layer earlier or later."""
+        before = self.grid.row
         self.grid.row += step
+        if self.grid.row == before:
+            self.lens.say("There is no layer before this one." if step < 0 else "There is no layer behind this one.")
 
     def action_scale(self, steps: int) -> None:
         """Scale of the rows that act in the arm that is read, by steps; it is read again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 
 Part = str | tuple[str, str]
+EMPTY = "There is no row here."
 
 
 def details(app: LensHost, entry: ModelEntry, memory: MemoryEstimate, width: int, narrow: bool) -> Content:
@@ -106,9 +108,15 @@ def _fit(app: LensHost) -> list[Part]:
     return [mark, (report.sentence, "$muted" if report.fits else "$warning"), "\n"]
 
 
+def is_loaded(app: LensHost, entry: ModelEntry) -> bool:
+    """Whether the row is that of the loaded model: a folder on the command line may be written in its own way."""
+    model = app.store.session.model
+    return model is not None and (model.name in (entry.name, entry.id) or model.path in (entry.path, entry.id))
+
+
 def _loading(app: LensHost, entry: ModelEntry) -> list[Part]:
     opening = app.opening
-    if opening.model != entry.id:
+    if opening.model != entry.id and not is_loaded(app, entry):
         return _paused(app, entry)
     if opening.failure is not None:
         failure = opening.failure
@@ -194,6 +202,7 @@ class LoadScreen(LensScreen):
         self._order = "recent"
         self._typing = ""
         self._words = ""
+        self._sought = ""
 
     def body(self) -> ComposeResult:
         """The list on the left, what is under the cursor on the right."""
@@ -245,12 +254,34 @@ class LoadScreen(LensScreen):
         else:
             self.app.call_from_thread(self._found, entries, say)
 
+    def _is_loaded(self, entry: ModelEntry) -> bool:
+        return is_loaded(self.lens, entry)
+
+    def _seek_loaded(self) -> None:
+        """Have a row for the loaded model: one that came by the command line need not be on any list."""
+        model = self.session.model
+        if model is not None and model.path != self._sought and not any(map(self._is_loaded, self._entries)):
+            self._sought = model.path
+            self._check_loaded(model.path)
+
+    @work(thread=True, exit_on_error=False, group="loaded")
+    def _check_loaded(self, path: str) -> None:
+        with suppress(LensError):  # what was loaded may be gone from the disk by now
+            self.app.call_from_thread(self._show_loaded, self.lens.catalog.check(path))
+
+    def _show_loaded(self, entry: ModelEntry) -> None:
+        if self._is_loaded(entry):
+            self._entries.append(entry)
+            self._refill(entry.id)
+
     def _found(self, entries: list[ModelEntry], say: bool) -> None:
         added = [entry for entry in self._entries if entry.source == "hub" and not entry.partial]
         known = {entry.id for entry in entries}
         before = {entry.id for entry in self._entries}
         self._entries = [*entries, *(entry for entry in added if entry.id not in known)]
         self._refill()
+        self._sought = ""
+        self._seek_loaded()
         if say:
             new = len(known - before)
             self.lens.say(f"Looked again: {many(len(entries), 'model')}, {new or 'none'} of them new.")
@@ -281,7 +312,7 @@ class LoadScreen(LensScreen):
 
     def _draw(self, entry: ModelEntry, width: int) -> list[Content]:
         name_width, used = self._columns(width)
-        loaded = self.session.model is not None and self.session.model.name == entry.name
+        loaded = self._is_loaded(entry)
         quantization = entry.quantization.partition(",")[0] or ("" if not entry.nbytes else "none")
         when = "bundled" if entry.source == "demo" else ago(entry.used, self.lens.wall()) if entry.used else "—"
         when = ("paused" if entry.partial else "on the hub") if entry.source == "hub" else when
@@ -335,6 +366,8 @@ class LoadScreen(LensScreen):
         if (old.model, old.saes, old.sae, old.fits) != (new.model, new.saes, new.sae, new.fits):
             self._list.refresh()
             self._show_details()
+        if old.model != new.model and self._entries:
+            self._seek_loaded()
 
     def _show_details(self) -> None:
         entry = self._list.row
@@ -359,8 +392,11 @@ class LoadScreen(LensScreen):
         if self.focused is saes:
             if saes.row is not None:
                 self._open_sae(saes.row)
+                return
         elif self._list.row is not None:
             self._open_model(self._list.row)
+            return
+        self.lens.say(EMPTY)
 
     def on_row_list_chosen(self) -> None:
         """A click on the row under the cursor loads it."""
@@ -401,6 +437,8 @@ class LoadScreen(LensScreen):
         """Free the loaded model."""
         if self.session.model is not None:
             self.lens.opening.unload()
+        else:
+            self.lens.say("No model is loaded.")
 
     def _pointed(self) -> ModelEntry | SAEEntry | None:
         """What the cursor of the list in use is on."""
@@ -412,13 +450,15 @@ class LoadScreen(LensScreen):
         row = self._pointed()
         if row is not None:
             self.lens.copy(row.path or getattr(row, "id", ""), "the path")
+        else:
+            self.lens.say(EMPTY)
 
     def action_remove(self) -> None:
         """Ask whether to take the row off this disk."""
         row = self._pointed()
         if row is None:
-            return
-        if self._in_use(row):
+            self.lens.say(EMPTY)
+        elif self._in_use(row):
             self.lens.say(f"{row.name} is loaded: {self.lens.key_text('load.unload')} frees it first.")
         elif row.source == "hub" and not getattr(row, "partial", 0):
             self._entries = [entry for entry in self._entries if entry is not row]

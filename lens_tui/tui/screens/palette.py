@@ -152,7 +152,7 @@ def _words(key: Key) -> str:
 
 def _elsewhere(app: LensHost, key: Key) -> None:
     """Go to a command's screen; what needs no cursor is done there at once, else its key is said."""
-    app.action_show(key.scope)
+    app.go_to(key.scope)
     there: Screen[Any] = app.get_screen_stack(key.scope)[0]
     if key.id in WITHOUT_CURSOR:
         there.call_after_refresh(partial(app.run_action, key.action, there))

@@ -276,49 +276,60 @@ class SteerScreen(LensScreen):
 
     # ---- editing
 
-    def _edit(self, **changes: Any) -> None:
-        if self._row is not None:
-            self.lens.store.edit_steer(self._row.id, **changes)
+    def _here(self) -> BenchRow | None:
+        """The row under the cursor; where there is none, what to do about it is said."""
+        if self._row is None:
+            self.lens.say(self._nothing())
+        return self._row
+
+    def _edit(self, row: BenchRow, stays: str, **changes: Any) -> None:
+        """Change the row, or say why it stays as it is."""
+        if all(getattr(row, name) == value for name, value in changes.items()):
+            self.lens.say(stays)
+        else:
+            self.lens.store.edit_steer(row.id, **changes)
 
     def action_switch(self) -> None:
         """Switch the row on or off."""
-        if self._row is not None:
-            self._edit(enabled=not self._row.enabled)
+        if (row := self._here()) is not None:
+            self._edit(row, "", enabled=not row.enabled)
 
     def action_scale(self, steps: int) -> None:
         """Move the scale by whole steps."""
-        if self._row is not None:
-            self._edit(scale=self._row.moved(steps).scale)
+        if (row := self._here()) is not None:
+            self._edit(row, "This row has no scale to move.", scale=row.moved(steps).scale)
 
     def action_zero(self) -> None:
         """No push at all; the row stays."""
-        self._edit(scale=0.0)
+        if (row := self._here()) is not None:
+            self._edit(row, "The scale is zero already.", scale=0.0)
 
     def action_flip(self) -> None:
         """The same push the other way."""
-        if self._row is not None:
-            self._edit(scale=-self._row.scale)
+        if (row := self._here()) is not None:
+            self._edit(row, "The scale is zero: it has no sign to turn.", scale=-row.scale)
 
     def action_layer(self, steps: int) -> None:
         """Steer at another layer, within the model."""
-        if self._row is not None:
-            layers = self.session.model.n_layers if self.session.model else self._row.layer + 1
-            self._edit(layer=max(0, min(layers - 1, self._row.layer + steps)))
+        if (row := self._here()) is not None:
+            last = self.session.model.n_layers - 1 if self.session.model else row.layer
+            layer = max(0, min(last, row.layer + steps))
+            self._edit(row, f"Layer {layer} is the {'first' if steps < 0 else 'last'} of the model.", layer=layer)
 
     def action_arm(self, steps: int) -> None:
         """Put the row in another arm."""
-        if self._row is not None:
-            self._edit(arm=max(1, min(MAX_ARMS, self._row.arm + steps)))
+        if (row := self._here()) is not None:
+            arm = max(1, min(MAX_ARMS, row.arm + steps))
+            self._edit(row, f"Arm {arm} is the {'first' if steps < 0 else 'last'} there can be.", arm=arm)
 
     def action_delete(self) -> None:
         """Take the row off the bench."""
-        if self._row is not None:
-            self.lens.store.remove_steer(self._row.id)
+        if (row := self._here()) is not None:
+            self.lens.store.remove_steer(row.id)
 
     def action_copy(self) -> None:
         """The same vector again, in the next free arm."""
-        row = self._row
-        if row is not None:
+        if (row := self._here()) is not None:
             self.lens.store.add_steer(
                 replace(row.vector, layer=row.layer),
                 scale=row.scale,
@@ -332,23 +343,24 @@ class SteerScreen(LensScreen):
 
     def action_mode(self) -> None:
         """The next way to act."""
-        row = self._row
-        if row is not None:
+        if (row := self._here()) is not None:
             names = [mode.id for mode in modes_of(row.vector)]
+            if len(names) == 1:
+                self.lens.say("There is one mode for this row.")
             self._replace(row.turned_to(names[(names.index(row.mode) + 1) % len(names)]))
 
     def action_positions(self) -> None:
         """The next positions."""
-        if self._row is not None:
-            self._edit(positions=next_positions(self._row.positions, by_role=self.session.chatting))
+        if (row := self._here()) is not None:
+            self._edit(row, "", positions=next_positions(row.positions, by_role=self.session.chatting))
 
     def _replace(self, row: BenchRow) -> None:
         self.lens.store.edit_steer(row.id, mode=row.mode, scale=row.scale)
 
     def action_edit(self) -> None:
         """Type scale, layer, arm and name, choose mode and positions."""
-        if self._row is not None:
-            self._ask_row(self._row, {})
+        if (row := self._here()) is not None:
+            self._ask_row(row, {})
 
     def _ask_row(self, row: BenchRow, typed: Mapping[str, str]) -> None:
         """The form of a row, with what was typed in it before; a scale beyond reason is asked back."""
@@ -391,18 +403,18 @@ class SteerScreen(LensScreen):
 
     def action_dose(self) -> None:
         """Measure the row, or show what was measured; in the pane: close it."""
-        if self._row is not None:
-            self.dose.measure(self._row)
+        if (row := self._here()) is not None:
+            self.dose.measure(row)
 
     def action_dose_form(self) -> None:
         """Choose scales, tokens and controls, and measure."""
-        if self._row is not None:
-            self.dose.ask(self._row)
+        if (row := self._here()) is not None:
+            self.dose.ask(row)
 
     def action_find(self) -> None:
         """Choose a target and search the scale that reaches it."""
-        if self._row is not None:
-            self.dose.find(self._row)
+        if (row := self._here()) is not None:
+            self.dose.find(row)
 
     def action_add(self) -> None:
         """Choose what to make a direction from."""

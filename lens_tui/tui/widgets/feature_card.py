@@ -142,10 +142,14 @@ def _with_name(head: Content, name: Content, width: int, marks: FeatureMarks) ->
 def feature_row(
     feature: int, value: float, maximum: float, name: Content, width: int, marks: FeatureMarks | None = None
 ) -> Content:
-    """One line of a token's features: id, activation, its bar as a share of ``maximum``, name."""
-    bar_width = 10 if width >= 44 else 4
-    filled = bar(value / maximum if maximum > 0 else 0.0, bar_width)
-    head = Content.assemble(f"{feature:>6} {value:>6.2f} ", (filled.ljust(bar_width), "$heat-5"))
+    """One line of a token's features: id, activation, its bar as a share of ``maximum``, name.
+
+    The name gives way last: the bar is as wide as a long name leaves it, and in a narrow pane as high as it was wide.
+    """
+    bar_width = 10 if width >= 72 else 4 if width >= 56 else 1
+    share = value / maximum if maximum > 0 else 0.0
+    filled = bar(share, bar_width).ljust(bar_width) if bar_width > 1 else BARS[share_level(value, maximum)]
+    head = Content.assemble(f"{feature:>6} {value:>6.2f} ", (filled, "$heat-5"))
     return _with_name(head, name, width, marks or FeatureMarks())
 
 
@@ -183,7 +187,7 @@ def page_lines(page: FeaturePage, width: int, here: float, mode: ShadeMode, sect
     lines = [line.rstrip() for line in Content(label).wrap(width)] if label else [_NO_LABEL]
     if facts.label is not None and not facts.label.is_mine:
         lines.append(Content.styled(_says(facts.label), "$muted").truncate(width))
-    lines += [Content(""), _figures(activity, here)]
+    lines += [Content(""), *_figures(activity, here, width)]
     if activity is not None and activity.counted_tokens:
         corpus = one_line(activity.corpus, 80)
         tokens = many(activity.counted_tokens, "token", count(activity.counted_tokens))
@@ -221,13 +225,17 @@ def section_lines(facts: FeatureFacts, section: str, width: int, mode: ShadeMode
     return lines
 
 
-def _figures(activity: FeatureActivity | None, here: float) -> Content:
-    parts: list[str | tuple[str, str]] = []
+def _figures(activity: FeatureActivity | None, here: float, width: int) -> list[Content]:
+    """Density, maximum and the value in this text: in one line, or where there is no room each whole in one of two."""
+    figures: list[tuple[str, str]] = []
     if activity is not None and activity.density is not None:
-        parts += [("density ", "$muted"), f"{100 * activity.density:.2g} %  "]
+        figures.append(("density ", f"{100 * activity.density:.2g} %"))
     if activity is not None and activity.max is not None:
-        parts += [("max ", "$muted"), f"{activity.max:.3g}  "]
-    return Content.assemble(*parts, ("here ", "$muted"), f"{here:.3g}")
+        figures.append(("max ", f"{activity.max:.3g}"))
+    figures.append(("here ", f"{here:.3g}"))
+    parts = [Content.assemble((name, "$muted"), value) for name, value in figures]
+    line = Content("  ").join(parts)
+    return [line] if line.cell_length <= width else [parts[0], Content("  ").join(parts[1:])]
 
 
 def _histogram(activity: FeatureActivity, here: float, width: int) -> list[Content]:
