@@ -156,7 +156,7 @@ def evaluate(probe: ProbeFile, texts: Labelled, model: Model = "demo", json: Jso
     if json:
         print_json(result)
     else:
-        say(f"{result['metric']} {figure(value, 3)} on {len(scores)} examples (held out in training: "
+        say(f"{result['metric']} {figure(value, 3)} on {many(len(scores), 'example')} (held out in training: "
             f"{figure(held.held_out.value, 3)})")  # fmt: skip
 
 
@@ -244,7 +244,8 @@ def _print_layers(result: dict[str, Any]) -> None:
     for row in result["layers"]:
         say(f"layer {row['layer']:>3}  {_words(row)}" + ("  <- best" if row["layer"] == result["best"] else ""))
     first: dict[str, Any] = result["layers"][0]
-    note(f"{first['n']} examples in {first['n_groups']} groups, {len(first['folds'])} folds, seed {result['seed']}")
+    among = f"{many(first['n'], 'example')} in {many(first['n_groups'], 'group')}"
+    note(f"{among}, {many(len(first['folds']), 'fold')}, seed {result['seed']}")
     note(f"layer {result['best']} is kept as {result['path']}")
 
 

@@ -15,6 +15,7 @@ from lens_tui.records.graph_file import read_graph, write_graph
 from lens_tui.records.graph_influence import EDGES, NODES, graph_scores, node_influence, prune_graph
 from lens_tui.records.patch_plan import read_token
 from lens_tui.records.sanitise import one_line
+from lens_tui.records.wording import many
 from lens_tui.tui.format import figure, fit, signed
 
 from .output import Meter, note, print_json, say, sentences, terminal_width
@@ -65,7 +66,7 @@ def graph(
         facts = _facts(made)
     if out:
         write_graph(shown, Path(out).expanduser())
-        note(f"{len(shown.nodes)} nodes and {shown.n_edges} edges are in {one_line(out, 120)}")
+        note(f"{many(len(shown.nodes), 'node')} and {many(shown.n_edges, 'edge')} are in {one_line(out, 120)}")
     chosen = _chosen(shown, node)
     if json:
         print_json(_record(shown, facts, checks))

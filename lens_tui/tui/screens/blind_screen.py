@@ -16,6 +16,7 @@ from textual.widgets import Static
 from lens_tui.records import LensError
 from lens_tui.records.judgements import Contest, Judgement, JudgementStore, tally
 from lens_tui.records.sanitise import one_line
+from lens_tui.records.wording import many
 from lens_tui.tui.format import fit
 from lens_tui.tui.host import LensHost, host
 from lens_tui.tui.session import RunText, Session, plan
@@ -247,7 +248,7 @@ class BlindScreen(Dialog[None]):
     def action_prompt(self) -> None:
         """Another prompt for the next trials."""
         if self._trials:
-            self.lens.say(f"These are the prompts of a set: {len(self._trials)} trials, n goes to the next.")
+            self.lens.say(f"These are the prompts of a set: {many(len(self._trials), 'trial')}, n goes to the next.")
             return
 
         def take(values: dict[str, str] | None) -> None:

@@ -320,6 +320,9 @@ class FeaturePane(Pane):
 
     def turn(self, step: int) -> None:
         """The next list, or the one before: top examples, a sample, neighbours, co-active features."""
+        if self.feature is None:
+            self.lens.say("There is no feature's page here yet.")
+            return
         names = list(SECTIONS)
         self.card.section = names[(names.index(self.card.section) + step) % len(names)]
         self._show_near(ask=True)

@@ -193,6 +193,9 @@ class PatchPane(Pane):
 
     def step(self, what: str, by: int) -> None:
         """The next site or metric, or the one before."""
+        if what == "site" and self.plan.by != "layer-position":
+            self.lens.say(f"Only the map by token has a site: {self.lens.key_text('causes.view')} goes to it.")
+            return
         every, now = (SITES, self.plan.site) if what == "site" else (METRICS, self.plan.metric)
         value = every[(every.index(now) + by) % len(every)] if now in every else every[0]
         self.change(**{what: value})
@@ -206,6 +209,7 @@ class PatchPane(Pane):
     def go_to_strongest(self, step: int) -> None:
         """The cell that moves the metric next less, or next more; after the last comes the first."""
         if self.shown is None or not (order := self.shown.strongest()):
+            self.lens.say(f"There is no map yet: {self.lens.key_text('causes.patch')} computes it.")
             return
         here = (self.grid.row, self.grid.column)
         at = order.index(here) if here in order else -1 if step > 0 else 0
