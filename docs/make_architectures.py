@@ -22,6 +22,7 @@ and steered generation equals the same steps over mlx-lm's own cache with that o
 - *steers*: steering, capture and generation at `resid_pre` and `resid_post` of every layer.
 - *blocks at*: where the decoder blocks are in the module tree.
 - *more sites*: sites inside the blocks that can be proved; in brackets those that only some layers have.
+  `mlp_normed`, which is computed of `mlp_in`, is where the MLP has an RMS or layer norm of its own.
 - *adds up*: each block's change of the residual is the sum of what its attention and its MLP give (`attn_out` and
   `mlp_out`, or the normed ones where there are any). Where it is not, the block scales them or adds something else.
 

@@ -8,7 +8,9 @@ A site is a place of a decoder block where a tensor can be read or changed:
 - ``attn_q``, ``attn_k``, ``attn_v``: outputs of the attention's projections of queries, keys and values, before norms
   and rotary embedding: heads concatenated, each ``head_dim`` wide, of keys and values as many as the model has;
 - ``attn_z``: input of the attention's output projection, query heads concatenated;
-- ``mlp_in``: input of the MLP, after its norm.
+- ``mlp_in``: input of the MLP, after its norm;
+- ``mlp_normed``: the same before that norm's gain (``ln2.hook_normalized`` in TransformerLens): the residual over what
+  the norm divides by. A model holds no such array: it is computed where it is read; what is put there gets the gain.
 """
 
 from __future__ import annotations
@@ -126,15 +128,17 @@ SITES = (
     "attn_v",
     "attn_z",
     "mlp_in",
+    "mlp_normed",
 )
 
 
 def in_residual(site: str) -> bool:
     """Whether a tensor at this site is in the basis of the residual stream.
 
-    What is read inside a block (``attn_z``, ``mlp_in``) is in another one: a direction there promotes no tokens.
+    What is read inside a block (heads, ``mlp_in``, ``mlp_normed``) is in another one: a direction there promotes no
+    tokens.
     """
-    return site not in ("attn_z", "mlp_in")
+    return site not in ("attn_q", "attn_k", "attn_v", "attn_z", "mlp_in", "mlp_normed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +203,7 @@ _TRANSFORMER_LENS = {
     "hook_attn_out": "attn_out|attn_out_normed",
     "hook_mlp_out": "mlp_out|mlp_out_normed",
     "attn.hook_z": "attn_z",
-    "ln2.hook_normalized": "mlp_in",
+    "ln2.hook_normalized": "mlp_normed",
     "mlp.hook_in": "mlp_in",
     "mlp.hook_out": "mlp_out",
 }

@@ -119,7 +119,7 @@ _FAMILIES = (
     ("resid_pre",),
     ("mlp_out", "mlp_out_normed", "resid_post"),
     ("attn_out", "attn_out_normed", "attn_z", "resid_post"),
-    ("mlp_in", "resid_pre"),
+    ("mlp_in", "mlp_normed", "resid_pre"),
 )
 
 

@@ -121,23 +121,18 @@ def _layers(
 
 
 def info_sites(info: SAEInfo) -> tuple[Reads, Writes]:
-    """What a transcoder reads and gives. Raises :class:`LensError` for an SAE, and where that is not known.
-
-    Gemma Scope's of Gemma 2, and those of hooks called ``hook_normalized``, read the MLP's input before the gain of its
-    norm, which is no site of a block.
-    """
-    said = " ".join(info.provenance.get(key, "") for key in ("site", "site_out"))
+    """What a transcoder reads and gives. Raises :class:`LensError` for an SAE, and where that is not known."""
+    reads: dict[str, Reads] = {"mlp_in": "mlp_in", "mlp_normed": "mlp_normed"}
     writes: dict[str, Writes] = {"mlp_out": "mlp_out", "mlp_out_normed": "mlp_added"}
     if not info.is_transcoder or info.layer != info.layer_out:
         raise LensError(f"{one_line(info.name, 60)} is no transcoder of one layer.", "Give transcoders of MLPs.")
-    if info.site != "mlp_in" or info.site_out not in writes:
+    if info.site not in reads or info.site_out not in writes:
         raise LensError(
             f"{one_line(info.name, 60)} reads {info.site or 'an unknown tensor'} and gives "
             f"{info.site_out or 'an unknown one'}, not an MLP's input and output.",
             "Give transcoders of MLPs.",
         )
-    without_gain = "hook_normalized" in said or info.format == "Gemma Scope"
-    return ("mlp_normed" if without_gain else "mlp_in"), writes[info.site_out]
+    return reads[info.site], writes[info.site_out]
 
 
 def _folders(home: Path) -> list[Path]:

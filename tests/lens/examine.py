@@ -129,7 +129,7 @@ def row(name: str) -> str:
 def _row(name: str, lens: LensModel) -> str:
     decoder = lens.registry.decoder
     found = [set(lens.sites(layer)) for layer in range(lens.n_layers)]
-    inside = [site for site in SITES if site not in ("resid_pre", "resid_post")]
+    inside = [site for site in SITES if site not in ("resid_pre", "resid_post", "mlp_normed")]  # no array of a model
     parts = [
         site if all(site in sites for sites in found) else f"({site})"
         for site in inside

@@ -17,7 +17,6 @@ from typing import Any, Literal
 import mlx.core as mx
 import numpy as np
 from mlx.nn.layers.base import Module
-from numpy.typing import NDArray
 
 from lens_tui import blas
 from lens_tui.records import FloatArray, LensError, TokenWeight
@@ -25,6 +24,7 @@ from lens_tui.records import FloatArray, LensError, TokenWeight
 from ..hooks.steering import HEAD, not_finite
 from ..tokens import Tokens
 from .find import Decoder
+from .norms import Array, gain_of, held_norm, numbers_of, plain
 from .taps import Call, install, replace_first, uninstall
 
 Convention = Literal["norm", "raw"]
@@ -180,19 +180,6 @@ def softcap_of(decoder: Decoder) -> float:
     return 0.0
 
 
-def gain_of(norm: Module, width: int) -> FloatArray:
-    """What the norm multiplies each component by: read off its output on a vector of ±1, whatever form it has.
-
-    The vector has mean 0 and mean square 1 (d_model is even), so neither RMS nor
-    layer norm scales it, and half the difference of two signs drops a bias.
-    """
-    signs = np.where(np.arange(width) % 2 == 0, 1.0, -1.0).astype(np.float32)
-    x = mx.array(signs)[None, None]
-    gain = np.array(((norm(x) - norm(-x)) / 2).astype(mx.float32))[0, 0] * signs
-    result: FloatArray = gain.astype(np.float32)
-    return result
-
-
 def _blocks(head: Module) -> Iterator[mx.array]:
     """Rows of an unembedding as float32, block by block: never the whole matrix at once."""
     weight: mx.array = head["weight"]
@@ -263,9 +250,6 @@ def _select(
     return mx.take_along_axis(ids, order, 1), mx.take_along_axis(values, order, 1)
 
 
-Array = NDArray[np.float64]
-
-
 @dataclass(frozen=True, eq=False)
 class FinalStep:
     """The last norm and the unembedding at ``p`` residuals: what they make of them, and how.
@@ -298,7 +282,7 @@ def final_step(decoder: Decoder, unembedding: Unembedding, residual: mx.array) -
     h = residual.astype(mx.float32)[None]
     normed = unembedding.norm(h)
     held = held_norm(unembedding.norm, h, unembedding.gain)
-    ours, theirs = _numbers(apply_head(unembedding.head, normed)), _numbers(readout(decoder, h))
+    ours, theirs = numbers_of(apply_head(unembedding.head, normed)), numbers_of(readout(decoder, h))
     cap = softcap_of(decoder)
     factor = _factor(ours, theirs, cap)
     logits = factor * ours
@@ -308,45 +292,6 @@ def final_step(decoder: Decoder, unembedding: Unembedding, residual: mx.array) -
             "The model's logits are not its final norm and unembedding alone, so they cannot be taken apart."
         )
     return FinalStep(unembedding, logits, theirs, cap, held.scale, held.centred, held.shift, factor)
-
-
-@dataclass(frozen=True, eq=False)
-class HeldNorm:
-    """A norm with its denominators as they were at ``p`` residuals: linear but for its ``shift`` ``(d_model,)``.
-
-    ``scale`` ``(p, d_model)`` is the gain over the denominator; ``centred`` says that the mean is taken away first.
-    """
-
-    scale: Array
-    centred: bool
-    shift: Array
-
-
-def held_norm(norm: Module, h: mx.array, gain: FloatArray) -> HeldNorm:
-    """The norm at residuals ``(1, p, width)``, float32, whose gain is known (:func:`gain_of`).
-
-    Raises :class:`LensError` for what is neither an RMS norm nor a layer norm.
-    """
-    called: Any = norm
-    zero, one = mx.zeros((1, 1, h.shape[-1])), mx.ones((1, 1, h.shape[-1]))
-    shift = _numbers(called(zero))[0]
-    level = _numbers(called(one))[0] - shift
-    centred = bool(np.abs(level).max() < 1e-3 * max(np.abs(gain).max(), 1e-30))
-    scale = gain_over_denominator(_numbers(h), _numbers(called(h)) - shift, gain.astype(np.float64), centred)
-    return HeldNorm(scale, centred, shift)
-
-
-def gain_over_denominator(h: Array, normed: Array, gain: Array, centred: bool) -> Array:
-    """The norm's gain over its denominator at each position, the denominator read off what the norm gave."""
-    lifted = gain * (h - h.mean(axis=-1, keepdims=True) if centred else h)
-    share = (lifted * normed).sum(axis=-1) / np.maximum((lifted * lifted).sum(axis=-1), 1e-300)
-    error = np.linalg.norm(normed - share[:, None] * lifted, axis=-1)
-    if (error > 1e-3 * np.linalg.norm(normed, axis=-1)).any():
-        raise LensError(
-            "A norm of this model is neither an RMS norm nor a layer norm, so logits cannot be taken apart."
-        )
-    result: Array = gain * share[:, None]
-    return result
 
 
 def _factor(ours: Array, theirs: Array, cap: float) -> float:
@@ -375,17 +320,8 @@ def weight_rows(head: Module, tokens: Sequence[int]) -> tuple[Array, Array]:
             mode=getattr(head, "mode", "affine"),
         )
     bias: Any = head.get("bias")
-    return _plain(rows), np.zeros(len(tokens)) if bias is None else _plain(bias[at])
+    return plain(rows), np.zeros(len(tokens)) if bias is None else plain(bias[at])
 
 
 def _widened(part: mx.array) -> mx.array:
     return part.astype(mx.float32) if mx.issubdtype(part.dtype, mx.floating) else part
-
-
-def _plain(array: mx.array) -> Array:
-    return np.array(array.astype(mx.float32), dtype=np.float64)
-
-
-def _numbers(array: mx.array) -> Array:
-    result: Array = _plain(array)[0]
-    return result

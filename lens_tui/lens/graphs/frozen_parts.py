@@ -11,7 +11,7 @@ from mlx.nn.layers.base import Module
 
 from lens_tui.records import LensError
 
-from ..architecture.unembed import gain_of, held_norm
+from ..architecture.norms import gain_of, held_norm
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
@@ -25,18 +25,15 @@ from lens_tui.records.info import SITES
 
 from ..architecture.find import PROBE_SHAPE, Decoder, heads_of
 from ..architecture.taps import (
-    Argument,
     Call,
     first_of,
     input_of,
     install,
     named,
-    replace_first,
-    replace_input,
     uninstall,
 )
-
-Port = Literal["input", "output"]
+from .points import Point as Point
+from .points import Port, normed_point
 
 ATTENTION_NAMES = (
     "self_attn",
@@ -59,47 +56,6 @@ HEAD_INPUTS = {
     "attn_v": ("v_proj", "wv", "c_v", "value"),
 }
 PROJECTION_NAMES = ("o_proj", "out_proj", "wo", "dense", "c_proj", "proj_out", "attn_out", "output_proj")
-
-
-@dataclass(frozen=True, eq=False)
-class Point:
-    """A site of one block: the module whose ``input`` or ``output`` it is, and its width.
-
-    ``stream`` is the one of several residual streams (streams, batch, tokens, width)
-    that the site is, ``None`` where the tensor is the residual itself. ``argument``
-    says which of the module's arguments an ``input`` is, ``view`` which other one,
-    or which other part of an output, is made from the residual and stale once that is changed.
-    """
-
-    module: Module
-    port: Port
-    width: int
-    stream: int | None = None
-    argument: Argument = 0
-    view: Argument | None = None
-
-    def read(self, value: Any) -> Any:
-        """The tensor of the site (batch, tokens, width) in what the module was given or gave."""
-        hidden = first_of(value)
-        return hidden if self.stream is None else hidden[self.stream]
-
-    def give(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], new: mx.array
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The module's arguments with the site's tensor replaced."""
-        value = self._put(input_of(args, kwargs, self.argument), new)
-        args, kwargs = replace_input(args, kwargs, value, self.argument)
-        return (args, kwargs) if self.view is None else replace_input(args, kwargs, None, self.view)
-
-    def write(self, output: Any, new: mx.array) -> Any:
-        """What the module gave, with the site's tensor replaced."""
-        written = replace_first(output, self._put(first_of(output), new))
-        return written if self.view is None else (written[0], *[None for _ in written[1:]])
-
-    def _put(self, value: mx.array, new: mx.array) -> mx.array:
-        if self.stream is None:
-            return new
-        return mx.concatenate([value[: self.stream], new[None], value[self.stream + 1 :]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,6 +172,8 @@ def _named(block: Module) -> list[tuple[str, Module]]:
 
 def _resolve(site: str, calls: list[_Seen]) -> Point | str:
     """The point of a site among a block's calls, or the reason why there is none."""
+    if site == "mlp_normed":
+        return _without_gain(calls)
     names = MLP_NAMES if site.startswith("mlp") else ATTENTION_NAMES
     main = _only(calls, names)
     if isinstance(main, str):
@@ -233,6 +191,17 @@ def _resolve(site: str, calls: list[_Seen]) -> Point | str:
     if len(after) != 1:
         return f"nothing in the block norms the output of {main.path}"
     return _point(after[0].module, "output", after[0].output)
+
+
+def _without_gain(calls: list[_Seen]) -> Point | str:
+    """What the norm before the MLP gives, before its gain."""
+    entry, main = _entry(calls, MLP_NAMES), _only(calls, MLP_NAMES)
+    if isinstance(entry, str):
+        return entry
+    if entry is main:
+        return f"nothing in the block norms the input of {entry.path}"
+    found = _point(entry.module, "output", entry.output)
+    return found if isinstance(found, str) else normed_point(found, entry.path)
 
 
 def _head_input(site: str, main: _Seen, calls: list[_Seen]) -> Point | str:

@@ -437,7 +437,7 @@ class Registry:
         output = call(*args, **kwargs)
         for key, point in here:
             if point.port == "output":
-                hidden = point.read(output)
+                hidden = point.after(args, kwargs, output)
                 changed = self._at(forward, key, hidden)
                 if changed is not hidden:
                     output = point.write(output, changed)

@@ -254,8 +254,8 @@ def reader_of(registry: Registry, monitors: Any) -> MonitorReader | None:
 
 
 ORDER = (
-    "resid_pre", "attn_q", "attn_k", "attn_v", "attn_z", "attn_out", "attn_out_normed", "mlp_in", "mlp_out",
-    "mlp_out_normed", "resid_post",
+    "resid_pre", "attn_q", "attn_k", "attn_v", "attn_z", "attn_out", "attn_out_normed", "mlp_normed", "mlp_in",
+    "mlp_out", "mlp_out_normed", "resid_post",
 )  # fmt: skip
 """The sites of a block as they are computed."""
 

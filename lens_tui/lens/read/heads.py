@@ -21,7 +21,8 @@ from lens_tui.records import FloatArray, Intervention, LensError
 from lens_tui.records.measures import HeadAttribution
 
 from ..architecture.find import heads_of
-from ..architecture.unembed import gain_of, gain_over_denominator, weight_rows
+from ..architecture.norms import gain_of, gain_over_denominator
+from ..architecture.unembed import weight_rows
 from ..forward import Core, one_text, read_sites
 from ..hooks.program import Key
 

@@ -3,7 +3,7 @@
 ``W_enc (d, n)``, ``W_dec (n, d)``, ``b_enc``, ``b_dec``, ``threshold``; ``b_dec`` is not subtracted from what is
 read. There is no configuration: model, site and layer are in the names of the repository and folders. SAEs of the
 ``mlp`` repositories read the MLP's output after its norm, those of ``att`` the heads' outputs, transcoders map the
-MLP's normed input to its normed output.
+MLP's input before the gain of its norm to its normed output.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..files import Definition, Stored, Weights
 from .parts import Facts, Format, Parts, Source, pick
 
 _SITES = {"res": ("resid_post", ""), "mlp": ("mlp_out_normed", ""), "att": ("attn_z", "")}
-_TRANSCODER = ("mlp_in", "mlp_out_normed")
+_TRANSCODER = ("mlp_normed", "mlp_out_normed")
 
 
 def _recognises(source: Source) -> bool:

@@ -31,10 +31,11 @@ HOOKS = {
     "attn_z": "model.layers.{layer}.self_attn.o_proj.input",
     "attn_out_normed": "model.layers.{layer}.post_attention_layernorm.output",
     "mlp_in": "model.layers.{layer}.mlp.input",
+    "mlp_normed": "blocks.{layer}.ln2.hook_normalized",
     "mlp_out": "model.layers.{layer}.mlp.output",
     "mlp_out_normed": "model.layers.{layer}.post_feedforward_layernorm.output",
 }
-"""Site -> Hugging Face hook point, as Gemma Scope 2's config.json names them."""
+"""Site -> Hugging Face hook point, as Gemma Scope 2's config.json names them; TransformerLens' where there is none."""
 
 _TRANSFORMER_LENS = {
     "resid_pre": "blocks.{layer}.hook_resid_pre",
@@ -42,6 +43,7 @@ _TRANSFORMER_LENS = {
     "attn_out": "blocks.{layer}.hook_attn_out",
     "mlp_out": "blocks.{layer}.hook_mlp_out",
     "attn_z": "blocks.{layer}.attn.hook_z",
+    "mlp_normed": "blocks.{layer}.ln2.hook_normalized",
 }
 SAELENS_LAYOUT = "6.0.0"
 """The SAELens version whose layout is written: without one SAELens takes the file for an old one, drops metadata."""

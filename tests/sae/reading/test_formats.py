@@ -131,7 +131,7 @@ def test_what_reads_several_layers_is_refused_by_name(tmp_path: Path, kind: str,
         ("gemma-scope-2b-pt-res", "resid_post", "resid_post", 7),
         ("gemma-scope-9b-it-mlp", "mlp_out_normed", "mlp_out_normed", 7),
         ("gemma-scope-2b-pt-att", "attn_z", "attn_z", 7),
-        ("gemma-scope-2b-pt-transcoders", "mlp_in", "mlp_out_normed", 7),
+        ("gemma-scope-2b-pt-transcoders", "mlp_normed", "mlp_out_normed", 7),
     ],
 )
 def test_gemma_scope_1(tmp_path: Path, repo: str, site: str, out: str, layer: int) -> None:
@@ -269,8 +269,8 @@ def test_saelens_transcoders(tmp_path: Path, kind: str, skip: bool) -> None:
     z = jump(pre, w["threshold"]) if kind else relu(pre)
     agree(sae, w, z, z @ w["w_dec"] + w["b_dec"] + (w["x"] @ w["w_skip"] if skip else 0))
     assert sae.info.is_transcoder
-    # In Gemma 2 TransformerLens' hook_mlp_out is after the block's norm of it.
-    assert (sae.info.site, sae.info.site_out) == ("mlp_in", "mlp_out_normed")
+    # In Gemma 2 TransformerLens' hook_mlp_out is after the block's norm of it; hook_normalized is before a gain.
+    assert (sae.info.site, sae.info.site_out) == ("mlp_normed", "mlp_out_normed")
 
 
 def test_saelens_hook_before_the_norm_is_not_taken_for_the_one_after(tmp_path: Path) -> None:

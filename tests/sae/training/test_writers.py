@@ -31,7 +31,7 @@ def test_every_site_has_a_hook_name_that_reads_back(site: str) -> None:
     assert (hook.site, hook.layer) == (site, 3)
 
 
-@pytest.mark.parametrize("site", ["resid_pre", "resid_post", "attn_out", "mlp_out", "attn_z", "mlp_in"])
+@pytest.mark.parametrize("site", ["resid_pre", "resid_post", "attn_out", "mlp_out", "attn_z", "mlp_in", "mlp_normed"])
 def test_both_layouts_tell_site_layer_and_model(site: str, tmp_path: Path) -> None:
     place = {**PLACE, "site": site}
     write_gemma_scope(tmp_path / "a", weights(), **place, l0=4.0)
