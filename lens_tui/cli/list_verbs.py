@@ -44,7 +44,7 @@ def all_lists(json: Json = False) -> None:
     with _opened() as lists:
         found = list(lists.all())
     if json:
-        print_json({"lists": [_facts(item) for item in found]})
+        print_json({"model": None, "lists": [_facts(item) for item in found]})
         return
     if not found:
         say(f"no list yet: {_KEEPS}")

@@ -84,6 +84,7 @@ WITHOUT_A_MODEL = (
     "config",
     "keys",
     "glossary",
+    "lists list",
     "probe list",
     "models fetch",
     "models list",

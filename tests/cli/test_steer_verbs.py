@@ -160,3 +160,28 @@ def test_an_arm_names_row_entry_and_position_of_files_of_others(model: Path, tmp
         ("positions.npy@1*8", "2 positions"),
     ):
         assert said in run("compare", PROMPT, "-m", model, "--arm", str(tmp_path / term), code=2)
+
+
+@pytest.mark.parametrize("width", [60, 80, 88, 89, 200])
+def test_the_dose_fits_the_terminal_and_names_what_it_leaves_out(width: int) -> None:
+    from lens_tui.cli import steer_verbs
+
+    cells = ["-0.25", "-88.00", "-3.514", "[+3.163 +3.880]", "3.695", "3.862", "4.439", "4.527", "384.0", "0.21"]
+    rows = [[*cells, "-0.05", "2.455"]]
+    kept, gone = steer_verbs._columns_that_fit(rows, width)
+    columns = list(zip(steer_verbs._HEADS, rows[0], strict=True))
+    line = " ".join(max(columns[at], key=len) for at in kept)
+    assert len(line) <= width
+    assert len(kept) + len(gone) == len(columns)
+    assert (not gone) == (len(" ".join(max(pair, key=len) for pair in columns)) <= width)
+    assert gone[:1] in ([], ["95 %"])
+
+
+@pytest.mark.parametrize(
+    ("values", "drawn"),
+    [([0.0, 1.0, 8.0], "▁▂█"), ([-8.0, None, 4.0], "█·▅"), ([float("inf"), 1.0], "×█"), ([None, None], "··"), ([], "")],
+)
+def test_a_curve_is_drawn_by_its_size_and_what_is_not_known_is_marked(values: list[float | None], drawn: str) -> None:
+    from lens_tui.cli.steer_verbs import _drawn
+
+    assert _drawn(values) == drawn
