@@ -162,7 +162,7 @@ async def test_the_next_arm_is_read_in_the_same_place() -> None:
         assert arm.name == "dogs"
         assert screen.read_out is not before
         assert (screen.grid.row, screen.grid.column) == place
-        assert "▐read dogs▌" in screen_text(app)
+        assert "▐read dogs +24.0" in screen_text(app)
         await pilot.press("b", "b")
         await settle(app, pilot)
         assert asked(app)[-1].arm is None
