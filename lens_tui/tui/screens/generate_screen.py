@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lens_tui.records.wording import many
 from lens_tui.tui.session import RunText, plan
 from lens_tui.tui.set_text import SetText
 
@@ -104,7 +105,9 @@ class GenerateScreen(GenerateRuns, GenerateSets, GenerateArms):
             if self.set.going or not trials:
                 self.lens.say(f"The texts of the set are not all there: {self.lens.key_text('app.stop')} stops it.")
             elif len(self.set.arms) > len(LETTERS):
-                self.lens.say(f"A blind trial shows {len(LETTERS)} texts at most; this set has {len(self.set.arms)}.")
+                self.lens.say(
+                    f"A blind trial shows at most {many(len(LETTERS), 'text')}; this set has {len(self.set.arms)}."
+                )
             else:
                 self.app.push_screen(BlindScreen(session, self.history, self.lens.history, trials=trials))
             return
