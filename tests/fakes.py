@@ -44,6 +44,7 @@ from lens_tui.worker.jobs import ReadNeighbours
 from tests.fake_causes import fake_patch, patch_origin
 from tests.fake_dose import fake_dose, fake_search
 from tests.fake_lens import fake_lens, fake_parts, fake_pattern
+from tests.fake_probes import fake_probes
 from tests.fake_words import OTHERS, STOPWORDS, VOCAB, noise, split, token_id
 
 D_MODEL = 384
@@ -288,6 +289,8 @@ class FakeWorker:
                 return [NeighboursRead(number, sae, feature, near, together)]
             case jobs.VectorFromFeature(sae, feature):
                 return [_made(number, self._feature_vector(sae, feature))]
+            case jobs.TrainProbes() as probing:
+                return [fake_probes(number, probing, D_MODEL, 8)]
             case jobs.VectorFromPrompts() as prompts:
                 return [_contrast(number, prompts)]
             case jobs.VectorFromToken(token, layer, kind, name):

@@ -189,7 +189,9 @@ def apply(
 @sentences
 def listed(json: Json = False) -> None:
     """The probes in the vectors folder."""
-    rows = [{"path": str(path), **_row(probe)} for path, probe in _kept()]
+    from lens_tui.records.probe import kept_probes
+
+    rows = [{"path": str(path), **_row(probe)} for path, probe in kept_probes()]
     if json:
         print_json({"model": None, "probes": rows})
         return
@@ -199,27 +201,14 @@ def listed(json: Json = False) -> None:
         note("there are no probes yet: `mlx-lens-tui probe train FILE` makes one")
 
 
-def _kept() -> list[tuple[Path, Probe]]:
-    from lens_tui.records import paths
-    from lens_tui.records.probe import load_probe
-
-    found = []
-    for path in sorted(paths.vectors_folder().glob("*.safetensors")):
-        try:
-            found.append((path, load_probe(path)))
-        except LensError:  # a vector that is no probe
-            continue
-    return found
-
-
 def _open(named: str) -> Probe:
     """A probe by its file, or by its name among those that were kept."""
-    from lens_tui.records.probe import load_probe
+    from lens_tui.records.probe import kept_probes, load_probe
 
     path = Path(named).expanduser()
     if path.exists():
         return load_probe(path)
-    for kept, probe in _kept():
+    for kept, probe in kept_probes():
         if named in (probe.vector.name, kept.stem):
             return probe
     raise LensError(f"There is no probe {one_line(named, 80)!r}.", "`mlx-lens-tui probe list` names those there are.")

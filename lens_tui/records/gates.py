@@ -43,12 +43,25 @@ class Gate:
     side: Side = "above"
 
 
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A monitor that reads every token of a run, and the number from which on its reading counts as there."""
+
+    monitor: Monitor
+    threshold: float = 0.0
+
+
 def monitor_of(vector: SteeringVector) -> Monitor:
     """What a saved vector reads at its own place: of a probe its score, else the projection on the unit direction."""
     if vector.origin.kind != "probe":
         return Monitor(vector.name, vector.layer, vector.site, vector)
     bias = vector.origin.facts.get("bias", 0.0)
     return Monitor(vector.name, vector.layer, vector.site, vector, vector.norm, float(bias))
+
+
+def gate_sign(gate: Gate) -> str:
+    """A gate in a few cells: ``if verse>0.5``."""
+    return f"if {gate.monitor.name}{'>' if gate.side == 'above' else '<'}{gate.threshold:g}"
 
 
 def gate_text(gate: Gate) -> str:

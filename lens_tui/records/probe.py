@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import paths
 from .codec import from_json, to_json
 from .errors import LensError
 from .gates import Monitor, monitor_of
@@ -127,6 +128,17 @@ def save_probe(probe: Probe, path: Path | str | None = None) -> Path:
 def load_probe(path: Path | str) -> Probe:
     """A probe as it was saved. Raises :class:`LensError` for a file that is none."""
     return probe_of(load_one(path))
+
+
+def kept_probes() -> list[tuple[Path, Probe]]:
+    """The probes of the vectors folder, by the names of their files; what is no probe is left out."""
+    found = []
+    for path in sorted(paths.vectors_folder().glob("*.safetensors")):
+        try:
+            found.append((path, load_probe(path)))
+        except LensError:  # a vector that is no probe
+            continue
+    return found
 
 
 def probe_of(vector: SteeringVector) -> Probe:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from textual.content import Content
 
-from lens_tui.records.gates import gate_text
+from lens_tui.records.gates import gate_sign
 from lens_tui.records.interventions import BenchRow, mode_of, positions_text
 from lens_tui.records.measures import DEFINITIONS, MOST_LENGTHS, QUANTITIES, Curve, DosePoint, DoseResponse, ScaleSearch
 from lens_tui.records.run_record import mean
@@ -104,7 +104,7 @@ def mode_and_positions(row: BenchRow) -> str:
     """Mode, positions and gate in a few words; nothing for what a row usually does: add, at all tokens."""
     parts = [] if row.mode == "add" else [mode_of(row.mode).label]
     parts += [] if row.positions is None else [positions_text(row.positions)]
-    parts += [] if row.gate is None else [gate_text(row.gate)]
+    parts += [] if row.gate is None else [one_line(gate_sign(row.gate), 60)]
     return " · ".join(parts)
 
 

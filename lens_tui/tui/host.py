@@ -108,6 +108,7 @@ TITLES = {
     "VectorFromPatch": "making the vector",
     "VectorFromFeature": "making the vector",
     "VectorFromPrompts": "making the vector",
+    "TrainProbes": "fitting probes",
     "VectorFromFile": "reading the vector",
     "VectorFromToken": "making the vector",
     "VectorFromVectors": "making the vector",

@@ -111,7 +111,7 @@ _LOAD = (
 )
 
 _STEER = (
-    Key("steer.add", "a", "add", "add a vector: feature, texts, token, rows, random, file", "add"),
+    Key("steer.add", "a", "add", "add a vector: feature, texts, token, rows, random, file, probe", "add"),
     Key("steer.dose", "v", "dose", "measure the row over scales: the dose-response; again: close it", "dose"),
     Key("steer.dose_form", "V", "dose_form", "choose the scales and measure the row"),
     Key("steer.find", "F", "find", "find the scale that reaches a target", "find"),
@@ -129,6 +129,7 @@ _STEER = (
     Key("steer.edit", "enter,e", "edit", "type scale, layer, name; choose mode and positions", "edit"),
     Key("steer.mode", "M", "mode", "next mode: add, norm-match, project out, set, at most, at least"),
     Key("steer.positions", "P", "positions", "next positions: all, prompt, ..., all but BOS; in a chat by role"),
+    Key("steer.gate", "K", "gate", "gate: the row acts only where a probe, vector or feature reads enough"),
     Key("steer.copy", "c", "copy", "copy the row into the next free arm"),
     Key("steer.row", "/", "row", "go to a row by a part of its name"),
     Key("steer.next", "n", "match(1)", "the next row whose name has what was typed"),
@@ -174,6 +175,7 @@ _GENERATE = (
     Key("generate.template", "c", "template", "the prompt as the model reads it: the template's tokens marked"),
     Key("generate.thinking", "O", "thinking", "open what was thought, or fold it into a line"),
     Key("generate.positions", "P", "positions", "where this lane is steered: all, prompt, ...; in a chat by role"),
+    Key("generate.gate", "K", "gate", "gate: this lane is steered only where a probe, vector or feature reads enough"),
     Key("generate.copy", "y", "copy", "copy the text of this lane"),
     Key("generate.copy_command", "Y", "copy_command", "copy the command that makes this run"),
     Key("generate.export", "e", "export", "export the run: JSON, Markdown, CSV, SVG, Python (asks where)"),

@@ -26,7 +26,7 @@ from lens_tui.records import (
     TokenWeight,
 )
 from lens_tui.records.chat import Turn
-from lens_tui.records.gates import Gate
+from lens_tui.records.gates import Gate, Watched
 from lens_tui.records.interventions import BenchRow
 from lens_tui.records.run_record import ArmRecord, MadeWith, RunRecord, State, kl_level, perplexity_of, pieces
 from lens_tui.worker.events import (
@@ -85,6 +85,7 @@ class Session:
     chat: bool | None = None
     work: str = ""
     made: int = 0
+    monitors: tuple[Watched, ...] = ()
 
     @property
     def chatting(self) -> bool:

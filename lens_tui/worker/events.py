@@ -123,6 +123,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lens_tui.records.measures import AttentionPattern, DoseResponse, LogitAttribution, LogitLens, ScaleSearch
+    from lens_tui.records.probe import ProbeReport
     from lens_tui.records.steering_vector import RankedLayer
 
     IntArray = NDArray[np.int32]
@@ -384,6 +385,13 @@ class LayersRanked(Event):
 
     layers: tuple[RankedLayer, ...]
     n_pairs: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProbesTrained(Event):
+    """A probe for each layer that was asked for, in order of layers."""
+
+    report: ProbeReport
 
 
 @dataclass(frozen=True, slots=True)

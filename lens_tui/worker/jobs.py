@@ -307,6 +307,26 @@ class VectorFromPrompts(Job):
 
 
 @dataclass(frozen=True, slots=True)
+class TrainProbes(Job):
+    """A probe at each of some layers (``None``: all) of ``resid_post``, with what it does on examples held out.
+
+    Texts of ``positive`` have label 1, those of ``negative`` 0; a first with a first are held out together where there
+    are as many of each. ``path`` is a file of labelled texts, read in their place. ``kind``, ``over`` and ``raw`` are
+    those of ``train_probes``. Events: Progress, ProbesTrained.
+    """
+
+    gives_way: ClassVar[bool] = True
+    name: str
+    positive: tuple[str, ...] = ()
+    negative: tuple[str, ...] = ()
+    path: str = ""
+    kind: str = "logistic"
+    layers: tuple[int, ...] | None = None
+    over: str = "last"
+    raw: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class VectorFromToken(Job):
     """A token's row of the unembedding, or its embedding; ``token`` is its text or ``id:17``. Events: VectorMade."""
 

@@ -59,6 +59,7 @@ JOBS: dict[str, jobs.Job] = {
     "texts": jobs.VectorFromPrompts("p", *PAIRS, layer=4),
     "pairs": jobs.VectorFromPrompts("p", *PAIRS, layer=None),
     "one pair": jobs.VectorFromPrompts("p", PAIRS[0][:1], PAIRS[1][:1], layer=None),
+    "probes": jobs.TrainProbes("p", *PAIRS, layers=(2, 4)),
     "a token": jobs.VectorFromToken(" dog", 4),
     "an embedding": jobs.VectorFromToken(" dog", 4, "embedding"),
     "a sum": jobs.VectorFromVectors("sum", ((1.0, ONE), (2.0, OTHER))),
@@ -72,6 +73,7 @@ JOBS: dict[str, jobs.Job] = {
 REFUSED: dict[str, jobs.Job] = {
     "no model": jobs.LoadModel("./missing/model"),
     "no feature": jobs.ReadFeature(SAE, 99_999),
+    "no examples": jobs.TrainProbes("p", PAIRS[0], ("one",)),
     "no pairs": jobs.VectorFromPrompts("p", PAIRS[0], PAIRS[1][:1], layer=None),
     "no token": jobs.VectorFromToken("a b c d", 4),
     "no target": jobs.ReadLens(PROMPT, target=" the dog ran"),

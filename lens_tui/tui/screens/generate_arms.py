@@ -7,6 +7,7 @@ from dataclasses import replace
 from lens_tui.records.interventions import ALL, BenchRow, next_positions, positions_text
 from lens_tui.tui.session import MAX_ARMS
 
+from .gate_form import ask_gate
 from .generate_lanes import GenerateLanes
 
 
@@ -19,6 +20,11 @@ class GenerateArms(GenerateLanes):
             positions = next_positions(rows[0].positions, by_role=self.session.chatting)
             self._replace([replace(row, positions=positions) for row in rows])
             self.lens.say(f"Steered: {positions_text(positions or ALL)}.")
+
+    def action_gate(self) -> None:
+        """Choose what lets the focused lane's rows act."""
+        if rows := self._rows():
+            ask_gate(self.lens, rows)
 
     def _rows(self) -> list[BenchRow]:
         """The rows of the bench that act in the focused lane; says so if there are none."""

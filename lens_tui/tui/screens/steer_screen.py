@@ -15,6 +15,7 @@ from textual.widgets import Input, Static
 
 from lens_tui import demo
 from lens_tui.records import ALL, LensError, SAEInfo, SteeringVector
+from lens_tui.records.gates import gate_text
 from lens_tui.records.interventions import BenchRow, mode_of, modes_of, next_positions, positions_text
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
@@ -26,12 +27,14 @@ from lens_tui.tui.session import MAX_ARMS, Session
 from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.frame import Divider, LensScreen, Pane
 from lens_tui.tui.widgets.row_list import RowList
-from lens_tui.worker.events import Event, JobFailed, LayersRanked, TokenWeight, VectorMade
+from lens_tui.worker.events import Event, JobFailed, LayersRanked, ProbesTrained, TokenWeight, VectorMade
 from lens_tui.worker.jobs import Job, VectorFromFile, VectorGiven
 
 from . import steer_forms as forms
 from .dose_pane import DosePane
 from .form import Choice, ChoiceScreen, Field, FormScreen
+from .gate_form import ask_gate
+from .probe_forms import ask_layer, probe_file_form, probe_form, probe_lines
 from .steer_forms import LayersScreen, VectorFileScreen
 
 Part = str | tuple[str, str]
@@ -86,6 +89,8 @@ def origin_lines(row: BenchRow, saes: Sequence[SAEInfo] = ()) -> list[str]:
                 f"from    {_quote(facts.get('negative'))}",
                 f"method  {str(facts.get('method', 'mean_difference')).replace('_', ' ')}",
             ]
+        case "probe":
+            return probe_lines(row.vector)
         case "random":
             return [f"a random direction (seed {facts.get('seed', 0)}): the control"]
         case "file":
@@ -128,7 +133,9 @@ def direction(row: BenchRow, width: int, narrow: bool, saes: Sequence[SAEInfo] =
     facts = [mode_and_positions(row), *norms(row)] if mode_and_positions(row) else norms(row)
     parts += [place, ("  " + " · ".join(facts), "$muted"), "\n"] if narrow else [place, "\n"]
     if not narrow:
-        parts += [f"{mode_of(row.mode).does}\n", (f"positions: {positions_text(row.positions or ALL)}\n\n", "$muted")]
+        parts += [f"{mode_of(row.mode).does}\n", (f"positions: {positions_text(row.positions or ALL)}\n", "$muted")]
+        parts += [] if row.gate is None else [(f"{one_line(gate_text(row.gate), 80)}\n", "$muted")]
+        parts.append("\n")
         parts += [(f"{line}\n", "$muted") for line in norms(row)]
         parts.append("\n")
     parts += token_columns(row.promoted, row.suppressed, width, 3 if narrow else 10)
@@ -357,6 +364,11 @@ class SteerScreen(LensScreen):
     def _replace(self, row: BenchRow) -> None:
         self.lens.store.edit_steer(row.id, mode=row.mode, scale=row.scale)
 
+    def action_gate(self) -> None:
+        """Choose what lets the row act."""
+        if self._row is not None:
+            ask_gate(self.lens, [self._row])
+
     def action_edit(self) -> None:
         """Type scale, layer, arm and name, choose mode and positions."""
         if (row := self._here()) is not None:
@@ -431,6 +443,8 @@ class SteerScreen(LensScreen):
             Choice("rows", "rows of the bench", "sum, difference, one without another", no_rows),
             Choice("random", "a random direction", "the control every effect is held against"),
             Choice("file", "a vector file", "ready, saved here, or by repeng and others"),
+            Choice("probe", "a probe", "what tells texts A from texts B, by layer"),
+            Choice("probe file", "a file of labels", "the same from JSONL with text and label"),
         ]
         self.app.push_screen(ChoiceScreen("Add a direction made from", choices), self._chosen)
 
@@ -455,6 +469,8 @@ class SteerScreen(LensScreen):
             "token": lambda: forms.token(model, self._row),
             "rows": lambda: forms.arithmetic(self.session.steers),
             "random": lambda: forms.random(model, self._row),
+            "probe": lambda: probe_form(model),
+            "probe file": lambda: probe_file_form(model),
         }
         return makers[kind]()
 
@@ -485,6 +501,8 @@ class SteerScreen(LensScreen):
                 self._doubted(too_strong(asked), lambda: self._add(event, scale), lambda: again("") if again else None)
             elif isinstance(event, LayersRanked):
                 self._choose_layer(event, again)
+            elif isinstance(event, ProbesTrained):
+                ask_layer(self.lens, event.report, self._row, self._given, lambda: again("") if again else None)
             elif isinstance(event, JobFailed) and again is not None and self.is_current:
                 again(f"{event.message} {event.hint}".strip())
                 return True
@@ -500,6 +518,10 @@ class SteerScreen(LensScreen):
             promoted=made.promoted,
             suppressed=made.suppressed,
         )
+
+    def _given(self, vector: SteeringVector) -> None:
+        """A vector that is there goes on the bench."""
+        self._make(VectorGiven(vector))
 
     def _choose_layer(self, ranked: LayersRanked, again: Again | None) -> None:
         def done(place: int | None) -> None:

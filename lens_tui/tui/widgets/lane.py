@@ -16,8 +16,10 @@ from textual.timer import Timer
 from textual.widget import Widget
 
 from lens_tui.records import Add, Candidate, Intervention, Token
+from lens_tui.records.gates import gate_sign
 from lens_tui.records.interventions import amount_of
 from lens_tui.records.run_record import kl_level, pieces
+from lens_tui.records.sanitise import one_line
 from lens_tui.tui.chat_text import OPEN, Thinking, folded, opens_thinking, thinking_in
 from lens_tui.tui.format import Trail, bar, fit, kl_key, nats, signed, sparkline
 from lens_tui.tui.session import ArmText, Measure, RunText, candidates, token_levels
@@ -148,7 +150,7 @@ def quoted(token: str) -> str:
 
 
 def strength(interventions: Sequence[Intervention]) -> str:
-    """What is done to an arm, short: ``+8.0 · 2.0×max`` for one vector, ``+8.0, -3.0`` for several."""
+    """What is done to an arm, short: ``+8.0 · 2.0×max`` for one vector, ``+8.0, -3.0 if verse>0.5`` for several."""
     live = [item for item in interventions if item.enabled]
     if not live:
         return ""
@@ -165,6 +167,10 @@ _SIGNS = {"set": "= ", "at_most": "≤ ", "at_least": "≥ "}
 
 
 def _amount(item: Intervention) -> str:
+    return _push(item) if item.gate is None else f"{_push(item)} {one_line(gate_sign(item.gate), 40)}"
+
+
+def _push(item: Intervention) -> str:
     if item.mode == "project_out":
         return "projected out"
     amount = amount_of(item)

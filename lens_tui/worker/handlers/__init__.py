@@ -154,6 +154,7 @@ TABLE: dict[type[jobs.Job], str] = {
     jobs.FindFeatures: "feature_jobs:find_features",
     jobs.VectorFromFeature: "feature_jobs:from_feature",
     jobs.VectorFromPrompts: "vector_jobs:from_prompts",
+    jobs.TrainProbes: "vector_jobs:train_probes",
     jobs.VectorFromFile: "vector_jobs:from_file",
     jobs.VectorFromToken: "vector_jobs:from_token",
     jobs.VectorFromVectors: "vector_jobs:from_vectors",

@@ -53,6 +53,31 @@ def from_prompts(control: Control, job: jobs.VectorFromPrompts, context: Context
         yield made(control, ranked[0].vector, context)
 
 
+def train_probes(control: Control, job: jobs.TrainProbes, context: Context) -> Iterator[ev.Event]:
+    """A probe at each layer, its name safe to show; stopped between two layers."""
+    from lens_tui.tasks.probe_sets import probes_of
+
+    def progress(done: int, total: int) -> None:
+        control.check()
+        control.progress("layers", done, total, "layers")
+
+    control.progress("texts", 0, 0, "texts")
+    with stoppable(context, control) as model:
+        report = probes_of(
+            model,
+            one_line(job.name, 60),
+            job.positive,
+            job.negative,
+            path=job.path,
+            kind=job.kind,
+            layers=job.layers,
+            over=job.over,
+            raw=job.raw,
+            progress=progress,
+        )
+    yield ev.ProbesTrained(control.id, report)
+
+
 def from_token(control: Control, job: jobs.VectorFromToken, context: Context) -> Iterator[ev.Event]:
     """The direction of a token."""
     from lens_tui.tasks.make_vectors import from_token as make
