@@ -13,9 +13,9 @@ from lens_tui import demo
 from lens_tui.records.interventions import BenchRow
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.bench_text import relative, too_strong
+from lens_tui.tui.screens.direction_text import bench_row
 from lens_tui.tui.screens.form import ChoiceScreen, FormScreen, number, whole
 from lens_tui.tui.screens.steer_forms import texts
-from lens_tui.tui.screens.steer_screen import bench_row
 from lens_tui.tui.widgets.row_list import RowList
 from lens_tui.worker import jobs
 from tests.apps import lens_app, screen_text, settle
