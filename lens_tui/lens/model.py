@@ -550,14 +550,15 @@ class LensModel:
             sampling: The settings of the prompts that have none.
             interventions: Those of the prompts that have none; by default those of the blocks around the call.
             options: mlx-lm's sampling options and the stops as for :meth:`stream`, ``raw``, ``top``, ``sampler``,
-                ``logits_processors``, ``completion_batch_size``, ``prefill_batch_size``, ``prefill_step_size`` and
-                ``max_kv_size``.
+                ``logits_processors``, ``completion_batch_size``, ``prefill_batch_size``, ``prefill_step_size``,
+                ``max_kv_size`` and ``monitors``, which read every token (``readings(index)`` of the batch).
 
         Returns:
-            An iterator of tokens and prompt ends, which prompts can join and leave.
+            An iterator of tokens and prompt ends, which prompts can join and leave. A ``capture`` block around it has
+            each prompt's tensors in ``row(index)``.
 
         Raises:
-            LensError: For no prompts, an option that does not exist, or inside a ``capture`` block.
+            LensError: For no prompts, or an option that does not exist.
         """
         return start_batch(
             self._registry,

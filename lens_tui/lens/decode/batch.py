@@ -7,18 +7,22 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
 
-from lens_tui.records import ArmEnd, BatchRow, Echo, LensError, Request, Steered, Token
+from lens_tui.records import ArmEnd, BatchRow, Echo, LensError, Monitor, Request, Steered, Token
 
 from ..forward import echo_of
+from ..hooks.capture_result import MonitorReader
 from ..hooks.passage import steered
 from ..hooks.program import DoseMeter
-from ..hooks.registry import Holding, Plan, Registry, Run
+from ..hooks.registry import Holding, Plan, Recorder, Registry, Run
 from ..hooks.steering import check_chosen, check_moved, check_reach, origin_in
 from ..tokens import EncodedPrompt, Tokens
 from .batch_rows import BatchModel, BatchStep, Row, RowLabels, RowPlan, Way, choose_all, way_of
 from .generation import DecodeOptions, RowDecoder, mlx_lm_generate
 from .prefill import Filler, PrefixCache
+from .row_recorder import RowRecorder
 from .sampling import SideBySide, whole_number
 
 
@@ -101,6 +105,7 @@ class Batch:
     tokens: Tokens
     options: BatchOptions
     prefixes: PrefixCache
+    recorder: RowRecorder | None = None
     rows: dict[int, Row] = field(default_factory=dict)
     plans: dict[int, RowPlan] = field(default_factory=dict)
     done: bool = False
@@ -109,7 +114,7 @@ class Batch:
     _waiting: list[Row] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.model = BatchModel(self.registry, self.plans)
+        self.model = BatchModel(self.registry, self.plans, self.recorder)
         self.sites = Holding(self.registry)
 
     def join(self, row: Row) -> None:
@@ -183,14 +188,14 @@ class Batch:
         """Hand over the rows that have joined since the last step."""
         for row in self._waiting:
             self._hold(row)
-        if self._waiting:
+        if self._waiting and self.recorder is None:  # what is read must go in: nothing kept is taken
             share([row.plan for row in self._waiting], self._filler)
         for row in self._waiting:
             self._insert_row(row)
         self._waiting.clear()
 
     def _insert_row(self, row: Row) -> None:
-        cache, row.reused = begin(row.plan, self._filler)
+        cache, row.reused = self._begin(row.plan)
         (uid,) = self._generator.insert(
             [list(row.plan.prompt.ids[row.reused :])],
             [row.sampling.max_tokens],
@@ -198,6 +203,13 @@ class Batch:
             stop_sequences=[mlx_lm_generate().StopSequences([(stop,) for stop in row.stop_ids])],
         )
         self._uids[uid] = row.index
+
+    def _begin(self, plan: RowPlan) -> tuple[list[Any], int]:
+        if self.recorder is None:
+            return begin(plan, self._filler)
+        from mlx_lm.models.cache import make_prompt_cache
+
+        return make_prompt_cache(self.registry.decoder.root, self.options.max_kv_size), 0
 
     def _filler(self, prompt: EncodedPrompt, limit: int | None = None) -> Filler:
         """What computes and finds kept prefixes of a prompt."""
@@ -214,7 +226,13 @@ class Batch:
         from mlx_lm.models.cache import make_prompt_cache
 
         self._hold(row)
-        run = Run(self.registry, Plan((row.plan.entries,)), len(row.plan.prompt.ids), row.plan.prompt.spans)
+        recorders: list[Recorder] = [] if self.recorder is None else [self.recorder]
+        reader = None
+        if self.recorder is not None:
+            self.recorder.expect([row.index], [None])
+            reader = MonitorReader(self.registry, self.recorder.monitors) if self.recorder.monitors else None
+            recorders += [] if reader is None else [reader]
+        run = Run(self.registry, Plan((row.plan.entries,), recorders), len(row.plan.prompt.ids), row.plan.prompt.spans)
         run.meter = DoseMeter() if row.plan.entries else None
         options = DecodeOptions(
             replace(row.sampling, repetition_penalty=0.0),  # it is one of the row's processors
@@ -226,7 +244,7 @@ class Batch:
         cache = make_prompt_cache(self.registry.decoder.root, self.options.max_kv_size)
         prompt = row.plan.prompt
         decoder = RowDecoder(self.registry, run, prompt.ids, 1, cache, options, prompt.thinking, prompt.inside)
-        decoder.histories = [row.plan.history]
+        decoder.histories, decoder.monitors = [row.plan.history], reader
         for step in decoder.steps():
             yield from self._emit(row, step.ids[0], BatchStep.of_step(step), 0, run)
             if row.reason:
@@ -238,6 +256,8 @@ class Batch:
         if not row.ids:
             self._check_moved(row, run)
         event = row.take(token, step, at, self.tokens)
+        if self.recorder is not None:
+            self.recorder.use(row.index, len(row.plan.prompt.ids) + len(row.ids))
         if row.reason:
             self._settle(row, run)
         yield event
@@ -266,7 +286,8 @@ class Batch:
 
     def _hold(self, row: Row) -> None:
         """Install what a row's sites need."""
-        self.sites.change(self.sites.keys | {key for entry in row.plan.entries for key in entry.keys})
+        read = set() if self.recorder is None else set(self.recorder.places)
+        self.sites.change(self.sites.keys | read | {key for entry in row.plan.entries for key in entry.keys})
 
     def _finish(self) -> None:
         self.done = True
@@ -331,6 +352,21 @@ class BatchGeneration(Iterator[Token | ArmEnd]):
         self._events.close()
         if not self._batch.done:
             self._batch._finish()
+
+    @property
+    def monitors(self) -> tuple[Monitor, ...]:
+        """What reads the batch, as it was asked for."""
+        recorder = self._batch.recorder
+        return () if recorder is None else recorder.monitors
+
+    def readings(self, index: int) -> NDArray[np.float32]:
+        """What each monitor read of a prompt's tokens and behind them the text's: ``(monitors, tokens)``.
+
+        As many tokens as have gone into the model: the last one of a row may not have.
+        """
+        row, recorder = self._row(index), self._batch.recorder
+        count = len(row.plan.prompt.ids) + len(row.ids)
+        return np.zeros((0, count), dtype=np.float32) if recorder is None else recorder.readings(index)
 
     @property
     def texts(self) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from ..hooks.registry import Plan, PlanEntry, Registry, Run, async_eval
 from ..tokens import EncodedPrompt, Tokens
 from .compare import Writing
 from .generation import DecodeStep, Scales, mlx_lm_generate, scales_of
+from .row_recorder import RowRecorder
 from .sampling import LogitsProcessor, Sampler, SideBySide, best, candidates, kl, log_softmax
 
 
@@ -166,8 +167,9 @@ class BatchModel:
     forward which rows it had, their logits, and the scales that acted on each.
     """
 
-    def __init__(self, registry: Registry, plans: dict[int, RowPlan]) -> None:
+    def __init__(self, registry: Registry, plans: dict[int, RowPlan], recorder: RowRecorder | None = None) -> None:
         self._registry = registry
+        self.recorder = recorder
         self._plans = plans
         self.compositions: dict[tuple[int, ...], Composition] = {}
         self.last: tuple[int, ...] = ()
@@ -208,7 +210,11 @@ class BatchModel:
             real=None if min(real) == length else _real(real, length),
         )
         start = max(count + some for count, some in zip(counts, real, strict=True)) - length  # padding has no place
+        if self.recorder is not None:
+            self.recorder.expect(rows, real)
         logits = self._registry.forward(run, inputs, cache[:-1], start=start, held=True)
+        if self.recorder is not None:
+            self.recorder.send()
         if here.meter is not None and here.meter.pending:
             async_eval(*here.meter.arrays())
             self._doses = ForwardDoses(here.meter, plans, here.meter.take(), [plan.stamp for plan in plans])
@@ -223,7 +229,8 @@ class BatchModel:
 
     def _composition(self, rows: tuple[int, ...]) -> Composition:
         if rows not in self.compositions:
-            plan = Plan([self._plans[row].entries for row in rows])
+            recorders = () if self.recorder is None else (self.recorder,)
+            plan = Plan([self._plans[row].entries for row in rows], recorders)
             self.compositions[rows] = Composition(rows, plan, DoseMeter() if any(plan.rows) else None)
         here = self.compositions[rows]
         if here.meter is not None and here.stamp not in (None, here.plan.stamp):
@@ -319,7 +326,7 @@ class BatchStep:
 
     ``logprobs`` (rows,) are those of the chosen tokens, ``top`` the candidates, ids and log-probabilities
     (rows, count). ``doses`` is what the forward measured, ``places`` where these rows are in that (``None``: in the
-    same order).
+    same order). ``readings`` (rows, monitors) are those of the tokens that these were chosen after.
     """
 
     rows: int
@@ -328,7 +335,9 @@ class BatchStep:
     scales: Scales
     doses: ForwardDoses | None = None
     places: tuple[int, ...] | None = None
+    readings: mx.array | None = None
     _numbers: Numbers | None = None
+    _readings: list[list[float]] | None = None
 
     def count(self, at: int) -> None:
         """Count the dose of a row whose token is used."""
@@ -340,7 +349,13 @@ class BatchStep:
         """A step of a row decoder, which has been read, as if it had been a batch's."""
         empty: list[list[Any]] = [[] for _ in step.ids]
         numbers = (step.logprobs, step.top_ids or empty, step.top_logprobs or empty)
-        return cls(len(step.ids), None, None, step.scales, _numbers=numbers)
+        return cls(len(step.ids), None, None, step.scales, _numbers=numbers, _readings=step.readings)
+
+    def read_at(self, at: int) -> tuple[float, ...]:
+        """What monitors read before the token of a row was chosen."""
+        if self._readings is None:
+            self._readings = [] if self.readings is None else self.readings.tolist()  # type: ignore[assignment]
+        return tuple(self._readings[at]) if self._readings else ()
 
     def read(self) -> Numbers:
         """The numbers of all rows, brought to the host once."""
@@ -407,6 +422,7 @@ class Row(Writing):
             arm=self.index,
             top=candidates(tokens, top_ids[at][: self.top], top_logprobs[at][: self.top]),
             scales=step.scales[at],
+            readings=step.read_at(at),
         )
 
     def passage(self, bos: int | None) -> Passage:
@@ -463,8 +479,9 @@ def choose_all(model: BatchModel, rows: Sequence[Row], logprobs: mx.array, besid
     of_chosen = mx.take_along_axis(logprobs, chosen[:, None], axis=-1)[:, 0]
     count = max(row.top for row in rows)
     top = best(among, count) if count else None
-    step = BatchStep(len(rows), of_chosen, top, model.scales, model.doses())
-    async_eval(chosen, of_chosen, *(top or ()))
+    read = None if model.recorder is None else model.recorder.newest()
+    step = BatchStep(len(rows), of_chosen, top, model.scales, model.doses(), readings=read)
+    async_eval(chosen, of_chosen, *(top or ()), *(() if read is None else (read,)))
     for at, row in enumerate(rows):
         row.launched.append((step, at))
     return chosen

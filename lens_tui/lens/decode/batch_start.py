@@ -19,14 +19,16 @@ import mlx.core as mx
 
 from lens_tui.records import ArmEnd, Intervention, LensError, Request, Sampling, Token
 
+from ..hooks.capture_result import CaptureResult
 from ..hooks.registry import PlanEntry, Registry
-from ..hooks.steering import entries_of
+from ..hooks.steering import entries_of, reader_of
 from ..room import check_run
 from ..tokens import EncodedPrompt, Prompt, Tokens
 from .batch import Batch, BatchGeneration, BatchOptions
 from .batch_rows import BatchModel, BatchStep, Row, RowLabels, RowPlan
 from .compare import writing_options
 from .prefill import PrefixCache
+from .row_recorder import RowRecorder
 from .sampling import (
     LogitsProcessor,
     Sampler,
@@ -148,7 +150,10 @@ def _chooser(row: Row, model: BatchModel) -> Callable[[mx.array, mx.array], mx.a
         of_chosen = mx.take_along_axis(logprobs, chosen[:, None], axis=-1)[:, 0]
         scales = (model.scales[model.last.index(row.index)],)
         top = best(model.choosable(logprobs), row.top) if row.top else None
-        step = BatchStep(len(model.last), of_chosen, top, scales, model.doses(), (model.last.index(row.index),))
+        place = model.last.index(row.index)
+        read = None if model.recorder is None else model.recorder.newest()
+        read = None if read is None else read[place : place + 1]
+        step = BatchStep(len(model.last), of_chosen, top, scales, model.doses(), (place,), read)
         row.launched.append((step, 0))
         return mx.where(mx.arange(logits.shape[-1])[None] == chosen[:, None], 0.0, -mx.inf)
 
@@ -240,15 +245,12 @@ def start_batch(
         engine: Who schedules the rows.
 
     Raises:
-        LensError: For the first thing that is wrong with a prompt or an option, and inside a capture block.
+        LensError: For the first thing that is wrong with a prompt or an option.
     """
     requests = [as_request(prompt) for prompt in _several(prompts)]
     entries, recorders = registry.ambient()
-    if recorders:
-        raise LensError(
-            "A batch was started inside a capture block, but its rows come and go.",
-            "Capture with forward, or generate the prompts one by one.",
-        )
+    monitors = reader_of(registry, options.pop("monitors", ()))
+    captures = [recorder for recorder in recorders if isinstance(recorder, CaptureResult)]
     if interventions is not None:
         entries = tuple(entries_of(interventions, registry))
     common = _common(entries, sampling, options, registry.decoder.vocab_size)
@@ -258,7 +260,10 @@ def start_batch(
         raise LensError(f"There is no option {next(iter(options))!r}.", "See the docstring of LensModel.stream_batch.")
     make_row = RowMaker(registry, tokens, common, make_sampler(Sampling(), registry.decoder.vocab_size))
     kind = EngineBatch if engine == "vllm-mlx" else Batch
-    batch = kind(registry, tokens, batch_options, prefixes)
+    recorder = None
+    if captures or monitors is not None:
+        recorder = RowRecorder(registry, captures, () if monitors is None else monitors.monitors)
+    batch = kind(registry, tokens, batch_options, prefixes, recorder)
     rows = [make_row(index, request) for index, request in enumerate(requests)]
     together = max(batch_options.completion_batch_size, batch_options.prefill_batch_size)
     sizes = sorted(((len(row.plan.prompt.ids), row.sampling.max_tokens) for row in rows), key=sum, reverse=True)

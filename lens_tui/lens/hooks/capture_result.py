@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -34,12 +34,30 @@ class CaptureResult(Recorder, Mapping["int | tuple[int, str]", mx.array]):
         self._steps: dict[Key, list[mx.array]] = {}
         self._run: Run | None = None
         self._waiting = False
+        self._rows: Callable[[int], Mapping[Key, mx.array]] | None = None
+
+    def follow(self, rows: Callable[[int], Mapping[Key, mx.array]]) -> None:
+        """A batch begins, whose rows come and go: what of them is kept is asked of ``rows``."""
+        self._steps, self._rows = {}, rows
+
+    def row(self, index: int) -> dict[int | tuple[int, str], mx.array]:
+        """What was captured of one row, ``(tokens, width)`` by the same keys.
+
+        Of a batch (``stream_batch``) that is one of its prompts with every token that it was continued by but the
+        last; the prompts may be of any lengths. Raises :class:`LensError` for a row that there is not.
+        """
+        if self._rows is None:
+            return {where: self[where][index] for where in self}
+        found = self._rows(index)
+        if not found:
+            raise LensError(f"Nothing was captured of row {index}.", "Read the batch's tokens first, or take another.")
+        return {where: found[self._key(where)] for where in self}
 
     def begin(self, run: Run | None, starts: bool) -> None:
         """A forward begins; ``starts`` or another run than before: what was held is dropped."""
         if starts or run is not self._run:
             self._steps = {}
-        self._run = run
+        self._run, self._rows = run, None
 
     def record(self, key: Key, tensor: mx.array) -> None:
         """Append a tensor."""
@@ -82,6 +100,8 @@ class CaptureResult(Recorder, Mapping["int | tuple[int, str]", mx.array]):
         if not steps:
             if key not in self.places:
                 raise KeyError(f"{where!r} is not captured; captured: {list(self)}")
+            if self._rows is not None:
+                raise LensError("The rows of a batch are of different lengths.", "Read them with row(index).")
             raise LensError(
                 f"Layer {key[0]} {key[1]} has seen no forward pass yet.", "Run the model inside the block first."
             )

@@ -293,8 +293,6 @@ def test_what_cannot_be_is_refused_before_anything_runs() -> None:
         lens.generate_batch([(1, 2)], stop="x")
     with pytest.raises(LensError, match="no token"):
         lens.generate_batch([Request((1, 2), stop_ids=(10_000,))])
-    with lens.capture([1]), pytest.raises(LensError, match="capture block"):
-        lens.generate_batch([(1, 2)])
     with pytest.raises(LensError, match="chat messages"):
         lens.generate_batch([Request((1, 2), (add(1.0, positions=Positions("role", role="user")),))])
 
