@@ -30,8 +30,10 @@ from lens_tui.records.interventions import as_number, as_positions
 
 from .architecture.find import find_decoder
 from .architecture.load_model import load_model
+from .architecture.placement import place
+from .architecture.ranks import Shared, shared_loading
 from .architecture.unembed import Convention, Unembedding, find_unembedding, readout, token_weights
-from .architecture.weights import Held, check_dequantize, check_device, describe
+from .architecture.weights import Held, check_dequantize, check_device, describe, evaluate
 from .decode.batch import BatchGeneration
 from .decode.batch_start import Engine, Prompts, check_engine, start_batch
 from .decode.compare import Comparison, Generation
@@ -58,17 +60,27 @@ class LensModel:
     ``load_kwargs`` go to ``mlx_lm.load``. ``dequantize`` says whether quantised and 16-bit weights are held in float32:
     ``"auto"`` where that is faster and memory allows (a Linux CPU), ``"never"`` or ``"always"``; ``info.weights`` says
     what was done. ``use_engine`` says who schedules batches, this library (``"built-in"``; ``False`` and ``True``
-    say the same) or ``"vllm-mlx"``; results are the same. Use the model on the thread that made it.
+    say the same) or ``"vllm-mlx"``; results are the same. ``shard`` shares the model among the processes that
+    ``mlx.launch`` started: ``"tensor"`` (a slice of each layer in each) or ``"pipeline"`` (some layers in each); every
+    one of them runs the same program and has the same results. Use the model on the thread that made it.
     """
 
     def __init__(
-        self, model_path: str, use_engine: Engine | bool = False, *, dequantize: str = "auto", **load_kwargs: Any
+        self,
+        model_path: str,
+        use_engine: Engine | bool = False,
+        *,
+        dequantize: str = "auto",
+        shard: str | None = None,
+        **load_kwargs: Any,
     ) -> None:
         self.engine = check_engine(use_engine)
-        found = load_model(str(model_path), check_dequantize(dequantize), **load_kwargs)
-        self._setup(
-            found.model, found.tokenizer, name=str(model_path), path=found.path, held=found.held, window=found.window
-        )
+        with shared_loading(shard) as shared:
+            found = load_model(str(model_path), check_dequantize(dequantize), evaluated=not shared, **load_kwargs)
+            extra: Any = {"held": found.held, "window": found.window, "shared": shared}
+            self._setup(found.model, found.tokenizer, str(model_path), found.path, **extra)
+            for _ in () if shared is None or load_kwargs.get("lazy") else evaluate(found.model):
+                pass
 
     @classmethod
     def from_model(
@@ -80,6 +92,7 @@ class LensModel:
         path: str = "",
         use_engine: Engine | bool = False,
         window: int | None = None,
+        shard: str | None = None,
     ) -> LensModel:
         """Wrap an mlx-lm model that is in memory.
 
@@ -90,24 +103,29 @@ class LensModel:
             path: Where it was read from, for the record.
             use_engine: Who schedules batches, as for the class.
             window: Texts of more tokens are refused: where mlx-lm computes the model right up to there only.
+            shard: How the processes of ``mlx.launch`` share it, as for the class; the model given is whole, the same
+                in all of them, and keeps this process's part alone.
 
         Raises:
             LensError: For a model whose decoder blocks cannot be proved, or that MLX cannot compute on this device.
         """
         self = cls.__new__(cls)
         self.engine = check_engine(use_engine)
-        self._setup(model, tokenizer, name=name or type(model).__module__.rpartition(".")[2], path=path, window=window)
+        known = name or type(model).__module__.rpartition(".")[2]
+        with shared_loading(shard) as shared:
+            self._setup(model, tokenizer, known, path, window=window, shared=shared)
         return self
 
     def _setup(
         self,
         model: Module,
         tokenizer: Any | None,
-        *,
         name: str,
         path: str,
+        *,
         held: Held | None = None,
         window: int | None = None,
+        shared: Shared | None = None,
     ) -> None:
         check_device(model)
         self._model = model
@@ -116,12 +134,14 @@ class LensModel:
         hidden = self.tokens.hidden
         if hidden is not None:
             self._decoder = replace(self._decoder, hide=mx.where(mx.array(hidden), -mx.inf, 0.0))
+        info = describe(model, self._decoder, self.tokens, name=name, path=path)
+        self.info: ModelInfo = held.noted(info) if held else info
+        if shared is not None:
+            self._decoder = place(model, self._decoder, shared)
         self._registry = Registry(self._decoder, self.tokens.bos)
         self._ids = itertools.count(1)
         self.prefixes = PrefixCache()
         self._unembedding: Unembedding | None = None
-        info = describe(model, self._decoder, self.tokens, name=name, path=path)
-        self.info: ModelInfo = held.noted(info) if held else info
 
     # -- what it is ----------------------------------------------------------
 

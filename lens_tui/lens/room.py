@@ -13,8 +13,9 @@ from typing import Any
 import mlx.core as mx
 
 from lens_tui.records import LensError
-from lens_tui.records.machine import SMALL, free_memory, machine_memory
+from lens_tui.records.machine import SMALL, machine_memory
 
+from .architecture.ranks import agreed_memory, memory_now
 from .hooks.program import has_effect
 from .hooks.registry import Plan, Registry, Run
 
@@ -28,14 +29,13 @@ Kept = tuple[tuple[float, int | None], ...]
 
 def memory_left() -> int:
     """Bytes that MLX can have on its device now: on a GPU up to its own limit, else what is free on the machine."""
-    if mx.default_device().type == mx.DeviceType.cpu:
-        return free_memory() + mx.get_cache_memory()
-    return max(0, mx.get_memory_limit() - mx.get_active_memory())
+    agreed = agreed_memory()  # what differs from process to process cannot decide what all do
+    return memory_now() if agreed is None else agreed
 
 
 def memory_at_most() -> int:
     """Bytes that it could have if all others gave theirs: the bound that Load judges a model's fit by."""
-    if mx.default_device().type == mx.DeviceType.cpu:
+    if mx.default_device().type == mx.DeviceType.cpu and agreed_memory() is None:
         return max(memory_left(), machine_memory() - mx.get_active_memory())
     return memory_left()
 

@@ -25,6 +25,7 @@ from mlx.nn.layers.base import Module
 from lens_tui.records import LensError
 from lens_tui.records.machine import SMALL, free_memory
 
+from .ranks import Shared, agreed_memory
 from .taps import Argument, Call, first_of, install, named, original_class, replace_first, uninstall
 
 PROBE_SHAPE = (2, 3)
@@ -287,6 +288,7 @@ class Decoder:
     ``window`` is the length up to which mlx-lm computes the model as its makers do,
     where a sliding window of theirs is not computed, or not alike with a cache and without.
     ``hide`` (vocabulary,) is minus infinity for ids that stand for no token, 0 for the others; ``None`` without any.
+    ``shared`` says which part of the model this process has, ``None`` where it has all of it.
     """
 
     root: Module
@@ -305,6 +307,7 @@ class Decoder:
     shares_keys: bool = False
     window: int | None = None
     hide: mx.array | None = None
+    shared: Shared | None = None
 
     @property
     def n_layers(self) -> int:
@@ -354,7 +357,7 @@ class Decoder:
         need = each * tokens * total
         if need < SMALL or mx.default_device().type != mx.DeviceType.cpu:
             return
-        free = min(free_memory(), 3 * self.dtype.size * _PLACES)
+        free = min(free_memory() if (agreed := agreed_memory()) is None else agreed, 3 * self.dtype.size * _PLACES)
         if need > free:
             most = math.isqrt(free // max(1, each))
             text = f"{tokens:,} tokens" if rows == 1 else f"{rows} texts of {tokens:,} tokens"
@@ -378,6 +381,11 @@ class Decoder:
                 "Give a shorter text, or fewer max_tokens.",
             )
 
+    def check_whole(self, what: str) -> None:
+        """Raise :class:`LensError` for what needs the whole model in this process."""
+        if self.shared is not None:
+            raise self.shared.refuse(what)
+
     def index(self, layer: int) -> int:
         """A layer number counted from 0; negative numbers count from the end. Raises ``LensError``."""
         try:
@@ -397,8 +405,8 @@ class Decoder:
         return [self.index(layer) for layer in (layers if several else [layers])]
 
 
-HEAD_COUNTS = ("n_heads", "q_num_heads", "num_heads", "num_attention_heads", "n_head", "n_q_heads")
-"""What attentions call the number of their query heads."""
+HEAD_COUNTS = ("whole_heads", "n_heads", "q_num_heads", "num_heads", "num_attention_heads", "n_head", "n_q_heads")
+"""What attentions call the number of their query heads; the first is ours, of a model that is divided."""
 _PLACES = 2**31 - 1
 
 

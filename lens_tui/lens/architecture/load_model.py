@@ -49,10 +49,10 @@ class Loaded:
     held: Held | None = None
 
 
-def load_model(name: str, how: Dequantize = "auto", **load_kwargs: Any) -> Loaded:
+def load_model(name: str, how: Dequantize = "auto", *, evaluated: bool = True, **load_kwargs: Any) -> Loaded:
     """A model by folder, hub id or ``"demo"``; ``load_kwargs`` are those of ``mlx_lm.load``.
 
-    ``how`` says how its weights are held (:mod:`.weights`). Raises :class:`LensError` for all that is no
+    ``how`` says how its weights are held (:mod:`.weights`); not ``evaluated``, the caller computes them. Raises :class:`LensError` for all that is no
     model, or none that mlx-lm computes.
     """
     source = str(demo.model_path()) if name == demo.NAME else name
@@ -84,7 +84,7 @@ def load_model(name: str, how: Dequantize = "auto", **load_kwargs: Any) -> Loade
     lazy = load_kwargs.pop("lazy", False)
     found = load_folder(where, label=label, path=str(folder) if looks_local else source, lazy=True, **load_kwargs)
     held = dequantize(found.model, how)
-    for _ in () if lazy else evaluate(found.model):
+    for _ in () if lazy or not evaluated else evaluate(found.model):
         pass
     return replace(found, held=held)
 

@@ -214,6 +214,7 @@ def _run_both(
     heads: bool,
     chosen: Sequence[Sender] | None,
 ) -> _Both:
+    lens.registry.decoder.check_whole("What a path carries")
     if pair.spans:
         raise LensError("Paths are patched at all tokens, so that spans say nothing.", "Leave the pair's spans out.")
     aligned, layers = align(lens, pair), range(lens.n_layers)

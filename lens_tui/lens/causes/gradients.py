@@ -58,6 +58,7 @@ def gradient_at(
     batch = mx.array([list(ids)], dtype=mx.int32)
     # The metric is of one text, and each site's tensor has zeros added to it: the gradient with respect to what is
     # added is that with respect to the tensor.
+    lens.registry.decoder.check_whole("Gradients")
     zeros = [mx.zeros((1, len(ids), lens.registry.sites.point(*key).width)) for key in places]
 
     def value(added: list[mx.array]) -> mx.array:

@@ -18,6 +18,7 @@ from lens_tui.records import Candidate, LensError, Sampling
 from lens_tui.records.interventions import as_number
 from lens_tui.records.run import LIMITS
 
+from ..architecture.ranks import agreed_seed
 from ..tokens import Tokens
 
 Sampler = Callable[[mx.array], mx.array]
@@ -32,7 +33,7 @@ def settings_from(sampling: Sampling | None, options: dict[str, Any]) -> Samplin
     base = sampling or Sampling()
     known = {name: options.pop(name) for name in names if name in options}
     if known.get("seed", 0) is None:
-        known["seed"] = int.from_bytes(_entropy(), "big")
+        known["seed"] = agreed_seed(int.from_bytes(_entropy(), "big"))
     known = {name: value if value is not None else getattr(Sampling(), name) for name, value in known.items()}
     values = {name: known.get(name, getattr(base, name)) for name in names}
     return check_sampling(Sampling(**values))

@@ -116,6 +116,7 @@ def freeze(lens: Core, ids: Sequence[int]) -> FrozenModel:
         NotFinite: For activations that are not numbers.
     """
     decoder = lens.registry.decoder
+    decoder.check_whole("An attribution graph")
     if decoder.passes > 1 or decoder.stream is not None or not decoder.closed:
         raise LensError(
             "This model goes through its blocks in a way that no graph of direct effects describes (several passes or "

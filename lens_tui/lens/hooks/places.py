@@ -13,7 +13,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
@@ -24,6 +24,8 @@ from lens_tui.records.gates import Monitor
 from lens_tui.records.info import SITES
 
 from ..architecture.find import PROBE_SHAPE, Decoder, heads_of
+from ..architecture.placement import sliced_end
+from ..architecture.ranks import Shared
 from ..architecture.taps import (
     Call,
     first_of,
@@ -103,11 +105,16 @@ class SiteMap:
             port: Port = "input" if site == "resid_pre" else "output"
             decoder = self._decoder
             return Point(block, port, decoder.d_model, decoder.stream, decoder.argument, decoder.view)
+        shared = self._decoder.shared
+        if shared is not None and shared.mode == "pipeline":
+            raise shared.refuse(f"The site {site}, inside a block,")
         if self._inside is None:
             self._inside = _look_inside(self._decoder)
         found = _resolve(site, self._inside[layer])
         if isinstance(found, str):
             raise LensError(f"Layer {layer} of this model has no {site} that can be proved: {found}.")
+        if shared is not None and sliced_end(found.module) == found.port:
+            return replace(found, width=found.width * shared.size, slices=shared)
         return found
 
     def available(self, layer: int) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from mlx.nn.layers.base import Module
 from lens_tui.records import LensError
 
 from ..architecture.norms import gain_of, held_norm
+from ..architecture.ranks import Shared
 from ..architecture.taps import Argument, first_of, input_of, replace_first, replace_input
 
 Port = Literal["input", "output"]
@@ -25,6 +26,7 @@ class Point:
     that the site is, ``None`` where the tensor is the residual itself. ``argument``
     says which of the module's arguments an ``input`` is, ``view`` which other one,
     or which other part of an output, is made from the residual and stale once that is changed.
+    ``slices`` is given where each of several processes has a slice of the tensor, in the order of their ranks.
     """
 
     module: Module
@@ -33,10 +35,13 @@ class Point:
     stream: int | None = None
     argument: Argument = 0
     view: Argument | None = None
+    slices: Shared | None = None
 
     def read(self, value: Any) -> Any:
         """The tensor of the site (batch, tokens, width) in what the module was given or gave."""
         hidden = first_of(value)
+        if self.slices is not None:
+            return self.slices.gathered(hidden)
         return hidden if self.stream is None else hidden[self.stream]
 
     def after(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> mx.array:
@@ -58,6 +63,8 @@ class Point:
         return written if self.view is None else (written[0], *[None for _ in written[1:]])
 
     def _put(self, value: mx.array, new: mx.array) -> mx.array:
+        if self.slices is not None:
+            return self.slices.part(new)
         if self.stream is None:
             return new
         return mx.concatenate([value[: self.stream], new[None], value[self.stream + 1 :]])

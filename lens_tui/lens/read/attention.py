@@ -85,6 +85,7 @@ def attention_patterns(
             (Qwen 3 Next), or one projection of queries, keys and values whose parts cannot be told apart; and where
             the patterns would take more than 2 GiB.
     """
+    lens.registry.decoder.check_whole("Patterns of attention")
     ids = one_text(lens, text)
     where = list(dict.fromkeys(lens.registry.decoder.indices(layers)))
     if lens.registry.decoder.passes > 1:

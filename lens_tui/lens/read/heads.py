@@ -119,6 +119,7 @@ def no_heads(layer: int, count: int, why: str) -> HeadAttribution:
 
 def _output(lens: Core, layer: int, stream: Stream) -> _Output:
     """A layer's output projection, held against what it gave of ``attn_z`` without steering."""
+    lens.registry.decoder.check_whole("What each head writes")
     sites = lens.registry.sites
     attention, projection = sites.point(layer, "attn_out").module, sites.point(layer, "attn_z")
     heads = heads_of(attention)
