@@ -52,8 +52,8 @@ class Loaded:
 def load_model(name: str, how: Dequantize = "auto", *, evaluated: bool = True, **load_kwargs: Any) -> Loaded:
     """A model by folder, hub id or ``"demo"``; ``load_kwargs`` are those of ``mlx_lm.load``.
 
-    ``how`` says how its weights are held (:mod:`.weights`); not ``evaluated``, the caller computes them. Raises :class:`LensError` for all that is no
-    model, or none that mlx-lm computes.
+    ``how`` says how its weights are held (:mod:`.weights`); not ``evaluated``, the caller computes them. Raises
+    :class:`LensError` for all that is no model, or none that mlx-lm computes.
     """
     source = str(demo.model_path()) if name == demo.NAME else name
     folder = Path(source).expanduser()

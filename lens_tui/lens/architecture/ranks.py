@@ -101,7 +101,7 @@ def shared_loading(shard: str | None) -> Iterator[Shared | None]:
     except Exception as error:
         failed = error
     message = "" if failed is None else str(failed) or type(failed).__name__
-    heard = _exchange(shared.group, one_line(message, _TEXT))
+    heard = _exchange(shared, one_line(message, _TEXT))
     if failed is not None:
         raise failed
     for rank, said in enumerate(heard):
@@ -110,19 +110,23 @@ def shared_loading(shard: str | None) -> Iterator[Shared | None]:
     _agree_on_memory(shared)
 
 
-def _exchange(group: Any, text: str) -> list[str]:
-    data = np.zeros(4 * _TEXT, np.uint8)
-    raw = text.encode()[: data.size]
-    data[: len(raw)] = np.frombuffer(raw, np.uint8)
-    found = np.array(mx.distributed.all_gather(mx.array(data)[None], group=group))
-    return [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in found]
+def _exchange(shared: Shared, text: str) -> list[str]:
+    raw = text.encode()[: 4 * _TEXT]
+    found = _rows(shared, np.frombuffer(raw.ljust(4 * _TEXT, b"\0"), np.uint8).astype(np.int32))
+    return [row.astype(np.uint8).tobytes().rstrip(b"\0").decode(errors="ignore") for row in found]
+
+
+def _rows(shared: Shared, own: Any) -> Any:
+    """A row of whole numbers of each process, (processes, numbers): by a sum, which every back end of MLX has."""
+    table = np.zeros((shared.size, len(own)), np.int32)
+    table[shared.rank] = own
+    return np.array(mx.distributed.all_sum(mx.array(table), group=shared.group))
 
 
 def _agree_on_memory(shared: Shared) -> None:
     """From now on the memory that is free is the least that any process has now; those of one machine divide it."""
     host = crc32(socket.gethostname().encode()) & 0x7FFFFFFF
-    own = mx.array([[host, memory_now() // _MIB]], dtype=mx.int32)
-    found = np.array(mx.distributed.all_gather(own, group=shared.group))
+    found = _rows(shared, [host, memory_now() // _MIB])
     cpu = mx.default_device().type == mx.DeviceType.cpu
     beside = [int((found[:, 0] == name).sum()) if cpu else 1 for name in found[:, 0]]
     _agreed.memory = min(int(free) * _MIB // count for free, count in zip(found[:, 1], beside, strict=True))
