@@ -1,7 +1,7 @@
 """Tokens a second of a model that several processes share, plain, steered and captured: one process of them.
 
-``python -m benchmarks.shared_models SHAPE [tensor | pipeline]`` is started once in each process (``mlx.launch``, or with
-the variables of MLX's back end set); rank 0 prints a line of JSON. Weights are random.
+``python -m benchmarks.shared_models SHAPE [tensor | pipeline]`` is started once in each process (``mlx.launch``, or
+with the variables of MLX's back end set); rank 0 prints a line of JSON. Weights are random.
 """
 
 from __future__ import annotations

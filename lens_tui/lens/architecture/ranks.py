@@ -6,6 +6,7 @@ So what differs from one machine to the next is exchanged once, and taken from t
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,7 +75,9 @@ def check_shard(shard: str | None) -> ShardMode | None:
 
 def join(mode: ShardMode) -> Shared:
     """Join the group of processes that a launcher started. Raises :class:`LensError` where this is the only one."""
-    group: Any = mx.distributed.init()
+    # A single process of an MPI that is merely installed is a group too, and would come before NCCL's.
+    backend: Any = "nccl" if os.environ.get("NCCL_HOST_IP") else "any"
+    group: Any = mx.distributed.init(backend=backend)
     if group.size() < 2:
         raise LensError(
             "A model can be shared by several processes only, and this is the only one.",
