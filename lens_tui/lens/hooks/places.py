@@ -25,7 +25,6 @@ from lens_tui.records.info import SITES
 
 from ..architecture.find import PROBE_SHAPE, Decoder, heads_of
 from ..architecture.placement import sliced_end
-from ..architecture.ranks import Shared
 from ..architecture.taps import (
     Call,
     first_of,
