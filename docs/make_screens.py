@@ -16,7 +16,7 @@ from lens_tui.tui.keys import Key, in_scope, split  # noqa: E402
 from screenshots.jobs import JOBS  # noqa: E402
 
 PAGES = HERE / "screens"
-SCOPES = {"steer": ("steer", "dose"), "generate": ("generate", "set")}
+SCOPES = {"steer": ("steer", "dose"), "generate": ("generate", "set"), "causes": ("causes", "graph")}
 """Pages with the keys of more than one scope; the others have that of their name."""
 OWN = {
     "history": (
@@ -44,8 +44,8 @@ def keys_of(page: str) -> str:
 
 def _row(key: Key) -> tuple[str, str]:
     shown = " ".join(f"`{_SHORT.get(part, part)}`" for part in split(key.keys))
-    where = {"dose": " (in the dose table)", "set": " (in the set's table)"}.get(key.scope, "")
-    return shown, key.description.replace("|", "\\|") + where
+    where = {"dose": " (in the dose table)", "set": " (in the set's table)", "graph": " (in the graph)"}
+    return shown, key.description.replace("|", "\\|") + where.get(key.scope, "")
 
 
 def jobs_table() -> str:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .lens.graphs.build_graph import attribute as attribute
     from .lens.graphs.build_graph import attribution_graph as attribution_graph
     from .lens.graphs.edge_checks import check_nodes as check_nodes
+    from .lens.graphs.node_vectors import node_vector as node_vector
     from .lens.hooks.capture_result import CaptureResult as CaptureResult
     from .lens.hooks.steering import Steering as Steering
     from .lens.measure.dose import FeatureProbe as FeatureProbe
@@ -148,6 +149,7 @@ else:
             ".lens.decode.compare": "Comparison Generation",
             ".lens.graphs.build_graph": "Attribution attribute attribution_graph",
             ".lens.graphs.edge_checks": "check_nodes",
+            ".lens.graphs.node_vectors": "node_vector",
             ".lens.hooks.capture_result": "CaptureResult",
             ".lens.hooks.steering": "Steering",
             ".lens.vectors": (

@@ -104,6 +104,8 @@ JOBS: tuple[Job, ...] = (
     Job("causes", "Which layer and token carry an answer", ("6", "enter"), "causes"),
     Job("causes", "Which heads carry it", ("6", "V", "enter"), "causes-heads"),
     Job("causes", "Trace it by noise", ("6", "V", "V", "enter"), "causes-trace"),
+    Job("causes", "What led to the next token: a graph", ("6", "V", "V", "V", "enter"), "causes-graph"),
+    Job("causes", "Check its strongest edge", ("6", "V", "V", "V", "enter", "c")),
     Job("causes", "Take the strongest head away in a run", ("6", "V", "enter", "s", "r")),
     Job("history", "Make a run again, token for token", ("r", "H", "r")),
     Job("history", "Two runs side by side", ("r", "plus", "H", "space", "j", "space"), "history-two"),

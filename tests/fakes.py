@@ -43,6 +43,7 @@ from lens_tui.worker.events import NeighboursRead
 from lens_tui.worker.jobs import ReadNeighbours
 from tests.fake_causes import fake_patch, patch_origin
 from tests.fake_dose import fake_dose, fake_search
+from tests.fake_graphs import GraphJob, fake_graph
 from tests.fake_lens import fake_lens, fake_parts, fake_pattern
 from tests.fake_probes import fake_probes
 from tests.fake_words import OTHERS, STOPWORDS, VOCAB, noise, split, token_id
@@ -279,6 +280,10 @@ class FakeWorker:
             case jobs.VectorFromPatch() as patched:
                 origin, site = patch_origin(patched)
                 return [_made(number, unit_vector(patched.name, patched.layer, origin, site=site))]
+            case of_graph if isinstance(of_graph, GraphJob):
+                return fake_graph(number, of_graph)
+            case jobs.VectorFromNode(_, node, name):
+                return [_made(number, unit_vector(name, 3, Origin("given", {"node": node})))]
             case jobs.ReadPattern() as pattern:
                 return [ev.PatternRead(number, fake_pattern(pattern))]
             case jobs.ReadFeature(sae, feature):

@@ -451,6 +451,55 @@ TERMS: tuple[GlossaryTerm, ...] = (
         ("Causes",),
         ("causal tracing", "indirect effect", "noised"),
     ),
+    GlossaryTerm(
+        "graph_share",
+        "share of a node",
+        "The part of all influence on the logits that goes through a node: w (A + A² + ...), with A the sizes of "
+        "effects over their sum for each target and w the logits' probabilities.",
+        "share, 0 to 1",
+        "Ameisen et al. 2025, Circuit Tracing",
+        ("Causes",),
+        ("influence", "pruned", "dial", "graph --nodes"),
+    ),
+    GlossaryTerm(
+        "graph_effect",
+        "edge of a graph",
+        "What the source adds directly to the target's pre-activation or logit (less the mean of all), attention "
+        "patterns, norms and active features held.",
+        "units of the target's value",
+        "Ameisen et al. 2025, Circuit Tracing",
+        ("Causes",),
+        ("direct effect", "comes from", "acts on", "direct on"),
+    ),
+    GlossaryTerm(
+        "graph_checks",
+        "checks of a graph",
+        "A node is removed, its targets measured. direct, total: what the graph predicts, without and with paths "
+        "between; frozen: all held; held: attention held; free: nothing.",
+        "change of the target's value",
+        "docs/graphs.md",
+        ("Causes",),
+        ("direct", "frozen", "total", "held", "free", "graph --check"),
+    ),
+    GlossaryTerm(
+        "graph_completeness",
+        "completeness",
+        "The share of what acts directly on nodes, weighted by their influence, that is no error of the "
+        "transcoders; before pruning.",
+        "share, 0 to 1",
+        "Ameisen et al. 2025, Circuit Tracing",
+        ("Causes",),
+        ("graph --json", "errors"),
+    ),
+    GlossaryTerm(
+        "graph_replacement",
+        "replacement",
+        "Of the influence on the logits that begins in tokens or errors, the share that begins in tokens.",
+        "share, 0 to 1",
+        "Ameisen et al. 2025, Circuit Tracing",
+        ("Causes",),
+        ("replacement score",),
+    ),
 )
 """In the order of the screens."""
 

@@ -28,7 +28,7 @@ SCREENS: tuple[tuple[str, str], ...] = (
 )
 """The screens in their order: mode name and title. Their digits are 1 to 6."""
 
-PANES: tuple[str, ...] = ("dose", "set")
+PANES: tuple[str, ...] = ("dose", "set", "graph")
 """Scopes of one pane of a screen: while it has the focus, its keys win over the screen's."""
 
 GROUPS = ("Everywhere", "Move", "Load", "Steer", "Generate", "Features", "Lens", "Causes")
@@ -56,7 +56,9 @@ class Key:
     @property
     def group(self) -> str:
         """The heading it is under in the key table."""
-        return {"app": "Everywhere", "dose": "Steer", "set": "Generate"}.get(self.scope, self.scope.capitalize())
+        return {"app": "Everywhere", "dose": "Steer", "set": "Generate", "graph": "Causes"}.get(
+            self.scope, self.scope.capitalize()
+        )
 
 
 _APP = (
@@ -231,7 +233,7 @@ _LENS = (
 _CAUSES = (
     Key("causes.patch", "enter", "patch", "compute the map: patch, or trace", "patch"),
     Key("causes.ask", "i", "ask", "write the prompts; choose site, direction and metric", "ask"),
-    Key("causes.view", "V", "view", "next map: patching by token, by head, causal tracing", "map"),
+    Key("causes.view", "V", "view", "next map: patching by token, by head, causal tracing, attribution graph", "map"),
     Key("causes.shade", "v", "shade", "what figures and shade say: effect, controls, estimate, value", "shade"),
     Key("causes.site_left", "left_square_bracket", "site(-1)", "the site before", "site"),
     Key("causes.site_right", "right_square_bracket", "site(1)", "the next site: resid_pre, attn_out, ...", "site"),
@@ -246,6 +248,28 @@ _CAUSES = (
     Key("causes.export", "e", "export", "export the map: JSON, CSV (asks where)"),
 )
 
+_GRAPH = (
+    Key("graph.make", "enter", "make", "make the graph; then: go to the other end of the chosen edge", "go"),
+    Key("graph.ask", "i", "ask", "write the prompt; choose target, transcoders, features", "ask"),
+    Key("graph.edge_up", "left_square_bracket", "edge(-1)", "the edge before, in the list beside", "edge"),
+    Key("graph.edge_down", "right_square_bracket", "edge(1)", "the next edge", "edge"),
+    Key("graph.dial_up", "plus", "dial(1)", "more nodes: pruning keeps a larger share of influence", "dial"),
+    Key("graph.dial_down", "minus", "dial(-1)", "fewer nodes", "dial"),
+    Key("graph.check", "c", "check", "check the chosen edge: remove its source and measure the target", "check"),
+    Key("graph.check_node", "C", "check_node", "check the node: remove it and measure what it acts on"),
+    Key("graph.pin", "space", "pin", "pin the node, or let it go: pruning keeps what is pinned", "pin"),
+    Key("graph.group", "w", "group", "name the pinned nodes as a group"),
+    Key("graph.steer", "s", "steer", "send what the node adds to the bench", "steer"),
+    Key("graph.feature", "F", "feature", "open the feature's page on Features", "page"),
+    Key("graph.next", "n", "next(1)", "the node that comes next in influence"),
+    Key("graph.previous", "N", "next(-1)", "the one before"),
+    Key("graph.graphs", "H", "graphs", "the graphs of this session"),
+    Key("graph.open", "o", "open", "open a graph from a file: JSON of this program, Neuronpedia or circuit-tracer"),
+    Key("graph.export", "e", "export", "save the graph as they read it (asks where)"),
+    Key("graph.copy", "y", "copy", "copy what is said of the node"),
+    Key("graph.copy_command", "Y", "copy_command", "copy the command that gives the same graph"),
+)
+
 _DOSE = (Key("dose.take", "enter", "take", "give the row the scale under the cursor (u takes it back)", "take"),)
 
 _SET = (
@@ -255,7 +279,19 @@ _SET = (
     Key("set.column_back", "V", "column(-1)", "the column before"),
 )
 
-KEYS: tuple[Key, ...] = (*_APP, *_MOVE, *_LOAD, *_DOSE, *_STEER, *_SET, *_GENERATE, *_FEATURES, *_LENS, *_CAUSES)
+KEYS: tuple[Key, ...] = (
+    *_APP,
+    *_MOVE,
+    *_LOAD,
+    *_DOSE,
+    *_STEER,
+    *_SET,
+    *_GENERATE,
+    *_FEATURES,
+    *_LENS,
+    *_CAUSES,
+    *_GRAPH,
+)
 
 
 @cache

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lens_tui.records import Arm, FloatArray, Intervention, SteeringVector
+from lens_tui.records.attribution_graph import EdgeCheck
 from lens_tui.records.features import ContrastedFeature, FeatureFacts, FoundFeature
+from lens_tui.records.graph_plan import GraphFound
 from lens_tui.records.patch_plan import PatchFound
 from lens_tui.records.prompt_set import PromptItem, SetCell
 from lens_tui.records.run import Token
@@ -377,6 +379,28 @@ class Patched(Event):
 
     found: PatchFound
     whole: bool = True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GraphMade(Event):
+    """An attribution graph was made, read, or pruned anew. Its texts are as they are: make them safe to show."""
+
+    found: GraphFound
+
+
+@dataclass(frozen=True, slots=True)
+class GraphWritten(Event):
+    """A graph is in a file."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NodeChecked(Event):
+    """What a node of a graph does when it is changed, beside what the graph says."""
+
+    found: GraphFound
+    check: EdgeCheck
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from lens_tui.records import Arm, Intervention, Sampling, SteeringVector
+from lens_tui.records.attribution_graph import AttributionGraph
 from lens_tui.records.chat import Turn
+from lens_tui.records.graph_plan import GraphFound, GraphPlan
 from lens_tui.records.info import Dequantize
 from lens_tui.records.patch_plan import PatchPlan
 from lens_tui.records.prompt_set import PromptItem
@@ -226,6 +228,60 @@ class VectorFromPatch(Job):
     plan: PatchPlan
     layer: int
     column: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class MakeGraph(Job):
+    """Make an attribution graph, by ``tasks.graph_plans``. Events: Progress, GraphMade."""
+
+    gives_way: ClassVar[bool] = True
+    plan: GraphPlan
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PruneGraph(Job):
+    """The same graph, pruned as another plan says. Events: GraphMade."""
+
+    found: GraphFound
+    plan: GraphPlan
+
+
+@dataclass(frozen=True, slots=True)
+class ReadGraph(Job):
+    """Read a graph's JSON, as this program, Neuronpedia or circuit-tracer wrote it. Events: GraphMade."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WriteGraph(Job):
+    """Write a graph as they read it. Events: GraphWritten."""
+
+    graph: AttributionGraph
+    path: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CheckNode(Job):
+    """Multiply what a node adds by ``factor`` and measure what that does to ``targets``. Events: NodeChecked.
+
+    Without targets those it acts on most are looked at. A graph that is no more at hand is made once more.
+    """
+
+    gives_way: ClassVar[bool] = True
+    found: GraphFound
+    node: str
+    targets: tuple[str, ...] = ()
+    factor: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VectorFromNode(Job):
+    """What a node of a graph adds to the residual stream. Events: VectorMade."""
+
+    found: GraphFound
+    node: str
     name: str
 
 

@@ -21,8 +21,12 @@ from tests.tui.opened import opened, settle
 pytestmark = [pytest.mark.usefixtures("still_cursor")]
 SIZES = {"wide": (120, 36), "narrow": (80, 24)}
 KEYS = {"generate": ("r", "]"), "steer": ("j",), "features": ("h", "j"), "lens": ("h", "j"), "load": ("j",)} | {
-    "causes": ("enter", "j")
+    "causes": ("enter", "j"),
+    "graph": ("V", "V", "V", "enter", "n", "n", "n", "c"),
 }
+VIEWS = {"graph": "causes"}
+"""Views that are pictures of their own, and the screens they are on."""
+MODES = [*(mode for mode, _ in SCREENS), *VIEWS]
 THEMES = ("contrast", "ember", "ink", "paper", "terminal")
 
 
@@ -46,9 +50,9 @@ def _named(style: Style | None) -> str:
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-@pytest.mark.parametrize("mode", [mode for mode, _ in SCREENS])
+@pytest.mark.parametrize("mode", MODES)
 async def test_a_screen_in_every_theme(mode: str, size: tuple[int, int], snapshot: Any) -> None:
-    async with opened(mode, size) as (app, pilot):
+    async with opened(VIEWS.get(mode, mode), size) as (app, pilot):
         for key in KEYS[mode]:
             await pilot.press(key)
             await settle(app, pilot)
@@ -63,13 +67,13 @@ async def test_a_screen_in_every_theme(mode: str, size: tuple[int, int], snapsho
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-@pytest.mark.parametrize("mode", [mode for mode, _ in SCREENS])
+@pytest.mark.parametrize("mode", MODES)
 async def test_a_screen_without_colour(
     mode: str, size: tuple[int, int], snapshot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     assert "NO_COLOR" in os.environ
-    async with opened(mode, size) as (app, pilot):
+    async with opened(VIEWS.get(mode, mode), size) as (app, pilot):
         for key in KEYS[mode]:
             await pilot.press(key)
             await settle(app, pilot)

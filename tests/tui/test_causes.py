@@ -183,6 +183,9 @@ async def test_views_keep_their_maps_and_the_history_brings_one_back() -> None:
             await pilot.press("V")
             await settle(app, pilot)
         assert [plan.by for plan in asked(app)] == ["layer-position", "head", "trace"]
+        assert screen_of(app).of_graph
+        await pilot.press("V")
+        await settle(app, pilot)
         assert (patches.plan.by, patches.shown is not None) == ("layer-position", True)
         await pilot.press("H", "2")
         await settle(app, pilot)

@@ -82,7 +82,7 @@ def _checked(
     wanted = sorted({end for some in ends for end in some})
     if any(graph.nodes[end].kind not in ("feature", "logit") for end in wanted):
         raise LensError("An effect is measured on features and logits.", "Give their ids.")
-    streams = _streams(made.sources, [graph.nodes[at] for at in chosen], factor - 1.0)
+    streams = streams_of(made.sources, [graph.nodes[at] for at in chosen], factor - 1.0)
     nodes = [graph.nodes[end] for end in wanted]
     measured = [run(made, streams, nodes) for run in (_frozen, _held, _free)]
     rows = []
@@ -115,7 +115,7 @@ def _total(graph: AttributionGraph, source: int, change: float) -> Doubles:
     return moved
 
 
-def _streams(sources: Sources, nodes: Sequence[GraphNode], change: float) -> dict[int, mx.array]:
+def streams_of(sources: Sources, nodes: Sequence[GraphNode], change: float) -> dict[int, mx.array]:
     """What is added to the stream behind each layer (-1: the embedding), ``(nodes, tokens, d_model)``."""
     frozen, replacement = sources.frozen, sources.replacement
     shape = (len(nodes), sources.n_tokens, int(frozen.embedded.shape[-1]))

@@ -14,7 +14,7 @@ from textual.widgets import Static
 
 from lens_tui.records import LensError, paths
 from lens_tui.records.interventions import HEADS_OFF, heads_of_vector, mode_of
-from lens_tui.records.patch_plan import METRICS, SITES
+from lens_tui.records.patch_plan import METRICS, SITES, PlanBy
 from lens_tui.records.sanitise import one_line
 from lens_tui.tasks.causes import FORMATS, command_of, write
 from lens_tui.tui.bindings import bindings
@@ -26,7 +26,12 @@ from lens_tui.worker.events import Event, VectorMade
 from lens_tui.worker.jobs import VectorFromPatch
 
 from .form import Field, FormScreen, filled
+from .graph_pane import GraphPane
 from .patch_pane import VIEWS, PatchPane
+
+GRAPH = "attribution graph"
+OF_PATCHES = ("patch", "ask", "shade", "site", "metric", "flip", "strongest", "maps", "steer", "copy")
+"""What keys of the screen do that are of patches alone."""
 
 
 class CausesScreen(LensScreen):
@@ -39,7 +44,8 @@ class CausesScreen(LensScreen):
 
     def __init__(self) -> None:
         super().__init__()
-        self.patches = PatchPane()
+        self.patches, self.graph = PatchPane(), GraphPane()
+        self.of_graph = False
         self.cell = Static(id="cause-cell")
 
     def body(self) -> ComposeResult:
@@ -48,24 +54,49 @@ class CausesScreen(LensScreen):
         yield Hairline()
         with Horizontal(id="causes-panes"):
             yield self.patches
+            yield self.graph
             yield Pane("Cell", VerticalScroll(self.cell, id="cause-scroll", can_focus=False), id="cause-pane")
 
     def on_mount(self) -> None:
         """Follow the way values are shown."""
         self.watch(self.lens, "tint", self._tint_changed, init=True)
         self.patches.refresh_map()
+        self.graph.refresh_graph()
+        self.turn_to_graph(False)
 
     def focus_first(self) -> None:
         """Begin in the map."""
-        self.set_focus(self.patches.grid)
+        self.set_focus(self.graph.map if self.of_graph else self.patches.grid)
+
+    def turn_to_graph(self, on: bool) -> None:
+        """Show the graph in the place of the maps of patches, or those again."""
+        self.of_graph = on
+        self.set_class(on, "-graph")
+        self.patches.display, self.graph.display = not on, on
+        self.query_one("#cause-pane", Pane).title = "Node" if on else "Cell"
+        self.focus_first()
+        self.refresh_bindings()
+        self.call_after_refresh(self._show)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """What is of patches does nothing while the graph shows."""
+        return not (self.of_graph and action in (*OF_PATCHES, "copy_command", "export"))
 
     def _tint_changed(self, tint: str) -> None:
-        self.patches.grid.mode = tint
+        self.patches.grid.mode = self.graph.map.mode = tint
+        self.graph.refresh_graph()
 
     def session_changed(self, old: Session, new: Session) -> None:
         """Another model: what was found is not of it."""
         if old.model != new.model:
             self.patches.forget()
+            self.graph.forget()
+        elif old.prompt != new.prompt:
+            self.graph.refresh_graph()
+
+    def on_graph_pane_turned(self) -> None:
+        """Another graph, node or edge."""
+        self._show()
 
     def on_patch_pane_turned(self) -> None:
         """Another question or map."""
@@ -80,12 +111,24 @@ class CausesScreen(LensScreen):
         self.call_after_refresh(self._show)
 
     def _show(self) -> None:
+        if self.of_graph:
+            self._show_node()
+            return
         shown, pane = self.patches.shown, self.query_one("#cause-pane", Pane)
         width = max(20, self.query_one("#question").size.width)
         self.query_one("#question", Static).update(Content("\n").join(question(self.patches.plan, width)))
         grid = self.patches.grid
         pane.note = "" if shown is None or grid.blank else shown.place(grid.row, grid.column)
         self.cell.update(Content("\n").join(self.patches.lines(max(16, self.cell.size.width))))
+
+    def _show_node(self) -> None:
+        width, graph = max(20, self.query_one("#question").size.width), self.graph
+        self.query_one("#question", Static).update(Content("\n").join(graph.question(width)))
+        self.query_one("#cause-pane", Pane).note = "" if graph.chosen is None else one_line(graph.chosen.id, 24)
+        lines, at = graph.lines(max(16, self.cell.size.width))
+        self.cell.update(Content("\n").join(lines))
+        scroll = self.query_one("#cause-scroll", VerticalScroll)
+        self.call_after_refresh(scroll.scroll_to, y=max(0, at + 2 - scroll.size.height), animate=False)
 
     # -- actions -----------------------------------------------------------------------------------------
 
@@ -100,7 +143,17 @@ class CausesScreen(LensScreen):
     def action_view(self) -> None:
         """The next view of the same question."""
         names = list(VIEWS)
-        self.patches.turn(names[(names.index(self.patches.plan.by) + 1) % len(names)])
+        at = names.index(self.patches.plan.by) + 1
+        if not self.of_graph and at == len(names):
+            self.turn_to_graph(True)
+            return
+        self._turn(names[0] if self.of_graph else names[at])
+
+    def _turn(self, view: PlanBy) -> None:
+        """Another view of the patches."""
+        if self.of_graph:
+            self.turn_to_graph(False)
+        self.patches.turn(view)
 
     def action_shade(self) -> None:
         """Another meaning of the figures."""
@@ -131,7 +184,11 @@ class CausesScreen(LensScreen):
     def offers(self) -> Iterator[tuple[str, Callable[[], object]]]:
         """Views, sites and metrics, by name."""
         for view, name in VIEWS.items():
-            yield f"Show {name}", partial(self.patches.turn, view)
+            yield f"Show {name}", partial(self._turn, view)
+        yield f"Show the {GRAPH}", partial(self.turn_to_graph, True)
+        if self.of_graph:
+            yield from self.graph.offers()
+            return
         for site in SITES:
             yield f"Patch {site}", partial(self.patches.change, site=site)
         for metric in METRICS:

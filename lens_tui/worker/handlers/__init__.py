@@ -70,6 +70,8 @@ class Context:
     reading: Reading | None = None
     written: WrittenActivations | None = None
     norms: dict[tuple[int, str], float] = field(default_factory=dict)
+    graph: Any = None
+    transcoders: tuple[str, Any] | None = None
     history: Path | None = None
     littered: bool = False
     _runs: RunStore | None = None
@@ -102,6 +104,7 @@ class Context:
         """Drop everything; memory comes back when Python and MLX see fit."""
         gc.unfreeze()  # what a load took out of the collections
         self.model = self.origin = None
+        self.graph = self.transcoders = None
         self.saes.clear()
         self.known.clear()
         self.norms.clear()
@@ -121,6 +124,7 @@ class Context:
 
         model, origin = self.model, self.origin
         self.model = self.origin = None
+        self.graph = self.transcoders = None
         if model is not None:
             model.close()
             del model
@@ -146,6 +150,12 @@ TABLE: dict[type[jobs.Job], str] = {
     jobs.ReadPattern: "lens_jobs:read_pattern",
     jobs.Patch: "lens_jobs:patch",
     jobs.VectorFromPatch: "lens_jobs:from_patch",
+    jobs.MakeGraph: "graph_jobs:make_graph",
+    jobs.PruneGraph: "graph_jobs:prune",
+    jobs.ReadGraph: "graph_jobs:read",
+    jobs.WriteGraph: "graph_jobs:write",
+    jobs.CheckNode: "graph_jobs:check",
+    jobs.VectorFromNode: "graph_jobs:vector",
     jobs.SetLabel: "feature_jobs:set_label",
     jobs.ReadWritten: "written_jobs:read_written",
     jobs.ReadPrompt: "compare_jobs:read_prompt",

@@ -1,0 +1,106 @@
+"""Attribution graphs: made, pruned anew, read from a file, and their nodes checked and taken to the bench."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lens_tui.records import LensError
+from lens_tui.records.graph_file import write_graph
+from lens_tui.records.graph_plan import GraphFound, GraphPlan
+
+from .. import events as ev
+from .. import jobs
+from ..thread import Control
+from . import Context
+from .vector_jobs import made, stoppable
+
+if TYPE_CHECKING:
+    from lens_tui.lens.graphs.build_graph import Attribution
+
+
+def make_graph(control: Control, job: jobs.MakeGraph, context: Context) -> Iterator[ev.Event]:
+    """The graph of a plan; stopped between two batches of rows, nothing comes of it."""
+    yield ev.GraphMade(control.id, _made(control, job.plan, context)[1])
+
+
+def prune(control: Control, job: jobs.PruneGraph, context: Context) -> Iterator[ev.Event]:
+    """The same graph with more nodes or fewer; features that come in get their words."""
+    from lens_tui.tasks.graph_plans import pruned_anew, same_graph
+
+    known, opened = context.graph, context.transcoders
+    lens, transcoders = None, None
+    if known is not None and opened is not None and same_graph(job.found, known.graph):
+        lens, transcoders = context.need_model(), opened[1]
+    yield ev.GraphMade(control.id, pruned_anew(job.found, job.plan, lens, transcoders))
+
+
+def read(control: Control, job: jobs.ReadGraph, context: Context) -> Iterator[ev.Event]:
+    """A graph of a file."""
+    from lens_tui.tasks.graph_plans import open_graph
+
+    yield ev.GraphMade(control.id, open_graph(job.path))
+
+
+def write(control: Control, job: jobs.WriteGraph, context: Context) -> Iterator[ev.Event]:
+    """The part of a graph that shows, as other tools read it."""
+    path = Path(job.path).expanduser()
+    write_graph(job.graph, path)
+    yield ev.GraphWritten(control.id, str(path))
+
+
+def check(control: Control, job: jobs.CheckNode, context: Context) -> Iterator[ev.Event]:
+    """A node changed, and what it acts on measured."""
+    from lens_tui.lens.graphs.edge_checks import check_nodes
+
+    attribution = _attribution(control, job.found, context)
+    with stoppable(context, control):
+        control.progress("checking")
+        (found,) = check_nodes(attribution, [job.node], targets=job.targets, factor=job.factor)
+    yield ev.NodeChecked(control.id, job.found, found)
+
+
+def vector(control: Control, job: jobs.VectorFromNode, context: Context) -> Iterator[ev.Event]:
+    """What a node adds to the stream."""
+    from lens_tui.lens.graphs.node_vectors import node_vector
+
+    yield made(control, node_vector(_attribution(control, job.found, context), job.node, job.name), context)
+
+
+def _attribution(control: Control, found: GraphFound, context: Context) -> Attribution:
+    """What a graph was made of: kept from when it was made, or made once more."""
+    from lens_tui.tasks.graph_plans import same_graph
+
+    if found.file:
+        raise LensError(
+            "This graph was read from a file, so that there is nothing here to measure it with.",
+            "Make it here from its prompt.",
+        )
+    model = context.need_model()
+    if model.info.name != found.whole.model:
+        raise LensError("This graph is of another model.", "Load that one, or make the graph anew.")
+    known: Attribution | None = context.graph
+    if known is not None and same_graph(found, known.graph):
+        return known
+    return _made(control, found.plan, context)[0]
+
+
+def _made(control: Control, plan: GraphPlan, context: Context) -> tuple[Attribution, GraphFound]:
+    from lens_tui.tasks.graph_plans import answer_graph, transcoders_for
+
+    def opened(done: int, total: int) -> None:
+        control.progress("opening transcoders", done, total)
+
+    def rows(done: int, total: int) -> None:
+        control.progress("rows", done, total, "rows")
+
+    control.progress("rows")
+    with stoppable(context, control) as model:
+        if context.transcoders is None or context.transcoders[0] != plan.transcoders:
+            context.transcoders = None
+            context.transcoders = (plan.transcoders, transcoders_for(model, plan.transcoders, opened))
+        context.graph = None  # what an older one holds makes room
+        attribution, found = answer_graph(model, plan, context.transcoders[1], rows)
+    context.graph = attribution
+    return attribution, found
