@@ -138,6 +138,24 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True)
+class Behaviour:
+    """What a model answers to questions with two answers each, of which one shows the behaviour.
+
+    ``difference`` is the mean over questions of ``log p(matching) - log p(other)`` in nats, at the first token in which
+    the two answers differ; ``low`` and ``high`` bound its 95 % percentile bootstrap interval over questions. ``share``
+    is the mean of ``p(matching) / (p(matching) + p(other))``, ``chosen`` the share of questions at which the matching
+    answer is the likelier one (a tie counts half). ``n`` counts questions.
+    """
+
+    difference: float
+    low: float
+    high: float
+    share: float
+    chosen: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
 class DosePoint:
     """All that is measured at one scale; perplexities are of the continuation's tokens only.
 
@@ -145,7 +163,8 @@ class DosePoint:
     the baseline's continuation and along this one. ``ppl_unsteered`` is how surprising the unsteered model finds the
     continuation, ``ppl_steered`` how surprising the steered one finds it: a small second and a large
     first is text that is confidently broken. ``random_delta`` and ``random_kl`` are the same measures for random
-    directions of the same length, and ``flipped_delta`` and ``flipped_kl`` with the sign turned.
+    directions of the same length, and ``flipped_delta`` and ``flipped_kl`` with the sign turned. ``behaviour`` is how
+    likely the answers are that show it, where questions were asked.
     """
 
     scale: float
@@ -164,6 +183,7 @@ class DosePoint:
     random_kl: tuple[float, ...] = ()
     flipped_delta: float | None = None
     flipped_kl: float | None = None
+    behaviour: Behaviour | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +197,7 @@ class DoseResponse:
     baseline_degeneration: Degeneration
     curves: tuple[Curve, ...] = ()
     baseline_read_back: ReadBack | None = None
+    baseline_behaviour: Behaviour | None = None
 
     def curve(self, name: str) -> Curve:
         """The curve of a name. Raises ``KeyError``."""
@@ -355,24 +376,6 @@ class AttentionPattern:
     token_ids: tuple[int, ...]
     weights: FloatArray
     error: float
-
-
-@dataclass(frozen=True, slots=True)
-class Behaviour:
-    """What a model answers to questions with two answers each, of which one shows the behaviour.
-
-    ``difference`` is the mean over questions of ``log p(matching) - log p(other)`` in nats, at the first token in which
-    the two answers differ; ``low`` and ``high`` bound its 95 % percentile bootstrap interval over questions. ``share``
-    is the mean of ``p(matching) / (p(matching) + p(other))``, ``chosen`` the share of questions at which the matching
-    answer is the likelier one (a tie counts half). ``n`` counts questions.
-    """
-
-    difference: float
-    low: float
-    high: float
-    share: float
-    chosen: float
-    n: int
 
 
 @dataclass(frozen=True, slots=True)

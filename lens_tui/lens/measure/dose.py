@@ -112,6 +112,10 @@ class _Generated:
     ends: dict[int, ArmEnd]
 
 
+Question = tuple[str, str, str]
+"""A question, the answer that shows the behaviour, and the other one."""
+
+
 def scaled(interventions: Sequence[Intervention], factor: float) -> Interventions:
     """The records with every scale and value multiplied; those that have neither stay. Raises if none has."""
     interventions = as_records(interventions)
@@ -133,13 +137,14 @@ def dose_response(
     raw: bool = False,
     seed: int = 0,
     known: Unsteered | None = None,
+    questions: Sequence[Question] = (),
     **options: Any,
 ) -> DoseResponse:
     """Every measure at every scale: what a steering does, what it costs, and where that turns.
 
     All scales and the baseline are generated in lock step as rows of one batch. Curves: ``delta_loss``, ``kl`` (mean
-    D(base || steered) of the baseline's first 20 tokens), ``ppl_unsteered``, ``distinct_2`` and ``read_back``, each
-    with its knee and with the steps at which it turns back.
+    D(base || steered) of the baseline's first 20 tokens), ``ppl_unsteered``, ``distinct_2``, ``read_back`` and
+    ``behaviour``, each with its knee and with the steps at which it turns back.
 
     Args:
         lens: The model.
@@ -153,6 +158,7 @@ def dose_response(
         raw: Do not apply the chat template.
         seed: Of the random directions and of the intervals.
         known: What :func:`known_of` gave for the same interventions and texts: for several calls in a row.
+        questions: As of :func:`behaviour`, asked at every scale; the curve is of its ``difference``.
         options: As of ``LensModel.stream``.
 
     Returns:
@@ -174,6 +180,8 @@ def dose_response(
     if controls:
         points = _with_controls(reference, interventions, response.points, controls)
         response = replace(response, points=tuple(points))
+    if len(questions):
+        response = _with_behaviour(lens, response, interventions, questions, raw, seed)
     return replace(response, curves=curves_of(response))
 
 
@@ -319,6 +327,22 @@ def _with_controls(
     return controlled
 
 
+def _with_behaviour(
+    lens: LensModel,
+    response: DoseResponse,
+    interventions: Sequence[Intervention],
+    questions: Sequence[Question],
+    raw: bool,
+    seed: int,
+) -> DoseResponse:
+    """The response with what is answered at each scale."""
+    scales = [point.scale for point in response.points]
+    found = behaviour(lens, questions, interventions, scales, raw=raw, seed=seed)
+    pairs = zip(response.points, found.points, strict=True)
+    points = tuple(replace(point, behaviour=answered.behaviour) for point, answered in pairs)
+    return replace(response, points=points, baseline_behaviour=found.plain)
+
+
 def curves_of(response: DoseResponse) -> tuple[Curve, ...]:
     """The curves of a response's points; those it has are left out of account."""
     points = response.points
@@ -337,6 +361,9 @@ def curves_of(response: DoseResponse) -> tuple[Curve, ...]:
     backs = [point.read_back.mean for point in points if point.read_back is not None]
     if response.baseline_read_back is not None and len(backs) == len(points):
         curves.append(curve("read_back", scales, backs, response.baseline_read_back.mean, "rise"))
+    answered = [point.behaviour.difference for point in points if point.behaviour is not None]
+    if response.baseline_behaviour is not None and len(answered) == len(points):
+        curves.append(curve("behaviour", scales, answered, response.baseline_behaviour.difference, "rise"))
     return tuple(curves)
 
 
@@ -346,10 +373,6 @@ def _scaled(record: Intervention, factor: float) -> Intervention:
             changes: dict[str, Any] = {name: getattr(record, name) * factor}
             return replace(record, **changes)
     return record
-
-
-Question = tuple[str, str, str]
-"""A question, the answer that shows the behaviour, and the other one."""
 
 
 def behaviour(

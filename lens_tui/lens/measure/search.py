@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import mlx.core as mx
 import numpy as np
@@ -19,7 +19,7 @@ from ..forward import forward_rows
 from ..hooks.program import DoseMeter
 from ..vectors import residual_norm
 from . import effects
-from .dose import curve, scaled
+from .dose import Question, behaviour, curve, scaled
 from .effects import FEW_TEXTS
 from .scores import Interventions, ScoredText, score, unsteered
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from ..tokens import Prompt
 
 
-Quantity = Literal["delta_loss", "kl", "relative_norm"]
-TARGETS: dict[str, float] = {"delta_loss": 0.3, "kl": 1.0, "relative_norm": 0.1}
+Quantity = Literal["delta_loss", "kl", "relative_norm", "behaviour"]
+TARGETS: dict[str, float] = {"delta_loss": 0.3, "kl": 1.0, "relative_norm": 0.1, "behaviour": 1.0}
 _START = 0.05
 Evaluate = Callable[[Sequence[float]], list[float]]
 
@@ -45,6 +45,7 @@ def find_scale(
     tolerance: float = 0.02,
     hold_out: bool = True,
     raw: bool = True,
+    questions: Sequence[Question] = (),
     progress: Callable[[dict[float, float]], None] | None = None,
 ) -> ScaleSearch:
     """The factor on the interventions' scales at which a quantity reaches its target.
@@ -59,14 +60,16 @@ def find_scale(
         interventions: Records of scale 1 make the factor absolute; a negative scale searches the other direction.
         quantity: ``delta_loss``: steered minus unsteered mean NLL of the texts, in nats. ``kl``: mean D(base ||
             steered) over the first 20 tokens of the unsteered greedy continuation of each text, in nats.
-            ``relative_norm``: measured mean ``||delta h|| / ||h||``, after rounding.
-        target: By default 0.3 nat, 1 nat and 0.1.
+            ``relative_norm``: measured mean ``||delta h|| / ||h||``, after rounding. ``behaviour``: how much
+            the mean log-probability difference of the questions' answers has grown, in nats.
+        target: By default 0.3 nat, 1 nat, 0.1 and 1 nat.
         texts: By default 16 of ``LOSS_TEXTS``.
         start: The first factor; by default one that moves the residual by 5 % of its norm.
         limit: The largest factor to try; by default ``2 ** 14`` times the first.
         tolerance: The bracket's relative width, or the value's relative distance from the target, that is enough.
         hold_out: Choose the scale on every other text, and report the value on the rest as well.
         raw: Do not apply the chat template.
+        questions: As of :func:`~.dose.behaviour`, for that quantity; they are halved in place of the texts.
         progress: ``progress(tried)`` gets all values so far, by scale, after each batch; an exception ends it.
 
     Returns:
@@ -79,7 +82,10 @@ def find_scale(
     records = as_records(interventions)
     texts = FEW_TEXTS if texts is None else texts
     bounds = _bounds(lens, records, quantity, texts, (target, start, limit))
-    chosen, rest = (texts[::2], texts[1::2]) if hold_out and len(texts) > 1 else (texts, ())
+    if quantity == "behaviour" and not len(questions):
+        raise LensError("A behaviour is searched for by questions.", "Give questions=, as read_questions reads them.")
+    over: Sequence[Any] = questions if quantity == "behaviour" else texts
+    chosen, rest = (over[::2], over[1::2]) if hold_out and len(over) > 1 else (over, ())
     evaluate = _evaluator(lens, records, quantity, chosen, raw)
     found = _search(_telling(evaluate, progress) if progress is not None else evaluate, quantity, bounds, tolerance)
     if not rest:
@@ -220,9 +226,11 @@ def _tried(evaluate: Evaluate, scales: Sequence[float]) -> dict[float, float]:
 
 
 def _evaluator(
-    lens: LensModel, interventions: Sequence[Intervention], quantity: str, texts: Sequence[Prompt], raw: bool
+    lens: LensModel, interventions: Sequence[Intervention], quantity: str, texts: Sequence[Any], raw: bool
 ) -> Evaluate:
-    """A function of scales; what does not depend on the scale is computed here, once."""
+    """A function of scales; what does not depend on the scale is computed here, once. ``texts`` may be questions."""
+    if quantity == "behaviour":
+        return _answers(lens, interventions, texts, raw)
     if quantity == "delta_loss":
 
         def losses(scales: Sequence[float]) -> list[float]:
@@ -256,6 +264,16 @@ def _divergences(
         return [float(value) for value in np.mean(found, axis=0)]
 
     return divergences
+
+
+def _answers(
+    lens: LensModel, interventions: Sequence[Intervention], questions: Sequence[Question], raw: bool
+) -> Evaluate:
+    def grown(scales: Sequence[float]) -> list[float]:
+        found = behaviour(lens, questions, interventions, scales, raw=raw)
+        return [point.behaviour.difference - found.plain.difference for point in found.points]
+
+    return grown
 
 
 def _shares(lens: LensModel, interventions: Sequence[Intervention], texts: Sequence[Prompt]) -> Evaluate:

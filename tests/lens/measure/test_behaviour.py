@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from lens_tui import LensModel, behaviour
+from lens_tui import LensModel, behaviour, dose_response, find_scale
 from lens_tui.cli.command import app
 from lens_tui.records import Add, LensError, Positions, SteeringVector
 from lens_tui.records.corpus import read_questions
@@ -65,6 +65,42 @@ def test_it_is_the_gap_of_the_letters_logits(tmp_path: Path, name: str) -> None:
     prompt = Add(id="p", layer=1, vector=vector, scale=6.0, positions=Positions("prompt"))
     last = behaviour(lens, read_questions(file), [prompt], raw=True)
     assert last.points[0].behaviour.difference != pytest.approx(one.difference, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_it_is_a_column_of_dose_response_and_a_target_of_the_search(tmp_path: Path, name: str) -> None:
+    lens = LensModel.from_model(MAKERS[name](layers=2, vocab=8192), tiny.tokenizer())
+    file = tmp_path / "caa.json"
+    file.write_text(json.dumps(CAA))
+    questions = read_questions(file)
+    vector = SteeringVector.of("v", np.random.default_rng(0).normal(size=64), 1)
+
+    def pushed(scale: float) -> Add:
+        return Add(id="p", layer=1, vector=vector, scale=scale)
+
+    plain = by_hand(lens)
+    found = dose_response(
+        lens, "a b", [pushed(1.0)], [2.0, 6.0], texts=["a b c d"], raw=True, max_tokens=2, questions=questions
+    )
+    moved = [by_hand(lens, pushed(scale)).mean() for scale in (2.0, 6.0)]
+    assert [point.behaviour and point.behaviour.difference for point in found.points] == pytest.approx(moved, abs=1e-3)
+    assert found.baseline_behaviour is not None
+    assert found.baseline_behaviour.difference == pytest.approx(plain.mean(), abs=1e-3)
+    assert found.curve("behaviour").values == pytest.approx(moved, abs=1e-3)
+    none = dose_response(lens, "a b", [pushed(1.0)], [2.0], texts=["a b c d"], raw=True, max_tokens=2)
+    assert none.points[0].behaviour is None
+    assert "behaviour" not in [curve.name for curve in none.curves]
+    sign = float(np.sign((by_hand(lens, pushed(0.5)) - plain)[::2].mean()))
+    goal = 0.8 * float((by_hand(lens, pushed(sign)) - plain)[::2].mean())
+    push = pushed(sign)
+    search = find_scale(lens, push, quantity="behaviour", target=goal, questions=questions, start=0.25, limit=8.0)
+    assert search.reached
+    grown = by_hand(lens, pushed(sign * search.scale)) - plain
+    assert search.value == pytest.approx(grown[::2].mean(), abs=1e-3)
+    assert search.value == pytest.approx(goal, rel=0.05)
+    assert search.held_out == pytest.approx(grown[1::2].mean(), abs=1e-3)
+    with pytest.raises(LensError, match="searched for by questions"):
+        find_scale(lens, push, quantity="behaviour")
 
 
 def test_the_verb_gives_the_librarys_numbers(tmp_path: Path) -> None:
