@@ -28,3 +28,8 @@ def fake_probes(number: int, job: jobs.TrainProbes, width: int, n_layers: int) -
         vector = SteeringVector.of(job.name, weights, layer, model="demo", origin=origin)
         probes.append(Probe(vector, -0.5, held))
     return ev.ProbesTrained(number, ProbeReport(job.name, "demo", tuple(probes), facts))
+
+
+def fake_readings(monitors: int, arm: int, step: int) -> tuple[float, ...]:
+    """What each monitor reads at a token of an arm: up and down about 0."""
+    return tuple(float((7 * step + 3 * arm + at) % 9 - 4) / 2 for at in range(monitors))

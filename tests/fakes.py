@@ -45,7 +45,7 @@ from tests.fake_causes import fake_patch, patch_origin
 from tests.fake_dose import fake_dose, fake_search
 from tests.fake_graphs import GraphJob, fake_graph
 from tests.fake_lens import fake_lens, fake_parts, fake_pattern
-from tests.fake_probes import fake_probes
+from tests.fake_probes import fake_probes, fake_readings
 from tests.fake_words import OTHERS, STOPWORDS, VOCAB, noise, split, token_id
 
 D_MODEL = 384
@@ -363,19 +363,22 @@ class FakeWorker:
             for arm, words in enumerate(lanes):
                 if step < len(words):
                     token = self._token(arm, step, lanes, job.top)
-                    yield ev.TokenEvent(number, replace(token, scales=_scales(acting[arm])))
+                    read = fake_readings(len(job.monitors), arm, step - 1)
+                    yield ev.TokenEvent(number, replace(token, scales=_scales(acting[arm]), readings=read))
             for arm, words in enumerate(lanes):
                 if job.sae and step < len(words):
                     yield self._arm_features(number, job.sae, arm, step, [lanes[arm][step]])
                 if step == len(words) - 1:
                     reason = "length" if len(words) == limit else "stop"
-                    yield ev.ArmDone(number, arm, reason, len(words), _dose(arms[arm]))
+                    read = fake_readings(len(job.monitors), arm, step)
+                    yield ev.ArmDone(number, arm, reason, len(words), _dose(arms[arm]), read)
             yield ev.Speed(number, 40.0 * len(lanes), step + 1, limit)
         else:
             return
         for arm, words in enumerate(lanes):
             if step < len(words):
-                yield ev.ArmDone(number, arm, "stopped", step, _dose(arms[arm]))
+                read = fake_readings(len(job.monitors), arm, step - 1)
+                yield ev.ArmDone(number, arm, "stopped", step, _dose(arms[arm]), read)
 
     def _compare_set(self, running: _Running, job: jobs.ComparePrompts) -> Iterator[ev.Event]:
         number, limit = running.id, job.sampling.max_tokens

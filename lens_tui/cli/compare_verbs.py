@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lens_tui.records import Arm, ArmEnd, Intervention, LensError, SAEInfo, Sampling, Token
+from lens_tui.records import Arm, ArmEnd, Intervention, LensError, Sampling, Token
 from lens_tui.records.arm_syntax import ArmSpec, GateTerm, parse_arm, parse_monitor
 from lens_tui.records.chat import Turn, as_prompt, last_words, parse_chats, read_chats
 from lens_tui.records.interventions import acting_words
@@ -145,13 +145,19 @@ def _compare_one(
     monitors: Sequence[GateTerm] = (),
 ) -> None:
     """One prompt, or the conversation of ``turns``, under every arm."""
+    from lens_tui.records.run_store import RunStore
+    from lens_tui.tasks.replay import Gathered
+
     with open_model(model) as lens:
         vectors = Vectors(lens, sae, model)
         named = [Arm("baseline"), *(vectors.arm(spec) for spec in specs)]
         lacks = lens.info.lacks_template and not raw
         with interruptible() as asked, _watched(lens, sae, model, features) as read:
-            watched = [vectors.monitor(item) for item in monitors]
-            heard: dict[str, Any] = {"monitors": watched, "progress": lambda *_: _go_on(asked)}
+            watched = tuple(item.watched(vectors.monitor(item)) for item in monitors)
+            heard: dict[str, Any] = {
+                "monitors": [item.monitor for item in watched],
+                "progress": lambda *_: _go_on(asked),
+            }
             run = lens.compare(as_prompt(text, turns), named, sampling, raw=raw, **heard)
             tokens, ends = _collect(run, stream=json and stream, stop=asked)
             of_arms = read([[token.token_id for token in came] for came in tokens])
@@ -163,10 +169,12 @@ def _compare_one(
             row["features"] = found
         if monitors:
             result["monitors"] = [item.name for item in run.monitors]
+            result["thresholds"] = [item.threshold for item in watched]
             for at, row in enumerate(result["arms"]):
                 row["readings"] = run.readings(at).tolist()
         if keep:
-            result["run"] = _keep(lens, text, turns, named, run, raw=raw, tokens=tokens, ends=ends, saes=vectors.opened)
+            gathered = Gathered(text, named, run, raw, turns, watched, tokens, ends)
+            result["run"] = RunStore().keep(gathered.record(lens, vectors.opened))
     if json:
         print_json({"event": "Run", **result} if stream else result)
     else:
@@ -214,24 +222,6 @@ def _collect(run: Comparison, *, stream: bool, stop: Callable[[], bool]) -> tupl
         if arm not in ends:
             hear(ArmEnd(arm, "stopped", len(came), "".join(token.text for token in came), run.doses(arm)))
     return tokens, ends
-
-
-def _keep(
-    lens: LensModel,
-    prompt: str,
-    turns: tuple[Turn, ...],
-    arms: Sequence[Arm],
-    run: Comparison,
-    *,
-    raw: bool,
-    tokens: list[list[Token]],
-    ends: dict[int, ArmEnd],
-    saes: Sequence[SAEInfo],
-) -> int:
-    from lens_tui.records.run_store import RunStore
-    from lens_tui.tasks.replay import Gathered
-
-    return RunStore().keep(Gathered(prompt, arms, run, raw, turns, tokens, ends).record(lens, saes))
 
 
 def _go_on(asked: Asked) -> None:

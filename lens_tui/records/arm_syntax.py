@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from .errors import LensError
-from .gates import Gate, Monitor, Side
+from .gates import Gate, Monitor, Side, Watched
 from .interventions import HEADS_OFF, MODES, POSITIONS, ROLES, AblateHeads, BenchRow, mode_of, positions_of
 from .steering_vector import SteeringVector
 
@@ -50,6 +50,10 @@ class GateTerm:
     layer: int | None
     threshold: float
     side: Side = "above"
+
+    def watched(self, monitor: Monitor) -> Watched:
+        """What is read, its monitor found, with the threshold."""
+        return Watched(monitor, self.threshold)
 
     @property
     def written(self) -> str:
@@ -159,8 +163,14 @@ def _term(part: str, whole: str, default: float | None) -> Term:
 
 
 def parse_monitor(text: str) -> GateTerm:
-    """Read what a gate reads, without a threshold: ``f75``, ``probe.safetensors@3``. Raises :class:`LensError`."""
-    found = _gate(f"?{text.strip()}>0", text)
+    """Read what a gate reads, ``f75``, ``probe.safetensors@3``; ``>0.5`` behind it is from where on it counts.
+
+    Raises :class:`LensError`.
+    """
+    written = text.strip()
+    if "<" in written:
+        raise LensError(f"The monitor {text!r} has a '<'.", "Write SOURCE[@LAYER] or SOURCE[@LAYER]>NUMBER.")
+    found = _gate(f"?{written}" if ">" in written else f"?{written}>0", text)
     assert found is not None
     return found
 

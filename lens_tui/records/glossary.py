@@ -225,6 +225,56 @@ TERMS: tuple[GlossaryTerm, ...] = (
         ("Steer",),
         ("◆", "turns back"),
     ),
+    GlossaryTerm(
+        "probe",
+        "probe",
+        "A direction and a bias fitted to labelled texts; its score is w · h + bias: log-odds of label 1 (logistic), "
+        "above 0 on its side (mean difference), the label (ridge).",
+        "log-odds, or the label's",
+        "Alain and Bengio 2016; docs/probes.md",
+        ("Steer", "Generate"),
+        ("score",),
+    ),
+    GlossaryTerm(
+        "probe_null",
+        "at random, p",
+        "A probe's held-out score with labels dealt at random: the mean and, in brackets, the 95th percentile of 100 "
+        "fits. p: the share that do as well.",
+        "AUC or R2; share",
+        "docs/probes.md, permutation test",
+        ("Steer",),
+        ("null", "permutation"),
+    ),
+    GlossaryTerm(
+        "monitor",
+        "verse 1.24 > 0.5",
+        "A probe's score, projection on a vector or feature's activation at a token, against its threshold: above it "
+        "the shade begins, and bars are ▅ or higher.",
+        "the probe's, vector's or feature's",
+        "docs/probes.md",
+        ("Generate",),
+        ("reading", "threshold", "above"),
+    ),
+    GlossaryTerm(
+        "gate",
+        "if verse>0.5",
+        "The row acts only at tokens where the monitor reads more than the number (with < less): conditional "
+        "steering, decided anew at every token.",
+        "as the monitor",
+        "Lee et al. 2024, arXiv 2409.05907; docs/steering.md",
+        ("Generate", "Steer"),
+        ("conditional", "?"),
+    ),
+    GlossaryTerm(
+        "behaviour",
+        "behaviour",
+        "Mean over questions of log p(answer that shows the behaviour) − log p(the other), at the first token in which "
+        "they differ, with its interval.",
+        "nats",
+        "Rimsky et al. 2024, arXiv 2312.06681; docs/steering.md",
+        ("Steer",),
+        ("behavior", "A/B", "CAA"),
+    ),
     # Features
     GlossaryTerm(
         "activation",

@@ -10,9 +10,11 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import Any, Literal
 
 from .chat import Turn, as_prompt
+from .gates import Watched
 from .interventions import Arm, Intervention
 from .run import Sampling, Token
 
@@ -42,13 +44,21 @@ class MadeWith:
 
 @dataclass(frozen=True, slots=True)
 class ArmRecord:
-    """One arm of a kept run: what it was, what came out, how it ended (``""``: it did not)."""
+    """One arm of a kept run: what it was, what came out, how it ended (``""``: it did not).
+
+    ``readings`` are those of the run's monitors at the last token, which no token after it carries.
+    """
 
     arm: Arm
     tokens: tuple[Token, ...] = ()
     text: str = ""
     reason: str = ""
     dose: float | None = None
+    readings: tuple[float, ...] = ()
+
+    def read(self, at: int) -> list[float | None]:
+        """What the run's monitor number ``at`` read at each token; ``None`` where it did not go in."""
+        return readings_of(self.tokens, self.readings, at)
 
     @property
     def changes(self) -> list[tuple[int, tuple[Intervention, ...]]]:
@@ -78,6 +88,7 @@ class RunRecord:
     """A kept run. ``created`` is seconds since 1970 (UTC); ``id`` 0 means not stored.
 
     ``turns`` are the conversation that the arms answer, of which ``prompt`` is then what the user said last.
+    ``monitors`` read every token of it.
     """
 
     model: str
@@ -91,6 +102,7 @@ class RunRecord:
     id: int = 0
     made: MadeWith = field(default_factory=MadeWith)
     turns: tuple[Turn, ...] = ()
+    monitors: tuple[Watched, ...] = ()
 
     @property
     def asked(self) -> str | list[dict[str, str]]:
@@ -114,6 +126,12 @@ class RunRecord:
             return self.sampling
         longest = max((len(arm.tokens) for arm in self.arms), default=0)
         return replace(self.sampling, max_tokens=longest) if longest else self.sampling
+
+
+def readings_of(tokens: Sequence[Token], last: Sequence[float], at: int) -> list[float | None]:
+    """What a monitor read at each token: a token carries what was read before it, and ``last`` is of the last one."""
+    read = [*(token.readings for token in tokens[1:]), last] if tokens else []
+    return [values[at] if at < len(values) and isfinite(values[at]) else None for values in read]
 
 
 KL_STEPS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)

@@ -12,12 +12,14 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
 from .chat import Turn
 from .codec import from_json, to_json
 from .disk import is_owner_alive, own_birth
+from .gates import Watched
 from .interventions import Arm
 from .run import Candidate, Sampling, Token
 from .run_record import ArmRecord, MadeWith, RunRecord, State
@@ -80,6 +82,11 @@ RUNS = Family(
         "ALTER TABLE run ADD COLUMN born TEXT NOT NULL DEFAULT '';",
         "ALTER TABLE run ADD COLUMN made TEXT NOT NULL DEFAULT '{}';",
         "ALTER TABLE run ADD COLUMN turns TEXT NOT NULL DEFAULT '[]';",
+        """
+        ALTER TABLE run ADD COLUMN monitors TEXT NOT NULL DEFAULT '[]';
+        ALTER TABLE run_arm ADD COLUMN readings TEXT NOT NULL DEFAULT '[]';
+        ALTER TABLE run_token ADD COLUMN readings TEXT NOT NULL DEFAULT '[]';
+        """,
     ),
 )
 
@@ -114,15 +121,25 @@ class RunStore:
         prompt_ids: Sequence[int] = (),
         made: MadeWith | None = None,
         turns: Sequence[Turn] = (),
+        monitors: Sequence[Watched] = (),
     ) -> int:
         """Write down a run that begins; returns its id."""
         owner, settings, ids = (os.getpid(), own_birth()), _dump(sampling), _dump(list(prompt_ids))
         named = ("running", storable(model), storable(prompt), raw)
-        values = (time.time(), *owner, *named, settings, ids, _dump(made or MadeWith()), _dump(list(turns)))
+        values = (
+            time.time(),
+            *owner,
+            *named,
+            settings,
+            ids,
+            _dump(made or MadeWith()),
+            _dump(list(turns)),
+            _dump(list(monitors)),
+        )
         with self.store.write() as connection:
             cursor = connection.execute(
-                "INSERT INTO run (created, owner, born, state, model, prompt, raw, sampling, prompt_ids, made, turns) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO run (created, owner, born, state, model, prompt, raw, sampling, prompt_ids, made, turns, "
+                "monitors) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 values,
             )
             run = int(cursor.lastrowid or 0)
@@ -141,17 +158,21 @@ class RunStore:
                 _dump(t.scales),
                 t.reverse_kl,
                 t.plain_logprob,
+                _readings(t.readings),
             )
             for t in tokens
         ]
         with self.store.write() as connection:
-            connection.executemany("INSERT INTO run_token VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            connection.executemany("INSERT INTO run_token VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
-    def end_arm(self, run: int, arm: int, reason: str, dose: float | None = None) -> None:
-        """Say how an arm ended."""
+    def end_arm(
+        self, run: int, arm: int, reason: str, dose: float | None = None, readings: Sequence[float] = ()
+    ) -> None:
+        """Say how an arm ended, and what the run's monitors read at its last token."""
         with self.store.write() as connection:
             connection.execute(
-                "UPDATE run_arm SET reason = ?, dose = ? WHERE run = ? AND arm = ?", (reason, dose, run, arm)
+                "UPDATE run_arm SET reason = ?, dose = ?, readings = ? WHERE run = ? AND arm = ?",
+                (reason, dose, _readings(readings), run, arm),
             )
 
     def end(self, run: int, state: State = "done") -> None:
@@ -177,10 +198,11 @@ class RunStore:
         """Write down a run that is over; returns its id."""
         arms, made = [kept.arm for kept in run.arms], run.made
         facts: dict[str, Any] = {"raw": run.raw, "prompt_ids": run.prompt_ids, "made": made, "turns": run.turns}
+        facts["monitors"] = run.monitors
         number = self.begin(run.model, run.prompt, arms, run.sampling, **facts)
         for place, kept in enumerate(run.arms):
             self.add(number, kept.tokens)
-            self.end_arm(number, place, kept.reason, kept.dose)
+            self.end_arm(number, place, kept.reason, kept.dose, kept.readings)
         self.end(number, run.state)
         return number
 
@@ -212,6 +234,7 @@ class RunStore:
                 id=run,
                 made=from_json(MadeWith, json.loads(row["made"])),
                 turns=tuple(from_json(Turn, turn) for turn in json.loads(row["turns"])),
+                monitors=tuple(from_json(Watched, item) for item in json.loads(row["monitors"])),
             )
 
     def list(self, words: str = "", limit: int = 100) -> list[RunSummary]:
@@ -238,7 +261,8 @@ class RunStore:
             )
         )
         text = row["text"] or "".join(token.text for token in tokens)
-        return ArmRecord(from_json(Arm, json.loads(row["record"])), tokens, text, row["reason"], row["dose"])
+        arm, read = from_json(Arm, json.loads(row["record"])), _numbers(row["readings"])
+        return ArmRecord(arm, tokens, text, row["reason"], row["dose"], read)
 
 
 def _token(row: Any) -> Token:
@@ -256,7 +280,17 @@ def _token(row: Any) -> Token:
         scales=scales,
         reverse_kl=row["reverse_kl"],
         plain_logprob=row["plain_logprob"],
+        readings=_numbers(row["readings"]),
     )
+
+
+def _readings(values: Sequence[float]) -> str:
+    """Readings as JSON, ``null`` where one is not finite."""
+    return json.dumps([value if isfinite(value) else None for value in values])
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(nan if value is None else float(value) for value in json.loads(text))
 
 
 def _dump(value: Any) -> str:

@@ -21,6 +21,7 @@ from .chat import Turn
 from .codec import from_json, to_json
 from .disk import is_owner_alive, own_birth
 from .errors import LensError
+from .gates import Watched
 from .interventions import BenchRow, mode_of
 from .read_files import FileAbsent, explained, read_json
 from .run import Sampling
@@ -48,6 +49,7 @@ class SavedSession:
     steers: tuple[BenchRow, ...] = ()
     turns: tuple[Turn, ...] = ()
     chat: bool | None = None
+    monitors: tuple[Watched, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,17 @@ from pathlib import Path
 
 from lens_tui import __version__, demo
 from lens_tui.records import Arm, ClampFeature, Intervention, ModelInfo, SAEInfo
+from lens_tui.records.gates import Monitor, Watched
 from lens_tui.records.info import Dequantize
 from lens_tui.records.run_record import MadeWith
 
 
 def made_with(
-    model: ModelInfo, arms: Iterable[Arm] = (), saes: Iterable[SAEInfo] = (), batch_rows: int = 0
+    model: ModelInfo,
+    arms: Iterable[Arm] = (),
+    saes: Iterable[SAEInfo] = (),
+    batch_rows: int = 0,
+    monitors: Iterable[Watched] = (),
 ) -> MadeWith:
     """What a run of this model, now and on this machine, is made with.
 
@@ -24,9 +29,11 @@ def made_with(
         arms: The run's; of the SAEs those are noted that an arm names.
         saes: The SAEs at hand.
         batch_rows: Rows of each forward.
+        monitors: What reads its tokens.
     """
     items = [item for arm in arms for item in arm.interventions]
     named = {sae for item in items for sae in (sae_of(item), *attached_saes(item)) if sae}
+    named |= {sae for watched in monitors for sae in saes_read(watched.monitor)}
     return MadeWith(
         version=__version__,
         mlx=package_version("mlx"),
@@ -61,6 +68,14 @@ def attached_saes(item: Intervention) -> tuple[str, ...]:
     clamped = item.sae if isinstance(item, ClampFeature) else ""
     read = "" if item.gate is None else item.gate.monitor.sae
     return tuple(dict.fromkeys(name for name in (clamped, read) if name))
+
+
+def saes_read(monitor: Monitor) -> tuple[str, ...]:
+    """The ids of the SAEs a monitor needs: the one it reads a feature of, or that its direction is a feature of."""
+    if monitor.vector is None:
+        return (monitor.sae,)
+    facts = monitor.vector.origin.facts if monitor.vector.origin.kind == "feature" else {}
+    return (str(facts["sae"]),) if facts.get("sae") else ()
 
 
 def held_as(made: MadeWith) -> Dequantize:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lens_tui.records import Arm, ArmEnd, Gate, Intervention, LensError, Token
+from lens_tui.records import Arm, ArmEnd, Gate, Intervention, LensError, Monitor, Token
 from lens_tui.records.chat import Turn
+from lens_tui.records.gates import Watched
 from lens_tui.records.run_record import ArmRecord, RunRecord, first_difference
 from lens_tui.records.wording import many
 
@@ -182,16 +183,19 @@ def follow(comparison: Comparison, changes: Changes, event: Token | ArmEnd) -> N
         comparison.dial(event.arm, items)
 
 
-def attach(lens: LensModel, arms: Sequence[Arm], find: Callable[[str], SAE | None]) -> list[SAE]:
-    """Give the model the SAEs whose features are clamped in these arms, or read by their gates; returns them.
+def attach(
+    lens: LensModel, arms: Sequence[Arm], find: Callable[[str], SAE | None], monitors: Sequence[Monitor] = ()
+) -> list[SAE]:
+    """Give the model the SAEs whose features are clamped in these arms, or read by gates or monitors; returns them.
 
     Raises :class:`LensError` naming one that ``find`` does not have.
     """
     found = []
-    for name in dict.fromkeys(name for arm in arms for item in arm.interventions for name in attached_saes(item)):
+    acting = (name for arm in arms for item in arm.interventions for name in attached_saes(item))
+    for name in dict.fromkeys((*acting, *(item.sae for item in monitors if item.vector is None))):
         sae = find(name)
         if sae is None:
-            raise LensError(f"An arm needs a feature of the SAE {name!r}, which is not loaded.", "Load it first.")
+            raise LensError(f"A feature of the SAE {name!r} is needed, which is not loaded.", "Load it first.")
         lens.attach_sae(name, sae)
         found.append(sae)
     return found
@@ -206,6 +210,7 @@ class Gathered:
     comparison: Comparison
     raw: bool = False
     turns: tuple[Turn, ...] = ()
+    monitors: tuple[Watched, ...] = ()
     tokens: list[list[Token]] = field(default_factory=list)
     ends: dict[int, ArmEnd] = field(default_factory=dict)
 
@@ -223,7 +228,13 @@ class Gathered:
         """The run as far as it came."""
         whole = len(self.ends) == len(self.tokens) and all(end.reason != "stopped" for end in self.ends.values())
         kept = [
-            ArmRecord(arm, tuple(tokens), "".join(t.text for t in tokens), *_ended(self.ends.get(number)))
+            ArmRecord(
+                arm,
+                tuple(tokens),
+                "".join(t.text for t in tokens),
+                *_ended(self.ends.get(number)),
+                last_readings(self.comparison, number, len(tokens)),
+            )
             for number, (arm, tokens) in enumerate(zip(self.arms, self.tokens, strict=True))
         ]
         return RunRecord(
@@ -234,9 +245,19 @@ class Gathered:
             raw=self.raw,
             prompt_ids=self.comparison.prompt_ids,
             state="done" if whole else "stopped",
-            made=made_with(lens.info, self.arms, saes, self.comparison.batch_rows),
+            made=made_with(lens.info, self.arms, saes, self.comparison.batch_rows, self.monitors),
             turns=self.turns,
+            monitors=self.monitors,
         )
+
+
+def last_readings(comparison: Comparison, arm: int, count: int) -> tuple[float, ...]:
+    """What each monitor read at the last of an arm's ``count`` tokens; nothing where that did not go in."""
+    if not comparison.monitors:
+        return ()
+    read = comparison.readings(arm)
+    whole = count and read.shape[1] >= len(comparison.prompt_ids) + count
+    return tuple(read[:, len(comparison.prompt_ids) + count - 1].tolist()) if whole else ()
 
 
 def _ended(end: ArmEnd | None) -> tuple[str, float | None]:
@@ -264,10 +285,11 @@ def run_again(
         LensError: for what the model refuses, or an SAE that is not there.
     """
     arms = [kept.arm for kept in run.arms]
-    saes = attach(lens, arms, find)
-    changes = changes_of(run)
-    comparison = lens.compare(run.asked, arms, run.sampling_again, raw=run.raw, top=5, progress=progress)
-    gathered = Gathered(run.prompt, arms, comparison, run.raw, run.turns)
+    monitors = [watched.monitor for watched in run.monitors]
+    saes = attach(lens, arms, find, monitors)
+    changes, asked = changes_of(run), run.sampling_again
+    comparison = lens.compare(run.asked, arms, asked, raw=run.raw, top=5, progress=progress, monitors=monitors)
+    gathered = Gathered(run.prompt, arms, comparison, run.raw, run.turns, run.monitors)
     for event in comparison:
         gathered.take(event)
         follow(comparison, changes, event)

@@ -11,7 +11,7 @@ from lens_tui import demo
 from lens_tui.records import AblateHeads, Arm, Intervention, LensError, Sampling, SteeringVector
 from lens_tui.records.arm_syntax import GateTerm, Term, exact, written_arm
 from lens_tui.records.chat import Turn
-from lens_tui.records.gates import Gate, monitor_of
+from lens_tui.records.gates import Gate, Watched, monitor_of
 from lens_tui.records.interventions import HEADS_OFF, amount_of, positions_name
 from lens_tui.records.run_record import ArmRecord, MadeWith, RunRecord
 from lens_tui.records.sanitise import one_line, sanitise
@@ -74,6 +74,13 @@ class _Command:
             return None
         return GateTerm(term.kind, term.source, read.layer, gate.threshold, gate.side)
 
+    def monitor(self, watched: Watched) -> list[str]:
+        """``--monitor`` and its value; nothing where the command line has no words for it."""
+        term = self._gate(Gate(watched.monitor, watched.threshold))
+        if term is None:
+            self.left_out.append(f"the monitor {watched.monitor.name}")
+        return [] if term is None else ["--monitor", term.written.removeprefix("?")]
+
     def _source(self, vector: SteeringVector, layer: int) -> Term | None:
         """How the command line finds this vector: a feature, a seed, a file that is there or is written for it."""
         facts = vector.origin.facts
@@ -119,6 +126,8 @@ def as_command(
     for number, kept in enumerate(run.arms):
         if number or not kept.arm.is_baseline or kept.changes:
             words += made.arm(number, kept)
+    for watched in run.monitors:
+        words += made.monitor(watched)
     made.left_out += _unsayable(run.sampling)
     said = _said(run, made, keep_chat)
     if made.left_out and (named := _replay_words(run, keep_run, made.remarks)):

@@ -9,6 +9,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Sequence
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lens_tui.records import Arm, LensError, Sampling, Token
 from lens_tui.records.chat import Turn, as_prompt
 from lens_tui.records.codec import from_json, to_json
 from lens_tui.records.disk import write_text
+from lens_tui.records.gates import Watched
 from lens_tui.records.read_files import read_json
 from lens_tui.records.run_record import ArmRecord, MadeWith, RunRecord, figures, parts_at
 from lens_tui.records.sanitise import json_escaped, one_line, sanitise
@@ -38,7 +40,8 @@ def as_data(run: RunRecord) -> dict[str, Any]:
 
     ``kl`` is D(arm || plain) and ``reverse_kl`` D(plain || arm) of the next token in nats, both models on the arm's own
     text; ``logprob`` and ``perplexity`` are to the arm's own model, those with ``plain_`` to the plain model.
-    Directions are base64 of little-endian float32.
+    Directions are base64 of little-endian float32. ``readings`` are what each of ``monitors`` read at the token itself,
+    ``prompt_readings`` at the prompt's last.
     """
     return {
         "schema": SCHEMA,
@@ -52,11 +55,12 @@ def as_data(run: RunRecord) -> dict[str, Any]:
         "prompt_ids": list(run.prompt_ids),
         "sampling": to_json(run.sampling),
         "state": run.state,
-        "arms": [_arm_data(arm, run.arms[0]) for arm in run.arms],
+        "monitors": to_json(run.monitors),
+        "arms": [_arm_data(arm, run.arms[0], len(run.monitors)) for arm in run.arms],
     }
 
 
-def _arm_data(kept: ArmRecord, baseline: ArmRecord) -> dict[str, Any]:
+def _arm_data(kept: ArmRecord, baseline: ArmRecord, monitors: int) -> dict[str, Any]:
     found, changes = figures(kept.tokens), kept.changes
     means = {name: found[name] for name in ("mean_logprob", "perplexity", "plain_perplexity")}
     means |= {name: found[name] for name in ("mean_kl", "mean_reverse_kl")}
@@ -72,8 +76,21 @@ def _arm_data(kept: ArmRecord, baseline: ArmRecord) -> dict[str, Any]:
         "dose": kept.dose,
         **means,
         "parts_at": _parts_at(kept, baseline),
-        "tokens": [_token_data(token, scales=bool(changes)) for token in kept.tokens],
+        **({"prompt_readings": _finite(kept.tokens[0].readings)} if monitors and kept.tokens else {}),
+        "tokens": [
+            {**_token_data(token, scales=bool(changes)), **({"readings": _finite(read)} if monitors else {})}
+            for token, read in zip(kept.tokens, _each_read(kept), strict=True)
+        ],
     }
+
+
+def _each_read(kept: ArmRecord) -> list[tuple[float, ...]]:
+    """What the monitors read at each token."""
+    return [*(token.readings for token in kept.tokens[1:]), kept.readings] if kept.tokens else []
+
+
+def _finite(values: Sequence[float]) -> list[float | None]:
+    return [value if isfinite(value) else None for value in values]
 
 
 def _token_data(token: Token, *, scales: bool) -> dict[str, Any]:
@@ -113,6 +130,7 @@ def from_data(data: Any, what: str = "The run") -> RunRecord:
             state=data["state"],
             made=from_json(MadeWith, data["made_with"]),
             turns=tuple(from_json(Turn, turn) for turn in data.get("messages", ())),
+            monitors=tuple(from_json(Watched, item) for item in data.get("monitors", ())),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         said = one_line(f"{type(error).__name__}: {error}", 120)
@@ -121,11 +139,17 @@ def from_data(data: Any, what: str = "The run") -> RunRecord:
 
 def _arm_of(number: int, data: Any) -> ArmRecord:
     arm = from_json(Arm, {"name": data["name"], "interventions": data["interventions"]})
-    tokens = tuple(_token_of(number, place, token) for place, token in enumerate(data["tokens"]))
-    return ArmRecord(arm, tokens, str(data["text"]), str(data["finish_reason"]), data["dose"])
+    each = (token.get("readings", ()) for token in data["tokens"])
+    read = [_readings(data.get("prompt_readings", ())), *map(_readings, each)]
+    tokens = tuple(_token_of(number, place, token, read[place]) for place, token in enumerate(data["tokens"]))
+    return ArmRecord(arm, tokens, str(data["text"]), str(data["finish_reason"]), data["dose"], read[len(tokens)])
 
 
-def _token_of(arm: int, place: int, data: Any) -> Token:
+def _readings(values: Any) -> tuple[float, ...]:
+    return tuple(nan if value is None else float(value) for value in values)
+
+
+def _token_of(arm: int, place: int, data: Any, readings: tuple[float, ...]) -> Token:
     scales = tuple((str(name), float(scale)) for name, scale in data.get("scales", ()))
     kl, reverse, plain = (_number(data[name]) for name in ("kl", "reverse_kl", "plain_logprob"))
     return Token(
@@ -139,6 +163,7 @@ def _token_of(arm: int, place: int, data: Any) -> Token:
         scales=scales,
         reverse_kl=reverse,
         plain_logprob=plain,
+        readings=readings,
     )
 
 
@@ -162,11 +187,12 @@ def as_csv(run: RunRecord) -> str:
     out = io.StringIO()
     names = ("arm", "index", "id", "token", "logprob", "plain_logprob", "kl", "reverse_kl")
     rows = csv.writer(out, lineterminator="\n")
-    rows.writerow(names)
+    rows.writerow((*names, *(f"read:{one_line(watched.monitor.name, 80)}" for watched in run.monitors)))
     for kept in run.arms:
-        for t in kept.tokens:
+        read = [kept.read(at) for at in range(len(run.monitors))]
+        for place, t in enumerate(kept.tokens):
             shown = (sanitise(kept.arm.name), t.index, t.token_id, one_line(t.token, 400))
-            rows.writerow((*shown, t.logprob, t.plain_logprob, t.kl, t.reverse_kl))
+            rows.writerow((*shown, t.logprob, t.plain_logprob, t.kl, t.reverse_kl, *(each[place] for each in read)))
     return out.getvalue()
 
 
@@ -201,10 +227,25 @@ def as_markdown(run: RunRecord) -> str:
             *("" if value is None else f"{value:.3f}" for value in values),
         ]
         lines.append(f"| {' | '.join(cells)} | {'' if parted is None else parted} |")
-    lines += ["", KL_WORDS]
+    lines += ["", KL_WORDS, *_read_lines(run)]
     for kept in run.arms:
         lines += ["", f"## {sanitise(kept.arm.name)}", "", *_quote(kept.text)]
     return "\n".join(lines) + "\n"
+
+
+def _read_lines(run: RunRecord) -> list[str]:
+    """A table of what monitors read of each arm: the mean, and the share of tokens above the threshold."""
+    if not run.monitors:
+        return []
+    lines = ["", "| arm | monitor | mean | above |", "|---|---|--:|--:|"]
+    for kept in run.arms:
+        for at, watched in enumerate(run.monitors):
+            values = [value for value in kept.read(at) if value is not None]
+            name, level = (sanitise(text).replace("|", "\\|") for text in (kept.arm.name, watched.monitor.name))
+            above = sum(value > watched.threshold for value in values)
+            mean = f"{sum(values) / len(values):.3f}" if values else ""
+            lines.append(f"| {name} | {level} > {watched.threshold:g} | {mean} | {above} of {len(values)} |")
+    return lines
 
 
 def _quote(text: str) -> list[str]:

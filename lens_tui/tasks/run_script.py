@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from lens_tui import demo
-from lens_tui.records import ALL, Gate, Intervention, Positions, Sampling, SteeringVector
+from lens_tui.records import ALL, Gate, Intervention, Monitor, Positions, Sampling, SteeringVector
 from lens_tui.records.info import split_place
 from lens_tui.records.run_record import RunRecord
 from lens_tui.records.sanitise import one_line
@@ -98,14 +98,18 @@ class _Script:
 
     def _gate(self, gate: Gate) -> str:
         """The call that makes a gate."""
-        self.imports |= {"Gate", "Monitor"}
-        read = gate.monitor
+        self.imports.add("Gate")
+        return f"Gate({self.monitor(gate.monitor)}, {gate.threshold!r}, {gate.side!r})"
+
+    def monitor(self, read: Monitor) -> str:
+        """The call that makes a monitor; the SAE that it reads a feature of is given to the model."""
+        self.imports.add("Monitor")
         place = f"{read.name!r}, {read.layer}, {read.site!r}"
-        if read.vector is None:
-            made = f"Monitor({place}, sae={read.sae!r}, feature={read.feature})"
-        else:
-            made = f"Monitor({place}, {self.vector(read.vector)}, {read.scale!r}, {read.bias!r})"
-        return f"Gate({made}, {gate.threshold!r}, {gate.side!r})"
+        if read.vector is not None:
+            return f"Monitor({place}, {self.vector(read.vector)}, {read.scale!r}, {read.bias!r})"
+        self.sae(read.sae)
+        self.attached += [] if read.sae in self.attached else [read.sae]
+        return f"Monitor({place}, sae={read.sae!r}, feature={read.feature})"
 
     def items(self, interventions: Sequence[Intervention]) -> str:
         """A tuple of records: those that act."""
@@ -128,6 +132,8 @@ def as_python(run: RunRecord) -> str:
         for arm, kept in enumerate(run.arms)
         for index, items in kept.changes
     ]
+    monitors = [f"        {script.monitor(watched.monitor)}," for watched in run.monitors]
+    read = ", monitors=monitors" if monitors else ""
     sampling = _call("Sampling", run.sampling_again, Sampling())
     return "\n".join(
         [
@@ -144,7 +150,8 @@ def as_python(run: RunRecord) -> str:
             *arms,
             "    ]",
             *(["    changes = {", *changes, "    }"] if changes else []),
-            f"    run = lens.compare(PROMPT, arms, {sampling}, raw={run.raw})",
+            *(["    monitors = [", *monitors, "    ]"] if monitors else []),
+            f"    run = lens.compare(PROMPT, arms, {sampling}, raw={run.raw}{read})",
             *_loop(changes=bool(changes), whole=run.is_whole),
             "",
             "",

@@ -29,9 +29,9 @@ def saved(session: Session, model: str, screen: str, wanted_sae: str = "") -> Sa
     from lens_tui.records.session_file import SavedSession
 
     sae = next((sae.path for sae in session.saes if sae.id == session.sae), wanted_sae)
-    return SavedSession(
-        model, sae, screen, session.prompt, session.sampling, session.steers, session.turns, session.chat
-    )
+    asked = {"prompt": session.prompt, "turns": session.turns, "chat": session.chat, "sampling": session.sampling}
+    bench = {"steers": session.steers, "monitors": session.monitors}
+    return SavedSession(model, sae, screen, **asked, **bench)  # type: ignore[arg-type]
 
 
 def steers_of(session: SavedSession) -> tuple[BenchRow, ...]:
@@ -132,7 +132,7 @@ class Recovery:
             return
         self._taking = item
         asked = {"prompt": session.prompt, "turns": session.turns, "chat": session.chat}
-        app.store.update(**asked, sampling=session.sampling, steers=steers_of(session))
+        app.store.update(**asked, sampling=session.sampling, steers=steers_of(session), monitors=session.monitors)
         app.store.forget_edits()
         if session.screen in dict(SCREENS):
             app.go_to(session.screen)

@@ -7,15 +7,13 @@ arms and what they have written so far, reduced from events. No Textual.
 
 from __future__ import annotations
 
-import difflib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from lens_tui.records import (
     Arm,
-    Candidate,
     Intervention,
     ModelInfo,
     Positions,
@@ -28,7 +26,7 @@ from lens_tui.records import (
 from lens_tui.records.chat import Turn
 from lens_tui.records.gates import Gate, Watched
 from lens_tui.records.interventions import BenchRow
-from lens_tui.records.run_record import ArmRecord, MadeWith, RunRecord, State, kl_level, perplexity_of, pieces
+from lens_tui.records.run_record import ArmRecord, MadeWith, RunRecord, State, perplexity_of, pieces
 from lens_tui.worker.events import (
     ArmDone,
     Dialed,
@@ -44,8 +42,6 @@ from lens_tui.worker.events import (
     Speed,
     TokenEvent,
 )
-
-from .format import surprisal_level
 
 if TYPE_CHECKING:
     from lens_tui.records.training import FitReport
@@ -261,13 +257,20 @@ class SessionStore:
             raise failed[0]
 
 
+def fits(watched: Watched, d_model: int) -> bool:
+    """Whether a monitor can read a model of that width, as far as it says: a feature's SAE is asked when it runs."""
+    vector = watched.monitor.vector
+    return vector is None or vector.d_model == d_model
+
+
 def absorb(store: SessionStore, event: Event) -> None:
     """Take from a worker event what every screen must know: which model and SAEs there are."""
     session = store.session
     match event:
         case ModelLoaded(_, info, saes):
             fitting = tuple(row for row in session.steers if row.vector.d_model == info.d_model)
-            store.update(model=info, saes=saes, sae=None, steers=fitting, written=(), fits=())
+            read = tuple(item for item in session.monitors if fits(item, info.d_model))
+            store.update(model=info, saes=saes, sae=None, steers=fitting, written=(), fits=(), monitors=read)
         case ModelUnloaded():
             store.update(model=None, saes=(), sae=None, written=(), fits=())
         case SAELoaded(_, info):
@@ -275,16 +278,6 @@ def absorb(store: SessionStore, event: Event) -> None:
             store.update(saes=(*known, info), sae=info.id)
         case SAEChecked(_, sae, report):
             store.update(fits=(*(item for item in session.fits if item[0] != sae), (sae, report)))
-
-
-Measure = Literal["surprise", "kl", "diff", "feature"]
-MEASURES: tuple[Measure, ...] = ("surprise", "kl", "diff")
-MEASURE_NAMES = {
-    "surprise": "own surprise, −logp from 3 nats",
-    "kl": "KL to plain, 0.01 to 10 nats",
-    "diff": "not in the baseline",
-    "feature": "a feature, as a share of its largest",
-}
 
 
 def plan(session: Session) -> tuple[tuple[int, Arm], ...]:
@@ -324,7 +317,7 @@ class ArmText:
     ``number`` is its place on the bench (0: baseline). ``dials`` are changes made
     while it wrote: the first token made under them, and what they were.
     ``parted`` is the first token that is not the baseline's. ``shade`` are the levels of the chosen feature, as far as
-    they were read.
+    they were read, ``read`` those of the chosen monitor; ``readings`` are the monitors' at the last token.
     """
 
     number: int
@@ -335,6 +328,8 @@ class ArmText:
     dose: float | None = None
     parted: int | None = None
     shade: list[int] = field(default_factory=list)
+    read: list[int] = field(default_factory=list)
+    readings: tuple[float, ...] = ()
     _logprob: Mean = field(default_factory=Mean)
     _kl: Mean = field(default_factory=Mean)
     _reverse_kl: Mean = field(default_factory=Mean)
@@ -430,6 +425,7 @@ class RunText:
     created: float = 0.0
     again: RunText | None = None
     turns: tuple[Turn, ...] = ()
+    monitors: tuple[Watched, ...] = ()
 
     @classmethod
     def begin(cls, number: int, session: Session) -> RunText:
@@ -439,12 +435,12 @@ class RunText:
         if session.model is not None:
             from lens_tui.tasks.made_with import made_with  # not before the first run
 
-            made = made_with(session.model, [arm for _, arm in arms], session.saes)
+            made = made_with(session.model, [arm for _, arm in arms], session.saes, monitors=session.monitors)
         texts = tuple(ArmText(place, arm) for place, arm in arms)
         name = session.model.name if session.model else ""
         prompt, turns, raw = session.question
         run = cls(number, prompt, session.sampling, texts, session.steers, name, made.source, raw)
-        run.made, run.turns = made, turns
+        run.made, run.turns, run.monitors = made, turns, session.monitors
         return run
 
     @property
@@ -457,7 +453,7 @@ class RunText:
         arms = tuple(ArmText(text.number, text.arm) for text in self.arms)
         sampling = self.record().sampling_again
         run = RunText(0, self.prompt, sampling, arms, self.steers, self.model, self.source, self.raw)
-        run.again, run.made, run.turns = self, self.made, self.turns
+        run.again, run.made, run.turns, run.monitors = self, self.made, self.turns, self.monitors
         return run
 
     def is_of(self, other: RunText) -> bool:
@@ -471,7 +467,9 @@ class RunText:
         return RunRecord(
             self.model,
             self.prompt,
-            tuple(ArmRecord(arm.arm, tuple(arm.tokens), arm.text, arm.reason, arm.dose) for arm in self.arms),
+            tuple(
+                ArmRecord(arm.arm, tuple(arm.tokens), arm.text, arm.reason, arm.dose, arm.readings) for arm in self.arms
+            ),
             self.sampling,
             self.raw,
             self.prompt_ids,
@@ -480,6 +478,7 @@ class RunText:
             self.kept,
             self.made,
             self.turns,
+            self.monitors,
         )
 
     @property
@@ -533,7 +532,7 @@ class RunText:
                 self.arms[event.arm].dials.append((event.index, event.interventions))
             case ArmDone():
                 arm = self.arms[event.arm]
-                arm.reason, arm.dose = event.reason, event.dose
+                arm.reason, arm.dose, arm.readings = event.reason, event.dose, event.readings
                 for other in self.arms:
                     other.compare_with(self.baseline)
             case Speed():
@@ -553,42 +552,3 @@ def summary(sampling: Sampling) -> str:
         if getattr(sampling, name)
     ]
     return " · ".join([*parts, f"max {sampling.max_tokens}"])
-
-
-def token_levels(arm: ArmText, measure: Measure, baseline: ArmText, start: int = 0) -> list[int]:
-    """The shade of each token of an arm from ``start`` on.
-
-    ``diff`` marks (7) the tokens that the longest common run of tokens with the
-    baseline leaves over; while text still comes, those that differ place by place.
-    """
-    tokens = arm.tokens[start:]
-    if measure == "feature":
-        return [*arm.shade[start:], *([0] * len(tokens))][: len(tokens)]
-    if measure == "kl":
-        return [kl_level(token.kl) for token in tokens]
-    if measure == "surprise":
-        return [surprisal_level(token.logprob) for token in tokens]
-    if arm.reason and baseline.reason:
-        return changed_levels(_ids(baseline), _ids(arm))[start:]
-    other = _ids(baseline)
-    return [0 if n < len(other) and t.token_id == other[n] else 7 for n, t in enumerate(tokens, start)]
-
-
-def changed_levels(before: Sequence[int], after: Sequence[int]) -> list[int]:
-    """7 for each item of ``after`` that an alignment with ``before`` leaves over, else 0."""
-    levels = [7] * len(after)
-    for block in difflib.SequenceMatcher(None, before, after, autojunk=False).get_matching_blocks():
-        levels[block.b : block.b + block.size] = [0] * block.size
-    return levels
-
-
-def _ids(arm: ArmText) -> list[int]:
-    return [token.token_id for token in arm.tokens]
-
-
-def candidates(arm: ArmText | None, index: int) -> tuple[Token | None, tuple[Candidate, ...]]:
-    """The token an arm wrote at a step, and what else it could have written, likeliest first."""
-    if arm is None or not 0 <= index < len(arm.tokens):
-        return None, ()
-    token = arm.tokens[index]
-    return token, tuple(sorted(token.top, key=lambda candidate: -candidate.logprob))

@@ -166,13 +166,14 @@ class ArmDone(Event):
     """An arm ended: ``reason`` is ``stop`` (end of text), ``length`` or ``stopped`` (by the user).
 
     ``dose`` is the measured mean ``||delta h|| / ||h||`` at the steered sites of
-    this arm, ``None`` for the baseline.
+    this arm, ``None`` for the baseline. ``readings`` are those of the run's monitors at its last token.
     """
 
     arm: int
     reason: str
     n_tokens: int
     dose: float | None = None
+    readings: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import ClassVar
 from lens_tui.records import Arm, Intervention, Sampling, SteeringVector
 from lens_tui.records.attribution_graph import AttributionGraph
 from lens_tui.records.chat import Turn
+from lens_tui.records.gates import Watched
 from lens_tui.records.graph_plan import GraphFound, GraphPlan
 from lens_tui.records.info import Dequantize
 from lens_tui.records.patch_plan import PatchPlan
@@ -78,6 +79,7 @@ class Compare(Job):
     ``top``: how many candidates each token event carries. ``changes`` are made while it writes, as in a kept run that
     is run again: the arm, the first token under the change, and what acts from there on. ``sae``: the SAE whose
     features are read from what is written, from the arms' own activations (ArmFeatures); none if empty.
+    ``monitors`` read every token: each TokenEvent has what they read before it, ArmDone what they read at the last one.
     """
 
     overtakes: ClassVar[bool] = True
@@ -89,6 +91,7 @@ class Compare(Job):
     changes: tuple[tuple[int, int, tuple[Intervention, ...]], ...] = ()
     sae: str = ""
     turns: tuple[Turn, ...] = ()
+    monitors: tuple[Watched, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ import math
 from dataclasses import replace
 
 from lens_tui.records import Arm, Sampling, Token
-from lens_tui.tui.session import ArmText, RunText, Session, SessionStore, changed_levels, plan, token_levels
+from lens_tui.tui.session import ArmText, RunText, Session, SessionStore, plan
+from lens_tui.tui.token_shades import changed_levels, token_levels
 from lens_tui.worker import events as ev
 from tests.fakes import unit_vector
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from lens_tui.records import Add, Arm, Sampling
+from lens_tui.records.gates import Watched, monitor_of
 from lens_tui.records.patch_plan import EXAMPLE
 from lens_tui.records.prompt_set import PromptItem
 from lens_tui.worker import events as ev
@@ -32,6 +33,9 @@ PAIRS = ("I love it", "so good"), ("I hate it", "so bad")
 JOBS: dict[str, jobs.Job] = {
     "an SAE": jobs.LoadSAE(SAE),
     "two arms": jobs.Compare(PROMPT, ARMS, Sampling(max_tokens=STEPS)),
+    "two arms and monitors": jobs.Compare(
+        PROMPT, ARMS, Sampling(max_tokens=STEPS), monitors=(Watched(monitor_of(unit_vector("dog"))),)
+    ),
     "no arm": jobs.Compare(PROMPT, (), Sampling(max_tokens=STEPS)),
     "a set": jobs.ComparePrompts(
         ARMS, path="bundled", first=2, sampling=Sampling(max_tokens=STEPS), sae=SAE, feature=17

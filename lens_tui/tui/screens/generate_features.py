@@ -12,7 +12,8 @@ from lens_tui.records.features import DENSE
 from lens_tui.tui.format import fit, share_level
 from lens_tui.tui.host import LensHost
 from lens_tui.tui.run_line import settings_parts
-from lens_tui.tui.session import MEASURE_NAMES, Measure, RunText
+from lens_tui.tui.session import RunText
+from lens_tui.tui.token_shades import MEASURE_NAMES, Measure
 from lens_tui.tui.widgets.feature_card import FeatureMarks
 from lens_tui.tui.widgets.lane import Lane, LaneRow, quoted
 from lens_tui.tui.widgets.lane_features import ROWS, ListedFeature
@@ -95,7 +96,9 @@ class FeatureFollower:
         """The job that writes a run, and reads its features while they are listed."""
         sae = lens.store.session.sae_in_use if self.on else None
         arms, used = tuple(text.arm for text in run.arms), sae.id if sae is not None else ""
-        return Compare(run.prompt, arms, run.sampling, run.raw, changes=changes, sae=used, turns=run.turns)
+        return Compare(
+            run.prompt, arms, run.sampling, run.raw, changes=changes, sae=used, turns=run.turns, monitors=run.monitors
+        )
 
     def follow(self, lens: LensHost, run: RunText | None) -> None:
         """Another run shows, or it has ended: what is not known of it yet is read."""
@@ -205,10 +208,10 @@ class FeatureFollower:
         return fit(f"f{known.feature} {known.names.get(known.feature, ('', False))[0]}", 40).rstrip()
 
     def settings(
-        self, lens: LensHost, run: RunText | None, runs: int, stale: bool, measure: Measure
+        self, lens: LensHost, run: RunText | None, runs: int, stale: bool, measure: Measure, shade: str = ""
     ) -> list[tuple[str, str]]:
-        """The line of settings, with the shade by its name."""
-        shade = self.shade_name(lens, run, measure)
+        """The line of settings, with the shade by its name, which a monitor has from elsewhere."""
+        shade = shade or self.shade_name(lens, run, measure)
         return settings_parts(lens.store.session, run, runs, stale, shade, lens.key_text)
 
     def toggle_dense(self, lens: LensHost, run: RunText | None) -> None:

@@ -12,8 +12,9 @@ from textual.content import Content
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.format import fit
-from lens_tui.tui.session import MEASURES, Measure, RunText, lane_names, plan, summary
+from lens_tui.tui.session import RunText, lane_names, plan, summary
 from lens_tui.tui.set_text import SetText, bare_name
+from lens_tui.tui.token_shades import MEASURES, Measure
 from lens_tui.tui.widgets.frame import Hairline, LensScreen, takes_text
 from lens_tui.tui.widgets.lane import Lane, LaneRow, Line, strength
 from lens_tui.tui.widgets.measures_table import MeasuresTable
@@ -21,6 +22,7 @@ from lens_tui.tui.widgets.token_view import TokenView
 
 from .chat_pane import ChatPane
 from .generate_features import FeatureFollower
+from .generate_monitors import MonitorFollower
 from .set_pane import SetPane
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ class GenerateLanes(LensScreen):
         self.set: SetText | None = None
         self._sets: list[SetText] = []
         self.features = FeatureFollower(self.lanes)
+        self.monitors = MonitorFollower(self.lanes)
 
     def body(self) -> ComposeResult:
         """Prompt, settings, lanes."""
@@ -110,7 +113,7 @@ class GenerateLanes(LensScreen):
             stale = stale or now != ran or (run is not None and text is None)
         if run is not None and self.set is None:
             stale = stale or run.question != self.session.question or run.sampling != self.session.sampling
-            stale = stale or len(run.arms) != max(1, len(arms))
+            stale = stale or len(run.arms) != max(1, len(arms)) or run.monitors != self.session.monitors
         self._stale = stale
         self._show_settings()
 
@@ -122,7 +125,8 @@ class GenerateLanes(LensScreen):
             room = max(8, self.size.width - 2 - cell_len(facts))
             self.query_one("#settings", Line).content = Content.assemble(fit(prompt, room).rstrip(), (facts, "$muted"))
             return
-        parts = self.features.settings(self.lens, self.run, len(self.history), self._stale, self.measure)
+        shade = self.monitors.name(self.lens, self.run) if self.measure == "monitor" else ""
+        parts = self.features.settings(self.lens, self.run, len(self.history), self._stale, self.measure, shade)
         self.query_one("#settings", Line).content = Content.assemble(*parts)
 
     def _sync(self) -> None:
@@ -131,6 +135,7 @@ class GenerateLanes(LensScreen):
             return
         for lane in self.lanes.lanes:
             lane.sync()
+        self.monitors.show(self.run)
         if self.set is not None and self.table is not None:
             self.table.sync()
 
@@ -140,6 +145,7 @@ class GenerateLanes(LensScreen):
         for lane in self.lanes.lanes:
             self._follow(lane)
         self.measures.show(run if self.set is None else None)
+        self.monitors.show(run)
         self._headings()
         self.features.follow(self.lens, run)
 
@@ -206,11 +212,19 @@ class GenerateLanes(LensScreen):
         self._headings()
 
     def action_measure(self, name: str = "") -> None:
-        """What the shade says: KL, surprise, or what is not in the baseline."""
-        place = MEASURES.index(self.measure) if self.measure in MEASURES else -1
-        following = MEASURES[(place + 1) % len(MEASURES)]
+        """What the shade says: surprise, KL, what is not in the baseline, and what each monitor reads."""
+        watched = self.session.monitors if self.run is None else self.run.monitors
+        wheel = [
+            *((measure, self.monitors.at) for measure in MEASURES),
+            *(("monitor", at) for at in range(len(watched))),
+        ]
+        here = (self.measure, self.monitors.at)
+        place = wheel.index(here) if here in wheel else -1
+        following, at = wheel[(place + 1) % len(wheel)]
         wanted = following if not name else "surprise" if self.measure == name else name
         self.measure = wanted  # type: ignore[assignment]
+        self.monitors.at = at if not name else self.monitors.at
+        self.monitors.show(self.run)
         for lane in self.lanes.lanes:
             lane.measure = self.measure
         self._show_settings()
@@ -220,6 +234,15 @@ class GenerateLanes(LensScreen):
         self.features.toggle(self.lens, self.run)
         if not self.features.on and self.measure == "feature":
             self.action_measure("surprise")
+
+    def action_monitor(self) -> None:
+        """Choose what reads every token."""
+        self.monitors.ask(self.lens, self._shade_by_monitor)
+
+    def _shade_by_monitor(self, at: int) -> None:
+        self.monitors.at = at
+        self.measure = "surprise"  # asked for again, the monitor would be let go
+        self.action_measure("monitor")
 
     def action_feature(self, step: int) -> None:
         """Shade the lanes by the next of the features listed, or the one before."""

@@ -39,6 +39,8 @@ class GenerateRuns(GenerateLanes):
         self._arrange()
         if old.steers != new.steers:
             self._after_edit(old, new)
+        if old.monitors != new.monitors:
+            self._after_monitors()
         self._headings()
 
     def _after_edit(self, old: Session, new: Session) -> None:
@@ -54,6 +56,13 @@ class GenerateRuns(GenerateLanes):
                 if index is not None and run.arm_now(number, new) is not None:
                     self.lens.worker.dial(self._job, index, after[number].interventions)
         elif changed and self.is_current:
+            self._rest = self._restarted(self._rest)
+
+    def _after_monitors(self) -> None:
+        """Make the run that shows again, so that it is read by what reads now."""
+        if self.run is not None and self.run.going:
+            self.lens.say(f"They read the next run: {self.lens.key_text('app.run')} runs it.")
+        elif self.run is not None and self.set is None and self.is_current:
             self._rest = self._restarted(self._rest)
 
     def _restarted(self, timer: Timer | None) -> Timer:

@@ -81,7 +81,7 @@ class GenerateScreen(GenerateRuns, GenerateSets, GenerateArms):
             return
         self._close_set()
         model, changes = self.session.model, self.talk.asked(run)
-        changes |= {"sampling": run.sampling, "written": run.written()}
+        changes |= {"sampling": run.sampling, "written": run.written(), "monitors": run.monitors}
         if run not in self.history:
             run.number = len(self.history) + 1
             self.history.append(run)

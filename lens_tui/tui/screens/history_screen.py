@@ -129,6 +129,7 @@ def run_text(record: RunRecord) -> RunText:
     made.made, made.created = record.made, record.created
     made.state = _STATES.get(record.state, "stopped")
     made.prompt_ids, made.kept, made.turns = record.prompt_ids, record.id, record.turns
+    made.monitors = record.monitors
     return made
 
 
@@ -138,6 +139,7 @@ _STATES: dict[str, Literal["done", "stopped", "failed"]] = {"done": "done", "fai
 def _arm(number: int, kept: ArmRecord) -> ArmText:
     arm = replace(kept.arm, name=one_line(kept.arm.name, 80))
     text = ArmText(number, arm, dials=kept.changes, reason=kept.reason, dose=kept.dose)
+    text.readings = kept.readings
     for token in kept.tokens:
         text.add(_showable(token))
     return text

@@ -11,7 +11,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from lens_tui.records import LensError, ModelInfo, SteeringVector
-from lens_tui.records.gates import Gate, Monitor, Watched
+from lens_tui.records.gates import Gate
 from lens_tui.records.interventions import BenchRow
 from lens_tui.records.probe import Probe, ProbeReport, probe_of, save_probe
 from lens_tui.records.sanitise import one_line
@@ -22,6 +22,7 @@ from lens_tui.worker.jobs import TrainProbes
 
 from .form import Check, Choice, ChoiceScreen, Dialog, Field, filled, whole
 from .gate_form import give_gate
+from .generate_monitors import read_by
 from .steer_forms import ALL, BETWEEN, TEXTS, Form, a_file, texts
 
 PROBES = {"logistic regression": "logistic", "mean difference": "mean_difference"}
@@ -226,7 +227,7 @@ def ask_use(lens: LensHost, probe: Probe, row: BenchRow | None, steer: Callable[
         if use == "vector":
             steer(probe.vector)
         elif use == "monitor":
-            read_with(lens, probe.monitor, MIDDLE)
+            read_by(lens, probe.monitor, MIDDLE)
             lens.say(f"{name} reads every token of the next run: {lens.key_text('app.generate')} goes to Generate.")
         elif use == "gate" and row is not None:
             give_gate(lens, [row], Gate(probe.monitor, MIDDLE))
@@ -234,12 +235,6 @@ def ask_use(lens: LensHost, probe: Probe, row: BenchRow | None, steer: Callable[
     early = row is not None and probe.layer <= row.layer
     title = f"{name} at layer {probe.layer}: what is it for?"
     lens.push_screen(ChoiceScreen(title, uses(row, early)), chosen)
-
-
-def read_with(lens: LensHost, monitor: Monitor, threshold: float) -> None:
-    """Read every token of the runs that come with a monitor, after those there are."""
-    known = tuple(watched for watched in lens.store.session.monitors if watched.monitor != monitor)
-    lens.store.update(monitors=(*known, Watched(monitor, threshold)))
 
 
 def probe_lines(vector: SteeringVector) -> list[str]:

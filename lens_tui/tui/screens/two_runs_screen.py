@@ -13,7 +13,8 @@ from lens_tui.records import LensError
 from lens_tui.records.sanitise import one_line
 from lens_tui.tasks.replay import held_against
 from lens_tui.tui.format import figure
-from lens_tui.tui.session import ArmText, RunText, changed_levels, summary
+from lens_tui.tui.session import ArmText, RunText, summary
+from lens_tui.tui.token_shades import changed_levels
 from lens_tui.tui.widgets.frame import Pane
 from lens_tui.tui.widgets.lane import strength
 from lens_tui.tui.widgets.token_view import TokenView

@@ -1,8 +1,8 @@
-"""A growing series as one row of bars with its mean, for the foot of a lane."""
+"""A lane of Generate: what an arm writes, its figures, its bars, and what is known of the token under the cursor."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp
 from typing import TypeVar
@@ -10,6 +10,7 @@ from typing import TypeVar
 from textual.app import RenderResult
 from textual.containers import Horizontal
 from textual.content import Content
+from textual.geometry import Size
 from textual.message import Message
 from textual.reactive import reactive
 from textual.timer import Timer
@@ -21,69 +22,18 @@ from lens_tui.records.interventions import amount_of
 from lens_tui.records.run_record import kl_level, pieces
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.chat_text import OPEN, Thinking, folded, opens_thinking, thinking_in
-from lens_tui.tui.format import Trail, bar, fit, kl_key, nats, signed, sparkline
-from lens_tui.tui.session import ArmText, Measure, RunText, candidates, token_levels
+from lens_tui.tui.format import bar, figure, fit, kl_key, nats, signed
+from lens_tui.tui.monitor_text import MonitorLine
+from lens_tui.tui.session import ArmText, RunText
+from lens_tui.tui.token_shades import Measure, candidates, token_levels
 
 from .frame import Pane
 from .lane_features import LaneFeatures
+from .series_strip import SeriesStrip
 from .token_layout import NEWLINE, ShadeMode
 from .token_view import TokenView
 
-Level = Callable[[float], int]
 Value = TypeVar("Value")
-MEAN = 10
-"""Cells kept for the mean and its unit."""
-
-
-class SeriesStrip(Widget):
-    """``label ▁▂▅▇▃ 0.94 nat``: each cell the mean of equally many tokens, on a fixed scale."""
-
-    DEFAULT_CSS = "SeriesStrip { height: 1; }"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._values: list[float] = []
-        self._trail = Trail(2)
-        self._label, self._mean, self._empty, self._short = "", "", "", ""
-        self._level: Level = lambda _value: 0
-
-    def configure(self, label: str, level: Level, empty: str = "", short: str = "") -> None:
-        """Start over: what the series is called, how a value becomes a level, what to say while there is none.
-
-        ``short`` is shown where ``empty`` does not fit.
-        """
-        self._label, self._level, self._empty, self._short = label, level, empty, short
-        self._values, self._mean = [], ""
-        self._trail = Trail(self._room)
-        self.refresh()
-
-    def extend(self, values: Iterable[float], mean: str) -> None:
-        """Add values at the end and show their mean, as text."""
-        for value in values:
-            self._values.append(value)
-            self._trail.append(value)
-        self._mean = mean
-        self.refresh()
-
-    @property
-    def _room(self) -> int:
-        return max(4, self.size.width - len(self._label) - 1 - MEAN)
-
-    def render(self) -> RenderResult:
-        """One row; the mean is right aligned."""
-        width = self.size.width
-        if self._trail.capacity != self._room:  # the width changed, perhaps while the lane was hidden
-            self._trail = Trail(self._room)
-            for value in self._values:
-                self._trail.append(value)
-        if not self._values:
-            said = self._empty if len(self._empty) <= width else self._short or self._empty
-            return Content.styled(said, "$muted").truncate(width, ellipsis=True)
-        line = sparkline([self._level(mean) for mean in self._trail.means()])
-        room = max(1, width - len(self._label) - len(self._mean) - 2)
-        return Content.assemble((f"{self._label} ", "$muted"), (line[:room].ljust(room), "$heat-5"), " ", self._mean)
-
-
 N_CANDIDATES = 5
 FACTS = 0.2
 """Seconds between two updates of a lane's figures while it is written."""
@@ -107,6 +57,11 @@ class Candidates(Widget):
     DEFAULT_CSS = f"Candidates {{ height: {N_CANDIDATES + 2}; display: none; }}"
 
     step: reactive[tuple[Token | None, tuple[Candidate, ...]]] = reactive((None, ()))
+    read: reactive[tuple[str, ...]] = reactive((), layout=True)
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """With monitors a row more for each of them."""
+        return N_CANDIDATES + 2 + len(self.read)
 
     def render(self) -> RenderResult:
         """The token and its KL, both models' log-probability, then a row for each candidate of the arm's own model."""
@@ -119,7 +74,8 @@ class Candidates(Widget):
         plain = f", plain {token.plain_logprob:.2f}" if steered and token.plain_logprob is not None else ""
         head = Content.assemble((f"{token.index} ", "$muted"), (quoted(token.token), "bold"), (kl, "$muted"))
         logp = Content.styled(f"logp {token.logprob:.2f}{' own' if steered else ''}{plain}", "$muted")
-        rows = [row.truncate(width, ellipsis=True) for row in (head, logp)]
+        said = [Content.styled(line, "$accent" if " > " in line else "$muted") for line in self.read]
+        rows = [row.truncate(width, ellipsis=True) for row in (head, logp, *said)]
         rows += [candidate_row(item, width, item.token_id == token.token_id) for item in others[:N_CANDIDATES]]
         return Content("\n").join(rows)
 
@@ -218,6 +174,7 @@ class Lane(Pane):
     Lane { width: 1fr; height: 1fr; }
     Lane > PaneTitle, Lane > Line, Lane > SeriesStrip, Lane > Candidates { padding: 0 0 0 1; }
     Lane > TokenView { margin: 1 0; }
+    Lane.-read > Candidates { height: auto; }
     Lane.-inspecting > Candidates, Lane.-features > LaneFeatures { display: block; }
     """
 
@@ -250,6 +207,8 @@ class Lane(Pane):
         self._step: int | None = None
         self._folded: Thinking | None = None
         self._facts_due: Timer | None = None
+        self._heard: tuple[MonitorLine, ...] = ()
+        self._by: MonitorLine | None = None
 
     def on_mount(self) -> None:
         """Nothing has run, or it was shown before the lane was there."""
@@ -279,6 +238,7 @@ class Lane(Pane):
         """Show an arm of a run from its beginning, or nothing."""
         self._run, self.text, self._in_view, self._in_strip = run, text, 0, 0
         self._folded = None
+        self._heard, self._by = (), None
         self.view.streaming = bool(text and run and run.going and not text.reason)
         self.view.set_tokens([])
         self.inspect(None)
@@ -306,8 +266,32 @@ class Lane(Pane):
             self._facts_due = self.set_timer(FACTS, self._show_facts)
 
     def watch_measure(self) -> None:
-        """Shade by something else."""
+        """Shade by something else; a monitor has the bars too."""
         self.shade_again()
+        self._in_strip = 0
+        self._configure_strip()
+        self._show_strip()
+        self._show_foot()
+
+    def hear(self, lines: tuple[MonitorLine, ...], at: int) -> None:
+        """Take what monitors have read so far; number ``at`` is the one that shades and has the bars."""
+        by = lines[at % len(lines)] if lines else None
+        if lines == self._heard and by is self._by:
+            return
+        self._heard, self._by = lines, by
+        self.set_class(bool(lines), "-read")
+        if self.text is not None:
+            self.text.read = [by.shade(value) for value in by.values] if by is not None else []
+        if self.measure == "monitor":
+            self.shade_again()
+            self._show_strip()
+        self._show_read()
+
+    def _show_read(self) -> None:
+        """What was read of the token that is explained."""
+        step = self._step
+        self.inspector.read = () if step is None else tuple(line.at(step) for line in self._heard)
+        self._show_foot()
 
     def watch_shade(self, shade: ShadeMode) -> None:
         """Show levels another way."""
@@ -343,8 +327,7 @@ class Lane(Pane):
             self._facts_due = None
         text, run = self.text, self._run
         if text is not None:
-            self.strip.extend(self._series(text.tokens[self._in_strip : self._in_view]), self._mean())
-            self._in_strip = self._in_view
+            self._show_strip()
         if text is None or run is None or not (text.tokens or text.reason):
             self.stats.content = Content.styled("waiting" if run is not None and run.going else "", "$muted")
             self.foot.content = Content("")
@@ -352,12 +335,24 @@ class Lane(Pane):
         self.stats.content = Content.styled(stats(text, run.sampling.max_tokens, self.size.width - 1), "$muted")
         self._show_foot()
 
+    def _show_strip(self) -> None:
+        """The bars: KL token by token, or what the monitor that shades has read."""
+        if self.text is None:
+            return
+        if self.measure != "monitor":
+            self.strip.extend(self._series(self.text.tokens[self._in_strip : self._in_view]), self._mean())
+            self._in_strip = self._in_view
+        elif self._by is not None:
+            known = self._by.known
+            self.strip.configure(fit(self._by.name, min(12, len(self._by.name))), self._by.bar, self._by.key)
+            self.strip.extend(known, figure(sum(known) / len(known), 2) if known else "")
+
     def _show_foot(self) -> None:
         if self.text is not None and (self.text.tokens or self.text.reason):
             self.foot.content = Content.styled(" · ".join(self._foot_facts(self.text)), "$muted")
 
     def _foot_facts(self, text: ArmText) -> list[str]:
-        facts = []
+        facts = [self._by.above] if self.measure == "monitor" and self._by is not None else []
         if text.parted is not None:
             word = quoted(text.tokens[text.parted].token) if text.parted < len(text.tokens) else "its end"
             explained = self._step is not None and self._step > text.parted
@@ -381,7 +376,7 @@ class Lane(Pane):
         if index is not None:
             self.inspector.step = candidates(self.text, index)
         self._step = index
-        self._show_foot()
+        self._show_read()
         here = index is not None and self.text is not None and index < self._in_view
         seen = self._seen(index) if here and index is not None else None
         if self.view.cursor != seen:

@@ -13,7 +13,7 @@ from lens_tui.records import Arm, ArmEnd, Intervention, LensError, Token
 from lens_tui.records.chat import as_prompt
 from lens_tui.records.sanitise import one_line
 from lens_tui.tasks.made_with import made_with
-from lens_tui.tasks.replay import Changes, attach
+from lens_tui.tasks.replay import Changes, attach, last_readings
 
 from .. import events as ev
 from .. import jobs
@@ -49,12 +49,13 @@ def _compare(control: Control, job: jobs.Compare, context: Context, reader: Writ
     def on_prefill(done: int, total: int) -> None:
         control.progress("prompt", done, total, "tokens")
 
-    attach(model, job.arms, context.saes.get)
-    comparison = model.compare(
-        as_prompt(job.prompt, job.turns), job.arms, job.sampling, raw=job.raw, top=job.top, progress=on_prefill
-    )
+    monitors = [watched.monitor for watched in job.monitors]
+    attach(model, job.arms, context.saes.get, monitors)
+    heard: dict[str, Any] = {"progress": on_prefill, "monitors": monitors}
+    asked = as_prompt(job.prompt, job.turns)
+    comparison = model.compare(asked, job.arms, job.sampling, raw=job.raw, top=job.top, **heard)
     names = tuple(one_line(name, 80) for name in comparison.arms)
-    made = made_with(model.info, job.arms, context.known.values(), comparison.batch_rows)
+    made = made_with(model.info, job.arms, context.known.values(), comparison.batch_rows, job.monitors)
     keeper = Keeper(context, job, model.info.name, comparison, made)
     yield ev.RunStarted(control.id, comparison.prompt_ids, comparison.prompt_tokens, names, keeper.run, made)
     changes = {(arm, index): items for arm, index, items in job.changes}
@@ -120,8 +121,9 @@ class _Run:
                 yield self._arm_done(arm, "stopped", self.counts.get(arm, 0), dose)
 
     def _arm_done(self, arm: int, reason: str, n_tokens: int, dose: float | None) -> ev.ArmDone:
-        self.keeper.end_arm(arm, reason, dose)
-        return ev.ArmDone(self.control.id, arm, reason, n_tokens, dose)
+        read = last_readings(self.comparison, arm, n_tokens)
+        self.keeper.end_arm(arm, reason, dose, read)
+        return ev.ArmDone(self.control.id, arm, reason, n_tokens, dose, read)
 
     def _step(self) -> Iterator[ev.Event]:
         """Between two steps: say the speed, and hand on what was dialled."""
@@ -186,7 +188,7 @@ class Keeper:
         ids, settings = comparison.prompt_ids, job.sampling
 
         def begin(store: RunStore) -> None:
-            asked: dict[str, Any] = {"raw": job.raw, "turns": job.turns}
+            asked: dict[str, Any] = {"raw": job.raw, "turns": job.turns, "monitors": job.monitors}
             self.run = store.begin(model, job.prompt, arms, settings, prompt_ids=ids, made=made, **asked)
 
         self._do(begin)
@@ -201,9 +203,9 @@ class Keeper:
             self._tokens = []
             self._do(lambda store: store.add(self.run, tokens))
 
-    def end_arm(self, arm: int, reason: str, dose: float | None) -> None:
-        """Say how an arm ended."""
-        self._do(lambda store: store.end_arm(self.run, arm, reason, dose))
+    def end_arm(self, arm: int, reason: str, dose: float | None, readings: tuple[float, ...]) -> None:
+        """Say how an arm ended, and what monitors read at its last token."""
+        self._do(lambda store: store.end_arm(self.run, arm, reason, dose, readings))
 
     def end(self, state: State) -> None:
         """Close the run; waits for a history that is in use."""
