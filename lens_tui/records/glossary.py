@@ -253,7 +253,6 @@ TERMS: tuple[GlossaryTerm, ...] = (
         "the probe's, vector's or feature's",
         "docs/probes.md",
         ("Generate",),
-        ("reading", "threshold", "above"),
     ),
     GlossaryTerm(
         "gate",
@@ -263,7 +262,6 @@ TERMS: tuple[GlossaryTerm, ...] = (
         "as the monitor",
         "Lee et al. 2024, arXiv 2409.05907; docs/steering.md",
         ("Generate", "Steer"),
-        ("conditional", "?"),
     ),
     GlossaryTerm(
         "behaviour",
