@@ -55,6 +55,9 @@ if TYPE_CHECKING:
     from .lens.probes.probe_texts import train_probes as train_probes
     from .lens.read.attention import attention_patterns as attention_patterns
     from .lens.read.heads import head_outputs as head_outputs
+    from .lens.read.jacobian import jacobian_vector as jacobian_vector
+    from .lens.read.jacobian import swap as swap
+    from .lens.read.jacobian_fit import fit_jacobian_lens as fit_jacobian_lens
     from .lens.read.logits import attribute_logits as attribute_logits
     from .lens.read.logits import logit_lens as logit_lens
     from .lens.vectors import Contrast as Contrast
@@ -88,6 +91,10 @@ if TYPE_CHECKING:
     from .records.interventions import Positions as Positions
     from .records.interventions import ProjectOut as ProjectOut
     from .records.interventions import SetProjection as SetProjection
+    from .records.interventions import Swap as Swap
+    from .records.jacobian_lens import JacobianLens as JacobianLens
+    from .records.jacobian_lens import read_jacobian_lens as read_jacobian_lens
+    from .records.jacobian_lens import write_jacobian_lens as write_jacobian_lens
     from .records.patch_grid import PromptPair as PromptPair
     from .records.patch_grid import Receiver as Receiver
     from .records.patch_grid import Sender as Sender
@@ -163,6 +170,8 @@ else:
             ".lens.probes.probe_texts": "evaluate_probe sparse_probe train_probes",
             ".lens.read.attention": "attention_patterns",
             ".lens.read.heads": "head_outputs",
+            ".lens.read.jacobian": "jacobian_vector swap",
+            ".lens.read.jacobian_fit": "fit_jacobian_lens",
             ".lens.read.logits": "attribute_logits logit_lens",
             ".records.attribution_graph": "LogitTarget",
             ".records.graph_file": "read_graph write_graph",
@@ -170,8 +179,10 @@ else:
             ".records.errors": "LensError LensWarning NotFinite",
             ".records.gates": "Gate Monitor",
             ".records.interventions": (
-                "ALL Ablate AblateHeads Add Arm CapProjection ClampFeature NormMatch Positions ProjectOut SetProjection"
+                "ALL Ablate AblateHeads Add Arm CapProjection ClampFeature NormMatch Positions ProjectOut "
+                "SetProjection Swap"
             ),
+            ".records.jacobian_lens": "JacobianLens read_jacobian_lens write_jacobian_lens",
             ".records.patch_grid": "PromptPair Receiver Sender agreement",
             ".records.probe": "Probe ProbeReport load_probe save_probe",
             ".records.prompt_set": "PromptItem PromptSet SetCell read_prompt_set",

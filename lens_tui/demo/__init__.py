@@ -83,6 +83,11 @@ def transcoder_paths() -> tuple[Path, ...]:
     return tuple(sorted(transcoders_path().glob("layer_*")))
 
 
+def jacobian_lens_path() -> Path:
+    """The file of the bundled model's Jacobian lens."""
+    return _HERE / "jacobian_lens.safetensors"
+
+
 def default_sae() -> str:
     """The name of the SAE that the Features screen opens with."""
     return str(_facts()["default_sae"])

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .interventions import Positions as Positions
     from .interventions import ProjectOut as ProjectOut
     from .interventions import SetProjection as SetProjection
+    from .interventions import Swap as Swap
     from .measures import AttentionPattern as AttentionPattern
     from .measures import Controlled as Controlled
     from .measures import Curve as Curve
@@ -82,7 +83,7 @@ else:
             ".info": "ModelInfo SAEInfo",
             ".interventions": (
                 "ALL Ablate AblateHeads Add Arm CapProjection ClampFeature Intervention NormMatch Positions ProjectOut "
-                "SetProjection"
+                "SetProjection Swap"
             ),
             ".measures": (
                 "AttentionPattern Controlled Curve Degeneration DeltaLoss Divergence DosePoint DoseResponse "

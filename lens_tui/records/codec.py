@@ -27,6 +27,7 @@ from .interventions import (
     NormMatch,
     ProjectOut,
     SetProjection,
+    Swap,
 )
 from .run import Candidate
 from .sanitise import one_line
@@ -35,7 +36,9 @@ from .steering_vector import FloatArray, SteeringVector, TokenWeight
 Record = TypeVar("Record")
 
 _MODES: dict[str, type[Intervention]] = {
-    **{kind.mode: kind for kind in (Add, NormMatch, ProjectOut, SetProjection, ClampFeature, Ablate, AblateHeads)},
+    **{
+        kind.mode: kind for kind in (Add, NormMatch, ProjectOut, SetProjection, Swap, ClampFeature, Ablate, AblateHeads)
+    },
     **dict.fromkeys(("at_most", "at_least", "between"), CapProjection),
     "set_projection": SetProjection,  # the names that older files have
     "cap_projection": CapProjection,

@@ -205,6 +205,18 @@ class SetProjection(Intervention):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Swap(Intervention):
+    """``h + (h . direction) (other - direction)``: as much as there is along one direction is along another instead.
+
+    ``vector`` is what is taken out and ``other`` what is put in its place, both unit.
+    """
+
+    mode: ClassVar[str] = "swap"
+    vector: SteeringVector
+    other: SteeringVector
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CapProjection(Intervention):
     """The projection is clipped to ``[low, high]``; a bound that is ``None`` does not bind. What is inside stays.
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from .errors import LensError
 from .glossary import by_id
 from .steering_vector import FloatArray
 
@@ -270,7 +271,9 @@ class LogitLens:
     position, ``target_ranks`` ``(n, t)`` how many tokens are more probable (0: it is the best) and
     ``target_logprobs`` ``(n, t)`` its log-probability. ``entropy`` ``(n, t)`` is that of the layer's distribution and
     ``kl`` ``(n, t)`` is D_KL(last layer || this layer). All in nats, from float32 logits after soft-capping.
-    ``texts`` holds the display form of every token id that occurs, safe to show.
+    ``texts`` holds the display form of every token id that occurs, safe to show. ``final_ids`` ``(t,)`` is the model's
+    own most probable next token. ``method`` is ``logit``, or ``jacobian`` where a layer's residual went through its
+    matrix of a Jacobian lens first.
     """
 
     model: str
@@ -285,6 +288,17 @@ class LogitLens:
     entropy: FloatArray
     kl: FloatArray
     texts: dict[int, str] = field(default_factory=dict)
+    final_ids: IntArray | None = None
+    method: Literal["logit", "jacobian"] = "logit"
+
+    @property
+    def agreement(self) -> FloatArray:
+        """Of each layer the share of tokens whose most probable next token is that of the model's output, ``(n,)``."""
+        import numpy as np
+
+        if self.final_ids is None:
+            raise LensError("This readout does not say what the model's output is.", "Read the text again.")
+        return np.asarray((self.top_ids[:, :, 0] == self.final_ids).mean(axis=1), np.float32)
 
     @property
     def target_probabilities(self) -> FloatArray:

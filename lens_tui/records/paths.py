@@ -60,6 +60,11 @@ def indexes_folder() -> Path:
     return folder("data") / "indexes"
 
 
+def jacobian_lenses_folder() -> Path:
+    """Jacobian lenses fitted here, a file a model."""
+    return folder("data") / "jacobian-lenses"
+
+
 def exports_folder() -> Path:
     """Where runs are exported to unless another folder is named."""
     return folder("data") / "exports"

@@ -26,6 +26,7 @@ from lens_tui.records import (
     Sampling,
     SetProjection,
     SteeringVector,
+    Swap,
 )
 from lens_tui.records.codec import from_json, to_json
 
@@ -43,6 +44,7 @@ EVERY: list[Intervention] = [
     Ablate(**COMMON, mean=np.linspace(-1, 1, 17, dtype=np.float32)),
     Ablate(id="b", layer=0),
     AblateHeads(id="h", layer=1, heads=(2, 0), mean=np.linspace(-1, 1, 8, dtype=np.float32)),
+    Swap(**COMMON, vector=VECTOR, other=SteeringVector.of("cats", np.cos(np.arange(33)), 3)),
 ]
 
 

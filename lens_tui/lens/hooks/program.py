@@ -34,6 +34,7 @@ from lens_tui.records import (
     NotFinite,
     ProjectOut,
     SetProjection,
+    Swap,
 )
 from lens_tui.records.gates import Monitor
 
@@ -71,6 +72,11 @@ def norm_match(direction: mx.array, scale: float) -> Delta:
 def set_projection(direction: mx.array, value: float) -> Delta:
     """``(value - h . direction) direction``."""
     return lambda h: (value - project(h, direction)) * direction
+
+
+def swap(direction: mx.array, other: mx.array) -> Delta:
+    """``(h . direction) (other - direction)``."""
+    return lambda h: project(h, direction) * (other - direction)
 
 
 def cap_projection(direction: mx.array, low: float | None, high: float | None) -> Delta:
@@ -112,6 +118,8 @@ def delta_of(record: Intervention, sources: Mapping[str, FeatureSource], width: 
             return set_projection(as_array(record.vector), 0.0)
         case SetProjection():
             return set_projection(as_array(record.vector), record.value)
+        case Swap():
+            return swap(as_array(record.vector), as_array(record.other))
         case CapProjection():
             return cap_projection(as_array(record.vector), record.low, record.high)
         case ClampFeature():

@@ -164,16 +164,9 @@ def checked(record: Intervention, registry: Registry) -> Intervention:
     record = replace(record, layer=registry.decoder.index(record.layer), **amounts)  # type: ignore[arg-type]
     width = registry.sites.point(record.layer, record.site).width
     vector = getattr(record, "vector", None)
-    if isinstance(vector, SteeringVector):
-        check_vector(vector.direction, width, f"The vector {vector.name!r}")
-        if not 0.99 < (length := float(np.linalg.norm(vector.direction))) < 1.01:
-            raise LensError(
-                f"The direction of {vector.name!r} has the length {length:.3g}, not 1.",
-                "Make it with SteeringVector.of.",
-            )
-        _check_place(vector, record, registry)
-    elif hasattr(record, "vector"):
-        raise LensError(f"The vector of {record.id!r} is {vector!r}.", "Give a SteeringVector, or numbers (d_model,).")
+    for name in ("vector", "other"):
+        if hasattr(record, name):
+            _check_direction(getattr(record, name), record, width, registry)
     if isinstance(record, AblateHeads):
         record = checked_heads(record, registry.sites, width)
     _check_kind(record, registry, width)
@@ -184,6 +177,17 @@ def checked(record: Intervention, registry: Registry) -> Intervention:
     size = largest * abs(float(getattr(record, "scale", getattr(record, "value", 0.0)) or 0.0))
     check_overflow(size, registry.decoder.dtype, record)
     return record
+
+
+def _check_direction(vector: Any, record: Intervention, width: int, registry: Registry) -> None:
+    if not isinstance(vector, SteeringVector):
+        raise LensError(f"The vector of {record.id!r} is {vector!r}.", "Give a SteeringVector, or numbers (d_model,).")
+    check_vector(vector.direction, width, f"The vector {vector.name!r}")
+    if not 0.99 < (length := float(np.linalg.norm(vector.direction))) < 1.01:
+        raise LensError(
+            f"The direction of {vector.name!r} has the length {length:.3g}, not 1.", "Make it with SteeringVector.of."
+        )
+    _check_place(vector, record, registry)
 
 
 def _numbers(record: Intervention) -> list[tuple[str, Any]]:

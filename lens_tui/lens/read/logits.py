@@ -1,6 +1,7 @@
 """Logits read off the residual: the logit lens, and what each attention and MLP adds to a token's logit.
 
-The logit lens is what each layer would predict if it were the last (nostalgebraist 2020).
+The logit lens is what each layer would predict if it were the last (nostalgebraist 2020). Through a Jacobian lens the
+residual is first carried to the last layer by that layer's average Jacobian: ``unembed(norm(J h))`` (Anthropic 2026).
 
 Direct logit attribution: the residual is a sum of what the parts wrote to it, and with the final norm's denominator
 kept as it is, the logit is linear in it (Elhage et al. 2021, "A mathematical framework for transformer circuits"; the
@@ -12,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 import numpy as np
 
 from lens_tui.records import FloatArray, Intervention, LensError
 from lens_tui.records.interventions import as_positions
+from lens_tui.records.jacobian_lens import JacobianLens
 from lens_tui.records.measures import HeadAttribution, LogitAttribution, LogitLens, Part
 
 from ..architecture.find import Decoder
@@ -42,6 +44,7 @@ def logit_lens(
     top_k: int = 5,
     interventions: Sequence[Intervention] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    through: JacobianLens | None = None,
 ) -> LogitLens:
     """Read every layer's residual of one text as a distribution over next tokens.
 
@@ -60,16 +63,49 @@ def logit_lens(
         top_k: Most probable tokens of each layer and position.
         interventions: Replace those of the blocks around the call, which hold otherwise.
         progress: ``progress(done, total)`` is called between blocks with tokens; what it raises ends the reading.
+        through: A Jacobian lens, whose matrices the residuals go through first; ``layers`` are then by default those
+            that it has, and the last one, which it leaves as it is. The site is ``resid_post``.
 
     Returns:
         Arrays (layers, tokens, ...): the most probable tokens, the target's rank and log-probability, entropy, and KL
         from the last layer, in nats.
 
     Raises:
-        LensError: Where a residual alone has no logits (Gemma 3n), and for an unknown layer, site or token.
+        LensError: Where a residual alone has no logits (Gemma 3n), for an unknown layer, site or token, and for a
+            Jacobian lens of another model or without a layer.
     """
     ids = one_text(lens, text)
     last = lens.n_layers - 1
+    where = _layers_read(lens, layers, site, through)
+    keys = [*((layer, site) for layer in where), (last, "resid_post")]
+    found = read_sites(lens, ids, keys, interventions)
+    residual = mx.stack([found[key].astype(mx.float32) for key in keys])
+    if through is not None:
+        residual = _carried(through, residual, where, last)
+    with unhooked(lens):
+        follow = _targets(lens, ids, residual[-1, -1], target)
+        rows = _rows(lens, residual, follow, min(max(top_k, 1), lens.tokens.vocab_size), progress)
+    if np.isnan(rows["target_logprobs"]).any():  # the residuals are finite: they were looked at as they were read
+        raise not_finite("The model's logits", HEAD)
+    method: Literal["logit", "jacobian"] = "logit" if through is None else "jacobian"
+    return LogitLens(lens.info.name, site, where, ids, method=method, **_named(lens, ids, follow, rows))
+
+
+def _named(lens: Core, ids: Sequence[int], follow: Sequence[int], rows: dict[str, Any]) -> dict[str, Any]:
+    """The rest of a readout's fields, with the texts of all tokens that occur."""
+    final = rows.pop("final_ids")[0]
+    occurring = np.unique([*ids, *follow, *final, *rows["top_ids"].reshape(-1)])
+    texts = {int(i): lens.tokens.display(int(i)) for i in occurring}
+    return {"target_ids": np.array(follow, np.int32), "final_ids": final, "texts": texts, **rows}
+
+
+def _layers_read(lens: Core, layers: Sequence[int] | None, site: str, through: JacobianLens | None) -> tuple[int, ...]:
+    """The layers of a readout, each of which has the site at the width of the stream."""
+    if through is not None:
+        if site != "resid_post":
+            raise LensError(f"A Jacobian lens reads resid_post, not {site}.", "Leave the site out.")
+        through.check_fits(lens.d_model, lens.n_layers)
+        layers = sorted({*through.layers, lens.n_layers - 1}) if layers is None else layers
     where = tuple(dict.fromkeys(lens.registry.decoder.indices(range(lens.n_layers) if layers is None else layers)))
     if not where:
         raise LensError("There is no layer to read.", "Name at least one.")
@@ -77,16 +113,21 @@ def logit_lens(
         width = lens.registry.sites.point(layer, site).width
         if width != lens.d_model:
             raise LensError(f"Layer {layer} {site} has width {width}, not d_model.", "Read a site of the residual.")
-    keys = [*((layer, site) for layer in where), (last, "resid_post")]
-    found = read_sites(lens, ids, keys, interventions)
-    residual = mx.stack([found[key].astype(mx.float32) for key in keys])
-    with unhooked(lens):
-        follow = _targets(lens, ids, residual[-1, -1], target)
-        rows = _rows(lens, residual, follow, min(max(top_k, 1), lens.tokens.vocab_size), progress)
-    if np.isnan(rows["target_logprobs"]).any():  # the residuals are finite: they were looked at as they were read
-        raise not_finite("The model's logits", HEAD)
-    texts = {int(i): lens.tokens.display(int(i)) for i in np.unique([*ids, *follow, *rows["top_ids"].reshape(-1)])}
-    return LogitLens(lens.info.name, site, where, ids, target_ids=np.array(follow, np.int32), texts=texts, **rows)
+    return where
+
+
+def _carried(through: JacobianLens, residual: mx.array, where: Sequence[int], last: int) -> mx.array:
+    """Residuals ``(layers + 1, tokens, d_model)`` as the last layer is expected to have them, ``J h``.
+
+    What stands last is the last layer's own. Without a matrix of its own, that layer is left as it is.
+    """
+    carried = [
+        residual[at]
+        if layer == last and layer not in through.matrices
+        else residual[at] @ mx.array(through.matrix(layer)).T
+        for at, layer in enumerate(where)
+    ]
+    return mx.stack([*carried, residual[-1]])
 
 
 def _targets(lens: Core, ids: Sequence[int], final: mx.array, target: int | str | Sequence[int] | None) -> list[int]:
@@ -136,6 +177,7 @@ def _measure(decoder: Decoder, logits: mx.array, follow: mx.array, k: int) -> di
         "top_logprobs": mx.take_along_axis(logprobs, top, -1),
         "target_ranks": (logits > mx.take_along_axis(logits, place, -1)).sum(axis=-1).astype(mx.int32),
         "target_logprobs": mx.take_along_axis(logprobs, place, -1)[..., 0],
+        "final_ids": decoder.choosable(final).argmax(axis=-1).astype(mx.int32),
         "entropy": -_expected(logprobs, logprobs),
         "kl": kl(final, logprobs),
     }

@@ -22,6 +22,7 @@ from lens_tui.records import (
     ProjectOut,
     SetProjection,
     SteeringVector,
+    Swap,
 )
 from tests.lens import numpy_models, tiny
 from tests.lens.numpy_models import Array
@@ -96,6 +97,7 @@ def test_capture_at_every_site_of_every_layer_agrees(name: str) -> None:
 def cases(width: int = 64) -> dict[str, tuple[Intervention, Change]]:
     """Every mode: its record at layer 1, and the same in numpy."""
     v, sae, steering = unit(width=width), TinySAE(width), vector(width=width)
+    u, other = unit(seed=5, width=width), vector(seed=5, width=width)
     mean = np.random.default_rng(9).normal(size=width)
 
     def along(x: Array) -> Array:
@@ -121,6 +123,7 @@ def cases(width: int = 64) -> dict[str, tuple[Intervention, Change]]:
             SetProjection(**common, vector=steering, value=1.5),
             lambda x: x + (1.5 - along(x)) * v,
         ),
+        "swap": (Swap(**common, vector=steering, other=other), lambda x: x + along(x) * (u - v)),
         "cap_projection": (
             CapProjection(**common, vector=steering, low=-0.2, high=0.1),
             lambda x: x + (np.clip(along(x), -0.2, 0.1) - along(x)) * v,

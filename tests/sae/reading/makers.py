@@ -113,6 +113,8 @@ def _pieces(array: Array, storage: str) -> tuple[Any, ...]:
     flat = np.ascontiguousarray(array)
     if storage == "BFloat16Storage":
         flat = (flat.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    if storage == "HalfStorage":
+        flat = flat.astype(np.float16)
     strides = tuple(step // flat.itemsize for step in flat.reshape(array.shape).strides)
     return _Raw(flat.tobytes(), flat.size), 0, array.shape, strides, False, OrderedDict()
 
@@ -131,7 +133,9 @@ class _stand_ins:
             "_rebuild_tensor_v2",
         )
         utils._rebuild_tensor_v2 = rebuild  # type: ignore[attr-defined]
-        kinds = {name: type(name, (), {"__module__": "torch"}) for name in ("FloatStorage", "BFloat16Storage")}
+        kinds = {
+            name: type(name, (), {"__module__": "torch"}) for name in ("FloatStorage", "HalfStorage", "BFloat16Storage")
+        }
         for name, kind in kinds.items():
             setattr(torch, name, kind)
         self._before = {name: sys.modules.get(name) for name in ("torch", "torch._utils")}
