@@ -135,6 +135,8 @@ if TYPE_CHECKING:
     from .sae.load_sae import load_sae as load_sae
     from .sae.load_sae import sae_info as sae_info
     from .sae.load_sets import load_transcoders as load_transcoders
+    from .tasks.bake import Baked as Baked
+    from .tasks.bake import bake as bake
     from .tasks.index import index_text as index_text
     from .tasks.index import merge_index as merge_index
     from .tasks.prompt_sets import SetComparison as SetComparison
@@ -200,6 +202,7 @@ else:
             ".sae.load_sae": "SAE GatedSAE GroupMaxSAE JumpReLUSAE StandardSAE TopKSAE load_sae sae_info",
             ".sae.fit": "splice spliced",
             ".sae.load_sets": "load_transcoders",
+            ".tasks.bake": "Baked bake",
             ".tasks.index": "index_text merge_index",
             ".tasks.prompt_sets": "SetComparison compare_prompts sweep",
             ".tasks.train": "check_sae train_sae",

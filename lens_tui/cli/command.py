@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from . import open_app as start
+from .bake_verbs import verbs as bake
 from .capture_verbs import probe_verbs as probes
 from .capture_verbs import verbs as capture
 from .compare_verbs import verbs as compare
@@ -28,7 +29,7 @@ from .run_verbs import runs
 from .run_verbs import verbs as replay
 from .sae_verbs import verbs as saes
 from .server_verbs import verbs as servers
-from .sources import asked_dequantize
+from .sources import asked_adapter, asked_dequantize
 from .steer_verbs import verbs as steer
 from .web_app import PORT, serve_app
 
@@ -84,7 +85,22 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for verbs in (compare, read, lens, patching, graphs, features, steer, replay, saes, capture, servers, info, config):
+for verbs in (
+    compare,
+    read,
+    lens,
+    patching,
+    graphs,
+    features,
+    steer,
+    bake,
+    replay,
+    saes,
+    capture,
+    servers,
+    info,
+    config,
+):
     app.add_typer(verbs)
 app.add_typer(labels, name="labels")
 app.add_typer(lists, name="lists")
@@ -122,6 +138,10 @@ def open_app(
             help="Hold quantised and 16-bit weights in float32 (auto: where that is faster); also before a verb."
         ),
     ] = None,
+    adapter: Annotated[
+        str,
+        typer.Option("--adapter", help="A folder with a LoRA (PEFT's or mlx-lm's) for the verb's model; before it."),
+    ] = "",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where the app was left, by ctrl+q or by a crash, without asking.")
     ] = False,
@@ -148,7 +168,10 @@ def open_app(
                 message = f"{name} before a verb is for the app, and {verb!r} does not read it."
                 fail(message, hint, as_json="--json" in (context.obj or ()))
         asked_dequantize.set(dequantize)
+        asked_adapter.set(adapter)
         return
+    if adapter:
+        fail("--adapter is for a verb, and none follows.", "Write mlx-lens-tui --adapter FOLDER compare ...")
     if resume and (demo or model):
         fail("--resume opens the model of the session that is taken up.", "Leave --demo and --model out.")
     if serve:

@@ -64,6 +64,8 @@ TopK = Annotated[int, within("top_k", "Sample among this many of the likeliest t
 
 asked_dequantize: ContextVar[Dequantize | None] = ContextVar("asked_dequantize", default=None)
 """What ``--dequantize`` says, which comes before the verb."""
+asked_adapter: ContextVar[str] = ContextVar("asked_adapter", default="")
+"""What ``--adapter`` says, which comes before the verb."""
 
 
 def read_conversation(file: str, prompt: str = "") -> tuple[Turn, ...]:
@@ -100,14 +102,21 @@ def _standard_input() -> str:
 def open_model(name: str) -> LensModel:
     """The model a verb works on, its weights held as ``--dequantize`` says, or the settings."""
     from lens_tui.lens.model import LensModel
+    from lens_tui.tui.preferences import preferences
+
+    fetch_model(name)
+    how = asked_dequantize.get() or preferences().dequantize
+    return LensModel(name, dequantize=how, adapter=asked_adapter.get())
+
+
+def fetch_model(name: str) -> None:
+    """Have a model's files here, if it is a hub's, with a bar."""
     from lens_tui.records.hub_fetch import model_from_hub
     from lens_tui.sae.from_hub import is_hub_id
-    from lens_tui.tui.preferences import preferences
 
     if name.count("/") == 1 and is_hub_id(name) and not Path(name).exists():
         with Meter() as meter:  # the library would draw a bar of its own
             model_from_hub(name, progress=lambda *n: meter.say(*_fetched(*n)))
-    return LensModel(name, dequantize=asked_dequantize.get() or preferences().dequantize)
 
 
 def open_sae(name: str, model: str) -> SAE:

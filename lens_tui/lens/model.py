@@ -56,13 +56,13 @@ Sites = str | Sequence[str]
 class LensModel:
     """An mlx-lm model with steering, capture, generation and comparison.
 
-    ``model_path`` is a folder, a hub id or ``"demo"`` (the bundled model);
-    ``load_kwargs`` go to ``mlx_lm.load``. ``dequantize`` says whether quantised and 16-bit weights are held in float32:
-    ``"auto"`` where that is faster and memory allows (a Linux CPU), ``"never"`` or ``"always"``; ``info.weights`` says
-    what was done. ``use_engine`` says who schedules batches, this library (``"built-in"``; ``False`` and ``True``
-    say the same) or ``"vllm-mlx"``; results are the same. ``shard`` shares the model among the processes that
-    ``mlx.launch`` started: ``"tensor"`` (a slice of each layer in each) or ``"pipeline"`` (some layers in each); every
-    one of them runs the same program and has the same results. Use the model on the thread that made it.
+    ``model_path`` is a folder, a hub id or ``"demo"`` (the bundled model); ``load_kwargs`` go to ``mlx_lm.load``.
+    ``dequantize`` says whether quantised and 16-bit weights are held in float32: ``"auto"`` where that is faster and
+    memory allows (a Linux CPU), ``"never"`` or ``"always"``; ``info.weights`` says what was done. ``adapter`` is the
+    folder of a LoRA, PEFT's or mlx-lm's. ``use_engine`` says who schedules batches, this library (``"built-in"``;
+    ``False`` and ``True`` say the same) or ``"vllm-mlx"``. ``shard`` shares the model among the processes that
+    ``mlx.launch`` started: ``"tensor"`` (a slice of each layer in each) or ``"pipeline"`` (some layers in each); all
+    run the same program and have the same results. Use the model on the thread that made it.
     """
 
     def __init__(
@@ -72,11 +72,12 @@ class LensModel:
         *,
         dequantize: str = "auto",
         shard: str | None = None,
+        adapter: str = "",
         **load_kwargs: Any,
     ) -> None:
         self.engine = check_engine(use_engine)
         with shared_loading(shard) as shared:
-            found = load_model(str(model_path), check_dequantize(dequantize), evaluated=not shared, **load_kwargs)
+            found = load_model(str(model_path), check_dequantize(dequantize), not shared, str(adapter), **load_kwargs)
             extra: Any = {"held": found.held, "window": found.window, "shared": shared}
             self._setup(found.model, found.tokenizer, str(model_path), found.path, **extra)
             for _ in () if shared is None or load_kwargs.get("lazy") else evaluate(found.model):

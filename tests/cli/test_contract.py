@@ -58,6 +58,7 @@ VERBS: dict[str, list[str]] = {
     "vector feature": ["3", "-o", "VECTOR", "SAE"],
     "vector sum": [NASTY, "f3", "random:0@1*0.5", "-o", "VECTOR", "SAE"],
     "behaviour": ["ASKED", "-a", "f3*2", "SAE"],
+    "bake": ["-a", "random:1@1*0.5", "-o", "OUT", "--texts", "1"],
     "probe train": ["LABELLED", "-n", NASTY, "-l", "1", "--permutations", "2", "-o", "PROBE"],
     "probe evaluate": ["PROBE", "LABELLED"],
     "probe apply": ["PROBE", NASTY],

@@ -29,6 +29,7 @@ from lens_tui.records.read_files import MAX_TEXT, read_json, regular_size
 from lens_tui.records.sanitise import one_line
 
 from .model_config import Understood, understand
+from .peft_adapter import is_peft, merge, put_adapter
 from .taps import named
 from .weights import Held, dequantize, evaluate
 
@@ -49,11 +50,13 @@ class Loaded:
     held: Held | None = None
 
 
-def load_model(name: str, how: Dequantize = "auto", *, evaluated: bool = True, **load_kwargs: Any) -> Loaded:
+def load_model(
+    name: str, how: Dequantize = "auto", evaluated: bool = True, adapter: str = "", **load_kwargs: Any
+) -> Loaded:
     """A model by folder, hub id or ``"demo"``; ``load_kwargs`` are those of ``mlx_lm.load``.
 
-    ``how`` says how its weights are held (:mod:`.weights`); not ``evaluated``, the caller computes them. Raises
-    :class:`LensError` for all that is no model, or none that mlx-lm computes.
+    ``how`` says how its weights are held (:mod:`.weights`); not ``evaluated``, the caller computes them; ``adapter`` is
+    a folder of PEFT's or mlx-lm's. Raises :class:`LensError` for all that is no model, or none that mlx-lm computes.
     """
     source = str(demo.model_path()) if name == demo.NAME else name
     folder = Path(source).expanduser()
@@ -82,8 +85,16 @@ def load_model(name: str, how: Dequantize = "auto", *, evaluated: bool = True, *
     revision = load_kwargs.pop("revision", None)
     where = folder if looks_local else model_from_hub(source, revision=revision)
     lazy = load_kwargs.pop("lazy", False)
+    if adapter and not evaluated:
+        raise LensError("A model with an adapter is not shared.", "Fuse the adapter first (mlx_lm.fuse).")
+    if adapter and not is_peft(Path(adapter).expanduser()):
+        load_kwargs["adapter_path"], adapter = str(Path(adapter).expanduser()), ""
     found = load_folder(where, label=label, path=str(folder) if looks_local else source, lazy=True, **load_kwargs)
+    if adapter:
+        put_adapter(found.model, Path(adapter).expanduser())
     held = dequantize(found.model, how)
+    if adapter:
+        merge(found.model)
     for _ in () if lazy or not evaluated else evaluate(found.model):
         pass
     return replace(found, held=held)
