@@ -23,7 +23,7 @@ from lens_tui.records.patch_grid import (
     PromptPair,
     agreement,
 )
-from lens_tui.records.patch_plan import PatchFound, PatchPlan, read_receiver, read_token
+from lens_tui.records.patch_plan import PatchFound, PatchPlan, read_receiver, read_sender, read_token
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.format import share_level, signed
 
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 To = Annotated[
     list[str] | None,
     typer.Option("--to", help="Direct paths from every head, MLP and the embedding to logits, attn:6, mlp:6, q:6.1."),
+]
+From = Annotated[
+    list[str] | None, typer.Option("--from", help="With --to or --edges: these senders, as head:6.1, mlp:3, embed.")
 ]
 Edges = Annotated[
     bool, typer.Option("--edges", help="Every edge between parts, each patched alone; --method attribution estimates.")
@@ -91,6 +94,7 @@ def patch(
     samples: Samples = 10,
     window: Window = 10,
     to: To = None,
+    senders: From = None,
     edges: Edges = False,
     seed: Seed = 0,
     json: Json = False,
@@ -105,8 +109,10 @@ def patch(
         return
     asked = _pairs(clean, corrupted, answer, wrong, pairs)
     if to or edges:
-        _paths(model, asked, metric, direction, (to or [], method, controls, seed), json=json)
+        _paths(model, asked, metric, direction, (to or [], senders or [], method, controls, seed), json=json)
         return
+    if senders:
+        raise LensError("Senders are of paths.", "Give --to or --edges with --from.")
     options: dict[str, Any] = {"site": site, "by": by, "direction": direction, "seed": seed, "controls": controls}
     options["layers"] = whole_numbers(layers)
     with open_model(model) as lens:
@@ -121,7 +127,7 @@ def _paths(
     pairs: list[PromptPair],
     metric: str,
     direction: Direction,
-    how: tuple[list[str], str, bool, int],
+    how: tuple[list[str], list[str], str, bool, int],
     *,
     json: bool,
 ) -> None:
@@ -129,17 +135,17 @@ def _paths(
     from lens_tui.lens.causes.direct_paths import patch_edges, path_patch
     from lens_tui.tasks.causes import edges_record, paths_record
 
-    to, method, controls, seed = how
+    to, chosen, method, controls, seed = how
     ends = [read_receiver(text) for text in to]
+    options: dict[str, Any] = {"direction": direction, "controls": controls, "seed": seed}
+    options["senders"] = [read_sender(text) for text in chosen] or None
     with open_model(model) as lens:
         if ends:
-            paths = path_patch(lens, pairs, metric, receivers=ends, direction=direction, controls=controls, seed=seed)
+            paths = path_patch(lens, pairs, metric, receivers=ends, **options)
             print_json(paths_record(paths)) if json else _print_paths(paths)
             return
-        if len(pairs) > 1:
-            raise LensError("Edges are of one pair of prompts.", "Give one, or --to for paths of several.")
         way: Any = "attribution" if method == "attribution" else "exact"
-        found = patch_edges(lens, pairs[0], metric, method=way, direction=direction)
+        found = patch_edges(lens, pairs, metric, method=way, **options)
     print_json(edges_record(found)) if json else _print_edges(found)
 
 
@@ -164,8 +170,15 @@ def _print_paths(found: PathEffects) -> None:
 def _print_edges(found: EdgeGrid) -> None:
     """The edges that carry most."""
     for sender, receiver, value in found.strongest(2 * LISTED):
-        say(f"{signed(value, 3):>7}  {sender.label} → {receiver.label}")
+        at = found.senders.index(sender), found.receivers.index(receiver)
+        parts = [f"{signed(value, 3):>7}", f"{sender.label} → {receiver.label}".ljust(21)]
+        parts.append(f"effect {signed(float(found.effect[at]), 3)}")
+        if found.low is not None and found.high is not None:
+            parts.append(f"[{signed(float(found.low[at]), 3)}, {signed(float(found.high[at]), 3)}]")
+        parts += [] if found.random is None else [f"random {signed(float(found.random[at]), 3)}"]
+        say("  ".join(parts))
     how = "first-order estimates" if found.method == "attribution" else "each patched alone"
+    how = f"{found.n_pairs} pairs, {how}" if found.n_pairs > 1 else how
     note(f"{found.model}, every edge, {how}: change of {found.metric}, {found.clean - found.corrupted:.3f} in all")
 
 

@@ -270,6 +270,8 @@ class EdgeGrid:
 
     ``raw`` is the change of the metric when that edge alone carries the other run's value, or an estimate of it;
     ``effect`` is ``(base + raw - corrupted) / (clean - corrupted)``, 0 the corrupted run and 1 the clean one.
+    ``random`` is the effect of changes as long in random directions; of several pairs ``raw`` is the mean, the effects
+    are ratios of sums, ``low`` and ``high`` bound the 95 % percentile bootstrap interval of ``effect``.
     """
 
     model: str
@@ -282,6 +284,10 @@ class EdgeGrid:
     effect: Doubles
     clean: float
     corrupted: float
+    random: Doubles | None = None
+    low: Doubles | None = None
+    high: Doubles | None = None
+    n_pairs: int = 1
 
     def strongest(self, k: int = 10) -> list[tuple[Sender, Receiver, float]]:
         """The ``k`` edges of largest ``|raw|`` with it, largest first."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from .errors import LensError
-from .patch_grid import Agreement, By, CausalTrace, Direction, Doubles, PatchGrid, Receiver
+from .patch_grid import Agreement, By, CausalTrace, Direction, Doubles, PatchGrid, Receiver, Sender
 
 PlanBy = Literal["trace"] | By
 """What one patch is; ``trace`` restores single states of a run whose subject is noised."""
@@ -118,3 +118,15 @@ def read_receiver(text: str) -> Receiver:
         raise LensError(f"The receiver {text!r} cannot be read.", "Write logits, attn:6, mlp:6 or q:6.1 (k, v).")
     kinds: dict[str, Any] = {kind: kind for kind in ("attn", "mlp", "q", "k", "v")}
     return Receiver(kinds[match[1]], int(match[2]), -1 if match[3] is None else int(match[3]))
+
+
+def read_sender(text: str) -> Sender:
+    """What a path begins at, as written: ``embed``, ``head:6.1``, ``attn:6``, ``mlp:6``. Raises :class:`LensError`."""
+    match = re.fullmatch(r"(?:(attn|mlp):([0-9]{1,6})|(head):([0-9]{1,6})\.([0-9]{1,6}))", text.strip())
+    if text.strip() == "embed":
+        return Sender("embed")
+    if match is None:
+        raise LensError(f"The sender {text!r} cannot be read.", "Write embed, head:6.1, attn:6 or mlp:6.")
+    if match[3]:
+        return Sender("head", int(match[4]), int(match[5]))
+    return Sender("attn" if match[1] == "attn" else "mlp", int(match[2]))

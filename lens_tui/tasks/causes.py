@@ -228,11 +228,13 @@ def paths_record(found: PathEffects) -> dict[str, Any]:
 def edges_record(found: EdgeGrid) -> dict[str, Any]:
     """Edges as plain data: tables of senders by receivers, ``null`` where there is no edge."""
     return {
-        **{name: getattr(found, name) for name in ("model", "metric", "direction", "method", "clean", "corrupted")},
+        **{
+            name: getattr(found, name)
+            for name in ("model", "metric", "direction", "method", "n_pairs", "clean", "corrupted")
+        },
         "senders": [sender.label for sender in found.senders],
         "receivers": [end.label for end in found.receivers],
-        "raw": _table(found.raw),
-        "effect": _table(found.effect),
+        **{name: _table(getattr(found, name)) for name in ("raw", "effect", "random", "low", "high")},
     }
 
 

@@ -149,5 +149,16 @@ def test_paths_and_edges_are_the_librarys() -> None:
     at = edges["senders"].index("head 7.4"), edges["receivers"].index("logits")
     assert edges["raw"][at[0]][at[1]] == pytest.approx(expected.raw[at], abs=1e-3)
     assert edges["raw"][-1][0] is None
+    assert edges["random"][at[0]][at[1]] is not None
+    few = json.loads(
+        run(CLEAN, CORRUPTED, *TOKENS, "--to", "logits", "--from", "head:7.4", "--from", "embed", "--json")
+    )
+    assert few["senders"] == ["head 7.4", "embed"]
+    assert few["effect"][0] == pytest.approx(edges["effect"][at[0]][at[1]], abs=0.05)
+    lines = run(CLEAN, CORRUPTED, *TOKENS, "--edges", "--from", "head:7.4").splitlines()
+    assert "head 7.4 → logits" in lines[0]
+    assert "random" in lines[0]
+    assert "cannot be read" in run(CLEAN, CORRUPTED, *TOKENS, "--to", "logits", "--from", "head:1", status=2)
+    assert "--from" in run(CLEAN, CORRUPTED, *TOKENS, "--from", "mlp:1", status=2)
     for wrong in ("attn", "mlp:1.2", "w:3"):
         assert "cannot be read" in run(CLEAN, CORRUPTED, *TOKENS, "--to", wrong, status=2)

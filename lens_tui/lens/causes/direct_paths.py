@@ -85,9 +85,7 @@ def path_patch(
     if not ends:
         raise LensError("There is no receiver.", "Give one, such as Receiver('logits').")
     ends = tuple(_checked(lens, each) for each in ends)
-    several = [pairs] if isinstance(pairs, PromptPair) else list(pairs)
-    if not several:
-        raise LensError("There is no pair of prompts.", "Give at least one PromptPair.")
+    several = _several(pairs)
     found, at_random, ready = [], [], None
     figures: list[tuple[float, float, float]] = []
     for pair in several:
@@ -137,47 +135,77 @@ def _turned(deltas: mx.array, seed: int) -> mx.array:
 
 def patch_edges(
     lens: Core,
-    pair: PromptPair,
+    pairs: PromptPair | Sequence[PromptPair],
     metric: Measure = "logit-difference",
     *,
     method: Method = "attribution",
     heads: bool = True,
+    senders: Sequence[Sender] | None = None,
     direction: Direction = "denoise",
+    controls: bool = True,
+    seed: int = 0,
 ) -> EdgeGrid:
     """What every edge carries, from each sender to what each attention, MLP and the unembedding reads.
 
     Args:
         lens: The model; what holds in blocks around the call is left out.
-        pair: Two prompts of the same number of tokens.
+        pairs: Two prompts of the same number of tokens, or several such pairs.
         metric: As for :func:`~.patching.patch`.
         method: ``attribution`` estimates all edges from one backward pass; ``exact`` patches each, a row for each.
         heads: Senders are single heads, else whole attentions.
+        senders: These alone.
         direction: Which run is patched.
+        controls: Send changes of the same length at each token in random directions too: twice the work where exact.
+        seed: Of these and of the intervals.
 
     Raises:
         LensError: As :func:`path_patch`.
     """
-    ready = _run_both(lens, pair, metric, direction, heads=heads, chosen=None)
-    layers = range(lens.n_layers)
-    ends = [*(Receiver(kind, layer) for layer in layers for kind in ("attn", "mlp")), Receiver("logits")]
-    raw = np.full((len(ready.senders), len(ends)), np.nan)
-    if method == "attribution":
-        slopes = _slopes(lens, ready, ends)
-        for column, end in enumerate(ends):
-            found = np.array(mx.sum(ready.deltas * slopes[column][None], axis=(1, 2)), np.float64)
-            for row in _before(lens, ready, end):
-                raw[row, column] = found[row]
-    elif method == "exact":
-        for column, end in enumerate(ends):
-            rows = _before(lens, ready, end)
-            raw[rows, column] = _exact(lens, ready, (end,), rows)
-    else:
+    if method not in ("attribution", "exact"):
         raise LensError(f"There is no method {method!r}.", "Use attribution or exact.")
-    effect = (ready.start + raw - ready.corrupted) / (ready.clean - ready.corrupted)
+    ends = [Receiver(kind, layer) for layer in range(lens.n_layers) for kind in ("attn", "mlp")]
+    ends.append(Receiver("logits"))
+    found, at_random, figures, ready = [], [], [], None
+    for pair in _several(pairs):
+        ready = _run_both(lens, pair, metric, direction, heads=heads, chosen=senders)
+        figures.append((ready.start, ready.clean, ready.corrupted))
+        slopes = _slopes(lens, ready, ends) if method == "attribution" else None
+        found.append(_edges(lens, ready, ends, slopes).ravel())
+        if controls:
+            at_random.append(_edges(lens, replace(ready, deltas=_turned(ready.deltas, seed)), ends, slopes).ravel())
+    assert ready is not None
+    said = (ready.metric.name, direction, ready.senders, tuple(ends))
+    every = _summed(lens, said, found, at_random, figures, seed)
+    shape = (len(ready.senders), len(ends))
+
+    def table(values: Doubles | None) -> Doubles | None:
+        return None if values is None else values.reshape(shape)
+
     return EdgeGrid(
-        lens.info.name, ready.metric.name, direction, method, ready.senders, tuple(ends), raw, effect,
-        ready.clean, ready.corrupted,
+        every.model, every.metric, direction, method, ready.senders, tuple(ends), every.raw.reshape(shape),
+        every.effect.reshape(shape), every.clean, every.corrupted, table(every.random), table(every.low),
+        table(every.high), every.n_pairs,
     )  # fmt: skip
+
+
+def _edges(lens: Core, ready: _Both, ends: Sequence[Receiver], slopes: Sequence[mx.array] | None) -> Doubles:
+    """The metric's change by every edge, (senders, receivers), NaN where there is none; estimated where slopes are."""
+    raw = np.full((len(ready.senders), len(ends)), np.nan)
+    for column, end in enumerate(ends):
+        rows = _before(lens, ready, end)
+        if slopes is None:
+            raw[rows, column] = _exact(lens, ready, (end,), rows)
+        else:
+            found = np.array(mx.sum(ready.deltas * slopes[column][None], axis=(1, 2)), np.float64)
+            raw[rows, column] = found[rows]
+    return raw
+
+
+def _several(pairs: PromptPair | Sequence[PromptPair]) -> list[PromptPair]:
+    several = [pairs] if isinstance(pairs, PromptPair) else list(pairs)
+    if not several:
+        raise LensError("There is no pair of prompts.", "Give at least one PromptPair.")
+    return several
 
 
 def _checked(lens: Core, end: Receiver) -> Receiver:

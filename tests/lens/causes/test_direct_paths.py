@@ -214,3 +214,55 @@ def test_random_paths_are_as_long_at_every_token_and_cost_nothing_else() -> None
     np.testing.assert_allclose(with_.raw, without.raw, atol=1e-6)
     assert with_.random is not None
     assert without.random is None
+
+
+@pytest.mark.parametrize("method", ["exact", "attribution"])
+def test_edges_of_several_pairs_have_intervals_and_a_random_control(method: Any) -> None:
+    """Each pair alone, put together by hand; the random change by a path of its own, drawn again here."""
+    lens = LensModel.from_model(tiny.llama())
+    pairs = [PromptPair(PAIR.clean, PAIR.corrupted, 5, 9), PromptPair(PAIR.corrupted, PAIR.clean, 11, 23)]
+    senders = [Sender("embed"), Sender("head", 1, 0), Sender("mlp", 2)]
+    alone = [patch_edges(lens, pair, method=method, senders=senders) for pair in pairs]
+    both = patch_edges(lens, pairs, method=method, senders=senders)
+    assert both.senders == tuple(senders)
+    assert both.n_pairs == 2
+    gaps = np.array([one.clean - one.corrupted for one in alone])
+    raw = np.stack([one.raw for one in alone])
+    np.testing.assert_allclose(both.raw, raw.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(both.effect, raw.sum(axis=0) / gaps.sum(), atol=1e-5)
+    drawn = np.random.default_rng(0).integers(0, 2, (RESAMPLES, 2))
+    ratios = raw[drawn].sum(axis=1) / gaps[drawn].sum(axis=1)[:, None, None]
+    there = np.isfinite(both.raw)
+    assert both.low is not None
+    assert both.random is not None
+    np.testing.assert_allclose(both.low[there], np.quantile(ratios, 0.025, axis=0)[there], atol=1e-6)
+    assert (np.isfinite(both.random) == there).all()
+    ratio = [one.random * gap for one, gap in zip(alone, gaps, strict=True) if one.random is not None]
+    np.testing.assert_allclose(both.random, sum(ratio) / gaps.sum(), atol=1e-5)
+    if method == "exact":
+        column = both.receivers.index(Receiver("mlp", 3))
+        paths = path_patch(lens, pairs, receivers=Receiver("mlp", 3), senders=senders)
+        assert paths.random is not None
+        np.testing.assert_allclose(both.random[:, column], paths.random, atol=1e-5)
+    assert patch_edges(lens, pairs[0], senders=senders, controls=False).random is None
+    assert np.nanmax(np.abs(both.random - both.effect)) > 1e-3
+
+
+def test_random_estimates_are_the_slope_along_the_change_that_is_drawn() -> None:
+    model = tiny.llama()
+    lens = LensModel.from_model(model)
+    found = patch_edges(lens, PAIR, senders=[Sender("mlp", 0)], seed=3)
+    (source, _), (base, _) = (seen_in(numpy_models.llama, model, ids) for ids in (CLEAN, CORRUPTED))
+    delta = source[0, "mlp_out"] - base[0, "mlp_out"]
+    noise = np.random.default_rng(3).standard_normal((1, *delta.shape)).astype(np.float32)[0]
+    turned = noise / np.linalg.norm(noise, axis=-1, keepdims=True) * np.linalg.norm(delta, axis=-1, keepdims=True)
+    values = []
+    for sign in (1.0, -1.0):
+
+        def edit(layer: int, site: str, x: Array, sign: float = sign) -> Array:
+            return x + sign * 1e-4 * turned if layer == 2 and site in READS["mlp"] else x
+
+        values.append(difference(numpy_models.llama(model, CORRUPTED, edit)[-1]))
+    slope = (values[0] - values[1]) / 2e-4 / (found.clean - found.corrupted)
+    assert found.random is not None
+    assert found.random[0, found.receivers.index(Receiver("mlp", 2))] == pytest.approx(slope, rel=1e-2, abs=1e-4)
