@@ -18,6 +18,7 @@ from .config_verbs import verbs as config
 from .feature_verbs import verbs as features
 from .graph_verbs import verbs as graphs
 from .info_verbs import verbs as info
+from .jacobian_verbs import verbs as jacobian
 from .label_verbs import verbs as labels
 from .lens_verbs import verbs as lens
 from .list_verbs import verbs as lists
@@ -102,6 +103,7 @@ for verbs in (
     config,
 ):
     app.add_typer(verbs)
+app.add_typer(jacobian, name="jlens")
 app.add_typer(labels, name="labels")
 app.add_typer(lists, name="lists")
 app.add_typer(models, name="models")

@@ -63,6 +63,10 @@ VERBS: dict[str, list[str]] = {
     "probe evaluate": ["PROBE", "LABELLED"],
     "probe apply": ["PROBE", NASTY],
     "probe list": [],
+    "jlens fit": ["LINES", "-n", "2", "--context", "12", "--skip", "2"],
+    "jlens show": [NASTY],
+    "jlens vector": ["id:7", "-l", "0", "-o", "JVECTOR"],
+    "jlens swap": [NASTY, "id:7", "id:9", "-l", "0"],
     "lists keep": ["a list", "3", "f5", "SAE"],
     "lists list": [],
     "lists show": ["a list", "SAE"],
@@ -122,7 +126,7 @@ def test_every_argument_and_option_is_explained(verb: str) -> None:
     assert [option.name for option in command.params if not option.help] == []
 
 
-@pytest.mark.parametrize("group", [[], ["vector"], ["labels"], ["models"], ["probe"], ["runs"]])
+@pytest.mark.parametrize("group", [[], ["vector"], ["labels"], ["models"], ["probe"], ["jlens"], ["runs"]])
 def test_no_line_of_the_help_is_cut(group: list[str]) -> None:
     done = CliRunner().invoke(app, [*group, "--help"], env={"COLUMNS": "80"})
     assert done.exit_code == 0
@@ -155,6 +159,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "LABELLED": str(labelled),
         "ASKED": str(asked),
         "PROBE": str(root / "probe.safetensors"),
+        "JVECTOR": str(root / "jvector.safetensors"),
         "VECTOR": str(root / "vector.safetensors"),
         "SETTINGS": str(root / "settings.toml"),
         "home": str(root / "home"),
