@@ -107,10 +107,10 @@ def show(
     if readings:
         say(f"{'':<7}{'says what the model says':^26}{'KL from the model, nats':^26}")
         say(f"{'layer':<7}{'Jacobian':>12}{'logit':>12}  {'Jacobian':>12}{'logit':>12}")
-    for row in readings:
-        one, other = row["jacobian"], row["logit"]
+    for item in readings:
+        one, other = item["jacobian"], item["logit"]
         say(
-            f"L{row['layer']:<6}{one['agreement']:>12.1%}{other['agreement']:>12.1%}"
+            f"L{item['layer']:<6}{one['agreement']:>12.1%}{other['agreement']:>12.1%}"
             f"  {one['kl']:>12.2f}{other['kl']:>12.2f}"
         )
 
@@ -131,7 +131,7 @@ def vector(
     from lens_tui.records.vector_formats import save_vectors
 
     with open_model(model) as opened:
-        made = jacobian_vector(opened, _opened(opened, through), read_token(token), layer, name=name)
+        made = jacobian_vector(opened, _opened(opened, through), _token(token), layer, name=name)
         promoted, suppressed = opened.promoted(made, 5)
         file = save_vectors(made, Path(out).expanduser() if out else None)
         model_name = opened.info.name
@@ -172,10 +172,10 @@ def swap_tokens(
 
     words = read_text(prompt)
     with open_model(model) as opened:
-        record = swap(opened, _opened(opened, through), read_token(token), read_token(other), layer)
+        record = swap(opened, _opened(opened, through), _token(token), _token(other), layer)
         views = [logit_lens(opened, words, layers=[-1], top_k=5, interventions=records) for records in ((), (record,))]
         name = opened.info.name
-    tops = [
+    tops: list[list[dict[str, Any]]] = [
         [
             {"id": int(one), "text": view.texts[int(one)], "logprob": float(value)}
             for one, value in zip(view.top_ids[0, -1], view.top_logprobs[0, -1], strict=True)
@@ -187,6 +187,13 @@ def swap_tokens(
         return
     for title, top in zip(("plain", "swapped"), tops, strict=True):
         say(f"{title:<9}" + "  ".join(f"{row['text']!r} {exp(row['logprob']):.3f}" for row in top))
+
+
+def _token(text: str) -> int | str:
+    found = read_token(text)
+    if found is None:
+        raise LensError("The token is empty.", "Write it with its leading space, such as ' door', or id:17.")
+    return found
 
 
 def _opened(opened: LensModel, file: str) -> JacobianLens:

@@ -20,7 +20,8 @@ def test_it_is_found_and_swaps_a_dog_for_a_cat() -> None:
             for records in ((), (record,))
         )
         readout = logit_lens(lens, prompt, through=found)
-    assert (plain, swapped) == (pytest.approx(0.004, abs=1e-3), pytest.approx(0.510, abs=5e-3))
+    assert plain == pytest.approx(0.004, abs=1e-3)
+    assert swapped == pytest.approx(0.510, abs=5e-3)
     assert readout.layers == tuple(range(8))
     assert readout.agreement[-1] == 1.0
 
