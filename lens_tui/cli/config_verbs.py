@@ -15,7 +15,7 @@ from lens_tui.records import LensError, glossary, paths
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.keys import GROUPS, KEYS, Key, check_keymap, normal, split
 
-from .output import note, print_json, say, sentences
+from .output import note, print_json, say, say_parts, sentences
 from .sources import Json
 
 if TYPE_CHECKING:
@@ -149,7 +149,8 @@ def keys(
             say(group)
         for row in mine:
             mark = "" if row["keys"] == row["default"] else "  (yours)"
-            say(f"  {', '.join(row['keys']) or '-':<20}  {row['id']:<22}  {row['description']}{mark}")
+            before = f"  {', '.join(row['keys']) or '-':<20}  {row['id']:<22}  "
+            say_parts(before, f"{row['description']}{mark}".split(" "), " ")
     _warn(problems)
 
 

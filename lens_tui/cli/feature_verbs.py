@@ -14,7 +14,7 @@ from lens_tui.records import LensError
 from lens_tui.records.wording import many
 from lens_tui.tui.format import share_level
 
-from .output import Meter, note, print_json, say, say_shaded, sentences
+from .output import Meter, note, print_json, say, say_parts, say_row, say_shaded, sentences
 from .sources import Convention, Json, Model, SAEName, TextKey, open_model, open_sae
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ def _print_page(result: Mapping[str, Any], dense: Mapping[int, float]) -> None:
     if not result["labels"]:
         say("  no label" + (f"; {result['description']}" if result["description"] else ""))
     if result["promoted"] is not None:
-        say(f"promotes    ({result['convention']})  {_weights(result['promoted'])}")
-        say(f"suppresses  ({result['convention']})  {_weights(result['suppressed'])}")
+        for verb, items in (("promotes", result["promoted"]), ("suppresses", result["suppressed"])):
+            say_parts(f"{verb:<10}  ({result['convention']})  ", _weights(items))
     index = result["index"]
     if index is not None:
         _print_index(index)
@@ -91,7 +91,7 @@ def _print_page(result: Mapping[str, Any], dense: Mapping[int, float]) -> None:
         if rows:
             say(f"{title}  ({measure})")
         for row in rows:
-            say(f"  {row['feature']:>7}  {row[measure]:6.3f}  {_named(row, dense)}".rstrip())
+            say_row(f"  {row['feature']:>7}  {row[measure]:6.3f}  {_named(row, dense)}".rstrip())
     if index is None:
         note("This SAE has no index yet: `mlx-lens-tui index TEXT` makes one, with examples and a histogram.")
 
@@ -117,8 +117,8 @@ def _context(example: Mapping[str, Any], most: float) -> Iterator[tuple[str, int
         yield word.replace("\n", "⏎").replace("\t", "⇥"), share_level(value, most)
 
 
-def _weights(items: Sequence[Mapping[str, Any]]) -> str:
-    return "  ".join(f"{item['text']!r} {item['value']:+.2f}" for item in items)
+def _weights(items: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [f"{item['text']!r} {item['value']:+.2f}" for item in items]
 
 
 def dense_mark(share: float) -> str:
@@ -130,6 +130,11 @@ def _named(row: Mapping[str, Any], dense: Mapping[int, float]) -> str:
     """A feature's label behind the mark of a dense one."""
     mark = dense_mark(dense[row["feature"]]) if row["feature"] in dense else ""
     return "  ".join(part for part in (mark, row["label"] or "") if part)
+
+
+def say_label(before: str, text: str, whose: str) -> None:
+    """A label behind its feature, and whose it is; on a terminal in as many lines as it needs."""
+    say_parts(f"{before}  ", [*text.split(" "), f" ({whose})"], " ")
 
 
 def who(label: Mapping[str, Any]) -> str:
@@ -165,7 +170,7 @@ def search(
 def _print_search(result: Mapping[str, Any], dense: Mapping[int, float]) -> None:
     say(f"labels  ({len(result['labels'])})")
     for label in result["labels"]:
-        say(f"  {label['feature']:>7}  {label['text']}  ({who(label)})")
+        say_label(f"  {label['feature']:>7}", label["text"], who(label))
     if result["promoting"] is None:
         note(f"{result['sae']} has no index yet: `mlx-lens-tui index TEXT` makes one; then promoted tokens are "
              "searched too.")  # fmt: skip
@@ -173,7 +178,7 @@ def _print_search(result: Mapping[str, Any], dense: Mapping[int, float]) -> None
     tokens = ", ".join(repr(item["text"]) for item in result["tokens"]) or "no single token"
     say(f"promote {tokens}  ({result['convention']})")
     for row in result["promoting"]:
-        say(f"  {row['feature']:>7}  {row['value']:+6.2f}  {row['token']!r}  {_named(row, dense)}".rstrip())
+        say_row(f"  {row['feature']:>7}  {row['value']:+6.2f}  {row['token']!r}  {_named(row, dense)}".rstrip())
 
 
 @verbs.command()
@@ -224,7 +229,7 @@ def _print_contrast(result: Mapping[str, Any], dense: Mapping[int, float]) -> No
     for row in result["features"]:
         scores = f"{row['auc']:>8.3f}{row['effect']:>+8.2f}{row['p']:>8.3f}{row['chosen']:>11.3f}"
         numbers = f"{scores}{row['active_a']:>10.1%}{row['active_b']:>10.1%}"
-        say(f"{row['feature']:>9}{numbers}  {_named(row, dense)}".rstrip())
+        say_row(f"{row['feature']:>9}{numbers}  {_named(row, dense)}".rstrip())
     if result["features"]:
         best = result["features"][0]
         note(f"held-out AUC (0.5 is chance, ± {best['chance']:.3f}) and difference d in standard deviations; "

@@ -18,7 +18,7 @@ from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
 from lens_tui.tui.format import figure, fit, signed
 
-from .output import Meter, note, print_json, say, sentences, terminal_width
+from .output import Meter, note, print_json, say, say_row, sentences
 from .sources import Json, Model, open_model, read_text
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def _print(graph: AttributionGraph, chosen: int | None, facts: dict[str, Any], c
     say(f"{'share':>7}  {'node':<{_PLACE}}  {'active':>7}  what it is")
     for node, share in _by_share(graph)[:_NODES]:
         text = f"{share:>7.1%}  {_place(graph, node)}  {figure(node.activation, 2):>7}  {_words(graph, node)}"
-        _say(text)
+        say_row(text)
     if chosen is not None:
         _print_edges(graph, chosen)
     for check in checks:
@@ -206,7 +206,7 @@ def _print_edges(graph: AttributionGraph, chosen: int) -> None:
         say(f"{title:>7}  {_place(graph, node)}  {_words(graph, node)}")
         for other, weight in found:
             end = graph.nodes[other]
-            _say(f"{signed(weight, 2):>7}  {_place(graph, end)}  {_words(graph, end)}")
+            say_row(f"{signed(weight, 2):>7}  {_place(graph, end)}  {_words(graph, end)}")
 
 
 def _print_check(graph: AttributionGraph, check: EdgeCheck) -> None:
@@ -214,20 +214,14 @@ def _print_check(graph: AttributionGraph, check: EdgeCheck) -> None:
     places = {node.id: node for node in graph.nodes}
     what = "removed" if check.factor == 0 else f"times {check.factor:g}"
     say()
-    _say(f"{what}: {_place(graph, places[check.source]).strip()}  {_words(graph, places[check.source])}")
+    say_row(f"{what}: {_place(graph, places[check.source]).strip()}  {_words(graph, places[check.source])}")
     say(f"{'direct':>8}{'frozen':>8}{'total':>8}{'held':>8}{'free':>8}  on")
     for at, name in enumerate(check.targets):
         values = (check.predicted, check.frozen, check.total, check.held, check.free)
         row = "".join(f"{signed(part[at], 2):>8}" for part in values)
         end = places.get(name)
         words = name if end is None else f"{_place(graph, end).strip()}  {_words(graph, end)}"
-        _say(f"{row}  {words}")
-
-
-def _say(text: str) -> None:
-    """A line, cut to the terminal's width in one."""
-    width = terminal_width()
-    say(fit(text, width) if width else text)
+        say_row(f"{row}  {words}")
 
 
 def _place(graph: AttributionGraph, node: GraphNode) -> str:

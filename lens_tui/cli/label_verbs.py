@@ -13,7 +13,7 @@ import typer
 from lens_tui.records.errors import LensError
 from lens_tui.records.wording import many
 
-from .feature_verbs import feature_number, who
+from .feature_verbs import feature_number, say_label, who
 from .output import print_json, say, sentences
 from .sources import Json, SAEName, find_sae, open_model
 
@@ -251,6 +251,6 @@ def _show(labels: tuple[Label, ...], whose: dict[str, Any], as_json: bool) -> No
         return
     for row in rows:
         ended = f", until {row['ended']}" if row["ended"] else ""
-        say(f"{row['feature']:>7}  {row['text']}  ({who(row)}{ended})")
+        say_label(f"{row['feature']:>7}", row["text"], f"{who(row)}{ended}")
     if not rows:
         say("no labels")

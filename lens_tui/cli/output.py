@@ -20,9 +20,11 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Self, TypeVar
 
+from rich.cells import cell_len
+
 from lens_tui.records.errors import LensError, LensWarning
 from lens_tui.records.sanitise import json_escaped, one_line, sanitise
-from lens_tui.tui.format import bar
+from lens_tui.tui.format import bar, fit
 
 if TYPE_CHECKING:
     from rich.style import Style
@@ -86,6 +88,25 @@ def in_terminal() -> bool:
 def terminal_width() -> int:
     """The columns of the terminal that standard output is, 0 where it is none."""
     return shutil.get_terminal_size().columns if in_terminal() else 0
+
+
+def say_row(text: str) -> None:
+    """A row of a table: on a terminal it is cut at the edge, elsewhere every letter of it is written."""
+    width, text = terminal_width(), sanitise(text)
+    say(fit(text, width).rstrip() if width else text)
+
+
+def say_parts(before: str, parts: Sequence[str], between: str = "  ") -> None:
+    """Parts behind a heading on one line, or on a terminal on as many as it needs, each below the first part."""
+    width, before = terminal_width(), sanitise(before)
+    line, indent = before, " " * cell_len(before)
+    for place, part in enumerate(map(sanitise, parts)):
+        longer = line + between * (place > 0) + part
+        if width and place and cell_len(longer) > width:
+            say(line.rstrip())
+            longer = indent + part
+        line = longer
+    say(line)
 
 
 def say_shaded(pieces: Sequence[tuple[str, int]]) -> None:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from lens_tui.records import LensError, SAEInfo
-from lens_tui.tui.format import bar, fit
+from lens_tui.tui.format import bar
 
 from .feature_verbs import dense_mark
-from .output import note, print_json, say, sentences, terminal_width
+from .output import note, print_json, say, say_row, sentences, terminal_width
 from .sources import Json, Model, SAEName, open_model, open_sae, read_text
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def _print_features(result: dict[str, Any]) -> None:
             # Only in a terminal: what is piped has every letter of a label, and no picture of a number.
             meter = f"{bar(item['score'] / most if most > 0 else 0.0, _METER):<{_METER}}  " if width else ""
             line = f"{before}{item['id']:>6} {item['score']:7.{places}f}  {meter}{mark:<6}  {name}".rstrip()
-            say(fit(line, width).rstrip() if width else line)
+            say_row(line)
             before = " " * len(before)
     if result["hide_dense"]:
         note(f"dense features left out: those active on more than {DENSE:.0%} of the index's tokens")

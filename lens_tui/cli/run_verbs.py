@@ -16,7 +16,7 @@ from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
 from lens_tui.tui.format import figure
 
-from .output import Asked, interruptible, note, print_json, say, sentences
+from .output import Asked, interruptible, note, print_json, say, say_row, sentences
 from .sources import Json, asked_dequantize, open_sae
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ def list_runs(
     for row in found:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.created))
         arms = ", ".join(one_line(name, 40) for name in row.arms[1:]) or "baseline alone"
-        say(f"{row.id:>6}  {when}  {row.state:<7}  {one_line(row.model, 40)}  {arms}  {one_line(row.prompt, 60)!r}")
+        model, prompt = one_line(row.model, 40), one_line(row.prompt, 60)
+        say_row(f"{row.id:>6}  {when}  {row.state:<7}  {model}  {arms}  {prompt!r}")
     if not found:
         note("No run has these words." if words else "No run has been kept yet.")
 

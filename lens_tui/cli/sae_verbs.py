@@ -215,7 +215,7 @@ def _figures(final: Evaluation) -> list[str]:
         recovered = final.loss_recovered
         share = "" if recovered is None else f"{recovered:.4f}  "
         lines.append(
-            f"loss recovered  {share}(nats a token: {final.loss_clean:.3f} as it is, {final.loss_spliced:.3f} spliced, "
+            f"loss recovered  {share}({final.loss_clean:.3f} nats a token, {final.loss_spliced:.3f} spliced, "
             f"{final.loss_zero:.3f} zeroed)"
         )
     return lines

@@ -20,7 +20,7 @@ from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
 from lens_tui.tui.format import BARS, figure, share_level
 
-from .output import Meter, note, print_json, say, sentences, terminal_width
+from .output import Meter, note, print_json, say, say_parts, sentences, terminal_width
 from .sources import Json, Model, SAEName, Vectors, open_model, read_text, within
 
 if TYPE_CHECKING:
@@ -488,6 +488,6 @@ def _print_vector(result: dict[str, Any]) -> None:
         say(f"layer {row['layer']:3d}{held}  gap {row['gap']:.3g} ({row['relative']:.3f} of ‖h‖)")
     say(f"{one_line(result['name'], 60)}: {result['site']} of layer {result['layer']}, norm {result['norm']:.4g}")
     for side in ("promoted", "suppressed"):
-        shown = "  ".join(f"{token['text'].replace(' ', '·')} {token['value']:+.2f}" for token in result[side])
-        say(f"{side}: {shown}" if shown else f"{side}: not known")
+        shown = [f"{token['text'].replace(' ', '·')} {token['value']:+.2f}" for token in result[side]]
+        say_parts(f"{side}: ", shown or ["not known"])
     note(f"median ‖h‖ {result['residual_norm']:.4g}; saved to {result['file']}")
