@@ -151,6 +151,7 @@ class FeatureFollower:
             return False
         listed = [feature for feature, _ in known.top(self._arm(run, lane), lane.step, hide_dense=self.hide_dense)]
         if not listed:
+            lens.say("No feature is listed at this token: none is active there, or it has not been read.")
             return False
         at = listed.index(known.feature) + step if known.feature in listed else (0 if step > 0 else -1)
         self.choose(lens, run, listed[at % len(listed)])

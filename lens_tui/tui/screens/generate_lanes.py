@@ -203,7 +203,11 @@ class GenerateLanes(LensScreen):
     def action_flip(self) -> None:
         """Baseline and steered text in the same place."""
         lane = self.lanes.focused_lane
-        if lane is None or self.run is None or lane.number == 0:
+        if lane is None or self.run is None:
+            self.lens.say("Nothing has run yet.")
+            return
+        if lane.number == 0:
+            self.lens.say("This is the baseline: on a steered lane it is shown in that lane's place.")
             return
         steered = self.run.arm_of(lane.number)
         flipped = lane.text is not None and lane.text is not self.run.baseline

@@ -50,6 +50,7 @@ class GenerateScreen(GenerateRuns, GenerateSets, GenerateArms):
     def action_thinking(self) -> None:
         """Open or fold what was thought."""
         unfolded = self.talk.fold()
+        self.lens.say(f"What was thought {'shows in full' if unfolded else 'is folded into a line'}.")
         for lane in self.lanes.lanes:
             lane.unfolded = unfolded
 
