@@ -35,7 +35,10 @@ def graph(
     prompt: Annotated[str, typer.Argument(help="The prompt; '-' reads standard input.")] = "",
     model: Model = demo.NAME,
     transcoders: Annotated[
-        str, typer.Option("--transcoders", "-t", help="A folder of transcoders, or 'demo' for the bundled ones.")
+        str,
+        typer.Option(
+            "--transcoders", "-t", help="A folder, org/name/folder at the hub, or 'demo' for the bundled ones."
+        ),
     ] = "",
     out: Annotated[str, typer.Option("--out", "-o", help="Write the graph here, as Neuronpedia reads it.")] = "",
     target: Annotated[
@@ -45,6 +48,9 @@ def graph(
     nodes: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of influence that nodes keep.")] = NODES,
     edges: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of influence that edges keep.")] = EDGES,
     features: Annotated[int, typer.Option(min=1, help="Features that get a node, at most.")] = 4096,
+    ignored: Annotated[
+        int, typer.Option(min=-1, help="At so many first tokens no feature counts. Default (-1): special tokens.")
+    ] = -1,
     node: Annotated[str, typer.Option(help="Show the edges of this node (its id). Default: the first logit.")] = "",
     check: Annotated[int, typer.Option(min=0, help="Remove so many of the top features and measure.")] = 0,
     factor: Annotated[float, typer.Option(help="What --check multiplies them by; 0 removes.")] = 0.0,
@@ -60,7 +66,7 @@ def graph(
         shown = read_graph(Path(read).expanduser())
     else:
         wanted = _targets(target or [], minus)
-        made, found = _made(read_text(prompt), model, transcoders, wanted, features)
+        made, found = _made(read_text(prompt), model, transcoders, wanted, features, ignored)
         shown = _worded(made, prune_graph(made.graph, nodes, edges), found)
         checks = _checked(made, shown, check, factor)
         facts = _facts(made)
@@ -84,7 +90,7 @@ def _targets(texts: list[str], minus: str) -> list[LogitTarget]:
 
 
 def _made(
-    text: str, model: str, name: str, targets: list[LogitTarget], features: int
+    text: str, model: str, name: str, targets: list[LogitTarget], features: int, ignored: int
 ) -> tuple[Attribution, Transcoders]:
     from lens_tui.tasks.graphs import make_graph, open_transcoders
 
@@ -96,7 +102,7 @@ def _made(
             name or demo.NAME, lambda n, total: meter.say("opening", f"{n} of {total} layers", n / total)
         )
         made = make_graph(
-            lens, text, found, targets, most_features=features,
+            lens, text, found, targets, most_features=features, ignored=None if ignored < 0 else ignored,
             progress=lambda n, total: meter.say("tracing", f"{n:,} of {total:,} rows", n / total),
         )  # fmt: skip
 

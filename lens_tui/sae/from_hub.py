@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from lens_tui.records import LensError
-from lens_tui.records.hub_fetch import NotInRepository, Progress, cached_file, first_file
+from lens_tui.records.hub_fetch import NotInRepository, Progress, cached_file, fetch, first_file
 from lens_tui.records.known_saes import GEMMA_SCOPE_2
 from lens_tui.records.sanitise import one_line
 
@@ -47,6 +48,42 @@ def fetch_sae(text: str, revision: str | None, progress: Progress | None, cache_
         return found
     # Llama Scope's weights are in a folder below that of its configuration.
     return found.parents[1] if found.name == "final.safetensors" else found.parent
+
+
+_SETS = ("layer", "W_enc", "W_dec", "params_layer")
+_DEEPEST = 128  # layers of a set
+
+
+def fetch_transcoders(text: str, progress: Progress | None = None) -> Path:
+    """The local folder of a set of transcoders at the hub, fetched as far as it is not cached.
+
+    Args:
+        text: ``org/name``, or ``org/name/folder``: the place of ``layer_0.safetensors`` and its like.
+        progress: as of :func:`~lens_tui.records.hub_fetch.fetch`.
+
+    Raises:
+        LensError: for a place without a set, and for everything that can go wrong with a hub.
+    """
+    parts = text.rstrip("/").split("/")
+    repo, inner = "/".join(parts[:2]), "/".join(parts[2:])
+    weights = [_join(inner, f"{stem}_{at}.safetensors") for stem in _SETS for at in range(_DEEPEST)]
+    # Each by its name: a star would match what is in folders, and repositories hold many sets.
+    wanted = [glob.escape(name) for name in (_join(inner, "config.yaml"), _join(inner, "config.json"), *weights)]
+    first = [_join(inner, f"{stem}_0.safetensors") for stem in _SETS]
+    try:
+        return fetch(repo, wanted, first_of=first, progress=progress).parent
+    except NotInRepository as missing:
+        raise LensError(
+            f"{one_line(text, 120)} has no set of transcoders.",
+            "Give the folder that has layer_0.safetensors or its like in it: org/name/folder.",
+        ) from missing
+    except LensError:
+        # No network: what is cached has to do, and what is missing of it is reported by the reader.
+        cached = (cached_file(repo, name, None, None) for name in first)
+        place = next((place for place in cached if isinstance(place, Path)), None)
+        if place is None:
+            raise
+        return place.parent
 
 
 def _configs(folder: str) -> list[str]:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lens_tui import __version__
+from lens_tui.records import LensError
 from lens_tui.records import paths as folders
 from lens_tui.records.attribution_graph import AttributionGraph, LogitTarget
+from lens_tui.records.sanitise import one_line
 
 from .knowledge import label_texts
 
@@ -28,18 +30,24 @@ GENERATOR = f"mlx-lens-tui {__version__}"
 
 
 def open_transcoders(name: str, progress: Callable[[int, int], None] | None = None) -> Transcoders:
-    """The set that someone names: a folder, the name of a set trained here, or ``demo`` for the bundled one.
+    """The set that someone names: a folder, one trained here, one at the hub, or ``demo`` for the bundled one.
 
     Args:
-        name: What is named.
+        name: What is named; at the hub ``org/name/folder``, with ``hf://`` before it or without.
         progress: Called with (layers opened, layers in all).
 
     Raises:
         LensError: For what is no set.
     """
+    from lens_tui.sae.from_hub import fetch_transcoders, is_hub_id
     from lens_tui.sae.load_sets import load_transcoders
 
     own = folders.saes_folder() / name
+    place = name.removeprefix("hf://")
+    if name != place or (is_hub_id(name) and not Path(name).exists() and not own.is_dir()):
+        if not is_hub_id(place):
+            raise LensError(f"{one_line(name, 120)} is no place at the hub.", "Write hf://org/name/folder.")
+        return load_transcoders(fetch_transcoders(place), name=place, progress=progress)
     inside = bool(name) and not Path(name).is_absolute() and ".." not in Path(name).parts
     if inside and not Path(name).expanduser().exists() and own.is_dir():
         return load_transcoders(own, name=name, progress=progress)

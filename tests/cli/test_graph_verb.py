@@ -20,6 +20,7 @@ from lens_tui.records.graph_influence import prune_graph
 from lens_tui.sae.load_sets import load_transcoders
 from lens_tui.tasks.graphs import with_promoted
 from tests.folders import llama_folder, transcoder_folder
+from tests.hub import FakeHub, use_hub
 from tests.records.test_attribution_graph import small_graph
 
 PROMPT = "The old man opened the door and"
@@ -128,3 +129,35 @@ def test_what_is_wrong_is_one_sentence(places: tuple[str, str], tmp_path: Path) 
     bare = CliRunner().invoke(app, ["graph", PROMPT, "-m", places[0]])
     assert bare.exit_code == 2
     assert "No transcoders are named" in bare.output
+
+
+def test_the_first_tokens_have_no_features_where_they_are_ignored(places: tuple[str, str]) -> None:
+    made = json.loads(run(places, PROMPT, "--json", "--ignored", "3", "--nodes", "1"))
+    whole = attribution_graph(LensModel(places[0]), PROMPT, load_transcoders(places[1]), ignored=3)
+    assert made["n_active"] == whole.n_active
+    assert min(node["position"] for node in made["nodes"] if node["kind"] == "feature") == 3
+    more = json.loads(run(places, PROMPT, "--json", "--ignored", "0", "--nodes", "1"))
+    assert more["n_active"] > made["n_active"]
+
+
+def test_a_set_at_the_hub_is_fetched_by_its_own_files(
+    places: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {f"set-a/{path.name}": path.read_bytes() for path in Path(places[1]).iterdir() if path.is_file()}
+    others = {"set-a/layer_0/params.safetensors": b"x" * 1000, "set-b/layer_0.safetensors": b"y" * 1000}
+    with FakeHub().serve() as hub:
+        use_hub(monkeypatch, hub.url, tmp_path / "cache")
+        hub.repos["org/sets"] = files | others
+        here = json.loads(run(places, PROMPT, "--json"))
+        for name in ("org/sets/set-a", "hf://org/sets/set-a"):
+            fetched = json.loads(run((places[0], name), PROMPT, "--json"))
+            assert fetched["scan"] == "org/sets/set-a"
+            assert fetched["nodes"] == here["nodes"]
+        taken = {Path(path).name for _, path, _ in hub.asked if "/resolve/" in path}
+        assert taken == {Path(name).name for name in files}
+        assert not any("set-b" in path or "layer_0/params" in path for _, path, _ in hub.asked)
+        assert "no set of transcoders" in run((places[0], "org/sets/nothing"), PROMPT, status=2)
+        assert "no place at the hub" in run((places[0], "hf://org"), PROMPT, status=2)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        cached = json.loads(run((places[0], "org/sets/set-a"), PROMPT, "--json"))
+        assert cached["nodes"] == here["nodes"]
