@@ -153,6 +153,25 @@ def _measuring(server: MCPServer, ask: Any) -> None:
         found: dict[str, Any] = await ask(context, lambda work: tools.vector_made(work, name, toward, away, layer))
         return found
 
+    @server.tool()
+    async def probe(
+        context: Context,
+        name: Annotated[str, Field(min_length=1, max_length=60)],
+        texts: list[str],
+        labels: Annotated[list[float], Field(description="0 or 1 for each text; any numbers with kind ridge")],
+        kind: Annotated[str, Field(description="logistic, mean_difference or ridge")] = "logistic",
+        over: Annotated[str, Field(description="last, mean or every (token)")] = "last",
+        save: bool = True,
+    ) -> dict[str, Any]:
+        """At which layers a label of texts can be read, on examples held out, beside labels dealt at random.
+
+        The best layer's probe is kept: its file can steer (FILE*SCALE) and gate (f2666*22?FILE>0).
+        """
+        found: dict[str, Any] = await ask(
+            context, lambda work: tools.probed(work, name, texts, labels, kind=kind, over=over, save=save)
+        )
+        return found
+
 
 def _features(server: MCPServer, ask: Any) -> None:
     @server.tool()
@@ -177,6 +196,21 @@ def _features(server: MCPServer, ask: Any) -> None:
 
 
 def _inside(server: MCPServer, ask: Any) -> None:
+    @server.tool()
+    async def lens(
+        context: Context,
+        text: str,
+        steering: Arm = "",
+        target: Annotated[str, Field(description="The token to follow (' door', or id:17); '' for each next one")] = "",
+        layers: list[int] | None = None,
+        top_k: Annotated[int, Field(ge=1, le=32)] = 3,
+    ) -> dict[str, Any]:
+        """What every layer would predict at every token of a text: the logit lens."""
+        found: dict[str, Any] = await ask(
+            context, lambda work: tools.lens_read(work, text, steering, target, layers, top_k)
+        )
+        return found
+
     @server.tool()
     async def patch(
         context: Context,

@@ -338,6 +338,55 @@ def vector_made(work: Work, name: str, toward: Sequence[str], away: Sequence[str
     return result
 
 
+def probed(
+    work: Work, name: str, texts: Sequence[str], labels: Sequence[float], *, kind: str, over: str, save: bool
+) -> dict[str, Any]:
+    """A probe at each layer with its held-out score beside its null; the best one's file, if it is to be kept."""
+    from lens_tui.lens.probes.probe_texts import train_probes
+    from lens_tui.records.probe import save_probe
+
+    limited(len(texts), "The number of texts", 1000)
+    asked: dict[str, Any] = {"kind": kind, "over": over}
+    report = train_probes(
+        work.lens,
+        name,
+        list(texts),
+        list(labels),
+        progress=lambda done, total: work.say(done, total, "layers"),
+        **asked,
+    )
+    layers = [
+        {
+            "layer": probe.layer,
+            "metric": probe.held_out.metric,
+            "held_out": probe.held_out.value,
+            "null_mean": probe.held_out.null_mean,
+            "null_high": probe.held_out.null_high,
+            "p": probe.held_out.p,
+        }
+        for probe in report.probes
+    ]
+    found = {"model": report.model, "name": name, "examples": report.probes[0].held_out.n, "layers": layers}
+    found["best"] = report.best.layer
+    found["file"] = str(save_probe(report.best)) if save else None
+    found["note"] = "Believe a held-out score above null_high alone: what is dealt at random reaches that in 1 of 20."
+    return found
+
+
+def lens_read(work: Work, text: str, arm: str, target: str, layers: Sequence[int] | None, k: int) -> dict[str, Any]:
+    """What every layer would predict at every token of a text."""
+    from lens_tui.lens.read.logits import logit_lens
+
+    from .lens_verbs import record
+
+    limited(k, "top_k", 32)
+    ids = limited(len(work.lens.tokens.encode(text)), "The number of tokens", 256)
+    limited(ids * (len(layers) if layers else work.lens.n_layers), "The number of cells", 4096)
+    steering = steering_of(work, arm)
+    found = logit_lens(work.lens, text, layers=layers, target=read_token(target), top_k=k, interventions=steering)
+    return record(found, steering)
+
+
 def patched_between(
     work: Work, clean: str, corrupted: str, answer: str, wrong: str, *, by: str, metric: str, controls: bool
 ) -> dict[str, Any]:

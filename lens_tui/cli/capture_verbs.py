@@ -82,7 +82,9 @@ def _line(progress: CaptureProgress) -> tuple[str, str, float | None]:
 
 Labelled = Annotated[
     str,
-    typer.Argument(help="JSONL with text and label (0, 1 or a number) on each line; group: what is held out together."),
+    typer.Argument(
+        help="JSONL: text, label (0, 1, a number) or labels of its tokens; group: what is held out together."
+    ),
 ]
 ProbeFile = Annotated[str, typer.Argument(help="A probe's file, or its name in the vectors folder.")]
 
@@ -123,8 +125,9 @@ def train(
             result = {"model": lens.info.name, "sae": opened.info.name, **asdict(found)}
             print_json(result) if json else _print_sparse(result)
             return
+        shared |= {"kind": kind, "over": "every" if given.by_token else over, "site": site}
         report = train_probes(
-            lens, name, given.texts, given.labels, kind=kind, over=over, layers=whole_numbers(layers), site=site,
+            lens, name, given.texts, given.labels, layers=whole_numbers(layers),
             progress=lambda done, total: meter.say("layers", f"{done} of {total}", done / total), **shared,
         )  # fmt: skip
     best = report.best

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from math import fsum
@@ -349,14 +349,23 @@ def generate(
         str,
         typer.Option("--chat", help="In place of them a JSON file of messages, or a conversation a line (JSONL)."),
     ] = "",
+    monitor: Monitors = None,
     json: Annotated[bool, typer.Option("--json", help="A line of JSON for each prompt, in their order.")] = False,
 ) -> None:
     """Write on from many prompts or conversations."""
     sampling = Sampling(max_tokens, temp, top_p, min_p, top_k, seed=seed, stop=tuple(stop or ()))
     given = _read_chats(chat, prompts) or read_prompts(prompts, text_key)
     with open_model(model) as lens, interruptible() as asked:
-        steering = _steering(lens, arm, sae, model)
-        batch = lens.stream_batch(given, sampling=sampling, interventions=steering, raw=raw, completion_batch_size=rows)
+        vectors = Vectors(lens, sae, model)
+        steering = vectors.arm(parse_arm(arm)).interventions if arm else ()
+        monitors = [vectors.monitor(parse_monitor(item)) for item in monitor or []]
+        shared: dict[str, Any] = {"raw": raw, "completion_batch_size": rows, "monitors": monitors}
+        batch = lens.stream_batch(given, sampling=sampling, interventions=steering, **shared)
+
+        def show(at: int, end: ArmEnd) -> None:
+            read = {item.name: row.tolist() for item, row in zip(monitors, batch.readings(at), strict=True)}
+            _show(lens, given[at], came[at], end, steering, read, len(batch.records[at].prompt_ids), json)
+
         came: list[list[Token]] = [[] for _ in given]
         ends: dict[int, ArmEnd] = {}
         printed, stopped = 0, False
@@ -366,7 +375,7 @@ def generate(
             else:
                 ends[event.arm] = event
             while printed in ends:
-                _show(lens, given[printed], came[printed], ends[printed], steering, json)
+                show(printed, ends[printed])
                 printed += 1
             if asked():
                 stopped = True
@@ -374,8 +383,8 @@ def generate(
                 break
         for at in range(printed, len(given) if stopped else printed):
             if came[at]:
-                end = ends.get(at, ArmEnd(at, "stopped", len(came[at]), "".join(token.text for token in came[at])))
-                _show(lens, given[at], came[at], end, steering, json)
+                text = "".join(token.text for token in came[at])
+                show(at, ends.get(at, ArmEnd(at, "stopped", len(came[at]), text)))
     if stopped:
         note(f"mlx-lens-tui: stopped; {len(ends)} of {len(given)} prompts have ended.")
         raise SystemExit(asked.status)
@@ -415,6 +424,8 @@ def _show(
     tokens: Sequence[Token],
     end: ArmEnd,
     steering: Sequence[Intervention],
+    read: Mapping[str, Sequence[float]],
+    n_prompt: int,
     as_json: bool,
 ) -> None:
     if as_json:
@@ -429,10 +440,15 @@ def _show(
                 "logprobs": [token.logprob for token in tokens],
                 "steering": acting_words(steering),
                 "dose": end.dose,
+                **({"monitors": list(read), "readings": list(read.values())} if read else {}),
             }
         )
         return
-    say(f"── {end.arm}  ({many(len(tokens), 'token')})")
+    facts = [many(len(tokens), "token")]
+    for name, values in read.items():
+        written = values[n_prompt:]
+        facts.append(f"{name} {figure(fsum(written) / len(written), 2) if written else 'unread'}")
+    say(f"── {end.arm}  ({', '.join(facts)})")
     say((asked if isinstance(asked, str) else "") + end.text)
     say()
 

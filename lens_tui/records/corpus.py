@@ -302,15 +302,25 @@ def _question(row: Any, where: str) -> tuple[str, str, str]:
 
 @dataclass(frozen=True, slots=True)
 class LabelledTexts:
-    """Texts, a label for each, and what each belongs to (``None`` where the file names no groups)."""
+    """Texts, a label for each, and what each belongs to (``None`` where the file names no groups).
 
-    texts: tuple[str, ...]
-    labels: tuple[float, ...]
+    A text may be its token ids, and its label one for each of its tokens.
+    """
+
+    texts: tuple[str | tuple[int, ...], ...]
+    labels: tuple[float | tuple[float, ...], ...]
     groups: tuple[str, ...] | None = None
+
+    @property
+    def by_token(self) -> bool:
+        """Whether tokens have labels, and not texts."""
+        return any(isinstance(label, tuple) for label in self.labels)
 
 
 def read_labelled(path: Path | str) -> LabelledTexts:
     """Read JSONL with ``text`` and ``label`` (a number, ``true`` or ``false``), and ``group`` on every line or none.
+
+    In place of ``text`` a line may have ``token_ids``, and in place of ``label`` a list ``labels``, one for each token.
 
     Raises :class:`LensError` with the number of the line that is wrong.
     """
@@ -326,12 +336,32 @@ def read_labelled(path: Path | str) -> LabelledTexts:
     return LabelledTexts(tuple(text for text, *_ in rows), tuple(label for _, label, _ in rows), named)
 
 
-def _labelled(line: bytes, where: str) -> tuple[str, float, Any]:
+def _labelled(line: bytes, where: str) -> tuple[str | tuple[int, ...], float | tuple[float, ...], Any]:
     row = parse_json(line, where)
-    text, label = (row.get("text"), row.get("label")) if isinstance(row, dict) else (None, None)
-    if not isinstance(text, str) or not text or not isinstance(label, (int, float)):
+    row = row if isinstance(row, dict) else {}
+    text, label = _text_or_ids(row), _label_or_labels(row)
+    if not text or label is None:
         raise LensError(f"{where} is not an object with a text and a label.", 'Write {"text": ..., "label": 1}.')
+    if isinstance(text, tuple) and isinstance(label, tuple) and len(text) != len(label):
+        raise LensError(f"{where} has {len(text)} token_ids and {len(label)} labels.", "Give one for each.")
     group = row.get("group")
     if group is not None and not isinstance(group, (str, int)):
         raise LensError(f"{where} has a group that is neither a text nor a number.")
-    return text, float(label), group
+    return text, label, group
+
+
+def _text_or_ids(row: dict[str, Any]) -> str | tuple[int, ...]:
+    text, ids = row.get("text"), row.get("token_ids")
+    if isinstance(text, str):
+        return text
+    good = isinstance(ids, list) and all(type(token) is int and token >= 0 for token in ids)
+    return tuple(ids) if good and ids else ()
+
+
+def _label_or_labels(row: dict[str, Any]) -> float | tuple[float, ...] | None:
+    label, labels = row.get("label"), row.get("labels")
+    if isinstance(label, (int, float)):
+        return float(label)
+    if isinstance(labels, list) and labels and all(isinstance(each, (int, float)) for each in labels):
+        return tuple(float(each) for each in labels)
+    return None

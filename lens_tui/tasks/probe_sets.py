@@ -52,5 +52,6 @@ def probes_of(
     from lens_tui.lens.probes.probe_texts import train_probes
 
     given = read_labelled(path) if path else labelled(positive, negative)
-    asked: dict[str, Any] = {"kind": kind, "layers": layers, "over": over, "raw": raw, "groups": given.groups}
+    asked: dict[str, Any] = {"kind": kind, "layers": layers, "raw": raw, "groups": given.groups}
+    asked["over"] = "every" if given.by_token else over
     return train_probes(lens, name, given.texts, given.labels, progress=progress, **asked)

@@ -408,6 +408,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text(encodi
 ROWS = re.findall(r"^\| (`[a-z].*?) \| (.*) \|$", PAGE, re.MULTILINE)
 OTHER_FORMS = {
     "config": {"setting", "value", "default", "says", "may_be"},  # of one setting, by name
+    "generate": {"monitors", "readings"},  # with --monitor
     "train-sae": {"layers", "replaced_loss"},  # of several layers
     "probe train": {"sae", "features", "weights", "bias", "held_out"},  # with --sparse
 }

@@ -21,12 +21,14 @@ from lens_tui import LensModel
 from lens_tui.cli.agent_desk import Desk
 from lens_tui.cli.agent_server import make_server
 from lens_tui.cli.agent_tools import compared
+from lens_tui.lens.probes.probe_texts import train_probes
+from lens_tui.lens.read.logits import logit_lens
 from lens_tui.records import LensError, Sampling
 from tests.folders import llama_folder, sae_folder
 
 TOOLS = {
     "model_info", "generate", "compare", "loss", "dose", "make_vector", "features", "feature", "search", "patch",
-    "capture_info", "explain",
+    "capture_info", "explain", "probe", "lens",
 }  # fmt: skip
 
 
@@ -104,6 +106,24 @@ async def test_controls_are_on_unless_they_are_switched_off(folders: tuple[str, 
         assert again["arms"][1]["dose"] > 0
 
 
+async def test_probes_and_the_lens_are_the_library_s(folders: tuple[str, str]) -> None:
+    texts = ["the cat sat", "a dog ran", "the cat ran", "a dog sat", "the car broke", "a ship sank"]
+    labels = [1.0, 1.0, 1.0, 1.0, 0.0, 0.0]
+    async with talking(folders) as client:
+        found = await call(client, "probe", name="pets", texts=texts, labels=labels)
+        read = await call(client, "lens", text="the cat", layers=[0, 2], top_k=2)
+        gated = await call(client, "compare", prompt="the", steering=f"f3*2?{found['file']}>-9999", max_tokens=3)
+    assert gated["arms"][1]["dose"] > 0
+    with LensModel(folders[0]) as model:
+        report = train_probes(model, "pets", texts, labels)
+        grid = logit_lens(model, "the cat", layers=[0, 2], top_k=2)
+    assert [row["held_out"] for row in found["layers"]] == [probe.held_out.value for probe in report.probes]
+    assert [row["p"] for row in found["layers"]] == [probe.held_out.p for probe in report.probes]
+    assert found["best"] == report.best.layer
+    assert [row["layer"] for row in read["layers"]] == [0, 2]
+    assert [token["id"] for token in read["tokens"]] == list(grid.token_ids)
+
+
 async def test_what_is_wrong_is_said_and_costs_nothing(folders: tuple[str, str]) -> None:
     bad: list[tuple[str, dict[str, Any]]] = [
         ("compare", {"prompt": "a", "steering": "nonsense"}),
@@ -111,6 +131,10 @@ async def test_what_is_wrong_is_said_and_costs_nothing(folders: tuple[str, str])
         ("compare", {"prompt": "a", "steering": "f3*2", "max_tokens": 10**9}),
         ("compare", {"prompt": "a", "steering": "f999999*2"}),
         ("capture_info", {"text": "a", "layers": [99]}),
+        ("probe", {"name": "p", "texts": ["a", "b"], "labels": [1.0]}),
+        ("probe", {"name": "p", "texts": ["a", "b", "c", "d"], "labels": [0.0, 1.0, 0.0, 1.0], "kind": "\x1b[31m"}),
+        ("lens", {"text": "a", "layers": [99]}),
+        ("lens", {"text": "a", "target": "\x1b[31m none such"}),
         ("explain", {"words": "\x1b[31m nothing"}),
         ("generate", {"prompts": ["a"] * 65}),
         ("generate", {"prompts": "not a list"}),

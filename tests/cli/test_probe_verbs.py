@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from lens_tui import LensModel, load_probe, train_probes
+from lens_tui import LensError, LensModel, load_probe, train_probes
 from lens_tui.cli.command import app
 from lens_tui.records.corpus import read_labelled
 
@@ -88,3 +88,57 @@ def test_what_cannot_be_probed_is_one_sentence(tmp_path: Path, lines: str, sente
     file = tmp_path / "t.jsonl"
     file.write_text(lines)
     assert sentence in " ".join(run("probe", "train", str(file), status=2).split())
+
+
+def test_labels_of_tokens_are_examples_of_their_own(
+    tmp_path: Path,
+) -> None:
+    lens = LensModel("demo")
+    texts = ["The cat sat on a mat.", "A dog ran to the park.", "The sun is hot.", "She saw a red ball."]
+    rows = [lens.tokens.encode(text) for text in texts]
+    labels = [[1.0 if " " in lens.tokens.display(token) else 0.0 for token in row] for row in rows]
+    file = tmp_path / "tokens.jsonl"
+    lines = [{"token_ids": list(row), "labels": each} for row, each in zip(rows, labels, strict=True)]
+    lines[1] = {"text": texts[1], "labels": labels[1]}
+    file.write_text("\n".join(map(json.dumps, lines)))
+    given = read_labelled(file)
+    assert given.by_token
+    assert given.texts[0] == tuple(rows[0])
+    assert given.texts[1] == texts[1]
+    out = tmp_path / "space.safetensors"
+    options = ["--layers", "2", "--permutations", "0", "-o", str(out), "--json"]
+    found = json.loads(run("probe", "train", str(file), *options))
+    own = train_probes(lens, "probe", texts, labels, layers=2, over="every", permutations=0)
+    assert found["over"] == "every"
+    assert found["layers"][0]["n"] == own.probes[0].held_out.n
+    assert found["layers"][0]["value"] == pytest.approx(own.probes[0].held_out.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"token_ids": [1, 2], "labels": [1]}', '{"token_ids": [-1], "label": 1}',
+     '{"token_ids": "\\u001b[31m", "label": 1}',
+     '{"text": "a", "labels": []}', '{"text": "a", "labels": ["x"]}', '{"token_ids": [], "label": 1}', "[]"],
+)  # fmt: skip
+def test_lines_that_label_nothing_are_named(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "bad.jsonl"
+    file.write_text(line)
+    with pytest.raises(LensError, match=r"Line 1 of bad\.jsonl"):
+        read_labelled(file)
+
+
+def test_every_prompt_of_generate_is_read(kept: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    file, _ = kept
+    prompts = ["Lily saw a ball.", "Once upon a time"]
+    given = tmp_path / "prompts.txt"
+    given.write_text("\n".join(prompts))
+    options = ["--monitor", str(file), "--monitor", "f75", "--max-tokens", "4"]
+    rows = [json.loads(line) for line in run("generate", str(given), *options, "--json").splitlines()]
+    lens, probe = LensModel("demo"), load_probe(file)
+    for prompt, row in zip(prompts, rows, strict=True):
+        assert row["monitors"] == ["talk", "f75"]
+        ids = [*lens.tokens.encode(prompt), *row["token_ids"]]
+        scores = probe.scores(np.array(lens.residuals(ids, probe.layer)))
+        assert len(row["readings"][0]) in (len(ids), len(ids) - 1)
+        np.testing.assert_allclose(row["readings"][0], scores[: len(row["readings"][0])], atol=1e-3)
+    assert "talk " in run("generate", str(given), *options)
