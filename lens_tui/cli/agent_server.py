@@ -46,6 +46,7 @@ def make_server(desk: Desk) -> MCPServer:
 
     _writing(server, ask)
     _measuring(server, ask)
+    _probing(server, ask)
     _features(server, ask)
     _inside(server, ask)
     return server
@@ -153,6 +154,8 @@ def _measuring(server: MCPServer, ask: Any) -> None:
         found: dict[str, Any] = await ask(context, lambda work: tools.vector_made(work, name, toward, away, layer))
         return found
 
+
+def _probing(server: MCPServer, ask: Any) -> None:
     @server.tool()
     async def probe(
         context: Context,

@@ -45,6 +45,7 @@ from .sources import (
 )
 
 if TYPE_CHECKING:
+    from lens_tui.lens.decode.batch import Batch
     from lens_tui.lens.decode.compare import Comparison
     from lens_tui.lens.model import LensModel
 
@@ -362,32 +363,43 @@ def generate(
         shared: dict[str, Any] = {"raw": raw, "completion_batch_size": rows, "monitors": monitors}
         batch = lens.stream_batch(given, sampling=sampling, interventions=steering, **shared)
 
-        def show(at: int, end: ArmEnd) -> None:
+        def show(at: int, tokens: Sequence[Token], end: ArmEnd) -> None:
             read = {item.name: row.tolist() for item, row in zip(monitors, batch.readings(at), strict=True)}
-            _show(lens, given[at], came[at], end, steering, read, len(batch.records[at].prompt_ids), json)
+            _show(lens, given[at], tokens, end, steering, read, len(batch.records[at].prompt_ids), json)
 
-        came: list[list[Token]] = [[] for _ in given]
-        ends: dict[int, ArmEnd] = {}
-        printed, stopped = 0, False
-        for event in batch:
-            if isinstance(event, Token):
-                came[event.arm].append(event)
-            else:
-                ends[event.arm] = event
-            while printed in ends:
-                show(printed, ends[printed])
-                printed += 1
-            if asked():
-                stopped = True
-                batch.close()
-                break
-        for at in range(printed, len(given) if stopped else printed):
-            if came[at]:
-                text = "".join(token.text for token in came[at])
-                show(at, ends.get(at, ArmEnd(at, "stopped", len(came[at]), text)))
+        ended, stopped = _in_order(batch, len(given), show, asked)
     if stopped:
-        note(f"mlx-lens-tui: stopped; {len(ends)} of {len(given)} prompts have ended.")
+        note(f"mlx-lens-tui: stopped; {ended} of {len(given)} prompts have ended.")
         raise SystemExit(asked.status)
+
+
+def _in_order(
+    batch: Batch, count: int, show: Callable[[int, Sequence[Token], ArmEnd], None], stop: Callable[[], bool]
+) -> tuple[int, bool]:
+    """Show each prompt's text once it and all before it have ended; how many have, and whether ``stop`` said so.
+
+    What had begun then is shown as far as it came.
+    """
+    came: list[list[Token]] = [[] for _ in range(count)]
+    ends: dict[int, ArmEnd] = {}
+    printed, stopped = 0, False
+    for event in batch:
+        if isinstance(event, Token):
+            came[event.arm].append(event)
+        else:
+            ends[event.arm] = event
+        while printed in ends:
+            show(printed, came[printed], ends[printed])
+            printed += 1
+        if stop():
+            stopped = True
+            batch.close()
+            break
+    for at in range(printed, count if stopped else printed):
+        if came[at]:
+            text = "".join(token.text for token in came[at])
+            show(at, came[at], ends.get(at, ArmEnd(at, "stopped", len(came[at]), text)))
+    return len(ends), stopped
 
 
 def _read_chats(chat: str, prompts: str) -> list[Any]:
