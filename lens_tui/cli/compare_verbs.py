@@ -45,7 +45,7 @@ from .sources import (
 )
 
 if TYPE_CHECKING:
-    from lens_tui.lens.decode.batch import Batch
+    from lens_tui.lens.decode.batch import BatchGeneration
     from lens_tui.lens.decode.compare import Comparison
     from lens_tui.lens.model import LensModel
 
@@ -374,7 +374,7 @@ def generate(
 
 
 def _in_order(
-    batch: Batch, count: int, show: Callable[[int, Sequence[Token], ArmEnd], None], stop: Callable[[], bool]
+    batch: BatchGeneration, count: int, show: Callable[[int, Sequence[Token], ArmEnd], None], stop: Callable[[], bool]
 ) -> tuple[int, bool]:
     """Show each prompt's text once it and all before it have ended; how many have, and whether ``stop`` said so.
 
