@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -39,6 +40,8 @@ class FakeHub:
     gate: threading.Event = field(default_factory=threading.Event)
     url: str = ""
     commit: str = "c" * 40
+    token: str = "hf_writes"
+    private: dict[str, bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -75,6 +78,15 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             self._answer(body=True)
 
+        def do_POST(self) -> None:
+            path = unquote(urlsplit(self.path).path)
+            sent = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+            hub.asked.append(("POST", path, ""))
+            if self.headers.get("Authorization") != f"Bearer {hub.token}":
+                return self._send(401, b"{}", {}, body=True)
+            answer = _written(hub, path, sent)
+            return self._send(200, json.dumps(answer).encode(), {}, body=True)
+
         def _answer(self, *, body: bool) -> None:
             path = unquote(urlsplit(self.path).path)
             hub.asked.append((self.command, path, self.headers.get("Range", "")))
@@ -91,7 +103,8 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             if "tree" in parts:
                 return self._send(200, json.dumps([_entry(n, d) for n, d in files.items()]).encode(), {}, body)
             siblings = [{"rfilename": name, "blobId": "b" * 40, **_facts(name, data)} for name, data in files.items()]
-            info = {"id": repo, "modelId": repo, "sha": hub.commit, "siblings": siblings, "tags": []}
+            about = {"id": repo, "modelId": repo, "private": hub.private.get(repo, False)}
+            info = {**about, "sha": hub.commit, "siblings": siblings, "tags": []}
             return self._send(200, json.dumps(info).encode(), {}, body)
 
         def _file(self, files: dict[str, bytes], name: str, body: bool) -> None:
@@ -125,6 +138,27 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
 
     return Handler
+
+
+def _written(hub: FakeHub, path: str, sent: bytes) -> dict[str, object]:
+    """What the hub answers to one who writes: a repository made, a card looked at, files by a commit."""
+    if path == "/api/repos/create":
+        wish = json.loads(sent)
+        repo = f"{wish['organization']}/{wish['name']}"
+        if repo not in hub.repos:
+            hub.repos[repo], hub.private[repo] = {}, wish.get("visibility") == "private" or bool(wish.get("private"))
+        return {"url": f"{hub.url}/{repo}", "id": repo, "name": repo}
+    if path == "/api/validate-yaml":
+        return {"errors": [], "warnings": []}
+    repo = "/".join(path.removeprefix("/api/models/").split("/")[:2])
+    if "/preupload/" in path:
+        names = [item["path"] for item in json.loads(sent)["files"]]
+        return {"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]}
+    for line in sent.splitlines():
+        item = json.loads(line)
+        if item["key"] == "file":
+            hub.repos[repo][item["value"]["path"]] = base64.b64decode(item["value"]["content"])
+    return {"commitUrl": f"{hub.url}/{repo}/commit/{hub.commit}", "commitOid": hub.commit}
 
 
 def _etag(name: str, data: bytes) -> str:

@@ -25,6 +25,7 @@ from .list_verbs import verbs as lists
 from .model_verbs import verbs as models
 from .output import INTERRUPTED, USER_ERROR, fail, note, say, sentences
 from .patch_verbs import verbs as patching
+from .publish_verbs import verbs as publishing
 from .read_verbs import verbs as read
 from .run_verbs import runs
 from .run_verbs import verbs as replay
@@ -99,6 +100,7 @@ for verbs in (
     saes,
     capture,
     servers,
+    publishing,
     info,
     config,
 ):

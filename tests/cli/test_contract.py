@@ -81,6 +81,8 @@ VERBS: dict[str, list[str]] = {
     "models fetch": ["org/tiny"],
     "models list": [],
     "models remove": ["org/tiny", "--yes"],
+    "publish": ["VECTOR", "org/vector", "--yes"],
+    "pull": ["org/vector"],
 }
 """Every verb with arguments that it can do something with, in an order in which each finds what it needs."""
 
@@ -94,6 +96,8 @@ WITHOUT_A_MODEL = (
     "models fetch",
     "models list",
     "models remove",
+    "publish",
+    "pull",
     "runs list",
     "runs tally",
 )
@@ -189,6 +193,7 @@ def walked(work: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> di
     with pytest.MonkeyPatch.context() as patch, FakeHub({"org/tiny": tiny}).serve() as hub:
         patch.setenv("LENS_TUI_HOME", work["home"])
         use_hub(patch, hub.url, tmp_path_factory.mktemp("hub"))
+        patch.setenv("HF_TOKEN", hub.token)
         shards = ["", ""]
         for verb in VERBS:
             out = str(tmp_path_factory.mktemp("out") / "made")
