@@ -112,6 +112,8 @@ class FeatureFollower:
             lens.say(f"Features need an SAE: {lens.key_text('app.features')} loads one.")
             return
         self.on = not self.on
+        if run is None:
+            lens.say(f"Features of what will be written are {'' if self.on else 'not '}listed under each lane.")
         if self.on:
             self.read(lens, run)
         self.show(lens, run)
@@ -153,6 +155,8 @@ class FeatureFollower:
         if not listed:
             lens.say("No feature is listed at this token: none is active there, or it has not been read.")
             return False
+        if listed == [known.feature]:
+            lens.say("It is the only feature that is listed here.")
         at = listed.index(known.feature) + step if known.feature in listed else (0 if step > 0 else -1)
         self.choose(lens, run, listed[at % len(listed)])
         return True

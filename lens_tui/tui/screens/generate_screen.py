@@ -124,8 +124,10 @@ class GenerateScreen(GenerateRuns, GenerateSets, GenerateArms):
     def action_copy(self) -> None:
         """Copy the focused lane's text."""
         lane = self.lanes.focused_lane
-        if lane is not None and lane.text is not None:
-            self.lens.copy(lane.text.text, f"the text of {lane.text.arm.name}")
+        if lane is None or lane.text is None:
+            self.lens.say("There is no text in this lane yet.")
+            return
+        self.lens.copy(lane.text.text, f"the text of {lane.text.arm.name}")
 
     def action_copy_command(self) -> None:
         """Copy the command that makes this run again."""
