@@ -20,7 +20,9 @@ HeldOut = Annotated[int | None, typer.Option(help="Held-out documents of a domai
 Rows = Annotated[int, typer.Option(help="Windows of 512 tokens a forward pass.")]
 
 DEPTH = "middle"
-"""The SAE whose features get labels."""
+"""The SAE of which cards and quizzes are made."""
+
+METHOD = "a language model, from top examples and promoted tokens"
 
 WRITTEN = Path(__file__).parent / "written" / "labels.jsonl"
 """The labels that were written, those that failed too."""
@@ -61,7 +63,7 @@ def seen(
     density = first.index_of(sae, index or demo.model_path().parent / "index").density
     read = [*(first.opening_texts(lens) if opening else ()), *texts]
     found = first.strongest(lens, sae, read, strongest)
-    labelled = first.features_of(known or [labels.FILE, WRITTEN])
+    labelled = first.features_of(known or [labels.FILE, WRITTEN], sae_folders(saes)[DEPTH][1].name)
     chosen = first.missing(found, labelled, lambda feature: bool(density[feature] <= densest), limit)
     out.write_text(json.dumps(chosen) + "\n", encoding="utf-8")
     done = sum(one.feature in labelled for one in found)
@@ -143,9 +145,10 @@ def score(
     answers: Annotated[Path, typer.Option(help="JSONL: feature, active (window numbers judged active).", exists=True)],
     key: Annotated[Path, typer.Option(help="The quiz_key.jsonl.", exists=True)],
     out: Path,
-    method: Annotated[str, typer.Option(help="How the labels were written.")] = "from top examples and promoted tokens",
+    method: Annotated[str, typer.Option(help="How the labels were written.")] = METHOD,
     scorer: Annotated[str, typer.Option(help="What the score is.")] = "detection",
     keep: Annotated[float, typer.Option(help="Balanced accuracy that a label needs to be kept.")] = 0.7,
+    sae: Annotated[str | None, typer.Option(help="Folder of the features' SAE; the middle one's unless given.")] = None,
 ) -> None:
     """Score labels by the windows that a judge called active, and write those that pass into OUT."""
     from recipes.labels import score as scores
@@ -153,7 +156,7 @@ def score(
 
     texts = scores.read_labels(labels)
     verdict = scores.judge(texts, scores.read_answers(answers), scores.read_key(key), keep)
-    scores.write_labels(verdict, texts, DEPTHS[DEPTH].folder, method, scorer, out)
+    scores.write_labels(verdict, texts, sae or DEPTHS[DEPTH].folder, method, scorer, out)
     judged, kept = len(verdict.scores), len(verdict.kept)
     chance = scores.by_chance(5, 5, keep)
     print(f"{judged} labels judged, mean balanced accuracy {verdict.mean:.3f}")

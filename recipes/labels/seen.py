@@ -70,10 +70,10 @@ def index_of(sae: SAE, folder: Path) -> FeatureIndex:
     raise ValueError(f"{folder.name} has no index of {sae.info.name}")
 
 
-def features_of(files: Iterable[Path]) -> set[int]:
-    """The features that the rows of JSONL files are about."""
+def features_of(files: Iterable[Path], sae: str) -> set[int]:
+    """The features that the rows of JSONL files are about, without the rows that name another SAE's folder."""
     lines = [line for file in files for line in file.read_text("utf-8").split("\n") if line.strip()]
-    return {int(json.loads(line)["feature"]) for line in lines}
+    return {int(row["feature"]) for row in map(json.loads, lines) if row.get("sae", sae) == sae}
 
 
 def missing(found: Sequence[Seen], known: set[int], may: Callable[[int], bool], n: int) -> list[int]:

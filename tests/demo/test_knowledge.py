@@ -80,16 +80,19 @@ def test_the_page_of_every_common_feature_says_which_fire_with_it() -> None:
 
 @with_labels
 def test_bundled_labels_are_short_scored_and_of_features_that_exist() -> None:
-    labels = bundled_labels()
-    assert set(labels) == {demo.default_sae()}
-    some = labels[demo.default_sae()]
-    width = sae_info(demo.sae_paths()[demo.default_sae()]).width
-    assert len(some) >= 400
-    assert len({label.feature for label in some}) == len(some)
-    for label in some:
-        assert 0 <= label.feature < width
-        assert 0 < len(label.text) <= 100
-        assert label.score is not None
-        assert 0.7 <= label.score <= 1
-        assert label.method
-        assert label.scorer
+    labels, paths = bundled_labels(), demo.sae_paths()
+    transcoders = {path.name for path in demo.transcoder_paths()}
+    assert set(labels) == set(paths) | transcoders
+    for folder, some in labels.items():
+        width = sae_info(paths[folder]).width
+        assert len({label.feature for label in some}) == len(some), folder
+        for label in some:
+            assert 0 <= label.feature < width
+            assert 0 < len(label.text) <= 100
+            assert label.score is not None
+            assert 0.7 <= label.score <= 1
+            assert label.method
+            assert label.scorer
+    assert all(len(labels[folder]) >= 200 for folder in set(labels) - transcoders)
+    assert sum(len(labels[folder]) for folder in transcoders) >= 130
+    assert len(labels[demo.default_sae()]) >= 600

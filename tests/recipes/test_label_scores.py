@@ -15,6 +15,13 @@ from recipes.__main__ import app
 from recipes.labels import score
 from recipes.saes import DEPTHS
 
+HERE = Path(score.__file__).parent / "written"
+WRITTEN = [HERE, *sorted(path for path in HERE.iterdir() if path.is_dir())]
+"""What was written of layer 4 in the first rounds, and by SAE what came later."""
+
+FILES = {"labels": "labels.jsonl", "answers": "answers.jsonl", "key": "quiz_key.jsonl"}
+FURTHER = "a language model, from top examples and promoted tokens; the same reader was the judge"
+
 KEY = {window: window in (1, 3, 4, 8, 10) for window in range(1, 11)}
 
 
@@ -86,10 +93,28 @@ def test_labels_that_pass_are_written_as_the_app_reads_them(tmp_path: Path, monk
         (7, "“quotes” and naïve words", 0.7),
     ]
     assert {(one.source, one.scorer, one.method) for one in labels} == {
-        ("bundled", "detection", "from top examples and promoted tokens")
+        ("bundled", "detection", "a language model, from top examples and promoted tokens")
     }
     stricter = CliRunner().invoke(app, ["label-score", *_files(tmp_path), "--keep", "0.8", str(out)])
     assert "1 kept at 0.8" in stricter.output
+
+
+def test_labels_of_another_sae_name_it(tmp_path: Path) -> None:
+    out = tmp_path / "kept.jsonl"
+    done = CliRunner().invoke(app, ["label-score", *_files(tmp_path), "--sae", "layer_3_transcoder_2k", str(out)])
+    assert done.exit_code == 0, done.output
+    assert {row["sae"] for row in score.read_rows(out)} == {"layer_3_transcoder_2k"}
+
+
+def test_the_labels_that_ship_are_what_the_written_files_score(tmp_path: Path) -> None:
+    rows = []
+    for folder in WRITTEN:
+        files = [part for name, file in FILES.items() for part in (f"--{name}", str(folder / file))]
+        named = [] if folder == WRITTEN[0] else ["--sae", folder.name, "--method", FURTHER]
+        done = CliRunner().invoke(app, ["label-score", *files, *named, str(tmp_path / "kept.jsonl")])
+        assert done.exit_code == 0, (folder, done.output, done.exception)
+        rows += score.read_rows(tmp_path / "kept.jsonl")
+    assert rows == score.read_rows(bundled.FILE)
 
 
 @pytest.mark.parametrize(
