@@ -41,6 +41,8 @@ def fake_lens(job: jobs.ReadLens, layers: int = 8) -> LogitLens:
         np.full(shape, 3.0, np.float32),
         np.array([[float(layers - 1 - i) for _ in ids] for i in range(layers)], np.float32),
         texts,
+        final_ids=top[-1, :, 0],
+        method="jacobian" if job.jacobian else "logit",
     )
 
 

@@ -272,7 +272,9 @@ class FakeWorker:
             case jobs.Encode() as encode:
                 return self._encode(number, encode)
             case jobs.ReadLens() as lens:
-                return [ev.LensRead(number, fake_lens(lens))]
+                reading = fake_lens(lens)
+                beside = replace(reading, method="logit") if lens.jacobian else None
+                return [ev.LensRead(number, reading, beside)]
             case jobs.ReadParts() as parts:
                 return [ev.PartsRead(number, fake_parts(parts))]
             case jobs.Patch() as patch:

@@ -219,6 +219,7 @@ _LENS = (
     Key("lens.steer", "s", "steer", "send the followed token, or the cell's best, to the bench at this layer", "steer"),
     Key("lens.flip", "b", "flip", "the next arm: baseline and steered grid in the same place", "flip"),
     Key("lens.view", "V", "view", "next view: logit lens, what adds to the logit, attention heads", "view"),
+    Key("lens.through", "M", "through", "logit lens or Jacobian lens in the grid"),
     Key("lens.measure", "v", "measure", "what the shade says: probability, followed token, KL", "shade"),
     Key("lens.token_left", "left_curly_bracket", "go(0, -1)", "the token before, in every view", "token"),
     Key("lens.token_right", "right_curly_bracket", "go(0, 1)", "the next token", "token"),

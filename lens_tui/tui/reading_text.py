@@ -140,6 +140,17 @@ def cell_lines(lens: LogitLens, row: int, column: int, width: int, vocabulary: i
     return lines
 
 
+def beside_lines(lens: LogitLens, plain: LogitLens, row: int, column: int) -> list[Content]:
+    """What the logit lens has in the same cell, and how often each lens says what the model says at that layer."""
+    best = int(plain.top_ids[row, column, 0])
+    return [
+        Content(""),
+        Content.assemble(("logit lens ", "$muted"), f"{_quoted(plain.texts[best])} KL {plain.kl[row, column]:.2f}"),
+        Content.assemble(("says what the model says, this layer ", "$muted")),
+        Content(f"{lens.agreement[row]:.0%} of tokens (logit lens {plain.agreement[row]:.0%})"),
+    ]
+
+
 def _through(lens: LogitLens, row: int, column: int, width: int, vocabulary: int) -> list[Content]:
     ranks = [rank_level(rank, vocabulary) for rank in lens.target_ranks[:, column].tolist()]
     chances = [share_level(p, 1.0) for p in np.exp(lens.target_logprobs[:, column]).tolist()]

@@ -358,6 +358,7 @@ class LensRead(Event):
     """What every layer would predict at every token of a text; its ``texts`` are safe to show."""
 
     lens: LogitLens
+    beside: LogitLens | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,7 +176,7 @@ class ReadLens(Job):
     """The logit lens over a text, under an arm's interventions if one is given. Events: LensRead.
 
     ``token_ids`` wins over ``text``. ``target`` is the token to follow, its id or a text of one token; blank: the one
-    that comes next.
+    that comes next. ``jacobian``: read it through the model's Jacobian lens.
     """
 
     gives_way: ClassVar[bool] = True
@@ -185,6 +185,7 @@ class ReadLens(Job):
     arm: Arm | None = None
     target: int | str = ""
     top_k: int = 10
+    jacobian: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -413,3 +413,18 @@ async def test_parts_of_before_are_marked_and_what_was_stopped_is_asked_again() 
         assert len(of(app, ReadParts)) == asked_before + 1
         assert "as of before" not in screen_text(app)
         assert not screen.parts.bars.has_class("-before")
+
+
+async def test_m_reads_through_the_jacobian_lens_with_the_logit_lens_beside() -> None:
+    async with opened("lens") as (app, pilot):
+        assert not asked(app)[-1].jacobian
+        await pilot.press("M")
+        await settle(app, pilot)
+        assert asked(app)[-1].jacobian
+        text = screen_text(app)
+        assert "Jacobian lens" in text
+        assert "says what the model says" in text
+        await pilot.press("M")
+        await settle(app, pilot)
+        assert not asked(app)[-1].jacobian
+        assert "says what the model says" not in screen_text(app)

@@ -22,7 +22,7 @@ from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.parts_text import logit_lines, look_lines
-from lens_tui.tui.reading_text import MEASURES, ReadingText, cell_lines, cells, details, sources
+from lens_tui.tui.reading_text import MEASURES, ReadingText, beside_lines, cell_lines, cells, details, sources
 from lens_tui.tui.session import Session, plan
 from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.frame import Hairline, LensScreen, Pane
@@ -59,6 +59,8 @@ class ReadoutScreen(LensScreen):
         self._asked: ReadLens | None = None
         self._came = True
         self._place = self._arm = 0
+        self.jacobian = False
+        self.beside: LogitLens | None = None
 
     def body(self) -> ComposeResult:
         """Which text and arm; then the grid and the cell."""
@@ -121,7 +123,8 @@ class ReadoutScreen(LensScreen):
             self._asked = None
             self._show(None)
             return
-        job = ReadLens(source.text, source.token_ids, None if self.arm.is_baseline else self.arm, self.target)
+        arm = None if self.arm.is_baseline else self.arm
+        job = ReadLens(source.text, source.token_ids, arm, self.target, jacobian=self.jacobian)
         if job != self._asked:
             self._asked, self._came = job, False
             self.lens.submit(job, "lens", self._take)
@@ -130,9 +133,11 @@ class ReadoutScreen(LensScreen):
     def _mark(self, why: str) -> None:
         """Say of the numbers that show that they are of what was read before, and why they still are; or no more."""
         before = bool(why) and self.read_out is not None
-        self.query_one("#grid-pane", Pane).title = f"Logit lens · as of before: {why}" if before else "Logit lens"
-        for shown in (self.grid, self.cell):
-            shown.set_class(before, "-before")
+        shown = self.read_out
+        name = "Logit lens" if shown is None or shown.method == "logit" else "Jacobian lens"
+        self.query_one("#grid-pane", Pane).title = f"{name} · as of before: {why}" if before else name
+        for part in (self.grid, self.cell):
+            part.set_class(before, "-before")
 
     def _take(self, event: Event) -> bool | None:
         if isinstance(event, JobDone) and not self._came:
@@ -141,12 +146,13 @@ class ReadoutScreen(LensScreen):
         elif isinstance(event, LensRead):
             self._came = True
             first = self.read_out is None
+            self.beside = event.beside
             self._show(event.lens)
             if first:
                 self.grid.move_to(len(event.lens.layers) - 1, len(event.lens.token_ids) - 1)
         elif isinstance(event, JobFailed):
-            # A wrong token is corrected by typing another: the text is read as before.
-            self.target, self._asked = "", None
+            # A wrong token is corrected by typing another, and a lens that is not there by the other one.
+            self.target, self._asked, self.jacobian = "", None, False
             self._mark("it failed")
         return None
 
@@ -223,7 +229,10 @@ class ReadoutScreen(LensScreen):
             self.cell.update(Content("\n").join(self._view_lines(lens, row, column, width)))
             return
         pane.note = f"L{lens.layers[row]} @ {column} {quoted(lens.texts[lens.token_ids[column]])}"
-        self.cell.update(Content("\n").join(cell_lines(lens, row, column, width, model.vocab_size)))
+        lines = cell_lines(lens, row, column, width, model.vocab_size)
+        if self.beside is not None and lens.method == "jacobian":
+            lines += beside_lines(lens, self.beside, row, column)
+        self.cell.update(Content("\n").join(lines))
 
     def _view_lines(self, lens: LogitLens, row: int, column: int, width: int) -> list[Content]:
         """What the other views say of the layer and token."""
@@ -289,6 +298,11 @@ class ReadoutScreen(LensScreen):
         self._arm = (min(self._arm, len(self.arms) - 1) + 1) % len(self.arms)
         self.read()
         self._show_which()
+
+    def action_through(self) -> None:
+        """The grid through the model's Jacobian lens, or the logit lens again."""
+        self.jacobian = not self.jacobian
+        self.read()
 
     def action_measure(self) -> None:
         """Another meaning of the shade."""

@@ -32,15 +32,20 @@ def read_lens(control: Control, job: jobs.ReadLens, context: Context) -> Iterato
     def said(done: int, total: int) -> None:
         control.progress("tokens", done, total, "tokens")
 
+    through = None
+    if job.jacobian:
+        from lens_tui.tasks.jacobian_lenses import lens_of
+
+        through = lens_of(model.info)
+    target = None if job.target == "" else job.target
+    steering = _steering(job)
     found = logit_lens(
-        model,
-        ids,
-        target=None if job.target == "" else job.target,
-        top_k=job.top_k,
-        interventions=_steering(job),
-        progress=said,
+        model, ids, target=target, top_k=job.top_k, interventions=steering, progress=said, through=through
     )
-    yield ev.LensRead(control.id, found)
+    beside = None
+    if through is not None:
+        beside = logit_lens(model, ids, layers=found.layers, target=target, top_k=1, interventions=steering)
+    yield ev.LensRead(control.id, found, beside)
 
 
 def read_parts(control: Control, job: jobs.ReadParts, context: Context) -> Iterator[ev.Event]:
