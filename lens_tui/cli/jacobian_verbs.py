@@ -12,9 +12,10 @@ from lens_tui.records import LensError
 from lens_tui.records.patch_plan import read_token
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.format import figure
+from lens_tui.tui.format import fit as fit_to
 
 from .lens_verbs import whole_numbers
-from .output import Meter, interruptible, note, print_json, say, sentences
+from .output import Meter, interruptible, note, print_json, say, sentences, terminal_width
 from .sources import Json, Model, TextKey, open_model, read_text
 
 if TYPE_CHECKING:
@@ -186,7 +187,9 @@ def swap_tokens(
         print_json({"model": name, "layer": record.layer, "plain": tops[0], "swapped": tops[1]})
         return
     for title, top in zip(("plain", "swapped"), tops, strict=True):
-        say(f"{title:<9}" + "  ".join(f"{row['text']!r} {exp(row['logprob']):.3f}" for row in top))
+        shown = f"{title:<9}" + "  ".join(f"{item['text']!r} {exp(item['logprob']):.3f}" for item in top)
+        width = terminal_width()
+        say(fit_to(shown, width) if width else shown)
 
 
 def _token(text: str) -> int | str:
