@@ -17,7 +17,7 @@ from lens_tui.tasks.run_command import as_command
 from lens_tui.tasks.run_export import FORMATS, as_markdown
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.format import kl_key, nats
-from lens_tui.tui.screens import generate_runs
+from lens_tui.tui.screens import generate_screen
 from lens_tui.tui.screens.generate_screen import GenerateScreen
 from lens_tui.tui.screens.sampling_form import read_sampling, sampling_fields
 from lens_tui.tui.session import summary
@@ -123,7 +123,7 @@ async def test_a_scale_changed_while_it_writes_is_dialled_live() -> None:
 
 
 async def test_a_scale_changed_at_rest_runs_again_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate_runs, "REST", 1.0)  # no machine takes so long from key to key
+    monkeypatch.setattr(generate_screen, "REST", 1.0)  # no machine takes so long from key to key
     async with opened("generate") as (app, pilot):
         await pilot.press("r")
         await settle(app, pilot)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from lens_tui.records.wording import many
 from lens_tui.tui.format import fit
 from lens_tui.tui.host import LensHost, host
 from lens_tui.tui.session import RunText, Session, plan
-from lens_tui.tui.set_text import bare_name
+from lens_tui.tui.set_text import SetText, bare_name
 from lens_tui.tui.widgets.frame import Pane
 from lens_tui.tui.widgets.lane import strength
 from lens_tui.tui.widgets.token_view import TokenView
@@ -329,3 +329,31 @@ def _lines(contests: Sequence[Contest]) -> Content:
         said = f"share of {count} that were no tie{over}, 95 % interval; by chance {contest.chance:.0%}"
         rows.append(Content.styled(said, "$muted"))
     return Content("\n").join(rows)
+
+
+def judge_set(lens: LensHost, shown: SetText, history: list[RunText]) -> None:
+    """Judge the arms of a set, one trial for each of its prompts; says why where that cannot be done yet."""
+    trials = [run for _, run in sorted(shown.runs.items()) if run.state == "done"]
+    if shown.going or not trials:
+        lens.say(f"The texts of the set are not all there: {lens.key_text('app.stop')} stops it.")
+    elif len(shown.arms) > len(LETTERS):
+        lens.say(f"A blind trial shows at most {many(len(LETTERS), 'text')}; this set has {len(shown.arms)}.")
+    else:
+        lens.push_screen(BlindScreen(lens.store.session, history, lens.history, trials=trials))
+
+
+def judge_arms(lens: LensHost, run: RunText | None, history: list[RunText], done: Callable[[], None]) -> None:
+    """Judge the arms of the bench, in as many trials as are asked for.
+
+    Args:
+        lens: The app.
+        run: The run that shows, which is the first trial if it has ended and is one of the arms as they are.
+        history: The runs of the session, to which the trials are added.
+        done: Called when the judging has ended.
+    """
+    session = lens.store.session
+    if session.model is None or not session.prompt or len(plan(session)) < 2:
+        lens.say("A blind judgement needs a model, a prompt and something that is steered.")
+        return
+    first = run if run is not None and run.state == "done" and run.is_of(RunText.begin(0, session)) else None
+    lens.push_screen(BlindScreen(session, history, lens.history, first), lambda _: done())

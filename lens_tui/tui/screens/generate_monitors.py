@@ -10,6 +10,7 @@ from lens_tui.records.sanitise import one_line
 from lens_tui.tui.host import LensHost
 from lens_tui.tui.monitor_text import monitor_lines
 from lens_tui.tui.session import RunText
+from lens_tui.tui.token_shades import MEASURES, Measure
 from lens_tui.tui.widgets.lane import LaneRow
 
 from .form import Choice, ChoiceScreen, Field, FormScreen, number
@@ -31,6 +32,15 @@ class MonitorFollower:
         of_arm = dict(zip(map(id, run.arms), lines, strict=False)) if run is not None else {}
         for lane in self.lanes.lanes:
             lane.hear(of_arm.get(id(lane.text), ()), self.at)
+
+    def turned(self, measure: Measure, count: int) -> tuple[Measure, int]:
+        """What the shade says next after ``measure``, and of which of so many monitors, if of one."""
+        wheel: list[tuple[Measure, int]] = [
+            *((each, self.at) for each in MEASURES),
+            *(("monitor", at) for at in range(count)),
+        ]
+        here = (measure, self.at)
+        return wheel[((wheel.index(here) if here in wheel else -1) + 1) % len(wheel)]
 
     def name(self, lens: LensHost, run: RunText | None) -> str:
         """What the shade says while it is a monitor."""

@@ -15,7 +15,8 @@ from lens_tui.records.prompt_set import COLUMNS, SetColumn
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
 from lens_tui.tui.bindings import bindings
-from lens_tui.tui.session import Session
+from lens_tui.tui.format import fit
+from lens_tui.tui.session import RunText, Session, summary
 from lens_tui.tui.set_text import (
     FILE,
     SOURCES,
@@ -78,6 +79,13 @@ class SetPane(Pane):
         self.shown: SetText | None = None
         self.column: SetColumn = COLUMNS[0]
         self.arm = 0
+
+    def settings(self, shown: SetText, run: RunText, width: int) -> Content:
+        """Which prompt the lanes are of, and how it was sampled, in so many cells."""
+        prompt = f"prompt {(self.table.row or (0, 0))[0] + 1} of {len(shown.prompts)} “{one_line(run.prompt)}”"
+        facts = f" · {summary(run.sampling)}"
+        room = max(8, width - cell_len(facts))
+        return Content.assemble(fit(prompt, room).rstrip(), (facts, "$muted"))
 
     def show(self, shown: SetText | None) -> None:
         """Show a set from its first row."""
