@@ -22,13 +22,12 @@ from lens_tui.tui.widgets.token_view import TokenView
 from lens_tui.worker.events import ArmDone, DialRefused, Event, JobDone, JobFailed, RunStarted, SetCellDone, SetStarted
 
 from .chat_pane import ChatPane
-from .form import FormScreen
 from .gate_form import ask_gate
 from .generate_arms import add_arm, delete_arm, move_scale, next_place, zero_scale
 from .generate_features import FeatureFollower
 from .generate_monitors import MonitorFollower
 from .generate_sets import PromptSets
-from .sampling_form import read_sampling, sampling_fields
+from .sampling_form import ask_sampling
 from .set_pane import SetPane
 
 if TYPE_CHECKING:
@@ -528,12 +527,7 @@ class GenerateScreen(LensScreen):
 
     def action_sampling(self) -> None:
         """The sampling form."""
-
-        def take(values: dict[str, str] | None) -> None:
-            if values is not None:
-                self.lens.store.update(sampling=read_sampling(values, self.session.sampling))
-
-        self.app.push_screen(FormScreen("Sampling", sampling_fields(self.session.sampling)), take)
+        ask_sampling(self.lens)
 
     def action_history(self) -> None:
         """The runs of this session, and those kept on disk."""

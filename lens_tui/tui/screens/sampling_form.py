@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from lens_tui.records import Sampling
 from lens_tui.records.run import LIMITS
+from lens_tui.tui.host import LensHost
 
-from .form import Check, Field, number, optional, whole
+from .form import Check, Field, FormScreen, number, optional, whole
 
 _OFF = {"temp": "0: greedy", "top_p": "off", "top_k": "off", "min_p": "off", "repetition_penalty": "off"}
 """What an empty field means."""
@@ -59,3 +60,14 @@ def read_sampling(values: Mapping[str, str], before: Sampling) -> Sampling:
     kinds = {name: type(getattr(before, name)) for name in _LABELS}
     scalars = {name: kinds[name](values[name].strip() or 0) for name in _LABELS}
     return replace(before, **scalars, stop=_stops(values["stop"]))
+
+
+def ask_sampling(lens: LensHost) -> None:
+    """Ask how tokens are drawn; the session has it then."""
+    sampling = lens.store.session.sampling
+
+    def take(values: dict[str, str] | None) -> None:
+        if values is not None:
+            lens.store.update(sampling=read_sampling(values, lens.store.session.sampling))
+
+    lens.push_screen(FormScreen("Sampling", sampling_fields(sampling)), take)
