@@ -12,10 +12,9 @@ from lens_tui.records import LensError
 from lens_tui.records.patch_plan import read_token
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.format import figure
-from lens_tui.tui.format import fit as fit_to
 
 from .lens_verbs import whole_numbers
-from .output import Meter, interruptible, note, print_json, say, sentences, terminal_width
+from .output import Meter, interruptible, note, print_json, say, say_parts, sentences
 from .sources import Json, Model, TextKey, open_model, read_text
 
 if TYPE_CHECKING:
@@ -150,7 +149,7 @@ def vector(
         )
         return
     say(f"{one_line(made.name, 60)} at layer {made.layer}, length {figure(made.norm, 3)}: {file}")
-    say(f"it promotes {' '.join(repr(one.text) for one in promoted)}")
+    say_parts("it promotes ", [repr(one.text) for one in promoted], " ")
 
 
 @verbs.command("swap")
@@ -187,9 +186,7 @@ def swap_tokens(
         print_json({"model": name, "layer": record.layer, "plain": tops[0], "swapped": tops[1]})
         return
     for title, top in zip(("plain", "swapped"), tops, strict=True):
-        shown = f"{title:<9}" + "  ".join(f"{item['text']!r} {exp(item['logprob']):.3f}" for item in top)
-        width = terminal_width()
-        say(fit_to(shown, width) if width else shown)
+        say_parts(f"{title:<9}", [f"{item['text']!r} {exp(item['logprob']):.3f}" for item in top])
 
 
 def _token(text: str) -> int | str:
@@ -224,4 +221,4 @@ def _print(found: JacobianLens) -> None:
         raise LensError("The Jacobian lens has no layer.")
     say(f"{one_line(found.model, 60) or 'a model'}: {len(found.layers)} layers, {found.n_texts} texts")
     if found.errors:
-        say("error   " + "  ".join(f"L{layer} {found.errors[layer]:.1%}" for layer in found.layers))
+        say_parts("error   ", [f"L{layer} {found.errors[layer]:.1%}" for layer in found.layers])

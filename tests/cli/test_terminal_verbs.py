@@ -78,6 +78,7 @@ def walk(work: dict[str, str], patch: pytest.MonkeyPatch, folder: Path, json_too
     with FakeHub({"org/tiny": tiny}).serve() as hub:
         patch.setenv("LENS_TUI_HOME", str(folder / "home"))
         use_hub(patch, hub.url, folder / "hub")
+        patch.setenv("HF_TOKEN", hub.token)
         shards = ["", ""]
         for place, verb in enumerate(VERBS):
             model = [] if verb in (*WITHOUT_A_MODEL, *OF_A_RUN) else ["-m", work["MODEL"]]
