@@ -31,7 +31,7 @@ from .run_verbs import runs
 from .run_verbs import verbs as replay
 from .sae_verbs import verbs as saes
 from .server_verbs import verbs as servers
-from .sources import asked_adapter, asked_dequantize
+from .sources import asked_adapter, asked_dequantize, asked_shard
 from .steer_verbs import verbs as steer
 from .web_app import PORT, serve_app
 
@@ -146,6 +146,10 @@ def open_app(
         str,
         typer.Option("--adapter", help="A folder with a LoRA (PEFT's or mlx-lm's) for the verb's model; before it."),
     ] = "",
+    shard: Annotated[
+        Literal["tensor", "pipeline"] | None,
+        typer.Option(help="Before a verb: share the model among the processes that mlx.launch started."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where the app was left, by ctrl+q or by a crash, without asking.")
     ] = False,
@@ -173,9 +177,12 @@ def open_app(
                 fail(message, hint, as_json="--json" in (context.obj or ()))
         asked_dequantize.set(dequantize)
         asked_adapter.set(adapter)
+        asked_shard.set(shard)
         return
     if adapter:
         fail("--adapter is for a verb, and none follows.", "Write mlx-lens-tui --adapter FOLDER compare ...")
+    if shard:
+        fail("--shard is for a verb: the app runs in one process.", "Leave it out.")
     if resume and (demo or model):
         fail("--resume opens the model of the session that is taken up.", "Leave --demo and --model out.")
     if serve:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Self, TypeVar
 from rich.cells import cell_len
 
 from lens_tui.records.errors import LensError, LensWarning
+from lens_tui.records.launch import launched_rank
 from lens_tui.records.sanitise import json_escaped, one_line, sanitise
 from lens_tui.tui.format import bar, fit
 
@@ -37,6 +38,8 @@ DEFECT = 70
 INTERRUPTED = 130
 
 _BAR = 20
+_ALONE = 3.0
+"""Seconds that a process which does not speak waits before it reports an error."""
 _ON_A_TERMINAL = 0.2
 _ON_A_PIPE = 10.0
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -52,6 +55,8 @@ def prepare_streams() -> None:
         sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if launched_rank():  # one of several processes speaks
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -145,6 +150,12 @@ def _theme_colors() -> list[Style]:
 
 def note(text: str) -> None:
     """A line for people on standard error, so that standard output stays what was asked for."""
+    if launched_rank():
+        return
+    _report(text)
+
+
+def _report(text: str) -> None:
     with suppress(OSError, ValueError):  # there is nowhere left to report it
         sys.stderr.write(sanitise(text) + "\n")
 
@@ -180,6 +191,11 @@ def sentences(verb: Callable[_P, _R]) -> Callable[_P, _R]:
 
 def fail(message: str, hint: str = "", *, as_json: bool = False, status: int = USER_ERROR) -> NoReturn:
     """Say what is wrong on standard error, with ``as_json`` on standard output as well, and end with ``status``."""
+    if rank := launched_rank():
+        # Rank 0 mostly says the same and ends, and the launcher then ends this process; what failed here alone is said.
+        time.sleep(_ALONE)
+        _report(f"mlx-lens-tui: process {rank}: {message} {hint}".rstrip())
+        raise SystemExit(status) from None
     note(f"mlx-lens-tui: {message} {hint}".rstrip())
     if as_json:
         with suppress(LensError, OSError):

@@ -22,6 +22,7 @@ from lens_tui.records.sanitise import one_line
 from .output import Meter
 
 if TYPE_CHECKING:
+    from lens_tui.lens.architecture.ranks import ShardMode
     from lens_tui.lens.model import LensModel
     from lens_tui.records.info import Dequantize
     from lens_tui.sae.load_sae import SAE
@@ -67,6 +68,9 @@ asked_dequantize: ContextVar[Dequantize | None] = ContextVar("asked_dequantize",
 asked_adapter: ContextVar[str] = ContextVar("asked_adapter", default="")
 """What ``--adapter`` says, which comes before the verb."""
 
+asked_shard: ContextVar[ShardMode | None] = ContextVar("asked_shard", default=None)
+"""What ``--shard`` says, which comes before the verb."""
+
 
 def read_conversation(file: str, prompt: str = "") -> tuple[Turn, ...]:
     """The conversation of ``--chat``, with what the user says next if a prompt is given beside it.
@@ -106,7 +110,7 @@ def open_model(name: str) -> LensModel:
 
     fetch_model(name)
     how = asked_dequantize.get() or preferences().dequantize
-    return LensModel(name, dequantize=how, adapter=asked_adapter.get())
+    return LensModel(name, dequantize=how, adapter=asked_adapter.get(), shard=asked_shard.get())
 
 
 def fetch_model(name: str) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .errors import LensError
+from .launch import launched_rank
 from .read_files import explained, open_regular
 
 _PS_PATIENCE = 2.0
@@ -146,6 +147,10 @@ def write_with(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     name. A symbolic link is followed, so a settings file kept elsewhere stays
     there. If ``fill`` raises, the old file is untouched and nothing is left.
     """
+    if launched_rank():  # another of the processes that were started together writes it
+        with open(os.devnull, "wb") as nowhere:
+            fill(nowhere)
+        return
     target = Path(os.path.realpath(path))
     partial = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}{_SUFFIX}")
     try:

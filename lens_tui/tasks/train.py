@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lens_tui.records import LensError, paths
 from lens_tui.records.errors import AskedToStop
+from lens_tui.records.launch import launched
 from lens_tui.records.token_activations import Place
 from lens_tui.records.training import FitReport, TrainConfig, TrainProgress, TrainReport
 
@@ -120,7 +121,8 @@ def train_on(
     _check_memory(model, config, places)
     source, held = (None if each is None else each.at(places) for each in texts)
     assert source is not None
-    return train(source, config, out, evaluation=held, place=place, place_out=place_out, **hooks)
+    parallel = launched() and model.registry.decoder.shared is None  # else they compute one batch together already
+    return train(source, config, out, evaluation=held, place=place, place_out=place_out, parallel=parallel, **hooks)
 
 
 def _pause(should_stop: Callable[[], bool] | None) -> None:

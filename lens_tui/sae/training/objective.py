@@ -26,6 +26,8 @@ from lens_tui.records import LensError
 from lens_tui.records.token_activations import ActivationSource, Place
 from lens_tui.records.training import Evaluation, TrainConfig
 
+from .peers import Peers
+
 Parameters = dict[str, mx.array]
 
 
@@ -407,11 +409,13 @@ def adam(
 class Step:
     """``state, figures = step(state, rows)`` for a batch of raw activations. Lazy; changes nothing in place.
 
-    Rows are ``(n, d)``; for a transcoder ``(n, d_in + d_out)``.
+    Rows are ``(n, d)``; for a transcoder ``(n, d_in + d_out)``; with ``peers`` each process's part of the batch.
     """
 
-    def __init__(self, config: TrainConfig, norm: Normalizer, compiled: bool | None = None) -> None:
-        self._config, self._norm = config, norm
+    def __init__(
+        self, config: TrainConfig, norm: Normalizer, compiled: bool | None = None, peers: Peers | None = None
+    ) -> None:
+        self._config, self._norm, self._peers = config, norm, peers
         if compiled is None:
             # On a CPU the time goes into matrix products: compiling would cost seconds and gain nothing.
             compiled = mx.default_device() == mx.Device(mx.gpu)
@@ -431,11 +435,16 @@ class Step:
             return tuple(losses(weights, x, idle, ramp, config, y))
 
         (_, error, l0, fired), gradient = mx.value_and_grad(objective)(p)
+        if (peers := self._peers) is not None:
+            gradient, fired = peers.averaged(gradient), peers.any(fired)
+            error, l0 = peers.mean(error), peers.mean(l0)
         gradient = {**gradient, "w_dec": tangent_rows(gradient["w_dec"], p["w_dec"])}
         p, m, v = adam(p, gradient, state["m"], state["v"], state["step"], config)
         p = {**p, "w_dec": unit_rows(p["w_dec"])}
-        idle = mx.where(fired, 0, mx.minimum(idle + raw.shape[0], _IDLE_LIMIT))
-        variance = mx.mean(mx.square(y - mx.mean(y, axis=0)))
+        idle = mx.where(fired, 0, mx.minimum(idle + raw.shape[0] * (peers.size if peers else 1), _IDLE_LIMIT))
+        mean = mx.mean(y, axis=0) if peers is None else peers.mean(mx.mean(y, axis=0))
+        variance = mx.mean(mx.square(y - mean))
+        variance = variance if peers is None else peers.mean(variance)
         new = {"parameters": p, "m": m, "v": v, "idle": idle, "step": state["step"] + 1}
         return new, (error, variance, l0)
 

@@ -44,6 +44,7 @@ from .objective import (
     starting_parameters,
     threshold_of,
 )
+from .peers import Peers, peers_of
 
 REPORT_SECONDS = 0.5
 """How often progress is reported; each report waits for the device once."""
@@ -60,6 +61,7 @@ def train(
     progress: Callable[[TrainProgress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     checkpoint_seconds: float = 60.0,
+    parallel: bool = False,
 ) -> TrainReport:
     """Train an SAE or a transcoder on ``source`` and write it to ``folder``.
 
@@ -76,6 +78,10 @@ def train(
     ``should_stop`` before every step and every block of activations: when it says so, or the source raises
     ``AskedToStop``, a checkpoint is written and the report says ``stopped``.
 
+    ``parallel``: the processes that ``mlx.launch`` started train together, each on its rows of every batch
+    (``nn.average_gradients``), which gives what one of them gives on the whole batches. Each reads the whole source;
+    rank 0 writes.
+
     Raises ``LensError`` for settings that do not fit the source or an earlier run in the folder, and when the
     loss stops being finite.
     """
@@ -86,7 +92,9 @@ def train(
     if (place_out is not None) != (config.kind == "transcoder"):
         raise LensError(f"The kind to train is {config.kind}.", "Give place_out for a transcoder, and for it alone.")
     hooks = _Hooks(progress or (lambda _: None), should_stop or (lambda: False), checkpoint_seconds)
-    return _Run(source, evaluation or source, config, (place, place_out), Path(folder), hooks).go()
+    run = _Run(source, evaluation or source, config, (place, place_out), Path(folder), hooks)
+    run.peers = peers_of(config.batch, config.architecture) if parallel else None
+    return run.go()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +142,7 @@ class _Run:
         self._norm: Normalizer
         self._pool: Pool
         self._sample: mx.array
+        self.peers: Peers | None = None
 
     @property
     def _training(self) -> Path:
@@ -182,7 +191,7 @@ class _Run:
         return report
 
     def _loop(self) -> None:
-        step = Step(self._config, self._norm)
+        step = Step(self._config, self._norm, peers=self.peers)
         pace = _Pace(time.monotonic(), self._step)
         said = saved = time.monotonic()
         figures: StepFigures | None = None
@@ -191,7 +200,8 @@ class _Run:
                 self._evaluate()
             self._pause()
             before = figures
-            self._state, figures = step(self._state, self._pool.next())
+            batch = self._pool.next()
+            self._state, figures = step(self._state, batch if self.peers is None else self.peers.part(batch))
             _start(self._state, figures.error, figures.variance, figures.l0)
             self._step += 1
             if before is not None:
