@@ -66,6 +66,11 @@ def train_sae(
     Raises:
         LensError: for a place the model lacks, an unreadable text, another run's folder, and what memory cannot hold.
     """
+    from lens_tui.sae.training.peers import peers_of
+
+    if _is_divided(model):
+        # Before the text is read: processes that meet late, one of them busy for long, do not find each other.
+        peers_of(config.batch, config.architecture)
     layer = model.registry.decoder.index(layer)
     place, place_out = mlp_of(layer) if config.kind == "transcoder" else ((layer, site), None)
     texts = read_texts(
@@ -121,8 +126,13 @@ def train_on(
     _check_memory(model, config, places)
     source, held = (None if each is None else each.at(places) for each in texts)
     assert source is not None
-    parallel = launched() and model.registry.decoder.shared is None  # else they compute one batch together already
+    parallel = _is_divided(model)
     return train(source, config, out, evaluation=held, place=place, place_out=place_out, parallel=parallel, **hooks)
+
+
+def _is_divided(model: LensModel) -> bool:
+    """Whether several processes train, each on its rows; those that share a model compute one batch together."""
+    return launched() and model.registry.decoder.shared is None
 
 
 def _pause(should_stop: Callable[[], bool] | None) -> None:
