@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
@@ -127,6 +127,23 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _refuse_before_a_verb(context: typer.Context, given: Mapping[str, object]) -> None:
+    """Refuse what is for the app: left unread, the verb would answer of another model."""
+    verb = context.invoked_subcommand
+    for name, asked in given.items():
+        if asked:
+            hint = f"Put it behind {verb!r}." if name == "--model" else "Leave it out."
+            message = f"{name} before a verb is for the app, and {verb!r} does not read it."
+            fail(message, hint, as_json="--json" in (context.obj or ()))
+
+
+def _refuse_without_a_verb(adapter: str, shard: str | None) -> None:
+    if adapter:
+        fail("--adapter is for a verb, and none follows.", "Write mlx-lens-tui --adapter FOLDER compare ...")
+    if shard:
+        fail("--shard is for a verb: the app runs in one process.", "Leave it out.")
+
+
 @app.callback(invoke_without_command=True)
 @sentences
 def open_app(
@@ -163,31 +180,18 @@ def open_app(
 ) -> None:
     """Open the app, unless a verb follows."""
     if context.invoked_subcommand is not None:
-        for name, asked in (
-            ("--demo", demo),
-            ("--model", model),
-            ("--theme", theme),
-            ("--resume", resume),
-            ("--serve", serve),
-        ):
-            if asked:  # left unread, the verb would answer of another model
-                verb = context.invoked_subcommand
-                hint = f"Put it behind {verb!r}." if name == "--model" else "Leave it out."
-                message = f"{name} before a verb is for the app, and {verb!r} does not read it."
-                fail(message, hint, as_json="--json" in (context.obj or ()))
+        given = {"--demo": demo, "--model": model, "--theme": theme, "--resume": resume, "--serve": serve}
+        _refuse_before_a_verb(context, given)
         asked_dequantize.set(dequantize)
         asked_adapter.set(adapter)
         asked_shard.set(shard)
         return
-    if adapter:
-        fail("--adapter is for a verb, and none follows.", "Write mlx-lens-tui --adapter FOLDER compare ...")
-    if shard:
-        fail("--shard is for a verb: the app runs in one process.", "Leave it out.")
+    _refuse_without_a_verb(adapter, shard)
     if resume and (demo or model):
         fail("--resume opens the model of the session that is taken up.", "Leave --demo and --model out.")
     if serve:
         options = [("--model", model), ("--theme", theme), ("--dequantize", dequantize)]
-        given = [part for name, value in options if value is not None for part in (name, value)]
-        serve_app([*given, *(["--demo"] if demo else []), *(["--resume"] if resume else [])], port)
+        words = [part for name, value in options if value is not None for part in (name, value)]
+        serve_app([*words, *(["--demo"] if demo else []), *(["--resume"] if resume else [])], port)
         return
     start(demo=demo, model=model, theme=theme, dequantize=dequantize, resume=resume)
