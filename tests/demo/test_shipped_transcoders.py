@@ -167,7 +167,7 @@ def test_the_set_goes_to_circuit_tracer_and_comes_back(tmp_path: Path) -> None:
 
 def test_the_set_opens_as_one_for_graphs() -> None:
     found = open_transcoders(demo.NAME)
-    assert found.name == "demo-transcoders"
+    assert found.name == "demo"
     assert tuple(found.layers) == tuple(LAYERS)
     assert (found.reads, found.writes) == ("mlp_in", "mlp_out")
 
