@@ -11,6 +11,7 @@ import typer
 from lens_tui.records import LensError
 from lens_tui.records.patch_plan import read_token
 from lens_tui.records.sanitise import one_line
+from lens_tui.records.wording import many
 from lens_tui.tui.format import figure
 
 from .lens_verbs import whole_numbers
@@ -219,6 +220,6 @@ def _record(found: JacobianLens | None) -> dict[str, Any] | None:
 def _print(found: JacobianLens) -> None:
     if not found.layers:
         raise LensError("The Jacobian lens has no layer.")
-    say(f"{one_line(found.model, 60) or 'a model'}: {len(found.layers)} layers, {found.n_texts} texts")
+    say(f"{one_line(found.model, 60) or 'a model'}: {many(len(found.layers), 'layer')}, {many(found.n_texts, 'text')}")
     if found.errors:
         say_parts("error   ", [f"L{layer} {found.errors[layer]:.1%}" for layer in found.layers])

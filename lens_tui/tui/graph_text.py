@@ -12,6 +12,7 @@ from lens_tui.records.attribution_graph import AttributionGraph, Doubles, EdgeCh
 from lens_tui.records.graph_influence import node_influence
 from lens_tui.records.graph_plan import GraphFound, GraphPlan
 from lens_tui.records.sanitise import one_line
+from lens_tui.records.wording import many
 
 from .format import figure, fit, fit_left, share_level, signed
 
@@ -171,7 +172,7 @@ def _facts(layout: GraphLayout, at: int, width: int) -> list[Content]:
         if node.id in group.nodes:
             members = [graph.places[name] for name in group.nodes if name in graph.places]
             share = sum(float(layout.share[member]) for member in members)
-            name = f"in {one_line(group.name, 30)}, {len(members)} nodes"
+            name = f"in {one_line(group.name, 30)}, {many(len(members), 'node')}"
             lines.append(_pair(name, f"{share:.1%}", width))
     return lines
 

@@ -16,6 +16,7 @@ from lens_tui.records import LensError, paths
 from lens_tui.records.attribution_graph import AttributionGraph, EdgeCheck, GraphNode, Supernode
 from lens_tui.records.graph_plan import GraphFound, GraphPlan
 from lens_tui.records.sanitise import one_line
+from lens_tui.records.wording import many
 from lens_tui.tasks.graph_plans import graph_command
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.graph_text import (
@@ -322,7 +323,7 @@ class GraphPane(Pane):
             group = Supernode(name, self.found.whole.pinned)
             others = tuple(each for each in self.found.whole.supernodes if each.name != name)
             self._keep(_joined(self.found, (), (*others, group)))
-            self.lens.say(f"{len(group.nodes)} nodes are {one_line(name, 60)} now.")
+            self.lens.say(f"{one_line(name, 60)} is {many(len(group.nodes), 'node')} now.")
 
         fields = [Field("name", "name", "", "such as: says a place", filled)]
         self.app.push_screen(FormScreen("Group the pinned nodes", fields), take)
@@ -410,7 +411,7 @@ class GraphPane(Pane):
             if values is not None:
                 self._submit(WriteGraph(graph, values["file"].strip()), "write")
 
-        note = f"{len(graph.nodes)} nodes, {graph.n_edges:,} edges; Neuronpedia and circuit-tracer read it."
+        note = f"{many(len(graph.nodes), 'node')}, {graph.n_edges:,} edges; Neuronpedia and circuit-tracer read it."
         self.app.push_screen(FormScreen("Save the graph", [Field("file", "file", place, check=filled)], note), take)
 
     def action_open(self) -> None:
@@ -429,7 +430,7 @@ class GraphPane(Pane):
             self.lens.say(f"No graph yet: {self.lens.key_text('graph.make')} makes one.")
             return
         choices = [
-            Choice(str(at), f"{len(each.shown.nodes)} nodes", one_line(each.file or each.plan.prompt, 60))
+            Choice(str(at), many(len(each.shown.nodes), "node"), one_line(each.file or each.plan.prompt, 60))
             for at, each in enumerate(self.kept)
         ]
 

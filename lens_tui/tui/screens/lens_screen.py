@@ -303,6 +303,7 @@ class ReadoutScreen(LensScreen):
         """The grid through the model's Jacobian lens, or the logit lens again."""
         self.jacobian = not self.jacobian
         self.read()
+        self.lens.say(f"The grid is read through the {'Jacobian' if self.jacobian else 'logit'} lens.")
 
     def action_measure(self) -> None:
         """Another meaning of the shade."""

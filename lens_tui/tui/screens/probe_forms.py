@@ -15,6 +15,7 @@ from lens_tui.records.gates import Gate
 from lens_tui.records.interventions import BenchRow
 from lens_tui.records.probe import Probe, ProbeReport, probe_of, save_probe
 from lens_tui.records.sanitise import one_line
+from lens_tui.records.wording import many
 from lens_tui.tui.format import bar, figure, fit_left
 from lens_tui.tui.host import LensHost
 from lens_tui.tui.widgets.row_list import RowList
@@ -134,7 +135,7 @@ class ProbeLayersScreen(Dialog["int | None"]):
     def compose(self) -> ComposeResult:
         """What the numbers are, the layers, the keys."""
         held = self._report.probes[0].held_out
-        title = f"{self._report.name}: which layer?  ({held.n} examples, {len(held.folds)} folds)"
+        title = f"{self._report.name}: which layer?  ({many(held.n, 'example')}, {many(len(held.folds), 'fold')})"
         with Vertical(classes="dialog"):
             yield Static(Content(title), classes="dialog-title")
             yield Static(Content(_WORDS[self._metric] + _NULL), classes="note")

@@ -73,7 +73,7 @@ def close(ours: Any, reference: Array) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_capture_at_every_site_of_every_layer_agrees(name: str) -> None:
     make, reference, sites = CASES[name]
-    sites = (*sites, "attn_q", "attn_k", "attn_v")
+    sites = (*sites, "attn_q", "attn_k", "attn_v", "mlp_normed")
     model = make()
     lens = LensModel.from_model(model)
     seen: dict[tuple[int, str], Array] = {}
