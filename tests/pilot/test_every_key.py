@@ -101,6 +101,8 @@ async def silent_keys(app: LensApp, pilot: Pilot[Any], mode: str, loaded: bool) 
                 continue
             if key.scope != "move":
                 done.add(key.id)
+            if not widget.is_attached and app.screen.focused is not None:  # a lane that a key took away
+                widget = app.screen.focused
             if widget.is_attached and app.screen.focused is not widget:
                 app.screen.set_focus(widget)
             part = split(key.keys)[0]
