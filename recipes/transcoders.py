@@ -15,7 +15,7 @@ from lens_tui.tasks.train import mlp_of
 from lens_tui.tasks.transcoders import ReplacedLoss, TranscoderSet, replaced_loss, train_transcoders
 from recipes.bundled import open_model
 from recipes.corpus import HELD_OUT_EVERY
-from recipes.measure_saes import weights
+from recipes.measure_saes import held_out_activations, weights
 from recipes.saes import ship, unpacked
 
 LAYERS = tuple(range(8))
@@ -89,22 +89,12 @@ def measure_shipped(
 ) -> tuple[dict[int, Evaluation], ReplacedLoss]:
     """The figures of each bundled transcoder by layer, and the losses of all, over ``tokens`` held-out positions."""
     from lens_tui import load_sae
-    from lens_tui.lens.read.activations import Windowing, text_activations
     from lens_tui.sae.training.objective import measure
 
     lens = open_model(model)
     folders = demo.transcoder_paths()
-    _, held = text_activations(
-        lens,
-        corpus,
-        [place for layer in LAYERS for place in mlp_of(layer)],
-        held_out=HELD_OUT_EVERY,
-        max_tokens=10 * tokens,  # the held-out part gets a tenth
-        windowing=Windowing(context=context, rows=rows),
-        model_name=demo.NAME,
-    )
-    if held is None:
-        raise ValueError(f"{corpus} has no held-out documents")
+    places = [place for layer in LAYERS for place in mlp_of(layer)]
+    held = held_out_activations(lens, corpus, places, tokens, context=context, rows=rows)
     each = {}
     for layer, folder in zip(LAYERS, folders, strict=True):
         place, place_out = mlp_of(layer)
