@@ -8,7 +8,7 @@ arms and what they have written so far, reduced from events. No Textual.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -219,6 +219,11 @@ class SessionStore:
         """Change fields of one row; nothing happens if the row is gone."""
         rows = self.session.steers
         self.update(steers=tuple(replace(row, **changes) if row.id == steer_id else row for row in rows))
+
+    def replace_steers(self, rows: Iterable[BenchRow]) -> None:
+        """Put rows in the place of those with their ids, as one edit."""
+        by_id = {row.id: row for row in rows}
+        self.update(steers=tuple(by_id.get(row.id, row) for row in self.session.steers))
 
     def remove_steer(self, steer_id: str) -> None:
         """Take a row off the bench."""

@@ -418,13 +418,13 @@ class FeaturePane(Pane):
         """Scale of the bench's rows that are this feature's direction, by steps; says where there is none."""
         lens, sae = self.lens, self.session.sae_in_use
         of = {"sae": sae.id if sae is not None else "", "feature": feature}
-        rows = self.session.steers
-        mine = {row.id: row.moved(steps) for row in rows if of.items() <= row.vector.origin.facts.items()}
+        steers = self.session.steers
+        mine = [row.moved(steps) for row in steers if of.items() <= row.vector.origin.facts.items()]
         if feature is None or not mine:
             lens.say(f"This feature is not on the bench: {lens.key_text('features.steer')} sends it there.")
             return
-        lens.store.update(steers=tuple(mine.get(row.id, row) for row in rows))
-        scales = ", ".join(f"{row.scale:+g}" for row in mine.values())
+        lens.store.replace_steers(mine)
+        scales = ", ".join(f"{row.scale:+g}" for row in mine)
         lens.say(f"f{feature} on the bench: {scales}.")
 
     def copy(self) -> None:

@@ -127,5 +127,4 @@ def gate_asked(values: Values, sources: Mapping[str, Monitor], sae: SAEInfo | No
 def give_gate(lens: LensHost, rows: list[BenchRow], gate: Gate | None) -> None:
     """Give rows of the bench a gate, or take it away."""
     wanted = {row.id for row in rows}
-    steers = lens.store.session.steers
-    lens.store.update(steers=tuple(replace(row, gate=gate) if row.id in wanted else row for row in steers))
+    lens.store.replace_steers(replace(row, gate=gate) for row in lens.store.session.steers if row.id in wanted)

@@ -9,30 +9,24 @@ from lens_tui.records.interventions import ALL, BenchRow, next_positions, positi
 from lens_tui.tui.host import LensHost
 from lens_tui.tui.session import MAX_ARMS
 
-__all__ = ["add_arm", "change_rows", "delete_arm", "move_scale", "next_place", "zero_scale"]
-
-
-def change_rows(lens: LensHost, rows: Sequence[BenchRow]) -> None:
-    """Put the rows in the place of those with their ids."""
-    by_id = {row.id: row for row in rows}
-    lens.store.update(steers=tuple(by_id.get(row.id, row) for row in lens.store.session.steers))
+__all__ = ["add_arm", "delete_arm", "move_scale", "next_place", "zero_scale"]
 
 
 def next_place(lens: LensHost, rows: Sequence[BenchRow]) -> None:
     """The next positions."""
     positions = next_positions(rows[0].positions, by_role=lens.store.session.chatting)
-    change_rows(lens, [replace(row, positions=positions) for row in rows])
+    lens.store.replace_steers([replace(row, positions=positions) for row in rows])
     lens.say(f"Steered: {positions_text(positions or ALL)}.")
 
 
 def move_scale(lens: LensHost, rows: Sequence[BenchRow], steps: int) -> None:
     """Scale, by steps."""
-    change_rows(lens, [row.moved(steps) for row in rows])
+    lens.store.replace_steers([row.moved(steps) for row in rows])
 
 
 def zero_scale(lens: LensHost, rows: Sequence[BenchRow]) -> None:
     """Scale zero."""
-    change_rows(lens, [replace(row, scale=0.0) for row in rows])
+    lens.store.replace_steers([replace(row, scale=0.0) for row in rows])
 
 
 def add_arm(lens: LensHost, rows: Sequence[BenchRow]) -> int | None:

@@ -351,11 +351,11 @@ class ReadoutScreen(LensScreen):
     def action_scale(self, steps: int) -> None:
         """Scale of the rows that act in the arm that is read, by steps; it is read again."""
         number = plan(self.session)[self.arms.index(self.arm)][0]
-        rows = {row.id: row.moved(steps) for row in self.session.steers if row.arm == number and row.enabled}
+        rows = [row.moved(steps) for row in self.session.steers if row.arm == number and row.enabled]
         if not rows:
             self.lens.say(f"Nothing is steered in this arm: {self.lens.key_text('lens.flip')} reads the next one.")
             return
-        self.lens.store.update(steers=tuple(rows.get(row.id, row) for row in self.session.steers))
+        self.lens.store.replace_steers(rows)
 
     def action_steer(self) -> None:
         """Put a token's row of the unembedding on the bench, at the cell's layer.

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from textual.app import ComposeResult
-from textual.containers import Vertical
 from textual.content import Content
-from textual.widgets import Static
 
 from lens_tui.records import LensError, ModelInfo, SteeringVector
 from lens_tui.records.gates import Gate
@@ -18,12 +15,12 @@ from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
 from lens_tui.tui.format import bar, figure, fit_left
 from lens_tui.tui.host import LensHost
-from lens_tui.tui.widgets.row_list import RowList
 from lens_tui.worker.jobs import TrainProbes
 
-from .form import Check, Choice, ChoiceScreen, Dialog, Field, filled, whole
+from .form import Check, Choice, ChoiceScreen, Field, filled, whole
 from .gate_form import give_gate
 from .generate_monitors import read_by
+from .layer_choice import LayerChoice
 from .steer_forms import ALL, BETWEEN, TEXTS, Form, a_file, texts
 
 PROBES = {"logistic regression": "logistic", "mean difference": "mean_difference"}
@@ -117,62 +114,32 @@ _WORDS = {
 _NULL = "At random: the same with labels dealt at random, its mean and 95th percentile; p: how often that does as well."
 
 
-class ProbeLayersScreen(Dialog["int | None"]):
-    """Dismisses with the place of the layer chosen among the report's probes, or ``None`` on escape."""
-
-    BINDINGS = [("escape,q", "cancel", "cancel"), ("enter", "choose", "choose")]
-    DEFAULT_CSS = """
-    ProbeLayersScreen RowList { height: auto; max-height: 14; }
-    ProbeLayersScreen .note { color: $muted; margin-bottom: 1; }
-    ProbeLayersScreen .heading { color: $muted; }
-    """
+class ProbeLayersScreen(LayerChoice[Probe]):
+    """The layers in their order, the cursor on the best."""
 
     def __init__(self, report: ProbeReport) -> None:
-        super().__init__()
-        self._report = report
-        self._metric = report.probes[0].held_out.metric
+        probes, held = report.probes, report.probes[0].held_out
+        self._metric = held.metric
+        super().__init__(
+            f"{report.name}: which layer?  ({many(held.n, 'example')}, {many(len(held.folds), 'fold')})",
+            _WORDS[held.metric] + _NULL,
+            probes,
+            first=probes.index(report.best),
+            takes="keep this one",
+        )
 
-    def compose(self) -> ComposeResult:
-        """What the numbers are, the layers, the keys."""
-        held = self._report.probes[0].held_out
-        title = f"{self._report.name}: which layer?  ({many(held.n, 'example')}, {many(len(held.folds), 'fold')})"
-        with Vertical(classes="dialog"):
-            yield Static(Content(title), classes="dialog-title")
-            yield Static(Content(_WORDS[self._metric] + _NULL), classes="note")
-            yield Static(Content(self._heading()), classes="heading")
-            yield RowList[Probe](self._draw, id="layers")
-            keys = [("⏎", " keep this one   "), ("esc", " back to what was typed")]
-            yield Static(Content.assemble("\n", *(part for key, word in keys for part in ((key, "bold"), word))))
-
-    def on_mount(self) -> None:
-        """The layers in their order, the cursor on the best."""
-        rows, probes = self.query_one(RowList), self._report.probes
-        rows.styles.height = min(len(probes), 14, max(3, self.app.size.height - 15))
-        rows.show(probes, probes.index(self._report.best))
-        rows.focus()
-
-    def _heading(self) -> str:
+    def heading(self) -> str:
+        """What stands over the columns."""
         return "  layer" + " " * 16 + f"{self._metric.upper():>7}   at random (95 %)       p"
 
-    def _draw(self, probe: Probe, width: int) -> list[Content]:
-        held = probe.held_out
+    def draw(self, row: Probe, width: int) -> list[Content]:
+        """The held-out score as a bar from chance, beside its null."""
+        held = row.held_out
         share = 2 * (held.value - 0.5) if held.metric == "auc" else held.value
         null = f"{figure(held.null_mean, 3)} ({figure(held.null_high, 3)})" if held.p is not None else "–"
         facts = f"{figure(held.value, 3):>7}   {null:>16}{figure(held.p, 3):>8}"
         filled_bar = bar(max(0.0, share), 14).ljust(14)
-        return [Content.assemble(fit_left(str(probe.layer), 7), "  ", (filled_bar, "$heat-5"), facts)]
-
-    def on_row_list_chosen(self) -> None:
-        """A click chooses."""
-        self.action_choose()
-
-    def action_choose(self) -> None:
-        """The layer under the cursor."""
-        self.dismiss(self.query_one(RowList).cursor)
-
-    def action_cancel(self) -> None:
-        """None of them."""
-        self.dismiss(None)
+        return [Content.assemble(fit_left(str(row.layer), 7), "  ", (filled_bar, "$heat-5"), facts)]
 
 
 def uses(row: BenchRow | None, early: bool) -> list[Choice]:

@@ -34,6 +34,7 @@ from lens_tui.worker.jobs import (
 )
 
 from .form import Check, Dialog, Field, filled, number, optional, whole
+from .layer_choice import LayerChoice
 
 if TYPE_CHECKING:
     from lens_tui.demo import ReadyVector
@@ -372,43 +373,22 @@ _NOTE = (
 _NONE_HELD = "Too few pairs to hold any out: the layers are ranked by the gap of the means over ‖h‖, which says less."
 
 
-class LayersScreen(Dialog["int | None"]):
-    """Dismisses with the place of the layer chosen in ``layers``, or ``None`` on escape."""
-
-    BINDINGS = [("escape,q", "cancel", "cancel"), ("enter", "choose", "choose")]
-    DEFAULT_CSS = """
-    LayersScreen RowList { height: auto; max-height: 14; }
-    LayersScreen .note { color: $muted; margin-bottom: 1; }
-    LayersScreen .heading { color: $muted; }
-    """
+class LayersScreen(LayerChoice[RankedLayer]):
+    """The layers as they are ranked, the best one first."""
 
     def __init__(self, name: str, layers: Sequence[RankedLayer], n_pairs: int) -> None:
-        super().__init__()
-        self._name, self._layers, self._n = name, tuple(layers), n_pairs
-        self._held = any(row.auc is not None for row in self._layers)
+        self._held = any(row.auc is not None for row in layers)
+        note = _NOTE if self._held else _NONE_HELD
+        super().__init__(
+            f"{name}: which layer?  ({many(n_pairs, 'pair')})", note, layers, first=0, takes="take the layer"
+        )
 
-    def compose(self) -> ComposeResult:
-        """What the numbers are, the layers, the keys."""
-        pairs = many(self._n, "pair")
-        with Vertical(classes="dialog"):
-            yield Static(Content(f"{self._name}: which layer?  ({pairs})"), classes="dialog-title")
-            yield Static(Content(_NOTE if self._held else _NONE_HELD), classes="note")
-            yield Static(Content(self._heading()), classes="heading")
-            yield RowList[RankedLayer](self._draw, id="layers")
-            keys = [("⏎", " take the layer   "), ("esc", " back to what was typed")]
-            yield Static(Content.assemble("\n", *(part for key, word in keys for part in ((key, "bold"), word))))
-
-    def on_mount(self) -> None:
-        """The best one first."""
-        rows = self.query_one(RowList)
-        rows.styles.height = min(len(self._layers), 14, max(3, self.app.size.height - 15))
-        rows.show(self._layers, 0)
-        rows.focus()
-
-    def _heading(self) -> str:
+    def heading(self) -> str:
+        """What stands over the columns."""
         return "  layer" + " " * 24 + ("    AUC      d′      gap" if self._held else "    gap   of ‖h‖")
 
-    def _draw(self, row: RankedLayer, width: int) -> list[Content]:
+    def draw(self, row: RankedLayer, width: int) -> list[Content]:
+        """The AUC as a bar from chance, or the gap against the largest."""
         share = 2 * (row.auc - 0.5) if row.auc is not None else self._share(row)
         parts: list[str | tuple[str, str]] = [fit_left(str(row.vector.layer), 5), "  "]
         parts.append((bar(share, 20).ljust(22), "$heat-5"))
@@ -421,15 +401,3 @@ class LayersScreen(Dialog["int | None"]):
     def _share(self, row: RankedLayer) -> float:
         most = max((other.relative or 0.0) for other in self._layers)
         return (row.relative or 0.0) / most if most else 0.0
-
-    def on_row_list_chosen(self) -> None:
-        """A click chooses."""
-        self.action_choose()
-
-    def action_choose(self) -> None:
-        """The layer under the cursor."""
-        self.dismiss(self.query_one(RowList).cursor)
-
-    def action_cancel(self) -> None:
-        """None of them."""
-        self.dismiss(None)
