@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,8 @@ def lens_home(folder: Path) -> Path:
         return folder
     (folder / "cache").mkdir(parents=True, exist_ok=True)
     for made in _made():
-        link = folder / "cache" / made.name
-        if not link.exists():
-            link.symlink_to(made)
+        with suppress(FileExistsError):  # it was made before, or by another thread at this moment
+            (folder / "cache" / made.name).symlink_to(made)
     return folder
 
 
