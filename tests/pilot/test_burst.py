@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 from textual.widgets import TextArea
 
+from lens_tui.tui.widgets.token_view import TokenView
 from tests.apps import lens_app, settle
+from tests.tui.opened import opened
+from tests.tui.opened import settle as settle_all
 
 
 @pytest.mark.parametrize("words", ["hello", "rxad", "1245"])
@@ -32,3 +35,18 @@ async def test_what_follows_a_search_key_is_searched() -> None:
         await settle(pilot)
         assert app.store.session.arms() == before
         assert getattr(app.focused, "value", "") == "add"
+
+
+async def test_keys_that_overtake_each_other_leave_the_cursor_where_the_last_one_put_it() -> None:
+    async with opened("generate") as (app, pilot):
+        await pilot.press("r")
+        await settle_all(app, pilot)
+        await pilot.press("l")
+        view = app.focused
+        assert isinstance(view, TokenView)
+        heard: list[int | None] = []
+        view.watch(view, "cursor", lambda now: heard.append(now), init=False)
+        for key in ["l", "l", "l", "h"]:
+            app.simulate_key(key)
+        await settle(pilot)
+        assert heard == [1, 2, 3, 2]

@@ -439,7 +439,14 @@ class Lane(Pane):
         return place + max(0, self._folded.stop - self._folded.start - 1)
 
     def on_token_view_cursor_moved(self, event: TokenView.CursorMoved) -> None:
-        """Say which token it is, where the view shows fewer."""
+        """Say which token it is, where the view shows fewer.
+
+        News that the next key has overtaken ends here: the screen would put the cursor back, which is news again, and
+        the two places would change for ever.
+        """
+        if event.index != event.view.cursor:
+            event.stop()
+            return
         event.index = None if event.index is None else self._step_at(event.index)
 
 
