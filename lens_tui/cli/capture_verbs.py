@@ -32,7 +32,9 @@ probe_verbs = typer.Typer(no_args_is_help=True, help="Probes of activations: tra
 @sentences
 def capture(
     text: Text,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder of shards; a capture in it is continued.")],
+    out: Annotated[
+        str, typer.Option("--out", "-o", help="The folder of shards, or its address; a capture in it is continued.")
+    ],
     model: Model = "demo",
     layers: Annotated[str, typer.Option("--layers", "-l", help="Layers, as 0,4,-1. Default: all.")] = "",
     site: Annotated[
@@ -52,6 +54,7 @@ def capture(
     As safetensors, with token ids. ctrl+c writes what was read, and the same command continues from there.
     """
     from lens_tui.tasks.capture import capture_texts
+    from lens_tui.tasks.text_source import text_source
 
     wanted, spec = whole_numbers(layers), parse_arm(arm) if arm else None
     with open_model(model) as lens, interruptible() as asked, Meter() as meter:
@@ -59,7 +62,7 @@ def capture(
         at = lens.registry.decoder.indices(range(lens.n_layers) if wanted is None else wanted)
         places = [(layer, name) for layer in at for name in site or ["resid_post"]]
         report = capture_texts(
-            lens, text, out, places, interventions=steering, context=context, rows=rows, text_key=text_key,
+            lens, text_source(text), out, places, interventions=steering, context=context, rows=rows, text_key=text_key,
             max_tokens=max_tokens or None, shard_bytes=shard_mb << 20, should_stop=asked,
             progress=lambda progress: meter.say(*_line(progress)),
         )  # fmt: skip

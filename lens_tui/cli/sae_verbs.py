@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lens_tui.records.errors import LensError
+from lens_tui.records.remote import OutFolder, is_remote, shown
 from lens_tui.records.wording import many
 from lens_tui.tui.format import count, duration, figure
 
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 
 verbs = typer.Typer()
 
-Text = Annotated[Path, typer.Argument(help="A .txt or .jsonl file, a folder of them, or bundled.")]
+Text = Annotated[
+    str, typer.Argument(help="A .txt or .jsonl file, a folder of them, an address such as s3://..., or bundled.")
+]
 Context = Annotated[int, typer.Option(min=8, help="Window length in tokens.")]
 Rows = Annotated[int, typer.Option(min=1, help="Windows per forward pass; more is faster on a GPU.")]
 MaxTokens = Annotated[
@@ -33,8 +36,11 @@ MaxTokens = Annotated[
         min=0, help="Take no more documents of the text once there are this many tokens (0: all that is needed)."
     ),
 ]
+SAEFolder = Annotated[
+    str, typer.Option("--out", "-o", help="The SAE's folder, or its address; a run in it is resumed.")
+]
 IndexFolder = Annotated[
-    Path | None, typer.Option("--out", "-o", help="The folder of indexes (default: where the app looks).")
+    str, typer.Option("--out", "-o", help="The folder of indexes, or its address (default: where the app looks).")
 ]
 
 
@@ -49,7 +55,7 @@ def train_sae(
     kind: Annotated[str, typer.Option(help="sae, or transcoder: from an MLP's input to its output.")] = "sae",
     skip: Annotated[bool, typer.Option("--skip", help="Give a transcoder a linear skip connection.")] = False,
     site: Annotated[str, typer.Option(help="The tensor to read, such as resid_pre or mlp_out.")] = "resid_post",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The SAE's folder; a run in it is resumed.")] = None,
+    out: SAEFolder = "",
     arch: Annotated[str, typer.Option(help="batchtopk, topk or jumprelu.")] = "batchtopk",
     width: Annotated[int, typer.Option(min=0, help="Features (0: 16 times the width of what is read).")] = 0,
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Active features per token to aim for (L0).")] = 32,
@@ -78,7 +84,7 @@ def train_sae(
     from lens_tui.tasks.train import train_sae as train
 
     with open_model(model) as lens, interruptible() as asked, Meter() as meter:
-        text, where = text_source(text), read_layers(layer, lens.n_layers)
+        source, where = text_source(text), read_layers(layer, lens.n_layers)
         read = MLP[0] if kind == "transcoder" else site
         width = width or 16 * lens.registry.sites.point(where[0], read).width
         config = small_run(
@@ -86,23 +92,23 @@ def train_sae(
             learning_rate=learning_rate, normalize=normalize, matryoshka=prefixes(matryoshka),
             evaluate_every=evaluate_every, seed=seed,
         )  # fmt: skip
-        out = out or trained_folder(lens.info.name, config, where, site)
+        folder = out or trained_folder(lens.info.name, config, where, site)
         options: dict[str, Any] = {
             "context": context, "rows": rows, "held_out": held_out, "max_tokens": max_tokens or None,
             "text_key": text_key, "checkpoint_seconds": checkpoint, "should_stop": asked,
         }  # fmt: skip
         if len(where) > 1:
-            _train_set(lens, text, out, config, where, meter, asked, options, as_json=json)
+            _train_set(lens, source, folder, config, where, meter, asked, options, as_json=json)
             return
-        report = train(lens, text, out, config, layer=where[0], site=site,
+        report = train(lens, source, folder, config, layer=where[0], site=site,
                        progress=lambda progress: meter.say(*_training_line(progress)), **options)  # fmt: skip
-    _finish_training(lens, report, out, asked.status, as_json=json)
+    _finish_training(lens, report, folder, asked.status, as_json=json)
 
 
 def _train_set(
     lens: LensModel,
-    text: Path,
-    out: Path,
+    text: Path | str,
+    out: Path | str,
     config: TrainConfig,
     layers: Sequence[int],
     meter: Meter,
@@ -125,9 +131,9 @@ def _train_set(
     if as_json:
         replaced = None if made.loss is None else {**asdict(made.loss), "recovered": made.loss.recovered}
         reports = [{**asdict(report), "loss_recovered": _recovered(report)} for report in made.reports]
-        print_json({"model": lens.info.name, "folder": str(out), "layers": reports, "replaced_loss": replaced})
+        print_json({"model": lens.info.name, "folder": shown(out), "layers": reports, "replaced_loss": replaced})
     if made.loss is None:
-        _say_stopped(made.reports[-1], Path(made.reports[-1].folder))
+        _say_stopped(made.reports[-1], f"{out}/layer_{made.reports[-1].layer}")
         raise SystemExit(asked.status)
     if not as_json:
         for report in made.reports:
@@ -136,10 +142,10 @@ def _train_set(
         share = "" if loss.recovered is None else f", {loss.recovered:.4f} recovered"
         say(f"all {many(len(loss.layers), 'MLP')} replaced: {loss.every:.3f} nats a token ({loss.clean:.3f} as it is, "
             f"{loss.zero:.3f} zeroed{share})")  # fmt: skip
-        say(f"as circuit-tracer reads a set: {out / 'circuit_tracer'}")
+        say(f"as circuit-tracer reads a set: {shown(out)}/circuit_tracer")
 
 
-def _finish_training(lens: LensModel, report: TrainReport, out: Path, status: int, *, as_json: bool) -> None:
+def _finish_training(lens: LensModel, report: TrainReport, out: Path | str, status: int, *, as_json: bool) -> None:
     """Print the report; a run that was stopped ends the process with ``status``."""
     if as_json:
         print_json({"model": lens.info.name, **asdict(report), "loss_recovered": _recovered(report)})
@@ -154,12 +160,14 @@ def _recovered(report: TrainReport) -> float | None:
     return report.final.loss_recovered if report.final else None
 
 
-def _say_stopped(report: TrainReport, out: Path) -> None:
+def _say_stopped(report: TrainReport, out: Path | str) -> None:
     from lens_tui.sae.training.checkpoint import FILE
 
-    kept = (out / "training" / FILE).exists()
+    kept = OutFolder(out).has(f"training/{FILE}")
     what = (
-        f"the checkpoint is in {out}. Run the same command to continue." if kept else "there was nothing to keep yet."
+        f"the checkpoint is in {shown(out)}. Run the same command to continue."
+        if kept
+        else "there was nothing to keep yet."
     )
     note(f"mlx-lens-tui: stopped after step {report.step} of {report.config.steps}; {what}")
 
@@ -230,7 +238,7 @@ def index(
         list[str] | None,
         typer.Option("--sae", "-s", help="An SAE: a file, a folder, a bundled name or one trained here; repeatable."),
     ] = None,
-    out: IndexFolder = None,
+    out: IndexFolder = "",
     full: Annotated[bool, typer.Option("--full", help="Keep every activation, for co-active features.")] = False,
     shard: Annotated[str, typer.Option(help="i/n: only part i of n, counted from 0; see index-merge.")] = "",
     top_k: Annotated[int, typer.Option(min=1, help="Examples kept for a feature.")] = 20,
@@ -256,19 +264,19 @@ def index(
     if top_k > 10_000:
         raise LensError(f"{top_k} examples per feature were asked for.", "At most 10000 are kept.")
     settings = IndexSettings(top_k=top_k, max_active=max_active, include_special=include_special, full=full, seed=seed)
-    part, text = read_shard(shard), text_source(text)
+    part, source = read_shard(shard), text_source(text)
     with open_model(model) as lens, interruptible() as asked, Meter() as meter:
         opened = [open_sae(name, model) for name in sae or [""]]
         result = index_text(
-            lens, opened, text, out, settings=settings, context=context, rows=rows, max_tokens=max_tokens or None,
-            text_key=text_key, shard=part, should_stop=asked,
+            lens, opened, source, out or None, settings=settings, context=context, rows=rows,
+            max_tokens=max_tokens or None, text_key=text_key, shard=part, should_stop=asked,
             progress=lambda progress: meter.say(*_index_line(progress)),
         )  # fmt: skip
-    facts = {"model": lens.info.name, **_facts(result)}
+    facts = {"model": lens.info.name, **_facts(result, out)}
     if json:
         print_json(facts)
     if result.stopped:
-        kept = ", ".join(str(part) for part in result.parts)
+        kept = ", ".join(facts["parts"])
         note(f"mlx-lens-tui: stopped; what was read is in {kept}. Run the same command to continue.")
         raise SystemExit(asked.status)
     if not json:
@@ -278,10 +286,10 @@ def index(
 @verbs.command("index-merge")
 @sentences
 def index_merge(
-    parts: Annotated[list[Path], typer.Argument(help="The folders left by each `index --shard`.")],
+    parts: Annotated[list[str], typer.Argument(help="The folders left by each `index --shard`, or their addresses.")],
     model: Model = "demo",
     sae: SAEName = "",
-    out: IndexFolder = None,
+    out: IndexFolder = "",
     json: Json = False,
 ) -> None:
     """Make one index of all shards of a pass."""
@@ -289,8 +297,8 @@ def index_merge(
     from lens_tui.tasks.index import merge_index
 
     with open_model(model) as lens:
-        path = merge_index(lens, open_sae(sae, model), parts, out)
-        facts = {"model": lens.info.name, **_facts(BuildResult(False, (path,)))}
+        path = merge_index(lens, open_sae(sae, model), parts, out or None)
+        facts = {"model": lens.info.name, **_facts(BuildResult(False, (path,)), out)}
     print_json(facts) if json else _print_index(facts)
 
 
@@ -316,15 +324,18 @@ def _index_line(progress: IndexProgress) -> tuple[str, str, float | None]:
     return "read", done, progress.block / progress.n_blocks
 
 
-def _facts(result: BuildResult) -> dict[str, Any]:
+def _facts(result: BuildResult, out: str) -> dict[str, Any]:
     from lens_tui.sae.index.index_reader import FeatureIndex
+
+    def named(path: Path) -> str:
+        return f"{shown(out)}/{path.name}" if is_remote(out) else str(path)
 
     indexes = []
     for path in result.indexes:
         opened = FeatureIndex(path)
         indexes.append(
             {
-                "path": str(path),
+                "path": named(path),
                 "identity": asdict(opened.identity),
                 "n_tokens": opened.n_tokens,
                 "counted_tokens": opened.n_counted,
@@ -333,7 +344,7 @@ def _facts(result: BuildResult) -> dict[str, Any]:
                 "notes": list(opened.notes),
             }
         )
-    return {"stopped": result.stopped, "indexes": indexes, "parts": [str(part) for part in result.parts]}
+    return {"stopped": result.stopped, "indexes": indexes, "parts": [named(part) for part in result.parts]}
 
 
 def _print_index(facts: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from .errors import LensError
 from .read_files import explained, open_regular, parse_json, read_lines, read_text
+from .remote import local_text
 from .sanitise import one_line
 
 SEPARATOR = "<|endoftext|>"
@@ -100,10 +101,11 @@ class Corpus:
 def open_corpus(path: str | Path, *, text_key: str = "text") -> Corpus:
     """Find the documents of a folder (all ``.txt`` and ``.jsonl`` below it), a text file or a JSONL file.
 
+    What lies at an address of fsspec (``s3://...``, given as ``str``) is copied to the cache folder and read there.
     Reads every byte once to find separators and to hash. Raises ``LensError``
     when there is nothing to read.
     """
-    root = Path(path).expanduser()
+    root = local_text(path).expanduser()
     files, names = _files(root)
     digest = hashlib.sha256()
     parts = []

@@ -20,6 +20,7 @@ from lens_tui.records import Intervention, LensError
 from lens_tui.records.codec import to_json
 from lens_tui.records.disk import remove_leftovers, write_json, write_with
 from lens_tui.records.read_files import FileAbsent, read_json
+from lens_tui.records.remote import OutFolder
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.token_activations import ActivationBlock, Place
 
@@ -80,8 +81,8 @@ def capture_texts(
 
     Args:
         model: the model.
-        text: a folder, a ``.txt`` or a ``.jsonl`` file.
-        out: the folder to write to.
+        text: a folder, a ``.txt`` or a ``.jsonl`` file; an address of fsspec (``s3://...``) as ``str``.
+        out: the folder to write to, or its address, where each shard goes once it is full.
         places: layers (negative ones count from the end) and sites.
         interventions: what acts while it reads; positions count from the end of each window.
         context: tokens in a window, BOS included.
@@ -98,17 +99,21 @@ def capture_texts(
     """
     from lens_tui.lens.read.activations import Windowing, text_activations
 
-    _check_memory(model, places, rows * context, shard_bytes)
+    check_memory(model, places, rows * context, shard_bytes)
     windowing = Windowing(context=context, rows=rows, packed=False, shuffle=False)
     source, _ = text_activations(model, text, places, max_tokens=max_tokens, text_key=text_key, windowing=windowing)
-    folder = Path(out)
-    facts = _facts(source, model, interventions, rows, shard_bytes)
-    held = _taken_up(folder, facts)
+    folder = OutFolder(out)
+    held = taken_up(folder, facts_of(source, model, interventions, rows, shard_bytes))
     with model.intervene(*interventions):
         stopped = _read(source, folder, held, shard_bytes, progress, should_stop)
-    shards = tuple(str(folder / shard["file"]) for shard in held["shards"])
-    names = ("token_ids", "documents", "offsets", "special", *(name_of(place) for place in source.places))
-    return CaptureReport(str(folder), shards, names, _tokens(held), stopped)
+    return report_of(folder, held, source.places, stopped)
+
+
+def report_of(folder: OutFolder, held: Mapping[str, Any], places: Sequence[Place], stopped: bool) -> CaptureReport:
+    """What a manifest says is in its folder."""
+    shards = tuple(f"{folder.name if folder.remote else folder.local}/{shard['file']}" for shard in held["shards"])
+    names = ("token_ids", "documents", "offsets", "special", *(name_of(place) for place in places))
+    return CaptureReport(folder.name if folder.remote else str(folder.local), shards, names, _tokens(held), stopped)
 
 
 def name_of(place: Place) -> str:
@@ -116,9 +121,14 @@ def name_of(place: Place) -> str:
     return f"layer.{place[0]}.{place[1]}"
 
 
+def shard_file(number: int) -> str:
+    """What the file of a shard is called."""
+    return f"shard-{number:05d}.safetensors"
+
+
 def _read(
     source: TextActivations,
-    folder: Path,
+    folder: OutFolder,
     held: dict[str, Any],
     shard_bytes: int,
     progress: Callable[[CaptureProgress], None] | None,
@@ -130,7 +140,7 @@ def _read(
     waiting: list[ActivationBlock] = []
     size = seen = 0
     for block in source.blocks(first, source.n_blocks) if first < source.n_blocks else ():
-        waiting.append(_on_host(block))
+        waiting.append(on_host(block))
         size += sum(values.nbytes for values in waiting[-1].values.values())
         seen += len(block.token_ids)
         if progress:
@@ -138,14 +148,15 @@ def _read(
             progress(CaptureProgress(block.index + 1, source.n_blocks, before + seen, rate))
         stop = should_stop()
         if size >= shard_bytes or stop or block.index + 1 == source.n_blocks:
-            _write(folder, held, waiting)
+            held["shards"].append(write_shard(folder, len(held["shards"]), waiting))
+            write_manifest(folder, held)
             waiting, size = [], 0
         if stop:
             return block.index + 1 < source.n_blocks
     return False
 
 
-def _on_host(block: ActivationBlock) -> ActivationBlock:
+def on_host(block: ActivationBlock) -> ActivationBlock:
     """The block with its activations computed, so that nothing of the forward that made them is held."""
     import mlx.core as mx
 
@@ -153,28 +164,36 @@ def _on_host(block: ActivationBlock) -> ActivationBlock:
     return block
 
 
-def _write(folder: Path, held: dict[str, Any], blocks: Sequence[ActivationBlock]) -> None:
-    """A shard, then the manifest that names it: killed in between, the shard is written again."""
+def write_shard(folder: OutFolder, number: int, blocks: Sequence[ActivationBlock]) -> dict[str, Any]:
+    """Write some blocks as a shard, and give what the manifest says of it.
+
+    The manifest is written behind it: killed in between, the shard is written again.
+    """
     import mlx.core as mx
 
-    name = f"shard-{len(held['shards']):05d}.safetensors"
+    name = shard_file(number)
     arrays = {
         part: mx.array(np.concatenate([getattr(block, part) for block in blocks]))
         for part in ("token_ids", "documents", "offsets", "special")
     }
     for place in blocks[0].values:
         arrays[name_of(place)] = mx.concatenate([block.values[place] for block in blocks])
-    write_with(folder / name, lambda file: mx.save_safetensors(file, arrays))
-    tokens = sum(len(block.token_ids) for block in blocks)
-    held["shards"].append({"file": name, "blocks": len(blocks), "tokens": tokens})
-    write_json(folder / MANIFEST, held)
+    write_with(folder.local / name, lambda file: mx.save_safetensors(file, arrays))
+    folder.keep(name, drop=True)
+    return {"file": name, "blocks": len(blocks), "tokens": sum(len(block.token_ids) for block in blocks)}
+
+
+def write_manifest(folder: OutFolder, held: Mapping[str, Any]) -> None:
+    """Write what is in the folder."""
+    write_json(folder.local / MANIFEST, held)
+    folder.keep(MANIFEST)
 
 
 def _tokens(held: Mapping[str, Any]) -> int:
     return sum(shard["tokens"] for shard in held["shards"])
 
 
-def _facts(
+def facts_of(
     source: TextActivations, model: LensModel, interventions: Sequence[Intervention], rows: int, shard_bytes: int
 ) -> dict[str, Any]:
     """What decides every number of the capture; the same call gives the same."""
@@ -200,37 +219,37 @@ def _facts(
     }
 
 
-def _taken_up(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+def taken_up(folder: OutFolder, facts: dict[str, Any]) -> dict[str, Any]:
     """The manifest of the folder, whose shards are all there, or a new one."""
+    folder.fetch(MANIFEST)
     try:
-        found = read_json(folder / MANIFEST)
+        found = read_json(folder.local / MANIFEST)
     except FileAbsent:
-        if folder.exists() and any(folder.glob("*.safetensors")):
-            raise LensError(f"{one_line(folder.name, 80)} holds other files.", "Give a new folder.") from None
+        if folder.local.exists() and any(folder.local.glob("*.safetensors")):
+            raise LensError(f"{one_line(folder.local.name, 80)} holds other files.", "Give a new folder.") from None
         return {**facts, "shards": []}
-    name = one_line(str(folder), 120)
     if not isinstance(found, dict) or not isinstance(shards := found.pop("shards", None), list):
-        raise LensError(f"{MANIFEST} in {name} is damaged.", "Give a new folder.")
+        raise LensError(f"{MANIFEST} in {folder.name} is damaged.", "Give a new folder.")
     if found != facts:
         wrong = next((key for key in facts if found.get(key) != facts[key]), "more than it should")
-        raise LensError(f"{name} holds a capture with another {wrong}.", "Give a new folder.")
-    remove_leftovers(folder)
-    return {**facts, "shards": list(_whole(folder, shards))}
+        raise LensError(f"{folder.name} holds a capture with another {wrong}.", "Give a new folder.")
+    remove_leftovers(folder.local)
+    return {**facts, "shards": list(whole_shards(folder, shards))}
 
 
-def _whole(folder: Path, shards: Sequence[Any]) -> Iterator[dict[str, Any]]:
-    """The shards up to the first one that is not there."""
+def whole_shards(folder: OutFolder, shards: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    """The shards that a manifest names, up to the first one that is not there."""
     for number, shard in enumerate(shards):
-        good = isinstance(shard, dict) and shard.get("file") == f"shard-{number:05d}.safetensors"
+        good = isinstance(shard, dict) and shard.get("file") == shard_file(number)
         counts = [shard.get(key) for key in ("blocks", "tokens")] if good else []
         if not good or not all(type(count) is int and count > 0 for count in counts):
-            raise LensError(f"{MANIFEST} in {one_line(str(folder), 120)} is damaged.", "Give a new folder.")
-        if not (folder / shard["file"]).is_file():
+            raise LensError(f"{MANIFEST} in {folder.name} is damaged.", "Give a new folder.")
+        if not folder.has(shard["file"]):
             return
         yield shard
 
 
-def _check_memory(model: LensModel, places: Sequence[Place], tokens: int, shard_bytes: int) -> None:
+def check_memory(model: LensModel, places: Sequence[Place], tokens: int, shard_bytes: int) -> None:
     """The activations of one forward, and twice a shard: the blocks that wait, and what is written of them."""
     from lens_tui.lens.room import memory_left, refuse_above
 

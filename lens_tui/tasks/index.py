@@ -12,10 +12,11 @@ from lens_tui.records import LensError, paths
 from lens_tui.records.disk import fingerprint
 from lens_tui.records.errors import AskedToStop
 from lens_tui.records.machine import free_memory
+from lens_tui.records.remote import OutFolder, is_remote, local_folder
 
 if TYPE_CHECKING:
     from lens_tui.lens.model import LensModel
-    from lens_tui.sae.index.build import BuildResult, IndexProgress
+    from lens_tui.sae.index.build import BuildResult, IndexProgress, Target
     from lens_tui.sae.index.index_settings import IndexSettings
     from lens_tui.sae.index.tables import TokenTable
     from lens_tui.sae.load_sae import SAE
@@ -46,8 +47,8 @@ def index_text(
     Args:
         model: the model.
         saes: the SAEs to index, each of which says its layer and site.
-        text: a folder, a ``.txt`` or a ``.jsonl`` file.
-        out: the folder of indexes; by default the user's.
+        text: a folder, a ``.txt`` or a ``.jsonl`` file; an address of fsspec (``s3://...``) as ``str``.
+        out: the folder of indexes, or its address; by default the user's. A finished index stays in the cache too.
         settings: what is kept; ``IndexSettings(full=True)`` keeps every activation.
         context: tokens in a window.
         rows: windows in a forward pass.
@@ -64,11 +65,12 @@ def index_text(
         LensError: for an SAE without its layer and site, a text that cannot be read, and what memory cannot hold.
     """
     from lens_tui.lens.read.activations import Windowing, text_activations
-    from lens_tui.sae.index.build import BuildResult, Target, build_index, check_shard
+    from lens_tui.sae.index.build import BuildResult, build_index, check_shard, keys_of
+    from lens_tui.sae.index.index_settings import IndexSettings
 
-    check_shard(shard)
-    places, hooks = [_place(sae) for sae in saes], _Hooks(progress, should_stop)
-    _check_memory(model, saes, places, settings, rows * context)
+    shard, settings = check_shard(shard), settings or IndexSettings()
+    places, hooks = [place_of(sae) for sae in saes], _Hooks(progress, should_stop)
+    check_memory(model, saes, places, settings, rows * context)
     windowing = Windowing(context=context, rows=rows, packed=False, shuffle=False)
     try:
         source, _ = text_activations(model, text, places, max_tokens=max_tokens, text_key=text_key, windowing=windowing,
@@ -76,11 +78,43 @@ def index_text(
         tables = [token_tables(model, sae, conventions, hooks.said) if shard[1] == 1 else () for sae in saes]
     except AskedToStop:
         return BuildResult(stopped=True)
-    named = {"model_hash": _hash(model.info.path), "corpus": corpus_name}
-    targets = [Target(sae, place, sae.d_sae, sae.info.id, tables=made, **named)
-               for sae, place, made in zip(saes, places, tables, strict=True)]  # fmt: skip
-    return build_index(source, targets, out or paths.indexes_folder(), settings,
-                       shard=shard, progress=progress, should_stop=should_stop)  # fmt: skip
+    targets = targets_of(saes, model_hash(model), corpus_name, tables)
+    place = take_up(out, tuple(keys_of(source, targets, settings)), shard)
+    return put_away(place, build_index(source, targets, place.local, settings, shard=shard,
+                                       progress=progress, should_stop=should_stop))  # fmt: skip
+
+
+def targets_of(
+    saes: Sequence[SAE], model_hash: str, corpus: str = "", tables: Sequence[Sequence[TokenTable]] | None = None
+) -> list[Target]:
+    """What is indexed of each SAE; ``tables`` are its tokens promoted and suppressed."""
+    from lens_tui.sae.index.build import Target
+
+    named = {"model_hash": model_hash, "corpus": corpus}
+    return [Target(sae, place_of(sae), sae.d_sae, sae.info.id, tables=made, **named)
+            for sae, made in zip(saes, tables or [()] * len(saes), strict=True)]  # fmt: skip
+
+
+def take_up(out: str | Path | None, keys: Sequence[str], shard: tuple[int, int]) -> OutFolder:
+    """The folder of indexes, with what is there of these if it is remote: finished indexes, or the part of a shard."""
+    from lens_tui.sae.index.build import part_name
+
+    place = OutFolder(out or paths.indexes_folder())
+    for key in keys if place.remote else ():
+        place.fetch(key if place.has(f"{key}/manifest.json") else part_name(key, shard))
+    return place
+
+
+def put_away(place: OutFolder, result: BuildResult) -> BuildResult:
+    """The result, once it is in a remote folder: parts, or finished indexes, whose one part is then not wanted."""
+    from lens_tui.sae.index.build import part_name
+
+    for part in result.parts if place.remote else ():
+        place.keep(part.name, drop=True)
+    for index in result.indexes if place.remote else ():
+        place.keep(index.name)
+        place.remove(part_name(index.name, (0, 1)))
+    return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +146,8 @@ def merge_index(
     Args:
         model: the model that read the text.
         sae: the SAE that the parts are of.
-        parts: the folders that :func:`index_text` made with ``shard``.
-        out: the folder of indexes; by default the user's.
+        parts: the folders that :func:`index_text` made with ``shard``, or their addresses.
+        out: the folder of indexes, or its address; by default the user's.
         conventions: the token tables to make.
 
     Returns:
@@ -122,9 +156,17 @@ def merge_index(
     from lens_tui.sae.index.build import merge_parts
     from lens_tui.sae.index.tally import StoredPart
 
-    for part in parts:
-        StoredPart.open(Path(part))  # what is not a part is refused before the tables, which take time
-    return merge_parts(parts, out or paths.indexes_folder(), tables=token_tables(model, sae, conventions))
+    here = [local_folder(part) for part in parts]
+    for part in here:
+        StoredPart.open(part)  # what is not a part is refused before the tables, which take time
+    place = OutFolder(out or paths.indexes_folder())
+    made = merge_parts(here, place.local, tables=token_tables(model, sae, conventions))
+    place.keep(made.name)
+    for address in parts:
+        if is_remote(address):
+            home, _, name = str(address).rstrip("/").rpartition("/")
+            OutFolder(home).remove(name)
+    return made
 
 
 def token_tables(
@@ -157,7 +199,8 @@ def token_tables(
     return tuple(table(convention) for convention in conventions)
 
 
-def _place(sae: SAE) -> tuple[int, str]:
+def place_of(sae: SAE) -> tuple[int, str]:
+    """The layer and site an SAE reads. Raises ``LensError`` where nothing says which."""
     info = sae.info
     if info.layer < 0 or not info.site:
         raise LensError(
@@ -166,7 +209,7 @@ def _place(sae: SAE) -> tuple[int, str]:
     return info.layer, info.site
 
 
-def _check_memory(
+def check_memory(
     model: LensModel,
     saes: Sequence[SAE],
     places: Sequence[tuple[int, str]],
@@ -189,5 +232,7 @@ def _check_memory(
     refuse_above(memory_left, size, f"Activations of {tokens:,} tokens at a time", hint)
 
 
-def _hash(path: str) -> str:
+def model_hash(model: LensModel) -> str:
+    """What names the contents of a model's files; empty for one that was made in memory."""
+    path = model.info.path
     return fingerprint(path) if path and Path(path).exists() else ""

@@ -11,25 +11,29 @@ import numpy as np
 from lens_tui import demo
 from lens_tui.records import LensError, paths
 from lens_tui.records.disk import write_text
+from lens_tui.records.remote import is_remote, plain_path
 
 BUNDLED = "bundled"
 """What stands for the text of the bundled index: 236 k tokens that are free to ship (demo/MODEL_CARD.md)."""
 
 
-def text_source(named: str | Path) -> Path:
-    """The file or folder of a text; ``bundled``, where nothing of that name is there, is that of the bundled index.
+def text_source(named: str | Path) -> Path | str:
+    """The file or folder of a text, or its address if fsspec is to open it.
 
+    ``bundled``, where nothing of that name is there, is that of the bundled index.
     That one is written to the cache folder as JSONL, a document a line, when it is first asked for.
 
     Args:
-        named: a path, or ``"bundled"``.
+        named: a path, an address such as ``s3://bucket/texts``, or ``"bundled"``.
 
     Raises:
         LensError: for an empty name, an installation without the bundled index, and a cache that cannot be written.
     """
     if not str(named).strip():
         raise LensError("No text is named.", f"Give a file, a folder, or {BUNDLED}.")
-    path = Path(named).expanduser()
+    if is_remote(named):
+        return str(named)
+    path = plain_path(named).expanduser()
     return path if str(named) != BUNDLED or path.exists() else _bundled()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lens_tui.records import LensError, paths
 from lens_tui.records.errors import AskedToStop
 from lens_tui.records.launch import launched
+from lens_tui.records.remote import is_remote, shown, written_to
 from lens_tui.records.token_activations import Place
 from lens_tui.records.training import FitReport, TrainConfig, TrainProgress, TrainReport
 
@@ -48,8 +50,8 @@ def train_sae(
 
     Args:
         model: the model.
-        text: a folder, a ``.txt`` or a ``.jsonl`` file.
-        out: the folder to write to.
+        text: a folder, a ``.txt`` or a ``.jsonl`` file; an address of fsspec (``s3://...``) as ``str``.
+        out: the folder to write to, or its address, which gets all of it when training ends or is stopped.
         config: the SAE's kind and size, and how it is trained.
         layer: the decoder block to read, from 0; -1 is the last.
         site: the tensor of the block; of a transcoder it is ``mlp_in`` whatever is given.
@@ -71,17 +73,20 @@ def train_sae(
     if _is_divided(model):
         # Before the text is read: processes that meet late, one of them busy for long, do not find each other.
         peers_of(config.batch, config.architecture)
-    layer = model.registry.decoder.index(layer)
-    place, place_out = mlp_of(layer) if config.kind == "transcoder" else ((layer, site), None)
+    place, place_out = places_of(model, config, layer, site)
     texts = read_texts(
         model, text, [place] if place_out is None else [place, place_out], config, context=context, rows=rows,
         held_out=held_out, max_tokens=max_tokens, text_key=text_key, model_name=model_name, progress=progress,
         should_stop=should_stop,
     )  # fmt: skip
-    return train_on(
-        model, texts, out, config, place, place_out,
-        progress=progress, should_stop=should_stop, checkpoint_seconds=checkpoint_seconds,
-    )  # fmt: skip
+    with written_to(out) as folder:
+        report = train_on(model, texts, folder, config, place, place_out, progress=progress, should_stop=should_stop,
+                          checkpoint_seconds=checkpoint_seconds)  # fmt: skip
+    return _named(report, out)
+
+
+def _named(report: TrainReport, out: str | Path) -> TrainReport:
+    return replace(report, folder=shown(out)) if is_remote(out) else report
 
 
 def read_texts(
@@ -150,6 +155,12 @@ def _read(
     if progress is not None:
         progress(TrainProgress(stage="read", step=0, steps=steps, tokens=done, seconds_left=None))
     _pause(should_stop)
+
+
+def places_of(model: LensModel, config: TrainConfig, layer: int, site: str) -> tuple[Place, Place | None]:
+    """What is read at a layer, and what is to be given: of a transcoder the MLP's input and output."""
+    layer = model.registry.decoder.index(layer)
+    return mlp_of(layer) if config.kind == "transcoder" else ((layer, site), None)
 
 
 MLP = ("mlp_in", "mlp_out")

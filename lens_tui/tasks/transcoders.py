@@ -14,6 +14,7 @@ import numpy as np
 from lens_tui.records import LensError
 from lens_tui.records.disk import write_text
 from lens_tui.records.errors import AskedToStop
+from lens_tui.records.remote import is_remote, shown, written_to
 from lens_tui.records.token_activations import Splice
 from lens_tui.records.training import TrainConfig, TrainProgress, TrainReport
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from lens_tui.lens.model import LensModel
     from lens_tui.lens.read.activations import TextActivations
     from lens_tui.sae.load_sae import SAE
+
+    from .train import Texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +194,8 @@ def train_transcoders(
 
     Args:
         model: the model.
-        text: a folder, a ``.txt`` or a ``.jsonl`` file.
-        out: the folder of the set.
+        text: a folder, a ``.txt`` or a ``.jsonl`` file; an address of fsspec (``s3://...``) as ``str``.
+        out: the folder of the set, or its address.
         config: the transcoders' size, and how they are trained.
         layers: decoder blocks, from 0; negative ones count from the end.
         progress: ``progress(layer, how far its training is)``.
@@ -203,25 +206,44 @@ def train_transcoders(
     Raises:
         LensError: as of :func:`lens_tui.tasks.train.train_sae`.
     """
-    config, folder = replace(config, kind="transcoder"), Path(out)
+    config = replace(config, kind="transcoder")
     where = sorted({model.registry.decoder.index(layer) for layer in layers})
     places = [place for layer in where for place in mlp_of(layer)]
     texts = read_texts(
         model, text, places, config, context=context, rows=rows, held_out=held_out, max_tokens=max_tokens,
         text_key=text_key, model_name=model_name, should_stop=should_stop, progress=_of_layer(progress, where[0]),
     )  # fmt: skip
+    hooks: dict[str, Any] = {"should_stop": should_stop, "checkpoint_seconds": checkpoint_seconds}
+    with written_to(out) as folder:
+        made = _trained(model, texts, folder, config, where, progress, **hooks)
+    if not is_remote(out):
+        return made
+    named = (replace(report, folder=f"{shown(out)}/layer_{report.layer}") for report in made.reports)
+    return replace(made, reports=tuple(named))
+
+
+def _trained(
+    model: LensModel,
+    texts: Texts,
+    folder: Path,
+    config: TrainConfig,
+    layers: Sequence[int],
+    progress: Callable[[int, TrainProgress], None] | None,
+    **hooks: Any,
+) -> TranscoderSet:
+    """The transcoders of some layers, trained one after another, and what the model loses by all of them."""
     reports = []
-    for layer in where:
+    for layer in layers:
         report = train_on(
-            model, texts, folder / f"layer_{layer}", config, *mlp_of(layer), should_stop=should_stop,
-            progress=_of_layer(progress, layer), checkpoint_seconds=checkpoint_seconds,
+            model, texts, folder / f"layer_{layer}", config, *mlp_of(layer),
+            progress=_of_layer(progress, layer), **hooks,
         )  # fmt: skip
         reports.append(report)
         if report.stopped:
             return TranscoderSet(tuple(reports))
         _into_set(folder, layer)
     try:
-        return TranscoderSet(tuple(reports), _set_loss(folder, where, texts[1] or texts[0], config.evaluation_tokens))
+        return TranscoderSet(tuple(reports), _set_loss(folder, layers, texts[1] or texts[0], config.evaluation_tokens))
     except AskedToStop:
         return TranscoderSet(tuple(reports))
 

@@ -13,6 +13,7 @@ import pytest
 from lens_tui import LensModel
 from lens_tui.lens import room
 from lens_tui.records import LensError, Positions
+from lens_tui.records.remote import OutFolder
 from lens_tui.tasks import capture as captures
 from lens_tui.tasks.capture import MANIFEST, CaptureReport, capture_texts
 from tests.lens import tiny
@@ -161,13 +162,13 @@ def test_what_cannot_be_is_one_sentence(text: Path, tmp_path: Path, monkeypatch:
 
 def test_no_more_than_a_shard_waits_in_memory(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    write = captures._write
+    write = captures.write_shard
 
-    def watched(folder: Path, held: dict[str, Any], blocks: Any) -> None:
+    def watched(folder: OutFolder, number: int, blocks: Any) -> dict[str, Any]:
         sizes.append(sum(values.nbytes for block in blocks for values in block.values.values()))
-        write(folder, held, blocks)
+        return write(folder, number, blocks)
 
-    monkeypatch.setattr(captures, "_write", watched)
+    monkeypatch.setattr(captures, "write_shard", watched)
     capture_texts(model(), text, tmp_path / "out", PLACES, **SMALL)
     block = 2 * 12 * 128 * 4
     assert max(sizes) < 10_000 + block

@@ -113,13 +113,10 @@ def build_index(
         raise LensError("There is no SAE to index.", "Give at least one.")
     total = source.n_blocks
     span = (total * number // of, total * (number + 1) // of, total)
-    keys = [(target, identity_of(source, target)) for target in targets]
-    folders = {index_key(identity, settings): (target, identity) for target, identity in keys}
-    if len(folders) < len(targets):
-        raise LensError("The same SAE is given twice.", "Give each SAE once, and each its own name.")
+    folders = keys_of(source, targets, settings)
     root = Path(out)
     todo = {key: pair for key, pair in folders.items() if not (root / key / "manifest.json").exists()}
-    parts = {key: root / (f"{key}.part-{number}-of-{of}") for key in todo}
+    parts = {key: root / part_name(key, shard) for key in todo}
     with ExitStack() as stack:
         open_parts = [
             (todo[key][0], stack.enter_context(IndexPart(folder, todo[key][1], settings, span)))
@@ -137,6 +134,22 @@ def build_index(
             finish([folder], root / key, todo[key][0].tables)
             shutil.rmtree(folder)
     return BuildResult(False, tuple(root / key for key in folders))
+
+
+def keys_of(
+    source: ActivationSource, targets: Sequence[Target], settings: IndexSettings
+) -> dict[str, tuple[Target, Identity]]:
+    """Every target and its identity by the key of its index, which names the folder. Raises ``LensError`` for twins."""
+    pairs = [(target, identity_of(source, target)) for target in targets]
+    found = {index_key(identity, settings): (target, identity) for target, identity in pairs}
+    if len(found) < len(targets):
+        raise LensError("The same SAE is given twice.", "Give each SAE once, and each its own name.")
+    return found
+
+
+def part_name(key: str, shard: tuple[int, int]) -> str:
+    """What the folder of part i of n of an index is called."""
+    return f"{key}.part-{shard[0]}-of-{shard[1]}"
 
 
 def check_shard(shard: tuple[int, int]) -> tuple[int, int]:
