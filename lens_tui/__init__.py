@@ -87,6 +87,7 @@ if TYPE_CHECKING:
     from .records.interventions import Arm as Arm
     from .records.interventions import CapProjection as CapProjection
     from .records.interventions import ClampFeature as ClampFeature
+    from .records.interventions import EditPattern as EditPattern
     from .records.interventions import NormMatch as NormMatch
     from .records.interventions import Positions as Positions
     from .records.interventions import ProjectOut as ProjectOut
@@ -181,7 +182,7 @@ else:
             ".records.errors": "LensError LensWarning NotFinite",
             ".records.gates": "Gate Monitor",
             ".records.interventions": (
-                "ALL Ablate AblateHeads Add Arm CapProjection ClampFeature NormMatch Positions ProjectOut "
+                "ALL Ablate AblateHeads Add Arm CapProjection ClampFeature EditPattern NormMatch Positions ProjectOut "
                 "SetProjection Swap"
             ),
             ".records.jacobian_lens": "JacobianLens read_jacobian_lens write_jacobian_lens",

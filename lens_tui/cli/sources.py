@@ -190,6 +190,8 @@ class Vectors:
         gate = None if term.gate is None else self.gate(term.gate)
         if term.kind == "head":
             return (term.heads_off(name, gate),)
+        if term.kind == "edge":
+            return (term.edge_cut(name, gate),)
         if not term.every:
             return (term.row(name, self.vector(term), gate).intervention(),)
         from lens_tui.records.vector_sets import load_vector_set, set_interventions
@@ -218,6 +220,8 @@ class Vectors:
         """The vector that a term names, checked."""
         if term.kind == "head":
             raise LensError(f"head:{term.source} is no vector.", "Name heads in --arm, to take them away.")
+        if term.kind == "edge":
+            raise LensError(f"edge:{term.source} is no vector.", "Name edges in --arm, to cut them.")
         if term.kind == "feature":
             return self.sae.vector(term.feature)
         if term.kind == "random":

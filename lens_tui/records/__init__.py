@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .interventions import Arm as Arm
     from .interventions import CapProjection as CapProjection
     from .interventions import ClampFeature as ClampFeature
+    from .interventions import EditPattern as EditPattern
     from .interventions import Intervention as Intervention
     from .interventions import NormMatch as NormMatch
     from .interventions import Positions as Positions
@@ -82,8 +83,8 @@ else:
             ".graph_influence": "GraphScores",
             ".info": "ModelInfo SAEInfo",
             ".interventions": (
-                "ALL Ablate AblateHeads Add Arm CapProjection ClampFeature Intervention NormMatch Positions ProjectOut "
-                "SetProjection Swap"
+                "ALL Ablate AblateHeads Add Arm CapProjection ClampFeature EditPattern Intervention NormMatch "
+                "Positions ProjectOut SetProjection Swap"
             ),
             ".measures": (
                 "AttentionPattern Controlled Curve Degeneration DeltaLoss Divergence DosePoint DoseResponse "

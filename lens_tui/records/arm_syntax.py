@@ -11,6 +11,9 @@ scores below 0; its source is one of those of a term, its layer by default the s
 is a set: the vectors of every layer in a file, or in a folder of files, at half of the lengths they were made with.
 ``head:7.4`` (layer 7, head 4; ``head:7.4,5`` two of them) puts zero in the place of what heads hand on; it may have
 positions and a gate, but no scale.
+``edge:7.4:5`` cuts what heads attend to: nothing looks at token 5 through head 7.4, whose other weights make up for it
+(``:zero`` behind it: they do not). ``edge:7.4:11/5`` is of token 11 alone, ``edge:7:0,1:last`` of every head of the
+layer, ``edge:7.4:system`` of a chat's part. A negative number counts from the end of the prompt.
 """
 
 from __future__ import annotations
@@ -22,22 +25,44 @@ from typing import Literal
 
 from .errors import LensError
 from .gates import Gate, Monitor, Side, Watched
-from .interventions import HEADS_OFF, MODES, POSITIONS, ROLES, AblateHeads, BenchRow, mode_of, positions_of
+from .interventions import (
+    HEADS_OFF,
+    MODES,
+    POSITIONS,
+    ROLES,
+    AblateHeads,
+    BenchRow,
+    EditPattern,
+    Intervention,
+    Positions,
+    mode_of,
+    positions_name,
+    positions_of,
+)
 from .steering_vector import SteeringVector
 
 _WORDS = rf"(?::(?:{'|'.join([mode.id for mode in MODES] + [*POSITIONS, *ROLES])})\b)*"
 _HEAD = r"(?<![^\s=+])head:\d{1,9}\.\d{1,9}(?:,\d{1,9})*"
+_TOKENS = r"-?\d{1,9}(?:,-?\d{1,9})*"
+_EDGE = (
+    rf"(?<![^\s=+])edge:\d{{1,9}}(?:\.\d{{1,9}}(?:,\d{{1,9}})*)?"
+    rf":(?:(?:{_TOKENS}/)?{_TOKENS}|{'|'.join([*POSITIONS, *ROLES])})(?::zero)?"
+)
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _GATE = rf"(?:\?[^?<>]+[<>]{_NUMBER})?"
 _TERM = re.compile(
     rf"^(?P<source>.+?)(?:@(?P<layer>-?[0-9]{{1,9}}|all))?(?:\*(?P<scale>{_NUMBER}))?(?P<words>{_WORDS})(?P<gate>{_GATE})$"
 )
+_CUT = re.compile(rf"^(?P<source>{_EDGE})(?P<words>{_WORDS})(?P<gate>{_GATE})$")
 _GATED = re.compile(rf"^\?(?P<source>[^?<>]+?)(?:@(?P<layer>-?[0-9]{{1,9}}))?(?P<side>[<>])(?P<threshold>{_NUMBER})$")
-_BETWEEN = re.compile(rf"(?<=\*)({_NUMBER}{_WORDS}{_GATE})\s*\+\s*|((?::project_out|{_HEAD}){_WORDS}{_GATE})\s*\+\s*")
+_BETWEEN = re.compile(
+    rf"(?<=\*)({_NUMBER}{_WORDS}{_GATE})\s*\+\s*|((?::project_out|{_HEAD}|{_EDGE}){_WORDS}{_GATE})\s*\+\s*"
+)
 _NAME = re.compile(r"^(?P<name>[^=*@]+)=(?P<rest>.+)$")
 
 _HELP = "Write it as [NAME=]SOURCE[@LAYER]*SCALE, for example f2666*22, kjv=f75*22+f2666*5 or random:0@4*22."
-Kind = Literal["feature", "random", "file", "head"]
+Kind = Literal["feature", "random", "file", "head", "edge"]
+_BEFORE = {"feature": "f", "random": "random:", "head": "head:", "edge": "edge:"}
 _SIDES: dict[str, Side] = {">": "above", "<": "below"}
 
 
@@ -95,10 +120,10 @@ class Term:
     @property
     def written(self) -> str:
         """The term as :func:`parse_arm` reads it."""
-        source = {"feature": "f", "random": "random:", "head": "head:"}.get(self.kind, "") + self.source
+        source = _BEFORE.get(self.kind, "") + self.source
         where = "@all" if self.every else "" if self.layer is None else f"@{self.layer}"
         amount = f"*{exact(self.scale)}" if mode_of(self.mode).amount else ""
-        mode = "add" if self.kind == "head" else self.mode  # a head has no other
+        mode = "add" if self.kind in ("head", "edge") else self.mode  # they have no other
         words = [word for word, usual in ((mode, "add"), (self.positions, "all")) if word != usual]
         return ":".join([source + where + amount, *words]) + ("" if self.gate is None else self.gate.written)
 
@@ -107,6 +132,21 @@ class Term:
         layer, _, heads = self.source.partition(".")
         numbers = tuple(int(head) for head in heads.split(","))
         return AblateHeads(id=name, layer=int(layer), heads=numbers, positions=positions_of(self.positions), gate=gate)
+
+    def edge_cut(self, name: str, gate: Gate | None = None) -> EditPattern:
+        """What cuts the edges of a term of edges."""
+        place, sources, *rest = self.source.split(":")
+        layer, _, heads = place.partition(".")
+        queries, _, keys = sources.rpartition("/")
+        return EditPattern(
+            id=name,
+            layer=int(layer),
+            heads=tuple(int(head) for head in heads.split(",") if head),
+            sources=_tokens(keys),
+            positions=_tokens(queries) if queries else positions_of(self.positions),
+            renormalise=not rest,
+            gate=gate,
+        )
 
     def row(self, name: str, vector: SteeringVector, gate: Gate | None = None) -> BenchRow:
         """The row of this id, its vector and what its gate reads found."""
@@ -141,6 +181,8 @@ def _split(body: str) -> list[str]:
 
 
 def _term(part: str, whole: str, default: float | None) -> Term:
+    if part.strip().startswith("edge:"):
+        return _edge(part.strip(), whole)
     match = _TERM.match(part.strip())
     words = match["words"].split(":")[1:] if match else []
     known = {mode.id for mode in MODES}
@@ -181,6 +223,45 @@ def _heads(match: re.Match[str], words: Sequence[str], whole: str) -> Term:
         raise LensError(f"The arm {whole!r} gives heads more than positions.", "Write head:LAYER.HEAD, as head:7.4.")
     source, where = match["source"].strip().removeprefix("head:"), places[0] if places else "all"
     return Term("head", source, None, 0.0, HEADS_OFF.id, where, gate=_gate(match["gate"], whole))
+
+
+_EDGES = "Write edge:LAYER.HEAD:SOURCE, as edge:7.4:5, or edge:LAYER.HEAD:TOKEN/SOURCE; :zero may stand behind it."
+
+
+def _edge(part: str, whole: str) -> Term:
+    match = _CUT.match(part)
+    words = match["words"].split(":")[1:] if match else []
+    if match is None or len(words) > ("/" not in match["source"]) or not set(words) <= {*POSITIONS, *ROLES}:
+        raise LensError(f"The arm {whole!r} cannot be read at {part!r}.", _EDGES)
+    source = match["source"].removeprefix("edge:")
+    return Term("edge", source, None, 0.0, HEADS_OFF.id, words[0] if words else "all", gate=_gate(match["gate"], whole))
+
+
+def _tokens(written: str) -> Positions:
+    """Positions as an edge names them: numbers, or the name of a kind or role."""
+    if written[-1:].isdigit():
+        return Positions("indices", tuple(int(number) for number in written.split(",")))
+    return positions_of(written)
+
+
+def edge_term(item: Intervention, gate: GateTerm | None) -> Term | None:
+    """An edit of a pattern as a term, ``None`` where there are no words for it."""
+    if not isinstance(item, EditPattern) or item.weights is not None:
+        return None
+    sources, queries = _written(item.sources), _written(item.positions)
+    if not sources or not queries:
+        return None
+    named = positions_name(item.positions)
+    heads = "." + ",".join(map(str, item.heads)) if item.heads else ""
+    looked = sources if named else f"{queries}/{sources}"
+    if not named and not sources[-1:].isdigit():
+        return None
+    source = f"{item.layer}{heads}:{looked}" + ("" if item.renormalise else ":zero")
+    return Term("edge", source, None, 0.0, HEADS_OFF.id, named or "all", gate=gate)
+
+
+def _written(positions: Positions) -> str:
+    return ",".join(map(str, positions.indices)) if positions.kind == "indices" else positions_name(positions)
 
 
 def _gate(written: str, whole: str) -> GateTerm | None:

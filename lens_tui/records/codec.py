@@ -23,6 +23,7 @@ from .interventions import (
     Add,
     CapProjection,
     ClampFeature,
+    EditPattern,
     Intervention,
     NormMatch,
     ProjectOut,
@@ -37,7 +38,18 @@ Record = TypeVar("Record")
 
 _MODES: dict[str, type[Intervention]] = {
     **{
-        kind.mode: kind for kind in (Add, NormMatch, ProjectOut, SetProjection, Swap, ClampFeature, Ablate, AblateHeads)
+        kind.mode: kind
+        for kind in (
+            Add,
+            NormMatch,
+            ProjectOut,
+            SetProjection,
+            Swap,
+            ClampFeature,
+            Ablate,
+            AblateHeads,
+            EditPattern,
+        )
     },
     **dict.fromkeys(("at_most", "at_least", "between"), CapProjection),
     "set_projection": SetProjection,  # the names that older files have

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lens_tui import demo
-from lens_tui.records import AblateHeads, Arm, Intervention, LensError, Sampling, SteeringVector
-from lens_tui.records.arm_syntax import GateTerm, Term, exact, written_arm
+from lens_tui.records import AblateHeads, Arm, EditPattern, Intervention, LensError, Sampling, SteeringVector
+from lens_tui.records.arm_syntax import GateTerm, Term, edge_term, exact, written_arm
 from lens_tui.records.chat import Turn
 from lens_tui.records.gates import Gate, Watched, monitor_of
 from lens_tui.records.interventions import HEADS_OFF, amount_of, positions_name
@@ -49,6 +49,11 @@ class _Command:
             gate, source = self._gate(item.gate), f"{item.layer}.{','.join(map(str, item.heads))}"
             if gate is not None or item.gate is None:
                 return Term("head", source, None, 0.0, HEADS_OFF.id, where, gate=gate)
+        if isinstance(item, EditPattern) and item.precision == "model":
+            gate = self._gate(item.gate)
+            found = edge_term(item, gate) if gate is not None or item.gate is None else None
+            if found is not None:
+                return found
         sayable = bool(where) and item.precision == "model" and amount is not None
         if vector is not None and sayable and item.site == vector.site:
             term, gate = self._source(vector, item.layer), self._gate(item.gate)

@@ -6,6 +6,7 @@ import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +14,20 @@ from typer.testing import CliRunner
 
 from lens_tui import LensModel, PromptPair, Receiver, causal_trace, patch, patch_edges, path_patch
 from lens_tui.cli.command import app
-from lens_tui.records import AblateHeads, Arm, Sampling, Token
+from lens_tui.records import AblateHeads, Arm, EditPattern, Sampling, Token
 from lens_tui.records.patch_plan import EXAMPLE, PatchPlan
+from lens_tui.records.run_record import ArmRecord, RunRecord
 from lens_tui.tasks.causes import answer, command_of
+from lens_tui.tasks.run_command import as_command
 
 CLEAN = "Lily saw a red ball. She wanted to play with the red"
 CORRUPTED = "Lily saw a red car. She wanted to play with the red"
 TOKENS = ["-a", " ball", "-w", " car"]
+
+
+def pattern(**values: Any) -> EditPattern:
+    """The record, its positions as people write them."""
+    return EditPattern(**values)
 
 
 def run(*arguments: str, status: int = 0) -> str:
@@ -128,6 +136,27 @@ def test_heads_off_in_an_arm_are_the_librarys_ablation() -> None:
     assert arm["token_ids"] == [token.token_id for token in tokens if token.arm == 1]
     assert arm["mean_kl"] == pytest.approx(np.mean([token.kl for token in tokens if token.arm == 1]), abs=1e-3)
     assert arm["mean_kl"] > 0
+
+
+def test_an_edge_cut_in_an_arm_is_the_librarys_and_its_command_says_it() -> None:
+    lens = LensModel("demo")
+    arm = "off=edge:7.4:5+edge:6.5:13/5:zero"
+    done = CliRunner().invoke(app, ["compare", CLEAN, "-a", arm, "--max-tokens", "4", "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)["arms"][1]
+    off = Arm(
+        "off",
+        (
+            pattern(id="x", layer=7, heads=(4,), sources=[5]),
+            pattern(id="y", layer=6, heads=(5,), sources=[5], positions=[13], renormalise=False),
+        ),
+    )
+    tokens = [event for event in lens.compare(CLEAN, [Arm("baseline"), off], Sampling(4)) if isinstance(event, Token)]
+    assert found["token_ids"] == [token.token_id for token in tokens if token.arm == 1]
+    assert found["mean_kl"] == pytest.approx(np.mean([token.kl for token in tokens if token.arm == 1]), abs=1e-3)
+    assert found["mean_kl"] > 0
+    run = RunRecord(prompt=CLEAN, arms=(ArmRecord(off),), model="demo")
+    assert shlex.join(["--arm", arm]) in as_command(run)
 
 
 def test_paths_and_edges_are_the_librarys() -> None:

@@ -8,6 +8,7 @@ interventions are held against. ``edit(layer, site, x)`` may change a tensor; ``
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -41,8 +42,19 @@ def rope(x: Array, base: float) -> Array:
     return np.concatenate([left * cos - right * sin, left * sin + right * cos], axis=-1)
 
 
-def attend(q: Array, k: Array, v: Array, scale: float, window: int | None) -> Array:
-    """Causal attention, within ``window`` tokens if given; k and v shared by groups of heads."""
+def attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    scale: float,
+    window: int | None,
+    look: Callable[[Array], Array] = lambda scores: scores,
+    read: Callable[[Array], Array] = lambda weights: weights,
+) -> Array:
+    """Causal attention, within ``window`` tokens if given; k and v shared by groups of heads.
+
+    ``look`` may change the scores, ``read`` the weights, (heads, tokens, tokens).
+    """
     group = q.shape[0] // k.shape[0]
     k, v = np.repeat(k, group, axis=0), np.repeat(v, group, axis=0)
     scores = q @ k.transpose(0, 2, 1) * scale
@@ -50,9 +62,9 @@ def attend(q: Array, k: Array, v: Array, scale: float, window: int | None) -> Ar
     allowed = at[:, None] >= at[None]
     if window is not None:
         allowed &= at[:, None] - at[None] < window
-    scores = np.where(allowed, scores, -np.inf)
+    scores = look(np.where(allowed, scores, -np.inf))
     p = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    out: Array = (p / p.sum(axis=-1, keepdims=True)) @ v
+    out: Array = read(p / p.sum(axis=-1, keepdims=True)) @ v
     return out
 
 
@@ -73,7 +85,8 @@ def llama(model: Any, ids: tuple[int, ...], edit: Edit = unchanged) -> Array:
         }
         q, k, v = (edit(layer, f"attn_{m}", n[m] @ w[p + f"self_attn.{m}_proj.weight"].T) for m in "qkv")
         heads = (_heads(q, a.num_attention_heads), _heads(k, a.num_key_value_heads), _heads(v, a.num_key_value_heads))
-        z = attend(rope(heads[0], a.rope_theta), rope(heads[1], a.rope_theta), heads[2], 16**-0.5, None)
+        inner = [partial(edit, layer, site) for site in ("attn_scores", "attn_pattern")]
+        z = attend(rope(heads[0], a.rope_theta), rope(heads[1], a.rope_theta), heads[2], 16**-0.5, None, *inner)
         z = edit(layer, "attn_z", z.transpose(1, 0, 2).reshape(len(ids), -1))
         x = x + edit(layer, "attn_out", z @ w[p + "self_attn.o_proj.weight"].T)
         read = edit(layer, "read_mlp", x)
@@ -100,7 +113,8 @@ def gemma3(model: Any, ids: tuple[int, ...], edit: Edit = unchanged) -> Array:
         q, k, v = (edit(layer, f"attn_{m}", n[m] @ w[p + f"self_attn.{m}_proj.weight"].T) for m in "qkv")
         q = rms(_heads(q, 4), 1 + w[p + "self_attn.q_norm.weight"], eps)
         k = rms(_heads(k, 2), 1 + w[p + "self_attn.k_norm.weight"], eps)
-        z = attend(rope(q, base), rope(k, base), _heads(v, 2), 16**-0.5, window)
+        inner = [partial(edit, layer, site) for site in ("attn_scores", "attn_pattern")]
+        z = attend(rope(q, base), rope(k, base), _heads(v, 2), 16**-0.5, window, *inner)
         z = edit(layer, "attn_z", z.transpose(1, 0, 2).reshape(len(ids), -1))
         r = edit(layer, "attn_out", z @ w[p + "self_attn.o_proj.weight"].T)
         x = x + edit(layer, "attn_out_normed", rms(r, 1 + w[p + "post_attention_layernorm.weight"], eps))

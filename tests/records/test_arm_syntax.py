@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lens_tui.records import LensError
-from lens_tui.records.arm_syntax import ArmSpec, GateTerm, Term, parse_arm, written_arm
+from lens_tui.records import EditPattern, LensError, Positions
+from lens_tui.records.arm_syntax import ArmSpec, GateTerm, Term, edge_term, parse_arm, written_arm
 from lens_tui.records.interventions import MODES, POSITIONS, mode_of
 
 
@@ -173,3 +174,36 @@ def test_heads_stand_beside_other_terms_and_have_no_scale() -> None:
     for wrong in ("head:7.4*3", "head:7.4@2", "head:7.4:set"):
         with pytest.raises(LensError, match="heads"):
             parse_arm(wrong)
+
+
+@pytest.mark.parametrize(
+    ("written", "layer", "heads", "sources", "looking", "renormalise"),
+    [
+        ("edge:7.4:5", 7, (4,), (5,), Positions(), True),
+        ("off=edge:0.4,5:2,-3:zero:generated", 0, (4, 5), (2, -3), Positions("generated"), False),
+        ("edge:3:11,12/0", 3, (), (0,), Positions("indices", (11, 12)), True),
+        ("edge:3.1:user:assistant", 3, (1,), "user", Positions("role", role="assistant"), True),
+    ],
+)
+def test_edges_are_cut_by_their_numbers(
+    written: str, layer: int, heads: tuple[int, ...], sources: Any, looking: Positions, renormalise: bool
+) -> None:
+    (term,) = parse_arm(written).terms
+    record = term.edge_cut("x")
+    assert (record.layer, record.heads, record.positions, record.renormalise) == (layer, heads, looking, renormalise)
+    named = Positions("role", role=sources) if isinstance(sources, str) else Positions("indices", sources)
+    assert record.sources == named
+    assert parse_arm(term.written).terms == (term,)
+    assert edge_term(record, None) == term
+
+
+def test_edges_stand_beside_other_terms_and_what_no_edge_is_is_refused() -> None:
+    terms = parse_arm("both=edge:7.4:5+f2666*22+edge:6:0:zero+head:6.5+edge:1.1:3/2?f75>1.5").terms
+    assert [term.kind for term in terms] == ["edge", "feature", "edge", "head", "edge"]
+    assert terms[-1].gate is not None
+    for wrong in ("edge:7.4", "edge:7.4:5*3", "edge:7.4:5/2:last", "edge:7.4:5@2", "edge:x:5", "edge:7.4:nobody"):
+        with pytest.raises(LensError, match="cannot be read") as caught:
+            parse_arm(wrong)
+        assert "edge:LAYER.HEAD:SOURCE" in (caught.value.hint or "")
+    weights = EditPattern(id="w", layer=1, weights=np.eye(3, dtype=np.float32)[None])
+    assert edge_term(weights, None) is None

@@ -17,6 +17,7 @@ from lens_tui.records import (
     Arm,
     CapProjection,
     ClampFeature,
+    EditPattern,
     Intervention,
     LensError,
     NormMatch,
@@ -44,6 +45,8 @@ EVERY: list[Intervention] = [
     Ablate(**COMMON, mean=np.linspace(-1, 1, 17, dtype=np.float32)),
     Ablate(id="b", layer=0),
     AblateHeads(id="h", layer=1, heads=(2, 0), mean=np.linspace(-1, 1, 8, dtype=np.float32)),
+    EditPattern(**COMMON, heads=(2,), sources=Positions("slice", start=1, stop=4), renormalise=False),
+    EditPattern(**COMMON, heads=(0, 2), weights=np.tril(np.full((2, 3, 3), 0.3, dtype=np.float32))),
     Swap(**COMMON, vector=VECTOR, other=SteeringVector.of("cats", np.cos(np.arange(33)), 3)),
 ]
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx.nn.layers.base import Module
 
 from lens_tui.records import LensError, Positions
@@ -292,7 +293,7 @@ class Where:
     Where rows are different prompts, ``row_spans`` holds each row's spans, and ``real``
     (rows, tokens, 1) says which tokens are not padding (``None``: all of them). ``readings`` are those of monitors,
     as the forward comes to them; ``opened``, where it is asked for, is given the mask of each gated record, by its id,
-    layer and site.
+    layer and site. ``attended`` has what a layer's heads attend to, where a pattern is edited, once it is known.
     """
 
     offset: Offset | None
@@ -306,6 +307,7 @@ class Where:
     real: mx.array | None = None
     readings: dict[Monitor, mx.array] = field(default_factory=dict)
     opened: dict[tuple[str, int, str], mx.array] | None = None
+    attended: dict[int, Any] = field(default_factory=dict)
 
 
 def touched(positions: Positions, where: Where) -> Mask:
@@ -336,6 +338,28 @@ def _within(bounds: list[tuple[Any, Any]], where: Where) -> Mask:
         part = (at >= _column(start)) & (at < _column(stop))
         mask = part if mask is None else mask | part
     return False if mask is None else mask[..., None]
+
+
+def sources_at(positions: Positions, at: mx.array, where: Where) -> mx.array:
+    """Which of the absolute positions ``at``, of any shape, are named: tokens that others attend to."""
+    if positions.kind == "role" and where.row_spans is not None:
+        return mx.concatenate([_one_row(positions, at, where, row) for row in range(len(where.row_spans))])
+    bounds = _role_bounds(positions.role, where) if positions.kind == "role" else _bounds(positions, where)
+    found = mx.zeros(at.shape, dtype=mx.bool_)
+    for start, stop in bounds:
+        found = found | ((at >= _column(start)) & (at < _column(stop)))
+    return found
+
+
+def _one_row(positions: Positions, at: mx.array, where: Where, row: int) -> mx.array:
+    """One row of a batch of different prompts; one without that role names nothing."""
+    assert where.row_spans is not None
+    end = int(np.array(where.n_prompt)[row]) if isinstance(where.n_prompt, mx.array) else where.n_prompt
+    spans = where.row_spans[row] or ()
+    mine = at[min(row, len(at) - 1)][None]
+    if positions.role != "assistant" and positions.role not in {name for name, *_ in spans}:
+        return mx.zeros(mine.shape, dtype=mx.bool_)
+    return sources_at(positions, mine, replace(where, spans=spans, n_prompt=end, row_spans=None))
 
 
 def absolute(where: Where) -> mx.array:
@@ -422,6 +446,14 @@ def _not_bos(where: Where) -> Mask:
 def _role(role: str, where: Where) -> Mask:
     if where.row_spans is not None:
         return _role_by_rows(role, where, where.row_spans)
+    bounds = _role_bounds(role, where)
+    if role == "thinking" and where.thinking is not None:
+        return where.thinking[..., None]
+    return _within(bounds, where)
+
+
+def _role_bounds(role: str, where: Where) -> list[tuple[Any, Any]]:
+    """Half-open ranges of absolute positions of a role, where every row has the same prompt."""
     if where.spans is None or where.n_prompt is None:
         raise LensError(
             f"Positions of role {role!r} cannot be determined: the prompt was not made from chat messages.",
@@ -430,13 +462,10 @@ def _role(role: str, where: Where) -> Mask:
     bounds: list[tuple[Any, Any]] = [(start, stop) for name, start, stop in where.spans if name == role]
     if role == "assistant":
         bounds.append((where.n_prompt, _END))
-    if role == "thinking":
-        prompt = _within(bounds, where)
-        return prompt if where.thinking is None else where.thinking[..., None]
-    if not bounds:
+    if not bounds and role != "thinking":
         known = ", ".join(sorted({span[0] for span in where.spans}))
         raise LensError(f"The prompt has no {role!r} part.", f"It has: {known}.")
-    return _within(bounds, where)
+    return bounds
 
 
 def _role_by_rows(role: str, where: Where, rows: tuple[Spans | None, ...]) -> Mask:

@@ -28,6 +28,7 @@ from lens_tui.records import (
     CapProjection,
     ClampFeature,
     Dose,
+    EditPattern,
     Intervention,
     LensError,
     NormMatch,
@@ -39,6 +40,7 @@ from lens_tui.records import (
 from lens_tui.records.gates import Monitor
 
 from .head_records import ablate_heads
+from .pattern_edits import PatternEdit, edit_pattern
 from .places import Mask, Where, touched
 from .readings import (
     FeatureSource,
@@ -55,6 +57,7 @@ from .readings import (
 )
 
 Delta = Callable[[mx.array], mx.array]
+"""The change of ``h``."""
 
 
 def add(direction: mx.array, scale: float) -> Delta:
@@ -107,7 +110,7 @@ def ablate(mean: mx.array | None) -> Delta:
     return lambda h: -h if mean is None else mean - h
 
 
-def delta_of(record: Intervention, sources: Mapping[str, FeatureSource], width: int) -> Delta:
+def delta_of(record: Intervention, sources: Mapping[str, FeatureSource], width: int) -> Delta | PatternEdit:
     """The function of a record. Raises :class:`LensError` for an SAE or a kind that is not known."""
     match record:
         case Add():
@@ -126,6 +129,8 @@ def delta_of(record: Intervention, sources: Mapping[str, FeatureSource], width: 
             return clamp_feature(source_named(record.sae, sources), record.feature, record.value)
         case AblateHeads():
             return ablate_heads(record, width)
+        case EditPattern():
+            return edit_pattern(record)
         case Ablate():
             return ablate(None if record.mean is None else evaluated(np.asarray(record.mean, dtype=np.float32)))
     raise LensError(f"Nothing is known of an intervention of kind {type(record).__name__}.")
@@ -137,6 +142,8 @@ def must_move(record: Intervention) -> bool:
         return False
     if isinstance(record, (Add, NormMatch)):
         return record.scale != 0.0
+    if isinstance(record, EditPattern):
+        return record.weights is None  # another run's pattern may be this one's
     return isinstance(record, (ProjectOut, Ablate, AblateHeads))
 
 
@@ -189,7 +196,7 @@ class _Change:
     """One record on some rows; ``rows`` is ``None`` for all, else a bool array (rows, 1, 1)."""
 
     record: Intervention
-    delta: Delta
+    delta: Delta | PatternEdit
     rows: mx.array | None
     opening: Opening | None = None
 
@@ -327,7 +334,11 @@ def _applied(step: _Fused | _Change, h: mx.array, where: Where) -> tuple[mx.arra
         mask = _both(mask, step.opening(h, where))
         if where.opened is not None and not isinstance(mask, bool):
             where.opened[step.record.id, step.record.layer, step.record.site] = mask
-    return _moved(step.delta, h.astype(mx.float32), mask), mask
+    delta = step.delta.given(where) if isinstance(step.delta, PatternEdit) else step.delta
+    moved = _moved(delta, h.astype(mx.float32), mask)
+    if isinstance(step.delta, PatternEdit):
+        step.delta.keep(where, mask)
+    return moved, mask
 
 
 def _run_hook(step: _UserChange, h: mx.array, where: Where) -> mx.array:
@@ -476,6 +487,11 @@ class DoseMeter:
     def check_moved(self, row: int, keys: Sequence[Key], name: str) -> None:
         """Raise :class:`LensError` if a site that had to move was measured and did not."""
         for dose in self.doses(row, keys):
+            if dose.asked == 0.0:
+                raise LensError(
+                    f"{name} moves nothing at layer {dose.layer} {dose.site}: what it takes away is not there.",
+                    "Change its positions, or what it takes away.",
+                )
             if dose.delivered == 0.0:
                 raise LensError(
                     f"{name} moves nothing at layer {dose.layer} {dose.site}: a change of length {dose.asked:.3g} "

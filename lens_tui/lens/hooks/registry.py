@@ -24,11 +24,12 @@ from typing import Any, TypeVar
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
-from lens_tui.records import ClampFeature, Intervention
+from lens_tui.records import ClampFeature, EditPattern, Intervention
 from lens_tui.records.gates import Gate, Monitor
 
 from ..architecture.find import Decoder
 from ..architecture.taps import Call, Tap, first_of, input_of, install, uninstall
+from .pattern_edits import Rehearsal, rehearsed
 from .places import CacheLedger, Offset, Point, SiteMap, Spans, Where, caches_of
 from .program import DoseMeter, Hook, Item, Key, Program, build, has_effect
 from .readings import FeatureSource
@@ -78,9 +79,10 @@ class PlanEntry:
 
     @property
     def keys(self) -> tuple[Key, ...]:
-        """What is touched, and where its gate is read, if it has one."""
+        """What is touched, where its gate is read, if it has one, and the attention whose pattern it edits."""
         monitor = self.monitor
-        return (self.key,) if monitor is None else (self.key, (monitor.layer, monitor.site))
+        found = (self.key,) if monitor is None else (self.key, (monitor.layer, monitor.site))
+        return (*found, (self.item.layer, "attn_out")) if isinstance(self.item, EditPattern) else found
 
 
 class Recorder:
@@ -192,6 +194,8 @@ class _Forward:
     run: Run
     called: set[Key] = field(default_factory=set)
     passes: dict[int, int] = field(default_factory=dict)
+    patterns: frozenset[int] = frozenset()
+    rehearsal: Rehearsal | None = None
 
 
 _AMBIENT: ContextVar[tuple[PlanEntry | Recorder, ...]] = ContextVar("lens_ambient", default=())
@@ -403,7 +407,10 @@ class Registry:
         for recorder in recorders:
             recorder.begin(own, starts=not caches or (isinstance(offset, int) and offset == 0))
         programs = self.programs(run.plan)
-        return _Forward(where, programs, tuple((item, frozenset(item.places)) for item in recorders), run)
+        items = (entry.item for row in run.plan.rows for entry in row)
+        edited = frozenset(item.layer for item in items if isinstance(item, EditPattern) and has_effect(item))
+        places = tuple((item, frozenset(item.places)) for item in recorders)
+        return _Forward(where, programs, places, run, patterns=edited)
 
     def programs(self, plan: Plan) -> dict[Key, Program]:
         """The plan's programs by site, built once for each state of the plan."""
@@ -426,6 +433,10 @@ class Registry:
         if forward is None:
             return call(*args, **kwargs)
         here: Iterable[tuple[Key, Point]] = points.items()
+        if forward.patterns and forward.rehearsal is None:
+            layer = next((layer for layer, site in points if site == "attn_out" and layer in forward.patterns), None)
+            if layer is not None:
+                return self._with_pattern(forward, layer, points, call, args, kwargs)
         if self.decoder.passes > 1:
             here = self._in_this_pass(forward, points)
         for key, point in here:
@@ -443,6 +454,17 @@ class Registry:
                     output = point.write(output, changed)
         return output
 
+    def _with_pattern(
+        self, forward: _Forward, layer: int, points: dict[Key, Point], call: Call, args: Any, kwargs: Any
+    ) -> Any:
+        """An attention whose pattern is edited: it is called to see what it attends to, and then for its output."""
+        forward.rehearsal = Rehearsal(layer, self.sites.point(layer, "attn_out").module)
+        try:
+            attend, kwargs = rehearsed(forward.rehearsal, forward.where, call, args, kwargs)
+            return self._visit(points, attend, args, kwargs)
+        finally:
+            forward.rehearsal = None
+
     def _in_this_pass(self, forward: _Forward, points: dict[Key, Point]) -> tuple[tuple[Key, Point], ...]:
         """The sites of a module in a model that goes through its blocks several times: those of this pass."""
         now = forward.passes.get(id(points), 0)
@@ -451,7 +473,9 @@ class Registry:
         return tuple((key, point) for key, point in points.items() if key[0] // blocks == now)
 
     def _at(self, forward: _Forward, key: Key, h: mx.array) -> mx.array:
-        run = forward.run
+        run, rehearsal = forward.run, forward.rehearsal
+        if rehearsal is not None and rehearsal.withholds(key, h):
+            return rehearsal.known.get(key, h)
         forward.called.add(key)
         if run.resume is not None and run.resume.key == key:
             h = run.resume.hidden
@@ -466,6 +490,8 @@ class Registry:
             if key in places:
                 seen = h if run.captured_rows is None else h[: run.captured_rows]
                 recorder.record(key, seen.astype(h.dtype))  # an alias: models may change h in place afterwards
+        if rehearsal is not None:
+            rehearsal.keep(key, h)
         return h
 
 

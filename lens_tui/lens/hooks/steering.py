@@ -26,6 +26,7 @@ from lens_tui.records import (
     CapProjection,
     ClampFeature,
     Dose,
+    EditPattern,
     FloatArray,
     Intervention,
     LensError,
@@ -41,6 +42,7 @@ from lens_tui.records.steering_vector import numbers
 from .capture_result import CaptureResult, MonitorReader
 from .head_records import checked_heads
 from .passage import Passage
+from .pattern_checks import checked_pattern
 from .places import Spans, reach, reaches_scored
 from .program import DoseMeter, Item, Key, has_effect
 from .readings import FeatureSource, decoder_row, source_named
@@ -169,6 +171,8 @@ def checked(record: Intervention, registry: Registry) -> Intervention:
             _check_direction(getattr(record, name), record, width, registry)
     if isinstance(record, AblateHeads):
         record = checked_heads(record, registry.sites, width)
+    if isinstance(record, EditPattern):
+        record = checked_pattern(record, registry)
     _check_kind(record, registry, width)
     _check_positions(record)
     if record.gate is not None:

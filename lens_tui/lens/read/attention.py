@@ -11,7 +11,7 @@ gives queries, keys and values, that proof also tells which of its columns are w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 from mlx.nn.layers.base import Module
 from numpy.typing import NDArray
 
-from lens_tui.records import FloatArray, Intervention, LensError
+from lens_tui.records import EditPattern, FloatArray, Intervention, LensError
 from lens_tui.records.measures import AttentionPattern
 
 from ..architecture.find import heads_of
@@ -74,7 +74,8 @@ def attention_patterns(
         lens: The model.
         text: A text, or its token ids.
         layers: One or several; negative ones count from the end.
-        interventions: Replace those of the blocks around the call, which hold otherwise.
+        interventions: Replace those of the blocks around the call, which hold otherwise. A pattern that
+            ``EditPattern`` changes is read as it was edited.
 
     Returns:
         For each layer the weights (heads, tokens, tokens).
@@ -97,7 +98,7 @@ def attention_patterns(
             f"The patterns of {len(where)} layers over {len(ids)} tokens take {size / 2**30:.1f} GiB.",
             "Read fewer layers or a shorter text.",
         )
-    _observe(lens, ids, list(probes.values()), interventions)
+    _observe(lens, ids, probes, interventions)
     return tuple(_pattern(lens, layer, ids, probe) for layer, probe in probes.items())
 
 
@@ -119,7 +120,7 @@ def _probe(lens: Core, layer: int) -> _Probe:
 
 
 def _observe(
-    lens: Core, ids: Sequence[int], probes: Sequence[_Probe], interventions: Sequence[Intervention] | None
+    lens: Core, ids: Sequence[int], probes: Mapping[int, _Probe], interventions: Sequence[Intervention] | None
 ) -> None:
     """One forward; inside it each probed attention is called again with unit vectors for values."""
     registry = lens.registry
@@ -128,12 +129,22 @@ def _observe(
         entries = tuple(entries_of(interventions, registry))
     run = Run(registry, Plan((entries,)), len(ids))
     with ExitStack() as stack:
-        # Before the probes, which so stand outside: what is steered at a site is seen by them as it continues.
+        # Before the probes, which so stand outside: what is steered at a site is seen by them as it continues. An
+        # edited pattern is what the projection is given, so that it is seen from inside.
+        edited = {entry.item.layer for entry in entries if isinstance(entry.item, EditPattern)}
+        inside: list[tuple[Module, Callable[..., Any]]] = []
+        outside: list[tuple[Module, Callable[..., Any]]] = []
+        for layer, probe in probes.items():
+            *outer, output = _taps(probe, len(ids))
+            outside += outer
+            (inside if layer in edited else outside).append(output)
+        for module, tap in inside:
+            install(module, tap)
+            stack.callback(uninstall, module, tap)
         stack.enter_context(Holding(registry, run.keys))
-        for probe in probes:
-            for module, tap in _taps(probe, len(ids)):
-                install(module, tap)
-                stack.callback(uninstall, module, tap)
+        for module, tap in outside:
+            install(module, tap)
+            stack.callback(uninstall, module, tap)
         registry.forward(run, mx.array([list(ids)], dtype=mx.int32), held=True)
 
 

@@ -154,10 +154,10 @@ def weights_by_hand(name: str, model: Any, ids: list[int], monkeypatch: pytest.M
     found: list[Array] = []
     attend = numpy_models.attend
 
-    def noting(q: Array, k: Array, v: Array, scale: float, window: int | None) -> Array:
+    def noting(q: Array, k: Array, v: Array, scale: float, window: int | None, *edits: Any) -> Array:
         units = np.tile(np.eye(len(ids)), (k.shape[0], 1, 1))
         found.append(attend(q, k, units, scale, window))
-        return attend(q, k, v, scale, window)
+        return attend(q, k, v, scale, window, *edits)
 
     monkeypatch.setattr(numpy_models, "attend", noting)
     getattr(numpy_models, name)(model, tuple(ids))
