@@ -30,6 +30,7 @@ from lens_tui.tui.format import bar, fit, size
 from lens_tui.tui.host import BUSY, FAILED, Activity, LensHost, host
 from lens_tui.tui.keys import SCREENS, by_id
 from lens_tui.tui.session import Session
+from lens_tui.tui.widgets.dirty_compositor import DirtyCompositor
 from lens_tui.tui.widgets.tour_line import TourLine
 
 
@@ -373,6 +374,7 @@ class LensScreen(Screen[None], inherit_bindings=False):
 
     def __init__(self) -> None:
         super().__init__()
+        self._compositor = DirtyCompositor()
         # Styles are applied as the screen is mounted. A count left behind has Textual parse every sheet of the app
         # again when the screen first shows: about a quarter of the time that takes.
         self._css_update_count = self.app._css_update_count
