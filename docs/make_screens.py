@@ -22,7 +22,11 @@ OWN = {
     "history": (
         *(("enter", "show the run again"), ("r", "make the run again and compare every token")),
         *(("space", "choose the run; on a second one, show both side by side"), ("/", "find runs by words")),
-        *(("n N", "the next run found, the one before"), ("esc", "back to Generate")),
+        *(
+            ("l h", "list the runs of a set of prompts under it, fold them"),
+            ("n N", "the next run found, the one before"),
+        ),
+        ("esc", "back to Generate"),
     )
 }
 """The history is a dialogue: its keys are its own, not of the table."""

@@ -54,11 +54,18 @@ JOBS: tuple[Job, ...] = (
     Job("load", "Attach another SAE", ("1", "tab", "enter")),
     Job("steer", "See the vector bench", ("2",), "steer"),
     Job("steer", "Measure the dose-response of a vector", ("2", "v"), "dose"),
+    Job(
+        "steer",
+        "Which layer tells dialogues from stories: a probe of labelled texts",
+        ("2", "a", "9", "'examples/dialogue_or_story.jsonl", "enter"),
+        "steer-probe",
+    ),
     Job("steer", "The kinds of vector that can be added", ("2", "a"), "steer-add"),
     Job("generate", "Compare two steered arms with the baseline", ("r",), "generate"),
     Job("generate", "The same at a higher scale", ("r", "plus", "plus", "plus")),
     Job("generate", "A prompt of your own", ("i", "ctrl+u", "'The king", "enter")),
     Job("generate", "The features of what every arm writes, live", ("F", "r"), "generate-features"),
+    Job("generate", "Read every token with a feature", ("A", "down", "'2666", "enter", "r"), "generate-monitor"),
     Job(
         "generate",
         "Three scales of a vector on five prompts",

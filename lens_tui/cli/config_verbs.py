@@ -1,4 +1,7 @@
-"""The verbs that explain: ``config`` and ``keys`` (what is in force, what is wrong with it) and ``glossary``."""
+"""The verbs that explain: ``config`` and ``keys`` (what is in force, what is wrong with it) and ``glossary``.
+
+``completion`` has the shell know all verbs.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,8 @@ from .sources import Json
 
 if TYPE_CHECKING:
     from lens_tui.records.settings import Settings
+
+_SHELLS = ("bash", "zsh", "fish", "powershell")
 
 verbs = typer.Typer()
 
@@ -178,6 +183,27 @@ def glossary_verb(
         say(f"{item.name}  ({item.id}; {', '.join(item.where)})")
         for line in (item.means, item.unit_and_source):
             say(fill(line, width, initial_indent="  ", subsequent_indent="  "))
+
+
+@verbs.command()
+@sentences
+def completion(
+    shell: Annotated[str, typer.Argument(help="bash, zsh, fish or powershell.")],
+    json: Json = False,
+) -> None:
+    """Print what makes a shell complete verbs and options."""
+    from typer._completion_shared import get_completion_script
+
+    if shell not in _SHELLS:
+        raise LensError(f"There is no completion for {one_line(shell, 60)!r}.", f"Use one of {', '.join(_SHELLS)}.")
+    program = "mlx-lens-tui"
+    variable = f"_{program.replace('-', '_').upper()}_COMPLETE"
+    script = get_completion_script(prog_name=program, complete_var=variable, shell=shell)
+    if json:
+        print_json({"model": None, "shell": shell, "script": script})
+        return
+    for line in script.rstrip().split("\n"):
+        say(line)
 
 
 def _has_words(key: Key, keys: str, words: list[str]) -> bool:

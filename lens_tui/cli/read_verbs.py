@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
     from lens_tui.lens.model import LensModel
+    from lens_tui.sae.base import Reconstruction
     from lens_tui.sae.index.index_reader import FeatureIndex
     from lens_tui.sae.load_sae import SAE
     from lens_tui.tasks.feature_page import Order
@@ -73,7 +74,6 @@ def read(
     Raises:
         LensError: the SAE is not of this model's width or does not say which layer and site it reads.
     """
-    import mlx.core as mx
     import numpy as np
 
     from lens_tui.tasks.feature_page import POOL, rank_tokens
@@ -95,7 +95,7 @@ def read(
     specials = lens.tokens.special_ids()
     special = [token in specials for token in ids]
     plain = [i for i, is_special in enumerate(special) if not is_special]
-    whole = sae.reconstruct(residual[mx.array(plain)]) if plain else None
+    whole = _reconstruction(lens, sae, ids, residual, plain) if plain else None
     return {
         "model": lens.info.name,
         "sae": info.name,
@@ -117,6 +117,17 @@ def read(
             for i, token in enumerate(ids)
         ],
     }
+
+
+def _reconstruction(
+    lens: LensModel, sae: SAE, ids: Sequence[int], residual: mx.array, rows: Sequence[int]
+) -> Reconstruction:
+    """What is made of these rows of what it reads; a transcoder is held against what it should give."""
+    import mlx.core as mx
+
+    which, place = mx.array(list(rows)), sae.info.target
+    goal = None if place is None else lens.residuals(ids, place[0], site=place[1])
+    return sae.reconstruct(residual[which], goal[which] if goal is not None and goal.shape[-1] == sae.d_out else None)
 
 
 def _known(
@@ -176,5 +187,6 @@ def _print_features(result: dict[str, Any]) -> None:
         note(f"dense features left out: those active on more than {DENSE:.0%} of the index's tokens")
     if dense:
         note(f"≋ dense: active on more than {DENSE:.0%} of the index's tokens, so it says little of one token")
-    fits = f"L0 {result['l0']:.1f}, FVU {result['fvu']:.3f}" if result["fvu"] is not None else "no variance to explain"
+    fits = "nothing to measure" if result["l0"] is None else f"L0 {result['l0']:.1f}"
+    fits += "" if result["fvu"] is None else f", FVU {result['fvu']:.3f}"
     note(f"{result['sae']} at layer {result['layer']} {result['site']}: {fits} on this text, special tokens left out")

@@ -329,7 +329,10 @@ def single_token(lens: Core, text: str) -> int:
     ids = [token for token in tokens.encode(text) if token not in special] if text else []
     if len(ids) != 1:
         parts = " + ".join(repr(tokens.display(token)) for token in ids) or "nothing"
-        raise LensError(f"{text!r} is not one token but {parts}.", "Give the token's id, or another text.")
+        spaced = f" {text}"
+        whole = text[:1].strip() and len([token for token in tokens.encode(spaced) if token not in special]) == 1
+        hint = f"With the blank in front, {spaced!r}, it is one." if whole else "Give the token's id, or another text."
+        raise LensError(f"{text!r} is not one token but {parts}.", hint)
     return ids[0]
 
 

@@ -96,6 +96,12 @@ class SAEInfo:
     provenance: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
+    def target(self) -> tuple[int, str] | None:
+        """Layer and site of what a transcoder should give; ``None`` where they are not known, or for an autoencoder."""
+        known = self.is_transcoder and self.layer_out >= 0 and bool(self.site_out)
+        return (self.layer_out, self.site_out) if known else None
+
+    @property
     def is_transcoder(self) -> bool:
         """Whether it gives another tensor than the one it reads."""
         apart = (self.site_out, self.layer_out) not in (("", -1), (self.site, self.layer))

@@ -1,7 +1,8 @@
 """Where things are kept: the platform's folders, or one folder named by ``LENS_TUI_HOME``.
 
 On Linux these follow XDG, on macOS ``~/Library``. With ``LENS_TUI_HOME`` set
-everything is under that folder, which is what tests and portable installs use.
+everything is under that folder, which is what tests and portable installs use;
+``LENS_TUI_CONFIG`` names a file of settings in the place of the one there.
 Asking for a path never creates anything; :func:`refusal`, which says why a
 folder cannot be written, makes it.
 """
@@ -14,6 +15,7 @@ from typing import Literal
 
 APP = "mlx-lens-tui"
 HOME_VARIABLE = "LENS_TUI_HOME"
+CONFIG_VARIABLE = "LENS_TUI_CONFIG"
 
 Kind = Literal["config", "data", "state", "cache"]
 
@@ -36,7 +38,9 @@ def folder(kind: Kind) -> Path:
 
 
 def settings_file() -> Path:
-    """The user's settings, TOML."""
+    """The user's settings, TOML: the file that ``LENS_TUI_CONFIG`` names, or the one in the folder for settings."""
+    if named := os.environ.get(CONFIG_VARIABLE):
+        return Path(named).expanduser()
     return folder("config") / "settings.toml"
 
 

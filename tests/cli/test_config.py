@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from typer.testing import CliRunner
 
 from lens_tui.cli.command import app
@@ -125,3 +130,40 @@ def test_keys_are_checked_and_printed_as_settings() -> None:
 def test_the_page_of_settings_is_the_manual() -> None:
     page = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
     assert page.split("```toml\n")[1].split("```")[0].rstrip() == manual().rstrip()
+
+
+def test_a_file_named_by_the_environment_stands_in_the_place_of_yours(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    written('[look]\ntint = "bars"\n')
+    other = tmp_path / "other.toml"
+    other.write_text('[look]\ntint = "digits"\n')
+    monkeypatch.setenv("LENS_TUI_CONFIG", str(other))
+    found = data("config")
+    assert (found["file"], found["settings"]["look"]["tint"]) == (str(other), "digits")
+    assert data("keys")["file"] == str(other)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "powershell"])
+def test_completion_is_the_scripts_of_the_program_by_its_name(shell: str) -> None:
+    said = run("completion", shell)[0]
+    assert "mlx-lens-tui" in said
+    assert "_MLX_LENS_TUI_COMPLETE" in said
+    assert data("completion", shell)["script"].strip() == said.strip()
+
+
+def test_the_shell_completes_verbs_by_what_was_printed(tmp_path: Path) -> None:
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("there is no bash")
+    program = tmp_path / "mlx-lens-tui"
+    program.write_text(f"#!{sys.executable}\nfrom lens_tui.cli.command import run\nrun()\n")
+    program.chmod(0o755)
+    asked = f"COMP_WORDS=(mlx-lens-tui comp); COMP_CWORD=1; _mlx_lens_tui_completion {shlex.quote(str(program))}"
+    lines = [run("completion", "bash")[0], asked, 'echo "${COMPREPLY[@]}"']
+    done = subprocess.run([bash, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
+    assert {"compare", "completion"} <= set(done.stdout.split()), done.stderr
+
+
+def test_an_unknown_shell_is_refused_with_those_there_are() -> None:
+    assert "bash, zsh, fish, powershell" in run("completion", "nushell", code=2)[1]

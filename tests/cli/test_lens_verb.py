@@ -117,3 +117,9 @@ def test_what_cannot_be_read_is_said_in_a_sentence(arguments: list[str], words: 
     done = CliRunner().invoke(app, ["lens", "Hello", *arguments])
     assert done.exit_code == 2
     assert words in done.stderr
+
+
+def test_a_word_without_its_blank_is_answered_with_the_one_that_has_it() -> None:
+    done = CliRunner().invoke(app, ["lens", TEXT, "--target", "door"])
+    assert done.exit_code == 2
+    assert "With the blank in front, ' door', it is one." in done.output

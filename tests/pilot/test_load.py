@@ -14,7 +14,7 @@ from lens_tui.tui.screens.load_screen import fit_glyph, matching
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from tests.apps import MODELS, FakeCatalog, lens_app, screen_text, settle
-from tests.fakes import DEMO_MODEL, FakeWorker
+from tests.fakes import DEMO_MODEL, DEMO_SAE, FakeWorker
 
 
 def shown(text: str) -> list[str]:
@@ -376,3 +376,32 @@ async def test_a_loaded_model_that_is_listed_is_not_looked_for_again() -> None:
         await settle(pilot)
         assert "● demo" in screen_text(app)
         assert catalog.checked == []
+
+
+async def test_saes_have_room_under_all_that_is_said_of_a_loaded_model() -> None:
+    app = lens_app(model="demo")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        model = app.store.session.model
+        assert model is not None
+        app.store.update(model=replace(model, weights="float32, dequantised on loading"))
+        await settle(pilot)
+        text = screen_text(app)
+        assert "Weights: float32, dequantised on loading · 18.4 MB of 16.0 GB held" in text
+        assert "layer_4_width_8k_l0_medium" in text
+        assert app.screen.query_one("#saes").region.height >= 3
+
+
+async def test_transcoders_are_not_counted_as_saes() -> None:
+    app = lens_app(model="demo")
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(pilot)
+        made = [replace(DEMO_SAE, id=f"t{n}", architecture="transcoder", site_out="mlp_out") for n in range(8)]
+        app.store.update(saes=(DEMO_SAE, *made))
+        await settle(pilot)
+        head = screen_text(app).splitlines()[0]
+        assert "1 SAE" in head
+        assert "9 SAEs" not in head
+        app.store.update(saes=tuple(made[:1]))
+        await settle(pilot)
+        assert "· 1 transcoder " in screen_text(app).splitlines()[0]

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from textual.widget import Widget
 
 from lens_tui.records.features import FeatureActivity, FeatureExample
 from lens_tui.tui.app import LensApp
@@ -99,6 +100,13 @@ def test_a_page_with_an_index_shows_all_it_knows() -> None:
     assert " ▁▁▁ █████▂" in text
     peak = next(line for line in lines if "lease" in line.plain)
     assert any("underline" in str(span.style) for span in peak.spans)
+
+
+def test_what_an_index_was_made_of_is_said_whole() -> None:
+    known = page("dogs", corpus="written by the model that it explains", counted_tokens=235_900)
+    lines = page_lines(known, 34, 2.5, "tint")
+    assert all(line.cell_length <= 34 for line in lines)
+    assert "in 235.9 k tokens · written by the model that it explains" in " ".join(line.plain for line in lines)
 
 
 def test_examples_are_cut_so_that_their_peaks_stand_under_each_other() -> None:
@@ -279,6 +287,39 @@ async def test_an_empty_screen_names_the_next_key(changes: dict[str, object], sa
         assert says in screen_text(app)
         await pilot.press("j", "l", "s", "enter", "n", "y", "Y", "left_square_bracket")
         await settle(app, pilot)
+
+
+def in_region(app: LensApp, widget: Widget) -> str:
+    """The words that show where a widget is, its lines put together."""
+    at = widget.region
+    rows = screen_text(app).splitlines()[at.y : at.bottom]
+    return " ".join(" ".join(row[at.x : at.right] for row in rows).split())
+
+
+@pytest.mark.parametrize("size", [(120, 36), (80, 24), (60, 16)])
+async def test_the_key_that_an_empty_pane_names_is_not_cut_off(size: tuple[int, int]) -> None:
+    async with opened("features", size) as (app, pilot):
+        app.store.update(sae=None, saes=())
+        await settle(app, pilot)
+        screen = screen_of(app)
+        assert "No SAE for this model: 1 goes to Load, where one can be added." in in_region(app, screen.text.view)
+        assert "no feature is active here: / finds them by words" in in_region(app, screen.list.list)
+
+
+async def test_how_many_dense_features_are_left_out_is_said_whole_beside_how_many_are_marked() -> None:
+    async with opened("features", (80, 24), dense={4821: 0.7}) as (app, pilot):
+        screen = screen_of(app)
+        screen.list.hide_dense = True
+        screen.list.dense = dict.fromkeys(range(WIDTH), 0.7)
+        for marked, said in (
+            ([], "≋ 8 dense left out: z shows"),
+            ([1, 2], "≋ 8 dense: z · ✓ 2 marked: w keeps a list"),
+        ):
+            screen.list.forget_marks()
+            screen.list.marked.update(dict.fromkeys(marked))
+            screen.list._say_what_is_left_out(8)
+            await pilot.pause()
+            assert in_region(app, screen.list.foot) == said
 
 
 async def test_another_sae_is_loaded_by_its_key() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from rich.cells import cell_len
 
 from lens_tui.records import Add, LensError, Sampling, paths
 from lens_tui.records.run_record import MadeWith
@@ -174,6 +175,7 @@ async def test_the_prompt_is_written_in_insert_mode_and_enter_runs() -> None:
     async with opened("generate") as (app, pilot):
         await pilot.press("i")
         assert "INSERT" in screen_text(app)
+        assert "⏎ run  ^j new line  esc leave" in screen_text(app).splitlines()[-1]
         await pilot.press("x", "r", "ctrl+j", "y")
         assert not compares(app)
         await pilot.press("enter")
@@ -284,6 +286,22 @@ async def test_every_arm_can_be_reached_at_any_size(size: tuple[int, int]) -> No
         assert seen == {0, 1, 2, 3, 4}
 
 
+async def test_facts_of_a_lane_are_whole_in_the_width_that_another_lane_leaves() -> None:
+    async with opened("generate", (115, 36), steers=2) as (app, pilot):
+        await pilot.press("r")
+        await settle(app, pilot)
+        lane = screen_of(app).lanes.lanes[1]
+        wide = [lane.stats.content.plain, lane.foot.content.plain]
+        await pilot.press("a", "a")
+        await settle(app, pilot)
+        narrow = [lane.stats.content.plain, lane.foot.content.plain]
+        assert lane.size.width < 26
+        for before, now in zip(wide, narrow, strict=True):
+            assert cell_len(before) > cell_len(now)
+            assert cell_len(now) <= lane.size.width - 1
+        assert set(narrow[1].split(" · ")) < set(wide[1].split(" · "))
+
+
 async def test_lanes_out_of_sight_are_counted_and_a_scale_never_gives_way_to_a_name() -> None:
     async with opened("generate", (80, 24), steers=3) as (app, pilot):
         app.store.edit_steer("s1", vector=unit_vector("a name that is longer than any lane", max_activation=12.0))
@@ -291,10 +309,10 @@ async def test_lanes_out_of_sight_are_counted_and_a_scale_never_gives_way_to_a_n
         await settle(app, pilot)
         lane = screen_of(app).lanes.lanes[1]
         assert (lane.away, str(lane.note)) == ((0, 2), "+24.0 · 2.0×max")
-        assert "+24.0 · 2.0×max 2▸" in screen_text(app)
+        assert "+24.0 · 2.0×max  2▸" in screen_text(app)
         await pilot.press("right_square_bracket", "right_square_bracket")
         assert screen_of(app).lanes.lanes[3].away == (2, 0)
-        assert "◂2 verse" in screen_text(app)
+        assert "◂2  verse" in screen_text(app)
         assert "+5.0" in screen_text(app)
 
 

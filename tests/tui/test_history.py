@@ -194,4 +194,32 @@ async def test_runs_have_the_numbers_they_are_named_by_and_each_is_listed_once(t
         await pilot.press("escape", "S", "enter")
         await settle(pilot)
         await history(pilot)
-        assert "set 1 bundled:" in screen_text(app)
+        assert "set 1 ▸ bundled:" in screen_text(app)
+
+
+async def test_the_runs_of_a_set_are_listed_under_it_and_found_by_words() -> None:
+    app = lens_app(FakeWorker(), screen="generate")
+    async with app.run_test(size=(100, 30)) as pilot:
+        fill(app)
+        await settle(pilot)
+        await pilot.press("S", "down", "down", "3", "enter")
+        await settle(pilot)
+        screen = await history(pilot)
+        assert len(prompts(screen)) == 1
+        assert "l h runs of a set" in screen_text(app)
+        await pilot.press("l")
+        asked = prompts(screen)[1:]
+        assert len(asked) == 3
+        assert "▾ " in screen_text(app)
+        await pilot.press("j", "j", "h")
+        assert (len(prompts(screen)), screen.query_one(RowList).cursor) == (1, 0)
+        await pilot.press("/", *asked[1].split()[-1], "enter")
+        await settle(pilot)
+        assert asked[1] in prompts(screen)
+        await pilot.press("G", "enter")
+        await settle(pilot)
+        generate = app.screen
+        assert isinstance(generate, GenerateScreen)
+        assert generate.run is not None
+        assert generate.set is None
+        assert (generate.run.prompt, app.store.session.prompt) == (asked[1], asked[1])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lens_tui import demo
-from lens_tui.records import Origin, Positions, SteeringVector
+from lens_tui.records import Add, Origin, Positions, SteeringVector
 from lens_tui.records.arm_syntax import parse_arm
 from lens_tui.records.interventions import MODES, POSITIONS
 from lens_tui.records.vector_formats import load_one
@@ -79,3 +79,17 @@ def test_a_bundled_vector_is_named() -> None:
 def test_a_lane_says_what_is_done_in_it() -> None:
     said = [strength(run_of(mode.id, "all", Origin()).arms[1].interventions) for mode in MODES]
     assert said == ["+0.5", "+0.50 ‖h‖", "projected out", "= +0.5", "≤ +0.5", "≥ +0.5"]
+
+
+def test_a_lane_says_where_it_is_done_if_not_everywhere() -> None:
+    def done(*positions: Positions) -> str:
+        vector = SteeringVector.of("v", np.ones(4), 1, max_activation=4.0)
+        return strength(
+            [Add(id=str(n), layer=1, vector=vector, scale=2.0, positions=at) for n, at in enumerate(positions)]
+        )
+
+    user = Positions("role", role="user")
+    assert done(Positions("all")) == "+2.0 · 0.5×max"
+    assert done(Positions("generated")) == "+2.0 · generated only · 0.5×max"
+    assert done(user, user) == "+2.0, +2.0 · the user's turns"
+    assert done(user, Positions("all")) == "+2.0, +2.0 · positions differ"

@@ -49,9 +49,10 @@ async def test_a_feature_reads_every_token_of_the_run_made_again(size: tuple[int
         await pilot.press("r")
         await settle(app, pilot)
         assert last_job(app).monitors == ()
-        await pilot.press("A", "left", "tab", *"75", "tab", "delete", *"0.5", "enter")
+        await pilot.press("A", "tab", *"75", "tab", "delete", *"0.5", "enter")
         await pilot.pause(0.5)  # the run is made again after a rest
         await settle(app, pilot)
+        # A number that is typed is the feature that is read, whatever was chosen above it.
         watched = Watched(feature_monitor(DEMO_SAE, 75), 0.5)
         assert last_job(app).monitors == (watched,)
         screen = screen_of(app)

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 
 from lens_tui.lens import pieces
 from lens_tui.lens.hooks.registry import Registry
+from lens_tui.lens.model import LensModel
 from lens_tui.records import Add, Arm, ArmEnd, LensError, Sampling, SteeringVector, Token
 from lens_tui.tasks.models import recent_models
 from lens_tui.tui.host import Activity, advance
@@ -24,7 +25,7 @@ from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from lens_tui.worker.handlers import load_jobs
 from lens_tui.worker.thread import Worker
-from tests.folders import D_MODEL, N_LAYERS, llama_folder, sae_folder
+from tests.folders import D_MODEL, N_LAYERS, llama_folder, sae_folder, transcoder_folder
 from tests.worker.drive import Driver, of, only, tokens_of
 
 PROMPT = "Once upon a time, there was"
@@ -133,6 +134,22 @@ def test_a_run_begins_with_its_prompt(loaded: Driver) -> None:
     prompt = [event for event in of(events, ev.Progress) if event.stage == "prompt"]
     assert prompt[0].total == len(started.prompt_ids)
     assert isinstance(events[-1], ev.JobDone)
+
+
+def test_a_transcoder_is_held_against_what_it_should_give(loaded: Driver, tiny: Path, tmp_path: Path) -> None:
+    file = transcoder_folder(tmp_path / "set") / "layer_1.safetensors"
+    info = only(loaded.done(jobs.LoadSAE(str(file))), ev.SAELoaded).info
+    assert info.is_transcoder
+    read = only(loaded.done(jobs.Encode(info.id, PROMPT, top_k=4)), ev.Encoded)
+    lens, ids = LensModel(str(tiny)), list(read.token_ids)
+    reads, gives = (np.array(lens.residuals(ids, 1, site=site)) for site in (info.site, info.site_out))
+    plain = ~np.array(read.special)
+    weights = {name: value.astype(np.float64) for name, value in load_file(file).items()}
+    latents = np.maximum(reads[plain].astype(np.float64) @ weights["W_enc"].T + weights["b_enc"], 0)
+    lost = gives[plain] - (latents @ weights["W_dec"] + weights["b_dec"])
+    spread = gives[plain] - gives[plain].mean(axis=0)
+    assert read.l0 == pytest.approx((latents > 0).sum(axis=1).mean())
+    assert read.fvu == pytest.approx((lost**2).sum() / (spread.astype(np.float64) ** 2).sum(), rel=1e-4)
 
 
 def test_reading_a_long_text_stops_between_two_pieces(

@@ -136,8 +136,9 @@ class ListPane(Pane):
 
     def _say_what_is_left_out(self, hidden: int) -> None:
         key, parts = self.lens.key_text, []
-        if hidden:
-            parts.append(f"≋ {hidden} dense (> {DENSE:.0%} of tokens) left out: {key('features.dense')} shows")
+        if hidden:  # in the cells of the pane at 80 columns: what dense means is said by the key, and by ?
+            shows = f": {key('features.dense')}" if self.marked else f" left out: {key('features.dense')} shows"
+            parts.append(f"≋ {hidden} dense{shows}")
         if self.marked:
             parts.append(f"✓ {len(self.marked)} marked: {key('features.keep')} keeps a list")
         self.foot.content = Content.styled(" · ".join(parts), "$muted")

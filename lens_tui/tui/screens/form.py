@@ -91,7 +91,8 @@ class Field:
     """One line of a form.
 
     ``hint`` shows while it is empty; with ``options`` one of them is chosen, not typed. ``between`` stands in the place
-    of a line end in what is pasted, where the field takes several texts; see :class:`Entry`.
+    of a line end in what is pasted, where the field takes several texts; see :class:`Entry`. What is typed in it is
+    meant: it ``chooses`` an option of another field, named by that field's id and the option.
     """
 
     id: str
@@ -101,6 +102,7 @@ class Field:
     check: Check | None = None
     options: tuple[str, ...] = ()
     between: str | None = None
+    chooses: tuple[str, str] | None = None
 
     def problem(self, text: str) -> str:
         """What is wrong with ``text`` for this field, or an empty string."""
@@ -210,6 +212,9 @@ class FormScreen(Dialog["dict[str, str] | None"]):
         item = self._field(event.input.id)
         if event.value == item.value and self._problem:
             return
+        if item.chooses is not None and event.value.strip() and event.value != item.value:
+            pick = self.query_one(f"#{item.chooses[0]}", Pick)
+            pick.place = pick.options.index(item.chooses[1])
         self._problem = ""
         problem = item.problem(event.value) if event.value else ""
         self.query_one("#problem", Static).update(Content(f"{item.label} needs {problem}" if problem else ""))

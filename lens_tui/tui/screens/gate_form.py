@@ -55,7 +55,8 @@ def source_fields(sources: Mapping[str, Monitor], sae: SAEInfo | None, first: tu
     fields = [Field("reads", "reads", options=options)]
     if sae is not None:
         check = whole(0, sae.width - 1)
-        fields.append(Field("feature", "feature", hint=f"of {sae.name}, 0 to {sae.width - 1}", check=_empty_or(check)))
+        hint = f"of {sae.name}, 0 to {sae.width - 1}"
+        fields.append(Field("feature", "feature", hint=hint, check=_empty_or(check), chooses=("reads", FEATURE)))
     return fields
 
 
@@ -64,9 +65,9 @@ def _empty_or(check: Check) -> Check:
 
 
 def monitor_asked(values: Values, sources: Mapping[str, Monitor], sae: SAEInfo | None) -> Monitor | str:
-    """The monitor of :func:`source_fields`, or what is wrong with what was typed. A number typed is meant."""
+    """The monitor of :func:`source_fields`, or what is wrong with what was typed."""
     typed = values.get("feature", "").strip()
-    if sae is not None and (values["reads"] == FEATURE or (typed and values["reads"] == ALWAYS)):
+    if sae is not None and values["reads"] == FEATURE:
         if not typed:
             return f"feature needs a number from 0 to {sae.width - 1}"
         if sae.layer < 0 or not sae.site:
@@ -114,7 +115,7 @@ def ask_gate(lens: LensHost, rows: list[BenchRow], typed: Values | None = None, 
 
 def gate_asked(values: Values, sources: Mapping[str, Monitor], sae: SAEInfo | None, layer: int) -> Gate | str | None:
     """The gate of the form, ``None`` for none, or what is wrong with it for a row of that layer."""
-    if values["reads"] == ALWAYS and not values.get("feature", "").strip():
+    if values["reads"] == ALWAYS:
         return None
     monitor = monitor_asked(values, sources, sae)
     if isinstance(monitor, str):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -41,7 +41,8 @@ MOST = 200
 class PastRun:
     """A line of the history. ``run`` is there for runs and sets of this session, ``kept`` the number on disk (0: none).
 
-    ``created`` is seconds since 1970, ``None`` for this session's. Strings are safe to show.
+    ``created`` is seconds since 1970, ``None`` for this session's; ``inside`` is a run of the set above it. Strings are
+    safe to show.
     """
 
     prompt: str
@@ -50,12 +51,30 @@ class PastRun:
     kept: int = 0
     created: float | None = None
     run: RunText | SetText | None = None
+    inside: bool = False
 
 
-def of_sets(sets: Sequence[SetText], words: str = "") -> list[PastRun]:
-    """This session's sets of prompts, newest first; with ``words``, those that hold them all."""
-    wanted = words.lower().split()
-    return [_of_set(made) for made in reversed(sets) if all(word in _searched_set(made) for word in wanted)]
+def of_sets(sets: Sequence[SetText], words: str = "", opened: Container[int] = ()) -> list[PastRun]:
+    """This session's sets of prompts, newest first, each followed by runs of its own.
+
+    Args:
+        sets: The sets.
+        words: With these, only sets and runs that hold them all; without, every set.
+        opened: The numbers of the sets whose runs are listed without words too.
+    """
+    wanted, found = words.lower().split(), list[PastRun]()
+    for made in reversed(sets):
+        if all(word in _searched_set(made) for word in wanted):
+            found.append(_of_set(made))
+        if wanted or made.number in opened:
+            runs = [run for _, run in sorted(made.runs.items()) if not run.going]
+            found += [_of_a_set(row) for row in reversed(of_session(runs, words))]
+    return found
+
+
+def _of_a_set(row: PastRun) -> PastRun:
+    """A run of a set: read from the disk where it is kept, which gives it the bench of its own arms."""
+    return replace(row, run=None if row.kept else row.run, inside=True)
 
 
 def _searched_set(made: SetText) -> str:
@@ -189,6 +208,8 @@ class HistoryScreen(Dialog["RunText | SetText | None"]):
         ("N", "match(-1)", "the one before"),
         ("r", "again", "run again"),
         ("space", "mark", "side by side"),
+        ("l,right", "unfold(True)", "the runs of a set"),
+        ("h,left", "unfold(False)", "fold them"),
     ]
     DEFAULT_CSS = """
     HistoryScreen RowList { height: auto; max-height: 18; }
@@ -201,6 +222,7 @@ class HistoryScreen(Dialog["RunText | SetText | None"]):
         self._kept: list[PastRun] = []
         self._asked = ""
         self._marked: RunText | None = None
+        self._opened: set[int] = set()
 
     def compose(self) -> ComposeResult:
         """Filter, list, keys."""
@@ -209,6 +231,7 @@ class HistoryScreen(Dialog["RunText | SetText | None"]):
             yield Entry(placeholder="words of the prompt, the arms or what was written", between=" ")
             yield RowList[PastRun](self._draw, row_height=2, empty="nothing has run yet")
             keys = [("⏎", " restore   "), ("r", " again   "), ("space", " beside   ")]
+            keys += [("l h", " runs of a set   ")] if self._sets else []
             keys += [("/", " filter   "), ("esc", " back")]
             yield Static(Content.assemble("\n", *(part for key, word in keys for part in ((key, "bold"), word))))
 
@@ -230,7 +253,7 @@ class HistoryScreen(Dialog["RunText | SetText | None"]):
         return Content.assemble("Runs", (kept, "$muted"))
 
     def _fill(self) -> None:
-        here = [*of_sets(self._sets, self._asked), *of_session(self._runs, self._asked)]
+        here = [*of_sets(self._sets, self._asked, self._opened), *of_session(self._runs, self._asked)]
         known = {run.kept for run in self._here()}  # one that was kept while the disk was read is listed once
         found = [*here, *(row for row in self._kept if row.kept not in known)]
         self._rows.empty = (
@@ -296,6 +319,19 @@ class HistoryScreen(Dialog["RunText | SetText | None"]):
 
     # ---- choosing
 
+    def action_unfold(self, wanted: bool) -> None:
+        """List the runs of the set under the cursor too, or no longer."""
+        rows, place = self._rows.rows, self._rows.cursor
+        while 0 < place < len(rows) and rows[place].inside:
+            place -= 1
+        made = rows[place].run if place < len(rows) else None
+        if not isinstance(made, SetText):
+            self.notify("That is a run; the runs of a set are listed under it.", markup=False, timeout=4)
+        elif wanted != (made.number in self._opened):
+            self._opened ^= {made.number}
+            self._fill()
+            self._rows.cursor = place
+
     def action_choose(self) -> None:
         """Give back the run under the cursor."""
         row = self._rows.row
@@ -338,7 +374,7 @@ class HistoryScreen(Dialog["RunText | SetText | None"]):
             return
         if isinstance(row.run, SetText):
             self.notify("That is a set of prompts: enter opens its table of runs.", markup=False, timeout=4)
-        elif row.run is not None:
+        elif isinstance(row.run, RunText):
             then(row.run)
         else:
             self._load(row.kept, then)
@@ -369,7 +405,9 @@ class HistoryScreen(Dialog["RunText | SetText | None"]):
         taken = first is not None and (row.run is first or bool(row.kept and row.kept == first.kept))
         number = Content.assemble(("◆" if taken else " ", "$accent"), (f"{self._number(row):>{NUMBER - 2}} ", "$muted"))
         when = f"{ago(row.created, host(self).wall())} · " if row.created is not None else ""
-        head = Content.assemble(number, fit(row.prompt, max(8, width - NUMBER)))
+        name = f"{'▾' if row.run.number in self._opened else '▸'} " if isinstance(row.run, SetText) else ""
+        name = f"{'  ' if row.inside else name}{row.prompt}"
+        head = Content.assemble(number, fit(name, max(8, width - NUMBER)))
         style = "$warning" if "killed" in row.facts else "$muted"
         return [head, Content.styled(fit(f"{' ' * NUMBER}{when}{row.arms} · {row.facts}", width), style)]
 

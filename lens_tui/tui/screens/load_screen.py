@@ -42,10 +42,10 @@ def details(app: LensHost, entry: ModelEntry, memory: MemoryEstimate, width: int
         parts += ["\n", *memory_rows(memory, width), "\n"]
         if entry.path and entry.source != "demo":
             parts += [(fit_end(entry.path, width), "$muted"), "\n\n"]
-    parts += _loading(app, entry)
+    parts += _loading(app, entry, narrow)
     if app.store.session.work:
         parts += [("● ", "$accent"), (fit_end(app.store.session.work, width - 2), ""), "\n\n"]
-    parts += [("SAEs for this model", "$muted" if narrow else "bold $muted")]
+    parts += [("SAEs and transcoders for this model", "$muted" if narrow else "bold $muted")]
     return Content.assemble(*parts)
 
 
@@ -114,7 +114,7 @@ def is_loaded(app: LensHost, entry: ModelEntry) -> bool:
     return model is not None and (model.name in (entry.name, entry.id) or model.path in (entry.path, entry.id))
 
 
-def _loading(app: LensHost, entry: ModelEntry) -> list[Part]:
+def _loading(app: LensHost, entry: ModelEntry, narrow: bool) -> list[Part]:
     opening = app.opening
     if opening.model != entry.id and not is_loaded(app, entry):
         return _paused(app, entry)
@@ -127,11 +127,11 @@ def _loading(app: LensHost, entry: ModelEntry) -> list[Part]:
         model = app.store.session.model
         if model is None:
             return _paused(app, entry)
-        if model.weights:
-            ready += [(f"Weights: {model.weights}", "$muted"), "\n"]
         machine = app.catalog.memory(entry).machine
         held = f"{size(model.nbytes)} of {size(machine)} held ({model.nbytes / machine:.0%})"
-        return [*ready, (held, "$muted"), "\n", *_fit(app), "\n"]
+        facts = [*([f"Weights: {model.weights}"] if model.weights else []), held]
+        ready += [((" · " if narrow else "\n").join(facts), "$muted"), "\n", *_fit(app)]
+        return ready if narrow else [*ready, "\n"]
     parts: list[Part] = []
     for stage in opening.stages:
         current = stage == app.activity.stage and app.activity.state == BUSY

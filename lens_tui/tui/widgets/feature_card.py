@@ -192,7 +192,7 @@ def page_lines(page: FeaturePage, width: int, here: float, mode: ShadeMode, sect
         corpus = one_line(activity.corpus, 80)
         tokens = many(activity.counted_tokens, "token", count(activity.counted_tokens))
         over = f"in {tokens}" + (f" · {corpus}" if corpus else "")
-        lines.append(Content.styled(over, "$muted").truncate(width, ellipsis=True))
+        lines += [line.rstrip() for line in Content.styled(over, "$muted").wrap(width)]
     if activity is not None and activity.histogram:
         lines += [Content(""), *_histogram(activity, here, width)]
     lines += [Content(""), *_tokens(facts, width)]

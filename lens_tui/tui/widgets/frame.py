@@ -95,8 +95,9 @@ class Header(Widget):
         if model is None:
             return [("no model", "$muted")]
         facts = [many(model.n_layers, "layer"), f"d {model.d_model}", size(model.nbytes)]
-        if session.saes:
-            facts.append(many(len(session.saes), "SAE"))
+        transcoders = sum(sae.is_transcoder for sae in session.saes)
+        counts = {"SAE": len(session.saes) - transcoders, "transcoder": transcoders}
+        facts += [many(number, noun) for noun, number in counts.items() if number]
         while facts and cell_len(" · ".join([model.name, *facts])) > room:
             facts.pop()
         return [(model.name, ""), ("".join(f" · {fact}" for fact in facts), "$muted")]
@@ -213,7 +214,7 @@ class Footer(Widget):
 def footer_keys(screen: Screen[Any], inserting: bool) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """The live keys with a word for the footer, as ``(keys, word)``: those of the place, and the two that stay."""
     if inserting:
-        return [("⏎", "commit"), ("esc", "leave")], []
+        return getattr(screen.focused, "typing_keys", TYPING_KEYS), []
     live: dict[str, list[str]] = {}
     for active in screen.active_bindings.values():
         key = by_id().get(active.binding.id or "")
@@ -229,6 +230,9 @@ def footer_keys(screen: Screen[Any], inserting: bool) -> tuple[list[tuple[str, s
     return [(" ".join(keys), word) for word, keys in [*pairs, *words.items()]], tail
 
 
+TYPING_KEYS = [("⏎", "done"), ("esc", "leave")]
+"""What the footer says while something is typed, unless what is typed in has ``typing_keys`` of its own."""
+
 NAME = 4
 """Cells of a title that are left before a note gives way too, where the title gives way first."""
 
@@ -237,7 +241,7 @@ class PaneTitle(Widget):
     """The title on the left, a note on the right. Both are plain text, never markup.
 
     Where there is no room for both the note goes; with ``keeps_note`` the title is cut for it, and of the note what
-    comes after the first ``·``. ``edges`` stand before and behind both, whatever room there is.
+    comes after a ``·``, the last first. ``edges`` stand before and behind both, whatever room there is.
     """
 
     keeps_note = False
@@ -251,7 +255,7 @@ class PaneTitle(Widget):
     def render(self) -> RenderResult:
         """Title and note in one row, or as much of them as there is room for, between the edges."""
         left, right = self.edges
-        before, behind = (f"{left} " if left else ""), (f" {right}" if right else "")
+        before, behind = (f"{left}  " if left else ""), (f"  {right}" if right else "")
         inner = self._inner(self.size.width - cell_len(before) - cell_len(behind), bool(right))
         return Content.assemble((before, "$muted not bold"), inner, (behind, "$muted not bold"))
 
@@ -262,8 +266,8 @@ class PaneTitle(Widget):
     def _title_and_note(self, width: int) -> Content:
         title, said = Content(self.text), self.note
         if self.keeps_note and said:
-            if width - cell_len(said) - 1 < min(NAME, title.cell_length):
-                said = said.partition(" · ")[0]
+            while " · " in said and width - cell_len(said) - 1 < min(NAME, title.cell_length):
+                said = said.rpartition(" · ")[0]
             title = title.truncate(max(0, width - cell_len(said) - 1), ellipsis=True)
         note = Content.styled(said, "$muted not bold") if said else Content("")
         gap = width - title.cell_length - note.cell_length

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import exp
 from typing import TypeVar
 
+from rich.cells import cell_len
 from textual.app import RenderResult
 from textual.containers import Horizontal
 from textual.content import Content
@@ -18,7 +19,7 @@ from textual.widget import Widget
 
 from lens_tui.records import Add, Candidate, Intervention, Token
 from lens_tui.records.gates import gate_sign
-from lens_tui.records.interventions import amount_of
+from lens_tui.records.interventions import POSITIONS, amount_of, positions_text
 from lens_tui.records.run_record import kl_level, pieces
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.chat_text import OPEN, Thinking, folded, opens_thinking, thinking_in
@@ -106,17 +107,22 @@ def quoted(token: str) -> str:
 
 
 def strength(interventions: Sequence[Intervention]) -> str:
-    """What is done to an arm, short: ``+8.0 · 2.0×max`` for one vector, ``+8.0, -3.0 if verse>0.5`` for several."""
+    """What is done to an arm, short: ``+8.0 · 2.0×max`` for one vector, ``+8.0, -3.0 if verse>0.5`` for several.
+
+    Behind the amounts stand the positions, where it is not done to all tokens: ``+8.0 · generated only · 2.0×max``.
+    """
     live = [item for item in interventions if item.enabled]
     if not live:
         return ""
 
-    scales = [_amount(item) for item in live]
+    parts = [", ".join(_amount(item) for item in live)]
+    where = {positions_text(item.positions) for item in live}
+    if where != {POSITIONS["all"]}:
+        parts.append(where.pop() if len(where) == 1 else "positions differ")
     peak = getattr(getattr(live[0], "vector", None), "max_activation", None) if len(live) == 1 else None
     if peak and isinstance(live[0], Add):
-        scales.append(f"{live[0].scale / peak:.1f}×max")
-        return " · ".join(scales)
-    return ", ".join(scales)
+        parts.append(f"{live[0].scale / peak:.1f}×max")
+    return " · ".join(parts)
 
 
 _SIGNS = {"set": "= ", "at_most": "≤ ", "at_least": "≥ "}
@@ -214,6 +220,10 @@ class Lane(Pane):
         """Nothing has run, or it was shown before the lane was there."""
         if self.text is None:
             self._configure_strip()
+
+    def on_resize(self) -> None:
+        """Other facts fit."""
+        self._show_facts()
 
     def on_descendant_focus(self) -> None:
         """Tell the screen which lane is meant."""
@@ -349,7 +359,10 @@ class Lane(Pane):
 
     def _show_foot(self) -> None:
         if self.text is not None and (self.text.tokens or self.text.reason):
-            self.foot.content = Content.styled(" · ".join(self._foot_facts(self.text)), "$muted")
+            facts = self._foot_facts(self.text)
+            while len(facts) > 1 and cell_len(" · ".join(facts)) > self.size.width - 1:
+                facts.pop()  # whole facts, not the beginnings of words
+            self.foot.content = Content.styled(" · ".join(facts), "$muted")
 
     def _foot_facts(self, text: ArmText) -> list[str]:
         facts = [self._by.above] if self.measure == "monitor" and self._by is not None else []

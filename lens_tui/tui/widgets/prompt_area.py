@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import overload
+from typing import ClassVar, overload
 
 from textual import events
 from textual.binding import Binding
@@ -72,6 +72,7 @@ class PromptArea(TextArea):
     """A text area as high as its text, up to ``max-height``. What it holds is what was typed, pasted or shown."""
 
     takes_text = True
+    typing_keys: ClassVar = [("⏎", "run"), ("^j", "new line"), ("esc", "leave")]
     # Textual's ctrl+z is the shell's here. What terminals send for ctrl+/ is ctrl+_.
     BINDINGS = [Binding("ctrl+underscore,ctrl+slash", "undo", "undo", show=False)]
     DEFAULT_CSS = """

@@ -147,8 +147,8 @@ class RowList(ScrollView, Generic[Row], can_focus=True):
         """One line of one row."""
         width = self.scrollable_content_region.width  # what a scrollbar leaves
         index, part = divmod(y + self.scroll_offset.y, self.row_height)
-        if not self._rows and y == 0:
-            return self._strip(Content.styled(self.empty, "$muted"), width)
+        if not self._rows:
+            return self._empty_line(y, width)
         if index >= len(self._rows):
             return Strip.blank(width, self.rich_style)
         lines = self._draw(self._rows[index], width - len(CURSOR))
@@ -157,6 +157,11 @@ class RowList(ScrollView, Generic[Row], can_focus=True):
         line = lines[part] if part < len(lines) else Content("")
         style = self.get_component_rich_style("row-list--cursor", partial=True) if here and part < len(lines) else None
         return self._strip(Content.assemble(lead, line), width, style)
+
+    def _empty_line(self, y: int, width: int) -> Strip:
+        """What stands in place of rows, in as many lines as it takes: the key it names must not be cut off."""
+        lines = Content.styled(self.empty, "$muted").wrap(max(1, width)) if self.empty else []
+        return self._strip(lines[y], width) if y < len(lines) else Strip.blank(width, self.rich_style)
 
     def _strip(self, content: Content, width: int, style: RichStyle | None = None) -> Strip:
         cut = content.truncate(width, ellipsis=True, pad=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rich.segment import Segment
 from textual import events
+from textual.content import Content
 from textual.geometry import Size
 from textual.message import Message
 from textual.reactive import reactive
@@ -219,8 +220,8 @@ class TokenView(ScrollView, can_focus=True):
         style = self.styles_of_tokens
         width = self.scrollable_content_region.width
         line, under = divmod(row, self._rows_per_line)
-        if not self._tokens and row == 0 and self.empty:
-            return Strip([Segment(f" {self.empty}", style.muted)]).adjust_cell_length(width, style.base)
+        if not self._tokens and self.empty:
+            return self._empty_line(row, width)
         if line >= len(self._layout_of.lines):
             return Strip.blank(width, style.base)
         pieces = self._layout_of.lines[line]
@@ -231,6 +232,13 @@ class TokenView(ScrollView, can_focus=True):
             last = line == len(self._layout_of.lines) - 1
             segments = text_row(pieces, levels, style, self.cursor, self.mark, pen=self.streaming and last)
         return Strip(segments).adjust_cell_length(width, style.base)
+
+    def _empty_line(self, row: int, width: int) -> Strip:
+        """What stands in place of a text, in as many lines as it takes: the key it names must not be cut off."""
+        style = self.styles_of_tokens
+        lines = Content(self.empty).wrap(max(1, width - 1))
+        text = f" {lines[row].plain.rstrip()}" if row < len(lines) else ""
+        return Strip([Segment(text, style.muted)]).adjust_cell_length(width, style.base)
 
     # -- changes ----------------------------------------------------------------------------------
 

@@ -63,7 +63,7 @@ def encode(control: Control, job: jobs.Encode, context: Context) -> Iterator[ev.
         control.progress("tokens", min(start + _BLOCK, len(ids)), len(ids), "tokens")
     found, strengths = np.concatenate(places), np.concatenate(values)
     found[~counted], strengths[~counted] = -1, 0.0
-    l0, fvu = _quality(sae, residual, counted)
+    l0, fvu = _quality(control, context, sae, counted)
     tokens = tuple(model.tokens.display(token) for token in ids)
     dense = tuple(dense_features(index_of(sae.info)).items())
     yield ev.Encoded(control.id, sae.info.id, ids, tokens, special, found, strengths, l0, fvu, dense)
@@ -106,19 +106,24 @@ def _over_text(control: Control, sae: SAE, feature: int, context: Context) -> Fl
 
 def _residual(control: Control, context: Context, sae: SAE) -> mx.array:
     """The activations of the text at the SAE's place, computed once for each place; it may stop between two pieces."""
-    reading, info = context.reading, sae.info
-    assert reading is not None
+    info = sae.info
     if info.layer < 0 or not info.site:
         raise LensError(
             f"It is not known which layer and site the SAE {info.name} reads.", "Load it with its layer and site."
         )
-    place = (info.layer, info.site)
+    return _activations(control, context, (info.layer, info.site))
+
+
+def _activations(control: Control, context: Context, place: tuple[int, str]) -> mx.array:
+    """The activations of the text at a layer and site."""
+    reading = context.reading
+    assert reading is not None
     if place not in reading.residuals:
         with stoppable(context, control) as model:
             reading.residuals[place] = model.residuals(
                 reading.token_ids,
-                info.layer,
-                site=info.site,
+                place[0],
+                site=place[1],
                 progress=lambda done, total: control.progress("read", done, total, "tokens"),
             )
     found: mx.array = reading.residuals[place]
@@ -133,12 +138,15 @@ def _special(model: LensModel, sae: SAE, ids: tuple[int, ...]) -> tuple[tuple[bo
     return special, counted
 
 
-def _quality(sae: SAE, residual: mx.array, counted: Any) -> tuple[float, float]:
-    """Mean L0 and FVU over the tokens that count; NaN where there is nothing to measure."""
+def _quality(control: Control, context: Context, sae: SAE, counted: Any) -> tuple[float, float]:
+    """Mean L0 and FVU over the tokens that count, of a transcoder against what it should give; NaN where unknown."""
     rows = np.flatnonzero(counted)
-    if not len(rows) or sae.info.is_transcoder:
+    if not len(rows):
         return float("nan"), float("nan")
-    made = sae.reconstruct(mx.take(residual, mx.array(rows.astype(np.int32)), axis=0))
+    which = mx.array(rows.astype(np.int32))
+    goal = None if sae.info.target is None else _activations(control, context, sae.info.target)
+    target = goal[which] if goal is not None and goal.shape[-1] == sae.d_out else None
+    made = sae.reconstruct(_residual(control, context, sae)[which], target)
     return float(mx.mean(made.l0)), float("nan") if made.fvu is None else made.fvu
 
 
