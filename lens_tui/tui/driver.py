@@ -45,14 +45,22 @@ _PASTE, _PASTED = b"\x1b[200~", b"\x1b[201~"
 _CUT_PASTE = re.compile(rb"\x1b\[20{0,2}\Z")
 _X10_MOUSE = re.compile(rb"\x1b\[M(?:.{3}|.{0,2}\Z)", re.DOTALL)
 _BACKGROUND = re.compile(
-    rb"\x1b\]11;rgba?:([0-9a-fA-F]{1,4})/([0-9a-fA-F]{1,4})/([0-9a-fA-F]{1,4})(?:/[0-9a-fA-F]{1,4})?(?:\x07|\x1b\\)"
+    rb"(?:\x1b?\])?11;rgba?:([0-9a-fA-F]{1,4})/([0-9a-fA-F]{1,4})/([0-9a-fA-F]{1,4})(?:/[0-9a-fA-F]{1,4})?(?:\x07|\x1b\\)"
 )
 _SCHEME = re.compile(rb"\x1b\[\?997;([12])n")
-_CUT_ANSWER = re.compile(rb"(?:\x1b\]11(?:;[rgba:0-9a-fA-F/]{0,32}\x1b?)?|\x1b\[\?9(?:97?(?:;[12]?)?)?)\Z")
+_STRING = rb"\x1b(?:\][0-9]{1,4};|P[0-9;>!$+|=?]|_G)[^\x00-\x1f]{0,65536}"
+_ANSWER = re.compile(_STRING + rb"(?:\x07|\x1b\\)|\x1b\[(?:[?>=][0-9;:]*[cnuS]|[0-9]n|(?!48;)[0-9]+(?:;[0-9]+)+t)")
+"""What terminals answer to questions of any program; ``48;...t`` is a resize, which Textual knows."""
+_CUT_ANSWER = re.compile(rb"(?:" + _STRING + rb"\x1b?|\x1b\][0-9]{0,4}|\x1b[P_]|\x1b\[[?>=][0-9;:]*\$?)\Z")
+_BEGUN = re.compile(rb"\x1b(?:\](?:[0-9]{2,4};?|[0-9];)[rgba:0-9a-fA-F/]*|P[0-9;>!$+|=?]|_G|\[[?>=][0-9;:]*\$?)\x1b?")
+"""How no key begins, but an answer does."""
 ASK_BACKGROUND = "\x1b]11;?\x1b\\\x1b[?2031h"
 """What is the background, and tell when the terminal turns dark or light."""
 ANSWER_PATIENCE = 3.0
 """Seconds in which an answer of the terminal is acted on; a later one is not taken for keys either."""
+PIECES_PATIENCE = 2.0
+"""Seconds in which an answer or a paste that came in part, over a slow line, has to go on."""
+_TYPED_AT_ONCE = 32  # bytes; more in one read after a paste without an end is the rest of it
 _EMPTY_READS = 20  # of a terminal that answers but has nothing to say, a tenth of a second apart
 
 
@@ -117,21 +125,32 @@ def _guard(reading: int, fileno: int, before: list[Any]) -> NoReturn:
 class TerminalText:
     """What a terminal sends as text: bytes that are no UTF-8 are dropped, and so are mouse reports of 1985.
 
-    What it says of its background is no text: ``dark`` gets whether that is dark, and whether it was an answer.
+    What it says of its background is no text: ``dark`` gets whether that is dark, and whether it was an answer. Nor
+    is any other answer, which another program may have asked for; one in pieces is waited for as ``clock`` tells.
     Those (``ESC [ M`` and three bytes, X10) come from terminals that know no newer form; past column 95 their bytes
     are not text. What is pasted keeps all but bytes that are not UTF-8, and comes as one piece: Textual's parser would
     take the escape sequences in it for keys, and let them do what the keys do.
     """
 
-    def __init__(self, dark: Callable[[bool, bool], object] = lambda dark, asked: None) -> None:
+    def __init__(
+        self,
+        dark: Callable[[bool, bool], object] = lambda dark, asked: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock, self._until = clock, float("inf")
         self._decode = getincrementaldecoder("utf-8")("ignore").decode
         self._held = b""
         self._pasted: bytearray | None = None
+        self._fed, self._without_end = 0.0, False
         self._dark = dark
 
     def feed(self, data: bytes) -> list[tuple[str, bool]]:
         """The texts that the next bytes bring, each with whether it was pasted; the unfinished waits for its end."""
         found: list[tuple[str, bool]] = []
+        self._fed = self._clock()
+        if self._without_end:  # the rest of a paste that came in part, or somebody went on typing
+            self._without_end = False
+            self._pasted = bytearray() if _PASTED in data or len(data) > _TYPED_AT_ONCE else None
         data, self._held = self._held + data, b""
         while data or self._pasted is not None:
             if self._pasted is None:
@@ -149,17 +168,34 @@ class TerminalText:
             self._pasted = None
         return [(text, pasted) for text, pasted in found if text]
 
+    def cut_paste(self) -> str:
+        """What was pasted if its end does not come, else nothing: keys typed after it are keys again."""
+        if self._pasted is None or self._clock() - self._fed < PIECES_PATIENCE:
+            return ""
+        pasted, self._pasted, self._without_end = self._pasted.decode("utf-8", "ignore"), None, True
+        return pasted
+
     def _typed(self, data: bytes, *, cut: bool) -> str:
-        if b"\x1b" in data:
-            data = _SCHEME.sub(self._turned, _BACKGROUND.sub(self._answered, data))
+        if b"\x1b" in data or b"11;rgb" in data:
+            data = _BACKGROUND.sub(self._answered, data.replace(_PASTED, b""))
+            data = _ANSWER.sub(b"", _SCHEME.sub(self._turned, data))
         data = _X10_MOUSE.sub(self._dropped, data)
         if cut and (part := _CUT_PASTE.search(data) or _CUT_ANSWER.search(data)):
             data, self._held = data[: part.start()], part[0]
+            return self._decode(data) + ("" if self._awaited() else self.rest())
+        self._until = float("inf")
         return self._decode(data)
 
+    def _awaited(self) -> bool:
+        """Whether what is held may still come to its end: the clock runs from its first piece on."""
+        self._until = min(self._until, self._clock() + PIECES_PATIENCE)
+        return self._clock() < self._until
+
     def rest(self) -> str:
-        """What was held for an end that did not come: it was typed."""
-        held, self._held = self._held, b""
+        """What was held for an end that did not come: it was typed. The beginning of an answer is waited for."""
+        if _BEGUN.match(self._held) and self._awaited():
+            return ""
+        held, self._held, self._until = _BEGUN.sub(b"", self._held), b"", float("inf")
         return self._decode(held)
 
     def _answered(self, answer: re.Match[bytes]) -> bytes:
@@ -332,6 +368,7 @@ class LeavingDriver(LinuxDriver):
             while not self.exit_event.is_set():
                 if not selector.select(0.1):
                     parser = self._heard(parser, text.rest())
+                    self._take_paste(text.cut_paste())
                     continue
                 data = self._read()
                 if data is None or empty >= _EMPTY_READS:
@@ -344,9 +381,13 @@ class LeavingDriver(LinuxDriver):
                 empty = 0
                 for piece, pasted in text.feed(data):
                     if pasted:
-                        self.process_message(Paste(piece.replace("\0", "")))
+                        self._take_paste(piece)
                     else:
                         parser = self._heard(parser, piece)
+
+    def _take_paste(self, text: str) -> None:
+        if text:
+            self.process_message(Paste(text.replace("\0", "")))
 
     def _read(self) -> bytes | None:
         """The next bytes; empty if there were none after all, ``None`` if the terminal is gone."""

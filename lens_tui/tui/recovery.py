@@ -72,6 +72,9 @@ class Recovery:
 
     def end(self, *, well: bool) -> None:
         """The app ends; if ``well``, there is nothing to offer at the next start."""
+        store = self._app.store
+        if self._open and not well and store.writing is not None and (now := store.writing()) != store.session.prompt:
+            self._save(replace(store.session, prompt=now))
         self._open = False
         if self._saver is not None:
             self._saver.close(forget=False)

@@ -135,6 +135,8 @@ class SessionStore:
 
     def __init__(self, session: Session | None = None) -> None:
         self.session = session or Session()
+        self.writing: Callable[[], str] | None = None
+        """What the prompt is at this moment, while keys of it have come that the session does not have yet."""
         self._listeners: list[Listener] = []
         self._undo: deque[dict[str, Any]] = deque(maxlen=MOST_UNDONE)
         self._redo: deque[dict[str, Any]] = deque(maxlen=MOST_UNDONE)

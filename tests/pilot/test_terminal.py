@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lens_tui.records.session_file import interrupted_sessions
-from lens_tui.tui.driver import TerminalText
+from lens_tui.tui.driver import PIECES_PATIENCE, TerminalText
 from tests.terminals import Terminal, app_code, opened
 
 EDIT = 'self.store.update(prompt="kept to the last")'
@@ -187,6 +187,27 @@ def test_what_a_terminal_sends_as_text() -> None:
         ):  # a key of its own, where nothing follows
             assert read(whole[:cut], whole[cut:]) == "a<b\x1b[31mc\rd\x1b\x1b[20\x1b[200~>e<fé>"
     assert read(*(bytes([byte]) for byte in b"\x1b[2~")) == "\x1b[2~"
+
+
+def test_a_paste_without_an_end_does_not_swallow_the_keys_after_it() -> None:
+    now = [0.0]
+    text = TerminalText(clock=lambda: now[0])
+    assert text.feed(b"a\x1b[200~half \xc3") == [("a", False)]
+    now[0] += PIECES_PATIENCE / 2
+    assert (text.cut_paste(), text.feed(b"\xa9")) == ("", [])
+    now[0] += PIECES_PATIENCE
+    assert (text.cut_paste(), text.cut_paste()) == ("half é", "")
+    assert text.feed(b"\x11") == [("\x11", False)]
+    for rest in (
+        (b"of it, at last\x1b[201~q",),
+        (b"of it, at last, which came late over a slow line ", b"and in pieces\x1b[201~q"),
+    ):
+        text.feed(b"\x1b[200~more ")
+        now[0] += PIECES_PATIENCE
+        assert text.cut_paste() == "more "
+        found = [part for piece in rest for part in text.feed(piece)]
+        assert found == [(b"".join(rest).decode().partition("\x1b")[0], True), ("q", False)]
+    assert text.feed(b"x\x1b[201~y") == [("xy", False)]
 
 
 def test_escape_sequences_in_what_is_pasted_are_text_and_no_keys(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from textual.widgets import Input
 from lens_tui.records import paths
 from lens_tui.records.settings import load_settings
 from lens_tui.tui import themes
-from lens_tui.tui.driver import TerminalText
+from lens_tui.tui.driver import PIECES_PATIENCE, TerminalText
 from lens_tui.tui.preferences import Start
 from lens_tui.tui.start import make_app
 from lens_tui.tui.themes import bundled_dir
@@ -33,7 +33,9 @@ LIGHT, DARK = b"\x1b]11;rgb:ffff/ffff/eeee\x1b\\", b"\x1b]11;rgb:1c1c/1c1c/1c1c\
         ([b"\x1b[?997;2n", b"j\x1b[?997;1nk"], "jk", [(False, False), (True, False)]),
         ([b"\x1b[?99", b"7;2nj"], "j", [(False, False)]),
         ([b"\x1b]", b"j"], "\x1b]j", []),
-        ([b"\x1b[A\x1b[?1;2c"], "\x1b[A\x1b[?1;2c", []),
+        ([b"\x1b[A\x1b[?1;2cq\x1b[?0u\x1b[>0;276;0c\x1b[0n\x1b[8;24;80t"], "\x1b[Aq", []),
+        ([b"\x1b]10;rgb:0/0/0\x1b\\a\x1b]52;c;aGk=\x07b\x1bP>|XTerm(380)\x1b\\c\x1b_Gi=31;OK\x1b\\d"], "abcd", []),
+        ([b"\x1b[48;24;80;480;800t\x1b[?2026;2$y\x1b[24;80R"], "\x1b[48;24;80;480;800t\x1b[?2026;2$y\x1b[24;80R", []),
     ],
 )
 def test_what_the_terminal_says_of_its_background_is_heard_and_no_key_is_lost(
@@ -47,9 +49,33 @@ def test_what_the_terminal_says_of_its_background_is_heard_and_no_key_is_lost(
 
 def test_what_only_looked_like_an_answer_was_typed() -> None:
     text = TerminalText()
-    assert text.feed(b"\x1b]11;rg") == []
-    assert text.rest() == "\x1b]11;rg"
+    assert text.feed(b"\x1b]") == []
+    assert text.rest() == "\x1b]"
     assert text.rest() == ""
+
+
+@pytest.mark.parametrize("cut", [1, 2, *range(4, len(LIGHT))])  # at 3, ESC ] 1 is what somebody may have typed
+def test_an_answer_in_pieces_over_a_slow_line_is_no_keys(cut: int) -> None:
+    said: list[tuple[bool, bool]] = []
+    text = TerminalText(lambda dark, asked: said.append((dark, asked)), lambda: 0.0)
+    typed = "".join(piece for piece, _ in text.feed(b"a" + LIGHT[:cut])) + text.rest() + text.rest()
+    typed += "".join(piece for piece, _ in text.feed(LIGHT[cut:] + b"b"))
+    assert typed in ("ab", "a\x1bb", "a\x1b]b")
+    assert said == [(False, True)]
+
+
+def test_an_answer_without_an_end_holds_nothing_that_is_typed_back_for_long() -> None:
+    now = [0.0]
+    text = TerminalText(clock=lambda: now[0])
+    assert text.feed(b"\x1b]11;rgb:ff") == []
+    assert text.rest() == ""
+    now[0] = PIECES_PATIENCE - 0.1
+    assert text.feed(b"q") == []
+    now[0] = PIECES_PATIENCE
+    assert text.rest() == "q"
+    assert text.feed(b"\x1b[?20") == []
+    now[0] = 2 * PIECES_PATIENCE
+    assert text.feed(b"26;2$y") == [("\x1b[?2026;2$y", False)]
 
 
 async def test_without_a_choice_the_theme_follows_the_terminal() -> None:

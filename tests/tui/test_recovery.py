@@ -49,6 +49,17 @@ async def test_every_change_is_on_the_disk() -> None:
     assert [(row.scale, row.enabled) for row in session.steers] == [(-FIRST, True), (SECOND, False)]
 
 
+async def test_an_app_that_is_ended_in_the_middle_of_a_word_keeps_its_letters() -> None:
+    app = lens_app(model="demo", screen="generate", autosave=True)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        await pilot.press("i", "ctrl+u", "h", "a", "l")
+        app.recovery.end(well=False)
+        session = read_session()
+    assert session is not None
+    assert session.prompt.endswith("hal")
+
+
 async def test_taking_it_up_puts_everything_back(tmp_path: Path) -> None:
     session = await cut_off()
     worker = FakeWorker()

@@ -147,9 +147,14 @@ class ChatPane(Vertical):
         if self._keeping is not None:
             self._keeping.stop()
         self._keeping = self.set_timer(KEEP_SECONDS, self.keep)
+        self.lens.store.writing = self._written
+
+    def _written(self) -> str:
+        return self.session.prompt if self.area is None else self.area.text
 
     def keep(self) -> None:
         """What is written is the session's prompt."""
+        self.lens.store.writing = None
         if self.area is not None and self.is_running:
             self.lens.store.update(prompt=self.area.text)
 
