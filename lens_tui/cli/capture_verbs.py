@@ -17,12 +17,13 @@ from lens_tui.tui.format import count, figure
 
 from .lens_verbs import whole_numbers
 from .output import Meter, interruptible, note, print_json, say, sentences
-from .sae_verbs import Context, MaxTokens, Rows, Text
-from .sources import Json, Model, SAEName, TextKey, Vectors, open_model, open_sae, read_text
+from .sae_verbs import Context, MaxTokens, RayAddress, Rows, Text, WorkerCores, WorkerGPUs, Workers, cluster_of
+from .sources import Json, Model, SAEName, TextKey, Vectors, asked_adapter, open_model, open_sae, read_text
 
 if TYPE_CHECKING:
     from lens_tui.records.probe import HeldOut, Probe
-    from lens_tui.tasks.capture import CaptureProgress
+    from lens_tui.tasks.capture import CaptureProgress, CaptureReport
+    from lens_tui.tasks.cluster import Cluster
 
 verbs = typer.Typer()
 probe_verbs = typer.Typer(no_args_is_help=True, help="Probes of activations: train, apply, list.")
@@ -47,25 +48,30 @@ def capture(
     max_tokens: MaxTokens = 0,
     shard_mb: Annotated[int, typer.Option(min=1, help="Megabytes of activations in a shard.")] = 256,
     text_key: TextKey = "text",
+    workers: Workers = 0,
+    ray: RayAddress = "",
+    worker_cores: WorkerCores = 1,
+    worker_gpus: WorkerGPUs = 0.0,
     json: Json = False,
 ) -> None:
     """Keep the activations of every token of a text.
 
     As safetensors, with token ids. ctrl+c writes what was read, and the same command continues from there.
     """
-    from lens_tui.tasks.capture import capture_texts
     from lens_tui.tasks.text_source import text_source
 
+    cluster = cluster_of(workers, ray, worker_cores, worker_gpus)
     wanted, spec = whole_numbers(layers), parse_arm(arm) if arm else None
     with open_model(model) as lens, interruptible() as asked, Meter() as meter:
         steering = Vectors(lens, sae, model).arm(spec).interventions if spec else ()
         at = lens.registry.decoder.indices(range(lens.n_layers) if wanted is None else wanted)
         places = [(layer, name) for layer in at for name in site or ["resid_post"]]
-        report = capture_texts(
-            lens, text_source(text), out, places, interventions=steering, context=context, rows=rows, text_key=text_key,
-            max_tokens=max_tokens or None, shard_bytes=shard_mb << 20, should_stop=asked,
-            progress=lambda progress: meter.say(*_line(progress)),
-        )  # fmt: skip
+        options: dict[str, Any] = {
+            "interventions": steering, "context": context, "rows": rows, "text_key": text_key,
+            "max_tokens": max_tokens or None, "shard_bytes": shard_mb << 20, "should_stop": asked,
+            "progress": lambda progress: meter.say(*_line(progress)),
+        }  # fmt: skip
+        report = _captured(cluster, lens, text_source(text), out, places, **options)
         facts = {"model": lens.info.name, **asdict(report)}
     if json:
         print_json(facts)
@@ -76,6 +82,16 @@ def capture(
     if report.stopped:
         note("mlx-lens-tui: stopped. Run the same command to continue.")
         raise SystemExit(asked.status)
+
+
+def _captured(cluster: Cluster | None, *given: Any, **options: Any) -> CaptureReport:
+    """The capture, in this process or on the workers of a cluster."""
+    from lens_tui.tasks.capture import capture_texts
+    from lens_tui.tasks.cluster_capture import capture_on_cluster
+
+    if cluster is None:
+        return capture_texts(*given, **options)
+    return capture_on_cluster(*given, cluster=cluster, adapter=asked_adapter.get(), **options)
 
 
 def _line(progress: CaptureProgress) -> tuple[str, str, float | None]:

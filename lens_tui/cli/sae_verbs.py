@@ -16,15 +16,18 @@ from lens_tui.records.wording import many
 from lens_tui.tui.format import count, duration, figure
 
 from .output import Meter, interruptible, note, print_json, say, sentences
-from .sources import Json, Model, SAEName, TextKey, open_model, open_sae, read_text
+from .sources import Json, Model, SAEName, TextKey, asked_adapter, open_model, open_sae, read_text
 
 if TYPE_CHECKING:
     from lens_tui.lens.model import LensModel
     from lens_tui.records.training import Evaluation, TrainConfig, TrainProgress, TrainReport
     from lens_tui.sae.index.build import BuildResult, IndexProgress
+    from lens_tui.tasks.cluster import Cluster
 
 verbs = typer.Typer()
 
+TrainText = Annotated[str, typer.Argument(help="A .txt or .jsonl file, a folder of them or of `capture`, an address "
+                                               "such as s3://..., or bundled.")]  # fmt: skip
 Text = Annotated[
     str, typer.Argument(help="A .txt or .jsonl file, a folder of them, an address such as s3://..., or bundled.")
 ]
@@ -36,6 +39,14 @@ MaxTokens = Annotated[
         min=0, help="Take no more documents of the text once there are this many tokens (0: all that is needed)."
     ),
 ]
+Workers = Annotated[
+    int, typer.Option(min=0, help="Share the work out among so many processes of a Ray cluster (0: do it here).")
+]
+RayAddress = Annotated[
+    str, typer.Option("--ray", help="The Ray cluster: auto, or host:port. Without it one is started on this machine.")
+]
+WorkerCores = Annotated[int, typer.Option(min=1, help="Cores, and threads, of each worker.")]
+WorkerGPUs = Annotated[float, typer.Option(min=0.0, help="GPUs of each worker.")]
 SAEFolder = Annotated[
     str, typer.Option("--out", "-o", help="The SAE's folder, or its address; a run in it is resumed.")
 ]
@@ -47,7 +58,7 @@ IndexFolder = Annotated[
 @verbs.command("train-sae")
 @sentences
 def train_sae(
-    text: Text,
+    text: TrainText,
     layer: Annotated[
         str, typer.Option("--layer", "-l", help="The layer to read, from 0; -1 is the last. Transcoders: 0-3,6 or all.")
     ],
@@ -79,9 +90,9 @@ def train_sae(
     ctrl+c saves a checkpoint, and the same command continues from it.
     """
     from lens_tui.records.training import read_layers
+    from lens_tui.tasks.captured import is_capture
     from lens_tui.tasks.text_source import text_source
     from lens_tui.tasks.train import MLP, small_run, trained_folder
-    from lens_tui.tasks.train import train_sae as train
 
     with open_model(model) as lens, interruptible() as asked, Meter() as meter:
         source, where = text_source(text), read_layers(layer, lens.n_layers)
@@ -97,12 +108,36 @@ def train_sae(
             "context": context, "rows": rows, "held_out": held_out, "max_tokens": max_tokens or None,
             "text_key": text_key, "checkpoint_seconds": checkpoint, "should_stop": asked,
         }  # fmt: skip
-        if len(where) > 1:
+        if len(where) > 1 and not is_capture(source):
             _train_set(lens, source, folder, config, where, meter, asked, options, as_json=json)
             return
-        report = train(lens, source, folder, config, layer=where[0], site=site,
-                       progress=lambda progress: meter.say(*_training_line(progress)), **options)  # fmt: skip
+        report = _train_one(lens, source, folder, config, where, site, meter, options)
     _finish_training(lens, report, folder, asked.status, as_json=json)
+
+
+def _train_one(
+    lens: LensModel,
+    text: Path | str,
+    out: Path | str,
+    config: TrainConfig,
+    layers: Sequence[int],
+    site: str,
+    meter: Meter,
+    options: Mapping[str, Any],
+) -> TrainReport:
+    """Train at one layer, on a text or on what `capture` wrote, which has its own windows and tokens."""
+    from lens_tui.tasks.captured import is_capture, train_on_capture
+    from lens_tui.tasks.train import train_sae as train
+
+    def said(progress: TrainProgress) -> None:
+        meter.say(*_training_line(progress))
+
+    if not is_capture(text):
+        return train(lens, text, out, config, layer=layers[0], site=site, progress=said, **options)
+    if len(layers) > 1:
+        raise LensError("Of a capture one layer is trained at a time.", "Name one layer.")
+    used = {name: options[name] for name in ("rows", "held_out", "checkpoint_seconds", "should_stop")}
+    return train_on_capture(lens, text, out, config, layer=layers[0], site=site, progress=said, **used)
 
 
 def _train_set(
@@ -251,6 +286,10 @@ def index(
     max_tokens: MaxTokens = 0,
     text_key: TextKey = "text",
     seed: Annotated[int, typer.Option(help="Which random examples are kept.")] = 0,
+    workers: Workers = 0,
+    ray: RayAddress = "",
+    worker_cores: WorkerCores = 1,
+    worker_gpus: WorkerGPUs = 0.0,
     json: Json = False,
 ) -> None:
     """Keep what every feature does in a text.
@@ -258,20 +297,21 @@ def index(
     ctrl+c saves what was read, and the same command continues from there.
     """
     from lens_tui.sae.index.index_settings import IndexSettings
-    from lens_tui.tasks.index import index_text
     from lens_tui.tasks.text_source import text_source
 
+    cluster = cluster_of(workers, ray, worker_cores, worker_gpus)
     if top_k > 10_000:
         raise LensError(f"{top_k} examples per feature were asked for.", "At most 10000 are kept.")
     settings = IndexSettings(top_k=top_k, max_active=max_active, include_special=include_special, full=full, seed=seed)
     part, source = read_shard(shard), text_source(text)
     with open_model(model) as lens, interruptible() as asked, Meter() as meter:
         opened = [open_sae(name, model) for name in sae or [""]]
-        result = index_text(
-            lens, opened, source, out or None, settings=settings, context=context, rows=rows,
-            max_tokens=max_tokens or None, text_key=text_key, shard=part, should_stop=asked,
-            progress=lambda progress: meter.say(*_index_line(progress)),
-        )  # fmt: skip
+        options: dict[str, Any] = {
+            "settings": settings, "context": context, "rows": rows, "max_tokens": max_tokens or None,
+            "text_key": text_key, "should_stop": asked,
+            "progress": lambda progress: meter.say(*_index_line(progress)),
+        }  # fmt: skip
+        result = _indexed(cluster, part, lens, opened, source, out or None, **options)
     facts = {"model": lens.info.name, **_facts(result, out)}
     if json:
         print_json(facts)
@@ -281,6 +321,29 @@ def index(
         raise SystemExit(asked.status)
     if not json:
         _print_index(facts)
+
+
+def cluster_of(workers: int, address: str, cores: int, gpus: float) -> Cluster | None:
+    """The cluster that a verb is to use, if any is asked for."""
+    if not workers:
+        if address:
+            raise LensError("Nothing says how many workers of the cluster are wanted.", "Add --workers N.")
+        return None
+    from lens_tui.tasks.cluster import Cluster
+
+    return Cluster(workers, address, cores, gpus)
+
+
+def _indexed(cluster: Cluster | None, part: tuple[int, int], *given: Any, **options: Any) -> BuildResult:
+    """The index, or one shard, made in this process, or all of it on the workers of a cluster."""
+    from lens_tui.tasks.cluster_index import index_on_cluster
+    from lens_tui.tasks.index import index_text
+
+    if cluster is None:
+        return index_text(*given, shard=part, **options)
+    if part != (0, 1):
+        raise LensError("The workers of a cluster make every shard.", "Leave --shard or --workers out.")
+    return index_on_cluster(*given, cluster=cluster, adapter=asked_adapter.get(), **options)
 
 
 @verbs.command("index-merge")

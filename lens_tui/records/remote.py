@@ -135,11 +135,23 @@ class OutFolder:
             system, root = _opened(self._address)
             return bool(system.isfile(f"{root}/{name}"))
 
-    def fetch(self, name: str = "") -> None:
-        """Bring a file, a folder, or all of it, unless something of that name is here: what a kill left is newer."""
+    def folders(self) -> list[str]:
+        """The names of the folders in it."""
+        if not self.remote:
+            return sorted(place.name for place in self.local.iterdir() if place.is_dir()) if self.local.is_dir() else []
+        with _explained(self._address, "read"):
+            system, root = _opened(self._address)
+            found = system.ls(root, detail=True) if system.exists(root) else []
+            return sorted(item["name"].rstrip("/").rpartition("/")[2] for item in found if item["type"] == "directory")
+
+    def fetch(self, name: str = "") -> Path:
+        """Bring a file, a folder, or all of it, unless something of that name is here: what a kill left is newer.
+
+        Returns where it is here.
+        """
         here = self.local / name
         if not self.remote or here.is_file() or (here.is_dir() and any(here.iterdir())):
-            return
+            return here
         with _explained(self._address, "read"):
             system, root = _opened(self._address)
             place = f"{root}/{name}".rstrip("/")
@@ -148,6 +160,7 @@ class OutFolder:
             elif system.exists(place):
                 for there in system.find(place):
                     _fetch(system, there, here / _below(place, there))
+        return here
 
     def keep(self, name: str = "", *, drop: bool = False) -> None:
         """Put a file, a folder, or all of it there; with ``drop`` nothing of it stays here."""
@@ -182,9 +195,7 @@ def local_folder(path: str | Path) -> Path:
     if not is_remote(path):
         return plain_path(path)
     home, _, name = str(path).rstrip("/").rpartition("/")
-    folder = OutFolder(home)
-    folder.fetch(name)
-    return folder.local / name
+    return OutFolder(home).fetch(name)
 
 
 @contextmanager

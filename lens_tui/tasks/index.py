@@ -69,7 +69,7 @@ def index_text(
     from lens_tui.sae.index.index_settings import IndexSettings
 
     shard, settings = check_shard(shard), settings or IndexSettings()
-    places, hooks = [place_of(sae) for sae in saes], _Hooks(progress, should_stop)
+    places, hooks = [place_of(sae) for sae in saes], Hooks(progress, should_stop)
     check_memory(model, saes, places, settings, rows * context)
     windowing = Windowing(context=context, rows=rows, packed=False, shuffle=False)
     try:
@@ -118,13 +118,14 @@ def put_away(place: OutFolder, result: BuildResult) -> BuildResult:
 
 
 @dataclass(frozen=True, slots=True)
-class _Hooks:
+class Hooks:
     """What is told, and asked, while a text and the token tables are made."""
 
     progress: Callable[[IndexProgress], None] | None
     should_stop: Callable[[], bool]
 
     def said(self, stage: str, done: int, total: int) -> None:
+        """Tell how far a stage is; raises ``AskedToStop`` if no more is wanted."""
         from lens_tui.sae.index.build import IndexProgress
 
         if self.progress is not None:

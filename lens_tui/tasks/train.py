@@ -7,13 +7,13 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lens_tui.records import LensError, paths
 from lens_tui.records.errors import AskedToStop
 from lens_tui.records.launch import launched
 from lens_tui.records.remote import is_remote, shown, written_to
-from lens_tui.records.token_activations import Place
+from lens_tui.records.token_activations import ActivationSource, Place
 from lens_tui.records.training import FitReport, TrainConfig, TrainProgress, TrainReport
 
 if TYPE_CHECKING:
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
     from lens_tui.sae.load_sae import SAE
 
     Texts = tuple[TextActivations, TextActivations | None]
+
+
+class Readable(Protocol):
+    """What can be trained on at some of its places."""
+
+    def at(self, places: Sequence[Place]) -> ActivationSource:
+        """The same, read at these places."""
+        ...
 
 
 def train_sae(
@@ -82,10 +90,11 @@ def train_sae(
     with written_to(out) as folder:
         report = train_on(model, texts, folder, config, place, place_out, progress=progress, should_stop=should_stop,
                           checkpoint_seconds=checkpoint_seconds)  # fmt: skip
-    return _named(report, out)
+    return named(report, out)
 
 
-def _named(report: TrainReport, out: str | Path) -> TrainReport:
+def named(report: TrainReport, out: str | Path) -> TrainReport:
+    """The report with the folder that was asked for, if that is an address."""
     return replace(report, folder=shown(out)) if is_remote(out) else report
 
 
@@ -117,14 +126,14 @@ def read_texts(
 
 def train_on(
     model: LensModel,
-    texts: Texts,
+    texts: tuple[Readable, Readable | None],
     out: str | Path,
     config: TrainConfig,
     place: Place,
     place_out: Place | None = None,
     **hooks: Any,
 ) -> TrainReport:
-    """Train on what :func:`read_texts` has read, at one of its places; the rest as :func:`train_sae`."""
+    """Train on what :func:`read_texts` has read, or a capture, at one of its places; the rest as :func:`train_sae`."""
     from lens_tui.sae.training.trainer import train
 
     places = [place] if place_out is None else [place, place_out]

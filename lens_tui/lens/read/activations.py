@@ -101,7 +101,7 @@ def tokenize(
             break
     if not found:
         raise LensError("The text has no tokens.", "Give a text that is not empty.")
-    return _store(sorted(found, key=lambda item: item[0]), _separator(tokens))
+    return store_of(sorted(found, key=lambda item: item[0]), _separator(tokens))
 
 
 def encode_batch(tokens: Tokens, texts: Sequence[str]) -> Iterator[NDArray[np.int32]]:
@@ -152,7 +152,8 @@ def _separator(tokens: Tokens) -> int | None:
     return eos if isinstance(eos, int) and 0 <= eos < tokens.vocab_size else None
 
 
-def _store(found: list[tuple[int, NDArray[np.int32]]], separator: int | None) -> TokenStore:
+def store_of(found: list[tuple[int, NDArray[np.int32]]], separator: int | None) -> TokenStore:
+    """Documents as one run: their numbers in the corpus with their ids, in order."""
     gap = 0 if separator is None else 1
     lengths = np.asarray([len(ids) for _, ids in found], np.int64)
     ends = np.cumsum(lengths + gap)
@@ -252,6 +253,11 @@ class WindowBatches:
         real = np.flatnonzero(inside).astype(np.int32)
         return WindowBatch(ids, real, ids[inside], document[inside], offset[inside], special[inside])
 
+    def sizes(self) -> NDArray[np.int64]:
+        """The positions of each batch of the first pass that are not padding, ``(per_pass,)``."""
+        lengths = self._windows.length[self._pass_order(0)] + (0 if self.bos is None else 1)
+        return np.add.reduceat(lengths, np.arange(0, len(lengths), self.windowing.rows))
+
     def n_tokens(self) -> int:
         """Tokens in one pass that are not special."""
         store, windows = self._store, self._windows
@@ -276,6 +282,21 @@ class WindowBatches:
 def _lead(table: NDArray[Any], value: int) -> NDArray[Any]:
     """The table with a column of ``value`` in front."""
     return np.pad(table, ((0, 0), (1, 0)), constant_values=value)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenizedText:
+    """A text that is tokenised, how it is cut, and its facts: what another process needs to read it alike."""
+
+    store: TokenStore
+    windowing: Windowing
+    facts: dict[str, Any]
+
+    def read_by(
+        self, model: LensModel, places: Sequence[Place], pause: Callable[[], None] = lambda: None
+    ) -> TextActivations:
+        """The text as a model reads it at some places."""
+        return TextActivations(model, self.store, places, self.windowing, pause=pause, **self.facts)
 
 
 _LOGITS_AT_ONCE = 1 << 27
@@ -309,9 +330,12 @@ class TextActivations:
             raise LensError("There is no layer and site to read.", "Name at least one.")
         self._widths = {(layer, site): model.registry.sites.point(layer, site).width for layer, site in self._places}
         windowing = windowing or Windowing()
+        named = model_name or public_name(model.info.name)
+        known = {"model_name": named, "corpus_sha256": corpus_sha256, "extra": extra}
+        self.text = TokenizedText(store, windowing, known)
         self._batches = WindowBatches(store, model.tokens, windowing)
         self._facts = SourceFacts(
-            model_name=model_name or _public_name(model.info.name),
+            model_name=named,
             corpus_sha256=corpus_sha256,
             n_documents=len(store.documents),
             n_tokens=self._batches.n_tokens(),
@@ -355,6 +379,16 @@ class TextActivations:
     def n_blocks(self) -> int:
         """Blocks in one pass."""
         return self._batches.per_pass
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number in the model's dtype."""
+        size: int = self._model.registry.decoder.dtype.size
+        return size
+
+    def sizes(self) -> NDArray[np.int64]:
+        """The positions of each block of the first pass."""
+        return self._batches.sizes()
 
     def counted(self, index: int) -> int:
         """The positions of block ``index`` that are not special."""
@@ -465,7 +499,8 @@ def _splice(
     stack.enter_context(model.hook(place[0], lambda _, h: put(held[0], h), site=place[1]))
 
 
-def _public_name(name: str) -> str:
+def public_name(name: str) -> str:
+    """What a model is called on record."""
     # A local path says more of the machine than of the model.
     return Path(name).name if Path(name).is_absolute() or name.startswith((".", "~")) else name
 

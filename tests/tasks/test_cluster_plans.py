@@ -1,0 +1,203 @@
+"""What stands around Ray: what is asked for, what is refused, how shards are planned, watched and taken up again."""
+
+from __future__ import annotations
+
+import json
+import queue
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lens_tui import LensModel
+from lens_tui.cli.sae_verbs import cluster_of
+from lens_tui.lens.read.activations import TextActivations, Windowing, text_activations
+from lens_tui.records import LensError
+from lens_tui.records.errors import warnings_to
+from lens_tui.records.remote import OutFolder
+from lens_tui.tasks import cluster as clusters
+from lens_tui.tasks.capture import capture_texts, facts_of, shard_file
+from lens_tui.tasks.cluster import Cluster, ClusterProgress, WorkerModel, run_shards
+from lens_tui.tasks.cluster_capture import AHEAD, _Ahead, plan
+from tests.lens import tiny
+
+PLACES = [(1, "resid_post"), (-1, "mlp_out")]
+
+
+def model() -> LensModel:
+    return LensModel.from_model(tiny.llama(vocab=8192), tiny.tokenizer())
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    file = tmp_path / "texts.jsonl"
+    lines = ["Stir the soup. " * (1 + number % 4) for number in range(11)]
+    file.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    return file
+
+
+def source_of(text: Path) -> TextActivations:
+    windowing = Windowing(context=12, rows=2, packed=False, shuffle=False)
+    return text_activations(model(), text, PLACES, windowing=windowing)[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"workers": 0}, "no cluster of 0 workers with 1 core and"),
+        ({"workers": -1, "address": "auto"}, "-1 workers"),
+        ({"cpus": 0}, "of 2 workers with 0 cores"),
+        ({"address": "ray://host:10001"}, "hands out no shards"),
+    ],
+)
+def test_a_cluster_that_cannot_be_is_refused(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(LensError, match=says):
+        Cluster(**given)
+
+
+def test_a_cluster_is_used_only_where_one_is_asked_for() -> None:
+    assert cluster_of(0, "", 1, 0.0) is None
+    assert cluster_of(3, "", 2, 0.5) == Cluster(3, "", 2, 0.5)
+    with pytest.raises(LensError, match="how many workers"):
+        cluster_of(0, "auto", 1, 0.0)
+
+
+def test_without_ray_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(LensError, match="Work on a cluster needs Ray") as found:
+        run_shards(Cluster(2), SimpleNamespace(open=None), None, [0])
+    assert "mlx-lens-tui[ray]" in found.value.hint
+
+
+def test_a_model_in_memory_has_no_workers() -> None:
+    with pytest.raises(LensError, match="need a model with files"):
+        WorkerModel.of(model())
+
+
+def test_another_process_reads_the_text_alike(text: Path) -> None:
+    ours = source_of(text)
+    theirs = ours.text.read_by(model(), PLACES)
+    assert theirs.facts == ours.facts
+    sizes = []
+    for one, other in zip(ours.blocks(0, ours.n_blocks), theirs.blocks(0, ours.n_blocks), strict=True):
+        assert (one.token_ids == other.token_ids).all()
+        assert all((np.array(one.values[place]) == np.array(other.values[place])).all() for place in one.values)
+        sizes.append(len(one.token_ids))
+    assert ours.sizes().tolist() == sizes
+    assert len(set(sizes)) > 1
+
+
+@pytest.mark.parametrize("shard_bytes", [1, 10_000, 25_000, 10_000_000])
+def test_shards_are_planned_as_one_process_fills_them(text: Path, tmp_path: Path, shard_bytes: int) -> None:
+    source = source_of(text)
+    report = capture_texts(model(), text, tmp_path / "out", PLACES, context=12, rows=2, shard_bytes=shard_bytes)
+    held = json.loads((tmp_path / "out" / "capture.json").read_text())
+    ends = np.cumsum([shard["blocks"] for shard in held["shards"]]).tolist()
+    wanted = dict(enumerate(zip([0, *ends], ends, strict=False)))
+    assert plan(source, {**held, "shards": []}, shard_bytes) == wanted
+    assert len(wanted) == len(report.shards)
+    some = held["shards"][: len(wanted) // 2]
+    assert plan(source, {**held, "shards": some}, shard_bytes) == {n: wanted[n] for n in wanted if n >= len(some)}
+
+
+def test_shards_behind_a_gap_are_not_lost(text: Path, tmp_path: Path) -> None:
+    source, folder = source_of(text), OutFolder(tmp_path / "out")
+    facts = facts_of(source, model(), (), 2, 10_000)
+    spans = plan(source, {**facts, "shards": []}, 10_000)
+    folder.local.mkdir()
+
+    def opened() -> tuple[_Ahead, dict[str, Any]]:
+        held = {**facts, "shards": []}
+        return _Ahead(folder, facts, held, spans), held
+
+    ahead, held = opened()
+    with pytest.raises(LensError, match="it is not there from here"):
+        ahead.took(2, source.sizes())
+    for number in (2, 1):
+        (folder.local / shard_file(number)).write_bytes(b"")
+        ahead.took(number, source.sizes())
+    assert held["shards"] == []
+    assert opened()[0].done == {1, 2}
+    (folder.local / shard_file(2)).unlink()
+    again, held = opened()
+    assert again.done == {1}
+    (folder.local / shard_file(0)).write_bytes(b"")
+    again.took(0, source.sizes())
+    assert [shard["file"] for shard in held["shards"]] == [shard_file(0), shard_file(1)]
+    tokens = [int(source.sizes()[slice(*spans[number])].sum()) for number in (0, 1)]
+    assert [shard["tokens"] for shard in held["shards"]] == tokens
+    assert not (folder.local / AHEAD).exists()
+    (folder.local / AHEAD).write_text(json.dumps({"of": "another", "done": {"1": spans[1]}}))
+    assert opened()[0].done == set()
+
+
+class FakeRay:
+    """A desk that is called in this process."""
+
+    def __init__(self) -> None:
+        self.desk = clusters._Desk()
+
+    def get(self, value: Any) -> Any:
+        return value
+
+    @property
+    def handle(self) -> Any:
+        return SimpleNamespace(look=SimpleNamespace(remote=self.desk.look))
+
+
+def watched(*rows: Any, **options: Any) -> tuple[bool, list[ClusterProgress], FakeRay]:
+    fake, far, waiting = FakeRay(), list[ClusterProgress](), queue.Queue[Any]()
+    for row in rows:
+        waiting.put(row)
+    fake.desk.begin(0)
+    fake.desk.tell(0, 3, 40)
+    fake.desk.begin(1)
+    hooks: dict[str, Any] = {"done": lambda number: None, "should_stop": lambda: False, **options}
+    whole = clusters._watch(fake, waiting, fake.handle, 2, progress=far.append, **hooks)
+    return whole, far, fake
+
+
+def row(shard: int, *, done: bool = True, error: str = "") -> dict[str, Any]:
+    return {"shard": shard, "done": done, "error": error, "hint": "Mend it." if error else ""}
+
+
+def test_what_is_watched() -> None:
+    taken: list[int] = []
+    whole, far, _ = watched(row(1), row(0), None, done=taken.append)
+    assert (whole, taken) == (True, [1, 0])
+    assert [(each.blocks, each.tokens) for each in far] == [(3, 40)] * 2
+    assert not watched(row(0), row(1, done=False), None)[0]
+
+
+def test_who_is_asked_to_stop_hears_it() -> None:
+    whole, _, fake = watched(row(0), row(1, done=False), None, should_stop=lambda: True)
+    assert not whole
+    assert fake.desk.tell(1, 0, 0)
+
+
+def test_a_refusal_ends_the_others_first_and_is_then_said() -> None:
+    taken: list[int] = []
+    with pytest.raises(LensError, match="No such file") as found:
+        watched(row(0, done=False, error="No such file."), row(1), None, done=taken.append)
+    assert found.value.hint == "Mend it."
+    assert taken == [1]
+
+
+def test_a_shard_that_is_begun_again_is_told_once() -> None:
+    fake, waiting, heard = FakeRay(), queue.Queue[Any](), list[str]()
+    for _ in range(3):
+        fake.desk.begin(0)
+    for item in (row(0), row(1), None):
+        waiting.put(item)
+    with warnings_to(heard.append):
+        clusters._watch(fake, waiting, fake.handle, 2, lambda _: None, lambda _: None, lambda: False)
+    assert fake.desk.begin(0) == 4
+    assert heard == ["2 workers of the cluster died; what it did is done again."]
+
+
+def test_what_ray_gives_up_is_one_sentence() -> None:
+    with pytest.raises(LensError, match=r"The cluster gave up: The actor died\. What was done is kept"):
+        watched(row(0), RuntimeError("The actor died.\nmany lines\n"))
