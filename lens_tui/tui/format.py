@@ -244,3 +244,10 @@ def fit_end(text: str, width: int) -> str:
 def fit_left(text: str, width: int) -> str:
     """Like :func:`fit`, but right aligned."""
     return " " * (width - cell_len(text)) + text if cell_len(text) <= width else fit(text, width)
+
+
+def model_name(name: str, room: int = 60) -> str:
+    """What a model is called in ``room`` cells: of a folder's address, and of an id that is too long, the end."""
+    if name.startswith(("/", "~", ".")) or cell_len(name) > room:
+        return name.rstrip("/").rpartition("/")[2] or name
+    return name

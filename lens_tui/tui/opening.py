@@ -16,6 +16,7 @@ from lens_tui.records.info import Dequantize
 from lens_tui.worker.events import Event, JobDone, JobFailed, ModelLoaded, Progress, VectorMade
 from lens_tui.worker.jobs import LoadModel, LoadSAE, UnloadModel, VectorFromFeature, VectorFromFile
 
+from .format import model_name
 from .host import LensHost
 from .preferences import preferences
 
@@ -168,5 +169,5 @@ class Opening:
         self.going, self.arming, self._waiting = False, False, []
         ready = self.failure is None and self._app.store.session.model is not None
         if ready:
-            self._app.remark(f"{self.model} is ready · {self._app.key_text('app.run')} runs the comparison")
+            self._app.remark(f"{model_name(self.model)} is ready · {self._app.key_text('app.run')} runs the comparison")
         self._app.opened(ready)

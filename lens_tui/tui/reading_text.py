@@ -18,7 +18,7 @@ from .session import Session
 
 @dataclass(frozen=True, slots=True)
 class ReadingText:
-    """A text to look at: the prompt as written, or prompt and output of an arm as the model saw it."""
+    """A text to look at: the prompt as written, or a conversation or an arm's prompt and output as the model saw it."""
 
     name: str
     text: str = ""
@@ -31,9 +31,13 @@ class ReadingText:
 
 
 def sources(session: Session) -> tuple[ReadingText, ...]:
-    """The texts of a session: the prompt, then what each arm of the last run wrote."""
+    """The texts of a session: the prompt, then what each arm of the last run wrote.
+
+    In a conversation the prompt is all of it, in its template; blank until that is known.
+    """
+    prompt = "" if session.chatting else session.prompt
     return (
-        ReadingText("prompt", text=session.prompt),
+        ReadingText("prompt", prompt, session.chat_ids),
         *(ReadingText(item.name, token_ids=item.token_ids) for item in session.written),
     )
 

@@ -12,7 +12,7 @@ from lens_tui.records.interventions import BenchRow
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
 
-from .format import ago
+from .format import ago, model_name
 from .host import LensHost
 from .keys import SCREENS
 from .session import Session
@@ -169,4 +169,4 @@ def _summary(item: CutOff) -> str:
         return ""
     arms = len({row.arm for row in session.steers})
     bench = f", {many(len(session.steers), 'vector')} in {many(arms, 'arm')}" if arms else ""
-    return one_line(f"{session.model or 'no model'}{bench}", 60)
+    return one_line(f"{model_name(session.model or 'no model')}{bench}", 60)

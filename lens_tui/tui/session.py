@@ -60,6 +60,19 @@ class Written:
     token_ids: tuple[int, ...]
 
 
+Question = tuple[str, tuple[Turn, ...], bool]
+"""A prompt, the conversation it is the end of, and whether it goes in as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class AsRead:
+    """The ids that a question goes in as with a model."""
+
+    model: ModelInfo | None
+    question: Question
+    token_ids: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Session:
     """The model, its SAEs, the bench, the prompt, the sampling settings, and what the last run wrote.
@@ -67,6 +80,7 @@ class Session:
     ``fits`` says of SAEs that were measured whether they fit the model, by their id. ``turns`` are the conversation
     before the prompt; ``chat`` whether the prompt goes in as one, ``None`` as is usual for the model. ``work`` says how
     far a training is, and ``made`` counts the indexes and SAEs that were made, each of which screens look at again.
+    ``as_read`` is what a conversation was read as last, see :attr:`chat_ids`.
     """
 
     model: ModelInfo | None = None
@@ -82,6 +96,7 @@ class Session:
     work: str = ""
     made: int = 0
     monitors: tuple[Watched, ...] = ()
+    as_read: AsRead | None = None
 
     @property
     def chatting(self) -> bool:
@@ -92,12 +107,19 @@ class Session:
         return model.has_chat_template if self.chat is None else self.chat
 
     @property
-    def question(self) -> tuple[str, tuple[Turn, ...], bool]:
-        """What a run would ask: the prompt, the conversation it is the end of, and whether it goes in as it is."""
+    def question(self) -> Question:
+        """What a run would ask."""
         usual = self.model is not None and self.model.has_chat_template
         if self.chatting and (self.turns or not usual):
             return self.prompt, (*self.turns, Turn("user", self.prompt)), False
         return self.prompt, (), usual and self.chat is False
+
+    @property
+    def chat_ids(self) -> tuple[int, ...]:
+        """The conversation with the template's own tokens, as the model reads it; nothing where that is not known."""
+        known = self.as_read
+        here = known is not None and (known.model, known.question) == (self.model, self.question)
+        return known.token_ids if known is not None and here and self.chatting else ()
 
     @property
     def sae_in_use(self) -> SAEInfo | None:

@@ -405,3 +405,23 @@ async def test_transcoders_are_not_counted_as_saes() -> None:
         app.store.update(saes=tuple(made[:1]))
         await settle(pilot)
         assert "· 1 transcoder " in screen_text(app).splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "shown"),
+    [
+        ("/home/someone/models/SmolLM2-135M-Instruct/", (120, 36), "SmolLM2-135M-Instruct ·"),
+        ("/home/someone/models/SmolLM2-135M-Instruct", (80, 24), "SmolLM2-1"),
+        ("mlx-community/gemma-3-1b-it-4bit", (120, 36), "mlx-community/gemma-3-1b-it-4bit ·"),
+        ("mlx-community/gemma-3-1b-it-4bit", (80, 24), "gemma-3-1"),
+    ],
+)
+async def test_the_header_names_a_model_by_the_end_of_its_address(name: str, size: tuple[int, int], shown: str) -> None:
+    app = lens_app(model="demo")
+    async with app.run_test(size=size) as pilot:
+        await settle(pilot)
+        model = app.store.session.model
+        assert model is not None
+        app.store.update(model=replace(model, name=name))
+        await settle(pilot)
+        assert f"lens ▏ {shown}" in screen_text(app).splitlines()[0]

@@ -310,3 +310,39 @@ async def test_the_switch_says_what_becomes_of_what_is_written() -> None:
         assert chat.startswith("What is written is what the user says next")
         assert app.store.session.prompt == PROMPT
         assert turns_of(app) == []
+
+
+@pytest.mark.parametrize(("key", "kind"), [("4", jobs.Encode), ("5", jobs.ReadLens)])
+async def test_what_is_read_of_a_conversation_is_what_the_model_reads(
+    key: str, kind: type[jobs.Encode | jobs.ReadLens]
+) -> None:
+    def read(app: LensApp) -> tuple[str, tuple[int, ...]]:
+        job = [job for job in cast("FakeWorker", app.worker).submitted if isinstance(job, kind)][-1]
+        return job.text, job.token_ids
+
+    async with chatting() as (app, pilot):
+        await press(app, pilot, key)
+        first = app.store.session.chat_ids
+        assert first
+        assert read(app) == ("", first)
+        app.store.speak((Turn("system", "Be brief."), user("Who?"), Turn("assistant", "I."), user("No.")), "Why?")
+        await settle(app, pilot)
+        longer = app.store.session.chat_ids
+        assert len(longer) > len(first)
+        assert read(app) == ("", longer)
+        await press(app, pilot, "Y")
+        assert key == "5" or any("A command reads" in note.message for note in app._notifications)
+        app.store.update(chat=False)
+        await settle(app, pilot)
+        assert read(app) == ("Why?", ())
+
+
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("key", ["4", "5"])
+async def test_before_the_first_reading_it_says_that_it_reads(key: str, chat: bool) -> None:
+    async with opened("generate", hold=True) as (app, pilot):
+        app.store.update(model=TALKER, chat=chat)
+        await settle(app, pilot)
+        await press(app, pilot, key)
+        assert "reading …" in screen_text(app)
+        assert "No text" not in screen_text(app)

@@ -45,7 +45,13 @@ async def test_two_sets_of_texts_are_contrasted_and_the_best_goes_to_the_bench()
         shown = screen_text(app)
         assert "AUC     d     p" in shown
         assert "4 against 4 texts" in shown
-        assert "100 1.00  +2.5  .001" in shown
+        row = "100 1.00  +2.5  .001"
+        assert row in shown
+        ends = [
+            next(line.index(part) + len(part) for line in shown.splitlines() if part in line)
+            for part in (row, "d     p")
+        ]
+        assert ends[0] == ends[1]  # each name stands over the last digit of its column
         await pilot.press("j", "s")
         await settle(app, pilot)
         assert app.store.session.steers[-1].vector.origin.facts["feature"] == 101

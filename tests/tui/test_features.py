@@ -303,6 +303,9 @@ async def test_the_key_that_an_empty_pane_names_is_not_cut_off(size: tuple[int, 
         await settle(app, pilot)
         screen = screen_of(app)
         assert "No SAE for this model: 1 goes to Load, where one can be added." in in_region(app, screen.text.view)
+        assert in_region(app, screen.list.list) == "no SAE is in use"
+        app.store.update(sae=DEMO_SAE.id, saes=(DEMO_SAE,), prompt="")
+        await settle(app, pilot)
         assert "no feature is active here: / finds them by words" in in_region(app, screen.list.list)
 
 

@@ -96,3 +96,19 @@ def test_the_knob_is_where_the_value_is(value: float, limit: float, width: int) 
 def test_the_slider_reaches_twice_the_unit_or_the_largest_value() -> None:
     assert nice_limit(10.0) == 20.0
     assert nice_limit(10.0, (22.0, -47.0)) == 50.0
+
+
+@pytest.mark.parametrize(
+    ("name", "room", "shown"),
+    [
+        ("demo", 4, "demo"),
+        ("org/tiny", 8, "org/tiny"),
+        ("org/tiny", 7, "tiny"),
+        ("/home/someone/tiny/", 60, "tiny"),
+        ("~/tiny", 60, "tiny"),
+        ("./", 60, "."),
+        ("/", 60, "/"),
+    ],
+)
+def test_a_model_is_called_by_the_end_of_its_address(name: str, room: int, shown: str) -> None:
+    assert fmt.model_name(name, room) == shown

@@ -128,3 +128,18 @@ async def test_without_a_model_it_says_what_is_missing() -> None:
         await pilot.press("I")
         await pilot.pause()
         assert any("need a model" in note.message for note in app._notifications)
+
+
+async def test_work_that_has_to_wait_for_another_job_says_so() -> None:
+    async with opened("load", hold=True) as (app, pilot):
+        await pilot.press("I", "1", "enter")
+        await pilot.pause()
+        waits = "It begins when what runs now is done."
+        assert waits not in [note.message for note in app._notifications]
+        worker_of(app).release(6)
+        await settle(app, pilot)
+        await pilot.press("2", "v", "1")
+        await settle(app, pilot)
+        await pilot.press("I", "1", "enter")
+        await pilot.pause()
+        assert waits in [note.message for note in app._notifications]

@@ -124,7 +124,8 @@ class ListPane(Pane):
 
     def _show(self, cursor: int | None = None) -> None:
         title, note, rows = "Top features", *self._at_token
-        self.list.empty = f"no feature is active here: {self.lens.key_text('features.find')} finds them by words"
+        found_by = f"no feature is active here: {self.lens.key_text('features.find')} finds them by words"
+        self.list.empty = "no SAE is in use" if self.session.sae_in_use is None else found_by
         if (listing := self.listing) is not None:
             title, note = listing.title, listing.note
             rows = [(feature, 0.0) for feature in listing.features]

@@ -39,12 +39,14 @@ from lens_tui.worker.events import (
     FeatureActivations,
     FeaturePage,
     JobDone,
+    JobFailed,
     LabelSet,
     NeighboursRead,
     VectorMade,
 )
 from lens_tui.worker.jobs import Encode, ReadFeature, ReadNeighbours, SetLabel, VectorFromFeature
 
+from .chat_ids import READING, know_chat
 from .form import Field, FormScreen
 
 REST = 0.08
@@ -109,15 +111,23 @@ class TextPane(Pane):
 
     def read(self) -> None:
         """Have the text encoded, unless it already is."""
+        coming = know_chat(self.lens)
         sae, source = self.session.sae_in_use, self.source
         if sae is None or source.blank:
             self._asked = None
-            self.view.empty = missing(self.lens)
+            self.view.empty = READING if coming and sae is not None else missing(self.lens)
             self._show(None)
         elif self._asked != (sae.id, source):
             self._asked = (sae.id, source)
-            self._mark("reading …")
+            self._mark(READING)
+            self._say_instead(READING)
             self.lens.submit(Encode(sae.id, source.text, source.token_ids), "encode", self._take_encoded)
+
+    def _say_instead(self, words: str) -> None:
+        """What stands in place of the text while there is none."""
+        self.view.empty = words
+        if self.encoded is None:
+            self.view.set_tokens([])
 
     def _mark(self, why: str) -> None:
         """Say that the text that shows is the one of before, and why it still is; or no more."""
@@ -129,6 +139,8 @@ class TextPane(Pane):
         if isinstance(event, JobDone) and self.view.has_class("-before"):
             self._asked = None
             self._mark("stopped")
+        elif isinstance(event, JobFailed):
+            self._say_instead("")
         elif isinstance(event, Encoded):
             self._show(event)
             token = strongest_token(event)
@@ -163,6 +175,9 @@ class TextPane(Pane):
     def copy_command(self) -> None:
         """Copy the command that shows the features of this text."""
         session = self.session
+        if self.source.token_ids:
+            self.lens.say("A command reads a prompt as it is, not a conversation or what an arm wrote.")
+            return
         if session.sae_in_use is not None and session.model is not None:
             from lens_tui.tasks.made_with import model_source, sae_words
             from lens_tui.tasks.run_command import quoted

@@ -37,6 +37,11 @@ def fit_words(report: FitReport | None) -> list[tuple[str, str]]:
     return [(" · ! does not fit", "$warning")]
 
 
+def _read_of(session: Session) -> tuple[object, ...]:
+    """What of a session another reading follows from."""
+    return session.sae, session.saes, sources(session), session.question
+
+
 class FeaturesScreen(LensScreen):
     """Text, the features of the token under the cursor, and the page of the chosen feature.
 
@@ -85,7 +90,7 @@ class FeaturesScreen(LensScreen):
             self._show_which()
         if old.made != new.made:
             self.page.read_again()
-        if (old.sae, old.prompt, old.written, old.saes) != (new.sae, new.prompt, new.written, new.saes):
+        if _read_of(old) != _read_of(new):
             self.text.place = min(self.text.place, len(sources(new)) - 1)
             if self.is_current:
                 self.text.read()

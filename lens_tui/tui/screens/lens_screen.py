@@ -32,10 +32,16 @@ from lens_tui.tui.widgets.part_bars import PartBars
 from lens_tui.worker.events import Event, JobDone, JobFailed, LensRead, VectorMade
 from lens_tui.worker.jobs import ReadLens, ReadParts, ReadPattern, VectorFromToken
 
+from .chat_ids import READING, know_chat
 from .lens_panes import HeadsPane, PartsPane, PlaceRead
 
 VIEWS = {"grid": "logit lens", "parts": "what adds to the logit", "heads": "attention heads"}
 """The views in the order that a key goes through them, and what they are called."""
+
+
+def _read_of(session: Session) -> tuple[object, ...]:
+    """What of a session another reading follows from."""
+    return session.model, session.steers, sources(session), session.question
 
 
 class ReadoutScreen(LensScreen):
@@ -106,7 +112,7 @@ class ReadoutScreen(LensScreen):
         """Another model, prompt, run or bench: read again, if the screen shows."""
         if old.model != new.model:
             self._asked = None
-        if (old.model, old.prompt, old.written, old.steers) != (new.model, new.prompt, new.written, new.steers):
+        if _read_of(old) != _read_of(new):
             if self.is_current:
                 self.read()
             self._show_which()
@@ -118,17 +124,21 @@ class ReadoutScreen(LensScreen):
 
     def read(self) -> None:
         """Have the text read, unless it already is."""
+        coming = know_chat(self.lens)
         source = self.source
         if self.session.model is None or source.blank:
             self._asked = None
             self._show(None)
+            if coming:
+                self.grid.empty = READING
             return
         arm = None if self.arm.is_baseline else self.arm
         job = ReadLens(source.text, source.token_ids, arm, self.target, jacobian=self.jacobian)
         if job != self._asked:
             self._asked, self._came = job, False
             self.lens.submit(job, "lens", self._take)
-            self._mark("reading …")
+            self._mark(READING)
+            self.grid.empty = READING
 
     def _mark(self, why: str) -> None:
         """Say of the numbers that show that they are of what was read before, and why they still are; or no more."""
@@ -152,7 +162,7 @@ class ReadoutScreen(LensScreen):
                 self.grid.move_to(len(event.lens.layers) - 1, len(event.lens.token_ids) - 1)
         elif isinstance(event, JobFailed):
             # A wrong token is corrected by typing another, and a lens that is not there by the other one.
-            self.target, self._asked, self.jacobian = "", None, False
+            self.target, self._asked, self.jacobian, self.grid.empty = "", None, False, ""
             self._mark("it failed")
         return None
 

@@ -177,6 +177,8 @@ def start(lens: LensHost, work: Unfinished) -> None:
         lens.show_error(error.message if isinstance(error, LensError) else "What was asked cannot be read.", hint)
         return
     _note(begin, work)
+    if lens.book.busy:
+        lens.say("It begins when what runs now is done.")
     lens.submit(job, SLOT, Following(lens, work).take)
 
 

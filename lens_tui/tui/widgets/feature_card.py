@@ -158,7 +158,7 @@ def named_row(feature: int, name: Content, width: int, marks: FeatureMarks | Non
     return _with_name(Content(f"{feature:>6}"), name, width, marks or FeatureMarks())
 
 
-CONTRAST_HEAD = "       id  AUC     d     p"
+CONTRAST_HEAD = "      id  AUC     d     p"
 """The columns of :func:`contrast_row`, behind the list's caret."""
 
 

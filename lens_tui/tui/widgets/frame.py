@@ -26,7 +26,7 @@ from textual.widget import Widget
 from textual.widgets import Input, Static
 
 from lens_tui.records.wording import many
-from lens_tui.tui.format import bar, fit, size
+from lens_tui.tui.format import bar, fit, model_name, size
 from lens_tui.tui.host import BUSY, FAILED, Activity, LensHost, host
 from lens_tui.tui.keys import SCREENS, by_id
 from lens_tui.tui.session import Session
@@ -98,9 +98,10 @@ class Header(Widget):
         transcoders = sum(sae.is_transcoder for sae in session.saes)
         counts = {"SAE": len(session.saes) - transcoders, "transcoder": transcoders}
         facts += [many(number, noun) for noun, number in counts.items() if number]
-        while facts and cell_len(" · ".join([model.name, *facts])) > room:
+        name = model_name(model.name, room)
+        while facts and cell_len(" · ".join([name, *facts])) > room:
             facts.pop()
-        return [(model.name, ""), ("".join(f" · {fact}" for fact in facts), "$muted")]
+        return [(name, ""), ("".join(f" · {fact}" for fact in facts), "$muted")]
 
     def _screens(self, full: bool) -> Content:
         parts: list[tuple[str, str]] = []
