@@ -324,6 +324,10 @@ class LensHost(App[None]):
             self._sent_to[again] = now
             now._forward_event(again)
 
+    def no_model(self) -> str:
+        """Why nothing can be asked of a model."""
+        return "The model is still loading." if self.opening.going else "Load a model first."
+
     def submit(self, job: Job, slot: str, handler: Handler) -> int:
         """Ask the worker for something; ``handler`` gets its events. A slot holds one job: a new one stops the old."""
         raise NotImplementedError

@@ -425,3 +425,21 @@ async def test_the_header_names_a_model_by_the_end_of_its_address(name: str, siz
         app.store.update(model=replace(model, name=name))
         await settle(pilot)
         assert f"lens ▏ {shown}" in screen_text(app).splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    "keys", [("3", "S"), ("3", "A"), ("3", "C"), ("3", "c"), ("2", "a"), ("2", "v"), ("6", "enter")]
+)
+async def test_what_needs_a_model_says_that_it_is_loading(keys: tuple[str, ...]) -> None:
+    app = lens_app(FakeWorker(hold=True))
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(pilot)
+        await pilot.press(*keys)
+        await settle(pilot)
+        assert said(app).startswith("Load a model first")
+        await pilot.press("1", "enter")
+        await settle(pilot)
+        assert app.opening.going
+        await pilot.press(*keys)
+        await settle(pilot)
+        assert said(app) == "The model is still loading."

@@ -199,14 +199,14 @@ async def test_runs_have_the_numbers_they_are_named_by_and_each_is_listed_once(t
 
 async def test_the_runs_of_a_set_are_listed_under_it_and_found_by_words() -> None:
     app = lens_app(FakeWorker(), screen="generate")
-    async with app.run_test(size=(100, 30)) as pilot:
+    async with app.run_test(size=(80, 24)) as pilot:
         fill(app)
         await settle(pilot)
         await pilot.press("S", "down", "down", "3", "enter")
         await settle(pilot)
         screen = await history(pilot)
         assert len(prompts(screen)) == 1
-        assert "l h runs of a set" in screen_text(app)
+        assert "⏎ open  r again  space beside  l h set  / find  esc back" in screen_text(app)
         await pilot.press("l")
         asked = prompts(screen)[1:]
         assert len(asked) == 3

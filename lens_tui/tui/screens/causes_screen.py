@@ -237,7 +237,7 @@ class CausesScreen(LensScreen):
         """Copy the command that gives the same numbers."""
         model = self.session.model
         if model is None:
-            self.lens.say("Load a model first.")
+            self.lens.say(self.lens.no_model())
             return
         found = self.patches.here
         plan = self.patches.plan if found is None else found.plan

@@ -162,7 +162,7 @@ class ChatPane(Vertical):
         """Whether there is a model, and something is asked; says so if not. What is written is the session's then."""
         self.keep()
         if self.session.model is None:
-            self.lens.say("Load a model first.")
+            self.lens.say(self.lens.no_model())
         elif not self.session.prompt:
             self.lens.say(f"Write a prompt first: {self.lens.key_text('generate.prompt')}.")
         return self.session.model is not None and bool(self.session.prompt)
@@ -216,7 +216,7 @@ class ChatPane(Vertical):
     def toggle_template(self) -> None:
         """Show the prompt as the model reads it, token by token, or the turns again."""
         if self.session.model is None:
-            self.lens.say("Load a model first.")
+            self.lens.say(self.lens.no_model())
             return
         self.keep()
         self.template = not self.template
@@ -284,7 +284,7 @@ class ChatPane(Vertical):
         """Prompts go in as turns of a chat, or as they are."""
         model = self.session.model
         if model is None or not model.takes_chat:
-            self.lens.say("Load a model first." if model is None else "This model has no chat template.")
+            self.lens.say(self.lens.no_model() if model is None else "This model has no chat template.")
             return
         self.keep()
         self.lens.store.update(chat=not self.session.chatting)

@@ -294,7 +294,7 @@ class DosePane(Pane):
     def _can_measure(self, row: BenchRow) -> bool:
         problem = ""
         if self.session.model is None:
-            problem = "Load a model first."
+            problem = self.lens.no_model()
         elif not mode_of(row.mode).measured:
             problem = (
                 f"“{mode_of(row.mode).label}” has no scale to multiply: {self.lens.key_text('steer.mode')} changes it."
@@ -329,7 +329,7 @@ class DosePane(Pane):
     def find(self, row: BenchRow) -> None:
         """Have a target chosen and search the scale that reaches it."""
         if self.session.model is None:
-            self.lens.say("Load a model first.")
+            self.lens.say(self.lens.no_model())
             return
         if not mode_of(row.mode).grows or (row.positions is not None and row.positions.kind == "prompt"):
             self.lens.say(

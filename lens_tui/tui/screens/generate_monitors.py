@@ -54,7 +54,7 @@ class MonitorFollower:
         """Ask which monitors read the runs that come; ``chosen`` is told which one is to be the shade."""
         known = lens.store.session.monitors
         if lens.store.session.model is None:
-            lens.say("Load a model first.")
+            lens.say(lens.no_model())
         elif not known:
             ask_monitor(lens, chosen)
         else:

@@ -337,7 +337,7 @@ class GenerateScreen(LensScreen):
         from lens_tui.tasks.replay import changes_of
 
         if self.session.model is None:
-            self.lens.say("Load a model first.")
+            self.lens.say(self.lens.no_model())
             return
         run.number, run.model = len(self.history) + 1, self.session.model.name
         self.history.append(run)
@@ -394,7 +394,7 @@ class GenerateScreen(LensScreen):
     def action_prompt_set(self) -> None:
         """Ask for a set, and run it."""
         if self.session.model is None:
-            self.lens.say("Load a model first.")
+            self.lens.say(self.lens.no_model())
             return
         self.talk.keep()
         acting = self._acting()

@@ -121,7 +121,7 @@ class GraphPane(Pane):
     def make(self) -> None:
         """Make the graph of the question, whatever there is."""
         if self.session.model is None:
-            self.lens.say("Load a model first.")
+            self.lens.say(self.lens.no_model())
             return
         self._state = "making the graph …"
         self._submit(MakeGraph(self.asked), "graph")

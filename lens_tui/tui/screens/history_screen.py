@@ -230,9 +230,9 @@ class HistoryScreen(Dialog["RunText | SetText | None"]):
             yield Static(self._heading(), classes="dialog-title")
             yield Entry(placeholder="words of the prompt, the arms or what was written", between=" ")
             yield RowList[PastRun](self._draw, row_height=2, empty="nothing has run yet")
-            keys = [("⏎", " restore   "), ("r", " again   "), ("space", " beside   ")]
-            keys += [("l h", " runs of a set   ")] if self._sets else []
-            keys += [("/", " filter   "), ("esc", " back")]
+            keys = [("⏎", " open  "), ("r", " again  "), ("space", " beside  ")]
+            keys += [("l h", " set  ")] if self._sets else []
+            keys += [("/", " find  "), ("esc", " back")]
             yield Static(Content.assemble("\n", *(part for key, word in keys for part in ((key, "bold"), word))))
 
     def on_mount(self) -> None:
@@ -326,7 +326,10 @@ class HistoryScreen(Dialog["RunText | SetText | None"]):
             place -= 1
         made = rows[place].run if place < len(rows) else None
         if not isinstance(made, SetText):
-            self.notify("That is a run; the runs of a set are listed under it.", markup=False, timeout=4)
+            if rows:
+                self.notify("That is a run; the runs of a set are listed under it.", markup=False, timeout=4)
+        elif wanted and all(run.going for run in made.runs.values()):
+            self.notify("None of its runs is done yet.", markup=False, timeout=4)
         elif wanted != (made.number in self._opened):
             self._opened ^= {made.number}
             self._fill()

@@ -90,7 +90,7 @@ class PatchPane(Pane):
     def patch(self) -> None:
         """Compute the map of the view that shows."""
         if self.session.model is None:
-            self.lens.say("Load a model first.")
+            self.lens.say(self.lens.no_model())
             return
         if self.plan.by == "trace" and not self.plan.subject.strip():
             self.lens.say(f"Name a subject first: {self.lens.key_text('causes.ask')} asks for it.")

@@ -82,8 +82,14 @@ class SteerScreen(LensScreen):
     def _nothing(self) -> str:
         key = self.lens.key_text
         if self.session.model is None:
-            return f"Load a model first: {key('app.load')} goes there."
-        return f"No vectors yet. {key('steer.add')} adds one; {key('app.features')} finds a feature to steer with."
+            return (
+                self.lens.no_model()
+                if self.lens.opening.going
+                else f"Load a model first: {key('app.load')} goes there."
+            )
+        adds = f"No vectors yet. {key('steer.add')} adds one"
+        finds = f"; {key('app.features')} finds a feature to steer with" if self.session.saes else ""
+        return f"{adds}{finds}."
 
     def session_changed(self, old: Session, new: Session) -> None:
         """Rows came, went or changed."""
@@ -288,7 +294,7 @@ class SteerScreen(LensScreen):
     def action_add(self) -> None:
         """Choose what to make a direction from."""
         if self.session.model is None:
-            self.lens.say("Load a model first.")
+            self.lens.say(self.lens.no_model())
             return
         no_sae = "" if self.session.sae else "no SAE is loaded: see the Load screen"
         no_rows = "" if self.session.steers else "there is no row on the bench yet"
