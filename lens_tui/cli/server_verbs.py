@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import copy_context
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,10 +14,11 @@ import typer
 from lens_tui import demo
 from lens_tui.records import LensError
 from lens_tui.records.arm_syntax import ArmSpec, parse_arm
+from lens_tui.records.launch import launched, launched_rank
 from lens_tui.records.sanitise import one_line
 
 from .output import note, sentences
-from .sources import Model, SAEName, Vectors, open_model, open_sae
+from .sources import Model, SAEName, Vectors, asked_shard, open_model, open_sae
 
 if TYPE_CHECKING:
     from lens_tui.sae.load_sae import SAE
@@ -50,15 +52,26 @@ def serve(
     if find_spec("starlette") is None or find_spec("uvicorn") is None:
         raise LensError("The server needs starlette and uvicorn.", "pip install 'mlx-lens-tui[serve]'")
     from lens_tui.serve.limits import ServeLimits
-    from lens_tui.serve.run_server import LensServer
+    from lens_tui.serve.run_server import LensServer, follow
     from lens_tui.worker.thread import end_process
 
     named = [_named(text) for text in vector or ()]
     limits = ServeLimits(rows=rows, queue=queue, prompt_tokens=max_prompt, max_tokens=max_tokens)
     limits = replace(limits, default_tokens=min(limits.default_tokens, max_tokens))
-    server = LensServer(
-        lambda: _catalogue(model, named, sae or ()), host=host, port=port, token=token, limits=limits, drain=drain
-    )
+    if launched() and asked_shard.get() is None:
+        raise LensError(
+            "mlx.launch started several servers, each with a whole model, and none knows of the others.",
+            "Write mlx-lens-tui --shard tensor serve (or pipeline), or start one without mlx.launch.",
+        )
+    shared = copy_context()  # what was asked for before the verb holds on the model's thread too
+
+    def opened() -> Catalogue:
+        return shared.run(_catalogue, model, named, sae or ())
+
+    if launched_rank():
+        follow(opened, limits)
+        end_process(0)
+    server = LensServer(opened, host=host, port=port, token=token, limits=limits, drain=drain)
     here = server.engine.catalogue
     known = f"; vectors: {', '.join(here.vectors) or 'none'}; SAEs: {', '.join(here.saes) or 'none'}"
     note(f"{one_line(here.name)} is at {server.url}/v1 (ctrl+c ends it){known}")

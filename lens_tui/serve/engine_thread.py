@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakValueDictionary
 
 import mlx.core as mx
 
@@ -32,11 +34,14 @@ from lens_tui.records.sanitise import one_line
 from lens_tui.sae.load_sae import SAE
 
 from .deliveries import Begun, Delivery, Ended, Failed, Piece, ScoredToken
+from .in_step import PAUSE, InStep, Turn
 from .limits import Refused, ServeLimits
 from .row_readings import Readings, sae_named
-from .wire_request import Order
+from .wire_request import Order, read_order
 from .wire_steering import FeatureTerm
 
+_PATIENCE = 10.0
+"""Seconds in which a step ends, after which processes that share a model are told to leave it."""
 _CLEAR = 256
 """Steps after which MLX gives back the memory that it keeps for the next ones."""
 
@@ -62,6 +67,7 @@ class Ticket:
     order: Order
     deliver: Callable[[list[Delivery]], None]
     left: int
+    number: int = -1
     come: list[Delivery] = field(default_factory=list)
     ended: bool = False
     prompts: list[EncodedPrompt] = field(default_factory=list)
@@ -71,6 +77,9 @@ class Ticket:
 
 class Engine:
     """The thread. ``opened`` makes the catalogue on it, since a model belongs to the thread that has loaded it.
+
+    Of a model that several processes share each has one, and all take the same turns (:mod:`.in_step`): orders are
+    given in rank 0, and in the others, which end with it, there is nothing to do but to wait for that.
 
     Args:
         opened: What opens the model.
@@ -83,8 +92,11 @@ class Engine:
         self._mail: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._held = 0
-        self._closing = False
+        self._closing = self._dropping = self._asked_to_end = False
         self._steps = 0
+        self._count = 0
+        self._numbered: WeakValueDictionary[int, Ticket] = WeakValueDictionary()
+        self._together: InStep | None = None
         self._cancelled: set[Ticket] = set()
         self._waiting: deque[tuple[Ticket, int]] = deque()
         self._rows: dict[int, tuple[Ticket, int, Row]] = {}
@@ -92,6 +104,8 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="mlx-serve", daemon=True)
         self.catalogue: Catalogue
         self.info: ModelInfo
+        self.failure: LensError | None = None
+        self.on_end: Callable[[], None] = lambda: None
 
     def start(self) -> None:
         """Load the model; what its loading raises is raised here."""
@@ -121,8 +135,8 @@ class Engine:
                 said = f"{self._held} answers are being written or wait, and this would be {order.rows} more."
                 raise Refused(said, "Ask again later.", status=429, kind="rate_limit_error")
             self._held += order.rows
-        ticket = Ticket(order, deliver, order.rows)
-        self._mail.put(ticket)
+            ticket = Ticket(order, deliver, order.rows)
+            self._mail.put(ticket)
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
@@ -138,6 +152,19 @@ class Engine:
             self._closing = True
         self._mail.put(None)
         self._thread.join(seconds)
+        if self._thread.is_alive() and self._together is not None:
+            self._dropping = True  # the others are told, or they would wait for this process
+            self._thread.join(_PATIENCE)
+
+    def ask_to_end(self) -> None:
+        """This process was told to end; of several that share a model, all do, when rank 0's server has ended."""
+        self._asked_to_end = True
+
+    def wait(self) -> None:
+        """Until the thread has ended. Raises what ended it, if that was an error."""
+        self._thread.join()
+        if self.failure is not None:
+            raise self.failure
 
     # -- on the thread ---------------------------------------------------------
 
@@ -150,6 +177,8 @@ class Engine:
             self._ready.put(error)
             return
         self.catalogue = catalogue
+        shared = catalogue.lens.registry.decoder.shared
+        self._together = None if shared is None else InStep(shared)
         self._ready.put(catalogue)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", LensWarning)  # each is said to the one who asked
@@ -158,27 +187,95 @@ class Engine:
                 try:
                     going = self._turn()
                 except Exception as error:  # a defect: whoever is being answered is told, and the others go on
+                    if self._together is not None:
+                        self._give_up(error)
+                        break
                     self._begin_again(error)
-        self._batch.close()
+        with suppress(Exception):
+            self._batch.close()
         catalogue.lens.close()
 
     def _turn(self) -> bool:
         """Look at the mail and take a step; whether to go on."""
         idle = self._batch.idle and not self._waiting
-        if idle and self._closing:
-            return False
-        self._take_mail(wait=idle)
-        for ticket in self._taken_back():
+        tickets, gone, ends = self._mail_of(idle)
+        for ticket in tickets:
+            self._prepare(ticket)
+        if tickets and self._together is not None:
+            self._together.agree()
+        for ticket in gone:
             self._end(ticket)
+        if ends and (self._dropping or (self._batch.idle and not self._waiting)):
+            return False
         while self._waiting and len(self._rows) < self.limits.rows:
             self._begin(*self._waiting.popleft())
-        heard = [self._heard(event) for event in self._batch.step()]
+        events = self._batch.step()
+        if self._together is not None:
+            self._together.stepped(events)
+        heard = [self._heard(event) for event in events]
         for ticket in dict.fromkeys(found for found in heard if found is not None and found.order.stream):
             _hand_over(ticket)
         self._steps += 1
         if self._steps % _CLEAR == 0 or (self._batch.idle and not idle):
             mx.clear_cache()  # batches of ever other shapes leave buffers that fit no later one
         return True
+
+    def _mail_of(self, idle: bool) -> tuple[list[Ticket], list[Ticket], bool]:
+        """New orders, those that nobody wants any longer, and whether no more will come; if idle, waits for them."""
+        together = self._together
+        if together is not None and not together.first:
+            if idle:
+                time.sleep(PAUSE)
+            return self._told(together.turn(Turn(end=self._asked_to_end)))
+        tickets: list[Ticket] = []
+        if not (idle and self._closing) or together is not None:
+            tickets = self._take_mail(wait=idle, seconds=None if together is None else PAUSE)
+        with self._lock:
+            closing = self._closing
+            gone, self._cancelled = self._cancelled, set()
+        tickets += self._take_mail(wait=False)  # what came before it was closed, and what is taken back
+        for ticket in tickets:
+            self._count += 1
+            ticket.number = self._count
+        if together is None:
+            return tickets, list(gone), closing
+        orders = [(ticket.order.kind, ticket.order.body) for ticket in tickets]
+        numbers = [ticket.number for ticket in gone]
+        turn = together.turn(Turn(orders, numbers, self._asked_to_end, closing, self._dropping))
+        if turn.end and not closing:
+            self.on_end()
+        return tickets, list(gone), turn.close or turn.drop
+
+    def _told(self, turn: Turn) -> tuple[list[Ticket], list[Ticket], bool]:
+        """What rank 0 has said, in another process: its orders, read again, have nobody to hear of them."""
+        tickets = []
+        for kind, body in turn.orders:
+            order = read_order(body, kind, self.catalogue.vectors, self.limits)
+            self._count += 1
+            tickets.append(Ticket(order, lambda events: None, order.rows, self._count))
+            self._numbered[self._count] = tickets[-1]
+            self._held += order.rows
+        gone = [found for number in turn.gone if (found := self._numbered.get(number)) is not None]
+        self._dropping = turn.drop
+        return tickets, gone, turn.close or turn.drop
+
+    def _give_up(self, error: Exception) -> None:
+        """The processes cannot go on together: everybody is told, and the server ends."""
+        try:
+            assert self._together is not None
+            self._together.broken(error)
+        except LensError as said:
+            self.failure = said
+            told = Refused(said.message, said.hint, status=500, kind="server_error")
+        with self._lock:
+            self._closing = True
+        mail = self._take_mail(wait=False)
+        held = [*(known[0] for known in self._rows.values()), *(waits for waits, _ in self._waiting), *mail]
+        for ticket in dict.fromkeys(held):
+            if not ticket.ended:
+                ticket.ended = True
+                _hand_over(ticket, Failed(told))
+        self.on_end()
 
     def _begin_again(self, error: Exception) -> None:
         for ticket in {known[0] for known in self._rows.values()}:
@@ -188,20 +285,16 @@ class Engine:
             self._batch.close()
         self._batch = _open_batch(self.catalogue.lens, self.limits)
 
-    def _take_mail(self, *, wait: bool) -> None:
+    def _take_mail(self, *, wait: bool, seconds: float | None = None) -> list[Ticket]:
+        found: list[Ticket] = []
         try:
-            mail = self._mail.get(block=wait)
+            mail = self._mail.get(wait, seconds)
             while True:
                 if mail is not None:
-                    self._prepare(mail)
+                    found.append(mail)
                 mail = self._mail.get(block=False)
         except queue.Empty:
-            return
-
-    def _taken_back(self) -> set[Ticket]:
-        with self._lock:
-            found, self._cancelled = self._cancelled, set()
-        return found
+            return found
 
     def _prepare(self, ticket: Ticket) -> None:
         """Find out whether an order can be done, and put its rows into the line."""
@@ -226,6 +319,8 @@ class Engine:
         except Exception as error:
             self._fail(ticket, error)
             return
+        if self._together is not None:
+            self._together.prepared(order, [encoded.ids for encoded in ticket.prompts])
         _hand_over(ticket, Begun(sum(len(encoded.ids) for encoded in ticket.prompts), tuple(said)))
         self._waiting.extend((ticket, answer) for answer in range(order.rows))
 
@@ -290,6 +385,8 @@ class Engine:
     def _fail(self, ticket: Ticket, error: Exception) -> None:
         if ticket.ended:
             return
+        if self._together is not None and not isinstance(error, LensError):
+            self._together.broken(error)  # whether the others failed too is not known
         self._end(ticket)
         if isinstance(error, StepFailed):
             error = Refused(error.message, error.hint, status=500, kind="server_error")

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import uvicorn
 
@@ -87,6 +88,7 @@ class LensServer:
             server_header=False,
         )
         self._server = _Uvicorn(config)
+        self.engine.on_end = self.stop
         self._socket.listen(limits.connections)  # who asks before the loop runs waits
 
     @property
@@ -96,16 +98,43 @@ class LensServer:
         return f"http://{host}:{self.port}"
 
     def run(self) -> None:
-        """Serve until SIGINT, SIGTERM or :meth:`stop`; then finish what has begun."""
+        """Serve until SIGINT, SIGTERM or :meth:`stop`; then finish what has begun.
+
+        Raises :class:`LensError` where processes that share the model cannot go on together.
+        """
         try:
             asyncio.run(self._server.serve(sockets=[self._socket]))
         finally:
             self._socket.close()
             self.engine.close(self._drain)
+        if self.engine.failure is not None:
+            raise self.engine.failure
 
     def stop(self) -> None:
         """Let it end, from any thread."""
         self._server.should_exit = True
+
+
+def follow(opened: Callable[[], Catalogue], limits: ServeLimits | None = None) -> None:
+    """Take part in the server of rank 0, in another of the processes that share its model, until it ends.
+
+    SIGINT and SIGTERM end the server, as they do there. Raises :class:`LensError` where they cannot go on together,
+    and what opening the model raises.
+    """
+    engine = Engine(opened, limits or ServeLimits())
+    engine.start()
+
+    def heard(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)  # who insists is heard
+        engine.ask_to_end()
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, heard) for number in numbers}
+    try:
+        engine.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _bound(host: str, port: int) -> socket.socket:

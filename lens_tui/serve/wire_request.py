@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lens_tui.records import Sampling, SteeringVector
@@ -63,7 +63,10 @@ class ReadingsAsk:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A request: its prompts (texts, messages or token ids), ``n`` answers of each, and all that is its own."""
+    """A request: its prompts (texts, messages or token ids), ``n`` answers of each, and all that is its own.
+
+    ``body`` is what it was read from, with a seed: from there another process reads the same.
+    """
 
     kind: Kind
     prompts: tuple[Any, ...]
@@ -76,6 +79,7 @@ class Order:
     readings: ReadingsAsk | None = None
     stream: bool = False
     usage: bool = False
+    body: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def rows(self) -> int:
@@ -104,6 +108,8 @@ def read_order(body: Any, kind: Kind, vectors: Mapping[str, SteeringVector], lim
     if unknown := sorted(map(str, set(body) - _BOTH - _OWN[kind])):
         raise Refused(f"There is no parameter {one_line(unknown[0], 60)!r}.", "See docs/serve.md.", param=None)
     _check_offered(body)
+    if body.get("seed") is None:
+        body = {**body, "seed": secrets.randbits(32)}
     prompts = (_messages(body, limits),) if kind == "chat" else _prompts(body, limits)
     n = _whole(body, "n", 1, 1, limits.choices)
     if kind == "text" and body.get("best_of") not in (None, n):
@@ -126,6 +132,7 @@ def read_order(body: Any, kind: Kind, vectors: Mapping[str, SteeringVector], lim
         _readings(body, vectors),
         stream,
         stream and _flag(options, "include_usage"),
+        body,
     )
 
 
@@ -147,7 +154,6 @@ def _check_offered(body: Mapping[str, Any]) -> None:
 def _sampling(body: Mapping[str, Any], limits: ServeLimits) -> Sampling:
     given = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
     temp, top_p = _real(body, "temperature", 1.0, 0.0, 2.0), _real(body, "top_p", 1.0, 0.0, 1.0)
-    seed = body.get("seed")
     stop = body.get("stop") or ()
     stop = (stop,) if isinstance(stop, str) else stop
     if not isinstance(stop, list | tuple) or len(stop) > 16 or not all(isinstance(s, str) and s for s in stop):
@@ -161,7 +167,7 @@ def _sampling(body: Mapping[str, Any], limits: ServeLimits) -> Sampling:
         min_p=_real(body, "min_p", 0.0, 0.0, 1.0),
         top_k=_whole(body, "top_k", 0, -1, 10**6) if body.get("top_k") != -1 else 0,
         repetition_penalty=_real(body, "repetition_penalty", 0.0, 0.0, 1000.0),
-        seed=secrets.randbits(32) if seed is None else _whole(body, "seed", 0, -(2**63), 2**63 - 1) % 2**64,
+        seed=_whole(body, "seed", 0, -(2**63), 2**63 - 1) % 2**64,
         stop=tuple(stop),
     )
 

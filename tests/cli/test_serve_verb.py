@@ -15,14 +15,12 @@ import pytest
 from typer.testing import CliRunner
 
 from lens_tui.cli.command import app
+from lens_tui.cli.sources import asked_adapter
+from lens_tui.records import LensError
 from tests.folders import llama_folder
+from tests.serve.servers import free_port
 
 PATIENCE = 60
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
 
 
 def test_sigterm_lets_answers_end(tmp_path: Path, shell_signals: None) -> None:
@@ -74,3 +72,15 @@ def test_a_port_that_is_taken_is_said() -> None:
         done = CliRunner().invoke(app, ["serve", "-p", str(taken.getsockname()[1])])
     assert done.exit_code == 2
     assert "Choose another with --port." in done.stderr
+
+
+def test_what_is_asked_for_before_the_verb_reaches_the_models_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = []
+
+    def catalogue(*_: object) -> None:
+        heard.append(asked_adapter.get())
+        raise LensError("Enough is known.")
+
+    monkeypatch.setattr("lens_tui.cli.server_verbs._catalogue", catalogue)
+    done = CliRunner().invoke(app, ["--adapter", "some/lora", "serve", "-p", str(free_port())])
+    assert (done.exit_code, heard) == (2, ["some/lora"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,12 @@ from tests.lens.test_tokens import PLAIN, tokens
 
 LIMITS = ServeLimits(rows=8, queue=200, prompt_tokens=64, max_tokens=64, default_tokens=8)
 VOCAB = 8192
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
 
 
 def llama() -> LensModel:

@@ -115,21 +115,33 @@ def shared_loading(shard: str | None) -> Iterator[Shared | None]:
 
 def _exchange(shared: Shared, text: str) -> list[str]:
     raw = text.encode()[: 4 * _TEXT]
-    found = _rows(shared, np.frombuffer(raw.ljust(4 * _TEXT, b"\0"), np.uint8).astype(np.int32))
+    found = numbers_of_all(shared, np.frombuffer(raw.ljust(4 * _TEXT, b"\0"), np.uint8).astype(np.int32))
     return [row.astype(np.uint8).tobytes().rstrip(b"\0").decode(errors="ignore") for row in found]
 
 
-def _rows(shared: Shared, own: Any) -> Any:
-    """A row of whole numbers of each process, (processes, numbers): by a sum, which every back end of MLX has."""
+def numbers_of_all(shared: Shared, own: Any) -> Any:
+    """A row of whole numbers of each process, (processes, numbers): by a sum, which every back end of MLX has.
+
+    ``own`` are this process's, below 2^31, as many in each.
+    """
     table = np.zeros((shared.size, len(own)), np.int32)
     table[shared.rank] = own
     return np.array(mx.distributed.all_sum(mx.array(table), group=shared.group))
 
 
+def bytes_of_first(shared: Shared, own: bytes, length: int) -> bytes:
+    """``length`` bytes that rank 0 gives as ``own``, in every process."""
+    words = np.zeros(-(-length // 4), np.int32)
+    if shared.rank == 0:
+        words = np.frombuffer(own.ljust(4 * len(words), b"\0"), np.int32)
+    found = np.array(mx.distributed.all_sum(mx.array(words), group=shared.group))
+    return found.astype(np.int32).tobytes()[:length]
+
+
 def _agree_on_memory(shared: Shared) -> None:
     """From now on the memory that is free is the least that any process has now; those of one machine divide it."""
     host = crc32(socket.gethostname().encode()) & 0x7FFFFFFF
-    found = _rows(shared, [host, memory_now() // _MIB])
+    found = numbers_of_all(shared, [host, memory_now() // _MIB])
     cpu = mx.default_device().type == mx.DeviceType.cpu
     beside = [int((found[:, 0] == name).sum()) if cpu else 1 for name in found[:, 0]]
     _agreed.memory = min(int(free) * _MIB // count for free, count in zip(found[:, 1], beside, strict=True))

@@ -167,6 +167,9 @@ class Batch:
     def _open(self) -> None:
         """Make mlx-lm's generator, with no rows yet."""
         beside = SideBySide()
+        # Its own stream would run beside the one in which prompts are filled and texts read; and processes that share a
+        # model must exchange in one order.
+        stream = None if self.registry.decoder.shared is None else mx.default_stream(mx.default_device())
         self._generator = mlx_lm_generate().BatchGenerator(
             self.model,
             sampler=lambda logprobs: choose_all(
@@ -175,6 +178,7 @@ class Batch:
             completion_batch_size=max(self.options.completion_batch_size, self._prefill_rows),
             prefill_batch_size=self._prefill_rows,
             prefill_step_size=self.options.prefill_step_size,
+            stream=stream,
         )
 
     @property
