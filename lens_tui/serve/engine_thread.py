@@ -34,7 +34,7 @@ from lens_tui.records.sanitise import one_line
 from lens_tui.sae.load_sae import SAE
 
 from .deliveries import Begun, Delivery, Ended, Failed, Piece, ScoredToken
-from .in_step import PAUSE, InStep, Turn
+from .in_step import PAUSE, InStep, StepMail
 from .limits import Refused, ServeLimits
 from .row_readings import Readings, sae_named
 from .wire_request import Order, read_order
@@ -226,7 +226,7 @@ class Engine:
         if together is not None and not together.first:
             if idle:
                 time.sleep(PAUSE)
-            return self._told(together.turn(Turn(end=self._asked_to_end)))
+            return self._told(together.turn(StepMail(end=self._asked_to_end)))
         tickets: list[Ticket] = []
         if not (idle and self._closing) or together is not None:
             tickets = self._take_mail(wait=idle, seconds=None if together is None else PAUSE)
@@ -241,12 +241,12 @@ class Engine:
             return tickets, list(gone), closing
         orders = [(ticket.order.kind, ticket.order.body) for ticket in tickets]
         numbers = [ticket.number for ticket in gone]
-        turn = together.turn(Turn(orders, numbers, self._asked_to_end, closing, self._dropping))
+        turn = together.turn(StepMail(orders, numbers, self._asked_to_end, closing, self._dropping))
         if turn.end and not closing:
             self.on_end()
         return tickets, list(gone), turn.close or turn.drop
 
-    def _told(self, turn: Turn) -> tuple[list[Ticket], list[Ticket], bool]:
+    def _told(self, turn: StepMail) -> tuple[list[Ticket], list[Ticket], bool]:
         """What rank 0 has said, in another process: its orders, read again, have nobody to hear of them."""
         tickets = []
         for kind, body in turn.orders:

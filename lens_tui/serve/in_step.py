@@ -31,8 +31,8 @@ class OutOfStep(LensError):
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """What a turn begins with.
+class StepMail:
+    """What a turn of all processes begins with.
 
     Attributes:
         orders: Kind and body of each new request.
@@ -61,7 +61,7 @@ class InStep:
         """Whether this is the process that has the server."""
         return self._shared.rank == 0
 
-    def turn(self, own: Turn) -> Turn:
+    def turn(self, own: StepMail) -> StepMail:
         """Begin a turn together.
 
         Args:
@@ -79,7 +79,7 @@ class InStep:
         length, flags = int(table[0][0]), int(table[0][1])
         orders, gone = json.loads(self._heard(said, length)) if length else ((), ())
         end = any(int(row[1]) & _END for row in table)
-        return Turn(orders, gone, end, bool(flags & _CLOSE), bool(flags & _DROP))
+        return StepMail(orders, gone, end, bool(flags & _CLOSE), bool(flags & _DROP))
 
     def did(self, *what: object) -> None:
         """Note what this process has done; :meth:`turn` and :meth:`agree` compare it."""

@@ -61,7 +61,8 @@ def _shard(folder: Path) -> dict[str, Any]:
     return {name: np.asarray(value) for name, value in loaded.items()}
 
 
-def test_an_error_ends_all_with_its_sentence(tmp_path: Path) -> None:
+def test_an_error_ends_all_and_is_said_once(tmp_path: Path) -> None:
     first, second = run_ring(tmp_path, 2, ["-m", "lens_tui", "--shard", "tensor", "compare", "x", "--model", "/none"])
     assert first[0] == second[0] == 2
     assert "There is no folder '/none'" in first[2]
+    assert second[1:] == ("", "")

@@ -105,11 +105,14 @@ def shared_loading(shard: str | None) -> Iterator[Shared | None]:
         failed = error
     message = "" if failed is None else str(failed) or type(failed).__name__
     heard = _exchange(shared, one_line(message, _TEXT))
-    if failed is not None:
-        raise failed
+    found = failed
     for rank, said in enumerate(heard):
-        if said:
-            raise LensError(f"Process {rank} of {shared.size} failed: {said}")
+        if said and found is None:
+            found = LensError(f"Process {rank} of {shared.size} failed: {said}")
+    if found is not None:
+        if isinstance(found, LensError):
+            found.told = shared.rank > 0
+        raise found
     _agree_on_memory(shared)
 
 
