@@ -87,7 +87,6 @@ if TYPE_CHECKING:
     from .records.interventions import Arm as Arm
     from .records.interventions import CapProjection as CapProjection
     from .records.interventions import ClampFeature as ClampFeature
-    from .records.interventions import EditPattern as EditPattern
     from .records.interventions import NormMatch as NormMatch
     from .records.interventions import Positions as Positions
     from .records.interventions import ProjectOut as ProjectOut
@@ -100,6 +99,7 @@ if TYPE_CHECKING:
     from .records.patch_grid import Receiver as Receiver
     from .records.patch_grid import Sender as Sender
     from .records.patch_grid import agreement as agreement
+    from .records.pattern_record import EditPattern as EditPattern
     from .records.probe import Probe as Probe
     from .records.probe import ProbeReport as ProbeReport
     from .records.probe import load_probe as load_probe
@@ -182,9 +182,10 @@ else:
             ".records.errors": "LensError LensWarning NotFinite",
             ".records.gates": "Gate Monitor",
             ".records.interventions": (
-                "ALL Ablate AblateHeads Add Arm CapProjection ClampFeature EditPattern NormMatch Positions ProjectOut "
+                "ALL Ablate AblateHeads Add Arm CapProjection ClampFeature NormMatch Positions ProjectOut "
                 "SetProjection Swap"
             ),
+            ".records.pattern_record": "EditPattern",
             ".records.jacobian_lens": "JacobianLens read_jacobian_lens write_jacobian_lens",
             ".records.patch_grid": "PromptPair Receiver Sender agreement",
             ".records.probe": "Probe ProbeReport load_probe save_probe",

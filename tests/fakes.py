@@ -314,8 +314,8 @@ class FakeWorker:
             case jobs.FindScale() as search:
                 return fake_search(running, number, search)
             case jobs.VectorFromFile(path, layer):
-                (vector,) = load_vectors(path, layer=layer, d_model=D_MODEL)
-                return [_made(number, vector)]
+                vector, *rest = load_vectors(path, layer=layer, d_model=D_MODEL)
+                return [replace(_made(number, vector), rest=tuple(rest))]
             case jobs.RandomVector(name, layer, seed):
                 return [_made(number, unit_vector(name, layer, Origin("random", {"seed": seed})))]
             case other:

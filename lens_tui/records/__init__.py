@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from .interventions import Arm as Arm
     from .interventions import CapProjection as CapProjection
     from .interventions import ClampFeature as ClampFeature
-    from .interventions import EditPattern as EditPattern
     from .interventions import Intervention as Intervention
     from .interventions import NormMatch as NormMatch
     from .interventions import Positions as Positions
@@ -53,6 +52,7 @@ if TYPE_CHECKING:
     from .measures import Part as Part
     from .measures import ReadBack as ReadBack
     from .measures import ScaleSearch as ScaleSearch
+    from .pattern_record import EditPattern as EditPattern
     from .run import ArmEnd as ArmEnd
     from .run import BatchRow as BatchRow
     from .run import Candidate as Candidate
@@ -83,9 +83,10 @@ else:
             ".graph_influence": "GraphScores",
             ".info": "ModelInfo SAEInfo",
             ".interventions": (
-                "ALL Ablate AblateHeads Add Arm CapProjection ClampFeature EditPattern Intervention NormMatch "
-                "Positions ProjectOut SetProjection Swap"
+                "ALL Ablate AblateHeads Add Arm CapProjection ClampFeature Intervention NormMatch Positions "
+                "ProjectOut SetProjection Swap"
             ),
+            ".pattern_record": "EditPattern",
             ".measures": (
                 "AttentionPattern Controlled Curve Degeneration DeltaLoss Divergence DosePoint DoseResponse "
                 "LogitAttribution LogitLens Part ReadBack ScaleSearch"

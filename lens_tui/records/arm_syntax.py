@@ -32,13 +32,13 @@ from .interventions import (
     ROLES,
     AblateHeads,
     BenchRow,
-    EditPattern,
     Intervention,
     Positions,
     mode_of,
     positions_name,
     positions_of,
 )
+from .pattern_record import EditPattern
 from .steering_vector import SteeringVector
 
 _WORDS = rf"(?::(?:{'|'.join([mode.id for mode in MODES] + [*POSITIONS, *ROLES])})\b)*"

@@ -23,13 +23,13 @@ from .interventions import (
     Add,
     CapProjection,
     ClampFeature,
-    EditPattern,
     Intervention,
     NormMatch,
     ProjectOut,
     SetProjection,
     Swap,
 )
+from .pattern_record import EditPattern
 from .run import Candidate
 from .sanitise import one_line
 from .steering_vector import FloatArray, SteeringVector, TokenWeight

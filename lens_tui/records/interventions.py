@@ -13,7 +13,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from math import floor, isfinite, log10, prod
+from math import floor, isfinite, log10
 from typing import Any, ClassVar, Literal, get_args
 
 from .errors import LensError
@@ -283,47 +283,6 @@ class AblateHeads(Intervention):
         object.__setattr__(self, "heads", _indices(self.heads))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EditPattern(Intervention):
-    """What some heads of a layer attend to is changed: weights on ``sources`` become zero, or whole rows are replaced.
-
-    ``positions`` are the tokens that attend (queries), ``sources`` those attended to (keys); a negative index counts
-    from the end of the prompt. With ``renormalise`` the weights left are what the softmax gives where those sources
-    are masked (attention knockout, Geva et al. 2023, 2304.14767; a sink keeps its part); without, they stay as they
-    are and what the sources gave is missing. A token of whose weights nothing is left attends to nothing.
-
-    ``weights`` are put in the place of the pattern instead, without ``sources``: ``(len(heads), tokens, sources)``, row
-    after row from the first token of the sequence, as :func:`~lens_tui.attention_patterns` gives them of another run,
-    or ``(len(heads), 1, sources)``, one row for every token in ``positions``. Tokens behind the last row keep
-    their own. ``heads`` are those of queries; none named are all. ``shape`` (of ``weights``, kept flat) and ``count``
-    (how many heads the layer has) are filled in.
-    """
-
-    mode: ClassVar[str] = "edit_pattern"
-    site: str = "attn_z"
-    heads: tuple[int, ...] = ()
-    sources: Positions = field(default=ALL)
-    renormalise: bool = True
-    weights: FloatArray | None = None
-    shape: tuple[int, ...] = ()
-    count: int = 0
-
-    def __post_init__(self) -> None:
-        Intervention.__post_init__(self)
-        object.__setattr__(self, "heads", _indices(self.heads))
-        object.__setattr__(self, "sources", as_positions(self.sources))
-        if self.weights is None:
-            return
-        given = numbers(self.weights, f"The weights of {self.id!r}").astype("float32")
-        shape = tuple(self.shape) or ((1, *given.shape) if given.ndim == 2 else given.shape)
-        if len(shape) != 3 or prod(shape) != given.size:
-            raise LensError(
-                f"The weights of {self.id!r} have the shape {given.shape}.", "Give (heads, tokens, sources)."
-            )
-        object.__setattr__(self, "shape", shape)
-        object.__setattr__(self, "weights", given.reshape(-1))
-
-
 def as_records(records: Any) -> tuple[Intervention, ...]:
     """Interventions as a tuple: of one, or of several in any container. Raises :class:`LensError` for others."""
     if isinstance(records, Intervention):
@@ -470,7 +429,8 @@ class BenchRow:
     means: for ``add`` it is absolute, in residual-stream units on the unit direction. ``positions`` ``None`` are all
     tokens; with a ``gate`` it acts on those alone at which a monitor reads enough. ``residual_norm`` is the median
     ``||h||`` where the vector was made, ``None`` where it was not measured; ``promoted`` and ``suppressed`` are the
-    tokens the direction moves most.
+    tokens the direction moves most. ``rest`` are the vectors of further layers, where the row is a set: each acts at
+    its own layer, and the scale multiplies the lengths they were made with.
     """
 
     id: str
@@ -485,17 +445,34 @@ class BenchRow:
     mode: str = "add"
     positions: Positions | None = None
     gate: Gate | None = None
+    rest: tuple[SteeringVector, ...] = ()
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Where it acts: its layer, and those of a set."""
+        return self.layer, *(vector.layer for vector in self.rest)
 
     @property
     def unit(self) -> float:
         """The size a scale is held against: the feature's maximum, else the median ``||h||``, else 10.
 
-        Of a norm-match the same as a share of ``||h||``, 1 where that is not known.
+        Of a norm-match the same as a share of ``||h||``, 1 where that is not known. Of a set 1: as it was made.
         """
+        if self.rest and self.mode in ("add", "norm_match"):
+            return 1.0
         unit = self.vector.max_activation or self.residual_norm or 10.0
         if self.mode != "norm_match":
             return unit
         return unit / self.residual_norm if self.residual_norm else 1.0
+
+    def interventions(self, scale: float | None = None) -> tuple[Intervention, ...]:
+        """What the model is steered with: one record, or one for each layer of a set."""
+        if not self.rest:
+            return (self.intervention(scale),)
+        amount = self.scale if scale is None else scale
+        parts = [replace(self, rest=(), id=f"{self.id}@{self.layer}")]
+        parts += [replace(parts[0], id=f"{self.id}@{one.layer}", vector=one, layer=one.layer) for one in self.rest]
+        return tuple(part.intervention(amount * (part.vector.norm if self.mode == "add" else 1.0)) for part in parts)
 
     def intervention(self, scale: float | None = None) -> Intervention:
         """What the model is steered with, at the row's scale or another, at the vector's own site.
@@ -532,7 +509,7 @@ class BenchRow:
     @property
     def reference(self) -> float:
         """What a dose is a multiple of: the scale a row has at first, the feature's maximum or half of ``||h||``."""
-        return self.unit if self.vector.max_activation else self.unit / 2
+        return self.unit if self.vector.max_activation or self.rest else self.unit / 2
 
     @property
     def step(self) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from math import isclose
 from pathlib import Path
 
 from .errors import LensError
 from .gates import Gate
-from .interventions import BenchRow, Intervention, Positions
+from .interventions import BenchRow, Intervention, Positions, amount_of
 from .sanitise import one_line
 from .steering_vector import SteeringVector
 from .vector_formats import SUFFIXES, load_one, load_vectors
@@ -67,16 +69,64 @@ def set_interventions(
     Returns:
         A record for each vector. What they move together is said site by site in the doses of a run.
     """
-    rows = [
-        BenchRow(
-            f"{name}@{vector.layer}",
-            vector,
-            vector.layer,
-            scale * vector.norm if mode == "add" else scale,
-            mode=mode,
-            positions=positions,
-            gate=gate,
-        )
-        for vector in vectors
-    ]
-    return tuple(row.intervention() for row in rows)
+    first, *rest = vectors
+    row = BenchRow(name, first, first.layer, scale, mode=mode, positions=positions, gate=gate, rest=tuple(rest))
+    made = row.interventions()
+    return made if rest else tuple(replace(record, id=f"{name}@{first.layer}") for record in made)
+
+
+def grouped(records: Sequence[Intervention]) -> list[tuple[Intervention, ...]]:
+    """Records one by one, those of one set together: ids that differ in the layer behind ``@`` alone, alike else."""
+    found: list[list[Intervention]] = []
+    for record in records:
+        before = found[-1][-1] if found else None
+        if before is not None and _kin(before) == _kin(record) is not None:
+            found[-1].append(record)
+        else:
+            found.append([record])
+    sets: list[tuple[Intervention, ...]] = []
+    for group in found:
+        whole = len(group) == 1 or multiplier(group) is not None
+        sets += [tuple(group)] if whole else [(record,) for record in group]
+    return sets
+
+
+def _kin(record: Intervention) -> tuple[object, ...] | None:
+    name, _, layer = record.id.rpartition("@")
+    if not name or layer != str(record.layer) or not hasattr(record, "vector"):
+        return None
+    return name, record.mode, record.site, record.positions, record.enabled, record.precision, record.gate
+
+
+def multiplier(records: Sequence[Intervention]) -> float | None:
+    """The one scale of the records of a set; ``None`` where they have not one."""
+    found = []
+    for record in records:
+        amount, vector = amount_of(record), getattr(record, "vector", None)
+        if amount is None or not isinstance(vector, SteeringVector) or (record.mode == "add" and not vector.norm):
+            return None
+        found.append(amount / vector.norm if record.mode == "add" else amount)
+    same = bool(found) and all(isclose(value, found[0], rel_tol=1e-6, abs_tol=1e-12) for value in found)
+    return float(f"{found[0]:.9g}") if same else None
+
+
+def place_of(vectors: Sequence[SteeringVector]) -> str:
+    """The file or folder that holds exactly these vectors, as ``--arm`` names a set; ``""`` where none does."""
+    import numpy as np
+
+    files = {str(vector.origin.facts.get("path", "")) for vector in vectors}
+    folders = {str(Path(file).parent) for file in files}
+    place = next(iter(files)) if len(files) == 1 else next(iter(folders)) if len(folders) == 1 else ""
+    if not place or "" in files or not Path(place).exists():
+        return ""
+    try:
+        held = load_vector_set(place, d_model=vectors[0].d_model)
+    except LensError:
+        return ""
+    pairs = list(zip(held, vectors, strict=False))
+    same = all(
+        one.layer == other.layer and isclose(one.norm, other.norm, rel_tol=1e-6)
+        and np.array_equal(one.direction, other.direction)
+        for one, other in pairs
+    )  # fmt: skip
+    return place if same and len(held) == len(vectors) else ""

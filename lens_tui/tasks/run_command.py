@@ -15,6 +15,7 @@ from lens_tui.records.gates import Gate, Watched, monitor_of
 from lens_tui.records.interventions import HEADS_OFF, amount_of, positions_name
 from lens_tui.records.run_record import ArmRecord, MadeWith, RunRecord
 from lens_tui.records.sanitise import one_line, sanitise
+from lens_tui.records.vector_sets import grouped, multiplier, place_of
 
 KeepVector = Callable[[SteeringVector], Path]
 KeepRun = Callable[[RunRecord], Path]
@@ -35,13 +36,24 @@ class _Command:
     def arm(self, number: int, kept: ArmRecord) -> list[str]:
         """``--arm`` and its value; nothing where the arm cannot be written as one."""
         arm: Arm = kept.arm
-        terms = [self._term(item) for item in arm.interventions if item.enabled]
+        groups = grouped([item for item in arm.interventions if item.enabled])
+        terms = [term for group in groups for term in self._terms(group)]
         if kept.changes:
             self.left_out.append(f"what was dialled in {arm.name}")
         if not terms:
             self.left_out.append(f"the arm {arm.name}")
         known = [term for term in terms if term is not None]
         return ["--arm", written_arm(arm.name, known, f"arm {number}")] if known else []
+
+    def _terms(self, items: Sequence[Intervention]) -> list[Term | None]:
+        """A set as one term, where a file or folder holds it; else each record by itself."""
+        if len(items) > 1 and (place := place_of([getattr(item, "vector") for item in items])):  # noqa: B009
+            first, scale, gate = items[0], multiplier(items), self._gate(items[0].gate)
+            where = positions_name(first.positions)
+            sayable = where and scale is not None and first.precision == "model" and first.site == "resid_post"
+            if sayable and scale is not None and (gate is not None or first.gate is None):
+                return [Term("file", place, None, scale, first.mode, where, gate=gate, every=True)]
+        return [self._term(item) for item in items]
 
     def _term(self, item: Intervention) -> Term | None:
         amount, vector, where = amount_of(item), getattr(item, "vector", None), positions_name(item.positions)

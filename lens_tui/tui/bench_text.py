@@ -78,6 +78,8 @@ def relative(row: BenchRow, scale: float | None = None) -> str:
         return "× each token's ‖h‖"
     if row.mode == "project_out":
         return ""
+    if row.rest and row.mode == "add":
+        return "× as made"
     if row.vector.max_activation:
         parts.append(f"×{abs(scale) / row.vector.max_activation:.2f} max")
     if row.residual_norm:
@@ -91,6 +93,8 @@ def too_strong(row: BenchRow) -> str:
     Without a known ‖h‖ it is held against a hundred times the row's unit.
     """
     size = abs(row.scale)
+    if row.rest and row.mode == "add":
+        size *= row.vector.norm
     if mode_of(row.mode).amount == "":
         return ""
     if row.mode == "norm_match" or row.residual_norm:
@@ -98,6 +102,14 @@ def too_strong(row: BenchRow) -> str:
         return f"{row.scale:g} is {lengths:,.0f} × ‖h‖: nothing of the text is left there." * (lengths > MOST_LENGTHS)
     much = size > 10 * MOST_LENGTHS * row.unit
     return f"{row.scale:g} is {size / row.unit:,.0f} × {row.unit:g}: nothing of the text is left there." * much
+
+
+def layers_text(row: BenchRow) -> str:
+    """The layers of a row in a few cells: ``L4``, of a set ``L4–9``, with gaps ``L4…9``."""
+    layers = row.layers
+    if len(layers) == 1:
+        return f"L{row.layer}"
+    return f"L{layers[0]}{'–' if layers[-1] - layers[0] == len(layers) - 1 else '…'}{layers[-1]}"
 
 
 def mode_and_positions(row: BenchRow) -> str:

@@ -8,7 +8,7 @@ arms and what they have written so far, reduced from events. No Textual.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -145,8 +145,13 @@ class Session:
         arms = [Arm("baseline")]
         for number in sorted({row.arm for row in self.steers if row.enabled}):
             rows = [row for row in self.steers if row.enabled and row.arm == number]
-            arms.append(Arm(" + ".join(row.vector.name for row in rows), tuple(row.intervention() for row in rows)))
+            arms.append(Arm(" + ".join(row.vector.name for row in rows), _acting(rows)))
         return tuple(arms)
+
+
+def _acting(rows: Sequence[BenchRow]) -> tuple[Intervention, ...]:
+    """What the rows of an arm do, in order."""
+    return tuple(record for row in rows for record in row.interventions())
 
 
 Listener = Callable[[Session, Session], None]
@@ -200,12 +205,15 @@ class SessionStore:
         mode: str = "add",
         positions: Positions | None = None,
         gate: Gate | None = None,
+        rest: tuple[SteeringVector, ...] = (),
     ) -> BenchRow:
         """Put a vector on the bench as a new row, in the next free arm unless one is named.
 
         Without a scale it gets the feature's maximum activation, or half the
-        median residual norm, or 8.
+        median residual norm, or 8; a set, with ``rest`` of further layers, 1.
         """
+        if scale is None and rest:
+            scale = 1.0
         if scale is None:
             scale = vector.max_activation or (residual_norm / 2 if residual_norm else 8.0)
         self._made += 1
@@ -221,6 +229,7 @@ class SessionStore:
             mode=mode,
             positions=positions,
             gate=gate,
+            rest=rest,
         )
         self.update(steers=(*self.session.steers, row))
         return row
@@ -237,6 +246,7 @@ class SessionStore:
             mode=row.mode,
             positions=row.positions,
             gate=row.gate,
+            rest=row.rest,
         )
 
     def edit_steer(self, steer_id: str, **changes: Any) -> None:

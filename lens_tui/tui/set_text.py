@@ -68,7 +68,7 @@ def asked_set(
             raise LensError("No one vector acts in this lane.", "Leave the scales empty, or go to a lane with one.")
         if len(scales) > MAX_SCALES or len(set(scales)) < len(scales):
             raise LensError(f"A sweep has at most {MAX_SCALES} scales, each once.", "Type fewer.")
-        swept = (Arm(f"{row.vector.name} {scale:g}", (row.intervention(scale),)) for scale in scales)
+        swept = (Arm(f"{row.vector.name} {scale:g}", row.interventions(scale)) for scale in scales)
         arms = (Arm("baseline"), *swept)
     seeds = tuple(int(seed) for seed in read_numbers(values["seeds"]))
     if len(seeds) > 1 and session.sampling.temp == 0.0:

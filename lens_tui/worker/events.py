@@ -112,12 +112,16 @@ class Speed(Event):
 
 @dataclass(frozen=True, slots=True)
 class VectorMade(Event):
-    """A steering vector was made. ``residual_norm`` is the median ``||h||`` at its site, for scale hints."""
+    """A steering vector was made. ``residual_norm`` is the median ``||h||`` at its site, for scale hints.
+
+    ``rest`` are those of further layers, where it is a set.
+    """
 
     vector: SteeringVector
     residual_norm: float | None = None
     promoted: tuple[TokenWeight, ...] = ()
     suppressed: tuple[TokenWeight, ...] = ()
+    rest: tuple[SteeringVector, ...] = ()
 
 
 if TYPE_CHECKING:

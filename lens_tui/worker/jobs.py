@@ -420,7 +420,8 @@ class VectorGiven(Job):
 class VectorFromFile(Job):
     """A steering vector from a file of any known format. Events: VectorMade.
 
-    ``layer`` says which of several, or what the file leaves open.
+    ``layer`` says which of several, or what the file leaves open. Without it a file or folder of one vector for each of
+    several layers is a set.
     """
 
     path: str

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from textual.pilot import Pilot
 
 from lens_tui import demo
-from lens_tui.records import SteeringVector, TokenWeight, paths
+from lens_tui.records import Add, Arm, SteeringVector, TokenWeight, paths
+from lens_tui.records.codec import from_json, to_json
+from lens_tui.records.interventions import BenchRow
+from lens_tui.records.run_record import ArmRecord, RunRecord
 from lens_tui.records.session_file import save_session
 from lens_tui.records.vector_formats import load_vectors, save_vectors
 from lens_tui.records.vector_formats.own import write_one
+from lens_tui.tasks.run_command import as_command
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.format import figure
 from lens_tui.tui.recovery import saved, steers_of
 from lens_tui.tui.screens.form import FormScreen
+from lens_tui.tui.screens.history_screen import run_text
 from lens_tui.tui.screens.steer_forms import VectorFileScreen, a_file, free
 from lens_tui.tui.session import Session, SessionStore
 from lens_tui.worker import events as ev
@@ -191,3 +198,37 @@ def test_a_vector_keeps_what_it_is_through_a_file(tmp_path: Path) -> None:
     (read,) = load_vectors(save_vectors(vector, tmp_path / "sea.safetensors"))
     assert isinstance(read, SteeringVector)
     assert (read.name, read.layer, read.norm, read.model) == ("sea", 2, 3.5, "demo")
+
+
+async def test_a_set_of_several_layers_is_one_row_with_one_scale(tmp_path: Path) -> None:
+    kept = [replace(unit_vector(f"tide {layer}", layer), norm=2.0 + layer) for layer in (2, 3, 4)]
+    file = save_vectors(kept, paths.vectors_folder() / "tides.gguf")
+    app = steer_app()
+    async with app.run_test(size=(120, 36)) as pilot:
+        fill(app, steers=0)
+        await settle(pilot)
+        await choose_file(pilot)
+        assert "a set of several layers" in screen_text(app)
+        await pilot.press("enter")
+        await settle(pilot)
+        (row,) = app.store.session.steers
+        assert (row.layers, row.scale, row.step) == ((2, 3, 4), 1.0, 0.1)
+        shown = screen_text(app)
+        assert "L2–4" in shown
+        assert "× as made" in shown
+        assert "of 3 layers: 2, 3, 4" in shown
+        await pilot.press("plus", "greater_than_sign")  # the layers stay
+        await settle(pilot)
+        (row,) = app.store.session.steers
+        assert (row.layers, row.scale) == ((2, 3, 4), 1.1)
+        (_, arm) = app.store.session.arms()
+        assert [record.layer for record in arm.interventions] == [2, 3, 4]
+        scales = [cast(Add, record).scale for record in arm.interventions]
+        np.testing.assert_allclose(scales, [1.1 * one.norm for one in kept], rtol=1e-5)
+        again = from_json(BenchRow, json.loads(json.dumps(to_json(row))))
+        assert again.layers == row.layers
+        assert again.interventions()[2].id == f"{row.id}@4"
+    run = RunRecord("demo", "Once", (ArmRecord(Arm("baseline")), ArmRecord(arm)))
+    assert f"{file}@all*1.1" in as_command(run)
+    (restored,) = run_text(run).steers
+    assert (restored.layers, restored.scale) == ((2, 3, 4), 1.1)

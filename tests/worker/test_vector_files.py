@@ -31,11 +31,20 @@ def test_each_format_gives_the_same_direction_and_what_it_does(loaded: Driver, t
     assert len(made.promoted) == 10
 
 
-def test_of_several_layers_one_is_taken(loaded: Driver, tmp_path: Path) -> None:
-    file = save_vectors([vector(layer) for layer in range(N_LAYERS)], tmp_path / "all.gguf")
-    failed = loaded.failed(jobs.VectorFromFile(str(file)))
+def test_of_several_layers_all_are_a_set_or_one_is_taken(loaded: Driver, tmp_path: Path) -> None:
+    file = save_vectors([vector(layer) for layer in range(1, N_LAYERS)], tmp_path / "all.gguf")
+    for number in range(1, N_LAYERS):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        save_vectors(vector(number), tmp_path / "folder" / f"v{number}.safetensors")
+    for place in (file, tmp_path / "folder"):
+        every = only(loaded.done(jobs.VectorFromFile(str(place))), ev.VectorMade)
+        assert every.vector.name == place.name
+        assert [every.vector.layer, *(one.layer for one in every.rest)] == list(range(1, N_LAYERS))
+        for one in every.rest:
+            np.testing.assert_allclose(one.direction, vector(one.layer).direction, rtol=0, atol=1e-6)
+    twice = save_vectors({"a": vector(1), "b": vector(1)}.values(), tmp_path / "twice.safetensors")  # type: ignore[arg-type]
+    failed = loaded.failed(jobs.VectorFromFile(str(twice)))
     assert "one at a time" in failed.message
-    assert "Say which layer" in failed.hint
     made = only(loaded.done(jobs.VectorFromFile(str(file), 1)), ev.VectorMade)
     np.testing.assert_allclose(made.vector.direction, vector(1).direction, rtol=0, atol=1e-6)
 

@@ -11,7 +11,7 @@ from lens_tui.records import ALL, SAEInfo
 from lens_tui.records.gates import gate_text
 from lens_tui.records.interventions import BenchRow, mode_of, positions_text
 from lens_tui.records.sanitise import one_line
-from lens_tui.tui.bench_text import amount, mode_and_positions, relative
+from lens_tui.tui.bench_text import amount, layers_text, mode_and_positions, relative
 from lens_tui.tui.format import bar, fit, fit_left, nice_limit, scale_bar
 from lens_tui.worker.events import TokenWeight
 
@@ -25,14 +25,16 @@ def bench_row(row: BenchRow, width: int) -> list[Content]:
     tone = "" if row.enabled else "$muted"
     manner = mode_and_positions(row)
     manner_width = min(len(manner) + 2, max(0, width - 2 - 16 - 7 - 5 - 9)) if manner else 0
-    name_width = max(8, width - 2 - manner_width - 7 - 5 - 9)
+    place = layers_text(row)
+    place_width = max(5, len(place) + 1)
+    name_width = max(8, width - 2 - manner_width - 7 - place_width - 9)
     has_scale = mode_of(row.mode).amount != ""
     first = Content.assemble(
         ("■ " if row.enabled else "□ ", "$accent" if row.enabled else "$muted"),
         (fit(row.vector.name, name_width - 1) + " ", tone),
         (fit(manner, manner_width), "$muted"),
         (fit(f"arm {row.arm}", 7), tone or "$muted"),
-        (fit(f"L{row.layer}", 5), tone),
+        (fit(place, place_width), tone),
         (fit_left(amount(row) if has_scale else "–", 9), tone),
     )
     if not has_scale:
@@ -108,7 +110,9 @@ def direction(row: BenchRow, width: int, narrow: bool, saes: Sequence[SAEInfo] =
         parts += [(f"\n{line}", "$muted") for line in origin_lines(row, saes)]
         parts.append("\n\n")
     place = f"{row.vector.site} of layer {row.layer}"
-    if row.layer != row.vector.layer:
+    if row.rest:
+        place = f"{row.vector.site} of {len(row.layers)} layers: {', '.join(map(str, row.layers))}"
+    elif row.layer != row.vector.layer:
         place += f" (made at layer {row.vector.layer})"
     facts = [mode_and_positions(row), *norms(row)] if mode_and_positions(row) else norms(row)
     parts += [place, ("  " + " · ".join(facts), "$muted"), "\n"] if narrow else [place, "\n"]
@@ -125,6 +129,9 @@ def direction(row: BenchRow, width: int, narrow: bool, saes: Sequence[SAEInfo] =
 def norms(row: BenchRow) -> list[str]:
     """The lengths a scale can be judged by."""
     lines = [f"norm {row.vector.norm:.3g}"]
+    if row.rest:
+        lengths = [vector.norm for vector in (row.vector, *row.rest)]
+        lines = [f"norms {min(lengths):.3g} to {max(lengths):.3g}", f"tokens are those of layer {row.layer}"]
     if row.residual_norm:
         lines.append(f"median ‖h‖ {row.residual_norm:.3g}")
     if row.vector.max_activation:

@@ -253,7 +253,7 @@ class DosePane(Pane):
 
     def _made_for(self, row: BenchRow) -> tuple[Any, ...]:
         """What a measurement depends on besides the scale."""
-        return (row.vector, row.layer, row.mode, row.positions, self.session.prompt)
+        return (row.vector, row.rest, row.layer, row.mode, row.positions, self.session.prompt)
 
     # ---- asking
 
@@ -316,7 +316,7 @@ class DosePane(Pane):
         sae = str(facts.get("sae", "")) if facts.get("sae") in known else ""
         job = MeasureDose(
             self.session.prompt,
-            (row.intervention(1.0),),
+            row.interventions(1.0),
             ordered,
             sae=sae,
             feature=int(facts.get("feature", 0)),
@@ -367,7 +367,7 @@ class DosePane(Pane):
     def _search(self, row: BenchRow, quantity: str, target: float) -> None:
         sign = -1.0 if row.scale < 0 else 1.0
         self._begin(row, SearchView(quantity, target, self._made_for(row), sign))
-        job = FindScale((row.intervention(sign),), quantity, target)
+        job = FindScale(row.interventions(sign), quantity, target)
         self.lens.submit(job, SLOT, lambda event: self._take(row.id, event))
         self._turn(row, True)
 

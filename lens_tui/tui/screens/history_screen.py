@@ -16,6 +16,7 @@ from textual.widgets import Input, Static
 from lens_tui.records import ALL, LensError, Token
 from lens_tui.records.interventions import BenchRow, amount_of
 from lens_tui.records.sanitise import one_line, sanitise_token
+from lens_tui.records.vector_sets import grouped, multiplier
 from lens_tui.records.wording import many
 from lens_tui.tui.format import ago, fit
 from lens_tui.tui.host import focus_now, host
@@ -172,10 +173,12 @@ def _showable(token: Token) -> Token:
 
 def _steers(record: RunRecord) -> tuple[BenchRow, ...]:
     found = [
-        (number, item, vector, amount)
+        (number, group[0], vector, amount, tuple(getattr(item, "vector") for item in group[1:]))  # noqa: B009
         for number, kept in enumerate(record.arms)
-        for item in kept.arm.interventions
-        if number and (amount := amount_of(item)) is not None and (vector := getattr(item, "vector", None)) is not None
+        for group in grouped(kept.arm.interventions)
+        if number
+        and (amount := amount_of(group[0]) if len(group) == 1 else multiplier(group)) is not None
+        and (vector := getattr(group[0], "vector", None)) is not None
     ]
     return tuple(
         BenchRow(
@@ -188,8 +191,9 @@ def _steers(record: RunRecord) -> tuple[BenchRow, ...]:
             mode=item.mode,
             positions=None if item.positions == ALL else item.positions,
             gate=item.gate,
+            rest=rest,
         )
-        for place, (number, item, vector, amount) in enumerate(found)
+        for place, (number, item, vector, amount, rest) in enumerate(found)
     )
 
 

@@ -77,7 +77,7 @@ def row_fields(row: BenchRow, last_layer: int | None) -> list[Field]:
         Field("scale", "scale", f"{row.scale:g}", check=number()),
         Field("mode", "mode", mode_of(row.mode).label, options=tuple(mode.label for mode in modes_of(row.vector))),
         Field("positions", "positions", where, options=places if where in places else (*places, where)),
-        Field("layer", "layer", str(row.layer), check=whole(0, last_layer)),
+        *([] if row.rest else [Field("layer", "layer", str(row.layer), check=whole(0, last_layer))]),
         Field("arm", "arm", str(row.arm), check=whole(1, MAX_ARMS)),
         Field("name", "name", row.vector.name, check=filled),
     ]
@@ -93,7 +93,7 @@ def edited(row: BenchRow, values: Values) -> BenchRow:
         vector=replace(row.vector, name=one_line(values["name"], 60)),
         scale=float(values["scale"]) if values["scale"] != f"{row.scale:g}" else turned.scale,
         positions=positions_or_all(kind) if kind is not None else row.positions,
-        layer=int(values["layer"]),
+        layer=int(values.get("layer", row.layer)),
         arm=int(values["arm"]),
     )
 
@@ -238,8 +238,8 @@ def random(model: ModelInfo, row: BenchRow | None) -> Form:
 def vector_file() -> Form:
     """From a vector file that is elsewhere."""
     fields = (
-        Field("path", "file", hint=".safetensors .gguf .npy .npz .json .pt; FILE:NAME of several", check=a_vector_file),
-        Field("layer", "layer", hint="empty: what the file says", check=optional(whole(0))),
+        Field("path", "file", hint=".safetensors .gguf .npy .npz .json .pt; FILE:NAME; a folder", check=a_vector_file),
+        Field("layer", "layer", hint="empty: what the file says, or all of several", check=optional(whole(0))),
     )
 
     def job(values: Values) -> Job:
@@ -261,9 +261,11 @@ def a_file(text: str) -> str:
 
 
 def a_vector_file(text: str) -> str:
-    """As :func:`a_file`, with a name after it: ``FILE:NAME``."""
+    """As :func:`a_file`, with a name after it: ``FILE:NAME``; or a folder of files."""
     from lens_tui.records.vector_formats import vector_file
 
+    if text.strip() and Path(text.strip()).expanduser().is_dir():
+        return ""
     return a_file(str(vector_file(Path(text.strip()).expanduser())[0])) if text.strip() else a_file("")
 
 
@@ -351,7 +353,7 @@ def _word(file: VectorFile) -> str:
     if file.vector is None:
         # The whole sentence, and fields to answer it, come when it is chosen.
         return (
-            "cannot be read" if "cannot be read" in file.problem else "of several vectors, or for a layer to be given"
+            "cannot be read" if "cannot be read" in file.problem else "a set of several layers, or for one to be named"
         )
     made_for = f" of {one_line(file.vector.model, 60)}" if file.vector.model else ""
     return f"{file.vector.site} {file.vector.layer}{made_for}"

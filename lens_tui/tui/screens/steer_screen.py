@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -182,6 +182,9 @@ class SteerScreen(LensScreen):
     def action_layer(self, steps: int) -> None:
         """Steer at another layer, within the model."""
         if (row := self._here()) is not None:
+            if row.rest:
+                self.lens.say("A set acts at the layers that its vectors were made at.")
+                return
             last = self.session.model.n_layers - 1 if self.session.model else row.layer
             layer = max(0, min(last, row.layer + steps))
             self._edit(row, f"Layer {layer} is the {'first' if steps < 0 else 'last'} of the model.", layer=layer)
@@ -209,6 +212,7 @@ class SteerScreen(LensScreen):
                 mode=row.mode,
                 positions=row.positions,
                 gate=row.gate,
+                rest=row.rest,
             )
 
     def action_mode(self) -> None:
@@ -297,7 +301,8 @@ class SteerScreen(LensScreen):
             self.lens.say(self.lens.no_model())
             return
         no_sae = "" if self.session.sae else "no SAE is loaded: see the Load screen"
-        no_rows = "" if self.session.steers else "there is no row on the bench yet"
+        single = [row for row in self.session.steers if not row.rest]
+        no_rows = "" if single else "there is no row of one vector on the bench yet"
         choices = [
             Choice("feature", "an SAE feature", "its decoder direction", no_sae),
             Choice("pairs", "contrasting texts", "at one layer, or the best of all"),
@@ -305,7 +310,7 @@ class SteerScreen(LensScreen):
             Choice("token", "a token", "its row of the unembedding or embedding"),
             Choice("rows", "rows of the bench", "sum, difference, one without another", no_rows),
             Choice("random", "a random direction", "the control every effect is held against"),
-            Choice("file", "a vector file", "ready, saved here, or by repeng and others"),
+            Choice("file", "a vector file", "ready, saved here, by repeng or CAA: one, or a set"),
             Choice("probe", "a probe", "what tells texts A from texts B, by layer"),
             Choice("probe file", "a file of labels", "the same from JSONL with text and label"),
         ]
@@ -330,7 +335,7 @@ class SteerScreen(LensScreen):
             "pairs": lambda: forms.pairs(model),
             "file of pairs": lambda: forms.pairs_file(model),
             "token": lambda: forms.token(model, self._row),
-            "rows": lambda: forms.arithmetic(self.session.steers),
+            "rows": lambda: forms.arithmetic([row for row in self.session.steers if not row.rest]),
             "random": lambda: forms.random(model, self._row),
             "probe": lambda: probe_form(model),
             "probe file": lambda: probe_file_form(model),
@@ -360,7 +365,14 @@ class SteerScreen(LensScreen):
     def _make(self, job: Job, scale: float | None = None, again: Again | None = None) -> None:
         def handle(event: Event) -> bool:
             if isinstance(event, VectorMade):
-                asked = BenchRow("", event.vector, event.vector.layer, scale or 0.0, residual_norm=event.residual_norm)
+                asked = BenchRow(
+                    "",
+                    event.vector,
+                    event.vector.layer,
+                    scale or 0.0,
+                    residual_norm=event.residual_norm,
+                    rest=event.rest,
+                )
                 self._doubted(too_strong(asked), lambda: self._add(event, scale), lambda: again("") if again else None)
             elif isinstance(event, LayersRanked):
                 self._choose_layer(event, again)
@@ -380,6 +392,7 @@ class SteerScreen(LensScreen):
             residual_norm=made.residual_norm,
             promoted=made.promoted,
             suppressed=made.suppressed,
+            rest=made.rest,
         )
 
     def _given(self, vector: SteeringVector) -> None:
@@ -449,17 +462,17 @@ class SteerScreen(LensScreen):
 
         def done(values: dict[str, str] | None) -> None:
             if values is not None:
-                self._write(replace(row.vector, layer=row.layer), values["path"].strip())
+                self._write((replace(row.vector, layer=row.layer), *row.rest), values["path"].strip())
 
         note = "The unit direction, its layer and how it was made; the scale is not part of a vector."
         self.app.push_screen(FormScreen(f"Save {row.vector.name}", fields, note), done)
 
     @work(thread=True, exit_on_error=False, group="save")
-    def _write(self, vector: SteeringVector, path: str) -> None:
+    def _write(self, vectors: Sequence[SteeringVector], path: str) -> None:
         from lens_tui.records.vector_formats import save_vectors
 
         try:
-            file = save_vectors(vector, Path(path).expanduser() if path else None)
+            file = save_vectors(vectors, Path(path).expanduser() if path else None)
         except LensError as error:
             self.app.call_from_thread(self.lens.show_error, error.message, error.hint)
         else:

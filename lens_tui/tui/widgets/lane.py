@@ -22,6 +22,7 @@ from lens_tui.records.gates import gate_sign
 from lens_tui.records.interventions import POSITIONS, amount_of, positions_text
 from lens_tui.records.run_record import kl_level, pieces
 from lens_tui.records.sanitise import one_line
+from lens_tui.records.vector_sets import grouped, multiplier
 from lens_tui.tui.chat_text import OPEN, Thinking, folded, opens_thinking, thinking_in
 from lens_tui.tui.format import bar, figure, fit, kl_key, nats, signed
 from lens_tui.tui.monitor_text import MonitorLine
@@ -115,7 +116,7 @@ def strength(interventions: Sequence[Intervention]) -> str:
     if not live:
         return ""
 
-    parts = [", ".join(_amount(item) for item in live)]
+    parts = [", ".join(_amount(group[0]) if len(group) == 1 else _of_set(group) for group in grouped(live))]
     where = {positions_text(item.positions) for item in live}
     if where != {POSITIONS["all"]}:
         parts.append(where.pop() if len(where) == 1 else "positions differ")
@@ -123,6 +124,12 @@ def strength(interventions: Sequence[Intervention]) -> str:
     if peak and isinstance(live[0], Add):
         parts.append(f"{live[0].scale / peak:.1f}×max")
     return " · ".join(parts)
+
+
+def _of_set(records: Sequence[Intervention]) -> str:
+    """A set of vectors: its one scale, on how many layers."""
+    amount = f"{multiplier(records) or 0.0:+g} on {len(records)} layers"
+    return amount if records[0].gate is None else f"{amount} {one_line(gate_sign(records[0].gate), 40)}"
 
 
 _SIGNS = {"set": "= ", "at_most": "≤ ", "at_least": "≥ "}

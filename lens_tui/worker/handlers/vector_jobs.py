@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lens_tui.records import SteeringVector
+from lens_tui.records import LensError, SteeringVector
 from lens_tui.records.info import in_residual
 from lens_tui.records.measures import DoseResponse
 from lens_tui.records.sanitise import one_line, sanitise
@@ -100,12 +100,25 @@ def given(control: Control, job: jobs.VectorGiven, context: Context) -> Iterator
 
 
 def from_file(control: Control, job: jobs.VectorFromFile, context: Context) -> Iterator[ev.Event]:
-    """A vector someone saved, if it is as wide as the model's residual stream."""
+    """A vector someone saved, or a set of them, if it is as wide as the model's residual stream."""
     from lens_tui.records.vector_formats import load_one
+    from lens_tui.records.vector_sets import load_vector_set
 
     model, file = context.need_model(), Path(job.path).expanduser()
-    vector = load_one(file, layer=job.layer, d_model=model.d_model, n_layers=model.n_layers)
-    yield made(control, replace(vector, name=one_line(vector.name, 60)), context)
+    shape: dict[str, Any] = {"d_model": model.d_model, "n_layers": model.n_layers}
+    try:
+        found = load_vector_set(file, **shape) if file.is_dir() else (load_one(file, layer=job.layer, **shape),)
+    except LensError as several:
+        if job.layer is not None or file.is_dir():
+            raise
+        try:
+            found = load_vector_set(file, **shape)
+        except LensError:
+            raise several from None
+    first, *rest = (replace(vector, name=one_line(vector.name, 60)) for vector in found)
+    if rest:
+        first = replace(first, name=one_line(file.name, 60))
+    yield replace(made(control, first, context), rest=tuple(rest))
 
 
 def random_vector(control: Control, job: jobs.RandomVector, context: Context) -> Iterator[ev.Event]:
