@@ -49,8 +49,8 @@ ALL = (
     Benchmark("memory", "memory"),
     Benchmark("mlx-lens", "mlx_lens"),
     Benchmark("transformer-lens", "torch_peers", ("cpu",)),
-    Benchmark("patching", "patch_speed", ("cpu",)),
-    Benchmark("graphs", "graph_speed", ("cpu",)),
+    Benchmark("patching", "patch_speed"),
+    Benchmark("graphs", "graph_speed"),
     Benchmark("server", "serving_http"),
 )
 

@@ -21,7 +21,7 @@ from lens_tui.records import AttributionGraph
 from .machine import Options
 from .report import Row, absent, of_speeds
 from .serving import Served, first_that_has
-from .torch_peers import CONFIG, OFFLINE, same_within, write_model
+from .torch_peers import CONFIG, OFFLINE, same_within, torch_device, write_model
 from .turns import medians, timed
 
 WITH_GRAPHS, GRAPHS_HELP = (
@@ -60,7 +60,9 @@ def _against(python: str, folder: Path, options: Options) -> Iterator[Row]:
     lens = LensModel.from_model(write_model(folder), name="small llama")
     write_set(folder / "set", lens.n_layers, lens.d_model)
     ids = [0, *np.random.default_rng(0).integers(2, 8000, TOKENS - 1).tolist()]
-    (folder / "plan.json").write_text(json.dumps({"ids": ids, "logits": LOGITS, "config": CONFIG}))
+    (folder / "plan.json").write_text(
+        json.dumps({"ids": ids, "logits": LOGITS, "config": CONFIG, "device": torch_device()})
+    )
     transcoders = load_transcoders(folder / "set")
 
     def ours() -> AttributionGraph:

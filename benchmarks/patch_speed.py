@@ -1,4 +1,4 @@
-"""Activation patching of the same small llama here and in TransformerLens, cell by cell, in a Python of its own.
+"""Activation patching of the same small llama here and in TransformerLens, cell by cell, each in a Python of its own.
 
 Before a time is taken every cell is compared: the metric under each patch, and the estimates by one backward pass,
 within 1e-3 of the largest. Neither side patches controls.
@@ -19,7 +19,7 @@ from lens_tui import LensModel, PromptPair, patch
 from .machine import Options
 from .report import Row, absent, of_speeds, of_times
 from .serving import Served, first_that_has
-from .torch_peers import MODEL_HELP, OFFLINE, WITH_MODEL, same_within, write_model
+from .torch_peers import MODEL_HELP, OFFLINE, WITH_MODEL, same_within, torch_device, write_model
 from .turns import medians, timed
 
 TOKENS, CHANGED, ANSWER, WRONG = 12, 5, 7, 30
@@ -39,7 +39,7 @@ def _against(python: str, folder: Path, options: Options) -> Iterator[Row]:
     lens = LensModel.from_model(write_model(folder), name="small llama")
     clean = np.random.default_rng(0).integers(2, 8000, TOKENS).tolist()
     corrupted = [*clean[:CHANGED], clean[CHANGED] + 1, *clean[CHANGED + 1 :]]
-    plan = {"clean": clean, "corrupted": corrupted, "answer": ANSWER, "wrong": WRONG}
+    plan = {"clean": clean, "corrupted": corrupted, "answer": ANSWER, "wrong": WRONG, "device": torch_device()}
     (folder / "plan.json").write_text(json.dumps(plan))
     pair = PromptPair(clean, corrupted, ANSWER, WRONG)
     ours: dict[str, Any] = {

@@ -8,6 +8,7 @@ The folder has the weights that both sides load and gets ``*.npy`` of what came 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -79,8 +80,10 @@ def patching(folder: Path) -> tuple[dict[str, Callable[[], object]], dict[str, A
 
     plan = json.loads((folder / "plan.json").read_text())
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model = TransformerBridge.boot_transformers(str(folder), hf_model=network, device="cpu", dtype=torch.float32)
-    clean, corrupted = (torch.tensor([plan[name]]) for name in ("clean", "corrupted"))
+    at = plan["device"]
+    network.to(at)
+    model = TransformerBridge.boot_transformers(str(folder), hf_model=network, device=at, dtype=torch.float32)
+    clean, corrupted = (torch.tensor([plan[name]], device=at) for name in ("clean", "corrupted"))
     with torch.no_grad():
         _, cache = model.run_with_cache(clean)
 
@@ -89,7 +92,7 @@ def patching(folder: Path) -> tuple[dict[str, Callable[[], object]], dict[str, A
 
     def exact(function: Any) -> Any:
         with torch.no_grad():
-            return function(model, corrupted, cache, metric)
+            return function(model, corrupted, cache, metric).cpu()  # it waits for the device
 
     def positions() -> Any:
         return exact(patches.get_act_patch_resid_pre)
@@ -124,20 +127,20 @@ def graphs(folder: Path) -> tuple[dict[str, Callable[[], object]], dict[str, Any
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     plan = json.loads((folder / "plan.json").read_text())
-    c, cpu = plan["config"], torch.device("cpu")
+    c, at = plan["config"], torch.device(plan["device"])
     n_layers, width, heads = c["num_hidden_layers"], c["hidden_size"], c["num_attention_heads"]
     made = {}
     for layer in range(n_layers):
         tensors = load_file(str(folder / "set" / f"layer_{layer}.safetensors"))
         size, relu = len(tensors["b_enc"]), torch.nn.functional.relu
-        made[layer] = SingleLayerTranscoder(width, size, relu, layer, device=cpu, dtype=torch.float32)
+        made[layer] = SingleLayerTranscoder(width, size, relu, layer, device=at, dtype=torch.float32)
         made[layer].load_state_dict(tensors)
     config = HookedTransformerConfig(
         n_layers=n_layers, d_model=width, d_head=width // heads, n_heads=heads, n_ctx=c["max_position_embeddings"],
         n_key_value_heads=c["num_key_value_heads"], d_mlp=c["intermediate_size"], d_vocab=c["vocab_size"],
         eps=c["rms_norm_eps"], act_fn="silu", normalization_type="RMS", positional_embedding_type="rotary",
         rotary_dim=width // heads, rotary_base=int(c["rope_theta"]), rotary_adjacent_pairs=False, gated_mlp=True,
-        final_rms=True, original_architecture="LlamaForCausalLM", model_name="small-llama", device="cpu",
+        final_rms=True, original_architecture="LlamaForCausalLM", model_name="small-llama", device=str(at),
         dtype=torch.float32,
     )  # fmt: skip
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -145,12 +148,13 @@ def graphs(folder: Path) -> tuple[dict[str, Callable[[], object]], dict[str, Any
     plain = dict.fromkeys(("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"), False)
     model.load_and_process_state_dict(convert_llama_weights(network, config), **plain)
     model._configure_replacement_model(TranscoderSet(made, "mlp.hook_in", "mlp.hook_out", scan="random"))
-    ids = torch.tensor(plan["ids"])
+    model.to(at)
+    ids = torch.tensor(plan["ids"], device=at)
 
     def graph() -> Any:
         return attribute(ids, model, max_n_logits=plan["logits"], desired_logit_prob=1.0, batch_size=64)
 
-    np.save(folder / "effects.npy", graph().adjacency_matrix.numpy())
+    np.save(folder / "effects.npy", graph().adjacency_matrix.cpu().numpy())
     return {"graph": graph}, {"circuit-tracer": version("circuit-tracer")}
 
 
@@ -174,10 +178,13 @@ def sae_lens(folder: Path) -> tuple[dict[str, Callable[[], object]], dict[str, A
 if __name__ == "__main__":
     import torch
 
+    answers = os.dup(1)
+    os.dup2(2, 1)  # what the peers print while they load is no answer
     works, versions = {
         "transformer_lens": transformer_lens,
         "sae_lens": sae_lens,
         "patching": patching,
         "graphs": graphs,
     }[sys.argv[1]](Path(sys.argv[2]))
+    os.dup2(answers, 1)
     serve(works, {**versions, "torch": version("torch"), "threads": torch.get_num_threads()}, wall)

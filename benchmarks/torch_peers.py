@@ -23,7 +23,7 @@ from lens_tui import LensModel, demo, load_sae
 from lens_tui.records import Add, SteeringVector
 
 from .generation import on_device
-from .machine import Options
+from .machine import Options, device
 from .report import Row, absent, of_speeds, of_times
 from .serving import Served, first_that_has
 from .turns import medians
@@ -71,6 +71,11 @@ def rows(options: Options) -> Iterator[Row]:
             continue
         with tempfile.TemporaryDirectory() as folder:
             yield from measure(python, Path(folder), options)
+
+
+def torch_device() -> str:
+    """Torch's name for the kind of device that MLX uses here."""
+    return "cuda" if device() == "gpu" else "cpu"
 
 
 def write_model(folder: Path) -> llama.Model:

@@ -177,6 +177,16 @@ def test_the_system_has_one(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert blas.load().fast
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only where MLX may run with CUDA")
+@pytest.mark.parametrize(("given", "kept"), [(None, "0"), ("1", "1")])
+def test_products_with_cuda_are_made_in_float32_unless_somebody_says_otherwise(given: str | None, kept: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != blas.TF32}
+    code = f"import lens_tui, os; print(os.environ[{blas.TF32!r}])"
+    environment |= {} if given is None else {blas.TF32: given}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == kept
+
+
 def test_with_cuda_or_on_a_mac_nothing_is_done_and_nothing_said(fresh: pytest.MonkeyPatch) -> None:
     fresh.setattr(blas, "_version", lambda name: "0.32.4" if name == "mlx-cuda-13" else "")
     assert blas.load() == (False, "")

@@ -7,12 +7,14 @@ are asked for, so that a prompt with more active features than fit gives the par
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from lens_tui import blas
 from lens_tui.records import FloatArray, LensError
 from lens_tui.records.attribution_graph import AttributionGraph, GraphNode, GraphSums, LogitTarget
 from lens_tui.records.graph_file import embedding_id, error_id, feature_id, logit_id
@@ -140,7 +142,9 @@ class _Job:
             raise LensError(
                 f"The direct effects on {self.named(int(effects.numbers[worst]))} add up to"
                 f" {value[worst] + off[worst]:.4g}, not to {value[worst]:.4g}: this model does more than that.",
-                "No graph can be made of it.",
+                f"Products are rounded to TF32 here: take {blas.TF32} out of the environment."
+                if os.environ.get(blas.TF32) == "1"
+                else "No graph can be made of it.",
             )
 
     def named(self, number: int) -> str:
