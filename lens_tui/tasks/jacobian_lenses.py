@@ -133,18 +133,20 @@ def place_of(info: ModelInfo) -> Path:
 
 
 def lens_of(info: ModelInfo) -> JacobianLens:
-    """The Jacobian lens of a model: the one fitted here, or the bundled model's.
+    """The Jacobian lens of a model: the one fitted here, a published ``.pt`` in its place, or the bundled model's.
 
     Raises :class:`LensError` where there is none, and for one that does not fit.
     """
-    file = place_of(info)
+    fitted = place_of(info)
+    published = fitted.with_suffix(".pt")
+    file = published if published.exists() and not fitted.exists() else fitted
     bundled = demo.jacobian_lens_path()
     if not file.exists() and Path(info.path) == demo.model_path() and bundled.exists():
         file = bundled
     if not file.exists():
         raise LensError(
             f"There is no Jacobian lens of {info.name}.",
-            f"Fit one: `mlx-lens-tui jlens fit TEXT --model {info.name}`, or copy a published one to {file}.",
+            f"Fit one: `mlx-lens-tui jlens fit TEXT --model {info.name}`, or copy a published one to {published}.",
         )
     found = open_lens(file, info.name)
     found.check_fits(info.d_model, info.n_layers, info.name)

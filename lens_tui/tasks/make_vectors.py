@@ -13,6 +13,8 @@ from lens_tui.records import Intervention, LensError, SteeringVector
 from lens_tui.records.measures import DoseResponse, ScaleSearch
 from lens_tui.records.steering_vector import RankedLayer
 
+from .jacobian_lenses import lens_of
+
 if TYPE_CHECKING:
     from lens_tui.lens.measure.dose import FeatureProbe
     from lens_tui.lens.model import LensModel
@@ -76,10 +78,14 @@ def _unpaired(
 
 
 def from_token(lens: LensModel, token: str, layer: int, kind: str = "unembedding", name: str = "") -> SteeringVector:
-    """The direction of a token, written as its text (blank and all) or ``id:17``: :func:`lens_tui.from_token`."""
+    """The direction of a token, written as its text (blank and all) or ``id:17``: :func:`lens_tui.from_token`.
+
+    ``jacobian`` is its row of the unembedding through the model's Jacobian lens: :func:`lens_tui.jacobian_vector`.
+    """
+    from lens_tui.lens.read.jacobian import jacobian_vector
     from lens_tui.lens.vectors import from_token as make
 
-    kinds: dict[str, Any] = {"unembedding": "unembedding", "embedding": "embedding"}
+    kinds: dict[str, Any] = {"unembedding": "unembedding", "embedding": "embedding", "jacobian": "jacobian"}
     if kind not in kinds:
         raise LensError(f"There is no kind {kind!r} of token vector.", f"Use one of {', '.join(kinds)}.")
     wanted: str | int = token
@@ -87,6 +93,8 @@ def from_token(lens: LensModel, token: str, layer: int, kind: str = "unembedding
         if not re.fullmatch(r"[0-9]{1,18}", token[3:]):
             raise LensError(f"The token {token!r} cannot be read.", "Write id: and a number, such as id:17.")
         wanted = int(token[3:])
+    if kind == "jacobian":
+        return jacobian_vector(lens, lens_of(lens.info), wanted, layer, name=name)
     return make(lens, wanted, layer, kind=kinds[kind], name=name)
 
 

@@ -388,7 +388,10 @@ class TrainProbes(Job):
 
 @dataclass(frozen=True, slots=True)
 class VectorFromToken(Job):
-    """A token's row of the unembedding, or its embedding; ``token`` is its text or ``id:17``. Events: VectorMade."""
+    """A token's row of the unembedding (``jacobian``: through the model's Jacobian lens) or its embedding.
+
+    ``token`` is its text or ``id:17``. Events: VectorMade.
+    """
 
     token: str
     layer: int

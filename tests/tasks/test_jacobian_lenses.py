@@ -13,7 +13,9 @@ from lens_tui.lens.read.jacobian_fit import text_jacobians
 from lens_tui.records import LensError
 from lens_tui.records.jacobian_lens import JacobianLens, write_jacobian_lens
 from lens_tui.tasks.jacobian_lenses import fit_on_corpus, lens_of, place_of
+from lens_tui.tasks.make_vectors import from_token
 from tests.lens import tiny
+from tests.sae.reading.makers import write_torch
 
 TEXTS = [
     "The old man opened the door and saw the sea.",
@@ -93,3 +95,18 @@ def test_a_models_lens_is_found_by_its_name(lens: LensModel) -> None:
     write_jacobian_lens(JacobianLens(lens.info.name, {0: eye[:32, :32]}), place_of(lens.info))
     with pytest.raises(LensError, match="32 wide"):
         lens_of(lens.info)
+
+
+def test_a_published_file_in_its_place_is_read_and_a_token_is_pulled_back_through_it(lens: LensModel) -> None:
+    matrix = np.random.default_rng(4).normal(size=(64, 64)).astype(np.float32)
+    with pytest.raises(LensError) as caught:
+        from_token(lens, "id:5", 0, "jacobian")
+    published = place_of(lens.info).with_suffix(".pt")
+    assert str(published) in (caught.value.hint or "")
+    published.parent.mkdir(parents=True, exist_ok=True)
+    held = {"J": {0: matrix}, "n_prompts": 9, "source_layers": [0], "d_model": 64}
+    write_torch(published, held, "FloatStorage")
+    found, row = (from_token(lens, "id:5", 0, kind) for kind in ("jacobian", "unembedding"))
+    expected = (row.direction * row.norm).astype(np.float64) @ matrix
+    np.testing.assert_allclose(found.direction, expected / np.linalg.norm(expected), atol=1e-5)
+    assert abs(float(found.direction @ row.direction)) < 0.9

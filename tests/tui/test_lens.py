@@ -424,6 +424,10 @@ async def test_m_reads_through_the_jacobian_lens_with_the_logit_lens_beside() ->
         text = screen_text(app)
         assert "Jacobian lens" in text
         assert "says what the model says" in text
+        await pilot.press("s")
+        await settle(app, pilot)
+        assert of(app, VectorFromToken)[-1].kind == "jacobian"
+        assert any("The direction along the Jacobian lens of" in note.message for note in app._notifications)
         await pilot.press("M")
         await settle(app, pilot)
         assert not asked(app)[-1].jacobian

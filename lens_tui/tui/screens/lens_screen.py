@@ -368,7 +368,7 @@ class ReadoutScreen(LensScreen):
         self.lens.store.replace_steers(rows)
 
     def action_steer(self) -> None:
-        """Put a token's row of the unembedding on the bench, at the cell's layer.
+        """Put a token's row of the unembedding on the bench, at the cell's layer; pulled back where the grid is.
 
         Of the grid that is the followed token, or the cell's best; of the other views the one whose logit they are of.
         """
@@ -378,6 +378,7 @@ class ReadoutScreen(LensScreen):
             return
         row, column = self.grid.row, self.grid.column
         of_logit = self.target != "" or self.view != "grid"
+        pulled = self.view == "grid" and lens.method == "jacobian"
         token = int(lens.target_ids[column] if of_logit else lens.top_ids[row, column, 0])
         name = f"{one_line(lens.texts[token].strip(), 24) or '␣'} L{lens.layers[row]}"
 
@@ -390,10 +391,11 @@ class ReadoutScreen(LensScreen):
                     suppressed=event.suppressed,
                 )
                 go = self.lens.key_text("app.generate")
-                what = f"The unembedding row of {name}"
+                what = f"{'The direction along the Jacobian lens' if pulled else 'The unembedding row'} of {name}"
                 self.lens.say(f"{what} is on the bench as arm {made.arm} at {made.scale:+g}: {go} shows it.")
 
-        self.lens.submit(VectorFromToken(f"id:{token}", lens.layers[row], name=name), "send", take)
+        kind = "jacobian" if pulled else "unembedding"
+        self.lens.submit(VectorFromToken(f"id:{token}", lens.layers[row], kind, name), "send", take)
 
     def action_copy(self) -> None:
         """Copy what the cell says, with where it is."""
