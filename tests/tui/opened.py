@@ -12,8 +12,12 @@ from textual.pilot import Pilot
 from lens_tui.tui.app import LensApp
 from tests.apps import PATIENCE, lens_app, screen_text
 from tests.fakes import DEMO_MODEL, DEMO_SAE, FakeWorker, unit_vector
+from tests.quick_pilot import nothing_due
 
 __all__ = ["PROMPT", "app_on", "fill", "opened", "screen_text", "settle"]
+
+WHILE = 0.12
+"""How many seconds ahead nothing is due in an app that has settled: longer than a cursor rests."""
 
 PROMPT = "Once upon a time, there was"
 
@@ -49,11 +53,14 @@ def fill(app: LensApp, steers: int = 2) -> None:
 
 
 async def settle(app: LensApp, pilot: Pilot[None]) -> None:
-    """Wait until the worker has had nothing to do, or to give, for a while (longer than the cursor rests)."""
+    """Wait until the worker has nothing to do, or to give, and nothing will begin by itself (the cursor has rested)."""
     worker = app.worker
     assert isinstance(worker, FakeWorker)
-    quiet, deadline = 0, time.monotonic() + PATIENCE
-    while quiet < 12:
+    deadline = time.monotonic() + PATIENCE
+    await pilot.pause(0)
+    while True:
+        still = await nothing_due(app, WHILE, WHILE)
+        if still and (worker.held or (worker.idle and not app.busy)):
+            break
         assert time.monotonic() < deadline, "the app did not settle"
-        await pilot.pause(0.01)
-        quiet = quiet + 1 if worker.held or (worker.idle and not app.busy) else 0
+    await pilot.pause(0)
