@@ -25,9 +25,10 @@ from lens_tui.records import LensError, SAEInfo, paths
 from lens_tui.records.features import DENSE
 from lens_tui.records.label_files import Dashboard, Dashboards
 from lens_tui.records.labels import ImportResult, Label, Labels, NewLabel
+from lens_tui.records.sanitise import one_line
 from lens_tui.records.store import SHORT, Store
 from lens_tui.sae.index.index_reader import Example, FeatureIndex
-from lens_tui.sae.index.index_settings import EDGES
+from lens_tui.sae.index.index_settings import EDGES, read_manifest
 
 T = TypeVar("T")
 
@@ -139,6 +140,8 @@ def index_of(info: SAEInfo) -> FeatureIndex | None:
     """The newest index at hand for an SAE: bundled, or in the user's indexes folder. ``None`` if there is none."""
     found = [entry for folder in _index_folders() for entry in _manifests(folder)]
     for changed, manifest in sorted(found, reverse=True):
+        if _sae_of(manifest.parent, changed) not in (info.id, None):  # its arrays need not be opened
+            continue
         index = _open(manifest.parent, changed)
         if index is not None and _is_of(index, info):
             return index
@@ -181,6 +184,17 @@ def _is_of(index: FeatureIndex, info: SAEInfo) -> bool:
     identity = index.identity
     theirs = (identity.sae, identity.width, identity.layer, identity.site, identity.d_model)
     return theirs == (info.id, info.width, info.layer, info.site, info.d_model)
+
+
+@lru_cache(maxsize=64)
+def _sae_of(folder: Path, _changed_at: float) -> str | None:
+    """The SAE that a manifest names; ``None`` where that cannot be said before the index is opened."""
+    try:
+        named = read_manifest(folder).get("identity")
+    except LensError:
+        return None
+    sae = named.get("sae") if isinstance(named, dict) else None
+    return one_line(sae, 400) if isinstance(sae, str) else None
 
 
 @lru_cache(maxsize=64)

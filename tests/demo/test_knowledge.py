@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lens_tui import FeatureIndex, co_active, demo, sae_info
 from lens_tui.demo.bundled_labels import FILE, bundled_labels
+from lens_tui.tasks import knowledge
 from lens_tui.tasks.knowledge import index_of
 from recipes.index import CORPUS, SETTINGS, TRANSCODERS
 from recipes.saes import DEPTHS
@@ -41,6 +43,21 @@ def test_each_bundled_sae_has_one_index_and_it_is_whole() -> None:
         feature = int(index.count.argmax())
         assert len(index.examples(feature)) == index.settings.top_k
         assert index.statistics(feature).density > 0
+
+
+@with_index
+def test_an_index_of_another_sae_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Path] = []
+    knowledge._open.cache_clear()
+
+    def counted(folder: Path) -> FeatureIndex:
+        opened.append(folder)
+        return FeatureIndex(folder)
+
+    monkeypatch.setattr(knowledge, "FeatureIndex", counted)
+    index = index_of(sae_info(demo.transcoder_paths()[0]))
+    assert index is not None
+    assert opened == [index.path]
 
 
 @with_index
