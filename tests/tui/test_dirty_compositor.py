@@ -12,6 +12,7 @@ from textual.app import App, ComposeResult
 from textual.containers import Horizontal, VerticalScroll
 from textual.geometry import Region
 from textual.screen import Screen
+from textual.strip import Strip
 from textual.widget import Widget
 from textual.widgets import Static
 
@@ -127,9 +128,12 @@ async def test_nothing_is_rendered_that_did_not_change(monkeypatch: pytest.Monke
         view = app.screen.lanes.lanes[1].view  # type: ignore[attr-defined]
         rendered: list[tuple[Widget, Region]] = []
         render = Widget.render_lines
-        monkeypatch.setattr(
-            Widget, "render_lines", lambda self, crop: (rendered.append((self, crop)), render(self, crop))[1]
-        )
+
+        def counted(widget: Widget, crop: Region) -> list[Strip]:
+            rendered.append((widget, crop))
+            return render(widget, crop)
+
+        monkeypatch.setattr(Widget, "render_lines", counted)
         compositor = app.screen._compositor
         compositor._dirty_regions = {Region(view.region.x, view.region.y + 1, view.region.width, 1)}
         compositor.render_partial_update()
