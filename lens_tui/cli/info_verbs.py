@@ -80,4 +80,8 @@ def _lines(name: str, value: Any) -> list[str]:
         return [name, *(f"  {key:<{width}}  {item}" for key, item in value.items())]
     if isinstance(value, list):
         return [name, *(f"  {item}" for item in value)] if value else [f"{name}  (none)"]
-    return [f"{name:<18}{value if value or name != 'weights' else 'as in the files'}"]
+    return [f"{name:<18}{value or _EMPTY.get(name, value)}"]
+
+
+_EMPTY = {"weights": "as in the files", "adapter": "none"}
+"""What an empty value means."""

@@ -17,7 +17,7 @@ from lens_tui.records.wording import many
 from lens_tui.tui.format import figure
 
 from .output import Asked, interruptible, note, print_json, say, say_row, sentences
-from .sources import Json, asked_dequantize, open_sae
+from .sources import Json, asked_adapter, asked_dequantize, open_sae
 
 if TYPE_CHECKING:
     from lens_tui.lens.model import LensModel
@@ -100,6 +100,8 @@ def show(run: Run, json: Json = False) -> None:
     say(f"seed {sampling.seed}, temp {sampling.temp:g}, at most {most}{', raw' * record.raw}")
     if made.version:
         say(f"mlx-lens-tui {made.version}, MLX {made.mlx}, {made.device}, {made.weights or made.dtype}")
+    if made.adapter:
+        say(f"LoRA: {made.adapter}")
     say()
     for turn in record.turns:
         say(f"{turn.role}: {turn.content}\n")
@@ -253,14 +255,15 @@ def _go_on(asked: Asked) -> None:
 
 
 def _model_of(record: RunRecord, model: str) -> LensModel:
-    """The model of a run, its weights held as they were then unless ``--dequantize`` says otherwise."""
+    """The model of a run, with its weights held and its LoRA as then, unless ``--dequantize``, ``--adapter`` differ."""
     from lens_tui.lens.model import LensModel
     from lens_tui.tasks.made_with import held_as
 
     source = model or record.made.source or record.model
     if not source:
         raise LensError("The run does not say which model made it.", "Name it: --model.")
-    return LensModel(source, dequantize=asked_dequantize.get() or held_as(record.made))
+    adapter = asked_adapter.get() or record.made.adapter
+    return LensModel(source, dequantize=asked_dequantize.get() or held_as(record.made), adapter=adapter)
 
 
 def _sae_of(record: RunRecord, name: str) -> SAE:

@@ -34,7 +34,7 @@ class ModelInfo:
 
     ``quantization`` is that of its files; ``weights`` says how they are held if not so ("": as in the files).
     ``has_chat_template``: texts go through the chat template; ``takes_chat``: conversations can be given, be it
-    through a template that is only for them.
+    through a template that is only for them. ``adapter`` is the folder of the LoRA that it was loaded with.
     """
 
     name: str
@@ -52,6 +52,7 @@ class ModelInfo:
     device: str
     weights: str = ""
     takes_chat: bool = False
+    adapter: str = ""
 
     @property
     def lacks_template(self) -> bool:

@@ -27,7 +27,8 @@ class MadeWith:
 
     ``version`` is of this program, ``mlx`` and ``mlx_lm`` of those; ``machine`` and ``device`` are what MLX ran on,
     ``dtype`` and ``weights`` how the model was held (as of ``ModelInfo``). ``batch_rows`` were in each forward.
-    ``source`` is what the model is loaded by; ``saes`` gives for an SAE's id what it is loaded by.
+    ``source`` is what the model is loaded by; ``saes`` gives for an SAE's id what it is loaded by;
+    ``adapter`` is the folder of the model's LoRA.
     """
 
     version: str = ""
@@ -40,6 +41,7 @@ class MadeWith:
     weights: str = ""
     batch_rows: int = 0
     saes: Mapping[str, str] = field(default_factory=dict)
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ def made_with(
         weights=model.weights,
         batch_rows=batch_rows,
         saes={sae.id: sae_words(sae) for sae in saes if sae.id in named},
+        adapter=model.adapter,
     )
 
 

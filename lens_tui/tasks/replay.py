@@ -119,6 +119,7 @@ _TIE = 0.05
 """Nats: closer than this, two tokens may change places by rounding alone."""
 
 _FACTS = (
+    ("adapter", "Its model had another LoRA: {was} then, {now} now (see --adapter)."),
     ("weights", "It was computed with weights held another way: {was} then, {now} now (see --dequantize)."),
     ("dtype", "The model's dtype was {was} and is {now}."),
     ("mlx", "It was made with MLX {was}, this is {now}."),
@@ -145,7 +146,8 @@ def _causes(old: RunRecord, new: RunRecord, differences: Sequence[Difference], p
         was, now = getattr(old.made, name), getattr(new.made, name)
         if was != now:
             others += 1
-            yield words.format(was=was or "as in the files", now=now or "as in the files")
+            none = "none" if name == "adapter" else "as in the files"
+            yield words.format(was=was or none, now=now or none)
     if not noted:
         yield "What it was made with was not noted: an older version wrote it."
     elif any(item.margin is not None and item.margin < _TIE for item in differences):

@@ -139,7 +139,8 @@ def as_command(
     """
     source = run.made.source or run.model or demo.NAME
     made = _Command(source, run.made, keep)
-    words = ["mlx-lens-tui", "compare", "--model", source]
+    before = ["--adapter", run.made.adapter] if run.made.adapter else []
+    words = ["mlx-lens-tui", *before, "compare", "--model", source]
     for number, kept in enumerate(run.arms):
         if number or not kept.arm.is_baseline or kept.changes:
             words += made.arm(number, kept)

@@ -246,7 +246,8 @@ def _source(run: RunRecord) -> str:
     source = run.made.source or run.model
     if not run.made.version:
         return repr(source)
-    return f"{source!r}, dequantize={held_as(run.made)!r}"
+    adapter = f", adapter={run.made.adapter!r}" if run.made.adapter else ""
+    return f"{source!r}, dequantize={held_as(run.made)!r}{adapter}"
 
 
 def _loop(*, changes: bool, whole: bool) -> list[str]:

@@ -28,6 +28,7 @@ from lens_tui.tasks.run_export import FORMATS, as_csv, as_json, from_data, read_
 from lens_tui.tasks.run_picture import as_svg
 from tests.folders import sae_folder
 from tests.tasks.kept_runs import chat_folder, every_arm, made_run
+from tests.tasks.test_bake import peft_folder
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +155,32 @@ def test_csv_and_picture_hold_every_token_safely(run: RunRecord) -> None:
         said = FORMATS[suffix](run)
         assert not any(ord(letter) < 32 and letter != "\n" for letter in said), suffix
         assert "\u202e" not in said
+
+
+def test_the_lora_of_a_run_is_loaded_again(world: Any, tmp_path: Path) -> None:
+    lens = world[0]
+    rng, start = np.random.default_rng(5), "base_model.model.model.layers.1.self_attn.v_proj"
+    pair = {f"{start}.lora_A.weight": (4, lens.d_model), f"{start}.lora_B.weight": (lens.d_model, 4)}
+    tensors = {name: rng.normal(size=shape).astype(np.float32) for name, shape in pair.items()}
+    adapter = peft_folder(tmp_path / "it's a lora", tensors)
+    adapted = LensModel(lens.info.path, dequantize="never", adapter=str(adapter))
+    assert adapted.info.adapter == str(adapter)
+    run = made_run(adapted, [Arm("baseline")], Sampling(max_tokens=6))
+    plain = made_run(lens, [Arm("baseline")], Sampling(max_tokens=6))
+    assert ids(run) != ids(plain)
+    found = held_against(run, plain)
+    assert f"Its model had another LoRA: {adapter} then, none now" in found.sentence()
+
+    made = from_data(json.loads(as_json(run)), "there")
+    assert made.made.adapter == str(adapter)
+    (file := tmp_path / "run.json").write_text(as_json(run))
+    result = CliRunner().invoke(app, ["replay", str(file), "--json"])
+    assert result.exit_code == 0, result.output
+    command = as_command(run)
+    words = subprocess.run(["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, check=True).stdout
+    said = CliRunner().invoke(
+        app, ["--dequantize", "never", *words.decode().replace("compare\0", "compare\0--json\0").split("\0")[1:-1]]
+    )
+    assert said.exit_code == 0, said.output
+    assert json.loads(said.stdout)["arms"][0]["token_ids"] == ids(run)[0]
+    assert f"adapter={str(adapter)!r}" in FORMATS["py"](run)

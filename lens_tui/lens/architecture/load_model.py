@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -87,6 +88,7 @@ def load_model(
     lazy = load_kwargs.pop("lazy", False)
     if adapter and not evaluated:
         raise LensError("A model with an adapter is not shared.", "Fuse the adapter first (mlx_lm.fuse).")
+    put = os.path.abspath(Path(adapter).expanduser()) if adapter else ""
     if adapter and not is_peft(Path(adapter).expanduser()):
         load_kwargs["adapter_path"], adapter = str(Path(adapter).expanduser()), ""
     found = load_folder(where, label=label, path=str(folder) if looks_local else source, lazy=True, **load_kwargs)
@@ -97,7 +99,7 @@ def load_model(
         merge(found.model)
     for _ in () if lazy or not evaluated else evaluate(found.model):
         pass
-    return replace(found, held=held)
+    return replace(found, held=replace(held, adapter=put))
 
 
 def load_folder(

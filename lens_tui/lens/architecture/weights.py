@@ -31,14 +31,20 @@ _PIECE = 16 << 20  # bytes
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """How a model's weights are held: its files' quantisation, and where they are not as in the files, how and why."""
+    """How a model's weights are held: its files' quantisation, and where they are not as in the files, how and why.
+
+    ``adapter`` is the folder of the LoRA in them.
+    """
 
     quantization: str = ""
     says: str = ""
+    adapter: str = ""
 
     def noted(self, info: ModelInfo) -> ModelInfo:
         """The model's record with this in it."""
-        return replace(info, quantization=self.quantization or info.quantization, weights=self.says)
+        return replace(
+            info, quantization=self.quantization or info.quantization, weights=self.says, adapter=self.adapter
+        )
 
 
 def check_dequantize(how: str) -> Dequantize:
