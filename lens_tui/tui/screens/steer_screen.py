@@ -310,7 +310,7 @@ class SteerScreen(LensScreen):
             Choice("token", "a token", "its row of the unembedding or embedding"),
             Choice("rows", "rows of the bench", "sum, difference, one without another", no_rows),
             Choice("random", "a random direction", "the control every effect is held against"),
-            Choice("file", "a vector file", "ready, saved here, by repeng or CAA: one, or a set"),
+            Choice("file", "a vector file", "ready, saved here, or by repeng and others"),
             Choice("probe", "a probe", "what tells texts A from texts B, by layer"),
             Choice("probe file", "a file of labels", "the same from JSONL with text and label"),
         ]
