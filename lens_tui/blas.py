@@ -42,7 +42,7 @@ class Blas(NamedTuple):
     says: str
 
 
-class _Absent(Exception):
+class _NoLibrary(Exception):
     """Why there is no fast BLAS, in a few words."""
 
 
@@ -161,7 +161,7 @@ def _loaded() -> Blas:
     except Exception as reason:  # the system may have one
         library = next(filter(None, map(_opened, _SYSTEM)), None)
         if library is None:
-            raise _Absent(str(reason)) from reason
+            raise _NoLibrary(str(reason)) from reason
     if "mlx.core" in sys.modules:
         _take_over(library)
     global _library
@@ -182,7 +182,7 @@ def _of_package() -> Any:
         _make(source, made)
     library = ctypes.CDLL(str(made), mode=ctypes.RTLD_GLOBAL)
     if not all(hasattr(library, name) for name in PRODUCTS):
-        raise _Absent(f"{made} lacks {PRODUCTS[0]}")
+        raise _NoLibrary(f"{made} lacks {PRODUCTS[0]}")
     return library
 
 
@@ -195,13 +195,13 @@ def _source() -> tuple[Path, str]:
     try:
         package = distribution("scipy-openblas32")
     except PackageNotFoundError:
-        raise _Absent("scipy-openblas32 is not installed") from None
+        raise _NoLibrary("scipy-openblas32 is not installed") from None
     for file in package.files or ():
         if file.name.startswith("libscipy_openblas") and ".so" in file.name:
             source = Path(str(package.locate_file(file)))
             digest = file.hash.value if file.hash else hashlib.sha256(source.read_bytes()).hexdigest()
             return source, hashlib.sha256(f"{digest} {PRODUCTS}".encode()).hexdigest()[:16]
-    raise _Absent("scipy-openblas32 has no library for this system")
+    raise _NoLibrary("scipy-openblas32 has no library for this system")
 
 
 def _make(source: Path, made: Path) -> None:
@@ -218,7 +218,7 @@ def _make(source: Path, made: Path) -> None:
         command = [_patchelf(), "--rename-dynamic-symbols", str(names), "--output", str(copy), str(source)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
         if done.returncode:
-            raise _Absent(f"patchelf failed: {done.stderr.strip() or done.returncode}")
+            raise _NoLibrary(f"patchelf failed: {done.stderr.strip() or done.returncode}")
         disk.write_bytes(made, copy.read_bytes())
 
 
@@ -235,7 +235,7 @@ def _patchelf() -> str:
     for file in [*map(str, found), shutil.which("patchelf") or ""]:
         if os.access(file, os.X_OK) and os.path.isfile(file):
             return file
-    raise _Absent("patchelf is not installed")
+    raise _NoLibrary("patchelf is not installed")
 
 
 def _opened(name: str) -> Any:
@@ -255,7 +255,7 @@ def _call(name: str) -> Any:
 
 
 def _take_over(library: Any) -> None:
-    """Make an MLX that is loaded already call this library. Raises :class:`_Absent` if it does not in the end."""
+    """Make an MLX that is loaded already call this library. Raises :class:`_NoLibrary` if it does not in the end."""
     import ctypes
 
     from lens_tui.blas_slots import point_at
@@ -266,7 +266,7 @@ def _take_over(library: Any) -> None:
     except (OSError, LookupError, ValueError, StopIteration):
         done = False
     if not done:
-        raise _Absent("mlx was imported before lens_tui")
+        raise _NoLibrary("mlx was imported before lens_tui")
 
 
 def _is_used(library: Any) -> bool:

@@ -181,11 +181,11 @@ def _with_logits(graph: AttributionGraph) -> list[tuple[GraphNode, float | None]
 def _print(graph: AttributionGraph, chosen: int | None, facts: dict[str, Any], checks: tuple[EdgeCheck, ...]) -> None:
     for at, token in enumerate(graph.nodes):
         if token.kind == "logit":
-            say(f"{figure(token.probability, 3):>7}  {_place(graph, graph.nodes[at])}  {_words(graph, token)}")
+            say(f"{figure(token.probability, 3):>7}  {_place(graph, graph.nodes[at])}  {_words(token)}")
     say()
     say(f"{'share':>7}  {'node':<{_PLACE}}  {'active':>7}  what it is")
     for node, share in _by_share(graph)[:_NODES]:
-        text = f"{share:>7.1%}  {_place(graph, node)}  {figure(node.activation, 2):>7}  {_words(graph, node)}"
+        text = f"{share:>7.1%}  {_place(graph, node)}  {figure(node.activation, 2):>7}  {_words(node)}"
         say_row(text)
     if chosen is not None:
         _print_edges(graph, chosen)
@@ -209,10 +209,10 @@ def _print_edges(graph: AttributionGraph, chosen: int) -> None:
         if not found:
             continue
         say()
-        say(f"{title:>7}  {_place(graph, node)}  {_words(graph, node)}")
+        say(f"{title:>7}  {_place(graph, node)}  {_words(node)}")
         for other, weight in found:
             end = graph.nodes[other]
-            say_row(f"{signed(weight, 2):>7}  {_place(graph, end)}  {_words(graph, end)}")
+            say_row(f"{signed(weight, 2):>7}  {_place(graph, end)}  {_words(end)}")
 
 
 def _print_check(graph: AttributionGraph, check: EdgeCheck) -> None:
@@ -220,13 +220,13 @@ def _print_check(graph: AttributionGraph, check: EdgeCheck) -> None:
     places = {node.id: node for node in graph.nodes}
     what = "removed" if check.factor == 0 else f"times {check.factor:g}"
     say()
-    say_row(f"{what}: {_place(graph, places[check.source]).strip()}  {_words(graph, places[check.source])}")
+    say_row(f"{what}: {_place(graph, places[check.source]).strip()}  {_words(places[check.source])}")
     say(f"{'direct':>8}{'frozen':>8}{'total':>8}{'held':>8}{'free':>8}  on")
     for at, name in enumerate(check.targets):
         values = (check.predicted, check.frozen, check.total, check.held, check.free)
         row = "".join(f"{signed(part[at], 2):>8}" for part in values)
         end = places.get(name)
-        words = name if end is None else f"{_place(graph, end).strip()}  {_words(graph, end)}"
+        words = name if end is None else f"{_place(graph, end).strip()}  {_words(end)}"
         say_row(f"{row}  {words}")
 
 
@@ -238,5 +238,5 @@ def _place(graph: AttributionGraph, node: GraphNode) -> str:
     return fit(f"{name} @{node.position} {one_line(token, 12)}", _PLACE).ljust(_PLACE)
 
 
-def _words(graph: AttributionGraph, node: GraphNode) -> str:
+def _words(node: GraphNode) -> str:
     return one_line(node.label, 100) or node.id

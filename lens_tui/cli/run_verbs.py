@@ -241,7 +241,7 @@ def replay(
     if json:
         print_json(_result(record, again, found))
     else:
-        _print(record, again, found)
+        _print(again, found)
     if asked.status:
         raise SystemExit(asked.status)
     if not found.same:
@@ -305,7 +305,7 @@ def _of_token(token: Token | None) -> dict[str, Any] | None:
     return None if token is None else {"id": token.token_id, "token": token.token, "logprob": token.logprob}
 
 
-def _print(record: RunRecord, again: RunRecord, found: Replay) -> None:
+def _print(again: RunRecord, found: Replay) -> None:
     places: dict[str, int] = {item.arm: item.index for item in found.differences}
     for kept in again.arms:
         at = places.get(kept.arm.name)

@@ -225,13 +225,8 @@ def _training_line(progress: TrainProgress) -> tuple[str, str, float | None]:
         f"{count(progress.tokens)} tokens",
         f"{count(progress.tokens_per_s)} tokens/s",
         f"{duration(progress.seconds_left)} left",
+        *progress.qualities,
     ]
-    if progress.fvu is not None:
-        facts.append(f"FVU {progress.fvu:.3f}")
-    if progress.l0 is not None:
-        facts.append(f"L0 {progress.l0:.1f}")
-    if progress.dead is not None:
-        facts.append(f"dead {progress.dead:.1%}")
     return "train", " · ".join(facts), progress.step / progress.steps
 
 

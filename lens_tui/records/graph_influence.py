@@ -37,7 +37,7 @@ class GraphScores:
     completeness: float
 
 
-def normalised(sources: Places, targets: Places, weights: Any, count: int) -> Doubles:
+def normalised(targets: Places, weights: Any, count: int) -> Doubles:
     """The size of each effect over the sum of sizes on its target, ``(edges,)``."""
     import numpy as np
 
@@ -80,7 +80,7 @@ def logit_weights(graph: AttributionGraph) -> Doubles:
 
 def node_influence(graph: AttributionGraph) -> Doubles:
     """The influence of each node on the logits, ``(nodes,)``; logits have none but through others."""
-    shares = normalised(graph.sources, graph.targets, graph.weights, len(graph.nodes))
+    shares = normalised(graph.targets, graph.weights, len(graph.nodes))
     return influences(graph.sources, graph.targets, shares, logit_weights(graph))
 
 
@@ -144,7 +144,7 @@ def prune_graph(
     kept = (scores >= least_kept(scores, nodes)) | stays
     inside = kept[graph.sources] & kept[graph.targets]
     sizes = np.where(inside, graph.weights, 0.0)
-    shares = normalised(graph.sources, graph.targets, sizes, len(graph.nodes))
+    shares = normalised(graph.targets, sizes, len(graph.nodes))
     through = influences(graph.sources, graph.targets, shares, weights) + weights
     edge_scores = shares * through[graph.targets]
     edge_kept = (edge_scores >= least_kept(edge_scores, edges)) & inside
@@ -177,7 +177,7 @@ def graph_scores(graph: AttributionGraph) -> GraphScores:
     weights, scores = logit_weights(graph), node_influence(graph)
     kinds = np.array([node.kind for node in graph.nodes])
     begun, lost = float(scores[kinds == "embedding"].sum()), float(scores[kinds == "error"].sum())
-    shares = normalised(graph.sources, graph.targets, graph.weights, len(graph.nodes))
+    shares = normalised(graph.targets, graph.weights, len(graph.nodes))
     wrong = np.where(kinds[graph.sources] == "error", shares, 0.0)
     errors = np.bincount(graph.targets, weights=wrong, minlength=len(graph.nodes))
     through = scores + weights

@@ -81,7 +81,7 @@ class _File:
             return 0
 
 
-class _Absent(Exception):
+class _FilesMissing(Exception):
     """The repository has none of the files that one was wanted of; ``args`` are the names of those it has."""
 
 
@@ -99,7 +99,7 @@ def bring(wish: Wish) -> tuple[Path, str]:
     first = next((name for name in wish.first_of if name in files), "")
     _note_absent(home / ".no_exist" / str(info.sha), wish, files)
     if wish.first_of and not first:
-        raise _Absent(*files)
+        raise _FilesMissing(*files)
     wanted = [file for name, file in files.items() if name == first or _matches(name, wish.patterns)]
     if not first and not any(file.name.endswith((".safetensors", ".npz", ".pt", ".gguf")) for file in wanted):
         raise LensError(
@@ -220,7 +220,7 @@ def main() -> None:
     wish = Wish(**json.loads(sys.argv[1]))
     try:
         folder, first = bring(wish)
-    except _Absent as absent:
+    except _FilesMissing as absent:
         say(absent=absent.args)
     except LensError as error:
         say(message=error.message, hint=error.hint)

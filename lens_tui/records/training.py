@@ -185,6 +185,16 @@ class TrainProgress:
     dead: float | None = None
     evaluation: Evaluation | None = None
 
+    @property
+    def qualities(self) -> tuple[str, ...]:
+        """What is known of the last batch, in words: ``FVU 0.123``, ``L0 12.3``, ``dead 4.5%``."""
+        known = (
+            None if self.fvu is None else f"FVU {self.fvu:.3f}",
+            None if self.l0 is None else f"L0 {self.l0:.1f}",
+            None if self.dead is None else f"dead {self.dead:.1%}",
+        )
+        return tuple(filter(None, known))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainReport:

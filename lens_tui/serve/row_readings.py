@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -90,12 +90,12 @@ class Readings:
         if result is not None:
             values = captured(result, lambda: origin_in(registry, passage, row.plan.entries))
             tensors = {key: value[0, span] for key, value in values.items()}
-            found |= self._read(tensors, passage.ids[span])
+            found |= self._read(tensors)
         if self._ask.kl:
             found["kl"] = _divergence(logits, passage.forward(registry, Plan(((),))), len(prompt.ids))
         return found
 
-    def _read(self, tensors: Mapping[Key, mx.array], ids: Sequence[int]) -> dict[str, Any]:
+    def _read(self, tensors: Mapping[Key, mx.array]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         if self._captured:
             found["capture"] = [_array(key, tensors[key]) for key in self._captured]

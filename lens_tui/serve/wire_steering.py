@@ -72,7 +72,7 @@ def _part(where: str, item: Any, vectors: Mapping[str, SteeringVector]) -> Asked
     try:
         vector = named.get("vector")
         if isinstance(vector, str | list) or ("feature" in named and named.get("mode") != "clamp_feature"):
-            return _term(where, named, vectors)
+            return _term(named, vectors)
         if isinstance(named.get("positions"), str | list):
             named["positions"] = _positions_data(named["positions"])
         return from_json(Intervention, named)
@@ -93,7 +93,7 @@ def _positions(value: Any) -> Positions:
     return ALL if value is None else as_positions(value)
 
 
-def _term(where: str, item: Mapping[str, Any], vectors: Mapping[str, SteeringVector]) -> Asked:
+def _term(item: Mapping[str, Any], vectors: Mapping[str, SteeringVector]) -> Asked:
     """A vector by name or by its numbers, or a feature: with a scale, and a layer, mode and positions if it likes."""
     if unknown := sorted(map(str, set(item) - _NAMED)):
         known = ", ".join(sorted(_NAMED))

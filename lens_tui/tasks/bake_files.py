@@ -115,11 +115,10 @@ def lora_arrays(lens: LensModel, plan: BakePlan, *, peft: bool) -> LowRankFiles:
 
 def _biases(lens: LensModel, plan: BakePlan) -> LowRankFiles:
     pairs, biases = {}, {}
-    decoder = lens.registry.decoder
     for (layer, part), vector in plan.adds.items():
         if part is None:
             raise LensError("A LoRA has no bias at the embedding.", "Bake a model (--to mlx).")
-        writer = block_writer(lens.model, decoder, lens.registry.sites, layer, part)
+        writer = block_writer(lens.model, lens.registry.sites, layer, part)
         rows, width = matrix(writer.module).shape
         pairs[writer.path] = mx.zeros((width, 1)), mx.zeros((1, rows))
         biases[writer.path] = mx.array(vector)
@@ -133,7 +132,7 @@ def _projections(lens: LensModel, plan: BakePlan, *, peft: bool) -> LowRankFiles
     pairs: dict[str, tuple[mx.array, mx.array]] = {}
     for layer in range(lens.n_layers):
         for part in get_args(Part):
-            writer = block_writer(lens.model, decoder, lens.registry.sites, layer, part)
+            writer = block_writer(lens.model, lens.registry.sites, layer, part)
             if "bias" in writer.module:
                 raise LensError(f"{writer.path} has a bias, which a LoRA cannot project.", "Bake a model (--to mlx).")
             pairs[writer.path] = matrix(writer.module).T @ change.T @ basis, basis.T

@@ -150,13 +150,18 @@ def test_a_file_is_found_by_its_name_alone() -> None:
     assert {name: n for name, n in names.items() if n > 1} == {}
 
 
-def test_a_public_class_has_its_name_alone() -> None:
-    places: dict[str, list[str]] = {}
+def test_a_class_has_its_name_alone() -> None:
+    """Private classes too; and no message inside a widget is called as a class of another file is."""
+    places: dict[str, set[str]] = {}
+    inside: dict[str, set[str]] = {}
     for path, text in SOURCES.items():
         for node in ast.parse(text).body:
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                places.setdefault(node.name, []).append(path.name)
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, set()).add(path.name)
+                for inner in (one for one in node.body if isinstance(one, ast.ClassDef)):
+                    inside.setdefault(inner.name, set()).add(path.name)
     assert {name: files for name, files in places.items() if len(files) > 1} == {}
+    assert {name: files | places[name] for name, files in inside.items() if name in places} == {}
 
 
 def test_the_contracts_between_rooms_are_kept() -> None:

@@ -88,7 +88,7 @@ def plan_bake(lens: Core, records: Sequence[Intervention]) -> BakePlan:
             directions.append(vector.direction)
             continue
         assert isinstance(record, Add)
-        key = _place(lens, record)
+        key = _place(record)
         pushed = (record.scale * vector.direction.astype(np.float64)).astype(np.float32)
         adds[key] = adds[key] + pushed if key in adds else pushed
         live.append(record)
@@ -116,7 +116,7 @@ def _check(record: Intervention) -> None:
         )
 
 
-def _place(lens: Core, record: Add) -> tuple[int, Part | None]:
+def _place(record: Add) -> tuple[int, Part | None]:
     """The write that a vector is added to."""
     layer, site = record.layer, record.site
     if site == "resid_pre":
@@ -168,14 +168,14 @@ def bake_into(lens: Core, plan: BakePlan, config: Mapping[str, Any]) -> WeightEd
     writers = _all_writers(lens) if plan.directions else []
     tables = embeddings(model, decoder) if plan.directions or (-1, None) in plan.adds else ()
     targets = [
-        (block_writer(model, decoder, lens.registry.sites, layer, part), layer, part, vector)
+        (block_writer(model, lens.registry.sites, layer, part), layer, part, vector)
         for (layer, part), vector in plan.adds.items()
         if part is not None
     ]
     ready = [_bias_maker(lens, config, *target) for target in targets]
     if tables:
         scale = _embedding_scale(lens, tables)
-        _untie(model, config, tables[0], done, must=bool(plan.directions))
+        _untie(model, tables[0], done, must=bool(plan.directions))
     for direction in plan.directions:
         _take_out(direction, writers, tables)
     if plan.directions:
@@ -191,7 +191,7 @@ def bake_into(lens: Core, plan: BakePlan, config: Mapping[str, Any]) -> WeightEd
 def _all_writers(lens: Core) -> list[Writer]:
     decoder, parts = lens.registry.decoder, get_args(Part)
     places = [(layer, part) for layer in range(lens.n_layers) for part in parts]
-    return [block_writer(decoder.root, decoder, lens.registry.sites, layer, part) for layer, part in places]
+    return [block_writer(decoder.root, lens.registry.sites, layer, part) for layer, part in places]
 
 
 def _take_out(direction: FloatArray, writers: Sequence[Writer], tables: Sequence[Writer]) -> None:
@@ -229,7 +229,7 @@ def _embedding_scale(lens: Core, tables: Sequence[Writer]) -> float:
     return scale
 
 
-def _untie(model: Any, config: Mapping[str, Any], table: Writer, done: WeightEdit, *, must: bool) -> None:
+def _untie(model: Any, table: Writer, done: WeightEdit, *, must: bool) -> None:
     """Give a model whose unembedding is its embedding one of its own, with the weights as they were."""
     from mlx.nn.layers.linear import Linear
     from mlx.nn.layers.quantized import QuantizedLinear

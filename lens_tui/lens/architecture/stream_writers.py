@@ -37,13 +37,12 @@ class Writer:
     module: Any
 
 
-def block_writer(model: Module, decoder: Decoder, sites: SiteMap, layer: int, part: Part) -> Writer:
+def block_writer(model: Module, sites: SiteMap, layer: int, part: Part) -> Writer:
     """The last matrix of a block's attention or MLP.
 
     Args:
         model: The model.
-        decoder: Its blocks.
-        sites: The sites of the blocks.
+        sites: The sites of its blocks.
         layer: Which block, from 0.
         part: Its attention or its MLP.
 

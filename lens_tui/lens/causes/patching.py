@@ -161,7 +161,7 @@ def _answered(
             partial(_gathered(lens, grid, ready[:pairs], found, said, None))
 
     count = _Count(len(grid.cells) * len(ready) * len(kinds), progress)
-    watch = _Watch((len(ready), len(grid.rows), len(grid.columns)), None if partial is None else so_far)
+    watch = _GridProgress((len(ready), len(grid.rows), len(grid.columns)), None if partial is None else so_far)
     found = {kind: _judge(lens, ready, grid, wanted, (kind, seed, said[3]), count, watch) for kind in kinds}
     return _gathered(lens, grid, ready, found, said, seed)
 
@@ -188,7 +188,7 @@ def _judge(
     wanted: _Features | None,
     how: tuple[str, int, Method],
     count: _Count,
-    watch: _Watch,
+    watch: _GridProgress,
 ) -> Doubles:
     """The metric of every pair and cell, (pairs, rows, columns)."""
     found = []
@@ -222,7 +222,7 @@ class _Count:
             self._before += of
 
 
-class _Watch:
+class _GridProgress:
     """Holds what several batches of patches have found so far, and tells it: what there is, and of how many pairs."""
 
     def __init__(self, shape: tuple[int, int, int], tell: Callable[[dict[str, Doubles], int], None] | None) -> None:
@@ -362,7 +362,7 @@ def _cells(
     seed: int,
     method: Method,
     count: _Count,
-    watch: _Watch,
+    watch: _GridProgress,
 ) -> FloatArray:
     """The metric of one pair for every cell."""
     source = other.source if kind == "shuffled" else one.source

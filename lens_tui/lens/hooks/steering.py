@@ -485,7 +485,7 @@ def origin_in(registry: Registry, passage: Passage, entries: Sequence[PlanEntry]
 
 
 def _origin(registry: Registry, passage: Passage, entries: Sequence[PlanEntry]) -> str:
-    watch = _Watch(registry)
+    watch = _FiniteLayers(registry)
     logits = passage.forward(registry, Plan((entries,), (watch,)))
     if layer := watch.first():
         acting = ", ".join(repr(entry.item.id) for entry in entries)
@@ -534,7 +534,7 @@ def captured(result: CaptureResult, where: Callable[[], str]) -> dict[Key, mx.ar
     return found
 
 
-class _Watch(Recorder):
+class _FiniteLayers(Recorder):
     """Whether the residual is finite before the first and behind each layer: one truth value a layer is kept."""
 
     def __init__(self, registry: Registry) -> None:

@@ -7,8 +7,6 @@ output is read.
 
 from __future__ import annotations
 
-from typing import Any
-
 from lens_tui.records import LensError
 from lens_tui.records.info import read_hook
 from lens_tui.records.read_files import shown
@@ -56,7 +54,7 @@ def _read(source: Source) -> Parts:
     )
     sizes = {"d_in": weights.d_in, "num_latents": weights.width}
     check_sizes(config, f"{where}/cfg.json", sizes, unset=[0])
-    return Parts(definition, weights, _facts(source, config, name, k, transcoder))
+    return Parts(definition, weights, _facts(source, name, k, transcoder))
 
 
 def _like(w_enc: Stored, w_dec: Stored, where: str) -> Stored:
@@ -66,7 +64,7 @@ def _like(w_enc: Stored, w_dec: Stored, where: str) -> Stored:
     return w_dec.T if w_dec.shape[0] != w_enc.shape[1] and w_dec.shape[1] == w_enc.shape[1] else w_dec
 
 
-def _facts(source: Source, config: dict[str, Any], activation: str, k: int, transcoder: bool) -> Facts:
+def _facts(source: Source, activation: str, k: int, transcoder: bool) -> Facts:
     facts = Facts()
     facts.say("architecture", f"{activation}_transcoder" if transcoder else activation, "cfg.json")
     facts.say("k", k, "cfg.json k")

@@ -91,14 +91,14 @@ def train(
             raise LensError(f"The source has no activations of layer {needed[0]}, {needed[1]}.", "Read that place.")
     if (place_out is not None) != (config.kind == "transcoder"):
         raise LensError(f"The kind to train is {config.kind}.", "Give place_out for a transcoder, and for it alone.")
-    hooks = _Hooks(progress or (lambda _: None), should_stop or (lambda: False), checkpoint_seconds)
-    run = _Run(source, evaluation or source, config, (place, place_out), Path(folder), hooks)
+    hooks = _TrainingCallbacks(progress or (lambda _: None), should_stop or (lambda: False), checkpoint_seconds)
+    run = _TrainingRun(source, evaluation or source, config, (place, place_out), Path(folder), hooks)
     run.peers = peers_of(config.batch, config.architecture) if parallel else None
     return run.go()
 
 
 @dataclass(frozen=True, slots=True)
-class _Hooks:
+class _TrainingCallbacks:
     progress: Callable[[TrainProgress], None]
     should_stop: Callable[[], bool]
     checkpoint_seconds: float
@@ -118,7 +118,7 @@ class _Pace:
         return rate * config.batch, (config.steps - step) / rate if rate else 0.0
 
 
-class _Run:
+class _TrainingRun:
     """One training run: what changes while it goes, and the few things that are done to it."""
 
     def __init__(
@@ -128,7 +128,7 @@ class _Run:
         config: TrainConfig,
         places: tuple[Place, Place | None],
         folder: Path,
-        hooks: _Hooks,
+        hooks: _TrainingCallbacks,
     ) -> None:
         self._source, self._evaluation, self._config = source, evaluation, config
         self._place, self._place_out = places

@@ -196,7 +196,7 @@ class FeaturePane(Pane):
     """
 
     @dataclass
-    class Activations(Message):
+    class ActivationsRead(Message):
         """A feature's activations on the tokens of the text that was read last."""
 
         feature: int
@@ -275,7 +275,7 @@ class FeaturePane(Pane):
     def _take_feature(self, event: Event) -> None:
         match event:
             case FeatureActivations(_, _, feature, values):
-                self.post_message(self.Activations(feature, values))
+                self.post_message(self.ActivationsRead(feature, values))
             case FeaturePage():
                 self._keep(event)
                 if event.feature == self.feature:

@@ -140,7 +140,7 @@ class FeaturesScreen(LensScreen):
             self._shade(feature, rough_activations(encoded, feature))
         self.page.show(feature if encoded is not None else None, pinned=self.list.pinned is not None)
 
-    def on_feature_pane_activations(self, event: FeaturePane.Activations) -> None:
+    def on_feature_pane_activations_read(self, event: FeaturePane.ActivationsRead) -> None:
         """The chosen feature's activations, exactly."""
         if event.feature == self.list.chosen:
             self._shade(event.feature, event.values)

@@ -377,7 +377,7 @@ class GenerateScreen(LensScreen):
             self._due = True
             self.call_next(self._sync)
 
-    def on_prompt_area_run(self, event: PromptArea.Run) -> None:
+    def on_prompt_area_run_asked(self, event: PromptArea.RunAsked) -> None:
         """Enter in the prompt."""
         self.lens.store.update(prompt=event.prompt)
         self.lanes.focus_lane()

@@ -202,7 +202,7 @@ class ReadoutScreen(LensScreen):
             self._ask_views()
         self._show_cell()
 
-    def on_part_bars_step(self, event: PartBars.Step) -> None:
+    def on_part_bars_cursor_move(self, event: PartBars.CursorMove) -> None:
         """The bars say where the cursor goes."""
         self.action_go(event.layers, event.tokens)
 

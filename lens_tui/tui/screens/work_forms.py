@@ -233,11 +233,4 @@ class Following:
 
 def training_line(layer: int, progress: TrainProgress) -> str:
     """Layer, step and the figures of the last batch in one line."""
-    facts = [f"layer {layer}", f"step {progress.step} of {progress.steps}"]
-    if progress.fvu is not None:
-        facts.append(f"FVU {progress.fvu:.3f}")
-    if progress.l0 is not None:
-        facts.append(f"L0 {progress.l0:.1f}")
-    if progress.dead is not None:
-        facts.append(f"dead {progress.dead:.1%}")
-    return " · ".join(facts)
+    return " · ".join((f"layer {layer}", f"step {progress.step} of {progress.steps}", *progress.qualities))

@@ -30,7 +30,7 @@ class PartBars(Widget, can_focus=True):
     empty: reactive[str] = reactive("")
 
     @dataclass
-    class Step(Message):
+    class CursorMove(Message):
         """The cursor is to go so many layers up and so many tokens to the right."""
 
         layers: int
@@ -77,36 +77,36 @@ class PartBars(Widget, can_focus=True):
         layers = layer_parts(self._parts)[::-1]
         place = self._top + (event.y - 1) // self._tall(len(layers))
         if place < len(layers):
-            self.post_message(self.Step(layers[place].layer - self.row, 0))
+            self.post_message(self.CursorMove(layers[place].layer - self.row, 0))
 
     def action_cursor_up(self) -> None:
         """A layer later."""
-        self.post_message(self.Step(1, 0))
+        self.post_message(self.CursorMove(1, 0))
 
     def action_cursor_down(self) -> None:
         """A layer earlier."""
-        self.post_message(self.Step(-1, 0))
+        self.post_message(self.CursorMove(-1, 0))
 
     def action_cursor_left(self) -> None:
         """The logit after the token before."""
-        self.post_message(self.Step(0, -1))
+        self.post_message(self.CursorMove(0, -1))
 
     def action_cursor_right(self) -> None:
         """The logit after the next token."""
-        self.post_message(self.Step(0, 1))
+        self.post_message(self.CursorMove(0, 1))
 
     def action_first(self) -> None:
         """After the first token."""
-        self.post_message(self.Step(0, -FAR))
+        self.post_message(self.CursorMove(0, -FAR))
 
     def action_last(self) -> None:
         """After the last token."""
-        self.post_message(self.Step(0, FAR))
+        self.post_message(self.CursorMove(0, FAR))
 
     def action_page_up(self) -> None:
         """Some layers up."""
-        self.post_message(self.Step(max(1, self.size.height // 2), 0))
+        self.post_message(self.CursorMove(max(1, self.size.height // 2), 0))
 
     def action_page_down(self) -> None:
         """Some layers down."""
-        self.post_message(self.Step(-max(1, self.size.height // 2), 0))
+        self.post_message(self.CursorMove(-max(1, self.size.height // 2), 0))

@@ -85,7 +85,7 @@ class PromptArea(TextArea):
     """
 
     @dataclass
-    class Run(Message):
+    class RunAsked(Message):
         """Enter: run this prompt."""
 
         prompt: str
@@ -133,7 +133,7 @@ class PromptArea(TextArea):
             case "enter":
                 event.stop()
                 event.prevent_default()
-                self.post_message(self.Run(self.text))
+                self.post_message(self.RunAsked(self.text))
             case "shift+enter" | "ctrl+j":
                 event.stop()
                 event.prevent_default()

@@ -59,7 +59,7 @@ def _compare(control: Control, job: jobs.Compare, context: Context, reader: Writ
     keeper = Keeper(context, job, model.info.name, comparison, made)
     yield ev.RunStarted(control.id, comparison.prompt_ids, comparison.prompt_tokens, names, keeper.run, made)
     changes = {(arm, index): items for arm, index, items in job.changes}
-    run, began = _Run(control, comparison, job.sampling.max_tokens, keeper, changes, reader), keeper.run
+    run, began = _LiveRun(control, comparison, job.sampling.max_tokens, keeper, changes, reader), keeper.run
     state: State = "failed"
     try:
         yield from run.events()
@@ -79,7 +79,7 @@ def _compare(control: Control, job: jobs.Compare, context: Context, reader: Writ
 
 
 @dataclass
-class _Run:
+class _LiveRun:
     control: Control
     comparison: Comparison
     max_steps: int

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from lens_tui.lens.measure.dose import FeatureProbe
 from lens_tui.records import LensError
 from lens_tui.records.prompt_set import PromptItem, PromptSet, SetCell, read_prompt_set
 from lens_tui.records.run_record import ArmRecord, MadeWith, RunRecord, State
@@ -19,8 +18,7 @@ from .. import events as ev
 from .. import jobs
 from ..thread import Control, Stopped
 from . import Context
-from .load_jobs import open_sae
-from .vector_jobs import stoppable
+from .vector_jobs import probe_of, stoppable
 
 _log = logging.getLogger(__name__)
 _EVERY = 32
@@ -37,7 +35,7 @@ def compare_set(control: Control, job: jobs.ComparePrompts, context: Context) ->
             job.arms,
             job.sampling,
             seeds=job.seeds,
-            probe=_probe(job, context),
+            probe=probe_of(job, context),
             top=job.top,
             raw=job.raw,
         )
@@ -75,15 +73,6 @@ def _prompts(job: jobs.ComparePrompts) -> PromptSet:
     else:
         found = bundled_prompts() if job.path == BUNDLED else read_prompt_set(job.path)
     return found.first(job.first)
-
-
-def _probe(job: jobs.ComparePrompts, context: Context) -> FeatureProbe | None:
-    if not job.sae:
-        return None
-    sae = open_sae(job.sae, context)
-    if sae.info.layer < 0 or not sae.info.site or sae.info.is_transcoder:
-        return None
-    return FeatureProbe(sae, job.feature, sae.info.layer, sae.info.site)
 
 
 @dataclass

@@ -153,7 +153,7 @@ def measure_dose(control: Control, job: jobs.MeasureDose, context: Context) -> I
         control.progress("scales", done, total, "scales")
 
     control.progress("scales", 0, len(job.scales), "scales")
-    probe = _probe(job, context)
+    probe = probe_of(job, context)
     with stoppable(context, control) as model:
         measure(
             model,
@@ -200,7 +200,8 @@ def shown(response: DoseResponse) -> DoseResponse:
     return replace(response, points=points, baseline_text=sanitise(response.baseline_text))
 
 
-def _probe(job: jobs.MeasureDose, context: Context) -> FeatureProbe | None:
+def probe_of(job: jobs.MeasureDose | jobs.ComparePrompts, context: Context) -> FeatureProbe | None:
+    """The feature that is read back from what is written; none where the job names none or its SAE reads elsewhere."""
     from lens_tui.lens.measure.dose import FeatureProbe
 
     if not job.sae:
