@@ -302,7 +302,7 @@ class SteerScreen(LensScreen):
             return
         no_sae = "" if self.session.sae else "no SAE is loaded: see the Load screen"
         single = [row for row in self.session.steers if not row.rest]
-        no_rows = "" if single else "there is no row of one vector on the bench yet"
+        no_rows = "" if single else "there is no row on the bench yet"
         choices = [
             Choice("feature", "an SAE feature", "its decoder direction", no_sae),
             Choice("pairs", "contrasting texts", "at one layer, or the best of all"),
