@@ -94,7 +94,7 @@ def read(
     known = _known(lens, info, index, sorted({feature for row in rows for feature, _, _ in row}))
     specials = lens.tokens.special_ids()
     special = [token in specials for token in ids]
-    plain = [i for i, is_special in enumerate(special) if not is_special]
+    plain = np.flatnonzero(lens.tokens.content(ids)).tolist() if not all(special) else []
     whole = _reconstruction(lens, sae, ids, residual, plain) if plain else None
     return {
         "model": lens.info.name,
@@ -189,4 +189,4 @@ def _print_features(result: dict[str, Any]) -> None:
         note(f"≋ dense: active on more than {DENSE:.0%} of the index's tokens, so it says little of one token")
     fits = "nothing to measure" if result["l0"] is None else f"L0 {result['l0']:.1f}"
     fits += "" if result["fvu"] is None else f", FVU {result['fvu']:.3f}"
-    note(f"{result['sae']} at layer {result['layer']} {result['site']}: {fits} on this text, special tokens left out")
+    note(f"{result['sae']} at layer {result['layer']} {result['site']}: {fits} on this text, without special tokens")

@@ -119,6 +119,17 @@ class Tokens:
         ids = getattr(self.tokenizer, "all_special_ids", None) or []
         return frozenset(ids) | self.stops | ({self.bos} if self.bos is not None else frozenset())
 
+    def content(self, ids: Sequence[int]) -> NDArray[np.bool_]:
+        """Which tokens of a text means are taken over, ``(tokens,)``: not special, and not the first.
+
+        The first position is an attention sink (Xiao et al. 2023, 2309.17453): where no special token stands there,
+        the first word's activation has a hundred times the length of all others (Sun et al. 2024, 2402.17762), and
+        would be the mean. Of a text that has nothing else, all tokens.
+        """
+        content = ~np.isin(np.asarray(ids), np.asarray(sorted(self.special_ids()), np.int64))
+        content[:1] = False
+        return content if content.any() else np.ones(len(ids), dtype=bool)
+
     def encode(self, text: str) -> tuple[int, ...]:
         """A text as token ids, with the special tokens that the tokenizer puts in front, BOS never twice."""
         if self.tokenizer is None:

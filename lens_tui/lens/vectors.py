@@ -284,7 +284,7 @@ def contrast(
             of the pairs' differences, centred, and ``pca_center``, of the texts around their pair's middle, both with
             repeng's sign (Zou et al. 2023, 2310.01405); ``logistic``, regression with an L2 penalty.
         site: Where activations are read.
-        over: ``"last"``: the last token's activation; ``"all"``: the mean over all but special ones.
+        over: ``"last"``: the last token's activation; ``"all"``: the mean over all but special ones and the first.
         raw: Do not apply the chat template.
         folds: Of the cross-validation by which layers are ranked.
         seed: Which pairs are in which fold.
@@ -345,12 +345,10 @@ def _needed(method: str) -> int:
 def _pair_activations(
     lens: LensModel, rows: Sequence[Ids], keys: Sequence[tuple[int, str]], over: Over
 ) -> dict[Any, Array]:
-    """Activations (texts, width) by site: of the last token, or the mean over tokens that are not special."""
-    special = np.asarray(sorted(lens.tokens.special_ids()), np.int64)
+    """Activations (texts, width) by site: of the last token, or the mean over its content."""
     found: dict[Any, list[Any]] = {key: [None] * len(rows) for key in keys}
     for at, read in read_rows(lens, rows, keys):
-        keep = ~np.isin(np.asarray(rows[at]), special)
-        keep = keep if keep.any() else np.ones(len(rows[at]), dtype=bool)
+        keep = lens.tokens.content(rows[at])
         weight = mx.array((keep / keep.sum()).astype(np.float32))
         for key, h in read.items():
             wide = h.astype(mx.float32)
@@ -408,7 +406,8 @@ def mean_difference(
         negative: The same, as many as there are.
         layer: Counted from 0; negative numbers count from the end.
         site: Where activations are read.
-        over: ``"last"``: the activation at a text's last token; ``"all"``: the mean over all but special ones.
+        over: ``"last"``: the activation at a text's last token; ``"all"``: the mean over all but special ones and
+            the first.
         raw: Do not apply the chat template.
 
     Returns:
@@ -523,7 +522,7 @@ def from_token(
 def residual_norm(
     lens: LensModel, layer: int, *, site: str = "resid_post", texts: Sequence[Prompt] | None = None
 ) -> float:
-    """The median of ``||h||`` over the texts' tokens, special ones left out: what scales are compared with.
+    """The median of ``||h||`` over texts, special tokens and the first left out: what scales are compared with.
 
     Args:
         lens: The model.
@@ -550,12 +549,10 @@ def _mean(lens: LensModel, texts: Sequence[Prompt], layer: int, site: str, over:
 
 
 def _activations(lens: LensModel, text: Prompt, layer: int, site: str, *, raw: bool) -> tuple[FloatArray, Any]:
-    """Unsteered activations (tokens, width) of one text in float32, and which tokens are not special."""
+    """Unsteered activations (tokens, width) of one text in float32, and which tokens are content."""
     ids = lens.tokens.prompt(text, raw=raw).ids
     h = np.array(lens.residuals(ids, layer, site=site).astype(mx.float32))
-    special = lens.tokens.special_ids()
-    keep = np.array([token not in special for token in ids])
-    return h, keep if keep.any() else np.ones(len(ids), dtype=bool)
+    return h, lens.tokens.content(ids)
 
 
 def _token_id(lens: LensModel, token: str | int) -> int:

@@ -287,7 +287,7 @@ TERMS: tuple[GlossaryTerm, ...] = (
     GlossaryTerm(
         "l0",
         "L0",
-        "Mean number of features active on a token, special tokens left out.",
+        "Mean number of features active on a token, special tokens and the first left out.",
         "features a token",
         "Bricken et al. 2023, Towards Monosemanticity",
         ("Features",),

@@ -407,10 +407,8 @@ def read_text_features(
             f"The SAE {info.name!r} does not say which layer and site it reads.", "Give them when loading it."
         )
     ids = model.tokens.encode(text)[:context]
-    specials = model.tokens.special_ids()
     found, values = sae.top_k(model.residuals(ids, info.layer, site=info.site), min(MAX_ACTIVE, sae.d_sae))
-    special = np.array([token in specials for token in ids], bool)
-    return text_features(np.array(found), np.array(values), special, over=over)
+    return text_features(np.array(found), np.array(values), ~model.tokens.content(ids), over=over)
 
 
 def read_texts(path: str | Path, *, text_key: str = "text") -> list[str]:

@@ -232,7 +232,8 @@ def probe_features(
         texts: Texts or token ids, read as they are.
         labels: 0 and 1, one for each.
         k: How many features.
-        over: ``"last"``: the features of a text's last token; ``"mean"``: their mean over tokens that are not special.
+        over: ``"last"``: the features of a text's last token; ``"mean"``: their mean over all but special
+            ones and the first.
         options: The others of :func:`lens_tui.sparse_probe`.
 
     Raises:
@@ -246,11 +247,9 @@ def probe_features(
         raise LensError(f"The SAE {sae.info.name!r} does not say which layer it reads.", "Name it with @LAYER:SITE.")
     if over == "every":
         raise LensError("A sparse probe reads one row of features a text.", "Use 'last' or 'mean'.")
-    special = lens.tokens.special_ids()
     rows = []
     for text in texts:
         ids = lens.rows([text])[0] if isinstance(text, str) else tuple(text)
-        keep = np.array([token not in special for token in ids])
         active = np.array(sae.encode(lens.residuals(ids, sae.info.layer, site=sae.info.site)).astype(mx.float32))
-        rows.append(active[-1] if over == "last" else active[keep if keep.any() else ...].mean(axis=0))
+        rows.append(active[-1] if over == "last" else active[lens.tokens.content(ids)].mean(axis=0))
     return sparse_probe(np.stack(rows), labels, k, **options)

@@ -246,14 +246,13 @@ FIT_TEXT = (
 def check_sae(model: LensModel, sae: SAE, text: str | None = None) -> FitReport:
     """L0 and FVU of an SAE on each tensor it could be for, over one text (by default ``FIT_TEXT``), and the verdict.
 
-    Special tokens (BOS and the like) are left out. One forward pass. Raises ``LensError`` for a text of fewer than
-    two tokens, and where no tensor of this model has the width that the SAE reads.
+    Special tokens (BOS and the like) and the first are left out. One forward pass. Raises ``LensError`` for a text of
+    fewer than two tokens, and where no tensor of this model has the width that the SAE reads.
     """
     from lens_tui.sae.fit import check_fit_with
 
     ids = model.tokens.encode(FIT_TEXT if text is None else text)
-    specials = model.tokens.special_ids()
-    kept = [place for place, token in enumerate(ids) if token not in specials]
+    kept = [place for place, content in enumerate(model.tokens.content(ids)) if content]
     if len(kept) < 2:
         raise LensError("The text has too few tokens to measure on.", "Give a few sentences.")
 

@@ -85,7 +85,7 @@ def test_a_mean_difference_is_the_difference_of_means(over: Any) -> None:
 
             numpy_models.llama(lens.model, tuple(ids), note)
             h = seen[2, "resid_post"]
-            rows.append(h[-1] if over == "last" else h.mean(axis=0))
+            rows.append(h[-1] if over == "last" else h[1:].mean(axis=0))
         return np.mean(rows, axis=0)
 
     expected = mean(positive) - mean(negative)

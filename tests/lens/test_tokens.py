@@ -200,3 +200,12 @@ def test_a_lone_surrogate_is_one_sentence(chat: bool) -> None:
     for ask in asked:
         with pytest.raises(LensError, match=r"character 3 is a lone surrogate, U\+DCE9"):
             ask()
+
+
+def test_content_is_neither_special_nor_the_first_token_unless_there_is_nothing_else() -> None:
+    some = tokens()
+    assert some.bos is not None
+    assert some.content([some.bos, 40, 50, 0]).tolist() == [False, True, True, False]
+    assert some.content([40, 50, 60]).tolist() == [False, True, True]
+    assert some.content([40]).tolist() == [True]
+    assert some.content([some.bos]).tolist() == [True]

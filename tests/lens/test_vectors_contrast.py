@@ -33,7 +33,7 @@ def numpy_activations(reference: Any, model: Any, layer: int, over: str) -> tupl
             return x
 
         reference(model, tuple(ids), keep)
-        rows.append(seen[layer][-1] if over == "last" else seen[layer].mean(axis=0))
+        rows.append(seen[layer][-1] if over == "last" else seen[layer][1:].mean(axis=0))
     return np.stack(rows[:8]), np.stack(rows[8:])
 
 

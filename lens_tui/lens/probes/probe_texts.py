@@ -75,8 +75,8 @@ def train_probes(
         kind: ``mean_difference``, ``logistic`` (L2 penalty) or ``ridge`` (linear regression with an L2 penalty).
         layers: One, several, or ``None`` for all.
         site: Where they are read.
-        over: ``"last"``: a text's last token; ``"mean"``: the mean over those that are not special; ``"every"``: each
-            that is not special is an example, at most ``MOST`` of all, drawn by the seed.
+        over: ``"last"``: a text's last token; ``"mean"``: the mean over all but special ones and the
+            first; ``"every"``: each of these is an example, at most ``MOST`` of all, drawn by the seed.
         groups: What each text belongs to (a pair, a topic): one group is held out together. By default its own.
         raw: Do not apply the chat template.
         folds: Of the cross-validation, stratified by label.
@@ -333,12 +333,8 @@ def _examples(
 
 
 def _taken(lens: LensModel, rows: Sequence[Ids], over: str, seed: int) -> list[NDArray[np.int64]]:
-    """The places of each text that are read: those that are not special; of too many for examples, some at random."""
-    special = np.asarray(sorted(lens.tokens.special_ids()), np.int64)
-    found = []
-    for row in rows:
-        places = np.flatnonzero(~np.isin(np.asarray(row), special))
-        found.append(places if len(places) else np.arange(len(row)))
+    """The places of each text that are read: their content; of too many for examples, some at random."""
+    found = [np.flatnonzero(lens.tokens.content(row)) for row in rows]
     total = sum(map(len, found))
     if over == "every" and total > MOST:
         kept = np.zeros(total, dtype=bool)

@@ -63,7 +63,8 @@ def encode(control: Control, job: jobs.Encode, context: Context) -> Iterator[ev.
         control.progress("tokens", min(start + _BLOCK, len(ids)), len(ids), "tokens")
     found, strengths = np.concatenate(places), np.concatenate(values)
     found[~counted], strengths[~counted] = -1, 0.0
-    l0, fvu = _quality(control, context, sae, counted)
+    of_text = counted if sae.info.bos else counted & model.tokens.content(ids)
+    l0, fvu = _quality(control, context, sae, of_text)
     tokens = tuple(model.tokens.display(token) for token in ids)
     dense = tuple(dense_features(index_of(sae.info)).items())
     yield ev.Encoded(control.id, sae.info.id, ids, tokens, special, found, strengths, l0, fvu, dense)

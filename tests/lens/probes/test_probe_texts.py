@@ -45,7 +45,7 @@ def test_a_mean_difference_probe_is_numpys_in_every_fold(name: str, over: Any) -
     assert [probe.layer for probe in report.probes] == [0, 1, 2, 3]
     probe, y = report.at(2), np.array(LABELS)
     x = np.stack(
-        [captured(lens, ids, 2)[-1] if over == "last" else captured(lens, ids, 2).mean(axis=0) for ids in TEXTS]
+        [captured(lens, ids, 2)[-1] if over == "last" else captured(lens, ids, 2)[1:].mean(axis=0) for ids in TEXTS]
     )
     atol = 0.02 if name == "bf16" else 2e-4
     direction = x[y == 1].mean(axis=0) - x[y == 0].mean(axis=0)
@@ -96,7 +96,7 @@ def test_every_token_of_a_text_is_an_example_and_held_out_with_it() -> None:
     lens = LensModel.from_model(tiny.llama())
     labels = [[float(token > 45) for token in ids] for ids in TEXTS]
     found = train_probes(lens, "p", TEXTS, labels, layers=0, site="resid_pre", over="every", permutations=10).best
-    assert found.held_out.n == sum(map(len, TEXTS))
+    assert found.held_out.n == sum(len(ids) - 1 for ids in TEXTS)  # the first is an attention sink
     assert found.held_out.n_groups == 40
     scores = np.concatenate([found.scores(h) for h in every(lens, TEXTS, 0, "resid_pre")])
     assert ((scores > 0) == np.concatenate(labels).astype(bool)).mean() > 0.7
