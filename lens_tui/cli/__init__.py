@@ -19,10 +19,14 @@ _COMPLETION = "_MLX_LENS_TUI_COMPLETE"
 
 def main() -> None:
     """Run the command line; the console script's entry point."""
-    from .output import prepare_streams, sentences
+    from .output import fail, prepare_streams, sentences
 
     prepare_streams()
     asked = sys.argv[1:]
+    try:
+        os.getcwd()
+    except OSError:  # what is imported from now on looks there, and would say of itself that it is not found
+        fail("The folder that this was started in is gone.", "Change to one that exists.", as_json="--json" in asked)
     if asked in ([], ["--demo"]) and _COMPLETION not in os.environ:
         # As it is mostly opened: the parser of options is left out, for it would hold up the first frame.
         sentences(open_app)(demo=bool(asked))

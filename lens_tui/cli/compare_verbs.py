@@ -24,7 +24,7 @@ from lens_tui.records.wording import many
 from lens_tui.tui.format import Trail, figure, kl_key, sparkline
 
 from . import prompt_table as sets
-from .output import INTERRUPTED, Asked, in_terminal, interruptible, note, print_json, say, say_shaded, sentences
+from .output import INTERRUPTED, Asked, fail, in_terminal, interruptible, note, print_json, say, say_shaded, sentences
 from .prompt_table import intervention_in_words
 from .sources import (
     Chat,
@@ -173,17 +173,24 @@ def _compare_one(
             result["thresholds"] = [item.threshold for item in watched]
             for at, row in enumerate(result["arms"]):
                 row["readings"] = run.readings(at).tolist()
+        refused: LensError | None = None
         if keep:
             gathered = Gathered(text, named, run, raw, turns, watched, tokens, ends)
-            result["run"] = RunStore().keep(gathered.record(lens, vectors.opened))
+            try:
+                result["run"] = RunStore().keep(gathered.record(lens, vectors.opened))
+            except LensError as error:  # what was written is printed all the same
+                refused = LensError(f"The run was not kept. {error.message}", error.hint)
+                result |= {"run": None, "error": {"message": refused.message, "hint": refused.hint}}
     if json:
         print_json({"event": "Run", **result} if stream else result)
     else:
         _print(result, tokens)
         if lacks:
             note("the model has no chat template: the prompt was used as it is")
-        if keep:
+        if keep and not refused:
             note(f"kept as run {result['run']}")
+    if refused:
+        fail(refused.message, refused.hint)
     if stopped:
         raise SystemExit(asked.status)
 

@@ -11,6 +11,7 @@ import typer
 from rich.cells import cell_len
 
 from lens_tui.records.errors import LensError
+from lens_tui.records.paths import database_kept
 from lens_tui.records.wording import many
 from lens_tui.tui.format import fit
 
@@ -29,11 +30,11 @@ Name = Annotated[str, typer.Argument(help="The list's name.")]
 
 
 @contextmanager
-def _opened() -> Iterator[FeatureLists]:
+def _opened(*, to_read: bool = False) -> Iterator[FeatureLists]:
     from lens_tui.records.feature_lists import FeatureLists
     from lens_tui.records.store import Store
 
-    with Store() as store:
+    with Store(":memory:" if to_read and not database_kept() else None) as store:
         yield FeatureLists(store)
 
 
@@ -41,7 +42,7 @@ def _opened() -> Iterator[FeatureLists]:
 @sentences
 def all_lists(json: Json = False) -> None:
     """Print every list that is kept, of every SAE."""
-    with _opened() as lists:
+    with _opened(to_read=True) as lists:
         found = list(lists.all())
     if json:
         print_json({"model": None, "lists": [_facts(item) for item in found]})
@@ -63,7 +64,7 @@ def show(
 ) -> None:
     """Print the lists of an SAE, or the features of one."""
     info = find_sae(sae, model)
-    with _opened() as lists:
+    with _opened(to_read=True) as lists:
         found = [lists.get(info.id, name)] if name else list(lists.all(info.id))
     _print(info, model, found, json, labelled=bool(name))
 
@@ -122,7 +123,7 @@ def export(
     from lens_tui.tasks.feature_page import export_list
 
     info = find_sae(sae, model)
-    with _opened() as lists:
+    with _opened(to_read=True) as lists:
         found = lists.get(info.id, name)
     written = export_list(info, found.name, found.features, out)
     if json:

@@ -36,7 +36,7 @@ Run = Annotated[str, typer.Argument(help="The number of a kept run, or a file it
 def _store() -> RunStore:
     from lens_tui.records.run_store import RunStore
 
-    if not paths.database_file().exists():
+    if not paths.database_kept():
         raise LensError("No run has been kept yet.", "The app keeps every run, and so does `compare --keep`.")
     return RunStore()
 

@@ -10,6 +10,7 @@ folder cannot be written, makes it.
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -84,6 +85,14 @@ def database_file() -> Path:
     return folder("data") / "lens.sqlite3"
 
 
+def database_kept() -> bool:
+    """Whether anything was ever kept in the database."""
+    try:
+        return database_file().stat().st_size > 0
+    except OSError:
+        return False
+
+
 def sessions_folder() -> Path:
     """What was on the screen of each app that runs or was cut off, a file a process, to take up again."""
     return folder("state") / "sessions"
@@ -119,6 +128,39 @@ def refusal(place: Path) -> str:
     except OSError as error:
         return error.strerror or str(error)
     return ""
+
+
+def settle_temporary() -> None:
+    """Have a folder for temporary files that can be written to, which MLX compiles in on a CPU.
+
+    ``TMPDIR`` is set if the one that there is cannot be used; with none at all MLX is told to compile nothing.
+    """
+    first = next((place for name in _TEMPORARY if (place := os.environ.get(name))), "/tmp")
+    for place in map(Path, (first, "/tmp", "/var/tmp")):
+        if _holds(place):
+            break
+    else:
+        place = folder("cache")
+        if refusal(place) or not _holds(place):
+            os.environ["MLX_DISABLE_COMPILE"] = "1"
+            return
+    if str(place) != first:
+        os.environ["TMPDIR"] = str(place)
+
+
+def _holds(place: Path) -> bool:
+    """Whether a folder is there and takes a small file: a full one may still take an empty one."""
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(bytes(_SMALL))
+    except OSError:
+        return False
+    return True
+
+
+_SMALL = 1 << 16
+_TEMPORARY = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")
+"""What C++ looks at, in its order."""
 
 
 def log_file() -> Path:

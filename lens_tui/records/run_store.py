@@ -207,11 +207,14 @@ class RunStore:
         return number
 
     def broken(self) -> list[int]:
-        """Runs whose process died under them, newest first. They are closed as ``killed`` and keep what came."""
+        """Runs whose process died under them, newest first. They are closed as ``killed`` and keep what came.
+
+        In a file that can only be read they stay as they are.
+        """
         rows = self.store.all("SELECT id, owner, born FROM run WHERE state = 'running' ORDER BY id DESC")
         with self.store.reading():
             dead = [int(row["id"]) for row in rows if not is_owner_alive(int(row["owner"]), str(row["born"]))]
-        for run in dead:
+        for run in () if self.store.read_only else dead:
             self.end(run, "killed")
         return dead
 

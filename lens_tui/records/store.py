@@ -7,6 +7,8 @@ file is in WAL mode, so an app, a script and a notebook can use it at once.
 
 from __future__ import annotations
 
+import os
+import re
 import sqlite3
 import threading
 import weakref
@@ -45,7 +47,8 @@ class Store:
 
     ``path`` defaults to the user's own; ``":memory:"`` keeps nothing;
     ``patience`` is how many seconds to wait for another process that has it
-    locked. Raises :class:`LensError` if the file is damaged, is not a database, or
+    locked. A file that can only be read, on a full disk say, is open for that alone: ``read_only``.
+    Raises :class:`LensError` if the file is damaged, is not a database, or
     was written by a newer version, and :class:`Busy` if the other had no end.
     """
 
@@ -54,25 +57,61 @@ class Store:
         self._lock = threading.RLock()
         if self.path != ":memory:":
             _prepare(Path(self.path))
+        self.read_only = False
+        self._empty: set[str] = set()
+        fresh = not Path(self.path).exists()
+        try:
+            if not fresh and not os.access(self.path, os.W_OK) and self._connect_to_read(patience):
+                return
+            self._connect(self.path, patience)
+        except Busy:
+            raise
+        except LensError:
+            if fresh:
+                with suppress(OSError):
+                    if not Path(self.path).stat().st_size:  # on a full disk
+                        Path(self.path).unlink()
+            if fresh or not self._connect_to_read(patience):
+                raise
+
+    def _connect(self, where: str, patience: float) -> None:
         with self._explained():
-            self._connection = sqlite3.connect(
-                self.path, timeout=patience, isolation_level=None, check_same_thread=False
+            connection = sqlite3.connect(
+                where, timeout=patience, isolation_level=None, check_same_thread=False, uri=self.read_only
             )
+        connection.row_factory = sqlite3.Row
+        connection.text_factory = _text
+        self._connection = connection
         # Python 3.13 and later warn of a connection that is dropped open.
-        weakref.finalize(self, self._connection.close).atexit = False
-        self._connection.row_factory = sqlite3.Row
-        self._connection.text_factory = _text
+        weakref.finalize(self, connection.close).atexit = False
         try:
             with self._explained():
+                if self.read_only:
+                    connection.execute("SELECT name FROM family")
+                    connection.execute("PRAGMA temp_store=MEMORY")
+                    return
                 # NORMAL: a killed process loses nothing; a power cut may lose the last writes, never the file.
                 for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "trusted_schema=OFF"):
-                    self._connection.execute(f"PRAGMA {pragma}")
-                self._connection.execute(
+                    connection.execute(f"PRAGMA {pragma}")
+                connection.execute(
                     "CREATE TABLE IF NOT EXISTS family (name TEXT PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID"
                 )
         except LensError:
-            self._connection.close()
+            connection.close()
             raise
+
+    def _connect_to_read(self, patience: float) -> bool:
+        """Open a file that could not be opened for writing; whether that is done.
+
+        The second way is for one beside which SQLite can lay nothing: what another process is writing is not seen.
+        """
+        self.read_only = True
+        for how in ("mode=ro", "immutable=1"):
+            with suppress(LensError):
+                self._connect(f"{Path(self.path).absolute().as_uri()}?{how}", patience)
+                return True
+        self.read_only = False
+        return False
 
     def wait(self, patience: float) -> None:
         """Wait ``patience`` seconds for another process from now on."""
@@ -80,7 +119,10 @@ class Store:
             self._connection.execute(f"PRAGMA busy_timeout = {round(1000 * patience)}")
 
     def use(self, family: Family) -> None:
-        """Bring a family's tables to their newest version. Each step is one transaction."""
+        """Bring a family's tables to their newest version. Each step is one transaction.
+
+        What a file that can only be read has no tables of is found empty.
+        """
         version = self.version(family)
         if version > len(family.migrations):
             raise LensError(
@@ -88,6 +130,9 @@ class Store:
                 f"known are {len(family.migrations)}).",
                 "Update mlx-lens-tui.",
             )
+        if self.read_only and not version:
+            self._use_empty(family)
+            return
         for _ in range(version, len(family.migrations)):
             with self.write() as connection:
                 # Another process may have migrated between our look and our lock.
@@ -96,6 +141,13 @@ class Store:
                     return
                 _run_script(connection, family.migrations[now])
                 connection.execute("INSERT OR REPLACE INTO family VALUES (?, ?)", (family.name, now + 1))
+
+    def _use_empty(self, family: Family) -> None:
+        if family.name not in self._empty:
+            self._empty.add(family.name)
+            with self._lock, self._explained():
+                for script in family.migrations:
+                    _run_script(self._connection, _CREATED.sub(r"\g<0>temp.", script))
 
     def version(self, family: Family) -> int:
         """The version of a family's tables in this file; 0 if it has none."""
@@ -168,6 +220,9 @@ class Store:
     def _damaged(self, said: str) -> LensError:
         hint = "Move the file away to start a new one; `sqlite3 FILE .recover` may save what is in it."
         return LensError(f"{self.path} is damaged or not a database: {said}.", hint)
+
+
+_CREATED = re.compile(r"\bCREATE\s+(?:UNIQUE\s+|VIRTUAL\s+)?(?:TABLE|INDEX|TRIGGER)\s+(?:IF\s+NOT\s+EXISTS\s+)?")
 
 
 def _prepare(path: Path) -> None:

@@ -36,7 +36,7 @@ T = TypeVar("T")
 @contextmanager
 def opened() -> Iterator[Store | None]:
     """The user's database, to be read and closed again; ``None`` if nobody ever kept anything in it."""
-    if not paths.database_file().exists():
+    if not paths.database_kept():
         yield None
         return
     with Store(patience=SHORT) as store:

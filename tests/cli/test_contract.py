@@ -526,5 +526,31 @@ def test_an_option_of_the_app_before_a_verb_is_refused_for_the_verb_does_not_rea
     assert f"{given[0]} before a verb" in result.output
 
 
+def test_a_run_that_cannot_be_kept_is_printed_all_the_same(work: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("in the way")
+    words = ["compare", "the cat", "-m", work["MODEL"], "--max-tokens", "2", "--keep"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LENS_TUI_HOME", str(tmp_path))
+        said, as_json = invoke(words), invoke([*words, "--json"])
+        listed = invoke(["lists", "list"])
+    assert (said.exit_code, as_json.exit_code, listed.exit_code) == (2, 2, 0)
+    assert "the cat" in said.stdout
+    assert said.stderr.splitlines()[-1].startswith("mlx-lens-tui: The run was not kept.")
+    result = json.loads(as_json.stdout)
+    assert result["run"] is None
+    assert result["arms"][0]["text"]
+    assert result["error"]["message"].startswith("The run was not kept.")
+
+
+def test_a_folder_that_is_gone_is_one_sentence(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    script = f'rmdir "{gone}"; exec "$0" -P -m lens_tui info --json'
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(["sh", "-c", script, sys.executable], cwd=gone, env=env, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"]["message"] == "The folder that this was started in is gone."
+
+
 def test_labels_in_json_are_the_text_that_was_given(walked: dict[str, Any]) -> None:
     assert NASTY in [label["text"] for label in json.loads(walked["labels show"].stdout)["labels"]]

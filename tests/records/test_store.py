@@ -207,3 +207,55 @@ def test_search_wants_every_word_and_completes_the_last() -> None:
     assert found('"quoted" OR') == 1
     assert fts_query("  ** ") == ""
     connection.close()
+
+
+@pytest.mark.parametrize("how", ["not writable", "full disk"])
+def test_what_can_only_be_read_is_read_and_writing_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    path = tmp_path / "lens.sqlite3"
+    with Store(path) as store:
+        store.use(FIRST)
+        add(store, "kept")
+    if how == "full disk":
+        _fill(monkeypatch)
+    else:
+        monkeypatch.setattr(os, "access", lambda *_: False)
+    with Store(path) as store:
+        assert store.read_only
+        store.use(FIRST)
+        assert texts(store) == ["kept"]
+        runs = RunStore(store)  # no table of its own is there
+        assert (runs.list(), runs.get(1), runs.broken()) == ([], None, [])
+        for work in (lambda: add(store, "more"), lambda: store.use(SECOND)):
+            with pytest.raises(LensError, match="cannot be written"):
+                work()
+    monkeypatch.undo()
+    with Store(path) as store:
+        assert not store.read_only
+        assert texts(store) == ["kept"]
+        assert [row["name"] for row in store.all("SELECT name FROM family")] == ["notes"]
+
+
+def test_a_full_disk_is_left_without_an_empty_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fill(monkeypatch)
+    with pytest.raises(LensError, match="cannot be written"):
+        Store(tmp_path / "lens.sqlite3")
+    assert list(tmp_path.iterdir()) == []
+
+
+def _fill(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on SQLite finds no space but for what it only reads."""
+
+    class Full(sqlite3.Connection):
+        def execute(self, *_: object) -> sqlite3.Cursor:  # type: ignore[override]
+            raise sqlite3.OperationalError("database or disk is full")
+
+    connect = sqlite3.connect
+
+    def full(path: str, *, uri: bool, **options: object) -> sqlite3.Connection:
+        if not uri:
+            Path(path).touch()
+        return connect(path, uri=uri, factory=sqlite3.Connection if uri else Full, **options)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(sqlite3, "connect", full)

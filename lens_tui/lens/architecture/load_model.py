@@ -26,6 +26,7 @@ from lens_tui.records import LensError
 from lens_tui.records.hub_fetch import model_from_hub
 from lens_tui.records.info import Dequantize
 from lens_tui.records.model_folder import check_sidecars, read_config, read_weights
+from lens_tui.records.paths import settle_temporary
 from lens_tui.records.read_files import MAX_TEXT, read_json, regular_size
 from lens_tui.records.sanitise import one_line
 
@@ -59,6 +60,7 @@ def load_model(
     ``how`` says how its weights are held (:mod:`.weights`); not ``evaluated``, the caller computes them; ``adapter`` is
     a folder of PEFT's or mlx-lm's. Raises :class:`LensError` for all that is no model, or none that mlx-lm computes.
     """
+    settle_temporary()
     source = str(demo.model_path()) if name == demo.NAME else name
     folder = Path(source).expanduser()
     label = one_line(source, 120)
