@@ -24,7 +24,7 @@ Kind = Literal["config", "data", "state", "cache"]
 def folder(kind: Kind) -> Path:
     """The folder for settings (config), things made (data), sessions and logs (state), or what can be made again."""
     if home := os.environ.get(HOME_VARIABLE):
-        return Path(home).expanduser() / kind
+        return Path(os.path.expanduser(home)) / kind  # of nobody, it stays as it is
     import platformdirs
 
     found = {
@@ -41,7 +41,7 @@ def folder(kind: Kind) -> Path:
 def settings_file() -> Path:
     """The user's settings, TOML: the file that ``LENS_TUI_CONFIG`` names, or the one in the folder for settings."""
     if named := os.environ.get(CONFIG_VARIABLE):
-        return Path(named).expanduser()
+        return Path(os.path.expanduser(named))
     return folder("config") / "settings.toml"
 
 
@@ -135,7 +135,7 @@ def settle_temporary() -> None:
 
     ``TMPDIR`` is set if the one that there is cannot be used; with none at all MLX is told to compile nothing.
     """
-    first = next((place for name in _TEMPORARY if (place := os.environ.get(name))), "/tmp")
+    first = next((os.environ[name] for name in _TEMPORARY if os.environ.get(name)), "/tmp")
     for place in map(Path, (first, "/tmp", "/var/tmp")):
         if _holds(place):
             break

@@ -49,3 +49,9 @@ def test_with_none_that_takes_a_file_nothing_is_compiled(
         assert os.environ["MLX_DISABLE_COMPILE"] == "1"
     else:
         assert os.environ["TMPDIR"] == str(tmp_path / "home" / "cache")
+
+
+def test_the_home_of_nobody_is_a_path_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LENS_TUI_HOME", "~no-such-user/x")
+    monkeypatch.setenv("LENS_TUI_CONFIG", "~no-such-user/s.toml")
+    assert (paths.folder("data"), paths.settings_file()) == (Path("~no-such-user/x/data"), Path("~no-such-user/s.toml"))
