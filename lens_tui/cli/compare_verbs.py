@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from lens_tui.lens.decode.batch import BatchGeneration
     from lens_tui.lens.decode.compare import Comparison
     from lens_tui.lens.model import LensModel
+    from lens_tui.records.run_record import RunRecord
 
 verbs = typer.Typer()
 
@@ -146,7 +147,6 @@ def _compare_one(
     monitors: Sequence[GateTerm] = (),
 ) -> None:
     """One prompt, or the conversation of ``turns``, under every arm."""
-    from lens_tui.records.run_store import RunStore
     from lens_tui.tasks.replay import Gathered
 
     with open_model(model) as lens:
@@ -173,14 +173,8 @@ def _compare_one(
             result["thresholds"] = [item.threshold for item in watched]
             for at, row in enumerate(result["arms"]):
                 row["readings"] = run.readings(at).tolist()
-        refused: LensError | None = None
-        if keep:
-            gathered = Gathered(text, named, run, raw, turns, watched, tokens, ends)
-            try:
-                result["run"] = RunStore().keep(gathered.record(lens, vectors.opened))
-            except LensError as error:  # what was written is printed all the same
-                refused = LensError(f"The run was not kept. {error.message}", error.hint)
-                result |= {"run": None, "error": {"message": refused.message, "hint": refused.hint}}
+        gathered = Gathered(text, named, run, raw, turns, watched, tokens, ends)
+        refused = _keep(lambda: gathered.record(lens, vectors.opened), result) if keep else None
     if json:
         print_json({"event": "Run", **result} if stream else result)
     else:
@@ -193,6 +187,19 @@ def _compare_one(
         fail(refused.message, refused.hint)
     if stopped:
         raise SystemExit(asked.status)
+
+
+def _keep(record: Callable[[], RunRecord], result: dict[str, Any]) -> LensError | None:
+    """Keep a run and put its number into ``result``; why that cannot be, where it cannot: it is printed then too."""
+    from lens_tui.records.run_store import RunStore
+
+    try:
+        result["run"] = RunStore().keep(record())
+    except LensError as error:
+        refused = LensError(f"The run was not kept. {error.message}", error.hint)
+        result |= {"run": None, "error": {"message": refused.message, "hint": refused.hint}}
+        return refused
+    return None
 
 
 @contextmanager
