@@ -52,6 +52,7 @@ ALL = (
     Benchmark("patching", "patch_speed"),
     Benchmark("graphs", "graph_speed"),
     Benchmark("server", "serving_http"),
+    Benchmark("cluster", "ray_cluster", ("cpu",)),
 )
 
 

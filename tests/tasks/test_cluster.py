@@ -20,18 +20,19 @@ from typing import Any
 import pytest
 
 from lens_tui import LensModel
-from lens_tui.records import LensError, SteeringVector, paths
+from lens_tui.records import LensError, paths
 from lens_tui.records.errors import LensWarning
-from lens_tui.records.interventions import Add
+from lens_tui.records.training import TrainConfig
 from lens_tui.sae.index.index_reader import FeatureIndex
 from lens_tui.sae.load_sae import SAE, load_sae
 from lens_tui.tasks import cluster_capture, cluster_index
 from lens_tui.tasks.capture import capture_texts
+from lens_tui.tasks.captured import train_on_capture
 from lens_tui.tasks.cluster import Cluster
 from lens_tui.tasks.cluster_capture import capture_on_cluster
 from lens_tui.tasks.cluster_index import index_on_cluster
 from lens_tui.tasks.index import index_text
-from tests.folders import D_MODEL, lens_home, llama_folder, sae_folder
+from tests.folders import lens_home, llama_folder, sae_folder
 
 ray = pytest.importorskip("ray")
 pytest.importorskip("ray.data")
@@ -184,8 +185,6 @@ def test_a_capture_is_that_of_one_process_though_a_worker_is_killed(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: dict[str, Any] = {**WINDOWS, "shard_bytes": 10_000, "places": [(1, "resid_post"), (-1, "mlp_out")]}
-    vector = SteeringVector.of("push", [1.0] * D_MODEL, 0)
-    options["interventions"] = (Add(id="push", layer=0, vector=vector, scale=3.0),)
     one = capture_texts(made.lens, made.text, tmp_path / "one", **options)
     assert len(one.shards) > 3
     signs = tmp_path / "signs"
@@ -197,6 +196,13 @@ def test_a_capture_is_that_of_one_process_though_a_worker_is_killed(
             )
     assert (two.n_tokens, two.stopped, len(two.shards)) == (one.n_tokens, False, len(one.shards))
     assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two")
+    config = TrainConfig(
+        width=32, k=4, tokens=256, batch=32, pool_tokens=64, calibration_tokens=32, evaluation_tokens=20, warmup=1
+    )
+    for name in ("one", "two"):
+        train_on_capture(made.lens, tmp_path / name, tmp_path / f"sae-{name}", config, layer=1, held_out=4)
+    saes = [bytes_of(tmp_path / f"sae-{name}") for name in ("one", "two")]
+    assert saes[0]["params.safetensors"] == saes[1]["params.safetensors"]
 
 
 def test_what_a_worker_refuses_is_said_here(made: Made, tmp_path: Path) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import pickle
 import queue
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,13 +18,14 @@ import pytest
 from lens_tui import LensModel
 from lens_tui.cli.sae_verbs import cluster_of
 from lens_tui.lens.read.activations import TextActivations, Windowing, text_activations
-from lens_tui.records import LensError
+from lens_tui.records import Add, LensError, SteeringVector
 from lens_tui.records.errors import warnings_to
 from lens_tui.records.remote import OutFolder
 from lens_tui.tasks import cluster as clusters
 from lens_tui.tasks.capture import capture_texts, facts_of, shard_file
 from lens_tui.tasks.cluster import Cluster, ClusterProgress, WorkerModel, run_shards
-from lens_tui.tasks.cluster_capture import AHEAD, _Ahead, plan
+from lens_tui.tasks.cluster_capture import AHEAD, CaptureJob, _Ahead, plan
+from tests.folders import D_MODEL, llama_folder
 from tests.lens import tiny
 
 PLACES = [(1, "resid_post"), (-1, "mlp_out")]
@@ -37,6 +41,12 @@ def text(tmp_path: Path) -> Path:
     lines = ["Stir the soup. " * (1 + number % 4) for number in range(11)]
     file.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     return file
+
+
+def hear(told: list[tuple[int, int]], blocks: int, tokens: int) -> bool:
+    """What a worker says, kept; it is not asked to stop."""
+    told.append((blocks, tokens))
+    return False
 
 
 def source_of(text: Path) -> TextActivations:
@@ -132,6 +142,40 @@ def test_shards_behind_a_gap_are_not_lost(text: Path, tmp_path: Path) -> None:
     assert not (folder.local / AHEAD).exists()
     (folder.local / AHEAD).write_text(json.dumps({"of": "another", "done": {"1": spans[1]}}))
     assert opened()[0].done == set()
+
+
+def test_what_a_worker_is_sent_makes_the_shards_of_one_process(text: Path, tmp_path: Path) -> None:
+    lens = LensModel(str(llama_folder(tmp_path / "model")))
+    vector = SteeringVector.of("push", [1.0] * D_MODEL, 0)
+    steering = (Add(id="push", layer=0, vector=vector, scale=3.0),)
+    options: dict[str, Any] = {"context": 12, "rows": 2, "shard_bytes": 10_000}
+    one = capture_texts(lens, text, tmp_path / "one", PLACES, interventions=steering, **options)
+    windowing = Windowing(context=12, rows=2, packed=False, shuffle=False)
+    source = text_activations(lens, text, PLACES, windowing=windowing)[0]
+    held = {**facts_of(source, lens, steering, 2, 10_000), "shards": []}
+    spans = plan(source, held, 10_000)
+    sent = CaptureJob(WorkerModel.of(lens), source.places, steering, str(tmp_path / "two"), spans, 10_000)
+    job, shared = pickle.loads(pickle.dumps((sent, source.text)))
+    work = job.open(shared)
+    told: list[tuple[int, int]] = []
+    for number in reversed(spans):  # whatever comes first
+        assert work.shard(number, partial(hear, told))
+    files = [Path(shard).name for shard in one.shards]
+    assert len(files) > 2
+    for name in files:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert told[-1] == (spans[0][1], int(source.sizes()[: spans[0][1]].sum()))
+    long = next(number for number, (first, end) in spans.items() if end - first > 1)
+    (tmp_path / "two" / shard_file(long)).unlink()
+    assert not work.shard(long, lambda *_: True)
+    assert not (tmp_path / "two" / shard_file(long)).exists()
+
+
+def test_a_worker_that_holds_the_model_otherwise_says_so(tmp_path: Path) -> None:
+    lens = LensModel(str(llama_folder(tmp_path / "model")))
+    told = replace(WorkerModel.of(lens), precision="4-bit")
+    with pytest.raises(LensError, match="A worker holds the model as float32, not 4-bit"):
+        told.open()
 
 
 class FakeRay:
