@@ -1,6 +1,6 @@
 """What the workers of a Ray cluster make of a text is what one process makes, also where one of them is killed.
 
-A cluster of two workers on this machine, begun once for all of them (some 40 seconds where two cores are free, most of
+A cluster of two workers on this machine, begun once for all of them (70 to 85 seconds on two shared cores, most of
 it Ray's and the workers' start); left out where Ray is not installed. By hand: ``pytest tests/tasks/test_cluster.py``.
 """
 
