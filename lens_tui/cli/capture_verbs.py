@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from lens_tui.records import LensError
 from lens_tui.records.arm_syntax import parse_arm
+from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line, sanitise_token
 from lens_tui.records.wording import many
 from lens_tui.tui.format import count, figure
@@ -227,7 +227,7 @@ def _open(named: str) -> Probe:
     """A probe by its file, or by its name among those that were kept."""
     from lens_tui.records.probe import kept_probes, load_probe
 
-    path = Path(named).expanduser()
+    path = expanded(named)
     if path.exists():
         return load_probe(path)
     for kept, probe in kept_probes():

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lens_tui.records import LensError, glossary, paths
+from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.keys import GROUPS, KEYS, Key, check_keymap, normal, split
 
@@ -44,7 +45,7 @@ def config(
     """Print the settings in force and their file, or explain one."""
     from lens_tui.records.settings import as_toml, changed, load_settings, manual
 
-    file = paths.settings_file() if check is None else check.expanduser()
+    file = paths.settings_file() if check is None else expanded(check)
     if check is not None and not file.exists():
         raise LensError(f"There is no file {one_line(str(file), 200)}.", "Give a settings file, such as settings.toml.")
     settings = load_settings(file)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +13,7 @@ from lens_tui.records.attribution_graph import AttributionGraph, EdgeCheck, Grap
 from lens_tui.records.graph_file import read_graph, write_graph
 from lens_tui.records.graph_influence import EDGES, NODES, graph_scores, node_influence, prune_graph
 from lens_tui.records.patch_plan import read_token
+from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
 from lens_tui.tui.format import figure, fit, signed
@@ -63,7 +63,7 @@ def graph(
     if read:
         if prompt or check:
             raise LensError("A graph that is read needs no prompt and cannot be checked.", "Leave them out.")
-        shown = read_graph(Path(read).expanduser())
+        shown = read_graph(expanded(read))
     else:
         wanted = _targets(target or [], minus)
         made, found = _made(read_text(prompt), model, transcoders, wanted, features, ignored)
@@ -71,7 +71,7 @@ def graph(
         checks = _checked(made, shown, check, factor)
         facts = _facts(made)
     if out:
-        write_graph(shown, Path(out).expanduser())
+        write_graph(shown, expanded(out))
         note(f"{many(len(shown.nodes), 'node')} and {many(shown.n_edges, 'edge')} are in {one_line(out, 120)}")
     chosen = _chosen(shown, node)
     if json:

@@ -10,6 +10,7 @@ import typer
 
 from lens_tui.records import LensError
 from lens_tui.records.patch_plan import read_token
+from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
 from lens_tui.tui.format import figure
@@ -134,7 +135,7 @@ def vector(
     with open_model(model) as opened:
         made = jacobian_vector(opened, _opened(opened, through), _token(token), layer, name=name)
         promoted, suppressed = opened.promoted(made, 5)
-        file = save_vectors(made, Path(out).expanduser() if out else None)
+        file = save_vectors(made, expanded(out) if out else None)
         model_name = opened.info.name
     if json:
         print_json(

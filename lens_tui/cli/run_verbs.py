@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lens_tui.records import LensError, Token, paths
+from lens_tui.records.paths import expanded
 from lens_tui.records.run_record import figures
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
@@ -155,7 +155,7 @@ def export(
     """
     from lens_tui.tasks.run_export import FORMATS, file_format, formats_of, write, write_file
 
-    place = Path(out).expanduser()
+    place = expanded(out)
     single = file_format(place)
     record, asked = open_run(run), formats_of(formats or single or " ".join(FORMATS))
     if single and (asked != (single,) or name):

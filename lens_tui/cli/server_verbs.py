@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextvars import copy_context
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,6 +14,7 @@ from lens_tui import demo
 from lens_tui.records import LensError
 from lens_tui.records.arm_syntax import ArmSpec, parse_arm
 from lens_tui.records.launch import launched, launched_rank
+from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line
 
 from .output import note, sentences
@@ -130,5 +130,5 @@ def _catalogue(model: str, named: Sequence[ArmSpec], saes: Sequence[str]) -> Cat
         vector = Vectors(lens, saes[0] if saes else "", model).vector(term)
         layer = vector.layer if term.layer is None else term.layer
         found[spec.name] = replace(vector, layer=lens.registry.decoder.index(layer))
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     return Catalogue(folder.resolve().name if folder.exists() else model, lens, found, opened)

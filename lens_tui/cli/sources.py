@@ -16,6 +16,7 @@ from lens_tui.records.arm_syntax import ArmSpec, GateTerm, Term
 from lens_tui.records.chat import Turn, parse_chat, read_chat
 from lens_tui.records.gates import Gate, Monitor, monitor_of
 from lens_tui.records.interventions import positions_of
+from lens_tui.records.paths import expanded
 from lens_tui.records.run import LIMITS
 from lens_tui.records.sanitise import one_line
 
@@ -142,7 +143,7 @@ def find_sae(name: str, model: str) -> SAEInfo:
     from lens_tui.tasks.models import named_sae
 
     path, layer, site = named_sae(name or _default_sae(model))
-    return sae_info(path, layer=layer, site=site) if Path(path).expanduser().exists() else open_sae(name, model).info
+    return sae_info(path, layer=layer, site=site) if expanded(path).exists() else open_sae(name, model).info
 
 
 def _default_sae(model: str) -> str:
@@ -159,7 +160,7 @@ def _vector_path(named: str, model: str) -> Path | str:
     """A vector's file (``FILE:NAME`` too): the one that is there, or that of the bundled vector of this name."""
     from lens_tui.records.vector_formats import vector_file
 
-    named = str(Path(named).expanduser())
+    named = str(expanded(named))
     if vector_file(named)[0].exists() or model != demo.NAME:
         return named
     ready = demo.ready_vector(named)

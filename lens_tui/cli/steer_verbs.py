@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +14,7 @@ from lens_tui.records.arm_syntax import ArmSpec, parse_arm
 from lens_tui.records.info import in_residual
 from lens_tui.records.interventions import amount_of, positions_text
 from lens_tui.records.measures import DEFINITIONS, MULTIPLES, OWN_KL, QUANTITIES, DoseResponse, ScaleSearch
+from lens_tui.records.paths import expanded
 from lens_tui.records.run_record import mean
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
@@ -452,7 +452,7 @@ def _finish(
     sides = lens.promoted(vector, 10) if plain else ((), ())
     for side, tokens in zip(("promoted", "suppressed"), sides, strict=True):
         result[side] = [{"id": token.token_id, "text": token.text, "value": token.value} for token in tokens]
-    file = save_vectors(vector, Path(out).expanduser() if out else None)
+    file = save_vectors(vector, expanded(out) if out else None)
     result["file"] = str(file)
     print_json(result) if as_json else _print_vector(result)
 

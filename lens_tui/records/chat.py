@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import LensError
+from .paths import expanded
 from .read_files import parse_json, read_text
 from .sanitise import one_line
 
@@ -43,12 +44,12 @@ def read_chat(path: str | Path) -> tuple[Turn, ...]:
     Raises:
         LensError: For a file that cannot be read, and as :func:`parse_chat` does.
     """
-    return parse_chat(read_text(Path(path).expanduser(), MAX_BYTES), str(path))
+    return parse_chat(read_text(expanded(path), MAX_BYTES), str(path))
 
 
 def read_chats(path: str | Path) -> list[tuple[Turn, ...]]:
     """The conversations of a JSON or JSON Lines file, as of :func:`parse_chats`; ``path`` is its path."""
-    return parse_chats(read_text(Path(path).expanduser(), MAX_BYTES), str(path))
+    return parse_chats(read_text(expanded(path), MAX_BYTES), str(path))
 
 
 def parse_chat(text: str, where: str) -> tuple[Turn, ...]:

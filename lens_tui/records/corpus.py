@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import LensError
+from .paths import expanded
 from .read_files import explained, open_regular, parse_json, read_lines, read_text
 from .remote import local_text
 from .sanitise import one_line
@@ -105,7 +106,7 @@ def open_corpus(path: str | Path, *, text_key: str = "text") -> Corpus:
     Reads every byte once to find separators and to hash. Raises ``LensError``
     when there is nothing to read.
     """
-    root = local_text(path).expanduser()
+    root = expanded(local_text(path))
     files, names = _files(root)
     digest = hashlib.sha256()
     parts = []
@@ -226,7 +227,7 @@ def read_pairs(path: Path | str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     Any other file has a pair on each line, the two texts separated by a tab. Raises :class:`LensError` with the
     number of the pair that is wrong.
     """
-    file = Path(path).expanduser()
+    file = expanded(path)
     name = one_line(file.name, 80)
     text = read_text(file, MAX_BYTES, encoding="utf-8-sig")
     pairs = [_pair(row, f"{name}, pair {number}") for number, row in enumerate(_rows(file, text, name), 1)]
@@ -283,7 +284,7 @@ def read_questions(path: Path | str) -> tuple[tuple[str, str, str], ...]:
     ``answer_matching_behavior`` and ``answer_not_matching_behavior``. Raises :class:`LensError` with the number of the
     question that is wrong.
     """
-    file = Path(path).expanduser()
+    file = expanded(path)
     name = one_line(file.name, 80)
     rows = _rows(file, read_text(file, MAX_BYTES, encoding="utf-8-sig"), name)
     if not rows:
@@ -326,7 +327,7 @@ def read_labelled(path: Path | str) -> LabelledTexts:
 
     Raises :class:`LensError` with the number of the line that is wrong.
     """
-    file = Path(path).expanduser()
+    file = expanded(path)
     name = one_line(file.name, 80)
     rows = [_labelled(line, f"Line {number} of {name}") for number, line in read_lines(file) if line.strip()]
     if not rows:

@@ -23,6 +23,7 @@ from typing import IO, Any, Literal
 from .errors import LensError
 from .hub import explain_hub, is_whole, quiet_hub, whole_snapshot
 from .hub_process import PART, Wish
+from .paths import expanded
 from .sanitise import one_line
 
 # What mlx-lm reads of a model. Python files are left out: code that comes with a model is never run.
@@ -273,7 +274,7 @@ def is_offline() -> bool:
 def _partial(wish: Wish) -> set[Path]:
     from huggingface_hub import constants
 
-    cache = Path(wish.cache_dir or constants.HF_HUB_CACHE).expanduser()
+    cache = expanded(wish.cache_dir or constants.HF_HUB_CACHE)
     found: Iterable[Path] = (cache / f"models--{wish.repo_id.replace('/', '--')}" / "blobs").glob("*.incomplete")
     return {file for file in found if not file.name.endswith(PART)}
 

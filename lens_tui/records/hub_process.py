@@ -27,6 +27,8 @@ from typing import Any
 from lens_tui.records import LensError
 from lens_tui.records.hub import explain_hub
 
+from .paths import expanded
+
 _EVERY = 0.1  # seconds between two lines of progress
 _PATIENCE = 20.0  # seconds for the hub's first answer
 _LARGE = 8 << 20  # bytes from which a file that broke off is worth going on with
@@ -93,7 +95,7 @@ def bring(wish: Wish) -> tuple[Path, str]:
 
     # This one request fails at once where listing the tree would try again for half a minute.
     info = HfApi().model_info(wish.repo_id, revision=wish.revision, files_metadata=True, timeout=_PATIENCE)
-    cache = Path(wish.cache_dir or HF_HUB_CACHE).expanduser()
+    cache = expanded(wish.cache_dir or HF_HUB_CACHE)
     home = cache / repo_folder_name(repo_id=wish.repo_id, repo_type="model")
     files = {file.name: file for file in _files(info, home)}
     first = next((name for name in wish.first_of if name in files), "")

@@ -18,8 +18,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
+
+from .paths import expanded
 
 Dequantize = Literal["auto", "never", "always"]
 """Whether weights are turned into float32 as a model is loaded: where that is faster, never, or always."""
@@ -118,7 +119,7 @@ def split_place(text: str) -> tuple[str, int | None, str | None]:
     What exists on disk under the whole text is taken as it stands. ``None`` where it does not say.
     """
     match = _PLACE.fullmatch(text.strip())
-    if match is None or Path(text).expanduser().exists():
+    if match is None or expanded(text).exists():
         return text, None, None
     return match["name"], int(match["layer"]), match["site"] or "resid_post"
 

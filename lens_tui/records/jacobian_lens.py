@@ -18,6 +18,7 @@ import numpy as np
 
 from .disk import write_bytes
 from .errors import LensError
+from .paths import expanded
 from .read_files import AGAIN, explained, open_regular, parse_json, shown
 from .sanitise import one_line
 from .steering_vector import FloatArray
@@ -94,7 +95,7 @@ def write_jacobian_lens(lens: JacobianLens, path: Path | str, dtype: Literal["fl
         "errors": {str(layer): float(lens.errors[layer]) for layer in sorted(lens.errors)},
         "facts": dict(lens.facts),
     }
-    file = Path(path).expanduser()
+    file = expanded(path)
     write_bytes(file, save(tensors, {"format": FORMAT, "version": "1", "record": json.dumps(record)}))
     return file
 
@@ -109,7 +110,7 @@ def read_jacobian_lens(path: Path | str, *, model: str = "") -> JacobianLens:
     Raises:
         LensError: For a file that is none, is damaged, or holds numbers that are not finite.
     """
-    file = Path(path).expanduser()
+    file = expanded(path)
     with explained(file):
         found = _ours(file) if file.suffix == ".safetensors" else _published(file, model)
     _check(file, found)

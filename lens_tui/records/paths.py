@@ -21,10 +21,18 @@ CONFIG_VARIABLE = "LENS_TUI_CONFIG"
 Kind = Literal["config", "data", "state", "cache"]
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path with ``~`` and ``~user`` as their folders; of a user who does not exist it stays as it is.
+
+    ``Path.expanduser`` raises there, and so at every letter of a path that is being typed.
+    """
+    return Path(os.path.expanduser(path))
+
+
 def folder(kind: Kind) -> Path:
     """The folder for settings (config), things made (data), sessions and logs (state), or what can be made again."""
     if home := os.environ.get(HOME_VARIABLE):
-        return Path(os.path.expanduser(home)) / kind  # of nobody, it stays as it is
+        return expanded(home) / kind
     import platformdirs
 
     found = {
@@ -41,7 +49,7 @@ def folder(kind: Kind) -> Path:
 def settings_file() -> Path:
     """The user's settings, TOML: the file that ``LENS_TUI_CONFIG`` names, or the one in the folder for settings."""
     if named := os.environ.get(CONFIG_VARIABLE):
-        return Path(os.path.expanduser(named))
+        return expanded(named)
     return folder("config") / "settings.toml"
 
 

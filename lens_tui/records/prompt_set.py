@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import LensError
+from .paths import expanded
 from .read_files import parse_json, read_text
 from .run import Token
 from .run_record import mean, perplexity_of
@@ -57,7 +58,7 @@ def read_prompt_set(path: Path | str, *, key: str = "prompt") -> PromptSet:
     An object holds its prompt under ``key`` and may hold an ``id``. Lines that are blank are left out.
     Raises :class:`LensError` with the line that is wrong.
     """
-    file = Path(path).expanduser()
+    file = expanded(path)
     text = read_text(file, MAX_BYTES, encoding="utf-8-sig")
     return parse_prompts(text, one_line(file.name, 80), key=key, objects=file.suffix.lower() == ".jsonl")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from .errors import LensError
 from .gates import Gate
 from .interventions import BenchRow, Intervention, Positions, amount_of
+from .paths import expanded
 from .sanitise import one_line
 from .steering_vector import SteeringVector
 from .vector_formats import SUFFIXES, load_one, load_vectors
@@ -29,7 +30,7 @@ def load_vector_set(
     Raises:
         LensError: For no vectors, two of one layer, and what :func:`load_vectors` refuses.
     """
-    place = Path(path).expanduser()
+    place = expanded(path)
     shown = one_line(str(place.name), 80)
     if place.is_dir():
         files = sorted(file for file in place.iterdir() if file.suffix in SUFFIXES and file.is_file())

@@ -14,6 +14,7 @@ import numpy as np
 from lens_tui.records import LensError, SAEInfo
 from lens_tui.records.hub_fetch import Progress
 from lens_tui.records.info import SITES
+from lens_tui.records.paths import expanded
 from lens_tui.records.read_files import shown
 from lens_tui.records.sanitise import one_line
 
@@ -209,7 +210,7 @@ def _info(source: Source, facts: Facts, form: str, extra: Mapping[str, str]) -> 
 
 def _place(path: str | Path) -> Path:
     try:
-        place = Path(path).expanduser()
+        place = expanded(path)
         place.exists()
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         reason = one_line(getattr(error, "strerror", None) or str(error), 80)

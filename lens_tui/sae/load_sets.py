@@ -14,6 +14,7 @@ from lens_tui import demo
 from lens_tui.records import LensError, SAEInfo
 from lens_tui.records.attribution_graph import Reads, Writes
 from lens_tui.records.file_arrays import FileArray
+from lens_tui.records.paths import expanded
 from lens_tui.records.read_files import shown
 from lens_tui.records.sanitise import one_line
 
@@ -59,7 +60,7 @@ def load_transcoders(
         path, name = demo.transcoders_path(), name or demo.NAME
     if not isinstance(path, str | Path):
         return _layers(None, list(path), name or "transcoders", progress)
-    home = Path(path).expanduser()
+    home = expanded(path)
     if not home.is_dir():
         raise LensError(
             f"There is no folder of transcoders {one_line(str(path), 120)}.",

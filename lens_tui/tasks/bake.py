@@ -21,6 +21,7 @@ from lens_tui.records import Add, Intervention, LensError, ModelInfo
 from lens_tui.records.info import Dequantize
 from lens_tui.records.machine import free_memory
 from lens_tui.records.model_folder import read_config
+from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line
 
 from .bake_files import check_free, lora_arrays, write_control_vector, write_lora, write_model, write_peft
@@ -97,7 +98,7 @@ def bake(
     """
     if form not in FORMS:
         raise LensError(f"There is no form {one_line(str(form), 30)!r} of baked models.", f"Use {', '.join(FORMS)}.")
-    target = Path(out).expanduser()
+    target = expanded(out)
     check_free(target, form)
     whole, precision = _exact(model)
     asked = tuple(records(whole) if callable(records) else records)
@@ -107,7 +108,7 @@ def bake(
     progress("equality")
     with whole.intervene(*plan.live):
         live = _log_probs(whole, few)
-    source = demo.model_path() if model == demo.NAME else Path(whole.info.path).expanduser()
+    source = demo.model_path() if model == demo.NAME else expanded(whole.info.path)
     where, delta = _WRITERS[form](_Order(model, source, plan, whole, target, few, live))
     del whole
     progress("measuring")

@@ -15,6 +15,7 @@ from lens_tui.records import LensError, Origin, SteeringVector
 from lens_tui.records.disk import write_json, write_text
 from lens_tui.records.patch_grid import Agreement, CausalTrace, EdgeGrid, PatchGrid, PathEffects, PromptPair, agreement
 from lens_tui.records.patch_plan import PatchFound, PatchPlan, read_token
+from lens_tui.records.paths import expanded
 from lens_tui.records.read_files import parse_json, read_lines
 from lens_tui.records.sanitise import one_line
 
@@ -86,7 +87,7 @@ def read_pairs(file: str) -> list[PromptPair]:
     ``spans`` names words of both: ``{"subject": ["the king", "the queen"]}``, or places ``[[1, 3], [1, 4]]``. Raises
     :class:`LensError` with the line that is none.
     """
-    path = Path(file).expanduser()
+    path = expanded(file)
     found = []
     for number, line in read_lines(path):
         if line.strip():

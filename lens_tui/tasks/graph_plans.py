@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lens_tui import demo
@@ -13,6 +12,7 @@ from lens_tui.records.attribution_graph import AttributionGraph
 from lens_tui.records.graph_file import read_graph
 from lens_tui.records.graph_influence import EDGES, graph_scores, prune_graph
 from lens_tui.records.graph_plan import GraphFound, GraphPlan
+from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line
 
 from .graphs import Transcoders, make_graph, open_transcoders, with_promoted
@@ -73,7 +73,7 @@ def pruned_anew(
 
 def open_graph(file: str) -> GraphFound:
     """A graph of a file, all of it. Raises :class:`LensError`."""
-    graph = read_graph(Path(file).expanduser())
+    graph = read_graph(expanded(file))
     plan = GraphPlan(graph.prompt, nodes=1.0, edges=graph.edge_threshold or EDGES)
     return GraphFound(plan, graph, graph, file=file)
 

@@ -12,6 +12,7 @@ from lens_tui import __version__
 from lens_tui.records import LensError
 from lens_tui.records import paths as folders
 from lens_tui.records.attribution_graph import AttributionGraph, LogitTarget
+from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line
 
 from .knowledge import label_texts
@@ -49,7 +50,7 @@ def open_transcoders(name: str, progress: Callable[[int, int], None] | None = No
             raise LensError(f"{one_line(name, 120)} is no place at the hub.", "Write hf://org/name/folder.")
         return load_transcoders(fetch_transcoders(place), name=place, progress=progress)
     inside = bool(name) and not Path(name).is_absolute() and ".." not in Path(name).parts
-    if inside and not Path(name).expanduser().exists() and own.is_dir():
+    if inside and not expanded(name).exists() and own.is_dir():
         return load_transcoders(own, name=name, progress=progress)
     return load_transcoders(name, progress=progress)
 

@@ -23,6 +23,7 @@ from lens_tui.records import LensError, ModelInfo, paths
 from lens_tui.records.disk import write_bytes
 from lens_tui.records.errors import AskedToStop
 from lens_tui.records.jacobian_lens import JacobianLens, read_jacobian_lens, write_jacobian_lens
+from lens_tui.records.paths import expanded
 from lens_tui.records.read_files import explained, parse_json, shown
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def fit_on_corpus(
     start = fit.SKIP if skip is None else skip
     chosen = fit.fitted_layers(model, layers)
     windows = _Windows(model, corpus, n_texts, context, start, seed, text_key)
-    file = Path(out).expanduser() if out is not None else place_of(model.info)
+    file = expanded(out) if out is not None else place_of(model.info)
     facts = {**windows.facts, "skip": start, "layers": list(chosen), "n_texts": n_texts}
     if file.exists():
         return file, _same(file, facts)
@@ -155,7 +156,7 @@ def lens_of(info: ModelInfo) -> JacobianLens:
 
 def open_lens(file: str | Path, model: str = "") -> JacobianLens:
     """The lens of a file, read anew only when the file changed."""
-    place = Path(file).expanduser()
+    place = expanded(file)
     with explained(place):
         facts = place.stat()
     return _opened(place, facts.st_mtime_ns, facts.st_size, model)

@@ -18,6 +18,7 @@ from lens_tui.records.info import Dequantize, split_place
 from lens_tui.records.known_saes import families_of
 from lens_tui.records.machine import free_memory, machine_memory
 from lens_tui.records.model_folder import no_weights, read_config
+from lens_tui.records.paths import expanded
 from lens_tui.records.read_files import FileAbsent, read_json
 from lens_tui.records.sanitise import one_line
 
@@ -278,7 +279,7 @@ def check_model(typed: str) -> ModelEntry:
         if entry is None:
             raise LensError("This installation has no bundled model.", "Reinstall mlx-lens-tui.")
         return entry
-    folder = Path(text).expanduser()
+    folder = expanded(text)
     if text and folder.is_dir():
         entry = read_model_folder(folder.resolve())
         if entry.problem:
@@ -421,7 +422,7 @@ def _cached_model(repo: CachedRepo) -> ModelEntry | None:
 
 def _folders(recent: Path | None, folders: Sequence[str | Path]) -> list[ModelEntry]:
     named = [Path(name) for name in recent_models(recent) if Path(name).is_absolute()]
-    inside = [place for folder in folders for place in _subfolders(Path(folder).expanduser())]
+    inside = [place for folder in folders for place in _subfolders(expanded(folder))]
     entries = []
     for folder in dict.fromkeys(named + inside):
         try:

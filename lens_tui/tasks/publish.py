@@ -12,6 +12,7 @@ from typing import Any
 from lens_tui.records import LensError, paths
 from lens_tui.records.hub import explain_hub, quiet_hub
 from lens_tui.records.hub_fetch import Progress, first_file
+from lens_tui.records.paths import expanded
 from lens_tui.records.read_files import shown
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.vector_formats import load_vectors
@@ -56,7 +57,7 @@ def prepare(source: str | Path, repo_id: str, *, licence: str = "", private: boo
         raise LensError(
             f"{one_line(licence, 40)!r} is not a licence at the hub.", "Use its word, such as mit or cc-by-4.0."
         )
-    place = Path(source).expanduser()
+    place = expanded(source)
     if not place.exists():
         raise LensError(f"There is no {shown(place)}.", "Give the file of a vector or probe, or an SAE's folder.")
     if place.is_file():

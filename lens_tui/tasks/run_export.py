@@ -18,6 +18,7 @@ from lens_tui.records.chat import Turn, as_prompt
 from lens_tui.records.codec import from_json, to_json
 from lens_tui.records.disk import write_text
 from lens_tui.records.gates import Watched
+from lens_tui.records.paths import expanded
 from lens_tui.records.read_files import read_json
 from lens_tui.records.run_record import ArmRecord, MadeWith, RunRecord, figures, parts_at
 from lens_tui.records.sanitise import json_escaped, one_line, sanitise
@@ -173,7 +174,7 @@ def _number(value: Any) -> float | None:
 
 def read_run(path: Path | str) -> RunRecord:
     """A run from a JSON file that was exported. Raises :class:`LensError`."""
-    place = Path(path).expanduser()
+    place = expanded(path)
     return from_data(read_json(place, _MOST), one_line(str(place), 120))
 
 

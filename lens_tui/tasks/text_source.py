@@ -11,6 +11,7 @@ import numpy as np
 from lens_tui import demo
 from lens_tui.records import LensError, paths
 from lens_tui.records.disk import write_text
+from lens_tui.records.paths import expanded
 from lens_tui.records.remote import is_remote, plain_path
 
 BUNDLED = "bundled"
@@ -33,7 +34,7 @@ def text_source(named: str | Path) -> Path | str:
         raise LensError("No text is named.", f"Give a file, a folder, or {BUNDLED}.")
     if is_remote(named):
         return str(named)
-    path = plain_path(named).expanduser()
+    path = expanded(plain_path(named))
     return path if str(named) != BUNDLED or path.exists() else _bundled()
 
 

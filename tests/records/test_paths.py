@@ -55,3 +55,10 @@ def test_the_home_of_nobody_is_a_path_like_any_other(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("LENS_TUI_HOME", "~no-such-user/x")
     monkeypatch.setenv("LENS_TUI_CONFIG", "~no-such-user/s.toml")
     assert (paths.folder("data"), paths.settings_file()) == (Path("~no-such-user/x/data"), Path("~no-such-user/s.toml"))
+    assert paths.expanded("~no-such-user/x") == Path("~no-such-user/x")
+    assert paths.expanded("~/x") == Path.home() / "x"
+
+
+def test_no_file_of_the_package_expands_a_path_by_the_way_that_raises() -> None:
+    package = Path(paths.__file__).parents[1]
+    assert [file for file in package.rglob("*.py") if ".expanduser()" in file.read_text()] == []

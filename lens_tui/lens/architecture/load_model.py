@@ -26,7 +26,7 @@ from lens_tui.records import LensError
 from lens_tui.records.hub_fetch import model_from_hub
 from lens_tui.records.info import Dequantize
 from lens_tui.records.model_folder import check_sidecars, read_config, read_weights
-from lens_tui.records.paths import settle_temporary
+from lens_tui.records.paths import expanded, settle_temporary
 from lens_tui.records.read_files import MAX_TEXT, read_json, regular_size
 from lens_tui.records.sanitise import one_line
 
@@ -62,7 +62,7 @@ def load_model(
     """
     settle_temporary()
     source = str(demo.model_path()) if name == demo.NAME else name
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     label = one_line(source, 120)
     try:
         looks_local = source.startswith((".", "/", "~", "\\")) or folder.exists()
@@ -90,12 +90,12 @@ def load_model(
     lazy = load_kwargs.pop("lazy", False)
     if adapter and not evaluated:
         raise LensError("A model with an adapter is not shared.", "Fuse the adapter first (mlx_lm.fuse).")
-    put = os.path.abspath(Path(adapter).expanduser()) if adapter else ""
-    if adapter and not is_peft(Path(adapter).expanduser()):
-        load_kwargs["adapter_path"], adapter = str(Path(adapter).expanduser()), ""
+    put = os.path.abspath(expanded(adapter)) if adapter else ""
+    if adapter and not is_peft(expanded(adapter)):
+        load_kwargs["adapter_path"], adapter = str(expanded(adapter)), ""
     found = load_folder(where, label=label, path=str(folder) if looks_local else source, lazy=True, **load_kwargs)
     if adapter:
-        put_adapter(found.model, Path(adapter).expanduser())
+        put_adapter(found.model, expanded(adapter))
     held = dequantize(found.model, how)
     if adapter:
         merge(found.model)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -15,6 +14,7 @@ from textual.widgets import Static
 from lens_tui.records import LensError, paths
 from lens_tui.records.interventions import HEADS_OFF, heads_of_vector, mode_of
 from lens_tui.records.patch_plan import METRICS, SITES, PlanBy
+from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line
 from lens_tui.tasks.causes import FORMATS, command_of, write
 from lens_tui.tui.bindings import bindings
@@ -255,7 +255,7 @@ class CausesScreen(LensScreen):
                 return
             formats = FORMATS if values["as"] == "both" else (values["as"],)
             try:
-                files = write(found, Path(values["where"].strip()).expanduser(), values["name"].strip(), formats)
+                files = write(found, expanded(values["where"].strip()), values["name"].strip(), formats)
             except LensError as error:
                 self.lens.show_error(error.message, error.hint)
                 return

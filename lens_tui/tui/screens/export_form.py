@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from lens_tui.records import LensError, paths
+from lens_tui.records.paths import expanded
 from lens_tui.records.run_record import RunRecord
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.vector_folder import keep_vector
@@ -33,7 +34,7 @@ def ask_export(lens: LensHost, run: RunText) -> None:
     def take(values: dict[str, str] | None) -> None:
         if values is None:
             return
-        folder = Path(values["where"].strip()).expanduser()
+        folder = expanded(values["where"].strip())
         try:
             files = write(record, folder, values["name"], formats_of(values["as"]))
         except LensError as error:

@@ -10,6 +10,7 @@ from textual.content import Content
 from lens_tui.records import LensError, ModelInfo, SteeringVector
 from lens_tui.records.gates import Gate
 from lens_tui.records.interventions import BenchRow
+from lens_tui.records.paths import expanded
 from lens_tui.records.probe import Probe, ProbeReport, probe_of, save_probe
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
@@ -60,7 +61,7 @@ def probe_file_form(model: ModelInfo) -> Form:
     )
 
     def job(values: Mapping[str, str]) -> TrainProbes:
-        path = str(Path(values["path"].strip()).expanduser())
+        path = str(expanded(values["path"].strip()))
         named = {**values, "name": values["name"].strip() or Path(path).stem}
         return _job(named, (), (), path)
 

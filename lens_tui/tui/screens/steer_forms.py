@@ -16,6 +16,7 @@ from textual.widgets import Static
 
 from lens_tui.records import ModelInfo, Positions, SAEInfo
 from lens_tui.records.interventions import POSITIONS, ROLES, BenchRow, mode_of, modes_of, positions_of, positions_text
+from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.steering_vector import RankedLayer
 from lens_tui.records.wording import many
@@ -136,7 +137,7 @@ def pairs_file(model: ModelInfo) -> Form:
     )
 
     def job(values: Values) -> Job:
-        path = str(Path(values["path"].strip()).expanduser())
+        path = str(expanded(values["path"].strip()))
         named = {**values, "name": values["name"].strip() or Path(path).stem}
         return replace(_contrast(named, (), ()), path=path)
 
@@ -257,21 +258,21 @@ def texts(typed: str) -> tuple[str, ...]:
 
 def a_file(text: str) -> str:
     """A check for the path of a file that is there."""
-    return "" if text.strip() and Path(text.strip()).expanduser().is_file() else "a file that is there"
+    return "" if text.strip() and expanded(text.strip()).is_file() else "a file that is there"
 
 
 def a_vector_file(text: str) -> str:
     """As :func:`a_file`, with a name after it: ``FILE:NAME``; or a folder of files."""
     from lens_tui.records.vector_formats import vector_file
 
-    if text.strip() and Path(text.strip()).expanduser().is_dir():
+    if text.strip() and expanded(text.strip()).is_dir():
         return ""
-    return a_file(str(vector_file(Path(text.strip()).expanduser())[0])) if text.strip() else a_file("")
+    return a_file(str(vector_file(expanded(text.strip()))[0])) if text.strip() else a_file("")
 
 
 def free(text: str) -> str:
     """A check for a path to write to: nothing, or one where no file is yet, in a folder that is there."""
-    path = Path(text.strip()).expanduser()
+    path = expanded(text.strip())
     if not text.strip():
         return ""
     return "" if path.parent.is_dir() and not path.exists() else "a new name in a folder that is there"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 from textual import events, work
@@ -16,6 +15,7 @@ from textual.widgets import Input, Static
 from lens_tui import demo
 from lens_tui.records import LensError, SteeringVector
 from lens_tui.records.interventions import BenchRow, mode_of, modes_of, next_positions
+from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
 from lens_tui.tui.bench_text import too_strong
@@ -472,7 +472,7 @@ class SteerScreen(LensScreen):
         from lens_tui.records.vector_formats import save_vectors
 
         try:
-            file = save_vectors(vectors, Path(path).expanduser() if path else None)
+            file = save_vectors(vectors, expanded(path) if path else None)
         except LensError as error:
             self.app.call_from_thread(self.lens.show_error, error.message, error.hint)
         else:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lens_tui.records import LensError, ModelInfo, SAEInfo
+from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.training import TrainProgress, read_layers
 from lens_tui.records.unfinished import Unfinished, begin, finish, unfinished
@@ -92,7 +93,7 @@ def _text_field(model: ModelInfo) -> Field:
 
 def _a_text(text: str) -> str:
     path = text.strip()
-    there = bool(path) and (path == BUNDLED or Path(path).expanduser().exists())
+    there = bool(path) and (path == BUNDLED or expanded(path).exists())
     return "" if there else f"a file or folder that is there, or {BUNDLED}"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
@@ -12,6 +11,7 @@ import numpy as np
 
 from lens_tui.records import FloatArray, LensError
 from lens_tui.records.labels import Labels
+from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.store import Store
 from lens_tui.sae.index.questions import co_active, decoder_neighbours
@@ -172,8 +172,8 @@ def find_features(control: Control, job: jobs.FindFeatures, context: Context) ->
 def contrast(control: Control, job: jobs.ContrastTexts, context: Context) -> Iterator[ev.Event]:
     """Text by text, looking at the stop flag between two; the same call as the verb's."""
     sae = open_sae(job.sae, context)
-    a = read_texts(Path(job.path_a).expanduser()) if job.path_a else list(job.a)
-    b = read_texts(Path(job.path_b).expanduser()) if job.path_b else list(job.b)
+    a = read_texts(expanded(job.path_a)) if job.path_a else list(job.a)
+    b = read_texts(expanded(job.path_b)) if job.path_b else list(job.b)
     control.progress("texts", 0, len(a) + len(b), "texts")
     found = contrast_texts(
         context.need_model(),
@@ -196,7 +196,7 @@ def export(control: Control, job: jobs.ExportFeatures, context: Context) -> Iter
     from lens_tui.tasks.feature_page import export_list
 
     info = open_sae(job.sae, context).info
-    written = export_list(info, job.name, job.features, Path(job.path).expanduser())
+    written = export_list(info, job.name, job.features, expanded(job.path))
     yield ev.FeaturesExported(control.id, one_line(str(written), 300), len(job.features))
 
 

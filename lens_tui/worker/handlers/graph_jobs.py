@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lens_tui.records import LensError
 from lens_tui.records.graph_file import write_graph
 from lens_tui.records.graph_plan import GraphFound, GraphPlan
+from lens_tui.records.paths import expanded
 
 from .. import events as ev
 from .. import jobs
@@ -45,7 +45,7 @@ def read(control: Control, job: jobs.ReadGraph, context: Context) -> Iterator[ev
 
 def write(control: Control, job: jobs.WriteGraph, context: Context) -> Iterator[ev.Event]:
     """The part of a graph that shows, as other tools read it."""
-    path = Path(job.path).expanduser()
+    path = expanded(job.path)
     write_graph(job.graph, path)
     yield ev.GraphWritten(control.id, str(path))
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lens_tui.records import LensError, SteeringVector
 from lens_tui.records.info import in_residual
 from lens_tui.records.measures import DoseResponse
+from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line, sanitise
 from lens_tui.tasks.make_vectors import find
 from lens_tui.tasks.make_vectors import measure_dose as measure
@@ -104,7 +104,7 @@ def from_file(control: Control, job: jobs.VectorFromFile, context: Context) -> I
     from lens_tui.records.vector_formats import load_one
     from lens_tui.records.vector_sets import load_vector_set
 
-    model, file = context.need_model(), Path(job.path).expanduser()
+    model, file = context.need_model(), expanded(job.path)
     shape: dict[str, Any] = {"d_model": model.d_model, "n_layers": model.n_layers}
     try:
         found = load_vector_set(file, **shape) if file.is_dir() else (load_one(file, layer=job.layer, **shape),)
