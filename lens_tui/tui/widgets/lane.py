@@ -23,6 +23,7 @@ from lens_tui.records.interventions import POSITIONS, amount_of, positions_text
 from lens_tui.records.run_record import kl_level, pieces
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.vector_sets import grouped, multiplier
+from lens_tui.records.wording import many
 from lens_tui.tui.chat_text import OPEN, Thinking, folded, opens_thinking, thinking_in
 from lens_tui.tui.format import bar, figure, fit, kl_key, nats, signed
 from lens_tui.tui.monitor_text import MonitorLine
@@ -128,7 +129,7 @@ def strength(interventions: Sequence[Intervention]) -> str:
 
 def _of_set(records: Sequence[Intervention]) -> str:
     """A set of vectors: its one scale, on how many layers."""
-    amount = f"{multiplier(records) or 0.0:+g} on {len(records)} layers"
+    amount = f"{multiplier(records) or 0.0:+g} on {many(len(records), 'layer')}"
     return amount if records[0].gate is None else f"{amount} {one_line(gate_sign(records[0].gate), 40)}"
 
 
