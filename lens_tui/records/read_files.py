@@ -152,8 +152,8 @@ def check_json_object(path: Path | str, limit: int = MAX_TEXT, keys: tuple[str, 
         raise LensError(f"{shown(path)} has no {min(missing).decode()}, which every such file has.", AGAIN)
 
 
-def parse_json(data: bytes | str, where: str) -> Any:
-    """A JSON value; ``where`` names it in errors.
+def parse_json(data: bytes | str, where: str, hint: str = AGAIN) -> Any:
+    """A JSON value; ``where`` names it in errors, and ``hint`` says what to do.
 
     Raises :class:`LensError` for what is not JSON, numbers of thousands of digits, lists within lists without
     end, and so many values that they would take more than 256 MB.
@@ -164,14 +164,14 @@ def parse_json(data: bytes | str, where: str) -> Any:
         value = json.loads(data)
     except (ValueError, RecursionError, MemoryError) as error:
         reason = "nested without end" if isinstance(error, RecursionError) else one_line(str(error), 80).rstrip(".")
-        raise LensError(f"{where} is not valid JSON ({reason}).", AGAIN) from error
+        raise LensError(f"{where} is not valid JSON ({reason}).", hint) from error
     level = [value]
     for _ in range(MAX_DEPTH):
         parts = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))
         level = [item for part in parts for item in part if isinstance(item, dict | list)]
         if not level:
             return value
-    raise LensError(f"{where} is not usable JSON: it has lists or objects more than {MAX_DEPTH} deep.", AGAIN)
+    raise LensError(f"{where} is not usable JSON: it has lists or objects more than {MAX_DEPTH} deep.", hint)
 
 
 def read_toml(path: Path | str) -> dict[str, Any]:

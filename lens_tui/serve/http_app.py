@@ -160,7 +160,7 @@ class _Face:
 
     def _read(self, data: bytes, kind: Kind) -> Order:
         here = self._engine.catalogue
-        body = parse_json(data, "The body")
+        body = parse_json(data, "The body", "Send one JSON object.")
         model = body.get("model") if isinstance(body, dict) else None
         if model not in (None, "", "default", here.name):
             said = one_line(str(model), 60)

@@ -143,10 +143,10 @@ def _vllm(extra: Any, limits: ServeLimits) -> list[Asked]:
         said = one_line(others[0], 60)
         raise Refused(f"vllm_xargs has {said!r}, which this server does not know.", param="vllm_xargs")
     given = extra.get("apply_steering_vectors")
-    given = parse_json(given, "apply_steering_vectors") if isinstance(given, str) else given
+    given = parse_json(given, "apply_steering_vectors", "Send it as JSON.") if isinstance(given, str) else given
     listed = given if isinstance(given, list) else [given] if given is not None else []
     part = "A part of apply_steering_vectors"
-    listed = [parse_json(item, part) if isinstance(item, str) else item for item in listed]
+    listed = [parse_json(item, part, "Send it as JSON.") if isinstance(item, str) else item for item in listed]
     if len(listed) > limits.steering:
         raise Refused(f"There are {len(listed)} steering vectors; {limits.steering} are allowed.", param="vllm_xargs")
     found: list[Asked] = []

@@ -181,6 +181,7 @@ def test_a_client_that_goes_away_frees_its_row(stream: bool, monkeypatch: pytest
     with serving(max_tokens=3000, prompt_tokens=64) as server:
         monkeypatch.setattr(BatchModel, "__call__", held)
         data = json.dumps(body(stream=stream, max_tokens=3000)).encode()
+        assert post(server, TEXT, b"{")[1]["error"]["message"].endswith("Send one JSON object.")
         head = f"POST {TEXT} HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nContent-Length: {len(data)}\r\n\r\n"
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
             connection.sendall(head.encode() + data)
