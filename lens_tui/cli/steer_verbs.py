@@ -35,9 +35,14 @@ verbs.add_typer(vector_verbs, name="vector")
 _ARM = "SOURCE[@LAYER]*SCALE[:MODE][:POSITIONS], e.g. f2666*22; terms joined by '+'."
 Out = Annotated[str, typer.Option("--out", "-o", help="The file; default: the vectors folder, named after it.")]
 Layer = Annotated[int, typer.Option("--layer", "-l", help="The layer it acts at; negative counts from the end.")]
+Asked = Annotated[
+    str, typer.Option("--questions", "-q", help="Questions with two answers, a file as the verb behaviour reads it.")
+]
 
 _COLUMNS = (("x", 6), ("scale", 9), ("dloss", 8), ("95 %", 17), ("random", 8), ("KL", 7), ("random", 7), ("KL own", 7),
             ("ppl", 8), ("dist-2", 7), ("readback", 9), ("moved", 7))  # fmt: skip
+_ASKED = ("behaviour", 9)
+"""The last column, where questions were asked."""
 _HEADS = [name for name, _ in _COLUMNS]
 _LEAST_NEEDED = {3: "95 %", 6: "KL of random", 4: "loss of random", 7: "KL own", 11: "moved", 9: "dist-2"}
 """The columns that go first where there is no room for all, and what they are called when it is said."""
@@ -56,17 +61,20 @@ def dose(
     controls: Annotated[int, typer.Option(min=0, help="Random directions beside each scale.")] = 1,
     max_tokens: Annotated[int, within("max_tokens", "Tokens written at each scale.")] = 60,
     texts: Annotated[int, typer.Option(min=0, max=64, help="Texts to measure the loss on (0: 16).")] = 0,
+    questions: Asked = "",
     seed: Annotated[int, typer.Option(help="The seed of the random directions and the bootstrap.")] = 0,
     raw: Annotated[bool, typer.Option("--raw", help="Do not apply the chat template.")] = False,
     json: Json = False,
 ) -> None:
     """Measure what a steering does and costs at many scales.
 
-    Loss, KL, repetition and read-back of a feature, with random directions as controls.
+    Loss, KL, repetition and read-back of a feature, with random directions as controls; behaviour by questions.
     """
+    from lens_tui.records.corpus import read_questions
     from lens_tui.tasks.make_vectors import measure_dose
 
     text, spec, factors = read_text(prompt), parse_arm(arm), _factors(scales)
+    asked = read_questions(questions) if questions else ()
     with open_model(model) as lens, Meter() as meter:
         vectors = Vectors(lens, sae, model)
         records = vectors.arm(spec).interventions
@@ -81,6 +89,7 @@ def dose(
             n_texts=texts or None,
             raw=raw,
             seed=seed,
+            questions=asked,
             progress=lambda _, done, total: meter.say("scales", f"{done} of {total}", done / total),
         )
     result = dose_record(text, lens.info.name, records, found)
@@ -127,6 +136,7 @@ def dose_record(prompt: str, model: str, records: Sequence[Intervention], found:
             "ppl": found.baseline_ppl,
             "degeneration": asdict(found.baseline_degeneration),
             "read_back": None if found.baseline_read_back is None else asdict(found.baseline_read_back),
+            "behaviour": None if found.baseline_behaviour is None else asdict(found.baseline_behaviour),
         },
         "points": [
             {
@@ -150,8 +160,8 @@ def dose_record(prompt: str, model: str, records: Sequence[Intervention], found:
 
 
 def _dose_cells(point: dict[str, Any]) -> list[str]:
-    """A point as the cells of ``_COLUMNS``."""
-    loss = point["delta_loss"]
+    """A point as the cells of ``_COLUMNS``, and of ``_ASKED`` where questions were asked."""
+    loss, answered = point["delta_loss"], point["behaviour"]
     return [
         f"{point['factor']:g}",
         figure(point["scale"], 2),
@@ -165,14 +175,17 @@ def _dose_cells(point: dict[str, Any]) -> list[str]:
         figure(point["degeneration"]["distinct_2"], 2),
         figure(None if point["read_back"] is None else point["read_back"]["mean"], 2),
         figure(point["dose"], 3),
+        *([] if answered is None else [f"{answered['difference']:+.3f}"]),
     ]
 
 
-def _columns_that_fit(rows: Sequence[Sequence[str]], width: int) -> tuple[list[int], list[str]]:
+def _columns_that_fit(
+    rows: Sequence[Sequence[str]], width: int, heads: Sequence[str] = _HEADS
+) -> tuple[list[int], list[str]]:
     """The columns that ``width`` cells have room for, and the names of those left out, the least needed first."""
-    kept, gone = list(range(len(_COLUMNS))), []
+    kept, gone = list(range(len(heads))), []
     for at in _LEAST_NEEDED:
-        if sum(max(len(row[column]) for row in [_HEADS, *rows]) + 1 for column in kept) - 1 <= width:
+        if sum(max(len(row[column]) for row in [heads, *rows]) + 1 for column in kept) - 1 <= width:
             break
         kept.remove(at)
         gone.append(_LEAST_NEEDED[at])
@@ -185,8 +198,16 @@ _CURVES: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "ppl_unsteered": lambda point: point["ppl_unsteered"],
     "distinct_2": lambda point: point["degeneration"]["distinct_2"],
     "read_back": lambda point: None if point["read_back"] is None else point["read_back"]["mean"],
+    "behaviour": lambda point: None if point["behaviour"] is None else point["behaviour"]["difference"],
 }
 """What a curve is of, by its name."""
+
+
+def _heights(name: str, points: Sequence[dict[str, Any]]) -> list[float | None]:
+    """The values of a curve as they are drawn: a behaviour, which has no zero to start from, above its least."""
+    values = [_CURVES[name](point) for point in points]
+    least = min((value for value in values if value is not None), default=0.0) if name == "behaviour" else 0.0
+    return [None if value is None else value - least for value in values]
 
 
 def _drawn(values: Sequence[float | None]) -> str:
@@ -201,22 +222,25 @@ def _drawn(values: Sequence[float | None]) -> str:
 
 def _print_dose(result: dict[str, Any]) -> None:
     rows = [_dose_cells(point) for point in result["points"]]
-    width = terminal_width()
-    columns, left_out = _columns_that_fit(rows, width) if width else (list(range(len(_COLUMNS))), [])
-    widths = [max(len(row[at]) for row in [_HEADS, *rows]) if width else _COLUMNS[at][1] for at in range(len(_COLUMNS))]
-    for row in [_HEADS, *rows]:
+    base, width = result["baseline"], terminal_width()
+    shown = _COLUMNS if base["behaviour"] is None else (*_COLUMNS, _ASKED)
+    heads = [name for name, _ in shown]
+    columns, left_out = _columns_that_fit(rows, width, heads) if width else (list(range(len(shown))), [])
+    widths = [max(len(row[at]) for row in [heads, *rows]) if width else shown[at][1] for at in range(len(shown))]
+    for row in [heads, *rows]:
         say(" ".join(f"{row[at]:>{widths[at]}}" for at in columns))
     for name, curve in result["curves"].items():
         words = [] if curve["knee"] is None else [f"knee at x{curve['knee']:g}"]
         words += [f"turns back from x{first:g} to x{second:g}" for first, second in curve["reversals"]]
-        drawn = f"{_drawn([_CURVES[name](point) for point in result['points']])}  " if width else ""
+        drawn = f"{_drawn(_heights(name, result['points']))}  " if width else ""
         label = f"{DEFINITIONS[name][0]}: "
         say(f"{label:<{12 if width else 0}}{drawn}{', '.join(words) or 'no knee, does not turn back'}")
     if left_out:
         note(f"Left out at {width} columns: {', '.join(left_out)}; a wider terminal, a pipe and --json have them.")
-    base = result["baseline"]
     note(f"{OWN_KL} KL: the other way round, on the plain text.")
     note(f"plain: ppl {base['ppl']:.1f}, distinct-2 {figure(base['degeneration']['distinct_2'], 2)}")
+    if base["behaviour"] is not None:
+        note(f"plain: behaviour {base['behaviour']['difference']:+.3f}; {_answers(base['behaviour']['n'])}")
     note(f"{result['model']}, {'; '.join(result['steering'])}; definitions: docs/steering.md")
 
 
@@ -227,25 +251,52 @@ def scale(
     model: Model = "demo",
     sae: SAEName = "",
     quantity: Annotated[
-        str, typer.Option("--by", help="delta_loss (nats a token), kl (nats) or relative_norm (share of ‖h‖).")
-    ] = "delta_loss",
+        str,
+        typer.Option(
+            "--by",
+            help="delta_loss (nats a token), kl (nats), relative_norm (share of ‖h‖) or behaviour (nats). "
+            "Default: behaviour with --questions, else delta_loss.",
+        ),
+    ] = "",
     target: Annotated[
-        float | None, typer.Option("--target", "-t", help="Default: 0.3 nat of loss, 1 nat of KL, 0.1 ‖h‖.")
+        float | None,
+        typer.Option("--target", "-t", help="Default: 0.3 nat of loss, 1 nat of KL, 0.1 ‖h‖, 1 nat of behaviour."),
     ] = None,
+    questions: Asked = "",
+    raw: Annotated[bool, typer.Option("--raw", help="Do not apply the chat template to the questions.")] = False,
     json: Json = False,
 ) -> None:
     """Find the scale at which a steering reaches a target.
 
-    It is found on half of the texts and measured on the other half.
+    It is found on half of the texts, or questions, and measured on the other half.
     """
+    from lens_tui.records.corpus import read_questions
     from lens_tui.tasks.make_vectors import find
 
-    spec = parse_arm(arm, scale=1.0)
+    spec, quantity = parse_arm(arm, scale=1.0), _searched(quantity, questions)
+    asked = read_questions(questions) if questions else ()
     with open_model(model) as lens, Meter() as meter:
         records = Vectors(lens, sae, model).arm(spec).interventions
-        found = find(lens, records, quantity, target, progress=lambda tried: meter.say("scales", f"{len(tried)} tried"))
+        found = find(
+            lens,
+            records,
+            quantity,
+            target,
+            questions=asked,
+            raw=raw,
+            progress=lambda tried: meter.say("scales", f"{len(tried)} tried"),
+        )
     result = scale_record(lens.info.name, records, found)
     print_json(result) if json else _print_scale(result)
+
+
+def _searched(quantity: str, questions: str) -> str:
+    """What is searched for. Raises :class:`LensError` where that and the questions do not go together."""
+    if not questions and quantity == "behaviour":
+        raise LensError("A behaviour is searched for by questions.", "Give --questions and a file.")
+    if questions and quantity not in ("", "behaviour"):
+        raise LensError(f"No questions are asked by {quantity}.", "Leave --questions out, or write --by behaviour.")
+    return quantity or ("behaviour" if questions else "delta_loss")
 
 
 def scale_record(model: str, records: Sequence[Intervention], found: ScaleSearch) -> dict[str, Any]:
@@ -265,8 +316,11 @@ def _print_scale(result: dict[str, Any]) -> None:
         say(f"{at:12.4g}  {label} {value:+.4f} {unit}".rstrip())
     shown = result["scale"] if result["scale"] is not None else result["factor"]
     verdict = "reached" if result["reached"] else "not reached; the nearest is"
-    held = "" if result["held_out"] is None else f", {result['held_out']:+.4f} on the texts held out"
+    over = "questions" if result["quantity"] == "behaviour" else "texts"
+    held = "" if result["held_out"] is None else f", {result['held_out']:+.4f} on the {over} held out"
     say(f"{label} {result['target']:+g} {unit} {verdict} at {shown:.4g}: {result['value']:+.4f}{held}")
+    if over == "questions":
+        note("behaviour: how much log p(matching) - log p(other) has grown over the plain model's")
     note(f"{result['model']}, {many(result['evaluations'], 'scale')} tried")
 
 
@@ -299,7 +353,12 @@ def behaviour(
     for name, row in [("plain", result["plain"]), *((f"x{row['factor']:g}", row) for row in points)]:
         say(f"{name:>6}  {row['difference']:+.3f} nat [{row['low']:+.3f} {row['high']:+.3f}]  share "
             f"{figure(row['share'], 3)}  chosen {figure(row['chosen'], 2)}")  # fmt: skip
-    note(f"log p(matching) - log p(other), mean and 95 % interval over {result['plain']['n']} questions")
+    note(_answers(result["plain"]["n"], " and 95 % interval"))
+
+
+def _answers(number: int, interval: str = "") -> str:
+    """What a behaviour is, and over how many questions."""
+    return f"log p(matching) - log p(other), mean{interval} over {many(number, 'question')}"
 
 
 @vector_verbs.command("contrast")

@@ -242,7 +242,9 @@ def distinct(ids: Sequence[int], n: int) -> float | None:
     return len(set(grams)) / len(grams) if grams else None
 
 
-_MEASURED = ("delta_loss", "kl", "ppl_unsteered", "distinct_2", "read_back", "random", "relative_norm", "knee")
+_MEASURED = (
+    "delta_loss", "kl", "ppl_unsteered", "distinct_2", "read_back", "behaviour", "random", "relative_norm", "knee"
+)  # fmt: skip
 DEFINITIONS: dict[str, tuple[str, str]] = {name: (by_id(name).name, by_id(name).means) for name in _MEASURED}
 """By the name of the curve: what it is called on the screen, and what it is."""
 
@@ -252,6 +254,7 @@ QUANTITIES: dict[str, tuple[str, str, float]] = {
     "delta_loss": ("Δ loss", "nat", 0.3),
     "kl": ("KL", "nat", 1.0),
     "relative_norm": ("‖Δh‖/‖h‖", "", 0.1),
+    "behaviour": ("behaviour", "nat", 1.0),
 }
 """What a scale can be searched by: how it is called, its unit, and the target where none is named."""
 

@@ -16,7 +16,7 @@ from lens_tui.records.steering_vector import RankedLayer
 from .jacobian_lenses import lens_of
 
 if TYPE_CHECKING:
-    from lens_tui.lens.measure.dose import FeatureProbe
+    from lens_tui.lens.measure.dose import FeatureProbe, Question
     from lens_tui.lens.model import LensModel
     from lens_tui.records.probe import SparseProbe
     from lens_tui.sae.base import SAE
@@ -146,6 +146,7 @@ def measure_dose(
     n_texts: int | None = None,
     raw: bool = False,
     seed: int = 0,
+    questions: Sequence[Question] = (),
     progress: DoseProgress | None = None,
 ) -> DoseResponse:
     """As :func:`lens_tui.dose_response`, some scales at a time, the loss on the first ``n_texts`` of its 64 texts.
@@ -176,6 +177,7 @@ def measure_dose(
             raw=raw,
             seed=seed,
             known=known,
+            questions=questions,
             max_tokens=max_tokens,
         )
         points = (*(found.points if found else ()), *more.points)
@@ -202,16 +204,31 @@ def find(
     quantity: str = "delta_loss",
     target: float | None = None,
     *,
+    questions: Sequence[Question] = (),
+    raw: bool = False,
     progress: Callable[[dict[float, float]], None] | None = None,
 ) -> ScaleSearch:
-    """As :func:`lens_tui.find_scale`, with ``quantity`` checked."""
+    """As :func:`lens_tui.find_scale`, with ``quantity`` checked; ``raw`` is of the questions, other texts always are.
+
+    Raises :class:`LensError` for positions that it cannot be measured at: a question has a prompt, the texts have none.
+    """
     from lens_tui.lens.measure.search import Quantity, find_scale
 
-    check_positions(interventions)
+    by_questions = quantity == "behaviour"
+    if not by_questions:
+        check_positions(interventions)
     known: dict[str, Any] = {name: name for name in get_args(Quantity)}
     if quantity not in known:
         raise LensError(f"There is no quantity {quantity!r} to search for.", f"Use one of {', '.join(known)}.")
-    return find_scale(lens, *interventions, quantity=known[quantity], target=target, progress=progress)
+    return find_scale(
+        lens,
+        *interventions,
+        quantity=known[quantity],
+        target=target,
+        raw=raw or not by_questions,
+        questions=questions,
+        progress=progress,
+    )
 
 
 def probe_features(

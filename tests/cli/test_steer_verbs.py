@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from lens_tui import FeatureProbe, LensModel, load_sae
+from lens_tui import FeatureProbe, LensModel, behaviour, find_scale, load_sae, random_unit
 from lens_tui.cli.command import app
 from lens_tui.records import Add
+from lens_tui.records.corpus import read_questions
 from lens_tui.records.vector_formats import load_vectors
 from lens_tui.tasks import make_vectors
 from tests.folders import llama_folder, sae_folder
@@ -75,8 +77,6 @@ def test_dose_of_random_and_of_a_mode(model: Path) -> None:
 def test_scale_is_the_librarys(model: Path) -> None:
     result = json.loads(run("scale", "-a", "random:0@1", "--by", "relative_norm", "-t", 0.2, "-m", model, "--json"))
     lens = LensModel(str(model))
-    from lens_tui import find_scale, random_unit
-
     record = Add(id="x", layer=1, vector=random_unit(lens, "random 0", 1, seed=0), scale=1.0)
     expected = find_scale(lens, record, quantity="relative_norm", target=0.2)
     assert result["scale"] == pytest.approx(expected.scale, rel=1e-4)
@@ -84,6 +84,76 @@ def test_scale_is_the_librarys(model: Path) -> None:
     assert result["reached"]
     assert "reached at" in run("scale", "-a", "random:0@1", "--by", "relative_norm", "-m", model)
     assert "no quantity 'x'" in run("scale", "-a", "random:0@1", "--by", "x", "-m", model, code=2)
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("questions") / "asked.jsonl"
+    keys = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
+    rows = [
+        ("Is it?", " yes", " no"),
+        ("Was it?", " no", " yes"),
+        ("A or B?", " A", " B"),
+        ("Who?", " the cat", " a dog"),
+    ]
+    file.write_text("".join(json.dumps(dict(zip(keys, row, strict=True))) + "\n" for row in rows))
+    return file
+
+
+def test_dose_asks_the_questions_of_a_file_at_every_scale(model: Path, asked: Path) -> None:
+    few = ("--scales", "-1,0,2", "--max-tokens", 2, "--texts", 2, "--controls", 0, "-m", model)
+    dose = ("dose", PROMPT, "-a", "random:0@1*6", *few)
+    result = json.loads(run(*dose, "--questions", asked, "--json"))
+    lens = LensModel(str(model))
+    record = Add(id="x", layer=1, vector=random_unit(lens, "random 0", 1, seed=0), scale=6.0)
+    found = behaviour(lens, read_questions(asked), [record], [-1.0, 0.0, 2.0])
+    assert result["baseline"]["behaviour"] == pytest.approx(asdict(found.plain), abs=1e-4)
+    for printed, point in zip(result["points"], found.points, strict=True):
+        assert printed["behaviour"] == pytest.approx(asdict(point.behaviour), abs=1e-4)
+    assert len({round(point["behaviour"]["difference"], 3) for point in result["points"]}) == 3
+    assert "behaviour" in result["curves"]
+    lines = run(*dose, "--questions", asked).splitlines()
+    assert lines[0].split()[-1] == "behaviour"
+    assert [line.split()[-1] for line in lines[1:4]] == [
+        f"{point['behaviour']['difference']:+.3f}" for point in result["points"]
+    ]
+    assert any(line.startswith("behaviour: ") for line in lines)
+    plain = json.loads(run(*dose, "--json"))
+    assert plain["baseline"]["behaviour"] is None
+    assert "behaviour" not in plain["curves"]
+    assert "behaviour" not in run(*dose)
+
+
+def test_scale_searches_for_a_behaviour(model: Path, asked: Path) -> None:
+    lens = LensModel(str(model))
+    unit = random_unit(lens, "random 0", 1, seed=0)
+    questions = read_questions(asked)
+    grown = behaviour(lens, questions[::2], [Add(id="x", layer=1, vector=unit, scale=1.0)])
+    sign = 1.0 if grown.points[0].behaviour.difference > grown.plain.difference else -1.0
+    push = Add(id="x", layer=1, vector=unit, scale=sign)
+    goal = abs(grown.points[0].behaviour.difference - grown.plain.difference)
+    expected = find_scale(lens, push, quantity="behaviour", target=goal, questions=questions, raw=False)
+    assert expected.reached
+    scale = ("scale", "-a", f"random:0@1*{sign:g}", "-m", model, "--questions", asked, "-t", goal)
+    result = json.loads(run(*scale, "--json"))
+    assert result["quantity"] == "behaviour"
+    assert result["factor"] == pytest.approx(expected.scale, rel=1e-3)
+    assert result["scale"] == pytest.approx(sign * expected.scale, rel=1e-3)
+    assert result["value"] == pytest.approx(expected.value, abs=1e-4)
+    assert result["held_out"] == pytest.approx(expected.held_out, abs=1e-4)
+    assert "on the questions held out" in run(*scale, "--by", "behaviour")
+    assert "No questions are asked by kl" in run(*scale, "--by", "kl", code=2)
+    assert "searched for by questions" in run("scale", "-a", "random:0@1", "--by", "behaviour", "-m", model, code=2)
+    on_prompt = (*scale[:2], f"random:0@1*{sign:g}:prompt", *scale[3:])
+    assert json.loads(run(*on_prompt, "--json"))["curve"]["values"] != result["curve"]["values"]
+
+
+@pytest.mark.parametrize(("name", "heights"), [("behaviour", [0.0, 5.0, 2.0]), ("kl", [-3.0, 2.0, -1.0])])
+def test_a_behaviour_is_drawn_above_its_least(name: str, heights: list[float]) -> None:
+    from lens_tui.cli.steer_verbs import _heights
+
+    points = [{"kl": value, "behaviour": {"difference": value}} for value in (-3.0, 2.0, -1.0)]
+    assert _heights(name, points) == heights
 
 
 def test_vectors_from_pairs_with_the_layers_ranked(model: Path, tmp_path: Path) -> None:

@@ -352,7 +352,8 @@ class DosePane(Pane):
         self.app.push_screen(ChoiceScreen(f"Find the scale of {row.vector.name} for", choices), chosen)
 
     def _ask_target(self, row: BenchRow) -> None:
-        names = {label: name for name, (label, _, _) in QUANTITIES.items()}
+        # A behaviour is searched for by questions, which the verb takes.
+        names = {label: name for name, (label, _, _) in QUANTITIES.items() if name != "behaviour"}
         fields = [
             Field("quantity", "quantity", options=tuple(names)),
             Field("target", "target", "0.3", check=number(1e-6, 1e6)),
