@@ -70,7 +70,7 @@ def test_dose_of_random_and_of_a_mode(model: Path) -> None:
     assert result["points"][1]["dose"] == pytest.approx(0.5, rel=1e-3)
     assert result["points"][1]["read_back"] is None
     said = run("dose", PROMPT, "-a", "random:0@1:project_out", *few, code=2)
-    assert "has a scale or a value" in said
+    assert "has a scale that could be multiplied" in said
     assert "cannot be read" in run("dose", PROMPT, "-a", "random:0@1*1", "--scales", "a", "-m", model, code=2)
 
 

@@ -34,7 +34,7 @@ def checked_pattern(record: EditPattern, registry: Registry) -> EditPattern:
     heads = record.heads
     if len(set(heads)) != len(heads) or any(not 0 <= head < count for head in heads):
         raise LensError(
-            f"{record.id!r} names the heads {list(heads)}; layer {record.layer} has 0 to {count - 1}.",
+            f"An edit of the attention names the heads {list(heads)}; layer {record.layer} has 0 to {count - 1}.",
             "Name each once, or none for all.",
         )
     _check_weights(record, count) if record.weights is not None else _check_sources(record)

@@ -490,7 +490,7 @@ class DoseMeter:
             if dose.asked == 0.0:
                 raise LensError(
                     f"{name} moves nothing at layer {dose.layer} {dose.site}: what it takes away is not there.",
-                    "Change its positions, or what it takes away.",
+                    "Change its positions, or what it takes away; the tokens of a text are numbered from 0.",
                 )
             if dose.delivered == 0.0:
                 raise LensError(

@@ -120,7 +120,10 @@ def scaled(interventions: Sequence[Intervention], factor: float) -> Intervention
     """The records with every scale and value multiplied; those that have neither stay. Raises if none has."""
     interventions = as_records(interventions)
     if not any(hasattr(record, "scale") or hasattr(record, "value") for record in interventions):
-        raise LensError("None of the interventions has a scale or a value.", "Use Add, NormMatch or ClampFeature.")
+        raise LensError(
+            "Nothing here has a scale that could be multiplied.",
+            "Take a steering that adds or clamps; what is cut or taken away is compared with the plain model as it is.",
+        )
     return tuple(_scaled(record, factor) for record in interventions)
 
 

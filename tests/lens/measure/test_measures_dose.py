@@ -93,7 +93,7 @@ def test_curves_bend_and_turn_back_where_they_do() -> None:
 
 
 def test_what_has_no_dial() -> None:
-    with pytest.raises(LensError, match="has a scale or a value"):
+    with pytest.raises(LensError, match="has a scale that could"):
         scaled([Ablate(id="z", layer=1)], 2.0)
     project = ProjectOut(id="p", layer=1, vector=VECTOR)
     assert scaled([project, ADD], 3.0)[0] is project
