@@ -13,7 +13,6 @@ from .interventions import BenchRow, Intervention, Positions, amount_of
 from .paths import expanded
 from .sanitise import one_line
 from .steering_vector import SteeringVector
-from .vector_formats import SUFFIXES, load_one, load_vectors
 
 
 def load_vector_set(
@@ -30,6 +29,8 @@ def load_vector_set(
     Raises:
         LensError: For no vectors, two of one layer, and what :func:`load_vectors` refuses.
     """
+    from .vector_formats import SUFFIXES, load_one, load_vectors  # they bring NumPy, which the first frame does without
+
     place = expanded(path)
     shown = one_line(str(place.name), 80)
     if place.is_dir():

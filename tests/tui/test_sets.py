@@ -106,7 +106,7 @@ async def test_the_bench_is_left_alone_and_escape_goes_back_to_it() -> None:
         assert [lane.title for lane in screen.lanes.lanes] == ["baseline", "dogs", "sadness"]
         await pilot.press("H")
         await pilot.pause()
-        assert "set 1 bundled: 3 prompts" in screen_text(app)
+        assert "set 1 ▸ bundled: 3 prompts" in screen_text(app)
         await pilot.press("enter")
         await settle(app, pilot)
         assert screen.set is not None

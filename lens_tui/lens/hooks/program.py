@@ -484,10 +484,13 @@ class DoseMeter:
         mine = {key: sums[:, min(row, sums.shape[1] - 1)] for key, sums in self._sums.items()}
         return _doses_of({key: value for key, value in mine.items() if keys is None or key in keys})
 
-    def check_moved(self, row: int, keys: Sequence[Key], name: str) -> None:
-        """Raise :class:`LensError` if a site that had to move was measured and did not."""
+    def check_moved(self, row: int, keys: Sequence[Key], name: str, *, adds: bool = True) -> None:
+        """Raise :class:`LensError` if a site that had to move was measured and did not.
+
+        ``adds``: something is added there, whose length is not nothing: what was asked is then lost by its smallness.
+        """
         for dose in self.doses(row, keys):
-            if dose.asked == 0.0:
+            if dose.asked == 0.0 and not adds:
                 raise LensError(
                     f"{name} moves nothing at layer {dose.layer} {dose.site}: what it takes away is not there.",
                     "Change its positions, or what it takes away; the tokens of a text are numbered from 0.",

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from lens_tui.records import (
     Ablate,
     AblateHeads,
+    Add,
     CapProjection,
     ClampFeature,
     Dose,
@@ -30,6 +31,7 @@ from lens_tui.records import (
     FloatArray,
     Intervention,
     LensError,
+    NormMatch,
     NotFinite,
     Positions,
     SteeringVector,
@@ -446,7 +448,8 @@ def check_moved(
                 raise LensError(
                     f"{names} touches no token of the text.", "Change its positions, or give a longer text."
                 )
-            meter.check_moved(row, [key], name(row))
+            adds = any(isinstance(entry.item, Add | NormMatch) for entry in plan.rows[row] if entry.key == key)
+            meter.check_moved(row, [key], name(row), adds=adds)
 
 
 HEAD = "the residual is finite at every layer, so the final norm or the unembedding is not"
