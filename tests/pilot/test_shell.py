@@ -324,8 +324,8 @@ async def test_a_run_begins_whatever_key_came_with_the_one_that_asked_for_it(nex
         await settle(pilot)
         app.simulate_key("r")
         app.simulate_key(next_key)
-        await settle(pilot)
-        assert any(isinstance(job, jobs.Compare) for job in app.worker.submitted)  # type: ignore[attr-defined]
+        submitted: list[jobs.Job] = app.worker.submitted  # type: ignore[attr-defined]
+        await settle(pilot, lambda: any(isinstance(job, jobs.Compare) for job in submitted))
 
 
 async def test_what_was_done_last_is_news_for_a_while_and_on_one_screen(monkeypatch: pytest.MonkeyPatch) -> None:
