@@ -212,20 +212,15 @@ class PatternEdit:
     chosen: mx.array
     table: mx.array | None
 
-    def given(self, where: Where) -> Callable[[mx.array], mx.array]:
-        """The change of ``attn_z`` in a forward: ``(edited - pattern) @ values``."""
+    def change(self, where: Where, mask: Mask) -> mx.array:
+        """The change of ``attn_z`` in a forward: ``(edited - pattern) @ values``.
+
+        Later edits of this layer start from what this one leaves at the tokens it acts on, ``mask``.
+        """
         attended: Attended = where.attended[self.record.layer]
-
-        def delta(h: mx.array) -> mx.array:
-            return joined((self.edited(attended, where) - attended.weights) @ attended.values)
-
-        return delta
-
-    def keep(self, where: Where, mask: Mask) -> None:
-        """Later edits of this layer start from what this one left, at the tokens it acted on."""
-        attended: Attended = where.attended[self.record.layer]
-        new = self.edited(attended, where)
-        attended.weights = new if isinstance(mask, bool) else mx.where(mask[:, None], new, attended.weights)
+        before, new = attended.weights, self.edited(attended, where)
+        attended.weights = new if isinstance(mask, bool) else mx.where(mask[:, None], new, before)
+        return joined((new - before) @ attended.values)
 
     def edited(self, attended: Attended, where: Where) -> mx.array:
         """The weights as the record has them, (rows, heads, tokens, sources)."""

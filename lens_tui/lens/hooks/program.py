@@ -334,11 +334,10 @@ def _applied(step: _Fused | _Change, h: mx.array, where: Where) -> tuple[mx.arra
         mask = _both(mask, step.opening(h, where))
         if where.opened is not None and not isinstance(mask, bool):
             where.opened[step.record.id, step.record.layer, step.record.site] = mask
-    delta = step.delta.given(where) if isinstance(step.delta, PatternEdit) else step.delta
-    moved = _moved(delta, h.astype(mx.float32), mask)
-    if isinstance(step.delta, PatternEdit):
-        step.delta.keep(where, mask)
-    return moved, mask
+    wide = h.astype(mx.float32)
+    change = step.delta.change(where, mask) if isinstance(step.delta, PatternEdit) else step.delta(wide)
+    moved = wide + change
+    return moved if isinstance(mask, bool) else mx.where(mask, moved, wide), mask
 
 
 def _run_hook(step: _UserChange, h: mx.array, where: Where) -> mx.array:
@@ -357,11 +356,6 @@ def _run_hook(step: _UserChange, h: mx.array, where: Where) -> mx.array:
         )
     out = out.astype(h.dtype)
     return out if step.rows is None else mx.where(step.rows, out, h)
-
-
-def _moved(delta: Delta, h: mx.array, mask: Mask) -> mx.array:
-    moved = h + delta(h)
-    return moved if isinstance(mask, bool) else mx.where(mask, moved, h)
 
 
 def _both(mask: Mask, rows: mx.array | None) -> Mask:
