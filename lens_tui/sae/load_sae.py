@@ -212,7 +212,7 @@ def _place(path: str | Path) -> Path:
     try:
         place = expanded(path)
         place.exists()
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         reason = one_line(getattr(error, "strerror", None) or str(error), 80)
         raise LensError(f"{one_line(str(path), 120)} cannot be read: {reason}.", "Check the path.") from error
     return place

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lens_tui.records import Intervention, LensError
 from lens_tui.records.disk import write_json
-from lens_tui.records.read_files import FileAbsent, read_json
+from lens_tui.records.read_files import read_json
 from lens_tui.records.remote import OutFolder
 from lens_tui.records.token_activations import Place
 
@@ -168,10 +168,8 @@ class _Ahead:
         folder.fetch(AHEAD)
         try:
             found = read_json(folder.local / AHEAD)
-        except FileAbsent:
+        except LensError:  # absent or damaged: it only saves work
             return
-        except LensError:
-            return  # it only saves work
         if isinstance(found, dict) and found.get("of") == self._of and isinstance(found.get("done"), dict):
             for number, span in found["done"].items():
                 if number.isdigit() and spans.get(int(number)) == tuple(span) and folder.has(shard_file(int(number))):

@@ -24,6 +24,7 @@ from lens_tui.tasks.feature_page import (
     search_features,
 )
 from lens_tui.tasks.knowledge import dense_features, index_of
+from lens_tui.tasks.run_features import counted
 
 from .. import events as ev
 from .. import jobs
@@ -37,7 +38,6 @@ from .vector_jobs import made, stoppable
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from lens_tui.lens.model import LensModel
     from lens_tui.sae.index.questions import Measure, Over
     from lens_tui.sae.load_sae import SAE
 
@@ -53,7 +53,8 @@ def encode(control: Control, job: jobs.Encode, context: Context) -> Iterator[ev.
     context.reading = Reading(ids)
     control.progress("tokens", 0, len(ids), "tokens")
     residual = _residual(control, context, sae)
-    special, counted = _special(model, sae, ids)
+    specials, kept = model.tokens.special_ids(), counted(model, sae, ids)
+    special = tuple(token in specials for token in ids)
     k = min(job.top_k, sae.d_sae)
     places, values = [], []
     for start in range(0, len(ids), _BLOCK):
@@ -62,8 +63,8 @@ def encode(control: Control, job: jobs.Encode, context: Context) -> Iterator[ev.
         values.append(np.array(some_values, dtype=np.float32))
         control.progress("tokens", min(start + _BLOCK, len(ids)), len(ids), "tokens")
     found, strengths = np.concatenate(places), np.concatenate(values)
-    found[~counted], strengths[~counted] = -1, 0.0
-    of_text = counted if sae.info.bos else counted & model.tokens.content(ids)
+    found[~kept], strengths[~kept] = -1, 0.0
+    of_text = kept if sae.info.bos else kept & model.tokens.content(ids)
     l0, fvu = _quality(control, context, sae, of_text)
     tokens = tuple(model.tokens.display(token) for token in ids)
     dense = tuple(dense_features(index_of(sae.info)).items())
@@ -101,8 +102,8 @@ def _over_text(control: Control, sae: SAE, feature: int, context: Context) -> Fl
         return None
     residual = _residual(control, context, sae)
     values: FloatArray = np.array(sae.encode_features(residual, [feature])[:, 0], dtype=np.float32)
-    _, counted = _special(context.model, sae, context.reading.token_ids)
-    return np.where(counted, values, np.float32(0.0)).astype(np.float32)
+    kept = counted(context.model, sae, context.reading.token_ids)
+    return np.where(kept, values, np.float32(0.0)).astype(np.float32)
 
 
 def _residual(control: Control, context: Context, sae: SAE) -> mx.array:
@@ -131,17 +132,9 @@ def _activations(control: Control, context: Context, place: tuple[int, str]) -> 
     return found
 
 
-def _special(model: LensModel, sae: SAE, ids: tuple[int, ...]) -> tuple[tuple[bool, ...], Any]:
-    """Which tokens are special, and which count: an SAE that did not see BOS in training says nothing about it."""
-    specials = model.tokens.special_ids()
-    special = tuple(token in specials for token in ids)
-    counted = np.ones(len(ids), dtype=bool) if sae.info.bos else ~np.array(special, dtype=bool)
-    return special, counted
-
-
-def _quality(control: Control, context: Context, sae: SAE, counted: Any) -> tuple[float, float]:
+def _quality(control: Control, context: Context, sae: SAE, of_text: Any) -> tuple[float, float]:
     """Mean L0 and FVU over the tokens that count, of a transcoder against what it should give; NaN where unknown."""
-    rows = np.flatnonzero(counted)
+    rows = np.flatnonzero(of_text)
     if not len(rows):
         return float("nan"), float("nan")
     which = mx.array(rows.astype(np.int32))
