@@ -5,13 +5,16 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from lens_tui.records import LensError
 from lens_tui.records.hub_fetch import NotInRepository, Progress, cached_file, fetch, first_file
 from lens_tui.records.known_saes import GEMMA_SCOPE_2
+from lens_tui.records.read_files import shown
 from lens_tui.records.sanitise import one_line
 
+from .formats.circuit_tracer import listed_files
 from .formats.parts import SUFFIXES, USUAL_NAMES
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}(/[^\\]*)?")
@@ -50,6 +53,9 @@ def fetch_sae(text: str, revision: str | None, progress: Progress | None, cache_
     return found.parents[1] if found.name == "final.safetensors" else found.parent
 
 
+_ADDRESS = re.compile(
+    r"hf://(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96})/(?P<name>[^?#\\]+)(\?revision=(?P<at>[^&#]+))?"
+)
 _SETS = ("layer", "W_enc", "W_dec", "params_layer")
 _DEEPEST = 128  # layers of a set
 
@@ -58,7 +64,8 @@ def fetch_transcoders(text: str, progress: Progress | None = None) -> Path:
     """The local folder of a set of transcoders at the hub, fetched as far as it is not cached.
 
     Args:
-        text: ``org/name``, or ``org/name/folder``: the place of ``layer_0.safetensors`` and its like.
+        text: ``org/name``, or ``org/name/folder``: the place of ``layer_0.safetensors`` and its like, or of a
+            ``config.yaml`` that lists its files by address, which are fetched when the set is opened.
         progress: as of :func:`~lens_tui.records.hub_fetch.fetch`.
 
     Raises:
@@ -66,6 +73,8 @@ def fetch_transcoders(text: str, progress: Progress | None = None) -> Path:
     """
     parts = text.rstrip("/").split("/")
     repo, inner = "/".join(parts[:2]), "/".join(parts[2:])
+    if listed := _lists_its_files(repo, _join(inner, "config.yaml"), progress):
+        return listed
     weights = [_join(inner, f"{stem}_{at}.safetensors") for stem in _SETS for at in range(_DEEPEST)]
     # Each by its name: a star would match what is in folders, and repositories hold many sets.
     wanted = [glob.escape(name) for name in (_join(inner, "config.yaml"), _join(inner, "config.json"), *weights)]
@@ -84,6 +93,64 @@ def fetch_transcoders(text: str, progress: Progress | None = None) -> Path:
         if place is None:
             raise
         return place.parent
+
+
+def _lists_its_files(repo: str, name: str, progress: Progress | None) -> Path | None:
+    """The folder of a set whose ``config.yaml`` says where its files are; ``None`` where they lie beside it."""
+    try:
+        folder = first_file(repo, [name], progress=progress).parent
+    except LensError:  # without it, or without a network: what has come of the set decides
+        return None
+    return folder if listed_files(folder) else None
+
+
+def fetch_listed(home: Path, progress: Progress | None = None) -> list[Path]:
+    """The local files of a set whose ``config.yaml`` lists them, in its order, fetched as far as they are not cached.
+
+    Args:
+        home: The folder of the ``config.yaml``. Addresses are ``hf://org/name/file``, with ``?revision=`` or without;
+            what is no address is a file in this folder.
+        progress: As of :func:`~lens_tui.records.hub_fetch.fetch`.
+
+    Raises:
+        LensError: For what is neither, files that are not there, and everything that can go wrong with a hub.
+    """
+    places = [_address(line, home) for line in listed_files(home)]
+    for repo, revision in dict.fromkeys(place[:2] for place in places if isinstance(place, tuple)):
+        names = [place[2] for place in places if isinstance(place, tuple) and place[:2] == (repo, revision)]
+        if not all(isinstance(cached_file(repo, name, revision, None), Path) for name in names):
+            beside = [
+                other for name in names for other in (*_configs(_above(name)), _join(_above(name), "config.yaml"))
+            ]
+            with suppress(NotInRepository):  # which of them it has not is said below
+                patterns = [glob.escape(name) for name in (*names, *beside)]
+                fetch(repo, patterns, first_of=names, revision=revision, progress=progress)
+    return [_listed_file(place, home) for place in places]
+
+
+def _address(line: str, home: Path) -> Path | tuple[str, str | None, str]:
+    """A file in the folder, or repository, revision and name of one at the hub."""
+    found = _ADDRESS.fullmatch(line)
+    inside = PurePosixPath(found["name"] if found else line)
+    wrong = ".." in inside.parts or inside.is_absolute() or (found is None and "://" in line)
+    if wrong or inside.suffix not in SUFFIXES:
+        raise LensError(
+            f"config.yaml of {shown(home)} lists {one_line(line, 120)!r}, which is no file of weights.",
+            "Its transcoders are hf://org/name/file, or files beside it.",
+        )
+    return (found["repo"], found["at"], found["name"]) if found else home / inside
+
+
+def _listed_file(place: Path | tuple[str, str | None, str], home: Path) -> Path:
+    if isinstance(place, Path):
+        file, where = place if place.is_file() else None, f"{shown(home)} has no file {one_line(place.name, 120)}"
+    else:
+        repo, revision, name = place
+        found = cached_file(repo, name, revision, None)
+        file, where = found if isinstance(found, Path) else None, f"{repo} has no file {one_line(name, 120)}"
+    if file is None:
+        raise LensError(f"{where}, which config.yaml of the set lists.", "Fetch the set again, or take another.")
+    return file
 
 
 def _configs(folder: str) -> list[str]:

@@ -109,6 +109,21 @@ def load_sae(
     return build(parts.definition, parts.weights, info, residence=residence, dtype=dtype)
 
 
+def load_listed(path: Path, layer: int, config: Mapping[str, Any]) -> SAE:
+    """A transcoder that a set lists as its layer's, wherever it lies.
+
+    Args:
+        path: The file of weights.
+        layer: The block, from 0; a file that says another one is refused.
+        config: The ``config.yaml`` of the set, for files that say less.
+
+    Raises:
+        LensError: As of :func:`load_sae`.
+    """
+    parts, info = _open(path, None, layer, None, None, {}, of_set=config)
+    return build(parts.definition, parts.weights, info)
+
+
 def _from_hub(name: str, revision: str | None, progress: Progress | None) -> Path:
     """What the hub has by a name that may as well be meant as a path: an error says that it is neither."""
     try:
@@ -148,12 +163,13 @@ def _open(
     extra: Mapping[str, str],
     *,
     name: str = "",
+    of_set: Mapping[str, Any] | None = None,
 ) -> tuple[Parts, SAEInfo]:
     place = _place(path)
     if not place.exists():
         hint = "Give a file, a folder, or org/name/folder at the hub."
         raise LensError(f"There is no SAE at {one_line(str(path), 120) or 'an empty path'}.", hint)
-    source = Source(place, one_line(name or str(path), 200), input_scale)
+    source = Source(place, one_line(name or str(path), 200), input_scale, of_set)
     if place.is_dir() and source.weights is None and not FORMATS[0].recognises(source):
         raise LensError(f"{shown(place)} is not an SAE of a known format.", _look_around(place))
     found = next((form for form in FORMATS if form.recognises(source)), None)

@@ -20,8 +20,9 @@ from lens_tui.records.sanitise import one_line
 
 from .base import SAE, build
 from .files import Definition, Stored, Weights, read_json, read_safetensors
-from .formats.circuit_tracer import set_config
-from .load_sae import load_sae, sae_info
+from .formats.circuit_tracer import listed_files, set_config
+from .from_hub import fetch_listed
+from .load_sae import load_listed, load_sae, sae_info
 from .transcoder_sets import CrossDecoder, CrossLayerTranscoders, LayerTranscoders
 
 TranscoderPaths = str | Path | Sequence[str | Path]
@@ -47,8 +48,9 @@ def load_transcoders(
 
     Args:
         path: A folder, or the files and folders of single layers. A folder is a set of circuit-tracer's
-            (``config.yaml`` beside ``layer_N.safetensors``, or beside ``W_enc_N`` and ``W_dec_N``), Gemma Scope 2's
-            cross-layer one (``params_layer_N.safetensors``), or has a folder for each layer, as this program, SAELens
+            (``config.yaml`` beside ``layer_N.safetensors``, or beside ``W_enc_N`` and ``W_dec_N``, or listing the
+            files of its layers by their addresses at the hub, where they are fetched from), Gemma Scope 2's cross-layer
+            one (``params_layer_N.safetensors``), or has a folder for each layer, as this program, SAELens
             and Gemma Scope write them. ``demo`` is the bundled model's.
         name: What the set is called in records and graphs, by default its own name or that of its folder.
         progress: Called with (layers opened, layers in all).
@@ -68,6 +70,8 @@ def load_transcoders(
         )
     config = set_config(home)
     called = name or _text(config.get("scan")) or home.resolve().name
+    if listed_files(home):
+        return _listed(home, config, called, progress)
     if found := _numbered(home, _GEMMA):
         return _gemma(home, found, called, progress)
     if found := _numbered(home, _CLT):
@@ -78,6 +82,16 @@ def load_transcoders(
     if not folders:
         raise LensError(f"{shown(home)} has no transcoders.", "Give the folder that has those of each layer in it.")
     return _layers(None, folders, called, progress)
+
+
+def _listed(
+    home: Path, config: Mapping[str, Any], name: str, progress: LayerProgress | None
+) -> LayerTranscoders | CrossLayerTranscoders:
+    """A set whose ``config.yaml`` lists its files: transcoders of single layers, or Gemma Scope 2's across them."""
+    sites, files = config_sites(config, home), fetch_listed(home)
+    if config.get("model_kind") == "cross_layer_transcoder":
+        return _gemma(home, dict(enumerate(files)), name, progress, sites)
+    return _layers(sites, files, name, progress, config)
 
 
 def config_sites(config: Mapping[str, Any], home: Path) -> tuple[Reads, Writes]:
@@ -94,12 +108,17 @@ def config_sites(config: Mapping[str, Any], home: Path) -> tuple[Reads, Writes]:
 
 
 def _layers(
-    sites: tuple[Reads, Writes] | None, paths: Sequence[str | Path], name: str, progress: LayerProgress | None
+    sites: tuple[Reads, Writes] | None,
+    paths: Sequence[str | Path],
+    name: str,
+    progress: LayerProgress | None,
+    listed_in: Mapping[str, Any] | None = None,
 ) -> LayerTranscoders:
+    """Transcoders of single layers; those that a set lists are of the layers from 0 on."""
     saes: dict[int, SAE] = {}
     known = sites
     for number, path in enumerate(paths):
-        sae = load_sae(path)
+        sae = load_sae(path) if listed_in is None else load_listed(Path(path), number, listed_in)
         layer = sae.info.layer
         if layer < 0:
             raise LensError(f"It is not known of which layer {one_line(sae.info.name, 60)} is.", "Its files must say.")
@@ -190,7 +209,13 @@ def _cross(
     return CrossLayerTranscoders(encoders, decoders, name, *config_sites(config, home))
 
 
-def _gemma(home: Path, found: Mapping[int, Path], name: str, progress: LayerProgress | None) -> CrossLayerTranscoders:
+def _gemma(
+    home: Path,
+    found: Mapping[int, Path],
+    name: str,
+    progress: LayerProgress | None,
+    sites: tuple[Reads, Writes] = ("mlp_in", "mlp_added"),
+) -> CrossLayerTranscoders:
     """Gemma Scope 2's: ``w_enc (d, n)``, ``w_dec (n, L, d)``, ``b_enc``, ``b_dec``, ``threshold``, perhaps a skip."""
     _whole(found, home)
     config = read_json(home / "config.json") if (home / "config.json").is_file() else {}
@@ -206,7 +231,7 @@ def _gemma(home: Path, found: Mapping[int, Path], name: str, progress: LayerProg
         decoders.append(_decoder(_tensor(tensors, "w_dec", 3, home), len(found), 0, encoders[-1], home))
         if progress is not None:
             progress(at + 1, len(found))
-    return CrossLayerTranscoders(encoders, decoders, name, "mlp_in", "mlp_added")
+    return CrossLayerTranscoders(encoders, decoders, name, *sites)
 
 
 def _tensor(tensors: Mapping[str, Stored], name: str, axes: int, home: Path) -> Stored:

@@ -2,7 +2,8 @@
 
 ``W_enc (n, d)``, ``W_dec (n, d)``, ``b_enc``, ``b_dec`` and, where activations are JumpReLU,
 ``activation_function.threshold``; with a skip connection ``W_skip (d_out, d_in)``. ``config.yaml`` names the hooks of a
-block that every layer reads and writes, and may say ``activation: topk`` with its ``k``.
+block that every layer reads and writes, and may say ``activation: topk`` with its ``k``. Where it has a list
+``transcoders``, that is where the layers' files are, in their order: at the hub, each in a repository of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from lens_tui.records import LensError
 from lens_tui.records.read_files import read_text, shown
 
 from ..files import Definition, Weights
-from .parts import Facts, Format, Parts, Source, pick, whole
+from .parts import MAX_LAYER, Facts, Format, Parts, Source, pick, whole
 
 _LIMIT = 1 << 20
 _LAYER = r"layer_(\d+)\.safetensors"
@@ -26,6 +27,8 @@ _ARRAYS = ("W_enc", "W_dec", "b_enc", "b_dec")
 def _recognises(source: Source) -> bool:
     if source.config_file("cfg.json") is not None or not source.has(*_ARRAYS):
         return False
+    if source.of_set is not None:
+        return True
     beside = source.config_file("config.yaml") is not None and source.file.name.startswith("layer_")
     return beside or source.has("activation_function.threshold")
 
@@ -65,7 +68,24 @@ def set_config(folder: Path) -> dict[str, Any]:
     return _read_config(path) if path.is_file() else {}
 
 
+def listed_files(folder: Path) -> list[str]:
+    """What ``config.yaml`` of a set lists as the files of its layers, from 0; nothing where they lie beside it.
+
+    Raises ``LensError`` for a list of something else.
+    """
+    found = set_config(folder).get("transcoders")
+    if found is None:
+        return []
+    if not isinstance(found, list) or not found or not all(isinstance(line, str) for line in found):
+        raise LensError(
+            f"config.yaml of {shown(folder)} has transcoders that are no list of files.", "Fetch the set again."
+        )
+    return found[:MAX_LAYER]
+
+
 def _config(source: Source) -> dict[str, Any]:
+    if source.of_set is not None:
+        return dict(source.of_set)
     path = source.config_file("config.yaml")
     return {} if path is None else _read_config(path)
 

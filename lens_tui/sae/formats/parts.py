@@ -35,12 +35,14 @@ MAX_LAYER = 10_000
 class Source:
     """A file or folder that someone wants read as an SAE. ``name`` is the hub's name of it, or its path.
 
-    ``input_scale`` is the caller's word on what activations are multiplied by, for files that leave it open.
+    ``input_scale`` is the caller's word on what activations are multiplied by, for files that leave it open; ``of_set``
+    is the configuration of the set that lists the file, wherever that lies.
     """
 
     path: Path
     name: str
     input_scale: float | None = None
+    of_set: Mapping[str, Any] | None = None
 
     @cached_property
     def weights(self) -> Path | None:

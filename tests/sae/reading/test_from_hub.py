@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import mlx.core as mx
+import numpy as np
 import pytest
 
-from lens_tui import JumpReLUSAE, load_sae
+from lens_tui import JumpReLUSAE, load_sae, load_transcoders
 from lens_tui.records import LensError
+from lens_tui.sae.from_hub import fetch_transcoders
+from lens_tui.sae.transcoder_sets import LayerTranscoders
 from tests.hub import FakeHub, use_hub
 
 from .makers import numbers, write_json, write_safetensors, write_torch
@@ -198,3 +204,106 @@ def test_without_a_network_it_is_said_at_once_and_what_is_cached_loads(
         assert len(tries) == 3  # once each, and not for what is cached
         closing.shutdown(socket.SHUT_RDWR)
         thread.join()
+
+
+HOOKS = "feature_input_hook: ln2.hook_normalized\nfeature_output_hook: hook_mlp_out\nscan: a-set\n"
+
+
+def listing(kind: str, lines: list[str], more: str = "") -> bytes:
+    return (f"model_kind: {kind}\n{HOOKS}{more}transcoders:\n" + "".join(f'- "{line}"\n' for line in lines)).encode()
+
+
+def relu(tmp_path: Path, seed: int) -> bytes:
+    """circuit-tracer's ReLU tensors, which say nothing of what they are."""
+    w = numbers(seed)
+    tensors = {"W_enc": w["w_enc"].T.copy(), "W_dec": w["w_dec"], "b_enc": w["b_enc"], "b_dec": w["b_dec"]}
+    return write_safetensors(tmp_path / "made" / "one.safetensors", tensors).read_bytes()
+
+
+def test_a_set_that_lists_its_files_is_brought_from_where_they_are(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gemma Scope's own files, other people's, at a branch and beside the list: no file more, and none twice."""
+    w = numbers(0)
+    buffer = io.BytesIO()
+    names = {"W_enc": "w_enc", "W_dec": "w_dec", "b_enc": "b_enc", "b_dec": "b_dec", "threshold": "threshold"}
+    arrays: Any = {key: w[name] for key, name in names.items()}
+    np.savez(buffer, **arrays)
+    scope_1 = "layer_0/width_16k/average_l0_76/params.npz"
+    hub.repos["google/gemma-scope-2b-pt-transcoders"] = {scope_1: buffer.getvalue(), "layer_1/big.npz": b"x" * 1000}
+    hub.repos["someone/parts"] = {"weights/second.safetensors": relu(tmp_path, 1)}
+    lines = [
+        f"hf://google/gemma-scope-2b-pt-transcoders/{scope_1}",
+        "hf://someone/parts/weights/second.safetensors?revision=main",
+        "third.safetensors",
+    ]
+    hub.repos["org/set"] = {
+        "small/config.yaml": listing("transcoder_set", lines),
+        "small/layer_0.safetensors": b"not this one",
+    }
+    home = fetch_transcoders("org/set/small")
+    (home / "third.safetensors").write_bytes(relu(tmp_path, 2))
+    made = load_transcoders(home)
+    assert isinstance(made, LayerTranscoders)
+    assert (made.name, made.layers, made.reads, made.writes) == ("a-set", (0, 1, 2), "mlp_normed", "mlp_added")
+    for layer, sae in made.saes.items():
+        w = numbers(layer)
+        x = w["x"].reshape(-1, w["x"].shape[-1])
+        pre = x @ w["w_enc"] + w["b_enc"]
+        expected = np.where(pre > (w["threshold"] if layer == 0 else 0.0), pre, 0.0)
+        np.testing.assert_allclose(np.array(sae.encode(mx.array(x))), expected, atol=1e-4)
+        np.testing.assert_array_equal(np.array(made.decoder(layer, layer, np.array([3, 1]))), w["w_dec"][[3, 1]])
+    once = [hub.fetched(name) for name in ("params.npz", "second.safetensors", "config.yaml")]
+    assert (once, hub.fetched("layer_0.safetensors"), hub.fetched("big.npz")) == ([1, 1, 1], 0, 0)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert load_transcoders(fetch_transcoders("org/set/small")).layers == (0, 1, 2)
+
+
+def test_a_listed_file_is_read_as_its_set_says(hub: FakeHub, tmp_path: Path) -> None:
+    hub.repos["someone/parts"] = {f"part_{at}.safetensors": relu(tmp_path, at) for at in range(2)}
+    lines = [f"hf://someone/parts/part_{at}.safetensors" for at in range(2)]
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "config.yaml").write_bytes(listing("transcoder_set", lines, "activation: topk\nk: 3\n"))
+    made = load_transcoders(tmp_path / "set")
+    assert isinstance(made, LayerTranscoders)
+    for layer, sae in made.saes.items():
+        x = numbers(layer)["x"].reshape(-1, sae.info.d_model)
+        assert ((np.array(sae.encode(mx.array(x))) > 0).sum(axis=1) <= 3).all()
+        assert (sae.info.layer, sae.definition.k) == (layer, 3)
+
+
+def test_a_list_of_cross_layer_files_is_a_cross_layer_set(hub: FakeHub, tmp_path: Path) -> None:
+    rows = [np.random.default_rng(at).normal(size=(96, 2, 32)).astype(np.float32) for at in range(2)]
+    for at in range(2):
+        w = numbers(at)
+        tensors = {name: w[name] for name in ("w_enc", "b_enc", "b_dec", "threshold")} | {"w_dec": rows[at]}
+        made = write_safetensors(tmp_path / "made" / "p.safetensors", tensors).read_bytes()
+        hub.repos.setdefault("google/clt", {})[f"clt/width_1k/params_layer_{at}.safetensors"] = made
+    lines = [f"hf://google/clt/clt/width_1k/params_layer_{at}.safetensors" for at in range(2)]
+    hub.repos["org/clt"] = {"config.yaml": listing("cross_layer_transcoder", lines)}
+    found = load_transcoders(fetch_transcoders("org/clt"))
+    assert (found.crosses, found.layers, found.reads) == (True, (0, 1), "mlp_normed")
+    np.testing.assert_array_equal(np.array(found.decoder(0, 1, np.array([5, 2]))), rows[0][[5, 2], 1])
+    np.testing.assert_array_equal(np.array(found.decoder(1, 1, np.array([0]))), rows[1][[0], 1])
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["hf://someone/parts/none.safetensors"], r"someone/parts has no file none\.safetensors, which config\.yaml"),
+        (["hf://someone/parts/../x.safetensors"], "lists .*, which is no file of weights"),
+        (["hf://someone/parts"], "which is no file of weights"),
+        (["https://host/a.safetensors"], "which is no file of weights"),
+        (["/etc/passwd"], "which is no file of weights"),
+        (["../other/layer_0.safetensors"], "which is no file of weights"),
+        (["layer_0.safetensors"], r"has no file layer_0\.safetensors, which config\.yaml"),
+    ],
+)
+def test_a_list_of_what_is_no_file_is_refused(hub: FakeHub, tmp_path: Path, lines: list[str], words: str) -> None:
+    hub.repos["someone/parts"] = {"part.safetensors": relu(tmp_path, 0)}
+    (tmp_path / "config.yaml").write_bytes(listing("transcoder_set", lines))
+    with pytest.raises(LensError, match=words):
+        load_transcoders(tmp_path)
+    (tmp_path / "config.yaml").write_bytes(f"{HOOKS}transcoders: all of them".encode())
+    with pytest.raises(LensError, match="transcoders that are no list of files"):
+        load_transcoders(tmp_path)
