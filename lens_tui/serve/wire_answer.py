@@ -67,10 +67,11 @@ class Reply:
         return as_json({**self._head(chunk=False), "choices": choices, "usage": self._usage(), **self._warnings()})
 
     def first(self) -> Iterator[bytes]:
-        """The first chunks of a stream: in a chat who speaks."""
+        """The first chunks of a stream: in a chat who speaks, and that no token has a log-probability yet."""
         if self.order.kind == "chat":
+            scored: list[ScoredToken] | None = [] if self.order.logprobs else None
             for at in range(len(self.answers)):
-                yield self._chunk(at, {"role": "assistant", "content": ""}, None)
+                yield self._chunk(at, {"role": "assistant", "content": ""}, None, scored)
 
     def chunks(self, event: Piece | Ended) -> Iterator[bytes]:
         """The chunks of what has come."""
@@ -79,7 +80,8 @@ class Reply:
                 scored = [event.scored] if event.scored is not None else None
                 yield self._chunk(event.answer, {"content": event.text}, None, scored)
             return
-        yield self._chunk(event.answer, {}, event.reason, readings=event.readings)
+        nothing = self.order.logprobs and self.order.kind == "text" and not self.answers[event.answer].scored
+        yield self._chunk(event.answer, {}, event.reason, [] if nothing else None, event.readings)
         if self.done and self.order.usage:
             yield _event({**self._head(chunk=True), "choices": [], "usage": self._usage(), **self._warnings()})
 
@@ -111,7 +113,8 @@ class Reply:
         if readings is not None:
             choice["lens"] = readings
         usage = {"usage": None} if self.order.usage else {}
-        return _event({**self._head(chunk=True), "choices": [choice], **usage})
+        last = self._warnings() if self.done and not self.order.usage else {}
+        return _event({**self._head(chunk=True), "choices": [choice], **usage, **last})
 
     def _scored(self, at: int, tokens: Sequence[ScoredToken]) -> dict[str, Any]:
         if self.order.kind == "chat":
@@ -123,7 +126,7 @@ class Reply:
         return {
             "tokens": [_text(token.data) for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [{_text(data): value for data, value in token.top} for token in tokens],
+            "top_logprobs": [_by_text(token.top) for token in tokens],
             "text_offset": offsets,
         }
 
@@ -153,6 +156,14 @@ def _event(data: Mapping[str, Any]) -> bytes:
 def _chat_token(token: ScoredToken) -> dict[str, Any]:
     top = [{"token": _text(data), "logprob": value, "bytes": list(data)} for data, value in token.top]
     return {"token": _text(token.data), "logprob": token.logprob, "bytes": list(token.data), "top_logprobs": top}
+
+
+def _by_text(top: Sequence[tuple[bytes, float]]) -> dict[str, float]:
+    """Log-probabilities by their tokens' text; of tokens that read alike (parts of a character) the likeliest."""
+    found: dict[str, float] = {}
+    for data, value in top:
+        found.setdefault(_text(data), value)
+    return found
 
 
 def _text(data: bytes) -> str:

@@ -131,7 +131,7 @@ def read_order(body: Any, kind: Kind, vectors: Mapping[str, SteeringVector], lim
         tuple(read_steering(body, vectors, limits)),
         _readings(body, vectors),
         stream,
-        stream and _flag(options, "include_usage"),
+        stream and _flag(options, "include_usage", "stream_options."),
         body,
     )
 
@@ -230,13 +230,16 @@ def _readings(body: Mapping[str, Any], vectors: Mapping[str, SteeringVector]) ->
     asked = _mapping(body, "lens")
     if not asked:
         return None
-    if unknown := sorted(map(str, set(asked) - {"capture", "features", "monitors", "kl", "over"})):
-        raise Refused(f"lens has an unknown key {one_line(unknown[0], 60)!r}.", "See docs/serve.md.", param="lens")
-    capture, features = _mapping(asked, "capture"), _mapping(asked, "features")
+    _check_keys(asked, "lens", {"capture", "features", "monitors", "kl", "over"})
+    capture, features = _mapping(asked, "capture", "lens."), _mapping(asked, "features", "lens.")
+    _check_keys(capture, "lens.capture", {"layers", "site"})
+    _check_keys(features, "lens.features", {"k", "sae"})
     layers, over = capture.get("layers", []), asked.get("over", "generated")
     layers = [layers] if type(layers) is int else layers
     if not isinstance(layers, list) or not all(type(at) is int for at in layers) or len(layers) > 256:
         raise Refused("lens.capture.layers is not a list of layers.", param="lens")
+    if asked.get("capture") is not None and not layers:
+        raise Refused("lens.capture has no layers.", "Name those to capture.", param="lens")
     if over not in ("generated", "prompt", "all"):
         raise Refused("lens.over is not generated, prompt or all.", param="lens")
     site, sae = capture.get("site", "resid_post"), features.get("sae", "")
@@ -245,9 +248,15 @@ def _readings(body: Mapping[str, Any], vectors: Mapping[str, SteeringVector]) ->
     monitors = asked.get("monitors") or []
     if not isinstance(monitors, list) or len(monitors) > 64:
         raise Refused("lens.monitors is not a list of up to 64.", param="lens")
-    k = _whole(features, "k", 10, 1, 256) if "features" in asked else 0
+    k = _whole(features, "k", 10, 1, 256, "lens.features.") if asked.get("features") is not None else 0
     found = tuple(_monitor(item, vectors) for item in monitors)
-    return ReadingsAsk(tuple(dict.fromkeys(layers)), site, k, sae, found, _flag(asked, "kl"), over)
+    return ReadingsAsk(tuple(dict.fromkeys(layers)), site, k, sae, found, _flag(asked, "kl", "lens."), over)
+
+
+def _check_keys(given: Mapping[str, Any], name: str, known: set[str]) -> None:
+    if unknown := sorted(map(str, set(given) - known)):
+        said = f"{name} has an unknown key {one_line(unknown[0], 60)!r}."
+        raise Refused(said, "See docs/serve.md.", param=name.partition(".")[0])
 
 
 def _monitor(item: Any, vectors: Mapping[str, SteeringVector]) -> WatchAsk:
@@ -261,27 +270,27 @@ def _monitor(item: Any, vectors: Mapping[str, SteeringVector]) -> WatchAsk:
     raise Refused("A monitor is neither a feature nor one of the server's vectors.", f"Vectors: {known}.", param="lens")
 
 
-def _mapping(body: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def _mapping(body: Mapping[str, Any], name: str, within: str = "") -> Mapping[str, Any]:
     value = body.get(name)
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise Refused(f"{name} is not an object with named values.", param=name)
+        raise _wrong(within + name, "an object with named values")
     return value
 
 
-def _flag(body: Mapping[str, Any], name: str) -> bool:
+def _flag(body: Mapping[str, Any], name: str, within: str = "") -> bool:
     value = body.get(name)
     if value is not None and not isinstance(value, bool):
-        raise Refused(f"{name} is not true or false.", param=name)
+        raise _wrong(within + name, "true or false")
     return bool(value)
 
 
-def _whole(body: Mapping[str, Any], name: str, usual: int, low: int, high: int) -> int:
+def _whole(body: Mapping[str, Any], name: str, usual: int, low: int, high: int, within: str = "") -> int:
     value = body.get(name)
     value = usual if value is None else value
     if type(value) is not int or not low <= value <= high:
-        raise Refused(f"{name} is not a whole number from {low:,} to {high:,}.", param=name)
+        raise _wrong(within + name, f"a whole number from {low:,} to {high:,}")
     return value
 
 
@@ -289,5 +298,10 @@ def _real(body: Mapping[str, Any], name: str, usual: float, low: float, high: fl
     value = body.get(name)
     value = usual if value is None else value
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise Refused(f"{name} is not a number from {low:g} to {high:g}.", param=name)
+        raise _wrong(name, f"a number from {low:g} to {high:g}")
     return float(value)
+
+
+def _wrong(path: str, wanted: str) -> Refused:
+    """What the value at a path (``lens.features.k``) is not; OpenAI's ``param`` is the body's own parameter."""
+    return Refused(f"{path} is not {wanted}.", param=path.partition(".")[0])

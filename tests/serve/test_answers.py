@@ -6,7 +6,7 @@ import base64
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
@@ -20,11 +20,14 @@ from lens_tui.records.codec import to_json
 from lens_tui.records.gates import Gate, monitor_of
 from lens_tui.records.vector_formats import save_vectors
 from lens_tui.sae.load_sae import load_sae
+from lens_tui.serve.deliveries import Begun, Ended, Piece, ScoredToken
 from lens_tui.serve.engine_thread import Catalogue
 from lens_tui.serve.run_server import LensServer
+from lens_tui.serve.wire_answer import Reply
+from lens_tui.serve.wire_request import read_order
 from tests.folders import sae_folder
 
-from .servers import catalogue, client, direction, gemma, llama, post, serving
+from .servers import LIMITS, catalogue, client, direction, gemma, llama, post, serving
 
 ADD = Add(id="push", layer=2, vector=direction(1, 2), scale=6.0, positions=Positions("generated"))
 OUT = ProjectOut(id="out", layer=1, vector=direction(2))
@@ -114,6 +117,47 @@ def test_seeds_make_a_text_again_and_answers_differ(server: LensServer) -> None:
     lens = llama()
     for at, choice in enumerate(one.choices):
         assert choice.text == lens.generate("the cat", raw=True, max_tokens=8, temp=1.5, seed=7 + at)
+
+
+def test_an_answer_of_its_end_alone_has_empty_lists_of_log_probabilities_streamed_or_not(server: LensServer) -> None:
+    tokenizer: Any = llama().tokens.tokenizer
+    (end, *_) = tokenizer.eos_token_ids
+    only: dict[str, Any] = {**GREEDY, "logit_bias": {str(end): 100}}
+    texts = client(server).completions
+    done = texts.create(prompt="the cat", **only, logprobs=1)
+    empty: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    assert (done.choices[0].text, done.choices[0].finish_reason, done.usage.completion_tokens) == ("", "stop", 1)
+    assert done.choices[0].logprobs.model_dump() == empty
+    (last,) = texts.create(prompt="the cat", **only, logprobs=1, stream=True)
+    assert last.choices[0].logprobs.model_dump() == empty
+    chat, messages = client(server).chat.completions, cast("Any", [{"role": "user", "content": "Hi"}])
+    whole = chat.create(messages=messages, **only, logprobs=True)
+    assert whole.choices[0].logprobs.model_dump() == {"content": [], "refusal": None}
+    with chat.stream(messages=messages, **only, logprobs=True) as stream:
+        assert stream.get_final_completion().choices[0].model_dump()["logprobs"]["content"] == []
+    chunks: Any = list(chat.create(messages=messages, **only, stream=True))
+    assert all(chunk.choices[0].logprobs is None for chunk in chunks)
+
+
+def test_of_tokens_that_read_alike_the_likeliest_is_listed() -> None:
+    order = read_order({"prompt": "a", "logprobs": 3}, "text", {}, LIMITS)
+    reply = Reply(order, "tiny")
+    reply.take(Piece(0, "x", ScoredToken(b"x", -0.1, ((b"x", -0.1), (b"\xe2", -2.0), (b"\xf0", -3.0)))))
+    reply.take(Ended(0, "stop", 1))
+    (choice,) = json.loads(reply.whole())["choices"]
+    assert choice["logprobs"]["top_logprobs"] == [{"x": -0.1, "\ufffd": -2.0}]
+
+
+@pytest.mark.parametrize("usage", [False, True])
+def test_what_there_is_to_say_about_an_order_comes_once_in_a_stream(usage: bool) -> None:
+    asked = {"prompt": ["a", "b"], "stream": True, "stream_options": {"include_usage": usage}}
+    reply = Reply(read_order(asked, "text", {}, LIMITS), "tiny")
+    reply.take(Begun(2, ("It is long.",)))
+    chunks: list[Any] = []
+    for event in (Piece(1, "x"), Ended(1, "stop", 1), Ended(0, "length", 8)):
+        reply.take(event)
+        chunks += [json.loads(chunk.removeprefix(b"data: ")) for chunk in reply.chunks(event)]
+    assert [chunk.get("warnings") for chunk in chunks] == [None] * (len(chunks) - 1) + [["It is long."]]
 
 
 def test_several_prompts_stops_and_ids(server: LensServer) -> None:

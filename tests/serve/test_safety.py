@@ -109,6 +109,32 @@ def test_a_bad_request_gets_one_sentence(server: LensServer, name: str) -> None:
     until(lambda: server.engine.held == 0)
 
 
+@pytest.mark.parametrize(
+    ("asked", "said", "param"),
+    [
+        ({"lens": {"features": {"k": "x"}}}, "lens.features.k is not a whole number from 1 to 256.", "lens"),
+        ({"lens": {"features": 3}}, "lens.features is not an object with named values.", "lens"),
+        (
+            {"lens": {"features": {"k": 2, "top": 1}}},
+            "lens.features has an unknown key 'top'. See docs/serve.md.",
+            "lens",
+        ),
+        ({"lens": {"capture": {"layer": 1}}}, "lens.capture has an unknown key 'layer'. See docs/serve.md.", "lens"),
+        ({"lens": {"capture": {}}}, "lens.capture has no layers. Name those to capture.", "lens"),
+        ({"lens": {"kl": 1}}, "lens.kl is not true or false.", "lens"),
+        (
+            {"stream": True, "stream_options": {"include_usage": 1}},
+            "stream_options.include_usage is not true or false.",
+            "stream_options",
+        ),
+        ({"max_tokens": 0}, "max_tokens is not a whole number from 1 to 64.", "max_tokens"),
+    ],
+)
+def test_an_error_names_the_value_by_its_path(server: LensServer, asked: Any, said: str, param: str) -> None:
+    status, answer = post(server, TEXT, body(**asked))
+    assert (status, answer["error"]["message"], answer["error"]["param"]) == (400, said, param)
+
+
 def test_others_do_not_notice_bad_requests() -> None:
     want = llama().generate("the cat", raw=True, max_tokens=60)
     with serving() as server, ThreadPoolExecutor(8) as pool:
