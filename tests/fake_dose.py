@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Protocol
 
+from lens_tui.records.corpus import read_questions
 from lens_tui.records.measures import (
+    Behaviour,
     Curve,
     Degeneration,
     DeltaLoss,
@@ -43,6 +45,8 @@ def fake_dose(running: Stoppable, number: int, job: jobs.MeasureDose) -> Iterato
 def fake_search(running: Stoppable, number: int, job: jobs.FindScale) -> Iterator[ev.Event]:
     target = job.target or 0.3
     tried: dict[float, float] = {}
+    questions = len(read_questions(job.questions)) if job.questions else 0
+    assert (questions > 0) == (job.quantity == "behaviour")
     for part in ((2.0, 4.0, 8.0, 16.0), (9.5, 11.3, 13.5), (11.8, 12.4, 12.9)):
         if running.stopped:
             return
@@ -60,6 +64,8 @@ def _point(job: jobs.MeasureDose, scale: float, share: float) -> DosePoint:
     size = share * share
     loss, kl = 2.4 * size + 0.02 * abs(share), 6.0 * size + 0.1 * abs(share)
     writing = Degeneration(job.max_tokens, 0.8 - 0.3 * size, 0.97 - 0.6 * size, 0.99 - 0.3 * size, 3, 4, 1.5 + size)
+    questions = len(read_questions(job.questions)) if job.questions else 0
+    answers = Behaviour(3 * share - 1, 3 * share - 1.5, 3 * share - 0.5, 0.5 + 0.4 * share, 0.5, questions)
     back = ReadBack(max(0.0, 30 * share - 12 * size), 40.0, ()) if job.sae else None
     return DosePoint(
         scale,
@@ -78,6 +84,7 @@ def _point(job: jobs.MeasureDose, scale: float, share: float) -> DosePoint:
         tuple(kl * 0.15 for _ in range(job.controls)),
         loss * 0.9,
         kl * 0.9,
+        answers if questions else None,
     )
 
 
@@ -91,6 +98,11 @@ def _response(job: jobs.MeasureDose, points: list[DosePoint]) -> DoseResponse:
         backs = tuple(point.read_back.mean for point in points if point.read_back)
         turns = ((scales[-2], scales[-1]),) if knee is not None else ()
         curves.append(Curve("read_back", scales, backs, None, turns))
+    answered = [point.behaviour.difference for point in points if point.behaviour]
+    if answered:
+        curves.append(Curve("behaviour", scales, tuple(answered), knee, ()))
     plain = Degeneration(job.max_tokens, 0.8, 0.97, 0.99, 3, 4, 1.5)
     response = DoseResponse(tuple(points), PLAIN, (1, 2, 3), 6.8, plain, tuple(curves))
+    plain_answers = next((point.behaviour for point in points if point.scale == 0), points[0].behaviour)
+    response = replace(response, baseline_behaviour=plain_answers)
     return replace(response, baseline_read_back=ReadBack(0.4, 2.0, ())) if job.sae else response

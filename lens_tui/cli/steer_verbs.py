@@ -260,7 +260,11 @@ def scale(
     ] = "",
     target: Annotated[
         float | None,
-        typer.Option("--target", "-t", help="Default: 0.3 nat of loss, 1 nat of KL, 0.1 ‖h‖, 1 nat of behaviour."),
+        typer.Option(
+            "--target",
+            "-t",
+            help="Default: 0.3 nat of loss, 1 nat of KL, 0.1 ‖h‖, 1 nat of behaviour (below 0 lowers it).",
+        ),
     ] = None,
     questions: Asked = "",
     raw: Annotated[bool, typer.Option("--raw", help="Do not apply the chat template to the questions.")] = False,
@@ -321,6 +325,8 @@ def _print_scale(result: dict[str, Any]) -> None:
     say(f"{label} {result['target']:+g} {unit} {verdict} at {shown:.4g}: {result['value']:+.4f}{held}")
     if over == "questions":
         note("behaviour: how much log p(matching) - log p(other) has grown over the plain model's")
+    for sentence in result["notes"]:
+        note(sentence)
     note(f"{result['model']}, {many(result['evaluations'], 'scale')} tried")
 
 
@@ -354,6 +360,7 @@ def behaviour(
         say(f"{name:>6}  {row['difference']:+.3f} nat [{row['low']:+.3f} {row['high']:+.3f}]  share "
             f"{figure(row['share'], 3)}  chosen {figure(row['chosen'], 2)}")  # fmt: skip
     note(_answers(result["plain"]["n"], " and 95 % interval"))
+    note("share: mean of p(matching) / (p(matching) + p(other)); chosen: questions whose matching answer is likelier")
 
 
 def _answers(number: int, interval: str = "") -> str:

@@ -212,8 +212,9 @@ class ScaleSearch:
     ``value`` is the quantity at ``scale`` on the texts it was chosen on, ``held_out`` the same on the other half
     (``None`` if there was none). ``bracket`` holds the last scales below and above. ``curve`` is every scale
     that was tried.
-    ``reached`` is false if no scale up to the limit comes to the target (the scale is then the limit), or if
-    the smallest that was tried is above it (the scale is then that one).
+    ``reached`` is false if no scale up to the limit comes to the target (the scale is then the limit, for a behaviour
+    the nearest that was tried), or if the smallest that was tried is above it (the scale is then that one). ``notes``
+    are sentences on it.
     """
 
     quantity: str

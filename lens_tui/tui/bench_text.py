@@ -127,7 +127,8 @@ State = Literal["running", "done", "stopped", "failed"]
 class Series:
     """One measure over the scales: its name in ``DEFINITIONS``, what it is called, and a value or ``None`` a scale.
 
-    ``top`` is the value of a full bar. ``curve`` has its knee and where it turns back; a control has none.
+    ``top`` is the value of a full bar, ``base`` that of none. ``curve`` has its knee and where it turns back; a
+    control has none.
     """
 
     name: str
@@ -137,6 +138,11 @@ class Series:
     places: int
     curve: Curve | None = None
     control: bool = False
+    base: float = 0.0
+
+    def height(self, value: float) -> float:
+        """The share of a full bar that a value has."""
+        return (value - self.base) / (self.top - self.base) if self.top != self.base else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +182,11 @@ class DoseView:
         if self.response is not None and self.response.baseline_read_back is not None:
             back = [None if p is None or p.read_back is None else p.read_back.mean for p in points]
             found.append(_series("read_back", back, curves, 1))
+        if self.response is not None and self.response.baseline_behaviour is not None:
+            answered = [None if p is None or p.behaviour is None else p.behaviour.difference for p in points]
+            # It has no zero to start from: the bars stand on the lowest.
+            lowest = -_top([None if value is None else -value for value in answered])
+            found.append(replace(_series("behaviour", answered, curves, 2), base=lowest))
         return tuple(series for series in found if series is not None)
 
     def after(self, event: Event) -> DoseView:
@@ -316,6 +327,11 @@ def _measured(point: DosePoint, response: DoseResponse, series: Series) -> str:
         case "read_back" if point.read_back is not None and response.baseline_read_back is not None:
             here, there = point.read_back, response.baseline_read_back
             return f"read-back {here.mean:.2f}, most {here.max:.1f}; plain {there.mean:.2f}, most {there.max:.1f}"
+        case "behaviour" if point.behaviour is not None and response.baseline_behaviour is not None:
+            asked, plain_answers = point.behaviour, response.baseline_behaviour
+            both = f"{asked.difference:+.3f} [{asked.low:+.3f}, {asked.high:+.3f}] nat"
+            share = f"share {asked.share:.2f}, chosen {asked.chosen * asked.n:g} of {asked.n}"
+            return f"{both}, plain {plain_answers.difference:+.3f}; {share}"
     loss_of = ", ".join(f"{value:+.3f}" for value in point.random_delta)
     kl_of = ", ".join(f"{value:.2f}" for value in point.random_kl)
     return f"random directions: Δ loss {loss_of} nat; KL {kl_of} nat"
@@ -366,8 +382,10 @@ def search_lines(view: SearchView, row: BenchRow, place: int, take: str) -> list
         verdict = "reached at" if search.reached else "not reached; nearest"
         parts: list[Part] = [f"{verdict} ", (amount(row, view.found), "bold $accent"), f": {search.value:+.3f}"]
         if search.held_out is not None:
-            parts.append(f" on half the texts, {search.held_out:+.3f} on the half held out")
+            over = "questions" if view.quantity == "behaviour" else "texts"
+            parts.append(f" on half the {over}, {search.held_out:+.3f} on the half held out")
         lines += [Content(""), Content.assemble(*parts), Content.styled(f"{take} gives it to the row", "$muted")]
         if search.curve.reversals:
             lines.append(Content.styled("↩ the curve turns back on the way: the first crossing counts", "$muted"))
+        lines += [Content(sentence) for sentence in search.notes]
     return [*lines, Content(""), _definition(view.quantity)]

@@ -444,7 +444,7 @@ class RandomVector(Job):
 class MeasureDose(Job):
     """A dose-response: what a steering does and costs at each scale. Events: Progress, DoseMeasured.
 
-    ``n_texts`` are for the loss, 0: 16.
+    ``n_texts`` are for the loss, 0: 16. ``questions`` is a file of questions with two answers, asked at every scale.
     ``interventions`` have a scale or value of 1, so that ``scales`` are absolute. ``controls`` random directions stand
     beside each scale. With an ``sae`` its ``feature`` is read back from what is written.
     """
@@ -459,19 +459,22 @@ class MeasureDose(Job):
     max_tokens: int = 60
     n_texts: int = 0
     seed: int = 0
+    questions: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FindScale(Job):
-    """The scale at which ``quantity`` (``records.measure_words.QUANTITIES``) reaches ``target``.
+    """The scale at which ``quantity`` (``records.measures.QUANTITIES``) reaches ``target``.
 
-    ``interventions`` have a scale of 1, or of -1 to search the other way. Events: Progress, ScalesTried, ScaleFound.
+    ``interventions`` have a scale of 1, or of -1 to search the other way; ``questions`` is a file of them, for
+    ``behaviour``. Events: Progress, ScalesTried, ScaleFound.
     """
 
     gives_way: ClassVar[bool] = True
     interventions: tuple[Intervention, ...]
     quantity: str = "delta_loss"
     target: float | None = None
+    questions: str = ""
 
 
 @dataclass(frozen=True, slots=True)

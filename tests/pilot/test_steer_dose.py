@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from textual.pilot import Pilot
 
 from lens_tui.records import Add, Positions
+from lens_tui.records.gates import Gate, monitor_of
 from lens_tui.records.interventions import BenchRow
 from lens_tui.records.measures import DEFINITIONS, MULTIPLES
 from lens_tui.tui.app import LensApp
@@ -202,7 +204,7 @@ async def test_another_target_and_the_other_direction() -> None:
     app = dose_app()
     async with app.run_test(size=(120, 36)) as pilot:
         _, worker = await opened(pilot)
-        await press(pilot, "b", "F", "4")
+        await press(pilot, "b", "F", "5")
         await press(pilot, "right", "right", "tab", *"0.25", "enter")
         job = worker.submitted[-1]
         assert isinstance(job, jobs.FindScale)
@@ -213,6 +215,87 @@ async def test_another_target_and_the_other_direction() -> None:
         assert chart(app).scales == tuple(sorted(chart(app).scales))
         await press(pilot, "enter")
         assert rows(app)[0].scale == -12.4
+
+
+QUESTIONS = str(Path(__file__).parents[2] / "examples" / "cooking_or_play.jsonl")
+
+
+async def test_behaviour_is_measured_by_a_file_of_questions_and_by_the_same_for_other_rows() -> None:
+    app = dose_app()
+    async with app.run_test(size=(120, 36)) as pilot:
+        _, worker = await opened(pilot)
+        await press(pilot, "V", *["down"] * 5, *QUESTIONS, "enter")
+        job = worker.submitted[-1]
+        assert isinstance(job, jobs.MeasureDose)
+        assert job.questions == QUESTIONS
+        shown = chart(app)
+        series = shown.series[-1]
+        assert (series.name, series.label) == ("behaviour", "behaviour")
+        heights = [series.height(value) for value in series.values if value is not None]
+        assert heights == sorted(heights)
+        assert (len(heights), heights[0], heights[-1]) == (11, 0.0, 1.0)
+        await press(pilot, "G", *["j"] * len(shown.series))
+        text = screen_text(app)
+        assert "+2.000 [+1.500, +2.500] nat, plain -1.000; share 0.90, chosen 6 of 12" in text
+        assert "Mean over questions of log p(answer that shows the behaviour)" in text
+        await press(pilot, "escape", "j", "v")
+        job = worker.submitted[-1]
+        assert isinstance(job, jobs.MeasureDose)
+        assert job.questions == QUESTIONS
+        await press(pilot, "V", *["down"] * 5, "ctrl+u", "enter")
+        job = worker.submitted[-1]
+        assert isinstance(job, jobs.MeasureDose)
+        assert job.questions == ""
+
+
+async def test_a_file_that_is_not_of_questions_is_refused_in_the_form(tmp_path: Path) -> None:
+    file = tmp_path / "labels.jsonl"
+    file.write_text('{"text": "a", "label": 1}')
+    app = dose_app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        _, worker = await opened(pilot)
+        asked = len(worker.submitted)
+        for keys in (("V", *["down"] * 5), ("F", "4")):
+            await press(pilot, *keys, *"/nowhere.json", "enter")
+            assert "questions needs a file that is there" in screen_text(app)
+            await press(pilot, "ctrl+u", *str(file), "enter")
+            assert "labels.jsonl, question 1 has not all of question" in screen_text(app)
+            await press(pilot, "escape")
+        assert len(worker.submitted) == asked
+
+
+@pytest.mark.parametrize(("typed", "target"), [("", 1.0), ("-0.5", -0.5)])
+async def test_a_scale_is_found_by_behaviour_up_and_down(typed: str, target: float) -> None:
+    app = dose_app()
+    async with app.run_test(size=(120, 36)) as pilot:
+        _, worker = await opened(pilot)
+        await press(pilot, "P", "F", "1")
+        assert not any(isinstance(job, jobs.FindScale) for job in worker.submitted)  # its texts have no prompt
+        assert "its texts have no prompt to be steered" in screen_text(app)
+        await press(pilot, "4", *QUESTIONS, "tab", *(["ctrl+u", *"0", "enter"] if typed else []))
+        if typed:
+            assert "grows by needs a number other than 0" in screen_text(app)
+        await press(pilot, *(["ctrl+u", *typed] if typed else []), "enter")
+        job = worker.submitted[-1]
+        assert isinstance(job, jobs.FindScale)
+        assert (job.quantity, job.target, job.questions) == ("behaviour", target, QUESTIONS)
+        text = screen_text(app)
+        assert f"target behaviour {target:+g} nat" in text
+        assert "on half the questions" in text
+        (series,) = chart(app).series
+        assert series.height(target) == 0.5
+        await press(pilot, "escape", "F", "4")
+        assert QUESTIONS[-20:] in screen_text(app)  # kept for the next one
+
+
+async def test_another_gate_is_another_measurement() -> None:
+    app = dose_app()
+    async with app.run_test(size=(120, 36)) as pilot:
+        await opened(pilot)
+        await press(pilot, "v")
+        app.store.edit_steer(rows(app)[0].id, gate=Gate(monitor_of(rows(app)[0].vector), 1.0))
+        await settle(pilot)
+        assert "changed since: v measures it" in screen_text(app)
 
 
 async def test_a_failure_leaves_the_pane_and_can_be_tried_again() -> None:

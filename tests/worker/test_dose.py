@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lens_tui import FeatureProbe, LensModel, dose_response, find_scale, load_sae
+from lens_tui import FeatureProbe, LensModel, behaviour, dose_response, find_scale, load_sae
 from lens_tui.lens.measure import effects
 from lens_tui.lens.measure.effects import LOSS_TEXTS
 from lens_tui.records import Add, Arm, LensError, Positions, Sampling, SteeringVector
+from lens_tui.records.corpus import read_questions
 from lens_tui.tasks import make_vectors
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
@@ -65,6 +66,43 @@ def test_a_dose_in_pieces_is_the_librarys_in_one(loaded: Driver, tiny: Path, sae
         assert (mine.knee, mine.reversals) == (other.knee, other.reversals)
     progress = [(event.done, event.total) for event in of(events, ev.Progress) if event.stage == "scales"]
     assert progress == [(0, 4), (2, 4), (4, 4)]
+
+
+QUESTIONS = Path(__file__).parents[2] / "examples" / "cooking_or_play.jsonl"
+
+
+def test_behaviour_is_measured_and_searched_for_as_the_verbs_do(loaded: Driver, tiny: Path) -> None:
+    lens, questions = LensModel(str(tiny)), read_questions(QUESTIONS)
+    job = jobs.MeasureDose(PROMPT, (ADD,), SCALES, 1, "", 0, *FEW, questions=str(QUESTIONS))
+    found = of(loaded.done(job), ev.DoseMeasured)[-1].response
+    asked = behaviour(lens, questions, [ADD], sorted(SCALES))
+    assert found.baseline_behaviour is not None
+    assert found.baseline_behaviour.difference == pytest.approx(asked.plain.difference, abs=1e-4)
+    for ours, theirs in zip(found.points, asked.points, strict=True):
+        assert ours.behaviour is not None
+        for name in ("difference", "low", "high", "share", "chosen", "n"):
+            assert getattr(ours.behaviour, name) == pytest.approx(getattr(theirs.behaviour, name), abs=1e-4)
+    assert found.curve("behaviour").values == pytest.approx(
+        [point.behaviour.difference for point in asked.points], abs=1e-4
+    )
+    slope = asked.points[-1].behaviour.difference - asked.plain.difference
+    wanted = jobs.FindScale((ADD,), "behaviour", slope / 2, str(QUESTIONS))
+    search = only(loaded.done(wanted), ev.ScaleFound).search
+    expected = make_vectors.find(lens, [ADD], "behaviour", slope / 2, questions=questions)
+    assert (search.scale, search.value, search.held_out) == pytest.approx(
+        (expected.scale, expected.value, expected.held_out), rel=1e-3
+    )
+
+
+def test_a_file_that_is_not_of_questions_is_refused_before_anything_is_measured(loaded: Driver, tmp_path: Path) -> None:
+    file = tmp_path / "labels.jsonl"
+    file.write_text('{"text": "a", "label": 1}')
+    for job in (
+        jobs.MeasureDose(PROMPT, (ADD,), SCALES, 0, "", 0, *FEW, questions=str(file)),
+        jobs.FindScale((ADD,), "behaviour", 1.0, str(file)),
+    ):
+        assert "labels.jsonl, question 1 has not all of question" in loaded.failed(job).message
+    assert "searched for by questions" in loaded.failed(jobs.FindScale((ADD,), "behaviour", 1.0)).message
 
 
 def test_a_dose_is_stopped_between_two_forwards_and_keeps_what_it_has(loaded: Driver) -> None:

@@ -30,6 +30,7 @@ ADD = (Add(id="a", layer=4, vector=unit_vector("dog"), scale=1.0),)
 ARMS = (Arm("baseline"), Arm("dog", ADD))
 ONE, OTHER = unit_vector("one"), unit_vector("other")
 PAIRS = ("I love it", "so good"), ("I hate it", "so bad")
+QUESTIONS = str(Path(__file__).parents[2] / "examples" / "cooking_or_play.jsonl")
 JOBS: dict[str, jobs.Job] = {
     "an SAE": jobs.LoadSAE(SAE),
     "two arms": jobs.Compare(PROMPT, ARMS, Sampling(max_tokens=STEPS)),
@@ -72,6 +73,8 @@ JOBS: dict[str, jobs.Job] = {
     "a random vector": jobs.RandomVector("r", 2),
     "a dose": jobs.MeasureDose(PROMPT, ADD, (0.0, 2.0, 4.0), 1, max_tokens=4, n_texts=1),
     "a dose of a feature": jobs.MeasureDose(PROMPT, ADD, (0.0, 4.0), 1, SAE, 17, max_tokens=4, n_texts=1),
+    "a dose with questions": jobs.MeasureDose(PROMPT, ADD, (0.0, 4.0), 1, max_tokens=4, n_texts=1, questions=QUESTIONS),
+    "a scale for a behaviour": jobs.FindScale(ADD, "behaviour", 0.1, QUESTIONS),
     "a scale": jobs.FindScale(ADD, "relative_norm", 0.1),
 }
 REFUSED: dict[str, jobs.Job] = {

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from ..tokens import Prompt
 
 
-Shape = Literal["away", "fall", "rise"]
-"""What is expected: a rise away from scale 0 on both sides, a fall away from it, or a rise from left to right."""
+Shape = Literal["away", "fall", "rise", "through"]
+"""What is expected: a rise away from scale 0 on both sides, a fall away from it, a rise from left to right, or to go on
+as it goes through 0, up or down."""
 _FLAT = 1e-3
 _NOISE = 0.02
 _BEND = 0.1
@@ -63,7 +64,11 @@ def curve(name: str, scales: Sequence[float], values: Sequence[float], origin: f
     least = max(_FLAT, _NOISE * reach)
     right = [(scale, value) for scale, value in pairs if scale >= 0]
     left = [(scale, value) for scale, value in reversed(pairs) if scale <= 0]
-    steps = [(left, -1 if shape in ("fall", "rise") else 1), (right, -1 if shape == "fall" else 1)]
+    if shape == "through":
+        onward = 1 if right[:2][-1][1] - left[:2][-1][1] >= 0 else -1
+        steps = [(left, -onward), (right, onward)]
+    else:
+        steps = [(left, -1 if shape in ("fall", "rise") else 1), (right, -1 if shape == "fall" else 1)]
     reversals = [pair for branch, sign in steps for pair in _reversals(branch, sign, least)]
     longest = max((right, left), key=lambda branch: (len(branch), abs(branch[-1][0])))
     return Curve(
@@ -366,7 +371,7 @@ def curves_of(response: DoseResponse) -> tuple[Curve, ...]:
         curves.append(curve("read_back", scales, backs, response.baseline_read_back.mean, "rise"))
     answered = [point.behaviour.difference for point in points if point.behaviour is not None]
     if response.baseline_behaviour is not None and len(answered) == len(points):
-        curves.append(curve("behaviour", scales, answered, response.baseline_behaviour.difference, "rise"))
+        curves.append(curve("behaviour", scales, answered, response.baseline_behaviour.difference, "through"))
     return tuple(curves)
 
 

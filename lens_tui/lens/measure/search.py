@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -13,7 +14,7 @@ import numpy as np
 
 from lens_tui.records import Add, Intervention, LensError, NormMatch, NotFinite
 from lens_tui.records.interventions import as_records
-from lens_tui.records.measures import FIRST, ScaleSearch
+from lens_tui.records.measures import FIRST, MOST_LENGTHS, ScaleSearch
 
 from ..forward import forward_rows
 from ..hooks.program import DoseMeter
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 Quantity = Literal["delta_loss", "kl", "relative_norm", "behaviour"]
 TARGETS: dict[str, float] = {"delta_loss": 0.3, "kl": 1.0, "relative_norm": 0.1, "behaviour": 1.0}
 _START = 0.05
+_AWAY = 6
+"""Doublings after which a behaviour that has only moved away from its target is followed no further."""
 Evaluate = Callable[[Sequence[float]], list[float]]
 
 
@@ -53,7 +56,9 @@ def find_scale(
     Scales are doubled from ``start``, several at a time as rows of one batch, until the target is passed. The bracket
     is then cut where a power law through its ends meets the target (in its middle, if the last cut took less than
     half of it away). The first crossing counts: a curve that turns back is followed no further, and
-    ``curve.reversals`` says where. Layers below the first steered one are computed once, not once a scale.
+    ``curve.reversals`` says where. A behaviour has a sign, and may move away from its target: once it has done
+    nothing else over six scales, and by as much as the target, the search ends there. Layers below the first steered
+    one are computed once, not once a scale.
 
     Args:
         lens: The model.
@@ -62,10 +67,11 @@ def find_scale(
             steered) over the first 20 tokens of the unsteered greedy continuation of each text, in nats.
             ``relative_norm``: measured mean ``||delta h|| / ||h||``, after rounding. ``behaviour``: how much
             the mean log-probability difference of the questions' answers has grown, in nats.
-        target: By default 0.3 nat, 1 nat, 0.1 and 1 nat.
+        target: By default 0.3 nat, 1 nat, 0.1 and 1 nat. Below 0, for ``behaviour`` alone, it is to be lowered.
         texts: By default 16 of ``LOSS_TEXTS``.
         start: The first factor; by default one that moves the residual by 5 % of its norm.
-        limit: The largest factor to try; by default ``2 ** 14`` times the first.
+        limit: The largest factor to try; by default ``2 ** 14`` times the first, for ``behaviour`` 200 times: a push
+            of 10 residual norms, far beyond which every text gets the same answers.
         tolerance: The bracket's relative width, or the value's relative distance from the target, that is enough.
         hold_out: Choose the scale on every other text, and report the value on the rest as well.
         raw: Do not apply the chat template.
@@ -74,10 +80,10 @@ def find_scale(
 
     Returns:
         The scale with its value and the curve. A target that no scale up to ``limit`` reaches, or that the smallest
-        is above already, gives ``reached=False``, not an error.
+        is above already, gives ``reached=False``, not an error; a behaviour's is then the nearest, with ``notes``.
 
     Raises:
-        LensError: For an unknown quantity, no texts, or bounds that are not positive.
+        LensError: For an unknown quantity, no texts, bounds that are not positive, or a target of 0.
     """
     records = as_records(interventions)
     texts = FEW_TEXTS if texts is None else texts
@@ -106,35 +112,49 @@ def _bounds(
     if isinstance(texts, (str, bytes)) or not len(texts):
         raise LensError("A search needs texts in a list.", "Give texts=[...], at least one.")
     target, start, limit = given
+    signed = quantity == "behaviour"
     goal = TARGETS[quantity] if target is None else float(target)
     first = _first_scale(lens, interventions, texts) if start is None else float(start)
-    last = first * 2.0**14 if limit is None else float(limit)
-    if not (goal > 0 and first > 0 and last > 0 and math.isfinite(goal + first + last)):
-        raise LensError("A search needs a positive target, start and limit.", "Check the arguments.")
+    last = first * (MOST_LENGTHS / _START if signed else 2.0**14) if limit is None else float(limit)
+    if not ((abs(goal) if signed else goal) > 0 and first > 0 and last > 0 and math.isfinite(goal + first + last)):
+        below = "; the target of a behaviour may be below 0" if signed else ""
+        raise LensError(f"A search needs a positive target, start and limit{below}.", "Check the arguments.")
     return goal, first, last
 
 
 def _search(
     evaluate: Evaluate, quantity: Quantity, bounds: tuple[float, float, float], tolerance: float
 ) -> ScaleSearch:
-    goal, first, last = bounds
+    target, first, last = bounds
+    sign, goal = math.copysign(1.0, target), abs(target)
     seen: dict[float, float] = {}
-    bracket = _bracket(evaluate, goal, min(first, last), last, seen)
+
+    def toward(scales: Sequence[float]) -> list[float]:
+        """The values, with their signs turned where the target is below 0."""
+        return [sign * value for value in evaluate(scales)]
+
+    bracket = _bracket(toward, goal, min(first, last), last, seen, signed=quantity == "behaviour")
     if bracket is not None:
-        bracket = _narrow(evaluate, goal, bracket, tolerance, seen)
-    scale = last if bracket is None else min(bracket, key=lambda at: abs(seen[at] - goal))
-    known = {at: value for at, value in seen.items() if math.isfinite(value)}
+        bracket = _narrow(toward, goal, bracket, tolerance, seen)
+    tried = seen if quantity == "behaviour" else (last,)
+    scale = min(bracket or tried, key=lambda at: abs(seen[at] - goal))
+    known = {at: sign * value for at, value in seen.items() if math.isfinite(value)}
+    away = bracket is None and max(seen.values()) <= 0
     return ScaleSearch(
         quantity=quantity,
-        target=goal,
+        target=target,
         scale=scale,
-        value=seen[scale],
+        value=sign * seen[scale],
         held_out=None,
-        bracket=bracket or (last, last),
-        curve=curve(quantity, list(known), list(known.values()), 0.0),
+        bracket=bracket or (max(seen), max(seen)),
+        curve=curve(quantity, list(known), list(known.values()), 0.0, "through" if quantity == "behaviour" else "away"),
         reached=bracket is not None and bracket[0] < bracket[1],
         evaluations=len(seen),
+        notes=(_AWAY_NOTE.format("lowers" if sign > 0 else "raises"),) if away else (),
     )
+
+
+_AWAY_NOTE = "This push {} the behaviour: turn the sign of its scale, or that of the target."
 
 
 def _telling(evaluate: Evaluate, progress: Callable[[dict[float, float]], None]) -> Evaluate:
@@ -150,9 +170,12 @@ def _telling(evaluate: Evaluate, progress: Callable[[dict[float, float]], None])
 
 
 def _bracket(
-    evaluate: Evaluate, goal: float, first: float, limit: float, seen: dict[float, float]
+    evaluate: Evaluate, goal: float, first: float, limit: float, seen: dict[float, float], *, signed: bool = False
 ) -> tuple[float, float] | None:
-    """Neighbouring scales, the lower below the goal and the upper at or above it; ``None`` up to the limit."""
+    """Neighbouring scales, the lower below the goal and the upper at or above it; ``None`` up to the limit.
+
+    A ``signed`` quantity may be moving away from the goal: ``None`` then, too.
+    """
     below, start, count = 0.0, first, _at_once()
     while True:
         scales = [min(start * 2.0**step, limit) for step in range(count)]
@@ -162,9 +185,15 @@ def _bracket(
             if seen[scale] >= goal:
                 return (below, scale) if below else _downwards(evaluate, goal, scale, seen)
             below = scale
-        if below >= limit:
+        if below >= limit or (signed and _moves_away(list(seen.values()), goal)):
             return None
         start = below * 2
+
+
+def _moves_away(values: Sequence[float], goal: float) -> bool:
+    """Whether a quantity, from 0 on, has fallen at scale after scale, and by as much as it should have risen."""
+    falls = all(after < before for before, after in itertools.pairwise([0.0, *values]))
+    return len(values) >= _AWAY and falls and values[-1] <= -goal
 
 
 def _downwards(evaluate: Evaluate, goal: float, high: float, seen: dict[float, float]) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,8 +16,10 @@ from textual.reactive import reactive
 from textual.widget import Widget
 from textual.widgets import Static
 
+from lens_tui.records import LensError
 from lens_tui.records.interventions import BenchRow, mode_of
 from lens_tui.records.measures import MULTIPLES, QUANTITIES
+from lens_tui.records.paths import expanded
 from lens_tui.tui.bench_text import DoseView, SearchView, Series, View, dose_lines, search_lines, short
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.format import BARS, fit, share_level
@@ -25,7 +27,8 @@ from lens_tui.tui.widgets.frame import Pane
 from lens_tui.worker.events import Event
 from lens_tui.worker.jobs import FindScale, MeasureDose
 
-from .form import Choice, ChoiceScreen, Field, FormScreen, number, whole
+from .form import Choice, ChoiceScreen, Field, FormScreen, number, optional, whole
+from .steer_forms import a_file
 
 LABEL, VALUE, WIDEST = 12, 6, 6
 Part = str | tuple[str, str]
@@ -157,7 +160,7 @@ class DoseChart(Widget, can_focus=True):
             return "·".center(width)
         if value - value != 0:
             return "×".center(width)  # the model's numbers overflowed there
-        return BARS[share_level(value, series.top)] * width
+        return BARS[share_level(series.height(value), 1.0)] * width
 
     def _flag(self, series: Series, column: int) -> str:
         """After the bar of a knee a diamond, after one that a curve turns back to an arrow."""
@@ -243,6 +246,7 @@ class DosePane(Pane):
         self._row: BenchRow | None = None
         self._views: dict[str, View] = {}
         self._under_way = ""
+        self._questions = ""
 
     @property
     def explains(self) -> tuple[str, ...]:
@@ -253,7 +257,7 @@ class DosePane(Pane):
 
     def _made_for(self, row: BenchRow) -> tuple[Any, ...]:
         """What a measurement depends on besides the scale."""
-        return (row.vector, row.rest, row.layer, row.mode, row.positions, self.session.prompt)
+        return (row.vector, row.rest, row.layer, row.mode, row.positions, row.gate, self.session.prompt)
 
     # ---- asking
 
@@ -268,8 +272,14 @@ class DosePane(Pane):
             return
         self._turn(row, True)
 
-    def ask(self, row: BenchRow) -> None:
-        """Have scales, tokens and controls chosen, and measure."""
+    def ask(self, row: BenchRow, typed: Mapping[str, str] | None = None, problem: str = "") -> None:
+        """Have scales, tokens, controls and questions chosen, and measure.
+
+        Args:
+            row: What is measured.
+            typed: What was typed before, by field.
+            problem: What was wrong with that.
+        """
         if not self._can_measure(row):
             return
         usual = " ".join(f"{multiple * row.reference:.4g}" for multiple in MULTIPLES)
@@ -279,17 +289,40 @@ class DosePane(Pane):
             Field("texts", "loss texts", "16", check=whole(2, 64)),
             Field("controls", "random", "1", check=whole(0, 8)),
             Field("seed", "seed", "0", check=whole(0, 2**32 - 1)),
+            Field("questions", "questions", hint="empty: none; .json .jsonl", check=optional(a_file)),
         ]
+        known = {"questions": self._questions, **(typed or {})}
+        fields = [replace(item, value=known.get(item.id, item.value)) for item in fields]
 
         def done(values: dict[str, str] | None) -> None:
-            if values is not None:
-                named = {"max_tokens": "tokens", "n_texts": "texts", "controls": "controls", "seed": "seed"}
-                options = {name: int(values[field]) for name, field in named.items()}
-                if self._measure(row, read_scales(values["scales"]), **options):
-                    self._turn(row, True)
+            if values is None:
+                return
+            if said := self._ask_by(values["questions"]):
+                self.ask(row, values, said)
+                return
+            named = {"max_tokens": "tokens", "n_texts": "texts", "controls": "controls", "seed": "seed"}
+            options = {name: int(values[field]) for name, field in named.items()}
+            if self._measure(row, read_scales(values["scales"]), **options):
+                self._turn(row, True)
 
-        note = "Absolute scales; tokens written at each, texts of the loss, random directions beside each."
-        self.app.push_screen(FormScreen(f"Dose of {row.vector.name}", fields, note), done)
+        note = (
+            "Absolute scales; tokens written at each, texts of the loss, random directions beside each. "
+            "A file of questions with two answers measures behaviour too."
+        )
+        self.app.push_screen(FormScreen(f"Dose of {row.vector.name}", fields, note, problem), done)
+
+    def _ask_by(self, path: str) -> str:
+        """Ask by the questions of this file from now on, or say what is wrong with it."""
+        from lens_tui.records.corpus import read_questions
+
+        path = path.strip()
+        try:
+            if path:
+                read_questions(path)
+        except LensError as error:
+            return f"{error.message} {error.hint}".strip()
+        self._questions = str(expanded(path)) if path else ""
+        return ""
 
     def _can_measure(self, row: BenchRow) -> bool:
         problem = ""
@@ -320,6 +353,7 @@ class DosePane(Pane):
             ordered,
             sae=sae,
             feature=int(facts.get("feature", 0)),
+            questions=self._questions,
             **options,
         )
         self._begin(row, DoseView(ordered, self._made_for(row)))
@@ -331,28 +365,30 @@ class DosePane(Pane):
         if self.session.model is None:
             self.lens.say(self.lens.no_model())
             return
-        if not mode_of(row.mode).grows or (row.positions is not None and row.positions.kind == "prompt"):
-            self.lens.say(
-                "A search needs a push that grows with its scale, on more than the prompt: add or norm-match."
-            )
+        if not mode_of(row.mode).grows:
+            self.lens.say("A search needs a push that grows with its scale: add or norm-match.")
             return
+        prompt_only = row.positions is not None and row.positions.kind == "prompt"
+        barred = "its texts have no prompt to be steered" if prompt_only else ""
         choices = [
-            Choice("delta_loss", "Δ loss +0.3 nat", "on texts that have nothing to do with the prompt"),
-            Choice("kl", "KL 1 nat", "of the first 20 tokens: about as far as text stays sound"),
-            Choice("relative_norm", "10 % of ‖h‖", "by length alone"),
-            Choice("other", "another target", "typed"),
+            Choice("delta_loss", "Δ loss +0.3 nat", "on texts that have nothing to do with the prompt", barred),
+            Choice("kl", "KL 1 nat", "of the first 20 tokens: about as far as text stays sound", barred),
+            Choice("relative_norm", "10 % of ‖h‖", "by length alone", barred),
+            Choice("behaviour", "behaviour +1 nat", "of the answers to a file of questions"),
+            Choice("other", "another target", "typed", barred),
         ]
 
         def chosen(which: str | None) -> None:
             if which == "other":
                 self._ask_target(row)
+            elif which == "behaviour":
+                self._ask_behaviour(row, {"questions": self._questions})
             elif which is not None:
                 self._search(row, which, QUANTITIES[which][2])
 
         self.app.push_screen(ChoiceScreen(f"Find the scale of {row.vector.name} for", choices), chosen)
 
     def _ask_target(self, row: BenchRow) -> None:
-        # A behaviour is searched for by questions, which the verb takes.
         names = {label: name for name, (label, _, _) in QUANTITIES.items() if name != "behaviour"}
         fields = [
             Field("quantity", "quantity", options=tuple(names)),
@@ -365,10 +401,27 @@ class DosePane(Pane):
 
         self.app.push_screen(FormScreen("Find a scale", fields, "In nats, or as a share of ‖h‖."), done)
 
-    def _search(self, row: BenchRow, quantity: str, target: float) -> None:
+    def _ask_behaviour(self, row: BenchRow, typed: Mapping[str, str], problem: str = "") -> None:
+        fields = [
+            Field("questions", "questions", typed["questions"], ".json .jsonl, two answers each", check=a_file),
+            Field("target", "grows by", typed.get("target", f"{QUANTITIES['behaviour'][2]:g}"), check=_not_zero),
+        ]
+
+        def done(values: dict[str, str] | None) -> None:
+            if values is None:
+                return
+            if said := self._ask_by(values["questions"]):
+                self._ask_behaviour(row, values, said)
+            else:
+                self._search(row, "behaviour", float(values["target"]), self._questions)
+
+        note = "Nats of log p(matching) − log p(other) over the plain model's; below 0 it is lowered."
+        self.app.push_screen(FormScreen("Find a scale by behaviour", fields, note, problem), done)
+
+    def _search(self, row: BenchRow, quantity: str, target: float, questions: str = "") -> None:
         sign = -1.0 if row.scale < 0 else 1.0
         self._begin(row, SearchView(quantity, target, self._made_for(row), sign))
-        job = FindScale(row.interventions(sign), quantity, target)
+        job = FindScale(row.interventions(sign), quantity, target, questions)
         self.lens.submit(job, SLOT, lambda event: self._take(row.id, event))
         self._turn(row, True)
 
@@ -461,6 +514,11 @@ class DosePane(Pane):
 
 def _stopped(view: View) -> View:
     return replace(view, state="stopped")
+
+
+def _not_zero(text: str) -> str:
+    """A check for a number that a behaviour is to grow by."""
+    return number(-1e6, 1e6)(text) or ("" if float(text) else "a number other than 0")
 
 
 def read_scales(text: str) -> list[float]:

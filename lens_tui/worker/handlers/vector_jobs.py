@@ -22,7 +22,7 @@ from . import Context
 from .load_jobs import open_sae
 
 if TYPE_CHECKING:
-    from lens_tui.lens.measure.dose import FeatureProbe
+    from lens_tui.lens.measure.dose import FeatureProbe, Question
     from lens_tui.lens.model import LensModel
 
 
@@ -152,6 +152,7 @@ def measure_dose(control: Control, job: jobs.MeasureDose, context: Context) -> I
         control.report(ev.DoseMeasured(control.id, shown(found), done, total))
         control.progress("scales", done, total, "scales")
 
+    questions = _questions(job.questions)
     control.progress("scales", 0, len(job.scales), "scales")
     probe = probe_of(job, context)
     with stoppable(context, control) as model:
@@ -165,6 +166,7 @@ def measure_dose(control: Control, job: jobs.MeasureDose, context: Context) -> I
             max_tokens=job.max_tokens,
             n_texts=job.n_texts or None,
             seed=job.seed,
+            questions=questions,
             progress=progress,
         )
     yield from ()
@@ -177,10 +179,18 @@ def find_scale(control: Control, job: jobs.FindScale, context: Context) -> Itera
         control.report(ev.ScalesTried(control.id, tuple(sorted(tried.items()))))
         control.progress("scales", len(tried), 0, "scales")
 
+    questions = _questions(job.questions)
     control.progress("scales", 0, 0, "scales")
     with stoppable(context, control) as model:
-        search = find(model, job.interventions, job.quantity, job.target, progress=progress)
+        search = find(model, job.interventions, job.quantity, job.target, questions=questions, progress=progress)
     yield ev.ScaleFound(control.id, search)
+
+
+def _questions(path: str) -> tuple[Question, ...]:
+    """The questions of a file; none where no file is named."""
+    from lens_tui.records.corpus import read_questions
+
+    return read_questions(path) if path else ()
 
 
 @contextmanager

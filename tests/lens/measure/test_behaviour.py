@@ -103,6 +103,42 @@ def test_it_is_a_column_of_dose_response_and_a_target_of_the_search(tmp_path: Pa
         find_scale(lens, push, quantity="behaviour")
 
 
+def test_a_behaviour_is_lowered_by_a_target_below_0_and_a_push_the_other_way_is_given_up_soon() -> None:
+    lens = LensModel.from_model(tiny.llama(layers=2, vocab=8192), tiny.tokenizer())
+    questions = [tuple(row.values()) for row in CAA]
+    vector = SteeringVector.of("v", np.random.default_rng(0).normal(size=64), 1)
+
+    def grown(scale: float) -> float:
+        push = Add(id="p", layer=1, vector=vector, scale=scale)
+        return float((by_hand(lens, push) - by_hand(lens))[::2].mean())
+
+    sign = float(np.sign(grown(0.5)))
+    up, down = (Add(id="p", layer=1, vector=vector, scale=turn * sign) for turn in (1.0, -1.0))
+    how: dict[str, Any] = {"quantity": "behaviour", "questions": questions, "start": 0.02}
+    goal = 0.8 * grown(-sign)
+    lowered = find_scale(lens, down, target=goal, **how)
+    assert lowered.reached
+    assert lowered.target == goal < 0
+    assert lowered.value == pytest.approx(grown(-sign * lowered.scale), abs=1e-3)
+    assert lowered.value == pytest.approx(goal, rel=0.05)
+    assert lowered.curve.values == pytest.approx([grown(-sign * at) for at in lowered.curve.scales], abs=1e-3)
+    assert lowered.curve.monotone
+    low, high = lowered.bracket
+    assert grown(-sign * high) <= goal < grown(-sign * low)
+    for push, target, verb in ((down, 1e-3, "lowers"), (up, -1e-3, "raises")):
+        wrong = find_scale(lens, push, target=target, **how)
+        assert not wrong.reached
+        assert wrong.evaluations in (6, 8)  # two or four at a time
+        assert wrong.scale == min(wrong.curve.scales)  # the nearest
+        assert verb in wrong.notes[0]
+    far = find_scale(lens, up, target=1e3, **how)
+    assert not far.reached
+    assert max(far.curve.scales) == pytest.approx(200 * 0.02)  # ten residual norms from one twentieth of one
+    assert far.value == max(far.curve.values)
+    with pytest.raises(LensError, match="may be below 0"):
+        find_scale(lens, up, target=0.0, **how)
+
+
 def test_the_verb_gives_the_librarys_numbers(tmp_path: Path) -> None:
     file = tmp_path / "caa.json"
     file.write_text(json.dumps(CAA))
@@ -112,6 +148,8 @@ def test_the_verb_gives_the_librarys_numbers(tmp_path: Path) -> None:
     assert result["plain"]["difference"] == pytest.approx(plain.difference, abs=1e-3)
     assert [point["factor"] for point in result["points"]] == [0.0, 1.0]
     assert result["points"][0]["difference"] == result["plain"]["difference"]
+    said = CliRunner().invoke(app, ["behaviour", str(file)]).output
+    assert "share: mean of p(matching) / (p(matching) + p(other)); chosen: questions whose matching" in said
 
 
 def test_what_has_no_two_answers_is_refused(tmp_path: Path) -> None:

@@ -90,6 +90,11 @@ def test_curves_bend_and_turn_back_where_they_do() -> None:
     assert rising.monotone
     assert not curve("x", [-2, -1, 1, 2], [3, -1, 1, 2], 0.0, "rise").monotone
     assert not curve("x", [1, 2], [0.5, 0.9], 1.0, "fall").monotone
+    for sign in (1.0, -1.0):  # what goes on through 0, whichever way
+        assert curve("x", [-2, -1, 1, 2], [-2 * sign, -sign, sign, 2 * sign], 0.0, "through").monotone
+        back = curve("x", [-2, -1, 1, 2], [-2 * sign, -sign, 2 * sign, sign], 0.0, "through")
+        assert back.reversals == ((1.0, 2.0),)
+    assert curve("x", [1, 2], [-1.0, -2.0], 0.0, "through").monotone
 
 
 def test_what_has_no_dial() -> None:
