@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lens_tui.records import LensError, SAEInfo
@@ -63,6 +64,7 @@ class Desk:
     def __init__(self, model: str, sae: str) -> None:
         self._model, self._sae = model, sae
         self._thread = ThreadPoolExecutor(1, "mlx-agent")
+        self._asked = copy_context()  # what was asked for before the verb holds on the model's thread too
         self._opened: tuple[LensModel, Vectors] | None = None
 
     async def ask(self, work: Callable[[Work], T], report: Report) -> tuple[T, list[str]]:
@@ -88,7 +90,7 @@ class Desk:
                 here.stopping = stopping
                 return work(here)
 
-        job = loop.run_in_executor(self._thread, run)
+        job = loop.run_in_executor(self._thread, self._asked.run, run)
         try:
             return await asyncio.shield(job), warned
         except asyncio.CancelledError:

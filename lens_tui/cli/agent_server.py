@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 from mcp.server.mcpserver import Context, MCPServer
-from mcp.server.mcpserver.exceptions import ToolError
-from pydantic import Field
+from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
+from pydantic import Field, ValidationError
 
 from lens_tui import __version__
 from lens_tui.records import LensError, Sampling
-from lens_tui.records.sanitise import sanitise
+from lens_tui.records.sanitise import one_line, sanitise
 
 from . import agent_tools as tools
 from .agent_desk import Desk, Work
@@ -30,9 +30,42 @@ Controls = Annotated[bool, Field(description="Run the controls too: the sign tur
 Random = Annotated[int, Field(description="Random directions of the same length", ge=1, le=16)]
 
 
+class LensTools(MCPServer):
+    """The SDK's server, in which what is wrong with a call is one sentence, and an argument nobody knows is wrong."""
+
+    async def call_tool(self, name: str, arguments: dict[str, Any], context: Any = None) -> Any:
+        """Call a tool.
+
+        Raises:
+            ToolError: What is wrong with the call, in one sentence.
+        """
+        tool = next((tool for tool in await self.list_tools() if tool.name == name), None)
+        if tool is not None:
+            known = list(tool.input_schema.get("properties", {}))
+            if unknown := sorted(set(arguments) - set(known)):
+                takes = f"It takes {', '.join(known)}." if known else "It takes none."
+                raise ToolError(f"{name} has no argument {one_line(unknown[0], 60)!r}. {takes}")
+        try:
+            return await super().call_tool(name, arguments, context)
+        except UnexpectedToolError:
+            raise
+        except ToolError as error:
+            wrong = error.__cause__
+            said = _wrong_argument(name, wrong) if isinstance(wrong, ValidationError) else str(wrong or error)
+            raise ToolError(said) from error
+
+
+def _wrong_argument(tool: str, error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = one_line(".".join(map(str, first["loc"])), 60)
+    if first["type"] == "missing":
+        return f"{tool} needs the argument {where}."
+    return f"{where} of {tool} is wrong: {first['msg'][0].lower()}{one_line(first['msg'][1:], 200)}."
+
+
 def make_server(desk: Desk) -> MCPServer:
     """The server over a desk, with all its tools."""
-    server: MCPServer = MCPServer("mlx-lens-tui", instructions=GUIDE, version=__version__, log_level="WARNING")
+    server: MCPServer = LensTools("mlx-lens-tui", instructions=GUIDE, version=__version__, log_level="WARNING")
 
     async def ask(context: Context, work: Callable[[Work], T]) -> T:
         try:

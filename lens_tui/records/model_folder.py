@@ -31,7 +31,8 @@ _LARGE = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merge
 _MAX_LARGE = 128 << 20
 _MAX_SMALL = 16 << 20
 _MAX_HEADER = 100_000_000  # as safetensors itself
-_SIDECARS = ("*.json", "*.model", "*.txt", "*.jsonl", "*.jinja", "*.tiktoken", "additional_chat_templates/*")
+SIDECARS = ("*.json", "*.model", "*.txt", "*.jsonl", "*.jinja", "*.tiktoken", "additional_chat_templates/*")
+"""What mlx-lm and transformers read of a model's folder beside its weights."""
 _OBJECTS = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json")
 _KEYS = {"tokenizer.json": ("model", "vocab")}
 """What a tokenizer of any kind has: without it the libraries would parse all of the file, for seconds, to no end."""
@@ -82,7 +83,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def check_sidecars(folder: Path) -> None:
     """Raise :class:`LensError` for a file that mlx-lm or transformers would open and that no model has: a pipe,
     a device, gigabytes where a few hundred kilobytes belong, JSON of another kind."""
-    for pattern in _SIDECARS:
+    for pattern in SIDECARS:
         for file in sorted(folder.glob(pattern)):
             if file.is_dir():
                 continue

@@ -19,12 +19,12 @@ from lens_tui.lens.architecture.stream_writers import Part, block_writer, embedd
 from lens_tui.lens.model import LensModel
 from lens_tui.records import FloatArray, LensError, SteeringVector
 from lens_tui.records.disk import write_text
+from lens_tui.records.model_folder import SIDECARS
 from lens_tui.records.read_files import shown
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.steering_vector import Origin
 from lens_tui.records.vector_formats import save_vectors
 
-_BESIDE = ("*.json", "*.model", "*.txt", "*.jsonl", "*.jinja", "*.tiktoken")
 _OWN = ("config.json", "adapter_config.json", "model.safetensors.index.json")
 
 
@@ -54,10 +54,11 @@ def write_model(
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
-        for pattern in _BESIDE:
-            for file in source.glob(pattern):
-                if file.is_file() and file.name not in _OWN:
-                    shutil.copyfile(file, partial / file.name)
+        for file in (file for pattern in SIDECARS for file in source.glob(pattern)):
+            if file.is_file() and file.name not in _OWN:
+                copy = partial / file.relative_to(source)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, copy)
         save: Any = utils
         save.save_model(partial, model)
         save.save_config(dict(config), partial / "config.json", keep_vision_config=True)

@@ -17,14 +17,15 @@ import numpy as np
 import pytest
 from mcp import Client, StdioServerParameters
 
-from lens_tui import LensModel
+from lens_tui import Add, LensModel, bake
 from lens_tui.cli.agent_desk import Desk
 from lens_tui.cli.agent_server import make_server
 from lens_tui.cli.agent_tools import compared
+from lens_tui.cli.compare_verbs import measured
 from lens_tui.lens.probes.probe_texts import train_probes
 from lens_tui.lens.read.logits import logit_lens
 from lens_tui.records import LensError, Sampling
-from tests.folders import llama_folder, sae_folder
+from tests.folders import D_MODEL, llama_folder, sae_folder
 
 TOOLS = {
     "model_info", "generate", "compare", "loss", "dose", "make_vector", "features", "feature", "search", "patch",
@@ -139,6 +140,19 @@ async def test_what_is_wrong_is_said_and_costs_nothing(folders: tuple[str, str])
         ("generate", {"prompts": ["a"] * 65}),
         ("generate", {"prompts": "not a list"}),
     ]
+    said = {
+        ("generate", '{"prompts": "a"}'): "prompts of generate is wrong: input should be a valid list.",
+        ("generate", "{}"): "generate needs the argument prompts.",
+        (
+            "compare",
+            '{"prompt": "a", "steering": "f3*2", "n_random": 99}',
+        ): "n_random of compare is wrong: input should be less than or equal to 16.",
+        ("loss", '{"texts": ["a"], "steer": "f3*2"}'): (
+            "loss has no argument 'steer'. It takes texts, steering, controls, n_random, seed."
+        ),
+        ("model_info", '{"\\u001b[31m": 1}'): "model_info has no argument '\u241b[31m'. It takes none.",
+        ("feature", '{"number": "x"}'): "'x' is not a feature number. Write it as 1288 or f1288.",
+    }
     async with talking(folders) as client:
         for name, arguments in bad:
             done = await client.call_tool(name, arguments)
@@ -147,6 +161,11 @@ async def test_what_is_wrong_is_said_and_costs_nothing(folders: tuple[str, str])
             assert text
             assert "Traceback" not in text
             assert "\x1b" not in text
+            assert "\n" not in text
+        for (name, given), sentence in said.items():
+            done = await client.call_tool(name, json.loads(given))
+            assert done.is_error
+            assert getattr(done.content[0], "text", "") == sentence
         assert (await call(client, "generate", prompts=["the cat"], max_tokens=2))["texts"][0]["n_tokens"] == 2
 
 
@@ -186,6 +205,23 @@ async def test_the_process_speaks_the_protocol_alone(folders: tuple[str, str]) -
     given = StdioServerParameters(command=command[0], args=command[1:], env=dict(os.environ), cwd=Path.cwd())
     async with Client(given) as client:
         assert (await call(client, "model_info"))["n_layers"] == 3
+
+
+async def test_what_is_asked_for_before_the_verb_reaches_the_model(folders: tuple[str, str], tmp_path: Path) -> None:
+    adapter = str(tmp_path / "lora")
+    bake(folders[0], [Add(id="a", layer=1, vector=np.ones(D_MODEL), scale=3.0)], adapter, form="peft")  # type: ignore[arg-type]
+    text = "the cat sat on the mat"
+    losses: list[Any] = []
+    for before in ([], ["--adapter", adapter], ["--adapter", "nowhere/lora"]):
+        command = [sys.executable, "-m", "lens_tui", *before, "mcp", "-m", folders[0]]
+        given = StdioServerParameters(command=command[0], args=command[1:], env=dict(os.environ), cwd=Path.cwd())
+        async with Client(given) as client:
+            done = await client.call_tool("loss", {"texts": [text]})
+            losses.append(getattr(done.content[0], "text", "") if done.is_error else done.structured_content)
+    for plain, loaded in ((losses[0], LensModel(folders[0])), (losses[1], LensModel(folders[0], adapter=adapter))):
+        assert plain["loss"] == pytest.approx(measured(loaded, [text], ())["loss"], abs=1e-4)
+    assert losses[0]["loss"] != pytest.approx(losses[1]["loss"], abs=1e-2)
+    assert "nowhere/lora" in losses[2]
 
 
 def test_nothing_but_the_protocol_is_on_standard_output(folders: tuple[str, str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,17 @@ def test_a_baked_model_is_the_steered_one_in_plain_mlx_lm(tied: Path, tmp_path: 
     assert alone.kl_plain == pytest.approx(kl.mean(), rel=1e-3)
     assert alone.loss_baked == pytest.approx(-want[np.arange(len(IDS) - 1), IDS[1:]].mean(), rel=1e-4)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["mlp_bias"] is True
+
+
+def test_a_baked_model_has_the_chat_templates_of_the_plain_one(tied: Path, tmp_path: Path) -> None:
+    shutil.copytree(tied, tmp_path / "m")
+    templates = {"chat_template.jinja": "usual", "additional_chat_templates/dialogue.jinja": "other"}
+    for name, text in templates.items():
+        file = tmp_path / "m" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    bake(str(tmp_path / "m"), [add()], tmp_path / "out", texts=TEXTS)
+    assert {name: (tmp_path / "out" / name).read_text() for name in templates} == templates
 
 
 def test_a_projection_unties_an_embedding_and_says_that_it_acts_everywhere(tied: Path, tmp_path: Path) -> None:
