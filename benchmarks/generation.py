@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from statistics import median
 from typing import Any
 
 import mlx.core as mx
@@ -20,7 +21,7 @@ from lens_tui.records import Add, SteeringVector
 
 from .machine import Options, device, fresh
 from .report import Row, at_least, at_most, of_speeds, of_times
-from .turns import Contender, medians, timed
+from .turns import Contender, medians, paired, take_turns, timed
 
 PROMPT = "The old man opened the door and"
 ARMS = 8
@@ -72,19 +73,20 @@ def _plain(lens: LensModel, ids: list[int], tokens: int) -> None:
 def of_steering(lens: LensModel, options: Options, tokens: int) -> Iterator[Row]:
     """One steered stream against mlx-lm's own loop."""
     ids, record = prompt_of(lens), adds(lens, 1)[0]
-    found = medians(
+    turns = take_turns(
         {
             "mlx-lm": on_device(partial(_plain, lens, ids, tokens)),
             "unhooked": on_device(lambda: _all(lens.stream(ids, max_tokens=tokens))),
             "steered": on_device(lambda: _all(lens.stream(ids, max_tokens=tokens, interventions=[record]))),
         },
-        options.repeats(7),
+        options.repeats(15),
         unmeasured=2,
     )
-    rate = {name: tokens / seconds for name, seconds in found.items()}
-    what = f"generation of {tokens} tokens"
-    yield of_speeds(f"{what}, nothing hooked", rate["unhooked"], rate["mlx-lm"], "mlx-lm")
-    yield of_speeds(f"{what}, one vector", rate["steered"], rate["mlx-lm"], "mlx-lm", at_least(0.98))
+    rate = {name: tokens / median(seconds) for name, seconds in turns.items()}
+    what, plain = f"generation of {tokens} tokens", rate["mlx-lm"]
+    ratio = {name: 1 / paired(turns, name, "mlx-lm") for name in rate}
+    yield of_speeds(f"{what}, nothing hooked", rate["unhooked"], plain, "mlx-lm", ratio=ratio["unhooked"])
+    yield of_speeds(f"{what}, one vector", rate["steered"], plain, "mlx-lm", at_least(0.98), ratio=ratio["steered"])
 
 
 def of_arms(lens: LensModel, options: Options, tokens: int) -> Iterator[Row]:
@@ -122,17 +124,19 @@ def of_capture(lens: LensModel, options: Options, tokens: int) -> Iterator[Row]:
     """Every layer's output held: in a forward of several lengths, and in decoding."""
     most = getattr(getattr(lens.model, "args", None), "max_position_embeddings", 2048) or 2048
     for length in (n for n in ((32, 512) if options.quick else (32, 512, 2048)) if n <= most):
-        found = medians(forwards(lens, length), options.repeats(9 if length <= 512 else 5), unmeasured=2)
+        turns = take_turns(forwards(lens, length), options.repeats(30 if length <= 512 else 9), unmeasured=2)
         bound = at_most(1.04) if length == 512 else None
-        what = f"forward of {length} tokens, every layer captured"
-        yield of_times(what, found["ours"], found["plain"], "plain", bound)
-        yield of_times(f"{what} by a bare proxy", found["bare proxy"], found["plain"], "plain")
+        what, plain = f"forward of {length} tokens, every layer captured", median(turns["plain"])
+        for name, added, limit in (("ours", "", bound), ("bare proxy", " by a bare proxy", None)):
+            ratio = paired(turns, name, "plain")
+            yield of_times(f"{what}{added}", median(turns[name]), plain, "plain", limit, ratio=ratio)
         fresh()
-    found = medians(decodings(lens, tokens), options.repeats(5), unmeasured=2)
-    rate = {name: tokens / seconds for name, seconds in found.items()}
+    turns = take_turns(decodings(lens, tokens), options.repeats(9), unmeasured=2)
+    rate = {name: tokens / median(seconds) for name, seconds in turns.items()}
     what = f"decoding {tokens} tokens, every layer captured"
-    yield of_speeds(what, rate["ours"], rate["plain"], "plain mlx-lm", at_least(0.95))
-    yield of_speeds(f"{what} by a bare proxy", rate["bare proxy"], rate["plain"], "plain mlx-lm")
+    for name, added, limit in (("ours", "", at_least(0.95)), ("bare proxy", " by a bare proxy", None)):
+        ratio = 1 / paired(turns, name, "plain")
+        yield of_speeds(f"{what}{added}", rate[name], rate["plain"], "plain mlx-lm", limit, ratio=ratio)
 
 
 @contextmanager

@@ -79,16 +79,27 @@ def duration(seconds: float) -> str:
     return f"{written(seconds * 1e6)} µs"
 
 
-def of_times(what: str, ours: float, peer: float, name: str, bound: Bound | None = None) -> Row:
-    """A row of two times in seconds: ours over the peer's."""
-    return Row(what, duration(ours), f"{name}: {duration(peer)}", ours / peer, bound)
+def of_times(
+    what: str, ours: float, peer: float, name: str, bound: Bound | None = None, *, ratio: float | None = None
+) -> Row:
+    """A row of two times in seconds: ours over the peer's, or a ``ratio`` taken turn by turn."""
+    value = ours / peer if ratio is None else ratio
+    return Row(what, duration(ours), f"{name}: {duration(peer)}", value, bound)
 
 
 def of_speeds(
-    what: str, ours: float, peer: float, name: str, bound: Bound | None = None, unit: str = "tokens/s"
+    what: str,
+    ours: float,
+    peer: float,
+    name: str,
+    bound: Bound | None = None,
+    unit: str = "tokens/s",
+    *,
+    ratio: float | None = None,
 ) -> Row:
-    """A row of two speeds: ours over the peer's."""
-    return Row(what, f"{written(ours)} {unit}", f"{name}: {written(peer)} {unit}", ours / peer, bound)
+    """A row of two speeds: ours over the peer's, or a ``ratio`` taken turn by turn."""
+    value = ours / peer if ratio is None else ratio
+    return Row(what, f"{written(ours)} {unit}", f"{name}: {written(peer)} {unit}", value, bound)
 
 
 def absent(what: str, reason: str) -> Row:

@@ -51,3 +51,8 @@ def medians(contenders: Mapping[str, Contender], repeats: int, *, unmeasured: in
     """The median seconds of each contender."""
     found = take_turns(contenders, repeats, unmeasured=unmeasured)
     return {name: median(values) for name, values in found.items()}
+
+
+def paired(seconds: Mapping[str, list[float]], ours: str, peer: str) -> float:
+    """The median ratio of ours to the peer's within a turn: a host that is slow for some turns is slow for both."""
+    return median(one / other for one, other in zip(seconds[ours], seconds[peer], strict=True))

@@ -44,7 +44,7 @@ from .forward import Ids, echo, mean_loss, run_forward, unhooked
 from .hooks.capture_result import CaptureResult
 from .hooks.program import Hook, Item
 from .hooks.readings import FeatureSource
-from .hooks.registry import Plan, Registry, async_eval
+from .hooks.registry import Plan, Registry
 from .hooks.steering import Steering, as_numpy, check_vector, checked, entries_of, for_a_block
 from .texts import read_table, text_logits, text_losses, text_residuals, texts_in
 from .tokens import Prompt, Tokens, id_table
@@ -359,10 +359,7 @@ class LensModel:
             if cache is not None:
                 raise LensError("A prompt cache cannot continue several texts.", "Leave it out, or give ids.")
             return text_logits(self._registry, rows)
-        ids, check = self._ids_and_check(tokens)
-        logits = run_forward(self._registry, ids, cache)
-        check()  # now that the forward is built, the device has long answered
-        return logits
+        return run_forward(self._registry, self.ids(tokens), cache)
 
     def loss(self, tokens: Any) -> float:
         """Mean next-token cross-entropy in nats of a text, token ids or several texts, by float32 log-softmax.
@@ -509,21 +506,6 @@ class LensModel:
 
     def ids(self, tokens: Any) -> mx.array:
         """A text or token ids as an array (batch, tokens), each id inside the vocabulary. Raises :class:`LensError`."""
-        ids, check = self._ids_and_check(tokens)
-        check()
-        return ids
-
-    def rows(self, tokens: Any) -> tuple[Ids, ...]:
-        """The token ids of each text: of one, of several of any lengths, or of a table of ids. Raises ``LensError``."""
-        rows = texts_in(self.tokens, tokens)
-        return rows if rows is not None else tuple(tuple(row) for row in self.ids(tokens).tolist())  # type: ignore[union-attr, arg-type]
-
-    def _ids_and_check(self, tokens: Any) -> tuple[mx.array, Callable[[], None]]:
-        """The ids, forced into the vocabulary, and what refuses them if they were not in it.
-
-        Of an array on the device the answer takes a while to come: whoever has something else to do asks for it later.
-        Foreign memory is read in no case.
-        """
         ids: Any = tokens
         if isinstance(tokens, str):
             ids = np.asarray(self.tokens.encode(tokens))
@@ -536,20 +518,20 @@ class LensModel:
             )
         if not isinstance(ids, mx.array):
             self.tokens.check([int(ids.min()), int(ids.max())])
-            return mx.array(ids.astype(np.int32)), lambda: None
+            return mx.array(ids.astype(np.int32))
         # An array on the device stays there: read on the host, it would be brought back for every forward. As a number
-        # without a sign a negative id is a very large one, so that the largest says it all, in one reduction.
+        # without a sign a negative id is a very large one, so that the largest says it all, in one reduction. It is
+        # waited for, 30 microseconds of an H100: to ask for it later, and to force the ids into the vocabulary until
+        # then, took five times that.
         narrow = mx.clip(ids, -1, self.tokens.vocab_size) if ids.dtype.size > 4 else ids
-        unsigned = narrow.astype(mx.int32).view(mx.uint32)
-        largest = unsigned.max()
-        async_eval(largest)
-        inside = mx.minimum(unsigned, self.tokens.vocab_size - 1).view(mx.int32)
+        if int(narrow.astype(mx.int32).view(mx.uint32).max()) >= self.tokens.vocab_size:
+            self.tokens.check([int(ids.min()), int(ids.max())])
+        return narrow.astype(mx.int32)
 
-        def check() -> None:
-            if int(np.array(largest)) >= self.tokens.vocab_size:
-                self.tokens.check([int(np.array(end)) for end in (ids.min(), ids.max())])
-
-        return inside, check
+    def rows(self, tokens: Any) -> tuple[Ids, ...]:
+        """The token ids of each text: of one, of several of any lengths, or of a table of ids. Raises ``LensError``."""
+        rows = texts_in(self.tokens, tokens)
+        return rows if rows is not None else tuple(tuple(row) for row in self.ids(tokens).tolist())  # type: ignore[union-attr, arg-type]
 
     def stream_batch(
         self,

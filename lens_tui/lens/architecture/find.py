@@ -392,12 +392,13 @@ class Decoder:
             layer = operator.index(None if isinstance(layer, bool) else layer)  # type: ignore[arg-type]
         except TypeError:
             raise LensError(f"A layer cannot be {layer!r}.", "Give a whole number.") from None
-        if not -self.n_layers <= layer < self.n_layers:
+        count = len(self.layers)
+        if not -count <= layer < count:
             raise LensError(
-                f"There is no layer {layer}: this model has {self.n_layers} decoder blocks.",
-                f"Choose 0 to {self.n_layers - 1}, or -1 for the last.",
+                f"There is no layer {layer}: this model has {count} decoder blocks.",
+                f"Choose 0 to {count - 1}, or -1 for the last.",
             )
-        return layer % self.n_layers
+        return layer % count
 
     def indices(self, layers: Any) -> list[int]:
         """One layer or several, each counted from 0, in the order given. Raises ``LensError``."""

@@ -9,7 +9,7 @@ the original class.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -26,48 +26,62 @@ _TAPS: dict[int, tuple[Tap, ...]] = {}
 """The taps around each proxied module, innermost first, by the module's id: gone when it is of its own class again."""
 _PROXIES: dict[type[Module], type[Module]] = {}
 """The proxy of each class. Making a class costs more than a layer's Python does, so each is made once."""
+_ORIGINALS: dict[type[Module], type[Module]] = {}
+"""The class that each proxy stands for."""
+_set: Callable[[Module, str, Any], None] = object.__setattr__
+"""Sets a module's class: MLX's own setter looks through parameters first, which costs as much as all the rest."""
 
 
 def install(module: Module, tap: Tap) -> None:
     """Put ``tap`` around every call of ``module``; the tap installed last is outermost."""
-    kind = type(module)
-    if "_lens_original" in kind.__dict__:
-        _TAPS[id(module)] = (*_TAPS[id(module)], tap)
-        return
-    _TAPS[id(module)] = (tap,)
-    _set_class(module, _PROXIES.get(kind) or _proxy_of(kind))
+    install_all(((module, tap),))
+
+
+def install_all(pairs: Iterable[tuple[Module, Tap]]) -> None:
+    """:func:`install` of several, in one sweep: a capture of every layer begins and ends with one."""
+    for module, tap in pairs:
+        kind = type(module)
+        if kind in _ORIGINALS:
+            _TAPS[id(module)] = (*_TAPS[id(module)], tap)
+        else:
+            _TAPS[id(module)] = (tap,)
+            _set(module, "__class__", _PROXIES.get(kind) or _proxy_of(kind))
 
 
 def uninstall(module: Module, tap: Tap) -> None:
     """Take ``tap`` away, in any order; without taps the module is of its original class again."""
-    held = taps_of(module)
-    taps = tuple([item for item in held if item != tap])
-    if taps:
-        _TAPS[id(module)] = taps
-    elif held:
-        del _TAPS[id(module)]
-        _set_class(module, original_class(module))
+    uninstall_all(((module, tap),))
 
 
-def _set_class(module: Module, kind: type[Module]) -> None:
-    # By object's own setter: MLX's looks through parameters first, which costs as much as all the rest.
-    object.__setattr__(module, "__class__", kind)
+def uninstall_all(pairs: Iterable[tuple[Module, Tap]]) -> None:
+    """:func:`uninstall` of several, in one sweep."""
+    for module, tap in pairs:
+        original = _ORIGINALS.get(type(module))
+        if original is None:
+            continue
+        held = _TAPS[id(module)]
+        taps = () if held == (tap,) else tuple([item for item in held if item != tap])
+        if taps:
+            _TAPS[id(module)] = taps
+        else:
+            del _TAPS[id(module)]
+            _set(module, "__class__", original)
 
 
 def taps_of(module: Module) -> tuple[Tap, ...]:
     """The taps around a module, innermost first; empty for a module that is not proxied."""
-    return _TAPS.get(id(module), ()) if "_lens_original" in type(module).__dict__ else ()
+    return _TAPS.get(id(module), ()) if type(module) in _ORIGINALS else ()
 
 
 def original_class(module: Module) -> type[Module]:
     """The class a module has when nothing is installed on it."""
-    found: type[Module] = type(module).__dict__.get("_lens_original", type(module))
-    return found
+    return _ORIGINALS.get(type(module), type(module))
 
 
 def _proxy_of(original: type[Module]) -> type[Module]:
     if original not in _PROXIES:
-        _PROXIES[original] = _make_proxy(original)
+        proxy = _PROXIES[original] = _make_proxy(original)
+        _ORIGINALS[proxy] = original
     return _PROXIES[original]
 
 
@@ -77,8 +91,9 @@ def _make_proxy(original: type[Module]) -> type[Module]:
     def call(self: Module, *args: Any, **kwargs: Any) -> Any:
         taps = _TAPS[id(self)]
         forward: Call = partial(inner.__call__, self)
-        for tap in taps[:-1]:
-            forward = partial(_through, tap, forward)
+        if len(taps) > 1:
+            for tap in taps[:-1]:
+                forward = partial(_through, tap, forward)
         return taps[-1](forward, args, kwargs)
 
     def reduce_ex(self: Module, protocol: Any) -> Any:
@@ -93,7 +108,6 @@ def _make_proxy(original: type[Module]) -> type[Module]:
         "__module__": original.__module__,
         "__qualname__": original.__qualname__,
         "__doc__": original.__doc__,
-        "_lens_original": original,
     }
     proxy = type(original.__name__, (original,), space)
     return proxy

@@ -28,13 +28,15 @@ from lens_tui.records import ClampFeature, EditPattern, Intervention
 from lens_tui.records.gates import Gate, Monitor
 
 from ..architecture.find import Decoder
-from ..architecture.taps import Call, Tap, first_of, input_of, install, uninstall
+from ..architecture.taps import Call, Tap, first_of, input_of, install_all, uninstall_all
 from .pattern_edits import Rehearsal, rehearsed
 from .places import CacheLedger, Offset, Point, SiteMap, Spans, Where, caches_of
 from .program import DoseMeter, Hook, Item, Key, Program, build, has_effect
 from .readings import FeatureSource
 
 Found = TypeVar("Found")
+Seat = tuple[Point, Tap, dict[Key, Point]]
+"""A site's call, the tap of its module, and the sites that the tap visits now."""
 _stamps = itertools.count(1)
 async_eval: Any = mx.async_eval
 """MLX's own, which has no types."""
@@ -218,6 +220,7 @@ class Registry:
         self._lock = threading.RLock()
         self._needs: dict[Key, int] = {}
         self._taps: dict[int, tuple[Tap, dict[Key, Point]]] = {}
+        self._seats: dict[Key, Seat] = {}
         self._programs: dict[object, dict[Key, Program]] = {}
         self._found: dict[Any, Any] = {}
         self.caches = CacheLedger()
@@ -274,52 +277,52 @@ class Registry:
 
     def _need(self, keys: Iterable[Key]) -> None:
         """Install proxies for sites; every site is found before the first is installed."""
-        keys = tuple(keys)
-        for key in keys:
-            self.sites.point(*key)
+        seats = [(key, self._seats.get(key) or self._seat(key)) for key in keys]
+        fresh: list[tuple[Module, Tap]] = []
         with self._lock:
-            if keys and not self._needs:
-                for owner in self.decoder.owners:
-                    install(owner, self._root)
-            for key in keys:
-                needed = self._needs.get(key, 0)
-                self._needs[key] = needed + 1
+            needs = self._needs
+            if seats and not needs:
+                fresh += [(owner, self._root) for owner in self.decoder.owners]
+            for key, (point, tap, points) in seats:
+                needed = needs.get(key, 0)
+                needs[key] = needed + 1
                 if not needed:
-                    self._attach(key)
+                    if not points:
+                        fresh.append((point.module, tap))
+                    points[key] = point
+            install_all(fresh)
 
     def _release(self, keys: Iterable[Key]) -> None:
         """The opposite of :meth:`_need`."""
+        free: list[tuple[Module, Tap]] = []
         with self._lock:
-            had = bool(self._needs)
+            needs = self._needs
+            had = bool(needs)
             for key in keys:
-                needed = self._needs[key] - 1
+                needed = needs[key] - 1
                 if needed:
-                    self._needs[key] = needed
+                    needs[key] = needed
                 else:
-                    del self._needs[key]
-                    self._detach(key)
-            if had and not self._needs:
-                for owner in self.decoder.owners:
-                    uninstall(owner, self._root)
+                    del needs[key]
+                    point, tap, points = self._seats[key]
+                    del points[key]
+                    if not points:
+                        free.append((point.module, tap))
+            if had and not needs:
+                free += [(owner, self._root) for owner in self.decoder.owners]
+            uninstall_all(free)
 
     @property
     def installed(self) -> tuple[Key, ...]:
         """The sites that carry a proxy now."""
         return tuple(sorted(self._needs))
 
-    def _attach(self, key: Key) -> None:
+    def _seat(self, key: Key) -> Seat:
+        """A site's call, its module's tap and what that tap knows, found once."""
         point = self.sites.point(*key)
         tap, points = self._taps.get(id(point.module)) or self._tap(point.module)
-        if not points:
-            install(point.module, tap)
-        points[key] = point
-
-    def _detach(self, key: Key) -> None:
-        module = self.sites.point(*key).module
-        tap, points = self._taps[id(module)]
-        del points[key]
-        if not points:
-            uninstall(module, tap)
+        self._seats[key] = point, tap, points
+        return self._seats[key]
 
     def _tap(self, module: Module) -> tuple[Tap, dict[Key, Point]]:
         """A module's tap, made once: what a capture makes anew for each layer, Python's collector goes through."""
@@ -476,16 +479,17 @@ class Registry:
         run, rehearsal = forward.run, forward.rehearsal
         if rehearsal is not None and rehearsal.withholds(key, h):
             return rehearsal.known.get(key, h)
-        forward.called.add(key)
         if run.resume is not None and run.resume.key == key:
             h = run.resume.hidden
         program = forward.programs.get(key)
-        if program is not None and program.steps:
-            if run.fork and h.shape[0] == 1:
-                h = mx.broadcast_to(h, (run.fork, *h.shape[1:]))
-            h = program.run(h, forward.where, run.meter.watcher(key, program.acting) if run.meter else None)
-        for monitor, read in program.reads if program is not None else ():
-            forward.where.readings[monitor] = read(h)
+        if program is not None:
+            forward.called.add(key)
+            if program.steps:
+                if run.fork and h.shape[0] == 1:
+                    h = mx.broadcast_to(h, (run.fork, *h.shape[1:]))
+                h = program.run(h, forward.where, run.meter.watcher(key, program.acting) if run.meter else None)
+            for monitor, read in program.reads:
+                forward.where.readings[monitor] = read(h)
         for recorder, places in forward.recorders:
             if key in places:
                 seen = h if run.captured_rows is None else h[: run.captured_rows]

@@ -176,3 +176,18 @@ def test_b13_blocks_that_return_tuples_are_steered_and_captured(make: Any) -> No
     np.testing.assert_array_equal(np.array(captured[0]), np.array(plain[0]))
     assert not np.allclose(steered, base, atol=1e-3)
     np.testing.assert_array_equal(logits(lens), base)
+
+
+def test_a_forward_does_not_cut_what_its_caches_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache's ``state`` is made of slices of its keys and values: to ask for it costs a token's forward two a layer."""
+    from mlx_lm.models.cache import KVCache
+
+    asked = []
+    monkeypatch.setattr(KVCache, "state", property(lambda cache: asked.append(cache)))
+    model = tiny.llama()
+    lens, cache = LensModel.from_model(model), make_prompt_cache(model)
+    with lens.steer(1, V, 1.0), lens.capture([0, 2]) as held:
+        model(mx.array([IDS]), cache=cache)
+        mx.eval(model(mx.array([[1]]), cache=cache))
+    assert not asked
+    assert held[2].shape[1] == len(IDS) + 1, "the caches are seen all the same: the second forward goes on"
