@@ -51,6 +51,11 @@ def on_device(work: Callable[[], object]) -> Contender:
     return timed(work, before=mx.synchronize, after=mx.synchronize)
 
 
+def often(lens: LensModel, options: Options, usual: int) -> int:
+    """Turns, a third as many of a model that takes seconds for each: a host's jitter is little beside its time."""
+    return options.repeats(usual if lens.d_model < 4096 else usual // 3)
+
+
 def adds(lens: LensModel, count: int) -> list[Add]:
     """Random unit directions at the middle layer, one record each."""
     rng, layer = np.random.default_rng(0), lens.n_layers // 2
@@ -79,7 +84,7 @@ def of_steering(lens: LensModel, options: Options, tokens: int) -> Iterator[Row]
             "unhooked": on_device(lambda: _all(lens.stream(ids, max_tokens=tokens))),
             "steered": on_device(lambda: _all(lens.stream(ids, max_tokens=tokens, interventions=[record]))),
         },
-        options.repeats(15),
+        often(lens, options, 15),
         unmeasured=2,
     )
     rate = {name: tokens / median(seconds) for name, seconds in turns.items()}
@@ -124,14 +129,14 @@ def of_capture(lens: LensModel, options: Options, tokens: int) -> Iterator[Row]:
     """Every layer's output held: in a forward of several lengths, and in decoding."""
     most = getattr(getattr(lens.model, "args", None), "max_position_embeddings", 2048) or 2048
     for length in (n for n in ((32, 512) if options.quick else (32, 512, 2048)) if n <= most):
-        turns = take_turns(forwards(lens, length), options.repeats(30 if length <= 512 else 9), unmeasured=2)
+        turns = take_turns(forwards(lens, length), often(lens, options, 30 if length <= 512 else 9), unmeasured=2)
         bound = at_most(1.04) if length == 512 else None
         what, plain = f"forward of {length} tokens, every layer captured", median(turns["plain"])
         for name, added, limit in (("ours", "", bound), ("bare proxy", " by a bare proxy", None)):
             ratio = paired(turns, name, "plain")
             yield of_times(f"{what}{added}", median(turns[name]), plain, "plain", limit, ratio=ratio)
         fresh()
-    turns = take_turns(decodings(lens, tokens), options.repeats(9), unmeasured=2)
+    turns = take_turns(decodings(lens, tokens), often(lens, options, 9), unmeasured=2)
     rate = {name: tokens / median(seconds) for name, seconds in turns.items()}
     what = f"decoding {tokens} tokens, every layer captured"
     for name, added, limit in (("ours", "", at_least(0.95)), ("bare proxy", " by a bare proxy", None)):

@@ -179,7 +179,7 @@ def test_b13_blocks_that_return_tuples_are_steered_and_captured(make: Any) -> No
 
 
 def test_a_forward_does_not_cut_what_its_caches_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache's ``state`` is made of slices of its keys and values: to ask for it costs a token's forward two a layer."""
+    """A cache's ``state`` is slices of its keys and values: asking for it costs a token's forward two a layer."""
     from mlx_lm.models.cache import KVCache
 
     asked = []
