@@ -135,25 +135,39 @@ def _read(
     should_stop: Callable[[], bool],
 ) -> bool:
     """Read on from where the manifest ends, shard by shard; whether it was stopped before the end."""
-    begun, before = time.monotonic(), _tokens(held)
-    first = sum(shard["blocks"] for shard in held["shards"])
-    waiting: list[ActivationBlock] = []
-    size = seen = 0
-    for block in source.blocks(first, source.n_blocks) if first < source.n_blocks else ():
-        waiting.append(on_host(block))
-        size += sum(values.nbytes for values in waiting[-1].values.values())
-        seen += len(block.token_ids)
-        if progress:
-            rate = seen / max(time.monotonic() - begun, 1e-9)
-            progress(CaptureProgress(block.index + 1, source.n_blocks, before + seen, rate))
-        stop = should_stop()
-        if size >= shard_bytes or stop or block.index + 1 == source.n_blocks:
-            held["shards"].append(write_shard(folder, len(held["shards"]), waiting))
-            write_manifest(folder, held)
-            waiting, size = [], 0
+    begun, before, seen = time.monotonic(), _tokens(held), 0
+    for number, (first, end) in shard_spans(source, held, shard_bytes).items():
+        waiting: list[ActivationBlock] = []
+        stop = False
+        for block in source.blocks(first, end):
+            waiting.append(on_host(block))
+            seen += len(block.token_ids)
+            if progress:
+                rate = seen / max(time.monotonic() - begun, 1e-9)
+                progress(CaptureProgress(block.index + 1, source.n_blocks, before + seen, rate))
+            if stop := should_stop():
+                break
+        held["shards"].append(write_shard(folder, number, waiting))
+        write_manifest(folder, held)
         if stop:
-            return block.index + 1 < source.n_blocks
+            return waiting[-1].index + 1 < source.n_blocks
     return False
+
+
+def shard_spans(source: TextActivations, held: Mapping[str, Any], shard_bytes: int) -> dict[int, tuple[int, int]]:
+    """By number, the blocks of every shard that is to come, first and the one to end before.
+
+    A shard ends with the block that fills it. One that was stopped before stays as it is, and the next begins behind.
+    """
+    per_token = sum(place["width"] for place in held["places"]) * source.itemsize
+    number, first = len(held["shards"]), sum(shard["blocks"] for shard in held["shards"])
+    found, begin, size = {}, first, 0
+    for block, tokens in enumerate(source.sizes().tolist()[first:], first):
+        size += tokens * per_token
+        if size >= shard_bytes or block + 1 == source.n_blocks:
+            found[number] = (begin, block + 1)
+            number, begin, size = number + 1, block + 1, 0
+    return found
 
 
 def on_host(block: ActivationBlock) -> ActivationBlock:

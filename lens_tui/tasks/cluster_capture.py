@@ -27,6 +27,7 @@ from .capture import (
     on_host,
     report_of,
     shard_file,
+    shard_spans,
     taken_up,
     write_manifest,
     write_shard,
@@ -123,7 +124,7 @@ def capture_on_cluster(
     source, _ = text_activations(model, text, places, max_tokens=max_tokens, text_key=text_key, windowing=windowing)
     facts = facts_of(source, model, interventions, rows, shard_bytes)
     held = taken_up(folder, facts)
-    spans = plan(source, held, shard_bytes)
+    spans = shard_spans(source, held, shard_bytes)
     sizes, ahead = source.sizes(), _Ahead(folder, facts, held, spans)
     todo = [number for number in spans if number not in ahead.done]
     complete = not todo
@@ -137,19 +138,6 @@ def capture_on_cluster(
         )  # fmt: skip
     ahead.take_in(sizes)
     return report_of(folder, held, source.places, not complete)
-
-
-def plan(source: TextActivations, held: Mapping[str, Any], shard_bytes: int) -> dict[int, tuple[int, int]]:
-    """The blocks of every shard that is to come: each ends with the block that fills it, as in one process."""
-    per_token = sum(place["width"] for place in held["places"]) * source.itemsize
-    number, first = len(held["shards"]), sum(shard["blocks"] for shard in held["shards"])
-    found, begin, size = {}, first, 0
-    for block, tokens in enumerate(source.sizes().tolist()[first:], first):
-        size += tokens * per_token
-        if size >= shard_bytes or block + 1 == source.n_blocks:
-            found[number] = (begin, block + 1)
-            number, begin, size = number + 1, block + 1, 0
-    return found
 
 
 class _Ahead:

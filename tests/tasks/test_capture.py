@@ -12,10 +12,11 @@ import pytest
 
 from lens_tui import LensModel
 from lens_tui.lens import room
+from lens_tui.lens.read.activations import Windowing, text_activations
 from lens_tui.records import LensError, Positions
 from lens_tui.records.remote import OutFolder
 from lens_tui.tasks import capture as captures
-from lens_tui.tasks.capture import MANIFEST, CaptureReport, capture_texts
+from lens_tui.tasks.capture import MANIFEST, CaptureReport, capture_texts, shard_spans
 from tests.lens import tiny
 
 TEXTS = [
@@ -49,6 +50,30 @@ def shards(report: CaptureReport) -> dict[str, Any]:
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("options", [{}, {"dtype": mx.bfloat16}])
+@pytest.mark.parametrize("shard_bytes", [1, 10_000, 25_000, 10_000_000])
+def test_a_shard_ends_with_the_block_that_fills_it(
+    options: dict[str, Any], shard_bytes: int, text: Path, tmp_path: Path
+) -> None:
+    out, lens = tmp_path / "out", model(**options)
+    report = capture_texts(lens, text, out, PLACES, **{**SMALL, "shard_bytes": shard_bytes})
+    held = json.loads((out / MANIFEST).read_text())
+    windowing = Windowing(context=12, rows=2, packed=False, shuffle=False)
+    source = text_activations(lens, text, PLACES, windowing=windowing)[0]
+    blocks = [sum(values.nbytes for values in block.values.values()) for block in source.blocks(0, source.n_blocks)]
+    ends = np.cumsum([shard["blocks"] for shard in held["shards"]]).tolist()
+    assert ends[-1] == len(blocks)
+    for file, begin, end in zip(report.shards, [0, *ends], ends, strict=False):
+        arrays: dict[str, mx.array] = mx.load(file)  # type: ignore[assignment]
+        size = sum(values.nbytes for name, values in arrays.items() if name.startswith("layer."))
+        assert size == sum(blocks[begin:end])
+        assert size - blocks[end - 1] < shard_bytes
+        assert size >= shard_bytes or end == len(blocks)
+    some = {**held, "shards": held["shards"][: len(ends) // 2]}
+    spans = dict(enumerate(zip([0, *ends], ends, strict=False)))
+    assert shard_spans(source, some, shard_bytes) == {n: spans[n] for n in spans if n >= len(ends) // 2}
 
 
 @pytest.mark.parametrize("options", [{}, {"dtype": mx.bfloat16}, {"bits": 4}])

@@ -22,9 +22,9 @@ from lens_tui.records import Add, LensError, SteeringVector
 from lens_tui.records.errors import warnings_to
 from lens_tui.records.remote import OutFolder
 from lens_tui.tasks import cluster as clusters
-from lens_tui.tasks.capture import capture_texts, facts_of, shard_file
+from lens_tui.tasks.capture import capture_texts, facts_of, shard_file, shard_spans
 from lens_tui.tasks.cluster import Cluster, ClusterProgress, WorkerModel, run_shards
-from lens_tui.tasks.cluster_capture import AHEAD, CaptureJob, _Ahead, plan
+from lens_tui.tasks.cluster_capture import AHEAD, CaptureJob, _Ahead
 from tests.folders import D_MODEL, llama_folder
 from tests.lens import tiny
 
@@ -100,23 +100,10 @@ def test_another_process_reads_the_text_alike(text: Path) -> None:
     assert len(set(sizes)) > 1
 
 
-@pytest.mark.parametrize("shard_bytes", [1, 10_000, 25_000, 10_000_000])
-def test_shards_are_planned_as_one_process_fills_them(text: Path, tmp_path: Path, shard_bytes: int) -> None:
-    source = source_of(text)
-    report = capture_texts(model(), text, tmp_path / "out", PLACES, context=12, rows=2, shard_bytes=shard_bytes)
-    held = json.loads((tmp_path / "out" / "capture.json").read_text())
-    ends = np.cumsum([shard["blocks"] for shard in held["shards"]]).tolist()
-    wanted = dict(enumerate(zip([0, *ends], ends, strict=False)))
-    assert plan(source, {**held, "shards": []}, shard_bytes) == wanted
-    assert len(wanted) == len(report.shards)
-    some = held["shards"][: len(wanted) // 2]
-    assert plan(source, {**held, "shards": some}, shard_bytes) == {n: wanted[n] for n in wanted if n >= len(some)}
-
-
 def test_shards_behind_a_gap_are_not_lost(text: Path, tmp_path: Path) -> None:
     source, folder = source_of(text), OutFolder(tmp_path / "out")
     facts = facts_of(source, model(), (), 2, 10_000)
-    spans = plan(source, {**facts, "shards": []}, 10_000)
+    spans = shard_spans(source, {**facts, "shards": []}, 10_000)
     folder.local.mkdir()
 
     def opened() -> tuple[_Ahead, dict[str, Any]]:
@@ -153,7 +140,7 @@ def test_what_a_worker_is_sent_makes_the_shards_of_one_process(text: Path, tmp_p
     windowing = Windowing(context=12, rows=2, packed=False, shuffle=False)
     source = text_activations(lens, text, PLACES, windowing=windowing)[0]
     held = {**facts_of(source, lens, steering, 2, 10_000), "shards": []}
-    spans = plan(source, held, 10_000)
+    spans = shard_spans(source, held, 10_000)
     sent = CaptureJob(WorkerModel.of(lens), source.places, steering, str(tmp_path / "two"), spans, 10_000)
     job, shared = pickle.loads(pickle.dumps((sent, source.text)))
     work = job.open(shared)
