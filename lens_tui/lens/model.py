@@ -523,10 +523,10 @@ class LensModel:
         # without a sign a negative id is a very large one, so that the largest says it all, in one reduction. It is
         # waited for, 30 microseconds of an H100: to ask for it later, and to force the ids into the vocabulary until
         # then, took five times that.
-        narrow = mx.clip(ids, -1, self.tokens.vocab_size) if ids.dtype.size > 4 else ids
-        if int(narrow.astype(mx.int32).view(mx.uint32).max()) >= self.tokens.vocab_size:
+        wide = ids if ids.dtype.size >= 4 else ids.astype(mx.int32)
+        if int(wide.view(mx.uint64 if wide.dtype.size == 8 else mx.uint32).max()) >= self.tokens.vocab_size:
             self.tokens.check([int(ids.min()), int(ids.max())])
-        return narrow.astype(mx.int32)
+        return wide.astype(mx.int32)
 
     def rows(self, tokens: Any) -> tuple[Ids, ...]:
         """The token ids of each text: of one, of several of any lengths, or of a table of ids. Raises ``LensError``."""
