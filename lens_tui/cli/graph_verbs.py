@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lens_tui import demo
 from lens_tui.records import LensError
-from lens_tui.records.attribution_graph import AttributionGraph, EdgeCheck, GraphNode, LogitTarget
+from lens_tui.records.arm_syntax import parse_arm
+from lens_tui.records.attribution_graph import AttributionGraph, EdgeCheck, GraphNode
 from lens_tui.records.graph_file import read_graph, write_graph
 from lens_tui.records.graph_influence import EDGES, NODES, graph_scores, node_influence, prune_graph
-from lens_tui.records.patch_plan import read_token
+from lens_tui.records.graph_plan import GraphPlan
 from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
 from lens_tui.tui.format import figure, fit, signed
 
 from .output import Meter, note, print_json, say, say_row, sentences
-from .sources import Json, Model, open_model, read_text
+from .sources import Json, Model, SAEName, Vectors, open_model, read_text
 
 if TYPE_CHECKING:
     from lens_tui.lens.graphs.build_graph import Attribution
@@ -45,6 +46,10 @@ def graph(
         list[str] | None, typer.Option("--target", help="Explain this token (' door', id:17). Default: the likeliest.")
     ] = None,
     minus: Annotated[str, typer.Option(help="Explain the one target less this token.")] = "",
+    direction: Annotated[
+        str, typer.Option(help="Explain the final state along this vector: f2666, a file, a name, random:0@4.")
+    ] = "",
+    sae: SAEName = "",
     nodes: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of influence that nodes keep.")] = NODES,
     edges: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of influence that edges keep.")] = EDGES,
     features: Annotated[int, typer.Option(min=1, help="Features that get a node, at most.")] = 4096,
@@ -65,8 +70,8 @@ def graph(
             raise LensError("A graph that is read needs no prompt and cannot be checked.", "Leave them out.")
         shown = read_graph(expanded(read))
     else:
-        wanted = _targets(target or [], minus)
-        made, found = _made(read_text(prompt), model, transcoders, wanted, features, ignored)
+        plan = _plan(read_text(prompt), transcoders, target or [], minus, features, ignored)
+        made, found = _made(plan, model, direction, sae)
         shown = _worded(made, prune_graph(made.graph, nodes, edges), found)
         checks = _checked(made, shown, check, factor)
         facts = _facts(made)
@@ -80,29 +85,30 @@ def graph(
         _print(shown, chosen, facts, checks)
 
 
-def _targets(texts: list[str], minus: str) -> list[LogitTarget]:
-    wanted = [LogitTarget(read_token(text)) for text in texts]
-    if not minus:
-        return wanted
-    if len(wanted) != 1:
-        raise LensError("A difference is of one target less another.", "Give one --target and --minus.")
-    return [LogitTarget(wanted[0].token, read_token(minus))]
+def _plan(prompt: str, transcoders: str, target: list[str], minus: str, features: int, ignored: int) -> GraphPlan:
+    between = "|".join(text.replace("|", "\\|") for text in target)
+    plan = GraphPlan(prompt, between, minus, transcoders, features, ignored=ignored)
+    _ = plan.targets  # what cannot be read is said before the model is opened
+    return plan
 
 
-def _made(
-    text: str, model: str, name: str, targets: list[LogitTarget], features: int, ignored: int
-) -> tuple[Attribution, Transcoders]:
+def _made(plan: GraphPlan, model: str, direction: str, sae: str) -> tuple[Attribution, Transcoders]:
     from lens_tui.tasks.graphs import make_graph, open_transcoders
 
+    name = plan.transcoders
     if not name and model != demo.NAME:
         raise LensError(f"No transcoders are named for {one_line(model, 80)!r}.", "Name a set with --transcoders.")
     lens = open_model(model)
+    if direction:
+        spec = parse_arm(direction, scale=1.0)
+        plan = replace(plan, direction=Vectors(lens, sae, model).vector(spec.terms[0]))
     with Meter() as meter:
         found = open_transcoders(
             name or demo.NAME, lambda n, total: meter.say("opening", f"{n} of {total} layers", n / total)
         )
         made = make_graph(
-            lens, text, found, targets, most_features=features, ignored=None if ignored < 0 else ignored,
+            lens, plan.prompt, found, plan.targets, most_features=plan.features,
+            ignored=None if plan.ignored < 0 else plan.ignored,
             progress=lambda n, total: meter.say("tracing", f"{n:,} of {total:,} rows", n / total),
         )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -9,15 +10,18 @@ from .attribution_graph import AttributionGraph, LogitTarget
 from .errors import LensError
 from .graph_influence import EDGES, GraphScores
 from .patch_plan import read_token
+from .steering_vector import SteeringVector
 
 
 @dataclass(frozen=True, slots=True)
 class GraphPlan:
     """What is explained, with which transcoders, and how far the graph is pruned.
 
-    ``target`` and ``minus`` are tokens as they are written (:func:`~.patch_plan.read_token`); without a target the
+    ``target`` and ``minus`` are tokens as they are written (:func:`~.patch_plan.read_token`), several targets with
+    ``|`` between; ``direction`` is what the final norm gives read along a vector, beside them or alone. Without any the
     likeliest next tokens are explained. ``transcoders`` names a set, nothing the bundled one. At most ``features``
-    features get a node. ``nodes`` and ``edges`` are the shares of influence that pruning keeps.
+    features get a node, none at the first ``ignored`` tokens (-1: the special ones). ``nodes`` and ``edges`` are the
+    shares of influence that pruning keeps.
     """
 
     prompt: str = ""
@@ -27,15 +31,26 @@ class GraphPlan:
     features: int = 4096
     nodes: float = 0.6
     edges: float = EDGES
+    ignored: int = -1
+    direction: SteeringVector | None = None
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """The target tokens one by one; the blank in front of one is its own, ``\\|`` is a plain ``|``."""
+        parts = (part.rstrip().replace("\\|", "|") for part in re.split(r"(?<!\\)\|", self.target))
+        return tuple(part for part in parts if part)
 
     @property
     def targets(self) -> list[LogitTarget]:
         """What is explained; empty for the likeliest tokens. Raises :class:`LensError`."""
-        if not self.target:
-            if self.minus:
-                raise LensError("A difference is of one target less another.", "Give a target, too.")
-            return []
-        return [LogitTarget(read_token(self.target), read_token(self.minus))]
+        found = [LogitTarget(read_token(text)) for text in self.written]
+        if self.minus:
+            if len(found) != 1:
+                raise LensError("A difference is of one target less another.", "Give one target.")
+            found = [LogitTarget(found[0].token, read_token(self.minus))]
+        if self.direction is not None:
+            found.append(LogitTarget(direction=self.direction.direction, name=f"along {self.direction.name}"))
+        return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)

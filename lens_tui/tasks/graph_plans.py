@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line
 
 from .graphs import Transcoders, make_graph, open_transcoders, with_promoted
-from .run_command import quoted
+from .run_command import KeepVector, quoted, vector_words
 
 if TYPE_CHECKING:
     from lens_tui.lens.graphs.build_graph import Attribution
@@ -48,7 +48,10 @@ def answer_graph(
     """
     import numpy as np
 
-    made = make_graph(lens, plan.prompt, transcoders, plan.targets, progress=progress, most_features=plan.features)
+    ignored = None if plan.ignored < 0 else plan.ignored
+    made = make_graph(
+        lens, plan.prompt, transcoders, plan.targets, progress=progress, most_features=plan.features, ignored=ignored
+    )
     whole = made.graph
     error = float(np.nanmax(np.abs(whole.sum_errors())))
     paths = {layer: sae.info.path for layer, sae in getattr(transcoders, "saes", {}).items()}
@@ -83,15 +86,33 @@ def same_graph(found: GraphFound, graph: AttributionGraph) -> bool:
     return found.whole.nodes is graph.nodes
 
 
-def graph_command(found: GraphFound, model: str, node: str = "") -> str:
-    """The ``mlx-lens-tui graph`` that gives the same graph, with the edges of a node."""
+def graph_command(
+    found: GraphFound,
+    model: str,
+    node: str = "",
+    saes: Mapping[str, str] | None = None,
+    keep: KeepVector | None = None,
+) -> str:
+    """The ``mlx-lens-tui graph`` that gives the same graph, with the edges of a node.
+
+    Args:
+        found: The graph.
+        model: How the model is opened.
+        node: The id of the node.
+        saes: Paths of SAEs by id: a direction that is a feature of one is named so.
+        keep: Writes a direction that has no other name to a file.
+    """
     words: list[Any] = ["mlx-lens-tui", "graph"]
     chosen = ["--node", node] if node else []
     if found.file:
         return " ".join(map(quoted, [*words, "--read", found.file, *chosen]))
     plan = found.plan
     words += ["--model", model]
-    for option, value in (("--transcoders", plan.transcoders), ("--target", plan.target), ("--minus", plan.minus)):
-        words += [option, value] if value else []
+    words += ["--transcoders", plan.transcoders] if plan.transcoders else []
+    words += [word for text in plan.written for word in ("--target", text)]
+    words += ["--minus", plan.minus] if plan.minus else []
+    words += ["--ignored", str(plan.ignored)] if plan.ignored >= 0 else []
+    if plan.direction is not None:
+        words += vector_words("--direction", plan.direction, model, saes or {}, keep)
     words += ["--nodes", f"{plan.nodes:g}", "--edges", f"{plan.edges:g}", "--features", str(plan.features), *chosen]
     return " ".join(map(quoted, [*words, "--", plan.prompt]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -121,6 +121,18 @@ class _Command:
         if not self.sae and sae in self.made.saes:
             self.sae = sae
         return bool(sae) and self.sae == sae
+
+
+def vector_words(
+    option: str, vector: SteeringVector, model: str, saes: Mapping[str, str], keep: KeepVector | None
+) -> list[str]:
+    """An option and the vector that it is given, with the SAE where that is a feature; nothing where it has no name."""
+    made = _Command(model, MadeWith(source=model, saes=saes), keep)
+    term = made._source(vector, vector.layer)
+    if term is None:
+        return []
+    named = replace(term, layer=term.layer if term.kind == "random" else None, scale=1.0).written.removesuffix("*1")
+    return [option, named, *(["--sae", saes[made.sae]] if made.sae else [])]
 
 
 def as_command(

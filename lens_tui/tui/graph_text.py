@@ -260,9 +260,12 @@ def legend_of(layout: GraphLayout, mode: str, width: int) -> Content:
 
 def graph_question(plan: GraphPlan, found: GraphFound | None, width: int) -> list[Content]:
     """The prompt with what is explained of it, and how much of the graph shows."""
-    aim = token_text(plan.target) if plan.target else "the likeliest tokens"
+    aims = [token_text(text) for text in plan.written]
     if plan.minus:
-        aim += f" less {token_text(plan.minus)}"
+        aims = [f"{', '.join(aims)} less {token_text(plan.minus)}"]
+    if plan.direction is not None:
+        aims.append(f"along {one_line(plan.direction.name, 40)}")
+    aim = ", ".join(aims) or "the likeliest tokens"
     leads = f" → {aim}"
     room = max(8, width - 9 - len(leads))
     asked = Content.assemble(

@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 from lens_tui import LensModel
 from lens_tui.cli.command import app
 from lens_tui.lens.graphs.build_graph import attribution_graph
+from lens_tui.lens.vectors import random_unit
+from lens_tui.records.attribution_graph import LogitTarget
 from lens_tui.records.graph_file import read_graph, write_graph
 from lens_tui.records.graph_influence import prune_graph
 from lens_tui.sae.load_sets import load_transcoders
@@ -101,6 +103,16 @@ def test_the_table_says_what_counts_and_the_edges_of_a_node(places: tuple[str, s
 def test_targets_are_tokens_and_their_difference(places: tuple[str, str]) -> None:
     result = json.loads(run(places, PROMPT, "--json", "--target", "id:17", "--target", "id:9"))
     assert [node["feature"] for node in result["nodes"] if node["kind"] == "logit"] == [17, 9]
+    along = json.loads(run(places, PROMPT, "--json", "--direction", "random:3@1"))
+    assert [node["label"] for node in along["nodes"] if node["kind"] == "logit"] == ["along random 3"]
+    lens = LensModel(places[0])
+    target = LogitTarget(direction=random_unit(lens, "r", 1, seed=3).direction)
+    whole = attribution_graph(lens, PROMPT, load_transcoders(places[1]), targets=[target])
+    end = len(whole.nodes) - 1
+    expected = {whole.nodes[source].id: weight for source, weight in whole.into(end, 1000)}
+    shown = {edge["source"]: edge["weight"] for edge in along["edges"] if edge["target"] == whole.nodes[end].id}
+    assert shown
+    assert shown == pytest.approx({name: expected[name] for name in shown}, abs=1e-5)
     result = json.loads(run(places, PROMPT, "--json", "--target", "id:17", "--minus", "id:9"))
     (logit,) = [node for node in result["nodes"] if node["kind"] == "logit"]
     assert (logit["feature"], logit["probability"]) == (8192, 1.0)

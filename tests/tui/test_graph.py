@@ -12,7 +12,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Input
 
-from lens_tui.records import LensError
+from lens_tui.records import LensError, Origin
 from lens_tui.records.attribution_graph import EdgeCheck
 from lens_tui.records.graph_file import read_graph
 from lens_tui.records.graph_influence import node_influence, prune_graph
@@ -22,9 +22,10 @@ from lens_tui.tui.graph_text import GraphLayout, NodeView, edges_of, graph_quest
 from lens_tui.tui.screens.causes_screen import CausesScreen
 from lens_tui.tui.screens.features_screen import FeaturesScreen
 from lens_tui.tui.screens.graph_pane import GraphPane
+from lens_tui.tui.widgets.entry import Pick
 from lens_tui.worker.jobs import CheckNode, Compare, LoadSAE, MakeGraph, Patch, VectorFromNode
 from tests.fake_graphs import PATH, whole_graph
-from tests.fakes import FakeWorker
+from tests.fakes import FakeWorker, unit_vector
 
 from .opened import PROMPT, opened, screen_text, settle
 
@@ -284,6 +285,37 @@ async def test_another_question_is_asked_in_the_form() -> None:
         app.store.update(prompt="Something else")
         await settle(app, pilot)
         assert not graph.stale
+
+
+async def test_several_targets_a_direction_and_ignored_tokens_are_asked_in_the_form(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with graph_opened("enter") as (app, pilot, _graph):
+        copied: list[str] = []
+        monkeypatch.setattr(app, "copy", lambda text, what: copied.append(text))
+        vector = replace(unit_vector("dog"), origin=Origin("random", {"seed": 3}))
+        app.store.add_steer(vector)
+        await press(app, pilot, "i")
+        app.screen.query_one("#target", Input).value = " a | the"
+        pick = app.screen.query_one("#direction", Pick)
+        assert pick.options[0] == "none"
+        pick.place = next(at for at, name in enumerate(pick.options) if name.endswith("dog"))
+        app.screen.query_one("#ignored", Input).value = "-2"
+        await press(app, pilot, "enter")
+        assert "ignored needs at least 0" in screen_text(app) or "whole number" in screen_text(app)
+        app.screen.query_one("#ignored", Input).value = "2"
+        await press(app, pilot, "enter")
+        plan = submitted(app, MakeGraph)[-1].plan
+        assert plan == GraphPlan(PROMPT, " a | the", ignored=2, direction=vector)
+        assert plan.written == (" a", " the")
+        assert "‘·a’, ‘·the’, along dog" in screen_text(app)
+        await press(app, pilot, "Y")
+        assert "--target ' a' --target ' the' --ignored 2 --direction random:3@4 --" in copied[0]
+        await press(app, pilot, "i")
+        assert app.screen.query_one("#direction", Pick).value.endswith("dog")
+        app.screen.query_one("#ignored", Input).value = ""
+        await press(app, pilot, "enter")
+        assert submitted(app, MakeGraph)[-1].plan.ignored == -1
 
 
 async def test_a_new_prompt_makes_the_graph_one_of_before() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lens_tui import LensModel, attribute, check_nodes, load_transcoders, node_vector, prune_graph, read_graph
+from lens_tui.lens.vectors import random_unit
 from lens_tui.records.attribution_graph import LogitTarget
 from lens_tui.records.graph_plan import GraphFound, GraphPlan
 from lens_tui.worker import events as ev
@@ -68,6 +69,22 @@ def test_a_graph_its_pruning_checks_and_directions_are_the_librarys(
     assert "read from a file" in loaded.failed(jobs.CheckNode(again, source, (target,))).message
     fewer = only(loaded.done(jobs.PruneGraph(again, replace(again.plan, nodes=0.3))), ev.GraphMade).found
     assert len(fewer.shown.nodes) < len(again.shown.nodes)
+
+
+def test_several_targets_a_direction_and_ignored_tokens_are_the_librarys(
+    loaded: Driver, tiny: Path, plan: GraphPlan
+) -> None:
+    lens = LensModel(str(tiny))
+    along = random_unit(lens, "r", 1, seed=3)
+    asked = replace(plan, target="id:5|id:9|id:7", minus="", ignored=2, direction=along)
+    found = only(loaded.done(jobs.MakeGraph(asked)), ev.GraphMade).found
+    targets = [LogitTarget(5), LogitTarget(9), LogitTarget(7), LogitTarget(direction=along.direction)]
+    made = attribute(lens, asked.prompt, load_transcoders(asked.transcoders), targets=targets, ignored=2)
+    assert [node.id for node in found.whole.nodes] == [node.id for node in made.graph.nodes]
+    np.testing.assert_allclose(found.whole.weights, made.graph.weights, atol=1e-5)
+    assert [node.label for node in found.whole.nodes if node.kind == "logit"][-1] == "along r"
+    assert min(node.position for node in found.whole.nodes if node.kind == "feature") >= 2
+    assert "difference is of one target" in loaded.failed(jobs.MakeGraph(replace(asked, minus="id:3"))).message
 
 
 def test_what_a_feature_adds_is_its_decoder_row_times_its_activation(tiny: Path, plan: GraphPlan) -> None:

@@ -16,6 +16,8 @@ from lens_tui.records import LensError, paths
 from lens_tui.records.attribution_graph import AttributionGraph, EdgeCheck, GraphNode, Supernode
 from lens_tui.records.graph_plan import GraphFound, GraphPlan
 from lens_tui.records.sanitise import one_line
+from lens_tui.records.steering_vector import SteeringVector
+from lens_tui.records.vector_folder import keep_vector
 from lens_tui.records.wording import many
 from lens_tui.tasks.graph_plans import graph_command
 from lens_tui.tui.bindings import bindings
@@ -38,10 +40,12 @@ from lens_tui.worker.events import Event, GraphMade, GraphWritten, JobDone, JobF
 from lens_tui.worker.jobs import CheckNode, Job, MakeGraph, PruneGraph, ReadGraph, VectorFromNode, WriteGraph
 
 from .feature_links import open_feature
-from .form import Choice, ChoiceScreen, Field, FormScreen, filled, whole
+from .form import Choice, ChoiceScreen, Field, FormScreen, filled, optional, whole
 
 MOST = 9
 """Graphs of the session that can be chosen from: a digit each."""
+NONE = "none"
+"""No direction."""
 CHECKED = 5
 """Nodes that a node acts on which are measured when it is checked, and the first logit."""
 
@@ -177,13 +181,17 @@ class GraphPane(Pane):
 
     def action_ask(self) -> None:
         """Have the question written, and answer it."""
-        plan = self.asked
+        plan, vectors = self.asked, self._directions()
+        chosen = next((name for name, vector in vectors.items() if vector is plan.direction), NONE)
+        ignored = str(plan.ignored) if plan.ignored >= 0 else ""
         fields = [
             Field("prompt", "prompt", plan.prompt, "raw text; its next token is explained", filled),
-            Field("target", "target", plan.target, "one token with its blank, or id:17; empty: the likeliest"),
+            Field("target", "target", plan.target, "token with its blank, id:17; | between; empty: likeliest"),
             Field("minus", "less", plan.minus, "another token: the difference is explained"),
+            Field("direction", "direction", chosen, options=(NONE, *vectors)),
             Field("transcoders", "transcoders", plan.transcoders, "a folder or a set of yours; empty: the bundled one"),
             Field("features", "features", str(plan.features), "that get a node, at most", whole(1, 1_000_000)),
+            Field("ignored", "ignored", ignored, "at so many first tokens none; empty: special ones", _few),
         ]
 
         def take(values: dict[str, str] | None) -> None:
@@ -195,10 +203,20 @@ class GraphPane(Pane):
                     minus=values["minus"],
                     transcoders=values["transcoders"].strip(),
                     features=int(values["features"]),
+                    ignored=int(values["ignored"]) if values["ignored"].strip() else -1,
+                    direction=vectors.get(values["direction"]),
                 )
                 self.make()
 
         self.app.push_screen(FormScreen("Explain the next token", fields), take)
+
+    def _directions(self) -> dict[str, SteeringVector]:
+        """What a graph can be of besides tokens: the vectors of the bench that are as wide as the stream."""
+        model, known = self.session.model, self.asked.direction
+        wide = [row.vector for row in self.session.steers if model and row.vector.d_model == model.d_model]
+        if known is not None and all(vector is not known for vector in wide):
+            wide.append(known)
+        return {f"{at} {one_line(vector.name, 40)}": vector for at, vector in enumerate(wide, 1)}
 
     # -- showing -----------------------------------------------------------------------------------------
 
@@ -459,7 +477,8 @@ class GraphPane(Pane):
             self.lens.say(f"No graph yet: {self.lens.key_text('graph.make')} makes one.")
             return
         name = self.lens.opening.model or (model.name if model is not None else "")
-        self.lens.copy(graph_command(found, name, "" if self.chosen is None else self.chosen.id), "the command")
+        node, saes = "" if self.chosen is None else self.chosen.id, {sae.id: sae.path for sae in self.session.saes}
+        self.lens.copy(graph_command(found, name, node, saes, keep_vector), "the command")
 
     def offers(self) -> Iterator[tuple[str, Callable[[], object]]]:
         """Groups and pinned nodes, by name."""
@@ -478,6 +497,9 @@ class GraphPane(Pane):
     def _go(self, name: str) -> None:
         if self.found is not None and name in self.found.shown.places:
             self.map.node = self.found.shown.places[name]
+
+
+_few = optional(whole(0, 1_000_000))
 
 
 def _joined(found: GraphFound, pinned: tuple[str, ...], groups: tuple[Supernode, ...]) -> GraphFound:
