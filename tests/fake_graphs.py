@@ -17,18 +17,21 @@ from lens_tui.worker import jobs
 from tests.fake_words import noise, split, token_id
 
 LAYERS, PATH = 8, "/saes/layer_4"
-GraphJob = jobs.MakeGraph | jobs.PruneGraph | jobs.ReadGraph | jobs.WriteGraph | jobs.CheckNode
+GraphJob = jobs.KeepGraph | jobs.MakeGraph | jobs.PruneGraph | jobs.ReadGraph | jobs.WriteGraph | jobs.CheckNode
 LABELS = ("says where", "begins a tale", "promotes “ door” “ room”", "", "an old person")
 
 
 def fake_graph(number: int, job: GraphJob) -> list[ev.Event]:
     """The events of a job."""
     match job:
-        case jobs.MakeGraph(plan):
+        case jobs.KeepGraph():
+            return []
+        case jobs.MakeGraph(plan, kept):
             if not plan.prompt:
                 raise LensError("There is no prompt.", "Write one.")
             whole = whole_graph(plan)
-            found = GraphFound(plan, whole, whole, graph_scores(whole), 2e-6, saes=dict.fromkeys(range(LAYERS), PATH))
+            saes = dict.fromkeys(range(LAYERS), PATH)
+            found = GraphFound(plan, whole, whole, graph_scores(whole), 2e-6, saes=saes, kept=kept)
             return [ev.Progress(number, "rows"), ev.GraphMade(number, _pruned(found, plan))]
         case jobs.PruneGraph(found, plan):
             return [ev.GraphMade(number, _pruned(found, plan))]

@@ -35,6 +35,21 @@ class GraphPlan:
     direction: SteeringVector | None = None
 
     @property
+    def aim(self) -> str:
+        """What is explained, in words, blanks of tokens as dots; not safe to show."""
+        aims = [f"‘{text.replace(' ', '·')}’" for text in self.written]
+        if self.minus:
+            aims = [f"{', '.join(aims)} less ‘{self.minus.replace(' ', '·')}’"]
+        if self.direction is not None:
+            aims.append(f"along {self.direction.name}")
+        return ", ".join(aims) or "the likeliest tokens"
+
+    @property
+    def title(self) -> str:
+        """What the graph is of, in a few words."""
+        return f"Attribution graph → {self.aim}"
+
+    @property
     def written(self) -> tuple[str, ...]:
         """The target tokens one by one; the blank in front of one is its own, ``\\|`` is a plain ``|``."""
         parts = (part.rstrip().replace("\\|", "|") for part in re.split(r"(?<!\\)\|", self.target))
@@ -59,7 +74,8 @@ class GraphFound:
 
     ``shown`` has the labels. ``scores`` and ``sum_error`` (the largest difference between a target's value and the sum
     of what adds up to it) are of a graph made here; ``file`` is where another one was read. ``saes`` are the
-    paths of its transcoders by layer, where each of them can be opened alone.
+    paths of its transcoders by layer, where each of them can be opened alone. ``kept`` is its number on disk, 0 where
+    it is not kept; one that was read from there is a ``part``: its ``whole`` is what pruning had kept.
     """
 
     plan: GraphPlan
@@ -69,3 +85,5 @@ class GraphFound:
     sum_error: float | None = None
     file: str = ""
     saes: Mapping[int, str] = field(default_factory=dict)
+    kept: int = 0
+    part: bool = False

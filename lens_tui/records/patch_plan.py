@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from .errors import LensError
 from .patch_grid import Agreement, By, CausalTrace, Direction, Doubles, PatchGrid, Receiver, Sender
 
-PlanBy = Literal["trace"] | By
+PlanBy = Literal["trace", By]
 """What one patch is; ``trace`` restores single states of a run whose subject is noised."""
 SITES = ("resid_pre", "resid_post", "attn_out", "mlp_out")
 METRICS = ("logit-difference", "log-probability", "probability", "kl", "rank")
@@ -42,6 +42,19 @@ class PatchPlan:
     seed: int = 0
 
     @property
+    def asked(self) -> str:
+        """The prompt in question, or the file of pairs."""
+        return self.pairs or self.clean
+
+    @property
+    def title(self) -> str:
+        """What is patched and how it is judged, in a few words."""
+        if self.by == "trace":
+            return f"Causal trace · {self.site}"
+        what = "heads" if self.by == "head" else self.site
+        return f"Patching · {what} · {self.direction} · {self.metric}"
+
+    @property
     def unit(self) -> str:
         """What the metric is counted in."""
         return "share" if self.by == "trace" else UNITS.get(self.metric, "share")
@@ -62,7 +75,7 @@ class PatchFound:
     """What a plan has found, or has found so far: a grid of patches, or a trace.
 
     ``estimate`` is the same grid by attribution patching and ``check`` how well it agrees; ``why`` says why there is
-    none.
+    none. ``kept`` is its number on disk, 0 where it is not kept.
     """
 
     plan: PatchPlan
@@ -71,6 +84,7 @@ class PatchFound:
     estimate: PatchGrid | None = None
     check: Agreement | None = None
     why: str = ""
+    kept: int = 0
 
     @property
     def effect(self) -> Doubles | None:

@@ -260,12 +260,7 @@ def legend_of(layout: GraphLayout, mode: str, width: int) -> Content:
 
 def graph_question(plan: GraphPlan, found: GraphFound | None, width: int) -> list[Content]:
     """The prompt with what is explained of it, and how much of the graph shows."""
-    aims = [token_text(text) for text in plan.written]
-    if plan.minus:
-        aims = [f"{', '.join(aims)} less {token_text(plan.minus)}"]
-    if plan.direction is not None:
-        aims.append(f"along {one_line(plan.direction.name, 40)}")
-    aim = ", ".join(aims) or "the likeliest tokens"
+    aim = one_line(plan.aim, 80)
     leads = f" → {aim}"
     room = max(8, width - 9 - len(leads))
     asked = Content.assemble(

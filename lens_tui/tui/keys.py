@@ -244,7 +244,7 @@ _CAUSES = (
     Key("causes.next", "n", "strongest(1)", "the cell that comes next in strength"),
     Key("causes.previous", "N", "strongest(-1)", "the one before"),
     Key("causes.steer", "s", "steer", "send the cell to the bench: a head taken away, or what a patch adds", "steer"),
-    Key("causes.maps", "H", "maps", "the maps computed before"),
+    Key("causes.maps", "H", "maps", "maps and graphs made before, in other sessions too"),
     Key("causes.copy", "y", "copy", "copy what the cell says"),
     Key("causes.copy_command", "Y", "copy_command", "copy the command that gives the same numbers"),
     Key("causes.export", "e", "export", "export the map: JSON, CSV (asks where)"),
@@ -252,7 +252,7 @@ _CAUSES = (
 
 _GRAPH = (
     Key("graph.make", "enter", "make", "make the graph; then: go to the other end of the chosen edge", "go"),
-    Key("graph.ask", "i", "ask", "write the prompt; choose target, transcoders, features", "ask"),
+    Key("graph.ask", "i", "ask", "write the prompt; choose targets, transcoders, features", "ask"),
     Key("graph.edge_up", "left_square_bracket", "edge(-1)", "the edge before, in the list beside", "edge"),
     Key("graph.edge_down", "right_square_bracket", "edge(1)", "the next edge", "edge"),
     Key("graph.dial_up", "plus", "dial(1)", "more nodes: pruning keeps a larger share of influence", "dial"),
@@ -265,7 +265,7 @@ _GRAPH = (
     Key("graph.feature", "F", "feature", "open the feature's page on Features", "page"),
     Key("graph.next", "n", "next(1)", "the node that comes next in influence"),
     Key("graph.previous", "N", "next(-1)", "the one before"),
-    Key("graph.graphs", "H", "graphs", "the graphs of this session"),
+    Key("graph.graphs", "H", "graphs", "graphs and maps made before, in other sessions too"),
     Key("graph.open", "o", "open", "open a graph from a file: JSON of this program, Neuronpedia or circuit-tracer"),
     Key("graph.export", "e", "export", "save the graph as they read it (asks where)"),
     Key("graph.copy", "y", "copy", "copy what is said of the node"),

@@ -381,17 +381,25 @@ class PatternRead(Event):
 
 @dataclass(frozen=True, slots=True)
 class Patched(Event):
-    """What patches found; NaN where they are under way (``whole`` is false). Its texts are safe to show."""
+    """What patches found; NaN where they are under way (``whole`` is false). Its texts are safe to show.
+
+    ``unkept`` says why a whole one is not kept.
+    """
 
     found: PatchFound
     whole: bool = True
+    unkept: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GraphMade(Event):
-    """An attribution graph was made, read, or pruned anew. Its texts are as they are: make them safe to show."""
+    """An attribution graph was made, read, or pruned anew. Its texts are as they are: make them safe to show.
+
+    ``unkept`` says why one that was made is not kept.
+    """
 
     found: GraphFound
+    unkept: str = ""
 
 
 @dataclass(frozen=True, slots=True)

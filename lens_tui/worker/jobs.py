@@ -237,10 +237,12 @@ class VectorFromPatch(Job):
 
 @dataclass(frozen=True, slots=True)
 class MakeGraph(Job):
-    """Make an attribution graph, by ``tasks.graph_plans``. Events: Progress, GraphMade."""
+    """Make an attribution graph, by ``tasks.graph_plans``. ``kept`` is the number under which it is kept
+    already. Events: Progress, GraphMade."""
 
     gives_way: ClassVar[bool] = True
     plan: GraphPlan
+    kept: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -249,6 +251,13 @@ class PruneGraph(Job):
 
     found: GraphFound
     plan: GraphPlan
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KeepGraph(Job):
+    """Keep the pins and groups of a graph, where it is kept. No events."""
+
+    found: GraphFound
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,17 +13,22 @@ import pytest
 from textual.widgets import Input
 
 from lens_tui.records import AblateHeads, Add, LensError
+from lens_tui.records.cause_store import CauseStore
+from lens_tui.records.graph_plan import GraphPlan
 from lens_tui.records.patch_plan import EXAMPLE, METRICS, SITES, PatchFound, PatchPlan
+from lens_tui.records.run_record import MadeWith
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.causes_text import cell_lines, cells, details, legend, map_of, question
 from lens_tui.tui.format import signed
 from lens_tui.tui.screens.causes_screen import CausesScreen
-from lens_tui.worker.events import Patched
-from lens_tui.worker.jobs import Patch, VectorFromPatch
+from lens_tui.worker.events import GraphMade, Patched
+from lens_tui.worker.jobs import KeepGraph, MakeGraph, Patch, PruneGraph, VectorFromPatch
+from tests.apps import lens_app
 from tests.fake_causes import fake_patch
-from tests.fakes import FakeWorker
+from tests.fake_graphs import fake_graph
+from tests.fakes import DEMO_MODEL, FakeWorker
 
-from .opened import opened, screen_text, settle
+from .opened import fill, opened, screen_text, settle
 
 
 def found_of(plan: PatchPlan = EXAMPLE) -> PatchFound:
@@ -187,7 +192,7 @@ async def test_views_keep_their_maps_and_the_history_brings_one_back() -> None:
         await pilot.press("V")
         await settle(app, pilot)
         assert (patches.plan.by, patches.shown is not None) == ("layer-position", True)
-        await pilot.press("H", "2")
+        await pilot.press("H", "j", "enter")
         await settle(app, pilot)
         assert patches.plan.by == "head"
         assert "head" in patches.kept[1].plan.by
@@ -334,3 +339,58 @@ async def test_hostile_prompts_are_shown_and_not_acted_on(text: str) -> None:
         assert "\u202e" not in shown
         if text.startswith("[b]"):
             assert "[b]x[/b]" in shown
+
+
+async def test_maps_and_graphs_of_other_sessions_are_opened_again_and_a_changed_model_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = tmp_path / "h.db"
+    made = MadeWith(source="demo", weights=DEMO_MODEL.weights)
+    *_, patched = fake_patch(1, Patch(replace(EXAMPLE, by="head")))
+    *_, drawn = fake_graph(1, MakeGraph(GraphPlan("The old man sat")))
+    assert isinstance(patched, Patched)
+    assert isinstance(drawn, GraphMade)
+    with CauseStore(database).store as store:
+        for found in (patched.found, drawn.found):
+            CauseStore(store).keep(found, made)
+    app = lens_app(FakeWorker(), screen="causes", history=database)
+    async with app.run_test(size=(120, 36)) as pilot:
+        fill(app)
+        await settle(app, pilot)
+        screen = screen_of(app)
+        await pilot.press("H")
+        await settle(app, pilot)
+        text = screen_text(app)
+        assert "The old man sat" in text
+        assert "Attribution graph → the likeliest tokens · demo" in text
+        await pilot.press("enter")
+        await settle(app, pilot)
+        assert screen.of_graph
+        assert screen.graph.found is not None
+        assert [node.id for node in screen.graph.found.shown.nodes] == [node.id for node in drawn.found.shown.nodes]
+        assert not screen.graph.stale
+        pin = screen.graph.chosen
+        assert pin is not None
+        await pilot.press("space", "plus")
+        await settle(app, pilot)
+        worker = app.worker
+        assert isinstance(worker, FakeWorker)
+        wanted = [job for job in worker.submitted if isinstance(job, MakeGraph | KeepGraph | PruneGraph)]
+        assert [type(job) for job in wanted] == [KeepGraph, MakeGraph]  # what pruning left out was not kept
+        assert isinstance(wanted[1], MakeGraph)
+        assert (wanted[1].plan.nodes, wanted[1].kept) == (0.7, 2)
+        assert screen.graph.found.whole.pinned == (pin.id,)
+        assert screen.graph.chosen is not None
+        assert screen.graph.chosen.id == pin.id  # where the cursor was
+        app.store.update(model=replace(DEMO_MODEL, name="other"))
+        await settle(app, pilot)
+        await pilot.press("H", "slash", *"lily", "enter", "enter")
+        await settle(app, pilot)
+        assert not screen.of_graph
+        assert screen.patches.plan.by == "head"
+        assert "of another model: demo" in screen_text(app)
+        said: list[str] = []
+        monkeypatch.setattr(app, "say", said.append)
+        await pilot.press("s")
+        await settle(app, pilot)
+        assert "This map is of demo" in said[0]

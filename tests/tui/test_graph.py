@@ -269,7 +269,7 @@ async def test_a_graph_is_saved_opened_copied_and_kept(tmp_path: Path, monkeypat
         assert f"graph --read {file}" in copied[2]
         await press(app, pilot, "c")
         assert "read from a file" in screen_text(app)
-        await press(app, pilot, "escape", "H", "2")
+        await press(app, pilot, "escape", "H", "j", "enter")
         assert graph.found.whole.nodes is made.whole.nodes
         assert graph.found.whole.pinned == made.whole.pinned
 

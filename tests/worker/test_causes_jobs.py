@@ -13,10 +13,12 @@ import pytest
 
 from lens_tui.lens.causes import cells
 from lens_tui.records import AblateHeads
+from lens_tui.records.cause_store import CauseStore
 from lens_tui.records.interventions import HEADS_OFF, BenchRow
-from lens_tui.records.patch_plan import PatchPlan
+from lens_tui.records.patch_plan import PatchFound, PatchPlan
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
+from lens_tui.worker.thread import Worker
 from tests.worker.drive import Driver, of, only
 
 PLAN = PatchPlan("Once upon a time", "Once upon a page", "id:5", "id:9")
@@ -49,6 +51,28 @@ def test_the_grid_is_the_librarys_and_fills_layer_by_layer(
     np.testing.assert_allclose(first.effect[known], grid.effect[known], atol=1e-4)
     counts = [int(np.isfinite(found.grid.effect).sum()) for found in partial if found.grid is not None]
     assert counts == sorted(counts)
+
+
+def test_a_map_is_kept_and_a_disk_that_refuses_does_not_stop_it(tiny: Path, home: Path, tmp_path: Path) -> None:
+    database = tmp_path / "h.db"
+    driver = Driver(Worker(history=database))
+    driver.done(jobs.LoadModel(str(tiny)))
+    *partial, last = of(driver.done(jobs.Patch(PLAN)), ev.Patched)
+    assert [event.found.kept for event in partial] == [0] * len(partial)
+    kept = CauseStore(database).get(last.found.kept)
+    assert kept is not None
+    assert isinstance(kept.found, PatchFound)
+    assert kept.found.grid is not None
+    assert last.found.grid is not None
+    np.testing.assert_array_equal(kept.found.grid.effect, last.found.grid.effect)
+    assert driver.worker.close(60)
+    (tmp_path / "folder").mkdir()
+    refused = Driver(Worker(history=tmp_path / "folder"))
+    refused.done(jobs.LoadModel(str(tiny)))
+    end = of(refused.done(jobs.Patch(PLAN)), ev.Patched)[-1]
+    assert (end.found.kept, end.found.grid is not None) == (0, True)
+    assert end.unkept
+    assert refused.worker.close(60)
 
 
 def test_a_metric_without_a_gradient_has_its_grid_and_says_why_no_estimates(

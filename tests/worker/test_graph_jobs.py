@@ -11,9 +11,11 @@ import pytest
 from lens_tui import LensModel, attribute, check_nodes, load_transcoders, node_vector, prune_graph, read_graph
 from lens_tui.lens.vectors import random_unit
 from lens_tui.records.attribution_graph import LogitTarget
+from lens_tui.records.cause_store import CauseStore
 from lens_tui.records.graph_plan import GraphFound, GraphPlan
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
+from lens_tui.worker.thread import Worker
 from tests.folders import transcoder_folder
 from tests.worker.drive import Driver, of, only
 
@@ -106,6 +108,41 @@ def test_an_older_graph_is_made_once_more_to_be_checked(loaded: Driver, plan: Gr
     graph = found.whole
     assert check.predicted[0] == pytest.approx(-graph.weight(graph.places[source], graph.places[target]), abs=1e-5)
     assert check.frozen[0] == pytest.approx(check.predicted[0], abs=1e-4)
+
+
+def test_a_graph_is_kept_and_one_of_the_disk_is_pruned_and_checked_by_making_it_once_more(
+    tiny: Path, home: Path, plan: GraphPlan, tmp_path: Path
+) -> None:
+    database = tmp_path / "h.db"
+    first = Driver(Worker(history=database))
+    first.done(jobs.LoadModel(str(tiny)))
+    made = only(first.done(jobs.MakeGraph(plan)), ev.GraphMade)
+    assert made.unkept == ""
+    pins = tuple(node.id for node in made.found.shown.nodes if node.kind == "feature")[:2]
+    pinned = replace(made.found, shown=replace(made.found.shown, pinned=pins))
+    first.done(jobs.KeepGraph(pinned))
+    assert first.worker.close(60)
+
+    with CauseStore(database).store as store:
+        kept = CauseStore(store).get(made.found.kept)
+        assert kept is not None
+        assert isinstance(kept.found, GraphFound)
+    assert kept.found.shown.nodes == made.found.shown.nodes
+    assert kept.found.shown.pinned == pins
+    assert kept.made.source == str(tiny)
+    second = Driver(Worker(history=database))
+    second.done(jobs.LoadModel(str(tiny)))
+    target = next(node.id for node in kept.found.shown.nodes if node.kind == "logit")
+    check = only(second.done(jobs.CheckNode(kept.found, pins[0], (target,))), ev.NodeChecked).check
+    graph = made.found.whole
+    weight = graph.weight(graph.places[pins[0]], graph.places[target])
+    assert check.predicted[0] == pytest.approx(-weight, abs=1e-5)
+    wider = replace(plan, nodes=0.99)
+    more = only(second.done(jobs.MakeGraph(wider, kept.found.kept)), ev.GraphMade).found
+    assert more.kept == made.found.kept  # not a second one
+    assert len(more.shown.nodes) > len(kept.found.shown.nodes)
+    assert second.worker.close(60)
+    assert len(CauseStore(database).list()) == 1
 
 
 def test_a_model_without_transcoders_named_says_what_to_do(loaded: Driver) -> None:

@@ -12,6 +12,8 @@ from textual.content import Content
 from textual.widgets import Static
 
 from lens_tui.records import LensError, paths
+from lens_tui.records.cause_store import Found, model_of
+from lens_tui.records.graph_plan import GraphFound
 from lens_tui.records.interventions import HEADS_OFF, heads_of_vector, mode_of
 from lens_tui.records.patch_plan import METRICS, SITES, PlanBy
 from lens_tui.records.paths import expanded
@@ -19,12 +21,14 @@ from lens_tui.records.sanitise import one_line
 from lens_tui.tasks.causes import FORMATS, command_of, write
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.causes_text import question
+from lens_tui.tui.format import model_name
 from lens_tui.tui.session import Session
 from lens_tui.tui.widgets.frame import Hairline, LensScreen, Pane
 from lens_tui.tui.widgets.heat_grid import HeatGrid
 from lens_tui.worker.events import Event, VectorMade
 from lens_tui.worker.jobs import VectorFromPatch
 
+from .cause_history import CauseHistoryScreen, Opened
 from .form import Field, FormScreen, filled
 from .graph_pane import GraphPane
 from .patch_pane import VIEWS, PatchPane
@@ -178,8 +182,27 @@ class CausesScreen(LensScreen):
         self.patches.go_to_strongest(step)
 
     def action_maps(self) -> None:
-        """The maps computed before."""
-        self.patches.choose_kept()
+        """The maps and graphs made before, on disk too."""
+
+        def take(opened: Opened | None) -> None:
+            if opened is None:
+                return
+            found, changed = opened
+            if isinstance(found, GraphFound):
+                self.turn_to_graph(True)
+                self.graph.reopen(found, changed)
+            else:
+                self.turn_to_graph(False)
+                self.patches.reopen(found, changed)
+                self.patches.turn(found.plan.by)
+            self.focus_first()
+
+        here: list[Found] = [*self.graph.kept, *self.patches.kept]
+        self.lens.push_screen(CauseHistoryScreen(here, self.lens.history, self.session.model), take)
+
+    def on_graph_pane_history_wanted(self) -> None:
+        """The key of the graph."""
+        self.action_maps()
 
     def offers(self) -> Iterator[tuple[str, Callable[[], object]]]:
         """Views, sites and metrics, by name."""
@@ -199,6 +222,12 @@ class CausesScreen(LensScreen):
         shown, grid, found = self.patches.shown, self.patches.grid, self.patches.here
         if shown is None or found is None or grid.blank:
             self.lens.say("There is no cell to take a direction from.")
+            return
+        model = self.session.model
+        if model is not None and model_of(found) != model.name:
+            self.lens.say(
+                f"This map is of {one_line(model_name(model_of(found)), 60)}: load that to take it to the bench."
+            )
             return
         if found.plan.by == "trace":
             self.lens.say("A trace has no direction: its change is noise. Patch by token or by head.")

@@ -37,13 +37,11 @@ from lens_tui.tui.graph_text import (
 from lens_tui.tui.widgets.frame import Pane
 from lens_tui.tui.widgets.graph_map import GraphMap
 from lens_tui.worker.events import Event, GraphMade, GraphWritten, JobDone, JobFailed, NodeChecked, VectorMade
-from lens_tui.worker.jobs import CheckNode, Job, MakeGraph, PruneGraph, ReadGraph, VectorFromNode, WriteGraph
+from lens_tui.worker.jobs import CheckNode, Job, KeepGraph, MakeGraph, PruneGraph, ReadGraph, VectorFromNode, WriteGraph
 
 from .feature_links import open_feature
-from .form import Choice, ChoiceScreen, Field, FormScreen, filled, optional, whole
+from .form import Field, FormScreen, filled, optional, whole
 
-MOST = 9
-"""Graphs of the session that can be chosen from: a digit each."""
 NONE = "none"
 """No direction."""
 CHECKED = 5
@@ -59,6 +57,10 @@ class GraphPane(Pane):
     @dataclass
     class Turned(Message):
         """The graph, its node, its edge or what was measured is another one."""
+
+    @dataclass
+    class HistoryWanted(Message):
+        """The graphs made before are asked for."""
 
     def __init__(self) -> None:
         self.map, self._legend = GraphMap(id="graph-map"), Static("", id="graph-legend")
@@ -138,8 +140,11 @@ class GraphPane(Pane):
         if isinstance(event, GraphMade):
             self._state = ""
             self._show(event.found)
+            self._pins_back()
+            if event.unkept:
+                self.lens.say(f"The graph is not kept: {event.unkept}")
         elif isinstance(event, NodeChecked):
-            if self.found is not None and event.found.whole.nodes is self.found.whole.nodes:
+            if self.found is not None and _same(event.found, self.found):
                 old = self.checks.get(event.check.source)
                 self.checks[event.check.source] = event.check if old is None else merged(old, event.check)
                 self._measured = True
@@ -157,7 +162,7 @@ class GraphPane(Pane):
     def _show(self, found: GraphFound) -> None:
         """Show a graph, the cursor where it was if its node is still there."""
         old, node = self.found, self.chosen
-        same = old is not None and old.whole.nodes is found.whole.nodes
+        same = old is not None and _same(old, found)
         if not same:
             self.checks = {}
             self.plan = replace(found.plan, prompt=self.plan.prompt) if not found.file else found.plan
@@ -166,7 +171,7 @@ class GraphPane(Pane):
             found = _joined(found, old.whole.pinned, old.whole.supernodes)
         self.plan = replace(self.plan, nodes=found.plan.nodes)
         self.found = found
-        self.kept = [found, *(each for each in self.kept if each.whole.nodes is not found.whole.nodes)][:MOST]
+        self.kept = [found, *(each for each in self.kept if not _same(each, found))]
         try:
             layout = GraphLayout.of(found.shown)
         except LensError as error:
@@ -178,6 +183,12 @@ class GraphPane(Pane):
         self.edge = self.edge if at is not None else 0
         self.map.show(layout, layout.order[0] if at is None and layout.order else at or 0)
         self.refresh_graph()
+
+    def _pins_back(self) -> None:
+        """Prune once more where a pinned node was left out: one that was made anew did not know the pins."""
+        found = self.found
+        if found is not None and set(found.whole.pinned) - set(found.shown.places):
+            self._prune(found)
 
     def action_ask(self) -> None:
         """Have the question written, and answer it."""
@@ -302,6 +313,9 @@ class GraphPane(Pane):
         self._prune(found)
 
     def _prune(self, found: GraphFound) -> None:
+        if found.part:  # what pruning left out was not kept
+            self._submit(MakeGraph(replace(found.plan, nodes=self.plan.nodes), found.kept), "graph")
+            return
         self._submit(PruneGraph(found, replace(found.plan, nodes=self.plan.nodes)), "prune")
 
     def action_pin(self) -> None:
@@ -319,7 +333,9 @@ class GraphPane(Pane):
         assert layout is not None
         edge = self.edge
         self.found = found
-        self.kept = [found if each.whole.nodes is found.whole.nodes else each for each in self.kept]
+        self.kept = [found if _same(each, found) else each for each in self.kept]
+        if found.kept:
+            self._submit(KeepGraph(found), "keep")
         self.map.show(replace(layout, graph=found.shown), self.map.node)
         self.call_after_refresh(partial(self._edge_again, edge))
 
@@ -443,23 +459,13 @@ class GraphPane(Pane):
         self.app.push_screen(FormScreen("Open a graph", fields), take)
 
     def action_graphs(self) -> None:
-        """Go back to a graph of this session."""
-        if not self.kept:
-            self.lens.say(f"No graph yet: {self.lens.key_text('graph.make')} makes one.")
-            return
-        choices = [
-            Choice(str(at), many(len(each.shown.nodes), "node"), one_line(each.file or each.plan.prompt, 60))
-            for at, each in enumerate(self.kept)
-        ]
+        """Go back to a graph or map that was made before."""
+        self.post_message(self.HistoryWanted())
 
-        def take(which: str | None) -> None:
-            if which is not None:
-                found = self.kept[int(which)]
-                self.plan = found.plan
-                self._state = ""
-                self._show(found)
-
-        self.app.push_screen(ChoiceScreen("Graphs of this session", choices), take)
+    def reopen(self, found: GraphFound, changed: str) -> None:
+        """Show a graph that was made before; ``changed`` says what is no longer as it was."""
+        self.plan, self._state = found.plan, changed
+        self._show(found)
 
     def action_copy(self) -> None:
         """Copy what is said of the node, under what was asked."""
@@ -500,6 +506,11 @@ class GraphPane(Pane):
 
 
 _few = optional(whole(0, 1_000_000))
+
+
+def _same(one: GraphFound, other: GraphFound) -> bool:
+    """Whether two are one graph, pruned or read from the disk."""
+    return one.whole.nodes is other.whole.nodes or (one.kept != 0 and one.kept == other.kept)
 
 
 def _joined(found: GraphFound, pinned: tuple[str, ...], groups: tuple[Supernode, ...]) -> GraphFound:

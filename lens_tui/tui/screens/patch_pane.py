@@ -19,7 +19,7 @@ from lens_tui.tui.widgets.heat_grid import HeatGrid
 from lens_tui.worker.events import Event, JobDone, JobFailed, Patched
 from lens_tui.worker.jobs import Patch
 
-from .form import Choice, ChoiceScreen, Field, FormScreen, filled, number, whole
+from .form import Field, FormScreen, filled, number, whole
 
 VIEWS: dict[PlanBy, str] = {
     "layer-position": "patching by token",
@@ -29,8 +29,6 @@ VIEWS: dict[PlanBy, str] = {
 """The maps in the order that a key goes through them, and what they are called."""
 FIGURE = 7
 """Cells of a column: a figure, and its glyph where shades are bars or digits."""
-MOST = 9
-"""Maps of the history that can be chosen from: a digit each."""
 
 
 class PatchPane(Pane):
@@ -107,7 +105,9 @@ class PatchPane(Pane):
             self.found[by] = event.found
             self._state[by] = "" if event.whole else "patching …"
             if event.whole:
-                self.kept = [event.found, *(old for old in self.kept if old.plan != plan)][:MOST]
+                self.kept = [event.found, *(old for old in self.kept if old.plan != plan)]
+            if event.unkept:
+                self.lens.say(f"The map is not kept: {event.unkept}")
             self.refresh_map()
             if by == self.plan.by and self.shown is not None and (fresh or event.whole) and self.shown.strongest():
                 self.grid.move_to(*self.shown.strongest()[0])
@@ -123,7 +123,7 @@ class PatchPane(Pane):
     def refresh_map(self) -> None:
         """Show the map of the view, or say how there comes to be one."""
         found, plan = self.here, self.plan
-        self.title = _titled(plan)
+        self.title = plan.title
         state = self._state.get(plan.by, "")
         self.shown = shown = None if found is None else map_of(found)
         if shown is None or found is None:
@@ -215,32 +215,13 @@ class PatchPane(Pane):
         at = order.index(here) if here in order else -1 if step > 0 else 0
         self.grid.move_to(*order[(at + step) % len(order)])
 
-    def choose_kept(self) -> None:
-        """Go back to a map that was computed before."""
-        if not self.kept:
-            self.lens.say(f"No map yet: {self.lens.key_text('causes.patch')} computes one.")
-            return
-        choices = [Choice(str(at), _titled(old.plan), _of(old.plan)) for at, old in enumerate(self.kept)]
-
-        def take(which: str | None) -> None:
-            if which is not None:
-                found = self.kept[int(which)]
-                self.plan, self.found[found.plan.by] = found.plan, found
-                self._state[found.plan.by] = ""
-                self.refresh_map()
-
-        self.app.push_screen(ChoiceScreen("Maps of this session", choices), take)
-
-
-def _titled(plan: PatchPlan) -> str:
-    if plan.by == "trace":
-        return f"Causal trace · {plan.site}"
-    what = "heads" if plan.by == "head" else plan.site
-    return f"Patching · {what} · {plan.direction} · {plan.metric}"
-
-
-def _of(plan: PatchPlan) -> str:
-    return plan.pairs or plan.clean
+    def reopen(self, found: PatchFound, changed: str) -> None:
+        """Show a map that was computed before; ``changed`` says what is no longer as it was."""
+        self.plan, self.found[found.plan.by] = found.plan, found
+        self._state[found.plan.by] = changed
+        self.refresh_map()
+        if self.shown is not None and (order := self.shown.strongest()):
+            self.grid.move_to(*order[0])
 
 
 def ask_plan(lens: LensHost, plan: PatchPlan, take: Callable[[PatchPlan], None]) -> None:

@@ -9,11 +9,12 @@ record in ``jobs.py``, a function here, and one line in ``TABLE``.
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lens_tui.records import LensError, SAEInfo
 
@@ -24,13 +25,19 @@ from ..thread import Control
 
 if TYPE_CHECKING:
     from lens_tui.lens.model import LensModel
+    from lens_tui.records.graph_plan import GraphFound
     from lens_tui.records.info import Dequantize
+    from lens_tui.records.patch_plan import PatchFound
     from lens_tui.records.run_store import RunStore
     from lens_tui.sae.load_sae import SAE
     from lens_tui.tasks.models import ModelEntry
 
+    One = TypeVar("One", PatchFound, GraphFound)
 
 __all__ = ["TABLE", "Context", "Handlers", "ModelOrigin", "Reading"]
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -71,6 +78,7 @@ class Context:
     written: WrittenActivations | None = None
     norms: dict[tuple[int, str], float] = field(default_factory=dict)
     graph: Any = None
+    graph_kept: int = 0
     transcoders: tuple[str, Any] | None = None
     history: Path | None = None
     littered: bool = False
@@ -99,6 +107,31 @@ class Context:
                 raise
         self._runs.store.wait(patience)
         return self._runs
+
+    def keep_cause(self, found: One) -> tuple[One, str]:
+        """Keep what was found, if anything is kept; it with its number, and why it could not be."""
+        from lens_tui.records.store import PATIENCE
+        from lens_tui.tasks.kept_causes import keep_cause
+
+        if self.history is None:
+            return found, ""
+        try:
+            return keep_cause(self.runs(PATIENCE).store, self.need_model().info, found), ""
+        except LensError as error:
+            _log.warning("what was found is not kept: %s", error)
+            return found, f"{error.message} {error.hint}".strip()
+
+    def change_cause(self, found: GraphFound) -> None:
+        """Keep a graph as it is now, where it is kept."""
+        from lens_tui.records.cause_store import CauseStore
+        from lens_tui.records.store import PATIENCE
+
+        if self.history is None or not found.kept:
+            return
+        try:
+            CauseStore(self.runs(PATIENCE).store).change(found.kept, found)
+        except LensError as error:  # what was kept when it was made is still there
+            _log.warning("the graph is kept as it was before: %s", error)
 
     def forget(self) -> None:
         """Drop everything; memory comes back when Python and MLX see fit."""
@@ -151,6 +184,7 @@ TABLE: dict[type[jobs.Job], str] = {
     jobs.Patch: "lens_jobs:patch",
     jobs.VectorFromPatch: "lens_jobs:from_patch",
     jobs.MakeGraph: "graph_jobs:make_graph",
+    jobs.KeepGraph: "graph_jobs:change",
     jobs.PruneGraph: "graph_jobs:prune",
     jobs.ReadGraph: "graph_jobs:read",
     jobs.WriteGraph: "graph_jobs:write",

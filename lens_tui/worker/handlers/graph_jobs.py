@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lens_tui.records import LensError
@@ -22,7 +23,13 @@ if TYPE_CHECKING:
 
 def make_graph(control: Control, job: jobs.MakeGraph, context: Context) -> Iterator[ev.Event]:
     """The graph of a plan; stopped between two batches of rows, nothing comes of it."""
-    yield ev.GraphMade(control.id, _made(control, job.plan, context)[1])
+    found, unkept = replace(_made(control, job.plan, context)[1], kept=job.kept), ""
+    if job.kept:
+        context.change_cause(found)
+    else:
+        found, unkept = context.keep_cause(found)
+    context.graph_kept = found.kept
+    yield ev.GraphMade(control.id, found, unkept)
 
 
 def prune(control: Control, job: jobs.PruneGraph, context: Context) -> Iterator[ev.Event]:
@@ -33,7 +40,15 @@ def prune(control: Control, job: jobs.PruneGraph, context: Context) -> Iterator[
     lens, transcoders = None, None
     if known is not None and opened is not None and same_graph(job.found, known.graph):
         lens, transcoders = context.need_model(), opened[1]
-    yield ev.GraphMade(control.id, pruned_anew(job.found, job.plan, lens, transcoders))
+    found = pruned_anew(job.found, job.plan, lens, transcoders)
+    context.change_cause(found)
+    yield ev.GraphMade(control.id, found)
+
+
+def change(control: Control, job: jobs.KeepGraph, context: Context) -> Iterator[ev.Event]:
+    """What is kept of a graph has its pins and groups as they are now."""
+    context.change_cause(job.found)
+    yield from ()
 
 
 def read(control: Control, job: jobs.ReadGraph, context: Context) -> Iterator[ev.Event]:
@@ -81,9 +96,11 @@ def _attribution(control: Control, found: GraphFound, context: Context) -> Attri
     if model.info.name != found.whole.model:
         raise LensError("This graph is of another model.", "Load that one, or make the graph anew.")
     known: Attribution | None = context.graph
-    if known is not None and same_graph(found, known.graph):
+    if known is not None and (same_graph(found, known.graph) or 0 != context.graph_kept == found.kept):
         return known
-    return _made(control, found.plan, context)[0]
+    attribution = _made(control, found.plan, context)[0]
+    context.graph_kept = found.kept
+    return attribution
 
 
 def _made(control: Control, plan: GraphPlan, context: Context) -> tuple[Attribution, GraphFound]:
@@ -100,7 +117,7 @@ def _made(control: Control, plan: GraphPlan, context: Context) -> tuple[Attribut
         if context.transcoders is None or context.transcoders[0] != plan.transcoders:
             context.transcoders = None
             context.transcoders = (plan.transcoders, transcoders_for(model, plan.transcoders, opened))
-        context.graph = None  # what an older one holds makes room
+        context.graph, context.graph_kept = None, 0  # what an older one holds makes room
         attribution, found = answer_graph(model, plan, context.transcoders[1], rows)
     context.graph = attribution
     return attribution, found

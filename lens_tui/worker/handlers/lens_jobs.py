@@ -81,7 +81,8 @@ def patch(control: Control, job: jobs.Patch, context: Context) -> Iterator[ev.Ev
     control.progress("patches")
     with stoppable(context, control) as model:
         found = answer(model, job.plan, progress=progress, partial=partial)
-    yield ev.Patched(control.id, found)
+    found, unkept = context.keep_cause(found)
+    yield ev.Patched(control.id, found, unkept=unkept)
 
 
 def from_patch(control: Control, job: jobs.VectorFromPatch, context: Context) -> Iterator[ev.Event]:
