@@ -305,17 +305,7 @@ class _Worker:
 @contextmanager
 def _connected(cluster: Cluster, shared: int) -> Iterator[Any]:
     """Ray, initialised; ended again if it was not so before."""
-    # Ray reads these as it starts: no word to anybody, and no lines in the midst of ours.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise LensError(
-            f"Work on a cluster needs Ray: {one_line(str(error), 120)}.", "pip install 'mlx-lens-tui[ray]'"
-        ) from None
+    ray = _imported()
     if ray.is_initialized():
         yield ray
         return
@@ -327,7 +317,8 @@ def _connected(cluster: Cluster, shared: int) -> Iterator[Any]:
         where = one_line(cluster.address, 80) if cluster.address else "this machine"
         reason = one_line(str(error), 160).rstrip(".")
         raise LensError(
-            f"No Ray cluster could be reached or started at {where}: {reason}.", "Start one: `ray start --head`."
+            f"No Ray cluster could be reached or started at {where}: {reason}.",
+            "Start one: `ray start --head`. One that asks for a token needs RAY_AUTH_MODE=token here too.",
         ) from error
     finally:
         for number, handler in handlers.items():
@@ -336,6 +327,25 @@ def _connected(cluster: Cluster, shared: int) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _imported() -> Any:
+    """Ray. It reads these as it starts: no word to anybody, and no lines in the midst of ours.
+
+    What it has to say of dead workers it would print to standard output, where results are.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise LensError(
+            f"Work on a cluster needs Ray: {one_line(str(error), 120)}.", "pip install 'mlx-lens-tui[ray]'"
+        ) from None
+    return ray
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -212,3 +213,15 @@ def test_what_a_worker_refuses_is_said_here(made: Made, tmp_path: Path) -> None:
         index_on_cluster(made.lens, [gone], made.text, tmp_path / "out", cluster=TWO, **WINDOWS)
     with pytest.raises(LensError, match="The cluster has room for 2 workers of 1 core, not 3"):
         index_on_cluster(made.lens, [made.sae], made.text, tmp_path / "out", cluster=Cluster(3), **WINDOWS)
+
+
+def test_what_ray_says_of_a_dead_worker_is_not_on_standard_output() -> None:
+    script = (
+        "from lens_tui.tasks.cluster import _imported\n"
+        "_imported()\n"
+        "from ray._private.worker import print_to_stdstream\n"
+        "said = {'lines': ['A worker died.'], 'pid': 'raylet', 'is_err': False}\n"
+        "print_to_stdstream(said, ignore_prefix=False)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
