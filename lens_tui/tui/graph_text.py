@@ -25,6 +25,7 @@ EDGES = 8
 STEPS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 """The shares of influence that the dial goes through."""
 COLUMNS = ("direct", "frozen", "total", "held", "free")
+NARROW = ("dir.", "frz.", "tot.", "held", "free")
 """The columns of a check."""
 FIGURE = 6
 WORDS = 160
@@ -222,7 +223,7 @@ def _check_table(graph: AttributionGraph, check: EdgeCheck, only: str | None, wi
     lines = [Content(""), Content.styled(fit(f"{what}: {one_line(said, WORDS)}", width).rstrip(), "bold")]
     cell = min(8, max(5, width // 5))
     places_shown = 2 if cell >= FIGURE else 1
-    heads = "".join(fit_left(head if cell > len(head) else head[: cell - 1], cell) for head in COLUMNS)
+    heads = "".join(fit_left(head, cell) for head in (COLUMNS if cell > max(map(len, COLUMNS)) else NARROW))
     lines.append(Content.styled(heads, "$muted"))
     for at in rows:
         target = graph.nodes[places[check.targets[at]]]

@@ -55,6 +55,12 @@ def test_the_curves_are_called_and_defined_as_in_the_glossary() -> None:
         ("rank 0", ["rank"]),
         ("+ reads", ["reads"]),
         ("norm", ["norm"]),
+        ("Jacobian lens", ["jacobian_lens"]),
+        ("says what the model says", ["agreement"]),
+        ("R2", ["probe_score"]),
+        ("chosen", ["behaviour_share"]),
+        ("sums within", ["graph_sums"]),
+        ("path patching", ["path_effect"]),
         ("nothing at all", []),
     ],
 )

@@ -252,7 +252,8 @@ class DosePane(Pane):
     def explains(self) -> tuple[str, ...]:
         """The measure under the cursor, then what is common to all."""
         chart = self.chart
-        here = (chart.series[chart.row].name,) if chart.row < len(chart.series) else ()
+        here: tuple[str, ...] = (chart.series[chart.row].name,) if chart.row < len(chart.series) else ()
+        here += ("behaviour_share",) if here == ("behaviour",) else ()
         return (*here, "knee", "moved", "scale")
 
     def _made_for(self, row: BenchRow) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ from textual.screen import Screen
 from textual.widgets import Input, Static
 
 from lens_tui.records import glossary
+from lens_tui.records.glossary_terms import GlossaryTerm
 from lens_tui.tui.format import fit
 from lens_tui.tui.host import host
 from lens_tui.tui.keys import GROUPS, SCREENS, Key, by_id
@@ -150,7 +151,7 @@ class HelpScreen(Dialog[None]):
             lines.append(SheetLine("", "This screen has no numbers of its own; type one to look it up."))
         return lines
 
-    def _terms(self) -> list[glossary.GlossaryTerm]:
+    def _terms(self) -> list[GlossaryTerm]:
         """What the screen's numbers are: those of the pane with the focus first."""
         here = [glossary.by_id(name) for name in self._here]
         return [*here, *(term for term in glossary.on_screen(self._where) if term not in here)]

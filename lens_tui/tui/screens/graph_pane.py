@@ -107,7 +107,8 @@ class GraphPane(Pane):
     def explains(self) -> tuple[str, ...]:
         """The numbers of a node, then those of the whole graph."""
         checked = ("graph_checks",) if self.chosen is not None and self.chosen.id in self.checks else ()
-        return (*checked, "graph_share", "graph_effect", "graph_checks", "graph_completeness", "graph_replacement")
+        whole = ("graph_completeness", "graph_replacement", "graph_sums", "graph_active")
+        return (*checked, "graph_share", "graph_effect", "activation", "graph_checks", *whole)
 
     # -- asking ------------------------------------------------------------------------------------------
 
@@ -197,7 +198,7 @@ class GraphPane(Pane):
         ignored = str(plan.ignored) if plan.ignored >= 0 else ""
         fields = [
             Field("prompt", "prompt", plan.prompt, "raw text; its next token is explained", filled),
-            Field("target", "target", plan.target, "token with its blank, id:17; | between; empty: likeliest"),
+            Field("target", "target", plan.target, "with its blank, id:17; | between; empty: likeliest"),
             Field("minus", "less", plan.minus, "another token: the difference is explained"),
             Field("direction", "direction", chosen, options=(NONE, *vectors)),
             Field("transcoders", "transcoders", plan.transcoders, "a folder or a set of yours; empty: the bundled one"),

@@ -17,6 +17,7 @@ from textual.content import Content
 from textual.screen import Screen
 
 from lens_tui.records import glossary
+from lens_tui.records.glossary_terms import GlossaryTerm
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.host import LensHost, host
 from lens_tui.tui.keys import KEYS, SCREENS, Key, by_id
@@ -160,7 +161,7 @@ def _elsewhere(app: LensHost, key: Key) -> None:
         app.say(f"{app.key_text(key.id)} here: {key.description}")
 
 
-def _explain(app: LensHost, below: Screen[Any], term: glossary.GlossaryTerm) -> None:
+def _explain(app: LensHost, below: Screen[Any], term: GlossaryTerm) -> None:
     app.push_screen(HelpScreen(below, term.name))
 
 

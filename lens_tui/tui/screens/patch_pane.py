@@ -68,7 +68,7 @@ class PatchPane(Pane):
         if self.plan.by == "trace" and self.shade == "effect":
             mine = "indirect_effect"
         every = ("patch_effect", "patch_value", "patch_random", "patch_shuffled", "patch_estimate", "indirect_effect")
-        return (mine, *(name for name in every if name != mine))
+        return (mine, *(name for name in (*every, "patch_interval") if name != mine))
 
     # -- asking ------------------------------------------------------------------------------------------
 
