@@ -25,10 +25,23 @@ and steered generation equals the same steps over mlx-lm's own cache with that o
   `mlp_normed`, which is computed of `mlp_in`, is where the MLP has an RMS or layer norm of its own.
 - *adds up*: each block's change of the residual is the sum of what its attention and its MLP give (`attn_out` and
   `mlp_out`, or the normed ones where there are any). Where it is not, the block scales them or adds something else.
+- *patterns*: at how many layers what a head looks at can be edited (`EditPattern`), tried on each: a head is cut from
+  a token, and what it hands on changes there and not before. Elsewhere the record is refused with the reason: a gate
+  or norm behind the heads, compressed keys, linear attention, keys of another layer.
 
-| architecture | steers | blocks at | more sites | adds up | remarks |
-|---|---|---|---|---|---|
+Of {count} architectures {steer} steer; {whole} have patterns to edit at every layer, {some} more at some.
+
+| architecture | steers | blocks at | more sites | adds up | patterns | remarks |
+|---|---|---|---|---|---|---|
 """
+
+
+def counted(lines: list[str]) -> dict[str, int]:
+    """How many architectures there are, how many steer, and how many have patterns to edit: all layers, or some."""
+    columns = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    patterns = [each[5] for each in columns if each[1] == "yes"]
+    some = sum(each.endswith("layers") for each in patterns)
+    return {"count": len(lines), "steer": len(patterns), "whole": patterns.count("yes"), "some": some}
 
 
 def main() -> None:
@@ -39,7 +52,8 @@ def main() -> None:
 
     mx.disable_compile()
     lines = [examine.row(name) for name in architectures.names()]
-    text = HEAD.format(version=version("mlx-lm")) + "\n".join(lines) + "\n"
+    head = HEAD.format(version=version("mlx-lm"), **counted(lines))
+    text = head + "\n".join(lines) + "\n"
     (HERE / "architectures.md").write_text(text)
 
 

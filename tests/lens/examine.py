@@ -16,7 +16,7 @@ import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
 from lens_tui import LensModel
-from lens_tui.records import LensError
+from lens_tui.records import EditPattern, LensError, Positions
 from lens_tui.records.info import SITES
 
 from . import architectures, metal_kernels, tiny
@@ -120,10 +120,10 @@ def row(name: str) -> str:
         with metal_kernels.stand_ins():
             return _row(name, LensModel.from_model(architectures.make(name)))
     except SystemExit:
-        return f"| {name} | no | | | | mlx-lm leaves the process on import without a package that it does not bring |"
+        return f"| {name} | no | | | | | mlx-lm leaves the process on import without a package that it does not bring |"
     except LensError as error:
         text = error.message
-        return f"| {name} | no | | | | {text[text.index('(') + 1 : text.rindex(')')]} |"
+        return f"| {name} | no | | | | | {text[text.index('(') + 1 : text.rindex(')')]} |"
 
 
 def _row(name: str, lens: LensModel) -> str:
@@ -136,7 +136,9 @@ def _row(name: str, lens: LensModel) -> str:
         if any(site in sites for sites in found)
     ]
     sums = "yes" if adds_up(lens, found) else "no"
-    return f"| {name} | yes | `{decoder.path}` | {' '.join(parts)} | {sums} | {_remarks(name, decoder)} |"
+    edited = sum(edits_patterns(lens, layer) for layer in range(lens.n_layers))
+    patterns = "yes" if edited == lens.n_layers else f"{edited} of {lens.n_layers} layers" if edited else "no"
+    return f"| {name} | yes | `{decoder.path}` | {' '.join(parts)} | {sums} | {patterns} | {_remarks(name, decoder)} |"
 
 
 def adds_up(lens: LensModel, found: list[set[str]]) -> bool:
@@ -151,6 +153,20 @@ def adds_up(lens: LensModel, found: list[set[str]]) -> bool:
         if not np.allclose(change, total, rtol=1e-4, atol=1e-4):
             return False
     return True
+
+
+def edits_patterns(lens: LensModel, layer: int) -> bool:
+    """Whether a head can be cut from a token: what is before that token stays as it is, the layer's heads do not."""
+    cut = EditPattern(id="cut", layer=layer, heads=(0,), sources=Positions("indices", (1,)))
+    try:
+        with lens.intervene(cut), lens.capture(layer, site="attn_z") as edited:
+            lens.forward(list(IDS))
+    except LensError:
+        return False
+    with lens.capture(layer, site="attn_z") as plain:
+        lens.forward(list(IDS))
+    moved = np.abs(numbers(edited[layer, "attn_z"]) - numbers(plain[layer, "attn_z"]))[0].max(axis=-1)
+    return bool(moved[0] == 0.0 and (moved[1:] > 0.0).any())
 
 
 def _remarks(name: str, decoder: Any) -> str:

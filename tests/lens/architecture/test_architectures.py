@@ -98,6 +98,18 @@ def test_every_architecture_has_its_line_in_the_table() -> None:
     assert [name for name in table if name != "architecture"] == list(architectures.names())
 
 
+def test_what_is_said_of_how_many_there_are_is_counted_in_the_table() -> None:
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in list(rows_of_the_table().values())[1:]]
+    edited = [row[5] for row in cells]
+    whole, some = edited.count("yes"), sum(bool(re.fullmatch(r"[1-9]\d* of \d+ layers", each)) for each in edited)
+    assert whole + some + edited.count("no") + edited.count("") == len(cells) > 100
+    told = f"Of {len(cells)} architectures {sum(row[1] == 'yes' for row in cells)} steer; {whole} have patterns to edit"
+    assert f"{told} at every layer, {some} more at some." in DOCS.read_text()
+    assert f"at every layer of {whole} of mlx-lm's {len(cells)} architectures and at some layers of {some} more" in (
+        DOCS.with_name("causes.md").read_text()
+    )
+
+
 @pytest.mark.usefixtures("kernels")
 def test_it_steers_captures_and_restores_exactly(working: tuple[str, Any, LensModel]) -> None:
     name, model, lens = working
