@@ -197,6 +197,8 @@ def _written(
 
 def _buckets(position: Ints, places: Ints, activation: FloatArray, first: int, width: int) -> list[Bucket]:
     """Features by position, in tables of positions whose numbers of features are within a factor of two."""
+    if not len(position):
+        return []
     at, counts = np.unique(position, return_counts=True)
     order = np.argsort(position, kind="stable")
     begins = dict(zip(at.tolist(), np.concatenate([[0], np.cumsum(counts)[:-1]]).tolist(), strict=True))

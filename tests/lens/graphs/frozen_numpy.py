@@ -147,6 +147,7 @@ class RandomTranscoders:
         bias: float = -0.6,
         seed: int = 0,
         only: tuple[int, ...] | None = None,
+        silent: tuple[int, ...] = (),
     ) -> None:
         rng = np.random.default_rng(seed)
 
@@ -157,6 +158,7 @@ class RandomTranscoders:
         self.name, self.reads, self.writes, self.crosses = "random", reads, writes, crosses
         self.layers = tuple(range(layers)) if only is None else only
         self.w_enc, self.b_enc = draw(layers, width, 64, scale=0.2), draw(layers, width, scale=0.2) + np.float32(bias)
+        self.b_enc[list(silent)] = -1e3
         self.w_dec, self.b_dec = draw(layers, layers, width, 64, scale=0.1), draw(layers, 64, scale=0.1)
         self.w_skip = draw(layers, 64, 64, scale=0.05)
 

@@ -23,6 +23,8 @@ CASES: list[Any] = [
     pytest.param(tiny.llama, {}, id="llama"),
     pytest.param(tiny.llama, {"crosses": True, "reads": "resid_mid"}, id="llama-cross-layer"),
     pytest.param(tiny.llama, {"only": (1, 2)}, id="llama-two-layers"),
+    pytest.param(tiny.llama, {"silent": (0, 2)}, id="llama-without-a-feature-in-two-layers"),
+    pytest.param(tiny.llama, {"silent": (0,), "crosses": True}, id="llama-cross-layer-without-a-feature-in-the-first"),
     pytest.param(tiny.qwen2, {"reads": "mlp_normed"}, id="qwen2"),
     pytest.param(tiny.qwen3, {}, id="qwen3"),
     pytest.param(tiny.gemma2, {"writes": "mlp_added", "reads": "mlp_normed"}, id="gemma2"),
@@ -179,6 +181,15 @@ def test_a_difference_and_a_direction_are_targets() -> None:
     stream = at.middle[-1] + at.mlp_out[-1]
     assert graph.sums.value[along] == pytest.approx((stream * at.final)[-1] @ direction, abs=1e-4)
     assert graph.nodes[along].label == "x"
+
+
+def test_a_prompt_on_which_no_feature_is_active_has_a_graph_of_tokens_and_errors() -> None:
+    for made in (RandomTranscoders(bias=-1e3), RandomTranscoders(bias=-1e3, crosses=True)):
+        graph = attribution_graph(LensModel.from_model(tiny.llama()), IDS, made, ignored=1, most_logits=2)
+        assert {node.kind for node in graph.nodes} == {"error", "embedding", "logit"}
+        assert np.nanmax(np.abs(graph.sum_errors())) < 1e-4
+        kept = prune_graph(graph)
+        assert {node.kind for node in kept.nodes} >= {"embedding", "logit"}
 
 
 def test_the_features_with_the_most_influence_get_the_rows() -> None:
