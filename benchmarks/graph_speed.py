@@ -88,8 +88,11 @@ def effects(graph: AttributionGraph) -> np.ndarray[tuple[int, int], np.dtype[np.
     return matrix
 
 
-def write_set(folder: Path, layers: int, width: int) -> None:
-    """Random ReLU transcoders in circuit-tracer's layout, of which about one feature in ten is active."""
+def write_set(folder: Path, layers: int, width: int, size: float = 1.0) -> None:
+    """Random ReLU transcoders in circuit-tracer's layout, of which about one feature in ten is active.
+
+    ``size`` is the root mean square of the numbers that they read.
+    """
     folder.mkdir()
     hooks = "feature_input_hook: mlp.hook_in\nfeature_output_hook: mlp.hook_out\n"
     (folder / "config.yaml").write_text(f"model_kind: transcoder_set\n{hooks}scan: random\n")
@@ -98,7 +101,7 @@ def write_set(folder: Path, layers: int, width: int) -> None:
         tensors = {
             "W_enc": rng.standard_normal((WIDTH, width)) / np.sqrt(width),
             "W_dec": rng.standard_normal((WIDTH, width)) * 0.3,
-            "b_enc": rng.standard_normal(WIDTH) * 0.1 - 1.2,
+            "b_enc": (rng.standard_normal(WIDTH) * 0.1 - 1.2) * size,
             "b_dec": rng.standard_normal(width) * 0.1,
         }
         save_file(
