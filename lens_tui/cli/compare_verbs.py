@@ -15,7 +15,7 @@ import typer
 from lens_tui.records import Arm, ArmEnd, Intervention, LensError, Sampling, Token
 from lens_tui.records.arm_syntax import ArmSpec, GateTerm, parse_arm, parse_monitor
 from lens_tui.records.chat import Turn, as_prompt, last_words, parse_chats, read_chats
-from lens_tui.records.interventions import acting_words
+from lens_tui.records.interventions import MOVED_Z, Z, acting_words, moved_of
 from lens_tui.records.measures import MOST_LENGTHS
 from lens_tui.records.prompt_set import parse_prompts
 from lens_tui.records.run_record import figures, first_difference, kl_level, perplexity_of
@@ -291,6 +291,10 @@ def _figures_in_words(arm: dict[str, Any]) -> list[str]:
     return [logprob, both, f"mean KL to plain {figure(arm['mean_kl'], 3)} nat"]
 
 
+def _moved_of(arm: dict[str, Any]) -> str:
+    return moved_of(item["site"] for item in arm["interventions"])
+
+
 def _print(result: dict[str, Any], tokens: Sequence[Sequence[Token]]) -> None:
     """Each arm's figures and text; in a terminal the tokens of a steered arm are shaded by their KL, bars beside it."""
     for arm, came in zip(result["arms"], tokens, strict=True):
@@ -298,7 +302,7 @@ def _print(result: dict[str, Any], tokens: Sequence[Sequence[Token]]) -> None:
         if arm["token_ids"]:
             facts += _figures_in_words(arm)
         if arm["interventions"]:
-            facts.append(f"moved {figure(arm['dose'], 3)} ‖h‖")
+            facts.append(f"moved {figure(arm['dose'], 3)} {_moved_of(arm)}")
             if arm["parts_at"] is not None:
                 facts.append(f"parts at token {arm['parts_at']}")
         for name, values in zip(result.get("monitors", ()), arm.get("readings", ()), strict=True):
@@ -312,6 +316,8 @@ def _print(result: dict[str, Any], tokens: Sequence[Sequence[Token]]) -> None:
     if any(arm["interventions"] for arm in result["arms"]):
         key = f"  {kl_key()}" if in_terminal() else ""
         note(f"KL: D(steered ‖ plain) of the next token, both on the text of the arm; the tokens' numbers: --json{key}")
+    if any(_moved_of(arm) == Z for arm in result["arms"]):
+        note(MOVED_Z)
     for arm in result["arms"]:
         if (arm["dose"] or 0.0) > MOST_LENGTHS:
             note(f"{arm['name']} moves the residual by {arm['dose']:.3g} times its own length: is its scale meant?")

@@ -13,7 +13,8 @@ is a set: the vectors of every layer in a file, or in a folder of files, at half
 positions and a gate, but no scale.
 ``edge:7.4:5`` cuts what heads attend to: nothing looks at token 5 through head 7.4, whose other weights make up for it
 (``:zero`` behind it: they do not). ``edge:7.4:11/5`` is of token 11 alone, ``edge:7:0,1:last`` of every head of the
-layer, ``edge:7.4:system`` of a chat's part. A negative number counts from the end of the prompt.
+layer, ``edge:7.4:system`` of a chat's part. Token 0 is the first that the model reads, BOS where it has one; a negative
+number counts from the end of the prompt.
 """
 
 from __future__ import annotations

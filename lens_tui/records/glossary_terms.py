@@ -104,11 +104,11 @@ ACTING: tuple[GlossaryTerm, ...] = (
         "moved",
         "moved",
         "Mean ‖Δh‖/‖h‖ as delivered: the length of the change a steering made, after rounding, over the residual's "
-        "own.",
+        "own. ‖z‖: of edited heads and patterns, over what the heads hand on.",
         "ratio",
         _STEERING,
         ("Steer", "Generate"),
-        ("dose", "moved 0.57 ‖h‖"),
+        ("dose", "moved 0.57 ‖h‖", "‖z‖"),
     ),
     GlossaryTerm(
         "relative_norm",

@@ -421,6 +421,15 @@ def positions_text(positions: Positions) -> str:
     return f"tokens {positions.start} to {'the end' if positions.stop is None else positions.stop}"
 
 
+def moved_of(sites: Iterable[str]) -> str:
+    """What ``moved`` is a share of, by the sites of an arm: the residual's length, or what heads hand on."""
+    return Z if set(sites) == {"attn_z"} else "‖h‖"
+
+
+Z = "‖z‖"
+MOVED_Z = f"moved {Z}: over what the heads of that layer hand on (attn_z), so not comparable with other edits or pushes"
+
+
 @dataclass(frozen=True, slots=True)
 class BenchRow:
     """A vector at a layer, what is done with it, how much, where, and in which arm.

@@ -192,7 +192,9 @@ COLUMNS: tuple[SetColumn, ...] = (
         lambda cell: cell.read_back,
     ),
     SetColumn(
-        "dose", "moved", "‖h‖", 2, "Mean length of the change over that of the residual.", lambda cell: cell.dose
+        "dose", "moved", "‖h‖", 2,
+        "Mean length of the change over that of the residual; of heads and patterns over what they hand on.",
+        lambda cell: cell.dose,
     ),
 )  # fmt: skip
 """The columns to choose from, in the order in which a key goes through them."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 from lens_tui.records.chat import Turn
+from lens_tui.records.interventions import moved_of
 from lens_tui.records.run_record import END, KL_STEPS, ArmRecord, RunRecord, figures, kl_level, pieces
 from lens_tui.records.sanitise import sanitise
 from lens_tui.records.wording import many
@@ -67,7 +68,8 @@ def _facts(kept: ArmRecord) -> str:
         plain = "" if found["plain_perplexity"] is None else f"plain ppl {found['plain_perplexity']:.1f} · "
         facts.append(f"{plain}mean KL {found['mean_kl']:.3f} nat")
     if kept.dose is not None:
-        facts.append(f"moved {kept.dose:.2f} ‖h‖")
+        unit = moved_of(item.site for item in kept.arm.interventions)
+        facts.append(f"moved {kept.dose:.2f} {unit}")
     return " · ".join(facts)
 
 

@@ -296,3 +296,10 @@ def test_compare_gives_the_features_of_what_each_arm_wrote() -> None:
         assert [item["activation"] for item in token] == pytest.approx(sorted(row)[::-1][:3], rel=1e-3)
         assert [row[item["id"]] for item in token] == pytest.approx([item["activation"] for item in token], rel=1e-3)
     assert any(item["id"] == 2666 for token in result["arms"][1]["features"] for item in token)
+
+
+def test_what_an_edited_head_moved_is_not_called_a_share_of_the_residual() -> None:
+    for arm, unit in (("edge:6.1:2", "‖z‖"), ("head:6.1", "‖z‖"), ("cookery*15", "‖h‖")):
+        done = CliRunner().invoke(app, ["compare", "The old man sat on the", "-a", arm, "--max-tokens", "2"])
+        assert re.search(rf"moved \d\.\d+ {unit}", done.output)
+        assert ("not comparable with other edits" in done.output) == (unit == "‖z‖")

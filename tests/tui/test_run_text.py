@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from lens_tui.records import Arm, Sampling, Token
+import pytest
+
+from lens_tui.records import AblateHeads, Add, Arm, EditPattern, Intervention, Positions, Sampling, Token
 from lens_tui.tui.session import ArmText, RunText, Session, SessionStore, plan
 from lens_tui.tui.token_shades import changed_levels, token_levels
+from lens_tui.tui.widgets.lane import stats
+from lens_tui.tui.widgets.measures_table import cells
 from lens_tui.worker import events as ev
 from tests.fakes import unit_vector
 
@@ -89,3 +93,17 @@ def test_a_dial_is_kept_with_the_token_it_began_at() -> None:
     assert run.arms[1].dials == [(1, ())]
     run.apply(ev.JobDone(1, stopped=True))
     assert run.state == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("record", "unit"),
+    [
+        (AblateHeads(id="h", layer=7, heads=(4,)), "‖z‖"),
+        (EditPattern(id="e", layer=7, heads=(4,), sources=Positions("indices", (5,))), "‖z‖"),
+        (Add(id="a", layer=4, vector=unit_vector("dog"), scale=1.0), "‖h‖"),
+    ],
+)
+def test_what_was_moved_is_a_share_of_the_residual_or_of_what_heads_hand_on(record: Intervention, unit: str) -> None:
+    arm = ArmText(1, Arm("arm", (record,)), reason="length", dose=0.26)
+    assert f"moved 0.26 {unit}" in stats(arm, 8, 120)
+    assert cells(arm)[6] == ("0.26 ‖z‖" if unit == "‖z‖" else "0.26")

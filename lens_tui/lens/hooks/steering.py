@@ -38,7 +38,7 @@ from lens_tui.records import (
 )
 from lens_tui.records.errors import warn
 from lens_tui.records.gates import Gate, Monitor
-from lens_tui.records.interventions import as_number, as_records
+from lens_tui.records.interventions import as_number, as_records, positions_text
 from lens_tui.records.steering_vector import numbers
 
 from .capture_result import CaptureResult, MonitorReader
@@ -349,6 +349,12 @@ def check_reach(entries: Sequence[PlanEntry], n_prompt: int, last: int, text: st
         positions = getattr(entry.item, "positions", None)
         if positions is not None and not reach(positions, n_prompt, last):
             raise LensError(f"{entry.item.id!r} touches no position of {text} (0 to {last}).", "Change its positions.")
+        sources = entry.item.sources if isinstance(entry.item, EditPattern) and entry.item.weights is None else None
+        if sources is not None and not reach(sources, n_prompt, last):
+            raise LensError(
+                f"A cut edge of layer {entry.item.layer} is from {positions_text(sources)}; {text} has 0 to {last}.",
+                "Name tokens that are there; 0 is the first one, BOS where the model has one.",
+            )
 
 
 def check_overflow(size: float, dtype: mx.Dtype, record: Intervention) -> None:

@@ -19,7 +19,7 @@ from textual.widget import Widget
 
 from lens_tui.records import Add, Candidate, Intervention, Token
 from lens_tui.records.gates import gate_sign
-from lens_tui.records.interventions import POSITIONS, amount_of, positions_text
+from lens_tui.records.interventions import POSITIONS, amount_of, moved_of, positions_text
 from lens_tui.records.run_record import kl_level, pieces
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.vector_sets import grouped, multiplier
@@ -155,7 +155,7 @@ def stats(text: ArmText, max_tokens: int, width: int) -> str:
 
     As much of it as the width holds; the perplexity of a steered arm always says whose it is.
     """
-    moved = "" if text.dose is None else f"{text.dose:.2f} ‖h‖"
+    moved = "" if text.dose is None else f"{text.dose:.2f} {moved_of(item.site for item in text.interventions)}"
     own = "" if text.perplexity is None else f"ppl {text.perplexity:.1f}" + (" own" if text.number else "")
     plain = text.plain_perplexity if text.number else None
     both = own if plain is None else f"{own}, {plain:.1f} plain"

@@ -8,6 +8,7 @@ from textual.content import Content
 from textual.reactive import reactive
 from textual.widget import Widget
 
+from lens_tui.records.interventions import Z, moved_of
 from lens_tui.records.measures import distinct
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.format import figure, fit, fit_left, nats
@@ -75,6 +76,6 @@ def cells(arm: ArmText) -> tuple[str, ...]:
         figure(arm.plain_perplexity if steered else arm.perplexity, 1),
         figure(arm.perplexity, 1),
         figure(distinct([token.token_id for token in arm.tokens], 2), 2),
-        figure(arm.dose, 2),
+        figure(arm.dose, 2) + (f" {Z}" if moved_of(item.site for item in arm.interventions) == Z else ""),
         "–" if arm.parted is None else str(arm.parted),
     )

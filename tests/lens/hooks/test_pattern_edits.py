@@ -271,3 +271,16 @@ def test_a_layer_that_hands_on_something_else_is_refused_in_the_forward() -> Non
     attention.rope = lambda x, offset=0: plain(x, offset) + mx.random.normal(x.shape)
     with pytest.raises(LensError, match="not what it hands on"), held:
         lens.forward(list(LONG))
+
+
+@pytest.mark.parametrize(
+    ("named", "words"), [((99,), "tokens 99"), ((-99,), "tokens -99"), ((40, 50), "tokens 40, 50")]
+)
+def test_a_source_beyond_the_text_is_named(named: tuple[int, ...], words: str) -> None:
+    lens = LensModel.from_model(tiny.llama())
+    cut = EditPattern(id="cut", layer=1, heads=(0,), sources=Positions("indices", named))
+    with pytest.raises(LensError, match=rf"edge of layer 1 is from {words}; this run has 0 to 8") as refused:
+        list(lens.compare([5, 6, 7, 8, 9], [Arm("cut", (cut,))], max_tokens=5))
+    assert "0 is the first one, BOS" in refused.value.hint
+    both = EditPattern(id="cut", layer=1, heads=(0,), sources=Positions("indices", (1, *named)))
+    assert list(lens.compare([5, 6, 7, 8, 9], [Arm("cut", (both,))], max_tokens=5))
