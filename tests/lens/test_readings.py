@@ -245,5 +245,7 @@ def test_ids_of_every_integer_type_are_the_same_tokens_and_foreign_ones_are_refu
     expected = np.array(lens.forward(IDS))
     assert np.array_equal(np.array(lens.forward(mx.array([IDS], dtype=dtype))), expected)
     wrong = mx.array([[*IDS, lens.info.vocab_size]], dtype=dtype)
-    with pytest.raises(LensError, match="There is no token"), lens.capture([0]):
-        lens.forward(wrong)
+    below = mx.array([[*IDS, -1]]).astype(dtype)  # of a type without signs it is its largest number
+    for foreign in (wrong, below) if dtype != mx.uint8 else (wrong,):
+        with pytest.raises(LensError, match="There is no token"), lens.capture([0]):
+            lens.forward(foreign)
