@@ -218,6 +218,9 @@ def prefixes(text: str) -> tuple[int, ...]:
 def _training_line(progress: TrainProgress) -> tuple[str, str, float | None]:
     if progress.stage == "read":
         return "reading the text", "", None
+    if progress.wanted:
+        there = f"{count(progress.taken)} of {count(progress.wanted)} tokens"
+        return "reading activations", there, progress.taken / progress.wanted
     if progress.stage != "train" or not progress.tokens_per_s:
         return f"{progress.stage}", f"step {progress.step} of {progress.steps}", None
     facts = [

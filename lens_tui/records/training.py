@@ -171,7 +171,9 @@ class Evaluation:
 class TrainProgress:
     """Where a training run is. ``fvu`` and ``l0`` are of the last batch in training mode; ``seconds_left`` a guess.
 
-    ``stage`` is ``read`` (the text), ``prepare``, ``train``, ``evaluate`` or ``save``.
+    ``stage`` is ``read`` (the text), ``prepare``, ``fill``, ``train``, ``evaluate`` or ``save``. While activations are
+    taken from the model, for the sample that sizes are set by (``prepare``) and for the pool that batches are drawn
+    from (``fill``), ``taken`` of ``wanted`` positions are there.
     """
 
     stage: str
@@ -184,6 +186,8 @@ class TrainProgress:
     l0: float | None = None
     dead: float | None = None
     evaluation: Evaluation | None = None
+    taken: int = 0
+    wanted: int = 0
 
     @property
     def qualities(self) -> tuple[str, ...]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
-from lens_tui.records import Arm, ArmEnd, Gate, Intervention, LensError, Monitor, Token
+from lens_tui.records import Arm, ArmEnd, Gate, Intervention, LensError, Monitor, Sampling, Token
 from lens_tui.records.chat import Turn
 from lens_tui.records.gates import Watched
 from lens_tui.records.run_record import ArmRecord, RunRecord, first_difference
@@ -118,6 +118,8 @@ def _margin(was: Token | None, now: Token | None) -> float | None:
 _TIE = 0.05
 """Nats: closer than this, two tokens may change places by rounding alone."""
 
+_SETTINGS = {"temp": "temperature", "max_tokens": "limit of tokens"}
+
 _FACTS = (
     ("adapter", "Its model had another LoRA: {was} then, {now} now (see --adapter)."),
     ("weights", "It was computed with weights held another way: {was} then, {now} now (see --dequantize)."),
@@ -137,10 +139,8 @@ def _causes(old: RunRecord, new: RunRecord, differences: Sequence[Difference], p
         yield f"It was made with the model {old.model}, this is {new.model}."
     if prompt_at is not None:
         yield "The tokenizer or the chat template of the model has changed."
-    if old.sampling.seed != new.sampling.seed and old.sampling.temp:
-        yield f"The seed was {old.sampling.seed} and is {new.sampling.seed}."
-    if _acts(old) != _acts(new):
-        yield "What acts on its arms is not the same."
+    asked = list(_asked_otherwise(old, new))
+    yield from asked
     noted, others = bool(old.made.version), 0
     for name, words in _FACTS if noted else ():
         was, now = getattr(old.made, name), getattr(new.made, name)
@@ -148,12 +148,26 @@ def _causes(old: RunRecord, new: RunRecord, differences: Sequence[Difference], p
             others += 1
             none = "none" if name == "adapter" else "as in the files"
             yield words.format(was=was or none, now=now or none)
+    if asked:
+        return
     if not noted:
         yield "What it was made with was not noted: an older version wrote it."
     elif any(item.margin is not None and item.margin < _TIE for item in differences):
         yield "The two tokens are all but tied, so that rounding decides."
-    elif not others and prompt_at is None and old.model == new.model and _acts(old) == _acts(new):
+    elif not others and prompt_at is None and old.model == new.model:
         yield "Versions, machine and weights' form are the same: the files of the model or of an SAE have changed."
+
+
+def _asked_otherwise(old: RunRecord, new: RunRecord) -> Iterator[str]:
+    """What was asked for that is not the same in both: enough of a cause, so that none is guessed beside it."""
+    drawn = old.sampling.temp or new.sampling.temp
+    for name in (setting.name for setting in fields(Sampling)):
+        was, now = getattr(old.sampling, name), getattr(new.sampling, name)
+        if was != now and (drawn or name != "seed"):
+            none = "none" if isinstance(was, tuple) else 0
+            yield f"The {_SETTINGS.get(name, name)} was {was or none} and is {now or none}."
+    if _acts(old) != _acts(new):
+        yield "What acts on its arms is not the same."
 
 
 def _acts(run: RunRecord) -> list[list[tuple[object, ...]]]:

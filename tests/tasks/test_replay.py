@@ -112,6 +112,12 @@ def test_what_changed_is_named_likeliest_first(run: RunRecord) -> None:
     assert "had" in causes[-1] or "tied" in causes[-1]
     files = held_against(run, new)
     assert "the files of the model or of an SAE have changed" in files.sentence() or "tied" in files.sentence()
+    for setting, words in (("seed", "seed was"), ("temp", "temperature was"), ("top_k", "top_k was")):
+        value = getattr(run.sampling, setting) + 1
+        drawn = replace(new, sampling=replace(run.sampling, **{setting: value, "temp": max(value, 1)}))
+        guessed = held_against(replace(run, sampling=replace(run.sampling, temp=0.5)), drawn).causes
+        assert any(words in cause for cause in guessed), guessed
+        assert not any("have changed" in cause or "tied" in cause for cause in guessed), guessed
     prompt = held_against(run, replace(run, prompt_ids=(*run.prompt_ids[:1], 5)))
     assert prompt.prompt_at == 1
     assert "chat template" in prompt.causes[0]

@@ -8,13 +8,23 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from textual.content import Content
 from textual.widget import Widget
 
-from lens_tui.records.features import FeatureActivity, FeatureExample
+from lens_tui.records.features import ContrastedFeature, FeatureActivity, FeatureExample
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.reading_text import features_at, next_active, rough_activations, shades, sources, strongest_token
 from lens_tui.tui.screens.features_screen import FeaturesScreen
-from lens_tui.tui.widgets.feature_card import _around, example_lines, feature_row, page_lines, page_name, short_name
+from lens_tui.tui.widgets.feature_card import (
+    CONTRAST_HEAD,
+    _around,
+    contrast_row,
+    example_lines,
+    feature_row,
+    page_lines,
+    page_name,
+    short_name,
+)
 from lens_tui.worker import jobs
 from lens_tui.worker.events import Encoded, FeaturePage, TokenWeight
 from lens_tui.worker.jobs import ReadNeighbours
@@ -107,6 +117,17 @@ def test_what_an_index_was_made_of_is_said_whole() -> None:
     lines = page_lines(known, 34, 2.5, "tint")
     assert all(line.cell_length <= 34 for line in lines)
     assert "in 235.9 k tokens · written by the model that it explains" in " ".join(line.plain for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("effect", "shown"),
+    [(27.74, "+27.7"), (-0.25, "-0.2"), (109.76, "+110"), (-4321.0, "-4321"), (123456.0, "+1e5"), (np.inf, "+∞")],
+)
+def test_a_contrasts_difference_is_a_number_however_large(effect: float, shown: str) -> None:
+    row = ContrastedFeature(5377, 1.0, 1.0, 0.1, 9.0, 0.0, 1.0, 0.0, auc=1.0, effect=effect, p=0.476)
+    line = contrast_row(row, Content("name"), 60).plain
+    assert line[: len(CONTRAST_HEAD)].split() == ["5377", "1.00", shown, ".476"]
+    assert line.index(".476") + 4 == len(CONTRAST_HEAD) - 2  # behind the caret
 
 
 def test_examples_are_cut_so_that_their_peaks_stand_under_each_other() -> None:

@@ -56,7 +56,7 @@ class Pool:
         pool_tokens: int,
         seed: int,
         position: PoolPosition | None = None,
-        pause: Callable[[], None] | None = None,
+        pause: Callable[[int, int], None] | None = None,
     ) -> None:
         self._source, self._places, self._batch, self._seed = source, tuple(places), batch, seed
         self._pause = pause
@@ -93,19 +93,19 @@ def take_rows(
     count: int,
     block: int = 0,
     row: int = 0,
-    pause: Callable[[], None] | None = None,
+    pause: Callable[[int, int], None] | None = None,
 ) -> tuple[mx.array, tuple[int, int]]:
     """``count`` positions that are not special, ``(count, d)``, from row ``row`` of block ``block`` on.
 
     The activations of several places stand side by side. Also gives the block and row that come next. Blocks are
-    evaluated one at a time;
-    ``pause`` is called before each and may raise.
+    evaluated one at a time; ``pause`` is called before each with how many positions there are and are wanted, and may
+    raise.
     """
     parts: list[mx.array] = []
     missing, barren = count, 0
     for item in source.blocks(block):
         if pause is not None:
-            pause()
+            pause(count - missing, count)
         kept = np.flatnonzero(~item.special)[row:]
         barren = barren + 1 if len(kept) == 0 else 0
         if barren > max(source.n_blocks, 1):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ class _TrainingRun:
         self._places = [place for place in places if place is not None]
         self._folder, self._hooks = folder, hooks
         self._facts = run_facts(source.facts, *self._place, self._place_out)
-        self._begun = time.monotonic()
+        self._begun = self._said = time.monotonic()
         self._spent, self._step = 0.0, 0
         self._history: tuple[Evaluation, ...] = ()
         self._state: State = {}
@@ -165,7 +165,7 @@ class _TrainingRun:
         if point is not None:
             self._adopt(point)
         self._say("prepare")
-        self._sample, _ = take_rows(self._source, self._places, self._config.calibration_tokens, pause=self._pause)
+        self._sample, _ = take_rows(self._source, self._places, self._config.calibration_tokens, pause=self._taking)
         if point is None:
             self._adopt(self._fresh())
 
@@ -174,13 +174,19 @@ class _TrainingRun:
         self._state, self._norm, self._history, self._spent = point.state, point.norm, point.history, point.seconds
         self._step = int(scalar(point.state["step"]))
         self._pool = Pool(
-            self._source, self._places, config.batch, config.pool_tokens, config.seed, point.position, self._pause
+            self._source, self._places, config.batch, config.pool_tokens, config.seed, point.position, self._taking
         )
 
     def _pause(self) -> None:
         """Called wherever the run may be interrupted: between steps and between blocks of activations."""
         if self._hooks.should_stop():
             raise AskedToStop
+
+    def _taking(self, taken: int, wanted: int) -> None:
+        """Between two blocks of activations: stop if asked to, and say now and then how many are there."""
+        self._pause()
+        if time.monotonic() - self._said >= REPORT_SECONDS:
+            self._say("fill" if self._state else "prepare", figures={"taken": taken, "wanted": wanted})
 
     def _finish(self) -> TrainReport:
         folded, final, density = self._evaluate()
@@ -193,7 +199,7 @@ class _TrainingRun:
     def _loop(self) -> None:
         step = Step(self._config, self._norm, peers=self.peers)
         pace = _Pace(time.monotonic(), self._step)
-        said = saved = time.monotonic()
+        saved = time.monotonic()
         figures: StepFigures | None = None
         while self._step < self._config.steps:
             if self._due():
@@ -207,9 +213,8 @@ class _TrainingRun:
             if before is not None:
                 mx.eval(before.error)  # one step in flight: the host is never far ahead of the device
             now = time.monotonic()
-            if now - said >= REPORT_SECONDS or self._step == self._config.steps:
+            if now - self._said >= REPORT_SECONDS or self._step == self._config.steps:
                 self._say_training(figures, pace)
-                said = now
             if now - saved >= self._hooks.checkpoint_seconds:
                 self._save()
                 saved = time.monotonic()
@@ -257,11 +262,11 @@ class _TrainingRun:
     def _seconds(self) -> float:
         return self._spent + time.monotonic() - self._begun
 
-    def _say(self, stage: str, evaluation: Evaluation | None = None) -> None:
-        config, step = self._config, self._step
-        self._hooks.progress(
-            TrainProgress(stage=stage, step=step, steps=config.steps, tokens=step * config.batch, evaluation=evaluation)
-        )
+    def _say(self, stage: str, evaluation: Evaluation | None = None, figures: dict[str, Any] | None = None) -> None:
+        steps, tokens = self._config.steps, self._step * self._config.batch
+        at = TrainProgress(stage=stage, step=self._step, steps=steps, tokens=tokens, evaluation=evaluation)
+        self._hooks.progress(replace(at, **(figures or {})))
+        self._said = time.monotonic()
 
     def _say_training(self, figures: StepFigures, pace: _Pace) -> None:
         error, variance = scalar(figures.error), scalar(figures.variance)
@@ -269,19 +274,8 @@ class _TrainingRun:
             raise self._diverged()
         rate, left = pace.figures(self._step, self._config)
         dead = mx.mean(self._state["idle"] > self._config.dead_after)
-        self._hooks.progress(
-            TrainProgress(
-                stage="train",
-                step=self._step,
-                steps=self._config.steps,
-                tokens=self._step * self._config.batch,
-                tokens_per_s=rate,
-                seconds_left=left,
-                fvu=error / variance if variance else None,
-                l0=scalar(figures.l0),
-                dead=scalar(dead),
-            )
-        )
+        last = {"fvu": error / variance if variance else None, "l0": scalar(figures.l0), "dead": scalar(dead)}
+        self._say("train", figures={"tokens_per_s": rate, "seconds_left": left, **last})
 
     def _diverged(self) -> LensError:
         hint = "Lower the learning rate and start in a new folder."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
@@ -165,9 +166,16 @@ CONTRAST_HEAD = "      id  AUC     d     p"
 def contrast_row(row: ContrastedFeature, name: Content, width: int, marks: FeatureMarks | None = None) -> Content:
     """One line of a contrast: id, held-out AUC, standardised difference, p against relabelled texts, name."""
     p = "<.001" if row.p < 0.001 else f"{row.p:.3f}".lstrip("0") if row.p < 1 else "1"
-    effect = signed(row.effect) if abs(row.effect) < 100 else ("+∞" if row.effect > 0 else "-∞")
+    effect = signed(row.effect) if abs(row.effect) < 100 else _large(row.effect)
     figures = f"{figure(row.auc, 2):>4} {effect:>5} {p:>5}"
     return _with_name(Content.assemble(f"{row.feature:>6} ", figures), name, width, marks or FeatureMarks())
+
+
+def _large(value: float) -> str:
+    """A number of three digits or more, signed, in five cells; an infinite one as such."""
+    if not isfinite(value):
+        return "+∞" if value > 0 else "-∞"
+    return f"{value:+.0f}" if abs(value) < 9999.5 else f"{value:+.0e}".replace("e+0", "e")
 
 
 def near_row(feature: int, value: float, name: Content, width: int) -> Content:

@@ -112,6 +112,8 @@ def _train_stage(progress: TrainProgress, done: int, layers: int, batch: int) ->
     if progress.stage == "read":
         return "reading the text", progress.tokens, 0, "tokens"
     of_layer = f" {done + 1} of {layers}" if layers > 1 else ""
+    if progress.wanted:
+        return f"reading activations{of_layer}", progress.taken, progress.wanted, "tokens"
     stages = {"train": "training", "evaluate": "measuring", "prepare": "preparing", "save": "saving"}
     return f"{stages.get(progress.stage, progress.stage)}{of_layer}", progress.tokens, progress.steps * batch, "tokens"
 

@@ -172,13 +172,19 @@ def test_dead_latents_come_back() -> None:
 def test_progress_tells_speed_time_left_and_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lens_tui.sae.training.trainer.REPORT_SECONDS", 0.0)
     seen: list[TrainProgress] = []
-    train(Synthetic(), replace(SMALL, tokens=256 * 10, evaluate_every=5), tmp_path, progress=seen.append)
+    config = replace(SMALL, tokens=256 * 10, evaluate_every=5)
+    train(Synthetic(), config, tmp_path, progress=seen.append)
     steps = [item for item in seen if item.stage == "train" and item.fvu is not None]
     assert [item.step for item in steps] == list(range(1, 11))
     assert all(item.tokens == item.step * 256 and item.tokens_per_s > 0 for item in steps)
     assert steps[-1].seconds_left == 0
     assert [item.evaluation.step for item in seen if item.evaluation and item.stage == "train"] == [5, 10]
     assert seen[0].stage == "prepare"
+    for stage, wanted in (("prepare", config.calibration_tokens), ("fill", config.pool_tokens // 256 * 256)):
+        told = [item for item in seen if item.stage == stage and item.wanted]
+        assert {item.wanted for item in told} == {wanted}
+        assert told[0].taken == 0 < told[1].taken < told[2].taken < wanted
+        assert all(item.taken < wanted for item in told)
     assert seen[-1].stage == "save"
 
 
