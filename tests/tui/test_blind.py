@@ -47,6 +47,8 @@ async def test_nothing_on_the_screen_says_which_lane_is_which(size: tuple[int, i
         said = screen_text(app)
         assert not any(name in said for name in (*NAMES, "24.0", "ppl", "KL"))
         assert [lane.title for lane in screen._lanes] == ["A", "B", "C"]
+        below_the_letter = {lane.view.region.y - lane.region.y for lane in screen._lanes}
+        assert below_the_letter == {2 if size[0] > 80 else 1}, "stacked lanes give their rows to the text"
 
 
 async def test_the_order_is_drawn_anew_for_every_trial() -> None:

@@ -66,6 +66,7 @@ class BlindScreen(Dialog[None]):
     BlindScreen .dialog { width: 100%; max-width: 100%; height: 100%; max-height: 100%; padding: 1 1 0 1; }
     BlindScreen #blind-lanes { height: 1fr; }
     BlindScreen #blind-lanes.-stacked { layout: vertical; }
+    BlindScreen #blind-lanes.-stacked TokenView { margin-top: 0; }
     BlindScreen #blind-asked { height: 1; color: $muted; }
     BlindScreen #blind-tally { height: auto; margin-top: 1; }
     BlindScreen #blind-keys { height: 1; margin-top: 1; color: $muted; }
