@@ -63,7 +63,9 @@ def open_run(named: str) -> RunRecord:
 @runs.command("list")
 @sentences
 def list_runs(
-    words: Annotated[str, typer.Argument(help="Only runs whose prompt or texts hold these words.")] = "",
+    words: Annotated[
+        str, typer.Argument(help="Only runs whose prompt, texts and names of arms hold these words.")
+    ] = "",
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many, newest first.")] = 50,
     json: Json = False,
 ) -> None:

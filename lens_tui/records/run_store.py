@@ -87,6 +87,12 @@ RUNS = Family(
         ALTER TABLE run_arm ADD COLUMN readings TEXT NOT NULL DEFAULT '[]';
         ALTER TABLE run_token ADD COLUMN readings TEXT NOT NULL DEFAULT '[]';
         """,
+        # A run is found by the names of its arms too; until here only by prompt and texts.
+        """
+        UPDATE run_text SET texts = texts || coalesce((
+            SELECT group_concat(char(10) || json_extract(record, '$.name'), '') FROM run_arm WHERE run = run_text.rowid
+        ), '');
+        """,
     ),
 )
 
@@ -179,8 +185,10 @@ class RunStore:
         """Close a run: its texts are joined and it can be searched."""
         with self.store.write() as connection:
             connection.execute("UPDATE run SET state = ? WHERE id = ?", (state, run))
-            texts = []
-            for row in connection.execute("SELECT arm FROM run_arm WHERE run = ? ORDER BY arm", (run,)).fetchall():
+            texts, names = [], []
+            arms = connection.execute("SELECT arm, record FROM run_arm WHERE run = ? ORDER BY arm", (run,)).fetchall()
+            for row in arms:
+                names.append(str(json.loads(row["record"])["name"]))
                 pieces = connection.execute(
                     "SELECT text FROM run_token WHERE run = ? AND arm = ? ORDER BY place", (run, row["arm"])
                 )
@@ -191,7 +199,7 @@ class RunStore:
             connection.execute("DELETE FROM run_text WHERE rowid = ?", (run,))
             connection.execute(
                 "INSERT INTO run_text (rowid, prompt, texts, note) SELECT id, prompt, ?, note FROM run WHERE id = ?",
-                ("\n".join(texts), run),
+                ("\n".join([*texts, *names]), run),
             )
 
     def keep(self, run: RunRecord) -> int:
@@ -241,7 +249,7 @@ class RunStore:
             )
 
     def list(self, words: str = "", limit: int = 100) -> list[RunSummary]:
-        """The newest runs, or those whose prompt, or texts hold all the words."""
+        """The newest runs, or those whose prompt, texts and names of arms hold all the words."""
         query = fts_query(words)
         found = "WHERE id IN (SELECT rowid FROM run_text WHERE run_text MATCH ?)" if query else ""
         rows = self.store.all(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -66,6 +67,25 @@ def test_runs_are_listed_and_searched() -> None:
     assert [line.id for line in store.list("bar")] == [first]
     assert [line.id for line in store.list("about")] == [second, first]
     assert store.list('dogs" OR') == []
+    assert [line.id for line in store.list("v bark")] == [first], "a run is found by the names of its arms too"
+
+
+def test_runs_of_earlier_versions_are_found_by_the_names_of_their_arms(tmp_path: Path) -> None:
+    store = Store(tmp_path / "runs.db")
+    store.use(Family("runs", RUNS.migrations[:6]))
+    with store.write() as connection:
+        for run, names in ((1, ("baseline", "cookery")), (2, ("baseline", "verse")), (3, ())):
+            values = (run, 0, 1, "done", "m", "about dogs", 0, "{}", "[]", "", "", "{}", "[]", "[]")
+            connection.execute(f"INSERT INTO run VALUES ({', '.join('?' * len(values))})", values)
+            connection.execute("INSERT INTO run_text (rowid, prompt, texts) VALUES (?, 'about dogs', 'bark')", (run,))
+            for arm, name in enumerate(names):
+                record = json.dumps({"name": name, "interventions": []})
+                connection.execute("INSERT INTO run_arm (run, arm, record) VALUES (?, ?, ?)", (run, arm, record))
+    store.close()
+    kept = RunStore(tmp_path / "runs.db")
+    assert [line.id for line in kept.list("cookery")] == [1]
+    assert [line.id for line in kept.list("verse bark")] == [2]
+    assert [line.id for line in kept.list("bark")] == [3, 2, 1]
 
 
 def test_a_killed_run_keeps_every_finished_step(tmp_path: Path) -> None:
