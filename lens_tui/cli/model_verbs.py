@@ -12,7 +12,7 @@ import typer
 from lens_tui.records import LensError
 from lens_tui.tui.format import ago, fit, fit_left, size
 
-from .output import Meter, print_json, say, sentences
+from .output import Meter, agreed, print_json, say, sentences
 from .sources import Json
 
 if TYPE_CHECKING:
@@ -128,7 +128,8 @@ def remove_model(
         amount = size(getattr(row, "partial", 0) or row.nbytes)
         if json or not sys.stdin.isatty():
             raise LensError(f"Removing {row.name} ({amount}) was not confirmed.", "Say --yes.")
-        typer.confirm(f"Remove {row.name} ({amount})?", abort=True, err=True)
+        if not agreed(f"Remove {row.name} ({amount})?"):
+            raise LensError("Nothing was removed.", "Say yes, or give --yes.")
     freed = remove(row)
     if json:
         print_json({"model": None, "id": name, "freed": freed})

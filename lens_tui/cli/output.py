@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Self, TypeVar
 
+import typer
 from rich.cells import cell_len
 
 from lens_tui.records.errors import LensError, LensWarning
@@ -159,6 +160,15 @@ def note(text: str) -> None:
 def _report(text: str) -> None:
     with suppress(OSError, ValueError):  # there is nowhere left to report it
         sys.stderr.write(sanitise(text) + "\n")
+
+
+def agreed(question: str) -> bool:
+    """Whether somebody says yes; an end of input, or ctrl+c, is a no."""
+    try:
+        return typer.confirm(question, err=True)
+    except typer.Abort:
+        note("")
+        return False
 
 
 def sentences(verb: Callable[_P, _R]) -> Callable[_P, _R]:

@@ -10,7 +10,7 @@ from lens_tui.records import LensError
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.format import size
 
-from .output import Meter, note, print_json, say, sentences
+from .output import Meter, agreed, note, print_json, say, sentences
 from .sources import Json
 
 verbs = typer.Typer()
@@ -38,7 +38,7 @@ def publish(
     plan = prepare(source, repository, licence=licence, private=not public)
     note(f"{plan.repo_id} ({'private' if plan.private else 'public'}): {', '.join(plan.files)}, {size(plan.nbytes)}")
     note(plan.card)
-    if not yes and not typer.confirm("Send it?", err=True):
+    if not yes and not agreed("Send it?"):
         raise LensError("Nothing was sent.", "Say yes, or give --yes.")
     url = send(plan)
     if json:

@@ -149,11 +149,8 @@ def _of_vector(place: Path, vector: Any, repo_id: str, licence: str, private: bo
         "made": vector.origin.kind,
         **{key: value for key, value in facts.items() if isinstance(value, str | int | float | bool)},
     }
-    use = (
-        "mlx-lens-tui compare 'Once upon a time' --arm 'FILE*SCALE'"
-        if kind == "vector"
-        else "mlx-lens-tui probe apply FILE TEXT"
-    )
+    verb = "compare 'Once upon a time' --arm 'FILE*SCALE'" if kind == "vector" else "probe apply FILE TEXT"
+    use = f"mlx-lens-tui pull {repo_id}   # prints FILE\nmlx-lens-tui {verb}"
     return Publication(
         repo_id, kind, {f"{kind}.safetensors": place}, _card(repo_id, kind, about, licence, use), private
     )
@@ -179,7 +176,7 @@ def _of_sae(place: Path, repo_id: str, licence: str, private: bool) -> Publicati
     else:
         kept = [file for file in sorted(place.iterdir()) if file.suffix in (".safetensors", ".json", ".npz")]
         files = {file.name: file for file in kept if file.is_file() and not file.name.startswith(".")}
-    use = f"mlx-lens-tui features 'Once upon a time' --sae {repo_id}/"
+    use = f"mlx-lens-tui features 'Once upon a time' --sae {repo_id}"
     return Publication(repo_id, "sae", files, _card(repo_id, "SAE", about, licence, use), private)
 
 
@@ -188,8 +185,9 @@ def _card(repo_id: str, kind: str, about: Mapping[str, Any], licence: str, use: 
     head = [f"license: {licence}"] if licence else []
     front = "\n".join(["---", *head, "library_name: mlx-lens-tui", "tags:", "- interpretability", "---"])
     said = licence or "none was given: ask its owner"
+    what = f"{'An' if kind == 'SAE' else 'A'} {kind} for mlx-lens-tui."
     return (
-        f"{front}\n\n# {_cell(repo_id)}\n\nA {kind} for mlx-lens-tui.\n\n| | |\n|---|---|\n{rows}\n\n"
+        f"{front}\n\n# {_cell(repo_id)}\n\n{what}\n\n| | |\n|---|---|\n{rows}\n\n"
         f"Licence: {said}.\n\n"
         f"```bash\n{use}\n```\n"
     )

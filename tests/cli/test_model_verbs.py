@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -94,6 +95,16 @@ def test_remove_does_nothing_that_was_not_confirmed() -> None:
     assert "are free" in run("remove", "org/gemma-3-1b-it", "--yes").stdout
     assert [entry.id for entry in list_models()] == ["demo"]
     assert "There is no org/gemma-3-1b-it on this disk." in run("remove", "org/gemma-3-1b-it", "-y", code=2).stderr
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize("said", ["n\n", ""])
+def test_a_no_at_the_terminal_removes_nothing(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("fetch", "org/gemma-3-1b-it")
+    monkeypatch.setattr("lens_tui.cli.model_verbs.sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
+    done = CliRunner().invoke(app, ["models", "remove", "org/gemma-3-1b-it"], input=said)
+    assert (done.exit_code, "Nothing was removed." in done.stderr) == (2, True)
+    assert [entry.id for entry in list_models()] == ["demo", "org/gemma-3-1b-it"]
 
 
 @pytest.mark.usefixtures("hub")

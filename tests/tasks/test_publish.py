@@ -55,6 +55,7 @@ def test_a_vector_goes_with_a_card_and_comes_back_as_it_was(hub: FakeHub, vector
         "mean\\|difference",
     ):
         assert said in card
+    assert "mlx-lens-tui pull me/verse " in card
     assert "secret" not in card
     assert hub.token not in card + url
     assert hub.repos["me/verse"]["vector.safetensors"] == vector.read_bytes()
@@ -72,7 +73,10 @@ def test_an_sae_goes_with_its_facts(hub: FakeHub, tmp_path: Path) -> None:
     sent = hub.repos["me/sae"]
     assert {name for name in sent if name != "README.md"} == {file.name for file in folder.iterdir()}
     assert "| layer | 1 |" in sent["README.md"].decode()
-    assert "none was given" in sent["README.md"].decode()
+    card = sent["README.md"].decode()
+    assert "none was given" in card
+    assert "An SAE for" in card
+    assert "--sae me/sae\n" in card
 
 
 def test_a_public_repository_is_not_written_to_as_a_private_one(hub: FakeHub, vector: Path) -> None:
@@ -92,10 +96,11 @@ def test_a_hub_that_refuses_is_a_sentence_without_the_token(hub: FakeHub, vector
 
 
 def test_the_verb_asks_before_it_sends(hub: FakeHub, vector: Path) -> None:
-    asked = CliRunner().invoke(app, ["publish", str(vector), "me/verse"], input="n\n")
-    assert asked.exit_code == 2
-    assert "Nothing was sent" in asked.output
-    assert hub.asked == []
+    for said in ("n\n", ""):  # and nobody there to answer
+        asked = CliRunner().invoke(app, ["publish", str(vector), "me/verse"], input=said)
+        assert asked.exit_code == 2
+        assert "Nothing was sent" in asked.output
+        assert hub.asked == []
     sent = CliRunner().invoke(app, ["publish", str(vector), "me/verse", "--yes", "--json"])
     assert sent.exit_code == 0, sent.output
     assert f"{hub.url}/me/verse" in sent.stdout
