@@ -12,7 +12,7 @@ def test_it_is_found_and_swaps_a_dog_for_a_cat() -> None:
     with LensModel(demo.NAME) as lens:
         found = lens_of(lens.info)
         assert found.layers == tuple(range(7))
-        assert (found.n_texts, found.n_positions) == (16, 730)
+        assert (found.n_texts, found.n_positions) == (70, 3181)
         prompt, cat = "The girl had a dog. She loved her", " cat"
         record = swap(lens, found, " dog", cat, 5)
         plain, swapped = (
@@ -21,12 +21,12 @@ def test_it_is_found_and_swaps_a_dog_for_a_cat() -> None:
         )
         readout = logit_lens(lens, prompt, through=found)
     assert plain == pytest.approx(0.004, abs=1e-3)
-    assert swapped == pytest.approx(0.510, abs=5e-3)
+    assert swapped == pytest.approx(0.553, abs=5e-3)
     assert readout.layers == tuple(range(8))
     assert readout.agreement[-1] == 1.0
 
 
 def test_its_errors_fall_from_layer_to_layer() -> None:
     errors = read_jacobian_lens(demo.jacobian_lens_path()).errors
-    assert [round(errors[layer], 3) for layer in (0, 6)] == [0.153, 0.05]
+    assert [round(errors[layer], 3) for layer in (0, 6)] == [0.069, 0.022]
     assert all(errors[layer] > errors[layer + 1] for layer in range(6))

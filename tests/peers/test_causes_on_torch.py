@@ -144,7 +144,8 @@ def test_direct_effects_are_those_of_circuit_tracer(model: tuple[LensModel, Path
     for file in folder.iterdir():
         (tmp_path / file.name).symlink_to(file)
     plan = texts(lens, folder)
-    ids, config = [0, *plan["clean"][:4]], json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
+    ids = [config["bos_token_id"], *plan["clean"][:4]]  # it puts one there where there is none
     with lens.capture(range(lens.n_layers), site="mlp_in") as held:
         lens.forward(ids)
     sizes = [float(np.sqrt((np.array(held[layer, "mlp_in"])[0, 1:] ** 2).mean())) for layer in range(lens.n_layers)]
