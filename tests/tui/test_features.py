@@ -356,6 +356,20 @@ async def test_another_sae_is_loaded_by_its_key() -> None:
         assert screen_of(app).text.encoded is not None
 
 
+async def test_an_index_of_another_sae_does_not_ask_for_the_feature_that_was_shown() -> None:
+    async with opened("features") as (app, pilot):
+        assert screen_of(app).page.feature is not None
+        await pilot.press("1")
+        other = replace(DEMO_SAE, id="small", name="small", width=1)
+        app.store.update(sae=other.id, saes=(DEMO_SAE, other))
+        await settle(app, pilot)
+        before = len(asked(app, jobs.ReadFeature))
+        app.store.update(made=app.store.session.made + 1)
+        await settle(app, pilot)
+        await pilot.pause(0.3)
+        assert len(asked(app, jobs.ReadFeature)) == before
+
+
 @pytest.mark.parametrize("size", [(120, 36), (80, 24), (60, 16)])
 async def test_every_part_has_room_at_any_size(size: tuple[int, int]) -> None:
     async with opened("features", size) as (app, pilot):
