@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import pytest
+from textual.geometry import Size
 from textual.pilot import Pilot
 
 from lens_tui.records import LensError
@@ -13,8 +14,8 @@ from lens_tui.tui.app import FRAME, LensApp
 from lens_tui.tui.host import BUSY, FAILED
 from lens_tui.tui.keys import KEYS, SCREENS, by_id
 from lens_tui.tui.screens.everywhere import ThemeScreen
-from lens_tui.tui.screens.form import ErrorScreen
-from lens_tui.tui.widgets.frame import LensScreen, Status, footer_keys, takes_text
+from lens_tui.tui.screens.form import ErrorScreen, Field, FormScreen
+from lens_tui.tui.widgets.frame import LensScreen, Status, TooSmall, footer_keys, takes_text
 from lens_tui.tui.widgets.row_list import RowList
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
@@ -179,6 +180,70 @@ async def test_too_small_is_one_polite_line(size: tuple[int, int], polite: bool)
         text = screen_text(app)
         assert (f"needs 60×16; this is {size[0]}×{size[1]}" in text) is polite
         assert ("Models" in text) is not polite
+
+
+@pytest.mark.parametrize(
+    ("key", "shows"),
+    [("?", "type to filter"), (":", "load the model"), ("error", "That did not work"), ("form", "kept")],
+)
+async def test_too_small_hides_a_dialogue_and_keeps_its_focus(key: str, shows: str) -> None:
+    app = lens_app(model="demo")
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(pilot)
+        if key == "error":
+            app.push_screen(ErrorScreen("It is broken.", "Mend it."))
+        elif key == "form":
+            app.push_screen(FormScreen("Name", [Field("name", "Name", "kept")]))
+        else:
+            await pilot.press(key)
+        await settle(pilot)
+        dialogue, focused = app.screen, app.focused
+        assert shows in screen_text(app)
+        for size in ((20, 5), (59, 20), (60, 15)):
+            await pilot.resize_terminal(*size)
+            await settle(pilot)
+            said = " ".join(screen_text(app).split())
+            assert said == f"mlx-lens-tui needs 60×16; this is {size[0]}×{size[1]}."
+            assert (app.screen, app.focused) == (dialogue, focused)
+        await pilot.resize_terminal(120, 36)
+        await settle(pilot)
+        assert shows in screen_text(app)
+        assert (app.screen, app.focused) == (dialogue, focused)
+        await pilot.resize_terminal(50, 12)
+        await pilot.press("escape")
+        await settle(pilot)
+        assert app.screen is not dialogue
+        assert " ".join(screen_text(app).split()) == "mlx-lens-tui needs 60×16; this is 50×12."
+        await pilot.resize_terminal(120, 36)
+        await settle(pilot)
+        assert app.focused is not None
+
+
+async def test_too_small_again_before_the_last_time_is_over() -> None:
+    app = lens_app(model="demo")
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(pilot)
+        app.push_screen(ErrorScreen("It is broken.", "Mend it."))
+        await settle(pilot)
+        for size in (Size(20, 5), Size(120, 36), Size(20, 5)):
+            app.screen._screen_resized(size)
+        await settle(pilot)
+        assert [cover.display for cover in app.screen.query(TooSmall)] == [True]
+
+
+async def test_too_small_and_back_keeps_the_focus() -> None:
+    app = lens_app(model="demo", screen="generate")
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(pilot)
+        await pilot.press("i", "h", "tab")
+        focused, whole = app.focused, screen_text(app)
+        assert focused is not None
+        await pilot.resize_terminal(20, 5)
+        await settle(pilot)
+        await pilot.resize_terminal(120, 36)
+        await settle(pilot)
+        assert app.focused is focused
+        assert screen_text(app) == whole
 
 
 async def test_resizing_while_it_runs() -> None:

@@ -12,12 +12,14 @@ from textual.app import ComposeResult
 from textual.await_complete import AwaitComplete
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
+from textual.geometry import Size
 from textual.screen import ModalScreen, Screen
 from textual.widgets import Input, Static
 
 from lens_tui.tui.format import fit
 from lens_tui.tui.host import host
 from lens_tui.tui.widgets.entry import Entry, Pick
+from lens_tui.tui.widgets.frame import TooSmall, is_too_small
 from lens_tui.tui.widgets.row_list import RowList
 
 Result = TypeVar("Result")
@@ -35,6 +37,15 @@ class Once(Screen[Result]):
             return AwaitComplete()
         return super().dismiss(result)
 
+    def _screen_resized(self, size: Size) -> None:
+        """Nothing but what is needed shows in a terminal that is too small. What had the focus keeps it."""
+        super()._screen_resized(size)
+        covers, small = self.query(TooSmall), is_too_small(size)
+        self.set_class(small, "-covered")
+        covers.set(display=small)  # and not removed: one that is still going would be taken for one that is there
+        if small and not covers:
+            self.mount(TooSmall(classes="-cover"))
+
 
 class Dialog(ModalScreen[Result], Once[Result]):
     """A dialogue; put its parts in a ``Vertical(classes="dialog")`` whose first child has class ``dialog-title``."""
@@ -43,6 +54,7 @@ class Dialog(ModalScreen[Result], Once[Result]):
     Dialog {
         align: center middle;
         background: $background 60%;
+        layers: base cover;
         & .dialog {
             width: 80%; max-width: 92; height: auto; max-height: 90%;
             background: $surface; border-left: wide $accent; padding: 1 2;

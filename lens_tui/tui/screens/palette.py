@@ -76,6 +76,13 @@ def _place(word: str, text: str) -> float:
 class Palette(CommandPalette, Once[None]):
     """Textual's palette, closed once."""
 
+    DEFAULT_CSS = """
+    Palette {
+        layers: base cover;
+        &.-covered #--results { display: none; }  /* it lies over all layers */
+    }
+    """
+
     def _action_command_list(self, action: str) -> None:
         with suppress(KeyError):  # keys that come before the list has been laid out
             super()._action_command_list(action)

@@ -19,6 +19,7 @@ from textual import events
 from textual.app import ComposeResult, RenderResult
 from textual.containers import Container, Vertical
 from textual.content import Content
+from textual.geometry import Size
 from textual.reactive import reactive
 from textual.screen import Screen
 from textual.timer import Timer
@@ -349,6 +350,11 @@ class Pane(Vertical):
 MIN_WIDTH, MIN_HEIGHT = 60, 16
 
 
+def is_too_small(size: Size) -> bool:
+    """Whether a terminal of this size has room for no screen."""
+    return size.width < MIN_WIDTH or size.height < MIN_HEIGHT
+
+
 class LensScreen(Screen[None], inherit_bindings=False):
     """The base of every screen that has a mode.
 
@@ -383,10 +389,8 @@ class LensScreen(Screen[None], inherit_bindings=False):
         # Styles are applied as the screen is mounted. A count left behind has Textual parse every sheet of the app
         # again when the screen first shows: about a quarter of the time that takes.
         self._css_update_count = self.app._css_update_count
-        # The size's classes. Textual sets them after the first layout: each screen would flash in that of another size.
-        ranges = (self.HORIZONTAL_BREAKPOINTS, self.VERTICAL_BREAKPOINTS)
-        for length, breakpoints in zip(self.app.size, ranges, strict=True):
-            self.add_class(*self._get_breakpoint_classes(length, breakpoints or []), update=False)
+        self._focus_before: Widget | None = None
+        self._set_size_classes(self.app.size, update=False)
 
     @property
     def lens(self) -> LensHost:
@@ -397,6 +401,28 @@ class LensScreen(Screen[None], inherit_bindings=False):
     def session(self) -> Session:
         """The session as it is now."""
         return self.lens.store.session
+
+    def _set_size_classes(self, size: Size, update: bool = True) -> None:
+        """The size's classes. Textual sets them after the first layout, in which a screen would flash in that of
+        another size, and not at all under a dialogue."""
+        ranges = (self.HORIZONTAL_BREAKPOINTS, self.VERTICAL_BREAKPOINTS)
+        for length, breakpoints in zip(size, ranges, strict=True):
+            now = self._get_breakpoint_classes(length, breakpoints or [])
+            self.remove_class(*({name for _, name in breakpoints or []} - now), update=update)
+            self.add_class(*now, update=update)
+
+    def _screen_resized(self, size: Size) -> None:
+        """Textual takes the focus from what has no room; a screen under a dialogue is told here too."""
+        if self.focused is not None:
+            self._focus_before = self.focused
+        self._set_size_classes(size)
+        super()._screen_resized(size)
+        self.call_after_refresh(self._focus_again)
+
+    def _focus_again(self) -> None:
+        kept = self._focus_before
+        if self.focused is None and kept is not None and kept.is_attached and kept.screen is self:
+            self.set_focus(kept, scroll_visible=False)
 
     def compose(self) -> ComposeResult:
         """Frame and body."""
@@ -464,7 +490,11 @@ class LensScreen(Screen[None], inherit_bindings=False):
 
 
 class TooSmall(Static):
-    """One polite line for a terminal that is too small."""
+    """One polite line for a terminal that is too small: alone on a screen, or over all of a dialogue."""
+
+    DEFAULT_CSS = """
+    TooSmall.-cover { layer: cover; width: 100%; height: 100%; background: $background; }
+    """
 
     def on_resize(self, event: events.Resize) -> None:
         """Say the size that is needed and the one that is."""
