@@ -39,12 +39,13 @@ class LensTools(MCPServer):
         Raises:
             ToolError: What is wrong with the call, in one sentence.
         """
-        tool = next((tool for tool in await self.list_tools() if tool.name == name), None)
-        if tool is not None:
-            known = list(tool.input_schema.get("properties", {}))
-            if unknown := sorted(set(arguments) - set(known)):
-                takes = f"It takes {', '.join(known)}." if known else "It takes none."
-                raise ToolError(f"{name} has no argument {one_line(unknown[0], 60)!r}. {takes}")
+        tools = {tool.name: tool for tool in await self.list_tools()}
+        if name not in tools:
+            raise ToolError(f"There is no tool {one_line(name, 60)!r}. There are {', '.join(tools)}.")
+        known = list(tools[name].input_schema.get("properties", {}))
+        if unknown := sorted(set(arguments) - set(known)):
+            takes = f"It takes {', '.join(known)}." if known else "It takes none."
+            raise ToolError(f"{name} has no argument {one_line(unknown[0], 60)!r}. {takes}")
         try:
             return await super().call_tool(name, arguments, context)
         except UnexpectedToolError:
@@ -52,7 +53,7 @@ class LensTools(MCPServer):
         except ToolError as error:
             wrong = error.__cause__
             said = _wrong_argument(name, wrong) if isinstance(wrong, ValidationError) else str(wrong or error)
-            raise ToolError(said) from error
+            raise ToolError(sanitise(said)) from error
 
 
 def _wrong_argument(tool: str, error: ValidationError) -> str:

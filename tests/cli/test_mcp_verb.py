@@ -25,7 +25,9 @@ from lens_tui.cli.compare_verbs import measured
 from lens_tui.lens.probes.probe_texts import train_probes
 from lens_tui.lens.read.logits import logit_lens
 from lens_tui.records import LensError, Sampling
+from lens_tui.records.sanitise import one_line
 from tests.folders import D_MODEL, llama_folder, sae_folder
+from tests.hostile.test_screen import HOSTILE
 
 TOOLS = {
     "model_info", "generate", "compare", "loss", "dose", "make_vector", "features", "feature", "search", "patch",
@@ -153,6 +155,10 @@ async def test_what_is_wrong_is_said_and_costs_nothing(folders: tuple[str, str])
         ("model_info", '{"\\u001b[31m": 1}'): "model_info has no argument '\u241b[31m'. It takes none.",
         ("feature", '{"number": "x"}'): "'x' is not a feature number. Write it as 1288 or f1288.",
     }
+    for text in HOSTILE:
+        bad += [(text.encode("utf-8", "replace").decode(), {}), ("loss", {text: text}), ("feature", {"number": text})]
+        bad += [("compare", {"prompt": "a", "steering": text + "!"}), ("capture_info", {"text": "a", "layers": [text]})]
+        bad += [("capture_info", {"text": "a", "layers": [1], "site": text}), ("explain", {"words": text + "!"})]
     async with talking(folders) as client:
         for name, arguments in bad:
             done = await client.call_tool(name, arguments)
@@ -160,8 +166,8 @@ async def test_what_is_wrong_is_said_and_costs_nothing(folders: tuple[str, str])
             text = getattr(done.content[0], "text", "")
             assert text
             assert "Traceback" not in text
-            assert "\x1b" not in text
-            assert "\n" not in text
+            assert one_line(text, len(text)) == text
+            assert len(text) < 2000
         for (name, given), sentence in said.items():
             done = await client.call_tool(name, json.loads(given))
             assert done.is_error
