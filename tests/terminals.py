@@ -24,6 +24,7 @@ from tests.folders import lens_home
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 120.0
+_HELD = 1024  # bytes that are written at once: a terminal's input holds 4096
 _MODES = re.compile(rb"\x1b\[\?([0-9;]+)([hl])")
 SIGNALS = (
     *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE),
@@ -100,8 +101,18 @@ class Terminal:
             self.fd = -1
 
     def send(self, data: bytes) -> None:
-        """Type, all in one write."""
-        os.write(self.fd, data)
+        """Type, all in one write; what is more than a terminal holds, as fast as it is taken."""
+        data = data[os.write(self.fd, data[:_HELD]) :]
+        os.set_blocking(self.fd, False)
+        deadline = time.monotonic() + PATIENCE
+        while data:
+            assert time.monotonic() < deadline, f"{len(data)} bytes are not taken"
+            readable, writable, _ = select.select([self.fd], [self.fd], [], 0.05)
+            if readable:
+                self._read()
+            if writable:
+                data = data[os.write(self.fd, data[:_HELD]) :]
+        os.set_blocking(self.fd, True)
 
     def wait(self, until: Callable[[], object], what: str) -> None:
         """Read on until something is so."""

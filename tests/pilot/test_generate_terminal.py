@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
+import pytest
+
+from lens_tui.records.run_store import RunStore
+from lens_tui.records.store import Store
 from tests.folders import llama_folder
 from tests.terminals import Terminal, opened
 
 PASTED = b"\x1b[200~The cat\rsat \x1b[31m\r\non\x1b[201~"
 
 
-def on_generate(home: Path, folder: Path) -> Terminal:
+def on_generate(home: Path, folder: Path, before: str = "") -> Terminal:
     """The app on Generate with a model of random weights; what it writes is marked in the text of the terminal."""
     body = """self.store.update(sampling=__import__("dataclasses").replace(self.store.session.sampling, max_tokens=400))
     self.action_show("generate")"""
-    return opened(home, body, run=f"run(model={str(folder)!r})", size=(100, 30))
+    return opened(home, body, before, run=f"run(model={str(folder)!r})", size=(100, 30))
 
 
 def test_a_paste_bunched_keys_and_resizes_while_it_writes(tmp_path: Path) -> None:
@@ -38,9 +43,42 @@ def test_a_paste_bunched_keys_and_resizes_while_it_writes(tmp_path: Path) -> Non
         since = len(terminal.written)
         terminal.send(b"\x1b\x1bi\x1b")
         terminal.wait_for("NORMAL", since)
+        assert b"Traceback" not in terminal.written
         terminal.send(b"\x11")
         assert terminal.end() == 0
         assert terminal.modes() == {}
         assert terminal.attributes() == terminal.before
     # Nothing of the paste acts on the terminal: what it writes of ESC is its own.
     assert b"sat \x1b[31m" not in terminal.written
+
+
+STRUCK = """
+from lens_tui.tui.session import RunText
+apply, seen = RunText.apply, []
+def struck(self, event, *more):
+    seen.append(event)
+    if len(seen) == 5:
+        os.kill(os.getpid(), NUMBER)
+    return apply(self, event, *more)
+RunText.apply = struck
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_it_writes_leaves_the_terminal_whole_and_the_run_kept(number: int, tmp_path: Path) -> None:
+    folder, home = tmp_path / "model", tmp_path / "home"
+    llama_folder(folder)
+    with on_generate(home, folder, STRUCK.replace("NUMBER", str(int(number)))) as terminal:
+        terminal.wait_for("runs it")
+        terminal.send(b"iOnce upon\r")
+        assert terminal.end() == 128 + number
+        assert terminal.modes() == {}
+        assert terminal.attributes() == terminal.before
+        assert b"Traceback" not in terminal.written
+    with Store(home / "data" / "lens.sqlite3") as store:
+        runs = RunStore(store)
+        (run,) = runs.list()
+        assert (run.prompt, run.state in ("stopped", "done")) == ("Once upon", True)
+        found = runs.get(run.id)
+        assert found is not None
+        assert found.arms[0].tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -210,7 +211,7 @@ def test_a_paste_without_an_end_does_not_swallow_the_keys_after_it() -> None:
     assert text.feed(b"x\x1b[201~y") == [("xy", False)]
 
 
-def test_escape_sequences_in_what_is_pasted_are_text_and_no_keys(tmp_path: Path) -> None:
+def test_what_is_pasted_is_text_and_no_keys_however_much(tmp_path: Path) -> None:
     with opened(tmp_path, "pass") as terminal:
         terminal.wait_for(READY)
         terminal.send(b"3")
@@ -219,7 +220,50 @@ def test_escape_sequences_in_what_is_pasted_are_text_and_no_keys(tmp_path: Path)
         terminal.wait_for("INSERT")
         terminal.send(b"\x1b[200~red \x1b[31mbrick\rwall\x1b[200~ here\x1b[201~")
         terminal.wait_for("here")
-        terminal.wait(lambda: any("here" in path.read_text() for path in tmp_path.rglob("sessions/*.json")), "the file")
+        terminal.wait(lambda: written(tmp_path, "here"), "the file")
+        megabyte = "".join(f"\nline {number:06} of a long text{' of words' * 120}" for number in range(1000))
+        assert len(megabyte) > 1 << 20
+        terminal.send(b"\x1b[200~" + megabyte.replace("\n", "\r").encode() + b"\x1b[201~")
+        terminal.wait(lambda: written(tmp_path, megabyte[-30:]), "a megabyte in the file")
+        since = len(terminal.written)
+        terminal.send(b"!\x1b")
+        terminal.wait_for("NORMAL", since)
+        terminal.send(b"?")
+        terminal.wait_for("type to filter", since)
         os.kill(terminal.pid, signal.SIGTERM)
         assert terminal.end() == 143
-    assert kept(tmp_path) == ["red \x1b[31mbrick\nwall\x1b[200~ here"]
+        assert terminal.modes() == {}
+    assert kept(tmp_path) == ["red \x1b[31mbrick\nwall\x1b[200~ here" + megabyte + "!"]
+
+
+def written(home: Path, text: str) -> bool:
+    """Whether a session on the disk has ``text`` in its prompt."""
+    return any(json.dumps(text)[1:-1] in path.read_text() for path in home.rglob("sessions/*.json"))
+
+
+def test_two_windows_keep_a_session_each_and_both_are_recovered(tmp_path: Path) -> None:
+    def prompts() -> list[str]:
+        files = (tmp_path / "state" / "sessions").glob("*.json")
+        return sorted(json.loads(file.read_text())["prompt"] for file in files)
+
+    def edit(prompt: str) -> str:
+        return f"self.store.update(prompt={prompt!r})"
+
+    with opened(tmp_path, edit("of the first")) as first, opened(tmp_path, edit("of the second")) as second:
+        for window in (first, second):
+            window.wait_for(READY)
+        first.wait(lambda: prompts() == ["of the first", "of the second"], "a file each")
+        assert b"cut off" not in first.written + second.written
+        os.kill(first.pid, signal.SIGKILL)
+        assert first.end() == -signal.SIGKILL
+        with opened(tmp_path) as third:  # the second still runs: what is offered is the first one's alone
+            third.wait_for("The last session was cut off")
+            assert b"before it" not in third.written
+            third.send(b"\r")
+            third.wait(lambda: prompts() == ["of the first", "of the second"], "the first's, under the third's name")
+            third.wait(lambda: len(kept(tmp_path)) == 0, "nobody's session left")
+            os.kill(third.pid, signal.SIGKILL)
+            assert third.end() == -signal.SIGKILL
+        os.kill(second.pid, signal.SIGKILL)
+        assert second.end() == -signal.SIGKILL
+    assert sorted(kept(tmp_path)) == ["of the first", "of the second"]
