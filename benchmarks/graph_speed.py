@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from lens_tui import LensModel, attribution_graph, demo, load_transcoders
 from lens_tui.records import AttributionGraph
+from tests.folders import transcoder_folder
 
 from .machine import Options
 from .report import Row, absent, of_speeds
@@ -58,7 +58,7 @@ def _count(graph: AttributionGraph) -> int:
 
 def _against(python: str, folder: Path, options: Options) -> Iterator[Row]:
     lens = LensModel.from_model(write_model(folder), name="small llama")
-    write_set(folder / "set", lens.n_layers, lens.d_model)
+    transcoder_folder(folder / "set", n_layers=lens.n_layers, width=WIDTH, d_model=lens.d_model)
     ids = [0, *np.random.default_rng(0).integers(2, 8000, TOKENS - 1).tolist()]
     (folder / "plan.json").write_text(
         json.dumps({"ids": ids, "logits": LOGITS, "config": CONFIG, "device": torch_device()})
@@ -86,24 +86,3 @@ def effects(graph: AttributionGraph) -> np.ndarray[tuple[int, int], np.dtype[np.
     dropped = [at for at, node in enumerate(graph.nodes) if node.kind == "error" and node.position == 0]
     matrix[:, dropped] = 0.0
     return matrix
-
-
-def write_set(folder: Path, layers: int, width: int, size: float = 1.0) -> None:
-    """Random ReLU transcoders in circuit-tracer's layout, of which about one feature in ten is active.
-
-    ``size`` is the root mean square of the numbers that they read.
-    """
-    folder.mkdir()
-    hooks = "feature_input_hook: mlp.hook_in\nfeature_output_hook: mlp.hook_out\n"
-    (folder / "config.yaml").write_text(f"model_kind: transcoder_set\n{hooks}scan: random\n")
-    for layer in range(layers):
-        rng = np.random.default_rng(layer)
-        tensors = {
-            "W_enc": rng.standard_normal((WIDTH, width)) / np.sqrt(width),
-            "W_dec": rng.standard_normal((WIDTH, width)) * 0.3,
-            "b_enc": (rng.standard_normal(WIDTH) * 0.1 - 1.2) * size,
-            "b_dec": rng.standard_normal(width) * 0.1,
-        }
-        save_file(
-            {name: value.astype(np.float32) for name, value in tensors.items()}, folder / f"layer_{layer}.safetensors"
-        )

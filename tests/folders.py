@@ -79,9 +79,18 @@ def llama_folder(folder: Path, seed: int = 0, **config: Any) -> Path:
 
 
 def transcoder_folder(
-    folder: Path, *, n_layers: int = N_LAYERS, width: int = 40, d_model: int = D_MODEL, scan: str = "a-set"
+    folder: Path,
+    *,
+    n_layers: int = N_LAYERS,
+    width: int = 40,
+    d_model: int = D_MODEL,
+    scan: str = "a-set",
+    size: float = 1.0,
 ) -> Path:
-    """Random ReLU transcoders of all layers in circuit-tracer's layout."""
+    """Random ReLU transcoders of all layers in circuit-tracer's layout; about one feature in ten is active.
+
+    ``size`` is the root mean square of the numbers that they read.
+    """
     folder.mkdir(parents=True)
     hooks = "feature_input_hook: mlp.hook_in\nfeature_output_hook: mlp.hook_out"
     (folder / "config.yaml").write_text(f"model_kind: transcoder_set\n{hooks}\nscan: {scan}\n")
@@ -90,7 +99,7 @@ def transcoder_folder(
         tensors = {
             "W_enc": rng.standard_normal((width, d_model)) / np.sqrt(d_model),
             "W_dec": rng.standard_normal((width, d_model)) * 0.3,
-            "b_enc": rng.standard_normal(width) * 0.1 - 1.2,
+            "b_enc": (rng.standard_normal(width) * 0.1 - 1.2) * size,
             "b_dec": rng.standard_normal(d_model) * 0.1,
         }
         save_file(

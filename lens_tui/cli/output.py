@@ -39,7 +39,7 @@ DEFECT = 70
 INTERRUPTED = 130
 
 _BAR = 20
-_ALONE, _TOLD = 6.0, 3.0
+_REPORTS_ITSELF, _REPORTED_ELSEWHERE = 6.0, 3.0
 """Seconds that a process which does not speak waits before it reports an error, or ends silently where rank 0 reports
 it: the launcher, which looks once a second, ends all when one has ended, and rank 0 is to have said it by then."""
 _ON_A_TERMINAL = 0.2
@@ -187,7 +187,7 @@ def sentences(verb: Callable[_P, _R]) -> Callable[_P, _R]:
             finally:
                 _flush()
         except LensError as error:
-            fail(error.message, error.hint, as_json=as_json, told=error.told)
+            fail(error.message, error.hint, as_json=as_json, reported_elsewhere=error.reported_elsewhere)
         except KeyboardInterrupt:
             fail("Stopped.", as_json=as_json, status=INTERRUPTED)
         except BrokenPipeError:
@@ -201,16 +201,16 @@ def sentences(verb: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def fail(
-    message: str, hint: str = "", *, as_json: bool = False, status: int = USER_ERROR, told: bool = False
+    message: str, hint: str = "", *, as_json: bool = False, status: int = USER_ERROR, reported_elsewhere: bool = False
 ) -> NoReturn:
     """Say what is wrong on standard error, with ``as_json`` on standard output as well, and end with ``status``.
 
-    ``told``: rank 0 of the processes that share a model says it, and this is another.
+    ``reported_elsewhere``: rank 0 of the processes that share a model says it, and this is another.
     """
     if rank := launched_rank():
         # Rank 0 mostly says the same and ends, and the launcher then ends this process; what failed here alone is said.
-        time.sleep(_TOLD if told else _ALONE)
-        if not told:
+        time.sleep(_REPORTED_ELSEWHERE if reported_elsewhere else _REPORTS_ITSELF)
+        if not reported_elsewhere:
             _report(f"mlx-lens-tui: process {rank}: {message} {hint}".rstrip())
         raise SystemExit(status) from None
     note(f"mlx-lens-tui: {message} {hint}".rstrip())

@@ -56,7 +56,7 @@ def birth(process: int) -> str:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {fields[19]}"
     except (OSError, IndexError, ValueError):
-        return "" if sys.platform == "linux" else _told_by_ps(process)
+        return "" if sys.platform == "linux" else _start_by_ps(process)
 
 
 @cache
@@ -65,7 +65,7 @@ def own_birth() -> str:
     return birth(os.getpid())
 
 
-def _told_by_ps(process: int) -> str:
+def _start_by_ps(process: int) -> str:
     import subprocess
 
     command = ["ps", "-o", "lstart=", "-p", str(process)]

@@ -19,11 +19,11 @@ class LensError(ValueError):
     what to do about it. Everything this package refuses is refused with a
     ``LensError``; anything else that escapes is a defect. Messages quote what
     files and networks hold: both texts are made safe for a terminal, put in one
-    line and kept short, whoever raises them. ``told`` is true where several processes share
+    line and kept short, whoever raises them. ``reported_elsewhere`` is true where several processes share
     a model and rank 0 is known to say what is wrong.
     """
 
-    told = False
+    reported_elsewhere = False
 
     def __init__(self, message: str, hint: str = "") -> None:
         self.message = _sentence(message)

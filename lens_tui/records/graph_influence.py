@@ -162,9 +162,9 @@ def _connected(graph: AttributionGraph, kept: Mask, edges: Mask, stays: Mask, fe
     while True:
         alive = edges & kept[graph.sources] & kept[graph.targets]
         count = len(graph.nodes)
-        acts = np.bincount(graph.sources[alive], minlength=count) > 0
-        acted_on = np.bincount(graph.targets[alive], minlength=count) > 0
-        left = kept & (stays | (acts & (acted_on | ~features)))
+        has_target = np.bincount(graph.sources[alive], minlength=count) > 0
+        has_source = np.bincount(graph.targets[alive], minlength=count) > 0
+        left = kept & (stays | (has_target & (has_source | ~features)))
         if (left == kept).all():
             return left
         kept = left

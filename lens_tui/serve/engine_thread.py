@@ -226,7 +226,7 @@ class Engine:
         if together is not None and not together.first:
             if idle:
                 time.sleep(PAUSE)
-            return self._told(together.turn(StepMail(end=self._asked_to_end)))
+            return self._take_turn(together.turn(StepMail(end=self._asked_to_end)))
         tickets: list[Ticket] = []
         if not (idle and self._closing) or together is not None:
             tickets = self._take_mail(wait=idle, seconds=None if together is None else PAUSE)
@@ -246,7 +246,7 @@ class Engine:
             self.on_end()
         return tickets, list(gone), turn.close or turn.drop
 
-    def _told(self, turn: StepMail) -> tuple[list[Ticket], list[Ticket], bool]:
+    def _take_turn(self, turn: StepMail) -> tuple[list[Ticket], list[Ticket], bool]:
         """What rank 0 has said, in another process: its orders, read again, have nobody to hear of them."""
         tickets = []
         for kind, body in turn.orders:
@@ -266,7 +266,7 @@ class Engine:
             self._together.broken(error)
         except LensError as said:
             self.failure = said
-            told = Refused(said.message, said.hint, status=500, kind="server_error")
+            refusal = Refused(said.message, said.hint, status=500, kind="server_error")
         with self._lock:
             self._closing = True
         mail = self._take_mail(wait=False)
@@ -274,7 +274,7 @@ class Engine:
         for ticket in dict.fromkeys(held):
             if not ticket.ended:
                 ticket.ended = True
-                _hand_over(ticket, Failed(told))
+                _hand_over(ticket, Failed(refusal))
         self.on_end()
 
     def _begin_again(self, error: Exception) -> None:

@@ -251,14 +251,14 @@ def _measured(
         if form == "mlx"
         else LensModel(model, dequantize=dequantize, adapter=str(target))
     )
-    acts = _read_back(lens, target) if form == "gguf" else []
+    vectors = _read_back(lens, target) if form == "gguf" else []
     sums, count = np.zeros(5), 0
     for ids in read:
         plain = _one(lens, ids)[:-1]
         with lens.intervene(*asked):
             live = _one(lens, ids)[:-1]
-        if acts:
-            with lens.intervene(*acts):
+        if vectors:
+            with lens.intervene(*vectors):
                 baked = _one(lens, ids)[:-1]
         else:
             baked = _one(other, ids)[:-1]

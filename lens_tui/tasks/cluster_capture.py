@@ -134,7 +134,7 @@ def capture_on_cluster(
         job = CaptureJob(named, source.places, tuple(interventions), where, spans, shard_bytes)
         complete = run_shards(
             cluster, job, source.text, todo, done=lambda number: ahead.took(number, sizes),
-            progress=_told(source.n_blocks, held, spans, todo, progress), should_stop=should_stop,
+            progress=_joint_progress(source.n_blocks, held, spans, todo, progress), should_stop=should_stop,
         )  # fmt: skip
     ahead.take_in(sizes)
     return report_of(folder, held, source.places, not complete)
@@ -191,7 +191,7 @@ class _Ahead:
             self._folder.remove(AHEAD)
 
 
-def _told(
+def _joint_progress(
     n_blocks: int,
     held: Mapping[str, Any],
     spans: Mapping[int, tuple[int, int]],
@@ -202,11 +202,11 @@ def _told(
     before = n_blocks - sum(spans[number][1] - spans[number][0] for number in todo)
     tokens = sum(shard["tokens"] for shard in held["shards"])
 
-    def told(far: ClusterProgress) -> None:
+    def report(far: ClusterProgress) -> None:
         if progress is not None:
             progress(CaptureProgress(before + far.blocks, n_blocks, tokens + far.tokens, far.tokens_per_s))
 
-    return told
+    return report
 
 
 def _check_gates(interventions: Sequence[Intervention]) -> None:

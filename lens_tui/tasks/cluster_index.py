@@ -65,7 +65,7 @@ class IndexWork:
         job, stop, tokens = self.job, False, 0
         first, end = (self.source.n_blocks * place // job.of for place in (number, number + 1))
 
-        def told(progress: IndexProgress) -> None:
+        def report(progress: IndexProgress) -> None:
             nonlocal stop, tokens
             tokens = progress.n_tokens
             stop = said(progress.block - first, tokens)
@@ -73,10 +73,10 @@ class IndexWork:
         keys = tuple(keys_of(self.source, self.targets, job.settings))
         place = take_up(job.out, keys, (number, job.of))
         made = build_index(self.source, self.targets, place.local, job.settings, shard=(number, job.of),
-                           progress=told, should_stop=lambda: stop)  # fmt: skip
+                           progress=report, should_stop=lambda: stop)  # fmt: skip
         put_away(place, made)
         if not made.stopped:
-            said(end - first, tokens)  # of what was done before nothing was told
+            said(end - first, tokens)  # of what was done before nothing was reported
         return not made.stopped
 
 
@@ -133,7 +133,7 @@ def index_on_cluster(
         of, where = _shards(place, next(iter(todo)), cluster), out if place.remote else place.local.resolve()
         job = IndexJob(named, tuple(map(_files, todo.values())), settings, str(where), of, digest)
         try:
-            if not run_shards(cluster, job, source.text, range(of), _told(source, progress), should_stop):
+            if not run_shards(cluster, job, source.text, range(of), _joint_progress(source, progress), should_stop):
                 raise AskedToStop
             for key, sae in todo.items():
                 _merge(model, sae, place, key, of, conventions, hooks)
@@ -142,7 +142,7 @@ def index_on_cluster(
     return BuildResult(False, tuple(place.fetch(key) for key in keys))
 
 
-def _told(
+def _joint_progress(
     source: TextActivations, progress: Callable[[IndexProgress], None] | None
 ) -> Callable[[ClusterProgress], None]:
     """The progress of all workers, said as that of one pass."""
@@ -150,12 +150,12 @@ def _told(
 
     total, tokens = source.n_blocks, source.facts.n_tokens
 
-    def told(far: ClusterProgress) -> None:
+    def report(far: ClusterProgress) -> None:
         left = (total - far.blocks) * far.seconds / far.blocks if far.blocks and far.tokens else None
         if progress is not None:
             progress(IndexProgress("read", far.blocks, total, far.tokens, far.tokens_per_s, left, tokens))
 
-    return told
+    return report
 
 
 def _files(sae: SAE) -> SAEFiles:

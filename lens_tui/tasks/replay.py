@@ -166,11 +166,11 @@ def _asked_otherwise(old: RunRecord, new: RunRecord) -> Iterator[str]:
         if was != now and (drawn or name != "seed"):
             none = "none" if isinstance(was, tuple) else 0
             yield f"The {_SETTINGS.get(name, name)} was {was or none} and is {now or none}."
-    if _acts(old) != _acts(new):
+    if _interventions(old) != _interventions(new):
         yield "What acts on its arms is not the same."
 
 
-def _acts(run: RunRecord) -> list[list[tuple[object, ...]]]:
+def _interventions(run: RunRecord) -> list[list[tuple[object, ...]]]:
     def facts(item: Intervention) -> tuple[object, ...]:
         vector = getattr(item, "vector", None)
         direction = vector.direction.tobytes() if vector is not None else getattr(item, "feature", b"")

@@ -235,9 +235,9 @@ def _saes(run: RunRecord, script: _Script) -> list[str]:
     lines = []
     for sae_id, name in script.sae_names.items():
         path, layer, site = split_place(run.made.saes.get(sae_id, sae_id))
-        told = "" if layer is None else f", layer={layer}, site={site!r}"
+        site_words = "" if layer is None else f", layer={layer}, site={site!r}"
         place = f"demo.sae_paths()[{path!r}]" if path in demo.sae_paths() else repr(path)
-        lines.append(f"    {name} = load_sae({place}{told})")
+        lines.append(f"    {name} = load_sae({place}{site_words})")
         lines += [f"    lens.attach_sae({sae_id!r}, {name})"] if sae_id in script.attached else []
     return lines
 

@@ -260,9 +260,9 @@ class LeavingDriver(LinuxDriver):
 
     def _background(self, dark: bool, asked: bool) -> None:
         """The terminal said whether it is dark; called on the input thread."""
-        told = getattr(self._app, "terminal_is", None)
-        if told is not None and not (asked and time.monotonic() - self._asked > ANSWER_PATIENCE):
-            self._loop.call_soon_threadsafe(told, dark)
+        listener = getattr(self._app, "terminal_is", None)
+        if listener is not None and not (asked and time.monotonic() - self._asked > ANSWER_PATIENCE):
+            self._loop.call_soon_threadsafe(listener, dark)
 
     def close(self) -> None:
         """Write what is left to be written."""

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.graph_speed import WITH_GRAPHS, effects, write_set
+from benchmarks.graph_speed import WIDTH, WITH_GRAPHS, effects
 from benchmarks.serving import ROOT, Served, first_that_has
 from benchmarks.torch_peers import OFFLINE, WITH_MODEL, write_model
 from lens_tui import LensModel, PromptPair, attribution_graph, causal_trace, load_transcoders, patch
 from lens_tui.lens.probes.probe_fits import L2, Reduced, auc_of, fit_many, r2_of
+from tests.folders import transcoder_folder
 
 PYTHONS = [each for each in os.environ.get("LENS_TUI_PEERS", "").split(os.pathsep) if each]
 MODELS = ["random", *(each for each in os.environ.get("LENS_TUI_PEERS_MODELS", "").split(os.pathsep) if each)]
@@ -149,7 +150,8 @@ def test_direct_effects_are_those_of_circuit_tracer(model: tuple[LensModel, Path
     with lens.capture(range(lens.n_layers), site="mlp_in") as held:
         lens.forward(ids)
     sizes = [float(np.sqrt((np.array(held[layer, "mlp_in"])[0, 1:] ** 2).mean())) for layer in range(lens.n_layers)]
-    write_set(tmp_path / "set", lens.n_layers, lens.d_model, float(np.median(sizes)))
+    size = float(np.median(sizes))
+    transcoder_folder(tmp_path / "set", n_layers=lens.n_layers, width=WIDTH, d_model=lens.d_model, size=size)
     (tmp_path / "plan.json").write_text(json.dumps({"ids": ids, "logits": 3, "config": config, "device": "cpu"}))
     with Served(python_with(WITH_GRAPHS), "benchmarks.torch_child", "graphs", str(tmp_path), also=ALONE):
         theirs = np.load(tmp_path / "effects.npy")

@@ -174,9 +174,9 @@ def test_why_a_folder_cannot_be_written(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("ps") is None, reason="needs ps")
 def test_when_a_process_began_as_ps_says_it() -> None:
-    found = disk._told_by_ps(os.getpid())
+    found = disk._start_by_ps(os.getpid())
     assert found
-    assert disk._told_by_ps(os.getpid()) == found
-    assert disk._told_by_ps(2**22 + 1) == ""
+    assert disk._start_by_ps(os.getpid()) == found
+    assert disk._start_by_ps(2**22 + 1) == ""
     assert disk.is_alive(os.getpid(), disk.birth(os.getpid()))
     assert not disk.is_alive(2**70)

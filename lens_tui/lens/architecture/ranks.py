@@ -111,7 +111,7 @@ def shared_loading(shard: str | None) -> Iterator[Shared | None]:
             found = LensError(f"Process {rank} of {shared.size} failed: {said}")
     if found is not None:
         if isinstance(found, LensError):
-            found.told = shared.rank > 0
+            found.reported_elsewhere = shared.rank > 0
         raise found
     _agree_on_memory(shared)
 

@@ -134,8 +134,8 @@ def _sampled(
     for sample, start in enumerate(starts):
         base = read_run(lens, clean.ids, needed, start.astype(clean.hidden[EMBEDDING].dtype))
         noised.append(float(judged(lens, base, [_nothing(clean)], metric)[0]))
-        told = _from(progress, sample * len(changes), len(starts) * len(changes))
-        found.append(judged(lens, base, changes, metric, progress=told).astype(np.float64))
+        report = _from(progress, sample * len(changes), len(starts) * len(changes))
+        found.append(judged(lens, base, changes, metric, progress=report).astype(np.float64))
         if tell is not None:
             tell(np.stack(found), noised)
     return np.stack(found), noised

@@ -178,7 +178,7 @@ class Keeper:
         self.run = 0
         self.problem = ""
         self._tokens: list[Token] = []
-        self._acts: deque[Callable[[RunStore], object]] = deque()
+        self._writes: deque[Callable[[RunStore], object]] = deque()
         self._context = context
         self._not_before = 0.0
         if context.history is None:
@@ -218,14 +218,14 @@ class Keeper:
 
         if self._context.history is None or self.problem:
             return
-        self._acts.append(act)
+        self._writes.append(act)
         if not patient and time.monotonic() < self._not_before:
             return
         try:
             store = self._context.runs(PATIENCE if patient else SHORT)
-            while self._acts:
-                self._acts[0](store)
-                self._acts.popleft()
+            while self._writes:
+                self._writes[0](store)
+                self._writes.popleft()
         except Busy as error:
             self._not_before = time.monotonic() + _AGAIN
             if patient:
@@ -236,4 +236,4 @@ class Keeper:
     def _give_up(self, error: LensError) -> None:
         _log.warning("the run is not kept: %s", error)
         self.problem = str(error)
-        self._acts.clear()
+        self._writes.clear()

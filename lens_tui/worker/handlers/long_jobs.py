@@ -45,13 +45,13 @@ def index_text(control: Control, job: jobs.IndexText, context: Context) -> Itera
         raise LensError("No SAE is named to index the text for.", "Load one first.")
     saes = [open_sae(name, context) for name in job.saes]
 
-    def told(progress: IndexProgress) -> None:
+    def on_progress(progress: IndexProgress) -> None:
         control.report(ev.Progress(control.id, *_index_stage(progress)))
 
     control.progress("reading the text")
     result = index_text(
         model, saes, text_source(job.text), settings=IndexSettings(full=job.full),
-        max_tokens=job.max_tokens or None, progress=told, should_stop=asked(control),
+        max_tokens=job.max_tokens or None, progress=on_progress, should_stop=asked(control),
     )  # fmt: skip
     if not result.stopped:
         ids, folders = tuple(sae.info.id for sae in saes), tuple(map(str, result.indexes))
@@ -88,20 +88,20 @@ def train(control: Control, job: jobs.TrainSAE, context: Context) -> Iterator[ev
     )
     out, text = trained_folder(model.info.name, config, layers, job.site), text_source(job.text)
 
-    def told(layer: int, progress: TrainProgress) -> None:
+    def on_progress(layer: int, progress: TrainProgress) -> None:
         control.report(ev.TrainingAt(control.id, layer, progress))
         control.report(ev.Progress(control.id, *_train_stage(progress, layers.index(layer), len(layers), config.batch)))
 
     control.progress("reading the text")
     options: dict[str, Any] = {"should_stop": asked(control)}
     if len(layers) > 1:
-        made = train_transcoders(model, text, out, config, layers, progress=told, **options)
+        made = train_transcoders(model, text, out, config, layers, progress=on_progress, **options)
         reports, loss = made.reports, made.loss
         stopped = made.stopped
     else:
         (layer,) = layers
         report = train_sae(
-            model, text, out, config, layer=layer, site=job.site, progress=lambda p: told(layer, p), **options
+            model, text, out, config, layer=layer, site=job.site, progress=lambda p: on_progress(layer, p), **options
         )
         reports, loss, stopped = (report,), None, report.stopped
     if not stopped:

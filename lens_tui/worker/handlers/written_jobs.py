@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lens_tui.sae.load_sae import SAE
 
 
-class FeatureTeller:
+class FeatureEvents:
     """Says which features the tokens of a run have, and once of each feature what it is called."""
 
     def __init__(self, job: int, model: LensModel, sae: SAE) -> None:
@@ -34,7 +34,7 @@ class FeatureTeller:
         self._named: set[int] = set()
         self._dense = tuple(dense_features(index_of(sae.info)).items())
 
-    def told(self, arm: int, start: int, found: Any, values: Any) -> ev.ArmFeatures:
+    def of_tokens(self, arm: int, start: int, found: Any, values: Any) -> ev.ArmFeatures:
         """The event of some tokens of an arm."""
         fresh = [int(f) for f in np.unique(found) if f >= 0 and int(f) not in self._named]
         self._named.update(fresh)
@@ -48,7 +48,7 @@ class WrittenReader:
 
     def __init__(self, job: int, model: LensModel, sae: SAE, watch: Watch[Any]) -> None:
         self._job, self._model, self._sae, self._watch = job, model, sae, watch
-        self._teller = FeatureTeller(job, model, sae)
+        self._events = FeatureEvents(job, model, sae)
         self._texts: list[list[int]] = []
 
     def add(self, token: Token) -> None:
@@ -59,22 +59,22 @@ class WrittenReader:
 
     def ready(self) -> Iterator[ev.ArmFeatures]:
         """The events of what has been read since the last call."""
-        return self._told(self._watch.take())
+        return self._of_batches(self._watch.take())
 
     def rest(self, context: Context) -> Iterator[ev.ArmFeatures]:
         """Those of what is left; the run's own activations are kept for questions about one feature."""
-        yield from self._told(self._watch.rest())
+        yield from self._of_batches(self._watch.rest())
         found = {arm: self._watch.activations(arm, len(text)) for arm, text in enumerate(self._texts) if text}
         context.written = WrittenActivations(self._job, place_of(self._sae.info), found)
 
-    def _told(self, batches: Sequence[tuple[int, Any]]) -> Iterator[ev.ArmFeatures]:
+    def _of_batches(self, batches: Sequence[tuple[int, Any]]) -> Iterator[ev.ArmFeatures]:
         for start, (ids, values) in batches:
             some_ids, some_values = np.array(ids), np.array(values)
             for arm, text in enumerate(self._texts):
                 tokens = text[start : start + len(some_ids)]
                 if tokens:  # of an arm that has ended, what it was fed beside the others is left out
                     of_arm = some_ids[: len(tokens), arm], some_values[: len(tokens), arm]
-                    yield self._teller.told(arm, start, *silenced(self._model, self._sae, tokens, *of_arm))
+                    yield self._events.of_tokens(arm, start, *silenced(self._model, self._sae, tokens, *of_arm))
 
 
 @contextmanager
@@ -99,7 +99,7 @@ def read_written(control: Control, job: jobs.ReadWritten, context: Context) -> I
     kept = context.written
     if kept is None or (kept.job, kept.place) != (job.run, (layer, site)):
         kept = context.written = WrittenActivations(job.run, (layer, site), {})
-    teller = FeatureTeller(control.id, model, sae)
+    features = FeatureEvents(control.id, model, sae)
     for arm, (interventions, ids) in enumerate(job.arms):
         control.progress("arms", arm, len(job.arms))
         if not ids:
@@ -108,7 +108,7 @@ def read_written(control: Control, job: jobs.ReadWritten, context: Context) -> I
             asked = as_prompt(job.prompt, job.turns)
             kept.arms[arm] = written_activations(model, asked, ids, interventions, layer, site=site, raw=job.raw)
         if job.feature < 0:
-            yield teller.told(arm, 0, *top_features(model, sae, ids, kept.arms[arm], TOP))
+            yield features.of_tokens(arm, 0, *top_features(model, sae, ids, kept.arms[arm], TOP))
         else:
             values = feature_values(model, sae, ids, kept.arms[arm], job.feature)
             yield ev.ArmActivation(control.id, sae.info.id, job.feature, arm, values)
