@@ -5,7 +5,9 @@ the frame with the first token has been painted, against that first frame.
 
 Streaming: four arms (the baseline and three steered), the same run in turns as the app shows it and as the library
 makes it, on the app's own MLX thread, for nobody. Of the app: tokens painted after the first frame that shows any,
-over the time until the last has been painted. Then runs in which keys go to the app meanwhile, each timed until the
+over the time until the last has been painted. What two cores give at most is measured in the same turns: the library
+alone while another process, which shares nothing with it, is busy for the share of the time that the app's screen is.
+Then runs in which keys go to the app meanwhile, each timed until the
 frame that shows what it did has been painted.
 """
 
@@ -13,10 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -25,6 +29,7 @@ from typing import Any
 from .app import in_terminal, presses, tail
 from .machine import Options
 from .report import Row, at_least, at_most, of_speeds, of_times
+from .turns import paired
 
 LANES = 4
 LAYER, SCALE = 4, 6.0
@@ -71,7 +76,7 @@ def stream_child(runs: int, tokens: int) -> dict[str, Any]:
     from lens_tui.worker.handlers import Context, Handlers
     from lens_tui.worker.thread import Worker
 
-    out: dict[str, Any] = {"app": [], "library": [], "cpu": [], "key": []}
+    out: dict[str, Any] = {"app": [], "library": [], "beside": [], "share": [], "key": []}
     vectors = _vectors()
 
     @dataclass(frozen=True, slots=True)
@@ -89,7 +94,7 @@ def stream_child(runs: int, tokens: int) -> dict[str, Any]:
             session = app.store.session
             items = model.compare(session.prompt, session.arms(), session.sampling, top=5)  # the app's five candidates
             times = [time.perf_counter() for item in items if isinstance(item, Token)]
-            out["library"].append((len(times) - LANES) / (times[-1] - times[LANES - 1]))
+            out[kind].append((len(times) - LANES) / (times[-1] - times[LANES - 1]))
             yield from ()
 
     class Measured(LensApp):
@@ -108,20 +113,23 @@ def stream_child(runs: int, tokens: int) -> dict[str, Any]:
                 self.store.add_steer(vector, scale=SCALE)
             await asyncio.sleep(0.5)
             for turn in range(runs + 1):  # the first warms both
-                await self._alone()
+                await self._alone("library")
                 await self._shown()
+                with busy(out["share"][-1]):
+                    await self._alone("beside")
                 if not turn:
-                    out.update(app=[], library=[], cpu=[])
+                    out.update(app=[], library=[], beside=[], share=[])
             self.store.update(sampling=replace(sampling, max_tokens=100 * tokens))
             self.action_run()
             await asyncio.sleep(1.0)
             out["key"] = await presses(self, 100)
             self.exit()
 
-        async def _alone(self) -> None:
+        async def _alone(self, which: str) -> None:
             import asyncio
 
-            done = asyncio.Event()
+            nonlocal kind
+            kind, done = which, asyncio.Event()
             self.submit(Alone(), "run", lambda event: done.set() if isinstance(event, JobDone | JobFailed) else None)
             await done.wait()
             await asyncio.sleep(0.3)
@@ -130,7 +138,8 @@ def stream_child(runs: int, tokens: int) -> dict[str, Any]:
             import asyncio
 
             seen: list[tuple[float, int]] = []
-            screen, display, cpu = self.screen, self._display, time.process_time()
+            screen, display = self.screen, self._display
+            begun, spent = time.perf_counter(), time.thread_time()
 
             def shown(*arguments: Any) -> None:
                 display(*arguments)
@@ -143,18 +152,34 @@ def stream_child(runs: int, tokens: int) -> dict[str, Any]:
             self.action_run()
             while screen.run is old or screen.run.going:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
+            out["share"].append((time.thread_time() - spent) / (time.perf_counter() - begun))
             await asyncio.sleep(0.3)
             self._display = display  # type: ignore[method-assign]
-            out["cpu"].append(time.process_time() - cpu)
             (begin, first), (end, last) = seen[0], seen[-1]
             out["app"].append((last - first) / (end - begin))
 
-    context = Context()
+    kind, context = "library", Context()
     app = Measured(Worker(lambda: Runner(context)), Start(screen="generate", model="demo"))
     with rare_collections() as app_is_up:  # as the command starts it
         app.after_first_frame(app_is_up)
         app.run()
     return out
+
+
+@contextmanager
+def busy(share: float) -> Iterator[None]:
+    """A process beside this one that computes for a share of the time, 10 ms after 10 ms."""
+    loop = (
+        "import time\nwhile True:\n end = time.perf_counter() + 0.01\n"
+        f" while time.perf_counter() < end - {0.01 * (1 - share):.5f}: pass\n"
+        " time.sleep(max(0, end - time.perf_counter()))"
+    )
+    other = subprocess.Popen([sys.executable, "-c", loop])
+    try:
+        yield
+    finally:
+        other.kill()
+        other.wait()
 
 
 def _vectors() -> list[Any]:
@@ -178,7 +203,11 @@ def rows(options: Options) -> Iterator[Row]:
     sizes = ["--runs", str(options.repeats(6)), "--tokens", "120"]
     ran: dict[str, Any] = in_terminal("--what", "stream", *sizes, module=MODULE)
     app, library = median(ran["app"]), median(ran["library"])
-    yield of_speeds(f"{LANES} arms x 120 tokens seen in the app", app, library, "the library alone", at_least(0.97))
+    what, share = f"{LANES} arms x 120 tokens", median(ran["share"])
+    peer = "the library alone"
+    yield of_speeds(f"{what} seen in the app", app, library, peer, at_least(0.97), ratio=paired(ran, "app", "library"))
+    beside = f"{what} by the library beside a process that is busy {share:.0%} of the time, as the screen is"
+    yield of_speeds(beside, median(ran["beside"]), library, peer, ratio=paired(ran, "beside", "library"))
     for name, value in tail("key", ran["key"]).items():
         if name in ("key p50", "key p95"):
             bound = at_most(60) if name == "key p95" else None

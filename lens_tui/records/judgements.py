@@ -72,6 +72,10 @@ class JudgementStore:
         with self.store.write() as connection:
             connection.execute("DELETE FROM judgement WHERE id = ?", (judgement,))
 
+    def judged(self) -> frozenset[int]:
+        """The runs of which there is a judgement."""
+        return frozenset(int(row["run"]) for row in self.store.all("SELECT DISTINCT run FROM judgement"))
+
     def list(self, run: int | None = None) -> list[Judgement]:
         """Those of a run, or all, oldest first."""
         where, values = ("WHERE run = ?", (run,)) if run is not None else ("", ())

@@ -11,6 +11,7 @@ import pytest
 from textual.pilot import Pilot
 
 from lens_tui.records import Add, Arm, Candidate, Origin, Sampling, Token
+from lens_tui.records.judgements import JudgementStore
 from lens_tui.records.run_store import RunStore
 from lens_tui.tui.screens.generate_screen import GenerateScreen
 from lens_tui.tui.screens.history_screen import HistoryScreen, load, of_session, run_text
@@ -118,6 +119,21 @@ async def test_runs_of_the_disk_follow_this_sessions_newest_first_and_killed_one
         screen = await history(pilot)
         assert prompts(screen)[1:] == ["killed in the middle", OLD]
         assert "killed: what had come is kept" in screen_text(app)
+
+
+async def test_a_run_that_was_judged_blind_says_so(tmp_path: Path) -> None:
+    database = tmp_path / "runs.db"
+    kept_run(database, "not judged")
+    JudgementStore(RunStore(database)).add(kept_run(database, "judged"), (1, 0), None)
+    app = lens_app(FakeWorker(), screen="generate", history=database)
+    async with app.run_test(size=(100, 30)) as pilot:
+        fill(app)
+        await settle(pilot)
+        screen = await history(pilot)
+        assert prompts(screen) == ["judged", "not judged"]
+        said = [line for line in screen_text(app).splitlines() if "judged blind" in line]
+        assert len(said) == 1
+        assert "sea · judged blind · demo" in said[0]
 
 
 async def test_filter_reaches_what_was_written_and_enter_puts_the_run_back(tmp_path: Path) -> None:

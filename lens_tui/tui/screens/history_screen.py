@@ -121,6 +121,14 @@ def from_disk(database: Path, words: str = "", without: Sequence[int] = ()) -> l
     return [_of_disk(row) for row in store.list(words, MOST) if row.id not in without]
 
 
+def judged_in(database: Path) -> frozenset[int]:
+    """The kept runs that were judged blind. Reads the disk: not for the UI. Raises ``LensError`` as :func:`from_disk`."""
+    from lens_tui.records.judgements import JudgementStore
+    from lens_tui.records.run_store import RunStore
+
+    return JudgementStore(RunStore(database)).judged() if database.exists() else frozenset()
+
+
 def _of_disk(row: RunSummary) -> PastRun:
     arms = ", ".join(one_line(name, 60) for name in row.arms[1:]) or "baseline alone"
     ended = {"killed": "killed: what had come is kept", "running": "running elsewhere"}.get(row.state, row.state)
@@ -224,6 +232,7 @@ class HistoryScreen(Dialog["RunText | SetText | None"]):
         super().__init__()
         self._runs, self._database, self._sets = runs, database, sets
         self._kept: list[PastRun] = []
+        self._judged: frozenset[int] = frozenset()
         self._asked = ""
         self._marked: RunText | None = None
         self._opened: set[int] = set()
@@ -272,18 +281,19 @@ class HistoryScreen(Dialog["RunText | SetText | None"]):
             return
         try:
             found = from_disk(self._database, words, [run.kept for run in self._here() if run.kept])
+            judged = judged_in(self._database)
         except LensError as error:
             self.app.call_from_thread(self._broken, error)
         else:
-            self.app.call_from_thread(self._found, words, found)
+            self.app.call_from_thread(self._found, words, found, judged)
 
     def _here(self) -> list[RunText]:
         """This session's runs, those of its sets among them."""
         return [*self._runs, *(run for made in self._sets for run in tuple(made.runs.values()))]
 
-    def _found(self, words: str, found: list[PastRun]) -> None:
+    def _found(self, words: str, found: list[PastRun], judged: frozenset[int]) -> None:
         if self.is_mounted and words == self._asked:
-            self._kept = found
+            self._kept, self._judged = found, judged
             self._fill()
 
     def _broken(self, error: LensError) -> None:
@@ -416,7 +426,16 @@ class HistoryScreen(Dialog["RunText | SetText | None"]):
         name = f"{'  ' if row.inside else name}{row.prompt}"
         head = Content.assemble(number, fit(name, max(8, width - NUMBER)))
         style = "$warning" if "killed" in row.facts else "$muted"
-        return [head, Content.styled(fit(f"{' ' * NUMBER}{when}{row.arms} · {row.facts}", width), style)]
+        facts = f"{self._blind(row)}{row.facts}"
+        return [head, Content.styled(fit(f"{' ' * NUMBER}{when}{row.arms} · {facts}", width), style)]
+
+    def _blind(self, row: PastRun) -> str:
+        """What of it was judged blind, for ``mlx-lens-tui runs tally``."""
+        if isinstance(row.run, SetText):
+            count = sum(run.kept in self._judged for run in row.run.runs.values())
+            return f"{count} judged blind · " if count else ""
+        kept = row.kept or (row.run.kept if row.run is not None else 0)
+        return "judged blind · " if kept in self._judged else ""
 
     def _number(self, row: PastRun) -> str:
         """A set's number in this session; a run's on disk, by which it can be named elsewhere, if it is kept."""
