@@ -122,7 +122,7 @@ def from_disk(database: Path, words: str = "", without: Sequence[int] = ()) -> l
 
 
 def judged_in(database: Path) -> frozenset[int]:
-    """The kept runs that were judged blind. Reads the disk: not for the UI. Raises ``LensError`` as :func:`from_disk`."""
+    """The kept runs that were judged blind. Reads the disk: not for the UI. Raises as :func:`from_disk`."""
     from lens_tui.records.judgements import JudgementStore
     from lens_tui.records.run_store import RunStore
 
