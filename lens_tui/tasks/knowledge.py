@@ -46,7 +46,7 @@ def opened() -> Iterator[Store | None]:
 def labels_of(info: SAEInfo, feature: int, store: Store | None = None) -> tuple[Label, ...]:
     """All valid labels of a feature: yours first, then imported ones, then the bundled one."""
     stored = _stored(lambda labels: labels.of(info.id, feature), store) or ()
-    return (*stored, *_plain(bundled().of(info.id, feature)))
+    return (*stored, *_plain(_bundled_of(info).of(info.id, feature)))
 
 
 def label_texts(info: SAEInfo, features: Sequence[int], store: Store | None = None) -> dict[int, str]:
@@ -54,7 +54,7 @@ def label_texts(info: SAEInfo, features: Sequence[int], store: Store | None = No
     if not features:
         return {}
     stored = _stored(lambda labels: labels.best(info.id, features), store) or {}
-    return {feature: label.text for feature, label in (bundled().best(info.id, features) | stored).items()}
+    return {feature: label.text for feature, label in (_bundled_of(info).best(info.id, features) | stored).items()}
 
 
 def search_labels(
@@ -75,13 +75,13 @@ def search_labels(
 def standing_labels(info: SAEInfo, *, raw: bool = False) -> tuple[Label, ...]:
     """All labels of an SAE by feature, in the order of :func:`labels_of`; ``raw`` as in ``Labels.standing``."""
     stored = _stored(lambda labels: tuple(labels.standing(info.id, raw=raw))) or ()
-    ready = _plain(tuple(bundled().standing(info.id, raw=raw)))
+    ready = _plain(tuple(_bundled_of(info).standing(info.id, raw=raw)))
     return tuple(sorted([*stored, *ready], key=lambda label: label.feature))
 
 
 def take_labels(store: Store, info: SAEInfo, labels: Iterable[NewLabel], *, origin: str) -> ImportResult:
     """Import labels as ``Labels.take`` does; bundled ones that are here anyway are known and not stored again."""
-    ready = {_key(label) for label in bundled().standing(info.id, raw=True)}
+    ready = {_key(label) for label in _bundled_of(info).standing(info.id, raw=True)}
     known = 0
 
     def others() -> Iterator[NewLabel]:
@@ -101,16 +101,28 @@ def _key(label: Label | NewLabel) -> tuple[int, str, str, str, str]:
 
 
 @cache
-def bundled() -> Labels:
-    """The bundled labels, by the ids of their SAEs."""
+def bundled(only: str = "") -> Labels:
+    """The bundled labels, by the ids of their SAEs: of all, or of the one in a folder of this name."""
     from lens_tui.sae.load_sae import sae_info
 
     labels = Labels(Store(":memory:"))
     folders = demo.sae_paths()
     for folder, some in bundled_labels().items():
-        if folder in folders:
+        if folder in folders and only in ("", folder):
             labels.take(sae_info(folders[folder]).id, some, origin="")
     return labels
+
+
+def _bundled_of(info: SAEInfo) -> Labels:
+    """Bundled labels, those of an SAE among them; the first run need not wait for all of them."""
+    # An SAE that lies elsewhere may be a copy of a bundled one: only their ids tell.
+    return bundled(bundled_names().get(info.path, ""))
+
+
+@cache
+def bundled_names() -> dict[str, str]:
+    """The names of the bundled SAEs by their paths."""
+    return {str(path): name for name, path in demo.sae_paths().items()}
 
 
 def _stored(ask: Callable[[Labels], T], store: Store | None = None) -> T | None:

@@ -179,7 +179,7 @@ def test_a_page_opens_the_database_and_the_index_once(
 
         monkeypatch.setattr(owner, name, count)
 
-    knowledge.bundled()
+    knowledge.labels_of(info, 7)
     counted(Store, "__init__", "database")
     counted(FeatureIndex, "__init__", "index")
     counted(FeatureIndex, "statistics", "numbers")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,9 +41,12 @@ def info(sae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     monkeypatch.setattr(bundled, "FILE", file)
     monkeypatch.setattr(demo, "sae_paths", lambda: {"with-it": sae})
     knowledge.bundled.cache_clear()
+    knowledge.bundled_names.cache_clear()
     yield sae_info(sae)
-    knowledge.bundled().store.close()
+    for name in ("", "with-it"):
+        knowledge.bundled(name).store.close()
     knowledge.bundled.cache_clear()
+    knowledge.bundled_names.cache_clear()
 
 
 def _own(info: SAEInfo, feature: int, text: str) -> None:
@@ -53,6 +57,24 @@ def _own(info: SAEInfo, feature: int, text: str) -> None:
 def _imported(info: SAEInfo, *labels: tuple[int, str]) -> None:
     with Store() as store:
         Labels(store).take(info.id, [NewLabel(f, text, "delphi", score=1.0) for f, text in labels], origin="x")
+
+
+def test_those_of_one_sae_are_read_without_opening_the_others(
+    info: SAEInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = demo.sae_paths()
+    with bundled.FILE.open("a") as file:
+        file.write(json.dumps({"feature": 1, "sae": "another", "text": "x", "score": 1, "method": "", "scorer": ""}))
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, "sae_paths", lambda: found | {"another": tmp_path / "none"})
+        assert [label.text for label in knowledge.labels_of(info, 3)] == [WITH_IT[3]]
+
+
+def test_a_copy_of_one_elsewhere_has_them_too(info: SAEInfo, tmp_path: Path) -> None:
+    copy = shutil.copytree(info.path, tmp_path / "copy")
+    there = sae_info(copy)
+    assert (there.id, there.path) == (info.id, str(copy))
+    assert [label.text for label in knowledge.labels_of(there, 3)] == [WITH_IT[3]]
 
 
 def test_they_show_without_a_database_and_make_none(info: SAEInfo) -> None:
