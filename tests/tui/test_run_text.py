@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from lens_tui.records import AblateHeads, Add, Arm, EditPattern, Intervention, Positions, Sampling, Token
+from lens_tui.records.run_record import pieces
 from lens_tui.tui.session import ArmText, RunText, Session, SessionStore, plan
 from lens_tui.tui.token_shades import changed_levels, token_levels
+from lens_tui.tui.widgets import lane
 from lens_tui.tui.widgets.lane import stats
 from lens_tui.tui.widgets.measures_table import cells
 from lens_tui.worker import events as ev
@@ -29,6 +32,23 @@ def run_of(*lanes: list[int], ends: bool = True) -> RunText:
             if ends and step == len(ids) - 1:
                 run.apply(ev.ArmDone(1, arm, "stop", len(ids)))
     return run
+
+
+def test_whether_a_text_thinks_is_seen_at_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+
+    def counted(tokens: Sequence[Token], reason: str) -> list[str]:
+        looked.append(len(tokens))
+        return pieces(tokens, reason)
+
+    monkeypatch.setattr(lane, "pieces", counted)
+    monkeypatch.setattr(ArmText, "pieces", property(lambda text: counted(text.tokens, text.reason)))
+    run = run_of(list(range(300)), ends=False)
+    plain, thinking = run.arms[0], ArmText(1, Arm("a"))
+    assert not lane.Lane._thinks(run, plain)
+    thinking.tokens = [replace(plain.tokens[0], text=text) for text in ("\n", "<th", "ink>", *["a"] * 300)]
+    assert lane.Lane._thinks(run, thinking)
+    assert max(looked) < 20  # asked with every frame: not all of a long text each time
 
 
 def test_means_are_of_the_arms_own_tokens() -> None:

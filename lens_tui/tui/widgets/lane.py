@@ -441,7 +441,7 @@ class Lane(Pane):
     @staticmethod
     def _thinks(run: RunText, text: ArmText) -> bool:
         """Whether a text begins by thinking."""
-        return "".join(text.pieces[:8]).lstrip().startswith(OPEN) or opens_thinking(run)
+        return "".join(pieces(text.tokens[:16], text.reason)[:8]).lstrip().startswith(OPEN) or opens_thinking(run)
 
     def _shown(self, values: Sequence[Value], start: int) -> list[Value]:
         """Of values a token from ``start`` on, those of the tokens that show: of the thinking its first one."""
