@@ -38,7 +38,10 @@ def test_a_paste_bunched_keys_and_resizes_while_it_writes(tmp_path: Path) -> Non
         for size in ((60, 16), (40, 10), (200, 50), (80, 24)):
             terminal.resize(size)
             terminal.send(b"vt[]]DbOcl\x1b" + b"\x1b[200~more\rof it\x1b[201~\x1bFvH\x1bS\x1b")
-        terminal.resize((100, 30))
+        for size, text in (((20, 5), "needs"), ((80, 24), "NORMAL"), ((100, 30), "NORMAL")):
+            since = len(terminal.written)
+            terminal.resize(size)
+            terminal.wait_for(text, since)
         terminal.send(b"x")
         since = len(terminal.written)
         terminal.send(b"\x1b\x1bi\x1b")

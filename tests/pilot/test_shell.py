@@ -219,6 +219,25 @@ async def test_too_small_hides_a_dialogue_and_keeps_its_focus(key: str, shows: s
         assert app.focused is not None
 
 
+@pytest.mark.parametrize("dialogue", [False, True])
+async def test_too_small_is_not_covered_by_what_is_said(dialogue: bool) -> None:
+    app = lens_app(model="demo")
+    async with app.run_test(size=(120, 36), notifications=True) as pilot:
+        await settle(pilot)
+        if dialogue:
+            app.push_screen(ErrorScreen("It is broken.", "Mend it."))
+        app.notify("Said a moment ago.", timeout=600)
+        await settle(pilot)
+        assert "Said a moment ago." in screen_text(app)
+        await pilot.resize_terminal(20, 5)
+        app.notify("Said now.", timeout=600)
+        await settle(pilot)
+        assert " ".join(screen_text(app).split()) == "mlx-lens-tui needs 60×16; this is 20×5."
+        await pilot.resize_terminal(120, 36)
+        await settle(pilot)
+        assert "Said now." in screen_text(app)
+
+
 async def test_too_small_again_before_the_last_time_is_over() -> None:
     app = lens_app(model="demo")
     async with app.run_test(size=(120, 36)) as pilot:

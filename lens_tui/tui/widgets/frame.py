@@ -493,7 +493,10 @@ class TooSmall(Static):
     """One polite line for a terminal that is too small: alone on a screen, or over all of a dialogue."""
 
     DEFAULT_CSS = """
-    TooSmall.-cover { layer: cover; width: 100%; height: 100%; background: $background; }
+    TooSmall {
+        width: 100%; height: 100%;  /* not auto: that of the line before it is known would cut it */
+        &.-cover { layer: cover; background: $background; }
+    }
     """
 
     def on_resize(self, event: events.Resize) -> None:
