@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from lens_tui.records import SteeringVector
 from lens_tui.records.interventions import BenchRow
-from lens_tui.tui.host import BUSY, FAILED, IDLE, Activity, JobBook, advance
+from lens_tui.tui.host import BUSY, FAILED, IDLE, TITLES, Activity, JobBook, advance
 from lens_tui.tui.session import MAX_ARMS, Session, SessionStore, absorb
 from lens_tui.worker import events as ev
+from lens_tui.worker import jobs
 from tests.fakes import DEMO_MODEL, DEMO_SAE, unit_vector
 
 
@@ -178,3 +179,8 @@ def test_session_finds_rows() -> None:
     assert store.session.steer("s1") is not None
     assert store.session.steer("gone") is None
     assert Session().arms()[0].is_baseline
+
+
+def test_every_job_is_called_by_words() -> None:
+    records = {name for name, item in vars(jobs).items() if isinstance(item, type) and issubclass(item, jobs.Job)}
+    assert records - {"Job"} == set(TITLES)
