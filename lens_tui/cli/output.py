@@ -20,7 +20,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Self, TypeVar
 
-import typer
 from rich.cells import cell_len
 
 from lens_tui.records.errors import LensError, LensWarning
@@ -164,6 +163,8 @@ def _report(text: str) -> None:
 
 def agreed(question: str) -> bool:
     """Whether somebody says yes; an end of input, or ctrl+c, is a no."""
+    import typer  # not at the top: the app's usual starts need no parser of options
+
     try:
         return typer.confirm(question, err=True)
     except typer.Abort:
