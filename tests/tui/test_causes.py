@@ -237,6 +237,36 @@ async def test_n_goes_through_the_cells_by_strength_and_v_through_the_shades() -
         assert patches.explains[0] == "patch_random"
 
 
+async def test_cells_are_found_by_words_and_n_goes_through_those_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened("causes") as (app, pilot):
+        said: list[str] = []
+        monkeypatch.setattr(app, "say", said.append)
+        await pilot.press("slash")
+        await settle(app, pilot)
+        assert said[-1].startswith("There is no map yet")
+        patches = screen_of(app).patches
+        await pilot.press("enter")
+        await settle(app, pilot)
+        shown = patches.shown
+        assert shown is not None
+        found = [cell for cell in shown.strongest() if shown.place(*cell).startswith("L2 ")]
+        assert 1 < len(found) < len(shown.strongest())
+        await pilot.press("slash", "l", "2", "enter")
+        await settle(app, pilot)
+        assert said[-1] == f"{len(found)} cells with “l2”: n and N go through them."
+        for at in (0, 1):
+            assert (patches.grid.row, patches.grid.column) == found[at]
+            await pilot.press("n")
+            await pilot.pause()
+        await pilot.press("slash", *"nowhere", "enter")
+        await settle(app, pilot)
+        assert said[-1] == "No cell has “nowhere”."
+        before = shown.strongest().index((patches.grid.row, patches.grid.column))
+        await pilot.press("n")
+        await pilot.pause()
+        assert (patches.grid.row, patches.grid.column) == shown.strongest()[before + 1]
+
+
 async def test_a_cell_goes_to_the_bench_as_a_vector_and_a_head_to_be_taken_away() -> None:
     async with opened("causes", steers=0) as (app, pilot):
         await pilot.press("s")

@@ -158,6 +158,27 @@ async def test_arrows_go_among_nodes_and_enter_along_an_edge() -> None:
         assert graph.map.node == order[at - 1]
 
 
+async def test_nodes_are_found_by_words_and_n_goes_through_those_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with graph_opened("enter") as (app, pilot, graph):
+        said = heard(app, monkeypatch)
+        layout = graph.layout_of
+        assert layout is not None
+        nodes = layout.graph.nodes
+        found = [at for at in layout.order if nodes[at].layer == 1 and nodes[at].kind == "feature"]
+        assert 1 < len(found) < len(layout.order)
+        await press(app, pilot, "slash", *"L1", "space", "#", "enter")
+        assert said[-1] == f"{len(found)} nodes with “L1 #”: n and N go through them."
+        for at in found[1:3]:
+            await press(app, pilot, "n")
+            assert graph.map.node == at
+        await press(app, pilot, "slash", "backspace", "enter")  # what was typed before is selected
+        assert said[-1] == "n and N go through every node."
+        order = list(layout.order)
+        here = order.index(graph.map.node)
+        await press(app, pilot, "N")
+        assert graph.map.node == order[here - 1]
+
+
 async def test_the_dial_prunes_and_pinned_nodes_stay() -> None:
     async with graph_opened("enter") as (app, pilot, graph):
         assert graph.found is not None

@@ -34,7 +34,7 @@ from .graph_pane import GraphPane
 from .patch_pane import VIEWS, PatchPane
 
 GRAPH = "attribution graph"
-OF_PATCHES = ("patch", "ask", "shade", "site", "metric", "flip", "strongest", "maps", "steer", "copy")
+OF_PATCHES = ("patch", "ask", "shade", "site", "metric", "flip", "find", "strongest", "maps", "steer", "copy")
 """What keys of the screen do that are of patches alone."""
 
 
@@ -176,6 +176,10 @@ class CausesScreen(LensScreen):
         """The other direction."""
         now = self.patches.plan.direction
         self.patches.change(direction="noise" if now == "denoise" else "denoise")
+
+    def action_find(self) -> None:
+        """Find cells by words; n and N go through them."""
+        self.patches.ask_words()
 
     def action_strongest(self, step: int) -> None:
         """The cell that comes next in strength."""
