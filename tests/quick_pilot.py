@@ -33,6 +33,8 @@ FRAME = 0.1
 """How many seconds a screen waits before it paints by itself: Textual's sixtieth is over before anything is done."""
 AT_MOST = 1.0
 """After how many seconds Textual's pilot sleeps no longer, though the app is busy (it streams, say)."""
+NAPS = 20
+"""How often it has slept by then at least: on a busy machine a second may pass before a key is heard."""
 
 _piloted: ContextVar[App[Any] | None] = ContextVar("_piloted", default=None)
 
@@ -80,8 +82,8 @@ async def nothing_due(app: App[Any], within: float = NAP, at_most: float = AT_MO
     is not waited for.
     """
     loop: Any = asyncio.get_running_loop()
-    start = loop.time()
-    while loop.time() < start + at_most:
+    start, naps = loop.time(), 0
+    while (now := loop.time()) < start + at_most or (at_most == AT_MOST and naps < NAPS and now < start + PATIENCE):
         await asyncio.sleep(0)
         if loop._ready:  # each of them has its turn before this function has its next
             continue
@@ -93,6 +95,7 @@ async def nothing_due(app: App[Any], within: float = NAP, at_most: float = AT_MO
         if soonest is None or soonest > start + within:
             return True
         await asyncio.sleep(max(0.0, soonest - loop.time()))
+        naps += 1
     return False
 
 

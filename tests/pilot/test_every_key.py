@@ -21,6 +21,7 @@ from lens_tui.tui.widgets.heat_grid import HeatGrid
 from lens_tui.tui.widgets.row_list import RowList
 from lens_tui.tui.widgets.token_view import TokenView
 from tests.apps import painted
+from tests.fakes import FakeWorker
 from tests.tui.opened import app_on, fill, settle
 
 SIZES = [(120, 36), (80, 24)]
@@ -38,7 +39,7 @@ UP_AND_DOWN = {"move.down", "move.up", "move.page_down", "move.page_up"}
 
 
 class Seen:
-    """What a person could notice: the picture, the screen it is of, and what was said."""
+    """What a person could notice: the picture, its screen, what was said, and work that shows while it goes."""
 
     def __init__(self, app: LensApp) -> None:
         self.app = app
@@ -49,7 +50,9 @@ class Seen:
         self.said.append(message)
 
     def now(self) -> object:
-        return [list(strip) for strip in painted(self.app)], len(self.said), id(self.app.screen)
+        worker = self.app.worker
+        assert isinstance(worker, FakeWorker)
+        return [list(strip) for strip in painted(self.app)], len(self.said), id(self.app.screen), len(worker.submitted)
 
     async def after(self, pilot: Pilot[Any], key: str) -> bool:
         """Press a key; whether anything came of it, which is waited for until nothing runs any more."""

@@ -47,7 +47,7 @@ async def test_three_scales_on_the_bundled_prompts_take_thirteen_keys(size: tupl
                     value = made.value(COLUMNS[column], arm, row)
                     assert value is None or f"{value:.{COLUMNS[column].places}f}" in shown, (COLUMNS[column].id, row)
             await pilot.press("v")
-            await pilot.pause()
+            await settle(app, pilot)
             shown = screen_text(app)
         cells = [cell for cell in made.cells.values() if cell.arm == 3]
         mean = sum(cell.mean_kl or 0.0 for cell in cells) / len(cells)

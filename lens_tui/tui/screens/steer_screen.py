@@ -411,7 +411,9 @@ class SteerScreen(LensScreen):
     def action_copy_text(self) -> None:
         """Copy what is known of the direction: the row, its origin, and the tokens it moves."""
         row = self._row
-        if row is not None:
+        if row is None:
+            self.lens.say(f"There is no vector to copy yet: {self.lens.key_text('steer.add')} makes one.")
+        else:
             first = [line.plain.strip() for line in bench_row(row, 72)]
             known = direction(row, 72, False, self.session.saes).plain.split("\n")
             self.lens.copy("\n".join([*first, "", *(line.rstrip() for line in known)]), row.vector.name)
