@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +11,6 @@ from textual.content import Content
 
 from lens_tui.records.patch_grid import Doubles
 from lens_tui.records.patch_plan import PatchFound, PatchPlan
-from lens_tui.records.sanitise import one_line
-from lens_tui.records.wording import many
 
 from .format import BARS, bar, fit, fit_left, share_level, signed
 
@@ -83,21 +81,6 @@ class CauseMap:
         if self.tokens:
             return f"{self.rows[row]} @ {column} {quoted(self.tokens[column])}"
         return f"{self.rows[row]} {self.columns[column]}"
-
-
-def having(words: str, texts: Iterable[str]) -> list[int]:
-    """The places of the texts that have every word, whatever its case; of all where there is no word."""
-    wanted = words.casefold().split()
-    return [place for place, text in enumerate(texts) if all(word in text.casefold() for word in wanted)]
-
-
-def found_text(what: str, words: str, count: int, keys: tuple[str, str]) -> str:
-    """What came of a search for words among nodes or cells, and the ``keys`` that go through what was found."""
-    through = f"{keys[0]} and {keys[1]} go through"
-    if not words:
-        return f"{through} every {what}."
-    said = f"“{one_line(words, 40)}”"
-    return f"{many(count, what)} with {said}: {through} them." if count else f"No {what} has {said}."
 
 
 def map_of(found: PatchFound) -> CauseMap:

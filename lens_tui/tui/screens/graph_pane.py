@@ -21,7 +21,6 @@ from lens_tui.records.vector_folder import keep_vector
 from lens_tui.records.wording import many
 from lens_tui.tasks.graph_plans import graph_command
 from lens_tui.tui.bindings import bindings
-from lens_tui.tui.causes_text import found_text, having
 from lens_tui.tui.graph_text import (
     STEPS,
     Edge,
@@ -42,6 +41,7 @@ from lens_tui.worker.jobs import CheckNode, Job, KeepGraph, MakeGraph, PruneGrap
 
 from .feature_links import open_feature
 from .form import Field, FormScreen, filled, optional, whole
+from .word_search import WordSearch
 
 NONE = "none"
 """No direction."""
@@ -73,7 +73,7 @@ class GraphPane(Pane):
         self.edge = 0
         self._state = ""
         self._measured = False
-        self._words = ""
+        self._search = WordSearch[int]("node", "graph")
 
     # -- what there is -----------------------------------------------------------------------------------
 
@@ -167,7 +167,7 @@ class GraphPane(Pane):
         old, node = self.found, self.chosen
         same = old is not None and _same(old, found)
         if not same:
-            self._words = ""
+            self._search.words = ""
             self.checks = {}
             self.plan = replace(found.plan, prompt=self.plan.prompt) if not found.file else found.plan
         elif old is not None:
@@ -296,42 +296,27 @@ class GraphPane(Pane):
 
     def action_next(self, step: int) -> None:
         """The node that comes next in influence, or the one before."""
-        if order := self._searched():
-            at = order.index(self.map.node) if self.map.node in order else -1 if step > 0 else 0
-            self.map.node = order[(at + step) % len(order)]
+        if places := self._places():
+            self._go_to(self._search.step(places, self.map.node, step))
 
-    def _searched(self) -> list[int]:
-        """The nodes that have the words searched for, by influence: all where none has, of another graph say."""
+    def _places(self) -> dict[int, str]:
+        """Every node by influence, with what it is found by: its words, its place, its id."""
         layout = self.layout_of
         if layout is None or self.map.blank:
-            return []
-        return [layout.order[at] for at in having(self._words, self._node_texts(layout))] or list(layout.order)
-
-    def _node_texts(self, layout: GraphLayout) -> list[str]:
-        """What a node is found by, by influence: its words, its place, its id."""
+            return {}
         graph = layout.graph
-        nodes = [graph.nodes[at] for at in layout.order]
-        return [f"{node_words(node)} {node_place(graph, node)} {node.id}" for node in nodes]
+        nodes = [(at, graph.nodes[at]) for at in layout.order]
+        return {at: f"{node_words(node)} {node_place(graph, node)} {node.id}" for at, node in nodes}
+
+    def _go_to(self, node: int) -> None:
+        self.map.node = node
 
     def action_find(self) -> None:
         """Ask for words and go to the node of most influence that has them; n and N go through them."""
-        if not self._searched():
+        if self._places():
+            self._search.ask(self.lens, self._places, self._go_to)
+        else:
             self.lens.say(f"There is no graph yet: {self.lens.key_text('graph.make')} makes it.")
-            return
-
-        def take(values: dict[str, str] | None) -> None:
-            layout = self.layout_of
-            if values is None or layout is None:
-                return
-            self._words = values["words"].strip()
-            found = having(self._words, self._node_texts(layout))
-            keys = self.lens.key_text("graph.next"), self.lens.key_text("graph.previous")
-            self.lens.say(found_text("node", self._words, len(found), keys))
-            self.map.node = self._searched()[0]
-
-        self.app.push_screen(
-            FormScreen("Find nodes", [Field("words", "words", self._words, "nothing: all again")]), take
-        )
 
     def action_dial(self, step: int) -> None:
         """Prune less, or more."""

@@ -12,7 +12,7 @@ from textual.widgets import Static
 
 from lens_tui.records.patch_grid import Direction
 from lens_tui.records.patch_plan import DIRECTIONS, EXAMPLE, METRICS, SITES, PatchFound, PatchPlan, PlanBy
-from lens_tui.tui.causes_text import SHADES, CauseMap, cell_lines, cells, details, found_text, having, legend, map_of
+from lens_tui.tui.causes_text import SHADES, CauseMap, cell_lines, cells, details, legend, map_of
 from lens_tui.tui.host import LensHost
 from lens_tui.tui.widgets.frame import Pane
 from lens_tui.tui.widgets.heat_grid import HeatGrid
@@ -20,6 +20,7 @@ from lens_tui.worker.events import Event, JobDone, JobFailed, Patched
 from lens_tui.worker.jobs import Patch
 
 from .form import Field, FormScreen, filled, number, whole
+from .word_search import WordSearch
 
 VIEWS: dict[PlanBy, str] = {
     "layer-position": "patching by token",
@@ -49,7 +50,7 @@ class PatchPane(Pane):
         self.shown: CauseMap | None = None
         self.kept: list[PatchFound] = []
         self._state: dict[PlanBy, str] = {}
-        self._words = ""
+        self._search = WordSearch[tuple[int, int]]("cell", "causes")
 
     @property
     def here(self) -> PatchFound | None:
@@ -207,41 +208,25 @@ class PatchPane(Pane):
         self.shade = known[(known.index(self.shade) + 1) % len(known)] if self.shade in known else known[0]
         self.refresh_map()
 
-    def _found(self) -> list[tuple[int, int]]:
-        """The cells that have the words searched for, strongest first: all where none has, of another map say."""
-        if (shown := self.shown) is None:
-            return []
-        order = shown.strongest()
-        return [order[at] for at in having(self._words, (shown.place(*cell) for cell in order))] or order
+    def _places(self) -> dict[tuple[int, int], str]:
+        """Every known cell with its place in words, strongest first."""
+        return {} if (shown := self.shown) is None else {cell: shown.place(*cell) for cell in shown.strongest()}
 
     def ask_words(self) -> None:
         """Ask for words and go to the strongest cell that has them."""
-        if self.shown is None or not self.shown.strongest():
-            self.go_to_strongest(1)  # says that there is no map
-            return
-
-        def take(values: dict[str, str] | None) -> None:
-            shown = self.shown
-            if values is None or shown is None:
-                return
-            self._words = values["words"].strip()
-            found = having(self._words, [shown.place(*cell) for cell in shown.strongest()])
-            keys = self.lens.key_text("causes.next"), self.lens.key_text("causes.previous")
-            self.lens.say(found_text("cell", self._words, len(found), keys))
-            self.grid.move_to(*self._found()[0])
-
-        self.app.push_screen(
-            FormScreen("Find cells", [Field("words", "words", self._words, "nothing: all again")]), take
-        )
+        if self._has_map():
+            self._search.ask(self.lens, self._places, lambda cell: self.grid.move_to(*cell))
 
     def go_to_strongest(self, step: int) -> None:
         """The cell that moves the metric next less, or next more; after the last comes the first."""
-        if not (order := self._found()):
-            self.lens.say(f"There is no map yet: {self.lens.key_text('causes.patch')} computes it.")
-            return
-        here = (self.grid.row, self.grid.column)
-        at = order.index(here) if here in order else -1 if step > 0 else 0
-        self.grid.move_to(*order[(at + step) % len(order)])
+        if self._has_map():
+            self.grid.move_to(*self._search.step(self._places(), (self.grid.row, self.grid.column), step))
+
+    def _has_map(self) -> bool:
+        if there := bool(self._places()):
+            return there
+        self.lens.say(f"There is no map yet: {self.lens.key_text('causes.patch')} computes it.")
+        return False
 
     def reopen(self, found: PatchFound, changed: str) -> None:
         """Show a map that was computed before; ``changed`` says what is no longer as it was."""
