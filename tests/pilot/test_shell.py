@@ -265,6 +265,18 @@ async def test_too_small_and_back_keeps_the_focus() -> None:
         assert screen_text(app) == whole
 
 
+async def test_another_size_gives_no_focus_where_there_was_none() -> None:
+    app = lens_app(model="demo", screen="generate")
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(pilot)
+        await pilot.press("h")
+        assert app.focused is not None
+        app.screen._screen_resized(app.size)
+        app.screen.set_focus(None)  # as what is about to get it finds it: a table that comes with a layout, say
+        await settle(pilot)
+        assert app.focused is None
+
+
 async def test_resizing_while_it_runs() -> None:
     app = lens_app(model="demo")
     async with app.run_test(size=(120, 36)) as pilot:

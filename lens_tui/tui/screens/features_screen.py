@@ -86,9 +86,8 @@ class FeaturesScreen(LensScreen):
         """Another SAE, prompt or run: read the text again, if the screen shows."""
         if old.sae != new.sae:
             self.list.forget()
-            if (
-                not self.is_current
-            ):  # a number means another feature now, and may be none: the text is read on coming back
+            # A number means another feature now, and may be none: the text is read on coming back.
+            if not self.is_current:
                 self.page.show(None)
         if old.fits != new.fits:
             self._show_which()

@@ -413,14 +413,17 @@ class LensScreen(Screen[None], inherit_bindings=False):
 
     def _screen_resized(self, size: Size) -> None:
         """Textual takes the focus from what has no room; a screen under a dialogue is told here too."""
-        if self.focused is not None:
+        # Of a terminal that is too small alone: at other times what has no focus yet may be about to get it.
+        small = is_too_small(size)
+        if small and self.focused is not None:
             self._focus_before = self.focused
         self._set_size_classes(size)
         super()._screen_resized(size)
-        self.call_after_refresh(self._focus_again)
+        if not small and self._focus_before is not None:
+            self.call_after_refresh(self._focus_again)
 
     def _focus_again(self) -> None:
-        kept = self._focus_before
+        kept, self._focus_before = self._focus_before, None
         if self.focused is None and kept is not None and kept.is_attached and kept.screen is self:
             self.set_focus(kept, scroll_visible=False)
 
