@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from lens_tui.cli.command import app
 from lens_tui.records.glossary import as_markdown
 from lens_tui.tui.keys import KEYS, SCREENS
+from lens_tui.tui.screens.history_dialog import HistoryDialog
 from lens_tui.tui.screens.history_screen import HistoryScreen
 from screenshots.jobs import JOBS, Job
 
@@ -49,7 +50,8 @@ def test_every_key_of_a_screen_is_on_a_page() -> None:
 
 def test_the_keys_of_the_history_are_its_own() -> None:
     said = {MAKER._SHORT.get(key, key) for keys, _words in MAKER.OWN["history"] for key in keys.split()}
-    bound = {binding[0].partition(",")[0] for binding in HistoryScreen.BINDINGS if isinstance(binding, tuple)}
+    bindings = [*HistoryDialog.BINDINGS, *HistoryScreen.BINDINGS]
+    bound = {binding[0].partition(",")[0] for binding in bindings if isinstance(binding, tuple)}
     assert {"esc" if key == "escape" else MAKER._SHORT.get(key, key) for key in bound} - {"q"} == said
 
 

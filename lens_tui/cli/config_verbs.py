@@ -17,6 +17,7 @@ import typer
 from lens_tui.records import LensError, glossary, paths
 from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line
+from lens_tui.records.wording import has_words
 from lens_tui.tui.keys import GROUPS, KEYS, Key, check_keymap, normal, split
 
 from .output import note, print_json, say, say_parts, sentences
@@ -209,8 +210,8 @@ def completion(
 
 def _has_words(key: Key, keys: str, words: list[str]) -> bool:
     """Whether a key is one of those asked for: every word in its id or description, or the key itself."""
-    text = f"{key.id} {key.description} {key.group}".casefold()
-    return all(word.casefold() in text or normal(word) in split(keys) for word in words)
+    text = f"{key.id} {key.description} {key.group}"
+    return all(has_words(text, word) or normal(word) in split(keys) for word in words)
 
 
 def _warn(problems: list[str]) -> None:

@@ -20,6 +20,7 @@ from .patch_grid import Agreement, CausalTrace, PatchGrid
 from .patch_plan import PatchFound, PatchPlan
 from .run_record import MadeWith
 from .store import Family, Store, storable
+from .wording import has_words
 
 CAUSES = Family(
     "causes",
@@ -93,7 +94,6 @@ class CauseStore:
     def list(self, words: str = "", most: int = 200) -> list[CauseSummary]:
         """The newest first; with ``words``, those whose question, title or model hold them all."""
         rows = self.store.all("SELECT id, created, kind, model, title, asked FROM cause ORDER BY id DESC")
-        wanted = words.casefold().split()
         with self.store.reading():
             found = [
                 CauseSummary(
@@ -104,8 +104,7 @@ class CauseStore:
                 )
                 for row in rows
             ]
-        said = (f"{each.model} {each.title} {each.asked}".casefold() for each in found)
-        return [each for each, text in zip(found, said, strict=True) if all(word in text for word in wanted)][:most]
+        return [each for each in found if has_words(f"{each.model} {each.title} {each.asked}", words)][:most]
 
     def get(self, number: int) -> CauseRecord | None:
         """One with all that was kept, ``None`` if it is gone. Raises :class:`LensError` for a damaged one."""

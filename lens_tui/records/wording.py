@@ -1,8 +1,8 @@
-"""How counts read: one place says where a plural is due."""
+"""Words: where a plural is due, and whether a text has the words that were typed."""
 
 from __future__ import annotations
 
-__all__ = ["many"]
+__all__ = ["has_words", "many"]
 
 
 def many(number: int, noun: str, shown: str = "") -> str:
@@ -17,3 +17,9 @@ def many(number: int, noun: str, shown: str = "") -> str:
         The number and the noun, in the plural unless there is exactly one.
     """
     return f"{shown or number} {noun}{'' if number == 1 else 's'}"
+
+
+def has_words(text: str, words: str) -> bool:
+    """Whether a text has every one of the words somewhere, whatever their case; any text has no words at all."""
+    text = text.casefold()
+    return all(word in text for word in words.casefold().split())

@@ -1,4 +1,4 @@
-"""Counts with their nouns, and that no count on a screen or of a verb goes without."""
+"""Counts with their nouns, words that a text has, and that no screen or verb has its own way of either."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import lens_tui
-from lens_tui.records.wording import many
+from lens_tui.records.wording import has_words, many
 
 ROOM = Path(lens_tui.__file__).parent
 
@@ -35,3 +35,17 @@ def test_no_screen_or_verb_writes_a_plural_of_its_own(room: str) -> None:
         if own.search(line)
     ]
     assert found == []
+
+
+@pytest.mark.parametrize(
+    ("words", "has"),
+    [("", True), ("  ", True), ("red CAR", True), ("strasse", True), ("red cat", False), ("a red", True)],
+)
+def test_a_text_has_words_in_any_order_and_case(words: str, has: bool) -> None:
+    assert has_words("A Car on the Straße, red", words) is has
+
+
+def test_whether_words_are_in_a_text_is_asked_in_one_place() -> None:
+    own = re.compile(r"all\((\w+)(?:\.casefold\(\)|\.lower\(\))? in .* for \1 in (?:words|wanted|.*\.split\(\))")
+    found = [path.name for path in sorted(ROOM.rglob("*.py")) if own.search(path.read_text(encoding="utf-8"))]
+    assert found == ["wording.py"]

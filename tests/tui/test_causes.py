@@ -20,6 +20,7 @@ from lens_tui.records.run_record import MadeWith
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.causes_text import cell_lines, cells, details, legend, map_of, question
 from lens_tui.tui.format import signed
+from lens_tui.tui.screens.cause_history import CauseHistoryScreen
 from lens_tui.tui.screens.causes_screen import CausesScreen
 from lens_tui.worker.events import GraphMade, Patched
 from lens_tui.worker.jobs import KeepGraph, MakeGraph, Patch, PruneGraph, VectorFromPatch
@@ -424,3 +425,34 @@ async def test_maps_and_graphs_of_other_sessions_are_opened_again_and_a_changed_
         await pilot.press("s")
         await settle(app, pilot)
         assert "This map is of demo" in said[0]
+
+
+async def test_a_map_in_the_history_is_found_by_its_models_folder_and_one_that_is_gone_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = tmp_path / "h.db"
+    grid = found_of().grid
+    assert grid is not None
+    store = CauseStore(database)
+    store.keep(replace(found_of(), grid=replace(grid, model="/models/kit/small")), MadeWith())
+    store.keep(found_of(), MadeWith())
+    app = lens_app(FakeWorker(), screen="causes", history=database)
+    async with app.run_test(size=(120, 36)) as pilot:
+        fill(app)
+        await settle(app, pilot)
+        await pilot.press("H", "slash", *"kit", "enter")
+        await settle(app, pilot)
+        screen = app.screen
+        assert isinstance(screen, CauseHistoryScreen)
+        assert [(row.kept, row.model) for row in screen.rows.rows] == [(1, "small")]
+        with store.store.write() as connection:
+            connection.execute("DELETE FROM cause")
+        said: list[str] = []
+        monkeypatch.setattr(screen, "notify", lambda message, **_: said.append(message))
+        await pilot.press("enter")
+        await settle(app, pilot)
+        assert app.screen is screen
+        assert said == ["That one no longer exists."]
+        await pilot.press("escape", "slash", *"no such words")
+        await settle(app, pilot)
+        assert "none has these words" in screen_text(app)

@@ -204,7 +204,7 @@ async def test_runs_have_the_numbers_they_are_named_by_and_each_is_listed_once(t
         assert late is not None
         assert isinstance(app.screen_stack[-2], GenerateScreen)
         app.screen_stack[-2].history.append(late)  # it was kept after the disk was read
-        screen._fill()
+        screen.fill()
         await settle(pilot)
         assert prompts(screen) == [OLD, "another"]
         await pilot.press("escape", "S", "enter")

@@ -6,22 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from textual import work
-from textual.app import ComposeResult
-from textual.containers import Vertical
 from textual.content import Content
-from textual.widgets import Input, Static
 
-from lens_tui.records import LensError, ModelInfo
+from lens_tui.records import ModelInfo
 from lens_tui.records.cause_store import CauseSummary, Found, model_of
 from lens_tui.records.graph_plan import GraphFound
 from lens_tui.records.sanitise import one_line
-from lens_tui.tui.format import ago, fit, model_name
-from lens_tui.tui.host import focus_now, host
-from lens_tui.tui.widgets.entry import Entry
-from lens_tui.tui.widgets.row_list import RowList
+from lens_tui.records.wording import has_words
+from lens_tui.tui.format import fit, model_name
 
-from .form import Dialog
+from .history_dialog import HistoryDialog
 
 Opened = tuple[Found, str]
 """What was found, and what has changed since it was made, in a few words."""
@@ -38,27 +32,28 @@ class PastCause:
     created: float | None = None
     found: Found | None = None
 
-    def has(self, words: Sequence[str]) -> bool:
-        """Whether it holds all of these."""
-        text = f"{self.asked} {self.title} {self.model}".casefold()
-        return all(word in text for word in words)
-
 
 def of_session(found: Found) -> PastCause:
     """One of this session."""
-    asked = (found.file or found.plan.prompt) if isinstance(found, GraphFound) else found.plan.asked
-    texts = (one_line(asked, 400), one_line(found.plan.title, 120), one_line(model_name(model_of(found)), 60))
-    return PastCause(*texts, found.kept, None, found)
+    return PastCause(*_safe(*_texts(found)), found.kept, None, found)
 
 
 def of_disk(row: CauseSummary) -> PastCause:
     """One of the disk."""
-    texts = (one_line(row.asked, 400), one_line(row.title, 120), one_line(model_name(row.model), 60))
-    return PastCause(*texts, row.id, row.created)
+    return PastCause(*_safe(row.asked, row.title, row.model), row.id, row.created)
 
 
-class CauseHistoryScreen(Dialog["Opened | None"]):
-    """Newest first, this session's before those of the disk. Dismisses with one, or with ``None`` on escape.
+def _texts(found: Found) -> tuple[str, str, str]:
+    asked = (found.file or found.plan.prompt) if isinstance(found, GraphFound) else found.plan.asked
+    return asked, found.plan.title, model_of(found)
+
+
+def _safe(asked: str, title: str, model: str) -> tuple[str, str, str]:
+    return one_line(asked, 400), one_line(title, 120), one_line(model_name(model), 60)
+
+
+class CauseHistoryScreen(HistoryDialog[PastCause, Opened, "Opened | None"]):
+    """Dismisses with what was opened and what has changed since, or with ``None``.
 
     Args:
         here: Those of this session.
@@ -66,141 +61,57 @@ class CauseHistoryScreen(Dialog["Opened | None"]):
         model: The model that is loaded, which what was kept is held against.
     """
 
-    BINDINGS = [
-        ("escape", "back", "cancel"),
-        ("q", "dismiss", "cancel"),
-        ("enter", "choose", "open"),
-        ("slash", "find", "filter"),
-        ("n", "match(1)", "the next that was found"),
-        ("N", "match(-1)", "the one before"),
-    ]
-    DEFAULT_CSS = """
-    CauseHistoryScreen RowList { height: auto; max-height: 18; }
-    CauseHistoryScreen Input { width: 1fr; height: 1; margin-bottom: 1; display: none; &.-open { display: block; } }
-    """
+    SEARCHED = "words of the prompt, the model or what was asked"
+    NOUN = "one"
 
     def __init__(self, here: Sequence[Found], database: Path | None, model: ModelInfo | None) -> None:
-        super().__init__()
-        self._here, self._database, self._model = [of_session(each) for each in here], database, model
-        self._kept: list[PastCause] = []
-        self._words = ""
+        super().__init__(database)
+        self._here, self._model = here, model
 
-    def compose(self) -> ComposeResult:
-        """Filter, list, keys."""
-        with Vertical(classes="dialog"):
-            yield Static("Maps and graphs", classes="dialog-title")
-            yield Entry(placeholder="words of the prompt, the model or what was asked", between=" ")
-            yield RowList[PastCause](self._draw, row_height=2)
-            keys = [("⏎", " open  "), ("/", " find  "), ("esc", " back")]
-            yield Static(Content.assemble("\n", *(part for key, word in keys for part in ((key, "bold"), word))))
+    def heading(self) -> Content:
+        """The title."""
+        return Content("Maps and graphs")
 
-    def on_mount(self) -> None:
-        """This session's at once, those of the disk as they are read."""
-        self._fill()
-        self._rows.focus()
-        self._read("")
+    def nothing(self, words: str) -> str:
+        """What stands where there is no row, or none with the words."""
+        return "none has these words" if words.strip() else "nothing was patched or traced yet"
 
-    @property
-    def _rows(self) -> RowList[PastCause]:
-        return self.query_one(RowList)
+    def session_rows(self, words: str) -> list[PastCause]:
+        """This session's, newest first."""
+        return [of_session(each) for each in self._here if has_words(" ".join(_texts(each)), words)]
 
-    def _fill(self) -> None:
-        words = self._words.casefold().split()
-        found = [each for each in [*self._here, *self._kept] if each.has(words)]
-        self._rows.empty = "none has these words" if words else "nothing was patched or traced yet"
-        self._rows.styles.height = min(2 * max(1, len(found)), 18)
-        self._rows.show(found)
+    def session_numbers(self) -> frozenset[int]:
+        """Their numbers on disk."""
+        return frozenset(each.kept for each in self._here if each.kept)
 
-    @work(thread=True, exclusive=True, exit_on_error=False)
-    def _read(self, words: str) -> None:
+    def disk_rows(self, database: Path, words: str, without: frozenset[int]) -> list[PastCause]:
+        """Those of the disk, newest first."""
         from lens_tui.tasks.kept_causes import kept_causes
 
-        if self._database is None:
-            return
-        try:
-            found = kept_causes(self._database, words, frozenset(each.kept for each in self._here))
-        except LensError as error:
-            self.app.call_from_thread(self._broken, error)
-        else:
-            self.app.call_from_thread(self._found, words, found)
+        return [of_disk(each) for each in kept_causes(database, words, without)]
 
-    def _found(self, words: str, found: Sequence[CauseSummary]) -> None:
-        if self.is_mounted and words == self._words:
-            self._kept = [of_disk(each) for each in found]
-            self._fill()
+    def read_kept(self, database: Path, number: int) -> Opened | None:
+        """One of the disk, with what has changed since it was made."""
+        from lens_tui.tasks.kept_causes import open_cause
 
-    def _broken(self, error: LensError) -> None:
-        self.notify(f"{error.message} {error.hint}".strip(), markup=False, timeout=8)
+        opened = open_cause(database, number, self._model)
+        return None if opened is None else (opened[0].found, opened[1])
 
-    def _draw(self, row: PastCause, width: int) -> list[Content]:
-        when = "" if row.created is None else f"{ago(row.created, host(self).wall())} · "
+    def draw(self, row: PastCause, width: int) -> list[Content]:
+        """Number and question; when, what and of which model."""
         number = f"{row.kept or '–':>5}  "
-        facts = f"{' ' * len(number)}{when}{row.title} · {row.model}"
+        facts = f"{' ' * len(number)}{self.when(row)}{row.title} · {row.model}"
         return [
             Content.assemble((number, "$muted"), fit(row.asked, max(8, width - len(number)))),
             Content.styled(fit(facts, width), "$muted"),
         ]
 
-    def action_find(self) -> None:
-        """Type words that it must have."""
-        entry = self.query_one(Input)
-        entry.add_class("-open")
-        focus_now(entry)
-
-    def on_input_changed(self, event: Input.Changed) -> None:
-        """Filter while it is typed."""
-        self._words, self._kept = event.value, []
-        self._fill()
-        self._read(event.value)
-
-    def on_input_submitted(self) -> None:
-        """Back to the list with what was found."""
-        self._rows.focus()
-
-    def action_match(self, step: int) -> None:
-        """The next of what was found, or the one before, going round."""
-        self._rows.go_round(step)
-
-    def action_back(self) -> None:
-        """Escape takes the filter away first."""
-        entry = self.query_one(Input)
-        if not entry.has_class("-open"):
-            self.dismiss(None)
-            return
-        entry.value = ""
-        entry.remove_class("-open")
-        self._rows.focus()
-
-    def on_row_list_chosen(self) -> None:
-        """A click on the row under the cursor."""
-        self.action_choose()
-
     def action_choose(self) -> None:
         """Give back the one under the cursor."""
-        row = self._rows.row
+        row = self.rows.row
         if row is None:
             self.dismiss(None)
         elif row.found is not None:
             self.dismiss((row.found, ""))
         else:
-            self._load(row.kept)
-
-    @work(thread=True, exclusive=True, group="load", exit_on_error=False)
-    def _load(self, number: int) -> None:
-        from lens_tui.tasks.kept_causes import open_cause
-
-        if self._database is None:
-            return
-        try:
-            opened = open_cause(self._database, number, self._model)
-        except LensError as error:
-            self.app.call_from_thread(self._broken, error)
-            return
-        if opened is None:
-            self.app.call_from_thread(self.notify, "That one no longer exists.", markup=False)
-        else:
-            self.app.call_from_thread(self._loaded, (opened[0].found, opened[1]))
-
-    def _loaded(self, opened: Opened) -> None:
-        if self.is_current:
-            self.dismiss(opened)
+            self.with_kept(row.kept, self.dismiss)

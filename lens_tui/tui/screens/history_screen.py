@@ -7,25 +7,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from textual import work
-from textual.app import ComposeResult
-from textual.containers import Vertical
 from textual.content import Content
-from textual.widgets import Input, Static
+from textual.widgets import Static
 
-from lens_tui.records import ALL, LensError, Token
+from lens_tui.records import ALL, Token
 from lens_tui.records.interventions import BenchRow, amount_of
 from lens_tui.records.sanitise import one_line, sanitise_token
 from lens_tui.records.vector_sets import grouped, multiplier
-from lens_tui.records.wording import many
-from lens_tui.tui.format import ago, fit
-from lens_tui.tui.host import focus_now, host
-from lens_tui.tui.screens.form import Dialog
+from lens_tui.records.wording import has_words, many
+from lens_tui.tui.format import fit
+from lens_tui.tui.host import host
 from lens_tui.tui.session import ArmText, RunText
 from lens_tui.tui.set_text import SetText
-from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.lane import strength
-from lens_tui.tui.widgets.row_list import RowList
+
+from .history_dialog import HistoryDialog
 
 if TYPE_CHECKING:
     from lens_tui.records.run_record import ArmRecord, RunRecord
@@ -63,11 +59,11 @@ def of_sets(sets: Sequence[SetText], words: str = "", opened: Container[int] = (
         words: With these, only sets and runs that hold them all; without, every set.
         opened: The numbers of the sets whose runs are listed without words too.
     """
-    wanted, found = words.lower().split(), list[PastRun]()
+    found = list[PastRun]()
     for made in reversed(sets):
-        if all(word in _searched_set(made) for word in wanted):
+        if has_words(_searched_set(made), words):
             found.append(_of_set(made))
-        if wanted or made.number in opened:
+        if words.strip() or made.number in opened:
             runs = [run for _, run in sorted(made.runs.items()) if not run.going]
             found += [_of_a_set(row) for row in reversed(of_session(runs, words))]
     return found
@@ -79,7 +75,7 @@ def _of_a_set(row: PastRun) -> PastRun:
 
 
 def _searched_set(made: SetText) -> str:
-    return "\n".join([made.name, *map(_searched, made.runs.values())]).lower()
+    return "\n".join([made.name, *map(_searched, made.runs.values())])
 
 
 def _of_set(made: SetText) -> PastRun:
@@ -91,13 +87,12 @@ def _of_set(made: SetText) -> PastRun:
 
 def of_session(runs: Sequence[RunText], words: str = "") -> list[PastRun]:
     """This session's runs, newest first; with ``words``, those whose prompt, arms or texts hold them all."""
-    wanted = words.lower().split()
-    return [_of_session(run) for run in reversed(runs) if all(word in _searched(run) for word in wanted)]
+    return [_of_session(run) for run in reversed(runs) if has_words(_searched(run), words)]
 
 
 def _searched(run: RunText) -> str:
     parts = [run.prompt, *(part for arm in run.arms for part in (arm.arm.name, arm.text))]
-    return "\n".join(parts).lower()
+    return "\n".join(parts)
 
 
 def _of_session(run: RunText) -> PastRun:
@@ -107,7 +102,7 @@ def _of_session(run: RunText) -> PastRun:
     return PastRun(one_line(run.prompt), arms, facts, run.kept, None, run)
 
 
-def from_disk(database: Path, words: str = "", without: Sequence[int] = ()) -> list[PastRun]:
+def from_disk(database: Path, words: str = "", without: Container[int] = ()) -> list[PastRun]:
     """The newest runs on disk but those of ``without``, or those that hold the words. Reads the disk: not for the UI.
 
     Runs whose process died under them are marked as killed. Raises ``LensError`` if the history cannot be read.
@@ -205,137 +200,101 @@ def _steers(record: RunRecord) -> tuple[BenchRow, ...]:
     )
 
 
-class HistoryScreen(Dialog["RunText | SetText | None"]):
-    """Newest first, this session's before those of the disk; enter puts a run back with its prompt, settings, bench.
+class HistoryScreen(HistoryDialog[PastRun, RunText, "RunText | SetText | None"]):
+    """Runs and sets; enter puts a run back with its prompt, settings and bench.
 
-    ``database`` is where runs are kept, ``None`` where none are.
+    Args:
+        runs: Those of this session.
+        database: Where runs are kept, ``None`` where none are.
+        sets: The sets of prompts of this session.
     """
 
+    SEARCHED = "words of the prompt, the arms or what was written"
+    NOUN = "run"
     BINDINGS = [
-        ("escape", "back", "cancel"),
-        ("q", "dismiss", "cancel"),
-        ("enter", "choose", "restore"),
-        ("slash", "find", "filter"),
-        ("n", "match(1)", "the next that was found"),
-        ("N", "match(-1)", "the one before"),
         ("r", "again", "run again"),
         ("space", "mark", "side by side"),
         ("l,right", "unfold(True)", "the runs of a set"),
         ("h,left", "unfold(False)", "fold them"),
     ]
-    DEFAULT_CSS = """
-    HistoryScreen RowList { height: auto; max-height: 18; }
-    HistoryScreen Input { width: 1fr; height: 1; margin-bottom: 1; display: none; &.-open { display: block; } }
-    """
 
     def __init__(self, runs: Sequence[RunText], database: Path | None = None, sets: Sequence[SetText] = ()) -> None:
-        super().__init__()
-        self._runs, self._database, self._sets = runs, database, sets
-        self._kept: list[PastRun] = []
+        super().__init__(database)
+        self._runs, self._sets = runs, sets
         self._judged: frozenset[int] = frozenset()
-        self._asked = ""
         self._marked: RunText | None = None
         self._opened: set[int] = set()
 
-    def compose(self) -> ComposeResult:
-        """Filter, list, keys."""
-        with Vertical(classes="dialog"):
-            yield Static(self._heading(), classes="dialog-title")
-            yield Entry(placeholder="words of the prompt, the arms or what was written", between=" ")
-            yield RowList[PastRun](self._draw, row_height=2, empty="nothing has run yet")
-            keys = [("⏎", " open  "), ("r", " again  "), ("space", " beside  ")]
-            keys += [("l h", " set  ")] if self._sets else []
-            keys += [("/", " find  "), ("esc", " back")]
-            yield Static(Content.assemble("\n", *(part for key, word in keys for part in ((key, "bold"), word))))
-
-    def on_mount(self) -> None:
-        """Fill it: this session's at once, those of the disk as they are read."""
-        self._fill()
-        self._rows.focus()
-        self._read("")
-
-    @property
-    def _rows(self) -> RowList[PastRun]:
-        return self.query_one(RowList)
-
-    def _heading(self) -> Content:
+    def heading(self) -> Content:
         """What is listed; once a run is taken, what to do next."""
         if self._marked is not None:
             return Content.assemble("Runs", ("  ◆ is taken: space on another shows both", "$accent"))
         kept = "  by number, for `mlx-lens-tui replay`" if self._database is not None else ""
         return Content.assemble("Runs", (kept, "$muted"))
 
-    def _fill(self) -> None:
-        here = [*of_sets(self._sets, self._asked, self._opened), *of_session(self._runs, self._asked)]
-        known = {run.kept for run in self._here()}  # one that was kept while the disk was read is listed once
-        found = [*here, *(row for row in self._kept if row.kept not in known)]
-        self._rows.empty = (
-            "no run has these words" if self._asked else f"nothing has run yet: {host(self).key_text('app.run')} runs"
+    def own_keys(self) -> list[tuple[str, str]]:
+        """Again, side by side, the runs of a set."""
+        return [("r", " again  "), ("space", " beside  "), *([("l h", " set  ")] if self._sets else [])]
+
+    def nothing(self, words: str) -> str:
+        """What stands where there is no row, or none with the words."""
+        return (
+            "no run has these words" if words.strip() else f"nothing has run yet: {host(self).key_text('app.run')} runs"
         )
-        self._rows.styles.height = min(2 * max(1, len(found)), 18)
-        self._rows.show(found)
 
-    @work(thread=True, exclusive=True, exit_on_error=False)
-    def _read(self, words: str) -> None:
-        if self._database is None:
-            return
-        try:
-            found = from_disk(self._database, words, [run.kept for run in self._here() if run.kept])
-            judged = judged_in(self._database)
-        except LensError as error:
-            self.app.call_from_thread(self._broken, error)
-        else:
-            self.app.call_from_thread(self._found, words, found, judged)
+    def session_rows(self, words: str) -> list[PastRun]:
+        """This session's sets, then its runs."""
+        return [*of_sets(self._sets, words, self._opened), *of_session(self._runs, words)]
 
-    def _here(self) -> list[RunText]:
-        """This session's runs, those of its sets among them."""
-        return [*self._runs, *(run for made in self._sets for run in tuple(made.runs.values()))]
+    def session_numbers(self) -> frozenset[int]:
+        """The numbers on disk of this session's runs, those of its sets among them."""
+        runs = [*self._runs, *(run for each in self._sets for run in each.runs.values())]
+        return frozenset(run.kept for run in runs if run.kept)
 
-    def _found(self, words: str, found: list[PastRun], judged: frozenset[int]) -> None:
-        if self.is_mounted and words == self._asked:
-            self._kept, self._judged = found, judged
-            self._fill()
+    def disk_rows(self, database: Path, words: str, without: frozenset[int]) -> list[PastRun]:
+        """The runs of the disk, and which were judged blind."""
+        found = from_disk(database, words, without)
+        self._judged = judged_in(database)
+        return found
 
-    def _broken(self, error: LensError) -> None:
-        self.notify(f"{error.message} {error.hint}".strip(), markup=False, timeout=8)
+    def read_kept(self, database: Path, number: int) -> RunText | None:
+        """A run of the disk."""
+        return load(database, number)
 
-    # ---- filtering
+    def draw(self, row: PastRun, width: int) -> list[Content]:
+        """Number and prompt; when, its arms and what came of it."""
+        first = self._marked
+        taken = first is not None and (row.run is first or bool(row.kept and row.kept == first.kept))
+        number = Content.assemble(("◆" if taken else " ", "$accent"), (f"{self._number(row):>{NUMBER - 2}} ", "$muted"))
+        name = f"{'▾' if row.run.number in self._opened else '▸'} " if isinstance(row.run, SetText) else ""
+        name = f"{'  ' if row.inside else name}{row.prompt}"
+        head = Content.assemble(number, fit(name, max(8, width - NUMBER)))
+        style = "$warning" if "killed" in row.facts else "$muted"
+        facts = f"{self._blind(row)}{row.facts}"
+        return [head, Content.styled(fit(f"{' ' * NUMBER}{self.when(row)}{row.arms} · {facts}", width), style)]
 
-    def action_find(self) -> None:
-        """Type words that a run must hold."""
-        entry = self.query_one(Input)
-        entry.add_class("-open")
-        focus_now(entry)
+    def _blind(self, row: PastRun) -> str:
+        """What of it was judged blind, for ``mlx-lens-tui runs tally``."""
+        if isinstance(row.run, SetText):
+            count = sum(run.kept in self._judged for run in row.run.runs.values())
+            return f"{count} judged blind · " if count else ""
+        kept = row.kept or (row.run.kept if row.run is not None else 0)
+        return "judged blind · " if kept in self._judged else ""
 
-    def on_input_changed(self, event: Input.Changed) -> None:
-        """Filter while it is typed."""
-        self._asked, self._kept = event.value, []
-        self._fill()
-        self._read(event.value)
-
-    def on_input_submitted(self) -> None:
-        """Back to the list with what was found."""
-        self._rows.focus()
-
-    def action_match(self, step: int) -> None:
-        """The next of what was found, or the one before, going round."""
-        self._rows.go_round(step)
-
-    def action_back(self) -> None:
-        """Escape takes the filter away first."""
-        entry = self.query_one(Input)
-        if not entry.has_class("-open"):
-            self.dismiss(None)
-            return
-        entry.value = ""
-        entry.remove_class("-open")
-        self._rows.focus()
+    def _number(self, row: PastRun) -> str:
+        """A set's number in this session; a run's on disk, by which it can be named elsewhere, if it is kept."""
+        if isinstance(row.run, SetText):
+            return f"set {row.run.number}"
+        kept = row.kept or (row.run.kept if row.run is not None else 0)
+        if kept or row.run is None:
+            return str(kept)
+        return "–" if self._database is not None else str(row.run.number)
 
     # ---- choosing
 
     def action_unfold(self, wanted: bool) -> None:
         """List the runs of the set under the cursor too, or no longer."""
-        rows, place = self._rows.rows, self._rows.cursor
+        rows, place = self.rows.rows, self.rows.cursor
         while 0 < place < len(rows) and rows[place].inside:
             place -= 1
         made = rows[place].run if place < len(rows) else None
@@ -346,12 +305,12 @@ class HistoryScreen(Dialog["RunText | SetText | None"]):
             self.notify("None of its runs is done yet.", markup=False, timeout=4)
         elif wanted != (made.number in self._opened):
             self._opened ^= {made.number}
-            self._fill()
-            self._rows.cursor = place
+            self.fill()
+            self.rows.cursor = place
 
     def action_choose(self) -> None:
         """Give back the run under the cursor."""
-        row = self._rows.row
+        row = self.rows.row
         if row is None or isinstance(row.run, SetText):
             self.dismiss(row.run if row is not None else None)
         else:
@@ -379,14 +338,14 @@ class HistoryScreen(Dialog["RunText | SetText | None"]):
                 self._marked = run
             elif first is not run and not (first.kept and first.kept == run.kept):
                 self.app.push_screen(TwoRunsScreen(first, run))
-            self.query_one(".dialog-title", Static).update(self._heading())
-            self._rows.refresh()
+            self.query_one(".dialog-title", Static).update(self.heading())
+            self.rows.refresh()
 
         self._with_run(mark)
 
     def _with_run(self, then: Callable[[RunText], object]) -> None:
         """Do it with the run under the cursor, read from the disk if it is not of this session."""
-        row = self._rows.row
+        row = self.rows.row
         if row is None:
             return
         if isinstance(row.run, SetText):
@@ -394,54 +353,4 @@ class HistoryScreen(Dialog["RunText | SetText | None"]):
         elif isinstance(row.run, RunText):
             then(row.run)
         else:
-            self._load(row.kept, then)
-
-    def on_row_list_chosen(self) -> None:
-        """A click on the row under the cursor."""
-        self.action_choose()
-
-    @work(thread=True, exclusive=True, group="load", exit_on_error=False)
-    def _load(self, kept: int, then: Callable[[RunText], object]) -> None:
-        if self._database is None:
-            return
-        try:
-            run = load(self._database, kept)
-        except LensError as error:
-            self.app.call_from_thread(self._broken, error)
-        else:
-            self.app.call_from_thread(self._loaded, run, then)
-
-    def _loaded(self, run: RunText | None, then: Callable[[RunText], object]) -> None:
-        if run is None:
-            self.notify("That run no longer exists.", markup=False)
-        elif self.is_current:
-            then(run)
-
-    def _draw(self, row: PastRun, width: int) -> list[Content]:
-        first = self._marked
-        taken = first is not None and (row.run is first or bool(row.kept and row.kept == first.kept))
-        number = Content.assemble(("◆" if taken else " ", "$accent"), (f"{self._number(row):>{NUMBER - 2}} ", "$muted"))
-        when = f"{ago(row.created, host(self).wall())} · " if row.created is not None else ""
-        name = f"{'▾' if row.run.number in self._opened else '▸'} " if isinstance(row.run, SetText) else ""
-        name = f"{'  ' if row.inside else name}{row.prompt}"
-        head = Content.assemble(number, fit(name, max(8, width - NUMBER)))
-        style = "$warning" if "killed" in row.facts else "$muted"
-        facts = f"{self._blind(row)}{row.facts}"
-        return [head, Content.styled(fit(f"{' ' * NUMBER}{when}{row.arms} · {facts}", width), style)]
-
-    def _blind(self, row: PastRun) -> str:
-        """What of it was judged blind, for ``mlx-lens-tui runs tally``."""
-        if isinstance(row.run, SetText):
-            count = sum(run.kept in self._judged for run in row.run.runs.values())
-            return f"{count} judged blind · " if count else ""
-        kept = row.kept or (row.run.kept if row.run is not None else 0)
-        return "judged blind · " if kept in self._judged else ""
-
-    def _number(self, row: PastRun) -> str:
-        """A set's number in this session; a run's on disk, by which it can be named elsewhere, if it is kept."""
-        if isinstance(row.run, SetText):
-            return f"set {row.run.number}"
-        kept = row.kept or (row.run.kept if row.run is not None else 0)
-        if kept or row.run is None:
-            return str(kept)
-        return "–" if self._database is not None else str(row.run.number)
+            self.with_kept(row.kept, then)

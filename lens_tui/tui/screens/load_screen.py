@@ -14,7 +14,7 @@ from textual.screen import Screen
 from textual.widgets import Input, Static
 
 from lens_tui.records import LensError
-from lens_tui.records.wording import many
+from lens_tui.records.wording import has_words, many
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.format import ago, bar, count, fit, fit_end, fit_left, size
 from lens_tui.tui.host import BUSY, Activity, LensHost, focus_now
@@ -167,12 +167,7 @@ def fit_glyph(memory: MemoryEstimate) -> str:
 
 def matching(entries: Sequence[ModelEntry], words: str, order: str) -> list[ModelEntry]:
     """The entries that hold every word of the filter, in the order asked for."""
-    wanted = words.lower().split()
-    found = [
-        entry
-        for entry in entries
-        if all(word in f"{entry.name} {entry.architecture} {entry.quantization}".lower() for word in wanted)
-    ]
+    found = [entry for entry in entries if has_words(f"{entry.name} {entry.architecture} {entry.quantization}", words)]
     return sorted(found, key=ORDERS[order])  # type: ignore[arg-type]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from lens_tui.records.sanitise import one_line
-from lens_tui.records.wording import many
+from lens_tui.records.wording import has_words, many
 from lens_tui.tui.host import LensHost
 
 from .form import Field, FormScreen
@@ -28,8 +28,7 @@ class WordSearch(Generic[Place]):
 
     def found(self, places: Mapping[Place, str]) -> list[Place]:
         """The places that have every word, whatever its case; all of them where there is no word."""
-        wanted = self.words.casefold().split()
-        return [place for place, text in places.items() if all(word in text.casefold() for word in wanted)]
+        return [place for place, text in places.items() if has_words(text, self.words)]
 
     def step(self, places: Mapping[Place, str], here: Place, by: int) -> Place:
         """The next of those found or the one before, going round; of all where none has the words (of an older map)."""
