@@ -13,6 +13,7 @@ from . import open_app as start
 from .bake_verbs import verbs as bake
 from .capture_verbs import probe_verbs as probes
 from .capture_verbs import verbs as capture
+from .cause_verbs import verbs as causes
 from .compare_verbs import verbs as compare
 from .config_verbs import verbs as config
 from .feature_verbs import verbs as features
@@ -105,6 +106,7 @@ for verbs in (
     config,
 ):
     app.add_typer(verbs)
+app.add_typer(causes, name="causes")
 app.add_typer(jacobian, name="jlens")
 app.add_typer(labels, name="labels")
 app.add_typer(lists, name="lists")

@@ -78,11 +78,11 @@ def graph(
     if out:
         write_graph(shown, expanded(out))
         note(f"{many(len(shown.nodes), 'node')} and {many(shown.n_edges, 'edge')} are in {one_line(out, 120)}")
-    chosen = _chosen(shown, node)
+    chosen = chosen_node(shown, node)
     if json:
-        print_json(_record(shown, facts, checks))
+        print_json(graph_record(shown, facts, checks))
     else:
-        _print(shown, chosen, facts, checks)
+        print_graph(shown, chosen, facts, checks)
 
 
 def _plan(prompt: str, transcoders: str, target: list[str], minus: str, features: int, ignored: int) -> GraphPlan:
@@ -153,7 +153,8 @@ def _by_share(graph: AttributionGraph) -> list[tuple[GraphNode, float]]:
     return sorted((pair for pair in pairs if pair[0].kind != "logit"), key=lambda pair: -pair[1])
 
 
-def _chosen(graph: AttributionGraph, name: str) -> int | None:
+def chosen_node(graph: AttributionGraph, name: str = "") -> int | None:
+    """The place of a node by its id, or of the first logit. Raises :class:`LensError`."""
     if name:
         if name not in graph.places:
             raise LensError(f"There is no node {one_line(name, 60)!r} in this graph.", "Give an id of its list.")
@@ -161,7 +162,14 @@ def _chosen(graph: AttributionGraph, name: str) -> int | None:
     return next((at for at, node in enumerate(graph.nodes) if node.kind == "logit"), None)
 
 
-def _record(graph: AttributionGraph, facts: dict[str, Any], checks: tuple[EdgeCheck, ...]) -> dict[str, Any]:
+def graph_record(graph: AttributionGraph, facts: dict[str, Any], checks: tuple[EdgeCheck, ...] = ()) -> dict[str, Any]:
+    """A graph as plain data.
+
+    Args:
+        graph: As it is shown.
+        facts: ``n_active``, ``sum_error``, ``replacement`` and ``completeness``, those that are known.
+        checks: What was measured.
+    """
     return {
         **{name: getattr(graph, name) for name in ("model", "scan", "prompt", "n_layers", "generator")},
         "tokens": list(graph.tokens),
@@ -175,6 +183,8 @@ def _record(graph: AttributionGraph, facts: dict[str, Any], checks: tuple[EdgeCh
                 graph.sources.tolist(), graph.targets.tolist(), graph.weights.tolist(), strict=True
             )
         ],
+        "pinned": list(graph.pinned),
+        "supernodes": [{"name": group.name, "nodes": list(group.nodes)} for group in graph.supernodes],
         "checks": [asdict(check) for check in checks],
     }
 
@@ -184,7 +194,17 @@ def _with_logits(graph: AttributionGraph) -> list[tuple[GraphNode, float | None]
     return [*logits, *_by_share(graph)]
 
 
-def _print(graph: AttributionGraph, chosen: int | None, facts: dict[str, Any], checks: tuple[EdgeCheck, ...]) -> None:
+def print_graph(
+    graph: AttributionGraph, chosen: int | None, facts: dict[str, Any], checks: tuple[EdgeCheck, ...] = ()
+) -> None:
+    """Its logits, the nodes with the most influence, the edges of one, and what was measured.
+
+    Args:
+        graph: As it is shown.
+        chosen: The place of the node whose edges are printed.
+        facts: As for :func:`graph_record`.
+        checks: What was measured.
+    """
     for at, token in enumerate(graph.nodes):
         if token.kind == "logit":
             say(f"{figure(token.probability, 3):>7}  {_place(graph, graph.nodes[at])}  {_words(token)}")

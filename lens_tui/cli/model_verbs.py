@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +11,7 @@ import typer
 from lens_tui.records import LensError
 from lens_tui.tui.format import ago, fit, fit_left, size
 
-from .output import Meter, agreed, print_json, say, sentences
+from .output import Meter, confirm, print_json, say, sentences
 from .sources import Json
 
 if TYPE_CHECKING:
@@ -125,11 +124,8 @@ def remove_model(
     if row is None:
         raise LensError(f"There is no {name} on this disk.", "`mlx-lens-tui models` lists what there is.")
     if not yes:
-        amount = size(getattr(row, "partial", 0) or row.nbytes)
-        if json or not sys.stdin.isatty():
-            raise LensError(f"Removing {row.name} ({amount}) was not confirmed.", "Say --yes.")
-        if not agreed(f"Remove {row.name} ({amount})?"):
-            raise LensError("Nothing was removed.", "Say yes, or give --yes.")
+        said = f"{row.name} ({size(getattr(row, 'partial', 0) or row.nbytes)})"
+        confirm(f"Remove {said}?", f"Removing {said} was not confirmed.", "Nothing was removed.", as_json=json)
     freed = remove(row)
     if json:
         print_json({"model": None, "id": name, "freed": freed})

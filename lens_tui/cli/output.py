@@ -172,6 +172,29 @@ def agreed(question: str) -> bool:
         return False
 
 
+def confirm(question: str, refused: str, undone: str, *, as_json: bool) -> None:
+    """Go on only where somebody at a terminal says yes.
+
+    Args:
+        question: What is asked.
+        refused: The sentence where nobody can be asked: in a pipe, and with ``--json``.
+        undone: The sentence after a no.
+        as_json: Whether the verb prints JSON.
+
+    Raises:
+        LensError: With one of the two.
+    """
+    if as_json or not asked_in_person():
+        raise LensError(refused, "Say --yes.")
+    if not agreed(question):
+        raise LensError(undone, "Say yes, or give --yes.")
+
+
+def asked_in_person() -> bool:
+    """Whether standard input is a terminal, at which somebody may answer."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
 def sentences(verb: Callable[_P, _R]) -> Callable[_P, _R]:
     """Turn what the user can put right into one sentence and exit status 2, and ctrl+c into 130.
 

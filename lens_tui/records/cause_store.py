@@ -41,6 +41,7 @@ CAUSES = Family(
     ),
 )
 Found = PatchFound | GraphFound
+_SUMMARY = "id, created, kind, model, title, asked"
 MOST_BYTES = 256 << 20
 """Bytes of a record, unpacked, at most."""
 
@@ -91,20 +92,23 @@ class CauseStore:
         with self.store.write() as connection:
             connection.execute("UPDATE cause SET record = ? WHERE id = ?", (_packed(found), number))
 
+    def delete(self, number: int) -> bool:
+        """Delete one; whether it was there. Raises :class:`LensError` if the disk refuses."""
+        with self.store.write() as connection:
+            return connection.execute("DELETE FROM cause WHERE id = ?", (number,)).rowcount > 0
+
     def list(self, words: str = "", most: int = 200) -> list[CauseSummary]:
         """The newest first; with ``words``, those whose question, title or model hold them all."""
-        rows = self.store.all("SELECT id, created, kind, model, title, asked FROM cause ORDER BY id DESC")
+        rows = self.store.all(f"SELECT {_SUMMARY} FROM cause ORDER BY id DESC")
         with self.store.reading():
-            found = [
-                CauseSummary(
-                    int(row["id"]),
-                    float(row["created"]),
-                    "graph" if row["kind"] == "graph" else "patch",
-                    *(str(row[name]) for name in ("model", "title", "asked")),
-                )
-                for row in rows
-            ]
+            found = [_summary(row) for row in rows]
         return [each for each in found if has_words(f"{each.model} {each.title} {each.asked}", words)][:most]
+
+    def summary(self, number: int) -> CauseSummary | None:
+        """The line of one, whether or not the rest of it can be read; ``None`` if it is gone."""
+        row = self.store.one(f"SELECT {_SUMMARY} FROM cause WHERE id = ?", (number,))
+        with self.store.reading():
+            return None if row is None else _summary(row)
 
     def get(self, number: int) -> CauseRecord | None:
         """One with all that was kept, ``None`` if it is gone. Raises :class:`LensError` for a damaged one."""
@@ -112,12 +116,16 @@ class CauseStore:
         if row is None:
             return None
         with self.store.reading():
-            kind: Literal["patch", "graph"] = "graph" if row["kind"] == "graph" else "patch"
-            texts = (str(row[name]) for name in ("model", "title", "asked"))
-            summary = CauseSummary(number, float(row["created"]), kind, *texts)
-            found = _unpacked(kind, row["record"], f"Number {number} of the causes")
+            summary = _summary(row)
+            found = _unpacked(summary.kind, row["record"], f"Number {number} of the causes")
             made = from_json(MadeWith, json.loads(row["made"]))
             return CauseRecord(summary, made, str(row["stamp"]), replace(found, kept=number))
+
+
+def _summary(row: Any) -> CauseSummary:
+    kind: Literal["patch", "graph"] = "graph" if row["kind"] == "graph" else "patch"
+    texts = (str(row[name]) for name in ("model", "title", "asked"))
+    return CauseSummary(int(row["id"]), float(row["created"]), kind, *texts)
 
 
 def model_of(found: Found) -> str:
@@ -152,6 +160,8 @@ def _unpacked(kind: str, data: bytes, where: str) -> Found:
         raise LensError(f"{where} cannot be read: {error}.", "Make it again.") from None
     if unpack.unconsumed_tail:
         raise LensError(f"{where} is too large.", "Make it again.")
+    if not unpack.eof:
+        raise LensError(f"{where} cannot be read: its end is missing.", "Make it again.")
     value = json.loads(text)
     if kind == "graph":
         graph = graph_from_json(value["graph"], where)

@@ -9,7 +9,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -137,7 +137,29 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """As :func:`write_bytes`, compact JSON with a newline at the end. NaN and infinity are refused."""
-    write_text(path, json.dumps(value, allow_nan=False, separators=(",", ":")) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Compact JSON with a newline at the end. NaN and infinity are refused (``ValueError``)."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":")) + "\n"
+
+
+def free_files(folder: Path, name: str, suffixes: Sequence[str]) -> list[Path]:
+    """Files of one name in a folder, none of which is there: a number follows the name where one is.
+
+    Args:
+        folder: It need not be there.
+        name: Without suffix.
+        suffixes: Without the dot; a file for each.
+    """
+    number = 1
+    while True:
+        stem = f"{name}-{number}" if number > 1 else name
+        files = [folder / f"{stem}.{suffix}" for suffix in suffixes]
+        if not any(file.exists() for file in files):
+            return files
+        number += 1
 
 
 def write_with(path: Path, fill: Callable[[BinaryIO], object]) -> None:

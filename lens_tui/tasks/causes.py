@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lens_tui.records import LensError, Origin, SteeringVector
-from lens_tui.records.disk import write_json, write_text
+from lens_tui.records.disk import free_files, json_text, write_text
 from lens_tui.records.patch_grid import Agreement, CausalTrace, EdgeGrid, PatchGrid, PathEffects, PromptPair, agreement
 from lens_tui.records.patch_plan import PatchFound, PatchPlan, read_token
 from lens_tui.records.paths import expanded
@@ -252,20 +252,16 @@ def found_record(found: PatchFound) -> dict[str, Any]:
     return grid_record(found.grid, found.check, found.estimate)
 
 
-def write(found: PatchFound, folder: Path, name: str, formats: tuple[str, ...]) -> list[Path]:
+def as_text(found: PatchFound, form: str) -> str:
+    """What was found as JSON or as CSV (a row a cell), by one of ``FORMATS``."""
+    return json_text(found_record(found)) if form == "json" else _csv(found)
+
+
+def write(found: PatchFound, folder: Path, name: str, formats: Sequence[str]) -> list[Path]:
     """Write what was found as JSON and CSV (a row a cell); returns the files. Raises :class:`LensError`."""
-    files = []
-    for form in formats:
-        place = folder / f"{name}.{form}"
-        number = 1
-        while place.exists():
-            number += 1
-            place = folder / f"{name}-{number}.{form}"
-        if form == "json":
-            write_json(place, found_record(found))
-        else:
-            write_text(place, _csv(found))
-        files.append(place)
+    files = free_files(folder, name, formats)
+    for file, form in zip(files, formats, strict=True):
+        write_text(file, as_text(found, form))
     return files
 
 

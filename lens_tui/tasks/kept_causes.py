@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from lens_tui.records import ModelInfo
-from lens_tui.records.cause_store import CauseRecord, CauseStore, CauseSummary
+from lens_tui.records import LensError, ModelInfo
+from lens_tui.records.cause_store import CauseRecord, CauseStore, CauseSummary, Found
+from lens_tui.records.disk import free_files, json_text, write_text
+from lens_tui.records.graph_file import graph_json
 from lens_tui.records.graph_plan import GraphFound
 from lens_tui.records.patch_plan import PatchFound
 from lens_tui.records.sanitise import one_line
 
+from .causes import FORMATS, as_text, command_of
+from .graph_plans import graph_command
 from .made_with import made_with, model_stamp
 
 if TYPE_CHECKING:
@@ -37,6 +43,60 @@ def open_cause(database: Path, number: int, model: ModelInfo | None) -> tuple[Ca
     """One that is kept, and what has changed since, in a few words; ``None`` if it is gone. Raises ``LensError``."""
     record = CauseStore(database).get(number)
     return None if record is None else (record, changed_since(record, model))
+
+
+def formats_of(found: Found, asked: str = "") -> tuple[str, ...]:
+    """In which of its formats something is to be written: a graph as JSON, a map as JSON and CSV.
+
+    Args:
+        found: A map or a graph.
+        asked: Formats with commas or blanks between; nothing for all.
+
+    Raises:
+        LensError: For a format that it has not.
+    """
+    known = ("json",) if isinstance(found, GraphFound) else FORMATS
+    words = tuple(dict.fromkeys(asked.lower().replace(",", " ").split()))
+    if wrong := [word for word in words if word not in known]:
+        what = "a graph" if isinstance(found, GraphFound) else "a map"
+        raise LensError(f"There is no format {one_line(repr(wrong[0]), 40)} of {what}.", f"Use {' or '.join(known)}.")
+    return words or known
+
+
+def cause_text(found: Found, form: str) -> str:
+    """A graph as Neuronpedia and circuit-tracer read it; a map as ``patch --json`` has it, or as CSV."""
+    return json_text(graph_json(found.shown)) if isinstance(found, GraphFound) else as_text(found, form)
+
+
+def write_cause(found: Found, folder: Path, name: str = "", formats: Sequence[str] = ("json",)) -> list[Path]:
+    """Write something that was kept into a folder; nothing that is there is written over.
+
+    Args:
+        found: A map or a graph.
+        folder: It is made if it is not there.
+        name: The files' name without suffix; by default its kind and number. A number follows if it is taken.
+        formats: As :func:`formats_of` gives them.
+
+    Returns:
+        The files, in the order of ``formats``.
+
+    Raises:
+        LensError: If the disk refuses.
+    """
+    default = f"{'graph' if isinstance(found, GraphFound) else 'patch'}-{found.kept}"
+    stem = re.sub(r"[^\w.-]+", "-", name.strip()).strip("-.")[:120] or default
+    files = free_files(folder, stem, formats)
+    for file, form in zip(files, formats, strict=True):
+        write_text(file, cause_text(found, form))
+    return files
+
+
+def command_again(record: CauseRecord) -> str:
+    """The command that makes it again; ``""`` where it has none: a direction that only the app had."""
+    found, model = record.found, record.made.source or record.summary.model
+    if isinstance(found, GraphFound):
+        return "" if found.plan.direction is not None else graph_command(found, model)
+    return command_of(found.plan, model)
 
 
 def changed_since(record: CauseRecord, model: ModelInfo | None) -> str:

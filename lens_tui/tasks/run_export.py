@@ -16,7 +16,7 @@ from typing import Any
 from lens_tui.records import Arm, LensError, Sampling, Token
 from lens_tui.records.chat import Turn, as_prompt
 from lens_tui.records.codec import from_json, to_json
-from lens_tui.records.disk import write_text
+from lens_tui.records.disk import free_files, write_text
 from lens_tui.records.gates import Watched
 from lens_tui.records.paths import expanded
 from lens_tui.records.read_files import read_json
@@ -296,11 +296,7 @@ def write(run: RunRecord, folder: Path, name: str = "", formats: Sequence[str] =
     """
     texts = {suffix: FORMATS[suffix](run) for suffix in formats}
     stem = re.sub(r"[^\w.-]+", "-", name.strip() or default_name(run)).strip("-.")[:120] or "lens-run"
-    for number in range(1, 10_000):
-        numbered = f"{stem}-{number}" if number > 1 else stem
-        files = [folder / f"{numbered}.{suffix}" for suffix in formats]
-        if not any(file.exists() for file in files):
-            break
+    files = free_files(folder, stem, formats)
     for file, text in zip(files, texts.values(), strict=True):
         write_text(file, text)
     return files

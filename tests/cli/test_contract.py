@@ -16,8 +16,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from lens_tui import LensModel
 from lens_tui.cli.command import app
+from lens_tui.records.patch_plan import PatchPlan
 from lens_tui.records.sanitise import sanitise_token
+from lens_tui.records.store import Store
+from lens_tui.tasks.causes import answer
+from lens_tui.tasks.kept_causes import keep_cause
 from tests.folders import llama_folder, sae_folder, transcoder_folder
 from tests.hub import FakeHub, use_hub
 
@@ -41,6 +46,10 @@ VERBS: dict[str, list[str]] = {
     "lens": [NASTY, "--attribute"],
     "patch": ["the cat sat", "the dog sat", "--metric", "kl", "-l", "1"],
     "graph": [NASTY, "-t", "TRANSCODERS", "--check", "1"],
+    "causes list": [],
+    "causes show": ["1"],
+    "causes export": ["1", "-o", "OUT"],
+    "causes delete": ["1", "--yes"],
     "loss": [NASTY, "-a", "f3*2", "SAE"],
     "generate": ["PROMPT", "-a", "f3*2", "--max-tokens", "2", "SAE"],
     "feature": ["3", "SAE"],
@@ -90,6 +99,8 @@ VERBS: dict[str, list[str]] = {
 MAY_NOT_FIT = {"check-sae": 1}
 WITHOUT_A_MODEL = (
     "config",
+    "causes list",
+    "causes delete",
     "keys",
     "glossary",
     "completion",
@@ -103,7 +114,7 @@ WITHOUT_A_MODEL = (
     "runs list",
     "runs tally",
 )
-OF_A_RUN = ("runs show", "runs export")
+OF_A_RUN = ("runs show", "runs export", "causes show", "causes export")
 
 
 def verbs(group: Any = None, before: str = "") -> Iterator[str]:
@@ -132,7 +143,7 @@ def test_every_argument_and_option_is_explained(verb: str) -> None:
     assert [option.name for option in command.params if not option.help] == []
 
 
-@pytest.mark.parametrize("group", [[], ["vector"], ["labels"], ["models"], ["probe"], ["jlens"], ["runs"]])
+@pytest.mark.parametrize("group", [[], ["vector"], ["labels"], ["models"], ["probe"], ["jlens"], ["runs"], ["causes"]])
 def test_no_line_of_the_help_is_cut(group: list[str]) -> None:
     done = CliRunner().invoke(app, [*group, "--help"], env={"COLUMNS": "80"})
     assert done.exit_code == 0
@@ -187,6 +198,14 @@ def invoke(arguments: list[str]) -> Any:
     return done
 
 
+def keep_a_map(model: str) -> None:
+    """What Causes does: the app alone keeps maps and graphs."""
+    lens = LensModel(model)
+    found = answer(lens, PatchPlan(NASTY, NASTY.replace("sat", "ran"), metric="kl", by="head"))
+    with Store() as store:
+        assert keep_cause(store, lens.info, found).kept == 1
+
+
 @pytest.fixture(scope="module")
 def walked(work: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What each verb says with ``--json``, one after the other."""
@@ -196,6 +215,7 @@ def walked(work: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> di
         patch.setenv("LENS_TUI_HOME", work["home"])
         use_hub(patch, hub.url, tmp_path_factory.mktemp("hub"))
         patch.setenv("HF_TOKEN", hub.token)
+        keep_a_map(work["MODEL"])
         shards = ["", ""]
         for verb in VERBS:
             out = str(tmp_path_factory.mktemp("out") / "made")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -101,7 +100,7 @@ def test_remove_does_nothing_that_was_not_confirmed() -> None:
 @pytest.mark.parametrize("said", ["n\n", ""])
 def test_a_no_at_the_terminal_removes_nothing(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run("fetch", "org/gemma-3-1b-it")
-    monkeypatch.setattr("lens_tui.cli.model_verbs.sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
+    monkeypatch.setattr("lens_tui.cli.output.asked_in_person", lambda: True)
     done = CliRunner().invoke(app, ["models", "remove", "org/gemma-3-1b-it"], input=said)
     assert (done.exit_code, "Nothing was removed." in done.stderr) == (2, True)
     assert [entry.id for entry in list_models()] == ["demo", "org/gemma-3-1b-it"]

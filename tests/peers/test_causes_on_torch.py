@@ -20,7 +20,18 @@ import pytest
 from benchmarks.graph_speed import WIDTH, WITH_GRAPHS, effects
 from benchmarks.serving import ROOT, Served, first_that_has
 from benchmarks.torch_peers import OFFLINE, WITH_MODEL, write_model
-from lens_tui import LensModel, PromptPair, attribution_graph, causal_trace, load_transcoders, patch
+from lens_tui import (
+    LensModel,
+    PromptPair,
+    Receiver,
+    Sender,
+    attribution_graph,
+    causal_trace,
+    load_transcoders,
+    patch,
+    path_patch,
+    sparse_probe,
+)
 from lens_tui.lens.probes.probe_fits import L2, Reduced, auc_of, fit_many, r2_of
 from tests.folders import transcoder_folder
 
@@ -110,6 +121,68 @@ def test_patches_and_estimates_are_those_of_transformer_lens(model: tuple[LensMo
     close("TransformerLens: heads patched", ours, theirs["heads"], 1e-4)
     found = patch(lens, pair, by="head-position", method="attribution")
     close("TransformerLens: heads estimated", found.values - found.corrupted, theirs["estimates"], 1e-4)
+
+
+def test_paths_are_those_of_plain_hooks(model: tuple[LensModel, Path], tmp_path: Path) -> None:
+    """From a head of each of some layers to each kind of receiver alone, and to all of them at once."""
+    lens, folder = model
+    plan, last = texts(lens, folder), lens.n_layers - 1
+    senders = [[layer, layer % plan["heads"]] for layer in range(0, lens.n_layers, 3)]
+    ends = [["attn", last - 1, -1], ["q", last, 1], ["mlp", last, -1], ["logits", 0, -1]]
+    pair = PromptPair(plan["clean"], plan["corrupted"], plan["answer"], plan["wrong"])
+    cases = []
+    for asked in (*([end] for end in ends), ends):
+        lowest = min(lens.n_layers if kind == "logits" else layer for kind, layer, _ in asked)
+        cases.append(([each for each in senders if each[0] < lowest], asked))
+    theirs = ask(python_with("version('torch')"), "paths", tmp_path, {**plan, "paths": cases})
+    for number, (of, asked) in enumerate(cases):
+        receivers = [Receiver(kind, layer, head) for kind, layer, head in asked]
+        named = " ".join(end.label for end in receivers)
+        close(f"hooks: paths to {named}", paths_from(lens, pair, of, receivers), theirs[f"paths_{number}"], 2e-5)
+
+
+def paths_from(lens: LensModel, pair: PromptPair, senders: list[list[int]], ends: list[Receiver]) -> Array:
+    """The metric with each of some heads' paths to some receivers from the clean run."""
+    of = [Sender("head", layer, head) for layer, head in senders]
+    found = path_patch(lens, pair, receivers=ends, senders=of, controls=False)
+    return found.raw + found.corrupted
+
+
+def test_paths_to_queries_are_those_of_transformer_lens(model: tuple[LensModel, Path], tmp_path: Path) -> None:
+    """From two heads to the queries of every head behind them; it gives no number for those before."""
+    lens, folder = model
+    plan = texts(lens, folder)
+    plan["senders"] = [[lens.n_layers - 7, 0], [lens.n_layers - 3, 1]]
+    theirs = ask(python_with(WITH_MODEL), "transformer_lens_paths", tmp_path, plan)["queries"]
+    pair = PromptPair(plan["clean"], plan["corrupted"], plan["answer"], plan["wrong"])
+    for row, sender in enumerate(plan["senders"]):
+        behind = range(sender[0] + 1, lens.n_layers)
+        ends = [Receiver("q", layer, head) for layer in behind for head in range(plan["heads"])]
+        ours = [paths_from(lens, pair, [sender], [end])[0] for end in ends]
+        close(f"TransformerLens: paths from {sender} to queries", ours, theirs[row, behind.start :].ravel(), 2e-5)
+
+
+def test_sparse_probes_are_those_of_scikit_learn(model: tuple[LensModel, Path], tmp_path: Path) -> None:
+    """On the MLP's hidden neurons, of which a few have to do with the label."""
+    lens, _ = model
+    rng = np.random.default_rng(2)
+    ids = [int(one) for one in rng.integers(2, min(8000, lens.registry.decoder.vocab_size), 240)]
+    with lens.capture([1], site="mlp_in") as held:
+        lens.forward(ids)
+    seen = np.array(held[1, "mlp_in"])[0].astype(np.float64)
+    x, n = np.maximum(seen @ rng.normal(size=(seen.shape[1], 400)), 0.0), 180
+    noise = rng.normal(size=len(ids)) * 2
+    labels = (x[:, [3, 50, 300]] / x[:, [3, 50, 300]].std(axis=0)).sum(axis=1) + noise
+    ones = (labels > np.median(labels)).astype(np.int64)
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "labels.npy", ones)
+    theirs = ask(python_with(WITH_LEARN), "sparse", tmp_path, {"fitted": n, "l2": L2, "features": [1, 5, 32]})
+    for k in (1, 5, 32):
+        ours = sparse_probe(x[:n], ones[:n], k, permutations=1)
+        assert list(ours.features) == theirs[f"chosen_{k}"].tolist()
+        scores = x[n:][:, list(ours.features)] @ np.array(ours.weights) + ours.bias
+        close(f"scikit-learn: scores of {k} features", scores, theirs[f"scores_{k}"], 1e-6)
+        close(f"scikit-learn: AUC of {k}", auc_of(scores[:, None], ones[n:, None]), theirs[f"auc_{k}"], 1e-9)
 
 
 def test_probes_are_those_of_scikit_learn(model: tuple[LensModel, Path], tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """What torch, TransformerLens and scikit-learn make of the same weights and numbers, in a Python that has them.
 
-``PEERS_PYTHON tests/peers/torch_side.py hooks|transformer_lens|scikit_learn FOLDER``: ``plan.json`` of the folder says
-what is asked, and ``NAME.npy`` beside it is what came of it. Nothing of this project is imported.
+``PEERS_PYTHON tests/peers/torch_side.py WHAT FOLDER``, WHAT being one of the functions named at the end:
+``plan.json`` of the folder says what is asked, and ``NAME.npy`` beside it is what came of it. Nothing of this project
+is imported.
 """
 
 from __future__ import annotations
@@ -141,6 +142,77 @@ def estimates(hooked: Hooked, clean: Any, corrupted: Any, metric: Callable[[Any]
     return split.permute(0, 2, 1).numpy()
 
 
+def paths(folder: Path) -> None:
+    """What heads send straight to receivers, by the three forwards of Wang et al. 2022 for each head.
+
+    The second has every attention and MLP as it was but for the head's own part, and is where receivers are read; the
+    third has the receivers read that, and all else computed anew.
+    """
+    import torch
+
+    plan = json.loads((folder / "plan.json").read_text())
+    hooked = Hooked(network(plan))
+    clean, corrupted = (torch.tensor([plan[name]]) for name in ("clean", "corrupted"))
+    with torch.no_grad():
+        source, _ = hooked.held(clean, "attn_z")
+        kept = {site: hooked.held(corrupted, site)[0] for site in ("attn_z", "attn_out", "mlp_out")}
+
+        def of_head(layer: int, head: int, ends: list[Any]) -> float:
+            own, size = kept["attn_z"][layer].clone(), kept["attn_z"][layer].shape[-1] // plan["heads"]
+            own[..., head * size : (head + 1) * size] = source[layer][..., head * size : (head + 1) * size]
+            frozen = [
+                (hooked.sites[site][at], always(was))
+                for site in ("attn_out", "mlp_out")
+                for at, was in enumerate(kept[site])
+                if (site, at) != ("attn_out", layer)
+            ]
+            read: dict[int, Any] = {}
+            places = [receiver(hooked, end, plan["heads"]) for end in ends]
+            reading = [(place, noted(read, at)) for at, (place, _) in enumerate(places)]
+            hooked.run(corrupted, [*frozen, (hooked.sites["attn_z"][layer], always(own)), *reading])
+            logits = hooked.run(corrupted, [(place, given(read[at])) for at, (place, given) in enumerate(places)])
+            return float(logits[plan["answer"]] - logits[plan["wrong"]])
+
+        for number, (senders, ends) in enumerate(plan["paths"]):
+            found = [of_head(layer, head, ends) for layer, head in senders]
+            np.save(folder / f"paths_{number}.npy", np.array(found))
+
+
+def always(other: Any) -> Callable[[Any], Any]:
+    """What puts a tensor in the place of any."""
+    return lambda _: other
+
+
+def noted(read: dict[int, Any], at: int) -> Callable[[Any], Any]:
+    """What keeps a tensor under a number and leaves it as it is."""
+
+    def act(value: Any) -> Any:
+        read[at] = value.clone()
+        return value
+
+    return act
+
+
+def receiver(hooked: Hooked, end: list[Any], count: int) -> tuple[Any, Callable[[Any], Callable[[Any], Any]]]:
+    """Where a receiver reads the stream, and what gives it another run's: its norm's input, or a head's queries."""
+    kind, layer, head = end
+
+    def queries(other: Any) -> Callable[[Any], Any]:
+        def act(value: Any) -> Any:
+            value, size = value.clone(), value.shape[-1] // count
+            value[..., head * size : (head + 1) * size] = other[..., head * size : (head + 1) * size]
+            return value
+
+        return act
+
+    if kind == "logits":
+        return (hooked.model.model.norm, "in"), always
+    block = hooked.layers[layer]
+    if kind == "q":
+        return (block.self_attn.q_proj, "out"), queries
+    return ((block.input_layernorm if kind == "attn" else block.post_attention_layernorm), "in"), always
+
+
 def traced(hooked: Hooked, ids: Any, site: str, plan: dict[str, Any]) -> Any:
     """(samples, layers, tokens): the answer's probability with one state clean again, the subject's embeddings noised.
 
@@ -204,6 +276,30 @@ def transformer_lens(folder: Path) -> None:
     np.save(folder / "estimates.npy", found)
 
 
+def transformer_lens_paths(folder: Path) -> None:
+    """(senders, layers, heads): the metric with what a head sends to the queries of one behind it, by its own sweep."""
+    import torch
+    from transformer_lens import patching
+    from transformer_lens.model_bridge import TransformerBridge
+
+    plan = json.loads((folder / "plan.json").read_text())
+    model = TransformerBridge.boot_transformers(
+        plan["model"], hf_model=network(plan), device="cpu", dtype=torch.float32
+    )
+    clean, corrupted = (torch.tensor([plan[name]]) for name in ("clean", "corrupted"))
+
+    def metric(logits: Any) -> Any:
+        return logits[0, -1, plan["answer"]] - logits[0, -1, plan["wrong"]]
+
+    with torch.no_grad():
+        caches = [model.run_with_cache(ids)[1] for ids in (clean, corrupted)]
+        rows = [
+            patching.get_act_patch_direct_path(model, corrupted, *caches, metric, layer, head, "q", verbose=False)
+            for layer, head in plan["senders"]
+        ]
+    np.save(folder / "queries.npy", torch.stack(rows).numpy())
+
+
 def scikit_learn(folder: Path) -> None:
     """Scores of every layer's probes on activations that were held out, and how well they tell labels apart."""
     from sklearn.linear_model import LogisticRegression, Ridge
@@ -226,10 +322,36 @@ def scikit_learn(folder: Path) -> None:
         np.save(folder / f"{name}.npy", np.array(values))
 
 
+def sparse(folder: Path) -> None:
+    """Probes on the features that tell the labels apart best: which, and the scores of what was held out.
+
+    The F of an analysis of variance orders two groups' features as the difference of means in deviations does.
+    """
+    from sklearn.feature_selection import SelectKBest, f_classif
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+
+    plan = json.loads((folder / "plan.json").read_text())
+    x, labels, n = np.load(folder / "x.npy"), np.load(folder / "labels.npy"), plan["fitted"]
+    for k in plan["features"]:
+        chosen = SelectKBest(f_classif, k=k).fit(x[:n], labels[:n])
+        few = chosen.transform(x)
+        centred = few - few[:n].mean(axis=0)
+        z = centred / np.sqrt((centred[:n] ** 2).sum(axis=1).mean())
+        logistic = LogisticRegression(C=1 / (n * plan["l2"]), tol=1e-12, max_iter=100_000, solver="newton-cg")
+        scores = logistic.fit(z[:n], labels[:n]).decision_function(z[n:])
+        np.save(folder / f"chosen_{k}.npy", chosen.get_support(indices=True))
+        np.save(folder / f"scores_{k}.npy", scores)
+        np.save(folder / f"auc_{k}.npy", roc_auc_score(labels[n:], scores))
+
+
 if __name__ == "__main__":
     what: dict[str, Callable[[Path], None]] = {
         "hooks": hooks,
         "transformer_lens": transformer_lens,
         "scikit_learn": scikit_learn,
+        "paths": paths,
+        "transformer_lens_paths": transformer_lens_paths,
+        "sparse": sparse,
     }
     what[sys.argv[1]](Path(sys.argv[2]))

@@ -1,0 +1,218 @@
+"""The verbs of kept maps and graphs, those made on Causes: ``causes list``, ``show``, ``export`` and ``delete``."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lens_tui.records import LensError, paths
+from lens_tui.records.graph_plan import GraphFound
+from lens_tui.records.paths import expanded
+from lens_tui.records.sanitise import one_line
+
+from .output import confirm, note, print_json, say, say_row, sentences
+from .sources import Json
+
+if TYPE_CHECKING:
+    from lens_tui.records.cause_store import CauseRecord, CauseStore
+
+verbs = typer.Typer(help="Kept maps and graphs: list, show, export, delete.", no_args_is_help=True)
+
+Number = Annotated[str, typer.Argument(metavar="NUMBER", help="Its number, as `causes list` has it.")]
+
+
+def _store() -> CauseStore:
+    from lens_tui.records.cause_store import CauseStore
+
+    if not paths.database_kept():
+        raise LensError("No map or graph has been kept yet.", "Causes, a screen of the app, keeps each that it makes.")
+    return CauseStore()
+
+
+def _opened(store: CauseStore, named: str) -> CauseRecord:
+    """One by its number. Raises :class:`LensError` where there is none."""
+    found = store.get(_number(named))
+    if found is None:
+        raise _absent(named)
+    return found
+
+
+def _number(named: str) -> int:
+    if not named.isdecimal() or len(named) > 18:
+        raise _absent(named)
+    return int(named)
+
+
+def _absent(named: str) -> LensError:
+    message = f"There is no map or graph {one_line(named, 40)!r} among those that are kept."
+    return LensError(message, "`mlx-lens-tui causes list` lists them by number.")
+
+
+@verbs.command("list")
+@sentences
+def list_causes(
+    words: Annotated[str, typer.Argument(help="Only those whose prompt, question and model hold these words.")] = "",
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many, newest first.")] = 50,
+    json: Json = False,
+) -> None:
+    """List the maps and graphs that were kept, newest first."""
+    found = _store().list(words, limit)
+    if json:
+        print_json({"model": None, "causes": [asdict(row) for row in found]})
+        return
+    for row in found:
+        model, title, asked = one_line(row.model, 40), one_line(row.title, 60), one_line(row.asked, 60)
+        say_row(f"{row.id:>6}  {_when(row.created)}  {model}  {title}  {asked!r}")
+    if not found:
+        note("None has these words." if words else "No map or graph has been kept yet.")
+
+
+def _when(created: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(created))
+
+
+@verbs.command("show")
+@sentences
+def show(
+    number: Number,
+    node: Annotated[str, typer.Option(help="Of a graph: show the edges of this node (its id).")] = "",
+    json: Json = False,
+) -> None:
+    """Show a map or a graph: what was asked, and its numbers.
+
+    The same figures as `patch` and `graph` print, with the command that makes it again.
+    """
+    record = _opened(_store(), number)
+    if node and not isinstance(record.found, GraphFound):
+        raise LensError("A map has no nodes.", "Leave --node out.")
+    if json:
+        print_json(_as_data(record))
+    else:
+        _print(record, node)
+
+
+def _facts(found: GraphFound) -> dict[str, Any]:
+    """What is known of the whole graph, of which pruning has left a part."""
+    if found.scores is None or found.sum_error is None:
+        return {}
+    scores = {"replacement": found.scores.replacement, "completeness": found.scores.completeness}
+    return {"n_active": found.shown.n_active, "sum_error": found.sum_error, **scores}
+
+
+def _as_data(record: CauseRecord) -> dict[str, Any]:
+    from lens_tui.records.codec import to_json
+    from lens_tui.tasks.causes import found_record
+    from lens_tui.tasks.kept_causes import command_again
+
+    from .graph_verbs import graph_record
+
+    found = record.found
+    result = graph_record(found.shown, _facts(found)) if isinstance(found, GraphFound) else found_record(found)
+    return {
+        **asdict(record.summary),
+        "plan": to_json(found.plan),
+        "made_with": to_json(record.made),
+        "command": command_again(record) or None,
+        "found": result,
+    }
+
+
+def _print(record: CauseRecord, node: str) -> None:
+    from lens_tui.tasks.kept_causes import command_again
+
+    from .graph_verbs import chosen_node, print_graph
+    from .patch_verbs import print_grid, print_trace
+
+    found, summary, made = record.found, record.summary, record.made
+    chosen = chosen_node(found.shown, node) if isinstance(found, GraphFound) else None
+    say(f"{summary.kind} {summary.id}  {_when(summary.created)}  {summary.model}")
+    say(summary.title)
+    if made.version:
+        say(f"mlx-lens-tui {made.version}, MLX {made.mlx}, {made.device}, {made.weights or made.dtype}")
+    if again := command_again(record):
+        say(again)
+    say()
+    if isinstance(found, GraphFound):
+        print_graph(found.shown, chosen, _facts(found))
+    elif found.grid is not None:
+        print_grid(found.grid, found.check)
+    else:
+        print_trace(found)
+
+
+@verbs.command("export")
+@sentences
+def export(
+    number: Number,
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out",
+            "-o",
+            help="The folder to write into, or a file such as map.csv; '-' prints one format.",
+            show_default=False,
+        ),
+    ] = "",
+    formats: Annotated[str, typer.Option("--format", "-f", help="json; of a map also csv. Default: all.")] = "",
+    name: Annotated[str, typer.Option(help="The files' name, without suffix.")] = "",
+    json: Json = False,
+) -> None:
+    """Write a map as JSON and CSV, or a graph as JSON.
+
+    A graph is written as Neuronpedia and circuit-tracer read it; `graph --read` and Causes open it. Without --out files
+    go to the folder of exports among the app's data; an --out that ends in .json or .csv is that one file.
+    """
+    from lens_tui.records.disk import write_text
+    from lens_tui.tasks.kept_causes import cause_text, formats_of, write_cause
+
+    record, place = _opened(_store(), number), expanded(out)
+    suffix = place.suffix.lower().removeprefix(".")
+    single = suffix if suffix in ("json", "csv") and not place.is_dir() else ""
+    asked = formats_of(record.found, formats or single)
+    if single and (asked != (single,) or name):
+        said = f"--name {one_line(name, 60)}" if name else f"--format {' '.join(asked)}"
+        raise LensError(f"--out {one_line(out, 120)} is one {single} file, and {said} says otherwise.", "Give one.")
+    if out == "-":
+        if len(asked) != 1 or json:
+            raise LensError("Standard output takes one format.", f"Name it: --format {asked[-1]}.")
+        say(cause_text(record.found, asked[0]).removesuffix("\n"))
+        return
+    if single:
+        write_text(place, cause_text(record.found, single))
+        files = [place]
+    else:
+        files = write_cause(record.found, place if out else paths.exports_folder(), name, asked)
+    if json:
+        written = [str(file) for file in files]
+        print_json({"model": record.summary.model, "cause": record.summary.id, "files": written})
+        return
+    for file in files:
+        say(str(file))
+
+
+@verbs.command("delete")
+@sentences
+def delete(
+    number: Number,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    json: Json = False,
+) -> None:
+    """Delete a map or a graph that was kept.
+
+    It asks first: there is no way back.
+    """
+    store = _store()
+    kept = store.summary(_number(number))
+    if kept is None:
+        raise _absent(number)
+    said = f"{kept.kind} {kept.id} ({one_line(kept.title, 60)}: {one_line(kept.asked, 60)!r})"
+    if not yes:
+        confirm(f"Delete {said}?", f"Deleting {said} was not confirmed.", "Nothing was deleted.", as_json=json)
+    store.delete(kept.id)
+    if json:
+        print_json({"model": None, "deleted": kept.id})
+    else:
+        say(f"Deleted {said}.")
