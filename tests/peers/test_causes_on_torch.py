@@ -128,7 +128,7 @@ def test_paths_are_those_of_plain_hooks(model: tuple[LensModel, Path], tmp_path:
     lens, folder = model
     plan, last = texts(lens, folder), lens.n_layers - 1
     senders = [[layer, layer % plan["heads"]] for layer in range(0, lens.n_layers, 3)]
-    ends = [["attn", last - 1, -1], ["q", last, 1], ["mlp", last, -1], ["logits", 0, -1]]
+    ends: list[list[Any]] = [["attn", last - 1, -1], ["q", last, 1], ["mlp", last, -1], ["logits", 0, -1]]
     pair = PromptPair(plan["clean"], plan["corrupted"], plan["answer"], plan["wrong"])
     cases = []
     for asked in (*([end] for end in ends), ends):
