@@ -197,8 +197,8 @@ def advance(activity: Activity, event: Event, now: float) -> Activity:
                 return Activity(BUSY, job, title, stage, done, total, unit, now, now, done, stopping=stopping)
             return replace(activity, done=done, total=total, unit=unit, now=now)
         case Speed(job, rate, steps, most):
-            fresh = activity.unit != "tokens"
-            start = replace(activity, since=now, base=steps) if fresh else activity
+            fresh = activity.unit != "tokens" or activity.stage  # the prompt's stage is over
+            start = replace(activity, stage="", since=now, base=steps) if fresh else activity
             return replace(
                 start, state=BUSY, job=job, done=steps, total=most, unit="tokens", tokens_per_s=rate, now=now
             )

@@ -167,7 +167,7 @@ class SessionStore:
         self._listeners: list[Listener] = []
         self._undo: deque[dict[str, Any]] = deque(maxlen=MOST_UNDONE)
         self._redo: deque[dict[str, Any]] = deque(maxlen=MOST_UNDONE)
-        self._made = 0
+        self._made, self._opened = 0, frozenset[str]()
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call ``listener(old, new)`` after each change; returns what ends the subscription."""
@@ -263,8 +263,14 @@ class SessionStore:
         """Take a row off the bench."""
         self.update(steers=tuple(row for row in self.session.steers if row.id != steer_id))
 
+    @property
+    def newest(self) -> int:
+        """The place of the row that was added last; 0 where the bench is as it was opened."""
+        return max((place for place, row in enumerate(self.session.steers) if row.id not in self._opened), default=0)
+
     def forget_edits(self) -> None:
         """Make what is on the bench now the state that undo goes back to."""
+        self._opened = frozenset(row.id for row in self.session.steers)
         self._undo.clear()
         self._redo.clear()
 

@@ -518,7 +518,11 @@ async def test_maximize_and_back() -> None:
         await settle(pilot)
         text = screen_text(app)
         assert "Details" not in text
-        assert "Models" in text
+        rows = text.splitlines()
+        assert rows[0].startswith(" lens")  # header, status and footer stay where they are
+        assert rows[1] == rows[-3] == "─" * 120
+        assert "Models" in rows[2]
+        assert "─" not in "".join(rows[2:-3])
         await pilot.press("m")
         await settle(pilot)
         assert "Details" in screen_text(app)

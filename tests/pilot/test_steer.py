@@ -45,6 +45,28 @@ async def test_an_empty_bench_names_the_next_key() -> None:
         assert not isinstance(app.screen, FormScreen)
 
 
+async def test_the_bench_opens_on_the_row_that_was_sent_to_it_before_it_was_seen() -> None:
+    app = lens_app(screen="features", model="demo")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        given = len(rows(app))
+        await pilot.press("s")
+        await settle(pilot, lambda: len(rows(app)) > given)
+        await pilot.press("+", "2")
+        await settle(pilot)
+        assert app.screen.query_one("#rows", RowList).cursor == given
+
+
+async def test_the_bench_opens_on_the_first_of_the_rows_that_came_with_the_model() -> None:
+    app = lens_app(model="demo")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        await pilot.press("2")
+        await settle(pilot)
+        assert len(rows(app)) > 1
+        assert app.screen.query_one("#rows", RowList).cursor == 0
+
+
 async def test_scale_keys() -> None:
     app = lens_app(screen="steer", model="demo")
     async with app.run_test(size=(120, 36)) as pilot:

@@ -17,6 +17,7 @@ from lens_tui.tui.reading_text import features_at, next_active, rough_activation
 from lens_tui.tui.screens.features_screen import FeaturesScreen
 from lens_tui.tui.widgets.feature_card import (
     CONTRAST_HEAD,
+    FeatureMarks,
     _around,
     contrast_row,
     example_lines,
@@ -25,6 +26,7 @@ from lens_tui.tui.widgets.feature_card import (
     page_name,
     short_name,
 )
+from lens_tui.tui.widgets.frame import Scroll
 from lens_tui.worker import jobs
 from lens_tui.worker.events import Encoded, FeaturePage, TokenWeight
 from lens_tui.worker.jobs import ReadNeighbours
@@ -112,6 +114,18 @@ def test_a_page_with_an_index_shows_all_it_knows() -> None:
     assert any("underline" in str(span.style) for span in peak.spans)
 
 
+def test_a_feature_that_is_never_active_in_an_index_says_so_and_has_no_histogram() -> None:
+    known = page("doors", corpus="corpus.txt", counted_tokens=1800, count=0, density=0.0, max=0.0,
+                 edges=(1.0, 2.0, 4.0), histogram=(0, 0))  # fmt: skip
+    lines = [line.plain for line in page_lines(known, 40, 18.2, "tint")]
+    assert lines[2] == "here 18.2"
+    assert " ".join(lines[3:5]).startswith("never active in 1.8 k tokens · corpus.txt")
+    assert not any("▲" in line for line in lines)
+    assert lines[-1] == "Never active in this index."
+    for section in ("top", "sample"):
+        assert "Never active in this index." in [line.plain for line in page_lines(known, 40, 0, "tint", section)]
+
+
 def test_what_an_index_was_made_of_is_said_whole() -> None:
     known = page("dogs", corpus="written by the model that it explains", counted_tokens=235_900)
     lines = page_lines(known, 34, 2.5, "tint")
@@ -128,6 +142,16 @@ def test_a_contrasts_difference_is_a_number_however_large(effect: float, shown: 
     line = contrast_row(row, Content("name"), 60).plain
     assert line[: len(CONTRAST_HEAD)].split() == ["5377", "1.00", shown, ".476"]
     assert line.index(".476") + 4 == len(CONTRAST_HEAD) - 2  # behind the caret
+
+
+@pytest.mark.parametrize(
+    ("marks", "shown"),
+    [(FeatureMarks(marked=True), ".476 ✓ name"), (FeatureMarks(pinned=True), ".476 ◆ name"),
+     (FeatureMarks(), ".476   name"), (FeatureMarks(True, True), ".476✓◆ name")],
+)  # fmt: skip
+def test_a_mark_keeps_off_the_figures_and_the_name(marks: FeatureMarks, shown: str) -> None:
+    row = ContrastedFeature(5377, 1.0, 1.0, 0.1, 9.0, 0.0, 1.0, 0.0, auc=1.0, effect=2.0, p=0.476)
+    assert contrast_row(row, Content("name"), 60, marks).plain.rstrip().endswith(shown)
 
 
 def test_examples_are_cut_so_that_their_peaks_stand_under_each_other() -> None:
@@ -176,7 +200,7 @@ def test_a_page_lists_what_its_section_says() -> None:
     assert listed("near", **known) == ["by cosine of decoder directions"]
     assert listed("together") == ["by Jaccard index of their tokens"]
     assert listed("sample") == listed("top")
-    assert " ".join(listed("top")) == "No index of this SAE: `mlx-lens-tui index` makes one."
+    assert " ".join(listed("top")) == "No index of this SAE: I makes one."
     without = {**known, "samples": ()}
     assert " ".join(listed("sample", **without)) == "The index of this SAE keeps no sample of weaker activations."
 
@@ -227,6 +251,37 @@ async def test_tokens_and_features_are_walked_with_hjkl() -> None:
         expected = shades(rough_activations(screen.text.encoded, third))
         assert screen.text.view._levels == expected
         assert max(expected) == 7
+
+
+@pytest.mark.parametrize(("screen", "page"), [("features", "#card-scroll"), ("steer", "#direction Scroll")])
+async def test_a_page_that_is_longer_than_its_pane_moves_by_the_keys_of_every_list(screen: str, page: str) -> None:
+    async with opened(screen, (80, 24)) as (app, pilot):
+        many = tuple(TokenWeight(place, f" word{place}", 2.0 - place / 10) for place in range(12))
+        app.store.replace_steers(replace(row, promoted=many) for row in app.store.session.steers)
+        if screen == "features":
+            card = screen_of(app).page.card
+            assert card.page is not None
+            card.page = replace(card.page, facts=replace(card.page.facts, promoted=many))
+        scroll = app.screen.query_one(page, Scroll)
+        scroll.focus()
+        await settle(app, pilot)
+        end, half = scroll.max_scroll_y, scroll.size.height // 2
+        assert end > 2
+        half = min(half, end)
+        walk = {"j": 1, "k": 0, "ctrl+d": half, "ctrl+u": 0, "G": end, "g": 0, "down": 1, "up": 0, "end": end}
+        for key, row in walk.items():
+            await pilot.press(key)
+            await pilot.pause()
+            assert scroll.scroll_y == row, key
+
+
+async def test_tokens_are_walked_from_the_page_too() -> None:
+    async with opened("features", (80, 24)) as (app, pilot):
+        screen = screen_of(app)
+        start = screen.text.view.cursor or 0
+        screen.query_one("#card-scroll").focus()
+        await pilot.press("h")
+        assert screen.text.view.cursor == start - 1
 
 
 async def test_a_pinned_feature_stays_while_the_cursor_moves() -> None:
@@ -408,7 +463,7 @@ async def test_features_like_one_are_listed_and_gone_to() -> None:
         assert len(asked(app, ReadNeighbours)) == 2
         await pilot.press("v")
         assert len(screen.page.near_features) == (0 if start % 2 else 3)
-        assert not start % 2 or "--full" in screen_text(app)
+        assert not start % 2 or "I makes an index that knows" in screen_text(app)
         await pilot.press("v")
         assert screen.page.near.has_class("-closed")
 

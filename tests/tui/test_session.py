@@ -163,6 +163,16 @@ def test_activity_of_a_run_and_its_end() -> None:
     assert advance(activity, ev.JobDone(4, stopped=True), 3.0).note == "comparing: stopped"
 
 
+def test_the_stage_of_a_prompt_that_was_read_does_not_stay_while_tokens_come() -> None:
+    activity = advance(Activity(), ev.JobStarted(4, "comparing"), 0.0)
+    activity = advance(activity, ev.Progress(4, "prompt", 0, 8, "tokens"), 0.0)
+    activity = advance(activity, ev.Progress(4, "prompt", 8, 8, "tokens"), 30.0)
+    activity = advance(activity, ev.Speed(4, 120.0, 1, 81), 31.0)
+    assert (activity.title, activity.stage) == ("comparing", "")
+    activity = advance(activity, ev.Speed(4, 120.0, 41, 81), 32.0)
+    assert activity.facts() == "41/81 tok · 120 tok/s · 1 s left"
+
+
 def test_a_failure_stays_to_be_read() -> None:
     activity = advance(Activity(BUSY, 1, "loading"), ev.JobFailed(1, "No such model.", "Check the id."), 1.0)
     assert (activity.state, activity.note) == (FAILED, "No such model. Check the id.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,8 @@ from rich.cells import cell_len
 
 from lens_tui.records.run_record import KL_STEPS, kl_level
 from lens_tui.tui import format as ramps
+from lens_tui.tui.host import BUSY, Activity
+from lens_tui.tui.widgets.frame import _busy
 from lens_tui.tui.widgets.token_layout import TokenLayout, standalone, take_cells
 
 
@@ -145,3 +148,23 @@ def test_take_cells_loses_nothing(text: str, cells: int) -> None:
 def test_shown_leaves_plain_text_alone() -> None:
     assert standalone(" plain") == " plain"
     assert standalone("naïve") == "naïve"
+
+
+@pytest.mark.parametrize(
+    ("width", "starts"),
+    [
+        (118, "● indexing · token tables  ▕"),
+        (78, "● indexing · token tables  ▕"),
+        (68, "● token tables  ▕"),
+        (58, "● token tables"),
+    ],
+)
+def test_where_a_job_and_its_stage_have_no_room_beside_the_bar_the_stage_stands_alone(width: int, starts: str) -> None:
+    activity = Activity(BUSY, 1, "indexing", "token tables", 2048, 8192, "features", since=0.0, now=2.0)
+    line = _busy(activity, width, "x").plain
+    assert line.startswith(starts)
+    assert line.endswith("x stop")
+    assert cell_len(line) == width
+    assert "2048/8192 features" in line
+    stopping = _busy(replace(activity, stopping=True), width, "x").plain
+    assert stopping.startswith("● stopping: ")

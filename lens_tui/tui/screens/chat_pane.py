@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from textual.app import ComposeResult, RenderResult
-from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.geometry import Size
 from textual.timer import Timer
@@ -13,11 +13,11 @@ from textual.widget import Widget
 from textual.widgets import Label
 
 from lens_tui.records.chat import Turn
-from lens_tui.tui.bindings import bindings
 from lens_tui.tui.chat_text import LABEL, Spans, answered, as_read, rewritten_at, system_of, transcript, with_system
 from lens_tui.tui.host import LensHost, focus_now, host
 from lens_tui.tui.session import ArmText, RunText, Session
 from lens_tui.tui.widgets.entry import lines_of
+from lens_tui.tui.widgets.frame import Scroll
 from lens_tui.worker.events import Event, JobFailed, PromptRead
 from lens_tui.worker.jobs import ReadPrompt
 
@@ -60,40 +60,15 @@ class TurnLines(Widget):
         return Content("\n").join(self.lines(self.size.width))
 
 
-class Transcript(VerticalScroll):
-    """Scrolls the conversation; the keys that move in every list move here."""
+class Transcript(Scroll):
+    """Scrolls the conversation."""
 
-    BINDINGS = bindings("move")
     DEFAULT_CSS = """
     Transcript {
         height: auto; max-height: 9; padding: 0 1; display: none; border-left: blank; scrollbar-size-vertical: 1;
         &:focus { border-left: wide $accent; }
     }
     """
-
-    def action_cursor_down(self) -> None:
-        """A line on."""
-        self.scroll_down(animate=False)
-
-    def action_cursor_up(self) -> None:
-        """A line back."""
-        self.scroll_up(animate=False)
-
-    def action_page_down(self) -> None:
-        """A page on."""
-        self.scroll_page_down(animate=False)
-
-    def action_page_up(self) -> None:
-        """A page back."""
-        self.scroll_page_up(animate=False)
-
-    def action_first(self) -> None:
-        """The first line."""
-        self.scroll_home(animate=False)
-
-    def action_last(self) -> None:
-        """The last line."""
-        self.scroll_end(animate=False)
 
 
 class ChatPane(Vertical):

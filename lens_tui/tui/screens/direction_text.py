@@ -122,7 +122,7 @@ def direction(row: BenchRow, width: int, narrow: bool, saes: Sequence[SAEInfo] =
         parts.append("\n")
         parts += [(f"{line}\n", "$muted") for line in norms(row)]
         parts.append("\n")
-    parts += token_columns(row.promoted, row.suppressed, width, 3 if narrow else 10)
+    parts += token_columns(row.promoted, row.suppressed, width)
     return Content.assemble(*parts)
 
 
@@ -139,16 +139,14 @@ def norms(row: BenchRow) -> list[str]:
     return lines
 
 
-def token_columns(
-    promoted: Sequence[TokenWeight], suppressed: Sequence[TokenWeight], width: int, rows: int
-) -> list[Part]:
+def token_columns(promoted: Sequence[TokenWeight], suppressed: Sequence[TokenWeight], width: int) -> list[Part]:
     """Promoted and suppressed tokens side by side, each with its weight and a bar."""
     if not promoted and not suppressed:
         return [("What it promotes is not known.", "$muted")]
     half = max(14, (width - 2) // 2)
     top = max((abs(token.value) for token in (*promoted, *suppressed)), default=1.0) or 1.0
     parts: list[Part] = [(fit("promotes", half + 2), "bold $muted"), (fit("suppresses", half), "bold $muted"), "\n"]
-    for place in range(min(rows, max(len(promoted), len(suppressed)))):
+    for place in range(max(len(promoted), len(suppressed))):
         for side, tokens in enumerate((promoted, suppressed)):
             token = tokens[place] if place < len(tokens) else None
             parts += _token(token, half, top, "$sign-6" if side == 0 else "$sign-2") if token else [" " * half]

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.geometry import Region
 from textual.message import Message
@@ -30,7 +29,7 @@ from lens_tui.tui.widgets.feature_card import (
     short_name,
     token_names,
 )
-from lens_tui.tui.widgets.frame import Pane
+from lens_tui.tui.widgets.frame import Pane, Scroll
 from lens_tui.tui.widgets.row_list import RowList
 from lens_tui.tui.widgets.token_view import TokenView
 from lens_tui.worker.events import (
@@ -215,7 +214,7 @@ class FeaturePane(Pane):
         self.card = FeatureCard(id="card")
         self.near: RowList[Row] = RowList(self._draw_near, id="near")
         self.near.add_class("-closed")
-        self._scroll = VerticalScroll(self.card, self.near, id="card-scroll")
+        self._scroll = Scroll(self.card, self.near, id="card-scroll")
         super().__init__("Feature", self._scroll, id="card-pane")
         self.feature: int | None = None
         self.pages: dict[tuple[str, int], FeaturePage] = {}
@@ -252,6 +251,7 @@ class FeaturePane(Pane):
             return
         page = self._page(feature)
         shown = self.card.page
+        self.card.index_key = self.lens.key_text("features.work")
         if page is not None:
             self._show_page(page)
         elif shown is not None and shown.feature != feature:
@@ -360,7 +360,7 @@ class FeaturePane(Pane):
         if known is None and ask:
             self.lens.submit(ReadNeighbours(sae.id, feature), "near", self._take_near)
         rows = None if known is None else known.near if section == "near" else known.together
-        needs = "Needs an index made with --full." if known is not None else "…"
+        needs = f"{self.lens.key_text('features.work')} makes an index that knows." if known is not None else "…"
         self.near.empty = "None." if rows is not None else needs
         self.near.styles.height = max(1, len(rows or ()))
         self.near.show(rows or (), 0)

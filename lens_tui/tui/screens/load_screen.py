@@ -285,7 +285,8 @@ class LoadScreen(LensScreen):
         rows = matching(self._entries, self._words, self._order)
         names = [entry.id for entry in rows]
         current = select or (self._list.row.id if self._list.row else "")
-        self._list.empty = "Nothing matches." if self._entries else "No models yet: a adds a folder or a hub id."
+        adds = f"{self.lens.key_text('load.add')} adds a folder or a hub id."
+        self._list.empty = f"Nothing matches: {adds}" if self._entries else f"No models yet: {adds}"
         self._list.show(rows, names.index(current) if current in names else 0)
         pane = self.query_one("#models", Pane)
         pane.note = f"{len(rows)} of {len(self._entries)} · {self._order}" if self._words else f"by {self._order}"
@@ -376,7 +377,8 @@ class LoadScreen(LensScreen):
         facts = details(self.lens, entry, self.lens.catalog.memory(entry), width, narrow)
         self.query_one("#facts", Static).update(facts)
         found = self._saes.get(entry.id)
-        saes.empty = "…" if found is None else "No SAE found for this model."
+        none = f"No SAE found for this model: {self.lens.key_text('load.work')} trains one."
+        saes.empty = "…" if found is None else none
         saes.show(found or ())
 
     # ---- actions

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from textual import events, work
 from textual.app import ComposeResult
-from textual.containers import Vertical, VerticalScroll
+from textual.containers import Vertical
 from textual.content import Content
 from textual.widgets import Input, Static
 
@@ -23,7 +23,7 @@ from lens_tui.tui.bindings import bindings
 from lens_tui.tui.host import focus_now
 from lens_tui.tui.session import MAX_ARMS, Session
 from lens_tui.tui.widgets.entry import Entry
-from lens_tui.tui.widgets.frame import Divider, LensScreen, Pane
+from lens_tui.tui.widgets.frame import Divider, LensScreen, Pane, Scroll
 from lens_tui.tui.widgets.row_list import RowList
 from lens_tui.worker.events import Event, JobFailed, LayersRanked, ProbesTrained, VectorMade
 from lens_tui.worker.jobs import Job, VectorFromFile, VectorGiven
@@ -51,7 +51,7 @@ class SteerScreen(LensScreen):
     def __init__(self) -> None:
         super().__init__()
         self.dose = DosePane()
-        self._words = ""
+        self._words = self._shown = ""
 
     def body(self) -> ComposeResult:
         """Bench, dose and direction."""
@@ -61,7 +61,7 @@ class SteerScreen(LensScreen):
             yield Divider(id="dose-rule")
             yield self.dose
         yield Divider(id="rule")
-        with Pane("Direction", id="direction"), VerticalScroll():
+        with Pane("Direction", id="direction"), Scroll():
             yield Static("", id="facts")
 
     @property
@@ -97,8 +97,9 @@ class SteerScreen(LensScreen):
         rows.empty = self._nothing()
         if old.steers != new.steers or old.model != new.model:
             added = [row.id for row in new.steers if row.id not in {known.id for known in old.steers}]
-            begins = self.lens.opening.arming or not old.steers
-            cursor = 0 if begins else len(new.steers) - 1 if added else None
+            cursor = len(new.steers) - 1 if added else None
+            if self.lens.opening.arming or not old.steers:
+                cursor = 0 if self.lens.opening.arming else self.lens.store.newest
             rows.show(new.steers, cursor)
             arms = len(new.arms()) - 1
             note = f"{many(arms, 'arm')} against the baseline" if arms else "baseline only"
@@ -143,6 +144,9 @@ class SteerScreen(LensScreen):
         width = facts.size.width or 44
         narrow = self.has_class("-narrow")
         facts.update(direction(self._row, width, narrow, self.session.saes) if self._row else Content(""))
+        if self._row is None or self._row.id != self._shown:
+            self._shown = self._row.id if self._row is not None else ""
+            self.query_one("#direction Scroll", Scroll).scroll_home(animate=False)
 
     # ---- editing
 

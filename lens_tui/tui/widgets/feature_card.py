@@ -80,7 +80,8 @@ SECTIONS = {
 }
 """What the lower half of a page can list, and what that is."""
 
-_NO_INDEX = "No index of this SAE: `mlx-lens-tui index` makes one."
+_NO_INDEX = "No index of this SAE: {} makes one."
+_NEVER = "Never active in this index."
 _NO_SAMPLE = "The index of this SAE keeps no sample of weaker activations."
 _NO_LABEL = Content.styled("no label", "$muted")
 
@@ -120,10 +121,9 @@ class FeatureMarks:
     dense: float | None = None
 
     def content(self) -> Content:
-        """Three cells, and the share behind its sign."""
-        return Content.assemble(
-            ("✓" if self.marked else " ", "$accent"), ("◆" if self.pinned else " ", "$accent"), " ", self._share()
-        )
+        """Three cells, one sign in the middle of them, and the share behind its sign."""
+        signs = ("✓" if self.marked else "") + ("◆" if self.pinned else "")
+        return Content.assemble((signs.rjust(2), "$accent"), " ", self._share())
 
     def short(self) -> Content:
         """The signs that are set, with a blank behind each."""
@@ -184,11 +184,13 @@ def near_row(feature: int, value: float, name: Content, width: int) -> Content:
     return Content.assemble(head, name.truncate(max(0, width - 14), ellipsis=True, pad=True))
 
 
-def page_lines(page: FeaturePage, width: int, here: float, mode: ShadeMode, section: str = "top") -> list[Content]:
+def page_lines(
+    page: FeaturePage, width: int, here: float, mode: ShadeMode, section: str = "top", key: str = "I"
+) -> list[Content]:
     """The feature page: what it is called, how often and how strongly it fires, what it writes, where it fires.
 
     ``here`` is its largest activation in the text shown. Of the sections ``near`` and ``together`` only the
-    heading is here: their rows are a list with a cursor.
+    heading is here: their rows are a list with a cursor. ``key`` makes an index.
     """
     facts = page.facts
     label, activity = _label(facts), facts.activity
@@ -199,12 +201,17 @@ def page_lines(page: FeaturePage, width: int, here: float, mode: ShadeMode, sect
     if activity is not None and activity.counted_tokens:
         corpus = one_line(activity.corpus, 80)
         tokens = many(activity.counted_tokens, "token", count(activity.counted_tokens))
-        over = f"in {tokens}" + (f" · {corpus}" if corpus else "")
+        over = f"{'never active ' if _is_silent(activity) else ''}in {tokens}" + (f" · {corpus}" if corpus else "")
         lines += [line.rstrip() for line in Content.styled(over, "$muted").wrap(width)]
-    if activity is not None and activity.histogram:
+    if activity is not None and any(activity.histogram):
         lines += [Content(""), *_histogram(activity, here, width)]
     lines += [Content(""), *_tokens(facts, width)]
-    return [*lines, Content(""), *section_lines(facts, section, width, mode)]
+    return [*lines, Content(""), *section_lines(facts, section, width, mode, key)]
+
+
+def _is_silent(activity: FeatureActivity) -> bool:
+    """Whether an index counted and found nothing."""
+    return activity.count == 0 and bool(activity.counted_tokens)
 
 
 def _says(label: Label) -> str:
@@ -214,7 +221,7 @@ def _says(label: Label) -> str:
     return f"{whose}{score}"
 
 
-def section_lines(facts: FeatureFacts, section: str, width: int, mode: ShadeMode) -> list[Content]:
+def section_lines(facts: FeatureFacts, section: str, width: int, mode: ShadeMode, key: str = "I") -> list[Content]:
     """The names of the sections, what the chosen one is, and its examples."""
     names = [(f"▐{name}▌", "bold") if name == section else (f" {name} ", "$muted") for name in SECTIONS]
     lines = [Content.assemble(*names), Content.styled(SECTIONS[section], "$muted").truncate(width, ellipsis=True)]
@@ -228,7 +235,8 @@ def section_lines(facts: FeatureFacts, section: str, width: int, mode: ShadeMode
         for example in group:
             lines += example_lines(example, width, peak, mode)
     if len(lines) == 2 and section in ("top", "sample"):
-        why = facts.problem or (_NO_SAMPLE if activity.examples else _NO_INDEX)
+        without = _NO_SAMPLE if activity.examples else _NEVER if _is_silent(activity) else _NO_INDEX.format(key)
+        why = facts.problem or without
         lines[1:] = Content.styled(why, "$muted").wrap(width)
     return lines
 
@@ -236,10 +244,11 @@ def section_lines(facts: FeatureFacts, section: str, width: int, mode: ShadeMode
 def _figures(activity: FeatureActivity | None, here: float, width: int) -> list[Content]:
     """Density, maximum and the value in this text: in one line, or where there is no room each whole in one of two."""
     figures: list[tuple[str, str]] = []
-    if activity is not None and activity.density is not None:
-        figures.append(("density ", f"{100 * activity.density:.2g} %"))
-    if activity is not None and activity.max is not None:
-        figures.append(("max ", f"{activity.max:.3g}"))
+    known = None if activity is None or _is_silent(activity) else activity
+    if known is not None and known.density is not None:
+        figures.append(("density ", f"{100 * known.density:.2g} %"))
+    if known is not None and known.max is not None:
+        figures.append(("max ", f"{known.max:.3g}"))
     figures.append(("here ", f"{here:.3g}"))
     parts = [Content.assemble((name, "$muted"), value) for name, value in figures]
     line = Content("  ").join(parts)
@@ -305,6 +314,7 @@ class FeatureCard(Widget):
     mode: reactive[ShadeMode] = reactive[ShadeMode]("tint", layout=True)
     section: reactive[str] = reactive("top", layout=True)
     empty: reactive[str] = reactive("")
+    index_key = "I"
 
     def render(self) -> RenderResult:
         """The page, or what to do to see one."""
@@ -319,12 +329,12 @@ class FeatureCard(Widget):
         if self.page is None:
             return 0
         width = max(24, self.size.width)
-        section = section_lines(self.page.facts, self.section, width, self.mode)
+        section = section_lines(self.page.facts, self.section, width, self.mode, self.index_key)
         return len(self._lines(width)) - len(section)
 
     def _lines(self, width: int) -> Sequence[Content]:
         assert self.page is not None
-        return page_lines(self.page, width, self.here, self.mode, self.section)
+        return page_lines(self.page, width, self.here, self.mode, self.section, self.index_key)
 
     def get_content_height(self, container: object, viewport: object, width: int) -> int:
         """As many rows as there are lines."""

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from rich.cells import cell_len
 from textual import events
 from textual.app import ComposeResult, RenderResult
-from textual.containers import Container, Vertical
+from textual.containers import Container, Vertical, VerticalScroll
 from textual.content import Content
 from textual.geometry import Size
 from textual.reactive import reactive
@@ -27,6 +27,7 @@ from textual.widget import Widget
 from textual.widgets import Input, Static
 
 from lens_tui.records.wording import many
+from lens_tui.tui.bindings import bindings
 from lens_tui.tui.format import bar, fit, model_name, size
 from lens_tui.tui.host import BUSY, FAILED, Activity, LensHost, host
 from lens_tui.tui.keys import SCREENS, by_id
@@ -164,12 +165,10 @@ class Status(Widget):
 
 
 def _busy(activity: Activity, width: int, stop: str) -> Content:
-    stage = f" · {activity.stage}" if activity.stage and activity.stage != activity.title else ""
-    title = f"stopping: {activity.title}" if activity.stopping else activity.title
     right = f"  {stop} stop"
     facts = activity.facts()
     room = width - len(right) - cell_len(facts) - 2
-    label = fit(f"{title}{stage}", min(max(12, room - 26), cell_len(f"{title}{stage}")))
+    label = _called(activity, max(12, room - 16))  # the bar keeps ten cells
     meter_width = max(0, min(40, room - cell_len(label) - 6))
     parts: list[str | tuple[str, str]] = [("● ", "$accent"), label, "  "]
     if activity.fraction is not None and meter_width >= 8:
@@ -181,6 +180,16 @@ def _busy(activity: Activity, width: int, stop: str) -> Content:
     parts.append((facts, "$muted"))
     left = Content.assemble(*parts).truncate(max(0, width - len(right)), ellipsis=True, pad=True)
     return Content.assemble(left, (right, ""))
+
+
+def _called(activity: Activity, room: int) -> str:
+    """The job and its stage; where there is no room for both, the stage."""
+    stage = activity.stage if activity.stage != activity.title else ""
+    title = f"stopping: {activity.title}" if activity.stopping else activity.title
+    label = f"{title} · {stage}" if stage else title
+    if cell_len(label) > room and stage and not activity.stopping:
+        label = stage
+    return fit(label, min(room, cell_len(label)))
 
 
 class Footer(Widget):
@@ -347,6 +356,36 @@ class Pane(Vertical):
         self._heading.note = value
 
 
+class Scroll(VerticalScroll, inherit_bindings=False):
+    """A page longer than its pane: the keys that move in every list move it."""
+
+    BINDINGS = bindings("move")
+
+    def action_cursor_down(self) -> None:
+        """A line on."""
+        self.scroll_down(animate=False)
+
+    def action_cursor_up(self) -> None:
+        """A line back."""
+        self.scroll_up(animate=False)
+
+    def action_page_down(self) -> None:
+        """Half a page on."""
+        self.scroll_relative(y=max(1, self.size.height // 2), animate=False)
+
+    def action_page_up(self) -> None:
+        """Half a page back."""
+        self.scroll_relative(y=-max(1, self.size.height // 2), animate=False)
+
+    def action_first(self) -> None:
+        """The first line."""
+        self.scroll_home(animate=False)
+
+    def action_last(self) -> None:
+        """The last line."""
+        self.scroll_end(animate=False)
+
+
 MIN_WIDTH, MIN_HEIGHT = 60, 16
 
 
@@ -377,6 +416,9 @@ class LensScreen(Screen[None], inherit_bindings=False):
     LensScreen {
         background: $background; color: $foreground; layers: base;
         & > #body { height: 1fr; }
+        /* Textual puts a maximised pane before all that stays: without this it would stand over the header. */
+        &.-maximized-view > Header { dock: top; }
+        &.-maximized-view > #head-rule { dock: top; margin: 1 0 0 0; }
         & > TooSmall { display: none; }
         &.-tiny-w > *, &.-tiny-h > * { display: none; }
         &.-tiny-w > TooSmall, &.-tiny-h > TooSmall { display: block; }
@@ -430,7 +472,7 @@ class LensScreen(Screen[None], inherit_bindings=False):
     def compose(self) -> ComposeResult:
         """Frame and body."""
         yield Header(self.mode)
-        yield Hairline()
+        yield Hairline(id="head-rule")
         with Container(id="body"):
             yield from self.body()
         yield Hairline()
