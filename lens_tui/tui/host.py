@@ -5,8 +5,10 @@ Events of a job that was replaced or stopped are dropped by the :class:`JobBook`
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -288,6 +290,17 @@ def focus_now(widget: Widget) -> None:
     widget.screen.set_focus(widget)
 
 
+_LOST = 0.5
+
+
+class Followed(Message):
+    """Goes the way of a key or a paste behind it: when it is at the app, that one has been where it could be used."""
+
+    def __init__(self, event: events.Key | events.Paste) -> None:
+        self.event = event
+        super().__init__()
+
+
 class LensHost(App[None]):
     """The app as its screens, panes and widgets see it: what they may read, and what :class:`LensApp` does for them."""
 
@@ -308,24 +321,66 @@ class LensHost(App[None]):
 
     def __init__(self) -> None:
         self._sent_to: WeakKeyDictionary[events.Key, Widget | Screen[Any]] = WeakKeyDictionary()
+        self._out: events.Key | events.Paste | None = None
+        self._waiting: deque[events.Key | events.Paste] = deque()
         super().__init__()
 
     async def on_event(self, event: events.Event) -> None:
-        """Note whom a key goes to: by the time that it comes back unused, another widget may have the focus."""
-        if isinstance(event, events.Key) and not event.is_forwarded:
-            self._sent_to[event] = self.focused or self.screen
+        """What is typed and pasted goes out one after the other: a key is for what the key before it led to.
+
+        A terminal gives what was typed fast, or came over a slow line, in one read.
+        """
+        if not isinstance(event, events.Key | events.Paste) or event.is_forwarded:
+            await super().on_event(event)
+        elif self._out is None:
+            await self._send_out(event)
+        elif not (isinstance(event, events.Key) and await self._check_bindings(event.key, priority=True)):
+            self._waiting.append(event)
+            self._give_up_on(self._out)
+
+    async def _send_out(self, event: events.Key | events.Paste) -> None:
+        """Hand a key or a paste to who has the focus now; the next one goes when it has come to its end."""
+        target = self.focused or self.screen
+        self._out = event
+        if isinstance(event, events.Key):  # by the time that it comes back unused, another widget may have the focus
+            self._sent_to[event] = target
         await super().on_event(event)
+        self._follow(event, target)
+        if self._waiting:
+            self._give_up_on(event)
+
+    def _follow(self, event: events.Key | events.Paste, target: Widget | Screen[Any]) -> None:
+        self._out = event
+        if not target.post_message(Followed(event)):
+            self.call_later(self._next, event)
+
+    def on_followed(self, message: Followed) -> None:
+        """A key or a paste was used, or nobody had use for it. What it asked to be done is done first."""
+        self.call_later(self._next, message.event)
+
+    def _next(self, before: events.Key | events.Paste) -> None:
+        """Send out what waits for the end of ``before``."""
+        if self._out is before:
+            self._out = self._waiting.popleft() if self._waiting else None
+            if self._out is not None:
+                self.call_next(self._send_out, self._out)
+
+    def _give_up_on(self, event: events.Key | events.Paste) -> None:
+        """In a while, if nothing was heard of it: the widget it was for may have gone with it."""
+        asyncio.get_running_loop().call_later(_LOST, self._next, event)
 
     async def _on_key(self, event: events.Key) -> None:
-        """A key that came in one burst with the key that opened a field is for that field, and no command."""
+        """A key that came before the screen or field that the key before it opened is for that, and no command."""
         sent, now = self._sent_to.pop(event, None), self.focused or self.screen
         if sent is None or sent is now:
+            self.call_later(self._next, event)
             return  # Textual's own handler looks for a binding
         event.prevent_default()
         again = events.Key(event.key, event.character)
         if not await self._check_bindings(again.key, priority=True):
             self._sent_to[again] = now
             now._forward_event(again)
+            self._follow(again, now)
 
     def no_model(self) -> str:
         """Why nothing can be asked of a model."""

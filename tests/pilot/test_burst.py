@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from textual.widgets import TextArea
+from textual import events
+from textual.widgets import Input, TextArea
 
 from lens_tui.tui.widgets.token_view import TokenView
 from tests.apps import lens_app, settle
@@ -35,6 +36,28 @@ async def test_what_follows_a_search_key_is_searched() -> None:
         await settle(pilot)
         assert app.store.session.arms() == before
         assert getattr(app.focused, "value", "") == "add"
+
+
+async def test_a_form_filled_in_in_one_burst_has_each_word_in_its_field() -> None:
+    async with opened("generate") as (app, pilot):
+        scales = [*"9 19"]
+        for key in ["S", "down", "down", "5", "down", *scales, "up", "up", *"The sea", "down", "2"]:
+            app.simulate_key(key)
+        await settle_all(app, pilot)
+        fields = {entry.id: entry.value for entry in app.screen.query(Input)}
+        assert fields == {"prompts": "The sea", "first": "2", "scales": "9 19", "seeds": ""}
+
+
+async def test_a_paste_between_keys_comes_where_they_led() -> None:
+    async with opened("generate") as (app, pilot):
+        for key in ["S", "down"]:
+            app.simulate_key(key)
+        app.post_message(events.Paste("The sea"))
+        for key in ["down", "5"]:
+            app.simulate_key(key)
+        await settle_all(app, pilot)
+        fields = {entry.id: entry.value for entry in app.screen.query(Input)}
+        assert (fields["prompts"], fields["first"]) == ("The sea", "5")
 
 
 async def test_keys_that_overtake_each_other_leave_the_cursor_where_the_last_one_put_it() -> None:
