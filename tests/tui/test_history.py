@@ -239,3 +239,27 @@ async def test_the_runs_of_a_set_are_listed_under_it_and_found_by_words() -> Non
         assert generate.run is not None
         assert generate.set is None
         assert (generate.run.prompt, app.store.session.prompt) == (asked[1], asked[1])
+
+
+async def test_the_keys_of_the_history_are_those_that_have_something_to_act_on() -> None:
+    app = lens_app(FakeWorker(), screen="generate")
+    async with app.run_test(size=(80, 24)) as pilot:
+        fill(app)
+        await settle(pilot)
+        await history(pilot)
+        assert "  esc back" in screen_text(app)
+        assert not any(word in screen_text(app) for word in ("⏎ open", "r again", "/ find", "space beside"))
+        await pilot.press("escape", "r")
+        await settle(pilot)
+        await history(pilot)
+        assert "⏎ open  r again  / find  esc back" in screen_text(app)
+        await pilot.press("space")
+        assert "is taken" not in screen_text(app)
+        for _ in range(8):
+            await pilot.press("escape", "r")
+            await settle(pilot)
+            await history(pilot)
+        assert "⏎ open  r again  space beside  / find  esc back" in screen_text(app)
+        await pilot.press("/")
+        await settle(pilot)
+        assert "⏎ open  r again  space beside  / find  esc back" in screen_text(app)

@@ -76,7 +76,7 @@ class HistoryDialog(Dialog[Result], Generic[Row, Kept, Result]):
         raise NotImplementedError
 
     def own_keys(self) -> list[tuple[str, str]]:
-        """The keys of this kind alone, and what they do."""
+        """The keys of this kind alone that have something to act on, and what they do."""
         return []
 
     def nothing(self, words: str) -> str:
@@ -115,8 +115,7 @@ class HistoryDialog(Dialog[Result], Generic[Row, Kept, Result]):
             yield Static(self.heading(), classes="dialog-title")
             yield Entry(placeholder=self.SEARCHED, between=" ")
             yield RowList[Row](self.draw, row_height=2)
-            keys = [("⏎", " open  "), *self.own_keys(), ("/", " find  "), ("esc", " back")]
-            yield Static(Content.assemble("\n", *(part for key, word in keys for part in ((key, "bold"), word))))
+            yield Static(id="keys")
 
     def on_mount(self) -> None:
         """This session's at once, those of the disk as they are read."""
@@ -134,8 +133,28 @@ class HistoryDialog(Dialog[Result], Generic[Row, Kept, Result]):
         known = self.session_numbers()  # one that was kept while the disk was read is listed once
         found = [*self.session_rows(self._words), *(row for row in self._of_disk if row.kept not in known)]
         self.rows.empty = self.nothing(self._words)
-        self.rows.styles.height = min(2 * max(1, len(found)), 18)
         self.rows.show(found)
+        self.query_one("#keys", Static).update(self._keys())
+        self._fit()
+
+    def _keys(self) -> Content:
+        """The keys that have something to act on."""
+        rows = self.rows.rows
+        keys = [("⏎", " open  "), *self.own_keys()] if rows else []
+        keys += [("/", " find  ")] if rows or self._words else []
+        return Content.assemble(
+            "\n", *(part for key, word in [*keys, ("esc", " back")] for part in ((key, "bold"), word))
+        )
+
+    def _fit(self) -> None:
+        """Title, filter and keys are in sight, whatever the list has."""
+        others = 6 + 2 * self.query_one(Input).has_class("-open")
+        room = min(18, self.size.height * 9 // 10 - others)
+        self.rows.styles.height = max(2, min(2 * max(1, len(self.rows.rows)), room))
+
+    def on_resize(self) -> None:
+        """The list has what is left."""
+        self._fit()
 
     def when(self, row: Row) -> str:
         """How long ago a row of the disk was made, and the mark before what follows."""
@@ -166,6 +185,7 @@ class HistoryDialog(Dialog[Result], Generic[Row, Kept, Result]):
         """Type words that a row must have."""
         entry = self.query_one(Input)
         entry.add_class("-open")
+        self._fit()
         focus_now(entry)
 
     def on_input_changed(self, event: Input.Changed) -> None:
@@ -190,6 +210,7 @@ class HistoryDialog(Dialog[Result], Generic[Row, Kept, Result]):
             return
         entry.value = ""
         entry.remove_class("-open")
+        self._fit()
         self.rows.focus()
 
     # ---- opening

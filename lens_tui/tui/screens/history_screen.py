@@ -234,7 +234,14 @@ class HistoryScreen(HistoryDialog[PastRun, RunText, "RunText | SetText | None"])
 
     def own_keys(self) -> list[tuple[str, str]]:
         """Again, side by side, the runs of a set."""
-        return [("r", " again  "), ("space", " beside  "), *([("l h", " set  ")] if self._sets else [])]
+        beside = [("space", " beside  ")] if self._several else []
+        return [("r", " again  "), *beside, *([("l h", " set  ")] if self._sets else [])]
+
+    @property
+    def _several(self) -> bool:
+        """Whether there are two runs to put side by side."""
+        here = {run.kept or -place for place, run in enumerate(self._here, 1)}
+        return len(here | {row.kept for row in self._of_disk}) > 1
 
     def nothing(self, words: str) -> str:
         """What stands where there is no row, or none with the words."""
@@ -248,8 +255,12 @@ class HistoryScreen(HistoryDialog[PastRun, RunText, "RunText | SetText | None"])
 
     def session_numbers(self) -> frozenset[int]:
         """The numbers on disk of this session's runs, those of its sets among them."""
-        runs = [*self._runs, *(run for each in self._sets for run in each.runs.values())]
-        return frozenset(run.kept for run in runs if run.kept)
+        return frozenset(run.kept for run in self._here if run.kept)
+
+    @property
+    def _here(self) -> list[RunText]:
+        """This session's runs, those of its sets among them."""
+        return [*self._runs, *(run for each in self._sets for run in each.runs.values())]
 
     def disk_rows(self, database: Path, words: str, without: frozenset[int]) -> list[PastRun]:
         """The runs of the disk, and which were judged blind."""
@@ -334,7 +345,9 @@ class HistoryScreen(HistoryDialog[PastRun, RunText, "RunText | SetText | None"])
             from lens_tui.tui.screens.two_runs_screen import TwoRunsScreen
 
             first, self._marked = self._marked, None
-            if first is None:
+            if first is None and not self._several:
+                self.notify("There is no other run to show beside it.", markup=False)
+            elif first is None:
                 self._marked = run
             elif first is not run and not (first.kept and first.kept == run.kept):
                 self.app.push_screen(TwoRunsScreen(first, run))
