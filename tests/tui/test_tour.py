@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+from textual.widgets._toast import Toast
 
 from lens_tui.tui.keys import by_id
 from lens_tui.tui.tour import STEPS
+from lens_tui.tui.widgets.tour_line import TourLine
 from lens_tui.worker import jobs
 from tests.apps import lens_app, screen_text, settle
 from tests.fakes import FakeWorker
@@ -79,3 +81,20 @@ async def test_without_a_file_nobody_is_invited() -> None:
     async with app.run_test(size=(80, 24)) as pilot:
         await settle(pilot)
         assert "tour" not in screen_text(app)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 36)])
+async def test_a_remark_does_not_cover_what_the_tour_says(size: tuple[int, int]) -> None:
+    app = lens_app(model="demo", screen="generate")
+    async with app.run_test(size=size, notifications=True) as pilot:
+        await settle(pilot)
+        await pilot.press("ctrl+t")
+        app.say("a remark of some words")
+        await settle(pilot)
+        toast, line = (app.screen.query_one(kind).region for kind in (Toast, TourLine))
+        assert line.height > 0
+        assert toast.height > 0
+        assert toast.bottom <= line.y
+        await pilot.press("ctrl+t")
+        await settle(pilot)
+        assert app.screen.query(Toast).last().region.bottom == size[1] - 2, "what is said is whole, over the status"

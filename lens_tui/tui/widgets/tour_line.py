@@ -9,6 +9,8 @@ from textual.widget import Widget
 from lens_tui.tui.host import host
 from lens_tui.tui.tour import STEPS
 
+MOST_ROWS = 3
+
 
 class TourLine(Widget):
     """What to do now in the tour; takes no room while there is none."""
@@ -28,6 +30,16 @@ class TourLine(Widget):
     def _step(self, step: int) -> None:
         self.set_class(step >= 0, "-on")
         self.refresh(layout=True)
+        if step < 0:
+            self._tell(0)
+
+    def on_resize(self) -> None:
+        """Remarks come to stand over it."""
+        self._tell(self.outer_size.height)
+
+    def _tell(self, height: int) -> None:
+        for rows in range(1, MOST_ROWS + 1):
+            self.screen.set_class(rows == height, f"-tour-{rows}")
 
     def render(self) -> RenderResult:
         """Number, what to do, and how to leave."""
