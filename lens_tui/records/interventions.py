@@ -402,9 +402,9 @@ def positions_name(positions: Positions) -> str:
     return positions.role if positions.kind == "role" and positions.role in ROLES else ""
 
 
-def next_positions(positions: Positions | None, *, by_role: bool) -> Positions | None:
+def next_positions(positions: Positions | None, *, roles: Iterable[str] = ()) -> Positions | None:
     """What a key goes on to from these positions, ``None`` for all: the next kind, and after those a chat's roles."""
-    names: list[str] = [*POSITIONS, *(ROLES if by_role else ())]
+    names: list[str] = [*POSITIONS, *roles]
     now = "all" if positions is None else positions_name(positions)
     name = names[(names.index(now) + 1) % len(names)] if now in names else names[0]
     return None if name == "all" else positions_of(name)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from textual.content import Content
 
 from lens_tui.records.chat import Turn
+from lens_tui.records.interventions import ROLES
 from lens_tui.records.sanitise import one_line, sanitise
 from lens_tui.records.wording import many
 
@@ -136,6 +137,12 @@ def answered(run: RunText, arm: ArmText) -> tuple[Turn, ...]:
     """The conversation of a run with an arm's answer as its last turn."""
     asked = run.turns or (Turn("user", run.prompt),)
     return (*asked, Turn("assistant", arm.text))
+
+
+def roles_of(session: Session) -> tuple[str, ...]:
+    """The roles that positions can be of in the session's conversation; none where there is none."""
+    without = () if system_of(session) else ("system",)
+    return tuple(role for role in ROLES if role not in without) if session.chatting else ()
 
 
 def system_of(session: Session) -> str:

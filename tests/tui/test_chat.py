@@ -149,20 +149,30 @@ async def test_a_system_prompt_and_a_new_conversation() -> None:
         assert turns_of(app) == []
 
 
+async def walked(app: LensApp, pilot: Pilot[None], times: int) -> list[Positions | None]:
+    """The positions behind those that need no role, so many presses of the key on."""
+    seen = []
+    for _ in range(times):
+        await press(app, pilot, "P")
+        seen.append(app.store.session.steers[0].positions)
+    return seen[4:]
+
+
 async def test_a_lane_is_steered_on_a_role_s_tokens() -> None:
     async with chatting() as (app, pilot):
         rows = [row for row in app.store.session.steers if row.arm == 1]
         assert rows[0].positions is None
-        seen = []
-        for _ in range(10):
-            await press(app, pilot, "P")
-            seen.append(app.store.session.steers[0].positions)
-        roles = [Positions("role", role=name) for name in ("system", "user", "assistant", "thinking", "template")]
-        assert seen[4:9] == roles
-        assert seen[-1] is None
+        roles = [Positions("role", role=name) for name in ("user", "assistant", "thinking", "template")]
+        assert await walked(app, pilot, 9) == [*roles, None], "there is no system's turn to steer at"
+        await press(app, pilot, "I", *"Be", "enter")
+        assert await walked(app, pilot, 10) == [Positions("role", role="system"), *roles, None]
         await press(app, pilot, "P", "P", "P", "P", "P", "P", "r")
         (item,) = asked(app)[-1].arms[1].interventions
         assert item.positions == Positions("role", role="user")
+        await press(app, pilot, "P")
+        assert " → +24.0 · the assistant's turns" in screen_text(app)
+        assert "+24.0 →" not in screen_text(app)
+        await press(app, pilot, "u")
         await press(app, pilot, "2")
         assert "the user's turns" in screen_text(app)
     async with opened("generate") as (app, pilot):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lens_tui.records.interventions import ALL, BenchRow, next_positions, positions_text
+from lens_tui.tui.chat_text import roles_of
 from lens_tui.tui.host import LensHost
 from lens_tui.tui.session import MAX_ARMS
 
@@ -14,7 +15,7 @@ __all__ = ["add_arm", "delete_arm", "move_scale", "next_place", "zero_scale"]
 
 def next_place(lens: LensHost, rows: Sequence[BenchRow]) -> None:
     """The next positions."""
-    positions = next_positions(rows[0].positions, by_role=lens.store.session.chatting)
+    positions = next_positions(rows[0].positions, roles=roles_of(lens.store.session))
     lens.store.replace_steers([replace(row, positions=positions) for row in rows])
     lens.say(f"Steered: {positions_text(positions or ALL)}.")
 

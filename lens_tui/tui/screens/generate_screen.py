@@ -119,7 +119,9 @@ class GenerateScreen(LensScreen):
             text = run.arm_now(lane.number, self.session) if run is not None else None
             ran = strength(text.interventions) if text is not None else now
             in_place = bool(lane.number and lane.text is not None and not lane.text.number)
-            lane.does = "" if in_place else now if now == ran else f"{ran.partition(' · ')[0]} → {now}"
+            before = ran.partition(" · ")[0]
+            changed = f"→ {now}" if before == now.partition(" · ")[0] else f"{before} → {now}"
+            lane.does = "" if in_place else now if now == ran else changed
             stale = stale or now != ran or (run is not None and text is None)
         if run is not None and self.set is None:
             stale = stale or run.question != self.session.question or run.sampling != self.session.sampling

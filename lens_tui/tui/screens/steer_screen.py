@@ -20,6 +20,7 @@ from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
 from lens_tui.tui.bench_text import too_strong
 from lens_tui.tui.bindings import bindings
+from lens_tui.tui.chat_text import roles_of
 from lens_tui.tui.host import focus_now
 from lens_tui.tui.session import MAX_ARMS, Session
 from lens_tui.tui.widgets.entry import Entry
@@ -230,7 +231,7 @@ class SteerScreen(LensScreen):
     def action_positions(self) -> None:
         """The next positions."""
         if (row := self._here()) is not None:
-            self._edit(row, "", positions=next_positions(row.positions, by_role=self.session.chatting))
+            self._edit(row, "", positions=next_positions(row.positions, roles=roles_of(self.session)))
 
     def _replace(self, row: BenchRow) -> None:
         self.lens.store.edit_steer(row.id, mode=row.mode, scale=row.scale)
