@@ -21,7 +21,9 @@ from lens_tui.records.wording import many
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from importlib.machinery import ModuleSpec
     from pathlib import Path
+    from types import ModuleType
 
     import mlx.core as mx
     from numpy.typing import NDArray
@@ -51,11 +53,26 @@ _library: Any = None
 
 
 class _BeforeMLX:
-    """Finds nothing, and loads the library when ``mlx.core`` is looked for."""
+    """Finds ``mlx.core`` as the other finders do, and has the library loaded as the first thing of its loading.
 
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> None:
-        if name == "mlx.core":
-            load()
+    Not while it is looked for: Python holds the lock of all imports then, and what loads the library imports others.
+    A second thread in the middle of one of those would wait for that lock, and this one for it, for ever.
+    """
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None) -> ModuleSpec | None:
+        if name != "mlx.core":
+            return None
+        others = (finder for finder in sys.meta_path if finder is not self)
+        found = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
+        if found is not None and found.loader is not None:
+            create = found.loader.create_module
+
+            def create_module(spec: ModuleSpec) -> ModuleType | None:
+                load()
+                return create(spec)
+
+            found.loader.create_module = create_module  # type: ignore[method-assign]
+        return found
 
 
 def watch() -> None:

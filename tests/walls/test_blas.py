@@ -56,6 +56,38 @@ def test_whoever_imports_mlx_first_has_it(statement: str, tmp_path_factory: pyte
 
 
 @linux
+def test_a_thread_that_imports_mlx_and_one_that_imports_what_the_library_needs_do_not_wait_for_each_other(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "needed.py").write_text(
+        "import sys\nmain = sys.modules['__main__']\nmain.begun.set()\nmain.looking.wait(30)\nimport wave\n"
+    )
+    code = """
+import sys, threading
+from lens_tui import blas
+
+def load():
+    looking.set()
+    import needed
+    return blas.Blas(False, "")
+
+begun, looking, blas.load = threading.Event(), threading.Event(), load
+def mlx():
+    begun.wait()
+    import mlx.core
+
+thread = threading.Thread(target=mlx, daemon=True)
+thread.start()
+import needed
+thread.join()
+print("mlx.core" in sys.modules, looking.is_set())
+"""
+    env = {**os.environ, "PYTHONPATH": f"{os.getcwd()}:{tmp_path}"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=env)
+    assert done.stdout.split() == ["True", "True"], done.stderr
+
+
+@linux
 def test_nothing_is_loaded_before_mlx_is_wanted() -> None:
     code = """
 import lens_tui, lens_tui.records, lens_tui.demo, lens_tui.worker, lens_tui.tui.app, lens_tui.sae.index
