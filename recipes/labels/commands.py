@@ -18,9 +18,10 @@ Work = Annotated[Path, typer.Option(help="Folder for the indexes, some gigabytes
 Tokens = Annotated[int, typer.Option(help="Tokens of training text, in about equal parts by domain.")]
 HeldOut = Annotated[int | None, typer.Option(help="Held-out documents of a domain at most; all unless given.")]
 Rows = Annotated[int, typer.Option(help="Windows of 512 tokens a forward pass.")]
+Which = Annotated[str, typer.Option("--depth", help="Whose features: early, middle or late, layers 2, 4 and 6.")]
 
 DEPTH = "middle"
-"""The SAE of which cards and quizzes are made."""
+"""The SAE of which cards and quizzes are made unless another is asked for."""
 
 METHOD = "a language model, from top examples and promoted tokens"
 
@@ -83,27 +84,32 @@ def cards(
     tokens: Tokens = 2_000_000,
     features: Annotated[int, typer.Option(help="How many are chosen; with 0 only those of --also get a card.")] = 560,
     also: Annotated[Path | None, typer.Option(help="JSON list of further features.", exists=True)] = None,
+    known: Annotated[list[Path] | None, typer.Option(help="JSONL of features that are not chosen.")] = None,
     held_out: HeldOut = None,
     rows: Rows = 32,
     seed: int = 7,
+    depth: Which = DEPTH,
 ) -> None:
-    """Choose features of the middle SAE and write a card of each, from training text: OUT/cards/*.txt, cards.jsonl.
+    """Choose features of an SAE and write a card of each, from training text: OUT/cards/*.txt, cards.jsonl.
 
-    A feature is left out if held-out text has too few places for its quiz. Those of ALSO may be of any density.
+    A feature is left out if held-out text has too few places for its quiz. Those of ALSO may be of any density, and
+    KNOWN does not concern them.
     """
     from recipes.bundled import embeddings, open_model
     from recipes.labels import cards as made
     from recipes.labels import choose, windows
+    from recipes.labels import seen as first
 
     lens = open_model(model)
-    seen = _trained_on(lens, corpus, work, saes, DEPTH, tokens, rows)
-    unseen = _held_out(lens, corpus, work, saes, held_out, rows)
+    seen = _trained_on(lens, corpus, work, saes, depth, tokens, rows, whole=True)
+    unseen = _held_out(lens, corpus, work, saes, depth, held_out, rows)
     text, rows_of_tokens, maxima = lens.tokens.display, embeddings(lens), seen.index.max
-    found = []
-    if features:
-        found = choose.candidates(
-            seen, rows_of_tokens, text, lambda feature: windows.enough(unseen, feature, float(maxima[feature]))
-        )
+    done = first.features_of(known or [], _folder(saes, depth).name)
+
+    def may(feature: int) -> bool:
+        return feature not in done and windows.enough(unseen, feature, float(maxima[feature]))
+
+    found = choose.candidates(seen, rows_of_tokens, text, may) if features else []
     chosen = choose.choose(found, features)
     asked = [] if also is None else choose.read_features(also, seen.index.width)
     further = [
@@ -129,13 +135,14 @@ def quiz(
     held_out: HeldOut = None,
     rows: Rows = 32,
     seed: int = 7,
+    depth: Which = DEPTH,
 ) -> None:
     """Write the quiz of every card of OUT from held-out text: OUT/quiz/*.txt, answers in OUT/quiz_key.jsonl."""
     from recipes.bundled import open_model
     from recipes.labels.cards import read_cards, write_quiz
 
     lens = open_model(model)
-    unseen = _held_out(lens, corpus, work, saes, held_out, rows)
+    unseen = _held_out(lens, corpus, work, saes, depth, held_out, rows)
     n, missing = write_quiz(read_cards(out / "cards.jsonl"), unseen, lens.tokens.display, out, seed)
     print(f"a quiz for {n} features; too few windows for {len(missing)}: {missing}")
 
@@ -185,23 +192,39 @@ def meaning(
         print(f"{depth:8}{share:6.1%} of {n} random live features peak on more than three tokens in their top 20")
 
 
-def _trained_on(
-    lens: LensModel, corpus: Path, work: Path, saes: Path | None, depth: str, tokens: int, rows: int
-) -> Material:
+def _folder(saes: Path | None, depth: str) -> Path:
     from recipes.bundled import sae_folders
+
+    here = sae_folders(saes)
+    if depth not in here:
+        raise typer.BadParameter(f"{depth} is none of {', '.join(here)}", param_hint="--depth")
+    return here[depth][1]
+
+
+def _trained_on(
+    lens: LensModel,
+    corpus: Path,
+    work: Path,
+    saes: Path | None,
+    depth: str,
+    tokens: int,
+    rows: int,
+    whole: bool = False,
+) -> Material:
+    """The index of training text; ``whole`` keeps every activation, which cards need and counting does not."""
     from recipes.corpus import read_corpus
     from recipes.labels import material
 
     documents = material.training_sample(read_corpus(corpus), tokens)
-    settings = material.FULL if depth == DEPTH else material.SLIM
-    return material.index_documents(lens, sae_folders(saes)[depth][1], documents, work / "trained_on", settings, rows)
+    settings = material.FULL if whole or depth == DEPTH else material.SLIM
+    return material.index_documents(lens, _folder(saes, depth), documents, work / "trained_on", settings, rows)
 
 
-def _held_out(lens: LensModel, corpus: Path, work: Path, saes: Path | None, most: int | None, rows: int) -> Material:
-    from recipes.bundled import sae_folders
+def _held_out(
+    lens: LensModel, corpus: Path, work: Path, saes: Path | None, depth: str, most: int | None, rows: int
+) -> Material:
     from recipes.corpus import read_corpus
     from recipes.labels import material
 
     documents = material.held_out(read_corpus(corpus), most)
-    folder = sae_folders(saes)[DEPTH][1]
-    return material.index_documents(lens, folder, documents, work / "held_out", material.FULL, rows)
+    return material.index_documents(lens, _folder(saes, depth), documents, work / "held_out", material.FULL, rows)

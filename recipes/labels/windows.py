@@ -13,6 +13,12 @@ LENGTH = 24
 LEVEL = 0.25
 """A window counts as active if the feature reaches this share of its maximum (over the cards' text) in it."""
 
+DENSE_LEVEL = 0.5
+"""The share instead of it for a feature so dense that hardly a window is without it.
+
+Its windows that count as silent stay under ``LEVEL``.
+"""
+
 N_ACTIVE = 5
 N_RANDOM, N_HARD = 3, 2
 _LEAD = (10, 20)
@@ -36,15 +42,23 @@ def pick(material: Material, feature: int, maximum: float, seed: int) -> list[Wi
 
     Active ones are around random tokens at ``LEVEL`` of the maximum or more. The feature is silent throughout the
     others: two come from the domain of an active one, three from anywhere. No two windows overlap, and
-    active ones are of different documents where there are enough.
+    active ones are of different documents where there are enough. A feature that is active nearly everywhere has no
+    silent windows: its quiz asks for ``DENSE_LEVEL`` or more against windows that stay under ``LEVEL`` throughout.
     """
+    return _pick(material, feature, LEVEL * maximum, 0.0, seed) or _pick(
+        material, feature, DENSE_LEVEL * maximum, LEVEL * maximum, seed
+    )
+
+
+def _pick(material: Material, feature: int, loud: float, quiet: float, seed: int) -> list[Window] | None:
+    """A quiz of windows around a token of ``loud`` or more, and of windows without one above ``quiet``."""
     rng = np.random.default_rng([seed, feature])
     tokens, values = material.index.everywhere(feature)
-    strong = int(np.searchsorted(-values, -LEVEL * maximum, side="right"))
+    strong = int(np.searchsorted(-values, -loud, side="right"))
     active = _active(material, tokens[:strong].astype(np.int64), values[:strong], rng)
     if len(active) < N_ACTIVE:
         return None
-    firing = np.sort(tokens.astype(np.int64))
+    firing = np.sort(tokens[values > quiet].astype(np.int64))
     silent: list[Window] = []
     for _ in range(N_HARD):
         domain = material.domain_of_token[active[int(rng.integers(N_ACTIVE))].low]
@@ -96,7 +110,7 @@ def _silent(
     others: list[Window],
     rng: np.random.Generator,
 ) -> list[Window]:
-    """At most ``n`` windows without any activation, around tokens of ``pool`` (or of all)."""
+    """At most ``n`` windows without a token of ``firing``, around tokens of ``pool`` (or of all)."""
     chosen: list[Window] = []
     for _ in range(_TRIES):
         if len(chosen) >= n:

@@ -91,8 +91,9 @@ def _sparse(folder: Path, lens: LensModel, layer: int, root: Path) -> None:
 class Truth:
     """Activations of the documents of the corpus, computed apart from index and SAE code."""
 
-    def __init__(self, root: Path, lens: LensModel) -> None:
-        self.lens, self.folder = lens, root / "saes" / DEPTHS["middle"].folder
+    def __init__(self, root: Path, lens: LensModel, depth: str = "middle") -> None:
+        self.lens, self.folder = lens, root / "saes" / DEPTHS[depth].folder
+        self.layer = list(DEPTHS).index(depth)
         self.threshold = load_file(self.folder / "params.safetensors")["threshold"]
         files = {name: (root / "corpus" / f"{name}.txt").read_text() for name in WORDS}
         self.texts = {name: [part.strip() for part in text.split(SEPARATOR)] for name, text in files.items()}
@@ -101,7 +102,7 @@ class Truth:
     def of(self, domain: str, number: int) -> NDArray[np.float32]:
         """Of every token of a document, ``(n, width)``."""
         if (domain, number) not in self.known:
-            before = _before(self.folder, _residual(self.lens, self.texts[domain][number], 1))
+            before = _before(self.folder, _residual(self.lens, self.texts[domain][number], self.layer))
             self.known[domain, number] = np.where(before > self.threshold, before, 0)
         return self.known[domain, number]
 
@@ -207,6 +208,59 @@ def test_features_that_are_asked_for_get_cards_of_any_density(
     assert list(rows) == sorted(set(asked) - {dropped})
     assert rows[known] == before[known]
     assert "a quiz for 3 features" in _run("label-quiz", *shared, "--rows", "8", str(tmp_path / "out"))
+
+
+def test_cards_and_quiz_of_another_depth_leave_out_what_is_known(
+    made: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choose, "DENSITIES", (0.001, 0.1))
+    shared = ["--corpus", str(made.root / "corpus"), "--work", str(tmp_path / "work"), "--model", str(made.model)]
+    shared += ["--saes", str(made.root / "saes"), "--depth", "early", "--rows", "8"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    _run("label-cards", *shared, "--tokens", str(TOKENS), "--features", "6", str(first))
+    known = ["--known", str(first / "cards.jsonl")]
+    _run("label-cards", *shared, "--tokens", str(TOKENS), "--features", "6", *known, str(second))
+    cards = {folder: {row["feature"] for row in _jsonl(folder / "cards.jsonl")} for folder in (first, second)}
+    assert [len(features) for features in cards.values()] == [6, 6]
+    assert not cards[first] & cards[second]
+    assert "a quiz for 6 features" in _run("label-quiz", *shared, str(second))
+    truth, starts = Truth(made.root, made.truth.lens, "early"), _starts(made)
+    for row in _jsonl(second / "quiz_key.jsonl"):
+        place = (row["domain"], row["document"])
+        low = row["token"] - starts[place]
+        values = truth.of(*place)[low : low + row["tokens"], row["feature"]]
+        assert (values > 0).any() == row["active"]
+
+
+def test_a_depth_that_is_none_is_refused(made: SimpleNamespace, tmp_path: Path) -> None:
+    given = ["--corpus", str(made.root / "corpus"), "--work", str(tmp_path), "--model", str(made.model)]
+    done = CliRunner().invoke(app, ["label-quiz", *given, "--depth", "deep", str(made.out)], env={"COLUMNS": "200"})
+    assert done.exit_code == 2
+    assert "deep is none of early, middle, late" in done.output
+
+
+def test_a_feature_active_on_every_token_is_asked_for_where_it_is_strong() -> None:
+    values = np.random.default_rng(0).choice([0.1, 0.2, 0.3, 1.0], 4000, p=[0.4, 0.55, 0.04, 0.01])
+    order = np.argsort(-values, kind="stable")
+    places = np.arange(len(values))
+    dense: Any = SimpleNamespace(
+        index=SimpleNamespace(
+            everywhere=lambda feature: (order, values[order]), n_tokens=len(values), special=np.zeros(len(values), bool)
+        ),
+        starts=np.arange(0, 4001, 200),
+        documents=np.arange(20),
+        sequences=lambda tokens: tokens // 200,
+        domain_of_token=places // 2000,
+        tokens_of_domain=(places[:2000], places[2000:]),
+    )
+    quiz = windows.pick(dense, 0, 1.0, 3)
+    assert quiz is not None
+    strongest: dict[str, list[float]] = {window.kind: [] for window in quiz}
+    for window in quiz:
+        strongest[window.kind].append(values[window.low : window.high].max())
+    assert strongest["active"] == [1.0] * 5
+    assert len(strongest["random"] + strongest["hard"]) == 5
+    assert max(strongest["random"] + strongest["hard"]) <= windows.LEVEL
 
 
 @pytest.mark.parametrize("written", ["[1, 64]", "[-1]", "[true]", '{"1": 2}', '["3"]'])
