@@ -13,10 +13,10 @@ LENGTH = 24
 LEVEL = 0.25
 """A window counts as active if the feature reaches this share of its maximum (over the cards' text) in it."""
 
-DENSE_LEVEL = 0.5
-"""The share instead of it for a feature so dense that hardly a window is without it.
+DENSE_LEVELS = ((0.5, 0.25), (0.75, 0.5))
+"""The shares for a feature so dense that hardly a window is without it: active from one on, silent under the other.
 
-Its windows that count as silent stay under ``LEVEL``.
+The second pair is for a feature that passes a quarter of its maximum nearly everywhere.
 """
 
 N_ACTIVE = 5
@@ -43,11 +43,11 @@ def pick(material: Material, feature: int, maximum: float, seed: int) -> list[Wi
     Active ones are around random tokens at ``LEVEL`` of the maximum or more. The feature is silent throughout the
     others: two come from the domain of an active one, three from anywhere. No two windows overlap, and
     active ones are of different documents where there are enough. A feature that is active nearly everywhere has no
-    silent windows: its quiz asks for ``DENSE_LEVEL`` or more against windows that stay under ``LEVEL`` throughout.
+    silent windows: its quiz asks for windows that are strong against windows that stay weak, by ``DENSE_LEVELS``.
     """
-    return _pick(material, feature, LEVEL * maximum, 0.0, seed) or _pick(
-        material, feature, DENSE_LEVEL * maximum, LEVEL * maximum, seed
-    )
+    shares = ((LEVEL, 0.0), *DENSE_LEVELS)
+    quizzes = (_pick(material, feature, loud * maximum, quiet * maximum, seed) for loud, quiet in shares)
+    return next((quiz for quiz in quizzes if quiz), None)
 
 
 def _pick(material: Material, feature: int, loud: float, quiet: float, seed: int) -> list[Window] | None:
