@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from textual.widgets import Input
+from textual.widgets import Input, Static
 
 from lens_tui.records import AblateHeads, Add, LensError
 from lens_tui.records.cause_store import CauseStore
@@ -22,6 +22,7 @@ from lens_tui.tui.causes_text import cell_lines, cells, details, legend, map_of,
 from lens_tui.tui.format import signed
 from lens_tui.tui.screens.cause_history import CauseHistoryScreen
 from lens_tui.tui.screens.causes_screen import CausesScreen
+from lens_tui.tui.widgets.frame import Scroll
 from lens_tui.worker.events import GraphMade, Patched
 from lens_tui.worker.jobs import KeepGraph, MakeGraph, Patch, PruneGraph, VectorFromPatch
 from tests.apps import lens_app
@@ -456,3 +457,28 @@ async def test_a_map_in_the_history_is_found_by_its_models_folder_and_one_that_i
         await pilot.press("escape", "slash", *"no such words")
         await settle(app, pilot)
         assert "none has these words" in screen_text(app)
+
+
+@pytest.mark.parametrize(("screen", "keys"), [("lens", ("V",)), ("causes", ("enter",))])
+async def test_all_that_is_said_of_a_cell_can_be_reached_by_keys_in_a_narrow_terminal(
+    screen: str, keys: tuple[str, ...]
+) -> None:
+    async with opened(screen, size=(80, 18)) as (app, pilot):
+        await pilot.press(*keys)
+        await settle(app, pilot)
+        page = next(scroll for scroll in app.screen.query(Scroll) if scroll.display)
+        await pilot.press("tab")
+        assert app.focused is page
+        last = str(page.query_one(Static).content).splitlines()[-1].strip()
+        assert last not in screen_text(app)
+        await pilot.press("G")
+        await settle(app, pilot)
+        assert last in screen_text(app)
+
+
+async def test_a_nodes_page_follows_the_edge_and_takes_no_keys_from_the_graph() -> None:
+    async with opened("causes", size=(80, 24)) as (app, pilot):
+        await pilot.press("V", "V", "V", "enter")
+        await settle(app, pilot)
+        await pilot.press("tab")
+        assert app.focused is screen_of(app).graph.map

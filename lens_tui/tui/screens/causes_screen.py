@@ -7,7 +7,7 @@ from functools import partial
 from typing import ClassVar
 
 from textual.app import ComposeResult
-from textual.containers import Horizontal, VerticalScroll
+from textual.containers import Horizontal
 from textual.content import Content
 from textual.widgets import Static
 
@@ -23,7 +23,7 @@ from lens_tui.tui.bindings import bindings
 from lens_tui.tui.causes_text import question
 from lens_tui.tui.format import model_name
 from lens_tui.tui.session import Session
-from lens_tui.tui.widgets.frame import Hairline, LensScreen, Pane
+from lens_tui.tui.widgets.frame import Hairline, LensScreen, Pane, Scroll
 from lens_tui.tui.widgets.heat_grid import HeatGrid
 from lens_tui.worker.events import Event, VectorMade
 from lens_tui.worker.jobs import VectorFromPatch
@@ -59,7 +59,7 @@ class CausesScreen(LensScreen):
         with Horizontal(id="causes-panes"):
             yield self.patches
             yield self.graph
-            yield Pane("Cell", VerticalScroll(self.cell, id="cause-scroll", can_focus=False), id="cause-pane")
+            yield Pane("Cell", Scroll(self.cell, id="cause-scroll"), id="cause-pane")
 
     def on_mount(self) -> None:
         """Follow the way values are shown."""
@@ -78,6 +78,7 @@ class CausesScreen(LensScreen):
         self.set_class(on, "-graph")
         self.patches.display, self.graph.display = not on, on
         self.query_one("#cause-pane", Pane).title = "Node" if on else "Cell"
+        self.query_one("#cause-scroll").can_focus = not on  # a node's page moves with the edge that is chosen
         self.focus_first()
         self.refresh_bindings()
         self.call_after_refresh(self._show)
@@ -131,7 +132,7 @@ class CausesScreen(LensScreen):
         self.query_one("#cause-pane", Pane).note = "" if graph.chosen is None else one_line(graph.chosen.id, 24)
         lines, at = graph.lines(max(16, self.cell.size.width))
         self.cell.update(Content("\n").join(lines))
-        scroll = self.query_one("#cause-scroll", VerticalScroll)
+        scroll = self.query_one("#cause-scroll", Scroll)
         self.call_after_refresh(scroll.scroll_to, y=max(0, at + 2 - scroll.size.height), animate=False)
 
     # -- actions -----------------------------------------------------------------------------------------

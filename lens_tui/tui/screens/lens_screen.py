@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from textual import events
 from textual.app import ComposeResult
-from textual.containers import Horizontal, VerticalScroll
+from textual.containers import Horizontal
 from textual.content import Content
 from textual.widgets import Input, Static
 
@@ -25,7 +25,7 @@ from lens_tui.tui.parts_text import logit_lines, look_lines
 from lens_tui.tui.reading_text import MEASURES, ReadingText, beside_lines, cell_lines, cells, details, sources
 from lens_tui.tui.session import Session, plan
 from lens_tui.tui.widgets.entry import Entry
-from lens_tui.tui.widgets.frame import Hairline, LensScreen, Pane
+from lens_tui.tui.widgets.frame import Hairline, LensScreen, Pane, Scroll
 from lens_tui.tui.widgets.heat_grid import HeatGrid
 from lens_tui.tui.widgets.lane import Line, quoted, strength
 from lens_tui.tui.widgets.part_bars import PartBars
@@ -76,7 +76,7 @@ class ReadoutScreen(LensScreen):
             yield Pane("Logit lens", self.grid, id="grid-pane")
             yield self.parts
             yield self.heads
-            yield Pane("Cell", self.token, VerticalScroll(self.cell, id="cell-scroll", can_focus=False), id="cell-pane")
+            yield Pane("Cell", self.token, Scroll(self.cell, id="cell-scroll"), id="cell-pane")
 
     def on_mount(self) -> None:
         """Follow the way values are shown."""
