@@ -55,12 +55,19 @@ def typed_prompts(texts: Iterable[str], name: str = "typed") -> PromptSet:
 def read_prompt_set(path: Path | str, *, key: str = "prompt") -> PromptSet:
     """The prompts of a file: one on each line, exactly as it stands there, or in ``.jsonl`` an object on each line.
 
-    An object holds its prompt under ``key`` and may hold an ``id``. Lines that are blank are left out.
+    An object holds its prompt under ``key`` (where that is ``prompt`` and there is none, under ``text``) and may hold
+    an ``id``. In ``.json`` they stand in one list, prompts as strings or objects. Lines that are blank are left out.
     Raises :class:`LensError` with the line that is wrong.
     """
     file = expanded(path)
-    text = read_text(file, MAX_BYTES, encoding="utf-8-sig")
-    return parse_prompts(text, one_line(file.name, 80), key=key, objects=file.suffix.lower() == ".jsonl")
+    text, name, suffix = read_text(file, MAX_BYTES, encoding="utf-8-sig"), one_line(file.name, 80), file.suffix.lower()
+    if suffix == ".json":
+        listed = parse_json(text, name)
+        if not isinstance(listed, list):
+            raise LensError(f"{name} is not a list of prompts.", "Write a list, or JSONL.")
+        found = (_item(value, f"Item {number} of {name}", key) for number, value in enumerate(listed[:MAX_PROMPTS], 1))
+        return _set_of(found, name)
+    return parse_prompts(text, name, key=key, objects=suffix == ".jsonl")
 
 
 def parse_prompts(text: str, name: str, *, key: str = "prompt", objects: bool | None = None) -> PromptSet:
@@ -73,27 +80,36 @@ def parse_prompts(text: str, name: str, *, key: str = "prompt", objects: bool | 
         objects: Whether each line is an object; ``None``: those that begin with a brace are.
     """
     lines = enumerate(_LINE_END.split(text), 1)
-    found = list(islice(((number, line) for number, line in lines if line.strip()), MAX_PROMPTS))
-    items: list[PromptItem] = []
-    for number, line in found:
-        as_object = line.startswith("{") if objects is None else objects
-        item = _item(line, number, name, key) if as_object else PromptItem("", line)
-        items.append(PromptItem(item.id or str(len(items) + 1), item.text))
+    found = islice(((number, line) for number, line in lines if line.strip()), MAX_PROMPTS)
+    return _set_of((_line(line, f"Line {number} of {name}", key, objects) for number, line in found), name)
+
+
+def _line(line: str, where: str, key: str, objects: bool | None) -> PromptItem:
+    as_object = line.startswith("{") if objects is None else objects
+    return _item(parse_json(line, where), where, key) if as_object else PromptItem("", line)
+
+
+def _set_of(found: Iterable[PromptItem], name: str) -> PromptSet:
+    """The set of these prompts, each with its number where it has no id."""
+    items = tuple(PromptItem(item.id or str(number), item.text) for number, item in enumerate(found, 1))
     if not items:
         raise LensError(f"There are no prompts in {name}.", "Write one on each line, or JSONL.")
     if len(items) == MAX_PROMPTS:
         raise LensError(f"{name} holds {MAX_PROMPTS} prompts or more.", "Give fewer.")
-    return PromptSet(name, tuple(items))
+    return PromptSet(name, items)
 
 
-def _item(line: str, number: int, name: str, key: str) -> PromptItem:
-    where = f"Line {number} of {name}"
-    value: Any = parse_json(line, where)
-    text = value.get(key) if isinstance(value, dict) else None
+def _item(value: Any, where: str, key: str) -> PromptItem:
+    if isinstance(value, str) and value.strip():
+        return PromptItem("", value)
+    fields = value if isinstance(value, dict) else {}
+    text = fields.get(key, fields.get("text") if key == "prompt" else None)
     if not isinstance(text, str) or not text.strip():
-        raise LensError(f"{where} is not an object with a text under {key!r}.", "Name the key: --text-key.")
-    own = value.get("id", "")
-    return PromptItem(own if isinstance(own, str) else str(own), text)
+        has = ", ".join(repr(one_line(str(name), 20)) for name in islice(fields, 5))
+        hint = f"It has {has}: call one 'prompt', or name it with --text-key." if has else 'Write {"prompt": "..."}.'
+        raise LensError(f"{where} is not an object with a text under {key!r}.", hint)
+    own = fields.get("id")
+    return PromptItem("" if own is None else str(own), text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from rich.cells import cell_len
 
 from lens_tui.records import Arm, LensError, Sampling
 from lens_tui.records.interventions import BenchRow
+from lens_tui.records.paths import expanded
 from lens_tui.records.prompt_set import PromptItem, SetCell, SetColumn, typed_prompts
 from lens_tui.records.run import LIMITS
 from lens_tui.records.run_record import MadeWith
@@ -82,6 +83,15 @@ def split_typed(text: str) -> list[str]:
     """Prompts with ``|`` between them; a backslash before one, and before another backslash, stands for itself."""
     parts = re.findall(r"((?:\\.|[^|\\]|\\$)+)", text)
     return [re.sub(r"\\([|\\])", r"\1", part) for part in parts if part.strip()]
+
+
+def names_a_file(text: str) -> bool:
+    """Whether what was typed for prompts is the path of a file: one that is there, or a name as sets have."""
+    path = text.strip()
+    try:
+        return expanded(path).is_file() or re.fullmatch(r"[^|\s]+\.(txt|jsonl?)", path) is not None
+    except (OSError, ValueError):  # too long for a path, or with a NUL
+        return False
 
 
 def read_numbers(text: str) -> tuple[float, ...]:

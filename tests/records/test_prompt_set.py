@@ -25,6 +25,26 @@ def test_an_object_a_line_may_have_an_id_and_many_lines(tmp_path: Path) -> None:
     assert [(item.id, item.text) for item in read_prompt_set(file).items] == [("x", "a\nb"), ("2", "c"), ("7", "d")]
     file.write_text('{"q": "a"}\n')
     assert read_prompt_set(file, key="q").items[0].text == "a"
+    file.write_bytes(b'\xef\xbb\xbf{"text": "a", "id": null}\r\n"b"\r\n')
+    assert [(item.id, item.text) for item in read_prompt_set(file).items] == [("1", "a"), ("2", "b")]
+
+
+def test_a_list_in_json_is_a_set_too(tmp_path: Path) -> None:
+    file = tmp_path / "p.json"
+    file.write_text('[\n "a",\n {"prompt": "b", "id": "x"}\n]')
+    assert [(item.id, item.text) for item in read_prompt_set(file).items] == [("1", "a"), ("x", "b")]
+    for text, says in (('{"prompt": "a"}', "is not a list"), ('["a", 3]', "Item 2 of p.json"), ("[]", "no prompts")):
+        file.write_text(text)
+        with pytest.raises(LensError, match=says):
+            read_prompt_set(file)
+
+
+def test_where_the_key_is_another_one_those_there_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"question": "a", "n\\u001b": 3}\n')
+    with pytest.raises(LensError) as error:
+        read_prompt_set(file)
+    assert error.value.hint == "It has 'question', 'n␛': call one 'prompt', or name it with --text-key."
 
 
 @pytest.mark.parametrize(

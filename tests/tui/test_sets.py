@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from textual.events import Paste
 
 from lens_tui.records import Arm, LensError, Sampling
 from lens_tui.records.prompt_set import COLUMNS, PromptItem, column_of
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.screens.generate_screen import GenerateScreen
+from lens_tui.tui.screens.set_pane import SetForm
 from lens_tui.tui.set_text import asked_set, bare_name, has_amount, head_line, row_line, shape, split_typed
 from lens_tui.worker import jobs
 from tests.fakes import PROMPTS, TEXTS, unit_vector
@@ -170,14 +174,38 @@ async def test_three_scales_on_five_prompts_of_ones_own_take_nine_keys_besides_t
         assert len([key for key in keys if key in ("S", "down", "enter")]) == 9
 
 
-async def test_a_file_that_is_not_there_is_an_error_and_the_screen_lives_on() -> None:
+async def test_a_file_that_is_not_there_is_said_in_the_form_and_what_was_shown_comes_back() -> None:
     async with opened("generate") as (app, pilot):
-        await pilot.press("S", "right", "right", "down", *"nowhere", "enter")
+        for before in range(2):
+            await pilot.press("S", "home", "right", "right", "down", "ctrl+u", *"nowhere", "enter")
+            await settle(app, pilot)
+            assert isinstance(app.screen, SetForm)
+            assert "There is no file" in screen_text(app)
+            assert "nowhere" in screen_text(app)
+            await pilot.press("escape")
+            await settle(app, pilot)
+            screen = screen_of(app)
+            assert screen.set is (screen.sets.made[0] if before else None)
+            assert len(screen.sets.made) == before
+            if not before:
+                await pilot.press("S", "home", "down", "ctrl+u", "up", "home", "enter")
+                await settle(app, pilot)
+                assert screen.set is not None
+
+
+async def test_a_path_that_is_typed_where_prompts_are_is_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "my prompts.txt"
+    file.write_text("One\nTwo\n")
+    async with opened("generate") as (app, pilot):
+        await pilot.press("S", "down")
+        app.post_message(Paste(str(file)))
+        await pilot.press("enter")
         await settle(app, pilot)
-        assert "There is no file" in screen_text(app)
-        await pilot.press("escape", "escape")
+        (job,) = sets(app)
+        assert (job.path, job.prompts) == (str(file), ())
+        await pilot.press("S", "down", "ctrl+u", *"The", "space", *"sea", "enter", "enter")
         await settle(app, pilot)
-        assert screen_of(app).set is None
+        assert [item.text for item in sets(app)[-1].prompts] == ["The sea"]
 
 
 async def test_a_name_is_cut_before_its_scale_and_arms_without_room_are_counted() -> None:

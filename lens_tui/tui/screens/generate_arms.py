@@ -50,3 +50,11 @@ def delete_arm(lens: LensHost, rows: Sequence[BenchRow]) -> None:
     """Take the rows off the bench; undo brings them back."""
     gone = {row.id for row in rows}
     lens.store.update(steers=tuple(row for row in lens.store.session.steers if row.id not in gone))
+
+
+def from_to(ran: str, now: str) -> str:
+    """What is done in a lane, as :func:`strength` has it: what it was when it ran, and what it is since."""
+    if now == ran:
+        return now
+    before = ran.partition(" · ")[0]
+    return f"→ {now}" if before == now.partition(" · ")[0] else f"{before} → {now}"

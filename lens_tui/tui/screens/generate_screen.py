@@ -23,7 +23,7 @@ from lens_tui.worker.events import ArmDone, DialRefused, Event, JobDone, JobFail
 
 from .chat_pane import ChatPane
 from .gate_form import ask_gate
-from .generate_arms import add_arm, delete_arm, move_scale, next_place, zero_scale
+from .generate_arms import add_arm, delete_arm, from_to, move_scale, next_place, zero_scale
 from .generate_features import FeatureFollower
 from .generate_monitors import MonitorFollower
 from .generate_sets import PromptSets
@@ -58,7 +58,7 @@ class GenerateScreen(LensScreen):
         self._due = False
         self.table: SetPane | None = None
         self.set: SetText | None = None
-        self.sets = PromptSets(self.show_set, self._take_set)
+        self.sets = PromptSets(lambda: self.set, self.show_set, self._take_set)
         self.features = FeatureFollower(self.lanes)
         self.monitors = MonitorFollower(self.lanes)
         self._job: int | None = None
@@ -119,9 +119,7 @@ class GenerateScreen(LensScreen):
             text = run.arm_now(lane.number, self.session) if run is not None else None
             ran = strength(text.interventions) if text is not None else now
             in_place = bool(lane.number and lane.text is not None and not lane.text.number)
-            before = ran.partition(" · ")[0]
-            changed = f"→ {now}" if before == now.partition(" · ")[0] else f"{before} → {now}"
-            lane.does = "" if in_place else now if now == ran else changed
+            lane.does = "" if in_place else from_to(ran, now)
             stale = stale or now != ran or (run is not None and text is None)
         if run is not None and self.set is None:
             stale = stale or run.question != self.session.question or run.sampling != self.session.sampling
@@ -196,9 +194,7 @@ class GenerateScreen(LensScreen):
             event.stop()
             event.prevent_default()
         elif event.key == "escape" and self.set is not None and not takes_text(self.focused):
-            self._close_set()
-            self._show_run(self.history[-1] if self.history else None)
-            self.lanes.focus_lane()
+            self.show_set(None)
             event.stop()
             event.prevent_default()
 
@@ -402,8 +398,13 @@ class GenerateScreen(LensScreen):
         acting = self._acting()
         self.sets.ask(self.lens, acting[0] if len(acting) == 1 else None)
 
-    def show_set(self, shown: SetText) -> None:
-        """Show a set: its table, and the lanes of its first prompt."""
+    def show_set(self, shown: SetText | None) -> None:
+        """Show a set: its table, and the lanes of its first prompt; without one, the last run."""
+        if shown is None:
+            self._close_set()
+            self._show_run(self.history[-1] if self.history else None)
+            self.lanes.focus_lane()
+            return
         if self.table is None:
             self.table = SetPane(id="set")
             self.query_one("#body").mount(self.table)

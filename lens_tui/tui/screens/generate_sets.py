@@ -10,7 +10,7 @@ from lens_tui.tui.host import LensHost
 from lens_tui.tui.session import plan
 from lens_tui.tui.set_text import SetText, asked_set
 from lens_tui.tui.widgets.lane import strength
-from lens_tui.worker.events import Event
+from lens_tui.worker.events import Event, JobFailed
 from lens_tui.worker.jobs import ComparePrompts
 
 from .set_pane import set_form
@@ -22,15 +22,19 @@ class PromptSets:
     """Runs every arm over a set of prompts, and keeps what came.
 
     Args:
-        begun: Called with each set as it begins.
+        shown: Says which set shows now.
+        show: Called with each set as it begins; with what showed before (``None``: no set) where it cannot be read.
         took: Called with each event of a set, and the prompt and seed that it is of, if of one.
     """
 
     def __init__(
-        self, begun: Callable[[SetText], None], took: Callable[[SetText, tuple[int, int] | None, Event], None]
+        self,
+        shown: Callable[[], SetText | None],
+        show: Callable[[SetText | None], None],
+        took: Callable[[SetText, tuple[int, int] | None, Event], None],
     ) -> None:
         self.made: list[SetText] = []
-        self._begun, self._took = begun, took
+        self._shown, self._show, self._took = shown, show, took
         self._asked: dict[str, str] = {}
 
     def ask(self, lens: LensHost, row: BenchRow | None, problem: str = "") -> None:
@@ -52,7 +56,7 @@ class PromptSets:
             except LensError as error:
                 self.ask(lens, row, f"{error.message} {error.hint}".strip())
             else:
-                self.start(lens, job)
+                self.start(lens, job, row)
 
         lens.push_screen(set_form(session, row, self._asked, problem), take)
 
@@ -62,9 +66,21 @@ class PromptSets:
         amounts = ((arm, strength(arm.interventions).partition(" · ")[0]) for _, arm in plan(lens.store.session))
         return [f"{arm.name} {amount}".strip() for arm, amount in amounts]
 
-    def start(self, lens: LensHost, job: ComparePrompts) -> None:
-        """Run a set; the one before is stopped, and kept."""
-        made = SetText.begin(len(self.made) + 1, job, lens.store.session)
+    def start(self, lens: LensHost, job: ComparePrompts, row: BenchRow | None = None) -> None:
+        """Run a set; the one before is stopped, and kept. One that cannot be read is asked for again, of ``row``."""
+        made, before = SetText.begin(len(self.made) + 1, job, lens.store.session), self._shown()
+
+        def take(event: Event) -> bool:
+            place = made.apply(event)
+            if not isinstance(event, JobFailed) or made.rows:
+                self._took(made, place, event)
+                return False
+            self.made.remove(made)
+            if self._shown() is made:
+                self._show(before)
+            self.ask(lens, row, f"{event.message} {event.hint}".strip())
+            return True
+
         self.made.append(made)
-        lens.submit(job, "set", lambda event: self._took(made, made.apply(event), event))
-        self._begun(made)
+        lens.submit(job, "set", take)
+        self._show(made)

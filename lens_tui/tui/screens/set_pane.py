@@ -25,6 +25,7 @@ from lens_tui.tui.set_text import (
     SetText,
     TableShape,
     head_line,
+    names_a_file,
     numbers_problem,
     row_line,
     seeds_problem,
@@ -154,13 +155,25 @@ class SetPane(Pane):
 
 
 class SetForm(FormScreen):
-    """Asks for a set. Prompts that are typed are the set, whatever was chosen, but where a file's path is typed."""
+    """Asks for a set. Prompts that are typed are the set, whatever was chosen, and so is the file of a typed path."""
+
+    _by_path = False
+
+    def on_mount(self) -> None:
+        """What was typed before counts as typed."""
+        self._by_path = self._source.value == FILE and names_a_file(self._field("prompts").value)
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        """Prompts that are typed, or pasted, are the set."""
+        """Prompts that are typed, or pasted, are the set, or the path of its file."""
         given = event.value.strip() and event.value != self._field(event.input.id).value
-        if event.input.id == "prompts" and given and self._source.value not in (FILE, TYPED):
-            self._source.place = self._source.options.index(TYPED)
+        if event.input.id != "prompts" or not given:
+            return
+        by_path, meant = names_a_file(event.value), self._source.value
+        if by_path:
+            meant = FILE
+        elif meant not in (FILE, TYPED) or (meant == FILE and self._by_path):
+            meant = TYPED
+        self._by_path, self._source.place = by_path, self._source.options.index(meant)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Enter behind a typed prompt begins the next one."""
