@@ -2,9 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from rich.cells import cell_len
+from textual.content import Content
 
 from .session import RunText, Session, summary
+from .widgets.lane import Line
+
+_SHADE, _RUN = " · shade: ", " · run "
+
+
+class SettingsLine(Line):
+    """The line under the prompt in the width there is: facts are left out whole, never cut."""
+
+    _parts: Sequence[tuple[str, str]] = ()
+
+    def of_run(self, parts: Sequence[tuple[str, str]]) -> None:
+        """Show what :func:`settings_parts` gave."""
+        self._parts = parts
+        self.on_resize()
+
+    def of_set(self, line: Content) -> None:
+        """Show the line of a set as it is."""
+        self._parts, self.content = (), line
+
+    def on_resize(self) -> None:
+        """Another width."""
+        if self._parts:
+            self.content = Content.assemble(*fitting(self._parts, self.size.width))
+
+
+def fitting(parts: Sequence[tuple[str, str]], width: int) -> list[tuple[str, str]]:
+    """The parts that ``width`` cells have room for: the shade goes first, then which run it is, then the last one."""
+    left = list(parts)
+    while len(left) > 1 and sum(cell_len(text) for text, _ in left) > width:
+        spare = [part for fact in (_SHADE, _RUN) for part in left if part[0].startswith(fact)]
+        left.remove([*spare, left[-1]][0])
+    return left
 
 
 def settings_parts(
@@ -17,11 +52,13 @@ def settings_parts(
         parts.insert(0, (f"{chat} chat {plain} raw {key('generate.chat')} · ", "$accent"))
     if session.model is not None and session.model.lacks_template:
         parts.append((" · no chat template", "$warning"))
-    said = (f" · shade: {shade}", "$muted")  # last of a run's: where there is no room it can go
+    said = (f"{_SHADE}{shade}", "$muted")
     if run is None:
         parts += [said, (f" · {key('app.run')} runs, {key('generate.prompt')} writes the prompt", "$muted")]
-        return parts if session.steers else [*parts, (f", {key('app.steer')} makes a vector", "$muted")]
-    parts.append((f" · run {run.number} of {runs}", "$muted"))
-    if stale and not run.going:
-        parts.append((f" · changed since: {key('app.run')} runs it", "$accent"))
-    return [*parts, said]
+        parts += [] if session.steers else [(f", {key('app.steer')} makes a vector", "$muted")]
+    else:
+        parts.append((f"{_RUN}{run.number} of {runs}", "$muted"))
+        if stale and not run.going:
+            parts.append((f" · changed since: {key('app.run')} runs it", "$accent"))
+        parts.append(said)
+    return parts

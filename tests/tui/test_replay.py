@@ -42,7 +42,7 @@ async def test_a_run_is_made_again_with_the_same_arms_and_changes() -> None:
         assert (job.prompt, job.sampling, job.raw) == (old.prompt, old.sampling, old.raw)
         assert job.changes == ((1, 3, changed),)
         count = sum(len(arm.tokens) for arm in old.arms)
-        assert said(app) == f"The same {count} tokens."
+        assert app.activity.note == f"The same {count} tokens."
 
 
 async def test_a_token_that_differs_is_named() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from lens_tui.records import AblateHeads, Add, Arm, EditPattern, Intervention, Positions, Sampling, Token
 from lens_tui.records.run_record import pieces
+from lens_tui.tui.run_line import fitting
 from lens_tui.tui.session import ArmText, RunText, Session, SessionStore, plan
 from lens_tui.tui.token_shades import changed_levels, token_levels
 from lens_tui.tui.widgets import lane
@@ -127,3 +128,17 @@ def test_what_was_moved_is_a_share_of_the_residual_or_of_what_heads_hand_on(reco
     arm = ArmText(1, Arm("arm", (record,)), reason="length", dose=0.26)
     assert f"moved 0.26 {unit}" in stats(arm, 8, 120)
     assert cells(arm)[6] == ("0.26 ‖z‖" if unit == "‖z‖" else "0.26")
+
+
+@pytest.mark.parametrize("width", range(60, 150, 9))
+def test_the_line_of_settings_leaves_out_whole_facts_and_the_least_needed_first(width: int) -> None:
+    facts = [
+        "● chat ○ raw C · ",
+        "seed 7 · temp 0.7",
+        " · run 2 of 3",
+        " · changed since: r runs it",
+        " · shade: KL of the token",
+    ]
+    kept = "".join(text for text, _ in fitting([(fact, "") for fact in facts], width))
+    shorter = ["".join(facts), "".join(facts[:4]), "".join([*facts[:2], facts[3]]), "".join(facts[:2])]
+    assert kept == next(text for text in shorter if len(text) <= width)

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, ClassVar
 
 from textual import events
 from textual.app import ComposeResult
-from textual.content import Content
 from textual.timer import Timer
 
 from lens_tui.records.interventions import BenchRow
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.bindings import bindings
+from lens_tui.tui.run_line import SettingsLine
 from lens_tui.tui.session import RunText, Session, lane_names, plan
 from lens_tui.tui.set_text import SetText, bare_name
 from lens_tui.tui.token_shades import Measure
 from lens_tui.tui.widgets.frame import Hairline, LensScreen, takes_text
-from lens_tui.tui.widgets.lane import Lane, LaneRow, Line, strength
+from lens_tui.tui.widgets.lane import Lane, LaneRow, strength
 from lens_tui.tui.widgets.measures_table import MeasuresTable
 from lens_tui.tui.widgets.token_view import TokenView
 from lens_tui.worker.events import ArmDone, DialRefused, Event, JobDone, JobFailed, RunStarted, SetCellDone, SetStarted
@@ -67,7 +67,7 @@ class GenerateScreen(LensScreen):
     def body(self) -> ComposeResult:
         """Prompt, settings, lanes."""
         yield self.talk
-        yield Line(id="settings")
+        yield SettingsLine(id="settings")
         yield Hairline()
         yield self.lanes
         yield self.measures
@@ -130,11 +130,11 @@ class GenerateScreen(LensScreen):
     def _show_settings(self) -> None:
         if self.set is not None and self.run is not None and self.table is not None:
             line = self.table.settings(self.set, self.run, self.size.width - 2)
-            self.query_one("#settings", Line).content = line
+            self.query_one(SettingsLine).of_set(line)
             return
         shade = self.monitors.name(self.lens, self.run) if self.measure == "monitor" else ""
         parts = self.features.settings(self.lens, self.run, len(self.history), self._stale, self.measure, shade)
-        self.query_one("#settings", Line).content = Content.assemble(*parts)
+        self.query_one(SettingsLine).of_run(parts)
 
     def _sync(self) -> None:
         self._due = False
@@ -349,7 +349,7 @@ class GenerateScreen(LensScreen):
 
         found = held_against(old.record(), run.record())
         said = one_line(found.sentence(), 400)
-        self.lens.say(said) if found.same else self.lens.tell(said)
+        self.lens.remark(said) if found.same else self.lens.tell(said)
 
     def _take(self, run: RunText, event: Event) -> None:
         if self.features.take(self.lens, run, event):

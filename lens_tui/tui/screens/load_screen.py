@@ -57,7 +57,7 @@ def shape(entry: ModelEntry) -> str:
     if entry.d_model:
         facts.append(f"d_model {entry.d_model}")
     if entry.vocab_size:
-        facts.append(f"vocab {count(entry.vocab_size)}")
+        facts.append(f"vocab {count(entry.vocab_size)}".replace(" ", "\N{NO-BREAK SPACE}"))
     if entry.source == "hub":
         facts.append(f"{size(entry.partial)} of it are here" if entry.partial else "not downloaded yet")
     return " · ".join(fact for fact in facts if fact)
