@@ -34,12 +34,20 @@ class SettingsLine(Line):
 
 
 def fitting(parts: Sequence[tuple[str, str]], width: int) -> list[tuple[str, str]]:
-    """The parts that ``width`` cells have room for: the shade goes first, then which run it is, then the last one."""
+    """The parts that ``width`` cells have room for: what is said of the shade goes first, then which run it is."""
     left = list(parts)
     while len(left) > 1 and sum(cell_len(text) for text, _ in left) > width:
-        spare = [part for fact in (_SHADE, _RUN) for part in left if part[0].startswith(fact)]
-        left.remove([*spare, left[-1]][0])
+        del left[_least([text for text, _ in left])]
     return left
+
+
+def _least(facts: Sequence[str]) -> int:
+    """The place of the fact that is missed least."""
+    shade = next((at for at, fact in enumerate(facts) if fact.startswith(_SHADE)), None)
+    if shade is not None and shade + 1 < len(facts) and facts[shade + 1].startswith(", "):
+        return shade + 1
+    run = next((at for at, fact in enumerate(facts) if fact.startswith(_RUN)), None)
+    return next(at for at in (run, shade, len(facts) - 1) if at is not None)
 
 
 def settings_parts(
@@ -52,13 +60,14 @@ def settings_parts(
         parts.insert(0, (f"{chat} chat {plain} raw {key('generate.chat')} · ", "$accent"))
     if session.model is not None and session.model.lacks_template:
         parts.append((" · no chat template", "$warning"))
-    said = (f"{_SHADE}{shade}", "$muted")
+    name, comma, more = shade.partition(", ")
+    said = [(f"{_SHADE}{name}", "$muted"), *([(comma + more, "$muted")] if more else [])]
     if run is None:
-        parts += [said, (f" · {key('app.run')} runs, {key('generate.prompt')} writes the prompt", "$muted")]
+        parts += [*said, (f" · {key('app.run')} runs, {key('generate.prompt')} writes the prompt", "$muted")]
         parts += [] if session.steers else [(f", {key('app.steer')} makes a vector", "$muted")]
     else:
         parts.append((f"{_RUN}{run.number} of {runs}", "$muted"))
         if stale and not run.going:
             parts.append((f" · changed since: {key('app.run')} runs it", "$accent"))
-        parts.append(said)
+        parts += said
     return parts

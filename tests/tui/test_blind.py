@@ -72,7 +72,7 @@ async def test_a_preference_counts_for_the_arm_that_stood_there_and_the_next_see
         await pilot.press("0")
         await settle(app, pilot)
         assert [item.chosen for _, item in screen._judged] == [first, None]
-        assert "2 judged, 1 ties" in screen_text(app)
+        assert "2 judged, 1 tie" in screen_text(app)
         assert not any(name in screen_text(app) for name in NAMES)
         await pilot.press("u")
         assert [item.chosen for _, item in screen._judged] == [first]
@@ -85,6 +85,25 @@ async def test_a_preference_counts_for_the_arm_that_stood_there_and_the_next_see
         assert len(screen._judged) == 1
         compares = [job for job in app.worker.submitted if isinstance(job, jobs.Compare)]  # type: ignore[attr-defined]
         assert [job.sampling.seed for job in compares] == [5, 6, 7]
+
+
+async def test_what_was_judged_is_counted_while_the_next_texts_are_written() -> None:
+    async with opened("generate") as (app, pilot):
+        screen = await start(app, pilot, temp=0.7)
+        app.worker.hold()  # type: ignore[attr-defined]
+        await pilot.press("n", "v")
+        await pilot.pause()
+        assert not screen._revealed, "nothing was judged yet"
+        app.worker.release()  # type: ignore[attr-defined]
+        await settle(app, pilot)
+        app.worker.hold()  # type: ignore[attr-defined]
+        await pilot.press("2", "v")
+        await pilot.pause()
+        assert "21% to 100%" in screen_text(app)
+        app.worker.release()  # type: ignore[attr-defined]
+        await settle(app, pilot)
+        await pilot.press("1")  # its names are known
+        assert len(screen._judged) == 1
 
 
 async def test_greedy_texts_are_judged_once_a_prompt() -> None:

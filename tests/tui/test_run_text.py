@@ -132,13 +132,10 @@ def test_what_was_moved_is_a_share_of_the_residual_or_of_what_heads_hand_on(reco
 
 @pytest.mark.parametrize("width", range(60, 150, 9))
 def test_the_line_of_settings_leaves_out_whole_facts_and_the_least_needed_first(width: int) -> None:
-    facts = [
+    chat, facts = (
         "● chat ○ raw C · ",
-        "seed 7 · temp 0.7",
-        " · run 2 of 3",
-        " · changed since: r runs it",
-        " · shade: KL of the token",
-    ]
-    kept = "".join(text for text, _ in fitting([(fact, "") for fact in facts], width))
-    shorter = ["".join(facts), "".join(facts[:4]), "".join([*facts[:2], facts[3]]), "".join(facts[:2])]
-    assert kept == next(text for text in shorter if len(text) <= width)
+        ["seed 7 · temp 0.7", " · run 2 of 3", " · changed: r runs it", " · shade: KL", ", in nats"],
+    )
+    kept = "".join(text for text, _ in fitting([(fact, "") for fact in (chat, *facts)], width))
+    left = [facts, facts[:4], [facts[0], *facts[2:4]], [facts[0], facts[2]], facts[:1]]
+    assert kept == next(text for text in (chat + "".join(some) for some in left) if len(text) <= width)

@@ -262,7 +262,7 @@ class BlindScreen(Dialog[None]):
     def action_reveal(self) -> None:
         """Say which lane is which, and count."""
         run = self._run
-        if run is None or run.going:
+        if run is None or (run.going and not self._judged):  # what was judged can be counted meanwhile
             self._remind()
             return
         self._revealed = True
@@ -292,7 +292,7 @@ class BlindScreen(Dialog[None]):
         if self._trials:
             asked = f"trial {self._place() + 1} of {len(self._trials)} · {asked}"
         self.query_one("#blind-asked", Static).update(Content(fit(asked, max(10, self.size.width - 8)).rstrip()))
-        counted: Content = Content.styled(f"{count} judged, {ties} ties", "$muted")
+        counted: Content = Content.styled(f"{count} judged, {many(ties, 'tie')}", "$muted")
         if self._revealed and self._judged:
             counted = _lines(tally((judged.record(), item) for judged, item in self._judged))
         elif run is not None and run.state == "failed":
