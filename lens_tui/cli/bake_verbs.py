@@ -9,6 +9,7 @@ import typer
 
 from lens_tui.records import LensError
 from lens_tui.records.arm_syntax import parse_arm
+from lens_tui.tui.preferences import preferences
 
 from .output import Meter, print_json, say, sentences
 from .sources import Json, Model, SAEName, Vectors, asked_adapter, asked_dequantize, fetch_model
@@ -43,7 +44,6 @@ def bake(
     """
     from lens_tui.lens.measure.effects import LOSS_TEXTS
     from lens_tui.tasks.bake import bake as bake_steering
-    from lens_tui.tui.preferences import preferences
 
     if asked_adapter.get():
         raise LensError("A model with an adapter is not baked.", "Fuse the adapter first (mlx_lm.fuse), and bake that.")

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lens_tui.records import LensError, paths
+from lens_tui.records.codec import to_json
 from lens_tui.records.graph_plan import GraphFound
 from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line
 
 from .output import confirm, note, print_json, say, say_row, sentences
+from .patch_verbs import print_grid, print_trace
 from .sources import Json
 
 if TYPE_CHECKING:
@@ -103,7 +105,6 @@ def _facts(found: GraphFound) -> dict[str, Any]:
 
 
 def _as_data(record: CauseRecord) -> dict[str, Any]:
-    from lens_tui.records.codec import to_json
     from lens_tui.tasks.causes import found_record
     from lens_tui.tasks.kept_causes import command_again
 
@@ -124,7 +125,6 @@ def _print(record: CauseRecord, node: str) -> None:
     from lens_tui.tasks.kept_causes import command_again
 
     from .graph_verbs import chosen_node, print_graph
-    from .patch_verbs import print_grid, print_trace
 
     found, summary, made = record.found, record.summary, record.made
     chosen = chosen_node(found.shown, node) if isinstance(found, GraphFound) else None

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from lens_tui import __version__
+
 from . import open_app as start
 from .bake_verbs import verbs as bake
 from .capture_verbs import probe_verbs as probes
@@ -123,8 +125,6 @@ def run() -> None:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from lens_tui import __version__
-
         say(f"mlx-lens-tui {__version__}")
         raise typer.Exit
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import typer
 
-from lens_tui import __version__, demo
+from lens_tui import __version__, blas, demo
+from lens_tui.records import paths
 
 from .output import print_json, say, sentences
 from .sources import Json, Model, open_model
@@ -43,8 +44,6 @@ def _model_facts(model: str) -> dict[str, Any]:
 def _machine_facts() -> dict[str, Any]:
     import mlx.core as mx
 
-    from lens_tui import blas
-    from lens_tui.records import paths
     from lens_tui.tasks.models import list_models
 
     return {

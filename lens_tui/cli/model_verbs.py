@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lens_tui.records import LensError
+from lens_tui.records.machine import machine_memory
 from lens_tui.tui.format import ago, fit, fit_left, size
+from lens_tui.tui.preferences import preferences
 
 from .output import Meter, confirm, print_json, say, sentences
-from .sources import Json
+from .sources import Json, asked_dequantize
 
 if TYPE_CHECKING:
     from lens_tui.tasks.models import ModelEntry
@@ -42,15 +44,10 @@ def list_entries(json: Json = False) -> None:
 def list_all(json: bool) -> None:
     """What is on this disk: size, quantisation, memory needed, when it was used, SAEs for it."""
     from lens_tui.tui.opening import DiskCatalog
-    from lens_tui.tui.preferences import preferences
-
-    from .sources import asked_dequantize
 
     catalog = DiskCatalog(asked_dequantize.get() or preferences().dequantize)
     rows = [_facts(entry, catalog) for entry in catalog.models()]
     if json:
-        from lens_tui.records.machine import machine_memory
-
         print_json({"model": None, "machine": machine_memory(), "cache": _cache(), "models": rows})
         return
     width = max([4, *(len(row["name"]) for row in rows)])

@@ -22,10 +22,12 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Self, TypeVar
 
 from rich.cells import cell_len
 
+from lens_tui.records import paths
 from lens_tui.records.errors import LensError, LensWarning
 from lens_tui.records.launch import launched_rank
 from lens_tui.records.sanitise import json_escaped, one_line, sanitise
 from lens_tui.tui.format import bar, fit
+from lens_tui.tui.preferences import preferences
 
 if TYPE_CHECKING:
     from rich.style import Style
@@ -139,8 +141,6 @@ def _theme_colors() -> list[Style]:
     from rich.style import Style
     from textual.color import Color
 
-    from lens_tui.records import paths
-    from lens_tui.tui.preferences import preferences
     from lens_tui.tui.themes import HEAT_STEPS, bundled_dir, default_variables, load_themes
 
     theme = load_themes((bundled_dir(), paths.themes_folder()))[0].get(preferences().theme)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from lens_tui.records import LensError, SAEInfo
+from lens_tui.records.features import DENSE
 from lens_tui.tui.format import bar
 
 from .feature_verbs import dense_mark
@@ -163,8 +164,6 @@ def _residual(lens: LensModel, sae: SAE, ids: Sequence[int]) -> mx.array:
 
 def _print_features(result: dict[str, Any]) -> None:
     """A line for each feature of a token, with its label; what is active nearly everywhere is marked as dense."""
-    from lens_tui.records.features import DENSE
-
     places = 2 if result["by"] == "activation" else 3
     scores = [item["score"] for token in result["tokens"] if not token["special"] for item in token["features"]]
     width, most = terminal_width(), max(scores, default=0.0)

@@ -11,6 +11,7 @@ import typer
 
 from lens_tui.records import LensError, Token, paths
 from lens_tui.records.paths import expanded
+from lens_tui.records.read_files import FileAbsent
 from lens_tui.records.run_record import figures
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
@@ -44,7 +45,6 @@ def _store() -> RunStore:
 def open_run(named: str) -> RunRecord:
     """A run by its number in the history or by its file. Raises :class:`LensError` where there is none."""
     if not named.isdecimal() or len(named) > 18:
-        from lens_tui.records.read_files import FileAbsent
         from lens_tui.tasks.run_export import read_run
 
         try:

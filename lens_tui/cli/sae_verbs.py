@@ -13,6 +13,9 @@ import typer
 from lens_tui.records.errors import LensError
 from lens_tui.records.remote import OutFolder, is_remote, shown
 from lens_tui.records.wording import many
+from lens_tui.tasks.cluster import Cluster
+from lens_tui.tasks.cluster_index import index_on_cluster
+from lens_tui.tasks.index import index_text, merge_index
 from lens_tui.tui.format import count, duration, figure
 
 from .output import Meter, interruptible, note, print_json, say, sentences
@@ -22,7 +25,6 @@ if TYPE_CHECKING:
     from lens_tui.lens.model import LensModel
     from lens_tui.records.training import Evaluation, TrainConfig, TrainProgress, TrainReport
     from lens_tui.sae.index.build import BuildResult, IndexProgress
-    from lens_tui.tasks.cluster import Cluster
 
 verbs = typer.Typer()
 
@@ -327,16 +329,12 @@ def cluster_of(workers: int, address: str, cores: int, gpus: float) -> Cluster |
         if address:
             raise LensError("Nothing says how many workers of the cluster are wanted.", "Add --workers N.")
         return None
-    from lens_tui.tasks.cluster import Cluster
 
     return Cluster(workers, address, cores, gpus)
 
 
 def _indexed(cluster: Cluster | None, part: tuple[int, int], *given: Any, **options: Any) -> BuildResult:
     """The index, or one shard, made in this process, or all of it on the workers of a cluster."""
-    from lens_tui.tasks.cluster_index import index_on_cluster
-    from lens_tui.tasks.index import index_text
-
     if cluster is None:
         return index_text(*given, shard=part, **options)
     if part != (0, 1):
@@ -355,7 +353,6 @@ def index_merge(
 ) -> None:
     """Make one index of all shards of a pass."""
     from lens_tui.sae.index.build import BuildResult
-    from lens_tui.tasks.index import merge_index
 
     with open_model(model) as lens:
         path = merge_index(lens, open_sae(sae, model), parts, out or None)

@@ -16,6 +16,7 @@ from lens_tui.records.arm_syntax import ArmSpec, parse_arm
 from lens_tui.records.launch import launched, launched_rank
 from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line
+from lens_tui.serve.limits import ServeLimits
 
 from .output import note, sentences
 from .sources import Model, SAEName, Vectors, asked_shard, open_model, open_sae
@@ -51,7 +52,6 @@ def serve(
     """Serve steered completions by OpenAI's interface."""
     if find_spec("starlette") is None or find_spec("uvicorn") is None:
         raise LensError("The server needs starlette and uvicorn.", "pip install 'mlx-lens-tui[serve]'")
-    from lens_tui.serve.limits import ServeLimits
     from lens_tui.serve.run_server import LensServer, follow
     from lens_tui.worker.thread import end_process
 

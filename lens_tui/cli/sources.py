@@ -19,6 +19,8 @@ from lens_tui.records.interventions import positions_of
 from lens_tui.records.paths import expanded
 from lens_tui.records.run import LIMITS
 from lens_tui.records.sanitise import one_line
+from lens_tui.records.vector_sets import load_vector_set, set_interventions
+from lens_tui.tui.preferences import preferences
 
 from .output import Meter
 
@@ -107,7 +109,6 @@ def _standard_input() -> str:
 def open_model(name: str) -> LensModel:
     """The model a verb works on, its weights held as ``--dequantize`` says, or the settings."""
     from lens_tui.lens.model import LensModel
-    from lens_tui.tui.preferences import preferences
 
     fetch_model(name)
     how = asked_dequantize.get() or preferences().dequantize
@@ -195,7 +196,6 @@ class Vectors:
             return (term.edge_cut(name, gate),)
         if not term.every:
             return (term.row(name, self.vector(term), gate).intervention(),)
-        from lens_tui.records.vector_sets import load_vector_set, set_interventions
 
         path = _vector_path(term.source, self._model)
         vectors = load_vector_set(path, d_model=self._lens.d_model, n_layers=self._lens.n_layers)

@@ -5,6 +5,7 @@ Its public names are in :mod:`lens_tui`.
 
 from __future__ import annotations
 
+import resource
 from importlib import import_module
 
 from . import names_kept
@@ -12,8 +13,6 @@ from . import names_kept
 
 def _with_few_files() -> None:
     """Import mlx-lm where fewer than 4096 files may be open: it asks for that many on import, and fails if refused."""
-    import resource
-
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if most == resource.RLIM_INFINITY or most >= 4096:
         return

@@ -11,6 +11,7 @@ table that is not one), transformers does as it always does.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -95,7 +96,6 @@ def _table(make: Callable[..., Table], models: Path, file: Path, module_path: An
 
 def _kept_in(models: Path) -> Path | None:
     """The file for this release's table; ``None`` for an install whose files may change as they lie."""
-    import hashlib
     from importlib.metadata import PackageNotFoundError, distribution
 
     try:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import secrets
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -66,8 +67,6 @@ def own_birth() -> str:
 
 
 def _start_by_ps(process: int) -> str:
-    import subprocess
-
     command = ["ps", "-o", "lstart=", "-p", str(process)]
     env = {**os.environ, "LC_ALL": "C", "TZ": "UTC"}
     try:

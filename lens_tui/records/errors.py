@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -58,7 +59,6 @@ def warn(message: str) -> None:
     if listener is not None:
         listener(_sentence(message))
         return
-    import warnings
 
     warnings.warn(_sentence(message), LensWarning, stacklevel=3)
 

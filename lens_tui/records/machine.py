@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from functools import cache
 from itertools import pairwise
@@ -33,8 +34,6 @@ def free_memory() -> int:
 
     Files that the kernel keeps in memory for no one count as free: it drops them when asked.
     """
-    import resource
-
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         found = Path("/proc/meminfo").read_text().partition("MemAvailable:")[2].split()

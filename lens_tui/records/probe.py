@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from . import paths
 from .codec import from_json, to_json
 from .errors import LensError
@@ -69,8 +71,6 @@ class Probe:
 
     def scores(self, activations: ArrayLike) -> FloatArray:
         """The score of each of some activations ``(..., width)``, shape ``(...)``, float32."""
-        import numpy as np
-
         direction = self.vector.direction.astype(np.float64)
         found = np.asarray(activations, dtype=np.float64) @ direction * self.vector.norm + self.bias
         return np.asarray(found, dtype=np.float32)

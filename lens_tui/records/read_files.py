@@ -14,6 +14,7 @@ import json
 import os
 import re
 import stat
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -181,8 +182,6 @@ def read_toml(path: Path | str) -> dict[str, Any]:
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:
     """TOML; ``where`` names it in errors. Raises :class:`LensError` for what is none, or nested too deep."""
-    import tomllib
-
     if len(text) > MAX_TOML:
         raise LensError(f"{where} is larger than any such file.", AGAIN)
     bare = _TOML_STRING.sub("_", text)  # so that what is in strings and comments counts for nothing

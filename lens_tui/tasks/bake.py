@@ -23,6 +23,7 @@ from lens_tui.records.machine import free_memory
 from lens_tui.records.model_folder import read_config
 from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line
+from lens_tui.records.vector_formats import load_vectors
 
 from .bake_files import check_free, lora_arrays, write_control_vector, write_lora, write_model, write_peft
 
@@ -228,8 +229,6 @@ _WRITERS: dict[BakeForm, Callable[[_Order], Written]] = {
 
 def _read_back(lens: LensModel, file: Path) -> list[Intervention]:
     """A control vector as it will act: each direction at its own length."""
-    from lens_tui.records.vector_formats import load_vectors
-
     found = load_vectors(file, d_model=lens.d_model, n_layers=lens.n_layers)
     return [Add(id=f"l{one.layer}", layer=one.layer, vector=one, scale=one.norm) for one in found]
 

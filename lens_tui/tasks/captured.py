@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from lens_tui.lens.read.activations import TextActivations, Windowing, public_name, store_of
 from lens_tui.records import LensError
 from lens_tui.records.read_files import FileAbsent, explained, read_json
 from lens_tui.records.remote import OutFolder, is_remote, written_to
@@ -22,10 +24,7 @@ from .capture import MANIFEST, name_of, whole_shards
 from .train import named, places_of, train_on
 
 if TYPE_CHECKING:
-    import mlx.core as mx
-
     from lens_tui.lens.model import LensModel
-    from lens_tui.lens.read.activations import TextActivations
 
 _REMAINDER = 7
 
@@ -142,8 +141,6 @@ class CapturedActivations:
 
     def _load(self, number: int, names: Sequence[str]) -> dict[str, mx.array]:
         """The facts of each token of a shard and some activations; of a remote shard nothing stays here."""
-        import mlx.core as mx
-
         name = self._shards[number]
         self._folder.fetch(name)
         file = self._folder.local / name
@@ -256,16 +253,12 @@ def train_on_capture(
 
 
 def _check_model(model: LensModel, manifest: Mapping[str, Any]) -> None:
-    from lens_tui.lens.read.activations import public_name
-
     if (name := public_name(model.info.name)) != manifest["model"]:
         raise LensError(f"The capture is of {manifest['model']}, and the model is {name}.", "Open the model captured.")
 
 
 def _measured(model: LensModel, source: CapturedActivations, config: TrainConfig, rows: int) -> TextActivations:
     """The text to measure on, read by the model itself."""
-    from lens_tui.lens.read.activations import TextActivations, Windowing, store_of
-
     facts = source.facts
     windowing = Windowing(context=facts.context, rows=rows, packed=False, shuffle=False, bos=facts.bos)
     store = store_of(source.documents(2 * config.evaluation_tokens), None)

@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from lens_tui import blas
 from lens_tui.records import LensError
 from lens_tui.records.errors import warn
 from lens_tui.records.sanitise import one_line
@@ -269,8 +270,6 @@ class _Worker:
 
     def _one(self, number: int) -> dict[str, Any]:
         import ray
-
-        from lens_tui import blas
 
         answer = {"shard": number, "done": False, "error": "", "hint": ""}
         if ray.get(self._desk.begin.remote(number)) > _TIMES:

@@ -12,9 +12,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from lens_tui.lens.decode.sampling import log_softmax
 from lens_tui.records import LensError, SAEInfo
 from lens_tui.records.corpus import open_corpus
 from lens_tui.records.disk import write_text
@@ -31,6 +33,16 @@ from lens_tui.records.features import (
 )
 from lens_tui.records.info import in_residual
 from lens_tui.records.sanitise import one_line
+from lens_tui.sae.index.index_reader import describe
+from lens_tui.sae.index.questions import (
+    co_active,
+    contrast_features,
+    decoder_neighbours,
+    direct_effects,
+    promoting,
+    rank_features,
+    text_features,
+)
 
 from .knowledge import dashboard_of, label_texts, labels_of, opened, search_labels
 
@@ -106,8 +118,6 @@ def feature_facts(
 
 def _with_index(facts: FeatureFacts, index: FeatureIndex | None, text: TokenText, k: int) -> FeatureFacts:
     """With what the index says."""
-    from lens_tui.sae.index.index_reader import describe
-
     if index is None:
         return facts
     numbers = asdict(index.statistics(facts.feature))
@@ -139,8 +149,6 @@ def _example(example: Example, text: TokenText) -> FeatureExample:
 
 def _with_neighbours(facts: FeatureFacts, sae: SAE, index: FeatureIndex | None, k: int) -> FeatureFacts:
     """With the features that are nearest by decoder direction, and those that fire on the same tokens; unnamed."""
-    from lens_tui.sae.index.questions import co_active, decoder_neighbours
-
     near = decoder_neighbours(sae.directions, sae.d_sae, facts.feature, k=k)
     together = co_active(index, facts.feature, k=k) if index is not None and index.knows_co_active else None
     return replace(facts, neighbours=tuple(Neighbour(*row) for row in near), co_active=together)
@@ -208,8 +216,6 @@ def search_features(
     tokenizer splits is only looked for in labels. ``promoting`` is ``None`` without an index that has the
     token table of ``convention``. Raises ``LensError`` if there is no word to look for.
     """
-    from lens_tui.sae.index.questions import promoting
-
     if not any(character.isalnum() for character in words):
         raise LensError("There is no word to look for.", "Give some words, for example: sea ship.")
     tokens = word_tokens(model, words)
@@ -285,8 +291,6 @@ def rank_tokens(
 
 
 def _by_rank(found: NDArray[Any], values: NDArray[Any], k: int, index: FeatureIndex | None) -> list[Scored]:
-    from lens_tui.sae.index.questions import rank_features
-
     if index is None:
         raise LensError("Ranks need an index of this SAE.", "Make one with `mlx-lens-tui index TEXT`.")
     rows = []
@@ -302,11 +306,6 @@ def _by_rank(found: NDArray[Any], values: NDArray[Any], k: int, index: FeatureIn
 def _by_effect(
     model: LensModel, sae: SAE, ids: Sequence[int], found: NDArray[Any], values: NDArray[Any], k: int
 ) -> list[Scored]:
-    import mlx.core as mx
-
-    from lens_tui.lens.decode.sampling import log_softmax
-    from lens_tui.sae.index.questions import direct_effects
-
     place = sae.info.site_out or sae.info.site
     if sae.d_out != model.d_model or not in_residual(place):
         raise LensError(f"The SAE {sae.info.name} does not write to the residual stream.", "Choose another order.")
@@ -358,8 +357,6 @@ def contrast_texts(
     Each text is read by itself, unsteered, its first ``context`` tokens; special tokens are left out. A text's value
     of a feature is its ``max`` or ``mean`` over tokens. ``progress(done, total)`` counts texts.
     """
-    from lens_tui.sae.index.questions import contrast_features
-
     done = 0
 
     def read(texts: Sequence[str]) -> list[TextFeatures]:
@@ -399,8 +396,6 @@ def read_text_features(
     model: LensModel, sae: SAE, text: str, *, over: Over = "max", context: int = 512
 ) -> TextFeatures:
     """One text as its features. Raises ``LensError`` for an SAE that does not say which layer and site it reads."""
-    from lens_tui.sae.index.questions import text_features
-
     info = sae.info
     if info.layer < 0 or not info.site:
         raise LensError(

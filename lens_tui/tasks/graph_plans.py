@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lens_tui import demo
 from lens_tui.records import LensError
 from lens_tui.records.attribution_graph import AttributionGraph
@@ -46,8 +48,6 @@ def answer_graph(
     Raises:
         LensError: As :func:`lens_tui.attribution_graph`.
     """
-    import numpy as np
-
     ignored = None if plan.ignored < 0 else plan.ignored
     made = make_graph(
         lens, plan.prompt, transcoders, plan.targets, progress=progress, most_features=plan.features, ignored=ignored

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lens_tui import __version__
 from lens_tui.records import LensError
 from lens_tui.records import paths as folders
@@ -109,7 +111,6 @@ def with_promoted(
         k: Tokens of each.
     """
     import mlx.core as mx
-    import numpy as np
 
     from lens_tui.lens.architecture.unembed import find_unembedding, top_tokens
     from lens_tui.lens.forward import unhooked

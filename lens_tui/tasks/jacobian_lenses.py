@@ -19,7 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lens_tui import demo
+from lens_tui.lens.read import jacobian_fit as fit
+from lens_tui.lens.read.activations import WindowBatches, Windowing, tokenize
+from lens_tui.lens.read.jacobian_fit import JacobianSums
 from lens_tui.records import LensError, ModelInfo, paths
+from lens_tui.records.corpus import open_corpus
 from lens_tui.records.disk import write_bytes
 from lens_tui.records.errors import AskedToStop
 from lens_tui.records.jacobian_lens import JacobianLens, read_jacobian_lens, write_jacobian_lens
@@ -28,7 +32,6 @@ from lens_tui.records.read_files import explained, parse_json, shown
 
 if TYPE_CHECKING:
     from lens_tui.lens.model import LensModel
-    from lens_tui.lens.read.jacobian_fit import JacobianSums
 
 STATE = ".fit"
 _STATE_FORMAT = "mlx-lens-tui.jacobian-fit"
@@ -81,8 +84,6 @@ def fit_on_corpus(
     Raises:
         LensError: For a file that holds something else, and what ``fit_jacobian_lens`` refuses.
     """
-    from lens_tui.lens.read import jacobian_fit as fit
-
     start = fit.SKIP if skip is None else skip
     chosen = fit.fitted_layers(model, layers)
     windows = _Windows(model, corpus, n_texts, context, start, seed, text_key)
@@ -173,9 +174,6 @@ class _Windows:
     def __init__(
         self, model: LensModel, corpus: str | Path, n_texts: int, context: int, skip: int, seed: int, text_key: str
     ) -> None:
-        from lens_tui.lens.read.activations import WindowBatches, Windowing, tokenize
-        from lens_tui.records.corpus import open_corpus
-
         if n_texts < 1 or context < skip + 2:
             raise LensError(
                 f"{n_texts} windows of {context} tokens leave nothing behind the first {skip}.",
@@ -251,8 +249,6 @@ def _keep(state: Path, facts: Mapping[str, Any], sums: JacobianSums) -> None:
 def _taken_up(state: Path, facts: Mapping[str, Any], layers: tuple[int, ...]) -> JacobianSums:
     """What a fit that was broken off has summed up, or a new one."""
     from safetensors import safe_open
-
-    from lens_tui.lens.read.jacobian_fit import JacobianSums
 
     if not state.exists():
         return JacobianSums(layers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from lens_tui.lens.read.attention import attention_patterns
 from lens_tui.records import Intervention, LensError
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ def patterns(
         layers: Counted from 0.
         interventions: Replace those of the blocks around the call, which hold otherwise.
     """
-    from lens_tui.lens.read.attention import attention_patterns
-
     try:  # one forward for all of them, where every one can be read
         return list(attention_patterns(lens, text, layers, interventions=interventions))
     except LensError:

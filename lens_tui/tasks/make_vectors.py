@@ -7,8 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import mlx.core as mx
 import numpy as np
 
+from lens_tui.lens.measure.dose import curves_of, dose_response, known_of
+from lens_tui.lens.measure.effects import LOSS_TEXTS
+from lens_tui.lens.measure.search import Quantity, find_scale
+from lens_tui.lens.probes.probe_texts import sparse_probe
+from lens_tui.lens.read.jacobian import jacobian_vector
+from lens_tui.lens.vectors import METHODS, Method, Over, combine, contrast, mean_difference, without
+from lens_tui.lens.vectors import from_token as make
 from lens_tui.records import Intervention, LensError, SteeringVector
 from lens_tui.records.measures import DoseResponse, ScaleSearch
 from lens_tui.records.steering_vector import RankedLayer
@@ -37,8 +45,6 @@ def from_pairs(
 
     Sets of unequal size are not pairs: they have the mean difference at one layer, unranked.
     """
-    from lens_tui.lens.vectors import METHODS, Method, Over, contrast
-
     methods: dict[str, Any] = dict(zip(METHODS, get_args(Method), strict=True))
     if method not in methods:
         raise LensError(f"There is no method {method!r} of making vectors.", f"Use one of {', '.join(METHODS)}.")
@@ -66,8 +72,6 @@ def _unpaired(
     over: Literal["last", "all"],
     raw: bool,
 ) -> RankedLayer:
-    from lens_tui.lens.vectors import mean_difference
-
     if positive and negative and (layer is None or method != "mean_difference"):
         raise LensError(
             f"{len(positive)} texts toward and {len(negative)} away are not pairs.",
@@ -82,9 +86,6 @@ def from_token(lens: LensModel, token: str, layer: int, kind: str = "unembedding
 
     ``jacobian`` is its row of the unembedding through the model's Jacobian lens: :func:`lens_tui.jacobian_vector`.
     """
-    from lens_tui.lens.read.jacobian import jacobian_vector
-    from lens_tui.lens.vectors import from_token as make
-
     kinds: dict[str, Any] = {"unembedding": "unembedding", "embedding": "embedding", "jacobian": "jacobian"}
     if kind not in kinds:
         raise LensError(f"There is no kind {kind!r} of token vector.", f"Use one of {', '.join(kinds)}.")
@@ -110,8 +111,6 @@ def from_terms(
 
     All are taken as this model's, whatever they call it: an SAE names the model that it was trained on.
     """
-    from lens_tui.lens.vectors import combine, without
-
     terms = [(factor, replace(vector, model=lens.info.name)) for factor, vector in terms]
     if less:
         (_, first), *others = terms
@@ -155,9 +154,6 @@ def measure_dose(
     raises ends the measuring. The random directions are the same in every block.
     Raises :class:`LensError` for positions that the loss cannot be measured at.
     """
-    from lens_tui.lens.measure.dose import curves_of, dose_response, known_of
-    from lens_tui.lens.measure.effects import LOSS_TEXTS
-
     check_positions(interventions)
     found: DoseResponse | None = None
     on_cpu = lens.info.device.startswith("cpu")
@@ -212,8 +208,6 @@ def find(
 
     Raises :class:`LensError` for positions that it cannot be measured at: a question has a prompt, the texts have none.
     """
-    from lens_tui.lens.measure.search import Quantity, find_scale
-
     by_questions = quantity == "behaviour"
     if not by_questions:
         check_positions(interventions)
@@ -256,10 +250,6 @@ def probe_features(
     Raises:
         LensError: For an SAE whose place is not known, and what ``sparse_probe`` refuses.
     """
-    import mlx.core as mx
-
-    from lens_tui.lens.probes.probe_texts import sparse_probe
-
     if sae.info.layer < 0 or not sae.info.site:
         raise LensError(f"The SAE {sae.info.name!r} does not say which layer it reads.", "Name it with @LAYER:SITE.")
     if over == "every":

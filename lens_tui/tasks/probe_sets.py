@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lens_tui.lens.probes.probe_texts import train_probes
 from lens_tui.records.corpus import LabelledTexts, read_labelled
 
 if TYPE_CHECKING:
@@ -49,8 +50,6 @@ def probes_of(
     Raises:
         LensError: For a file that holds none, and what ``train_probes`` refuses.
     """
-    from lens_tui.lens.probes.probe_texts import train_probes
-
     given = read_labelled(path) if path else labelled(positive, negative)
     asked: dict[str, Any] = {"kind": kind, "layers": layers, "raw": raw, "groups": given.groups}
     asked["over"] = "every" if given.by_token else over

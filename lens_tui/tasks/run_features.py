@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lens_tui.lens.read.written import Watch
 from lens_tui.records import FloatArray, LensError, SAEInfo
+from lens_tui.sae.index.index_reader import describe
 
 from .knowledge import index_of, label_texts
 
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
     from lens_tui.lens.model import LensModel
-    from lens_tui.lens.read.written import Watch
     from lens_tui.sae.load_sae import SAE
 
 TOP = 16
@@ -36,8 +37,6 @@ def place_of(info: SAEInfo) -> tuple[int, str]:
 @contextmanager
 def watching(model: LensModel, sae: SAE, k: int = TOP) -> Iterator[Watch[tuple[mx.array, mx.array]]]:
     """Reads the ``k`` top features of every token that a run made inside writes: ids and values ``(n, rows, k)``."""
-    from lens_tui.lens.read.written import Watch
-
     watch = Watch(model.registry, place_of(sae.info), lambda hidden: sae.top_k(hidden, min(k, sae.d_sae)))
     model.registry.put(watch)
     try:
@@ -94,8 +93,6 @@ def feature_values(model: LensModel, sae: SAE, ids: Sequence[int], activations: 
 
 def feature_names(model: LensModel, info: SAEInfo, features: Sequence[int]) -> tuple[tuple[int, str, bool], ...]:
     """What features are called, each with whether that is a label; else what the index describes it by, if anything."""
-    from lens_tui.sae.index.index_reader import describe
-
     labels, index = label_texts(info, features), index_of(info)
     described = {
         feature: describe(index, feature, model.tokens.display).text

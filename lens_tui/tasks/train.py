@@ -9,12 +9,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import mlx.core as mx
+
+from lens_tui.lens import room
+from lens_tui.lens.read.activations import Windowing, text_activations
 from lens_tui.records import LensError, paths
 from lens_tui.records.errors import AskedToStop
 from lens_tui.records.launch import launched
 from lens_tui.records.remote import is_remote, shown, written_to
 from lens_tui.records.token_activations import ActivationSource, Place
 from lens_tui.records.training import FitReport, TrainConfig, TrainProgress, TrainReport
+from lens_tui.sae.fit import check_fit_with
+from lens_tui.sae.training.peers import peers_of
+from lens_tui.sae.training.trainer import train
 
 if TYPE_CHECKING:
     from lens_tui.lens.model import LensModel
@@ -76,8 +83,6 @@ def train_sae(
     Raises:
         LensError: for a place the model lacks, an unreadable text, another run's folder, and what memory cannot hold.
     """
-    from lens_tui.sae.training.peers import peers_of
-
     if _is_divided(model):
         # Before the text is read: processes that meet late, one of them busy for long, do not find each other.
         peers_of(config.batch, config.architecture)
@@ -114,8 +119,6 @@ def read_texts(
     should_stop: Callable[[], bool] | None = None,
 ) -> Texts:
     """The text to train on and that to measure on, tokenised once for all ``places``; the rest as :func:`train_sae`."""
-    from lens_tui.lens.read.activations import Windowing, text_activations
-
     _check_memory(model, config, places[:2])
     return text_activations(
         model, text, places, held_out=held_out, max_tokens=max_tokens or config.tokens, text_key=text_key,
@@ -134,8 +137,6 @@ def train_on(
     **hooks: Any,
 ) -> TrainReport:
     """Train on what :func:`read_texts` has read, or a capture, at one of its places; the rest as :func:`train_sae`."""
-    from lens_tui.sae.training.trainer import train
-
     places = [place] if place_out is None else [place, place_out]
     _check_memory(model, config, places)
     source, held = (None if each is None else each.at(places) for each in texts)
@@ -183,16 +184,14 @@ def mlp_of(layer: int) -> tuple[Place, Place]:
 
 def _check_memory(model: LensModel, config: TrainConfig, places: Sequence[Place]) -> None:
     """The weights with Adam's two moments of each, the pool and the sample, and one batch of pre-activations."""
-    from lens_tui.lens.room import memory_left, refuse_above
-
     registry = model.registry
     widths = [registry.sites.point(registry.decoder.index(layer), site).width for layer, site in places]
     d, size = widths[0], registry.decoder.dtype.size
     weights = 3 * ((d + widths[-1] + 1) * config.width + config.skip * d * widths[-1]) * 4
     rows = (max(config.pool_tokens, config.batch) + config.calibration_tokens) * sum(widths) * size
     batch = config.batch * config.width * (4 if config.compute == "float32" else 2)
-    refuse_above(
-        memory_left,
+    room.refuse_above(
+        room.memory_left,
         weights + rows + batch,
         f"Training {config.width:,} features of width {d:,} in batches of {config.batch:,} tokens",
         "Lower width, batch or pool_tokens.",
@@ -249,8 +248,6 @@ def check_sae(model: LensModel, sae: SAE, text: str | None = None) -> FitReport:
     Special tokens (BOS and the like) and the first are left out. One forward pass. Raises ``LensError`` for a text of
     fewer than two tokens, and where no tensor of this model has the width that the SAE reads.
     """
-    from lens_tui.sae.fit import check_fit_with
-
     ids = model.tokens.encode(FIT_TEXT if text is None else text)
     kept = [place for place, content in enumerate(model.tokens.content(ids)) if content]
     if len(kept) < 2:
@@ -266,8 +263,6 @@ def capture_places(
     model: LensModel, ids: Sequence[int], kept: Sequence[int], places: Sequence[Place]
 ) -> dict[Place, Any]:
     """Activations ``(len(kept), d)`` of some places at some positions; places the model lacks are left out."""
-    import mlx.core as mx
-
     by_site: dict[str, list[int]] = {}
     for layer, site in places:
         if site in model.sites(layer):

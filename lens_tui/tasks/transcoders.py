@@ -9,20 +9,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import mlx.core as mx
 import numpy as np
 
+from lens_tui.lens.read.activations import Windowing, text_activations
 from lens_tui.records import LensError
 from lens_tui.records.disk import write_text
 from lens_tui.records.errors import AskedToStop
 from lens_tui.records.remote import is_remote, shown, written_to
 from lens_tui.records.token_activations import Splice
 from lens_tui.records.training import TrainConfig, TrainProgress, TrainReport
+from lens_tui.sae.formats.writers import write_circuit_tracer
+from lens_tui.sae.load_sae import load_sae
 
 from .train import MLP, mlp_of, read_texts, train_on
 
 if TYPE_CHECKING:
-    import mlx.core as mx
-
     from lens_tui.lens.model import LensModel
     from lens_tui.lens.read.activations import TextActivations
     from lens_tui.sae.load_sae import SAE
@@ -100,8 +102,6 @@ def replaced_loss(
     Raises:
         LensError: for two of one layer, what is not a transcoder of an MLP, and a text that cannot be read.
     """
-    from lens_tui.lens.read.activations import Windowing, text_activations
-
     by_layer = {_layer(one): one for one in transcoders}
     if len(by_layer) < len(transcoders) or not by_layer:
         raise LensError("Losses are measured with one transcoder a layer.", "Give each layer's once.")
@@ -118,8 +118,6 @@ def replaced_loss(
 
 
 def _losses(source: TextActivations, by_layer: dict[int, SAE], tokens: int) -> ReplacedLoss:
-    import mlx.core as mx
-
     blocks = seen = 0
     while seen < tokens and blocks < source.n_blocks:
         seen += source.counted(blocks)
@@ -136,8 +134,6 @@ def _losses(source: TextActivations, by_layer: dict[int, SAE], tokens: int) -> R
 
 def _mean_outputs(source: TextActivations, layers: Sequence[int], blocks: int) -> dict[int, mx.array]:
     """The mean output of each layer's MLP over the positions of some blocks that are not special, ``(d_out,)``."""
-    import mlx.core as mx
-
     sums: dict[int, Any] = dict.fromkeys(layers, 0.0)
     count = 0
     for block in source.at([mlp_of(at)[1] for at in layers]).blocks(0, blocks):
@@ -154,8 +150,6 @@ def _given(one: SAE) -> Splice:
 
 
 def _always(row: mx.array) -> Splice:
-    import mlx.core as mx
-
     return lambda x: mx.broadcast_to(row, (x.shape[0], row.shape[0]))
 
 
@@ -250,8 +244,6 @@ def _trained(
 
 def _set_loss(folder: Path, layers: Sequence[int], source: TextActivations, tokens: int) -> ReplacedLoss:
     """The losses of a set that is trained, written beside it."""
-    from lens_tui.sae.load_sae import load_sae
-
     loss = _losses(source, {layer: load_sae(folder / f"layer_{layer}") for layer in layers}, tokens)
     said = {**asdict(loss), "recovered": loss.recovered}
     write_text(folder / "replaced_loss.json", json.dumps(said, indent=1) + "\n")
@@ -288,8 +280,6 @@ def write_circuit_tracer_set(transcoders: Sequence[SAE], out: str | Path) -> Pat
         LensError: for what is not a transcoder of an MLP, and for one that is more than ReLU or JumpReLU features of
             its plain input.
     """
-    from lens_tui.sae.formats.writers import write_circuit_tracer
-
     folder = Path(out)
     for one in transcoders:
         write_circuit_tracer(folder, _plain_weights(one), layer=_layer(one), model_name=one.info.model_name)
@@ -298,8 +288,6 @@ def write_circuit_tracer_set(transcoders: Sequence[SAE], out: str | Path) -> Pat
 
 def _plain_weights(one: SAE) -> dict[str, mx.array]:
     """The five arrays of a layout, and the skip connection. Raises :class:`LensError` where they would not say all."""
-    import mlx.core as mx
-
     how = one.definition
     scaled = (how.normalize, how.input_scale, how.output_scale) != ("none", 1.0, 1.0)
     if how.activation not in ("relu", "jumprelu") or scaled or how.subtract_b_dec or how.scale_by_norm:

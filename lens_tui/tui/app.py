@@ -34,6 +34,7 @@ from lens_tui.worker.thread import WorkerLike
 from . import themes
 from .bindings import bindings
 from .defects import Defects
+from .driver import leaving_driver
 from .host import BUSY, IDLE, Activity, Catalog, Handler, JobBook, LensHost, RunWanted, advance
 from .keys import SCREENS, by_id, check_keymap
 from .looks import Looks
@@ -41,6 +42,7 @@ from .no_controls import NoControls
 from .opening import DiskCatalog, Opening
 from .preferences import Start
 from .recovery import Recovery
+from .screens.form import ErrorScreen
 from .session import Session, SessionStore, absorb
 from .tour import Tour
 from .widgets.entry import Entry
@@ -150,8 +152,6 @@ class LensApp(LensHost, inherit_bindings=False):
 
     def get_driver_class(self) -> type[Driver]:
         """The terminal's driver, made to leave at once."""
-        from .driver import leaving_driver
-
         return leaving_driver(super().get_driver_class())
 
     def on_ready(self) -> None:
@@ -192,8 +192,6 @@ class LensApp(LensHost, inherit_bindings=False):
 
     def show_error(self, message: str, hint: str = "", detail: str = "") -> None:
         """Show an error with its next step; the text is plain, never markup."""
-        from .screens.form import ErrorScreen
-
         if not isinstance(self.screen, ErrorScreen):
             self.push_screen(ErrorScreen(message, hint, detail, self.log_path))
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from textual.message import Message
 from textual.message_pump import MessagePump
 
+from lens_tui.worker.thread import explain
+
 if TYPE_CHECKING:
     from .host import LensHost
 
@@ -72,7 +74,6 @@ class Defects:
             return False
         self._when.append(now)
         _log.error("a defect; the session goes on", exc_info=error)
-        from lens_tui.worker.thread import explain
 
         failure = explain(error)
         place = f"{type(error).__name__} {failure.detail.rpartition('File ')[2].partition(', in')[0]}"

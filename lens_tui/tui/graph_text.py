@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from textwrap import wrap
 
 from textual.content import Content
 
@@ -241,8 +242,6 @@ def _pair(name: str, value: str, width: int) -> Content:
 
 def _wrapped(text: str, width: int, most: int) -> list[str]:
     """Words in lines of a width, at most so many; the last one says that there is more."""
-    from textwrap import wrap
-
     lines = wrap(text, max(8, width)) or [""]
     return lines if len(lines) <= most else [*lines[: most - 1], fit(" ".join(lines[most - 1 :]), width)]
 

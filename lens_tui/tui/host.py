@@ -23,6 +23,7 @@ from textual.screen import Screen
 from textual.theme import Theme
 from textual.widget import Widget
 
+from lens_tui.records import LensError, paths
 from lens_tui.records.info import Dequantize
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
@@ -475,7 +476,6 @@ def _handed_over(text: str) -> bool:
 
 def _written(text: str) -> str:
     """Write what was copied to its file; says where it is, or why it is not there."""
-    from lens_tui.records import LensError, paths
     from lens_tui.records.disk import write_text
 
     place = paths.copied_file()

@@ -15,6 +15,7 @@ from lens_tui.records.wording import many
 from .format import ago, model_name
 from .host import LensHost
 from .keys import SCREENS
+from .screens.form import Choice, ChoiceScreen
 from .session import Session
 
 if TYPE_CHECKING:
@@ -104,7 +105,6 @@ class Recovery:
     def _offer_next(self) -> None:
         if not self._waiting:
             return
-        from .screens.form import Choice, ChoiceScreen
 
         newest, more = self._waiting[0], len(self._waiting) - 1
         what = f"{_summary(newest)} · {ago(newest.changed, self._app.wall())}" if newest.changed else _summary(newest)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TextIO
 from lens_tui.records import Sampling, paths
 from lens_tui.records.info import Dequantize
 from lens_tui.records.log import open_for_appending, start_log
-from lens_tui.worker.thread import WorkerLike
+from lens_tui.worker.thread import Worker, WorkerLike, end_process
 
 from .preferences import Start, preferences
 
@@ -56,8 +56,6 @@ def run(
 
     log_path = start_log()
     with guard, _Quiet(paths.log_file().with_name("stderr.log")), rare_collections() as app_is_up:
-        from lens_tui.worker.thread import Worker
-
         lost = unkept()
         keep = preferences().keep_history and "data" not in lost
         worker = Worker(history=paths.database_file() if keep else None)
@@ -216,7 +214,6 @@ def ended_by_signals(app: LensApp) -> Iterator[None]:
 
 def _end_without(app: LensApp, status: int) -> None:
     """End the process around an app that does not."""
-    from lens_tui.worker.thread import end_process
 
     app.recovery.end(well=False)
     if (restore := getattr(app._driver, "restore_now", None)) is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lens_tui.records import LensError
+from lens_tui.records.read_files import read_text
 
 from .host import IDLE, LensHost
 from .session import Session
@@ -135,7 +136,6 @@ class Tour:
     def _left_at(self) -> int:
         if self._file is None:
             return self._next
-        from lens_tui.records.read_files import read_text
 
         try:
             return max(0, int(read_text(self._file, 100)))

@@ -21,6 +21,8 @@ from typing import Any, get_args
 import mlx.core as mx
 import numpy as np
 from mlx.nn.layers.base import Module
+from mlx.nn.layers.linear import Linear
+from mlx.nn.layers.quantized import QuantizedLinear
 
 from lens_tui.records import Add, FloatArray, Intervention, LensError, ProjectOut
 from lens_tui.records.interventions import positions_text
@@ -231,9 +233,6 @@ def _embedding_scale(lens: Core, tables: Sequence[Writer]) -> float:
 
 def _untie(model: Any, table: Writer, done: WeightEdit, *, must: bool) -> None:
     """Give a model whose unembedding is its embedding one of its own, with the weights as they were."""
-    from mlx.nn.layers.linear import Linear
-    from mlx.nn.layers.quantized import QuantizedLinear
-
     args: Any = getattr(model, "args", None)
     if hasattr(model, "lm_head"):
         return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import json
+import math
 import os
 import re
 import tempfile
@@ -20,6 +21,7 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
+from mlx.utils import tree_flatten
 
 from lens_tui import demo
 from lens_tui.records import LensError
@@ -245,8 +247,6 @@ def _check_when_read(model: Any, config: Mapping[str, Any]) -> None:
 
 
 def _check_shapes(model: Any, weights: Mapping[str, mx.array]) -> None:
-    from mlx.utils import tree_flatten
-
     flat: Any = tree_flatten(model.parameters())
     wanted: dict[str, mx.array] = dict(flat)
     for name, value in weights.items():
@@ -286,8 +286,6 @@ def _check_packed(name: str, value: mx.array, scales: mx.array, mine: mx.array) 
 
 def _untruncate(model: Any, scaling: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """YaRN's frequencies with the ramp between its bounds as they are (``truncate: false``, gpt-oss)."""
-    import math
-
     from mlx_lm.models.rope_utils import YarnRoPE
 
     theta = float(config.get("rope_theta") or scaling.get("rope_theta") or 10000.0)

@@ -16,6 +16,7 @@ import sys
 import typing
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from types import UnionType
@@ -189,8 +190,6 @@ def _used(module: str) -> frozenset[str]:
 
 def _reference(config: Mapping[str, Any]) -> Any:
     """transformers' own reading of a configuration, or ``None`` where it has none for this model."""
-    from copy import deepcopy
-
     with _hushed():
         from transformers import CONFIG_MAPPING
 

@@ -14,6 +14,9 @@ from typing import Any, get_args
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
+from mlx.nn.layers.embedding import Embedding
+from mlx.nn.layers.linear import Linear
+from mlx.nn.layers.quantized import QuantizedEmbedding, QuantizedLinear
 from mlx.utils import tree_flatten, tree_unflatten
 
 from lens_tui import blas
@@ -98,8 +101,6 @@ def _as_the_device_can(model: Module, how: Dequantize, before: str) -> Held:
 
 def _one_of_each_kind(model: Module) -> Iterator[Any]:
     """A quantised linear layer of each kind that the model has."""
-    from mlx.nn.layers.quantized import QuantizedLinear
-
     seen: set[object] = set()
     for _, module in named(model):
         if type(module) is QuantizedLinear:
@@ -171,8 +172,6 @@ def _lay_turned(model: Module) -> None:
     """Lay the weights of linear layers with their inputs, not their outputs, in rows: the products of few rows, as in
     decoding, are then a third faster, and no product is slower. Shapes and values stay.
     """
-    from mlx.nn.layers.linear import Linear
-
     for _, module in named(model):
         if type(module) is Linear:
             module.weight = mx.contiguous(module.weight.T).T
@@ -200,9 +199,6 @@ def _replace(model: Module) -> int:
 
 def _plain(module: Any) -> Module | None:
     """The module with its weight in float32, ``None`` for a kind that is not known."""
-    from mlx.nn.layers.embedding import Embedding
-    from mlx.nn.layers.linear import Linear
-    from mlx.nn.layers.quantized import QuantizedEmbedding, QuantizedLinear
     from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
     from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 

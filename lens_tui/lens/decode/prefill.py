@@ -12,11 +12,13 @@ with one row, which becomes as many as there are at the first layer that differs
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten
 from numpy.typing import NDArray
 
 from lens_tui.records import Add, Intervention, Positions, SteeringVector
@@ -77,8 +79,6 @@ class PrefixCache:
 
     def follow(self, model: Any) -> None:
         """Forget everything if the model's weights are others than before."""
-        from mlx.utils import tree_flatten
-
         flat: Any = tree_flatten(model.parameters())
         weights = tuple(id(value) for _, value in flat)
         if weights != self._weights:
@@ -123,8 +123,6 @@ class PrefixCache:
 
 def _compact(caches: Sequence[Any]) -> list[Any]:
     """Copies of caches without what they hold beyond their tokens: room for the next ones, other rows of a batch."""
-    from copy import deepcopy
-
     from mlx_lm.models.cache import KVCache, RotatingKVCache
 
     copies = deepcopy(list(caches))
@@ -222,8 +220,6 @@ def join_rows(caches: Sequence[Sequence[Any]]) -> list[Any] | None:
 
 def row_of(cache: Sequence[Any], row: int, n_rows: int) -> list[Any]:
     """One row of a batch's caches."""
-    from copy import deepcopy
-
     taken = deepcopy(list(cache))
     if n_rows > 1:
         for item in taken:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -260,8 +261,6 @@ def make_processors(sampling: Sampling, given: Sequence[LogitsProcessor] | None)
 
 
 def _entropy() -> bytes:
-    import secrets
-
     return secrets.token_bytes(4)
 
 

@@ -15,6 +15,7 @@ from textual.widgets import Static
 
 from lens_tui.records import LensError
 from lens_tui.records.judgements import Contest, Judgement, JudgementStore, tally
+from lens_tui.records.run_store import RunStore
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
 from lens_tui.tui.format import fit
@@ -184,8 +185,6 @@ class BlindScreen(Dialog[None]):
 
     @work(thread=True, exit_on_error=False, group="judge")
     def _keep(self, place: int, judgement: Judgement) -> None:
-        from lens_tui.records.run_store import RunStore
-
         assert self._database is not None
         try:
             kept = JudgementStore(RunStore(self._database)).add(judgement.run, judgement.shown, judgement.chosen)
@@ -211,8 +210,6 @@ class BlindScreen(Dialog[None]):
 
     @work(thread=True, exit_on_error=False, group="judge")
     def _forget(self, number: int) -> None:
-        from lens_tui.records.run_store import RunStore
-
         assert self._database is not None
         try:
             JudgementStore(RunStore(self._database)).remove(number)

@@ -17,6 +17,7 @@ from textual.timer import Timer
 from lens_tui.records import FloatArray
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
+from lens_tui.tasks.run_command import quoted
 from lens_tui.tui.format import figure, fit
 from lens_tui.tui.host import LensHost
 from lens_tui.tui.reading_text import ReadingText, next_active, shades, sources, strongest_token
@@ -179,7 +180,6 @@ class TextPane(Pane):
             return
         if session.sae_in_use is not None and session.model is not None:
             from lens_tui.tasks.made_with import model_source, sae_words
-            from lens_tui.tasks.run_command import quoted
 
             options = ["--model", model_source(session.model), "--sae", sae_words(session.sae_in_use)]
             words = ["mlx-lens-tui", "features", *options, "--", self.source.text]

@@ -18,6 +18,7 @@ from lens_tui.records.wording import has_words, many
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.format import ago, bar, count, fit, fit_end, fit_left, size
 from lens_tui.tui.host import BUSY, Activity, LensHost, focus_now
+from lens_tui.tui.screens.form import Choice, ChoiceScreen
 from lens_tui.tui.session import Session
 from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.frame import Divider, LensScreen, Pane
@@ -173,8 +174,6 @@ def matching(entries: Sequence[ModelEntry], words: str, order: str) -> list[Mode
 
 def _question(row: ModelEntry | SAEEntry) -> Screen[str | None]:
     """Whether to take it off this disk, or a folder off the list."""
-    from lens_tui.tui.screens.form import Choice, ChoiceScreen
-
     amount = getattr(row, "partial", 0) or row.nbytes
     if row.source == "folder":
         choice = Choice("remove", "take it off the list", "its files stay")

@@ -17,6 +17,7 @@ from lens_tui.records import LensError, SteeringVector
 from lens_tui.records.interventions import BenchRow, mode_of, modes_of, next_positions
 from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line
+from lens_tui.records.vector_formats import save_vectors
 from lens_tui.records.wording import many
 from lens_tui.tui.bench_text import too_strong
 from lens_tui.tui.bindings import bindings
@@ -476,8 +477,6 @@ class SteerScreen(LensScreen):
 
     @work(thread=True, exit_on_error=False, group="save")
     def _write(self, vectors: Sequence[SteeringVector], path: str) -> None:
-        from lens_tui.records.vector_formats import save_vectors
-
         try:
             file = save_vectors(vectors, expanded(path) if path else None)
         except LensError as error:

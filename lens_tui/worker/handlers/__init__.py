@@ -1,6 +1,6 @@
 """What each job does, and what the jobs of one worker share: the model, its SAEs, the text last encoded.
 
-Imported on the MLX thread only; each handler's own imports happen when it first runs.
+Imported on the MLX thread only; a handler's file, and MLX with it, when one of its jobs first runs.
 
 A handler is ``handler(control, job, context)`` and gives events. A new job is a
 record in ``jobs.py``, a function here, and one line in ``TABLE``.
@@ -16,7 +16,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lens_tui.records import LensError, SAEInfo
+from lens_tui.records import LensError, SAEInfo, store
+from lens_tui.records.cause_store import CauseStore
+from lens_tui.records.run_store import RunStore
+from lens_tui.records.store import Store
+from lens_tui.tasks.kept_causes import keep_cause
 
 from .. import jobs
 from ..events import Event
@@ -28,7 +32,6 @@ if TYPE_CHECKING:
     from lens_tui.records.graph_plan import GraphFound
     from lens_tui.records.info import Dequantize
     from lens_tui.records.patch_plan import PatchFound
-    from lens_tui.records.run_store import RunStore
     from lens_tui.sae.load_sae import SAE
     from lens_tui.tasks.models import ModelEntry
 
@@ -95,41 +98,32 @@ class Context:
 
         Raises :class:`LensError`.
         """
-        from lens_tui.records.run_store import RunStore
-        from lens_tui.records.store import Store
-
         if self._runs is None:
-            store = Store(self.history, patience)
+            opened = Store(self.history, patience)
             try:
-                self._runs = RunStore(store)
+                self._runs = RunStore(opened)
             except LensError:
-                store.close()
+                opened.close()
                 raise
         self._runs.store.wait(patience)
         return self._runs
 
     def keep_cause(self, found: One) -> tuple[One, str]:
         """Keep what was found, if anything is kept; it with its number, and why it could not be."""
-        from lens_tui.records.store import PATIENCE
-        from lens_tui.tasks.kept_causes import keep_cause
-
         if self.history is None:
             return found, ""
         try:
-            return keep_cause(self.runs(PATIENCE).store, self.need_model().info, found), ""
+            return keep_cause(self.runs(store.PATIENCE).store, self.need_model().info, found), ""
         except LensError as error:
             _log.warning("what was found is not kept: %s", error)
             return found, f"{error.message} {error.hint}".strip()
 
     def change_cause(self, found: GraphFound) -> None:
         """Keep a graph as it is now, where it is kept."""
-        from lens_tui.records.cause_store import CauseStore
-        from lens_tui.records.store import PATIENCE
-
         if self.history is None or not found.kept:
             return
         try:
-            CauseStore(self.runs(PATIENCE).store).change(found.kept, found)
+            CauseStore(self.runs(store.PATIENCE).store).change(found.kept, found)
         except LensError as error:  # what was kept when it was made is still there
             _log.warning("the graph is kept as it was before: %s", error)
 

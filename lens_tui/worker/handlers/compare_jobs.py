@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lens_tui.records import Arm, ArmEnd, Intervention, LensError, Token
+from lens_tui.records import Arm, ArmEnd, Intervention, LensError, Token, store
 from lens_tui.records.chat import as_prompt
 from lens_tui.records.sanitise import one_line
+from lens_tui.records.store import Busy
 from lens_tui.tasks.made_with import made_with
 from lens_tui.tasks.replay import Changes, attach, last_readings
 
@@ -214,17 +215,15 @@ class Keeper:
 
     def _do(self, act: Callable[[RunStore], object], *, patient: bool = False) -> None:
         """Do what waits and then ``act``, in this order, as far as the disk lets us."""
-        from lens_tui.records.store import PATIENCE, SHORT, Busy
-
         if self._context.history is None or self.problem:
             return
         self._writes.append(act)
         if not patient and time.monotonic() < self._not_before:
             return
         try:
-            store = self._context.runs(PATIENCE if patient else SHORT)
+            runs = self._context.runs(store.PATIENCE if patient else store.SHORT)
             while self._writes:
-                self._writes[0](store)
+                self._writes[0](runs)
                 self._writes.popleft()
         except Busy as error:
             self._not_before = time.monotonic() + _AGAIN

@@ -17,6 +17,7 @@ from lens_tui.records.store import Store
 from lens_tui.sae.index.questions import co_active, decoder_neighbours
 from lens_tui.tasks.feature_page import (
     contrast_texts,
+    export_list,
     feature_facts,
     feature_vector,
     found_features,
@@ -186,8 +187,6 @@ def contrast(control: Control, job: jobs.ContrastTexts, context: Context) -> Ite
 
 def export(control: Control, job: jobs.ExportFeatures, context: Context) -> Iterator[ev.Event]:
     """A list of features as a file."""
-    from lens_tui.tasks.feature_page import export_list
-
     info = open_sae(job.sae, context).info
     written = export_list(info, job.name, job.features, expanded(job.path))
     yield ev.FeaturesExported(control.id, one_line(str(written), 300), len(job.features))

@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from lens_tui.lens.graphs.edge_checks import check_nodes
+from lens_tui.lens.graphs.node_vectors import node_vector
 from lens_tui.records import LensError
 from lens_tui.records.graph_file import write_graph
 from lens_tui.records.graph_plan import GraphFound, GraphPlan
 from lens_tui.records.paths import expanded
+from lens_tui.tasks.graph_plans import answer_graph, open_graph, pruned_anew, same_graph, transcoders_for
 
 from .. import events as ev
 from .. import jobs
@@ -34,8 +37,6 @@ def make_graph(control: Control, job: jobs.MakeGraph, context: Context) -> Itera
 
 def prune(control: Control, job: jobs.PruneGraph, context: Context) -> Iterator[ev.Event]:
     """The same graph with more nodes or fewer; features that come in get their words."""
-    from lens_tui.tasks.graph_plans import pruned_anew, same_graph
-
     known, opened = context.graph, context.transcoders
     lens, transcoders = None, None
     if known is not None and opened is not None and same_graph(job.found, known.graph):
@@ -53,8 +54,6 @@ def change(control: Control, job: jobs.KeepGraph, context: Context) -> Iterator[
 
 def read(control: Control, job: jobs.ReadGraph, context: Context) -> Iterator[ev.Event]:
     """A graph of a file."""
-    from lens_tui.tasks.graph_plans import open_graph
-
     yield ev.GraphMade(control.id, open_graph(job.path))
 
 
@@ -67,8 +66,6 @@ def write(control: Control, job: jobs.WriteGraph, context: Context) -> Iterator[
 
 def check(control: Control, job: jobs.CheckNode, context: Context) -> Iterator[ev.Event]:
     """A node changed, and what it acts on measured."""
-    from lens_tui.lens.graphs.edge_checks import check_nodes
-
     attribution = _attribution(control, job.found, context)
     with stoppable(context, control):
         control.progress("checking")
@@ -78,15 +75,11 @@ def check(control: Control, job: jobs.CheckNode, context: Context) -> Iterator[e
 
 def vector(control: Control, job: jobs.VectorFromNode, context: Context) -> Iterator[ev.Event]:
     """What a node adds to the stream."""
-    from lens_tui.lens.graphs.node_vectors import node_vector
-
     yield made(control, node_vector(_attribution(control, job.found, context), job.node, job.name), context)
 
 
 def _attribution(control: Control, found: GraphFound, context: Context) -> Attribution:
     """What a graph was made of: kept from when it was made, or made once more."""
-    from lens_tui.tasks.graph_plans import same_graph
-
     if found.file:
         raise LensError(
             "This graph was read from a file, so that there is nothing here to measure it with.",
@@ -104,8 +97,6 @@ def _attribution(control: Control, found: GraphFound, context: Context) -> Attri
 
 
 def _made(control: Control, plan: GraphPlan, context: Context) -> tuple[Attribution, GraphFound]:
-    from lens_tui.tasks.graph_plans import answer_graph, transcoders_for
-
     def opened(done: int, total: int) -> None:
         control.progress("opening transcoders", done, total)
 

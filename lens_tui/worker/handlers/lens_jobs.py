@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from lens_tui.lens.read.attention import attention_patterns
+from lens_tui.lens.read.logits import attribute_logits, logit_lens
 from lens_tui.records import LensError
 from lens_tui.records.patch_plan import PatchFound
+from lens_tui.tasks.causes import answer, direction_of
+from lens_tui.tasks.jacobian_lenses import lens_of
 
 from .. import events as ev
 from .. import jobs
@@ -23,8 +27,6 @@ Reading = jobs.ReadLens | jobs.ReadParts | jobs.ReadPattern
 
 def read_lens(control: Control, job: jobs.ReadLens, context: Context) -> Iterator[ev.Event]:
     """Every layer's most probable tokens at every token of the text, and the rank of the followed token."""
-    from lens_tui.lens.read.logits import logit_lens
-
     model = context.need_model()
     ids = _ids(job, model)
     control.progress("tokens", 0, len(ids), "tokens")
@@ -34,8 +36,6 @@ def read_lens(control: Control, job: jobs.ReadLens, context: Context) -> Iterato
 
     through = None
     if job.jacobian:
-        from lens_tui.tasks.jacobian_lenses import lens_of
-
         through = lens_of(model.info)
     target = None if job.target == "" else job.target
     steering = _steering(job)
@@ -50,8 +50,6 @@ def read_lens(control: Control, job: jobs.ReadLens, context: Context) -> Iterato
 
 def read_parts(control: Control, job: jobs.ReadParts, context: Context) -> Iterator[ev.Event]:
     """What each layer's attention, its heads and its MLP add to the logit."""
-    from lens_tui.lens.read.logits import attribute_logits
-
     model = context.need_model()
     found = attribute_logits(
         model, _ids(job, model), job.target, positions=[job.position], interventions=_steering(job), heads=True
@@ -61,8 +59,6 @@ def read_parts(control: Control, job: jobs.ReadParts, context: Context) -> Itera
 
 def read_pattern(control: Control, job: jobs.ReadPattern, context: Context) -> Iterator[ev.Event]:
     """The attention of one layer."""
-    from lens_tui.lens.read.attention import attention_patterns
-
     model = context.need_model()
     (found,) = attention_patterns(model, _ids(job, model), job.layer, interventions=_steering(job))
     yield ev.PatternRead(control.id, found)
@@ -70,7 +66,6 @@ def read_pattern(control: Control, job: jobs.ReadPattern, context: Context) -> I
 
 def patch(control: Control, job: jobs.Patch, context: Context) -> Iterator[ev.Event]:
     """The grid or trace, told after each batch; stopped between two forwards, what is there stays."""
-    from lens_tui.tasks.causes import answer
 
     def progress(done: int, total: int) -> None:
         control.progress("patches", done, total)
@@ -87,8 +82,6 @@ def patch(control: Control, job: jobs.Patch, context: Context) -> Iterator[ev.Ev
 
 def from_patch(control: Control, job: jobs.VectorFromPatch, context: Context) -> Iterator[ev.Event]:
     """The direction from the corrupted to the clean activation."""
-    from lens_tui.tasks.causes import direction_of
-
     vector = direction_of(context.need_model(), job.plan, job.layer, job.column, job.name)
     yield made(control, vector, context)
 

@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lens_tui import demo
+from lens_tui.lens.architecture.load_model import load_folder
+from lens_tui.lens.architecture.weights import dequantize, evaluate
+from lens_tui.lens.model import LensModel
 from lens_tui.records import LensError, NotFinite, SAEInfo
 from lens_tui.records.hub_fetch import model_from_hub
 from lens_tui.records.machine import machine_memory
 from lens_tui.records.sanitise import one_line
+from lens_tui.sae.load_sae import load_sae as read_sae
+from lens_tui.sae.load_sae import sae_info
 from lens_tui.tasks.models import (
     ModelEntry,
     check_model,
@@ -23,6 +28,7 @@ from lens_tui.tasks.models import (
     read_model_folder,
     remember_model,
 )
+from lens_tui.tasks.train import check_sae
 
 from .. import events as ev
 from .. import jobs
@@ -31,7 +37,6 @@ from . import Context, ModelOrigin
 
 if TYPE_CHECKING:
     from lens_tui.lens.architecture.load_model import Loaded
-    from lens_tui.lens.model import LensModel
     from lens_tui.sae.load_sae import SAE
 
 _log = logging.getLogger(__name__)
@@ -71,7 +76,6 @@ def _load(control: Control, job: jobs.LoadModel, context: Context) -> Iterator[e
     if entry.problem:
         raise LensError(f"{entry.name} cannot be loaded.", entry.problem)
     _check_memory(entry, force=job.force)
-    from lens_tui.lens.architecture.load_model import load_folder
 
     control.progress("tokenizer")
     found = load_folder(folder, label=entry.name, lazy=True)  # no code that comes with a model is run
@@ -97,8 +101,6 @@ def _load(control: Control, job: jobs.LoadModel, context: Context) -> Iterator[e
 
 def _read(origin: ModelOrigin, found: Loaded, progress: Callable[[str, int, int, str], None]) -> LensModel:
     """A model that is laid out lazily, its weights read and tried."""
-    from lens_tui.lens.architecture.weights import dequantize, evaluate
-
     held = dequantize(found.model, origin.dequantize)
     for done, total in evaluate(found.model):
         progress("weights", done, total, "bytes")
@@ -118,7 +120,6 @@ def _let_go(error: BaseException | None) -> None:
 
 def _come_back(origin: ModelOrigin, control: Control, context: Context) -> None:
     """Load the model before this one again, as it was; without it there is none."""
-    from lens_tui.lens.architecture.load_model import load_folder
 
     def said(stage: str, done: int, total: int, unit: str) -> None:
         # Not by the control: its job may just have been stopped.
@@ -151,8 +152,6 @@ def load_sae(control: Control, job: jobs.LoadSAE, context: Context) -> Iterator[
 
 
 def _fit(control: Control, sae: SAE, context: Context) -> Iterator[ev.Event]:
-    from lens_tui.tasks.train import check_sae
-
     name = one_line(sae.info.name, 60)
     try:
         report = check_sae(context.need_model(), sae)
@@ -178,8 +177,6 @@ def _is_bundled(info: SAEInfo, context: Context) -> bool:
 
 def open_sae(path_or_id: str, context: Context, progress: Callable[[int, int], None] | None = None) -> SAE:
     """The SAE of this path, name or id: the one that is loaded, or loaded now (``progress``: of a download)."""
-    from lens_tui.sae.load_sae import load_sae as read_sae
-
     known = context.known.get(path_or_id)
     path, layer, site = (known.path, None, None) if known else named_sae(path_or_id)
     for sae_id, sae in context.saes.items():
@@ -228,8 +225,6 @@ def _check_memory(entry: ModelEntry, *, force: bool) -> None:
 
 
 def _wrap(found: Loaded, entry: ModelEntry, folder: Path) -> LensModel:
-    from lens_tui.lens.model import LensModel
-
     return LensModel.from_model(found.model, found.tokenizer, name=entry.id, path=str(folder), window=found.window)
 
 
@@ -262,8 +257,6 @@ def _known_saes(entry: ModelEntry, context: Context) -> tuple[SAEInfo, ...]:
 
 
 def _read_info(path: str) -> SAEInfo:
-    from lens_tui.sae.load_sae import sae_info
-
     return sae_info(path)
 
 

@@ -7,6 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from lens_tui.records import LensError
 from lens_tui.records.sanitise import one_line
+from lens_tui.sae.index.index_reader import FeatureIndex
+from lens_tui.sae.index.index_settings import IndexSettings
+from lens_tui.tasks.index import index_text as make_index
+from lens_tui.tasks.text_source import text_source
+from lens_tui.tasks.train import MLP, small_run, train_sae, trained_folder
+from lens_tui.tasks.transcoders import train_transcoders
 
 from .. import events as ev
 from .. import jobs
@@ -35,11 +41,6 @@ def asked(control: Control) -> Callable[[], bool]:
 
 def index_text(control: Control, job: jobs.IndexText, context: Context) -> Iterator[ev.Event]:
     """The verb's call: the same folder and the same numbers."""
-    from lens_tui.sae.index.index_reader import FeatureIndex
-    from lens_tui.sae.index.index_settings import IndexSettings
-    from lens_tui.tasks.index import index_text
-    from lens_tui.tasks.text_source import text_source
-
     model = context.need_model()
     if not job.saes:
         raise LensError("No SAE is named to index the text for.", "Load one first.")
@@ -49,7 +50,7 @@ def index_text(control: Control, job: jobs.IndexText, context: Context) -> Itera
         control.report(ev.Progress(control.id, *_index_stage(progress)))
 
     control.progress("reading the text")
-    result = index_text(
+    result = make_index(
         model, saes, text_source(job.text), settings=IndexSettings(full=job.full),
         max_tokens=job.max_tokens or None, progress=on_progress, should_stop=asked(control),
     )  # fmt: skip
@@ -73,10 +74,6 @@ def _index_stage(progress: IndexProgress) -> tuple[str, int, int, str]:
 
 def train(control: Control, job: jobs.TrainSAE, context: Context) -> Iterator[ev.Event]:
     """The verb's call with its settings, folder and numbers."""
-    from lens_tui.tasks.text_source import text_source
-    from lens_tui.tasks.train import MLP, small_run, train_sae, trained_folder
-    from lens_tui.tasks.transcoders import train_transcoders
-
     model = context.need_model()
     layers = tuple(sorted({model.registry.decoder.index(layer) for layer in job.layers}))
     if len(layers) > 1 and job.kind != "transcoder":

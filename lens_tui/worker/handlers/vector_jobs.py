@@ -7,13 +7,20 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from lens_tui.lens.measure.dose import FeatureProbe
+from lens_tui.lens.vectors import random_unit, residual_norm
 from lens_tui.records import LensError, SteeringVector
+from lens_tui.records.corpus import read_pairs, read_questions
 from lens_tui.records.info import in_residual
 from lens_tui.records.measures import DoseResponse
 from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line, sanitise
-from lens_tui.tasks.make_vectors import find
+from lens_tui.records.vector_formats import load_one
+from lens_tui.records.vector_sets import load_vector_set
+from lens_tui.tasks.make_vectors import find, from_pairs, from_terms
+from lens_tui.tasks.make_vectors import from_token as make
 from lens_tui.tasks.make_vectors import measure_dose as measure
+from lens_tui.tasks.probe_sets import probes_of
 
 from .. import events as ev
 from .. import jobs
@@ -22,7 +29,7 @@ from . import Context
 from .load_jobs import open_sae
 
 if TYPE_CHECKING:
-    from lens_tui.lens.measure.dose import FeatureProbe, Question
+    from lens_tui.lens.measure.dose import Question
     from lens_tui.lens.model import LensModel
 
 
@@ -31,9 +38,6 @@ _TOP_TOKENS = 10
 
 def from_prompts(control: Control, job: jobs.VectorFromPrompts, context: Context) -> Iterator[ev.Event]:
     """A vector that tells texts apart, or one for each layer with how well it does."""
-    from lens_tui.records.corpus import read_pairs
-    from lens_tui.tasks.make_vectors import from_pairs
-
     positive, negative = read_pairs(job.path) if job.path else (job.positive, job.negative)
     control.progress("texts", 0, len(positive) + len(negative))
     with stoppable(context, control) as model:
@@ -55,7 +59,6 @@ def from_prompts(control: Control, job: jobs.VectorFromPrompts, context: Context
 
 def train_probes(control: Control, job: jobs.TrainProbes, context: Context) -> Iterator[ev.Event]:
     """A probe at each layer, its name safe to show; stopped between two layers."""
-    from lens_tui.tasks.probe_sets import probes_of
 
     def progress(done: int, total: int) -> None:
         control.check()
@@ -80,16 +83,12 @@ def train_probes(control: Control, job: jobs.TrainProbes, context: Context) -> I
 
 def from_token(control: Control, job: jobs.VectorFromToken, context: Context) -> Iterator[ev.Event]:
     """The direction of a token."""
-    from lens_tui.tasks.make_vectors import from_token as make
-
     vector = make(context.need_model(), job.token, job.layer, job.kind, job.name)
     yield made(control, replace(vector, name=one_line(vector.name, 60)), context)
 
 
 def from_vectors(control: Control, job: jobs.VectorFromVectors, context: Context) -> Iterator[ev.Event]:
     """A direction out of others."""
-    from lens_tui.tasks.make_vectors import from_terms
-
     vector = from_terms(context.need_model(), job.name, job.terms, less=job.less, unit=job.unit)
     yield made(control, vector, context)
 
@@ -101,9 +100,6 @@ def given(control: Control, job: jobs.VectorGiven, context: Context) -> Iterator
 
 def from_file(control: Control, job: jobs.VectorFromFile, context: Context) -> Iterator[ev.Event]:
     """A vector someone saved, or a set of them, if it is as wide as the model's residual stream."""
-    from lens_tui.records.vector_formats import load_one
-    from lens_tui.records.vector_sets import load_vector_set
-
     model, file = context.need_model(), expanded(job.path)
     shape: dict[str, Any] = {"d_model": model.d_model, "n_layers": model.n_layers}
     try:
@@ -123,8 +119,6 @@ def from_file(control: Control, job: jobs.VectorFromFile, context: Context) -> I
 
 def random_vector(control: Control, job: jobs.RandomVector, context: Context) -> Iterator[ev.Event]:
     """A random unit direction."""
-    from lens_tui.lens.vectors import random_unit
-
     yield made(control, random_unit(context.need_model(), job.name, job.layer, seed=job.seed), context)
 
 
@@ -137,8 +131,6 @@ def made(control: Control, vector: SteeringVector, context: Context) -> ev.Vecto
 
 
 def _norm(context: Context, layer: int, site: str) -> float:
-    from lens_tui.lens.vectors import residual_norm
-
     key = (layer, site)
     if key not in context.norms:
         context.norms[key] = residual_norm(context.need_model(), layer, site=site)
@@ -188,8 +180,6 @@ def find_scale(control: Control, job: jobs.FindScale, context: Context) -> Itera
 
 def _questions(path: str) -> tuple[Question, ...]:
     """The questions of a file; none where no file is named."""
-    from lens_tui.records.corpus import read_questions
-
     return read_questions(path) if path else ()
 
 
@@ -212,8 +202,6 @@ def shown(response: DoseResponse) -> DoseResponse:
 
 def probe_of(job: jobs.MeasureDose | jobs.ComparePrompts, context: Context) -> FeatureProbe | None:
     """The feature that is read back from what is written; none where the job names none or its SAE reads elsewhere."""
-    from lens_tui.lens.measure.dose import FeatureProbe
-
     if not job.sae:
         return None
     sae = open_sae(job.sae, context)

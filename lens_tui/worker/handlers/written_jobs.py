@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lens_tui.lens.read.written import written_activations
 from lens_tui.records import Token
 from lens_tui.records.chat import as_prompt
 from lens_tui.records.sanitise import one_line
@@ -90,8 +91,6 @@ def followed(control: Control, job: jobs.Compare, context: Context) -> Iterator[
 
 def read_written(control: Control, job: jobs.ReadWritten, context: Context) -> Iterator[ev.Event]:
     """Arm by arm: from the run's own activations where they are kept, else by a forward over prompt and text."""
-    from lens_tui.lens.read.written import written_activations
-
     model, sae = context.need_model(), open_sae(job.sae, context)
     if job.feature >= 0:
         sae.directions([job.feature])  # checks the id before the long way
