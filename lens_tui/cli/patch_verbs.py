@@ -102,6 +102,12 @@ def patch(
     """Patch activations of one prompt into another: what matters."""
     from lens_tui.tasks.causes import grid_record
 
+    given: dict[str, Any] = {
+        "--by": by, "--site": site, "--layers": layers, "--metric": metric, "--direction": direction,
+        "--method": method, "--no-controls": controls, "--sae": sae, "--features": features, "--noise": noise,
+        "--samples": samples, "--window": window, "--to": to, "--from": senders, "--edges": edges,
+    }  # fmt: skip
+    _check_options(given, trace)
     if trace:
         _only_one(corrupted, pairs, wrong)
         plan = PatchPlan(read_text(clean), answer=answer, by="trace", site=site or "resid_post", subject=trace)
@@ -111,8 +117,6 @@ def patch(
     if to or edges:
         _paths(model, asked, metric, direction, (to or [], senders or [], method, controls, seed), json=json)
         return
-    if senders:
-        raise LensError("Senders are of paths.", "Give --to or --edges with --from.")
     options: dict[str, Any] = {"site": site, "by": by, "direction": direction, "seed": seed, "controls": controls}
     options["layers"] = whole_numbers(layers)
     with open_model(model) as lens:
@@ -120,6 +124,39 @@ def patch(
             options |= {"sae": open_sae(sae, model), "features": whole_numbers(features)}
         grid, quick, check = patched(lens, asked, metric, method, options)
     print_json(grid_record(grid, check, quick)) if json else print_grid(grid, check)
+
+
+_PLAIN: dict[str, Any] = {
+    "--by": "layer-position", "--metric": "logit-difference", "--direction": "denoise", "--method": "exact",
+    "--no-controls": True, "--noise": 3.0, "--samples": 10, "--window": 10,
+}  # fmt: skip
+"""What options are where nothing is said; the others are empty."""
+
+
+def _check_options(given: dict[str, Any], trace: str) -> None:
+    """Raises :class:`LensError` for an option that would be passed over: what is printed would not be what was asked.
+
+    Args:
+        given: The options and their values.
+        trace: The subject of a causal trace, where one is asked for.
+    """
+    by = given["--by"]
+    both = {"--metric", "--direction", "--no-controls"}
+    if trace:
+        what, used = "a causal trace", {"--site", "--noise", "--samples", "--window"}
+    elif given["--to"]:
+        what, used = "paths", both | {"--to", "--from"}
+    elif given["--edges"]:
+        what, used = "edges", both | {"--edges", "--from", "--method"}
+        if given["--method"] == "both":
+            raise LensError("Edges are patched or estimated.", "Give --method exact, or attribution.")
+    else:
+        what, used = f"a map by {by}", both | {"--by", "--layers", "--method"}
+        used |= {"--sae", "--features"} if by.startswith("feature") else set()
+        used |= {"--site"} if by in ("layer", "position", "layer-position") else set()
+    for name, value in given.items():
+        if name not in used and (value or None) != _PLAIN.get(name):
+            raise LensError(f"{name} says nothing of {what}.", "Leave it out.")
 
 
 def _paths(

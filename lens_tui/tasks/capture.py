@@ -245,8 +245,8 @@ def taken_up(folder: OutFolder, facts: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(found, dict) or not isinstance(shards := found.pop("shards", None), list):
         raise LensError(f"{MANIFEST} in {folder.name} is damaged.", "Give a new folder.")
     if found != facts:
-        wrong = next((key for key in facts if found.get(key) != facts[key]), "more than it should")
-        raise LensError(f"{folder.name} holds a capture with another {wrong}.", "Give a new folder.")
+        wrong = next((key for key in facts if found.get(key) != facts[key]), "what it says of itself")
+        raise LensError(f"{folder.name} holds another capture: they differ in {wrong}.", "Give a new folder.")
     remove_leftovers(folder.local)
     return {**facts, "shards": list(whole_shards(folder, shards))}
 

@@ -191,3 +191,36 @@ def test_paths_and_edges_are_the_librarys() -> None:
     assert "--from" in run(CLEAN, CORRUPTED, *TOKENS, "--from", "mlp:1", status=2)
     for wrong in ("attn", "mlp:1.2", "w:3"):
         assert "cannot be read" in run(CLEAN, CORRUPTED, *TOKENS, "--to", wrong, status=2)
+
+
+CLEAN_CORRUPTED = ["Lily saw a red ball", "Lily saw a red car", "--metric", "kl"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["Lily saw", "--trace", "saw", "--by", "head"], "--by says nothing of a causal trace"),
+        (["Lily saw", "--trace", "saw", "-l", "3"], "--layers says nothing of a causal trace"),
+        (["Lily saw", "--trace", "saw", "--metric", "kl"], "--metric says nothing of a causal trace"),
+        (["Lily saw", "--trace", "saw", "--to", "logits"], "--to says nothing of a causal trace"),
+        ([*CLEAN_CORRUPTED, "--to", "logits", "--method", "attribution"], "--method says nothing of paths"),
+        ([*CLEAN_CORRUPTED, "--to", "logits", "--edges"], "--edges says nothing of paths"),
+        ([*CLEAN_CORRUPTED, "--to", "logits", "-l", "3"], "--layers says nothing of paths"),
+        ([*CLEAN_CORRUPTED, "--edges", "--by", "head"], "--by says nothing of edges"),
+        ([*CLEAN_CORRUPTED, "--edges", "--site", "mlp_out"], "--site says nothing of edges"),
+        ([*CLEAN_CORRUPTED, "--features", "3"], "--features says nothing of a map by layer-position"),
+        ([*CLEAN_CORRUPTED, "--by", "head", "--site", "mlp_out"], "--site says nothing of a map by head"),
+        ([*CLEAN_CORRUPTED, "--samples", "3"], "--samples says nothing of a map by layer-position"),
+        ([*CLEAN_CORRUPTED, "--from", "embed"], "--from says nothing of a map by layer-position"),
+    ],
+)
+def test_an_option_that_what_is_asked_has_no_use_for_is_refused(arguments: list[str], option: str) -> None:
+    done = CliRunner().invoke(app, ["patch", *arguments])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert option in done.stderr
+
+
+def test_edges_are_estimated_or_patched_and_not_both() -> None:
+    done = CliRunner().invoke(app, ["patch", *CLEAN_CORRUPTED, "--edges", "--method", "both"])
+    assert done.exit_code == 2
+    assert "Edges are patched or estimated" in done.stderr

@@ -381,7 +381,9 @@ def _tap(lens: Core, end: Receiver, change: Edit) -> tuple[Module, Tap]:
         new = call(read if norm is None else norm(read))
         count = given.shape[-1] // size
         if end.head >= count:
-            raise LensError(f"Layer {end.layer} has {count} heads of {end.kind}, not {end.head + 1}.")
+            raise LensError(
+                f"Layer {end.layer} has no head {end.head} of {end.kind}: it has {count}.", f"Choose 0 to {count - 1}."
+            )
         mine = np.ones(given.shape[-1], bool) if end.head < 0 else np.arange(given.shape[-1]) // size == end.head
         return mx.where(mx.array(mine), new, given)
 

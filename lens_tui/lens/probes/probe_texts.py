@@ -152,7 +152,8 @@ def sparse_probe(
     """
     x = np.asarray(features, dtype=np.float64)
     if x.ndim != 2 or not 1 <= k <= x.shape[1]:
-        raise LensError(f"A sparse probe of {k} features cannot be had of an array of {x.shape}.", "Choose k from 1.")
+        message = f"A sparse probe of {k} features cannot be had of an array of {x.shape}."
+        raise LensError(message, f"Choose 1 to {x.shape[1]}." if x.ndim == 2 else "Give (examples, features).")
     y = _numbers(labels, classes=True)
     if len(y) != len(x):
         raise LensError(f"There are {len(x)} examples and {len(y)} labels.", "Give a label for each.")
