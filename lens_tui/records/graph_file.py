@@ -114,8 +114,10 @@ def graph_json(graph: AttributionGraph) -> dict[str, Any]:
 
 
 def _generator(said: str) -> dict[str, str]:
-    """A name and a version, one after the other, as other tools have them apart."""
-    name, _, version = said.partition(" ")
+    """A name and a version, one after the other, as other tools have them apart; names of others may have blanks."""
+    name, _, version = said.rpartition(" ")
+    if not name or not any(letter.isdigit() for letter in version):
+        name, version = said, ""
     return {"name": name, "version": version} | ({"url": _URL} if name == "mlx-lens-tui" else {})
 
 

@@ -269,13 +269,13 @@ def graph_question(plan: GraphPlan, found: GraphFound | None, width: int) -> lis
     if found is None:
         return [asked, Content("")]
     graph, kinds = found.shown, [node.kind for node in found.shown.nodes]
-    counts = f"{kinds.count('feature')} features"
-    facts = [f"{counts} of {found.whole.n_active:,} active" if found.whole.n_active else counts]
-    facts.append(f"{kinds.count('error')} errors, {graph.n_edges:,} edges")
-    if found.scores is not None:
-        facts += [f"completeness {found.scores.completeness:.2f}", f"replacement {found.scores.replacement:.2f}"]
+    of_all = f" of {found.whole.n_active:,}" if found.whole.n_active else ""
+    facts = [f"{kinds.count('feature')}{of_all} features, {kinds.count('error')} errors"]
     if found.sum_error is not None:
         facts.append(f"sums within {found.sum_error:.0e}")
+    if found.scores is not None:
+        facts += [f"completeness {found.scores.completeness:.2f}", f"replacement {found.scores.replacement:.2f}"]
+    facts.append(f"{graph.n_edges:,} edges")
     text = " · ".join(facts)
     return [asked, Content.styled(fit(f"{'shown':<9}{text}", width).rstrip(), "$muted")]
 

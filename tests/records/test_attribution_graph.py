@@ -288,3 +288,20 @@ def test_what_is_no_graph_is_refused(tmp_path: Path) -> None:
     circle["links"].append({"source": "3_12_1", "target": "E_2_0", "weight": 1.0})
     with pytest.raises(LensError, match="in a circle"):
         node_influence(read_graph(put(tmp_path, circle)))
+
+
+@pytest.mark.parametrize(
+    ("said", "name", "version"),
+    [
+        ("circuit-tracer by Hanna & Piotrowski 3f0965b6", "circuit-tracer by Hanna & Piotrowski", "3f0965b6"),
+        ("mlx-lens-tui 0.2.0", "mlx-lens-tui", "0.2.0"),
+        ("circuit-tracer by Hanna", "circuit-tracer by Hanna", ""),
+        ("tracer", "tracer", ""),
+        ("", "", ""),
+    ],
+)
+def test_who_made_a_graph_is_written_as_it_was_read(tmp_path: Path, said: str, name: str, version: str) -> None:
+    write_graph(replace(small_graph(), generator=said), tmp_path / "g.json")
+    made = json.loads((tmp_path / "g.json").read_text())["metadata"]["info"]["generator"]
+    assert (made["name"], made["version"], "url" in made) == (name, version, name == "mlx-lens-tui")
+    assert read_graph(tmp_path / "g.json").generator == said

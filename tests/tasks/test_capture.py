@@ -162,9 +162,9 @@ def test_what_cannot_be_is_one_sentence(text: Path, tmp_path: Path, monkeypatch:
     lens = model()
     capture_texts(lens, text, tmp_path / "out", PLACES, **SMALL)
     for changed, says in (
-        ({"places": [(0, "resid_post")]}, "another places"),
-        ({"interventions": [tiny.add(1.0)]}, "another interventions"),
-        ({"context": 16}, "another context"),
+        ({"places": [(0, "resid_post")]}, "differ in places"),
+        ({"interventions": [tiny.add(1.0)]}, "differ in interventions"),
+        ({"context": 16}, "differ in context"),
     ):
         asked: dict[str, Any] = {"places": PLACES, **SMALL, **changed}
         with pytest.raises(LensError, match=says):

@@ -23,6 +23,7 @@ from lens_tui.tui.format import signed
 from lens_tui.tui.screens.cause_history import CauseHistoryScreen
 from lens_tui.tui.screens.causes_screen import CausesScreen
 from lens_tui.tui.widgets.frame import Scroll
+from lens_tui.tui.widgets.heat_grid import HeatGrid
 from lens_tui.worker.events import GraphMade, Patched
 from lens_tui.worker.jobs import KeepGraph, MakeGraph, Patch, PruneGraph, VectorFromPatch
 from tests.apps import lens_app
@@ -482,3 +483,18 @@ async def test_a_nodes_page_follows_the_edge_and_takes_no_keys_from_the_graph() 
         await settle(app, pilot)
         await pilot.press("tab")
         assert app.focused is screen_of(app).graph.map
+
+
+async def test_the_corner_of_a_map_says_how_many_columns_are_out_of_sight() -> None:
+    async with opened("causes", size=(80, 24)) as (app, pilot):
+        await pilot.press("enter")
+        await settle(app, pilot)
+        grid = screen_of(app).query_one(HeatGrid)
+        beyond = len(map_of(found_of()).tokens) - grid.across
+        said = []
+        for column in (0, beyond + grid.across - 1, beyond - 1):
+            grid.column = column
+            await settle(app, pilot)
+            said.append(str(grid.render()).splitlines()[0][:5].strip())
+        assert beyond > 1
+        assert said == [f"{beyond}›", f"‹{beyond}", f"‹{beyond - 1} 1›"]

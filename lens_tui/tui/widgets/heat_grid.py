@@ -29,7 +29,8 @@ class HeatGrid(Widget, can_focus=True):
 
     Row 0 is at the bottom, as layers are read. Posts :class:`Moved` when the cursor goes to another cell, also when
     :meth:`show` puts other cells under it. Where there is room, columns are wider and rows have a second line, for
-    details, and a third, for calm. ``cell`` is the least width of a column with the gap after it.
+    details, and a third, for calm. ``cell`` is the least width of a column with the gap after it. The corner says how
+    many columns are out of sight.
     ``mode`` is how levels show: ``tint``, ``bars``, ``digits`` or ``off``.
     """
 
@@ -137,7 +138,7 @@ class HeatGrid(Widget, can_focus=True):
         self._left = _window(self._left, self.column, self.across, len(self._heads))
         self._low = _window(self._low, self.row, self.down, len(self._names))
         columns = range(self._left, min(self._left + self.across, len(self._heads)))
-        parts: list[Span] = [" " * NAME]
+        parts: list[Span] = [(fit(_beyond(columns.start, len(self._heads) - columns.stop), NAME), "$muted")]
         for column in columns:
             style = "bold" if column == self.column else "$muted"
             parts += [(fit(_dotted(self._heads[column]), self.cell_width - 1), style), " "]
@@ -207,6 +208,11 @@ def _window(start: int, cursor: int, room: int, count: int) -> int:
     """The first of ``room`` places to show: as before, moved no further than the cursor needs."""
     start = min(max(start, cursor - room + 1), cursor)
     return max(0, min(start, count - room))
+
+
+def _beyond(before: int, behind: int) -> str:
+    """How many columns are out of sight on each side: ``‹2 3›``."""
+    return " ".join(part for part in (f"‹{before}" * (before > 0), f"{behind}›" * (behind > 0)) if part)
 
 
 def _dotted(text: str) -> str:

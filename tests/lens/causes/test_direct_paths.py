@@ -87,7 +87,7 @@ def test_a_single_head_of_queries_receives_alone() -> None:
     alone = [path_patch(lens, PAIR, receivers=end, senders=[Sender("embed")]).raw[0] for end in ends]
     assert together == pytest.approx(whole, abs=1e-4)
     assert len({round(value, 6) for value in alone}) == 4
-    with pytest.raises(LensError, match="no head 2 of k: it has 2"):
+    with pytest.raises(LensError, match="no head 3 of k: it has 2"):
         path_patch(lens, PAIR, receivers=Receiver("k", 2, 3), senders=[Sender("embed")])
 
 
