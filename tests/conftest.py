@@ -7,9 +7,12 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+import typer.main
+import typer.testing
 from hypothesis import HealthCheck, settings
 
 import lens_tui  # noqa: F401 - before any test imports mlx, as in a program that begins with lens_tui
@@ -53,6 +56,16 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LENS_TUI_HOME", str(lens_home(tmp_path.with_name(f"{tmp_path.name}-home"))))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_parser() -> Iterator[None]:
+    """Make a command's parser once a process; Typer's runner would make all verbs and options anew for every call."""
+    once = cache(typer.main.get_command)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("typer.main.get_command", once)
+        patch.setattr("typer.testing._get_command", once)
+        yield
 
 
 @pytest.fixture
