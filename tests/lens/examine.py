@@ -7,8 +7,9 @@ by patching their classes: no proxy, no registry, no site.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
@@ -34,10 +35,18 @@ Change = Callable[[int, mx.array], mx.array]
 
 @dataclass
 class Recorded:
-    """Each call's residual before and after, as numpy float32, in order."""
+    """Each call's residual before and after, in order; as numpy float32 once they are asked for."""
 
-    before: list[np.ndarray[Any, Any]] = field(default_factory=list)
-    after: list[np.ndarray[Any, Any]] = field(default_factory=list)
+    inputs: list[mx.array] = field(default_factory=list)
+    outputs: list[mx.array] = field(default_factory=list)
+
+    @cached_property
+    def before(self) -> list[np.ndarray[Any, Any]]:
+        return [numbers(each) for each in self.inputs]
+
+    @cached_property
+    def after(self) -> list[np.ndarray[Any, Any]]:
+        return [numbers(each) for each in self.outputs]
 
 
 @contextmanager
@@ -52,17 +61,17 @@ def patched(name: str, model: Any, change: Change | None = None, before: Change 
                 return original(self, *args, **kwargs)
             where = RESIDUAL.get(name, 0)
             given = kwargs[where] if isinstance(where, str) else args[where]
-            seen.before.append(numbers(stream_of(name, given)))
+            seen.inputs.append(stream_of(name, given))
             if before is not None:
                 hidden = stream_of(name, given)
-                changed = before(len(seen.before) - 1, hidden)
+                changed = before(len(seen.inputs) - 1, hidden)
                 if changed is not hidden:
                     args, kwargs = given_instead(name, args, kwargs, with_stream(name, given, changed))
             output = original(self, *args, **kwargs)
             first = output[0] if isinstance(output, tuple) else output
-            seen.after.append(numbers(stream_of(name, first)))
+            seen.outputs.append(stream_of(name, first))
             hidden = stream_of(name, first)
-            changed = hidden if change is None else change(len(seen.after) - 1, hidden)
+            changed = hidden if change is None else change(len(seen.outputs) - 1, hidden)
             if changed is hidden:
                 return output
             new = with_stream(name, first, changed)
@@ -114,11 +123,11 @@ def numbers(array: mx.array) -> np.ndarray[Any, Any]:
     return np.array(array.astype(mx.float32))
 
 
-def row(name: str) -> str:
-    """An architecture's line in docs/architectures.md."""
+def row(name: str, lens: LensModel | None = None) -> str:
+    """An architecture's line in docs/architectures.md, from the library on its model, or on one made here."""
     try:
         with metal_kernels.stand_ins():
-            return _row(name, LensModel.from_model(architectures.make(name)))
+            return _row(name, lens or LensModel.from_model(architectures.make(name)))
     except SystemExit:
         return f"| {name} | no | | | | | mlx-lm leaves the process on import without a package that it does not bring |"
     except LensError as error:
@@ -136,37 +145,52 @@ def _row(name: str, lens: LensModel) -> str:
         if any(site in sites for sites in found)
     ]
     sums = "yes" if adds_up(lens, found) else "no"
-    edited = sum(edits_patterns(lens, layer) for layer in range(lens.n_layers))
+    edited = edited_patterns(lens, [layer for layer, sites in enumerate(found) if "attn_z" in sites])
     patterns = "yes" if edited == lens.n_layers else f"{edited} of {lens.n_layers} layers" if edited else "no"
     return f"| {name} | yes | `{decoder.path}` | {' '.join(parts)} | {sums} | {patterns} | {_remarks(name, decoder)} |"
 
 
 def adds_up(lens: LensModel, found: list[set[str]]) -> bool:
     """Whether each block's change is what its attention and its MLP give, through their norms where there are any."""
-    for layer, sites in enumerate(found):
-        terms = [f"{part}_out_normed" if f"{part}_out_normed" in sites else f"{part}_out" for part in ("attn", "mlp")]
-        terms = [term for term in terms if term in sites]
-        with lens.capture(layer, site=["resid_pre", "resid_post", *terms]) as captured:
-            lens.forward(list(IDS))
+    terms = [
+        [normed if (normed := f"{part}_out_normed") in sites else f"{part}_out" for part in ("attn", "mlp")]
+        for sites in found
+    ]
+    terms = [[term for term in its if term in sites] for its, sites in zip(terms, found, strict=True)]
+    with ExitStack() as stack:
+        every = [
+            stack.enter_context(lens.capture(layer, site=["resid_pre", "resid_post", *its]))
+            for layer, its in enumerate(terms)
+        ]
+        lens.forward(list(IDS))
+    for layer, (captured, its) in enumerate(zip(every, terms, strict=True)):
         change = numbers(captured[layer, "resid_post"]) - numbers(captured[layer, "resid_pre"])
-        total = sum((numbers(captured[layer, term]) for term in terms), np.zeros_like(change))
+        total = sum((numbers(captured[layer, term]) for term in its), np.zeros_like(change))
         if not np.allclose(change, total, rtol=1e-4, atol=1e-4):
             return False
     return True
 
 
-def edits_patterns(lens: LensModel, layer: int) -> bool:
-    """Whether a head can be cut from a token: what is before that token stays as it is, the layer's heads do not."""
-    cut = EditPattern(id="cut", layer=layer, heads=(0,), sources=Positions("indices", (1,)))
-    try:
-        with lens.intervene(cut), lens.capture(layer, site="attn_z") as edited:
-            lens.forward(list(IDS))
-    except LensError:
-        return False
-    with lens.capture(layer, site="attn_z") as plain:
+def edited_patterns(lens: LensModel, layers: list[int]) -> int:
+    """In how many layers a head can be cut from a token.
+
+    There what is before that token stays as it is, and the layer's heads do not.
+    """
+    if not layers:
+        return 0
+    with lens.capture(layers, site="attn_z") as plain:
         lens.forward(list(IDS))
-    moved = np.abs(numbers(edited[layer, "attn_z"]) - numbers(plain[layer, "attn_z"]))[0].max(axis=-1)
-    return bool(moved[0] == 0.0 and (moved[1:] > 0.0).any())
+    edited = 0
+    for layer in layers:
+        cut = EditPattern(id="cut", layer=layer, heads=(0,), sources=Positions("indices", (1,)))
+        try:
+            with lens.intervene(cut), lens.capture(layer, site="attn_z") as captured:
+                lens.forward(list(IDS))
+        except LensError:
+            continue
+        moved = np.abs(numbers(captured[layer, "attn_z"]) - numbers(plain[layer, "attn_z"]))[0].max(axis=-1)
+        edited += bool(moved[0] == 0.0 and (moved[1:] > 0.0).any())
+    return edited
 
 
 def _remarks(name: str, decoder: Any) -> str:

@@ -123,20 +123,24 @@ def test_it_steers_captures_and_restores_exactly(working: tuple[str, Any, LensMo
     for layer in range(lens.n_layers):
         np.testing.assert_array_equal(numbers(captured[layer, "resid_pre"]), seen.before[layer])
         np.testing.assert_array_equal(numbers(captured[layer, "resid_post"]), seen.after[layer])
-    for layer in range(lens.n_layers):
-        check_steering(name, model, lens, layer, seen.after, plain)
-    check_resuming(lens, plain)
+    steered = [check_steering(name, model, lens, layer, seen.after, plain) for layer in range(lens.n_layers)]
+    check_resuming(lens, plain, steered)
     if lens.registry.decoder.closed:
         last = captured[lens.n_layers - 1, "resid_post"]
         np.testing.assert_allclose(numbers(lens.readout(last)), plain, rtol=1e-5, atol=1e-5)
     assert [type(module) for _, module in model.named_modules()] == classes
     np.testing.assert_array_equal(whole(model), plain)
-    assert examine.row(name) == rows_of_the_table()[name]
+    assert examine.row(name, lens) == rows_of_the_table()[name]
 
 
-def check_resuming(lens: LensModel, plain: np.ndarray[Any, Any]) -> None:
-    """A forward of two rows that goes on from any layer's residual is a whole one, the steered row too."""
+def check_resuming(lens: LensModel, plain: np.ndarray[Any, Any], steered: list[np.ndarray[Any, Any]]) -> None:
+    """A forward of two rows that goes on from any layer's residual is a whole one, the steered row too.
+
+    ``steered`` are the logits of the whole ones with the same push at each layer.
+    """
     unit = vector(lens.d_model)
+    with lens.capture(range(lens.n_layers)) as held:
+        lens.forward(list(IDS))
     for layer in range(lens.n_layers):
         push = Add(id="a", layer=layer, vector=SteeringVector.of("v", unit, layer), scale=SCALE)
         key = first_site(lens.registry, [(push,)])
@@ -144,13 +148,9 @@ def check_resuming(lens: LensModel, plain: np.ndarray[Any, Any]) -> None:
             assert key is None
             continue
         assert key == (layer, "resid_post")
-        with lens.capture(layer) as held:
-            lens.forward(list(IDS))
         resume = spread_over(key, held[layer], [IDS], [IDS, IDS])
         rows = forward_rows(lens, [IDS, IDS], [(), (push,)], resume=resume)
-        with lens.intervene(push):
-            steered = numbers(lens.forward(list(IDS)))
-        for row, alone in ((0, plain[0]), (1, steered[0])):
+        for row, alone in ((0, plain[0]), (1, steered[layer][0])):
             atol = 1e-5 * max(1.0, float(np.abs(alone).max()))
             np.testing.assert_allclose(numbers(rows[row]), alone, rtol=1e-4, atol=atol)
 
@@ -162,8 +162,11 @@ def only(layer: int, delta: mx.array) -> examine.Change:
 
 def check_steering(
     name: str, model: Any, lens: LensModel, layer: int, outputs: list[np.ndarray[Any, Any]], plain: np.ndarray[Any, Any]
-) -> None:
-    """The residual moves by the dose, the logits are those of code that adds it by itself, and not the plain ones."""
+) -> np.ndarray[Any, Any]:
+    """The residual moves by the dose, the logits are those of code that adds it by itself, and not the plain ones.
+
+    Gives the logits.
+    """
     unit = vector(lens.d_model)
     delta = mx.array(unit * SCALE)
     with lens.steer(layer, unit, SCALE), lens.capture(layer) as after:
@@ -175,6 +178,7 @@ def check_steering(
         expected = whole(model)
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6 * max(1.0, float(np.abs(expected).max())))
     assert np.abs(logits - plain).max() > 1e-4 * np.abs(plain).max()
+    return logits
 
 
 @pytest.mark.usefixtures("kernels")
