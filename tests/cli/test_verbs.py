@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 from lens_tui import LensModel, blas, demo, load_sae
 from lens_tui.cli.command import app
 from lens_tui.records import paths
+from tests.cli.test_terminal_verbs import on_a_terminal
 from tests.terminals import Terminal
 
 
@@ -111,17 +112,19 @@ def test_a_terminal_shades_tokens_by_their_kl_with_bars_as_a_twin(
     assert "▂0.01 ▄0.1 ▆1 █10 nat" in "".join(shown[len(plain) :])
 
 
-def shown_in_a_terminal(arguments: list[str], home: Path) -> list[str]:
-    """The lines that a verb writes to a terminal of 100 columns."""
-    with Terminal([sys.executable, "-c", "from lens_tui.cli import main; main()", *arguments], home) as terminal:
-        assert terminal.end() == 0
-    return terminal.written.decode().replace("\r", "").split("\n")
+def shown_on_a_terminal(arguments: list[str], patch: pytest.MonkeyPatch) -> list[str]:
+    """The lines that a verb of this process writes to a terminal of 100 columns."""
+    for name, value in {"COLUMNS": "100", "LINES": "30", "TERM": "xterm-256color"}.items():
+        patch.setenv(name, value)
+    status, shown = on_a_terminal(arguments, patch)
+    assert status == 0
+    return shown.splitlines()
 
 
-def test_a_terminal_has_a_bar_for_each_activation_and_no_line_is_wrapped(tmp_path: Path) -> None:
+def test_a_terminal_has_a_bar_for_each_activation_and_no_line_is_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["features", "Stir the soup", "-k", "3"]
     piped = run(*arguments).stdout.splitlines()
-    shown = shown_in_a_terminal(arguments, tmp_path)
+    shown = shown_on_a_terminal(arguments, monkeypatch)
     data = json.loads(run(*arguments, "--json").stdout)
     items = [
         (token["position"], item) for token in data["tokens"] if not token["special"] for item in token["features"]
@@ -138,12 +141,12 @@ def test_a_terminal_has_a_bar_for_each_activation_and_no_line_is_wrapped(tmp_pat
     assert any(len(line) > 100 for line in piped), "a pipe has every letter"
 
 
-def test_a_terminal_shades_examples_by_activation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shades_examples_by_activation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLORTERM", "truecolor")
     monkeypatch.delenv("NO_COLOR", raising=False)
     arguments = ["feature", "2666", "-k", "2"]
     piped = run(*arguments).stdout.splitlines()
-    shown = shown_in_a_terminal(arguments, tmp_path)
+    shown = shown_on_a_terminal(arguments, monkeypatch)
     examples = [line for line in shown if "«" in line]
     assert len(examples) == 2
     assert all("\x1b[38;2;" in line for line in examples)
