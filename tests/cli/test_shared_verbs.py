@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-from tests.lens.sharing.ring import ROOT, run_ring
+from lens_tui.cli.command import app
+from tests.lens.sharing.ring import run_ring
 
 COMPARE = ["compare", "The cat sat", "--arm", "random:0@4*22", "--max-tokens", "6", "--json"]
 
 
 def alone(*arguments: str) -> str:
-    """What a verb prints in one process."""
-    done = subprocess.run(
-        [sys.executable, "-m", "lens_tui", *arguments], capture_output=True, text=True, check=True, cwd=ROOT
-    )
+    """What a verb prints in one process: in this one."""
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
     return done.stdout
 
 
