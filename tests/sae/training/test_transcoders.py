@@ -117,7 +117,7 @@ def test_a_known_map_is_found(architecture: Any, tmp_path: Path) -> None:
 
 def test_a_linear_part_is_taken_by_the_skip_connection(tmp_path: Path) -> None:
     """With much of the output linear in the input, three latents a token are not enough without it."""
-    config = replace(CONFIG, tokens=256 * 1000)
+    config = replace(CONFIG, tokens=256 * 500)
     found = {}
     for skip in (False, True):
         report = train(Mapped(linear=1.0), replace(config, skip=skip), tmp_path / str(skip), place=IN, place_out=OUT)
