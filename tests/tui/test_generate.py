@@ -505,3 +505,12 @@ def test_a_whole_comparison_fits_side_by_side_at_120_columns(width: int, lanes: 
     from lens_tui.tui.widgets.lane import room_for
 
     assert room_for(width) == lanes
+
+
+async def test_a_lane_that_waits_for_its_text_does_not_ask_to_be_run() -> None:
+    async with opened("generate", hold=True) as (app, pilot):
+        assert "nothing yet: r runs it" in screen_text(app)
+        await pilot.press("r")
+        await pilot.pause(0.1)
+        assert "waiting" in screen_text(app)
+        assert "nothing yet" not in screen_text(app)

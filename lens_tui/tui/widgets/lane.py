@@ -213,7 +213,7 @@ class Lane(Pane):
         self.inspector = Candidates()
         self.features = LaneFeatures()
         super().__init__(name, self.stats, self.view, self.features, self.strip, self.foot, self.inspector)
-        self.number = number
+        self.number, self._empty = number, empty
         self.text: ArmText | None = None
         self._run: RunText | None = None
         self._in_view = 0
@@ -257,6 +257,7 @@ class Lane(Pane):
         self._run, self.text, self._in_view, self._in_strip = run, text, 0, 0
         self._folded = None
         self._heard, self._by = (), None
+        self.view.empty = self._empty if text is None else ""  # what was asked for has facts that say how far it is
         self.view.streaming = bool(text and run and run.going and not text.reason)
         self.view.set_tokens([])
         self.inspect(None)
