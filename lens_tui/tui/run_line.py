@@ -38,6 +38,9 @@ def fitting(parts: Sequence[tuple[str, str]], width: int) -> list[tuple[str, str
     left = list(parts)
     while len(left) > 1 and sum(cell_len(text) for text, _ in left) > width:
         del left[_least([text for text, _ in left])]
+    shade = next((at for at, (text, _) in enumerate(left) if text.startswith(_SHADE)), len(left))
+    if shade + 1 < len(left) and left[shade + 1][0].startswith(", "):  # all of it is one text again
+        left[shade : shade + 2] = [(left[shade][0] + left[shade + 1][0], left[shade][1])]
     return left
 
 
