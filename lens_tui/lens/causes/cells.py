@@ -228,7 +228,7 @@ def _edit(base: TextRun, rows: Sequence[Change], key: Key) -> Callable[[HookCont
         row = rows[at]
         part = slice(None) if row.head is None else row.head
         mask[at, list(row.places[0]), part] = True
-        name = _variant(row, length)
+        name = variant_of(row, length)
         if name not in variants:
             variants[name] = len(tensors)
             tensors.append(replacement(base, row, key))
@@ -239,7 +239,7 @@ def _edit(base: TextRun, rows: Sequence[Change], key: Key) -> Callable[[HookCont
     return lambda ctx, h: mx.where(wide, new.astype(h.dtype), h)
 
 
-def _variant(row: Change, length: int) -> object:
+def variant_of(row: Change, length: int) -> object:
     """Equal for rows whose replacements are the same tensor but for where they are put in."""
     straight = row.places[0] == row.places[1] and len(row.source.ids) == length
     along = None if row.along is None else id(row.along[1])

@@ -19,7 +19,9 @@ from lens_tui.records.patch_grid import By, Direction, Doubles, Method, PatchGri
 from ..forward import Core
 from ..hooks.program import Key
 from ..hooks.readings import FeatureSource, decoder_row
+from ..hooks.registry import Resume
 from ..measure.effects import bootstrap
+from ..measure.scores import can_resume
 from .cells import (
     Change,
     Progress,
@@ -31,6 +33,7 @@ from .cells import (
     needed_for,
     read_run,
     replacement,
+    variant_of,
 )
 from .gradients import gradient_at
 from .metrics import Measure, Metric, metric_of
@@ -333,16 +336,13 @@ def final_logits(lens: Core, run: TextRun) -> mx.array:
         found.append(logits[0])
         return logits[:, 0]
 
-    mx.eval(metric_of_run(lens, mx.array([list(run.ids)], dtype=mx.int32), (), Metric("logits", keep)))
+    mx.eval(_measured_in(lens, Metric("logits", keep), run))
     return found[0]
 
 
 def check_gap(lens: Core, metric: Metric, clean: TextRun, corrupted: TextRun) -> tuple[float, float]:
     """The metric in both runs. Raises :class:`LensError` where it is the same, or no number."""
-    first, second = (
-        float(metric_of_run(lens, mx.array([list(run.ids)], dtype=mx.int32), (), metric)[0])
-        for run in (clean, corrupted)
-    )
+    first, second = (float(_measured_in(lens, metric, run)) for run in (clean, corrupted))
     if not np.isfinite([first, second]).all() or abs(first - second) <= 1e-6 * max(1.0, abs(first), abs(second)):
         raise LensError(
             f"The metric {metric.name!r} is {first:.6g} for the clean prompt and {second:.6g} for the corrupted one, "
@@ -350,6 +350,14 @@ def check_gap(lens: Core, metric: Metric, clean: TextRun, corrupted: TextRun) ->
             "Choose prompts that the model answers differently, or another metric.",
         )
     return first, second
+
+
+def _measured_in(lens: Core, metric: Metric, run: TextRun) -> mx.array:
+    """The metric of a run, from its last residual where that is known: no block is computed again."""
+    last = (lens.registry.decoder.n_layers - 1, "resid_post")
+    known = run.hidden.get(last) if can_resume(lens.registry) else None
+    resume = None if known is None else Resume(last, known[None])
+    return metric_of_run(lens, mx.array([list(run.ids)], dtype=mx.int32), (), metric, resume)[0]
 
 
 def _cells(
@@ -416,17 +424,30 @@ def estimated(lens: Core, base: TextRun, changes: Sequence[Change], metric: Metr
     """
     keys = list(dict.fromkeys(key for change in changes for key in change.keys))
     _, gradients = gradient_at(lens, base.ids, keys, metric)
-    found = []
+    # Changes of one site from one source differ in the tokens and heads that they take: what each of these is worth is
+    # one table (tokens, heads).
+    tables: dict[object, mx.array] = {}
+    needed: list[list[object]] = []
     for change in changes:
-        total = mx.array(0.0)
         # A residual that is replaced at a layer makes what is replaced above it follow: only the lowest counts.
         stream = all(site in ("resid_pre", "resid_post") for _, site in change.keys)
+        needed.append([])
         for key in [min(change.keys)] if stream else change.keys:
-            moved = (replacement(base, change, key) - base.hidden[key].astype(mx.float32)) * gradients[key]
-            parts = moved.reshape(moved.shape[0], change.heads, -1).sum(axis=-1)[mx.array(list(change.places[0]))]
-            total = total + (parts.sum() if change.head is None else parts[:, change.head].sum())
-        found.append(total)
-    return np.array(mx.stack(found))
+            name = (key, variant_of(change, len(base.ids)), change.heads)
+            needed[-1].append(name)
+            if name not in tables:
+                moved = (replacement(base, change, key) - base.hidden[key].astype(mx.float32)) * gradients[key]
+                tables[name] = moved.reshape(moved.shape[0], change.heads, -1).sum(axis=-1)
+    mx.eval(list(tables.values()))
+    worth = {name: np.array(table, np.float64) for name, table in tables.items()}
+    found = [
+        sum(
+            worth[name][list(change.places[0]), slice(None) if change.head is None else change.head].sum()
+            for name in names
+        )
+        for change, names in zip(changes, needed, strict=True)
+    ]
+    return np.array(found, np.float32)
 
 
 def _check_gaps(ready: Sequence[_Ready]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lens_tui import LensModel
+from lens_tui.lens.causes import cells, patching
 from lens_tui.lens.causes.metrics import Metric
 from lens_tui.lens.causes.patching import patch
 from lens_tui.records import LensError
@@ -374,3 +375,30 @@ def test_agreement_is_that_of_numpy() -> None:
     assert agreement(x, x * 0).pearson is None
     with pytest.raises(LensError, match="cannot be compared"):
         agreement(x, y[:3])
+
+
+def test_estimates_by_head_and_position_are_sums_of_one_table_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    lens, made = LensModel.from_model(tiny.llama()), []
+    real = cells.replacement
+
+    def counted(base: Any, change: Any, key: Any) -> mx.array:
+        made.append(key)
+        return real(base, change, key)
+
+    monkeypatch.setattr(patching, "replacement", counted)
+    placed = patch(lens, PAIR, by="head-position", method="attribution", controls=False)
+    assert len(made) == len(set(made)) == lens.n_layers
+    heads = patch(lens, PAIR, by="head", method="attribution", controls=False)
+    assert placed.values.size == heads.values.size * len(CLEAN)
+    np.testing.assert_allclose(
+        (placed.values - placed.corrupted).sum(axis=1), (heads.values - heads.corrupted).ravel(), rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", ["logit-difference", "kl"])
+def test_metrics_from_the_last_residual_are_those_of_whole_forwards(monkeypatch: pytest.MonkeyPatch, name: Any) -> None:
+    lens = LensModel.from_model(tiny.gemma3())
+    found = patch(lens, PAIR, name, controls=False)
+    monkeypatch.setattr(patching, "can_resume", lambda registry: False)
+    whole = patch(lens, PAIR, name, controls=False)
+    assert (found.clean, found.corrupted) == pytest.approx((whole.clean, whole.corrupted), rel=1e-5, abs=1e-6)
