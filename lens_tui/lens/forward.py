@@ -128,7 +128,7 @@ def run_forward(
     for entry in unproved:
         entry.proved = entry.stamp
     for recorder in recorders:
-        recorder.end()
+        recorder.end(logits)
     return logits
 
 

@@ -91,8 +91,9 @@ def _make_proxy(original: type[Module]) -> type[Module]:
     def call(self: Module, *args: Any, **kwargs: Any) -> Any:
         taps = _TAPS[id(self)]
         forward: Call = partial(inner.__call__, self)
-        for tap in taps[:-1]:
-            forward = partial(_through, tap, forward)
+        if len(taps) > 1:
+            for tap in taps[:-1]:
+                forward = partial(_through, tap, forward)
         return taps[-1](forward, args, kwargs)
 
     def reduce_ex(self: Module, protocol: Any) -> Any:

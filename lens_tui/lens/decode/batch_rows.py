@@ -21,8 +21,8 @@ from lens_tui.records import ArmEnd, BatchRow, Dose, Intervention, Sampling, Tok
 from ..forward import tolerance
 from ..hooks.passage import History, Passage
 from ..hooks.places import Offset, follow_thinking
-from ..hooks.program import DoseMeter, Measured, Sums
-from ..hooks.registry import Plan, PlanEntry, Registry, Run, async_eval
+from ..hooks.program import DoseMeter, Measured, Sums, async_eval
+from ..hooks.registry import Plan, PlanEntry, Registry, Run
 from ..tokens import EncodedPrompt, Tokens
 from .compare import Writing
 from .generation import DecodeStep, Scales, mlx_lm_generate, scales_of

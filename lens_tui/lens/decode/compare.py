@@ -294,7 +294,7 @@ class Rows:
         if progress.sites.keys:
             progress.sites.change(progress.plan.keys)
         if progress.decoder.run.meter is None:
-            progress.decoder.run.meter = DoseMeter()
+            progress.decoder.run.meter = DoseMeter(gathers=True)
 
     def put(self, row: int, record: Intervention) -> None:
         """Add an intervention to a row, or change the one of its id in its place, from the next step on."""

@@ -15,8 +15,8 @@ from lens_tui.records import LensError, Sampling
 from ..hooks.capture_result import MonitorReader
 from ..hooks.passage import History
 from ..hooks.places import follow_thinking
-from ..hooks.program import DoseMeter, Measured, has_effect
-from ..hooks.registry import Plan, Registry, Run, async_eval
+from ..hooks.program import DoseMeter, Measured, async_eval, has_effect
+from ..hooks.registry import Plan, Registry, Run
 from ..hooks.steering import reader_of
 from ..pieces import piece_of
 from ..room import check_arms
@@ -517,7 +517,7 @@ def row_decoder(
     registry.decoder.check_room(n_rows, piece, n_prompt)
     bounds = {"window": max_kv_size, "bits": extra.get("kv_bits")}
     check_arms(registry, plan, n_rows, (len(prompt.ids), decode.sampling.max_tokens), kl=decode.kl, **bounds)
-    meter = DoseMeter() if any(plan.rows) else None
+    meter = DoseMeter(gathers=True) if any(plan.rows) else None
     run = Run(registry, plan, n_prompt, prompt.spans, meter, captured_rows=n_rows if decode.kl else None)
     options_of = replace(decode, **extra)
     if prompt.stop and not decode.sampling.stop:

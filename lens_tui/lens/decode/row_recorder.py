@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from lens_tui.records import Monitor
 
 from ..hooks.capture_result import CaptureResult
-from ..hooks.program import Key
+from ..hooks.program import Key, async_eval
 from ..hooks.readings import reading_of
-from ..hooks.registry import Recorder, Registry, Run, async_eval
+from ..hooks.registry import Recorder, Registry, Run
 
 Part = tuple[mx.array, int, int]
 """A forward's numbers, the row's place in it, and how many of its tokens there are the row's own."""

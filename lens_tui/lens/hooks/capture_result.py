@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import mlx.core as mx
@@ -10,9 +11,9 @@ from numpy.typing import NDArray
 
 from lens_tui.records import LensError, Monitor
 
-from .program import Key
+from .program import Key, async_eval
 from .readings import reading_of
-from .registry import Recorder, Registry, Run, async_eval
+from .registry import Recorder, Registry, Run, Sink
 
 
 class CaptureResult(Recorder, Mapping["int | tuple[int, str]", mx.array]):
@@ -31,9 +32,11 @@ class CaptureResult(Recorder, Mapping["int | tuple[int, str]", mx.array]):
         self.registry = registry
         self.places = keys
         self._by_site = by_site
+        self._named = {} if by_site else {layer: (layer, site) for layer, site in keys}
         self._steps: dict[Key, list[mx.array]] = {}
         self._run: Run | None = None
         self._waiting = False
+        self._logits: weakref.ref[mx.array] | None = None
         self._rows: Callable[[int], Mapping[Key, mx.array]] | None = None
 
     def follow(self, rows: Callable[[int], Mapping[Key, mx.array]]) -> None:
@@ -57,29 +60,41 @@ class CaptureResult(Recorder, Mapping["int | tuple[int, str]", mx.array]):
         """A forward begins; ``starts`` or another run than before: what was held is dropped."""
         if starts or run is not self._run:
             self._steps = {}
-        self._run, self._rows = run, None
+        self._run, self._rows, self._waiting, self._logits = run, None, True, None
 
     def record(self, key: Key, tensor: mx.array) -> None:
         """Append a tensor."""
         self._steps.setdefault(key, []).append(tensor)
         self._waiting = True
 
-    def end(self) -> None:
-        """A forward of this library is built: what it holds is sent to be computed in one go, and nobody waits.
+    def sink(self, key: Key) -> Sink:
+        """:meth:`record` of one site, as a list takes it."""
+        return self._steps.setdefault(key, []).append
 
-        The logits are not: who captures may not want them, and over a long text they are large.
+    def end(self, logits: mx.array | None = None) -> None:
+        """A forward of this library is built.
+
+        What it holds is sent to be computed in one go, and nobody waits: at once, or, where the caller gets the
+        logits, when something of it is first read, together with these: two sendings cost more than one. Logits that
+        nobody holds any more are left out: over a long text they are large.
         """
+        if logits is None:
+            self._send(*self.pending())
+        else:
+            self._logits = weakref.ref(logits)
+
+    def _send(self, *arrays: mx.array) -> None:
+        logits = None if self._logits is None else self._logits()
         try:
-            async_eval(*self.pending())
+            async_eval(*arrays, *([] if logits is None else [logits]))
         except (RuntimeError, ValueError):  # inside a gradient arrays have no values: they are read as they are
             return
-        self._waiting = False
+        self._waiting, self._logits = False, None
 
     def cut(self, length: int) -> None:
         """Keep the first ``length`` tokens: what ran ahead and was never used is left out."""
         for key, steps in self._steps.items():
-            whole = _in_one(steps)
-            self._steps[key] = [whole[:, :length]] if whole.shape[1] > length else [whole]
+            self._steps[key] = _first(steps, length)
         self._waiting = True
 
     def pending(self) -> list[mx.array]:
@@ -92,10 +107,12 @@ class CaptureResult(Recorder, Mapping["int | tuple[int, str]", mx.array]):
         Of a single token's forward there are none: its logits are made of all of them, and naming each of 62 layers
         once more cost a quarter of a small model's speed.
         """
-        return [tensor for tensor in self.pending() if tensor.shape[1] > 1]
+        some = next(iter(self._steps.values()), [])
+        return self.pending() if some and some[-1].shape[1] > 1 else []
 
     def __getitem__(self, where: int | tuple[int, str]) -> mx.array:
-        key = self._key(where)
+        key = self._named.get(where) if type(where) is int else None
+        key = key or self._key(where)
         steps = self._steps.get(key)
         if not steps:
             if key not in self.places:
@@ -105,16 +122,15 @@ class CaptureResult(Recorder, Mapping["int | tuple[int, str]", mx.array]):
             raise LensError(
                 f"Layer {key[0]} {key[1]} has seen no forward pass yet.", "Run the model inside the block first."
             )
-        whole = _in_one(steps)
+        parts = len(steps)
+        if parts > 1:
+            steps = self._steps[key] = [mx.concatenate(steps, axis=1)]
         if self._waiting:
-            # With what else is waiting: one by one, each layer would be waited for on its own. Nobody waits here: what
-            # comes behind the captured layers (the logits, say) is sent after them without a gap.
-            async_eval(whole, *self.pending())
-            self._waiting = False
-        elif len(steps) > 1:
-            async_eval(whole)
-        self._steps[key] = [whole]
-        return whole
+            # With what else is waiting: one by one, each layer would be waited for on its own. Nobody waits here.
+            self._send(*self.pending())
+        elif parts > 1:
+            self._send(steps[0])
+        return steps[0]
 
     def __iter__(self) -> Iterator[int | tuple[int, str]]:
         return iter(key if self._by_site else key[0] for key in self.places)
@@ -142,8 +158,14 @@ class CaptureResult(Recorder, Mapping["int | tuple[int, str]", mx.array]):
         return self.registry.decoder.index(where), self.places[0][1]
 
 
-def _in_one(steps: list[mx.array]) -> mx.array:
-    return steps[0] if len(steps) == 1 else mx.concatenate(steps, axis=1)
+def _first(steps: list[mx.array], length: int) -> list[mx.array]:
+    """Of parts that follow each other, ``(batch, tokens, width)``, those of the first ``length`` tokens."""
+    found: list[mx.array] = []
+    for step in steps:
+        if length > 0:
+            found.append(step if step.shape[1] <= length else step[:, :length])
+        length -= step.shape[1]
+    return found
 
 
 def _shape(steps: list[mx.array]) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import mlx.core as mx
@@ -36,6 +37,11 @@ class Point:
     argument: Argument = 0
     view: Argument | None = None
     slices: Shared | None = None
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether the tensor is what the module gives, and nothing has to be made of it."""
+        return type(self) is Point and self.port == "output" and self.stream is None and self.slices is None
 
     def read(self, value: Any) -> Any:
         """The tensor of the site (batch, tokens, width) in what the module was given or gave."""

@@ -7,7 +7,7 @@ the same whatever batch, piece or cache the token comes in.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -112,3 +112,10 @@ def opening_of(gate: Gate, here: tuple[int, str], sources: Mapping[str, FeatureS
         return value > gate.threshold if gate.side == "above" else value < gate.threshold
 
     return opening
+
+
+def sources_of(item: Any) -> tuple[str, ...]:
+    """The names of the SAEs that a record, or its gate, names; none of a user's hook."""
+    gate = getattr(item, "gate", None)
+    named = [getattr(item, "sae", ""), "" if gate is None else gate.monitor.sae]
+    return tuple(name for name in named if name)

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import itertools
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, partial
 from hashlib import blake2b
 from types import TracebackType
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
-from lens_tui.records import ClampFeature, EditPattern, Intervention
+from lens_tui.records import EditPattern, Intervention
 from lens_tui.records.gates import Gate, Monitor
 
 from ..architecture.find import Decoder
@@ -32,14 +32,14 @@ from ..architecture.taps import Call, Tap, first_of, input_of, install_all, unin
 from .pattern_edits import Rehearsal, rehearsed
 from .places import CacheLedger, Offset, Point, SiteMap, Spans, Where, caches_of
 from .program import DoseMeter, Hook, Item, Key, Program, build, has_effect
-from .readings import FeatureSource
+from .readings import FeatureSource, sources_of
 
 Found = TypeVar("Found")
 Seat = tuple[Point, Tap, dict[Key, Point]]
 """A site's call, the tap of its module, and the sites that the tap visits now."""
+Sink = Callable[[mx.array], None]
+"""Takes the tensor of one site."""
 _stamps = itertools.count(1)
-async_eval: Any = mx.async_eval
-"""MLX's own, which has no types."""
 
 
 class PlanEntry:
@@ -57,16 +57,17 @@ class PlanEntry:
         """Replace the item; every plan that holds the entry follows."""
         self.item = item
         self._stamp = next(_stamps)
+        self._sources = sources_of(item)
 
     @property
     def stamp(self) -> tuple[int, int]:
         """Equal for as long as the entry does the same."""
-        return self._stamp, self.registry.source_stamp(self.item)
+        return self._stamp, self.registry.source_stamp(self._sources) if self._sources else 0
 
     @property
     def fingerprint(self) -> tuple[object, int]:
         """Something hashable that is equal for entries of equal effects: their ids are left out."""
-        return fingerprint_of(self.item), self.registry.source_stamp(self.item)
+        return fingerprint_of(self.item), self.registry.source_stamp(self._sources)
 
     @property
     def key(self) -> Key:
@@ -104,12 +105,21 @@ class Recorder:
         """The tensor at a site, after all interventions there."""
         raise NotImplementedError
 
+    def sink(self, key: Key) -> Sink:
+        """:meth:`record` of one site for the forward that has begun."""
+        return partial(self.record, key)
+
+    @cached_property
+    def place_set(self) -> frozenset[Key]:
+        """Its places, to look one up."""
+        return frozenset(self.places)
+
     def beside_logits(self) -> list[mx.array]:
         """What is to be evaluated beside the last position's logits in a forward of a run."""
         return []
 
-    def end(self) -> None:
-        """A forward of this library is built; nothing of it is evaluated yet."""
+    def end(self, logits: mx.array | None = None) -> None:
+        """A forward of this library is built; nothing of it is evaluated yet. ``logits``: what its caller gets."""
 
 
 class Plan:
@@ -127,7 +137,7 @@ class Plan:
     @property
     def stamp(self) -> tuple[tuple[object, ...], ...]:
         """Equal for equal contents: what compiled programs are kept under."""
-        return tuple(tuple(entry.stamp for entry in row) for row in self.rows)
+        return tuple([tuple([entry.stamp for entry in row]) for row in self.rows])
 
     @property
     def keys(self) -> set[Key]:
@@ -185,15 +195,22 @@ class Run:
         """Every layer and site that its forwards touch, read or resume at."""
         return self.plan.keys if self.resume is None else self.plan.keys | {self.resume.key}
 
+    @property
+    def idle(self) -> bool:
+        """Whether there are no such sites."""
+        plan = self.plan
+        return self.resume is None and not any(plan.rows) and not any(one.places for one in plan.recorders)
+
 
 @dataclass(eq=False)
 class _Forward:
-    """One forward in progress on one thread."""
+    """One forward in progress on one thread; ``sinks``: see :meth:`Registry._sinks`."""
 
     where: Where
     programs: Mapping[Key, Program]
-    recorders: tuple[tuple[Recorder, frozenset[Key]], ...]
+    recorders: tuple[Recorder, ...]
     run: Run
+    sinks: Mapping[int, Sink]
     called: set[Key] = field(default_factory=set)
     passes: dict[int, int] = field(default_factory=dict)
     patterns: frozenset[int] = frozenset()
@@ -232,12 +249,9 @@ class Registry:
             self.sources[name] = source
             self._source_stamps[name] = next(_stamps)
 
-    def source_stamp(self, item: Item) -> int:
-        """Changes when another SAE is given a name that a record, or its gate, names."""
-        named = [item.sae] if isinstance(item, ClampFeature) else []
-        if not isinstance(item, Hook) and item.gate is not None:
-            named.append(item.gate.monitor.sae)
-        return sum(self._source_stamps.get(name, 0) for name in named)
+    def source_stamp(self, names: Iterable[str]) -> int:
+        """Changes when another SAE is given one of these names."""
+        return sum(self._source_stamps.get(name, 0) for name in names)
 
     def once(self, find: Callable[[Registry], Found]) -> Found:
         """What a function finds out about the model, by forwards of its own, the first time it is asked for."""
@@ -326,11 +340,21 @@ class Registry:
 
     def _tap(self, module: Module) -> tuple[Tap, dict[Key, Point]]:
         """A module's tap, made once: what a capture makes anew for each layer, Python's collector goes through."""
-        me, points = weakref.ref(self), dict[Key, Point]()  # weak, or only the collector could free a model
+        # It knows no registry, which knows it, or only the collector could free a model.
+        local, points = self._local, dict[Key, Point]()
+        name = id(points)
 
         def tap(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            registry = me()
-            return call(*args, **kwargs) if registry is None else registry._visit(points, call, args, kwargs)
+            forward: _Forward | None = getattr(local, "forward", None)
+            if forward is None:
+                return call(*args, **kwargs)
+            sink = forward.sinks.get(name)
+            if sink is None:
+                return forward.run.registry._visit(forward, points, call, args, kwargs)
+            output = call(*args, **kwargs)
+            hidden = output if type(output) is mx.array else first_of(output)
+            sink(hidden[...])  # an alias: models may change it in place afterwards
+            return output
 
         self._taps[id(module)] = tap, points
         return tap, points
@@ -355,12 +379,21 @@ class Registry:
         """
         self.decoder.check_positions(start + ids.shape[1])
         self.decoder.check_room(ids.shape[0], ids.shape[1], start + ids.shape[1])
-        with nullcontext() if held else Holding(self, run.keys), self.running(run):
+        if not held:
+            with Holding(self, run.keys):
+                return self._call(run, ids, cache)
+        return self._call(run, ids, cache)
+
+    def _call(self, run: Run, ids: mx.array, cache: list[Any] | None) -> mx.array:
+        token = _RUN.set(run)
+        try:
             if cache is None:
                 return self.decoder.forward(ids)
             root: Any = self.decoder.root
             logits: mx.array = first_of(root(ids, cache=cache))
             return logits
+        finally:
+            _RUN.reset(token)
 
     @contextmanager
     def running(self, run: Run) -> Iterator[None]:
@@ -381,7 +414,7 @@ class Registry:
             entries, recorders = self.ambient()
             own = None
         run = own or Run(self, Plan((entries,), recorders))
-        if not run.keys:
+        if run.idle:
             return call(*args, **kwargs)
         forward = self._begin(run, own, args, kwargs)
         self._local.forward = forward
@@ -406,14 +439,31 @@ class Registry:
             n_prompt = length
         where = Where(offset, length, ids, n_prompt, self.bos, run.spans, run.thinking, run.row_spans, run.real)
         where = replace(where, opened=run.opened) if run.opened is not None else where
-        recorders = tuple(recorder for recorder in run.plan.recorders if recorder.active)
+        recorders = tuple([recorder for recorder in run.plan.recorders if recorder.active])
         for recorder in recorders:
             recorder.begin(own, starts=not caches or (isinstance(offset, int) and offset == 0))
         programs = self.programs(run.plan)
-        items = (entry.item for row in run.plan.rows for entry in row)
-        edited = frozenset(item.layer for item in items if isinstance(item, EditPattern) and has_effect(item))
-        places = tuple((item, frozenset(item.places)) for item in recorders)
-        return _Forward(where, programs, places, run, patterns=edited)
+        items = [entry.item for row in run.plan.rows for entry in row]
+        edited = frozenset([item.layer for item in items if isinstance(item, EditPattern) and has_effect(item)])
+        sinks = {} if edited or not recorders else self._sinks(run, recorders, programs)
+        return _Forward(where, programs, recorders, run, sinks, patterns=edited)
+
+    def _sinks(self, run: Run, recorders: Sequence[Recorder], programs: Mapping[Key, Program]) -> dict[int, Sink]:
+        """Of the modules of which one output is recorded, as it is, and nothing else happens: what takes it.
+
+        By the id of what the module's tap knows. A capture of every layer costs a call of Python a layer, of which
+        these are a fifth of what others are.
+        """
+        found: dict[int, Sink] = {}
+        if self.decoder.passes > 1 or run.resume is not None or run.captured_rows is not None or len(recorders) > 1:
+            return found
+        for key in recorders[0].places:
+            if key not in self._seats:
+                continue
+            point, _, points = self._seats[key]
+            if point.plain and len(points) == 1 and key not in programs:
+                found[id(points)] = recorders[0].sink(key)
+        return found
 
     def programs(self, plan: Plan) -> dict[Key, Program]:
         """The plan's programs by site, built once for each state of the plan."""
@@ -431,10 +481,14 @@ class Registry:
         monitors = [monitor for monitor in found if monitor is not None and (monitor.layer, monitor.site) == key]
         return build(key, rows, self.sources, self.sites.point(*key).width, monitors)
 
-    def _visit(self, points: dict[Key, Point], call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        forward: _Forward | None = getattr(self._local, "forward", None)
-        if forward is None:
-            return call(*args, **kwargs)
+    def _visit(
+        self,
+        forward: _Forward,
+        points: dict[Key, Point],
+        call: Call,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
         here: Iterable[tuple[Key, Point]] = points.items()
         if forward.patterns and forward.rehearsal is None:
             layer = next((layer for layer, site in points if site == "attn_out" and layer in forward.patterns), None)
@@ -464,7 +518,7 @@ class Registry:
         forward.rehearsal = Rehearsal(layer, self.sites.point(layer, "attn_out").module)
         try:
             attend, kwargs = rehearsed(forward.rehearsal, forward.where, call, args, kwargs)
-            return self._visit(points, attend, args, kwargs)
+            return self._visit(forward, points, attend, args, kwargs)
         finally:
             forward.rehearsal = None
 
@@ -490,10 +544,10 @@ class Registry:
                 h = program.run(h, forward.where, run.meter.watcher(key, program.acting) if run.meter else None)
             for monitor, read in program.reads:
                 forward.where.readings[monitor] = read(h)
-        for recorder, places in forward.recorders:
-            if key in places:
+        for recorder in forward.recorders:
+            if key in recorder.place_set:
                 seen = h if run.captured_rows is None else h[: run.captured_rows]
-                recorder.record(key, seen.astype(h.dtype))  # an alias: models may change h in place afterwards
+                recorder.record(key, seen[...])  # an alias: models may change h in place afterwards
         if rehearsal is not None:
             rehearsal.keep(key, h)
         return h

@@ -11,8 +11,8 @@ from lens_tui.records import Intervention
 
 from ..hooks.capture_result import CaptureResult
 from ..hooks.passage import Passage
-from ..hooks.program import Key
-from ..hooks.registry import Plan, Recorder, Registry, Run, async_eval
+from ..hooks.program import Key, async_eval
+from ..hooks.registry import Plan, Recorder, Registry, Run
 from ..hooks.steering import captured, entries_of, origin_in
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import mlx.core as mx
@@ -11,6 +12,7 @@ from mlx_lm.generate import BatchGenerator, generate_step
 from mlx_lm.models.cache import BatchKVCache, make_prompt_cache
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
+import lens_tui.lens.decode.generation
 from lens_tui import LensModel
 from lens_tui.records import Add, LensError, Positions, Sampling, SteeringVector
 from tests.lens import tiny
@@ -406,3 +408,53 @@ def test_sampling_options_that_cannot_be_are_refused(options: dict[str, Any]) ->
     lens = LensModel.from_model(tiny.llama())
     with pytest.raises(LensError, match=next(iter(options))):
         lens.stream(IDS, **options)
+
+
+def operations(monkeypatch: pytest.MonkeyPatch, run: Any) -> int:
+    """How many operations the fifth step of a run sends to the device."""
+    sent = []
+
+    def spy(*arrays: mx.array) -> None:
+        graph = io.StringIO()
+        mx.export_to_dot(graph, *arrays)
+        sent.append(graph.getvalue().count("shape=rectangle"))
+        mx.eval(*arrays)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lens_tui.lens.decode.generation, "async_eval", spy)
+        list(run)
+    assert len(sent) == 6
+    return sent[4]
+
+
+def test_a_step_costs_what_a_plain_one_does_with_every_layer_captured_and_three_operations_more_steered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lens = LensModel.from_model(tiny.gemma3(dtype=mx.bfloat16))
+    plain = operations(monkeypatch, lens.stream(IDS, max_tokens=6))
+    assert plain > 50
+    with lens.capture(range(lens.n_layers)):
+        assert operations(monkeypatch, lens.stream(IDS, max_tokens=6)) == plain
+    # To float32, the sum, and back: what was delivered is measured with the first step, and of all others together.
+    assert operations(monkeypatch, lens.stream(IDS, max_tokens=6, interventions=[add(4.0)])) == plain + 3
+
+
+@pytest.mark.parametrize("asked", [(), (1,), (2, 3, 9), range(24)])
+def test_a_dose_is_the_same_whenever_it_was_asked_for_before(asked: Any) -> None:
+    lens = LensModel.from_model(tiny.gemma3(dtype=mx.bfloat16))
+    run = lens.stream(IDS, max_tokens=24, temp=0.0, interventions=[add(4.0)])
+    for at, _ in enumerate(run):
+        if at in asked:
+            assert run.dose[0].tokens == len(IDS) + min(at, 15)
+    ids = [*IDS, *run.token_ids[:-1]]
+    with lens.capture(1) as plain:
+        lens.forward(ids)
+    with lens.steer(1, unit(), 4.0), lens.capture(1) as steered:
+        lens.forward(ids)
+    (dose,) = run.dose
+    assert dose.tokens == len(IDS) + 15  # the prompt, and sixteen steps from its last token on
+    before, after = (np.array(found[1].astype(mx.float32))[0, : dose.tokens] for found in (plain, steered))
+    moved = np.linalg.norm(after - before, axis=-1)
+    assert dose.asked == pytest.approx(4.0, rel=1e-3)
+    assert dose.delivered == pytest.approx(moved.mean(), rel=2e-3)
+    assert dose.relative == pytest.approx((moved / np.linalg.norm(before, axis=-1)).mean(), rel=2e-2)

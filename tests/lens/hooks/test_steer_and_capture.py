@@ -6,6 +6,7 @@ Each test says what goes wrong there; ``tests/peers`` shows it on mlx-lens itsel
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import mlx.core as mx
@@ -14,6 +15,7 @@ import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
 from lens_tui import LensModel
+from lens_tui.lens.hooks import capture_result
 from lens_tui.records import LensError
 from tests.lens import tiny
 
@@ -191,3 +193,42 @@ def test_a_forward_does_not_cut_what_its_caches_hold(monkeypatch: pytest.MonkeyP
         mx.eval(model(mx.array([[1]]), cache=cache))
     assert not asked
     assert held[2].shape[1] == len(IDS) + 1, "the caches are seen all the same: the second forward goes on"
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_captures_are_sent_in_one_go_with_the_logits_that_somebody_holds(
+    monkeypatch: pytest.MonkeyPatch, held: bool
+) -> None:
+    lens, sent = LensModel.from_model(tiny.llama()), []
+    monkeypatch.setattr(capture_result, "async_eval", lambda *arrays: sent.append(arrays))
+    with lens.capture(range(4)) as captured:
+        out = lens.forward(IDS)
+        if not held:
+            del out
+        read = [captured[layer] for layer in captured]
+    (arrays,) = sent
+    assert [any(array is one for one in arrays) for array in read] == [True] * 4
+    assert len(arrays) == 4 + held
+    assert not held or arrays[4].shape == out.shape
+
+
+@pytest.mark.parametrize("steered", [True, False])
+def test_a_capture_keeps_what_a_model_then_changes_in_place(steered: bool) -> None:
+    lens = LensModel.from_model(tiny.llama())
+    with lens.capture(1) as whole:
+        lens.forward(IDS)
+    expected = np.array(whole[1]) + (3 * V if steered else 0)
+    block = lens.model.layers[2]
+    inner = type(block).__call__
+
+    class Changing(type(block)):  # type: ignore[misc]
+        def __call__(self, x: mx.array, *args: Any, **kwargs: Any) -> Any:
+            given = x * 1
+            x += 100.0
+            return inner(self, given, *args, **kwargs)
+
+    block.__class__ = Changing
+    with lens.steer(1, mx.array(V), 3.0) if steered else contextlib.nullcontext():
+        with lens.capture(1) as captured:
+            lens.forward(IDS)
+        np.testing.assert_allclose(np.array(captured[1]), expected, rtol=1e-5, atol=1e-5)
