@@ -32,7 +32,7 @@ from lens_tui.worker.events import Encoded, FeaturePage, TokenWeight
 from lens_tui.worker.jobs import ReadNeighbours
 from tests.fakes import DEMO_SAE, TEXTS, WIDTH, FakeWorker, bare_facts, label_of, unit_vector
 
-from .opened import PROMPT, opened, screen_text, settle
+from .opened import PROMPT, app_on, fill, opened, screen_text, settle
 
 
 def screen_of(app: LensApp) -> FeaturesScreen:
@@ -233,6 +233,19 @@ async def test_the_prompt_is_read_when_the_screen_opens() -> None:
         await pilot.press("1", "4")
         await settle(app, pilot)
         assert len(asked(app, jobs.Encode)) == 1
+
+
+async def test_before_the_first_reading_the_list_says_nothing_of_features_or_a_contrast() -> None:
+    app = app_on("generate", hold=True)
+    async with app.run_test(size=(120, 36)) as pilot:
+        fill(app)
+        await settle(app, pilot)
+        await pilot.press("4")
+        await settle(app, pilot)
+        shown = screen_text(app)
+        assert "reading …" in shown
+        assert "AUC" not in shown
+        assert "no feature is active" not in shown
 
 
 async def test_tokens_and_features_are_walked_with_hjkl() -> None:

@@ -57,8 +57,10 @@ class ListPane(Pane):
 
     def __init__(self, name_of: Callable[[int], Content]) -> None:
         self.find = Entry(placeholder="words, or a feature's number", id="find", classes="-closed", between=" ")
-        self.list: RowList[Row] = RowList(self._draw_row, empty="no feature is active here", id="features")
+        self.list: RowList[Row] = RowList(self._draw_row, id="features")
         self.head, self.foot = lane.Line(id="list-head"), lane.Line(id="list-foot")
+        for line in (self.head, self.foot):
+            line.add_class("-closed")
         self.head.content = Content.styled(CONTRAST_HEAD, "$muted")
         super().__init__("Top features", self.find, self.head, self.list, self.foot, id="list-pane")
         self.pinned: int | None = None

@@ -33,6 +33,7 @@ _WITHOUT_CURSOR = {
     "lens": "find measure",
     "causes": "patch ask maps",
 }
+_CALLED = {"causes.maps": "history", "graph.graphs": "history"}
 WITHOUT_CURSOR = frozenset(f"{scope}.{name}" for scope, names in _WITHOUT_CURSOR.items() for name in names.split())
 """Commands that can be done from another screen, for they act on nothing that only a look at theirs would show."""
 
@@ -154,8 +155,8 @@ def _named(key: Key) -> str:
 
 
 def _words(key: Key) -> str:
-    """What else finds a key's command: its word in the footer and its id."""
-    return f"{key.footer} {key.id.replace('.', ' ').replace('_', ' ')}"
+    """What else finds a key's command: its word in the footer, its id, and what people call it besides."""
+    return f"{key.footer} {key.id.replace('.', ' ').replace('_', ' ')} {_CALLED.get(key.id, '')}"
 
 
 def _elsewhere(app: LensHost, key: Key) -> None:
