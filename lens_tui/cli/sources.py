@@ -16,7 +16,7 @@ from lens_tui.records.arm_syntax import ArmSpec, GateTerm, Term
 from lens_tui.records.chat import Turn, parse_chat, read_chat
 from lens_tui.records.gates import Gate, Monitor, monitor_of
 from lens_tui.records.interventions import positions_of
-from lens_tui.records.paths import expanded
+from lens_tui.records.paths import expanded, vectors_folder
 from lens_tui.records.run import LIMITS
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.vector_sets import load_vector_set, set_interventions
@@ -158,17 +158,23 @@ def _fetched(done: int, total: int) -> tuple[str, str, float | None]:
 
 
 def _vector_path(named: str, model: str) -> Path | str:
-    """A vector's file (``FILE:NAME`` too): the one that is there, or that of the bundled vector of this name."""
+    """A vector's file (``FILE:NAME`` too): the one that is there, or a bundled or kept one of that name."""
     from lens_tui.records.vector_formats import vector_file
 
     named = str(expanded(named))
-    if vector_file(named)[0].exists() or model != demo.NAME:
+    if vector_file(named)[0].exists():
         return named
-    ready = demo.ready_vector(named)
+    ready = demo.ready_vector(named) if model == demo.NAME else None
+    kept = vectors_folder() / f"{named}.safetensors"
+    if ready is None and kept.name == f"{named}.safetensors" and kept.is_file():
+        return kept
+    if ready is None and model != demo.NAME:
+        return named
     if ready is None:
         known = ", ".join(f"{vector.name}*{vector.scale:g}" for vector in demo.vectors())
         raise LensError(
-            f"There is no file {one_line(named, 120)}, nor a bundled vector of that name.", f"Bundled: {known}."
+            f"There is no file {one_line(named, 120)}, nor a bundled or kept vector of that name.",
+            f"Bundled: {known}.",
         )
     return ready.path
 

@@ -11,6 +11,7 @@ from lens_tui import demo
 from lens_tui.cli.sources import Vectors
 from lens_tui.records import Add, LensError
 from lens_tui.records.arm_syntax import parse_arm
+from lens_tui.records.paths import vectors_folder
 from lens_tui.records.vector_formats.own import read_one, write_one
 from tests.fakes import unit_vector
 
@@ -36,6 +37,28 @@ def test_a_file_of_that_name_is_meant_before_it(tmp_path: Path, monkeypatch: pyt
     own = unit_vector("own", 1)
     write_one(own, tmp_path / name)
     assert np.array_equal(add(f"{name}*3").vector.direction, own.direction)
+
+
+@pytest.mark.parametrize("model", [demo.NAME, "org/other"])
+def test_a_vector_that_was_kept_is_named_as_a_bundled_one_is(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own, gate = unit_vector("own", 1), unit_vector("gate", 2)
+    for vector in (own, gate):
+        write_one(vector, vectors_folder() / f"{vector.name}.safetensors")
+    item = add("own*3?gate>0.5", model)
+    assert np.array_equal(item.vector.direction, own.direction)
+    assert item.gate is not None
+    assert item.gate.monitor.vector is not None
+    assert np.array_equal(item.gate.monitor.vector.direction, gate.direction)
+
+
+def test_a_kept_vector_does_not_stand_in_for_a_bundled_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ready = demo.vectors()[0]
+    write_one(unit_vector("own", 1), vectors_folder() / f"{ready.name}.safetensors")
+    assert np.array_equal(add(f"{ready.name}*3").vector.direction, read_one(ready.path).direction)
 
 
 def test_what_is_neither_is_told_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
