@@ -49,7 +49,7 @@ def fake_graph(number: int, job: GraphJob) -> list[ev.Event]:
 
 def _pruned(found: GraphFound, plan: GraphPlan) -> GraphFound:
     keep = frozenset(found.whole.pinned)
-    return replace(found, plan=plan, shown=prune_graph(found.whole, plan.nodes, plan.edges, keep))
+    return replace(found, plan=plan, pruned=prune_graph(found.whole, plan.nodes, plan.edges, keep))
 
 
 def whole_graph(plan: GraphPlan) -> AttributionGraph:

@@ -101,7 +101,7 @@ def _facts(found: GraphFound) -> dict[str, Any]:
     if found.scores is None or found.sum_error is None:
         return {}
     scores = {"replacement": found.scores.replacement, "completeness": found.scores.completeness}
-    return {"n_active": found.shown.n_active, "sum_error": found.sum_error, **scores}
+    return {"n_active": found.pruned.n_active, "sum_error": found.sum_error, **scores}
 
 
 def _as_data(record: CauseRecord) -> dict[str, Any]:
@@ -111,11 +111,11 @@ def _as_data(record: CauseRecord) -> dict[str, Any]:
     from .graph_verbs import graph_record
 
     found = record.found
-    result = graph_record(found.shown, _facts(found)) if isinstance(found, GraphFound) else found_record(found)
+    result = graph_record(found.pruned, _facts(found)) if isinstance(found, GraphFound) else found_record(found)
     return {
         **asdict(record.summary),
         "plan": to_json(found.plan),
-        "made_with": to_json(record.made),
+        "made_with": to_json(record.made_with),
         "command": command_again(record) or None,
         "found": result,
     }
@@ -126,8 +126,8 @@ def _print(record: CauseRecord, node: str) -> None:
 
     from .graph_verbs import chosen_node, print_graph
 
-    found, summary, made = record.found, record.summary, record.made
-    chosen = chosen_node(found.shown, node) if isinstance(found, GraphFound) else None
+    found, summary, made = record.found, record.summary, record.made_with
+    chosen = chosen_node(found.pruned, node) if isinstance(found, GraphFound) else None
     say(f"{summary.kind} {summary.id}  {_when(summary.created)}  {summary.model}")
     say(summary.title)
     if made.version:
@@ -136,7 +136,7 @@ def _print(record: CauseRecord, node: str) -> None:
         say(again)
     say()
     if isinstance(found, GraphFound):
-        print_graph(found.shown, chosen, _facts(found))
+        print_graph(found.pruned, chosen, _facts(found))
     elif found.grid is not None:
         print_grid(found.grid, found.check)
     else:

@@ -71,7 +71,7 @@ def graph(
         shown = read_graph(expanded(read))
     else:
         plan = _plan(read_text(prompt), transcoders, target or [], minus, features, ignored)
-        made, found = _made(plan, model, direction, sae)
+        made, found = _make(plan, model, direction, sae)
         shown = _worded(made, prune_graph(made.graph, nodes, edges), found)
         checks = _checked(made, shown, check, factor)
         facts = _facts(made)
@@ -92,7 +92,7 @@ def _plan(prompt: str, transcoders: str, target: list[str], minus: str, features
     return plan
 
 
-def _made(plan: GraphPlan, model: str, direction: str, sae: str) -> tuple[Attribution, Transcoders]:
+def _make(plan: GraphPlan, model: str, direction: str, sae: str) -> tuple[Attribution, Transcoders]:
     from lens_tui.tasks.graphs import make_graph, open_transcoders
 
     name = plan.transcoders

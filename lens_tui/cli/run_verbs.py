@@ -96,7 +96,7 @@ def show(run: Run, json: Json = False) -> None:
     if json:
         print_json({**as_data(record), "judgements": [asdict(item) for item in judged]})
         return
-    made, sampling = record.made, record.sampling
+    made, sampling = record.made_with, record.sampling
     say(f"run {record.id or run}  {record.state}  {record.model}")
     most = many(sampling.max_tokens, "token")
     say(f"seed {sampling.seed}, temp {sampling.temp:g}, at most {most}{', raw' * record.raw}")
@@ -261,17 +261,17 @@ def _model_of(record: RunRecord, model: str) -> LensModel:
     from lens_tui.lens.model import LensModel
     from lens_tui.tasks.made_with import held_as
 
-    source = model or record.made.source or record.model
+    source = model or record.made_with.source or record.model
     if not source:
         raise LensError("The run does not say which model made it.", "Name it: --model.")
-    adapter = asked_adapter.get() or record.made.adapter
-    return LensModel(source, dequantize=asked_dequantize.get() or held_as(record.made), adapter=adapter)
+    adapter = asked_adapter.get() or record.made_with.adapter
+    return LensModel(source, dequantize=asked_dequantize.get() or held_as(record.made_with), adapter=adapter)
 
 
 def _sae_of(record: RunRecord, name: str) -> SAE:
-    if name not in record.made.saes:
+    if name not in record.made_with.saes:
         raise LensError(f"The run does not say where its SAE {one_line(name, 60)!r} is.", "It cannot be made again.")
-    return open_sae(record.made.saes[name], record.model)
+    return open_sae(record.made_with.saes[name], record.model)
 
 
 def _result(record: RunRecord, again: RunRecord, found: Replay) -> dict[str, Any]:
@@ -293,8 +293,8 @@ def _result(record: RunRecord, again: RunRecord, found: Replay) -> dict[str, Any
             for item in found.differences
         ],
         "causes": list(found.causes),
-        "made_with": asdict(record.made),
-        "now_with": asdict(again.made),
+        "made_with": asdict(record.made_with),
+        "now_with": asdict(again.made_with),
         "arms": [
             {"name": kept.arm.name, "text": kept.text, "token_ids": [token.token_id for token in kept.tokens]}
             for kept in again.arms

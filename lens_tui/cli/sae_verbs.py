@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lens_tui.records.errors import LensError
-from lens_tui.records.remote import OutFolder, is_remote, shown
+from lens_tui.records.remote import OutFolder, is_remote, without_password
 from lens_tui.records.wording import many
 from lens_tui.tasks.cluster import Cluster
 from lens_tui.tasks.cluster_index import index_on_cluster
@@ -168,7 +168,9 @@ def _train_set(
     if as_json:
         replaced = None if made.loss is None else {**asdict(made.loss), "recovered": made.loss.recovered}
         reports = [{**asdict(report), "loss_recovered": _recovered(report)} for report in made.reports]
-        print_json({"model": lens.info.name, "folder": shown(out), "layers": reports, "replaced_loss": replaced})
+        print_json(
+            {"model": lens.info.name, "folder": without_password(out), "layers": reports, "replaced_loss": replaced}
+        )
     if made.loss is None:
         _say_stopped(made.reports[-1], f"{out}/layer_{made.reports[-1].layer}")
         raise SystemExit(asked.status)
@@ -179,7 +181,7 @@ def _train_set(
         share = "" if loss.recovered is None else f", {loss.recovered:.4f} recovered"
         say(f"all {many(len(loss.layers), 'MLP')} replaced: {loss.every:.3f} nats a token ({loss.clean:.3f} as it is, "
             f"{loss.zero:.3f} zeroed{share})")  # fmt: skip
-        say(f"as circuit-tracer reads a set: {shown(out)}/circuit_tracer")
+        say(f"as circuit-tracer reads a set: {without_password(out)}/circuit_tracer")
 
 
 def _finish_training(lens: LensModel, report: TrainReport, out: Path | str, status: int, *, as_json: bool) -> None:
@@ -202,7 +204,7 @@ def _say_stopped(report: TrainReport, out: Path | str) -> None:
 
     kept = OutFolder(out).has(f"training/{FILE}")
     what = (
-        f"the checkpoint is in {shown(out)}. Run the same command to continue."
+        f"the checkpoint is in {without_password(out)}. Run the same command to continue."
         if kept
         else "there was nothing to keep yet."
     )
@@ -386,7 +388,7 @@ def _facts(result: BuildResult, out: str) -> dict[str, Any]:
     from lens_tui.sae.index.index_reader import FeatureIndex
 
     def named(path: Path) -> str:
-        return f"{shown(out)}/{path.name}" if is_remote(out) else str(path)
+        return f"{without_password(out)}/{path.name}" if is_remote(out) else str(path)
 
     indexes = []
     for path in result.indexes:

@@ -63,7 +63,7 @@ class CauseRecord:
     """What was kept: a map or a graph, what made it, and the stamp of the model's files (``""``: not known)."""
 
     summary: CauseSummary
-    made: MadeWith
+    made_with: MadeWith
     stamp: str
     found: Found
 
@@ -75,7 +75,7 @@ class CauseStore:
         self.store = store if isinstance(store, Store) else Store(store)
         self.store.use(CAUSES)
 
-    def keep(self, found: Found, made: MadeWith, stamp: str = "") -> int:
+    def keep(self, found: Found, made_with: MadeWith, stamp: str = "") -> int:
         """Keep what was found; returns its number. Of a graph that is what pruning keeps. Raises :class:`LensError`."""
         kind, plan = ("graph", found.plan.prompt) if isinstance(found, GraphFound) else ("patch", found.plan.asked)
         values = (time.time(), kind, storable(model_of(found)), storable(found.plan.title), storable(plan))
@@ -83,7 +83,7 @@ class CauseStore:
             cursor = connection.execute(
                 "INSERT INTO cause (created, kind, model, title, asked, made, stamp, record) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (*values, json.dumps(to_json(made)), stamp, _packed(found)),
+                (*values, json.dumps(to_json(made_with)), stamp, _packed(found)),
             )
         return int(cursor.lastrowid or 0)
 
@@ -118,8 +118,8 @@ class CauseStore:
         with self.store.reading():
             summary = _summary(row)
             found = _unpacked(summary.kind, row["record"], f"Number {number} of the causes")
-            made = from_json(MadeWith, json.loads(row["made"]))
-            return CauseRecord(summary, made, str(row["stamp"]), replace(found, kept=number))
+            made_with = from_json(MadeWith, json.loads(row["made"]))
+            return CauseRecord(summary, made_with, str(row["stamp"]), replace(found, kept=number))
 
 
 def _summary(row: Any) -> CauseSummary:
@@ -138,7 +138,7 @@ def model_of(found: Found) -> str:
 
 def _packed(found: Found) -> bytes:
     if isinstance(found, GraphFound):
-        graph = graph_json(found.shown)
+        graph = graph_json(found.pruned)
         value = {
             "plan": to_json(found.plan),
             "graph": graph,
@@ -174,7 +174,7 @@ def _unpacked(kind: str, data: bytes, where: str) -> Found:
             saes={int(layer): str(path) for layer, path in value["saes"].items()},
             part=True,
         )
-    parts: dict[str, Any] = {name: _made(kind, value[name]) for name, kind in _PARTS.items()}
+    parts: dict[str, Any] = {name: _grid_of(kind, value[name]) for name, kind in _PARTS.items()}
     found = PatchFound(from_json(PatchPlan, value["plan"]), why=str(value["why"]), **parts)
     _check(found)
     return found
@@ -197,7 +197,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _made(kind: type, value: Any) -> Any:
+def _grid_of(kind: type, value: Any) -> Any:
     return None if value is None else kind(**{name: _read(each) for name, each in value.items()})
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import LensError
-from .read_files import AGAIN, explained, open_regular, shown
+from .read_files import AGAIN, explained, open_regular, short_path
 
 MAX_DIMENSIONS = 8
 NUMBERS = "Only float and integer tensors can be read."
@@ -88,7 +88,7 @@ class OpenFile:
             raise self._stale()
 
     def _stale(self) -> LensError:
-        return LensError(f"{shown(self.path)} has changed on disk since it was opened.", "Load it again.")
+        return LensError(f"{short_path(self.path)} has changed on disk since it was opened.", "Load it again.")
 
 
 class FileArray:
@@ -260,12 +260,14 @@ def _facts(found: os.stat_result) -> tuple[int, int, int, int]:
 def file_array(file: OpenFile, dtype: np.dtype[Any], shape: Sequence[int], start: int, nbytes: int) -> FileArray:
     """``nbytes`` of a file from ``start`` on as an array, not read yet. Raises ``LensError`` if they do not fit."""
     if len(shape) > MAX_DIMENSIONS:  # before any product of them is made
-        raise LensError(f"A tensor of {shown(file.path)} has {len(shape)} dimensions.", AGAIN)
+        raise LensError(f"A tensor of {short_path(file.path)} has {len(shape)} dimensions.", AGAIN)
     shape = tuple(shape)
     if nbytes != math.prod(shape) * dtype.itemsize:
-        raise LensError(f"A tensor of {shown(file.path)} has {nbytes} bytes, not those of its shape {shape}.", AGAIN)
+        raise LensError(
+            f"A tensor of {short_path(file.path)} has {nbytes} bytes, not those of its shape {shape}.", AGAIN
+        )
     if start + nbytes > file.size:
-        raise LensError(f"{shown(file.path)} is cut short: {file.size} bytes of {start + nbytes}.", AGAIN)
+        raise LensError(f"{short_path(file.path)} is cut short: {file.size} bytes of {start + nbytes}.", AGAIN)
     return FileArray(file, dtype, shape, start)
 
 
@@ -275,9 +277,9 @@ def npy_array(file: OpenFile, start: int, nbytes: int) -> FileArray:
     try:
         shape, fortran, dtype = npy_header(head)
     except ValueError as error:
-        raise LensError(f"{shown(file.path)} has a damaged array header ({error}).", AGAIN) from error
+        raise LensError(f"{short_path(file.path)} has a damaged array header ({error}).", AGAIN) from error
     if dtype.kind not in "biuf" or dtype.itemsize > 8:
-        raise LensError(f"{shown(file.path)} holds an array of type {dtype}.", NUMBERS)
+        raise LensError(f"{short_path(file.path)} holds an array of type {dtype}.", NUMBERS)
     begin = start + head.tell()
     found = file_array(file, dtype, shape[::-1] if fortran else shape, begin, start + nbytes - begin)
     return found.T if fortran else found
@@ -316,16 +318,16 @@ def member_place(file: OpenFile, member: zipfile.ZipInfo) -> tuple[int, int]:
     Raises ``LensError`` if it is compressed, or not whole.
     """
     if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
-        raise LensError(f"{shown(file.path)} is compressed.", "Save it again without compression (numpy.savez).")
+        raise LensError(f"{short_path(file.path)} is compressed.", "Save it again without compression (numpy.savez).")
     if not 0 <= member.header_offset <= file.size - 30:
-        raise LensError(f"{shown(file.path)} is damaged.", AGAIN)
+        raise LensError(f"{short_path(file.path)} is damaged.", AGAIN)
     header = file.read(member.header_offset, 30)
     if header[:4] != b"PK\x03\x04":
-        raise LensError(f"{shown(file.path)} is damaged.", AGAIN)
+        raise LensError(f"{short_path(file.path)} is damaged.", AGAIN)
     name, extra = struct.unpack("<HH", header[26:30])
     start, nbytes = int(member.header_offset + 30 + name + extra), int(member.file_size)
     if start + nbytes > file.size:
-        raise LensError(f"{shown(file.path)} is cut short: {file.size} bytes of {start + nbytes}.", AGAIN)
+        raise LensError(f"{short_path(file.path)} is cut short: {file.size} bytes of {start + nbytes}.", AGAIN)
     return start, nbytes
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from .attribution_graph import AttributionGraph, GraphNode, NodeKind, Supernode
 from .disk import write_json
 from .errors import LensError
-from .read_files import AGAIN, read_json, shown
+from .read_files import AGAIN, read_json, short_path
 from .sanitise import one_line
 
 LIMIT = 64 << 20
@@ -157,7 +157,7 @@ def read_graph(path: Path | str) -> AttributionGraph:
         LensError: For a file that is too large, damaged, or of another kind, and links between nodes there are not.
     """
     value = read_json(path, LIMIT)
-    where = shown(path)
+    where = short_path(path)
     if not isinstance(value, dict) or not all(key in value for key in ("metadata", "nodes", "links")):
         raise LensError(f"{where} is not an attribution graph: it has no metadata, nodes and links.", AGAIN)
     return graph_from_json(value, where)

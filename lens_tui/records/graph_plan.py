@@ -72,7 +72,7 @@ class GraphPlan:
 class GraphFound:
     """A graph: all of it, and the part of it that pruning keeps.
 
-    ``shown`` has the labels. ``scores`` and ``sum_error`` (the largest difference between a target's value and the sum
+    ``pruned`` has the labels. ``scores`` and ``sum_error`` (the largest difference between a target's value and the sum
     of what adds up to it) are of a graph made here; ``file`` is where another one was read. ``saes`` are the
     paths of its transcoders by layer, where each of them can be opened alone. ``kept`` is its number on disk, 0 where
     it is not kept; one that was read from there is a ``part``: its ``whole`` is what pruning had kept.
@@ -80,7 +80,7 @@ class GraphFound:
 
     plan: GraphPlan
     whole: AttributionGraph
-    shown: AttributionGraph
+    pruned: AttributionGraph
     scores: GraphScores | None = None
     sum_error: float | None = None
     file: str = ""

@@ -19,7 +19,7 @@ import numpy as np
 from .disk import write_bytes
 from .errors import LensError
 from .paths import expanded
-from .read_files import AGAIN, explained, open_regular, parse_json, shown
+from .read_files import AGAIN, explained, open_regular, parse_json, short_path
 from .sanitise import one_line
 from .steering_vector import FloatArray
 from .torch_files import TorchTensor, load_torch
@@ -122,12 +122,12 @@ def _ours(file: Path) -> JacobianLens:
 
     with open_regular(file) as handle:
         if int.from_bytes(handle.read(8), "little") > _MAX_HEADER:
-            raise LensError(f"{shown(file)} cannot be read: its header is too large.", AGAIN)
+            raise LensError(f"{short_path(file)} cannot be read: its header is too large.", AGAIN)
     with safe_open(file, framework="np") as opened:
         metadata: dict[str, str] = opened.metadata() or {}
         if metadata.get("format") != FORMAT:
-            raise LensError(f"{shown(file)} is no Jacobian lens.", "Fit one with `jlens fit`.")
-        record: Any = parse_json(metadata["record"], f"{shown(file)} cannot be read: its record")
+            raise LensError(f"{short_path(file)} is no Jacobian lens.", "Fit one with `jlens fit`.")
+        record: Any = parse_json(metadata["record"], f"{short_path(file)} cannot be read: its record")
         names = [name for name in opened.keys() if name.startswith("J.")]  # noqa: SIM118 - not a mapping
         matrices = {int(name[2:]): opened.get_tensor(name).astype(np.float32) for name in names}
     return JacobianLens(
@@ -144,9 +144,9 @@ def _published(file: Path, model: str) -> JacobianLens:
     held = load_torch(file)
     layers = held.get("J") if isinstance(held, dict) else None
     if not isinstance(layers, dict) or not 0 < len(layers) <= _MAX_LAYERS:
-        raise LensError(f"{shown(file)} is no Jacobian lens.", "A published one holds matrices by layer under J.")
+        raise LensError(f"{short_path(file)} is no Jacobian lens.", "A published one holds matrices by layer under J.")
     if not all(type(layer) is int and isinstance(each, TorchTensor) for layer, each in layers.items()):
-        raise LensError(f"{shown(file)} has layers that are no matrices.", AGAIN)
+        raise LensError(f"{short_path(file)} has layers that are no matrices.", AGAIN)
     count = held.get("n_prompts")
     facts = {"file": one_line(file.name, 120), "format": "torch"}
     matrices = {int(layer): each.float32() for layer, each in layers.items()}
@@ -157,6 +157,6 @@ def _check(file: Path, found: JacobianLens) -> None:
     shapes = {each.shape for each in found.matrices.values()}
     square = len(shapes) == 1 and all(len(shape) == 2 and shape[0] == shape[1] > 1 for shape in shapes)
     if not square or min(found.matrices) < 0:
-        raise LensError(f"{shown(file)} holds no square matrices of one width, one for each layer.", AGAIN)
+        raise LensError(f"{short_path(file)} holds no square matrices of one width, one for each layer.", AGAIN)
     if not all(np.isfinite(each).all() for each in found.matrices.values()):
-        raise LensError(f"{shown(file)} holds numbers that are not finite.", AGAIN)
+        raise LensError(f"{short_path(file)} holds numbers that are not finite.", AGAIN)

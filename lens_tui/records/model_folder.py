@@ -21,7 +21,7 @@ from .read_files import (
     parse_json,
     read_text,
     regular_size,
-    shown,
+    short_path,
 )
 from .sanitise import one_line
 
@@ -89,7 +89,7 @@ def check_sidecars(folder: Path) -> None:
                 continue
             if file.is_symlink() and not file.exists():
                 if file.name in _OBJECTS:
-                    raise LensError(f"{shown(file)} is a broken link.", "Fetch the model again.")
+                    raise LensError(f"{short_path(file)} is a broken link.", "Fetch the model again.")
                 continue
             limit = _MAX_LARGE if file.name in _LARGE or file.suffix == ".tiktoken" else _MAX_SMALL
             regular_size(file, limit)
@@ -140,10 +140,10 @@ def _header(file: Path) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
         size = regular_size(file)
         length = int.from_bytes(opened.read(8), "little")
         if not 2 <= length <= min(_MAX_HEADER, size - 8):
-            raise LensError(f"{shown(file)} is not a safetensors file, or is cut short.", "Fetch the model again.")
-        found = parse_json(opened.read(length), shown(file))
+            raise LensError(f"{short_path(file)} is not a safetensors file, or is cut short.", "Fetch the model again.")
+        found = parse_json(opened.read(length), short_path(file))
     if not isinstance(found, dict):
-        raise LensError(f"{shown(file)} is not a safetensors file.", "Fetch the model again.")
+        raise LensError(f"{short_path(file)} is not a safetensors file.", "Fetch the model again.")
     for name, facts in found.items():
         if name != "__metadata__":
             yield name, _tensor(file, name, facts, size - 8 - length)
@@ -161,6 +161,8 @@ def _tensor(file: Path, name: str, facts: Any, room: int) -> tuple[str, tuple[in
     except (KeyError, TypeError, ValueError):
         right = False
     if not right:
-        what = f"The tensor {one_line(name, 80)} of {shown(file)} is cut short, or does not have the declared shape."
+        what = (
+            f"The tensor {one_line(name, 80)} of {short_path(file)} is cut short, or does not have the declared shape."
+        )
         raise LensError(what, "Fetch the model again.")
     return str(kind), tuple(shape)

@@ -46,7 +46,7 @@ class FileAbsent(LensError):
     """There is no such file: for callers to whom that is no fault."""
 
 
-def shown(path: Path | str) -> str:
+def short_path(path: Path | str) -> str:
     """The end of a path, safe to show."""
     parts = Path(path).parts
     return one_line(str(path) if len(parts) <= 3 else "/".join(parts[-3:]), 120)
@@ -64,15 +64,17 @@ def explained(path: Path | str, hint: str = AGAIN) -> Iterator[None]:
     except LensError:
         raise
     except FileNotFoundError as error:
-        raise FileAbsent(f"There is no file {shown(path)}.", "Check the path.") from error
+        raise FileAbsent(f"There is no file {short_path(path)}.", "Check the path.") from error
     except OSError as error:
         reason = one_line(error.strerror or str(error), 100)
-        raise LensError(f"{shown(path)} cannot be read: {reason}.", "Check the path and permissions.") from error
+        raise LensError(f"{short_path(path)} cannot be read: {reason}.", "Check the path and permissions.") from error
     except MemoryError as error:
-        raise LensError(f"{shown(path)} needs more memory than there is.", hint) from error
+        raise LensError(f"{short_path(path)} needs more memory than there is.", hint) from error
     except Exception as error:
         reason = one_line(f"{type(error).__name__}: {error}".rstrip(": ."), 100)
-        raise LensError(f"{shown(path)} cannot be read: it is damaged or of another kind ({reason}).", hint) from error
+        raise LensError(
+            f"{short_path(path)} cannot be read: it is damaged or of another kind ({reason}).", hint
+        ) from error
 
 
 def regular_size(path: Path | str, limit: int | None = None) -> int:
@@ -108,7 +110,7 @@ def read_bytes(path: Path | str, limit: int) -> bytes:
 
 def read_text(path: Path | str, limit: int = MAX_TEXT, *, encoding: str = "utf-8") -> str:
     """A whole text file of at most ``limit`` bytes. Raises :class:`LensError` where it is not UTF-8."""
-    return decoded(read_bytes(path, limit), shown(path), encoding)
+    return decoded(read_bytes(path, limit), short_path(path), encoding)
 
 
 def decoded(data: bytes, where: str, encoding: str = "utf-8") -> str:
@@ -121,7 +123,7 @@ def decoded(data: bytes, where: str, encoding: str = "utf-8") -> str:
 
 def read_json(path: Path | str, limit: int = MAX_TEXT) -> Any:
     """The JSON value of a file of at most ``limit`` bytes. What :func:`parse_json` refuses is refused."""
-    where = shown(path)
+    where = short_path(path)
     with explained(path), open_regular(path, limit) as file:
         pieces, cost = [], 0
         while piece := file.read(_PIECE):  # what is too much is refused before it is in memory
@@ -144,13 +146,13 @@ def check_json_object(path: Path | str, limit: int = MAX_TEXT, keys: tuple[str, 
         while piece := file.read(_PIECE):
             begun = begun or piece.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
             cost += _cost(piece)
-            _check_cost(cost, shown(path))
+            _check_cost(cost, short_path(path))
             missing = {key for key in missing if key not in before + piece}
             before = piece[-64:]  # a key may begin in one piece and end in the next
     if begun != b"{":
-        raise LensError(f"{shown(path)} is not a JSON object.", AGAIN)
+        raise LensError(f"{short_path(path)} is not a JSON object.", AGAIN)
     if missing:
-        raise LensError(f"{shown(path)} has no {min(missing).decode()}, which every such file has.", AGAIN)
+        raise LensError(f"{short_path(path)} has no {min(missing).decode()}, which every such file has.", AGAIN)
 
 
 def parse_json(data: bytes | str, where: str, hint: str = AGAIN) -> Any:
@@ -177,7 +179,7 @@ def parse_json(data: bytes | str, where: str, hint: str = AGAIN) -> Any:
 
 def read_toml(path: Path | str) -> dict[str, Any]:
     """The tables of a TOML file of at most 256 kB. What :func:`parse_toml` refuses is refused."""
-    return parse_toml(read_text(path, MAX_TOML), shown(path))
+    return parse_toml(read_text(path, MAX_TOML), short_path(path))
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:
@@ -210,19 +212,19 @@ def read_lines(path: Path | str) -> Iterator[tuple[int, bytes]]:
             try:
                 line = stream.readline(MAX_LINE + 1)
             except Exception as error:
-                message = f"{shown(path)} is cut short or damaged after line {number}."
+                message = f"{short_path(path)} is cut short or damaged after line {number}."
                 raise LensError(message, "Download it again.") from error
             if not line:
                 return
             number, total = number + 1, total + len(line)
             if len(line) > MAX_LINE:
-                raise LensError(f"Line {number} of {shown(path)} is longer than {MAX_LINE >> 20} MB.", "Split it.")
+                raise LensError(f"Line {number} of {short_path(path)} is longer than {MAX_LINE >> 20} MB.", "Split it.")
             if zipped and total > allowed:
-                raise LensError(f"{shown(path)} unpacks to far more than it should.", AGAIN)
+                raise LensError(f"{short_path(path)} unpacks to far more than it should.", AGAIN)
             if line.strip():
                 yield number, line
             elif (blank := blank + 1) > _BLANKS:
-                raise LensError(f"{shown(path)} has more than {_BLANKS} blank lines.", AGAIN)
+                raise LensError(f"{short_path(path)} has more than {_BLANKS} blank lines.", AGAIN)
 
 
 @contextmanager
@@ -237,14 +239,14 @@ def read_member(path: Path | str, archive: zipfile.ZipFile, member: zipfile.ZipI
     name = one_line(member.filename, 60)
     # Of these two, unlike the others, zipfile unfolds no more than is asked for.
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.flag_bits & 1:
-        raise LensError(f"{name} in {shown(path)} is packed in an unusual way.", AGAIN)
+        raise LensError(f"{name} in {short_path(path)} is packed in an unusual way.", AGAIN)
     data = bytearray()
     with explained(path), archive.open(member) as file:
         while member.file_size <= limit and len(data) <= limit and (piece := file.read(_PIECE)):
             data += piece
     if member.file_size > limit or len(data) > limit:
         most = f"{limit / 1e6:.1f} MB" if limit >= 100_000 else f"{limit} bytes"
-        raise LensError(f"{name} in {shown(path)} unpacks to more than {most}.", AGAIN)
+        raise LensError(f"{name} in {short_path(path)} unpacks to more than {most}.", AGAIN)
     return bytes(data)
 
 
@@ -298,11 +300,11 @@ def _check_cost(cost: int, where: str) -> None:
 def _checked(path: Path | str, facts: os.stat_result, limit: int | None) -> int:
     if not stat.S_ISREG(facts.st_mode):
         kind = "a folder" if stat.S_ISDIR(facts.st_mode) else "not a regular file but a pipe or a device"
-        raise LensError(f"{shown(path)} is {kind}.", "Give a file.")
+        raise LensError(f"{short_path(path)} is {kind}.", "Give a file.")
     if limit is not None and facts.st_size > limit:
         raise _too_large(path, facts.st_size, limit)
     return facts.st_size
 
 
 def _too_large(path: Path | str, size: int, limit: int) -> LensError:
-    return LensError(f"{shown(path)} has {size / 1e6:.1f} MB; at most {limit / 1e6:.1f} MB are read.", AGAIN)
+    return LensError(f"{short_path(path)} has {size / 1e6:.1f} MB; at most {limit / 1e6:.1f} MB are read.", AGAIN)

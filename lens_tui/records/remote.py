@@ -38,7 +38,7 @@ def plain_path(path: str | Path) -> Path:
     return Path(path.removeprefix(_FILE)) if isinstance(path, str) else path
 
 
-def shown(address: str | Path) -> str:
+def without_password(address: str | Path) -> str:
     """An address to show: without a password, in one line."""
     return one_line(_PASSWORD.sub("//", str(address)), 160)
 
@@ -62,7 +62,7 @@ def local_text(text: str | Path) -> Path:
         system, root = _opened(address)
         found = _texts(system, root)
     if not found:
-        raise LensError(f"There is no .txt or .jsonl file at {shown(address)}.", "Check the address.")
+        raise LensError(f"There is no .txt or .jsonl file at {without_password(address)}.", "Check the address.")
     home = _copy_of(address)
     top = home / "files" / (PurePosixPath(root).name or "texts")
     record = home / "fetched.json"
@@ -123,7 +123,7 @@ class OutFolder:
 
     def __init__(self, out: str | Path) -> None:
         self.remote = is_remote(out)
-        self.name = shown(out)
+        self.name = without_password(out)
         self._address = str(out).rstrip("/") if self.remote else ""
         self.local = _copy_of(self._address) / "out" if self.remote else plain_path(out)
 
@@ -221,14 +221,19 @@ def _opened(address: str) -> tuple[Any, str]:
         import fsspec
     except ImportError:
         raise LensError(
-            f"{shown(address)} needs the package fsspec.", "pip install 'mlx-lens-tui[ray]', or give a plain path."
+            f"{without_password(address)} needs the package fsspec.",
+            "pip install 'mlx-lens-tui[ray]', or give a plain path.",
         ) from None
     try:
         system, place = fsspec.core.url_to_fs(address)
     except ImportError as error:
-        raise LensError(f"{shown(address)} needs another package: {error}.", "Install it, then ask again.") from None
+        raise LensError(
+            f"{without_password(address)} needs another package: {error}.", "Install it, then ask again."
+        ) from None
     except ValueError as error:
-        raise LensError(f"{shown(address)} cannot be opened: {error}.", "Check the protocol before ://.") from None
+        raise LensError(
+            f"{without_password(address)} cannot be opened: {error}.", "Check the protocol before ://."
+        ) from None
     return system, str(place).rstrip("/")
 
 
@@ -240,8 +245,8 @@ def _explained(address: str, what: str) -> Iterator[None]:
     except (LensError, AskedToStop):
         raise
     except FileNotFoundError:
-        raise LensError(f"There is nothing at {shown(address)}.", "Check the address.") from None
+        raise LensError(f"There is nothing at {without_password(address)}.", "Check the address.") from None
     except Exception as error:
         reason = one_line(_PASSWORD.sub("//", str(error)), 200) or type(error).__name__
         hint = "Check the address, the network and the credentials."
-        raise LensError(f"{shown(address)} could not be {what}: {reason}.", hint) from error
+        raise LensError(f"{without_password(address)} could not be {what}: {reason}.", hint) from error

@@ -102,7 +102,7 @@ class RunRecord:
     created: float = 0.0
     state: State = "done"
     id: int = 0
-    made: MadeWith = field(default_factory=MadeWith)
+    made_with: MadeWith = field(default_factory=MadeWith)
     turns: tuple[Turn, ...] = ()
     monitors: tuple[Watched, ...] = ()
 

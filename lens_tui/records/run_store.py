@@ -125,7 +125,7 @@ class RunStore:
         *,
         raw: bool = False,
         prompt_ids: Sequence[int] = (),
-        made: MadeWith | None = None,
+        made_with: MadeWith | None = None,
         turns: Sequence[Turn] = (),
         monitors: Sequence[Watched] = (),
     ) -> int:
@@ -138,7 +138,7 @@ class RunStore:
             *named,
             settings,
             ids,
-            _dump(made or MadeWith()),
+            _dump(made_with or MadeWith()),
             _dump(list(turns)),
             _dump(list(monitors)),
         )
@@ -204,9 +204,9 @@ class RunStore:
 
     def keep(self, run: RunRecord) -> int:
         """Write down a run that is over; returns its id."""
-        arms, made = [kept.arm for kept in run.arms], run.made
-        facts: dict[str, Any] = {"raw": run.raw, "prompt_ids": run.prompt_ids, "made": made, "turns": run.turns}
-        facts["monitors"] = run.monitors
+        arms = [kept.arm for kept in run.arms]
+        facts: dict[str, Any] = {"raw": run.raw, "prompt_ids": run.prompt_ids, "turns": run.turns}
+        facts |= {"made_with": run.made_with, "monitors": run.monitors}
         number = self.begin(run.model, run.prompt, arms, run.sampling, **facts)
         for place, kept in enumerate(run.arms):
             self.add(number, kept.tokens)
@@ -243,7 +243,7 @@ class RunStore:
                 created=float(row["created"]),
                 state=row["state"],
                 id=run,
-                made=from_json(MadeWith, json.loads(row["made"])),
+                made_with=from_json(MadeWith, json.loads(row["made"])),
                 turns=tuple(from_json(Turn, turn) for turn in json.loads(row["turns"])),
                 monitors=tuple(from_json(Watched, item) for item in json.loads(row["monitors"])),
             )

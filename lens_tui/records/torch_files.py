@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from .errors import LensError
 from .file_arrays import MAX_DIMENSIONS, FileArray, OpenFile, file_array, member_place
-from .read_files import AGAIN, explained, open_zip, read_member, shown
+from .read_files import AGAIN, explained, open_zip, read_member, short_path
 from .sanitise import one_line
 
 _MAX_PICKLE = 1 << 20
@@ -112,7 +112,7 @@ def load_torch(path: Path, objects: Sequence[str] = ()) -> Any:
             if not isinstance(error.__cause__, zipfile.BadZipFile):
                 raise
             hint = "Files of torch before 1.6 must be saved again; a partial download must be fetched again."
-            raise LensError(f"{shown(path)} is not a complete torch file.", hint) from error
+            raise LensError(f"{short_path(path)} is not a complete torch file.", hint) from error
 
 
 class _Reader(pickle._Unpickler):
@@ -122,9 +122,11 @@ class _Reader(pickle._Unpickler):
         members = {member.filename.split("/", 1)[-1]: member for member in archive.infolist()}
         pickled = members.get("data.pkl")
         if pickled is None:
-            raise LensError(f"{shown(path)} contains no torch tensors.", AGAIN)
+            raise LensError(f"{short_path(path)} contains no torch tensors.", AGAIN)
         if "byteorder" in members and read_member(path, archive, members["byteorder"], 64)[:8] != b"little":
-            raise LensError(f"{shown(path)} was written on a big-endian machine.", "Save it again on another machine.")
+            raise LensError(
+                f"{short_path(path)} was written on a big-endian machine.", "Save it again on another machine."
+            )
         super().__init__(io.BytesIO(read_member(path, archive, pickled, _MAX_PICKLE)), encoding="utf-8")
         self._path, self._members, self._objects = path, members, objects
         self._file = OpenFile(path)
@@ -139,7 +141,7 @@ class _Reader(pickle._Unpickler):
             return Fields
         wanted = one_line(f"{module}.{name}", 60)
         raise LensError(
-            f"{shown(self._path)} asks for {wanted}, which is more than tensors; it was not run.",
+            f"{short_path(self._path)} asks for {wanted}, which is more than tensors; it was not run.",
             "Use a safetensors version of it.",
         )
 
@@ -187,7 +189,7 @@ class _Reader(pickle._Unpickler):
     def get_extension(self, code: int) -> None:
         """Codes of copyreg's registry: never in a tensor file."""
         raise LensError(
-            f"{shown(self._path)} asks for more than tensors; it was not run.", "Use a safetensors version."
+            f"{short_path(self._path)} asks for more than tensors; it was not run.", "Use a safetensors version."
         )
 
     def persistent_load(self, pid: Any) -> _Storage:
@@ -195,7 +197,7 @@ class _Reader(pickle._Unpickler):
         tag, kind, key, _, count = pid
         member = self._members.get(f"data/{key}") if isinstance(key, str) and len(key) < 100 else None
         if tag != "storage" or not isinstance(kind, _Kind) or member is None or type(count) is not int:
-            raise LensError(f"{shown(self._path)} names a tensor that is not in it.", AGAIN)
+            raise LensError(f"{short_path(self._path)} names a tensor that is not in it.", AGAIN)
         array = file_array(self._file, _STORAGES[kind.name], (count,), *member_place(self._file, member))
         return _Storage(array, kind.name == "BFloat16Storage")
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lens_tui.records import LensError, read_files
 from lens_tui.records.file_arrays import NUMBERS, FileArray, OpenFile, file_array, member_place, npy_array
-from lens_tui.records.read_files import AGAIN, explained, open_zip, parse_json, shown
+from lens_tui.records.read_files import AGAIN, explained, open_zip, parse_json, short_path
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.torch_files import TorchTensor, load_torch
 
@@ -179,14 +179,14 @@ def with_scales(matrix: Stored, tensors: dict[str, Stored], name: str, latents: 
     scales = tensors.get(name + SUFFIX)
     if (matrix.array.dtype == np.int8) != (scales is not None):
         what = f"{name} in 8 bits without {name}{SUFFIX}" if scales is None else f"{name}{SUFFIX} without 8-bit {name}"
-        raise LensError(f"{shown(path)} has {what}.", "Fetch it again.")
+        raise LensError(f"{short_path(path)} has {what}.", "Fetch it again.")
     if scales is None or len(matrix.shape) != 2:
         return matrix
     if scales.shape != (matrix.shape[latents],):
-        raise LensError(f"{name}{SUFFIX} of {shown(path)} has shape {scales.shape}; it needs one number a latent.")
+        raise LensError(f"{name}{SUFFIX} of {short_path(path)} has shape {scales.shape}; it needs one number a latent.")
     values = scales.host()
     if not (values > 0).all():
-        raise LensError(f"{name}{SUFFIX} of {shown(path)} holds numbers that are not positive.", "Fetch it again.")
+        raise LensError(f"{name}{SUFFIX} of {short_path(path)} holds numbers that are not positive.", "Fetch it again.")
     return replace(matrix, scales=np.expand_dims(values, 1 - latents))
 
 
@@ -212,7 +212,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of at most 2 MB. Raises ``LensError`` for anything else."""
     value = read_files.read_json(path, _MAX_JSON)
     if not isinstance(value, dict):
-        raise LensError(f"{shown(path)} holds a {type(value).__name__}, not an object.", AGAIN)
+        raise LensError(f"{short_path(path)} holds a {type(value).__name__}, not an object.", AGAIN)
     return value
 
 
@@ -244,7 +244,7 @@ def read_values(path: Path) -> dict[str, Any]:
     """
     kind = container(path)
     if not kind and path.suffix != ".safetensors":
-        raise LensError(f"{shown(path)} is not a weight file.", "Supported are safetensors, npz and torch files.")
+        raise LensError(f"{short_path(path)} is not a weight file.", "Supported are safetensors, npz and torch files.")
     readers = {"npz": read_npz, "torch": read_torch, "safetensors": read_safetensors}
     return dict(readers[kind or "safetensors"](path))
 
@@ -254,18 +254,20 @@ def read_safetensors(path: Path) -> dict[str, Stored]:
     file = OpenFile(path)
     length = struct.unpack("<Q", file.read(0, 8))[0] if file.size >= 8 else 0
     if not 2 <= length <= min(_MAX_HEADER, file.size - 8):
-        raise LensError(f"{shown(path)} is not a complete safetensors file: its header claims {length} bytes.", AGAIN)
+        raise LensError(
+            f"{short_path(path)} is not a complete safetensors file: its header claims {length} bytes.", AGAIN
+        )
     try:
-        header = parse_json(file.read(8, length), f"The header of {shown(path)}")
+        header = parse_json(file.read(8, length), f"The header of {short_path(path)}")
         entries = {str(name): entry for name, entry in header.items() if name != "__metadata__"}
         found = {name: _safetensor(file, name, entry, 8 + length) for name, entry in entries.items()}
         end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     except LensError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
-        raise LensError(f"{shown(path)} has a damaged safetensors header.", AGAIN) from error
+        raise LensError(f"{short_path(path)} has a damaged safetensors header.", AGAIN) from error
     if sum(tensor.nbytes for tensor in found.values()) != end or 8 + length + end != file.size:
-        raise LensError(f"{shown(path)} has other bytes than its header says.", AGAIN)
+        raise LensError(f"{short_path(path)} has other bytes than its header says.", AGAIN)
     return found
 
 
@@ -273,7 +275,7 @@ def _safetensor(file: OpenFile, name: str, entry: dict[str, Any], base: int) -> 
     kind, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(kind, str) or kind not in _TYPES:
         raise LensError(
-            f"The tensor {one_line(name, 60)} of {shown(file.path)} is of type {one_line(str(kind), 20)}.", NUMBERS
+            f"The tensor {one_line(name, 60)} of {short_path(file.path)} is of type {one_line(str(kind), 20)}.", NUMBERS
         )
     if not isinstance(shape, list) or not all(
         type(number) is int and 0 <= number < 1 << 62 for number in (start, stop, *shape)
@@ -289,7 +291,7 @@ def read_npz(path: Path) -> dict[str, Stored]:
     with explained(path), open_zip(path) as archive:
         members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
         if len(members) > _MAX_ARRAYS:
-            raise LensError(f"{shown(path)} holds {len(members)} arrays.", AGAIN)
+            raise LensError(f"{short_path(path)} holds {len(members)} arrays.", AGAIN)
         for member in members:
             name = member.filename.removesuffix(".npy")
             found[name] = Stored(one_line(name, 60), npy_array(file, *member_place(file, member)))
@@ -300,7 +302,7 @@ def read_torch(path: Path) -> dict[str, Any]:
     """The dictionary that a ``.pt`` file holds, its tensors as :class:`Stored`."""
     value = load_torch(path)
     if not isinstance(value, dict):
-        raise LensError(f"{shown(path)} holds a {type(value).__name__}, not a dictionary of tensors.", AGAIN)
+        raise LensError(f"{short_path(path)} holds a {type(value).__name__}, not a dictionary of tensors.", AGAIN)
     return {str(name): _stored(str(name), item) for name, item in value.items()}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from lens_tui.records import LensError
 from lens_tui.records.hub_fetch import NotInRepository, Progress, cached_file, fetch, first_file
 from lens_tui.records.known_saes import GEMMA_SCOPE_2
-from lens_tui.records.read_files import shown
+from lens_tui.records.read_files import short_path
 from lens_tui.records.sanitise import one_line
 
 from .formats.circuit_tracer import listed_files
@@ -135,7 +135,7 @@ def _address(line: str, home: Path) -> Path | tuple[str, str | None, str]:
     wrong = ".." in inside.parts or inside.is_absolute() or (found is None and "://" in line)
     if wrong or inside.suffix not in SUFFIXES:
         raise LensError(
-            f"config.yaml of {shown(home)} lists {one_line(line, 120)!r}, which is no file of weights.",
+            f"config.yaml of {short_path(home)} lists {one_line(line, 120)!r}, which is no file of weights.",
             "Its transcoders are hf://org/name/file, or files beside it.",
         )
     return (found["repo"], found["at"], found["name"]) if found else home / inside
@@ -143,7 +143,7 @@ def _address(line: str, home: Path) -> Path | tuple[str, str | None, str]:
 
 def _listed_file(place: Path | tuple[str, str | None, str], home: Path) -> Path:
     if isinstance(place, Path):
-        file, where = place if place.is_file() else None, f"{shown(home)} has no file {one_line(place.name, 120)}"
+        file, where = place if place.is_file() else None, f"{short_path(home)} has no file {one_line(place.name, 120)}"
     else:
         repo, revision, name = place
         found = cached_file(repo, name, revision, None)

@@ -15,7 +15,7 @@ from lens_tui.records import LensError, SAEInfo
 from lens_tui.records.hub_fetch import Progress
 from lens_tui.records.info import SITES
 from lens_tui.records.paths import expanded
-from lens_tui.records.read_files import shown
+from lens_tui.records.read_files import short_path
 from lens_tui.records.sanitise import one_line
 
 from .base import SAE as SAE
@@ -171,14 +171,14 @@ def _open(
         raise LensError(f"There is no SAE at {one_line(str(path), 120) or 'an empty path'}.", hint)
     source = Source(place, one_line(name or str(path), 200), input_scale, of_set)
     if place.is_dir() and source.weights is None and not FORMATS[0].recognises(source):
-        raise LensError(f"{shown(place)} is not an SAE of a known format.", _look_around(place))
+        raise LensError(f"{short_path(place)} is not an SAE of a known format.", _look_around(place))
     found = next((form for form in FORMATS if form.recognises(source)), None)
     if found is None and not source.has("W_enc", "W_dec") and not source.has("encoder.weight"):
         found = next((form for form in FORMATS if source.is_named(*form.usual)), None)
     if found is None:
-        raise LensError(f"{shown(place)} is not an SAE of a known format.", _lacking(source))
+        raise LensError(f"{short_path(place)} is not an SAE of a known format.", _lacking(source))
     parts = found.read(source)
-    check(parts.definition, parts.weights, shown(place))
+    check(parts.definition, parts.weights, short_path(place))
     facts = _with_given(parts.facts, site, layer, model_name, place)
     info = _info(source, facts, found.name, extra)
     return parts, replace(info, id=content_id(parts.definition, parts.weights))
@@ -194,7 +194,7 @@ def _with_given(facts: Facts, site: str | None, layer: int | None, model_name: s
         if value is not None and known is not None and known != value:
             where = facts.provenance[name]
             raise LensError(
-                f"{shown(place)} says its {name} is {known} ({where}), not {value}.",
+                f"{short_path(place)} says its {name} is {known} ({where}), not {value}.",
                 f"Leave {name} out to use what the file says.",
             )
     for name, given in (("site", site), ("layer", layer), ("model_name", model_name)):

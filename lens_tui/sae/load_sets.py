@@ -15,7 +15,7 @@ from lens_tui.records import LensError, SAEInfo
 from lens_tui.records.attribution_graph import Reads, Writes
 from lens_tui.records.file_arrays import FileArray
 from lens_tui.records.paths import expanded
-from lens_tui.records.read_files import shown
+from lens_tui.records.read_files import short_path
 from lens_tui.records.sanitise import one_line
 
 from .base import SAE, build
@@ -80,7 +80,9 @@ def load_transcoders(
         return _layers(config_sites(config, home), list(found.values()), called, progress)
     folders = _folders(home)
     if not folders:
-        raise LensError(f"{shown(home)} has no transcoders.", "Give the folder that has those of each layer in it.")
+        raise LensError(
+            f"{short_path(home)} has no transcoders.", "Give the folder that has those of each layer in it."
+        )
     return _layers(None, folders, called, progress)
 
 
@@ -103,7 +105,9 @@ def config_sites(config: Mapping[str, Any], home: Path) -> tuple[Reads, Writes]:
     if read not in _INPUTS or given not in _OUTPUTS:
         wrong = read if read not in _INPUTS else given
         known = ", ".join([*_INPUTS, *_OUTPUTS])
-        raise LensError(f"config.yaml of {shown(home)} names the hook {one_line(wrong, 60)!r}.", f"Known are {known}.")
+        raise LensError(
+            f"config.yaml of {short_path(home)} names the hook {one_line(wrong, 60)!r}.", f"Known are {known}."
+        )
     return _INPUTS[read], _OUTPUTS[given]
 
 
@@ -165,7 +169,7 @@ def _folders(home: Path) -> list[Path]:
             if len(below) > 1:
                 names = ", ".join(one_line(each.name, 40) for each in below[:4])
                 raise LensError(
-                    f"{shown(inside)} has several transcoders: {names}.", "Give one for each layer by path."
+                    f"{short_path(inside)} has several transcoders: {names}.", "Give one for each layer by path."
                 )
             inside = below[0]
         if sae_info(inside).is_transcoder:
@@ -186,7 +190,9 @@ def _numbered(home: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
 def _whole(found: Mapping[int, Path], home: Path) -> None:
     if list(found) != list(range(len(found))):
         lacking = next(at for at in range(max(found) + 1) if at not in found)
-        raise LensError(f"{shown(home)} has no file of layer {lacking}.", "A cross-layer transcoder needs all of them.")
+        raise LensError(
+            f"{short_path(home)} has no file of layer {lacking}.", "A cross-layer transcoder needs all of them."
+        )
 
 
 def _cross(
@@ -220,7 +226,7 @@ def _gemma(
     _whole(found, home)
     config = read_json(home / "config.json") if (home / "config.json").is_file() else {}
     if config.get("type") == "crosscoder":
-        raise LensError(f"{shown(home)} is a crosscoder, which stands in for no MLP.", "Take transcoders.")
+        raise LensError(f"{short_path(home)} is a crosscoder, which stands in for no MLP.", "Take transcoders.")
     encoders, decoders = [], []
     for at, path in found.items():
         tensors = read_safetensors(path)
@@ -238,7 +244,7 @@ def _tensor(tensors: Mapping[str, Stored], name: str, axes: int, home: Path) -> 
     found = tensors.get(name)
     if found is None or len(found.shape) != axes or 0 in found.shape:
         what = "is missing" if found is None else f"has shape {found.shape}"
-        raise LensError(f"{name} of {shown(home)} {what}.", "The set is damaged, or of another format.")
+        raise LensError(f"{name} of {short_path(home)} {what}.", "The set is damaged, or of another format.")
     return found
 
 
@@ -256,7 +262,9 @@ def _encoder(
 def _decoder(rows: Stored, outputs: int, first: int, encoder: SAE, home: Path) -> CrossDecoder:
     shape = (encoder.d_sae, outputs, encoder.d_out)
     if rows.shape != shape:
-        raise LensError(f"{rows.name} of {shown(home)} has shape {rows.shape}, not {shape}.", "The set is damaged.")
+        raise LensError(
+            f"{rows.name} of {short_path(home)} has shape {rows.shape}, not {shape}.", "The set is damaged."
+        )
     flat = (encoder.d_sae * outputs, encoder.d_out)
     array = rows.array.part(0, flat) if isinstance(rows.array, FileArray) else rows.array.reshape(flat)
     return CrossDecoder(replace(rows, array=array), outputs, first)

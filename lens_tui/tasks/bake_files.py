@@ -20,7 +20,7 @@ from lens_tui.lens.model import LensModel
 from lens_tui.records import FloatArray, LensError, SteeringVector
 from lens_tui.records.disk import write_text
 from lens_tui.records.model_folder import SIDECARS
-from lens_tui.records.read_files import shown
+from lens_tui.records.read_files import short_path
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.steering_vector import Origin
 from lens_tui.records.vector_formats import save_vectors
@@ -31,9 +31,9 @@ _OWN = ("config.json", "adapter_config.json", "model.safetensors.index.json")
 def check_free(target: Path, form: str) -> None:
     """Raise :class:`LensError` for a place where something is, and for a control vector without its suffix."""
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise LensError(f"{shown(target)} is there already.", "Name a folder or file that is not.")
+        raise LensError(f"{short_path(target)} is there already.", "Name a folder or file that is not.")
     if form == "gguf" and target.suffix.lower() != ".gguf":
-        raise LensError(f"{shown(target)} is to be a control vector.", "Give its file a name that ends in .gguf.")
+        raise LensError(f"{short_path(target)} is to be a control vector.", "Give its file a name that ends in .gguf.")
 
 
 def write_model(
@@ -68,7 +68,9 @@ def write_model(
         partial.replace(target)
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise LensError(f"{shown(target)} could not be written: {reason}.", "Check the place and its space.") from error
+        raise LensError(
+            f"{short_path(target)} could not be written: {reason}.", "Check the place and its space."
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -211,7 +213,7 @@ def _write_adapter(target: Path, name: str, weights: dict[str, mx.array], config
         target.mkdir(parents=True, exist_ok=True)
         mx.save_safetensors(str(target / name), weights, metadata={"format": "pt"})
     except (OSError, RuntimeError) as error:
-        raise LensError(f"{shown(target)} could not be written.", "Check the place and its space.") from error
+        raise LensError(f"{short_path(target)} could not be written.", "Check the place and its space.") from error
     write_text(target / "adapter_config.json", json.dumps(config, indent=1) + "\n")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lens_tui.records import LensError, paths
 from lens_tui.records.errors import AskedToStop
-from lens_tui.records.remote import OutFolder, shown
+from lens_tui.records.remote import OutFolder, without_password
 
 from .cluster import Cluster, ClusterProgress, Said, WorkerModel, run_shards
 from .index import Hooks, check_memory, model_hash, place_of, put_away, take_up, targets_of, token_tables
@@ -190,7 +190,7 @@ def _merge(
     for name in names:
         if not place.has(f"{name}/state.json"):
             raise LensError(
-                f"A worker wrote {name} to {shown(place.name)}, and it is not there from here.",
+                f"A worker wrote {name} to {without_password(place.name)}, and it is not there from here.",
                 "Give a folder that all machines share, or an address such as s3://bucket/indexes.",
             )
         place.fetch(name)

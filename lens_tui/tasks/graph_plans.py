@@ -68,10 +68,10 @@ def pruned_anew(
     """
     whole = found.whole
     keep = frozenset(whole.pinned).union(*(group.nodes for group in whole.supernodes))
-    shown = whole if found.file and plan.nodes >= 1.0 else prune_graph(whole, plan.nodes, plan.edges, keep)
+    pruned = whole if found.file and plan.nodes >= 1.0 else prune_graph(whole, plan.nodes, plan.edges, keep)
     if lens is not None and transcoders is not None:
-        shown = with_promoted(lens, shown, transcoders)
-    return replace(found, plan=plan, shown=shown)
+        pruned = with_promoted(lens, pruned, transcoders)
+    return replace(found, plan=plan, pruned=pruned)
 
 
 def open_graph(file: str) -> GraphFound:

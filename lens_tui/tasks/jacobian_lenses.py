@@ -28,7 +28,7 @@ from lens_tui.records.disk import write_bytes
 from lens_tui.records.errors import AskedToStop
 from lens_tui.records.jacobian_lens import JacobianLens, read_jacobian_lens, write_jacobian_lens
 from lens_tui.records.paths import expanded
-from lens_tui.records.read_files import explained, parse_json, shown
+from lens_tui.records.read_files import explained, parse_json, short_path
 
 if TYPE_CHECKING:
     from lens_tui.lens.model import LensModel
@@ -228,7 +228,7 @@ def _same(file: Path, facts: Mapping[str, Any]) -> JacobianLens:
     """The lens of a file that this very fit has written."""
     found = read_jacobian_lens(file)
     if any(found.facts.get(key) != value for key, value in facts.items()):
-        raise LensError(f"{shown(file)} holds another Jacobian lens.", "Name another file, or remove it.")
+        raise LensError(f"{short_path(file)} holds another Jacobian lens.", "Name another file, or remove it.")
     return found
 
 
@@ -253,10 +253,11 @@ def _taken_up(state: Path, facts: Mapping[str, Any], layers: tuple[int, ...]) ->
     if not state.exists():
         return JacobianSums(layers)
     with explained(state, "Remove it to begin anew."), safe_open(state, framework="np") as opened:
-        record: Any = parse_json((opened.metadata() or {})["record"], shown(state))
+        record: Any = parse_json((opened.metadata() or {})["record"], short_path(state))
         if record["facts"] != dict(facts):
             raise LensError(
-                f"{shown(state)} is of a fit with other settings or another text.", "Remove it, or name another file."
+                f"{short_path(state)} is of a fit with other settings or another text.",
+                "Remove it, or name another file.",
             )
         halves = tuple(
             {layer: opened.get_tensor(f"{side}.{layer}") for layer in layers} if count else {}

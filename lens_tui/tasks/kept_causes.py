@@ -65,7 +65,7 @@ def formats_of(found: Found, asked: str = "") -> tuple[str, ...]:
 
 def cause_text(found: Found, form: str) -> str:
     """A graph as Neuronpedia and circuit-tracer read it; a map as ``patch --json`` has it, or as CSV."""
-    return json_text(graph_json(found.shown)) if isinstance(found, GraphFound) else as_text(found, form)
+    return json_text(graph_json(found.pruned)) if isinstance(found, GraphFound) else as_text(found, form)
 
 
 def write_cause(found: Found, folder: Path, name: str = "", formats: Sequence[str] = ("json",)) -> list[Path]:
@@ -93,7 +93,7 @@ def write_cause(found: Found, folder: Path, name: str = "", formats: Sequence[st
 
 def command_again(record: CauseRecord) -> str:
     """The command that makes it again; ``""`` where it has none: a direction that only the app had."""
-    found, model = record.found, record.made.source or record.summary.model
+    found, model = record.found, record.made_with.source or record.summary.model
     if isinstance(found, GraphFound):
         return "" if found.plan.direction is not None else graph_command(found, model)
     return command_of(found.plan, model)
@@ -107,10 +107,10 @@ def changed_since(record: CauseRecord, model: ModelInfo | None) -> str:
     stamp = model_stamp(model)
     if model.name != record.summary.model and not (stamp and stamp == record.stamp):
         return f"of another model: {known}"
-    if record.made.adapter != model.adapter:
-        return "made with another adapter" if record.made.adapter else "made without the adapter"
+    if record.made_with.adapter != model.adapter:
+        return "made with another adapter" if record.made_with.adapter else "made without the adapter"
     if record.stamp and stamp and record.stamp != stamp:
         return f"the files of {known} have changed since"
-    if record.made.weights != model.weights:
+    if record.made_with.weights != model.weights:
         return "its weights were held otherwise"
     return ""

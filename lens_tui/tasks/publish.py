@@ -13,7 +13,7 @@ from lens_tui.records import LensError, paths
 from lens_tui.records.hub import explain_hub, quiet_hub
 from lens_tui.records.hub_fetch import Progress, first_file
 from lens_tui.records.paths import expanded
-from lens_tui.records.read_files import shown
+from lens_tui.records.read_files import short_path
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.vector_formats import load_vectors
 
@@ -59,7 +59,7 @@ def prepare(source: str | Path, repo_id: str, *, licence: str = "", private: boo
         )
     place = expanded(source)
     if not place.exists():
-        raise LensError(f"There is no {shown(place)}.", "Give the file of a vector or probe, or an SAE's folder.")
+        raise LensError(f"There is no {short_path(place)}.", "Give the file of a vector or probe, or an SAE's folder.")
     if place.is_file():
         try:
             vectors = load_vectors(place)
@@ -127,11 +127,13 @@ def pull(name: str, revision: str | None = None, progress: Progress | None = Non
 
 def _kept(file: Path, vectors: Sequence[Any], repo: str) -> tuple[str, Path]:
     if len(vectors) != 1:
-        raise LensError(f"{shown(file)} holds {len(vectors)} vectors, and one is kept.", "Fetch the file by itself.")
+        raise LensError(
+            f"{short_path(file)} holds {len(vectors)} vectors, and one is kept.", "Fetch the file by itself."
+        )
     kind = "probe" if vectors[0].origin.kind == "probe" else "vector"
     target = paths.vectors_folder() / f"{one_line(repo, 60)}.safetensors"
     if target.exists():
-        raise LensError(f"{shown(target)} is there already.", "Move it away first.")
+        raise LensError(f"{short_path(target)} is there already.", "Move it away first.")
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(file, target)
     return kind, target

@@ -141,9 +141,9 @@ def _causes(old: RunRecord, new: RunRecord, differences: Sequence[Difference], p
         yield "The tokenizer or the chat template of the model has changed."
     asked = list(_asked_otherwise(old, new))
     yield from asked
-    noted, others = bool(old.made.version), 0
+    noted, others = bool(old.made_with.version), 0
     for name, words in _FACTS if noted else ():
-        was, now = getattr(old.made, name), getattr(new.made, name)
+        was, now = getattr(old.made_with, name), getattr(new.made_with, name)
         if was != now:
             others += 1
             none = "none" if name == "adapter" else "as in the files"
@@ -261,7 +261,7 @@ class Gathered:
             raw=self.raw,
             prompt_ids=self.comparison.prompt_ids,
             state="done" if whole else "stopped",
-            made=made_with(lens.info, self.arms, saes, self.comparison.batch_rows, self.monitors),
+            made_with=made_with(lens.info, self.arms, saes, self.comparison.batch_rows, self.monitors),
             turns=self.turns,
             monitors=self.monitors,
         )

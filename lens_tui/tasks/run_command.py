@@ -27,7 +27,7 @@ class _Command:
     """A ``mlx-lens-tui compare`` as it is put together: the SAE its features are of, and what it cannot say."""
 
     source: str
-    made: MadeWith
+    made_with: MadeWith
     keep: KeepVector | None
     sae: str = ""
     left_out: list[str] = field(default_factory=list)
@@ -118,7 +118,7 @@ class _Command:
 
     def _is_of(self, sae: str) -> bool:
         """Whether a feature of this SAE can be named: a command has one SAE, the first that it needs."""
-        if not self.sae and sae in self.made.saes:
+        if not self.sae and sae in self.made_with.saes:
             self.sae = sae
         return bool(sae) and self.sae == sae
 
@@ -149,9 +149,9 @@ def as_command(
     dialled while it was written, positions by number, an ablation) is named by its number in the history, or by the
     file that ``keep_run`` writes: ``mlx-lens-tui replay``. What cannot be kept either is named in a comment at the end.
     """
-    source = run.made.source or run.model or demo.NAME
-    made = _Command(source, run.made, keep)
-    before = ["--adapter", run.made.adapter] if run.made.adapter else []
+    source = run.made_with.source or run.model or demo.NAME
+    made = _Command(source, run.made_with, keep)
+    before = ["--adapter", run.made_with.adapter] if run.made_with.adapter else []
     words = ["mlx-lens-tui", *before, "compare", "--model", source]
     for number, kept in enumerate(run.arms):
         if number or not kept.arm.is_baseline or kept.changes:
@@ -163,7 +163,7 @@ def as_command(
     if made.left_out and (named := _replay_words(run, keep_run, made.remarks)):
         return " ".join(map(quoted, named))
     if made.sae:
-        words += ["--sae", run.made.saes[made.sae]]
+        words += ["--sae", run.made_with.saes[made.sae]]
     words += _options(run.sampling) + (["--raw"] if run.raw else [])
     remarks = ([f"without {', '.join(made.left_out)}"] if made.left_out else []) + made.remarks
     command = " ".join(map(quoted, [*words, *said]))

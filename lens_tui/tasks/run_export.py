@@ -49,7 +49,7 @@ def as_data(run: RunRecord) -> dict[str, Any]:
         "id": run.id,
         "created": run.created,
         "model": run.model,
-        "made_with": to_json(run.made),
+        "made_with": to_json(run.made_with),
         "prompt": run.prompt,
         "messages": to_json(run.turns),
         "raw": run.raw,
@@ -129,7 +129,7 @@ def from_data(data: Any, what: str = "The run") -> RunRecord:
             prompt_ids=tuple(int(token) for token in data["prompt_ids"]),
             created=float(data["created"]),
             state=data["state"],
-            made=from_json(MadeWith, data["made_with"]),
+            made_with=from_json(MadeWith, data["made_with"]),
             turns=tuple(from_json(Turn, turn) for turn in data.get("messages", ())),
             monitors=tuple(from_json(Watched, item) for item in data.get("monitors", ())),
         )

@@ -33,7 +33,7 @@ class _Script:
     def sae(self, sae_id: str) -> str:
         """The variable of an SAE."""
         self.imports.add("load_sae")
-        if split_place(self.run.made.saes.get(sae_id, ""))[0] in demo.sae_paths():
+        if split_place(self.run.made_with.saes.get(sae_id, ""))[0] in demo.sae_paths():
             self.needs.add("demo")
         number = len(self.sae_names) + 1
         return self.sae_names.setdefault(sae_id, "sae" if number == 1 else f"sae{number}")
@@ -47,13 +47,13 @@ class _Script:
             taken = {name for name, _ in self.vectors.values()}
             names = (f"{stem}_v{number or ''}" for number in range(10**6))
             name = next(name for name in names if name not in taken)
-            self.vectors[key] = (name, self._made(vector))
+            self.vectors[key] = (name, self._vector_code(vector))
         return self.vectors[key][0]
 
-    def _made(self, vector: SteeringVector) -> str:
+    def _vector_code(self, vector: SteeringVector) -> str:
         """How a vector is made: as it was, where that gives it to the last bit, else from its numbers."""
         facts, kind = vector.origin.facts, vector.origin.kind
-        if kind == "feature" and str(facts.get("sae")) in self.run.made.saes:
+        if kind == "feature" and str(facts.get("sae")) in self.run.made_with.saes:
             return f"{self.sae(str(facts['sae']))}.vector({facts['feature']})"
         if kind == "random" and "seed" in facts:
             self.imports.add("random_unit")
@@ -177,7 +177,7 @@ def _asked(run: RunRecord) -> list[str]:
 
 
 def _head(run: RunRecord, script: _Script) -> list[str]:
-    made = run.made
+    made = run.made_with
     said = (made.mlx and f"mlx {made.mlx}", made.device, made.weights or made.dtype)
     facts = [_in_docstring(fact) for fact in said if fact]
     number = f"Run {run.id}" if run.id else "A run"
@@ -234,7 +234,7 @@ def _helpers(script: _Script) -> list[str]:
 def _saes(run: RunRecord, script: _Script) -> list[str]:
     lines = []
     for sae_id, name in script.sae_names.items():
-        path, layer, site = split_place(run.made.saes.get(sae_id, sae_id))
+        path, layer, site = split_place(run.made_with.saes.get(sae_id, sae_id))
         site_words = "" if layer is None else f", layer={layer}, site={site!r}"
         place = f"demo.sae_paths()[{path!r}]" if path in demo.sae_paths() else repr(path)
         lines.append(f"    {name} = load_sae({place}{site_words})")
@@ -243,11 +243,11 @@ def _saes(run: RunRecord, script: _Script) -> list[str]:
 
 
 def _source(run: RunRecord) -> str:
-    source = run.made.source or run.model
-    if not run.made.version:
+    source = run.made_with.source or run.model
+    if not run.made_with.version:
         return repr(source)
-    adapter = f", adapter={run.made.adapter!r}" if run.made.adapter else ""
-    return f"{source!r}, dequantize={held_as(run.made)!r}{adapter}"
+    adapter = f", adapter={run.made_with.adapter!r}" if run.made_with.adapter else ""
+    return f"{source!r}, dequantize={held_as(run.made_with)!r}{adapter}"
 
 
 def _loop(*, changes: bool, whole: bool) -> list[str]:

@@ -16,7 +16,7 @@ from lens_tui.lens.read.activations import Windowing, text_activations
 from lens_tui.records import LensError, paths
 from lens_tui.records.errors import AskedToStop
 from lens_tui.records.launch import launched
-from lens_tui.records.remote import is_remote, shown, written_to
+from lens_tui.records.remote import is_remote, without_password, written_to
 from lens_tui.records.token_activations import ActivationSource, Place
 from lens_tui.records.training import FitReport, TrainConfig, TrainProgress, TrainReport
 from lens_tui.sae.fit import check_fit_with
@@ -100,7 +100,7 @@ def train_sae(
 
 def named(report: TrainReport, out: str | Path) -> TrainReport:
     """The report with the folder that was asked for, if that is an address."""
-    return replace(report, folder=shown(out)) if is_remote(out) else report
+    return replace(report, folder=without_password(out)) if is_remote(out) else report
 
 
 def read_texts(

@@ -16,7 +16,7 @@ from lens_tui.lens.read.activations import Windowing, text_activations
 from lens_tui.records import LensError
 from lens_tui.records.disk import write_text
 from lens_tui.records.errors import AskedToStop
-from lens_tui.records.remote import is_remote, shown, written_to
+from lens_tui.records.remote import is_remote, without_password, written_to
 from lens_tui.records.token_activations import Splice
 from lens_tui.records.training import TrainConfig, TrainProgress, TrainReport
 from lens_tui.sae.formats.writers import write_circuit_tracer
@@ -212,7 +212,7 @@ def train_transcoders(
         made = _trained(model, texts, folder, config, where, progress, **hooks)
     if not is_remote(out):
         return made
-    named = (replace(report, folder=f"{shown(out)}/layer_{report.layer}") for report in made.reports)
+    named = (replace(report, folder=f"{without_password(out)}/layer_{report.layer}") for report in made.reports)
     return replace(made, reports=tuple(named))
 
 

@@ -147,10 +147,10 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class DoseView:
-    """A dose-response. ``made_for`` is what it was measured of: a row that differs from it has another one."""
+    """A dose-response. ``measured_of`` is what it was measured of: a row that differs from it has another one."""
 
     scales: tuple[float, ...]
-    made_for: tuple[Any, ...]
+    measured_of: tuple[Any, ...]
     response: DoseResponse | None = None
     state: State = "running"
 
@@ -210,7 +210,7 @@ class SearchView:
 
     quantity: str
     target: float
-    made_for: tuple[Any, ...]
+    measured_of: tuple[Any, ...]
     sign: float = 1.0
     tried: tuple[tuple[float, float], ...] = ()
     search: ScaleSearch | None = None

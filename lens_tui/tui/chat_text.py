@@ -91,8 +91,8 @@ def transcript(turns: Sequence[Turn], width: int, *, unfolded: bool) -> list[Con
         if thought:
             mark, words = (UNFOLDED if unfolded else FOLDED), len(thought.split())
             parts.append(Content.styled(f"{mark} thinking, {words} words", "$muted"))
-            parts += [Content.styled(_shown(thought), "$muted italic")] if unfolded else []
-        parts.append(Content(_shown(said.strip())))
+            parts += [Content.styled(_safe_lines(thought), "$muted italic")] if unfolded else []
+        parts.append(Content(_safe_lines(said.strip())))
         wrapped = [line for part in parts for line in part.wrap(room)]
         label = fit(one_line(turn.role, 40), LABEL).strip().rjust(LABEL)
         for number, line in enumerate(wrapped):
@@ -100,7 +100,7 @@ def transcript(turns: Sequence[Turn], width: int, *, unfolded: bool) -> list[Con
     return lines
 
 
-def _shown(text: str) -> str:
+def _safe_lines(text: str) -> str:
     return sanitise(text).expandtabs(4)
 
 

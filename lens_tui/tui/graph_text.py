@@ -268,7 +268,7 @@ def graph_question(plan: GraphPlan, found: GraphFound | None, width: int) -> lis
     )
     if found is None:
         return [asked, Content("")]
-    graph, kinds = found.shown, [node.kind for node in found.shown.nodes]
+    graph, kinds = found.pruned, [node.kind for node in found.pruned.nodes]
     of_all = f" of {found.whole.n_active:,}" if found.whole.n_active else ""
     facts = [f"{kinds.count('feature')}{of_all} features, {kinds.count('error')} errors"]
     if found.sum_error is not None:

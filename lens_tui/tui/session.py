@@ -79,7 +79,7 @@ class Session:
 
     ``fits`` says of SAEs that were measured whether they fit the model, by their id. ``turns`` are the conversation
     before the prompt; ``chat`` whether the prompt goes in as one, ``None`` as is usual for the model. ``work`` says how
-    far a training is, and ``made`` counts the indexes and SAEs that were made, each of which screens look at again.
+    far a training is, and ``work_done`` counts the indexes and SAEs made, each of which screens look at again.
     ``as_read`` is what a conversation was read as last, see :attr:`chat_ids`.
     """
 
@@ -94,7 +94,7 @@ class Session:
     turns: tuple[Turn, ...] = ()
     chat: bool | None = None
     work: str = ""
-    made: int = 0
+    work_done: int = 0
     monitors: tuple[Watched, ...] = ()
     as_read: AsRead | None = None
 
@@ -466,7 +466,7 @@ class RunText:
     kept: int = 0
     job: int = 0
     state: Literal["waiting", "running", "done", "stopped", "failed"] = "waiting"
-    made: MadeWith = field(default_factory=MadeWith)
+    made_with: MadeWith = field(default_factory=MadeWith)
     created: float = 0.0
     again: RunText | None = None
     turns: tuple[Turn, ...] = ()
@@ -485,7 +485,7 @@ class RunText:
         name = session.model.name if session.model else ""
         prompt, turns, raw = session.question
         run = cls(number, prompt, session.sampling, texts, session.steers, name, made.source, raw)
-        run.made, run.turns, run.monitors = made, turns, session.monitors
+        run.made_with, run.turns, run.monitors = made, turns, session.monitors
         return run
 
     @property
@@ -498,7 +498,7 @@ class RunText:
         arms = tuple(ArmText(text.number, text.arm) for text in self.arms)
         sampling = self.record().sampling_again
         run = RunText(0, self.prompt, sampling, arms, self.steers, self.model, self.source, self.raw)
-        run.again, run.made, run.turns, run.monitors = self, self.made, self.turns, self.monitors
+        run.again, run.made_with, run.turns, run.monitors = self, self.made_with, self.turns, self.monitors
         return run
 
     def is_of(self, other: RunText) -> bool:
@@ -521,7 +521,7 @@ class RunText:
             self.created,
             state,
             self.kept,
-            self.made,
+            self.made_with,
             self.turns,
             self.monitors,
         )
@@ -565,8 +565,8 @@ class RunText:
             case RunStarted():
                 self.state, self.kept = "running", event.run
                 self.prompt_ids, self.prompt_tokens = event.prompt_ids, event.prompt_tokens
-                if event.made.version:  # an SAE that only the kept run's record names stays named
-                    self.made = replace(event.made, saes={**self.made.saes, **event.made.saes})
+                if event.made_with.version:  # an SAE that only the kept run's record names stays named
+                    self.made_with = replace(event.made_with, saes={**self.made_with.saes, **event.made_with.saes})
             case RunKept():
                 self.kept = event.run
             case TokenEvent():

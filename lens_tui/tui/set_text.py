@@ -151,7 +151,7 @@ class SetText:
     number: int
     job: ComparePrompts
     model: str = ""
-    made: MadeWith = field(default_factory=MadeWith)
+    made_with: MadeWith = field(default_factory=MadeWith)
     name: str = ""
     prompts: tuple[PromptItem, ...] = ()
     arms: tuple[Arm, ...] = ()
@@ -227,8 +227,8 @@ class SetText:
         prompt, seed = row
         sampling = replace(self.sampling, seed=self.seeds[seed])
         arms = tuple(ArmText(number, arm) for number, arm in enumerate(self.arms))
-        run = RunText(0, self.prompts[prompt].text, sampling, arms, (), self.model, self.made.source)
-        run.made = self.made
+        run = RunText(0, self.prompts[prompt].text, sampling, arms, (), self.model, self.made_with.source)
+        run.made_with = self.made_with
         return run
 
     def _take(self, cell: SetCell) -> None:

@@ -141,14 +141,14 @@ else:  # only ever an annotation
 class RunStarted(Event):
     """A comparison begins: the prompt as the model sees it, token by token.
 
-    ``run`` is its number in the history, 0 where none is kept; ``made`` is what it rests on beside what was asked.
+    ``run`` is its number in the history, 0 where none is kept; ``made_with`` is what it rests on beside what was asked.
     """
 
     prompt_ids: tuple[int, ...]
     prompt_tokens: tuple[str, ...]
     arms: tuple[str, ...]
     run: int = 0
-    made: MadeWith = field(default_factory=MadeWith)
+    made_with: MadeWith = field(default_factory=MadeWith)
 
 
 @dataclass(frozen=True, slots=True)

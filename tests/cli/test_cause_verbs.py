@@ -38,8 +38,8 @@ def a_map(**parts: Any) -> PatchFound:
 def a_graph(**parts: Any) -> GraphFound:
     *_, last = fake_graph(1, jobs.MakeGraph(GraphPlan("The old man sat", **parts)))
     assert isinstance(last, ev.GraphMade)
-    names = tuple(node.id for node in last.found.shown.nodes[:2])
-    return replace(last.found, shown=replace(last.found.shown, pinned=names, supernodes=(Supernode("two", names),)))
+    names = tuple(node.id for node in last.found.pruned.nodes[:2])
+    return replace(last.found, pruned=replace(last.found.pruned, pinned=names, supernodes=(Supernode("two", names),)))
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +81,7 @@ def test_a_map_is_shown_with_its_numbers_and_the_command_that_makes_it_again(kep
 
 
 def test_a_graph_is_shown_with_a_node_of_choice(kept: tuple[Any, ...]) -> None:
-    shown = kept[1].shown
+    shown = kept[1].pruned
     data = json.loads(call("show", "2", "--json"))
     assert {node["id"] for node in data["found"]["nodes"]} == {node.id for node in shown.nodes}
     assert data["found"]["pinned"] == list(shown.pinned)
@@ -102,7 +102,7 @@ def test_a_graph_along_a_direction_of_the_app_says_no_command() -> None:
 
 def test_a_graph_is_exported_as_others_read_it(kept: tuple[Any, ...]) -> None:
     assert call("export", "2", "-o", "g.json").split() == ["g.json"]
-    read, shown = read_graph("g.json"), kept[1].shown
+    read, shown = read_graph("g.json"), kept[1].pruned
     assert [node.id for node in read.nodes] == [node.id for node in shown.nodes]
     assert (read.weights == shown.weights).all()
     assert (read.pinned, read.supernodes) == (shown.pinned, shown.supernodes)

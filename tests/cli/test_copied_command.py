@@ -58,7 +58,7 @@ def run_of(
     """A run with these arms beside the baseline, as a screen or the history hands it to the exporter."""
     named = [Arm("baseline"), *(Arm(name, tuple(items)) for name, items in arms.items())]
     texts = tuple(ArmRecord(arm) for arm in named)
-    return RunRecord(lens.info.name, PROMPT, texts, Sampling(**options), made=made_with(lens.info, named, saes))
+    return RunRecord(lens.info.name, PROMPT, texts, Sampling(**options), made_with=made_with(lens.info, named, saes))
 
 
 def words_of(command: str) -> list[str]:

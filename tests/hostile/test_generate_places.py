@@ -77,7 +77,7 @@ async def test_tables_of_sets(size: tuple[int, int]) -> None:
         items = tuple(PromptItem(text, text) for text in HOSTILE)
         arms = tuple(Arm(text) for text in HOSTILE[:4])
         made = SetText.begin(1, jobs.ComparePrompts(arms, items), app.store.session)
-        screen_of(app).sets.made.append(made)
+        screen_of(app).sets.all.append(made)
         screen_of(app).show_set(made)
         made.apply(ev.SetStarted(1, "[b]mine[/b]", items, arms, (1, 2)))
         for _ in range(2 * len(items)):

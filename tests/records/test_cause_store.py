@@ -56,15 +56,15 @@ def test_a_map_comes_back_to_the_last_bit(tmp_path: Path, by: str) -> None:
     kept = CauseStore(tmp_path / "h.db").get(number)
     assert kept is not None
     assert equal(found, kept.found)
-    assert (kept.made, kept.stamp, kept.found.kept, kept.summary.kind) == (MADE, "abc", number, "patch")
+    assert (kept.made_with, kept.stamp, kept.found.kept, kept.summary.kind) == (MADE, "abc", number, "patch")
     assert (kept.summary.asked, kept.summary.title, kept.summary.model) == (EXAMPLE.clean, found.plan.title, "demo")
 
 
 def test_a_graph_comes_back_as_pruning_left_it_with_pins_groups_and_its_question(tmp_path: Path) -> None:
     found = a_graph(target=" a| the", ignored=2, direction=unit_vector("dog"))
-    names = tuple(node.id for node in found.shown.nodes[:2])
-    shown = replace(found.shown, pinned=names, supernodes=(Supernode("two", names),))
-    found = replace(found, shown=shown)
+    names = tuple(node.id for node in found.pruned.nodes[:2])
+    shown = replace(found.pruned, pinned=names, supernodes=(Supernode("two", names),))
+    found = replace(found, pruned=shown)
     store = CauseStore(tmp_path / "h.db")
     number = store.keep(found, MADE)
     kept = store.get(number)
@@ -72,13 +72,13 @@ def test_a_graph_comes_back_as_pruning_left_it_with_pins_groups_and_its_question
     assert isinstance(kept.found, GraphFound)
     assert equal(found, kept.found)
     assert kept.found.part
-    assert kept.found.whole is kept.found.shown
+    assert kept.found.whole is kept.found.pruned
     assert kept.summary.title == "Attribution graph → ‘·a’, ‘·the’, along dog"
-    store.change(number, replace(found, shown=replace(shown, pinned=(), supernodes=())))
+    store.change(number, replace(found, pruned=replace(shown, pinned=(), supernodes=())))
     again = store.get(number)
     assert again is not None
     assert isinstance(again.found, GraphFound)
-    assert again.found.shown.pinned == ()
+    assert again.found.pruned.pinned == ()
 
 
 def test_the_newest_is_first_and_words_find(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from lens_tui.records import LensError, paths
 from lens_tui.records.corpus import open_corpus
-from lens_tui.records.remote import OutFolder, is_remote, local_text, plain_path, shown, written_to
+from lens_tui.records.remote import OutFolder, is_remote, local_text, plain_path, without_password, written_to
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -159,4 +159,4 @@ def test_a_place_that_cannot_be_written_is_said(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_password_is_not_shown() -> None:
-    assert shown("ftp://me:secret@host/a") == "ftp://host/a"
+    assert without_password("ftp://me:secret@host/a") == "ftp://host/a"

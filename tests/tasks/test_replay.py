@@ -90,7 +90,7 @@ def test_a_run_that_compare_has_no_words_for_is_copied_as_a_replay(run: RunRecor
 def test_a_replay_that_differs_ends_with_1_and_says_where_and_why(run: RunRecord) -> None:
     token = run.arms[2].tokens[1]
     wrong = replace(run.arms[2], tokens=(run.arms[2].tokens[0], replace(token, token_id=token.token_id + 1)))
-    other = replace(run, arms=(*run.arms[:2], wrong, *run.arms[3:]), made=replace(run.made, mlx="0.1"))
+    other = replace(run, arms=(*run.arms[:2], wrong, *run.arms[3:]), made_with=replace(run.made_with, mlx="0.1"))
     number = RunStore().keep(other)
     done = CliRunner().invoke(app, ["replay", str(number), "--json"])
     said = json.loads(done.stdout)
@@ -105,7 +105,9 @@ def test_what_changed_is_named_likeliest_first(run: RunRecord) -> None:
     assert held_against(run, run).sentence() == f"The same {sum(map(len, ids(run)))} tokens."
     tokens = (replace(run.arms[0].tokens[0], token_id=9), *run.arms[0].tokens[1:])
     new = replace(run, arms=(replace(run.arms[0], tokens=tokens), *run.arms[1:]))
-    held = replace(new, made=replace(new.made, weights="float32, dequantised on loading", mlx="9", batch_rows=99))
+    held = replace(
+        new, made_with=replace(new.made_with, weights="float32, dequantised on loading", mlx="9", batch_rows=99)
+    )
     causes = held_against(run, held).causes
     assert [cause.split()[3] for cause in causes[:2]] == ["with", "with"]
     assert "weights held another way" in causes[0]
@@ -130,8 +132,8 @@ def test_an_exported_run_comes_back_to_the_last_bit(run: RunRecord, tmp_path: Pa
     assert file.name == "a-b.json"
     assert write(run, tmp_path, "a / b", ("json",))[0].name == "a-b-2.json"
     back = read_run(file)
-    assert (back.prompt, back.sampling, back.raw, back.made, ids(back)) == (
-        run.prompt, run.sampling, run.raw, run.made, ids(run)
+    assert (back.prompt, back.sampling, back.raw, back.made_with, ids(back)) == (
+        run.prompt, run.sampling, run.raw, run.made_with, ids(run)
     )  # fmt: skip
     for kept, again in zip(run.arms, back.arms, strict=True):
         assert [t.logprob for t in kept.tokens] == [t.logprob for t in again.tokens]
@@ -178,7 +180,7 @@ def test_the_lora_of_a_run_is_loaded_again(world: Any, tmp_path: Path) -> None:
     assert f"Its model had another LoRA: {adapter} then, none now" in found.sentence()
 
     made = from_data(json.loads(as_json(run)), "there")
-    assert made.made.adapter == str(adapter)
+    assert made.made_with.adapter == str(adapter)
     (file := tmp_path / "run.json").write_text(as_json(run))
     result = CliRunner().invoke(app, ["replay", str(file), "--json"])
     assert result.exit_code == 0, result.output

@@ -129,7 +129,10 @@ def test_every_kind_of_arm_is_made_again(world: Any, tmp_path: Path, raw: bool) 
     arms = every_arm(lens, folder_sae, hub_sae)
     settings = Sampling(max_tokens=5, temp=0.0 if raw else 0.9, seed=11, stop=("zzz\n",), repetition_penalty=1.1)
     run = made_run(lens, arms, settings, raw=raw, saes=[folder_sae.info, hub_sae.info])
-    assert run.made.saes == {folder_sae.info.id: folder_sae.info.path, hub_sae.info.id: f"{REPO}/sub/layer_2_width_64"}
+    assert run.made_with.saes == {
+        folder_sae.info.id: folder_sae.info.path,
+        hub_sae.info.id: f"{REPO}/sub/layer_2_width_64",
+    }
     (file,) = write(run, tmp_path, formats=("py",))
     status, said = run_script(file.read_text(), tmp_path, HF_HUB_CACHE=str(cache), HF_HUB_OFFLINE="1")
     assert (status, said.splitlines()[-1]) == (0, "The tokens are the same."), said

@@ -134,14 +134,14 @@ async def test_an_empty_map_names_its_key_and_fills_as_it_is_computed(size: tupl
         worker.release(3)
         await settle(app, pilot)
         screen = screen_of(app)
-        assert screen.patches.shown is not None
-        assert screen.patches.shown.done * 2 == screen.patches.shown.size
+        assert screen.patches.cause_map is not None
+        assert screen.patches.cause_map.done * 2 == screen.patches.cause_map.size
         assert "patching …" in screen.patches.note
         assert "·" in screen_text(app)
         worker.release()
         await settle(app, pilot)
-        assert screen.patches.shown.done == screen.patches.shown.size
-        assert (screen.patches.grid.row, screen.patches.grid.column) == screen.patches.shown.strongest()[0]
+        assert screen.patches.cause_map.done == screen.patches.cause_map.size
+        assert (screen.patches.grid.row, screen.patches.grid.column) == screen.patches.cause_map.strongest()[0]
         text = screen_text(app)
         assert "estimates r" in text
         assert "becomes ‘·ball’ of clean" in text
@@ -194,7 +194,7 @@ async def test_views_keep_their_maps_and_the_history_brings_one_back() -> None:
         assert screen_of(app).of_graph
         await pilot.press("V")
         await settle(app, pilot)
-        assert (patches.plan.by, patches.shown is not None) == ("layer-position", True)
+        assert (patches.plan.by, patches.cause_map is not None) == ("layer-position", True)
         await pilot.press("H", "j", "enter")
         await settle(app, pilot)
         assert patches.plan.by == "head"
@@ -224,7 +224,7 @@ async def test_n_goes_through_the_cells_by_strength_and_v_through_the_shades() -
         patches = screen_of(app).patches
         await pilot.press("enter")
         await settle(app, pilot)
-        shown = patches.shown
+        shown = patches.cause_map
         assert shown is not None
         order = shown.strongest()
         for key, at in (("n", 1), ("n", 2), ("N", 1), ("N", 0), ("N", -1)):
@@ -250,7 +250,7 @@ async def test_cells_are_found_by_words_and_n_goes_through_those_found(monkeypat
         patches = screen_of(app).patches
         await pilot.press("enter")
         await settle(app, pilot)
-        shown = patches.shown
+        shown = patches.cause_map
         assert shown is not None
         found = [cell for cell in shown.strongest() if shown.place(*cell).startswith("L2 ")]
         assert 1 < len(found) < len(shown.strongest())
@@ -320,7 +320,7 @@ async def test_copies_and_files_hold_what_shows(tmp_path: Path, monkeypatch: pyt
             await settle(app, pilot)
         names = sorted(os.listdir(tmp_path))
         assert names == [f"patch-layer-position{end}" for end in ("-2.csv", "-2.json", ".csv", ".json")]
-        shown = screen_of(app).patches.shown
+        shown = screen_of(app).patches.cause_map
         assert shown is not None
         data = json.loads((tmp_path / names[3]).read_text())
         np.testing.assert_allclose(data["effect"], shown.figures["effect"])
@@ -345,7 +345,7 @@ async def test_a_failure_is_said_and_a_stop_keeps_what_there_is() -> None:
         app.worker.stop()
         worker.release()
         await settle(app, pilot)
-        assert screen_of(app).patches.shown is not None
+        assert screen_of(app).patches.cause_map is not None
 
 
 async def test_another_model_forgets_the_maps() -> None:
@@ -356,7 +356,7 @@ async def test_another_model_forgets_the_maps() -> None:
         assert model is not None
         app.store.update(model=replace(model, name="other"))
         await settle(app, pilot)
-        assert screen_of(app).patches.shown is None
+        assert screen_of(app).patches.cause_map is None
         assert "patches resid_pre" in screen_text(app)
 
 
@@ -400,7 +400,7 @@ async def test_maps_and_graphs_of_other_sessions_are_opened_again_and_a_changed_
         await settle(app, pilot)
         assert screen.of_graph
         assert screen.graph.found is not None
-        assert [node.id for node in screen.graph.found.shown.nodes] == [node.id for node in drawn.found.shown.nodes]
+        assert [node.id for node in screen.graph.found.pruned.nodes] == [node.id for node in drawn.found.pruned.nodes]
         assert not screen.graph.stale
         pin = screen.graph.chosen
         assert pin is not None

@@ -432,7 +432,7 @@ async def test_an_index_of_another_sae_does_not_ask_for_the_feature_that_was_sho
         app.store.update(sae=other.id, saes=(DEMO_SAE, other))
         await settle(app, pilot)
         before = len(asked(app, jobs.ReadFeature))
-        app.store.update(made=app.store.session.made + 1)
+        app.store.update(work_done=app.store.session.work_done + 1)
         await settle(app, pilot)
         await pilot.pause(0.3)
         assert len(asked(app, jobs.ReadFeature)) == before

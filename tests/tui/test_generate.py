@@ -483,7 +483,7 @@ def test_the_command_is_one_that_the_command_line_reads() -> None:
     sampling = Sampling(max_tokens=9, temp=0.7, seed=7, top_k=40)
     arms = (ArmText(0, Arm("baseline")), ArmText(1, Arm("x + y", items)))
     run = RunText(
-        1, "it's \n--raw", sampling, arms, model="demo", made=MadeWith(source="demo", saes={sae.id: "/saes/mine"})
+        1, "it's \n--raw", sampling, arms, model="demo", made_with=MadeWith(source="demo", saes={sae.id: "/saes/mine"})
     )
     words = shlex.split(as_command(run.record()))
     assert words[:4] == ["mlx-lens-tui", "compare", "--model", "demo"]

@@ -182,14 +182,14 @@ async def test_nodes_are_found_by_words_and_n_goes_through_those_found(monkeypat
 async def test_the_dial_prunes_and_pinned_nodes_stay() -> None:
     async with graph_opened("enter") as (app, pilot, graph):
         assert graph.found is not None
-        last = graph.found.shown.nodes[graph.layout_of.order[-1]].id  # type: ignore[union-attr]
-        graph.map.node = graph.found.shown.places[last]
+        last = graph.found.pruned.nodes[graph.layout_of.order[-1]].id  # type: ignore[union-attr]
+        graph.map.node = graph.found.pruned.places[last]
         await press(app, pilot, "space")
         assert graph.found.whole.pinned == (last,)
-        before = len(graph.found.shown.nodes)
+        before = len(graph.found.pruned.nodes)
         await press(app, pilot, "minus", "minus")
         assert graph.found.plan.nodes == 0.4
-        shown = graph.found.shown
+        shown = graph.found.pruned
         expected = prune_graph(graph.found.whole, 0.4, graph.plan.edges, frozenset([last]))
         assert [node.id for node in shown.nodes] == [node.id for node in expected.nodes]
         assert len(shown.nodes) < before
@@ -211,7 +211,7 @@ async def test_pinned_nodes_become_a_group_with_a_name(monkeypatch: pytest.Monke
         app.screen.query_one("#name", Input).value = "says [b]where[/b]"
         await press(app, pilot, "enter")
         assert graph.found is not None
-        (group,) = graph.found.shown.supernodes
+        (group,) = graph.found.pruned.supernodes
         assert (group.name, len(group.nodes)) == ("says [b]where[/b]", 2)
         assert graph.found.whole.pinned == ()
         assert "in says [b]where[/b], 2 nodes" in screen_text(app)
@@ -222,14 +222,14 @@ async def test_pinned_nodes_become_a_group_with_a_name(monkeypatch: pytest.Monke
         assert graph.chosen.id == group.nodes[0]
         offers["Take the group says [b]where[/b] apart"]()
         await settle(app, pilot)
-        assert graph.found.shown.supernodes == ()
+        assert graph.found.pruned.supernodes == ()
 
 
 async def test_an_edge_and_a_node_are_checked_live(monkeypatch: pytest.MonkeyPatch) -> None:
     async with graph_opened("enter", "c") as (app, pilot, graph):
         (job,) = submitted(app, CheckNode)
         assert graph.found is not None
-        shown = graph.found.shown
+        shown = graph.found.pruned
         assert job.node == shown.nodes[graph.edges_here[0].other].id
         assert job.targets == (graph.chosen.id,)  # type: ignore[union-attr]
         text = screen_text(app)
@@ -252,7 +252,7 @@ async def test_a_node_goes_to_the_bench_and_a_feature_to_its_page(monkeypatch: p
         said = heard(app, monkeypatch)
         await press(app, pilot, "enter", "F")
         assert "Only a feature has a page" in said[-1]
-        at = next(at for at, node in enumerate(graph.found.shown.nodes) if node.kind == "feature")  # type: ignore[union-attr]
+        at = next(at for at, node in enumerate(graph.found.pruned.nodes) if node.kind == "feature")  # type: ignore[union-attr]
         graph.map.node = at
         await press(app, pilot, "s")
         node = graph.chosen
@@ -273,8 +273,8 @@ async def test_a_graph_is_saved_opened_copied_and_kept(tmp_path: Path, monkeypat
         app.screen.query_one("#file", Input).value = str(file)
         await press(app, pilot, "enter")
         assert graph.found is not None
-        assert read_graph(file).nodes == graph.found.shown.nodes
-        assert read_graph(file).pinned == graph.found.shown.pinned != ()
+        assert read_graph(file).nodes == graph.found.pruned.nodes
+        assert read_graph(file).pinned == graph.found.pruned.pinned != ()
         await press(app, pilot, "y", "Y")
         assert PROMPT in copied[0]
         node = graph.chosen
@@ -285,7 +285,7 @@ async def test_a_graph_is_saved_opened_copied_and_kept(tmp_path: Path, monkeypat
         app.screen.query_one("#file", Input).value = str(file)
         await press(app, pilot, "enter")
         assert graph.found.file == str(file)
-        assert len(graph.found.shown.nodes) == len(made.shown.nodes)
+        assert len(graph.found.pruned.nodes) == len(made.pruned.nodes)
         await press(app, pilot, "Y")
         assert f"graph --read {file}" in copied[2]
         await press(app, pilot, "c")
@@ -390,10 +390,10 @@ async def test_hostile_labels_and_prompts_are_shown_and_not_acted_on(text: str) 
     async with graph_opened("enter", "n", "n", "n") as (app, pilot, graph):
         found = graph.found
         assert found is not None
-        nodes = tuple(replace(node, label=text) for node in found.shown.nodes)
-        shown = replace(found.shown, nodes=nodes, tokens=(text,) * len(found.shown.tokens), prompt=text)
+        nodes = tuple(replace(node, label=text) for node in found.pruned.nodes)
+        shown = replace(found.pruned, nodes=nodes, tokens=(text,) * len(found.pruned.tokens), prompt=text)
         graph.plan = replace(graph.plan, prompt=text, target=text)
-        graph._show(replace(found, shown=shown, plan=graph.plan))
+        graph._show(replace(found, pruned=shown, plan=graph.plan))
         await press(app, pilot, "space", "c")
         painted = screen_text(app)
         assert "\x1b" not in painted

@@ -33,7 +33,7 @@ async def test_a_text_is_indexed_in_three_keys(screen: str, size: tuple[int, int
             jobs.IndexText((sae or "",), "bundled", full=True)
         ]
         assert unfinished("demo") == ()
-        assert app.store.session.made == 1
+        assert app.store.session.work_done == 1
 
 
 async def test_the_page_of_a_feature_is_read_again_when_an_index_came() -> None:

@@ -35,7 +35,7 @@ def run_of(mode: str, kind: str, origin: Origin, layer: int = 4, vector: Steerin
 def test_the_copied_command_says_mode_and_positions(mode: str, kind: str) -> None:
     run = run_of(mode, kind, Origin("feature", {"sae": "s", "feature": 7}))
     assert as_command(run.record()).endswith("# without v; the SAE s is not available")
-    run.made = replace(run.made, saes={"s": "/saes/s"})
+    run.made_with = replace(run.made_with, saes={"s": "/saes/s"})
     command = as_command(run.record())
     assert "--sae /saes/s" in command
     arm = command.split("--arm ")[1].split(" --sae")[0].strip("'")

@@ -185,8 +185,8 @@ async def test_a_file_that_is_not_there_is_said_in_the_form_and_what_was_shown_c
             await pilot.press("escape")
             await settle(app, pilot)
             screen = screen_of(app)
-            assert screen.set is (screen.sets.made[0] if before else None)
-            assert len(screen.sets.made) == before
+            assert screen.set is (screen.sets.all[0] if before else None)
+            assert len(screen.sets.all) == before
             if not before:
                 await pilot.press("S", "home", "down", "ctrl+u", "up", "home", "enter")
                 await settle(app, pilot)

@@ -40,18 +40,18 @@ def test_a_graph_its_pruning_checks_and_directions_are_the_librarys(
     assert found.sum_error is not None
     assert found.sum_error < 1e-4
     expected = prune_graph(made.graph, 0.95, 0.98)
-    assert [node.id for node in found.shown.nodes] == [node.id for node in expected.nodes]
-    assert all(node.label for node in found.shown.nodes if node.kind != "error")
+    assert [node.id for node in found.pruned.nodes] == [node.id for node in expected.nodes]
+    assert all(node.label for node in found.pruned.nodes if node.kind != "error")
 
-    left_out = next(node.id for node in found.whole.nodes if node.id not in found.shown.places)
+    left_out = next(node.id for node in found.whole.nodes if node.id not in found.pruned.places)
     pinned = replace(found, whole=replace(found.whole, pinned=(left_out,)))
     less = only(loaded.done(jobs.PruneGraph(pinned, replace(plan, nodes=0.3))), ev.GraphMade).found
-    assert left_out in less.shown.places or not found.whole.out_of(found.whole.places[left_out])
-    assert len(less.shown.nodes) <= len(found.shown.nodes) + 1
+    assert left_out in less.pruned.places or not found.whole.out_of(found.whole.places[left_out])
+    assert len(less.pruned.nodes) <= len(found.pruned.nodes) + 1
     assert less.whole.nodes is found.whole.nodes
 
     source = next(node.id for node in found.whole.nodes if node.kind == "feature")
-    target = found.shown.nodes[-1].id
+    target = found.pruned.nodes[-1].id
     check = only(loaded.done(jobs.CheckNode(found, source, (target,))), ev.NodeChecked).check
     (wanted,) = check_nodes(made, [source], targets=[target])
     for name in ("predicted", "frozen", "total", "held", "free"):
@@ -65,12 +65,12 @@ def test_a_graph_its_pruning_checks_and_directions_are_the_librarys(
         assert (vector.layer, vector.site, vector.name) == (mine.layer, mine.site, "v")
 
     file = tmp_path / "g.json"
-    loaded.done(jobs.WriteGraph(found.shown, str(file)))
+    loaded.done(jobs.WriteGraph(found.pruned, str(file)))
     again = only(loaded.done(jobs.ReadGraph(str(file))), ev.GraphMade).found
-    assert again.shown.nodes == read_graph(file).nodes
+    assert again.pruned.nodes == read_graph(file).nodes
     assert "read from a file" in loaded.failed(jobs.CheckNode(again, source, (target,))).message
     fewer = only(loaded.done(jobs.PruneGraph(again, replace(again.plan, nodes=0.3))), ev.GraphMade).found
-    assert len(fewer.shown.nodes) < len(again.shown.nodes)
+    assert len(fewer.pruned.nodes) < len(again.pruned.nodes)
 
 
 def test_several_targets_a_direction_and_ignored_tokens_are_the_librarys(
@@ -103,7 +103,7 @@ def test_what_a_feature_adds_is_its_decoder_row_times_its_activation(tiny: Path,
 
 def test_an_older_graph_is_made_once_more_to_be_checked(loaded: Driver, plan: GraphPlan, found: GraphFound) -> None:
     loaded.done(jobs.MakeGraph(replace(plan, prompt="Once upon a page")))
-    source, target = found.shown.nodes[0].id, found.shown.nodes[-1].id
+    source, target = found.pruned.nodes[0].id, found.pruned.nodes[-1].id
     check = only(loaded.done(jobs.CheckNode(found, source, (target,))), ev.NodeChecked).check
     graph = found.whole
     assert check.predicted[0] == pytest.approx(-graph.weight(graph.places[source], graph.places[target]), abs=1e-5)
@@ -118,8 +118,8 @@ def test_a_graph_is_kept_and_one_of_the_disk_is_pruned_and_checked_by_making_it_
     first.done(jobs.LoadModel(str(tiny)))
     made = only(first.done(jobs.MakeGraph(plan)), ev.GraphMade)
     assert made.unkept == ""
-    pins = tuple(node.id for node in made.found.shown.nodes if node.kind == "feature")[:2]
-    pinned = replace(made.found, shown=replace(made.found.shown, pinned=pins))
+    pins = tuple(node.id for node in made.found.pruned.nodes if node.kind == "feature")[:2]
+    pinned = replace(made.found, pruned=replace(made.found.pruned, pinned=pins))
     first.done(jobs.KeepGraph(pinned))
     assert first.worker.close(60)
 
@@ -127,12 +127,12 @@ def test_a_graph_is_kept_and_one_of_the_disk_is_pruned_and_checked_by_making_it_
         kept = CauseStore(store).get(made.found.kept)
         assert kept is not None
         assert isinstance(kept.found, GraphFound)
-    assert kept.found.shown.nodes == made.found.shown.nodes
-    assert kept.found.shown.pinned == pins
-    assert kept.made.source == str(tiny)
+    assert kept.found.pruned.nodes == made.found.pruned.nodes
+    assert kept.found.pruned.pinned == pins
+    assert kept.made_with.source == str(tiny)
     second = Driver(Worker(history=database))
     second.done(jobs.LoadModel(str(tiny)))
-    target = next(node.id for node in kept.found.shown.nodes if node.kind == "logit")
+    target = next(node.id for node in kept.found.pruned.nodes if node.kind == "logit")
     check = only(second.done(jobs.CheckNode(kept.found, pins[0], (target,))), ev.NodeChecked).check
     graph = made.found.whole
     weight = graph.weight(graph.places[pins[0]], graph.places[target])
@@ -140,7 +140,7 @@ def test_a_graph_is_kept_and_one_of_the_disk_is_pruned_and_checked_by_making_it_
     wider = replace(plan, nodes=0.99)
     more = only(second.done(jobs.MakeGraph(wider, kept.found.kept)), ev.GraphMade).found
     assert more.kept == made.found.kept  # not a second one
-    assert len(more.shown.nodes) > len(kept.found.shown.nodes)
+    assert len(more.pruned.nodes) > len(kept.found.pruned.nodes)
     assert second.worker.close(60)
     assert len(CauseStore(database).list()) == 1
 

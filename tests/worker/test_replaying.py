@@ -36,6 +36,6 @@ def test_changes_fall_to_the_token_that_is_asked(loaded: Driver, tiny: Path) -> 
 def test_what_a_run_was_made_with_is_said_and_kept(loaded: Driver) -> None:
     events = loaded.done(jobs.Compare("the cat", (Arm("baseline"),), Sampling(max_tokens=2)))
     (started,) = (event for event in events if isinstance(event, ev.RunStarted))
-    made = started.made
+    made = started.made_with
     assert "" not in (made.version, made.mlx, made.machine, made.device)
     assert (made.batch_rows, made.dtype) == (1, "float32")

@@ -20,7 +20,7 @@ from mlx.nn.layers.base import Module
 from mlx.utils import tree_unflatten
 
 from lens_tui.records import LensError
-from lens_tui.records.read_files import read_json, regular_size, shown
+from lens_tui.records.read_files import read_json, regular_size, short_path
 from lens_tui.records.sanitise import one_line
 
 from .stream_writers import matrix
@@ -117,7 +117,7 @@ def put_adapter(model: Module, folder: Path) -> int:
         place = next((name for name in _names(path) if name in here), None)
         if place is None:
             raise LensError(
-                f"The adapter {shown(folder)} changes {one_line(path, 80)}, which this model does not have.",
+                f"The adapter {short_path(folder)} changes {one_line(path, 80)}, which this model does not have.",
                 "Use the model that it was made for: base_model_name_or_path in its adapter_config.json.",
             )
         found.append((place, _beside(folder, here[place], path, pair, config)))
@@ -150,27 +150,29 @@ def merge(model: Module) -> bool:
 
 def _config(folder: Path) -> Mapping[str, Any]:
     if not folder.is_dir():
-        raise LensError(f"There is no folder {shown(folder)}.", "Give the folder that holds adapter_config.json.")
+        raise LensError(f"There is no folder {short_path(folder)}.", "Give the folder that holds adapter_config.json.")
     file = folder / CONFIG
     if not file.exists():
-        raise LensError(f"{shown(folder)} is not an adapter: it has no {CONFIG}.", "Give the folder that holds it.")
+        raise LensError(
+            f"{short_path(folder)} is not an adapter: it has no {CONFIG}.", "Give the folder that holds it."
+        )
     config = read_json(file, _MAX_CONFIG)
     if not isinstance(config, dict):
-        raise LensError(f"{shown(file)} is not a JSON object.", "Fetch the adapter again.")
+        raise LensError(f"{short_path(file)} is not a JSON object.", "Fetch the adapter again.")
     return config
 
 
 def _check_kind(folder: Path, config: Mapping[str, Any]) -> None:
     kind = str(config.get("peft_type", "LORA"))
     if kind != "LORA":
-        raise LensError(f"The adapter {shown(folder)} is {one_line(kind, 30)}, and only LoRA is read.")
+        raise LensError(f"The adapter {short_path(folder)} is {one_line(kind, 30)}, and only LoRA is read.")
     for key in _UNLIKE:
         if config.get(key):
-            raise LensError(f"The adapter {shown(folder)} sets {key}, and only plain LoRA is read.")
+            raise LensError(f"The adapter {short_path(folder)} sets {key}, and only plain LoRA is read.")
     if not (folder / WEIGHTS).exists():
         other = next((name for name in ("adapter_model.bin", "adapter_model.pt") if (folder / name).exists()), "")
         has = f"only {other}, which is a pickle" if other else "no weights"
-        raise LensError(f"The adapter {shown(folder)} has {has}: {WEIGHTS} is read.", _FROM if other else "")
+        raise LensError(f"The adapter {short_path(folder)} has {has}: {WEIGHTS} is read.", _FROM if other else "")
 
 
 def _pairs(folder: Path) -> dict[str, _Pair]:
@@ -180,13 +182,13 @@ def _pairs(folder: Path) -> dict[str, _Pair]:
     try:
         tensors: Any = mx.load(str(file), format="safetensors")
     except (RuntimeError, ValueError) as error:
-        raise LensError(f"{shown(file)} is not a safetensors file, or is cut short.", "Fetch it again.") from error
+        raise LensError(f"{short_path(file)} is not a safetensors file, or is cut short.", "Fetch it again.") from error
     found: dict[str, _Pair] = {}
     for key, value in tensors.items():
         match = _KEY.match(key)
         if match is None:
             raise LensError(
-                f"{shown(file)} holds {one_line(key, 80)}, which is no part of a LoRA.", "Only LoRA is read."
+                f"{short_path(file)} holds {one_line(key, 80)}, which is no part of a LoRA.", "Only LoRA is read."
             )
         pair = found.setdefault(match["path"], _Pair())
         if match["table"]:
@@ -200,7 +202,7 @@ def _pairs(folder: Path) -> dict[str, _Pair]:
         else:
             pair.b = value
     if not found:
-        raise LensError(f"{shown(file)} holds no tensors.", "Fetch it again.")
+        raise LensError(f"{short_path(file)} holds no tensors.", "Fetch it again.")
     return found
 
 
@@ -222,7 +224,7 @@ def _names(path: str) -> Iterator[str]:
 
 
 def _beside(folder: Path, module: Any, path: str, pair: _Pair, config: Mapping[str, Any]) -> Module:
-    where = f"{one_line(path, 80)} in the adapter {shown(folder)}"
+    where = f"{one_line(path, 80)} in the adapter {short_path(folder)}"
     if pair.a is None or pair.b is None:
         raise LensError(f"{where} has only one of its two matrices.", "Fetch the adapter again.")
     if "weight" not in module or not hasattr(module, "__call__"):  # noqa: B004 (the class has it, or not)
@@ -266,5 +268,5 @@ def _scale(folder: Path, path: str, rank: int, config: Mapping[str, Any]) -> flo
             alpha = value
             break
     if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
-        raise LensError(f"The adapter {shown(folder)} has no number as its lora_alpha.", "Fetch it again.")
+        raise LensError(f"The adapter {short_path(folder)} has no number as its lora_alpha.", "Fetch it again.")
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)

@@ -55,7 +55,7 @@ def align(lens: Core, pair: PromptPair) -> Aligned:
     if not pair.spans and len(clean) != len(corrupted):
         raise LensError(
             f"The prompts have {len(clean)} and {len(corrupted)} tokens, so that no token of one stands for one of the "
-            f"other: {shown(lens, clean)} and {shown(lens, corrupted)}.",
+            f"other: {tokens_in_line(lens, clean)} and {tokens_in_line(lens, corrupted)}.",
             "Make them equally long, or name what belongs together with spans.",
         )
     if clean == corrupted:
@@ -69,7 +69,7 @@ def align(lens: Core, pair: PromptPair) -> Aligned:
     return Aligned(pair, clean, corrupted, spans)
 
 
-def shown(lens: Core, ids: Sequence[int]) -> str:
+def tokens_in_line(lens: Core, ids: Sequence[int]) -> str:
     """Tokens one by one, as ``The| Eiffel| Tower``; of many the first."""
     parts = [lens.tokens.display(token) for token in ids[:24]]
     return "|".join(parts) + ("|…" if len(ids) > 24 else "")

@@ -27,7 +27,7 @@ from pathlib import Path
 from .. import disk
 from ..errors import LensError
 from ..info import ModelInfo
-from ..read_files import explained, open_regular, shown
+from ..read_files import explained, open_regular, short_path
 from ..sanitise import one_line
 from ..steering_vector import Origin, SteeringVector
 from . import arrays, gguf, own, vllm_lens
@@ -111,7 +111,7 @@ def load_vectors(
         check_fits_model(vector, d_model=d_model, model=model)
         if n_layers is not None and not 0 <= vector.layer < n_layers:
             where = f"layer {vector.layer}; the model's layers are 0 to {n_layers - 1}"
-            raise LensError(f"{shown(file)} is for {where}.", "Use one made for this model.")
+            raise LensError(f"{short_path(file)} is for {where}.", "Use one made for this model.")
     return found
 
 
@@ -167,11 +167,11 @@ def _ours(file: Path, found: Sequence[SteeringVector], ask: Ask) -> tuple[Steeri
         names = [vector.name for vector in found]
         if word not in names:
             hint = f"It has {', '.join(one_line(name, 40) for name in names[:8])}."
-            raise LensError(f"{shown(file)} has no vector named {one_line(word, 40)!r}.", hint)
+            raise LensError(f"{short_path(file)} has no vector named {one_line(word, 40)!r}.", hint)
         found = [vector for vector in found if vector.name == word]
     picked = [vector for vector in found if ask.layer is None or vector.layer == ask.layer]
     if not picked:
-        raise LensError(f"{shown(file)} has no vector for layer {ask.layer}.", "Choose another layer.")
+        raise LensError(f"{short_path(file)} has no vector for layer {ask.layer}.", "Choose another layer.")
     several = {"name": ask.words[0]} if ask.words else {}
     return tuple(
         replace(
@@ -225,4 +225,4 @@ def sniff(path: Path) -> str:
         return "vllm-lens-json"
     if suffix in (".pt", ".pth", ".bin"):
         return "torch"
-    raise LensError(f"{shown(path)} is not a vector file of a known format.", f"Known: {', '.join(WRITERS)}, .pt.")
+    raise LensError(f"{short_path(path)} is not a vector file of a known format.", f"Known: {', '.join(WRITERS)}, .pt.")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..errors import LensError
 from ..file_arrays import npy_header
-from ..read_files import AGAIN, open_zip, read_member, regular_size, shown
+from ..read_files import AGAIN, open_zip, read_member, regular_size, short_path
 from ..sanitise import one_line
 from ..steering_vector import SteeringVector
 from ..torch_files import Fields, TorchTensor, load_torch
@@ -74,7 +74,7 @@ def _array(path: Path, data: bytes) -> NDArray[Any]:
         flat = np.frombuffer(data, dtype, offset=file.tell())
     except ValueError as error:
         reason = one_line(str(error), 60)
-        raise LensError(f"{shown(path)} cannot be read as an array of numbers ({reason}).", AGAIN) from error
+        raise LensError(f"{short_path(path)} cannot be read as an array of numbers ({reason}).", AGAIN) from error
     return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
 
 
@@ -96,7 +96,7 @@ def read_pt(path: Path) -> Found:
         kind = value.values.get("layer_type", "decoder_block")
         if not isinstance(kind, str) or kind not in _SITES:
             raise LensError(
-                f"{shown(path)} is for {one_line(str(kind)[:60], 30)}, which is not a site of this library."
+                f"{short_path(path)} is for {one_line(str(kind)[:60], 30)}, which is not a site of this library."
             )
         return Found(_entries(path, value.values.get("layer_activations")), site=_SITES[kind], counted=True)
     return Found(_entries(path, value))
@@ -111,7 +111,7 @@ def named(stem: str) -> tuple[int | None, str]:
 def _entries(path: Path, value: Any) -> list[NamedArray]:
     """The tensors of a dictionary, or of the dictionaries in it by their names."""
     if not isinstance(value, Mapping):
-        raise LensError(f"{shown(path)} holds a {type(value).__name__}, not vectors by layer or name.", AGAIN)
+        raise LensError(f"{short_path(path)} holds a {type(value).__name__}, not vectors by layer or name.", AGAIN)
     found = []
     for key, item in value.items():
         if isinstance(item, TorchTensor):
@@ -120,7 +120,7 @@ def _entries(path: Path, value: Any) -> list[NamedArray]:
             inner = [entry_of(at, _numbers(path, part)) for at, part in item.items() if isinstance(part, TorchTensor)]
             found += [NamedArray(f"{key}{'.' if one.name else ''}{one.name}", one.layer, one.array) for one in inner]
     if not found:
-        raise LensError(f"{shown(path)} contains no tensor.", AGAIN)
+        raise LensError(f"{short_path(path)} contains no tensor.", AGAIN)
     said = value.get("layer")
     if type(said) is int and len(found) == 1 and found[0].layer is None:
         return [NamedArray("", said, found[0].array)]
@@ -129,5 +129,5 @@ def _entries(path: Path, value: Any) -> list[NamedArray]:
 
 def _numbers(path: Path, tensor: TorchTensor) -> Row:
     if 4 * math.prod(tensor.array.shape) > MAX_BYTES:
-        raise LensError(f"{shown(path)} is too large for steering vectors.", "Is it a model?")
+        raise LensError(f"{short_path(path)} is too large for steering vectors.", "Is it a model?")
     return tensor.float32()

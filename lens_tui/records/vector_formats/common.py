@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LensError
-from ..read_files import AGAIN, read_bytes, shown
+from ..read_files import AGAIN, read_bytes, short_path
 from ..sanitise import one_line
 from ..steering_vector import Origin, SteeringVector
 
@@ -80,27 +80,27 @@ class Ask:
 def records(path: Path, kind: str, found: Found, ask: Ask) -> tuple[SteeringVector, ...]:
     """The records of a file, by layer. ``ask.layer`` stands in where the file names none, and picks one elsewhere."""
     if not found.entries:
-        raise LensError(f"{shown(path)} contains no vector.", AGAIN)
+        raise LensError(f"{short_path(path)} contains no vector.", AGAIN)
     name, position, entries = _chosen(path, found, ask)
     rows = [row for entry in entries for row in _by_layer(path, entry, position, ask)]
     if position is not None and not any("position" in facts for _, _, facts in rows):
-        raise LensError(f"{shown(path)} has no positions to choose from.", "Leave the position out.")
+        raise LensError(f"{short_path(path)} has no positions to choose from.", "Leave the position out.")
     if any(at is None for at, _, _ in rows):
         if ask.layer is None:
             hint = f"Say it: FILE@LAYER in --arm, layer= in Python{_of_layers(ask)}."
-            raise LensError(f"{shown(path)} does not say which layer its vector is for.", hint)
+            raise LensError(f"{short_path(path)} does not say which layer its vector is for.", hint)
         rows = [(ask.layer if at is None else at, row, facts) for at, row, facts in rows]
     layers = [at or 0 for at, _, _ in rows]
     if not found.counted and all(entry.layer is not None for entry in entries) and _counts_from_1(layers, ask):
         rows = [((at or 0) - 1, row, facts) for at, row, facts in rows if at]  # 0 would be the embedding
         layers = [at - 1 for at in layers if at]
     if wrong := next((at for at in layers if not 0 <= at < MAX_LAYERS), None):
-        raise LensError(f"{shown(path)} names layer {wrong}.", "Layers count from 0.")
+        raise LensError(f"{short_path(path)} names layer {wrong}.", "Layers count from 0.")
     if ask.layer is not None and ask.layer not in layers:
         known = ", ".join(str(at) for at in sorted(layers)[:12])
-        raise LensError(f"{shown(path)} has no vector for layer {ask.layer}.", f"It has layers {known}.")
+        raise LensError(f"{short_path(path)} has no vector for layer {ask.layer}.", f"It has layers {known}.")
     if len({row.shape for _, row, _ in rows}) > 1:
-        raise LensError(f"{shown(path)} holds vectors of different shapes.", AGAIN)
+        raise LensError(f"{short_path(path)} holds vectors of different shapes.", AGAIN)
     stem = one_line(path.stem, 60) + (f" {one_line(name, 30)}" if name else "")
     made = []
     for at, row, facts in sorted(rows, key=lambda item: item[0] or 0):
@@ -149,10 +149,10 @@ def _chosen(path: Path, found: Found, ask: Ask) -> tuple[str, int | None, list[N
             position = int(word)
         else:
             hint = f"It has {_listed(known)}." if any(known) else "It has vectors without names."
-            raise LensError(f"{shown(path)} has no vector named {one_line(word, 40)!r}.", hint)
+            raise LensError(f"{short_path(path)} has no vector named {one_line(word, 40)!r}.", hint)
     if name is None and len(known) > 1:
         hint = "Say which: FILE:NAME@LAYER in --arm, FILE:NAME in a form, name= in Python."
-        raise LensError(f"{shown(path)} holds vectors named {_listed(known)}.", hint)
+        raise LensError(f"{short_path(path)} holds vectors named {_listed(known)}.", hint)
     entries = [entry for entry in found.entries if name is None or entry.name == name]
     return (name or known[0]) if len(known) > 1 else "", position, entries
 
@@ -170,10 +170,13 @@ def _by_layer(path: Path, entry: NamedArray, position: int | None, ask: Ask) -> 
     array, facts = entry.array, {}
     shape = array.shape
     if array.ndim == 0 or array.ndim > 3 or 0 in shape or shape[-1] > _MAX_WIDTH:
-        raise LensError(f"{shown(path)} holds an array of shape {_spell(shape)}.", "A vector has shape (d_model,).")
+        raise LensError(
+            f"{short_path(path)} holds an array of shape {_spell(shape)}.", "A vector has shape (d_model,)."
+        )
     if ask.d_model is not None and shape[-1] != ask.d_model:
         raise LensError(
-            f"{shown(path)} holds an array of shape {_spell(shape)}: it has width {shape[-1]}; the model's residual "
+            f"{short_path(path)} holds an array of shape {_spell(shape)}: "
+            f"it has width {shape[-1]}; the model's residual "
             f"stream has {ask.d_model}.",
             "Use one made for this model.",
         )
@@ -203,7 +206,7 @@ def _position(path: Path, shape: tuple[int, ...], axis: int, position: int | Non
     if position is None or not -count <= position < count:
         asked = "" if position is None else f", none of them {position}"
         raise LensError(
-            f"{shown(path)} holds an array of shape {_spell(shape)}, with vectors of {count} positions{asked}.",
+            f"{short_path(path)} holds an array of shape {_spell(shape)}, with vectors of {count} positions{asked}.",
             f"Say which, from 0 to {count - 1} or from -1 back: FILE:POSITION@LAYER in --arm, position= in Python.",
         )
     return position
@@ -215,7 +218,8 @@ def _first_block(path: Path, shape: tuple[int, ...], ask: Ask) -> int:
     count, n_layers = shape[0], ask.n_layers
     if rows is None and n_layers is None:
         raise LensError(
-            f"{shown(path)} holds {count} rows and does not say whether the first is the embedding's or block 0's.",
+            f"{short_path(path)} holds {count} rows "
+            f"and does not say whether the first is the embedding's or block 0's.",
             "Give the model's n_layers=, or rows='blocks' or 'hidden_states'.",
         )
     if n_layers is not None and count != n_layers + (rows == "hidden_states") and (rows or count != n_layers + 1):
@@ -225,7 +229,8 @@ def _first_block(path: Path, shape: tuple[int, ...], ask: Ask) -> int:
 
 def _no_layers(path: Path, shape: tuple[int, ...], n_layers: int) -> LensError:
     return LensError(
-        f"{shown(path)} holds an array of shape {_spell(shape)}; the model has {n_layers} layers, so it is neither "
+        f"{short_path(path)} holds an array of shape {_spell(shape)}; "
+        f"the model has {n_layers} layers, so it is neither "
         f"{n_layers} outputs of blocks nor {n_layers + 1} hidden states.",
         "Use one made for this model, or save one vector of shape (d_model,).",
     )

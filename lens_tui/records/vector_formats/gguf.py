@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import LensError
-from ..read_files import AGAIN, shown
+from ..read_files import AGAIN, short_path
 from ..sanitise import one_line
 from ..steering_vector import SteeringVector
 from .common import Found, NamedArray, by_layer, raw, read_whole
@@ -79,7 +79,9 @@ def read(path: Path) -> Found:
     except LensError:
         raise
     except (ValueError, KeyError, struct.error, OverflowError) as error:
-        raise LensError(f"{shown(path)} is not a complete GGUF file ({one_line(str(error), 40)}).", AGAIN) from error
+        raise LensError(
+            f"{short_path(path)} is not a complete GGUF file ({one_line(str(error), 40)}).", AGAIN
+        ) from error
 
 
 def write(path: Path, vectors: Sequence[SteeringVector]) -> bytes:
@@ -108,7 +110,7 @@ def _parse(path: Path, cursor: _Cursor) -> Found:
     values = {cursor.text(): cursor.value(cursor.number("I")) for _ in range(n_values)}
     kind = values.get("general.architecture")
     if kind != "controlvector":
-        raise LensError(f"{shown(path)} is a GGUF of {one_line(str(kind), 40)}, not a control vector.")
+        raise LensError(f"{short_path(path)} is a GGUF of {one_line(str(kind), 40)}, not a control vector.")
     infos = [_info(cursor) for _ in range(n_tensors)]
     align = values.get("general.alignment", _ALIGN)
     if type(align) is not int or not 1 <= align <= 1 << 16:
@@ -134,7 +136,7 @@ def _info(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
 def _layer(path: Path, name: str) -> int:
     number = name.removeprefix("direction.")
     if not (number.isascii() and number.isdigit() and len(number) < 6):
-        raise LensError(f"{shown(path)} has a tensor {one_line(name, 40)!r} that names no layer.", AGAIN)
+        raise LensError(f"{short_path(path)} has a tensor {one_line(name, 40)!r} that names no layer.", AGAIN)
     return int(number)
 
 

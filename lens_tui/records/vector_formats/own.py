@@ -20,7 +20,7 @@ import numpy as np
 from .. import disk, paths
 from ..codec import from_json, to_json
 from ..errors import LensError
-from ..read_files import AGAIN, explained, open_regular, parse_json, regular_size, shown
+from ..read_files import AGAIN, explained, open_regular, parse_json, regular_size, short_path
 from ..steering_vector import SteeringVector
 from .common import MAX_BYTES, MAX_LAYERS, Found, Row, entry_of, read_whole
 
@@ -86,11 +86,11 @@ def check_fits_model(vector: SteeringVector, *, d_model: int | None = None, mode
 def check_header(path: Path, limit: int) -> None:
     """Raise :class:`LensError` for what is not a regular file of at most ``limit`` bytes, or has an endless header."""
     if regular_size(path) > limit:
-        raise LensError(f"{shown(path)} is larger than any steering vector.", "Is it a model?")
+        raise LensError(f"{short_path(path)} is larger than any steering vector.", "Is it a model?")
     with explained(path), open_regular(path) as file:
         length = int.from_bytes(file.read(8), "little")
     if length > _MAX_HEADER:
-        raise LensError(f"{shown(path)} cannot be read as a vector: its header is too large.", AGAIN)
+        raise LensError(f"{short_path(path)} cannot be read as a vector: its header is too large.", AGAIN)
 
 
 def kept_facts(vector: SteeringVector) -> SteeringVector:
@@ -106,11 +106,11 @@ def _read(file: Path) -> SteeringVector:
     with explained(file), safe_open(file, framework="np") as opened:
         metadata: dict[str, str] = opened.metadata() or {}
         if metadata.get("format") != FORMAT or "direction" not in opened.keys():  # noqa: SIM118 - not a mapping
-            raise LensError(f"{shown(file)} is not a vector of mlx-lens-tui.", "Import it with its own format.")
+            raise LensError(f"{short_path(file)} is not a vector of mlx-lens-tui.", "Import it with its own format.")
         direction = opened.get_tensor("direction")
-        record: Any = parse_json(metadata["record"], f"{shown(file)} cannot be read: its record")
+        record: Any = parse_json(metadata["record"], f"{short_path(file)} cannot be read: its record")
     if direction.ndim != 1 or direction.dtype != np.float32 or not isinstance(record, dict):
-        raise LensError(f"{shown(file)} contains no float32 direction of shape (d_model,).")
+        raise LensError(f"{short_path(file)} contains no float32 direction of shape (d_model,).")
     return from_json(SteeringVector, {**record, "direction": to_json(direction)})
 
 
@@ -139,7 +139,7 @@ def read(path: Path) -> tuple[SteeringVector, ...] | None:
             return (read_one(path),)
         if metadata.get("format") != SEVERAL:
             return None
-        described = parse_json(metadata["records"], shown(path))
+        described = parse_json(metadata["records"], short_path(path))
         if not isinstance(described, list) or not 0 < len(described) <= MAX_LAYERS:
             raise ValueError("records")
         tensors = [opened.get_tensor(str(index)) for index in range(len(described))]
@@ -171,7 +171,7 @@ def write(path: Path, vectors: Sequence[SteeringVector]) -> bytes:
 def _array(path: Path, facts: Any) -> Row:
     kind, shape = _TYPES.get(facts["dtype"]), tuple(facts["shape"])
     if kind is None or len(shape) > 8:
-        raise LensError(f"{shown(path)} contains tensors that are not vectors.", "Is it a model?")
+        raise LensError(f"{short_path(path)} contains tensors that are not vectors.", "Is it a model?")
     flat = np.frombuffer(facts["data"], kind, math.prod(shape))
     if facts["dtype"] == "BF16":
         flat = (flat.astype(np.uint32) << 16).view(np.float32)
@@ -180,5 +180,5 @@ def _array(path: Path, facts: Any) -> Row:
 
 def _vector(path: Path, data: Any, tensor: Any) -> SteeringVector:
     if not isinstance(data, dict) or tensor.ndim != 1 or tensor.dtype != np.float32:
-        raise LensError(f"{shown(path)} contains no float32 directions of shape (d_model,).", AGAIN)
+        raise LensError(f"{short_path(path)} contains no float32 directions of shape (d_model,).", AGAIN)
     return from_json(SteeringVector, {**data, "direction": to_json(tensor)})

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LensError
-from ..read_files import AGAIN, parse_json, shown
+from ..read_files import AGAIN, parse_json, short_path
 from ..sanitise import one_line
 from ..steering_vector import SteeringVector
 from .common import MAX_BYTES, Found, NamedArray, by_layer, raw, read_whole
@@ -30,7 +30,7 @@ _DTYPES = {"float32": "<f4", "float16": "<f2", "float64": "<f8", "int16": "<i2"}
 
 def read(path: Path) -> Found:
     """The vectors of a vLLM-Lens file; ``scale`` and ``norm_match`` are kept among the facts."""
-    return parse(parse_json(read_whole(path), shown(path)), shown(path))
+    return parse(parse_json(read_whole(path), short_path(path)), short_path(path))
 
 
 def parse(data: Any, where: str) -> Found:

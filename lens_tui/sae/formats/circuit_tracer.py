@@ -14,7 +14,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]  # comes with huggingface-hub, which needs it
 
 from lens_tui.records import LensError
-from lens_tui.records.read_files import read_text, shown
+from lens_tui.records.read_files import read_text, short_path
 
 from ..files import Definition, Weights
 from .parts import MAX_LAYER, Facts, Format, Parts, Source, pick, whole
@@ -36,7 +36,7 @@ def _recognises(source: Source) -> bool:
 def _read(source: Source) -> Parts:
     path, tensors = source.file, source.tensors
     config = _config(source)
-    where = f"{shown(source.folder)}/config.yaml"
+    where = f"{short_path(source.folder)}/config.yaml"
     kind = config.get("model_kind", "transcoder_set")
     if kind != "transcoder_set":
         raise LensError(f"{where} is of a {kind!r:.40}, which is not read here.", "Take a set of transcoders.")
@@ -78,7 +78,7 @@ def listed_files(folder: Path) -> list[str]:
         return []
     if not isinstance(found, list) or not found or not all(isinstance(line, str) for line in found):
         raise LensError(
-            f"config.yaml of {shown(folder)} has transcoders that are no list of files.", "Fetch the set again."
+            f"config.yaml of {short_path(folder)} has transcoders that are no list of files.", "Fetch the set again."
         )
     return found[:MAX_LAYER]
 
@@ -96,7 +96,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         if isinstance(error, LensError):
             raise
-        raise LensError(f"{shown(path)} is not YAML.", "Fetch it again.") from error
+        raise LensError(f"{short_path(path)} is not YAML.", "Fetch it again.") from error
     return found if isinstance(found, dict) else {}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lens_tui.records import LensError
-from lens_tui.records.read_files import shown
+from lens_tui.records.read_files import short_path
 from lens_tui.records.sanitise import one_line
 
 from ..files import Definition, Stored, Weights, in_memory
@@ -54,7 +54,7 @@ def _read(source: Source) -> Parts:
     b_dec = pick(tensors, path, "b_dec", "bias", "decoder_bias", "decoder.bias")
     weights = Weights(w_enc=w_enc, w_dec=w_dec, b_dec=b_dec, vectors=vectors)
     sizes = {"activation_dim": weights.d_in, "dict_size": weights.width}
-    check_sizes(trainer, f"{shown(source.folder)}/config.json", sizes)
+    check_sizes(trainer, f"{short_path(source.folder)}/config.json", sizes)
     facts = _facts(source, trainer)
     facts.say("architecture", kind, said)
     if kind == "topk":
@@ -71,7 +71,7 @@ def _kind(named: Any, tensors: dict[str, Stored], path: Path) -> tuple[str, str]
         return _KINDS[named], "config.json trainer.dict_class"
     if named:
         raise LensError(
-            f"{shown(path)} is a {one_line(str(named), 40)}, which is not supported.",
+            f"{short_path(path)} is a {one_line(str(named), 40)}, which is not supported.",
             f"Supported: {', '.join(_KINDS)}.",
         )
     if "r_mag" in tensors:
@@ -80,7 +80,7 @@ def _kind(named: Any, tensors: dict[str, Stored], path: Path) -> tuple[str, str]
         return "matryoshka_batchtopk", _BY_TENSORS
     if "encoder.bias" in tensors and "threshold" not in tensors:
         return "topk" if "b_dec" in tensors else "standard", _BY_TENSORS
-    raise LensError(f"{shown(path)} has no config.json that names its class.", "Fetch config.json too.")
+    raise LensError(f"{short_path(path)} has no config.json that names its class.", "Fetch config.json too.")
 
 
 def _definition(
@@ -98,9 +98,11 @@ def _definition(
         return Definition(activation="topk", k=k, subtract_b_dec=True), b_enc
     threshold = np.array(pick(tensors, path, "threshold").read())
     if threshold.size != 1 and threshold.shape != (width,):
-        raise LensError(f"The tensor threshold of {shown(path)} has shape {threshold.shape}.", "Fetch it again.")
+        raise LensError(f"The tensor threshold of {short_path(path)} has shape {threshold.shape}.", "Fetch it again.")
     if kind != "jumprelu" and threshold.size == 1 and threshold.item() < 0:
-        raise LensError(f"{shown(path)} has no threshold yet: its training was not finished.", "Take a finished one.")
+        raise LensError(
+            f"{short_path(path)} has no threshold yet: its training was not finished.", "Take a finished one."
+        )
     vectors = {**b_enc, "threshold": in_memory("threshold", np.broadcast_to(threshold.reshape(-1), (width,)))}
     if kind == "jumprelu":
         return Definition(activation="jumprelu", scale_by_norm=True), vectors
@@ -112,13 +114,13 @@ def _k(source: Source, trainer: dict[str, Any]) -> tuple[int, str]:
     stored = source.values.get("k")
     if isinstance(stored, Stored):
         if int(np.prod(stored.shape)) != 1:
-            raise LensError(f"The tensor k of {shown(source.file)} has shape {stored.shape}.", "Fetch it again.")
-        return whole({"k": float(np.array(stored.host()).item())}, "k", shown(source.file)), "the file's k"
+            raise LensError(f"The tensor k of {short_path(source.file)} has shape {stored.shape}.", "Fetch it again.")
+        return whole({"k": float(np.array(stored.host()).item())}, "k", short_path(source.file)), "the file's k"
     if stored is not None:
-        return whole({"k": stored}, "k", shown(source.file)), "the file's k"
+        return whole({"k": stored}, "k", short_path(source.file)), "the file's k"
     if trainer.get("k") is None:
         return 0, "not known: neither the file nor config.json says it"
-    return whole(trainer, "k", f"{shown(source.folder)}/config.json"), "config.json trainer.k"
+    return whole(trainer, "k", f"{short_path(source.folder)}/config.json"), "config.json trainer.k"
 
 
 def _facts(source: Source, trainer: dict[str, Any]) -> Facts:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from lens_tui.records import LensError
-from lens_tui.records.read_files import shown
+from lens_tui.records.read_files import short_path
 
 from ..files import Definition, Stored, Weights
 from .parts import Facts, Format, Parts, Source, pick
@@ -59,7 +59,7 @@ def _facts(source: Source) -> Facts:
         facts.say("site", site, where)
         facts.say("site_out", out, where)
     else:
-        facts.provenance["site"] = f"not known: {shown(source.path)} names no repository of Gemma Scope"
+        facts.provenance["site"] = f"not known: {short_path(source.path)} names no repository of Gemma Scope"
     if source.search(r"/embedding/width_"):
         facts.values["site"] = "embedding"
     facts.say("architecture", "jumprelu_transcoder" if facts.get("site_out") else "jumprelu", "the format")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from lens_tui.records import LensError
-from lens_tui.records.read_files import shown
+from lens_tui.records.read_files import short_path
 
 from ..files import Definition, Weights, read_json, with_scales
 from .parts import Facts, Format, Parts, Source, check_sizes, natural, pick, real
@@ -36,23 +36,23 @@ def _recognises(source: Source) -> bool:
 def _read(source: Source) -> Parts:
     if kind := _refused(source):
         raise LensError(
-            f"{shown(source.path)} is a {kind}, which reads several layers at once; that kind is not supported.",
+            f"{short_path(source.path)} is a {kind}, which reads several layers at once; that kind is not supported.",
             "Take an SAE or a transcoder of one layer.",
         )
     path, tensors = source.file, source.tensors
     if len(pick(tensors, path, "w_dec").shape) == 3:
         raise LensError(
-            f"{shown(path)} writes to several layers (a cross-layer transcoder); that kind is not supported."
+            f"{short_path(path)} writes to several layers (a cross-layer transcoder); that kind is not supported."
         )
     config = source.config("config.json")
     if config.get("architecture", "jump_relu") not in ("jump_relu", "jumprelu"):
         raise LensError(
-            f"{shown(path)} is of an architecture that Gemma Scope 2 does not have.", "Update this program."
+            f"{short_path(path)} is of an architecture that Gemma Scope 2 does not have.", "Update this program."
         )
     skip = tensors.get("affine_skip_connection")
     if config.get("affine_connection") and skip is None:
         raise LensError(
-            f"{shown(path)} lacks affine_skip_connection, which its config.json announces.", "Fetch it again."
+            f"{short_path(path)} lacks affine_skip_connection, which its config.json announces.", "Fetch it again."
         )
     weights = Weights(
         w_enc=with_scales(pick(tensors, path, "w_enc"), tensors, "w_enc", 1, path),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lens_tui.records import LensError
-from lens_tui.records.read_files import shown
+from lens_tui.records.read_files import short_path
 
 from ..files import Definition, Stored, Weights, in_memory
 from .parts import Facts, Format, Parts, Source, check_sizes, input_scale, number, pick, positive
@@ -41,7 +41,7 @@ def _read(source: Source) -> Parts:
     w_enc = pick(tensors, path, "encoder.weight").T
     w_dec = pick(tensors, path, "decoder.weight").T
     if len(w_enc.shape) != 2:
-        raise LensError(f"The weights of {shown(path)} are not matrices.", "Fetch the file again.")
+        raise LensError(f"The weights of {short_path(path)} are not matrices.", "Fetch the file again.")
     check_sizes(config, named, {"d_model": w_enc.shape[0], "d_sae": w_enc.shape[1]})
     scale_in, scale_out, where = _scales(config, named, source, w_enc.shape[0], w_dec.shape[-1])
     facts = Facts()
@@ -84,7 +84,7 @@ def _scales(config: dict[str, Any], named: str, source: Source, d_in: int, d_out
         return scale, scale, "given by the caller"
     into = given.get("in", given.get(str(config.get("hook_point_in"))))
     out = given.get("out", given.get(str(config.get("hook_point_out")), into))
-    at = shown(source.folder)
+    at = short_path(source.folder)
     return d_in**0.5 / positive(into, _NORM, at), d_out**0.5 / positive(out, _NORM, at), where
 
 
@@ -108,9 +108,9 @@ def _threshold(config: dict[str, Any], named: str, source: Source, width: int, s
         return in_memory("threshold", value), "exp of log_jumprelu_threshold"
     if config.get("act_fn", "jumprelu") not in ("jumprelu", "topk"):
         raise LensError(
-            f"{shown(source.file)} has an activation that is not supported.", "Supported are its JumpReLU SAEs."
+            f"{short_path(source.file)} has an activation that is not supported.", "Supported are its JumpReLU SAEs."
         )
-    value = number(config, "jump_relu_threshold", f"{shown(source.folder)}'s {named}")
+    value = number(config, "jump_relu_threshold", f"{short_path(source.folder)}'s {named}")
     if not 0 <= value <= 1e8:
         raise LensError(
             f"jump_relu_threshold of {named} is {value:g}, which is not a possible threshold.", "Fetch it again."

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lens_tui.records import LensError
-from lens_tui.records.read_files import shown
+from lens_tui.records.read_files import short_path
 from lens_tui.records.sanitise import one_line
 
 from ..files import Definition, Stored, Weights, in_memory
@@ -37,12 +37,12 @@ def _read(source: Source) -> Parts:
     if kind is None:
         name = one_line(str(config.get("class")), 40)
         raise LensError(
-            f"{shown(path)} is of the class {name}, which is not supported.", f"Supported: {', '.join(_CLASSES)}."
+            f"{short_path(path)} is of the class {name}, which is not supported.", f"Supported: {', '.join(_CLASSES)}."
         )
-    k = whole(config, "k", f"{shown(path.parent)}/config.json")
+    k = whole(config, "k", f"{short_path(path.parent)}/config.json")
     weights = _weights(path, source.tensors, config)
     sizes = {"d_model": weights.d_in, "d_hidden": weights.width}
-    check_sizes(config, f"{shown(path.parent)}/config.json", sizes)
+    check_sizes(config, f"{short_path(path.parent)}/config.json", sizes)
     definition = Definition(activation="relu") if k >= weights.width else Definition(activation="topk", k=k)
     return Parts(definition, weights, _facts(config, kind, k))
 
@@ -62,7 +62,7 @@ def _weights(path: Path, tensors: dict[str, Stored], config: dict[str, Any]) -> 
         or len(decoder.shape) != 2
         or decoder.shape[1] != std.size
     ):
-        raise LensError(f"The weights of {shown(path)} do not fit its input_mean.", "Save it again with mlxterp.")
+        raise LensError(f"The weights of {short_path(path)} do not fit its input_mean.", "Save it again with mlxterp.")
     w_enc = np.array(encoder.read()).T / (std[:, None] + 1e-8)
     return Weights(
         w_enc=in_memory("encoder.weight", w_enc),
@@ -80,7 +80,7 @@ def _statistic(name: str, tensors: dict[str, Stored], config: dict[str, Any], pa
         values = np.zeros(0)
     good = values.ndim == 1 and values.size and (np.abs(values) <= _LARGEST).all()
     if not good or (name == "input_std" and (values < 0).any()):
-        raise LensError(f"{shown(path)} has no usable {name}.", "Save it again with mlxterp.")
+        raise LensError(f"{short_path(path)} has no usable {name}.", "Save it again with mlxterp.")
     return values
 
 

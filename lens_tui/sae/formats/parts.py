@@ -11,7 +11,7 @@ from typing import Any
 
 from lens_tui.records import LensError
 from lens_tui.records.info import read_hook
-from lens_tui.records.read_files import shown
+from lens_tui.records.read_files import short_path
 from lens_tui.records.sanitise import one_line
 
 from ..files import Definition, Stored, Weights, container, read_json, read_values
@@ -59,7 +59,7 @@ class Source:
         found = files if len(files) == 1 else [file for file in files if self._is_sae(file)]
         if len(found) > 1:
             names = ", ".join(one_line(file.name, 40) for file in found[:5])
-            raise LensError(f"{shown(self.path)} holds several SAEs.", f"Give one of them: {names}.")
+            raise LensError(f"{short_path(self.path)} holds several SAEs.", f"Give one of them: {names}.")
         return found[0] if found else None
 
     def _weight_files(self) -> list[Path]:
@@ -67,7 +67,9 @@ class Source:
         try:
             inside = sorted(file for file in self.path.iterdir() if file.suffix in SUFFIXES and file.is_file())
         except OSError as error:
-            raise LensError(f"{shown(self.path)} cannot be read: {error.strerror}.", "Check permissions.") from error
+            raise LensError(
+                f"{short_path(self.path)} cannot be read: {error.strerror}.", "Check permissions."
+            ) from error
         return inside[:100]
 
     def _is_sae(self, file: Path) -> bool:
@@ -201,7 +203,9 @@ def pick(tensors: dict[str, Stored], path: Path, *names: str) -> Stored:
         if name in tensors:
             return tensors[name]
     there = ", ".join(sorted(one_line(name, 30) for name in tensors)[:6]) or "nothing"
-    raise LensError(f"{shown(path)} has no tensor {names[0]} (it has {there}).", "It is damaged or of another format.")
+    raise LensError(
+        f"{short_path(path)} has no tensor {names[0]} (it has {there}).", "It is damaged or of another format."
+    )
 
 
 def number(config: Mapping[str, Any], key: str, where: str, default: float | None = None) -> float:
@@ -269,13 +273,13 @@ def input_scale(source: Source, declared: Any, name: str = "") -> float:
     if declared is not None:
         try:
             hint = "Fetch it again, or give input_scale= if you know it."
-            return positive(declared, name, shown(source.folder), hint)
+            return positive(declared, name, short_path(source.folder), hint)
         except LensError:
             if source.input_scale is None:
                 raise
     if source.input_scale is not None:
         return positive(source.input_scale, "input_scale", "the call", "Give a positive number.")
     raise LensError(
-        f"{shown(source.path)} expects scaled activations, and the scale is not in its files.",
+        f"{short_path(source.path)} expects scaled activations, and the scale is not in its files.",
         "Give input_scale=: sqrt(d) over the mean length of an activation, or 1.0 if it is folded into the weights.",
     )

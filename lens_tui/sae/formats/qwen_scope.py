@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from lens_tui.records import LensError
-from lens_tui.records.read_files import shown
+from lens_tui.records.read_files import short_path
 
 from ..files import Definition, Weights
 from .parts import Facts, Format, Parts, Source, pick
@@ -33,7 +33,7 @@ def _read(source: Source) -> Parts:
     named = source.search(r"SAE-Res-(.+?)-W(\d+)K-L0_(\d{1,7})")
     if named is None:
         raise LensError(
-            f"{shown(source.path)} does not say how many latents are active: its repository's name does.",
+            f"{short_path(source.path)} does not say how many latents are active: its repository's name does.",
             "Keep it in a folder named like SAE-Res-Qwen3-8B-Base-W64K-L0_50.",
         )
     path, tensors = source.file, source.tensors

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lens_tui.records import LensError
-from lens_tui.records.read_files import shown
+from lens_tui.records.read_files import short_path
 from lens_tui.records.sanitise import one_line
 
 from ..files import VECTORS, Activation, Definition, Normalization, Stored, Weights, in_memory
@@ -44,7 +44,7 @@ def _read(source: Source) -> Parts:
     path, tensors, config = source.file, source.tensors, _flat(source.config("cfg.json"))
     definition = _definition(config, source)
     weights = _weights(definition, tensors, path, config)
-    check_sizes(config, f"{shown(source.folder)}/cfg.json", {"d_in": weights.d_in, "d_sae": weights.width})
+    check_sizes(config, f"{short_path(source.folder)}/cfg.json", {"d_in": weights.d_in, "d_sae": weights.width})
     return Parts(definition, weights, _facts(config, definition))
 
 
@@ -73,7 +73,7 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _definition(config: dict[str, Any], source: Source) -> Definition:
-    where = shown(source.path)
+    where = short_path(source.path)
     kind = str(config["architecture"])
     if kind not in _ACTIVATIONS:
         known = ", ".join(_ACTIVATIONS)
@@ -114,10 +114,10 @@ def _normalization(config: dict[str, Any], source: Source) -> tuple[Normalizatio
         return "none", input_scale(source, config.get("norm_scaling_factor"), "norm_scaling_factor")
     if mode == "covariance_whitening":
         raise LensError(
-            f"{shown(source.path)} expects whitened activations, and the whitening matrix is not in the file.",
+            f"{short_path(source.path)} expects whitened activations, and the whitening matrix is not in the file.",
             "Save it again with SAELens, which folds the whitening into the weights.",
         )
-    raise LensError(f"{shown(source.path)} normalises activations in an unknown way.", "Update this program.")
+    raise LensError(f"{short_path(source.path)} normalises activations in an unknown way.", "Update this program.")
 
 
 def _weights(definition: Definition, tensors: dict[str, Stored], path: Path, config: dict[str, Any]) -> Weights:
@@ -129,7 +129,7 @@ def _weights(definition: Definition, tensors: dict[str, Stored], path: Path, con
             # Activations are multiplied by it before decoding: the same as longer decoder rows.
             if factor.shape != w_dec.shape[:1]:
                 raise LensError(
-                    f"The tensor scaling_factor of {shown(path)} has shape {factor.shape}.", "Fetch it again."
+                    f"The tensor scaling_factor of {short_path(path)} has shape {factor.shape}.", "Fetch it again."
                 )
             with np.errstate(over="ignore"):
                 w_dec = in_memory(w_dec.name, np.array(w_dec.read()) * factor[:, None])

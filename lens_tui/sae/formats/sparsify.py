@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from lens_tui.records import LensError
 from lens_tui.records.info import read_hook
-from lens_tui.records.read_files import shown
+from lens_tui.records.read_files import short_path
 from lens_tui.records.sanitise import one_line
 
 from ..files import Activation, Definition, Stored, Weights, read_json
@@ -29,7 +29,7 @@ def _recognises(source: Source) -> bool:
 def _read(source: Source) -> Parts:
     path = source.file
     config = source.config("cfg.json")
-    where = shown(source.folder)
+    where = short_path(source.folder)
     if not config:
         raise LensError(f"{where} has no cfg.json, so its k is not known.", "Fetch cfg.json too.")
     if config.get("signed"):

@@ -119,7 +119,7 @@ class CausesScreen(LensScreen):
         if self.of_graph:
             self._show_node()
             return
-        shown, pane = self.patches.shown, self.query_one("#cause-pane", Pane)
+        shown, pane = self.patches.cause_map, self.query_one("#cause-pane", Pane)
         width = max(20, self.query_one("#question").size.width)
         self.query_one("#question", Static).update(Content("\n").join(question(self.patches.plan, width)))
         grid = self.patches.grid
@@ -224,7 +224,7 @@ class CausesScreen(LensScreen):
 
     def action_steer(self) -> None:
         """Put the cell on the bench: a head to be taken away, else the direction that the patch adds."""
-        shown, grid, found = self.patches.shown, self.patches.grid, self.patches.here
+        shown, grid, found = self.patches.cause_map, self.patches.grid, self.patches.here
         if shown is None or found is None or grid.blank:
             self.lens.say("There is no cell to take a direction from.")
             return

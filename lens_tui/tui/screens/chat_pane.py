@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from textual.app import ComposeResult, RenderResult
-from textual.containers import Horizontal, Vertical
+from textual.containers import Horizontal
 from textual.content import Content
 from textual.geometry import Size
 from textual.timer import Timer
@@ -14,10 +14,10 @@ from textual.widgets import Label
 
 from lens_tui.records.chat import Turn
 from lens_tui.tui.chat_text import LABEL, Spans, answered, as_read, rewritten_at, system_of, transcript, with_system
-from lens_tui.tui.host import LensHost, focus_now, host
+from lens_tui.tui.host import focus_now
 from lens_tui.tui.session import ArmText, RunText, Session
 from lens_tui.tui.widgets.entry import lines_of
-from lens_tui.tui.widgets.frame import Scroll
+from lens_tui.tui.widgets.frame import Scroll, SessionPart
 from lens_tui.worker.events import Event, JobFailed, PromptRead
 from lens_tui.worker.jobs import ReadPrompt
 
@@ -71,7 +71,7 @@ class Transcript(Scroll):
     """
 
 
-class ChatPane(Vertical):
+class ChatPane(SessionPart):
     """The conversation and the prompt. ``area`` is where it is written, from the second frame on."""
 
     DEFAULT_CSS = "ChatPane { height: auto; }"
@@ -83,16 +83,6 @@ class ChatPane(Vertical):
         self.template = False
         self._keeping: Timer | None = None
         self._said: dict[tuple[Turn, ...], tuple[int, ...]] = {}
-
-    @property
-    def lens(self) -> LensHost:
-        """The app, typed."""
-        return host(self)
-
-    @property
-    def session(self) -> Session:
-        """The session as it is now."""
-        return self.lens.store.session
 
     def compose(self) -> ComposeResult:
         """The turns, then the row with the prompt."""

@@ -256,7 +256,7 @@ class DosePane(Pane):
         here += ("behaviour_share",) if here == ("behaviour",) else ()
         return (*here, "knee", "moved", "scale")
 
-    def _made_for(self, row: BenchRow) -> tuple[Any, ...]:
+    def _measured_of(self, row: BenchRow) -> tuple[Any, ...]:
         """What a measurement depends on besides the scale."""
         return (row.vector, row.rest, row.layer, row.mode, row.positions, row.gate, self.session.prompt)
 
@@ -265,7 +265,7 @@ class DosePane(Pane):
     def measure(self, row: BenchRow) -> None:
         """Measure a row, or show what was measured; in the pane: close it."""
         view = self._views.get(row.id)
-        fresh = isinstance(view, DoseView) and view.made_for == self._made_for(row) and view.state != "failed"
+        fresh = isinstance(view, DoseView) and view.measured_of == self._measured_of(row) and view.state != "failed"
         if fresh and self.open and self.chart.has_focus:
             self.close()
             return
@@ -357,7 +357,7 @@ class DosePane(Pane):
             questions=self._questions,
             **options,
         )
-        self._begin(row, DoseView(ordered, self._made_for(row)))
+        self._begin(row, DoseView(ordered, self._measured_of(row)))
         self.lens.submit(job, SLOT, lambda event: self._take(row.id, event))
         return True
 
@@ -421,7 +421,7 @@ class DosePane(Pane):
 
     def _search(self, row: BenchRow, quantity: str, target: float, questions: str = "") -> None:
         sign = -1.0 if row.scale < 0 else 1.0
-        self._begin(row, SearchView(quantity, target, self._made_for(row), sign))
+        self._begin(row, SearchView(quantity, target, self._measured_of(row), sign))
         job = FindScale(row.interventions(sign), quantity, target, questions)
         self.lens.submit(job, SLOT, lambda event: self._take(row.id, event))
         self._turn(row, True)
@@ -480,7 +480,7 @@ class DosePane(Pane):
             return
         self.title = f"{'Dose of' if isinstance(view, DoseView) else 'Search of'} {row.vector.name}"
         again = f" · changed since: {self.lens.key_text('steer.dose')} measures it"
-        self.note = view.note() + (again if view.made_for != self._made_for(row) else "")
+        self.note = view.note() + (again if view.measured_of != self._measured_of(row) else "")
         scales = view.scales
         column = None if at is None or not scales else min(range(len(scales)), key=lambda i: abs(scales[i] - at))
         chart.show(scales, view.series(), row.scale, column)

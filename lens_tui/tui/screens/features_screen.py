@@ -91,7 +91,7 @@ class FeaturesScreen(LensScreen):
                 self.page.show(None)
         if old.fits != new.fits:
             self._show_which()
-        if old.made != new.made:
+        if old.work_done != new.work_done:
             self.page.read_again()
         if _read_of(old) != _read_of(new):
             self.text.place = min(self.text.place, len(sources(new)) - 1)

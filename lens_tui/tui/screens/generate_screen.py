@@ -536,7 +536,7 @@ class GenerateScreen(LensScreen):
         """The runs of this session, and those kept on disk."""
         from lens_tui.tui.screens.history_screen import HistoryScreen
 
-        self.app.push_screen(HistoryScreen(self.history, self.lens.history, self.sets.made), self._restore)
+        self.app.push_screen(HistoryScreen(self.history, self.lens.history, self.sets.all), self._restore)
 
     def _restore(self, run: RunText | SetText | None) -> None:
         if isinstance(run, SetText):

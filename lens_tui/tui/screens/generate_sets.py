@@ -33,7 +33,7 @@ class PromptSets:
         show: Callable[[SetText | None], None],
         took: Callable[[SetText, tuple[int, int] | None, Event], None],
     ) -> None:
-        self.made: list[SetText] = []
+        self.all: list[SetText] = []
         self._shown, self._show, self._took = shown, show, took
         self._asked: dict[str, str] = {}
 
@@ -68,19 +68,19 @@ class PromptSets:
 
     def start(self, lens: LensHost, job: ComparePrompts, row: BenchRow | None = None) -> None:
         """Run a set; the one before is stopped, and kept. One that cannot be read is asked for again, of ``row``."""
-        made, before = SetText.begin(len(self.made) + 1, job, lens.store.session), self._shown()
+        made, before = SetText.begin(len(self.all) + 1, job, lens.store.session), self._shown()
 
         def take(event: Event) -> bool:
             place = made.apply(event)
             if not isinstance(event, JobFailed) or made.rows:
                 self._took(made, place, event)
                 return False
-            self.made.remove(made)
+            self.all.remove(made)
             if self._shown() is made:
                 self._show(before)
             self.ask(lens, row, f"{event.message} {event.hint}".strip())
             return True
 
-        self.made.append(made)
+        self.all.append(made)
         lens.submit(job, "set", take)
         self._show(made)

@@ -98,12 +98,12 @@ class GraphPane(Pane):
     @property
     def chosen(self) -> GraphNode | None:
         """The node under the cursor."""
-        return None if self.found is None or self.map.blank else self.found.shown.nodes[self.map.node]
+        return None if self.found is None or self.map.blank else self.found.pruned.nodes[self.map.node]
 
     @property
     def edges_here(self) -> list[Edge]:
         """The edges of the node that are listed."""
-        return [] if self.found is None or self.map.blank else edges_of(self.found.shown, self.map.node)
+        return [] if self.found is None or self.map.blank else edges_of(self.found.pruned, self.map.node)
 
     @property
     def explains(self) -> tuple[str, ...]:
@@ -177,13 +177,13 @@ class GraphPane(Pane):
         self.found = found
         self.kept = [found, *(each for each in self.kept if not _same(each, found))]
         try:
-            layout = GraphLayout.of(found.shown)
+            layout = GraphLayout.of(found.pruned)
         except LensError as error:
             self.found, self.kept = None, self.kept[1:]
             self.lens.show_error(error.message, error.hint)
             self.refresh_graph()
             return
-        at = found.shown.places.get(node.id) if same and node is not None else None
+        at = found.pruned.places.get(node.id) if same and node is not None else None
         self.edge = self.edge if at is not None else 0
         self.map.show(layout, layout.order[0] if at is None and layout.order else at or 0)
         self.refresh_graph()
@@ -191,7 +191,7 @@ class GraphPane(Pane):
     def _pins_back(self) -> None:
         """Prune once more where a pinned node was left out: one that was made anew did not know the pins."""
         found = self.found
-        if found is not None and set(found.whole.pinned) - set(found.shown.places):
+        if found is not None and set(found.whole.pinned) - set(found.pruned.places):
             self._prune(found)
 
     def action_ask(self) -> None:
@@ -357,7 +357,7 @@ class GraphPane(Pane):
         self.kept = [found if _same(each, found) else each for each in self.kept]
         if found.kept:
             self._submit(KeepGraph(found), "keep")
-        self.map.show(replace(layout, graph=found.shown), self.map.node)
+        self.map.show(replace(layout, graph=found.pruned), self.map.node)
         self.call_after_refresh(partial(self._edge_again, edge))
 
     def _edge_again(self, edge: int) -> None:
@@ -395,7 +395,7 @@ class GraphPane(Pane):
         if found is None or node is None or not listed:
             self.lens.say("There is no edge to check.")
             return
-        other = found.shown.nodes[listed[self.edge].other]
+        other = found.pruned.nodes[listed[self.edge].other]
         source, target = (other, node) if listed[self.edge].inward else (node, other)
         self._check(found, source, (target.id,))
 
@@ -405,7 +405,7 @@ class GraphPane(Pane):
         if found is None or node is None:
             self.lens.say("There is no node to check.")
             return
-        graph = found.shown
+        graph = found.pruned
         strongest = [graph.nodes[other].id for other, _ in graph.out_of(self.map.node, CHECKED)]
         first = next((each.id for each in graph.nodes if each.kind == "logit"), "")
         self._check(found, node, tuple(dict.fromkeys((*strongest, first))))
@@ -459,7 +459,7 @@ class GraphPane(Pane):
         if found is None:
             self.lens.say("There is no graph to save.")
             return
-        graph = found.shown
+        graph = found.pruned
         place = str(paths.exports_folder() / f"{one_line(graph.slug, 60).replace('/', '-') or 'graph'}.json")
 
         def take(values: dict[str, str] | None) -> None:
@@ -512,7 +512,7 @@ class GraphPane(Pane):
         found = self.found
         if found is None:
             return
-        graph = found.shown
+        graph = found.pruned
         for group in graph.supernodes:
             name = one_line(group.name, 40)
             yield f"Go to the group {name}", partial(self._go, group.nodes[0])
@@ -522,8 +522,8 @@ class GraphPane(Pane):
             yield f"Go to {node_place(graph, node)} {one_line(node_words(node), 40)}", partial(self._go, name)
 
     def _go(self, name: str) -> None:
-        if self.found is not None and name in self.found.shown.places:
-            self.map.node = self.found.shown.places[name]
+        if self.found is not None and name in self.found.pruned.places:
+            self.map.node = self.found.pruned.places[name]
 
 
 _few = optional(whole(0, 1_000_000))
@@ -546,4 +546,4 @@ def _joined(found: GraphFound, pinned: tuple[str, ...], groups: tuple[Supernode,
             supernodes=tuple(each for each in kept if each.nodes),
         )
 
-    return replace(found, whole=of(found.whole), shown=of(found.shown))
+    return replace(found, whole=of(found.whole), pruned=of(found.pruned))

@@ -147,9 +147,9 @@ def run_text(record: RunRecord) -> RunText:
     for arm in arms:
         arm.compare_with(arms[0])
     model = one_line(record.model)
-    source = one_line(record.made.source, 4096) or model
+    source = one_line(record.made_with.source, 4096) or model
     made = RunText(0, record.prompt, record.sampling, arms, _steers(record), model, source, record.raw)
-    made.made, made.created = record.made, record.created
+    made.made_with, made.created = record.made_with, record.created
     made.state = _STATES.get(record.state, "stopped")
     made.prompt_ids, made.kept, made.turns = record.prompt_ids, record.id, record.turns
     made.monitors = record.monitors

@@ -352,7 +352,7 @@ class LoadScreen(LensScreen):
 
     def session_changed(self, old: Session, new: Session) -> None:
         """A model or SAE came or went."""
-        if old.made != new.made:
+        if old.work_done != new.work_done:
             self._saes.clear()
             if self._list.row is not None:
                 self._look_for_saes(self._list.row.id)

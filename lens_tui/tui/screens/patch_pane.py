@@ -47,7 +47,7 @@ class PatchPane(Pane):
         self.plan = EXAMPLE
         self.shade = SHADES[0]
         self.found: dict[PlanBy, PatchFound] = {}
-        self.shown: CauseMap | None = None
+        self.cause_map: CauseMap | None = None
         self.kept: list[PatchFound] = []
         self._state: dict[PlanBy, str] = {}
         self._search = WordSearch[tuple[int, int]]("cell", "causes")
@@ -111,8 +111,13 @@ class PatchPane(Pane):
             if event.unkept:
                 self.lens.say(f"The map is not kept: {event.unkept}")
             self.refresh_map()
-            if by == self.plan.by and self.shown is not None and (fresh or event.whole) and self.shown.strongest():
-                self.grid.move_to(*self.shown.strongest()[0])
+            if (
+                by == self.plan.by
+                and self.cause_map is not None
+                and (fresh or event.whole)
+                and self.cause_map.strongest()
+            ):
+                self.grid.move_to(*self.cause_map.strongest()[0])
         elif isinstance(event, JobFailed):
             self._state[by] = f"{event.message} {event.hint}".strip()
             self.refresh_map()
@@ -127,7 +132,7 @@ class PatchPane(Pane):
         found, plan = self.here, self.plan
         self.title = plan.title
         state = self._state.get(plan.by, "")
-        self.shown = shown = None if found is None else map_of(found)
+        self.cause_map = shown = None if found is None else map_of(found)
         if shown is None or found is None:
             self.note = ""
             self.grid.empty = self._empty(state)
@@ -174,9 +179,9 @@ class PatchPane(Pane):
 
     def lines(self, width: int) -> list[Content]:
         """What is known of the cell under the cursor."""
-        if self.shown is None or self.here is None or self.grid.blank:
+        if self.cause_map is None or self.here is None or self.grid.blank:
             return []
-        return cell_lines(self.here, self.shown, self.grid.row, self.grid.column, width)
+        return cell_lines(self.here, self.cause_map, self.grid.row, self.grid.column, width)
 
     def on_resize(self) -> None:
         """The legend is as long as there is room."""
@@ -204,13 +209,13 @@ class PatchPane(Pane):
 
     def next_shade(self) -> None:
         """Another meaning of figures and shade, of those there are."""
-        known = [name for name in SHADES if self.shown is None or name in self.shown.figures]
+        known = [name for name in SHADES if self.cause_map is None or name in self.cause_map.figures]
         self.shade = known[(known.index(self.shade) + 1) % len(known)] if self.shade in known else known[0]
         self.refresh_map()
 
     def _places(self) -> dict[tuple[int, int], str]:
         """Every known cell with its place in words, strongest first."""
-        return {} if (shown := self.shown) is None else {cell: shown.place(*cell) for cell in shown.strongest()}
+        return {} if (shown := self.cause_map) is None else {cell: shown.place(*cell) for cell in shown.strongest()}
 
     def ask_words(self) -> None:
         """Ask for words and go to the strongest cell that has them."""
@@ -233,7 +238,7 @@ class PatchPane(Pane):
         self.plan, self.found[found.plan.by] = found.plan, found
         self._state[found.plan.by] = changed
         self.refresh_map()
-        if self.shown is not None and (order := self.shown.strongest()):
+        if self.cause_map is not None and (order := self.cause_map.strongest()):
             self.grid.move_to(*order[0])
 
 

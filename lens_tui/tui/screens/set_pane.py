@@ -77,7 +77,7 @@ class SetPane(Pane):
         self.table = SetTable(self._draw, empty="reading the prompts")
         self.about.add_class("about")
         super().__init__("set", self.head, self.table, self.means, self.about, id=id)
-        self.shown: SetText | None = None
+        self.set_text: SetText | None = None
         self.column: SetColumn = COLUMNS[0]
         self.arm = 0
 
@@ -90,13 +90,13 @@ class SetPane(Pane):
 
     def show(self, shown: SetText | None) -> None:
         """Show a set from its first row."""
-        self.shown = shown
+        self.set_text = shown
         self.table.show(shown.rows if shown is not None else (), 0)
         self.sync()
 
     def sync(self) -> None:
         """Show what has come since."""
-        shown = self.shown
+        shown = self.set_text
         if shown is None:
             return
         if len(self.table.rows) != len(shown.rows):
@@ -122,7 +122,7 @@ class SetPane(Pane):
 
     @property
     def _shape(self) -> TableShape:
-        names = [one_line(arm.name) for arm in self.shown.arms] if self.shown is not None else [""]
+        names = [one_line(arm.name) for arm in self.set_text.arms] if self.set_text is not None else [""]
         width = max(1, self.table.size.width - len(CURSOR) - 1)  # 1: a scroll bar, sometimes
         return shape(width, len(names), self.arm, max(map(cell_len, names), default=0))
 
@@ -130,8 +130,8 @@ class SetPane(Pane):
         return [Content.assemble(*self._cells(row, self._shape))]
 
     def _cells(self, row: Row | None, at: TableShape) -> list[tuple[str, str]]:
-        assert self.shown is not None
-        name, *numbers = row_line(self.shown, self.column, at, row)
+        assert self.set_text is not None
+        name, *numbers = row_line(self.set_text, self.column, at, row)
         return [
             (name, "" if row is not None else "$muted"),
             *((text, "bold $accent" if arm == self.arm else "") for arm, text in zip(at.arms, numbers, strict=True)),

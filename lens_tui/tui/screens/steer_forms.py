@@ -356,8 +356,8 @@ def _word(file: VectorFile) -> str:
         return (
             "cannot be read" if "cannot be read" in file.problem else "a set of several layers, or for one to be named"
         )
-    made_for = f" of {one_line(file.vector.model, 60)}" if file.vector.model else ""
-    return f"{file.vector.site} {file.vector.layer}{made_for}"
+    measured_of = f" of {one_line(file.vector.model, 60)}" if file.vector.model else ""
+    return f"{file.vector.site} {file.vector.layer}{measured_of}"
 
 
 def _ready(vector: ReadyVector) -> str:

@@ -228,7 +228,7 @@ class Following:
         self._ended = True
         _note(finish, self._work)
         session = self._lens.store.session
-        self._lens.store.update(made=session.made + 1)
+        self._lens.store.update(work_done=session.work_done + 1)
         self._lens.tell(sentence)
 
 

@@ -287,7 +287,21 @@ class PaneTitle(Widget):
         return Content.assemble(title, " " * gap, note)
 
 
-class Pane(Vertical):
+class SessionPart(Vertical):
+    """A part of a screen that asks for work of its own and knows the session."""
+
+    @property
+    def lens(self) -> LensHost:
+        """The app, typed."""
+        return host(self)
+
+    @property
+    def session(self) -> Session:
+        """The session as it is now."""
+        return host(self).store.session
+
+
+class Pane(SessionPart):
     """A titled part of a screen.
 
     ``title`` and ``note`` may be set at any time. A subclass keeps what it shows, asks for
@@ -317,16 +331,6 @@ class Pane(Vertical):
         self._heading.set_reactive(PaneTitle.note, note)
         self._heading.keeps_note = self.keeps_note
         super().__init__(self._heading, *children, id=id)
-
-    @property
-    def lens(self) -> LensHost:
-        """The app, typed."""
-        return host(self)
-
-    @property
-    def session(self) -> Session:
-        """The session as it is now."""
-        return host(self).store.session
 
     @property
     def title(self) -> str:

@@ -127,7 +127,7 @@ class GraphMap(Widget, can_focus=True):
     def _line(self, layout: GraphLayout, row: int, column: int, line: int) -> list[Span]:
         """One line of one place: as many of its nodes as have room, and how many have none."""
         nodes, width = layout.cells.get((row, column), ()), self.cell - 1
-        shown = self.shown_in(row, column)
+        shown = self.nodes_in(row, column)
         mine = shown[line * width : (line + 1) * width]
         parts: list[Span] = [(self._glyph(layout, node), self._style(layout, node)) for node in mine]
         used = len(mine)
@@ -138,7 +138,7 @@ class GraphMap(Widget, can_focus=True):
             used += len(text)
         return [*parts, " " * (self.cell - used)]
 
-    def shown_in(self, row: int, column: int) -> list[int]:
+    def nodes_in(self, row: int, column: int) -> list[int]:
         """The nodes of a place that have room in it: those with the most influence, and the one under the cursor."""
         layout = self.layout_of
         if layout is None:
@@ -223,7 +223,7 @@ class GraphMap(Widget, can_focus=True):
         rows = min(self.down, len(self.layout_of.rows) - self._low)
         below, line = divmod(event.y - 1, self.tall)
         column, place = divmod(event.x - NAME, self.cell)
-        shown = self.shown_in(self._low + rows - 1 - below, self._left + column)
+        shown = self.nodes_in(self._low + rows - 1 - below, self._left + column)
         at = line * (self.cell - 1) + place
         if below < rows and place < self.cell - 1 and at < len(shown):
             self.node = shown[at]

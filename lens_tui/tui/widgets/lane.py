@@ -319,7 +319,7 @@ class Lane(Pane):
     def shade_again(self) -> None:
         """The levels of all tokens anew."""
         if self.text is not None and self._run is not None:
-            self.view.set_levels(self._shown(token_levels(self.text, self.measure, self._run.baseline), 0))
+            self.view.set_levels(self._unfolded(token_levels(self.text, self.measure, self._run.baseline), 0))
 
     def _configure_strip(self) -> None:
         key = ("", "") if self._steered else (f"KL to plain: {kl_key()}", kl_key())
@@ -432,11 +432,11 @@ class Lane(Pane):
         start = self._in_view
         ended = text.reason or ("" if run.going else run.state)
         new = pieces(text.tokens[start:], ended, ends=self.ends)
-        count, shown = len(new), self._shown(new, start)
+        count, shown = len(new), self._unfolded(new, start)
         if now is not None and start <= now.start < start + count:
             shown[now.start - start] = folded(now)
         levels = token_levels(text, self.measure, run.baseline, start)[:count]
-        self.view.append(shown, self._shown(levels, start))
+        self.view.append(shown, self._unfolded(levels, start))
         self._in_view = start + count
 
     @staticmethod
@@ -444,7 +444,7 @@ class Lane(Pane):
         """Whether a text begins by thinking."""
         return "".join(pieces(text.tokens[:16], text.reason)[:8]).lstrip().startswith(OPEN) or opens_thinking(run)
 
-    def _shown(self, values: Sequence[Value], start: int) -> list[Value]:
+    def _unfolded(self, values: Sequence[Value], start: int) -> list[Value]:
         """Of values a token from ``start`` on, those of the tokens that show: of the thinking its first one."""
         hidden = range(0) if self._folded is None else range(self._folded.start + 1, self._folded.stop)
         return [value for step, value in enumerate(values, start) if step not in hidden]

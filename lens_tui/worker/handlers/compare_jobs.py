@@ -190,7 +190,7 @@ class Keeper:
 
         def begin(store: RunStore) -> None:
             asked: dict[str, Any] = {"raw": job.raw, "turns": job.turns, "monitors": job.monitors}
-            self.run = store.begin(model, job.prompt, arms, settings, prompt_ids=ids, made=made, **asked)
+            self.run = store.begin(model, job.prompt, arms, settings, prompt_ids=ids, made_with=made, **asked)
 
         self._do(begin)
 

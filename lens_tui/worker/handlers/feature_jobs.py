@@ -34,7 +34,7 @@ from ..jobs import ReadNeighbours
 from ..thread import Control
 from . import Context, Reading
 from .load_jobs import open_sae
-from .vector_jobs import made, stoppable
+from .vector_jobs import stoppable, vector_event
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -92,7 +92,7 @@ def from_feature(control: Control, job: jobs.VectorFromFeature, context: Context
     facts = feature_facts(
         context.need_model(), sae, job.feature, index_of(sae.info), examples=0, neighbours=None, lenient=True
     )
-    yield made(control, feature_vector(sae, facts, here), context)
+    yield vector_event(control, feature_vector(sae, facts, here), context)
 
 
 def _over_text(control: Control, sae: SAE, feature: int, context: Context) -> FloatArray | None:

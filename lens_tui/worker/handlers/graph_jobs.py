@@ -18,7 +18,7 @@ from .. import events as ev
 from .. import jobs
 from ..thread import Control
 from . import Context
-from .vector_jobs import made, stoppable
+from .vector_jobs import stoppable, vector_event
 
 if TYPE_CHECKING:
     from lens_tui.lens.graphs.build_graph import Attribution
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def make_graph(control: Control, job: jobs.MakeGraph, context: Context) -> Iterator[ev.Event]:
     """The graph of a plan; stopped between two batches of rows, nothing comes of it."""
-    found, unkept = replace(_made(control, job.plan, context)[1], kept=job.kept), ""
+    found, unkept = replace(_make(control, job.plan, context)[1], kept=job.kept), ""
     if job.kept:
         context.change_cause(found)
     else:
@@ -75,7 +75,7 @@ def check(control: Control, job: jobs.CheckNode, context: Context) -> Iterator[e
 
 def vector(control: Control, job: jobs.VectorFromNode, context: Context) -> Iterator[ev.Event]:
     """What a node adds to the stream."""
-    yield made(control, node_vector(_attribution(control, job.found, context), job.node, job.name), context)
+    yield vector_event(control, node_vector(_attribution(control, job.found, context), job.node, job.name), context)
 
 
 def _attribution(control: Control, found: GraphFound, context: Context) -> Attribution:
@@ -91,12 +91,12 @@ def _attribution(control: Control, found: GraphFound, context: Context) -> Attri
     known: Attribution | None = context.graph
     if known is not None and (same_graph(found, known.graph) or 0 != context.graph_kept == found.kept):
         return known
-    attribution = _made(control, found.plan, context)[0]
+    attribution = _make(control, found.plan, context)[0]
     context.graph_kept = found.kept
     return attribution
 
 
-def _made(control: Control, plan: GraphPlan, context: Context) -> tuple[Attribution, GraphFound]:
+def _make(control: Control, plan: GraphPlan, context: Context) -> tuple[Attribution, GraphFound]:
     def opened(done: int, total: int) -> None:
         control.progress("opening transcoders", done, total)
 

@@ -16,7 +16,7 @@ from .. import events as ev
 from .. import jobs
 from ..thread import Control
 from . import Context
-from .vector_jobs import made, stoppable
+from .vector_jobs import stoppable, vector_event
 
 if TYPE_CHECKING:
     from lens_tui.lens.model import LensModel
@@ -83,7 +83,7 @@ def patch(control: Control, job: jobs.Patch, context: Context) -> Iterator[ev.Ev
 def from_patch(control: Control, job: jobs.VectorFromPatch, context: Context) -> Iterator[ev.Event]:
     """The direction from the corrupted to the clean activation."""
     vector = direction_of(context.need_model(), job.plan, job.layer, job.column, job.name)
-    yield made(control, vector, context)
+    yield vector_event(control, vector, context)
 
 
 def _ids(job: Reading, model: LensModel) -> tuple[int, ...]:

@@ -99,7 +99,7 @@ class _SetKeeper:
     context: Context
     model: str
     run: SetComparison
-    made: MadeWith
+    made_with: MadeWith
     raw: bool = False
     ids: dict[int, tuple[int, ...]] = field(default_factory=dict)
     problem: str = ""
@@ -131,7 +131,7 @@ class _SetKeeper:
         sampling = replace(run.sampling, seed=run.seeds[seed])
         ids = self.ids.get(prompt, ())
         record = RunRecord(
-            self.model, run.prompts[prompt].text, arms, sampling, self.raw, ids, state=state, made=self.made
+            self.model, run.prompts[prompt].text, arms, sampling, self.raw, ids, state=state, made_with=self.made_with
         )
         try:
             number = self.context.runs(PATIENCE).keep(record)

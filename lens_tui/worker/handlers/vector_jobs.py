@@ -54,7 +54,7 @@ def from_prompts(control: Control, job: jobs.VectorFromPrompts, context: Context
     if job.layer is None:
         yield ev.LayersRanked(control.id, ranked, len(positive))
     else:
-        yield made(control, ranked[0].vector, context)
+        yield vector_event(control, ranked[0].vector, context)
 
 
 def train_probes(control: Control, job: jobs.TrainProbes, context: Context) -> Iterator[ev.Event]:
@@ -84,18 +84,18 @@ def train_probes(control: Control, job: jobs.TrainProbes, context: Context) -> I
 def from_token(control: Control, job: jobs.VectorFromToken, context: Context) -> Iterator[ev.Event]:
     """The direction of a token."""
     vector = make(context.need_model(), job.token, job.layer, job.kind, job.name)
-    yield made(control, replace(vector, name=one_line(vector.name, 60)), context)
+    yield vector_event(control, replace(vector, name=one_line(vector.name, 60)), context)
 
 
 def from_vectors(control: Control, job: jobs.VectorFromVectors, context: Context) -> Iterator[ev.Event]:
     """A direction out of others."""
     vector = from_terms(context.need_model(), job.name, job.terms, less=job.less, unit=job.unit)
-    yield made(control, vector, context)
+    yield vector_event(control, vector, context)
 
 
 def given(control: Control, job: jobs.VectorGiven, context: Context) -> Iterator[ev.Event]:
     """A vector that is there already."""
-    yield made(control, job.vector, context)
+    yield vector_event(control, job.vector, context)
 
 
 def from_file(control: Control, job: jobs.VectorFromFile, context: Context) -> Iterator[ev.Event]:
@@ -114,15 +114,15 @@ def from_file(control: Control, job: jobs.VectorFromFile, context: Context) -> I
     first, *rest = (replace(vector, name=one_line(vector.name, 60)) for vector in found)
     if rest:
         first = replace(first, name=one_line(file.name, 60))
-    yield replace(made(control, first, context), rest=tuple(rest))
+    yield replace(vector_event(control, first, context), rest=tuple(rest))
 
 
 def random_vector(control: Control, job: jobs.RandomVector, context: Context) -> Iterator[ev.Event]:
     """A random unit direction."""
-    yield made(control, random_unit(context.need_model(), job.name, job.layer, seed=job.seed), context)
+    yield vector_event(control, random_unit(context.need_model(), job.name, job.layer, seed=job.seed), context)
 
 
-def made(control: Control, vector: SteeringVector, context: Context) -> ev.VectorMade:
+def vector_event(control: Control, vector: SteeringVector, context: Context) -> ev.VectorMade:
     """The event of a vector, with what it promotes and the residual norm its scale is read against."""
     model = context.need_model()
     writes = vector.d_model == model.d_model and in_residual(vector.site)
@@ -141,7 +141,7 @@ def measure_dose(control: Control, job: jobs.MeasureDose, context: Context) -> I
     """The curves, some scales at a time; stopped between two forwards, what is there stays."""
 
     def progress(found: DoseResponse, done: int, total: int) -> None:
-        control.report(ev.DoseMeasured(control.id, shown(found), done, total))
+        control.report(ev.DoseMeasured(control.id, safe_response(found), done, total))
         control.progress("scales", done, total, "scales")
 
     questions = _questions(job.questions)
@@ -194,7 +194,7 @@ def stoppable(context: Context, control: Control) -> Iterator[LensModel]:
         model.registry.between = before
 
 
-def shown(response: DoseResponse) -> DoseResponse:
+def safe_response(response: DoseResponse) -> DoseResponse:
     """The response with its texts made safe to show."""
     points = tuple(replace(point, text=sanitise(point.text)) for point in response.points)
     return replace(response, points=points, baseline_text=sanitise(response.baseline_text))
