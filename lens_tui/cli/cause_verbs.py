@@ -128,7 +128,7 @@ def _print(record: CauseRecord, node: str) -> None:
 
     found, summary, made = record.found, record.summary, record.made_with
     chosen = chosen_node(found.pruned, node) if isinstance(found, GraphFound) else None
-    say(f"{summary.kind} {summary.id}  {_when(summary.created)}  {summary.model}")
+    say(f"{summary.kind} {summary.id}, {_when(summary.created)}, {summary.model}")
     say(summary.title)
     if made.version:
         say(f"mlx-lens-tui {made.version}, MLX {made.mlx}, {made.device}, {made.weights or made.dtype}")

@@ -47,9 +47,10 @@ class FileAbsent(LensError):
 
 
 def short_path(path: Path | str) -> str:
-    """The end of a path, safe to show."""
-    parts = Path(path).parts
-    return one_line(str(path) if len(parts) <= 3 else "/".join(parts[-3:]), 120)
+    """A path, or its last three parts behind ``…/`` where it has more, safe to show."""
+    whole = Path(path)
+    parts = whole.parts[1:] if whole.anchor else whole.parts
+    return one_line(str(path) if len(parts) <= 3 else "/".join(("…", *parts[-3:])), 120)
 
 
 @contextmanager

@@ -18,7 +18,10 @@ Work = Annotated[Path, typer.Option(help="Folder for the indexes, some gigabytes
 Tokens = Annotated[int, typer.Option(help="Tokens of training text, in about equal parts by domain.")]
 HeldOut = Annotated[int | None, typer.Option(help="Held-out documents of a domain at most; all unless given.")]
 Rows = Annotated[int, typer.Option(help="Windows of 512 tokens a forward pass.")]
-Which = Annotated[str, typer.Option("--depth", help="Whose features: early, middle or late, layers 2, 4 and 6.")]
+Which = Annotated[
+    str,
+    typer.Option("--depth", help="Whose features: early, middle, late (layers 2, 4, 6), or transcoder-0 and so on."),
+]
 
 DEPTH = "middle"
 """The SAE of which cards and quizzes are made unless another is asked for."""
@@ -193,12 +196,14 @@ def meaning(
 
 
 def _folder(saes: Path | None, depth: str) -> Path:
+    from lens_tui import demo
     from recipes.bundled import sae_folders
 
-    here = sae_folders(saes)
+    here = {name: folder for name, (_, folder) in sae_folders(saes).items()}
+    here |= {f"transcoder-{layer}": folder for layer, folder in enumerate(demo.transcoder_paths())}
     if depth not in here:
         raise typer.BadParameter(f"{depth} is none of {', '.join(here)}", param_hint="--depth")
-    return here[depth][1]
+    return here[depth]
 
 
 def _trained_on(

@@ -486,7 +486,7 @@ def test_generate_prints_a_line_for_each_prompt_in_their_order(work: dict[str, s
     texts = [json.loads(line)["text"] for line in steered.stdout.splitlines()]
     assert len(texts) == 3
     assert texts != [row["text"] for row in rows]
-    bad = CliRunner().invoke(app, ["generate", "-", *common], input=b'{"text": "x"}\n')
+    bad = CliRunner().invoke(app, ["generate", "-", *common], input=b'{"words": "x"}\n')
     assert (bad.exit_code, "Line 1 of standard input" in bad.stderr) == (2, True)
 
 

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from lens_tui.cli.command import app
 from lens_tui.records.sanitise import sanitise_token
-from tests.cli.test_contract import MAY_NOT_FIT, NASTY, OF_A_RUN, VERBS, WITHOUT_A_MODEL, typed, work
+from tests.cli.test_contract import MAY_NOT_FIT, NASTY, OF_A_RUN, VERBS, WITHOUT_A_MODEL, keep_a_map, typed, work
 from tests.hub import FakeHub, use_hub
 
 __all__ = ["work"]
@@ -77,6 +77,7 @@ def walk(work: dict[str, str], patch: pytest.MonkeyPatch, folder: Path, json_too
     tiny = {file.name: file.read_bytes() for file in Path(work["MODEL"]).iterdir()}
     with FakeHub({"org/tiny": tiny}).serve() as hub:
         patch.setenv("LENS_TUI_HOME", str(folder / "home"))
+        keep_a_map(work["MODEL"])
         use_hub(patch, hub.url, folder / "hub")
         patch.setenv("HF_TOKEN", hub.token)
         shards = ["", ""]
