@@ -20,8 +20,6 @@ WRITTEN = [HERE, *sorted(path for path in HERE.iterdir() if path.is_dir())]
 """What was written of layer 4 in the first rounds, and by SAE what came later."""
 
 FILES = {"labels": "labels.jsonl", "answers": "answers.jsonl", "key": "quiz_key.jsonl"}
-FURTHER = "a language model, from top examples and promoted tokens; the same reader was the judge"
-"""How the transcoders' labels were made; the others were judged blindly."""
 
 KEY = {window: window in (1, 3, 4, 8, 10) for window in range(1, 11)}
 
@@ -112,7 +110,6 @@ def test_the_labels_that_ship_are_what_the_written_files_score(tmp_path: Path) -
     for folder in WRITTEN:
         files = [part for name, file in FILES.items() for part in (f"--{name}", str(folder / file))]
         named = [] if folder == WRITTEN[0] else ["--sae", folder.name]
-        named += ["--method", FURTHER] if "transcoder" in folder.name else []
         done = CliRunner().invoke(app, ["label-score", *files, *named, str(tmp_path / "kept.jsonl")])
         assert done.exit_code == 0, (folder, done.output, done.exception)
         rows += score.read_rows(tmp_path / "kept.jsonl")
