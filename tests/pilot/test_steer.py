@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from lens_tui.tui.screens.form import ChoiceScreen, FormScreen, number, whole
 from lens_tui.tui.screens.steer_forms import texts
 from lens_tui.tui.widgets.row_list import RowList
 from lens_tui.worker import jobs
+from lens_tui.worker.events import TokenWeight
 from tests.apps import lens_app, screen_text, settle
 from tests.fakes import FakeWorker, unit_vector
 from tests.tui.opened import opened
@@ -289,3 +291,26 @@ async def test_a_row_is_found_by_a_part_of_its_name_and_copied_as_text() -> None
         await pilot.press("/", "escape")
         await settle_opened(app, pilot)
         assert app.focused is bench
+
+
+def direction_shown(app: LensApp) -> list[str]:
+    region = app.screen.query_one("#direction").region
+    return [row[region.x : region.right] for row in screen_text(app).splitlines()[region.y : region.bottom]]
+
+
+@pytest.mark.parametrize("tokens", [3, 4, 12])
+async def test_a_direction_is_laid_out_alike_whatever_was_shown_before(tokens: int) -> None:
+    app = lens_app(screen="steer", model="demo")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        each = tuple(TokenWeight(place, f" word{place}", 2.0 - place / 20) for place in range(30))
+        seen: set[tuple[str, ...]] = set()
+        for beside in (tokens, 1, 30, tokens):
+            first, second = rows(app)[:2]
+            first = replace(first, promoted=each[:tokens], suppressed=())
+            app.store.replace_steers((first, replace(second, promoted=each[:beside], suppressed=())))
+            for key in "jk":
+                await pilot.press(key)
+                await settle(pilot)
+            seen.add(tuple(direction_shown(app)))
+        assert len(seen) == 1

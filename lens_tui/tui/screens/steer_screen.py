@@ -7,13 +7,15 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from textual import events, work
-from textual.app import ComposeResult
+from textual.app import ComposeResult, RenderResult
 from textual.containers import Vertical
 from textual.content import Content
-from textual.widgets import Input, Static
+from textual.geometry import Size
+from textual.widget import Widget
+from textual.widgets import Input
 
 from lens_tui import demo
-from lens_tui.records import LensError, SteeringVector
+from lens_tui.records import LensError, SAEInfo, SteeringVector
 from lens_tui.records.interventions import BenchRow, mode_of, modes_of, next_positions
 from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line
@@ -43,6 +45,35 @@ Again = Callable[[str], None]
 """Asks again with what was typed; given what was wrong with it."""
 
 
+class DirectionFacts(Widget):
+    """The direction under the cursor, laid out in the width there is."""
+
+    DEFAULT_CSS = "DirectionFacts { height: auto; }"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._row: BenchRow | None = None
+        self._saes: tuple[SAEInfo, ...] = ()
+
+    def show(self, row: BenchRow | None, saes: tuple[SAEInfo, ...]) -> None:
+        """The direction of this row; without one, nothing."""
+        self._row, self._saes = row, saes
+        self.refresh(layout=True)
+
+    def _laid_out(self, width: int) -> Content:
+        if self._row is None:
+            return Content("")
+        return direction(self._row, width, self.screen.has_class("-narrow"), self._saes)
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """As many rows as it takes in this width."""
+        return self._laid_out(width).get_height(self.styles.get_rules(), width) if width else 0
+
+    def render(self) -> RenderResult:
+        """The direction in the width there is."""
+        return self._laid_out(self.size.width)
+
+
 class SteerScreen(LensScreen):
     """The rows of the bench on the left, the direction under the cursor on the right, its dose-response below."""
 
@@ -64,7 +95,7 @@ class SteerScreen(LensScreen):
             yield self.dose
         yield Divider(id="rule")
         with Pane("Direction", id="direction"), Scroll():
-            yield Static("", id="facts")
+            yield DirectionFacts()
 
     @property
     def _rows(self) -> RowList[BenchRow]:
@@ -120,7 +151,6 @@ class SteerScreen(LensScreen):
     def on_resize(self) -> None:
         """The columns follow the width; rows have space between them where there is room."""
         self._rows.row_height = 3 if self.app.size.height >= 30 else 2
-        self.call_after_refresh(self._show_direction)
         self.call_after_refresh(lambda: self.dose.show(self._row))
 
     def on_key(self, event: events.Key) -> None:
@@ -142,10 +172,7 @@ class SteerScreen(LensScreen):
             self.focus_first()
 
     def _show_direction(self) -> None:
-        facts = self.query_one("#facts", Static)
-        width = facts.size.width or 44
-        narrow = self.has_class("-narrow")
-        facts.update(direction(self._row, width, narrow, self.session.saes) if self._row else Content(""))
+        self.query_one(DirectionFacts).show(self._row, self.session.saes)
         if self._row is None or self._row.id != self._shown:
             self._shown = self._row.id if self._row is not None else ""
             self.query_one("#direction Scroll", Scroll).scroll_home(animate=False)

@@ -364,6 +364,8 @@ class Scroll(VerticalScroll, inherit_bindings=False):
     """A page longer than its pane: the keys that move in every list move it."""
 
     BINDINGS = bindings("move")
+    # With or without the bar a page has one width: it would be laid out anew for the other, and might then need none.
+    DEFAULT_CSS = "Scroll { scrollbar-gutter: stable; }"
 
     def action_cursor_down(self) -> None:
         """A line on."""
