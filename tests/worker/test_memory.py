@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from lens_tui.lens.architecture.weights import evaluate
 from lens_tui.lens.hooks.registry import Registry
 from lens_tui.records import Add, Arm, Sampling, SteeringVector
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
+from lens_tui.worker.handlers import load_jobs
 from lens_tui.worker.thread import Worker
 from tests.folders import llama_folder
-from tests.worker.drive import Driver, of, only, tokens_of
+from tests.worker.drive import PATIENCE, Driver, of, only, tokens_of
 
 PROMPT = "a b c d e f g h i j k l m n o p q r s t u v w x y z a b c d e f g h i j k l"
 SAMPLING = Sampling(max_tokens=4, temp=0.0)
@@ -78,7 +82,9 @@ def test_loading_models_one_after_the_other_never_holds_two(driver: Driver, tmp_
 
 
 @pytest.mark.parametrize("end", ["useless", "stopped"])
-def test_a_model_comes_back_where_the_next_one_does_not_load(driver: Driver, tmp_path: Path, end: str) -> None:
+def test_a_model_comes_back_where_the_next_one_does_not_load(
+    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
     mx.reset_peak_memory()
     first = llama_folder(tmp_path / "first")
     driver.done(jobs.LoadModel(str(first)))
@@ -90,13 +96,22 @@ def test_a_model_comes_back_where_the_next_one_does_not_load(driver: Driver, tmp
         assert "gives NaN" in driver.failed(jobs.LoadModel(str(other))).message
     else:
         other = llama_folder(tmp_path / "other", seed=1)
-        number = driver.worker.submit(jobs.LoadModel(str(other)))
+        stopped = threading.Event()
+
+        def evaluate_until_stopped(model: Any) -> Iterator[tuple[int, int]]:
+            for done in evaluate(model):
+                yield done
+                assert stopped.wait(PATIENCE)  # the weights are there sooner than a busy machine hears of them
 
         def stop(event: ev.Event) -> None:
             if isinstance(event, ev.Progress) and event.stage == "weights":
                 driver.worker.stop(number)
+                stopped.set()
 
+        monkeypatch.setattr(load_jobs, "evaluate", evaluate_until_stopped)
+        number = driver.worker.submit(jobs.LoadModel(str(other)))
         events = driver.follow(number, stop)
+        assert only(events, ev.JobDone).stopped
         assert not of(events, ev.ModelUnloaded)
         assert not of(events, ev.ModelLoaded)
     assert mx.get_peak_memory() <= 1.1 * peak
