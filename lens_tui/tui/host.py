@@ -90,6 +90,7 @@ class JobBook:
 
 
 IDLE, BUSY, FAILED = "idle", "busy", "failed"
+LOADING, WAITING = "The model is still loading.", "waits for what runs …"
 
 TITLES = {
     "LoadModel": "loading",
@@ -385,7 +386,11 @@ class LensHost(App[None]):
 
     def no_model(self) -> str:
         """Why nothing can be asked of a model."""
-        return "The model is still loading." if self.opening.going else "Load a model first."
+        return LOADING if self.opening.going else "Load a model first."
+
+    def without_model(self) -> str:
+        """What stands in an empty pane while there is no model."""
+        return LOADING if self.store.session.loading else f"No model: {self.key_text('app.load')} goes to Load."
 
     def submit(self, job: Job, slot: str, handler: Handler) -> int:
         """Ask the worker for something; ``handler`` gets its events. A slot holds one job: a new one stops the old."""

@@ -87,6 +87,7 @@ class Opening:
         self.wanted_sae = sae or (demo.default_sae() if model == demo.NAME else "")
         self.model, self.failure, self.stages, self._waiting = model, None, [], []
         self.going = self.arming = True
+        self._app.store.update(loading=True)
         if model == demo.NAME and not self._app.store.session.prompt:
             starter = demo.starter()
             self._app.store.update(prompt=starter.prompt, sampling=starter.sampling)
@@ -167,6 +168,7 @@ class Opening:
         if self.arming:
             self._app.store.forget_edits()
         self.going, self.arming, self._waiting = False, False, []
+        self._app.store.update(loading=False)
         ready = self.failure is None and self._app.store.session.model is not None
         if ready:
             self._app.remark(f"{model_name(self.model)} is ready · {self._app.key_text('app.run')} runs the comparison")

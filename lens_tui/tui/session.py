@@ -80,7 +80,7 @@ class Session:
     ``fits`` says of SAEs that were measured whether they fit the model, by their id. ``turns`` are the conversation
     before the prompt; ``chat`` whether the prompt goes in as one, ``None`` as is usual for the model. ``work`` says how
     far a training is, and ``work_done`` counts the indexes and SAEs made, each of which screens look at again.
-    ``as_read`` is what a conversation was read as last, see :attr:`chat_ids`.
+    ``as_read`` is what a conversation was read as last (:attr:`chat_ids`); ``loading``: a model or its SAE is coming.
     """
 
     model: ModelInfo | None = None
@@ -97,6 +97,7 @@ class Session:
     work_done: int = 0
     monitors: tuple[Watched, ...] = ()
     as_read: AsRead | None = None
+    loading: bool = False
 
     @property
     def chatting(self) -> bool:

@@ -443,3 +443,23 @@ async def test_what_needs_a_model_says_that_it_is_loading(keys: tuple[str, ...])
         await pilot.press(*keys)
         await settle(pilot)
         assert said(app) == "The model is still loading."
+
+
+@pytest.mark.parametrize("mode", ["4", "5", "6"])
+async def test_an_empty_pane_says_what_a_key_says_of_a_model_on_its_way(mode: str) -> None:
+    worker = FakeWorker(failures={jobs.LoadModel: LensError("The folder is gone.")})
+    app = lens_app(worker)
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(pilot)
+        await pilot.press(mode)
+        await settle(pilot)
+        assert "No model: 1 goes to Load." in screen_text(app)
+        worker.hold()
+        app.opening.load("demo")
+        await settle(pilot)
+        assert "The model is still loading." in screen_text(app)
+        assert "No model: 1" not in screen_text(app)
+        worker.release()
+        await settle(pilot)
+        assert not app.opening.going
+        assert "No model: 1 goes to Load." in screen_text(app)

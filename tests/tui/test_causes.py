@@ -25,11 +25,11 @@ from lens_tui.tui.screens.causes_screen import CausesScreen
 from lens_tui.tui.widgets.frame import Scroll
 from lens_tui.tui.widgets.heat_grid import HeatGrid
 from lens_tui.worker.events import GraphMade, Patched
-from lens_tui.worker.jobs import KeepGraph, MakeGraph, Patch, PruneGraph, VectorFromPatch
+from lens_tui.worker.jobs import Encode, KeepGraph, MakeGraph, Patch, PruneGraph, VectorFromPatch
 from tests.apps import lens_app
 from tests.fake_causes import fake_patch
 from tests.fake_graphs import fake_graph
-from tests.fakes import DEMO_MODEL, FakeWorker
+from tests.fakes import DEMO_MODEL, DEMO_SAE, FakeWorker
 
 from .opened import fill, opened, screen_text, settle
 
@@ -146,6 +146,23 @@ async def test_an_empty_map_names_its_key_and_fills_as_it_is_computed(size: tupl
         assert "estimates r" in text
         assert "becomes ‘·ball’ of clean" in text
         assert "random ≤" in text
+
+
+async def test_a_map_behind_another_job_says_that_it_waits() -> None:
+    async with opened("causes") as (app, pilot):
+        worker = cast("FakeWorker", app.worker)
+        worker.hold()
+        app.submit(Encode(DEMO_SAE.id, "a door", ()), "before", lambda event: None)
+        await pilot.press("enter")
+        await settle(app, pilot)
+        assert "waits for what runs" in screen_text(app)
+        assert "patching …" not in screen_text(app)
+        for _ in range(8):
+            if "waits for what runs" in screen_text(app):
+                worker.release(1)
+                await settle(app, pilot)
+        assert "patching …" in screen_text(app)
+        worker.release()
 
 
 async def test_without_a_model_the_way_to_one_is_named() -> None:

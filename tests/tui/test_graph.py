@@ -23,9 +23,9 @@ from lens_tui.tui.screens.causes_screen import CausesScreen
 from lens_tui.tui.screens.features_screen import FeaturesScreen
 from lens_tui.tui.screens.graph_pane import GraphPane
 from lens_tui.tui.widgets.entry import Pick
-from lens_tui.worker.jobs import CheckNode, Compare, LoadSAE, MakeGraph, Patch, VectorFromNode
+from lens_tui.worker.jobs import CheckNode, Compare, Encode, LoadSAE, MakeGraph, Patch, VectorFromNode
 from tests.fake_graphs import PATH, whole_graph
-from tests.fakes import FakeWorker, unit_vector
+from tests.fakes import DEMO_SAE, FakeWorker, unit_vector
 
 from .opened import PROMPT, opened, screen_text, settle
 
@@ -367,6 +367,22 @@ async def test_keys_of_patches_do_nothing_while_the_graph_shows_and_a_run_is_a_k
         assert graph.found is not None
         await press(app, pilot, "r")
         assert submitted(app, Compare)
+
+
+async def test_a_graph_behind_another_job_says_that_it_waits() -> None:
+    async with graph_opened() as (app, pilot, _):
+        worker = cast("FakeWorker", app.worker)
+        worker.hold()
+        app.submit(Encode(DEMO_SAE.id, "a door", ()), "before", lambda event: None)
+        await press(app, pilot, "enter")
+        assert "waits for what runs" in screen_text(app)
+        assert "making the graph" not in screen_text(app)
+        for _ in range(8):
+            if "waits for what runs" in screen_text(app):
+                worker.release(1)
+                await settle(app, pilot)
+        assert "making the graph" in screen_text(app)
+        worker.release()
 
 
 async def test_a_failure_is_said_and_another_model_forgets() -> None:

@@ -96,6 +96,9 @@ class CausesScreen(LensScreen):
         if old.model != new.model:
             self.patches.forget()
             self.graph.forget()
+        elif new.model is None and old.loading != new.loading:
+            self.patches.refresh_map()
+            self.graph.refresh_graph()
         elif old.prompt != new.prompt:
             self.graph.refresh_graph()
 

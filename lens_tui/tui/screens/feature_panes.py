@@ -63,7 +63,9 @@ def missing(lens: LensHost) -> str:
     """What there is none of, and where to get it."""
     session, key = lens.store.session, lens.key_text
     if session.model is None:
-        return f"No model: {key('app.load')} goes to Load."
+        return lens.without_model()
+    if session.sae_in_use is None and session.loading:
+        return "The SAE is still loading."
     if session.sae_in_use is None and session.saes:
         return f"No SAE in use: {key('features.sae_up')} loads one that fits this model."
     if session.sae_in_use is None:

@@ -39,7 +39,7 @@ def fit_words(report: FitReport | None) -> list[tuple[str, str]]:
 
 def _read_of(session: Session) -> tuple[object, ...]:
     """What of a session another reading follows from."""
-    return session.sae, session.saes, sources(session), session.question
+    return session.sae, session.saes, session.sae is None and session.loading, sources(session), session.question
 
 
 class FeaturesScreen(LensScreen):

@@ -34,16 +34,26 @@ from lens_tui.tui.graph_text import (
     node_place,
     node_words,
 )
+from lens_tui.tui.host import WAITING
 from lens_tui.tui.widgets.frame import Pane
 from lens_tui.tui.widgets.graph_map import GraphMap
-from lens_tui.worker.events import Event, GraphMade, GraphWritten, JobDone, JobFailed, NodeChecked, VectorMade
+from lens_tui.worker.events import (
+    Event,
+    GraphMade,
+    GraphWritten,
+    JobDone,
+    JobFailed,
+    JobStarted,
+    NodeChecked,
+    VectorMade,
+)
 from lens_tui.worker.jobs import CheckNode, Job, KeepGraph, MakeGraph, PruneGraph, ReadGraph, VectorFromNode, WriteGraph
 
 from .feature_links import open_feature
 from .form import Field, FormScreen, filled, optional, whole
 from .word_search import WordSearch
 
-NONE = "none"
+NONE, MAKING = "none", "making the graph …"
 """No direction."""
 CHECKED = 5
 """Nodes that a node acts on which are measured when it is checked, and the first logit."""
@@ -132,12 +142,18 @@ class GraphPane(Pane):
         if self.session.model is None:
             self.lens.say(self.lens.no_model())
             return
-        self._state = "making the graph …"
-        self._submit(MakeGraph(self.asked), "graph")
+        self._state = WAITING if self.lens.book.busy else MAKING
+        self.lens.submit(MakeGraph(self.asked), "graph", self._take_made)
         self.refresh_graph()
 
     def _submit(self, job: Job, slot: str) -> None:
         self.lens.submit(job, slot, self._take)
+
+    def _take_made(self, event: Event) -> bool | None:
+        if isinstance(event, JobStarted):
+            self._state = MAKING
+            self.refresh_graph()
+        return self._take(event)
 
     def _take(self, event: Event) -> bool | None:
         if isinstance(event, GraphMade):
@@ -255,7 +271,7 @@ class GraphPane(Pane):
     def _empty(self) -> str:
         key = self.lens.key_text
         if self.session.model is None:
-            return f"No model: {key('app.load')} goes to Load."
+            return self.lens.without_model()
         if self._state and self._state != "stopped":
             return self._state
         does = f"{key('graph.make')} makes the graph of what led to the next token; {key('graph.ask')} asks for another"

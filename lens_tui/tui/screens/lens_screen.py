@@ -41,7 +41,7 @@ VIEWS = {"grid": "logit lens", "parts": "what adds to the logit", "heads": "atte
 
 def _read_of(session: Session) -> tuple[object, ...]:
     """What of a session another reading follows from."""
-    return session.model, session.steers, sources(session), session.question
+    return session.model, session.model is None and session.loading, session.steers, sources(session), session.question
 
 
 class ReadoutScreen(LensScreen):
@@ -173,9 +173,8 @@ class ReadoutScreen(LensScreen):
             self._mark("")
         if lens is None:
             key = self.lens.key_text
-            no_model = f"No model: {key('app.load')} goes to Load."
             no_text = f"No text: write a prompt on Generate ({key('app.generate')})."
-            self.grid.empty = no_model if self.session.model is None else no_text
+            self.grid.empty = self.lens.without_model() if self.session.model is None else no_text
             pane.note = ""
             self.grid.show([], [], [])
             self._ask_views()

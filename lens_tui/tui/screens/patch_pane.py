@@ -13,10 +13,10 @@ from textual.widgets import Static
 from lens_tui.records.patch_grid import Direction
 from lens_tui.records.patch_plan import DIRECTIONS, EXAMPLE, METRICS, SITES, PatchFound, PatchPlan, PlanBy
 from lens_tui.tui.causes_text import SHADES, CauseMap, cell_lines, cells, details, legend, map_of
-from lens_tui.tui.host import LensHost
+from lens_tui.tui.host import WAITING, LensHost
 from lens_tui.tui.widgets.frame import Pane
 from lens_tui.tui.widgets.heat_grid import HeatGrid
-from lens_tui.worker.events import Event, JobDone, JobFailed, Patched
+from lens_tui.worker.events import Event, JobDone, JobFailed, JobStarted, Patched
 from lens_tui.worker.jobs import Patch
 
 from .form import Field, FormScreen, filled, number, whole
@@ -28,6 +28,7 @@ VIEWS: dict[PlanBy, str] = {
     "trace": "causal tracing",
 }
 """The maps in the order that a key goes through them, and what they are called."""
+PATCHING = "patching …"
 FIGURE = 7
 """Cells of a column: a figure, and its glyph where shades are bars or digits."""
 
@@ -96,16 +97,19 @@ class PatchPane(Pane):
             self.lens.say(f"Name a subject first: {self.lens.key_text('causes.ask')} asks for it.")
             return
         plan = self.plan
-        self._state[plan.by] = "patching …"
+        self._state[plan.by] = WAITING if self.lens.book.busy else PATCHING
         self.lens.submit(Patch(plan), "patch", lambda event: self._take(plan, event))
         self.refresh_map()
 
     def _take(self, plan: PatchPlan, event: Event) -> None:
         by = plan.by
-        if isinstance(event, Patched):
+        if isinstance(event, JobStarted):
+            self._state[by] = PATCHING
+            self.refresh_map()
+        elif isinstance(event, Patched):
             fresh = by not in self.found or self.found[by].plan != plan
             self.found[by] = event.found
-            self._state[by] = "" if event.whole else "patching …"
+            self._state[by] = "" if event.whole else PATCHING
             if event.whole:
                 self.kept = [event.found, *(old for old in self.kept if old.plan != plan)]
             if event.unkept:
@@ -152,7 +156,7 @@ class PatchPane(Pane):
     def _empty(self, state: str) -> str:
         key = self.lens.key_text
         if self.session.model is None:
-            return f"No model: {key('app.load')} goes to Load."
+            return self.lens.without_model()
         if state and state != "stopped":
             return state
         what = {
