@@ -13,6 +13,7 @@ from lens_tui.records.arm_syntax import GateTerm, Term, edge_term, exact, writte
 from lens_tui.records.chat import Turn
 from lens_tui.records.gates import Gate, Watched, monitor_of
 from lens_tui.records.interventions import HEADS_OFF, amount_of, positions_name
+from lens_tui.records.prompt_set import PromptItem
 from lens_tui.records.run_record import ArmRecord, MadeWith, RunRecord
 from lens_tui.records.sanitise import one_line, sanitise
 from lens_tui.records.vector_sets import grouped, multiplier, place_of
@@ -20,6 +21,7 @@ from lens_tui.records.vector_sets import grouped, multiplier, place_of
 KeepVector = Callable[[SteeringVector], Path]
 KeepRun = Callable[[RunRecord], Path]
 KeepChat = Callable[[Sequence[Turn]], Path]
+KeepPrompts = Callable[[Sequence[PromptItem]], Path]
 
 
 @dataclass
@@ -149,6 +151,57 @@ def as_command(
     dialled while it was written, positions by number, an ablation) is named by its number in the history, or by the
     file that ``keep_run`` writes: ``mlx-lens-tui replay``. What cannot be kept either is named in a comment at the end.
     """
+    made, words = _begun(run, keep)
+    for watched in run.monitors:
+        words += made.monitor(watched)
+    said = _said(run, made, keep_chat)
+    if made.left_out and (named := _replay_words(run, keep_run, made.remarks)):
+        return " ".join(map(quoted, named))
+    return _whole(run, made, words, said)
+
+
+def set_command(
+    run: RunRecord,
+    prompts: Sequence[PromptItem],
+    path: str,
+    first: int | None,
+    seeds: Sequence[int],
+    keep: KeepVector | None = None,
+    keep_prompts: KeepPrompts | None = None,
+) -> str:
+    """The command that makes a set of prompts again: ``compare --prompts``, or ``--seeds`` on a prompt that is alone.
+
+    Args:
+        run: The arms, settings and model of the set; its prompt is not looked at.
+        prompts: What was typed, where it was; written to a file by ``keep_prompts`` where it is more than one.
+        path: The file of the prompts, or ``"bundled"``; ``""`` where they were typed.
+        first: Of the prompts the first so many, all of them for ``None``.
+        seeds: A text is made from each; none: from the one of the settings.
+        keep: As of :func:`as_command`.
+        keep_prompts: Writes prompts to a file.
+
+    Returns:
+        The command. What it cannot say is named in a comment at its end, as sets have no number to be replayed by.
+    """
+    made, words = _begun(run, keep)
+    after = ["--first", str(first)] if first is not None else []
+    if len(prompts) == 1 and not path:
+        seeds, said = seeds or (run.sampling.seed,), ["--", prompts[0].text]
+    else:
+        said = []
+        try:
+            file = path or (str(keep_prompts(prompts)) if keep_prompts is not None else "")
+        except LensError as error:
+            file = ""
+            made.remarks.append(str(error))
+        after += ["--prompts", file] if file else []
+        made.left_out += [] if file else ["the prompts"]
+    after += ["--seeds", ",".join(map(str, seeds))] if seeds else []
+    return _whole(run, made, words, [*after, *said])
+
+
+def _begun(run: RunRecord, keep: KeepVector | None) -> tuple[_Command, list[str]]:
+    """A ``compare`` with the model and the arms of a run."""
     source = run.made_with.source or run.model or demo.NAME
     made = _Command(source, run.made_with, keep)
     before = ["--adapter", run.made_with.adapter] if run.made_with.adapter else []
@@ -156,17 +209,16 @@ def as_command(
     for number, kept in enumerate(run.arms):
         if number or not kept.arm.is_baseline or kept.changes:
             words += made.arm(number, kept)
-    for watched in run.monitors:
-        words += made.monitor(watched)
     made.left_out += _unsayable(run.sampling)
-    said = _said(run, made, keep_chat)
-    if made.left_out and (named := _replay_words(run, keep_run, made.remarks)):
-        return " ".join(map(quoted, named))
-    if made.sae:
-        words += ["--sae", run.made_with.saes[made.sae]]
-    words += _options(run.sampling) + (["--raw"] if run.raw else [])
+    return made, words
+
+
+def _whole(run: RunRecord, made: _Command, words: Sequence[str], said: Sequence[str]) -> str:
+    """The command with its SAE and settings, what is ``said`` at its end, and in a comment what it leaves out."""
+    sae = ["--sae", run.made_with.saes[made.sae]] if made.sae else []
+    options = _options(run.sampling) + (["--raw"] if run.raw else [])
     remarks = ([f"without {', '.join(made.left_out)}"] if made.left_out else []) + made.remarks
-    command = " ".join(map(quoted, [*words, *said]))
+    command = " ".join(map(quoted, [*words, *sae, *options, *said]))
     return command + (f"  # {one_line('; '.join(remarks), 400)}" if remarks else "")
 
 

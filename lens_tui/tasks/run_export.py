@@ -19,6 +19,7 @@ from lens_tui.records.codec import from_json, to_json
 from lens_tui.records.disk import free_files, write_text
 from lens_tui.records.gates import Watched
 from lens_tui.records.paths import expanded
+from lens_tui.records.prompt_set import PromptItem
 from lens_tui.records.read_files import read_json
 from lens_tui.records.run_record import ArmRecord, MadeWith, RunRecord, figures, parts_at
 from lens_tui.records.sanitise import json_escaped, one_line, sanitise
@@ -329,7 +330,21 @@ def write_chat(turns: Sequence[Turn], folder: Path) -> Path:
         LensError: if the disk refuses.
     """
     text = json_escaped(json.dumps(as_prompt("", turns), ensure_ascii=False, indent=1)) + "\n"
-    file = folder / f"chat-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+    return _written_once(text, folder, "chat", ".json")
+
+
+def write_prompts(prompts: Sequence[PromptItem], folder: Path) -> Path:
+    """The file of a folder that holds these prompts, as ``--prompts`` reads it; it is written if there is none.
+
+    Raises:
+        LensError: if the disk refuses.
+    """
+    lines = (json_escaped(json.dumps({"id": item.id, "prompt": item.text}, ensure_ascii=False)) for item in prompts)
+    return _written_once("".join(f"{line}\n" for line in lines), folder, "prompts", ".jsonl")
+
+
+def _written_once(text: str, folder: Path, kind: str, suffix: str) -> Path:
+    file = folder / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}{suffix}"
     if not file.exists():
         write_text(file, text)
     return file

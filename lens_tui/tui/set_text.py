@@ -14,7 +14,7 @@ from lens_tui.records.interventions import BenchRow
 from lens_tui.records.paths import expanded
 from lens_tui.records.prompt_set import PromptItem, SetCell, SetColumn, typed_prompts
 from lens_tui.records.run import LIMITS
-from lens_tui.records.run_record import MadeWith
+from lens_tui.records.run_record import ArmRecord, MadeWith, RunRecord
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.format import figure, fit, fit_end, fit_left
 from lens_tui.worker.events import (
@@ -227,9 +227,15 @@ class SetText:
         prompt, seed = row
         sampling = replace(self.sampling, seed=self.seeds[seed])
         arms = tuple(ArmText(number, arm) for number, arm in enumerate(self.arms))
-        run = RunText(0, self.prompts[prompt].text, sampling, arms, (), self.model, self.made_with.source)
+        text, source = self.prompts[prompt].text, self.made_with.source
+        run = RunText(0, text, sampling, arms, (), self.model, source, self.job.raw)
         run.made_with = self.made_with
         return run
+
+    def record(self) -> RunRecord:
+        """What its runs have in common: model, arms, settings, and what they were made with."""
+        arms = tuple(map(ArmRecord, self.arms))
+        return RunRecord(self.model, "", arms, self.sampling, self.job.raw, made_with=self.made_with)
 
     def _take(self, cell: SetCell) -> None:
         """A cell with its measures: its tokens again, now with the KL."""

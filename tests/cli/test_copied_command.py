@@ -32,11 +32,14 @@ from lens_tui.records import (
 )
 from lens_tui.records.arm_syntax import parse_arm
 from lens_tui.records.interventions import BenchRow, amount_of
+from lens_tui.records.prompt_set import PromptItem
 from lens_tui.records.run_record import ArmRecord, RunRecord
 from lens_tui.records.vector_folder import keep_vector, list_vectors
 from lens_tui.records.vector_formats import load_one
 from lens_tui.tasks.made_with import made_with, sae_words
-from lens_tui.tasks.run_command import as_command, quoted
+from lens_tui.tasks.prompt_sets import compare_prompts
+from lens_tui.tasks.run_command import as_command, quoted, set_command
+from lens_tui.tasks.run_export import write_prompts
 from tests.folders import llama_folder, sae_folder
 
 PROMPT = 'it\'s \n"the" $HOME `x` \\ \u202ecat\x1b[31m e\u0301 日本'
@@ -239,3 +242,47 @@ def test_heads_that_are_taken_away_are_said(lens: LensModel) -> None:
     assert "--arm off=head:1.0,1:generated" in command
     (record,) = Vectors(lens, "", "demo").arm(parse_arm("off=head:1.0,1:generated")).interventions
     assert replace(record, id="x") == off
+
+
+@pytest.mark.parametrize("prompts", [["a small dog"], ["a small dog", 'two\nlines, "quoted" \\ \x1b[31m'], None])
+def test_the_command_of_a_set_gives_the_same_numbers(tmp_path: Path, prompts: list[str] | None, sae: Any) -> None:
+    """Of a prompt that is alone, of typed ones, and of the first two of a file; with a sweep's arms and two seeds."""
+    folder = llama_folder(tmp_path / "tiny")
+    model = LensModel(str(folder))
+    named = [Arm("baseline"), *(Arm(f"f3 {s:g}", (BenchRow("x", sae.vector(3), 1, s).intervention(),)) for s in (2, 4))]
+    texts = tuple(map(ArmRecord, named))
+    made = made_with(model.info, named, [sae.info])
+    sampling = Sampling(max_tokens=4, temp=0.8, seed=3)
+    run = RunRecord(model.info.name, "", texts, sampling, made_with=made)
+    items = [PromptItem(str(number), text) for number, text in enumerate(prompts or ["one", "two words"], 1)]
+    path, first, seeds = "", None, (3, 9)
+    if prompts is None:
+        path, first = str(tmp_path / "prompts.txt"), 2
+        Path(path).write_text("one\ntwo words\nthree\n")
+    given = [] if path else items
+    command = set_command(run, given, path, first, seeds, keep_vector, lambda some: write_prompts(some, tmp_path))
+    assert "#" not in command
+    words = words_of(command)
+    assert words[:2] == ["mlx-lens-tui", "compare"]
+    at = words.index("--") if "--" in words else len(words)
+    done = CliRunner().invoke(app, [*words[1:at], "--json", *words[at:]])
+    assert done.exit_code == 0, done.output
+    answer = json.loads(done.stdout)
+    assert [item["prompt"] for item in answer["prompts"]] == [item.text for item in items]
+    assert [arm["name"] for arm in answer["arms"]] == [arm.name for arm in named]
+    again = compare_prompts(model, items, named, sampling, seeds=seeds)
+    wanted = {place: cell for event in again for place, cell in again.cells.items()}
+    assert len(answer["cells"]) == len(wanted) == len(items) * 3 * 2
+    for cell in answer["cells"]:
+        one = wanted[cell["prompt_place"], cell["arm_place"], seeds.index(cell["seed"])]
+        assert cell["token_ids"] == [token.token_id for token in one.tokens]
+        assert cell["mean_kl"] == pytest.approx(one.mean_kl, rel=1e-6)
+
+
+def test_a_set_whose_prompts_cannot_be_kept_says_so(lens: LensModel) -> None:
+    def refuse(items: Sequence[PromptItem]) -> Path:
+        raise LensError("The disk is full.")
+
+    run = run_of(lens, {})
+    command = set_command(run, [PromptItem("1", "a"), PromptItem("2", "b")], "", None, (), None, refuse)
+    assert command.endswith("# without the prompts; The disk is full.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import cast
 
+import numpy as np
 import pytest
 from rich.cells import cell_len
 from textual.content import Content
@@ -14,6 +15,7 @@ from lens_tui.tui.screens.generate_screen import GenerateScreen
 from lens_tui.tui.widgets.feature_card import FeatureMarks
 from lens_tui.tui.widgets.lane_features import ListedFeature, feature_lines
 from lens_tui.worker import jobs
+from lens_tui.worker.events import ArmFeatures
 from tests.fake_words import split
 from tests.fakes import DEMO_SAE, TEXTS, FakeWorker
 
@@ -164,3 +166,50 @@ async def test_a_feature_that_is_typed_before_any_is_listed_shades_and_lists_the
         assert all(lane.features.listed[1] for lane in screen_of(app).lanes.lanes)
         assert "none is active" not in screen_text(app)
         assert any(max(lane.view._levels) for lane in screen_of(app).lanes.lanes)
+
+
+async def test_what_comes_of_an_earlier_run_leaves_the_lists_of_the_one_that_shows() -> None:
+    async with opened("generate") as (app, pilot):
+        await pilot.press("r")
+        await settle(app, pilot)
+        await pilot.press("F", "r")  # the reading of the first gives way to the second, and may end after it
+        await settle(app, pilot)
+        screen = screen_of(app)
+        first, shown = screen.history
+        listed = [lane.features.listed for lane in screen.lanes.lanes]
+        assert all(rows for _, rows, _ in listed)
+        ids, values = np.array([[7]], np.int32), np.array([[5.0]], np.float32)
+        late = ArmFeatures(first.job, DEMO_SAE.id, 0, 0, ids, values, ((7, "late", True),), ())
+        screen.features.take(app, first, late)
+        assert screen.run is shown
+        assert [lane.features.listed for lane in screen.lanes.lanes] == listed
+
+
+async def test_features_asked_for_while_a_run_writes_without_them_say_when_they_come() -> None:
+    async with opened("generate", hold=True) as (app, pilot):
+        await pilot.press("r")
+        cast("FakeWorker", app.worker).release(6)
+        await pilot.pause(0.2)
+        await pilot.press("F")
+        await pilot.pause()
+        assert "they are read once the run has ended" in " ".join(screen_text(app).split())
+        cast("FakeWorker", app.worker).release(10_000)
+        await settle(app, pilot)
+        assert all(lane.features.listed[1] for lane in screen_of(app).lanes.lanes)
+
+
+async def test_the_features_of_a_sets_prompt_are_listed_once_it_is_written_and_of_every_prompt() -> None:
+    async with opened("generate", hold=True) as (app, pilot):
+        await pilot.press("F", "S", "enter")
+        cast("FakeWorker", app.worker).release(8)
+        await pilot.pause(0.2)
+        screen = screen_of(app)
+        assert screen.run is not None
+        assert screen.run.going
+        cast("FakeWorker", app.worker).release(100_000)
+        await settle(app, pilot)
+        for _ in range(2):
+            assert screen.run is not None
+            assert all(lane.features.listed[1] for lane in screen.lanes.lanes), screen.run.prompt
+            await pilot.press("n")
+            await settle(app, pilot)

@@ -12,8 +12,9 @@ from lens_tui.records.prompt_set import COLUMNS, PromptItem, column_of
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.screens.generate_screen import GenerateScreen
 from lens_tui.tui.screens.set_pane import SetForm
-from lens_tui.tui.set_text import asked_set, bare_name, has_amount, head_line, row_line, shape, split_typed
+from lens_tui.tui.set_text import SetText, asked_set, bare_name, has_amount, head_line, row_line, shape, split_typed
 from lens_tui.worker import jobs
+from lens_tui.worker.events import SetStarted
 from tests.fakes import PROMPTS, TEXTS, unit_vector
 
 from .opened import PROMPT, app_on, fill, opened, screen_text, settle
@@ -288,3 +289,23 @@ def test_a_table_is_as_wide_as_it_may_be(width: int, arms: int, longest: int) ->
         assert at.column >= 8
         assert at.name >= 13
         assert at.name + len(at.arms) * at.column + (3 if at.away else 0) == width
+
+
+async def test_the_command_of_a_set_is_of_all_its_prompts_and_arms() -> None:
+    async with opened("generate") as (app, pilot):
+        await pilot.press(*SWEEP)
+        await settle(app, pilot)
+        await pilot.press("Y")
+        await pilot.pause()
+        words = app.clipboard.split()
+        assert words[:2] == ["mlx-lens-tui", "compare"]
+        assert words[-4:] == ["--first", "3", "--prompts", "bundled"]
+        assert (words.count("--arm"), words.count("--raw")) == (3, 0)
+
+
+async def test_the_runs_of_a_set_without_the_template_are_without_it() -> None:
+    async with opened("generate") as (app, _):
+        items = (PromptItem("1", "a"), PromptItem("2", "b"))
+        made = SetText.begin(1, jobs.ComparePrompts((Arm("baseline"),), items, raw=True), app.store.session)
+        made.apply(SetStarted(1, "typed", items, made.arms, (0,)))
+        assert {run.record().raw for run in made.runs.values()} == {made.record().raw} == {True}

@@ -113,5 +113,9 @@ def test_one_feature_is_told_of_every_token_and_its_own_activations_are_used(tin
             for event in found:
                 truth = expected(model, load_sae(sae), prompt, written[event.arm], arms[event.arm])[:, feature]
                 assert event.values == pytest.approx(truth, abs=2e-4 * max(1.0, float(truth.max())))
+        other = tuple((items, text[::-1]) for items, text in texts)  # of another run that has no job either
+        for event in of(driver.done(jobs.ReadWritten(info.id, 0, PROMPT, other, feature=feature)), ev.ArmActivation):
+            truth = expected(model, load_sae(sae), prompt, list(other[event.arm][1]), arms[event.arm])[:, feature]
+            assert event.values == pytest.approx(truth, abs=2e-4 * max(1.0, float(truth.max())))
     assert driver.failed(jobs.ReadWritten(info.id, 0, PROMPT, texts, feature=10**6)).message
     assert driver.worker.close(60)

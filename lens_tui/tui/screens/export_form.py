@@ -10,16 +10,30 @@ from lens_tui.records.paths import expanded
 from lens_tui.records.run_record import RunRecord
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.vector_folder import keep_vector
-from lens_tui.tasks.run_command import as_command
-from lens_tui.tasks.run_export import FORMATS, default_name, formats_of, write, write_chat
+from lens_tui.tasks.run_command import as_command, set_command
+from lens_tui.tasks.run_export import FORMATS, default_name, formats_of, write, write_chat, write_prompts
 from lens_tui.tui.host import LensHost
 from lens_tui.tui.session import RunText
+from lens_tui.tui.set_text import SetText
 
 from .form import Field, FormScreen, filled
 
 
-def command_of(run: RunText) -> str:
-    """The command that makes a run again; the files that it names are written."""
+def command_of(run: RunText | SetText) -> str:
+    """The command that makes a run or a set again; the files that it names are written."""
+    if isinstance(run, SetText):
+        job, folder = run.job, paths.exports_folder()
+        path = job.path if job.path in ("", "bundled") else str(expanded(job.path).absolute())
+        prompts = job.prompts[: job.first]
+        return set_command(
+            run.record(),
+            prompts,
+            path,
+            job.first if path else None,
+            job.seeds,
+            keep_vector,
+            lambda items: write_prompts(items, folder),
+        )
     return as_command(run.record(), keep_vector, _kept, lambda turns: write_chat(turns, paths.exports_folder()))
 
 

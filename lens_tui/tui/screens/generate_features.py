@@ -25,13 +25,18 @@ from .form import Field, FormScreen, whole
 Changes = tuple[tuple[int, int, tuple[Intervention, ...]], ...]
 LAST = 8
 """Tokens at the end of a text whose features are listed while no token is explained."""
+_WAITED = "they are read once the run has ended"
 
 
 @dataclass(eq=False)
 class RunFeatures:
-    """What is known of the features of one run under one SAE. ``arms`` holds (ids, values) of each token, by arm."""
+    """What is known of the features of one run under one SAE. ``arms`` holds (ids, values) of each token, by arm.
+
+    ``live`` where they are read while the run writes.
+    """
 
     sae: str
+    live: bool = False
     arms: dict[int, list[tuple[list[int], list[float]]]] = field(default_factory=dict)
     names: dict[int, tuple[str, bool]] = field(default_factory=dict)
     dense: Mapping[int, float] = field(default_factory=dict)
@@ -95,6 +100,8 @@ class FeatureFollower:
     def job(self, lens: LensHost, run: RunText, changes: Changes = ()) -> Compare:
         """The job that writes a run, and reads its features while they are listed."""
         sae = lens.store.session.sae_in_use if self.on else None
+        if sae is not None:
+            self._of(run, sae.id).live = True
         arms, used = tuple(text.arm for text in run.arms), sae.id if sae is not None else ""
         return Compare(
             run.prompt, arms, run.sampling, run.raw, changes=changes, sae=used, turns=run.turns, monitors=run.monitors
@@ -140,7 +147,8 @@ class FeatureFollower:
         if not isinstance(event, ArmFeatures | ArmActivation):
             return False
         self._of(run, event.sae).apply(event)
-        self.show(lens, run)
+        if any(self._arm(run, lane) >= 0 for lane in self.lanes.lanes):  # another run may show since it was asked for
+            self.show(lens, run)
         return True
 
     def pick(self, lens: LensHost, run: RunText | None, step: int) -> bool:
@@ -260,4 +268,6 @@ class FeatureFollower:
             name = Content(text) if label else Content.styled(f"→ {text}", "$muted italic")
             marks = FeatureMarks(feature == known.feature, False, known.dense.get(feature))
             rows.append(ListedFeature(feature, value, name, marks))
-        return heading, tuple(rows), "none is active, or they are being read"
+        if arm < 0 or len(known.arms.get(arm, ())) >= len(tokens):
+            return heading, tuple(rows), "none is active" if tokens else "nothing is written yet"
+        return heading, tuple(rows), _WAITED if run.going and not known.live else "they are being read"

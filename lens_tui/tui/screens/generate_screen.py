@@ -426,6 +426,7 @@ class GenerateScreen(LensScreen):
             for lane in self.lanes.lanes:
                 if lane.number == event.cell.arm:
                     lane.follow(run, run.arm_of(lane.number))
+            self.features.follow(self.lens, run)
         if not self._due:  # once for all events of a drain
             self._due = True
             self.call_next(self._sync)
@@ -583,11 +584,11 @@ class GenerateScreen(LensScreen):
         self.lens.copy(lane.text.text, f"the text of {lane.text.arm.name}")
 
     def action_copy_command(self) -> None:
-        """Copy the command that makes this run again."""
+        """Copy the command that makes this run, or the set that shows, again."""
         from lens_tui.tui.screens.export_form import command_of
 
-        run = self.run or RunText.begin(0, self.session)
-        self.lens.copy(command_of(run), "the command")
+        made = self.set or self.run or RunText.begin(0, self.session)
+        self.lens.copy(command_of(made), "the command" if self.set is None else "the command of the set")
 
     def action_export(self) -> None:
         """Ask where, and write the run as JSON, Markdown, CSV, SVG and Python."""

@@ -96,7 +96,7 @@ def read_written(control: Control, job: jobs.ReadWritten, context: Context) -> I
         sae.directions([job.feature])  # checks the id before the long way
     layer, site = place_of(sae.info)
     kept = context.written
-    if kept is None or (kept.job, kept.place) != (job.run, (layer, site)):
+    if kept is None or not job.run or (kept.job, kept.place) != (job.run, (layer, site)):  # 0 says of no run which
         kept = context.written = WrittenActivations(job.run, (layer, site), {})
     features = FeatureEvents(control.id, model, sae)
     for arm, (interventions, ids) in enumerate(job.arms):
