@@ -16,7 +16,7 @@ from lens_tui.tui.app import LensApp
 from lens_tui.tui.keys import SCREENS, split
 from lens_tui.tui.screens import generate_screen
 from lens_tui.tui.screens.everywhere import live_keys
-from lens_tui.tui.widgets.frame import LensScreen, takes_text
+from lens_tui.tui.widgets.frame import LensScreen, Scroll, takes_text
 from lens_tui.tui.widgets.heat_grid import HeatGrid
 from lens_tui.tui.widgets.row_list import RowList
 from lens_tui.tui.widgets.token_view import TokenView
@@ -69,6 +69,8 @@ def has_room(widget: Widget | None, key: str) -> bool:
         return len(widget.rows) > 1
     if isinstance(widget, TokenView):
         return len(widget._layout_of.lines) > 1 if key in UP_AND_DOWN else len(widget.tokens) > 1
+    if isinstance(widget, Scroll):
+        return widget.max_scroll_y > 0
     return not (isinstance(widget, HeatGrid) and widget.blank)
 
 

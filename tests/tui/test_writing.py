@@ -280,3 +280,14 @@ async def test_what_is_pasted_where_nothing_is_written_is_told() -> None:
         (app.focused or app.screen).post_message(events.Paste("x"))
         await settle(app, pilot)
         assert "let go" in [notice.message for notice in app._notifications][-1]
+
+
+async def test_enter_in_an_empty_prompt_says_so_and_goes_on_writing() -> None:
+    async with opened("generate") as (app, pilot):
+        app.store.update(prompt="")
+        await pilot.press("i", "enter")
+        await pilot.pause()
+        assert "Write a prompt first" in [notice.message for notice in app._notifications][-1]
+        await pilot.press("r", "u", "n", "enter")
+        await settle(app, pilot)
+        assert app.store.session.prompt == "run"

@@ -325,7 +325,6 @@ class GenerateScreen(LensScreen):
             self.run.state = "stopped"
         run = RunText.begin(len(self.history) + 1, self.session)
         self.history.append(run)
-
         job = self.features.job(self.lens, run)
         run.job = self._job = self.lens.submit(job, "run", lambda event: self._take(run, event))
         self._show_run(run)
@@ -378,7 +377,8 @@ class GenerateScreen(LensScreen):
     def on_prompt_area_run_asked(self, event: PromptArea.RunAsked) -> None:
         """Enter in the prompt."""
         self.lens.store.update(prompt=event.prompt)
-        self.lanes.focus_lane()
+        if event.prompt:  # one that is empty is asked for: what is typed next belongs in it
+            self.lanes.focus_lane()
         self.lens.action_run()
 
     def on_prompt_area_left(self, event: PromptArea.Left) -> None:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from rich.cells import cell_len
 from textual import events
 from textual.app import ComposeResult, RenderResult
+from textual.binding import Binding
 from textual.containers import Container, Vertical, VerticalScroll
 from textual.content import Content
 from textual.geometry import Size
@@ -363,7 +364,11 @@ class Pane(SessionPart):
 class Scroll(VerticalScroll, inherit_bindings=False):
     """A page longer than its pane: the keys that move in every list move it."""
 
-    BINDINGS = bindings("move")
+    BINDINGS: ClassVar = [
+        key
+        for key in bindings("move")
+        if isinstance(key, Binding) and key.action not in ("cursor_left", "cursor_right")
+    ]
     # With or without the bar a page has one width: it would be laid out anew for the other, and might then need none.
     DEFAULT_CSS = "Scroll { scrollbar-gutter: stable; }"
 
