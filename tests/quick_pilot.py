@@ -99,6 +99,12 @@ async def nothing_due(app: App[Any], within: float = NAP, at_most: float = AT_MO
     return False
 
 
+def due_within(app: App[Any], seconds: float) -> bool:
+    """Whether something will begin by itself within so many seconds from now, however long the wait before was."""
+    loop: Any = asyncio.get_running_loop()
+    return any(when <= loop.time() + seconds for when in _times(app, loop))
+
+
 def _paint(app: App[Any]) -> bool:
     """Have the screen do what its timer would make it do within a sixtieth of a second; whether there was anything."""
     screen = app._screen_stack[-1] if app._screen_stacks.get(app._current_mode) else None

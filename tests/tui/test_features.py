@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -32,7 +33,7 @@ from lens_tui.worker.events import Encoded, FeaturePage, TokenWeight
 from lens_tui.worker.jobs import ReadNeighbours
 from tests.fakes import DEMO_SAE, TEXTS, WIDTH, FakeWorker, bare_facts, label_of, unit_vector
 
-from .opened import PROMPT, app_on, fill, opened, screen_text, settle
+from .opened import PROMPT, WHILE, app_on, fill, opened, screen_text, settle
 
 
 def screen_of(app: LensApp) -> FeaturesScreen:
@@ -233,6 +234,14 @@ async def test_the_prompt_is_read_when_the_screen_opens() -> None:
         await pilot.press("1", "4")
         await settle(app, pilot)
         assert len(asked(app, jobs.Encode)) == 1
+
+
+async def test_an_app_has_not_settled_while_what_began_late_is_to_come() -> None:
+    async with opened("features") as (app, pilot):
+        loop, came = asyncio.get_running_loop(), asyncio.Event()
+        loop.call_later(WHILE / 2, lambda: loop.call_later(WHILE * 0.9, came.set))
+        await settle(app, pilot)
+        assert came.is_set()
 
 
 async def test_before_the_first_reading_the_list_says_nothing_of_features_or_a_contrast() -> None:
