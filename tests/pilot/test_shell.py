@@ -528,6 +528,25 @@ async def test_maximize_and_back() -> None:
         assert "Details" in screen_text(app)
 
 
+@pytest.mark.parametrize("size", [(120, 36), (80, 24)])
+@pytest.mark.parametrize(("screen", "pane"), [("1", "#details"), ("2", "#direction")])
+async def test_a_pane_of_a_set_size_has_the_whole_room_when_maximised(
+    size: tuple[int, int], screen: str, pane: str
+) -> None:
+    app = lens_app(model="demo")
+    async with app.run_test(size=size) as pilot:
+        await settle(pilot)
+        await pilot.press(screen)
+        await settle(pilot)
+        one = app.screen.query_one(pane)
+        next(child for child in one.query("*") if child.focusable).focus()
+        await pilot.press("m")
+        await settle(pilot)
+        assert app.screen.maximized is one
+        assert one.outer_size.width == size[0]
+        assert one.outer_size.height >= size[1] - 6
+
+
 def test_every_footer_word_belongs_to_keys_that_stand_together() -> None:
     words = [key.footer for key in by_id().values() if key.footer]
     assert all(len(word) <= 12 for word in words)
