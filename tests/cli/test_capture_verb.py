@@ -54,7 +54,7 @@ def test_shards_hold_what_the_steered_model_reads_of_each_text(file: Path, tmp_p
     again = data(*arguments, "--site", "mlp_out", "-a", "random:3@1*6")
     assert again == result
     refused = data(*arguments, code=2)
-    assert "another places" in refused["error"]["message"]
+    assert "differ in places" in refused["error"]["message"]
 
 
 def test_losses_of_a_file_are_those_of_each_text_and_of_all_predicted_tokens(file: Path) -> None:

@@ -196,7 +196,7 @@ def test_features_are_printed_with_labels_and_dense_ones_are_marked() -> None:
         assert line.endswith(item["label"] or item["description"])
     assert "≋ dense" in done.stderr
     found = run("search", "door").stdout.splitlines()
-    assert any(line.split()[:1] == ["5327"] and "  ≋ 39%  Narrative scenes" in line for line in found)
+    assert any(line.split()[:1] == ["5327"] and "  ≋ 39%  Vivid physical action" in line for line in found)
 
 
 def test_dense_features_can_be_left_out() -> None:
