@@ -89,3 +89,21 @@ def test_the_files_named_in_contributing_are_there() -> None:
     named = re.findall(r"`([\w/]+\.(?:py|tcss|md))`", (root / "CONTRIBUTING.md").read_text(encoding="utf-8"))
     assert named
     assert [name for name in named if not any(path.endswith(f"/{name}") for path in paths)] == []
+
+
+def test_the_functions_and_classes_named_in_contributing_are_there() -> None:
+    root = Path(__file__).parents[1]
+    files = [path for folder in ("lens_tui", "tests", "benchmarks") for path in (root / folder).rglob("*.py")]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    defined = set(re.findall(r"^\s*(?:(?:async )?def|class) (\w+)|^\s*(\w+)(?=: | = )", code, re.MULTILINE))
+    known = {name for pair in defined for name in pair}
+    page = (root / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    text = page.partition("## The life of a token")[2].partition("## Manner")[0]
+    words = re.findall(r"`([A-Za-z_][\w.]*)`", text)
+    named = [
+        word
+        for word in words
+        if not word.endswith((".py", ".md", ".tcss", ".json")) and word not in ("case", "project_out")
+    ]
+    assert named
+    assert [name for name in named if not {*name.split(".")} <= known] == []
