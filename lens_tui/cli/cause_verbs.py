@@ -14,7 +14,7 @@ from lens_tui.records.graph_plan import GraphFound
 from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line
 
-from .output import confirm, note, print_json, say, say_row, sentences
+from .output import check_target, confirm, note, print_json, say, say_row, sentences
 from .patch_verbs import print_grid, print_trace
 from .sources import Json
 
@@ -172,12 +172,8 @@ def export(
     suffix = place.suffix.lower().removeprefix(".")
     single = suffix if suffix in ("json", "csv") and not place.is_dir() else ""
     asked = formats_of(record.found, formats or single)
-    if single and (asked != (single,) or name):
-        said = f"--name {one_line(name, 60)}" if name else f"--format {' '.join(asked)}"
-        raise LensError(f"--out {one_line(out, 120)} is one {single} file, and {said} says otherwise.", "Give one.")
+    check_target(out, single, asked, name, example=asked[-1], as_json=json)
     if out == "-":
-        if len(asked) != 1 or json:
-            raise LensError("Standard output takes one format.", f"Name it: --format {asked[-1]}.")
         say(cause_text(record.found, asked[0]).removesuffix("\n"))
         return
     if single:

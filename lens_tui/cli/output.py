@@ -190,6 +190,27 @@ def confirm(question: str, refused: str, undone: str, *, as_json: bool) -> None:
         raise LensError(undone, "Say yes, or give --yes.")
 
 
+def check_target(out: str, single: str, formats: Sequence[str], name: str, *, example: str, as_json: bool) -> None:
+    """An export's options have to agree on where it goes.
+
+    Args:
+        out: What ``--out`` says: a folder, a file, or ``-`` for standard output.
+        single: The format of the one file that ``out`` is, or nothing.
+        formats: Those to be written.
+        name: What ``--name`` says.
+        example: A format to name in the hint for standard output.
+        as_json: Whether the verb prints JSON.
+
+    Raises:
+        LensError: For options that contradict each other.
+    """
+    if single and (tuple(formats) != (single,) or name):
+        said = f"--name {one_line(name, 60)}" if name else f"--format {' '.join(formats)}"
+        raise LensError(f"--out {one_line(out, 120)} is one {single} file, and {said} says otherwise.", "Give one.")
+    if out == "-" and (len(formats) != 1 or as_json):
+        raise LensError("Standard output takes one format.", f"Name it: --format {example}.")
+
+
 def asked_in_person() -> bool:
     """Whether standard input is a terminal, at which somebody may answer."""
     return sys.stdin is not None and sys.stdin.isatty()

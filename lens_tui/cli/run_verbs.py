@@ -17,7 +17,7 @@ from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
 from lens_tui.tui.format import figure
 
-from .output import Asked, interruptible, note, print_json, say, say_row, sentences
+from .output import Asked, check_target, interruptible, note, print_json, say, say_row, sentences
 from .sources import Json, asked_adapter, asked_dequantize, open_sae
 
 if TYPE_CHECKING:
@@ -160,12 +160,8 @@ def export(
     place = expanded(out)
     single = file_format(place)
     record, asked = open_run(run), formats_of(formats or single or " ".join(FORMATS))
-    if single and (asked != (single,) or name):
-        said = f"--name {one_line(name, 60)}" if name else f"--format {' '.join(asked)}"
-        raise LensError(f"--out {one_line(out, 120)} is one {single} file, and {said} says otherwise.", "Give one.")
+    check_target(out, single, asked, name, example="py", as_json=json)
     if out == "-":
-        if len(asked) != 1 or json:
-            raise LensError("Standard output takes one format.", "Name it: --format py.")
         say(FORMATS[asked[0]](record).removesuffix("\n"))
         return
     if single:

@@ -243,14 +243,11 @@ def traced(hooked: Hooked, ids: Any, site: str, plan: dict[str, Any]) -> Any:
     return np.array(samples)
 
 
-def transformer_lens(folder: Path) -> None:
-    """The same cells and estimates by TransformerLens' own functions."""
+def bridged(plan: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
+    """The plan's model in TransformerLens, both prompts' ids, and the metric of logits."""
     import torch
-    from transformer_lens import patching
     from transformer_lens.model_bridge import TransformerBridge
-    from transformer_lens.tools.analysis.attribution_patching import attribution_patch
 
-    plan = json.loads((folder / "plan.json").read_text())
     model = TransformerBridge.boot_transformers(
         plan["model"], hf_model=network(plan), device="cpu", dtype=torch.float32
     )
@@ -259,6 +256,17 @@ def transformer_lens(folder: Path) -> None:
     def metric(logits: Any) -> Any:
         return logits[0, -1, plan["answer"]] - logits[0, -1, plan["wrong"]]
 
+    return model, clean, corrupted, metric
+
+
+def transformer_lens(folder: Path) -> None:
+    """The same cells and estimates by TransformerLens' own functions."""
+    import torch
+    from transformer_lens import patching
+    from transformer_lens.tools.analysis.attribution_patching import attribution_patch
+
+    plan = json.loads((folder / "plan.json").read_text())
+    model, clean, corrupted, metric = bridged(plan)
     with torch.no_grad():
         _, cache = model.run_with_cache(clean)
         functions = {
@@ -280,17 +288,9 @@ def transformer_lens_paths(folder: Path) -> None:
     """(senders, layers, heads): the metric with what a head sends to the queries of one behind it, by its own sweep."""
     import torch
     from transformer_lens import patching
-    from transformer_lens.model_bridge import TransformerBridge
 
     plan = json.loads((folder / "plan.json").read_text())
-    model = TransformerBridge.boot_transformers(
-        plan["model"], hf_model=network(plan), device="cpu", dtype=torch.float32
-    )
-    clean, corrupted = (torch.tensor([plan[name]]) for name in ("clean", "corrupted"))
-
-    def metric(logits: Any) -> Any:
-        return logits[0, -1, plan["answer"]] - logits[0, -1, plan["wrong"]]
-
+    model, clean, corrupted, metric = bridged(plan)
     with torch.no_grad():
         caches = [model.run_with_cache(ids)[1] for ids in (clean, corrupted)]
         rows = [
