@@ -140,7 +140,7 @@ class LensApp(LensHost, inherit_bindings=False):
         self._after_first_frame: list[Callable[[], object]] = []
         self.problems = list(start.problems)
         self.last_words = ""
-        self.looks = Looks(self, start.theme_folders)
+        self.looks = Looks(self, start.theme_folders, start.dark)
         self.problems += self.looks.begin(start.theme)
         self.use_keymap(start.keys)
         self.reduced_motion = start.reduced_motion

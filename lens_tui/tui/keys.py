@@ -26,7 +26,7 @@ SCREENS: tuple[tuple[str, str], ...] = (
     ("lens", "Lens"),
     ("causes", "Causes"),
 )
-"""The screens in their order: mode name and title. Their digits are 1 to 6."""
+"""The screens in their order: mode name and title. Each is opened by the digit of its place, from 1 on."""
 
 PANES: tuple[str, ...] = ("dose", "set", "graph")
 """Scopes of one pane of a screen: while it has the focus, its keys win over the screen's."""

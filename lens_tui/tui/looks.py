@@ -28,11 +28,12 @@ class Looks:
     Args:
         app: whose theme it is; its ``themes`` are filled.
         folders: where the user's theme files are, besides those of the app.
+        dark: whether the terminal is taken for a dark one until it says what it is.
     """
 
-    def __init__(self, app: LensHost, folders: tuple[Path, ...]) -> None:
+    def __init__(self, app: LensHost, folders: tuple[Path, ...], dark: bool = True) -> None:
         self._app, self._folders = app, folders
-        self._dark = True
+        self._dark = dark
         self._timer: Timer | None = None
         self._seen: dict[Path, int] = {}
         self._said: tuple[str, ...] = ()
@@ -46,11 +47,11 @@ class Looks:
         app, problems = self._app, self._read()
         self._said = tuple(problems)
         self.following = wanted in ("", FOLLOW)
-        name = themes.DEFAULT_THEME if self.following else wanted
+        name = self.theme_of(FOLLOW) if self.following else wanted
         if name not in app.themes:
             known = ", ".join((FOLLOW, *app.themes))
             problems.append(f"There is no theme {one_line(name, 60)!r}; there are {known}.")
-            name = themes.DEFAULT_THEME
+            name = self.theme_of(FOLLOW)
         app.set_reactive(type(app).theme, name)
         app._refresh_truecolor_filter(app.ansi_theme)  # made with Textual's own theme, before there was ours
         dark = app.themes[name].dark

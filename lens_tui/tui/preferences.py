@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_COLORS = re.compile(r"(?:[0-9]{1,3}|default);(?:(?:[0-9]{1,3}|default);)?([0-9]{1,2})")
+_DARK = {0, 1, 2, 3, 4, 5, 6, 8}
+_SIXTEEN = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
@@ -28,6 +33,7 @@ class Start:
         sampling: the settings of a run.
         theme: a theme's name; ``""`` for the usual one.
         theme_folders: where to look for more themes.
+        dark: whether the terminal is taken for a dark one until it says what it is.
         tint: how values show.
         keys: the user's ``[keys]``.
         problems: sentences to show at the start, before those about theme and keys.
@@ -47,6 +53,7 @@ class Start:
     sampling: Sampling = field(default_factory=Sampling)
     theme: str = ""
     theme_folders: tuple[Path, ...] = ()
+    dark: bool = True
     tint: str = "tint"
     keys: Mapping[str, str] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
@@ -99,6 +106,18 @@ def preferences() -> Preferences:
         tuple(settings.models.folders),
         settings.models.dequantize,
     )
+
+
+def dark_by_variable(colors: str) -> bool:
+    """Whether the terminal that wrote ``COLORFGBG`` has a dark background; dark where it says nothing of use.
+
+    Args:
+        colors: Text, sometimes one more, and background, as numbers of the terminal's 16 colours: ``0;15``. Black,
+            the six dull colours and dark grey (8) are dark grounds, light grey (7) and the bright ones light.
+    """
+    found = _COLORS.fullmatch(colors)
+    ground = int(found[1]) if found else 0
+    return ground in _DARK or ground >= _SIXTEEN
 
 
 def remember_theme(name: str) -> str:

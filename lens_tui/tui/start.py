@@ -20,7 +20,7 @@ from lens_tui.records.info import Dequantize
 from lens_tui.records.log import open_for_appending, start_log
 from lens_tui.worker.thread import Worker, WorkerLike, end_process
 
-from .preferences import Start, preferences
+from .preferences import Start, dark_by_variable, preferences
 
 if TYPE_CHECKING:
     from lens_tui.records.session_file import CutOff
@@ -105,6 +105,7 @@ def make_app(
         model="demo" if demo else model or user.model,
         theme=theme or user.theme,
         theme_folders=(paths.themes_folder(),),
+        dark=dark_by_variable(os.environ.get("COLORFGBG", "")),
         keys={**user.keys, **(keymap or {})},
         tint=user.tint,
         reduced_motion=user.motion == "reduced" or os.environ.get(REDUCED_MOTION, "") not in ("", "0"),

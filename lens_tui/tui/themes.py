@@ -7,7 +7,8 @@ have the same format; a file that cannot be used is reported, never fatal.
 CSS and widgets read: ``$muted``, ``$hairline``, ``$accent``, ``$heat-0`` to
 ``$heat-7`` with ``$heat-text-0`` to ``-7`` (text that reads on that step), and
 ``$sign-0`` to ``$sign-8`` with ``$sign-text-0`` to ``-8``. ``$sign-neg`` and
-``$sign-pos`` are the two ends.
+``$sign-pos`` are the two ends. ``$cursor`` with ``$cursor-text`` is the ground of the
+cell or token under the cursor, unlike every step of ``heat``.
 
 A colour is written as ``#rrggbb`` or as one of the terminal's own 16: ``ansi_default``, ``ansi_red``,
 ``ansi_bright_blue``. What those look like nobody knows here, so a theme that has any gives its ramps a list ``text``
@@ -20,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from textual.color import Color
+from textual.color import Color, rgb_to_lab
 from textual.theme import Theme
 
 from lens_tui.records import LensError
@@ -31,6 +32,8 @@ DEFAULT_THEME, LIGHT_THEME = "ink", "paper"
 HEAT_STEPS = 8
 SIGN_STEPS = 9
 _MAX_NAME = 60
+CLEARLY = 20.0
+"""How far apart in CIE L*a*b* two grounds are that nobody takes for one another."""
 _COLORS = (
     "background", "surface", "panel", "foreground", "muted", "hairline", "accent", "success", "warning", "error",
 )  # fmt: skip
@@ -125,7 +128,22 @@ def variables(colors: Mapping[str, str], ramps: Mapping[str, Ramp]) -> dict[str,
             out[f"{prefix}-{index}"] = step
             out[f"{prefix}-text-{index}"] = texts[index] if texts else readable_on(step, ends)
     out["sign-neg"], out["sign-pos"] = out["sign-0"], out[f"sign-{SIGN_STEPS - 1}"]
+    native = any(color.startswith("ansi_") for color in (*colors.values(), *ramps["heat"][0]))
+    out["cursor"] = ends[1] if native else _unlike(ramps["heat"][0], (ends[1], accent, *ends[:1]))
+    out["cursor-text"] = ends[0] if native else readable_on(out["cursor"], ends)
     return out
+
+
+def difference(first: str, second: str) -> float:
+    """How far apart two colours look: their distance in CIE L*a*b*, about 2.3 where one begins to see it."""
+    (l1, a1, b1), (l2, a2, b2) = rgb_to_lab(Color.parse(first)), rgb_to_lab(Color.parse(second))
+    return float(((l1 - l2) ** 2 + (a1 - a2) ** 2 + (b1 - b2) ** 2) ** 0.5)
+
+
+def _unlike(steps: Sequence[str], choices: Sequence[str]) -> str:
+    """The first choice that is clearly unlike every step; if none is, the one that is most unlike."""
+    least = {choice: min(difference(choice, step) for step in steps) for choice in choices}
+    return next((choice for choice in choices if least[choice] >= CLEARLY), max(choices, key=least.__getitem__))
 
 
 def luminance(color: str) -> float:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from rich.style import Style
 from textual import constants
 from textual.widgets import Input
 
@@ -13,9 +14,11 @@ from lens_tui.records import paths
 from lens_tui.records.settings import load_settings
 from lens_tui.tui import themes
 from lens_tui.tui.driver import PIECES_PATIENCE, TerminalText
-from lens_tui.tui.preferences import Start
+from lens_tui.tui.preferences import Start, dark_by_variable
 from lens_tui.tui.start import make_app
 from lens_tui.tui.themes import bundled_dir
+from lens_tui.tui.widgets.heat_grid import HeatGrid
+from lens_tui.tui.widgets.token_layout import TokenStyles
 from tests.apps import lens_app, painted, screen_text, settle
 from tests.fakes import FakeWorker
 
@@ -91,6 +94,40 @@ async def test_without_a_choice_the_theme_follows_the_terminal() -> None:
         app.terminal_is(True)
         assert app.theme == "ember"
         app.looks.show("auto")
+        assert app.theme == "ink"
+
+
+@pytest.mark.parametrize(
+    ("colors", "dark"),
+    [
+        ("0;15", False),
+        ("15;0", True),
+        ("0;7", False),
+        ("12;8", True),
+        ("0;default;15", False),
+        ("default;default;0", True),
+        *((f"0;{ground}", ground in (0, 1, 2, 3, 4, 5, 6, 8)) for ground in range(16)),
+        *((odd, True) for odd in ("", "15", ";15", "0;", "0;16", "0;99", "0;-1", "0;+15", "0;1 5", " 0;15", "0;15\n")),
+        *((odd, True) for odd in ("default;default", "0;٩", "0;0;0;15", "0;15;", "\x1b[0;15m", "0;" + "15" * 9999)),
+    ],
+)
+def test_the_variable_of_a_silent_terminal_is_read_and_what_is_odd_in_it_is_dark(colors: str, dark: bool) -> None:
+    assert dark_by_variable(colors) is dark
+
+
+async def test_a_terminal_that_answers_nothing_is_light_by_its_variable_until_it_says_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LENS_TUI_HOME", str(tmp_path))
+    monkeypatch.setenv("COLORFGBG", "0;15")
+    assert make_app(FakeWorker()).start_with.dark is False
+    app = lens_app(dark=False)
+    assert app.theme == "paper"
+    async with app.run_test() as pilot:
+        await settle(pilot)
+        assert app.theme == "paper"
+        assert app.looks.following
+        app.terminal_is(True)
         assert app.theme == "ink"
 
 
@@ -215,3 +252,55 @@ def test_reduced_motion_is_a_setting_and_a_variable(tmp_path: Path, monkeypatch:
     paths.settings_file().write_text('[look]\nmotion = "reduced"\n')
     wanted.append(make_app(FakeWorker()).start_with)
     assert [start.reduced_motion for start in wanted] == [False, False, True, True]
+
+
+def _seen(style: Style) -> tuple[str, str]:
+    """The text's colour and the ground's, as the terminal would show them."""
+    assert style.color is not None
+    assert style.bgcolor is not None
+    text, ground = style.color.name, style.bgcolor.name
+    return (ground, text) if style.reverse else (text, ground)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in bundled_dir().glob("*.toml")))
+async def test_the_cursor_of_a_heat_map_shows_at_every_shade(name: str) -> None:
+    app = lens_app(screen="lens", theme=name)
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(pilot)
+        grid = app.screen.query_one("#grid", HeatGrid)
+        levels = list(range(8))
+        grid.show([f"c{level}" for level in levels], ["L0"], [[(f"cell{level}", level) for level in levels]])
+        for level in levels:
+            grid.move_to(0, level)
+            await settle(pilot)
+            cells = {
+                segment.text.strip(): segment.style
+                for strip in painted(app)
+                for segment in strip
+                if segment.style is not None and segment.text.startswith("cell")
+            }
+            assert len(cells) == 8
+            here = cells.pop(f"cell{level}")
+            assert here.bold
+            assert not any(style.bold or style.reverse for style in cells.values())
+            if app.theme_variables["cursor"].startswith("ansi_"):
+                assert here.reverse  # by the terminal, whose colours nobody knows
+                continue
+            text, ground = _seen(here)
+            assert themes.contrast(text, ground) >= 4.5
+            for style in cells.values():
+                assert themes.difference(ground, _seen(style)[1]) >= themes.CLEARLY
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in bundled_dir().glob("*.toml")))
+async def test_the_cursor_of_a_text_shows_at_every_shade(name: str) -> None:
+    app = lens_app(theme=name)
+    async with app.run_test():
+        styles = TokenStyles.of(app.theme_variables, Style(color="#808080", bgcolor="#808080"))
+        if app.theme_variables["cursor"].startswith("ansi_"):
+            assert styles.cursor.reverse
+            return
+        text, ground = _seen(styles.cursor)
+        assert themes.contrast(text, ground) >= 4.5
+        for style in styles.heat[1:]:
+            assert themes.difference(ground, _seen(style)[1]) >= themes.CLEARLY

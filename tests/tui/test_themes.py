@@ -70,6 +70,32 @@ def test_text_reads_on_the_background(theme: object) -> None:
     assert themes.contrast(back, theme.variables["muted"]) >= least  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("theme", ALL, ids=lambda theme: theme.name)
+def test_the_cursor_is_clearly_unlike_every_shade_and_its_text_reads(theme: object) -> None:
+    variables, back = theme.variables, theme.background  # type: ignore[attr-defined]
+    for ground in (back, *ramp(theme, "heat", 8)):
+        assert themes.difference(variables["cursor"], ground) >= themes.CLEARLY, ground
+    assert themes.contrast(variables["cursor"], variables["cursor-text"]) >= 4.5
+
+
+def test_how_far_apart_colours_look_is_what_others_compute() -> None:
+    assert themes.difference("#ffffff", "#000000") == pytest.approx(100.0, abs=0.1)
+    assert themes.difference("#ff0000", "#00ff00") == pytest.approx(170.6, abs=0.5)  # Bruce Lindbloom's calculator
+    assert themes.difference("#123456", "#123456") == 0.0
+
+
+def test_a_theme_whose_shades_are_like_its_text_and_accent_has_a_cursor_all_the_same() -> None:
+    data = tomllib.loads((themes.bundled_dir() / "contrast.toml").read_text())
+    data["colors"]["accent"] = "#dadada"
+    theme = themes.theme_from(data, "mine")
+    least = {
+        color: min(themes.difference(color, step) for step in ramp(theme, "heat", 8))
+        for color in ("#FFFFFF", "#DADADA", "#000000")
+    }
+    assert theme.variables["cursor"] == max(least, key=lambda color: least[color])
+    assert themes.contrast(theme.variables["cursor"], theme.variables["cursor-text"]) >= 4.5
+
+
 def test_contrast_is_wcags() -> None:
     assert themes.contrast("#000000", "#ffffff") == pytest.approx(21.0)
     assert themes.contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)

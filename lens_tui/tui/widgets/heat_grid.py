@@ -20,6 +20,8 @@ CELL, WIDEST = 9, 19
 TALLEST = 3
 """Rows of the screen to a row of the grid at most."""
 NAME = 5
+CURSOR = "bold reverse $cursor on $cursor-text"
+"""Reversed, so that it shows too where there are no colours or only the terminal's own."""
 
 Span = str | tuple[str, str]
 
@@ -161,7 +163,7 @@ class HeatGrid(Widget, can_focus=True):
         else:
             cell = fit(_dotted(text), self.cell_width - 1)
             style = f"$heat-text-{level} on $heat-{level}" if level and self.mode == "tint" else ""
-        return (cell, "bold reverse" if here else style) if here or style else cell
+        return (cell, CURSOR if here else style) if here or style else cell
 
     def action_cursor_up(self) -> None:
         """A layer later: later layers are above."""

@@ -241,15 +241,15 @@ class TokenStyles:
         )
         muted = base + Style(color=color("muted"))
         twin = tuple(base + Style(color=color(f"heat-{max(3, level)}")) for level in range(1, N_LEVELS))
-        foreground, background = color("foreground"), color("background")
+        ground = color("cursor")
         return cls(
             base=base,
             heat=(base, *heat),
             twin=(base + Style(color=color("hairline")), *twin),
             muted=muted,
             accent=base + Style(color=color("accent")),
-            cursor=base + Style(color=background, bgcolor=foreground, bold=True),
-            cursor_edge=base + Style(color=foreground),
+            cursor=base + Style(color=ground, bgcolor=color("cursor-text"), bold=True, reverse=True),
+            cursor_edge=base + Style(color=ground),
             mark=Style(underline=True, bold=True),
         )
 
