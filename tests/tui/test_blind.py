@@ -119,6 +119,107 @@ async def test_greedy_texts_are_judged_once_a_prompt() -> None:
         assert not isinstance(app.screen, BlindScreen)
 
 
+async def test_a_trial_that_is_left_while_it_is_written_is_stopped_and_coming_back_goes_on() -> None:
+    async with opened("generate") as (app, pilot):
+        screen = await start(app, pilot, temp=0.7, seed=5)
+        await pilot.press("2")
+        await settle(app, pilot)
+        app.worker.hold()  # type: ignore[attr-defined]
+        await pilot.press("1")
+        await pilot.pause()
+        left = screen._run
+        assert left is not None
+        assert left.going
+        await pilot.press("escape")
+        app.worker.release()  # type: ignore[attr-defined]
+        await settle(app, pilot)
+        assert isinstance(app.screen, GenerateScreen)
+        assert left.state == "stopped"
+        assert app.worker.stopped == [screen._job]  # type: ignore[attr-defined]
+        assert "was being written is stopped. 2 are judged: B goes on" in " ".join(
+            notice.message for notice in app._notifications
+        )
+        await pilot.press("B")
+        await settle(app, pilot)
+        again = blind(app)
+        assert again is not screen
+        assert "2 judged, 0 ties" in screen_text(app)
+        assert again._run is not left
+        assert again._session.sampling.seed == 7
+        await pilot.press("u")
+        assert len(again._judged) == 1
+        await pilot.press("v")
+        await pilot.pause()
+        assert "share of 1 that were no tie" in screen_text(app)
+
+
+async def test_a_trial_written_behind_one_that_was_taken_back_is_stopped_too() -> None:
+    async with opened("generate") as (app, pilot):
+        screen = await start(app, pilot, temp=0.7)
+        app.worker.hold()  # type: ignore[attr-defined]
+        await pilot.press("1", "u", "escape")
+        app.worker.release()  # type: ignore[attr-defined]
+        await settle(app, pilot)
+        assert screen._made is not screen._run
+        assert screen._made is not None
+        assert screen._made.state == "stopped"
+
+
+async def test_a_trial_that_can_still_be_judged_shows_again_and_other_arms_begin_anew() -> None:
+    async with opened("generate") as (app, pilot):
+        screen = await start(app, pilot, temp=0.7, seed=5)
+        await pilot.press("2")
+        await settle(app, pilot)
+        waiting = screen._run
+        await pilot.press("escape", "B")
+        await settle(app, pilot)
+        assert blind(app)._run is waiting
+        assert len(blind(app)._judged) == 1
+        await pilot.press("escape", "i", "ctrl+u", *"Sea", "escape", "B")
+        await settle(app, pilot)
+        assert blind(app)._session.prompt == "Sea"
+        assert "1 judged" in screen_text(app), "the arms are the same: the tally goes on"
+        await pilot.press("escape", "plus", "B")
+        await settle(app, pilot)
+        assert "0 judged" in screen_text(app)
+
+
+async def test_what_is_known_is_not_shown_again_to_be_judged() -> None:
+    async with opened("generate") as (app, pilot):
+        screen = await start(app, pilot, temp=0.7, seed=5)
+        await pilot.press("v", "escape", "B")
+        await settle(app, pilot)
+        assert blind(app)._session.sampling.seed == 6
+        assert blind(app)._run is not screen._run
+    async with opened("generate") as (app, pilot):
+        screen = await start(app, pilot)  # greedy: there is no other text
+        await pilot.press("v", "escape", "B")
+        await settle(app, pilot)
+        assert blind(app)._run is screen._run
+        assert blind(app)._revealed
+        await pilot.press("1")
+        assert not blind(app)._judged
+
+
+async def test_a_set_that_is_left_goes_on_at_the_trial_it_was_left_at() -> None:
+    async with opened("generate") as (app, pilot):
+        await pilot.press("S", "down", "down", "3", "enter")
+        await settle(app, pilot)
+        await pilot.press("B", "1")
+        await settle(app, pilot)
+        await pilot.press("escape", "B")
+        await settle(app, pilot)
+        assert "trial 2 of 3" in screen_text(app)
+        await pilot.press("1", "1")
+        await settle(app, pilot)
+        assert blind(app)._revealed
+        await pilot.press("escape", "B")
+        await settle(app, pilot)
+        assert "share of 3 that were no tie over 3 prompts" in screen_text(app)
+        await pilot.press("1")
+        assert len(blind(app)._judged) == 3
+
+
 async def test_judgements_are_kept_beside_their_runs(tmp_path: Path) -> None:
     async with opened("generate") as (app, pilot):
         database = tmp_path / "runs.db"

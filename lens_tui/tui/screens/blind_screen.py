@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from textual import work
 from textual.app import ComposeResult
@@ -35,6 +36,38 @@ NARROW = 34
 """Columns below which lanes stand below each other."""
 
 
+@dataclass
+class Sitting:
+    """What was judged in one go, and where it was left: it goes on while the arms are the same.
+
+    Attributes:
+        began: The session that it was begun in, or gone on with.
+        session: That session with the prompt and the seed of the last trial.
+        trials: Those of a set, empty where each trial is made.
+        judged: What was judged, in its order.
+        run: The last trial.
+        revealed: Whether the last trial's names are known.
+    """
+
+    began: Session
+    session: Session
+    trials: tuple[RunText, ...]
+    judged: list[tuple[RunText, Judgement]]
+    run: RunText | None = None
+    revealed: bool = False
+
+    def is_of(self, session: Session, trials: Sequence[RunText]) -> bool:
+        """Whether these arms, or these trials of a set, are the ones it judged."""
+        if trials or self.trials:
+            return [id(run) for run in trials] == [id(run) for run in self.trials]
+        mine, others = ([arm.interventions for _, arm in plan(item)] for item in (self.began, session))
+        return self.began.model == session.model and mine == others
+
+    def asks_as(self, session: Session) -> bool:
+        """Whether prompt and settings were left as they are."""
+        return (self.began.question, self.began.sampling) == (session.question, session.sampling)
+
+
 class BlindLane(Pane):
     """A text without a name, a figure or a shade."""
 
@@ -46,12 +79,13 @@ class BlindLane(Pane):
         super().__init__(letter, self.view)
 
 
-class BlindScreen(Dialog[None]):
+class BlindScreen(Dialog["Sitting | None"]):
     """Trials of the session's arms: each is run, shown in an order of its own, and judged before the next one.
 
     ``runs`` are this session's, to which the trials are added; ``database`` is where runs and judgements are kept,
     ``None`` where none are. ``run`` is the first trial if it is one of the arms as they are and has ended. ``trials``
-    are those of a set of prompts, which are judged in their order, each once, and no other is made.
+    are those of a set of prompts, which are judged in their order, each once, and no other is made. ``before`` is what
+    was judged of the same arms and left: it goes on. A trial that is left while it is being written is stopped.
     """
 
     BINDINGS = [
@@ -61,7 +95,7 @@ class BlindScreen(Dialog[None]):
         ("i,p", "prompt", "prompt"),
         ("u", "undo", "undo"),
         ("v", "reveal", "reveal"),
-        ("escape,q", "dismiss", "back"),
+        ("escape,q", "leave", "back"),
     ]
     DEFAULT_CSS = """
     BlindScreen .dialog { width: 100%; max-width: 100%; height: 100%; max-height: 100%; padding: 1 1 0 1; }
@@ -80,15 +114,19 @@ class BlindScreen(Dialog[None]):
         database: Path | None,
         run: RunText | None = None,
         trials: Sequence[RunText] = (),
+        before: Sitting | None = None,
     ) -> None:
         super().__init__()
+        self._began, self._before = session, before
         self._session, self._runs, self._database, self._trials = session, runs, database, tuple(trials)
         count = len(self._trials[0].arms) if self._trials else len(plan(session))
         self._lanes = [BlindLane(letter) for letter in LETTERS[:count]]
         self._first = self._trials[0] if self._trials else run
         self._run: RunText | None = None
         self._order: list[int] = []
-        self._judged: list[tuple[RunText, Judgement]] = []
+        self._job, self._gone = 0, False
+        self._made: RunText | None = None
+        self._judged: list[tuple[RunText, Judgement]] = before.judged if before is not None else []
         self._revealed = False
         self._chance = random.SystemRandom()
 
@@ -107,8 +145,10 @@ class BlindScreen(Dialog[None]):
             yield Static("", id="blind-keys")
 
     def on_mount(self) -> None:
-        """The run that is there is the first trial, else one is made."""
-        if self._first is not None:
+        """The run that is there is the first trial, else one is made; or it goes on where it was left."""
+        if self._before is not None and (self._trials or self._before.asks_as(self._session)):
+            self._take_up(self._before)
+        elif self._first is not None:
             self._show(self._first)
         else:
             self._make(self._session.prompt, self._session.sampling.seed)
@@ -118,6 +158,35 @@ class BlindScreen(Dialog[None]):
         narrow = self.size.width // max(1, len(self._lanes)) < NARROW
         self.query_one("#blind-lanes").set_class(narrow, "-stacked")
 
+    # -- leaving and coming back
+
+    def _take_up(self, before: Sitting) -> None:
+        """The trial that was left if it can still be judged, else the next one."""
+        run, self._session = before.run, before.session
+        if run is None or run.state != "done":
+            self._make(self._session.prompt, self._session.sampling.seed)  # it was stopped, or failed
+            return
+        self._show(run)
+        if before.revealed and not self._trials and self._session.sampling.temp:
+            self.action_next()
+        elif before.revealed:
+            self.action_reveal()
+        if self._judged:
+            self.lens.say(f"Going on: {many(len(self._judged), 'trial')} {_is_or_are(len(self._judged))} judged.")
+
+    def action_leave(self) -> None:
+        """Back; what is being written for a trial that nobody will see is stopped. What was judged stays."""
+        run, count = self._run, len(self._judged)
+        cut = self._made is not None and self._made.going  # also behind a trial that was taken back
+        if cut:
+            self.lens.worker.stop(self._job)
+        if cut or (count and not self._revealed):
+            stopped = "The trial that was being written is stopped. " if cut else ""
+            key = self.lens.key_text("generate.blind")
+            self.lens.say(f"{stopped}{count} {_is_or_are(count)} judged: {key} goes on, v there reveals.")
+        self._gone = True
+        self.dismiss(Sitting(self._began, self._session, self._trials, self._judged, run, self._revealed))
+
     # -- trials
 
     def _make(self, prompt: str, seed: int) -> None:
@@ -125,13 +194,14 @@ class BlindScreen(Dialog[None]):
         self._session = replace(self._session, prompt=prompt, sampling=sampling)
         run = RunText.begin(len(self._runs) + 1, self._session)
         self._runs.append(run)
+        self._made = run
         job = Compare(run.prompt, tuple(text.arm for text in run.arms), run.sampling, run.raw, turns=run.turns)
-        self.lens.submit(job, "run", lambda event: self._take(run, event))
+        self._job = self.lens.submit(job, "run", lambda event: self._take(run, event))
         self._show(run)
 
     def _take(self, run: RunText, event: Event) -> None:
         run.apply(event)
-        if isinstance(event, JobDone | JobFailed) and run is self._run and self.is_mounted:
+        if isinstance(event, JobDone | JobFailed) and run is self._run and not self._gone:
             self._fill()
 
     def _show(self, run: RunText) -> None:
@@ -162,7 +232,7 @@ class BlindScreen(Dialog[None]):
 
     @property
     def _is_judged(self) -> bool:
-        return bool(self._judged) and self._judged[-1][0] is self._run
+        return any(run is self._run for run, _ in self._judged)
 
     def action_prefer(self, place: int) -> None:
         """Prefer the lane at a place, counted from 1; 0 is a tie. The next seed follows where there is chance."""
@@ -329,6 +399,10 @@ def _lines(contests: Sequence[Contest]) -> Content:
     return Content("\n").join(rows)
 
 
+def _is_or_are(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
 def judge_set(lens: LensHost, shown: SetText, history: list[RunText]) -> None:
     """Judge the arms of a set, one trial for each of its prompts; says why where that cannot be done yet."""
     trials = [run for _, run in sorted(shown.runs.items()) if run.state == "done"]
@@ -337,7 +411,7 @@ def judge_set(lens: LensHost, shown: SetText, history: list[RunText]) -> None:
     elif len(shown.arms) > len(LETTERS):
         lens.say(f"A blind trial shows at most {many(len(LETTERS), 'text')}; this set has {len(shown.arms)}.")
     else:
-        lens.push_screen(BlindScreen(lens.store.session, history, lens.history, trials=trials))
+        _sit(lens, history, lambda: None, trials=trials)
 
 
 def judge_arms(lens: LensHost, run: RunText | None, history: list[RunText], done: Callable[[], None]) -> None:
@@ -354,4 +428,28 @@ def judge_arms(lens: LensHost, run: RunText | None, history: list[RunText], done
         lens.say("A blind judgement needs a model, a prompt and something that is steered.")
         return
     first = run if run is not None and run.state == "done" and run.is_of(RunText.begin(0, session)) else None
-    lens.push_screen(BlindScreen(session, history, lens.history, first), lambda _: done())
+    _sit(lens, history, done, run=first)
+
+
+_LAST: WeakKeyDictionary[LensHost, Sitting] = WeakKeyDictionary()
+"""The last sitting of an app, to be gone on with."""
+
+
+def _sit(
+    lens: LensHost,
+    history: list[RunText],
+    done: Callable[[], None],
+    run: RunText | None = None,
+    trials: Sequence[RunText] = (),
+) -> None:
+    """Open the screen, on the last sitting if that was of the same arms or set."""
+    session, before = lens.store.session, _LAST.get(lens)
+    if before is not None and not before.is_of(session, trials):
+        before = None
+
+    def left(sitting: Sitting | None) -> None:
+        if sitting is not None:
+            _LAST[lens] = sitting
+        done()
+
+    lens.push_screen(BlindScreen(session, history, lens.history, run, trials, before), left)
