@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar, overload
 
 import numpy as np
 from textual.content import Content
@@ -23,6 +24,30 @@ MOST_HEADS = 12
 """Heads of a layer that are listed in their order; of more the largest."""
 
 Span = str | tuple[str, str]
+Item = TypeVar("Item")
+
+
+class Lazily(Sequence[Item]):
+    """So many items, each made when it is asked for: of a large grid only what shows is ever made."""
+
+    def __init__(self, count: int, item: Callable[[int], Item]) -> None:
+        self._count, self._item = count, item
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, place: int) -> Item: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Item]: ...
+
+    def __getitem__(self, place: int | slice) -> Item | Sequence[Item]:
+        if isinstance(place, slice):
+            return [self._item(at) for at in range(*place.indices(self._count))]
+        if not 0 <= place < self._count:
+            raise IndexError(place)
+        return self._item(place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +175,19 @@ def look_cells(pattern: AttentionPattern, place: int) -> list[list[tuple[str, in
     """For each head, the last one first, how much token ``place`` looks at each one up to it, with its level."""
     rows = pattern.weights[::-1, place, : place + 1].tolist()
     return [[(_share(value), share_level(value, 1.0) if value >= 0.01 else 0) for value in row] for row in rows]
+
+
+def pattern_cells(pattern: AttentionPattern, head: int) -> Sequence[Sequence[tuple[str, int]]]:
+    """For each token, the last one first, how much one head looks from it at each one up to it, with its level."""
+    weights, count = pattern.weights[head], len(pattern.token_ids)
+
+    def cell(place: int, source: int) -> tuple[str, int]:
+        if source > place:
+            return "", 0
+        value = float(weights[place, source])
+        return _share(value), share_level(value, 1.0) if value >= 0.01 else 0
+
+    return Lazily(count, lambda row: Lazily(count, lambda source: cell(count - 1 - row, source)))
 
 
 def look_lines(

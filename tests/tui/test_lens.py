@@ -11,7 +11,16 @@ from lens_tui.records.interventions import amount_of
 from lens_tui.records.measures import Part
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.format import signed
-from lens_tui.tui.parts_text import columns_of, layer_parts, logit_lines, look_cells, look_lines, signed_bar
+from lens_tui.tui.parts_text import (
+    Lazily,
+    columns_of,
+    layer_parts,
+    logit_lines,
+    look_cells,
+    look_lines,
+    pattern_cells,
+    signed_bar,
+)
 from lens_tui.tui.reading_text import cell_lines, cells, details, rank_level
 from lens_tui.tui.screens.lens_screen import ReadoutScreen
 from lens_tui.tui.widgets.heat_grid import _window
@@ -339,6 +348,71 @@ async def test_a_head_is_chosen_by_moving_and_says_what_it_adds() -> None:
         assert screen.heads.head == 2
         parts = fake_parts(of(app, ReadParts)[-1])
         assert signed(float(parts.heads[7].values[2, 0]), 3) in screen_text(app)
+
+
+def test_a_heads_pattern_is_the_heads_weights_and_nothing_is_seen_of_what_comes_later() -> None:
+    pattern = fake_pattern(ReadPattern("a b c d e", (), None, 2))
+    count = len(pattern.token_ids)
+    for head in (0, 3):
+        cells = pattern_cells(pattern, head)
+        assert len(cells) == len(cells[0]) == count
+        for place in range(count):
+            row = [text for text, _ in cells[count - 1 - place]]
+            assert row[: place + 1] == [text for text, _ in look_cells(pattern, place)[len(pattern.weights) - 1 - head]]
+            assert row[place + 1 :] == [""] * (count - place - 1)
+
+
+def test_only_what_is_asked_for_is_made() -> None:
+    made: list[int] = []
+
+    def make(at: int) -> int:
+        made.append(at)
+        return at
+
+    items = Lazily(10**9, make)
+    assert items[7] == 7
+    assert list(items[3:9:3]) == [3, 6]
+    assert made == [7, 3, 6]
+    assert len(items) == 10**9
+    for beyond in (-1, 10**9):
+        with pytest.raises(IndexError):
+            items[beyond]
+
+
+@pytest.mark.parametrize("size", [(120, 36), (80, 24)])
+async def test_below_the_heads_is_the_pattern_of_the_one_under_the_cursor(size: tuple[int, int]) -> None:
+    async with opened("lens", size=size) as (app, pilot):
+        screen = screen_of(app)
+        await pilot.press("V", "V")
+        await settle(app, pilot)
+        await pilot.press("j")
+        await settle(app, pilot)
+        pattern = fake_pattern(of(app, ReadPattern)[-1])
+        every, last = screen.heads.every, len(pattern.token_ids) - 1
+        assert "H1 from every token" in screen_text(app)
+        assert every.region.bottom <= screen.heads.region.bottom
+        assert (last - every.row, every.column) == (screen.grid.column, screen.heads.grid.column)
+        assert every._cells[0][0][0] == look_cells(pattern, last)[-2][0][0]
+        await pilot.press("{", "h")
+        await settle(app, pilot)
+        assert (last - every.row, every.column) == (screen.grid.column, screen.heads.grid.column)
+        assert screen.grid.column == last - 1
+        await pilot.press("tab")
+        assert screen.focused is not every, "it is read only"
+
+
+async def test_more_heads_than_leave_room_have_it_to_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.fakes.fake_pattern", lambda job: fake_pattern(job, heads=14))
+    async with opened("lens", size=(80, 24)) as (app, pilot):
+        screen = screen_of(app)
+        await pilot.press("V", "V")
+        await settle(app, pilot)
+        assert not screen.heads.every.display
+        assert screen.heads.grid.size.height >= 15
+        await pilot.resize_terminal(120, 36)
+        await settle(app, pilot)
+        assert screen.heads.every.display
+        assert "H13" in screen_text(app)
 
 
 async def test_steering_is_a_part_under_an_arm_that_acts_at_the_layer() -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from textual import events
+from textual.content import Content
 from textual.message import Message
 from textual.timer import Timer
+from textual.widgets import Static
 
 from lens_tui.records.measures import AttentionPattern, LogitAttribution, LogitLens
-from lens_tui.tui.parts_text import look_cells
+from lens_tui.tui.format import fit
+from lens_tui.tui.parts_text import Lazily, look_cells, pattern_cells
 from lens_tui.tui.widgets.frame import Pane
-from lens_tui.tui.widgets.heat_grid import HeatGrid
+from lens_tui.tui.widgets.heat_grid import NAME, TALLEST, HeatGrid
 from lens_tui.tui.widgets.lane import quoted
 from lens_tui.tui.widgets.part_bars import PartBars
 from lens_tui.worker.events import Event, JobDone, JobFailed, PartsRead, PatternRead
@@ -81,12 +85,25 @@ class PartsPane(Pane):
         return False
 
 
+LEAST_ROWS = 3
+"""Rows of a head's pattern at least; with fewer it says nothing that the row of the head does not say."""
+SHARE = 5
+"""Cells to a column of it."""
+
+
 class HeadsPane(Pane):
-    """The heads of one layer, and how much each looks from one token at those up to it."""
+    """The heads of one layer, and how much each looks from one token at those up to it.
+
+    Where that leaves room, the pattern of the head under the cursor is below: a row for each token that looks. It is
+    read only, and shows the place that the cursors of the grids above are on.
+    """
 
     def __init__(self) -> None:
         self.grid = HeatGrid(id="heads")
-        super().__init__("Attention heads", self.grid, id="heads-pane")
+        self.every = HeatGrid(cell=SHARE, id="every")
+        self.every.can_focus, self.every.disabled = False, True
+        self._every_title = Static(id="every-title")
+        super().__init__("Attention heads", self.grid, self._every_title, self.every, id="heads-pane")
         self.pattern: AttentionPattern | None = None
         self._asked: ReadPattern | None = None
         self._rest: Timer | None = None
@@ -135,6 +152,7 @@ class HeadsPane(Pane):
         if pattern is None or self._at is None or pattern.token_ids != self._at[0].token_ids:
             self.title, self.note, self.grid.empty = "Attention heads", "", self._why
             self.grid.show([], [], [])
+            self._arrange()
             return
         lens, place = self._at
         first = self.grid.blank
@@ -147,3 +165,41 @@ class HeadsPane(Pane):
         self.grid.show(words, names, cells, [[""] * len(words)] * heads)  # no details, but rows of their height
         if first:
             self.grid.move_to(heads - 1, int(pattern.weights[0, place].argmax()))
+        self._show_every()
+
+    # -- the pattern of one head
+
+    def on_heat_grid_moved(self, event: HeatGrid.Moved) -> None:
+        """Another head, or another token that is looked at."""
+        if event.grid is self.grid:
+            self._show_every()
+
+    def on_resize(self, _event: events.Resize) -> None:
+        """More or less room."""
+        self._arrange()
+
+    def _show_every(self) -> None:
+        pattern = self.pattern
+        if pattern is not None and self._at is not None and not self.grid.blank:
+            lens, place = self._at
+            words, count = [lens.texts[token] for token in pattern.token_ids], len(pattern.token_ids)
+            names = Lazily(count, lambda row: fit(words[count - 1 - row].replace(" ", "·"), NAME - 1))
+            self._every_title.update(Content.styled(f"H{self.head} from every token", "$muted"))
+            self.every.mode = self.grid.mode
+            self.every.show(words, names, pattern_cells(pattern, self.head))
+            self.every.move_to(count - 1 - place, self.grid.column)
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """The rows of the heads as tall as the pattern leaves room for; without enough of that the heads alone."""
+        pattern, gap = self.pattern, self._every_title.styles.margin.top
+        room = self.content_size.height - 1 - self.grid.styles.margin.top
+        heads = 0 if pattern is None or self.grid.blank else pattern.weights.shape[0]
+        left = room - (heads + 1) - gap - 2  # the pattern's title and its own heads
+        shows = bool(heads) and pattern is not None and left >= min(LEAST_ROWS, len(pattern.token_ids))
+        self._every_title.display = self.every.display = shows
+        if shows and pattern is not None:
+            spare = room - gap - 2 - len(pattern.token_ids) - 1
+            self.grid.styles.height = heads * max(1, min(TALLEST, spare // heads)) + 1
+        else:
+            self.grid.styles.height = "1fr"

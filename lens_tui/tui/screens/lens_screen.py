@@ -88,7 +88,7 @@ class ReadoutScreen(LensScreen):
         self.set_focus({"grid": self.grid, "parts": self.parts.bars, "heads": self.heads.grid}[self.view])
 
     def _tint_changed(self, tint: str) -> None:
-        self.grid.mode = self.heads.grid.mode = tint
+        self.grid.mode = self.heads.grid.mode = self.heads.every.mode = tint
 
     # -- what is read ------------------------------------------------------------------------------------
 
@@ -199,7 +199,8 @@ class ReadoutScreen(LensScreen):
         """Another cell: the other views are of its layer and token."""
         if event.grid is self.grid:
             self._ask_views()
-        self._show_cell()
+        if event.grid is not self.heads.every:
+            self._show_cell()
 
     def on_part_bars_cursor_move(self, event: PartBars.CursorMove) -> None:
         """The bars say where the cursor goes."""
