@@ -61,7 +61,8 @@ def list_causes(
     json: Json = False,
 ) -> None:
     """List the maps and graphs that were kept, newest first."""
-    found = _store().list(words, limit)
+    store = _store()
+    found = store.list(words, limit)
     if json:
         print_json({"model": None, "causes": [asdict(row) for row in found]})
         return
@@ -69,7 +70,8 @@ def list_causes(
         model, title, asked = one_line(row.model, 40), one_line(row.title, 60), one_line(row.asked, 60)
         say_row(f"{row.id:>6}  {_when(row.created)}  {model}  {title}  {asked!r}")
     if not found:
-        note("None has these words." if words else "No map or graph has been kept yet.")
+        any_kept = bool(words) and bool(store.list("", 1))
+        note("No map or graph has these words." if any_kept else "No map or graph has been kept yet.")
 
 
 def _when(created: float) -> str:

@@ -179,6 +179,8 @@ def _compare_one(
         print_json({"event": "Run", **result} if stream else result)
     else:
         _print(result, tokens)
+        if features:
+            note("The features of each token are in what --json writes.")
         if lacks:
             note("the model has no chat template: the prompt was used as it is")
         if keep and not refused:

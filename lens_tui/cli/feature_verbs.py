@@ -175,7 +175,10 @@ def _print_search(result: Mapping[str, Any], dense: Mapping[int, float]) -> None
         note(f"{result['sae']} has no index yet: `mlx-lens-tui index TEXT` makes one; then promoted tokens are "
              "searched too.")  # fmt: skip
         return
-    tokens = ", ".join(repr(item["text"]) for item in result["tokens"]) or "no single token"
+    if not result["tokens"]:
+        say("promoted: not searched, as none of the words is one token")
+        return
+    tokens = ", ".join(repr(item["text"]) for item in result["tokens"])
     say(f"promote {tokens}  ({result['convention']})")
     for row in result["promoting"]:
         say_row(f"  {row['feature']:>7}  {row['value']:+6.2f}  {row['token']!r}  {_named(row, dense)}".rstrip())

@@ -82,7 +82,8 @@ def list_runs(
         model, prompt = one_line(row.model, 40), one_line(row.prompt, 60)
         say_row(f"{row.id:>6}  {when}  {row.state:<7}  {model}  {arms}  {prompt!r}")
     if not found:
-        note("No run has these words." if words else "No run has been kept yet.")
+        any_kept = bool(words) and bool(store.list("", 1))
+        note("No run has these words." if any_kept else "No run has been kept yet.")
 
 
 @runs.command()

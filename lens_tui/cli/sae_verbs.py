@@ -455,6 +455,7 @@ def check_sae(
 
 
 def _print_fit(facts: dict[str, Any]) -> None:
+    say(str(facts["sae"]))
     say(f"{facts['sentence']}")
     say(f"{'layer':>6}  {'site':<16}{'L0':>8}{'FVU':>8}")
     for row in facts["rows"]:

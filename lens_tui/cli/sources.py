@@ -22,7 +22,7 @@ from lens_tui.records.sanitise import one_line
 from lens_tui.records.vector_sets import load_vector_set, set_interventions
 from lens_tui.tui.preferences import preferences
 
-from .output import Meter
+from .output import Meter, note
 
 if TYPE_CHECKING:
     from lens_tui.lens.architecture.ranks import ShardMode
@@ -93,7 +93,18 @@ def read_text(argument: str) -> str:
     text = _standard_input() if argument == "-" else argument
     if not text.strip():
         raise LensError("The text is empty.", "Give some words, or '-' to read standard input.")
+    if argument != "-" and _is_there(argument):
+        what = "folder" if Path(argument).is_dir() else "file"
+        note(f"{one_line(repr(argument), 80)} is read as a text, though there is a {what} of that name.")
     return text
+
+
+def _is_there(name: str) -> bool:
+    """Whether a file or folder has this name. One whose name is several words is not meant by them."""
+    try:
+        return not any(char.isspace() for char in name) and Path(name).exists()
+    except (OSError, ValueError):  # no name that a file can have
+        return False
 
 
 def _standard_input() -> str:

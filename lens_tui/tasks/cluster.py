@@ -328,6 +328,11 @@ def _connected(cluster: Cluster, shared: int) -> Iterator[Any]:
         ray.shutdown()
 
 
+def check_ray() -> None:
+    """Raises :class:`LensError` where Ray is not installed."""
+    _imported()
+
+
 def _imported() -> Any:
     """Ray. It reads these as it starts: no word to anybody, and no lines in the midst of ours.
 

@@ -32,7 +32,7 @@ from .capture import (
     write_manifest,
     write_shard,
 )
-from .cluster import Cluster, ClusterProgress, Said, WorkerModel, run_shards
+from .cluster import Cluster, ClusterProgress, Said, WorkerModel, check_ray, run_shards
 
 if TYPE_CHECKING:
     from lens_tui.lens.model import LensModel
@@ -129,6 +129,7 @@ def capture_on_cluster(
     todo = [number for number in spans if number not in ahead.done]
     complete = not todo
     if todo:
+        check_ray()  # before there is a folder of a capture that has not begun
         write_manifest(folder, held)
         where = str(out) if folder.remote else str(folder.local.resolve())
         job = CaptureJob(named, source.places, tuple(interventions), where, spans, shard_bytes)

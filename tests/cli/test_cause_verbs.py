@@ -15,11 +15,13 @@ from typer.testing import CliRunner
 
 from lens_tui import read_graph
 from lens_tui.cli.command import app
+from lens_tui.records import Arm, Sampling
 from lens_tui.records.attribution_graph import Supernode
 from lens_tui.records.cause_store import CauseStore
 from lens_tui.records.graph_plan import GraphFound, GraphPlan
 from lens_tui.records.patch_plan import EXAMPLE, PatchFound
 from lens_tui.records.run_record import MadeWith
+from lens_tui.records.run_store import RunStore
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from tests.fake_causes import fake_patch
@@ -165,6 +167,18 @@ def test_one_that_is_not_there_is_one_sentence_with_what_to_do(verb: str, number
     assert said.startswith("mlx-lens-tui: There is no map or graph ")
     assert "causes list" in said
     assert said.count("\n") == 1
+
+
+def test_words_that_nothing_has_and_an_empty_store_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = CliRunner().invoke(app, ["causes", "list", "nothing-has-this"]).stderr
+    assert said == "No map or graph has these words.\n"
+    monkeypatch.setenv("LENS_TUI_HOME", str(tmp_path / "runs only"))
+    RunStore().begin("demo", "p", [Arm("baseline")], Sampling())
+    said = CliRunner().invoke(app, ["causes", "list", "ball"]).stderr
+    assert said == "No map or graph has been kept yet.\n"
+    assert CliRunner().invoke(app, ["runs", "list", "ball"]).stderr == "No run has these words.\n"
 
 
 def test_before_anything_was_kept_it_says_where_they_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,6 +208,25 @@ def test_check_says_what_was_measured_and_its_status_is_the_verdict(work: dict[s
     assert facts["provenance"]["layer"].startswith("config.json")
 
 
+def test_a_file_that_is_given_as_a_text_is_said_to_be_read_as_one(
+    work: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one-of-the-waves-rose").mkdir()
+    (tmp_path / "the cold sea").write_text("")
+    said, noted = run("check-sae", "one-of-the-waves-rose", *on(work))
+    assert said.startswith("sae\nIt fits ")
+    assert "is read as a text, though there is a folder of that name" in noted
+    (tmp_path / "waves.txt").write_text("")
+    assert "though there is a file of that name" in run("loss", "waves.txt", "-m", work["model"])[1]
+    for words in ("the cold sea", "no-such-name", "a" * 5000):
+        assert "read as a text" not in run("loss", words, "-m", work["model"])[1]
+
+
+def test_a_search_for_what_is_no_token_says_so(work: dict[str, Any]) -> None:
+    assert "none of the words is one token" in run("search", "qqzzxxvv", *on(work))[0]
+
+
 def _fits(work: dict[str, Any]) -> bool:
     from lens_tui import LensModel
     from lens_tui.tasks.train import check_sae

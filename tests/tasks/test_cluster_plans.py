@@ -24,7 +24,7 @@ from lens_tui.records.remote import OutFolder
 from lens_tui.tasks import cluster as clusters
 from lens_tui.tasks.capture import capture_texts, facts_of, shard_file, shard_spans
 from lens_tui.tasks.cluster import Cluster, ClusterProgress, WorkerModel, run_shards
-from lens_tui.tasks.cluster_capture import AHEAD, CaptureJob, _Ahead
+from lens_tui.tasks.cluster_capture import AHEAD, CaptureJob, _Ahead, capture_on_cluster
 from tests.folders import D_MODEL, llama_folder
 from tests.lens import tiny
 
@@ -80,6 +80,16 @@ def test_without_ray_one_sentence_says_what_to_install(monkeypatch: pytest.Monke
     with pytest.raises(LensError, match="Work on a cluster needs Ray") as found:
         run_shards(Cluster(2), SimpleNamespace(open=None), None, [0])
     assert "mlx-lens-tui[ray]" in found.value.hint
+
+
+def test_without_ray_no_folder_of_a_capture_is_left_behind(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setattr(WorkerModel, "of", lambda *_: None)
+    with pytest.raises(LensError, match="Work on a cluster needs Ray"):
+        capture_on_cluster(model(), text, tmp_path / "out", PLACES, cluster=Cluster(2))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_in_memory_has_no_workers() -> None:
