@@ -219,7 +219,7 @@ def test_a_file_that_is_given_as_a_text_is_said_to_be_read_as_one(
     assert "is read as a text, though there is a folder of that name" in noted
     (tmp_path / "waves.txt").write_text("")
     assert "though there is a file of that name" in run("loss", "waves.txt", "-m", work["model"])[1]
-    for words in ("the cold sea", "no-such-name", "a" * 5000):
+    for words in ("the cold sea", "no-such-name", "a" * 300):
         assert "read as a text" not in run("loss", words, "-m", work["model"])[1]
 
 
