@@ -13,6 +13,7 @@ from textual.content import Content
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.screens.generate_screen import GenerateScreen
 from lens_tui.tui.widgets.feature_card import FeatureMarks
+from lens_tui.tui.widgets.lane import Lane
 from lens_tui.tui.widgets.lane_features import ListedFeature, feature_lines
 from lens_tui.worker import jobs
 from lens_tui.worker.events import ArmFeatures
@@ -81,6 +82,22 @@ async def test_the_explained_token_lists_its_features_in_every_arm() -> None:
         await pilot.press("escape")
         await settle(app, pilot)
         assert "features of the last 8 tokens" in screen_text(app)
+
+
+@pytest.mark.parametrize("size", [(120, 36), (80, 24)])
+async def test_a_token_that_is_explained_leaves_its_text_in_sight(size: tuple[int, int]) -> None:
+    async with opened("generate", size=size) as (app, pilot):
+        await pilot.press("F", "r")
+        await settle(app, pilot)
+        lane = app.screen.query_one(Lane)
+        before = lane.view.size.height
+        await pilot.press("h")
+        await settle(app, pilot)
+        assert lane.has_class("-inspecting")
+        assert lane.view.size.height >= 4
+        await pilot.press("escape")
+        await settle(app, pilot)
+        assert lane.view.size.height == before
 
 
 async def test_a_feature_shades_every_lane_by_its_activation() -> None:

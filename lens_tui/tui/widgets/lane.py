@@ -395,6 +395,7 @@ class Lane(Pane):
     def inspect(self, index: int | None) -> None:
         """Explain the token of one step, or close the explanation."""
         self.set_class(index is not None, "-inspecting")
+        self.features.close = index is not None
         if index is not None:
             self.inspector.step = candidates(self.text, index)
         self._step = index

@@ -37,12 +37,14 @@ class ListedFeature:
 class LaneFeatures(Widget):
     """A heading and the strongest features. Its height depends on the room alone, so that nothing moves as they change.
 
-    ``listed`` is the heading, the features, strongest first, and what is said where there are none.
+    ``listed`` is the heading, the features, strongest first, and what is said where there are none. ``close``: a row
+    each in any terminal, as the token under the cursor is explained below, and the text needs the room.
     """
 
     DEFAULT_CSS = "LaneFeatures { height: auto; display: none; padding: 0 0 0 1; }"
 
     listed: reactive[tuple[str, tuple[ListedFeature, ...], str]] = reactive(("", (), ""))
+    close: reactive[bool] = reactive(False, layout=True)
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
         """A row for the heading, and one or two for each feature."""
@@ -50,14 +52,14 @@ class LaneFeatures(Widget):
             return 1 + _FEW
         return 1 + (2 * ROWS if self._doubled(width, viewport.height) else ROWS)
 
-    @staticmethod
-    def _doubled(width: int, height: int) -> bool:
-        return width < WIDE and height >= TALL
+    def _doubled(self, width: int, height: int) -> bool:
+        return width < WIDE and height >= TALL and not self.close
 
     def render(self) -> RenderResult:
         """The lines."""
         heading, rows, said = self.listed
-        return Content("\n").join(feature_lines(heading, rows, said, self.content_size.width, self.app.size.height))
+        height = min(self.app.size.height, TALL - 1) if self.close else self.app.size.height
+        return Content("\n").join(feature_lines(heading, rows, said, self.content_size.width, height))
 
 
 def feature_lines(
