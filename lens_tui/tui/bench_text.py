@@ -23,6 +23,12 @@ _TERM = re.compile(r"([+-]?)\s*(?:(\d+(?:\.\d+)?|\.\d+)\s*[*×]\s*)?(\d+)\s*")
 _WITHOUT = re.compile(r"\s*(\d+)\s+without\s+(\d+(?:\s*,\s*\d+)*)\s*$")
 
 
+def arm_words(row: BenchRow, rows: Sequence[BenchRow]) -> str:
+    """The arm of a row that was put on the bench, and what it acts with where no arm was free: ``arm 3``."""
+    others = [other.vector.name for other in rows if other.arm == row.arm and other.id != row.id]
+    return f"arm {row.arm}" + (f" (none is free: with {one_line(others[0], 24)})" if others else "")
+
+
 def read_sum(text: str, rows: int) -> tuple[list[tuple[float, int]], bool] | None:
     """Factors and row numbers (from 0), and whether it is one row without the others; ``None`` if it is neither.
 

@@ -23,7 +23,7 @@ from lens_tui.tui.parts_text import (
 )
 from lens_tui.tui.reading_text import cell_lines, cells, details, rank_level
 from lens_tui.tui.screens.lens_screen import ReadoutScreen
-from lens_tui.tui.widgets.heat_grid import _window
+from lens_tui.tui.widgets.heat_grid import NAME, _beyond, _window
 from lens_tui.worker.jobs import ReadLens, ReadParts, ReadPattern, VectorFromToken
 from tests.fake_lens import fake_lens, fake_parts, fake_pattern
 from tests.fakes import FakeWorker
@@ -360,6 +360,15 @@ def test_a_heads_pattern_is_the_heads_weights_and_nothing_is_seen_of_what_comes_
             row = [text for text, _ in cells[count - 1 - place]]
             assert row[: place + 1] == [text for text, _ in look_cells(pattern, place)[len(pattern.weights) - 1 - head]]
             assert row[place + 1 :] == [""] * (count - place - 1)
+
+
+@pytest.mark.parametrize(
+    ("before", "behind", "said"),
+    [(0, 0, ""), (2, 3, "‹2 3›"), (0, 83, "83›"), (3, 83, "‹ ›"), (12345, 0, "‹…"), (0, 12345, "…›")],
+)
+def test_the_corner_never_cuts_a_number(before: int, behind: int, said: str) -> None:
+    assert _beyond(before, behind) == said
+    assert len(said) <= NAME
 
 
 def test_only_what_is_asked_for_is_made() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from lens_tui.records import SteeringVector
 from lens_tui.records.interventions import BenchRow
+from lens_tui.tui.bench_text import arm_words
 from lens_tui.tui.host import BUSY, FAILED, IDLE, TITLES, Activity, JobBook, advance
 from lens_tui.tui.session import MAX_ARMS, Session, SessionStore, absorb
 from lens_tui.worker import events as ev
@@ -29,6 +30,14 @@ def test_each_new_row_takes_the_next_free_arm() -> None:
     assert [row.arm for row in store.session.steers] == [1, 2, 3, 4, MAX_ARMS]
     assert len({row.id for row in store.session.steers}) == 5
     assert [arm.name for arm in store.session.arms()] == ["baseline", "a", "b", "c", "d + e"]
+
+
+def test_where_no_arm_is_free_it_is_said_what_a_new_row_acts_with() -> None:
+    store = store_with("a", "b", "c", "d")
+    rows = store.session.steers
+    assert [arm_words(row, rows) for row in rows] == ["arm 1", "arm 2", "arm 3", "arm 4"]
+    new = store.add_steer(unit_vector("e"), scale=1.0)
+    assert arm_words(new, store.session.steers) == "arm 4 (none is free: with d)"
 
 
 def test_arms_leave_out_what_is_off_and_carry_layer_and_scale() -> None:

@@ -213,8 +213,12 @@ def _window(start: int, cursor: int, room: int, count: int) -> int:
 
 
 def _beyond(before: int, behind: int) -> str:
-    """How many columns are out of sight on each side: ``‹2 3›``."""
-    return " ".join(part for part in (f"‹{before}" * (before > 0), f"{behind}›" * (behind > 0)) if part)
+    """How many columns are out of sight on each side: ``‹2 3›``; only that there are where the numbers have no room."""
+    parts = [part for part in (f"‹{before}" * (before > 0), f"{behind}›" * (behind > 0)) if part]
+    text = " ".join(parts)
+    if len(text) <= NAME:
+        return text
+    return "‹ ›" if len(parts) > 1 else "‹…" if before else "…›"
 
 
 def _dotted(text: str) -> str:

@@ -40,6 +40,7 @@ Value = TypeVar("Value")
 N_CANDIDATES = 5
 FACTS = 0.2
 """Seconds between two updates of a lane's figures while it is written."""
+WAITING = "waiting"
 
 
 class Line(Widget):
@@ -279,7 +280,7 @@ class Lane(Pane):
                 self.shade_again()
         parted = text.parted if text.parted is not None and text.parted < len(text.tokens) else None
         self.view.mark = None if parted is None else self._seen(parted)
-        if ended:
+        if ended or (text.tokens and self.stats.content.plain == WAITING):
             self._show_facts()
         elif self._facts_due is None:
             self._facts_due = self.set_timer(FACTS, self._show_facts)
@@ -348,7 +349,7 @@ class Lane(Pane):
         if text is not None:
             self._show_strip()
         if text is None or run is None or not (text.tokens or text.reason):
-            self.stats.content = Content.styled("waiting" if run is not None and run.going else "", "$muted")
+            self.stats.content = Content.styled(WAITING if run is not None and run.going else "", "$muted")
             self.foot.content = Content("")
             return
         self.stats.content = Content.styled(stats(text, run.sampling.max_tokens, self.size.width - 1), "$muted")
