@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from functools import cache
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -53,9 +54,16 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(20_000, 20, 50)
 
 
+@pytest.fixture(scope="session")
+def _homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A new name each time; ``tmp_path`` reads the names of all tests' folders before it makes one."""
+    folder = tmp_path_factory.mktemp("homes")
+    return (folder / str(number) for number in count())
+
+
 @pytest.fixture(autouse=True)
-def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LENS_TUI_HOME", str(lens_home(tmp_path.with_name(f"{tmp_path.name}-home"))))
+def _own_folders(_homes: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LENS_TUI_HOME", str(lens_home(next(_homes))))
 
 
 @pytest.fixture(scope="session", autouse=True)
