@@ -13,11 +13,12 @@ from lens_tui.tasks.models import MemoryEstimate, ModelEntry, SAEEntry
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.preferences import Start
 from tests.fakes import FakeWorker
+from tests.lean_textual import make_caches_when_used, share_parsed_styles
 from tests.quick_pilot import ask_only_the_busy
-from tests.shared_styles import share_parsed_styles
 
 ask_only_the_busy()
 share_parsed_styles()
+make_caches_when_used()
 
 NOW = 1_760_000_000.0
 MACHINE = 16 * 10**9
