@@ -84,10 +84,13 @@ def _graph(prompt: str) -> AttributionGraph:
     nodes = list({node.id: node for node in nodes}.values())
     sources, targets, weights = [], [], []
     for end, target in enumerate(nodes):
+        if target.kind not in ("feature", "logit"):
+            continue
         for start, source in enumerate(nodes):
-            acts = target.kind in ("feature", "logit") and source.kind != "logit" and source.layer < target.layer
+            if source.kind == "logit" or source.layer >= target.layer or source.position > target.position:
+                continue
             draw = noise("edge", source.id, target.id)
-            if acts and source.position <= target.position and draw < 0.35:
+            if draw < 0.35:
                 sources.append(start)
                 targets.append(end)
                 far = 0.2 if source.kind == "error" else 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
 from typing import Any
 
@@ -28,18 +28,26 @@ def settle(model: Any, seed: int, scale: float = 0.15) -> Any:
     """Give every parameter seeded values: weights normal, norms near one."""
     from mlx.utils import tree_flatten, tree_unflatten
 
-    mx.random.seed(seed)
     parameters: Any = tree_flatten(model.parameters())
+    named = [(name, value) for name, value in parameters if mx.issubdtype(value.dtype, mx.floating)]
+    noises = _noises(tuple(tuple(value.shape) for _, value in named), seed)
+    mx.random.seed(seed + 1000)  # what a test draws next is the same whether these were kept or made, and not these
     flat = []
-    for name, value in parameters:
-        if not mx.issubdtype(value.dtype, mx.floating):
-            continue
-        noise = mx.random.normal(value.shape)
+    for (name, value), noise in zip(named, noises, strict=True):
         flat.append((name, noise * scale if value.ndim > 1 else value + 0.1 * noise))
     model.update(tree_unflatten(flat))
     mx.eval(model.parameters())
     model.eval()
     return model
+
+
+@lru_cache(maxsize=64)
+def _noises(shapes: tuple[tuple[int, ...], ...], seed: int) -> list[mx.array]:
+    """Normal noise of these shapes, kept: the same small models are made over and over."""
+    mx.random.seed(seed)
+    noises = [mx.random.normal(shape) for shape in shapes]
+    mx.eval(noises)
+    return noises
 
 
 def llama(

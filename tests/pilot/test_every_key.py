@@ -58,8 +58,9 @@ class Seen:
         """Press a key; whether anything came of it, which is waited for until nothing runs any more."""
         before = self.now()
         await pilot.press(key)
-        if self.now() == before:
-            await settle(self.app, pilot)
+        if self.now() != before:
+            return True
+        await settle(self.app, pilot)
         return self.now() != before
 
 
