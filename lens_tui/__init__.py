@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .lens.graphs.build_graph import attribute as attribute
     from .lens.graphs.build_graph import attribution_graph as attribution_graph
     from .lens.graphs.edge_checks import check_nodes as check_nodes
-    from .lens.graphs.node_vectors import node_vector as node_vector
+    from .lens.graphs.edge_checks import node_vector as node_vector
     from .lens.hooks.capture_result import CaptureResult as CaptureResult
     from .lens.hooks.steering import Steering as Steering
     from .lens.measure.dose import FeatureProbe as FeatureProbe
@@ -54,10 +54,10 @@ if TYPE_CHECKING:
     from .lens.probes.probe_texts import sparse_probe as sparse_probe
     from .lens.probes.probe_texts import train_probes as train_probes
     from .lens.read.attention import attention_patterns as attention_patterns
-    from .lens.read.heads import head_outputs as head_outputs
+    from .lens.read.attention import head_outputs as head_outputs
+    from .lens.read.jacobian import fit_jacobian_lens as fit_jacobian_lens
     from .lens.read.jacobian import jacobian_vector as jacobian_vector
     from .lens.read.jacobian import swap as swap
-    from .lens.read.jacobian_fit import fit_jacobian_lens as fit_jacobian_lens
     from .lens.read.logits import attribute_logits as attribute_logits
     from .lens.read.logits import logit_lens as logit_lens
     from .lens.vectors import Contrast as Contrast
@@ -135,7 +135,7 @@ if TYPE_CHECKING:
     from .sae.load_sae import TopKSAE as TopKSAE
     from .sae.load_sae import load_sae as load_sae
     from .sae.load_sae import sae_info as sae_info
-    from .sae.load_sets import load_transcoders as load_transcoders
+    from .sae.transcoder_sets import load_transcoders as load_transcoders
     from .tasks.bake import Baked as Baked
     from .tasks.bake import bake as bake
     from .tasks.index import index_text as index_text
@@ -158,8 +158,7 @@ else:
             ".lens.decode.batch": "BatchGeneration",
             ".lens.decode.compare": "Comparison Generation",
             ".lens.graphs.build_graph": "Attribution attribute attribution_graph",
-            ".lens.graphs.edge_checks": "check_nodes",
-            ".lens.graphs.node_vectors": "node_vector",
+            ".lens.graphs.edge_checks": "check_nodes node_vector",
             ".lens.hooks.capture_result": "CaptureResult",
             ".lens.hooks.steering": "Steering",
             ".lens.vectors": (
@@ -171,10 +170,8 @@ else:
             ),
             ".lens.measure.search": "find_scale",
             ".lens.probes.probe_texts": "evaluate_probe sparse_probe train_probes",
-            ".lens.read.attention": "attention_patterns",
-            ".lens.read.heads": "head_outputs",
-            ".lens.read.jacobian": "jacobian_vector swap",
-            ".lens.read.jacobian_fit": "fit_jacobian_lens",
+            ".lens.read.attention": "attention_patterns head_outputs",
+            ".lens.read.jacobian": "fit_jacobian_lens jacobian_vector swap",
             ".lens.read.logits": "attribute_logits logit_lens",
             ".records.attribution_graph": "LogitTarget",
             ".records.graph_file": "read_graph write_graph",
@@ -203,7 +200,7 @@ else:
             ".sae.index.index_settings": "IndexSettings",
             ".sae.load_sae": "SAE GatedSAE GroupMaxSAE JumpReLUSAE StandardSAE TopKSAE load_sae sae_info",
             ".sae.fit": "splice spliced",
-            ".sae.load_sets": "load_transcoders",
+            ".sae.transcoder_sets": "load_transcoders",
             ".tasks.bake": "Baked bake",
             ".tasks.index": "index_text merge_index",
             ".tasks.prompt_sets": "SetComparison compare_prompts sweep",

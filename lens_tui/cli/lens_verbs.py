@@ -58,8 +58,8 @@ def lens(
     json: Json = False,
 ) -> None:
     """Print what every layer would predict: the logit lens."""
+    from lens_tui.lens.read.attention import patterns_or_reasons
     from lens_tui.lens.read.logits import attribute_logits, logit_lens
-    from lens_tui.tasks.layer_patterns import patterns
 
     words = read_text(text)
     wanted = whole_numbers(layers)
@@ -74,7 +74,7 @@ def lens(
             followed = int(found.target_ids[place])
             parts = attribute_logits(opened, words, followed, positions=[place], interventions=steering, heads=True)
         if heads:
-            looks = patterns(opened, words, found.layers, interventions=steering)
+            looks = patterns_or_reasons(opened, words, found.layers, interventions=steering)
         result = record(found, steering, parts, looks, place)
     if json:
         print_json(result)

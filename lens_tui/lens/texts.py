@@ -23,8 +23,7 @@ from .hooks.capture_result import CaptureResult
 from .hooks.program import DoseMeter, Key
 from .hooks.registry import Plan, PlanEntry, Registry, Run
 from .hooks.steering import captured, check_moved, check_scored, check_values, explained, origin_of
-from .pieces import FEWEST, piece_of
-from .room import check_forward
+from .room import FEWEST, check_forward, piece_of
 from .tokens import Tokens, id_table
 
 Rows = Sequence[Ids]

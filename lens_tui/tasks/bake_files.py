@@ -15,7 +15,7 @@ import numpy as np
 from mlx.nn.layers.base import Module
 
 from lens_tui.lens.architecture.baking import BakePlan
-from lens_tui.lens.architecture.stream_writers import Part, block_writer, embeddings, matrix
+from lens_tui.lens.architecture.weights import Part, block_writer, embeddings, matrix
 from lens_tui.lens.model import LensModel
 from lens_tui.records import FloatArray, LensError, SteeringVector
 from lens_tui.records.disk import write_text

@@ -43,7 +43,7 @@ def open_transcoders(name: str, progress: Callable[[int, int], None] | None = No
         LensError: For what is no set.
     """
     from lens_tui.sae.from_hub import fetch_transcoders, is_hub_id
-    from lens_tui.sae.load_sets import load_transcoders
+    from lens_tui.sae.transcoder_sets import load_transcoders
 
     own = folders.saes_folder() / name
     place = name.removeprefix("hf://")

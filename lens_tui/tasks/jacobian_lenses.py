@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lens_tui import demo
-from lens_tui.lens.read import jacobian_fit as fit
+from lens_tui.lens.read import jacobian as fit
 from lens_tui.lens.read.activations import WindowBatches, Windowing, tokenize
-from lens_tui.lens.read.jacobian_fit import JacobianSums
+from lens_tui.lens.read.jacobian import JacobianSums
 from lens_tui.records import LensError, ModelInfo, paths
 from lens_tui.records.corpus import open_corpus
 from lens_tui.records.disk import write_bytes

@@ -19,7 +19,7 @@ from lens_tui.lens.vectors import random_unit
 from lens_tui.records.attribution_graph import LogitTarget
 from lens_tui.records.graph_file import read_graph, write_graph
 from lens_tui.records.graph_influence import prune_graph
-from lens_tui.sae.load_sets import load_transcoders
+from lens_tui.sae.transcoder_sets import load_transcoders
 from lens_tui.tasks.graphs import with_promoted
 from tests.folders import llama_folder, transcoder_folder
 from tests.hub import FakeHub, use_hub

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lens_tui import LensModel, delta_loss, divergence, find_scale
-from lens_tui.lens import pieces
+from lens_tui.lens import room
 from lens_tui.records import (
     Add,
     Arm,
@@ -299,10 +299,10 @@ def test_a_prompt_goes_in_in_pieces_and_a_stop_waits_for_one_of_them(
     lens, ids = with_bos(), packed(100)
     layers: Any = lens.model.model.layers
     work = sum(module["weight"].size for layer in layers for _, module in layer.named_modules() if "weight" in module)
-    assert pieces.work_of(lens.registry) == work
+    assert room.work_of(lens.registry) == work
     # A piece is as many tokens as the budget has multiplications for, a power of two.
-    monkeypatch.setattr(pieces, "SPEED", dict.fromkeys(pieces.SPEED, 2 * work * 20.0))
-    assert (pieces.piece_of(lens.registry, 1), pieces.piece_of(lens.registry, 3)) == (16, 16)
+    monkeypatch.setattr(room, "SPEED", dict.fromkeys(room.SPEED, 2 * work * 20.0))
+    assert (room.piece_of(lens.registry, 1), room.piece_of(lens.registry, 3)) == (16, 16)
     told: list[int] = []
 
     class Stop(Exception):
@@ -319,9 +319,9 @@ def test_a_prompt_goes_in_in_pieces_and_a_stop_waits_for_one_of_them(
     assert told[-1] <= 40 + 16
     assert max(after - before for before, after in itertools.pairwise(told)) <= 16
     assert lens.registry.installed == ()
-    monkeypatch.setattr(pieces, "SPEED", dict.fromkeys(pieces.SPEED, 1e15))
+    monkeypatch.setattr(room, "SPEED", dict.fromkeys(room.SPEED, 1e15))
     whole = [item.logprob for item in lens.compare(ids, named, max_tokens=2) if hasattr(item, "logprob")]
-    monkeypatch.setattr(pieces, "SPEED", dict.fromkeys(pieces.SPEED, 1.0))
+    monkeypatch.setattr(room, "SPEED", dict.fromkeys(room.SPEED, 1.0))
     lens.prefixes.clear()
     cut = [item.logprob for item in lens.compare(ids, named, max_tokens=2) if hasattr(item, "logprob")]
     np.testing.assert_allclose(cut, whole, atol=1e-3)

@@ -11,7 +11,7 @@ import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
 from lens_tui import LensModel
-from lens_tui.lens import pieces, texts
+from lens_tui.lens import room, texts
 from lens_tui.lens.forward import as_float
 from lens_tui.lens.hooks.registry import Registry
 from lens_tui.records import Add, LensError, NotFinite, Positions
@@ -95,8 +95,8 @@ def test_a_long_text_read_in_pieces_is_the_text_read_at_once(name: str, monkeypa
     both = as_float(lens.residuals([row, row[:50]], 1))
     stops: list[int] = []
     lens.registry.between = lambda: stops.append(1)
-    monkeypatch.setattr(pieces, "SPEED", dict.fromkeys(pieces.SPEED, 1.0))
-    assert pieces.piece_of(lens.registry, 1) == 16
+    monkeypatch.setattr(room, "SPEED", dict.fromkeys(room.SPEED, 1.0))
+    assert room.piece_of(lens.registry, 1) == 16
     for layer, expected in enumerate(whole):
         near(name, as_float(lens.residuals(row, layer)), expected)
     assert len(stops) == lens.n_layers * 5  # 71 tokens, 16 at a time
@@ -110,7 +110,7 @@ def test_steered_texts_in_pieces_are_steered_at_their_own_ends(monkeypatch: pyte
     with lens.steer(2, tiny.unit(), 3.0), lens.intervene(record):
         whole = as_float(lens.residuals(rows, 3, steered=True))
         alone = [as_float(lens.residuals(row, 3, steered=True)) for row in rows]
-        monkeypatch.setattr(pieces, "SPEED", dict.fromkeys(pieces.SPEED, 1.0))
+        monkeypatch.setattr(room, "SPEED", dict.fromkeys(room.SPEED, 1.0))
         cut = as_float(lens.residuals(rows, 3, steered=True))
     for at, row in enumerate(rows):
         np.testing.assert_allclose(whole[at, : len(row)], alone[at], atol=1e-4)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lens_tui import LensModel
-from lens_tui.lens.read.jacobian_fit import text_jacobians
+from lens_tui.lens.read.jacobian import text_jacobians
 from lens_tui.records import LensError
 from lens_tui.records.jacobian_lens import JacobianLens, write_jacobian_lens
 from lens_tui.tasks.jacobian_lenses import fit_on_corpus, lens_of, place_of

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from lens_tui.lens import pieces
+from lens_tui.lens import room
 from lens_tui.lens.hooks.registry import Registry
 from lens_tui.lens.model import LensModel
 from lens_tui.records import Add, Arm, ArmEnd, LensError, Sampling, SteeringVector, Token
@@ -158,7 +158,7 @@ def test_reading_a_long_text_stops_between_two_pieces(
     info = only(loaded.done(jobs.LoadSAE(str(sae_folder(tmp_path / "sae")))), ev.SAELoaded).info
     text = PROMPT * 12
     whole = only(loaded.done(jobs.Encode(info.id, text, top_k=4)), ev.Encoded)
-    monkeypatch.setattr(pieces, "SPEED", dict.fromkeys(pieces.SPEED, 1.0))
+    monkeypatch.setattr(room, "SPEED", dict.fromkeys(room.SPEED, 1.0))
     events = loaded.done(jobs.Encode(info.id, text, top_k=4))
     cut = only(events, ev.Encoded)
     total = len(cut.token_ids)
@@ -186,13 +186,13 @@ def test_reading_a_long_text_stops_between_two_pieces(
 def test_progress_moves_inside_a_long_prompt(
     loaded: Driver, monkeypatch: pytest.MonkeyPatch, scales: tuple[float, ...]
 ) -> None:
-    monkeypatch.setattr(pieces, "SPEED", dict.fromkeys(pieces.SPEED, 1.0))  # pieces as short as they come
+    monkeypatch.setattr(room, "SPEED", dict.fromkeys(room.SPEED, 1.0))  # pieces as short as they come
     events = loaded.done(jobs.Compare(PROMPT * 12, arms(*scales), Sampling(max_tokens=2)))
     n_prompt = len(only(events, ev.RunStarted).prompt_ids)
     prompt = [event for event in of(events, ev.Progress) if event.stage == "prompt"]
     done = [event.done for event in prompt]
     assert done == sorted(done)
-    assert len(set(done)) >= n_prompt // pieces.FEWEST
+    assert len(set(done)) >= n_prompt // room.FEWEST
     assert {(event.total, event.unit) for event in prompt} == {(n_prompt, "tokens")}
     activity, shown = Activity(), []
     for event in prompt:

@@ -31,8 +31,8 @@ from lens_tui.records.sanitise import one_line
 from ..forward import Core, read_sites
 from .find import Decoder
 from .norms import gain_of
-from .stream_writers import LINEAR, Part, Writer, block_writer, embeddings, extend, matrix, path_of, put_matrix
 from .taps import original_class
+from .weights import LINEAR, Part, Writer, block_writer, embeddings, extend, matrix, path_of, put_matrix
 
 SLOTS: Mapping[Part, Mapping[str, str]] = {
     "mlp": {"llama": "mlp_bias", "granite": "mlp_bias"},

@@ -23,8 +23,8 @@ from lens_tui.records import LensError
 from lens_tui.records.read_files import read_json, regular_size, short_path
 from lens_tui.records.sanitise import one_line
 
-from .stream_writers import matrix
 from .taps import named
+from .weights import matrix
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _KEY = re.compile(

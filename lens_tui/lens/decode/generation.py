@@ -18,8 +18,7 @@ from ..hooks.places import follow_thinking
 from ..hooks.program import DoseMeter, Measured, async_eval, has_effect
 from ..hooks.registry import Plan, Registry, Run
 from ..hooks.steering import reader_of
-from ..pieces import piece_of
-from ..room import check_arms
+from ..room import check_arms, piece_of
 from ..tokens import EncodedPrompt
 from .prefill import Filler, PrefixCache, add_rows, can_fork, keep_rows, prefill_rows, spread
 from .sampling import (

@@ -27,7 +27,7 @@ from ..forward import tolerance
 from ..hooks.program import DoseMeter, Hook, Key, has_effect
 from ..hooks.registry import Plan, PlanEntry, Registry, Run
 from ..hooks.steering import entries_of
-from ..pieces import piece_of
+from ..room import piece_of
 from ..tokens import EncodedPrompt
 from .sampling import kl, log_softmax
 

@@ -24,8 +24,19 @@ from lens_tui.records.sanitise import one_line
 
 from ..forward import Core, one_text
 from .frozen_model import freeze
-from .graph_rows import BIASES, Effects, Targets, batch_size, direct_effects, sums
-from .graph_targets import Ends, all_targets, feature_values, find_ends, token_text
+from .graph_targets import (
+    BIASES,
+    Effects,
+    Ends,
+    Targets,
+    all_targets,
+    batch_size,
+    direct_effects,
+    feature_values,
+    find_ends,
+    sums,
+    token_text,
+)
 from .replacement import Ints, Replacement, Sources, find_sources
 
 MOST_ROWS = 4096

@@ -19,8 +19,21 @@ from ..forward import Ids
 from ..room import memory_left, refuse_above
 from ..texts import read_rows
 from ..vectors import plain
-from .probe_fits import L2, PROBE_KINDS, Array, ProbeKind, Reduced, auc_of, fit_many, r2_of, strongest
-from .probe_folds import Whole, dealt, numbered, stratified
+from .probe_fits import (
+    L2,
+    PROBE_KINDS,
+    Array,
+    ProbeKind,
+    Reduced,
+    Whole,
+    auc_of,
+    dealt,
+    fit_many,
+    numbered,
+    r2_of,
+    stratified,
+    strongest,
+)
 
 if TYPE_CHECKING:
     from ..model import LensModel

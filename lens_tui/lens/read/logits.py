@@ -29,7 +29,7 @@ from ..decode.sampling import kl, log_softmax
 from ..forward import Core, one_text, read_sites, target_per_position, unhooked
 from ..hooks.program import Key
 from ..hooks.steering import HEAD, not_finite
-from .heads import Array, AttentionWrote, Stream, head_attribution, no_heads
+from .attention import Array, AttentionWrote, Stream, head_attribution, no_heads
 
 LOGITS_AT_ONCE = 1 << 25
 

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lens_tui.lens.graphs.edge_checks import check_nodes
-from lens_tui.lens.graphs.node_vectors import node_vector
+from lens_tui.lens.graphs.edge_checks import check_nodes, node_vector
 from lens_tui.records import LensError
 from lens_tui.records.graph_file import write_graph
 from lens_tui.records.graph_plan import GraphFound, GraphPlan

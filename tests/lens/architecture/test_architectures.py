@@ -15,7 +15,7 @@ import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
 from lens_tui import LensModel
-from lens_tui.lens import pieces
+from lens_tui.lens import room
 from lens_tui.lens.architecture.find import prove
 from lens_tui.lens.forward import forward_rows
 from lens_tui.lens.measure.scores import first_site, spread_over
@@ -307,8 +307,8 @@ def test_what_is_read_at_once_is_what_generation_reads_piece_by_piece(
     layers = (0, lens.n_layers // 2, lens.n_layers - 1)
     whole = {layer: numbers(lens.residuals(ids, layer)) for layer in layers}
     short = numbers(lens.residuals(ids[:9], layers[-1]))
-    monkeypatch.setattr(pieces, "SPEED", dict.fromkeys(pieces.SPEED, 1.0))
-    monkeypatch.setattr(pieces, "FEWEST", 5)
+    monkeypatch.setattr(room, "SPEED", dict.fromkeys(room.SPEED, 1.0))
+    monkeypatch.setattr(room, "FEWEST", 5)
     for layer in layers:
         atol = 2e-4 * max(1.0, float(np.abs(whole[layer]).max()))
         np.testing.assert_allclose(numbers(lens.residuals(ids, layer)), whole[layer], rtol=1e-3, atol=atol)

@@ -11,7 +11,7 @@ import pytest
 
 from lens_tui import Add, ProjectOut
 from lens_tui.lens.architecture.baking import bake_into, plan_bake
-from lens_tui.lens.architecture.stream_writers import matrix
+from lens_tui.lens.architecture.weights import matrix
 from lens_tui.lens.model import LensModel
 from lens_tui.records import ClampFeature, Intervention, LensError, NormMatch
 from lens_tui.records.gates import Gate, monitor_of

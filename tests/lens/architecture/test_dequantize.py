@@ -11,7 +11,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from lens_tui import LensError, LensModel, blas
-from lens_tui.lens import pieces
+from lens_tui.lens import room
 from lens_tui.lens.architecture import weights
 from lens_tui.lens.architecture.weights import dequantize, evaluate, float32_bytes, quantization
 from lens_tui.records import machine
@@ -160,8 +160,8 @@ def test_pieces_of_a_prompt_are_larger_where_products_are_fast(
         pytest.skip("a GPU has a size of its own")
     monkeypatch.setattr(blas, "state", lambda: blas.Blas(fast, ""))
     registry = LensModel.from_model(tiny.llama(bits=bits)).registry
-    monkeypatch.setattr(pieces, "SPEED", {"cpu": 2 * pieces.work_of(registry) * 64, "openblas": 1e30})
-    assert pieces.piece_of(registry, 1) == {"cpu": 64, "openblas": pieces.MOST}[kind]
+    monkeypatch.setattr(room, "SPEED", {"cpu": 2 * room.work_of(registry) * 64, "openblas": 1e30})
+    assert room.piece_of(registry, 1) == {"cpu": 64, "openblas": room.MOST}[kind]
 
 
 def test_free_memory_ends_where_the_process_may_take_no_more(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from lens_tui import sparse_probe
-from lens_tui.lens.probes.probe_fits import L2, Reduced, auc_of, fit_many, r2_of, strongest
-from lens_tui.lens.probes.probe_folds import dealt, numbered, stratified
+from lens_tui.lens.probes.probe_fits import L2, Reduced, auc_of, dealt, fit_many, numbered, r2_of, stratified, strongest
 from lens_tui.records import LensError
 
 

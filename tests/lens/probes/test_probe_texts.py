@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lens_tui import LensModel, load_probe, save_probe, train_probes
-from lens_tui.lens.probes.probe_folds import stratified
+from lens_tui.lens.probes.probe_fits import stratified
 from lens_tui.records import Gate, LensError
 from tests.lens import tiny
 from tests.lens.hooks.test_gates import gated

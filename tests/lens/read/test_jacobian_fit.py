@@ -10,7 +10,7 @@ import pytest
 from mlx.nn.layers.base import Module
 
 from lens_tui import LensModel
-from lens_tui.lens.read.jacobian_fit import JacobianSums, _Backward, _vmaps, fit_jacobian_lens, text_jacobians
+from lens_tui.lens.read.jacobian import JacobianSums, _Backward, _vmaps, fit_jacobian_lens, text_jacobians
 from lens_tui.records import LensError
 from tests.lens import numpy_models, tiny
 from tests.lens.numpy_models import Array

@@ -11,8 +11,7 @@ import pytest
 
 from lens_tui.records import LensError
 from lens_tui.sae.load_sae import load_sae
-from lens_tui.sae.load_sets import load_transcoders
-from lens_tui.sae.transcoder_sets import CrossLayerTranscoders, LayerTranscoders
+from lens_tui.sae.transcoder_sets import CrossLayerTranscoders, LayerTranscoders, load_transcoders
 
 from .makers import Array, D, N, cut, numbers, write_json, write_safetensors
 
