@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from lens_tui import FeatureIndex, IndexSettings, co_active, rank_features
-from lens_tui.records.token_activations import ActivationBlock, SourceFacts
+from lens_tui.records.training import ActivationBlock, SourceFacts
 from lens_tui.sae.index.build import IndexProgress, Target, build_index
 
 from .machine import Options

@@ -70,6 +70,9 @@ if TYPE_CHECKING:
     from .lens.vectors import residual_norm as residual_norm
     from .lens.vectors import without as without
     from .records.attribution_graph import LogitTarget as LogitTarget
+    from .records.attribution_graph import graph_scores as graph_scores
+    from .records.attribution_graph import node_influence as node_influence
+    from .records.attribution_graph import prune_graph as prune_graph
     from .records.errors import LensError as LensError
     from .records.errors import LensWarning as LensWarning
     from .records.errors import NotFinite as NotFinite
@@ -77,9 +80,6 @@ if TYPE_CHECKING:
     from .records.gates import Monitor as Monitor
     from .records.graph_file import read_graph as read_graph
     from .records.graph_file import write_graph as write_graph
-    from .records.graph_influence import graph_scores as graph_scores
-    from .records.graph_influence import node_influence as node_influence
-    from .records.graph_influence import prune_graph as prune_graph
     from .records.interventions import ALL as ALL
     from .records.interventions import Ablate as Ablate
     from .records.interventions import AblateHeads as AblateHeads
@@ -173,9 +173,8 @@ else:
             ".lens.read.attention": "attention_patterns head_outputs",
             ".lens.read.jacobian": "fit_jacobian_lens jacobian_vector swap",
             ".lens.read.logits": "attribute_logits logit_lens",
-            ".records.attribution_graph": "LogitTarget",
+            ".records.attribution_graph": "LogitTarget graph_scores node_influence prune_graph",
             ".records.graph_file": "read_graph write_graph",
-            ".records.graph_influence": "graph_scores node_influence prune_graph",
             ".records.errors": "LensError LensWarning NotFinite",
             ".records.gates": "Gate Monitor",
             ".records.interventions": (

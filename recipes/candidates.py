@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lens_tui import demo, save_vectors
 from lens_tui.records import Origin, SteeringVector
-from lens_tui.records.vector_folder import list_vectors
+from lens_tui.records.vector_formats import list_vectors
 from recipes.corpus import Domain
 from recipes.passages import draw
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from lens_tui.records import LensError, Origin
+from lens_tui.records.cause_plan import PatchFound, PatchPlan
 from lens_tui.records.patch_grid import CausalTrace, Doubles, PatchGrid, agreement
-from lens_tui.records.patch_plan import PatchFound, PatchPlan
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from tests.fake_words import noise, split

@@ -8,10 +8,16 @@ from functools import cache
 import numpy as np
 
 from lens_tui.records import LensError
-from lens_tui.records.attribution_graph import AttributionGraph, EdgeCheck, GraphNode
+from lens_tui.records.attribution_graph import (
+    AttributionGraph,
+    EdgeCheck,
+    GraphNode,
+    graph_scores,
+    prune_graph,
+    with_influence,
+)
+from lens_tui.records.cause_plan import GraphFound, GraphPlan
 from lens_tui.records.graph_file import embedding_id, error_id, feature_id, logit_id, read_graph, write_graph
-from lens_tui.records.graph_influence import graph_scores, prune_graph, with_influence
-from lens_tui.records.graph_plan import GraphFound, GraphPlan
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from tests.fake_words import noise, split, token_id

@@ -11,14 +11,15 @@ from typing_extensions import TypedDict  # pydantic makes schemas of this one al
 from lens_tui import demo
 from lens_tui.records import Arm, ArmEnd, Intervention, LensError, Sampling, Token
 from lens_tui.records.arm_syntax import parse_arm
+from lens_tui.records.cause_plan import read_token
 from lens_tui.records.glossary import find
 from lens_tui.records.interventions import acting_words
 from lens_tui.records.patch_grid import PromptPair
-from lens_tui.records.patch_plan import read_token
 from lens_tui.records.probe import save_probe
-from lens_tui.records.run_record import figures, first_difference
+from lens_tui.records.run import figures, first_difference
 from lens_tui.records.vector_formats import save_vectors
 from lens_tui.tasks.causes import grid_record
+from lens_tui.tasks.knowledge import index_of
 
 from .agent_desk import Work, limited
 from .compare_verbs import measured
@@ -305,7 +306,6 @@ def features_of(work: Work, text: str, k: int) -> dict[str, Any]:
 def feature_page(work: Work, feature: str, examples: int) -> dict[str, Any]:
     """All that is known of a feature."""
     from lens_tui.tasks.feature_page import feature_facts
-    from lens_tui.tasks.knowledge import index_of
 
     index = index_of(work.sae_info)
     facts = feature_facts(
@@ -317,7 +317,6 @@ def feature_page(work: Work, feature: str, examples: int) -> dict[str, Any]:
 def searched(work: Work, words: str, k: int) -> dict[str, Any]:
     """Features whose labels or promoted tokens have the words."""
     from lens_tui.tasks.feature_page import search_features
-    from lens_tui.tasks.knowledge import index_of
 
     info = work.sae_info
     found = search_features(words, info, work.lens, index_of(info), convention="norm", k=limited(k, "top_k", 200))

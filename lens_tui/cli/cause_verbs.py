@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lens_tui.records import LensError, paths
+from lens_tui.records.cause_plan import GraphFound
 from lens_tui.records.codec import to_json
-from lens_tui.records.graph_plan import GraphFound
 from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line
 
@@ -107,8 +107,7 @@ def _facts(found: GraphFound) -> dict[str, Any]:
 
 
 def _as_data(record: CauseRecord) -> dict[str, Any]:
-    from lens_tui.tasks.causes import found_record
-    from lens_tui.tasks.kept_causes import command_again
+    from lens_tui.tasks.causes import command_again, found_record
 
     from .graph_verbs import graph_record
 
@@ -124,7 +123,7 @@ def _as_data(record: CauseRecord) -> dict[str, Any]:
 
 
 def _print(record: CauseRecord, node: str) -> None:
-    from lens_tui.tasks.kept_causes import command_again
+    from lens_tui.tasks.causes import command_again
 
     from .graph_verbs import chosen_node, print_graph
 
@@ -168,7 +167,7 @@ def export(
     go to the folder of exports among the app's data; an --out that ends in .json or .csv is that one file.
     """
     from lens_tui.records.disk import write_text
-    from lens_tui.tasks.kept_causes import cause_text, formats_of, write_cause
+    from lens_tui.tasks.causes import cause_text, formats_of, write_cause
 
     record, place = _opened(_store(), number), expanded(out)
     suffix = place.suffix.lower().removeprefix(".")

@@ -18,7 +18,7 @@ from lens_tui.records.chat import Turn, as_prompt, last_words, parse_chats, read
 from lens_tui.records.interventions import MOVED_Z, Z, acting_words, moved_of
 from lens_tui.records.measures import MOST_LENGTHS
 from lens_tui.records.prompt_set import parse_prompts
-from lens_tui.records.run_record import figures, first_difference, kl_level, perplexity_of
+from lens_tui.records.run import figures, first_difference, kl_level, perplexity_of
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
 from lens_tui.tui.format import Trail, figure, kl_key, sparkline
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from lens_tui.lens.decode.batch import BatchGeneration
     from lens_tui.lens.decode.compare import Comparison
     from lens_tui.lens.model import LensModel
-    from lens_tui.records.run_record import RunRecord
+    from lens_tui.records.run import RunRecord
 
 verbs = typer.Typer()
 

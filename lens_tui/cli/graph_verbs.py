@@ -10,10 +10,18 @@ import typer
 from lens_tui import demo
 from lens_tui.records import LensError
 from lens_tui.records.arm_syntax import parse_arm
-from lens_tui.records.attribution_graph import AttributionGraph, EdgeCheck, GraphNode
+from lens_tui.records.attribution_graph import (
+    EDGES,
+    NODES,
+    AttributionGraph,
+    EdgeCheck,
+    GraphNode,
+    graph_scores,
+    node_influence,
+    prune_graph,
+)
+from lens_tui.records.cause_plan import GraphPlan
 from lens_tui.records.graph_file import read_graph, write_graph
-from lens_tui.records.graph_influence import EDGES, NODES, graph_scores, node_influence, prune_graph
-from lens_tui.records.graph_plan import GraphPlan
 from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lens_tui.records import LensError
-from lens_tui.records.patch_plan import read_token
+from lens_tui.records.cause_plan import read_token
 from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many

@@ -12,7 +12,7 @@ from rich.cells import set_cell_size
 
 from lens_tui.records import Intervention, LensError
 from lens_tui.records.arm_syntax import parse_arm
-from lens_tui.records.patch_plan import read_token
+from lens_tui.records.cause_plan import read_token
 from lens_tui.records.wording import many
 from lens_tui.tui.format import share_level
 

@@ -24,7 +24,7 @@ from rich.cells import cell_len
 
 from lens_tui.records import paths
 from lens_tui.records.errors import LensError, LensWarning
-from lens_tui.records.launch import launched_rank
+from lens_tui.records.machine import launched_rank
 from lens_tui.records.sanitise import json_escaped, one_line, sanitise
 from lens_tui.tui.format import bar, fit
 from lens_tui.tui.preferences import preferences

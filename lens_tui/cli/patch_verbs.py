@@ -11,6 +11,7 @@ import typer
 from rich.cells import set_cell_size
 
 from lens_tui.records import LensError
+from lens_tui.records.cause_plan import PatchFound, PatchPlan, read_receiver, read_sender, read_token
 from lens_tui.records.patch_grid import (
     Agreement,
     By,
@@ -23,7 +24,6 @@ from lens_tui.records.patch_grid import (
     PromptPair,
     agreement,
 )
-from lens_tui.records.patch_plan import PatchFound, PatchPlan, read_receiver, read_sender, read_token
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.format import share_level, signed
 

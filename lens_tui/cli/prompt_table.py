@@ -25,8 +25,7 @@ from lens_tui.records.prompt_set import (
     read_prompt_set,
     typed_prompts,
 )
-from lens_tui.records.run import LIMITS
-from lens_tui.records.run_record import figures
+from lens_tui.records.run import LIMITS, figures
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
 from lens_tui.tui.format import figure, fit, fit_left

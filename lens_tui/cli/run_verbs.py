@@ -12,7 +12,7 @@ import typer
 from lens_tui.records import LensError, Token, paths
 from lens_tui.records.paths import expanded
 from lens_tui.records.read_files import FileAbsent
-from lens_tui.records.run_record import figures
+from lens_tui.records.run import figures
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
 from lens_tui.tui.format import figure
@@ -23,7 +23,7 @@ from .sources import Json, asked_adapter, asked_dequantize, open_sae
 if TYPE_CHECKING:
     from lens_tui.lens.model import LensModel
     from lens_tui.records.judgements import Contest, Judgement
-    from lens_tui.records.run_record import RunRecord
+    from lens_tui.records.run import RunRecord
     from lens_tui.records.run_store import RunStore
     from lens_tui.sae.load_sae import SAE
     from lens_tui.tasks.replay import Replay

@@ -13,7 +13,7 @@ import typer
 from lens_tui import demo
 from lens_tui.records import LensError
 from lens_tui.records.arm_syntax import ArmSpec, parse_arm
-from lens_tui.records.launch import launched, launched_rank
+from lens_tui.records.machine import launched, launched_rank
 from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line
 from lens_tui.serve.limits import ServeLimits

@@ -15,7 +15,7 @@ from lens_tui.records.info import in_residual
 from lens_tui.records.interventions import amount_of, positions_text
 from lens_tui.records.measures import DEFINITIONS, MULTIPLES, OWN_KL, QUANTITIES, DoseResponse, ScaleSearch
 from lens_tui.records.paths import expanded
-from lens_tui.records.run_record import mean
+from lens_tui.records.run import mean
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
 from lens_tui.tui.format import BARS, figure, share_level

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .attribution_graph import AttributionGraph as AttributionGraph
     from .attribution_graph import EdgeCheck as EdgeCheck
     from .attribution_graph import GraphNode as GraphNode
+    from .attribution_graph import GraphScores as GraphScores
     from .attribution_graph import GraphSums as GraphSums
     from .attribution_graph import Supernode as Supernode
     from .errors import LensError as LensError
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from .features import Promoter as Promoter
     from .gates import Gate as Gate
     from .gates import Monitor as Monitor
-    from .graph_influence import GraphScores as GraphScores
     from .info import ModelInfo as ModelInfo
     from .info import SAEInfo as SAEInfo
     from .interventions import ALL as ALL
@@ -76,11 +76,10 @@ else:
     __all__, __getattr__, __dir__ = lazy(
         __name__,
         {
-            ".attribution_graph": "AttributionGraph EdgeCheck GraphNode GraphSums Supernode",
+            ".attribution_graph": "AttributionGraph EdgeCheck GraphNode GraphScores GraphSums Supernode",
             ".errors": "LensError LensWarning NotFinite",
             ".features": "CoActive ContrastedFeature Promoter",
             ".gates": "Gate Monitor",
-            ".graph_influence": "GraphScores",
             ".info": "ModelInfo SAEInfo",
             ".interventions": (
                 "ALL Ablate AblateHeads Add Arm CapProjection ClampFeature Intervention NormMatch Positions "

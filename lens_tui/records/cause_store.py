@@ -11,14 +11,13 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from .attribution_graph import GraphScores
+from .cause_plan import GraphFound, GraphPlan, PatchFound, PatchPlan
 from .codec import from_json, to_json
 from .errors import LensError
 from .graph_file import graph_from_json, graph_json
-from .graph_influence import GraphScores
-from .graph_plan import GraphFound, GraphPlan
 from .patch_grid import Agreement, CausalTrace, PatchGrid
-from .patch_plan import PatchFound, PatchPlan
-from .run_record import MadeWith
+from .run import MadeWith
 from .store import Family, Store, storable
 from .wording import has_words
 

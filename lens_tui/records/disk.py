@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .errors import LensError
-from .launch import launched_rank
+from .machine import launched_rank
 from .read_files import explained, open_regular
 
 _PS_PATIENCE = 2.0

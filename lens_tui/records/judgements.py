@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from .errors import LensError
 from .interventions import Arm, acting_words
-from .run_record import RunRecord
+from .run import RunRecord
 from .run_store import RunStore
 from .store import Family
 

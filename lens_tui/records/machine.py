@@ -1,4 +1,8 @@
-"""How much memory there is: all that MLX may use here, and what can be had now."""
+"""The machine: how much memory MLX may use, how much can be had now, and which process of several this is.
+
+Where a launcher such as ``mlx.launch`` started several for one command, one of them, rank 0, speaks: the others compute
+the same and write neither to the terminal nor to files.
+"""
 
 from __future__ import annotations
 
@@ -62,3 +66,16 @@ def _droppable() -> int:
         return sum(int(count) for name, count in pairwise(words) if name == "inactive_file")
     except (OSError, ValueError):
         return 0
+
+
+_RANKS = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+
+
+def launched() -> bool:
+    """Whether a launcher started this process as one of a group."""
+    return any(os.environ.get(name, "").isdigit() for name in _RANKS)
+
+
+def launched_rank() -> int:
+    """This process's number, counted from 0; 0 where nobody numbered it."""
+    return next((int(said) for name in _RANKS if (said := os.environ.get(name, "")).isdigit()), 0)

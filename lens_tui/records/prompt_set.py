@@ -13,8 +13,7 @@ from typing import Any
 from .errors import LensError
 from .paths import expanded
 from .read_files import parse_json, read_text
-from .run import Token
-from .run_record import mean, perplexity_of
+from .run import Token, mean, perplexity_of
 from .sanitise import one_line
 
 MAX_PROMPTS = 100_000

@@ -21,8 +21,7 @@ from .codec import from_json, to_json
 from .disk import is_owner_alive, own_birth
 from .gates import Watched
 from .interventions import Arm
-from .run import Candidate, Sampling, Token
-from .run_record import ArmRecord, MadeWith, RunRecord, State
+from .run import ArmRecord, Candidate, MadeWith, RunRecord, Sampling, State, Token
 from .store import Family, Store, fts_query, storable
 
 RUNS = Family(

@@ -10,8 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from lens_tui.records import LensError, SAEInfo
-from lens_tui.records.token_activations import Place
-from lens_tui.records.training import FitReport, SiteFit
+from lens_tui.records.training import FitReport, Place, SiteFit
 
 from .base import SAE, factor
 

@@ -22,7 +22,7 @@ from lens_tui.records.disk import remove_leftovers, write_json, write_with
 from lens_tui.records.read_files import FileAbsent, read_json
 from lens_tui.records.remote import OutFolder
 from lens_tui.records.sanitise import one_line
-from lens_tui.records.token_activations import ActivationBlock, Place
+from lens_tui.records.training import ActivationBlock, Place
 
 if TYPE_CHECKING:
     from lens_tui.lens.model import LensModel

@@ -17,8 +17,15 @@ from lens_tui.lens.read.activations import TextActivations, Windowing, public_na
 from lens_tui.records import LensError
 from lens_tui.records.read_files import FileAbsent, explained, read_json
 from lens_tui.records.remote import OutFolder, is_remote, written_to
-from lens_tui.records.token_activations import ActivationBlock, Place, SourceFacts, Splice
-from lens_tui.records.training import TrainConfig, TrainProgress, TrainReport
+from lens_tui.records.training import (
+    ActivationBlock,
+    Place,
+    SourceFacts,
+    Splice,
+    TrainConfig,
+    TrainProgress,
+    TrainReport,
+)
 
 from .capture import MANIFEST, name_of, whole_shards
 from .train import named, places_of, train_on

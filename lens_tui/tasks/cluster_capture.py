@@ -16,7 +16,7 @@ from lens_tui.records import Intervention, LensError
 from lens_tui.records.disk import write_json
 from lens_tui.records.read_files import read_json
 from lens_tui.records.remote import OutFolder
-from lens_tui.records.token_activations import Place
+from lens_tui.records.training import Place
 
 from .capture import (
     SHARD_BYTES,

@@ -13,7 +13,7 @@ from lens_tui import __version__, demo
 from lens_tui.records import Arm, ClampFeature, Intervention, ModelInfo, SAEInfo
 from lens_tui.records.gates import Monitor, Watched
 from lens_tui.records.info import Dequantize
-from lens_tui.records.run_record import MadeWith
+from lens_tui.records.run import MadeWith
 
 
 def made_with(

@@ -1,4 +1,4 @@
-"""Make steering vectors and sparse probes from what a person typed or a file holds, and measure what steering does."""
+"""Make steering vectors and probes from what a person typed or a file holds, and measure what steering does."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import numpy as np
 from lens_tui.lens.measure.dose import curves_of, dose_response, known_of
 from lens_tui.lens.measure.effects import LOSS_TEXTS
 from lens_tui.lens.measure.search import Quantity, find_scale
-from lens_tui.lens.probes.probe_texts import sparse_probe
+from lens_tui.lens.probes.probe_texts import sparse_probe, train_probes
 from lens_tui.lens.read.jacobian import jacobian_vector
 from lens_tui.lens.vectors import METHODS, Method, Over, combine, contrast, mean_difference, without
 from lens_tui.lens.vectors import from_token as make
 from lens_tui.records import Intervention, LensError, SteeringVector
+from lens_tui.records.corpus import LabelledTexts, read_labelled
 from lens_tui.records.measures import DoseResponse, ScaleSearch
 from lens_tui.records.steering_vector import RankedLayer
 
@@ -26,7 +27,7 @@ from .jacobian_lenses import lens_of
 if TYPE_CHECKING:
     from lens_tui.lens.measure.dose import FeatureProbe, Question
     from lens_tui.lens.model import LensModel
-    from lens_tui.records.probe import SparseProbe
+    from lens_tui.records.probe import ProbeReport, SparseProbe
     from lens_tui.sae.base import SAE
 
 
@@ -260,3 +261,46 @@ def probe_features(
         active = np.array(sae.encode(lens.residuals(ids, sae.info.layer, site=sae.info.site)).astype(mx.float32))
         rows.append(active[-1] if over == "last" else active[lens.tokens.content(ids)].mean(axis=0))
     return sparse_probe(np.stack(rows), labels, k, **options)
+
+
+def labelled(positive: Sequence[str], negative: Sequence[str]) -> LabelledTexts:
+    """Texts with label 1 and texts with label 0; where there are as many of each, first and first are a group."""
+    pairs = len(positive) == len(negative)
+    groups = tuple(str(at) for texts in (positive, negative) for at in range(len(texts))) if pairs else None
+    return LabelledTexts((*positive, *negative), (1.0,) * len(positive) + (0.0,) * len(negative), groups)
+
+
+def probes_of(
+    lens: LensModel,
+    name: str,
+    positive: Sequence[str] = (),
+    negative: Sequence[str] = (),
+    *,
+    path: str = "",
+    kind: str = "logistic",
+    layers: Sequence[int] | None = None,
+    over: str = "last",
+    raw: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> ProbeReport:
+    """A probe at each layer: :func:`lens_tui.train_probes` on texts of two kinds, or on a file of labelled texts.
+
+    Args:
+        lens: The model.
+        name: What the probes are called.
+        positive: Texts of label 1.
+        negative: Texts of label 0.
+        path: A file of labelled texts, read in their place.
+        kind: One of ``train_probes``.
+        layers: Which; ``None``: all.
+        over: What of a text is read.
+        raw: Do not apply the chat template.
+        progress: Counts layers.
+
+    Raises:
+        LensError: For a file that holds none, and what ``train_probes`` refuses.
+    """
+    given = read_labelled(path) if path else labelled(positive, negative)
+    asked: dict[str, Any] = {"kind": kind, "layers": layers, "raw": raw, "groups": given.groups}
+    asked["over"] = "every" if given.by_token else over
+    return train_probes(lens, name, given.texts, given.labels, progress=progress, **asked)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lens_tui.records import Arm, ArmEnd, Gate, Intervention, LensError, Monitor, Sampling, Token
 from lens_tui.records.chat import Turn
 from lens_tui.records.gates import Watched
-from lens_tui.records.run_record import ArmRecord, RunRecord, first_difference
+from lens_tui.records.run import ArmRecord, RunRecord, first_difference
 from lens_tui.records.wording import many
 
 from .made_with import attached_saes, made_with

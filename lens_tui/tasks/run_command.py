@@ -14,7 +14,7 @@ from lens_tui.records.chat import Turn
 from lens_tui.records.gates import Gate, Watched, monitor_of
 from lens_tui.records.interventions import HEADS_OFF, amount_of, positions_name
 from lens_tui.records.prompt_set import PromptItem
-from lens_tui.records.run_record import ArmRecord, MadeWith, RunRecord
+from lens_tui.records.run import ArmRecord, MadeWith, RunRecord
 from lens_tui.records.sanitise import one_line, sanitise
 from lens_tui.records.vector_sets import grouped, multiplier, place_of
 

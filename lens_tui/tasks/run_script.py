@@ -11,7 +11,7 @@ from typing import Any
 from lens_tui import demo
 from lens_tui.records import ALL, Gate, Intervention, Monitor, Positions, Sampling, SteeringVector
 from lens_tui.records.info import split_place
-from lens_tui.records.run_record import RunRecord
+from lens_tui.records.run import RunRecord
 from lens_tui.records.sanitise import one_line
 
 from .made_with import attached_saes, held_as

@@ -15,10 +15,9 @@ from lens_tui.lens import room
 from lens_tui.lens.read.activations import Windowing, text_activations
 from lens_tui.records import LensError, paths
 from lens_tui.records.errors import AskedToStop
-from lens_tui.records.launch import launched
+from lens_tui.records.machine import launched
 from lens_tui.records.remote import is_remote, without_password, written_to
-from lens_tui.records.token_activations import ActivationSource, Place
-from lens_tui.records.training import FitReport, TrainConfig, TrainProgress, TrainReport
+from lens_tui.records.training import ActivationSource, FitReport, Place, TrainConfig, TrainProgress, TrainReport
 from lens_tui.sae.fit import check_fit_with
 from lens_tui.sae.training.peers import peers_of
 from lens_tui.sae.training.trainer import train

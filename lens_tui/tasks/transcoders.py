@@ -17,8 +17,7 @@ from lens_tui.records import LensError
 from lens_tui.records.disk import write_text
 from lens_tui.records.errors import AskedToStop
 from lens_tui.records.remote import is_remote, without_password, written_to
-from lens_tui.records.token_activations import Splice
-from lens_tui.records.training import TrainConfig, TrainProgress, TrainReport
+from lens_tui.records.training import Splice, TrainConfig, TrainProgress, TrainReport
 from lens_tui.sae.formats.writers import write_circuit_tracer
 from lens_tui.sae.load_sae import load_sae
 

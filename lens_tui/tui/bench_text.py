@@ -12,7 +12,7 @@ from textual.content import Content
 from lens_tui.records.gates import gate_sign
 from lens_tui.records.interventions import BenchRow, mode_of, positions_text
 from lens_tui.records.measures import DEFINITIONS, MOST_LENGTHS, QUANTITIES, Curve, DosePoint, DoseResponse, ScaleSearch
-from lens_tui.records.run_record import mean
+from lens_tui.records.run import mean
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
 from lens_tui.worker.events import DoseMeasured, Event, JobDone, JobFailed, ScaleFound, ScalesTried

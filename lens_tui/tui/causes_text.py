@@ -9,8 +9,8 @@ import numpy as np
 from rich.cells import cell_len
 from textual.content import Content
 
+from lens_tui.records.cause_plan import PatchFound, PatchPlan
 from lens_tui.records.patch_grid import Doubles
-from lens_tui.records.patch_plan import PatchFound, PatchPlan
 
 from .format import BARS, bar, fit, fit_left, share_level, signed
 

@@ -11,7 +11,7 @@ from datetime import datetime
 
 from rich.cells import cell_len, set_cell_size
 
-from lens_tui.records.run_record import KL_STEPS, step_level
+from lens_tui.records.run import KL_STEPS, step_level
 
 N_LEVELS = 8
 BARS = "▁▂▃▄▅▆▇█"

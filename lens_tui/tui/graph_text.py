@@ -9,9 +9,8 @@ from textwrap import wrap
 
 from textual.content import Content
 
-from lens_tui.records.attribution_graph import AttributionGraph, Doubles, EdgeCheck, GraphNode
-from lens_tui.records.graph_influence import node_influence
-from lens_tui.records.graph_plan import GraphFound, GraphPlan
+from lens_tui.records.attribution_graph import AttributionGraph, Doubles, EdgeCheck, GraphNode, node_influence
+from lens_tui.records.cause_plan import GraphFound, GraphPlan
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
 

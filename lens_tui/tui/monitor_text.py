@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lens_tui.records.run_record import readings_of
+from lens_tui.records.run import readings_of
 from lens_tui.records.sanitise import one_line
 
 from .format import BARS, figure

@@ -26,7 +26,7 @@ from lens_tui.records import (
 from lens_tui.records.chat import Turn
 from lens_tui.records.gates import Gate, Watched
 from lens_tui.records.interventions import BenchRow
-from lens_tui.records.run_record import ArmRecord, MadeWith, RunRecord, State, perplexity_of, pieces
+from lens_tui.records.run import ArmRecord, MadeWith, RunRecord, State, perplexity_of, pieces
 from lens_tui.worker.events import (
     ArmDone,
     Dialed,
@@ -394,7 +394,7 @@ class ArmText:
 
     @property
     def pieces(self) -> list[str]:
-        """What each token shows; see :func:`~lens_tui.records.run_record.pieces`."""
+        """What each token shows; see :func:`~lens_tui.records.run.pieces`."""
         return pieces(self.tokens, self.reason)
 
     @property

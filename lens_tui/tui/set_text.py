@@ -13,8 +13,7 @@ from lens_tui.records import Arm, LensError, Sampling
 from lens_tui.records.interventions import BenchRow
 from lens_tui.records.paths import expanded
 from lens_tui.records.prompt_set import PromptItem, SetCell, SetColumn, typed_prompts
-from lens_tui.records.run import LIMITS
-from lens_tui.records.run_record import ArmRecord, MadeWith, RunRecord
+from lens_tui.records.run import LIMITS, ArmRecord, MadeWith, RunRecord
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.format import figure, fit, fit_end, fit_left
 from lens_tui.worker.events import (

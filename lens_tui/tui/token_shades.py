@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from lens_tui.records import Candidate, Token
-from lens_tui.records.run_record import kl_level
+from lens_tui.records.run import kl_level
 
 from .format import surprisal_level
 from .session import ArmText

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from lens_tui.records import Arm, FloatArray, Intervention, SteeringVector
 from lens_tui.records.attribution_graph import EdgeCheck
+from lens_tui.records.cause_plan import GraphFound, PatchFound
 from lens_tui.records.features import ContrastedFeature, FeatureFacts, FoundFeature
-from lens_tui.records.graph_plan import GraphFound
-from lens_tui.records.patch_plan import PatchFound
 from lens_tui.records.prompt_set import PromptItem, SetCell
-from lens_tui.records.run import Token
-from lens_tui.records.run_record import MadeWith
+from lens_tui.records.run import MadeWith, Token
 from lens_tui.records.steering_vector import TokenWeight as TokenWeight
 
 if TYPE_CHECKING:

@@ -11,11 +11,10 @@ from typing import ClassVar
 
 from lens_tui.records import Arm, Intervention, Sampling, SteeringVector
 from lens_tui.records.attribution_graph import AttributionGraph
+from lens_tui.records.cause_plan import GraphFound, GraphPlan, PatchPlan
 from lens_tui.records.chat import Turn
 from lens_tui.records.gates import Watched
-from lens_tui.records.graph_plan import GraphFound, GraphPlan
 from lens_tui.records.info import Dequantize
-from lens_tui.records.patch_plan import PatchPlan
 from lens_tui.records.prompt_set import PromptItem
 
 
@@ -237,7 +236,7 @@ class VectorFromPatch(Job):
 
 @dataclass(frozen=True, slots=True)
 class MakeGraph(Job):
-    """Make an attribution graph, by ``tasks.graph_plans``. ``kept`` is the number under which it is kept
+    """Make an attribution graph, by ``tasks.graphs``. ``kept`` is the number under which it is kept
     already. Events: Progress, GraphMade."""
 
     gives_way: ClassVar[bool] = True

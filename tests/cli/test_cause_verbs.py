@@ -17,10 +17,9 @@ from lens_tui import read_graph
 from lens_tui.cli.command import app
 from lens_tui.records import Arm, Sampling
 from lens_tui.records.attribution_graph import Supernode
+from lens_tui.records.cause_plan import EXAMPLE, GraphFound, GraphPlan, PatchFound
 from lens_tui.records.cause_store import CauseStore
-from lens_tui.records.graph_plan import GraphFound, GraphPlan
-from lens_tui.records.patch_plan import EXAMPLE, PatchFound
-from lens_tui.records.run_record import MadeWith
+from lens_tui.records.run import MadeWith
 from lens_tui.records.run_store import RunStore
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs

@@ -18,11 +18,10 @@ from typer.testing import CliRunner
 
 from lens_tui import LensModel
 from lens_tui.cli.command import app
-from lens_tui.records.patch_plan import PatchPlan
+from lens_tui.records.cause_plan import PatchPlan
 from lens_tui.records.sanitise import sanitise_token
 from lens_tui.records.store import Store
-from lens_tui.tasks.causes import answer
-from lens_tui.tasks.kept_causes import keep_cause
+from lens_tui.tasks.causes import answer, keep_cause
 from tests.folders import llama_folder, sae_folder, transcoder_folder
 from tests.hub import FakeHub, use_hub
 

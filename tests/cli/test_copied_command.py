@@ -33,9 +33,8 @@ from lens_tui.records import (
 from lens_tui.records.arm_syntax import parse_arm
 from lens_tui.records.interventions import BenchRow, amount_of
 from lens_tui.records.prompt_set import PromptItem
-from lens_tui.records.run_record import ArmRecord, RunRecord
-from lens_tui.records.vector_folder import keep_vector, list_vectors
-from lens_tui.records.vector_formats import load_one
+from lens_tui.records.run import ArmRecord, RunRecord
+from lens_tui.records.vector_formats import keep_vector, list_vectors, load_one
 from lens_tui.tasks.made_with import made_with, sae_words
 from lens_tui.tasks.prompt_sets import compare_prompts
 from lens_tui.tasks.run_command import as_command, quoted, set_command

@@ -16,9 +16,8 @@ from lens_tui import LensModel
 from lens_tui.cli.command import app
 from lens_tui.lens.graphs.build_graph import attribution_graph
 from lens_tui.lens.vectors import random_unit
-from lens_tui.records.attribution_graph import LogitTarget
+from lens_tui.records.attribution_graph import LogitTarget, prune_graph
 from lens_tui.records.graph_file import read_graph, write_graph
-from lens_tui.records.graph_influence import prune_graph
 from lens_tui.sae.transcoder_sets import load_transcoders
 from lens_tui.tasks.graphs import with_promoted
 from tests.folders import llama_folder, transcoder_folder

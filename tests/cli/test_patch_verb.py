@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from lens_tui import LensModel, PromptPair, Receiver, causal_trace, patch, patch_edges, path_patch
 from lens_tui.cli.command import app
 from lens_tui.records import AblateHeads, Arm, EditPattern, Sampling, Token
-from lens_tui.records.patch_plan import EXAMPLE, PatchPlan
-from lens_tui.records.run_record import ArmRecord, RunRecord
+from lens_tui.records.cause_plan import EXAMPLE, PatchPlan
+from lens_tui.records.run import ArmRecord, RunRecord
 from lens_tui.tasks.causes import answer, command_of
 from lens_tui.tasks.run_command import as_command
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from lens_tui.cli.command import app
 from lens_tui.records import Arm, Sampling, Token
-from lens_tui.records.run_record import ArmRecord, RunRecord
+from lens_tui.records.run import ArmRecord, RunRecord
 from lens_tui.records.run_store import RunStore
 from lens_tui.tasks.run_export import FORMATS
 

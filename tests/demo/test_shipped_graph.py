@@ -7,7 +7,7 @@ import pytest
 
 from lens_tui import LensModel, demo
 from lens_tui.lens.graphs.edge_checks import check_nodes
-from lens_tui.records.graph_influence import graph_scores, prune_graph
+from lens_tui.records.attribution_graph import graph_scores, prune_graph
 from lens_tui.tasks.graphs import make_graph, open_transcoders
 
 

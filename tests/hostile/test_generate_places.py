@@ -16,7 +16,7 @@ from textual.pilot import Pilot
 from lens_tui.records import Arm, Sampling, Token
 from lens_tui.records.chat import Turn
 from lens_tui.records.prompt_set import PromptItem
-from lens_tui.records.run_record import ArmRecord, RunRecord
+from lens_tui.records.run import ArmRecord, RunRecord
 from lens_tui.records.run_store import RunStore
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.screens.generate_screen import GenerateScreen

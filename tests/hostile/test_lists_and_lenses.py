@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from lens_tui.records import paths
+from lens_tui.records.cause_plan import EXAMPLE, GraphPlan
 from lens_tui.records.cause_store import CauseStore
 from lens_tui.records.feature_lists import FeatureLists
-from lens_tui.records.graph_plan import GraphPlan
-from lens_tui.records.patch_plan import EXAMPLE
-from lens_tui.records.run_record import MadeWith
+from lens_tui.records.run import MadeWith
 from lens_tui.records.store import Store
 from lens_tui.records.vector_formats import save_vectors
 from lens_tui.tui.keys import SCREENS

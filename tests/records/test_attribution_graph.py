@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from lens_tui.records import LensError
-from lens_tui.records.attribution_graph import AttributionGraph, GraphNode, GraphSums, Supernode
-from lens_tui.records.graph_file import error_id, graph_json, paired, read_graph, unpaired, write_graph
-from lens_tui.records.graph_influence import (
+from lens_tui.records.attribution_graph import (
+    AttributionGraph,
+    GraphNode,
+    GraphSums,
+    Supernode,
     cumulative,
     graph_scores,
     least_kept,
@@ -21,6 +23,7 @@ from lens_tui.records.graph_influence import (
     prune_graph,
     with_influence,
 )
+from lens_tui.records.graph_file import error_id, graph_json, paired, read_graph, unpaired, write_graph
 
 LAYERS, TOKENS = 3, 4
 

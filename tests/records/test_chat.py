@@ -10,7 +10,7 @@ from lens_tui.records import LensError, Positions, Sampling
 from lens_tui.records.arm_syntax import parse_arm
 from lens_tui.records.chat import Turn, as_prompt, last_words, parse_chat, parse_chats, read_chat
 from lens_tui.records.interventions import POSITIONS, ROLES, positions_name, positions_of, positions_text
-from lens_tui.records.run_record import RunRecord
+from lens_tui.records.run import RunRecord
 from lens_tui.records.run_store import RunStore
 
 TURNS = (Turn("system", "Be short."), Turn("user", "Hi\x1b[31m\n"), Turn("assistant", "Hello."), Turn("user", "Why?"))

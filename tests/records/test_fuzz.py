@@ -39,8 +39,7 @@ from lens_tui.records.session_file import SavedSession, interrupted_sessions, sa
 from lens_tui.records.settings import load_settings
 from lens_tui.records.store import Store
 from lens_tui.records.training import TrainConfig
-from lens_tui.records.vector_folder import list_vectors
-from lens_tui.records.vector_formats import load_vectors, save_vectors
+from lens_tui.records.vector_formats import list_vectors, load_vectors, save_vectors
 from lens_tui.tasks.models import recent_models, remember_model
 from lens_tui.tui.themes import bundled_dir, load_themes, read_theme
 from tests.folders import read_session

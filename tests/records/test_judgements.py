@@ -8,7 +8,7 @@ import pytest
 
 from lens_tui.records import Add, Arm, LensError, Sampling, SteeringVector
 from lens_tui.records.judgements import Z95, Judgement, JudgementStore, tally, wilson
-from lens_tui.records.run_record import ArmRecord, RunRecord
+from lens_tui.records.run import ArmRecord, RunRecord
 from lens_tui.records.run_store import RunStore
 
 VECTOR = SteeringVector.of("v", [1.0, 2.0, 3.0], 2)

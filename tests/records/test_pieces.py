@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lens_tui.records import Token
-from lens_tui.records.run_record import END, pieces
+from lens_tui.records.run import END, pieces
 
 
 def made(*texts: tuple[str, str]) -> list[Token]:

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lens_tui.records import LensError, Origin, SteeringVector, paths
-from lens_tui.records.vector_folder import list_vectors
+from lens_tui.records.vector_formats import list_vectors
 from lens_tui.records.vector_formats.own import FORMAT, read_one, write_one
 
 VECTOR = SteeringVector.of(

@@ -28,7 +28,7 @@ from lens_tui.records import (
     Sampling,
     SetProjection,
 )
-from lens_tui.records.run_record import RunRecord
+from lens_tui.records.run import RunRecord
 from lens_tui.records.vector_formats import load_one
 from lens_tui.tasks.replay import Gathered
 from tests.folders import llama_folder

@@ -11,10 +11,9 @@ from safetensors.numpy import load_file, save_file
 
 from lens_tui import LensModel
 from lens_tui.records import ModelInfo
-from lens_tui.records.patch_plan import PatchPlan
+from lens_tui.records.cause_plan import PatchPlan
 from lens_tui.records.store import Store
-from lens_tui.tasks.causes import answer
-from lens_tui.tasks.kept_causes import keep_cause, kept_causes, open_cause
+from lens_tui.tasks.causes import answer, keep_cause, kept_causes, open_cause
 from lens_tui.tasks.made_with import model_stamp
 from tests.folders import llama_folder
 

@@ -19,13 +19,12 @@ from lens_tui import LensModel, load_sae
 from lens_tui.cli.command import app
 from lens_tui.lens.vectors import mean_difference, random_unit
 from lens_tui.records import Add, Arm, LensError, Positions, ProjectOut, Sampling
-from lens_tui.records.run_record import RunRecord
+from lens_tui.records.run import RunRecord
 from lens_tui.records.run_store import RunStore
-from lens_tui.records.vector_folder import keep_vector
+from lens_tui.records.vector_formats import keep_vector
 from lens_tui.tasks.replay import held_against
 from lens_tui.tasks.run_command import as_command
-from lens_tui.tasks.run_export import FORMATS, as_csv, as_json, from_data, read_run, write
-from lens_tui.tasks.run_picture import as_svg
+from lens_tui.tasks.run_export import FORMATS, as_csv, as_json, as_svg, from_data, read_run, write
 from tests.folders import sae_folder
 from tests.tasks.kept_runs import chat_folder, every_arm, made_run
 from tests.tasks.test_bake import peft_folder

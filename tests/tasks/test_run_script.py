@@ -19,7 +19,7 @@ from lens_tui import LensModel, load_sae
 from lens_tui.cli.command import app
 from lens_tui.records import Add, Arm, Sampling, Token
 from lens_tui.records.chat import Turn, as_prompt, read_chat
-from lens_tui.records.run_record import ArmRecord, RunRecord
+from lens_tui.records.run import ArmRecord, RunRecord
 from lens_tui.tasks.replay import Gathered, held_against, run_again
 from lens_tui.tasks.run_command import as_command
 from lens_tui.tasks.run_export import as_data, as_markdown, from_data, read_run, write, write_chat

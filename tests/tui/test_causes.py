@@ -13,10 +13,9 @@ import pytest
 from textual.widgets import Input, Static
 
 from lens_tui.records import AblateHeads, Add, LensError
+from lens_tui.records.cause_plan import EXAMPLE, METRICS, SITES, GraphPlan, PatchFound, PatchPlan
 from lens_tui.records.cause_store import CauseStore
-from lens_tui.records.graph_plan import GraphPlan
-from lens_tui.records.patch_plan import EXAMPLE, METRICS, SITES, PatchFound, PatchPlan
-from lens_tui.records.run_record import MadeWith
+from lens_tui.records.run import MadeWith
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.causes_text import cell_lines, cells, details, legend, map_of, question
 from lens_tui.tui.format import signed

@@ -13,7 +13,7 @@ import pytest
 from rich.cells import cell_len
 
 from lens_tui.records import Add, LensError, Sampling, paths
-from lens_tui.records.run_record import MadeWith
+from lens_tui.records.run import MadeWith
 from lens_tui.tasks.run_command import as_command
 from lens_tui.tasks.run_export import FORMATS, as_markdown
 from lens_tui.tui.app import LensApp

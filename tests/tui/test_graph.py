@@ -13,10 +13,9 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from lens_tui.records import LensError, Origin
-from lens_tui.records.attribution_graph import EdgeCheck
+from lens_tui.records.attribution_graph import EdgeCheck, node_influence, prune_graph
+from lens_tui.records.cause_plan import GraphPlan
 from lens_tui.records.graph_file import read_graph
-from lens_tui.records.graph_influence import node_influence, prune_graph
-from lens_tui.records.graph_plan import GraphPlan
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.graph_text import GraphLayout, NodeView, edges_of, graph_question, merged, node_lines
 from lens_tui.tui.screens.causes_screen import CausesScreen

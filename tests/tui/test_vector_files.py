@@ -14,7 +14,7 @@ from lens_tui import demo
 from lens_tui.records import Add, Arm, SteeringVector, TokenWeight, paths
 from lens_tui.records.codec import from_json, to_json
 from lens_tui.records.interventions import BenchRow
-from lens_tui.records.run_record import ArmRecord, RunRecord
+from lens_tui.records.run import ArmRecord, RunRecord
 from lens_tui.records.session_file import save_session
 from lens_tui.records.vector_formats import load_vectors, save_vectors
 from lens_tui.records.vector_formats.own import write_one

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from lens_tui.records.run_record import KL_STEPS, kl_level
+from lens_tui.records.run import KL_STEPS, kl_level
 from lens_tui.tui import format as ramps
 from lens_tui.tui.host import BUSY, Activity
 from lens_tui.tui.widgets.frame import _busy

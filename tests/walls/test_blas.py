@@ -43,7 +43,7 @@ def told(statement: str, **environment: str) -> dict[str, Any]:
     [
         "import lens_tui.lens.model",
         "import lens_tui.sae.base",
-        "import lens_tui.worker.handlers.feature_jobs",
+        "import lens_tui.worker.handlers.reading_jobs",
         "import lens_tui\nimport mlx.nn",
     ],
 )

@@ -13,9 +13,9 @@ import pytest
 
 from lens_tui.lens.causes import cells
 from lens_tui.records import AblateHeads
+from lens_tui.records.cause_plan import PatchFound, PatchPlan
 from lens_tui.records.cause_store import CauseStore
 from lens_tui.records.interventions import HEADS_OFF, BenchRow
-from lens_tui.records.patch_plan import PatchFound, PatchPlan
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from lens_tui.worker.thread import Worker

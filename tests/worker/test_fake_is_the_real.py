@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from lens_tui.records import Add, Arm, Sampling
+from lens_tui.records.cause_plan import EXAMPLE
 from lens_tui.records.gates import Watched, monitor_of
-from lens_tui.records.patch_plan import EXAMPLE
 from lens_tui.records.prompt_set import PromptItem
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs

@@ -11,8 +11,8 @@ import pytest
 from lens_tui import LensModel, attribute, check_nodes, load_transcoders, node_vector, prune_graph, read_graph
 from lens_tui.lens.vectors import random_unit
 from lens_tui.records.attribution_graph import LogitTarget
+from lens_tui.records.cause_plan import GraphFound, GraphPlan
 from lens_tui.records.cause_store import CauseStore
-from lens_tui.records.graph_plan import GraphFound, GraphPlan
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from lens_tui.worker.thread import Worker

@@ -16,9 +16,8 @@ import numpy as np
 
 from lens_tui import blas
 from lens_tui.records import FloatArray, LensError
-from lens_tui.records.attribution_graph import AttributionGraph, GraphNode, GraphSums, LogitTarget
+from lens_tui.records.attribution_graph import AttributionGraph, GraphNode, GraphSums, LogitTarget, with_influence
 from lens_tui.records.graph_file import embedding_id, error_id, feature_id, logit_id
-from lens_tui.records.graph_influence import with_influence
 from lens_tui.records.patch_grid import Doubles
 from lens_tui.records.sanitise import one_line
 

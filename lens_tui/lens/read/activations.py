@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lens_tui.records import LensError
 from lens_tui.records.corpus import Corpus, open_corpus
-from lens_tui.records.token_activations import ActivationBlock, Place, SourceFacts, Splice
+from lens_tui.records.training import ActivationBlock, Place, SourceFacts, Splice
 
 from ..decode.sampling import cross_entropy
 from ..hooks.capture_result import CaptureResult

@@ -21,10 +21,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .. import disk
+import numpy as np
+
+from .. import disk, paths
 from ..errors import LensError
 from ..info import ModelInfo
 from ..read_files import explained, open_regular, short_path
@@ -32,7 +34,21 @@ from ..sanitise import one_line
 from ..steering_vector import Origin, SteeringVector
 from . import arrays, gguf, own, vllm_lens
 from .common import Ask, Found, Rows, place_facts, records
-from .own import check_fits_model, write_one
+from .own import check_fits_model, file_names, read_one, write_one
+
+__all__ = [
+    "READERS",
+    "SUFFIXES",
+    "WRITERS",
+    "VectorFile",
+    "keep_vector",
+    "list_vectors",
+    "load_one",
+    "load_vectors",
+    "save_vectors",
+    "sniff",
+    "vector_file",
+]
 
 OURS = "mlx-lens-tui"
 READERS: dict[str, Callable[[Path], Found]] = {
@@ -51,16 +67,6 @@ WRITERS: dict[str, Callable[[Path, Sequence[SteeringVector]], bytes]] = {
     ".npz": arrays.write_npz,
 }
 SUFFIXES = (*WRITERS, ".pt", ".pth")
-__all__ = [
-    "READERS",
-    "SUFFIXES",
-    "WRITERS",
-    "load_one",
-    "load_vectors",
-    "save_vectors",
-    "sniff",
-    "vector_file",
-]
 
 
 def load_vectors(
@@ -226,3 +232,46 @@ def sniff(path: Path) -> str:
     if suffix in (".pt", ".pth", ".bin"):
         return "torch"
     raise LensError(f"{short_path(path)} is not a vector file of a known format.", f"Known: {', '.join(WRITERS)}, .pt.")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VectorFile:
+    """A file of the vectors folder: the vector it holds, or why it is not known which that is."""
+
+    path: Path
+    vector: SteeringVector | None
+    problem: str = ""
+
+
+def keep_vector(vector: SteeringVector) -> Path:
+    """The file of the vectors folder that holds this vector; it is written if there is none.
+
+    Of files named after it the first whose direction, layer and site are the same is taken, so that asking again makes
+    no second one. Raises :class:`LensError` if the disk refuses.
+    """
+    for file in file_names(paths.vectors_folder(), vector.name):
+        if not file.exists():
+            return write_one(vector, file)
+        try:
+            held = read_one(file)
+        except LensError:
+            continue
+        if (held.layer, held.site) == (vector.layer, vector.site) and np.array_equal(held.direction, vector.direction):
+            return file
+    raise LensError(f"The vectors folder has no name left for {vector.name!r}.", "Give it another name.")
+
+
+def list_vectors(folder: Path | None = None) -> list[VectorFile]:
+    """The vector files of a folder (the user's own by default), of any format, by name.
+
+    Those that do not give one vector without being asked which, or cannot be read, come with the reason.
+    """
+    found = []
+    for file in sorted((folder or paths.vectors_folder()).glob("*")):
+        if file.suffix.lower() not in SUFFIXES or file.name.startswith("."):
+            continue
+        try:
+            found.append(VectorFile(file, load_one(file)))
+        except LensError as error:
+            found.append(VectorFile(file, None, one_line(str(error), 300)))
+    return found

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lens_tui.records import LensError
-from lens_tui.records.token_activations import ActivationSource, Place
+from lens_tui.records.training import ActivationSource, Place
 
 from .finish import finish, remove_leftovers
 from .index_settings import Identity, IndexSettings, index_key

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lens_tui.records import LensError
-from lens_tui.records.token_activations import ActivationBlock
+from lens_tui.records.training import ActivationBlock
 
 from .index_settings import IndexSettings, Unsigned, narrow
 from .tally import SPECIAL, START, Activations

@@ -21,8 +21,7 @@ from lens_tui.records import LensError
 from lens_tui.records.disk import write_text, write_with
 from lens_tui.records.read_files import explained, regular_size
 from lens_tui.records.sanitise import one_line
-from lens_tui.records.token_activations import ActivationSource, Place, SourceFacts
-from lens_tui.records.training import Evaluation, TrainConfig, TrainReport
+from lens_tui.records.training import ActivationSource, Evaluation, Place, SourceFacts, TrainConfig, TrainReport
 
 from ..formats.writers import write_circuit_tracer, write_gemma_scope, write_saelens
 from .objective import Normalizer, Parameters, State, flatten_state, scalar, unflatten_state

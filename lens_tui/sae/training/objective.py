@@ -23,8 +23,7 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from numpy.typing import NDArray
 
 from lens_tui.records import LensError
-from lens_tui.records.token_activations import ActivationSource, Place
-from lens_tui.records.training import Evaluation, TrainConfig
+from lens_tui.records.training import ActivationSource, Evaluation, Place, TrainConfig
 
 from .peers import Peers
 

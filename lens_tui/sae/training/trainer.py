@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from lens_tui.records import LensError
 from lens_tui.records.errors import AskedToStop
-from lens_tui.records.token_activations import ActivationSource, Place
-from lens_tui.records.training import Evaluation, TrainConfig, TrainProgress, TrainReport
+from lens_tui.records.training import ActivationSource, Evaluation, Place, TrainConfig, TrainProgress, TrainReport
 
 from .checkpoint import (
     Checkpoint,

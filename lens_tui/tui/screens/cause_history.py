@@ -9,8 +9,8 @@ from pathlib import Path
 from textual.content import Content
 
 from lens_tui.records import ModelInfo
+from lens_tui.records.cause_plan import GraphFound
 from lens_tui.records.cause_store import CauseSummary, Found, model_of
-from lens_tui.records.graph_plan import GraphFound
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import has_words
 from lens_tui.tui.format import fit, model_name
@@ -86,13 +86,13 @@ class CauseHistoryScreen(HistoryDialog[PastCause, Opened, "Opened | None"]):
 
     def disk_rows(self, database: Path, words: str, without: frozenset[int]) -> list[PastCause]:
         """Those of the disk, newest first."""
-        from lens_tui.tasks.kept_causes import kept_causes
+        from lens_tui.tasks.causes import kept_causes
 
         return [of_disk(each) for each in kept_causes(database, words, without)]
 
     def read_kept(self, database: Path, number: int) -> Opened | None:
         """One of the disk, with what has changed since it was made."""
-        from lens_tui.tasks.kept_causes import open_cause
+        from lens_tui.tasks.causes import open_cause
 
         opened = open_cause(database, number, self._model)
         return None if opened is None else (opened[0].found, opened[1])

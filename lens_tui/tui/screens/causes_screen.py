@@ -12,10 +12,9 @@ from textual.content import Content
 from textual.widgets import Static
 
 from lens_tui.records import LensError, paths
+from lens_tui.records.cause_plan import METRICS, SITES, GraphFound, PlanBy
 from lens_tui.records.cause_store import Found, model_of
-from lens_tui.records.graph_plan import GraphFound
 from lens_tui.records.interventions import HEADS_OFF, heads_of_vector, mode_of
-from lens_tui.records.patch_plan import METRICS, SITES, PlanBy
 from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line
 from lens_tui.tasks.causes import FORMATS, command_of, write

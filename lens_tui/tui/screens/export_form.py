@@ -7,9 +7,9 @@ from pathlib import Path
 
 from lens_tui.records import LensError, paths
 from lens_tui.records.paths import expanded
-from lens_tui.records.run_record import RunRecord
+from lens_tui.records.run import RunRecord
 from lens_tui.records.sanitise import one_line
-from lens_tui.records.vector_folder import keep_vector
+from lens_tui.records.vector_formats import keep_vector
 from lens_tui.tasks.run_command import as_command, set_command
 from lens_tui.tasks.run_export import FORMATS, default_name, formats_of, write, write_chat, write_prompts
 from lens_tui.tui.host import LensHost

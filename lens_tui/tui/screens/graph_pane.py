@@ -14,12 +14,12 @@ from textual.widgets import Static
 from lens_tui import demo
 from lens_tui.records import LensError, paths
 from lens_tui.records.attribution_graph import AttributionGraph, EdgeCheck, GraphNode, Supernode
-from lens_tui.records.graph_plan import GraphFound, GraphPlan
+from lens_tui.records.cause_plan import GraphFound, GraphPlan
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.steering_vector import SteeringVector
-from lens_tui.records.vector_folder import keep_vector
+from lens_tui.records.vector_formats import keep_vector
 from lens_tui.records.wording import many
-from lens_tui.tasks.graph_plans import graph_command
+from lens_tui.tasks.graphs import graph_command
 from lens_tui.tui.bench_text import arm_words
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.graph_text import (

@@ -24,7 +24,7 @@ from lens_tui.tui.widgets.lane import strength
 from .history_dialog import HistoryDialog
 
 if TYPE_CHECKING:
-    from lens_tui.records.run_record import ArmRecord, RunRecord
+    from lens_tui.records.run import ArmRecord, RunRecord
     from lens_tui.records.run_store import RunSummary
 
 

@@ -10,8 +10,8 @@ from textual.content import Content
 from textual.message import Message
 from textual.widgets import Static
 
+from lens_tui.records.cause_plan import DIRECTIONS, EXAMPLE, METRICS, SITES, PatchFound, PatchPlan, PlanBy
 from lens_tui.records.patch_grid import Direction
-from lens_tui.records.patch_plan import DIRECTIONS, EXAMPLE, METRICS, SITES, PatchFound, PatchPlan, PlanBy
 from lens_tui.tui.causes_text import SHADES, CauseMap, cell_lines, cells, details, legend, map_of
 from lens_tui.tui.host import WAITING, LensHost
 from lens_tui.tui.widgets.frame import Pane

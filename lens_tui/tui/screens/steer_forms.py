@@ -39,7 +39,7 @@ from .layer_choice import LayerChoice
 
 if TYPE_CHECKING:
     from lens_tui.demo import ReadyVector
-    from lens_tui.records.vector_folder import VectorFile
+    from lens_tui.records.vector_formats import VectorFile
 
 
 Values = Mapping[str, str]
@@ -318,7 +318,7 @@ class VectorFileScreen(Dialog["str | None"]):
 
     @work(thread=True, exit_on_error=False)
     def _look(self) -> None:
-        from lens_tui.records.vector_folder import list_vectors
+        from lens_tui.records.vector_formats import list_vectors
 
         rows = [(str(file.path), one_line(file.path.stem, 60), _word(file)) for file in list_vectors()]
         rows += [(str(ready.path), ready.name, _ready(ready)) for ready in self._ready]

@@ -20,7 +20,7 @@ from textual.widget import Widget
 from lens_tui.records import Add, Candidate, Intervention, Token
 from lens_tui.records.gates import gate_sign
 from lens_tui.records.interventions import POSITIONS, amount_of, moved_of, positions_text
-from lens_tui.records.run_record import kl_level, pieces
+from lens_tui.records.run import kl_level, pieces
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.vector_sets import grouped, multiplier
 from lens_tui.records.wording import many

@@ -20,7 +20,7 @@ from lens_tui.records import LensError, SAEInfo, store
 from lens_tui.records.cause_store import CauseStore
 from lens_tui.records.run_store import RunStore
 from lens_tui.records.store import Store
-from lens_tui.tasks.kept_causes import keep_cause
+from lens_tui.tasks.causes import keep_cause
 
 from .. import jobs
 from ..events import Event
@@ -29,9 +29,8 @@ from ..thread import Control
 
 if TYPE_CHECKING:
     from lens_tui.lens.model import LensModel
-    from lens_tui.records.graph_plan import GraphFound
+    from lens_tui.records.cause_plan import GraphFound, PatchFound
     from lens_tui.records.info import Dequantize
-    from lens_tui.records.patch_plan import PatchFound
     from lens_tui.sae.load_sae import SAE
     from lens_tui.tasks.models import ModelEntry
 
@@ -168,29 +167,29 @@ TABLE: dict[type[jobs.Job], str] = {
     jobs.UnloadModel: "load_jobs:unload_model",
     jobs.LoadSAE: "load_jobs:load_sae",
     jobs.Compare: "compare_jobs:compare",
-    jobs.ComparePrompts: "set_jobs:compare_set",
-    jobs.Encode: "feature_jobs:encode",
-    jobs.ReadFeature: "feature_jobs:read_feature",
-    ReadNeighbours: "feature_jobs:read_neighbours",
-    jobs.ReadLens: "lens_jobs:read_lens",
-    jobs.ReadParts: "lens_jobs:read_parts",
-    jobs.ReadPattern: "lens_jobs:read_pattern",
-    jobs.Patch: "lens_jobs:patch",
-    jobs.VectorFromPatch: "lens_jobs:from_patch",
-    jobs.MakeGraph: "graph_jobs:make_graph",
-    jobs.KeepGraph: "graph_jobs:change",
-    jobs.PruneGraph: "graph_jobs:prune",
-    jobs.ReadGraph: "graph_jobs:read",
-    jobs.WriteGraph: "graph_jobs:write",
-    jobs.CheckNode: "graph_jobs:check",
-    jobs.VectorFromNode: "graph_jobs:vector",
-    jobs.SetLabel: "feature_jobs:set_label",
-    jobs.ReadWritten: "written_jobs:read_written",
+    jobs.ComparePrompts: "compare_jobs:compare_set",
+    jobs.Encode: "reading_jobs:encode",
+    jobs.ReadFeature: "reading_jobs:read_feature",
+    ReadNeighbours: "reading_jobs:read_neighbours",
+    jobs.ReadLens: "reading_jobs:read_lens",
+    jobs.ReadParts: "reading_jobs:read_parts",
+    jobs.ReadPattern: "reading_jobs:read_pattern",
+    jobs.Patch: "cause_jobs:patch",
+    jobs.VectorFromPatch: "cause_jobs:from_patch",
+    jobs.MakeGraph: "cause_jobs:make_graph",
+    jobs.KeepGraph: "cause_jobs:change",
+    jobs.PruneGraph: "cause_jobs:prune",
+    jobs.ReadGraph: "cause_jobs:read",
+    jobs.WriteGraph: "cause_jobs:write",
+    jobs.CheckNode: "cause_jobs:check",
+    jobs.VectorFromNode: "cause_jobs:vector",
+    jobs.SetLabel: "reading_jobs:set_label",
+    jobs.ReadWritten: "reading_jobs:read_written",
     jobs.ReadPrompt: "compare_jobs:read_prompt",
-    jobs.ContrastTexts: "feature_jobs:contrast",
-    jobs.ExportFeatures: "feature_jobs:export",
-    jobs.FindFeatures: "feature_jobs:find_features",
-    jobs.VectorFromFeature: "feature_jobs:from_feature",
+    jobs.ContrastTexts: "reading_jobs:contrast",
+    jobs.ExportFeatures: "reading_jobs:export",
+    jobs.FindFeatures: "reading_jobs:find_features",
+    jobs.VectorFromFeature: "reading_jobs:from_feature",
     jobs.VectorFromPrompts: "vector_jobs:from_prompts",
     jobs.TrainProbes: "vector_jobs:train_probes",
     jobs.VectorFromFile: "vector_jobs:from_file",

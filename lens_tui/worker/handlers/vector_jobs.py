@@ -17,10 +17,9 @@ from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line, sanitise
 from lens_tui.records.vector_formats import load_one
 from lens_tui.records.vector_sets import load_vector_set
-from lens_tui.tasks.make_vectors import find, from_pairs, from_terms
+from lens_tui.tasks.make_vectors import find, from_pairs, from_terms, probes_of
 from lens_tui.tasks.make_vectors import from_token as make
 from lens_tui.tasks.make_vectors import measure_dose as measure
-from lens_tui.tasks.probe_sets import probes_of
 
 from .. import events as ev
 from .. import jobs

@@ -12,8 +12,7 @@ import pytest
 from lens_tui import LensModel
 from lens_tui.lens.graphs.build_graph import attribution_graph
 from lens_tui.records import LensError
-from lens_tui.records.attribution_graph import AttributionGraph, LogitTarget
-from lens_tui.records.graph_influence import node_influence, prune_graph
+from lens_tui.records.attribution_graph import AttributionGraph, LogitTarget, node_influence, prune_graph
 from tests.lens import tiny
 from tests.lens.graphs.frozen_numpy import Held, RandomTranscoders, attended, given, held, propagated, read
 from tests.lens.numpy_models import Array

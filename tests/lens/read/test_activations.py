@@ -16,8 +16,7 @@ from lens_tui import LensModel
 from lens_tui.lens.read.activations import TextActivations, TokenStore, Windowing, text_activations, tokenize
 from lens_tui.records import LensError
 from lens_tui.records.corpus import open_corpus
-from lens_tui.records.token_activations import ActivationBlock, ActivationSource
-from lens_tui.records.training import TrainConfig
+from lens_tui.records.training import ActivationBlock, ActivationSource, TrainConfig
 from lens_tui.sae.training.trainer import train
 from tests.lens import numpy_models, tiny
 from tests.lens.numpy_models import Array

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lens_tui.records.token_activations import ActivationBlock, Place, SourceFacts, Splice
+from lens_tui.records.training import ActivationBlock, Place, SourceFacts, Splice
 
 PLACE: Place = (1, "resid_post")
 D_MODEL = 8

@@ -14,7 +14,7 @@ import pytest
 
 from lens_tui import SAE, JumpReLUSAE, LensModel, demo, load_sae
 from lens_tui.records import LensError, SAEInfo
-from lens_tui.records.token_activations import Place
+from lens_tui.records.training import Place
 from lens_tui.sae.fit import candidates, check_fit, check_fit_with
 
 from .makers import Array

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lens_tui.records import LensError
-from lens_tui.records.token_activations import ActivationBlock
+from lens_tui.records.training import ActivationBlock
 from lens_tui.sae.training.checkpoint import Pool, take_rows
 
 from .synthetic import PLACE, Synthetic

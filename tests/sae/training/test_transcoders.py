@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from lens_tui import load_sae
 from lens_tui.records import LensError
-from lens_tui.records.token_activations import ActivationBlock, Place, SourceFacts, Splice
-from lens_tui.records.training import TrainConfig
+from lens_tui.records.training import ActivationBlock, Place, SourceFacts, Splice, TrainConfig
 from lens_tui.sae.formats.writers import write_circuit_tracer
 from lens_tui.sae.training.checkpoint import FILE
 from lens_tui.sae.training.objective import (

@@ -1,4 +1,4 @@
-"""Attribution graphs: made, pruned anew, read from a file, and their nodes checked and taken to the bench."""
+"""What led to a token: patches between two texts; attribution graphs made, pruned, read, checked and steered by."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from lens_tui.lens.graphs.edge_checks import check_nodes, node_vector
 from lens_tui.records import LensError
+from lens_tui.records.cause_plan import GraphFound, GraphPlan, PatchFound
 from lens_tui.records.graph_file import write_graph
-from lens_tui.records.graph_plan import GraphFound, GraphPlan
 from lens_tui.records.paths import expanded
-from lens_tui.tasks.graph_plans import answer_graph, open_graph, pruned_anew, same_graph, transcoders_for
+from lens_tui.tasks.causes import answer, direction_of
+from lens_tui.tasks.graphs import answer_graph, open_graph, pruned_anew, same_graph, transcoders_for
 
 from .. import events as ev
 from .. import jobs
@@ -21,6 +22,28 @@ from .vector_jobs import stoppable, vector_event
 
 if TYPE_CHECKING:
     from lens_tui.lens.graphs.build_graph import Attribution
+
+
+def patch(control: Control, job: jobs.Patch, context: Context) -> Iterator[ev.Event]:
+    """The grid or trace, told after each batch; stopped between two forwards, what is there stays."""
+
+    def progress(done: int, total: int) -> None:
+        control.progress("patches", done, total)
+
+    def partial(found: PatchFound) -> None:
+        control.report(ev.Patched(control.id, found, whole=False))
+
+    control.progress("patches")
+    with stoppable(context, control) as model:
+        found = answer(model, job.plan, progress=progress, partial=partial)
+    found, unkept = context.keep_cause(found)
+    yield ev.Patched(control.id, found, unkept=unkept)
+
+
+def from_patch(control: Control, job: jobs.VectorFromPatch, context: Context) -> Iterator[ev.Event]:
+    """The direction from the corrupted to the clean activation."""
+    vector = direction_of(context.need_model(), job.plan, job.layer, job.column, job.name)
+    yield vector_event(control, vector, context)
 
 
 def make_graph(control: Control, job: jobs.MakeGraph, context: Context) -> Iterator[ev.Event]:
