@@ -79,8 +79,7 @@ def config(
 
 def _theme_problems(theme: str) -> list[str]:
     """Whether there is such a theme."""
-    from lens_tui.tui.looks import FOLLOW
-    from lens_tui.tui.themes import bundled_dir, load_themes
+    from lens_tui.tui.themes import FOLLOW, bundled_dir, load_themes
 
     found, problems = load_themes((bundled_dir(), paths.themes_folder()))
     if theme not in ("", FOLLOW, *found):

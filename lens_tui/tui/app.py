@@ -2,7 +2,7 @@
 
 Events are drained thirty times a second while there are any, and nothing is done when there are none.
 
-A defect in a handler does not end the session (``defects.py``); no control character leaves it (``no_controls.py``).
+A defect in a handler does not end the session, and no control character leaves it (``guards.py``).
 """
 
 from __future__ import annotations
@@ -33,17 +33,16 @@ from lens_tui.worker.thread import WorkerLike
 
 from . import themes
 from .bindings import bindings
-from .defects import Defects
 from .driver import leaving_driver
+from .guards import Defects, NoControls
 from .host import BUSY, IDLE, Activity, Catalog, Handler, JobBook, LensHost, RunWanted, advance
 from .keys import SCREENS, by_id, check_keymap
-from .looks import Looks
-from .no_controls import NoControls
 from .opening import DiskCatalog, Opening
 from .preferences import Start
 from .recovery import Recovery
 from .screens.form import ErrorScreen
 from .session import Session, SessionStore, absorb
+from .themes import Looks
 from .tour import Tour
 from .widgets.entry import Entry
 

@@ -1,4 +1,7 @@
-"""Texts that can be read, and what is asked of one that an SAE or the logit lens has read. Pure."""
+"""Texts that can be read, and what is asked of one that an SAE or the logit lens has read.
+
+Of a conversation its tokens in the template are read, which the worker is asked for; all else is pure.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,12 @@ from textual.content import Content
 
 from lens_tui.records import FloatArray
 from lens_tui.records.measures import LogitLens
-from lens_tui.worker.events import Encoded
+from lens_tui.worker.events import Encoded, Event, PromptRead
+from lens_tui.worker.jobs import ReadPrompt
 
 from .format import BARS, N_LEVELS, bar, fit, fit_left, layer_kl_level, share_level
-from .session import Session
+from .host import LensHost
+from .session import AsRead, Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,3 +196,27 @@ def _dotted(text: str) -> str:
 
 def _quoted(text: str) -> str:
     return f"‘{_dotted(text)}’"
+
+
+READING = "reading …"
+"""What stands in place of a text until the first of it is there."""
+
+
+def know_chat(lens: LensHost) -> bool:
+    """Have the tokens of the session's conversation in the session, unless they are there or there is none.
+
+    Returns:
+        Whether they have yet to come; the session changes when they do.
+    """
+    session = lens.store.session
+    if not session.chatting or session.chat_ids or not (session.prompt or session.turns):
+        return False
+    model, question = session.model, session.question
+
+    def take(event: Event) -> bool | None:
+        if isinstance(event, PromptRead):
+            lens.store.update(as_read=AsRead(model, question, event.token_ids))
+        return None
+
+    lens.submit(ReadPrompt(*question), "chat-ids", take)
+    return True

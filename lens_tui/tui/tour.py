@@ -1,4 +1,7 @@
-"""The tour: five steps on the bundled model, done with the app's own keys, left and taken up at any time."""
+"""The tour: five steps on the bundled model, done with the app's own keys, left and taken up at any time.
+
+The step where one is stands in two rows over the status.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from textual.app import RenderResult
+from textual.content import Content
+from textual.widget import Widget
+
 from lens_tui.records import LensError
 from lens_tui.records.read_files import read_text
 
-from .host import IDLE, LensHost
+from .host import IDLE, LensHost, host
 from .session import Session
 
 _log = logging.getLogger(__name__)
@@ -150,3 +157,45 @@ class Tour:
                 write_text(self._file, str(step))
             except (LensError, OSError) as error:  # the tour goes on, it only begins anew at the next start
                 _log.warning("the tour's step could not be kept: %s", error)
+
+
+MOST_ROWS = 3
+
+
+class TourLine(Widget):
+    """What to do now in the tour; takes no room while there is none."""
+
+    DEFAULT_CSS = """
+    TourLine {
+        height: auto; max-height: 3; padding: 0 1; display: none;
+        background: $surface; border-left: wide $accent;
+    }
+    TourLine.-on { display: block; }
+    """
+
+    def on_mount(self) -> None:
+        """Follow the tour."""
+        self.watch(self.app, "tour_step", self._step, init=True)
+
+    def _step(self, step: int) -> None:
+        self.set_class(step >= 0, "-on")
+        self.refresh(layout=True)
+        if step < 0:
+            self._tell(0)
+
+    def on_resize(self) -> None:
+        """Remarks come to stand over it."""
+        self._tell(self.outer_size.height)
+
+    def _tell(self, height: int) -> None:
+        for rows in range(1, MOST_ROWS + 1):
+            self.screen.set_class(rows == height, f"-tour-{rows}")
+
+    def render(self) -> RenderResult:
+        """Number, what to do, and how to leave."""
+        app = host(self)
+        if app.tour_step < 0:
+            return Content("")
+        said = STEPS[app.tour_step].text(app.key_text)
+        head = f"{app.tour_step + 1}/{len(STEPS)}  "
+        return Content.assemble((head, "bold $accent"), said, (f"  {app.key_text('app.tour')} leaves", "$muted"))

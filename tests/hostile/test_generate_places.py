@@ -20,8 +20,7 @@ from lens_tui.records.run import ArmRecord, RunRecord
 from lens_tui.records.run_store import RunStore
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.screens.generate_screen import GenerateScreen
-from lens_tui.tui.screens.history_screen import HistoryScreen
-from lens_tui.tui.screens.two_runs_screen import TwoRunsScreen
+from lens_tui.tui.screens.history_screen import HistoryScreen, TwoRunsScreen
 from lens_tui.tui.set_text import SetText
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs

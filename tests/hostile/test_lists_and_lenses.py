@@ -16,7 +16,7 @@ from lens_tui.records.run import MadeWith
 from lens_tui.records.store import Store
 from lens_tui.records.vector_formats import save_vectors
 from lens_tui.tui.keys import SCREENS
-from lens_tui.tui.screens.feature_lists_screen import FeatureListsScreen
+from lens_tui.tui.screens.feature_list_pane import FeatureListsScreen
 from lens_tui.tui.screens.steer_forms import VectorFileScreen
 from lens_tui.worker.events import GraphMade, Patched
 from lens_tui.worker.jobs import MakeGraph, Patch

@@ -15,8 +15,8 @@ from lens_tui.records import LensError
 from lens_tui.records.sanitise import one_line, sanitise_token
 from lens_tui.tasks.models import ModelEntry, SAEEntry
 from lens_tui.tui.app import LensApp
+from lens_tui.tui.guards import NoControls
 from lens_tui.tui.keys import SCREENS
-from lens_tui.tui.no_controls import NoControls
 from lens_tui.tui.screens.form import Choice, ChoiceScreen, ErrorScreen, Field, FormScreen
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs

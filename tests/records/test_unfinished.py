@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from lens_tui.records.unfinished import MOST, Unfinished, begin, finish, unfinished
+from lens_tui.tui.screens.work_forms import MOST, Unfinished, begin, finish, unfinished
 
 WORK = Unfinished("index", "demo", "index text for sae", {"text": "a\nb", "sae": "x"})
 

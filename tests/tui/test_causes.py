@@ -19,8 +19,7 @@ from lens_tui.records.run import MadeWith
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.causes_text import cell_lines, cells, details, legend, map_of, question
 from lens_tui.tui.format import signed
-from lens_tui.tui.screens.cause_history import CauseHistoryScreen
-from lens_tui.tui.screens.causes_screen import CausesScreen
+from lens_tui.tui.screens.causes_screen import CauseHistoryScreen, CausesScreen
 from lens_tui.tui.widgets.frame import Scroll
 from lens_tui.tui.widgets.heat_grid import HeatGrid
 from lens_tui.worker.events import GraphMade, Patched

@@ -10,7 +10,7 @@ import pytest
 from lens_tui.records.feature_lists import FeatureLists
 from lens_tui.records.store import Store
 from lens_tui.tui.app import LensApp
-from lens_tui.tui.screens.feature_lists_screen import FeatureListsScreen
+from lens_tui.tui.screens.feature_list_pane import FeatureListsScreen
 from lens_tui.tui.screens.features_screen import FeaturesScreen
 from lens_tui.tui.screens.form import FormScreen
 from lens_tui.worker import jobs

@@ -20,7 +20,7 @@ from lens_tui.tui.app import LensApp
 from lens_tui.tui.format import kl_key, nats
 from lens_tui.tui.screens import generate_screen
 from lens_tui.tui.screens.generate_screen import GenerateScreen
-from lens_tui.tui.screens.sampling_form import read_sampling, sampling_fields
+from lens_tui.tui.screens.run_settings import read_sampling, sampling_fields
 from lens_tui.tui.session import summary
 from lens_tui.tui.widgets.lane import window
 from lens_tui.worker import jobs

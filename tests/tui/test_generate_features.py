@@ -14,7 +14,7 @@ from lens_tui.tui.app import LensApp
 from lens_tui.tui.screens.generate_screen import GenerateScreen
 from lens_tui.tui.widgets.feature_card import FeatureMarks
 from lens_tui.tui.widgets.lane import Lane
-from lens_tui.tui.widgets.lane_features import ListedFeature, feature_lines
+from lens_tui.tui.widgets.lane_foot import ListedFeature, feature_lines
 from lens_tui.worker import jobs
 from lens_tui.worker.events import ArmFeatures
 from tests.fake_words import split

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lens_tui.records.unfinished import Unfinished, begin, unfinished
 from lens_tui.tui.screens.features_screen import FeaturesScreen
+from lens_tui.tui.screens.work_forms import Unfinished, begin, unfinished
 from lens_tui.worker import jobs
 
 from .opened import app_on, opened, screen_text, settle

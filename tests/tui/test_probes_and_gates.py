@@ -14,7 +14,7 @@ from lens_tui.records.gates import Gate, Watched, gate_sign, gate_text, monitor_
 from lens_tui.records.probe import kept_probes
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.screens.form import ChoiceScreen, FormScreen
-from lens_tui.tui.screens.gate_form import ALWAYS, FEATURE, called, feature_monitor, gate_asked, sources_of
+from lens_tui.tui.screens.monitors import ALWAYS, FEATURE, called, feature_monitor, gate_asked, sources_of
 from lens_tui.tui.screens.probe_forms import ProbeLayersScreen
 from lens_tui.worker import jobs
 from tests.fakes import DEMO_SAE, FakeWorker, unit_vector

@@ -8,8 +8,7 @@ import pytest
 
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.screens.generate_screen import GenerateScreen
-from lens_tui.tui.screens.history_screen import HistoryScreen
-from lens_tui.tui.screens.two_runs_screen import TwoRunsScreen
+from lens_tui.tui.screens.history_screen import HistoryScreen, TwoRunsScreen
 from lens_tui.worker import jobs
 from tests.tui.opened import opened, screen_text, settle
 

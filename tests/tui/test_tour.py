@@ -9,8 +9,7 @@ import pytest
 from textual.widgets._toast import Toast
 
 from lens_tui.tui.keys import by_id
-from lens_tui.tui.tour import STEPS
-from lens_tui.tui.widgets.tour_line import TourLine
+from lens_tui.tui.tour import STEPS, TourLine
 from lens_tui.worker import jobs
 from tests.apps import lens_app, screen_text, settle
 from tests.fakes import FakeWorker

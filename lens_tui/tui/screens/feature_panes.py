@@ -21,7 +21,7 @@ from lens_tui.tasks.run_command import quoted
 from lens_tui.tui.bench_text import arm_words
 from lens_tui.tui.format import figure, fit
 from lens_tui.tui.host import LensHost
-from lens_tui.tui.reading_text import ReadingText, next_active, shades, sources, strongest_token
+from lens_tui.tui.reading_text import READING, ReadingText, know_chat, next_active, shades, sources, strongest_token
 from lens_tui.tui.widgets.feature_card import (
     SECTIONS,
     FeatureCard,
@@ -47,7 +47,6 @@ from lens_tui.worker.events import (
 )
 from lens_tui.worker.jobs import Encode, ReadFeature, ReadNeighbours, SetLabel, VectorFromFeature
 
-from .chat_ids import READING, know_chat
 from .form import Field, FormScreen
 
 REST = 0.08

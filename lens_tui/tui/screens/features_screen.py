@@ -21,8 +21,7 @@ from lens_tui.tui.session import Session
 from lens_tui.tui.widgets.frame import Hairline, LensScreen
 from lens_tui.tui.widgets.lane import Line
 
-from .feature_list_pane import ListPane
-from .feature_lists_screen import ask_contrast, ask_name, open_lists
+from .feature_list_pane import ListPane, ask_contrast, ask_name, open_lists
 from .feature_panes import FeaturePane, TextPane
 
 

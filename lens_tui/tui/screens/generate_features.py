@@ -11,16 +11,16 @@ from lens_tui.records import FloatArray, Intervention
 from lens_tui.records.features import DENSE
 from lens_tui.tui.format import fit, share_level
 from lens_tui.tui.host import LensHost
-from lens_tui.tui.run_line import settings_parts
 from lens_tui.tui.session import RunText
 from lens_tui.tui.token_shades import MEASURE_NAMES, Measure
 from lens_tui.tui.widgets.feature_card import FeatureMarks
 from lens_tui.tui.widgets.lane import Lane, LaneRow, quoted
-from lens_tui.tui.widgets.lane_features import ROWS, ListedFeature
+from lens_tui.tui.widgets.lane_foot import ROWS, ListedFeature
 from lens_tui.worker.events import ArmActivation, ArmFeatures, Event
 from lens_tui.worker.jobs import Compare, ReadWritten
 
 from .form import Field, FormScreen, whole
+from .run_settings import settings_parts
 
 Changes = tuple[tuple[int, int, tuple[Intervention, ...]], ...]
 LAST = 8

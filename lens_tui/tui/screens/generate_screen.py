@@ -11,7 +11,6 @@ from textual.timer import Timer
 from lens_tui.records.interventions import BenchRow
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.bindings import bindings
-from lens_tui.tui.run_line import SettingsLine
 from lens_tui.tui.session import RunText, Session, lane_names, plan
 from lens_tui.tui.set_text import SetText, bare_name
 from lens_tui.tui.token_shades import Measure
@@ -22,13 +21,10 @@ from lens_tui.tui.widgets.token_view import TokenView
 from lens_tui.worker.events import ArmDone, DialRefused, Event, JobDone, JobFailed, RunStarted, SetCellDone, SetStarted
 
 from .chat_pane import ChatPane
-from .gate_form import ask_gate
-from .generate_arms import add_arm, delete_arm, from_to, move_scale, next_place, zero_scale
 from .generate_features import FeatureFollower
-from .generate_monitors import MonitorFollower
-from .generate_sets import PromptSets
-from .sampling_form import ask_sampling
-from .set_pane import SetPane
+from .monitors import MonitorFollower, ask_gate
+from .run_settings import SettingsLine, add_arm, ask_sampling, delete_arm, from_to, move_scale, next_place, zero_scale
+from .set_pane import PromptSets, SetPane
 
 if TYPE_CHECKING:
     from lens_tui.tui.widgets.prompt_area import PromptArea

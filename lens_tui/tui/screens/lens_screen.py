@@ -23,18 +23,26 @@ from lens_tui.records.wording import many
 from lens_tui.tui.bench_text import arm_words
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.parts_text import logit_lines, look_lines
-from lens_tui.tui.reading_text import MEASURES, ReadingText, beside_lines, cell_lines, cells, details, sources
+from lens_tui.tui.reading_text import (
+    MEASURES,
+    READING,
+    ReadingText,
+    beside_lines,
+    cell_lines,
+    cells,
+    details,
+    know_chat,
+    sources,
+)
 from lens_tui.tui.session import Session, plan
 from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.frame import Hairline, LensScreen, Pane, Scroll
 from lens_tui.tui.widgets.heat_grid import HeatGrid
 from lens_tui.tui.widgets.lane import Line, quoted, strength
-from lens_tui.tui.widgets.part_bars import PartBars
 from lens_tui.worker.events import Event, JobDone, JobFailed, LensRead, VectorMade
 from lens_tui.worker.jobs import ReadLens, ReadParts, ReadPattern, VectorFromToken
 
-from .chat_ids import READING, know_chat
-from .lens_panes import HeadsPane, PartsPane, PlaceRead
+from .lens_panes import HeadsPane, PartBars, PartsPane, PlaceRead
 
 VIEWS = {"grid": "logit lens", "parts": "what adds to the logit", "heads": "attention heads"}
 """The views in the order that a key goes through them, and what they are called."""

@@ -19,10 +19,8 @@ from lens_tui.tui.host import LensHost
 from lens_tui.worker.jobs import TrainProbes
 
 from .form import Check, Choice, ChoiceScreen, Field, filled, whole
-from .gate_form import give_gate
-from .generate_monitors import read_by
-from .layer_choice import LayerChoice
-from .steer_forms import ALL, BETWEEN, TEXTS, Form, a_file, texts
+from .monitors import give_gate, read_by
+from .steer_forms import ALL, BETWEEN, TEXTS, Form, LayerChoice, a_file, texts
 
 PROBES = {"logistic regression": "logistic", "mean difference": "mean_difference"}
 NUMBERS = {"linear regression (labels are numbers)": "ridge"}

@@ -36,7 +36,7 @@ from . import steer_forms as forms
 from .direction_text import bench_row, direction
 from .dose_pane import DosePane
 from .form import Choice, ChoiceScreen, Field, FormScreen
-from .gate_form import ask_gate
+from .monitors import ask_gate
 from .probe_forms import ask_layer, probe_file_form, probe_form
 from .steer_forms import LayersScreen, VectorFileScreen
 

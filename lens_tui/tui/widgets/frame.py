@@ -33,8 +33,8 @@ from lens_tui.tui.format import bar, fit, model_name, size
 from lens_tui.tui.host import BUSY, FAILED, Activity, LensHost, host
 from lens_tui.tui.keys import SCREENS, by_id
 from lens_tui.tui.session import Session
+from lens_tui.tui.tour import TourLine
 from lens_tui.tui.widgets.dirty_compositor import DirtyCompositor
-from lens_tui.tui.widgets.tour_line import TourLine
 
 
 class Divider(Widget):

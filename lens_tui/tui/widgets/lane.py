@@ -26,13 +26,11 @@ from lens_tui.records.vector_sets import grouped, multiplier
 from lens_tui.records.wording import many
 from lens_tui.tui.chat_text import OPEN, Thinking, folded, opens_thinking, thinking_in
 from lens_tui.tui.format import bar, figure, fit, kl_key, nats, signed
-from lens_tui.tui.monitor_text import MonitorLine
 from lens_tui.tui.session import ArmText, RunText
-from lens_tui.tui.token_shades import Measure, candidates, token_levels
+from lens_tui.tui.token_shades import Measure, MonitorLine, candidates, token_levels
 
 from .frame import Pane
-from .lane_features import LaneFeatures
-from .series_strip import SeriesStrip
+from .lane_foot import LaneFeatures, SeriesStrip
 from .token_layout import NEWLINE, ShadeMode
 from .token_view import TokenView
 

@@ -1,7 +1,11 @@
-"""A defect in a handler costs what that handler would have done and no more.
+"""What the app is guarded against: a defect that would end it, and control characters in what it draws.
 
 Textual ends an app with the first exception that leaves a handler. Here the handlers of every widget and screen,
-timers and callbacks are guarded: a defect in one of them is logged and shown.
+timers and callbacks are guarded: a defect in one of them costs what that handler would have done and no more; it is
+logged and shown.
+
+No line leaves the app with a control character or a lone surrogate in it. All foreign text has been through
+``records.sanitise`` long before, but some text, one day, may not have been.
 """
 
 from __future__ import annotations
@@ -12,13 +16,18 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+from rich.segment import Segment
+from textual.color import Color
+from textual.filter import LineFilter
 from textual.message import Message
 from textual.message_pump import MessagePump
 
+from lens_tui.records.sanitise import sanitise_token
 from lens_tui.worker.thread import explain
 
 if TYPE_CHECKING:
     from .host import LensHost
+
 
 _log = logging.getLogger(__name__)
 
@@ -82,3 +91,19 @@ class Defects:
             hint = "The session goes on without what this would have done."
             app.call_later(app.show_error, failure.message, hint, failure.detail)
         return True
+
+
+class NoControls(LineFilter):
+    """Replaces what a terminal would act on by something to see; clean lines pass untouched."""
+
+    def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
+        """The segments with their text made safe."""
+        if all(segment.text.isprintable() for segment in segments):
+            return segments
+        return [_safe(segment) for segment in segments]
+
+
+def _safe(segment: Segment) -> Segment:
+    if segment.control or segment.text.isprintable():
+        return segment
+    return Segment(sanitise_token(segment.text), segment.style)
