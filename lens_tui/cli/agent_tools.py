@@ -24,8 +24,7 @@ from lens_tui.tasks.knowledge import index_of
 from .agent_desk import Work, limited
 from .compare_verbs import measured
 from .feature_verbs import feature_number
-from .lens_verbs import record
-from .read_verbs import read
+from .read_verbs import read, record
 from .steer_verbs import dose_record, vector_record
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from lens_tui.records.sanitise import one_line, sanitise_token
 from lens_tui.records.wording import many
 from lens_tui.tui.format import count, figure
 
-from .lens_verbs import whole_numbers
 from .output import Meter, interruptible, note, print_json, say, sentences
+from .read_verbs import whole_numbers
 from .sae_verbs import Context, MaxTokens, RayAddress, Rows, Text, WorkerCores, WorkerGPUs, Workers, cluster_of
 from .sources import Json, Model, SAEName, TextKey, Vectors, asked_adapter, open_model, open_sae, read_text
 

@@ -20,10 +20,8 @@ from .compare_verbs import verbs as compare
 from .config_verbs import verbs as config
 from .feature_verbs import verbs as features
 from .graph_verbs import verbs as graphs
-from .info_verbs import verbs as info
 from .jacobian_verbs import verbs as jacobian
 from .label_verbs import verbs as labels
-from .lens_verbs import verbs as lens
 from .list_verbs import verbs as lists
 from .model_verbs import verbs as models
 from .output import INTERRUPTED, USER_ERROR, fail, note, say, sentences
@@ -33,10 +31,10 @@ from .read_verbs import verbs as read
 from .run_verbs import runs
 from .run_verbs import verbs as replay
 from .sae_verbs import verbs as saes
+from .server_verbs import PORT, serve_app
 from .server_verbs import verbs as servers
 from .sources import asked_adapter, asked_dequantize, asked_shard
 from .steer_verbs import verbs as steer
-from .web_app import PORT, serve_app
 
 # Typer brings its own click or uses the one installed: the class of what it refuses is known by a child.
 _Refused: type[Exception] = typer.BadParameter.__mro__[2]
@@ -93,7 +91,6 @@ app = typer.Typer(
 for verbs in (
     compare,
     read,
-    lens,
     patching,
     graphs,
     features,
@@ -104,7 +101,6 @@ for verbs in (
     capture,
     servers,
     publishing,
-    info,
     config,
 ):
     app.add_typer(verbs)

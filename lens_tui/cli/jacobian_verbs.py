@@ -15,8 +15,8 @@ from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
 from lens_tui.tui.format import figure
 
-from .lens_verbs import whole_numbers
 from .output import Meter, interruptible, note, print_json, say, say_parts, sentences
+from .read_verbs import whole_numbers
 from .sources import Json, Model, TextKey, open_model, read_text
 
 if TYPE_CHECKING:

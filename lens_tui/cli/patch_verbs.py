@@ -27,8 +27,8 @@ from lens_tui.records.patch_grid import (
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.format import share_level, signed
 
-from .lens_verbs import whole_numbers
 from .output import Meter, note, print_json, say, say_shaded, sentences
+from .read_verbs import whole_numbers
 from .sources import Json, Model, SAEName, open_model, open_sae, read_text
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """The one thread of the server that runs MLX: it takes orders, decodes them in one open batch and says what comes.
 
-Orders come from the threads of HTTP by a queue and are looked at between two steps; what comes of them is handed to a
-function of theirs, on this thread. An order that is wrong, or fails, ends by itself.
+Orders come from the threads of HTTP by a queue and are looked at between two steps; what comes of them (a
+``Delivery``) is handed to a function of theirs, on this thread. An order that is wrong, or fails, ends by itself.
 """
 
 from __future__ import annotations
@@ -33,12 +33,57 @@ from lens_tui.records.errors import warnings_to
 from lens_tui.records.sanitise import one_line
 from lens_tui.sae.load_sae import SAE
 
-from .deliveries import Begun, Delivery, Ended, Failed, Piece, ScoredToken
 from .in_step import PAUSE, InStep, StepMail
 from .limits import Refused, ServeLimits
 from .row_readings import Readings, sae_named
-from .wire_request import Order, read_order
-from .wire_steering import FeatureTerm
+from .wire_request import FeatureTerm, Order, read_order
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredToken:
+    """A token with its log-probability in nats, and the likeliest ones at its place."""
+
+    data: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What a token adds to one of an order's answers. ``scored`` where log-probabilities were asked for."""
+
+    answer: int
+    text: str
+    scored: ScoredToken | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An answer has ended, for a ``reason`` of OpenAI's, after so many tokens; ``readings`` were asked for."""
+
+    answer: int
+    reason: str
+    n_tokens: int
+    readings: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """An order is right and has its place: how long its prompts are together, and what there is to say about it."""
+
+    n_prompt: int
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The order has ended with an error."""
+
+    error: LensError
+
+
+Delivery = Begun | Piece | Ended | Failed
+
 
 _PATIENCE = 10.0
 """Seconds in which a step ends, after which processes that share a model are told to leave it."""

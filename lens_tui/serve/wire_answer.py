@@ -12,7 +12,7 @@ from typing import Any
 
 from lens_tui.records import LensError
 
-from .deliveries import Begun, Ended, Piece, ScoredToken
+from .engine_thread import Begun, Ended, Piece, ScoredToken
 from .limits import error_body
 from .wire_request import Order
 

@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lens_tui.cli.command import app
-from lens_tui.cli.web_app import is_own, policy
+from lens_tui.cli.server_verbs import is_own, policy
 from tests.apps import PATIENCE
 from tests.terminals import ROOT
 
@@ -47,7 +47,7 @@ def test_the_page_may_ask_nobody_else() -> None:
 
 
 def test_without_textual_serve_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lens_tui.cli.web_app.find_spec", lambda name: None)
+    monkeypatch.setattr("lens_tui.cli.server_verbs.find_spec", lambda name: None)
     done = CliRunner().invoke(app, ["--serve"])
     assert done.exit_code == 2
     assert "mlx-lens-tui[serve]" in done.stderr

@@ -17,8 +17,8 @@ from openai import OpenAI
 from lens_tui import LensModel
 from lens_tui.records import SteeringVector
 from lens_tui.serve.engine_thread import Catalogue
+from lens_tui.serve.http_server import LensServer
 from lens_tui.serve.limits import ServeLimits
-from lens_tui.serve.run_server import LensServer
 from tests.lens import tiny
 from tests.lens.test_tokens import PLAIN, tokens
 

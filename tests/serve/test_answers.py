@@ -20,9 +20,8 @@ from lens_tui.records.codec import to_json
 from lens_tui.records.gates import Gate, monitor_of
 from lens_tui.records.vector_formats import save_vectors
 from lens_tui.sae.load_sae import load_sae
-from lens_tui.serve.deliveries import Begun, Ended, Piece, ScoredToken
-from lens_tui.serve.engine_thread import Catalogue
-from lens_tui.serve.run_server import LensServer
+from lens_tui.serve.engine_thread import Begun, Catalogue, Ended, Piece, ScoredToken
+from lens_tui.serve.http_server import LensServer
 from lens_tui.serve.wire_answer import Reply
 from lens_tui.serve.wire_request import read_order
 from tests.folders import sae_folder

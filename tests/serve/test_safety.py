@@ -18,8 +18,8 @@ import pytest
 from lens_tui.lens.decode.batch_rows import BatchModel
 from lens_tui.records import Add, LensError
 from lens_tui.records.codec import to_json
-from lens_tui.serve.run_server import LensServer
-from lens_tui.serve.wire_steering import read_steering
+from lens_tui.serve.http_server import LensServer
+from lens_tui.serve.wire_request import read_steering
 
 from .servers import LIMITS, catalogue, client, direction, llama, post, serving
 
