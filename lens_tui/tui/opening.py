@@ -113,6 +113,7 @@ class Opening:
         if isinstance(event, ModelLoaded) and name == demo.NAME:
             self._waiting = list(demo.starter().steers) if not self._app.store.session.steers else []
         if isinstance(event, JobDone):
+            self._app.store.forget_edits()  # those of another model's bench; what is edited from now on can be undone
             if event.stopped:
                 self._finish()
             else:
@@ -136,13 +137,14 @@ class Opening:
     def _vector(self, steer: Term, event: Event) -> bool:
         if isinstance(event, VectorMade):
             row = steer.row("", event.vector)
-            self._app.store.add_steer(
+            added = self._app.store.add_steer(
                 replace(event.vector, name=steer.name, layer=row.layer),
                 scale=row.scale,
                 residual_norm=event.residual_norm,
                 promoted=event.promoted,
                 suppressed=event.suppressed,
             )
+            self._app.store.comes_with_the_model(added)
         if isinstance(event, JobDone):
             self._next_steer()
         return self._failed(event)
@@ -156,7 +158,6 @@ class Opening:
     def _armed(self) -> None:
         """Weights and bench are there: a run may begin, and the SAE is loaded behind it."""
         self.arming = False
-        self._app.store.forget_edits()
         if self._app.store.session.model is not None:
             self._app.armed()
         if self.wanted_sae:
@@ -165,8 +166,6 @@ class Opening:
             self._finish()
 
     def _finish(self) -> None:
-        if self.arming:
-            self._app.store.forget_edits()
         self.going, self.arming, self._waiting = False, False, []
         self._app.store.update(loading=False)
         ready = self.failure is None and self._app.store.session.model is not None

@@ -237,18 +237,10 @@ class SessionStore:
 
     def add_like(self, row: BenchRow, scale: float, arm: int) -> BenchRow:
         """Put another row like this one on the bench, at a scale of its own in that arm."""
-        return self.add_steer(
-            row.vector,
-            scale=scale,
-            arm=arm,
-            residual_norm=row.residual_norm,
-            promoted=row.promoted,
-            suppressed=row.suppressed,
-            mode=row.mode,
-            positions=row.positions,
-            gate=row.gate,
-            rest=row.rest,
-        )
+        self._made += 1
+        like = replace(row, id=f"s{self._made}", scale=float(f"{scale:.3g}"), arm=arm, enabled=True)
+        self.update(steers=(*self.session.steers, like))
+        return like
 
     def edit_steer(self, steer_id: str, **changes: Any) -> None:
         """Change fields of one row; nothing happens if the row is gone."""
@@ -274,6 +266,13 @@ class SessionStore:
         self._opened = frozenset(row.id for row in self.session.steers)
         self._undo.clear()
         self._redo.clear()
+
+    def comes_with_the_model(self, row: BenchRow) -> None:
+        """Make a row that was just added no edit: undo of what was edited before and since leaves it there."""
+        self._opened |= {row.id}
+        self._undo.pop()
+        for state in self._undo:
+            state["steers"] = (*state.get("steers", self.session.steers[:-1]), row)
 
     def undo(self) -> bool:
         """Take back the last edit of the steers, or turn of the conversation; false if there is none."""

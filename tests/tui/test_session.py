@@ -79,6 +79,32 @@ def test_a_new_edit_ends_redo_and_a_change_of_nothing_is_none() -> None:
     assert not store.redo()
 
 
+def test_an_edit_between_rows_that_come_with_the_model_can_be_undone_and_takes_none_of_them() -> None:
+    store = SessionStore()
+    first = store.add_steer(unit_vector("a"), scale=10.0)
+    store.comes_with_the_model(first)
+    store.edit_steer(first.id, scale=20.0)
+    second = store.add_steer(unit_vector("b"), scale=5.0)
+    store.comes_with_the_model(second)
+    store.edit_steer(first.id, scale=30.0)
+    seen = []
+    while store.undo():
+        seen.append([(row.vector.name, row.scale) for row in store.session.steers])
+    assert seen == [[("a", 20.0), ("b", 5.0)], [("a", 10.0), ("b", 5.0)]]
+    assert store.newest == 0
+    assert store.redo()
+    assert [row.scale for row in store.session.steers] == [20.0, 5.0]
+
+
+def test_a_row_like_another_acts_where_and_as_that_one_does() -> None:
+    store = store_with("a")
+    row = store.session.steers[0]
+    store.edit_steer(row.id, layer=6, mode="project_out", enabled=False)
+    like = store.add_like(store.session.steers[0], 12.0, 2)
+    assert (like.layer, like.mode, like.scale, like.arm, like.enabled) == (6, "project_out", 12.0, 2, True)
+    assert like.id != row.id
+
+
 def test_prompt_changes_are_not_steering_edits() -> None:
     store = store_with("a")
     store.forget_edits()

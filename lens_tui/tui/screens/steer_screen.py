@@ -236,17 +236,7 @@ class SteerScreen(LensScreen):
     def action_copy(self) -> None:
         """The same vector again, in the next free arm."""
         if (row := self._here()) is not None:
-            self.lens.store.add_steer(
-                replace(row.vector, layer=row.layer),
-                scale=row.scale,
-                residual_norm=row.residual_norm,
-                promoted=row.promoted,
-                suppressed=row.suppressed,
-                mode=row.mode,
-                positions=row.positions,
-                gate=row.gate,
-                rest=row.rest,
-            )
+            self.lens.store.add_like(row, row.scale, self.session.free_arm())
 
     def action_mode(self) -> None:
         """The next way to act."""
