@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -42,6 +43,15 @@ def pytest_xdist_auto_num_workers() -> int:
     """Two more than there are cores (``-n auto``): tests of screens and of other processes wait half of their time."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return cores + 2
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before there are processes to share the tests, have two compile what each of them would (``compile_all.py``)."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        command = [sys.executable, str(Path(__file__).with_name("compile_all.py"))]
+        compiling = [subprocess.Popen([*command, str(part), "2"]) for part in range(2)]
+        for process in compiling:
+            process.wait()
 
 
 def pytest_collection_finish() -> None:
