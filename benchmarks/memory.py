@@ -8,7 +8,6 @@ MLX's peak over all of them against its peak over that one.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import tempfile
@@ -56,12 +55,9 @@ class Jobs:
 
 
 def held() -> tuple[float, float]:
-    """Megabytes: the process's resident memory without what its allocator keeps for later, and what MLX holds."""
+    """Megabytes: the process's resident memory, and what MLX holds."""
     gc.collect()
     mx.clear_cache()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(0)
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         resident = pages * os.sysconf("SC_PAGE_SIZE") / 1e6

@@ -19,7 +19,7 @@ from lens_tui.lens.hooks.registry import Registry
 from lens_tui.records import Add, Arm, Sampling, SteeringVector
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
-from lens_tui.worker.handlers import load_jobs
+from lens_tui.worker.handlers import compare_jobs, load_jobs
 from lens_tui.worker.thread import Worker
 from tests.folders import llama_folder
 from tests.worker.drive import PATIENCE, Driver, of, only, tokens_of
@@ -151,3 +151,20 @@ def test_a_prompt_of_2000_tokens_goes_through_once_for_the_bench(
     assert all(token.kl is not None for token in tokens_of(events))
     assert sum(length for rows, length in seen if rows == 1) == n_prompt - 1
     assert {shape for shape in seen if shape[0] != 1} == {(15, 1)}  # eight arms, seven companions
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_run_gives_what_it_freed_back_whether_it_was_stopped_or_not(
+    stopped: bool, tiny: Path, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[str] = []
+    monkeypatch.setattr(compare_jobs, "give_back_memory", lambda: given.append(threading.current_thread().name))
+    driver.done(jobs.LoadModel(str(tiny)))
+    job = driver.worker.submit(jobs.Compare(PROMPT, (Arm("a"),), Sampling(max_tokens=400 if stopped else 4)))
+
+    def look(event: ev.Event) -> None:
+        if stopped and isinstance(event, ev.TokenEvent):
+            driver.worker.stop(job)
+
+    assert driver.follow(job, look)[-1] == ev.JobDone(job, stopped=stopped)
+    assert given == ["mlx"]

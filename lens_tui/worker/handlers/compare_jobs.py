@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lens_tui.records import Arm, ArmEnd, Intervention, LensError, Token, store
 from lens_tui.records.chat import as_prompt
+from lens_tui.records.machine import give_back_memory
 from lens_tui.records.prompt_set import PromptItem, PromptSet, SetCell, read_prompt_set
 from lens_tui.records.run import ArmRecord, MadeWith, RunRecord, State
 from lens_tui.records.sanitise import one_line
@@ -40,8 +41,11 @@ Change = tuple[int, tuple[Intervention, ...]]
 
 def compare(control: Control, job: jobs.Compare, context: Context) -> Iterator[ev.Event]:
     """Every arm of ``job`` until all have ended or the user stops; with an SAE, the features of what they write."""
-    with followed(control, job, context) as reader:
-        yield from _compare(control, job, context, reader)
+    try:
+        with followed(control, job, context) as reader:
+            yield from _compare(control, job, context, reader)
+    finally:
+        give_back_memory()
 
 
 def read_prompt(control: Control, job: jobs.ReadPrompt, context: Context) -> Iterator[ev.Event]:
