@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextvars import copy_context
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -82,5 +83,6 @@ def test_what_is_asked_for_before_the_verb_reaches_the_models_thread(monkeypatch
         raise LensError("Enough is known.")
 
     monkeypatch.setattr("lens_tui.cli.server_verbs._catalogue", catalogue)
-    done = CliRunner().invoke(app, ["--adapter", "some/lora", "serve", "-p", str(free_port())])
+    words = ["--adapter", "some/lora", "serve", "-p", str(free_port())]
+    done = copy_context().run(CliRunner().invoke, app, words)  # what is asked for ends with the test
     assert (done.exit_code, heard) == (2, ["some/lora"])
