@@ -19,6 +19,7 @@ import mlx.core as mx
 import numpy as np
 
 from lens_tui.records import Add, Arm, Sampling, SteeringVector
+from lens_tui.records.machine import give_back_memory
 from lens_tui.worker import jobs
 from lens_tui.worker.events import JobDone, JobFailed
 from lens_tui.worker.thread import Worker
@@ -55,9 +56,10 @@ class Jobs:
 
 
 def held() -> tuple[float, float]:
-    """Megabytes: the process's resident memory, and what MLX holds."""
+    """Megabytes: the process's resident memory without what its allocator keeps for later, and what MLX holds."""
     gc.collect()
     mx.clear_cache()
+    give_back_memory()  # what the cache held, which is no run's
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         resident = pages * os.sysconf("SC_PAGE_SIZE") / 1e6
