@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 
 import mlx.core as mx
@@ -29,7 +30,9 @@ class RowRecorder(Recorder):
 
     def __init__(self, registry: Registry, captures: Sequence[CaptureResult], monitors: Sequence[Monitor]) -> None:
         self.registry = registry
-        self.captures = tuple(captures)
+        # They ask this for their rows: held by more than weak references, what was captured would stay, with its
+        # memory, until Python's collector comes.
+        self._captures = [weakref.ref(capture) for capture in captures]
         self.monitors = tuple(monitors)
         self._keys = tuple(dict.fromkeys(key for capture in captures for key in capture.places))
         self._watched = [(monitor.layer, monitor.site) for monitor in monitors]
@@ -51,8 +54,9 @@ class RowRecorder(Recorder):
     def begin(self, run: Run | None, starts: bool) -> None:
         """A forward begins: from now on the captures tell of this batch."""
         self._newest = {}
-        for capture in self.captures:
-            capture.follow(self._row)
+        for held in self._captures:
+            if (capture := held()) is not None:
+                capture.follow(self._row)
 
     def record(self, key: Key, tensor: mx.array) -> None:
         """The tensor at a site: kept, and read by the monitors there."""

@@ -15,6 +15,10 @@ from .program import Key, async_eval
 from .readings import reading_of
 from .registry import Recorder, Registry, Run, Sink
 
+JOINED = 1 << 26
+"""Bytes of all sites up to which their parts are joined together when one is first read: a sending for each costs more.
+Of more than this the parts and the whole should not be there at once."""
+
 
 class CaptureResult(Recorder, Mapping["int | tuple[int, str]", mx.array]):
     """What was captured, by layer (counted from 0), or by ``(layer, site)`` if several sites were asked for.
@@ -34,7 +38,9 @@ class CaptureResult(Recorder, Mapping["int | tuple[int, str]", mx.array]):
         self._by_site = by_site
         self._named = {} if by_site else {layer: (layer, site) for layer, site in keys}
         self._steps: dict[Key, list[mx.array]] = {}
-        self._run: Run | None = None
+        # A run has this among its recorders: held by more than a weak reference, what was captured would stay, with its
+        # memory, until Python's collector comes.
+        self._run: weakref.ref[Run] | None = None
         self._waiting = False
         self._logits: weakref.ref[mx.array] | None = None
         self._rows: Callable[[int], Mapping[Key, mx.array]] | None = None
@@ -58,9 +64,11 @@ class CaptureResult(Recorder, Mapping["int | tuple[int, str]", mx.array]):
 
     def begin(self, run: Run | None, starts: bool) -> None:
         """A forward begins; ``starts`` or another run than before: what was held is dropped."""
-        if starts or run is not self._run:
+        same = run is None if self._run is None else run is not None and self._run() is run
+        if starts or not same:
             self._steps = {}
-        self._run, self._rows, self._waiting, self._logits = run, None, True, None
+        self._run = None if run is None else weakref.ref(run)
+        self._rows, self._waiting, self._logits = None, True, None
 
     def record(self, key: Key, tensor: mx.array) -> None:
         """Append a tensor."""
@@ -122,15 +130,20 @@ class CaptureResult(Recorder, Mapping["int | tuple[int, str]", mx.array]):
             raise LensError(
                 f"Layer {key[0]} {key[1]} has seen no forward pass yet.", "Run the model inside the block first."
             )
-        parts = len(steps)
-        if parts > 1:
-            steps = self._steps[key] = [mx.concatenate(steps, axis=1)]
+        if len(steps) > 1:
+            self._join(key)
         if self._waiting:
             # With what else is waiting: one by one, each layer would be waited for on its own. Nobody waits here.
             self._send(*self.pending())
-        elif parts > 1:
-            self._send(steps[0])
-        return steps[0]
+        return self._steps[key][0]
+
+    def _join(self, key: Key) -> None:
+        """Make one tensor of a site's parts, and of all others' where that is little: they are sent together."""
+        sizes = {one: steps[0].nbytes + (len(steps) - 1) * steps[-1].nbytes for one, steps in self._steps.items()}
+        for one in [key] if sum(sizes.values()) > JOINED else sizes:
+            if len(self._steps[one]) > 1:
+                self._steps[one] = [mx.concatenate(self._steps[one], axis=1)]
+        self._waiting = True
 
     def __iter__(self) -> Iterator[int | tuple[int, str]]:
         return iter(key if self._by_site else key[0] for key in self.places)
