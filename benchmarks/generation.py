@@ -163,6 +163,8 @@ def bare_proxy(blocks: Any) -> Iterator[list[mx.array]]:
     finally:
         for block in blocks:
             block.__class__ = original
+        # A class is in a cycle with itself: what its method holds would stay until a collection, whoever's turn it is.
+        held = []
 
 
 def forwards(lens: LensModel, length: int) -> dict[str, Contender]:
