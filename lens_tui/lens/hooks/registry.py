@@ -28,7 +28,7 @@ from lens_tui.records import EditPattern, Intervention
 from lens_tui.records.gates import Gate, Monitor
 
 from ..architecture.find import Decoder
-from ..architecture.taps import Call, Tap, first_of, input_of, install_all, uninstall_all
+from ..architecture.taps import Call, Tap, first_of, input_of, install_all, now, taps_of, uninstall_all
 from .pattern_edits import Rehearsal, rehearsed
 from .places import CacheLedger, Offset, Point, SiteMap, Spans, Where, caches_of
 from .program import DoseMeter, Hook, Item, Key, Program, build, has_effect
@@ -342,19 +342,12 @@ class Registry:
         """A module's tap, made once: what a capture makes anew for each layer, Python's collector goes through."""
         # It knows no registry, which knows it, or only the collector could free a model.
         local, points = self._local, dict[Key, Point]()
-        name = id(points)
 
         def tap(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             forward: _Forward | None = getattr(local, "forward", None)
             if forward is None:
                 return call(*args, **kwargs)
-            sink = forward.sinks.get(name)
-            if sink is None:
-                return forward.run.registry._visit(forward, points, call, args, kwargs)
-            output = call(*args, **kwargs)
-            hidden = output if type(output) is mx.array else first_of(output)
-            sink(hidden[...])  # an alias: models may change it in place afterwards
-            return output
+            return forward.run.registry._visit(forward, points, call, args, kwargs)
 
         self._taps[id(module)] = tap, points
         return tap, points
@@ -418,9 +411,11 @@ class Registry:
             return call(*args, **kwargs)
         forward = self._begin(run, own, args, kwargs)
         self._local.forward = forward
+        around, now.takers = now.takers, forward.sinks
         try:
             return call(*args, **kwargs)
         finally:
+            now.takers = around
             self._local.forward = None
             for row in run.plan.rows:
                 for entry in row:
@@ -451,8 +446,8 @@ class Registry:
     def _sinks(self, run: Run, recorders: Sequence[Recorder], programs: Mapping[Key, Program]) -> dict[int, Sink]:
         """Of the modules of which one output is recorded, as it is, and nothing else happens: what takes it.
 
-        By the id of what the module's tap knows. A capture of every layer costs a call of Python a layer, of which
-        these are a fifth of what others are.
+        By the module's id: its proxy gives them the output, and its tap is not called. A capture of every layer costs
+        Python for each, and that way a fifth of what others do.
         """
         found: dict[int, Sink] = {}
         if self.decoder.passes > 1 or run.resume is not None or run.captured_rows is not None or len(recorders) > 1:
@@ -460,9 +455,9 @@ class Registry:
         for key in recorders[0].places:
             if key not in self._seats:
                 continue
-            point, _, points = self._seats[key]
-            if point.plain and len(points) == 1 and key not in programs:
-                found[id(points)] = recorders[0].sink(key)
+            point, tap, points = self._seats[key]
+            if point.plain and len(points) == 1 and key not in programs and taps_of(point.module) == (tap,):
+                found[id(point.module)] = recorders[0].sink(key)
         return found
 
     def programs(self, plan: Plan) -> dict[Key, Program]:
