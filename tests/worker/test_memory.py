@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from lens_tui.lens.architecture.weights import evaluate
 from lens_tui.lens.hooks.registry import Registry
 from lens_tui.records import Add, Arm, Sampling, SteeringVector
+from lens_tui.records.prompt_set import PromptItem
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
 from lens_tui.worker.handlers import compare_jobs, load_jobs
@@ -154,16 +155,21 @@ def test_a_prompt_of_2000_tokens_goes_through_once_for_the_bench(
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-def test_a_run_gives_what_it_freed_back_whether_it_was_stopped_or_not(
-    stopped: bool, tiny: Path, driver: Driver, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("many", [False, True])
+def test_a_run_or_set_gives_what_it_freed_back_whether_it_was_stopped_or_not(
+    many: bool, stopped: bool, tiny: Path, driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[str] = []
     monkeypatch.setattr(compare_jobs, "give_back_memory", lambda: given.append(threading.current_thread().name))
     driver.done(jobs.LoadModel(str(tiny)))
-    job = driver.worker.submit(jobs.Compare(PROMPT, (Arm("a"),), Sampling(max_tokens=400 if stopped else 4)))
+    arms, sampling = (Arm("a"),), Sampling(max_tokens=400 if stopped else 4)
+    prompts = (PromptItem("1", PROMPT),)
+    job = driver.worker.submit(
+        jobs.ComparePrompts(arms, prompts, sampling=sampling) if many else jobs.Compare(PROMPT, arms, sampling)
+    )
 
     def look(event: ev.Event) -> None:
-        if stopped and isinstance(event, ev.TokenEvent):
+        if stopped and isinstance(event, ev.TokenEvent | ev.SetTokenCame):
             driver.worker.stop(job)
 
     assert driver.follow(job, look)[-1] == ev.JobDone(job, stopped=stopped)

@@ -9,6 +9,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -39,13 +40,19 @@ _SPEED_EVERY = 0.2  # seconds
 Change = tuple[int, tuple[Intervention, ...]]
 
 
-def compare(control: Control, job: jobs.Compare, context: Context) -> Iterator[ev.Event]:
-    """Every arm of ``job`` until all have ended or the user stops; with an SAE, the features of what they write."""
+@contextmanager
+def _giving_back() -> Iterator[None]:
+    """However what is inside ends, the system gets the memory that it freed."""
     try:
-        with followed(control, job, context) as reader:
-            yield from _compare(control, job, context, reader)
+        yield
     finally:
         give_back_memory()
+
+
+def compare(control: Control, job: jobs.Compare, context: Context) -> Iterator[ev.Event]:
+    """Every arm of ``job`` until all have ended or the user stops; with an SAE, the features of what they write."""
+    with _giving_back(), followed(control, job, context) as reader:
+        yield from _compare(control, job, context, reader)
 
 
 def read_prompt(control: Control, job: jobs.ReadPrompt, context: Context) -> Iterator[ev.Event]:
@@ -256,7 +263,7 @@ _EVERY = 32
 def compare_set(control: Control, job: jobs.ComparePrompts, context: Context) -> Iterator[ev.Event]:
     """The whole set, or as much of it as the user lets it: a stop is heard at the next token, and what came stays."""
     prompts = _prompts(job)
-    with stoppable(context, control) as model:
+    with _giving_back(), stoppable(context, control) as model:
         run = compare_prompts(
             model,
             prompts,
