@@ -156,7 +156,7 @@ def read_sender(text: str) -> Sender:
 class GraphPlan:
     """What is explained, with which transcoders, and how far the graph is pruned.
 
-    ``target`` and ``minus`` are tokens as they are written (:func:`~.patch_plan.read_token`), several targets with
+    ``target`` and ``minus`` are tokens as they are written (:func:`read_token`), several targets with
     ``|`` between; ``direction`` is what the final norm gives read along a vector, beside them or alone. Without any the
     likeliest next tokens are explained. ``transcoders`` names a set, nothing the bundled one. At most ``features``
     features get a node, none at the first ``ignored`` tokens (-1: the special ones). ``nodes`` and ``edges`` are the

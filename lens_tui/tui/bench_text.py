@@ -29,6 +29,20 @@ def arm_words(row: BenchRow, rows: Sequence[BenchRow]) -> str:
     return f"arm {row.arm}" + (f" (none is free: with {one_line(others[0], 24)})" if others else "")
 
 
+def on_bench(what: str, row: BenchRow, rows: Sequence[BenchRow], key: str, *, scaled: bool = False) -> str:
+    """What is said of a row that another screen put on the bench.
+
+    Args:
+        what: What the row is, as the screen calls it.
+        row: The row.
+        rows: All of the bench, this one among them.
+        key: The key that shows Generate.
+        scaled: Whether its scale is said: where the screen chose it.
+    """
+    at = f" at {row.scale:+g}" if scaled else ""
+    return f"{what} is on the bench as {arm_words(row, rows)}{at}: {key} shows it."
+
+
 def read_sum(text: str, rows: int) -> tuple[list[tuple[float, int]], bool] | None:
     """Factors and row numbers (from 0), and whether it is one row without the others; ``None`` if it is neither.
 

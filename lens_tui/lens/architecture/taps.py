@@ -30,16 +30,16 @@ _PROXIES: dict[type[Module], type[Module]] = {}
 """The proxy of each class. Making a class costs more than a layer's Python does, so each is made once."""
 _ORIGINALS: dict[type[Module], type[Module]] = {}
 """The class that each proxy stands for."""
-Taker = Callable[[Any], None]
-"""Takes a module's output, or the hidden state that is first in it."""
+Sink = Callable[[mx.array], None]
+"""Takes the tensor of one site."""
 
 
 class _Now(threading.local):
-    takers: Mapping[int, Taker] = {}
+    sinks: Mapping[int, Sink] = {}
 
 
 now = _Now()
-"""``now.takers``: of modules with a single tap, which would only look at the output, what takes it in the forward that
+"""``now.sinks``: of modules with a single tap, which would only look at the output, what takes it in the forward that
 this thread is in, by the module's id. A tap costs a call of Python more, five microseconds a layer on a GPU's host."""
 _set: Callable[[Module, str, Any], None] = object.__setattr__
 """Sets a module's class: MLX's own setter looks through parameters first, which costs as much as all the rest."""
@@ -102,11 +102,11 @@ def _make_proxy(original: type[Module]) -> type[Module]:
     inner: Any = original
 
     def call(self: Module, *args: Any, **kwargs: Any) -> Any:
-        taker = now.takers.get(id(self))
-        if taker is not None:
+        sink = now.sinks.get(id(self))
+        if sink is not None:
             output = inner.__call__(self, *args, **kwargs)
             # An alias: models may change it in place afterwards.
-            taker((output if type(output) is mx.array else first_of(output))[...])
+            sink((output if type(output) is mx.array else first_of(output))[...])
             return output
         taps = _TAPS[id(self)]
         forward: Call = partial(inner.__call__, self)

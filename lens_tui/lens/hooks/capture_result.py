@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from lens_tui.records import LensError, Monitor
 
+from ..architecture.taps import Sink
 from .program import Key, async_eval
 from .readings import reading_of
-from .registry import Recorder, Registry, Run, Sink
+from .registry import Recorder, Registry, Run
 
 JOINED = 1 << 26
 """Bytes of all sites up to which their parts are joined together when one is first read: a sending for each costs more.
@@ -138,11 +139,16 @@ class CaptureResult(Recorder, Mapping["int | tuple[int, str]", mx.array]):
         return self._steps[key][0]
 
     def _join(self, key: Key) -> None:
-        """Make one tensor of a site's parts, and of all others' where that is little: they are sent together."""
-        sizes = {one: steps[0].nbytes + (len(steps) - 1) * steps[-1].nbytes for one, steps in self._steps.items()}
-        for one in [key] if sum(sizes.values()) > JOINED else sizes:
-            if len(self._steps[one]) > 1:
-                self._steps[one] = [mx.concatenate(self._steps[one], axis=1)]
+        """Make one tensor of a site's parts, and of all others' where that is little: they are sent together.
+
+        Of two parts it is this site's alone: whoever reads as the tokens come has so many at each, and the others would
+        be copied for every token though nobody reads them.
+        """
+        found = self._steps
+        size = sum(steps[0].nbytes + (len(steps) - 1) * steps[-1].nbytes for steps in found.values())
+        for one in [key] if len(found[key]) == 2 or size > JOINED else found:
+            if len(found[one]) > 1:
+                found[one] = [mx.concatenate(found[one], axis=1)]
         self._waiting = True
 
     def __iter__(self) -> Iterator[int | tuple[int, str]]:

@@ -28,7 +28,7 @@ from lens_tui.records import EditPattern, Intervention
 from lens_tui.records.gates import Gate, Monitor
 
 from ..architecture.find import Decoder
-from ..architecture.taps import Call, Tap, first_of, input_of, install_all, now, taps_of, uninstall_all
+from ..architecture.taps import Call, Sink, Tap, first_of, input_of, install_all, now, taps_of, uninstall_all
 from .pattern_edits import Rehearsal, rehearsed
 from .places import CacheLedger, Offset, Point, SiteMap, Spans, Where, caches_of
 from .program import DoseMeter, Hook, Item, Key, Program, build, has_effect
@@ -37,8 +37,6 @@ from .readings import FeatureSource, sources_of
 Found = TypeVar("Found")
 Seat = tuple[Point, Tap, dict[Key, Point]]
 """A site's call, the tap of its module, and the sites that the tap visits now."""
-Sink = Callable[[mx.array], None]
-"""Takes the tensor of one site."""
 _stamps = itertools.count(1)
 
 
@@ -411,11 +409,11 @@ class Registry:
             return call(*args, **kwargs)
         forward = self._begin(run, own, args, kwargs)
         self._local.forward = forward
-        around, now.takers = now.takers, forward.sinks
+        around, now.sinks = now.sinks, forward.sinks
         try:
             return call(*args, **kwargs)
         finally:
-            now.takers = around
+            now.sinks = around
             self._local.forward = None
             for row in run.plan.rows:
                 for entry in row:

@@ -24,7 +24,7 @@ from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import has_words
 from lens_tui.tasks.causes import FORMATS, command_of, kept_causes, open_cause, write
-from lens_tui.tui.bench_text import arm_words
+from lens_tui.tui.bench_text import on_bench
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.causes_text import question
 from lens_tui.tui.format import fit, model_name
@@ -358,10 +358,9 @@ class CausesScreen(LensScreen):
                     suppressed=event.suppressed,
                     mode=HEADS_OFF.id if heads_of_vector(event.vector) else "add",
                 )
-                arm = arm_words(made, self.lens.store.session.steers)
                 go = self.lens.key_text("app.generate")
                 does = f", which {mode_of(made.mode).does}," if made.mode != "add" else ""
-                self.lens.say(f"{made.vector.name}{does} is on the bench as {arm}: {go} shows it.")
+                self.lens.say(on_bench(f"{made.vector.name}{does}", made, self.lens.store.session.steers, go))
 
         self.lens.submit(job, "send", take)
 

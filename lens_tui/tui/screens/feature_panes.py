@@ -18,7 +18,7 @@ from lens_tui.records import FloatArray
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
 from lens_tui.tasks.run_command import quoted
-from lens_tui.tui.bench_text import arm_words
+from lens_tui.tui.bench_text import on_bench
 from lens_tui.tui.format import figure, fit
 from lens_tui.tui.host import LensHost
 from lens_tui.tui.reading_text import READING, ReadingText, know_chat, next_active, shades, sources, strongest_token
@@ -426,9 +426,8 @@ class FeaturePane(Pane):
                 promoted=event.promoted,
                 suppressed=event.suppressed,
             )
-            arm = arm_words(row, lens.store.session.steers)
             go = lens.key_text("app.generate")
-            lens.say(f"f{feature} is on the bench as {arm} at {row.scale:+g}: {go} shows it.")
+            lens.say(on_bench(f"f{feature}", row, lens.store.session.steers, go, scaled=True))
 
         lens.submit(VectorFromFeature(sae.id, feature), "send", take)
 

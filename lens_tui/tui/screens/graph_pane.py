@@ -20,7 +20,7 @@ from lens_tui.records.steering_vector import SteeringVector
 from lens_tui.records.vector_formats import keep_vector
 from lens_tui.records.wording import many
 from lens_tui.tasks.graphs import graph_command
-from lens_tui.tui.bench_text import arm_words
+from lens_tui.tui.bench_text import on_bench
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.graph_text import (
     STEPS,
@@ -452,9 +452,8 @@ class GraphPane(Pane):
                     promoted=event.promoted,
                     suppressed=event.suppressed,
                 )
-                arm = arm_words(made, self.lens.store.session.steers)
                 go = self.lens.key_text("app.generate")
-                self.lens.say(f"{made.vector.name} is on the bench as {arm}: {go} shows it.")
+                self.lens.say(on_bench(made.vector.name, made, self.lens.store.session.steers, go))
 
         name = one_line(f"L{node.layer} #{node.feature}" if node.kind == "feature" else node_words(node), 60)
         self.lens.submit(VectorFromNode(found, node.id, name), "send", take)

@@ -20,7 +20,7 @@ from lens_tui.records import Arm
 from lens_tui.records.measures import LogitLens
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
-from lens_tui.tui.bench_text import arm_words
+from lens_tui.tui.bench_text import on_bench
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.parts_text import logit_lines, look_lines
 from lens_tui.tui.reading_text import (
@@ -399,10 +399,9 @@ class ReadoutScreen(LensScreen):
                     promoted=event.promoted,
                     suppressed=event.suppressed,
                 )
-                arm = arm_words(made, self.lens.store.session.steers)
                 go = self.lens.key_text("app.generate")
                 what = f"{'The direction along the Jacobian lens' if pulled else 'The unembedding row'} of {name}"
-                self.lens.say(f"{what} is on the bench as {arm} at {made.scale:+g}: {go} shows it.")
+                self.lens.say(on_bench(what, made, self.lens.store.session.steers, go, scaled=True))
 
         kind = "jacobian" if pulled else "unembedding"
         self.lens.submit(VectorFromToken(f"id:{token}", lens.layers[row], kind, name), "send", take)

@@ -121,3 +121,13 @@ def test_parts_joined_one_by_one_or_together_are_the_same(most: int, monkeypatch
     for layer in reversed(range(lens.n_layers)):
         assert captured[layer].shape[1] == len(IDS) + 4
         assert mx.allclose(captured[layer][0], whole[layer], atol=1e-5)
+
+
+def test_who_reads_one_site_as_the_tokens_come_has_no_other_copied_for_each() -> None:
+    lens = LensModel.from_model(llama(), tokenizer())
+    with lens.capture(range(lens.n_layers)) as captured:
+        for _ in lens.stream(IDS, max_tokens=5):
+            mx.eval(captured[0])
+        parts = {key: len(steps) for key, steps in captured._steps.items()}
+    assert parts.pop((0, "resid_post")) == 1
+    assert min(parts.values()) > 1
