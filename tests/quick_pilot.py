@@ -90,13 +90,18 @@ async def nothing_due(app: App[Any], within: float = NAP, at_most: float = AT_MO
         if _paint(app):
             continue
         soonest = min(_times(app, loop), default=None)
-        if any(worker._thread_worker and not worker.is_finished for worker in app.workers):
+        if in_a_thread(app):
             soonest = min(soonest or loop.time() + GLANCE, loop.time() + GLANCE)
         if soonest is None or soonest > start + within:
             return True
         await asyncio.sleep(max(0.0, soonest - loop.time()))
         naps += 1
     return False
+
+
+def in_a_thread(app: App[Any]) -> bool:
+    """Whether anything of the app is under way in a thread: how long that takes is the machine's business."""
+    return any(worker._thread_worker and not worker.is_finished for worker in app.workers)
 
 
 def due_within(app: App[Any], seconds: float) -> bool:
