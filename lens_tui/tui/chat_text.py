@@ -13,7 +13,8 @@ from lens_tui.records.sanitise import one_line, sanitise
 from lens_tui.records.wording import many
 
 from .format import fit
-from .session import ArmText, RunText, Session
+from .run_text import ArmText, RunText
+from .session import Session
 
 OPEN, CLOSE = "<think>", "</think>"
 FOLDED, UNFOLDED = "▸", "▾"

@@ -27,10 +27,11 @@ from lens_tui.records import LensError, paths
 from lens_tui.records.info import Dequantize
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
-from lens_tui.worker.events import Event, JobDone, JobFailed, JobStarted, Progress, Speed, Stopping
+from lens_tui.worker.events import Event, JobDone, JobFailed, JobStarted, Progress, Speed, Stopping, VectorMade
 from lens_tui.worker.jobs import Job
 from lens_tui.worker.thread import WorkerLike
 
+from .bench_text import on_bench
 from .format import duration, size
 from .session import SessionStore
 
@@ -421,6 +422,21 @@ class LensHost(App[None]):
 
     def tell(self, text: str) -> None:
         """Something to know that a remark would pass too quickly."""
+
+    def put_on_bench(
+        self, made: VectorMade, what: str, *, scale: float | None = None, mode: str = "add", scaled: bool = False
+    ) -> None:
+        """Put a vector on the bench that another screen asked for, and say where it is.
+
+        Args:
+            made: The vector, with what was said of it.
+            what: What it is, as that screen calls it.
+            scale: As of :meth:`SessionStore.add_steer`.
+            mode: How it acts.
+            scaled: Whether its scale is said: where the screen chose it.
+        """
+        row = self.store.add_made(made, scale=scale, mode=mode)
+        self.say(on_bench(what, row, self.store.session.steers, self.key_text("app.generate"), scaled=scaled))
 
     def remark(self, text: str) -> None:
         """What the status line says."""

@@ -137,13 +137,8 @@ class Opening:
     def _vector(self, steer: Term, event: Event) -> bool:
         if isinstance(event, VectorMade):
             row = steer.row("", event.vector)
-            added = self._app.store.add_steer(
-                replace(event.vector, name=steer.name, layer=row.layer),
-                scale=row.scale,
-                residual_norm=event.residual_norm,
-                promoted=event.promoted,
-                suppressed=event.suppressed,
-            )
+            vector = replace(event.vector, name=steer.name, layer=row.layer)
+            added = self._app.store.add_made(replace(event, vector=vector), scale=row.scale)
             self._app.store.comes_with_the_model(added)
         if isinstance(event, JobDone):
             self._next_steer()

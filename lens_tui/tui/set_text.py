@@ -28,7 +28,8 @@ from lens_tui.worker.events import (
 )
 from lens_tui.worker.jobs import ComparePrompts
 
-from .session import ArmText, RunText, Session, plan
+from .run_text import ArmText, RunText
+from .session import Session, plan
 
 FILE, TYPED = "file", "typed"
 SOURCES = ("bundled", "this prompt", FILE, TYPED)

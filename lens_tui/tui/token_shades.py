@@ -12,7 +12,7 @@ from lens_tui.records.run import kl_level, readings_of
 from lens_tui.records.sanitise import one_line
 
 from .format import BARS, figure, surprisal_level
-from .session import ArmText, RunText
+from .run_text import ArmText, RunText
 
 Measure = Literal["surprise", "kl", "diff", "feature", "monitor"]
 MEASURES: tuple[Measure, ...] = ("surprise", "kl", "diff")

@@ -56,7 +56,7 @@ def test_a_paste_bunched_keys_and_resizes_while_it_writes(tmp_path: Path) -> Non
 
 
 STRUCK = """
-from lens_tui.tui.session import RunText
+from lens_tui.tui.run_text import RunText
 apply, seen = RunText.apply, []
 def struck(self, event, *more):
     seen.append(event)

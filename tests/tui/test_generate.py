@@ -18,10 +18,10 @@ from lens_tui.tasks.run_command import as_command
 from lens_tui.tasks.run_export import FORMATS, as_markdown
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.format import kl_key, nats
+from lens_tui.tui.run_text import summary
 from lens_tui.tui.screens import generate_screen
 from lens_tui.tui.screens.generate_screen import GenerateScreen
 from lens_tui.tui.screens.run_settings import read_sampling, sampling_fields
-from lens_tui.tui.session import summary
 from lens_tui.tui.widgets.lane import window
 from lens_tui.worker import jobs
 from tests.fake_words import split
@@ -474,7 +474,7 @@ def test_the_command_is_one_that_the_command_line_reads() -> None:
 
     from lens_tui.records import Arm, Origin
     from lens_tui.records.arm_syntax import parse_arm
-    from lens_tui.tui.session import ArmText, RunText
+    from lens_tui.tui.run_text import ArmText, RunText
 
     sae = replace(DEMO_SAE, path="/saes/mine")
     feature = unit_vector("x", origin=Origin("feature", {"feature": 1288, "sae": sae.id}))

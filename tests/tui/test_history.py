@@ -180,7 +180,8 @@ async def test_a_run_of_another_width_leaves_the_bench_alone(tmp_path: Path) -> 
 
 
 def test_words_choose_among_this_sessions_runs() -> None:
-    from lens_tui.tui.session import RunText, Session
+    from lens_tui.tui.run_text import RunText
+    from lens_tui.tui.session import Session
 
     runs = [RunText.begin(n, Session(prompt=prompt)) for n, prompt in enumerate(("one dog", "two cats"), 1)]
     assert [row.prompt for row in of_session(runs)] == ["two cats", "one dog"]

@@ -14,9 +14,9 @@ from lens_tui.tasks.run_command import as_command
 from lens_tui.tasks.run_export import FORMATS, as_csv, as_data, as_markdown, from_data
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.recovery import saved
+from lens_tui.tui.run_text import RunText
 from lens_tui.tui.screens.generate_screen import GenerateScreen
 from lens_tui.tui.screens.monitors import feature_monitor
-from lens_tui.tui.session import RunText
 from lens_tui.tui.token_shades import MonitorLine, monitor_lines
 from lens_tui.worker import jobs
 from tests.fake_probes import fake_readings

@@ -13,10 +13,10 @@ from textual.widgets import Input
 
 from lens_tui.records.sanitise import sanitise_token, signs
 from lens_tui.tasks.run_export import as_data
+from lens_tui.tui.run_text import RunText
 from lens_tui.tui.screens import chat_pane
 from lens_tui.tui.screens.form import Field, FormScreen
 from lens_tui.tui.screens.steer_forms import texts
-from lens_tui.tui.session import RunText
 from lens_tui.tui.widgets.entry import Entry, lines_of
 from lens_tui.tui.widgets.prompt_area import PromptArea, PromptDocument
 
@@ -231,7 +231,7 @@ def test_lines_of_a_paste() -> None:
 def test_a_run_is_exported_with_its_true_prompt() -> None:
     from lens_tui.records import Arm, Sampling
     from lens_tui.records.sanitise import json_escaped
-    from lens_tui.tui.session import ArmText
+    from lens_tui.tui.run_text import ArmText
 
     run = RunText(1, TEXT, Sampling(), (ArmText(0, Arm("baseline")),))
     written = json_escaped(json.dumps(as_data(run.record()), ensure_ascii=False, indent=1))

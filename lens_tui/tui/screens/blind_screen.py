@@ -21,7 +21,8 @@ from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
 from lens_tui.tui.format import fit
 from lens_tui.tui.host import LensHost, host
-from lens_tui.tui.session import RunText, Session, plan
+from lens_tui.tui.run_text import RunText
+from lens_tui.tui.session import Session, plan
 from lens_tui.tui.set_text import SetText, bare_name
 from lens_tui.tui.widgets.frame import Pane
 from lens_tui.tui.widgets.lane import strength

@@ -24,7 +24,6 @@ from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import has_words
 from lens_tui.tasks.causes import FORMATS, command_of, kept_causes, open_cause, write
-from lens_tui.tui.bench_text import on_bench
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.causes_text import question
 from lens_tui.tui.format import fit, model_name
@@ -350,17 +349,9 @@ class CausesScreen(LensScreen):
 
         def take(event: Event) -> None:
             if isinstance(event, VectorMade):
-                made = self.lens.store.add_steer(
-                    event.vector,
-                    scale=event.vector.norm,
-                    residual_norm=event.residual_norm,
-                    promoted=event.promoted,
-                    suppressed=event.suppressed,
-                    mode=HEADS_OFF.id if heads_of_vector(event.vector) else "add",
-                )
-                go = self.lens.key_text("app.generate")
-                does = f", which {mode_of(made.mode).does}," if made.mode != "add" else ""
-                self.lens.say(on_bench(f"{made.vector.name}{does}", made, self.lens.store.session.steers, go))
+                mode = HEADS_OFF.id if heads_of_vector(event.vector) else "add"
+                does = f", which {mode_of(mode).does}," if mode != "add" else ""
+                self.lens.put_on_bench(event, f"{event.vector.name}{does}", scale=event.vector.norm, mode=mode)
 
         self.lens.submit(job, "send", take)
 

@@ -15,7 +15,8 @@ from textual.widgets import Label
 from lens_tui.records.chat import Turn
 from lens_tui.tui.chat_text import LABEL, Spans, answered, as_read, rewritten_at, system_of, transcript, with_system
 from lens_tui.tui.host import focus_now
-from lens_tui.tui.session import ArmText, RunText, Session
+from lens_tui.tui.run_text import ArmText, RunText
+from lens_tui.tui.session import Session
 from lens_tui.tui.widgets.entry import lines_of
 from lens_tui.tui.widgets.frame import Scroll, SessionPart
 from lens_tui.worker.events import Event, JobFailed, PromptRead

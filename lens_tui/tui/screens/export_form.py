@@ -13,7 +13,7 @@ from lens_tui.records.vector_formats import keep_vector
 from lens_tui.tasks.run_command import as_command, set_command
 from lens_tui.tasks.run_export import FORMATS, default_name, formats_of, write, write_chat, write_prompts
 from lens_tui.tui.host import LensHost
-from lens_tui.tui.session import RunText
+from lens_tui.tui.run_text import RunText
 from lens_tui.tui.set_text import SetText
 
 from .form import Field, FormScreen, filled

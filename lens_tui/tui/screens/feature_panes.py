@@ -18,7 +18,6 @@ from lens_tui.records import FloatArray
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
 from lens_tui.tasks.run_command import quoted
-from lens_tui.tui.bench_text import on_bench
 from lens_tui.tui.format import figure, fit
 from lens_tui.tui.host import LensHost
 from lens_tui.tui.reading_text import READING, ReadingText, know_chat, next_active, shades, sources, strongest_token
@@ -419,15 +418,8 @@ class FeaturePane(Pane):
             vector = replace(event.vector, name=fit(f"f{feature} {name}".strip(), 28).rstrip())
             if vector.max_activation is None and here > 0:
                 vector = replace(vector, max_activation=here)
-            row = lens.store.add_steer(
-                vector,
-                scale=max(2 * here, event.vector.max_activation or 0.0) or None,
-                residual_norm=event.residual_norm,
-                promoted=event.promoted,
-                suppressed=event.suppressed,
-            )
-            go = lens.key_text("app.generate")
-            lens.say(on_bench(f"f{feature}", row, lens.store.session.steers, go, scaled=True))
+            scale = max(2 * here, event.vector.max_activation or 0.0) or None
+            lens.put_on_bench(replace(event, vector=vector), f"f{feature}", scale=scale, scaled=True)
 
         lens.submit(VectorFromFeature(sae.id, feature), "send", take)
 

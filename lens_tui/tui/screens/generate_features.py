@@ -11,7 +11,7 @@ from lens_tui.records import FloatArray, Intervention
 from lens_tui.records.features import DENSE
 from lens_tui.tui.format import fit, share_level
 from lens_tui.tui.host import LensHost
-from lens_tui.tui.session import RunText
+from lens_tui.tui.run_text import RunText
 from lens_tui.tui.token_shades import MEASURE_NAMES, Measure
 from lens_tui.tui.widgets.feature_card import FeatureMarks
 from lens_tui.tui.widgets.lane import Lane, LaneRow, quoted

@@ -11,7 +11,8 @@ from textual.timer import Timer
 from lens_tui.records.interventions import BenchRow
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.bindings import bindings
-from lens_tui.tui.session import RunText, Session, lane_names, plan
+from lens_tui.tui.run_text import RunText
+from lens_tui.tui.session import Session, lane_names, plan
 from lens_tui.tui.set_text import SetText, bare_name
 from lens_tui.tui.token_shades import Measure
 from lens_tui.tui.widgets.frame import Hairline, LensScreen, takes_text

@@ -20,7 +20,6 @@ from lens_tui.records.steering_vector import SteeringVector
 from lens_tui.records.vector_formats import keep_vector
 from lens_tui.records.wording import many
 from lens_tui.tasks.graphs import graph_command
-from lens_tui.tui.bench_text import on_bench
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.graph_text import (
     STEPS,
@@ -445,15 +444,7 @@ class GraphPane(Pane):
 
         def take(event: Event) -> None:
             if isinstance(event, VectorMade):
-                made = self.lens.store.add_steer(
-                    event.vector,
-                    scale=event.vector.norm if length else None,
-                    residual_norm=event.residual_norm,
-                    promoted=event.promoted,
-                    suppressed=event.suppressed,
-                )
-                go = self.lens.key_text("app.generate")
-                self.lens.say(on_bench(made.vector.name, made, self.lens.store.session.steers, go))
+                self.lens.put_on_bench(event, event.vector.name, scale=event.vector.norm if length else None)
 
         name = one_line(f"L{node.layer} #{node.feature}" if node.kind == "feature" else node_words(node), 60)
         self.lens.submit(VectorFromNode(found, node.id, name), "send", take)

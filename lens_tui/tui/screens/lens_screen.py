@@ -20,7 +20,6 @@ from lens_tui.records import Arm
 from lens_tui.records.measures import LogitLens
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
-from lens_tui.tui.bench_text import on_bench
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.parts_text import logit_lines, look_lines
 from lens_tui.tui.reading_text import (
@@ -393,15 +392,8 @@ class ReadoutScreen(LensScreen):
 
         def take(event: Event) -> None:
             if isinstance(event, VectorMade):
-                made = self.lens.store.add_steer(
-                    event.vector,
-                    residual_norm=event.residual_norm,
-                    promoted=event.promoted,
-                    suppressed=event.suppressed,
-                )
-                go = self.lens.key_text("app.generate")
                 what = f"{'The direction along the Jacobian lens' if pulled else 'The unembedding row'} of {name}"
-                self.lens.say(on_bench(what, made, self.lens.store.session.steers, go, scaled=True))
+                self.lens.put_on_bench(event, what, scaled=True)
 
         kind = "jacobian" if pulled else "unembedding"
         self.lens.submit(VectorFromToken(f"id:{token}", lens.layers[row], kind, name), "send", take)

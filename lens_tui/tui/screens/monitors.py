@@ -14,7 +14,7 @@ from lens_tui.records.gates import Gate, Monitor, Side, Watched, monitor_of
 from lens_tui.records.interventions import BenchRow
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.host import LensHost
-from lens_tui.tui.session import RunText
+from lens_tui.tui.run_text import RunText
 from lens_tui.tui.token_shades import MEASURES, Measure, monitor_lines
 from lens_tui.tui.widgets.lane import LaneRow
 

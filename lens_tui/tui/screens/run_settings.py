@@ -17,7 +17,8 @@ from lens_tui.records.interventions import ALL, BenchRow, next_positions, positi
 from lens_tui.records.run import LIMITS
 from lens_tui.tui.chat_text import roles_of
 from lens_tui.tui.host import LensHost
-from lens_tui.tui.session import MAX_ARMS, RunText, Session, summary
+from lens_tui.tui.run_text import RunText, summary
+from lens_tui.tui.session import MAX_ARMS, Session
 from lens_tui.tui.widgets.lane import Line
 
 from .form import Check, Field, FormScreen, number, optional, whole

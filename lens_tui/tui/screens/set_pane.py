@@ -18,7 +18,8 @@ from lens_tui.records.wording import many
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.format import fit
 from lens_tui.tui.host import LensHost
-from lens_tui.tui.session import RunText, Session, plan, summary
+from lens_tui.tui.run_text import RunText, summary
+from lens_tui.tui.session import Session, plan
 from lens_tui.tui.set_text import (
     FILE,
     SOURCES,

@@ -409,14 +409,7 @@ class SteerScreen(LensScreen):
         self.lens.submit(job, SLOT, handle)
 
     def _add(self, made: VectorMade, scale: float | None) -> None:
-        self.lens.store.add_steer(
-            made.vector,
-            scale=scale,
-            residual_norm=made.residual_norm,
-            promoted=made.promoted,
-            suppressed=made.suppressed,
-            rest=made.rest,
-        )
+        self.lens.store.add_made(made, scale=scale)
 
     def _given(self, vector: SteeringVector) -> None:
         """A vector that is there goes on the bench."""

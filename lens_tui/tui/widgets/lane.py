@@ -26,7 +26,7 @@ from lens_tui.records.vector_sets import grouped, multiplier
 from lens_tui.records.wording import many
 from lens_tui.tui.chat_text import OPEN, Thinking, folded, opens_thinking, thinking_in
 from lens_tui.tui.format import bar, figure, fit, kl_key, nats, signed
-from lens_tui.tui.session import ArmText, RunText
+from lens_tui.tui.run_text import ArmText, RunText
 from lens_tui.tui.token_shades import Measure, MonitorLine, candidates, token_levels
 
 from .frame import Pane
@@ -38,7 +38,6 @@ Value = TypeVar("Value")
 N_CANDIDATES = 5
 FACTS = 0.2
 """Seconds between two updates of a lane's figures while it is written."""
-WAITING = "waiting"
 
 
 class Line(Widget):
@@ -220,6 +219,7 @@ class Lane(Pane):
         self._step: int | None = None
         self._folded: Thinking | None = None
         self._facts_due: Timer | None = None
+        self._waits = False
         self._heard: tuple[MonitorLine, ...] = ()
         self._by: MonitorLine | None = None
 
@@ -278,7 +278,7 @@ class Lane(Pane):
                 self.shade_again()
         parted = text.parted if text.parted is not None and text.parted < len(text.tokens) else None
         self.view.mark = None if parted is None else self._seen(parted)
-        if ended or (text.tokens and self.stats.content.plain == WAITING):
+        if ended or (text.tokens and self._waits):  # its first token is said at once
             self._show_facts()
         elif self._facts_due is None:
             self._facts_due = self.set_timer(FACTS, self._show_facts)
@@ -347,9 +347,11 @@ class Lane(Pane):
         if text is not None:
             self._show_strip()
         if text is None or run is None or not (text.tokens or text.reason):
-            self.stats.content = Content.styled(WAITING if run is not None and run.going else "", "$muted")
+            self._waits = run is not None and run.going
+            self.stats.content = Content.styled("waiting" if self._waits else "", "$muted")
             self.foot.content = Content("")
             return
+        self._waits = False
         self.stats.content = Content.styled(stats(text, run.sampling.max_tokens, self.size.width - 1), "$muted")
         self._show_foot()
 

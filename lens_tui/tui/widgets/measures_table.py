@@ -12,7 +12,7 @@ from lens_tui.records.interventions import Z, moved_of
 from lens_tui.records.measures import distinct
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.format import figure, fit, fit_left, nats
-from lens_tui.tui.session import ArmText, RunText
+from lens_tui.tui.run_text import ArmText, RunText
 from lens_tui.tui.set_text import has_amount
 
 from .lane import strength
