@@ -1,7 +1,7 @@
 """Put a model on several processes: a slice of every layer on each (``tensor``), or some of its layers (``pipeline``).
 
 By ``tensor`` mlx-lm's own ``shard`` cuts the projections, and the residual stream is whole in every process; what is a
-slice (queries, keys, values, the heads' outputs) is gathered where it is asked for (:mod:`..hooks.places`).
+slice (queries, keys, values, the heads' outputs) is gathered where it is asked for (:mod:`..hooks.points`).
 
 By ``pipeline`` every process runs through all blocks, but computes its own alone. What the last block of a stage gives
 goes to all, and so does what any block gives that something reads or changes: so whatever acts on the residual stream

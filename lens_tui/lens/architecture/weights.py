@@ -6,7 +6,7 @@ quantised weight stands for is a product and a sum of two numbers that float32 h
 what the quantised one does, with less rounding on the way.
 
 Those that write to the stream are the embedding, and the last matrix of every attention and MLP. They are found by the
-sites that :mod:`..hooks.places` proved: the module whose output is ``attn_out`` or ``mlp_out``, and in it the
+sites that :mod:`..hooks.points` proved: the module whose output is ``attn_out`` or ``mlp_out``, and in it the
 projection that gives this output. A block that norms what its attention or MLP gave (Gemma 2 and 3) has no matrix that
 writes to the stream, which is said.
 """
@@ -29,7 +29,7 @@ from lens_tui.records import LensError, ModelInfo, machine
 from lens_tui.records.info import Dequantize
 from lens_tui.records.sanitise import sanitise
 
-from ..hooks.places import PROJECTION_NAMES, SiteMap
+from ..hooks.points import PROJECTION_NAMES, SiteMap
 from ..tokens import Tokens
 from .find import Decoder
 from .taps import named, original_class

@@ -1,8 +1,5 @@
 """What happens at one site: what each intervention does, composed for every row of a batch, and how far it moved it.
 
-One pure function a record, in float32: of ``h`` (rows, tokens, width) it gives the change to add to it, of a shape
-that broadcasts to it.
-
 Neighbouring additions on all positions are fused into one cached array
 ``(rows, 1, width)``. All that happens at a site is computed in float32 and rounded
 once, so that the same change is the same numbers however its positions are written.
@@ -25,8 +22,6 @@ from lens_tui.records import (
     Ablate,
     AblateHeads,
     Add,
-    CapProjection,
-    ClampFeature,
     Dose,
     EditPattern,
     Intervention,
@@ -34,108 +29,22 @@ from lens_tui.records import (
     NormMatch,
     NotFinite,
     ProjectOut,
-    SetProjection,
-    Swap,
 )
 from lens_tui.records.gates import Monitor
 
-from .head_records import ablate_heads
-from .pattern_edits import PatternEdit, edit_pattern
+from .deltas import Delta, delta_of
+from .pattern_edits import PatternEdit
 from .places import Mask, Where, touched
 from .readings import (
     FeatureSource,
     Opening,
     Reading,
-    activation_of,
-    as_array,
-    decoder_row,
-    evaluated,
     opening_of,
-    project,
     reading_of,
-    source_named,
 )
 
-Delta = Callable[[mx.array], mx.array]
-"""The change of ``h``."""
 async_eval: Any = mx.async_eval
 """MLX's own, which has no types."""
-
-
-def add(direction: mx.array, scale: float) -> Delta:
-    """``scale * direction``, whatever the residual is."""
-    change = scale * direction
-    mx.eval(change)
-    return lambda h: change
-
-
-def norm_match(direction: mx.array, scale: float) -> Delta:
-    """``scale * ||h|| * direction`` with each token's own norm."""
-    return lambda h: scale * mx.linalg.norm(h, axis=-1, keepdims=True) * direction
-
-
-def set_projection(direction: mx.array, value: float) -> Delta:
-    """``(value - h . direction) direction``."""
-    return lambda h: (value - project(h, direction)) * direction
-
-
-def swap(direction: mx.array, other: mx.array) -> Delta:
-    """``(h . direction) (other - direction)``."""
-    return lambda h: project(h, direction) * (other - direction)
-
-
-def cap_projection(direction: mx.array, low: float | None, high: float | None) -> Delta:
-    """What takes the projection into ``[low, high]``; zero where it is inside."""
-
-    def delta(h: mx.array) -> mx.array:
-        now = project(h, direction)
-        capped = now if low is None else mx.maximum(now, low)
-        capped = capped if high is None else mx.minimum(capped, high)
-        return (capped - now) * direction
-
-    return delta
-
-
-def clamp_feature(source: FeatureSource, feature: int, value: float) -> Delta:
-    """``(value - a) d``: the feature's activation becomes ``value``, all else of ``h`` stays (error term kept)."""
-    direction = decoder_row(source, feature)
-
-    def delta(h: mx.array) -> mx.array:
-        now = activation_of(source, h, feature).astype(mx.float32)
-        return (value - now) * direction
-
-    return delta
-
-
-def ablate(mean: mx.array | None) -> Delta:
-    """``mean - h``, or ``-h``: what is left is the mean, or nothing."""
-    return lambda h: -h if mean is None else mean - h
-
-
-def delta_of(record: Intervention, sources: Mapping[str, FeatureSource], width: int) -> Delta | PatternEdit:
-    """The function of a record. Raises :class:`LensError` for an SAE or a kind that is not known."""
-    match record:
-        case Add():
-            return add(as_array(record.vector), record.scale)
-        case NormMatch():
-            return norm_match(as_array(record.vector), record.scale)
-        case ProjectOut():
-            return set_projection(as_array(record.vector), 0.0)
-        case SetProjection():
-            return set_projection(as_array(record.vector), record.value)
-        case Swap():
-            return swap(as_array(record.vector), as_array(record.other))
-        case CapProjection():
-            return cap_projection(as_array(record.vector), record.low, record.high)
-        case ClampFeature():
-            return clamp_feature(source_named(record.sae, sources), record.feature, record.value)
-        case AblateHeads():
-            return ablate_heads(record, width)
-        case EditPattern():
-            return edit_pattern(record)
-        case Ablate():
-            return ablate(None if record.mean is None else evaluated(np.asarray(record.mean, dtype=np.float32)))
-    raise LensError(f"Nothing is known of an intervention of kind {type(record).__name__}.")
 
 
 def must_move(record: Intervention) -> bool:

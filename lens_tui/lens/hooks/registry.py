@@ -30,7 +30,8 @@ from lens_tui.records.gates import Gate, Monitor
 from ..architecture.find import Decoder
 from ..architecture.taps import Call, Sink, Tap, first_of, input_of, install_all, now, taps_of, uninstall_all
 from .pattern_edits import Rehearsal, rehearsed
-from .places import CacheLedger, Offset, Point, SiteMap, Spans, Where, caches_of
+from .places import CacheLedger, Offset, Spans, Where, caches_of
+from .points import Point, SiteMap
 from .program import DoseMeter, Hook, Item, Key, Program, build, has_effect
 from .readings import FeatureSource, sources_of
 

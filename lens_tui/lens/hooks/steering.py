@@ -42,9 +42,8 @@ from lens_tui.records.interventions import as_number, as_records, positions_text
 from lens_tui.records.steering_vector import numbers
 
 from .capture_result import CaptureResult, MonitorReader
-from .head_records import checked_heads
+from .head_checks import checked_heads, checked_pattern
 from .passage import Passage
-from .pattern_checks import checked_pattern
 from .places import Spans, reach, reaches_scored
 from .program import DoseMeter, Item, Key, has_effect
 from .readings import FeatureSource, decoder_row, source_named

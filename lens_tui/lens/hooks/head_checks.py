@@ -1,4 +1,4 @@
-"""What is checked of an edit of attention patterns beforehand: its heads and numbers, and that there is a pattern."""
+"""What is checked beforehand of what is done to heads and to patterns: heads, numbers, that there is a pattern."""
 
 from __future__ import annotations
 
@@ -7,10 +7,40 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 import numpy as np
 
-from lens_tui.records import EditPattern, LensError, Positions
+from lens_tui.records import AblateHeads, EditPattern, LensError, Positions
 
 from ..architecture.find import heads_of
+from .points import SiteMap
 from .registry import Plan, PlanEntry, Registry, Run
+
+
+def checked_heads(record: AblateHeads, sites: SiteMap, width: int) -> AblateHeads:
+    """The record with the number of heads that its layer has.
+
+    Raises:
+        LensError: For another site than ``attn_z``, an attention that does not say how many heads it has, a head that
+            is not there or named twice, and a mean of another shape.
+    """
+    if record.site != "attn_z":
+        raise LensError(f"{record.id!r} acts on heads, which are at attn_z, not at {record.site}.", "Leave site out.")
+    count = heads_of(sites.point(record.layer, "attn_out").module)
+    if not count or width % count:
+        raise LensError(f"The attention of layer {record.layer} does not say how many heads it has.")
+    heads = record.heads
+    if not heads or len(set(heads)) != len(heads) or any(not 0 <= head < count for head in heads):
+        raise LensError(
+            f"{record.id!r} names the heads {list(heads)}; layer {record.layer} has 0 to {count - 1}.",
+            "Name at least one of them, each once.",
+        )
+    wanted = (len(heads) * (width // count),)
+    if record.mean is not None and record.mean.shape != wanted:
+        raise LensError(
+            f"The mean of {record.id!r} has shape {record.mean.shape}; {len(heads)} heads need {wanted}.",
+            "Give their values one after the other.",
+        )
+    if record.mean is not None and not np.isfinite(record.mean).all():
+        raise LensError(f"The mean of {record.id!r} holds NaN or infinity.", "Check how it was made.")
+    return replace(record, count=count)
 
 
 def checked_pattern(record: EditPattern, registry: Registry) -> EditPattern:
