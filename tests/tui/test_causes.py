@@ -432,7 +432,11 @@ async def test_maps_and_graphs_of_other_sessions_are_opened_again_and_a_changed_
         assert screen.graph.chosen.id == pin.id  # where the cursor was
         app.store.update(model=replace(DEMO_MODEL, name="other"))
         await settle(app, pilot)
-        await pilot.press("H", "slash", *"lily", "enter", "enter")
+        await pilot.press("H")
+        await settle(app, pilot)
+        await pilot.press("slash", *"lily", "enter")
+        await settle(app, pilot)
+        await pilot.press("enter")
         await settle(app, pilot)
         assert not screen.of_graph
         assert screen.patches.plan.by == "head"
