@@ -309,6 +309,8 @@ class FakeWorker:
                 return [_made(number, _summed(name, terms, less, unit))]
             case jobs.VectorGiven(vector):
                 return [_made(number, vector)]
+            case jobs.BareVectors(wanted):
+                return [self._bare(number, one) for one in wanted]
             case jobs.MeasureDose() as dose:
                 return fake_dose(running, number, dose)
             case jobs.FindScale() as search:
@@ -476,6 +478,12 @@ class FakeWorker:
         vector = self._feature_vector(sae, feature)
         facts = known_facts(feature, sae=sae, label=self.labels.get(feature, ""))
         yield ev.FeaturePage(number, sae, feature, facts, vector)
+
+    def _bare(self, number: int, job: jobs.VectorFromFeature | jobs.VectorFromFile) -> ev.VectorMade:
+        if isinstance(job, jobs.VectorFromFeature):
+            return ev.VectorMade(number, self._feature_vector(job.sae, job.feature))
+        vector, *rest = load_vectors(job.path, layer=job.layer, d_model=D_MODEL)
+        return ev.VectorMade(number, vector, rest=tuple(rest))
 
     def _feature_vector(self, sae: str, feature: int) -> SteeringVector:
         origin = Origin("feature", {"sae": sae, "feature": feature})

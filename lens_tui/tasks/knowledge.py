@@ -143,6 +143,19 @@ def dashboard_of(info: SAEInfo, feature: int, store: Store | None) -> Dashboard 
     return None if store is None else next(iter(Dashboards(store).of(info.id, feature)), None)
 
 
+def largest_known(info: SAEInfo, feature: int, index: FeatureIndex | None) -> float | None:
+    """The largest activation of a feature in the index, or without one in another tool's dashboard, if it is known."""
+    try:
+        if index is not None:
+            return index.statistics(feature).max or None
+        with opened() as store:
+            dashboard = dashboard_of(info, feature, store)
+    except LensError as error:  # as on the feature's page: what cannot be read takes nothing else away
+        _log.warning("what is known of feature %d cannot be read: %s", feature, error)
+        return None
+    return None if dashboard is None else dashboard.maximum or None
+
+
 _log = logging.getLogger(__name__)
 _SETTLED = 2.0
 """Seconds after which a change of a folder is distinguished from the one before by its time alone, everywhere."""

@@ -35,7 +35,7 @@ from . import themes
 from .bindings import bindings
 from .driver import leaving_driver
 from .guards import Defects, NoControls
-from .host import BUSY, IDLE, Activity, Catalog, Handler, JobBook, LensHost, RunWanted, advance
+from .host import BUSY, IDLE, QUIET, Activity, Catalog, Handler, JobBook, LensHost, RunWanted, advance
 from .keys import SCREENS, by_id, check_keymap
 from .opening import DiskCatalog, Opening
 from .preferences import Start
@@ -262,15 +262,20 @@ class LensApp(LensHost, inherit_bindings=False):
     def action_run(self) -> None:
         """Run the comparison, on the Generate screen; if the model is still loading, as soon as it is there."""
         if self.store.session.model is not None and not self.opening.arming:
+            here = self.current_mode == "generate"
             self.go_to("generate")
-            # Not to ``self.screen``: a key that came with the one for the run may have put another on top.
-            self.call_after_refresh(lambda: self.get_screen_stack("generate")[0].post_message(RunWanted()))
+            # Where it shows already there is nothing to be waited for, a picture least of all.
+            self._want_run() if here else self.call_after_refresh(self._want_run)
         elif self.busy:
             self._run_when_ready = True
             self.say("It runs as soon as the model is ready.")
         else:
             self.go_to("load")
             self.say("Load a model first.")
+
+    def _want_run(self) -> None:
+        # Not to ``self.screen``: a key that came with the one for the run may have put another on top.
+        self.get_screen_stack("generate")[0].post_message(RunWanted())
 
     def opened(self, ready: bool) -> None:
         """A model and all it opens with are there, or, if not ``ready``, could not be loaded."""
@@ -528,7 +533,8 @@ class LensApp(LensHost, inherit_bindings=False):
             self.remark(said)
         if isinstance(event, JobFailed) and was_shown is not True:
             self.show_error(event.message, event.hint, event.detail)
-        return advance(activity, event, self.clock())
+        silent = owned.slot == QUIET and not isinstance(event, JobFailed)
+        return activity if silent else advance(activity, event, self.clock())
 
     @property
     def busy(self) -> bool:

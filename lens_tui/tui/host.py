@@ -90,6 +90,9 @@ class JobBook:
         return bool(self._jobs)
 
 
+QUIET = "words"
+"""The slot of work that nobody asked for: the status row says nothing of it, unless it fails."""
+
 IDLE, BUSY, FAILED = "idle", "busy", "failed"
 LOADING, WAITING = "The model is still loading.", "waits for what runs …"
 
@@ -127,6 +130,7 @@ TITLES = {
     "VectorFromToken": "making the vector",
     "VectorFromVectors": "making the vector",
     "VectorGiven": "making the vector",
+    "BareVectors": "making the vectors",
     "RandomVector": "making the vector",
     "MeasureDose": "measuring the dose",
     "FindScale": "searching a scale",

@@ -13,14 +13,30 @@ from typing import TYPE_CHECKING
 from lens_tui import demo
 from lens_tui.records.arm_syntax import Term
 from lens_tui.records.info import Dequantize
-from lens_tui.worker.events import Event, JobDone, JobFailed, ModelLoaded, Progress, VectorMade
-from lens_tui.worker.jobs import LoadModel, LoadSAE, UnloadModel, VectorFromFeature, VectorFromFile
+from lens_tui.worker.events import (
+    Event,
+    JobDone,
+    JobFailed,
+    ModelLoaded,
+    Progress,
+    VectorMade,
+)
+from lens_tui.worker.jobs import (
+    BareVectors,
+    LoadModel,
+    LoadSAE,
+    UnloadModel,
+    VectorFromFeature,
+    VectorFromFile,
+    VectorGiven,
+)
 
 from .format import model_name
-from .host import LensHost
+from .host import QUIET, LensHost
 from .preferences import preferences
 
 if TYPE_CHECKING:
+    from lens_tui.records import SteeringVector
     from lens_tui.tasks.models import MemoryEstimate, ModelEntry, SAEEntry
 
 
@@ -69,12 +85,13 @@ class Opening:
     """Loads models and SAEs for the app.
 
     ``arming`` is true until weights and bench are there, which a run waits for, and ``going`` until all that belongs
-    to the model is: its SAE comes behind.
+    to the model is: its SAE comes behind, and then what there is to say of the bench's vectors.
     """
 
     def __init__(self, app: LensHost) -> None:
         self._app = app
         self._waiting: list[Term] = []
+        self._unsaid: list[tuple[SteeringVector, SteeringVector]] = []
         self.going = self.arming = False
         self.failure: JobFailed | None = None
         self.model = ""
@@ -85,7 +102,7 @@ class Opening:
     def load(self, model: str, sae: str = "") -> None:
         """Load a model by ``"demo"``, a folder or a hub id, and then, if one is named, an SAE by its path."""
         self.wanted_sae = sae or (demo.default_sae() if model == demo.NAME else "")
-        self.model, self.failure, self.stages, self._waiting = model, None, [], []
+        self.model, self.failure, self.stages, self._waiting, self._unsaid = model, None, [], [], []
         self.going = self.arming = True
         self._app.store.update(loading=True)
         if model == demo.NAME and not self._app.store.session.prompt:
@@ -105,6 +122,7 @@ class Opening:
         """Free the model and its SAEs."""
 
         self.model = self.wanted_sae = ""
+        self._unsaid = []
         self._app.submit(UnloadModel(), SLOT, lambda event: False)
 
     def _model(self, name: str, event: Event) -> bool:
@@ -117,7 +135,7 @@ class Opening:
             if event.stopped:
                 self._finish()
             else:
-                self._next_steer()
+                self._make_bench()
         return self._failed(event)
 
     def _sae(self, event: Event) -> bool:
@@ -125,24 +143,44 @@ class Opening:
             self._finish()
         return self._failed(event)
 
-    def _next_steer(self) -> None:
+    def _make_bench(self) -> None:
+        """Ask for all vectors at once, as they are: what is to be said of each need not be known for a run."""
         if not self._waiting:
             self._armed()
             return
-        steer = self._waiting.pop(0)
-        file = steer.kind == "file"
-        job = VectorFromFile(steer.source) if file else VectorFromFeature(steer.sae, steer.feature)
-        self._app.submit(job, SLOT, lambda event: self._vector(steer, event))
+        of = tuple(
+            VectorFromFile(steer.source) if steer.kind == "file" else VectorFromFeature(steer.sae, steer.feature)
+            for steer in self._waiting
+        )
+        self._app.submit(BareVectors(of), SLOT, self._vector)
 
-    def _vector(self, steer: Term, event: Event) -> bool:
+    def _vector(self, event: Event) -> bool:
         if isinstance(event, VectorMade):
+            steer = self._waiting.pop(0)
             row = steer.row("", event.vector)
             vector = replace(event.vector, name=steer.name, layer=row.layer)
             added = self._app.store.add_made(replace(event, vector=vector), scale=row.scale)
             self._app.store.comes_with_the_model(added)
+            self._unsaid.append((vector, event.vector))
         if isinstance(event, JobDone):
-            self._next_steer()
+            self._armed()
         return self._failed(event)
+
+    def _say_next(self) -> None:
+        """Ask what the next vector promotes and what its scales are read against."""
+        if self._unsaid and self._app.store.session.model is not None:
+            bare = self._unsaid[0]
+            self._app.submit(VectorGiven(bare[1]), QUIET, lambda event: self._said(bare, event))
+
+    def _said(self, bare: tuple[SteeringVector, SteeringVector], event: Event) -> bool:
+        if isinstance(event, VectorMade):
+            self._app.store.describe(bare[0], event)
+        if isinstance(event, JobDone | JobFailed):
+            stopped = isinstance(event, JobDone) and event.stopped  # with a run that it waited for: it is asked again
+            if not stopped and self._unsaid and self._unsaid[0] is bare:
+                del self._unsaid[0]
+            self._say_next()
+        return False
 
     def _failed(self, event: Event) -> bool:
         if isinstance(event, JobFailed):
@@ -167,3 +205,4 @@ class Opening:
         if ready:
             self._app.remark(f"{model_name(self.model)} is ready · {self._app.key_text('app.run')} runs the comparison")
         self._app.opened(ready)
+        self._say_next()

@@ -159,6 +159,7 @@ class SessionStore:
         self._undo: deque[dict[str, Any]] = deque(maxlen=MOST_UNDONE)
         self._redo: deque[dict[str, Any]] = deque(maxlen=MOST_UNDONE)
         self._made, self._opened = 0, frozenset[str]()
+        self._words: list[tuple[SteeringVector, dict[str, Any]]] = []
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call ``listener(old, new)`` after each change; returns what ends the subscription."""
@@ -273,6 +274,20 @@ class SessionStore:
         self._undo.pop()
         for state in self._undo:
             state["steers"] = (*state.get("steers", self.session.steers[:-1]), row)
+
+    def describe(self, vector: SteeringVector, made: VectorMade) -> None:
+        """Say of a vector what came to be known of it, in all rows that have it, those of an undo included: no edit."""
+        words = {"residual_norm": made.residual_norm, "promoted": made.promoted, "suppressed": made.suppressed}
+        self._words.append((vector, words))
+        for state in (*self._undo, *self._redo):
+            if "steers" in state:
+                state["steers"] = self.described(state["steers"])
+        self._set(replace(self.session, steers=self.described(self.session.steers)))
+
+    def described(self, rows: Iterable[BenchRow]) -> tuple[BenchRow, ...]:
+        """The rows, each with what has been said of its vector since it was made."""
+        said = [next((words for vector, words in self._words if vector is row.vector), {}) for row in rows]
+        return tuple(replace(row, **words) for row, words in zip(rows, said, strict=True))
 
     def undo(self) -> bool:
         """Take back the last edit of the steers, or turn of the conversation; false if there is none."""

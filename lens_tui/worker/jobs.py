@@ -424,6 +424,7 @@ class VectorFromVectors(Job):
 class VectorGiven(Job):
     """Say of a vector that is there what it promotes and what its scales are read against. Events: VectorMade."""
 
+    gives_way: ClassVar[bool] = True
     vector: SteeringVector
 
 
@@ -437,6 +438,16 @@ class VectorFromFile(Job):
 
     path: str
     layer: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BareVectors(Job):
+    """The vectors of a bench at once, each as it is: a run needs no more, and a VectorGiven says the rest of each.
+
+    Events: VectorMade, one for each in this order, without residual norms and tokens.
+    """
+
+    of: tuple[VectorFromFeature | VectorFromFile, ...]
 
 
 @dataclass(frozen=True, slots=True)

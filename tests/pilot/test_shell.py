@@ -46,8 +46,13 @@ async def test_opening_the_demo_loads_model_sae_prompt_and_two_arms() -> None:
         assert session.prompt
         assert [arm.name for arm in session.arms()] == ["baseline", "cookery", "dialogue"]
         assert not app.store.undo(), "what a model opens with is no edit to undo"
-        kinds = [type(job) for job in app.worker.submitted[:4]]  # type: ignore[attr-defined]
-        assert kinds == [jobs.LoadModel, jobs.VectorFromFeature, jobs.VectorFromFile, jobs.LoadSAE]
+        submitted = app.worker.submitted  # type: ignore[attr-defined]
+        kinds = [jobs.LoadModel, jobs.BareVectors, jobs.LoadSAE, jobs.VectorGiven, jobs.VectorGiven]
+        assert [type(job) for job in submitted] == kinds
+        assert [type(one) for one in submitted[1].of] == [jobs.VectorFromFeature, jobs.VectorFromFile]
+        for row in session.steers:
+            assert row.residual_norm == 42.5
+            assert len(row.promoted) == len(row.suppressed) == 10
 
 
 async def test_run_pressed_while_loading_runs_when_ready() -> None:
@@ -82,6 +87,49 @@ async def test_a_run_waits_for_the_weights_and_the_arms_but_not_for_the_sae() ->
         await settle(pilot)
         assert not app.opening.going
         assert app.store.session.sae == "layer_4_width_8k_l0_medium"
+
+
+async def test_a_run_goes_before_what_there_is_to_say_of_the_bench() -> None:
+    worker = FakeWorker(hold=True)
+    app = lens_app(worker, model="demo", screen="generate")
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(pilot)
+        await pilot.press("r")
+        while not worker.job_ids(jobs.VectorGiven):
+            worker.release(1)
+            await settle(pilot)
+        assert worker.job_ids(jobs.Compare) < worker.job_ids(jobs.VectorGiven)
+        compare = worker.submitted[worker.job_ids(jobs.Compare)[0] - 1]
+        assert [arm.name for arm in compare.arms] == ["baseline", "cookery", "dialogue"]  # type: ignore[attr-defined]
+        app.store.edit_steer(app.store.session.steers[0].id, scale=3.0)
+        worker.stop()  # as one who stops the run: what waited behind it is asked for again
+        worker.release()
+        await settle(pilot)
+        norms = {(row.scale, row.residual_norm, len(row.promoted)) for row in app.store.session.steers}
+        assert {(norm, count) for _, norm, count in norms} == {(42.5, 10)}
+        assert app.store.undo(), "what is said of a vector is no edit"
+        assert [row.residual_norm for row in app.store.session.steers] == [42.5, 42.5]
+        assert 3.0 not in {row.scale for row in app.store.session.steers}
+        assert "vector" not in app.activity.note, "what nobody asked for takes no news away"
+        run = app.screen.run  # type: ignore[attr-defined]
+        assert [row.residual_norm for row in run.steers] == [None, None]
+        assert [row.residual_norm for row in app.store.described(run.steers)] == [42.5, 42.5]
+
+
+async def test_what_there_is_to_say_of_a_bench_is_not_asked_of_the_next_model() -> None:
+    worker = FakeWorker(hold=True)
+    app = lens_app(worker, model="demo", screen="generate")
+    async with app.run_test(size=(120, 36)) as pilot:
+        while not worker.job_ids(jobs.VectorGiven):
+            worker.release(1)
+            await settle(pilot)
+        app.opening.unload()
+        worker.stop(worker.job_ids(jobs.VectorGiven)[0])
+        worker.release()
+        await settle(pilot)
+        assert len(worker.job_ids(jobs.VectorGiven)) == 1
+        assert not app.busy
+        assert not isinstance(app.screen, ErrorScreen)
 
 
 async def test_run_without_a_model_leads_to_load() -> None:

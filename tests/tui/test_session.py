@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lens_tui.records import SteeringVector
+from lens_tui.records import SteeringVector, TokenWeight
 from lens_tui.records.interventions import BenchRow
 from lens_tui.tui.bench_text import arm_words
 from lens_tui.tui.host import BUSY, FAILED, IDLE, TITLES, Activity, JobBook, advance
@@ -103,6 +103,26 @@ def test_a_row_like_another_acts_where_and_as_that_one_does() -> None:
     like = store.add_like(store.session.steers[0], 12.0, 2)
     assert (like.layer, like.mode, like.scale, like.arm, like.enabled) == (6, "project_out", 12.0, 2, True)
     assert like.id != row.id
+
+
+def test_what_is_said_of_a_vector_is_in_every_row_with_it_and_no_edit() -> None:
+    store = store_with("a", "b")
+    first, other = store.session.steers
+    store.add_like(first, 12.0, 3)
+    store.remove_steer(first.id)
+    words = (TokenWeight(1, " dog", 2.0),)
+    store.describe(first.vector, ev.VectorMade(1, first.vector, 40.0, words))
+    assert [row.residual_norm for row in store.session.steers] == [None, 40.0]
+    assert store.session.steers[0] == other
+    assert store.undo()
+    assert [(row.residual_norm, row.promoted) for row in store.session.steers] == [
+        (40.0, words),
+        (None, ()),
+        (40.0, words),
+    ]
+    assert store.redo()
+    assert [row.residual_norm for row in store.session.steers] == [None, 40.0]
+    assert store.described((first,)) == (replace(first, residual_norm=40.0, promoted=words),)
 
 
 def test_prompt_changes_are_not_steering_edits() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lens_tui import demo
 from lens_tui.records import Add, Arm, Sampling
 from lens_tui.records.cause_plan import EXAMPLE
 from lens_tui.records.gates import Watched, monitor_of
@@ -70,6 +71,9 @@ JOBS: dict[str, jobs.Job] = {
     "a sum": jobs.VectorFromVectors("sum", ((1.0, ONE), (2.0, OTHER))),
     "a difference": jobs.VectorFromVectors("less", ((1.0, ONE), (2.0, OTHER)), less=True),
     "a vector": jobs.VectorGiven(ONE),
+    "the vectors of a bench": jobs.BareVectors(
+        (jobs.VectorFromFeature(SAE, 2666), jobs.VectorFromFile(str(demo.vectors()[0].path)))
+    ),
     "a random vector": jobs.RandomVector("r", 2),
     "a dose": jobs.MeasureDose(PROMPT, ADD, (0.0, 2.0, 4.0), 1, max_tokens=4, n_texts=1),
     "a dose of a feature": jobs.MeasureDose(PROMPT, ADD, (0.0, 4.0), 1, SAE, 17, max_tokens=4, n_texts=1),

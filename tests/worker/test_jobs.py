@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from lens_tui import demo
 from lens_tui.lens import room
 from lens_tui.lens.hooks.registry import Registry
 from lens_tui.lens.model import LensModel
@@ -393,6 +394,23 @@ def test_a_model_larger_than_memory_is_refused_unless_forced(
 
 def test_the_bundled_model_and_its_sae(driver: Driver) -> None:
     loaded = only(driver.done(jobs.LoadModel("demo")), ev.ModelLoaded)
+    asked: list[jobs.VectorFromFeature | jobs.VectorFromFile] = [
+        jobs.VectorFromFeature(demo.default_sae(), 2666),
+        *(jobs.VectorFromFile(str(ready.path)) for ready in demo.vectors()),
+    ]
+    bare = of(driver.done(jobs.BareVectors(tuple(asked))), ev.VectorMade)
+    for made, job in zip(bare, asked, strict=True):
+        assert (made.residual_norm, made.promoted, made.suppressed) == (None, (), ())
+        whole = only(driver.done(job), ev.VectorMade)
+        name = made.vector.name if job is asked[0] else whole.vector.name  # a feature has its label
+        assert repr(made.vector) == repr(replace(whole.vector, name=name))
+        assert made.vector.direction.tobytes() == whole.vector.direction.tobytes()
+        said = only(driver.done(jobs.VectorGiven(made.vector)), ev.VectorMade)
+        assert (said.residual_norm, said.promoted, said.suppressed) == (
+            whole.residual_norm,
+            whole.promoted,
+            whole.suppressed,
+        )
     assert loaded.info.name == "demo"
     assert recent_models() == []
     assert loaded.saes

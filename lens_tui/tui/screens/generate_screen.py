@@ -555,7 +555,7 @@ class GenerateScreen(LensScreen):
                 self.lens.say(f"It was made with {run.model}; {model.name} is loaded.")
         self.run = run
         if model is None or all(row.vector.d_model == model.d_model for row in run.steers):
-            changes["steers"] = run.steers
+            changes["steers"] = self.lens.store.described(run.steers)
         self.lens.store.update(**changes)
         if self._rest is not None:
             self._rest.stop()

@@ -196,6 +196,7 @@ TABLE: dict[type[jobs.Job], str] = {
     jobs.VectorFromToken: "vector_jobs:from_token",
     jobs.VectorFromVectors: "vector_jobs:from_vectors",
     jobs.VectorGiven: "vector_jobs:given",
+    jobs.BareVectors: "bench_jobs:bare",
     jobs.RandomVector: "vector_jobs:random_vector",
     jobs.MeasureDose: "vector_jobs:measure_dose",
     jobs.FindScale: "vector_jobs:find_scale",

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lens_tui.lens.measure.dose import FeatureProbe
 from lens_tui.lens.vectors import random_unit, residual_norm
-from lens_tui.records import LensError, SteeringVector
+from lens_tui.records import SteeringVector
 from lens_tui.records.corpus import read_pairs, read_questions
 from lens_tui.records.info import in_residual
 from lens_tui.records.measures import DoseResponse
-from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line, sanitise
-from lens_tui.records.vector_formats import load_one
-from lens_tui.records.vector_sets import load_vector_set
 from lens_tui.tasks.make_vectors import find, from_pairs, from_terms, probes_of
 from lens_tui.tasks.make_vectors import from_token as make
 from lens_tui.tasks.make_vectors import measure_dose as measure
@@ -25,6 +22,7 @@ from .. import events as ev
 from .. import jobs
 from ..thread import Control
 from . import Context
+from .bench_jobs import of_file
 from .load_jobs import open_sae
 
 if TYPE_CHECKING:
@@ -93,27 +91,15 @@ def from_vectors(control: Control, job: jobs.VectorFromVectors, context: Context
 
 
 def given(control: Control, job: jobs.VectorGiven, context: Context) -> Iterator[ev.Event]:
-    """A vector that is there already."""
-    yield vector_event(control, job.vector, context)
+    """A vector that is there already; it may stop between two forwards."""
+    with stoppable(context, control):
+        yield vector_event(control, job.vector, context)
 
 
 def from_file(control: Control, job: jobs.VectorFromFile, context: Context) -> Iterator[ev.Event]:
-    """A vector someone saved, or a set of them, if it is as wide as the model's residual stream."""
-    model, file = context.need_model(), expanded(job.path)
-    shape: dict[str, Any] = {"d_model": model.d_model, "n_layers": model.n_layers}
-    try:
-        found = load_vector_set(file, **shape) if file.is_dir() else (load_one(file, layer=job.layer, **shape),)
-    except LensError as several:
-        if job.layer is not None or file.is_dir():
-            raise
-        try:
-            found = load_vector_set(file, **shape)
-        except LensError:
-            raise several from None
-    first, *rest = (replace(vector, name=one_line(vector.name, 60)) for vector in found)
-    if rest:
-        first = replace(first, name=one_line(file.name, 60))
-    yield replace(vector_event(control, first, context), rest=tuple(rest))
+    """A vector someone saved, or a set of them."""
+    first, rest = of_file(job, context)
+    yield replace(vector_event(control, first, context), rest=rest)
 
 
 def random_vector(control: Control, job: jobs.RandomVector, context: Context) -> Iterator[ev.Event]:
