@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +13,18 @@ from lens_tui.records.codec import to_json
 from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line
 
-from .output import check_target, confirm, note, print_json, say, say_row, sentences
+from .output import (
+    check_target,
+    confirm,
+    kept_when,
+    note_none,
+    print_json,
+    print_written,
+    say,
+    say_made_with,
+    say_row,
+    sentences,
+)
 from .patch_verbs import print_grid, print_trace
 from .sources import Json
 
@@ -68,14 +78,9 @@ def list_causes(
         return
     for row in found:
         model, title, asked = one_line(row.model, 40), one_line(row.title, 60), one_line(row.asked, 60)
-        say_row(f"{row.id:>6}  {_when(row.created)}  {model}  {title}  {asked!r}")
+        say_row(f"{row.id:>6}  {kept_when(row.created)}  {model}  {title}  {asked!r}")
     if not found:
-        any_kept = bool(words) and bool(store.list("", 1))
-        note("No map or graph has these words." if any_kept else "No map or graph has been kept yet.")
-
-
-def _when(created: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(created))
+        note_none("map or graph", words, lambda: store.list("", 1))
 
 
 @verbs.command("show")
@@ -129,10 +134,9 @@ def _print(record: CauseRecord, node: str) -> None:
 
     found, summary, made = record.found, record.summary, record.made_with
     chosen = chosen_node(found.pruned, node) if isinstance(found, GraphFound) else None
-    say(f"{summary.kind} {summary.id}, {_when(summary.created)}, {summary.model}")
+    say(f"{summary.kind} {summary.id}, {kept_when(summary.created)}, {summary.model}")
     say(summary.title)
-    if made.version:
-        say(f"mlx-lens-tui {made.version}, MLX {made.mlx}, {made.device}, {made.weights or made.dtype}")
+    say_made_with(made)
     if again := command_again(record):
         say(again)
     say()
@@ -182,12 +186,7 @@ def export(
         files = [place]
     else:
         files = write_cause(record.found, place if out else paths.exports_folder(), name, asked)
-    if json:
-        written = [str(file) for file in files]
-        print_json({"model": record.summary.model, "cause": record.summary.id, "files": written})
-        return
-    for file in files:
-        say(str(file))
+    print_written({"model": record.summary.model, "cause": record.summary.id}, files, as_json=json)
 
 
 @verbs.command("delete")

@@ -85,16 +85,12 @@ def fetch_model(
 
     begun = time.monotonic()
     with Meter() as meter:
-
-        def progress(done: int, total: int) -> None:
-            meter.say("download", f"{size(done)} of {size(total)}", done / total if total else None)
-
         if name.count("/") > 1:
             from lens_tui.sae.from_hub import fetch_sae
 
-            place = fetch_sae(name, revision, progress)
+            place = fetch_sae(name, revision, meter.fetched)
         else:
-            place = fetch(name, revision=revision, progress=progress)
+            place = fetch(name, revision=revision, progress=meter.fetched)
     seconds = time.monotonic() - begun
     if json:
         print_json({"model": None, "id": name, "path": str(place), "seconds": seconds})

@@ -26,11 +26,13 @@ from lens_tui.records import paths
 from lens_tui.records.errors import LensError, LensWarning
 from lens_tui.records.machine import launched_rank
 from lens_tui.records.sanitise import json_escaped, one_line, sanitise
-from lens_tui.tui.format import bar, fit
+from lens_tui.tui.format import bar, fit, size
 from lens_tui.tui.preferences import preferences
 
 if TYPE_CHECKING:
     from rich.style import Style
+
+    from lens_tui.records.run import MadeWith
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -188,6 +190,31 @@ def confirm(question: str, refused: str, undone: str, *, as_json: bool) -> None:
         raise LensError(refused, "Say --yes.")
     if not agreed(question):
         raise LensError(undone, "Say yes, or give --yes.")
+
+
+def kept_when(created: float) -> str:
+    """When a kept run, map or graph was made, to the minute."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(created))
+
+
+def note_none(noun: str, words: str, any_kept: Callable[[], object]) -> None:
+    """Say why a list is empty: nothing of what is kept has the words, or nothing is kept."""
+    note(f"No {noun} has these words." if words and any_kept() else f"No {noun} has been kept yet.")
+
+
+def say_made_with(made: MadeWith) -> None:
+    """What a kept run, map or graph was made with, where that is known."""
+    if made.version:
+        say(f"mlx-lens-tui {made.version}, MLX {made.mlx}, {made.device}, {made.weights or made.dtype}")
+
+
+def print_written(facts: Mapping[str, Any], files: Sequence[Path], *, as_json: bool) -> None:
+    """The files that an export wrote, a line each; with ``as_json`` beside ``facts`` of what they are."""
+    if as_json:
+        print_json({**facts, "files": [str(file) for file in files]})
+        return
+    for file in files:
+        say(str(file))
 
 
 def check_target(out: str, single: str, formats: Sequence[str], name: str, *, example: str, as_json: bool) -> None:
@@ -355,6 +382,10 @@ class Meter:
         if self._width:
             with suppress(OSError):
                 sys.stderr.write("\n")
+
+    def fetched(self, done: int, total: int) -> None:
+        """Show how much of a download is here, in bytes; nobody knows of how much where ``total`` is 0."""
+        self.say("download", f"{size(done)} of {size(total)}" if total else size(done), done / total if total else None)
 
     def say(self, stage: str, rest: str = "", share: float | None = None) -> None:
         """Show ``stage``, a bar of ``share`` (0 to 1) and the rest, unless something was shown a moment ago."""

@@ -63,7 +63,5 @@ def pull(
     from lens_tui.tasks.publish import pull as fetch
 
     with Meter() as meter:
-        kind, place = fetch(
-            name, revision, lambda done, total: meter.say("download", size(done), done / total if total else None)
-        )
+        kind, place = fetch(name, revision, meter.fetched)
     print_json({"model": None, "id": name, "kind": kind, "path": str(place)}) if json else say(str(place))

@@ -14,7 +14,7 @@ from lens_tui.records import Intervention, LensError, SAEInfo
 from lens_tui.records.arm_syntax import parse_arm
 from lens_tui.records.cause_plan import read_token
 from lens_tui.records.features import DENSE
-from lens_tui.records.wording import many
+from lens_tui.records.wording import dotted, many
 from lens_tui.tui.format import bar, share_level
 
 from .feature_verbs import dense_mark
@@ -363,10 +363,10 @@ def _print_grid(result: dict[str, Any]) -> None:
     across = max(1, (shutil.get_terminal_size((120, 24)).columns - 5) // _CELL)
     for start in range(0, len(tokens), across):
         block = slice(start, start + across)
-        _say_row("", [(_with_dots(token["text"]), 0) for token in tokens[block]])
+        _say_row("", [(dotted(token["text"]), 0) for token in tokens[block]])
         for layer in layers:
-            _say_row(f"L{layer['layer']}", [(_with_dots(cell["top"][0]["text"]), 0) for cell in layer["cells"][block]])
-        _say_row("", [(_with_dots(token["target"]["text"]), 0) for token in tokens[block]])
+            _say_row(f"L{layer['layer']}", [(dotted(cell["top"][0]["text"]), 0) for cell in layer["cells"][block]])
+        _say_row("", [(dotted(token["target"]["text"]), 0) for token in tokens[block]])
         for layer in layers:
             _say_row(f"L{layer['layer']}", [_rank(cell) for cell in layer["cells"][block]])
         say()
@@ -401,7 +401,7 @@ def _print_parts(parts: dict[str, Any]) -> None:
 def _print_attention(layers: Sequence[dict[str, Any]], tokens: Sequence[dict[str, Any]]) -> None:
     """Of each head the tokens that it looks at most, with their weights."""
     place = layers[0]["position"]
-    say(f"where heads look from token {place} {_with_dots(tokens[place]['text'])}")
+    say(f"where heads look from token {place} {dotted(tokens[place]['text'])}")
     for item in layers:
         if item["why"]:
             note(item["why"])
@@ -410,7 +410,7 @@ def _print_attention(layers: Sequence[dict[str, Any]], tokens: Sequence[dict[str
             name = f"L{item['layer']} H{head}"
             pairs: list[tuple[str, int]] = [(f"  {name:<8}", 0)]
             for source in best:
-                shown = f"{source} {_with_dots(tokens[source]['text'])} {weights[source]:.2f}"
+                shown = f"{source} {dotted(tokens[source]['text'])} {weights[source]:.2f}"
                 pairs += [(shown, share_level(weights[source], 1.0)), ("  ", 0)]
             say_shaded(pairs[:-1])
 
@@ -426,7 +426,3 @@ def _say_row(name: str, cells: Sequence[tuple[str, int]]) -> None:
     *fitted, (last, level) = [(set_cell_size(text, _CELL - 1), level) for text, level in cells]
     between = [piece for cell in fitted for piece in (cell, (" ", 0))]
     say_shaded([(f"{name:<5}", 0), *between, (last.rstrip(), level)])
-
-
-def _with_dots(text: str) -> str:
-    return text.replace(" ", "·")

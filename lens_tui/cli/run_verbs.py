@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +15,20 @@ from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
 from lens_tui.tui.format import figure
 
-from .output import Asked, check_target, interruptible, note, print_json, say, say_row, sentences
+from .output import (
+    Asked,
+    check_target,
+    interruptible,
+    kept_when,
+    note,
+    note_none,
+    print_json,
+    print_written,
+    say,
+    say_made_with,
+    say_row,
+    sentences,
+)
 from .sources import Json, asked_adapter, asked_dequantize, open_sae
 
 if TYPE_CHECKING:
@@ -77,13 +88,11 @@ def list_runs(
         print_json({"model": None, "runs": [asdict(row) for row in found]})
         return
     for row in found:
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.created))
         arms = ", ".join(one_line(name, 40) for name in row.arms[1:]) or "baseline alone"
         model, prompt = one_line(row.model, 40), one_line(row.prompt, 60)
-        say_row(f"{row.id:>6}  {when}  {row.state:<7}  {model}  {arms}  {prompt!r}")
+        say_row(f"{row.id:>6}  {kept_when(row.created)}  {row.state:<7}  {model}  {arms}  {prompt!r}")
     if not found:
-        any_kept = bool(words) and bool(store.list("", 1))
-        note("No run has these words." if any_kept else "No run has been kept yet.")
+        note_none("run", words, lambda: store.list("", 1))
 
 
 @runs.command()
@@ -101,8 +110,7 @@ def show(run: Run, json: Json = False) -> None:
     say(f"run {record.id or run}  {record.state}  {record.model}")
     most = many(sampling.max_tokens, "token")
     say(f"seed {sampling.seed}, temp {sampling.temp:g}, at most {most}{', raw' * record.raw}")
-    if made.version:
-        say(f"mlx-lens-tui {made.version}, MLX {made.mlx}, {made.device}, {made.weights or made.dtype}")
+    say_made_with(made)
     if made.adapter:
         say(f"LoRA: {made.adapter}")
     say()
@@ -169,11 +177,7 @@ def export(
         files = [write_file(record, place)]
     else:
         files = write(record, place if out else paths.exports_folder(), name, asked)
-    if json:
-        print_json({"model": record.model, "run": record.id, "files": [str(file) for file in files]})
-        return
-    for file in files:
-        say(str(file))
+    print_written({"model": record.model, "run": record.id}, files, as_json=json)
 
 
 @runs.command("tally")
@@ -313,9 +317,5 @@ def _print(again: RunRecord, found: Replay) -> None:
         say(again.before + kept.text)
         say()
     say(found.sentence())
-    _more(found.causes[2:])
-
-
-def _more(causes: Sequence[str]) -> None:
-    for cause in causes:
+    for cause in found.causes[2:]:
         say(cause)

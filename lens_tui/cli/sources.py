@@ -133,7 +133,7 @@ def fetch_model(name: str) -> None:
 
     if name.count("/") == 1 and is_hub_id(name) and not Path(name).exists():
         with Meter() as meter:  # the library would draw a bar of its own
-            model_from_hub(name, progress=lambda *n: meter.say(*_fetched(*n)))
+            model_from_hub(name, progress=meter.fetched)
 
 
 def open_sae(name: str, model: str) -> SAE:
@@ -146,7 +146,7 @@ def open_sae(name: str, model: str) -> SAE:
 
     path, layer, site = named_sae(name or _default_sae(model))
     with Meter() as meter:
-        return load_sae(path, layer=layer, site=site, progress=lambda *n: meter.say(*_fetched(*n)))
+        return load_sae(path, layer=layer, site=site, progress=meter.fetched)
 
 
 def find_sae(name: str, model: str) -> SAEInfo:
@@ -162,10 +162,6 @@ def _default_sae(model: str) -> str:
     if model != demo.NAME:
         raise LensError(f"No SAE is named for {model!r}.", "Name one with --sae: a file or a folder.")
     return demo.default_sae()
-
-
-def _fetched(done: int, total: int) -> tuple[str, str, float | None]:
-    return "download", f"{done / 1e6:.1f} of {total / 1e6:.1f} MB", done / total if total else None
 
 
 def _vector_path(named: str, model: str) -> Path | str:

@@ -14,6 +14,7 @@ from .attribution_graph import EDGES, AttributionGraph, GraphScores, LogitTarget
 from .errors import LensError
 from .patch_grid import Agreement, By, CausalTrace, Direction, Doubles, PatchGrid, Receiver, Sender
 from .steering_vector import SteeringVector
+from .wording import dotted_quote
 
 PlanBy = Literal["trace", By]
 """What one patch is; ``trace`` restores single states of a run whose subject is noised."""
@@ -176,9 +177,9 @@ class GraphPlan:
     @property
     def aim(self) -> str:
         """What is explained, in words, blanks of tokens as dots; not safe to show."""
-        aims = [f"‘{text.replace(' ', '·')}’" for text in self.written]
+        aims = [dotted_quote(text) for text in self.written]
         if self.minus:
-            aims = [f"{', '.join(aims)} less ‘{self.minus.replace(' ', '·')}’"]
+            aims = [f"{', '.join(aims)} less {dotted_quote(self.minus)}"]
         if self.direction is not None:
             aims.append(f"along {self.direction.name}")
         return ", ".join(aims) or "the likeliest tokens"

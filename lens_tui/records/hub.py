@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import LensError
-from .read_files import read_json, read_text
+from .read_files import changed_at, read_json, read_text
 from .sanitise import one_line
 
 
@@ -105,7 +105,7 @@ def _snapshot(folder: Path) -> Path | None:
         main = None
     if main in snapshots and is_whole(main):
         return main
-    newest = sorted(snapshots, key=_changed)
+    newest = sorted(snapshots, key=changed_at)
     whole = [place for place in newest if is_whole(place)]
     return whole[-1] if whole else main if main in snapshots else newest[-1] if newest else None
 
@@ -117,15 +117,8 @@ def _entries(folder: Path) -> list[Path]:
         return []
 
 
-def _changed(place: Path) -> float:
-    try:
-        return place.stat().st_mtime
-    except OSError:
-        return 0.0
-
-
 def _last_read(snapshot: Path) -> float:
-    used = [_changed(snapshot)]
+    used = [changed_at(snapshot)]
     for file in snapshot.glob("model*.safetensors"):  # config.json is read by whoever lists the models
         try:
             used.append(file.stat().st_atime)

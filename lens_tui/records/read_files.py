@@ -87,6 +87,14 @@ def regular_size(path: Path | str, limit: int | None = None) -> int:
         return _checked(path, os.stat(path), limit)
 
 
+def changed_at(path: Path) -> float:
+    """When a file or folder was changed last, in seconds since 1970; 0 of a broken link, or one removed since."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
 def open_regular(path: Path | str, limit: int | None = None) -> BinaryIO:
     """A regular file open for reading bytes. Errors as in :func:`regular_size`."""
     with explained(path):

@@ -1,8 +1,8 @@
-"""Words: where a plural is due, and whether a text has the words that were typed."""
+"""Words: where a plural is due, blanks that can be seen, and whether a text has the words that were typed."""
 
 from __future__ import annotations
 
-__all__ = ["has_words", "many"]
+__all__ = ["dotted", "dotted_quote", "has_words", "many"]
 
 
 def many(number: int, noun: str, shown: str = "") -> str:
@@ -17,6 +17,16 @@ def many(number: int, noun: str, shown: str = "") -> str:
         The number and the noun, in the plural unless there is exactly one.
     """
     return f"{shown or number} {noun}{'' if number == 1 else 's'}"
+
+
+def dotted(text: str) -> str:
+    """A text with its blanks as dots, so that they can be seen."""
+    return text.replace(" ", "·")
+
+
+def dotted_quote(text: str) -> str:
+    """A token in quotes, its blanks as dots."""
+    return f"‘{dotted(text)}’"
 
 
 def has_words(text: str, words: str) -> bool:

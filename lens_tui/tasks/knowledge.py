@@ -25,6 +25,7 @@ from lens_tui.records import LensError, SAEInfo, paths
 from lens_tui.records.features import DENSE
 from lens_tui.records.label_files import Dashboard, Dashboards
 from lens_tui.records.labels import ImportResult, Label, Labels, NewLabel
+from lens_tui.records.read_files import changed_at
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.store import SHORT, Store
 from lens_tui.sae.index.index_reader import Example, FeatureIndex
@@ -187,7 +188,7 @@ def _index_folders() -> tuple[Path, Path]:
 
 def _manifests(folder: Path) -> tuple[tuple[float, Path], ...]:
     """Manifests of a folder's indexes and when they were written; listed again when an index came or went."""
-    changed = _changed(folder)
+    changed = changed_at(folder)
     # A folder that has just changed may change again at the same time, as its file system counts time.
     listed = _listed if time.time() - changed > _SETTLED else _listed.__wrapped__
     return listed(folder, changed)
@@ -195,14 +196,7 @@ def _manifests(folder: Path) -> tuple[tuple[float, Path], ...]:
 
 @lru_cache(maxsize=8)
 def _listed(folder: Path, _changed_at: float) -> tuple[tuple[float, Path], ...]:
-    return tuple((_changed(manifest), manifest) for manifest in folder.glob("*/manifest.json"))
-
-
-def _changed(file: Path) -> float:
-    try:
-        return file.stat().st_mtime
-    except OSError:  # a broken link, or removed since
-        return 0.0
+    return tuple((changed_at(manifest), manifest) for manifest in folder.glob("*/manifest.json"))
 
 
 def _is_of(index: FeatureIndex, info: SAEInfo) -> bool:

@@ -11,6 +11,7 @@ from textual.content import Content
 
 from lens_tui.records.cause_plan import PatchFound, PatchPlan
 from lens_tui.records.patch_grid import Doubles
+from lens_tui.records.wording import dotted_quote
 
 from .format import BARS, bar, fit, fit_left, share_level, signed
 
@@ -79,7 +80,7 @@ class CauseMap:
     def place(self, row: int, column: int) -> str:
         """A cell's place in short: ``L5 @ 5 ‘ball’``, ``L7 H4``."""
         if self.tokens:
-            return f"{self.rows[row]} @ {column} {quoted(self.tokens[column])}"
+            return f"{self.rows[row]} @ {column} {dotted_quote(self.tokens[column])}"
         return f"{self.rows[row]} {self.columns[column]}"
 
 
@@ -203,12 +204,12 @@ def _placed(shown: CauseMap, row: int, column: int, width: int) -> list[Content]
         return [*lines, Content.styled(fit("at all tokens", width).rstrip(), "$muted")]
     here, there = shown.tokens[column], shown.others[column] if column < len(shown.others) else ""
     if _is_trace(shown):
-        return [*lines, Content.assemble(("token ", "$muted"), f"{column} {quoted(here)}")]
+        return [*lines, Content.assemble(("token ", "$muted"), f"{column} {dotted_quote(here)}")]
     into, source = ("corrupted", "clean") if plan.direction == "denoise" else ("clean", "corrupted")
     return [
         *lines,
-        Content.assemble(("token ", "$muted"), f"{column} {quoted(here)}", (f" of {into}", "$muted")),
-        Content.assemble(("becomes ", "$muted"), quoted(there), (f" of {source}", "$muted")),
+        Content.assemble(("token ", "$muted"), f"{column} {dotted_quote(here)}", (f" of {into}", "$muted")),
+        Content.assemble(("becomes ", "$muted"), dotted_quote(there), (f" of {source}", "$muted")),
     ]
 
 
@@ -265,11 +266,6 @@ def question(plan: PatchPlan, width: int) -> list[Content]:
 
 
 def _asked(name: str, text: str, token: str, width: int) -> Content:
-    leads = f" → {quoted(token)}" if token else ""
+    leads = f" → {dotted_quote(token)}" if token else ""
     room = max(8, width - 11 - len(leads))
     return Content.assemble((fit(name, 10), "$muted"), " ", fit(text, room).rstrip(), (leads, "$muted"))
-
-
-def quoted(text: str) -> str:
-    """A token in quotes, its blanks as dots."""
-    return f"‘{text.replace(' ', '·')}’"

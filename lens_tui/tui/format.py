@@ -50,6 +50,11 @@ def share_level(value: float, maximum: float) -> int:
     return min(N_LEVELS - 1, 1 + int((N_LEVELS - 1) * value / maximum))
 
 
+def leading_dot(text: str) -> str:
+    """A token's text with its leading blank as a dot, so that it can be seen."""
+    return "·" + text[1:] if text.startswith(" ") else text
+
+
 def bar(share: float, width: int) -> str:
     """A horizontal bar, in eighths of a cell, of ``share`` (0 to 1) of ``width`` cells. Not padded."""
     if not share > 0.0 or width <= 0:

@@ -10,8 +10,9 @@ import numpy as np
 from textual.content import Content
 
 from lens_tui.records.measures import AttentionPattern, LogitAttribution, Part
+from lens_tui.records.wording import dotted_quote
 
-from .format import bar, fit, fit_left, share_level, signed
+from .format import bar, fit, fit_left, leading_dot, share_level, signed
 
 COLUMNS = {"attn": "attention", "mlp": "MLP", "steer": "steering", "layer": "layer"}
 """The columns of a layer's row, and what they are called: ``layer`` is all of it together."""
@@ -132,7 +133,7 @@ def head_line(columns: Sequence[str], width: int) -> list[Span]:
 
 def logit_lines(parts: LogitAttribution, layer: int, width: int) -> list[Content]:
     """What the logit is of and made of, its largest parts, and the heads of one layer."""
-    target = _quoted(parts.texts[parts.target_ids[0]])
+    target = dotted_quote(parts.texts[parts.target_ids[0]])
     lines = [
         Content.assemble(("logit of ", "$muted"), fit(target, max(4, width - 9)).rstrip()),
         _figure("in all", float(parts.logits[0]), width),
@@ -208,20 +209,20 @@ def look_lines(
     """
     head, at, source = place
     row = pattern.weights[head, at, : at + 1]
-    looked = _quoted(texts[pattern.token_ids[source]])
+    looked = dotted_quote(texts[pattern.token_ids[source]])
     lines = [
         Content.assemble(("looks at ", "$muted"), fit(looked, max(4, width - 15)).rstrip(), f" {_share(row[source])}"),
         Content(""),
         Content.styled("most of all at", "$muted"),
     ]
     for best in np.argsort(-row, kind="stable")[:TOP].tolist():
-        name = f"{best} {_dotted(texts[pattern.token_ids[best]])}"
+        name = f"{best} {leading_dot(texts[pattern.token_ids[best]])}"
         lines.append(_share_line(name, float(row[best]), width))
     entropy = float(-np.sum(row * np.log(np.maximum(row, 1e-30))))
     lines += [Content(""), Content.assemble(("entropy ", "$muted"), f"{entropy:.2f} nats")]
     mine = next((item for item in parts.heads if item.layer == pattern.layer), None) if parts is not None else None
     if parts is not None and mine is not None and parts.positions[0] == at and not mine.why:
-        target = _quoted(parts.texts[parts.target_ids[0]])
+        target = dotted_quote(parts.texts[parts.target_ids[0]])
         lines += [
             Content.assemble(
                 ("adds to ", "$muted"),
@@ -274,11 +275,3 @@ def _colour(value: float) -> str:
 
 def _share(value: float) -> str:
     return "1.00" if value >= 0.995 else f"{value:.2f}".lstrip("0")
-
-
-def _dotted(text: str) -> str:
-    return text.replace(" ", "·", 1) if text.startswith(" ") else text
-
-
-def _quoted(text: str) -> str:
-    return f"‘{text.replace(' ', '·')}’"

@@ -13,6 +13,7 @@ from textual.content import Content
 
 from lens_tui.records import FloatArray
 from lens_tui.records.measures import LogitLens
+from lens_tui.records.wording import dotted, dotted_quote
 from lens_tui.worker.events import Encoded, Event, PromptRead
 from lens_tui.worker.jobs import ReadPrompt
 
@@ -139,7 +140,7 @@ def cell_lines(lens: LogitLens, row: int, column: int, width: int, vocabulary: i
     facts = f"rank {rank}{' (0 is best)' if width >= 28 else ''}   p {_percent(exp(logprob))}"
     last = "KL from the last layer " if width >= 33 else "KL from last "
     lines += [
-        Content.assemble(("followed ", "$muted"), fit(_quoted(texts[followed]), max(4, width - 10)).rstrip()),
+        Content.assemble(("followed ", "$muted"), fit(dotted_quote(texts[followed]), max(4, width - 10)).rstrip()),
         Content(facts),
         *_through(lens, row, column, width, vocabulary),
         Content(""),
@@ -154,7 +155,9 @@ def beside_lines(lens: LogitLens, plain: LogitLens, row: int, column: int) -> li
     best = int(plain.top_ids[row, column, 0])
     return [
         Content(""),
-        Content.assemble(("logit lens ", "$muted"), f"{_quoted(plain.texts[best])} KL {plain.kl[row, column]:.2f}"),
+        Content.assemble(
+            ("logit lens ", "$muted"), f"{dotted_quote(plain.texts[best])} KL {plain.kl[row, column]:.2f}"
+        ),
         Content.assemble(("says what the model says, this layer ", "$muted")),
         Content(f"{lens.agreement[row]:.0%} of tokens (logit lens {plain.agreement[row]:.0%})"),
     ]
@@ -182,20 +185,12 @@ def _chance(text: str, logprob: float, width: int) -> Content:
     room = max(0, width - name - 6)
     p = exp(logprob)
     return Content.assemble(
-        fit(_dotted(text), name), " ", (fit(bar(p, room), room), "$heat-5"), fit_left(_percent(p), 5)
+        fit(dotted(text), name), " ", (fit(bar(p, room), room), "$heat-5"), fit_left(_percent(p), 5)
     )
 
 
 def _percent(p: float) -> str:
     return f"{p:.3f}".lstrip("0") if p < 0.9995 else "1.00"
-
-
-def _dotted(text: str) -> str:
-    return text.replace(" ", "·")
-
-
-def _quoted(text: str) -> str:
-    return f"‘{_dotted(text)}’"
 
 
 READING = "reading …"

@@ -23,7 +23,7 @@ from lens_tui.tui.parts_text import (
 )
 from lens_tui.tui.reading_text import cell_lines, cells, details, rank_level
 from lens_tui.tui.screens.lens_screen import ReadoutScreen
-from lens_tui.tui.widgets.heat_grid import NAME, _beyond, _window
+from lens_tui.tui.widgets.heat_grid import NAME, _beyond, window_start
 from lens_tui.worker.jobs import ReadLens, ReadParts, ReadPattern, VectorFromToken
 from tests.fake_lens import fake_lens, fake_parts, fake_pattern
 from tests.fakes import FakeWorker
@@ -45,9 +45,9 @@ def test_ranks_have_levels_on_a_logarithmic_scale() -> None:
 
 
 def test_a_window_moves_no_further_than_the_cursor_needs() -> None:
-    assert [_window(0, at, 4, 10) for at in (0, 3, 4, 9)] == [0, 0, 1, 6]
-    assert _window(6, 5, 4, 10) == 5
-    assert _window(6, 1, 20, 10) == 0
+    assert [window_start(0, at, 4, 10) for at in (0, 3, 4, 9)] == [0, 0, 1, 6]
+    assert window_start(6, 5, 4, 10) == 5
+    assert window_start(6, 1, 20, 10) == 0
 
 
 def test_the_shade_is_a_probability_of_the_best_or_the_followed_token_or_a_divergence() -> None:

@@ -67,12 +67,12 @@ def gain_over_denominator(h: Array, normed: Array, gain: Array, centred: bool) -
     return result
 
 
-def plain(array: mx.array) -> Array:
+def doubles_of(array: mx.array) -> Array:
     """The numbers of an array in float64."""
     return np.array(array.astype(mx.float32), dtype=np.float64)
 
 
 def numbers_of(array: mx.array) -> Array:
     """Those of the first row of a batch."""
-    result: Array = plain(array)[0]
+    result: Array = doubles_of(array)[0]
     return result

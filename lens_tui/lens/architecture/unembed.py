@@ -24,7 +24,7 @@ from lens_tui.records import FloatArray, LensError, TokenWeight
 from ..hooks.steering import HEAD, not_finite
 from ..tokens import Tokens
 from .find import Decoder
-from .norms import Array, gain_of, held_norm, numbers_of, plain
+from .norms import Array, doubles_of, gain_of, held_norm, numbers_of
 from .taps import Call, install, replace_first, uninstall
 
 Convention = Literal["norm", "raw"]
@@ -320,7 +320,7 @@ def weight_rows(head: Module, tokens: Sequence[int]) -> tuple[Array, Array]:
             mode=getattr(head, "mode", "affine"),
         )
     bias: Any = head.get("bias")
-    return plain(rows), np.zeros(len(tokens)) if bias is None else plain(bias[at])
+    return doubles_of(rows), np.zeros(len(tokens)) if bias is None else doubles_of(bias[at])
 
 
 def _widened(part: mx.array) -> mx.array:

@@ -16,7 +16,7 @@ from lens_tui.records import FloatArray, LensError, NotFinite
 from lens_tui.records.patch_grid import IntegratedGradients, SiteGradients
 
 from ..forward import Core, as_float, one_text
-from ..hooks.program import Hook, Key
+from ..hooks.program import Hook, Key, adding
 from ..hooks.registry import Resume
 from ..measure.scores import can_resume
 from .cells import metric_of_run, read_run
@@ -62,7 +62,7 @@ def gradient_at(
     zeros = [mx.zeros((1, len(ids), lens.registry.sites.point(*key).width)) for key in places]
 
     def value(added: list[mx.array]) -> mx.array:
-        hooks = [Hook("gradient", *key, _adding(each)) for key, each in zip(places, added, strict=True)]
+        hooks = [Hook("gradient", *key, adding(each)) for key, each in zip(places, added, strict=True)]
         return metric_of_run(lens, batch, hooks, metric)[0]
 
     found, slopes = differentiated(metric.name, value, zeros)
@@ -92,10 +92,6 @@ def differentiated(
             "Use a smooth metric (logit-difference, log-probability, kl), read after the token in question.",
         )
     return found, slopes
-
-
-def _adding(change: mx.array) -> Callable[[Any, mx.array], mx.array]:
-    return lambda ctx, h: h + change.astype(h.dtype)
 
 
 def integrated_gradients(

@@ -23,7 +23,7 @@ from ..architecture.taps import first_of
 from ..architecture.unembed import find_unembedding
 from ..causes.cells import Kept
 from ..forward import Core, unhooked
-from ..hooks.program import Hook, Key
+from ..hooks.program import Hook, Key, adding
 from ..hooks.registry import Plan, PlanEntry, Run
 from .build_graph import Attribution
 from .frozen_model import FrozenLayer, middles
@@ -212,7 +212,7 @@ def _free(made: Attribution, streams: dict[int, mx.array], nodes: Sequence[Graph
     """The same in the model itself."""
     lens, registry = made.lens, made.lens.registry
     hooks = [
-        Hook("check", *((0, "resid_pre") if at < 0 else (at, "resid_post")), _adding(_with_plain(change)))
+        Hook("check", *((0, "resid_pre") if at < 0 else (at, "resid_post")), adding(_with_plain(change)))
         for at, change in sorted(streams.items())
     ]
     rows, last = next(iter(streams.values())).shape[0] + 1, (lens.n_layers - 1, "resid_post")
@@ -227,10 +227,6 @@ def _free(made: Attribution, streams: dict[int, mx.array], nodes: Sequence[Graph
     seen = {at: found[at, "middle"].astype(mx.float32) for at in range(lens.n_layers)}
     with unhooked(lens):
         return _computed(made, nodes, seen, kept.tensors[last].astype(mx.float32))
-
-
-def _adding(change: mx.array) -> Any:
-    return lambda ctx, h: h + change.astype(h.dtype)
 
 
 def _with_plain(change: mx.array) -> mx.array:

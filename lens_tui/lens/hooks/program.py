@@ -72,6 +72,11 @@ class Hook:
     fn: Callable[[Any, mx.array], mx.array | None]
 
 
+def adding(change: mx.array) -> Callable[[Any, mx.array], mx.array]:
+    """What a hook does that adds ``change`` in the type of what it is added to."""
+    return lambda ctx, h: h + change.astype(h.dtype)
+
+
 @dataclass(frozen=True, eq=False)
 class HookContext:
     """What a user's hook gets to know: the layer, the site, and what is known of the forward."""

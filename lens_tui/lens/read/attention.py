@@ -29,7 +29,7 @@ from lens_tui.records import EditPattern, FloatArray, Intervention, LensError
 from lens_tui.records.measures import AttentionPattern, HeadAttribution
 
 from ..architecture.find import heads_of
-from ..architecture.norms import gain_of, gain_over_denominator
+from ..architecture.norms import doubles_of, gain_of, gain_over_denominator
 from ..architecture.taps import Call, input_of, install, uninstall
 from ..architecture.unembed import weight_rows
 from ..forward import Core, one_text, read_sites
@@ -335,8 +335,8 @@ def head_outputs(
     keys = [(layer, "attn_z"), (layer, "attn_out")]
     found = read_sites(lens, ids, keys, interventions)
     plain = found if interventions is None and not lens.registry.ambient()[0] else read_sites(lens, ids, keys, ())
-    output = _output(lens, layer, {key: _numbers(value) for key, value in plain.items()})
-    z = _numbers(found[layer, "attn_z"]).reshape(len(ids), output.heads, -1)
+    output = _output(lens, layer, {key: doubles_of(value) for key, value in plain.items()})
+    z = doubles_of(found[layer, "attn_z"]).reshape(len(ids), output.heads, -1)
     weight = output.weight.reshape(lens.d_model, output.heads, -1)
     # Head by head: one product of all of them would go through axes that no library multiplies quickly.
     each = [z[:, head] @ weight[:, head].T for head in range(output.heads)]
@@ -402,11 +402,7 @@ def _norm_scale(lens: Core, layer: int, given: Array) -> Array:
     norm: Module = lens.registry.sites.point(layer, "attn_out_normed").module
     x = mx.array(given.astype(np.float32))[None]
     gain = gain_of(norm, lens.d_model).astype(np.float64)
-    return gain_over_denominator(_numbers(x)[0], _numbers(norm(x))[0], gain, False)
-
-
-def _numbers(tensor: mx.array) -> Array:
-    return np.array(tensor.astype(mx.float32), dtype=np.float64)
+    return gain_over_denominator(doubles_of(x)[0], doubles_of(norm(x))[0], gain, False)
 
 
 def patterns_or_reasons(

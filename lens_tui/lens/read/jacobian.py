@@ -30,7 +30,7 @@ from lens_tui.records.jacobian_lens import JacobianLens
 from ..architecture.unembed import Convention
 from ..causes.cells import Kept
 from ..forward import Core, one_text, run_through
-from ..hooks.program import Hook
+from ..hooks.program import Hook, adding
 from ..hooks.registry import Plan, PlanEntry, Registry, Run
 from ..vectors import from_array, from_token
 
@@ -320,17 +320,13 @@ class _Backward:
     def _last(self, *added: mx.array) -> list[mx.array]:
         last = (self.registry.decoder.n_layers - 1, "resid_post")
         hooks = [
-            Hook("jacobian", layer, "resid_post", _adding(each)) for layer, each in zip(self.layers, added, strict=True)
+            Hook("jacobian", layer, "resid_post", adding(each)) for layer, each in zip(self.layers, added, strict=True)
         ]
         kept = Kept(self.registry, (last,))
         plan = Plan(([PlanEntry(self.registry, hook) for hook in hooks],), (kept,))
         ids = mx.broadcast_to(mx.array([list(self.ids)], dtype=mx.int32), (added[0].shape[0], len(self.ids)))
         run_through(Run(self.registry, plan, len(self.ids)), ids)
         return [kept.tensors[last]]
-
-
-def _adding(change: mx.array) -> Callable[[Any, mx.array], mx.array]:
-    return lambda ctx, h: h + change.astype(h.dtype)
 
 
 def _vmaps(registry: Registry) -> bool:

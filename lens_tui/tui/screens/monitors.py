@@ -18,7 +18,7 @@ from lens_tui.tui.run_text import RunText
 from lens_tui.tui.token_shades import MEASURES, Measure, monitor_lines
 from lens_tui.tui.widgets.lane import LaneRow
 
-from .form import Check, Choice, ChoiceScreen, Field, FormScreen, number, whole
+from .form import Choice, ChoiceScreen, Field, FormScreen, number, optional, whole
 
 if TYPE_CHECKING:
     from lens_tui.tui.session import Session
@@ -63,12 +63,8 @@ def source_fields(sources: Mapping[str, Monitor], sae: SAEInfo | None, first: tu
     if sae is not None:
         check = whole(0, sae.width - 1)
         hint = f"of {sae.name}, 0 to {sae.width - 1}"
-        fields.append(Field("feature", "feature", hint=hint, check=_empty_or(check), chooses=("reads", FEATURE)))
+        fields.append(Field("feature", "feature", hint=hint, check=optional(check), chooses=("reads", FEATURE)))
     return fields
-
-
-def _empty_or(check: Check) -> Check:
-    return lambda text: check(text) if text.strip() else ""
 
 
 def monitor_asked(values: Values, sources: Mapping[str, Monitor], sae: SAEInfo | None) -> Monitor | str:

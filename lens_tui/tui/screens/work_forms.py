@@ -25,7 +25,7 @@ from lens_tui.tui.host import LensHost
 from lens_tui.worker.events import Event, JobDone, JobFailed, Progress, SAETrained, TextIndexed, TrainingAt
 from lens_tui.worker.jobs import IndexText, Job, TrainSAE
 
-from .form import Check, Choice, ChoiceScreen, Field, FormScreen, whole
+from .form import Check, Choice, ChoiceScreen, Field, FormScreen, optional, whole
 
 Kind = Literal["index", "train"]
 MOST = 20
@@ -141,7 +141,7 @@ def index_fields(model: ModelInfo, saes: Sequence[SAEInfo], sae: str | None, typ
     fields = [
         _text_field(model),
         Field("sae", "SAE", used, options=(*names, *([ALL] if len(names) > 1 else []))),
-        Field("tokens", "tokens", hint="at most so many; empty: all", check=_empty_or_whole),
+        Field("tokens", "tokens", hint="at most so many; empty: all", check=optional(whole(1))),
         Field("keep", "keep", options=tuple(KEEP)),
     ]
     return [replace(item, value=typed.get(item.id, item.value)) for item in fields]
@@ -155,7 +155,7 @@ def train_fields(model: ModelInfo, typed: Values) -> list[Field]:
         Field("layers", "layer", str(model.n_layers // 2), "0-3,6 or all for transcoders", _layers_of(model.n_layers)),
         Field("site", "site", options=SITES),
         Field("architecture", "architecture", options=ARCHITECTURES),
-        Field("width", "width", hint=f"empty: {16 * model.d_model}", check=_empty_or_whole),
+        Field("width", "width", hint=f"empty: {16 * model.d_model}", check=optional(whole(1))),
         Field("k", "k (L0)", "32", check=whole(1)),
         Field("tokens", "tokens", "2000000", check=whole(1)),
     ]
@@ -171,10 +171,6 @@ def _a_text(text: str) -> str:
     path = text.strip()
     there = bool(path) and (path == BUNDLED or expanded(path).exists())
     return "" if there else f"a file or folder that is there, or {BUNDLED}"
-
-
-def _empty_or_whole(text: str) -> str:
-    return whole(1)(text) if text.strip() else ""
 
 
 def _layers_of(n_layers: int) -> Check:

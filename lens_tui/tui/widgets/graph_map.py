@@ -17,6 +17,8 @@ from lens_tui.tui.bindings import bindings
 from lens_tui.tui.format import BARS, DIGITS, fit
 from lens_tui.tui.graph_text import GraphLayout
 
+from .heat_grid import window_start
+
 NAME, CELL, WIDEST, TALLEST = 4, 7, 24, 4
 Span = str | tuple[str, str]
 
@@ -109,8 +111,8 @@ class GraphMap(Widget, can_focus=True):
         if layout is None or self.blank:
             return Content.styled(self.empty, "$muted")
         here = (layout.row(self.node), layout.graph.nodes[self.node].position)
-        self._left = _window(self._left, here[1], self.across, self._columns)
-        self._low = _window(self._low, here[0], self.down, len(layout.rows))
+        self._left = window_start(self._left, here[1], self.across, self._columns)
+        self._low = window_start(self._low, here[0], self.down, len(layout.rows))
         columns = range(self._left, min(self._left + self.across, self._columns))
         parts: list[Span] = [" " * NAME]
         for column in columns:
@@ -227,9 +229,3 @@ class GraphMap(Widget, can_focus=True):
         at = line * (self.cell - 1) + place
         if below < rows and place < self.cell - 1 and at < len(shown):
             self.node = shown[at]
-
-
-def _window(start: int, cursor: int, room: int, count: int) -> int:
-    """The first of ``room`` places to show: as before, moved no further than the cursor needs."""
-    start = min(max(start, cursor - room + 1), cursor)
-    return max(0, min(start, count - room))

@@ -13,7 +13,7 @@ from textual.reactive import reactive
 from textual.widget import Widget
 
 from lens_tui.tui.bindings import bindings
-from lens_tui.tui.format import BARS, DIGITS, fit
+from lens_tui.tui.format import BARS, DIGITS, fit, leading_dot
 
 CELL, WIDEST = 9, 19
 """Cells to a column at least and at most, the gap after it included."""
@@ -137,13 +137,13 @@ class HeatGrid(Widget, can_focus=True):
         """The part of the grid around the cursor."""
         if self.blank:
             return Content.styled(self.empty, "$muted")
-        self._left = _window(self._left, self.column, self.across, len(self._heads))
-        self._low = _window(self._low, self.row, self.down, len(self._names))
+        self._left = window_start(self._left, self.column, self.across, len(self._heads))
+        self._low = window_start(self._low, self.row, self.down, len(self._names))
         columns = range(self._left, min(self._left + self.across, len(self._heads)))
         parts: list[Span] = [(fit(_beyond(columns.start, len(self._heads) - columns.stop), NAME), "$muted")]
         for column in columns:
             style = "bold" if column == self.column else "$muted"
-            parts += [(fit(_dotted(self._heads[column]), self.cell_width - 1), style), " "]
+            parts += [(fit(leading_dot(self._heads[column]), self.cell_width - 1), style), " "]
         for row in reversed(range(self._low, min(self._low + self.down, len(self._names)))):
             for line in range(self.tall):
                 name = self._names[row] if line == 0 else ""
@@ -159,9 +159,9 @@ class HeatGrid(Widget, can_focus=True):
             text = self._details[row][column] if line == 1 else ""
         if self.mode in ("bars", "digits") and line == 0:
             glyph = (BARS if self.mode == "bars" else DIGITS)[level]
-            cell, style = fit(_dotted(text), self.cell_width - 2) + glyph, ""
+            cell, style = fit(leading_dot(text), self.cell_width - 2) + glyph, ""
         else:
-            cell = fit(_dotted(text), self.cell_width - 1)
+            cell = fit(leading_dot(text), self.cell_width - 1)
             style = f"$heat-text-{level} on $heat-{level}" if level and self.mode == "tint" else ""
         return (cell, CURSOR if here else style) if here or style else cell
 
@@ -206,7 +206,7 @@ class HeatGrid(Widget, can_focus=True):
                 self.move_to(self._low + rows - 1 - below, self._left + (event.x - NAME) // self.cell_width)
 
 
-def _window(start: int, cursor: int, room: int, count: int) -> int:
+def window_start(start: int, cursor: int, room: int, count: int) -> int:
     """The first of ``room`` places to show: as before, moved no further than the cursor needs."""
     start = min(max(start, cursor - room + 1), cursor)
     return max(0, min(start, count - room))
@@ -219,7 +219,3 @@ def _beyond(before: int, behind: int) -> str:
     if len(text) <= NAME:
         return text
     return "‹ ›" if len(parts) > 1 else "‹…" if before else "…›"
-
-
-def _dotted(text: str) -> str:
-    return "·" + text[1:] if text.startswith(" ") else text

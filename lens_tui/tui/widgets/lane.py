@@ -25,7 +25,7 @@ from lens_tui.records.sanitise import one_line
 from lens_tui.records.vector_sets import grouped, multiplier
 from lens_tui.records.wording import many
 from lens_tui.tui.chat_text import OPEN, Thinking, folded, opens_thinking, thinking_in
-from lens_tui.tui.format import bar, figure, fit, kl_key, nats, signed
+from lens_tui.tui.format import bar, figure, fit, kl_key, leading_dot, nats, signed
 from lens_tui.tui.run_text import ArmText, RunText
 from lens_tui.tui.token_shades import Measure, MonitorLine, candidates, token_levels
 
@@ -97,8 +97,7 @@ def candidate_row(item: Candidate, width: int, chosen: bool) -> Content:
 
 def visible(token: str) -> str:
     """A token's text with its leading blank as a dot, so that it can be seen."""
-    text = token.replace("\n", NEWLINE)
-    return "·" + text[1:] if text.startswith(" ") else text
+    return leading_dot(token.replace("\n", NEWLINE))
 
 
 def quoted(token: str) -> str:
