@@ -12,7 +12,6 @@ from typer.core import TyperGroup
 from lens_tui import __version__
 
 from . import open_app as start
-from .bake_verbs import verbs as bake
 from .capture_verbs import probe_verbs as probes
 from .capture_verbs import verbs as capture
 from .cause_verbs import verbs as causes
@@ -23,10 +22,10 @@ from .graph_verbs import verbs as graphs
 from .jacobian_verbs import verbs as jacobian
 from .label_verbs import verbs as labels
 from .list_verbs import verbs as lists
+from .model_verbs import bake_verbs, hub_verbs
 from .model_verbs import verbs as models
 from .output import INTERRUPTED, USER_ERROR, fail, note, say, sentences
 from .patch_verbs import verbs as patching
-from .publish_verbs import verbs as publishing
 from .read_verbs import verbs as read
 from .run_verbs import runs
 from .run_verbs import verbs as replay
@@ -95,12 +94,12 @@ for verbs in (
     graphs,
     features,
     steer,
-    bake,
+    bake_verbs,
     replay,
     saes,
     capture,
     servers,
-    publishing,
+    hub_verbs,
     config,
 ):
     app.add_typer(verbs)

@@ -11,15 +11,20 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lens_tui.records import Sampling
 from lens_tui.records.arm_syntax import Term
+
+if TYPE_CHECKING:
+    from lens_tui.records.labels import NewLabel
 
 NAME = "demo"
 LABEL_SOURCE = "bundled"
 """What labels that come with the bundled SAEs name as their source."""
 _HERE = Path(__file__).parent
+LABELS = _HERE / "labels.jsonl"
+"""One object a line: ``feature``, ``sae`` (its folder's name), ``text``, ``score``, ``method``, ``scorer``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,3 +124,26 @@ def _term(row: dict[str, Any]) -> Term:
     if ready is None:
         return Term("feature", str(row["feature"]), row["layer"], row["scale"], name=row["name"], sae=row["sae"])
     return Term("file", str(ready.path), ready.layer, ready.scale, name=ready.name)
+
+
+def bundled_labels() -> dict[str, tuple[NewLabel, ...]]:
+    """The labels of the bundled SAEs by the folder's name of their SAE; none in an installation without them.
+
+    They are read, never written; people's own come before them.
+    """
+    from lens_tui.records.labels import NewLabel
+
+    if not LABELS.exists():
+        return {}
+    found: dict[str, list[NewLabel]] = {}
+    for row in [json.loads(line) for line in LABELS.read_text("utf-8").split("\n") if line]:
+        label = NewLabel(
+            int(row["feature"]),
+            str(row["text"]),
+            LABEL_SOURCE,
+            method=str(row["method"]),
+            score=float(row["score"]),
+            scorer=str(row["scorer"]),
+        )
+        found.setdefault(str(row["sae"]), []).append(label)
+    return {folder: tuple(labels) for folder, labels in found.items()}

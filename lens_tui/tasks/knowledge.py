@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lens_tui import demo
-from lens_tui.demo.bundled_labels import bundled_labels
 from lens_tui.records import LensError, SAEInfo, paths
 from lens_tui.records.features import DENSE
 from lens_tui.records.label_files import Dashboard, Dashboards
@@ -108,7 +107,7 @@ def bundled(only: str = "") -> Labels:
 
     labels = Labels(Store(":memory:"))
     folders = demo.sae_paths()
-    for folder, some in bundled_labels().items():
+    for folder, some in demo.bundled_labels().items():
         if folder in folders and only in ("", folder):
             labels.take(sae_info(folders[folder]).id, some, origin="")
     return labels

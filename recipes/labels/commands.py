@@ -58,7 +58,6 @@ def seen(
 ) -> None:
     """Write into OUT which features without a label stand among the strongest of any token of texts, for `--also`."""
     from lens_tui import demo, load_sae
-    from lens_tui.demo import bundled_labels as labels
     from recipes.bundled import open_model, sae_folders
     from recipes.labels import seen as first
 
@@ -67,7 +66,7 @@ def seen(
     density = first.index_of(sae, index or demo.model_path().parent / "index").density
     read = [*(first.opening_texts(lens) if opening else ()), *texts]
     found = first.strongest(lens, sae, read, strongest)
-    labelled = first.features_of(known or [labels.FILE, WRITTEN], sae_folders(saes)[DEPTH][1].name)
+    labelled = first.features_of(known or [demo.LABELS, WRITTEN], sae_folders(saes)[DEPTH][1].name)
     chosen = first.missing(found, labelled, lambda feature: bool(density[feature] <= densest), limit)
     out.write_text(json.dumps(chosen) + "\n", encoding="utf-8")
     done = sum(one.feature in labelled for one in found)

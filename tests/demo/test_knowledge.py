@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from lens_tui import FeatureIndex, co_active, demo, sae_info
-from lens_tui.demo.bundled_labels import FILE, bundled_labels
 from lens_tui.tasks import knowledge
 from lens_tui.tasks.knowledge import index_of
 from recipes.index import CORPUS, SETTINGS, TRANSCODERS
@@ -18,7 +17,7 @@ from recipes.saes import DEPTHS
 DEMO = demo.model_path().parent
 INDEXES = DEMO / "index"
 with_index = pytest.mark.skipif(not INDEXES.exists(), reason="this copy has no bundled index")
-with_labels = pytest.mark.skipif(not FILE.exists(), reason="this copy has no bundled labels")
+with_labels = pytest.mark.skipif(not demo.LABELS.exists(), reason="this copy has no bundled labels")
 
 
 def test_everything_bundled_is_under_64_megabytes() -> None:
@@ -98,7 +97,7 @@ def test_the_page_of_every_common_feature_says_which_fire_with_it() -> None:
 
 @with_labels
 def test_bundled_labels_are_short_scored_and_of_features_that_exist() -> None:
-    labels, paths = bundled_labels(), demo.sae_paths()
+    labels, paths = demo.bundled_labels(), demo.sae_paths()
     transcoders = {path.name for path in demo.transcoder_paths()}
     assert set(labels) == set(paths) | transcoders
     for folder, some in labels.items():

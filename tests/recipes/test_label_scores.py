@@ -10,7 +10,6 @@ import pytest
 from typer.testing import CliRunner
 
 from lens_tui import demo
-from lens_tui.demo import bundled_labels as bundled
 from recipes.__main__ import app
 from recipes.labels import score
 from recipes.saes import DEPTHS
@@ -84,8 +83,8 @@ def test_labels_that_pass_are_written_as_the_app_reads_them(tmp_path: Path, monk
     assert "3 labels judged, mean balanced accuracy 0.700" in done.output  # 1.0, 0.7 and 0.4
     assert "2 kept at 0.7 or more, 1 failed; tossing coins 17.2% would pass" in done.output
     assert "1 labels without an answer, 1 quizzes without a label" in done.output
-    monkeypatch.setattr(bundled, "FILE", out)
-    ((folder, labels),) = bundled.bundled_labels().items()
+    monkeypatch.setattr(demo, "LABELS", out)
+    ((folder, labels),) = demo.bundled_labels().items()
     assert folder == DEPTHS["middle"].folder == demo.default_sae()
     assert [(one.feature, one.text, one.score) for one in labels] == [
         (3, "words of the sea", 1.0),
@@ -113,7 +112,7 @@ def test_the_labels_that_ship_are_what_the_written_files_score(tmp_path: Path) -
         done = CliRunner().invoke(app, ["label-score", *files, *named, str(tmp_path / "kept.jsonl")])
         assert done.exit_code == 0, (folder, done.output, done.exception)
         rows += score.read_rows(tmp_path / "kept.jsonl")
-    assert rows == score.read_rows(bundled.FILE)
+    assert rows == score.read_rows(demo.LABELS)
 
 
 @pytest.mark.parametrize(

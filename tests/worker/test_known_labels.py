@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 
 from lens_tui import demo, sae_info
 from lens_tui.cli.command import app
-from lens_tui.demo import bundled_labels as bundled
 from lens_tui.records import SAEInfo, paths
 from lens_tui.records.labels import Labels, NewLabel
 from lens_tui.records.store import Store
@@ -38,7 +37,7 @@ def info(sae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     ]
     file = tmp_path / "labels.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr(bundled, "FILE", file)
+    monkeypatch.setattr(demo, "LABELS", file)
     monkeypatch.setattr(demo, "sae_paths", lambda: {"with-it": sae})
     knowledge.bundled.cache_clear()
     knowledge.bundled_names.cache_clear()
@@ -63,7 +62,7 @@ def test_those_of_one_sae_are_read_without_opening_the_others(
     info: SAEInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = demo.sae_paths()
-    with bundled.FILE.open("a") as file:
+    with demo.LABELS.open("a") as file:
         file.write(json.dumps({"feature": 1, "sae": "another", "text": "x", "score": 1, "method": "", "scorer": ""}))
     with monkeypatch.context() as patch:
         patch.setattr(demo, "sae_paths", lambda: found | {"another": tmp_path / "none"})
@@ -139,8 +138,8 @@ def test_they_belong_to_contents_not_to_a_folder(info: SAEInfo, tmp_path: Path) 
 
 
 def test_an_installation_without_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(bundled, "FILE", tmp_path / "none.jsonl")
-    assert bundled.bundled_labels() == {}
+    monkeypatch.setattr(demo, "LABELS", tmp_path / "none.jsonl")
+    assert demo.bundled_labels() == {}
 
 
 def test_the_worker_shows_and_finds_them(driver: Driver, tiny: Path, sae: Path, info: SAEInfo) -> None:

@@ -16,10 +16,13 @@ from lens_tui.records import FloatArray
 from lens_tui.records.training import FitReport
 from lens_tui.records.wording import many
 from lens_tui.tui.bindings import bindings
+from lens_tui.tui.host import LensHost
 from lens_tui.tui.reading_text import rough_activations, sources
 from lens_tui.tui.session import Session
 from lens_tui.tui.widgets.frame import Hairline, LensScreen
 from lens_tui.tui.widgets.lane import Line
+from lens_tui.worker.events import Event, JobDone
+from lens_tui.worker.jobs import LoadSAE
 
 from .feature_list_pane import ListPane, ask_contrast, ask_name, open_lists
 from .feature_panes import FeaturePane, TextPane
@@ -269,3 +272,24 @@ class FeaturesScreen(LensScreen):
         if event.key == "escape" and self.list.let_go():
             event.stop()
             event.prevent_default()
+
+
+def open_feature(lens: LensHost, path: str, feature: int) -> None:
+    """Show the page of a feature: the SAE or transcoder at the path is loaded, and the feature is chosen there."""
+    lens.action_show("features")
+    screen = lens.get_screen_stack("features")[0]
+
+    def go() -> None:
+        if isinstance(screen, FeaturesScreen):
+            screen.list.go(feature)
+            screen.list.pin()  # the list that comes with the text would go to its first feature
+
+    def take(event: Event) -> None:
+        if isinstance(event, JobDone) and not event.stopped:
+            screen.call_after_refresh(go)
+
+    sae = lens.store.session.sae_in_use
+    if sae is not None and sae.path == path:
+        screen.call_after_refresh(go)
+    else:
+        lens.submit(LoadSAE(path), "page", take)

@@ -49,7 +49,7 @@ from lens_tui.worker.events import (
 )
 from lens_tui.worker.jobs import CheckNode, Job, KeepGraph, MakeGraph, PruneGraph, ReadGraph, VectorFromNode, WriteGraph
 
-from .feature_links import open_feature
+from .features_screen import open_feature
 from .form import Field, FormScreen, filled, optional, whole
 from .word_search import WordSearch
 
