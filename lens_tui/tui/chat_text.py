@@ -12,13 +12,12 @@ from lens_tui.records.interventions import ROLES
 from lens_tui.records.sanitise import one_line, sanitise
 from lens_tui.records.wording import many
 
-from .format import fit
+from .format import NEWLINE, fit
 from .run_text import ArmText, RunText
 from .session import Session
 
 OPEN, CLOSE = "<think>", "</think>"
 FOLDED, UNFOLDED = "▸", "▾"
-NEWLINE = "⏎"
 LABEL = 9
 """Cells of the column that says who speaks."""
 TAIL = 4

@@ -14,6 +14,8 @@ from rich.cells import cell_len, set_cell_size
 from lens_tui.records.run import KL_STEPS, step_level
 
 N_LEVELS = 8
+NEWLINE = "⏎"
+"""How a line break in a token looks."""
 BARS = "▁▂▃▄▅▆▇█"
 DIGITS = "01234567"
 _EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")

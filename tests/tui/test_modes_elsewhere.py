@@ -16,9 +16,9 @@ from lens_tui.records.interventions import MODES, POSITIONS
 from lens_tui.records.vector_formats import load_one
 from lens_tui.records.vector_formats.own import write_one
 from lens_tui.tasks.run_command import as_command
+from lens_tui.tui.lane_text import strength
 from lens_tui.tui.run_text import RunText
 from lens_tui.tui.session import SessionStore
-from lens_tui.tui.widgets.lane import strength
 from tests.fakes import DEMO_MODEL, unit_vector
 
 

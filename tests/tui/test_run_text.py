@@ -10,13 +10,12 @@ import pytest
 
 from lens_tui.records import AblateHeads, Add, Arm, EditPattern, Intervention, Positions, Sampling, Token
 from lens_tui.records.run import pieces
+from lens_tui.tui.lane_text import cells, stats
 from lens_tui.tui.run_text import ArmText, RunText
 from lens_tui.tui.screens.run_settings import fitting
 from lens_tui.tui.session import Session, SessionStore, plan
 from lens_tui.tui.token_shades import changed_levels, token_levels
 from lens_tui.tui.widgets import lane
-from lens_tui.tui.widgets.lane import stats
-from lens_tui.tui.widgets.measures_table import cells
 from lens_tui.worker import events as ev
 from tests.fakes import unit_vector
 

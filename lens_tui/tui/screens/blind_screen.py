@@ -21,11 +21,11 @@ from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
 from lens_tui.tui.format import fit
 from lens_tui.tui.host import LensHost, host
+from lens_tui.tui.lane_text import strength
 from lens_tui.tui.run_text import RunText
 from lens_tui.tui.session import Session, plan
 from lens_tui.tui.set_text import SetText, bare_name
 from lens_tui.tui.widgets.frame import Pane
-from lens_tui.tui.widgets.lane import strength
 from lens_tui.tui.widgets.token_view import TokenView
 from lens_tui.worker.events import Event, JobDone, JobFailed
 from lens_tui.worker.jobs import Compare

@@ -22,6 +22,7 @@ from lens_tui.records.features import DENSE, ContrastedFeature
 from lens_tui.records.wording import many
 from lens_tui.tui.format import ago, fit
 from lens_tui.tui.host import focus_now, host
+from lens_tui.tui.lane_text import quoted
 from lens_tui.tui.reading_text import features_at
 from lens_tui.tui.widgets import lane
 from lens_tui.tui.widgets.entry import Entry
@@ -115,7 +116,7 @@ class ListPane(Pane):
         self._at_token = ("", [])
         self.dense = dict(encoded.dense) if encoded is not None else {}
         if encoded is not None and token is not None:
-            words = fit(f"@ {token} {lane.quoted(encoded.tokens[token])}", 22).rstrip()
+            words = fit(f"@ {token} {quoted(encoded.tokens[token])}", 22).rstrip()
             self._at_token = (words, features_at(encoded, token))
         if self.listing is None:
             self._show(0)

@@ -11,10 +11,11 @@ from lens_tui.records import FloatArray, Intervention
 from lens_tui.records.features import DENSE
 from lens_tui.tui.format import fit, share_level
 from lens_tui.tui.host import LensHost
+from lens_tui.tui.lane_text import quoted
 from lens_tui.tui.run_text import RunText
 from lens_tui.tui.token_shades import MEASURE_NAMES, Measure
 from lens_tui.tui.widgets.feature_card import FeatureMarks
-from lens_tui.tui.widgets.lane import Lane, LaneRow, quoted
+from lens_tui.tui.widgets.lane import Lane, LaneRow
 from lens_tui.tui.widgets.lane_foot import ROWS, ListedFeature
 from lens_tui.worker.events import ArmActivation, ArmFeatures, Event
 from lens_tui.worker.jobs import Compare, ReadWritten

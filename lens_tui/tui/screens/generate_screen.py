@@ -11,13 +11,14 @@ from textual.timer import Timer
 from lens_tui.records.interventions import BenchRow
 from lens_tui.records.sanitise import one_line
 from lens_tui.tui.bindings import bindings
+from lens_tui.tui.lane_text import strength
 from lens_tui.tui.run_text import RunText
 from lens_tui.tui.session import Session, lane_names, plan
 from lens_tui.tui.set_text import SetText, bare_name
 from lens_tui.tui.token_shades import Measure
 from lens_tui.tui.widgets.frame import Hairline, LensScreen, takes_text
-from lens_tui.tui.widgets.lane import Lane, LaneRow, strength
-from lens_tui.tui.widgets.measures_table import MeasuresTable
+from lens_tui.tui.widgets.lane import Lane, LaneRow
+from lens_tui.tui.widgets.lane_foot import MeasuresTable
 from lens_tui.tui.widgets.token_view import TokenView
 from lens_tui.worker.events import ArmDone, DialRefused, Event, JobDone, JobFailed, RunStarted, SetCellDone, SetStarted
 

@@ -23,11 +23,11 @@ from lens_tui.records.wording import has_words, many
 from lens_tui.tasks.replay import held_against
 from lens_tui.tui.format import figure, fit
 from lens_tui.tui.host import host
+from lens_tui.tui.lane_text import strength
 from lens_tui.tui.run_text import ArmText, RunText, summary
 from lens_tui.tui.set_text import SetText
 from lens_tui.tui.token_shades import changed_levels
 from lens_tui.tui.widgets.frame import Pane
-from lens_tui.tui.widgets.lane import strength
 from lens_tui.tui.widgets.token_view import TokenView
 
 from .form import Dialog

@@ -16,6 +16,7 @@ from textual.widgets import Static
 from lens_tui.records.measures import AttentionPattern, LogitAttribution, LogitLens
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.format import fit
+from lens_tui.tui.lane_text import quoted
 from lens_tui.tui.parts_text import (
     Lazily,
     Span,
@@ -29,7 +30,6 @@ from lens_tui.tui.parts_text import (
 )
 from lens_tui.tui.widgets.frame import Pane
 from lens_tui.tui.widgets.heat_grid import NAME, TALLEST, HeatGrid
-from lens_tui.tui.widgets.lane import quoted
 from lens_tui.worker.events import Event, JobDone, JobFailed, PartsRead, PatternRead
 from lens_tui.worker.jobs import ReadParts, ReadPattern
 

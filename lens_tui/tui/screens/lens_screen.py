@@ -21,6 +21,7 @@ from lens_tui.records.measures import LogitLens
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
 from lens_tui.tui.bindings import bindings
+from lens_tui.tui.lane_text import quoted, strength
 from lens_tui.tui.parts_text import logit_lines, look_lines
 from lens_tui.tui.reading_text import (
     MEASURES,
@@ -37,7 +38,7 @@ from lens_tui.tui.session import Session, plan
 from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.frame import Hairline, LensScreen, Pane, Scroll
 from lens_tui.tui.widgets.heat_grid import HeatGrid
-from lens_tui.tui.widgets.lane import Line, quoted, strength
+from lens_tui.tui.widgets.lane import Line
 from lens_tui.worker.events import Event, JobDone, JobFailed, LensRead, VectorMade
 from lens_tui.worker.jobs import ReadLens, ReadParts, ReadPattern, VectorFromToken
 

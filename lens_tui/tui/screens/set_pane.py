@@ -18,6 +18,7 @@ from lens_tui.records.wording import many
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.format import fit
 from lens_tui.tui.host import LensHost
+from lens_tui.tui.lane_text import strength
 from lens_tui.tui.run_text import RunText, summary
 from lens_tui.tui.session import Session, plan
 from lens_tui.tui.set_text import (
@@ -37,7 +38,7 @@ from lens_tui.tui.set_text import (
 )
 from lens_tui.tui.widgets.entry import Pick
 from lens_tui.tui.widgets.frame import Pane
-from lens_tui.tui.widgets.lane import Line, strength
+from lens_tui.tui.widgets.lane import Line
 from lens_tui.tui.widgets.row_list import CURSOR, RowList
 from lens_tui.worker.events import Event, JobFailed
 from lens_tui.worker.jobs import ComparePrompts

@@ -17,10 +17,10 @@ from lens_tui import demo
 from lens_tui.records.features import ContrastedFeature, FeatureActivity, FeatureExample, FeatureFacts
 from lens_tui.records.sanitise import one_line, sanitise_token
 from lens_tui.records.wording import many
-from lens_tui.tui.format import BARS, DIGITS, bar, count, figure, fit, histogram, share_level, signed
+from lens_tui.tui.format import BARS, DIGITS, NEWLINE, bar, count, figure, fit, histogram, share_level, signed
 from lens_tui.worker.events import FeaturePage, TokenWeight
 
-from .token_layout import NEWLINE, TAB, ShadeMode, standalone
+from .token_layout import TAB, ShadeMode, standalone
 
 if TYPE_CHECKING:
     from lens_tui.records.labels import Label

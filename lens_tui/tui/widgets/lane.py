@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp
 from typing import TypeVar
 
 from rich.cells import cell_len
@@ -17,21 +16,17 @@ from textual.reactive import reactive
 from textual.timer import Timer
 from textual.widget import Widget
 
-from lens_tui.records import Add, Candidate, Intervention, Token
-from lens_tui.records.gates import gate_sign
-from lens_tui.records.interventions import POSITIONS, amount_of, moved_of, positions_text
+from lens_tui.records import Candidate, Token
 from lens_tui.records.run import kl_level, pieces
-from lens_tui.records.sanitise import one_line
-from lens_tui.records.vector_sets import grouped, multiplier
-from lens_tui.records.wording import many
 from lens_tui.tui.chat_text import OPEN, Thinking, folded, opens_thinking, thinking_in
-from lens_tui.tui.format import bar, figure, fit, kl_key, leading_dot, nats, signed
+from lens_tui.tui.format import figure, fit, kl_key, nats
+from lens_tui.tui.lane_text import amount_text, candidate_row, quoted, stats
 from lens_tui.tui.run_text import ArmText, RunText
 from lens_tui.tui.token_shades import Measure, MonitorLine, candidates, token_levels
 
 from .frame import Pane
 from .lane_foot import LaneFeatures, SeriesStrip
-from .token_layout import NEWLINE, ShadeMode
+from .token_layout import ShadeMode
 from .token_view import TokenView
 
 Value = TypeVar("Value")
@@ -79,98 +74,6 @@ class Candidates(Widget):
         rows = [row.truncate(width, ellipsis=True) for row in (head, logp, *said)]
         rows += [candidate_row(item, width, item.token_id == token.token_id) for item in others[:N_CANDIDATES]]
         return Content("\n").join(rows)
-
-
-def candidate_row(item: Candidate, width: int, chosen: bool) -> Content:
-    """``▸ ·Paris  .61 ██████``: a candidate, its probability, and that as a bar."""
-
-    share = exp(min(0.0, item.logprob))
-    name_width = max(6, min(18, width - 16))
-    bar_width = max(0, min(20, width - name_width - 9))
-    return Content.assemble(
-        ("▸ " if chosen else "  ", "$accent"),
-        (fit(visible(item.text), name_width), "bold" if chosen else ""),
-        f" {share:5.3f} ".replace("0.", " ."),
-        (bar(share, bar_width), "$heat-5"),
-    ).truncate(width)
-
-
-def visible(token: str) -> str:
-    """A token's text with its leading blank as a dot, so that it can be seen."""
-    return leading_dot(token.replace("\n", NEWLINE))
-
-
-def quoted(token: str) -> str:
-    """A token between quotes, for a sentence."""
-    return f"“{token.replace(chr(10), NEWLINE)}”"
-
-
-def strength(interventions: Sequence[Intervention]) -> str:
-    """What is done to an arm, short: ``+8.0 · 2.0×max`` for one vector, ``+8.0, -3.0 if verse>0.5`` for several.
-
-    Behind the amounts stand the positions, where it is not done to all tokens: ``+8.0 · generated only · 2.0×max``.
-    """
-    live = [item for item in interventions if item.enabled]
-    if not live:
-        return ""
-
-    parts = [", ".join(_amount(group[0]) if len(group) == 1 else _of_set(group) for group in grouped(live))]
-    where = {positions_text(item.positions) for item in live}
-    if where != {POSITIONS["all"]}:
-        parts.append(where.pop() if len(where) == 1 else "positions differ")
-    peak = getattr(getattr(live[0], "vector", None), "max_activation", None) if len(live) == 1 else None
-    if peak and isinstance(live[0], Add):
-        parts.append(f"{live[0].scale / peak:.1f}×max")
-    return " · ".join(parts)
-
-
-def _of_set(records: Sequence[Intervention]) -> str:
-    """A set of vectors: its one scale, on how many layers."""
-    amount = f"{multiplier(records) or 0.0:+g} on {many(len(records), 'layer')}"
-    return amount if records[0].gate is None else f"{amount} {one_line(gate_sign(records[0].gate), 40)}"
-
-
-_SIGNS = {"set": "= ", "at_most": "≤ ", "at_least": "≥ "}
-
-
-def _amount(item: Intervention) -> str:
-    return _push(item) if item.gate is None else f"{_push(item)} {one_line(gate_sign(item.gate), 40)}"
-
-
-def _push(item: Intervention) -> str:
-    if item.mode == "project_out":
-        return "projected out"
-    amount = amount_of(item)
-    value = getattr(item, "value", None) if amount is None else amount
-    if value is None:
-        return item.mode.replace("_", " ")
-    return f"{signed(value, 2)} ‖h‖" if item.mode == "norm_match" else _SIGNS.get(item.mode, "") + signed(value)
-
-
-def stats(text: ArmText, max_tokens: int, width: int) -> str:
-    """How long a text is, how likely, to its own model and to the plain one, and how far the arm was moved.
-
-    As much of it as the width holds; the perplexity of a steered arm always says whose it is.
-    """
-    moved = "" if text.dose is None else f"{text.dose:.2f} {moved_of(item.site for item in text.interventions)}"
-    own = "" if text.perplexity is None else f"ppl {text.perplexity:.1f}" + (" own" if text.number else "")
-    plain = text.plain_perplexity if text.number else None
-    both = own if plain is None else f"{own}, {plain:.1f} plain"
-    logp = "" if text.mean_logprob is None else f"logp {text.mean_logprob:.2f}"
-    length, whole = f"{len(text.tokens)}", f"{len(text.tokens)}/{max_tokens}"
-    for facts in (
-        (whole, logp, both, moved and f"moved {moved}"),
-        (whole, both, moved and f"moved {moved}"),
-        (whole, both, moved),
-        (length, both, moved),
-        (both, moved),
-        (length, own, moved),
-        (length, own),
-    ):
-        line = " · ".join(fact for fact in facts if fact)
-        if len(line) <= width:
-            break
-    return line
 
 
 class Lane(Pane):
@@ -383,7 +286,7 @@ class Lane(Pane):
             facts.append("same text as the baseline")
         if text.dials:
             index, items = text.dials[-1]
-            facts.append(f"{', '.join(map(_amount, items)) or 'off'} from {index}")
+            facts.append(f"{', '.join(map(amount_text, items)) or 'off'} from {index}")
         facts += {"stop": ["ended"], "length": ["full length"], "stopped": ["stopped"]}.get(text.reason, [])
         return facts
 

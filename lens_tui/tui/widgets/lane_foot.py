@@ -1,4 +1,4 @@
-"""The foot of a lane: a growing series as one row of bars with its mean, and the features of the lane's tokens.
+"""What stands under lanes: a growing series as one row of bars, the features of a lane's tokens, a table of measures.
 
 Features take whatever width the lane has: a label is cut only where no row is left for it.
 """
@@ -8,13 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from rich.cells import cell_len
 from textual.app import RenderResult
 from textual.content import Content
 from textual.geometry import Size
 from textual.reactive import reactive
 from textual.widget import Widget
 
-from lens_tui.tui.format import BARS, Trail, bar, share_level, sparkline
+from lens_tui.records.sanitise import one_line
+from lens_tui.tui.format import BARS, Trail, bar, fit, fit_left, share_level, sparkline
+from lens_tui.tui.lane_text import HEADS, amount_of_arm, cells
+from lens_tui.tui.run_text import RunText
 
 from .feature_card import FeatureMarks, feature_row
 
@@ -26,6 +30,10 @@ TALL = 34
 """Rows of a terminal from which a label has a row of its own in a lane that is not wide."""
 SHORT = 30
 _FEW = 3
+COLUMN = 11
+"""Cells of a column of measures."""
+NAME = 24
+"""Cells at least of the arm's name before them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,3 +170,39 @@ class SeriesStrip(Widget):
         line = sparkline([self._level(mean) for mean in self._trail.means()])
         room = max(1, width - len(self._label) - len(self._mean) - 2)
         return Content.assemble((f"{self._label} ", "$muted"), (line[:room].ljust(room), "$heat-5"), " ", self._mean)
+
+
+class MeasuresTable(Widget):
+    """What the lanes say, in columns, a row an arm that has ended; shown where a tall terminal has room."""
+
+    DEFAULT_CSS = "MeasuresTable { height: auto; padding: 0 1; }"
+
+    run: reactive[RunText | None] = reactive["RunText | None"](None, layout=True)
+
+    def show(self, run: RunText | None) -> None:
+        """Show a run as it stands."""
+        if run is not self.run:
+            self.run = run
+        else:
+            self.refresh()
+
+    def get_content_height(self, container: object, viewport: object, width: int) -> int:
+        """An empty line, one of heads, and one an arm."""
+        return 0 if self.run is None else 2 + len(self.run.arms)
+
+    def render(self) -> RenderResult:
+        """The heads and the rows."""
+        if self.run is None:
+            return Content("")
+        room = max(1, (self.size.width - NAME) // COLUMN)
+        name = self.size.width - min(room, len(HEADS)) * COLUMN
+        head = fit("measures", name) + "".join(fit_left(word, COLUMN) for word in HEADS[:room])
+        rows = [
+            Content.assemble(
+                (fit(one_line(arm.arm.name), max(0, name - 1 - cell_len(amount))) + amount + " ", "$muted"),
+                "".join(fit_left(cell, COLUMN) for cell in cells(arm)[:room]),
+            )
+            for arm in self.run.arms
+            for amount in [amount_of_arm(arm)]
+        ]
+        return Content("\n").join([Content(""), Content.styled(head, "$muted"), *rows])

@@ -22,12 +22,11 @@ from textual.color import Color
 from lens_tui.records.sanitise import sanitise
 from lens_tui.tui.themes import default_variables
 
-from ..format import BARS, DIGITS, N_LEVELS
+from ..format import BARS, DIGITS, N_LEVELS, NEWLINE
 
 Piece = tuple[int, str, int]
 """A stretch of one token on one line: token index, text, width in cells."""
 
-NEWLINE = "⏎"
 TAB = "⇥"
 _WORDS = re.compile(r" *[^ ]+| +")
 _JOINERS = frozenset("‍︎️")
