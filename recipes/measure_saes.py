@@ -67,7 +67,7 @@ def measure_all(
     corpus: Path, tokens: int, *, model: Path | None = None, context: int = 512, rows: int = 64
 ) -> Iterator[tuple[str, Evaluation]]:
     """The name and figures of each bundled SAE over at least ``tokens`` held-out positions, or all there are."""
-    from lens_tui.sae.training.objective import measure
+    from lens_tui.sae.training.trainer import measure
     from recipes.bundled import open_model
     from recipes.saes import DEPTHS
 

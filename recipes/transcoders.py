@@ -89,7 +89,7 @@ def measure_shipped(
 ) -> tuple[dict[int, Evaluation], ReplacedLoss]:
     """The figures of each bundled transcoder by layer, and the losses of all, over ``tokens`` held-out positions."""
     from lens_tui import load_sae
-    from lens_tui.sae.training.objective import measure
+    from lens_tui.sae.training.trainer import measure
 
     lens = open_model(model)
     folders = demo.transcoder_paths()

@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import mlx.core as mx
 
-from .base import SAE, Best, largest
+from .base import SAE
 from .files import Activation
-from .matrices import Residence, row_chunks
+from .matrices import Best, Residence, largest, row_chunks
 
 
 class StandardSAE(SAE):

@@ -1,4 +1,4 @@
-"""The weights of an SAE in training: how they start, what they are trained for, how good they are, how they end.
+"""The weights of an SAE in training: how they start, what they are trained for, how they end.
 
 In training an SAE sees ``x_n = (x - mean) / scale``. Weights are a plain dict of float32
 arrays: ``w_enc (d, f)``, ``w_dec (f, d)`` with unit rows, ``b_enc (f,)``, ``b_dec (d,)`` and, for
@@ -13,17 +13,16 @@ and not subtracted from what it reads, ``w_dec`` is ``(f, d_out)``, and with a s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
-from numpy.typing import NDArray
 
 from lens_tui.records import LensError
-from lens_tui.records.training import ActivationSource, Evaluation, Place, TrainConfig
+from lens_tui.records.training import TrainConfig
 
 from .peers import Peers
 
@@ -448,10 +447,6 @@ class Step:
         return new, (error, variance, l0)
 
 
-DENSE = 0.1
-"""A latent that fires on more than this share of the tokens is called dense."""
-
-_EDGES = tuple(float(edge) for edge in np.linspace(-6.0, 0.0, 25))
 _CHUNK_ENTRIES = 1 << 25
 
 
@@ -464,7 +459,7 @@ def calibrated_threshold(p: Parameters, norm: Normalizer, sample: mx.array, k: i
     width = p["b_enc"].shape[0]
     keep = min(width, 8 * k)
     tops = []
-    for rows in _chunks(sample, width):
+    for rows in row_parts(sample, width):
         top = mx.topk(preactivations(p, norm.pair(rows)[0]), keep, axis=-1)
         mx.eval(top)
         tops.append(top)
@@ -487,48 +482,10 @@ def starting_parameters(p: Parameters, norm: Normalizer, sample: mx.array, confi
     return {**p, "log_threshold": mx.full(p["b_enc"].shape, mx.log(mx.maximum(start, 1e-3)))}
 
 
-def measure(
-    folded: Parameters,
-    source: ActivationSource,
-    place: Place,
-    n_tokens: int,
-    step: int,
-    pause: Callable[[], None] = lambda: None,
-    place_out: Place | None = None,
-) -> tuple[Evaluation, NDArray[np.float64]]:
-    """An :class:`Evaluation` over the first blocks of ``source`` that hold at least ``n_tokens`` positions.
-
-    ``place_out`` is what a transcoder gives; its reconstruction and zeros are put there. Also gives each latent's
-    firing rate, ``(f,)``. The model's losses are measured over the same blocks.
-    ``pause`` is called between blocks and may raise. Raises ``LensError`` if the source has no position to
-    measure on.
-    """
-    sums = _Sums(folded)
-    blocks = 0
-    for block in source.blocks(0, source.n_blocks):
-        pause()
-        kept = np.flatnonzero(~block.special).astype(np.int32)
-        blocks += 1
-        if len(kept):
-            rows = [mx.take(block.values[one], mx.array(kept), axis=0) for one in (place, place_out or place)]
-            sums.add(*rows)
-        if sums.n >= n_tokens:
-            break
-    if not sums.n:
-        raise LensError("The evaluation text has no position to measure on.", "Give more or longer documents.")
-    losses = []
-    apart: dict[str, Any] = {} if place_out is None else {"read": place}
-    width = folded["w_dec"].shape[1]
-    for splice in (None, lambda x: reconstruct(folded, x), lambda x: mx.zeros((x.shape[0], width))):
-        pause()
-        losses.append(source.loss_with(place_out or place, splice, blocks, **apart))
-    return sums.result(step, losses), sums.density
-
-
 def reconstruct(folded: Parameters, x: mx.array) -> mx.array:
     """Encode and decode raw ``x (n, d)``, in blocks of rows, float32."""
     width = folded["b_enc"].shape[0]
-    return mx.concatenate([decode_folded(folded, encode_folded(folded, rows), rows) for rows in _chunks(x, width)])
+    return mx.concatenate([decode_folded(folded, encode_folded(folded, rows), rows) for rows in row_parts(x, width)])
 
 
 def threshold_of(p: Parameters, norm: Normalizer, sample: mx.array, config: TrainConfig) -> mx.array:
@@ -538,58 +495,8 @@ def threshold_of(p: Parameters, norm: Normalizer, sample: mx.array, config: Trai
     return calibrated_threshold(p, norm, sample, config.k)
 
 
-def _chunks(x: mx.array, width: int) -> Iterator[mx.array]:
+def row_parts(x: mx.array, width: int) -> Iterator[mx.array]:
+    """Rows ``(n, d)`` a few at a time, by what they take under ``width`` latents."""
     rows = max(1, _CHUNK_ENTRIES // width)
     for start in range(0, x.shape[0], rows):
         yield x[start : start + rows]
-
-
-class _Sums:
-    """Running sums in float64: tokens, fired counts, moments of ``y - b_dec``, squared error."""
-
-    def __init__(self, folded: Parameters) -> None:
-        width, d = folded["w_dec"].shape
-        self._folded = folded
-        self.n = 0
-        self._fired: NDArray[np.int64] = np.zeros(width, np.int64)
-        self._sum: NDArray[np.float64] = np.zeros(d, np.float64)
-        self._square = 0.0
-        self._error = 0.0
-
-    def add(self, x: mx.array, y: mx.array) -> None:
-        width = len(self._fired)
-        for rows, wanted in zip(_chunks(x, width), _chunks(y, width), strict=True):
-            z = encode_folded(self._folded, rows)
-            raw = wanted.astype(mx.float32)
-            shifted = raw - self._folded["b_dec"]  # keeps the moments small where the mean is large
-            error = mx.sum(mx.square(raw - decode_folded(self._folded, z, rows)), axis=-1)
-            fired = mx.sum((z > 0).astype(mx.int32), axis=0)
-            total, square = mx.sum(shifted, axis=0), mx.sum(mx.square(shifted), axis=-1)
-            mx.eval(error, fired, total, square)
-            self.n += rows.shape[0]
-            self._fired += np.asarray(fired, np.int64)
-            self._sum += np.asarray(total, np.float64)
-            self._square += float(np.asarray(square, np.float64).sum())
-            self._error += float(np.asarray(error, np.float64).sum())
-
-    @property
-    def density(self) -> NDArray[np.float64]:
-        return self._fired / max(self.n, 1)
-
-    def result(self, step: int, losses: Sequence[float]) -> Evaluation:
-        variance = self._square - float(self._sum @ self._sum) / max(self.n, 1)
-        rate = self.density
-        counts, _ = np.histogram(np.log10(rate[rate > 0]), bins=np.asarray(_EDGES))
-        return Evaluation(
-            step=step,
-            n_tokens=self.n,
-            l0=float(rate.sum()),
-            fvu=self._error / variance if variance > 0 else float("inf"),
-            dead=float(np.mean(self._fired == 0)),
-            dense=float(np.mean(rate > DENSE)),
-            density_edges=_EDGES,
-            density_counts=tuple(int(count) for count in counts),
-            loss_clean=losses[0],
-            loss_spliced=losses[1],
-            loss_zero=losses[2],
-        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,19 +32,29 @@ from .objective import (
     State,
     Step,
     StepFigures,
+    decode_folded,
+    encode_folded,
     fold,
     initial_parameters,
     initial_state,
     initial_transcoder,
-    measure,
     normalizer,
     pair_normalizer,
+    reconstruct,
+    row_parts,
     scalar,
     starting_parameters,
     threshold_of,
 )
 from .peers import Peers, peers_of
 
+OFTEN = 0.1
+"""A latent that fires on more than this share of the tokens counts as dense in a report of training.
+
+Pages and lists leave out what an index calls dense, which is more: :data:`lens_tui.records.features.DENSE`.
+"""
+
+_EDGES = tuple(float(edge) for edge in np.linspace(-6.0, 0.0, 25))
 REPORT_SECONDS = 0.5
 """How often progress is reported; each report waits for the device once."""
 
@@ -310,3 +320,92 @@ def _only_place(source: ActivationSource) -> Place:
 def _start(*arrays: Any) -> None:
     run: Any = mx.async_eval
     run(*arrays)
+
+
+def measure(
+    folded: Parameters,
+    source: ActivationSource,
+    place: Place,
+    n_tokens: int,
+    step: int,
+    pause: Callable[[], None] = lambda: None,
+    place_out: Place | None = None,
+) -> tuple[Evaluation, NDArray[np.float64]]:
+    """An :class:`Evaluation` over the first blocks of ``source`` that hold at least ``n_tokens`` positions.
+
+    ``place_out`` is what a transcoder gives; its reconstruction and zeros are put there. Also gives each latent's
+    firing rate, ``(f,)``. The model's losses are measured over the same blocks.
+    ``pause`` is called between blocks and may raise. Raises ``LensError`` if the source has no position to
+    measure on.
+    """
+    sums = _Sums(folded)
+    blocks = 0
+    for block in source.blocks(0, source.n_blocks):
+        pause()
+        kept = np.flatnonzero(~block.special).astype(np.int32)
+        blocks += 1
+        if len(kept):
+            rows = [mx.take(block.values[one], mx.array(kept), axis=0) for one in (place, place_out or place)]
+            sums.add(*rows)
+        if sums.n >= n_tokens:
+            break
+    if not sums.n:
+        raise LensError("The evaluation text has no position to measure on.", "Give more or longer documents.")
+    losses = []
+    apart: dict[str, Any] = {} if place_out is None else {"read": place}
+    width = folded["w_dec"].shape[1]
+    for splice in (None, lambda x: reconstruct(folded, x), lambda x: mx.zeros((x.shape[0], width))):
+        pause()
+        losses.append(source.loss_with(place_out or place, splice, blocks, **apart))
+    return sums.result(step, losses), sums.density
+
+
+class _Sums:
+    """Running sums in float64: tokens, fired counts, moments of ``y - b_dec``, squared error."""
+
+    def __init__(self, folded: Parameters) -> None:
+        width, d = folded["w_dec"].shape
+        self._folded = folded
+        self.n = 0
+        self._fired: NDArray[np.int64] = np.zeros(width, np.int64)
+        self._sum: NDArray[np.float64] = np.zeros(d, np.float64)
+        self._square = 0.0
+        self._error = 0.0
+
+    def add(self, x: mx.array, y: mx.array) -> None:
+        width = len(self._fired)
+        for rows, wanted in zip(row_parts(x, width), row_parts(y, width), strict=True):
+            z = encode_folded(self._folded, rows)
+            raw = wanted.astype(mx.float32)
+            shifted = raw - self._folded["b_dec"]  # keeps the moments small where the mean is large
+            error = mx.sum(mx.square(raw - decode_folded(self._folded, z, rows)), axis=-1)
+            fired = mx.sum((z > 0).astype(mx.int32), axis=0)
+            total, square = mx.sum(shifted, axis=0), mx.sum(mx.square(shifted), axis=-1)
+            mx.eval(error, fired, total, square)
+            self.n += rows.shape[0]
+            self._fired += np.asarray(fired, np.int64)
+            self._sum += np.asarray(total, np.float64)
+            self._square += float(np.asarray(square, np.float64).sum())
+            self._error += float(np.asarray(error, np.float64).sum())
+
+    @property
+    def density(self) -> NDArray[np.float64]:
+        return self._fired / max(self.n, 1)
+
+    def result(self, step: int, losses: Sequence[float]) -> Evaluation:
+        variance = self._square - float(self._sum @ self._sum) / max(self.n, 1)
+        rate = self.density
+        counts, _ = np.histogram(np.log10(rate[rate > 0]), bins=np.asarray(_EDGES))
+        return Evaluation(
+            step=step,
+            n_tokens=self.n,
+            l0=float(rate.sum()),
+            fvu=self._error / variance if variance > 0 else float("inf"),
+            dead=float(np.mean(self._fired == 0)),
+            dense=float(np.mean(rate > OFTEN)),
+            density_edges=_EDGES,
+            density_counts=tuple(int(count) for count in counts),
+            loss_clean=losses[0],
+            loss_spliced=losses[1],
+            loss_zero=losses[2],
+        )

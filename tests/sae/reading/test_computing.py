@@ -11,7 +11,7 @@ import pytest
 
 from lens_tui import GatedSAE, JumpReLUSAE, StandardSAE, TopKSAE, blas, load_sae
 from lens_tui.records import LensError
-from lens_tui.sae import base, matrices
+from lens_tui.sae import matrices
 from lens_tui.sae.files import Definition
 
 from .makers import Array, N, cut, numbers, write_json, write_safetensors
@@ -210,7 +210,7 @@ def test_largest_is_exact(m: int, k: int) -> None:
     values[0] = 1.0  # ties
     values[1] = np.maximum(values[1] - 1.5, 0)  # mostly zeros
     values[2, :k] = 9.0  # the best are neighbours
-    ids, found = (np.array(part) for part in base.largest(mx.array(values), k))
+    ids, found = (np.array(part) for part in matrices.largest(mx.array(values), k))
     kept = min(k, m)
     assert np.allclose(-np.sort(-found, axis=1), -np.sort(-values, axis=1)[:, :kept])
     assert np.array_equal(np.take_along_axis(values, ids, 1), found)

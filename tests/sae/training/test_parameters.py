@@ -14,13 +14,13 @@ from lens_tui.sae.training.objective import (
     fold,
     geometric_median,
     initial_parameters,
-    measure,
     normalizer,
     preactivations,
     reconstruct,
     tangent_rows,
     unit_rows,
 )
+from lens_tui.sae.training.trainer import measure
 
 from .synthetic import PLACE, Synthetic
 
