@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import cache, lru_cache
 from importlib import import_module
+from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,9 +22,17 @@ VOCAB = 97
 IDS = (1, 17, 5, 80, 33, 2, 64, 9)
 
 
+_signature = cache(inspect.signature)
+
+
+def built(module: ModuleType, values: dict[str, Any]) -> Any:
+    """A model of one of mlx-lm's modules, whose ``from_dict`` asks for one signature again for each value."""
+    with patch("mlx_lm.models.base.inspect", SimpleNamespace(signature=_signature)):
+        return module.Model(module.ModelArgs.from_dict(values))
+
+
 def _model(name: str, **arguments: Any) -> Any:
-    module = import_module(f"mlx_lm.models.{name}")
-    return module.Model(module.ModelArgs.from_dict({"model_type": name, **arguments}))
+    return built(import_module(f"mlx_lm.models.{name}"), {"model_type": name, **arguments})
 
 
 def settle(model: Any, seed: int, scale: float = 0.15) -> Any:
