@@ -10,16 +10,14 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from mcp import Client, StdioServerParameters
 
 from lens_tui import Add, LensModel, bake
 from lens_tui.cli.agent_desk import Desk
-from lens_tui.cli.agent_server import make_server
 from lens_tui.cli.agent_tools import compared
 from lens_tui.cli.compare_verbs import measured
 from lens_tui.lens.probes.probe_texts import train_probes
@@ -28,6 +26,9 @@ from lens_tui.records import LensError, Sampling
 from lens_tui.records.sanitise import one_line
 from tests.folders import D_MODEL, llama_folder, sae_folder
 from tests.hostile.test_screen import HOSTILE
+
+if TYPE_CHECKING:
+    from mcp import Client
 
 TOOLS = {
     "model_info", "generate", "compare", "loss", "dose", "make_vector", "features", "feature", "search", "patch",
@@ -43,12 +44,25 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 @asynccontextmanager
 async def talking(folders: tuple[str, str]) -> AsyncIterator[Client]:
+    from mcp import Client  # a second, which only a process that gets one of these tests is to pay
+
+    from lens_tui.cli.agent_server import make_server
+
     desk = Desk(*folders)
     try:
         async with Client(make_server(desk)) as client:
             yield client
     finally:
         desk.close()
+
+
+@asynccontextmanager
+async def speaking(command: list[str]) -> AsyncIterator[Client]:
+    from mcp import Client, StdioServerParameters
+
+    given = StdioServerParameters(command=command[0], args=command[1:], env=dict(os.environ), cwd=Path.cwd())
+    async with Client(given) as client:
+        yield client
 
 
 async def call(client: Client, tool: str, **arguments: Any) -> Any:
@@ -208,8 +222,7 @@ def test_a_comparison_refuses_before_it_runs() -> None:
 async def test_the_process_speaks_the_protocol_alone(folders: tuple[str, str]) -> None:
     model, sae = folders
     command = [sys.executable, "-m", "lens_tui", "mcp", "-m", model, "-s", sae]
-    given = StdioServerParameters(command=command[0], args=command[1:], env=dict(os.environ), cwd=Path.cwd())
-    async with Client(given) as client:
+    async with speaking(command) as client:
         assert (await call(client, "model_info"))["n_layers"] == 3
 
 
@@ -220,8 +233,7 @@ async def test_what_is_asked_for_before_the_verb_reaches_the_model(folders: tupl
     losses: list[Any] = []
     for before in ([], ["--adapter", adapter], ["--adapter", "nowhere/lora"]):
         command = [sys.executable, "-m", "lens_tui", *before, "mcp", "-m", folders[0]]
-        given = StdioServerParameters(command=command[0], args=command[1:], env=dict(os.environ), cwd=Path.cwd())
-        async with Client(given) as client:
+        async with speaking(command) as client:
             done = await client.call_tool("loss", {"texts": [text]})
             losses.append(getattr(done.content[0], "text", "") if done.is_error else done.structured_content)
     for plain, loaded in ((losses[0], LensModel(folders[0])), (losses[1], LensModel(folders[0], adapter=adapter))):

@@ -9,10 +9,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from openai import OpenAI
 
 from lens_tui import LensModel
 from lens_tui.records import SteeringVector
@@ -21,6 +20,9 @@ from lens_tui.serve.http_server import LensServer
 from lens_tui.serve.limits import ServeLimits
 from tests.lens import tiny
 from tests.lens.test_tokens import PLAIN, tokens
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 LIMITS = ServeLimits(rows=8, queue=200, prompt_tokens=64, max_tokens=64, default_tokens=8)
 VOCAB = 8192
@@ -65,6 +67,8 @@ def serving(
 
 
 def client(server: LensServer, key: str = "none") -> OpenAI:
+    from openai import OpenAI  # a second, which only a process that gets one of these tests is to pay
+
     return OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=60)
 
 

@@ -11,7 +11,6 @@ from typing import Any, cast
 import mlx.core as mx
 import numpy as np
 import pytest
-from openai import NotFoundError
 from safetensors.numpy import load_file
 
 from lens_tui import LensModel
@@ -226,6 +225,8 @@ def test_a_probe_reads_its_score_and_a_gate_lets_a_request_steer_where_it_is_ope
 
 
 def test_models_says_what_there_is(server: LensServer) -> None:
+    from openai import NotFoundError
+
     (model,) = client(server).models.list().data
     assert model.id == "tiny"
     assert client(server).models.retrieve("tiny") == model
