@@ -55,14 +55,14 @@ def cached_repos(cache: Path | None = None) -> list[CachedRepo]:
     return found
 
 
-def remove_repo(repo_id: str, cache: Path | None = None) -> int:
+def remove_repo(repo_id: str) -> int:
     """Take a model repository out of the hub's cache, all its revisions, and return the bytes that are free by it.
 
     Raises :class:`LensError` if it is not there or may not be removed.
     """
     from huggingface_hub import constants
 
-    home = cache or Path(constants.HF_HUB_CACHE)
+    home = Path(constants.HF_HUB_CACHE)
     folder = home / f"models--{repo_id.replace('/', '--')}"
     if "/" not in repo_id or folder.parent != home or not folder.is_dir():
         raise LensError(f"{one_line(repo_id, 80)} is not in the cache.", f"The cache is {home}.")
@@ -127,11 +127,11 @@ def _last_read(snapshot: Path) -> float:
     return max(used)
 
 
-def whole_snapshot(repo_id: str, cache: Path | None = None) -> Path | None:
+def whole_snapshot(repo_id: str) -> Path | None:
     """A whole snapshot of a model in the hub's cache, ``main``'s or else the newest; ``None`` without one."""
     from huggingface_hub import constants
 
-    found = _snapshot((cache or Path(constants.HF_HUB_CACHE)) / f"models--{repo_id.replace('/', '--')}")
+    found = _snapshot(Path(constants.HF_HUB_CACHE) / f"models--{repo_id.replace('/', '--')}")
     return found if found is not None and is_whole(found) else None
 
 

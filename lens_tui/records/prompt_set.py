@@ -41,14 +41,14 @@ class PromptSet:
         return PromptSet(self.name, self.items[:count])
 
 
-def typed_prompts(texts: Iterable[str], name: str = "typed") -> PromptSet:
+def typed_prompts(texts: Iterable[str]) -> PromptSet:
     """A set of these texts. Raises :class:`LensError` where there is none, or an empty one."""
     items = tuple(PromptItem(str(number), text) for number, text in enumerate(texts, 1))
     if not items:
         raise LensError("There are no prompts.", "Give at least one.")
     if empty := next((item for item in items if not item.text.strip()), None):
         raise LensError(f"Prompt {empty.id} is empty.", "Give some words, or leave it out.")
-    return PromptSet(name, items)
+    return PromptSet("typed", items)
 
 
 def read_prompt_set(path: Path | str, *, key: str = "prompt") -> PromptSet:

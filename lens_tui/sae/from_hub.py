@@ -104,13 +104,12 @@ def _lists_its_files(repo: str, name: str, progress: Progress | None) -> Path | 
     return folder if listed_files(folder) else None
 
 
-def fetch_listed(home: Path, progress: Progress | None = None) -> list[Path]:
+def fetch_listed(home: Path) -> list[Path]:
     """The local files of a set whose ``config.yaml`` lists them, in its order, fetched as far as they are not cached.
 
     Args:
         home: The folder of the ``config.yaml``. Addresses are ``hf://org/name/file``, with ``?revision=`` or without;
             what is no address is a file in this folder.
-        progress: As of :func:`~lens_tui.records.hub_fetch.fetch`.
 
     Raises:
         LensError: For what is neither, files that are not there, and everything that can go wrong with a hub.
@@ -124,7 +123,7 @@ def fetch_listed(home: Path, progress: Progress | None = None) -> list[Path]:
             ]
             with suppress(NotInRepository):  # which of them it has not is said below
                 patterns = [glob.escape(name) for name in (*names, *beside)]
-                fetch(repo, patterns, first_of=names, revision=revision, progress=progress)
+                fetch(repo, patterns, first_of=names, revision=revision)
     return [_listed_file(place, home) for place in places]
 
 

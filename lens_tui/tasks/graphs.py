@@ -238,6 +238,6 @@ def graph_command(
     words += ["--minus", plan.minus] if plan.minus else []
     words += ["--ignored", str(plan.ignored)] if plan.ignored >= 0 else []
     if plan.direction is not None:
-        words += vector_words("--direction", plan.direction, model, saes or {}, keep)
+        words += vector_words(plan.direction, model, saes or {}, keep)
     words += ["--nodes", f"{plan.nodes:g}", "--edges", f"{plan.edges:g}", "--features", str(plan.features), *chosen]
     return " ".join(map(quoted, [*words, "--", plan.prompt]))

@@ -121,16 +121,20 @@ def describe_quantization(config: Mapping[str, Any]) -> str:
     return one_line(f"{name}, groups of {found.get('group_size', 64)}{mixed}", 40)
 
 
-def kv_bytes_per_token(config: Mapping[str, Any], bytes_per_value: int = 2) -> int:
-    """Bytes one token takes in the KV cache of all layers together; 0 if the config does not say."""
+_CACHED = 2
+"""Bytes of a number in a KV cache."""
+
+
+def kv_bytes_per_token(config: Mapping[str, Any]) -> int:
+    """Bytes one token takes in the KV cache of all layers together, in 16 bits; 0 if the config does not say."""
     layers = _count(config, "num_hidden_layers", "n_layers", "n_layer", "num_layers")
     if rank := _count(config, "kv_lora_rank"):  # multi-head latent attention keeps one compressed vector
-        return layers * (rank + _count(config, "qk_rope_head_dim")) * bytes_per_value
+        return layers * (rank + _count(config, "qk_rope_head_dim")) * _CACHED
     heads = _count(config, "num_attention_heads", "n_head", "n_heads")
     kv_heads = _count(config, "num_key_value_heads", "num_kv_heads") or heads
     width = _count(config, "hidden_size", "d_model", "n_embd", "dim")
     head_dim = _count(config, "head_dim") or (width // heads if heads else 0)
-    return 2 * layers * kv_heads * head_dim * bytes_per_value
+    return 2 * layers * kv_heads * head_dim * _CACHED
 
 
 def estimate_memory(
@@ -239,16 +243,14 @@ class SAEEntry:
     nbytes: int = 0
 
 
-def list_models(
-    cache_dir: Path | None = None, recent: Path | None = None, folders: Sequence[str | Path] = ()
-) -> list[ModelEntry]:
+def list_models(cache_dir: Path | None = None, folders: Sequence[str | Path] = ()) -> list[ModelEntry]:
     """The bundled demo, then models in the Hugging Face cache and folders used lately, newest first.
 
-    ``folders`` are looked through for models one level down. ``cache_dir`` and
-    ``recent`` default to the user's own. Reads only the disk; a few milliseconds
+    ``folders`` are looked through for models one level down. ``cache_dir`` is
+    by default the user's own. Reads only the disk; a few milliseconds
     for each model, so call it off the screen's thread.
     """
-    found = [*cached_models(cache_dir), *_folders(recent, folders)]
+    found = [*cached_models(cache_dir), *_folders(folders)]
     found.sort(key=lambda entry: entry.used, reverse=True)
     return [entry for entry in (demo_model(), *found) if entry is not None]
 
@@ -420,8 +422,8 @@ def _cached_model(repo: CachedRepo) -> ModelEntry | None:
     return replace(entry, used=repo.used)
 
 
-def _folders(recent: Path | None, folders: Sequence[str | Path]) -> list[ModelEntry]:
-    named = [Path(name) for name in recent_models(recent) if Path(name).is_absolute()]
+def _folders(folders: Sequence[str | Path]) -> list[ModelEntry]:
+    named = [Path(name) for name in recent_models() if Path(name).is_absolute()]
     inside = [place for folder in folders for place in _subfolders(expanded(folder))]
     entries = []
     for folder in dict.fromkeys(named + inside):
@@ -456,11 +458,11 @@ def recent_models(path: Path | None = None) -> list[str]:
     return [name for name in names if isinstance(name, str)][:_RECENT] if isinstance(names, list) else []
 
 
-def forget_model(model: str, path: Path | None = None) -> bool:
+def forget_model(model: str) -> bool:
     """Take ``model`` off the list; whether it was on it."""
-    names = recent_models(path)
+    names = recent_models()
     if model in names:
-        disk.write_json(path or paths.recent_file(), {"models": [name for name in names if name != model]})
+        disk.write_json(paths.recent_file(), {"models": [name for name in names if name != model]})
     return model in names
 
 

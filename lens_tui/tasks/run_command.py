@@ -125,16 +125,14 @@ class _Command:
         return bool(sae) and self.sae == sae
 
 
-def vector_words(
-    option: str, vector: SteeringVector, model: str, saes: Mapping[str, str], keep: KeepVector | None
-) -> list[str]:
-    """An option and the vector that it is given, with the SAE where that is a feature; nothing where it has no name."""
+def vector_words(vector: SteeringVector, model: str, saes: Mapping[str, str], keep: KeepVector | None) -> list[str]:
+    """``--direction`` with the vector, and the SAE where that is a feature; nothing where the vector has no name."""
     made = _Command(model, MadeWith(source=model, saes=saes), keep)
     term = made._source(vector, vector.layer)
     if term is None:
         return []
     named = replace(term, layer=term.layer if term.kind == "random" else None, scale=1.0).written.removesuffix("*1")
-    return [option, named, *(["--sae", saes[made.sae]] if made.sae else [])]
+    return ["--direction", named, *(["--sae", saes[made.sae]] if made.sae else [])]
 
 
 def as_command(

@@ -105,10 +105,10 @@ class Edge:
     inward: bool
 
 
-def edges_of(graph: AttributionGraph, node: int, k: int = EDGES) -> list[Edge]:
+def edges_of(graph: AttributionGraph, node: int) -> list[Edge]:
     """The strongest edges into a node, then those out of it."""
-    into = [Edge(other, weight, True) for other, weight in graph.into(node, k)]
-    return into + [Edge(other, weight, False) for other, weight in graph.out_of(node, k)]
+    into = [Edge(other, weight, True) for other, weight in graph.into(node, EDGES)]
+    return into + [Edge(other, weight, False) for other, weight in graph.out_of(node, EDGES)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,10 +189,9 @@ def load_themes(folders: Iterable[Path]) -> tuple[dict[str, Theme], list[str]]:
     return themes, problems
 
 
-def default_variables(dark: bool = True) -> dict[str, str]:
+def default_variables() -> dict[str, str]:
     """The variables for a theme that is not ours, so that our style sheets parse under any theme."""
-    theme = read_theme(bundled_dir() / ("ink.toml" if dark else "paper.toml"))
-    return dict(theme.variables)
+    return dict(read_theme(bundled_dir() / "ink.toml").variables)
 
 
 def _color(table: object, key: str, source: str) -> str:

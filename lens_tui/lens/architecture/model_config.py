@@ -395,7 +395,7 @@ def _rope(part: _Part, found: Understood) -> None:
         whole = by_layer.get("full_attention") or next(iter(by_layer.values()), None) or known
         sliding = next((item for kind, item in by_layer.items() if kind != "full_attention"), whole)
         new = isinstance(given, dict) and bool(given)
-        if not new and "rope_parameters" in part.names and _required(part.args, "rope_parameters"):
+        if not new and "rope_parameters" in part.names and _needs_rope(part.args):
             found.changes["rope_parameters"] = known
         if new:
             _of_transformers_5(part, found, whole, sliding)
@@ -407,8 +407,10 @@ def _rope(part: _Part, found: Understood) -> None:
         _fit_scaling(part, found, scaling)
 
 
-def _required(args: type[Any], name: str) -> bool:
-    return any(item.name == name and item.default is item.default_factory is MISSING for item in fields(args))
+def _needs_rope(args: type[Any]) -> bool:
+    return any(
+        item.name == "rope_parameters" and item.default is item.default_factory is MISSING for item in fields(args)
+    )
 
 
 def _bases(part: _Part, found: Understood, theta: Any, local: Any) -> tuple[bool, bool]:

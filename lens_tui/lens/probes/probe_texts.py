@@ -206,9 +206,9 @@ def evaluate_probe(lens: LensModel, probe: Probe, texts: Sequence[Prompt], label
     return [float(score) for score in scores], float(value)
 
 
-def token_scores(lens: LensModel, probe: Probe, text: Prompt, *, raw: bool = True) -> tuple[Ids, list[float]]:
-    """The token ids of a text, and a probe's score at each of them."""
-    ids = lens.tokens.prompt(text, raw=raw).ids
+def token_scores(lens: LensModel, probe: Probe, text: Prompt) -> tuple[Ids, list[float]]:
+    """The token ids of a text as it is, without a chat template, and a probe's score at each of them."""
+    ids = lens.tokens.prompt(text, raw=True).ids
     h = np.array(lens.residuals(ids, probe.layer, site=probe.vector.site).astype(mx.float32))
     return ids, [float(score) for score in probe.scores(h)]
 

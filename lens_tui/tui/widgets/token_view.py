@@ -57,14 +57,8 @@ class TokenView(ScrollView, can_focus=True):
             """The view whose cursor moved."""
             return self.view
 
-    def __init__(
-        self,
-        *,
-        empty: str = "",
-        id: str | None = None,  # noqa: A002
-        classes: str | None = None,
-    ) -> None:
-        super().__init__(id=id, classes=classes)
+    def __init__(self, *, empty: str = "") -> None:
+        super().__init__()
         self.empty = empty
         self.follow = True
         self._tokens: list[str] = []
