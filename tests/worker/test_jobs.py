@@ -7,7 +7,9 @@ import json
 import threading
 import weakref
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,7 @@ from lens_tui.tasks.models import recent_models
 from lens_tui.tui.host import Activity, advance
 from lens_tui.worker import events as ev
 from lens_tui.worker import jobs
-from lens_tui.worker.handlers import load_jobs
+from lens_tui.worker.handlers import TABLE, load_jobs
 from lens_tui.worker.thread import Worker
 from tests.folders import D_MODEL, N_LAYERS, llama_folder, sae_folder, transcoder_folder
 from tests.worker.drive import Driver, of, only, tokens_of
@@ -390,6 +392,25 @@ def test_a_model_larger_than_memory_is_refused_unless_forced(
     failed = driver.failed(jobs.LoadModel(str(tiny)))
     assert "GB of weights" in failed.message
     driver.done(jobs.LoadModel(str(tiny), force=True))
+
+
+def test_what_comes_after_a_load_is_imported_by_another_thread_while_weights_are_read(
+    tiny: Path, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imported: list[tuple[str, str]] = []
+
+    def noted(name: str, package: str) -> ModuleType:
+        imported.append((name, threading.current_thread().name))
+        return import_module(name, package)
+
+    monkeypatch.setattr(load_jobs, "import_module", noted)
+    driver.done(jobs.LoadModel(str(tiny)))
+    next_ones = {TABLE[kind].partition(":")[0] for kind in (jobs.BareVectors, jobs.LoadSAE, jobs.Compare)}
+    assert {name.removeprefix(".") for name, _ in imported} == next_ones
+    assert {thread for _, thread in imported} == {"imports"}
+    monkeypatch.setattr(load_jobs, "_NEXT", ("nowhere",))
+    driver.done(jobs.LoadModel(str(tiny)))
+    assert imported[-1][0] == ".nowhere"
 
 
 def test_the_bundled_model_and_its_sae(driver: Driver) -> None:

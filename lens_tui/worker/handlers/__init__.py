@@ -9,18 +9,15 @@ record in ``jobs.py``, a function here, and one line in ``TABLE``.
 from __future__ import annotations
 
 import gc
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from lens_tui.records import LensError, SAEInfo, store
-from lens_tui.records.cause_store import CauseStore
+from lens_tui.records import LensError, SAEInfo
 from lens_tui.records.run_store import RunStore
 from lens_tui.records.store import Store
-from lens_tui.tasks.causes import keep_cause
 
 from .. import jobs
 from ..events import Event
@@ -29,17 +26,11 @@ from ..thread import Control
 
 if TYPE_CHECKING:
     from lens_tui.lens.model import LensModel
-    from lens_tui.records.cause_plan import GraphFound, PatchFound
     from lens_tui.records.info import Dequantize
     from lens_tui.sae.load_sae import SAE
     from lens_tui.tasks.models import ModelEntry
 
-    One = TypeVar("One", PatchFound, GraphFound)
-
 __all__ = ["TABLE", "Context", "Handlers", "ModelOrigin", "Reading"]
-
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -107,25 +98,6 @@ class Context:
         self._runs.store.wait(patience)
         return self._runs
 
-    def keep_cause(self, found: One) -> tuple[One, str]:
-        """Keep what was found, if anything is kept; it with its number, and why it could not be."""
-        if self.history is None:
-            return found, ""
-        try:
-            return keep_cause(self.runs(store.PATIENCE).store, self.need_model().info, found), ""
-        except LensError as error:
-            _log.warning("what was found is not kept: %s", error)
-            return found, f"{error.message} {error.hint}".strip()
-
-    def change_cause(self, found: GraphFound) -> None:
-        """Keep a graph as it is now, where it is kept."""
-        if self.history is None or not found.kept:
-            return
-        try:
-            CauseStore(self.runs(store.PATIENCE).store).change(found.kept, found)
-        except LensError as error:  # what was kept when it was made is still there
-            _log.warning("the graph is kept as it was before: %s", error)
-
     def forget(self) -> None:
         """Drop everything; memory comes back when Python and MLX see fit."""
         gc.unfreeze()  # what a load took out of the collections
@@ -165,7 +137,7 @@ Handler = Callable[[Control, Any, Context], Iterable[Event]]
 TABLE: dict[type[jobs.Job], str] = {
     jobs.LoadModel: "load_jobs:load_model",
     jobs.UnloadModel: "load_jobs:unload_model",
-    jobs.LoadSAE: "load_jobs:load_sae",
+    jobs.LoadSAE: "opening_jobs:load_sae",
     jobs.Compare: "compare_jobs:compare",
     jobs.ComparePrompts: "compare_jobs:compare_set",
     jobs.Encode: "reading_jobs:encode",
@@ -196,7 +168,7 @@ TABLE: dict[type[jobs.Job], str] = {
     jobs.VectorFromToken: "vector_jobs:from_token",
     jobs.VectorFromVectors: "vector_jobs:from_vectors",
     jobs.VectorGiven: "vector_jobs:given",
-    jobs.BareVectors: "bench_jobs:bare",
+    jobs.BareVectors: "opening_jobs:bare",
     jobs.RandomVector: "vector_jobs:random_vector",
     jobs.MeasureDose: "vector_jobs:measure_dose",
     jobs.FindScale: "vector_jobs:find_scale",

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from lens_tui.lens.graphs.edge_checks import check_nodes, node_vector
-from lens_tui.records import LensError
+from lens_tui.records import LensError, store
 from lens_tui.records.cause_plan import GraphFound, GraphPlan, PatchFound
+from lens_tui.records.cause_store import CauseStore
 from lens_tui.records.graph_file import write_graph
 from lens_tui.records.paths import expanded
-from lens_tui.tasks.causes import answer, direction_of
+from lens_tui.tasks.causes import answer, direction_of, keep_cause
 from lens_tui.tasks.graphs import answer_graph, open_graph, pruned_anew, same_graph, transcoders_for
 
 from .. import events as ev
@@ -22,6 +24,10 @@ from .vector_jobs import stoppable, vector_event
 
 if TYPE_CHECKING:
     from lens_tui.lens.graphs.build_graph import Attribution
+
+
+_log = logging.getLogger(__name__)
+One = TypeVar("One", PatchFound, GraphFound)
 
 
 def patch(control: Control, job: jobs.Patch, context: Context) -> Iterator[ev.Event]:
@@ -36,8 +42,29 @@ def patch(control: Control, job: jobs.Patch, context: Context) -> Iterator[ev.Ev
     control.progress("patches")
     with stoppable(context, control) as model:
         found = answer(model, job.plan, progress=progress, partial=partial)
-    found, unkept = context.keep_cause(found)
+    found, unkept = _kept(context, found)
     yield ev.Patched(control.id, found, unkept=unkept)
+
+
+def _kept(context: Context, found: One) -> tuple[One, str]:
+    """Keep what was found, if anything is kept; it with its number, and why it could not be."""
+    if context.history is None:
+        return found, ""
+    try:
+        return keep_cause(context.runs(store.PATIENCE).store, context.need_model().info, found), ""
+    except LensError as error:
+        _log.warning("what was found is not kept: %s", error)
+        return found, f"{error.message} {error.hint}".strip()
+
+
+def _change(context: Context, found: GraphFound) -> None:
+    """Keep a graph as it is now, where it is kept."""
+    if context.history is None or not found.kept:
+        return
+    try:
+        CauseStore(context.runs(store.PATIENCE).store).change(found.kept, found)
+    except LensError as error:  # what was kept when it was made is still there
+        _log.warning("the graph is kept as it was before: %s", error)
 
 
 def from_patch(control: Control, job: jobs.VectorFromPatch, context: Context) -> Iterator[ev.Event]:
@@ -50,9 +77,9 @@ def make_graph(control: Control, job: jobs.MakeGraph, context: Context) -> Itera
     """The graph of a plan; stopped between two batches of rows, nothing comes of it."""
     found, unkept = replace(_make(control, job.plan, context)[1], kept=job.kept), ""
     if job.kept:
-        context.change_cause(found)
+        _change(context, found)
     else:
-        found, unkept = context.keep_cause(found)
+        found, unkept = _kept(context, found)
     context.graph_kept = found.kept
     yield ev.GraphMade(control.id, found, unkept)
 
@@ -64,13 +91,13 @@ def prune(control: Control, job: jobs.PruneGraph, context: Context) -> Iterator[
     if known is not None and opened is not None and same_graph(job.found, known.graph):
         lens, transcoders = context.need_model(), opened[1]
     found = pruned_anew(job.found, job.plan, lens, transcoders)
-    context.change_cause(found)
+    _change(context, found)
     yield ev.GraphMade(control.id, found)
 
 
 def change(control: Control, job: jobs.KeepGraph, context: Context) -> Iterator[ev.Event]:
     """What is kept of a graph has its pins and groups as they are now."""
-    context.change_cause(job.found)
+    _change(context, job.found)
     yield from ()
 
 

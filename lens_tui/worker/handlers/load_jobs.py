@@ -1,4 +1,4 @@
-"""Load and free models and SAEs, telling how far it is."""
+"""Load and free models, telling how far it is; which SAEs a model has, and opening one."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import logging
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
-from lens_tui import demo
 from lens_tui.lens.architecture.load_model import load_folder
 from lens_tui.lens.architecture.weights import dequantize, evaluate
 from lens_tui.lens.model import LensModel
 from lens_tui.records import LensError, NotFinite, SAEInfo
 from lens_tui.records.hub_fetch import model_from_hub
 from lens_tui.records.machine import machine_memory
-from lens_tui.records.sanitise import one_line
 from lens_tui.sae.load_sae import load_sae as read_sae
 from lens_tui.sae.load_sae import sae_info
 from lens_tui.tasks.models import (
@@ -28,7 +28,6 @@ from lens_tui.tasks.models import (
     read_model_folder,
     remember_model,
 )
-from lens_tui.tasks.train import check_sae
 
 from .. import events as ev
 from .. import jobs
@@ -84,7 +83,8 @@ def _load(control: Control, job: jobs.LoadModel, context: Context) -> Iterator[e
     before = context.set_aside()
     origin = ModelOrigin(entry, folder, job.dequantize)
     try:
-        lens = _read(origin, found, control.progress)
+        with _meanwhile():
+            lens = _read(origin, found, control.progress)
     except BaseException as error:
         del found
         _let_go(error)
@@ -97,6 +97,29 @@ def _load(control: Control, job: jobs.LoadModel, context: Context) -> Iterator[e
     saes = _known_saes(entry, context)
     _remember(entry)
     yield ev.ModelLoaded(control.id, lens.info, saes)
+
+
+_NEXT = ("opening_jobs", "compare_jobs")
+"""The handlers of what comes after a load: the vectors of a bench, an SAE, a run."""
+
+
+@contextmanager
+def _meanwhile() -> Iterator[None]:
+    """Inside, another thread imports what comes next: reading and trying weights leaves most of Python's time to it."""
+    thread = Thread(target=_import_next, name="imports", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def _import_next() -> None:
+    try:
+        for name in _NEXT:
+            import_module(f".{name}", __package__)
+    except Exception:  # the job that needs it will say so
+        _log.warning("what comes next could not be imported", exc_info=True)
 
 
 def _read(origin: ModelOrigin, found: Loaded, progress: Callable[[str, int, int, str], None]) -> LensModel:
@@ -139,40 +162,6 @@ def unload_model(control: Control, job: jobs.UnloadModel, context: Context) -> I
     """Free the model and its SAEs."""
     context.free()
     yield ev.ModelUnloaded(control.id)
-
-
-def load_sae(control: Control, job: jobs.LoadSAE, context: Context) -> Iterator[ev.Event]:
-    """Load an SAE that fits the model by its shape, then measure whether it fits by its numbers."""
-    control.progress("sae")
-    sae = open_sae(job.path, context, lambda done, total: control.progress("download", done, total, "bytes"))
-    yield ev.SAELoaded(control.id, sae.info)
-    if job.check and not _is_bundled(sae.info, context):
-        control.progress("fit")
-        yield from _fit(control, sae, context)
-
-
-def _fit(control: Control, sae: SAE, context: Context) -> Iterator[ev.Event]:
-    name = one_line(sae.info.name, 60)
-    try:
-        report = check_sae(context.need_model(), sae)
-    except LensError as error:  # the SAE is loaded all the same: not knowing is not a reason to refuse it
-        yield ev.Notice(control.id, f"Whether {name} fits could not be measured: {one_line(error.message)}")
-        return
-    yield ev.SAEChecked(control.id, sae.info.id, report)
-    if not report.fits:
-        hint = ""
-        if report.better is not None and report.declared is None:
-            hint = f"To use it there add @{report.better[0]}:{report.better[1]} to its path."
-        elif report.better is not None:
-            hint = "It may be of another model, or its files say the wrong place."
-        yield ev.Notice(control.id, f"{name}: {one_line(report.sentence, 300)}", hint)
-
-
-def _is_bundled(info: SAEInfo, context: Context) -> bool:
-    """Whether SAE and model came together, measured when they were made."""
-    model = context.need_model().info
-    paths = {str(path) for path in demo.sae_paths().values()}
-    return info.path in paths and model.path == str(demo.model_path())
 
 
 def open_sae(path_or_id: str, context: Context, progress: Callable[[int, int], None] | None = None) -> SAE:

@@ -22,8 +22,8 @@ from .. import events as ev
 from .. import jobs
 from ..thread import Control
 from . import Context
-from .bench_jobs import of_file
 from .load_jobs import open_sae
+from .opening_jobs import of_file
 
 if TYPE_CHECKING:
     from lens_tui.lens.measure.dose import Question
