@@ -3,7 +3,9 @@
 ``Pilot.press`` and ``Pilot.pause`` post a message to every widget of the screen and wait until each has come to it,
 which was half of the time of the tests of screens: a widget that waits at its empty queue would answer at once, so it
 is not asked. And they sleep for a fiftieth of a second, twice for a key, in which the screen paints what is half done:
-here they wait as long only for what is due by then, and have the screen lay out and paint when all else is done.
+here they wait as long only for what is due by then, and have the screen lay out when all else is done. What changed in
+that time is painted once, at its end: no one sees a screen without a terminal while it works, and painting it all the
+same was two fifths of what was left.
 """
 
 from __future__ import annotations
@@ -87,15 +89,18 @@ async def nothing_due(app: App[Any], within: float = NAP, at_most: float = AT_MO
         await asyncio.sleep(0)
         if loop._ready:  # each of them has its turn before this function has its next
             continue
-        if _paint(app):
+        if _lay_out(app):
             continue
         soonest = min(_times(app, loop), default=None)
         if in_a_thread(app):
             soonest = min(soonest or loop.time() + GLANCE, loop.time() + GLANCE)
         if soonest is None or soonest > start + within:
+            if _paint(app):
+                continue
             return True
         await asyncio.sleep(max(0.0, soonest - loop.time()))
         naps += 1
+    _paint(app)
     return False
 
 
@@ -110,16 +115,44 @@ def due_within(app: App[Any], seconds: float) -> bool:
     return any(when <= loop.time() + seconds for when in _times(app, loop))
 
 
-def _paint(app: App[Any]) -> bool:
-    """Have the screen do what its timer would make it do within a sixtieth of a second; whether there was anything."""
+def _foremost(app: App[Any]) -> Screen[Any] | None:
+    """The screen that may be laid out and painted now."""
     screen = app._screen_stack[-1] if app._screen_stacks.get(app._current_mode) else None
-    if screen is None or not screen.is_current or app._batch_count or not app._running:
+    return None if screen is None or not screen.is_current or app._batch_count or not app._running else screen
+
+
+def _lay_out(app: App[Any]) -> bool:
+    """Have the screen do what its timer would make it do within a sixtieth of a second; whether there was anything."""
+    screen = _foremost(app)
+    if screen is None:
         return False
     wanted = screen._layout_required or screen._scroll_required or screen._repaint_required
     if not (wanted or screen._dirty_widgets or screen._recompose_required or screen._callbacks):
         return False
     screen._on_timer_update()
     return True
+
+
+def _paint(app: App[Any]) -> bool:
+    """Paint what has changed on the screen since it was last painted; whether anything has."""
+    screen = _foremost(app)
+    if screen is None or not app.is_headless or not screen._compositor._dirty_regions:
+        return False
+    _paint_now(screen)
+    return True
+
+
+_paint_now = Screen._compositor_refresh
+
+
+def _paint_later(screen: Screen[Any]) -> None:
+    """Instead of ``Screen._compositor_refresh``: the compositor keeps what has changed until it is painted."""
+    app = screen.app
+    if not app.is_headless or app.is_inline or screen is not app.screen:
+        _paint_now(screen)
+    else:
+        screen._dirty_widgets.clear()
+        app._update_mouse_over(screen)
 
 
 def _times(app: App[Any], loop: Any) -> Iterator[float]:
@@ -156,8 +189,10 @@ def ask_only_the_busy() -> None:
     async def paused(self: Pilot[Any], delay: float | None = None) -> None:
         _piloted.set(self.app)
         await pause(self, delay)
+        _paint(self.app)
 
     Pilot.press, Pilot.pause = pressed, paused  # type: ignore[method-assign]
+    Screen._compositor_refresh = _paint_later  # type: ignore[method-assign, assignment]
     Pilot._wait_for_screen = wait_for_the_busy  # type: ignore[method-assign, assignment]
     textual.screen.UPDATE_PERIOD = FRAME  # type: ignore[misc]
     textual.app.wait_for_idle = textual.pilot.wait_for_idle = _instead_of_a_nap  # type: ignore[attr-defined]
