@@ -24,7 +24,7 @@ def lens_home(folder: Path) -> Path:
     """A ``LENS_TUI_HOME`` in which nothing was done yet, but what any first start makes is there.
 
     A process that finds neither the BLAS (:mod:`lens_tui.blas`) nor transformers' table
-    (:mod:`lens_tui.lens.names_kept`) takes half as long again; these are made once for all tests, and linked.
+    (:mod:`lens_tui.lens.light_imports`) takes half as long again; these are made once for all tests, and linked.
     """
     if folder.is_file():  # a home that cannot be one
         return folder

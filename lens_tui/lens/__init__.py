@@ -8,7 +8,7 @@ from __future__ import annotations
 import resource
 from importlib import import_module
 
-from . import names_kept
+from . import light_imports
 
 
 def _with_few_files() -> None:
@@ -28,5 +28,5 @@ def _with_few_files() -> None:
         resource.setrlimit = ask
 
 
-names_kept.watch()
+light_imports.watch()
 _with_few_files()

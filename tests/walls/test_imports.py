@@ -52,7 +52,7 @@ FIRST = ("tui.app", "tui.start", "tui.screens.generate_screen", "tui.screens.loa
 MODEL_THERE = {"mlx", "numpy", "sqlite3", "yaml", "hashlib", "ctypes", "importlib.metadata", "logging.handlers"}
 """What costs nothing any more where a model is read or steered: in ``lens``, ``sae``, ``tasks`` and the handlers."""
 WITHOUT_MODEL = {
-    *("lens", "lens.names_kept", "sae.kinds", "sae.index.tables"),
+    *("lens", "lens.light_imports", "sae.kinds", "sae.index.tables"),
     *(f"tasks.{name}" for name in ("causes", "graphs", "knowledge", "made_with")),
     *(f"tasks.{name}" for name in ("models", "replay", "run_command", "run_export", "run_script")),
     *(f"tasks.{name}" for name in ("publish", "text_source", "cluster", "cluster_capture", "cluster_index")),
