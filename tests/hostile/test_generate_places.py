@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,14 +27,10 @@ from lens_tui.worker import jobs
 from tests.apps import lens_app, screen_text
 from tests.fakes import DEMO_MODEL, DEMO_SAE, FakeWorker
 from tests.hostile.test_screen import HOSTILE, assert_tame
-from tests.tui.opened import fill, opened, settle
+from tests.tui.opened import fill, jobs_of, opened, screen_of, settle
 
 SIZES = pytest.mark.parametrize("size", [(120, 36), (80, 24)])
 WRITABLE = tuple(text.encode("utf-8", "replace").decode() for text in HOSTILE)
-
-
-def screen_of(app: LensApp) -> GenerateScreen:
-    return cast("GenerateScreen", app.screen)
 
 
 @asynccontextmanager
@@ -60,7 +56,7 @@ async def test_turns_of_a_chat_and_the_prompt_as_it_is_read(size: tuple[int, int
             await settle(app, pilot)
             assert_tame(app)
             # Display forms come made safe from the worker; markup in them is text.
-            screen_of(app).talk._take(
+            screen_of(app, GenerateScreen).talk._take(
                 ev.PromptRead(1, (1, 2), ("[b]x[/b]", "[@click=app.quit]y[/]"), (("user", 0, 1),))
             )
             await settle(app, pilot)
@@ -76,11 +72,11 @@ async def test_tables_of_sets(size: tuple[int, int]) -> None:
         items = tuple(PromptItem(text, text) for text in HOSTILE)
         arms = tuple(Arm(text) for text in HOSTILE[:4])
         made = SetText.begin(1, jobs.ComparePrompts(arms, items), app.store.session)
-        screen_of(app).sets.all.append(made)
-        screen_of(app).show_set(made)
+        screen_of(app, GenerateScreen).sets.all.append(made)
+        screen_of(app, GenerateScreen).show_set(made)
         made.apply(ev.SetStarted(1, "[b]mine[/b]", items, arms, (1, 2)))
         for _ in range(2 * len(items)):
-            screen_of(app)._sync()
+            screen_of(app, GenerateScreen)._sync()
             await settle(app, pilot)
             assert_tame(app)
             await pilot.press("n", "v")
@@ -93,7 +89,7 @@ async def test_tables_of_sets(size: tuple[int, int]) -> None:
 @SIZES
 async def test_live_features(size: tuple[int, int]) -> None:
     async with generated(size, "F", "r") as (app, pilot):
-        screen = screen_of(app)
+        screen = screen_of(app, GenerateScreen)
         assert screen.run is not None
         ids = np.arange(len(HOSTILE), dtype=np.int32)[None].repeat(8, 0)
         for labelled in (True, False):
@@ -169,6 +165,6 @@ async def test_a_prompt_of_a_set_is_typed_and_pasted(mark: str) -> None:
         assert_tame(app)
         await pilot.press("enter", "d", "enter", "enter")
         await settle(app, pilot)
-        (job,) = [job for job in cast("FakeWorker", app.worker).submitted if isinstance(job, jobs.ComparePrompts)]
+        (job,) = jobs_of(app, jobs.ComparePrompts)
         assert [item.text for item in job.prompts] == [f"a{mark}", "b|c", "d"]
         assert_tame(app)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from textual.pilot import Pilot
 
 from lens_tui.tui.app import LensApp
+from lens_tui.worker.jobs import Job
 from tests.apps import PATIENCE, lens_app, screen_text
 from tests.fakes import DEMO_MODEL, DEMO_SAE, FakeWorker, unit_vector
 from tests.quick_pilot import due_within, in_a_thread, nothing_due
 
-__all__ = ["PROMPT", "app_on", "fill", "opened", "screen_text", "settle"]
+__all__ = ["PROMPT", "app_on", "fill", "jobs_of", "opened", "screen_of", "screen_text", "settle"]
+
+Shown = TypeVar("Shown")
+Asked = TypeVar("Asked", bound=Job)
 
 WHILE = 0.12
 """How many seconds ahead nothing is due in an app that has settled: longer than a cursor rests."""
@@ -50,6 +54,17 @@ def fill(app: LensApp, steers: int = 2) -> None:
     ]
     for name, scale, facts in rows[:steers]:
         app.store.add_steer(unit_vector(name, **facts), scale=scale, residual_norm=40.0)
+
+
+def screen_of(app: LensApp, kind: type[Shown]) -> Shown:
+    """The screen that shows, which is of this kind."""
+    assert isinstance(app.screen, kind)
+    return app.screen
+
+
+def jobs_of(app: LensApp, kind: type[Asked]) -> list[Asked]:
+    """The jobs of a kind that the worker was given, in order."""
+    return [job for job in cast("FakeWorker", app.worker).submitted if isinstance(job, kind)]
 
 
 async def settle(app: LensApp, pilot: Pilot[None]) -> None:

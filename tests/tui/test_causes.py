@@ -29,18 +29,13 @@ from tests.fake_causes import fake_patch
 from tests.fake_graphs import fake_graph
 from tests.fakes import DEMO_MODEL, DEMO_SAE, FakeWorker
 
-from .opened import fill, opened, screen_text, settle
+from .opened import fill, jobs_of, opened, screen_of, screen_text, settle
 
 
 def found_of(plan: PatchPlan = EXAMPLE) -> PatchFound:
     last = list(fake_patch(1, Patch(plan)))[-1]
     assert isinstance(last, Patched)
     return last.found
-
-
-def screen_of(app: LensApp) -> CausesScreen:
-    assert isinstance(app.screen, CausesScreen)
-    return app.screen
 
 
 def asked(app: LensApp) -> list[PatchPlan]:
@@ -131,7 +126,7 @@ async def test_an_empty_map_names_its_key_and_fills_as_it_is_computed(size: tupl
         await settle(app, pilot)
         worker.release(3)
         await settle(app, pilot)
-        screen = screen_of(app)
+        screen = screen_of(app, CausesScreen)
         assert screen.patches.cause_map is not None
         assert screen.patches.cause_map.done * 2 == screen.patches.cause_map.size
         assert "patching …" in screen.patches.note
@@ -175,7 +170,7 @@ async def test_without_a_model_the_way_to_one_is_named() -> None:
 
 async def test_keys_turn_the_question_and_old_numbers_say_so() -> None:
     async with opened("causes") as (app, pilot):
-        patches = screen_of(app).patches
+        patches = screen_of(app, CausesScreen).patches
         await pilot.press("enter")
         await settle(app, pilot)
         for key, part, value in (
@@ -199,14 +194,14 @@ async def test_keys_turn_the_question_and_old_numbers_say_so() -> None:
 
 async def test_views_keep_their_maps_and_the_history_brings_one_back() -> None:
     async with opened("causes") as (app, pilot):
-        patches = screen_of(app).patches
+        patches = screen_of(app, CausesScreen).patches
         for _ in range(3):
             await pilot.press("enter")
             await settle(app, pilot)
             await pilot.press("V")
             await settle(app, pilot)
         assert [plan.by for plan in asked(app)] == ["layer-position", "head", "trace"]
-        assert screen_of(app).of_graph
+        assert screen_of(app, CausesScreen).of_graph
         await pilot.press("V")
         await settle(app, pilot)
         assert (patches.plan.by, patches.cause_map is not None) == ("layer-position", True)
@@ -236,7 +231,7 @@ async def test_the_form_asks_and_answers_at_once() -> None:
 
 async def test_n_goes_through_the_cells_by_strength_and_v_through_the_shades() -> None:
     async with opened("causes") as (app, pilot):
-        patches = screen_of(app).patches
+        patches = screen_of(app, CausesScreen).patches
         await pilot.press("enter")
         await settle(app, pilot)
         shown = patches.cause_map
@@ -262,7 +257,7 @@ async def test_cells_are_found_by_words_and_n_goes_through_those_found(monkeypat
         await pilot.press("slash")
         await settle(app, pilot)
         assert said[-1].startswith("There is no map yet")
-        patches = screen_of(app).patches
+        patches = screen_of(app, CausesScreen).patches
         await pilot.press("enter")
         await settle(app, pilot)
         shown = patches.cause_map
@@ -297,7 +292,7 @@ async def test_a_cell_goes_to_the_bench_as_a_vector_and_a_head_to_be_taken_away(
         row = app.store.session.steers[-1]
         record = row.intervention()
         assert isinstance(record, Add)
-        assert (record.layer, record.site) == (screen_of(app).patches.grid.row, "resid_pre")
+        assert (record.layer, record.site) == (screen_of(app, CausesScreen).patches.grid.row, "resid_pre")
         assert row.scale == pytest.approx(row.vector.norm, rel=1e-2)
         await pilot.press("V", "enter")
         await settle(app, pilot)
@@ -311,7 +306,7 @@ async def test_a_cell_goes_to_the_bench_as_a_vector_and_a_head_to_be_taken_away(
         await pilot.press("s")
         await settle(app, pilot)
         assert len(app.store.session.steers) == 2
-        sent = [job for job in cast("FakeWorker", app.worker).submitted if isinstance(job, VectorFromPatch)]
+        sent = jobs_of(app, VectorFromPatch)
         assert [(job.layer, job.column) for job in sent] == [(0, 5), (0, 4)]
 
 
@@ -335,7 +330,7 @@ async def test_copies_and_files_hold_what_shows(tmp_path: Path, monkeypatch: pyt
             await settle(app, pilot)
         names = sorted(os.listdir(tmp_path))
         assert names == [f"patch-layer-position{end}" for end in ("-2.csv", "-2.json", ".csv", ".json")]
-        shown = screen_of(app).patches.cause_map
+        shown = screen_of(app, CausesScreen).patches.cause_map
         assert shown is not None
         data = json.loads((tmp_path / names[3]).read_text())
         np.testing.assert_allclose(data["effect"], shown.figures["effect"])
@@ -360,7 +355,7 @@ async def test_a_failure_is_said_and_a_stop_keeps_what_there_is() -> None:
         app.worker.stop()
         worker.release()
         await settle(app, pilot)
-        assert screen_of(app).patches.cause_map is not None
+        assert screen_of(app, CausesScreen).patches.cause_map is not None
 
 
 async def test_another_model_forgets_the_maps() -> None:
@@ -371,14 +366,14 @@ async def test_another_model_forgets_the_maps() -> None:
         assert model is not None
         app.store.update(model=replace(model, name="other"))
         await settle(app, pilot)
-        assert screen_of(app).patches.cause_map is None
+        assert screen_of(app, CausesScreen).patches.cause_map is None
         assert "patches resid_pre" in screen_text(app)
 
 
 @pytest.mark.parametrize("text", ["[b]x[/b] [@click=app.quit]y[/]", "\x1b]52;c;aGk=\x07\x1b[2J", "\u202eabc \ud800"])
 async def test_hostile_prompts_are_shown_and_not_acted_on(text: str) -> None:
     async with opened("causes") as (app, pilot):
-        patches = screen_of(app).patches
+        patches = screen_of(app, CausesScreen).patches
         patches.change(clean=text, corrupted=text, answer=text, wrong=text)
         await pilot.press("enter")
         await settle(app, pilot)
@@ -405,7 +400,7 @@ async def test_maps_and_graphs_of_other_sessions_are_opened_again_and_a_changed_
     async with app.run_test(size=(120, 36)) as pilot:
         fill(app)
         await settle(app, pilot)
-        screen = screen_of(app)
+        screen = screen_of(app, CausesScreen)
         await pilot.press("H")
         await settle(app, pilot)
         text = screen_text(app)
@@ -501,14 +496,14 @@ async def test_a_nodes_page_follows_the_edge_and_takes_no_keys_from_the_graph() 
         await pilot.press("V", "V", "V", "enter")
         await settle(app, pilot)
         await pilot.press("tab")
-        assert app.focused is screen_of(app).graph.map
+        assert app.focused is screen_of(app, CausesScreen).graph.map
 
 
 async def test_the_corner_of_a_map_says_how_many_columns_are_out_of_sight() -> None:
     async with opened("causes", size=(80, 24)) as (app, pilot):
         await pilot.press("enter")
         await settle(app, pilot)
-        grid = screen_of(app).query_one(HeatGrid)
+        grid = screen_of(app, CausesScreen).query_one(HeatGrid)
         beyond = len(map_of(found_of()).tokens) - grid.across
         said = []
         for column in (0, beyond + grid.across - 1, beyond - 1):

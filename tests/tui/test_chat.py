@@ -19,7 +19,7 @@ from lens_tui.tui.set_text import asked_set
 from lens_tui.worker import jobs
 from tests.fakes import DEMO_MODEL, TEXTS, FakeWorker
 
-from .opened import PROMPT, opened, screen_text, settle
+from .opened import PROMPT, jobs_of, opened, screen_of, screen_text, settle
 
 TALKER = replace(DEMO_MODEL, takes_chat=True)
 """As the bundled model: texts go in as they are, unless a chat is asked for."""
@@ -35,12 +35,8 @@ async def chatting(model: Any = TALKER, **worker: Any) -> AsyncIterator[tuple[Le
         yield app, pilot
 
 
-def screen_of(app: LensApp) -> GenerateScreen:
-    return cast("GenerateScreen", app.screen)
-
-
 def asked(app: LensApp) -> list[jobs.Compare]:
-    return [job for job in cast("FakeWorker", app.worker).submitted if isinstance(job, jobs.Compare)]
+    return jobs_of(app, jobs.Compare)
 
 
 async def press(app: LensApp, pilot: Pilot[None], *keys: str) -> None:
@@ -61,12 +57,12 @@ async def test_an_answer_is_gone_on_with_and_u_goes_back_to_branch_elsewhere() -
     async with chatting() as (app, pilot):
         await press(app, pilot, "r")
         assert asked(app)[0].turns == (user(PROMPT),)
-        first = screen_of(app).run
+        first = screen_of(app, GenerateScreen).run
         await press(app, pilot, "[", "enter")
         assert app.store.session.turns == (user(PROMPT), Turn("assistant", TEXTS[0]))
         assert app.store.session.prompt == ""
-        assert screen_of(app).run is None
-        assert screen_of(app).prompt is app.focused
+        assert screen_of(app, GenerateScreen).run is None
+        assert screen_of(app, GenerateScreen).prompt is app.focused
         await press(app, pilot, *"Why?", "enter")
         assert asked(app)[1].turns == (user(PROMPT), Turn("assistant", TEXTS[0]), user("Why?"))
         assert asked(app)[1].prompt == "Why?"
@@ -74,8 +70,8 @@ async def test_an_answer_is_gone_on_with_and_u_goes_back_to_branch_elsewhere() -
         await press(app, pilot, "u")
         assert turns_of(app) == []
         assert app.store.session.prompt == PROMPT
-        assert screen_of(app).run is first
-        screen_of(app).lanes.focus_arm(1)
+        assert screen_of(app, GenerateScreen).run is first
+        screen_of(app, GenerateScreen).lanes.focus_arm(1)
         await press(app, pilot, "enter")
         assert app.store.session.turns[1] == Turn("assistant", TEXTS[1])
         await press(app, pilot, "escape", "u")
@@ -140,7 +136,7 @@ async def test_a_set_of_prompts_goes_in_as_the_prompt_does() -> None:
 async def test_a_system_prompt_and_a_new_conversation() -> None:
     async with chatting() as (app, pilot):
         await press(app, pilot, "I", *"Be", "space", *"kind", "enter")
-        if app.screen is not screen_of(app):
+        if app.screen is not screen_of(app, GenerateScreen):
             await press(app, pilot, "enter")
         assert app.store.session.turns == (Turn("system", "Be kind"),)
         await press(app, pilot, "r")
@@ -184,7 +180,7 @@ async def test_a_lane_is_steered_on_a_role_s_tokens() -> None:
 async def test_thinking_is_one_line_that_opens_and_the_cursor_knows_the_tokens_behind_it() -> None:
     async with chatting(texts=(THOUGHT, THOUGHT)) as (app, pilot):
         await press(app, pilot, "r")
-        lane = screen_of(app).lanes.lanes[0]
+        lane = screen_of(app, GenerateScreen).lanes.lanes[0]
         assert lane.text is not None
         pieces = lane.text.pieces
         shown = list(lane.view.tokens)
@@ -210,7 +206,7 @@ async def test_thinking_folds_while_it_is_written() -> None:
         worker = cast("FakeWorker", app.worker)
         worker.release(12)
         await pilot.pause(0.3)
-        lane = screen_of(app).lanes.lanes[0]
+        lane = screen_of(app, GenerateScreen).lanes.lanes[0]
         assert list(lane.view.tokens) == ["▸ thinking …"]
         worker.release()
         await settle(app, pilot)
@@ -247,7 +243,7 @@ async def test_a_template_that_rewrites_earlier_turns_is_one_sentence() -> None:
 async def test_a_template_that_leaves_earlier_turns_as_they_were_is_not_remarked_on() -> None:
     async with chatting() as (app, pilot):
         await press(app, pilot, "r", "[", "enter")
-        screen = screen_of(app)
+        screen = screen_of(app, GenerateScreen)
         (said,) = screen.talk._said.values()
         run = replace(screen.history[0], prompt="Why?", turns=(*app.store.session.turns, user("Why?")))
         run.prompt_ids = (*said, 7, 8)
@@ -265,7 +261,7 @@ async def test_the_conversation_is_kept_with_the_session_and_comes_back_from_the
         await press(app, pilot, "enter")
         assert app.store.session.turns == kept.turns
         assert app.store.session.chatting
-        assert screen_of(app).run is not None
+        assert screen_of(app, GenerateScreen).run is not None
 
 
 async def test_hostile_turns_are_shown_as_signs_and_go_to_the_model_exactly() -> None:
@@ -285,14 +281,14 @@ async def test_a_long_conversation_leaves_the_lanes_their_room(size: tuple[int, 
         turns = tuple(Turn("user" if n % 2 == 0 else "assistant", f"line {n} " * 30) for n in range(20))
         app.store.update(model=TALKER, chat=True, turns=turns)
         await press(app, pilot, "r")
-        assert screen_of(app).lanes.size.height >= 6
+        assert screen_of(app, GenerateScreen).lanes.size.height >= 6
         assert "line 19" in screen_text(app)
 
 
 async def test_tokens_that_end_an_answer_are_no_text_of_it_until_the_template_is_asked_for() -> None:
     async with chatting() as (app, pilot):
         await press(app, pilot, "r")
-        screen = screen_of(app)
+        screen = screen_of(app, GenerateScreen)
         assert screen.run is not None
         for form in ("<|im_end|>", "User", ":"):
             arm = screen.run.arms[1]
@@ -327,7 +323,7 @@ async def test_what_is_read_of_a_conversation_is_what_the_model_reads(
     key: str, kind: type[jobs.Encode | jobs.ReadLens]
 ) -> None:
     def read(app: LensApp) -> tuple[str, tuple[int, ...]]:
-        job = [job for job in cast("FakeWorker", app.worker).submitted if isinstance(job, kind)][-1]
+        job = jobs_of(app, kind)[-1]
         return job.text, job.token_ids
 
     async with chatting() as (app, pilot):

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 import pytest
 
 from lens_tui.records.feature_lists import FeatureLists
 from lens_tui.records.store import Store
-from lens_tui.tui.app import LensApp
 from lens_tui.tui.screens.feature_list_pane import FeatureListsScreen
 from lens_tui.tui.screens.features_screen import FeaturesScreen
 from lens_tui.tui.screens.form import FormScreen
 from lens_tui.worker import jobs
-from tests.fakes import DEMO_SAE, FakeWorker
+from tests.fakes import DEMO_SAE
 
-from .opened import opened, screen_text, settle
-
-
-def screen_of(app: LensApp) -> FeaturesScreen:
-    assert isinstance(app.screen, FeaturesScreen)
-    return app.screen
-
-
-def sent(app: LensApp, kind: type[jobs.Job]) -> list[jobs.Job]:
-    return [job for job in cast("FakeWorker", app.worker).submitted if isinstance(job, kind)]
+from .opened import jobs_of, opened, screen_of, screen_text, settle
 
 
 async def test_two_sets_of_texts_are_contrasted_and_the_best_goes_to_the_bench() -> None:
@@ -38,8 +27,8 @@ async def test_two_sets_of_texts_are_contrasted_and_the_best_goes_to_the_bench()
         assert "3 texts against 4" in screen_text(app)
         await pilot.press("end", *" | z", "enter")
         await settle(app, pilot)
-        screen = screen_of(app)
-        job = sent(app, jobs.ContrastTexts)[-1]
+        screen = screen_of(app, FeaturesScreen)
+        job = jobs_of(app, jobs.ContrastTexts)[-1]
         assert job == jobs.ContrastTexts(DEMO_SAE.id, ("a", "b", "c", "z"), ("d", "e", "f", "g"))
         assert screen.list.features == (100, 101, 102, 103)
         shown = screen_text(app)
@@ -63,7 +52,7 @@ async def test_two_sets_of_texts_are_contrasted_and_the_best_goes_to_the_bench()
 
 async def test_marked_features_are_kept_opened_deleted_and_brought_back() -> None:
     async with opened("features") as (app, pilot):
-        screen = screen_of(app)
+        screen = screen_of(app, FeaturesScreen)
         rows = screen.list.features
         await pilot.press("w")
         await pilot.pause()
@@ -85,7 +74,7 @@ async def test_marked_features_are_kept_opened_deleted_and_brought_back() -> Non
         assert "none yet" in screen_text(app)
         await pilot.press("u", "enter")
         await settle(app, pilot)
-        assert screen_of(app).list.features == (rows[0], rows[2])
+        assert screen_of(app, FeaturesScreen).list.features == (rows[0], rows[2])
         assert "sea words" in screen_text(app)
     with Store() as store:
         (kept,) = FeatureLists(store).all(DEMO_SAE.id)
@@ -103,16 +92,16 @@ async def test_a_list_is_written_where_one_says(tmp_path: Path) -> None:
         await pilot.pause()
         await pilot.press("ctrl+u", *str(tmp_path / "l.csv"), "enter")
         await settle(app, pilot)
-        assert sent(app, jobs.ExportFeatures) == [
+        assert jobs_of(app, jobs.ExportFeatures) == [
             jobs.ExportFeatures(DEMO_SAE.id, "a b", (5, 7), str(tmp_path / "l.csv"))
         ]
 
 
 async def test_dense_features_are_left_out_until_they_are_asked_for() -> None:
     async with opened("features", dense={}) as (app, pilot):
-        first = screen_of(app).list.features[0]
+        first = screen_of(app, FeaturesScreen).list.features[0]
     async with opened("features", dense={first: 0.72}) as (app, pilot):
-        screen = screen_of(app)
+        screen = screen_of(app, FeaturesScreen)
         assert first not in screen.list.features
         assert "1 dense left out" in screen_text(app)
         await pilot.press("z")
@@ -136,7 +125,7 @@ async def test_the_scale_of_a_feature_on_the_bench_follows_plus_and_minus() -> N
 
 async def test_where_there_is_one_text_the_cursor_stays() -> None:
     async with opened("features") as (app, pilot):
-        screen = screen_of(app)
+        screen = screen_of(app, FeaturesScreen)
         before = screen.text.view.cursor
         assert before is not None
         await pilot.press("]")
@@ -146,7 +135,7 @@ async def test_where_there_is_one_text_the_cursor_stays() -> None:
 
 async def test_another_page_begins_at_its_top() -> None:
     async with opened("features", (80, 24)) as (app, pilot):
-        screen = screen_of(app)
+        screen = screen_of(app, FeaturesScreen)
         scroll = screen.query_one("#card-scroll")
         await pilot.press("v")
         await settle(app, pilot)
@@ -161,6 +150,6 @@ async def test_what_words_found_has_the_whole_row_for_its_name(size: tuple[int, 
     async with opened("features", size) as (app, pilot):
         await pilot.press("/", *"a rather long label", "enter")
         await settle(app, pilot)
-        row = screen_of(app).list._draw_row((17, 0.0), 40)[0].plain
+        row = screen_of(app, FeaturesScreen).list._draw_row((17, 0.0), 40)[0].plain
         assert row.startswith("    17   ")
         assert "0.00" not in row

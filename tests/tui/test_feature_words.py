@@ -8,14 +8,13 @@ from typing import cast
 import pytest
 
 from lens_tui.records.training import FitReport, SiteFit
-from lens_tui.tui.app import LensApp
 from lens_tui.tui.screens.features_screen import FeaturesScreen
 from lens_tui.tui.widgets.feature_card import page_lines
 from lens_tui.worker import jobs
 from lens_tui.worker.events import FeaturePage
 from tests.fakes import DEMO_SAE, FakeWorker, bare_facts, label_of, unit_vector
 
-from .opened import opened, screen_text, settle
+from .opened import jobs_of, opened, screen_of, screen_text, settle
 
 ROWS = (SiteFit((4, "resid_post"), 140, 44.0, 0.9), SiteFit((5, "resid_post"), 140, 40.0, 0.2))
 BETTER = FitReport(
@@ -25,31 +24,26 @@ FITS = FitReport("fits", "It fits resid_post of layer 4.", ROWS[:1], (4, "resid_
 POOR = FitReport("does not fit", "It fits nothing.", ROWS[:1], (4, "resid_post"), 41.0, 0.16)
 
 
-def screen_of(app: LensApp) -> FeaturesScreen:
-    assert isinstance(app.screen, FeaturesScreen)
-    return app.screen
-
-
 async def test_a_label_is_written_shown_and_taken_away() -> None:
     async with opened("features") as (app, pilot):
-        feature = screen_of(app).list.chosen
+        feature = screen_of(app, FeaturesScreen).list.chosen
         assert feature is not None
         for text, shown in (("nautical words", "nautical words"), ("", f"things about number {feature}")):
             await pilot.press("L")
             await pilot.pause()
             await pilot.press("ctrl+u", *text, "enter")
             await settle(app, pilot)
-            sent = [job for job in cast("FakeWorker", app.worker).submitted if isinstance(job, jobs.SetLabel)]
+            sent = jobs_of(app, jobs.SetLabel)
             assert sent[-1] == jobs.SetLabel(DEMO_SAE.id, feature, text)
             assert shown in screen_text(app)
         await pilot.press("L", "escape")
         await settle(app, pilot)
-        assert len([job for job in cast("FakeWorker", app.worker).submitted if isinstance(job, jobs.SetLabel)]) == 2
+        assert len(jobs_of(app, jobs.SetLabel)) == 2
 
 
 async def test_words_find_features_and_escape_goes_back() -> None:
     async with opened("features") as (app, pilot):
-        screen = screen_of(app)
+        screen = screen_of(app, FeaturesScreen)
         before = list(screen.list.list.rows)
         await pilot.press("/", *"sea", "enter")
         await settle(app, pilot)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,16 +33,7 @@ from lens_tui.worker.events import Encoded, FeaturePage, TokenWeight
 from lens_tui.worker.jobs import ReadNeighbours
 from tests.fakes import DEMO_SAE, TEXTS, WIDTH, FakeWorker, bare_facts, label_of, unit_vector
 
-from .opened import PROMPT, WHILE, app_on, fill, opened, screen_text, settle
-
-
-def screen_of(app: LensApp) -> FeaturesScreen:
-    assert isinstance(app.screen, FeaturesScreen)
-    return app.screen
-
-
-def asked(app: LensApp, kind: type[jobs.Job]) -> list[jobs.Job]:
-    return [job for job in cast("FakeWorker", app.worker).submitted if isinstance(job, kind)]
+from .opened import PROMPT, WHILE, app_on, fill, jobs_of, opened, screen_of, screen_text, settle
 
 
 def encoded() -> Encoded:
@@ -217,10 +208,10 @@ def test_foreign_text_on_a_page_is_harmless() -> None:
 
 async def test_the_prompt_is_read_when_the_screen_opens() -> None:
     async with opened("features") as (app, pilot):
-        (job,) = asked(app, jobs.Encode)
+        (job,) = jobs_of(app, jobs.Encode)
         assert isinstance(job, jobs.Encode)
         assert (job.sae, job.text) == (DEMO_SAE.id, PROMPT)
-        screen = screen_of(app)
+        screen = screen_of(app, FeaturesScreen)
         assert "".join(screen.text.view.tokens) == "<|endoftext|>" + PROMPT
         assert screen.text.encoded is not None
         assert screen.text.view.cursor == strongest_token(screen.text.encoded)
@@ -233,7 +224,7 @@ async def test_the_prompt_is_read_when_the_screen_opens() -> None:
         assert f"things about number {screen.list.list.rows[0][0]}" in shown
         await pilot.press("1", "4")
         await settle(app, pilot)
-        assert len(asked(app, jobs.Encode)) == 1
+        assert len(jobs_of(app, jobs.Encode)) == 1
 
 
 async def test_an_app_has_not_settled_while_what_began_late_is_to_come() -> None:
@@ -259,7 +250,7 @@ async def test_before_the_first_reading_the_list_says_nothing_of_features_or_a_c
 
 async def test_tokens_and_features_are_walked_with_hjkl() -> None:
     async with opened("features") as (app, pilot):
-        screen = screen_of(app)
+        screen = screen_of(app, FeaturesScreen)
         start = screen.text.view.cursor
         assert start is not None
         await pilot.press("h", "j", "j")
@@ -281,7 +272,7 @@ async def test_a_page_that_is_longer_than_its_pane_moves_by_the_keys_of_every_li
         many = tuple(TokenWeight(place, f" word{place}", 2.0 - place / 10) for place in range(12))
         app.store.replace_steers(replace(row, promoted=many) for row in app.store.session.steers)
         if screen == "features":
-            card = screen_of(app).page.card
+            card = screen_of(app, FeaturesScreen).page.card
             assert card.page is not None
             card.page = replace(card.page, facts=replace(card.page.facts, promoted=many))
         scroll = app.screen.query_one(page, Scroll)
@@ -299,7 +290,7 @@ async def test_a_page_that_is_longer_than_its_pane_moves_by_the_keys_of_every_li
 
 async def test_tokens_are_walked_from_the_page_too() -> None:
     async with opened("features", (80, 24)) as (app, pilot):
-        screen = screen_of(app)
+        screen = screen_of(app, FeaturesScreen)
         start = screen.text.view.cursor or 0
         screen.query_one("#card-scroll").focus()
         await pilot.press("h")
@@ -308,7 +299,7 @@ async def test_tokens_are_walked_from_the_page_too() -> None:
 
 async def test_a_pinned_feature_stays_while_the_cursor_moves() -> None:
     async with opened("features") as (app, pilot):
-        screen = screen_of(app)
+        screen = screen_of(app, FeaturesScreen)
         feature = screen.list.chosen
         await pilot.press("enter", "h", "j")
         await settle(app, pilot)
@@ -323,7 +314,7 @@ async def test_a_pinned_feature_stays_while_the_cursor_moves() -> None:
 
 async def test_a_feature_is_found_by_its_number() -> None:
     async with opened("features") as (app, pilot):
-        screen = screen_of(app)
+        screen = screen_of(app, FeaturesScreen)
         await pilot.press("/", *"f4821", "enter")
         await settle(app, pilot)
         assert screen.list.chosen == 4821
@@ -337,7 +328,7 @@ async def test_a_feature_is_found_by_its_number() -> None:
 
 async def test_a_feature_goes_to_the_bench_with_a_sensible_scale() -> None:
     async with opened("features", steers=1) as (app, pilot):
-        screen = screen_of(app)
+        screen = screen_of(app, FeaturesScreen)
         feature, here = screen.list.chosen, screen.page.card.here
         await pilot.press("s")
         await settle(app, pilot)
@@ -360,10 +351,10 @@ async def test_what_an_arm_wrote_can_be_read() -> None:
         assert [source.name for source in sources(app.store.session)] == ["prompt", "baseline", "dogs", "sadness"]
         await pilot.press("right_square_bracket", "right_square_bracket")
         await settle(app, pilot)
-        last = asked(app, jobs.Encode)[-1]
+        last = jobs_of(app, jobs.Encode)[-1]
         assert isinstance(last, jobs.Encode)
         assert last.token_ids == app.store.session.written[1].token_ids
-        assert "".join(screen_of(app).text.view.tokens).endswith("".join(TEXTS[1]).rsplit("\n", 1)[1])
+        assert "".join(screen_of(app, FeaturesScreen).text.view.tokens).endswith("".join(TEXTS[1]).rsplit("\n", 1)[1])
         assert "read with steering off" in screen_text(app)
 
 
@@ -399,7 +390,7 @@ async def test_the_key_that_an_empty_pane_names_is_not_cut_off(size: tuple[int, 
     async with opened("features", size) as (app, pilot):
         app.store.update(sae=None, saes=())
         await settle(app, pilot)
-        screen = screen_of(app)
+        screen = screen_of(app, FeaturesScreen)
         assert "No SAE for this model: 1 goes to Load, where one can be added." in in_region(app, screen.text.view)
         assert in_region(app, screen.list.list) == "no SAE is in use"
         app.store.update(sae=DEMO_SAE.id, saes=(DEMO_SAE,), prompt="")
@@ -409,7 +400,7 @@ async def test_the_key_that_an_empty_pane_names_is_not_cut_off(size: tuple[int, 
 
 async def test_how_many_dense_features_are_left_out_is_said_whole_beside_how_many_are_marked() -> None:
     async with opened("features", (80, 24), dense={4821: 0.7}) as (app, pilot):
-        screen = screen_of(app)
+        screen = screen_of(app, FeaturesScreen)
         screen.list.hide_dense = True
         screen.list.dense = dict.fromkeys(range(WIDTH), 0.7)
         for marked, said in (
@@ -429,28 +420,28 @@ async def test_another_sae_is_loaded_by_its_key() -> None:
         await settle(app, pilot)
         await pilot.press(">")
         await settle(app, pilot)
-        assert [job.path for job in asked(app, jobs.LoadSAE) if isinstance(job, jobs.LoadSAE)] == [DEMO_SAE.path]
-        assert screen_of(app).text.encoded is not None
+        assert [job.path for job in jobs_of(app, jobs.LoadSAE) if isinstance(job, jobs.LoadSAE)] == [DEMO_SAE.path]
+        assert screen_of(app, FeaturesScreen).text.encoded is not None
 
 
 async def test_an_index_of_another_sae_does_not_ask_for_the_feature_that_was_shown() -> None:
     async with opened("features") as (app, pilot):
-        assert screen_of(app).page.feature is not None
+        assert screen_of(app, FeaturesScreen).page.feature is not None
         await pilot.press("1")
         other = replace(DEMO_SAE, id="small", name="small", width=1)
         app.store.update(sae=other.id, saes=(DEMO_SAE, other))
         await settle(app, pilot)
-        before = len(asked(app, jobs.ReadFeature))
+        before = len(jobs_of(app, jobs.ReadFeature))
         app.store.update(work_done=app.store.session.work_done + 1)
         await settle(app, pilot)
         await pilot.pause(0.3)
-        assert len(asked(app, jobs.ReadFeature)) == before
+        assert len(jobs_of(app, jobs.ReadFeature)) == before
 
 
 @pytest.mark.parametrize("size", [(120, 36), (80, 24), (60, 16)])
 async def test_every_part_has_room_at_any_size(size: tuple[int, int]) -> None:
     async with opened("features", size) as (app, pilot):
-        screen = screen_of(app)
+        screen = screen_of(app, FeaturesScreen)
         for widget in (screen.text.view, screen.list.list, screen.query_one("#card-scroll")):
             assert widget.region.height >= 2
             assert widget.region.width >= 20
@@ -461,13 +452,13 @@ async def test_every_part_has_room_at_any_size(size: tuple[int, int]) -> None:
 
 async def test_features_like_one_are_listed_and_gone_to() -> None:
     async with opened("features") as (app, pilot):
-        screen = screen_of(app)
+        screen = screen_of(app, FeaturesScreen)
         start = screen.list.chosen
         assert start is not None
-        assert not asked(app, ReadNeighbours)
+        assert not jobs_of(app, ReadNeighbours)
         await pilot.press("v", "v")
         await settle(app, pilot)
-        assert [job.feature for job in asked(app, ReadNeighbours)] == [start]  # type: ignore[attr-defined]
+        assert [job.feature for job in jobs_of(app, ReadNeighbours)] == [start]
         near = screen.page.near_features
         assert near[:2] == ((start + 37) % WIDTH, (start + 74) % WIDTH)
         assert f"things about number {near[1]}"[:16] in screen_text(app)  # read for its name alone
@@ -482,7 +473,7 @@ async def test_features_like_one_are_listed_and_gone_to() -> None:
         await settle(app, pilot)
         assert screen.list.chosen == start
         assert screen.page.near_features == near  # kept, not asked for again
-        assert len(asked(app, ReadNeighbours)) == 2
+        assert len(jobs_of(app, ReadNeighbours)) == 2
         await pilot.press("v")
         assert len(screen.page.near_features) == (0 if start % 2 else 3)
         assert not start % 2 or "I makes an index that knows" in screen_text(app)
@@ -492,7 +483,7 @@ async def test_features_like_one_are_listed_and_gone_to() -> None:
 
 async def test_the_features_before_and_after_by_number() -> None:
     async with opened("features") as (app, pilot):
-        screen = screen_of(app)
+        screen = screen_of(app, FeaturesScreen)
         await pilot.press("slash", *"8191", "enter", "right_curly_bracket")
         await settle(app, pilot)
         assert screen.list.chosen == 0
@@ -505,7 +496,7 @@ async def test_the_features_before_and_after_by_number() -> None:
 
 async def test_keys_that_come_at_once_mean_the_feature_chosen_by_then() -> None:
     async with opened("features") as (app, pilot):
-        screen = screen_of(app)
+        screen = screen_of(app, FeaturesScreen)
         second = screen.list.list.rows[1][0]
         for key in ("j", "s"):
             app.simulate_key(key)

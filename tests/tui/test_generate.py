@@ -27,12 +27,7 @@ from lens_tui.worker import jobs
 from tests.fake_words import split
 from tests.fakes import DEMO_SAE, TEXTS, FakeWorker, unit_vector
 
-from .opened import PROMPT, opened, screen_text, settle
-
-
-def screen_of(app: LensApp) -> GenerateScreen:
-    assert isinstance(app.screen, GenerateScreen)
-    return app.screen
+from .opened import PROMPT, jobs_of, opened, screen_of, screen_text, settle
 
 
 def worker_of(app: LensApp) -> FakeWorker:
@@ -40,7 +35,7 @@ def worker_of(app: LensApp) -> FakeWorker:
 
 
 def compares(app: LensApp) -> list[jobs.Compare]:
-    return [job for job in worker_of(app).submitted if isinstance(job, jobs.Compare)]
+    return jobs_of(app, jobs.Compare)
 
 
 async def test_a_run_streams_every_arm_and_says_where_they_part() -> None:
@@ -50,7 +45,7 @@ async def test_a_run_streams_every_arm_and_says_where_they_part() -> None:
         (job,) = compares(app)
         assert job.prompt == PROMPT
         assert [arm.name for arm in job.arms] == ["baseline", "dogs", "sadness"]
-        screen = screen_of(app)
+        screen = screen_of(app, GenerateScreen)
         for lane, text in zip(screen.lanes.lanes, TEXTS, strict=False):
             assert "".join(lane.view.tokens) == text
             assert lane.view.streaming is False
@@ -67,7 +62,7 @@ async def test_numbers_on_the_screen_are_the_means_of_the_tokens() -> None:
     async with opened("generate") as (app, pilot):
         await pilot.press("r")
         await settle(app, pilot)
-        run = screen_of(app).run
+        run = screen_of(app, GenerateScreen).run
         assert run is not None
         for arm in run.arms[1:]:
             kls = [token.kl for token in arm.tokens if token.kl is not None]
@@ -82,7 +77,7 @@ async def test_the_plain_text_in_an_arms_place_has_no_kl_and_a_step_after_the_pa
     async with opened("generate") as (app, pilot):
         await pilot.press("r")
         await settle(app, pilot)
-        lane = screen_of(app).lanes.lanes[1]
+        lane = screen_of(app, GenerateScreen).lanes.lanes[1]
         await pilot.press("l", "l", "l", "l")
         await pilot.pause()
         assert lane.view.cursor is not None
@@ -108,7 +103,7 @@ async def test_a_scale_changed_while_it_writes_is_dialled_live() -> None:
         await pilot.press("r")
         worker_of(app).release(20)
         await pilot.pause(0.2)
-        screen = screen_of(app)
+        screen = screen_of(app, GenerateScreen)
         before = len(screen.lanes.lanes[1].view.tokens)
         assert 0 < before < len(split(TEXTS[1]))
         assert screen.lanes.lanes[1].view.streaming
@@ -151,7 +146,7 @@ async def test_stopping_keeps_what_was_written() -> None:
         await pilot.pause(0.2)
         await pilot.press("x")
         await settle(app, pilot)
-        run = screen_of(app).run
+        run = screen_of(app, GenerateScreen).run
         assert run is not None
         assert run.state == "stopped"
         assert 0 < len(run.arms[0].tokens) < len(split(TEXTS[0]))
@@ -166,7 +161,7 @@ async def test_running_again_drops_what_the_old_run_still_says() -> None:
         await pilot.press("r")
         worker_of(app).release()
         await settle(app, pilot)
-        screen = screen_of(app)
+        screen = screen_of(app, GenerateScreen)
         assert [run.state for run in screen.history] == ["stopped", "done"]
         assert "".join(screen.lanes.lanes[0].view.tokens) == TEXTS[0]
 
@@ -192,9 +187,9 @@ async def test_the_token_under_the_cursor_is_explained_in_every_lane() -> None:
         await pilot.press("r")
         await settle(app, pilot)
         await pilot.press("l", "l", "l")
-        lanes = screen_of(app).lanes.lanes
+        lanes = screen_of(app, GenerateScreen).lanes.lanes
         assert [lane.view.cursor for lane in lanes] == [2, 2, 2]
-        run = screen_of(app).run
+        run = screen_of(app, GenerateScreen).run
         assert run is not None
         for lane, arm in zip(lanes, run.arms, strict=True):
             token, others = lane.inspector.step
@@ -210,21 +205,21 @@ async def test_what_the_shade_says_can_be_changed() -> None:
     async with opened("generate") as (app, pilot):
         await pilot.press("r")
         await settle(app, pilot)
-        lane = screen_of(app).lanes.lanes[1]
+        lane = screen_of(app, GenerateScreen).lanes.lanes[1]
         assert any(lane.view._levels)
         await pilot.press("D")
         assert "not in the baseline" in screen_text(app)
         marked = [token for token, level in zip(lane.view.tokens, lane.view._levels, strict=True) if level]
         assert " dog" in marked
         assert " park" not in marked
-        assert not any(screen_of(app).lanes.lanes[0].view._levels)
+        assert not any(screen_of(app, GenerateScreen).lanes.lanes[0].view._levels)
         await pilot.press("D")
         assert "surprise" in screen_text(app)
-        assert any(screen_of(app).lanes.lanes[0].view._levels)
+        assert any(screen_of(app, GenerateScreen).lanes.lanes[0].view._levels)
         await pilot.press("v")
         assert "shade: KL to plain, 0.01 to 10 nats" in screen_text(app)
         await pilot.press("t")
-        assert [lane.view.mode for lane in screen_of(app).lanes.lanes] == ["bars"] * 3
+        assert [lane.view.mode for lane in screen_of(app, GenerateScreen).lanes.lanes] == ["bars"] * 3
 
 
 async def test_flip_shows_the_baseline_in_place() -> None:
@@ -232,7 +227,7 @@ async def test_flip_shows_the_baseline_in_place() -> None:
         await pilot.press("r")
         await settle(app, pilot)
         await pilot.press("b")
-        lane = screen_of(app).lanes.lanes[1]
+        lane = screen_of(app, GenerateScreen).lanes.lanes[1]
         assert "".join(lane.view.tokens) == TEXTS[0]
         await pilot.press("b")
         assert "".join(lane.view.tokens) == TEXTS[1]
@@ -241,15 +236,15 @@ async def test_flip_shows_the_baseline_in_place() -> None:
 async def test_arms_are_added_and_taken_away() -> None:
     async with opened("generate") as (app, pilot):
         await pilot.press("a")
-        assert [lane.number for lane in screen_of(app).lanes.lanes] == [0, 1, 2, 3]
+        assert [lane.number for lane in screen_of(app, GenerateScreen).lanes.lanes] == [0, 1, 2, 3]
         assert app.store.session.steers[-1].scale == 29.0
         await pilot.press("a", "a")
         assert len(app.store.session.steers) == 4
         assert [row.scale for row in app.store.session.steers] == [24.0, 8.0, 29.0, 34.0]  # each higher than the last
         await pilot.press("d")
-        assert [lane.number for lane in screen_of(app).lanes.lanes] == [0, 1, 2, 3]
+        assert [lane.number for lane in screen_of(app, GenerateScreen).lanes.lanes] == [0, 1, 2, 3]
         await pilot.press("u")
-        assert len(screen_of(app).lanes.lanes) == 5
+        assert len(screen_of(app, GenerateScreen).lanes.lanes) == 5
 
 
 async def test_a_run_can_be_put_back() -> None:
@@ -261,7 +256,7 @@ async def test_a_run_can_be_put_back() -> None:
         await settle(app, pilot)
         await pilot.press("H", "j", "enter")
         await pilot.pause()
-        screen = screen_of(app)
+        screen = screen_of(app, GenerateScreen)
         assert app.store.session.prompt == PROMPT
         assert app.store.session.sampling.seed == 0
         assert screen.run is screen.history[0]
@@ -276,7 +271,7 @@ async def test_every_arm_can_be_reached_at_any_size(size: tuple[int, int]) -> No
         seen = set()
         for _ in range(5):
             await pilot.press("right_square_bracket")
-            lane = screen_of(app).lanes.focused_lane
+            lane = screen_of(app, GenerateScreen).lanes.focused_lane
             assert lane is not None
             assert lane.display
             assert lane.region.width >= min(36 if size[0] < 100 else 23, size[0])
@@ -290,7 +285,7 @@ async def test_facts_of_a_lane_are_whole_in_the_width_that_another_lane_leaves()
     async with opened("generate", (115, 36), steers=2) as (app, pilot):
         await pilot.press("r")
         await settle(app, pilot)
-        lane = screen_of(app).lanes.lanes[1]
+        lane = screen_of(app, GenerateScreen).lanes.lanes[1]
         wide = [lane.stats.content.plain, lane.foot.content.plain]
         await pilot.press("a", "a")
         await settle(app, pilot)
@@ -307,11 +302,11 @@ async def test_lanes_out_of_sight_are_counted_and_a_scale_never_gives_way_to_a_n
         app.store.edit_steer("s1", vector=unit_vector("a name that is longer than any lane", max_activation=12.0))
         await pilot.press("r")
         await settle(app, pilot)
-        lane = screen_of(app).lanes.lanes[1]
+        lane = screen_of(app, GenerateScreen).lanes.lanes[1]
         assert (lane.away, str(lane.note)) == ((0, 2), "+24.0 · 2.0×max")
         assert "+24.0 · 2.0×max  2▸" in screen_text(app)
         await pilot.press("right_square_bracket", "right_square_bracket")
-        assert screen_of(app).lanes.lanes[3].away == (2, 0)
+        assert screen_of(app, GenerateScreen).lanes.lanes[3].away == (2, 0)
         assert "◂2  verse" in screen_text(app)
         assert "+5.0" in screen_text(app)
 
@@ -323,7 +318,7 @@ async def test_an_arm_in_the_place_of_a_deleted_one_is_not_a_change_of_it() -> N
         await pilot.press("d")
         app.store.add_steer(unit_vector("verse"), scale=5.0)
         await pilot.pause()
-        lane = screen_of(app).lanes.lanes[1]
+        lane = screen_of(app, GenerateScreen).lanes.lanes[1]
         assert (lane.number, lane.title, lane.does, lane.text) == (1, "verse", "+5.0", None)
         assert "→" not in screen_text(app)
 
@@ -341,7 +336,7 @@ async def test_a_tall_terminal_has_the_measures_of_all_arms_side_by_side() -> No
     async with opened("generate") as (app, pilot):
         await pilot.press("r")
         await settle(app, pilot)
-        run = screen_of(app).run
+        run = screen_of(app, GenerateScreen).run
         assert run is not None
         rows = [line.split() for line in screen_text(app).splitlines() if line.strip().startswith(("dogs", "sadness"))]
         for arm, (name, scale, *row) in zip(run.arms[1:], rows[-2:], strict=True):
@@ -353,7 +348,7 @@ async def test_a_tall_terminal_has_the_measures_of_all_arms_side_by_side() -> No
             assert row[6:] == ["0.31", str(arm.parted)]
         await pilot.resize_terminal(80, 24)
         await pilot.pause()
-        assert not screen_of(app).measures.display
+        assert not screen_of(app, GenerateScreen).measures.display
 
 
 async def test_a_live_resize_keeps_text_and_focus() -> None:
@@ -363,7 +358,7 @@ async def test_a_live_resize_keeps_text_and_focus() -> None:
         for size in ((80, 24), (200, 50), (61, 17), (120, 36)):
             await pilot.resize_terminal(*size)
             await pilot.pause()
-            lane = screen_of(app).lanes.focused_lane
+            lane = screen_of(app, GenerateScreen).lanes.focused_lane
             assert lane is not None
             assert lane.display
             assert "Lily" in screen_text(app) or size[0] < 80
@@ -421,7 +416,7 @@ async def test_a_run_leaves_as_text_json_markdown_and_a_command(
         assert not paths.exports_folder().exists()
         await pilot.press("tab", "ctrl+u", *"mine", "enter")
         await settle(app, pilot)
-        run = screen_of(app).run
+        run = screen_of(app, GenerateScreen).run
         assert run is not None
         folder = paths.exports_folder()
         assert sorted(os.listdir(folder)) == [f"mine.{kind}" for kind in sorted(FORMATS)]
@@ -447,11 +442,11 @@ async def test_an_error_of_the_run_is_shown_and_the_screen_lives_on() -> None:
         await settle(app, pilot)
         assert "Steering moved nothing at layer 4." in screen_text(app)
         await pilot.press("escape")
-        assert screen_of(app).run is not None
+        assert screen_of(app, GenerateScreen).run is not None
         worker_of(app).failures.clear()
         await pilot.press("r")
         await settle(app, pilot)
-        assert "".join(screen_of(app).lanes.lanes[0].view.tokens) == TEXTS[0]
+        assert "".join(screen_of(app, GenerateScreen).lanes.lanes[0].view.tokens) == TEXTS[0]
 
 
 async def test_hostile_text_stays_text() -> None:

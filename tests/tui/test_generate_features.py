@@ -10,7 +10,6 @@ import pytest
 from rich.cells import cell_len
 from textual.content import Content
 
-from lens_tui.tui.app import LensApp
 from lens_tui.tui.screens.generate_screen import GenerateScreen
 from lens_tui.tui.widgets.feature_card import FeatureMarks
 from lens_tui.tui.widgets.lane import Lane
@@ -20,16 +19,7 @@ from lens_tui.worker.events import ArmFeatures
 from tests.fake_words import split
 from tests.fakes import DEMO_SAE, TEXTS, FakeWorker
 
-from .opened import opened, screen_text, settle
-
-
-def screen_of(app: LensApp) -> GenerateScreen:
-    assert isinstance(app.screen, GenerateScreen)
-    return app.screen
-
-
-def sent(app: LensApp, kind: type[jobs.Job]) -> list[jobs.Job]:
-    return [job for job in cast("FakeWorker", app.worker).submitted if isinstance(job, kind)]
+from .opened import jobs_of, opened, screen_of, screen_text, settle
 
 
 @pytest.mark.parametrize("size", [(120, 36), (80, 24)])
@@ -37,15 +27,15 @@ async def test_a_run_reads_its_features_while_it_writes(size: tuple[int, int]) -
     async with opened("generate", size) as (app, pilot):
         await pilot.press("F", "r")
         await settle(app, pilot)
-        (job,) = sent(app, jobs.Compare)
+        (job,) = jobs_of(app, jobs.Compare)
         assert isinstance(job, jobs.Compare)
         assert job.sae == DEMO_SAE.id
-        assert not sent(app, jobs.ReadWritten)  # all of it came while it was written
+        assert not jobs_of(app, jobs.ReadWritten)  # all of it came while it was written
         assert "features of the last 8 tokens" in screen_text(app)
         figures = f"7   5.00 {'█' * 20}" if size[1] > 30 else "7  5.0 █ → things"
         assert figures in screen_text(app)
         assert "→ things about 7" in screen_text(app)
-        for lane in screen_of(app).lanes.lanes:
+        for lane in screen_of(app, GenerateScreen).lanes.lanes:
             if not lane.has_class("-away"):
                 assert lane.view.size.height >= 2
         await pilot.press("F")
@@ -57,11 +47,11 @@ async def test_a_run_without_them_is_read_when_they_are_asked_for() -> None:
     async with opened("generate") as (app, pilot):
         await pilot.press("r")
         await settle(app, pilot)
-        run = screen_of(app).run
+        run = screen_of(app, GenerateScreen).run
         assert run is not None
         await pilot.press("F")
         await settle(app, pilot)
-        (job,) = sent(app, jobs.ReadWritten)
+        (job,) = jobs_of(app, jobs.ReadWritten)
         assert isinstance(job, jobs.ReadWritten)
         assert (job.run, job.prompt, job.feature) == (run.job, run.prompt, -1)
         assert [arm[0] for arm in job.arms] == [arm.arm.interventions for arm in run.arms]
@@ -76,7 +66,7 @@ async def test_the_explained_token_lists_its_features_in_every_arm() -> None:
         await pilot.press("g", "l", "l", "l", "l")
         await settle(app, pilot)
         shown = screen_text(app)
-        at = screen_of(app).lanes.lanes[0].step
+        at = screen_of(app, GenerateScreen).lanes.lanes[0].step
         assert at is not None
         assert shown.count(f"features of {at} ") == 3
         await pilot.press("escape")
@@ -106,21 +96,21 @@ async def test_a_feature_shades_every_lane_by_its_activation() -> None:
         await settle(app, pilot)
         await pilot.press("/", "7", "enter")
         await settle(app, pilot)
-        last = sent(app, jobs.ReadWritten)[-1]
+        last = jobs_of(app, jobs.ReadWritten)[-1]
         assert isinstance(last, jobs.ReadWritten)
         assert last.feature == 7
         assert "f7 things about 7" in screen_text(app)
-        for arm, lane in enumerate(screen_of(app).lanes.lanes):
+        for arm, lane in enumerate(screen_of(app, GenerateScreen).lanes.lanes):
             words = split(TEXTS[arm])[: len(lane.view.tokens)]
             levels = [level > 0 for level in lane.view._levels]
             assert levels == ["o" in word for word in words]
             assert max(lane.view._levels) == 1 + int(7 * (4 + arm) / 6) if arm < 2 else 7
         await pilot.press("}")
         await settle(app, pilot)
-        assert screen_of(app).measure == "feature"
+        assert screen_of(app, GenerateScreen).measure == "feature"
         await pilot.press("v")
         await settle(app, pilot)
-        assert screen_of(app).measure == "surprise"
+        assert screen_of(app, GenerateScreen).measure == "surprise"
 
 
 async def test_without_an_sae_the_key_says_where_one_is() -> None:
@@ -128,7 +118,7 @@ async def test_without_an_sae_the_key_says_where_one_is() -> None:
         app.store.update(sae=None)
         await pilot.press("F", "}", "/", "z")
         await settle(app, pilot)
-        assert not screen_of(app).features.on
+        assert not screen_of(app, GenerateScreen).features.on
 
 
 LABEL = "'little' before a name of an animal"
@@ -140,7 +130,7 @@ async def test_no_label_is_cut_in_five_lanes_where_there_are_rows_for_it(size: t
         await pilot.press("F", "r")
         await settle(app, pilot)
         text = screen_text(app)
-        lanes = [lane for lane in screen_of(app).lanes.lanes if not lane.has_class("-away")]
+        lanes = [lane for lane in screen_of(app, GenerateScreen).lanes.lanes if not lane.has_class("-away")]
         for lane in lanes:
             _, rows, _ = lane.features.listed
             assert rows
@@ -179,10 +169,10 @@ async def test_a_feature_that_is_typed_before_any_is_listed_shades_and_lists_the
         await settle(app, pilot)
         await pilot.press("/", "7", "enter")
         await settle(app, pilot)
-        assert {job.feature for job in sent(app, jobs.ReadWritten) if isinstance(job, jobs.ReadWritten)} == {-1, 7}
-        assert all(lane.features.listed[1] for lane in screen_of(app).lanes.lanes)
+        assert {job.feature for job in jobs_of(app, jobs.ReadWritten) if isinstance(job, jobs.ReadWritten)} == {-1, 7}
+        assert all(lane.features.listed[1] for lane in screen_of(app, GenerateScreen).lanes.lanes)
         assert "none is active" not in screen_text(app)
-        assert any(max(lane.view._levels) for lane in screen_of(app).lanes.lanes)
+        assert any(max(lane.view._levels) for lane in screen_of(app, GenerateScreen).lanes.lanes)
 
 
 async def test_what_comes_of_an_earlier_run_leaves_the_lists_of_the_one_that_shows() -> None:
@@ -191,7 +181,7 @@ async def test_what_comes_of_an_earlier_run_leaves_the_lists_of_the_one_that_sho
         await settle(app, pilot)
         await pilot.press("F", "r")  # the reading of the first gives way to the second, and may end after it
         await settle(app, pilot)
-        screen = screen_of(app)
+        screen = screen_of(app, GenerateScreen)
         first, shown = screen.history
         listed = [lane.features.listed for lane in screen.lanes.lanes]
         assert all(rows for _, rows, _ in listed)
@@ -212,7 +202,7 @@ async def test_features_asked_for_while_a_run_writes_without_them_say_when_they_
         assert "they are read once the run has ended" in " ".join(screen_text(app).split())
         cast("FakeWorker", app.worker).release(10_000)
         await settle(app, pilot)
-        assert all(lane.features.listed[1] for lane in screen_of(app).lanes.lanes)
+        assert all(lane.features.listed[1] for lane in screen_of(app, GenerateScreen).lanes.lanes)
 
 
 async def test_the_features_of_a_sets_prompt_are_listed_once_it_is_written_and_of_every_prompt() -> None:
@@ -220,7 +210,7 @@ async def test_the_features_of_a_sets_prompt_are_listed_once_it_is_written_and_o
         await pilot.press("F", "S", "enter")
         cast("FakeWorker", app.worker).release(8)
         await pilot.pause(0.2)
-        screen = screen_of(app)
+        screen = screen_of(app, GenerateScreen)
         assert screen.run is not None
         assert screen.run.going
         cast("FakeWorker", app.worker).release(100_000)

@@ -26,7 +26,7 @@ from lens_tui.worker.jobs import CheckNode, Compare, Encode, LoadSAE, MakeGraph,
 from tests.fake_graphs import PATH, whole_graph
 from tests.fakes import DEMO_SAE, FakeWorker, unit_vector
 
-from .opened import PROMPT, opened, screen_text, settle
+from .opened import PROMPT, jobs_of, opened, screen_text, settle
 
 TO_GRAPH = ("V", "V", "V")
 WORK = frozenset(["enter", "e", "o", "i", "w", "H", "c", "F", "plus", "minus"])
@@ -54,10 +54,6 @@ async def press(app: LensApp, pilot: Pilot[None], *keys: str) -> None:
         if key in WORK:
             await settle(app, pilot)
     await settle(app, pilot)
-
-
-def submitted(app: LensApp, kind: type[Any]) -> list[Any]:
-    return [job for job in cast("FakeWorker", app.worker).submitted if isinstance(job, kind)]
 
 
 def test_nodes_stand_in_their_layer_and_token_the_strongest_first() -> None:
@@ -119,7 +115,7 @@ async def test_the_empty_pane_names_its_key_and_the_opening_is_ready(size: tuple
         assert "⏎ makes the graph" in " ".join(screen_text(app).split())
         assert PROMPT in screen_text(app)
         await press(app, pilot, "enter")
-        assert [job.plan for job in submitted(app, MakeGraph)] == [GraphPlan(PROMPT)]
+        assert [job.plan for job in jobs_of(app, MakeGraph)] == [GraphPlan(PROMPT)]
         assert graph.found is not None
         assert graph.chosen is not None
         assert graph.chosen.kind == "logit"
@@ -127,7 +123,7 @@ async def test_the_empty_pane_names_its_key_and_the_opening_is_ready(size: tuple
         assert "comes from" in text
         assert "▲" in text
         assert "60% of influence" in text
-        assert not submitted(app, Patch)
+        assert not jobs_of(app, Patch)
 
 
 async def test_arrows_go_among_nodes_and_enter_along_an_edge() -> None:
@@ -150,7 +146,7 @@ async def test_arrows_go_among_nodes_and_enter_along_an_edge() -> None:
         wanted = graph.edges_here[1].other
         await press(app, pilot, "enter")
         assert graph.map.node == wanted != start
-        assert len(submitted(app, MakeGraph)) == 1
+        assert len(jobs_of(app, MakeGraph)) == 1
         order = list(layout.order)
         at = order.index(wanted)
         await press(app, pilot, "N")
@@ -198,7 +194,7 @@ async def test_the_dial_prunes_and_pinned_nodes_stay() -> None:
             assert graph.chosen.id == last
         await press(app, pilot, "plus")
         assert graph.found.plan.nodes == 0.5
-        assert len(submitted(app, MakeGraph)) == 1
+        assert len(jobs_of(app, MakeGraph)) == 1
 
 
 async def test_pinned_nodes_become_a_group_with_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +222,7 @@ async def test_pinned_nodes_become_a_group_with_a_name(monkeypatch: pytest.Monke
 
 async def test_an_edge_and_a_node_are_checked_live(monkeypatch: pytest.MonkeyPatch) -> None:
     async with graph_opened("enter", "c") as (app, pilot, graph):
-        (job,) = submitted(app, CheckNode)
+        (job,) = jobs_of(app, CheckNode)
         assert graph.found is not None
         shown = graph.found.pruned
         assert job.node == shown.nodes[graph.edges_here[0].other].id
@@ -256,10 +252,10 @@ async def test_a_node_goes_to_the_bench_and_a_feature_to_its_page(monkeypatch: p
         await press(app, pilot, "s")
         node = graph.chosen
         assert node is not None
-        assert [job.node for job in submitted(app, VectorFromNode)] == [node.id]
+        assert [job.node for job in jobs_of(app, VectorFromNode)] == [node.id]
         assert app.store.session.steers[-1].vector.name == f"L{node.layer} #{node.feature}"
         await press(app, pilot, "F")
-        assert submitted(app, LoadSAE)[-1].path == PATH
+        assert jobs_of(app, LoadSAE)[-1].path == PATH
         assert isinstance(app.screen, FeaturesScreen)
         assert app.screen.list.chosen == node.feature
 
@@ -300,7 +296,7 @@ async def test_another_question_is_asked_in_the_form() -> None:
         app.screen.query_one("#target", Input).value = " a"
         app.screen.query_one("#minus", Input).value = " the"
         await press(app, pilot, "enter")
-        assert submitted(app, MakeGraph)[-1].plan == GraphPlan("The king had", " a", " the")
+        assert jobs_of(app, MakeGraph)[-1].plan == GraphPlan("The king had", " a", " the")
         assert "‘·a’ less ‘·the’" in screen_text(app)
         app.store.update(prompt="Something else")
         await settle(app, pilot)
@@ -325,7 +321,7 @@ async def test_several_targets_a_direction_and_ignored_tokens_are_asked_in_the_f
         assert "ignored needs at least 0" in screen_text(app) or "whole number" in screen_text(app)
         app.screen.query_one("#ignored", Input).value = "2"
         await press(app, pilot, "enter")
-        plan = submitted(app, MakeGraph)[-1].plan
+        plan = jobs_of(app, MakeGraph)[-1].plan
         assert plan == GraphPlan(PROMPT, " a | the", ignored=2, direction=vector)
         assert plan.written == (" a", " the")
         assert "‘·a’, ‘·the’, along dog" in screen_text(app)
@@ -335,7 +331,7 @@ async def test_several_targets_a_direction_and_ignored_tokens_are_asked_in_the_f
         assert app.screen.query_one("#direction", Pick).value.endswith("dog")
         app.screen.query_one("#ignored", Input).value = ""
         await press(app, pilot, "enter")
-        assert submitted(app, MakeGraph)[-1].plan.ignored == -1
+        assert jobs_of(app, MakeGraph)[-1].plan.ignored == -1
 
 
 async def test_a_new_prompt_makes_the_graph_one_of_before() -> None:
@@ -345,7 +341,7 @@ async def test_a_new_prompt_makes_the_graph_one_of_before() -> None:
         assert graph.stale
         assert "as of before" in screen_text(app)
         await press(app, pilot, "enter")
-        assert submitted(app, MakeGraph)[-1].plan.prompt == "The king had"
+        assert jobs_of(app, MakeGraph)[-1].plan.prompt == "The king had"
         assert not graph.stale
 
 
@@ -360,12 +356,12 @@ async def test_keys_of_patches_do_nothing_while_the_graph_shows_and_a_run_is_a_k
         assert not screen.of_graph
         assert screen.patches.display
         await press(app, pilot, "enter")
-        assert len(submitted(app, Patch)) == 1
+        assert len(jobs_of(app, Patch)) == 1
         await press(app, pilot, *TO_GRAPH)
         assert screen.of_graph
         assert graph.found is not None
         await press(app, pilot, "r")
-        assert submitted(app, Compare)
+        assert jobs_of(app, Compare)
 
 
 async def test_a_graph_behind_another_job_says_that_it_waits() -> None:

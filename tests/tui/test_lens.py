@@ -28,16 +28,11 @@ from lens_tui.worker.jobs import ReadLens, ReadParts, ReadPattern, VectorFromTok
 from tests.fake_lens import fake_lens, fake_parts, fake_pattern
 from tests.fakes import FakeWorker
 
-from .opened import PROMPT, opened, screen_text, settle
-
-
-def screen_of(app: LensApp) -> ReadoutScreen:
-    assert isinstance(app.screen, ReadoutScreen)
-    return app.screen
+from .opened import PROMPT, jobs_of, opened, screen_of, screen_text, settle
 
 
 def asked(app: LensApp) -> list[ReadLens]:
-    return [job for job in cast("FakeWorker", app.worker).submitted if isinstance(job, ReadLens)]
+    return jobs_of(app, ReadLens)
 
 
 def test_ranks_have_levels_on_a_logarithmic_scale() -> None:
@@ -135,7 +130,7 @@ def test_a_look_says_where_most_of_it_goes_and_what_the_head_adds() -> None:
 @pytest.mark.parametrize("size", [(120, 36), (80, 24)])
 async def test_the_grid_shows_layers_and_tokens_and_moves(size: tuple[int, int]) -> None:
     async with opened("lens", size=size) as (app, pilot):
-        screen = screen_of(app)
+        screen = screen_of(app, ReadoutScreen)
         lens = screen.read_out
         assert lens is not None
         assert (screen.grid.row, screen.grid.column) == (7, len(lens.token_ids) - 1)
@@ -160,7 +155,7 @@ async def test_the_grid_shows_layers_and_tokens_and_moves(size: tuple[int, int])
 
 async def test_the_next_arm_is_read_in_the_same_place() -> None:
     async with opened("lens") as (app, pilot):
-        screen = screen_of(app)
+        screen = screen_of(app, ReadoutScreen)
         before = screen.read_out
         await pilot.press("h")
         place = (screen.grid.row, screen.grid.column)
@@ -179,7 +174,7 @@ async def test_the_next_arm_is_read_in_the_same_place() -> None:
 
 async def test_a_token_is_followed_by_key_or_by_name_and_let_go() -> None:
     async with opened("lens") as (app, pilot):
-        screen = screen_of(app)
+        screen = screen_of(app, ReadoutScreen)
         assert screen.read_out is not None
         best = int(screen.read_out.top_ids[screen.grid.row, screen.grid.column, 0])
         await pilot.press("enter")
@@ -200,7 +195,7 @@ async def test_a_token_is_followed_by_key_or_by_name_and_let_go() -> None:
 
 async def test_no_line_of_a_cell_is_wrapped_in_a_narrow_terminal() -> None:
     async with opened("lens", size=(80, 24)) as (app, pilot):
-        screen = screen_of(app)
+        screen = screen_of(app, ReadoutScreen)
         lens = screen.read_out
         assert lens is not None
         await pilot.resize_terminal(80, 18)  # now the cell has a scroll bar
@@ -213,7 +208,7 @@ async def test_no_line_of_a_cell_is_wrapped_in_a_narrow_terminal() -> None:
 
 async def test_numbers_of_before_are_marked_until_the_new_ones_are_there() -> None:
     async with opened("lens") as (app, pilot):
-        screen, worker = screen_of(app), cast("FakeWorker", app.worker)
+        screen, worker = screen_of(app, ReadoutScreen), cast("FakeWorker", app.worker)
         worker.hold()
         await pilot.press("b")
         await pilot.pause()
@@ -227,7 +222,7 @@ async def test_numbers_of_before_are_marked_until_the_new_ones_are_there() -> No
 
 async def test_s_sends_the_cells_best_token_at_its_layer_and_the_followed_one_instead() -> None:
     async with opened("lens") as (app, pilot):
-        screen = screen_of(app)
+        screen = screen_of(app, ReadoutScreen)
         lens = screen.read_out
         assert lens is not None
         await pilot.press("<", "<")
@@ -236,7 +231,7 @@ async def test_s_sends_the_cells_best_token_at_its_layer_and_the_followed_one_in
         best = int(lens.top_ids[6, screen.grid.column, 0])
         await pilot.press("s")
         await settle(app, pilot)
-        jobs = [job for job in cast("FakeWorker", app.worker).submitted if isinstance(job, VectorFromToken)]
+        jobs = jobs_of(app, VectorFromToken)
         assert (jobs[-1].token, jobs[-1].layer, jobs[-1].kind) == (f"id:{best}", 6, "unembedding")
         assert len(app.store.session.steers) == 3
         await pilot.press("/", "c", "a", "t", "enter")
@@ -245,7 +240,7 @@ async def test_s_sends_the_cells_best_token_at_its_layer_and_the_followed_one_in
         await settle(app, pilot)
         assert screen.read_out is not None
         followed = int(screen.read_out.target_ids[screen.grid.column])
-        jobs = [job for job in cast("FakeWorker", app.worker).submitted if isinstance(job, VectorFromToken)]
+        jobs = jobs_of(app, VectorFromToken)
         assert jobs[-1].token == f"id:{followed}"
 
 
@@ -270,7 +265,7 @@ async def test_y_copies_the_cell_with_its_place() -> None:
     async with opened("lens") as (app, pilot):
         await pilot.press("y")
         await settle(app, pilot)
-        lens = screen_of(app).read_out
+        lens = screen_of(app, ReadoutScreen).read_out
         assert lens is not None
         assert app.clipboard.startswith(f"baseline, layer 7, token {len(lens.token_ids) - 1} ")
         assert "KL from the last layer 0.00 nats" in app.clipboard
@@ -279,7 +274,7 @@ async def test_y_copies_the_cell_with_its_place() -> None:
 
 async def test_shades_have_twins_and_three_meanings() -> None:
     async with opened("lens") as (app, pilot):
-        screen = screen_of(app)
+        screen = screen_of(app, ReadoutScreen)
         await pilot.press("v")
         await pilot.pause()
         assert screen.measure == "target"
@@ -300,13 +295,13 @@ async def test_without_model_or_text_it_says_what_to_do() -> None:
 
 
 def of(app: LensApp, kind: type) -> list[Any]:
-    return [job for job in cast("FakeWorker", app.worker).submitted if isinstance(job, kind)]
+    return jobs_of(app, kind)
 
 
 @pytest.mark.parametrize("size", [(120, 36), (80, 24)])
 async def test_the_views_are_of_the_grids_place(size: tuple[int, int]) -> None:
     async with opened("lens", size=size) as (app, pilot):
-        screen = screen_of(app)
+        screen = screen_of(app, ReadoutScreen)
         lens = screen.read_out
         assert lens is not None
         assert not of(app, ReadParts)
@@ -339,7 +334,7 @@ async def test_the_views_are_of_the_grids_place(size: tuple[int, int]) -> None:
 
 async def test_a_head_is_chosen_by_moving_and_says_what_it_adds() -> None:
     async with opened("lens") as (app, pilot):
-        screen = screen_of(app)
+        screen = screen_of(app, ReadoutScreen)
         await pilot.press("V", "V")
         await settle(app, pilot)
         assert screen.heads.head == 0
@@ -391,7 +386,7 @@ def test_only_what_is_asked_for_is_made() -> None:
 @pytest.mark.parametrize("size", [(120, 36), (80, 24)])
 async def test_below_the_heads_is_the_pattern_of_the_one_under_the_cursor(size: tuple[int, int]) -> None:
     async with opened("lens", size=size) as (app, pilot):
-        screen = screen_of(app)
+        screen = screen_of(app, ReadoutScreen)
         await pilot.press("V", "V")
         await settle(app, pilot)
         await pilot.press("j")
@@ -413,7 +408,7 @@ async def test_below_the_heads_is_the_pattern_of_the_one_under_the_cursor(size: 
 async def test_more_heads_than_leave_room_have_it_to_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.fakes.fake_pattern", lambda job: fake_pattern(job, heads=14))
     async with opened("lens", size=(80, 24)) as (app, pilot):
-        screen = screen_of(app)
+        screen = screen_of(app, ReadoutScreen)
         await pilot.press("V", "V")
         await settle(app, pilot)
         assert not screen.heads.every.display
@@ -436,7 +431,7 @@ async def test_steering_is_a_part_under_an_arm_that_acts_at_the_layer() -> None:
 
 async def test_a_direction_is_sent_to_the_bench_from_a_cell() -> None:
     async with opened("lens") as (app, pilot):
-        screen = screen_of(app)
+        screen = screen_of(app, ReadoutScreen)
         lens = screen.read_out
         assert lens is not None
         await pilot.press("j", "h", "s")
@@ -455,7 +450,7 @@ async def test_a_direction_is_sent_to_the_bench_from_a_cell() -> None:
 
 async def test_a_layer_without_a_pattern_says_why() -> None:
     async with opened("lens") as (app, pilot):
-        screen = screen_of(app)
+        screen = screen_of(app, ReadoutScreen)
         await pilot.press("V", "V")
         await settle(app, pilot)
         await pilot.press(*["<"] * 6)
@@ -469,7 +464,7 @@ async def test_a_layer_without_a_pattern_says_why() -> None:
 
 async def test_the_grid_fills_its_pane_and_a_click_finds_its_cell() -> None:
     async with opened("lens") as (app, pilot):
-        screen = screen_of(app)
+        screen = screen_of(app, ReadoutScreen)
         assert screen.grid.tall == 3
         assert screen.grid.cell_width * len(screen.read_out.token_ids if screen.read_out else ()) > 70
         await pilot.click(screen.grid, offset=(5 + screen.grid.cell_width + 1, 1 + 2 * 3 + 1))
@@ -479,7 +474,7 @@ async def test_the_grid_fills_its_pane_and_a_click_finds_its_cell() -> None:
 
 async def test_parts_of_before_are_marked_and_what_was_stopped_is_asked_again() -> None:
     async with opened("lens") as (app, pilot):
-        screen, worker = screen_of(app), cast("FakeWorker", app.worker)
+        screen, worker = screen_of(app, ReadoutScreen), cast("FakeWorker", app.worker)
         await pilot.press("V")
         await settle(app, pilot)
         worker.hold()

@@ -10,7 +10,7 @@ from lens_tui.tui.screens.features_screen import FeaturesScreen
 from lens_tui.tui.screens.work_forms import Unfinished, begin, unfinished
 from lens_tui.worker import jobs
 
-from .opened import app_on, opened, screen_text, settle
+from .opened import app_on, jobs_of, opened, screen_text, settle
 from .test_generate import worker_of
 
 
@@ -29,9 +29,7 @@ async def test_a_text_is_indexed_in_three_keys(screen: str, size: tuple[int, int
         await pilot.press("enter")
         await settle(app, pilot)
         sae = app.store.session.sae
-        assert [job for job in worker_of(app).submitted if isinstance(job, jobs.IndexText)] == [
-            jobs.IndexText((sae or "",), "bundled", full=True)
-        ]
+        assert jobs_of(app, jobs.IndexText) == [jobs.IndexText((sae or "",), "bundled", full=True)]
         assert unfinished("demo") == ()
         assert app.store.session.work_done == 1
 
@@ -62,7 +60,7 @@ async def test_a_training_is_asked_for_with_all_of_its_settings(tmp_path: Path) 
         app.screen.query_one("#kind", Pick).place = 2
         await pilot.press("enter")
         await settle(app, pilot)
-        (job,) = [job for job in worker_of(app).submitted if isinstance(job, jobs.TrainSAE)]
+        (job,) = jobs_of(app, jobs.TrainSAE)
         assert job == jobs.TrainSAE(
             fields["text"], (0, 1, 2), "transcoder", True, "resid_post", "batchtopk", 512, 8, 1000
         )
@@ -84,7 +82,7 @@ async def test_a_wrong_layer_or_text_stays_in_the_form() -> None:
         await pilot.press("enter")
         await pilot.pause()
         assert "text needs a file or folder that is there" in screen_text(app)
-        assert not [job for job in worker_of(app).submitted if isinstance(job, jobs.TrainSAE)]
+        assert not jobs_of(app, jobs.TrainSAE)
 
 
 async def test_what_was_stopped_is_gone_on_with_after_a_restart() -> None:
@@ -101,7 +99,7 @@ async def test_what_was_stopped_is_gone_on_with_after_a_restart() -> None:
         await settle(app, pilot)
         (work,) = unfinished("demo")
         assert 0 < work.share < 1
-        first = [job for job in worker_of(app).submitted if isinstance(job, jobs.IndexText)]
+        first = jobs_of(app, jobs.IndexText)
     async with opened("load") as (app, pilot):  # another process, as far as it knows
         await pilot.press("I")
         await pilot.pause()
@@ -109,7 +107,7 @@ async def test_what_was_stopped_is_gone_on_with_after_a_restart() -> None:
         assert work.title in screen_text(app)
         await pilot.press("3")
         await settle(app, pilot)
-        assert [job for job in worker_of(app).submitted if isinstance(job, jobs.IndexText)] == first
+        assert jobs_of(app, jobs.IndexText) == first
         assert unfinished("demo") == ()
 
 

@@ -22,14 +22,9 @@ from lens_tui.worker import jobs
 from tests.fake_probes import fake_readings
 from tests.fakes import DEMO_SAE, FakeWorker, unit_vector
 
-from .opened import opened, screen_text, settle
+from .opened import opened, screen_of, screen_text, settle
 
 HOSTILE = "\x1b]52;c;aGk=\x07[red]x[/red]\u202e"
-
-
-def screen_of(app: LensApp) -> GenerateScreen:
-    assert isinstance(app.screen, GenerateScreen)
-    return app.screen
 
 
 def last_job(app: LensApp) -> jobs.Compare:
@@ -38,7 +33,7 @@ def last_job(app: LensApp) -> jobs.Compare:
 
 
 def shown_run(app: LensApp) -> RunText:
-    run = screen_of(app).run
+    run = screen_of(app, GenerateScreen).run
     assert run is not None
     return run
 
@@ -55,7 +50,7 @@ async def test_a_feature_reads_every_token_of_the_run_made_again(size: tuple[int
         # A number that is typed is the feature that is read, whatever was chosen above it.
         watched = Watched(feature_monitor(DEMO_SAE, 75), 0.5)
         assert last_job(app).monitors == (watched,)
-        screen = screen_of(app)
+        screen = screen_of(app, GenerateScreen)
         assert screen.measure == "monitor"
         for arm, lane in enumerate(lane for lane in screen.lanes.lanes if lane.text is not None):
             assert lane.text is not None
@@ -115,7 +110,7 @@ async def test_while_a_run_writes_it_is_shaded_as_far_as_it_is_read() -> None:
         await pilot.press("r", "v", "v", "v")
         worker.release(20)
         await settle(app, pilot)
-        lane = screen_of(app).lanes.lanes[0]
+        lane = screen_of(app, GenerateScreen).lanes.lanes[0]
         assert lane.text is not None
         assert lane.view._levels[: len(lane.text.tokens)].count(0) == 1  # the newest goes in with the next step
         worker.release()

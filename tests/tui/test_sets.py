@@ -17,19 +17,14 @@ from lens_tui.worker import jobs
 from lens_tui.worker.events import SetStarted
 from tests.fakes import PROMPTS, TEXTS, unit_vector
 
-from .opened import PROMPT, app_on, fill, opened, screen_text, settle
+from .opened import PROMPT, app_on, fill, jobs_of, opened, screen_of, screen_text, settle
 from .test_generate import worker_of
 
 SWEEP = ("S", "down", "down", "3", "down", "9", "space", "1", "9", "space", "3", "8", "enter")
 
 
-def screen_of(app: LensApp) -> GenerateScreen:
-    assert isinstance(app.screen, GenerateScreen)
-    return app.screen
-
-
 def sets(app: LensApp) -> list[jobs.ComparePrompts]:
-    return [job for job in worker_of(app).submitted if isinstance(job, jobs.ComparePrompts)]
+    return jobs_of(app, jobs.ComparePrompts)
 
 
 @pytest.mark.parametrize("size", [(120, 36), (80, 24)])
@@ -43,7 +38,7 @@ async def test_three_scales_on_the_bundled_prompts_take_thirteen_keys(size: tupl
             3,
             ["baseline", "dogs 9", "dogs 19", "dogs 38"],
         )
-        made = screen_of(app).set
+        made = screen_of(app, GenerateScreen).set
         assert made is not None
         shown = screen_text(app)
         for column in range(len(COLUMNS)):
@@ -66,7 +61,7 @@ async def test_arms_that_come_as_the_screen_opens_are_what_keys_act_on() -> None
         await pilot.pause(0.05)
         await pilot.press("plus")
         assert app.store.session.steers[0].scale == 25.0
-        lane = screen_of(app).lanes.focused_lane
+        lane = screen_of(app, GenerateScreen).lanes.focused_lane
         assert lane is not None
         assert (lane.number, lane.has_focus_within) == (1, True)
 
@@ -75,7 +70,7 @@ async def test_the_keys_of_the_table_page_through_the_lanes() -> None:
     async with opened("generate") as (app, pilot):
         await pilot.press(*SWEEP)
         await settle(app, pilot)
-        screen = screen_of(app)
+        screen = screen_of(app, GenerateScreen)
         assert [lane.number for lane in screen.lanes.lanes] == [0, 1, 2, 3]
         assert "".join(screen.lanes.lanes[1].view.tokens) == TEXTS[1]
         assert screen.lanes.lanes[1].text is not None
@@ -106,7 +101,7 @@ async def test_the_bench_is_left_alone_and_escape_goes_back_to_it() -> None:
         assert app.store.session.steers == before.steers
         await pilot.press("escape")
         await settle(app, pilot)
-        screen = screen_of(app)
+        screen = screen_of(app, GenerateScreen)
         assert (screen.set, screen.run) == (None, screen.history[0])
         assert [lane.title for lane in screen.lanes.lanes] == ["baseline", "dogs", "sadness"]
         await pilot.press("H")
@@ -123,7 +118,7 @@ async def test_a_stopped_set_keeps_what_came_and_the_table_fills_meanwhile() -> 
         await pilot.press(*SWEEP)
         worker_of(app).release(30)
         await pilot.pause(0.3)
-        screen = screen_of(app)
+        screen = screen_of(app, GenerateScreen)
         assert screen.set is not None
         assert "…" in screen_text(app)
         assert screen.lanes.lanes[1].view.streaming
@@ -185,7 +180,7 @@ async def test_a_file_that_is_not_there_is_said_in_the_form_and_what_was_shown_c
             assert "nowhere" in screen_text(app)
             await pilot.press("escape")
             await settle(app, pilot)
-            screen = screen_of(app)
+            screen = screen_of(app, GenerateScreen)
             assert screen.set is (screen.sets.all[0] if before else None)
             assert len(screen.sets.all) == before
             if not before:
@@ -214,7 +209,7 @@ async def test_a_name_is_cut_before_its_scale_and_arms_without_room_are_counted(
         app.store.edit_steer("s1", vector=unit_vector("a name that is longer than any column"))
         await pilot.press(*SWEEP)
         await settle(app, pilot)
-        made = screen_of(app).set
+        made = screen_of(app, GenerateScreen).set
         assert made is not None
         at = shape(40, 4, 3)
         assert (list(at.arms), at.away) == ([2, 3], 2)
@@ -276,7 +271,12 @@ async def test_heads_are_whole_where_there_is_room_and_lanes_say_a_scale_once() 
         shown = screen_text(app)
         assert "sadness +8.0" in shown  # over its column
         assert "+8.0  +8.0" not in shown
-        assert [lane.title for lane in screen_of(app).lanes.lanes] == ["baseline", "dogs", "sadness", "verse"]
+        assert [lane.title for lane in screen_of(app, GenerateScreen).lanes.lanes] == [
+            "baseline",
+            "dogs",
+            "sadness",
+            "verse",
+        ]
 
 
 @pytest.mark.parametrize("width", [60, 77, 117, 200])
