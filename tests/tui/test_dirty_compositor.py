@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from textual._compositor import ChopsUpdate, Compositor
+from textual._compositor import ChopsUpdate, Compositor, LayoutUpdate
 from textual.app import App, ComposeResult
 from textual.containers import Horizontal, VerticalScroll
 from textual.geometry import Region
@@ -16,6 +17,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 from textual.widgets import Static
 
+from lens_tui.tui.keys import SCREENS
 from lens_tui.tui.widgets.dirty_compositor import DirtyCompositor
 from tests.tui.opened import opened, settle
 
@@ -119,6 +121,54 @@ async def test_the_terminal_gets_what_it_would_get() -> None:
                 assert update is not None
                 written.append(IDLE_MOVES.sub("", update.render_segments(app.console) + "\n"))
             assert written[0] == written[1]
+
+
+def whole(compositor: Compositor, paint: Callable[[Any], LayoutUpdate]) -> list[list[Strip]]:
+    """The strips of every row of the whole screen, nothing of it kept from before."""
+    for widget in compositor.visible_widgets:
+        widget._styles_cache.clear()
+    return [list(row) for row in paint(compositor).strips]
+
+
+async def test_the_whole_screen_is_painted_as_textual_paints_it() -> None:
+    app, draw = Overlapping(), random.Random(5)
+    async with app.run_test(size=(50, 24)) as pilot:
+        compositor = app.screen._compositor
+        for _ in range(5):
+            app.query_one(VerticalScroll).scroll_to(y=draw.randrange(20), animate=False)
+            app.query_one("#over").styles.offset = draw.randrange(40), draw.randrange(20)
+            await pilot.pause()
+            ours = whole(compositor, DirtyCompositor.render_full_update)
+            assert ours == whole(compositor, Compositor.render_full_update)
+            assert len(ours) == 24
+            assert all(strip is not None for row in ours for strip in row)
+
+
+@pytest.mark.parametrize("screen", [name for name, _ in SCREENS])
+async def test_each_whole_screen_is_painted_as_textual_paints_it(screen: str) -> None:
+    async with opened(screen, size=(100, 30)) as (app, _):
+        compositor = app.screen._compositor
+        ours = whole(compositor, DirtyCompositor.render_full_update)
+        assert ours == whole(compositor, Compositor.render_full_update)
+        assert len(ours) == 30
+
+
+async def test_of_the_whole_screen_nothing_is_rendered_that_is_covered(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = Overlapping()
+    async with app.run_test(size=(50, 24)):
+        rendered: dict[Widget, int] = {}
+        render = Widget.render_lines
+
+        def counted(widget: Widget, crop: Region) -> list[Strip]:
+            rendered[widget] = rendered.get(widget, 0) + crop.height
+            return render(widget, crop)
+
+        monkeypatch.setattr(Widget, "render_lines", counted)
+        app.screen._compositor.render_full_update()
+        lanes = app.query_one(Horizontal)
+        assert lanes not in rendered  # its two lanes cover it
+        assert {rendered[lane] for lane in lanes.children} == {10}
+        assert rendered[app.screen] == 24 - 10 - 6 - 2  # what is below the lanes and the list, but for the foot
 
 
 async def test_nothing_is_rendered_that_did_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
