@@ -24,7 +24,7 @@ from lens_tui.records.cause_plan import GraphPlan
 from lens_tui.records.graph_file import read_graph, write_graph
 from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line
-from lens_tui.records.wording import many
+from lens_tui.records.wording import in_one_line, many
 from lens_tui.tui.format import figure, fit, signed
 
 from .output import Meter, note, print_json, say, say_row, sentences
@@ -94,8 +94,7 @@ def graph(
 
 
 def _plan(prompt: str, transcoders: str, target: list[str], minus: str, features: int, ignored: int) -> GraphPlan:
-    between = "|".join(text.replace("|", "\\|") for text in target)
-    plan = GraphPlan(prompt, between, minus, transcoders, features, ignored=ignored)
+    plan = GraphPlan(prompt, in_one_line(target), minus, transcoders, features, ignored=ignored)
     _ = plan.targets  # what cannot be read is said before the model is opened
     return plan
 

@@ -14,7 +14,7 @@ from .attribution_graph import EDGES, AttributionGraph, GraphScores, LogitTarget
 from .errors import LensError
 from .patch_grid import Agreement, By, CausalTrace, Direction, Doubles, PatchGrid, Receiver, Sender
 from .steering_vector import SteeringVector
-from .wording import dotted_quote
+from .wording import dotted_quote, texts_in
 
 PlanBy = Literal["trace", By]
 """What one patch is; ``trace`` restores single states of a run whose subject is noised."""
@@ -192,8 +192,7 @@ class GraphPlan:
     @property
     def written(self) -> tuple[str, ...]:
         """The target tokens one by one; the blank in front of one is its own, ``\\|`` is a plain ``|``."""
-        parts = (part.rstrip().replace("\\|", "|") for part in re.split(r"(?<!\\)\|", self.target))
-        return tuple(part for part in parts if part)
+        return tuple(text.rstrip() for text in texts_in(self.target))
 
     @property
     def targets(self) -> list[LogitTarget]:

@@ -15,6 +15,7 @@ from lens_tui.records.paths import expanded
 from lens_tui.records.prompt_set import PromptItem, SetCell, SetColumn, typed_prompts
 from lens_tui.records.run import LIMITS, ArmRecord, MadeWith, RunRecord
 from lens_tui.records.sanitise import one_line
+from lens_tui.records.wording import texts_in
 from lens_tui.tui.format import figure, fit, fit_end, fit_left
 from lens_tui.worker.events import (
     Event,
@@ -60,7 +61,7 @@ def asked_set(
         if not path:
             raise LensError("No file is named.", "Type its path.")
     elif source == TYPED:
-        prompts = typed_prompts(split_typed(typed)).items
+        prompts = typed_prompts(texts_in(typed)).items
     elif source == "this prompt":
         prompts = typed_prompts([session.prompt]).items
     arms = tuple(replace(arm, name=name) for (_, arm), name in zip(plan(session), names, strict=True))
@@ -77,12 +78,6 @@ def asked_set(
     first = int(values["first"]) if values["first"].strip() else None
     sae, feature = feature_of(arms, session)
     return ComparePrompts(arms, prompts, path, first, session.sampling, seeds, sae, feature, raw=session.question[2])
-
-
-def split_typed(text: str) -> list[str]:
-    """Prompts with ``|`` between them; a backslash before one, and before another backslash, stands for itself."""
-    parts = re.findall(r"((?:\\.|[^|\\]|\\$)+)", text)
-    return [re.sub(r"\\([|\\])", r"\1", part) for part in parts if part.strip()]
 
 
 def names_a_file(text: str) -> bool:

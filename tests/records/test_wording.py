@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import lens_tui
-from lens_tui.records.wording import has_words, many
+from lens_tui.records.wording import has_words, in_one_line, many, texts_in
 
 ROOM = Path(lens_tui.__file__).parent
 
@@ -49,3 +51,22 @@ def test_whether_words_are_in_a_text_is_asked_in_one_place() -> None:
     own = re.compile(r"all\((\w+)(?:\.casefold\(\)|\.lower\(\))? in .* for \1 in (?:words|wanted|.*\.split\(\))")
     found = [path.name for path in sorted(ROOM.rglob("*.py")) if own.search(path.read_text(encoding="utf-8"))]
     assert found == ["wording.py"]
+
+
+def test_texts_in_one_line_are_told_apart_by_bars_that_are_not_theirs() -> None:
+    assert texts_in(r" a |b\\|c\|d| | ") == [" a ", "b\\", "c|d"]
+    assert texts_in(r"C:\new\\x | \\server") == [
+        "C:\\new\\\\x ",
+        " \\\\server",
+    ]  # a backslash is itself where no bar follows
+    assert texts_in("") == texts_in(" | ") == []
+
+
+@given(
+    st.lists(st.text(st.sampled_from("a|\\ "), min_size=1).filter(str.strip), max_size=4), st.sampled_from(["|", " | "])
+)
+def test_texts_come_back_from_one_line(texts: list[str], between: str) -> None:
+    found = texts_in(in_one_line(texts, between))
+    assert [text.strip() for text in found] == [text.strip() for text in texts]
+    if between == "|":
+        assert found == texts

@@ -9,10 +9,11 @@ from textual.events import Paste
 
 from lens_tui.records import Arm, LensError, Sampling
 from lens_tui.records.prompt_set import COLUMNS, PromptItem, column_of
+from lens_tui.records.wording import texts_in
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.screens.generate_screen import GenerateScreen
 from lens_tui.tui.screens.set_pane import SetForm
-from lens_tui.tui.set_text import SetText, asked_set, bare_name, has_amount, head_line, row_line, shape, split_typed
+from lens_tui.tui.set_text import SetText, asked_set, bare_name, has_amount, head_line, row_line, shape
 from lens_tui.worker import jobs
 from lens_tui.worker.events import SetStarted
 from tests.fakes import PROMPTS, TEXTS, unit_vector
@@ -220,7 +221,7 @@ async def test_a_name_is_cut_before_its_scale_and_arms_without_room_are_counted(
 def test_typed_prompts_and_this_one_reach_the_model_exactly() -> None:
     from lens_tui.tui.session import Session
 
-    assert split_typed(r" a |b\\|c\|d| | ") == [" a ", "b\\", "c|d"]
+    assert texts_in(r" a |b\\|c\|d| | ") == [" a ", "b\\", "c|d"]
     session = Session(prompt=PROMPT + " ")
     values = {"source": "this prompt", "prompts": "", "first": "", "scales": "", "seeds": ""}
     job = asked_set(values, session, None, ["baseline"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from lens_tui.records.interventions import POSITIONS, ROLES, BenchRow, mode_of, 
 from lens_tui.records.paths import expanded
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.steering_vector import RankedLayer
-from lens_tui.records.wording import many
+from lens_tui.records.wording import many, texts_in
 from lens_tui.tui.bench_text import read_sum
 from lens_tui.tui.format import bar, figure, fit, fit_left
 from lens_tui.tui.session import MAX_ARMS
@@ -314,9 +313,8 @@ def vector_file() -> Form:
 
 
 def texts(typed: str) -> tuple[str, ...]:
-    """Texts separated by ``|``, blanks around them dropped, empty ones left out; ``\\|`` is a plain ``|``."""
-    parts = (part.strip().replace("\\|", "|") for part in re.split(r"(?<!\\)\|", typed))
-    return tuple(part for part in parts if part)
+    """The texts in a field, without the blanks around them; see :func:`~lens_tui.records.wording.texts_in`."""
+    return tuple(text.strip() for text in texts_in(typed))
 
 
 def a_file(text: str) -> str:

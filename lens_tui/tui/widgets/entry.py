@@ -19,6 +19,7 @@ from textual.widget import Widget
 from textual.widgets import Input
 
 from lens_tui.records.sanitise import signs
+from lens_tui.records.wording import in_one_line
 from lens_tui.tui.bindings import bindings
 
 
@@ -69,10 +70,9 @@ class Entry(Input):
         lines = [line for line in lines_of(event.text) if line.strip()] or [event.text.strip("\r\n")]
         left_out = len(lines) - 1 if self._between is None else 0
         lines = lines[: len(lines) - left_out]
-        sign = (self._between or "").strip()
-        if sign and len(lines) > 1:  # separators inside the lines do not count
-            lines = [line.replace(sign, f"\\{sign}") for line in lines]
-        self._put((self._between or "").join(lines))
+        # Separators inside the lines do not count.
+        barred = len(lines) > 1 and "|" in (self._between or "")
+        self._put(in_one_line(lines, self._between or "") if barred else (self._between or "").join(lines))
         if left_out:
             count = "1 line was" if left_out == 1 else f"{left_out} lines were"
             self.post_message(self.Shortened(f"This field takes one line; {count} left out."))
