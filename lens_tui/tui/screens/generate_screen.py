@@ -9,7 +9,6 @@ from textual.app import ComposeResult
 from textual.timer import Timer
 
 from lens_tui.records.interventions import BenchRow
-from lens_tui.records.sanitise import one_line
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.lane_text import strength
 from lens_tui.tui.run_text import RunText
@@ -23,9 +22,19 @@ from lens_tui.tui.widgets.token_view import TokenView
 from lens_tui.worker.events import ArmDone, DialRefused, Event, JobDone, JobFailed, RunStarted, SetCellDone, SetStarted
 
 from .chat_pane import ChatPane
-from .generate_features import FeatureFollower
+from .generate_features import Changes, FeatureFollower
 from .monitors import MonitorFollower, ask_gate
-from .run_settings import SettingsLine, add_arm, ask_sampling, delete_arm, from_to, move_scale, next_place, zero_scale
+from .run_settings import (
+    SettingsLine,
+    add_arm,
+    ask_sampling,
+    delete_arm,
+    from_to,
+    move_scale,
+    next_place,
+    no_rows,
+    zero_scale,
+)
 from .set_pane import PromptSets, SetPane
 
 if TYPE_CHECKING:
@@ -179,15 +188,13 @@ class GenerateScreen(LensScreen):
         """Explain the same step in every lane."""
         if not event.view.has_focus:
             return
-        for lane in self.lanes.lanes:
-            lane.inspect(event.index)
+        self.lanes.inspect(event.index)
         self.features.show(self.lens, self.run)
 
     def on_key(self, event: events.Key) -> None:
         """Escape closes the explanation first, then the set."""
         if event.key == "escape" and any(lane.view.cursor is not None for lane in self.lanes.lanes):
-            for lane in self.lanes.lanes:
-                lane.inspect(None)
+            self.lanes.inspect(None)
             self.features.show(self.lens, self.run)
             event.stop()
             event.prevent_default()
@@ -209,14 +216,11 @@ class GenerateScreen(LensScreen):
         if lane is None or self.run is None:
             self.lens.say("Nothing has run yet.")
             return
-        if lane.number == 0:
+        if lane.number:
+            lane.flip(self.run)
+            self._headings()
+        else:
             self.lens.say("This is the baseline: on a steered lane it is shown in that lane's place.")
-            return
-        steered = self.run.arm_of(lane.number)
-        flipped = lane.text is not None and lane.text is not self.run.baseline
-        lane.follow(self.run, self.run.baseline if flipped else steered)
-        lane.title = "baseline, in place" if flipped or steered is None else steered.arm.name
-        self._headings()
 
     def action_measure(self, name: str = "") -> None:
         """What the shade says: surprise, KL, what is not in the baseline, and what each monitor reads."""
@@ -321,9 +325,12 @@ class GenerateScreen(LensScreen):
         self._close_set()
         if self.run is not None and self.run.going:
             self.run.state = "stopped"
-        run = RunText.begin(len(self.history) + 1, self.session)
+        self._send(RunText.begin(len(self.history) + 1, self.session))
+
+    def _send(self, run: RunText, changes: Changes = ()) -> None:
+        """Have a run made, and show it."""
         self.history.append(run)
-        job = self.features.job(self.lens, run)
+        job = self.features.job(self.lens, run, changes)
         run.job = self._job = self.lens.submit(job, "run", lambda event: self._take(run, event))
         self._show_run(run)
 
@@ -335,18 +342,7 @@ class GenerateScreen(LensScreen):
             self.lens.say(self.lens.no_model())
             return
         run.number, run.model = len(self.history) + 1, self.session.model.name
-        self.history.append(run)
-        changes = tuple((arm, index, items) for (arm, index), items in changes_of(old.record()).items())
-        job = self.features.job(self.lens, run, changes)
-        run.job = self._job = self.lens.submit(job, "run", lambda event: self._take(run, event))
-        self._show_run(run)
-
-    def _held_against(self, run: RunText, old: RunText) -> None:
-        from lens_tui.tasks.replay import held_against
-
-        found = held_against(old.record(), run.record())
-        said = one_line(found.sentence(), 400)
-        self.lens.remark(said) if found.same else self.lens.tell(said)
+        self._send(run, tuple((arm, index, items) for (arm, index), items in changes_of(old.record()).items()))
 
     def _take(self, run: RunText, event: Event) -> None:
         if self.features.take(self.lens, run, event):
@@ -355,7 +351,9 @@ class GenerateScreen(LensScreen):
         if isinstance(event, RunStarted):
             self.talk.check_start(run)
         if isinstance(event, JobDone) and run.again is not None:
-            self._held_against(run, run.again)
+            from .history_screen import say_same_or_not
+
+            say_same_or_not(self.lens, run, run.again)
         if isinstance(event, DialRefused):
             refused = f"{run.arms[event.arm].arm.name} continues as it was. {event.message} {event.hint}".strip()
             self.lens.say(refused)
@@ -368,7 +366,12 @@ class GenerateScreen(LensScreen):
             if run is self.run:
                 self.lens.store.update(written=run.written())
                 self.features.follow(self.lens, run)
-        if run is self.run and not self._due:  # once for all events of a drain
+        if run is self.run:
+            self._sync_soon()
+
+    def _sync_soon(self) -> None:
+        """Show what has come, once for all events of a drain."""
+        if not self._due:
             self._due = True
             self.call_next(self._sync)
 
@@ -425,9 +428,7 @@ class GenerateScreen(LensScreen):
                 if lane.number == event.cell.arm:
                     lane.follow(run, run.arm_of(lane.number))
             self.features.follow(self.lens, run)
-        if not self._due:  # once for all events of a drain
-            self._due = True
-            self.call_next(self._sync)
+        self._sync_soon()
 
     def on_set_pane_turned(self, event: SetPane.Turned) -> None:
         """Another prompt: the lanes show what was written on it."""
@@ -445,14 +446,9 @@ class GenerateScreen(LensScreen):
 
     def _rows(self) -> list[BenchRow]:
         """The rows of the bench that act in the focused lane; says so if there are none."""
-        if self.set is not None:
-            back = f"esc goes back to the bench, {self.lens.key_text('app.run')} runs it"
-            self.lens.say(f"These lanes are a set's: {back}.")
-            return []
-        rows = self._acting()
+        rows = [] if self.set is not None else self._acting()
         if not rows:
-            keys = f"{self.lens.key_text('generate.lane_left')} {self.lens.key_text('generate.lane_right')}"
-            self.lens.say(f"Nothing is steered in this lane; {keys} go to the others.")
+            self.lens.say(no_rows(self.lens, of_set=self.set is not None))
         return rows
 
     def _acting(self) -> list[BenchRow]:

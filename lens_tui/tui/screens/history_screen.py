@@ -22,7 +22,7 @@ from lens_tui.records.vector_sets import grouped, multiplier
 from lens_tui.records.wording import has_words, many
 from lens_tui.tasks.replay import held_against
 from lens_tui.tui.format import figure, fit
-from lens_tui.tui.host import host
+from lens_tui.tui.host import LensHost, host
 from lens_tui.tui.lane_text import strength
 from lens_tui.tui.run_text import ArmText, RunText, summary
 from lens_tui.tui.set_text import SetText
@@ -208,6 +208,13 @@ def _steers(record: RunRecord) -> tuple[BenchRow, ...]:
         )
         for place, (number, item, vector, amount, rest) in enumerate(found)
     )
+
+
+def say_same_or_not(lens: LensHost, run: RunText, old: RunText) -> None:
+    """Say whether a run that was made again has the tokens of the old one, and what may be the cause where not."""
+    found = held_against(old.record(), run.record())
+    said = one_line(found.sentence(), 400)
+    lens.remark(said) if found.same else lens.tell(said)
 
 
 class HistoryScreen(HistoryDialog[PastRun, RunText, "RunText | SetText | None"]):

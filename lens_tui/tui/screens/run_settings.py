@@ -150,6 +150,14 @@ def settings_parts(
     return parts
 
 
+def no_rows(lens: LensHost, *, of_set: bool) -> str:
+    """Why there is nothing to change in a lane: it is a set's, or nothing is steered there."""
+    if of_set:
+        return f"These lanes are a set's: esc goes back to the bench, {lens.key_text('app.run')} runs it."
+    keys = f"{lens.key_text('generate.lane_left')} {lens.key_text('generate.lane_right')}"
+    return f"Nothing is steered in this lane; {keys} go to the others."
+
+
 def next_place(lens: LensHost, rows: Sequence[BenchRow]) -> None:
     """The next positions."""
     positions = next_positions(rows[0].positions, roles=roles_of(lens.store.session))

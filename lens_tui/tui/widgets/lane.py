@@ -166,6 +166,13 @@ class Lane(Pane):
         self._show_facts()
         self.sync()
 
+    def flip(self, run: RunText) -> None:
+        """Show the baseline's text of a run in this lane's place, or its own again."""
+        steered = run.arm_of(self.number)
+        flipped = self.text is not None and self.text is not run.baseline
+        self.follow(run, run.baseline if flipped else steered)
+        self.title = "baseline, in place" if flipped or steered is None else steered.arm.name
+
     def sync(self) -> None:
         """Show what has come since the last time."""
         run, text = self._run, self.text
@@ -478,6 +485,11 @@ class LaneRow(Horizontal):
         self._settling = False
         if had_focus or any(lane.has_focus_within for lane in self.lanes):
             self.focus_lane()
+
+    def inspect(self, index: int | None) -> None:
+        """Explain the token of one step in every lane, or close the explanations."""
+        for lane in self.lanes:
+            lane.inspect(index)
 
     def focus_arm(self, number: int) -> None:
         """Focus the lane of the arm of that number, if there is one."""
