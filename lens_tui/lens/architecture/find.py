@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import math
 import operator
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -532,8 +534,18 @@ def _lists_in(module: Module, depth: int) -> Iterator[tuple[Module, ...]]:
 def _owners(model: Module, layers: Sequence[Module]) -> tuple[Module, ...]:
     """The modules that hold every one of the blocks, the outermost first."""
     wanted = {id(layer) for layer in layers}
-    holders = [module for _, module in named(model) if wanted < {id(inner) for _, inner in named(module)}]
-    return tuple(sorted(holders, key=lambda module: -len(named(module))))
+    every = named(model)
+    at, held, below = dict(every), {id(module): set[int]() for _, module in every}, Counter[str]()
+    for path, module in every:  # what holds it has a path that this one goes on from
+        above = [path[:end] for end in {0, *(dot.start() for dot in re.finditer(r"\.", path)), len(path)}]
+        below.update(above)
+        if id(module) in wanted:
+            for holder in above:
+                if holder in at:
+                    held[id(at[holder])].add(id(module))
+    # A block that is the only one holds itself, and counts here where something is below it.
+    holders = [(path, module) for path, module in every if held[id(module)] == wanted and below[path] > len(wanted)]
+    return tuple(module for _, module in sorted(holders, key=lambda found: -below[found[0]]))
 
 
 def _place(model: Module, layers: Sequence[Module]) -> str:

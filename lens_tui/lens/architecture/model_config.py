@@ -15,7 +15,7 @@ import re
 import sys
 import typing
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
@@ -230,14 +230,16 @@ def _hushed() -> Iterator[None]:
 
 def _defaults(reference: Any) -> Facts:
     """What transformers' class assumes when config.json does not say."""
-    if reference is None:
-        return {}
-    with _hushed():
-        try:
-            usual: Facts = type(reference)().to_dict()
-        except Exception:  # a class that cannot be made of nothing
-            return {}
-    return usual
+    kind: Any = type(reference)
+    return _usual(kind)
+
+
+@cache
+def _usual(kind: Any) -> Facts:
+    with _hushed(), suppress(Exception):  # a class that cannot be made of nothing
+        usual: Facts = kind().to_dict()
+        return usual
+    return {}
 
 
 # -- values ----------------------------------------------------------------

@@ -319,6 +319,9 @@ class FeatureIndex:
             raise damaged(self.path, f"tokens_of/{convention}/{name}.npy")
 
     def _table(self, convention: str) -> list[FileArray]:
+        """The files of a token table, opened once: who names features as they come asks for it again and again."""
+        if (known := self._table_files.get(convention)) is not None:
+            return known
         if convention not in self.conventions:
             kept = ", ".join(self.conventions) or "none"
             wanted = one_line(convention, 40)
@@ -329,7 +332,12 @@ class FeatureIndex:
         ]
         if any(array.ndim != 2 or array.shape != (self.width, arrays[0].shape[-1]) for array in arrays):
             raise LensError(f"The token table of {called(self.path)} is damaged.", "Build it again.")
+        self._table_files[convention] = arrays
         return arrays
+
+    @cached_property
+    def _table_files(self) -> dict[str, list[FileArray]]:
+        return {}
 
     @cached_property
     def _tables(self) -> dict[str, TokenTable]:
