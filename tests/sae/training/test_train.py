@@ -48,7 +48,7 @@ def checkpoint(folder: Path) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("architecture", ["topk", "batchtopk", "jumprelu"])
 def test_known_features_are_found(architecture: Any, tmp_path: Path) -> None:
     source = Synthetic()
-    config = replace(SMALL, architecture=architecture, tokens=256 * 600)
+    config = replace(SMALL, architecture=architecture, tokens=256 * 300, learning_rate=1e-2)
     report = train(source, config, tmp_path)
     found = mean_max_cosine(params(tmp_path)["w_dec"], source.directions)
     chance = mean_max_cosine(np.random.default_rng(99).normal(size=(64, 24)), source.directions)

@@ -47,6 +47,7 @@ CONFIG = TrainConfig(
     dead_after=4000,
     aux_k=8,
 )
+QUICK = replace(CONFIG, tokens=256 * 300, learning_rate=1e-2)
 
 
 class Mapped(Synthetic):
@@ -101,7 +102,7 @@ def arrays(folder: Path, file: str = "params.safetensors") -> dict[str, NDArray[
 @pytest.mark.parametrize("architecture", ["topk", "batchtopk", "jumprelu"])
 def test_a_known_map_is_found(architecture: Any, tmp_path: Path) -> None:
     source = Mapped()
-    report = train(source, replace(CONFIG, architecture=architecture), tmp_path, place=IN, place_out=OUT)
+    report = train(source, replace(QUICK, architecture=architecture), tmp_path, place=IN, place_out=OUT)
     made, final = arrays(tmp_path), report.final
     assert final is not None
     assert final.fvu < 0.2
@@ -116,7 +117,7 @@ def test_a_known_map_is_found(architecture: Any, tmp_path: Path) -> None:
 
 def test_a_linear_part_is_taken_by_the_skip_connection(tmp_path: Path) -> None:
     """With much of the output linear in the input, three latents a token are not enough without it."""
-    config = replace(CONFIG, tokens=256 * 500)
+    config = replace(CONFIG, tokens=256 * 200)
     found = {}
     for skip in (False, True):
         report = train(Mapped(linear=1.0), replace(config, skip=skip), tmp_path / str(skip), place=IN, place_out=OUT)
