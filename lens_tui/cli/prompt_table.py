@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from lens_tui.records.prompt_set import (
     SetCell,
     SetColumn,
     column_of,
+    numbers_in,
     parse_prompts,
     read_prompt_set,
     typed_prompts,
@@ -92,11 +92,8 @@ def check_prompt(prompt: str) -> None:
 
 def numbers(text: str, option: str) -> tuple[float, ...]:
     """Numbers with commas or blanks between them. Raises :class:`LensError` that names the option."""
-    try:
-        found = tuple(float(part) for part in re.split(r"[,\s]+", text.strip()) if part)
-    except ValueError:
-        found = (math.nan,)
-    if any(value - value != 0 for value in found):
+    found = numbers_in(text)
+    if found is None:
         raise LensError(
             f"{option} cannot be {one_line(text, 60)!r}.", "Write numbers with commas between, as 9.5,19,38."
         )

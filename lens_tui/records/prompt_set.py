@@ -51,6 +51,15 @@ def typed_prompts(texts: Iterable[str]) -> PromptSet:
     return PromptSet("typed", items)
 
 
+def numbers_in(text: str) -> tuple[float, ...] | None:
+    """Finite numbers, as scales and seeds of a set are written: with commas or blanks between. ``None`` for others."""
+    try:
+        found = tuple(float(part) for part in re.split(r"[,\s]+", text.strip()) if part)
+    except ValueError:
+        return None
+    return found if all(math.isfinite(value) for value in found) else None
+
+
 def read_prompt_set(path: Path | str, *, key: str = "prompt") -> PromptSet:
     """The prompts of a file: one on each line, exactly as it stands there, or in ``.jsonl`` an object on each line.
 

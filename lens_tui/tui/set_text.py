@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from lens_tui.records import Arm, LensError, Sampling
 from lens_tui.records.interventions import BenchRow
 from lens_tui.records.paths import expanded
-from lens_tui.records.prompt_set import PromptItem, SetCell, SetColumn, typed_prompts
+from lens_tui.records.prompt_set import PromptItem, SetCell, SetColumn, numbers_in, typed_prompts
 from lens_tui.records.run import LIMITS, ArmRecord, MadeWith, RunRecord
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import texts_in
@@ -91,11 +91,8 @@ def names_a_file(text: str) -> bool:
 
 def read_numbers(text: str) -> tuple[float, ...]:
     """Numbers with blanks or commas between them. Raises :class:`LensError` for anything else."""
-    try:
-        found = tuple(float(part) for part in re.split(r"[,\s]+", text.strip()) if part)
-    except ValueError:
-        found = (float("nan"),)
-    if any(value - value != 0 for value in found):
+    found = numbers_in(text)
+    if found is None:
         raise LensError(f"{one_line(text, 40)!r} are not numbers.", "Type them with blanks between: 9.5 19 38.")
     return found
 
