@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import signal
@@ -25,7 +24,7 @@ from rich.cells import cell_len
 from lens_tui.records import paths
 from lens_tui.records.errors import LensError, LensWarning
 from lens_tui.records.machine import launched_rank
-from lens_tui.records.sanitise import json_escaped, one_line, sanitise
+from lens_tui.records.sanitise import finite, json_escaped, one_line, sanitise
 from lens_tui.tui.format import bar, fit, size
 from lens_tui.tui.preferences import preferences
 
@@ -81,7 +80,7 @@ def print_json(data: Any) -> None:
 
     What is not a number is null, never the invalid ``NaN``; what acts on a terminal, hides or reorders is ``\\uXXXX``.
     """
-    _write(json_escaped(json.dumps(_finite(data), ensure_ascii=not _utf8())) + "\n")
+    _write(json_escaped(json.dumps(finite(data), ensure_ascii=not _utf8())) + "\n")
     _flush()
 
 
@@ -348,16 +347,6 @@ def _flush() -> None:
 def _lost(error: OSError) -> NoReturn:
     sys.stdout = None  # or the interpreter tries again at its exit, and complains
     raise LensError(f"Standard output cannot be written: {error.strerror or error}.") from None
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, float):
-        return data if math.isfinite(data) else None
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_finite(value) for value in data]
-    return data
 
 
 def _utf8() -> bool:

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import isfinite, nan
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from .disk import is_owner_alive, own_birth
 from .gates import Watched
 from .interventions import Arm
 from .run import ArmRecord, Candidate, MadeWith, RunRecord, Sampling, State, Token
+from .sanitise import finite
 from .store import Family, Store, fts_query, storable
 
 RUNS = Family(
@@ -296,7 +297,7 @@ def _token(row: Any) -> Token:
 
 def _readings(values: Sequence[float]) -> str:
     """Readings as JSON, ``null`` where one is not finite."""
-    return json.dumps([value if isfinite(value) else None for value in values])
+    return json.dumps(finite(list(values)))
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -22,7 +22,10 @@ the same text.
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
+from typing import Any
 
 _PLANE_ENDS = "".join(chr(plane << 16 | end) for plane in range(1, 17) for end in (0xFFFE, 0xFFFF))
 _UNSAFE = re.compile(
@@ -83,6 +86,15 @@ def json_escaped(data: str) -> str:
     if data.isascii() and "\x7f" not in data:
         return data
     return _UNSAFE_IN_JSON.sub(_json_escape, data)
+
+
+def finite(data: Any) -> Any:
+    """Data for JSON with ``None`` in the place of numbers that JSON has not: NaN and infinities."""
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, Mapping):
+        return {key: finite(value) for key, value in data.items()}
+    return [finite(value) for value in data] if isinstance(data, list | tuple) else data
 
 
 def one_line(text: str, limit: int = 200) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lens_tui.records import LensError
+from lens_tui.records.sanitise import finite
 
 from .engine_thread import Begun, Ended, Piece, ScoredToken
 from .limits import error_body
@@ -146,7 +146,7 @@ def failure(error: LensError) -> bytes:
 
 def as_json(data: Any) -> bytes:
     """JSON in ASCII; what is not a number is null."""
-    return json.dumps(_finite(data), allow_nan=False, separators=(",", ":")).encode("ascii")
+    return json.dumps(finite(data), allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
 def _event(data: Mapping[str, Any]) -> bytes:
@@ -168,11 +168,3 @@ def _by_text(top: Sequence[tuple[bytes, float]]) -> dict[str, float]:
 
 def _text(data: bytes) -> str:
     return data.decode("utf-8", "replace")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

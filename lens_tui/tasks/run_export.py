@@ -14,7 +14,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import isfinite, nan
+from math import nan
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -29,7 +29,7 @@ from lens_tui.records.paths import expanded
 from lens_tui.records.prompt_set import PromptItem
 from lens_tui.records.read_files import read_json
 from lens_tui.records.run import END, KL_STEPS, ArmRecord, MadeWith, RunRecord, figures, kl_level, parts_at, pieces
-from lens_tui.records.sanitise import json_escaped, one_line, sanitise
+from lens_tui.records.sanitise import finite, json_escaped, one_line, sanitise
 from lens_tui.records.wording import many
 
 from .run_script import as_python
@@ -221,9 +221,9 @@ def _arm_data(kept: ArmRecord, baseline: ArmRecord, monitors: int) -> dict[str, 
         "dose": kept.dose,
         **means,
         "parts_at": _parts_at(kept, baseline),
-        **({"prompt_readings": _finite(kept.tokens[0].readings)} if monitors and kept.tokens else {}),
+        **({"prompt_readings": finite(kept.tokens[0].readings)} if monitors and kept.tokens else {}),
         "tokens": [
-            {**_token_data(token, scales=bool(changes)), **({"readings": _finite(read)} if monitors else {})}
+            {**_token_data(token, scales=bool(changes)), **({"readings": finite(read)} if monitors else {})}
             for token, read in zip(kept.tokens, _each_read(kept), strict=True)
         ],
     }
@@ -232,10 +232,6 @@ def _arm_data(kept: ArmRecord, baseline: ArmRecord, monitors: int) -> dict[str, 
 def _each_read(kept: ArmRecord) -> list[tuple[float, ...]]:
     """What the monitors read at each token."""
     return [*(token.readings for token in kept.tokens[1:]), kept.readings] if kept.tokens else []
-
-
-def _finite(values: Sequence[float]) -> list[float | None]:
-    return [value if isfinite(value) else None for value in values]
 
 
 def _token_data(token: Token, *, scales: bool) -> dict[str, Any]:
