@@ -19,6 +19,7 @@ from .output import (
     kept_when,
     note_none,
     print_json,
+    print_none,
     print_written,
     say,
     say_made_with,
@@ -36,11 +37,14 @@ verbs = typer.Typer(help="Kept maps and graphs: list, show, export, delete.", no
 Number = Annotated[str, typer.Argument(metavar="NUMBER", help="Its number, as `causes list` has it.")]
 
 
+_NONE = LensError("No map or graph has been kept yet.", "Causes, a screen of the app, keeps each that it makes.")
+
+
 def _store() -> CauseStore:
     from lens_tui.records.cause_store import CauseStore
 
     if not paths.database_kept():
-        raise LensError("No map or graph has been kept yet.", "Causes, a screen of the app, keeps each that it makes.")
+        raise _NONE
     return CauseStore()
 
 
@@ -71,6 +75,9 @@ def list_causes(
     json: Json = False,
 ) -> None:
     """List the maps and graphs that were kept, newest first."""
+    if not paths.database_kept():
+        print_none("causes", _NONE, as_json=json)
+        return
     store = _store()
     found = store.list(words, limit)
     if json:

@@ -73,7 +73,7 @@ def _refuse(error: Any, *, as_json: bool) -> NoReturn:
         raise SystemExit(USER_ERROR)
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "mlx-lens-tui"
-    message = error.format_message().rstrip(".") + "."
+    message = error.format_message().replace(": Value error, ", ": ").rstrip(".") + "."  # pydantic's words before ours
     fail(message, f"See `{path} --help`.", as_json=as_json)
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import sys
@@ -39,6 +41,9 @@ _R = TypeVar("_R")
 USER_ERROR = 2
 DEFECT = 70
 INTERRUPTED = 130
+
+_ARGUMENT = re.compile(r"\b(?P<name>[a-z][a-z_]*)=(?:True|'(?P<value>[^']*)')")
+_BEFORE_A_VERB = ("dequantize", "adapter", "shard")
 
 _BAR = 20
 _REPORTS_ITSELF, _REPORTED_ELSEWHERE = 6.0, 3.0
@@ -196,6 +201,14 @@ def kept_when(created: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(created))
 
 
+def print_none(key: str, nothing: LensError, *, as_json: bool) -> None:
+    """Print the list under ``key`` where nothing was ever kept: it is empty, which is no error; a remark says why."""
+    if as_json:
+        print_json({"model": None, key: []})
+    else:
+        note(str(nothing))
+
+
 def note_none(noun: str, words: str, any_kept: Callable[[], object]) -> None:
     """Say why a list is empty: nothing of what is kept has the words, or nothing is kept."""
     note(f"No {noun} has these words." if words and any_kept() else f"No {noun} has been kept yet.")
@@ -258,7 +271,12 @@ def sentences(verb: Callable[_P, _R]) -> Callable[_P, _R]:
             finally:
                 _flush()
         except LensError as error:
-            fail(error.message, error.hint, as_json=as_json, reported_elsewhere=error.reported_elsewhere)
+            fail(
+                error.message,
+                _as_options(error.hint, kwargs),
+                as_json=as_json,
+                reported_elsewhere=error.reported_elsewhere,
+            )
         except KeyboardInterrupt:
             fail("Stopped.", as_json=as_json, status=INTERRUPTED)
         except BrokenPipeError:
@@ -269,6 +287,18 @@ def sentences(verb: Callable[_P, _R]) -> Callable[_P, _R]:
             _explain(error, as_json)
 
     return guarded
+
+
+def _as_options(hint: str, asked: Mapping[str, object]) -> str:
+    """A hint of the library's, with the arguments it names (``raw=True``) as the options that the verb has of them."""
+
+    def option(found: re.Match[str]) -> str:
+        name, value = found["name"], found["value"]
+        if name not in asked and name not in _BEFORE_A_VERB:
+            return found[0]
+        return f"--{name.replace('_', '-')}" + ("" if value is None else f" {shlex.quote(value)}")
+
+    return _ARGUMENT.sub(option, hint)
 
 
 def fail(

@@ -23,6 +23,7 @@ from .output import (
     note,
     note_none,
     print_json,
+    print_none,
     print_written,
     say,
     say_made_with,
@@ -45,11 +46,14 @@ runs = typer.Typer(help="Runs that were kept: list, show, export and tally them.
 Run = Annotated[str, typer.Argument(help="The number of a kept run, or a file it was exported to as JSON.")]
 
 
+_NONE = LensError("No run has been kept yet.", "The app keeps every run, and so does `compare --keep`.")
+
+
 def _store() -> RunStore:
     from lens_tui.records.run_store import RunStore
 
     if not paths.database_kept():
-        raise LensError("No run has been kept yet.", "The app keeps every run, and so does `compare --keep`.")
+        raise _NONE
     return RunStore()
 
 
@@ -81,6 +85,9 @@ def list_runs(
     json: Json = False,
 ) -> None:
     """List the runs that were kept, newest first."""
+    if not paths.database_kept():
+        print_none("runs", _NONE, as_json=json)
+        return
     store = _store()
     store.broken()
     found = store.list(words, limit)
@@ -192,6 +199,9 @@ def tally_runs(
     """
     from lens_tui.records.judgements import JudgementStore, tally
 
+    if not run and not paths.database_kept():
+        print_none("contests", _NONE, as_json=json)
+        return
     store = _store()
     wanted = {open_run(named).id for named in run or ()}
     judged = [item for item in JudgementStore(store).list() if not wanted or item.run in wanted]

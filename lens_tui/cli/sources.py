@@ -92,6 +92,8 @@ def read_text(argument: str) -> str:
     """The text of an argument: itself, or standard input for ``-``. Raises :class:`LensError` if empty."""
     text = _standard_input() if argument == "-" else argument
     if not text.strip():
+        if argument == "-":
+            raise LensError("Standard input is empty.", "Pipe a text into it, or give one as the argument.")
         raise LensError("The text is empty.", "Give some words, or '-' to read standard input.")
     if argument != "-" and _is_there(argument):
         what = "folder" if Path(argument).is_dir() else "file"

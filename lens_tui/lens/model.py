@@ -318,8 +318,17 @@ class LensModel:
         found = read_table(self._registry, ids, [key], entries, progress=progress)[key]
         return found[0] if ids.shape[0] == 1 else found
 
-    def readout(self, residual: mx.array) -> mx.array:
-        """The model's own logits for a last-layer residual ``(batch, tokens, d_model)``: norm, head, soft-capping."""
+    def readout(self, residual: Any) -> mx.array:
+        """The model's own logits for a last-layer residual ``(batch, tokens, d_model)``: norm, head, soft-capping.
+
+        ``residual`` is an MLX or NumPy array.
+        Raises :class:`LensError` for another shape, and for a model whose logits depend on more than this residual.
+        """
+        if not isinstance(residual, mx.array):
+            residual = mx.array(as_numpy(residual))
+        if residual.ndim < 2 or residual.shape[-1] != self.d_model:
+            shape = f"(batch, tokens, {self.d_model})"
+            raise LensError(f"The residual has shape {tuple(residual.shape)}, not {shape}.", "Give it that shape.")
         with unhooked(self):
             return readout(self._decoder, residual)
 

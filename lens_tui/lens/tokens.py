@@ -446,7 +446,7 @@ def id_table(ids: Any) -> NDArray[np.int64]:
             "The rows of token ids differ in length.", "Run them one after the other; stream_batch takes any."
         )
     try:
-        found = np.asarray(rows) if rows else np.zeros(0, np.int64)
+        found = np.asarray(rows) if rows and rows != [[]] else np.zeros(np.shape(rows), np.int64)
     except ValueError:  # uneven further down
         found = np.zeros(1)
     if found.dtype.kind not in "iu":

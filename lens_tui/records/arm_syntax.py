@@ -195,7 +195,7 @@ def _term(part: str, whole: str, default: float | None) -> Term:
         default = 0.0
     scale = float(match["scale"]) if match and match["scale"] else default
     if match is None or scale is None or len(modes) > 1 or len(places) > 1:
-        why = ": it has no scale" if match is not None and scale is None else ""
+        why = _why_no_scale(match["source"]) if match is not None and scale is None else ""
         raise LensError(f"The arm {whole!r} cannot be read at {part.strip()!r}{why}.", _HELP)
     kind, source = _source(match["source"].strip(), whole)
     every = match["layer"] == "all"
@@ -203,6 +203,11 @@ def _term(part: str, whole: str, default: float | None) -> Term:
         raise LensError(f"The arm {whole!r} has @all behind what is no file.", "Name a file or folder of vectors.")
     term = Term(kind, source, int(match["layer"]) if match["layer"] and not every else None, scale, every=every)
     return replace(term, mode=mode, positions=places[0] if places else "all", gate=_gate(match["gate"], whole))
+
+
+def _why_no_scale(source: str) -> str:
+    _, star, behind = source.rpartition("*")
+    return f": {behind.strip()!r} behind the '*' is not a number" if star else ": it has no scale"
 
 
 def parse_monitor(text: str) -> GateTerm:

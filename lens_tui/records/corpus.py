@@ -82,8 +82,8 @@ class Corpus:
                 file, number, start, end = (int(value) for value in self.spans[index])
                 if file not in handles:
                     handles[file] = _open(self.files[file])
-                raw = handles[file][start:end]
-                text = _decode(raw, self.names[file], number, self.files[file].suffix == ".jsonl", self.text_key)
+                jsonl = self.files[file].suffix == ".jsonl"
+                text = _decode(handles[file], start, end, self.names[file], number, jsonl, self.text_key)
                 yield Document(int(index), text, self.names[file], number)
         finally:
             for handle in handles.values():
@@ -197,19 +197,29 @@ def _lines(view: mmap.mmap) -> Iterator[tuple[int, int]]:
         start = end + 1
 
 
-def _decode(raw: bytes, name: str, number: int, jsonl: bool, key: str) -> str:
+def _decode(view: mmap.mmap, start: int, end: int, name: str, number: int, jsonl: bool, key: str) -> str:
     try:
-        text = raw.decode("utf-8")
+        text = view[start:end].decode("utf-8")
     except UnicodeDecodeError as error:
         raise LensError(
-            f"Document {number} of {name} is not UTF-8 (byte {error.start}).", "Convert the file."
+            f"Document {number + 1} of {name} is not UTF-8 (byte {error.start}).", "Convert the file."
         ) from error
     if not jsonl:
         return text
-    value = parse_json(text, f"Line {number} of {name}")
-    if not isinstance(value, dict) or not isinstance(value.get(key), str):
-        raise LensError(f"Line {number} of {name} has no text under {key!r}.", "Name the key that holds the text.")
-    return str(value[key])
+    try:
+        return _under(key, text, name)
+    except LensError:  # which line it is takes a look at all before it, so that it is counted here alone
+        line = view[:start].count(b"\n") + 1
+        return _under(key, text, f"Line {line} of {name}")
+
+
+def _under(key: str, line: str, where: str) -> str:
+    value = parse_json(line, where)
+    if isinstance(value, dict) and isinstance(value.get(key), str):
+        return str(value[key])
+    has = ", ".join(repr(one_line(str(name), 20)) for name in list(value)[:5]) if isinstance(value, dict) else ""
+    hint = f"It has {has}: name the key that holds the text." if has else f'Write {{"{one_line(key, 40)}": "..."}}.'
+    raise LensError(f"{where} has no text under {key!r}.", hint)
 
 
 MAX_BYTES = 64 << 20

@@ -112,7 +112,9 @@ def _item(value: Any, where: str, key: str) -> PromptItem:
         return PromptItem("", value)
     fields = value if isinstance(value, dict) else {}
     text = fields.get(key, fields.get("text") if key == "prompt" else None)
-    if not isinstance(text, str) or not text.strip():
+    if (isinstance(text, str) and not text.strip()) or isinstance(value, str):
+        raise LensError(f"{where} has an empty prompt.", "Give it some words, or leave it out.")
+    if not isinstance(text, str):
         has = ", ".join(repr(one_line(str(name), 20)) for name in islice(fields, 5))
         hint = f"It has {has}: call one 'prompt', or name it with --text-key." if has else 'Write {"prompt": "..."}.'
         raise LensError(f"{where} is not an object with a text under {key!r}.", hint)

@@ -48,7 +48,9 @@ def sweep(arm: Arm, scales: Sequence[float]) -> tuple[Arm, ...]:
     live = [record for record in arm.interventions if record.enabled]
     if len(live) != 1 or amount_of(live[0]) is None or live[0].mode == "project_out":
         raise LensError(f"The arm {arm.name!r} has no one scale to sweep.", "Give an arm of one vector with a scale.")
-    if not scales or len(set(scales)) < len(scales):
+    if not scales:
+        raise LensError("There are no scales to sweep.", "Give at least one.")
+    if len(set(scales)) < len(scales):
         raise LensError("The scales of a sweep must differ.", "Give each of them once.")
     return tuple(Arm(f"{arm.name} {scale:g}", (at_amount(live[0], scale),)) for scale in scales)
 

@@ -182,5 +182,6 @@ def test_words_that_nothing_has_and_an_empty_store_are_told_apart(
 
 def test_before_anything_was_kept_it_says_where_they_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LENS_TUI_HOME", str(tmp_path / "other"))
-    assert "No map or graph has been kept yet." in call("list", status=2)
+    for verb in ("show", "export", "delete"):
+        assert "No map or graph has been kept yet. Causes, a screen of the app" in call(verb, "1", status=2)
     assert not (tmp_path / "other").exists()

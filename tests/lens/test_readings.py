@@ -51,6 +51,19 @@ def test_readout_of_the_last_residual_gives_the_models_own_logits(make: Any) -> 
     np.testing.assert_allclose(np.array(lens.readout(captured[-1])), np.array(logits), atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 5), (64,), (1, 3, 65)])
+def test_a_readout_of_another_shape_is_refused_in_a_sentence(shape: tuple[int, ...]) -> None:
+    lens = LensModel.from_model(tiny.llama())
+    with pytest.raises(LensError, match=r"not \(batch, tokens, 64\)"):
+        lens.readout(mx.zeros(shape))
+
+
+def test_a_readout_takes_numpy() -> None:
+    lens = LensModel.from_model(tiny.llama())
+    h = np.random.default_rng(0).normal(size=(1, 3, 64)).astype(np.float32)
+    np.testing.assert_array_equal(np.array(lens.readout(h)), np.array(lens.readout(mx.array(h))))
+
+
 def test_readout_of_any_residual_is_norm_then_unembedding() -> None:
     model = tiny.llama()
     lens = LensModel.from_model(model)

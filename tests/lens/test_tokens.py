@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from lens_tui import LensModel, demo
 from lens_tui.lens.read.activations import encode_batch
-from lens_tui.lens.tokens import Tokens
+from lens_tui.lens.tokens import Tokens, id_table
 from lens_tui.records import Add, LensError, Positions, SteeringVector
 
 from . import tiny
@@ -162,6 +162,8 @@ def test_ids_are_checked_and_empty_prompts_refused() -> None:
     for bad in ([], [8192], [-1]):
         with pytest.raises(LensError):
             made.prompt(bad)
+    nothing: tuple[Any, ...] = ([], [[]], np.zeros((1, 0), int))
+    assert [id_table(empty).shape for empty in nothing] == [(0,), (1, 0), (1, 0)]
     with pytest.raises(LensError, match="without a tokenizer"):
         Tokens(None, 10).encode("text")
     assert Tokens(None, 10).display(3) == "⟨3⟩"

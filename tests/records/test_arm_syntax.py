@@ -114,6 +114,12 @@ def test_an_arm_without_a_scale_says_so(text: str) -> None:
         parse_arm(text)
 
 
+@pytest.mark.parametrize(("text", "scale"), [("f2666*bad", "bad"), ("random:0@4*nan", "nan"), ("f7*2+f9*1,5", "1,5")])
+def test_a_scale_that_is_no_number_is_named(text: str, scale: str) -> None:
+    with pytest.raises(LensError, match=f"'{scale}' behind the '\\*' is not a number"):
+        parse_arm(text)
+
+
 SOURCES: st.SearchStrategy[tuple[Literal["feature", "random", "file"], str]] = st.one_of(
     st.tuples(st.just("feature"), st.integers(0, 10**9 - 1).map(str)),
     st.tuples(st.just("random"), st.integers(0, 10**18 - 1).map(str)),

@@ -86,7 +86,13 @@ def test_another_key_of_jsonl(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.txt", b"\xff\xfe", "not UTF-8"),
-        ("a.jsonl", b'{"text": "good"}\n{"text"', "Line 1 of a.jsonl is not valid JSON"),
+        ("a.jsonl", b'{"text": "good"}\n{"text"', "Line 2 of a.jsonl is not valid JSON"),
+        (
+            "a.jsonl",
+            b'\n\n{"text": "good"}\n\n{"words": 1}',
+            "Line 5 of a.jsonl has no text under 'text'. It has 'words'",
+        ),
+        ("a.jsonl", b'{"text": "good"}\n{"text": "\xff"}', "Document 2 of a.jsonl is not UTF-8"),
         ("a.jsonl", b'{"text": 7}', "has no text under 'text'"),
         ("a.jsonl", b"[1]", "has no text under"),
         ("a.jsonl", b"[" * 100_000, "is not valid JSON"),

@@ -202,7 +202,7 @@ def test_a_sweep_is_an_arm_for_each_scale() -> None:
     assert [arm.name for arm in arms] == ["dogs 0.5", "dogs 4"]
     records = [arm.interventions[0] for arm in arms]
     assert [record.scale for record in records if isinstance(record, Add)] == [0.5, 4.0]
-    for arm, scales in ((ARMS[1], (1.0,)), (ARMS[0], (1.0, 1.0)), (Arm("baseline"), (1.0,))):
+    for arm, scales in ((ARMS[1], (1.0,)), (ARMS[0], (1.0, 1.0)), (ARMS[0], ()), (Arm("baseline"), (1.0,))):
         with pytest.raises(LensError, match="scale"):
             sweep(arm, scales)
 

@@ -29,7 +29,7 @@ from .cells import MOST_ROWS, MOST_TOKENS, Kept, TextRun, heads_at, metric_of_ru
 from .gradients import differentiated
 from .metrics import Measure, Metric, metric_of
 from .patching import check_gap, final_logits
-from .prompt_pairs import align
+from .prompt_pairs import align, several_pairs
 
 _ADDS_UP = 2e-3
 """By how much, of the residual's length, the parts may miss it in float32; rounding, and no more."""
@@ -85,7 +85,7 @@ def path_patch(
     if not ends:
         raise LensError("There is no receiver.", "Give one, such as Receiver('logits').")
     ends = tuple(_checked(lens, each) for each in ends)
-    several = _several(pairs)
+    several = several_pairs(pairs)
     found, at_random, ready = [], [], None
     figures: list[tuple[float, float, float]] = []
     for pair in several:
@@ -166,7 +166,7 @@ def patch_edges(
     ends = [Receiver(kind, layer) for layer in range(lens.n_layers) for kind in ("attn", "mlp")]
     ends.append(Receiver("logits"))
     found, at_random, figures, ready = [], [], [], None
-    for pair in _several(pairs):
+    for pair in several_pairs(pairs):
         ready = _run_both(lens, pair, metric, direction, heads=heads, chosen=senders)
         figures.append((ready.start, ready.clean, ready.corrupted))
         slopes = _slopes(lens, ready, ends) if method == "attribution" else None
@@ -199,13 +199,6 @@ def _edges(lens: Core, ready: _Both, ends: Sequence[Receiver], slopes: Sequence[
             found = np.array(mx.sum(ready.deltas * slopes[column][None], axis=(1, 2)), np.float64)
             raw[rows, column] = found[rows]
     return raw
-
-
-def _several(pairs: PromptPair | Sequence[PromptPair]) -> list[PromptPair]:
-    several = [pairs] if isinstance(pairs, PromptPair) else list(pairs)
-    if not several:
-        raise LensError("There is no pair of prompts.", "Give at least one PromptPair.")
-    return several
 
 
 def _checked(lens: Core, end: Receiver) -> Receiver:

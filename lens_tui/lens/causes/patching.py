@@ -37,7 +37,7 @@ from .cells import (
 )
 from .gradients import gradient_at
 from .metrics import Measure, Metric, metric_of
-from .prompt_pairs import Aligned, Places, align
+from .prompt_pairs import Aligned, Places, align, several_pairs
 
 HEAD_SITE = "attn_z"
 _TOP_FEATURES = 20
@@ -170,10 +170,7 @@ def _answered(
 
 
 def _aligned(lens: Core, pairs: PromptPair | Sequence[PromptPair]) -> list[Aligned]:
-    several = [pairs] if isinstance(pairs, PromptPair) else list(pairs)
-    if not several:
-        raise LensError("There is no pair of prompts.", "Give at least one PromptPair.")
-    return [align(lens, pair) for pair in several]
+    return [align(lens, pair) for pair in several_pairs(pairs)]
 
 
 def _kinds(ready: Sequence[_Ready], *, controls: bool) -> list[str]:

@@ -41,6 +41,17 @@ def turned(places: Places, direction: Direction) -> Places:
     return (corrupted, clean) if direction == "denoise" else (clean, corrupted)
 
 
+def several_pairs(pairs: PromptPair | Sequence[PromptPair]) -> list[PromptPair]:
+    """One pair or several as a list. Raises :class:`LensError` for none, and for what is no pair."""
+    several = [pairs] if isinstance(pairs, PromptPair) else list(pairs)
+    if not several:
+        raise LensError("There is no pair of prompts.", "Give at least one PromptPair.")
+    for pair in several:
+        if not isinstance(pair, PromptPair):
+            raise LensError(f"A pair of prompts cannot be {type(pair).__name__}.", "Give PromptPair(clean, corrupted).")
+    return several
+
+
 def align(lens: Core, pair: PromptPair) -> Aligned:
     """The pair's token ids and which tokens belong together.
 
@@ -56,7 +67,7 @@ def align(lens: Core, pair: PromptPair) -> Aligned:
         raise LensError(
             f"The prompts have {len(clean)} and {len(corrupted)} tokens, so that no token of one stands for one of the "
             f"other: {tokens_in_line(lens, clean)} and {tokens_in_line(lens, corrupted)}.",
-            "Make them equally long, or name what belongs together with spans.",
+            "Make them equally long, or name what belongs together with the pair's spans.",
         )
     if clean == corrupted:
         raise LensError("The two prompts are the same tokens.", "Change what the metric asks about in one of them.")

@@ -468,7 +468,12 @@ def continued(
         continuation: Token ids, at least one.
         plans: The steerings to score it under.
         raw: Do not apply the chat template.
+
+    Raises:
+        LensError: For a continuation that is a text, and for one without tokens.
     """
+    if isinstance(continuation, str):  # its tokens depend on what stands before it
+        raise LensError("The continuation is a text.", "Give the token ids that were generated, as `run.token_ids`.")
     encoded = lens.tokens.prompt(prompt, raw=raw)
     after = id_table(continuation).reshape(-1).tolist()
     if not after:

@@ -377,7 +377,8 @@ class FeatureIndex:
         """
         if not self._n_co_active:
             raise LensError(
-                f"{called(self.path).capitalize()} did not keep every activation.", "Build it with full=True."
+                f"{called(self.path).capitalize()} did not keep every activation.",
+                "Build it with full=True, or `index --full`.",
             )
         f = self.check(feature)
         ids, counts = (array[f] for array in self._co_active)
@@ -477,7 +478,8 @@ class FeatureIndex:
     def _needs_full(self) -> None:
         if not self.full:
             raise LensError(
-                f"{called(self.path).capitalize()} did not keep every activation.", "Build it with full=True."
+                f"{called(self.path).capitalize()} did not keep every activation.",
+                "Build it with full=True, or `index --full`.",
             )
 
     def _map(self, name: str, kind: Any, shape: tuple[int, ...] | None) -> FileArray:

@@ -11,6 +11,7 @@ import pytest
 
 from lens_tui import LensModel
 from lens_tui.lens.causes import cells, patching
+from lens_tui.lens.causes.direct_paths import patch_edges
 from lens_tui.lens.causes.metrics import Metric
 from lens_tui.lens.causes.patching import patch
 from lens_tui.records import LensError
@@ -402,3 +403,11 @@ def test_metrics_from_the_last_residual_are_those_of_whole_forwards(monkeypatch:
     monkeypatch.setattr(patching, "can_resume", lambda registry: False)
     whole = patch(lens, PAIR, name, controls=False)
     assert (found.clean, found.corrupted) == pytest.approx((whole.clean, whole.corrupted), rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("pairs", ["a text", [CLEAN, CORRUPTED], [PAIR, None]])
+def test_what_is_no_pair_is_refused_in_a_sentence(pairs: Any) -> None:
+    lens = LensModel.from_model(tiny.llama())
+    for by in (patch, patch_edges):
+        with pytest.raises(LensError, match="pair of prompts cannot be"):
+            by(lens, pairs)

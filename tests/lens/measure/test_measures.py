@@ -259,6 +259,8 @@ def test_texts_that_cannot_be_scored() -> None:
         effects.delta_loss(lens, ADD, texts=[])
     with pytest.raises(LensError, match="has no tokens"):
         effects.divergence(lens, [1, 2], [], ADD)
+    with pytest.raises(LensError, match="The continuation is a text"):
+        effects.divergence(lens, [1, 2], " and so on", ADD)  # type: ignore[arg-type]
     with pytest.raises(LensError, match="no token 97"):
         effects.divergence(lens, [1, 2], [97], ADD)
 
