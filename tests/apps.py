@@ -13,11 +13,12 @@ from lens_tui.tasks.models import MemoryEstimate, ModelEntry, SAEEntry
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.preferences import Start
 from tests.fakes import FakeWorker
-from tests.lean_textual import make_caches_when_used, share_parsed_styles
-from tests.quick_pilot import ask_only_the_busy, in_a_thread
+from tests.lean_textual import hash_rules_at_once, make_caches_when_used, share_parsed_styles
+from tests.quick_pilot import ask_only_the_busy, in_a_thread, one_wait
 
 ask_only_the_busy()
 share_parsed_styles()
+hash_rules_at_once()
 make_caches_when_used()
 
 NOW = 1_760_000_000.0
@@ -110,16 +111,17 @@ async def settle(pilot: Pilot[Any], until: Callable[[], bool] | None = None) -> 
     app = pilot.app
     assert isinstance(app, LensApp)
     deadline = time.monotonic() + PATIENCE
-    while True:
-        await app.workers.wait_for_complete()
-        await pilot.pause(0.01)
-        worker = app.worker
-        idle = not isinstance(worker, FakeWorker) or worker.idle or worker.held
-        # What a thread brought may have another begin: the list of models that of the SAEs of the first.
-        if idle and not in_a_thread(app) and (until is None or until()):
-            break
-        assert time.monotonic() < deadline, "the app did not settle"
-    await pilot.pause()
+    with one_wait(app):
+        while True:
+            await app.workers.wait_for_complete()
+            await pilot.pause(0.01)
+            worker = app.worker
+            idle = not isinstance(worker, FakeWorker) or worker.idle or worker.held
+            # What a thread brought may have another begin: the list of models that of the SAEs of the first.
+            if idle and not in_a_thread(app) and (until is None or until()):
+                break
+            assert time.monotonic() < deadline, "the app did not settle"
+        await pilot.pause()
 
 
 def screen_text(app: LensApp) -> str:

@@ -38,6 +38,11 @@ def share_parsed_styles() -> None:
     Stylesheet.__init__, Stylesheet.set_variables = begun, varied  # type: ignore[method-assign]
 
 
+def hash_rules_at_once() -> None:
+    """Have Python itself hash a rule by what object it is, as Textual's method does: once for each rule and widget."""
+    RuleSet.__hash__ = object.__hash__  # type: ignore[method-assign]
+
+
 def make_caches_when_used() -> None:
     """Have a strip make each of its caches when it is first asked for: most of the seven never are.
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -39,6 +40,7 @@ NAPS = 20
 """How often it has slept by then at least: on a busy machine a second may pass before a key is heard."""
 
 _piloted: ContextVar[App[Any] | None] = ContextVar("_piloted", default=None)
+_in_one_wait: ContextVar[bool] = ContextVar("_in_one_wait", default=False)
 
 
 def at_rest(pump: MessagePump) -> bool:
@@ -136,10 +138,21 @@ def _lay_out(app: App[Any]) -> bool:
 def _paint(app: App[Any]) -> bool:
     """Paint what has changed on the screen since it was last painted; whether anything has."""
     screen = _foremost(app)
-    if screen is None or not app.is_headless or not screen._compositor._dirty_regions:
+    if screen is None or _in_one_wait.get() or not app.is_headless or not screen._compositor._dirty_regions:
         return False
     _paint_now(screen)
     return True
+
+
+@contextmanager
+def one_wait(app: App[Any]) -> Iterator[None]:
+    """Have all that is waited for inside painted once, at its end."""
+    before = _in_one_wait.set(True)
+    try:
+        yield
+    finally:
+        _in_one_wait.reset(before)
+    _paint(app)
 
 
 _paint_now = Screen._compositor_refresh
@@ -184,12 +197,13 @@ def ask_only_the_busy() -> None:
 
     async def pressed(self: Pilot[Any], *keys: str) -> None:
         _piloted.set(self.app)
-        await press(self, *keys)
+        with one_wait(self.app):
+            await press(self, *keys)
 
     async def paused(self: Pilot[Any], delay: float | None = None) -> None:
         _piloted.set(self.app)
-        await pause(self, delay)
-        _paint(self.app)
+        with one_wait(self.app):
+            await pause(self, delay)
 
     Pilot.press, Pilot.pause = pressed, paused  # type: ignore[method-assign]
     Screen._compositor_refresh = _paint_later  # type: ignore[method-assign, assignment]

@@ -13,7 +13,7 @@ from lens_tui.tui.app import LensApp
 from lens_tui.worker.jobs import Job
 from tests.apps import PATIENCE, lens_app, screen_text
 from tests.fakes import DEMO_MODEL, DEMO_SAE, FakeWorker, unit_vector
-from tests.quick_pilot import due_within, in_a_thread, nothing_due
+from tests.quick_pilot import due_within, in_a_thread, nothing_due, one_wait
 
 __all__ = ["PROMPT", "app_on", "fill", "jobs_of", "opened", "screen_of", "screen_text", "settle"]
 
@@ -72,16 +72,14 @@ async def settle(app: LensApp, pilot: Pilot[None]) -> None:
     worker = app.worker
     assert isinstance(worker, FakeWorker)
     deadline = time.monotonic() + PATIENCE
-    await pilot.pause(0)
-    while True:
-        still = await nothing_due(app, WHILE, WHILE)
-        # What was begun late in that while, on a busy machine, is due after its end: the cursor rests yet. So does what
-        # a thread is late with: a path that is copied, a list that is read.
-        if (
-            still
-            and not in_a_thread(app)
-            and (worker.held or (worker.idle and not app.busy and not due_within(app, WHILE)))
-        ):
-            break
-        assert time.monotonic() < deadline, "the app did not settle"
-    await pilot.pause(0)
+    with one_wait(app):
+        await pilot.pause(0)
+        while True:
+            still = await nothing_due(app, WHILE, WHILE)
+            # What was begun late in that while, on a busy machine, is due after its end: the cursor rests yet. So does
+            # what a thread is late with: a path that is copied, a list that is read.
+            at_ease = worker.held or (worker.idle and not app.busy and not due_within(app, WHILE))
+            if still and not in_a_thread(app) and at_ease:
+                break
+            assert time.monotonic() < deadline, "the app did not settle"
+        await pilot.pause(0)
