@@ -410,9 +410,8 @@ def _rope(part: _Part, found: Understood) -> None:
 
 
 def _needs_rope(args: type[Any]) -> bool:
-    return any(
-        item.name == "rope_parameters" and item.default is item.default_factory is MISSING for item in fields(args)
-    )
+    known = [item for item in fields(args) if item.name == "rope_parameters"]
+    return any(item.default is item.default_factory is MISSING for item in known)
 
 
 def _bases(part: _Part, found: Understood, theta: Any, local: Any) -> tuple[bool, bool]:
