@@ -25,6 +25,12 @@ CORRUPTED = "Lily saw a red car. She wanted to play with the red"
 TOKENS = ["-a", " ball", "-w", " car"]
 
 
+@pytest.fixture(scope="module")
+def demo() -> LensModel:
+    """The bundled model as the library has it, beside those that the verb loads."""
+    return LensModel("demo")
+
+
 def pattern(**values: Any) -> EditPattern:
     """The record, its positions as people write them."""
     return EditPattern(**values)
@@ -36,10 +42,10 @@ def run(*arguments: str, status: int = 0) -> str:
     return done.stdout if not status else done.output
 
 
-def test_json_holds_the_librarys_grid() -> None:
+def test_json_holds_the_librarys_grid(demo: LensModel) -> None:
     result = json.loads(run(CLEAN, CORRUPTED, *TOKENS, "--layers", "2,-1", "--json"))
     pair = PromptPair(CLEAN, CORRUPTED, " ball", " car")
-    grid = patch(LensModel("demo"), pair, layers=[2, -1])
+    grid = patch(demo, pair, layers=[2, -1])
     assert grid.random is not None
     for name in ("values", "effect", "random"):
         np.testing.assert_allclose(result[name], getattr(grid, name), atol=1e-4)
@@ -88,10 +94,10 @@ def test_what_cannot_be_patched_is_one_sentence(arguments: list[str], sentence: 
     assert sentence in " ".join(run(*arguments, status=2).split())
 
 
-def test_a_trace_is_the_librarys_and_has_its_control() -> None:
+def test_a_trace_is_the_librarys_and_has_its_control(demo: LensModel) -> None:
     arguments = [CLEAN, "--trace", "ball", "--samples", "2", "--seed", "3", "-a", " ball"]
     result = json.loads(run(*arguments, "--json"))
-    found = causal_trace(LensModel("demo"), CLEAN, "ball", answer=" ball", samples=2, seed=3)
+    found = causal_trace(demo, CLEAN, "ball", answer=" ball", samples=2, seed=3)
     assert found.random is not None
     for name in ("values", "indirect_effect", "random"):
         np.testing.assert_allclose(result[name], getattr(found, name), atol=1e-4)
@@ -107,12 +113,12 @@ SHORT = replace(EXAMPLE, clean="Lily saw a red ball and a red", corrupted="Lily 
 
 
 @pytest.mark.parametrize("plan", [EXAMPLE, replace(SHORT, by="head", direction="noise"), replace(SHORT, by="trace")])
-def test_the_screens_command_gives_the_screens_numbers(plan: PatchPlan) -> None:
+def test_the_screens_command_gives_the_screens_numbers(plan: PatchPlan, demo: LensModel) -> None:
     plan = replace(plan, samples=2, metric="logit-difference", seed=5)
     words = shlex.split(command_of(plan, "demo"))
     assert words[:2] == ["mlx-lens-tui", "patch"]
     result = json.loads(run("--json", *words[2:]))
-    found = answer(LensModel("demo"), plan)
+    found = answer(demo, plan)
     if found.trace is not None:
         np.testing.assert_allclose(result["values"], found.trace.values, atol=1e-4)
         return
@@ -127,20 +133,18 @@ def test_the_screens_command_gives_the_screens_numbers(plan: PatchPlan) -> None:
     assert result["other_tokens"] == list(found.grid.other_tokens)
 
 
-def test_heads_off_in_an_arm_are_the_librarys_ablation() -> None:
-    lens = LensModel("demo")
+def test_heads_off_in_an_arm_are_the_librarys_ablation(demo: LensModel) -> None:
     done = CliRunner().invoke(app, ["compare", CLEAN, "-a", "off=head:7.4,5", "--max-tokens", "4", "--json"])
     assert done.exit_code == 0, done.output
     arm = json.loads(done.stdout)["arms"][1]
     off = Arm("off", (AblateHeads(id="x", layer=7, heads=(4, 5)),))
-    tokens = [event for event in lens.compare(CLEAN, [Arm("baseline"), off], Sampling(4)) if isinstance(event, Token)]
+    tokens = [event for event in demo.compare(CLEAN, [Arm("baseline"), off], Sampling(4)) if isinstance(event, Token)]
     assert arm["token_ids"] == [token.token_id for token in tokens if token.arm == 1]
     assert arm["mean_kl"] == pytest.approx(np.mean([token.kl for token in tokens if token.arm == 1]), abs=1e-3)
     assert arm["mean_kl"] > 0
 
 
-def test_an_edge_cut_in_an_arm_is_the_librarys_and_its_command_says_it() -> None:
-    lens = LensModel("demo")
+def test_an_edge_cut_in_an_arm_is_the_librarys_and_its_command_says_it(demo: LensModel) -> None:
     arm = "off=edge:7.4:5+edge:6.5:13/5:zero"
     done = CliRunner().invoke(app, ["compare", CLEAN, "-a", arm, "--max-tokens", "4", "--json"])
     assert done.exit_code == 0, done.output
@@ -152,7 +156,7 @@ def test_an_edge_cut_in_an_arm_is_the_librarys_and_its_command_says_it() -> None
             pattern(id="y", layer=6, heads=(5,), sources=[5], positions=[13], renormalise=False),
         ),
     )
-    tokens = [event for event in lens.compare(CLEAN, [Arm("baseline"), off], Sampling(4)) if isinstance(event, Token)]
+    tokens = [event for event in demo.compare(CLEAN, [Arm("baseline"), off], Sampling(4)) if isinstance(event, Token)]
     assert found["token_ids"] == [token.token_id for token in tokens if token.arm == 1]
     assert found["mean_kl"] == pytest.approx(np.mean([token.kl for token in tokens if token.arm == 1]), abs=1e-3)
     assert found["mean_kl"] > 0
@@ -160,11 +164,11 @@ def test_an_edge_cut_in_an_arm_is_the_librarys_and_its_command_says_it() -> None
     assert shlex.join(["--arm", arm]) in as_command(run)
 
 
-def test_paths_and_edges_are_the_librarys() -> None:
-    lens, pair = LensModel("demo"), PromptPair(CLEAN, CORRUPTED, " ball", " car")
+def test_paths_and_edges_are_the_librarys(demo: LensModel) -> None:
+    pair = PromptPair(CLEAN, CORRUPTED, " ball", " car")
     ends = ["--to", "logits", "--to", "q:7.4"]
     result = json.loads(run(CLEAN, CORRUPTED, *TOKENS, *ends, "--seed", "2", "--json"))
-    found = path_patch(lens, pair, receivers=[Receiver("logits"), Receiver("q", 7, 4)], seed=2)
+    found = path_patch(demo, pair, receivers=[Receiver("logits"), Receiver("q", 7, 4)], seed=2)
     for name in ("raw", "effect", "random"):
         np.testing.assert_allclose(result[name], getattr(found, name), atol=1e-4)
     assert (result["receivers"], result["senders"][:2]) == (["logits", "q 7.4"], ["embed", "head 0.0"])
@@ -174,7 +178,7 @@ def test_paths_and_edges_are_the_librarys() -> None:
     assert "head 7.4" in shown[0]
     assert "random" in shown[0]
     edges = json.loads(run(CLEAN, CORRUPTED, *TOKENS, "--edges", "--method", "attribution", "--json"))
-    expected = patch_edges(lens, pair)
+    expected = patch_edges(demo, pair)
     assert np.shape(edges["raw"]) == expected.raw.shape
     at = edges["senders"].index("head 7.4"), edges["receivers"].index("logits")
     assert edges["raw"][at[0]][at[1]] == pytest.approx(expected.raw[at], abs=1e-3)

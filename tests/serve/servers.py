@@ -6,6 +6,7 @@ import http.client
 import json
 import socket
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -67,9 +68,12 @@ def serving(
 
 
 def client(server: LensServer, key: str = "none") -> OpenAI:
-    from openai import OpenAI  # a second, which only a process that gets one of these tests is to pay
+    from openai import DefaultHttpxClient, OpenAI  # a second, which only who gets one of these tests is to pay
 
-    return OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=60)
+    plain = DefaultHttpxClient(verify=False)  # or each would read the certificates of all authorities
+    made = OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=60, http_client=plain)
+    weakref.finalize(made, plain.close)
+    return made
 
 
 def post(server: LensServer, path: str, body: Any, **headers: str) -> tuple[int, dict[str, Any]]:

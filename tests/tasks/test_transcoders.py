@@ -44,9 +44,8 @@ def text_file(folder: Path) -> Path:
 
 
 def model_of(kind: str) -> LensModel:
-    dtype = mx.float32 if kind == "llama" else mx.bfloat16
-    model = tiny.llama(vocab=8192, layers=2, dtype=dtype)
-    if kind == "llama-8bit":  # its blocks: MLX takes seconds for this vocabulary in 8 bits on a CPU
+    model = tiny.llama(vocab=8192, layers=2, dtype=mx.bfloat16 if kind == "llama-bf16" else mx.float32)
+    if kind == "llama-8bit":  # its blocks, of float32: MLX's products in 8 bits take ten times as long of bfloat16
         quantize: Any = getattr(nn, "quantize")  # noqa: B009 (MLX does not export it to type checkers)
         inside = lambda path, module: ".layers." in path and hasattr(module, "to_quantized")  # noqa: E731
         quantize(model, group_size=32, bits=8, class_predicate=inside)

@@ -63,7 +63,7 @@ def model(name: str = "llama", *, keep: bool = True) -> LensModel:
 
 
 @pytest.mark.parametrize("where", ["generated", "all from layer 2 on", "all"])
-@pytest.mark.parametrize(("name", "length"), [("llama", 600), ("gemma3", 300), ("lfm2", 300), ("quantised", 300)])
+@pytest.mark.parametrize(("name", "length"), [("llama", 600), ("gemma3", 300), ("lfm2", 300), ("quantised", 150)])
 def test_a_long_prompt_goes_through_once_for_eight_arms_and_their_companions(
     name: str, length: int, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,14 +61,14 @@ def answers(lens: LensModel) -> dict[str, Any]:
 
 def runs(lens: LensModel, early: Add, late: Add) -> dict[str, Any]:
     """What is generated: compared arms with their KL, a clamped feature, a batch, and a seed that nobody gave."""
-    sampling = Sampling(max_tokens=9, temp=0.8, seed=3)
+    sampling = Sampling(max_tokens=6, temp=0.8, seed=3)
     with tempfile.TemporaryDirectory() as folder:
         lens.attach_sae("s", load_sae(sae_folder(Path(folder) / "sae", d_model=64)))
         clamp = ClampFeature(id="clamp", layer=1, sae="s", feature=7, value=9.0)
         arms = [Arm("plain"), Arm("up", (early,)), Arm("down", (late,)), Arm("feature", (clamp,))]
         compared = tokens_of(lens.compare(list(tiny.IDS), arms, sampling))
     batch = tokens_of(lens.stream_batch(TEXTS, sampling=replace(sampling, temp=0.0), interventions=[early]))
-    seedless = tokens_of(lens.stream(list(tiny.IDS), temp=1.0, seed=None, max_tokens=12))
+    seedless = tokens_of(lens.stream(list(tiny.IDS), temp=1.0, seed=None, max_tokens=6))
     return {"compared": compared, "batch": batch, "seedless": seedless}
 
 
