@@ -8,7 +8,10 @@ import pytest
 from lens_tui.worker import jobs
 from lens_tui.worker.thread import Worker
 from tests.folders import lens_home, llama_folder, sae_folder
+from tests.one_tokenizer import one_tokenizer
 from tests.worker.drive import Driver
+
+__all__ = ["one_tokenizer"]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,3 @@
+from tests.one_tokenizer import one_tokenizer
+
+__all__ = ["one_tokenizer"]
