@@ -80,7 +80,7 @@ def test_the_status_is_kept(ending: str, tmp_path: Path) -> None:
     assert process.returncode == status, process.stderr
 
 
-def test_mlx_is_imported_by_the_worker_thread_alone_and_only_for_a_job(tiny: Path, tmp_path: Path) -> None:
+def test_mlx_is_imported_by_the_worker_alone_and_only_for_a_job(tiny: Path, tmp_path: Path) -> None:
     code = f"""
 import builtins, sys, threading
 importers = set()
@@ -106,7 +106,8 @@ def wait(job):
 assert isinstance(wait(worker.submit(jobs.LoadModel({str(tiny)!r}))), ev.JobDone)
 assert isinstance(wait(worker.submit(jobs.Compare('Once upon a time', ()))), ev.JobDone)
 assert 'mlx.core' in sys.modules
-assert importers == {{'mlx'}}, importers
+# Its own thread, and the one with which it imports what comes next while weights are read, and which it waits for.
+assert {{'mlx'}} <= importers <= {{'mlx', 'imports'}}, importers
 assert worker.close(60)
 """
     process = run(code, tmp_path)
