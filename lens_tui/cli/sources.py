@@ -125,7 +125,10 @@ def open_model(name: str) -> LensModel:
 
     fetch_model(name)
     how = asked_dequantize.get() or preferences().dequantize
-    return LensModel(name, dequantize=how, adapter=asked_adapter.get(), shard=asked_shard.get())
+    model = LensModel(name, dequantize=how, adapter=asked_adapter.get(), shard=asked_shard.get())
+    if model.info.adapter:  # every number is of the two together, and answers give the model's name alone
+        note(f"{one_line(model.info.name, 40)} has the LoRA in {one_line(model.info.adapter, 120)}")
+    return model
 
 
 def fetch_model(name: str) -> None:

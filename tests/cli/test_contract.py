@@ -491,41 +491,6 @@ def test_generate_prints_a_line_for_each_prompt_in_their_order(work: dict[str, s
     assert (empty.exit_code, "Line 2 of standard input has an empty prompt" in empty.stderr) == (2, True)
 
 
-@pytest.mark.parametrize("verb", [["compare", "-"], ["generate", "-"], ["loss", "-"], ["features", "-"], ["lens", "-"]])
-@pytest.mark.parametrize("given", [b"", b" \n\n"])
-def test_nothing_on_standard_input_is_called_that(verb: list[str], given: bytes) -> None:
-    done = CliRunner().invoke(app, verb, input=given)
-    assert (done.exit_code, "Standard input is empty." in done.stderr) == (2, True)
-
-
-@pytest.mark.parametrize(
-    ("verb", "key"), [("runs list", "runs"), ("runs tally", "contests"), ("causes list", "causes")]
-)
-def test_a_list_of_what_was_never_kept_is_empty_and_no_error(
-    verb: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LENS_TUI_HOME", str(tmp_path / "other"))
-    done = CliRunner().invoke(app, [*verb.split(), "--json"])
-    assert (done.exit_code, json.loads(done.stdout)) == (0, {"model": None, key: []})
-    said = CliRunner().invoke(app, verb.split())
-    assert (said.exit_code, said.stdout, "has been kept yet. " in said.stderr) == (0, "", True)
-    assert not (tmp_path / "other").exists()
-
-
-def test_hints_name_the_options_of_the_verb_and_not_the_arguments_of_python(tmp_path: Path) -> None:
-    chat = tmp_path / "chat.json"
-    chat.write_text('[{"role": "robot", "content": "hi"}]')
-    said = CliRunner().invoke(app, ["compare", "--chat", str(chat)]).stderr
-    assert ("--raw" in said, "raw=True" in said) == (True, False)
-    said = CliRunner().invoke(app, ["patch", "A red ball", "A red car"]).stderr
-    assert ("--answer ' word'" in said, "answer=" in said) == (True, False)
-
-
-def test_what_the_parser_refuses_is_said_without_its_librarys_words() -> None:
-    said = CliRunner().invoke(app, ["patch", "a", "b", "--by", "nosuch"]).stderr
-    assert ("'nosuch' is not one of 'layer'" in said, "Value error" in said) == (True, False)
-
-
 def test_loss_is_the_librarys(work: dict[str, str]) -> None:
     import numpy as np
 
