@@ -226,8 +226,9 @@ def print_graph(
         _print_check(graph, check)
     kinds = [node.kind for node in graph.nodes]
     note(
-        f"{one_line(graph.model, 60)} with {one_line(graph.scan, 60)}: {kinds.count('feature')} features, "
-        f"{kinds.count('error')} errors, {kinds.count('embedding')} tokens, {graph.n_edges} edges are shown or kept"
+        f"{one_line(graph.model, 60)} with {one_line(graph.scan, 60)}: {many(kinds.count('feature'), 'feature')}, "
+        f"{many(kinds.count('error'), 'error')}, {many(kinds.count('embedding'), 'token')}, "
+        f"{many(graph.n_edges, 'edge')} shown or kept"
     )
     if facts:
         note(

@@ -21,6 +21,7 @@ from textual.dom import DOMNode
 from textual.driver import Driver
 from textual.filter import LineFilter
 from textual.message import Message
+from textual.notifications import Notify
 from textual.reactive import reactive
 from textual.screen import Screen
 from textual.theme import Theme
@@ -197,6 +198,13 @@ class LensApp(LensHost, inherit_bindings=False):
     def say(self, message: str) -> None:
         """A short remark, for something that happened out of sight."""
         self.notify(message, markup=False, timeout=4)
+
+    def _on_notify(self, event: Notify) -> None:
+        """Let what is said again take the place of the same words before it: Textual would show both, and then adds."""
+        for old in [note for note in self._notifications if note.message == event.notification.message]:
+            self._unnotify(old, refresh=False)
+            if self.screen_stack:
+                self.screen.query(f"#--textual-toast-{old.identity}").remove()
 
     def end(self, status: int) -> None:
         """End because of something outside, with an exit status that is not 0: the session is kept."""

@@ -90,7 +90,7 @@ def transcript(turns: Sequence[Turn], width: int, *, unfolded: bool) -> list[Con
         parts = []
         if thought:
             mark, words = (UNFOLDED if unfolded else FOLDED), len(thought.split())
-            parts.append(Content.styled(f"{mark} thinking, {words} words", "$muted"))
+            parts.append(Content.styled(f"{mark} thinking, {many(words, 'word')}", "$muted"))
             parts += [Content.styled(_safe_lines(thought), "$muted italic")] if unfolded else []
         parts.append(Content(_safe_lines(said.strip())))
         wrapped = [line for part in parts for line in part.wrap(room)]

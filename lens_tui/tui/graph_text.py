@@ -150,7 +150,7 @@ def node_lines(layout: GraphLayout, view: NodeView, width: int) -> tuple[list[Co
     for number, edge in enumerate(found):
         if number == 0 or edge.inward != found[number - 1].inward:
             count = len(graph.into(at) if edge.inward else graph.out_of(at))
-            lines += [Content(""), _pair("comes from" if edge.inward else "acts on", f"{count} nodes", width)]
+            lines += [Content(""), _pair("comes from" if edge.inward else "acts on", many(count, "node"), width)]
         if number == view.edge:
             chosen = len(lines)
         lines.append(_edge(layout, edge, number == view.edge, width))
@@ -268,13 +268,14 @@ def graph_question(plan: GraphPlan, found: GraphFound | None, width: int) -> lis
     if found is None:
         return [asked, Content("")]
     graph, kinds = found.pruned, [node.kind for node in found.pruned.nodes]
-    of_all = f" of {found.whole.n_active:,}" if found.whole.n_active else ""
-    facts = [f"{kinds.count('feature')}{of_all} features, {kinds.count('error')} errors"]
+    shown, active = kinds.count("feature"), found.whole.n_active
+    features = many(active, "feature", f"{shown} of {active:,}") if active else many(shown, "feature")
+    facts = [f"{features}, {many(kinds.count('error'), 'error')}"]
     if found.sum_error is not None:
         facts.append(f"sums within {found.sum_error:.0e}")
     if found.scores is not None:
         facts += [f"completeness {found.scores.completeness:.2f}", f"replacement {found.scores.replacement:.2f}"]
-    facts.append(f"{graph.n_edges:,} edges")
+    facts.append(many(graph.n_edges, "edge", f"{graph.n_edges:,}"))
     text = " · ".join(facts)
     return [asked, Content.styled(fit(f"{'shown':<9}{text}", width).rstrip(), "$muted")]
 

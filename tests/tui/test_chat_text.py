@@ -63,6 +63,8 @@ def test_turns_have_their_speaker_at_the_left_and_wrap_beside_it() -> None:
     opened = [line.plain for line in transcript(turns, 32, unfolded=True)]
     assert "          ▏ a b" in opened
     assert "assistant ▏ ▾ thinking, 2 words" in opened
+    alone = transcript([Turn("assistant", "<think>hm</think>yes")], 40, unfolded=False)
+    assert alone[0].plain == "assistant ▏ ▸ thinking, 1 word"
 
 
 def test_hostile_turns_reach_no_terminal_and_are_no_markup() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,18 @@ async def test_two_sets_of_texts_are_contrasted_and_the_best_goes_to_the_bench()
         await settle(app, pilot)
         assert screen.list.listing is None
         assert screen.list.list.has_focus
+
+
+async def test_a_list_of_one_feature_is_said_in_the_singular() -> None:
+    async with opened("features") as (app, pilot):
+        await pilot.press("space", "w")
+        await pilot.pause()
+        assert "A list of 1 marked feature of" in screen_text(app)
+        await pilot.press(*"alone", "enter")
+        await settle(app, pilot)
+        await pilot.press("W")
+        await pilot.pause()
+        assert re.search(r"alone +1 feature  +· ", screen_text(app))
 
 
 async def test_marked_features_are_kept_opened_deleted_and_brought_back() -> None:

@@ -1,4 +1,4 @@
-"""Which theme shows: following the terminal, the terminal's own colours, a user's theme saved anew; reduced motion."""
+"""Which theme shows: following the terminal, its own colours, a user's theme saved anew; reduced motion; remarks."""
 
 from __future__ import annotations
 
@@ -304,3 +304,19 @@ async def test_the_cursor_of_a_text_shows_at_every_shade(name: str) -> None:
         assert themes.contrast(text, ground) >= 4.5
         for style in styles.heat[1:]:
             assert themes.difference(ground, _seen(style)[1]) >= themes.CLEARLY
+
+
+async def test_what_is_said_again_takes_the_place_of_what_was_said() -> None:
+    app = lens_app(model="demo", screen="generate")
+    async with app.run_test(size=(120, 36), notifications=True) as pilot:
+        await settle(pilot)
+        for message in ("Once.", "Twice.", "Twice.", "Twice."):
+            app.say(message)
+        await settle(pilot)
+        app.say("Twice.")
+        await settle(pilot)
+        assert [notice.message for notice in app._notifications] == ["Once.", "Twice."]
+        shown = screen_text(app)
+        assert (shown.count("Once."), shown.count("Twice.")) == (1, 1)
+        holders = app.screen.query("ToastHolder")
+        assert len(holders) == 2, "nothing is left of a remark that another one took the place of"

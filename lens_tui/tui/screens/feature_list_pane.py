@@ -349,9 +349,9 @@ def ask_name(pane: ListPane) -> None:
         if values is not None:
             _keep(pane, sae, values["name"], features)
 
-    what = f"{len(features)} marked" if pane.marked else f"the {len(features)} listed"
+    what = many(len(features), "marked feature") if pane.marked else f"the {many(len(features), 'listed feature')}"
     fields = [Field("name", "name", listing.kept if listing is not None else "", "what they have in common", filled)]
-    note = f"A list of {what} features of {sae.name}. One of the same name is replaced; u among the lists undoes it."
+    note = f"A list of {what} of {sae.name}. One of the same name is replaced; u among the lists undoes it."
     lens.push_screen(FormScreen("Keep a list", fields, note), done)
 
 
@@ -437,7 +437,8 @@ class FeatureListsScreen(Dialog["FeatureList | None"]):
     def _draw(self, row: FeatureList, width: int) -> list[Content]:
         when = ago(datetime.fromisoformat(row.created).timestamp(), host(self).wall())
         some = " ".join(f"f{feature}" for feature in row.features[:6]) + (" …" if len(row.features) > 6 else "")
-        facts = f"{len(row.features):>4} features · {when}"
+        count = len(row.features)
+        facts = f"{many(count, 'feature', f'{count:>4}'):<13} · {when}"
         name = fit(row.name, max(12, min(28, width - len(facts) - 4)))
         return [Content.assemble((name, "bold"), f"  {facts}  ", (some, "$muted"))]
 

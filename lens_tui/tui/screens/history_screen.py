@@ -90,7 +90,8 @@ def _searched_set(made: SetText) -> str:
 
 def _of_set(made: SetText) -> PastRun:
     arms = ", ".join(one_line(arm.name, 60) for arm in made.arms[1:]) or "baseline alone"
-    facts = f"{len(made.cells)} of {len(made.runs) * len(made.arms)} texts · {made.state}"
+    count = len(made.runs) * len(made.arms)
+    facts = f"{many(count, 'text', f'{len(made.cells)} of {count}')} · {made.state}"
     name = f"{made.name or 'set'}: {many(len(made.prompts), 'prompt')}, {many(len(made.seeds), 'seed')}"
     return PastRun(name, arms, facts, 0, None, made)
 
