@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from lens_tui.records.errors import LensError
 
-from .output import fail, prepare_streams, sentences
+from .output import INTERRUPTED, fail, prepare_streams, sentences
 
 if TYPE_CHECKING:
     from lens_tui.records.info import Dequantize
@@ -34,8 +34,10 @@ def main() -> None:
         # As it is mostly opened: the parser of options is left out, for it would hold up the first frame.
         sentences(open_app)(demo=bool(asked))
         return
-    from .command import run
-
+    try:
+        from .command import run
+    except KeyboardInterrupt:  # no verb is there yet to say so
+        fail("Stopped.", as_json="--json" in asked, status=INTERRUPTED)
     run()
 
 

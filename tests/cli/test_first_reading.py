@@ -58,3 +58,20 @@ def test_under_an_adapter_it_is_said_what_the_numbers_are_of(verb: list[str], tm
     done = subprocess.run(command, input="the cat", capture_output=True, text=True, check=True)
     assert "has the LoRA in " in done.stderr
     assert "LoRA" not in done.stdout
+
+
+def test_ctrl_c_while_the_verbs_are_imported_is_a_sentence_too() -> None:
+    start = """
+import sys
+class Interrupted:
+    def find_spec(self, name, *rest):
+        if name == "lens_tui.cli.command":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+sys.argv = ["mlx-lens-tui", "info", "--json"]
+from lens_tui.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "mlx-lens-tui: Stopped.\n")
+    assert json.loads(done.stdout) == {"error": {"message": "Stopped.", "hint": ""}}
