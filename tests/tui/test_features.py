@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -527,3 +527,26 @@ async def test_text_and_page_of_before_are_marked_until_the_new_ones_are_there()
         assert "as of before" not in screen_text(app)
         assert "is being read" not in screen_text(app)
         assert not card.has_class("-before")
+
+
+async def test_a_first_reading_says_so_in_list_and_text_and_one_that_was_stopped_is_asked_again() -> None:
+    app = app_on("generate")
+    async with app.run_test(size=(120, 36)) as pilot:
+        worker = cast("FakeWorker", app.worker)
+        fill(app)
+        await settle(app, pilot)
+        worker.hold()
+        await pilot.press("4")
+        await settle(app, pilot)
+        screen = screen_of(app, FeaturesScreen)
+        for pane in (screen.text.view, screen.list.list):
+            assert in_region(app, pane) == "reading …"
+        await pilot.press("x")
+        worker.release()
+        await settle(app, pilot)
+        for pane in (screen.text.view, screen.list.list):
+            assert in_region(app, pane) == "stopped"
+        await pilot.press("3", "4")
+        await settle(app, pilot)
+        assert screen.text.encoded is not None
+        assert screen.list.features

@@ -80,6 +80,7 @@ class ListPane(Pane):
         self._marked: dict[str, dict[int, None]] = {}
         self._gone_to: int | None = None
         self._at_token: tuple[str, list[Row]] = ("", [])
+        self._awaited = ""
         self._name_of = name_of
 
     @property
@@ -111,9 +112,9 @@ class ListPane(Pane):
         strongest = max((found for _, found in self.list.rows), default=0.0)
         return [feature_row(feature, value, strongest, name, width, marks)]
 
-    def show_token(self, encoded: Encoded | None, token: int | None) -> None:
-        """List the features of a token, at once or when the listing is let go."""
-        self._at_token = ("", [])
+    def show_token(self, encoded: Encoded | None, token: int | None, awaited: str = "") -> None:
+        """List the features of a token, at once or when the listing is let go; ``awaited`` while its text is read."""
+        self._at_token, self._awaited = ("", []), awaited
         self.dense = dict(encoded.dense) if encoded is not None else {}
         if encoded is not None and token is not None:
             words = fit(f"@ {token} {quoted(encoded.tokens[token])}", 22).rstrip()
@@ -136,7 +137,7 @@ class ListPane(Pane):
     def _show(self, cursor: int | None = None) -> None:
         title, note, rows = "Top features", *self._at_token
         found_by = f"no feature is active here: {self.lens.key_text('features.find')} finds them by words"
-        self.list.empty = "no SAE is in use" if self.session.sae_in_use is None else found_by
+        self.list.empty = "no SAE is in use" if self.session.sae_in_use is None else self._awaited or found_by
         if (listing := self.listing) is not None:
             title, note = listing.title, listing.note
             rows = [(feature, 0.0) for feature in listing.features]

@@ -54,6 +54,7 @@ PAGES_KEPT, NEAR_KEPT = 512, 128
 LISTED = ("near", "together")
 """Sections of a page that are a list of features."""
 MAX_LABEL = 2000
+STOPPED = "stopped"
 
 Row = tuple[int, float]
 
@@ -129,6 +130,12 @@ class TextPane(Pane):
         self.view.empty = words
         if self.encoded is None:
             self.view.set_tokens([])
+            self.post_message(self.Read(None))
+
+    @property
+    def awaited(self) -> str:
+        """What stands in place of a text that was asked for and has not come; nothing where one is there or blank."""
+        return "" if self.encoded is not None or self.view.empty not in (READING, STOPPED) else self.view.empty
 
     def _mark(self, why: str) -> None:
         """Say that the text that shows is the one of before, and why it still is; or no more."""
@@ -137,9 +144,10 @@ class TextPane(Pane):
         self.view.set_class(before, "-before")
 
     def _take_encoded(self, event: Event) -> None:
-        if isinstance(event, JobDone) and self.view.has_class("-before"):
-            self._asked = None
-            self._mark("stopped")
+        if isinstance(event, JobDone) and (self.view.has_class("-before") or self.awaited):
+            self._asked = None  # stopped: asked again on coming back
+            self._mark(STOPPED)
+            self._say_instead(STOPPED)
         elif isinstance(event, JobFailed):
             self._say_instead("")
         elif isinstance(event, Encoded):

@@ -132,7 +132,7 @@ class FeaturesScreen(LensScreen):
         self._show_token()
 
     def _show_token(self) -> None:
-        self.list.show_token(self.text.encoded, self.text.view.cursor)
+        self.list.show_token(self.text.encoded, self.text.view.cursor, self.text.awaited)
 
     def on_list_pane_changed(self) -> None:
         """Another feature, perhaps: its page, and its shade on the text."""
