@@ -86,6 +86,13 @@ class LaunchedStep:
     alone: frozenset[int] = frozenset()
     measured: list[Measured] = field(default_factory=list)
     readings: mx.array | None = None
+    unsent: tuple[mx.array, ...] = ()
+
+    def send(self) -> None:
+        """Have the device compute it, if that has not been asked for yet."""
+        unsent, self.unsent = self.unsent, ()
+        if unsent:
+            async_eval(*unsent)
 
     def arrays(self) -> list[mx.array]:
         """What is to be evaluated."""
@@ -196,11 +203,19 @@ class RowDecoder:
             # One step ahead: the device computes the next token while the last one is read, written and drawn. The step
             # under way when a row ends is thrown away, which is why doses are counted only once a step is used.
             launched = self._launch(self._prefill())
+            launched.send()
             count = self.options.sampling.max_tokens
             for index in range(count):
                 ahead = self._launch(launched.chosen[:, None]) if index + 1 < count or self._reads_last() else None
+                # A CPU is all but through with a step once it is sent: the first token does not wait for the second.
+                if ahead is not None and (index or mx.default_device().type != mx.DeviceType.cpu):
+                    ahead.send()
                 self._count(launched)
-                yield launched.read()
+                try:
+                    yield launched.read()
+                finally:  # whoever reads no further may yet go on from the cache, in another thread
+                    if ahead is not None:
+                        ahead.send()
                 if ahead is None:
                     return
                 if index % 256 == 0:
@@ -282,11 +297,10 @@ class RowDecoder:
             history.note(self._at, entries)
 
     def _start_again(self) -> None:
-        from mlx_lm.models.cache import make_prompt_cache
-
         self.run.fork = 0
         self._begin()
-        self.cache[:] = make_prompt_cache(self.registry.decoder.root, self.max_kv_size)
+        room = self.start + len(self.ids) + self.options.sampling.max_tokens
+        self.cache[:] = fresh_cache(self.registry, self.max_kv_size, room)
         if self.run.meter is not None:
             self.run.meter.restart()
 
@@ -322,6 +336,7 @@ class RowDecoder:
             self.options.progress(done, total)
 
     def _launch(self, inputs: mx.array) -> LaunchedStep:
+        """The next step, laid out under what holds now; the device has it once it is sent."""
         self._note_changes()
         # Companions come after the rows, and choose nothing: they are fed what the row that they follow has chosen.
         fed = mx.concatenate([inputs, inputs[mx.array(self.followed)]]) if self.followed else inputs
@@ -341,7 +356,7 @@ class RowDecoder:
         read = None if self.monitors is None else self.monitors.newest()
         launched = LaunchedStep(chosen, of_chosen, plain, top_ids, top_logprobs, self._version, self._scales, alone)
         launched.readings = read
-        async_eval(*launched.arrays(), *self._extras())
+        launched.unsent = (*launched.arrays(), *self._extras())
         if self.run.meter is not None:
             launched.measured = self.run.meter.take()
         return launched
@@ -457,6 +472,9 @@ def wired() -> Iterator[None]:
             mx.set_wired_limit(old)
 
 
+_LAID_OUT = 64
+"""The positions of a short run's cache are a multiple of so many: what continues from it grows by as many."""
+
 OPTIONS = (
     "prefill_step_size",
     "progress",
@@ -467,6 +485,21 @@ OPTIONS = (
     "quantized_kv_start",
 )
 """What ``stream`` and ``compare`` take beside sampling settings; the names are mlx-lm's."""
+
+
+def fresh_cache(registry: Registry, max_kv_size: int | None, most: int) -> list[Any]:
+    """An empty cache of the model's own, for a run of at most ``most`` tokens, its prompt included.
+
+    mlx-lm lays out 256 positions at a time. Where a run is shorter, writing zeros to the rest, for every row and layer,
+    took as long as its first two forwards.
+    """
+    from mlx_lm.models.cache import KVCache, make_prompt_cache
+
+    cache: list[Any] = make_prompt_cache(registry.decoder.root, max_kv_size)
+    for item in cache:
+        if type(item) is KVCache:
+            item.step = min(item.step, -(-most // _LAID_OUT) * _LAID_OUT)
+    return cache
 
 
 def row_decoder(
@@ -495,8 +528,6 @@ def row_decoder(
         LensError: For an option that does not exist, a cache filled under other interventions, and more tokens than a
             model with learnt positions has places for or than fit into memory.
     """
-    from mlx_lm.models.cache import make_prompt_cache
-
     extra = {name: options.pop(name) for name in OPTIONS if name in options}
     max_kv_size = options.pop("max_kv_size", None)
     monitors = reader_of(registry, options.pop("monitors", ()))
@@ -506,7 +537,9 @@ def row_decoder(
         extra["logits_processors"] = [*penalties, *(extra.get("logits_processors") or ())]
     if options:
         raise LensError(f"There is no option {next(iter(options))!r}.", "See the docstring of LensModel.stream.")
-    cache = prompt_cache if prompt_cache is not None else make_prompt_cache(registry.decoder.root, max_kv_size)
+    cache = prompt_cache
+    if cache is None:
+        cache = fresh_cache(registry, max_kv_size, len(prompt.ids) + decode.sampling.max_tokens)
     n_prompt = registry.caches.check(cache, plan.fingerprint()) + len(prompt.ids)
     registry.decoder.check_positions(n_prompt + decode.sampling.max_tokens - 1)
     for name in ("prefill_step_size", "kv_bits", "kv_group_size"):  # MLX takes others for shapes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import mlx.core as mx
@@ -241,6 +242,43 @@ def test_a_quantised_kv_cache_is_mlx_lms() -> None:
     differs = [abs(a.logprob - b.logprob) for a, b in zip(ours, exact, strict=True)]
     assert max(differs) > 1e-3
     np.testing.assert_allclose([t.logprob for t in ours], [float(np.array(row).max()) for _, row in theirs], atol=1e-4)
+
+
+def test_the_first_token_does_not_wait_for_the_second_where_a_step_is_computed_as_it_is_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lens, sent = LensModel.from_model(tiny.llama()), list[int]()
+    send = lens_tui.lens.decode.generation.LaunchedStep.send
+
+    def counted(step: lens_tui.lens.decode.generation.LaunchedStep) -> None:
+        sent.extend([1] * bool(step.unsent))
+        send(step)
+
+    monkeypatch.setattr(lens_tui.lens.decode.generation.LaunchedStep, "send", counted)
+    seen = [len(sent) for _ in lens.stream(IDS, max_tokens=4)]
+    ahead = mx.default_device().type != mx.DeviceType.cpu
+    assert seen == [1 + ahead, 3, 4, 4]  # else one step ahead
+
+
+def test_who_reads_one_token_leaves_a_cache_that_another_thread_may_go_on_from() -> None:
+    lens, cache = LensModel.from_model(tiny.llama()), make_prompt_cache(tiny.llama())
+    stream = lens.stream(IDS, max_tokens=9, prompt_cache=cache)
+    next(stream)
+    stream.close()
+    with ThreadPoolExecutor(1) as other:
+        kept = other.submit(lambda: [np.array(item.state[0]) for item in cache]).result()
+    assert all(np.isfinite(keys).all() for keys in kept)
+
+
+def test_a_short_run_lays_out_no_more_of_its_cache_than_it_can_fill() -> None:
+    lens = LensModel.from_model(tiny.llama())
+    run = lens_tui.lens.decode.generation.fresh_cache(lens._registry, None, len(IDS) + 9)
+    keys = mx.zeros((1, 2, len(IDS), 4))
+    assert run[0].update_and_fetch(keys, keys)[0].shape[2] == len(IDS)
+    assert run[0].keys.shape[2] == 64
+    long = lens_tui.lens.decode.generation.fresh_cache(lens._registry, None, 4096)
+    long[0].update_and_fetch(keys, keys)
+    assert long[0].keys.shape[2] == 256  # mlx-lm's own
 
 
 def test_generations_may_be_read_in_turns() -> None:
