@@ -130,6 +130,17 @@ async def test_adding_a_hub_id_checks_it_lists_it_and_loads_it() -> None:
         assert "on the hub" in screen_text(app)
 
 
+async def test_a_row_stays_under_its_headings_while_an_address_is_typed() -> None:
+    app = lens_app()
+    async with app.run_test(size=(120, 36)) as pilot:
+        await settle(pilot)
+        row = next(line for line in screen_text(app).splitlines() if "gemma-3-27b" in line)
+        await pilot.press("a")
+        await settle(pilot)
+        assert "a folder, or a Hugging Face id" in screen_text(app)
+        assert row in screen_text(app).splitlines()
+
+
 async def test_adding_nonsense_is_one_sentence() -> None:
     worker = FakeWorker()
     app = lens_app(worker)
