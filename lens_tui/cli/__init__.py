@@ -49,7 +49,7 @@ def open_app(
     dequantize: Dequantize | None = None,
     resume: bool = False,
 ) -> NoReturn:
-    """Run the app and end the process with its status. Raises ``LensError`` without a terminal.
+    """Run the app and end the process with its status. Raises ``LensError`` without a terminal that can show it.
 
     Args:
         demo: Open on Generate with the bundled model.
@@ -62,6 +62,11 @@ def open_app(
     if sys.stdout is None or not (in_browser or (sys.stdin.isatty() and sys.stdout.isatty())):
         raise LensError(
             "The app needs a terminal, and this is not one.", "Use `mlx-lens-tui compare` or `features`; see --help."
+        )
+    if not in_browser and os.environ.get("TERM") == "dumb":
+        raise LensError(
+            "The app draws on the whole screen, and by TERM=dumb this terminal cannot.",
+            "Set TERM to what it is, as xterm-256color, or use `mlx-lens-tui compare` or `features`; see --help.",
         )
     from lens_tui.tui.start import run
     from lens_tui.worker.thread import end_process

@@ -31,6 +31,16 @@ def test_a_signal_ends_it_with_the_terminal_whole_and_the_session_kept(number: i
     assert kept(tmp_path) == ["kept to the last"]
 
 
+def test_a_terminal_that_cannot_be_drawn_on_is_told_so_in_one_sentence(tmp_path: Path) -> None:
+    with Terminal(["/usr/bin/env", "TERM=dumb", sys.executable, "-m", "lens_tui", "--demo"], tmp_path) as terminal:
+        assert terminal.end() == 2
+        said = terminal.written.decode()
+        assert "TERM=dumb" in said
+        assert "xterm-256color" in said
+        assert "mlx-lens-tui compare" in said
+        assert "\x1b" not in said
+
+
 def kept(home: Path) -> list[str]:
     """The prompts of the sessions that were cut off."""
     found = interrupted_sessions(home / "state" / "sessions")
