@@ -50,6 +50,8 @@ from .widgets.entry import Entry
 FRAME = 1 / 30
 NEWS = 30.0
 """Seconds after which the status row drops what was done last."""
+RUNS = ("run", "set")
+"""The slots of what writes texts."""
 
 
 class WorkerWake(Message):
@@ -244,6 +246,7 @@ class LensApp(LensHost, inherit_bindings=False):
             self._exit_renderables.clear()  # Textual's traceback: only the sentence is to stand there
 
     _run_when_ready = False
+    _said_by_run = ""
 
     _last_interrupt = float("-inf")
 
@@ -285,9 +288,15 @@ class LensApp(LensHost, inherit_bindings=False):
         # Not to ``self.screen``: a key that came with the one for the run may have put another on top.
         self.get_screen_stack("generate")[0].post_message(RunWanted())
 
-    def opened(self, ready: bool) -> None:
-        """A model and all it opens with are there, or, if not ``ready``, could not be loaded."""
+    def opened(self, ready: bool, remark: str = "") -> None:
+        """A model and all it opens with are there, or, if not ``ready``, could not be loaded.
+
+        ``remark`` is what the status row says then, unless a run was made meanwhile: what that said stands.
+        """
         self._run_when_ready = False
+        said, self._said_by_run = self._said_by_run, ""
+        if ready and all(self.book.in_slot(slot) is None for slot in RUNS):
+            self.remark(said or remark)
         self.recovery.opened(ready)
 
     def armed(self) -> None:
@@ -542,7 +551,10 @@ class LensApp(LensHost, inherit_bindings=False):
         if isinstance(event, JobFailed) and was_shown is not True:
             self.show_error(event.message, event.hint, event.detail)
         silent = owned.slot == QUIET and not isinstance(event, JobFailed)
-        return activity if silent else advance(activity, event, self.clock())
+        after = activity if silent else advance(activity, event, self.clock())
+        if owned.slot in RUNS and self.opening.going and after.state != BUSY:
+            self._said_by_run = after.note
+        return after
 
     @property
     def busy(self) -> bool:

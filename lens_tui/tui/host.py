@@ -457,8 +457,8 @@ class LensHost(App[None]):
     def armed(self) -> None:
         """A model's weights and the bench it opens with are there: a run that was asked for begins."""
 
-    def opened(self, ready: bool) -> None:
-        """A model and all it opens with are there, or could not be loaded."""
+    def opened(self, ready: bool, remark: str = "") -> None:
+        """A model and all it opens with are there, or could not be loaded; ``remark`` says so, unless a run spoke."""
 
     def action_show(self, mode: str) -> None:
         """Go to a screen; on it already, say so."""

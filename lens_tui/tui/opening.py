@@ -202,7 +202,6 @@ class Opening:
         self.going, self.arming, self._waiting = False, False, []
         self._app.store.update(loading=False)
         ready = self.failure is None and self._app.store.session.model is not None
-        if ready:
-            self._app.remark(f"{model_name(self.model)} is ready · {self._app.key_text('app.run')} runs the comparison")
-        self._app.opened(ready)
+        run = self._app.key_text("app.run")
+        self._app.opened(ready, f"{model_name(self.model)} is ready · {run} runs the comparison")
         self._say_next()

@@ -66,6 +66,25 @@ async def test_run_pressed_while_loading_runs_when_ready() -> None:
         await settle(pilot, lambda: bool(worker.job_ids(jobs.Compare)))
 
 
+@pytest.mark.parametrize("overtakes", [True, False])
+async def test_what_a_run_said_while_the_sae_loads_stands(overtakes: bool) -> None:
+    worker = FakeWorker(hold=True)
+    app = lens_app(worker, model="demo", screen="generate")
+    async with app.run_test(size=(120, 36)) as pilot:
+        while not worker.job_ids(jobs.LoadSAE):
+            worker.release(1)
+            await settle(pilot)
+        await pilot.press("r")
+        await settle(pilot)
+        if overtakes:  # as the worker's thread has it
+            worker._queue.appendleft(worker._queue.pop())
+        worker.release()
+        await settle(pilot, lambda: not app.busy)
+        assert not app.opening.going
+        assert "tokens each" in screen_text(app)
+        assert "is ready" not in screen_text(app)
+
+
 async def test_a_run_waits_for_the_weights_and_the_arms_but_not_for_the_sae() -> None:
     worker = FakeWorker(hold=True)
     app = lens_app(worker, model="demo", screen="generate")
