@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from math import exp
 
@@ -45,6 +46,10 @@ def visible(token: str) -> str:
 def quoted(token: str) -> str:
     """A token between quotes, for a sentence."""
     return f"“{token.replace(chr(10), NEWLINE)}”"
+
+
+PEAKS = re.compile(r" · \d+\.\d×max")
+"""What of :func:`strength` is left out first."""
 
 
 def strength(interventions: Sequence[Intervention]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, cast
 import pytest
 from rich.cells import cell_len
 
-from lens_tui.records import Add, LensError, Sampling, paths
+from lens_tui.records import Add, LensError, Positions, Sampling, paths
 from lens_tui.records.run import MadeWith
 from lens_tui.tasks.run_command import as_command
 from lens_tui.tasks.run_export import FORMATS, as_markdown
@@ -304,11 +305,27 @@ async def test_lanes_out_of_sight_are_counted_and_a_scale_never_gives_way_to_a_n
         await settle(app, pilot)
         lane = screen_of(app, GenerateScreen).lanes.lanes[1]
         assert (lane.away, str(lane.note)) == ((0, 2), "+24.0 · 2.0×max")
-        assert "+24.0 · 2.0×max  2▸" in screen_text(app)
+        assert "… +24.0  2▸" in screen_text(app)
         await pilot.press("right_square_bracket", "right_square_bracket")
         assert screen_of(app, GenerateScreen).lanes.lanes[3].away == (2, 0)
         assert "◂2  verse" in screen_text(app)
         assert "+5.0" in screen_text(app)
+
+
+async def test_the_multiple_of_the_maximum_goes_before_the_name_and_the_positions_after_it() -> None:
+    async with opened("generate", (100, 30), steers=4) as (app, pilot):
+        app.store.edit_steer("s1", vector=unit_vector("cooked food", max_activation=12.0))
+        await settle(app, pilot)
+        lane = screen_of(app, GenerateScreen).lanes.lanes[1]
+        assert (str(lane.note), "×max" in screen_text(app)) == ("+24.0 · 2.0×max", False)
+        assert re.search(r"cooked food +\+24\.0", screen_text(app))
+        app.store.edit_steer("s1", positions=Positions("generated"))
+        await pilot.resize_terminal(160, 30)
+        await settle(app, pilot)
+        assert re.search(r"cook.*… \+24\.0 · generated only(?! ·)", screen_text(app))
+        await pilot.resize_terminal(250, 30)
+        await settle(app, pilot)
+        assert re.search(r"cooked food +\+24\.0 · generated only · 2\.0×max", screen_text(app))
 
 
 async def test_an_arm_in_the_place_of_a_deleted_one_is_not_a_change_of_it() -> None:

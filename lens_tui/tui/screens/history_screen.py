@@ -23,7 +23,7 @@ from lens_tui.records.wording import has_words, many
 from lens_tui.tasks.replay import held_against
 from lens_tui.tui.format import figure, fit
 from lens_tui.tui.host import LensHost, host
-from lens_tui.tui.lane_text import strength
+from lens_tui.tui.lane_text import PEAKS, strength
 from lens_tui.tui.run_text import ArmText, RunText, summary
 from lens_tui.tui.set_text import SetText
 from lens_tui.tui.token_shades import changed_levels
@@ -389,7 +389,7 @@ class HistoryScreen(HistoryDialog[PastRun, RunText, "RunText | SetText | None"])
 class RunColumn(Pane):
     """One run's text of the arm that is looked at."""
 
-    keeps_note = True
+    keeps_note, spare = True, PEAKS
     DEFAULT_CSS = "RunColumn { width: 1fr; height: 1fr; } RunColumn > TokenView { margin: 1 0 0 1; }"
 
     def __init__(self, run: RunText) -> None:

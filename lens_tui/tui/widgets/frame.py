@@ -10,6 +10,7 @@ until the job ends or another job takes its slot.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any, ClassVar
@@ -253,10 +254,12 @@ class PaneTitle(Widget):
     """The title on the left, a note on the right. Both are plain text, never markup.
 
     Where there is no room for both the note goes; with ``keeps_note`` the title is cut for it, and of the note what
-    comes after a ``·``, the last first. ``edges`` stand before and behind both, whatever room there is.
+    comes after a ``·``, the last first; what ``spare`` finds in it goes before the title is cut. ``edges`` stand before
+    and behind both, whatever room there is.
     """
 
     keeps_note = False
+    spare: re.Pattern[str] | None = None
 
     DEFAULT_CSS = "PaneTitle { height: 1; }"
 
@@ -278,6 +281,8 @@ class PaneTitle(Widget):
     def _title_and_note(self, width: int) -> Content:
         title, said = Content(self.text), self.note
         if self.keeps_note and said:
+            if self.spare is not None and width - cell_len(said) - 1 < title.cell_length:
+                said = self.spare.sub("", said)
             while " · " in said and width - cell_len(said) - 1 < min(NAME, title.cell_length):
                 said = said.rpartition(" · ")[0]
             title = title.truncate(max(0, width - cell_len(said) - 1), ellipsis=True)
@@ -307,11 +312,12 @@ class Pane(SessionPart):
 
     ``title`` and ``note`` may be set at any time. A subclass keeps what it shows, asks for
     work through ``lens`` and posts messages about what concerns other panes. ``keeps_note``: where there is no room
-    for title and note, the title gives way.
+    for title and note, the title gives way, but not before what ``spare`` finds in the note.
     """
 
     ALLOW_MAXIMIZE = True
     keeps_note: ClassVar[bool] = False
+    spare: ClassVar[re.Pattern[str] | None] = None
     DEFAULT_CSS = """
     Pane {
         border-left: blank; padding: 0 1 0 0;
@@ -330,7 +336,7 @@ class Pane(SessionPart):
         self._heading = PaneTitle()
         self._heading.set_reactive(PaneTitle.text, title)
         self._heading.set_reactive(PaneTitle.note, note)
-        self._heading.keeps_note = self.keeps_note
+        self._heading.keeps_note, self._heading.spare = self.keeps_note, self.spare
         super().__init__(self._heading, *children, id=id)
 
     @property

@@ -20,7 +20,7 @@ from lens_tui.records import Candidate, Token
 from lens_tui.records.run import kl_level, pieces
 from lens_tui.tui.chat_text import OPEN, Thinking, folded, opens_thinking, thinking_in
 from lens_tui.tui.format import figure, fit, kl_key, nats
-from lens_tui.tui.lane_text import amount_text, candidate_row, quoted, stats
+from lens_tui.tui.lane_text import PEAKS, amount_text, candidate_row, quoted, stats
 from lens_tui.tui.run_text import ArmText, RunText
 from lens_tui.tui.token_shades import Measure, MonitorLine, candidates, token_levels
 
@@ -79,11 +79,12 @@ class Candidates(Widget):
 class Lane(Pane):
     """A lane. ``number`` is the arm's place on the bench, 0 for the baseline.
 
-    Of its head the name gives way before ``does``, what is done to the arm, and that before ``away``: how many lanes
+    Of its head the scale as a multiple of the feature's maximum gives way first, then the name, then the rest of
+    ``does``, what is done to the arm, and that before ``away``: how many lanes
     are out of sight on its left and on its right.
     """
 
-    keeps_note = True
+    keeps_note, spare = True, PEAKS
     DEFAULT_CSS = """
     Lane { width: 1fr; height: 1fr; }
     Lane > PaneTitle, Lane > Line, Lane > SeriesStrip, Lane > Candidates { padding: 0 0 0 1; }
