@@ -48,6 +48,8 @@ from .tour import Tour
 from .widgets.entry import Entry
 
 FRAME = 1 / 30
+REMARK = 4.0
+"""How long a remark stands, in seconds; a second ctrl+c within it quits."""
 NEWS = 30.0
 """Seconds after which the status row drops what was done last."""
 RUNS = ("run", "set")
@@ -199,7 +201,7 @@ class LensApp(LensHost, inherit_bindings=False):
 
     def say(self, message: str) -> None:
         """A short remark, for something that happened out of sight."""
-        self.notify(message, markup=False, timeout=4)
+        self.notify(message, markup=False, timeout=REMARK)
 
     def _on_notify(self, event: Notify) -> None:
         """Let what is said again take the place of the same words before it: Textual would show both, and then adds."""
@@ -401,12 +403,12 @@ class LensApp(LensHost, inherit_bindings=False):
             self.exit()
 
     def action_interrupt(self) -> None:
-        """Copy what is selected; with nothing selected, the second press within two seconds quits."""
+        """Copy what is selected; with nothing selected, a second press while the remark stands quits."""
         if selected := self.screen.get_selected_text():
             self.copy_to_clipboard(selected)
             return
         now = time.monotonic()
-        if now - self._last_interrupt < 2:
+        if now - self._last_interrupt < REMARK:
             self.exit()
         self._last_interrupt = now
         self.say(f"Press it again to quit, or {self.key_text('app.quit')}.")

@@ -10,7 +10,7 @@ from textual.geometry import Size
 from textual.pilot import Pilot
 
 from lens_tui.records import LensError
-from lens_tui.tui.app import FRAME, LensApp
+from lens_tui.tui.app import FRAME, REMARK, LensApp
 from lens_tui.tui.host import BUSY, FAILED
 from lens_tui.tui.keys import KEYS, SCREENS, by_id
 from lens_tui.tui.screens.everywhere import ThemeScreen
@@ -387,6 +387,17 @@ async def test_one_ctrl_c_does_not_quit() -> None:
         await pilot.press("ctrl+c")
         await pilot.pause()
         assert app.is_running
+
+
+async def test_a_second_ctrl_c_quits_as_long_as_the_remark_that_says_so_stands() -> None:
+    for ago, running in ((REMARK - 1, False), (REMARK + 1, True)):
+        app = lens_app()
+        async with app.run_test(size=(80, 24)) as pilot:
+            await settle(pilot)
+            app._last_interrupt = time.monotonic() - ago
+            await pilot.press("ctrl+c")
+            await pilot.pause()
+            assert app.is_running is running
 
 
 async def test_ctrl_q_quits_from_a_text_field_and_from_a_dialogue() -> None:

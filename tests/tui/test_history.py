@@ -14,7 +14,7 @@ from lens_tui.records import Add, Arm, Candidate, Origin, Sampling, Token
 from lens_tui.records.judgements import JudgementStore
 from lens_tui.records.run_store import RunStore
 from lens_tui.tui.screens.generate_screen import GenerateScreen
-from lens_tui.tui.screens.history_screen import HistoryScreen, load, of_session, run_text
+from lens_tui.tui.screens.history_screen import HistoryScreen, PastRun, load, of_session, run_text
 from lens_tui.tui.widgets.row_list import RowList
 from tests.apps import lens_app, screen_text, settle
 from tests.fakes import FakeWorker, unit_vector
@@ -134,6 +134,15 @@ async def test_a_run_that_was_judged_blind_says_so(tmp_path: Path) -> None:
         said = [line for line in screen_text(app).splitlines() if "judged blind" in line]
         assert len(said) == 1
         assert "sea · judged blind · demo" in said[0]
+
+
+def test_runs_of_many_arms_are_told_apart_by_their_seeds() -> None:
+    run = PastRun(
+        "The door", ", ".join(["cookery +19.0 · 1.2×max", "dialogue +12.0", "king +25.7"]), "80 tokens · seed 8"
+    )
+    said = HistoryScreen([], None).draw(run, 60)[1].plain
+    assert "cookery +19.0 · 1.2×max, dialog… · 80 tokens · seed 8" in said
+    assert len(said) == 60
 
 
 async def test_filter_reaches_what_was_written_and_enter_puts_the_run_back(tmp_path: Path) -> None:

@@ -157,6 +157,17 @@ async def test_a_resize_wraps_again_and_equals_a_fresh_layout() -> None:
         assert app.view.cursor == len(TOKENS) * 30 - 1
 
 
+async def test_a_place_kept_from_a_narrower_wrapping_leaves_no_blank_below_the_text() -> None:
+    app = Host([" word"] * 20)
+    async with app.run_test(size=(30, 10)) as pilot:
+        await pilot.pause()
+        app.view.set_reactive(TokenView.scroll_y, 3.0)
+        app.view.on_resize()
+        await pilot.pause()
+        assert app.view.scroll_offset.y == 0
+        assert "".join(app.rows()).split() == ["word"] * 20
+
+
 async def test_the_mark_is_underlined_without_colour() -> None:
     app = Host(TOKENS)
     async with app.run_test(size=(40, 10)) as pilot:

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 NUMBER = 7
 """Cells of the column with a run's number, or a set's."""
+MIN_ARMS = 16
+"""Cells that a run's arms keep of their line, whatever else it says."""
 MOST = 200
 """How many runs of the disk are listed; a filter finds older ones."""
 
@@ -299,8 +301,10 @@ class HistoryScreen(HistoryDialog[PastRun, RunText, "RunText | SetText | None"])
         name = f"{'  ' if row.inside else name}{row.prompt}"
         head = Content.assemble(number, fit(name, max(8, width - NUMBER)))
         style = "$warning" if "killed" in row.facts else "$muted"
-        facts = f"{self._blind(row)}{row.facts}"
-        return [head, Content.styled(fit(f"{' ' * NUMBER}{self.when(row)}{row.arms} · {facts}", width), style)]
+        when, facts = f"{' ' * NUMBER}{self.when(row)}", f" · {self._blind(row)}{row.facts}"
+        # Runs of one bench differ in their seeds alone: many arms are cut before what came of them.
+        arms = fit(row.arms, max(MIN_ARMS, width - len(when) - len(facts))).rstrip()
+        return [head, Content.styled(fit(f"{when}{arms}{facts}", width), style)]
 
     def _blind(self, row: PastRun) -> str:
         """What of it was judged blind, for ``mlx-lens-tui runs tally``."""

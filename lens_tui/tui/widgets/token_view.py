@@ -162,6 +162,11 @@ class TokenView(ScrollView, can_focus=True):
         """Wrap again for a new width."""
         if self._text_width() != self._layout_of.width:
             self._rewrap()
+        # A lane that was hidden when its text ended keeps a place for the width it had there: no blank below the end.
+        height = self.scrollable_content_region.height
+        if height and not self.streaming and self.scroll_offset.y > max(0, self._rows - height):
+            self._resize_virtual()
+            self.scroll_to(y=max(0, self._rows - height), animate=False, force=True)
 
     def on_show(self) -> None:
         """The width may have changed while it was hidden."""
