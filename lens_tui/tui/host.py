@@ -397,6 +397,9 @@ class LensHost(App[None]):
         """What stands in an empty pane while there is no model."""
         return LOADING if self.store.session.loading else f"No model: {self.key_text('app.load')} goes to Load."
 
+    def forget(self, slot: str) -> None:
+        """Stop the job in a slot and drop what it still sends."""
+
     def submit(self, job: Job, slot: str, handler: Handler) -> int:
         """Ask the worker for something; ``handler`` gets its events. A slot holds one job: a new one stops the old."""
         raise NotImplementedError

@@ -168,6 +168,8 @@ class ReadFeature(Job):
 
 LENS_TOKENS = 1024
 """How long a text the logit lens reads for a screen; the library reads any."""
+TOO_LONG = f"The text has {{}} tokens; the lens reads up to {LENS_TOKENS}.", "Choose a shorter text."
+"""What is wrong with a longer one, of which the number of tokens is to be filled in, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)

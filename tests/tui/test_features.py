@@ -12,10 +12,12 @@ import pytest
 from textual.content import Content
 from textual.widget import Widget
 
+from lens_tui.records import LensError
 from lens_tui.records.features import ContrastedFeature, FeatureActivity, FeatureExample
 from lens_tui.tui.app import LensApp
 from lens_tui.tui.reading_text import features_at, next_active, rough_activations, shades, sources, strongest_token
 from lens_tui.tui.screens.features_screen import FeaturesScreen
+from lens_tui.tui.screens.form import ErrorScreen
 from lens_tui.tui.widgets.feature_card import (
     CONTRAST_HEAD,
     FeatureMarks,
@@ -521,12 +523,54 @@ async def test_text_and_page_of_before_are_marked_until_the_new_ones_are_there()
         assert card.has_class("-before")
         app.store.update(prompt="A ship came over the sea")
         await pilot.pause(0.2)
+        assert "Text · as of before: waits" in screen_text(app)  # for the page
+        while "waits" in screen_text(app):
+            worker.release(1)
+            await settle(app, pilot)
         assert "Text · as of before: reading" in screen_text(app)
         worker.release()
         await settle(app, pilot)
         assert "as of before" not in screen_text(app)
         assert "is being read" not in screen_text(app)
         assert not card.has_class("-before")
+
+
+async def test_a_first_reading_that_waits_says_so_until_it_begins() -> None:
+    app = app_on("generate")
+    async with app.run_test(size=(120, 36)) as pilot:
+        worker = cast("FakeWorker", app.worker)
+        fill(app)
+        await settle(app, pilot)
+        worker.hold()
+        app.submit(jobs.RandomVector("other", 4, 0), "other", lambda _: None)
+        await pilot.press("4")
+        await settle(app, pilot)
+        screen = screen_of(app, FeaturesScreen)
+        panes = screen.text.view, screen.list.list
+        assert [in_region(app, pane) for pane in panes] == ["waits for what runs …"] * 2
+        while "waits" in screen_text(app):
+            worker.release(1)
+            await settle(app, pilot)
+        assert [in_region(app, pane) for pane in panes] == ["reading …"] * 2
+
+
+async def test_a_reading_that_fails_on_another_screen_opens_no_dialogue_there() -> None:
+    app = app_on("generate", failures={jobs.Encode: LensError("It is gone.", "Look for it.")})
+    async with app.run_test(size=(120, 36)) as pilot:
+        worker = cast("FakeWorker", app.worker)
+        fill(app)
+        await settle(app, pilot)
+        worker.hold()
+        await pilot.press("4", "3")
+        await settle(app, pilot)
+        worker.release()
+        await settle(app, pilot)
+        assert app.screen is app.get_screen_stack("generate")[0]
+        await pilot.press("4")
+        await settle(app, pilot)
+        assert len(jobs_of(app, jobs.Encode)) == 2
+        assert "It is gone." in screen_text(app)
+        assert isinstance(app.screen, ErrorScreen)
 
 
 async def test_a_first_reading_says_so_in_list_and_text_and_one_that_was_stopped_is_asked_again() -> None:

@@ -23,8 +23,9 @@ from lens_tui.tui.parts_text import (
 )
 from lens_tui.tui.reading_text import cell_lines, cells, details, rank_level
 from lens_tui.tui.screens.lens_screen import ReadoutScreen
+from lens_tui.tui.session import Written
 from lens_tui.tui.widgets.heat_grid import NAME, _beyond, window_start
-from lens_tui.worker.jobs import ReadLens, ReadParts, ReadPattern, VectorFromToken
+from lens_tui.worker.jobs import LENS_TOKENS, RandomVector, ReadLens, ReadParts, ReadPattern, VectorFromToken
 from tests.fake_lens import fake_lens, fake_parts, fake_pattern
 from tests.fakes import FakeWorker
 
@@ -218,6 +219,63 @@ async def test_numbers_of_before_are_marked_until_the_new_ones_are_there() -> No
         await settle(app, pilot)
         assert "as of before" not in screen_text(app)
         assert not screen.grid.has_class("-before")
+
+
+async def test_a_reading_that_waits_for_other_work_says_so_until_it_begins() -> None:
+    async with opened("lens") as (app, pilot):
+        worker = cast("FakeWorker", app.worker)
+        for keys in (("b",), ("V", "{")):
+            await pilot.press(*keys[:-1])
+            await settle(app, pilot)
+            worker.hold()
+            app.submit(RandomVector("other", 4, 0), "other", lambda _: None)
+            await pilot.press(keys[-1])
+            await settle(app, pilot)
+            assert "as of before: waits for what runs" in screen_text(app)
+            while "waits" in screen_text(app):
+                worker.release(1)
+                await settle(app, pilot)
+            assert "as of before: reading" in screen_text(app)
+            worker.release()
+            await settle(app, pilot)
+            assert "as of before" not in screen_text(app)
+
+
+async def test_a_text_that_is_too_long_is_refused_in_each_view_before_anything_is_read() -> None:
+    refused = f"The text has {LENS_TOKENS + 77} tokens; the lens reads up to {LENS_TOKENS}. Choose a shorter text."
+    async with opened("lens") as (app, pilot):
+        screen, before = screen_of(app, ReadoutScreen), len(asked(app))
+        app.store.update(prompt=" word" * (LENS_TOKENS + 76))  # and one that begins it
+        await settle(app, pilot)
+        for _ in range(3):
+            assert refused in " ".join(screen_text(app).split())
+            await pilot.press("V")
+            await settle(app, pilot)
+        long = tuple(range(LENS_TOKENS + 77))
+        app.store.update(prompt=PROMPT, written=(Written("long", long),))
+        await settle(app, pilot)
+        assert (len(asked(app)), refused in screen_text(app)) == (before + 1, False)
+        await pilot.press("right_square_bracket")
+        await pilot.pause()
+        assert refused in " ".join(screen_text(app).split())
+        assert (len(asked(app)), app.screen) == (before + 1, screen)
+
+
+async def test_a_long_text_of_few_tokens_is_counted_and_read_and_its_count_can_be_stopped() -> None:
+    async with opened("lens") as (app, pilot):
+        worker, before = cast("FakeWorker", app.worker), len(asked(app))
+        worker.hold()
+        app.store.update(prompt=" word" * (LENS_TOKENS // 4))
+        await settle(app, pilot)
+        assert len(asked(app)) == before
+        await pilot.press("x")
+        worker.release()
+        await settle(app, pilot)
+        assert "as of before: stopped" in screen_text(app)
+        await pilot.press("4", "5")
+        await settle(app, pilot)
+        assert len(asked(app)) == before + 1
+        assert f"{LENS_TOKENS // 4 + 1} tokens" in screen_text(app)
 
 
 async def test_s_sends_the_cells_best_token_at_its_layer_and_the_followed_one_instead() -> None:

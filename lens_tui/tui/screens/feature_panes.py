@@ -19,7 +19,7 @@ from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
 from lens_tui.tasks.run_command import quoted
 from lens_tui.tui.format import figure, fit
-from lens_tui.tui.host import LensHost
+from lens_tui.tui.host import WAITING, LensHost
 from lens_tui.tui.reading_text import READING, ReadingText, know_chat, next_active, shades, sources, strongest_token
 from lens_tui.tui.widgets.feature_card import (
     SECTIONS,
@@ -40,6 +40,7 @@ from lens_tui.worker.events import (
     FeaturePage,
     JobDone,
     JobFailed,
+    JobStarted,
     LabelSet,
     NeighboursRead,
     VectorMade,
@@ -113,16 +114,17 @@ class TextPane(Pane):
 
     def read(self) -> None:
         """Have the text encoded, unless it already is."""
-        coming = know_chat(self.lens)
+        chat = know_chat(self.lens)
         sae, source = self.session.sae_in_use, self.source
         if sae is None or source.blank:
             self._asked = None
-            self.view.empty = READING if coming and sae is not None else missing(self.lens)
+            self.view.empty = READING if chat and sae is not None else missing(self.lens)
             self._show(None)
         elif self._asked != (sae.id, source):
             self._asked = (sae.id, source)
-            self._mark(READING)
-            self._say_instead(READING)
+            coming = WAITING if self.lens.book.busy else READING
+            self._mark(coming)
+            self._say_instead(coming)
             self.lens.submit(Encode(sae.id, source.text, source.token_ids), "encode", self._take_encoded)
 
     def _say_instead(self, words: str) -> None:
@@ -135,7 +137,7 @@ class TextPane(Pane):
     @property
     def awaited(self) -> str:
         """What stands in place of a text that was asked for and has not come; nothing where one is there or blank."""
-        return "" if self.encoded is not None or self.view.empty not in (READING, STOPPED) else self.view.empty
+        return "" if self.encoded is not None or self.view.empty not in (WAITING, READING, STOPPED) else self.view.empty
 
     def _mark(self, why: str) -> None:
         """Say that the text that shows is the one of before, and why it still is; or no more."""
@@ -143,18 +145,28 @@ class TextPane(Pane):
         self.title = f"Text · as of before: {why}" if before else "Text"
         self.view.set_class(before, "-before")
 
-    def _take_encoded(self, event: Event) -> None:
-        if isinstance(event, JobDone) and (self.view.has_class("-before") or self.awaited):
+    def _take_encoded(self, event: Event) -> bool:
+        if isinstance(event, JobStarted):
+            self._mark(READING)
+            self._say_instead(READING)
+        elif isinstance(event, JobDone) and (self.view.has_class("-before") or self.awaited):
             self._asked = None  # stopped: asked again on coming back
             self._mark(STOPPED)
             self._say_instead(STOPPED)
         elif isinstance(event, JobFailed):
+            self._mark("it failed")
             self._say_instead("")
+            if (
+                not self.screen.is_current
+            ):  # no dialogue over another screen: on coming back it is asked, and said, again
+                self._asked = None
+                return True
         elif isinstance(event, Encoded):
             self._show(event)
             token = strongest_token(event)
             if self.view.cursor is None and token is not None:
                 self.view.move_to(token)
+        return False
 
     def _show(self, encoded: Encoded | None) -> None:
         self.encoded = encoded

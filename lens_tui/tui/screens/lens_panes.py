@@ -16,6 +16,7 @@ from textual.widgets import Static
 from lens_tui.records.measures import AttentionPattern, LogitAttribution, LogitLens
 from lens_tui.tui.bindings import bindings
 from lens_tui.tui.format import fit
+from lens_tui.tui.host import WAITING
 from lens_tui.tui.lane_text import quoted
 from lens_tui.tui.parts_text import (
     Lazily,
@@ -28,9 +29,10 @@ from lens_tui.tui.parts_text import (
     look_cells,
     pattern_cells,
 )
+from lens_tui.tui.reading_text import READING
 from lens_tui.tui.widgets.frame import Pane
 from lens_tui.tui.widgets.heat_grid import NAME, TALLEST, HeatGrid
-from lens_tui.worker.events import Event, JobDone, JobFailed, PartsRead, PatternRead
+from lens_tui.worker.events import Event, JobDone, JobFailed, JobStarted, PartsRead, PatternRead
 from lens_tui.worker.jobs import ReadParts, ReadPattern
 
 BAR_NAME, WIDEST_BAR, TALLEST_BAR = 6, 34, 3
@@ -148,22 +150,24 @@ class PartsPane(Pane):
         self._asked: ReadParts | None = None
         self._rest: Timer | None = None
 
-    def want(self, job: ReadParts | None) -> None:
-        """Have this read once the cursor has rested on it; what is shown stays until then."""
-        if job == self._asked:
+    def want(self, job: ReadParts | None, why: str = "") -> None:
+        """Have this read once the cursor has rested on it; what is shown stays until then. ``why`` there is nothing."""
+        if job is not None and job == self._asked:
             return
         self._asked = job
         if self._rest is not None:
             self._rest.stop()
         if job is None:
             self.parts = None
-            self.bars.show(None)
+            self.title, self.note = "What adds to the logit", ""
+            self.bars.remove_class("-before")
+            self.bars.show(None, why)
         else:
             self._rest = self.set_timer(REST, self._read)
 
     def _read(self) -> None:
         if self._asked is not None:
-            self._mark("reading …")
+            self._mark(WAITING if self.lens.book.busy else READING)
             self.lens.submit(self._asked, "parts", self._take)
 
     def _mark(self, why: str) -> None:
@@ -174,7 +178,9 @@ class PartsPane(Pane):
             self.note = f"as of before: {why}"
 
     def _take(self, event: Event) -> bool:
-        if isinstance(event, JobDone) and self._asked is not None and self.bars.has_class("-before"):
+        if isinstance(event, JobStarted):
+            self._mark(READING)
+        elif isinstance(event, JobDone) and self._asked is not None and self.bars.has_class("-before"):
             self._asked = None  # stopped: asked again when the cursor moves
             self._mark("stopped")
         elif isinstance(event, PartsRead):
@@ -224,13 +230,13 @@ class HeadsPane(Pane):
         """The head under the cursor; the first one is above."""
         return 0 if self.pattern is None else self.pattern.weights.shape[0] - 1 - self.grid.row
 
-    def want(self, job: ReadPattern | None, lens: LogitLens | None, place: int) -> None:
-        """Have a layer's heads read, and show how they look from token ``place``."""
+    def want(self, job: ReadPattern | None, lens: LogitLens | None, place: int, why: str = "") -> None:
+        """Have a layer's heads read, and show how they look from token ``place``; ``why`` there is nothing to read."""
         self._at = None if lens is None else (lens, place)
-        if job == self._asked:
+        if job is not None and job == self._asked:
             self._show()
             return
-        self._asked, self.pattern, self._why = job, None, ""
+        self._asked, self.pattern, self._why = job, None, why
         if self._rest is not None:
             self._rest.stop()
         if job is not None:

@@ -21,6 +21,7 @@ from lens_tui.records.measures import LogitLens
 from lens_tui.records.sanitise import one_line
 from lens_tui.records.wording import many
 from lens_tui.tui.bindings import bindings
+from lens_tui.tui.host import WAITING
 from lens_tui.tui.lane_text import quoted, strength
 from lens_tui.tui.parts_text import logit_lines, look_lines
 from lens_tui.tui.reading_text import (
@@ -39,8 +40,8 @@ from lens_tui.tui.widgets.entry import Entry
 from lens_tui.tui.widgets.frame import Hairline, LensScreen, Pane, Scroll
 from lens_tui.tui.widgets.heat_grid import HeatGrid
 from lens_tui.tui.widgets.lane import Line
-from lens_tui.worker.events import Event, JobDone, JobFailed, LensRead, VectorMade
-from lens_tui.worker.jobs import ReadLens, ReadParts, ReadPattern, VectorFromToken
+from lens_tui.worker.events import Event, JobDone, JobFailed, JobStarted, LensRead, PromptRead, VectorMade
+from lens_tui.worker.jobs import LENS_TOKENS, TOO_LONG, ReadLens, ReadParts, ReadPattern, ReadPrompt, VectorFromToken
 
 from .lens_panes import HeadsPane, PartBars, PartsPane, PlaceRead
 
@@ -145,9 +146,44 @@ class ReadoutScreen(LensScreen):
         job = ReadLens(source.text, source.token_ids, arm, self.target, jacobian=self.jacobian)
         if job != self._asked:
             self._asked, self._came = job, False
+            # No text has more tokens than bytes, but for one that the tokenizer may begin it with.
+            if source.token_ids or len(source.text.encode()) < LENS_TOKENS:
+                self._read_tokens(job, len(source.token_ids))
+            else:
+                self._count(job)
+
+    def _count(self, job: ReadLens) -> None:
+        """Have a long text's tokens counted, which waits for nothing that runs, before it is read."""
+        found: list[int] = []
+
+        def take(event: Event) -> bool | None:
+            if isinstance(event, PromptRead):
+                found.append(len(event.token_ids))
+            elif isinstance(event, JobDone) and found and not event.stopped:
+                self._read_tokens(job, *found)
+            elif isinstance(event, JobDone | JobFailed):
+                return self._take(event)
+            return None
+
+        self._say_coming()
+        self.lens.submit(ReadPrompt(job.text, raw=True), "lens", take)
+
+    def _read_tokens(self, job: ReadLens, tokens: int) -> None:
+        """Have a text read, or say that it is too long, which no work is needed for."""
+        if tokens > LENS_TOKENS:
+            self.lens.forget("lens")
+            self._came = True
+            wrong, do = TOO_LONG
+            self._show(None, f"{wrong.format(tokens)} {do}")
+        else:
+            self._say_coming()
             self.lens.submit(job, "lens", self._take)
-            self._mark(READING)
-            self.grid.empty = READING
+
+    def _say_coming(self) -> None:
+        """Say that what is about to be asked for is being read, or that it waits for what is before it."""
+        coming = WAITING if self.lens.book.busy else READING
+        self._mark(coming)
+        self.grid.empty = coming
 
     def _mark(self, why: str) -> None:
         """Say of the numbers that show that they are of what was read before, and why they still are; or no more."""
@@ -159,7 +195,10 @@ class ReadoutScreen(LensScreen):
             part.set_class(before, "-before")
 
     def _take(self, event: Event) -> bool | None:
-        if isinstance(event, JobDone) and not self._came:
+        if isinstance(event, JobStarted) and not self._came:
+            self._mark(READING)
+            self.grid.empty = READING
+        elif isinstance(event, JobDone) and not self._came:
             self._asked = None
             self._mark("stopped")
         elif isinstance(event, LensRead):
@@ -173,9 +212,11 @@ class ReadoutScreen(LensScreen):
             # A wrong token is corrected by typing another, and a lens that is not there by the other one.
             self.target, self._asked, self.jacobian, self.grid.empty = "", None, False, ""
             self._mark("it failed")
+            return not self.is_current  # no dialogue over another screen: on coming back it is asked, and said, again
         return None
 
-    def _show(self, lens: LogitLens | None) -> None:
+    def _show(self, lens: LogitLens | None, instead: str = "") -> None:
+        """Show a reading; or, with ``None``, why there is none: ``instead``, or what there is none of."""
         self.read_out = lens
         pane = self.query_one("#grid-pane", Pane)
         if lens is None or self._came:
@@ -183,7 +224,7 @@ class ReadoutScreen(LensScreen):
         if lens is None:
             key = self.lens.key_text
             no_text = f"No text: write a prompt on Generate ({key('app.generate')})."
-            self.grid.empty = self.lens.without_model() if self.session.model is None else no_text
+            self.grid.empty = instead or (self.lens.without_model() if self.session.model is None else no_text)
             pane.note = ""
             self.grid.show([], [], [])
             self._ask_views()
@@ -224,8 +265,8 @@ class ReadoutScreen(LensScreen):
         lens, job = self.read_out, self._asked
         if lens is None or job is None or self.grid.blank or self.view == "grid":
             if lens is None:
-                self.parts.want(None)
-                self.heads.want(None, None, 0)
+                self.parts.want(None, self.grid.empty)
+                self.heads.want(None, None, 0, self.grid.empty)
             return
         row, at = self.grid.row, self.grid.column
         self.parts.bars.row = lens.layers[row]

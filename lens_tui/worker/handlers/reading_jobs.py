@@ -362,9 +362,8 @@ def read_pattern(control: Control, job: jobs.ReadPattern, context: Context) -> I
 def _ids(job: LensReading, model: LensModel) -> tuple[int, ...]:
     ids = tuple(model.tokens.check(job.token_ids) if job.token_ids else model.tokens.encode(job.text))
     if len(ids) > jobs.LENS_TOKENS:
-        raise LensError(
-            f"The text has {len(ids)} tokens; the lens reads up to {jobs.LENS_TOKENS}.", "Choose a shorter text."
-        )
+        wrong, do = jobs.TOO_LONG
+        raise LensError(wrong.format(len(ids)), do)
     return ids
 
 
