@@ -9,9 +9,15 @@ import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from lens_tui.records.errors import LensError
+try:
+    from lens_tui.records.errors import LensError
 
-from .output import INTERRUPTED, fail, prepare_streams, sentences
+    from .output import INTERRUPTED, fail, prepare_streams, sentences
+except KeyboardInterrupt:  # what says so everywhere else is not there yet
+    if "--json" in sys.argv:
+        print('{"error": {"message": "Stopped.", "hint": ""}}')  # noqa: T201 - what prints is not imported
+    print("mlx-lens-tui: Stopped.", file=sys.stderr)  # noqa: T201
+    raise SystemExit(130) from None
 
 if TYPE_CHECKING:
     from lens_tui.records.info import Dequantize

@@ -16,9 +16,9 @@ from lens_tui.records.attribution_graph import (
     AttributionGraph,
     EdgeCheck,
     GraphNode,
-    graph_scores,
     node_influence,
     prune_graph,
+    with_scores,
 )
 from lens_tui.records.cause_plan import GraphPlan
 from lens_tui.records.graph_file import read_graph, write_graph
@@ -72,7 +72,6 @@ def graph(
 ) -> None:
     """Draw what led to the next token: an attribution graph."""
     checks: tuple[EdgeCheck, ...] = ()
-    facts: dict[str, Any] = {}
     if read:
         if prompt or check:
             raise LensError("A graph that is read needs no prompt and cannot be checked.", "Leave them out.")
@@ -80,13 +79,12 @@ def graph(
     else:
         plan = _plan(read_text(prompt), transcoders, target or [], minus, features, ignored)
         made, found = _make(plan, model, direction, sae)
-        shown = _worded(made, prune_graph(made.graph, nodes, edges), found)
+        shown = _worded(made, prune_graph(with_scores(made.graph), nodes, edges), found)
         checks = _checked(made, shown, check, factor)
-        facts = _facts(made)
     if out:
         write_graph(shown, expanded(out))
         note(f"{many(len(shown.nodes), 'node')} and {many(shown.n_edges, 'edge')} are in {one_line(out, 120)}")
-    chosen = chosen_node(shown, node)
+    chosen, facts = chosen_node(shown, node), _facts(shown)
     if json:
         print_json(graph_record(shown, facts, checks))
     else:
@@ -139,17 +137,13 @@ def _checked(made: Attribution, shown: AttributionGraph, count: int, factor: flo
     return check_nodes(made, best, factor=factor)
 
 
-def _facts(made: Attribution) -> dict[str, Any]:
-    import numpy as np
-
-    scores = graph_scores(made.graph)
-    return {
-        "n_active": made.graph.n_active,
-        "n_nodes_unpruned": len(made.graph.nodes),
-        "sum_error": float(np.nanmax(np.abs(made.graph.sum_errors()))),
-        "replacement": scores.replacement,
-        "completeness": scores.completeness,
-    }
+def _facts(graph: AttributionGraph) -> dict[str, Any]:
+    """What is known of the whole graph; of one that was read, what its file says."""
+    facts: dict[str, Any] = {"n_active": graph.n_active} if graph.n_active else {}
+    if graph.scores is not None and graph.sum_error is not None:
+        scores = {"replacement": graph.scores.replacement, "completeness": graph.scores.completeness}
+        facts |= {"n_active": graph.n_active, "sum_error": graph.sum_error, **scores}
+    return facts
 
 
 def _by_share(graph: AttributionGraph) -> list[tuple[GraphNode, float]]:
@@ -230,7 +224,7 @@ def print_graph(
         f"{many(kinds.count('error'), 'error')}, {many(kinds.count('embedding'), 'token')}, "
         f"{many(graph.n_edges, 'edge')} shown or kept"
     )
-    if facts:
+    if "replacement" in facts:
         note(
             f"of {facts['n_active']:,} active features; effects and biases add up within {facts['sum_error']:.1e}; "
             f"replacement {facts['replacement']:.2f}, completeness {facts['completeness']:.2f}"

@@ -42,7 +42,7 @@ USER_ERROR = 2
 DEFECT = 70
 INTERRUPTED = 130
 
-_ARGUMENT = re.compile(r"\b(?P<name>[a-z][a-z_]*)=(?:True|'(?P<value>[^']*)')")
+_ARGUMENT = re.compile(r"\b(?P<name>[a-z][a-z_]*)=(?:True|'(?P<value>[^']*)'|(?! in Python|[\w'\"]))")
 _BEFORE_A_VERB = ("dequantize", "adapter", "shard")
 
 _BAR = 20

@@ -108,8 +108,13 @@ class LensModel:
                 in all of them, and keeps this process's part alone.
 
         Raises:
-            LensError: For a model whose decoder blocks cannot be proved, or that MLX cannot compute on this device.
+            LensError: For what is no ``mlx.nn.Module``, a model whose decoder blocks cannot be proved, or one that MLX
+                cannot compute on this device.
         """
+        if not isinstance(model, Module):
+            raise LensError(
+                f"{type(model).__name__} is not a model of MLX.", "Give the first of what mlx_lm.load(path) gives."
+            )
         self = cls.__new__(cls)
         self.engine = check_engine(use_engine)
         known = name or type(model).__module__.rpartition(".")[2]

@@ -62,6 +62,8 @@ _BETWEEN = re.compile(
 _NAME = re.compile(r"^(?P<name>[^=*@]+)=(?P<rest>.+)$")
 
 _HELP = "Write it as [NAME=]SOURCE[@LAYER]*SCALE, for example f2666*22, kjv=f75*22+f2666*5 or random:0@4*22."
+BASELINE = "baseline"
+"""What the arm without interventions is called beside others."""
 Kind = Literal["feature", "random", "file", "head", "edge"]
 _BEFORE = {"feature": "f", "random": "random:", "head": "head:", "edge": "edge:"}
 _SIDES: dict[str, Side] = {">": "above", "<": "below"}
@@ -171,6 +173,8 @@ def parse_arm(text: str, scale: float | None = None) -> ArmSpec:
     """
     named = _NAME.match(text.strip())
     name, body = (named["name"].strip(), named["rest"]) if named else ("", text.strip())
+    if name == BASELINE:
+        raise LensError(f"The arm {text!r} has the name of the plain one.", f"Call it other than {BASELINE!r}.")
     terms = tuple(_term(part, text, scale) for part in _split(body))
     return ArmSpec(name or text.strip(), terms)
 
@@ -296,7 +300,7 @@ def _source(source: str, whole: str) -> tuple[Kind, str]:
 def written_arm(name: str, terms: Sequence[Term], unnamed: str) -> str:
     """An arm as :func:`parse_arm` reads it; ``unnamed`` is for a name that cannot be written but is needed."""
     body = "+".join(term.written for term in terms)
-    if name.strip() and not set("=*@") & set(name):
+    if name.strip() not in ("", BASELINE) and not set("=*@") & set(name):
         return f"{name}={body}"
     return f"{unnamed}={body}" if "=" in body else body  # without a name the first '=' of a path would end one
 

@@ -111,7 +111,8 @@ class AttributionGraph:
     text. ``scan`` is what other tools call the model with its transcoders, ``n_layers`` the number of blocks.
     ``node_threshold`` and ``edge_threshold`` say how it was pruned, ``None`` where it was not. ``sums`` are of a graph
     made here and not pruned. ``n_active`` counts the active features of the prompt, also those that have no node.
-    ``generator`` is the program that made it, with its version.
+    ``scores`` and ``sum_error`` (the largest size of ``sum_errors``) are of the whole graph, also where this is what
+    pruning has left of it; ``None`` where none were noted. ``generator`` is the program that made it, and its version.
     """
 
     model: str
@@ -131,6 +132,8 @@ class AttributionGraph:
     supernodes: tuple[Supernode, ...] = ()
     sums: GraphSums | None = None
     n_active: int = 0
+    scores: GraphScores | None = None
+    sum_error: float | None = None
     generator: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -425,3 +428,13 @@ def graph_scores(graph: AttributionGraph) -> GraphScores:
     whole = float(through.sum())
     complete = float(((1.0 - errors) * through).sum()) / whole if whole > 0 else 1.0
     return GraphScores(begun / (begun + lost) if begun + lost > 0 else 1.0, complete)
+
+
+def with_scores(graph: AttributionGraph) -> AttributionGraph:
+    """A whole graph that was made here with its ``scores`` and ``sum_error`` noted, which pruning and files keep.
+
+    Raises :class:`LensError` for a graph with a circle.
+    """
+    import numpy as np
+
+    return replace(graph, scores=graph_scores(graph), sum_error=float(np.nanmax(np.abs(graph.sum_errors()))))

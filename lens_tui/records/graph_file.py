@@ -11,7 +11,7 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
-from .attribution_graph import AttributionGraph, GraphNode, NodeKind, Supernode
+from .attribution_graph import AttributionGraph, GraphNode, GraphScores, NodeKind, Supernode
 from .disk import write_json
 from .errors import LensError
 from .read_files import AGAIN, read_json, short_path
@@ -83,6 +83,7 @@ def graph_json(graph: AttributionGraph) -> dict[str, Any]:
             "model": graph.model,
             "n_layers": graph.n_layers,
             "n_active_features": graph.n_active,
+            **_whole_graph(graph),
         },
         "generation_settings": dict(graph.settings),
     }
@@ -111,6 +112,19 @@ def graph_json(graph: AttributionGraph) -> dict[str, Any]:
             )
         ],
     }
+
+
+def _whole_graph(graph: AttributionGraph) -> dict[str, float]:
+    """What is known of the whole graph, and of the part of it in the file could not be found out."""
+    found = {} if graph.sum_error is None else {"sum_error": graph.sum_error}
+    if graph.scores is not None:
+        found |= {"replacement_score": graph.scores.replacement, "completeness_score": graph.scores.completeness}
+    return found
+
+
+def _scores(info: dict[str, Any]) -> GraphScores | None:
+    found = [_share(info.get(f"{name}_score")) for name in ("replacement", "completeness")]
+    return None if found[0] is None or found[1] is None else GraphScores(found[0], found[1])
 
 
 def _generator(said: str) -> dict[str, str]:
@@ -195,6 +209,7 @@ def graph_from_json(value: dict[str, Any], where: str) -> AttributionGraph:
         pinned=tuple(name for name in _some(query.get("pinnedIds"), MOST_NODES) if _known(name, places)),
         supernodes=_groups(query.get("supernodes"), places),
         n_active=_whole(info.get("n_active_features")) or 0,
+        scores=_scores(info), sum_error=_number(info.get("sum_error")),
         generator=_said(generator) if isinstance(generator, dict) else "",
         settings=_settings(metadata.get("generation_settings")),
     )  # fmt: skip

@@ -127,7 +127,7 @@ def _ours(file: Path) -> JacobianLens:
         metadata: dict[str, str] = opened.metadata() or {}
         if metadata.get("format") != FORMAT:
             raise LensError(f"{short_path(file)} is no Jacobian lens.", "Fit one with `jlens fit`.")
-        record: Any = parse_json(metadata["record"], f"{short_path(file)} cannot be read: its record")
+        record: Any = parse_json(metadata["record"], f"{short_path(file)} cannot be read: its record", AGAIN)
         names = [name for name in opened.keys() if name.startswith("J.")]  # noqa: SIM118 - not a mapping
         matrices = {int(name[2:]): opened.get_tensor(name).astype(np.float32) for name in names}
     return JacobianLens(

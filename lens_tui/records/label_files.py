@@ -51,6 +51,7 @@ def read_neuronpedia(
             layer = _text(row, "layer", where, default="")
             if source_id is not None and layer != source_id:
                 continue
+            _check_keys(row, ("index", "description"), number, file, "explanations")
             seen.add(layer)
             if len(seen) > 1:
                 names = " and ".join(repr(name) for name in sorted(seen))
@@ -185,6 +186,16 @@ def json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not isinstance(row, dict):
             raise LensError(f"Line {number} of {name} is not a JSON object.", "Check the file.")
         yield number, row
+
+
+def _check_keys(row: Mapping[str, Any], keys: tuple[str, ...], number: int, file: Path, folder: str) -> None:
+    """Raise :class:`LensError` for a line that lacks what every line of a Neuronpedia export has."""
+    if lacking := [key for key in keys if key not in row]:
+        lacks = " and no ".join(map(repr, lacking))
+        raise LensError(
+            f"{one_line(file.name, 80)} is not a Neuronpedia export: line {number} has no {lacks}.",
+            f"Every line of {folder}/*.jsonl.gz in one is an object with {' and '.join(keys)}.",
+        )
 
 
 def check_belongs(sae: SAEInfo, model: str, layer: int | None, where: str) -> None:
@@ -412,6 +423,7 @@ def read_neuronpedia_features(path: Path | str, *, sae: SAEInfo | None = None) -
     for file in sorted(files, key=natural_order):
         for number, row in json_lines(file):
             where = f"line {number} of {file.name}"
+            _check_keys(row, ("index",), number, file, "features")
             if sae is not None:
                 check_belongs(sae, _said(row, "modelId"), layer_of(_said(row, "layer")), where)
             yield _dashboard(row, "index", "neuronpedia", where)

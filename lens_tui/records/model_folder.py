@@ -14,6 +14,7 @@ from typing import Any
 
 from .errors import LensError
 from .read_files import (
+    AGAIN,
     FileAbsent,
     check_json_object,
     explained,
@@ -72,7 +73,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise LensError(f"{where} does not exist.", "Check the path, or give a hub id like org/name.") from None
         raise LensError(f"{where} is not a model: it has no config.json.", _no_config(folder)) from None
     try:
-        config = _plain_floats(parse_json(read_text(file, MAX_CONFIG), "it"))
+        config = _plain_floats(parse_json(read_text(file, MAX_CONFIG), "it", AGAIN))
     except LensError as error:
         raise LensError(f"{where}/config.json cannot be read: {error.message}", error.hint) from error
     if not isinstance(config, dict):
@@ -141,7 +142,7 @@ def _header(file: Path) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
         length = int.from_bytes(opened.read(8), "little")
         if not 2 <= length <= min(_MAX_HEADER, size - 8):
             raise LensError(f"{short_path(file)} is not a safetensors file, or is cut short.", "Fetch the model again.")
-        found = parse_json(opened.read(length), short_path(file))
+        found = parse_json(opened.read(length), short_path(file), AGAIN)
     if not isinstance(found, dict):
         raise LensError(f"{short_path(file)} is not a safetensors file.", "Fetch the model again.")
     for name, facts in found.items():

@@ -25,6 +25,8 @@ from .errors import LensError
 from .sanitise import one_line
 
 AGAIN = "Fetch it again, or check that it is the right file."
+CORRECT = "Correct it, or check that it is the right file."
+"""For what people write themselves; :data:`AGAIN` is for what programs do."""
 MAX_TEXT = 4 << 20
 """Bytes of a text or a configuration, unless a caller says otherwise."""
 MAX_TOML = 256 << 10
@@ -141,7 +143,7 @@ def read_json(path: Path | str, limit: int = MAX_TEXT) -> Any:
             pieces.append(piece)
             if len(pieces) * _PIECE > limit + 2 * _PIECE:
                 raise _too_large(path, limit + 1, limit)
-    return parse_json(b"".join(pieces), where)
+    return parse_json(b"".join(pieces), where, AGAIN)
 
 
 def check_json_object(path: Path | str, limit: int = MAX_TEXT, keys: tuple[str, ...] = ()) -> None:
@@ -164,7 +166,7 @@ def check_json_object(path: Path | str, limit: int = MAX_TEXT, keys: tuple[str, 
         raise LensError(f"{short_path(path)} has no {min(missing).decode()}, which every such file has.", AGAIN)
 
 
-def parse_json(data: bytes | str, where: str, hint: str = AGAIN) -> Any:
+def parse_json(data: bytes | str, where: str, hint: str = CORRECT) -> Any:
     """A JSON value; ``where`` names it in errors, and ``hint`` says what to do.
 
     Raises :class:`LensError` for what is not JSON, numbers of thousands of digits, lists within lists without

@@ -258,7 +258,7 @@ def read_safetensors(path: Path) -> dict[str, Stored]:
             f"{short_path(path)} is not a complete safetensors file: its header claims {length} bytes.", AGAIN
         )
     try:
-        header = parse_json(file.read(8, length), f"The header of {short_path(path)}")
+        header = parse_json(file.read(8, length), f"The header of {short_path(path)}", AGAIN)
         entries = {str(name): entry for name, entry in header.items() if name != "__metadata__"}
         found = {name: _safetensor(file, name, entry, 8 + length) for name, entry in entries.items()}
         end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)

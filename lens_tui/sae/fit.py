@@ -64,7 +64,8 @@ def spliced(
         keep_error: as for :func:`splice`.
 
     Raises:
-        LensError: if a transcoder is given no source, and for feature ids that do not exist.
+        LensError: if a transcoder is given no source, for tensors of other widths, and for feature ids that do not
+            exist.
     """
     if source is None and (sae.info.is_transcoder or sae.d_model != sae.d_out):
         raise LensError("A transcoder needs the tensor that it reads.", "Give source=.")
@@ -92,6 +93,12 @@ def _edits(sae: SAE, clamp: Mapping[int, float] | None, scale: Mapping[int, floa
 
 
 def _spliced(sae: SAE, output: mx.array, source: mx.array, edits: _Edits, keep_error: bool) -> mx.array:
+    for name, tensor, width in (("output", output, sae.d_out), ("source", source, sae.d_model)):
+        if tensor.ndim < 1 or tensor.shape[-1] != width:
+            raise LensError(
+                f"The {name} has shape {tuple(tensor.shape)}, and the SAE's is (..., {width}).",
+                "Give the tensor of the site that the SAE is for.",
+            )
     ids, factors, summands = edits
     base = output if keep_error else sae.reconstruct(source).output
     if not ids:

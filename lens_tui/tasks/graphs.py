@@ -16,7 +16,7 @@ import numpy as np
 from lens_tui import __version__, demo
 from lens_tui.records import LensError
 from lens_tui.records import paths as folders
-from lens_tui.records.attribution_graph import EDGES, AttributionGraph, LogitTarget, graph_scores, prune_graph
+from lens_tui.records.attribution_graph import EDGES, AttributionGraph, LogitTarget, prune_graph, with_scores
 from lens_tui.records.cause_plan import GraphFound, GraphPlan
 from lens_tui.records.graph_file import read_graph
 from lens_tui.records.paths import expanded
@@ -177,10 +177,9 @@ def answer_graph(
     made = make_graph(
         lens, plan.prompt, transcoders, plan.targets, progress=progress, most_features=plan.features, ignored=ignored
     )
-    whole = made.graph
-    error = float(np.nanmax(np.abs(whole.sum_errors())))
+    whole = with_scores(made.graph)
     paths = {layer: sae.info.path for layer, sae in getattr(transcoders, "saes", {}).items()}
-    found = GraphFound(plan, whole, whole, graph_scores(whole), error, saes=paths)
+    found = GraphFound(plan, whole, whole, whole.scores, whole.sum_error, saes=paths)
     return made, pruned_anew(found, plan, lens, transcoders)
 
 
@@ -203,7 +202,7 @@ def open_graph(file: str) -> GraphFound:
     """A graph of a file, all of it. Raises :class:`LensError`."""
     graph = read_graph(expanded(file))
     plan = GraphPlan(graph.prompt, nodes=1.0, edges=graph.edge_threshold or EDGES)
-    return GraphFound(plan, graph, graph, file=file)
+    return GraphFound(plan, graph, graph, graph.scores, graph.sum_error, file=file)
 
 
 def same_graph(found: GraphFound, graph: AttributionGraph) -> bool:

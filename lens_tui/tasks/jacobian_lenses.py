@@ -177,7 +177,7 @@ class _Windows:
         if n_texts < 1 or context < skip + 2:
             raise LensError(
                 f"{n_texts} windows of {context} tokens leave nothing behind the first {skip}.",
-                "Give a longer context, or lower skip.",
+                "Give a larger context=, or a smaller skip=.",
             )
         documents = open_corpus(corpus, text_key=text_key)
         # Many documents are shorter than a window: twice the tokens that full ones have are drawn.
@@ -253,7 +253,7 @@ def _taken_up(state: Path, facts: Mapping[str, Any], layers: tuple[int, ...]) ->
     if not state.exists():
         return JacobianSums(layers)
     with explained(state, "Remove it to begin anew."), safe_open(state, framework="np") as opened:
-        record: Any = parse_json((opened.metadata() or {})["record"], short_path(state))
+        record: Any = parse_json((opened.metadata() or {})["record"], short_path(state), "Remove it to begin anew.")
         if record["facts"] != dict(facts):
             raise LensError(
                 f"{short_path(state)} is of a fit with other settings or another text.",

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from lens_tui import Add, bake
 from lens_tui.cli.command import app
+from lens_tui.cli.output import _as_options
 from tests.folders import D_MODEL, llama_folder
 
 
@@ -60,18 +61,51 @@ def test_under_an_adapter_it_is_said_what_the_numbers_are_of(verb: list[str], tm
     assert "LoRA" not in done.stdout
 
 
-def test_ctrl_c_while_the_verbs_are_imported_is_a_sentence_too() -> None:
+@pytest.mark.parametrize("name", ["lens_tui.cli.command", "lens_tui.cli.output", "lens_tui.records.errors"])
+def test_ctrl_c_while_the_verbs_are_imported_is_a_sentence_too(name: str) -> None:
     start = """
 import sys
 class Interrupted:
     def find_spec(self, name, *rest):
-        if name == "lens_tui.cli.command":
+        if name == sys.argv[1]:
             raise KeyboardInterrupt
 sys.meta_path.insert(0, Interrupted())
-sys.argv = ["mlx-lens-tui", "info", "--json"]
+sys.argv[2:] = ["--json"]
 from lens_tui.cli import main
 main()
 """
-    done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", start, name], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (130, "mlx-lens-tui: Stopped.\n")
     assert json.loads(done.stdout) == {"error": {"message": "Stopped.", "hint": ""}}
+
+
+def test_what_a_person_wrote_is_to_be_corrected_not_fetched(tmp_path: Path) -> None:
+    bad, texts = tmp_path / "bad.json", tmp_path / "texts.jsonl"
+    bad.write_text('[{"role": ')
+    texts.write_text('{"text": "a"}\n{"text": "b"}\n')
+    for words, says in (
+        (["compare", "--chat", str(bad)], "Correct it"),
+        (["compare", "--prompts", str(bad)], "Correct it"),
+        (["compare", "a", "--arm", f"{texts}*22"], "Vectors in JSON are one object as vLLM-Lens writes it"),
+    ):
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 2
+        assert says in done.output
+        assert "Fetch" not in done.output
+
+
+def test_a_file_that_is_no_export_is_called_that(tmp_path: Path) -> None:
+    (tmp_path / "texts.jsonl").write_text('{"text": "a"}\n')
+    for form, lacks in (("neuronpedia", "'index' and no 'description'"), ("neuronpedia-features", "'index'")):
+        done = CliRunner().invoke(app, ["labels", "import", str(tmp_path / "texts.jsonl"), "--format", form])
+        assert done.exit_code == 2
+        assert f"texts.jsonl is not a Neuronpedia export: line 1 has no {lacks}. Every line of " in done.output
+
+
+def test_hints_of_a_jacobian_fit_name_options(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("The cat.")
+    done = CliRunner().invoke(app, ["jlens", "fit", str(tmp_path / "a.txt"), "--context", "8", "--skip", "8"])
+    assert done.exit_code == 2
+    assert "Give a larger --context, or a smaller --skip." in done.output
+    assert "or a smaller --skip" in _as_options("Give longer texts, or a smaller skip=.", {"skip": 1})
+    assert _as_options("Say it: FILE@LAYER in --arm, layer= in Python.", {"layer": 1}).endswith(", layer= in Python.")

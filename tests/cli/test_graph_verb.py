@@ -16,10 +16,10 @@ from lens_tui import LensModel
 from lens_tui.cli.command import app
 from lens_tui.lens.graphs.build_graph import attribution_graph
 from lens_tui.lens.vectors import random_unit
-from lens_tui.records.attribution_graph import LogitTarget, prune_graph
+from lens_tui.records.attribution_graph import LogitTarget, graph_scores, prune_graph
 from lens_tui.records.graph_file import read_graph, write_graph
 from lens_tui.sae.transcoder_sets import load_transcoders
-from lens_tui.tasks.graphs import with_promoted
+from lens_tui.tasks.graphs import open_graph, with_promoted
 from tests.folders import llama_folder, transcoder_folder
 from tests.hub import FakeHub, use_hub
 from tests.records.test_attribution_graph import small_graph
@@ -60,6 +60,14 @@ def test_json_and_the_file_hold_the_librarys_graph(places: tuple[str, str], tmp_
     np.testing.assert_allclose(np.sort(kept.weights), np.sort(graph.weights), atol=1e-5)
     assert kept.generator.startswith("mlx-lens-tui ")
     assert kept.slug == "tiny-the-old-man-opened-the-door-and"
+    again = CliRunner().invoke(app, ["graph", "--read", str(out), "--json"])
+    facts = ("n_active", "sum_error", "replacement", "completeness")
+    assert [json.loads(again.stdout)[name] for name in facts] == [result[name] for name in facts]
+    assert open_graph(str(out)).scores == kept.scores == graph_scores(whole)
+    bare = replace(kept, scores=None, sum_error=None, n_active=0)
+    write_graph(bare, out)
+    again = CliRunner().invoke(app, ["graph", "--read", str(out), "--json"])
+    assert [json.loads(again.stdout)[name] for name in facts] == [None] * 4
 
 
 def test_a_feature_without_a_label_says_what_it_promotes(places: tuple[str, str]) -> None:

@@ -213,3 +213,11 @@ def test_edges_stand_beside_other_terms_and_what_no_edge_is_is_refused() -> None
         assert "edge:LAYER.HEAD:SOURCE" in (caught.value.hint or "")
     weights = EditPattern(id="w", layer=1, weights=np.eye(3, dtype=np.float32)[None])
     assert edge_term(weights, None) is None
+
+
+def test_an_arm_is_not_called_as_the_plain_one_is() -> None:
+    with pytest.raises(LensError, match="has the name of the plain one"):
+        parse_arm("baseline=f1*2")
+    assert parse_arm("baseline.safetensors*2").terms[0].source == "baseline.safetensors"
+    written = written_arm("baseline", parse_arm("a=f1*2").terms, "arm 1")
+    assert parse_arm(written).terms == parse_arm("f1*2").terms

@@ -13,7 +13,9 @@ import mlx.core as mx
 import numpy as np
 
 from lens_tui.records import FloatArray, LensError, NotFinite
+from lens_tui.records.errors import warn
 from lens_tui.records.patch_grid import IntegratedGradients, SiteGradients
+from lens_tui.records.wording import many
 
 from ..forward import Core, as_float, one_text
 from ..hooks.program import Hook, Key, adding
@@ -23,6 +25,8 @@ from .cells import metric_of_run, read_run
 from .metrics import Measure, Metric
 
 _BATCH = 16
+_ERROR_SHARE = 0.1
+"""The error of integrated gradients, as a share of the difference, above which it is warned of."""
 
 
 def gradients(lens: Core, text: Any, metric: Measure, sites: Sequence[Key]) -> SiteGradients:
@@ -106,8 +110,8 @@ def integrated_gradients(
 ) -> IntegratedGradients:
     """Integrated gradients of a metric along the line from a baseline to the activations of a text at one site.
 
-    Sundararajan et al. 2017 (1703.01365): the contributions add up to the metric's difference. The integral is a
-    Gauss-Legendre quadrature, whose points are rows of a batch.
+    Sundararajan et al. 2017 (1703.01365): contributions add up to the metric's difference. The integral is a quadrature
+    (Gauss-Legendre) in a batch. A ``LensWarning`` is given of an error of more than a tenth of the difference.
 
     Args:
         lens: The model; what holds in blocks around the call is left out.
@@ -149,9 +153,20 @@ def integrated_gradients(
         total += np.einsum("r,rtw->tw", weights[begin : begin + _BATCH] / 2, np.array(slopes, np.float64))
     ends = np.array(values(mx.stack([end, start])), np.float64)
     parts = total * np.array(end - start, np.float64)
-    error = float(parts.sum() - (ends[0] - ends[1]))
+    difference = float(ends[0] - ends[1])
+    error = float(parts.sum() - difference)
+    _warn_of_error(record.name, difference, error, steps)
     contributions: FloatArray = parts.astype(np.float32)
     return IntegratedGradients(record.name, key[0], site, contributions, float(ends[0]), float(ends[1]), error, steps)
+
+
+def _warn_of_error(metric: str, difference: float, error: float, steps: int) -> None:
+    if abs(error) > _ERROR_SHARE * abs(difference):
+        warn(
+            f"The contributions to {metric!r} add up to {difference + error:.3g}, and the difference is "
+            f"{difference:.3g}: {many(steps, 'step')} {'leaves' if steps == 1 else 'leave'} more than a tenth of it. "
+            "Give more steps, or a nearer baseline."
+        )
 
 
 def _baseline(baseline: Any, end: mx.array) -> mx.array:

@@ -174,7 +174,9 @@ class JacobianSums:
     def lens(self, model: str, facts: Mapping[str, Any] | None = None) -> JacobianLens:
         """The lens. Raises :class:`LensError` while there is no text."""
         if not self.n_texts:
-            raise LensError("No text was long enough to fit a Jacobian lens to.", "Give longer texts, or lower skip.")
+            raise LensError(
+                "No text was long enough to fit a Jacobian lens to.", "Give longer texts, or a smaller skip=."
+            )
         matrices = {layer: self.mean(layer) for layer in self.layers}
         kept = {**(facts or {}), "convergence": [[n, round(error, 5)] for n, error in _thinned(self.history)]}
         return JacobianLens(model, matrices, self.n_texts, self.positions, self.errors(), kept)

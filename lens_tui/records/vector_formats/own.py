@@ -108,7 +108,7 @@ def _read(file: Path) -> SteeringVector:
         if metadata.get("format") != FORMAT or "direction" not in opened.keys():  # noqa: SIM118 - not a mapping
             raise LensError(f"{short_path(file)} is not a vector of mlx-lens-tui.", "Import it with its own format.")
         direction = opened.get_tensor("direction")
-        record: Any = parse_json(metadata["record"], f"{short_path(file)} cannot be read: its record")
+        record: Any = parse_json(metadata["record"], f"{short_path(file)} cannot be read: its record", AGAIN)
     if direction.ndim != 1 or direction.dtype != np.float32 or not isinstance(record, dict):
         raise LensError(f"{short_path(file)} contains no float32 direction of shape (d_model,).")
     return from_json(SteeringVector, {**record, "direction": to_json(direction)})
@@ -139,7 +139,7 @@ def read(path: Path) -> tuple[SteeringVector, ...] | None:
             return (read_one(path),)
         if metadata.get("format") != SEVERAL:
             return None
-        described = parse_json(metadata["records"], short_path(path))
+        described = parse_json(metadata["records"], short_path(path), AGAIN)
         if not isinstance(described, list) or not 0 < len(described) <= MAX_LAYERS:
             raise ValueError("records")
         tensors = [opened.get_tensor(str(index)) for index in range(len(described))]

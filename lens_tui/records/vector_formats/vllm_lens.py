@@ -20,17 +20,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LensError
-from ..read_files import AGAIN, parse_json, short_path
+from ..read_files import parse_json, short_path
 from ..sanitise import one_line
 from ..steering_vector import SteeringVector
 from .common import MAX_BYTES, Found, NamedArray, by_layer, raw, read_whole
 
+_FORM = "Vectors in JSON are one object as vLLM-Lens writes it, with activations and layer_indices."
 _DTYPES = {"float32": "<f4", "float16": "<f2", "float64": "<f8", "int16": "<i2"}
 
 
 def read(path: Path) -> Found:
     """The vectors of a vLLM-Lens file; ``scale`` and ``norm_match`` are kept among the facts."""
-    return parse(parse_json(read_whole(path), short_path(path)), short_path(path))
+    return parse(parse_json(read_whole(path), short_path(path), _FORM), short_path(path))
 
 
 def parse(data: Any, where: str) -> Found:
@@ -45,7 +46,7 @@ def parse(data: Any, where: str) -> Found:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, binascii.Error) as error:
         reason = one_line(f"{type(error).__name__}: {error}", 80)
-        raise LensError(f"{where} is not a vLLM-Lens vector ({reason}).", AGAIN) from error
+        raise LensError(f"{where} is not a vLLM-Lens vector ({reason}).", _FORM) from error
     positions = data.get("position_indices")
     facts = {"scale": scale if math.isfinite(scale) else 1.0, "norm_match": data.get("norm_match") is True}
     if isinstance(positions, list):

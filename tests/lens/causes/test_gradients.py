@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import mlx.core as mx
@@ -11,7 +12,7 @@ import pytest
 from lens_tui import LensModel
 from lens_tui.lens.causes.gradients import gradients, integrated_gradients
 from lens_tui.lens.causes.metrics import Metric, log_probability, logit_difference
-from lens_tui.records import LensError
+from lens_tui.records import LensError, LensWarning
 from tests.lens import numpy_models, tiny
 from tests.lens.numpy_models import Array, log_softmax
 
@@ -157,3 +158,23 @@ def test_what_has_no_gradient_is_said() -> None:
         with pytest.raises(LensError, match=sentence):
             call()
     assert not lens.registry.installed
+
+
+def test_integrated_gradients_that_leave_much_of_the_difference_say_so() -> None:
+    lens = LensModel.from_model(tiny.llama())
+    baseline = np.array(lens.residuals([1, 9, 8, 7, 6, 5, 4, 3], 2, site="resid_pre"))
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        fine = integrated_gradients(lens, list(IDS), logit_difference(7, 30), 2, baseline=baseline, steps=64)
+    assert abs(fine.error) < 0.1 * abs(fine.value - fine.baseline_value)
+    assert heard == []
+    # From zeros the norm's denominator turns within the first hundredth of the way, which one point does not see.
+    with pytest.warns(LensWarning, match="1 step leaves more than a tenth of it"):
+        rough = integrated_gradients(lens, list(IDS), logit_difference(7, 30), 2, steps=1)
+    assert abs(rough.error) > 0.1 * abs(rough.value - rough.baseline_value)
+
+
+def test_what_is_no_model_is_refused() -> None:
+    for wrong in (object(), "a path", None):
+        with pytest.raises(LensError, match="is not a model of MLX"):
+            LensModel.from_model(wrong)  # type: ignore[arg-type]

@@ -116,3 +116,16 @@ def test_info_of_arrays_says_nothing_it_does_not_know() -> None:
     info: SAEInfo = jumprelu(numbers()).info
     assert (info.site, info.layer, info.bos, info.l0) == ("", -1, None, None)
     assert not info.is_transcoder
+
+
+@pytest.mark.parametrize("keep_error", [True, False])
+def test_tensors_of_another_width_are_refused_with_and_without_edits(keep_error: bool) -> None:
+    sae = jumprelu(numbers())
+    for edits in ({}, {5: 3.0}):
+        for wrong in (mx.zeros((2, sae.d_model + 1)), mx.array(1.0)):
+            with pytest.raises(LensError, match="The output has shape"):
+                spliced(sae, wrong, clamp=edits, keep_error=keep_error)
+            with pytest.raises(LensError, match="The output has shape"):
+                splice(sae, clamp=edits, keep_error=keep_error)(wrong)
+    with pytest.raises(LensError, match="The source has shape"):
+        spliced(sae, mx.zeros((2, sae.d_model)), source=mx.zeros((2, 3)))
