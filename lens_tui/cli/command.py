@@ -63,6 +63,8 @@ class _Verbs(TyperGroup):
             fail("Stopped.", as_json="--json" in given, status=INTERRUPTED)
         if not standalone_mode:
             return status
+        if status == INTERRUPTED:  # while the parser read what is asked, which says nothing of it
+            fail("Stopped.", as_json="--json" in given, status=INTERRUPTED)
         raise SystemExit(status if isinstance(status, int) else 0)
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 from lens_tui import Add, bake
@@ -109,3 +110,13 @@ def test_hints_of_a_jacobian_fit_name_options(tmp_path: Path) -> None:
     assert "Give a larger --context, or a smaller --skip." in done.output
     assert "or a smaller --skip" in _as_options("Give longer texts, or a smaller skip=.", {"skip": 1})
     assert _as_options("Say it: FILE@LAYER in --arm, layer= in Python.", {"layer": 1}).endswith(", layer= in Python.")
+
+
+def test_ctrl_c_while_the_command_line_is_read_is_a_sentence_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TyperGroup, "parse_args", interrupted)
+    done = CliRunner().invoke(app, ["info", "--json"])
+    assert (done.exit_code, done.stderr) == (130, "mlx-lens-tui: Stopped.\n")
+    assert json.loads(done.stdout)["error"]["message"] == "Stopped."
