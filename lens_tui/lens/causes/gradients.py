@@ -165,7 +165,7 @@ def _warn_of_error(metric: str, difference: float, error: float, steps: int) -> 
         warn(
             f"The contributions to {metric!r} add up to {difference + error:.3g}, and the difference is "
             f"{difference:.3g}: {many(steps, 'step')} {'leaves' if steps == 1 else 'leave'} more than a tenth of it. "
-            "Give more steps, or a nearer baseline."
+            "Give a nearer baseline, or more steps."
         )
 
 
