@@ -56,6 +56,11 @@ def _compare(lens: LensModel) -> None:
     list(lens.compare(IDS, [Arm("steered", (add(3.0),))], max_tokens=4))
 
 
+def _integrated(lens: LensModel) -> None:
+    other = lens.residuals([5, 9, 4, 17, 8, 21], 1, site="resid_pre")  # from zeros two steps would be warned of
+    integrated_gradients(lens, IDS, log_probability(7), 1, baseline=other, steps=2)
+
+
 PAIR = PromptPair(clean=IDS, corrupted=[5, 9, 4, 17, 8, 21], answer=7, wrong=11)
 WORKS: dict[str, Callable[[LensModel], object]] = {
     "a capture of a forward": _forward,
@@ -73,7 +78,7 @@ WORKS: dict[str, Callable[[LensModel], object]] = {
     "estimated patches": lambda lens: patch(lens, PAIR, method="attribution"),
     "a causal trace": lambda lens: causal_trace(lens, IDS, (2, 3), answer=7, samples=2),
     "gradients": lambda lens: gradients(lens, IDS, log_probability(7), [(1, "resid_post")]),
-    "integrated gradients": lambda lens: integrated_gradients(lens, IDS, log_probability(7), 1, steps=2),
+    "integrated gradients": _integrated,
 }
 
 
