@@ -426,6 +426,22 @@ async def test_another_sae_is_loaded_by_its_key() -> None:
         assert screen_of(app, FeaturesScreen).text.encoded is not None
 
 
+async def test_the_same_sae_after_its_model_was_loaded_again_has_the_page_read_again() -> None:
+    async with opened("features") as (app, pilot):
+        screen = screen_of(app, FeaturesScreen)
+        feature = screen.page.feature
+        assert feature is not None
+        await pilot.press("1")
+        app.store.update(sae=None, saes=())
+        await settle(app, pilot)
+        app.store.update(saes=(DEMO_SAE,), sae=DEMO_SAE.id)
+        await settle(app, pilot)
+        await pilot.press("4")
+        await settle(app, pilot)
+        assert screen.page.feature == feature
+        assert screen.page.card.page is not None
+
+
 async def test_an_index_of_another_sae_does_not_ask_for_the_feature_that_was_shown() -> None:
     async with opened("features") as (app, pilot):
         assert screen_of(app, FeaturesScreen).page.feature is not None

@@ -127,6 +127,10 @@ class TextPane(Pane):
             self._say_instead(coming)
             self.lens.submit(Encode(sae.id, source.text, source.token_ids), "encode", self._take_encoded)
 
+    def forget(self) -> None:
+        """Have the text encoded once more by the next :meth:`read`, also by the same SAE."""
+        self._asked = None
+
     def _say_instead(self, words: str) -> None:
         """What stands in place of the text while there is none."""
         self.view.empty = words

@@ -88,8 +88,10 @@ class FeaturesScreen(LensScreen):
         """Another SAE, prompt or run: read the text again, if the screen shows."""
         if old.sae != new.sae:
             self.list.forget()
-            # A number means another feature now, and may be none: the text is read on coming back.
+            # A number means another feature now, and may be none: the text is read on coming back, also where the same
+            # SAE was only away while its model was loaded again.
             if not self.is_current:
+                self.text.forget()
                 self.page.show(None)
         if old.fits != new.fits:
             self._show_which()
