@@ -29,7 +29,7 @@ from lens_tui.worker.jobs import LENS_TOKENS, RandomVector, ReadLens, ReadParts,
 from tests.fake_lens import fake_lens, fake_parts, fake_pattern
 from tests.fakes import FakeWorker
 
-from .opened import PROMPT, jobs_of, opened, screen_of, screen_text, settle
+from .opened import PROMPT, app_on, fill, jobs_of, opened, screen_of, screen_text, settle
 
 
 def asked(app: LensApp) -> list[ReadLens]:
@@ -239,6 +239,27 @@ async def test_a_reading_that_waits_for_other_work_says_so_until_it_begins() -> 
             worker.release()
             await settle(app, pilot)
             assert "as of before" not in screen_text(app)
+
+
+async def test_a_first_reading_says_in_each_view_that_it_waits_is_read_or_was_stopped() -> None:
+    app = app_on("generate")
+    async with app.run_test(size=(120, 36)) as pilot:
+        worker = cast("FakeWorker", app.worker)
+        fill(app)
+        await settle(app, pilot)
+        worker.hold()
+        app.submit(RandomVector("other", 4, 0), "other", lambda _: None)
+        await pilot.press("5")
+        for said in ("waits for what runs …", "stopped", "reading …"):
+            for _ in range(3):
+                await settle(app, pilot)
+                assert said in screen_text(app)
+                await pilot.press("V")
+            if said == "stopped":
+                await pilot.press("3", "5")
+                worker.release(1)  # it has begun
+            elif said != "reading …":
+                await pilot.press("x")
 
 
 async def test_a_text_that_is_too_long_is_refused_in_each_view_before_anything_is_read() -> None:

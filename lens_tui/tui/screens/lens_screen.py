@@ -181,9 +181,13 @@ class ReadoutScreen(LensScreen):
 
     def _say_coming(self) -> None:
         """Say that what is about to be asked for is being read, or that it waits for what is before it."""
-        coming = WAITING if self.lens.book.busy else READING
-        self._mark(coming)
-        self.grid.empty = coming
+        self._say(WAITING if self.lens.book.busy else READING)
+
+    def _say(self, why: str) -> None:
+        """Say why what was asked for does not show: of the numbers of before, or in their place in every view."""
+        self._mark(why)
+        self.grid.empty = why
+        self._ask_views()
 
     def _mark(self, why: str) -> None:
         """Say of the numbers that show that they are of what was read before, and why they still are; or no more."""
@@ -196,11 +200,10 @@ class ReadoutScreen(LensScreen):
 
     def _take(self, event: Event) -> bool | None:
         if isinstance(event, JobStarted) and not self._came:
-            self._mark(READING)
-            self.grid.empty = READING
+            self._say(READING)
         elif isinstance(event, JobDone) and not self._came:
             self._asked = None
-            self._mark("stopped")
+            self._say("stopped")
         elif isinstance(event, LensRead):
             self._came = True
             first = self.read_out is None
