@@ -147,7 +147,7 @@ class ReadoutScreen(LensScreen):
         if job != self._asked:
             self._asked, self._came = job, False
             # No text has more tokens than bytes, but for one that the tokenizer may begin it with.
-            if source.token_ids or len(source.text.encode()) < LENS_TOKENS:
+            if source.token_ids or len(source.text.encode(errors="surrogatepass")) < LENS_TOKENS:
                 self._read_tokens(job, len(source.token_ids))
             else:
                 self._count(job)
