@@ -250,6 +250,8 @@ def legend_of(layout: GraphLayout, mode: str, width: int) -> Content:
     plain = "● feature  ◇ error  ■ token  ▲ logit  ◉ pinned"
     if mode in ("bars", "digits"):
         plain = f"influence: {'▁' if mode == 'bars' else '0'} none … {'█' if mode == 'bars' else '7'} {layout.top:.1%}"
+    if len(plain) > width:
+        plain = plain.replace("  ", " ")
     joined = "joined to the chosen one: "
     parts = [(plain, "$muted")]
     if len(plain) + len(joined) + 17 <= width:
@@ -271,10 +273,10 @@ def graph_question(plan: GraphPlan, found: GraphFound | None, width: int) -> lis
     shown, active = kinds.count("feature"), found.whole.n_active
     features = many(active, "feature", f"{shown} of {active:,}") if active else many(shown, "feature")
     facts = [f"{features}, {many(kinds.count('error'), 'error')}"]
+    if found.scores is not None:  # first: a narrow screen cuts the end
+        facts += [f"completeness {found.scores.completeness:.2f}", f"replacement {found.scores.replacement:.2f}"]
     if found.sum_error is not None:
         facts.append(f"sums within {found.sum_error:.0e}")
-    if found.scores is not None:
-        facts += [f"completeness {found.scores.completeness:.2f}", f"replacement {found.scores.replacement:.2f}"]
     facts.append(many(graph.n_edges, "edge", f"{graph.n_edges:,}"))
     text = " · ".join(facts)
     return [asked, Content.styled(fit(f"{'shown':<9}{text}", width).rstrip(), "$muted")]

@@ -357,7 +357,7 @@ async def test_what_an_arm_wrote_can_be_read() -> None:
         assert isinstance(last, jobs.Encode)
         assert last.token_ids == app.store.session.written[1].token_ids
         assert "".join(screen_of(app, FeaturesScreen).text.view.tokens).endswith("".join(TEXTS[1]).rsplit("\n", 1)[1])
-        assert "read with steering off" in screen_text(app)
+        assert "read with steering off   SAE" in screen_text(app)
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,7 @@ async def test_the_empty_pane_names_its_key_and_the_opening_is_ready(size: tuple
         assert "comes from" in text
         assert "▲" in text
         assert "60% of influence" in text
+        assert "◉ pinned" in text
         assert not jobs_of(app, Patch)
 
 

@@ -114,12 +114,12 @@ class FeaturesScreen(LensScreen):
         for place, source in enumerate(sources(self.session)):
             here = place == self.text.place
             parts.append((f"▐{source.name}▌" if here else f" {source.name} ", "bold" if here else "$muted"))
+        if self.text.place:  # before the facts of the SAE, of which a narrow screen cuts the end
+            parts.append(("   read with steering off", "$muted"))
         if sae is not None:
             facts = f"   SAE {sae.name} · {sae.site} {sae.layer} · {many(sae.width, 'feature')}"
             parts.append((facts, "$muted"))
             parts += fit_words(self.session.fit(sae.id))
-        if self.text.place:
-            parts.append((" · read with steering off", "$muted"))
         self.query_one("#which", Line).content = Content.assemble(*parts)
 
     # -- what one pane tells another
