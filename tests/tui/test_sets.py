@@ -91,6 +91,20 @@ async def test_the_keys_of_the_table_page_through_the_lanes() -> None:
         assert screen.table.arm == screen.lanes.lanes[screen.lanes.position].number
 
 
+async def test_lanes_that_come_late_leave_the_focus_with_the_table() -> None:
+    async with opened("generate") as (app, pilot):
+        await pilot.press(*SWEEP)
+        await settle(app, pilot)
+        screen = screen_of(app, GenerateScreen)
+        assert screen.table is not None
+        screen.lanes._settled(had_focus=True)  # on a slow machine it comes when the table has been focused
+        await pilot.pause()
+        assert screen.focused is screen.table.table
+        await pilot.press("escape")
+        await settle(app, pilot)
+        assert any(lane.has_focus_within for lane in screen.lanes.lanes)
+
+
 async def test_the_bench_is_left_alone_and_escape_goes_back_to_it() -> None:
     async with opened("generate") as (app, pilot):
         await pilot.press("r")

@@ -169,6 +169,7 @@ class GenerateScreen(LensScreen):
     def _close_set(self) -> None:
         if self.set is not None:
             self.set = None
+            self.lanes.aside = False
             self.run = None
             self.set_class(False, "-set")
 
@@ -410,6 +411,7 @@ class GenerateScreen(LensScreen):
             self.table = SetPane(id="set")
             self.query_one("#body").mount(self.table)
         self.set = shown
+        self.lanes.aside = True
         self.set_class(True, "-set")
         self.run = None
         self.measures.show(None)

@@ -423,6 +423,8 @@ class LaneRow(Horizontal):
         self._start = 1
         self._chosen = False
         self._settling = False
+        self.aside = False
+        """Whether the focus goes to another pane: lanes that come then, early or late, do not take it back."""
 
     @property
     def focused_lane(self) -> Lane | None:
@@ -449,7 +451,7 @@ class LaneRow(Horizontal):
             # Nobody chose the baseline: keys act on the first arm, on which they have something to act.
             self.position = numbers.index(kept) if self._chosen or len(numbers) == 1 else 1
             self._show()
-            if had_focus:
+            if had_focus and not self.aside:
                 self.focus_lane()
             if not self._chosen:  # a lane that was only now mounted takes no focus yet
                 self._settling = True
@@ -484,7 +486,7 @@ class LaneRow(Horizontal):
     def _settled(self, had_focus: bool) -> None:
         """The lanes that were added are there."""
         self._settling = False
-        if had_focus or any(lane.has_focus_within for lane in self.lanes):
+        if (had_focus and not self.aside) or any(lane.has_focus_within for lane in self.lanes):
             self.focus_lane()
 
     def inspect(self, index: int | None) -> None:
