@@ -110,21 +110,16 @@ def show(
         _print(record, node)
 
 
-def _facts(found: GraphFound) -> dict[str, Any]:
-    """What is known of the whole graph, of which pruning has left a part."""
-    if found.scores is None or found.sum_error is None:
-        return {}
-    scores = {"replacement": found.scores.replacement, "completeness": found.scores.completeness}
-    return {"n_active": found.pruned.n_active, "sum_error": found.sum_error, **scores}
-
-
 def _as_data(record: CauseRecord) -> dict[str, Any]:
     from lens_tui.tasks.causes import command_again, found_record
 
-    from .graph_verbs import graph_record
+    from .graph_verbs import graph_record, whole_facts
 
     found = record.found
-    result = graph_record(found.pruned, _facts(found)) if isinstance(found, GraphFound) else found_record(found)
+    if isinstance(found, GraphFound):
+        result = graph_record(found.pruned, whole_facts(found.pruned.n_active, found.scores, found.sum_error))
+    else:
+        result = found_record(found)
     return {
         **asdict(record.summary),
         "plan": to_json(found.plan),
@@ -137,7 +132,7 @@ def _as_data(record: CauseRecord) -> dict[str, Any]:
 def _print(record: CauseRecord, node: str) -> None:
     from lens_tui.tasks.causes import command_again
 
-    from .graph_verbs import chosen_node, print_graph
+    from .graph_verbs import chosen_node, print_graph, whole_facts
 
     found, summary, made = record.found, record.summary, record.made_with
     chosen = chosen_node(found.pruned, node) if isinstance(found, GraphFound) else None
@@ -148,7 +143,7 @@ def _print(record: CauseRecord, node: str) -> None:
         say(again)
     say()
     if isinstance(found, GraphFound):
-        print_graph(found.pruned, chosen, _facts(found))
+        print_graph(found.pruned, chosen, whole_facts(found.pruned.n_active, found.scores, found.sum_error))
     elif found.grid is not None:
         print_grid(found.grid, found.check)
     else:

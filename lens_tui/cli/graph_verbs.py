@@ -16,6 +16,7 @@ from lens_tui.records.attribution_graph import (
     AttributionGraph,
     EdgeCheck,
     GraphNode,
+    GraphScores,
     node_influence,
     prune_graph,
     with_scores,
@@ -137,13 +138,18 @@ def _checked(made: Attribution, shown: AttributionGraph, count: int, factor: flo
     return check_nodes(made, best, factor=factor)
 
 
+def whole_facts(n_active: int, scores: GraphScores | None, sum_error: float | None) -> dict[str, Any]:
+    """What is known of the whole graph, of which pruning has left a part; nothing where it was not scored."""
+    if scores is None or sum_error is None:
+        return {}
+    named = {"replacement": scores.replacement, "completeness": scores.completeness}
+    return {"n_active": n_active, "sum_error": sum_error, **named}
+
+
 def _facts(graph: AttributionGraph) -> dict[str, Any]:
-    """What is known of the whole graph; of one that was read, what its file says."""
-    facts: dict[str, Any] = {"n_active": graph.n_active} if graph.n_active else {}
-    if graph.scores is not None and graph.sum_error is not None:
-        scores = {"replacement": graph.scores.replacement, "completeness": graph.scores.completeness}
-        facts |= {"n_active": graph.n_active, "sum_error": graph.sum_error, **scores}
-    return facts
+    """The same of a graph that was made or read, of which the number of active features may be known alone."""
+    active = {"n_active": graph.n_active} if graph.n_active else {}
+    return active | whole_facts(graph.n_active, graph.scores, graph.sum_error)
 
 
 def _by_share(graph: AttributionGraph) -> list[tuple[GraphNode, float]]:

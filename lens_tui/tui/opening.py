@@ -13,14 +13,7 @@ from typing import TYPE_CHECKING
 from lens_tui import demo
 from lens_tui.records.arm_syntax import Term
 from lens_tui.records.info import Dequantize
-from lens_tui.worker.events import (
-    Event,
-    JobDone,
-    JobFailed,
-    ModelLoaded,
-    Progress,
-    VectorMade,
-)
+from lens_tui.worker.events import Event, JobDone, JobFailed, ModelLoaded, Progress, VectorMade
 from lens_tui.worker.jobs import (
     BareVectors,
     LoadModel,

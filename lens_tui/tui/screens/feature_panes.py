@@ -160,9 +160,7 @@ class TextPane(Pane):
         elif isinstance(event, JobFailed):
             self._mark("it failed")
             self._say_instead("")
-            if (
-                not self.screen.is_current
-            ):  # no dialogue over another screen: on coming back it is asked, and said, again
+            if not self.screen.is_current:  # no dialogue over another: it is asked, and said, again on coming back
                 self._asked = None
                 return True
         elif isinstance(event, Encoded):
